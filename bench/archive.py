@@ -1,4 +1,4 @@
-"""What a part of bench/gpu_day/ brought back: results-PART.tgz, trusted in nothing."""
+"""The reader of results-PART.tgz, which a part of bench/gpu_day/ writes; nothing in it is trusted."""
 
 import gzip
 import json
@@ -14,26 +14,32 @@ _NAME = r"[A-Za-z0-9_][\w.+-]*"
 _RESULT = re.compile(rf"results/({_NAME}\.json)", re.ASCII)
 _FOLDER = re.compile(r"\.|logs|results|runs")
 _OTHERS = re.compile(
-    rf"summary\.txt|failed\.txt|steps\.tsv|logs/{_NAME}\.log|results/{_NAME}\.png|runs/{_NAME}\.(png|json|jsonl)", re.ASCII
-)  # fmt: skip
-_MOST_BYTES = 64 << 20  # of one result
+    rf"summary\.txt|failed\.txt|steps\.tsv|logs/{_NAME}\.log|"
+    rf"results/{_NAME}\.png|runs/{_NAME}\.(png|json|jsonl)",
+    re.ASCII,
+)
+_MOST_BYTES = 64 << 20  # per result
 
 
 def read_archive(path: Path) -> dict[str, dict[str, Any]]:
-    """Results by file name, each held to the schema; ValueError, one line, for anything that a part does not put there."""
+    """Return the results by file name, each checked against the schema.
+
+    Raises:
+        ValueError: The archive cannot be read, or holds anything that a part does not write. One line.
+    """
     results = {}
     try:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
-                found = _RESULT.fullmatch(name)
-                known = _FOLDER.fullmatch(name) if member.isdir() else found or _OTHERS.fullmatch(name)
+                match = _RESULT.fullmatch(name)
+                known = _FOLDER.fullmatch(name) if member.isdir() else match or _OTHERS.fullmatch(name)
                 if not known or not (member.isdir() or member.isfile()):
                     raise ValueError(f"{path}: holds {member.name!r}, which no part of bench/gpu_day/ makes")
-                if found:
+                if match:
                     file = archive.extractfile(member)
                     assert file is not None
-                    results[found[1]] = _result(file.read(_MOST_BYTES), f"{path}, {name}")
+                    results[match[1]] = _result(file.read(_MOST_BYTES), f"{path}, {name}")
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: is no whole .tgz ({error}); bring it back again") from None
     except OSError as error:
@@ -47,13 +53,17 @@ def read_archive(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_archives(paths: list[Path]) -> dict[str, dict[str, Any]]:
-    """Of all; ValueError where two have the same result."""
+    """Return the results of all archives.
+
+    Raises:
+        ValueError: Two archives hold the same result.
+    """
     results: dict[str, dict[str, Any]] = {}
     for path in paths:
-        found = read_archive(path)
-        if twice := sorted(results.keys() & found.keys()):
-            raise ValueError(f"{path}: {twice[0]} is in another archive too; give one of the two")
-        results |= found
+        new_results = read_archive(path)
+        if duplicates := sorted(results.keys() & new_results.keys()):
+            raise ValueError(f"{path}: {duplicates[0]} is in another archive too; give one of the two")
+        results |= new_results
     return results
 
 
@@ -61,7 +71,7 @@ def _result(data: bytes, where: str) -> dict[str, Any]:
     try:
         result = json.loads(data)
         validate(result)
-    except ValueError as error:  # a broken JSON too
+    except ValueError as error:  # json.JSONDecodeError is a ValueError, too
         raise ValueError(f"{where}: {error}") from None
     if REHEARSAL in result["notes"]:
         raise ValueError(f"{where}: is {REHEARSAL}; run the part without SMALL")

@@ -6,8 +6,7 @@ run.
 Without --photos: the embedded sample's pictures at 640 x 480. Rows: photos taken over as they are, shrunk by
 the longer side (both writers at --max-side). ffcv's side is its documented use: an ImageFolder of PIL images,
 write_mode "jpg", jpeg_quality 90, max_resolution. Images/s from the listing of the folder to the closed file;
-ours also checks every JPEG it takes over, hashes and fsyncs. Writes a JSON (median
-and interquartile range).
+ours also checks every JPEG it takes over, hashes and fsyncs. Writes a JSON (median and interquartile range).
 """
 
 import argparse
@@ -31,7 +30,7 @@ THEIRS = "ffcv DatasetWriter"
 
 
 def draw_photos(folder: Path, num: int) -> None:
-    """The sample's pictures, larger, as JPEGs in class folders."""
+    """Write `num` of the sample's images at 640 x 480 as JPEGs in class folders."""
     from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_picture
 
     def draw(index: int) -> None:
@@ -44,6 +43,7 @@ def draw_photos(folder: Path, num: int) -> None:
 
 
 def write_ours(photos: Path, out: Path, max_side: int | None, num_workers: int) -> float:
+    """Write a beton with `fastpsl beton write`, and return images/s."""
     from fastpsl.pipelines.beton.encode import Target
     from fastpsl.pipelines.beton.write import write_beton
     from fastpsl.pipelines.sources import image_folder
@@ -60,6 +60,7 @@ def write_ours(photos: Path, out: Path, max_side: int | None, num_workers: int) 
 
 
 def write_theirs(photos: Path, out: Path, max_side: int | None, num_workers: int) -> float:
+    """Write a beton with ffcv's DatasetWriter, and return images/s."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
     from torchvision.datasets import ImageFolder
@@ -99,7 +100,7 @@ def main() -> None:
             speeds: dict[str, list[float]] = {OURS: [], THEIRS: []}
             for repeat in range(
                 options.repeats + 1
-            ):  # the first warms caches and imports, and is not counted
+            ):  # the first one warms caches and imports, and does not count
                 say(f"{title}: repeat {repeat} of {options.repeats}" if repeat else f"{title}: warming up")
                 for name, write in ((OURS, write_ours), (THEIRS, write_theirs)):
                     speed = write(photos, Path(scratch) / "out.beton", max_side, options.workers)
@@ -110,8 +111,8 @@ def main() -> None:
             pairs = zip(speeds[OURS], speeds[THEIRS], strict=True)
             by_repeat = spread([ours / theirs for ours, theirs in pairs])
             ratios.append({"what": f"{OURS} / {THEIRS}", "photos": title, **by_repeat})
-            told = ", ".join(f"{row['measured']} {row['median']:,.0f}" for row in rows[-2:])
-            print(f"{title}: {told} images/s, ratio {by_repeat['median']:.2f}", flush=True)
+            figures = ", ".join(f"{row['measured']} {row['median']:,.0f}" for row in rows[-2:])
+            print(f"{title}: {figures} images/s, ratio {by_repeat['median']:.2f}", flush=True)
         files = [path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")]
         with Image.open(files[0]) as first:
             size = f"first {first.width} x {first.height} px"

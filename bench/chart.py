@@ -1,4 +1,4 @@
-"""Grouped horizontal bars from plain values: medians, with quartiles as whiskers."""
+"""Charts of grouped horizontal bars: medians, with quartiles as whiskers."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,19 +8,20 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# In inches. A panel is as high as it has lines, from the top down.
+# In inches. The height of a panel grows with its lines.
 _LINE, _NAMES, _WIDTH, _TEXTS, _BELOW = 0.22, 2.3, 4.8, 0.5, 0.6
-_HEADING = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over a line across the bars
+# Readable on top of a line across the bars.
+_HEADING = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 
 
 class Bar(NamedTuple):
     """One bar.
 
     Attributes:
-        name: written left of it.
-        row: has median, quartile_1 and quartile_3.
-        text: written beyond its end.
-        mark: where a black line crosses it.
+        name: Label on the left.
+        row: Mapping with median, quartile_1 and quartile_3.
+        text: Label beyond the end of the bar.
+        mark: Value at which a black line crosses the bar.
     """
 
     name: str
@@ -31,12 +32,12 @@ class Bar(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Bars on one axis.
+    """A panel of bars on one axis.
 
     Attributes:
-        groups: heading → the bars below it.
-        line: where a black line crosses all of them.
-        edge: longer bars are cut there.
+        groups: Heading → the bars below it.
+        line: Value at which a black line crosses all bars.
+        edge: Value at which longer bars are cut off.
     """
 
     title: str
@@ -48,7 +49,7 @@ class Panel(NamedTuple):
 
 
 def grouped(pairs: Iterable[tuple[str, Bar]]) -> dict[str, list[Bar]]:
-    """Return heading → bars, both in the order in which they come."""
+    """Group bars by heading, in the order of their first appearance."""
     groups: dict[str, list[Bar]] = {}
     for heading, bar in pairs:
         groups.setdefault(heading, []).append(bar)
@@ -56,8 +57,8 @@ def grouped(pairs: Iterable[tuple[str, Bar]]) -> dict[str, list[Bar]]:
 
 
 def draw(path: Path, panels: Sequence[Panel], title: str = "") -> Path:
-    """Write a PNG of panels side by side, and return its path."""
-    # A panel without bars has an axis all the same.
+    """Draw panels side by side as a PNG, and return its path."""
+    # max(1, ...), because a panel without bars still needs an axis.
     heights = [_LINE * max(1, sum(len(bars) + 1 for bars in panel.groups.values())) for panel in panels]
     width, height = (_NAMES + _WIDTH + _TEXTS) * len(panels), max(heights) + _BELOW
     figure = Figure(figsize=(width, height), dpi=110)
@@ -110,8 +111,9 @@ def _draw_bar(axes: Axes, line: int, bar: Bar, edge: float) -> None:
         axes.errorbar(median, line, xerr=[[median - low], [high - median]], ecolor="#444", elinewidth=1)
     if bar.mark is not None:
         axes.plot([bar.mark] * 2, [line - 0.5, line + 0.5], color="black", linewidth=1)
-    # The box lets the whisker's end be seen.
+    # The heading's box keeps the text readable over the whisker.
     axes.annotate(
-        text, (max(high, bar.mark or high), line), (6, 0), textcoords="offset points", va="center", fontsize=7.5,
+        text, (max(high, bar.mark or high), line), (6, 0), textcoords="offset points", va="center",
+        fontsize=7.5,
         bbox=_HEADING, zorder=4,
     )  # fmt: skip

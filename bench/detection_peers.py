@@ -1,8 +1,12 @@
-"""The C4 detector's training step by ours, by torchvision's FasterRCNN of the same parts, and by Detectron2: the same pictures, sizes and numbers
-of boxes. Between torchvision's and ours the weights are the same too, so that as many boxes come out of each part.
+"""The training step of the C4 detector in three implementations: ours, torchvision's FasterRCNN and
+Detectron2.
 
-torchvision's: a ResNet with its FrozenBatchNorm2d, stages to layer3 as backbone, one map of 14 x 14 RoIs, layer4 as box head, its own optimiser,
-loop and layout as its reference scripts have them. Detectron2's: its default configuration, which is this model. Neither resizes.
+All get the same images, sizes and numbers of boxes. torchvision's model also gets our weights, so that as
+many boxes come out of each of its parts.
+
+torchvision's model is a ResNet with FrozenBatchNorm2d: its stages up to layer3 as the backbone, 14 x 14 RoIs
+from one map, and layer4 as the box head. Optimiser, loop and layout are those of its reference scripts.
+Detectron2's model is its default configuration, which is the same model. Neither resizes images.
 """
 
 from collections import OrderedDict
@@ -35,31 +39,44 @@ from fastpsl.transfer.detection.protocols import DetectionProtocol
 from fastpsl.transfer.detection.task import Detection
 
 NUM_CLASSES, NUM_OBJECTS = 20, 3
-LR = 1e-7  # what is timed stays what it is
-SIDES = (375, 500)  # VOC's most frequent picture, upright or not
+LR = 1e-7  # so small that the weights, and with them the numbers of boxes, stay the same
+SIDES = (375, 500)  # the most frequent size in VOC, in either orientation
 
 
 @dataclass
 class Peer:
-    """One of them. step: a whole training step. num_learning: parameters that it moves. pool: sees the boxes that the head reads."""
+    """One implementation of the training step.
+
+    Attributes:
+        step: Callable that runs a whole training step.
+        num_learning: Number of trainable parameters.
+        pool: The RoI pooling in front of the head, or None if unknown.
+    """
 
     step: Callable[[], object]
     num_learning: int
     pool: nn.Module | None = None
 
     def boxes_in_a_step(self) -> int | None:
-        """How many boxes' features the head reads; None where it is not known."""
+        """Return the number of boxes that the head reads in a step, or None if it is unknown."""
         if self.pool is None:
             return None
-        seen: list[int] = []
-        handle = self.pool.register_forward_hook(lambda _, given, made: seen.append(len(made)))
+        counts: list[int] = []
+        handle = self.pool.register_forward_hook(lambda _, inputs, outputs: counts.append(len(outputs)))
         self.step()
         handle.remove()
-        return sum(seen)
+        return sum(counts)
 
 
 def drawn_batches(num: int, batch_size: int, short_px: int, device: torch.device) -> list[AnnotatedBatch]:
-    """Pictures of noise, 3 : 4 or 4 : 3 by chance, with three objects each, on the device."""
+    """Return batches of noise images on the device, 3:4 or 4:3 at random, with three objects each.
+
+    Args:
+        num: Number of batches.
+        batch_size: Images per batch.
+        short_px: Shorter side of each image, in px.
+        device: Device of images and targets.
+    """
     random = np.random.default_rng(0)
     batches = []
     for _ in range(num):
@@ -73,11 +90,12 @@ def drawn_batches(num: int, batch_size: int, short_px: int, device: torch.device
             boxes = np.concatenate([corners, far], 1) * [width, height, width, height]
             labels = random.integers(1, NUM_CLASSES + 1, NUM_OBJECTS)
             targets.append({
-                "boxes": torch.from_numpy(boxes.astype(np.float32)).to(device), "labels": torch.from_numpy(labels).to(device)
+                "boxes": torch.from_numpy(boxes.astype(np.float32)).to(device),
+                "labels": torch.from_numpy(labels).to(device)
             })  # fmt: skip
-        nowhere = torch.full((batch_size,), -1, device=device)
+        no_labels = torch.full((batch_size,), -1, device=device)
         batches.append(
-            AnnotatedBatch(images, targets, torch.arange(batch_size, device=device), nowhere, 0, 0)
+            AnnotatedBatch(images, targets, torch.arange(batch_size, device=device), no_labels, 0, 0)
         )
     return batches
 
@@ -85,7 +103,10 @@ def drawn_batches(num: int, batch_size: int, short_px: int, device: torch.device
 def our_train_step(
     protocol: DetectionProtocol, backbone_name: str, options: RunOptions, world: World
 ) -> TrainStep:
-    """As the recipe has it, with random weights that do not grow from block to block."""
+    """Return the recipe's training step with random weights.
+
+    The scales of BatchNorm are halved, so that activations do not grow from block to block.
+    """
     torch.manual_seed(0)
     backbone = make_backbone(backbone_name)
     for part in backbone.modules():
@@ -103,6 +124,7 @@ def our_train_step(
 
 
 def ours(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> Peer:
+    """Return our implementation as a peer."""
     head = train_step.module.head
     assert isinstance(head, Detector)
     pool = cast(nn.Module, head.roi_heads.box_roi_pool)
@@ -112,7 +134,7 @@ def ours(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> Peer:
 
 
 def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_step: TrainStep) -> FasterRCNN:
-    """With the weights of `train_step`, on its device."""
+    """Return torchvision's FasterRCNN with the weights of `train_step`, on its device."""
     trunk, head = train_step.module.trunk, train_step.module.head
     assert isinstance(head, Detector) and head.rpn is not None
     named = torchvision.models.get_model(backbone_name, weights=None, norm_layer=FrozenBatchNorm2d)
@@ -121,7 +143,7 @@ def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_st
     parts = OrderedDict(
         (name, part) for name, part in named.named_children() if name not in ("avgpool", "fc")
     )
-    last = parts.pop("layer4")
+    layer4 = parts.pop("layer4")
     maps = nn.Sequential(parts)
     for name in ("conv1", "layer1")[: protocol.first_learning - 1]:
         parts[name].requires_grad_(False)
@@ -135,7 +157,7 @@ def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_st
         rpn_pre_nms_top_n_train=before[0], rpn_pre_nms_top_n_test=before[1],
         rpn_post_nms_top_n_train=after[0], rpn_post_nms_top_n_test=after[1],
         box_roi_pool=MultiScaleRoIAlign(["0"], protocol.roi_side, 0),
-        box_head=nn.Sequential(last, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        box_head=nn.Sequential(layer4, nn.AdaptiveAvgPool2d(1), nn.Flatten()),
         box_predictor=FastRCNNPredictor(channels, NUM_CLASSES + 1),
         box_score_thresh=MIN_SCORE, box_nms_thresh=protocol.nms, box_batch_size_per_image=protocol.num_rois,
     )  # fmt: skip
@@ -145,33 +167,47 @@ def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_st
 
 
 def _by_torchvisions_names(blocks: Sequence[nn.Module], named: nn.Module) -> dict[str, Tensor]:
-    """Values in the order of the blocks under torchvision's names, which stand in the same order; its fc as it is."""
+    """Return the blocks' values under torchvision's names, which have the same order, beside its own fc."""
     values = [
         value for block in blocks for name, value in block.state_dict().items() if "num_batches" not in name
     ]
-    wanted = named.state_dict()
-    names = [name for name in wanted if not name.startswith("fc.")]
-    assert [wanted[name].shape for name in names] == [value.shape for value in values]
-    return wanted | dict(zip(names, values, strict=True))
+    state = named.state_dict()
+    names = [name for name in state if not name.startswith("fc.")]
+    assert [state[name].shape for name in names] == [value.shape for value in values]
+    return state | dict(zip(names, values, strict=True))
 
 
-def torchvisions(model: FasterRCNN, batches: Iterator[AnnotatedBatch], protocol: DetectionProtocol, precision: str) -> Peer:  # fmt: skip
-    """Its reference's loop: pictures in [0, 1], losses' sum, SGD."""
+def torchvisions(
+    model: FasterRCNN, batches: Iterator[AnnotatedBatch], protocol: DetectionProtocol, precision: str
+) -> Peer:
+    """Return torchvision's model as a peer with its reference loop: images in [0, 1], plain SGD."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(learning, LR, momentum=0.9, weight_decay=protocol.weight_decay)
     device = learning[0].device
     model.train()
 
     def losses(batch: AnnotatedBatch) -> dict[str, Tensor]:
-        told: dict[str, Tensor] = model([image / 255 for image in batch.images], batch.targets)
-        return told
+        values: dict[str, Tensor] = model([image / 255 for image in batch.images], batch.targets)
+        return values
 
     step = _amp_step(losses, optimiser, batches, precision, device)
     return Peer(step, _num_learning(model), cast(nn.Module, model.roi_heads.box_roi_pool))
 
 
-def detectron2s(batches: Iterator[AnnotatedBatch], protocol: DetectionProtocol, backbone_name: str, precision: str, device: torch.device) -> Peer:  # fmt: skip
-    """Random weights of its own. ValueError where it is not installed. Written by its documentation, and not run yet."""
+def detectron2s(
+    batches: Iterator[AnnotatedBatch],
+    protocol: DetectionProtocol,
+    backbone_name: str,
+    precision: str,
+    device: torch.device,
+) -> Peer:
+    """Return Detectron2's model as a peer, with random weights.
+
+    It follows Detectron2's documentation and has not been run yet.
+
+    Raises:
+        ValueError: Detectron2 is not installed, or the backbone is too shallow.
+    """
     try:
         from detectron2.config import get_cfg
         from detectron2.modeling import build_model
@@ -197,14 +233,14 @@ def detectron2s(batches: Iterator[AnnotatedBatch], protocol: DetectionProtocol, 
     optimiser = torch.optim.SGD(learning, LR, momentum=0.9, weight_decay=protocol.weight_decay)
 
     def losses(batch: AnnotatedBatch) -> dict[str, Tensor]:
-        given = []
+        inputs = []
         for image, target in zip(batch.images, batch.targets, strict=True):
             objects = Instances(tuple(image.shape[1:]))
             objects.gt_boxes, objects.gt_classes = Boxes(target["boxes"]), target["labels"] - 1
-            given.append({"image": image, "instances": objects})
+            inputs.append({"image": image, "instances": objects})
         with EventStorage(0):
-            told: dict[str, Tensor] = model(given)
-        return told
+            values: dict[str, Tensor] = model(inputs)
+        return values
 
     return Peer(_amp_step(losses, optimiser, batches, precision, device), _num_learning(model))
 

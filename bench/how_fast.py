@@ -1,4 +1,7 @@
-"""README's table: how many times as fast as others, from the committed results; lines of a GPU appear with its files."""
+"""README's table of speed-ups over other libraries, from the committed results.
+
+Lines of a GPU appear as soon as their files exist.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -9,20 +12,29 @@ from bench.targets import best, headline, rows_of
 
 Result = Mapping[str, Any]
 Find = Callable[[Result], Sequence[float]]
-"""Of one result: the ratios of a line, such as those of one view and of two; none where it has not all of them."""
+"""Callable that returns a line's ratios in one result, such as those of one view and of two, or none."""
 
 
 class Line(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        what: What is measured.
+        beside: The other library.
+        files: Pattern of file names.
+        find: Callable that returns the ratios.
+        is_gpu: Whether the line takes results of a GPU only, instead of results without one.
+    """
+
     what: str
     beside: str
     files: str
-    """A pattern of names; results of a GPU alone where `is_gpu`."""
     find: Find
     is_gpu: bool = False
 
 
 def ratios(what: str, *labels: Mapping[str, Any]) -> Find:
-    """The highest ratio of each of these labels: threads and shares differ."""
+    """Return a search for the highest ratio with each of these labels, over all threads and shares."""
 
     def find(result: Result) -> list[float]:
         one = {"": dict(result)}
@@ -33,7 +45,7 @@ def ratios(what: str, *labels: Mapping[str, Any]) -> Find:
 
 
 def loaders(ours: str, peer: str) -> Find:
-    """Loaders alone, one and two crops of each sample; repeat by repeat."""
+    """Return a search for ratios of loaders alone, repeat by repeat, with one and two crops."""
 
     def find(result: Result) -> list[float]:
         rows = {
@@ -50,9 +62,9 @@ def loaders(ours: str, peer: str) -> Find:
 
 
 def slowest_stage(result: Result) -> list[float]:
-    """Of the recipe and stage that wait the most."""
-    found = [median for median, _ in headline(result).values()]
-    return [min(found)] if found else []
+    """Return the ratio of the recipe and stage that wait the most."""
+    medians = [median for median, _ in headline(result).values()]
+    return [min(medians)] if medians else []
 
 
 def views(**labels: Any) -> list[dict[str, Any]]:
@@ -60,33 +72,63 @@ def views(**labels: Any) -> list[dict[str, Any]]:
 
 
 T3 = ratios("kornia_modules / fused", {"chain": "SimCLR T3"})
-COST = ratios("PSL's cost per epoch / end to end's", {"recipe": "rotation", "mode": "eager", "backbone": "resnet50"})  # fmt: skip
+COST = ratios(
+    "PSL's cost per epoch / end to end's", {"recipe": "rotation", "mode": "eager", "backbone": "resnet50"},
+)  # fmt: skip
 WHOLE = ratios("samples/s / DALI's reader, whole pictures", *views(decoder="dali"))
 LINES = (
-    Line("photos of 500 px → one 224 crop", "ffcv's Loader", "loader.json", ratios("samples/s / ffcv_loader's", {"decoder": "ffcv", "num_views": 1})),
-    Line("→ two crops of each", "ffcv's Loader (it decodes twice)", "loader.json", ratios("samples/s / ffcv_loader's", {"decoder": "ffcv", "num_views": 2})),
-    Line("photos of 500 px → one / two crops", "torchvision with DataLoader", "throughput-photos.json", loaders("ffcv", "dataloader")),
+    Line(
+        "photos of 500 px → one 224 crop", "ffcv's Loader", "loader.json",
+        ratios("samples/s / ffcv_loader's", {"decoder": "ffcv", "num_views": 1}),
+    ),
+    Line(
+        "→ two crops of each", "ffcv's Loader (it decodes twice)", "loader.json",
+        ratios("samples/s / ffcv_loader's", {"decoder": "ffcv", "num_views": 2}),
+    ),
+    Line(
+        "photos of 500 px → one / two crops", "torchvision with DataLoader", "throughput-photos.json",
+        loaders("ffcv", "dataloader"),
+    ),
     Line("", "WebDataset", "throughput-photos.json", loaders("ffcv", "webdataset")),
     Line("", "DALI's own reader, on the CPU", "throughput-photos.json", loaders("ffcv", "dali_reader")),
-    Line("the `dali` decoder, on the CPU", "DALI's own reader, which decodes less than the picture", "throughput-photos.json", loaders("dali", "dali_reader")),
+    Line(
+        "the `dali` decoder, on the CPU", "DALI's own reader, which decodes less than the picture",
+        "throughput-photos.json", loaders("dali", "dali_reader"),
+    ),
     Line("SimCLR's views after the crop (T3), on the CPU", "Kornia's modules", "kernels-cpu.json", T3),
-    Line("writing a beton, photos taken over", "ffcv's DatasetWriter", "beton_write.json", ratios("fastpsl beton write / ffcv DatasetWriter", {"photos": "taken over"})),
-    Line("writing a beton, photos shrunk to 256 px", "ffcv's DatasetWriter", "beton_write.json", ratios("fastpsl beton write / ffcv DatasetWriter", {"photos": "longer side 256"})),
-    Line("the `dali` decoder, one / two 224 crops", "ffcv's Loader", "decode-*.json", ratios("samples/s / ffcv Loader", *views(decoder="dali")), True),
+    Line(
+        "writing a beton, photos taken over", "ffcv's DatasetWriter", "beton_write.json",
+        ratios("fastpsl beton write / ffcv DatasetWriter", {"photos": "taken over"}),
+    ),
+    Line(
+        "writing a beton, photos shrunk to 256 px", "ffcv's DatasetWriter", "beton_write.json",
+        ratios("fastpsl beton write / ffcv DatasetWriter", {"photos": "longer side 256"}),
+    ),
+    Line(
+        "the `dali` decoder, one / two 224 crops", "ffcv's Loader", "decode-*.json",
+        ratios("samples/s / ffcv Loader", *views(decoder="dali")), True,
+    ),
     Line("", "DALI's own reader and random_resized_crop", "decode-*.json", WHOLE, True),
     Line("SimCLR's views after the crop (T3)", "Kornia's modules", "kernels-*.json", T3, True),
-    Line("training from JPEGs, the stage that waits the most", "the slower of its loader and its step alone", "throughput-*.json", slowest_stage, True),
+    Line(
+        "training from JPEGs, the stage that waits the most", "the slower of its loader and its step alone",
+        "throughput-*.json", slowest_stage, True,
+    ),
     Line("seconds of an epoch of PSL, rotation, eager", "one end to end", "step-*.json", COST, True),
-    Line("detection's step, ResNet-50 C4", "torchvision's FasterRCNN", "detection-*.json", ratios("torchvision's ms / ours", {"backbone": "resnet50"}), True),
+    Line(
+        "detection's step, ResNet-50 C4", "torchvision's FasterRCNN", "detection-*.json",
+        ratios("torchvision's ms / ours", {"backbone": "resnet50"}), True,
+    ),
 )  # fmt: skip
 
 
 def times(ratio: float) -> str:
+    """Format a ratio."""
     return f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x" if ratio >= 1.2 else f"{ratio:.2f}x"
 
 
 def how_fast_table(results: Mapping[str, Result]) -> str:
-    """Markdown: on which machines; what, our ratio, beside what, of which file."""
+    """Return a Markdown table of our ratios over other libraries, below a line with the machines."""
     lines = ["| | fastpsl | beside | |", "|---|---|---|---|"]
     cpus: set[str] = set()
     gpus: set[str] = set()
@@ -95,12 +137,13 @@ def how_fast_table(results: Mapping[str, Result]) -> str:
             machine = result["environment"]
             if not fnmatch(name, line.files) or (machine["gpu"] is not None) != line.is_gpu:
                 continue
-            if found := line.find(result):
+            if figures := line.find(result):
                 (gpus if line.is_gpu else cpus).add(
                     machine["gpu"] or f"{machine['cpu']}, {machine['num_cores']} cores"
                 )
                 what = f"{line.what}, on a GPU" if line.is_gpu and line.what else line.what
-                ratio = " / ".join(map(times, found))
+                ratio = " / ".join(map(times, figures))
                 lines.append(f"| {what} | {ratio} | {line.beside} | [{name}](bench/results/{name}) |")
-    where = f"Without a GPU: {' and '.join(sorted(cpus))}. On a GPU: {' and '.join(sorted(gpus)) or 'not measured yet'}."
-    return "\n".join([f"Ratios within one run; each line has its results file. {where}", "", *lines])
+    gpu_names = " and ".join(sorted(gpus)) or "not measured yet"
+    machines = f"Without a GPU: {' and '.join(sorted(cpus))}. On a GPU: {gpu_names}."
+    return "\n".join([f"Ratios within one run; each line has its results file. {machines}", "", *lines])

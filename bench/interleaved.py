@@ -1,7 +1,7 @@
-"""Loaders alone, each in a process of its own, measured in turn.
+"""Measurements of loaders alone, in turn, each in its own process.
 
-ffcv sets thread counts where it is imported and DataLoader forks, so neither shares a process with what is measured
-beside it. What they load, and how: bench/peers.py.
+ffcv sets thread counts when it is imported, and DataLoader forks, so that neither can share a process with
+another loader. bench/peers.py holds the loaders.
 """
 
 import json
@@ -19,16 +19,16 @@ from bench import peers
 from bench.peers import NEED_FILES, Work, copy_out
 from bench.schema import spread
 
-_TIMEOUT_S = 120.0  # compiling included; ffcv's Loader can hang for ever
+_TIMEOUT_S = 120.0  # compilation included; ffcv's Loader can hang for ever
 
 
 @dataclass
 class Rates:
-    """What one loader did with one number of views.
+    """The rates of one loader with one number of views.
 
     Attributes:
-        values: samples/s, by repeat.
-        cores: CPU seconds a second, by repeat; none of a loader whose work is done by other processes.
+        values: Samples/s, one value per repeat.
+        cores: CPU seconds per second, one value per repeat; empty for a loader that works in other processes.
     """
 
     name: str
@@ -41,7 +41,8 @@ class Rates:
     def row(self, measured: str, **labels: Any) -> dict[str, Any]:
         """Return a row of a result."""
         return {
-            "measured": measured, "decoder": self.work.kind, "num_views": self.num_views, **labels, "unit": "samples/s",
+            "measured": measured, "decoder": self.work.kind, "num_views": self.num_views, **labels,
+            "unit": "samples/s",
             "first_batch_s": round(self.first_batch_s, 2),
             "cores_used": round(spread(self.cores)["median"], 3) if self.cores else None,
             **spread(self.values),
@@ -58,12 +59,16 @@ def measure(
     deadline: float,
     say: Callable[[str], None],
 ) -> tuple[list[Rates], list[dict[str, str]], list[str]]:
-    """Measure all in turn, as many times as there are repeats, every other time backwards.
+    """Measure all loaders in turn, every other time in reverse order.
 
     Args:
-        works: name → what to load; all of the same data, with the same empty folder for files.
-        seconds: of a timed region, which has `num_batches` at least.
-        deadline: of time.perf_counter(); one repeat is made at least.
+        works: Name → work. All have the same data, and the same empty folder for files.
+        views: Numbers of views to measure.
+        repeats: Number of repeats.
+        seconds: Least length of a timed region.
+        num_batches: Least number of batches of a timed region.
+        deadline: Time of time.perf_counter() after which no repeat begins, except the first.
+        say: Callback that receives the name of the current phase.
 
     Returns:
         The rates; what failed, with the reason; notes.
@@ -72,8 +77,10 @@ def measure(
     readers = [name for name, work in works.items() if work.kind in NEED_FILES]
     if readers:
         say(f"the pictures as files, for {' and '.join(readers)}")
-        first = works[readers[0]]
-        num_files, num_samples = copy_out(first.data, Path(first.files), num_shards=4 * first.num_threads)
+        first_work = works[readers[0]]
+        num_files, num_samples = copy_out(
+            first_work.data, Path(first_work.files), num_shards=4 * first_work.num_threads
+        )
         if num_files < num_samples:
             notes.append(f"{' and '.join(readers)}: {num_files:,} of the pictures, taken in even steps")
     running: dict[str, Process] = {}
@@ -89,9 +96,8 @@ def measure(
                 missing.append({"what": name, "reason": f"failed: {error}"})
             else:
                 rates += [Rates(name, work, num, process.first_batch_s) for num in views]
-        rates.sort(
-            key=lambda each: each.num_views
-        )  # what is compared stands side by side, as others' load comes in waves
+        # Loaders that are compared run one after another, because load from other work comes in waves.
+        rates.sort(key=lambda each: each.num_views)
         for number in range(repeats):
             if number and time.perf_counter() > deadline:
                 break
@@ -107,7 +113,10 @@ def measure(
 
 
 class Process:
-    """A loader in its own process. Raises RuntimeError with its last words where it ends or hangs."""
+    """A loader in its own process.
+
+    Its methods raise RuntimeError with the process's last line of stderr if it ends or hangs.
+    """
 
     def __init__(self, work: Work) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
@@ -120,9 +129,11 @@ class Process:
         self.first_batch_s = time.perf_counter() - start
 
     def measure(self, num_views: int, seconds: float, num_batches: int = 0) -> tuple[float, float | None]:
-        """Return samples/s over `seconds` and `num_batches` at least, and the cores used.
+        """Measure for at least `seconds` and `num_batches`.
 
-        These are CPU seconds a second of its process; None where it has workers that are processes.
+        Returns:
+            Samples/s, and the CPU seconds per second of the process; None for a loader that works in other
+            processes.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(f"{json.dumps([num_views, seconds, num_batches])}\n".encode())
@@ -147,7 +158,7 @@ class Process:
 
     def _end(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()  # the end of its commands
+        self._process.stdin.close()  # tells the process to end
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:

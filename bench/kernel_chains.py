@@ -1,11 +1,13 @@
-"""What bench/kernels.py times: each operation, the tasks' chains of them, and the crops that are made on the device; by path.
+"""The work that bench/kernels.py times: operations, the tasks' chains of them, and crops on the device, by
+path.
 
     fused               the fused kernels: Triton on CUDA, numba on the CPU (crops: numba)
     kornia              our operations one after the other, the `kornia` of --augment (crops: torch)
     kornia_modules, torchvision_batch, torchvision_images        see kernel_peers.py
 
-All start from the uint8 batch that the loader hands out, and end in a normalised batch of the step's dtype, channels-last;
-crops start from decoded pictures and end in uint8. Memory for results is asked of torch anew each time, as in training.
+Each path starts from the uint8 batch that the loader yields and ends in a normalised channels-last batch of
+the step's dtype. Crops start from decoded images and end in uint8. Memory for results is requested from torch
+on each call, as in training.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,12 +47,20 @@ from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.pseudo_labels.uic import uic_view
 from fastpsl.tasks.rotation import Rotation
 
-Work = Callable[[int], Tensor]  # the number of an input, counted on and on → the result
+Work = Callable[[int], Tensor]  # the running number of the input → the result
 
 
 @dataclass(frozen=True)
 class Setting:
-    """dtype: of the results. num_inputs: batches that are taken in turn."""
+    """The sizes and types that all chains share.
+
+    Attributes:
+        device: Device of all inputs.
+        dtype: Dtype of the results.
+        batch_size: Samples per view.
+        size_px: Side of a view, in px.
+        num_inputs: Batches that the calls take in turn.
+    """
 
     device: torch.device
     dtype: torch.dtype
@@ -59,14 +69,19 @@ class Setting:
     num_inputs: int
 
     def keys(self, number: int) -> Keys:
+        """Return the random keys of input `number`."""
         return Keys(0, number, np.arange(self.batch_size, dtype=np.int64))
 
 
 @dataclass(frozen=True)
 class Chain:
-    """num_bytes: what must be read and written at least once: the pixels that are used, and the results.
+    """A chain of operations, with the paths that can run it.
 
-    paths: what can be timed; missing: the others, with the reason.
+    Attributes:
+        name: Name of the chain.
+        num_bytes: Bytes that must be read and written at least once: the pixels in use, and the results.
+        paths: Path → work that can be timed.
+        missing: Path → the reason why it cannot run.
     """
 
     name: str
@@ -76,10 +91,10 @@ class Chain:
 
 
 def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:
-    """Chains by name: the operations alone, always applied (a flip to half of the samples), then the tasks' views."""
+    """Return the views of each chain: single operations, applied always except the flip, then the tasks'."""
     crop, kernel_px = RandomResizedCrop(size_px), size_px // 10 // 2 * 2 + 1
     cell_px = -(-size_px // 3)
-    alone: dict[str, tuple[Op, ...]] = {
+    single_ops: dict[str, tuple[Op, ...]] = {
         "normalise": (),
         "flip": (Flip(0.5),),
         "colour": (ColourDistortion(0.8, 0.8, 0.8, 0.2, p=1),),
@@ -87,19 +102,21 @@ def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:
         "blur": (GaussianBlur(kernel_px, p=1),),
         "Sobel": (Sobel(1.0),),
     }
-    views: dict[str, tuple[ViewSpec, ...]] = {name: (ViewSpec(crop, ops),) for name, ops in alone.items()}
+    views: dict[str, tuple[ViewSpec, ...]] = {
+        name: (ViewSpec(crop, ops),) for name, ops in single_ops.items()
+    }
     views["lightness"] = (ViewSpec(crop, (Lightness(),), (0.5,), (0.25,)),)
     simclr = SimCLR(2, size_px=size_px)
     moco = MoCo(seed=0, batch_size=2, size_px=size_px)
     rotation = Rotation(size_px=size_px, shorter_px=size_px, rotations_per_image="all")
     views |= {f"SimCLR T{level}": simclr.views(level)[:1] for level in (1, 2, 3)}
-    # As SimCLR has it itself, and what its peers have all of.
+    # SimCLR's own augmentation, which all its peers have in full.
     views["SimCLR T3, no Sobel"] = (replace(simclr.views(3)[0], ops=simclr.views(3)[0].ops[:-1]),)
     views["MoCo v2 T3"] = moco.views(3)[:1]
     gradients = Input("SobelXY", (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD), size_px)
     views["UIC"] = (uic_view(gradients, size_px, "standard"),)
     views["UIC, strong"] = (uic_view(gradients, size_px, "strong"),)
-    # Windows of 225 px and tiles of 64 at a size of 224: the paper's.
+    # The paper's: windows of 225 px and tiles of 64 px at a size of 224.
     tiles = JigsawTiles(3, cell_px, cell_px * 64 // 75)
     views["jigsaw"] = (ViewSpec(replace(crop, size_px=3 * cell_px), (Flip(0.5), tiles)),)
     views["rotation, one of 4"] = (ViewSpec(crop, (Rotate90(4),)),)
@@ -108,13 +125,13 @@ def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:
 
 
 def fused_augment(setting: Setting) -> tuple[Augment | None, str]:
-    """The fused path, whatever the views; or why there is none."""
+    """Return the fused augmentation, or None with the reason why there is none on this device."""
     modules, reason = fused_modules(setting.device)
     return (Augment("fused", reason, modules), "") if modules else (None, reason)
 
 
 def view_chain(name: str, views: tuple[ViewSpec, ...], setting: Setting) -> Chain:
-    """All paths from batches with draws to normalised results."""
+    """Return a chain that turns batches with their random draws into normalised results, by all paths."""
     batches = [_batch(views, number, setting) for number in range(setting.num_inputs)]
     paths: dict[str, Work] = {}
     missing: dict[str, str] = {}
@@ -132,8 +149,9 @@ def view_chain(name: str, views: tuple[ViewSpec, ...], setting: Setting) -> Chai
         except ValueError as error:
             missing[path] = str(error)
     results = KORNIA.inputs(batches[0], views, setting.dtype)
-    used = results if name == "jigsaw" else batches[0].images  # a tile's pixels, of a window's
-    num_bytes = sum(part.numel() for part in used) + sum(part.nbytes for part in results)
+    # Only the pixels of the tiles are read, not the whole window.
+    inputs = results if name == "jigsaw" else batches[0].images
+    num_bytes = sum(part.numel() for part in inputs) + sum(part.nbytes for part in results)
     return Chain(name, num_bytes, paths, missing)
 
 
@@ -146,7 +164,7 @@ def _batch(views: tuple[ViewSpec, ...], number: int, setting: Setting) -> Batch:
         for view in views
     ]
     sides = [view.crop.size_px for view in views]
-    images = [_pictures(s, s, number + setting.num_inputs * v, setting) for v, s in enumerate(sides)]
+    images = [_images(s, s, number + setting.num_inputs * v, setting) for v, s in enumerate(sides)]
     indices = _on(keys.indices, setting.device)
     return Batch(images, draws, indices, torch.zeros_like(indices), 0, number)
 
@@ -162,18 +180,21 @@ def _of_a_peer(peer: Peer, batches: list[Batch], dtype: torch.dtype, number: int
 
 
 def crop_chains(setting: Setting) -> Iterator[Chain]:
-    """Of pictures of 375 x 500 px where crops have 224, in their ratio otherwise; uint8 to uint8."""
+    """Yield the chains of crops, uint8 to uint8.
+
+    The images have 375 x 500 px for crops of 224 px, and are scaled with the crop's size otherwise.
+    """
     height, width = (round(side * setting.size_px / 224) for side in (375, 500))
-    pictures = [_pictures(height, width, number, setting) for number in range(setting.num_inputs)]
+    images = [_images(height, width, number, setting) for number in range(setting.num_inputs)]
     size = setting.size_px
     area, window = RandomResizedCrop(size), RotationCrop(size)
     heights, widths = (np.full(setting.batch_size, side, np.int32) for side in (height, width))
     keys = [setting.keys(number) for number in range(setting.num_inputs)]
     area_boxes = [area.boxes(one, heights, widths) for one in keys]
     boxes = [np.c_[window.boxes(one, heights, widths), window.resampling(one)] for one in keys]
-    written = setting.batch_size * size * size * 3
+    written_bytes = setting.batch_size * size * size * 3
 
-    crop: Callable[..., Tensor] = partial(_cropped, crop_area, pictures, _all_on(area_boxes, setting), size)
+    crop: Callable[..., Tensor] = partial(_cropped, crop_area, images, _all_on(area_boxes, setting), size)
     transforms: dict[str, Callable[[Tensor], Tensor]] = {
         "kornia_modules": kornia_crop(area),
         "torchvision_batch": v2.RandomResizedCrop(size, area.scale, area.ratio),
@@ -181,55 +202,57 @@ def crop_chains(setting: Setting) -> Iterator[Chain]:
     each = transforms["torchvision_batch"]
     transforms["torchvision_images"] = lambda batch: torch.stack([each(image) for image in batch])
     paths: dict[str, Work] = {"kornia": crop}
-    paths |= {path: partial(_transformed, transform, pictures) for path, transform in transforms.items()}
-    read = int(np.mean([np.prod(box[:, 2:], axis=1).sum() for box in area_boxes])) * 3
-    yield Chain("area crop", read + written, paths, {"fused": "no fused kernel does it"})
+    paths |= {path: partial(_transformed, transform, images) for path, transform in transforms.items()}
+    read_bytes = int(np.mean([np.prod(box[:, 2:], axis=1).sum() for box in area_boxes])) * 3
+    yield Chain("area crop", read_bytes + written_bytes, paths, {"fused": "no fused kernel does it"})
 
     on_device = _all_on(boxes, setting)
-    paths = {"kornia": partial(_cropped, crop_densely, pictures, on_device, size)}
+    paths = {"kornia": partial(_cropped, crop_densely, images, on_device, size)}
     missing = dict.fromkeys(PEERS, "Kornia and torchvision have no resampling that hides the angle")
     fused, reason = fused_augment(setting)
     if setting.device.type == "cpu":
-        paths = {"fused": partial(_cropped_by_numba, pictures, boxes, size), **paths}
+        paths = {"fused": partial(_cropped_by_numba, images, boxes, size), **paths}
     elif fused:
         from fastpsl.kernels.fused_cuda import isotropic as fused_isotropic
 
-        paths = {"fused": partial(_cropped, fused_isotropic.crop, pictures, on_device, size), **paths}
+        paths = {"fused": partial(_cropped, fused_isotropic.crop, images, on_device, size), **paths}
     else:
         missing["fused"] = reason
-    # What the kernel reaches is read, too.
+    # The kernel's support reaches beyond the box, and those pixels are read, too.
     sides = np.concatenate([box[:, 2] + 2 * margin_px(box[:, 2], size) for box in boxes])
-    yield Chain("isotropic crop", int((sides**2).sum() / len(boxes)) * 3 + written, paths, missing)
+    yield Chain("isotropic crop", int((sides**2).sum() / len(boxes)) * 3 + written_bytes, paths, missing)
 
 
 def _cropped(
     crop: Callable[[Tensor, Tensor, int], Tensor],
-    pictures: list[Tensor],
+    images: list[Tensor],
     boxes: list[Tensor],
     size: int,
     number: int,
 ) -> Tensor:
-    source = pictures[number % len(pictures)].permute(0, 2, 3, 1)
+    source = images[number % len(images)].permute(0, 2, 3, 1)
     return crop(source, boxes[number % len(boxes)], size)
 
 
-def _cropped_by_numba(pictures: list[Tensor], boxes: list[np.ndarray], size: int, number: int) -> Tensor:
-    """One thread, as each of the decoder's."""
-    source = pictures[number % len(pictures)].permute(0, 2, 3, 1).numpy()
+def _cropped_by_numba(images: list[Tensor], boxes: list[np.ndarray], size: int, number: int) -> Tensor:
+    """Crop in one thread, as each thread of the decoder does."""
+    source = images[number % len(images)].permute(0, 2, 3, 1).numpy()
     num, height, width, _ = source.shape
     out = np.empty((num, size, size, 3), np.uint8)
-    for b, (top, left, side, _, how) in enumerate(boxes[number % len(boxes)].tolist()):
-        isotropic_resize(source[b].reshape(-1), height, width, top, left, side, how == DIAGONAL, out[b])
+    for b, (top, left, side, _, resampling) in enumerate(boxes[number % len(boxes)].tolist()):
+        isotropic_resize(
+            source[b].reshape(-1), height, width, top, left, side, resampling == DIAGONAL, out[b]
+        )
     return torch.from_numpy(out)
 
 
-def _transformed(transform: Callable[[Tensor], Tensor], pictures: list[Tensor], number: int) -> Tensor:
-    return transform(pictures[number % len(pictures)].contiguous())
+def _transformed(transform: Callable[[Tensor], Tensor], images: list[Tensor], number: int) -> Tensor:
+    return transform(images[number % len(images)].contiguous())
 
 
 @cache
-def _pictures(height: int, width: int, number: int, setting: Setting) -> Tensor:
-    """uint8 [B, 3, H, W], channels-last: smooth, as photos are, with a little noise. All chains share them."""
+def _images(height: int, width: int, number: int, setting: Setting) -> Tensor:
+    """Return uint8 [B, 3, H, W], channels-last: smooth with a little noise, like photos."""
     generator = torch.Generator(setting.device).manual_seed(number)
 
     def noise(height: int, width: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""A view's operations as users of Kornia and of torchvision write them, with the parameters of ours.
+"""A view's operations as users of Kornia and torchvision write them, with our parameters.
 
-Their randomness is not ours: they draw within the timed region, as they cannot be given draws, and Kornia draws one order of
-the colour operations for a whole batch, torchvision v2 on a batch one value of everything. So values are not compared with them.
+Their random draws cannot be given, and so happen within the timed region. They also differ from ours: Kornia
+draws one order of the colour operations per batch, and torchvision v2 draws one value of everything per
+batch. Results are therefore not compared with theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +26,11 @@ from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.pipelines.views import ViewSpec
 
 Views = Sequence[ViewSpec]
-Peer = Callable[[Sequence[Tensor]], Tensor]  # uint8 images [B, 3, S, S], a view each → the normalised batch
+Peer = Callable[[Sequence[Tensor]], Tensor]  # uint8 images [B, 3, S, S], one per view → the normalised batch
 
 
 class RandomSobel(nn.Module):
-    """Kornia's filter for a random part of the samples: it has no augmentation of it."""
+    """A Sobel filter by Kornia for a random part of the samples, since Kornia has no such augmentation."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -37,12 +38,12 @@ class RandomSobel(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        due = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
-        return torch.where(due, kornia.filters.sobel(images), images)
+        is_filtered = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
+        return torch.where(is_filtered, kornia.filters.sobel(images), images)
 
 
 class Gradients(nn.Module):
-    """Kornia's filter of the grey picture."""
+    """A filter by Kornia that returns the x and y gradients of the grey image."""
 
     @override
     def forward(self, images: Tensor) -> Tensor:
@@ -50,7 +51,12 @@ class Gradients(nn.Module):
 
 
 class Turns(nn.Module):
-    """A batch and its copies turned by 90, 180 and 270 degrees; `first`: by how much all are turned before."""
+    """A module that returns a batch and its copies in rotations by equal angles.
+
+    Attributes:
+        num: Number of copies.
+        first: Angle in degrees of the first copy.
+    """
 
     def __init__(self, num: int, first: float) -> None:
         super().__init__()
@@ -64,9 +70,12 @@ class Turns(nn.Module):
 
 
 def kornia_modules(views: Views, device: torch.device) -> Peer:
-    """Kornia's augmentations, one after the other; ValueError where it has none that does this.
+    """Return Kornia's augmentations, one after the other.
 
-    ColorJitter has our definition of brightness, contrast and saturation; ColorJiggle has another.
+    ColorJitter defines brightness, contrast and saturation as we do; ColorJiggle does not.
+
+    Raises:
+        ValueError: Kornia lacks one of the operations.
     """
     chains = [nn.Sequential(*(_kornia(op, 45.0 * v) for op in view.ops)) for v, view in enumerate(views)]
     statistics = [torch.tensor((view.mean, view.std), device=device) for view in views]
@@ -100,20 +109,20 @@ def _kornia(op: Any, first_deg: float) -> nn.Module:
 
 
 def kornia_crop(crop: RandomResizedCrop) -> Callable[[Tensor], Tensor]:
-    """Bilinear, without a mean over the area; back to bytes."""
+    """Return Kornia's bilinear crop, which does not average over the area, with uint8 results."""
     module = augmentation.RandomResizedCrop((crop.size_px, crop.size_px), crop.scale, crop.ratio)
     return lambda images: (module(_floats(images)) * 255).to(torch.uint8)
 
 
 def torchvision_batch(views: Views, device: torch.device) -> Peer:
-    """torchvision v2 on a whole batch: one draw for all of its samples, so another augmentation, and a cheaper one."""
+    """Return torchvision v2 on a whole batch: one draw for all samples, which is cheaper and not the same."""
     (view,) = _one(views)
     transform = _torchvision(view)
     return lambda images: transform(images[0].contiguous())
 
 
 def torchvision_images(views: Views, device: torch.device) -> Peer:
-    """torchvision v2 image by image: a draw for each, as its users have in a Dataset."""
+    """Return torchvision v2 image by image, with a draw for each, as in a Dataset."""
     (view,) = _one(views)
     transform = _torchvision(view)
     return lambda images: torch.stack([transform(image) for image in images[0].contiguous()])
@@ -144,7 +153,7 @@ def _of_torchvision(op: Any) -> nn.Module:
 
 
 def _floats(images: Tensor) -> Tensor:
-    """What Kornia's users give it: float32 in [0, 1], channel after channel."""
+    """Return float32 in [0, 1], contiguous, as Kornia's users provide it."""
     return images.to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 

@@ -1,11 +1,12 @@
-"""How long the operations of a batch take: fused, one by one, by Kornia's modules and by torchvision; and what the bytes alone cost.
+"""How long the operations of a batch take: fused, one by one, by Kornia's modules and by torchvision; and
+what the bytes alone cost.
 
-    python bench/kernels.py                 on a GPU 256 samples of 224 px to fp16, on a CPU 32 of 64 px to fp32 in a minute
+    python bench/kernels.py  on a GPU 256 samples of 224 px to fp16, on a CPU 32 of 64 px to fp32 in a minute
     python bench/kernels.py --chains 'SimCLR T3' jigsaw --size-px 224 --batch-size 16
 
-GB/s count what must be read and written once (kernel_chains.py: uint8 pixels in, results out; no second reading, no intermediate
-result), and stand beside a large copy within the device in the same run. Chains and paths: kernel_chains.py, kernel_peers.py.
-Writes a JSON and a bar chart; see bench/README.md.
+GB/s count what must be read and written once (kernel_chains.py: uint8 pixels in, results out; no second
+reading, no intermediate result), and stand beside a large copy within the device in the same run. Chains and
+paths: kernel_chains.py, kernel_peers.py. Writes a JSON and a bar chart; see bench/README.md.
 """
 
 import os
@@ -32,11 +33,13 @@ from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.train_step import DTYPES
 
 CROPS = ("area crop", "isotropic crop")
-# A copy takes so much of the device's memory at most, twice. Beyond all caches, and long enough for the host to get ahead.
+# A copy moves at most this much of the device's memory, read and written: beyond all caches, and long enough
+# for the host to get ahead.
 _COPY_BYTES, _COPY_SHARE, _COPIES_AHEAD = 1 << 30, 1 / 16, 4
-_QUICK_MS = 5.0  # what takes less is called once for each input
+_QUICK_MS = 5.0  # faster work is called once per input, so that launches do not dominate
 _NUM_INPUTS = 4  # 4 x 38 MB of pixels at 256 x 224: more than any cache
-# Fused and plain results may differ by this, normalised: tests hold them to far less, and a broken kernel is not timed.
+# The largest accepted difference between normalised fused and plain results. Tests demand far less; a broken
+# kernel must not be timed.
 _MAX_DIFFERENCE = 0.1
 
 
@@ -59,7 +62,7 @@ class Options:
     """The result; the bar chart stands beside it as .png."""
 
     def check(self) -> None:
-        """ValueError where a value cannot be."""
+        """Raise ValueError if an option is out of range or a chain is unknown."""
         for name, least in (("batch_size", 1), ("size_px", 32), ("repeats", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -71,7 +74,13 @@ class Options:
 
 @dataclass
 class Timed:
-    """One path of one chain: called `num_calls` times in a row, with one input after the other."""
+    """One path of one chain, with its times.
+
+    Attributes:
+        num_calls: Calls that are timed together, each with the next input.
+        number: The number of the last call.
+        ms: Milliseconds per call, one value per repeat.
+    """
 
     chain: Chain
     path: str
@@ -90,8 +99,14 @@ class Timed:
 
 
 class Clock:
-    """Milliseconds of work by the device's clock. A GPU is busy copying when the work is sent to it, so that the launches of
-    work shorter than the copies are not timed; of longer work they are, as in training."""
+    """A stopwatch that measures work in milliseconds of the device's own time.
+
+    Before timed work is launched, the GPU is kept busy with copies. The launch overhead of work that is
+    shorter than the copies is therefore not measured. That of longer work is, as in training.
+
+    Attributes:
+        copy_bytes: Bytes that `copy` reads and writes.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device, num_bytes = device, 64 << 20
@@ -121,6 +136,7 @@ class Clock:
 
 
 def chains(names: tuple[str, ...], setting: Setting) -> Iterator[Chain]:
+    """Yield the chains with these names, or all chains if `names` is empty."""
     for name, views in views_of_chains(setting.size_px).items():
         if not names or name in names:
             yield view_chain(name, views, setting)
@@ -129,7 +145,11 @@ def chains(names: tuple[str, ...], setting: Setting) -> Iterator[Chain]:
 
 
 def warm_up(timed: Timed, clock: Clock) -> str | None:
-    """Compiles, and decides on how many calls are timed in a row; the reason where a peer cannot do it."""
+    """Compile the path, and choose how many calls are timed together.
+
+    Returns:
+        The reason if a peer cannot run, else None.
+    """
     try:
         timed.call()
         first_ms = clock.ms(timed.call)
@@ -144,44 +164,57 @@ def warm_up(timed: Timed, clock: Clock) -> str | None:
 
 
 def difference(chain: Chain) -> float:
-    """The largest between fused and plain results of one input; of crops in shares of 255."""
+    """Return the largest difference between the fused and the plain results of one input.
+
+    The uint8 results of crops are scaled to [0, 1].
+    """
     fused, plain = (chain.paths[path](0).float() for path in ("fused", "kornia"))
     return float((fused - plain).abs().max()) / (255 if chain.name in CROPS else 1)
 
 
 def measure(options: Options, setting: Setting, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """rows, ratios and not_measured: all warmed up first, then copy and all paths in turn, every other time backwards."""
+    """Measure a copy and all paths in turn, every other time in reverse order, after warming up all of them.
+
+    Args:
+        options: Chains and peers to measure.
+        setting: Device, dtype and sizes.
+        repeats: Number of times that each path is measured.
+        say: Callback that receives the name of the current phase.
+
+    Returns:
+        The result's rows, ratios and not_measured.
+    """
     clock = Clock(setting.device)
-    timed: list[Timed] = []
+    paths: list[Timed] = []
     missing: list[dict[str, str]] = []
     for chain in chains(options.chains, setting):
         say(f"{chain.name}: warming up")
         reasons = dict(chain.missing)
         for path, work in chain.paths.items():
-            one = Timed(chain, path, work)
+            entry = Timed(chain, path, work)
             if path in PEERS and not options.peers:
                 reasons[path] = "left out by --no-peers"
-            elif reason := warm_up(one, clock):
+            elif reason := warm_up(entry, clock):
                 reasons[path] = reason
             elif path == "fused" and not (off := difference(chain)) <= _MAX_DIFFERENCE:  # NaN is none
                 reasons[path] = f"its results differ from the operations one by one by {off:.3g}"
             else:
-                timed.append(one)
+                paths.append(entry)
         missing += [{"what": f"{chain.name}, {path}", "reason": reason} for path, reason in reasons.items()]
     copy_ms = []
     for repeat in range(repeats):
         say(f"repeat {repeat + 1} of {repeats}")
         copy_ms.append(clock.ms(clock.copy))
-        for one in timed[:: -1 if repeat % 2 else 1]:
-            one.ms.append(clock.ms(one.calls) / one.num_calls)
+        for entry in paths[:: -1 if repeat % 2 else 1]:
+            entry.ms.append(clock.ms(entry.calls) / entry.num_calls)
     copy = spread(copy_ms)
     copy_gb_per_s = clock.copy_bytes / copy["median"] / 1e6
     rows = [_row("copy", "-", "-", clock.copy_bytes, copy, copy_gb_per_s)]
     rows += [
-        _row("kernel", one.chain.name, one.path, one.chain.num_bytes, spread(one.ms), copy_gb_per_s)
-        for one in timed
+        _row("kernel", entry.chain.name, entry.path, entry.chain.num_bytes, spread(entry.ms), copy_gb_per_s)
+        for entry in paths
     ]
-    return {"rows": rows, "ratios": _ratios(timed), "not_measured": missing}
+    return {"rows": rows, "ratios": _ratios(paths), "not_measured": missing}
 
 
 def _row(
@@ -195,13 +228,13 @@ def _row(
 
 
 def _ratios(timed: list[Timed]) -> list[dict[str, Any]]:
-    """How many times as long as fused, repeat by repeat."""
-    fused = {one.chain.name: one.ms for one in timed if one.path == "fused"}
+    """Return each path's time over the fused path's, repeat by repeat."""
+    fused = {entry.chain.name: entry.ms for entry in timed if entry.path == "fused"}
     ratios = []
-    for one in timed:
-        if one.path != "fused" and one.chain.name in fused:
-            values = [other / ours for other, ours in zip(one.ms, fused[one.chain.name], strict=True)]
-            ratios.append({"what": f"{one.path} / fused", "chain": one.chain.name, **spread(values)})
+    for entry in timed:
+        if entry.path != "fused" and entry.chain.name in fused:
+            values = [ms / fused_ms for ms, fused_ms in zip(entry.ms, fused[entry.chain.name], strict=True)]
+            ratios.append({"what": f"{entry.path} / fused", "chain": entry.chain.name, **spread(values)})
     return ratios
 
 
@@ -225,7 +258,8 @@ def main() -> None:
         options.out, "kernels", machine,
         data={"name": "smooth noise", "num_samples": setting.batch_size * _NUM_INPUTS},
         settings={
-            "repeats": repeats, "device": device.type, "precision": precision, "batch_size": setting.batch_size,
+            "repeats": repeats, "device": device.type, "precision": precision,
+            "batch_size": setting.batch_size,
             "size_px": setting.size_px, "num_inputs": _NUM_INPUTS, "torch_threads": torch.get_num_threads(),
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
         },

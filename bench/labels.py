@@ -2,10 +2,11 @@
 
     python bench/labels.py              ImageNet's size: 1.3 million labels, 10,000 classes
 
-`order`: a balanced order of classes whose sizes are far apart. `split`: all images in one class, the worst case. `exchange`: the end
-of an epoch that leaves no class empty, on one rank: what it wrote becomes the next labels. `together`: a repeat's sum of these three.
-`nmi`: of two labellings, as each epoch's labels are compared with the last one's, and with true ones where there are some.
-Interleaved, the first round not counted. Writes a JSON.
+`order`: a balanced order of classes whose sizes are far apart. `split`: all images in one class, the worst
+case. `exchange`: the end of an epoch that leaves no class empty, on one rank: what it wrote becomes the next
+labels. `together`: a repeat's sum of these three. `nmi`: of two labellings, as each epoch's labels are
+compared with the last one's, and with true ones where there are some. Interleaved, the first round not
+counted. Writes a JSON.
 """
 
 import argparse
@@ -32,12 +33,16 @@ TOGETHER = ("order", "split", "exchange")
 
 
 def uneven_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:
-    """int32 [N]: the biggest classes have many times the images of the smallest."""
+    """Return int32 [N]: the largest classes have many times the images of the smallest."""
     return (num_classes * np.random.default_rng(seed).random(num_samples) ** 2).astype(np.int32)
 
 
 def written_epoch(num_samples: int, batch_size: int) -> LabelStore:
-    """A store in which an epoch of training has written. Of two classes: how many there are costs a split, and the order, no exchange."""
+    """Return a store to which an epoch of training has written.
+
+    It has two classes, because the number of classes changes the cost of a split and of the order, not of the
+    exchange.
+    """
     store = LabelStore(num_samples, 2, torch.device("cpu"), 0)
     store.set(np.arange(num_samples) % 2, 0)
     order, logits = store.order(0), torch.eye(2)[torch.arange(batch_size) % 2]
@@ -47,6 +52,7 @@ def written_epoch(num_samples: int, batch_size: int) -> LabelStore:
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Return the seconds that `work` takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -67,13 +73,13 @@ def main() -> None:
     machine = environment()
     labels, others = (uneven_labels(num_samples, num_classes, seed) for seed in (0, 1))
     one_class = np.zeros(num_samples, np.int32)
-    found: dict[str, list[float]] = {name: [] for name in (*TOGETHER, "nmi")}
+    times_by_name: dict[str, list[float]] = {name: [] for name in (*TOGETHER, "nmi")}
     with progress() as say:
         say("writing an epoch's labels")
         written = written_epoch(num_samples, options.batch_size)
         for repeat in range(options.repeats + 1):
             say(f"repeat {repeat} of {options.repeats}" if repeat else "warming up")
-            store = copy.deepcopy(written)  # as the end of an epoch empties it
+            store = copy.deepcopy(written)  # because the end of an epoch empties it
             works: dict[str, Callable[[], object]] = {
                 "order": partial(balanced_order, labels, 0, repeat),
                 "split": partial(split_empty, one_class, num_classes, 0, repeat),
@@ -83,9 +89,11 @@ def main() -> None:
             for name in works if repeat % 2 else reversed(works):
                 took = seconds(works[name])
                 if repeat:
-                    found[name].append(took)
-    found["together"] = [sum(times) for times in zip(*(found[name] for name in TOGETHER), strict=True)]
-    rows = [{"measured": name, "unit": "s", **spread(times)} for name, times in found.items()]
+                    times_by_name[name].append(took)
+    times_by_name["together"] = [
+        sum(times) for times in zip(*(times_by_name[name] for name in TOGETHER), strict=True)
+    ]
+    rows = [{"measured": name, "unit": "s", **spread(times)} for name, times in times_by_name.items()]
     for row in rows:
         print(f"{row['measured']:9} {row['median']:.3f} s", flush=True)
     save_result(

@@ -1,13 +1,17 @@
-"""Our Loader beside others, nothing else running: the same beton, crops, batch and cores, interleaved in one run.
+"""Our Loader beside others, nothing else running: the same beton, crops, batch and cores, interleaved in one
+run.
 
-    python bench/loaders.py --data photos.beton                  by decoder beside ffcv's Loader, whole epochs on the CPU
-    python bench/loaders.py --what decode --data photos.beton    `dali` by threads and by the hardware decoder's share
+    python bench/loaders.py --data photos.beton                by decoder beside ffcv's Loader, whole epochs
+                                                               on the CPU
+    python bench/loaders.py --what decode --data photos.beton  `dali` by threads and by the hardware decoder's
+                                                               share
 
-One and two random resized crops of each sample (ffcv's Loader decodes for each), uint8 on the device, each loader in a process of its
-own; epochs' ends count. Without --data: the embedded sample, whose pictures are smaller than photos; bench/photos.py makes some.
-`decode` stands beside ffcv's Loader and DALI's own reader: as its users have it for one crop (it decodes only what the crop needs), and
-with whole pictures and its own random_resized_crop, which is what ours is held to. On a GPU it also tells the memory that is in use
-after each of three epochs. Writes a JSON; see bench/README.md.
+One and two random resized crops of each sample (ffcv's Loader decodes for each), uint8 on the device, each
+loader in a process of its own; epochs' ends count. Without --data: the embedded sample, whose pictures are
+smaller than photos; bench/photos.py makes some. `decode` stands beside ffcv's Loader and DALI's own reader:
+as its users have it for one crop (it decodes only what the crop needs), and with whole pictures and its own
+random_resized_crop, which is what ours is held to. On a GPU it also tells the memory that is in use after
+each of three epochs. Writes a JSON; see bench/README.md.
 """
 
 import math
@@ -18,10 +22,11 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from rich.console import Console
+from tyro.conf import arg
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench import peers
@@ -37,11 +42,11 @@ from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD
 from fastpsl.pipelines.loader.workers import default_num_threads
 from fastpsl.pipelines.sample.betons import sample_paths
 
-NUM_EPOCHS = 3  # whose memory is asked for
+NUM_EPOCHS = 3  # epochs after which device memory is read
 
 
 class Beside(NamedTuple):
-    """Which of our decoders stand beside which peers; and what a ratio to one of these is called."""
+    """A comparison: our decoders, the peers beside them, and the name of each peer's ratio."""
 
     decoders: tuple[str, ...]
     peers: tuple[str, ...]
@@ -67,10 +72,20 @@ class Options:
     """Ours. Default: ffcv and torchvision for loader, dali and ffcv for decode."""
     views: tuple[int, ...] = (1, 2)
     """Crops of each sample."""
-    shares: tuple[float, ...] = (0.65, 0.9, 1.0)
-    """Of `dali` on a GPU: the part of each batch that its hardware JPEG decoder gets, 0 to 1; CUDA kernels decode the rest."""
-    threads: tuple[int, ...] | None = None
-    """Decoding threads, at the default share. Default: 4, 8 and 16 on a GPU, as far as there are cores, else the cores."""
+    shares: Annotated[
+        tuple[float, ...],
+        arg(
+            help="Of `dali` on a GPU: the part of each batch that its hardware JPEG decoder gets, 0 to 1; "
+            "CUDA kernels decode the rest."
+        ),
+    ] = (0.65, 0.9, 1.0)
+    threads: Annotated[
+        tuple[int, ...] | None,
+        arg(
+            help="Decoding threads, at the default share. "
+            "Default: 4, 8 and 16 on a GPU, as far as there are cores, else the cores."
+        ),
+    ] = None
     size_px: int = 224
     batch_size: int | None = None
     """Default: 128 for loader; for decode 256 on a GPU, else 32."""
@@ -87,10 +102,10 @@ class Options:
     out: Path = RUNS / "loaders.json"
 
     def check(self) -> None:
-        """ValueError where a value cannot be."""
+        """Raise ValueError if options are out of range or contradict each other."""
         check_positive(self, "size_px", "batch_size", "repeats", "seconds", "limit_s")
-        given = [self.views, *(each for each in (self.threads, self.decoders) if each is not None)]
-        if not all(given) or min((*self.views, *(self.threads or ()))) < 1:
+        value_lists = [self.views, *(each for each in (self.threads, self.decoders) if each is not None)]
+        if not all(value_lists) or min((*self.views, *(self.threads or ()))) < 1:
             raise ValueError("--views, --threads and --decoders: give at least one of each, numbers from 1")
         if not all(0 <= share <= 1 for share in self.shares):
             raise ValueError(f"--shares {' '.join(map(str, self.shares))}: each must be from 0 to 1")
@@ -101,7 +116,12 @@ class Options:
 
 
 def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, str]]]:
-    """Return what is measured here, and what is not, with the reason. work: with the most threads."""
+    """Return what can be measured on this machine, and what cannot, with the reason.
+
+    Args:
+        options: Decoders, threads, shares and peers.
+        work: The data, with the highest number of threads.
+    """
     is_cuda, missing = work.device != "cpu", []
     share = HW_DECODER_LOAD if is_cuda else None
     works: list[Work] = []
@@ -118,12 +138,18 @@ def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, s
         if name != "dali":
             add(f"decoder {name}", reason, replace(work, kind=name))
             continue
-        ours = replace(work, kind=name, hw_decoder_load=share)
-        add("decoder dali", reason, *(replace(ours, num_threads=num) for num in threads))
-        others = [replace(ours, hw_decoder_load=each) for each in options.shares if each != share]
-        # The fewest threads are the most in need of the hardware's help.
-        others += [replace(each, num_threads=min(threads)) for each in others if each.hw_decoder_load == 1]
-        add("decoder dali by the hardware decoder's share", reason if is_cuda else "no CUDA device", *others)
+        dali_work = replace(work, kind=name, hw_decoder_load=share)
+        add("decoder dali", reason, *(replace(dali_work, num_threads=num) for num in threads))
+        more_works = [replace(dali_work, hw_decoder_load=each) for each in options.shares if each != share]
+        # Few threads profit the most from the hardware decoder.
+        more_works += [
+            replace(each, num_threads=min(threads)) for each in more_works if each.hw_decoder_load == 1
+        ]
+        add(
+            "decoder dali by the hardware decoder's share",
+            reason if is_cuda else "no CUDA device",
+            *more_works,
+        )
     for kind in beside.peers:
         reason = peers.why_missing(kind, work.data) if options.peers else "left out by --no-peers"
         each = replace(work, kind=kind, hw_decoder_load=share if kind == "dali_whole" else None)
@@ -135,29 +161,30 @@ def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, s
 
 def _threads(options: Options, is_cuda: bool) -> list[int]:
     cores = default_num_threads()
-    wanted = options.threads or ((4, 8, 16) if is_cuda else (cores,))
-    return sorted({num if options.threads else min(num, cores) for num in wanted})
+    counts = options.threads or ((4, 8, 16) if is_cuda else (cores,))
+    return sorted({num if options.threads else min(num, cores) for num in counts})
 
 
 def labels(work: Work) -> dict[str, Any]:
-    """Return what a row says of a loader besides its name."""
+    """Return a row's labels of a loader, besides its name."""
     return {"device": work.device, "num_threads": work.num_threads, "hw_decoder_load": work.hw_decoder_load}
 
 
 def title(kind: str, device: str, num_threads: int, hw_decoder_load: float | None) -> str:
+    """Return a loader's name for people."""
     share = "" if hw_decoder_load is None else f", share {hw_decoder_load:g}"
     on_cpu = ", on the CPU" if kind.startswith("dali") and device == "cpu" else ""
     return f"{TITLES.get(kind, f'ours, {kind}')}{on_cpu}, {counted(num_threads, 'thread')}{share}"
 
 
 def tabulate(rates: list[Rates], what: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return rows, and ratios to the peers of BESIDE, repeat by repeat."""
+    """Return the rows, and the ratios to the peers of BESIDE, repeat by repeat."""
     rows, ratios = [], []
     for ours in rates:
         row = ours.row(what, **labels(ours.work))
         rows.append(row | {"views_per_s": round(ours.num_views * row["median"], 1)})
         if what == "loader":
-            # A busy machine bends it less than the rate.
+            # CPU time, because other load on the machine changes it less than the rate.
             cpu_ms = [1e3 * cores / rate for cores, rate in zip(ours.cores, ours.values, strict=True)]
             unit = "ms of all cores a sample"
             rows.append(
@@ -170,11 +197,11 @@ def tabulate(rates: list[Rates], what: str) -> tuple[list[dict[str, Any]], list[
                 }
             )
         for theirs in rates if ours.work.kind not in TITLES else ():
-            name = BESIDE[what].ratios.get(theirs.work.kind)
-            if name and theirs.num_views == ours.num_views:
+            ratio_name = BESIDE[what].ratios.get(theirs.work.kind)
+            if ratio_name and theirs.num_views == ours.num_views:
                 values = [mine / other for mine, other in zip(ours.values, theirs.values, strict=True)]
                 ratio = {
-                    "what": name,
+                    "what": ratio_name,
                     "decoder": ours.work.kind,
                     **labels(ours.work),
                     "num_views": ours.num_views,
@@ -184,7 +211,7 @@ def tabulate(rates: list[Rates], what: str) -> tuple[list[dict[str, Any]], list[
 
 
 def memory_by_epoch(work: Work, num_views: int) -> list[dict[str, int]]:
-    """Return `Loader.device_memory()` after each of a few epochs."""
+    """Return `Loader.device_memory()` after each of NUM_EPOCHS epochs."""
     memory = []
     with peers.open_ours(work, num_views) as loader:
         for epoch in range(NUM_EPOCHS):
@@ -206,9 +233,8 @@ def show(result: dict[str, Any], console: Console) -> None:
             console.print(f"{row['decoder']}, {views}: {row['median']:.2f} {row['unit']}")
     for ratio in result["ratios"]:
         other = ratio["what"].removeprefix("samples/s / ")
-        console.print(
-            f"{name(ratio)}, {counted(ratio['num_views'], 'view')}: {ratio['median']:.2f} times as fast as {other}"
-        )
+        loader = f"{name(ratio)}, {counted(ratio['num_views'], 'view')}"
+        console.print(f"{loader}: {ratio['median']:.2f} times as fast as {other}")
     for missing in result["not_measured"]:
         console.print(f"{missing['what']}: {missing['reason']}")
     for note in result["notes"]:
@@ -245,15 +271,16 @@ def main() -> None:
         if not is_loader:
             if is_cuda and works and works[0].kind == "dali":
                 say("device memory")
-                ours = replace(works[0], num_threads=num_threads)
+                dali_work = replace(works[0], num_threads=num_threads)
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    memory = pool.submit(memory_by_epoch, ours, max(options.views)).result()
+                    memory = pool.submit(memory_by_epoch, dali_work, max(options.views)).result()
             else:
                 missing.append(
                     {"what": "device memory by epoch", "reason": "no CUDA device, or no DALI for it"}
                 )
         rates, failed, notes = measure(
-            {title(each.kind, **labels(each)): each for each in works}, options.views, repeats=repeats, seconds=seconds,
+            {title(each.kind, **labels(each)): each for each in works}, options.views, repeats=repeats,
+            seconds=seconds,
             num_batches=num_samples // batch_size if is_loader else 0, deadline=start + limit_s, say=say,
         )  # fmt: skip
     missing += failed
@@ -263,9 +290,14 @@ def main() -> None:
     result = save_result(
         options.out, options.what, machine, data=record,
         settings={
-            "repeats": len(rates[0].values), "seconds": seconds, "batch_size": batch_size, "num_threads": num_threads,
-            "size_px": options.size_px, "device": device.type, "crop": "RandomResizedCrop", "epoch_a_repeat": is_loader,
-            **{f"device_memory_{name}": [each[name] for each in memory] for name in (memory[0] if memory else ())},
+            "repeats": len(rates[0].values), "seconds": seconds, "batch_size": batch_size,
+            "num_threads": num_threads,
+            "size_px": options.size_px, "device": device.type, "crop": "RandomResizedCrop",
+            "epoch_a_repeat": is_loader,
+            **{
+                f"device_memory_{name}": [each[name] for each in memory]
+                for name in (memory[0] if memory else ())
+            },
         },
         rows=rows, ratios=ratios, not_measured=missing, notes=notes,
     )  # fmt: skip

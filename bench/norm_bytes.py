@@ -1,11 +1,13 @@
-"""What BatchNorm, ReLU and shortcuts move through memory in a training step, counted, not measured: eager, compiled at its best, fused.
+"""What BatchNorm, ReLU and shortcuts move through memory in a training step, counted, not measured: eager,
+compiled at its best, fused.
 
     python bench/norm_bytes.py                        ResNet-50, 256 pictures of 224 px, values of 2 bytes
     python bench/norm_bytes.py --side-px 64 --batch-size 2304
 
-A pass over a map counts once for each map that it reads or writes whole; a kernel may read more. eager: torch's kernels, cuDNN's BatchNorm of two
-reads forward. compiled: each pass joined with all its neighbours, and what a ReLU has cut read from its result: what torch.compile does at best. All
-three have in common, and so is not counted: gradients of two that use a block's result, and what convolutions read and write.
+A pass over a map counts once for each map that it reads or writes whole; a kernel may read more. eager:
+torch's kernels, cuDNN's BatchNorm of two reads forward. compiled: each pass joined with all its neighbours,
+and what a ReLU has cut read from its result: what torch.compile does at best. All three have in common, and
+so is not counted: gradients of two that use a block's result, and what convolutions read and write.
 """
 
 import os
@@ -28,12 +30,12 @@ from fastpsl.engine.fused_norms import FusedNorm, fused
 from fastpsl.engine.plan import make_plan
 from fastpsl.models.factory import make_backbone
 
-COPY_TB_PER_S = 4.25  # one H200's, measured
-BIT = 1 / 16  # of a value of two bytes
+COPY_TB_PER_S = 4.25  # measured on one H200
+BIT = 1 / 16  # the share of a two-byte value that one bit takes
 
 
 class Moved(NamedTuple):
-    """Maps of one BatchNorm's size, and launches, forward and backward."""
+    """The traffic of one BatchNorm, forward and backward: maps of its size moved, and kernel launches."""
 
     maps: float
     launches: int
@@ -41,7 +43,14 @@ class Moved(NamedTuple):
 
 @dataclass(frozen=True)
 class Group:
-    """BatchNorms that are joined: num_values of a map; what is added: "nothing", "map" or "normalised"; whether two use the result."""
+    """A set of BatchNorms that are computed together, with the ReLU and the sum that follow them.
+
+    Attributes:
+        num_values: Values of a map.
+        adds: What is added to the result: "nothing", "map" or "normalised".
+        relu: Whether a ReLU follows.
+        fork: Whether two consumers use the result.
+    """
 
     num_values: int
     adds: str
@@ -49,22 +58,29 @@ class Group:
     fork: bool
 
     def eager(self) -> Moved:
-        """x twice, y; ReLU and sum in place; backward the ReLU's, then dy and x twice, dx."""
+        """Count for torch's own kernels.
+
+        Forward, they read x twice and write y; ReLU and sum work in place. Backward, the ReLU's pass comes
+        first; then dy and x are read twice and dx is written.
+        """
         norms = 2 if self.adds == "normalised" else 1
         adds = self.adds != "nothing"
         maps = norms * (3 + 5) + 3 * adds + (2 + 3) * self.relu + 3 * self.fork
-        # BatchNorm counts its batches by a launch.
+        # BatchNorm counts its batches by one more launch.
         return Moved(maps, norms * 3 + adds + 2 * self.relu + self.fork)
 
     def compiled(self) -> Moved:
-        """A launch for sums takes a second, which adds up what the first leaves."""
+        """Count for torch.compile at its best.
+
+        A launch that computes sums needs a second one, which adds up its partial sums.
+        """
         if self.adds == "nothing":
             return Moved(3 + 5 + 2 * self.relu + self.fork, 3 + 3)
         of_one = Moved(4 + 3 + self.relu + 3 + self.fork, 3 + 3)
         return of_one if self.adds == "map" else Moved(5 + 4 + self.relu + 5 + self.fork, 5 + 3)
 
     def fused(self) -> Moved:
-        """As kernels/fused_cuda/batch_norm.py says, zeros and the copy of a sum counted as launches."""
+        """Count for kernels/fused_cuda/batch_norm.py; zeroing and the copy of a sum count as launches."""
         if self.adds == "nothing":
             return Moved(3 + 5 + 2 * self.fork, 3 + 2)
         bits = 2 * BIT * self.relu
@@ -79,12 +95,12 @@ class Options:
     side_px: int = 224
 
     def check(self) -> None:
-        """ValueError where a value cannot be."""
+        """Raise ValueError if an option is not positive."""
         check_positive(self, "batch_size", "side_px")
 
 
 def groups(options: Options) -> list[list[Group]]:
-    """Of each block, in `--step fused`."""
+    """Return the groups of each block, as `--step fused` forms them."""
     with torch.device("meta"):
         net = make_backbone(options.backbone)
         images = torch.empty(options.batch_size, 3, options.side_px, options.side_px)
@@ -92,14 +108,14 @@ def groups(options: Options) -> list[list[Group]]:
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.register_forward_hook(lambda norm, _, y: values.update({norm: y.numel()}))
-    found = []
+    groups_of_blocks = []
     for block in net.blocks():
         view = fused(block)
         arity = {
             str(node.target): len(node.args) for node in getattr(getattr(view, "graph", None), "nodes", ())
         }
         images = block(images)
-        found.append([
+        groups_of_blocks.append([
             Group(
                 values[part.norm],
                 "nothing" if arity[name] == 1 else "normalised" if part.z_norm is not None else "map",
@@ -107,16 +123,16 @@ def groups(options: Options) -> list[list[Group]]:
             )
             for name, part in view.named_modules() if isinstance(part, FusedNorm)
         ])  # fmt: skip
-    return found
+    return groups_of_blocks
 
 
 def totals(blocks: list[list[Group]]) -> dict[str, Moved]:
-    """Bytes, of two a value, and launches, by way."""
+    """Return for each way the bytes moved, at two bytes per value, and the launches."""
     sums = {}
     for way in ("eager", "compiled", "fused"):
-        moved = [(group, getattr(group, way)()) for block in blocks for group in block]
-        num_bytes = sum(2 * group.num_values * each.maps for group, each in moved)
-        sums[way] = Moved(num_bytes, sum(each.launches for _, each in moved))
+        entries = [(group, getattr(group, way)()) for block in blocks for group in block]
+        num_bytes = sum(2 * group.num_values * moved.maps for group, moved in entries)
+        sums[way] = Moved(num_bytes, sum(moved.launches for _, moved in entries))
     return sums
 
 
@@ -131,11 +147,12 @@ def main() -> None:
         "stage", "learns", "way", "GB", f"ms at {COPY_TB_PER_S} TB/s", "less than eager", "launches"
     )
     for name, (first, last) in stages.items():
-        found = totals(blocks[first - 1 : last])
-        for way, moved in found.items():
-            ms, eager_ms = (each.maps / COPY_TB_PER_S / 1e9 for each in (moved, found["eager"]))
+        sums = totals(blocks[first - 1 : last])
+        for way, moved in sums.items():
+            ms, eager_ms = (each.maps / COPY_TB_PER_S / 1e9 for each in (moved, sums["eager"]))
             table.add_row(
-                name, f"B{first}-B{last}", way, f"{moved.maps / 1e9:.1f}", f"{ms:.1f}", f"{eager_ms - ms:.1f}", str(moved.launches)
+                name, f"B{first}-B{last}", way, f"{moved.maps / 1e9:.1f}", f"{ms:.1f}",
+                f"{eager_ms - ms:.1f}", str(moved.launches)
             )  # fmt: skip
     Console(highlight=False, soft_wrap=True).print(table)
 

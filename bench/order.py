@@ -1,14 +1,16 @@
-"""Random beside quasi-random order, read from storage: the file is dropped from the page cache before each epoch.
+"""Random beside quasi-random order, read from storage: the file is dropped from the page cache before each
+epoch.
 
     python bench/order.py --data 'imagenet/train-*.beton' --lanes 64
 
-`reads`: the samples' bytes and nothing else, by the loader's number of threads; beside the two orders stands one thread that
-reads the file from front to back, a page at a time. `loader`: our Loader, with small crops. All interleaved. Without
---data: raw noise in a temporary folder under --folder, on the disk that is to be measured. Before each epoch mincore says
-what share of the file is left in the page cache; the bytes that came from storage are those of /proc/self/io, the size of a
-request is the disk's own count, of all processes; `share_waited_for` is that of the samples which a thread did not find in
-the page cache. What a host below a virtual machine caches, nothing here shows. A set that fits into memory flatters the random
-order: what the kernel reads beside a sample is still there when that one's turn comes. Writes a JSON.
+`reads`: the samples' bytes and nothing else, by the loader's number of threads; beside the two orders stands
+one thread that reads the file from front to back, a page at a time. `loader`: our Loader, with small crops.
+All interleaved. Without --data: raw noise in a temporary folder under --folder, on the disk that is to be
+measured. Before each epoch mincore says what share of the file is left in the page cache; the bytes that came
+from storage are those of /proc/self/io, the size of a request is the disk's own count, of all processes;
+`share_waited_for` is that of the samples which a thread did not find in the page cache. What a host below a
+virtual machine caches, nothing here shows. A set that fits into memory flatters the random order: what the
+kernel reads beside a sample is still there when that one's turn comes. Writes a JSON.
 """
 
 import argparse
@@ -46,52 +48,52 @@ VARIANTS = (
     *(("reads", order) for order in (*ORDERS, "front to back")),
     *(("loader", order) for order in ORDERS),
 )
-NOISE_SIDE_PX = 192  # raw: 111 KB, about an ImageNet JPEG
+NOISE_SIDE_PX = 192  # raw 111 KB, about the size of an ImageNet JPEG
 CROP_PX = 32
 PREFETCH_BATCHES = 3
 
 
 def write_noise(path: Path, num_bytes: int) -> None:
-    """A beton of raw noise."""
+    """Write a beton of raw noise images with about `num_bytes` bytes."""
     size = 3 * NOISE_SIDE_PX**2
     noise = memoryview(np.random.default_rng(0).bytes(64 << 20))
     starts = np.random.default_rng(1).integers(0, len(noise) - size, num_bytes // size)
     beton = BetonFile(path, len(starts), DEFAULT_PAGE_BYTES)
     for start in starts.tolist():
-        picture = bytes(noise[start : start + size])
-        beton.add(Stored(picture, NOISE_SIDE_PX, NOISE_SIDE_PX, MODE_RAW, "passed"), 0)
+        image = bytes(noise[start : start + size])
+        beton.add(Stored(image, NOISE_SIDE_PX, NOISE_SIDE_PX, MODE_RAW, "passed"), 0)
     beton.finish()
     beton.file.publish()
 
 
 def drop_from_cache(paths: Sequence[Path]) -> float:
-    """Drops the files from the page cache; the share of them that is there still."""
+    """Drop the files from the page cache, and return the share of their pages that remains."""
     resident = pages = 0
     for path in paths:
         fd = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(fd)  # only what is on disk can be dropped
+            os.fsync(fd)  # because only pages that are on disk can be dropped
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
-        found = resident_pages(path)
-        resident, pages = resident + int(found.sum()), pages + len(found)
+        is_resident = resident_pages(path)
+        resident, pages = resident + int(is_resident.sum()), pages + len(is_resident)
     return resident / pages
 
 
 def resident_pages(path: Path) -> np.ndarray:
-    """bool: which of a file's memory pages are in the page cache (mincore; the file must be ours)."""
+    """Return a bool array: which memory pages of a file are in the page cache (mincore, own files only)."""
     mapped = np.memmap(path, np.uint8, "r")
-    found = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
+    flags = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-    if libc.mincore(mapped.ctypes.data, len(mapped), found.ctypes.data):
+    if libc.mincore(mapped.ctypes.data, len(mapped), flags.ctypes.data):
         raise OSError(ctypes.get_errno(), "mincore failed")
-    return (found & 1).astype(bool)
+    return (flags & 1).astype(bool)
 
 
 def fresh_memory_gb_per_s() -> float:
-    """How fast memory is handed out: no read of what is not cached is faster than that."""
+    """Return the rate at which the kernel hands out memory, a bound on reads that miss the page cache."""
     num_bytes = 1 << 30
     with mmap.mmap(-1, num_bytes) as memory:
         start = time.perf_counter()
@@ -101,43 +103,44 @@ def fresh_memory_gb_per_s() -> float:
 
 
 class Storage(NamedTuple):
-    """What storage has done so far; `minus` an earlier look."""
+    """A reading of the counters of bytes that came from storage."""
 
-    num_bytes: int  # read for this process, read-ahead included
-    disk_bytes: int  # read from the file's disk, by all processes
+    num_bytes: int  # of this process, read-ahead included
+    disk_bytes: int  # of the file's disk, by all processes
     disk_requests: int
 
     @classmethod
     def look(cls, path: Path) -> "Storage":
-        own = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
         device = path.stat().st_dev
         stat = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
-        requests, _, sectors, *_ = (
+        num_requests, _, sectors, *_ = (
             (int(word) for word in stat.read_text().split()) if stat.exists() else (0, 0, 0)
         )
-        return cls(int(own["read_bytes"]), sectors * 512, requests)
+        return cls(int(counters["read_bytes"]), sectors * 512, num_requests)
 
     def minus(self, before: "Storage") -> "Storage":
         return Storage(*(now - then for now, then in zip(self, before, strict=True)))
 
 
 def read_part(rows: SampleTable, part: slice) -> int:
-    """Reads samples; how many of them were not in the page cache (all where the file system does not say)."""
-    mine, num_waits = rows.part(part), 0
-    for i, num_bytes in enumerate(mine.num_bytes.tolist()):
+    """Read samples, and return how many were not in the page cache (all if the file system cannot tell)."""
+    samples, num_waits = rows.part(part), 0
+    for i, num_bytes in enumerate(samples.num_bytes.tolist()):
         try:
-            at_once = os.preadv(int(mine.fd[i]), [bytearray(num_bytes)], int(mine.offset[i]), os.RWF_NOWAIT)
+            num_read = os.preadv(
+                int(samples.fd[i]), [bytearray(num_bytes)], int(samples.offset[i]), os.RWF_NOWAIT
+            )
         except OSError:
-            at_once = 0
-        if at_once < num_bytes:
+            num_read = 0
+        if num_read < num_bytes:
             num_waits += 1
-            assert len(read_bytes(mine, i)) == num_bytes
+            assert len(read_bytes(samples, i)) == num_bytes
     return num_waits
 
 
 def reads_by_order(data: Beton, order_name: str, epoch: int, options: argparse.Namespace) -> tuple[int, int]:
-    """Reads an epoch's samples as the Loader does, a batch's parts in threads, PREFETCH_BATCHES batches under way; how
-    many there were, and how many a thread had to wait for."""
+    """Read an epoch as the Loader does; return the number of samples, and of those a thread waited for."""
     batch_size = options.batch_size
     if order_name == "quasi_random":
         order, readahead = QuasiRandom(data, lanes=options.lanes, batch_size=batch_size).epoch(
@@ -146,24 +149,25 @@ def reads_by_order(data: Beton, order_name: str, epoch: int, options: argparse.N
     else:
         order, readahead = epoch_order(0, epoch, data.num_samples), None
     steps = num_steps(len(order), batch_size, train=True)
-    under_way: deque[list[Future[int]]] = deque()
+    pending: deque[list[Future[int]]] = deque()
     num_waits = 0
     with ThreadPoolExecutor(options.num_threads) as pool:
         for step in range(steps):
-            if len(under_way) == PREFETCH_BATCHES:
-                num_waits += sum(future.result() for future in under_way.popleft())
+            if len(pending) == PREFETCH_BATCHES:
+                num_waits += sum(future.result() for future in pending.popleft())
             if readahead is not None:
                 readahead.advance(step)
             rows = data.rows(step_indices(order, step, batch_size, 0, 1))
             parts = [slice(start, start + 16) for start in range(0, batch_size, 16)]
-            under_way.append([pool.submit(read_part, rows, part) for part in parts])
-        num_waits += sum(future.result() for futures in under_way for future in futures)
+            pending.append([pool.submit(read_part, rows, part) for part in parts])
+        num_waits += sum(future.result() for futures in pending for future in futures)
     if readahead is not None:
         readahead.close()
     return steps * batch_size, num_waits
 
 
 def reads_from_front_to_back(data: Beton) -> int:
+    """Read all files from front to back, a page of the beton at a time, and return the number of samples."""
     buffer = bytearray(data.shards[0].page_size)
     for shard in data.shards:
         offset = 0
@@ -175,8 +179,10 @@ def reads_from_front_to_back(data: Beton) -> int:
 def measure(
     data: Beton, options: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows and ratios."""
-    found: dict[tuple[str, str], list[tuple[float, Storage, float]]] = {variant: [] for variant in VARIANTS}
+    """Measure all variants in turn, each from an empty page cache; return rows and ratios."""
+    looks_by_variant: dict[tuple[str, str], list[tuple[float, Storage, float]]] = {
+        variant: [] for variant in VARIANTS
+    }
     shares_waited: dict[str, list[float]] = {name: [] for name in ORDERS}
     with ExitStack() as stack:
         loaders = {
@@ -190,7 +196,7 @@ def measure(
             for name in ORDERS
         }  # fmt: skip
         for loader in loaders.values():
-            next(loader.epoch(0))  # compiles what is not compiled yet
+            next(loader.epoch(0))  # so that compilation is not timed
 
         def epoch(measured: str, name: str, number: int) -> int:
             if measured == "loader":
@@ -204,15 +210,17 @@ def measure(
         for repeat in range(options.repeats):
             for variant in VARIANTS if repeat % 2 else VARIANTS[::-1]:
                 say(f"repeat {repeat + 1} of {options.repeats}: {variant[0]}, {variant[1]}")
-                left = drop_from_cache(data.paths)
+                left_share = drop_from_cache(data.paths)
                 before, start = Storage.look(data.paths[0]), time.perf_counter()
                 num = epoch(*variant, repeat)
                 rate = num / (time.perf_counter() - start)
-                found[variant].append((rate, Storage.look(data.paths[0]).minus(before), left))
+                looks_by_variant[variant].append(
+                    (rate, Storage.look(data.paths[0]).minus(before), left_share)
+                )
                 print(f"{variant[0]:7} {variant[1]:13} {rate:8,.0f} samples/s", flush=True)
     mean_bytes = data_bytes(data) / data.num_samples
     rows: list[dict[str, Any]] = []
-    for (measured, name), values in found.items():
+    for (measured, name), values in looks_by_variant.items():
         rates, storage, left_over = zip(*values, strict=True)
         row = {"measured": measured, "order": name, "unit": "samples/s", **spread(rates)}
         row["samples_mb_per_s"] = round(row["median"] * mean_bytes / 1e6, 1)
@@ -229,14 +237,14 @@ def measure(
         ("reads", "quasi_random", "random"), ("loader", "quasi_random", "random"),
         ("reads", "random", "front to back"), ("reads", "quasi_random", "front to back"),
     ):  # fmt: skip
-        pairs = zip(found[measured, name], found[measured, other], strict=True)
+        pairs = zip(looks_by_variant[measured, name], looks_by_variant[measured, other], strict=True)
         by_repeat = spread([ours[0] / theirs[0] for ours, theirs in pairs])
         ratios.append({"what": f"{name} / {other}", "measured": measured, **by_repeat})
     return rows, ratios
 
 
 def data_bytes(data: Beton) -> int:
-    """Of all samples together."""
+    """Return the bytes of all samples."""
     parts = np.array_split(np.arange(data.num_samples), -(-data.num_samples // (1 << 16)))
     return sum(int(data.rows(part).num_bytes.sum()) for part in parts)
 
@@ -282,13 +290,16 @@ def main() -> None:
         options.out, "order", machine, data=about,
         settings={
             "repeats": options.repeats, "batch_size": options.batch_size, "lanes": options.lanes,
-            "num_threads": options.num_threads, "prefetch_batches": PREFETCH_BATCHES, "decoder": options.decoder,
+            "num_threads": options.num_threads, "prefetch_batches": PREFETCH_BATCHES,
+            "decoder": options.decoder,
             "crop_px": CROP_PX, "max_asked_ahead_gb": round(ahead / 1e9, 3),
         },
         rows=rows, ratios=ratios,
         notes=[
-            "the file was dropped from this machine's page cache before each epoch; whether a host below it caches is not known",
-            f"fresh memory came at {np.median(memory):.1f} GB/s: rows that are near it say little of the storage",
+            ("the file was dropped from this machine's page cache before each epoch; "
+             "whether a host below it caches is not known"),
+            (f"fresh memory came at {np.median(memory):.1f} GB/s: "
+             "rows that are near it say little of the storage"),
         ],
     )  # fmt: skip
     print(options.out)

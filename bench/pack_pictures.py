@@ -1,6 +1,8 @@
-"""Small pictures to be carried to a machine without a network: an .npz as `fastpsl beton write` reads it, packed without loss, and back.
+"""Small pictures to be carried to a machine without a network: an .npz as `fastpsl beton write` reads it,
+packed without loss, and back.
 
-    python bench/pack_pictures.py pack cifar10/train.npz train.packed --num 30000      1.7 KB a picture of CIFAR-10 instead of 3
+    python bench/pack_pictures.py pack cifar10/train.npz train.packed --num 30000  1.7 KB a picture of
+                                                                                   CIFAR-10 instead of 3
     python bench/pack_pictures.py unpack train.packed train.npz
 
 Sheets of 1,024 pictures as lossless WebP, and the labels. --num takes the first so many, as they stand.
@@ -17,11 +19,20 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import run_program
 
-_ROWS = 32  # of a sheet, and columns
+_ROWS = 32  # rows and columns of a sheet
 
 
 def pack(source: Path, out: Path, num: int | None) -> int:
-    """images uint8 [n, h, w, 3] and labels [n] of an .npz; how many were packed."""
+    """Pack the images and labels of an .npz, and return the number of images.
+
+    Args:
+        source: .npz with `images`, uint8 [N, H, W, 3], and `labels`, [N].
+        out: File to write.
+        num: Number of images to take from the front; None takes all.
+
+    Raises:
+        ValueError: `source` has other arrays.
+    """
     with np.load(source) as arrays:
         if not {"images", "labels"} <= set(arrays.files):
             raise ValueError(f"{source}: holds {', '.join(arrays.files)}; images and labels are wanted")
@@ -48,7 +59,11 @@ def pack(source: Path, out: Path, num: int | None) -> int:
 
 
 def unpack(source: Path, out: Path) -> int:
-    """The .npz again."""
+    """Write the .npz that `pack` has read, and return the number of images.
+
+    Raises:
+        ValueError: `source` was not written by `pack`.
+    """
     with np.load(source) as arrays:
         if "size" not in arrays.files:
             raise ValueError(f"{source}: is no file of `pack`")

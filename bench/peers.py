@@ -1,8 +1,9 @@
 """The loaders that are measured: ours, and each peer as its users write it.
 
-All make the same: each sample decoded, `num_views` of torchvision's RandomResizedCrop (area 0.08 to 1, ratio 3/4 to
-4/3) to size_px, uint8 on the device. As a program, it serves one of them to bench/interleaved.py; imports stand in
-functions, as such a process imports no other's libraries.
+All do the same work: decode each sample, crop it `num_views` times with torchvision's RandomResizedCrop (area
+0.08 to 1, ratio 3/4 to 4/3) to size_px, and put uint8 on the device. As a program, this file serves one
+loader to bench/interleaved.py; imports stand in functions, because such a process must not import another
+loader's libraries.
 """
 
 import io
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this file is a program, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # because this file is a program, too
 from fastpsl.engine.timing import samples_per_s
 
 PEERS = ("ffcv_loader", "dali_reader", "dataloader", "webdataset")
@@ -36,24 +37,25 @@ TITLES = {
     "webdataset": "WebDataset",
 }
 NEED_FILES = ("dali_reader", "dali_whole", "webdataset")
-MAX_FILES = 10_000  # pictures that are copied out of a beton for peers that read none
+MAX_FILES = 10_000  # images that are copied out of a beton for peers that cannot read one
 _PACKAGES = {
-    "ffcv_loader": "ffcv", "dali_reader": "nvidia.dali", "dali_whole": "nvidia.dali", "webdataset": "webdataset",
+    "ffcv_loader": "ffcv", "dali_reader": "nvidia.dali", "dali_whole": "nvidia.dali",
+    "webdataset": "webdataset",
 }  # fmt: skip
 _WITH_PROCESSES = ("dataloader", "webdataset")
-_AHEAD = 4  # batches thrown away before a timed region: more than our loaders hold ready
-_SHUFFLE = 1000  # samples in the buffers of DALI's reader and WebDataset; theirs in their examples
+_AHEAD = 4  # batches discarded before a timed region: more than our loaders prefetch
+_SHUFFLE = 1000  # samples in the shuffle buffers of DALI's reader and WebDataset, as in their examples
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be loaded, and how.
+    """A loader and its task.
 
     Attributes:
-        kind: of TITLES, or one of our decoders.
-        data: a beton or a glob.
-        files: a folder made by `copy_out`, for those of NEED_FILES.
-        hw_decoder_load: of DALI on a GPU; None: the default.
+        kind: A key of TITLES, or one of our decoders.
+        data: A beton, or a glob of shards.
+        files: A folder written by `copy_out`, for loaders in NEED_FILES.
+        hw_decoder_load: The share of DALI's hardware decoder on a GPU, 0 to 1; None for the default.
     """
 
     kind: str
@@ -67,7 +69,7 @@ class Work:
 
 
 def why_missing(kind: str, data: str) -> str | None:
-    """Return why a peer cannot be measured on a beton, None where it can."""
+    """Return the reason why a peer cannot be measured on a beton, or None if it can."""
     from fastpsl.pipelines.beton.reader import Beton
 
     if kind in _PACKAGES and not _is_installed(_PACKAGES[kind]):
@@ -81,7 +83,7 @@ def why_missing(kind: str, data: str) -> str | None:
 
 
 def why_no_decoder(name: str, device: torch.device) -> str | None:
-    """Return why our Loader cannot run with a decoder, None where it can."""
+    """Return the reason why our Loader cannot run with a decoder, or None if it can."""
     from fastpsl.pipelines.decoders import dali, libffcv
 
     if name == "ffcv":
@@ -92,17 +94,21 @@ def why_no_decoder(name: str, device: torch.device) -> str | None:
 def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
-    except ModuleNotFoundError:  # the package that it would be in
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
 def _copied(num_samples: int) -> np.ndarray:
-    """Return which samples are copied out: all, or MAX_FILES of them in even steps."""
+    """Return the indices of the samples that are copied out: all, or MAX_FILES in even steps."""
     return np.unique(np.linspace(0, num_samples - 1, min(num_samples, MAX_FILES)).round().astype(np.int64))
 
 
 def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
-    """Write the JPEGs of a beton as images/LABEL/NUMBER.jpg and into shards/*.tar; return how many, and of how many."""
+    """Write the JPEGs of a beton as images/LABEL/NUMBER.jpg and into shards/*.tar.
+
+    Returns:
+        The number of JPEGs written, and the number of samples.
+    """
     from fastpsl.pipelines.beton.reader import Beton
 
     (folder / "shards").mkdir(parents=True)
@@ -116,10 +122,10 @@ def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
             path = folder / "images" / f"{label:06}" / f"{index:09}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(jpeg)
-            for suffix, content in (("jpg", jpeg), ("cls", str(label).encode())):
+            for suffix, data_bytes in (("jpg", jpeg), ("cls", str(label).encode())):
                 member = tarfile.TarInfo(f"{index:09}.{suffix}")
-                member.size = len(content)
-                shards[place % num_shards].addfile(member, io.BytesIO(content))
+                member.size = len(data_bytes)
+                shards[place % num_shards].addfile(member, io.BytesIO(data_bytes))
     for shard in shards:
         shard.close()
     return len(indices), num_samples
@@ -127,7 +133,7 @@ def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
 
 @contextmanager
 def open_ours(work: Work, num_views: int) -> Iterator[Any]:
-    """Open our Loader."""
+    """Open our Loader with `num_views` random resized crops."""
     from fastpsl.kernels.crops import RandomResizedCrop
     from fastpsl.pipelines.beton.reader import Beton
     from fastpsl.pipelines.loader.loader import Loader
@@ -164,7 +170,7 @@ def _batches_of_ffcv(work: Work, num_views: int) -> Iterator[int]:
         return [decoder, ToTensor(), *to_device, ToTorchImage()]
 
     pipelines: dict[str, Any] = {"image": crop(), "label": [IntDecoder(), ToTensor(), Squeeze(), *to_device]}
-    for view in range(1, num_views):  # it decodes again for each
+    for view in range(1, num_views):  # ffcv decodes again for each view
         pipelines[f"image_{view}"] = PipelineSpec("image", transforms=crop())
     loader = Loader(
         work.data, batch_size=work.batch_size, num_workers=work.num_threads, order=OrderOption.RANDOM,
@@ -176,7 +182,7 @@ def _batches_of_ffcv(work: Work, num_views: int) -> Iterator[int]:
 
 
 def _batches_of_dali(work: Work, num_views: int, *, whole: bool = False) -> Iterator[int]:
-    """DALI's own reader. One view: it decodes only what the crop needs, unless `whole`; several: the picture once, then each crop."""
+    """Yield batches of DALI's reader; with one view it decodes only the crop, unless `whole` is set."""
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
@@ -197,8 +203,8 @@ def _batches_of_dali(work: Work, num_views: int, *, whole: bool = False) -> Iter
         if num_views == 1 and not whole:
             views = [fn.resize(fn.decoders.image_random_crop(jpegs, **decoder), size=size)]
         else:
-            pictures = fn.decoders.image(jpegs, **decoder)
-            views = [fn.random_resized_crop(pictures, size=size) for _ in range(num_views)]
+            images = fn.decoders.image(jpegs, **decoder)
+            views = [fn.random_resized_crop(images, size=size) for _ in range(num_views)]
         return (*views, labels.gpu() if is_cuda else labels)
 
     names = [f"view_{view}" for view in range(num_views)]
@@ -213,7 +219,7 @@ def _batches_of_dali(work: Work, num_views: int, *, whole: bool = False) -> Iter
 
 
 def _batches_of_dataloader(work: Work, num_views: int) -> Iterator[int]:
-    """As ImageFolder's users do: PIL, torchvision's transforms, worker processes; the bytes come from the beton."""
+    """Yield batches as ImageFolder's users do, with PIL, torchvision and worker processes."""
     from PIL import Image
 
     from fastpsl.pipelines.beton.reader import Beton
@@ -230,10 +236,10 @@ def _batches_of_dataloader(work: Work, num_views: int) -> Iterator[int]:
             stored = data.read(index)
             if row.mode[0]:
                 pixels = np.frombuffer(stored, np.uint8).reshape(row.height[0], row.width[0], 3)
-                picture = Image.fromarray(pixels)
+                image = Image.fromarray(pixels)
             else:
-                picture = Image.open(io.BytesIO(stored)).convert("RGB")
-            return *crops(picture), int(row.label[0])
+                image = Image.open(io.BytesIO(stored)).convert("RGB")
+            return *crops(image), int(row.label[0])
 
     loader = torch.utils.data.DataLoader(
         Photos(), batch_size=work.batch_size, shuffle=True, drop_last=True, num_workers=work.num_threads,
@@ -244,7 +250,7 @@ def _batches_of_dataloader(work: Work, num_views: int) -> Iterator[int]:
 
 
 def _batches_of_webdataset(work: Work, num_views: int) -> Iterator[int]:
-    """As its users train: shards drawn again and again, a shuffle buffer, PIL, torchvision's transforms, worker processes."""
+    """Yield batches as WebDataset's users do, with resampled shards and a shuffle buffer."""
     import webdataset
 
     crops = _Crops(work.size_px, num_views)
@@ -259,7 +265,7 @@ def _batches_of_webdataset(work: Work, num_views: int) -> Iterator[int]:
 
 
 class _Crops:
-    """PIL picture → `num_views` uint8 [3, S, S]."""
+    """A transform from a PIL image to `num_views` uint8 tensors [3, S, S]."""
 
     def __init__(self, size_px: int, num_views: int):
         from torchvision import transforms
@@ -267,8 +273,8 @@ class _Crops:
         self.crop = transforms.Compose([transforms.RandomResizedCrop(size_px), transforms.PILToTensor()])
         self.num_views = num_views
 
-    def __call__(self, picture: Any) -> list[Any]:
-        return [self.crop(picture) for _ in range(self.num_views)]
+    def __call__(self, image: Any) -> list[Any]:
+        return [self.crop(image) for _ in range(self.num_views)]
 
 
 def _on_device(loader: Any, device: str) -> Iterator[int]:
@@ -279,7 +285,7 @@ def _on_device(loader: Any, device: str) -> Iterator[int]:
 
 
 def open_batches(work: Work, num_views: int) -> Iterator[int]:
-    """Return an endless iterator over the numbers of samples of batches."""
+    """Return an endless iterator over the numbers of samples in the batches."""
     functions: dict[str, Callable[[Work, int], Iterator[int]]] = {
         "ffcv_loader": _batches_of_ffcv,
         "dali_reader": _batches_of_dali,
@@ -291,10 +297,10 @@ def open_batches(work: Work, num_views: int) -> Iterator[int]:
 
 
 def serve(work: Work) -> None:
-    """Print a line at the first batch; then, for each of `interleaved.Process.measure`'s questions on stdin, the answer."""
+    """Print a line at the first batch, then an answer to each request of `interleaved.Process.measure`."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the libraries print is no answer
-    ahead = max(_AHEAD, 2 * work.num_threads + 1)  # each of DataLoader's processes has two under way
+    os.dup2(2, 1)  # because libraries' own prints must not mix with the answers
+    ahead = max(_AHEAD, 2 * work.num_threads + 1)  # because each of DataLoader's processes prefetches two
     running: dict[int, Iterator[int]] = {1: open_batches(work, 1)}
     next(running[1])
     print("first batch", file=answers, flush=True)
@@ -308,12 +314,12 @@ def serve(work: Work) -> None:
         cpu_s, start = time.process_time(), time.perf_counter()
         rate = samples_per_s(partial(next, batches), seconds, work.device, max(ahead, num_batches))
         cores = (time.process_time() - cpu_s) / (time.perf_counter() - start)
-        # What it reads ahead must not disturb others.
+        # Wait until its prefetching is over, which would disturb other loaders.
         time.sleep(min(2 * ahead * work.batch_size / rate, 2.0))
         print(json.dumps([rate, None if work.kind in _WITH_PROCESSES else cores]), file=answers, flush=True)
     answers.close()
-    running.clear()  # ends DataLoader's processes
-    os._exit(0)  # ffcv's threads are waited for by nobody
+    running.clear()  # ends the processes of DataLoader
+    os._exit(0)  # because ffcv's threads never end
 
 
 if __name__ == "__main__":

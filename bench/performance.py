@@ -1,8 +1,10 @@
-"""Writes the tables of docs/performance.md and README.md, docs/scale.md's arithmetic and all charts from the committed results.
+"""Writes the tables of docs/performance.md and README.md, docs/scale.md's arithmetic and all charts from the
+committed results.
 
-    python bench/performance.py                      after a new file in bench/results/
-    python bench/performance.py results-b.tgz ...    puts what parts of bench/gpu_day/ brought back there first
-    python bench/performance.py --check              says whether the pages are what the files say; exit 1 where not
+    python bench/performance.py                    after a new file in bench/results/
+    python bench/performance.py results-b.tgz ...  puts what parts of bench/gpu_day/ brought back there first
+    python bench/performance.py --check            says whether the pages are what the files say; exit 1 where
+                                                   not
 
 What stands between <!-- NAME begin --> and <!-- NAME end --> is written, the rest of a page is people's.
 """
@@ -34,7 +36,11 @@ _SPREAD = ("median", "quartile_1", "quartile_3", "values")
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """File name → result, by name; ValueError where one is no result."""
+    """Return file name → result, sorted by name.
+
+    Raises:
+        ValueError: A file is no valid result.
+    """
     results = {}
     for path in sorted(folder.glob("*.json")):
         results[path.name] = json.loads(path.read_text())
@@ -48,19 +54,20 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def table(titles: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in rows])
 
 
 def number(value: float) -> str:
-    """With three digits that count."""
+    """Format a number with three significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def plain(value: Any) -> str:
-    """A label in a cell."""
+    """Format a label for a cell."""
     if value is None:
         return "-"
     if isinstance(value, list):
@@ -71,7 +78,7 @@ def plain(value: Any) -> str:
 
 
 def machines(results: dict[str, dict[str, Any]]) -> str:
-    """A line a file: where, when the machine was shared, and with what it was measured."""
+    """Return a table with one line per file: machine, versions, load and repeats."""
     rows = []
     for name, result in results.items():
         machine, settings = result["environment"], result["settings"]
@@ -83,8 +90,9 @@ def machines(results: dict[str, dict[str, Any]]) -> str:
             if package in versions
         ]
         rows.append([
-            f"[{name}](../bench/results/{name})", result["bench"], machine["gpu"] or f"{machine['cpu']}, no GPU",
-            plain(machine["num_cores"]), plain(machine["driver"]), ", ".join(packages + ([f"dali {dali}"] if dali else [])),
+            f"[{name}](../bench/results/{name})", result["bench"], machine["gpu"] or f"{machine['cpu']}, no "
+            "GPU", plain(machine["num_cores"]), plain(machine["driver"]),
+            ", ".join(packages + ([f"dali {dali}"] if dali else [])),
             plain(machine["commit"]), f"{machine['load_average_before']:g}", str(settings["repeats"]),
         ])  # fmt: skip
     return table(
@@ -93,12 +101,13 @@ def machines(results: dict[str, dict[str, Any]]) -> str:
 
 
 def spreads(rows: list[dict[str, Any]], first: str) -> str:
-    """Rows or ratios with their labels; a column that is empty everywhere is left out."""
+    """Return a table of rows or ratios with their labels, without columns that are empty everywhere."""
     labels = list(dict.fromkeys(key for row in rows for key in row if key not in (*_SPREAD, first, "unit")))
     labels = [label for label in labels if any(row.get(label) is not None for row in rows)]
     cells = [
         [plain(row[first]), *(plain(row.get(label)) for label in labels), number(row["median"]),
-         f"{number(row['quartile_1'])} to {number(row['quartile_3'])}", *([row["unit"]] if "unit" in row else [])]
+         f"{number(row['quartile_1'])} to {number(row['quartile_3'])}",
+         *([row["unit"]] if "unit" in row else [])]
         for row in rows
     ]  # fmt: skip
     titles = [first, *labels, "median", "quartiles", *(["unit"] if "unit" in rows[0] else [])]
@@ -106,7 +115,7 @@ def spreads(rows: list[dict[str, Any]], first: str) -> str:
 
 
 def section(name: str, result: dict[str, Any]) -> str:
-    """A file: how it was called, its ratios, its rows, what it lacks."""
+    """Return a file's section: its command, data, notes, ratios, rows and what was not measured."""
     parts = [f"### {name}", f"`{result['command']}`"]
     data = result["data"]
     parts.append(
@@ -114,8 +123,8 @@ def section(name: str, result: dict[str, Any]) -> str:
         + " ".join(f"Note: {note}." for note in result["notes"])
     )
     if result["bench"] in DRAWN:
-        picture = Path(name).with_suffix(".png")
-        parts.append(f"![{result['bench']}](../bench/results/{picture})")
+        chart = Path(name).with_suffix(".png")
+        parts.append(f"![{result['bench']}](../bench/results/{chart})")
     if result["ratios"]:
         parts.append(spreads(result["ratios"], "what"))
     rows = spreads(result["rows"], "measured")
@@ -125,7 +134,7 @@ def section(name: str, result: dict[str, Any]) -> str:
 
 
 def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
-    """Page → part → what stands between its markers."""
+    """Return page → part → the text between its markers."""
     of_gpus = {name: result for name, result in results.items() if result["environment"]["gpu"]}
     sections = "\n\n".join(section(name, result) for name, result in results.items())
     return {
@@ -140,7 +149,11 @@ def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
 
 
 def filled(text: str, parts: dict[str, str]) -> str:
-    """A page with its marked parts replaced; ValueError where a marker is missing."""
+    """Return a page with its marked parts replaced.
+
+    Raises:
+        ValueError: A marker is missing or repeated.
+    """
     for name, content in parts.items():
         marked = re.compile(rf"(<!-- {name} begin[^>]*-->\n).*?(<!-- {name} end -->)", re.DOTALL)
         text, num = marked.subn(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)  # noqa: B023
@@ -159,7 +172,8 @@ def main() -> int:
         "--check", action="store_true", help="write nothing; exit 1 where a page is not what the files say"
     )
     parser.add_argument(
-        "archives", nargs="*", type=Path, help="results-PART.tgz of bench/gpu_day/: read whole before anything is written"
+        "archives", nargs="*", type=Path, help="results-PART.tgz of bench/gpu_day/: read whole before "
+        "anything is written"
     )  # fmt: skip
     options = parser.parse_args()
     if options.check and options.archives:
@@ -187,7 +201,8 @@ def main() -> int:
             DRAWN[result["bench"]](result, (RESULTS / name).with_suffix(".png"))
     draw_ratios(results, OVERVIEW)
     print(
-        f"{len(results)} files: {', '.join(str(path.relative_to(ROOT)) for path in pages(results))}, {OVERVIEW.relative_to(ROOT)}"
+        f"{len(results)} files: {', '.join(str(path.relative_to(ROOT)) for path in pages(results))}, "
+        f"{OVERVIEW.relative_to(ROOT)}"
     )
     return 0
 

@@ -1,15 +1,19 @@
-"""A beton of many distinct JPEGs with a photo's bytes and decoding time, for machines where few photos can be had.
+"""A beton of many distinct JPEGs with a photo's bytes and decoding time, for machines where few photos can be
+had.
 
     python bench/photos.py photos.beton --num 6000
 
-Sides, bytes a pixel and their spread are ImageNet's at a longer side of 500 px, quality 90: 0.165 Mpx, 55 KB in the mean.
-The pictures are noise with a photo's statistics, not photos: amplitude falls as 1/f (Field 1987, doi 10.1364/JOSAA.4.002379),
-local contrast varies by a smooth field, so that flat blocks stand beside busy ones, and colour is smoother than brightness. Each is
-cut at random, mirrored or turned, from the same few fields; its contrast is set so that its JPEG has as many bytes as were drawn for it.
-The same seed gives the same pictures (bytes depend on the JPEG encoder's version). Beside 300 clothing photos at 500 px, which have
-.22 bytes a pixel, and with as many bytes, a pixel took 1.00 of a real one's time with ffcv, 1.09 with torchvision (2 shared cores).
+Sides, bytes a pixel and their spread are ImageNet's at a longer side of 500 px, quality 90: 0.165 Mpx, 55 KB
+in the mean. The pictures are noise with a photo's statistics, not photos: amplitude falls as 1/f (Field 1987,
+doi 10.1364/JOSAA.4.002379), local contrast varies by a smooth field, so that flat blocks stand beside busy
+ones, and colour is smoother than brightness. Each is cut at random, mirrored or turned, from the same few
+fields; its contrast is set so that its JPEG has as many bytes as were drawn for it. The same seed gives the
+same pictures (bytes depend on the JPEG encoder's version). Beside 300 clothing photos at 500 px, which have
+.22 bytes a pixel, and with as many bytes, a pixel took 1.00 of a real one's time with ffcv, 1.09 with
+torchvision (2 shared cores).
 
-    python bench/photos.py photos.beton --beside 'photos/**/*.jpg'    decoding times of both, real photos shrunk to 500 px
+    python bench/photos.py photos.beton --beside 'photos/**/*.jpg'  decoding times of both, real photos shrunk
+                                                                    to 500 px
 """
 
 import argparse
@@ -36,29 +40,34 @@ from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.sources import Sample
 
 LONG_SIDE_PX, QUALITY, NUM_CLASSES = 500, 90, 100
-# Height, width, share. The two usual frames of cameras, upright and across, squares, and pictures that were small from the start:
-# 0.165 Mpx in the mean, as 500 ImageNet originals had.
+# Height, width and share. These are the two usual frames of cameras, upright and across, squares, and images
+# that were small from the start: 0.165 Mpx in the mean, as 500 ImageNet originals had.
 SIDES = (
-    (375, 500, 0.42), (333, 500, 0.20), (500, 375, 0.10), (500, 333, 0.07), (500, 500, 0.03), (281, 500, 0.05),
+    (375, 500, 0.42), (333, 500, 0.20), (500, 375, 0.10), (500, 333, 0.07), (500, 500, 0.03),
+    (281, 500, 0.05),
     (240, 320, 0.06), (300, 400, 0.04), (200, 260, 0.03),
 )  # fmt: skip
 BYTES_PER_PIXEL = 0.333  # 55 KB over 0.165 Mpx
-# Of the logarithm of bytes a pixel, and of blocks' contrast: of 150 clothing photos at 500 px .33 and .94.
+# Standard deviations of the logarithm of bytes per pixel, and of the blocks' contrast. 150 clothing photos at
+# 500 px had 0.33 and 0.94.
 SPREAD_OF_BYTES = 0.35
 SPREAD_OF_CONTRAST = 0.9
 _FIELD_PX = 1024
-_ENCODINGS = 3  # the last one is kept; bytes are then within some 2 % of what was drawn
-_POWER = 0.75  # bytes grow about so with contrast
+_ENCODINGS = 3  # the last one counts; its bytes are within about 2 % of the drawn number
+_POWER = 0.75  # bytes grow with about this power of the contrast
 
 
 class Fields:
-    """Periodic noise, float32 [2 * 1024, 2 * 1024], of mean 0 and deviation 1: whatever is cut lies inside."""
+    """A set of periodic noise fields, float32 [2 * 1024, 2 * 1024], of mean 0 and deviation 1.
+
+    They are tiled twice, so that every cut of up to 1024 px lies inside.
+    """
 
     def __init__(self, seed: int):
         self.seed = seed
 
     def field(self, number: int, exponent: float) -> np.ndarray:
-        """Amplitude falls as f^-exponent."""
+        """Return noise with an amplitude that falls as f^-exponent."""
         random = np.random.default_rng((self.seed, number))
         spectrum = np.fft.rfft2(random.standard_normal((_FIELD_PX, _FIELD_PX)))
         rows, columns = np.fft.fftfreq(_FIELD_PX)[:, None], np.fft.rfftfreq(_FIELD_PX)[None]
@@ -75,7 +84,7 @@ class Fields:
 
     @cached_property
     def contrast(self) -> np.ndarray:
-        """Factors of the detail's amplitude, smooth over some 50 px."""
+        """Factors of the detail's amplitude, smooth over about 50 px."""
         return np.exp(SPREAD_OF_CONTRAST * self.field(1, 1.6))
 
     @cached_property
@@ -87,17 +96,19 @@ class Fields:
         return self.field(3, 1.5)
 
     def make(self) -> None:
-        """All of them, before threads ask."""
+        """Compute all fields, before threads use them."""
         for field in (self.detail, self.contrast, self.shade, self.colour):
             assert field.shape == (2 * _FIELD_PX, 2 * _FIELD_PX)
 
 
 def photo(fields: Fields, index: int, bytes_per_pixel: float = BYTES_PER_PIXEL) -> bytes:
-    """JPEG `index` of the fields' seed; bytes_per_pixel: in the mean over many."""
+    """Return JPEG `index` of the fields' seed, with `bytes_per_pixel` in the mean over many."""
     random = np.random.default_rng((fields.seed, 10, index))
     height, width, _ = SIDES[random.choice(len(SIDES), p=[share for _, _, share in SIDES])]
-    wanted = bytes_per_pixel * np.exp(SPREAD_OF_BYTES * random.standard_normal() - SPREAD_OF_BYTES**2 / 2)
-    wanted *= height * width
+    target_bytes = bytes_per_pixel * np.exp(
+        SPREAD_OF_BYTES * random.standard_normal() - SPREAD_OF_BYTES**2 / 2
+    )
+    target_bytes *= height * width
 
     def cut(field: np.ndarray) -> np.ndarray:
         top, left, turns, mirrored = random.integers((0, 0, 0, 0), (_FIELD_PX, _FIELD_PX, 4, 2))
@@ -107,14 +118,14 @@ def photo(fields: Fields, index: int, bytes_per_pixel: float = BYTES_PER_PIXEL) 
 
     detail = cut(fields.detail) * cut(fields.contrast)
     flat = 128 + 30 * random.standard_normal() + 35 * cut(fields.shade)
-    tint = np.array([0.0, -0.34, 1.77], np.float32) * random.uniform(4, 14)  # blue and yellow, as Cb is
+    tint = np.array([0.0, -0.34, 1.77], np.float32) * random.uniform(4, 14)  # blue and yellow, like Cb
     warm = np.array([1.40, -0.71, 0.0], np.float32) * random.uniform(4, 14)
     colour = cut(fields.colour)[..., None] * tint + cut(fields.colour)[..., None] * warm
     contrast = 12.0
     for _ in range(_ENCODINGS):
         pixels = np.clip((flat + contrast * detail)[..., None] + colour, 0, 255).astype(np.uint8)
         data = store_array(np.ascontiguousarray(pixels), Target(quality=QUALITY)).data
-        contrast *= float(wanted / len(data)) ** (1 / _POWER)
+        contrast *= float(target_bytes / len(data)) ** (1 / _POWER)
     return data
 
 
@@ -125,7 +136,7 @@ def write_photos(
     num_workers: int | None = None,
     bytes_per_pixel: float = BYTES_PER_PIXEL,
 ) -> None:
-    """A beton of photos 0 to num - 1 of a seed, with made-up labels."""
+    """Write a beton of photos 0 to num - 1 of a seed, with made-up labels."""
     fields = Fields(seed)
     fields.make()
     num_workers = num_workers or len(os.sched_getaffinity(0))
@@ -138,12 +149,13 @@ def write_photos(
     names = [f"made up {label:02}" for label in range(min(NUM_CLASSES, num))]
     record: dict[str, object] = {"source": f"noise with a photo's statistics, seed {seed}"}
     write_beton(
-        samples(), out, num_samples=num, class_names=names, num_workers=num_workers, overwrite=True, record=record
+        samples(), out, num_samples=num, class_names=names, num_workers=num_workers, overwrite=True,
+        record=record
     )  # fmt: skip
 
 
 def written(out: Path) -> str:
-    """The JPEGs' own bytes beside those of the file, which consists of whole pages."""
+    """Return a line with the size of the JPEGs and of the file, which consists of whole pages."""
     with Beton(out) as data:
         num_bytes = data.rows(np.arange(data.num_samples)).num_bytes
     mean, whole, size = (value / 1e3 for value in (num_bytes.mean(), num_bytes.sum(), out.stat().st_size))
@@ -152,52 +164,54 @@ def written(out: Path) -> str:
 
 
 def shrunk(path: str) -> bytes:
-    """A photo's file as `fastpsl beton write --max-side 500` would store it."""
+    """Return a photo's JPEG as `fastpsl beton write --max-side 500` would store it."""
     with Image.open(path) as opened:
-        picture = np.asarray(opened.convert("RGB"))
-    return store_array(picture, Target(max_side=LONG_SIDE_PX, quality=QUALITY)).data
+        image = np.asarray(opened.convert("RGB"))
+    return store_array(image, Target(max_side=LONG_SIDE_PX, quality=QUALITY)).data
 
 
 def decode_ms(jpegs: Sequence[bytes], decoder: str, repeats: int = 5) -> float:
-    """Milliseconds of a JPEG, one thread: the median over `repeats` of the mean over all."""
+    """Return the milliseconds per JPEG in one thread: the median over repeats of the mean over all JPEGs."""
     import torch
 
     if decoder == "torchvision":
         from torchvision.io import decode_jpeg
 
         tensors = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
-        work = [lambda tensor=tensor: decode_jpeg(tensor) for tensor in tensors]  # type: ignore[misc]
+        calls = [lambda tensor=tensor: decode_jpeg(tensor) for tensor in tensors]  # type: ignore[misc]
     else:
         from fastpsl.pipelines.decoders.libffcv import Codec
 
         codec = Codec()
         sizes = [Image.open(io.BytesIO(jpeg)).size for jpeg in jpegs]
         pairs = zip(jpegs, sizes, strict=True)
-        work = [lambda jpeg=jpeg, size=size: codec.decode(jpeg, size[1], size[0]) for jpeg, size in pairs]  # type: ignore[misc]
+        calls = [lambda jpeg=jpeg, size=size: codec.decode(jpeg, size[1], size[0]) for jpeg, size in pairs]  # type: ignore[misc]
     times = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
-        for one in work:
-            one()
-        times.append(1e3 * (time.perf_counter() - started) / len(work))
+        for call in calls:
+            call()
+        times.append(1e3 * (time.perf_counter() - started) / len(calls))
     return float(np.median(times[1:]))
 
 
 def compare(made: Sequence[bytes], real: Sequence[bytes]) -> Iterator[str]:
-    """Lines: bytes a pixel of both, and decoding times of both, interleaved."""
+    """Yield lines with the bytes per pixel and the interleaved decoding times of both sets."""
     pixels = [[int(np.prod(Image.open(io.BytesIO(jpeg)).size)) for jpeg in jpegs] for jpegs in (made, real)]
     for name, jpegs, counts in zip(("made", "real"), (made, real), pixels, strict=True):
         num_bytes = [len(jpeg) for jpeg in jpegs]
-        each = np.log(np.array(num_bytes) / np.array(counts))
+        log_densities = np.log(np.array(num_bytes) / np.array(counts))
         yield (
-            f"{name}: {len(jpegs)} JPEGs, {np.mean(num_bytes) / 1e3:.1f} KB, {np.mean(counts) / 1e6:.3f} Mpx, "
-            f"{sum(num_bytes) / sum(counts):.3f} bytes a pixel (log spread {each.std():.2f})"
+            f"{name}: {len(jpegs)} JPEGs, {np.mean(num_bytes) / 1e3:.1f} KB, {np.mean(counts) / 1e6:.3f} "
+            "Mpx, "
+            f"{sum(num_bytes) / sum(counts):.3f} bytes a pixel (log spread {log_densities.std():.2f})"
         )
     for decoder in ("ffcv", "torchvision"):
         ours, theirs = (decode_ms(jpegs, decoder) for jpegs in (made, real))
         per_pixel = ours / theirs * np.mean(pixels[1]) / np.mean(pixels[0])
         yield (
-            f"{decoder}: made {ours:.3f} ms, real {theirs:.3f} ms; a pixel of the made costs {per_pixel:.2f} of a real one, "
+            f"{decoder}: made {ours:.3f} ms, real {theirs:.3f} ms; a pixel of the made costs "
+            f"{per_pixel:.2f} of a real one, "
             f"a byte {ours / theirs * np.mean([len(j) for j in real]) / np.mean([len(j) for j in made]):.2f}"
         )
 

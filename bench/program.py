@@ -1,4 +1,4 @@
-"""What the programs of this folder have in common: where a result may go, what they say under way, how they end."""
+"""The frame of this folder's programs: their output path, progress and exit codes."""
 
 import contextlib
 import os
@@ -13,19 +13,22 @@ from typing import NoReturn
 
 from rich.console import Console
 
-_EVERY_S = 10.0  # between two lines of progress where there is no terminal
+_EVERY_S = 10.0  # between two lines of progress without a terminal
 
 
 def check_out(path: Path) -> None:
-    """ValueError where a result cannot be written to `path`: found before minutes of measuring. Makes its folder."""
+    """Raise ValueError if a result cannot be written to `path`; create its folder.
+
+    Called first, because measuring takes minutes.
+    """
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder; give it a file's name")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.write(bytes(1 << 20))  # a full disk, too
+            file.write(bytes(1 << 20))  # fails on a full disk
     except OSError as error:
-        # Of a parent that is a file, mkdir says that it exists.
+        # mkdir reports a parent that is a file as existing.
         reason = "not a folder" if isinstance(error, FileExistsError) else error.strerror
         raise ValueError(
             f"--out {path}: cannot be written ({reason}); choose a folder that can be written"
@@ -33,7 +36,7 @@ def check_out(path: Path) -> None:
 
 
 def check_positive(options: object, *names: str) -> None:
-    """ValueError where one of these options is given, and not above 0."""
+    """Raise ValueError if one of these options is given and not above 0."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value <= 0:
@@ -42,7 +45,7 @@ def check_positive(options: object, *names: str) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """What takes a phase's name, on stderr: beside a spinner on a terminal, else as a line, each 10 s at most."""
+    """Yield a callback for the current phase, shown on stderr: by a spinner, or a line every 10 s at most."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if console.is_terminal:
         with console.status("") as status:
@@ -63,26 +66,27 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 
 def wide_console() -> Console:
-    """Return the console of stdout; a file is 80 wide otherwise, too narrow for a table."""
+    """Return a console for stdout of at least 100 columns; in a file 80 are too few for tables."""
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 100)
     return console
 
 
 def counted(num: int, noun: str) -> str:
-    """Such as "1 rank" and "2 ranks"."""
+    """Return a number with its noun, such as "1 rank" or "2 ranks"."""
     return f"{num:,} {noun}{'' if num == 1 else 's'}"
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
-    """Leave the process with what `main` answers (None: 0); 2 for ValueError and OSError, 130 for Ctrl-C, 143 for SIGTERM.
+    """Run `main` and exit the process with its exit code (None: 0).
 
-    All of them tidy up: temporary folders go, processes that were started end.
+    The exit code is 2 for ValueError and OSError, 130 for Ctrl-C and 143 for SIGTERM. All of them unwind the
+    stack, so that temporary folders are removed and child processes end.
     """
     name, pid = Path(sys.argv[0]).stem, os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != pid:  # a fork of this process
+        if os.getpid() != pid:  # in a fork of this process
             os._exit(143)
         raise SystemExit(143)
 

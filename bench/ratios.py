@@ -1,4 +1,4 @@
-"""All results at one look: how many times as fast as others we are, wins and losses, and how much training waits."""
+"""The overview of all results: our speed-ups over others, wins and losses, and how much training waits."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ _WIN, _LOSS, _PLAIN = "#0072B2", "#D55E00", "#777777"
 
 
 class Ratio(NamedTuple):
-    """A spread of ours over another's; file: of the result."""
+    """The spread of one of our ratios, and the file of its result."""
 
     text: str
     file: str
@@ -21,7 +21,7 @@ class Ratio(NamedTuple):
 
 
 def against_others(results: Mapping[str, dict[str, Any]]) -> list[Ratio]:
-    """Return every ratio of ours to another's, above 1 where ours is faster."""
+    """Return every ratio of ours to another's, above 1 if ours is faster."""
     ratios = []
     for name, result in results.items():
         for row in result["ratios"]:
@@ -42,20 +42,20 @@ def against_others(results: Mapping[str, dict[str, Any]]) -> list[Ratio]:
 
 
 def _other(what: str) -> str:
-    """Return the last part of, say, "samples/s / ffcv_loader's"."""
+    """Return the other side of a ratio: the last part of, for example, "samples/s / ffcv_loader's"."""
     other = what.split(" / ")[-1].removesuffix("'s")
     return TITLES.get(other, other)
 
 
 def _loaders(name: str, result: dict[str, Any]) -> list[Ratio]:
-    """Return our fastest decoder over each peer, loaders alone; repeat by repeat."""
+    """Return our fastest decoder over each peer, loaders alone, repeat by repeat."""
     ratios = []
     rows = [row for row in result["rows"] if row["measured"] in ("loader", "peer") and row["stage"] is None]
     for num in sorted({row["num_views"] for row in rows}):
-        here = [row for row in rows if row["num_views"] == num and row["decoder"] != "synthetic"]
-        ours = [row for row in here if row["measured"] == "loader"]
-        best = max(ours, key=lambda row: row["median"], default=None)
-        for peer in here:
+        rows_here = [row for row in rows if row["num_views"] == num and row["decoder"] != "synthetic"]
+        our_rows = [row for row in rows_here if row["measured"] == "loader"]
+        best = max(our_rows, key=lambda row: row["median"], default=None)
+        for peer in rows_here:
             if best and peer["measured"] == "peer":
                 both = spread([a / b for a, b in zip(best["values"], peer["values"], strict=False)])
                 text = f"ours by {best['decoder']} / {TITLES[peer['decoder']]}, {counted(num, 'view')}"
@@ -64,7 +64,7 @@ def _loaders(name: str, result: dict[str, Any]) -> list[Ratio]:
 
 
 def waiting(results: Mapping[str, dict[str, Any]]) -> list[Ratio]:
-    """Return both together over the slower of loader and step; 1: nobody disturbs the other."""
+    """Return the rates of both together over the slower of loader and step; 1 means no mutual slow-down."""
     ratios = []
     for name, result in results.items():
         for row in result["ratios"] if result["bench"] == "throughput" else ():
@@ -77,7 +77,7 @@ def waiting(results: Mapping[str, dict[str, Any]]) -> list[Ratio]:
 
 
 def draw_ratios(results: Mapping[str, dict[str, Any]], path: Path) -> Path:
-    """Write two panels, the bars of each file below its name."""
+    """Draw two panels with the bars of each file below its name, and return the chart's path."""
     ours = _panel("ours over others' (times as fast; 1: equal)", against_others(results), _WIN, _LOSS)
     both = _panel("both together / the slower of loader and step", waiting(results), _PLAIN, _PLAIN)
     return draw(path, [ours, both])

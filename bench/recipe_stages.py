@@ -1,4 +1,6 @@
-"""The recipes' stages, to be measured: options as the recipe has them, and a job with its backbone in place."""
+"""The stages of the recipes, ready to be measured: the recipe's options, and an experiment with its backbone
+in place.
+"""
 
 import importlib
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ Recipe = Literal[
     "sslpp_colorization", "sslpp_context", "sslpp_rotation", "sslpp_aet", "sslpp_iic",
 ]  # fmt: skip
 StageName = Literal["S1", "S2", "S3", "E"]
-# Where the recipe's file has another name.
+# Recipes with another file name.
 MODULES = {
     "jigsaw": "jigsaw_r50",
     "rotation": "rotation_rv50",
@@ -36,31 +38,40 @@ def recipe_of(name: str) -> TrainingRecipe[Any]:
 
 
 def recipe_options(recipe: str, *, is_sample: bool, batch_size: int, **values: Any) -> PretrainOptions:
-    """Return a recipe's options: its PAPER values, for the embedded sample its SAMPLE values, and `values` that are not None.
+    """Return the options of a recipe, for the paper's values or for the embedded sample.
+
+    Args:
+        recipe: Name of the recipe.
+        is_sample: Whether the recipe's SAMPLE values replace those of PAPER.
+        batch_size: Samples per step.
+        **values: Further options; those that are None keep the recipe's value.
 
     Raises:
-        ValueError: They cannot be.
+        ValueError: The values contradict each other.
     """
-    chosen = recipe_of(recipe)
-    given = (dict(chosen.sample) if is_sample else {}) | {"batch_size": batch_size}
-    given |= {name: value for name, value in values.items() if value is not None}
-    if {**chosen.paper, **given}.get(
-        "key_group", 0
-    ) >= batch_size:  # MoCo's; a group must be smaller than the batch
-        given["key_group"] = max(1, batch_size // 2)
-    options: PretrainOptions = chosen.with_paper(**given)
+    training_recipe = recipe_of(recipe)
+    overrides = (dict(training_recipe.sample) if is_sample else {}) | {"batch_size": batch_size}
+    overrides |= {name: value for name, value in values.items() if value is not None}
+    # MoCo's; a group must be smaller than the batch.
+    if {**training_recipe.paper, **overrides}.get("key_group", 0) >= batch_size:
+        overrides["key_group"] = max(1, batch_size // 2)
+    options: PretrainOptions = training_recipe.with_paper(**overrides)
     return options
 
 
 def stage_names(options: PretrainOptions) -> Sequence[str]:
-    """Of PSL's plan with these options, and E: end to end."""
+    """Return the names of the stages of PSL's plan with these options, and E for end to end."""
     return [*(f"S{number + 1}" for number in range(len(options.stage_epochs))), "E"]
 
 
 def stage_experiment(
     recipe: str, stage: str, options: PretrainOptions, world: World
 ) -> tuple[Experiment, int]:
-    """A job of its own with fresh weights, on the device, and the number of `stage` in it."""
+    """Return a new experiment with fresh weights on the device, and the index of `stage` in it.
+
+    Raises:
+        ValueError: The recipe has no such stage.
+    """
     if stage == "E":
         options = replace(options, plan="end_to_end")
     torch.manual_seed(torch_seed(options.seed))

@@ -1,10 +1,14 @@
-"""What a GPU issues for SimCLR's T3, counted in the compiled code: `python -m bench.sass` in the repository, no GPU needed.
+"""A count of the instructions that a GPU issues for SimCLR's T3, from the compiled code; no GPU is needed.
 
-Compiles T3's launches for sm_90 as tests/kernels/cubins.py does, and disassembles them by triton's nvdisasm. A basic block runs
-as often as its loops, in the part of the samples in which the source lines run that most of its instructions come from: KERNELS.
+    python -m bench.sass        in the repository
 
-Prints, of 256 samples of 224 px: registers; millions of warps' instructions; the same by thread and pixel of all samples;
-ms at one instruction a cycle and scheduler; ms of each pipe, by PIPES. These are counts, not times: nothing waits for memory here.
+It compiles T3's launches for sm_90 as tests/kernels/cubins.py does, and disassembles them with triton's
+nvdisasm. The trip count of a basic block follows from its loops. The share of samples that run it follows
+from the source lines of most of its instructions: see KERNELS.
+
+It prints for 256 samples of 224 px: registers; millions of warp instructions; the same per thread and pixel
+of all samples; ms at one instruction per cycle and scheduler; and ms of each pipe in PIPES. These are counts,
+not times: nothing waits for memory here.
 """
 
 import linecache
@@ -28,10 +32,11 @@ from tests.kernels.launches import T3, _launch
 
 NVDISASM = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
 NUM_SAMPLES, LAUNCHED_SAMPLES, SIDE_PX = 256, 2, 224
-# H200: 132 SMs of four schedulers.
+# An H200 has 132 SMs with four schedulers each.
 CYCLES_PER_MS = 132 * 4 * 1.755e6
-# Cycles that an instruction of a warp holds its pipe for (CUDA's table of throughputs), by patterns of names, the first that
-# fits. Tensor cores: 2 * 16 * 8 * 16 operations each, at the 400 Tflop/s that mma.sync is known to reach.
+# Pipe → a pattern of instruction names (the first match counts) and the cycles that a warp's instruction
+# holds the pipe (CUDA's throughput table). Tensor cores: 2 * 16 * 8 * 16 operations each, at the 400 Tflop/s
+# that mma.sync is known to reach.
 PIPES = {
     "tensor": ("HMMA", 4096 / 400e12 * 1e3 * CYCLES_PER_MS),
     "special": ("MUFU|I2F[.]|F2I", 8.0),
@@ -39,13 +44,17 @@ PIPES = {
     "float": ("F(FMA|MUL|ADD)|IMAD|HFMA2|HADD2|HMUL2", 1.0),
     "integer": ("[A-TV-Z]", 2.0),
 }
-# Of the samples: distorted, turned grey, filtered by Sobel, blurred or filtered.
+# Shares of the samples: distorted, turned grey, filtered by Sobel, blurred or filtered.
 DISTORTED, GREY, SOBEL, NEAR = 0.8, 0.2, 0.2, 0.6
 
 
 class Kernel(NamedTuple):
-    """loops: how often a loop runs, by depth. lines: in what part of the samples, or of a loop's runs, a line is run, by pattern;
-    the first that fits one of the lines that an instruction stands for.
+    """The execution counts of a kernel's blocks.
+
+    Attributes:
+        loops: Trip counts of the loops, by depth.
+        lines: Pattern of source lines → the share of samples, or of a loop's runs, that executes them. The
+            first pattern that matches one of an instruction's lines counts.
     """
 
     loops: tuple[float, ...]
@@ -53,7 +62,7 @@ class Kernel(NamedTuple):
 
 
 KERNELS = {
-    # Of the four operations one and a half come before contrast; each of three as often.
+    # On average 1.5 of the four operations come before contrast, each of the three others equally often.
     "mean_pass": Kernel(
         (4, 1.5),
         (
@@ -62,7 +71,7 @@ KERNELS = {
             (r"", DISTORTED),
         ),
     ),
-    # Seven tiles in a column are of four programs.
+    # The seven tiles of a column are shared by four programs.
     "colour_pass": Kernel(
         (7 / 4, 4),
         (
@@ -76,7 +85,8 @@ KERNELS = {
         ),
     ),
     "band_pass": Kernel((2,), ((r"before|after", SOBEL), (r"program_id|is_filtered|def ", 1), (r"", NEAR))),
-    # Seven tiles in a row, and a step before the first. What two branches share by text is of samples without Sobel.
+    # Seven tiles per row, and a step before the first. Lines that two branches share count for samples
+    # without Sobel.
     "strip_pass": Kernel(
         (8,),
         (
@@ -90,13 +100,15 @@ KERNELS = {
 
 
 class Block:
+    """A basic block with its instructions and their source lines."""
+
     def __init__(self, label: str = "") -> None:
         self.label, self.target = label, ""
-        self.instructions: list[tuple[str, str]] = []  # name; its source lines
+        self.instructions: list[tuple[str, str]] = []  # (name, source lines)
         self.depth = 0
 
     def runs(self, kernel: Kernel) -> float:
-        """Of a program."""
+        """Return how often one program runs the block."""
         votes = Counter(
             next(part for pattern, part in kernel.lines if re.search(pattern, lines))
             for _, lines in self.instructions
@@ -106,38 +118,38 @@ class Block:
 
 
 def blocks(disassembly: str) -> list[Block]:
-    """From `nvdisasm -c -gi`: each instruction follows the file and line that it comes from, and the calls of that line."""
-    found, chain, fresh = [Block()], "", False
+    """Parse the output of `nvdisasm -c -gi`: each instruction follows its source line and its callers."""
+    parsed, chain, in_places = [Block()], "", False
     for line in disassembly.splitlines():
         if re.match(r"\s*//## File", line):
             places = re.findall(r'"([^"]+)", line (\d+)', line)
-            here = "\n".join(linecache.getline(path, int(number)).strip() for path, number in places)
-            chain, fresh = f"{chain}\n{here}" if fresh else here, True
+            source = "\n".join(linecache.getline(path, int(number)).strip() for path, number in places)
+            chain, in_places = f"{chain}\n{source}" if in_places else source, True
         elif label := re.match(r"(\.L\w*):", line):
-            found.append(Block(label[1]))
-        elif named := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
-            fresh = False
-            if named[1] != "NOP":
-                found[-1].instructions.append((named[1], chain))
-            if named[1] in ("BRA", "BRX", "EXIT"):
+            parsed.append(Block(label[1]))
+        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", line):
+            in_places = False
+            if match[1] != "NOP":
+                parsed[-1].instructions.append((match[1], chain))
+            if match[1] in ("BRA", "BRX", "EXIT"):
                 target = re.search(r"`\((\.L\w*)\)", line)
-                found[-1].target = target[1] if target and named[1] == "BRA" else ""
-                found.append(Block())
-    # A jump back closes a loop; the one behind the last EXIT, to itself, is never reached.
+                parsed[-1].target = target[1] if target and match[1] == "BRA" else ""
+                parsed.append(Block())
+    # A backward jump closes a loop. The jump to itself behind the last EXIT is never reached.
     ends: dict[int, int] = {}
-    labels = {block.label: index for index, block in enumerate(found) if block.label}
-    for index, block in enumerate(found):
+    labels = {block.label: index for index, block in enumerate(parsed) if block.label}
+    for index, block in enumerate(parsed):
         start = labels.get(block.target, index + 1)
         if start <= index and len(block.instructions) > 1:
             ends[start] = max(index, ends.get(start, 0))
     for start, end in ends.items():
-        for block in found[start : end + 1]:
+        for block in parsed[start : end + 1]:
             block.depth += 1
-    return found
+    return parsed
 
 
 def counted(kernel: str, cubin: bytes, programs: int, warps: int) -> dict[str, float]:
-    """Instructions of warps of all programs of NUM_SAMPLES, "all" and by pipe, in cycles of a scheduler."""
+    """Return warp instructions for NUM_SAMPLES, "all" and by pipe, in cycles of a scheduler."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

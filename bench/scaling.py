@@ -1,11 +1,12 @@
 """One node's GPUs, 1 to all of them: the step alone and with its loader; and what says how far more would go.
 
     python bench/scaling.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
-    python bench/scaling.py --device cpu --ranks 1 2       two processes on a CPU: shows that it works, and no more
+    python bench/scaling.py --device cpu --ranks 1 2  two processes on a CPU: shows that it works, and no more
 
-Each number of ranks is a torchrun of its own: the trainer's TrainStep under DDP, as many images a rank each time, a fixed number of steps,
-since all ranks must make as many. On one GPU there is nothing to compare; the inputs of docs/scale.md's arithmetic are measured either way:
-the loader's rate and cores, the step, bytes of the gradients that are summed (those of learning blocks alone), bytes/s of storage.
+Each number of ranks is a torchrun of its own: the trainer's TrainStep under DDP, as many images a rank each
+time, a fixed number of steps, since all ranks must make as many. On one GPU there is nothing to compare; the
+inputs of docs/scale.md's arithmetic are measured either way: the loader's rate and cores, the step, bytes of
+the gradients that are summed (those of learning blocks alone), bytes/s of storage.
 """
 
 import json
@@ -18,15 +19,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
 import torch
+from tyro.conf import arg
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # bench/ and recipes/ are folders of programs, not installed
+# bench/ and recipes/ are folders of programs, not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.order import drop_from_cache, write_noise
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
@@ -37,13 +38,18 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 
-_READ_BYTES = 8 << 20  # a page of a beton
+_READ_BYTES = 8 << 20  # the size of a beton's page
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    data: str | None = None
-    """A beton, or a quoted glob of shards. Without it: the embedded sample, with the recipes' small values."""
+    data: Annotated[
+        str | None,
+        arg(
+            help="A beton, or a quoted glob of shards. "
+            "Without it: the embedded sample, with the recipes' small values."
+        ),
+    ] = None
     recipe: tuple[Recipe, ...] = ("jigsaw",)
     stages: tuple[StageName, ...] = ("S1", "S2", "S3", "E")
     ranks: tuple[int, ...] = ()
@@ -69,6 +75,7 @@ class Options:
     """Used by itself: where rank 0 of a torchrun leaves its rows."""
 
     def check(self) -> None:
+        """Raise ValueError if an option is out of range or --storage is no folder."""
         check_positive(self, "batch_size", "steps", "repeats", "storage_mb", "timeout_s")
         if any(num < 1 for num in self.ranks) or not self.recipe or not self.stages:
             raise ValueError("--ranks, --recipe and --stages: give at least one of each, ranks from 1")
@@ -77,6 +84,7 @@ class Options:
 
 
 def numbers_of_ranks(options: Options) -> list[int]:
+    """Return the numbers of ranks to measure, in ascending order."""
     if options.ranks:
         return sorted(set(options.ranks))
     if choose_device(options.device, 0).type == "cpu":
@@ -86,7 +94,7 @@ def numbers_of_ranks(options: Options) -> list[int]:
 
 
 def gradient_bytes(bench: StageBench) -> int:
-    """What DDP sums over the ranks in a step: one gradient for each number that learns, head included."""
+    """Return the bytes that DDP sums over the ranks in a step: the gradients of all trainable parameters."""
     return sum(
         weights.numel() * weights.element_size()
         for _, weights in bench.train_step.module.learning_parameters()
@@ -94,14 +102,15 @@ def gradient_bytes(bench: StageBench) -> int:
 
 
 def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
-    """In each rank: every stage, step and both in turn; rates are of all ranks together."""
+    """Measure step, loader and both of every stage in each rank; return rates of all ranks together."""
     batch_size = options.batch_size or (256 if world.device.type == "cuda" else 16)
     rows: list[dict[str, Any]] = []
     with Beton(options.data or str(sample_paths().train)) as data:
         for recipe in options.recipe:
             for stage in options.stages:
                 settings = recipe_options(
-                    recipe, is_sample=options.data is None, batch_size=batch_size * world.size, backbone=options.backbone,
+                    recipe, is_sample=options.data is None, batch_size=batch_size * world.size,
+                    backbone=options.backbone,
                     device=options.device, decoder=options.decoder, step=options.step,
                 )  # fmt: skip
                 experiment, number = stage_experiment(recipe, stage, settings, world)
@@ -115,15 +124,16 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                 for repeat in range(options.repeats):
                     for name in list(work)[:: -1 if repeat % 2 else 1]:
                         wait_for_all(world)
-                        # Ranks begin and end within a step of each other: DDP holds them together.
+                        # DDP keeps the ranks within one step of each other, so that their times agree.
                         rates[name].append(work[name]() * world.size)
                         cores[name].append(bench.cores_used)
                 rows += [
-                    {"measured": name, **labels, "unit": "samples/s", "cores_used": round(statistics.median(cores[name]), 3),
-                     "batch_size": bench.batch_size, **spread(values)}
+                    {"measured": name, **labels, "unit": "samples/s",
+                     "cores_used": round(statistics.median(cores[name]), 3), "batch_size": bench.batch_size,
+                     **spread(values)}
                     for name, values in rates.items()
                 ]  # fmt: skip
-                count = gradient_bytes(bench)  # exactly, as a spread has six digits
+                count = gradient_bytes(bench)  # the exact number, because a spread rounds to six digits
                 rows.append(
                     {
                         "measured": "gradients",
@@ -137,16 +147,29 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
 
 
 def start_ranks(options: Options, num_ranks: int, answer: Path) -> list[dict[str, Any]]:
-    """A torchrun of this file. RuntimeError with its last line where it fails or hangs."""
+    """Measure in a torchrun of this file.
+
+    Args:
+        options: Options of this call.
+        num_ranks: Number of processes.
+        answer: File in a new folder, to which rank 0 writes its rows.
+
+    Returns:
+        The rows of rank 0.
+
+    Raises:
+        RuntimeError: The ranks fail or hang; the message is their error's line.
+    """
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}",
         f"--log-dir={answer.parent}", __file__,
         *sys.argv[1:], "--worker", str(answer),
     ]  # fmt: skip
     threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            command, stdout=said, stderr=said, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, start_new_session=True
+            command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            start_new_session=True
         )  # fmt: skip
         try:
             process.wait(options.timeout_s)
@@ -154,28 +177,32 @@ def start_ranks(options: Options, num_ranks: int, answer: Path) -> list[dict[str
             raise RuntimeError(f"no answer within {options.timeout_s:g} s") from None
         finally:
             if process.poll() is None:
-                # Its ranks have sessions of their own: torchrun alone ends them, by force after 30 s.
+                # Only torchrun ends its ranks, which have sessions of their own; after 30 s it kills them.
                 process.terminate()
                 try:
                     process.wait(45)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-        said.seek(0)
-        words = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+        output.seek(0)
+        words = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
     if process.returncode or not answer.exists():
-        told = (
+        error_lines = (
             [line for line in words if "Error" in line or line.startswith("scaling:")]
             or words
             or ["it said nothing"]
         )
-        raise RuntimeError(told[0].strip())
+        raise RuntimeError(error_lines[0].strip())
     rows: list[dict[str, Any]] = json.loads(answer.read_text())
     return rows
 
 
 def storage_rate(folder: Path, num_bytes: int, num_threads: int) -> float:
-    """Bytes/s of a new file of noise, dropped from the page cache, read by threads a page of a beton at a time."""
+    """Return the bytes/s at which threads read a new file of noise that is not in the page cache.
+
+    Raises:
+        ValueError: The page cache keeps the file.
+    """
     path = folder / "fastpsl-scaling-noise.beton"
     try:
         write_noise(path, num_bytes)
@@ -185,10 +212,10 @@ def storage_rate(folder: Path, num_bytes: int, num_threads: int) -> float:
             )
         size, started = path.stat().st_size, time.perf_counter()
         with open(path, "rb") as file, ThreadPoolExecutor(num_threads) as pool:
-            read = pool.map(
+            sizes = pool.map(
                 lambda at: len(os.pread(file.fileno(), _READ_BYTES, at)), range(0, size, _READ_BYTES)
             )
-            assert sum(read) == size
+            assert sum(sizes) == size
         return size / (time.perf_counter() - started)
     finally:
         for each in folder.glob(f"{path.name}*"):
@@ -196,7 +223,7 @@ def storage_rate(folder: Path, num_bytes: int, num_threads: int) -> float:
 
 
 def efficiencies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each number of ranks: its rate over as many times that of the smallest number; medians, as they ran after each other."""
+    """Return each rate per rank over that of the fewest ranks, by medians: they ran one after another."""
     ratios = []
     first: dict[Any, dict[str, Any]] = {}
     for row in rows:
@@ -213,7 +240,7 @@ def efficiencies(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def said(row: dict[str, Any]) -> str:
-    """Its median, or its exact count."""
+    """Format a row's exact count, or its median."""
     return f"{row['num_bytes']:,}" if "num_bytes" in row else f"{row['median']:,.1f}"
 
 
@@ -263,19 +290,21 @@ def main() -> None:
     result = save_result(
         options.out, "scaling", machine, data=about,
         settings={
-            "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size, "backbone": options.backbone,
+            "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size,
+            "backbone": options.backbone,
             "decoder": options.decoder, "step": options.step, "storage_mb": options.storage_mb,
         },
         rows=rows, ratios=efficiencies(rows), not_measured=missing,
     )  # fmt: skip
     for row in rows:
-        where = (
+        labels_text = (
             f"{row['recipe']} {row['stage']}, {counted(row['num_ranks'], 'rank')}" if row["recipe"] else ""
         )
-        print(f"{row['measured']:>10} {where:28} {said(row):>16} {row['unit']}")
+        print(f"{row['measured']:>10} {labels_text:28} {said(row):>16} {row['unit']}")
     for ratio in result["ratios"]:
         print(
-            f"{ratio['what']} ({ratio['recipe']} {ratio['stage']}, {counted(ratio['num_ranks'], 'rank')}): {ratio['median']:.3f}"
+            f"{ratio['what']} ({ratio['recipe']} {ratio['stage']}, {counted(ratio['num_ranks'], 'rank')}): "
+            f"{ratio['median']:.3f}"
         )
     for line in [f"{m['what']}: {m['reason']}" for m in missing] + result["notes"]:
         print(line)

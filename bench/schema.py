@@ -1,17 +1,19 @@
-"""What a result under bench/results/ looks like, and the helpers that every bench fills it with.
+"""The format of a result under bench/results/, and the helpers that fill it.
 
 A result is a dict of
+
     schema        SCHEMA
-    bench         which bench, one of LABELS
-    command       how it was called; of paths only the last part
-    environment   see `environment`; the load averages say whether the machine was shared
-    data          what was measured on: num_samples and other plain values
+    bench         the bench, a key of LABELS
+    command       the command line; of absolute paths only the last part
+    environment   see `environment`; the load averages tell whether the machine was shared
+    data          the data that was measured on: num_samples and other plain values
     settings      repeats, and the options that decide the figures
     rows          each: measured, unit, labels of plain values, and a `spread`
     ratios        each: what (a formula over rows), labels of plain values, and a `spread` over the repeats
     not_measured  each: what, reason
     notes         sentences that belong to the figures
-`validate` holds a result to it.
+
+`validate` checks a result against this format.
 """
 
 import hashlib
@@ -35,26 +37,29 @@ import torch
 from fastpsl.pipelines.data.dataset import Dataset, read_bytes
 
 SCHEMA = 1
-MAX_COMPARED = 20_000  # samples whose bytes are compared
-# Fewer values than repeats: the clock ends them, a run does not get there, or nothing varies.
+MAX_COMPARED = 20_000  # samples that are compared with each other
+# These may have fewer values than repeats: a time limit ends them, a run stops early, or nothing varies.
 MAY_BE_FEWER = ("throughput", "time_to_accuracy", "scaling", "small", "detection")
 REHEARSAL = "a rehearsal at tiny values: its figures mean nothing"
-SHARED_LOAD = 0.5  # a load average above this before a bench starts: others were at work
+SHARED_LOAD = 0.5  # a higher load average before a bench starts means that other work ran
 PACKAGES = (
-    "fastpsl", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python", "triton",
+    "fastpsl", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python",
+    "triton",
     "nvidia-dali-cuda120", "nvidia-dali-cuda130",
 )  # fmt: skip
 
-# Where results go by default: git ignores it. What is to be committed is asked for by its name.
+# The default folder of results, which git ignores; --out names another.
 RUNS = Path(__file__).resolve().parents[1] / "runs" / "bench"
 
-# Key → type of its value; an int is a float, too. The rest of a row, a ratio, the data and the settings are plain values.
+# Key → type of its value; int is accepted for float. All further values are plain values.
 RESULT = {
-    "schema": int, "bench": str, "command": str, "environment": dict, "data": dict, "settings": dict, "rows": list,
+    "schema": int, "bench": str, "command": str, "environment": dict, "data": dict, "settings": dict,
+    "rows": list,
     "ratios": list, "not_measured": list, "notes": list,
 }  # fmt: skip
 ENVIRONMENT = {
-    "commit": str | None, "cpu": str, "num_cores": int, "gpu": str | None, "driver": str | None, "system": str, "python": str,
+    "commit": str | None, "cpu": str, "num_cores": int, "gpu": str | None, "driver": str | None,
+    "system": str, "python": str,
     "versions": dict, "load_average_before": float, "load_average_after": float,
 }  # fmt: skip
 SPREAD = {"median": float, "quartile_1": float, "quartile_3": float, "values": list}
@@ -62,7 +67,7 @@ ROW = {"measured": str, "unit": str, **SPREAD}
 RATIO = {"what": str, **SPREAD}
 MISSING = {"what": str, "reason": str}
 THROUGHPUT = {"decoder": str | None, "num_views": int, "stage": str | None}
-# bench → what its rows have besides ROW.
+# Bench → additional keys of its rows.
 LABELS: dict[str, dict[str, Any]] = {
     "beton_write": {},
     "decode": {"decoder": str, "num_threads": int, "num_views": int, "cores_used": float},
@@ -75,7 +80,8 @@ LABELS: dict[str, dict[str, Any]] = {
     "scaling": {"num_ranks": int, "recipe": str | None, "stage": str | None},
     "small": {"recipe": str, **THROUGHPUT},
     "step": {
-        "recipe": str, "stage": str, "backbone": str, "mode": str, "samples_per_s": float, "peak_mib": int | None,
+        "recipe": str, "stage": str, "backbone": str, "mode": str, "samples_per_s": float,
+        "peak_mib": int | None,
     },
     "throughput": THROUGHPUT,
     "time_to_accuracy": {
@@ -86,7 +92,7 @@ _PLAIN = str | int | float | bool | list | None
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median and quartiles (inclusive method) of the repeats, and the repeats themselves, in order."""
+    """Return median and quartiles (inclusive method) of the repeats, and the repeats themselves in order."""
     values = [float(f"{value:.6g}") for value in values]
     low, middle, high = (
         statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
@@ -95,18 +101,19 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Machine, versions, commit and load; call it before the work, and `finish` after it."""
+    """Return machine, versions, commit and load; call it before the work, and `finish` after it."""
     versions = {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     is_cuda = torch.device(device).type == "cuda"
+    driver_query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "commit": commit(),
         "cpu": _cpu_name(),
         "num_cores": len(os.sched_getaffinity(0)),
         "gpu": torch.cuda.get_device_name(device) if is_cuda else None,
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if is_cuda else None,
+        "driver": _output(*driver_query) if is_cuda else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
@@ -116,17 +123,17 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Of the checkout, with "and changes" where a program differs; FASTPSL_COMMIT says it where there is no git."""
-    if given := os.environ.get("FASTPSL_COMMIT"):
-        return given
+    """Return the checkout's commit, "and changes" if Python files differ; FASTPSL_COMMIT overrides it."""
+    if override := os.environ.get("FASTPSL_COMMIT"):
+        return override
     root = str(Path(__file__).resolve().parents[1])
-    found = _output("git", "-C", root, "rev-parse", "--short=12", "HEAD")
+    revision = _output("git", "-C", root, "rev-parse", "--short=12", "HEAD")
     changed = _output("git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", "*.py")
-    return f"{found} and changes" if found and changed else found
+    return f"{revision} and changes" if revision and changed else revision
 
 
 def finish(machine: dict[str, Any]) -> list[str]:
-    """Fill in the load average after the work; the notes that the load and a rehearsal ask for."""
+    """Fill in the load average after the work; return the notes about a shared machine and a rehearsal."""
     machine["load_average_after"] = round(os.getloadavg()[0], 2)
     before = machine["load_average_before"]
     if before <= SHARED_LOAD:
@@ -136,34 +143,34 @@ def finish(machine: dict[str, Any]) -> list[str]:
 
 
 def rehearsal_notes() -> list[str]:
-    """REHEARSAL where FASTPSL_REHEARSAL is set: what has this note is never committed."""
+    """Return [REHEARSAL] if FASTPSL_REHEARSAL is set. A result with this note must not be committed."""
     return [REHEARSAL] if os.environ.get("FASTPSL_REHEARSAL") else []
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """The call, for the record; of absolute paths only the last part, as they are of one machine."""
+    """Return the command line for the record, with only the last part of absolute paths."""
     arguments = sys.argv if arguments is None else arguments
-    kept = [Path(argument).name if os.path.isabs(argument) else argument for argument in arguments]
-    return " ".join(["python", *kept])
+    words = [Path(argument).name if os.path.isabs(argument) else argument for argument in arguments]
+    return " ".join(["python", *words])
 
 
 def short_name(machine: Mapping[str, Any]) -> str:
-    """Of an `environment`, for names of files: "h200" of "NVIDIA H200", "cpu" without a GPU."""
-    words = re.sub(r"[^a-z0-9]+", " ", (machine["gpu"] or "cpu").lower()).split()
-    kept = [word for word in words if word not in ("nvidia", "geforce", "tesla")]
-    return "-".join(kept)
+    """Return an `environment`'s device for file names: "h200" for "NVIDIA H200", "cpu" without a GPU."""
+    all_words = re.sub(r"[^a-z0-9]+", " ", (machine["gpu"] or "cpu").lower()).split()
+    words = [word for word in all_words if word not in ("nvidia", "geforce", "tesla")]
+    return "-".join(words)
 
 
 def data_record(data: Dataset, name: str | None) -> dict[str, Any]:
-    """Of what was measured on; num_distinct: samples whose bytes no other one has (None: too many to compare)."""
+    """Describe the data; num_distinct counts samples with unique bytes, None for too many samples."""
     min_height, min_width, max_height, max_width = data.image_sizes()
     num = min(data.num_samples, MAX_COMPARED)
     rows = data.rows(np.unique(np.linspace(0, data.num_samples - 1, num).astype(np.int64)))
-    seen = {hashlib.blake2b(read_bytes(rows, i), digest_size=16).digest() for i in range(len(rows.height))}
+    digests = {hashlib.blake2b(read_bytes(rows, i), digest_size=16).digest() for i in range(len(rows.height))}
     return {
         "name": "the embedded sample" if name is None else Path(name).name,
         "num_samples": data.num_samples,
-        "num_distinct": len(seen) if num == data.num_samples else None,
+        "num_distinct": len(digests) if num == data.num_samples else None,
         "mean_bytes": round(float(rows.num_bytes.mean())),
         "mean_pixels": round(float((rows.height.astype(np.int64) * rows.width).mean())),
         "min_height_px": min_height,
@@ -174,7 +181,7 @@ def data_record(data: Dataset, name: str | None) -> dict[str, Any]:
 
 
 def validate(result: Any) -> None:
-    """Raise ValueError, one line, where `result` is not what this file's head describes."""
+    """Raise ValueError with one line if `result` violates the format in this module's docstring."""
     _check(result, RESULT, "result", exact=True)
     if result["schema"] != SCHEMA:
         raise ValueError(f"result.schema: is {result['schema']}, this code reads {SCHEMA}")
@@ -211,7 +218,7 @@ def save_result(
     not_measured: Sequence[dict[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write what this program has measured, and return it; machine: of `environment`, before the work."""
+    """Write this program's result, and return it; `machine` is an `environment` from before the work."""
     result = {
         "schema": SCHEMA, "bench": bench, "command": command_line(), "environment": machine, "data": data,
         "settings": settings, "rows": rows, "ratios": list(ratios), "not_measured": list(not_measured),
@@ -222,7 +229,7 @@ def save_result(
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Check a result and write it, whole or not at all."""
+    """Check a result and write it atomically."""
     validate(result)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(path.name + ".partial")
@@ -231,7 +238,7 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _check(part: Any, keys: Mapping[str, Any], where: str, *, exact: bool = False) -> None:
-    """Raise ValueError where `part` is no dict of these keys and types; `exact`: and of these alone."""
+    """Raise ValueError if `part` is no dict with these keys and types, and only these if `exact`."""
     part = part if isinstance(part, dict) else {}
     if missing := keys.keys() - part.keys():
         raise ValueError(f"{where}: lacks {', '.join(sorted(missing))}")
@@ -247,6 +254,7 @@ def _check(part: Any, keys: Mapping[str, Any], where: str, *, exact: bool = Fals
 
 
 def _check_spread(row: Mapping[str, Any], least: int, most: int, where: str) -> None:
+    """Raise ValueError if a row's values, median or quartiles contradict each other."""
     values = row["values"]
     if not least <= len(values) <= most:
         raise ValueError(f"{where}.values: {len(values)} of them for {most} repeats")
@@ -258,10 +266,9 @@ def _check_spread(row: Mapping[str, Any], least: int, most: int, where: str) -> 
 
 
 def _check_three_rows(result: Mapping[str, Any]) -> None:
-    """Hold throughput and small to their three rows.
+    """Check that each row of both has its loader, step and ratio rows, with as many values that agree.
 
-    Each row of both together stands beside its loader alone, its step alone and its ratio, as often measured, and the
-    ratio is theirs. A loader without a stage is every stage's.
+    A loader row without a stage serves every stage.
     """
 
     def values(part: str, measured: str | None, *labels: str) -> dict[tuple[Any, ...], list[float]]:
@@ -278,16 +285,16 @@ def _check_three_rows(result: Mapping[str, Any]) -> None:
         raise ValueError("rows: none of loader and step together, nor of loaders alone")
     for key, rates in both.items():
         recipe, _, num_views, stage = key
-        beside = {
+        partners = {
             "loader": loaders.get(key, loaders.get((*key[:3], None), [])),
             "step": steps.get((recipe, None, num_views, stage), []),
             "ratio": ratios.get(("both / min(loader, step)", *key), []),
         }
-        for what, others in beside.items():
+        for what, others in partners.items():
             if len(others) != len(rates):
                 why = f"has {len(others)} values, both together {len(rates)}" if others else "is missing"
                 raise ValueError(f"rows: the {what} of {key} {why}")
-        for rate, loader, step, ratio in zip(rates, *beside.values(), strict=True):
+        for rate, loader, step, ratio in zip(rates, *partners.values(), strict=True):
             if not math.isclose(ratio, rate / min(loader, step), rel_tol=0.01):
                 raise ValueError(
                     f"ratios: that of {key} is {ratio}, its rows say {rate / min(loader, step):.4f}"
@@ -303,9 +310,9 @@ def _cpu_name() -> str:
 
 
 def _output(*command: str) -> str | None:
-    """A command's output, None where it is empty or the command fails or is missing."""
+    """Return a command's output, or None if it is empty, fails or is missing."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return process.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""A result of bench/throughput.py as tables on the terminal, and as bars: loaders on the left, steps and both together on the right."""
+"""Terminal tables and the bar chart of a result of bench/throughput.py."""
 
 import math
 from collections.abc import Callable
@@ -12,18 +12,19 @@ from bench.chart import Bar, Panel, draw, grouped
 from bench.peers import TITLES
 from bench.program import counted
 
-# Okabe and Ito's colours, told apart by everybody: ours dark, peers light; a name keeps its colour in both panels.
+# Okabe and Ito's colours, which colour-blind readers can tell apart: ours dark, peers light; the same name
+# has the same colour in both panels.
 COLOURS = {
     "step": "#777777", "ffcv": "#0072B2", "dali": "#009E73", "torchvision": "#D55E00", "resident": "#000000",
     "synthetic": "#999999", "ffcv_loader": "#7FB8D8", "dali_reader": "#7FCEB8", "dataloader": "#EAAE7F",
     "webdataset": "#F0E442",
 }  # fmt: skip
-_CUT = 1.5  # times the longest bar of real data: a synthetic loader is beyond compare
+_CUT = 1.5  # times the longest bar of real data, because a synthetic loader is far faster than any other
 _LOWER = "both / min(loader, step)"
 
 
 def draw_throughput(result: dict[str, Any], path: Path) -> Path:
-    """Write the bars; on both together: its ratio to the slower of its parts."""
+    """Draw loaders beside steps and both together, each of the latter with its ratio to the slower part."""
     settings, machine = result["settings"], result["environment"]
     backbone = settings["backbone"] or "the recipes' backbones"
     title = (
@@ -42,7 +43,7 @@ def _panel(result: dict[str, Any], title: str, *measured: str) -> Panel:
     ratios = {_key(row): row["median"] for row in result["ratios"] if row["what"] == _LOWER}
     rows = [row for row in result["rows"] if row["measured"] in measured]
     longest = max((row["quartile_3"] for row in rows if row["decoder"] != "synthetic"), default=math.inf)
-    headings = {_heading(row): None for row in rows}  # in the rows' order
+    headings = {_heading(row): None for row in rows}  # a dict keeps the order of the rows
     rows.sort(key=lambda row: ([*headings].index(_heading(row)), [*COLOURS].index(_name(row))))
     bars = []
     for row in rows:
@@ -54,7 +55,7 @@ def _panel(result: dict[str, Any], title: str, *measured: str) -> Panel:
 
 
 def _heading(row: dict[str, Any]) -> str:
-    """Return what stands above the bars that can be compared."""
+    """Return the heading of the bars that can be compared."""
     views = counted(row["num_views"], "view")
     if row["stage"] is None:
         return f"{views}, random resized crops"
@@ -78,6 +79,7 @@ def _title(row: dict[str, Any]) -> str:
 
 
 def show_throughput(result: dict[str, Any], console: Console) -> None:
+    """Print the stages, loaders alone, what was not measured, the notes and the lowest ratios."""
     rates = {
         (row["measured"], row["decoder"], row.get("recipe"), row["stage"]): row for row in result["rows"]
     }
@@ -93,7 +95,7 @@ def show_throughput(result: dict[str, Any], console: Console) -> None:
         table.add_row(
             f"{recipe} {stage}", decoder,
             *(f"{each['median']:,.1f}" for each in (loader, step, row)),
-            *(f"{ratios[what, decoder, recipe, stage]:.3f}" for what in ("both / step", "both / min(loader, step)")),
+            *(f"{ratios[what, decoder, recipe, stage]:.3f}" for what in ("both / step", _LOWER)),
             *(f"{cores:.1f}" for cores in (loader["cores_used"], row["cores_beyond_step"])),
         )  # fmt: skip
     if both_rows:
@@ -107,16 +109,16 @@ def show_throughput(result: dict[str, Any], console: Console) -> None:
         console.print(note)
     real = [row for row in both_rows if row["decoder"] != "synthetic"]
     for what in ("both / step", "both / min(loader, step)"):
-        found = [(ratios[what, row["decoder"], row["recipe"], row["stage"]], row) for row in real]
-        if found:
-            worst, row = min(found, key=lambda pair: pair[0])
+        pairs = [(ratios[what, row["decoder"], row["recipe"], row["stage"]], row) for row in real]
+        if pairs:
+            worst, row = min(pairs, key=lambda pair: pair[0])
             console.print(
                 f"{what}: {worst:.3f} at the least ({row['recipe']} {row['stage']}, {row['decoder']})"
             )
 
 
 def loaders_alone(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> Table:
-    """Return a table: a row each loader by its name, a column each number of views."""
+    """Return a table with one row per loader and one column per number of views."""
     views = sorted({row["num_views"] for row in rows})
     titles = [counted(num, "view") for num in views]
     table = Table(
@@ -126,8 +128,8 @@ def loaders_alone(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], s
     for row in rows:
         loaders.setdefault(name(row), {})[row["num_views"]] = row
     for text, by_views in loaders.items():
-        one = by_views[min(by_views)]
-        cores = "" if one["cores_used"] is None else f"{one['cores_used']:.1f}"
+        first = by_views[min(by_views)]
+        cores = "" if first["cores_used"] is None else f"{first['cores_used']:.1f}"
         rates = (f"{by_views[num]['median']:,.0f}" for num in views)
-        table.add_row(text, *rates, cores, f"{one['first_batch_s']:.1f} s")
+        table.add_row(text, *rates, cores, f"{first['first_batch_s']:.1f} s")
     return table

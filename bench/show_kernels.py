@@ -1,4 +1,4 @@
-"""A result of bench/kernels.py as bars and as a table on the terminal, beside what is to be reached."""
+"""The chart and the terminal table of a result of bench/kernels.py, and its comparison with the targets."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,10 @@ TO_REACH = {"SimCLR T3": (0.17, 100.0), "jigsaw": (0.1, None), "rotation, all 8"
 
 
 def draw_kernels(result: dict[str, Any], path: Path) -> Path:
-    """Write milliseconds of each chain by path on a logarithmic axis, with a line where a copy would end."""
+    """Draw the milliseconds of each chain by path, and return the chart's path.
+
+    The axis is logarithmic. A line in each bar marks the time that a copy of the same bytes takes.
+    """
     settings, machine = result["settings"], result["environment"]
     (copy,) = (row for row in result["rows"] if row["measured"] == "copy")
     bars = []
@@ -34,19 +37,20 @@ def draw_kernels(result: dict[str, Any], path: Path) -> Path:
             bars.append((row["chain"], path_bar))
     title = (
         f"{settings['batch_size']} samples of {settings['size_px']} px to {settings['precision']}; "
-        f"copy {copy['gb_per_s']:,.0f} GB/s\n{machine['gpu'] or machine['cpu']}, {machine['num_cores']} cores, "
-        f"load average {machine['load_average_before']} before"
+        f"copy {copy['gb_per_s']:,.0f} GB/s\n{machine['gpu'] or machine['cpu']}, "
+        f"{machine['num_cores']} cores, load average {machine['load_average_before']} before"
     )
     axis = "ms a batch (median, quartiles; logarithmic)"
     return draw(path, [Panel("black line: at the speed of a copy", axis, grouped(bars), is_log=True)], title)
 
 
 def _digits(value: float, num: int) -> str:
-    """Return a text with `num` digits that count, or of a whole number."""
+    """Format a number with `num` significant digits, or as a whole number if it has more."""
     return f"{value:,.0f}" if value >= 10 ** (num - 1) else f"{value:.{num}g}"
 
 
 def show_kernels(result: dict[str, Any], console: Console) -> None:
+    """Print the result as a table, with the targets, what was not measured and the notes."""
     table = Table(
         "chain",
         "path",
@@ -76,11 +80,11 @@ def show_kernels(result: dict[str, Any], console: Console) -> None:
 
 
 def not_measured(result: dict[str, Any]) -> list[str]:
-    """A line a reason: paths by the table's names, and their chains."""
+    """Return one line per reason, with the titles of the paths and their chains."""
     lines = []
     for reason in dict.fromkeys(missing["reason"] for missing in result["not_measured"]):
         pairs = [m["what"].rsplit(", ", 1) for m in result["not_measured"] if m["reason"] == reason]
-        # Paths that lack the same chains stand together.
+        # Paths that lack the same chains share a line.
         chains = {path: tuple(name for name, each in pairs if each == path) for _, path in pairs}
         groups: dict[tuple[str, ...], list[str]] = {}
         for path, names in chains.items():
@@ -91,7 +95,7 @@ def not_measured(result: dict[str, Any]) -> list[str]:
 
 
 def to_reach(result: dict[str, Any]) -> list[str]:
-    """Lines that put figures beside TO_REACH, where they were measured at its sizes on CUDA."""
+    """Return lines that compare the result with TO_REACH, if it was measured on CUDA at those sizes."""
     settings = result["settings"]
     sizes = (settings["device"], settings["batch_size"], settings["size_px"], settings["precision"])
     if sizes != ("cuda", 256, 224, "fp16"):

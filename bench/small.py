@@ -1,11 +1,13 @@
-"""Small pictures that stay on the device: training SSL++'s tasks and IIC on 32 px, and a checkpoint's evaluation.
+"""Small pictures that stay on the device: training SSL++'s tasks and IIC on 32 px, and a checkpoint's
+evaluation.
 
-    python bench/small.py                                       noise of CIFAR-10's size and number; on a CPU little of it, small batches
+    python bench/small.py  noise of CIFAR-10's size and number; on a CPU little of it, small batches
     python bench/small.py --data cifar-train.beton --val cifar-test.beton
 
-Of each recipe three rows as bench/throughput.py has them, at the paper's batch: its loader alone, its step on synthetic data, both together;
-both / step is the headline. The evaluation: the same rows of block_probe with six classifiers (`epochs` of the data are its whole
-length), and recipes/knn.py on B2, B3 and B4, a program from its start to its end. Random weights, no pseudo-labels.
+Of each recipe three rows as bench/throughput.py has them, at the paper's batch: its loader alone, its step on
+synthetic data, both together; both / step is the headline. The evaluation: the same rows of block_probe with
+six classifiers (`epochs` of the data are its whole length), and recipes/knn.py on B2, B3 and B4, a program
+from its start to its end. Random weights, no pseudo-labels.
 """
 
 import os
@@ -75,7 +77,7 @@ class Options:
     """The result."""
 
     def check(self) -> None:
-        """ValueError where a value cannot be."""
+        """Raise ValueError if options are out of range or contradict each other."""
         check_positive(self, "batch_size", "num_threads", "repeats", "seconds", "limit_s")
         if (self.data is None) != (self.val is None):
             raise ValueError("--data and --val: give both, or neither for noise")
@@ -84,17 +86,17 @@ class Options:
 
 
 def write_noise(path: Path, num: int, seed: int) -> None:
-    """A beton of `num` raw pictures of noise, with labels."""
+    """Write a beton of `num` raw noise images with labels."""
     random, beton = np.random.default_rng(seed), BetonFile(path, num, DEFAULT_PAGE_BYTES)
     for number in range(num):
-        picture = random.bytes(3 * SIDE_PX**2)
-        beton.add(Stored(picture, SIDE_PX, SIDE_PX, MODE_RAW, "passed"), number % NUM_CLASSES)
+        image = random.bytes(3 * SIDE_PX**2)
+        beton.add(Stored(image, SIDE_PX, SIDE_PX, MODE_RAW, "passed"), number % NUM_CLASSES)
     beton.finish()
     beton.file.publish()
 
 
 class Bench:
-    """The measurements of one call, on the betons `data` and `val`."""
+    """The measurements of one run of the program, on the betons `data` and `val`."""
 
     def __init__(self, options: Options, world: World, data: Path, val: Path):
         self.options, self.world, self.paths = options, world, (data, val)
@@ -106,65 +108,72 @@ class Bench:
         self.num_threads = options.num_threads or default_num_threads()
 
     def batch_size(self, recipe: str) -> int:
+        """Return a recipe's batch size."""
         paper: int = recipe_of(recipe).paper["batch_size"]
         return self.options.batch_size or (paper if self.is_cuda else 24)
 
     def setting(self, recipe: str) -> Setting:
-        asked = self.options
+        """Return the setting of bench/throughput.py for a recipe."""
+        given_options = self.options
         options = throughput.Options(
-            data=str(self.paths[0]), device=asked.device, precision=asked.precision, step=asked.step,
+            data=str(self.paths[0]), device=given_options.device, precision=given_options.precision,
+            step=given_options.step,
             backbone="nin4" if recipe == "block_probe" else None,
         )  # fmt: skip
         return Setting(
-            options, self.world, self.data, str(self.paths[0]), list(asked.decoders), self.batch_size(recipe),
+            options, self.world, self.data, str(self.paths[0]), list(given_options.decoders),
+            self.batch_size(recipe),
             self.num_threads, self.repeats, self.seconds,
         )  # fmt: skip
 
     def measure(self, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-        """folder: for what kNN writes."""
+        """Measure all recipes and the evaluation; kNN writes into `folder`."""
         started = time.perf_counter()
         parts: list[tuple[str, str, dict[str, Any]]] = [(recipe, "E", {}) for recipe in self.options.recipes]
         if self.options.evaluation:
             parts.append(("block_probe", "blocks", {"random_weights": True, "heads": HEADS}))
         result: dict[str, Any] = {"rows": [], "ratios": [], "not_measured": []}
         num_parts = len(parts) + self.options.evaluation
-        for done, (recipe, stage, more) in enumerate(parts):
+        for index, (recipe, stage, more) in enumerate(parts):
             left_s = self.limit_s - (time.perf_counter() - started)
-            deadline = time.perf_counter() + left_s / (num_parts - done)
-            found = try_stage(recipe, stage, self.setting(recipe), deadline, say, **more)
-            for part, entries in found.items():
+            deadline = time.perf_counter() + left_s / (num_parts - index)
+            entries_by_part = try_stage(recipe, stage, self.setting(recipe), deadline, say, **more)
+            for part, entries in entries_by_part.items():
                 result[part] += entries
         if self.options.evaluation:
             try:
                 result["rows"].append(self._knn(folder, started + self.limit_s, say))
             except subprocess.CalledProcessError as error:
-                why = f"exit status {error.returncode}: {' '.join(error.stderr.split()[-40:])}"
-                result["not_measured"].append({"what": "recipes/knn.py", "reason": why})
+                reason = f"exit status {error.returncode}: {' '.join(error.stderr.split()[-40:])}"
+                result["not_measured"].append({"what": "recipes/knn.py", "reason": reason})
         return result
 
     def _knn(self, folder: Path, deadline: float, say: Callable[[str], None]) -> dict[str, Any]:
-        """Seconds of the whole program, its imports included; once at least."""
-        found: list[float] = []
-        while len(found) < self.repeats and (not found or time.perf_counter() < deadline):
-            say(f"knn: repeat {len(found) + 1} of {self.repeats}")
-            found.append(self._knn_once(folder / f"knn-{len(found)}"))
+        """Measure the seconds of the whole kNN program, imports included, at least once."""
+        times: list[float] = []
+        while len(times) < self.repeats and (not times or time.perf_counter() < deadline):
+            say(f"knn: repeat {len(times) + 1} of {self.repeats}")
+            times.append(self._knn_once(folder / f"knn-{len(times)}"))
         labels = {"recipe": "knn", "stage": None, "decoder": self.options.decoders[0], "num_views": 1}
-        return {"measured": "whole", **labels, "blocks": list(BLOCKS), "unit": "s", **spread(found)}
+        return {"measured": "whole", **labels, "blocks": list(BLOCKS), "unit": "s", **spread(times)}
 
     def _knn_once(self, out: Path) -> float:
-        """Fresh each time: features that are there already would serve again."""
+        """Run kNN into a new folder, because it would reuse existing features; return its seconds."""
         data, val = map(str, self.paths)
         started = time.perf_counter()
         subprocess.run(
-            [sys.executable, "recipes/knn.py", "--random-weights", "--backbone", "nin4", "--data", data, "--val", val,
-             "--block", *BLOCKS, "--k", "10", "--size-px", str(SIDE_PX), "--whole", "--decoder", self.options.decoders[0],
-             "--device", self.world.device.type, "--num-threads", str(self.num_threads), "--out", str(out)],
+            [sys.executable, "recipes/knn.py", "--random-weights", "--backbone", "nin4",
+             "--data", data, "--val", val,
+             "--block", *BLOCKS, "--k", "10", "--size-px", str(SIDE_PX), "--whole",
+             "--decoder", self.options.decoders[0], "--device", self.world.device.type,
+             "--num-threads", str(self.num_threads), "--out", str(out)],
             cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         return time.perf_counter() - started
 
 
 def show(result: dict[str, Any], console: Console) -> None:
+    """Print the tables, and the length of each whole training at its measured rate."""
     show_throughput(result, console)
     num_samples = result["data"]["num_samples"]
     for row in result["rows"]:
@@ -172,8 +181,9 @@ def show(result: dict[str, Any], console: Console) -> None:
             steps = num_samples // row["samples_per_step"]
             hours = row["epochs"] * steps * row["samples_per_step"] / row["median"] / 3600
             images = row["images_per_sample"] * row["median"]
+            steps_per_s = row["median"] / row["samples_per_step"]
             console.print(
-                f"{row['recipe']}: {images:,.0f} images/s, {row['median'] / row['samples_per_step']:,.1f} steps/s; "
+                f"{row['recipe']}: {images:,.0f} images/s, {steps_per_s:,.1f} steps/s; "
                 f"whole: {row['epochs']:,} epochs x {steps:,} steps, {hours:,.1f} h at that rate"
             )
         elif row["measured"] == "whole":
@@ -204,8 +214,9 @@ def main() -> None:
     result = save_result(
         options.out, "small", machine, data=about,
         settings={
-            "repeats": bench.repeats, "seconds": bench.seconds, "device": world.device.type, "step": options.step,
-            "precision": options.precision, "batch_size": options.batch_size, "num_threads": bench.num_threads,
+            "repeats": bench.repeats, "seconds": bench.seconds, "device": world.device.type,
+            "step": options.step, "precision": options.precision, "batch_size": options.batch_size,
+            "num_threads": bench.num_threads,
             "limit_s": bench.limit_s, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },

@@ -1,11 +1,14 @@
-"""How long a training step takes, by recipe, stage and mode, on a batch that lies on the device; its GPU memory; PSL over end to end.
+"""How long a training step takes, by recipe, stage and mode, on a batch that lies on the device; its GPU
+memory; PSL over end to end.
 
-    python bench/step.py                    the recipes at their paper's values on a GPU; on a CPU two recipes, small, eager and compiled
+    python bench/step.py  the recipes at their paper's values on a GPU; on a CPU two recipes, small, eager and
+                          compiled
     python bench/step.py --recipes rotation --backbone resnet50 --modes eager compiled
 
-The step is the trainer's: augmentation, forward, backward, optimiser, momentum copies. Modes: --step's, and with `+fold` --fold-frozen, where
-a stage has frozen blocks. PSL's cost per epoch over end to end's, at one mode: the stages' seconds a sample, weighted by their epochs.
-Beside it the same by multiply-adds, counted by torch: the floor. What the clock leaves no time for is named. See bench/README.md.
+The step is the trainer's: augmentation, forward, backward, optimiser, momentum copies. Modes: --step's, and
+with `+fold` --fold-frozen, where a stage has frozen blocks. PSL's cost per epoch over end to end's, at one
+mode: the stages' seconds a sample, weighted by their epochs. Beside it the same by multiply-adds, counted by
+torch: the floor. What the clock leaves no time for is named. See bench/README.md.
 """
 
 import gc
@@ -16,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
@@ -24,10 +27,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
+from tyro.conf import arg
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # bench/ and recipes/ are folders of programs, not installed
+# bench/ and recipes/ are folders of programs, not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.program import check_out, check_positive, progress, run_program, wide_console
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, environment, save_result, spread
@@ -42,7 +45,7 @@ COST = "PSL's cost per epoch / end to end's"
 FLOOR = "PSL's multiply-adds per epoch / end to end's"
 GAIN = "eager's ms / the mode's"
 MEMORY = "RevNet-50's peak memory / ResNet-50's"
-_LEFT_S = 30.0  # of a stage's first steps and repeats, when none was timed yet
+_LEFT_S = 30.0  # assumed seconds of a stage's first steps and repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +65,18 @@ class Options:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     repeats: int | None = None
     """Default: 7 on CUDA, else 3."""
-    limit_s: float | None = None
-    """No further stage begins after so many seconds, and no further mode is compiled. Default: 400 on CUDA, else 80."""
+    limit_s: Annotated[
+        float | None,
+        arg(
+            help="No further stage begins after so many seconds, and no further mode is compiled. "
+            "Default: 400 on CUDA, else 80."
+        ),
+    ] = None
     out: Path = RUNS / "step.json"
     """The result."""
 
     def check(self) -> None:
-        """ValueError where a value cannot be."""
+        """Raise ValueError if an option is out of range or a list is empty."""
         check_positive(self, "batch_size", "repeats", "limit_s")
         for name in ("recipes", "stages", "modes"):
             if getattr(self, name) == ():
@@ -77,7 +85,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Key:
-    """What is measured."""
+    """A measured combination of recipe, stage, backbone and mode."""
 
     recipe: str
     stage: str
@@ -87,8 +95,14 @@ class Key:
 
 @dataclass
 class Timed:
-    """One of them: samples a step, milliseconds of a step in each repeat, and of eager steps in turn with them; seconds of the
-    first, peak memory, multiply-adds.
+    """One measured mode of a stage.
+
+    Attributes:
+        samples: Samples per step.
+        first_step_s: Seconds of the first step, compilation included.
+        ms: Milliseconds per step, one value per repeat.
+        eager_ms: The same of the eager mode, measured in turn with this one.
+        multiply_adds: Multiply-adds per step, counted in eager mode only.
     """
 
     bench: StageBench | None
@@ -102,7 +116,7 @@ class Timed:
 
 
 class Bench:
-    """The measurements of one call."""
+    """The measurements of one run of the program."""
 
     def __init__(self, options: Options, world: World):
         self.options, self.world = options, world
@@ -113,7 +127,7 @@ class Bench:
         self.backbone = options.backbone or ("resnet50" if self.is_cuda else "resnet18")
         self.batch_size = options.batch_size or (256 if self.is_cuda else 8)
         self.repeats = options.repeats or (7 if self.is_cuda else 3)
-        self.steps = 5 if self.is_cuda else 1  # of a repeat
+        self.steps = 5 if self.is_cuda else 1  # steps per repeat
         self.limit_s = options.limit_s or (400.0 if self.is_cuda else 80.0)
         self.started = time.perf_counter()
         self.timed: dict[Key, Timed] = {}
@@ -121,7 +135,10 @@ class Bench:
         self.precision = ""
 
     def groups(self) -> Iterator[list[Key]]:
-        """What is timed in turn: modes of one stage of one recipe. The clock ends them, so what says most comes first."""
+        """Yield the groups of keys that are measured in turn, the most informative first.
+
+        A group holds the modes of one stage of one recipe. The time limit may cut off the last groups.
+        """
         stages, first = self.options.stages, self.recipes[0]
         if self.options.modes is not None:
             passes = [self.options.modes]
@@ -135,27 +152,28 @@ class Bench:
         for number, modes in enumerate(passes):
             for recipe in self.recipes:
                 yield from ([Key(recipe, stage, self.backbone, mode) for mode in modes] for stage in stages)
-                wanted = self.is_cuda and self.options.revnet and self.backbone == "resnet50"
-                if wanted and number == 0 and recipe == first:
+                with_revnet = self.is_cuda and self.options.revnet and self.backbone == "resnet50"
+                if with_revnet and number == 0 and recipe == first:
                     yield from ([Key(first, stage, "revnet50", "eager")] for stage in stages)
         if self.options.modes is None and not self.is_cuda:
             stage = stages[min(2, len(stages) - 1)]
             yield [Key(first, stage, self.backbone, mode) for mode in ("eager", "compiled")]
 
     def seconds_left(self) -> float:
+        """Return the seconds that are left of --limit-s."""
         return self.limit_s - (time.perf_counter() - self.started)
 
     def measure(self, keys: Sequence[Key], say: Any) -> None:
-        """All modes of a stage, interleaved; those that cannot be are named."""
+        """Measure all modes of one stage, interleaved, and record those that cannot be measured."""
         stage = f"{keys[0].recipe} {keys[0].stage} {keys[0].backbone}"
         if self.timed and self.seconds_left() < _LEFT_S / (1 if self.is_cuda else 10):
             self._leave_out(stage, f"no time left of --limit-s {self.limit_s:g}")
             return
-        at_hand: dict[Key, Timed] = {}
+        timed_by_key: dict[Key, Timed] = {}
         longest_s = 0.0
         for key in keys:
             say(f"{stage}: {key.mode}, first step")
-            if at_hand and self.seconds_left() < longest_s:
+            if timed_by_key and self.seconds_left() < longest_s:
                 self._leave_out(f"{stage} {key.mode}", f"no time left of --limit-s {self.limit_s:g}")
                 continue
             try:
@@ -170,23 +188,24 @@ class Bench:
                 self._leave_out(f"{stage} {key.mode}", f"failed: {str(error)[:200]}")
             else:
                 if timed:
-                    at_hand[key] = timed
+                    timed_by_key[key] = timed
                     longest_s = max(longest_s, timed.first_step_s)
         for number in range(self.repeats):
             say(f"{stage}: repeat {number + 1} of {self.repeats}")
-            for key in list(at_hand)[:: -1 if number % 2 else 1]:
-                self._repeat(at_hand[key])
-        eager = next((timed.ms for key, timed in at_hand.items() if key.mode == "eager"), [])
-        for key, timed in at_hand.items():
+            for key in list(timed_by_key)[:: -1 if number % 2 else 1]:
+                self._repeat(timed_by_key[key])
+        eager = next((timed.ms for key, timed in timed_by_key.items() if key.mode == "eager"), [])
+        for key, timed in timed_by_key.items():
             timed.bench, timed.eager_ms = None, eager
             self.timed.setdefault(key, timed)
         self._forget()
 
     def _first_step(self, key: Key) -> Timed | None:
-        """The stage, after a step or two: compiled, its CUDA graphs recorded. None where it is the same as without `+fold`."""
+        """Run a mode's first steps, which compile or capture it; return None if folding changes nothing."""
         step, _, fold = key.mode.partition("+")
         options = recipe_options(
-            key.recipe, is_sample=not self.is_cuda, batch_size=self.batch_size, backbone=key.backbone, step=step,
+            key.recipe, is_sample=not self.is_cuda, batch_size=self.batch_size, backbone=key.backbone,
+            step=step,
             fold_frozen=bool(fold), device=self.world.device.type, precision=self.options.precision,
         )  # fmt: skip
         self.precision = options.resolved_precision(self.world.device)
@@ -194,30 +213,31 @@ class Bench:
         stage = experiment.stages[number]
         if fold and stage.first_learning == 1:
             return None
-        before = self._memory(step)
+        before_bytes = self._memory(step)
         bench = StageBench(experiment, number, options, Synthetic(100_000), self.world)
         timed = Timed(bench, bench.batch_size * options.accumulate, stage.epochs)
         bench.warm_up()
         bench.synthetic_batch()
         started = time.perf_counter()
         if key.mode == "eager":
-            with FlopCounterMode(display=False) as counted:
+            with FlopCounterMode(display=False) as flops:
                 bench.step_ms(1)
-            # Two steps, two operations a multiply-add.
-            timed.multiply_adds = counted.get_total_flops() // 4
+            # FlopCounterMode has counted two steps, with two operations per multiply-add.
+            timed.multiply_adds = flops.get_total_flops() // 4
         else:
             bench.step_ms(3 if step == "graphed" else 1)
         synchronise(self.world.device)
         timed.first_step_s = time.perf_counter() - started
         if self.is_cuda:
-            # Of a step, and not of what compiling or cuDNN's search took; less what the stage's other modes hold.
+            # The peak of a plain step: without compilation or cuDNN's search, less the memory that the
+            # stage's other modes hold.
             torch.cuda.reset_peak_memory_stats(self.world.device)
             bench.step_ms(1)
-            timed.peak_bytes = self._memory(step, peak=True) - before
+            timed.peak_bytes = self._memory(step, peak=True) - before_bytes
         return timed
 
     def _memory(self, step: str, peak: bool = False) -> int:
-        """Bytes on the GPU. What lies in a CUDA graph's memory counts as free when the step is over: there the reserved ones count."""
+        """Return GPU bytes in use, or those reserved for `graphed`: its pool counts as free after a step."""
         if not self.is_cuda:
             return 0
         if step == "graphed":
@@ -231,7 +251,7 @@ class Bench:
         timed.ms.append(statistics.median(timed.bench.step_ms(self.steps)))
 
     def _forget(self) -> None:
-        """What was compiled, and the memory of its graphs."""
+        """Free compiled code and the memory of CUDA graphs."""
         gc.collect()
         torch.compiler.reset()
         if self.is_cuda:
@@ -242,40 +262,41 @@ class Bench:
 
 
 def rows_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
-    """A row each; samples/s by the median."""
+    """Return one row per mode; samples/s follow from the median."""
     return [
         {
-            "measured": "step", "recipe": key.recipe, "stage": key.stage, "backbone": key.backbone, "mode": key.mode,
-            "unit": "ms", "samples_per_step": one.samples,
-            "samples_per_s": round(1e3 * one.samples / statistics.median(one.ms), 1),
-            "first_step_s": round(one.first_step_s, 2), "peak_mib": round(one.peak_bytes / 2**20) or None,
-            "gmac_per_sample": round(one.multiply_adds / one.samples / 1e9, 3) or None, **spread(one.ms),
+            "measured": "step", "recipe": key.recipe, "stage": key.stage, "backbone": key.backbone,
+            "mode": key.mode, "unit": "ms", "samples_per_step": entry.samples,
+            "samples_per_s": round(1e3 * entry.samples / statistics.median(entry.ms), 1),
+            "first_step_s": round(entry.first_step_s, 2), "peak_mib": round(entry.peak_bytes / 2**20) or None,
+            "gmac_per_sample": round(entry.multiply_adds / entry.samples / 1e9, 3) or None,
+            **spread(entry.ms),
         }
-        for key, one in timed.items()
+        for key, entry in timed.items()
     ]  # fmt: skip
 
 
 def ratios_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
-    """Each mode's gain, PSL's cost over end to end's and its floor, RevNet's memory over ResNet's."""
+    """Return the ratios: speed-ups over eager, PSL's cost and its floor, RevNet's memory."""
     ratios: list[dict[str, Any]] = []
 
     def add(what: str, key: Key, values: Sequence[float], stage: str | None) -> None:
         labels = {"recipe": key.recipe, "stage": stage, "backbone": key.backbone, "mode": key.mode}
         ratios.append({"what": what, **labels, **spread(values)})
 
-    for key, one in timed.items():
-        if key.mode != "eager" and one.eager_ms:
-            add(GAIN, key, [a / b for a, b in zip(one.eager_ms, one.ms, strict=True)], key.stage)
+    for key, entry in timed.items():
+        if key.mode != "eager" and entry.eager_ms:
+            add(GAIN, key, [a / b for a, b in zip(entry.eager_ms, entry.ms, strict=True)], key.stage)
         other = timed.get(Key(key.recipe, key.stage, "resnet50", "eager"))
         if key.backbone == "revnet50" and other and other.peak_bytes:
-            add(MEMORY, key, [one.peak_bytes / other.peak_bytes] * len(one.ms), key.stage)
+            add(MEMORY, key, [entry.peak_bytes / other.peak_bytes] * len(entry.ms), key.stage)
     for key in list(dict.fromkeys(Key(key.recipe, "E", key.backbone, key.mode) for key in timed)):
-        found = {stage: _at(timed, key, stage) for stage in ("E", "S1", "S2", "S3")}
-        chosen = [found[stage] for stage in ("S1", "S2", "S3")]
-        end_to_end = found["E"]
-        if end_to_end is None or None in chosen:
+        timed_stages = {stage: _at(timed, key, stage) for stage in ("E", "S1", "S2", "S3")}
+        psl_stages = [timed_stages[stage] for stage in ("S1", "S2", "S3")]
+        end_to_end = timed_stages["E"]
+        if end_to_end is None or None in psl_stages:
             continue
-        stages = [stage for stage in chosen if stage is not None]
+        stages = [stage for stage in psl_stages if stage is not None]
         epochs = sum(stage.epochs for stage in stages)
         costs = []
         for number, ms in enumerate(end_to_end.ms):
@@ -289,7 +310,7 @@ def ratios_of(timed: Mapping[Key, Timed]) -> list[dict[str, Any]]:
 
 
 def _at(timed: Mapping[Key, Timed], key: Key, stage: str) -> Timed | None:
-    """`stage` at the mode of `key`; what has no frozen blocks is folded what it is unfolded."""
+    """Return `stage` in the mode of `key`, without folding if the stage has no frozen blocks."""
     folded = Key(key.recipe, stage, key.backbone, key.mode)
     return timed.get(folded) or timed.get(replace(folded, mode=key.mode.partition("+")[0]))
 
@@ -304,8 +325,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         )  # fmt: skip
     console.print(table)
     for ratio in result["ratios"]:
-        where = " ".join(filter(None, (ratio["recipe"], ratio["stage"], ratio["backbone"], ratio["mode"])))
-        console.print(f"{ratio['what']} ({where}): {ratio['median']:.2f}")
+        labels = " ".join(filter(None, (ratio["recipe"], ratio["stage"], ratio["backbone"], ratio["mode"])))
+        console.print(f"{ratio['what']} ({labels}): {ratio['median']:.2f}")
     for missing in result["not_measured"]:
         console.print(f"not measured: {missing['what']}: {missing['reason']}")
     for note in result["notes"]:
@@ -327,8 +348,10 @@ def main() -> None:
         options.out, "step", machine,
         data={"name": "noise on the device", "num_samples": bench.batch_size},
         settings={
-            "repeats": bench.repeats, "steps_per_repeat": bench.steps, "batch_size": bench.batch_size, "precision": bench.precision,
-            "device": world.device.type, "backbone": bench.backbone, "recipes": list(bench.recipes), "stages": list(options.stages),
+            "repeats": bench.repeats, "steps_per_repeat": bench.steps, "batch_size": bench.batch_size,
+            "precision": bench.precision,
+            "device": world.device.type, "backbone": bench.backbone, "recipes": list(bench.recipes),
+            "stages": list(options.stages),
             "limit_s": bench.limit_s, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
         },
         rows=rows_of(bench.timed), ratios=ratios_of(bench.timed), not_measured=bench.missing,

@@ -1,12 +1,13 @@
-"""How fast one machine feeds and trains: the loader alone, the step on synthetic data, both together, and their ratios.
+"""How fast one machine feeds and trains: the loader alone, the step on synthetic data, both together, and
+their ratios.
 
-    python bench/throughput.py                                    the embedded sample, under two minutes on a CPU
+    python bench/throughput.py  the embedded sample, under two minutes on a CPU
     python bench/throughput.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
 
-For each recipe and stage: its own loader by decoder, its own step (the trainer's TrainStep), and both. The headline is
-both / step: 1 means that the step never waits; and both / min(loader, step), where the loader is the slower. Then loaders alone
-on equal footing, with one random resized crop and two: ours, ffcv's own, DALI's reader, torchvision with DataLoader and
-WebDataset. Writes a JSON and a bar chart; see bench/README.md.
+For each recipe and stage: its own loader by decoder, its own step (the trainer's TrainStep), and both. The
+headline is both / step: 1 means that the step never waits; and both / min(loader, step), where the loader is
+the slower. Then loaders alone on equal footing, with one random resized crop and two: ours, ffcv's own,
+DALI's reader, torchvision with DataLoader and WebDataset. Writes a JSON and a bar chart; see bench/README.md.
 """
 
 import gc
@@ -20,13 +21,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-# Spinning at barriers, as libgomp does by itself, turns a neighbour on a core into steps 10 times as long: a bench that
-# shares its machine would measure the neighbour. Read when torch is imported; recorded in the settings.
+# Spinning at barriers, libgomp's default, makes steps 10 times as long when another process uses the core: a
+# bench on a shared machine would measure that process. torch reads this on import; results record it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from tyro.conf import arg
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
@@ -48,8 +50,13 @@ from fastpsl.pipelines.sample.betons import sample_paths
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    data: str | None = None
-    """A beton, or a quoted glob of shards. Without it: the embedded sample, with the recipes' small values."""
+    data: Annotated[
+        str | None,
+        arg(
+            help="A beton, or a quoted glob of shards. "
+            "Without it: the embedded sample, with the recipes' small values."
+        ),
+    ] = None
     recipe: tuple[Recipe, ...] = ("jigsaw",)
     """Whose stages; none, written as --recipe, for loaders alone."""
     stages: tuple[StageName, ...] = ("S1", "S2", "S3")
@@ -84,7 +91,10 @@ class Options:
     """The result; the bar chart stands beside it as .png."""
 
     def check(self) -> None:
-        """ValueError where a value cannot be; not in __post_init__, as tyro would frame its one line."""
+        """Raise ValueError if an option is out of range.
+
+        This is not done in __post_init__, because tyro would put a frame around the one-line error.
+        """
         check_positive(self, "batch_size", "num_threads", "repeats", "seconds", "limit_s")
         if self.epochs < 0:
             raise ValueError(f"--epochs {self.epochs}: it must be 0 or more")
@@ -96,7 +106,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Setting:
-    """The options with what they leave open filled in."""
+    """The options with all defaults filled in."""
 
     options: Options
     world: World
@@ -114,7 +124,11 @@ class Setting:
 
 
 def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str]]]:
-    """And what of the decoders is not measured, and why."""
+    """Fill in the defaults of the options, and return the decoders that cannot be measured with the reason.
+
+    Raises:
+        ValueError: No decoder is left.
+    """
     is_sample = options.data is None
     path = options.data or str(sample_paths().train)
     decoders: list[str] = []
@@ -139,14 +153,14 @@ def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str
 def try_stage(
     recipe: str, stage: str, setting: Setting, deadline: float, say: Callable[[str], None], **more: Any
 ) -> dict[str, list[Any]]:
-    """`measure_stage`'s rows and ratios, or what is not measured, as the GPU's memory does not hold it; all that it took is free again."""
+    """Return the rows and ratios of `measure_stage`, or not_measured if GPU memory runs out; free it."""
     try:
         rows, ratios = measure_stage(recipe, stage, setting, deadline, say, **more)
     except torch.cuda.OutOfMemoryError as error:
         why = f"out of GPU memory at batch {setting.batch_size}: {str(error).splitlines()[0]}"
         return {"not_measured": [{"what": f"{recipe} {stage}", "reason": why}]}
     finally:
-        gc.collect()  # its weights, graphs and loaders
+        gc.collect()  # frees weights, graphs and loaders
         if setting.world.device.type == "cuda":
             torch.compiler.reset()
             torch.cuda.empty_cache()
@@ -156,29 +170,36 @@ def try_stage(
 def measure_stage(
     recipe: str, stage: str, setting: Setting, deadline: float, say: Callable[[str], None], **more: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(rows, ratios) of one stage: warm up, then step, loaders and both in turn, every other time backwards.
+    """Measure one stage: after a warm-up step, loaders and both in turn, every other time in reverse order.
 
-    deadline: of time.perf_counter(); one repeat is made at least. more: further options of the recipe.
+    Args:
+        recipe: Name of the recipe.
+        stage: Name of its stage.
+        setting: Data, device, decoders and lengths.
+        deadline: Time of time.perf_counter() after which no repeat begins, except the first.
+        say: Callback that receives the name of the current phase.
+        **more: Further options of the recipe.
     """
-    asked = setting.options
+    given_options = setting.options
     options = recipe_options(
-        recipe, is_sample=setting.is_sample, batch_size=setting.batch_size, backbone=asked.backbone,
-        device=asked.device, precision=asked.precision, augment=asked.augment, step=asked.step,
-        fold_frozen=asked.fold_frozen, num_threads=setting.num_threads, **more,
+        recipe, is_sample=setting.is_sample, batch_size=setting.batch_size, backbone=given_options.backbone,
+        device=given_options.device, precision=given_options.precision, augment=given_options.augment,
+        step=given_options.step,
+        fold_frozen=given_options.fold_frozen, num_threads=setting.num_threads, **more,
     )  # fmt: skip
     experiment, number = stage_experiment(recipe, stage, options, setting.world)
     bench = StageBench(experiment, number, options, setting.data, setting.world, seconds=setting.seconds)
-    bench.min_steps = max(1, math.ceil(asked.epochs * setting.data.num_samples / bench.batch_size))
+    bench.min_steps = max(1, math.ceil(given_options.epochs * setting.data.num_samples / bench.batch_size))
     work: dict[tuple[str, str | None], Callable[[], float]] = {("step", None): bench.step_alone}
     for decoder in setting.decoders:
         work["loader", decoder] = partial(bench.loader_alone, decoder)
         work["both", decoder] = partial(bench.both, decoder)
     what = f"{recipe} {stage}"
     say(f"{what}: warming up")
-    # Compiled and captured steps, cuDNN's choices, numba.
+    # The warm-up compiles or captures the step, and settles cuDNN's choices and numba.
     bench.seconds, steps, bench.min_steps = 0.0, bench.min_steps, 3
     for (measured, _), run in work.items():
-        if measured != "both":  # it is made of the others
+        if measured != "both":  # "both" consists of the others
             run()
     bench.seconds, bench.min_steps = setting.seconds, steps
     first_batch_s = {decoder: _first_batch_s(bench, decoder) for decoder in setting.decoders}
@@ -206,7 +227,7 @@ def measure_stage(
             row["samples_per_step"], row["epochs"] = bench.batch_size, bench.stage.epochs
             row["images_per_sample"] = options.batch_size // bench.batch_size
         if measured == "both":
-            # What the loader takes while it keeps up with the step.
+            # The loader's cores while it keeps up with the step.
             pairs = zip(cores[key], cores["step", None], strict=True)
             row["cores_beyond_step"] = round(statistics.median(both - step for both, step in pairs), 3)
             row["num_steps"] = bench.min_steps
@@ -218,7 +239,7 @@ def measure_stage(
 
 
 def _first_batch_s(bench: StageBench, decoder: str) -> float:
-    """From opening the loader, everything compiled, to its first batch on the device."""
+    """Return the seconds from opening the loader, with all code compiled, to its first batch."""
     started = time.perf_counter()
     with bench.loader(decoder) as loader:
         batches = loader.epoch(0)
@@ -232,16 +253,17 @@ def _first_batch_s(bench: StageBench, decoder: str) -> float:
 def _ratios(
     both: list[float], loader: list[float], step: list[float], decoder: str, labels: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Repeat by repeat: neighbours in time share the machine's moods."""
+    """Return the ratios repeat by repeat, because neighbours in time share the load of the machine."""
     slower = [min(pair) for pair in zip(loader, step, strict=True)]
     return [
-        {"what": what, "decoder": decoder, **labels, **spread([a / b for a, b in zip(both, base, strict=True)])}
+        {"what": what, "decoder": decoder, **labels,
+         **spread([a / b for a, b in zip(both, base, strict=True)])}
         for what, base in (("both / min(loader, step)", slower), ("both / step", step))
     ]  # fmt: skip
 
 
 def _memory_gb(world: World) -> float:
-    """Of the device, taken by everybody: torch, DALI, and what else there is."""
+    """Return the memory in use on the device by torch, DALI and everything else."""
     if world.device.type != "cuda":
         return 0.0
     free, total = torch.cuda.mem_get_info(world.device)
@@ -249,18 +271,18 @@ def _memory_gb(world: World) -> float:
 
 
 def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """files: an empty folder for pictures of peers that read no betons."""
+    """Measure all stages, then loaders alone; `files` is an empty folder for peers that need files."""
     options, start = setting.options, time.perf_counter()
     limit_s = options.limit_s or (100.0 if setting.is_sample else math.inf)
     stages = [(recipe, stage) for recipe in options.recipe for stage in options.stages]
     num_parts = len(stages) + options.peers
     result: dict[str, Any] = {"rows": [], "ratios": [], "not_measured": [], "notes": []}
-    for done, (recipe, stage) in enumerate(stages):
-        # What the parts before have left over is shared by those that come.
+    for index, (recipe, stage) in enumerate(stages):
+        # Time that earlier parts have left is shared by the later ones.
         left_s = limit_s - (time.perf_counter() - start)
-        deadline = time.perf_counter() + left_s / (num_parts - done)
-        for part, found in try_stage(recipe, stage, setting, deadline, say).items():
-            result[part] += found
+        deadline = time.perf_counter() + left_s / (num_parts - index)
+        for part, entries in try_stage(recipe, stage, setting, deadline, say).items():
+            result[part] += entries
     works = {f"decoder {name}": _work(name, setting, files) for name in setting.decoders}
     for kind in peers.PEERS:
         title = peers.TITLES[kind]
@@ -295,7 +317,8 @@ def _row(rates: interleaved.Rates) -> dict[str, Any]:
 def _work(kind: str, setting: Setting, files: Path) -> peers.Work:
     size_px = 96 if setting.is_sample else 224
     return peers.Work(
-        kind, setting.path, str(files), setting.batch_size, setting.num_threads, size_px, str(setting.world.device)
+        kind, setting.path, str(files), setting.batch_size, setting.num_threads, size_px,
+        str(setting.world.device)
     )  # fmt: skip
 
 
@@ -315,10 +338,14 @@ def main() -> None:
         data=data_record(setting.data, options.data),
         settings={
             "repeats": setting.repeats, "seconds": setting.seconds, "epochs": options.epochs,
-            "batch_size": setting.batch_size, "num_threads": setting.num_threads, "backbone": options.backbone,
-            "precision": RunOptions(precision=options.precision).resolved_precision(world.device), "device": world.device.type, "augment": options.augment,
-            "step": options.step, "fold_frozen": options.fold_frozen, "values": "SAMPLE" if setting.is_sample else "PAPER",
-            "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"], "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+            "batch_size": setting.batch_size, "num_threads": setting.num_threads,
+            "backbone": options.backbone,
+            "precision": RunOptions(precision=options.precision).resolved_precision(world.device),
+            "device": world.device.type, "augment": options.augment,
+            "step": options.step, "fold_frozen": options.fold_frozen,
+            "values": "SAMPLE" if setting.is_sample else "PAPER",
+            "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
         },
         **parts,
     )  # fmt: skip

@@ -1,13 +1,16 @@
-"""How long until the features are worth something: seconds of training to a held-out accuracy, by several seeds.
+"""How long until the features are worth something: seconds of training to a held-out accuracy, by several
+seeds.
 
-    fastpsl beton write cifar10/ cifar-train.beton --split train && fastpsl beton write cifar10/ cifar-test.beton --split test
+    fastpsl beton write cifar10/ cifar-train.beton --split train &&
+        fastpsl beton write cifar10/ cifar-test.beton --split test
     python bench/time_to_accuracy.py --data cifar-train.beton --val cifar-test.beton
-    python bench/time_to_accuracy.py                  the embedded sample at 32 px: shows that it works, and no more
+    python bench/time_to_accuracy.py  the embedded sample at 32 px: shows that it works, and no more
 
-A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and length (--stage-epochs, --batch-size); the
-online monitor looks after each epoch (docs/knn.md). The clock starts when the data is open and the weights are drawn: loaders,
-compiling, first batches, checkpoints, and the pretext task's own held-out pass at a stage's end are on it, the looks are not. A target counts from the end of the epoch after which the accuracy
-was first reached. Writes a JSON and a PNG of the accuracies.
+A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and
+length (--stage-epochs, --batch-size); the online monitor looks after each epoch (docs/knn.md). The clock
+starts when the data is open and the weights are drawn: loaders, compiling, first batches, checkpoints, and
+the pretext task's own held-out pass at a stage's end are on it, the looks are not. A target counts from the
+end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of the accuracies.
 """
 
 import contextlib
@@ -21,15 +24,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
 import torch
+from tyro.conf import arg
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # bench/ and recipes/ are folders of programs, not installed
+# bench/ and recipes/ are folders of programs, not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.chart import Bar, Panel, draw, grouped
 from bench.program import check_out, counted, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options
@@ -43,19 +46,20 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 
-# For pictures of 32 px, enlarged twofold: ResNet-18's stem divides by four, and B5 of 32 px would be one pixel.
+# For images of 32 px, enlarged twofold: ResNet-18's stem divides by four, so that B5 of 32 px would be one
+# pixel.
 VALUES: dict[str, dict[str, Any]] = {
     "rotation": {
         "backbone": "resnet18", "stage_epochs": (10, 10, 10), "lr": 0.1, "intervals": (3, 1, 1),
         "shorter_px": 72, "size_px": 64, "rotations_per_image": "all",
-        "levels": (1, 2, 2),  # turns by 45 degrees need pictures of 53 px
+        "levels": (1, 2, 2),  # rotations by 45 degrees need images of 53 px
     },
     "simclr": {
         "backbone": "resnet18", "stage_epochs": (10, 15, 15), "lr": 0.4, "warmup_epochs": 1.0, "trust": 0.01,
         "temperature": 0.2, "size_px": 64,
     },
 }  # fmt: skip
-BATCH_SIZE = {"rotation": 1024, "simclr": 512}  # rotation's counts two or four turns of each picture
+BATCH_SIZE = {"rotation": 1024, "simclr": 512}  # rotation's counts two or four rotations of each image
 SAMPLE: dict[str, Any] = {"stage_epochs": (1, 1, 1), "shorter_px": 36, "size_px": 32}
 ACCURACIES = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 30 to 80 %
 
@@ -75,8 +79,13 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     stage_epochs: tuple[int, ...] | None = None
     """Epochs of S1, S2 and S3. Default: 10 10 10 for rotation, 10 15 15 for simclr, 1 1 1 for the sample."""
-    batch_size: int | None = None
-    """Images a step, as the recipe counts them. Default: 1024 for rotation (turns count), 512 for simclr, 32 for the sample."""
+    batch_size: Annotated[
+        int | None,
+        arg(
+            help="Images a step, as the recipe counts them. "
+            "Default: 1024 for rotation (turns count), 512 for simclr, 32 for the sample."
+        ),
+    ] = None
     decoder: str = "auto"
     """auto: resident on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -87,6 +96,7 @@ class Options:
     """The result; the picture stands beside it as .png."""
 
     def check(self) -> None:
+        """Raise ValueError if options are out of range or contradict each other."""
         if not 0 < self.accuracy < 1:
             raise ValueError(f"--accuracy {self.accuracy:g}: it must be between 0 and 1")
         if not self.seeds:
@@ -96,7 +106,7 @@ class Options:
 
 
 class Clock:
-    """Seconds of training since it was made, the monitor's looks left out; one more at each of them."""
+    """A stopwatch for the seconds of training: it stops while the monitor measures the accuracy."""
 
     def __init__(self, run: Run):
         self.at_look: list[float] = []
@@ -117,7 +127,12 @@ class Clock:
 
 @dataclass(frozen=True)
 class Trained:
-    """One seed's run: at each look its stage, epoch, seconds of training and accuracy; and all seconds, looks too."""
+    """The run of one seed.
+
+    Attributes:
+        looks: Stage, epoch, seconds of training and accuracy of each measurement.
+        whole_s: Seconds of the whole run, measurements of the accuracy included.
+    """
 
     looks: list[dict[str, Any]]
     whole_s: float
@@ -125,7 +140,7 @@ class Trained:
 
 
 def train(options: Options, seed: int, world: World, folder: Path) -> Trained | None:
-    """A run of the recipe in `folder`; None where a signal ended it."""
+    """Train the recipe in `folder`; return None if a signal stopped it."""
     is_sample = options.data is None
     paths = sample_paths()
     values = VALUES[options.recipe] | (
@@ -135,7 +150,8 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained | 
     batch_size = options.batch_size or (32 if is_sample else BATCH_SIZE[options.recipe])
     train_path, val_path = options.data or str(paths.train_32), options.val or str(paths.test_32)
     recipe = recipe_options(
-        options.recipe, is_sample=False, batch_size=batch_size, data=train_path, val=val_path, out=folder, seed=seed,
+        options.recipe, is_sample=False, batch_size=batch_size, data=train_path, val=val_path, out=folder,
+        seed=seed,
         plan=options.plan, device=options.device, decoder=options.decoder, step=options.step, probe_every=1,
         checkpoint_minutes=0.0, keep_checkpoints=1, tensorboard=False, **values,
     )  # fmt: skip
@@ -156,29 +172,38 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained | 
 
 
 def read_line(text: str, monitor: str) -> dict[str, Any]:
-    """What is kept of a line of probe.jsonl; features that are not finite are worth nothing."""
+    """Return stage, epoch and accuracy of a line of probe.jsonl; 0 if its features are not finite."""
     line = json.loads(text)
     accuracy = line[f"{monitor}_accuracy"]
     return {"stage": line["stage"], "epoch": line["epoch"], "accuracy": 0.0 if accuracy is None else accuracy}
 
 
 def seconds_to(looks: list[dict[str, Any]], accuracy: float) -> float | None:
-    """Of training, until the first look that shows it."""
+    """Return the seconds of training until `accuracy` is first measured, or None if it is never reached."""
     return next((look["seconds"] for look in looks if look["accuracy"] >= accuracy), None)
 
 
 def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
-    """Rows: seconds to each accuracy that a seed has reached, the whole training's seconds, the accuracy after each epoch."""
+    """Return rows, ratios and not_measured: seconds to accuracies and of training, accuracy by epoch."""
     labels = {"recipe": options.recipe, "monitor": options.monitor}
     rows: list[dict[str, Any]] = []
     missing: list[dict[str, str]] = []
     for accuracy in sorted({*ACCURACIES, options.accuracy}):
-        found = [seconds for each in runs if (seconds := seconds_to(each.looks, accuracy)) is not None]
-        if found:
-            to = {"accuracy": accuracy, "epoch": None, "num_reached": len(found)}
-            rows.append({"measured": "seconds to accuracy", **labels, **to, "unit": "s", **spread(found)})
-        if len(found) < len(runs) and accuracy == options.accuracy:
-            what = f"{options.monitor} accuracy {accuracy:g}: {len(runs) - len(found)} of {counted(len(runs), 'seed')}"
+        times = [seconds for each in runs if (seconds := seconds_to(each.looks, accuracy)) is not None]
+        if times:
+            labels_of_target = {"accuracy": accuracy, "epoch": None, "num_reached": len(times)}
+            rows.append(
+                {
+                    "measured": "seconds to accuracy",
+                    **labels,
+                    **labels_of_target,
+                    "unit": "s",
+                    **spread(times),
+                }
+            )
+        if len(times) < len(runs) and accuracy == options.accuracy:
+            num_seeds = f"{len(runs) - len(times)} of {counted(len(runs), 'seed')}"
+            what = f"{options.monitor} accuracy {accuracy:g}: {num_seeds}"
             best = max(look["accuracy"] for each in runs for look in each.looks)
             missing.append({"what": what, "reason": f"not reached; the best of all looks is {best:.3f}"})
     of_all = {"epoch": None, "num_reached": len(runs)}
@@ -191,9 +216,8 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
     ]  # fmt: skip
     for looks in zip(*(each.looks for each in runs), strict=True):
         at = {"epoch": looks[0]["epoch"], "stage": looks[0]["stage"], "num_reached": len(runs)}
-        values = spread(
-            [max(look["accuracy"], 1e-6) for look in looks]
-        )  # 0 is no accuracy that a row may have
+        # max(), because a row's values must be above 0.
+        values = spread([max(look["accuracy"], 1e-6) for look in looks])
         at_seconds = [round(look["seconds"], 3) for look in looks]
         row = {
             "measured": "accuracy",
@@ -208,7 +232,7 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
 
 
 def draw_times(result: dict[str, Any], path: Path) -> Path:
-    """Write the accuracy at each look, below its stage, with its seconds of training; the target is a line."""
+    """Draw each measured accuracy by stage, with its seconds of training and a line for the target."""
     settings, machine, data = result["settings"], result["environment"], result["data"]
     looks = [row for row in result["rows"] if row["measured"] == "accuracy"]
     stages = list(dict.fromkeys(row["stage"] for row in looks))
@@ -256,7 +280,8 @@ def main() -> None:
             runs.append(trained)
     if not runs:
         raise ValueError(
-            f"stopped by a signal before seed {options.seeds[0]} came to its end; give it fewer --stage-epochs"
+            f"stopped by a signal before seed {options.seeds[0]} came to its end; "
+            "give it fewer --stage-epochs"
         )
     with Beton(options.data or str(sample_paths().train_32)) as data:
         about = data_record(data, options.data)
@@ -264,30 +289,30 @@ def main() -> None:
         about["num_held_out"] = held_out.num_samples
     notes = []
     if len(runs) < len(options.seeds):
-        notes.append(
-            f"{len(runs)} of {counted(len(options.seeds), 'seed')}: stopped by --limit-s {options.limit_s:g} or a signal"
-        )
+        num_seeds = f"{len(runs)} of {counted(len(options.seeds), 'seed')}"
+        notes.append(f"{num_seeds}: stopped by --limit-s {options.limit_s:g} or a signal")
+    values = SAMPLE if options.data is None else VALUES[options.recipe]
     result = save_result(
         options.out, "time_to_accuracy", machine, data=about,
         settings={
-            "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan, "target": options.accuracy,
+            "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan,
+            "target": options.accuracy,
             "device": world.device.type, "step": options.step, "decoder": options.decoder,
             "batch_size": options.batch_size or (32 if options.data is None else BATCH_SIZE[options.recipe]),
-            "stage_epochs": list(options.stage_epochs or (SAMPLE if options.data is None else VALUES[options.recipe])["stage_epochs"]),
+            "stage_epochs": list(options.stage_epochs or values["stage_epochs"]),
         },
         **tabulate(runs, options), notes=notes,
     )  # fmt: skip
-    picture = draw_times(result, options.out.with_suffix(".png"))
+    chart = draw_times(result, options.out.with_suffix(".png"))
     for row in result["rows"]:
         if row["measured"] == "seconds to accuracy":
-            said = " ← the target" if row["accuracy"] == options.accuracy else ""
-            print(
-                f"{row['monitor']} {100 * row['accuracy']:g} %: {row['median']:.1f} s, {row['num_reached']} of {counted(len(runs), 'seed')}{said}"
-            )
+            suffix = " ← the target" if row["accuracy"] == options.accuracy else ""
+            num_seeds = f"{row['num_reached']} of {counted(len(runs), 'seed')}{suffix}"
+            print(f"{row['monitor']} {100 * row['accuracy']:g} %: {row['median']:.1f} s, {num_seeds}")
     for line in [f"{m['what']}: {m['reason']}" for m in result["not_measured"]] + result["notes"]:
         print(line)
     final = statistics.median(each.looks[-1]["accuracy"] for each in runs)
-    print(f"{options.monitor} {100 * final:.1f} % in the end (median)\n{options.out}\n{picture}")
+    print(f"{options.monitor} {100 * final:.1f} % in the end (median)\n{options.out}\n{chart}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A short task, for docs/add_a_task.md: a momentum copy, a queue of its keys, and a label written for each image."""
+"""A short task for docs/add_a_task.md, with a momentum copy, a queue of its keys, and a label for
+each image.
+"""
 
 import copy
 
@@ -15,16 +17,18 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 class NearestKey(Task):
-    """Tell the other view of an image from a queue of keys; remember for each image which queue entry was nearest."""
+    """A task that tells the other view of an image from a queue of keys.
+
+    It remembers for each image which entry of the queue was nearest.
+    """
 
     num_levels = 3
 
     def __init__(self, num_samples: int, queue_size: int = 64, width: int = 16, size_px: int = 32):
         self.queue_size, self.width, self.size_px = queue_size, width, size_px
-        self.nearest = torch.full(
-            (num_samples + 1,), -1
-        )  # of the last whole epoch; the last slot is no image's
-        self.coming = self.nearest.clone()  # of this epoch; each rank writes its own images
+        # Of the last whole epoch. The last slot is for padding, which has no image.
+        self.nearest = torch.full((num_samples + 1,), -1)
+        self.coming = self.nearest.clone()  # of the current epoch; each rank writes its own images
         self.new_keys: list[torch.Tensor] = []
 
     @override

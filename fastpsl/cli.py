@@ -1,4 +1,4 @@
-"""The `fastpsl` command: its subcommands, and how they end."""
+"""The `fastpsl` command: its subcommands and exit codes."""
 
 import contextlib
 import sys
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _lose(name: str, error: OSError) -> None:
-    """Stop the work whose stdout nobody reads; a lost stderr does not matter."""
+    """Stop the work when stdout can no longer be written; a lost stderr does not matter."""
     if name == "stdout":
         raise (
             error
@@ -74,7 +74,7 @@ def _main(arguments: Sequence[str]) -> None:
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
         command = parse(Command, arguments, prog="fastpsl", description=_DESCRIPTION, config=config)
         with _one_line_warnings(), doing(" ".join(["fastpsl", *takewhile(str.isalpha, arguments)])):
-            exit_code = command.run(*recipe_options)  # these are empty but for doctor
+            exit_code = command.run(*recipe_options)  # recipe_options is empty except for doctor
         sys.stdout.flush()
         if exit_code:
             sys.exit(exit_code)
@@ -102,6 +102,7 @@ def _one_line_warnings() -> Iterator[None]:
         print(f"fastpsl: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # on single images, which are judged by their pixels
+        # PIL warns about single images, which are judged by their pixels.
+        warnings.filterwarnings("ignore", module="PIL")
         warnings.showwarning = show
         yield

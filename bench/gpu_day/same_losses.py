@@ -1,4 +1,4 @@
-"""Compares the losses of two runs, step by step; exit 1 where one is off by more than 2 %.
+"""A comparison of the losses of two runs, step by step: exit 1 if one differs by more than 2 %.
 
 python bench/gpu_day/same_losses.py RUN RUN
 """
@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-MOST = 0.02  # half precision and atomic sums: other rounding, no other training
+MOST = 0.02  # half precision and atomic sums change the rounding, but not the training
 
 
 def main() -> int:

@@ -1,6 +1,9 @@
-"""What became of a part's steps: a table for people, and a result as any other; exit 1 where a step failed, was cut or had no time.
+"""The summary of a part's steps: exit 1 if a step failed, was cut off or had no time.
 
-python bench/gpu_day/summary.py PART FOLDER GPU      FOLDER/steps.tsv → FOLDER/summary.txt, FOLDER/results/gpu_day-GPU-PART.json
+    python bench/gpu_day/summary.py PART FOLDER GPU
+
+It reads FOLDER/steps.tsv, and writes FOLDER/summary.txt for people and FOLDER/results/gpu_day-GPU-PART.json,
+a result like any other.
 """
 
 import re
@@ -18,21 +21,23 @@ NO_TIME = "no time left"
 
 
 def read_steps(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Rows of the steps that began, and those that had no time. Folders of this machine are left out of what they said."""
+    """Return rows of the steps that ran, and those that had no time; output loses the machine's folders."""
     rows, missing = [], []
     for line in path.read_text(errors="replace").splitlines():
-        name, status, seconds, said = line.split("\t")
+        name, status, seconds, output = line.split("\t")
         if not status:
             missing.append({"what": name, "reason": NO_TIME})
             continue
         rows.append({
-            "measured": name, "unit": "s", "exit": int(status), "said": re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", said.replace("|", "/")),
+            "measured": name, "unit": "s", "exit": int(status),
+            "said": re.sub(r"(?<![\w.])/(?:[\w.+-]+/)+", "", output.replace("|", "/")),
             **spread([max(float(seconds), 0.01)]),
         })  # fmt: skip
     return rows, missing
 
 
 def told(row: dict[str, Any]) -> str:
+    """Format a row for people."""
     status = "ok" if row["exit"] == 0 else "cut" if row["exit"] in CUT else f"exit {row['exit']}"
     return f"{row['measured']:<22} {status:<8} {row['median']:6.1f} s  {row['said']}"
 
@@ -42,15 +47,19 @@ def main() -> int:
     rows, missing = read_steps(folder / "steps.tsv")
     machine = environment("cuda" if torch.cuda.is_available() else "cpu")
     result = {
-        "schema": SCHEMA, "bench": "gpu_day", "command": f"bash bench/gpu_day/{part}.sh", "environment": machine,
-        "data": {"name": "the part's steps", "num_samples": len(rows) + len(missing)}, "settings": {"repeats": 1, "part": part},
+        "schema": SCHEMA, "bench": "gpu_day", "command": f"bash bench/gpu_day/{part}.sh",
+        "environment": machine, "data": {"name": "the part's steps", "num_samples": len(rows) + len(missing)},
+        "settings": {"repeats": 1, "part": part},
         "rows": rows, "ratios": [], "not_measured": missing, "notes": rehearsal_notes(),
     }  # fmt: skip
     num_failed = len(missing) + sum(row["exit"] != 0 for row in rows)
+    failures = f"{num_failed} of {len(rows) + len(missing)} steps failed"
     lines = [
-        f"== part {part}, {gpu}, commit {machine['commit']}: {num_failed} of {len(rows) + len(missing)} steps failed"
+        f"== part {part}, {gpu}, commit {machine['commit']}: {failures}",
+        *map(told, rows),
+        *(f"{line['what']:<22} {line['reason']}" for line in missing),
+        *rehearsal_notes(),
     ]
-    lines += [*map(told, rows), *(f"{line['what']:<22} {line['reason']}" for line in missing), *rehearsal_notes()]  # fmt: skip
     (folder / "summary.txt").write_text("\n".join(lines) + "\n")
     write_result(folder / "results" / f"gpu_day-{gpu}-{part}.json", result)
     return int(num_failed > 0)

@@ -1,6 +1,9 @@
-"""Runs a recipe with two ranks on one GPU: NCCL refuses that, gloo moves the same tensors.
+r"""A launcher that runs a recipe with two ranks on one GPU.
 
-python -m torch.distributed.run --standalone --nproc-per-node=2 bench/gpu_day/two_ranks.py RECIPE OPTIONS...
+NCCL refuses two ranks on one GPU, so that gloo moves the same tensors.
+
+    python -m torch.distributed.run --standalone --nproc-per-node=2 \
+        bench/gpu_day/two_ranks.py RECIPE OPTIONS...
 """
 
 import runpy

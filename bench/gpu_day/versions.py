@@ -1,6 +1,8 @@
-"""Says what the machine has, writes its GPU's short name to a file; exit 1 where fastpsl's own folders cannot be imported.
+"""A report of the machine's packages and hardware: exit 1 if fastpsl itself cannot be imported.
 
-python bench/gpu_day/versions.py FILE
+It writes the short name of the machine's GPU to FILE.
+
+    python bench/gpu_day/versions.py FILE
 """
 
 import importlib
@@ -17,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.schema import environment, short_name
 
 PACKAGES = (
-    "torch", "torchvision", "triton", "numpy", "numba", "kornia", "kornia-rs", "tyro", "rich", "ffcv", "nvidia-dali-cuda130", "pycocotools",
+    "torch", "torchvision", "triton", "numpy", "numba", "kornia", "kornia-rs", "tyro", "rich", "ffcv",
+    "nvidia-dali-cuda130", "pycocotools",
     "pytest", "pytest-xdist", "pytest-timeout", "scikit-learn", "matplotlib", "tensorboard", "webdataset",
 )  # fmt: skip
 OURS = ("fastpsl.kernels.crops", "fastpsl.pipelines.loader.loader")
@@ -32,19 +35,20 @@ def main() -> int:
             print(package, "-")
     machine = environment("cuda" if torch.cuda.is_available() else "cpu")
     Path(sys.argv[1]).write_text(short_name(machine))
-    broken = 0
+    num_broken = 0
     for module in (*OPTIONAL, *OURS):
         try:
             importlib.import_module(module)
             print(module, "imports")
-        except Exception as error:  # noqa: BLE001 - of a package made for other versions: any
+        except Exception as error:  # noqa: BLE001 - a package for other versions may raise anything
             print(f"{module}: {type(error).__name__}: {error}")
-            broken += module in OURS
+            num_broken += module in OURS
     print(
-        f"{machine['gpu'] or 'no GPU'}, CUDA {torch.version.cuda}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"{machine['gpu'] or 'no GPU'}, CUDA {torch.version.cuda}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, "
         f"compiler {shutil.which('gcc')}, commit {machine['commit']}"
     )
-    return int(broken > 0)
+    return int(num_broken > 0)
 
 
 if __name__ == "__main__":

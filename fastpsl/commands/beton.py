@@ -23,11 +23,19 @@ class Write:
     when it is whole.
     """
 
-    src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
-    """A folder with a folder per class (images at any depth), or a flat folder of images (label -1); a list of
-    image files (.txt, .csv, or iNaturalist's .json); a tar or a quoted glob of tars, also WebDataset's; an .npz of uint8 images; parquet files
-    or hf:NAME, a data set in Hugging Face's cache; CIFAR-10, CIFAR-100 or STL-10 as published. See
-    docs/sources.md."""
+    src: tyro.conf.Positional[
+        Annotated[
+            str,
+            tyro.conf.arg(
+                metavar="SRC",
+                help="A folder with a folder per class (images at any depth), or a flat folder of images "
+                "(label -1); a list of image files (.txt, .csv, or iNaturalist's .json); a tar or a "
+                "quoted glob of tars, also WebDataset's; an .npz of uint8 images; parquet files or "
+                "hf:NAME, a data set in Hugging Face's cache; CIFAR-10, CIFAR-100 or STL-10 as "
+                "published. See docs/sources.md.",
+            ),
+        ]
+    ]
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write, e.g. train.beton."""
     format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (
@@ -65,7 +73,7 @@ class Write:
         """Write the beton and print what became of the images.
 
         Raises:
-            ValueError: For a number out of range, a source that cannot be read, or too many broken images.
+            ValueError: A number is out of range, the source cannot be read, or too many images are broken.
         """
         from fastpsl.engine.console import Progress
         from fastpsl.pipelines.beton.encode import Target
@@ -82,7 +90,7 @@ class Write:
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} {value}: give a number from {low} to {high}")
         shard = _shard(self.shard)
-        max_bad_count(self.max_bad, 0)  # before the source is counted
+        max_bad_count(self.max_bad, 0)  # fails before the source is counted
         with _counting() as on_progress:
             source = open_source(
                 self.src,
@@ -147,7 +155,11 @@ class Verify:
     """Threads. [one per core]"""
 
     def run(self) -> None:
-        """Print each beton's faults, or that it is sound. Raise ValueError for any fault."""
+        """Print the faults of each beton, or that it is sound.
+
+        Raises:
+            ValueError: There is a fault.
+        """
         from fastpsl.engine.console import Progress
         from fastpsl.pipelines.beton.reader import Beton as OpenBeton
         from fastpsl.pipelines.beton.verify import betons_to_verify, unchecked, verify
@@ -164,7 +176,7 @@ class Verify:
                 with OpenBeton(path) as beton:
                     num_samples, less = beton.num_samples, unchecked(beton)
             except ValueError:
-                pass  # verify tells why
+                pass  # verify reports the reason
             with Progress("samples", num_samples, f"{path}: decoding") as progress:
                 problems = list(verify(path, self.workers, progress.update))
             for problem in problems:
@@ -186,14 +198,18 @@ class Info:
     """Files or globs; each is shown as one data set."""
 
     def run(self) -> None:
-        """Print what each beton holds. Raise ValueError for one that cannot be opened."""
+        """Print what each beton holds.
+
+        Raises:
+            ValueError: A beton cannot be opened.
+        """
         from fastpsl.pipelines.beton.reader import Beton as OpenBeton
         from fastpsl.pipelines.beton.verify import info
 
         if not self.betons:
             raise ValueError("no beton given; name files or globs, see fastpsl beton info --help")
-        for given in self.betons:
-            with OpenBeton(given) as beton:
+        for pattern in self.betons:
+            with OpenBeton(pattern) as beton:
                 print(info(beton))
 
 
@@ -208,12 +224,12 @@ class Beton:
     )
 
     def run(self) -> None:
-        """Run the chosen one. Raise ValueError as it does."""
+        """Run the chosen command, and raise ValueError as it does."""
         self.command.run()
 
 
 def _shard(text: str) -> tuple[int, int]:
-    """Return i and n of "i/n". Raise ValueError unless 0 <= i < n."""
+    """Return i and n of "i/n"; raise ValueError unless 0 <= i < n."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"--shard {text}: not a shard; give i/n with i from 0 to n - 1, e.g. 0/8")
@@ -222,7 +238,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _counting() -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows (MB done, MB in all) of a source being counted."""
+    """Yield a callback that shows the progress (MB done, MB in all) of counting a source."""
     from fastpsl.engine.console import Progress
 
     with contextlib.ExitStack() as stack:

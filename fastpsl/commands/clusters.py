@@ -17,8 +17,14 @@ class Clusters:
 
     run_or_file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(name="run", metavar="RUN|FILE.npz")]]
     """The folder of a run that made pseudo-labels (UIC, DeepCluster, IIC), or a file of labels."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """What is labelled: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the run's own --data; of FILE the embedded sample]"""
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="DATA",
+            help="What is labelled: a beton, a quoted glob of shards, a folder of images or a list of "
+            "them (docs/sources.md). [the run's own --data; of FILE the embedded sample]",
+        ),
+    ] = None
     labels: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
     """Of a run: other labels of the same images. [RUN/labels.npz]"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -29,8 +35,11 @@ class Clusters:
     """Stop where the data has no true labels. Without, what needs them is left out."""
 
     def run(self) -> None:
-        """Write the report and print its lines. Raise ValueError for labels or data that cannot be read or do
-        not fit."""
+        """Write the report and print its lines.
+
+        Raises:
+            ValueError: Labels or data cannot be read, or do not fit each other.
+        """
         from fastpsl.evaluation.cluster_report import report
 
         if self.seed < 0:

@@ -1,4 +1,4 @@
-"""`fastpsl doctor`: what holds a recipe up on this machine."""
+"""`fastpsl doctor`: the parts of a recipe that slow it down on this machine."""
 
 import sys
 import traceback
@@ -13,16 +13,16 @@ EXIT_INTERRUPTED = 130
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return `fastpsl`'s own arguments, and those behind a recipe's path in `doctor`, which are the recipe's.
+    """Return `fastpsl`'s own arguments, and those behind a recipe's path in `doctor`, which the recipe gets.
 
-    The path is moved to the front, because an option before it could take it for one of its values.
+    The path moves to the front, because an option before it could take it for one of its values.
     """
-    own = list(arguments)
-    if own[:1] == ["doctor"]:
-        for i, argument in enumerate(own):
+    own_arguments = list(arguments)
+    if own_arguments[:1] == ["doctor"]:
+        for i, argument in enumerate(own_arguments):
             if argument.endswith(".py"):
-                return ["doctor", argument, *own[1:i]], own[i + 1 :]
-    return own, []
+                return ["doctor", argument, *own_arguments[1:i]], own_arguments[i + 1 :]
+    return own_arguments, []
 
 
 @dataclass(frozen=True)
@@ -35,28 +35,48 @@ class Doctor:
     one does, or noise hides it; 2: something is broken. See docs/doctor.md.
     """
 
-    recipe: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="RECIPE.py")]] = None
-    """The recipe's path; everything behind it is the recipe's. [recipes/jigsaw_r50.py of this checkout, with a ResNet-18]"""
+    recipe: tyro.conf.Positional[
+        Annotated[
+            Path | None,
+            tyro.conf.arg(
+                metavar="RECIPE.py",
+                help="The recipe's path; everything behind it is the recipe's. [recipes/jigsaw_r50.py of "
+                "this checkout, with a ResNet-18]",
+            ),
+        ]
+    ] = None
     json: bool = False
     """One JSON object on stdout instead of the screen."""
     stages: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME...")] = None
     """Of the recipe's plan, such as S1 S3. [all]"""
-    seconds: Annotated[float | None, tyro.conf.arg(metavar="NUM")] = None
-    """Length of a timed region, of which there are many; one step at least. [3 on CUDA, else 1; 0.3 without --data]"""
-    nproc_per_node: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
-    """Ranks of this machine, as for torchrun: one rank is measured, with its share of batch and cores. [its GPUs, or 1]"""
+    seconds: Annotated[
+        float | None,
+        tyro.conf.arg(
+            metavar="NUM",
+            help="Length of a timed region, of which there are many; one step at least. [3 on CUDA, "
+            "else 1; 0.3 without --data]",
+        ),
+    ] = None
+    nproc_per_node: Annotated[
+        int | None,
+        tyro.conf.arg(
+            metavar="NUM",
+            help="Ranks of this machine, as for torchrun: one rank is measured, with its share of "
+            "batch and cores. [its GPUs, or 1]",
+        ),
+    ] = None
 
     def run(self, *recipe_options: str) -> int:
         """Measure and print the report.
 
         Args:
-            recipe_options: The recipe's own arguments.
+            *recipe_options: The recipe's own arguments.
 
         Returns:
             The exit code: 0, 1 or 2 as above, 130 if interrupted.
 
         Raises:
-            ValueError: For a recipe, options or data that cannot be measured, and for errors of doctor's own.
+            ValueError: The recipe, its options or its data cannot be measured, or doctor itself fails.
         """
         try:
             from fastpsl.doctor.examination import examine
@@ -75,10 +95,10 @@ class Doctor:
         except (ValueError, BrokenPipeError):
             raise
         except Exception as error:
-            # A fault of doctor, or of a task outside recipes; whoever reports it needs its place.
+            # This is an error of doctor, or of a task outside recipes/; a bug report needs its place.
             place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}, line {place.lineno}"
-            fault = f"{type(error).__name__} in {where}: {str(error)[:300]}"
+            location = f"{Path(place.filename).name}, line {place.lineno}"
+            fault = f"{type(error).__name__} in {location}: {str(error)[:300]}"
             raise ValueError(
                 f"doctor itself fails ({fault}); start the recipe to see whether it trains"
             ) from error

@@ -1,4 +1,4 @@
-"""`fastpsl export`: a checkpoint's backbone for another library."""
+"""`fastpsl export`: a checkpoint's backbone as a file of another library."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,16 @@ class Export:
     What the weights expect to see goes along in OUT.json (safetensors: in the file's metadata).
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CHECKPOINT")]]
-    """A checkpoint, a run's folder (its newest), or others' weights, of which the flags below must tell; see docs/weights.md."""
+    checkpoint: tyro.conf.Positional[
+        Annotated[
+            Path,
+            tyro.conf.arg(
+                metavar="CHECKPOINT",
+                help="A checkpoint, a run's folder (its newest), or others' weights, of which the flags "
+                "below must tell; see docs/weights.md.",
+            ),
+        ]
+    ]
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write: resnet50.pth, .pkl for Detectron2, .safetensors."""
     to: Literal["torchvision", "timm", "detectron2", "safetensors"]
@@ -39,8 +47,11 @@ class Export:
     """Of others' weights: side of their crops."""
 
     def run(self) -> None:
-        """Write the file and print what it holds. Raise ValueError for weights that cannot be read or
-        exported."""
+        """Write the file and print what it holds.
+
+        Raises:
+            ValueError: The weights cannot be read or exported.
+        """
         from fastpsl.evaluation.options import told_input
         from fastpsl.models.export import export
 

@@ -1,7 +1,7 @@
-"""Options that the commands on frozen features share: the weights, the images' size, and the machine's part.
+"""Options that the commands on frozen features share: the weights, the images' size, and the machine.
 
-They are a part of EvaluationOptions under helps of their own, because importing that one means waiting for
-torch.
+They repeat a part of EvaluationOptions with help texts of their own, because importing it imports torch,
+which is slow.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """Of weights and features."""
+    """The options of the weights and the extraction of features."""
 
     size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
     """Side of the middle that is cut from each picture, whose shorter side becomes PX * 256 / 224."""
@@ -55,14 +55,14 @@ class ExtractionOptions:
 
     @contextmanager
     def joined(self, checkpoint: Path | None, **more: Any) -> Iterator[tuple["EvaluationOptions", "World"]]:
-        """Join torchrun's ranks and yield the options as evaluations read them; leave the ranks at the end.
+        """Join torchrun's ranks and yield the evaluation's options; leave the ranks at the end.
 
         Args:
             checkpoint: The weights, or None with `random_weights`.
-            more: Further fields of EvaluationOptions, such as seed.
+            **more: Further fields of EvaluationOptions, such as seed.
 
         Raises:
-            ValueError: If weights are given twice or not at all, or a value is out of range.
+            ValueError: Weights are given twice or not at all, or a value is out of range.
         """
         from fastpsl.engine.distributed import join_world, leave_world
         from fastpsl.evaluation.options import EvaluationOptions

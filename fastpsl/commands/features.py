@@ -1,4 +1,4 @@
-"""`fastpsl features`: the features of one block, of every sample of a data set, as a file."""
+"""`fastpsl features`: one block's features of every sample of a data set, as a file."""
 
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,8 +19,16 @@ class Features:
     it was. On several GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="CKPT")]]
-    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
+    checkpoint: tyro.conf.Positional[
+        Annotated[
+            Path,
+            tyro.conf.arg(
+                metavar="CKPT",
+                help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
+                "others' weights.",
+            ),
+        ]
+    ]
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]
@@ -38,7 +46,7 @@ class Features:
         """Write the file and print what it holds; under torchrun every rank does its share.
 
         Raises:
-            ValueError: For weights or data that cannot be read, an unknown block, or a file that exists.
+            ValueError: Weights or data cannot be read, the block is unknown, or the file exists.
         """
         from fastpsl.evaluation.features import Extraction
         from fastpsl.pipelines.data.open import open_data

@@ -1,4 +1,4 @@
-"""`fastpsl labels`: pseudo-labels that no network made."""
+"""`fastpsl labels`: pseudo-labels without a network."""
 
 from contextlib import closing
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-NUM_CLASSES = 70  # the paper's for CIFAR-10 (sslpp.txt, section V.E)
+NUM_CLASSES = 70  # as in the paper for CIFAR-10 (sslpp.txt, section V.E)
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,14 @@ class MakeLabels:
     """Where the labels come from."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.npz")]
     """The file to write."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """The training images: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the embedded sample]"""
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="DATA",
+            help="The training images: a beton, a quoted glob of shards, a folder of images or a list "
+            "of them (docs/sources.md). [the embedded sample]",
+        ),
+    ] = None
     num_classes: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Clusters of k-means, classes of random labels; true ones have their own. [70]"""
     pca_width: Annotated[int, tyro.conf.arg(metavar="NUM")] = 64
@@ -39,8 +45,11 @@ class MakeLabels:
     """Replace FILE.npz, which is refused otherwise."""
 
     def run(self) -> None:
-        """Write the file and print its figures. Raise ValueError for a number out of range or a file that
-        cannot be."""
+        """Write the file and print its figures.
+
+        Raises:
+            ValueError: A number is out of range, or the file cannot be written.
+        """
         from fastpsl.evaluation.cluster_report import label_lines, measure
         from fastpsl.pipelines.data.open import open_data
         from fastpsl.pipelines.sample.betons import sample_paths
@@ -52,7 +61,7 @@ class MakeLabels:
             num_classes = NUM_CLASSES
         for name, value, low, high in (
             ("--num-classes", num_classes, 2, 2**31 - 1),
-            ("--size-px", self.size_px, 4, 64),  # of 64 px the pixels' covariance takes 1.2 GB
+            ("--size-px", self.size_px, 4, 64),  # at 64 px, the covariance of the pixels takes 1.2 GB
             ("--seed", self.seed, 0, 2**64 - 1),
         ):
             if value is not None and not low <= value <= high:

@@ -26,7 +26,7 @@ class Permutations:
         """Write the file and print the distances of each nested set.
 
         Raises:
-            ValueError: If the counts do not rise, the file exists, or there are too few permutations.
+            ValueError: The counts do not rise, the file exists, or there are too few permutations.
         """
         import numpy as np
 

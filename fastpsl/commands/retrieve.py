@@ -18,10 +18,24 @@ class Retrieve:
     table`) and the features, which serve again. See docs/knn.md.
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CKPT")]] = None
-    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
-    gallery: Annotated[str, tyro.conf.arg(metavar="DATA")]
-    """Where neighbours are looked for: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
+    checkpoint: tyro.conf.Positional[
+        Annotated[
+            Path | None,
+            tyro.conf.arg(
+                metavar="CKPT",
+                help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
+                "others' weights.",
+            ),
+        ]
+    ] = None
+    gallery: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="DATA",
+            help="Where neighbours are looked for: a beton, a quoted glob of shards, a folder of "
+            "images or a list of them (docs/sources.md).",
+        ),
+    ]
     queries: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """Likewise. An image of the same data does not find itself."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -30,8 +44,14 @@ class Retrieve:
     """Whose output is averaged over all positions; final is the last. Names such as fc7 serve as well."""
     k: Annotated[int, tyro.conf.arg(metavar="NUM")] = 8
     """Neighbours of each query."""
-    num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 16
-    """Queries in the picture, drawn by --seed; all where there are fewer. The precision is of all queries in any case."""
+    num: Annotated[
+        int,
+        tyro.conf.arg(
+            metavar="NUM",
+            help="Queries in the picture, drawn by --seed; all where there are fewer. The precision is "
+            "of all queries in any case.",
+        ),
+    ] = 16
     query_indices: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INDEX...")] = ()
     """Queries in the picture, from 0, instead of drawn ones."""
     seed: int = 0
@@ -45,7 +65,7 @@ class Retrieve:
         """Write the neighbours and print the figures; under torchrun every rank does its share.
 
         Raises:
-            ValueError: For weights or data that cannot be read, an unknown block, or a number out of range.
+            ValueError: Weights or data cannot be read, the block is unknown, or a number is out of range.
         """
         from fastpsl.evaluation.retrieval import retrieve
 

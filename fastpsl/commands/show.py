@@ -1,4 +1,4 @@
-"""`fastpsl show`: what the network sees of a data set, as a contact sheet."""
+"""`fastpsl show`: a contact sheet of a data set as the network sees it."""
 
 import sys
 from contextlib import closing
@@ -19,21 +19,38 @@ class Show:
     Each picture's caption tells the sample's number, its class, and what the task drew.
     """
 
-    data: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]] = None
-    """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). [the embedded sample]"""
+    data: tyro.conf.Positional[
+        Annotated[
+            str | None,
+            tyro.conf.arg(
+                metavar="DATA",
+                help="A beton, a quoted glob of shards, a folder of images or a list of them "
+                "(docs/sources.md). [the embedded sample]",
+            ),
+        ]
+    ] = None
     task: Annotated[
         str,
-        tyro.conf.arg(metavar="crops|jigsaw|rotation|simclr|moco|uic|iic|colorization|context|rotnet|aet"),
+        tyro.conf.arg(
+            metavar="crops|jigsaw|rotation|simclr|moco|uic|iic|colorization|context|rotnet|aet",
+            help="crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose "
+            "pictures are of --shorter-px 32 in the paper.",
+        ),
     ] = "crops"
-    """crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose pictures are of --shorter-px 32 in the paper."""
     level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
     """The task's level, from 1."""
     num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 16
     """Samples to draw."""
     seed: int = 0
     """Another seed shows other samples, other crops and other draws."""
-    shorter_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 256
-    """Shorter side of the picture that is cut from; the task's other sizes keep the paper's proportion to it."""
+    shorter_px: Annotated[
+        int,
+        tyro.conf.arg(
+            metavar="PX",
+            help="Shorter side of the picture that is cut from; the task's other sizes keep the "
+            "paper's proportion to it.",
+        ),
+    ] = 256
     decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """As in a recipe."""
     device: Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
@@ -41,10 +58,10 @@ class Show:
     """The PNG to write. [TASK-GLEVEL.png in this folder]"""
 
     def run(self) -> None:
-        """Draw the first samples of epoch 0, print what was drawn, and name undecodable samples on stderr.
+        """Draw the first samples of epoch 0 and print a summary; list undecodable samples on stderr.
 
         Raises:
-            ValueError: For an unknown task, level, device or decoder, a number out of range, or data that
+            ValueError: A task, level, device or decoder is unknown, a number is out of range, or the data
                 cannot be read.
         """
         import torch
@@ -61,7 +78,7 @@ class Show:
             raise ValueError(f"--task {self.task}: there are {', '.join(TASKS)}")
         for name, value, low, high in (
             ("num", self.num, 1, MAX_IMAGES),
-            ("shorter-px", self.shorter_px, 16, 4096),  # below 16, three cells of whole pixels need not fit
+            ("shorter-px", self.shorter_px, 16, 4096),  # below 16, three cells of whole pixels may not fit
         ):
             if not low <= value <= high:
                 raise ValueError(f"--{name} {value}: give a number from {low} to {high}")

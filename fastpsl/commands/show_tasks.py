@@ -1,4 +1,4 @@
-"""The tasks that `fastpsl show` draws, each at the paper's sizes or with all sizes scaled alike."""
+"""The tasks that `fastpsl show` draws, at the paper's sizes or with all sizes scaled by one factor."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -24,11 +24,11 @@ from fastpsl.tasks.sslpp.context import Context
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from fastpsl.tasks.sslpp.sslpp import Proxy, SSLPlusPlus
 
-SHORTER_PX = 256  # of the paper's images; the sizes below go with it
+SHORTER_PX = 256  # of the paper's images; all sizes below are relative to it
 
 
 class ShownTask(Protocol):
-    """The part of a task that a contact sheet needs; it may have `captions(batch)` too."""
+    """The part of a task that a contact sheet needs; `captions(batch)` is optional."""
 
     num_levels: int
 
@@ -87,8 +87,10 @@ def iic(size_px: int) -> IIC:
 
 
 def sslpp(proxy: Callable[[int], Proxy]) -> Callable[[int], SSLPlusPlus]:
-    """Return the constructor of SSL++ with `proxy`; its view is the whole image, since the paper's have 32
-    px."""
+    """Return the constructor of SSL++ with `proxy`.
+
+    Its view is the whole image, since the paper's images have 32 px.
+    """
     return lambda size_px: SSLPlusPlus(proxy(size_px), train_view(Input(size_px=size_px), size_px, "padded"))
 
 
@@ -108,5 +110,5 @@ TASKS: dict[str, Callable[[int], ShownTask]] = {
 
 
 def _scaled(px: int, shorter_px: int) -> int:
-    """Return the paper's size `px` for images whose shorter side is `shorter_px`."""
+    """Return the paper's size `px` for images with a shorter side of `shorter_px`."""
     return round(px * shorter_px / SHORTER_PX)

@@ -21,30 +21,52 @@ class Table:
         Annotated[
             str,
             tyro.conf.arg(
-                metavar="psl/4|psl/5|psl/6|psl/7|psl/8|psl/9|psl/ablations|uic/1|uic/2|uic/3|uic/4|uic/5|uic/6|uic/7|uic/8|sslpp/3|sslpp/3-stl|sslpp/4|sslpp/5|sslpp/5-stl|sslpp/6|sslpp/7|sslpp/8|sslpp/9|sslpp/10|sslpp/11|sslpp/11-stl|sslpp/11-yfcc|sslpp/12|sslpp/13|sslpp/14|sslpp/fig1|sslpp/fig3|sslpp/fig4|sslpp/fig5|sslpp/fig6"
+                metavar="psl/4|psl/5|psl/6|psl/7|psl/8|psl/9|psl/ablations|uic/1|uic/2|uic/3|uic/4|uic/5|uic/6|uic/7|uic/8|sslpp/3|sslpp/3-stl|sslpp/4|sslpp/5|sslpp/5-stl|sslpp/6|sslpp/7|sslpp/8|sslpp/9|sslpp/10|sslpp/11|sslpp/11-stl|sslpp/11-yfcc|sslpp/12|sslpp/13|sslpp/14|sslpp/fig1|sslpp/fig3|sslpp/fig4|sslpp/fig5|sslpp/fig6",
+                help="psl/4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, "
+                "rotation; 7: few labels; 8: detection; 9: SVMs and linear classifiers on other data; "
+                "ablations: jigsaw with other orders, lengths and partitions, which are not in the "
+                "paper. uic/1: number of classes; 2: fine-tuning; 3: the view that labels are made "
+                "of; 4: linear classifiers, all methods; 5: fine-tuned on Pascal VOC; 6: few-shot; 7: "
+                "strong augmentation; 8: other networks. sslpp/3: a NIN block on each block; 4: "
+                "other classifiers; 5, 6: nearest neighbours; 7, 10, fig1: AlexNet's layers, from "
+                "Tiny-YFCC100M to STL-10; 8: few labels; 9: where pseudo-labels come from; 11: "
+                "without the task; 12: coupled; 13, 14: clusters and transformations; fig3: "
+                "fine-tuned on Pascal VOC; fig4, fig5: retrieval, t-SNE; fig6: lambda; -stl: STL-10; "
+                "-yfcc: from Tiny-YFCC100M.",
             ),
         ]
     ]
-    """psl/4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, rotation; 7: few labels; 8: detection; 9: SVMs and
-    linear classifiers on other data; ablations: jigsaw with other orders, lengths and partitions, which are not in the paper. uic/1: number of
-    classes; 2: fine-tuning; 3: the view that labels are made of; 4: linear classifiers, all methods; 5: fine-tuned on Pascal VOC; 6: few-shot;
-    7: strong augmentation; 8: other networks. sslpp/3: a NIN block on each block; 4: other classifiers; 5, 6: nearest neighbours; 7, 10, fig1:
-    AlexNet's layers, from Tiny-YFCC100M to STL-10; 8: few labels; 9: where pseudo-labels come from; 11: without the task; 12: coupled; 13, 14:
-    clusters and transformations; fig3: fine-tuned on Pascal VOC; fig4, fig5: retrieval, t-SNE; fig6: lambda; -stl: STL-10; -yfcc: from
-    Tiny-YFCC100M."""
     runs: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder that holds the runs, at any depth; the commands write there too."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder to write to."""
-    scale: Annotated[str, tyro.conf.arg(metavar="paper|tiny")] = "paper"
-    """tiny: small sizes for any folder of pictures of 64 px or more (sslpp: 32), three seeds; two cores do a row in less than an hour."""
-    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """Training images, for the commands: a beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md). Where it is there, results of
-    other pictures do not count. [TRAIN.beton]"""
+    scale: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="paper|tiny",
+            help="tiny: small sizes for any folder of pictures of 64 px or more (sslpp: 32), three "
+            "seeds; two cores do a row in less than an hour.",
+        ),
+    ] = "paper"
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="DATA",
+            help="Training images, for the commands: a beton, a quoted glob of shards, a folder of "
+            "images or a list of them (docs/sources.md). Where it is there, results of other "
+            "pictures do not count. [TRAIN.beton]",
+        ),
+    ] = None
     val: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """Held-out images, likewise. [VAL.beton]"""
-    pretrain_data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """What trainings without labels learn from, in the tables of STL-10 and Tiny-YFCC100M, likewise. [PRETRAIN.beton]"""
+    pretrain_data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="DATA",
+            help="What trainings without labels learn from, in the tables of STL-10 and Tiny-YFCC100M, "
+            "likewise. [PRETRAIN.beton]",
+        ),
+    ] = None
     voc: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """VOCdevkit, of what is evaluated on Pascal VOC, likewise. [VOCdevkit]"""
     proposals: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="TRAIN TEST")] = None
@@ -61,7 +83,11 @@ class Table:
     """GPUs, for the commands. [8; tiny: 1]"""
 
     def run(self) -> None:
-        """Write the table and print its lines. Raise ValueError for an unknown table or scale."""
+        """Write the table and print its lines.
+
+        Raises:
+            ValueError: The table or the scale is unknown.
+        """
         from fastpsl.tables.other_data import OTHER_DATA
         from fastpsl.tables.table import make_table
 

@@ -1,4 +1,4 @@
-"""`fastpsl tsne`: features as points of the plane."""
+"""`fastpsl tsne`: features as points in the plane."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,16 @@ class TSNE:
     result.json and the features, which serve again. See docs/knn.md.
     """
 
-    checkpoint: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CKPT")]] = None
-    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights."""
+    checkpoint: tyro.conf.Positional[
+        Annotated[
+            Path | None,
+            tyro.conf.arg(
+                metavar="CKPT",
+                help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
+                "others' weights.",
+            ),
+        ]
+    ] = None
     data: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -41,7 +49,7 @@ class TSNE:
         """Write the map and print the figures; under torchrun every rank computes its share of the features.
 
         Raises:
-            ValueError: For weights or data that cannot be read, an unknown block, or a number out of range.
+            ValueError: Weights or data cannot be read, the block is unknown, or a number is out of range.
         """
         from fastpsl.evaluation.tsne import make_map
 

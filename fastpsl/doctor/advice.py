@@ -1,9 +1,9 @@
-"""Find the bottleneck and what to change, with the gain that the measurements promise; pure functions.
+"""The search for the bottleneck and for changes with a predicted gain, by pure functions.
 
-The model: a step that needs 1/s seconds an image and a loader that needs 1/l run side by side, so an image
-takes the longer of the two. If both share the CPU's cores, it takes no less than their work divided by the
-cores. A change gains the model's rate after it over the model's rate before. The real rate is below the
-model's; that ratio is assumed to stay as it was measured.
+The model: a step that needs 1/s seconds per image and a loader that needs 1/l run side by side, so that an
+image takes the longer of the two. If both share the CPU's cores, an image takes at least their work divided
+by the cores. The gain of a change is the model's rate after it over the model's rate before it. The real rate
+is below the model's; their ratio is assumed to stay as measured.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,12 @@ _LARGE_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The part that holds the others up, in the stage that loses most time.
+    """The part that slows down the stage that loses the most time.
 
-    part: read, decode, copy, augment, step, overlap or noise.
+    Attributes:
+        part: "read", "decode", "copy", "augment", "step", "overlap" or "noise".
+        stage: Name of the stage.
+        text: One line for people.
     """
 
     part: str
@@ -32,7 +35,13 @@ class Bottleneck:
 
 @dataclass(frozen=True)
 class Change:
-    """An option to change. gain: .35 is 35 % more images/s over all measured stages; None if not measured."""
+    """An option to change.
+
+    Attributes:
+        option: The option as a user types it.
+        text: Reason or measurement.
+        gain: 0.35 means 35 % more images/s over all measured stages; None if not measured.
+    """
 
     option: str
     text: str
@@ -46,7 +55,7 @@ class Parts(NamedTuple):
         step: The step on synthetic data.
         decode: The loader on bytes in memory.
         loader: The loader on the data as it is stored.
-        num_threads: Decoding threads; None for the present number.
+        num_threads: Decoding threads; None for the current number.
     """
 
     step: float
@@ -56,17 +65,17 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, stage: StageRates) -> "Parts":
-        """Return the rates that were measured for `stage`."""
+        """Return the measured rates of `stage`."""
         return cls(stage.synthetic, stage.decode, stage.loader)
 
 
 def is_good(measured: Measurements) -> bool:
-    """Return whether no measured stage waits for its data; False if noise leaves that open."""
+    """Return whether no measured stage waits for its data; False if noise hides it."""
     return all(stage.ratio >= GOOD_RATIO and not _is_noise(stage, measured) for stage in measured.stages)
 
 
 def modelled(part: Parts, measured: Measurements) -> float:
-    """Return the images/s of all parts together that the model expects from each alone."""
+    """Return the model's images/s of all parts together, from the rates of each alone."""
     seconds = max(1 / part.step, 1 / part.loader)
     if not measured.is_cuda:
         num_threads = part.num_threads or measured.num_threads
@@ -76,7 +85,7 @@ def modelled(part: Parts, measured: Measurements) -> float:
 
 
 def bottleneck(measured: Measurements) -> Bottleneck | None:
-    """Return the bottleneck of the stage that loses most time; None without stages."""
+    """Return the bottleneck of the stage that loses the most time, or None without stages."""
     if not measured.stages:
         return None
     noisy = [stage for stage in measured.stages if _is_noise(stage, measured)]
@@ -96,8 +105,8 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
         text = f"{waits}, though {crowded}"
         return Bottleneck("overlap", stage.name, text)
     if stage.loader < 0.8 * stage.decode:
-        where = "storage: the data is not in the page cache"
-        return Bottleneck("read", stage.name, f"{waits} for {where} ({_rate(stage.loader)} images/s)")
+        reason = "storage: the data is not in the page cache"
+        return Bottleneck("read", stage.name, f"{waits} for {reason} ({_rate(stage.loader)} images/s)")
     if measured.copy is not None and measured.copy < 1.1 * stage.loader:
         return Bottleneck(
             "copy", stage.name, f"{waits} for copies to the GPU ({_rate(measured.copy)} images/s)"
@@ -112,16 +121,16 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
 
 
 def _is_explained(stage: StageRates, measured: Measurements) -> bool:
-    """Return whether loader and step, each alone, are slow enough for half of what is lost together."""
+    """Return whether the rates of loader and step alone explain half of the time that is lost together."""
     expected = 1 / modelled(Parts.of(stage), measured) - 1 / stage.synthetic
     return expected >= 0.5 * (1 / stage.both - 1 / stage.synthetic)
 
 
 def _is_noise(stage: StageRates, measured: Measurements) -> bool:
-    """Return whether the repeats differ by too much to tell if the stage waits.
+    """Return whether the repeats differ too much to tell if the stage waits.
 
     Half the range of three repeats is about the standard deviation of the ratio of their medians. A ratio
-    above 1 is noise too, because a step with its data cannot be faster than without.
+    above 1 is noise too, because a step cannot be faster with its data than without.
     """
     if stage.ratio < GOOD_RATIO:
         return stage.spread * (0.5 if _is_explained(stage, measured) else 1) >= 1 - stage.ratio
@@ -129,7 +138,7 @@ def _is_noise(stage: StageRates, measured: Measurements) -> bool:
 
 
 def _of_noise(stage: StageRates) -> Bottleneck:
-    """Return that noise hides whether `stage` waits."""
+    """Return the bottleneck "noise", which hides whether `stage` waits."""
     reasons = []
     if stage.ratio < GOOD_RATIO or stage.spread > MAX_SPREAD:
         reasons.append(f"repeats of one measurement differ by {stage.spread:.0%}")
@@ -140,7 +149,7 @@ def _of_noise(stage: StageRates) -> Bottleneck:
 
 
 def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
-    """Return that no stage waits, and what `stage`, the longest one, spends its time on."""
+    """Return the bottleneck if no stage waits: the step of `stage`, the longest one, or its augmentation."""
     share = stage.augment_share
     if len(measured.stages) > 1:
         never = f"no stage waits for its data; {stage.name} takes the longest"
@@ -153,9 +162,9 @@ def _of_the_step(stage: StageRates, measured: Measurements) -> Bottleneck:
 
 
 def changes(measured: Measurements) -> list[Change]:
-    """Return changes, each by itself, the largest gain first, and last those that were not tried."""
+    """Return single changes, the largest gain first, and at the end those that were not tried."""
     limit = bottleneck(measured)
-    # Gains are computed from what is lost: if that is noise, so are they.
+    # Gains are computed from the lost time; if that is noise, so are they.
     if limit is None or limit.part == "noise":
         return []
     options = [_load_as(alternative, measured) for alternative in measured.alternatives]
@@ -169,12 +178,12 @@ def changes(measured: Measurements) -> list[Change]:
 
 
 def _gain(measured: Measurements, after: Callable[[StageRates], Parts]) -> float:
-    """Return a change's gain over the plan, weighted by epochs. after: stage → its changed parts."""
+    """Return a change's gain over all stages by epochs; `after` maps a stage to its changed parts."""
     seconds_before = seconds_after = 0.0
     for stage in measured.stages:
         parts = after(stage)
         rate = stage.both * modelled(parts, measured) / modelled(Parts.of(stage), measured)
-        # A faster part gains no more than what was measured as lost, whatever the model says.
+        # The gain of a faster part is bounded by the measured loss, whatever the model predicts.
         rate = max(min(rate, parts.step), min(rate, stage.both))
         seconds_before += stage.epochs / stage.both
         seconds_after += stage.epochs / rate
@@ -182,7 +191,7 @@ def _gain(measured: Measurements, after: Callable[[StageRates], Parts]) -> float
 
 
 def _load_as(alternative: Alternative, measured: Measurements) -> Change:
-    """Return the change to another way to load."""
+    """Return the change to another way of loading."""
     factor = alternative.factor
 
     def after(stage: StageRates) -> Parts:
@@ -190,7 +199,7 @@ def _load_as(alternative: Alternative, measured: Measurements) -> Change:
         if alternative.part == "read":
             return now._replace(loader=now.loader * factor)
         decode = now.decode * factor
-        # A thread waits for storage, then decodes.
+        # A thread first waits for storage, then decodes.
         waiting = max(0.0, 1 / now.loader - 1 / now.decode)
         return Parts(now.step, decode, 1 / (1 / decode + waiting), alternative.num_threads)
 
@@ -201,7 +210,7 @@ def _load_as(alternative: Alternative, measured: Measurements) -> Change:
 
 
 def _page_cache(measured: Measurements) -> list[Change]:
-    """Return the change of reading data that is in storage into memory, if it fits."""
+    """Return the change of reading stored data into memory first, if it fits."""
     read = measured.read
     if not (read.from_storage and read.fits):
         return []
@@ -211,7 +220,7 @@ def _page_cache(measured: Measurements) -> list[Change]:
 
 
 def _step_as(mode: str, measured: Measurements) -> Change:
-    """Return the change to another --step; a stage that cannot have it stays as it is."""
+    """Return the change to another --step; a stage without that mode stays as it is."""
 
     def after(stage: StageRates) -> Parts:
         return Parts.of(stage)._replace(step=stage.step_rates.get(mode, stage.synthetic))
@@ -221,14 +230,14 @@ def _step_as(mode: str, measured: Measurements) -> Change:
 
 
 def _augment_as(path: str, measured: Measurements) -> Change:
-    """Return the change to another --augment; a stage that cannot have it stays as it is."""
+    """Return the change to another --augment; a stage without that path stays as it is."""
 
     def after(stage: StageRates) -> Parts:
         now_ms, then_ms = stage.augment_ms[stage.augment], stage.augment_ms.get(path)
         if then_ms is None:
             return Parts.of(stage)
         step_ms = 1e3 * stage.batch_size / stage.synthetic
-        # A step takes no less than its augmentation.
+        # A step takes at least as long as its augmentation.
         step = 1e3 * stage.batch_size / max(step_ms - now_ms + then_ms, then_ms)
         return Parts.of(stage)._replace(step=step)
 
@@ -241,7 +250,7 @@ def _augment_as(path: str, measured: Measurements) -> Change:
 
 
 def _untried(measured: Measurements) -> list[Change]:
-    """Return changes that may help a stage that waits and cannot be measured here, or were not."""
+    """Return changes that may help a waiting stage, but were not or cannot be measured here."""
     limit = bottleneck(measured)
     if limit is None or limit.part in ("step", "augment", "noise"):
         return []

@@ -1,4 +1,4 @@
-"""Check the data by a few of its samples."""
+"""The check of the data, by a few of its samples."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ _NUM_SAMPLES = 16
 
 
 def check_data(data: Dataset, options: RunOptions) -> Check:
-    """Read and decode samples from front to end; the tables were checked when the data was opened."""
+    """Read and decode samples spread over the data; its tables were checked when it was opened."""
     indices = np.unique(
         np.linspace(0, data.num_samples - 1, min(_NUM_SAMPLES, data.num_samples)).astype(np.int64)
     )
@@ -23,9 +23,9 @@ def check_data(data: Dataset, options: RunOptions) -> Check:
     codes = np.array([decoder.picture(rows, i)[0] for i in range(len(indices))])
     bad = np.flatnonzero(codes != GOOD)
     size = f"{data.num_samples:,} {'pictures' if data.num_samples > 1 else 'picture'}"
-    where = f"{size} in {options.data or 'the embedded sample'}"
+    source = f"{size} in {options.data or 'the embedded sample'}"
     if not len(bad):
-        return Check("data", "ok", f"{where}, {len(indices)} of them decoded")
+        return Check("data", "ok", f"{source}, {len(indices)} of them decoded")
     first = int(bad[0])
     text = f"{data.name(int(indices[first]))}: {reason_of(decoder, int(codes[first]), rows, first)}"
     text += f" ({len(bad)} bad of {len(indices)} tried)"
@@ -36,5 +36,5 @@ def check_data(data: Dataset, options: RunOptions) -> Check:
 
 
 def num_open_files(data: Dataset) -> int:
-    """Return how many files the data holds open: a beton's shards; a folder's files are opened one by one."""
+    """Return the number of files that the data keeps open: a beton's shards, or none of a folder."""
     return len(data.shards) if isinstance(data, Beton) else 0

@@ -1,4 +1,4 @@
-"""Set up what is measured: a recipe's job on its data, as one of the ranks that will train."""
+"""The setup of a measurement: a recipe's experiment on its data, as one of the ranks that will train."""
 
 import contextlib
 import os
@@ -20,13 +20,15 @@ from fastpsl.pipelines.loader.workers import default_num_threads
 
 @dataclass(frozen=True)
 class DoctorSetup:
-    """A recipe in place to be measured.
+    """A recipe that is ready to be measured.
 
     Attributes:
-        recipe: None in an installed copy if none is named.
-        options: Of one rank of `num_ranks`, which runs alone here.
-        job: None without a recipe.
-        stages: Indices of the plan's stages that are measured.
+        recipe: The recipe; None in an installed copy if none is named.
+        options: Options of one of the `num_ranks` ranks, which runs alone here.
+        num_ranks: Ranks that will train.
+        experiment: The experiment; None without a recipe.
+        opened: The data.
+        stages: Indices of the plan's stages to measure.
     """
 
     recipe: LoadedRecipe | None
@@ -39,14 +41,17 @@ class DoctorSetup:
 
     @property
     def num_threads(self) -> int:
-        """Decoding threads."""
+        """The number of decoding threads."""
         assert self.options.num_threads is not None
         return self.options.num_threads
 
 
 def find_recipe(path: Path | None, arguments: Sequence[str]) -> LoadedRecipe | None:
-    """Load the recipe at `path`, or this checkout's jigsaw on the sample. Raise ValueError as `load_recipe`
-    does."""
+    """Load the recipe at `path`, or this checkout's jigsaw on the sample; return None in an installed copy.
+
+    Raises:
+        ValueError: As `load_recipe` does.
+    """
     if path is not None:
         return load_recipe(path, arguments)
     default = default_recipe()
@@ -54,43 +59,45 @@ def find_recipe(path: Path | None, arguments: Sequence[str]) -> LoadedRecipe | N
 
 
 def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Sequence[str]) -> DoctorSetup:
-    """Open and check the data, and place the job on its device.
+    """Open and check the data, and place the experiment on its device.
 
     Args:
-        num_ranks: Ranks that will train; None for one a GPU.
-        stages: Names of the plan's stages to measure; none for all.
+        recipe: The recipe, or None.
+        num_ranks: Ranks that will train; None for one per GPU.
+        stages: Names of the plan's stages to measure; empty for all.
 
     Raises:
-        ValueError: With one line, if it could not be trained.
+        ValueError: It could not be trained. One line.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("doctor measures one rank: start it without torchrun, and give --nproc-per-node NUM")
     options = RunOptions(batch_size=32) if recipe is None else recipe.options
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    whole = _build(recipe, options)
-    chosen = _stage_indices(whole, stages)
-    num_ranks = _num_ranks(num_ranks, options, whole, chosen, world)
+    whole_experiment = _build(recipe, options)
+    stage_indices = _stage_indices(whole_experiment, stages)
+    num_ranks = _num_ranks(num_ranks, options, whole_experiment, stage_indices, world)
     options = _of_one_rank(options, num_ranks)
     with _named_share(options, num_ranks):
-        # A task knows its batch (NT-Xent's anchors, the passes that fill MoCo's queue): here it is the share.
-        experiment = whole if num_ranks == 1 else _build(recipe, options)
+        # Built again, because a task depends on its batch size (NT-Xent's negatives, the batches that fill
+        # MoCo's queue), which is the rank's share here.
+        experiment = whole_experiment if num_ranks == 1 else _build(recipe, options)
         if experiment is None:
             opened = RunData(options, world)
         else:
             opened = experiment.open_data(options, world)
             place_backbone(experiment, options, world)
-    return DoctorSetup(recipe, options, num_ranks, world, experiment, opened, chosen)
+    return DoctorSetup(recipe, options, num_ranks, world, experiment, opened, stage_indices)
 
 
 def _build(recipe: LoadedRecipe | None, options: RunOptions) -> Experiment | None:
-    """Build the recipe's job under the options' seed."""
+    """Build the recipe's experiment under the options' seed."""
     torch.manual_seed(torch_seed(options.seed))
     return None if recipe is None else recipe.build(options)
 
 
 @contextlib.contextmanager
 def _named_share(options: RunOptions, num_ranks: int) -> Iterator[None]:
-    """Add to a ValueError that it is about one rank's share, since the whole batch may be right."""
+    """Note in a ValueError that it concerns one rank's share, since the whole batch may be valid."""
     try:
         yield
     except ValueError as error:
@@ -103,7 +110,7 @@ def _named_share(options: RunOptions, num_ranks: int) -> Iterator[None]:
 
 
 def _stage_indices(experiment: Experiment | None, stages: Sequence[str]) -> tuple[int, ...]:
-    """Return the indices of the named stages; of all without names. Raise ValueError for an unknown name."""
+    """Return the indices of the named stages, or of all without names."""
     names = [] if experiment is None else [stage.name for stage in experiment.stages]
     for name in stages:
         if name not in names:
@@ -116,25 +123,27 @@ def _stage_indices(experiment: Experiment | None, stages: Sequence[str]) -> tupl
 def _num_ranks(
     given: int | None, options: RunOptions, experiment: Experiment | None, stages: Sequence[int], world: World
 ) -> int:
-    """Return the number of ranks: `given`, else one a GPU, or fewer if the batch has no equal shares for so
-    many."""
+    """Return `given`, or else as many ranks as there are GPUs and equal shares of the batch."""
     if given is not None:
         if given < 1:
             raise ValueError(f"--nproc-per-node {given}: it must be 1 or more")
         options.rank_batch(given)
         return given
     num_gpus = torch.cuda.device_count() if world.device.type == "cuda" else 1
-    each = (
+    images_per_sample = (
         [experiment.task.images_per_sample(experiment.stages[i].level) for i in stages] if experiment else [1]
     )
     parts = [number * options.accumulate for number in range(num_gpus, 1, -1)]
-    fitting = [part for part in parts if all(options.batch_size % (part * images) == 0 for images in each)]
+    fitting = [
+        part
+        for part in parts
+        if all(options.batch_size % (part * num_images) == 0 for num_images in images_per_sample)
+    ]
     return fitting[0] // options.accumulate if fitting else 1
 
 
 def _of_one_rank(options: RunOptions, num_ranks: int) -> RunOptions:
-    """Return options with one rank's share of batch, lanes and cores, as torchrun with so many ranks gives
-    it."""
+    """Return options with one rank's share of batch, lanes and cores, as under torchrun."""
     num_threads = options.num_threads or max(1, default_num_threads() // num_ranks)
     batch_size = options.rank_batch(num_ranks) * options.accumulate
     lanes = max(1, options.lanes // num_ranks)

@@ -1,4 +1,4 @@
-"""From a recipe and its options to a report and an exit code: checks, then measurements."""
+"""The examination of a recipe: checks, then measurements, then a report and an exit code."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ from fastpsl.engine.console import status
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.terminal import plain
 
-# Of a timed region, by what is measured.
+# Seconds of a timed region on the embedded sample, on the CPU and on CUDA.
 _SECONDS = {"sample": 0.3, "cpu": 1.0, "cuda": 3.0}
 
 
@@ -37,20 +37,21 @@ def examine(
     seconds: float | None,
     num_ranks: int | None,
 ) -> int:
-    """Measure a recipe and print the screen, or one JSON object.
+    """Measure a recipe and print the report as a screen or as one JSON object.
 
     Args:
         path: The recipe; None for this checkout's jigsaw.
         recipe_options: The recipe's own arguments.
+        as_json: Whether to print JSON.
         stages: Names of the plan's stages; None for all.
-        seconds: Length of a timed region; None for the usual one.
-        num_ranks: Ranks of this machine; None for one a GPU.
+        seconds: Length of a timed region; None for the default.
+        num_ranks: Ranks of this machine; None for one per GPU.
 
     Returns:
         The exit code, as `Report.exit_code`.
 
     Raises:
-        ValueError: With one line, for what cannot be measured at all.
+        ValueError: Nothing can be measured. One line.
     """
     if seconds is not None and seconds <= 0:
         raise ValueError(f"--seconds {seconds:g}: it must be above 0")
@@ -79,7 +80,7 @@ def examine(
 def _examine(
     setup: DoctorSetup, seconds: float | None, messages: list[str], say: Callable[[str], None]
 ) -> Report:
-    """Check and measure. messages: the warnings so far, which grow meanwhile."""
+    """Check and measure; `messages` holds the warnings so far, and grows meanwhile."""
     options, device, data = setup.options, setup.world.device, setup.opened.train
     num_cores = max(1, usable_cores() // setup.num_ranks)
     say("what is installed")
@@ -101,7 +102,7 @@ def _examine(
 
 
 def _plain(setup: DoctorSetup, num_cores: int) -> dict[str, Any]:
-    """Return what was measured as plain values, for `Report.setting`."""
+    """Return the setup as plain values, for `Report.setting`."""
     options, device, recipe = setup.options, setup.world.device, setup.recipe
     name = (
         torch.cuda.get_device_name(device)
@@ -123,7 +124,7 @@ def _plain(setup: DoctorSetup, num_cores: int) -> dict[str, Any]:
 
 @contextmanager
 def _warnings_as_checks() -> Iterator[list[str]]:
-    """Yield a list to which the text of each UserWarning is added; nothing is printed."""
+    """Yield a list that receives the text of each UserWarning; no warning is printed."""
     messages: list[str] = []
 
     def keep(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

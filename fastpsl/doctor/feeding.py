@@ -1,4 +1,6 @@
-"""Time the loader alone: with the chosen decoder and others, more threads, another order, smaller images."""
+"""Timing of the loader alone: with the chosen decoder and others, more threads, another order, smaller
+images.
+"""
 
 import itertools
 import tempfile
@@ -26,14 +28,18 @@ from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.sources import Sample
 from fastpsl.pipelines.views import ViewSpec
 
-# ImageNet's usual recipe: images of 256 px for crops of 224.
+# As in ImageNet's usual recipe: images of 256 px for crops of 224 px.
 _SHORT_SIDE_OVER_CROP = 256 / 224
-_WORTH_WRITING = 1.2  # sides this much larger than needed
+_WORTH_WRITING = 1.2  # least ratio of the images' shorter side to the needed one
 _NUM_WRITTEN = 512
 
 
 class Feed:
-    """The loaders of one set of views. warm: data that was read just before, so it is in memory."""
+    """The loaders of one set of views.
+
+    Attributes:
+        warm: Data in memory, because it has just been read.
+    """
 
     def __init__(
         self, setup: DoctorSetup, views: Sequence[ViewSpec], batch_size: int, warm: Dataset, seconds: float
@@ -43,9 +49,16 @@ class Feed:
         self._epochs: Iterator[int] = itertools.count(FIRST_EPOCH + 1_000_000)
 
     def rate(self, data: Dataset, seconds: float | None = None, **changes: object) -> float:
-        """Return images/s on the device, ready to be augmented. changes: of the options."""
+        """Return images/s on the device before augmentation.
+
+        Args:
+            data: The data to load.
+            seconds: Length of the timed region; None for the default.
+            **changes: Changed options.
+        """
         options = self.setup.options
-        if data is not self.setup.opened.train:  # a part of the data does not fill whole pages
+        # Quasi-random order needs whole pages, which a part of the data does not fill.
+        if data is not self.setup.opened.train:
             options = replace(options, order="random")
         options = replace(options, **changes)  # type: ignore[arg-type]
         with open_loader(
@@ -63,18 +76,21 @@ class Feed:
         return rate
 
     def decode(self) -> float:
-        """Return images/s of data in memory."""
+        """Return images/s from data in memory."""
         return self.rate(self.warm)
 
     def as_it_lies(self) -> float:
-        """Return images/s of the data as it is stored, in training order."""
+        """Return images/s from the data as it is stored, in training order."""
         return self.rate(self.setup.opened.train)
 
     def other_decoders(
         self, chosen: str, decode: float, say: Callable[[str], None]
     ) -> tuple[list[Alternative], dict[str, str]]:
-        """Time the other decoders briefly. Return their rates, and option → reason for those that do not
-        run."""
+        """Time the other decoders briefly.
+
+        Returns:
+            Their rates, and option → reason for decoders that do not run.
+        """
         data, device = self.setup.opened.train, self.setup.world.device
         alternatives, untried = [], {}
         for name in READS[data.kind]:
@@ -102,29 +118,29 @@ class Feed:
         return alternatives, untried
 
     def all_cores(self, num_cores: int, decode: float) -> list[Alternative]:
-        """Time one thread per core, if there are fewer."""
+        """Time one thread per core, if there are fewer threads now."""
         if num_cores <= self.setup.num_threads:
             return []
         rate = self.rate(self.warm, num_threads=num_cores)
         return [Alternative(f"--num-threads {num_cores}", rate, decode, num_threads=num_cores)]
 
     def quasi_random(self, loader: float, note: str) -> Alternative:
-        """Time reading whole pages from storage. Raise ValueError if data, lanes or batch do not allow it."""
+        """Time reading whole pages from storage; raise ValueError if data, lanes or batch do not allow it."""
         rate = self.rate(self.setup.opened.train, order="quasi_random")
         return Alternative("--order quasi_random", rate, loader, note, "read")
 
     def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:
         """Time some images written as a beton, beside the same images as they are.
 
-        They are made smaller if the crops allow it; a folder's images are tried at full size too. The beton is
-        written into the cache's folder and removed.
+        They are shrunk if the crops allow it; a folder's images are also tried at full size. The beton is
+        written into the cache folder and removed.
 
         Args:
-            views: Of all stages; their crops tell the size that is needed.
+            views: Views of all stages; their crops decide the size that is needed.
 
         Raises:
-            ValueError: If the images cannot be written as a beton.
-            OSError: If the cache's folder cannot be written.
+            ValueError: The images cannot be written as a beton.
+            OSError: The cache folder cannot be written.
         """
         rows = self.warm.rows(np.arange(self.warm.num_samples))
         sides = np.minimum(rows.height, rows.width)
@@ -140,7 +156,7 @@ class Feed:
             return []
         num = min(self.warm.num_samples, max(_NUM_WRITTEN, 4 * self.batch_size))
         part = Subset(self.warm, np.arange(num))
-        beside = self.rate(part)
+        unchanged_rate = self.rate(part)
         pixels = rows.height[:num].astype(float) * rows.width[:num]
         parent = cache_folder()
         parent.mkdir(parents=True, exist_ok=True)
@@ -157,12 +173,12 @@ class Feed:
                 shrunk = pixels * np.minimum(1, target / sides[:num]) ** 2
                 option += f" --short-side {target}"
                 note = f"costs detail: {shrunk.sum() / pixels.sum():.0%} of the pixels stay; {note}"
-            alternatives.append(Alternative(option, rate, beside, note))
+            alternatives.append(Alternative(option, rate, unchanged_rate, note))
         return alternatives
 
 
 def short_side_px(views: Sequence[ViewSpec]) -> int | None:
-    """Return the shorter side, in px, that all views can be cut from; None if a crop does not tell."""
+    """Return the shorter side, in px, that suffices for all views, or None if a crop does not tell."""
     needed = []
     for view in views:
         if isinstance(view.crop, ShorterSideCrop):

@@ -1,4 +1,4 @@
-"""Checks of the machine: cores, threads, open files, shared memory, disk, page cache."""
+"""Checks of the machine: cores, threads, open files, shared memory, disk and page cache."""
 
 import os
 import resource
@@ -15,20 +15,20 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import RunOptions
 
 _MIN_OPEN_FILES = 1024
-_BESIDE_SHARDS = 256  # libraries, sockets, TensorBoard
-_MIN_SHARED_BYTES = 256 << 20  # of a rank; Docker gives a container 64 MiB for all
+_BESIDE_SHARDS = 256  # for libraries, sockets and TensorBoard
+_MIN_SHARED_BYTES = 256 << 20  # per rank; Docker gives a container 64 MiB by default
 _STATE_BYTES = 4 * 2  # a parameter and its momentum, float32
 
 
 def usable_cores() -> int:
-    """Return how many CPU cores this process may use, by affinity and its container's quota; at least 1."""
+    """Return the number of CPU cores for this process, by affinity and the container's quota; at least 1."""
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
 def cpu_quota() -> float | None:
-    """Return a container's share of the CPU, in cores; None without a limit."""
+    """Return a container's share of the CPU in cores, or None without a limit."""
     for path, read in (
         ("/sys/fs/cgroup/cpu.max", lambda text: text.split()),
         ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", lambda text: (text.strip(), "100000")),
@@ -45,8 +45,15 @@ def cpu_quota() -> float | None:
 def check_machine(
     options: RunOptions, num_ranks: int, device: torch.device, experiment: Experiment | None, num_files: int
 ) -> list[Check]:
-    """Check all but the page cache. options: one rank's, with its threads; num_files: the data's open
-    files."""
+    """Run all checks of the machine except that of the page cache.
+
+    Args:
+        options: Options of one rank, with its threads.
+        num_ranks: Ranks of this machine.
+        device: Device that trains.
+        experiment: The experiment, or None without a recipe.
+        num_files: Files that the data keeps open.
+    """
     checks = [
         _cores(options.num_threads or 1, num_ranks),
         _openmp(device, num_ranks),
@@ -68,7 +75,7 @@ def check_page_cache(read: ReadRate) -> Check:
 
 
 def check_noise(stages: Sequence[StageRates]) -> list[Check]:
-    """Check whether the repeats agree, because other work on the machine makes them differ."""
+    """Check whether the repeats agree; other work on the machine makes them differ."""
     worst = max((stage.spread for stage in stages), default=0.0)
     if worst <= MAX_SPREAD:
         return []
@@ -77,7 +84,7 @@ def check_noise(stages: Sequence[StageRates]) -> list[Check]:
 
 
 def _cores(num_threads: int, num_ranks: int) -> Check:
-    """Check that the decoders' threads have a core each."""
+    """Check that each decoding thread has a core."""
     allowed, quota, usable = len(os.sched_getaffinity(0)), cpu_quota(), usable_cores()
     text = f"{usable} usable of {os.cpu_count()}, {num_ranks} x {number_of(num_threads, 'decoding thread')}"
     if quota is not None and usable < allowed:
@@ -88,8 +95,7 @@ def _cores(num_threads: int, num_ranks: int) -> Check:
 
 
 def _openmp(device: torch.device, num_ranks: int) -> Check:
-    """Check torch's threads: on the CPU they share cores with the decoder's, and libgomp's spin as they
-    wait."""
+    """Check torch's threads, which share the CPU with the decoder's and spin while they wait."""
     threads, policy = os.environ.get("OMP_NUM_THREADS"), os.environ.get("OMP_WAIT_POLICY")
     text = f"{number_of(torch.get_num_threads(), 'thread')} in torch, OMP_NUM_THREADS {threads or 'unset'}"
     text += f", OMP_WAIT_POLICY {policy or 'unset'}"
@@ -106,7 +112,7 @@ def _openmp(device: torch.device, num_ranks: int) -> Check:
 
 
 def _first_number(threads: str | None) -> int:
-    """Return the 4 of "4" or, for nested regions, of "4,2"; 0 if there is no number, as OpenMP does."""
+    """Return 4 for "4" or, with nested regions, for "4,2"; 0 without a number, as OpenMP does."""
     first = (threads or "").partition(",")[0].strip()
     return int(first) if first.isdecimal() else 0
 
@@ -127,7 +133,7 @@ def _open_files(num_files: int) -> Check:
 
 
 def _shared_memory(num_ranks: int) -> Check:
-    """Check /dev/shm, which NCCL uses between ranks of a machine; the loader needs none of it."""
+    """Check /dev/shm, which NCCL uses between ranks of a machine; the loader does not need it."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
@@ -139,17 +145,17 @@ def _shared_memory(num_ranks: int) -> Check:
 
 
 def _disk(options: RunOptions, experiment: Experiment) -> Check:
-    """Check the room for the checkpoints that are kept, and for one that is being written."""
+    """Check the space for the checkpoints that are kept, and for one that is being written."""
     folder = (options.out or Path("runs")).absolute()
     while not folder.exists():
         folder = folder.parent
-    each = _STATE_BYTES * sum(parameter.numel() for parameter in experiment.backbone.parameters())
-    needed = each * (options.keep_checkpoints + 1)
+    checkpoint_bytes = _STATE_BYTES * sum(parameter.numel() for parameter in experiment.backbone.parameters())
+    needed = checkpoint_bytes * (options.keep_checkpoints + 1)
     free = shutil.disk_usage(folder).free
     text = f"{gigabytes(free)} free in {folder}, checkpoints need about {gigabytes(needed)}"
     if not os.access(folder, os.W_OK):
         return Check("disk", "broken", f"{folder} cannot be written", "give --out a folder that can")
-    if free < each:
+    if free < checkpoint_bytes:
         return Check("disk", "broken", text, "make room, or give --out a folder elsewhere")
     if free < needed:
         return Check(

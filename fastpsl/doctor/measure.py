@@ -1,4 +1,4 @@
-"""Time every part of a recipe, stage after stage."""
+"""Timing of every part of a recipe, stage by stage."""
 
 import contextlib
 import gc
@@ -23,10 +23,12 @@ from fastpsl.pipelines.decoders import choose_decoder
 from fastpsl.pipelines.views import Crop, ViewSpec
 
 REPEATS = 3
-# Timed besides the mode that trains, on CUDA. Graphed is not, since a compiled step takes a minute to begin.
+# Modes that are timed on CUDA besides the one that trains. Graphed is not, because a compiled step takes a
+# minute to start.
 OTHER_MODES = ("eager", "fused", "compiled")
 _AUGMENT_REPEATS = 5
-# A loader so many times as fast as the step needs no smaller images; on the CPU it takes the step's cores.
+# A loader that is this many times as fast as the step does not need smaller images. On the CPU it also takes
+# cores from the step.
 _ENOUGH = {"cuda": 1.1, "cpu": 20.0}
 _PLAIN_VIEWS = (ViewSpec(RandomResizedCrop(96)),)  # without a recipe
 
@@ -40,10 +42,10 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
         setup: What is measured.
         num_cores: This rank's share of the machine.
         seconds: Length of a timed region.
-        say: Called with the part that is measured next.
+        say: Callback that receives the name of the next part.
 
     Raises:
-        ValueError: With the part's name, if one does not run.
+        ValueError: A part does not run; the message names it.
     """
     experiment, data, device = setup.experiment, setup.opened.train, setup.world.device
     views = {i: experiment.task.views(experiment.stages[i].level) for i in setup.stages} if experiment else {}
@@ -55,7 +57,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
     say("read")
     with named("reading", "give data that can be read"):
         read, samples = measure_read(data, setup.options, batch_size, seconds)
-    # All but a part of a batch, which a training epoch leaves out.
+    # All, except an incomplete batch, which a training epoch leaves out.
     has_all = len(samples) > data.num_samples - batch_size
     warm: Dataset = data if has_all else Subset(data, samples)
     from_storage = read.from_storage and not has_all
@@ -65,7 +67,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
     rates: dict[tuple[Crop, ...], tuple[float, float]] = {}
 
     def feed_of(views: Sequence[ViewSpec], batch_size: int) -> tuple[Feed, tuple[float, float]]:
-        """Return the views' loader and its rates (decode, loader); stages with the same crops share them."""
+        """Return the views' loader and its rates (decode, loader), shared by stages with the same crops."""
         crops = tuple(view.crop for view in views)
         if crops not in rates:
             say(f"decode by {decoder}")
@@ -76,8 +78,8 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
         return feeds[crops], rates[crops]
 
     feed, (decode, loader) = feed_of(first_views, batch_size)
-    others, untried = feed.other_decoders(decoder, decode, say)
-    alternatives = others + feed.all_cores(num_cores, decode)
+    other_decoders, untried = feed.other_decoders(decoder, decode, say)
+    alternatives = other_decoders + feed.all_cores(num_cores, decode)
     may_be_quasi_random = (
         experiment is not None and experiment.part is None and not experiment.task.has_own_order
     )
@@ -85,11 +87,11 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
         say("decode in quasi-random order")
         with _tried("--order quasi_random", untried):
             alternatives.append(feed.quasi_random(loader, read.fitting))
-    copied = device.type == "cuda" and decoder in ("ffcv", "torchvision", "synthetic")
+    is_copied = device.type == "cuda" and decoder in ("ffcv", "torchvision", "synthetic")
     stages = tuple(_stage(setup, i, feed_of, untried, seconds, say) for i in setup.stages)
-    slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)
-    # Nobody writes the embedded sample anew.
-    if slow and setup.options.data is not None:
+    is_slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)
+    # Nobody would write the embedded sample again.
+    if is_slow and setup.options.data is not None:
         say("decode what is written anew")
         with _tried(BETON_WRITE, untried):
             alternatives += feed.written([view for some in views.values() for view in some])
@@ -101,7 +103,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
         decoder=decoder,
         read=read,
         decode=decode,
-        copy=copy_rate(first_views, batch_size, device) if copied else None,
+        copy=copy_rate(first_views, batch_size, device) if is_copied else None,
         stages=stages,
         alternatives=tuple(alternatives),
         untried=untried,
@@ -116,7 +118,7 @@ def _stage(
     seconds: float,
     say: Say,
 ) -> StageRates:
-    """Measure stage `number`; the reasons for what cannot be tried are added to `untried`."""
+    """Measure stage `number`, and add to `untried` the reasons for modes that cannot be tried."""
     assert setup.experiment is not None
     experiment, options, world, data = setup.experiment, setup.options, setup.world, setup.opened.train
     stage = experiment.stages[number]
@@ -125,11 +127,11 @@ def _stage(
         reset_peak_memory(world.device)
         bench = StageBench(experiment, number, options, data, world, seconds=seconds)
         say(f"{stage.name}: step")
-        bench.step_ms(1)  # cuDNN tries its kernels, torch.compile compiles
+        bench.step_ms(1)  # warm-up: cuDNN searches, torch.compile compiles
     _, (decode, loader) = feed_of(bench.views, bench.batch_size)
     synthetic, both, cores_used = [], [], []
     with named(f"stage {stage.name}", remedy):
-        # In turn, because other load on the machine comes in waves.
+        # In turn, because load from other work comes in waves.
         for repeat in range(REPEATS):
             say(f"{stage.name}: step, and all together ({repeat + 1} of {REPEATS})")
             synthetic.append(bench.step_alone())
@@ -191,7 +193,7 @@ def _free_memory(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def _tried(option: str, untried: dict[str, str]) -> Iterator[None]:
-    """Note an error of an alternative in `untried` and go on."""
+    """Record an error of an alternative in `untried`, and go on."""
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
@@ -200,7 +202,7 @@ def _tried(option: str, untried: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named(what: str, when_too_large: str) -> Iterator[None]:
-    """Raise any error of a part as a ValueError of one line that names it."""
+    """Raise any error of a part as a one-line ValueError that names the part."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:

@@ -1,11 +1,11 @@
-"""The results of measuring. Rates are images of the data set a second, of one rank."""
+"""The results of the measurements. Rates are images of the data set per second, for one rank."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-CACHED = 0.95  # share from which the data counts as being in the page cache
-# As a user types it; SRC stands for the images that the data was made of.
+CACHED = 0.95  # at this share or above, the data counts as being in the page cache
+# The command as a user types it; SRC stands for the images that the data was made from.
 BETON_WRITE = "fastpsl beton write SRC OUT"
 
 
@@ -15,8 +15,8 @@ class ReadRate:
 
     Attributes:
         data_bytes: Size of the data.
-        memory_bytes: Size of what the page cache can hold.
-        cached: Share of the data in the page cache before anything was read; None if unknown.
+        memory_bytes: Capacity of the page cache.
+        cached: Share of the data in the page cache before the measurement; None if unknown.
     """
 
     images_per_s: float
@@ -45,12 +45,15 @@ class ReadRate:
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another way to load: `option` gives `images_per_s`, and the present way `beside`.
+    """An alternative way of loading.
 
     Attributes:
+        option: The option to change.
+        images_per_s: Its rate.
+        beside: The rate of the current way.
         note: A remark for people.
-        part: What becomes faster, decoding from memory or reading from storage.
-        num_threads: Decoding threads; None for the present number.
+        part: The part that changes, decoding from memory or reading from storage.
+        num_threads: Decoding threads; None for the current number.
     """
 
     option: str
@@ -62,7 +65,7 @@ class Alternative:
 
     @property
     def factor(self) -> float:
-        """How many times as fast as the present way."""
+        """The ratio of its rate to that of the current way."""
         return self.images_per_s / self.beside
 
 
@@ -71,18 +74,18 @@ class StageRates:
     """The rates of one stage.
 
     Attributes:
-        batch_size: Samples of a batch.
-        decode: The loader on bytes in memory.
-        loader: The loader on the data as it is stored.
+        batch_size: Samples per batch.
+        decode: Rate of the loader on bytes in memory.
+        loader: Rate of the loader on the data as it is stored.
         step: The mode that trains.
-        step_rates: Mode → the step on synthetic data.
-        augment: The path that trains.
+        step_rates: Mode → rate of the step on synthetic data.
+        augment: The augmentation path that trains.
         augment_ms: Path → milliseconds of augmenting one batch.
-        both: The step on the loader's batches.
-        spread: (max - min) / median of the repeats of step or of both, whichever is larger.
-        cores_used: CPU cores busy during both.
+        both: Rate of the step on the loader's batches.
+        spread: (max - min) / median of the repeats of step or both, whichever is larger.
+        cores_used: CPU cores that were busy during both.
         peak_bytes: Peak of torch's GPU memory; None on the CPU.
-        folded: Whether the blocks that do not learn ran as folded copies (--fold-frozen).
+        folded: Whether the frozen blocks ran as folded copies (--fold-frozen).
     """
 
     name: str
@@ -112,7 +115,7 @@ class StageRates:
 
     @property
     def shown_ratio(self) -> float:
-        """The ratio to two places, rounded down, because .949 must not read as .95, which is good."""
+        """The ratio to two places, rounded down, because 0.949 must not appear as 0.95, which is good."""
         return math.floor(100 * self.ratio + 1e-9) / 100
 
     @property
@@ -123,15 +126,15 @@ class StageRates:
 
 @dataclass(frozen=True)
 class Measurements:
-    """All results of one examination.
+    """The results of one examination.
 
     Attributes:
         num_cores: This rank's share of the machine.
         num_threads: Decoding threads.
         torch_threads: Threads of a step on the CPU.
-        decode: The loader on bytes in memory, of the first stage's views.
-        copy: Copies to the device; None if nothing is copied, or the decoder does it.
-        untried: Option → why it could not be measured.
+        decode: Rate of the loader on bytes in memory, for the first stage's views.
+        copy: Rate of copies to the device; None if nothing is copied, or if the decoder does it.
+        untried: Option → the reason why it could not be measured.
     """
 
     is_cuda: bool
@@ -148,11 +151,11 @@ class Measurements:
 
 
 def gigabytes(num_bytes: float) -> str:
-    """Return bytes as text in GB (10^9), to three digits."""
+    """Return bytes as text in GB (10^9) with three digits."""
     return f"{num_bytes / 1e9:.3g} GB"
 
 
 def number_of(number: float | str, noun: str, plural: str = "") -> str:
-    """Return a number with its noun: 1 core, 2 cores, 0.4 cores, 1,024 files; the string "1.0" is 1."""
+    """Return a number with its noun: "1 core", "2 cores", "0.4 cores", "1,024 files"; the text "1.0" is 1."""
     text = f"{number:,}" if not isinstance(number, str) else number.removesuffix(".0")
     return f"{text} {noun if text == '1' else plural or noun + 's'}"

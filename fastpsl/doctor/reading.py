@@ -1,4 +1,4 @@
-"""Time reading the samples' bytes in training order, without decoding."""
+"""Timing of reading the samples' bytes in training order, without decoding."""
 
 import errno
 import os
@@ -17,21 +17,27 @@ from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.workers import map_in_order
 
-# Training never gets to these epochs, so what it has just read is not more likely to be read here.
+# Training never reaches these epochs, so that its most recent reads do not favour this measurement.
 FIRST_EPOCH = 1 << 30
-_CHUNK = 16  # as in the loader
+_CHUNK = 16  # samples per task of a thread, as in the loader
 _NUM_PROBED = 512
 
 
 def measure_read(
     data: Dataset, options: RunOptions, batch_size: int, seconds: float
 ) -> tuple[ReadRate, np.ndarray]:
-    """Read for `seconds`, at least two batches, with the loader's threads.
+    """Read for `seconds`, at least two batches, with as many threads as the loader.
 
-    Samples that cannot be read are no error here, because the loader treats them by --on-bad-sample.
+    Samples that cannot be read are not an error here; --on-bad-sample tells the loader what to do with them.
+
+    Args:
+        data: The data to read.
+        options: Options of the run: order, seed, threads and prefetching.
+        batch_size: Samples per batch.
+        seconds: Length of the measurement.
 
     Returns:
-        The rate, and the indices of the samples that are in the page cache now.
+        The rate, and the indices of the samples that are now in the page cache.
     """
     assert options.num_threads is not None
     probed = np.linspace(0, data.num_samples - 1, min(_NUM_PROBED, data.num_samples)).astype(np.int64)
@@ -48,7 +54,7 @@ def measure_read(
             chunks_read.append(indices)
         if time.perf_counter() - start >= seconds and num_read >= min(2 * batch_size, data.num_samples):
             break
-        # The second time it would come from the page cache.
+        # A second pass would read from the page cache.
         if cached is not None and cached < CACHED and num_read >= data.num_samples - batch_size:
             break
     rate = num_read / (time.perf_counter() - start)
@@ -60,17 +66,17 @@ def measure_read(
 
 
 class _Reader:
-    """A reader into memory that each thread reuses, because fresh memory costs more than a cached read."""
+    """A reader with a reusable buffer per thread, because fresh memory costs more than a cached read."""
 
     def __init__(self, data: Dataset):
         self._data, self._of_thread = data, threading.local()
 
     def read(self, indices: np.ndarray) -> None:
-        """Read the samples' bytes and drop them; errors are ignored."""
+        """Read the samples' bytes and discard them; errors are ignored."""
         rows = self._data.rows(indices)
-        most = int(rows.num_bytes.max())
-        if len(getattr(self._of_thread, "memory", b"")) < most:
-            self._of_thread.memory = bytearray(most)
+        max_bytes = int(rows.num_bytes.max())
+        if len(getattr(self._of_thread, "memory", b"")) < max_bytes:
+            self._of_thread.memory = bytearray(max_bytes)
         memory = memoryview(self._of_thread.memory)
         for i, num_bytes in enumerate(rows.num_bytes.tolist()):
             with suppress(OSError):
@@ -82,7 +88,7 @@ class _Reader:
 
 
 def _chunks(data: Dataset, options: RunOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
-    """Yield indices in training order, epoch after epoch; quasi-random with its read-ahead."""
+    """Yield indices in training order, epoch after epoch, with the read-ahead of a quasi-random order."""
     quasi_random = None
     if options.order == "quasi_random":
         quasi_random = QuasiRandom(data, lanes=options.lanes, batch_size=batch_size, seed=options.seed)
@@ -105,7 +111,7 @@ def _chunks(data: Dataset, options: RunOptions, batch_size: int) -> Generator[np
 
 
 def cached_share(rows: SampleTable) -> float | None:
-    """Return the share of the samples' bytes in the page cache; None if the file system does not tell."""
+    """Return the share of the samples' bytes in the page cache, or None if the file system cannot tell."""
     num_cached = 0
     for i, num_bytes in enumerate(rows.num_bytes.tolist()):
         fd = int(rows.fd[i])
@@ -125,7 +131,7 @@ def cached_share(rows: SampleTable) -> float | None:
 
 
 def page_cache_bytes() -> int:
-    """Return the bytes that the page cache can have: free ones and its own, within the container's limit."""
+    """Return the capacity of the page cache: free and reclaimable memory, within the container's limit."""
     with open("/proc/meminfo") as file:
         table = dict(line.split(":", 1) for line in file)
     available = int(table["MemAvailable"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""Load a recipe by its path and give it its options as if it had been started."""
+"""Loading of a recipe by its path, with its options parsed as if it had been started."""
 
 import contextlib
 import importlib.util
@@ -16,14 +16,21 @@ from fastpsl.engine.options import RunOptions
 from fastpsl.engine.recipe import Evaluation, Recipe
 
 DEFAULT = "jigsaw_r50.py"
-DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure all of it in less than a minute
+DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure it in less than a minute
 _MODULE = "fastpsl_doctor_recipe"
 _REMEDY = f"give a script with a RECIPE, such as recipes/{DEFAULT}"
 
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe with its options: its path as given, its arguments, and what they make."""
+    """A recipe with its options.
+
+    Attributes:
+        path: The path as given.
+        arguments: The recipe's arguments.
+        options: The parsed arguments.
+        recipe: The recipe.
+    """
 
     path: Path
     arguments: tuple[str, ...]
@@ -31,31 +38,35 @@ class LoadedRecipe:
     recipe: Recipe[Any]
 
     def build(self, options: RunOptions) -> Experiment:
-        """Build the experiment, without the recipe's prints. ValueError, in one line, where that fails."""
+        """Build the experiment without the recipe's prints; raise a one-line ValueError if that fails."""
         with _unheard(), _its_faults(self.path, "build()"):
             experiment: Any = self.recipe.build(options)
         if not isinstance(experiment, Experiment):
-            raise ValueError(  # noqa: TRY004 - the user's, in one line
+            raise ValueError(  # noqa: TRY004 - a user error
                 f"{self.path}: its build() gives {type(experiment).__name__}, no Experiment"
             )
         return experiment
 
 
 def default_recipe() -> Path | None:
-    """Return the path of this checkout's jigsaw, relative if it is below; None for an installed copy."""
+    """Return the path of this checkout's jigsaw, relative if it is below; None in an installed copy."""
     path = Path(str(fastpsl.__file__)).resolve().parents[1] / "recipes" / DEFAULT
     if not path.is_file():
         return None
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    folder = Path.cwd()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
     """Load the script at `path` and parse its arguments.
 
+    Args:
+        path: Path of the script.
+        arguments: The recipe's own arguments.
+
     Raises:
-        ValueError: With one line, if it cannot be loaded, is no recipe, or refuses its arguments.
-        SystemExit: With code 0, after its --help is printed.
+        ValueError: It cannot be loaded, is no recipe, or refuses its arguments. One line.
+        SystemExit: Its --help was printed; the code is 0.
     """
     if reason := _no_file(path):
         raise ValueError(f"{reason}; {_REMEDY}")
@@ -63,7 +74,8 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
         raise ValueError(f"{path}: is no recipe; {_REMEDY}")
     recipe = getattr(_load(path), "RECIPE", None)
     if isinstance(recipe, Evaluation):
-        raise ValueError(f"{path}: nothing of it is trained in stages; {_REMEDY}")  # noqa: TRY004 - the user's
+        reason = "nothing of it is trained in stages"
+        raise ValueError(f"{path}: {reason}; {_REMEDY}")  # noqa: TRY004 - a user error
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{path}: has no RECIPE, so it is no recipe; {_REMEDY}")  # noqa: TRY004
     with _its_faults(path, "parsing its options"):
@@ -72,7 +84,7 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
 
 
 def _no_file(path: Path) -> str:
-    """Return why `path` is no file; empty if it is one."""
+    """Return the reason why `path` is no file, or "" if it is one."""
     if path == Path():
         return "the recipe's path is empty, or this folder"
     if path.is_dir():
@@ -83,11 +95,11 @@ def _no_file(path: Path) -> str:
 
 
 def _load(path: Path) -> ModuleType:
-    """Import the script. Raise ValueError for whatever goes wrong."""
+    """Import the script; raise ValueError for any failure."""
     spec = importlib.util.spec_from_file_location(_MODULE, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[_MODULE] = module  # dataclasses look themselves up there
+    sys.modules[_MODULE] = module  # because dataclasses look up their module there
     sys.path.insert(0, str(path.resolve().parent))  # as python does for a script
     with _unheard(), _its_faults(path, "loading it"):
         try:
@@ -102,7 +114,7 @@ def _load(path: Path) -> ModuleType:
 
 
 def _unheard() -> contextlib.AbstractContextManager[object]:
-    """Drop what is printed meanwhile: it is for people who train."""
+    """Discard prints, which are meant for people who train."""
     return contextlib.redirect_stdout(io.StringIO())
 
 

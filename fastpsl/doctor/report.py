@@ -1,4 +1,4 @@
-"""The result of an examination: for the screen, for JSON, and as an exit code."""
+"""The result of an examination, as JSON and as an exit code."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,12 +16,12 @@ State = Literal["ok", "warning", "broken"]
 
 @dataclass(frozen=True)
 class Check:
-    """A finding that is looked up and not timed.
+    """A finding that needs no timing.
 
     Attributes:
-        name: One word or two, which stay the same between versions.
-        text: What there is.
-        remedy: What to do; empty if nothing need be done.
+        name: One or two words, which stay the same between versions.
+        text: The finding.
+        remedy: The remedy; empty if none is needed.
     """
 
     name: str
@@ -35,9 +35,9 @@ class Report:
     """The result of an examination.
 
     Attributes:
-        setting: What was measured, as plain values: recipe, arguments, data, batch_size (of all ranks),
+        setting: The measured setup as plain values: recipe, arguments, data, batch_size (of all ranks),
             num_ranks, cores (of one rank), device, device_name, precision.
-        measured: None if the data is broken.
+        measured: The measurements; None if the data is broken.
     """
 
     setting: Mapping[str, Any]
@@ -46,22 +46,24 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0: no stage waits for its data; 1: one does, or noise hides it; 2: a check is broken."""
+        """The exit code: 0 if no stage waits for its data, 1 if one does or noise hides it, 2 if one check
+        fails.
+        """
         if any(check.state == "broken" for check in self.checks):
             return EXIT_BROKEN
         assert self.measured is not None
         return EXIT_GOOD if is_good(self.measured) else EXIT_WAITS
 
     def bottleneck(self) -> Bottleneck | None:
-        """Return the part that holds the others up; None without stages."""
+        """Return the part that slows the others down, or None without stages."""
         return bottleneck(self.measured) if self.measured else None
 
     def changes(self) -> list[Change]:
-        """Return what to change, the largest gain first."""
+        """Return the changes to make, the largest gain first."""
         return changes(self.measured) if self.measured else []
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, as docs/doctor.md lists them."""
+        """Return the report as plain values, as docs/doctor.md lists them."""
         limit = self.bottleneck()
         return {
             "format": FORMAT,

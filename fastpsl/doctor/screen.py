@@ -1,4 +1,4 @@
-"""Print a report on one screen."""
+"""The report on one screen."""
 
 from collections.abc import Callable, Iterator
 
@@ -18,7 +18,7 @@ Cells = tuple[str, ...]
 
 
 def show(report: Report, console: Console) -> None:
-    """Print setting, checks, rates, bottleneck and changes; about 24 lines of 80 columns if all is well."""
+    """Print setting, checks, rates, bottleneck and changes: about 24 lines of 80 columns if all is well."""
     setting, say = report.setting, _sayer(console)
     say(" ".join([setting["recipe"] or "no recipe", *setting["arguments"]]), "bold")
     machine = f"{setting['device_name']}, {setting['precision']}"
@@ -45,7 +45,7 @@ def _sayer(console: Console) -> Callable[..., None]:
     """Return a function that prints a text in a style."""
 
     def say(text: str, style: str = "") -> None:
-        """Wrap the text; all lines but the first are indented."""
+        """Print the text wrapped, with all lines but the first indented."""
         for i, line in enumerate(Text(escaped(text), style=style).wrap(console, console.width - 2)):
             line.rstrip()
             console.print(Text("  ") + line if i else line)
@@ -54,8 +54,7 @@ def _sayer(console: Console) -> Callable[..., None]:
 
 
 def _show_checks(checks: tuple[Check, ...], without_gpu: bool, say: Callable[..., None]) -> None:
-    """Print the names of good checks on one line, the others on a line each; an unused GPU is not called
-    good."""
+    """Print the names of good checks on one line, and each other check; an idle GPU is not good."""
     idle = [check for check in checks if check.state == "ok" and check.name == "gpu" and without_gpu]
     for check in idle:
         say(check.text)
@@ -69,13 +68,13 @@ def _show_checks(checks: tuple[Check, ...], without_gpu: bool, say: Callable[...
 
 
 def _change(change: Change) -> str:
-    """Return a change as one line."""
+    """Format a change as one line."""
     gain = "untried" if change.gain is None else f"about {change.gain:+.0%}"
     return f"{gain}: {change.option}: {change.text}"
 
 
 def _table(measured: Measurements) -> Table:
-    """Return the rates as a table with a column a stage."""
+    """Return the rates as a table with one column per stage."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("images/s")
     table.add_column("how")
@@ -89,15 +88,15 @@ def _table(measured: Measurements) -> Table:
 
 
 def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
-    """Yield name, how, cells (one a stage, or one for all) and style of each row."""
+    """Yield name, method, cells (one per stage, or one for all) and style of each row."""
     stages, read = measured.stages, measured.read
     if read.cached is None:
-        where = "page cache or storage"
+        source = "page cache or storage"
     elif read.from_storage:
-        where = f"{1 - read.cached:.0%} from storage"
+        source = f"{1 - read.cached:.0%} from storage"
     else:
-        where = "from the page cache"
-    yield "read", where, (_rate(read.images_per_s),), ""
+        source = "from the page cache"
+    yield "read", source, (_rate(read.images_per_s),), ""
     threads = number_of(measured.num_threads, "thread")
     decode = _each(stages, lambda stage: stage.decode) or (_rate(measured.decode),)
     yield "decode", f"{measured.decoder}, {threads}", decode, ""
@@ -111,17 +110,17 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
         return
     for path in _ordered(stage.augment_ms for stage in stages):
         of_path = lambda stage, path=path: _per_s(stage, stage.augment_ms.get(path))
-        chosen = any(stage.augment == path for stage in stages)
-        yield "augment" if chosen else "", path, _each(stages, of_path), "" if chosen else "dim"
+        is_current = any(stage.augment == path for stage in stages)
+        yield "augment" if is_current else "", path, _each(stages, of_path), "" if is_current else "dim"
     for mode in _ordered(stage.step_rates for stage in stages):
         of_mode = lambda stage, mode=mode: stage.step_rates.get(mode)
-        chosen = any(stage.step == mode for stage in stages)
+        is_current = any(stage.step == mode for stage in stages)
         folded = ", frozen blocks folded" if any(stage.folded for stage in stages) else ""
         yield (
-            "step" if chosen else "",
+            "step" if is_current else "",
             f"{mode}, synthetic data{folded}",
             _each(stages, of_mode),
-            "" if chosen else "dim",
+            "" if is_current else "dim",
         )
     cores = max(stage.cores_used for stage in stages)
     yield "both", f"{number_of(f'{cores:.1f}', 'core')} busy", _each(stages, lambda stage: stage.both), ""
@@ -138,8 +137,10 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
 
 
 def _scaled(alternative: Alternative, stages: tuple[StageRates, ...]) -> Cells:
-    """Return its rates by stage; measured with the first stage's crops, the others are assumed to change
-    alike."""
+    """Return the alternative's rates by stage.
+
+    It was measured with the first stage's crops; the others are assumed to change by the same factor.
+    """
     if not stages:
         return (_rate(alternative.images_per_s),)
     reads, factor = alternative.part == "read", alternative.factor
@@ -152,17 +153,17 @@ def _ordered(rates: Iterator[dict[str, float]]) -> list[str]:
 
 
 def _each(stages: tuple[StageRates, ...], value: Callable[[StageRates], float | None]) -> Cells:
-    """Return a cell a stage."""
+    """Return one cell per stage."""
     return tuple(_rate(value(stage)) for stage in stages)
 
 
 def _per_s(stage: StageRates, milliseconds: float | None) -> float | None:
-    """Return images/s of a batch's milliseconds."""
+    """Convert milliseconds per batch into images/s."""
     return None if milliseconds is None else stage.batch_size / (milliseconds / 1e3)
 
 
 def _rate(value: float | None) -> str:
-    """Return a rate to three digits or whole, or a dash."""
+    """Format a rate as a whole number or with three digits, or as a dash."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

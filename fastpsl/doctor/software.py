@@ -1,4 +1,4 @@
-"""Check what is installed: Python, torch, driver, NCCL, decoders, Triton, compilers."""
+"""Checks of the installation: Python, torch, driver, NCCL, decoders, Triton, compilers."""
 
 import ctypes
 import os
@@ -21,7 +21,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 def check_software(device: torch.device, num_ranks: int) -> list[Check]:
-    """Check the libraries for training on `device`; the CPU needs nothing that only a GPU uses."""
+    """Check the libraries for training on `device`; the CPU does not need those that only a GPU uses."""
     is_cuda = device.type == "cuda"
     checks = [_python(), _torch(), *_gpu(device)]
     if is_cuda:
@@ -46,7 +46,7 @@ def _torch() -> Check:
 
 
 def driver_version() -> str | None:
-    """Return NVIDIA's driver version, such as 580.65.06; None without a driver."""
+    """Return the version of NVIDIA's driver, such as 580.65.06, or None without a driver."""
     try:
         version = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", _DRIVER_FILE.read_text())
     except OSError:
@@ -55,7 +55,7 @@ def driver_version() -> str | None:
 
 
 def driver_cuda() -> str | None:
-    """Return the newest CUDA version that the driver serves; None without a driver."""
+    """Return the newest CUDA version that the driver supports, or None without a driver."""
     try:
         library, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
         if library.cuDriverGetVersion(ctypes.byref(version)) != 0:
@@ -66,7 +66,7 @@ def driver_cuda() -> str | None:
 
 
 def _gpu(device: torch.device) -> list[Check]:
-    """Check driver and GPU; no GPU at all is no fault, one that torch cannot use is."""
+    """Check driver and GPU; no GPU at all is fine, but one that torch cannot use is not."""
     driver, driver_for = driver_version(), driver_cuda()
     if driver is None and driver_for is None:
         return [Check("gpu", "ok", "no GPU: the CPU does everything")]
@@ -138,7 +138,7 @@ def _dali(device: torch.device) -> Check:
 
 
 def _triton(device: torch.device) -> Check:
-    """Check whether Triton builds the fused kernels."""
+    """Check whether Triton can build the fused kernels."""
     modules, reason = fused_modules(device)
     if modules:
         return Check("triton", "ok", f"{reason}, the fused kernels run")
@@ -164,7 +164,7 @@ def _compiler(is_cuda: bool) -> Check:
 
 
 def _version(*packages: str) -> str:
-    """Return the version of the first installed one of `packages`."""
+    """Return the version of the first of `packages` that is installed."""
     for name in packages:
         try:
             return metadata.version(name)

@@ -11,11 +11,13 @@ from fastpsl.plots.png import write_png
 
 
 def draw_blocks(numbers: Mapping[str, float], path: Path, title: str, chance: float) -> Path:
-    """Draw a linear probe's top-1 accuracy, and its top-5 where there is one, for each block.
+    """Draw a linear probe's top-1 accuracy, and its top-5 if there is one, for each block.
 
     Args:
         numbers: top1_B1, top1_B2, … and top5_B1, …, in percent.
-        chance: Of top-1, in percent; a dotted line.
+        path: File to write.
+        title: Title of the chart.
+        chance: Top-1 accuracy of chance, in percent, drawn as a dotted line.
     """
     names = [name[5:] for name in numbers if name.startswith("top1_")]
     figure = Figure(figsize=(max(6.4, 1.6 + 1.1 * len(names)), 4), layout="constrained")
@@ -35,8 +37,10 @@ def draw_accuracies(
     """Draw a few-shot evaluation's accuracies with their confidence intervals.
 
     Args:
-        accuracies: Name below the bar → (mean, half of its interval), in percent.
-        chance: In percent; a dotted line.
+        accuracies: Label of a bar → (mean, half of its interval), in percent.
+        path: File to write.
+        title: Title of the chart.
+        chance: Accuracy of chance, in percent, drawn as a dotted line.
     """
     names = list(accuracies)
     figure = Figure(figsize=(max(4.8, 1.6 + 1.1 * len(names)), 4), layout="constrained")
@@ -63,7 +67,11 @@ def draw_precisions(
 
     Args:
         numbers: mAP_<block> and AP_<class>_<block>, in percent.
-        chance: The classes' mean frequency, in percent, which is chance's mAP; a dotted line.
+        blocks: Names of the blocks.
+        classes: Names of the classes.
+        chance: The classes' mean frequency in percent, the mAP of chance, drawn as a dotted line.
+        path: File to write.
+        title: Title of the chart.
     """
     figure = Figure(figsize=(max(8, 1 + 0.6 * len(classes)), 7), layout="constrained")
     means, each = figure.subplots(2, 1, height_ratios=(1, 1.4))
@@ -86,7 +94,7 @@ def draw_precisions(
 def _grouped_bars(
     axis: Axes, groups: Mapping[str, Sequence[float]], colours: Sequence[str]
 ) -> Iterator[BarContainer]:
-    """Draw each group's values at 0, 1, 2, …, beside those of the others."""
+    """Draw the bars of each group side by side at 0, 1, 2, …, and yield them."""
     width = 0.8 / len(groups)
     for number, (label, values) in enumerate(groups.items()):
         places = [i + (number - (len(groups) - 1) / 2) * width for i in range(len(values))]

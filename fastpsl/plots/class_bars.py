@@ -18,7 +18,7 @@ def draw_classes(numbers: Mapping[str, float], path: Path, title: str) -> Path:
     axis.axvline(numbers["mAP"], color="grey", linestyle=":", zorder=0, label=f"mean {numbers['mAP']:.1f}")
     bars = axis.barh([name for _, name in classes], [value for value, _ in classes], color="C0")
     for text in axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2):
-        text.set_backgroundcolor("white")  # the line of the mean would run through it
+        text.set_backgroundcolor("white")  # because the line of the mean may cross it
     axis.invert_yaxis()
     axis.set_xlim(0, 108)
     axis.set_xlabel("average precision, %")

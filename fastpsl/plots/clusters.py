@@ -14,7 +14,7 @@ from fastpsl.plots.neighbours import class_name, fitted, middles
 from fastpsl.plots.png import write_png
 
 NUM_ROWS, NUM_SHOWN = 10, 9
-_WIDE = 20  # a class with more times its even share than this needs axes in powers of ten
+_WIDE = 20  # a class with more than this many times its even share needs logarithmic axes
 _SIDE_PX, _FRAME_PX, _GAP_PX, _LINE_PX, _FONT_PX, _HEAD_PX = 112, 4, 6, 16, 12, 176
 _GREEN, _RED, _GREY, _WHITE, _BACK = (
     (64, 190, 90),
@@ -26,10 +26,12 @@ _GREEN, _RED, _GREY, _WHITE, _BACK = (
 
 
 def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
-    """Draw how many classes have how many images, and the sizes in order.
+    """Draw a histogram of the classes' sizes, and the sizes in descending order.
 
     Args:
-        sizes: Images of each class, integers [K].
+        sizes: Number of images in each class, integers [K].
+        path: File to write.
+        title: First part of the title.
     """
     even, biggest = sizes.mean(), int(sizes.max())
     wide = biggest > _WIDE * even
@@ -44,7 +46,7 @@ def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
     else:
         step = max(1, -(-biggest // num_bins))
         bins = np.arange(0, biggest + step + 1, step) - 0.5
-    left.hist(sizes, bins, color="C0")  # bins of a log axis leave empty classes out: the title counts them
+    left.hist(sizes, bins, color="C0")  # logarithmic bins leave out empty classes, which the title counts
     left.axvline(even, color="C1", linestyle="--", label=f"even share, {even:,.1f}")
     left.set_xlabel("images in a class")
     left.set_ylabel("classes")
@@ -69,11 +71,13 @@ def draw_sizes(sizes: np.ndarray, path: Path, title: str) -> Path:
 def shown_classes(sizes: np.ndarray, entropies: np.ndarray | None) -> np.ndarray:
     """Return up to NUM_ROWS classes that are not empty, int64.
 
-    They are those with the lowest entropies, without these the biggest. Paper: whether small classes count is
-    not said; a single image always has entropy 0. Here: classes that fill a row come first.
+    They are the classes with the lowest entropies, or the largest ones without entropies. The paper does not
+    say whether small classes count; a single image always has entropy 0. Here, classes that fill a row come
+    first.
 
     Args:
-        entropies: [K]; NaN where it is not known.
+        sizes: Number of images in each class, integers [K].
+        entropies: Entropy of each class, [K], NaN where unknown; or None.
     """
     if entropies is None:
         order = np.argsort(-sizes, kind="stable")
@@ -90,43 +94,50 @@ def draw_contents(
     entropies: np.ndarray | None,
     seed: int,
 ) -> Path:
-    """Draw a row for each of `classes`: up to NUM_SHOWN of its images by `seed`, and their true classes.
+    """Draw a row of images for each of `classes`, with their true classes.
 
-    A frame is green for the true class that most of the row's class have, red for another, grey for none.
+    A green frame marks the most frequent true class of the pseudo-class, a red one any other, and a grey one
+    an unknown true class.
 
     Args:
+        path: File to write.
+        data: The labelled images.
         labels: The pseudo-classes, int [N].
-        entropies: [K], in nats; None writes neither them nor the most frequent true class.
+        classes: The pseudo-classes to draw.
+        entropies: Entropies in nats, [K]. None leaves out these and the most frequent true class.
+        seed: Seed that draws up to NUM_SHOWN images per row.
     """
-    true, random = data.labels(), np.random.default_rng(seed)
+    true_labels, random = data.labels(), np.random.default_rng(seed)
     members = [np.flatnonzero(labels == number) for number in classes]
-    chosen = [np.sort(random.permutation(these)[:NUM_SHOWN]) for these in members]
-    pictures = iter(middles(data, np.concatenate(chosen), _SIDE_PX, {"on_bad_sample": "skip"}))
+    shown = [np.sort(random.permutation(indices)[:NUM_SHOWN]) for indices in members]
+    images = iter(middles(data, np.concatenate(shown), _SIDE_PX, {"on_bad_sample": "skip"}))
     cell = _SIDE_PX + 2 * _FRAME_PX
     step_x, step_y = cell + _GAP_PX, cell + _LINE_PX + _GAP_PX
-    sheet = Image.new("RGB", (_HEAD_PX + NUM_SHOWN * step_x, len(chosen) * step_y + _GAP_PX), _BACK)
+    sheet = Image.new("RGB", (_HEAD_PX + NUM_SHOWN * step_x, len(shown) * step_y + _GAP_PX), _BACK)
     font, draw = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX), ImageDraw.Draw(sheet)
 
     def write(left: int, top: int, text: str, width: int) -> None:
         draw.text((left, top), fitted(text, width, font), fill=_WHITE, font=font)
 
-    for row, (number, these) in enumerate(zip(classes, members, strict=True)):
-        top, known = _GAP_PX + row * step_y, true[these][true[these] >= 0]
-        lines = [f"pseudo-class {number}", f"{len(these):,} image{'s' * (len(these) != 1)}"]
-        most = -1
-        if entropies is not None and len(known):
-            counts = np.bincount(known)
-            most = int(counts.argmax())
+    for row, (number, indices) in enumerate(zip(classes, members, strict=True)):
+        top, known_labels = _GAP_PX + row * step_y, true_labels[indices][true_labels[indices] >= 0]
+        noun = "image" if len(indices) == 1 else "images"
+        lines = [f"pseudo-class {number}", f"{len(indices):,} {noun}"]
+        main_class = -1
+        if entropies is not None and len(known_labels):
+            counts = np.bincount(known_labels)
+            main_class = int(counts.argmax())
+            percent = 100 * counts[main_class] / len(known_labels)
             lines += [
                 f"entropy {entropies[number]:.2f} nats",
-                f"{100 * counts[most] / len(known):.0f} % {class_name(data.class_names, most)}",
+                f"{percent:.0f} % {class_name(data.class_names, main_class)}",
             ]
         for place, line in enumerate(lines):
             write(2 * _GAP_PX, top + _FRAME_PX + place * (_LINE_PX + 2), line, _HEAD_PX - 3 * _GAP_PX)
-        for place, sample in enumerate(chosen[row]):
-            left, label = _HEAD_PX + place * step_x, int(true[sample])
-            frame = _GREY if label < 0 else _GREEN if label == most else _RED
+        for place, sample in enumerate(shown[row]):
+            left, label = _HEAD_PX + place * step_x, int(true_labels[sample])
+            frame = _GREY if label < 0 else _GREEN if label == main_class else _RED
             draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=frame)
-            sheet.paste(Image.fromarray(next(pictures)), (left + _FRAME_PX, top + _FRAME_PX))
+            sheet.paste(Image.fromarray(next(images)), (left + _FRAME_PX, top + _FRAME_PX))
             write(left, top + cell, f"#{sample}" if label < 0 else class_name(data.class_names, label), cell)
     return write_png(sheet, path)

@@ -12,7 +12,7 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.plots.png import write_png
 
 NUM_PICTURES = 16
-# Narrower images are enlarged by whole pixels, because 32-px ones and their captions could not be seen.
+# Narrower images are enlarged by whole pixels, because images of 32 px and their captions would be illegible.
 _MIN_WIDTH_PX = 150
 _GAP_PX, _LINE_PX, _FONT_PX = 8, 16, 12
 
@@ -20,15 +20,19 @@ _GAP_PX, _LINE_PX, _FONT_PX = 8, 16, 12
 def captions(
     batch: Batch, class_names: Sequence[str] | None = None, of_task: Sequence[str] = ()
 ) -> list[str]:
-    """Return a caption for each sample: its number in the data set, and its label, in words where there are.
+    """Return a caption for each sample: its index and its label, as a class name if there is one.
 
     Args:
-        of_task: The task's own captions, each below its sample's; an empty one adds no line.
+        batch: The samples.
+        class_names: Names of the classes, or None.
+        of_task: Captions by the task, one per sample, each on lines of its own; an empty one adds no line.
     """
     lines = []
     for i, (index, label) in enumerate(zip(batch.indices.tolist(), batch.labels.tolist(), strict=True)):
-        known = class_names is not None and 0 <= label < len(class_names)
-        name = class_names[label] if class_names is not None and known else f"class {label}" * (label >= 0)
+        if class_names is not None and 0 <= label < len(class_names):
+            name = class_names[label]
+        else:
+            name = f"class {label}" if label >= 0 else ""
         lines.append(
             f"#{index} {name}".rstrip() + "".join(f"\n{text}" for text in of_task[i : i + 1] if text)
         )
@@ -38,11 +42,13 @@ def captions(
 def save_contact_sheet(
     pictures: Tensor, path: Path, captions: Sequence[str] = (), num_pictures: int = NUM_PICTURES
 ) -> None:
-    """Write the first `num_pictures` of `pictures` as one PNG, each above its caption.
+    """Write images as one PNG, each above its caption.
 
     Args:
-        pictures: float [n, 3, h, w] in [0, 1].
-        captions: Of any number of lines. A line that is wider than its image is cut, and ends in "…" then.
+        pictures: Images, float [N, 3, H, W] in [0, 1].
+        path: File to write.
+        captions: Captions of any number of lines. A line wider than its image is cut, and ends in "…".
+        num_pictures: Largest number of images that are drawn.
     """
     shown = (pictures[:num_pictures].permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().cpu().numpy()
     scale = -(-_MIN_WIDTH_PX // shown.shape[2])
@@ -54,12 +60,12 @@ def save_contact_sheet(
     rows = -(-num // columns)
     step_y, step_x = height + text_px + _GAP_PX, width + _GAP_PX
     sheet = Image.fromarray(np.full((rows * step_y + _GAP_PX, columns * step_x + _GAP_PX, 3), 64, np.uint8))
-    # Matplotlib's own: it is always there, and holds Latin, Greek and Cyrillic.
+    # Matplotlib ships this font, which has Latin, Greek and Cyrillic letters.
     font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
     draw = ImageDraw.Draw(sheet)
-    for i, picture in enumerate(shown):
+    for i, image in enumerate(shown):
         top, left = i // columns * step_y + _GAP_PX, i % columns * step_x + _GAP_PX
-        sheet.paste(Image.fromarray(picture), (left, top))
+        sheet.paste(Image.fromarray(image), (left, top))
         for number, line in enumerate(texts[i] if i < len(texts) else ()):
             at = (left, top + height + 1 + number * _LINE_PX)
             draw.text(at, _fitted(line, width, font), fill=(235, 235, 235), font=font)
@@ -67,7 +73,7 @@ def save_contact_sheet(
 
 
 def _fitted(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    kept = line
-    while kept and font.getlength(kept if kept == line else kept + "…") > width:
-        kept = kept[:-1]
-    return kept if kept == line else kept + "…"
+    prefix = line
+    while prefix and font.getlength(prefix if prefix == line else prefix + "…") > width:
+        prefix = prefix[:-1]
+    return prefix if prefix == line else prefix + "…"

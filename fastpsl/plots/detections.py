@@ -25,20 +25,24 @@ def draw_detections(
     num_pictures: int = NUM_PICTURES,
     min_score: float = MIN_SCORE,
 ) -> Path:
-    """Draw `num_pictures` images of `data`, evenly spread over it.
+    """Draw images of `data`, evenly spread over it, with their objects and detections.
 
-    Objects are in thin white, difficult ones in grey, detections in their class's colour, with its name.
+    Objects are in thin white, difficult ones in grey, and detections in the colour of their class with its
+    name.
 
     Args:
+        path: File to write.
+        data: The images and their objects.
         predictions: "image" int64 [N], "boxes" float32 [N, 4] in px of the image, "scores" float32 [N],
             "labels" int64 [N] from 0.
-        min_score: Detections below it are left out.
+        num_pictures: Number of images.
+        min_score: Lowest score of detections that are drawn.
     """
-    chosen = np.linspace(0, data.num_samples - 1, min(num_pictures, data.num_samples)).round().astype(int)
+    indices = np.linspace(0, data.num_samples - 1, min(num_pictures, data.num_samples)).round().astype(int)
     font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
     tiles = [
         _tile(data, index, predictions, predictions["image"] == index, min_score, font)
-        for index in chosen.tolist()
+        for index in indices.tolist()
     ]
     num_rows, num_columns = -(-len(tiles) // NUM_COLUMNS), min(NUM_COLUMNS, len(tiles))
     step_x, step_y = _SIDE_PX + _GAP_PX, _SIDE_PX + _LINE_PX + _GAP_PX
@@ -58,7 +62,7 @@ def _tile(
     data: VOC,
     index: int,
     predictions: Mapping[str, np.ndarray],
-    here: np.ndarray,
+    is_in_image: np.ndarray,
     min_score: float,
     font: ImageFont.FreeTypeFont,
 ) -> Image.Image:
@@ -71,9 +75,9 @@ def _tile(
     objects = data.objects(index)
     for box, is_difficult in zip(objects.boxes * scale, objects.difficult, strict=True):
         draw.rectangle(_pixels(box), outline=_GREY if is_difficult else _WHITE)
-    shown = np.flatnonzero(here & (predictions["scores"] >= min_score))
+    shown = np.flatnonzero(is_in_image & (predictions["scores"] >= min_score))
     colours = class_colours(data.num_classes)
-    for i in shown[np.argsort(predictions["scores"][shown], kind="stable")]:  # the surest on top
+    for i in shown[np.argsort(predictions["scores"][shown], kind="stable")]:  # the most confident on top
         label, score = int(predictions["labels"][i]), float(predictions["scores"][i])
         left, top, right, bottom = _pixels(predictions["boxes"][i] * scale)
         draw.rectangle((left, top, right, bottom), outline=colours[label], width=2)
@@ -90,6 +94,6 @@ def _tile(
 
 
 def _pixels(box: np.ndarray) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of the pixels that a box covers, at least one each way."""
+    """Return left, top, right and bottom of a box's pixels, at least one pixel in each direction."""
     left, top, right, bottom = np.rint(box).astype(int).tolist()
     return left, top, max(left, right - 1), max(top, bottom - 1)

@@ -12,11 +12,11 @@ _FILTER_PX, _GAP_PX, _BACK = 48, 4, 48
 
 
 def draw_filters(network: nn.Module, path: Path) -> Path:
-    """Draw the first convolution's weights [out, in, k, k], a tile for each filter.
+    """Draw the weights of the first convolution, [out, in, k, k], with one tile per filter.
 
-    Three input channels are in colour, others in grey, side by side (two: gradients along x and y). Each
-    filter is scaled by its own largest weight: grey is 0, full brightness and black are that weight and its
-    negative.
+    Filters of three input channels are drawn in colour. Those of others are drawn in grey, with the channels
+    side by side (two channels: gradients along x and y). Each filter is scaled by its own largest absolute
+    weight: grey is 0, and white and black are plus and minus that weight.
 
     Raises:
         ValueError: The network has no convolution.

@@ -1,4 +1,4 @@
-"""Curves of pseudo-labels: the figures of each epoch's labels."""
+"""Charts of the pseudo-labels' figures over the epochs of a run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fastpsl.plots.png import write_png
 
-_MANY_POINTS = 40  # more than these are drawn without markers
+_MANY_POINTS = 40  # longer curves have no markers
 
 
 def draw_label_figures(
@@ -19,9 +19,11 @@ def draw_label_figures(
     """Draw five panels of figures over the epochs; a figure that is None leaves a gap.
 
     Args:
-        rows: One for each epoch, at least one: epoch, non_empty, entropy_share, biggest (of 1), nmi_previous,
-            nmi_true, nmi_true_shuffled.
-        min_entropy_share: Below it labels have collapsed; a dotted line.
+        rows: One mapping per epoch, at least one, with epoch, non_empty, entropy_share, biggest (in [0, 1]),
+            nmi_previous, nmi_true and nmi_true_shuffled.
+        path: File to write.
+        title: Title of the chart.
+        min_entropy_share: Entropy share below which labels have collapsed, drawn as a dotted line.
     """
     figure = Figure(figsize=(8, 10.5), layout="constrained")
     axes = figure.subplots(5, 1, sharex=True)
@@ -38,8 +40,8 @@ def draw_label_figures(
         "NMI with the epoch before",
         "NMI with true labels",
     )
-    for axis, of_panel in zip(axes, titles, strict=True):
-        axis.set_title(of_panel, fontsize=10, loc="left")
+    for axis, panel_title in zip(axes, titles, strict=True):
+        axis.set_title(panel_title, fontsize=10, loc="left")
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=0)
     axes[1].axhline(min_entropy_share, color="grey", linestyle=":", label="below: collapse")

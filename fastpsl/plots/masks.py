@@ -1,4 +1,4 @@
-"""A sheet of images, their true and their predicted masks, in VOC's colours."""
+"""A sheet of images with their true and their predicted masks, in VOC's colours."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,27 +19,37 @@ COLUMNS = "picture, truth, prediction:"
 
 
 def draw_found(path: Path, masks: Path, data: VOC, class_names: Sequence[str], num_pictures: int = 8) -> Path:
-    """Draw `draw_masks` of `num_pictures` images of `data`, evenly spread over it.
+    """Draw `draw_masks` of images of `data`, evenly spread over it.
 
     Args:
-        masks: A folder of <id>.png, the predicted masks.
-        class_names: The background's first.
+        path: File to write.
+        masks: Folder with the predicted masks, <id>.png.
+        data: The images and their true masks.
+        class_names: Names of the classes, the background's first.
+        num_pictures: Largest number of images.
     """
     num_pictures = min(num_pictures, data.num_samples)
     rows = []
     for index in np.linspace(0, data.num_samples - 1, num_pictures).round().astype(int).tolist():
         truth, name = data.mask(index), data.image_id(index)
         with Image.open(masks / f"{name}.png") as image:
-            found = np.array(image)
-        known = truth != VOID
-        right = 100 * float((found == truth)[known].mean()) if known.any() else 0.0
-        picture = read_picture(data, index).permute(1, 2, 0).numpy()
-        rows.append(Shown(picture, truth, found, f"{name}: {right:.0f} % of its pixels right"))
+            prediction = np.array(image)
+        is_known = truth != VOID
+        percent_right = 100 * float((prediction == truth)[is_known].mean()) if is_known.any() else 0.0
+        pixels = read_picture(data, index).permute(1, 2, 0).numpy()
+        rows.append(Shown(pixels, truth, prediction, f"{name}: {percent_right:.0f} % of its pixels right"))
     return draw_masks(path, rows, class_names)
 
 
 class Shown(NamedTuple):
-    """An image (uint8 [h, w, 3]), its true and predicted class numbers (uint8 [h, w]), a line of caption."""
+    """An image with its masks.
+
+    Attributes:
+        picture: uint8 [H, W, 3].
+        truth: True class numbers, uint8 [H, W].
+        found: Predicted class numbers, uint8 [H, W].
+        caption: Line below the image.
+    """
 
     picture: np.ndarray
     truth: np.ndarray
@@ -48,16 +58,18 @@ class Shown(NamedTuple):
 
 
 def draw_masks(path: Path, rows: Sequence[Shown], class_names: Sequence[str]) -> Path:
-    """Draw image, truth and prediction of each row above its caption, two rows a line, and a legend.
+    """Draw image, truth and prediction of each row above its caption, two rows per line, and a legend.
 
     Args:
-        class_names: The background's first.
+        path: File to write.
+        rows: The images with their masks.
+        class_names: Names of the classes, the background's first.
     """
     font = ImageFont.truetype(findfont("DejaVu Sans"), FONT_PX)
     tiles = [_tile(row, font) for row in rows]
-    there = np.unique(np.concatenate([np.append(row.truth, row.found) for row in rows]))
+    classes = np.unique(np.concatenate([np.append(row.truth, row.found) for row in rows]))
     width = 2 * max(tile.width for tile in tiles) + 3 * GAP_PX
-    legend = _legend([(n, "void" if n == VOID else class_names[n]) for n in there.tolist()], width, font)
+    legend = _legend([(n, "void" if n == VOID else class_names[n]) for n in classes.tolist()], width, font)
     step = HEIGHT_PX + LINE_PX + GAP_PX
     height = -(-len(tiles) // 2) * step + 2 * GAP_PX + legend.height
     sheet = Image.new("RGB", (width, height), (GROUND,) * 3)
@@ -73,22 +85,22 @@ def _tile(row: Shown, font: ImageFont.FreeTypeFont) -> Image.Image:
     tile = Image.new("RGB", (3 * size[0] + GAP_PX, HEIGHT_PX + LINE_PX), (GROUND,) * 3)
     colours = palette()
     for i, image in enumerate((row.picture, colours[row.truth], colours[row.found])):
-        way = Image.Resampling.BILINEAR if i == 0 else Image.Resampling.NEAREST
-        tile.paste(Image.fromarray(image).resize(size, way), (i * (size[0] + GAP_PX // 2), 0))
+        resampling = Image.Resampling.BILINEAR if i == 0 else Image.Resampling.NEAREST
+        tile.paste(Image.fromarray(image).resize(size, resampling), (i * (size[0] + GAP_PX // 2), 0))
     ImageDraw.Draw(tile).text((0, HEIGHT_PX + 1), row.caption, fill=INK, font=font)
     return tile
 
 
 def _legend(classes: Sequence[tuple[int, str]], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Return the columns' names and the colour and name of each class, in as many lines as they need."""
+    """Return a legend of the columns' names and each class's colour and name, on as many lines as needed."""
     places, line = [], 0
     left = 2 * GAP_PX + round(font.getlength(COLUMNS))
     for number, name in classes:
-        taken = LINE_PX + round(font.getlength(name)) + 2 * GAP_PX
-        if left + taken > width and left > GAP_PX:
+        entry_width = LINE_PX + round(font.getlength(name)) + 2 * GAP_PX
+        if left + entry_width > width and left > GAP_PX:
             left, line = GAP_PX, line + 1
         places.append((left, line * LINE_PX, number, name))
-        left += taken
+        left += entry_width
     legend = Image.new("RGB", (width, (line + 1) * LINE_PX + GAP_PX), (GROUND,) * 3)
     draw, colours = ImageDraw.Draw(legend), palette()
     draw.text((GAP_PX, 0), COLUMNS, fill=INK, font=font)

@@ -1,4 +1,4 @@
-"""A sheet of nearest neighbours: a query on each line, and beside it its neighbours."""
+"""A sheet of nearest neighbours: each line shows a query and its neighbours."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,14 +33,17 @@ def draw_neighbours(
     judged: bool = True,
     whole: bool = False,
 ) -> Path:
-    """Draw queries and their neighbours, in green where the class is the query's, in red where it is another.
+    """Draw queries and their neighbours, framed in green for the query's class and in red for another.
 
     Args:
-        queries: int64 [n], samples of `val`.
-        rows: int64 [n, k], samples of `train`.
-        similarities: float [n, k].
+        path: File to write.
+        val: Data with the queries.
+        train: Data with the neighbours.
+        queries: Samples of `val`, int64 [N].
+        rows: Samples of `train`, int64 [N, K].
+        similarities: float [N, K].
         loader: Options of `Loader`.
-        called: What stands under a query, before its number.
+        called: Text below a query, before its number.
         judged: Whether neighbours have frames.
         whole: See `center_view`.
     """
@@ -55,9 +58,9 @@ def draw_neighbours(
     font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
     draw = ImageDraw.Draw(sheet)
 
-    def place(left: int, top: int, picture: np.ndarray, frame: tuple[int, int, int], *lines: str) -> None:
+    def place(left: int, top: int, image: np.ndarray, frame: tuple[int, int, int], *lines: str) -> None:
         draw.rectangle((left, top, left + cell - 1, top + cell - 1), fill=frame)
-        sheet.paste(Image.fromarray(picture), (left + _FRAME_PX, top + _FRAME_PX))
+        sheet.paste(Image.fromarray(image), (left + _FRAME_PX, top + _FRAME_PX))
         for number, line in enumerate(line for line in lines if line):
             at = (left, top + cell + number * _LINE_PX)
             draw.text(at, fitted(line, cell, font), fill=_WHITE, font=font)
@@ -75,7 +78,7 @@ def draw_neighbours(
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:
-    """Return the class in words where it has a name, "" where there is no label (-1)."""
+    """Return the class's name, "class N" if it has none, or "" for the label -1."""
     if label < 0:
         return ""
     return names[label] if names is not None and label < len(names) else f"class {label}"
@@ -84,14 +87,19 @@ def class_name(names: Sequence[str] | None, label: int) -> str:
 def middles(
     data: Dataset, indices: np.ndarray, size_px: int, loader: Mapping[str, Any], whole: bool = False
 ) -> np.ndarray:
-    """Return the middles of samples, uint8 [*indices.shape, size_px, size_px, 3].
+    """Return the centres of samples, uint8 [*indices.shape, size_px, size_px, 3].
 
-    A sample may be wanted more than once. One that could not be decoded is black.
+    An index may occur more than once. A sample that cannot be decoded is black.
     """
-    chosen, places = np.unique(indices, return_inverse=True)
+    unique_indices, places = np.unique(indices, return_inverse=True)
     view = center_view(Input(), size_px, whole)
     with Loader(
-        Subset(data, chosen), [view], batch_size=len(chosen), train=False, **loader, device="cpu"
+        Subset(data, unique_indices),
+        [view],
+        batch_size=len(unique_indices),
+        train=False,
+        **loader,
+        device="cpu",
     ) as opened:
         batches = opened.epoch(0)
         batch = next(batches)
@@ -102,7 +110,7 @@ def middles(
 
 
 def fitted(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """Return the line, cut at its end where it is wider than `width` pixels."""
+    """Return the line, cut off at a width of `width` pixels."""
     while line and font.getlength(line) > width:
         line = line[:-1]
     return line

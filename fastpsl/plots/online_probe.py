@@ -1,4 +1,4 @@
-"""The chart of the online probe: scores of held-out labels, and the signs of collapse, over a run."""
+"""The chart of the online probe over a run: scores by held-out labels, and signs of collapse."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,13 +11,14 @@ from fastpsl.plots.png import write_png
 
 
 def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Draw the lines of probe.jsonl. A stage begins another curve, because its features are another block's.
+    """Draw the lines of probe.jsonl, with a new curve per stage, because its features are another block's.
 
     Args:
-        lines: Those whose feature_std is None were not finite and are left out.
+        lines: Lines in order. Those with a feature_std of None were not finite and are left out.
+        path: File to write.
     """
     scored = any(line["knn_accuracy"] is not None for line in lines)
-    names = ["accuracy, %"] * scored + ["std", "effective rank"]
+    names = ["accuracy, %", "std", "effective rank"] if scored else ["std", "effective rank"]
     figure = Figure(figsize=(8, 2.4 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)
     for number, (stage, group) in enumerate(groupby(lines, key=lambda line: line["stage"])):

@@ -1,6 +1,6 @@
-"""One way to a PNG for all charts and sheets.
+"""The function that writes every chart and sheet as a PNG.
 
-Figures are made by matplotlib's object API, because pyplot would choose a backend for the whole process.
+Figures use matplotlib's object API, because pyplot would choose a backend for the whole process.
 """
 
 import io
@@ -13,16 +13,15 @@ from fastpsl.pipelines.files.atomic import write_atomically
 
 
 def write_png(drawing: Figure | Image.Image, path: Path, dpi: int = 120) -> Path:
-    """Write `drawing` to `path` as a PNG, whole or not at all, whatever the path's ending.
+    """Write a PNG atomically, whatever the path's suffix, and return the path.
 
     Args:
+        drawing: A figure or an image.
+        path: File to write.
         dpi: Pixels per inch of a figure. An image is written pixel by pixel.
 
-    Returns:
-        `path`.
-
     Raises:
-        OSError: The file could not be written.
+        OSError: The file cannot be written.
     """
     buffer = io.BytesIO()
     if isinstance(drawing, Figure):

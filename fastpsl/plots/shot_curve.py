@@ -1,4 +1,4 @@
-"""The curve of SVMs that learn from few shots: mean average precision over their number."""
+"""The curve of SVMs that learn from few shots: mean average precision over the number of shots."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +16,15 @@ def draw_shots(
     path: Path,
     title: str,
 ) -> Path:
-    """Draw a line for each block, with the standard deviation over samples as bars.
+    """Draw a line for each block, with the standard deviation over samples as error bars.
 
     Args:
         numbers: mAP_<shots>_<block> and sd_<shots>_<block>, in percent.
-        shots: Positives of a class, in any order.
-        chance: The classes' mean frequency, in percent, which is chance's mAP; a dotted line.
+        blocks: Names of the blocks.
+        shots: Positives per class, in any order.
+        chance: The classes' mean frequency in percent, the mAP of chance, drawn as a dotted line.
+        path: File to write.
+        title: Title of the chart.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis, shots = figure.subplots(), sorted(shots)

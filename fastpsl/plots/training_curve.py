@@ -14,15 +14,15 @@ MAX_POINTS = 20_000
 
 
 def draw_curve(folder: Path) -> Path:
-    """Write `curve` as curve.png into the run's folder."""
+    """Write the training curve of a run as curve.png into its folder."""
     return write_png(curve(folder), folder / "curve.png")
 
 
 def curve(folder: Path) -> Figure:
-    """Draw each metric of a run's metrics.jsonl against steps: a colour a stage, steps pale under their mean.
+    """Draw each metric of a run's metrics.jsonl over steps, in one colour per stage, with its running mean.
 
-    A diamond is the held-out value at a stage's end, from results.json where there is one. The learning rate
-    has no mean. Of long runs every n-th step is drawn, at most MAX_POINTS.
+    A diamond marks the held-out value at a stage's end, from results.json if it exists. The learning rate has
+    no mean. Of long runs only every n-th step is drawn, MAX_POINTS at most.
     """
     with open(folder / "metrics.jsonl") as file:
         stride = 1 + sum(1 for _ in file) // MAX_POINTS
@@ -51,21 +51,21 @@ def curve(folder: Path) -> Figure:
     axes[-1, 0].set_xlabel("step")
     if names:
         axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=6, fontsize="small", frameon=False)
-    # As it is: neither a formula nor, where it is no UTF-8, an error.
+    # Shown verbatim: it must be neither parsed as a formula nor fail if it is not UTF-8.
     figure.suptitle(folder.name.encode(errors="replace").decode(), parse_math=False)
     figure.tight_layout()
     return figure
 
 
 def _held_out(results: Path) -> dict[str, dict[str, Any]]:
-    """Return stage → its held-out metrics, and the run's step at its end as "run_step"."""
+    """Return stage → its held-out metrics, with the run's step at its end as "run_step"."""
     summaries = json.loads(results.read_text()) if results.exists() else []
     ends = accumulate(summary["num_steps"] for summary in summaries)
     return {s["stage"]: s["held_out"] | {"run_step": end} for s, end in zip(summaries, ends, strict=True)}
 
 
 def running_mean(values: list[float]) -> list[float]:
-    """Return the mean of each value and those before it: of 5 % of all values, at least 1 and at most 200."""
+    """Return the mean over a window that ends at each value: 5 % of all values, from 1 to 200."""
     width = min(max(1, len(values) // 20), 200)
     sums = [0.0]
     for value in values:

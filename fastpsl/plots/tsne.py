@@ -1,4 +1,4 @@
-"""The chart of a t-SNE map: a point for each image, coloured by its class."""
+"""The chart of a t-SNE map: one point per image, coloured by class."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from fastpsl.plots.neighbours import class_name
 from fastpsl.plots.png import write_png
 
-MAX_NAMED = 40  # classes beyond that many are coloured and not named
-_LONG_IN, _SHORT_IN = 7.0, 3.5  # the map's longer side, and the least of the other
+MAX_NAMED = 40  # more classes are coloured, but have no legend
+_LONG_IN, _SHORT_IN = 7.0, 3.5  # the map's longer side, and the least length of the shorter one
 _NAME_WIDTH_IN, _NAME_HEIGHT_IN = 1.6, 0.2
 _GREY = (0.75, 0.75, 0.75)
 
@@ -23,8 +23,11 @@ def draw_map(
     """Draw `points`, with a legend of up to MAX_NAMED classes.
 
     Args:
-        points: float [n, 2].
-        labels: int [n]; -1 is no label, and grey.
+        path: File to write.
+        points: float [N, 2].
+        labels: int [N]; -1 means no label, and is drawn in grey.
+        class_names: Names of the classes, or None.
+        title: Title of the chart.
     """
     present = np.unique(labels[labels >= 0])
     colours = _colours(len(present))
@@ -39,7 +42,7 @@ def draw_map(
     figure = Figure(figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained")
     axis = figure.subplots()
     size = float(np.clip(16_000 / max(len(points), 1), 3, 30))
-    # In the order of the rows, so that no class lies above another.
+    # In the order of the rows, so that no class covers another.
     axis.scatter(
         points[:, 0], points[:, 1], s=size, c=[colour_of.get(int(label), _GREY) for label in labels],
         alpha=0.85, linewidths=0,
@@ -61,9 +64,9 @@ def draw_map(
 
 
 def _colours(num: int) -> list[tuple[float, float, float]]:
-    """Return `num` RGB colours in [0, 1], as unlike as can be."""
-    for name, most in (("tab10", 10), ("tab20", 20)):
-        if num <= most:
+    """Return `num` RGB colours in [0, 1] that differ as much as possible."""
+    for name, num_colours in (("tab10", 10), ("tab20", 20)):
+        if num <= num_colours:
             return list(matplotlib.colormaps[name].colors[:num])  # type: ignore[attr-defined]
     shades = matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, num))
     return [(float(red), float(green), float(blue)) for red, green, blue, _ in shades]

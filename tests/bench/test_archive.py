@@ -1,4 +1,6 @@
-"""What is brought back from a GPU is taken when all of it is what a part makes; anything else is one line, and nothing is written."""
+"""A GPU's results are taken over only if their archive is exactly what a part makes; else nothing
+is written.
+"""
 
 import io
 import json
@@ -20,14 +22,14 @@ NAME = "kernels-h200.json"
 
 
 def result() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((ROOT / "bench" / "results" / "kernels-cpu.json").read_text())
-    found["environment"] |= {"gpu": "NVIDIA H200", "commit": "0123456789ab"}
-    found["ratios"] = [{"what": "kornia_modules / fused", "chain": "SimCLR T3", **spread([123.0] * 7)}]
-    return found
+    record: dict[str, Any] = json.loads((ROOT / "bench" / "results" / "kernels-cpu.json").read_text())
+    record["environment"] |= {"gpu": "NVIDIA H200", "commit": "0123456789ab"}
+    record["ratios"] = [{"what": "kornia_modules / fused", "chain": "SimCLR T3", **spread([123.0] * 7)}]
+    return record
 
 
 def files(*more: tuple[str, bytes]) -> list[tuple[str, bytes]]:
-    """As a part leaves them."""
+    """Return the members of an archive as a part leaves them."""
     text = json.dumps(result()).encode()
     return [("./summary.txt", b"ok\n"), ("./logs/kernels.log", b""), (f"./results/{NAME}", text), *more]
 
@@ -48,7 +50,9 @@ def write(path: Path, members: list[tuple[str, bytes]], *links: tarfile.TarInfo)
 
 
 def test_a_parts_archive_is_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "results-b.tgz", files(("./results/kernels-h200.png", b""), ("./runs/metrics.jsonl", b"")))  # fmt: skip
+    path = write(
+        tmp_path / "results-b.tgz", files(("./results/kernels-h200.png", b""), ("./runs/metrics.jsonl", b"")),
+    )  # fmt: skip
     assert read_archive(path) == {NAME: result()}
     with pytest.raises(ValueError, match="kernels-h200.json is in another archive too"):
         read_archives([path, path])
@@ -56,7 +60,10 @@ def test_a_parts_archive_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../results/a.json", "/tmp/a.json", "results/../../a.json", "./results/.json", "results/more/a.json", "a.json", "results/a.py", "logs/../a.log"],
+    [
+        "../results/a.json", "/tmp/a.json", "results/../../a.json", "./results/.json",
+        "results/more/a.json", "a.json", "results/a.py", "logs/../a.log",
+    ],
 )  # fmt: skip
 def test_a_foreign_name_is_refused(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.tgz", files((name, b"{}")))
@@ -113,11 +120,12 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
 def test_one_line_and_exit_2(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tgz", [("../evil.json", b"{}")])
     before = {each.name: each.stat().st_mtime_ns for each in performance.RESULTS.iterdir()}
-    done = subprocess.run(
-        [sys.executable, "bench/performance.py", str(path)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240,
+    process = subprocess.run(
+        [sys.executable, "bench/performance.py", str(path)], cwd=ROOT, capture_output=True, text=True,
+        check=False, timeout=240,
     )  # fmt: skip
-    assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith("performance: ") and done.stderr.count("\n") == 1
+    assert process.returncode == 2 and not process.stdout
+    assert process.stderr.startswith("performance: ") and process.stderr.count("\n") == 1
     assert before == {each.name: each.stat().st_mtime_ns for each in performance.RESULTS.iterdir()}
     assert not (tmp_path.parent / "evil.json").exists() and not (ROOT / "bench" / "evil.json").exists()
 
@@ -136,7 +144,8 @@ def test_results_come_to_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "argv", ["performance", str(write(tmp_path / "results-b.tgz", files()))])
     assert performance.main() == 0
     assert json.loads((root / "bench" / "results" / NAME).read_text()) == result()
-    assert f"| SimCLR's views after the crop (T3), on a GPU | 123x | Kornia's modules | [{NAME}]" in (root / "README.md").read_text()  # fmt: skip
+    line = f"| SimCLR's views after the crop (T3), on a GPU | 123x | Kornia's modules | [{NAME}]"
+    assert line in (root / "README.md").read_text()
     page = (root / "docs" / "performance.md").read_text()
     assert "reached: 123x Kornia's modules" in page and "| NVIDIA H200 |" in page and "0123456789ab" in page
     monkeypatch.setattr(sys, "argv", ["performance", "--check"])

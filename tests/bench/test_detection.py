@@ -1,4 +1,8 @@
-"""bench/detection.py at its smallest, as people call it; its ratios by arithmetic; that both sides compute the same. No figure is judged."""
+"""bench/detection.py at its smallest, as people call it; its ratios by arithmetic; both models compute the
+same.
+
+No figure is judged.
+"""
 
 import itertools
 import json
@@ -38,22 +42,22 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_run_writes_its_rows(tmp_path: Path) -> None:
     out = tmp_path / "detection.json"
-    done = call(
+    process = call(
         "--size", "64", "--batch-size", "1", "--repeats", "2", "--limit-s", "0.001", "--out", str(out)
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
     validate(result)
     rows = {row["variant"]: row for row in result["rows"]}
     assert list(rows) == ["ours", "torchvision"]
-    assert all(len(row["values"]) == 1 for row in rows.values())  # the clock ends them after the first
+    assert all(len(row["values"]) == 1 for row in rows.values())  # the time limit ends them after the first
     for label in ("learning_parameters", "boxes_per_picture", "backbone"):
         assert rows["ours"][label] == rows["torchvision"][label]
     assert rows["ours"]["boxes_per_picture"] == 32
     assert [ratio["what"] for ratio in result["ratios"]] == ["torchvision's ms / ours"]
     (missing,) = result["not_measured"]
     assert missing == {"what": "detectron2", "reason": "Detectron2 is not installed"}
-    assert str(out) in done.stdout.replace("\n", "")
+    assert str(out) in process.stdout.replace("\n", "")
 
 
 def test_values_that_cannot_be() -> None:
@@ -68,7 +72,9 @@ def test_ratios_by_arithmetic() -> None:
 
     measured = {"torchvision": timed([30.0, 20.0, 10.0]), OURS: timed([10.0, 40.0, 10.0])}
     (ratio,) = ratios_of(measured, "resnet50")
-    assert (ratio["what"], ratio["backbone"], ratio["values"]) == ("torchvision's ms / ours", "resnet50", [3.0, 0.5, 1.0])  # fmt: skip
+    assert (ratio["what"], ratio["backbone"], ratio["values"]) == (
+        "torchvision's ms / ours", "resnet50", [3.0, 0.5, 1.0],
+    )  # fmt: skip
     assert ratios_of({"torchvision": measured["torchvision"]}, "resnet50") == []
     first, _ = rows_of(measured, "resnet50", 2)
     assert (first["pictures_per_s"], first["boxes_per_picture"], first["peak_mib"]) == (100.0, 32, None)
@@ -77,19 +83,19 @@ def test_ratios_by_arithmetic() -> None:
 @pytest.mark.parametrize("backbone", ["resnet18", slow("resnet50")])
 @pytest.mark.usefixtures("published_widths")
 def test_torchvisions_model_is_ours(backbone: str) -> None:
-    """Maps and the RPN's answers on the same picture; what learns; a step that moves all of that and nothing else."""
+    """Feature maps, the RPN's outputs, the trained parameters and a training step agree."""
     world = World(0, 1, 0, 1, CPU)
     train_step = our_train_step(TINY, backbone, RunOptions(batch_size=1, device="cpu"), world)
     model = torchvisions_model(TINY, backbone, train_step)
     trunk, head = train_step.module.trunk, train_step.module.head
-    picture = torch.randn(1, 3, 64, 96)
+    image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        maps = trunk.run([*trunk.frozen, *trunk.learning][:4], picture)
-        theirs = model.backbone(picture)
+        maps = trunk.run([*trunk.frozen, *trunk.learning][:4], image)
+        theirs = model.backbone(image)
         assert maps.shape == theirs.shape and maps.std() > 1e-3
         assert torch.allclose(maps, theirs, rtol=1e-4, atol=1e-5)
-        for mine, other in zip(head.rpn.head([maps]), model.rpn.head([theirs]), strict=True):  # type: ignore[operator, union-attr]
-            assert torch.allclose(mine[0], other[0], rtol=1e-4, atol=1e-5)
+        for our_maps, their_maps in zip(head.rpn.head([maps]), model.rpn.head([theirs]), strict=True):  # type: ignore[operator, union-attr]
+            assert torch.allclose(our_maps[0], their_maps[0], rtol=1e-4, atol=1e-5)
         rois = torch.randn(2, maps.shape[1], 14, 14)
         features = head.roi_heads.box_head(rois)  # type: ignore[operator, union-attr]
         assert torch.allclose(features, model.roi_heads.box_head(rois), rtol=1e-4, atol=1e-5)  # type: ignore[operator]
@@ -101,9 +107,9 @@ def test_torchvisions_model_is_ours(backbone: str) -> None:
     )
     assert peers[0].num_learning == peers[1].num_learning
     assert [peer.boxes_in_a_step() for peer in peers] == [8, 8]
-    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
-    frozen = {name for name in before if name.startswith(("backbone.conv1", "backbone.layer1"))}
-    assert moved and not moved & frozen
+    moved_names = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    frozen_names = {name for name in before if name.startswith(("backbone.conv1", "backbone.layer1"))}
+    assert moved_names and not moved_names & frozen_names
 
 
 def test_pictures() -> None:

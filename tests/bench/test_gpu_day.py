@@ -1,4 +1,7 @@
-"""bench/gpu_day/: its parts fit, rehearse on a CPU, lose what hangs or fails and nothing else. Packed pictures are the same again."""
+"""bench/gpu_day/: its parts fit, rehearse on a CPU, and lose no more than the steps that hang or fail.
+
+Packed images are restored unchanged.
+"""
 
 import importlib
 import json
@@ -32,13 +35,13 @@ def call(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def steps(part: str) -> dict[str, tuple[int, list[str]]]:
-    """Name → last second, command; of a part at full size."""
-    done = call(f"bash bench/gpu_day/{part}.sh", LIST="1")
-    assert done.returncode == 0 and not done.stderr
-    lines = [line.split("\t") for line in done.stdout.splitlines()]
-    listed = {name: (int(last), shlex.split(command)) for name, last, command in lines}
-    assert len(listed) == len(lines) >= 3
-    return listed
+    """Return name → (last second, command) of a part at full size."""
+    process = call(f"bash bench/gpu_day/{part}.sh", LIST="1")
+    assert process.returncode == 0 and not process.stderr
+    lines = [line.split("\t") for line in process.stdout.splitlines()]
+    limits = {name: (int(last), shlex.split(command)) for name, last, command in lines}
+    assert len(limits) == len(lines) >= 3
+    return limits
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +76,8 @@ def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by
         rest = words[words.index("--modes") + 1 :]
         return rest[: next(number for number, word in enumerate(rest) if word.startswith("--"))]
 
-    measured, replayed = modes(plan["c"]["step"][1]), modes(plan["e"]["graphed"][1])
-    assert {*measured, *replayed} == set(get_args(Mode)) and "graphed" in replayed not in measured
+    modes_of_c, modes_of_e = modes(plan["c"]["step"][1]), modes(plan["e"]["graphed"][1])
+    assert {*modes_of_c, *modes_of_e} == set(get_args(Mode)) and "graphed" in modes_of_e not in modes_of_c
     words = {word for listed in plan.values() for _, command in listed.values() for word in command}
     by_hand = (ROOT / "bench" / "gpu_day" / "README.md").read_text().split("## By hand")[1]
     for path in (ROOT / "bench").glob("*.py"):
@@ -94,26 +97,31 @@ RESULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tmp_path: Path) -> None:
-    done = call(f"bash bench/gpu_day/{part}.sh", SMALL="1", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"))  # fmt: skip
-    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    process = call(
+        f"bash bench/gpu_day/{part}.sh", SMALL="1", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"),
+    )  # fmt: skip
+    assert process.returncode == 0 and not process.stderr, process.stdout + process.stderr
     (archive,) = (tmp_path / "out").iterdir()
     assert archive.name == f"results-{part}.tgz"
     with tarfile.open(archive) as files:
         files.extractall(tmp_path, filter="data")
     summary = (tmp_path / "summary.txt").read_text()
     assert (
-        done.stdout.endswith(summary) and REHEARSAL in summary and f"== part {part}, cpu, commit " in summary
+        process.stdout.endswith(summary)
+        and REHEARSAL in summary
+        and f"== part {part}, cpu, commit " in summary
     )
     assert not (tmp_path / "failed.txt").read_text()
-    found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
-    assert found.keys() == RESULTS[part] | {f"gpu_day-cpu-{part}.json"}
-    for result in found.values():
+    results = {path.name: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
+    assert results.keys() == RESULTS[part] | {f"gpu_day-cpu-{part}.json"}
+    for result in results.values():
         validate(result)
         assert REHEARSAL in result["notes"]
-    rows = found[f"gpu_day-cpu-{part}.json"]["rows"]
+    rows = results[f"gpu_day-cpu-{part}.json"]["rows"]
     assert all(row["exit"] == 0 and f"{row['measured']} " in summary for row in rows)
     assert {path.stem for path in (tmp_path / "logs").iterdir()} == {row["measured"] for row in rows}
-    assert {path.name for path in (tmp_path / "runs").iterdir()} >= ({"metrics.jsonl", "contact-sheet-G1.png"} if part == "a" else set())  # fmt: skip
+    run_files = {"metrics.jsonl", "contact-sheet-G1.png"} if part == "a" else set()
+    assert {path.name for path in (tmp_path / "runs").iterdir()} >= run_files
     with pytest.raises(ValueError, match="is a rehearsal"):
         read_archive(archive)
 
@@ -128,15 +136,17 @@ def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: P
         { step beside 60 bash -c 'sleep 1; echo done'; } &
         step quick 60 echo done
     """
-    done = call(script, SMALL="1", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"))
-    assert done.returncode == 1 and not done.stderr
-    lines = done.stdout.split("FAILED tests/a.py::test_b\n")[1].splitlines()
+    process = call(script, SMALL="1", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"))
+    assert process.returncode == 1 and not process.stderr
+    lines = process.stdout.split("FAILED tests/a.py::test_b\n")[1].splitlines()
     assert lines[0].startswith("== part x, cpu, commit") and lines[0].endswith(": 3 of 6 steps failed")
-    told = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
-    assert told["broken"][:2] == ["exit", "3"] and told["broken"][4:] == ["in", "file.py"]
-    assert told["hangs"][0] == "cut" and 2 < float(told["hangs"][1]) < 100
-    assert told["late"] == ["no", "time", "left"]
-    assert all(told[name][0] == "ok" and told[name][3] == "done" for name in ("beside", "quick"))
+    words_by_step = {line.split()[0]: line.split()[1:] for line in lines[1:-1]}
+    assert words_by_step["broken"][:2] == ["exit", "3"] and words_by_step["broken"][4:] == ["in", "file.py"]
+    assert words_by_step["hangs"][0] == "cut" and 2 < float(words_by_step["hangs"][1]) < 100
+    assert words_by_step["late"] == ["no", "time", "left"]
+    assert all(
+        words_by_step[name][0] == "ok" and words_by_step[name][3] == "done" for name in ("beside", "quick")
+    )
     with tarfile.open(tmp_path / "out" / "results-x.tgz") as files:
         file = files.extractfile("./results/gpu_day-cpu-x.json")
         assert file is not None
@@ -150,8 +160,10 @@ def test_packed_pictures_are_the_same_again(num: int | None, tmp_path: Path) -> 
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (1100, 6, 8, 3), np.uint8), random.integers(0, 9, 1100)
     np.savez(tmp_path / "a.npz", images=images, labels=labels)
-    wanted = num or 1100
-    assert pack(tmp_path / "a.npz", tmp_path / "a.packed", num) == wanted
-    assert unpack(tmp_path / "a.packed", tmp_path / "b.npz") == wanted
-    with np.load(tmp_path / "b.npz") as found:
-        assert (found["images"] == images[:wanted]).all() and (found["labels"] == labels[:wanted]).all()
+    num_packed = num or 1100
+    assert pack(tmp_path / "a.npz", tmp_path / "a.packed", num) == num_packed
+    assert unpack(tmp_path / "a.packed", tmp_path / "b.npz") == num_packed
+    with np.load(tmp_path / "b.npz") as arrays:
+        assert (arrays["images"] == images[:num_packed]).all() and (
+            arrays["labels"] == labels[:num_packed]
+        ).all()

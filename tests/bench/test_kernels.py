@@ -1,4 +1,7 @@
-"""bench/kernels.py at its smallest: what stands in a result; that peers do what they are timed for. No figure is judged."""
+"""bench/kernels.py at its smallest: the content of a result, and that peers do the work they are timed for.
+
+No figure is judged.
+"""
 
 import json
 import subprocess
@@ -36,8 +39,11 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_run_writes_every_path_its_bytes_and_a_chart(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     names = ["grey", "jigsaw", "isotropic crop"]
-    done = call("--device", "cpu", "--chains", *names, "--size-px", "32", "--batch-size", "2", "--repeats", "2", "--out", str(out))  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    process = call(
+        "--device", "cpu", "--chains", *names, "--size-px", "32", "--batch-size", "2", "--repeats", "2",
+        "--out", str(out),
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
     validate(result)
     rows = {(row["chain"], row["path"]): row for row in result["rows"]}
@@ -58,7 +64,7 @@ def test_a_run_writes_every_path_its_bytes_and_a_chart(tmp_path: Path) -> None:
         assert ratio["values"] == pytest.approx([other / fused for other, fused in pairs], rel=1e-4)
     reasons = {missing["what"]: missing["reason"] for missing in result["not_measured"]}
     assert reasons["jigsaw, torchvision_batch"] == "torchvision has no JigsawTiles"
-    assert "one by one" in done.stdout and str(out) in done.stdout
+    assert "one by one" in process.stdout and str(out) in process.stdout
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -68,16 +74,16 @@ def test_bytes_that_must_be_moved() -> None:
         name: view_chain(name, views[name], SETTING).num_bytes
         for name in ("jigsaw", "rotation, all 8", "lightness", "UIC, strong")
     }
-    # Three cells of 11 px a side, tiles of 9: their pixels are read, the window's others are not.
+    # Three cells of 11 px per side, with tiles of 9 px: only the tiles' pixels are read.
     assert num_bytes["jigsaw"] == 2 * 9 * 3 * 9 * 9 * (1 + 4)
     assert num_bytes["rotation, all 8"] == 2 * 2 * 3 * 32 * 32 * (1 + 4 * 4)
     assert num_bytes["lightness"] == 2 * 32 * 32 * (3 + 4)
     assert num_bytes["UIC, strong"] == 2 * 32 * 32 * (3 + 2 * 4)
     half = view_chain("grey", views["grey"], replace(SETTING, dtype=torch.float16))
     assert half.num_bytes == 2 * 3 * 32 * 32 * (1 + 2)
-    written = 2 * 3 * 32 * 32
+    written_bytes = 2 * 3 * 32 * 32
     for crop in crop_chains(SETTING):
-        assert written < crop.num_bytes < written + 2 * 3 * 54 * 71  # of pictures of 54 x 71 px
+        assert written_bytes < crop.num_bytes < written_bytes + 2 * 3 * 54 * 71  # images of 54 x 71 px
 
 
 OPS: list[tuple[Any, ...]] = [
@@ -107,7 +113,7 @@ def test_peers_do_the_same_where_nothing_is_random(ops: tuple[Any, ...]) -> None
     for peer in peers:
         result = chain.paths[peer](1)
         assert result.shape == expected.shape and result.is_contiguous(memory_format=torch.channels_last)
-        # torchvision rounds to bytes on its way, Kornia's Sobel adds 1e-6 under its root, and its turns interpolate.
+        # torchvision rounds to bytes; Kornia's Sobel adds 1e-6 under the root, and its rotations interpolate.
         assert (result - expected).abs().max() < 0.03, peer
 
 
@@ -152,11 +158,17 @@ def test_what_is_to_be_reached_stands_beside_figures_of_its_sizes_only() -> None
 
 def test_what_is_missing_stands_by_its_reason() -> None:
     pairs = [
-        *((f"{chain}, {path}", "torchvision has no Sobel") for chain in ("Sobel", "T3, 9") for path in list(PEERS)[1:]),
+        *(
+            (f"{chain}, {path}", "torchvision has no Sobel")
+            for chain in ("Sobel", "T3, 9") for path in list(PEERS)[1:]
+        ),
         ("lightness, fused", "no fused kernel does it"),
     ]  # fmt: skip
     assert not_measured({"not_measured": [{"what": what, "reason": reason} for what, reason in pairs]}) == [
-        "not measured by torchvision, one draw a batch or torchvision, image by image: Sobel; T3, 9 (torchvision has no Sobel)",
+        (
+            "not measured by torchvision, one draw a batch or torchvision, image by image: Sobel; T3, 9 "
+            "(torchvision has no Sobel)"
+        ),
         "not measured by fused: lightness (no fused kernel does it)",
     ]
 

@@ -1,4 +1,6 @@
-"""bench/loaders.py at its smallest, as people call it, and what it would measure on a GPU; no figure is judged."""
+"""bench/loaders.py at its smallest, as people call it, and what it would measure on a GPU. No figure is
+judged.
+"""
 
 import json
 import subprocess
@@ -24,26 +26,28 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_run_on_a_cpu_writes_what_can_be_measured_and_names_the_rest(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    done = call("--what", "decode", *SMALLEST, "--no-peers", "--device", "cpu", "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    process = call("--what", "decode", *SMALLEST, "--no-peers", "--device", "cpu", "--out", str(out))
+    assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
     validate(result)
-    here = {"ffcv"} if not libffcv.why_missing() else set()
-    here |= {"dali"} if not dali.why_missing(torch.device("cpu")) else set()
-    assert {(row["decoder"], row["num_views"]) for row in result["rows"]} == {(name, 2) for name in here}
+    decoders = {"ffcv"} if not libffcv.why_missing() else set()
+    decoders |= {"dali"} if not dali.why_missing(torch.device("cpu")) else set()
+    assert {(row["decoder"], row["num_views"]) for row in result["rows"]} == {(name, 2) for name in decoders}
     assert all(row["views_per_s"] == pytest.approx(2 * row["median"], rel=1e-3) for row in result["rows"])
     assert all(row["cores_used"] > 0 for row in result["rows"])
     missing = {each["what"]: each["reason"] for each in result["not_measured"]}
     assert missing["decoder dali by the hardware decoder's share"] == "no CUDA device"
     assert missing["ffcv Loader"] == "left out by --no-peers" and "device memory by epoch" in missing
-    assert str(out) in done.stdout.replace("\n", "")
+    assert str(out) in process.stdout.replace("\n", "")
 
 
 @pytest.mark.slow
 def test_whole_epochs_of_ours_beside_ffcvs_loader(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    done = call("--views", "1", "--batch-size", "160", "--repeats", "1", "--size-px", "16", "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    process = call(
+        "--views", "1", "--batch-size", "160", "--repeats", "1", "--size-px", "16", "--out", str(out)
+    )
+    assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
     validate(result)
     missing = {each["what"] for each in result["not_measured"]}
@@ -64,9 +68,9 @@ def test_whole_epochs_of_ours_beside_ffcvs_loader(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_user_is_one_line_and_exit_2(tmp_path: Path) -> None:
-    done = call("--data", "absent.beton", "--out", str(tmp_path / "result.json"))
-    assert done.returncode == 2
-    assert "absent.beton" in done.stderr and len(done.stderr.splitlines()) == 1
+    process = call("--data", "absent.beton", "--out", str(tmp_path / "result.json"))
+    assert process.returncode == 2
+    assert "absent.beton" in process.stderr and len(process.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -91,27 +95,27 @@ def test_values_that_cannot_be_are_refused(options: Options, says: str) -> None:
 
 def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "default_num_threads", lambda: 12)
-    asked: list[torch.device] = []
+    devices: list[torch.device] = []
 
     def why_missing(device: torch.device) -> str:
-        asked.append(device)
+        devices.append(device)
         return ""
 
     monkeypatch.setattr(dali, "why_missing", why_missing)
     monkeypatch.setattr(libffcv, "why_missing", lambda: "")
     monkeypatch.setattr(peers, "why_missing", lambda *_: None)
     work = peers.Work("dali", "a.beton", "", 256, 12, 224, "cuda:0")
-    found, missing = variants(Options(what="decode"), work)
-    ours = {(each.num_threads, each.hw_decoder_load) for each in found if each.kind == "dali"}
+    works, missing = variants(Options(what="decode"), work)
+    ours = {(each.num_threads, each.hw_decoder_load) for each in works if each.kind == "dali"}
     assert ours == {(4, 0.9), (8, 0.9), (12, 0.9), (12, 0.65), (12, 1.0), (4, 1.0)}
-    assert [(each.kind, each.device, each.hw_decoder_load) for each in found if each.kind != "dali"] == [
+    assert [(each.kind, each.device, each.hw_decoder_load) for each in works if each.kind != "dali"] == [
         ("ffcv", "cuda:0", None),
         ("ffcv_loader", "cuda:0", None),
         ("dali_reader", "cuda:0", None),
         ("dali_whole", "cuda:0", 0.9),
         ("dali_reader", "cpu", None),
     ]
-    assert missing == [] and asked == [torch.device("cuda:0")]
+    assert missing == [] and devices == [torch.device("cuda:0")]
 
 
 def test_ratios_are_taken_repeat_by_repeat() -> None:

@@ -1,4 +1,4 @@
-"""What is counted is what the kernels are given."""
+"""The counted maps are those that the kernels are launched with."""
 
 from typing import Any
 
@@ -14,17 +14,17 @@ from fastpsl.kernels.fused_cuda import batch_norm as kernels
 from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
 
 
-class Noted:
-    """A kernel, and the maps that its launches are given."""
+class RecordingKernel:
+    """A kernel that records the maps of its launches."""
 
     def __init__(self, kernel: Any, maps: list[float], num_values: int):
         self.kernel, self.maps, self.num_values = kernel, maps, num_values
 
     def __getitem__(self, grid: Any) -> Any:
         def launch(*arguments: Any, **constants: Any) -> None:
-            given = [each for each in arguments if isinstance(each, Tensor)]
-            self.maps += [1.0 for each in given if each.numel() == self.num_values]
-            self.maps += [each.numel() / 2 / self.num_values for each in given if each.dtype == torch.uint8]
+            tensors = [each for each in arguments if isinstance(each, Tensor)]
+            self.maps += [1.0 for each in tensors if each.numel() == self.num_values]
+            self.maps += [each.numel() / 2 / self.num_values for each in tensors if each.dtype == torch.uint8]
             self.kernel[grid](*arguments, **constants)
 
         return launch
@@ -36,7 +36,7 @@ def test_as_many_maps_as_the_kernels_have(adds: str, fork: bool, monkeypatch: py
     maps: list[float] = []
     x, z, dy = (torch.randn(2, 16, 8, 8).half().to(memory_format=torch.channels_last) for _ in range(3))
     for name in ("moments_pass", "normalise_pass", "sums_pass", "gradient_pass"):
-        monkeypatch.setattr(kernels, name, Noted(getattr(kernels, name), maps, x.numel()))
+        monkeypatch.setattr(kernels, name, RecordingKernel(getattr(kernels, name), maps, x.numel()))
     weight, bias = torch.ones(16), torch.zeros(16)
     other = {"nothing": None, "map": z, "normalised": Operand(z, weight, bias, Norm(1e-5))}[adds]
     result = batch_norm(Operand(x.requires_grad_(), weight, bias, Norm(1e-5)), other, relu=True, fork=fork)
@@ -53,17 +53,17 @@ def test_by_hand() -> None:
 
 
 def test_resnet_50() -> None:
-    """53 BatchNorms: 33 alone, 12 before a plain shortcut, 4 before a normalised one, which is the other 4."""
-    found = groups(Options(batch_size=2))
-    kinds = [group.adds for block in found for group in block]
-    assert [len(block) for block in found] == [1, 9, 12, 18, 9]
+    """53 BatchNorms: 33 alone, 12 before a plain shortcut, and 4 before the other 4, normalised ones."""
+    blocks = groups(Options(batch_size=2))
+    kinds = [group.adds for block in blocks for group in block]
+    assert [len(block) for block in blocks] == [1, 9, 12, 18, 9]
     assert [kinds.count(kind) for kind in ("nothing", "map", "normalised")] == [33, 12, 4]
-    assert found[0] == [Group(2 * 64 * 112 * 112, "nothing", True, False)]
-    assert sum(group.fork for block in found for group in block) == 12
+    assert blocks[0] == [Group(2 * 64 * 112 * 112, "nothing", True, False)]
+    assert sum(group.fork for block in blocks for group in block) == 12
 
 
 def test_the_program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["norm_bytes.py", "--backbone", "resnet18", "--side-px", "64"])
     norm_bytes.main()
-    said = capsys.readouterr().out
-    assert "B2-B4" in said and said.count("fused") == 4
+    output = capsys.readouterr().out
+    assert "B2-B4" in output and output.count("fused") == 4

@@ -1,4 +1,4 @@
-"""The page of results is what its files say; targets are told as reached or missed by the right figures."""
+"""The pages agree with the results' files, and targets are judged by the right figures."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from bench.targets import NO_GPU, NOT_MEASURED, TARGETS, targets_table
 
 @pytest.mark.usefixtures("published_widths")
 def test_the_committed_pages_are_what_the_committed_files_make() -> None:
-    gradients.cache_clear()  # of narrow networks
+    gradients.cache_clear()  # cached by tests with narrow networks
     for path, parts in pages(read_results(RESULTS)).items():
         text = path.read_text()
         assert filled(text, parts) == text, f"{path.name}: run python bench/performance.py"
@@ -55,7 +55,7 @@ def row(median: float, **labels: Any) -> dict[str, Any]:
 
 
 def gpu_results() -> dict[str, dict[str, Any]]:
-    """Of every bench, as they come from a GPU; each target is reached but for those with a name in MISSED."""
+    """Return results of every bench as from a GPU, which reach some targets and miss others."""
     both = {"decoder": "dali", "recipe": "simclr", "num_views": 2}
     throughput = {
         "bench": "throughput",
@@ -65,10 +65,12 @@ def gpu_results() -> dict[str, dict[str, Any]]:
             row(9e4, measured="loader", stage=None, **(both | {"recipe": None})),
             row(1e4, measured="peer", stage=None, **(both | {"recipe": None, "decoder": "ffcv_loader"})),
         ],
-        # S2's step is faster than the decoder, and the decoder is what it is held to.
+        # In S2 the step is faster than the decoder, so that the decoder sets the pace.
         "ratios": [
-            row(0.99, what="both / step", stage="S1", **both), row(0.99, what="both / min(loader, step)", stage="S1", **both),
-            row(0.80, what="both / step", stage="S2", **both), row(0.985, what="both / min(loader, step)", stage="S2", **both),
+            row(0.99, what="both / step", stage="S1", **both),
+            row(0.99, what="both / min(loader, step)", stage="S1", **both),
+            row(0.80, what="both / step", stage="S2", **both),
+            row(0.985, what="both / min(loader, step)", stage="S2", **both),
             row(0.97, what="both / min(loader, step)", stage="S1", **(both | {"recipe": "moco"})),
             row(0.10, what="both / min(loader, step)", stage="S1", **(both | {"decoder": "synthetic"})),
         ],
@@ -95,7 +97,7 @@ def gpu_results() -> dict[str, dict[str, Any]]:
         ],
         "ratios": [row(106.0, what="kornia_modules / fused", chain="SimCLR T3")],
     }  # fmt: skip
-    where = {"recipe": "rotation", "backbone": "resnet50"}
+    labels = {"recipe": "rotation", "backbone": "resnet50"}
     steps = {
         ("E", "eager"): 5800,
         ("E", "compiled"): 7450,
@@ -106,11 +108,11 @@ def gpu_results() -> dict[str, dict[str, Any]]:
     step = {
         "bench": "step",
         "rows": [
-            row(1.0, stage=stage, mode=mode, samples_per_s=rate, **where)
+            row(1.0, stage=stage, mode=mode, samples_per_s=rate, **labels)
             for (stage, mode), rate in steps.items()
         ],
         "ratios": [
-            row(cost, what="PSL's cost per epoch / end to end's", stage=None, mode=mode, **where)
+            row(cost, what="PSL's cost per epoch / end to end's", stage=None, mode=mode, **labels)
             for cost, mode in ((0.9, "eager"), (0.74, "compiled"))
         ],
     }
@@ -118,7 +120,10 @@ def gpu_results() -> dict[str, dict[str, Any]]:
     small = {
         "bench": "small",
         "rows": [
-            row(17_500.0, measured="step", recipe="sslpp_rotation", step="eager", images_per_sample=4, **resident),
+            row(
+                17_500.0, measured="step", recipe="sslpp_rotation", step="eager", images_per_sample=4,
+                **resident,
+            ),
             row(30_000.0, measured="step", recipe="sslpp_aet", step="eager", images_per_sample=1, **resident),
         ],
         "ratios": [
@@ -139,7 +144,9 @@ def gpu_results() -> dict[str, dict[str, Any]]:
     }
     day = {
         "bench": "gpu_day", "settings": {"part": "a"}, "ratios": [], "not_measured": [],
-        "rows": [row(9.0, measured=step, exit=0, said="") for step in ("versions", "recipe", "tests-kernels")],
+        "rows": [
+            row(9.0, measured=step, exit=0, said="") for step in ("versions", "recipe", "tests-kernels")
+        ],
     }  # fmt: skip
     machine = {"cpu": "one", "num_cores": 16, "gpu": "NVIDIA H200"}
     results = (throughput, decode, kernels, step, small, detection, day)
@@ -147,22 +154,26 @@ def gpu_results() -> dict[str, dict[str, Any]]:
 
 
 def test_targets_are_told_by_their_figures() -> None:
-    told = {
+    cells_by_target = {
         target.what: line.split(" | ")[-1]
         for target, line in zip(TARGETS, targets_table(gpu_results()).splitlines()[2:], strict=True)
     }
-    cells = list(told.values())
+    cells = list(cells_by_target.values())
     for cell, expected in zip(
         cells,
         (
             "**missed**: 28,600 samples/s (decode-h200.json); reached: 56,000 views/s",
-            "reached: 1 view 4.5x (decode-h200.json); reached: 2 views 8.5x", "reached: 1 view 1.01x (decode-h200.json); **missed**: 2 views 0.93x",
-            "reached: 0.985 (simclr S2, dali) (throughput-h200.json); **missed**: 0.970 (moco S1, dali)", "**missed**: 0.945 (sslpp_iic E, resident)",
-            "**missed**: 4.5 (simclr S2)", "reached: 0.160 ms (kernels-h200.json); reached: 106x Kornia's modules", "**missed**: 0.160 ms (kernels-h200.json) |",
+            "reached: 1 view 4.5x (decode-h200.json); reached: 2 views 8.5x",
+            "reached: 1 view 1.01x (decode-h200.json); **missed**: 2 views 0.93x",
+            "reached: 0.985 (simclr S2, dali) (throughput-h200.json); **missed**: 0.970 (moco S1, dali)",
+            "**missed**: 0.945 (sslpp_iic E, resident)", "**missed**: 4.5 (simclr S2)",
+            "reached: 0.160 ms (kernels-h200.json); reached: 106x Kornia's modules",
+            "**missed**: 0.160 ms (kernels-h200.json) |",
             "**missed**: 0.200 ms", "reached: 0.400 ms", "reached: E 7,450 compiled",
-            "reached: S1 12,000 eager (step-h200.json); reached: S2 9,100 compiled (step-h200.json); **missed**: S3 9,000",
+            ("reached: S1 12,000 eager (step-h200.json); reached: S2 9,100 compiled (step-h200.json); "
+             "**missed**: S3 9,000"),
             "reached: 0.74 (rotation, compiled)", "reached: 70,000 eager (small-h200.json)",
-            "**missed**: 1.05x (detection-h200.json) |",  # torchvision's with ResNet-50 alone
+            "**missed**: 1.05x (detection-h200.json) |",  # only torchvision's ratio with ResNet-50 counts
             "reached: part a: 3 of 3 steps (gpu_day-h200.json) |",
         ),
         strict=True,
@@ -172,8 +183,8 @@ def test_targets_are_told_by_their_figures() -> None:
 
 def test_what_no_file_says_is_not_measured() -> None:
     assert targets_table({}).count(NO_GPU) == len(TARGETS)
-    only = {"kernels-h200.json": gpu_results()["kernels-h200.json"]}
-    table = targets_table(only)
+    results = {"kernels-h200.json": gpu_results()["kernels-h200.json"]}
+    table = targets_table(results)
     assert NO_GPU not in table and table.count(NOT_MEASURED) == len(TARGETS) - 4
 
 
@@ -183,9 +194,10 @@ def test_steps_that_fail_or_have_no_time_are_not_green() -> None:
     day["rows"][1]["exit"] = 124
     day["not_measured"] = [{"what": "tests-memory", "reason": "no time left"}]
     speed = day | {"settings": {"part": "b"}, "rows": [row(1.0, measured="decode", exit=2, said="")]}
-    found = list(target.find({"a": day, "b": speed | {"not_measured": []}, "c": speed}))
-    assert [(each.text, each.is_reached, each.file) for each in found] == [
-        ("part a: 2 of 4 steps, not recipe, tests-memory", False, "a"), ("part b: 0 of 1 steps, not tests-memory", False, "c"),
+    figures = list(target.find({"a": day, "b": speed | {"not_measured": []}, "c": speed}))
+    assert [(each.text, each.is_reached, each.file) for each in figures] == [
+        ("part a: 2 of 4 steps, not recipe, tests-memory", False, "a"),
+        ("part b: 0 of 1 steps, not tests-memory", False, "c"),
     ]  # fmt: skip
 
 
@@ -206,7 +218,8 @@ def test_readmes_table_has_lines_of_gpus_when_there_are_files() -> None:
         ("the `dali` decoder, one / two 224 crops, on a GPU", "4.5x / 8.5x", "ffcv's Loader"),
         ("", "1.01x / 0.93x", "DALI's own reader and random_resized_crop"),
         ("SimCLR's views after the crop (T3), on a GPU", "106x", "Kornia's modules"),
-        ("training from JPEGs, the stage that waits the most, on a GPU", "0.97x", "the slower of its loader and its step alone"),
+        ("training from JPEGs, the stage that waits the most, on a GPU", "0.97x",
+         "the slower of its loader and its step alone"),
         ("seconds of an epoch of PSL, rotation, eager, on a GPU", "0.90x", "one end to end"),
         ("detection's step, ResNet-50 C4, on a GPU", "1.05x", "torchvision's FasterRCNN"),
     }  # fmt: skip
@@ -217,7 +230,7 @@ def test_ratios_of_all_files_are_drawn(tmp_path: Path) -> None:
     ratios = {
         each.text: each.row["median"] for each in against_others(results) if each.file.endswith("-h200.json")
     }
-    assert ratios["ours by dali / ffcv Loader, 2 views"] == 9  # loaders alone of throughput
+    assert ratios["ours by dali / ffcv Loader, 2 views"] == 9  # from throughput's loaders alone
     assert ratios["ours by dali, 8 threads / ffcv Loader, 2 views"] == 8.5
     assert ratios["SimCLR T3: kornia_modules / fused, ms"] == 106
     assert {each.row["median"] for each in waiting(gpu_results())} == {0.99, 0.985, 0.97}
@@ -234,9 +247,8 @@ def test_a_section_has_every_row_and_what_is_missing() -> None:
 
 
 def test_arithmetic_of_many_gpus() -> None:
-    assert all_reduce_ms(300_000_000, 2, 300.0) == pytest.approx(
-        1.0
-    )  # a ring of two: the bytes once, out and in
+    # In a ring of two, the bytes leave and arrive once.
+    assert all_reduce_ms(300_000_000, 2, 300.0) == pytest.approx(1.0)
     assert all_reduce_ms(40_000_000, 64, 40.0) == pytest.approx(2 * 63 / 64)
     sizes = gradients()
     assert sizes["S1"] < sizes["S2"] < sizes["S3"] < sizes["E"]

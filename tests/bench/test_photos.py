@@ -1,4 +1,4 @@
-"""Made-up photos: distinct, equal by seed, with the bytes and the kind of JPEG that photos have."""
+"""Made-up photos: distinct, reproducible by seed, with the sizes and the JPEG format of photos."""
 
 import io
 from pathlib import Path
@@ -26,22 +26,22 @@ def test_each_is_another_and_the_same_again(jpegs: list[bytes], tmp_path: Path) 
         assert [data.read(index) for index in range(5)] == jpegs[:5]
         assert data.labels().tolist() == [0, 1, 2, 3, 4]
     whole = sum(map(len, jpegs[:5]))
-    told = f"5 JPEGs of {whole / 5e3:.1f} KB in the mean, together {whole / 1e6:,.1f} MB"
+    sizes = f"5 JPEGs of {whole / 5e3:.1f} KB in the mean, together {whole / 1e6:,.1f} MB"
     size = (tmp_path / "photos.beton").stat().st_size
     assert (
         written(tmp_path / "photos.beton")
-        == f"{tmp_path / 'photos.beton'}: {told}; the file has {size / 1e6:,.1f} MB"
+        == f"{tmp_path / 'photos.beton'}: {sizes}; the file has {size / 1e6:,.1f} MB"
     )
     assert photo(Fields(4), 0) != jpegs[0]
 
 
 def test_they_are_what_cameras_pictures_become(jpegs: list[bytes]) -> None:
     for jpeg in jpegs:
-        picture = Image.open(io.BytesIO(jpeg))
-        assert (picture.height, picture.width) in {sides[:2] for sides in SIDES}
-        assert not picture.info.get("progressive") and picture.mode == "RGB"
-        # Component, horizontal and vertical sampling: 4:2:0.
-        assert [layer[1:3] for layer in picture.layer] == [(2, 2), (1, 1), (1, 1)]  # type: ignore[attr-defined]
+        image = Image.open(io.BytesIO(jpeg))
+        assert (image.height, image.width) in {sides[:2] for sides in SIDES}
+        assert not image.info.get("progressive") and image.mode == "RGB"
+        # Components' horizontal and vertical sampling factors: 4:2:0.
+        assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)]  # type: ignore[attr-defined]
 
 
 def test_bytes_are_a_photos(jpegs: list[bytes]) -> None:
@@ -55,7 +55,7 @@ def test_bytes_are_a_photos(jpegs: list[bytes]) -> None:
 
 
 def test_contrast_varies_within_a_picture_as_in_photos(jpegs: list[bytes]) -> None:
-    """The logarithm of blocks' deviation spreads by .94 in clothing photos; noise of one contrast gives some .3."""
+    """The logarithm of blocks' deviation spreads by 0.94 in clothing photos, with one contrast by 0.3."""
     spreads = []
     for jpeg in jpegs[:8]:
         grey = np.asarray(Image.open(io.BytesIO(jpeg)).convert("L"), np.float64)

@@ -1,4 +1,4 @@
-"""What all programs of bench/ have in common."""
+"""The properties that all programs of bench/ share."""
 
 import ast
 import importlib
@@ -26,32 +26,34 @@ WITH_RESULTS = sorted(
 
 @pytest.mark.parametrize("path", WITH_POLICY, ids=lambda path: path.stem)
 def test_barriers_are_told_to_sleep_before_torch_comes(path: Path) -> None:
-    """libgomp reads it when it is loaded: after that it says PASSIVE in the result, and spins."""
+    """libgomp reads the variable once; set later, the result would say PASSIVE while threads spin."""
     for node in ast.parse(path.read_text()).body:
         if "OMP_WAIT_POLICY" in ast.unparse(node):
             break
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        ours = [name for name in names if name.split(".")[0] not in sys.stdlib_module_names]
-        assert not ours, f"{path.name} imports {ours} first"
+        third_party = [name for name in names if name.split(".")[0] not in sys.stdlib_module_names]
+        assert not third_party, f"{path.name} imports {third_party} first"
 
 
 @pytest.mark.slow
 def test_the_policy_reaches_libgomp() -> None:
-    """As libgomp itself says, from bench/throughput.py's first lines."""
+    """libgomp reports it when bench/throughput.py starts."""
     assert ROOT / "bench" / "throughput.py" in WITH_POLICY
-    done = subprocess.run(
-        [sys.executable, "bench/throughput.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240,
+    process = subprocess.run(
+        [sys.executable, "bench/throughput.py", "--help"], cwd=ROOT, capture_output=True, text=True,
+        check=False, timeout=240,
         env={"PATH": "/usr/bin:/bin", "OMP_DISPLAY_ENV": "VERBOSE"},
     )  # fmt: skip
-    if "OMP_WAIT_POLICY" not in done.stderr:
+    if "OMP_WAIT_POLICY" not in process.stderr:
         pytest.skip("this torch brings another library of threads")
-    assert done.returncode == 0 and "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
+    assert process.returncode == 0 and "OMP_WAIT_POLICY = 'PASSIVE'" in process.stderr
 
 
 def test_these_programs_write_results() -> None:
     assert WITH_RESULTS == [
-        "beton_write", "detection", "kernels", "labels", "loaders", "order", "scaling", "small", "step", "throughput", "time_to_accuracy",
+        "beton_write", "detection", "kernels", "labels", "loaders", "order", "scaling", "small", "step",
+        "throughput", "time_to_accuracy",
     ]  # fmt: skip
 
 
@@ -79,7 +81,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(
 
 def test_where_a_result_may_go(tmp_path: Path) -> None:
     check_out(tmp_path / "new" / "folder" / "result.json")
-    assert [path.name for path in tmp_path.rglob("*")] == ["new", "folder"]  # and no file is left
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "folder"]  # no file remains
     with pytest.raises(ValueError, match="it is a folder; give it a file's name"):
         check_out(tmp_path / "new")
     closed = Path("/proc/self/result.json")
@@ -112,11 +114,13 @@ def test_one_is_counted_as_one() -> None:
 def test_sigterm_leaves_no_folder(tmp_path: Path) -> None:
     program = (
         "import tempfile, time\nfrom bench.program import run_program\n"
-        "def main():\n    with tempfile.TemporaryDirectory():\n        print('ready', flush=True)\n        time.sleep(1000)\n"
+        "def main():\n    with tempfile.TemporaryDirectory():\n        print('ready', flush=True)\n        "
+        "time.sleep(1000)\n"
         "run_program(main)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)}
     ) as process:  # fmt: skip
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         assert len(list(tmp_path.iterdir())) == 1

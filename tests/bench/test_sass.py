@@ -1,4 +1,4 @@
-"""Instructions counted in disassembled code: blocks, the source lines they come from, the loops around them."""
+"""Instruction counts in disassembled code: blocks, their source lines and the loops around them."""
 
 import pytest
 
@@ -31,9 +31,9 @@ DISASSEMBLY = """
 def test_blocks_run_as_often_as_their_loops_and_lines(tmp_path):
     path = tmp_path / "source.py"
     path.write_text(SOURCE)
-    found = [block for block in blocks(DISASSEMBLY.format(path=path)) if block.instructions]
-    names = [[name for name, _ in block.instructions] for block in found]
+    parsed = [block for block in blocks(DISASSEMBLY.format(path=path)) if block.instructions]
+    names = [[name for name, _ in block.instructions] for block in parsed]
     assert names == [["LDC"], ["IADD3", "FMUL", "BRA"], ["IADD3", "BRA"], ["EXIT"], ["BRA"]]
-    assert [block.depth for block in found] == [0, 1, 1, 0, 0]
+    assert [block.depth for block in parsed] == [0, 1, 1, 0, 0]
     kernel = Kernel((7,), (("seldom", 0.25), ("again", 0.5), ("", 1)))
-    assert [block.runs(kernel) for block in found] == [1, 7 * 0.25, 7 * 0.5, 0.5, 0.5]
+    assert [block.runs(kernel) for block in parsed] == [1, 7 * 0.25, 7 * 0.5, 0.5, 0.5]

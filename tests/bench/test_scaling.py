@@ -1,4 +1,6 @@
-"""bench/scaling.py's parts: what the ranks sum, what a rank keeps of its speed, storage that was not in the page cache."""
+"""The parts of bench/scaling.py: the summed bytes, the efficiency of a rank, and storage outside the page
+cache.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from tests.engine.tiny import one_process
 
 @pytest.mark.usefixtures("published_widths")
 def test_rows_of_a_rank_and_what_it_would_sum() -> None:
-    """Learning blocks and the head, and no more: four bytes a number."""
-    options = Options(recipe=("jigsaw",), stages=("S3",), backbone="resnet18", device="cpu", decoder="torchvision",
-                      batch_size=2, repeats=1, steps=1)  # fmt: skip
+    """Only learning blocks and the head count, with four bytes per parameter."""
+    options = Options(
+        recipe=("jigsaw",), stages=("S3",), backbone="resnet18", device="cpu", decoder="torchvision",
+        batch_size=2, repeats=1, steps=1,
+    )  # fmt: skip
     rows = {row["measured"]: row for row in rows_of_ranks(options, one_process())}
     assert set(rows) == {"step", "both", "loader", "gradients"}
     assert all(
@@ -49,23 +53,25 @@ def test_a_ranks_rate_is_compared_with_that_of_the_fewest() -> None:
         row("step", 8, 720.0),
         row("both", 8, 798.0),
     ]
-    found = {(ratio["what"].split()[0], ratio["num_ranks"]): ratio["median"] for ratio in efficiencies(rows)}
-    assert found == {("step", 8): pytest.approx(0.9), ("both", 8): pytest.approx(1.05)}
+    by_rank = {
+        (ratio["what"].split()[0], ratio["num_ranks"]): ratio["median"] for ratio in efficiencies(rows)
+    }
+    assert by_rank == {("step", 8): pytest.approx(0.9), ("both", 8): pytest.approx(1.05)}
 
 
 def test_numbers_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert numbers_of_ranks(Options(device="cpu")) == [1]
     assert numbers_of_ranks(Options(ranks=(4, 1))) == [1, 4]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for there, expected in ((1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+    for num_gpus, expected in ((1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda num_gpus=num_gpus: num_gpus)
         assert numbers_of_ranks(Options()) == expected
 
 
 def test_storage_is_read_and_left_as_it_was(tmp_path: Path) -> None:
     try:
         assert storage_rate(tmp_path, 20_000_000, 2) > 0
-    except ValueError as error:  # a file system in memory
+    except ValueError as error:  # on a file system in memory
         assert "page cache keeps" in str(error)
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Committed results are what bench/schema.py says; broken ones are refused with the place named."""
+"""Committed results follow bench/schema.py; broken ones are refused with the place of the error."""
 
 import copy
 import json
@@ -43,7 +43,10 @@ def throughput_result() -> dict[str, Any]:
     return {
         "schema": SCHEMA, "bench": "throughput", "command": command_line(), "environment": machine,
         "data": {"num_samples": 7}, "settings": {"repeats": 3},
-        "rows": [row("loader", "ffcv", None, 9, 8, 10), row("step", None, "S1", 4, 5, 6), row("both", "ffcv", "S1", 4, 4, 5)],
+        "rows": [
+            row("loader", "ffcv", None, 9, 8, 10), row("step", None, "S1", 4, 5, 6),
+            row("both", "ffcv", "S1", 4, 4, 5),
+        ],
         "ratios": [{**ratio, **spread([1.0, 0.8, 5 / 6])}],
         "not_measured": [{"what": "ffcv Loader", "reason": "not installed"}], "notes": finish(machine),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""bench/small.py at its smallest, as people call it; no figure is judged."""
+"""bench/small.py at its smallest, as people call it. No figure is judged."""
 
 import json
 import subprocess
@@ -43,19 +43,20 @@ def test_a_run_writes_three_rows_of_tasks_and_probe_and_knn_as_a_whole(
     out = tmp_path / "small.json"
     data, val = map(str, betons)
     sizes = ("--batch-size", "8", "--repeats", "1", "--seconds", "0.001", "--num-threads", "1")
-    done = call("--data", data, "--val", val, "--recipes", "sslpp_rotation", *sizes, "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    process = call("--data", data, "--val", val, "--recipes", "sslpp_rotation", *sizes, "--out", str(out))
+    assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
     validate(result)
     rows = {(row["recipe"], row["measured"]): row for row in result["rows"]}
     three = ("step", "loader", "both")
     assert rows.keys() == {
-        *((recipe, measured) for recipe in ("sslpp_rotation", "block_probe") for measured in three), ("knn", "whole"),
+        *((recipe, measured) for recipe in ("sslpp_rotation", "block_probe") for measured in three),
+        ("knn", "whole"),
     }  # fmt: skip
     assert all(row["decoder"] == "resident" for row in result["rows"] if row["measured"] != "step")
-    turned, probe = rows["sslpp_rotation", "both"], rows["block_probe", "both"]
-    # Four turns of two images; of the probe eight images.
-    assert (turned["samples_per_step"], turned["images_per_sample"], turned["epochs"]) == (2, 4, 200)
+    rotation, probe = rows["sslpp_rotation", "both"], rows["block_probe", "both"]
+    # Four rotations of two images; the probe has eight images.
+    assert (rotation["samples_per_step"], rotation["images_per_sample"], rotation["epochs"]) == (2, 4, 200)
     assert (probe["samples_per_step"], probe["images_per_sample"], probe["epochs"]) == (8, 1, 200)
     assert rows["knn", "whole"]["unit"] == "s" and rows["knn", "whole"]["blocks"] == ["B2", "B3", "B4"]
     whats = {(ratio["recipe"], ratio["what"]): ratio["median"] for ratio in result["ratios"]}
@@ -63,10 +64,10 @@ def test_a_run_writes_three_rows_of_tasks_and_probe_and_knn_as_a_whole(
         both, step = (rows[recipe, measured]["median"] for measured in ("both", "step"))
         assert whats[recipe, "both / step"] == pytest.approx(both / step, rel=1e-4)
     assert result["data"] | {"num_samples": 60, "num_distinct": 60, "num_held_out": 20} == result["data"]
-    text = " ".join(done.stdout.split())
-    assert f"sslpp_rotation: {4 * turned['median']:,.0f} images/s" in text
+    text = " ".join(process.stdout.split())
+    assert f"sslpp_rotation: {4 * rotation['median']:,.0f} images/s" in text
     assert "whole: 200 epochs x 30 steps" in text and "whole: 200 epochs x 7 steps" in text
-    assert "knn of B2 B3 B4, whole:" in text and str(out) in done.stdout.replace("\n", "")
+    assert "knn of B2 B3 B4, whole:" in text and str(out) in process.stdout.replace("\n", "")
 
 
 @pytest.mark.parametrize("recipe", get_args(SmallRecipe))
@@ -115,6 +116,6 @@ def test_values_that_cannot_be_are_refused(options: Options, says: str) -> None:
 
 
 def test_what_is_no_set_of_small_pictures_is_one_line_and_exit_2(tmp_path: Path) -> None:
-    done = call("--data", "absent.beton", "--val", "absent.beton", "--out", str(tmp_path / "small.json"))
-    assert done.returncode == 2 and "absent.beton" in done.stderr and done.stderr.count("\n") == 1
+    process = call("--data", "absent.beton", "--val", "absent.beton", "--out", str(tmp_path / "small.json"))
+    assert process.returncode == 2 and "absent.beton" in process.stderr and process.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

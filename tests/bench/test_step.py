@@ -1,4 +1,4 @@
-"""bench/step.py at its smallest, as people call it, and its ratios by arithmetic; no figure is judged."""
+"""bench/step.py at its smallest, as people call it, and its ratios by arithmetic. No figure is judged."""
 
 import json
 import subprocess
@@ -30,15 +30,15 @@ def test_a_run_writes_its_rows(tmp_path: Path) -> None:
         "fused",
         "graphed",
     )
-    done = call(*small, "--repeats", "1", "--limit-s", "1000", "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    process = call(*small, "--repeats", "1", "--limit-s", "1000", "--out", str(out))
+    assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
     validate(result)
     # S1 has no frozen blocks to fold.
     rows = {(row["stage"], row["mode"]): row for row in result["rows"]}
     assert rows.keys() == {("S1", "eager"), ("S2", "eager"), ("S2", "eager+fold")}
     assert all(row["backbone"] == "resnet18" and row["peak_mib"] is None for row in rows.values())
-    # Counted in eager steps alone.
+    # Multiply-adds are counted in eager steps only.
     assert (
         rows["S2", "eager"]["gmac_per_sample"] > 0.01 and rows["S2", "eager+fold"]["gmac_per_sample"] is None
     )
@@ -48,16 +48,16 @@ def test_a_run_writes_its_rows(tmp_path: Path) -> None:
         f"rotation {stage} resnet18 {mode}" for stage in ("S1", "S2") for mode in ("fused", "graphed")
     ]
     assert (
-        "CUDA graphs need CUDA" in done.stdout
-        and "its kernels need CUDA" in done.stdout
-        and str(out) in done.stdout.replace("\n", "")
+        "CUDA graphs need CUDA" in process.stdout
+        and "its kernels need CUDA" in process.stdout
+        and str(out) in process.stdout.replace("\n", "")
     )
 
 
 def test_an_error_of_the_user_is_one_line_and_exit_2(tmp_path: Path) -> None:
-    done = call("--repeats", "0", "--out", str(tmp_path / "step.json"))
-    assert done.returncode == 2
-    assert done.stderr == "step: --repeats 0: it must be above 0\n" and not list(tmp_path.iterdir())
+    process = call("--repeats", "0", "--out", str(tmp_path / "step.json"))
+    assert process.returncode == 2
+    assert process.stderr == "step: --repeats 0: it must be above 0\n" and not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="--modes"):
         Options(modes=()).check()
 
@@ -67,7 +67,7 @@ def timed(samples: int, epochs: int, ms: list[float], macs: int, peak: int = 0) 
 
 
 def test_ratios_by_arithmetic() -> None:
-    """A stage of rotation has fewer pictures the more of their turns it takes: costs are a sample's."""
+    """The more rotations rotation's stage takes, the fewer images it has: costs are per sample."""
     eager = {
         "E": timed(2, 100, [10.0, 20.0], 400, 100), "S1": timed(8, 50, [16.0, 16.0], 800, 50),
         "S2": timed(4, 25, [12.0, 12.0], 600, 60), "S3": timed(2, 25, [8.0, 8.0], 300, 80),
@@ -78,7 +78,7 @@ def test_ratios_by_arithmetic() -> None:
     measured[Key("rotation", "S2", "resnet50", "eager+fold")] = folded
     measured[Key("rotation", "S2", "revnet50", "eager")] = timed(4, 25, [15.0, 15.0], 700, 30)
     ratios = {(r["what"], r["stage"], r["backbone"], r["mode"]): r["values"] for r in ratios_of(measured)}
-    # (50 * 2 + 25 * 3 + 25 * 4) / 100 = 2.75 ms a sample; folded 25 * 2 and 25 * 1.5 in the second's place.
+    # (50 * 2 + 25 * 3 + 25 * 4) / 100 = 2.75 ms per sample; folded, S2 has 25 * 2 and 25 * 1.5 instead.
     assert ratios[COST, None, "resnet50", "eager"] == pytest.approx([2.75 / 5, 2.75 / 10])
     assert ratios[COST, None, "resnet50", "eager+fold"] == pytest.approx([2.5 / 5, 2.375 / 10])
     assert ratios[FLOOR, None, "resnet50", "eager"] == pytest.approx(

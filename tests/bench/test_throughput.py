@@ -1,4 +1,4 @@
-"""bench/throughput.py at its smallest, as people call it: every row is there; no figure is judged."""
+"""bench/throughput.py at its smallest, as people call it: every row is there. No figure is judged."""
 
 import json
 import os
@@ -22,7 +22,10 @@ from fastpsl.pipelines.sources import Sample
 from tests.engine.tiny import one_process
 from tests.programs import ROOT, run
 
-SMALLEST = ["--recipe", "jigsaw", "simclr", "--decoders", "torchvision", "synthetic", "--stages", "S2", "--backbone", "resnet18", "--batch-size", "2", "--repeats", "1", "--seconds", "0.001"]  # fmt: skip
+SMALLEST = [
+    "--recipe", "jigsaw", "simclr", "--decoders", "torchvision", "synthetic", "--stages", "S2", "--backbone",
+    "resnet18", "--batch-size", "2", "--repeats", "1", "--seconds", "0.001",
+]  # fmt: skip
 
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,8 +35,8 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_a_run_writes_three_rows_their_ratios_and_a_chart(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    done = call(*SMALLEST, "--no-peers", "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    process = call(*SMALLEST, "--no-peers", "--out", str(out))
+    assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
     validate(result)
     keys = {(row["recipe"], row["measured"], row["decoder"], row["num_views"]) for row in result["rows"]}
@@ -56,14 +59,14 @@ def test_a_run_writes_three_rows_their_ratios_and_a_chart(tmp_path: Path) -> Non
     assert result["data"]["num_distinct"] == result["data"]["num_samples"] == 480
     reasons = [missing["reason"] for missing in result["not_measured"]]
     assert reasons == ["left out by --no-peers"] * 4
-    assert "both / step" in done.stdout and str(out) in done.stdout.replace("\n", "")
+    assert "both / step" in process.stdout and str(out) in process.stdout.replace("\n", "")
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_error_of_the_user_is_one_line_and_exit_2(tmp_path: Path) -> None:
-    done = call("--data", "absent.beton", "--out", str(tmp_path / "result.json"))
-    assert done.returncode == 2
-    assert "absent.beton" in done.stderr and len(done.stderr.splitlines()) == 1
+    process = call("--data", "absent.beton", "--out", str(tmp_path / "result.json"))
+    assert process.returncode == 2
+    assert "absent.beton" in process.stderr and len(process.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -92,20 +95,20 @@ def work(kind: str, data: Path) -> peers.Work:
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("peers") / "small.beton"
     generator = np.random.default_rng(0)
-    pictures = [generator.integers(0, 256, (48, 56, 3), np.uint8) for _ in range(9)]
-    samples = (Sample(str(i), picture, i % 2) for i, picture in enumerate(pictures))
+    images = [generator.integers(0, 256, (48, 56, 3), np.uint8) for _ in range(9)]
+    samples = (Sample(str(i), image, i % 2) for i, image in enumerate(images))
     write_beton(samples, path, num_samples=9, class_names=["a", "b"])
     assert peers.copy_out(str(path), path.parent / "files", num_shards=2) == (9, 9)
     return path
 
 
 def test_pictures_are_copied_out_as_they_are(beton: Path) -> None:
-    """Each sample's own bytes and label, once as a file and once in a shard."""
+    """Each sample's bytes and label are written once as a file and once in a shard."""
     with Beton(beton) as data:
         expected = {index: (data.read(index), index % 2) for index in range(9)}
     images = beton.parent / "files" / "images"
-    found = {int(path.stem): (path.read_bytes(), int(path.parent.name)) for path in images.glob("*/*.jpg")}
-    assert found == expected
+    written = {int(path.stem): (path.read_bytes(), int(path.parent.name)) for path in images.glob("*/*.jpg")}
+    assert written == expected
     members: dict[str, bytes] = {}
     for shard in sorted((beton.parent / "files" / "shards").iterdir()):
         with tarfile.open(shard) as tar:
@@ -134,9 +137,9 @@ def test_peers_are_measured_or_named(kind: str, beton: Path) -> None:
 
 
 def test_raw_pictures_are_no_work_for_readers_of_files(tmp_path: Path) -> None:
-    picture = np.zeros((8, 8, 3), np.uint8)
+    image = np.zeros((8, 8, 3), np.uint8)
     path = tmp_path / "raw.beton"
-    write_beton([Sample("0", picture, 0)], path, num_samples=1, class_names=["a"], target=Target(mode="raw"))
+    write_beton([Sample("0", image, 0)], path, num_samples=1, class_names=["a"], target=Target(mode="raw"))
     for kind in peers.NEED_FILES:
         reason = peers.why_missing(kind, str(path))
         assert reason in ("it reads JPEGs, and these are raw pictures", "not installed")
@@ -153,14 +156,14 @@ def test_loaders_alone_are_rows_beside_each_other(beton: Path) -> None:
     assert sorted(names) == [("loader", "torchvision", 1, 2), ("loader", "torchvision", 2, 2),
                              ("peer", "dataloader", 1, 2), ("peer", "dataloader", 2, 2)]  # fmt: skip
     assert all(row["crop"] == "RandomResizedCrop" and row["first_batch_s"] > 0 for row in rows)
-    # A DataLoader's work is done by processes that ours does not know.
+    # A DataLoader works in processes that are not measured.
     assert all((row["cores_used"] is None) == (row["decoder"] == "dataloader") for row in rows)
     assert [line["what"] for line in missing] == ["decoder nobody"] and not notes
 
 
 @pytest.mark.parametrize("recipe", ["jigsaw", "rotation", "simclr", "moco"])
 def test_every_recipe_has_its_stages(recipe: str) -> None:
-    """With the paper's values at a small batch: MoCo's groups of keys shrink with it."""
+    """The options have the paper's values with a small batch, to which MoCo's key groups shrink."""
     options = recipe_options(recipe, is_sample=False, batch_size=16, backbone="resnet18", device=None)
     assert options.batch_size == 16 and options.device == "auto"
     for name, last in (("S2", 4), ("E", 5)):

@@ -1,4 +1,6 @@
-"""Seconds to an accuracy: the clock leaves the looks out, a target counts from the first look that shows it."""
+"""Seconds to an accuracy: measuring it stops the clock, and a target counts from the first look that reaches
+it.
+"""
 
 import json
 import time
@@ -37,16 +39,16 @@ def test_the_clock_stands_still_while_the_monitor_looks(
     lines = (tmp_path / "run" / "probe.jsonl").read_text().splitlines()
     assert len(clock.at_look) == len(lines) == 3
     assert 0 < clock.at_look[0] < clock.at_look[1] < clock.at_look[2] < whole_s - 3 * LOOK_S
-    looked = [read_line(line, "linear") for line in lines]
-    assert [(look["stage"], look["epoch"]) for look in looked] == [("S1", 1), ("S2", 2), ("S3", 3)]
+    looks = [read_line(line, "linear") for line in lines]
+    assert [(look["stage"], look["epoch"]) for look in looks] == [("S1", 1), ("S2", 2), ("S3", 3)]
     assert all(
         look["accuracy"] == json.loads(line)["linear_accuracy"]
-        for look, line in zip(looked, lines, strict=True)
+        for look, line in zip(looks, lines, strict=True)
     )
 
 
 def trained(*pairs: tuple[float, float]) -> Trained:
-    """Of (seconds, accuracy) at each look."""
+    """Return a run with these pairs of seconds and accuracy, one per look."""
     looks: list[dict[str, Any]] = [
         {"stage": "S1", "epoch": epoch, "seconds": seconds, "accuracy": accuracy}
         for epoch, (seconds, accuracy) in enumerate(pairs, start=1)
@@ -58,7 +60,7 @@ RUNS = [trained((2.0, 0.2), (4.0, 0.52), (6.0, 0.49)), trained((3.0, 0.31), (5.0
 
 
 def test_a_target_is_reached_at_the_first_look_that_shows_it() -> None:
-    assert seconds_to(RUNS[0].looks, 0.5) == 4.0  # though the next one is below it
+    assert seconds_to(RUNS[0].looks, 0.5) == 4.0  # although the next one is below it
     assert seconds_to(RUNS[1].looks, 0.5) == 7.0
     assert seconds_to(RUNS[0].looks, 0.55) is None
     assert read_line('{"stage": "S1", "epoch": 1.0, "knn_accuracy": null}', "knn")["accuracy"] == 0
@@ -69,21 +71,22 @@ def result(options: Options) -> dict[str, Any]:
     settings = {"repeats": 2, "seeds": [0, 1], "plan": "psl", "target": options.accuracy}
     return {
         "schema": SCHEMA, "bench": "time_to_accuracy", "command": command_line(), "environment": machine,
-        "data": {"num_samples": 7, "name": "small"}, "settings": settings, "notes": finish(machine), **tabulate(RUNS, options),
+        "data": {"num_samples": 7, "name": "small"}, "settings": settings, "notes": finish(machine),
+        **tabulate(RUNS, options),
     }  # fmt: skip
 
 
 def test_rows_and_their_picture(tmp_path: Path) -> None:
-    found = result(Options(accuracy=0.5))
-    validate(found)
-    rows = {(row["measured"], row["accuracy"]): row for row in found["rows"]}
+    record = result(Options(accuracy=0.5))
+    validate(record)
+    rows = {(row["measured"], row["accuracy"]): row for row in record["rows"]}
     target = rows["seconds to accuracy", 0.5]
     assert (target["median"], target["num_reached"], target["unit"]) == (5.5, 2, "s")
     assert rows["seconds to accuracy", 0.55]["num_reached"] == 1 and ("seconds to accuracy", 0.6) not in rows
-    curve = [row for row in found["rows"] if row["measured"] == "accuracy"]
+    curve = [row for row in record["rows"] if row["measured"] == "accuracy"]
     assert [row["epoch"] for row in curve] == [1, 2, 3] and curve[1]["seconds"] == [4.0, 5.0]
-    assert not found["not_measured"]
-    assert draw_times(found, tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not record["not_measured"]
+    assert draw_times(record, tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_not_reached_is_named() -> None:

@@ -1,5 +1,6 @@
-"""The `fastpsl` command as a user types it: what it prints, and one line with exit 2 where the user is
-wrong."""
+"""The `fastpsl` command as a user types it: its output, and a one-line error with exit code 2 for user
+errors.
+"""
 
 import os
 import subprocess
@@ -33,8 +34,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
         main([str(argument) for argument in arguments])
     except SystemExit as end:
         code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 def test_out_of_memory_is_one_line(
@@ -51,13 +52,13 @@ def test_out_of_memory_is_one_line(
 
 def test_write_verify_info(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "train.beton"
-    code, said, _ = run(
+    code, output, _ = run(
         capsys, "beton", "write", photos, out, "--short-side", 40, "--quality", 80, "--workers", 2
     )
-    assert code == 0 and "3 samples" in said and "0 taken over, 3 encoded" in said
-    code, said, errors = run(capsys, "beton", "verify", out)
-    assert (code, said, errors) == (0, f"{out}: 3 samples, all sound\n", "")
-    code, said, _ = run(capsys, "beton", "info", out)
+    assert code == 0 and "3 samples" in output and "0 taken over, 3 encoded" in output
+    code, output, errors = run(capsys, "beton", "verify", out)
+    assert (code, output, errors) == (0, f"{out}: 3 samples, all sound\n", "")
+    code, output, _ = run(capsys, "beton", "info", out)
     assert code == 0
     for word in (
         "3 samples",
@@ -69,14 +70,14 @@ def test_write_verify_info(photos: Path, tmp_path: Path, capsys: pytest.CaptureF
         "short_side 40, quality 80",
         f"source {photos}",
     ):
-        assert word in said, (word, said)
+        assert word in output, (word, output)
 
 
 def test_small_images_are_left_out(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "train.beton"
-    code, said, _ = run(capsys, "beton", "write", photos, out, "--min-px", 60, "--max-bad", 0)
-    assert code == 0 and "2 samples" in said
-    assert said.splitlines()[-1] == (
+    code, output, _ = run(capsys, "beton", "write", photos, out, "--min-px", 60, "--max-bad", 0)
+    assert code == 0 and "2 samples" in output
+    assert output.splitlines()[-1] == (
         f"{out}.small.csv: 1 was left out as smaller than 60 px, the first is cat/b.jpg: 50 x 90 px"
     )
     code, _, errors = run(capsys, "beton", "write", photos, tmp_path / "b.beton", "--min-px", -1)
@@ -84,18 +85,20 @@ def test_small_images_are_left_out(photos: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_names_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Spaces, line feeds, letters of any script, and bytes that are no text."""
+    """Names with spaces, line feeds, letters of any script, and bytes that are no UTF-8."""
     for i, name in enumerate((b"caf\xc3\xa9 1/a b.jpg", "ζώα/\n.jpg".encode(), b"\xff\xfe/\xff.jpg")):
         path = Path(os.fsdecode(bytes(tmp_path / "my photos") + b"/" + name))
         path.parent.mkdir(parents=True)
         path.write_bytes(jpeg(photo(i, 40, 40)))
     (path.parent / "x y.jpg").write_bytes(b"broken")
     out = tmp_path / "a b é.beton"
-    code, said, _ = run(capsys, "beton", "write", tmp_path / "my photos", out, "--max-bad", 1)
-    assert code == 0 and "3 samples" in said and "é.beton.quarantine.csv: 1 was left out as broken" in said
+    code, output, _ = run(capsys, "beton", "write", tmp_path / "my photos", out, "--max-bad", 1)
+    assert (
+        code == 0 and "3 samples" in output and "é.beton.quarantine.csv: 1 was left out as broken" in output
+    )
     assert run(capsys, "beton", "verify", tmp_path / "a b *.beton")[0] == 0
-    code, said, _ = run(capsys, "beton", "info", out)
-    assert code == 0 and "café 1" in said and "ζώα" in said and "\\udcff\\udcfe" in said
+    code, output, _ = run(capsys, "beton", "info", out)
+    assert code == 0 and "café 1" in output and "ζώα" in output and "\\udcff\\udcfe" in output
     with Beton(out) as beton:
         names = [os.path.basename(beton.name(i).rpartition("(")[2]) for i in range(3)]
         assert names == ["a b.jpg)", "\n.jpg)", "\udcff.jpg)"]
@@ -104,8 +107,8 @@ def test_names_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_shards_and_globs(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(2):
         assert run(capsys, "beton", "write", photos, tmp_path / f"t-{i}.beton", "--shard", f"{i}/2")[0] == 0
-    code, said, _ = run(capsys, "beton", "verify", tmp_path / "t-*.beton")
-    assert code == 0 and said.count("all sound") == 2
+    code, output, _ = run(capsys, "beton", "verify", tmp_path / "t-*.beton")
+    assert code == 0 and output.count("all sound") == 2
     assert "3 samples" in run(capsys, "beton", "info", tmp_path / "t-*.beton")[1]
 
 
@@ -116,10 +119,10 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, capsys: pytest.C
     data = bytearray(out.read_bytes())
     data[data.find((photos / "cat/b.jpg").read_bytes())] = 0
     out.write_bytes(data)
-    code, said, errors = run(capsys, "beton", "verify", out, tmp_path / "cut.beton")
+    code, output, errors = run(capsys, "beton", "verify", out, tmp_path / "cut.beton")
     assert code == 2 and errors.count("\n") == 1 and "3 faults" in errors
-    assert f"{out} sample 1 (cat/b.jpg): not a JPEG\n" in said and "checksum" in said
-    assert f"{tmp_path}/cut.beton: is truncated" in said
+    assert f"{out} sample 1 (cat/b.jpg): not a JPEG\n" in output and "checksum" in output
+    assert f"{tmp_path}/cut.beton: is truncated" in output
 
 
 @pytest.mark.parametrize(
@@ -176,12 +179,12 @@ def test_help_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
         (("beton", "info"), "BETON"),
         (("permutations",), "--num-pieces"),
     ):
-        code, said, _ = run(capsys, *arguments, "--help")
-        assert code == 0 and word in said
+        code, output, _ = run(capsys, *arguments, "--help")
+        assert code == 0 and word in output
 
 
 def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
-    """As a process: the exit code, no traceback, warnings in one line, progress lines without a terminal."""
+    """Run as a process, it has the right exit code, no traceback, one-line warnings and progress lines."""
     (photos / "dog" / "notes.txt").write_text("x")
     (photos / "empty").mkdir()
     command = [
@@ -191,17 +194,19 @@ def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
         str(photos),
         str(tmp_path / "a.beton"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    classes, written = done.stdout.splitlines()
-    assert done.returncode == 0 and written.startswith(f"{tmp_path}/a.beton: 3 samples")
+    process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    classes, summary = process.stdout.splitlines()
+    assert process.returncode == 0 and summary.startswith(f"{tmp_path}/a.beton: 3 samples")
     assert classes == f"{photos}: 3 classes: cat, dog, empty"
-    said = done.stderr.splitlines()
-    assert said[:2] == [
+    warnings = process.stderr.splitlines()
+    assert warnings[:2] == [
         f"fastpsl: warning: {photos}: class empty holds no image; it keeps its label",
         f"fastpsl: warning: {photos}: 1 files are no images by their names; left out",
     ]
-    slow = [f"fastpsl: warning: {reason}: torchvision and Pillow" for reason in [why_missing()] if reason]
-    assert [line.split(" check")[0] for line in said[2:]] == slow
+    missing_ffcv = [
+        f"fastpsl: warning: {reason}: torchvision and Pillow" for reason in [why_missing()] if reason
+    ]
+    assert [line.split(" check")[0] for line in warnings[2:]] == missing_ffcv
     again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert (
         again.returncode == 2
@@ -212,13 +217,13 @@ def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
 
 def test_permutations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "p.npy"
-    code, said, _ = run(capsys, "permutations", "--out", out)
+    code, output, _ = run(capsys, "permutations", "--out", out)
     assert code == 0
-    table = [line.split() for line in said.splitlines()[2:]]
+    table = [line.split() for line in output.splitlines()[2:]]
     assert [row[:2] for row in table] == [["500", "7"], ["1,000", "6"], ["2,000", "4"]]
     assert [row[2] for row in table] == ["8.0160", "8.0080", "8.0040"] == [row[3] for row in table]
-    found = np.load(out)
-    assert found.shape == (2000, 9) and found.dtype == np.int64 and found.min() == 0
-    assert (read_permutations(out) == found).all()
+    permutations = np.load(out)
+    assert permutations.shape == (2000, 9) and permutations.dtype == np.int64 and permutations.min() == 0
+    assert (read_permutations(out) == permutations).all()
     assert run(capsys, "permutations", "--out", out, "--counts", 5, "--overwrite")[0] == 0
     assert len(read_permutations(out)) == 5

@@ -1,4 +1,4 @@
-"""`fastpsl clusters` as a user types it: numbers, pictures, and one line with exit 2 where something is wrong."""
+"""`fastpsl clusters` as a user types it: numbers, images, and a one-line error with exit code 2."""
 
 import json
 import os
@@ -32,7 +32,7 @@ NUM_CLASSES = 20
 
 
 def drawn_labels() -> np.ndarray:
-    """Of the sample's 160 held-out pictures: half by their class of eight, two pseudo-classes each, half at random."""
+    """Return labels of the sample's held-out images: half by class, two pseudo-classes each, half random."""
     random = np.random.default_rng(0)
     with Beton(sample_paths().test_32) as data:
         true = data.labels()
@@ -42,7 +42,7 @@ def drawn_labels() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of checkpoints with one of a ResNet-18."""
+    """Return a folder with one checkpoint of a ResNet-18."""
     folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(0)
     state = {
@@ -57,7 +57,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_folder(checkpoint: Path, tmp_path: Path) -> Path:
-    """What a run that learned from the sample's held-out pictures would leave."""
+    """Return the folder of a run that has learned from the sample's held-out images."""
     folder = tmp_path / "uic-001"
     shutil.copytree(checkpoint, folder / "checkpoints", copy_function=os.link)
     source = str(sample_paths().test_32)
@@ -73,24 +73,24 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
         main(["clusters", *map(str, arguments)])
     except SystemExit as end:
         code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    code, said, error = run(capsys, *arguments)
-    assert code == 2 and not said and error.startswith("fastpsl: ") and error.count("\n") == 1, error
+    code, output, error = run(capsys, *arguments)
+    assert code == 2 and not output and error.startswith("fastpsl: ") and error.count("\n") == 1, error
     return error
 
 
 def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
 def test_numbers_and_pictures(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said, errors = run(capsys, run_folder)
+    code, output, errors = run(capsys, run_folder)
     assert (code, errors) == (0, "")
     out = run_folder / "clusters"
     assert sorted(path.name for path in out.iterdir()) == [
@@ -100,7 +100,7 @@ def test_numbers_and_pictures(run_folder: Path, capsys: pytest.CaptureFixture[st
         "sizes.png",
     ]
     with Beton(sample_paths().test_32) as data:
-        labels, true, digest = drawn_labels(), data.labels(), data.digest()
+        labels, true_labels, digest = drawn_labels(), data.labels(), data.digest()
     record = read_result(out / "result.json")
     numbers = record["numbers"]
     assert list(numbers) == [
@@ -119,7 +119,7 @@ def test_numbers_and_pictures(run_folder: Path, capsys: pytest.CaptureFixture[st
         "many_to_one_accuracy": many_to_one_accuracy,
     }
     for name, score in scores.items():
-        assert numbers[name] == pytest.approx(100 * score(labels, true), abs=1e-4)
+        assert numbers[name] == pytest.approx(100 * score(labels, true_labels), abs=1e-4)
     assert numbers["biggest"] == pytest.approx(100 * np.bincount(labels).max() / 160, abs=1e-4)
     assert 10 < numbers["nmi_true_shuffled"] < numbers["nmi_true"] - 10
     assert (record["recipe"], record["protocol"], record["cut"]) == ("clusters", "clusters", False)
@@ -131,16 +131,16 @@ def test_numbers_and_pictures(run_folder: Path, capsys: pytest.CaptureFixture[st
         record["settings"] | {"num_classes": 20, "num_labelled": 160, "nmi_average": "arithmetic"}
         == record["settings"]
     )
-    assert "160 images, 20 classes" in said
+    assert "160 images, 20 classes" in output
     for words, name in (
         ("NMI", "nmi_true"),
         ("shuffled:", "nmi_true_shuffled"),
         ("(one-to-one)", "hungarian_accuracy"),
         ("many-to-one accuracy", "many_to_one_accuracy"),
     ):
-        shown = re.findall(re.escape(words) + r" ([\d.]+) %", said)
-        assert float(shown[0]) == pytest.approx(numbers[name], abs=0.051)
-    assert said.splitlines()[-1] == f"result {out / 'result.json'}"
+        matches = re.findall(re.escape(words) + r" ([\d.]+) %", output)
+        assert float(matches[0]) == pytest.approx(numbers[name], abs=0.051)
+    assert output.splitlines()[-1] == f"result {out / 'result.json'}"
     shapes = {path.name: pixels(path).shape for path in out.glob("*.png")}
     assert shapes["contents.png"][1] == 176 + NUM_SHOWN * 126 and (shapes["contents.png"][0] - 6) % 142 == 0
     assert shapes["sizes.png"] == (504, 1320, 3)
@@ -149,9 +149,9 @@ def test_numbers_and_pictures(run_folder: Path, capsys: pytest.CaptureFixture[st
 
 def test_a_table_finds_it(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, run_folder)
-    found = find(run_folder)
-    assert [result.record["protocol"] for result in found.results] == ["clusters"]
-    assert not [path for path in found.unreadable if path.name == "result.json"]
+    collection = find(run_folder)
+    assert [result.record["protocol"] for result in collection.results] == ["clusters"]
+    assert not [path for path in collection.unreadable if path.name == "result.json"]
 
 
 def test_the_seed_shuffles_and_nothing_else(
@@ -175,18 +175,18 @@ def test_other_labels_and_collapse(
         labels = np.zeros(160, int)
         labels[:10] = 1
         path = write_labels(tmp_path / "other.npz", labels, 20, data, "by hand")
-    code, said, _ = run(capsys, run_folder, "--labels", path, "--out", tmp_path / "out")
-    assert code == 0 and "(by hand)" in said and "2 not empty" in said and "\ncollapse: " in said
-    assert "contents.png of the 2 classes" in said
+    code, output, _ = run(capsys, run_folder, "--labels", path, "--out", tmp_path / "out")
+    assert code == 0 and "(by hand)" in output and "2 not empty" in output and "\ncollapse: " in output
+    assert "contents.png of the 2 classes" in output
 
 
 def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same numbers as of its run, and no filters; without --data it is of the embedded sample."""
+    """The numbers are those of its run, without filters; the default data is the embedded sample."""
     path, source = run_folder / "labels.npz", sample_paths().test_32
     run(capsys, run_folder)
-    code, said, error = run(capsys, path, "--data", source)
+    code, output, error = run(capsys, path, "--data", source)
     out = run_folder / "labels-clusters"
-    assert (code, error) == (0, "") and "weights:" not in said and "filters.png" not in said
+    assert (code, error) == (0, "") and "weights:" not in output and "filters.png" not in output
     assert sorted(path.name for path in out.iterdir()) == ["contents.png", "result.json", "sizes.png"]
     record = read_result(out / "result.json")
     assert record["numbers"] == read_result(run_folder / "clusters" / "result.json")["numbers"]
@@ -195,13 +195,13 @@ def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[
     assert "another data set" in refused(capsys, path)
     assert "give one of them" in refused(capsys, path, "--data", source, "--labels", path)
     with Beton(sample_paths().train) as data:
-        ours = write_labels(run_folder / "ours.npz", np.arange(480) % 8, 8, data, "by hand")
-    code, said, _ = run(capsys, ours)
-    assert code == 0 and "NMI 100.0 %" in said and "of 60 to 60 images" in said
+        path_of_own_labels = write_labels(run_folder / "ours.npz", np.arange(480) % 8, 8, data, "by hand")
+    code, output, _ = run(capsys, path_of_own_labels)
+    assert code == 0 and "NMI 100.0 %" in output and "of 60 to 60 images" in output
 
 
 def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its first filters see two gradients, and its labels say how sure each is."""
+    """Its first filters see two gradients, and its labels have entropies."""
     torch.manual_seed(0)
     state = {
         "science": {"recipe": "sslpp_iic", "backbone": "resnet34_iic", "num_clusters": 20},
@@ -214,7 +214,7 @@ def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     source = sample_paths().test_32
     (tmp_path / "config.json").write_text(json.dumps({"options": {"data": str(source)}}))
     entropy = np.linspace(0, np.log(20), 160)
-    made = {"source": "iic", "num_clusters": 20}
+    configuration = {"source": "iic", "num_clusters": 20}
     with Beton(source) as data:
         write_labels(
             tmp_path / "labels.npz",
@@ -223,22 +223,22 @@ def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
             data,
             "sslpp_iic",
             entropy=entropy,
-            configuration=made,
+            configuration=configuration,
         )
-    code, said, error = run(capsys, tmp_path)
+    code, output, error = run(capsys, tmp_path)
     assert (code, error) == (0, "")
     record = read_result(tmp_path / "clusters" / "result.json")
     assert record["numbers"]["label_entropy_share"] == pytest.approx(50, abs=1e-3) and record["cut"]
-    assert record["settings"]["configuration"] == made and record["settings"]["split"] == ""
-    assert f"{np.log(20) / 2:.3f} nats on average, 50.0 % of an even one's (median 1.498, 90 % of" in said
-    assert f"below {np.quantile(entropy, 0.9):.3f})" in said
+    assert record["settings"]["configuration"] == configuration and record["settings"]["split"] == ""
+    assert f"{np.log(20) / 2:.3f} nats on average, 50.0 % of an even one's (median 1.498, 90 % of" in output
+    assert f"below {np.quantile(entropy, 0.9):.3f})" in output
     filters = pixels(tmp_path / "clusters" / "filters.png")  # 64 of 3 x 3, both gradients side by side
     assert filters.shape == (11 * (48 + 4) + 4, 6 * (2 * 48 + 4) + 4, 3)
 
 
 @pytest.fixture
 def unlabelled(run_folder: Path, tmp_path: Path) -> Path:
-    """The same run, as if of a flat folder of pictures."""
+    """Return a flat folder of images without labels, which become the data of the run."""
     (tmp_path / "photos").mkdir()
     for i in range(24):
         (tmp_path / "photos" / f"{i:02d}.jpg").write_bytes(jpeg(photo(i, 40, 50)))
@@ -250,10 +250,10 @@ def unlabelled(run_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_without_true_labels(run_folder: Path, unlabelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said, _ = run(capsys, run_folder, "--data", unlabelled)
+    code, output, _ = run(capsys, run_folder, "--data", unlabelled)
     assert code == 0
-    assert "true labels absent: NMI, ARI and accuracies are left out" in said
-    assert "contents.png of the 4 classes with the most images" in said
+    assert "true labels absent: NMI, ARI and accuracies are left out" in output
+    assert "contents.png of the 4 classes with the most images" in output
     numbers = read_result(run_folder / "clusters" / "result.json")["numbers"]
     assert list(numbers) == ["entropy_share", "biggest"] and numbers["biggest"] == 37.5
     assert pixels(run_folder / "clusters" / "contents.png").shape[0] == 4 * 142 + 6
@@ -305,7 +305,7 @@ def written(folder: Path) -> Path:
 
 
 def test_which_classes_are_shown() -> None:
-    """Classes that fill a row come first, then by entropy, of equal ones the bigger; empty ones never."""
+    """Classes that fill a row come first, in the order of entropy, then of size; empty ones are left out."""
     sizes = np.array([50, 9, 8, 0, 30, 9, 1])
     entropies = np.array([0.5, 0.2, 0.0, np.nan, 0.2, np.nan, 0.0])
     assert shown_classes(sizes, entropies).tolist() == [4, 1, 0, 5, 2, 6]
@@ -314,28 +314,28 @@ def test_which_classes_are_shown() -> None:
 
 
 def test_a_row_shows_its_class(tmp_path: Path) -> None:
-    """Class 1 of plain red pictures, class 0 of blue ones, of which one has another true class than the others."""
+    """Class 1 has plain red images; class 0 has blue ones, one of them with another true class."""
     colours = {"sea": (20, 30, 200), "fire": (200, 30, 20)}
     for name, colour in colours.items():
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(4):
-            picture = np.full((40, 60, 3), colour, np.uint8)
-            (tmp_path / "data" / name / f"{i}.jpg").write_bytes(jpeg(picture))
+            image = np.full((40, 60, 3), colour, np.uint8)
+            (tmp_path / "data" / name / f"{i}.jpg").write_bytes(jpeg(image))
     data = open_data(tmp_path / "data")
     assert data.class_names == ["fire", "sea"]
     labels = np.array([1, 1, 1, 1, 0, 0, 0, 1])
     entropies = np.array([0.0, 0.5])
-    found = pixels(draw_contents(tmp_path / "sheet.png", data, labels, [1, 0], entropies, seed=0))
+    sheet = pixels(draw_contents(tmp_path / "sheet.png", data, labels, [1, 0], entropies, seed=0))
     data.close()
     cell = 112 + 2 * 4
     for row, expected in enumerate(([*["fire"] * 4, "sea"], ["sea"] * 3)):
         for place, name in enumerate(expected):
             left, top = 176 + place * 126, 6 + row * 142
-            middle = found[top + cell // 2, left + cell // 2]
+            middle = sheet[top + cell // 2, left + cell // 2]
             assert np.abs(middle - colours[name]).max() < 6
-            green = found[top + 1, left + 1]
+            green = sheet[top + 1, left + 1]
             assert (green[1] > green[0]) == (name == expected[0])
-        assert (found[6 + row * 142 + 60, 176 + len(expected) * 126 + 60] == 48).all()  # no picture there
+        assert (sheet[6 + row * 142 + 60, 176 + len(expected) * 126 + 60] == 48).all()  # no picture there
 
 
 def test_a_picture_that_cannot_be_decoded_is_black(tmp_path: Path) -> None:
@@ -345,9 +345,9 @@ def test_a_picture_that_cannot_be_decoded_is_black(tmp_path: Path) -> None:
     data = open_data(tmp_path / "data")
     size = (tmp_path / "data" / "1.jpg").stat().st_size
     (tmp_path / "data" / "1.jpg").write_bytes(b"\0" * size)
-    found = pixels(draw_contents(tmp_path / "sheet.png", data, np.zeros(3, int), [0], None, seed=0))
+    sheet = pixels(draw_contents(tmp_path / "sheet.png", data, np.zeros(3, int), [0], None, seed=0))
     data.close()
-    assert [int(found[66, 176 + place * 126 + 60].mean()) for place in range(3)] == pytest.approx(
+    assert [int(sheet[66, 176 + place * 126 + 60].mean()) for place in range(3)] == pytest.approx(
         [200, 0, 200], abs=5
     )
 
@@ -356,9 +356,9 @@ def test_a_picture_that_cannot_be_decoded_is_black(tmp_path: Path) -> None:
     "sizes", [[3, 2], [5], [427] * 3000, [10_000, 3, 1, *[0] * 500], [0] * 9 + [7], [0] * 99 + [7]]
 )
 def test_sizes_of_any_kind_are_drawn(tmp_path: Path, sizes: list[int]) -> None:
-    found = pixels(draw_sizes(np.array(sizes), tmp_path / "sizes.png", "test"))
-    assert found.shape == (504, 1320, 3)
-    blue, orange = (np.abs(found - colour).sum(2) < 60 for colour in ((31, 119, 180), (255, 127, 14)))
+    chart = pixels(draw_sizes(np.array(sizes), tmp_path / "sizes.png", "test"))
+    assert chart.shape == (504, 1320, 3)
+    blue, orange = (np.abs(chart - colour).sum(2) < 60 for colour in ((31, 119, 180), (255, 127, 14)))
     for half in (slice(0, 660), slice(660, 1320)):
         assert blue[:, half].sum() > 50 and orange[:, half].sum() > 50
 
@@ -380,11 +380,11 @@ def test_filters_are_the_weights(tmp_path: Path, channels: int) -> None:
     side_by_side = 1 if channels == 3 else channels
     columns = max(1, round((6 * 52 / (36 * side_by_side + 4)) ** 0.5))
     for number, tile in enumerate(tiles(path, 6, columns, 48, 36 * side_by_side)):
-        most = np.abs(weights[number]).max()
+        max_weight = np.abs(weights[number]).max()
         for c in range(channels):
             for y in range(4):
                 for x in range(3):
-                    value = 127.5 * (1 + weights[number, c, y, x] / most)
+                    value = 127.5 * (1 + weights[number, c, y, x] / max_weight)
                     left = 12 * x if channels == 3 else 36 * c + 12 * x
                     square = tile[12 * y : 12 * y + 12, left : left + 12]
                     shown = square[..., c] if channels == 3 else square
@@ -400,11 +400,11 @@ def test_filters_of_nothing(tmp_path: Path) -> None:
 
 
 def test_classes_that_were_filled_are_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Or a network that names one class for everything would look well."""
-    _, said, _ = run(capsys, run_folder)
-    assert "halves of others" not in said
+    """Otherwise a network that predicts one class for everything would look good."""
+    _, output, _ = run(capsys, run_folder)
+    assert "halves of others" not in output
     with Beton(sample_paths().test_32) as data:
         write_labels(run_folder / "labels.npz", drawn_labels(), NUM_CLASSES, data, "uic_alexnet", num_split=3)
-    code, said, _ = run(capsys, run_folder)
-    assert code == 0 and "3 of them were empty and have halves of others" in said
+    code, output, _ = run(capsys, run_folder)
+    assert code == 0 and "3 of them were empty and have halves of others" in output
     assert json.loads((run_folder / "clusters" / "result.json").read_text())["settings"]["num_split"] == 3

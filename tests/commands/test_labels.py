@@ -1,4 +1,6 @@
-"""`fastpsl labels` as a user types it: k-means against scikit-learn's on the same pixels, random and true labels, what is refused."""
+"""`fastpsl labels` as a user types it: k-means against scikit-learn's, random and true labels, and user
+errors.
+"""
 
 from pathlib import Path
 
@@ -27,13 +29,13 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
         main(["labels", *map(str, arguments)])
     except SystemExit as end:
         code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    code, said, error = run(capsys, *arguments)
-    assert code == 2 and not said and error.startswith("fastpsl: ") and error.count("\n") == 1, error
+    code, output, error = run(capsys, *arguments)
+    assert code == 2 and not output and error.startswith("fastpsl: ") and error.count("\n") == 1, error
     return error
 
 
@@ -43,34 +45,41 @@ def written(path: Path, source: Path) -> Labels:
 
 
 def pixels(source: Path) -> np.ndarray:
-    """float64 [N, 3 * 32 * 32] of a beton of raw pictures of 32 px."""
+    """Return a beton of raw 32-px images as float64 [N, 3 * 32 * 32]."""
     with Beton(source) as data:
-        pictures = [np.frombuffer(data.read(i), np.uint8) for i in range(data.num_samples)]
-    return np.stack(pictures).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2).reshape(len(pictures), -1) / 1.0
+        images = [np.frombuffer(data.read(i), np.uint8) for i in range(data.num_samples)]
+    return np.stack(images).reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2).reshape(len(images), -1) / 1.0
 
 
 def plain(path: Path, colours: list[int], label: int = -1) -> Path:
-    """A raw beton of plain grey pictures."""
-    pictures = [
+    """Write a raw beton of plain grey images."""
+    images = [
         Sample(str(i), np.full((32, 32, 3), colour, np.uint8), label) for i, colour in enumerate(colours)
     ]
-    write_beton(pictures, path, num_samples=len(colours))
+    write_beton(images, path, num_samples=len(colours))
     return path
 
 
 def test_true_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "true.npz"
-    code, said, error = run(capsys, "true", "--out", out)
+    code, output, error = run(capsys, "true", "--out", out)
     assert (code, error) == (0, "")
-    assert said.startswith(
+    assert output.startswith(
         f"labels {out} (fastpsl labels true): 480 images, 8 classes, 8 not empty, of 60 to 60"
     )
-    assert "NMI 100.0 %" in said and "many-to-one accuracy 100.0 %" in said
-    found = labels_of(out, RunOptions())
+    assert "NMI 100.0 %" in output and "many-to-one accuracy 100.0 %" in output
+    labels_file = labels_of(out, RunOptions())
     with Beton(sample_paths().train) as data:
-        assert found.labels.tolist() == data.labels().tolist()
-    assert (found.num_classes, found.made_by, found.num_split) == (8, "fastpsl labels true", 0)
-    assert found.configuration == {"source": "true", "num_classes": 8} and np.isnan(found.entropy).all()
+        assert labels_file.labels.tolist() == data.labels().tolist()
+    assert (labels_file.num_classes, labels_file.made_by, labels_file.num_split) == (
+        8,
+        "fastpsl labels true",
+        0,
+    )
+    assert (
+        labels_file.configuration == {"source": "true", "num_classes": 8}
+        and np.isnan(labels_file.entropy).all()
+    )
 
 
 def test_true_labels_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,20 +92,19 @@ def test_true_labels_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_random_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "random.npz"
-    code, said, error = run(capsys, "random", "--out", out, "--seed", 3)
-    assert (code, error) == (0, "") and "480 images, 70 classes" in said
-    found = written(out, sample_paths().train)
-    assert found.configuration == {"source": "random", "num_classes": 70, "seed": 3}
-    drawn = words(Keys(3, 0, np.arange(480), view=255), Slot.TASK, 1)
-    assert found.labels.tolist() == [int(word) * 70 >> 32 for word in drawn[:, 0].tolist()]
+    code, output, error = run(capsys, "random", "--out", out, "--seed", 3)
+    assert (code, error) == (0, "") and "480 images, 70 classes" in output
+    labels_file = written(out, sample_paths().train)
+    assert labels_file.configuration == {"source": "random", "num_classes": 70, "seed": 3}
+    random_words = words(Keys(3, 0, np.arange(480), view=255), Slot.TASK, 1)
+    assert labels_file.labels.tolist() == [int(word) * 70 >> 32 for word in random_words[:, 0].tolist()]
 
 
 def test_random_labels_are_uniform_and_keyed() -> None:
     labels = random_labels(70_000, 70, 0)
     sizes = np.bincount(labels, minlength=70)
-    assert (
-        len(sizes) == 70 and ((sizes - 1000) ** 2 / 1000).sum() < 120
-    )  # chi-squared, 69 degrees: 1 in 8,000
+    # Chi-squared with 69 degrees of freedom exceeds 120 with a probability of 1 in 8,000.
+    assert len(sizes) == 70 and ((sizes - 1000) ** 2 / 1000).sum() < 120
     assert np.array_equal(random_labels(100, 70, 0), labels[:100])
     assert (random_labels(70_000, 70, 1) == labels).mean() < 0.02
     assert random_labels(0, 70, 0).shape == (0,)
@@ -109,30 +117,33 @@ def test_components_are_those_of_scikit_learn() -> None:
     ours = _components(torch.from_numpy(rows.astype(np.uint8)), 20).numpy()
     theirs = PCA(20, svd_solver="full").fit_transform(rows)
     assert ours.dtype == np.float32 and ours.shape == theirs.shape
-    for mine, other in zip(ours.T, theirs.T, strict=True):
-        assert np.abs(mine * np.sign(mine @ other) - other).max() < 2e-4 * np.abs(theirs).max()
+    for our_component, their_component in zip(ours.T, theirs.T, strict=True):
+        assert (
+            np.abs(our_component * np.sign(our_component @ their_component) - their_component).max()
+            < 2e-4 * np.abs(theirs).max()
+        )
 
 
 def test_k_means_is_as_good_as_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the same components: a fixed point of scikit-learn's iterations, and not farther from its centroids than the best of ten of its own."""
+    """The labels are a fixed point of scikit-learn's iterations, and as good as its best of ten runs."""
     source, out = sample_paths().train_32, tmp_path / "k.npz"
-    code, said, error = run(
+    code, output, error = run(
         capsys, "k-means", "--data", source, "--num-classes", 12, "--pca-width", 16, "--out", out
     )
-    assert (code, error) == (0, "") and "480 images, 12 classes, 12 not empty" in said
-    found = written(out, source)
-    assert found.made_by == "fastpsl labels k-means"
-    assert found.configuration["source"] == "k-means"
-    assert found.configuration["pca_width"] == 16 and found.configuration["num_classes"] == 12
+    assert (code, error) == (0, "") and "480 images, 12 classes, 12 not empty" in output
+    labels_file = written(out, source)
+    assert labels_file.made_by == "fastpsl labels k-means"
+    assert labels_file.configuration["source"] == "k-means"
+    assert labels_file.configuration["pca_width"] == 16 and labels_file.configuration["num_classes"] == 12
     components = PCA(16, svd_solver="full").fit_transform(pixels(source))
-    means = np.stack([components[found.labels == number].mean(0) for number in range(12)])
+    means = np.stack([components[labels_file.labels == number].mean(0) for number in range(12)])
     again = KMeans(12, init=means, n_init=1, tol=0).fit(components)
-    assert again.labels_.tolist() == found.labels.tolist()
-    ours = float(((components - means[found.labels]) ** 2).sum())
+    assert again.labels_.tolist() == labels_file.labels.tolist()
+    ours = float(((components - means[labels_file.labels]) ** 2).sum())
     best = KMeans(12, n_init=10, random_state=0).fit(components).inertia_
     assert ours < 1.01 * best
     with Beton(source) as data:
-        assert ari(found.labels, data.labels()) > 0.05
+        assert ari(labels_file.labels, data.labels()) > 0.05
 
 
 def test_the_same_again_and_another_by_another_seed() -> None:
@@ -143,17 +154,17 @@ def test_the_same_again_and_another_by_another_seed() -> None:
 
 def test_clear_clusters_are_found(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    true = random.integers(0, 4, 101)
-    source = plain(tmp_path / "plain.beton", (20 + 60 * true + random.integers(0, 9, 101)).tolist())
+    true_labels = random.integers(0, 4, 101)
+    source = plain(tmp_path / "plain.beton", (20 + 60 * true_labels + random.integers(0, 9, 101)).tolist())
     with Beton(source) as data:
-        labels, num_classes, made = make_labels(
+        labels, num_classes, configuration = make_labels(
             "k-means", data, num_classes=4, pca_width=1, size_px=32, seed=0
         )
-    assert ari(labels, true) == 1 and num_classes == 4 and made["size_px"] == 32
+    assert ari(labels, true_labels) == 1 and num_classes == 4 and configuration["size_px"] == 32
 
 
 def test_fewer_pictures_than_clusters_would_need(tmp_path: Path) -> None:
-    """Two pictures, each its own cluster; equal ones, which leave clusters empty."""
+    """Two images are a cluster each; equal images leave clusters empty."""
     with Beton(plain(tmp_path / "two.beton", [10, 90])) as data:
         labels, *_ = make_labels("k-means", data, num_classes=2, pca_width=1, size_px=4, seed=0)
     assert sorted(labels.tolist()) == [0, 1]

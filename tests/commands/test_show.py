@@ -32,7 +32,7 @@ from tests.pipelines.photos import DECODERS, jpeg, photo, photo_samples, write
 
 
 def run(*arguments: object) -> int:
-    """Its exit code."""
+    """Run `fastpsl show`, and return its exit code."""
     try:
         main(["show", *map(str, arguments)])
     except SystemExit as end:
@@ -56,7 +56,7 @@ def test_the_jigsaw_shown_is_the_recipes() -> None:
 def test_other_tasks_shown_are_the_recipes(
     name: str, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "make_backbone", lambda name: TinyNet())  # a large one takes a second to make
+    monkeypatch.setattr(recipe, "make_backbone", lambda name: TinyNet())  # because a large one takes a second
     task, shown = recipe.build(recipe.Options(**recipe.PAPER)).task, show_tasks.TASKS[name](256)
     assert [shown.views(level) for level in (1, 2, 3)] == [task.views(level) for level in (1, 2, 3)]
     for shorter_px in (16, 41, 300):
@@ -94,14 +94,15 @@ def test_tasks_of_one_level_shown_are_the_recipes(name: str, recipe: Any, tmp_pa
 def test_a_sheet_of_puzzles(
     decoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tiles drawn are the loader's, under the seed, in their order."""
+    """The sheet shows the loader's tiles for this seed, in order."""
     monkeypatch.chdir(tmp_path)
     path = sample_paths().train
     options = ("--task", "jigsaw", "--level", 2, "--shorter-px", 64, "--num", 3, "--seed", 5)
     assert run(path, *options, "--decoder", decoder) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        said.startswith(f"jigsaw-G2.png: 3 samples of {path}, decoder {decoder} (") and said.count("\n") == 1
+        output.startswith(f"jigsaw-G2.png: 3 samples of {path}, decoder {decoder} (")
+        and output.count("\n") == 1
     )
     assert [left.name for left in tmp_path.iterdir()] == ["jigsaw-G2.png"]
 
@@ -125,8 +126,8 @@ def test_crops_without_a_task_and_samples_that_are_bad(
     samples[2] = (b"no JPEG", *samples[2][1:])
     path, out = write(tmp_path / "poisoned.beton", samples), tmp_path / "sheet.png"
     assert run(path, "--shorter-px", 32, "--out", out) == 0
-    said = capsys.readouterr()
-    assert said.err.startswith(f"left out {path} sample 2: not a JPEG") and "3 samples of" in said.out
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"left out {path} sample 2: not a JPEG") and "3 samples of" in captured.out
     view = ViewSpec(RandomResizedCrop(28))
     with Beton(path) as data, Loader(data, [view, view], batch_size=4, on_bad_sample="skip") as loader:
         batch = next(loader.epoch(0))
@@ -135,7 +136,7 @@ def test_crops_without_a_task_and_samples_that_are_bad(
     sheet = np.asarray(Image.open(out))
     for place, i in enumerate(
         good
-    ):  # two crops of 28, a gap of 4, three times as large; a caption of one line
+    ):  # two crops of 28 px and a gap of 4 px, enlarged threefold, above one line of caption
         top, left = place // 2 * (84 + 16 + 8) + 8, place % 2 * (180 + 8) + 8
         for view_number, start in ((0, left), (1, left + 3 * 32)):
             expected = batch.images[view_number][i].permute(1, 2, 0).numpy()
@@ -178,6 +179,6 @@ def test_what_cannot_be_shown_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 2
-    said = capsys.readouterr().err
-    assert says in said and said.count("\n") == 1
+    errors = capsys.readouterr().err
+    assert says in errors and errors.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""`fastpsl doctor` as a user types it: what it measures and prints, and one line with exit 2 where the user is wrong."""
+"""`fastpsl doctor` as a user types it: its measurements and output, and one-line errors with exit code 2."""
 
 import json
 import os
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
 @pytest.fixture
 def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs it in an empty folder."""
+    """Return a function that runs doctor in an empty folder."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -55,9 +55,9 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             main(["doctor", *map(str, arguments)])
         except SystemExit as end:
             code = int(end.code or 0)
-        said = capsys.readouterr()
+        captured = capsys.readouterr()
         assert not list(folder.iterdir()), "it writes nothing"
-        return Outcome(code, said.out, said.err)
+        return Outcome(code, captured.out, captured.err)
 
     return start
 
@@ -67,7 +67,7 @@ def one_line(screen: str) -> str:
 
 
 def besides_progress(err: str) -> list[str]:
-    """Where the measurements take long, each that ends is told."""
+    """Return the lines of stderr that do not report progress, which long measurements do."""
     return [line for line in err.splitlines() if not line.startswith("measuring: ")]
 
 
@@ -87,7 +87,7 @@ def test_the_screen(doctor) -> None:
     assert (
         lines[0].startswith(f"{JIGSAW} --backbone"[:78]) and "one of 2 ranks" in out and ": 4 images" in out
     )
-    # The recipe's path may be long; the rest is one screen.
+    # The recipe's path may take several lines; the rest fits one screen.
     assert len(lines) <= 32 and max(map(len, lines)) <= 80
     for row in ("images/s", "read", "decode", "augment", "step", "both", "both/synthetic"):
         assert any(line.split()[0] == row for line in lines if line.strip()), row
@@ -104,25 +104,25 @@ def test_json(doctor) -> None:
         "--json", "--seconds", 0.01, "--stages", "S2", JIGSAW, *SMALL, "--decoder", "torchvision"
     )
     assert not besides_progress(err)
-    found = json.loads(out)
-    assert list(found) == [
+    report = json.loads(out)
+    assert list(report) == [
         "format", "fastpsl", "setting", "checks", "measured", "bottleneck", "changes", "exit_code",
     ]  # fmt: skip
-    measured = found["measured"]
+    measured = report["measured"]
     (stage,) = measured["stages"]
-    noise = found["bottleneck"]["part"] == "noise"
-    assert found["exit_code"] == code == (0 if stage["ratio"] >= 0.95 and not noise else 1)
+    noise = report["bottleneck"]["part"] == "noise"
+    assert report["exit_code"] == code == (0 if stage["ratio"] >= 0.95 and not noise else 1)
     assert stage["name"] == "S2" and measured["decoder"] == "torchvision" and measured["num_threads"] == 1
     assert stage["ratio"] == stage["both"] / stage["synthetic"]
     assert stage["synthetic"] == stage["step_rates"][stage["step"]]
     assert {"--decoder torchvision"}.isdisjoint(each["option"] for each in measured["alternatives"])
     assert min(measured["decode"], measured["read"]["images_per_s"], stage["both"]) > 0
-    names = [check["name"] for check in found["checks"]]
+    names = [check["name"] for check in report["checks"]]
     assert {"python", "torch", "gpu", "ffcv", "dali", "compiler", "cores", "disk", "data"} <= set(names)
-    assert "broken" not in {check["state"] for check in found["checks"]}
-    assert found["setting"]["data"] == "the embedded sample" and found["setting"]["recipe"] == JIGSAW
+    assert "broken" not in {check["state"] for check in report["checks"]}
+    assert report["setting"]["data"] == "the embedded sample" and report["setting"]["recipe"] == JIGSAW
     text = (ROOT / "docs" / "doctor.md").read_text()
-    keys = [*found, *found["setting"], *measured, *measured["read"], *stage, *found["checks"][0], *names]
+    keys = [*report, *report["setting"], *measured, *measured["read"], *stage, *report["checks"][0], *names]
     assert not [key for key in keys if f"`{key}`" not in text]
 
 
@@ -272,8 +272,8 @@ def test_data_that_is_broken_is_said_and_not_measured(doctor, tmp_path: Path) ->
         file.write(b"no JPEG")
     code, out, err = doctor(JIGSAW, *SMALL, "--data", path)
     assert code == 2 and not besides_progress(err) and "both/synthetic" not in out
-    said = f"broken: data: {path} sample 0: not a JPEG (1 bad of 16 tried): fastpsl beton verify"
-    assert "".join(said.split()) in "".join(out.split())  # a long path is broken over lines
+    line = f"broken: data: {path} sample 0: not a JPEG (1 bad of 16 tried): fastpsl beton verify"
+    assert "".join(line.split()) in "".join(out.split())  # a long path is broken over lines
     code, out, _ = doctor(
         "--seconds", 0.01, "--stages", "S1", JIGSAW, *SMALL, "--data", path, "--on-bad-sample", "skip"
     )
@@ -285,9 +285,9 @@ def test_reading_from_storage_and_from_the_page_cache(tmp_path: Path) -> None:
     shutil.copy(sample_paths().train, path)
     options = RunOptions(batch_size=32, num_threads=2)
     with Beton(path) as data:
-        # Looking at what is cached would read ahead, which in so small a file is nearly all.
+        # Without it, probing the cache would read ahead, which covers nearly all of so small a file.
         os.posix_fadvise(data.shards[0].fd, 0, 0, os.POSIX_FADV_RANDOM)
-        # A kernel that is busy may keep the pages the first time.
+        # A busy kernel may keep the pages at first.
         if all(drop_from_cache([path]) > 0.1 for _ in range(10)):
             pytest.skip("this kernel keeps what it has read")
         first, samples = measure_read(data, options, 32, 0.0)
@@ -310,7 +310,7 @@ def test_reading_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_other_ways_to_load() -> None:
-    """Smaller pictures and more threads are tried, not reckoned."""
+    """Smaller images and more threads are measured, not calculated."""
     recipe = load_recipe(Path(JIGSAW), SMALL)
     setup = open_setup(recipe, 1, ("S1",))
     try:

@@ -1,4 +1,4 @@
-"""What doctor looks at and does not time: right on this machine, and right where something is short."""
+"""The checks of doctor that need no timing: right on this machine, and right if something is missing."""
 
 import os
 import resource
@@ -41,29 +41,32 @@ def machine(
 
 
 def test_what_is_installed() -> None:
-    found = by_name(check_software(CPU, 1))
-    assert found["torch"].text.startswith(torch.__version__)
-    assert {check.state for check in found.values()} <= {"ok", "warning"}
+    checks = by_name(check_software(CPU, 1))
+    assert checks["torch"].text.startswith(torch.__version__)
+    assert {check.state for check in checks.values()} <= {"ok", "warning"}
     if not torch.cuda.is_available():
-        assert found["gpu"].state == "ok" and "nccl" not in found
+        assert checks["gpu"].state == "ok" and "nccl" not in checks
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = by_name(check_software(CPU, 1))["compiler"]
-    assert "no C++ compiler" in found.text and found.remedy == "apt-get install g++"
+    check = by_name(check_software(CPU, 1))["compiler"]
+    assert "no C++ compiler" in check.text and check.remedy == "apt-get install g++"
 
 
 @pytest.mark.parametrize(
     ("text", "version"),
     [
-        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\nGCC version: 12.2.0", "535.183.01"),
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\nGCC version: 12.2.0",
+            "535.183.01",
+        ),
         ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build", "580.65.06"),
         ("NVRM version: none", "of an unknown version"),
     ],
-)  # fmt: skip
+)
 def test_the_drivers_version(
     text: str, version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,15 +77,15 @@ def test_the_drivers_version(
 
 
 def test_a_machine_where_all_is_well(tmp_path: Path) -> None:
-    found = machine(tmp_path / "runs" / "new")
-    assert found["disk"].state == found["cores"].state == "ok"
-    assert f"free in {tmp_path}," in found["disk"].text and not (tmp_path / "runs").exists()
+    checks = machine(tmp_path / "runs" / "new")
+    assert checks["disk"].state == checks["cores"].state == "ok"
+    assert f"free in {tmp_path}," in checks["disk"].text and not (tmp_path / "runs").exists()
 
 
 def test_too_many_threads() -> None:
     usable = usable_cores()
-    found = machine(num_threads=usable, num_ranks=2)["cores"]
-    assert found.state == "warning" and found.remedy == f"give --num-threads {max(1, usable // 2)}"
+    check = machine(num_threads=usable, num_ranks=2)["cores"]
+    assert check.state == "warning" and check.remedy == f"give --num-threads {max(1, usable // 2)}"
 
 
 def test_torchs_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +110,8 @@ def test_too_few_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (900, hard))
-        found = machine()["open files"]
-        assert found.state == "warning" and found.remedy == "raise it by ulimit -n 1024"
+        check = machine()["open files"]
+        assert check.state == "warning" and check.remedy == "raise it by ulimit -n 1024"
         assert machine(num_files=hard)["open files"].remedy.startswith("ask for more than")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -120,14 +123,14 @@ def test_shared_memory_matters_to_several_ranks() -> None:
 
 
 def test_no_room_for_checkpoints(tmp_path: Path) -> None:
-    """A backbone of 10^16 parameters, which take no memory."""
+    """The backbone's parameters are on the meta device, and take no memory."""
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     for num_states, state in ((0.5, "ok"), (2.5, "warning"), (40, "broken")):
         num = int(free * num_states / 4 / 8)
         experiment = Experiment(Rotation(shorter_px=36, size_px=32), Backbone(), (), cosine(0.1))
         experiment.backbone.weight = torch.nn.Parameter(torch.empty(num, device="meta"))
-        found = by_name(check_machine(RunOptions(out=tmp_path), 1, CPU, experiment, 1))["disk"]
-        assert found.state == state, (num_states, found)
+        check = by_name(check_machine(RunOptions(out=tmp_path), 1, CPU, experiment, 1))["disk"]
+        assert check.state == state, (num_states, check)
 
 
 def test_the_page_cache() -> None:
@@ -150,5 +153,5 @@ def test_numbers_and_their_nouns() -> None:
 
 def test_noise() -> None:
     assert not check_noise([stage(spread=0.1)]) and not check_noise([])
-    (found,) = check_noise([stage(spread=0.1), stage("S2", spread=0.4)])
-    assert found.state == "warning" and "differ by 40%" in found.text
+    (check,) = check_noise([stage(spread=0.1), stage("S2", spread=0.4)])
+    assert check.state == "warning" and "differ by 40%" in check.text

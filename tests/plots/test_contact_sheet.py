@@ -1,4 +1,4 @@
-"""Contact sheets by the value of their pixels, and their captions."""
+"""The pixels of contact sheets, and their captions."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_a_contact_sheet_holds_the_pictures_as_they_are(tmp_path: Path) -> None:
     for num, columns, rows in ((1, 1, 1), (3, 2, 2), (40, 4, 4)):
-        given = torch.rand(num, 3, 20, 151)
-        save_contact_sheet(given, tmp_path / "s.png")
+        images = torch.rand(num, 3, 20, 151)
+        save_contact_sheet(images, tmp_path / "s.png")
         sheet = pixels(tmp_path / "s.png")
-        assert sheet.shape == (rows * 28 + 8, columns * 159 + 8, 3)  # 16 pictures at most, gaps of 8
-        expected = (given * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        assert sheet.shape == (rows * 28 + 8, columns * 159 + 8, 3)  # 16 images at most, gaps of 8 px
+        expected = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
         for i in range(min(num, 16)):
             top, left = i // columns * 28 + 8, i % columns * 159 + 8
             assert (sheet[top : top + 20, left : left + 151] == expected[i]).all()
@@ -30,11 +30,11 @@ def test_a_contact_sheet_holds_the_pictures_as_they_are(tmp_path: Path) -> None:
 
 
 def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path: Path) -> None:
-    given = torch.rand(1, 3, 32, 32)
-    save_contact_sheet(given, tmp_path / "s.png")
+    images = torch.rand(1, 3, 32, 32)
+    save_contact_sheet(images, tmp_path / "s.png")
     shown = pixels(tmp_path / "s.png")[8:-8, 8:-8]
     assert shown.shape == (160, 160, 3)
-    expected = (given[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    expected = (images[0] * 255).round().byte().permute(1, 2, 0).numpy()
     assert (shown[2::5, 2::5] == expected).all() and (shown[:5, :5] == expected[0, 0]).all()
 
 
@@ -59,8 +59,8 @@ def test_captions_name_sample_class_and_what_the_task_drew() -> None:
     batch = batch_of([17, 4, 9], [1, -1, 5])
     assert captions(batch, ["cat", "dog"]) == ["#17 dog", "#4", "#9 class 5"]
     assert captions(batch) == ["#17 class 1", "#4", "#9 class 5"]
-    told = ["permutation 0", "permutation 8", "permutation 2"]
-    assert captions(batch, ["cat", "dog"], told) == [
+    task_captions = ["permutation 0", "permutation 8", "permutation 2"]
+    assert captions(batch, ["cat", "dog"], task_captions) == [
         "#17 dog\npermutation 0", "#4\npermutation 8", "#9 class 5\npermutation 2"
     ]  # fmt: skip
     assert captions(batch, None, ["", "grey", ""]) == [

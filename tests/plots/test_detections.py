@@ -1,4 +1,6 @@
-"""The sheet of detections: boxes lie where they should, in the picture's scale, and what is unsure is left out."""
+"""The sheet of detections: boxes lie where they should, in the image's scale, and unsure ones are
+left out.
+"""
 
 from pathlib import Path
 
@@ -19,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> VOC:
     return VOC(folder, ("2007_test",), "boxes")
 
 
-def said(*rows: tuple[int, list[float], int, float]) -> dict[str, np.ndarray]:
+def predictions(*rows: tuple[int, list[float], int, float]) -> dict[str, np.ndarray]:
     return {
         "image": np.array([row[0] for row in rows], np.int64),
         "boxes": np.array([row[1] for row in rows], np.float32).reshape(-1, 4),
@@ -40,21 +42,21 @@ def test_boxes_lie_where_they_should(data: VOC, tmp_path: Path) -> None:
     height, width = int(row.height[0]), int(row.width[0])
     box = [0.25 * width, 0.5 * height, 0.75 * width, 0.9 * height]
     sure, unsure = (4, box, 1, 0.9), (0, [10.0, 10.0, 40.0, 40.0], 2, 0.4)
-    path = draw_detections(tmp_path / "sheet.png", data, said(sure, unsure))
+    path = draw_detections(tmp_path / "sheet.png", data, predictions(sure, unsure))
     with Image.open(path) as image:
         assert image.size == (4 * CELL_X + LEFT, 2 * CELL_Y + LEFT)
     green = class_colours(3)[1]
-    found = np.argwhere((tile(path, 4) == green).all(2))
+    green_pixels = np.argwhere((tile(path, 4) == green).all(2))
     scale = 300 / max(height, width)
     edges = np.array([0.25 * width, 0.9 * height, 0.75 * width]) * scale
-    seen = [found[:, 1].min(), found[:, 0].max() + 1, found[:, 1].max() + 1]
-    assert seen == pytest.approx(edges, abs=1)  # its name stands above it
+    green_edges = [green_pixels[:, 1].min(), green_pixels[:, 0].max() + 1, green_pixels[:, 1].max() + 1]
+    assert green_edges == pytest.approx(edges, abs=1)  # its name stands above it
     assert not any((tile(path, 0) == colour).all(2).any() for colour in class_colours(3))
-    assert (tile(path, 0) == 255).all(2).any()  # an object of its own
+    assert (tile(path, 0) == 255).all(2).any()  # an annotated object
 
 
 def test_few_pictures_and_none_found(data: VOC, tmp_path: Path) -> None:
-    path = draw_detections(tmp_path / "sheet.png", data, said(), num_pictures=2)
+    path = draw_detections(tmp_path / "sheet.png", data, predictions(), num_pictures=2)
     with Image.open(path) as image:
         assert image.size == (2 * CELL_X + LEFT, CELL_Y + LEFT)
 

@@ -1,4 +1,4 @@
-"""The training curve by value: its lines and points."""
+"""The training curve's lines and points."""
 
 import json
 from pathlib import Path
@@ -17,13 +17,20 @@ def test_running_mean_is_the_mean_of_the_last_twentieth() -> None:
 
 
 def a_run(folder: Path) -> tuple[list[float], list[float]]:
-    """metrics.jsonl of two stages of 60 steps; its learning rates and losses."""
+    """Write metrics.jsonl of two stages of 60 steps, and return its learning rates and losses."""
     rates = [0.1 if n % 60 < 30 else 0.01 for n in range(120)]
     losses = [float(n % 7) for n in range(120)]
     lines = [
-        {"run_step": n + 1, "stage": f"S{1 + n // 60}", "level": 1, "step": n % 60 + 1, "lr": rates[n], "loss": losses[n]}
+        {
+            "run_step": n + 1,
+            "stage": f"S{1 + n // 60}",
+            "level": 1,
+            "step": n % 60 + 1,
+            "lr": rates[n],
+            "loss": losses[n],
+        }
         for n in range(120)
-    ]  # fmt: skip
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return rates, losses
 
@@ -38,9 +45,9 @@ def test_the_curve_draws_means_held_out_points_and_the_rate_as_it_was(tmp_path: 
     figure = curve(tmp_path)
     loss, rate = figure.axes
     assert [list(line.get_ydata()) for line in rate.lines] == [rates[:60], rates[60:]]  # type: ignore[arg-type]
-    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines]  # type: ignore[arg-type]
+    curves = [(list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines]  # type: ignore[arg-type]
     steps = list(range(1, 121))
-    assert drawn == [
+    assert curves == [
         (steps[:60], losses[:60]), (steps[:60], running_mean(losses[:60])), ([60], [0.5]),
         (steps[60:], losses[60:]), (steps[60:], running_mean(losses[60:])),
     ]  # fmt: skip
@@ -50,7 +57,7 @@ def test_the_curve_draws_means_held_out_points_and_the_rate_as_it_was(tmp_path: 
 
 
 def test_a_curve_of_a_run_with_an_odd_name(tmp_path: Path) -> None:
-    folder = tmp_path / "latin \udce4 $a^$"  # no UTF-8; no formula either
+    folder = tmp_path / "latin \udce4 $a^$"  # neither UTF-8 nor a formula
     folder.mkdir()
     a_run(folder)
     assert draw_curve(folder).exists()
