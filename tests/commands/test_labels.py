@@ -130,7 +130,7 @@ def test_k_means_is_as_good_as_scikit_learns(tmp_path: Path, capsys: pytest.Capt
     code, output, error = run(
         capsys, "k-means", "--data", source, "--num-classes", 12, "--pca-width", 16, "--out", out
     )
-    assert (code, error) == (0, "") and "480 images, 12 classes, 12 not empty" in output
+    assert code == 0 and "480 images, 12 classes, 12 not empty" in output, error
     labels_file = written(out, source)
     assert labels_file.made_by == "fastpsl labels k-means"
     assert labels_file.configuration["source"] == "k-means"
