@@ -1,4 +1,4 @@
-"""Pictures that behave like photos (slopes, edges, texture), their JPEGs, and betons of them, for the tests here."""
+"""Synthetic images that behave like photos (slopes, edges, texture), their JPEGs, and betons of them."""
 
 import io
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile
 from fastpsl.pipelines.decoders import dali, libffcv
 
-# What can run here; ffcv and DALI are optional.
+# The decoders that can run here; ffcv and DALI are optional.
 DECODERS = ["torchvision"]
 DECODERS += [] if libffcv.why_missing() else ["ffcv"]
 DECODERS += [] if dali.why_missing(torch.device("cpu")) else ["dali"]
 
 
 def needs_ffcv(what: str) -> pytest.MarkDecorator:
-    """For tests that are about ffcv itself; whatever can run without it does."""
+    """Return a mark for tests of ffcv itself, which are skipped without it."""
     return pytest.mark.skipif(bool(libffcv.why_missing()), reason=f"needs ffcv: {what}")
 
 
 def needs_dali(what: str) -> pytest.MarkDecorator:
-    """For tests that are about DALI itself."""
+    """Return a mark for tests of DALI itself, which are skipped without it."""
     why = dali.why_missing(torch.device("cpu"))
     return pytest.mark.skipif(bool(why), reason=f"{why}: {what}")
 
@@ -34,7 +34,7 @@ JPG, RAW = 0, 1
 
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3]: broad colours, a dozen hard-edged shapes, and texture of natural strength."""
+    """Draw broad colours, a dozen sharp shapes and texture of natural strength: uint8 [height, width, 3]."""
     random = np.random.default_rng(seed)
     broad = Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
@@ -65,7 +65,16 @@ def pil_decode(data: bytes) -> np.ndarray:
 
 
 def area_mean(picture: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
-    """float64 [size, size, 3]: the exact mean of the source area under each output pixel, by running sums."""
+    """Compute the exact mean of the source area under each output pixel, by running sums.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        box: (top, left, height, width, ...), in whole pixels.
+        size: The side of the output.
+
+    Returns:
+        float64 [size, size, 3].
+    """
 
     def edges(num: int) -> tuple[np.ndarray, np.ndarray]:
         edge = np.arange(size + 1) * (num / size)
@@ -84,7 +93,7 @@ def area_mean(picture: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
 
 
 def write(path: Path, samples: Sequence[tuple[bytes, int, int, int]]) -> Path:
-    """A beton of (data, height, width, mode) with labels 0, 1, 2, ... as they are: nothing is checked."""
+    """Write a beton of samples (data, height, width, mode) with labels 0, 1, 2, ..., without any check."""
     beton = BetonFile(path, len(samples), 1 << 21)
     for label, (data, height, width, mode) in enumerate(samples):
         beton.add(Stored(data, height, width, mode, "passed"), label)
@@ -94,7 +103,7 @@ def write(path: Path, samples: Sequence[tuple[bytes, int, int, int]]) -> Path:
 
 
 def photo_samples(num: int, seed: int = 0) -> list[tuple[bytes, int, int, int]]:
-    """JPEGs of several odd sizes, for `write`."""
+    """Return JPEGs of various sizes, as `write` takes them."""
     random = np.random.default_rng(seed)
     samples = []
     for i in range(num):

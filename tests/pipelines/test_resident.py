@@ -144,7 +144,7 @@ def test_a_view_is_shown_whole_through_the_loader(square: Path, monkeypatch: pyt
             if forbidden:
                 patch.delattr(resident, "crop_area")
             else:
-                patch.setattr(resident, "_shown_whole", lambda *_: False)
+                patch.setattr(resident, "_is_identity", lambda *_: False)
             with Loader(data, [view], batch_size=10, decoder="resident") as loader:
                 batches.append([batch.inputs([view], torch.float32)[0] for batch in loader.epoch(1)])
     for ours, plain in zip(*batches, strict=True):
