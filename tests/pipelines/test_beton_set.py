@@ -1,4 +1,4 @@
-"""Shards as a set: complete, interrupted, missing, twice, and of different writes."""
+"""Sets of shards: complete, interrupted, with missing or repeated shards, and of different writes."""
 
 import fcntl
 import json
@@ -45,9 +45,9 @@ def num_samples(paths: Any) -> int:
 def test_complete_shards_have_no_fault(shards: list[Path], tmp_path: Path) -> None:
     paths, found = betons_to_verify([str(tmp_path / GLOB)])
     assert (paths, found) == (shards, [])
-    assert faults(*shards) == [] and faults(shards[2]) == []  # one alone is not asked for the others
+    assert faults(*shards) == [] and faults(shards[2]) == []  # a single shard does not need the others
     assert num_samples(tmp_path / GLOB) == 18
-    assert num_samples(shards[1:3]) == 9  # some of one run: allowed
+    assert num_samples(shards[1:3]) == 9  # a part of one write is allowed
 
 
 def test_a_glob_that_misses_shards_is_read_with_a_warning(shards: list[Path], tmp_path: Path) -> None:
@@ -70,12 +70,11 @@ def test_verify_tells_interrupted_from_complete(
     shards[3].rename(partial_path(shards[3]))
     with pytest.raises(SystemExit) as end:
         main(["beton", "verify", str(tmp_path / GLOB)])
-    said = capsys.readouterr()
-    lines = said.out.splitlines()
-    assert end.value.code == 2 and "2 faults" in said.err
-    assert (
-        lines[0]
-        == f"{shards[3]}: is only there as .train-3.beton.partial, its writing was interrupted; write it again"
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
+    assert end.value.code == 2 and "2 faults" in output.err
+    assert lines[0] == (
+        f"{shards[3]}: is only there as .train-3.beton.partial, its writing was interrupted; write it again"
     )
     assert lines[1].startswith(
         f"{tmp_path}: shard 3/4 of {tmp_path}/photos is missing; write it with --shard 3/4"
@@ -89,7 +88,7 @@ def test_verify_tells_interrupted_from_complete(
         ]
     for path in shards[:3]:
         path.unlink()
-    assert faults(tmp_path / GLOB) == lines[:1]  # nothing else is there
+    assert faults(tmp_path / GLOB) == lines[:1]  # and nothing else
     partial_path(shards[3]).unlink()
     with pytest.raises(ValueError, match="no file matches"):
         faults(tmp_path / GLOB)

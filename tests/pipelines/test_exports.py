@@ -1,4 +1,4 @@
-"""The packages hand out their public names; what is documented to be imported stays where it is."""
+"""The packages export their public names, and documented imports keep working."""
 
 from importlib import import_module
 
