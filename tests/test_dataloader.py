@@ -1,4 +1,4 @@
-"""`fastpsl.loader` beside the Loader that it stands on: values, epochs, ranks, the last batch, and what is refused."""
+"""`fastpsl.loader` compared with the underlying Loader: values, epochs, ranks, the last batch and errors."""
 
 import gc
 import subprocess
@@ -26,18 +26,20 @@ NUM = 13
 
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """13 pictures; their labels are their places."""
+    """Write 13 images with their indices as labels."""
     return write(tmp_path_factory.mktemp("loading") / "a.beton", photo_samples(NUM))
 
 
 def test_importing_fastpsl_waits_for_nothing() -> None:
     code = (
-        "import fastpsl, sys; heavy = {'torch', 'numpy', 'numba'} & set(sys.modules); assert not heavy, heavy\n"
+        "import fastpsl, sys\n"
+        "heavy = {'torch', 'numpy', 'numba'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
         "try: fastpsl.loadr\nexcept AttributeError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "module 'fastpsl' has no attribute 'loadr'\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == "module 'fastpsl' has no attribute 'loadr'\n"
 
 
 def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> None:
@@ -51,20 +53,21 @@ def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> N
     options = {"seed": 3, "with_indices": True, "device": "cpu", "augment": "kornia"}
     with fastpsl.loader(beton, views, batch_size=4, **options) as batches:  # type: ignore[arg-type]
         assert len(batches) == 3 and len(batches.dataset) == NUM  # type: ignore[arg-type]
-        found = [*batches, *batches]
+        tuples = [*batches, *batches]
         batches.set_epoch(5)
-        found += list(batches)
+        tuples += list(batches)
         batches.sampler.set_epoch(6)
-        found += list(batches)
+        tuples += list(batches)
         assert batches.epoch == 7
-    assert len(found) == len(expected) == 12
-    for (inputs, labels, indices), (wanted, wanted_labels, wanted_indices) in zip(
-        found, expected, strict=True
+    assert len(tuples) == len(expected) == 12
+    for (inputs, labels, indices), (expected_inputs, expected_labels, expected_indices) in zip(
+        tuples, expected, strict=True
     ):
         assert isinstance(inputs, list) and len(inputs) == 2
-        for one, other in zip(inputs, wanted, strict=True):
-            assert torch.equal(one, other) and one.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(labels, wanted_labels) and torch.equal(indices, wanted_indices)
+        for view, expected_view in zip(inputs, expected_inputs, strict=True):
+            assert torch.equal(view, expected_view)
+            assert view.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(labels, expected_labels) and torch.equal(indices, expected_indices)
         assert torch.equal(labels, indices)
 
 
@@ -84,24 +87,26 @@ def test_without_views_it_makes_the_usual_ones(beton: Path) -> None:
 @pytest.mark.parametrize("batch_size", [2, 4, 13])
 def test_evaluation_sees_each_sample_once_and_no_padding(world: int, batch_size: int, beton: Path) -> None:
     view = ViewSpec(ShorterSideCrop(32, 24, where="center"))
-    seen = []
+    results = []
     for rank in range(world):
         with fastpsl.loader(
             beton, [view], batch_size=batch_size, train=False, rank=rank, world=world, device="cpu"
         ) as batches:
-            found = list(batches)
-            assert len(found) == len(batches)
+            tuples = list(batches)
+            assert len(tuples) == len(batches)
             assert batches.epoch == 0
-        for inputs, labels in found:
+        for inputs, labels in tuples:
             assert 0 < len(inputs) == len(labels) <= batch_size and (labels >= 0).all()
             assert inputs.is_contiguous(memory_format=torch.channels_last)
-            seen += [
+            results += [
                 (int(label), float(picture.sum())) for picture, label in zip(inputs, labels, strict=True)
             ]
     with Beton(beton) as data, Loader(data, [view], batch_size=NUM, train=False) as plain:
         (inputs,) = next(plain.epoch(0)).inputs([view], torch.float32)
     sums = [float(picture.sum()) for picture in inputs]
-    assert sorted(seen) == [(label, pytest.approx(sums[label], rel=1e-5, abs=1e-3)) for label in range(NUM)]
+    assert sorted(results) == [
+        (label, pytest.approx(sums[label], rel=1e-5, abs=1e-3)) for label in range(NUM)
+    ]
 
 
 def test_ops_of_several_pictures_a_sample_end_where_the_samples_do(beton: Path) -> None:
@@ -142,10 +147,10 @@ def test_bad_samples_are_told_and_do_not_count(tmp_path: Path) -> None:
     options = {"batch_size": 4, "size_px": 24, "on_bad_sample": "skip", "with_indices": True, "device": "cpu"}
     with fastpsl.loader(path, train=False, **options) as batches:  # type: ignore[arg-type]
         with pytest.warns(UserWarning, match="skipped .*poisoned.beton sample 1: not a JPEG"):
-            found = list(batches)
-        assert [indices.tolist() for _, _, indices in found] == [[0, 2, 3], [4]]
-        assert [labels.tolist() for _, labels, _ in found] == [[0, 2, 3], [4]]
-        assert [len(inputs) for inputs, _, _ in found] == [3, 1]
+            tuples = list(batches)
+        assert [indices.tolist() for _, _, indices in tuples] == [[0, 2, 3], [4]]
+        assert [labels.tolist() for _, labels, _ in tuples] == [[0, 2, 3], [4]]
+        assert [len(inputs) for inputs, _, _ in tuples] == [3, 1]
     with fastpsl.loader(path, **options | {"batch_size": 5}) as batches:  # type: ignore[arg-type]
         with pytest.warns(UserWarning, match="sample 1"):
             ((inputs, labels, indices),) = batches
@@ -171,7 +176,7 @@ def test_one_that_nobody_closes_leaves_no_thread(beton: Path) -> None:
     batches = fastpsl.loader(beton, batch_size=4, size_px=24, device="cpu", num_threads=2)
     for _ in batches:
         break
-    # Besides the process's one that says what is being done: it may start here, and stays.
+    # The process's thread for progress lines may start here, and stays.
     its_own = {thread for thread in set(threading.enumerate()) - before if thread.name != "fastpsl-voice"}
     assert len(its_own) == 2
     del batches, _

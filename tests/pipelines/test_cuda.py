@@ -111,8 +111,8 @@ def test_pictures_stay_while_a_busy_consumer_has_not_read_them(tmp_path: Path, d
                         results.append([images + 0 for images in batch.images])
                         del batch
                     torch.cuda.synchronize()
-                for batch, expected_batch in zip(results, expected, strict=True):
-                    assert all(torch.equal(a.cpu(), b) for a, b in zip(batch, expected_batch, strict=True))
+                for views, expected_views in zip(results, expected, strict=True):
+                    assert all(torch.equal(a.cpu(), b) for a, b in zip(views, expected_views, strict=True))
 
 
 def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:

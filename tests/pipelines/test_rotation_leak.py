@@ -1,8 +1,9 @@
-"""Nothing but content tells the angle of a view in steps of 45 degrees: noise and flat colours through the real loader.
+"""Only the content of a view shows its angle in steps of 45 degrees.
 
-Pictures of noise look the same at every angle, so whatever names the angle of their views has read the resampling. Detectors
-are trained on half of the pictures and tested on the other half, all seeds fixed. A detector that knows nothing is above
-chance plus 4 standard errors once in 30,000 cases.
+Noise and flat colours go through the real loader.
+Noise looks the same at every angle, so a detector that finds the angle of its views has found traces of the
+resampling. Detectors are trained on half of the images and tested on the other half, with fixed seeds. A
+detector that knows nothing exceeds chance plus 4 standard errors once in 30,000 cases.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,8 @@ from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
 from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, pil_decode, write
 
 NUM, SIZE = 1200, 64
-# Height and width, odd ones among them: windows of 67, 35 and 129 px, so 1.05, 0.55 and 2.02 source pixels a pixel.
+# Height and width, some odd: windows of 67, 35 and 129 px, which are 1.05, 0.55 and 2.02 source pixels per
+# pixel.
 SCALES = {"as it is": (137, 144), "enlarged": (88, 85), "shrunk": (243, 236)}
 CROP = RotationCrop(SIZE)
 COMPILED = "ffcv" if "ffcv" in DECODERS else "torchvision"
@@ -52,7 +54,7 @@ every_noise = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums, and so what the detectors learn, do not depend on the machine's cores."""
+    """Use one thread, so that sums, and with them the detectors, do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -66,7 +68,7 @@ def pixels_of(sample: Sample) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def noise(request: pytest.FixtureRequest) -> tuple[str, list[Sample]]:
-    """(scale, samples of white noise): as it is, or as JPEG of quality 90 with colour at half resolution (4:2:0)."""
+    """Return a scale and samples of white noise, raw or as JPEGs of quality 90 with 4:2:0 colour."""
     scale, kind = request.param
     height, width = SCALES[scale]
     random = np.random.default_rng(height)
@@ -79,7 +81,7 @@ def noise(request: pytest.FixtureRequest) -> tuple[str, list[Sample]]:
 
 
 def views_of(path: Path, crop: RotationCrop = CROP, decoder: str = COMPILED) -> tuple[Tensor, Tensor]:
-    """A view a sample, as a network would get it but for normalising: uint8 [N, 3, S, S]; labels 0..7."""
+    """Return a view of each sample before normalisation, uint8 [N, 3, S, S], and labels from 0 to 7."""
     op, images, labels = Rotate45(), [], []
     with Beton(path) as data, Loader(
         data, [ViewSpec(crop, (op,))], batch_size=100, train=False, decoder=decoder, num_threads=2
@@ -92,7 +94,7 @@ def views_of(path: Path, crop: RotationCrop = CROP, decoder: str = COMPILED) -> 
 
 
 def windows(samples: list[Sample]) -> tuple[np.ndarray, Tensor]:
-    """int32 [N, 5] boxes and labels, as the loader draws them in epoch 0."""
+    """Draw boxes, int32 [N, 5], and labels as the loader does in epoch 0."""
     keys = Keys(0, 0, np.arange(len(samples)))
     heights, widths = (np.array([sample[i] for sample in samples], np.int32) for i in (1, 2))
     boxes = np.concatenate([CROP.boxes(keys, heights, widths), CROP.resampling(keys)[:, None]], 1)
@@ -100,7 +102,7 @@ def windows(samples: list[Sample]) -> tuple[np.ndarray, Tensor]:
 
 
 def all_rotations(bases: Sequence[Tensor]) -> Tensor:
-    """[B, 8, 3, S, S] by angle, of the upright windows and those turned by 45 degrees."""
+    """Return the eight rotations, [B, 8, 3, S, S], of upright windows and windows turned by 45 degrees."""
     turned = [AllTurns(4)(images, {}).unflatten(0, (-1, 4)) for images in bases]
     return torch.stack(turned, 2).flatten(1, 2)
 
@@ -113,7 +115,7 @@ def test_noise_does_not_tell_its_angle(noise: tuple[str, list[Sample]], tmp_path
     assert len(views) == NUM
     assert probe_accuracy(views, labels) < PROBE_CHANCE
     if scale == "as it is":
-        # The batched form has a matrix product of its own; DALI gives it, or the compiled one, windows of its own decode.
+        # The batched kernel has its own matrix product, and DALI feeds either kernel from its own decode.
         other = "resident" if samples[0][3] == RAW else DECODERS[-1]
         assert probe_accuracy(*views_of(path, decoder=other)) < PROBE_CHANCE
 
@@ -128,10 +130,10 @@ def test_nor_does_it_to_a_network(noise: tuple[str, list[Sample]], tmp_path: Pat
 @pytest.mark.slow
 @every_noise
 def test_a_bilinear_rotation_is_found(noise: tuple[str, list[Sample]]) -> None:
-    """The detectors see what they are for: the same windows, labels and turns, by Pillow's bilinear transform."""
+    """The detectors find the angle if Pillow's bilinear transform makes the same windows."""
     scale, samples = noise
     if scale != "as it is":
-        samples = samples[:800]  # enough for spectra
+        samples = samples[:800]  # enough for the probe of spectra
     boxes, labels = windows(samples)
     pictures = [
         np.rot90(bilinear(pixels_of(sample), box, 45 * (label % 2), SIZE), label // 2)
@@ -140,7 +142,8 @@ def test_a_bilinear_rotation_is_found(noise: tuple[str, list[Sample]]) -> None:
     views = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
     assert probe_accuracy(views, labels) > 0.95
     if scale == "as it is":
-        # A network that knows the base for sure and the turns by chance is right one time in four, 4 standard errors above this.
+        # A network that knows the base but guesses the turns is right one time in four, 4 standard errors
+        # above this.
         assert network_accuracy(views, labels) > NETWORK_CHANCE
 
 
@@ -157,7 +160,7 @@ def test_a_bilinear_rotation_is_found(noise: tuple[str, list[Sample]]) -> None:
 def test_a_lesser_kernel_is_found(
     noise: tuple[str, list[Sample]], constant: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of the kernel's numbers is there for something, and the probe sees what a small network would need long for."""
+    """The kernel needs each of its constants; the probe finds what a small network would learn slowly."""
     for module in (isotropic, isotropic_batch):
         monkeypatch.setattr(module, constant, value)
     samples = noise[1][:800]
@@ -169,7 +172,7 @@ def test_a_lesser_kernel_is_found(
 
 @pytest.mark.parametrize("mode", [JPG, RAW])
 def test_flat_pictures_give_eight_equal_views(mode: int, tmp_path: Path) -> None:
-    """Of all sizes down to one place for the window, with corners as near to the borders as can be; a frame is not seen."""
+    """For all sizes down to the smallest that fits, with corners close to the borders, no frame shows."""
     random = np.random.default_rng(0)
     samples, colours = [], []
     for i in range(60):
@@ -192,7 +195,7 @@ def test_flat_pictures_give_eight_equal_views(mode: int, tmp_path: Path) -> None
 
 
 def decode_whole(decoder: Decoder, sample: Sample) -> np.ndarray:
-    """As the decoder does: Pillow's and libffcv's decodes differ by up to a few levels."""
+    """Decode like the given decoder, because Pillow and libffcv differ by up to a few levels."""
     data, height, width, _ = sample
     if decoder.name == "ffcv":
         return libffcv.Codec().decode(data, height, width)[0]
@@ -207,7 +210,7 @@ def decoder(request: pytest.FixtureRequest) -> Decoder:
 
 
 def test_decoders_sample_from_the_whole_decode(decoder: Decoder, tmp_path: Path) -> None:
-    """Never from a scaled one, which an area crop of the same size would take; both kinds of view from one decode."""
+    """Not from a scaled one, as for an area crop of the same size, and both kinds of view from one decode."""
     samples = [(jpeg(photo(i, 301, 411)), 301, 411, JPG) for i in range(6)]
     size = 15
     boxes = np.array([[60, 70 + i, 150, 150, (ISOTROPIC, DIAGONAL)[i % 2]] for i in range(6)], np.int32)
@@ -248,7 +251,7 @@ def test_a_window_that_does_not_fit_is_a_bad_box(decoder: Decoder, tmp_path: Pat
 
 
 def test_all_rotations_come_from_one_decode(tmp_path: Path) -> None:
-    """Two views, a base each: their eight rotations hold what a view with a drawn base shows, where their windows agree."""
+    """The rotations of two views, one per base, contain the view of a drawn base where windows agree."""
     samples = [(jpeg(photo(i, 201, 211)), 201, 211, JPG) for i in range(40)]
     crops = [RotationCrop(32, base=base) for base in (0, 45)]
     views = [ViewSpec(RotationCrop(32), (Rotate45(),)), *(ViewSpec(crop) for crop in crops)]
@@ -259,5 +262,5 @@ def test_all_rotations_come_from_one_decode(tmp_path: Path) -> None:
     draw = batch.draws[0][0]
     every = all_rotations(batch.images[1:])
     drawn = Rotate45()(batch.images[0], draw)
-    # View 0's window is the one that both bases show.
+    # Both bases show the window of view 0.
     torch.testing.assert_close(every[torch.arange(40), draw["label"]], drawn, rtol=0, atol=0)
