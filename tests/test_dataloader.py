@@ -98,12 +98,10 @@ def test_evaluation_sees_each_sample_once_and_no_padding(world: int, batch_size:
         for inputs, labels in tuples:
             assert 0 < len(inputs) == len(labels) <= batch_size and (labels >= 0).all()
             assert inputs.is_contiguous(memory_format=torch.channels_last)
-            results += [
-                (int(label), float(picture.sum())) for picture, label in zip(inputs, labels, strict=True)
-            ]
+            results += [(int(label), float(image.sum())) for image, label in zip(inputs, labels, strict=True)]
     with Beton(beton) as data, Loader(data, [view], batch_size=NUM, train=False) as plain:
         (inputs,) = next(plain.epoch(0)).inputs([view], torch.float32)
-    sums = [float(picture.sum()) for picture in inputs]
+    sums = [float(image.sum()) for image in inputs]
     assert sorted(results) == [
         (label, pytest.approx(sums[label], rel=1e-5, abs=1e-3)) for label in range(NUM)
     ]

@@ -80,7 +80,7 @@ def network_accuracy(views: Tensor, labels: Tensor, steps: int = 100) -> float:
     return right.double().mean().item()
 
 
-def bilinear(picture: np.ndarray, box: np.ndarray, degrees: int, size: int) -> np.ndarray:
+def bilinear(image: np.ndarray, box: np.ndarray, degrees: int, size: int) -> np.ndarray:
     """Return a box's window at any angle by Pillow's bilinear transform: uint8 [size, size, 3]."""
     top, left, side = (int(value) for value in box[:3])
     step, turn = side / size, np.deg2rad(degrees)
@@ -88,7 +88,7 @@ def bilinear(picture: np.ndarray, box: np.ndarray, degrees: int, size: int) -> n
     x = left + side / 2 - (cos - sin) * size / 2
     y = top + side / 2 - (sin + cos) * size / 2
     return np.asarray(
-        Image.fromarray(picture).transform(
+        Image.fromarray(image).transform(
             (size, size), Image.Transform.AFFINE, (cos, -sin, x, sin, cos, y), Image.Resampling.BILINEAR
         )
     )

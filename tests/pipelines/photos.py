@@ -39,24 +39,24 @@ def photo(seed: int, height: int, width: int) -> np.ndarray:
     broad = Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
-    picture = np.asarray(broad).astype(np.float32)
+    image = np.asarray(broad).astype(np.float32)
     y, x = np.mgrid[:height, :width]
     for _ in range(12):
         centre_y, centre_x = random.uniform(0, height), random.uniform(0, width)
         radius_y, radius_x = random.uniform(0.05, 0.3, 2) * (height, width)
         inside = ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 < 1
-        picture[inside] = 0.5 * picture[inside] + 0.5 * random.uniform(0, 255, 3)
+        image[inside] = 0.5 * image[inside] + 0.5 * random.uniform(0, 255, 3)
     for cell_px, strength in ((8, 10.0), (3, 8.0), (1, 3.0)):
         noise = random.normal(0, strength, (height // cell_px + 2, width // cell_px + 2)).astype(np.float32)
-        picture += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR))[
+        image += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR))[
             ..., None
         ]
-    return picture.clip(0, 255).astype(np.uint8)
+    return image.clip(0, 255).astype(np.uint8)
 
 
-def jpeg(picture: np.ndarray, **options: object) -> bytes:
+def jpeg(image: np.ndarray, **options: object) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", **{"quality": 90, **options})
+    Image.fromarray(image).save(file, "JPEG", **{"quality": 90, **options})
     return file.getvalue()
 
 
@@ -64,11 +64,11 @@ def pil_decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def area_mean(picture: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
+def area_mean(image: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
     """Compute the exact mean of the source area under each output pixel, by running sums.
 
     Args:
-        picture: uint8 [H, W, 3].
+        image: uint8 [H, W, 3].
         box: (top, left, height, width, ...), in whole pixels.
         size: The side of the output.
 
@@ -82,7 +82,7 @@ def area_mean(picture: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
         return whole, edge - whole
 
     top, left, height, width = (int(value) for value in box)
-    part = picture[top : top + height, left : left + width].astype(np.float64)
+    part = image[top : top + height, left : left + width].astype(np.float64)
     sums = np.concatenate([np.zeros((1, width, 3)), part.cumsum(0)])
     whole, rest = edges(height)
     rows = np.diff(sums[whole] * (1 - rest)[:, None, None] + sums[whole + 1] * rest[:, None, None], axis=0)

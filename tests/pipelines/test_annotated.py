@@ -153,10 +153,10 @@ def test_too_few_pictures_are_refused() -> None:
         assert loader.num_steps == 1
 
 
-def save(path: Path, picture: np.ndarray, orientation: int = 1) -> None:
+def save(path: Path, image: np.ndarray, orientation: int = 1) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(picture).save(path, exif=exif)
+    Image.fromarray(image).save(path, exif=exif)
 
 
 def test_a_picture_is_read_upright(tmp_path: Path) -> None:

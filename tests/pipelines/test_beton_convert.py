@@ -161,11 +161,9 @@ def test_sizes(size: tuple[int, int], target: Target, expected: tuple[int, int])
 
 @pytest.mark.parametrize("short_side", [300, 299, 150, 149, 75, 40])
 def test_shrinking_by_scaled_decoding_equals_shrinking_the_whole(short_side: int) -> None:
-    picture = np.asarray(Image.fromarray(photo(2, 300, 401)).resize((1203, 900), Image.Resampling.BICUBIC))
-    stored = convert(jpeg(picture, quality=95), Target(short_side=short_side, mode="raw"))
-    expected = np.asarray(
-        Image.fromarray(picture).resize((stored.width, stored.height), Image.Resampling.BOX)
-    )
+    image = np.asarray(Image.fromarray(photo(2, 300, 401)).resize((1203, 900), Image.Resampling.BICUBIC))
+    stored = convert(jpeg(image, quality=95), Target(short_side=short_side, mode="raw"))
+    expected = np.asarray(Image.fromarray(image).resize((stored.width, stored.height), Image.Resampling.BOX))
     assert mean_difference(stored, expected) < 2
 
 

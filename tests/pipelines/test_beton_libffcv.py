@@ -80,12 +80,12 @@ def test_compiled_callers_are_cached_across_processes_and_ffcv_is_not_imported(t
 def test_codec_agrees_with_pillow() -> None:
     codec = Codec()
     for height, width in ((90, 121), (1, 1), (7, 300)):
-        picture = photo(3, height, width)
-        data = jpeg(picture, subsampling=0)
+        image = photo(3, height, width)
+        data = jpeg(image, subsampling=0)
         pixels, is_good = codec.decode(data, height, width)
         assert is_good and np.abs(pixels.astype(int) - pil_decode(data)).mean() < 1.5
         assert codec.decode(data, height, width, 4)[0].shape == (-(-height // 4), -(-width // 4), 3)
-        assert codec.encode(picture, 83) == jpeg(picture, quality=83)
+        assert codec.encode(image, 83) == jpeg(image, quality=83)
     assert not codec.decode(data[: len(data) // 2], height, width)[1]
 
 
@@ -113,11 +113,11 @@ def header(data: "bytes | bytearray") -> tuple[int, ...]:
 
 
 def test_jpeg_header() -> None:
-    picture = photo(1, 90, 121)
-    assert header(jpeg(picture)) == (HEADER_GOOD, 90, 121, 3, 0, 8)
-    assert header(jpeg(picture, progressive=True)) == (HEADER_GOOD, 90, 121, 3, 1, 8)
-    assert header(jpeg(picture[:, :, 0])) == (HEADER_GOOD, 90, 121, 1, 0, 8)
-    assert header(jpeg(np.dstack([picture, picture[:, :, :1]]).view()[:, :, :3])) == (
+    image = photo(1, 90, 121)
+    assert header(jpeg(image)) == (HEADER_GOOD, 90, 121, 3, 0, 8)
+    assert header(jpeg(image, progressive=True)) == (HEADER_GOOD, 90, 121, 3, 1, 8)
+    assert header(jpeg(image[:, :, 0])) == (HEADER_GOOD, 90, 121, 1, 0, 8)
+    assert header(jpeg(np.dstack([image, image[:, :, :1]]).view()[:, :, :3])) == (
         HEADER_GOOD,
         90,
         121,
@@ -125,7 +125,7 @@ def test_jpeg_header() -> None:
         0,
         8,
     )
-    data = bytearray(jpeg(picture))
+    data = bytearray(jpeg(image))
     frame = data.find(b"\xff\xc0")
     assert header(data[:frame] + b"\xff\xff" + data[frame:]) == (HEADER_GOOD, 90, 121, 3, 0, 8)  # fill bytes
     assert header(data[:frame] + b"\x00" + data[frame:])[0] == HEADER_BROKEN

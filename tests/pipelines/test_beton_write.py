@@ -84,23 +84,21 @@ def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
 @pytest.mark.slow
 @needs_ffcv("its own Reader and Loader read")
 def test_ffcv_reads_ours(tmp_path: Path) -> None:
-    pictures = [photo(i, 40, 50) for i in range(10)]
-    samples = [Sample(str(i), picture, 7 - i) for i, picture in enumerate(pictures[:8])]
+    images = [photo(i, 40, 50) for i in range(10)]
+    samples = [Sample(str(i), image, 7 - i) for i, image in enumerate(images[:8])]
     outs = {mode: tmp_path / f"{mode}.beton" for mode in ("raw", "jpg")}
     for mode, out in outs.items():
         write_beton(samples, out, num_samples=10, target=Target(mode=mode))  # fewer come than announced
-    far_beton(tmp_path / "far.beton", [(picture.tobytes(), 40, 50, RAW) for picture in pictures[:8]])
+    far_beton(tmp_path / "far.beton", [(image.tobytes(), 40, 50, RAW) for image in images[:8]])
     stock("read", *outs.values(), tmp_path / "far.beton")
     with np.load(tmp_path / "far.beton.npz") as arrays:
-        assert (arrays["images_True"] == pictures[:8]).all() and (
-            arrays["images_False"] == pictures[:8]
-        ).all()
+        assert (arrays["images_True"] == images[:8]).all() and (arrays["images_False"] == images[:8]).all()
     for mode, out in outs.items():
         with np.load(f"{out}.npz") as arrays, Beton(out) as beton:
             assert has_checksums(beton.shards[0])  # which ffcv ignores
             assert list(arrays["names"]) == ["image", "label"] and arrays["num_samples"] == 8
             for i in range(8):
-                expected = pictures[i] if mode == "raw" else Codec().decode(beton.read(i), 40, 50)[0]
+                expected = images[i] if mode == "raw" else Codec().decode(beton.read(i), 40, 50)[0]
                 for os_cache in (True, False):
                     assert list(arrays[f"labels_{os_cache}"]) == list(range(7, -1, -1))
                     assert (arrays[f"images_{os_cache}"][i] == expected).all()
@@ -118,9 +116,9 @@ def test_pages_and_large_samples(tmp_path: Path) -> None:
         (900, 900),
         (20, 30),
     ]  # up to 6.3 MB, page 2 MiB
-    pictures = [random.integers(0, 256, (*side, 3), dtype=np.uint8) for side in sides]
+    images = [random.integers(0, 256, (*side, 3), dtype=np.uint8) for side in sides]
     out = tmp_path / "a.beton"
-    samples = [Sample(str(i), picture, i) for i, picture in enumerate(pictures)]
+    samples = [Sample(str(i), image, i) for i, image in enumerate(images)]
     write_beton(samples, out, num_samples=7, target=Target(mode="raw"), page_bytes=1 << 21)
     with Beton(out) as beton:
         page = beton.shards[0].page_size
@@ -129,7 +127,7 @@ def test_pages_and_large_samples(tmp_path: Path) -> None:
         assert (rows.offset // page == (rows.offset + rows.num_bytes - 1) // page).all() and (
             np.diff(rows.offset) > 0
         ).all()
-        assert [beton.read(i) for i in range(7)] == [picture.tobytes() for picture in pictures]
+        assert [beton.read(i) for i in range(7)] == [image.tobytes() for image in images]
     assert list(verify(out)) == []
 
 

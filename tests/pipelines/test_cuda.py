@@ -178,26 +178,26 @@ def kinds_of_files() -> list[tuple[str, bytes]]:
 
     from PIL import Image
 
-    def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
         file = io.BytesIO()
-        picture.save(file, kind, **options)
+        image.save(file, kind, **options)
         return file.getvalue()
 
-    pictures = [Image.fromarray(photo(seed, 90, 120)) for seed in range(9)]
+    images = [Image.fromarray(photo(seed, 90, 120)) for seed in range(9)]
     turned = Image.Exif()
     turned[0x0112] = 6
-    good = saved(pictures[6], "JPEG", quality=90)
+    good = saved(images[6], "JPEG", quality=90)
     at = good.index(b"\xff\xda")
     return [
-        ("jpg", saved(pictures[0], "JPEG", quality=90)),
-        ("jpg", saved(pictures[1].convert("L"), "JPEG", quality=90)),
-        ("jpg", saved(pictures[2], "JPEG", quality=90, progressive=True)),
-        ("jpg", saved(pictures[3], "JPEG", quality=90, exif=turned)),
-        ("jpg", saved(pictures[4].convert("CMYK"), "JPEG", quality=90)),
-        ("png", saved(pictures[5], "PNG")),
+        ("jpg", saved(images[0], "JPEG", quality=90)),
+        ("jpg", saved(images[1].convert("L"), "JPEG", quality=90)),
+        ("jpg", saved(images[2], "JPEG", quality=90, progressive=True)),
+        ("jpg", saved(images[3], "JPEG", quality=90, exif=turned)),
+        ("jpg", saved(images[4].convert("CMYK"), "JPEG", quality=90)),
+        ("png", saved(images[5], "PNG")),
         ("jpg", good[:at] + b"\x12\x34" + good[at:]),
-        ("jpg", saved(pictures[7].resize((18, 14)), "JPEG", quality=95)),
-        ("jpg", saved(pictures[8], "JPEG", quality=90)),
+        ("jpg", saved(images[7].resize((18, 14)), "JPEG", quality=95)),
+        ("jpg", saved(images[8], "JPEG", quality=90)),
     ]
 
 
@@ -216,12 +216,12 @@ def test_isotropic_crops_are_those_of_the_cpu(tmp_path: Path) -> None:
 def test_the_hardware_decoder_is_asked_for_and_its_share_changes_nothing_but_the_way(tmp_path: Path) -> None:
     needs_dali_here()
     why = hardware_jpeg.why_slower(torch.device("cuda", torch.cuda.current_device()))
-    pictures = []
+    images = []
     with Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data:
         for share in (0.0, 1.0):
             options: dict[str, Any] = {"batch_size": NUM, "train": False, "decoder": "dali", "device": "cuda"}
             with Loader(data, VIEWS, hw_decoder_load=share, **options) as loader:
                 assert bool(why) == ("no hardware JPEG decoder" in loader.decoder_reason)
                 (batch,) = loader.epoch(0)
-                pictures.append(batch.images[0].cpu().numpy().astype(np.int32))
-    assert np.abs(pictures[0] - pictures[1]).mean() < 2.0
+                images.append(batch.images[0].cpu().numpy().astype(np.int32))
+    assert np.abs(images[0] - images[1]).mean() < 2.0

@@ -221,8 +221,8 @@ def decode(decoder: DaliDecoder, rows: SampleTable) -> tuple[np.ndarray, np.ndar
     encoded = decoder.begin(rows)
     decoder.encode(rows, encoded, slice(0, len(rows.indices)))
     decoder.submit(rows, encoded, [boxes], [24])
-    status, (pictures,) = decoder.collect()
-    return status, pictures.numpy().copy()
+    status, (images,) = decoder.collect()
+    return status, images.numpy().copy()
 
 
 @needs_dali("mixed batches")
@@ -232,11 +232,11 @@ def test_a_batch_may_hold_everything_at_once(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "data", samples)
     decoder = DaliDecoder("beton", 8, 1, CPU)
     with pytest.warns(UserWarning, match="sample 2 is decoded on the CPU"):
-        status, pictures = decode(decoder, rows)
+        status, images = decode(decoder, rows)
     assert status.tolist() == [0, 0, 0, codes.CORRUPT, 0, 0, codes.NOT_JPEG]
     for i in np.flatnonzero(status == codes.GOOD):
         alone = decode(decoder, rows.part(slice(i, i + 1)))[1]
-        assert (pictures[i] == alone[0]).all() and alone.any()
+        assert (images[i] == alone[0]).all() and alone.any()
 
 
 @needs_dali("mixed batches")
@@ -295,11 +295,11 @@ def test_what_dali_refuses_is_decoded_on_the_cpu(tmp_path: Path, monkeypatch: py
     samples = [*JPEGS[:5], (ODD, 50, 60, JPG), (CUT, 50, 60, JPG)]
     decoder = DaliDecoder("beton", 8, 2, CPU)
     with pytest.warns(UserWarning, match=r"sample 5 is decoded on the CPU, not by DALI \(.+\)"):
-        status, pictures = decode(decoder, rows_of(tmp_path / "data", samples))
+        status, images = decode(decoder, rows_of(tmp_path / "data", samples))
     assert status.tolist() == [0] * 6 + [codes.CORRUPT] and decoder.num_fallbacks == 1
     expected = decode(decoder, rows_of(tmp_path / "good", JPEGS[:6]))[1]
-    assert (pictures[:5] == expected[:5]).all()
-    assert np.abs(pictures[5].astype(int) - expected[5]).mean() < 2
+    assert (images[:5] == expected[:5]).all()
+    assert np.abs(images[5].astype(int) - expected[5]).mean() < 2
 
 
 @needs_dali("the loader")

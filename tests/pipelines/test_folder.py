@@ -120,29 +120,29 @@ def test_pictures_stand_upright(tmp_path: Path, decoder: str) -> None:
         results, num_fallbacks = whole(data, decoder, 45)
         assert not num_fallbacks
         for i in range(8):
-            picture = decode_any(Path(data.name(i)).read_bytes())
-            assert np.abs(results[i] - area_mean(picture, (0, 0, *picture.shape[:2]), 45)).mean() < 1.5
+            image = decode_any(Path(data.name(i)).read_bytes())
+            assert np.abs(results[i] - area_mean(image, (0, 0, *image.shape[:2]), 45)).mean() < 1.5
 
 
 def write_kinds(root: Path) -> int:
     """Write image files of many kinds, and return how many of them no fast decoder reads."""
     root.mkdir()
-    picture = Image.fromarray(photo(5, 70, 90))
+    image = Image.fromarray(photo(5, 70, 90))
     turned = Image.Exif()
     turned[0x112] = 6
-    clear = picture.copy()
+    clear = image.copy()
     clear.putalpha(Image.fromarray(photo(6, 70, 90)[..., 0]))
-    picture.convert("L").save(root / "grey.jpg")
-    picture.save(root / "progressive.jpg", progressive=True)
-    picture.save(root / "large head.jpg", icc_profile=bytes(100_000))
-    picture.convert("CMYK").save(root / "cmyk.jpg", exif=turned)
-    picture.save(root / "plain.png")
+    image.convert("L").save(root / "grey.jpg")
+    image.save(root / "progressive.jpg", progressive=True)
+    image.save(root / "large head.jpg", icc_profile=bytes(100_000))
+    image.convert("CMYK").save(root / "cmyk.jpg", exif=turned)
+    image.save(root / "plain.png")
     clear.save(root / "clear.png", exif=turned)
     clear.save(root / "clear.webp", lossless=True, exif=turned)
-    picture.convert("P").save(root / "palette.png")
-    picture.save(root / "turned.tif", exif=turned)
-    picture.save(root / "png by another name.jpg", "PNG")
-    picture.save(root / "jpeg by another name.png", "JPEG")
+    image.convert("P").save(root / "palette.png")
+    image.save(root / "turned.tif", exif=turned)
+    image.save(root / "png by another name.jpg", "PNG")
+    image.save(root / "jpeg by another name.png", "JPEG")
     return 7
 
 
@@ -161,9 +161,9 @@ def test_image_files_of_all_kinds_are_read(tmp_path: Path, decoder: str) -> None
             results, num_fallbacks = whole(data, decoder, 35)
         assert num_fallbacks == (num_files if decoder == "dali" else 0)
         for i in range(data.num_samples):
-            picture = decode_any(Path(data.name(i)).read_bytes())
-            assert picture.shape[:2] == (rows.height[i], rows.width[i])
-            error = np.abs(results[i] - area_mean(picture, (0, 0, *picture.shape[:2]), 35)).mean()
+            image = decode_any(Path(data.name(i)).read_bytes())
+            assert image.shape[:2] == (rows.height[i], rows.width[i])
+            error = np.abs(results[i] - area_mean(image, (0, 0, *image.shape[:2]), 35)).mean()
             assert error < 2, data.name(i)
 
 

@@ -56,6 +56,6 @@ def test_what_exif_says_is_read_alike_wherever_it_stands(
         images, num_fallbacks = whole(data, decoder, 45)
         assert not num_fallbacks
         upright = pil_decode(jpeg(photo(7, 90, 130)))
-        for name, picture in zip(names, images, strict=True):
+        for name, image in zip(names, images, strict=True):
             expected = upright[::-1, ::-1] if name.startswith("3") else upright
-            assert np.abs(picture - area_mean(expected, (0, 0, 90, 130), 45)).mean() < 1.5, name
+            assert np.abs(image - area_mean(expected, (0, 0, 90, 130), 45)).mean() < 1.5, name

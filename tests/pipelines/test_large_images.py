@@ -128,12 +128,12 @@ def test_memory_of_a_picture_beyond_its_file(mode: str, bytes_per_pixel: int) ->
 
 def test_large_pictures_wait_for_each_other_and_small_ones_do_not() -> None:
     large = LARGE_PIXELS + 1
-    pictures = LargePictures(limit_bytes=2 * large * BYTES_PER_PIXEL)
+    images = LargePictures(limit_bytes=2 * large * BYTES_PER_PIXEL)
     go, inside, most, lock = threading.Event(), [0], [0], threading.Lock()
     entered = threading.Semaphore(0)
 
     def decode_one(num_pixels: int) -> None:
-        with pictures.room_for(num_pixels):
+        with images.room_for(num_pixels):
             with lock:
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
@@ -146,11 +146,11 @@ def test_large_pictures_wait_for_each_other_and_small_ones_do_not() -> None:
         futures = [pool.submit(decode_one, large) for _ in range(5)]
         assert entered.acquire(timeout=60)
         assert entered.acquire(timeout=60)
-        with pictures.room_for(LARGE_PIXELS):  # without waiting
+        with images.room_for(LARGE_PIXELS):  # without waiting
             assert not entered.acquire(timeout=0.1)
         go.set()
         for future in futures:
             future.result(60)
         assert most[0] == 2
-        with pictures.room_for(100 * large):  # a single image may exceed the limit
+        with images.room_for(100 * large):  # a single image may exceed the limit
             assert not pool.submit(decode_one, 0).result(60)

@@ -24,8 +24,8 @@ ROTATIONS = [ViewSpec(RotationCrop(24)), ViewSpec(RotationCrop(33, base=45))]
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pictures = [photo(i, 40, 36) for i in range(NUM)]
-    samples = [(picture.tobytes(), 40, 36, RAW) for picture in pictures]
+    images = [photo(i, 40, 36) for i in range(NUM)]
+    samples = [(image.tobytes(), 40, 36, RAW) for image in images]
     return write(tmp_path_factory.mktemp("raw") / "raw.beton", samples)
 
 
@@ -77,9 +77,9 @@ def cropped(path: Path, indices: list[int], views: list[tuple[list[list[int]], i
             for each, _ in views
         ]
         decoder.submit(data.rows(np.array(indices, np.int64)), None, boxes, [size for _, size in views])  # type: ignore[union-attr]
-        status, pictures = decoder.collect()  # type: ignore[union-attr]
+        status, images = decoder.collect()  # type: ignore[union-attr]
         assert not status.any()
-        return pictures
+        return images
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -109,8 +109,8 @@ def test_pictures_shown_whole_are_copied_with_the_bytes_of_their_crop(
     first, second = cropped(square, indices, [([WHOLE], 33), ([WHOLE], 33)])
     assert not called
     with Beton(square) as data:
-        pictures = [np.frombuffer(data.read(index), np.uint8).reshape(33, 33, 3) for index in indices]
-    stored = torch.from_numpy(np.array(pictures, np.uint8).reshape(-1, 33, 33, 3))
+        images = [np.frombuffer(data.read(index), np.uint8).reshape(33, 33, 3) for index in indices]
+    stored = torch.from_numpy(np.array(images, np.uint8).reshape(-1, 33, 33, 3))
     box = torch.tensor([WHOLE] * len(indices), dtype=torch.int32).view(-1, 5)
     expected = crop_area(stored, box, 33)
     assert torch.equal(expected, stored)

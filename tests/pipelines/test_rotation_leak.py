@@ -74,8 +74,8 @@ def noise(request: pytest.FixtureRequest) -> tuple[str, list[Sample]]:
     random = np.random.default_rng(height)
     samples = []
     for _ in range(NUM):
-        picture = random.integers(0, 256, (height, width, 3), np.uint8)
-        data = jpeg(picture, quality=90, subsampling=2) if kind == "jpeg" else picture.tobytes()
+        image = random.integers(0, 256, (height, width, 3), np.uint8)
+        data = jpeg(image, quality=90, subsampling=2) if kind == "jpeg" else image.tobytes()
         samples.append((data, height, width, JPG if kind == "jpeg" else RAW))
     return scale, samples
 
@@ -135,11 +135,11 @@ def test_a_bilinear_rotation_is_found(noise: tuple[str, list[Sample]]) -> None:
     if scale != "as it is":
         samples = samples[:800]  # enough for the probe of spectra
     boxes, labels = windows(samples)
-    pictures = [
+    images = [
         np.rot90(bilinear(pixels_of(sample), box, 45 * (label % 2), SIZE), label // 2)
         for sample, box, label in zip(samples, boxes, labels.tolist(), strict=True)
     ]
-    views = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    views = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     assert probe_accuracy(views, labels) > 0.95
     if scale == "as it is":
         # A network that knows the base but guesses the turns is right one time in four, 4 standard errors
@@ -177,12 +177,12 @@ def test_flat_pictures_give_eight_equal_views(mode: int, tmp_path: Path) -> None
     samples, colours = [], []
     for i in range(60):
         height, width = (int(side) for side in random.integers(64, 130, 2)) if i % 2 else (64 + i // 2,) * 2
-        picture = np.empty((height, width, 3), np.uint8)
-        picture[:] = random.integers(0, 256, 3) if i > 2 else 127 * i
-        colours.append(picture[0, 0].copy())
+        image = np.empty((height, width, 3), np.uint8)
+        image[:] = random.integers(0, 256, 3) if i > 2 else 127 * i
+        colours.append(image[0, 0].copy())
         if mode == RAW and i % 3 == 0:
-            picture[[0, -1]] = picture[:, [0, -1]] = 255 - colours[-1]
-        samples.append((jpeg(picture) if mode == JPG else picture.tobytes(), height, width, mode))
+            image[[0, -1]] = image[:, [0, -1]] = 255 - colours[-1]
+        samples.append((jpeg(image) if mode == JPG else image.tobytes(), height, width, mode))
     views = [ViewSpec(RotationCrop(31, share=1.0, base=base)) for base in (0, 45)]
     with Beton(write(tmp_path / "flat.beton", samples)) as data, Loader(
         data, views, batch_size=60, train=False, decoder=COMPILED, num_threads=2
@@ -199,9 +199,9 @@ def decode_whole(decoder: Decoder, sample: Sample) -> np.ndarray:
     data, height, width, _ = sample
     if decoder.name == "ffcv":
         return libffcv.Codec().decode(data, height, width)[0]
-    picture = plain_decoder()(data)
-    assert picture is not None
-    return picture
+    image = plain_decoder()(data)
+    assert image is not None
+    return image
 
 
 @pytest.fixture(params=[name for name in DECODERS if name != "dali"])

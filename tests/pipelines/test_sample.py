@@ -17,10 +17,8 @@ MAKE = "from fastpsl.pipelines.sample.betons import sample_paths; print(sample_p
 
 def small(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with Beton(path) as beton:
-        pictures = [
-            np.frombuffer(beton.read(i), np.uint8).reshape(32, 32, 3) for i in range(beton.num_samples)
-        ]
-        return np.stack(pictures).astype(np.float32) / 255, beton.labels()
+        images = [np.frombuffer(beton.read(i), np.uint8).reshape(32, 32, 3) for i in range(beton.num_samples)]
+        return np.stack(images).astype(np.float32) / 255, beton.labels()
 
 
 @pytest.mark.slow
@@ -56,8 +54,8 @@ def test_pictures_are_drawn_from_the_seed() -> None:
     assert (draw_picture(6, 3, 60, 81) != again[0]).mean() > 0.5
     assert again[0].shape == (60, 81, 3) and again[0].dtype == np.uint8
     with Beton(sample_paths().train) as train, Beton(sample_paths().test) as test:
-        pictures = {train.read(i) for i in range(NUM_TRAIN)} | {test.read(i) for i in range(NUM_TEST)}
-        assert len(pictures) == NUM_TRAIN + NUM_TEST
+        images = {train.read(i) for i in range(NUM_TRAIN)} | {test.read(i) for i in range(NUM_TEST)}
+        assert len(images) == NUM_TRAIN + NUM_TEST
         assert 30 < np.mean([pil_decode(train.read(i)).std() for i in range(16)]) < 90
 
 

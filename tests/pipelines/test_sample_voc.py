@@ -98,8 +98,8 @@ def test_scenes() -> None:
     hidden = truncated = 0
     for _ in range(60):
         height, width = (int(side) for side in random.integers(96, 161, 2))
-        picture, shapes = draw_scene(random, height, width, 128)
-        assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
+        image, shapes = draw_scene(random, height, width, 128)
+        assert image.shape == (height, width, 3) and image.dtype == np.uint8
         assert 1 <= len(shapes) <= 3 and all(shape.mask.any() for shape in shapes)
         assert sum(shape.mask.astype(int) for shape in shapes).max() == 1  # type: ignore[union-attr]  # each pixel is one object's
         hidden += sum(shape.difficult for shape in shapes)
@@ -156,10 +156,10 @@ def test_a_pixels_colour_does_not_tell_the_class() -> None:
         data = VOC(drawn_voc(), (name,), "boxes")
         values, labels = [], []
         for i in range(data.num_samples):
-            picture = read_picture(data, i).permute(1, 2, 0).numpy().astype(np.float64)
+            image = read_picture(data, i).permute(1, 2, 0).numpy().astype(np.float64)
             for box, label, _ in zip(*data.objects(i), strict=True):
                 left, top, right, bottom = box.astype(int)
-                values.append(picture[top:bottom, left:right].mean((0, 1)))
+                values.append(image[top:bottom, left:right].mean((0, 1)))
                 labels.append(label)
         return np.array(values), np.array(labels)
 

@@ -30,8 +30,8 @@ RGB = Input(size_px=SIZE)
 XY = Input("SobelXY", (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD), SIZE)
 
 
-def beton(path: Path, pictures: Sequence[np.ndarray]) -> Path:
-    return write(path, [(picture.tobytes(), *picture.shape[:2], RAW) for picture in pictures])
+def beton(path: Path, images: Sequence[np.ndarray]) -> Path:
+    return write(path, [(image.tobytes(), *image.shape[:2], RAW) for image in images])
 
 
 def inputs(
@@ -51,9 +51,9 @@ def inputs(
             return list(path_of_ops.inputs(batch, views, torch.float32))
 
 
-def by_torchvision(picture: np.ndarray) -> list[Tensor]:
+def by_torchvision(image: np.ndarray) -> list[Tensor]:
     """Return the ten crops of an image with a shorter side of 64, in our order: [3, 56, 56] in [0, 1]."""
-    crops = ten_crop(torch.from_numpy(picture).permute(2, 0, 1) / 255, [SIZE, SIZE])
+    crops = ten_crop(torch.from_numpy(image).permute(2, 0, 1) / 255, [SIZE, SIZE])
     return [crops[place] for place in PLACES]
 
 
@@ -73,14 +73,14 @@ def gradients_by_hand(crop: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(64, 80), (94, 64), (64, 64)])
 def test_ten_crops_are_torchvisions(tmp_path: Path, decoder: str, shape: tuple[int, int]) -> None:
     """Without a resize they are equal up to rounding; mirrored crops have the mirrored image's gradients."""
-    pictures = [photo(i, *shape) for i in range(3)]
-    path = beton(tmp_path / "raw.beton", pictures)
+    images = [photo(i, *shape) for i in range(3)]
+    path = beton(tmp_path / "raw.beton", images)
     ways: list[tuple[Input, AugmentName]] = [(RGB, "kornia"), (XY, "kornia"), (RGB, "fused"), (XY, "auto")]
     for input, augment in ways:
         network_inputs = inputs(path, decoder, ten_crop_views(input, SIZE), augment)
         assert len(network_inputs) == 10
-        for number, picture in enumerate(pictures):
-            for place, crop in enumerate(by_torchvision(picture)):
+        for number, image in enumerate(images):
+            for place, crop in enumerate(by_torchvision(image)):
                 expected = (
                     normalize(crop, list(RGB.mean), list(RGB.std))
                     if input is RGB
@@ -103,10 +103,10 @@ def test_a_mirrored_input_is_not_the_input_of_a_mirrored_picture(tmp_path: Path)
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_ten_crops_of_larger_pictures(tmp_path: Path, decoder: str) -> None:
     """Resizing and cropping at once is within a few grey values of torchvision's two steps."""
-    pictures = [photo(7, 200, 261), photo(8, 173, 150)]
-    network_inputs = inputs(beton(tmp_path / "raw.beton", pictures), decoder, ten_crop_views(RGB, SIZE))
-    for number, picture in enumerate(pictures):
-        resized = resize(torch.from_numpy(picture).permute(2, 0, 1), [64], antialias=True)
+    images = [photo(7, 200, 261), photo(8, 173, 150)]
+    network_inputs = inputs(beton(tmp_path / "raw.beton", images), decoder, ten_crop_views(RGB, SIZE))
+    for number, image in enumerate(images):
+        resized = resize(torch.from_numpy(image).permute(2, 0, 1), [64], antialias=True)
         expected = [
             normalize(crop, list(RGB.mean), list(RGB.std))
             for crop in by_torchvision(resized.permute(1, 2, 0).numpy())
@@ -125,7 +125,7 @@ def test_pictures_of_a_few_pixels_have_ten_crops(tmp_path: Path, decoder: str) -
     row, column = photo(1, 1, 9), photo(2, 12, 1)
     path = beton(tmp_path / "raw.beton", [row, column, photo(3, 1, 1)])
     network_inputs = inputs(path, decoder, ten_crop_views(RGB, SIZE))
-    for number, (picture, places) in enumerate(
+    for number, (image, places) in enumerate(
         [
             (row, [(0, 4), (0, 0), (0, 8), (0, 0), (0, 8)]),
             (column, [(5, 0), (0, 0), (0, 0), (11, 0), (11, 0)]),
@@ -133,7 +133,7 @@ def test_pictures_of_a_few_pixels_have_ten_crops(tmp_path: Path, decoder: str) -
         ]
     ):
         for crop, place in zip(network_inputs, places * 2, strict=True):
-            pixel = torch.from_numpy(picture[place].copy()).view(3, 1, 1) / 255
+            pixel = torch.from_numpy(image[place].copy()).view(3, 1, 1) / 255
             expected = normalize(pixel, list(RGB.mean), list(RGB.std)).expand(3, 2, 2)
             # Some decoders read beyond the box when they enlarge, which changes its border but not its
             # middle.

@@ -115,10 +115,10 @@ def test_the_loader_reads_it(root: Path) -> None:
     rows = data.rows(np.array([1, 0, 1]))
     assert rows.indices.tolist() == [1, 0, 1] and rows.height.tolist() == [60, 48, 60]
     for i, size in enumerate(((48, 64), (60, 40))):
-        picture = read_picture(data, i)
-        assert tuple(picture.shape) == (3, *size)
+        image = read_picture(data, i)
+        assert tuple(image.shape) == (3, *size)
         exact = pil_decode(Path(data.name(i)).read_bytes()).astype(int)
-        assert abs(picture.permute(1, 2, 0).numpy() - exact).mean() < 1
+        assert abs(image.permute(1, 2, 0).numpy() - exact).mean() < 1
     assert abs(batch.images[0][1].permute(1, 2, 0).float() - torch.from_numpy(exact[10:50])).mean() < 1
     with pytest.raises(IndexError):
         data.rows(np.array([2]))
@@ -154,8 +154,8 @@ def test_the_digest_is_of_the_contents(root: Path, tmp_path: Path) -> None:
     (root / "VOC2007" / "Annotations" / "000007.xml").write_text(DOG.replace("<xmax>20", "<xmax>21"))
     assert digests(root)[0] != boxes
     (root / "VOC2007" / "Annotations" / "000007.xml").write_text(DOG)
-    picture = root / "VOC2007" / "JPEGImages" / "000007.jpg"
-    picture.write_bytes(jpeg(photo(8, 48, 64)))
+    image = root / "VOC2007" / "JPEGImages" / "000007.jpg"
+    image.write_bytes(jpeg(photo(8, 48, 64)))
     assert digests(root)[0] != boxes
     path = root / "VOC2012" / "SegmentationClass" / "2007_000032.png"
     mask = mask_of(0, 50, 70)
