@@ -32,8 +32,7 @@ class EpochLoader:
 
     In training each loop is the next epoch, with another order and other draws, and all batches are full. In
     evaluation each sample comes once, in the data set's order and without padding. The last batch may be
-    smaller, and some of several ranks may have one batch fewer, so sum over the ranks after the loop and not
-    within it.
+    smaller, and some ranks may have one batch fewer, so sum over the ranks after the loop and not within it.
 
     Attributes:
         dataset: The open data set.
@@ -160,9 +159,8 @@ def loader(
         device: The device of the batches; "auto" is this process's CUDA device if there is one.
         augment: The implementation of the views' operations: "kornia" for one after the other, "fused" for
             few kernels, "auto" for fused if possible.
-        rank: This process's rank; by default that of torch.distributed, else of torchrun's environment, else
-            0.
-        world: The number of ranks, by default from the same place, else 1.
+        rank: This process's rank; by default torch.distributed's, else that of torchrun's environment, or 0.
+        world: The number of ranks; by default from the same place, or 1.
         options: Further arguments of `pipelines.loader.Loader`: seed, order, lanes, decoder, num_threads,
             prefetch_batches, timeout_s, on_bad_sample.
 

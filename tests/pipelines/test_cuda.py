@@ -130,8 +130,7 @@ def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
         for memory in used:
             assert memory.keys() == {"used", "torch", "other"} and min(memory.values()) > 0
             assert memory["used"] == memory["torch"] + memory["other"]
-        # Pools grow with the largest batch, in steps of tens of MiB. A leak of each epoch's images (40 MB)
-        # would show.
+        # Pools grow with the largest batch, in steps of tens of MiB; a leak per epoch would be 40 MB.
         assert used[-1]["used"] - used[3]["used"] < 128 << 20, used
 
 

@@ -34,8 +34,7 @@ def test_the_order_never_changes_between_versions() -> None:
 
 def test_every_place_is_equally_likely() -> None:
     places = np.stack([np.argsort(epoch_order(1, epoch, 20)) for epoch in range(800)])
-    # 800 draws of a place from 0 to 19: a mean of 9.5 with a standard deviation of 0.2, counts of 40 with one
-    # of 6.2.
+    # 800 draws of a place from 0 to 19: a mean of 9.5 +- 0.2, and counts of 40 +- 6.2 (standard deviations).
     assert np.abs(places.mean(0) - 9.5).max() < 1.0
     counts = np.stack([np.bincount(places[:, i], minlength=20) for i in range(20)])
     assert 12 < counts.min() and counts.max() < 72

@@ -32,8 +32,7 @@ from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
 from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, pil_decode, write
 
 NUM, SIZE = 1200, 64
-# Height and width, some odd: windows of 67, 35 and 129 px, which are 1.05, 0.55 and 2.02 source pixels per
-# pixel.
+# Height and width, some odd: windows of 67, 35 and 129 px, so 1.05, 0.55 and 2.02 source pixels per pixel.
 SCALES = {"as it is": (137, 144), "enlarged": (88, 85), "shrunk": (243, 236)}
 CROP = RotationCrop(SIZE)
 COMPILED = "ffcv" if "ffcv" in DECODERS else "torchvision"
@@ -142,8 +141,7 @@ def test_a_bilinear_rotation_is_found(noise: tuple[str, list[Sample]]) -> None:
     views = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     assert probe_accuracy(views, labels) > 0.95
     if scale == "as it is":
-        # A network that knows the base but guesses the turns is right one time in four, 4 standard errors
-        # above this.
+        # Knowing the base but guessing the turns gives one in four, 4 standard errors above this.
         assert network_accuracy(views, labels) > NETWORK_CHANCE
 
 

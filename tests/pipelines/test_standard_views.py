@@ -135,8 +135,7 @@ def test_pictures_of_a_few_pixels_have_ten_crops(tmp_path: Path, decoder: str) -
         for crop, place in zip(network_inputs, places * 2, strict=True):
             pixel = torch.from_numpy(image[place].copy()).view(3, 1, 1) / 255
             expected = normalize(pixel, list(RGB.mean), list(RGB.std)).expand(3, 2, 2)
-            # Some decoders read beyond the box when they enlarge, which changes its border but not its
-            # middle.
+            # Some decoders read beyond the box when they enlarge, which changes only its border.
             middle = crop[number, :, SIZE // 2 - 1 : SIZE // 2 + 1, SIZE // 2 - 1 : SIZE // 2 + 1]
             torch.testing.assert_close(middle, expected, atol=0.04, rtol=0)
 

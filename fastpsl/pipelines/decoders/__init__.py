@@ -41,8 +41,7 @@ def open_decoder(
         batch_size: The largest batch (dali).
         num_threads: The number of the decoder's own threads (dali).
         device: The device of the batches.
-        hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1 (dali; by default its
-            own).
+        hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1 (dali).
 
     Returns:
         The decoder, and the reason for the choice.

@@ -44,8 +44,7 @@ class DaliDecoder(BatchDecoder):
     """A decoder on DALI's pipelines.
 
     Args:
-        kind: The kind of the data, "beton" or "folder". Files of folders are rotated by their EXIF
-            orientation.
+        kind: The kind of the data, "beton" or "folder". Folders' files are rotated by EXIF.
         batch_size: The largest batch.
         num_threads: The number of DALI's threads.
         device: The device of the batches; a CUDA device needs its index.

@@ -9,8 +9,7 @@ _NO_MEMORY = re.compile(
     r"|CUDA_ERROR_OUT_OF_MEMORY|CUDA out of memory"
 )
 _NO_HOST_MEMORY = re.compile(r"Can't allocate \d+ bytes on host|failed to allocate pinned GPU Memory")
-# Texts of cudaErrorInsufficientDriver, of cudaErrorUnsupportedPtxVersion, and of libdali when a pipeline is
-# built.
+# Texts of cudaErrorInsufficientDriver and cudaErrorUnsupportedPtxVersion, and of libdali at building.
 _OLD_DRIVER = re.compile(
     r"driver version is insufficient|CUDA driver is not installed or its version is insufficient"
     r"|cudaErrorInsufficientDriver|unsupported toolchain|cudaErrorUnsupportedPtxVersion"

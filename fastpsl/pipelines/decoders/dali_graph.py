@@ -81,11 +81,9 @@ class Graph(NamedTuple):
 
     Attributes:
         is_raw: Whether the input is images, uint8 [H, W, 3], and not JPEGs.
-        turns: Whether JPEGs are rotated by their EXIF orientation. The last output is then the images'
-            shapes.
+        turns: Whether JPEGs are rotated by EXIF. The last output is then the images' shapes.
         sizes_px: The side of each crop of a sample.
-        isotropic: For each crop, whether the output is a source window, from which the isotropic kernel makes
-            the crop.
+        isotropic: For each crop, whether the output is a source window for the isotropic kernel.
         hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1.
     """
 
@@ -181,8 +179,7 @@ def feeds(
         graph: The description of the pipeline.
         samples: n JPEGs, uint8 [num_bytes], or images, uint8 [H, W, 3].
         boxes: For each crop int32 [n, 5].
-        is_pinned: Whether all samples lie in pinned memory, which needs the thread's current device to be
-            CUDA.
+        is_pinned: Whether all samples lie in pinned memory; the thread's current device must be CUDA.
 
     Returns:
         The name and the value of each input.

@@ -91,8 +91,7 @@ class DaliPipeline:
             sizes: The height and the width of the upright images, int [n, 2].
             boxes: For each crop int32 [n, 5].
             owner: The owner of the samples' memory, referenced until they have been read.
-            is_pinned: Whether all samples lie in pinned memory. Otherwise DALI's threads copy each there for
-                a GPU.
+            is_pinned: Whether all samples lie in pinned memory. If not, DALI's threads copy them for a GPU.
         """
         run = _Run(samples, sizes, boxes, owner, is_pinned)
         self._pending.append(run)
@@ -177,8 +176,7 @@ class DaliPipeline:
         crops = [self._crop(output, run.boxes[k], k) for k, output in enumerate(outputs[: len(run.boxes)])]
         failed = {}
         if self._graph.turns:
-            # Compared, because readers interpret EXIF differently, and DALI must agree with Pillow on the
-            # rotation.
+            # Compared, because readers differ in EXIF, and DALI must agree with Pillow on the rotation.
             sizes = np.asarray(outputs[-1].as_array())[:, :2]
             for i in np.flatnonzero((sizes != run.sizes).any(1)).tolist():
                 failed[i] = f"decoded as {sizes[i][0]} x {sizes[i][1]} px by DALI"

@@ -100,8 +100,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
     ) -> None:
         if stamp < 0:  # never true: it makes `stamp` a part of the cache's key
             return
-        # outs is a tuple of arrays, so numba compiles and caches this short loop once for each number of
-        # views.
+        # outs is a tuple of arrays, so numba compiles and caches this short loop for each number of views.
         for i in range(len(codes)):
             height, width = int(heights[i]), int(widths[i])
             codes[i], denominator = _decode_one(

@@ -11,10 +11,7 @@ from typing import Any
 
 import torch
 
-_SUCCESS, _ARCH_MISMATCH = (
-    0,
-    7,
-)  # nvjpegStatus_t (nvjpeg.h); a mismatch means that the device has no such decoder
+_SUCCESS, _ARCH_MISMATCH = 0, 7  # nvjpegStatus_t (nvjpeg.h); the mismatch means no decoder in the device
 
 
 @cache

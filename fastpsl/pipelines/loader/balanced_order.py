@@ -18,8 +18,7 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     Each of the K non-empty classes gets N // K draws, and N % K randomly chosen classes get one more. A class
     of n members with q * n + r draws contributes each member q times, and r randomly chosen members once
     more. The whole is shuffled. Each random choice takes the lowest sort keys in Slot.BALANCE: a sample's key
-    is the first two words for (seed, epoch, index), a class's key the next two words for (seed, epoch,
-    class).
+    is the first two words for (seed, epoch, index), a class's the next two for (seed, epoch, class).
 
     Args:
         labels: The class of each sample, int [N], N > 0, none negative.

@@ -44,8 +44,7 @@ class ByBatches:
         self._workers = Workers(num_threads, "fastpsl-loader")
         self._driver = Workers(1, "fastpsl-loader-driver")
         self._queue: SimpleQueue[_Encoded | None] = SimpleQueue()
-        # The driver refers to the queue and the decoder, never to this object, so deleting it ends the
-        # driver.
+        # The driver refers to the queue and the decoder only, so deleting this object ends it.
         self._end = weakref.finalize(self, self._queue.put, None)
         self._driver.submit(_drive, self._queue, decoder)
 

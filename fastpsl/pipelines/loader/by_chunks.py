@@ -36,8 +36,7 @@ def _allocate(pending: PendingBatch) -> None:
     """Allocate the batch's images, with zeros for padding."""
     spec, num = pending.spec, len(pending.indices)
     for view in spec.views:
-        # No ring of buffers: torch's pinned allocator reuses a block only after the copies from it have
-        # ended.
+        # No ring of buffers, because torch's pinned allocator reuses a block after its copies have ended.
         shape, is_pinned = (num, view.crop.size_px, view.crop.size_px, 3), spec.copy_stream is not None
         pending.images.append(torch.empty(shape, dtype=torch.uint8, pin_memory=is_pinned))
         pending.images[-1][pending.num_valid :] = 0

@@ -2,9 +2,8 @@
 
 Each sample is decoded once for all of its views, and images stay uint8 up to the device. Batches do not
 depend on the number of threads, nor a step's samples on the number of ranks. The consumer's next() keeps a
-bounded number of batches in flight in the loader's threads (by_chunks.py for decoders of chunks,
-by_batches.py for decoders of whole batches). There is no producer thread, and every error is raised in the
-consumer.
+bounded number of batches in flight in the loader's threads (by_chunks.py and by_batches.py, by the kind of
+decoder). There is no producer thread, and every error is raised in the consumer.
 """
 
 import sys
@@ -148,8 +147,7 @@ class Loader:
             epoch: The epoch, from 0.
             first_step: The first step to yield. Nothing before it is decoded.
             order: An order in place of the loader's own, for training only: dataset indices, int64
-                [num_samples], the same on all ranks. An index may occur any number of times, with other draws
-                each time.
+                [num_samples], the same on all ranks. Repeats of an index have draws of their own.
 
         Raises:
             ValueError: If there is no such epoch or step, if the loader is closed, or if `order` is given to
@@ -191,8 +189,7 @@ class Loader:
             order = epoch_order(self.seed, epoch, self.num_samples)
         else:
             order = np.arange(self.num_samples)
-        # Local names, because a generator that is open at the interpreter's exit finds the module's globals
-        # gone.
+        # Local names, because the module's globals may be gone when the interpreter's exit closes this.
         monotonic, is_finalizing = time.monotonic, sys.is_finalizing
         under_way: deque[PendingBatch] = deque()
         steps = iter(range(first_step, self.num_steps))

@@ -1,8 +1,7 @@
 """The order of the samples in an epoch, a pure function of (seed, epoch) and never of ranks or history.
 
 A position of an epoch is an index into an array, so a run resumes in mid-epoch without reading anything
-before it. A step is a slice of positions that the ranks share. Its samples are the same set for any number of
-ranks.
+before it. A step is a slice of positions, split between any number of ranks without changing its samples.
 """
 
 import numpy as np

@@ -1,8 +1,4 @@
-"""A batch in flight, which takes three steps.
-
-They are to plan it (rows, boxes, draws), to decode its images (by_chunks.py or by_batches.py) and to assemble
-it.
-"""
+"""A batch in flight: planned (rows, boxes, draws), decoded (by_chunks.py, by_batches.py), then assembled."""
 
 import threading
 from collections.abc import Callable
@@ -24,9 +20,7 @@ from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.loader.workers import Workers
 from fastpsl.pipelines.views import Crop, ViewSpec
 
-_CHUNK_SAMPLES = (
-    16  # 8 to 64 are equally fast on 2 cores; on many, larger ones take the interpreter lock less
-)
+_CHUNK_SAMPLES = 16  # 8 to 64 are equal on 2 cores; on many, larger ones take the interpreter lock less
 _MAX_NAMES = 3  # samples named in one line of an error
 
 

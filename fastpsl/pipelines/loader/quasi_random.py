@@ -4,8 +4,7 @@ Whole pages of a file are read, and a batch still mixes the samples of hundreds 
 
 Each epoch deals the pages to a fixed number of lanes. A lane opens its pages in random order, GROUP_PAGES at
 a time, and visits the samples of such a group in random order. Every global batch takes k samples of each
-lane, lane by lane, so that a rank owns whole lanes (rank r starts at lane r * lanes / world) and
-`order.step_indices` applies.
+lane, lane by lane, so a rank owns whole lanes (from lane r * lanes / world) and `order.step_indices` applies.
 
 The content of a lane depends on (seed, epoch, lanes) alone, never on ranks, batch size or accumulation. An
 epoch ends with the shortest lane. The surplus of the other lanes is dropped, and it differs between epochs.
@@ -68,8 +67,7 @@ def deal_pages(seed: int, epoch: int, page_sizes: np.ndarray, lanes: int) -> Gro
     pages = np.lexsort((place, lane_of))
     lane_of = lane_of[pages]
     place_in_lane = np.arange(len(pages)) - np.searchsorted(lane_of, lane_of)
-    # The first group of a lane has 1 to GROUP_PAGES pages, so that lanes do not all open a group at the same
-    # steps.
+    # A lane's first group has 1 to GROUP_PAGES pages, so that lanes do not all open groups at the same steps.
     group = (place_in_lane + lane_of % GROUP_PAGES) // GROUP_PAGES
     starts = np.flatnonzero((np.diff(lane_of, prepend=-1) != 0) | (np.diff(group, prepend=-1) != 0))
     return Groups(pages, lane_of[starts], np.append(starts, len(pages)))
@@ -171,8 +169,7 @@ class QuasiRandom:
         Args:
             epoch: The epoch, from 0.
             first_step: The first step that will be read.
-            steps_under_way: The steps in flight: when a step begins, all up to step - steps_under_way have
-                been read.
+            steps_under_way: When a step begins, all up to step - steps_under_way have been read.
         """
         groups = deal_pages(self._seed, epoch, self._page_sizes, self._lanes)
         order = quasi_random_order(
