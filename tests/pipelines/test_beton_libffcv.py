@@ -98,14 +98,14 @@ def test_a_handle_decodes_as_imdecode_does(denominator: int) -> None:
     for i, (height, width) in enumerate(((90, 121), (1, 1), (17, 300))):
         whole = jpeg(photo(i, height, width), progressive=i == 2)
         for data in (whole, whole[: len(whole) * 2 // 3]):
-            found = []
+            results = []
             for address in (0, handle.address):
                 out = np.zeros((-(-height // denominator), -(-width // denominator), 3), np.uint8)
                 packed = np.frombuffer(data, np.uint8)
                 status = decode_into(packed, len(data), height, width, out, 1, denominator, address)
-                found.append((status, out.tobytes()))
-            assert found[0] == found[1]
-        assert any(found[0][1]) or height == 1
+                results.append((status, out.tobytes()))
+            assert results[0] == results[1]
+        assert any(results[0][1]) or height == 1
 
 
 def header(data: "bytes | bytearray") -> tuple[int, ...]:

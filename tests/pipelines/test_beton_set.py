@@ -43,8 +43,8 @@ def num_samples(paths: Any) -> int:
 
 
 def test_complete_shards_have_no_fault(shards: list[Path], tmp_path: Path) -> None:
-    paths, found = betons_to_verify([str(tmp_path / GLOB)])
-    assert (paths, found) == (shards, [])
+    paths, lines = betons_to_verify([str(tmp_path / GLOB)])
+    assert (paths, lines) == (shards, [])
     assert faults(*shards) == [] and faults(shards[2]) == []  # a single shard does not need the others
     assert num_samples(tmp_path / GLOB) == 18
     assert num_samples(shards[1:3]) == 9  # a part of one write is allowed
@@ -149,10 +149,10 @@ def test_other_writes_are_named_and_refused(
 ) -> None:
     src = change(tmp_path) if change else tmp_path / "photos"
     write(src, shards[1], "--overwrite", *options)
-    found = [fault for fault in faults(tmp_path / GLOB) if "is missing" not in fault]
+    lines = [fault for fault in faults(tmp_path / GLOB) if "is missing" not in fault]
     words = words.replace("{}", str(shards[0])).replace("{tmp}", str(tmp_path))
     culprit = shards[2] if "2/4" in options else shards[1]
-    assert len(found) == 1 and found[0].startswith(f"{culprit}: ") and words in found[0], found
+    assert len(lines) == 1 and lines[0].startswith(f"{culprit}: ") and words in lines[0], lines
     with pytest.raises(ValueError) as caught:
         Beton(tmp_path / GLOB)
     assert "\n" not in str(caught.value) and (words in str(caught.value) or "class names differ" in words)

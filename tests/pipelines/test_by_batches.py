@@ -90,19 +90,19 @@ def assert_own_pictures(loader: Loader) -> None:
 
 
 def test_a_batch_that_is_submitted_as_the_consumer_leaves_is_no_other_batchs() -> None:
-    submitting, left = threading.Event(), threading.Event()
+    submitting, has_left = threading.Event(), threading.Event()
 
     def act(what: str, indices: list[int]) -> None:
-        if what == "submit" and 5 in indices and not left.is_set():
+        if what == "submit" and 5 in indices and not has_left.is_set():
             submitting.set()
-            left.wait(240)
+            has_left.wait(240)
 
     with make_loader(act) as loader:
         loader.decoder.depth = 1  # type: ignore[union-attr, misc]
         epoch = loader.epoch(0)
         next(epoch)
         assert submitting.wait(240)
-        threading.Timer(0.1, left.set).start()
+        threading.Timer(0.1, has_left.set).start()
         epoch.close()
         assert_own_pictures(loader)
 

@@ -74,17 +74,17 @@ def test_code_is_never_run_from_a_folder_of_others(
     elif kind == "a file":
         private.touch()
     elif kind == "another's":
-        mine, lstat = os.getuid(), os.lstat
+        uid, lstat = os.getuid(), os.lstat
         private.mkdir(mode=0o700)
-        theirs = os.stat_result([*lstat(private)[:4], mine + 1, *lstat(private)[5:]])
-        monkeypatch.setattr(os, "lstat", lambda path: theirs if path == private else lstat(path))
+        foreign_stat = os.stat_result([*lstat(private)[:4], uid + 1, *lstat(private)[5:]])
+        monkeypatch.setattr(os, "lstat", lambda path: foreign_stat if path == private else lstat(path))
     else:
         private.mkdir()
         private.chmod(0o770)
     caches.choose_caches()
-    chosen = Path(os.environ["XDG_CACHE_HOME"])
-    assert chosen.parent == temporary and chosen.resolve() not in (private, temporary / "theirs")
-    assert stat.S_IMODE(chosen.stat().st_mode) == 0o700 and str(chosen) in capsys.readouterr().err
+    cache = Path(os.environ["XDG_CACHE_HOME"])
+    assert cache.parent == temporary and cache.resolve() not in (private, temporary / "theirs")
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700 and str(cache) in capsys.readouterr().err
 
 
 def test_without_any_folder_one_line_says_what_to_set(

@@ -129,14 +129,14 @@ def test_memory_of_a_picture_beyond_its_file(mode: str, bytes_per_pixel: int) ->
 def test_large_pictures_wait_for_each_other_and_small_ones_do_not() -> None:
     large = LARGE_PIXELS + 1
     images = LargePictures(limit_bytes=2 * large * BYTES_PER_PIXEL)
-    go, inside, most, lock = threading.Event(), [0], [0], threading.Lock()
+    go, inside, peak, lock = threading.Event(), [0], [0], threading.Lock()
     entered = threading.Semaphore(0)
 
     def decode_one(num_pixels: int) -> None:
         with images.room_for(num_pixels):
             with lock:
                 inside[0] += 1
-                most[0] = max(most[0], inside[0])
+                peak[0] = max(peak[0], inside[0])
             entered.release()
             assert go.wait(60)
             with lock:
@@ -151,6 +151,6 @@ def test_large_pictures_wait_for_each_other_and_small_ones_do_not() -> None:
         go.set()
         for future in futures:
             future.result(60)
-        assert most[0] == 2
+        assert peak[0] == 2
         with images.room_for(100 * large):  # a single image may exceed the limit
             assert not pool.submit(decode_one, 0).result(60)

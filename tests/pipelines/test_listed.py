@@ -62,11 +62,11 @@ def dump(path: Path, record: Any) -> Path:
 @pytest.fixture
 def same_as_its_beton(tmp_path: Path) -> Iterator[Callable[[Path], Listed]]:
     """Return a function that opens a list and compares it with the beton written from it."""
-    with ExitStack() as opened:
+    with ExitStack() as stack:
 
         def check(path: Path) -> Listed:
             main(["beton", "write", str(path), str(tmp_path / "x.beton"), "--overwrite"])
-            data = opened.enter_context(closing(open_data(path)))
+            data = stack.enter_context(closing(open_data(path)))
             assert isinstance(data, Listed)
             with Beton(tmp_path / "x.beton") as beton:
                 compare(data, beton)

@@ -59,7 +59,7 @@ def beton(sources: dict[str, Path]) -> Path:
     return sources["jpeg"]
 
 
-def opened(sources: dict[str, Path], source: str) -> Any:
+def open_named(sources: dict[str, Path], source: str) -> Any:
     """Open a source; the caller closes it."""
     return Synthetic(NUM, num_classes=NUM) if source == "synthetic" else open_data(sources[source])
 
@@ -93,7 +93,7 @@ def assert_equal(a: dict[int, tuple[np.ndarray, ...]], b: dict[int, tuple[np.nda
 def test_each_sample_once_the_same_on_any_number_of_ranks_and_threads(
     sources: dict[str, Path], source: str, decoder: str, train: bool
 ) -> None:
-    with opened(sources, source) as data:
+    with open_named(sources, source) as data:
         alone = batches(data, 3, decoder=decoder, train=train)
         expected = by_index(alone)
         num_expected = NUM - NUM % GLOBAL_BATCH if train else NUM
@@ -124,7 +124,7 @@ def test_each_sample_once_the_same_on_any_number_of_ranks_and_threads(
 def test_orders_and_views_differ_by_epoch_and_repeat_by_seed(
     sources: dict[str, Path], source: str, decoder: str
 ) -> None:
-    with opened(sources, source) as data:
+    with open_named(sources, source) as data:
         first, again = batches(data, 1, decoder=decoder), batches(data, 1, decoder=decoder)
         assert [batch.indices.tolist() for batch in first] == [batch.indices.tolist() for batch in again]
         assert_equal(by_index(first), by_index(again))
@@ -163,7 +163,7 @@ def test_batches_are_what_they_say(beton: Path) -> None:
 @pytest.mark.parametrize(("source", "decoder"), CASES[:-1])
 def test_two_views_of_one_kind_are_two_views(sources: dict[str, Path], source: str, decoder: str) -> None:
     with (
-        opened(sources, source) as data,
+        open_named(sources, source) as data,
         Loader(data, [VIEW, VIEW], batch_size=NUM, decoder=decoder) as loader,
     ):
         (batch,) = loader.epoch(0)
@@ -177,7 +177,7 @@ def test_two_views_of_one_kind_are_two_views(sources: dict[str, Path], source: s
 def test_an_epoch_can_be_entered_anywhere_without_decoding_what_came_before(
     sources: dict[str, Path], source: str, decoder: str, train: bool
 ) -> None:
-    with opened(sources, source) as data:
+    with open_named(sources, source) as data:
         whole = batches(data, 5, train=train, decoder=decoder)
         with Loader(data, VIEWS, batch_size=GLOBAL_BATCH, train=train, decoder=decoder) as loader:
             decoded = count_decoded(loader)
@@ -210,7 +210,7 @@ def count_decoded(loader: Loader) -> list[int]:
 @every_case
 def test_a_sample_is_decoded_once_for_all_views(sources: dict[str, Path], source: str, decoder: str) -> None:
     with (
-        opened(sources, source) as data,
+        open_named(sources, source) as data,
         Loader(data, VIEWS, batch_size=GLOBAL_BATCH, decoder=decoder) as loader,
     ):
         decoded = count_decoded(loader)
@@ -219,7 +219,7 @@ def test_a_sample_is_decoded_once_for_all_views(sources: dict[str, Path], source
 
 @every_case
 def test_padding_is_black_and_marked(sources: dict[str, Path], source: str, decoder: str) -> None:
-    with opened(sources, source) as data:
+    with open_named(sources, source) as data:
         for rank in (1, 2):  # the last batch of the first has a sample, that of the second only padding
             last = batches(data, train=False, batch_size=2, world=3, rank=rank, decoder=decoder)[-1]
             assert last.indices.tolist() == [-1, -1] and last.labels.tolist() == [-1, -1]
@@ -261,10 +261,10 @@ def test_the_first_samples_are_those_of_the_batch(beton: Path, num: int) -> None
 def test_prefetch_is_bounded(beton: Path) -> None:
     with Beton(beton) as data, Loader(data, VIEWS, batch_size=2, num_threads=3, prefetch_batches=2) as loader:
         decoded = count_decoded(loader)
-        for taken, _ in enumerate(loader.epoch(0), 1):
+        for num_taken, _ in enumerate(loader.epoch(0), 1):
             time.sleep(0.02)
-            assert sum(decoded) <= 2 * (taken + 2)
-            if taken == 5:
+            assert sum(decoded) <= 2 * (num_taken + 2)
+            if num_taken == 5:
                 break
 
 
@@ -340,7 +340,7 @@ def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
     """On any number of ranks and from any step on; its first view is that of the loader's own order."""
     order = np.random.default_rng(0).integers(0, NUM // 3, NUM)
     options: dict[str, Any] = {"num_threads": 2, "decoder": decoder}
-    with opened(sources, source) as data:
+    with open_named(sources, source) as data:
         own_order = by_index(batches(data, epoch=3, **options))
         views_of: dict[int, list[tuple[np.ndarray, ...]]] = {}
         with Loader(data, VIEWS, batch_size=GLOBAL_BATCH, **options) as loader:
@@ -357,7 +357,7 @@ def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
         for index, results in views_of.items():
             if index in own_order:  # because the loader's own order drops the remainder
                 assert np.array_equal(results[0][0], own_order[index][0])
-            differ += sum(not np.array_equal(one[0], results[0][0]) for one in results[1:])
+            differ += sum(not np.array_equal(repeat[0], results[0][0]) for repeat in results[1:])
         assert differ > len(shown) - len(views_of) - 3  # a few crops of nearly the whole image may be equal
         assert [batch.indices.tolist() for batch in later] == [batch.indices.tolist() for batch in whole[4:]]
         assert torch.equal(later[0].images[0], whole[4].images[0])

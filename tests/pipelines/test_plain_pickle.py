@@ -54,12 +54,12 @@ def test_python_2s() -> None:
 
 
 class Evil:
-    def __init__(self, *made: Any):
-        self.made = made
+    def __init__(self, *reduced: Any):
+        self.reduced = reduced
 
     @override
     def __reduce__(self) -> Any:
-        return self.made
+        return self.reduced
 
 
 @pytest.mark.parametrize("protocol", range(6))

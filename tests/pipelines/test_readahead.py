@@ -151,10 +151,10 @@ def test_entering_an_epoch_asks_for_the_groups_of_that_step(
     assert read[first_step:] == whole_read[first_step:]
     assert read[first_step] <= held[first_step]
     assert len(held[first_step]) <= LANES * GROUP_PAGES * 2
-    asked = {call[:2] for call in calls if not isinstance(call, int) and call[3] == ASK}
+    requested = {call[:2] for call in calls if not isinstance(call, int) and call[3] == ASK}
     needed = set().union(*read)
     # The rest are pages of groups that are nearly over, or in which the epoch ends.
-    assert len(needed) <= len(asked) <= len(needed) + 2 * LANES * GROUP_PAGES
+    assert len(needed) <= len(requested) <= len(needed) + 2 * LANES * GROUP_PAGES
 
 
 def test_groups_past_the_end_of_the_epoch_are_not_asked_for(
@@ -169,12 +169,12 @@ def test_groups_past_the_end_of_the_epoch_are_not_asked_for(
             groups = deal_pages(0, epoch, np.full(41, SAMPLES_A_PAGE), LANES)
             order, readahead = quasi.epoch(epoch, 0, UNDER_WAY)
             readahead.close()
-            asked = set(quasi.page_steps(groups, 0, UNDER_WAY)[0].tolist())
+            requested = set(quasi.page_steps(groups, 0, UNDER_WAY)[0].tolist())
             read = set(page_of_sample[order].tolist())
             for start, stop in itertools.pairwise(groups.starts.tolist()):
                 group = set(groups.pages[start:stop].tolist())
-                assert asked & group == (group if read & group else set())
-            num_left_out += 41 - len(asked)
+                assert requested & group == (group if read & group else set())
+            num_left_out += 41 - len(requested)
     assert num_left_out
 
 

@@ -84,13 +84,13 @@ def cropped(path: Path, indices: list[int], views: list[tuple[list[list[int]], i
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of the cropping functions as they are called."""
-    called: list[str] = []
+    calls: list[str] = []
 
     def watch(name: str) -> None:
         crop = getattr(resident, name)
 
         def watching(images: torch.Tensor, boxes: torch.Tensor, size_px: int) -> torch.Tensor:
-            called.append(name)
+            calls.append(name)
             crops: torch.Tensor = crop(images, boxes, size_px)
             return crops
 
@@ -98,16 +98,16 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     watch("crop_area")
     watch("crop_isotropic")
-    return called
+    return calls
 
 
 @pytest.mark.parametrize("indices", [[], [7], [3, 29, 3, 0, 11]])
 def test_pictures_shown_whole_are_copied_with_the_bytes_of_their_crop(
     square: Path, indices: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    called = watched(monkeypatch)
+    calls = watched(monkeypatch)
     first, second = cropped(square, indices, [([WHOLE], 33), ([WHOLE], 33)])
-    assert not called
+    assert not calls
     with Beton(square) as data:
         images = [np.frombuffer(data.read(index), np.uint8).reshape(33, 33, 3) for index in indices]
     stored = torch.from_numpy(np.array(images, np.uint8).reshape(-1, 33, 33, 3))
@@ -126,11 +126,11 @@ def test_pictures_shown_whole_are_copied_with_the_bytes_of_their_crop(
 
 
 def test_other_boxes_and_sizes_are_cropped(square: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called = watched(monkeypatch)
+    calls = watched(monkeypatch)
     one_less = [WHOLE, [1, 0, 32, 33, 0]]
     views = [(one_less, 33), ([WHOLE], 32), ([[0, 0, 32, 32, 0]], 33), ([[14, 14, 5, 5, 1]], 33)]
     crops = cropped(square, [4, 5], views)
-    assert called == ["crop_area", "crop_area", "crop_area", "crop_isotropic"]
+    assert calls == ["crop_area", "crop_area", "crop_area", "crop_isotropic"]
     whole = cropped(square, [4, 5], [([WHOLE], 33)])[0]
     assert torch.equal(crops[0][0], whole[0]) and not torch.equal(crops[0][1], whole[1])
 

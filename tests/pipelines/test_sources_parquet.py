@@ -23,12 +23,12 @@ LABELS = [i % 3 for i in range(10)]
 NAMES = ["ant", "bee", "été"]
 
 
-def rows(some: slice = slice(None)) -> Any:
+def rows(part: slice = slice(None)) -> Any:
     features = datasets.Features(
         image=datasets.Image(), label=datasets.ClassLabel(names=NAMES), caption=datasets.Value("string")
     )
     images = [{"bytes": data, "path": f"p/{i}.jpg"} for i, data in enumerate(PHOTOS)]
-    columns = {"image": images[some], "label": LABELS[some], "caption": ["x"] * len(PHOTOS[some])}
+    columns = {"image": images[part], "label": LABELS[part], "caption": ["x"] * len(PHOTOS[part])}
     return datasets.Dataset.from_dict(columns, features=features)
 
 
@@ -98,9 +98,9 @@ def test_splits_must_be_clear(disk: dict[str, Path], tmp_path: Path) -> None:
             open_source(str(disk[name]), split="val")
     with pytest.raises(ValueError, match="--split train: it has no splits"):
         open_source(str(disk["saved"]), split="train")
-    one = write_parquet(tmp_path / "a.parquet", {"image": PHOTOS, "label": LABELS})
+    path = write_parquet(tmp_path / "a.parquet", {"image": PHOTOS, "label": LABELS})
     with pytest.raises(ValueError, match="--split train: the names of its files tell of none"):
-        open_source(str(one), split="train")
+        open_source(str(path), split="train")
 
 
 def test_the_local_cache_offline(

@@ -24,9 +24,13 @@ NAMES_100 = [f"class {i}" for i in range(100)]
 
 
 def content(source: Any) -> tuple[np.ndarray, list[int], list[str]]:
-    found = list(source.samples())
-    assert len(found) == source.num_samples
-    return np.stack([np.asarray(s.image) for s in found]), [s.label for s in found], [s.name for s in found]
+    results = list(source.samples())
+    assert len(results) == source.num_samples
+    return (
+        np.stack([np.asarray(s.image) for s in results]),
+        [s.label for s in results],
+        [s.name for s in results],
+    )
 
 
 @pytest.fixture(params=["cifar-10-python", "cifar-10-binary", "cifar-100-python", "cifar-100-binary"])
@@ -58,8 +62,8 @@ def test_cifar(cifar: dict[str, Any], where: str) -> None:
         assert names[0].endswith("[0]")
     for num_shards in (3, 50):
         parts = [open_source(str(cifar[where]), shard=(i, num_shards)) for i in range(num_shards)]
-        found = [sample for part in parts for sample in part.samples()]
-        assert (np.stack([np.asarray(sample.image) for sample in found]) == cifar["images"][:num]).all()
+        results = [sample for part in parts for sample in part.samples()]
+        assert (np.stack([np.asarray(sample.image) for sample in results]) == cifar["images"][:num]).all()
 
 
 @pytest.mark.parametrize("cifar", ["cifar-10-python", "cifar-100-python"], indirect=True)
@@ -187,5 +191,5 @@ def test_a_pickle_that_tries_more_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="an array of another kind"):
             load_plain(damaged)
     assert not mark.exists()
-    found = load_plain(array)[b"data"]
-    assert found.shape == (2, 3) and found.dtype == np.uint8
+    results = load_plain(array)[b"data"]
+    assert results.shape == (2, 3) and results.dtype == np.uint8

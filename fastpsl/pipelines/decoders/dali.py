@@ -74,8 +74,8 @@ class DaliDecoder(BatchDecoder):
             raise ValueError(f"hw_decoder_load {hw_decoder_load}: a share of the batch, from 0 to 1")
         why = why_missing(device)
         if why:
-            others = "torchvision" if kind == "folder" else "ffcv or torchvision"
-            raise ValueError(f"decoder 'dali': {why}; or use {others}")
+            alternatives = "torchvision" if kind == "folder" else "ffcv or torchvision"
+            raise ValueError(f"decoder 'dali': {why}; or use {alternatives}")
         assert device.type == "cpu" or device.index is not None, device  # DALI takes None for the CPU
         self.remark = why_slower(device)
         self._turns = kind == "folder"

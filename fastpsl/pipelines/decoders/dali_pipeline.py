@@ -248,7 +248,8 @@ class DaliPipeline:
                 at_fault = 0 if len(which) == 1 else named_sample(message)
                 if at_fault is not None and at_fault >= len(which):
                     at_fault = None
-                num_refused += at_fault is not None
+                if at_fault is not None:
+                    num_refused += 1
                 self._check_user(message, of_all=num_refused == num)
                 if at_fault is not None:
                     failed[int(which[at_fault])] = reason(message)

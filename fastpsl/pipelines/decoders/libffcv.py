@@ -215,15 +215,15 @@ def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
     Returns:
         The number of bytes read, fewer at the end of the file, or -1 on error.
     """
-    done = 0
-    while done < num_bytes:
-        got = _pread(file, out.ctypes.data + done, num_bytes - done, offset + done)
-        if got < 0:
+    num_read = 0
+    while num_read < num_bytes:
+        count = _pread(file, out.ctypes.data + num_read, num_bytes - num_read, offset + num_read)
+        if count < 0:
             return -1
-        if got == 0:
+        if count == 0:
             break
-        done += got
-    return done
+        num_read += count
+    return num_read
 
 
 class Handle:

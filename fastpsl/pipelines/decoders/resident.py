@@ -118,12 +118,12 @@ class ResidentDecoder(BatchDecoder):
         for box, size_px in zip(boxes, sizes_px, strict=True):
             # Any valid box serves for a bad sample, because its image is undefined.
             whole = np.array([0, 0, *self._images.shape[1:3], codes.AREA], np.int32)
-            sound = np.where((status == codes.GOOD)[:, None], box, whole)
-            if _is_identity(sound, size_px, whole):
+            valid = np.where((status == codes.GOOD)[:, None], box, whole)
+            if _is_identity(valid, size_px, whole):
                 images.append(sources.clone())  # because views share no memory
                 continue
             crop = crop_isotropic if is_isotropic(box) else crop_area
-            images.append(crop(sources, self._moved(sound), size_px))
+            images.append(crop(sources, self._moved(valid), size_px))
         return status, images
 
     def _moved(self, values: np.ndarray) -> Tensor:
