@@ -25,8 +25,9 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 view = ViewSpec(RandomResizedCrop(32), (Flip(),))
-with tempfile.TemporaryDirectory() as folder, Beton(write(Path(folder) / "a.beton", photo_samples(4))) as data:
-    with Loader(data, [view, view], batch_size=2) as loader:
+with tempfile.TemporaryDirectory() as folder:
+    path = write(Path(folder) / "a.beton", photo_samples(4))
+    with Beton(path) as data, Loader(data, [view, view], batch_size=2) as loader:
         assert len(list(loader.epoch(0))) == 2
 from numba.core.dispatcher import Dispatcher
 compiled = [
