@@ -1,4 +1,4 @@
-"""`fastpsl.loader`: the data path for a training loop that is somebody else's, as it expects it: tuples, epoch after epoch."""
+"""`fastpsl.loader`, the data loader for a training loop of the user's own: tuples, epoch after epoch."""
 
 import os
 import warnings
@@ -23,18 +23,22 @@ from fastpsl.pipelines.views import ViewSpec
 
 Inputs = Tensor | list[Tensor]
 _SIZE_PX = 224
-_SHORTER_OF_SIZE = 256 / 224  # evaluation: ImageNet's usual "256, then the middle 224"
+_SHORTER_OF_SIZE = 256 / 224  # for evaluation: ImageNet's usual resize to 256 and centre crop of 224
 
 
 @final
 class EpochLoader:
-    """Each `for` over it is an epoch; made by `loader`.
+    """An iterable over epochs, returned by `loader`: each `for` loop over it is one epoch.
 
-    Training: the next epoch each time, other orders and draws, all batches full. Evaluation: each sample once, in the data
-    set's order, no padding; the last batch may be smaller, and of several ranks some may have one batch less: sum over the
-    ranks after the loop, not within it.
+    In training each loop is the next epoch, with another order and other draws, and all batches are full. In
+    evaluation each sample comes once, in the data set's order and without padding. The last batch may be
+    smaller, and some ranks may have one batch fewer, so sum over the ranks after the loop and not within it.
 
-    dataset: the open data set. mean, std: of the (first) view's normalisation. epoch: the one that comes next.
+    Attributes:
+        dataset: The open data set.
+        mean: The mean of the first view's normalisation.
+        std: The standard deviation of the first view's normalisation.
+        epoch: The epoch of the next loop.
     """
 
     def __init__(
@@ -50,16 +54,16 @@ class EpochLoader:
         self._owns_data = owns_data
 
     def set_epoch(self, epoch: int) -> None:
-        """The next `for` goes through this epoch: to resume, or to look at one again."""
+        """Set the epoch of the next loop, to resume or to repeat one."""
         self.epoch = epoch
 
     @property
     def sampler(self) -> "EpochLoader":
-        """Itself, as loops made for DistributedSampler call `loader.sampler.set_epoch(epoch)`."""
+        """This object, because loops for DistributedSampler call `loader.sampler.set_epoch(epoch)`."""
         return self
 
     def __len__(self) -> int:
-        """Batches of this rank in an epoch."""
+        """Return the number of this rank's batches in an epoch."""
         loader = self.loader
         if loader.train:
             return loader.num_steps
@@ -67,7 +71,7 @@ class EpochLoader:
         return max(0, -(-(num_parts - loader.rank) // loader.world))
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """(inputs, labels), or (inputs, labels, indices): see `loader`."""
+        """Yield (inputs, labels) or (inputs, labels, indices), as described in `loader`."""
         epoch = self.epoch
         if self.loader.train:
             self.epoch += 1
@@ -84,10 +88,10 @@ class EpochLoader:
             yield (inputs, batch.labels, batch.indices) if self.with_indices else (inputs, batch.labels)
 
     def _num_in(self, step: int) -> int:
-        """Samples, not padding, in this rank's part of a step."""
+        """Return the number of samples, without padding, in this rank's part of a step."""
         loader = self.loader
-        left = loader.num_samples - (step * loader.world + loader.rank) * loader.batch_size
-        return min(max(left, 0), loader.batch_size)
+        num_remaining = loader.num_samples - (step * loader.world + loader.rank) * loader.batch_size
+        return min(max(num_remaining, 0), loader.batch_size)
 
     def close(self) -> None:
         """End the threads, and close the data that `loader` opened."""
@@ -103,21 +107,24 @@ class EpochLoader:
 
 
 def _without_padding(batch: Batch, num: int) -> Batch:
-    """The first `num` samples, without those that were skipped."""
+    """Return the first `num` samples without those that were skipped."""
     if num == len(batch.indices) and not batch.bad:
-        return batch  # the usual case: nothing is copied, the device is not waited for
+        return batch  # the usual case needs no copy and no synchronisation with the device
     keep = torch.arange(num, device=batch.indices.device)
     if batch.bad:
         keep = keep[batch.indices[:num] >= 0]
     return Batch(
         images=[images[keep] for images in batch.images],
-        draws=[tuple({name: value[keep] for name, value in draw.items()} for draw in draws) for draws in batch.draws],
+        draws=[
+            tuple({name: value[keep] for name, value in draw.items()} for draw in draws)
+            for draws in batch.draws
+        ],
         indices=batch.indices[keep],
         labels=batch.labels[keep],
         epoch=batch.epoch,
         step=batch.step,
         ops=batch.ops,
-    )  # fmt: skip
+    )
 
 
 def loader(
@@ -136,20 +143,35 @@ def loader(
     world: int | None = None,
     **options: Any,
 ) -> EpochLoader:
-    """Batches for a training loop that has its own model and steps: `for inputs, labels in fastpsl.loader(...)`.
+    """Open data for a training loop of the user's own: `for inputs, labels in fastpsl.loader(...)`.
 
-    data: a beton, a glob of shards, a folder of images, or an open data set; None is the embedded sample (its training or
-    test part). views: what each sample becomes; or, without them, `num_views` (1) of `size_px` (224): for training
-    torchvision's RandomResizedCrop and a flip, for evaluation the middle square of 7/8 of the shorter side.
+    Args:
+        data: A beton, a glob of shards, a folder of images, or an open data set. None is the embedded sample
+            (its training or test part).
+        views: The views of each sample. By default `num_views` views of `size_px`: for training torchvision's
+            RandomResizedCrop and a flip, for evaluation the middle square of 7/8 of the shorter side.
+        batch_size: Samples per rank and step.
+        train: Whether to train or to evaluate.
+        num_views: The number of default views (1).
+        size_px: The side of the default views (224).
+        with_indices: Whether to yield indices, too.
+        dtype: The dtype of the inputs.
+        device: The device of the batches; "auto" is this process's CUDA device if there is one.
+        augment: The implementation of the views' operations: "kornia" for one after the other, "fused" for
+            few kernels, "auto" for fused if possible.
+        rank: This process's rank; by default torch.distributed's, else that of torchrun's environment, or 0.
+        world: The number of ranks; by default from the same place, or 1.
+        options: Further arguments of `pipelines.loader.Loader`: seed, order, lanes, decoder, num_threads,
+            prefetch_batches, timeout_s, on_bad_sample.
 
-    inputs: `dtype` [batch_size, 3, size_px, size_px], normalised, channels-last, on the device; a list of one such tensor a
-    view where there are several. labels: int64 [batch_size], -1 where the data has none. With `with_indices` a third:
-    int64 [batch_size], each sample's place in the data set (-1: skipped, filled by a neighbour).
+    Returns:
+        An iterable that yields tuples on the device: inputs, `dtype` [batch_size, 3, size_px, size_px],
+        normalised, in channels-last memory (a list of such tensors for several views); labels, int64
+        [batch_size], -1 if the data has none; and `with_indices` the dataset indices, int64 [batch_size], -1
+        for a skipped sample that another replaces.
 
-    batch_size is per rank. rank and world are those of torch.distributed, else of torchrun's environment, else 0 of 1.
-    device: auto (CUDA where there is one, this process's). augment: how the views' operations are computed: kornia, one after the
-    other; fused, in few kernels; auto: fused where it can be. options: seed, order, lanes, decoder, num_threads,
-    prefetch_batches, timeout_s, on_bad_sample, as `pipelines.loader.Loader` has them. ValueError for what cannot be.
+    Raises:
+        ValueError: If an argument is out of its range or the arguments do not fit together.
     """
     if views is not None and (num_views is not None or size_px is not None):
         raise ValueError("loader: views were given, and num_views or size_px too; give either")
@@ -159,23 +181,29 @@ def loader(
         )
     if device == "auto":
         device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
-    chosen = choose_augment(augment, views, checked_device(device))
-    own_rank, own_world = _place()
+    implementation = choose_augment(augment, views, checked_device(device))
+    default_rank, default_world = _place()
     if data is None:
         paths = sample_paths()
         data = paths.train if train else paths.test
     owns_data = isinstance(data, str | Path)
-    opened = open_data(data) if isinstance(data, str | Path) else data
+    dataset = open_data(data) if isinstance(data, str | Path) else data
     try:
-        made = Loader(
-            opened, views, batch_size=batch_size, train=train, device=device,
-            rank=own_rank if rank is None else rank, world=own_world if world is None else world, **options,
-        )  # fmt: skip
+        batches = Loader(
+            dataset,
+            views,
+            batch_size=batch_size,
+            train=train,
+            device=device,
+            rank=default_rank if rank is None else rank,
+            world=default_world if world is None else world,
+            **options,
+        )
     except BaseException:
         if owns_data:
-            opened.close()
+            dataset.close()
         raise
-    return EpochLoader(made, chosen, dtype=dtype, with_indices=with_indices, owns_data=owns_data)
+    return EpochLoader(batches, implementation, dtype=dtype, with_indices=with_indices, owns_data=owns_data)
 
 
 def _default_views(num_views: int, size_px: int, train: bool) -> list[ViewSpec]:

@@ -1,4 +1,4 @@
-"""`fastpsl.loader` compared to the underlying Loader: values, epochs, ranks, last batches and errors."""
+"""`fastpsl.loader` compared with the underlying Loader: values, epochs, ranks, the last batch and errors."""
 
 import gc
 import subprocess
@@ -32,7 +32,8 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_importing_fastpsl_waits_for_nothing() -> None:
     code = (
-        "import fastpsl, sys; heavy = {'torch', 'numpy', 'numba'} & set(sys.modules)\n"
+        "import fastpsl, sys\n"
+        "heavy = {'torch', 'numpy', 'numba'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "try: fastpsl.loadr\nexcept AttributeError as error: print(error)"
     )
@@ -52,19 +53,20 @@ def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> N
     options = {"seed": 3, "with_indices": True, "device": "cpu", "augment": "kornia"}
     with fastpsl.loader(beton, views, batch_size=4, **options) as batches:  # type: ignore[arg-type]
         assert len(batches) == 3 and len(batches.dataset) == NUM  # type: ignore[arg-type]
-        results = [*batches, *batches]
+        tuples = [*batches, *batches]
         batches.set_epoch(5)
-        results += list(batches)
+        tuples += list(batches)
         batches.sampler.set_epoch(6)
-        results += list(batches)
+        tuples += list(batches)
         assert batches.epoch == 7
-    assert len(results) == len(expected) == 12
+    assert len(tuples) == len(expected) == 12
     for (inputs, labels, indices), (expected_inputs, expected_labels, expected_indices) in zip(
-        results, expected, strict=True
+        tuples, expected, strict=True
     ):
         assert isinstance(inputs, list) and len(inputs) == 2
-        for one, other in zip(inputs, expected_inputs, strict=True):
-            assert torch.equal(one, other) and one.is_contiguous(memory_format=torch.channels_last)
+        for view, expected_view in zip(inputs, expected_inputs, strict=True):
+            assert torch.equal(view, expected_view)
+            assert view.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(labels, expected_labels) and torch.equal(indices, expected_indices)
         assert torch.equal(labels, indices)
 
@@ -85,24 +87,22 @@ def test_without_views_it_makes_the_usual_ones(beton: Path) -> None:
 @pytest.mark.parametrize("batch_size", [2, 4, 13])
 def test_evaluation_sees_each_sample_once_and_no_padding(world: int, batch_size: int, beton: Path) -> None:
     view = ViewSpec(ShorterSideCrop(32, 24, where="center"))
-    sums_by_label = []
+    results = []
     for rank in range(world):
         with fastpsl.loader(
             beton, [view], batch_size=batch_size, train=False, rank=rank, world=world, device="cpu"
         ) as batches:
-            result = list(batches)
-            assert len(result) == len(batches)
+            tuples = list(batches)
+            assert len(tuples) == len(batches)
             assert batches.epoch == 0
-        for inputs, labels in result:
+        for inputs, labels in tuples:
             assert 0 < len(inputs) == len(labels) <= batch_size and (labels >= 0).all()
             assert inputs.is_contiguous(memory_format=torch.channels_last)
-            sums_by_label += [
-                (int(label), float(image.sum())) for image, label in zip(inputs, labels, strict=True)
-            ]
+            results += [(int(label), float(image.sum())) for image, label in zip(inputs, labels, strict=True)]
     with Beton(beton) as data, Loader(data, [view], batch_size=NUM, train=False) as plain:
         (inputs,) = next(plain.epoch(0)).inputs([view], torch.float32)
     sums = [float(image.sum()) for image in inputs]
-    assert sorted(sums_by_label) == [
+    assert sorted(results) == [
         (label, pytest.approx(sums[label], rel=1e-5, abs=1e-3)) for label in range(NUM)
     ]
 
@@ -145,10 +145,10 @@ def test_bad_samples_are_told_and_do_not_count(tmp_path: Path) -> None:
     options = {"batch_size": 4, "size_px": 24, "on_bad_sample": "skip", "with_indices": True, "device": "cpu"}
     with fastpsl.loader(path, train=False, **options) as batches:  # type: ignore[arg-type]
         with pytest.warns(UserWarning, match="skipped .*poisoned.beton sample 1: not a JPEG"):
-            result = list(batches)
-        assert [indices.tolist() for _, _, indices in result] == [[0, 2, 3], [4]]
-        assert [labels.tolist() for _, labels, _ in result] == [[0, 2, 3], [4]]
-        assert [len(inputs) for inputs, _, _ in result] == [3, 1]
+            tuples = list(batches)
+        assert [indices.tolist() for _, _, indices in tuples] == [[0, 2, 3], [4]]
+        assert [labels.tolist() for _, labels, _ in tuples] == [[0, 2, 3], [4]]
+        assert [len(inputs) for inputs, _, _ in tuples] == [3, 1]
     with fastpsl.loader(path, **options | {"batch_size": 5}) as batches:  # type: ignore[arg-type]
         with pytest.warns(UserWarning, match="sample 1"):
             ((inputs, labels, indices),) = batches
@@ -174,14 +174,14 @@ def test_one_that_nobody_closes_leaves_no_thread(beton: Path) -> None:
     batches = fastpsl.loader(beton, batch_size=4, size_px=24, device="cpu", num_threads=2)
     for _ in batches:
         break
-    # The process's progress thread may start here and stays.
-    threads = {thread for thread in set(threading.enumerate()) - before if thread.name != "fastpsl-voice"}
-    assert len(threads) == 2
+    # The process's thread for progress lines may start here, and stays.
+    its_own = {thread for thread in set(threading.enumerate()) - before if thread.name != "fastpsl-voice"}
+    assert len(its_own) == 2
     del batches, _
     gc.collect()
-    for thread in threads:
+    for thread in its_own:
         thread.join(60)
-    assert not any(thread.is_alive() for thread in threads), threads
+    assert not any(thread.is_alive() for thread in its_own), its_own
 
 
 def test_the_sample_where_no_data_is_named() -> None:
@@ -195,7 +195,7 @@ def test_the_sample_where_no_data_is_named() -> None:
 
 def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
     view = ViewSpec(RandomResizedCrop(24))
-    for arguments, message in (
+    for arguments, says in (
         ({"views": [view], "num_views": 2}, "give either"),
         ({"views": [view], "size_px": 24}, "give either"),
         ({"num_views": 0}, "num_views is 0"),
@@ -207,7 +207,7 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
         ({"data": ""}, "empty"),
         ({"rank": 2}, "rank is 2"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=says):
             fastpsl.loader(**{"data": beton, "batch_size": 2, "device": "cpu"} | arguments)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="shuffle"):
         fastpsl.loader(beton, batch_size=2, shuffle=True)

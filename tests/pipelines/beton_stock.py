@@ -1,8 +1,9 @@
-"""ffcv itself, in a process of its own (its import is heavy and sets thread counts):
+"""ffcv itself, in a process of its own, because its import is heavy and sets thread counts.
 
-python beton_stock.py write FOLDER NUM         random pictures as MODE.beton by ffcv's DatasetWriter, two
-processes python beton_stock.py read BETON...            what ffcv's Reader and Loader make of betons of
-equal-sized images, as BETON.npz
+python beton_stock.py write FOLDER NUM
+    writes random images as MODE.beton by ffcv's DatasetWriter in two processes;
+python beton_stock.py read BETON...
+    reads betons of equal-sized images by ffcv's Reader and Loader, and writes the result as BETON.npz.
 """
 
 import sys
@@ -12,7 +13,8 @@ import numpy as np
 
 
 def picture(index: int) -> tuple[np.ndarray, int]:
-    random = np.random.Generator(np.random.PCG64(index))  # the same here as where a test shifts seeds
+    # Not default_rng, because tests with shifted seeds replace it only in their own process.
+    random = np.random.Generator(np.random.PCG64(index))
     height, width = random.integers(20, 60, 2)
     return random.integers(0, 256, (height, width, 3), dtype=np.uint8), index % 7
 
@@ -43,19 +45,24 @@ def read(path: str, out: str) -> None:
     from ffcv.reader import Reader
 
     reader = Reader(path)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "names": np.array(reader.field_names),
         "num_samples": np.array(reader.num_samples),
     }
     for os_cache in (True, False):  # the whole file mapped, and page by page
         loader = Loader(
-            path, batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, os_cache=os_cache, drop_last=False,
+            path,
+            batch_size=4,
+            num_workers=1,
+            order=OrderOption.SEQUENTIAL,
+            os_cache=os_cache,
+            drop_last=False,
             pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
-        )  # fmt: skip
+        )
         batches = [(images.copy(), labels.copy()) for images, labels in loader]
-        found[f"images_{os_cache}"] = np.concatenate([images for images, _ in batches])
-        found[f"labels_{os_cache}"] = np.concatenate([labels for _, labels in batches])[:, 0]
-    np.savez(out, **found)
+        results[f"images_{os_cache}"] = np.concatenate([images for images, _ in batches])
+        results[f"labels_{os_cache}"] = np.concatenate([labels for _, labels in batches])[:, 0]
+    np.savez(out, **results)
 
 
 if __name__ == "__main__":

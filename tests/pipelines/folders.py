@@ -1,4 +1,4 @@
-"""Folders of photos as betons, for tests of writing."""
+"""Folders of photos, and betons of them."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def tree(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def photo_tree(root: Path) -> Path:
-    """18 photos in three classes."""
+    """Write 18 photos in three classes."""
     names = [f"{kind}/{i % 3}/{i:02}.jpg" for kind in ("cat", "ant", "dog") for i in range(6)]
     return tree(root, {name: jpeg(photo(i, 60 + i, 90 - i)) for i, name in enumerate(names)})
 

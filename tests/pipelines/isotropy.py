@@ -1,6 +1,6 @@
-"""What could tell the angle of a picture of noise: a probe of spectra, a small network, and a bilinear rotation to be found.
+"""Detectors of the angle of noise images: a probe of spectra and a small network.
 
-Views are uint8 [N, 3, S, S]; the first half of them trains, the second is tested.
+Views are uint8 [N, 3, S, S]. The first half of them trains a detector, the second half tests it.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ _BINS = 16
 
 
 def _log_spectra(planes: Tensor) -> Tensor:
-    """[N, 3, S, S] → [N, 408]: log power in 16 x 16 bins of frequency, rows and columns and signs not told apart."""
+    """Compute the log power in frequency bins, symmetric in axes and signs: [N, 3, S, S] → [N, 408]."""
     size = planes.shape[-1]
     window = torch.hann_window(size)
     power = torch.fft.rfft2(planes * window[:, None] * window).abs().square()[..., 1 : size // 2]
@@ -25,7 +25,7 @@ def _log_spectra(planes: Tensor) -> Tensor:
 
 
 def spectra(views: Tensor) -> Tensor:
-    """[N, 816]: spectra of luma and colour, and of their local power, which shows what repeats with a grid."""
+    """Return the spectra of luma, colour and their local power, which shows a grid's period: [N, 816]."""
     return torch.cat([_spectra(part) for part in views.split(50)])
 
 
@@ -46,7 +46,7 @@ def _spectra(views: Tensor) -> Tensor:
 
 
 def probe_accuracy(views: Tensor, labels: Tensor) -> float:
-    """Of base 0 against 45 degrees (label % 2) on the second half, by ridge regression on the first one's spectra."""
+    """Return the test accuracy for a base of 0 or 45 degrees (label % 2), by ridge regression on spectra."""
     x, num = spectra(views).double(), len(views) // 2
     x = (x - x[:num].mean(0)) / (x[:num].std(0) + 1e-9)
     sign = (2 * (labels % 2) - 1).double()
@@ -56,7 +56,7 @@ def probe_accuracy(views: Tensor, labels: Tensor) -> float:
 
 
 def network_accuracy(views: Tensor, labels: Tensor, steps: int = 100) -> float:
-    """Of the eight labels on the second half, by a small network trained on the first; 25 % is a base told for sure."""
+    """Return the test accuracy for the eight labels by a small network; 25 % means that it knows the base."""
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 12, 5, stride=2, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
@@ -80,15 +80,15 @@ def network_accuracy(views: Tensor, labels: Tensor, steps: int = 100) -> float:
     return right.double().mean().item()
 
 
-def bilinear(picture: np.ndarray, box: np.ndarray, degrees: int, size: int) -> np.ndarray:
-    """The same window by Pillow's bilinear transform, for every angle: uint8 [size, size, 3]."""
+def bilinear(image: np.ndarray, box: np.ndarray, degrees: int, size: int) -> np.ndarray:
+    """Return a box's window at any angle by Pillow's bilinear transform: uint8 [size, size, 3]."""
     top, left, side = (int(value) for value in box[:3])
     step, turn = side / size, np.deg2rad(degrees)
     cos, sin = step * np.cos(turn), step * np.sin(turn)
     x = left + side / 2 - (cos - sin) * size / 2
     y = top + side / 2 - (sin + cos) * size / 2
     return np.asarray(
-        Image.fromarray(picture).transform(
+        Image.fromarray(image).transform(
             (size, size), Image.Transform.AFFINE, (cos, -sin, x, sin, cos, y), Image.Resampling.BILINEAR
         )
     )

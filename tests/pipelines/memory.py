@@ -1,10 +1,10 @@
-"""Memory of this process, and the peak of a script in one of its own."""
+"""The memory of this process, and the numbers that a script prints in a process of its own."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-# Not getrusage: its ru_maxrss starts at that of the process that forked.
+# Not by getrusage, because its ru_maxrss starts at the value of the parent process.
 PEAK = """
 def peak_mib():
     with open("/proc/self/status") as file:
@@ -13,14 +13,14 @@ def peak_mib():
 
 
 def own_memory(name: str) -> int:
-    """A line of /proc/self/status, in bytes: VmRSS, VmHWM, VmSize."""
+    """Return a value of /proc/self/status in bytes, such as VmRSS, VmHWM or VmSize."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def printed_by(script: str, *arguments: object) -> list[float]:
-    """The numbers that `script`, which may call peak_mib(), prints."""
+    """Run a script, which may call peak_mib(), and return the numbers that it prints."""
     command = [sys.executable, "-c", PEAK + script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return [float(number) for number in done.stdout.split()]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert process.returncode == 0, process.stderr
+    return [float(number) for number in process.stdout.split()]

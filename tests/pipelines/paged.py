@@ -1,4 +1,4 @@
-"""Betons of small pages and small raw pictures, for the tests of what goes page by page."""
+"""Betons with small pages and small raw images, for tests of everything that goes page by page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +18,16 @@ SAMPLES_A_PAGE = PAGE_BYTES // (3 * SIDE_PX**2)  # 5
 def write_paged(
     monkeypatch: pytest.MonkeyPatch, path: Path, num: int, sides_px: Sequence[int] = (SIDE_PX,)
 ) -> Path:
-    """A beton of `num` noise pictures with labels 0, 1, 2, ..., whose sides take turns, in pages of PAGE_BYTES: the
-    format's own smallest page has 2 MiB."""
+    """Write a beton of noise images with labels 0, 1, 2, ... and pages of PAGE_BYTES.
+
+    The format's own smallest page has 2 MiB.
+
+    Args:
+        monkeypatch: Lowers the smallest page for the test.
+        path: The beton.
+        num: The number of images.
+        sides_px: The sides of the images, in turn.
+    """
     monkeypatch.setattr(beton_file, "MIN_PAGE_BYTES", PAGE_BYTES)
     beton = beton_file.BetonFile(path, num, PAGE_BYTES)
     random = np.random.default_rng(num)

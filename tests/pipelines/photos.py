@@ -1,4 +1,4 @@
-"""Pictures that behave like photos (slopes, edges, texture), their JPEGs, and betons of them, for the tests here."""
+"""Synthetic images that behave like photos (slopes, edges, texture), their JPEGs, and betons of them."""
 
 import io
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile
 from fastpsl.pipelines.decoders import dali, libffcv
 
-# What can run here; ffcv and DALI are optional.
+# The decoders that can run here; ffcv and DALI are optional.
 DECODERS = ["torchvision"]
 DECODERS += [] if libffcv.why_missing() else ["ffcv"]
 DECODERS += [] if dali.why_missing(torch.device("cpu")) else ["dali"]
 
 
 def needs_ffcv(what: str) -> pytest.MarkDecorator:
-    """For tests that are about ffcv itself; whatever can run without it does."""
+    """Return a mark for tests of ffcv itself, which are skipped without it."""
     return pytest.mark.skipif(bool(libffcv.why_missing()), reason=f"needs ffcv: {what}")
 
 
 def needs_dali(what: str) -> pytest.MarkDecorator:
-    """For tests that are about DALI itself."""
+    """Return a mark for tests of DALI itself, which are skipped without it."""
     why = dali.why_missing(torch.device("cpu"))
     return pytest.mark.skipif(bool(why), reason=f"{why}: {what}")
 
@@ -34,29 +34,29 @@ JPG, RAW = 0, 1
 
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3]: broad colours, a dozen hard-edged shapes, and texture of natural strength."""
+    """Draw broad colours, a dozen sharp shapes and texture of natural strength: uint8 [height, width, 3]."""
     random = np.random.default_rng(seed)
     broad = Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
     )
-    picture = np.asarray(broad).astype(np.float32)
+    image = np.asarray(broad).astype(np.float32)
     y, x = np.mgrid[:height, :width]
     for _ in range(12):
         centre_y, centre_x = random.uniform(0, height), random.uniform(0, width)
         radius_y, radius_x = random.uniform(0.05, 0.3, 2) * (height, width)
         inside = ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 < 1
-        picture[inside] = 0.5 * picture[inside] + 0.5 * random.uniform(0, 255, 3)
+        image[inside] = 0.5 * image[inside] + 0.5 * random.uniform(0, 255, 3)
     for cell_px, strength in ((8, 10.0), (3, 8.0), (1, 3.0)):
         noise = random.normal(0, strength, (height // cell_px + 2, width // cell_px + 2)).astype(np.float32)
-        picture += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR))[
+        image += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR))[
             ..., None
         ]
-    return picture.clip(0, 255).astype(np.uint8)
+    return image.clip(0, 255).astype(np.uint8)
 
 
-def jpeg(picture: np.ndarray, **options: object) -> bytes:
+def jpeg(image: np.ndarray, **options: object) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", **{"quality": 90, **options})
+    Image.fromarray(image).save(file, "JPEG", **{"quality": 90, **options})
     return file.getvalue()
 
 
@@ -64,8 +64,17 @@ def pil_decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def area_mean(picture: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
-    """float64 [size, size, 3]: the exact mean of the source area under each output pixel, by running sums."""
+def area_mean(image: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
+    """Compute the exact mean of the source area under each output pixel, by running sums.
+
+    Args:
+        image: uint8 [H, W, 3].
+        box: (top, left, height, width, ...), in whole pixels.
+        size: The side of the output.
+
+    Returns:
+        float64 [size, size, 3].
+    """
 
     def edges(num: int) -> tuple[np.ndarray, np.ndarray]:
         edge = np.arange(size + 1) * (num / size)
@@ -73,7 +82,7 @@ def area_mean(picture: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
         return whole, edge - whole
 
     top, left, height, width = (int(value) for value in box)
-    part = picture[top : top + height, left : left + width].astype(np.float64)
+    part = image[top : top + height, left : left + width].astype(np.float64)
     sums = np.concatenate([np.zeros((1, width, 3)), part.cumsum(0)])
     whole, rest = edges(height)
     rows = np.diff(sums[whole] * (1 - rest)[:, None, None] + sums[whole + 1] * rest[:, None, None], axis=0)
@@ -84,7 +93,7 @@ def area_mean(picture: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
 
 
 def write(path: Path, samples: Sequence[tuple[bytes, int, int, int]]) -> Path:
-    """A beton of (data, height, width, mode) with labels 0, 1, 2, ... as they are: nothing is checked."""
+    """Write a beton of samples (data, height, width, mode) with labels 0, 1, 2, ..., without any check."""
     beton = BetonFile(path, len(samples), 1 << 21)
     for label, (data, height, width, mode) in enumerate(samples):
         beton.add(Stored(data, height, width, mode, "passed"), label)
@@ -94,7 +103,7 @@ def write(path: Path, samples: Sequence[tuple[bytes, int, int, int]]) -> Path:
 
 
 def photo_samples(num: int, seed: int = 0) -> list[tuple[bytes, int, int, int]]:
-    """JPEGs of several odd sizes, for `write`."""
+    """Return JPEGs of various sizes, as `write` takes them."""
     random = np.random.default_rng(seed)
     samples = []
     for i in range(num):

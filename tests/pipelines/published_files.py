@@ -1,4 +1,4 @@
-"""Small files laid out as CIFAR's and STL-10's published ones; the pickles as Python 2's cPickle writes them."""
+"""Small files in the published layouts of CIFAR and STL-10, with pickles like those of Python 2's cPickle."""
 
 import hashlib
 import struct
@@ -13,7 +13,7 @@ from tests.pipelines.tars import tar_bytes
 
 
 def old_pickle(value: Any) -> bytes:
-    """Protocol 2, with Python 2's strings."""
+    """Pickle a value by protocol 2, with Python 2's strings."""
     return b"\x80\x02" + _pickled(value) + b"."
 
 
@@ -28,10 +28,10 @@ def _pickled(value: Any) -> bytes:
     if isinstance(value, dict):
         return b"}(" + b"".join(_pickled(key) + _pickled(item) for key, item in value.items()) + b"u"
     assert isinstance(value, np.ndarray) and value.dtype == np.uint8
-    made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
     dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     shape = b"(" + b"".join(_pickled(side) for side in value.shape) + b"t"
-    return made + b"(K\x01" + shape + dtype + b"\x89" + _pickled(value.tobytes()) + b"tb"
+    return array + b"(K\x01" + shape + dtype + b"\x89" + _pickled(value.tobytes()) + b"tb"
 
 
 def pictures(num: int, size_px: int = 32, seed: int = 0) -> np.ndarray:
@@ -43,21 +43,21 @@ def cifar_rows(images: np.ndarray) -> np.ndarray:
 
 
 def cifar10(images: np.ndarray, labels: np.ndarray, names: list[str], is_python: bool) -> dict[str, bytes]:
-    """Five batches and a test batch of equal size."""
+    """Return five training batches and a test batch of equal size."""
     files, ending = {}, "" if is_python else ".bin"
-    for i, some in enumerate(np.split(np.arange(len(images)), 6)):
-        rows, here = cifar_rows(images[some]), labels[some]
+    for i, part in enumerate(np.split(np.arange(len(images)), 6)):
+        rows, part_labels = cifar_rows(images[part]), labels[part]
         name = f"data_batch_{i + 1}{ending}" if i < 5 else f"test_batch{ending}"
         if is_python:
             record = {
                 b"batch_label": b"a batch",
-                b"labels": here.tolist(),
+                b"labels": part_labels.tolist(),
                 b"data": rows,
                 b"filenames": [b"a.png"] * len(rows),
             }
             files[name] = old_pickle(record)
         else:
-            files[name] = np.concatenate([here[:, None].astype(np.uint8), rows], 1).tobytes()
+            files[name] = np.concatenate([part_labels[:, None].astype(np.uint8), rows], 1).tobytes()
     files["batches.meta" if is_python else "batches.meta.txt"] = (
         old_pickle(
             {
@@ -73,19 +73,19 @@ def cifar10(images: np.ndarray, labels: np.ndarray, names: list[str], is_python:
 
 
 def cifar100(images: np.ndarray, labels: np.ndarray, names: list[str], is_python: bool) -> dict[str, bytes]:
-    """Two thirds train, one third test."""
+    """Return a training file of two thirds and a test file of one third."""
     files = {}
-    for name, some in (
+    for name, part in (
         ("train", slice(0, len(images) * 2 // 3)),
         ("test", slice(len(images) * 2 // 3, None)),
     ):
-        rows, here = cifar_rows(images[some]), labels[some]
+        rows, part_labels = cifar_rows(images[part]), labels[part]
         if is_python:
             files[name] = old_pickle(
-                {b"data": rows, b"coarse_labels": [0] * len(rows), b"fine_labels": here.tolist()}
+                {b"data": rows, b"coarse_labels": [0] * len(rows), b"fine_labels": part_labels.tolist()}
             )
         else:
-            two = np.stack([np.zeros_like(here), here], 1).astype(np.uint8)
+            two = np.stack([np.zeros_like(part_labels), part_labels], 1).astype(np.uint8)
             files[name + ".bin"] = np.concatenate([two, rows], 1).tobytes()
     if is_python:
         files["meta"] = old_pickle(
@@ -97,7 +97,7 @@ def cifar100(images: np.ndarray, labels: np.ndarray, names: list[str], is_python
 
 
 def stl10(images: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, bytes]:
-    """A third each: train, test, unlabelled; the planes column by column, labels from 1."""
+    """Return a third each as train, test and unlabelled, with planes column by column and labels from 1."""
     columns = np.ascontiguousarray(images.transpose(0, 3, 2, 1))
     third = len(images) // 3
     return {
@@ -114,7 +114,7 @@ def stl10(images: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str,
 def publish(
     root: Path, archive: str, folder: str, files: dict[str, bytes], patch: pytest.MonkeyPatch
 ) -> tuple[Path, Path]:
-    """The archive and its folder in `root`; their sums become the published ones."""
+    """Write an archive and its folder, make their checksums the published ones, and return both paths."""
     data = tar_bytes({f"{folder}/{name}": files[name] for name in sorted(files, reverse=True)}, "w:gz")
     (root / archive).write_bytes(data)
     (root / folder).mkdir()

@@ -1,4 +1,4 @@
-"""Tars for tests."""
+"""Tar files for tests."""
 
 import io
 import tarfile
@@ -10,7 +10,7 @@ Members = Mapping[str, bytes] | Sequence[tuple[str, bytes]]
 
 
 def tar_bytes(members: Members, mode: str = "w", **options: Any) -> bytes:
-    """A tar of files in this order."""
+    """Return a tar with the files in the given order."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode=mode, **options) as tar:  # type: ignore[call-overload]
         for name, data in members.items() if isinstance(members, Mapping) else members:
@@ -21,7 +21,7 @@ def tar_bytes(members: Members, mode: str = "w", **options: Any) -> bytes:
 
 
 def make_tar(path: Path, members: Members, **options: Any) -> Path:
-    """`tar_bytes` in a file, compressed as its name says."""
+    """Write a tar, compressed according to its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = {".gz": "w:gz", ".tgz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}.get(path.suffix, "w")
     path.write_bytes(tar_bytes(members, mode, **options))

@@ -1,4 +1,4 @@
-"""Memory of batches: nobody gets what another still holds, and none is made anew that is there."""
+"""Arenas: memory in use is never handed out, and free memory is used again."""
 
 import pytest
 import torch
@@ -13,11 +13,11 @@ def test_memory_is_used_again_when_its_last_holder_lets_it_go() -> None:
     assert places[0] != places[1] and len(first.memory) >= 1000
     holder = [first]
     del first
-    third = arenas.take(10)  # the first is still held
+    third = arenas.take(10)  # while `holder` keeps the first one
     assert third.memory.ctypes.data not in places
     holder.clear()
     assert arenas.take(1000).memory.ctypes.data == places[0]
-    larger = arenas.take(5000)  # too small: replaced
+    larger = arenas.take(5000)  # replaces memory that is too small
     assert len(larger.memory) >= 5000
     del second, third, larger
     sizes = [len(arenas.take(1).memory) for _ in range(3)]
@@ -25,21 +25,21 @@ def test_memory_is_used_again_when_its_last_holder_lets_it_go() -> None:
 
 
 def test_pinned_memory_is_torchs_and_lives_as_long_as_its_array(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pinning itself is left out, which needs a GPU."""
-    asked, empty = [], torch.empty
+    """The memory is not really pinned, because that needs a GPU."""
+    calls, empty = [], torch.empty
 
     def pageable(num: int, *, dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
-        asked.append((num, pin_memory))
+        calls.append((num, pin_memory))
         return empty(num, dtype=dtype)
 
     monkeypatch.setattr(torch, "empty", pageable)
     arenas = Arenas(pinned=True)
     arena = arenas.take(1000)
-    assert asked == [(1250, True)] and arena.is_pinned and isinstance(arena.memory.base, torch.Tensor)
+    assert calls == [(1250, True)] and arena.is_pinned and isinstance(arena.memory.base, torch.Tensor)
     assert arena.memory.ctypes.data == arena.memory.base.data_ptr()
     del arena
-    assert arenas.take(1250).is_pinned and len(asked) == 1
-    assert not Arenas().take(1000).is_pinned and len(asked) == 1
+    assert arenas.take(1250).is_pinned and len(calls) == 1
+    assert not Arenas().take(1000).is_pinned and len(calls) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is pinned memory")

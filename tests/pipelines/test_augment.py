@@ -1,4 +1,4 @@
-"""Which path computes the views' operations, and what the fused one hands out."""
+"""The choice of the path for the views' operations, and the outputs of the fused path."""
 
 import importlib
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ COLOUR = ColourDistortion(0.4, 0.4, 0.4, 0.1)
 
 
 def plain(images, ops, draws, mean, std, out):  # type: ignore[no-untyped-def]
-    """A module's `run` by the ops themselves."""
+    """Run the ops one by one, in place of a fused module's `run`."""
     for op, draw in zip(ops, draws, strict=True):
         images = op(images, draw)
     out.copy_(normalise(images, mean, std, out.dtype))
@@ -54,8 +54,10 @@ def test_views_of_one_shape_are_parts_of_one_buffer() -> None:
             batch = next(loader.epoch(0))
         expected = batch.inputs(views, torch.float16)
         inputs = augment.inputs(batch, views, torch.float16)
-        for ours, theirs in zip(inputs, expected, strict=True):
-            assert torch.equal(ours, theirs) and ours.is_contiguous(memory_format=torch.channels_last)
+        for fused_input, plain_input in zip(inputs, expected, strict=True):
+            assert torch.equal(fused_input, plain_input) and fused_input.is_contiguous(
+                memory_format=torch.channels_last
+            )
         first, second = inputs
         assert (second.data_ptr() == first.data_ptr() + first.numel() * 2) == is_one
         with pytest.raises(ValueError, match="1 views for a batch of 2"):
@@ -64,11 +66,11 @@ def test_views_of_one_shape_are_parts_of_one_buffer() -> None:
 
 def test_kornia_is_the_plain_path() -> None:
     views = [ViewSpec(RandomResizedCrop(16), (Flip(),))]
-    chosen = choose_augment("kornia", views, CPU)
-    assert (chosen.path, chosen.modules) == ("kornia", ())
+    augment = choose_augment("kornia", views, CPU)
+    assert (augment.path, augment.modules) == ("kornia", ())
     with Loader(Synthetic(20), views, batch_size=5) as loader:
         batch = next(loader.epoch(0))
-    assert torch.equal(chosen.inputs(batch, views, torch.float32)[0], batch.inputs(views, torch.float32)[0])
+    assert torch.equal(augment.inputs(batch, views, torch.float32)[0], batch.inputs(views, torch.float32)[0])
 
 
 def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,21 +98,21 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ((Flip(), JigsawTiles(2, 8, 7)), numba_geometric, 1e-6),
         ((Shift(2), Flip(), AllTurns(4)), numba_geometric, 1e-6),
         ((Shift(2), Flip(), Hole()), numba_geometric, 1e-6),
-        # Bytes may be rounded the other way.
+        # Bytes may be rounded differently.
         ((Shift(2), Flip(), WarpPair(16)), numba_warped, 1.1 / (255 * 0.224)),
     ],
 )
 def test_on_the_cpu_numba_fuses_what_costs_there(ops, module, difference) -> None:  # type: ignore[no-untyped-def]
     views = [ViewSpec(RandomResizedCrop(16), ops)] * 2
-    chosen = choose_augment("auto", views, CPU)
-    assert (chosen.path, chosen.reason) == ("fused", "numba, a picture at a time")
-    assert module_for(chosen.modules, ops) is module
+    augment = choose_augment("auto", views, CPU)
+    assert (augment.path, augment.reason) == ("fused", "numba, a picture at a time")
+    assert module_for(augment.modules, ops) is module
     with Loader(Synthetic(20), views, batch_size=5) as loader:
         batch = next(loader.epoch(0))
-    for ours, plain in zip(
-        chosen.inputs(batch, views, torch.float32), batch.inputs(views, torch.float32), strict=True
+    for fused_input, plain in zip(
+        augment.inputs(batch, views, torch.float32), batch.inputs(views, torch.float32), strict=True
     ):
-        assert torch.allclose(ours, plain, atol=difference) and ours.is_contiguous(
+        assert torch.allclose(fused_input, plain, atol=difference) and fused_input.is_contiguous(
             memory_format=torch.channels_last
         )
 
@@ -122,23 +124,25 @@ def test_on_the_cpu_numba_fuses_what_costs_there(ops, module, difference) -> Non
 )
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-def]
-    """UIC's views: auto and fused take one module, and give the plain path's values (on a GPU those are of TF32)."""
+    """For UIC's views auto and fused choose a module with the plain path's values (in TF32 on a GPU)."""
     views = [ViewSpec(RandomResizedCrop(24), ops, (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD))]
     with Loader(Synthetic(20), views, batch_size=5, device=torch.device(device)) as loader:
         batch = next(loader.epoch(0))
     (expected,) = choose_augment("kornia", views, CPU).inputs(batch, views, torch.float32)
     for name in ("auto", "fused"):
-        chosen = choose_augment(name, views, torch.device(device))  # type: ignore[arg-type]
-        taken = [module.__name__ for module in chosen.modules if module.fits(ops)]
-        assert chosen.path == "fused" and len(taken) == 1
-        assert taken[0].endswith("fused_cpu.photometric" if device == "cpu" else "fused_cuda.photometric")
-        (ours,) = chosen.inputs(batch, views, torch.float32)
-        assert ours.shape == (5, 2, 24, 24) and ours.is_contiguous(memory_format=torch.channels_last)
-        assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-3 if device == "cpu" else 5e-2)
+        augment = choose_augment(name, views, torch.device(device))  # type: ignore[arg-type]
+        names = [module.__name__ for module in augment.modules if module.fits(ops)]
+        assert augment.path == "fused" and len(names) == 1
+        assert names[0].endswith("fused_cpu.photometric" if device == "cpu" else "fused_cuda.photometric")
+        (fused_input,) = augment.inputs(batch, views, torch.float32)
+        assert fused_input.shape == (5, 2, 24, 24) and fused_input.is_contiguous(
+            memory_format=torch.channels_last
+        )
+        assert torch.allclose(fused_input, expected, rtol=1e-5, atol=1e-3 if device == "cpu" else 5e-2)
 
 
 def test_gradients_are_fused_by_triton_too() -> None:
-    """Which module takes them on CUDA, by what it says itself; its values: tests/kernels/test_fused_photometric.py."""
+    """The module for CUDA accepts them; tests/kernels/test_fused_photometric.py checks its values."""
     pytest.importorskip("triton", reason="triton is not installed")
     from fastpsl.kernels.fused_cuda import geometric, photometric
 
@@ -150,20 +154,20 @@ def test_gradients_are_fused_by_triton_too() -> None:
     "device", [pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available() else "cpu"]
 )
 def test_every_module_is_tried_out(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the first step of a run on CUDA; here by Triton's interpreter."""
+    """Before the first step of a run on CUDA; here in Triton's interpreter."""
     pytest.importorskip("triton", reason="triton is not installed")
-    tried = set()
+    tested = set()
     if device == "cpu":
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
-    def told(name: str) -> SimpleNamespace:
+    def fake_module(name: str) -> SimpleNamespace:
         module = importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}")
 
         def run(*arguments: object) -> None:
-            tried.add(name)
+            tested.add(name)
             module.run(*arguments)
 
         return SimpleNamespace(fits=module.fits, out_shape=module.out_shape, run=run)
 
-    choose._try_out([told(name) for name in choose.CUDA_MODULES], torch.device(device))  # type: ignore[misc]
-    assert tried == set(choose.CUDA_MODULES)
+    choose._try_out([fake_module(name) for name in choose.CUDA_MODULES], torch.device(device))  # type: ignore[misc]
+    assert tested == set(choose.CUDA_MODULES)

@@ -1,4 +1,4 @@
-"""Every class stands equally often in a balanced order, its members as evenly as can be; by (labels, seed, epoch) alone."""
+"""The balanced order: every class occurs equally often, and its members as evenly as possible."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ GOLDEN = [4, 5, 5, 0, 1, 4, 4, 2]
 
 
 def some_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:
-    """Of sizes that are far apart; some classes may be empty."""
+    """Draw labels of classes with very different sizes; some may be empty."""
     return (num_classes * np.random.default_rng(seed).random(num_samples) ** 3).astype(np.int32)
 
 
 def in_plain_loops(labels: list[int], seed: int, epoch: int) -> list[int]:
-    """The order as its docstring tells it."""
+    """Compute the order in plain loops, as the docstring of `balanced_order` describes it."""
 
     def key(number: int, first_word: int) -> list[int]:
         return words(Keys(seed, epoch, np.array([number])), Slot.BALANCE, 4)[0, first_word:][:2].tolist()
@@ -49,7 +49,7 @@ def test_classes_and_their_members_are_drawn_equally_often(num_classes: int) -> 
     times = np.bincount(balanced_order(labels, 0, 0), minlength=5003)
     assert times.sum() == 5003
     classes = np.unique(labels)
-    of_class = np.bincount(labels, weights=times)[classes]  # every class that is not empty is reached
+    of_class = np.bincount(labels, weights=times)[classes]
     draws, rest = divmod(5003, len(classes))
     assert sorted(set(of_class)) == ([draws] if rest == 0 else [draws, draws + 1])
     assert (of_class == draws + 1).sum() == rest
@@ -59,7 +59,7 @@ def test_classes_and_their_members_are_drawn_equally_often(num_classes: int) -> 
 
 
 def test_one_class_alone_and_classes_of_one_are_drawn_once_each() -> None:
-    one_each = np.random.default_rng(0).permutation(4 * np.arange(50))  # and classes between that are empty
+    one_each = np.random.default_rng(0).permutation(4 * np.arange(50))  # with empty classes in between
     for labels in (np.zeros(50, np.int64), np.full(50, 8), one_each):
         assert sorted(balanced_order(labels, 0, 0)) == list(range(50))
 
@@ -67,7 +67,7 @@ def test_one_class_alone_and_classes_of_one_are_drawn_once_each() -> None:
 def test_it_repeats_by_its_arguments_and_differs_by_each() -> None:
     labels = some_labels(500, 10, 2)
     order = balanced_order(labels, 5, 0)
-    assert (order == balanced_order(labels.astype(np.int64), 5, 0)).all()  # whatever the type
+    assert (order == balanced_order(labels.astype(np.int64), 5, 0)).all()  # the dtype does not matter
     other_labels = labels.copy()
     other_labels[:10] = labels[10:20]
     for other in (
@@ -80,7 +80,7 @@ def test_it_repeats_by_its_arguments_and_differs_by_each() -> None:
 
 
 def test_the_order_never_changes_between_versions() -> None:
-    # Part of resume. Made by balanced_order itself when it was written.
+    # Resuming relies on these values. They come from balanced_order when it was written.
     assert balanced_order(np.array([0, 0, 0, 0, 2, 3, 0, 0]), 1, 2).tolist() == GOLDEN
 
 
@@ -93,16 +93,16 @@ def test_ranks_share_the_steps_of_one(world: int) -> None:
 
 
 def test_chance_favours_no_member_no_class_and_no_place() -> None:
-    labels = np.repeat([0, 1, 2], [3, 7, 13])  # 23 draws: 7 a class, and 2 of the 3 classes once more
+    labels = np.repeat([0, 1, 2], [3, 7, 13])  # 23 draws: 7 per class, and one more for 2 of the 3 classes
     orders = [balanced_order(labels, 1, epoch) for epoch in range(1500)]
     times = np.stack([np.bincount(order, minlength=23) for order in orders])
     of_class = np.stack([times[:, labels == number].sum(1) for number in range(3)], 1)
-    assert np.abs((of_class == 8).mean(0) - 2 / 3).max() < 0.05  # a deviation of 0.012
+    assert np.abs((of_class == 8).mean(0) - 2 / 3).max() < 0.05  # the standard deviation is 0.012
     for number in range(3):
         members = times[:, labels == number]
-        # Which of them are drawn once more: as often as the others. Deviations are at most 0.013.
+        # Each member gets an extra draw equally often; standard deviations are at most 0.013.
         assert np.abs(members.mean(0) - members.mean()).max() < 0.05
-        # And of one epoch's no two together: 13 members, 7 or 8 drawn.
+        # The extra draws of an epoch are independent of each other: 7 or 8 of 13 members.
         if number == 2:
             together = np.asarray(np.corrcoef(members.T))[~np.eye(13, dtype=bool)]
             assert np.abs(together - -1 / 12).max() < 0.12

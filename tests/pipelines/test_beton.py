@@ -1,4 +1,4 @@
-"""Reading betons: ffcv's own, ours, and what is none."""
+"""Reading betons, by ffcv and by fastpsl, and refusing files that are no beton or damaged."""
 
 import gc
 import os
@@ -72,7 +72,7 @@ def test_allocations_out_of_order_are_joined(tmp_path: Path) -> None:
     data[alloc:] = table[np.random.default_rng(0).permutation(9)].tobytes()
     path.write_bytes(data)
     with Beton(path) as beton:
-        assert beton.shards[0]._sizes is not None  # the slow way was taken
+        assert beton.shards[0]._sizes is not None  # so the slow path was used
         assert [beton.read(i) for i in range(9)] == [sample[0] for sample in samples]
 
 
@@ -95,10 +95,10 @@ def test_shards_are_one_list(tmp_path: Path) -> None:
             rows = beton.rows(order)
             assert list(rows.label) == [4, 0, 0, 3, 2, 0, 0] and len(set(rows.fd)) == 3
             assert beton.name(6) == f"{tmp_path}/train-1.beton sample 2"
-    with Beton(tmp_path / "train-0.beton") as one, Beton(tmp_path / "train-1.beton") as other:
-        assert one.digest() != other.digest()
-    with Beton(tmp_path / "train-0.beton") as again, Beton(tmp_path / "train-0.beton") as one:
-        assert one.digest() == again.digest() and len(one.rows(np.zeros(0, np.int64)).fd) == 0
+    with Beton(tmp_path / "train-0.beton") as first, Beton(tmp_path / "train-1.beton") as second:
+        assert first.digest() != second.digest()
+    with Beton(tmp_path / "train-0.beton") as again, Beton(tmp_path / "train-0.beton") as first:
+        assert first.digest() == again.digest() and len(first.rows(np.zeros(0, np.int64)).fd) == 0
 
 
 def refused(path: Path, *words: str) -> None:
@@ -137,7 +137,7 @@ def test_every_cut_is_noticed(tmp_path: Path) -> None:
     ):
         cut.write_bytes(whole[:left])
         refused(cut)
-    cut.write_bytes(whole + b"more")  # no whole number of allocations
+    cut.write_bytes(whole + b"more")  # a fraction of an allocation
     refused(cut, "truncated or damaged")
 
 
@@ -155,14 +155,14 @@ def test_unfinished_and_absurd_headers(tmp_path: Path) -> None:
     refused(path, "never finished")
     with_header(num_samples=0)
     refused(path, "no samples")
-    with_header(num_samples=2**62)  # nothing of this size is allocated: the test would not survive it
+    with_header(num_samples=2**62)  # allocating this much would kill the test
     refused(path, "truncated")
     with_header(num_fields=65535)
     refused(path)
     with_header(alloc_table_ptr=2**63)
     refused(path, "truncated")
     alloc = int(np.frombuffer(good[: HEADER.itemsize], HEADER)["alloc_table_ptr"][0])
-    with_header(alloc_table_ptr=alloc - (alloc - TABLE_START) // 24 * 24)  # a table within the other
+    with_header(alloc_table_ptr=alloc - (alloc - TABLE_START) // 24 * 24)  # overlaps the other table
     refused(path, "truncated or damaged")
     with_header(version=1)
     refused(path, "format 2")
@@ -216,20 +216,20 @@ def test_a_file_that_shrinks_is_an_error_not_a_crash(tmp_path: Path) -> None:
 
 
 def test_a_beton_that_is_overwritten_in_place_is_named(tmp_path: Path) -> None:
-    """By one as sound as itself, of the same size: its table would be read with the new pictures."""
+    """Even by a sound one of the same size, because its table would be read with the new images."""
     path = write(tmp_path / "a.beton", photo_samples(5))
-    same, other = path.read_bytes(), bytearray(path.read_bytes())
+    same, changed = path.read_bytes(), bytearray(path.read_bytes())
     with Beton(path) as beton:
-        other[beton.shards[0].alloc - 9] ^= 1  # of the last sample's checksum, as other pictures have
+        changed[beton.shards[0].alloc - 9] ^= 1  # a byte of the last sample's checksum, as for other images
     with Beton(path) as beton:
         before = beton.read(3)
-        os.utime(path, ns=(0, path.stat().st_mtime_ns))  # looking at it changes nothing
+        os.utime(path, ns=(0, path.stat().st_mtime_ns))  # the access time does not matter
         assert beton.read(3) == before
         path.write_bytes(same)
-        os.utime(path, ns=(0, 7))  # clocks are coarse
-        assert beton.read(3) == before  # only its time is another
+        os.utime(path, ns=(0, 7))  # set by hand, because clocks are coarse
+        assert beton.read(3) == before  # only the time has changed
         with open(path, "r+b") as file:
-            file.write(other)
+            file.write(changed)
         os.utime(path, ns=(0, 8))
         for read in (lambda: beton.read(3), lambda: pages_of(beton)):
             with pytest.raises(
@@ -247,7 +247,7 @@ def test_a_beton_that_is_replaced_by_renaming_is_read_on(tmp_path: Path) -> None
 
 
 def place(field: str) -> int:
-    """Of a field in a row: bytes that change with it."""
+    """Return the position of a field's first byte in a row."""
     row = np.zeros(1, ROW)
     (row["f1"] if field == "label" else row["f0"][field])[:] = 1
     return row.tobytes().index(1)
@@ -268,7 +268,7 @@ def place(field: str) -> int:
 def test_rows_beyond_what_was_opened_are_refused(
     field: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever overwrites a table may do so between our look at the file's time and at its rows."""
+    """A table may be overwritten between the check of the file's time and the reading of its rows."""
     monkeypatch.setattr(Shard, "check_unchanged", lambda shard: None)
     path = write(tmp_path / "a.beton", photo_samples(5))
     with Beton(path) as beton:
@@ -285,7 +285,7 @@ def test_rows_beyond_what_was_opened_are_refused(
 
 def test_no_file_stays_open(tmp_path: Path) -> None:
     path = write(tmp_path / "a.beton", photo_samples(5))
-    gc.collect()  # what other tests left
+    gc.collect()  # garbage of other tests
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with Beton(path) as beton:
@@ -297,8 +297,7 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
 
 
 def test_150_mutated_betons(tmp_path: Path) -> None:
-    """Each mutation of header, tables or data: refused at opening, named by verify, or without effect on what
-    is read."""
+    """A damaged header, table or sample is refused at opening, named by verify, or changes nothing."""
     samples = photo_samples(6)
     path = write(tmp_path / "a.beton", samples)
     good = path.read_bytes()
@@ -326,5 +325,5 @@ def test_150_mutated_betons(tmp_path: Path) -> None:
         named += bool(problems)
         if i % len(regions) < 4 and read != [sample[0] for sample in samples]:
             assert problems, "other bytes are read, and verify says nothing"
-    # Damaged pictures are named where libjpeg's warnings are heard, which is by libffcv alone.
+    # Only libffcv reports libjpeg's warnings, so only with it are damaged images named.
     assert refusals > 30 and named > (15 if why_missing() else 30)

@@ -1,4 +1,4 @@
-"""Checksums within betons: what changes of what is read is found without a JSON, and no reader minds them."""
+"""Checksums within betons: changes are detected without a JSON, and other readers ignore the checksums."""
 
 import zlib
 from pathlib import Path
@@ -16,17 +16,17 @@ from tests.pipelines.photos import JPG, RAW, jpeg, photo, write
 ROW = row_dtype((2, 1))
 TABLE = HEADER.itemsize + 2 * FIELD.itemsize
 NUM = 6
-PAGE = 1 << 21  # data begin here
+PAGE = 1 << 21  # where the data begin
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Raw pictures, of which any bytes are as good as any others."""
+    """Write raw images, for which all bytes are valid."""
     return write(tmp_path / "a.beton", [(photo(i, 5 + i, 9).tobytes(), 5 + i, 9, RAW) for i in range(NUM)])
 
 
 def contents(path: Path) -> "list[tuple[bytes, int, int, int]] | None":
-    """Bytes, height, width and label of each sample; None where the beton is refused."""
+    """Return the bytes, height, width and label of each sample, or None if the beton is refused."""
     try:
         with Beton(path) as beton:
             rows = beton.rows(np.arange(beton.num_samples))
@@ -46,9 +46,9 @@ def test_the_list_is_that_of_rows_and_data(raw: Path) -> None:
 
 
 def test_no_change_of_what_is_read_goes_unseen(raw: Path) -> None:
-    """Bits anywhere, without a JSON: of header, table, data, checksums and allocation table."""
+    """Bits of header, table, data, checksums and allocation table change, without a JSON."""
     original, random = raw.read_bytes(), np.random.default_rng(0)
-    sound = contents(raw)
+    expected = contents(raw)
     with Beton(raw) as beton:
         end = beton.shards[0].alloc + NUM * ALLOCATION.itemsize
     assert end == len(original)
@@ -65,8 +65,8 @@ def test_no_change_of_what_is_read_goes_unseen(raw: Path) -> None:
         with open(raw, "r+b") as file:
             file.seek(at)
             file.write(bytes([original[at] ^ 1 << int(random.integers(8))]))
-        found = contents(raw)
-        if found is not None and found != sound:
+        samples = contents(raw)
+        if samples is not None and samples != expected:
             num_changed += 1
             assert list(verify(raw)), at
         with open(raw, "r+b") as file:
@@ -86,7 +86,7 @@ def test_the_sample_is_named(raw: Path) -> None:
 
 
 def test_damaged_checksums_are_said_and_keep_nobody_from_reading(raw: Path) -> None:
-    original, sound = raw.read_bytes(), contents(raw)
+    original, expected = raw.read_bytes(), contents(raw)
     with Beton(raw) as beton:
         alloc = beton.shards[0].alloc
     for at, what in (
@@ -96,10 +96,10 @@ def test_damaged_checksums_are_said_and_keep_nobody_from_reading(raw: Path) -> N
         data = bytearray(original)
         data[at] ^= 1
         raw.write_bytes(data)
-        assert contents(raw) == sound
+        assert contents(raw) == expected
         (problem,) = verify(raw)
         assert what in problem
-    # A header that tells of fewer samples than there are.
+    # A header with fewer samples than there are.
     header = np.frombuffer(original, HEADER, 1).copy()
     header["num_samples"] = NUM - 1
     raw.write_bytes(header.tobytes() + original[HEADER.itemsize :])

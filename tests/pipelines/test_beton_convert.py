@@ -1,4 +1,4 @@
-"""What becomes of each kind of image file; the reference is Pillow or plain arithmetic."""
+"""Conversion of each kind of image file, compared with Pillow or plain arithmetic."""
 
 import io
 import subprocess
@@ -30,13 +30,13 @@ def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def mean_difference(stored: Stored, expected: np.ndarray) -> float:
-    found = (
+    converted = (
         np.frombuffer(stored.data, np.uint8).reshape(expected.shape)
         if stored.mode == RAW
         else pil_decode(stored.data)
     )
-    assert found.shape == expected.shape == (stored.height, stored.width, 3)
-    return float(np.abs(found.astype(float) - expected).mean())
+    assert converted.shape == expected.shape == (stored.height, stored.width, 3)
+    return float(np.abs(converted.astype(float) - expected).mean())
 
 
 def is_plain_jpeg(stored: Stored) -> bool:
@@ -115,7 +115,7 @@ def test_other_kinds_become_plain_jpegs_of_the_same_picture(kind: str) -> None:
     assert stored.how == "encoded" and is_plain_jpeg(stored)
     pillow = pil_decode(jpeg((expected + 0.5).astype(np.uint8), quality=98))
     assert mean_difference(stored, pillow) < 1.3
-    assert mean_difference(convert(data, Target(mode="raw")), expected) < 1.3  # libffcv's fast DCT, rounding
+    assert mean_difference(convert(data, Target(mode="raw")), expected) < 1.3  # fast DCT and rounding
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -127,14 +127,15 @@ def test_exif_orientation_is_applied_and_its_tag_removed(kind: str, orientation:
     options = every.get(kind, {})
     data = file_of(Image.fromarray(PHOTO), kind, exif=exif, **options)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    assert upright.size == ((90, 121) if orientation >= 5 else (121, 90))  # Pillow sees the tag
+    assert upright.size == ((90, 121) if orientation >= 5 else (121, 90))  # so Pillow applies the tag
     stored = convert(data, FINE)
     if kind == "JPEG" and orientation == 1:
         assert stored.data == data
     else:
         assert is_plain_jpeg(stored)
     pillow = pil_decode(jpeg(np.asarray(upright.convert("RGB")), quality=98))
-    assert mean_difference(stored, pillow) < (5 if stored.how == "passed" else 2)  # a wrong turn: above 30
+    # A wrong rotation would give more than 30.
+    assert mean_difference(stored, pillow) < (5 if stored.how == "passed" else 2)
     small = convert(data, Target(max_side=40, mode="raw"))
     expected = np.asarray(upright.convert("RGB").resize((small.width, small.height), Image.Resampling.BOX))
     assert max(small.height, small.width) == 40 and mean_difference(small, expected) < 4
@@ -160,17 +161,16 @@ def test_sizes(size: tuple[int, int], target: Target, expected: tuple[int, int])
 
 @pytest.mark.parametrize("short_side", [300, 299, 150, 149, 75, 40])
 def test_shrinking_by_scaled_decoding_equals_shrinking_the_whole(short_side: int) -> None:
-    picture = np.asarray(Image.fromarray(photo(2, 300, 401)).resize((1203, 900), Image.Resampling.BICUBIC))
-    stored = convert(jpeg(picture, quality=95), Target(short_side=short_side, mode="raw"))
-    expected = np.asarray(
-        Image.fromarray(picture).resize((stored.width, stored.height), Image.Resampling.BOX)
-    )
+    image = np.asarray(Image.fromarray(photo(2, 300, 401)).resize((1203, 900), Image.Resampling.BICUBIC))
+    stored = convert(jpeg(image, quality=95), Target(short_side=short_side, mode="raw"))
+    expected = np.asarray(Image.fromarray(image).resize((stored.width, stored.height), Image.Resampling.BOX))
     assert mean_difference(stored, expected) < 2
 
 
 @pytest.mark.parametrize("size", [(90, 121), (89, 60), (30, 121), (7, 3), (1, 1)])
 def test_shrinking_is_the_mean_of_the_area(size: tuple[int, int]) -> None:
-    def shares(num: int, parts: int) -> np.ndarray:  # of each pixel in each part, by plain overlap
+    def shares(num: int, parts: int) -> np.ndarray:
+        """Return the overlap of each pixel with each part."""
         edges, pixels = np.arange(parts + 1) * num / parts, np.arange(num)
         overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
         return np.maximum(overlap, 0) * parts / num
@@ -219,7 +219,7 @@ def test_an_array_becomes_no_jpeg_that_readers_refuse(monkeypatch: pytest.Monkey
 def test_a_jpeg_that_libjpeg_warns_about_is_encoded_again() -> None:
     data = bytearray(jpeg(PHOTO))
     at = len(data) // 2
-    data[at : at + 2] = b"\xff\xd5"  # a restart marker where none belongs
+    data[at : at + 2] = b"\xff\xd5"  # a misplaced restart marker
     stored = convert(bytes(data), Target())
     assert stored.how == "mended" and is_plain_jpeg(stored)
     assert convert(stored.data, Target()).how == "passed"
@@ -230,13 +230,13 @@ def test_150_mutated_jpegs() -> None:
     random, refused, changed = np.random.default_rng(3), 0, 0
     for i in range(150):
         data = bytearray(jpeg(photo(i % 5, 50 + i % 7, 64), progressive=i % 3 == 0))
-        end = 700 if i % 2 else len(data)  # headers, and anywhere
+        end = 700 if i % 2 else len(data)  # in the headers or anywhere
         for _ in range(random.integers(1, 12)):
             data[random.integers(end)] = random.integers(256)
         if i % 10 == 9:
             del data[random.integers(2, len(data)) :]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, on broken metadata
+            warnings.simplefilter("ignore")  # Pillow warns of broken metadata
             try:
                 stored = convert(bytes(data), Target(max_side=None if i % 4 else 30))
             except BrokenImage as error:
@@ -272,7 +272,8 @@ assert pil_decode(small.data).shape == (45, 60, 3), small  # 60.5 rounds to even
 out = Path(sys.argv[1])
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    samples = [Sample("good", good, 0), Sample("cut", good[:-900], 1), Sample("progressive", jpeg(photo(2, 50, 60), progressive=True), 2)]
+    progressive = jpeg(photo(2, 50, 60), progressive=True)
+    samples = [Sample("good", good, 0), Sample("cut", good[:-900], 1), Sample("progressive", progressive, 2)]
     report = write_beton(samples, out, num_samples=3, max_bad="1")
 assert sum(str(w.message).startswith("ffcv is not installed") for w in caught) == 1
 assert (report.num_passed, report.num_encoded, report.num_quarantined) == (1, 1, 1), report
@@ -289,16 +290,23 @@ print("fine")
 @pytest.mark.slow
 def test_without_ffcv_torchvision_and_pillow_serve(tmp_path: Path) -> None:
     (tmp_path / "ffcv").mkdir()
-    # Hides an installed one: a package without its library.
+    # A package without its library, which hides an installed one.
     (tmp_path / "ffcv" / "__init__.py").touch()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", WITHOUT_FFCV, str(tmp_path / "a.beton")],
-        env={"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert done.stdout == "fine\n", done.stderr
+        env={
+            "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}",
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert process.stdout == "fine\n", process.stderr
 
 
 def test_libffcv_is_used_where_it_is_installed() -> None:
-    """The tests above must not have gone the slow way."""
+    """So the tests above have not used the slow path."""
     assert (beton_convert._codec() is None) == bool(libffcv.why_missing())

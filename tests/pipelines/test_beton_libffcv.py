@@ -1,4 +1,4 @@
-"""libffcv from numba and from Python, found without importing ffcv; and JPEG headers."""
+"""libffcv, called by numba and Python without importing ffcv, and JPEG headers."""
 
 import subprocess
 import sys
@@ -32,7 +32,8 @@ data = Path(sys.argv[2]).read_bytes()
 fd = os.open(sys.argv[2], os.O_RDONLY)
 out = user_loop.load(fd, len(data), np.empty(len(data), np.uint8), np.empty(90 * 121 * 3, np.uint8))
 stats = user_loop.load.stats
-print(out, sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), "ffcv" in sys.modules, "torch" in sys.modules)
+hits, misses = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
+print(out, hits, misses, "ffcv" in sys.modules, "torch" in sys.modules)
 """
 USER_LOOP = """
 from numba import njit
@@ -56,14 +57,14 @@ def test_compiled_callers_are_cached_across_processes_and_ffcv_is_not_imported(t
     (tmp_path / "user_loop.py").write_text(USER_LOOP)
     lines = []
     for _ in range(2):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", CACHED, str(tmp_path), str(tmp_path / "a.jpg")],
             capture_output=True,
             text=True,
             timeout=240,
             check=True,
         )
-        lines.append(done.stdout.split())
+        lines.append(process.stdout.split())
     assert lines[0][1:] == ["0", "1", "False", "False"]  # compiled
     assert lines[1][1:] == [
         "1",
@@ -79,32 +80,32 @@ def test_compiled_callers_are_cached_across_processes_and_ffcv_is_not_imported(t
 def test_codec_agrees_with_pillow() -> None:
     codec = Codec()
     for height, width in ((90, 121), (1, 1), (7, 300)):
-        picture = photo(3, height, width)
-        data = jpeg(picture, subsampling=0)
+        image = photo(3, height, width)
+        data = jpeg(image, subsampling=0)
         pixels, is_good = codec.decode(data, height, width)
         assert is_good and np.abs(pixels.astype(int) - pil_decode(data)).mean() < 1.5
         assert codec.decode(data, height, width, 4)[0].shape == (-(-height // 4), -(-width // 4), 3)
-        assert codec.encode(picture, 83) == jpeg(picture, quality=83)
+        assert codec.encode(image, 83) == jpeg(image, quality=83)
     assert not codec.decode(data[: len(data) // 2], height, width)[1]
 
 
 @needs_ffcv("it is compared with its imdecode")
 @pytest.mark.parametrize("denominator", [1, 2, 4, 8])
 def test_a_handle_decodes_as_imdecode_does(denominator: int) -> None:
-    """Bit for bit, what is cut off too; a handle is good for many pictures."""
+    """Bit for bit, for truncated files too, and with one handle for many images."""
     handle = Handle("tjInitDecompress")
     assert handle.address
     for i, (height, width) in enumerate(((90, 121), (1, 1), (17, 300))):
         whole = jpeg(photo(i, height, width), progressive=i == 2)
         for data in (whole, whole[: len(whole) * 2 // 3]):
-            found = []
+            results = []
             for address in (0, handle.address):
                 out = np.zeros((-(-height // denominator), -(-width // denominator), 3), np.uint8)
                 packed = np.frombuffer(data, np.uint8)
                 status = decode_into(packed, len(data), height, width, out, 1, denominator, address)
-                found.append((status, out.tobytes()))
-            assert found[0] == found[1]
-        assert any(found[0][1]) or height == 1
+                results.append((status, out.tobytes()))
+            assert results[0] == results[1]
+        assert any(results[0][1]) or height == 1
 
 
 def header(data: "bytes | bytearray") -> tuple[int, ...]:
@@ -112,11 +113,11 @@ def header(data: "bytes | bytearray") -> tuple[int, ...]:
 
 
 def test_jpeg_header() -> None:
-    picture = photo(1, 90, 121)
-    assert header(jpeg(picture)) == (HEADER_GOOD, 90, 121, 3, 0, 8)
-    assert header(jpeg(picture, progressive=True)) == (HEADER_GOOD, 90, 121, 3, 1, 8)
-    assert header(jpeg(picture[:, :, 0])) == (HEADER_GOOD, 90, 121, 1, 0, 8)
-    assert header(jpeg(np.dstack([picture, picture[:, :, :1]]).view()[:, :, :3])) == (
+    image = photo(1, 90, 121)
+    assert header(jpeg(image)) == (HEADER_GOOD, 90, 121, 3, 0, 8)
+    assert header(jpeg(image, progressive=True)) == (HEADER_GOOD, 90, 121, 3, 1, 8)
+    assert header(jpeg(image[:, :, 0])) == (HEADER_GOOD, 90, 121, 1, 0, 8)
+    assert header(jpeg(np.dstack([image, image[:, :, :1]]).view()[:, :, :3])) == (
         HEADER_GOOD,
         90,
         121,
@@ -124,7 +125,7 @@ def test_jpeg_header() -> None:
         0,
         8,
     )
-    data = bytearray(jpeg(picture))
+    data = bytearray(jpeg(image))
     frame = data.find(b"\xff\xc0")
     assert header(data[:frame] + b"\xff\xff" + data[frame:]) == (HEADER_GOOD, 90, 121, 3, 0, 8)  # fill bytes
     assert header(data[:frame] + b"\x00" + data[frame:])[0] == HEADER_BROKEN
@@ -149,7 +150,7 @@ def test_jpeg_header_never_reads_past_the_end() -> None:
     frame_end = bytes(data).find(b"\xff\xc0") + 19
     padded = np.concatenate([data, np.full(70000, 0xFF, np.uint8)])
     for num in range(frame_end):
-        assert jpeg_header(padded, num)[0] != HEADER_GOOD  # what lies behind num is not looked at
+        assert jpeg_header(padded, num)[0] != HEADER_GOOD  # nothing beyond `num` is read
     assert jpeg_header(padded, frame_end)[0] == HEADER_GOOD
 
 

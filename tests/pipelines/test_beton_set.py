@@ -1,4 +1,4 @@
-"""Shards as a set: complete, interrupted, missing, twice, and of different writes."""
+"""Sets of shards: complete, interrupted, with missing or repeated shards, and of different writes."""
 
 import fcntl
 import json
@@ -43,11 +43,11 @@ def num_samples(paths: Any) -> int:
 
 
 def test_complete_shards_have_no_fault(shards: list[Path], tmp_path: Path) -> None:
-    paths, found = betons_to_verify([str(tmp_path / GLOB)])
-    assert (paths, found) == (shards, [])
-    assert faults(*shards) == [] and faults(shards[2]) == []  # one alone is not asked for the others
+    paths, lines = betons_to_verify([str(tmp_path / GLOB)])
+    assert (paths, lines) == (shards, [])
+    assert faults(*shards) == [] and faults(shards[2]) == []  # a single shard does not need the others
     assert num_samples(tmp_path / GLOB) == 18
-    assert num_samples(shards[1:3]) == 9  # some of one run: allowed
+    assert num_samples(shards[1:3]) == 9  # a part of one write is allowed
 
 
 def test_a_glob_that_misses_shards_is_read_with_a_warning(shards: list[Path], tmp_path: Path) -> None:
@@ -70,12 +70,11 @@ def test_verify_tells_interrupted_from_complete(
     shards[3].rename(partial_path(shards[3]))
     with pytest.raises(SystemExit) as end:
         main(["beton", "verify", str(tmp_path / GLOB)])
-    said = capsys.readouterr()
-    lines = said.out.splitlines()
-    assert end.value.code == 2 and "2 faults" in said.err
-    assert (
-        lines[0]
-        == f"{shards[3]}: is only there as .train-3.beton.partial, its writing was interrupted; write it again"
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
+    assert end.value.code == 2 and "2 faults" in output.err
+    assert lines[0] == (
+        f"{shards[3]}: is only there as .train-3.beton.partial, its writing was interrupted; write it again"
     )
     assert lines[1].startswith(
         f"{tmp_path}: shard 3/4 of {tmp_path}/photos is missing; write it with --shard 3/4"
@@ -89,7 +88,7 @@ def test_verify_tells_interrupted_from_complete(
         ]
     for path in shards[:3]:
         path.unlink()
-    assert faults(tmp_path / GLOB) == lines[:1]  # nothing else is there
+    assert faults(tmp_path / GLOB) == lines[:1]  # and nothing else
     partial_path(shards[3]).unlink()
     with pytest.raises(ValueError, match="no file matches"):
         faults(tmp_path / GLOB)
@@ -150,10 +149,10 @@ def test_other_writes_are_named_and_refused(
 ) -> None:
     src = change(tmp_path) if change else tmp_path / "photos"
     write(src, shards[1], "--overwrite", *options)
-    found = [fault for fault in faults(tmp_path / GLOB) if "is missing" not in fault]
+    lines = [fault for fault in faults(tmp_path / GLOB) if "is missing" not in fault]
     words = words.replace("{}", str(shards[0])).replace("{tmp}", str(tmp_path))
     culprit = shards[2] if "2/4" in options else shards[1]
-    assert len(found) == 1 and found[0].startswith(f"{culprit}: ") and words in found[0], found
+    assert len(lines) == 1 and lines[0].startswith(f"{culprit}: ") and words in lines[0], lines
     with pytest.raises(ValueError) as caught:
         Beton(tmp_path / GLOB)
     assert "\n" not in str(caught.value) and (words in str(caught.value) or "class names differ" in words)

@@ -1,4 +1,4 @@
-"""Verifying betons, and their sidecars."""
+"""Verification of betons and of their sidecars."""
 
 import base64
 import json
@@ -25,12 +25,12 @@ def photos(tmp_path: Path) -> Path:
 
 
 def damage_stream(data: bytearray, at: int, num_bytes: int) -> None:
-    """A restart marker where none belongs, of which libjpeg warns."""
+    """Write a misplaced restart marker, at which libjpeg warns."""
     data[at + num_bytes // 2 : at + num_bytes // 2 + 2] = b"\xff\xd5"
 
 
 def damage_table(data: bytearray, at: int, num_bytes: int) -> None:
-    """A Huffman table of nonsense, which is an error."""
+    """Write an invalid Huffman table, which is an error."""
     table = data.index(b"\xff\xc4", at, at + num_bytes)
     data[table + 4 : table + 24] = b"\xff" * 20
 
@@ -58,7 +58,7 @@ def test_verify_names_what_is_bad(
     assert problems[1] == f"{names[9]}: not a JPEG"
     assert "checksum" in problems[2] and len(problems) == 3
     (tmp_path / "a.beton.json").unlink()
-    assert len(list(verify(out))) == 2  # readers and verify do without the JSON
+    assert len(list(verify(out))) == 2  # readers and verify need no JSON
 
 
 def test_sidecars_that_do_not_fit(photos: Path, tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_damaged_source_paths_are_told_by_verify_and_cost_readers_the_names_alon
     out, beside = tmp_path / "a.beton", tmp_path / "a.beton.json"
     write_folder(photos, out)
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"source_paths": paths}))
-    told = f"{beside}: its source_paths are damaged; copy it again, or remove it (betons are read without it too)"
-    assert list(verify(out)) == [told]
+    expected = "its source_paths are damaged; copy it again, or remove it (betons are read without it too)"
+    assert list(verify(out)) == [f"{beside}: {expected}"]
     with Beton(out) as beton:
         assert all(beton.name(i).startswith(f"{out} sample {i}") for i in range(18))
     sidecar = read_sidecar(out)

@@ -1,4 +1,4 @@
-"""Writing betons: what stands in them, and in which order."""
+"""Writing betons: their content and its order."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ def test_a_tree_in_imagefolders_order(photos: Path, tmp_path: Path) -> None:
 
 
 def test_fastpsl_need_not_be_installed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may run from its folder alone."""
+    """It may run from its folder without being installed."""
 
     def version(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
@@ -69,7 +69,7 @@ def test_fastpsl_need_not_be_installed(photos: Path, tmp_path: Path, monkeypatch
 
 
 def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
-    """(data, height, width, mode) of each, the last ones 5 GiB behind the first; the hole between takes no disk."""
+    """Write samples (data, height, width, mode), with a hole of 5 GiB after the first that takes no space."""
     file = BetonFile(path, len(samples), 1 << 21)
     for label, (data, height, width, mode) in enumerate(samples):
         file.add(Stored(data, height, width, mode, "passed"), label)
@@ -84,28 +84,28 @@ def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
 @pytest.mark.slow
 @needs_ffcv("its own Reader and Loader read")
 def test_ffcv_reads_ours(tmp_path: Path) -> None:
-    pictures = [photo(i, 40, 50) for i in range(10)]
-    samples = [Sample(str(i), picture, 7 - i) for i, picture in enumerate(pictures[:8])]
+    images = [photo(i, 40, 50) for i in range(10)]
+    samples = [Sample(str(i), image, 7 - i) for i, image in enumerate(images[:8])]
     outs = {mode: tmp_path / f"{mode}.beton" for mode in ("raw", "jpg")}
     for mode, out in outs.items():
-        write_beton(samples, out, num_samples=10, target=Target(mode=mode))  # fewer than announced
-    far_beton(tmp_path / "far.beton", [(picture.tobytes(), 40, 50, RAW) for picture in pictures[:8]])
+        write_beton(samples, out, num_samples=10, target=Target(mode=mode))  # fewer come than announced
+    far_beton(tmp_path / "far.beton", [(image.tobytes(), 40, 50, RAW) for image in images[:8]])
     stock("read", *outs.values(), tmp_path / "far.beton")
-    with np.load(tmp_path / "far.beton.npz") as found:
-        assert (found["images_True"] == pictures[:8]).all() and (found["images_False"] == pictures[:8]).all()
+    with np.load(tmp_path / "far.beton.npz") as arrays:
+        assert (arrays["images_True"] == images[:8]).all() and (arrays["images_False"] == images[:8]).all()
     for mode, out in outs.items():
-        with np.load(f"{out}.npz") as found, Beton(out) as beton:
-            assert has_checksums(beton.shards[0])  # ffcv reads past them
-            assert list(found["names"]) == ["image", "label"] and found["num_samples"] == 8
+        with np.load(f"{out}.npz") as arrays, Beton(out) as beton:
+            assert has_checksums(beton.shards[0])  # which ffcv ignores
+            assert list(arrays["names"]) == ["image", "label"] and arrays["num_samples"] == 8
             for i in range(8):
-                expected = pictures[i] if mode == "raw" else Codec().decode(beton.read(i), 40, 50)[0]
+                expected = images[i] if mode == "raw" else Codec().decode(beton.read(i), 40, 50)[0]
                 for os_cache in (True, False):
-                    assert list(found[f"labels_{os_cache}"]) == list(range(7, -1, -1))
-                    assert (found[f"images_{os_cache}"][i] == expected).all()
+                    assert list(arrays[f"labels_{os_cache}"]) == list(range(7, -1, -1))
+                    assert (arrays[f"images_{os_cache}"][i] == expected).all()
 
 
 def test_pages_and_large_samples(tmp_path: Path) -> None:
-    """No sample crosses a page; one larger than a page makes all pages larger."""
+    """No sample crosses a page, and a sample larger than a page makes all pages larger."""
     random = np.random.default_rng(0)
     sides = [
         (600, 700),
@@ -116,9 +116,9 @@ def test_pages_and_large_samples(tmp_path: Path) -> None:
         (900, 900),
         (20, 30),
     ]  # up to 6.3 MB, page 2 MiB
-    pictures = [random.integers(0, 256, (*side, 3), dtype=np.uint8) for side in sides]
+    images = [random.integers(0, 256, (*side, 3), dtype=np.uint8) for side in sides]
     out = tmp_path / "a.beton"
-    samples = [Sample(str(i), picture, i) for i, picture in enumerate(pictures)]
+    samples = [Sample(str(i), image, i) for i, image in enumerate(images)]
     write_beton(samples, out, num_samples=7, target=Target(mode="raw"), page_bytes=1 << 21)
     with Beton(out) as beton:
         page = beton.shards[0].page_size
@@ -127,23 +127,23 @@ def test_pages_and_large_samples(tmp_path: Path) -> None:
         assert (rows.offset // page == (rows.offset + rows.num_bytes - 1) // page).all() and (
             np.diff(rows.offset) > 0
         ).all()
-        assert [beton.read(i) for i in range(7)] == [picture.tobytes() for picture in pictures]
+        assert [beton.read(i) for i in range(7)] == [image.tobytes() for image in images]
     assert list(verify(out)) == []
 
 
 def test_samples_beyond_4_gib(tmp_path: Path) -> None:
-    """The same samples, near and far, to every decoder."""
+    """Every decoder reads the same samples below and beyond 4 GiB."""
     samples = photo_samples(6)
     samples.append((photo(9, 70, 80).tobytes(), 70, 80, RAW))
     near, far = write(tmp_path / "near.beton", samples), far_beton(tmp_path / "far.beton", samples)
     views = [ViewSpec(RandomResizedCrop(32))]
     assert far.stat().st_size > 5 << 30 and list(verify(far)) == []
-    with Beton(near) as one, Beton(far) as other:
-        assert other.rows(np.arange(7)).offset[6] > 5 << 30
-        assert [other.read(i) for i in range(7)] == [data for data, *_ in samples]
+    with Beton(near) as near_beton, Beton(far) as distant:
+        assert distant.rows(np.arange(7)).offset[6] > 5 << 30
+        assert [distant.read(i) for i in range(7)] == [data for data, *_ in samples]
         for decoder in DECODERS:
             batches = []
-            for data in (one, other):
+            for data in (near_beton, distant):
                 with Loader(data, views, batch_size=7, decoder=decoder) as loader:
                     batches += list(loader.epoch(0))
             assert torch.equal(batches[0].images[0], batches[1].images[0]) and len(batches) == 2
@@ -185,12 +185,12 @@ def test_shards_together_are_the_whole(photos: Path, tmp_path: Path) -> None:
 
 
 def test_writing_needs_no_torch() -> None:
-    """Half a GB of memory and seconds of every start, where libffcv decodes."""
+    """torch would take half a GB and seconds at every start, and libffcv decodes without it."""
     code = (
         "import sys, fastpsl.cli, fastpsl.pipelines.beton.write, fastpsl.pipelines.sources;"
         "print([name for name in ('torch', 'kornia', 'datasets') if name in sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=240
     )
-    assert done.stdout == "[]\n"
+    assert process.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""Writing betons: what is left when something goes wrong."""
+"""Writing betons: the state of the files after an error."""
 
 import csv
 import errno
@@ -63,7 +63,7 @@ def test_broken_images_are_listed_and_left_out(photos: Path, tmp_path: Path) -> 
 
 
 def test_a_row_of_a_list_is_one_row_and_no_formula(tmp_path: Path) -> None:
-    """Names with line ends of all kinds, quotes and commas; those that a spreadsheet would compute."""
+    """Names with all kinds of line ends, quotes and commas, and names that a spreadsheet would evaluate."""
     names = [
         "a\rb.jpg",
         "a\nb.jpg",
@@ -87,7 +87,7 @@ def test_a_row_of_a_list_is_one_row_and_no_formula(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_a_write_whose_read_hangs(tmp_path: Path) -> None:
-    """A pipe that nobody writes to stands for storage that has gone away."""
+    """A pipe without a writer stands for storage that does not respond."""
     os.mkfifo(tmp_path / "hangs.jpg")
     before = set(threading.enumerate())
     samples = [Sample("good", photo(0, 30, 30), 0), Sample("hangs.jpg", tmp_path / "hangs.jpg", 0)]
@@ -103,11 +103,13 @@ def test_ctrl_c_ends_a_write_whose_read_hangs(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGINT, handler)
     assert [path.name for path in tmp_path.iterdir()] == ["hangs.jpg"]
-    left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("beton-write")]
-    assert len(left) == 1 and left[0].daemon  # the interpreter does not wait for it
+    threads = [
+        thread for thread in set(threading.enumerate()) - before if thread.name.startswith("beton-write")
+    ]
+    assert len(threads) == 1 and threads[0].daemon  # so that the interpreter does not wait for it
     os.close(os.open(tmp_path / "hangs.jpg", os.O_WRONLY | os.O_NONBLOCK))
-    left[0].join(30)
-    assert not left[0].is_alive()
+    threads[0].join(30)
+    assert not threads[0].is_alive()
 
 
 def test_too_many_broken_images_stop(photos: Path, tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_too_many_broken_images_stop(photos: Path, tmp_path: Path) -> None:
 
 
 def test_small_images_are_listed_apart_from_broken_ones(tmp_path: Path) -> None:
-    """By their shorter side as it is stored: after shrinking, upright. `max_bad` does not count them."""
+    """By the shorter side of the stored image, shrunk and upright. `max_bad` does not count them."""
     sizes = {"ant/a.jpg": (53, 90), "ant/b.jpg": (52, 90), "ant/c.png": (90, 52), "cat/d.jpg": (212, 400)}
     photos, out = tmp_path / "photos", tmp_path / "a.beton"
     tree(photos, {name: jpeg(photo(i, *size)) for i, (name, size) in enumerate(sizes.items())})
@@ -131,8 +133,8 @@ def test_small_images_are_listed_apart_from_broken_ones(tmp_path: Path) -> None:
     report = write_folder(photos, out, max_bad="1", target=Target(min_px=53))
     assert (report.num_samples, report.num_small, report.num_quarantined) == (2, 2, 1)
     assert report.first_small == "ant/b.jpg: 90 x 52 px"
-    told = '"path","reason"\n"ant/b.jpg","90 x 52 px"\n"ant/c.png","52 x 90 px"\n'
-    assert small_path(out).read_text() == told
+    expected = '"path","reason"\n"ant/b.jpg","90 x 52 px"\n"ant/c.png","52 x 90 px"\n'
+    assert small_path(out).read_text() == expected
     assert quarantine_path(out).read_text().count("\n") == 2
     sidecar = read_sidecar(out)
     assert sidecar and (sidecar.written["min_px"], sidecar.written["num_small"]) == (53, 2)
@@ -175,7 +177,7 @@ def test_an_existing_file_is_kept_unless_told(photos: Path, tmp_path: Path) -> N
     tree(photos, {"ant/x.jpg": b"1"})
     with pytest.raises(ValueError, match="--max-bad"):
         write_folder(photos, out, overwrite=True, max_bad="0")
-    assert out.read_bytes() == b"precious"  # a failed run changes nothing
+    assert out.read_bytes() == b"precious"  # a failed run leaves it as it was
 
 
 def test_folders_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
@@ -192,7 +194,8 @@ def test_folders_that_cannot_be_written(photos: Path, tmp_path: Path) -> None:
 
 FULL = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000))  # data start at 8 MiB: the disk is full after 600 kB
+# The data start at 8 MiB, so the disk is full after 600 kB.
+resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000))
 from fastpsl.cli import main
 main(["beton", "write", sys.argv[1], sys.argv[2]])
 """
@@ -223,16 +226,18 @@ def test_a_full_disk(tmp_path: Path) -> None:
     photos = tree(tmp_path / "photos", {f"{i:02}.jpg": jpeg(noise) for i in range(12)})
     out = tmp_path / "out" / "a.beton"
     out.parent.mkdir()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", FULL, photos, out], capture_output=True, text=True, timeout=240, check=False
     )
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("fastpsl: warning: ffcv is")]
-    assert done.returncode == 2 and len(errors) == 1, done.stderr
-    assert f"{out}: cannot be written (File too large); raise the limit of a file's size" in done.stderr
+    errors = [
+        line for line in process.stderr.splitlines() if not line.startswith("fastpsl: warning: ffcv is")
+    ]
+    assert process.returncode == 2 and len(errors) == 1, process.stderr
+    assert f"{out}: cannot be written (File too large); raise the limit of a file's size" in process.stderr
     assert list(out.parent.iterdir()) == []
 
 
-# The kernel ends it in the write that passes the limit, wherever that is, and Python cleans up nothing.
+# The kernel ends the process in the write that exceeds the limit, so Python cleans up nothing.
 KILLED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -250,15 +255,15 @@ def test_killed_at_any_byte_nothing_stands_under_the_final_name(tmp_path: Path) 
     whole, out = tmp_path / "whole.beton", tmp_path / "a.beton"
     write_beton(image_folder(photos).samples(), whole, num_samples=60)
     num_bytes = whole.stat().st_size
-    for limit in (100, (8 << 20) + 1_000_000, num_bytes - 1):  # the pictures begin at 8 MiB
+    for limit in (100, (8 << 20) + 1_000_000, num_bytes - 1):  # the images begin at 8 MiB
         command = [sys.executable, "-c", KILLED, str(photos), str(out), str(limit)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-        assert done.returncode == -signal.SIGXFSZ, done.stderr
+        process = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        assert process.returncode == -signal.SIGXFSZ, process.stderr
         assert partial_path(out).exists() and not out.exists()
-    done = subprocess.run(
+    process = subprocess.run(
         [*CLI, "beton", "write", photos, out], capture_output=True, text=True, timeout=240, check=False
     )
-    assert done.returncode == 0 and list(verify(out)) == []
+    assert process.returncode == 0 and list(verify(out)) == []
     names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("whole"))
     assert names == ["a.beton", "a.beton.json", "photos"]
 
@@ -272,7 +277,7 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
     stale = partial_path(out)
     stale.write_bytes(b"left by a killed run")
     second = PartialFile(out)
-    assert stale.stat().st_size == 0  # taken over, emptied
+    assert stale.stat().st_size == 0  # reused and emptied
     second.discard()
     assert list(tmp_path.iterdir()) == []
 
@@ -294,7 +299,7 @@ def test_a_source_that_changes_or_fails_leaves_nothing(photos: Path, tmp_path: P
 
 
 def test_image_files_are_not_left_open(photos: Path, tmp_path: Path) -> None:
-    gc.collect()  # what other tests left
+    gc.collect()  # garbage of other tests
     before = len(os.listdir("/proc/self/fd"))
     write_folder(photos, tmp_path / "a.beton")
     tree(photos, {"ant/x.jpg": b"1"})

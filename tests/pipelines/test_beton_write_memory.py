@@ -1,4 +1,4 @@
-"""Writing takes the same memory for any number of images, from every kind of source."""
+"""Writing betons takes the same memory for any number of images, from every kind of source."""
 
 import tarfile
 from collections.abc import Iterator
@@ -18,9 +18,10 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources import open_source
 out, *sources = sys.argv[1:]
+target = Target(mode="raw")
 for path in sources:
     source = open_source(path)
-    write_beton(source.samples(), out, num_samples=source.num_samples, target=Target(mode="raw"), overwrite=True)
+    write_beton(source.samples(), out, num_samples=source.num_samples, target=target, overwrite=True)
     print(peak_mib())
 """
 
@@ -49,7 +50,7 @@ def make(path: Path, num: int) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["tar", "npz"])
 def test_memory_does_not_grow_with_the_source(ending: str, tmp_path: Path) -> None:
-    """27 times the data: 25 MiB at most."""
+    """27 times the data take at most 25 MiB more."""
     sources = [make(tmp_path / f"{num}.{ending}", num) for num in (SMALL, LARGE)]
     small, large = printed_by(WRITE, tmp_path / "out", *sources)
     assert large - small < 25
@@ -57,7 +58,7 @@ def test_memory_does_not_grow_with_the_source(ending: str, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_memory_by_the_number_of_samples(tmp_path: Path) -> None:
-    """4 bytes for its size and about 10 for its name, packed: 60 bytes a sample are never reached."""
+    """A sample takes 4 bytes for its size and about 10 for its packed name, always below 60 bytes."""
     script = """
 import sys
 import numpy as np

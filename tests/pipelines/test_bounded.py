@@ -1,4 +1,4 @@
-"""What strangers' arrays and archives would fill memory with is refused by its stated size, before it is read."""
+"""Arrays and archives from elsewhere that would fill the memory are refused by their stated size, unread."""
 
 import io
 import tracemalloc
@@ -27,7 +27,7 @@ MOST_BYTES = 1 << 26
 
 
 def zeros(path: Path, dtype: str, num_bytes: int = BOMB_BYTES) -> Path:
-    """An .npy file of zeros that takes no room on the disk."""
+    """Write an .npy file of zeros that takes no space on the disk."""
     with open(path, "wb") as file:
         described = {
             "descr": dtype,
@@ -40,20 +40,28 @@ def zeros(path: Path, dtype: str, num_bytes: int = BOMB_BYTES) -> Path:
 
 
 def refused(read: Callable[..., Any], *arguments: Any) -> str:
-    """What is said in the place of taking memory; Python's and numpy's allocations are counted, torch's are of the same zip."""
+    """Check that `read` raises a ValueError of one line without taking memory, and return the line.
+
+    Only allocations by Python and numpy are counted; torch would read the same zip.
+    """
     tracemalloc.start()
     with pytest.raises(ValueError) as error:
         read(*arguments)
-    most = tracemalloc.get_traced_memory()[1]
+    peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most < MOST_BYTES, f"{most:,} bytes"
+    assert peak_bytes < MOST_BYTES, f"{peak_bytes:,} bytes"
     line = str(error.value)
     assert len(line.splitlines()) == 1 and len(line) < 400
     return line
 
 
 def bomb(path: Path, names: dict[str, str]) -> Path:
-    """A zip whose members inflate to a GB: 1 MB on the disk. names: member → the bytes that it begins with."""
+    """Write a zip of 1 MB with members that inflate to a GB in all.
+
+    Args:
+        path: The zip.
+        names: The first bytes of each member, as latin-1.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, start in names.items():
             with archive.open(name, "w", force_zip64=True) as member:
@@ -97,14 +105,14 @@ def test_arrays_are_judged_by_their_headers(tmp_path: Path) -> None:
     path = zeros(tmp_path / "a.npy", "<i8")
     assert f"{path}: cannot be read (1,073,741,824 bytes" in refused(read_permutations, path)
     path = tmp_path / "b.npy"
-    path.write_bytes(header("<i8", 1 << 45).encode("latin1") + bytes(80))  # says more than it holds
+    path.write_bytes(header("<i8", 1 << 45).encode("latin1") + bytes(80))  # far shorter than its header says
     assert str(path) in refused(read_permutations, path)
     record = {"labels": "f-labels.npy", "shape": [1000, 8]}
     labels = zeros(tmp_path / "f-labels.npy", "<i4")
     assert f"{labels} cannot be read" in refused(FeatureFile(tmp_path / "f.npy", record).labels)
     np.save(labels, np.arange(1000, dtype=np.int32))
-    kept = FeatureFile(tmp_path / "f.npy", record).labels()
-    assert kept is not None and kept.dtype == np.int32 and kept.tolist() == list(range(1000))
+    loaded = FeatureFile(tmp_path / "f.npy", record).labels()
+    assert loaded is not None and loaded.dtype == np.int32 and loaded.tolist() == list(range(1000))
     with closing(open_data(str(sample_paths().test_32))) as data:
         line = refused(read_label_list, zeros(tmp_path / "list.npy", "<i8", 1 << 33), data)
     assert "list.npy cannot be read (8,589,934,592 bytes" in line
@@ -122,8 +130,8 @@ def test_what_is_read_owns_its_memory_and_is_as_it_was(tmp_path: Path) -> None:
         np.zeros((0, 9), np.int64),
     ):
         np.save(path, array)
-        found = read_npy(path, 1 << 10)
-        assert found.dtype == array.dtype and found.flags.owndata and np.array_equal(found, array)
+        loaded = read_npy(path, 1 << 10)
+        assert loaded.dtype == array.dtype and loaded.flags.owndata and np.array_equal(loaded, array)
     np.save(path, np.array([{}], object))
     with pytest.raises(ValueError, match="Python objects"):
         read_npy(path, 1 << 10)

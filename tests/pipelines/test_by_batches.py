@@ -1,4 +1,4 @@
-"""The thread that drives a decoder of whole batches: every batch gets its own pictures, whatever happens around it."""
+"""The engine for decoders of whole batches: every batch gets its own images, whatever happens around it."""
 
 import re
 import subprocess
@@ -32,7 +32,10 @@ NUM, BATCH = 60, 4
 
 
 class Numbered(BatchDecoder):
-    """Pictures of a sample's index; `act` is called with what is done and the indices."""
+    """A decoder of images with the value of the sample's index.
+
+    `act` is called with each step's name and indices.
+    """
 
     name, reasons, depth = "numbered", REASONS, 3
 
@@ -70,16 +73,16 @@ class Numbered(BatchDecoder):
 
 
 @contextmanager
-def loader(act: Callable[[str, list[int]], None], **options: Any) -> Iterator[Loader]:
-    with Loader(Synthetic(NUM), VIEWS, batch_size=BATCH, train=False, num_threads=2, **options) as made:
-        made._engine.close(1)
-        made.decoder = Numbered(act)
-        made._engine = ByBatches(made.decoder, 2)
-        yield made
+def make_loader(act: Callable[[str, list[int]], None], **options: Any) -> Iterator[Loader]:
+    with Loader(Synthetic(NUM), VIEWS, batch_size=BATCH, train=False, num_threads=2, **options) as loader:
+        loader._engine.close(1)
+        loader.decoder = Numbered(act)
+        loader._engine = ByBatches(loader.decoder, 2)
+        yield loader
 
 
-def assert_own_pictures(made: Loader) -> None:
-    batches = list(made.epoch(0))
+def assert_own_pictures(loader: Loader) -> None:
+    batches = list(loader.epoch(0))
     assert len(batches) == NUM // BATCH
     for batch in batches:
         for images in batch.images:
@@ -87,25 +90,25 @@ def assert_own_pictures(made: Loader) -> None:
 
 
 def test_a_batch_that_is_submitted_as_the_consumer_leaves_is_no_other_batchs() -> None:
-    submitting, left = threading.Event(), threading.Event()
+    submitting, has_left = threading.Event(), threading.Event()
 
     def act(what: str, indices: list[int]) -> None:
-        if what == "submit" and 5 in indices and not left.is_set():
+        if what == "submit" and 5 in indices and not has_left.is_set():
             submitting.set()
-            left.wait(240)
+            has_left.wait(240)
 
-    with loader(act) as made:
-        made.decoder.depth = 1  # type: ignore[union-attr, misc]
-        epoch = made.epoch(0)
+    with make_loader(act) as loader:
+        loader.decoder.depth = 1  # type: ignore[union-attr, misc]
+        epoch = loader.epoch(0)
         next(epoch)
         assert submitting.wait(240)
-        threading.Timer(0.1, left.set).start()
+        threading.Timer(0.1, has_left.set).start()
         epoch.close()
-        assert_own_pictures(made)
+        assert_own_pictures(loader)
 
 
 def test_the_decoder_has_all_it_can_hold_while_a_batch_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default; else a decoder of several stages has nothing to overlap. Reading is slower than the driver."""
+    """With the default prefetch and slow reads; otherwise a decoder's stages would not overlap."""
     monkeypatch.setattr(by_batches, "_READ_WAIT_S", 240.0)
     started, in_hands = threading.Semaphore(0), []
 
@@ -113,22 +116,22 @@ def test_the_decoder_has_all_it_can_hold_while_a_batch_is_collected(monkeypatch:
         if what == "encode":
             time.sleep(0.002)
         elif what == "collect":
-            in_hands.append(1 + len(made.decoder.submitted))  # type: ignore[union-attr]
-            # The consumer, which waits for this batch, has started three others.
+            in_hands.append(1 + len(loader.decoder.submitted))  # type: ignore[union-attr]
+            # The consumer has started three more batches while it waits for this one.
             if indices[0] + 4 * BATCH <= NUM:
                 assert started.acquire(timeout=240)
 
-    with loader(act) as made:
-        start = made._engine.start
+    with make_loader(act) as loader:
+        start = loader._engine.start
 
         def counted(pending: PendingBatch) -> None:
             start(pending)
-            if pending.step >= made.prefetch_batches - 1:
+            if pending.step >= loader.prefetch_batches - 1:
                 started.release()
 
-        made._engine.start = counted  # type: ignore[method-assign]
-        assert_own_pictures(made)
-    assert made.prefetch_batches == 4 and in_hands[1:-2] == [made.decoder.depth] * (NUM // BATCH - 3)  # type: ignore[union-attr]
+        loader._engine.start = counted  # type: ignore[method-assign]
+        assert_own_pictures(loader)
+    assert loader.prefetch_batches == 4 and in_hands[1:-2] == [loader.decoder.depth] * (NUM // BATCH - 3)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("where", ["encode", "submit", "collect"])
@@ -141,24 +144,24 @@ def test_an_error_is_raised_in_its_own_batch_and_the_others_live(where: str, err
             raised.append(what)
             raise error
 
-    with loader(act) as made:
-        epoch = made.epoch(0)
+    with make_loader(act) as loader:
+        epoch = loader.epoch(0)
         assert [next(epoch).step for _ in range(2)] == [0, 1]
         with pytest.raises(type(error)):
             next(epoch)
-        assert_own_pictures(made)
+        assert_own_pictures(loader)
 
 
 def test_an_error_of_padding_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def zeros(*_: object, **__: object) -> Tensor:
         raise MemoryError("none left")
 
-    with Loader(Synthetic(6), VIEWS, batch_size=BATCH, train=False, num_threads=1, timeout_s=240) as made:
-        made._engine.close(1)
-        made.decoder = Numbered(lambda *_: None)
-        made._engine = ByBatches(made.decoder, 1)
+    with Loader(Synthetic(6), VIEWS, batch_size=BATCH, train=False, num_threads=1, timeout_s=240) as loader:
+        loader._engine.close(1)
+        loader.decoder = Numbered(lambda *_: None)
+        loader._engine = ByBatches(loader.decoder, 1)
         monkeypatch.setattr(torch, "zeros", zeros)
-        epoch = made.epoch(0)
+        epoch = loader.epoch(0)
         next(epoch)
         with pytest.raises(MemoryError):
             next(epoch)
@@ -175,13 +178,13 @@ def test_what_hangs_is_raised_within_the_timeout_and_ends_with_it(where: str) ->
         elif what == where and 9 in indices:
             let_go.append(release.wait(240))
 
-    with loader(act, timeout_s=0.5, prefetch_batches=6) as made:
-        # Those behind a batch that is being submitted are not collected before it is.
+    with make_loader(act, timeout_s=0.5, prefetch_batches=6) as loader:
+        # The step depends on the place, because later batches wait for the batch that is being submitted.
         with pytest.raises(TimeoutError, match=r"step [0-2]: no batch within 0.5 s, waiting for synthetic"):
-            list(made.epoch(0))
-        assert not let_go  # it was not waited for
+            list(loader.epoch(0))
+        assert not let_go  # the loader did not wait for the call
     release.set()
-    assert closed.wait(240)  # the decoder gives back what it has
+    assert closed.wait(240)  # the decoder is closed in the end
     for thread in threading.enumerate():
         if thread.name.startswith("fastpsl-loader"):
             thread.join(240)
@@ -189,21 +192,21 @@ def test_what_hangs_is_raised_within_the_timeout_and_ends_with_it(where: str) ->
 
 STUCK = """
 import time
-from tests.pipelines.test_by_batches import loader
+from tests.pipelines.test_by_batches import make_loader
 def act(what, indices):
     if what == "collect" and 9 in indices:
         time.sleep(1000)
-with loader(act, timeout_s=0.5) as made:
-    list(made.epoch(0))
+with make_loader(act, timeout_s=0.5) as loader:
+    list(loader.epoch(0))
 """
 
 
 @pytest.mark.slow
 def test_a_decoder_that_hangs_does_not_hold_up_the_exit() -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=240
     )
-    assert done.returncode == 1
+    assert process.returncode == 1
     assert re.search(
-        r"TimeoutError: epoch 0, step [0-2]: no batch within 0.5 s", done.stderr.splitlines()[-1]
+        r"TimeoutError: epoch 0, step [0-2]: no batch within 0.5 s", process.stderr.splitlines()[-1]
     )

@@ -1,4 +1,4 @@
-"""Without a home that can be written, caches go to a private folder, once and for all processes; with one, nothing changes."""
+"""Folders of caches: below the home if it is writable, else one private folder for all processes."""
 
 import os
 import stat
@@ -17,9 +17,9 @@ NAMES = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR"
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files; there is no home."""
+    """Return the folder for temporary files, in an environment without a home."""
     for name in NAMES:
-        monkeypatch.setenv(name, "")  # put back in the end
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", "/proc/nope")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -49,15 +49,17 @@ def test_a_private_folder_takes_its_place_and_children_inherit_it(
     assert os.environ["XDG_CACHE_HOME"] == str(private)
     assert os.environ["MPLCONFIGDIR"] == str(private / "matplotlib")
     assert os.environ["TRITON_CACHE_DIR"] == "/elsewhere"
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "/proc/nope/.cache cannot be written" in said and str(private) in said
-    caches.choose_caches()  # in a child, to which the environment says all
+    stderr = capsys.readouterr().err
+    assert (
+        stderr.count("\n") == 1 and "/proc/nope/.cache cannot be written" in stderr and str(private) in stderr
+    )
+    caches.choose_caches()  # as in a child process, which inherits the environment
     assert capsys.readouterr().err == ""
     for variable, home in (("XDG_CACHE_HOME", "/proc/nope"), ("HOME", "nowhere/in/particular")):
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setenv(variable, home)
-        caches.choose_caches()  # another rank of the machine
+        caches.choose_caches()  # as in another rank on this machine
         assert os.environ["XDG_CACHE_HOME"] == str(private) and capsys.readouterr().err == ""
 
 
@@ -72,17 +74,17 @@ def test_code_is_never_run_from_a_folder_of_others(
     elif kind == "a file":
         private.touch()
     elif kind == "another's":
-        mine, lstat = os.getuid(), os.lstat
+        uid, lstat = os.getuid(), os.lstat
         private.mkdir(mode=0o700)
-        theirs = os.stat_result([*lstat(private)[:4], mine + 1, *lstat(private)[5:]])
-        monkeypatch.setattr(os, "lstat", lambda path: theirs if path == private else lstat(path))
+        foreign_stat = os.stat_result([*lstat(private)[:4], uid + 1, *lstat(private)[5:]])
+        monkeypatch.setattr(os, "lstat", lambda path: foreign_stat if path == private else lstat(path))
     else:
         private.mkdir()
         private.chmod(0o770)
     caches.choose_caches()
-    chosen = Path(os.environ["XDG_CACHE_HOME"])
-    assert chosen.parent == temporary and chosen.resolve() not in (private, temporary / "theirs")
-    assert stat.S_IMODE(chosen.stat().st_mode) == 0o700 and str(chosen) in capsys.readouterr().err
+    cache = Path(os.environ["XDG_CACHE_HOME"])
+    assert cache.parent == temporary and cache.resolve() not in (private, temporary / "theirs")
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700 and str(cache) in capsys.readouterr().err
 
 
 def test_without_any_folder_one_line_says_what_to_set(
@@ -92,13 +94,13 @@ def test_without_any_folder_one_line_says_what_to_set(
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", none)
-    caches.choose_caches()  # beside the code there is room
+    caches.choose_caches()  # the folder of the code is writable
     monkeypatch.setattr(caches, "__file__", "/proc/nope/caches.py")
     with pytest.raises(
         SystemExit, match="^fastpsl: no folder for compiled code.*set NUMBA_CACHE_DIR and XDG"
-    ) as left:
+    ) as error:
         caches.choose_caches()
-    assert len(str(left.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(temporary))
     caches.choose_caches()
 
@@ -115,10 +117,10 @@ def test_compiled_code_is_kept_though_the_tree_and_home_are_read_only(tmp_path: 
     )
     environment = {name: value for name, value in ENVIRONMENT.items() if name not in NAMES}
     environment |= {"HOME": "/proc/nope", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    process = subprocess.run(
         ["unshare", "-m", "sh", "-c", f'{mounted} && cd / && exec "$@"', "sh", sys.executable, "-c", code],
         check=False, capture_output=True, text=True, env=environment, timeout=240,
     )  # fmt: skip
     private = tmp_path / f"fastpsl-{os.getuid()}"
-    assert done.stdout == f"3 {private}\n", done.stderr
-    assert list((private / "numba").rglob("*.nbi")) and len(done.stderr.splitlines()) == 1, done.stderr
+    assert process.stdout == f"3 {private}\n", process.stderr
+    assert list((private / "numba").rglob("*.nbi")) and len(process.stderr.splitlines()) == 1, process.stderr

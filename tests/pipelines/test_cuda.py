@@ -1,4 +1,4 @@
-"""What only a GPU can show: the batches on it are those of the CPU."""
+"""The loader on a GPU: its batches are those of the CPU."""
 
 from pathlib import Path
 from typing import Any
@@ -37,22 +37,22 @@ def test_batches_are_those_of_the_cpu(tmp_path: Path, decoder: str, train: bool)
     def batches(data: Beton, device: str) -> list[Batch]:
         options = {"batch_size": 12, "train": train, "decoder": decoder}
         with Loader(data, VIEWS, device=device, **options) as loader:  # type: ignore[arg-type]
-            found = list(loader.epoch(0))
-            assert len(list(loader.epoch(1, first_step=1))) == len(found) - 1
-        return found
+            results = list(loader.epoch(0))
+            assert len(list(loader.epoch(1, first_step=1))) == len(results) - 1
+        return results
 
     with Beton(write(tmp_path / "x.beton", samples)) as data:
-        for ours, expected in zip(batches(data, "cuda"), batches(data, "cpu"), strict=True):
-            assert all(tensor.device.type == "cuda" for tensor in ours.tensors())
-            assert torch.equal(ours.indices.cpu(), expected.indices)
-            assert torch.equal(ours.labels.cpu(), expected.labels)
-            for view, other in zip(ours.images, expected.images, strict=True):
+        for batch, expected in zip(batches(data, "cuda"), batches(data, "cpu"), strict=True):
+            assert all(tensor.device.type == "cuda" for tensor in batch.tensors())
+            assert torch.equal(batch.indices.cpu(), expected.indices)
+            assert torch.equal(batch.labels.cpu(), expected.labels)
+            for view, expected_view in zip(batch.images, expected.images, strict=True):
                 assert view.is_contiguous(memory_format=torch.channels_last)
-                difference = (view.cpu().int() - other.int()).abs().float()
-                # The CPU's own pixels, but where the GPU decodes or multiplies.
+                difference = (view.cpu().int() - expected_view.int()).abs().float()
+                # Equal to the CPU's pixels, unless the GPU decodes or multiplies.
                 assert difference.mean() < {"dali": 2.0, "resident": 0.01}.get(decoder, 1e-9)
-            for draws, others in zip(ours.draws, expected.draws, strict=True):
-                for draw, same in zip(draws, others, strict=True):
+            for draws, expected_draws in zip(batch.draws, expected.draws, strict=True):
+                for draw, same in zip(draws, expected_draws, strict=True):
                     assert all(torch.equal(draw[key].cpu(), same[key]) for key in draw)
 
 
@@ -62,8 +62,8 @@ def needs_dali_here() -> None:
 
 
 def delay(milliseconds: float = 20.0) -> None:
-    """Work on the current stream that takes long, and touches nothing."""
-    torch.cuda._sleep(int(milliseconds * 1_500_000))  # cycles, of up to 2 GHz
+    """Keep the current stream busy."""
+    torch.cuda._sleep(int(milliseconds * 1_500_000))  # in cycles, at up to 2 GHz
 
 
 @pytest.mark.parametrize("decoder", [*DECODERS, "resident"])
@@ -73,26 +73,26 @@ def test_what_is_small_lies_in_one_piece_of_memory_and_is_what_the_cpu_has(
     if decoder == "dali":
         needs_dali_here()
     samples = [(photo(i, 60, 70).tobytes(), 60, 70, RAW) for i in range(NUM)]
-    found = {}
+    results = {}
     with Beton(write(tmp_path / "x.beton", samples)) as data:
         for device in ("cuda", "cpu"):
             with Loader(data, VIEWS, batch_size=12, decoder=decoder, device=device) as loader:
-                found[device] = list(loader.epoch(2))
-    for ours, expected in zip(found["cuda"], found["cpu"], strict=True):
+                results[device] = list(loader.epoch(2))
+    for batch, expected in zip(results["cuda"], results["cpu"], strict=True):
         small = [
-            ours.indices,
-            ours.labels,
-            *(value for view in ours.draws for op in view for value in op.values()),
+            batch.indices,
+            batch.labels,
+            *(value for view in batch.draws for op in view for value in op.values()),
         ]
         assert len({tensor.untyped_storage().data_ptr() for tensor in small}) == 1
         assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in small)
-        for tensor, other in zip(small, [expected.indices, expected.labels], strict=False):
-            assert torch.equal(tensor.cpu(), other)
+        for tensor, expected_tensor in zip(small, [expected.indices, expected.labels], strict=False):
+            assert torch.equal(tensor.cpu(), expected_tensor)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_pictures_stay_while_a_busy_consumer_has_not_read_them(tmp_path: Path, decoder: str) -> None:
-    """The consumer's stream is late, and its batches are dropped at once: their memory must not be given to those that come."""
+    """Deleted batches keep their memory until the consumer's stream has read them."""
     if decoder == "dali":
         needs_dali_here()
     with Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data:
@@ -104,15 +104,15 @@ def test_pictures_stay_while_a_busy_consumer_has_not_read_them(tmp_path: Path, d
                 expected.append([images.cpu() for images in batch.images])
             consumer = torch.cuda.Stream()
             for _ in range(3):
-                found = []
+                results = []
                 with torch.cuda.stream(consumer):
                     for batch in loader.epoch(0):
                         delay()
-                        found.append([images + 0 for images in batch.images])
+                        results.append([images + 0 for images in batch.images])
                         del batch
                     torch.cuda.synchronize()
-                for mine, theirs in zip(found, expected, strict=True):
-                    assert all(torch.equal(a.cpu(), b) for a, b in zip(mine, theirs, strict=True))
+                for views, expected_views in zip(results, expected, strict=True):
+                    assert all(torch.equal(a.cpu(), b) for a, b in zip(views, expected_views, strict=True))
 
 
 def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
@@ -130,12 +130,12 @@ def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
         for memory in used:
             assert memory.keys() == {"used", "torch", "other"} and min(memory.values()) > 0
             assert memory["used"] == memory["torch"] + memory["other"]
-        # Pools grow with the largest batch that has been seen, in steps of tens of MiB; a leak of each epoch's pictures (40 MB) shows.
+        # Pools grow with the largest batch, in steps of tens of MiB; a leak per epoch would be 40 MB.
         assert used[-1]["used"] - used[3]["used"] < 128 << 20, used
 
 
 def test_ten_batches_make_no_step_wait(tmp_path: Path) -> None:
-    """Neither taking a batch nor making one in the loader's threads synchronises with the device where torch sees it."""
+    """Neither taking a batch nor making one in the loader's threads synchronises, as far as torch detects."""
     needs_dali_here()
     with (
         Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data,
@@ -153,23 +153,23 @@ def test_ten_batches_make_no_step_wait(tmp_path: Path) -> None:
 
 
 def test_mixed_batches_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Grey, progressive, CMYK and turned JPEGs, a PNG, odd markers, an enlarged one: by the GPU or in its place by the CPU, counted."""
+    """Grey, progressive, CMYK and rotated JPEGs, a PNG and odd markers go to the GPU or fall back."""
     needs_dali_here()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = kinds_of_files()
     root = tree(tmp_path / "folder", {f"class/{i:02}.{name}": data for i, (name, data) in enumerate(files)})
-    found = {}
+    results = {}
     with Folder(root) as data:
         for device, decoder in (("cuda", "dali"), ("cpu", "torchvision")):
             options: dict[str, Any] = {"batch_size": len(files), "train": False, "decoder": decoder}
             with Loader(data, VIEWS, device=device, on_bad_sample="skip", **options) as loader:
-                (found[device],) = loader.epoch(0)
+                (results[device],) = loader.epoch(0)
                 if device == "cuda":
                     assert 1 <= loader.decoder.num_fallbacks < len(files)  # type: ignore[union-attr]
-    assert torch.equal(found["cuda"].indices.cpu(), found["cpu"].indices)
-    for images, others in zip(found["cuda"].images, found["cpu"].images, strict=True):
-        difference = (images.cpu().int() - others.int()).abs().float().mean((1, 2, 3))
-        assert (difference < 6).all(), difference  # another picture, or another way up, is 20 and more
+    assert torch.equal(results["cuda"].indices.cpu(), results["cpu"].indices)
+    for images, expected_images in zip(results["cuda"].images, results["cpu"].images, strict=True):
+        difference = (images.cpu().int() - expected_images.int()).abs().float().mean((1, 2, 3))
+        assert (difference < 6).all(), difference  # another image or orientation gives 20 or more
 
 
 def kinds_of_files() -> list[tuple[str, bytes]]:
@@ -177,50 +177,50 @@ def kinds_of_files() -> list[tuple[str, bytes]]:
 
     from PIL import Image
 
-    def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
         file = io.BytesIO()
-        picture.save(file, kind, **options)
+        image.save(file, kind, **options)
         return file.getvalue()
 
-    pictures = [Image.fromarray(photo(seed, 90, 120)) for seed in range(9)]
+    images = [Image.fromarray(photo(seed, 90, 120)) for seed in range(9)]
     turned = Image.Exif()
     turned[0x0112] = 6
-    good = saved(pictures[6], "JPEG", quality=90)
+    good = saved(images[6], "JPEG", quality=90)
     at = good.index(b"\xff\xda")
     return [
-        ("jpg", saved(pictures[0], "JPEG", quality=90)),
-        ("jpg", saved(pictures[1].convert("L"), "JPEG", quality=90)),
-        ("jpg", saved(pictures[2], "JPEG", quality=90, progressive=True)),
-        ("jpg", saved(pictures[3], "JPEG", quality=90, exif=turned)),
-        ("jpg", saved(pictures[4].convert("CMYK"), "JPEG", quality=90)),
-        ("png", saved(pictures[5], "PNG")),
+        ("jpg", saved(images[0], "JPEG", quality=90)),
+        ("jpg", saved(images[1].convert("L"), "JPEG", quality=90)),
+        ("jpg", saved(images[2], "JPEG", quality=90, progressive=True)),
+        ("jpg", saved(images[3], "JPEG", quality=90, exif=turned)),
+        ("jpg", saved(images[4].convert("CMYK"), "JPEG", quality=90)),
+        ("png", saved(images[5], "PNG")),
         ("jpg", good[:at] + b"\x12\x34" + good[at:]),
-        ("jpg", saved(pictures[7].resize((18, 14)), "JPEG", quality=95)),
-        ("jpg", saved(pictures[8], "JPEG", quality=90)),
+        ("jpg", saved(images[7].resize((18, 14)), "JPEG", quality=95)),
+        ("jpg", saved(images[8], "JPEG", quality=90)),
     ]
 
 
 def test_isotropic_crops_are_those_of_the_cpu(tmp_path: Path) -> None:
     needs_dali_here()
     samples = [(jpeg(photo(i, 160, 170)), 160, 170, JPG) for i in range(12)]
-    view, found = ViewSpec(RotationCrop(48, base="drawn")), {}
+    view, results = ViewSpec(RotationCrop(48, base="drawn")), {}
     with Beton(write(tmp_path / "x.beton", samples)) as data:
         for device in ("cuda", "cpu"):
             with Loader(data, [view], batch_size=12, train=False, decoder="dali", device=device) as loader:
                 (batch,) = loader.epoch(0)
-                found[device] = batch.images[0].cpu().int()
-    assert (found["cuda"] - found["cpu"]).abs().float().mean() < 2.0
+                results[device] = batch.images[0].cpu().int()
+    assert (results["cuda"] - results["cpu"]).abs().float().mean() < 2.0
 
 
 def test_the_hardware_decoder_is_asked_for_and_its_share_changes_nothing_but_the_way(tmp_path: Path) -> None:
     needs_dali_here()
     why = hardware_jpeg.why_slower(torch.device("cuda", torch.cuda.current_device()))
-    pictures = []
+    images = []
     with Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data:
         for share in (0.0, 1.0):
             options: dict[str, Any] = {"batch_size": NUM, "train": False, "decoder": "dali", "device": "cuda"}
             with Loader(data, VIEWS, hw_decoder_load=share, **options) as loader:
                 assert bool(why) == ("no hardware JPEG decoder" in loader.decoder_reason)
                 (batch,) = loader.epoch(0)
-                pictures.append(batch.images[0].cpu().numpy().astype(np.int32))
-    assert np.abs(pictures[0] - pictures[1]).mean() < 2.0
+                images.append(batch.images[0].cpu().numpy().astype(np.int32))
+    assert np.abs(images[0] - images[1]).mean() < 2.0

@@ -1,4 +1,4 @@
-"""DALI: what it refuses goes to the CPU and nothing else; batches behind an error come out as if it had not been."""
+"""The DALI decoder: only samples that it refuses go to the CPU, and errors leave later batches unchanged."""
 
 import importlib
 import os
@@ -39,7 +39,7 @@ def as_arrays(samples: list[bytes]) -> list[np.ndarray]:
 
 
 class Runs:
-    """A pipeline of JPEGs of 50 x 60 px and what it makes of them one by one."""
+    """A pipeline for JPEGs of 50 x 60 px, with their crops one by one."""
 
     def __init__(self) -> None:
         self.pipeline = DaliPipeline(Graph(False, False, SIZES, (False, False)), 64, 2, CPU, 3)
@@ -61,8 +61,8 @@ class Runs:
 
 
 GOOD = [jpeg(photo(seed, 50, 60)) for seed in range(20)]
-CUT = GOOD[0][: len(GOOD[0]) // 2]  # DALI names it
-HEADLESS = b"\xff\xd8\xff\xdb" + GOOD[0][6:]  # DALI does not
+CUT = GOOD[0][: len(GOOD[0]) // 2]  # DALI's error names this sample
+HEADLESS = b"\xff\xd8\xff\xdb" + GOOD[0][6:]  # DALI's error does not name this one
 
 
 @needs_dali("errors")
@@ -100,9 +100,9 @@ def test_what_waits_behind_an_error_comes_out_in_order() -> None:
             assert_crops(runs.collect(), crops)
 
 
-def assert_crops(found: tuple[list[np.ndarray], dict[int, str]], expected: list[np.ndarray]) -> None:
-    assert not found[1]
-    assert all(np.array_equal(a, b) for a, b in zip(found[0], expected, strict=True))
+def assert_crops(results: tuple[list[np.ndarray], dict[int, str]], expected: list[np.ndarray]) -> None:
+    assert not results[1]
+    assert all(np.array_equal(a, b) for a, b in zip(results[0], expected, strict=True))
 
 
 @needs_dali("errors")
@@ -110,7 +110,7 @@ def test_a_pipeline_that_has_ended_is_started_again() -> None:
     runs = Runs()
     expected = runs.crops_of(GOOD[:3])
     runs.submit(GOOD[:3])
-    runs.pipeline._pipe = None  # as when another run's error ended it
+    runs.pipeline._pipe = None  # as after an error of another run
     runs.submit(GOOD[3:5])
     runs.submit(GOOD[:3])
     assert_crops(runs.collect(), expected)
@@ -120,20 +120,20 @@ def test_a_pipeline_that_has_ended_is_started_again() -> None:
 
 @needs_dali("errors")
 def test_short_memory_is_no_fault_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs, tried = Runs(), []
+    runs, attempts = Runs(), []
     expected = runs.crops_of(GOOD[:3])
     runs.submit(GOOD[:3])
     runs.submit(GOOD[3:6])
 
     def share_outputs(*_: object) -> None:
-        tried.append(1)
+        attempts.append(1)
         raise RuntimeError(FRAMED.format("Can't allocate 1 bytes on host."))
 
     monkeypatch.setattr(runs.pipeline._pipe, "share_outputs", share_outputs)
     with pytest.raises(ValueError, match="out of pinned host memory while decoding"):
         runs.collect()
-    assert len(tried) == 1  # not sample by sample
-    assert len(runs.collect()[0][0]) == 3  # the one behind it, by a new pipeline
+    assert len(attempts) == 1  # not sample by sample
+    assert len(runs.collect()[0][0]) == 3  # the next run, by a new pipeline
     assert_crops((runs.crops_of(GOOD[:3]), {}), expected)
 
 
@@ -174,12 +174,12 @@ def test_a_loader_keeps_a_few_batches_memory_and_no_more(tmp_path: Path) -> None
                     if batch.step == 4:
                         break
             assert len(list(loader.epoch(3))) == 10
-            assert 1 <= len(arenas._free) <= 2 + 2  # what was prefetched, and what was being handed over
+            assert 1 <= len(arenas._free) <= 2 + 2  # two prefetched, and two being handed over
         assert loader.device_memory() == {}
 
 
 VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(40))]
-# Bytes between two segments: libjpeg passes over them, DALI's parser does not.
+# Where to put bytes between two segments, which libjpeg skips but DALI's parser does not.
 AT = GOOD[5].index(b"\xff\xda")
 ODD = GOOD[5][:AT] + b"\x12\x34" + GOOD[5][AT:]
 JPEGS = [(data, 50, 60, JPG) for data in GOOD]
@@ -191,9 +191,9 @@ def test_an_odd_jpeg_is_decoded_on_the_cpu_counted_and_named_once(tmp_path: Path
     with Beton(write(tmp_path / "odd.beton", odd)) as data:
         options = {"batch_size": 5, "train": False, "num_threads": 1}
         with Loader(data, VIEWS, decoder="dali", **options) as loader:  # type: ignore[arg-type]
-            with pytest.warns(UserWarning, match="sample 5 is decoded on the CPU, not by DALI") as said:
-                found = list(loader.epoch(0))
-            assert sum("DALI" in str(warning.message) for warning in said) == 1
+            with pytest.warns(UserWarning, match="sample 5 is decoded on the CPU, not by DALI") as caught:
+                results = list(loader.epoch(0))
+            assert sum("DALI" in str(warning.message) for warning in caught) == 1
             assert loader.decoder.num_fallbacks == 2  # type: ignore[union-attr]
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=".* not by DALI")
@@ -201,7 +201,7 @@ def test_an_odd_jpeg_is_decoded_on_the_cpu_counted_and_named_once(tmp_path: Path
             assert loader.decoder.num_fallbacks == 4  # type: ignore[union-attr]
         with Loader(data, VIEWS, decoder="torchvision", **options) as loader:  # type: ignore[arg-type]
             expected = list(loader.epoch(0))
-    for batch, other in zip(found, expected, strict=True):
+    for batch, other in zip(results, expected, strict=True):
         for images, others in zip(batch.images, other.images, strict=True):
             assert ((images.int() - others.int()).abs().float().mean((1, 2, 3)) < 2).all()
 
@@ -221,8 +221,8 @@ def decode(decoder: DaliDecoder, rows: SampleTable) -> tuple[np.ndarray, np.ndar
     encoded = decoder.begin(rows)
     decoder.encode(rows, encoded, slice(0, len(rows.indices)))
     decoder.submit(rows, encoded, [boxes], [24])
-    status, (pictures,) = decoder.collect()
-    return status, pictures.numpy().copy()
+    status, (images,) = decoder.collect()
+    return status, images.numpy().copy()
 
 
 @needs_dali("mixed batches")
@@ -232,49 +232,49 @@ def test_a_batch_may_hold_everything_at_once(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "data", samples)
     decoder = DaliDecoder("beton", 8, 1, CPU)
     with pytest.warns(UserWarning, match="sample 2 is decoded on the CPU"):
-        status, pictures = decode(decoder, rows)
+        status, images = decode(decoder, rows)
     assert status.tolist() == [0, 0, 0, codes.CORRUPT, 0, 0, codes.NOT_JPEG]
     for i in np.flatnonzero(status == codes.GOOD):
         alone = decode(decoder, rows.part(slice(i, i + 1)))[1]
-        assert (pictures[i] == alone[0]).all() and alone.any()
+        assert (images[i] == alone[0]).all() and alone.any()
 
 
 @needs_dali("mixed batches")
 def test_what_lies_in_pinned_memory_is_fed_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the flag: arenas are said to be pinned, and DALI is not told so, which would need a GPU."""
-    told: list[tuple[bool, int, bool]] = []
+    """Only the flag: arenas claim to be pinned, and DALI does not get the flag, because it needs a GPU."""
+    flags: list[tuple[bool, int, bool]] = []
     monkeypatch.setattr(Arenas, "_new", lambda _, num_bytes: np.empty(num_bytes, np.uint8))
 
     def unpinned(graph: Graph, samples: list[np.ndarray], boxes: list[np.ndarray], is_pinned: bool) -> object:
-        told.append((graph.is_raw, len(samples), is_pinned))
+        flags.append((graph.is_raw, len(samples), is_pinned))
         return feeds(graph, samples, boxes)
 
     monkeypatch.setattr(dali_pipeline, "feeds", unpinned)
     raw = (photo(3, 50, 60).tobytes(), 50, 60, RAW)
     decoder = DaliDecoder("beton", 8, 1, CPU)
     decode(decoder, rows_of(tmp_path / "a", [JPEGS[0], raw]))
-    assert told == [(False, 1, False), (True, 1, False)]
+    assert flags == [(False, 1, False), (True, 1, False)]
     decoder._arenas = Arenas(pinned=True)
-    told.clear()
+    flags.clear()
     decode(decoder, rows_of(tmp_path / "b", [JPEGS[0], raw, raw]))
-    assert told == [(False, 1, True), (True, 2, True)]
-    told.clear()
+    assert flags == [(False, 1, True), (True, 2, True)]
+    flags.clear()
     with pytest.warns(UserWarning, match="sample 2 is decoded on the CPU"):
         decode(decoder, rows_of(tmp_path / "c", [JPEGS[0], raw, (ODD, 50, 60, JPG)]))
-    assert told == [(False, 1, True), (True, 2, False)]  # a decoded picture lies elsewhere
-    told.clear()
+    assert flags == [(False, 1, True), (True, 2, False)]  # a decoded image lies outside of the arena
+    flags.clear()
     monkeypatch.setattr(Encoded, "read", lambda self, part, read=Encoded.read: read(self, part) * 0)
     decode(decoder, rows_of(tmp_path / "d", [JPEGS[0], (CUT, 50, 60, JPG), JPEGS[1]]))
-    assert told == [(False, 3, True), (False, 2, True)]  # what is tried again lies where it lay
+    assert flags == [(False, 3, True), (False, 2, True)]  # samples that are tried again have not moved
 
 
 @needs_dali("feeding")
 def test_dali_is_told_of_pinned_memory_sample_by_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    told, library = [], importlib.import_module("nvidia.dali")
+    flags, library = [], importlib.import_module("nvidia.dali")
     wrap = library.tensors.TensorCPU
 
     def tensor(sample: np.ndarray, layout: str | None, is_pinned: bool) -> object:
-        told.append(is_pinned)
+        flags.append(is_pinned)
         return wrap(sample, layout, False)
 
     tensors = types.SimpleNamespace(TensorCPU=tensor, TensorListCPU=library.tensors.TensorListCPU)
@@ -283,9 +283,9 @@ def test_dali_is_told_of_pinned_memory_sample_by_sample(monkeypatch: pytest.Monk
     )
     boxes = [np.array([[3, 5, 40, 41, 0]] * 2, np.int32)]
     for is_pinned in (True, False):
-        told.clear()
+        flags.clear()
         feeds(Graph(False, False, (24,), (False,)), as_arrays(GOOD[:2]), boxes, is_pinned)
-        assert told == [is_pinned] * 2
+        assert flags == [is_pinned] * 2
 
 
 @needs_dali("fallbacks")
@@ -295,11 +295,11 @@ def test_what_dali_refuses_is_decoded_on_the_cpu(tmp_path: Path, monkeypatch: py
     samples = [*JPEGS[:5], (ODD, 50, 60, JPG), (CUT, 50, 60, JPG)]
     decoder = DaliDecoder("beton", 8, 2, CPU)
     with pytest.warns(UserWarning, match=r"sample 5 is decoded on the CPU, not by DALI \(.+\)"):
-        status, pictures = decode(decoder, rows_of(tmp_path / "data", samples))
+        status, images = decode(decoder, rows_of(tmp_path / "data", samples))
     assert status.tolist() == [0] * 6 + [codes.CORRUPT] and decoder.num_fallbacks == 1
     expected = decode(decoder, rows_of(tmp_path / "good", JPEGS[:6]))[1]
-    assert (pictures[:5] == expected[:5]).all()
-    assert np.abs(pictures[5].astype(int) - expected[5]).mean() < 2
+    assert (images[:5] == expected[:5]).all()
+    assert np.abs(images[5].astype(int) - expected[5]).mean() < 2
 
 
 @needs_dali("the loader")
@@ -415,8 +415,8 @@ assert handlers == [signal.getsignal(number) for number in signal.valid_signals(
 sys.exit(3)
 """
     command = [sys.executable, "-c", code, str(Path(__file__).parents[2]), str(tmp_path / "a.beton")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+    process = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+    assert (process.returncode, process.stdout, process.stderr) == (3, "", "")
 
 
 def test_synthetic_data_are_not_decoded() -> None:

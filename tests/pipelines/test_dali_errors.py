@@ -1,12 +1,16 @@
-"""DALI's messages, as they are, in words for people."""
+"""Errors for the user from DALI's original messages."""
 
 import pytest
 
 from fastpsl.pipelines.decoders.dali_errors import named_sample, reason, user_error
 
-# What DALI 2.4 raises: CUDABadAlloc and CUDAError of its include/dali/core/cuda_error.h, as its executor frames them; CUDA's own texts of
-# cudaErrorInsufficientDriver and cudaErrorUnsupportedPtxVersion; libdali's where a pipeline for a GPU is built; torch's of its allocator.
-FRAMED = "Critical error in pipeline:\nError in MIXED operator `x`,\nencountered:\n\n{}\nCurrent pipeline object is no longer valid."
+# Messages of DALI 2.4: CUDABadAlloc and CUDAError (include/dali/core/cuda_error.h) in the frame of its
+# executor, CUDA's texts of cudaErrorInsufficientDriver and cudaErrorUnsupportedPtxVersion, libdali's when it
+# builds a pipeline for a GPU, and those of torch's allocator.
+FRAMED = (
+    "Critical error in pipeline:\nError in MIXED operator `x`,\nencountered:\n\n{}\n"
+    "Current pipeline object is no longer valid."
+)
 ROOM = 8 << 30
 
 
@@ -24,22 +28,31 @@ ROOM = 8 << 30
             ROOM,
             "out of GPU memory while decoding on cuda:0",
         ),
-        ("Failed to decode sample #17 : ", 16 << 20, ""),  # of this one alone
+        ("Failed to decode sample #17 : ", 16 << 20, ""),  # only this sample failed
         ("Failed to decode sample #17 : ", ROOM, ""),
         ("Failed to decode sample #17 : ", None, ""),  # on a CPU
         ("Can't allocate 8388608 bytes on host.", ROOM, "out of pinned host memory while decoding"),
         (
-            "CUDA runtime API error cudaErrorInsufficientDriver (35):\nCUDA driver version is insufficient for CUDA runtime version",
+            (
+                "CUDA runtime API error cudaErrorInsufficientDriver (35):\n"
+                "CUDA driver version is insufficient for CUDA runtime version"
+            ),
             ROOM,
             "the NVIDIA driver is too old for this DALI",
         ),
         (
-            "The pipeline requires a CUDA-capable GPU but the CUDA driver is not installed or its version is insufficient.",
+            (
+                "The pipeline requires a CUDA-capable GPU but the CUDA driver is not installed "
+                "or its version is insufficient."
+            ),
             None,
             "the NVIDIA driver is too old for this DALI",
         ),
         (
-            "CUDA runtime API error cudaErrorUnsupportedPtxVersion (222):\nthe provided PTX was compiled with an unsupported toolchain.",
+            (
+                "CUDA runtime API error cudaErrorUnsupportedPtxVersion (222):\n"
+                "the provided PTX was compiled with an unsupported toolchain."
+            ),
             ROOM,
             "update the driver, install the DALI of an older CUDA, or use --decoder ffcv",
         ),

@@ -1,4 +1,4 @@
-"""A folder is the beton that would be written of it; its headers are read once; what is wrong with a file is said by name."""
+"""Folders as data sets: equal to the beton written from them, indexed once, with errors that name files."""
 
 import io
 import os
@@ -29,7 +29,7 @@ from fastpsl.pipelines.sources import image_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo
 
-# Those that read folders.
+# The decoders that read folders.
 READERS = [decoder for decoder in DECODERS if decoder != "ffcv"]
 every_reader = pytest.mark.parametrize("decoder", READERS)
 VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(40))]
@@ -44,7 +44,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Twelve JPEGs in three classes, one of them empty, with spaces and letters of all kinds."""
+    """Write twelve JPEGs in three classes, one of them empty, with spaces and letters of all kinds."""
     root = tmp_path / "images"
     for i in range(12):
         place = root / ("zebra finch", "été")[i % 2] / ("", "deeper")[i % 3 == 0]
@@ -77,18 +77,18 @@ def test_a_folder_is_the_beton_written_of_it(root: Path, tmp_path: Path, decoder
         assert folder.labels().dtype == np.int32 and (folder.labels() == beton.labels()).all()
         names = [str(root / sample.name) for sample in source.samples()]
         assert [folder.name(i) for i in range(12)] == names and "Ünï code" in names[0]
-        rows, others = (data.rows(np.array([3, 0, 11])) for data in (folder, beton))
+        rows, beton_rows = (data.rows(np.array([3, 0, 11])) for data in (folder, beton))
         assert rows.path.tolist() == [names[3], names[0], names[11]]
         for column in ("indices", "num_bytes", "height", "width", "mode", "label", "orientation"):
-            assert (getattr(rows, column) == getattr(others, column)).all()
-        found, expected = (batches(data, decoder, train=train) for data in (folder, beton))
-    for batch, other in zip(found, expected, strict=True):
+            assert (getattr(rows, column) == getattr(beton_rows, column)).all()
+        results, expected = (batches(data, decoder, train=train) for data in (folder, beton))
+    for batch, other in zip(results, expected, strict=True):
         assert torch.equal(batch.indices, other.indices) and torch.equal(batch.labels, other.labels)
         assert all(torch.equal(a, b) for a, b in zip(batch.images, other.images, strict=True))
 
 
 def whole(data: Folder, decoder: str, size: int) -> tuple[np.ndarray, int]:
-    """All pictures, squeezed, and how many of them DALI did not decode."""
+    """Return all images, resized to a square, and how many of them DALI did not decode."""
 
     class Whole:
         size_px = size
@@ -117,32 +117,32 @@ def test_pictures_stand_upright(tmp_path: Path, decoder: str) -> None:
         assert rows.orientation.tolist() == list(range(1, 9)) and (rows.mode == MODE_JPEG).all()
         assert rows.height.tolist() == [90] * 4 + [130] * 4 and rows.width.tolist() == [130] * 4 + [90] * 4
         assert (data.labels() == -1).all() and data.class_names is None and data.num_classes == 0
-        found, num_fallbacks = whole(data, decoder, 45)
+        results, num_fallbacks = whole(data, decoder, 45)
         assert not num_fallbacks
         for i in range(8):
-            picture = decode_any(Path(data.name(i)).read_bytes())
-            assert np.abs(found[i] - area_mean(picture, (0, 0, *picture.shape[:2]), 45)).mean() < 1.5
+            image = decode_any(Path(data.name(i)).read_bytes())
+            assert np.abs(results[i] - area_mean(image, (0, 0, *image.shape[:2]), 45)).mean() < 1.5
 
 
 def write_kinds(root: Path) -> int:
-    """Image files of many kinds; how many of them no fast decoder takes."""
+    """Write image files of many kinds, and return how many of them no fast decoder reads."""
     root.mkdir()
-    picture = Image.fromarray(photo(5, 70, 90))
+    image = Image.fromarray(photo(5, 70, 90))
     turned = Image.Exif()
     turned[0x112] = 6
-    clear = picture.copy()
+    clear = image.copy()
     clear.putalpha(Image.fromarray(photo(6, 70, 90)[..., 0]))
-    picture.convert("L").save(root / "grey.jpg")
-    picture.save(root / "progressive.jpg", progressive=True)
-    picture.save(root / "large head.jpg", icc_profile=bytes(100_000))
-    picture.convert("CMYK").save(root / "cmyk.jpg", exif=turned)
-    picture.save(root / "plain.png")
+    image.convert("L").save(root / "grey.jpg")
+    image.save(root / "progressive.jpg", progressive=True)
+    image.save(root / "large head.jpg", icc_profile=bytes(100_000))
+    image.convert("CMYK").save(root / "cmyk.jpg", exif=turned)
+    image.save(root / "plain.png")
     clear.save(root / "clear.png", exif=turned)
     clear.save(root / "clear.webp", lossless=True, exif=turned)
-    picture.convert("P").save(root / "palette.png")
-    picture.save(root / "turned.tif", exif=turned)
-    picture.save(root / "png by another name.jpg", "PNG")
-    picture.save(root / "jpeg by another name.png", "JPEG")
+    image.convert("P").save(root / "palette.png")
+    image.save(root / "turned.tif", exif=turned)
+    image.save(root / "png by another name.jpg", "PNG")
+    image.save(root / "jpeg by another name.png", "JPEG")
     return 7
 
 
@@ -158,12 +158,12 @@ def test_image_files_of_all_kinds_are_read(tmp_path: Path, decoder: str) -> None
         ).all()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* not by DALI")
-            found, num_fallbacks = whole(data, decoder, 35)
+            results, num_fallbacks = whole(data, decoder, 35)
         assert num_fallbacks == (num_files if decoder == "dali" else 0)
         for i in range(data.num_samples):
-            picture = decode_any(Path(data.name(i)).read_bytes())
-            assert picture.shape[:2] == (rows.height[i], rows.width[i])
-            error = np.abs(found[i] - area_mean(picture, (0, 0, *picture.shape[:2]), 35)).mean()
+            image = decode_any(Path(data.name(i)).read_bytes())
+            assert image.shape[:2] == (rows.height[i], rows.width[i])
+            error = np.abs(results[i] - area_mean(image, (0, 0, *image.shape[:2]), 35)).mean()
             assert error < 2, data.name(i)
 
 
@@ -208,14 +208,14 @@ def test_what_cannot_be_read_is_a_bad_sample(root: Path, decoder: str) -> None:
 @every_reader
 def test_what_changes_or_goes_is_named(root: Path, decoder: str) -> None:
     with Folder(root) as data:
-        other, longer, gone = (Path(data.name(i)) for i in (2, 5, 7))
-        before = other.stat().st_size
+        changed, longer, gone = (Path(data.name(i)) for i in (2, 5, 7))
+        before = changed.stat().st_size
         smaller = jpeg(photo(2, 30, 30))
-        other.write_bytes(smaller + bytes(before - len(smaller)))  # as many bytes
+        changed.write_bytes(smaller + bytes(before - len(smaller)))  # the same number of bytes
         longer.write_bytes(longer.read_bytes() + b"more")
         gone.unlink()
-        found = batches(data, decoder, train=False, on_bad_sample="skip")
-        bad = {sample.index: sample.reason for batch in found for sample in batch.bad}
+        results = batches(data, decoder, train=False, on_bad_sample="skip")
+        bad = {sample.index: sample.reason for batch in results for sample in batch.bad}
     assert bad.keys() == {2, 5, 7}
     assert bad[2].startswith("the header says 30x30 px, the table")
     assert bad[5].startswith("the file is not as it was when the folder was listed: it had ")
@@ -223,7 +223,7 @@ def test_what_changes_or_goes_is_named(root: Path, decoder: str) -> None:
 
 
 def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files whose headers are read from now on."""
+    """Record the names of files from which headers are read."""
     read, scan = [], folder_index._scan
 
     def counting(path: object) -> object:
@@ -248,8 +248,8 @@ def test_headers_are_read_once(root: Path, cache: Path, monkeypatch: pytest.Monk
 
     os.utime(next(root.rglob("*.JPG")))
     with Folder(root) as data:
-        assert len(read) == 24 and data.digest() == digest  # the dates are no part of it
-    assert len(list(cache.iterdir())) == 2  # what was before is gone
+        assert len(read) == 24 and data.digest() == digest  # which does not include the dates
+    assert len(list(cache.iterdir())) == 2  # the old index is gone
 
     shutil.copytree(root, root.with_name("copy"))
     assert digest_of(root.with_name("copy")) == digest
@@ -278,30 +278,30 @@ def test_an_index_that_is_not_whole_is_made_again(
 def test_of_many_that_open_a_folder_one_reads_the_headers(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, make, told = [], folder_index._make, threading.Event()
+    calls, make, event = [], folder_index._make, threading.Event()
 
     class Heard(io.StringIO):
         @override
         def write(self, text: str) -> int:
-            told.set()
+            event.set()
             return super().write(text)
 
     def when_another_waits(*arguments: object) -> None:
-        made.append(1)
-        assert told.wait(240)
+        calls.append(1)
+        assert event.wait(240)
         make(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(folder_index, "_make", when_another_waits)
     monkeypatch.setattr("sys.stderr", heard := Heard())
-    opened: list[Folder] = []
-    threads = [threading.Thread(target=lambda: opened.append(Folder(root))) for _ in range(4)]
+    folders: list[Folder] = []
+    threads = [threading.Thread(target=lambda: folders.append(Folder(root))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(240)
-    for data in opened:
+    for data in folders:
         data.close()
-    assert len(opened) == 4 and len(made) == 1
+    assert len(folders) == 4 and len(calls) == 1
     assert "another process reads the headers, waiting for it" in heard.getvalue()
 
 
@@ -323,18 +323,18 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(
 def test_long_work_is_said(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[str] = []
+    lines: list[str] = []
 
     class Told(doing):
         @override
         def update(self, num_done: int, num_bad: int = 0) -> None:
             super().update(num_done, num_bad)
-            told.append(self.line(self.started + 2).split(",")[0])
+            lines.append(self.line(self.started + 2).split(",")[0])
 
     monkeypatch.setattr(folder_index, "doing", Told)
     Folder(root).close()
     for line in ("looking at sizes and times: 5 of 12 files", "reading headers: 12 of 12 files"):
-        assert f"{root}: {line}" in told
+        assert f"{root}: {line}" in lines
     assert not capsys.readouterr().err
 
 
@@ -374,9 +374,9 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(dali, "why_missing", lambda device: "DALI is not installed")
         with pytest.warns(
             UserWarning, match="by torchvision, which is slower: DALI is not installed"
-        ) as said:
+        ) as caught:
             assert choose_decoder("auto", data, CPU)[0] == "torchvision"
-        assert len(said) == 1
+        assert len(caught) == 1
         with pytest.raises(
             ValueError, match="'ffcv' cannot read a folder; .* `fastpsl beton write`"
         ) as error:

@@ -1,4 +1,4 @@
-"""Which way up a JPEG of a folder stands: EXIF in all its shapes, the same for every decoder."""
+"""The orientation of JPEGs in folders: EXIF in all its forms, the same for every decoder."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ def segment(marker: int, data: bytes) -> bytes:
 
 
 def upside_downs() -> dict[str, bytes]:
-    """JPEGs that say by EXIF or otherwise that they stand on their heads."""
+    """Return JPEGs with metadata for a rotation by 180 degrees; names start with the expected orientation."""
     plain = jpeg(photo(7, 90, 130))
     exif = Image.Exif()
     exif[0x112] = 3
@@ -28,7 +28,7 @@ def upside_downs() -> dict[str, bytes]:
     silent = segment(0xE1, b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0"))
     xmp = segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation="3"></x:xmpmeta>')
     large = segment(0xFE, bytes(60_000))
-    # The frame header stands in the first 64 KiB, the scan behind them.
+    # So that the frame header is within the first 64 KiB and the scan beyond them.
     rest = (1 << 16) - len(upside_down) - len(large) - plain.index(b"\xff\xc0") - 24
     long = b"II*\0\x08\0\0\0\x01\0" + b"\x12\x01\x04\0\x01\0\0\0\x03\0\0\0" + bytes(4)
     heads = {
@@ -53,9 +53,9 @@ def test_what_exif_says_is_read_alike_wherever_it_stands(
         rows = data.rows(np.arange(data.num_samples))
         names = [os.path.basename(path) for path in rows.path]
         assert rows.orientation.tolist() == [int(name[0]) for name in names]
-        found, num_fallbacks = whole(data, decoder, 45)
+        images, num_fallbacks = whole(data, decoder, 45)
         assert not num_fallbacks
         upright = pil_decode(jpeg(photo(7, 90, 130)))
-        for name, picture in zip(names, found, strict=True):
+        for name, image in zip(names, images, strict=True):
             expected = upright[::-1, ::-1] if name.startswith("3") else upright
-            assert np.abs(picture - area_mean(expected, (0, 0, 90, 130), 45)).mean() < 1.5, name
+            assert np.abs(image - area_mean(expected, (0, 0, 90, 130), 45)).mean() < 1.5, name

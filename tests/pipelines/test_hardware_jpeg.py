@@ -1,4 +1,4 @@
-"""What nvJPEG answers of its hardware; nvJPEG itself where it is installed."""
+"""The query for hardware JPEG decoders, with a fake nvJPEG and, if installed, the real one."""
 
 import ctypes
 from typing import Any
@@ -11,7 +11,7 @@ from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, why_slower
 
 
 class Library:
-    """Answers like nvJPEG's library."""
+    """A fake of nvJPEG's library."""
 
     def __init__(self, status: int, engines: int, created: int = 0) -> None:
         self.status, self.engines, self.created = status, engines, created

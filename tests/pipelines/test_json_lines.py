@@ -1,4 +1,4 @@
-"""A run's files of JSON lines, damaged anywhere: read up to there, said so, and no hindrance to going on."""
+"""Damaged files of JSON lines: they are read up to the damage, with a warning, and a run can go on."""
 
 import json
 import os
@@ -38,8 +38,8 @@ def test_what_comes_before_the_damage_is_kept_and_the_rest_is_told(tmp_path: Pat
     with pytest.warns(UserWarning, match="line 3 cannot be read") as warned:
         file = MetricsFile(path, 5)
     assert path.read_bytes() == b"".join(LINES[:2])
-    kept = tmp_path / "metrics.jsonl.damaged"
-    assert kept.read_bytes() == b"".join([*LINES[:2], DAMAGE[damage], *LINES[3:]])
+    copy = tmp_path / "metrics.jsonl.damaged"
+    assert copy.read_bytes() == b"".join([*LINES[:2], DAMAGE[damage], *LINES[3:]])
     num_lost = 5 if damage == "too long" else 4
     assert str(warned[0].message).startswith(f"{path}: ") and f"{num_lost} lines" in str(warned[0].message)
     assert len(str(warned[0].message).splitlines()) == 1

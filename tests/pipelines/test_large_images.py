@@ -1,4 +1,4 @@
-"""Large files and pictures: refused by their size, or held a few at a time."""
+"""Large files and images: refused by their size, or held in memory a few at a time."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +27,10 @@ from tests.pipelines.test_beton_convert import KINDS, file_of
 
 @final
 class Peak:
-    """How far this process's memory grows within a block, MB."""
+    """A context that measures the growth of this process's memory, in MB."""
 
     def __enter__(self) -> "Peak":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         self._start_bytes = own_memory("VmHWM")
         return self
 
@@ -40,7 +40,7 @@ class Peak:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two photos and, between them, a file larger than is read."""
+    """Write two photos and, between them, a file above the size limit."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = tmp_path / "photos"
     root.mkdir()
@@ -72,7 +72,7 @@ def test_a_huge_file_is_a_bad_sample_of_its_folder(folder: Path, decoder: str) -
         data,
         Loader(data, views, batch_size=3, train=False, decoder=decoder, on_bad_sample="skip") as loader,
     ):
-        next(loader.epoch(0))  # what is compiled and loaded once
+        next(loader.epoch(0))  # so that compiling and loading are not measured
         with Peak() as peak:
             (batch,) = loader.epoch(0)
     assert [str(sample.index) for sample in batch.bad] == ["1"] and WHY in batch.bad[0].reason
@@ -82,7 +82,7 @@ def test_a_huge_file_is_a_bad_sample_of_its_folder(folder: Path, decoder: str) -
 def test_a_frame_header_far_back_is_found_without_reading_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind 200 kB, and behind more than is looked through, where Pillow tells the size."""
+    """Beyond 200 kB, and beyond the searched part, where Pillow finds the size."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plain, segment = jpeg(photo(0, 40, 50)), b"\xff\xe3\xff\xff" + bytes(65533)
     root = tmp_path / "photos"
@@ -117,7 +117,7 @@ def test_an_orientation_behind_the_pixels_is_found_across_blocks(
 
 @pytest.mark.parametrize(("mode", "bytes_per_pixel"), [("I;16", 6), ("RGBA", 8), ("1", 5)])
 def test_memory_of_a_picture_beyond_its_file(mode: str, bytes_per_pixel: int) -> None:
-    """Decoded and RGB; 16-bit grey took 20 bytes a pixel in one piece."""
+    """The decoded and the RGB image; 16-bit grey once took 20 bytes per pixel."""
     side = 4000
     data = file_of(Image.new(mode, (side, side)), "PNG", compress_level=1)
     convert(file_of(Image.new(mode, (50, 50)), "PNG"), Target(max_side=40))
@@ -128,29 +128,29 @@ def test_memory_of_a_picture_beyond_its_file(mode: str, bytes_per_pixel: int) ->
 
 def test_large_pictures_wait_for_each_other_and_small_ones_do_not() -> None:
     large = LARGE_PIXELS + 1
-    pictures = LargePictures(limit_bytes=2 * large * BYTES_PER_PIXEL)
-    go, inside, most, lock = threading.Event(), [0], [0], threading.Lock()
+    images = LargePictures(limit_bytes=2 * large * BYTES_PER_PIXEL)
+    go, inside, peak, lock = threading.Event(), [0], [0], threading.Lock()
     entered = threading.Semaphore(0)
 
-    def one(num_pixels: int) -> None:
-        with pictures.room_for(num_pixels):
+    def decode_one(num_pixels: int) -> None:
+        with images.room_for(num_pixels):
             with lock:
                 inside[0] += 1
-                most[0] = max(most[0], inside[0])
+                peak[0] = max(peak[0], inside[0])
             entered.release()
             assert go.wait(60)
             with lock:
                 inside[0] -= 1
 
     with ThreadPoolExecutor(6) as pool:
-        done = [pool.submit(one, large) for _ in range(5)]
+        futures = [pool.submit(decode_one, large) for _ in range(5)]
         assert entered.acquire(timeout=60)
         assert entered.acquire(timeout=60)
-        with pictures.room_for(LARGE_PIXELS):  # at once
+        with images.room_for(LARGE_PIXELS):  # without waiting
             assert not entered.acquire(timeout=0.1)
         go.set()
-        for future in done:
+        for future in futures:
             future.result(60)
-        assert most[0] == 2
-        with pictures.room_for(100 * large):  # alone it may take more than the limit
-            assert not pool.submit(one, 0).result(60)
+        assert peak[0] == 2
+        with images.room_for(100 * large):  # a single image may exceed the limit
+            assert not pool.submit(decode_one, 0).result(60)

@@ -1,4 +1,4 @@
-"""What is not closed is released all the same, and said in a ResourceWarning, as Python does of its own files."""
+"""Data sets and loaders that are not closed are released with a ResourceWarning, like Python's own files."""
 
 import contextlib
 import gc
@@ -20,7 +20,7 @@ from tests.pipelines.photos import jpeg, photo, photo_samples, write
 
 
 def open_below(folder: Path) -> list[str]:
-    """Files below `folder` that this process has open or mapped."""
+    """Return the files below a folder that this process has open or mapped."""
     names = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
     mapped = [
         line.split(maxsplit=5)[5] for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line
@@ -30,12 +30,12 @@ def open_below(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def unclosed() -> Iterator[list[warnings.WarningMessage]]:
-    """The ResourceWarnings of a block; those of earlier tests' data are shown before it."""
+    """Catch the ResourceWarnings of a block, but not those for data of earlier tests."""
     gc.collect()
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", ResourceWarning)
-        yield said
+        yield caught
 
 
 def beton(tmp_path: Path) -> Dataset:
@@ -71,9 +71,9 @@ def test_data_that_is_closed_warns_of_nothing(
     data.close()
     data.close()
     assert not open_below(tmp_path)
-    with unclosed() as said:
+    with unclosed() as caught:
         del data
-    assert not said
+    assert not caught
 
 
 def test_what_is_refused_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,13 +82,13 @@ def test_what_is_refused_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "1.beton").write_bytes(b"none")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"none")
-    with unclosed() as said:
+    with unclosed() as caught:
         with pytest.raises(ValueError, match="is no beton"):
             Beton(tmp_path / "*.beton")
         with pytest.raises(ValueError, match="none of 1 images can be read"):
             Folder(tmp_path / "images")
         gc.collect()
-    assert not said
+    assert not caught
     assert not open_below(tmp_path)
 
 
@@ -97,11 +97,11 @@ def test_a_loader_left_open_is_named(tmp_path: Path) -> None:
         views = [ViewSpec(RandomResizedCrop(24))]
         with pytest.warns(ResourceWarning, match="unclosed loader of 4 samples"):
             Loader(data, views, batch_size=2, num_threads=1)
-        with unclosed() as said:
+        with unclosed() as caught:
             with Loader(data, views, batch_size=2, num_threads=1) as loader:
                 assert sorted(np.concatenate([batch.indices for batch in loader.epoch(0)])) == [0, 1, 2, 3]
             del loader
             with pytest.raises(ValueError, match="batch_size is 0"):
                 Loader(data, views, batch_size=0)
             gc.collect()
-        assert not said
+        assert not caught

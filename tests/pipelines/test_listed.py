@@ -1,4 +1,4 @@
-"""Lists of images: what they say is what comes, of every published layout; the pictures are found; what is wrong is said in one line."""
+"""Lists of images in every published layout: the right images and labels, and errors of one line."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def pictures(root: Path, names: list[str] | None = None) -> Path:
 
 
 def inaturalist(**changes: Any) -> dict[str, Any]:
-    """Images, in an order of their own, of categories 0, 1, 2 of four."""
+    """Return a JSON of images in a mixed order, in categories 0, 1 and 2 of four."""
     order = [4, 0, 8, 2, 6, 1, 3, 7, 5]
     whole = {
         "info": {"year": 2018},
@@ -61,12 +61,12 @@ def dump(path: Path, record: Any) -> Path:
 
 @pytest.fixture
 def same_as_its_beton(tmp_path: Path) -> Iterator[Callable[[Path], Listed]]:
-    """Opens a list; it is, sample by sample, the beton that is written of it."""
-    with ExitStack() as opened:
+    """Return a function that opens a list and compares it with the beton written from it."""
+    with ExitStack() as stack:
 
         def check(path: Path) -> Listed:
             main(["beton", "write", str(path), str(tmp_path / "x.beton"), "--overwrite"])
-            data = opened.enter_context(closing(open_data(path)))
+            data = stack.enter_context(closing(open_data(path)))
             assert isinstance(data, Listed)
             with Beton(tmp_path / "x.beton") as beton:
                 compare(data, beton)
@@ -86,8 +86,8 @@ def compare(data: Listed, beton: Beton) -> None:
     for each in (data, beton):
         with Loader(each, views, batch_size=4, num_threads=1, decoder="torchvision") as loader:
             batches.append([(batch.indices, batch.labels, batch.images[0]) for batch in loader.epoch(1)])
-    for found, expected in zip(*batches, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for actual, expected in zip(*batches, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 def digest_of(path: Path) -> str:
@@ -96,13 +96,13 @@ def digest_of(path: Path) -> str:
 
 
 def test_inaturalists_json(same_as_its_beton: Callable[[Path], Listed], tmp_path: Path) -> None:
-    """In the order of its images; labels are category ids; all classes have names, also where no image is of one."""
+    """The order is that of its images, labels are category ids, and empty classes have names, too."""
     pictures(tmp_path / "inat" / "train_val2018")
     path = dump(tmp_path / "inat" / "train2018.json", inaturalist())
     data = same_as_its_beton(path)
-    assert [Path(data.name(i)).relative_to(tmp_path / "inat" / "train_val2018").as_posix() for i in range(9)] == [
-        NAMES[i] for i in (4, 0, 8, 2, 6, 1, 3, 7, 5)
-    ]  # fmt: skip
+    root = tmp_path / "inat" / "train_val2018"
+    names = [Path(data.name(i)).relative_to(root).as_posix() for i in range(9)]
+    assert names == [NAMES[i] for i in (4, 0, 8, 2, 6, 1, 3, 7, 5)]
     assert data.labels().tolist() == [1, 0, 2, 0, 2, 0, 1, 2, 1]
     assert data.class_names == ["species 0", "species 1", "species 2", "species 3"] and data.num_classes == 4
     few = inaturalist(
@@ -126,7 +126,7 @@ def test_categories_are_numbered_in_the_order_of_their_ids(tmp_path: Path) -> No
     "where", ["", "images256", "data/vision/torralba/deeplearning/images256", "../images256"]
 )
 def test_places205s_csv(same_as_its_beton: Callable[[Path], Listed], where: str, tmp_path: Path) -> None:
-    """`a/abbey/gsun_0003.jpg 0`, as its archives lie when they are unpacked: the lists in a folder of their own or not."""
+    """Lines like `a/abbey/gsun_0003.jpg 0`, with the lists beside the images or in a folder of their own."""
     root, lists = tmp_path / "places", tmp_path / "places" / "trainvalsplit_places205"
     pictures((lists / where).resolve() if where.startswith("..") else root / where)
     lists.mkdir(exist_ok=True)
@@ -140,7 +140,7 @@ def test_places205s_csv(same_as_its_beton: Callable[[Path], Listed], where: str,
 def test_a_plain_list_of_paths(
     same_as_its_beton: Callable[[Path], Listed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spaces in names, empty lines, other line ends, absolute paths, letters that are no UTF-8; no labels."""
+    """Spaces, empty lines, other line ends, absolute paths and names that are not UTF-8; no labels."""
     names = ["a/holiday 12.jpg", "b/Ünï.JPEG", "x.png"]
     pictures(tmp_path / "yfcc", names)
     absolute = pictures(tmp_path / "elsewhere", ["far.jpg"]) / "far.jpg"
@@ -157,13 +157,13 @@ def test_a_plain_list_of_paths(
     expected = [str(tmp_path / "yfcc" / name) for name in names] + [str(absolute), os.fsdecode(strange)]
     assert [data.name(i) for i in range(5)] == expected
     assert data.labels().tolist() == [-1] * 5 and data.class_names is None and data.num_classes == 0
-    # As `find photos` writes them: below the folder that it was started in.
+    # As `find photos` writes them, relative to the folder in which it was started.
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "found.txt").write_text("yfcc/x.png\n")
     monkeypatch.chdir(tmp_path)
-    with Listed("lists/found.txt") as found:
+    with Listed("lists/found.txt") as data:
         monkeypatch.chdir(tmp_path / "lists")
-        assert found.rows(np.array([0])).path.tolist() == [str(tmp_path / "yfcc" / "x.png")]
+        assert data.rows(np.array([0])).path.tolist() == [str(tmp_path / "yfcc" / "x.png")]
 
 
 def test_a_plain_list_with_labels(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_plain_list_with_labels(tmp_path: Path) -> None:
 
 
 def test_miniimagenets_csv(same_as_its_beton: Callable[[Path], Listed], tmp_path: Path) -> None:
-    """`filename,label`, pictures in images/ beside; classes are numbered in the order of their names."""
+    """`filename,label`, with the images in images/ beside it, and classes in the order of their names."""
     names = [f"n0{9 - i // 3}{i:04}.jpg" for i in range(9)]
     pictures(tmp_path / "mini" / "images", names)
     rows = "".join(f"{name},{name[:3]}\n" for name in names)
@@ -214,8 +214,8 @@ def test_train_and_val_of_one_folder_keep_an_index_each(
         digests.append([digest_of(tmp_path / f"{name}.txt") for name in ("train", "val")])
     assert len(read) == 9 and digests[0] == digests[1] and len(set(digests[0])) == 2
     (tmp_path / "train.txt").write_text("\n".join(f"{name} 3" for name in NAMES[:6]))
-    assert digest_of(tmp_path / "train.txt") != digests[0][0]  # other labels are other data
-    with Folder(tmp_path / "ant") as folder:  # in the same cache
+    assert digest_of(tmp_path / "train.txt") != digests[0][0]  # because the labels differ
+    with Folder(tmp_path / "ant") as folder:  # with the same cache
         assert folder.num_samples == 3 and len(list(cache.glob("*.lock"))) == 3
 
 
@@ -225,9 +225,8 @@ def test_a_picture_that_cannot_be_read_is_a_bad_sample(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("\n".join(NAMES))
     with pytest.warns(UserWarning, match=r"l\.txt: 1 of 9 images cannot be read, the first is ant/1\.jpg: "):
         data = Listed(tmp_path / "l.txt")
-    with data, Loader(
-        data, [ViewSpec(RandomResizedCrop(9))], batch_size=9, train=False, decoder="torchvision", on_bad_sample="skip"
-    ) as loader:  # fmt: skip
+    options: dict[str, Any] = {"train": False, "decoder": "torchvision", "on_bad_sample": "skip"}
+    with data, Loader(data, [ViewSpec(RandomResizedCrop(9))], batch_size=9, **options) as loader:
         (batch,) = loader.epoch(0)
     assert [bad.index for bad in batch.bad] == [1]
 
@@ -237,34 +236,46 @@ BAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "empty": ("l.txt", "\n \n", ("names no image",)),
     "no images": ("l.json", inaturalist(images=[], annotations=[]), ("names no image",)),
     "header alone": ("l.csv", "filename,label\n", ("names no image",)),
-    "absent": ("l.txt", "ant/0.jpg\nant/7.jpg\ncow/8.jpg\n", ("2 of the 3 images that it names are absent", "ant/7.jpg")),
+    "absent": ("l.txt", "ant/0.jpg\nant/7.jpg\ncow/8.jpg\n",
+               ("2 of the 3 images that it names are absent", "ant/7.jpg")),
     "all absent": ("l.txt", "yak/0.jpg\n", ("1 of the 1 images", "yak/0.jpg", "looked below")),
     "a folder": ("l.txt", "ant/0.jpg\nfolder.jpg\n", ("1 of the 2", "folder.jpg")),
-    "twice": ("l.txt", "cow/1.jpg\nant/0.jpg\n./ant//0.jpg\ncow/1.jpg", ("2 of 2 images more than once", "cow/1.jpg")),
-    "no label": ("l.csv", "ant/0.jpg 0\nant/1.jpg\n", ("line 2, 'ant/1.jpg', has no label, and the first image has one",)),
-    "a label": ("l.txt", "ant/0.jpg\nant/1.jpg 3\n", ("line 2, 'ant/1.jpg 3', has a label, and the first image has none",)),
+    "twice": ("l.txt", "cow/1.jpg\nant/0.jpg\n./ant//0.jpg\ncow/1.jpg",
+              ("2 of 2 images more than once", "cow/1.jpg")),
+    "no label": ("l.csv", "ant/0.jpg 0\nant/1.jpg\n",
+                 ("line 2, 'ant/1.jpg', has no label, and the first image has one",)),
+    "a label": ("l.txt", "ant/0.jpg\nant/1.jpg 3\n",
+                ("line 2, 'ant/1.jpg 3', has a label, and the first image has none",)),
     "a word": ("l.csv", "ant/0.jpg ant\n", ("line 1, 'ant/0.jpg ant': the label is no integer from 0",)),
     "a fraction": ("l.csv", "ant/0.jpg 1.5\n", ("no integer from 0",)),
     "below 0": ("l.csv", "ant/0.jpg -1\n", ("no integer from 0",)),
     "digits of others": ("l.csv", "ant/0.jpg ٣\n", ("no integer from 0",)),
     "a large number": ("l.csv", "ant/0.jpg 2147483648\n", ("no integer from 0",)),
     "thousands of digits": ("l.csv", f"ant/0.jpg {'9' * 5000}\n", ("no integer from 0",)),
-    "a cell without an end": ("l.csv", 'filename,label\n"' + "x" * 200_000, ("is no table of filename,label",)),
-    "commas": ("l.csv", "ant/0.jpg,0\n", ("line 1, 'ant/0.jpg,0', is neither an image's PATH nor PATH LABEL",)),
+    "a cell without an end": ("l.csv", 'filename,label\n"' + "x" * 200_000,
+                              ("is no table of filename,label",)),
+    "commas": ("l.csv", "ant/0.jpg,0\n",
+               ("line 1, 'ant/0.jpg,0', is neither an image's PATH nor PATH LABEL",)),
     "a long line": ("l.txt", "x" * 9999, ("line 1, 'xxxx", "...', is neither")),
-    "a third cell": ("l.csv", "filename,label\nant/0.jpg,ant,1\n", ("line 2, 'ant/0.jpg,ant,1', is no file's name and a label",)),
+    "a third cell": ("l.csv", "filename,label\nant/0.jpg,ant,1\n",
+                     ("line 2, 'ant/0.jpg,ant,1', is no file's name and a label",)),
     "an empty cell": ("l.csv", "filename,label\nant/0.jpg,\n", ("line 2",)),
     "no json": ("l.json", "{", ("is no JSON",)),
-    "a beton's": ("l.json", {"format": 1, "num_samples": 3}, ("no list of images as iNaturalist's (images, annotations, categories",)),
+    "a beton's": ("l.json", {"format": 1, "num_samples": 3},
+                  ("no list of images as iNaturalist's (images, annotations, categories",)),
     "a list": ("l.json", [1, 2], ("no list of images as iNaturalist's",)),
     "tests": ("l.json", {"images": inaturalist()["images"]}, ("no list of images as iNaturalist's",)),
     "no name": ("l.json", inaturalist(images=[{"id": 3}]), ("an entry lacks", "'file_name'")),
     "no id": ("l.json", inaturalist(categories=[{"id": "x", "name": "y"}]), ("an entry lacks", "ValueError")),
-    "an infinite id": ("l.json", inaturalist(images=[{"id": 1e999, "file_name": "a.jpg"}]), ("an entry lacks", "OverflowError")),
-    "one id": ("l.json", inaturalist(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]), ("one id",)),
+    "an infinite id": ("l.json", inaturalist(images=[{"id": 1e999, "file_name": "a.jpg"}]),
+                       ("an entry lacks", "OverflowError")),
+    "one id": ("l.json",
+               inaturalist(images=[{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]),
+               ("one id",)),
     "category": ("l.json", inaturalist(categories=[{"id": 0, "name": "a"}, {"id": 1, "name": "b"}]),
                  ("cow/0.jpg is of category 2, which is not among its 2 categories",)),
-    "image": ("l.json", inaturalist(annotations=[{"image_id": 5, "category_id": 0}]), ("an annotation is of image 5",)),
+    "image": ("l.json", inaturalist(annotations=[{"image_id": 5, "category_id": 0}]),
+              ("an annotation is of image 5",)),
     "unlabelled": ("l.json", inaturalist(annotations=inaturalist()["annotations"][1:-1]),
                    ("2 of 9 images have no annotation, the first is train_val2018/ant/0.jpg",)),
     "two": ("l.json", inaturalist(annotations=TWICE), ("train_val2018/bee/0.jpg has two annotations",)),
@@ -284,12 +295,12 @@ def test_what_is_wrong_is_one_line_naming_the_list(
     path.write_text(contents if isinstance(contents, str) else json.dumps(contents), encoding="utf-8")
     with pytest.raises(ValueError) as caught:
         open_data(path)
-    told = str(caught.value)
-    assert told.startswith(f"{path}: ") and "\n" not in told and len(told) < 1000, told
-    assert all(word in told for word in words), told
-    with pytest.raises(SystemExit) as left:
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ") and "\n" not in line and len(line) < 1000, line
+    assert all(word in line for word in words), line
+    with pytest.raises(SystemExit) as error:
         main(["beton", "write", str(path), str(tmp_path / "out.beton")])
-    assert left.value.code == 2 and not (tmp_path / "out.beton").exists()
+    assert error.value.code == 2 and not (tmp_path / "out.beton").exists()
     assert words[0] in " ".join(capsys.readouterr().err.split())
 
 

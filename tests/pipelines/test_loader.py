@@ -1,4 +1,4 @@
-"""The loader's contract: which samples, which views, on any number of ranks and threads, by every decoder."""
+"""The loader's contract: the samples and the views, for any number of ranks and threads and every decoder."""
 
 import threading
 import time
@@ -31,7 +31,7 @@ NUM, GLOBAL_BATCH = 38, 6
 VIEW = ViewSpec(RandomResizedCrop(33), (Flip(), Grey(0.5)))
 CENTRE = ViewSpec(ShorterSideCrop(40, 35, where="center"))
 VIEWS = (VIEW, CENTRE)
-# What is read, and by which decoder: the contract is the same for all.
+# Sources and decoders, which all keep the same contract.
 CASES = [(source, decoder) for source in ("jpeg", "raw") for decoder in DECODERS]
 CASES += [("folder", decoder) for decoder in DECODERS if decoder != "ffcv"]
 CASES += [("raw", "resident"), ("synthetic", "synthetic")]
@@ -40,7 +40,7 @@ every_case = pytest.mark.parametrize(("source", "decoder"), CASES)
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """Data sets whose labels are 0, 1, 2, ...: JPEGs of many sizes in a beton and in a folder, raw pictures of one."""
+    """Write data with labels 0, 1, 2, ...: JPEGs of many sizes as a beton and a folder, and raw images."""
     folder = tmp_path_factory.mktemp("sources")
     jpegs = photo_samples(NUM)
     raw = [(photo(i, 81, 67).tobytes(), 81, 67, RAW) for i in range(NUM)]
@@ -59,8 +59,8 @@ def beton(sources: dict[str, Path]) -> Path:
     return sources["jpeg"]
 
 
-def opened(sources: dict[str, Path], source: str) -> Any:
-    """The data, to be closed."""
+def open_named(sources: dict[str, Path], source: str) -> Any:
+    """Open a source; the caller closes it."""
     return Synthetic(NUM, num_classes=NUM) if source == "synthetic" else open_data(sources[source])
 
 
@@ -70,16 +70,16 @@ def batches(data: Dataset, epoch: int = 0, first_step: int = 0, **options: objec
 
 
 def by_index(all_batches: list[Batch]) -> dict[int, tuple[np.ndarray, ...]]:
-    """Dataset index → pictures and draws of every view, and the label; each index once."""
-    found = {}
+    """Map each dataset index, which must occur once, to the images and draws of all views and the label."""
+    results = {}
     for batch in all_batches:
         for i, index in enumerate(batch.indices.tolist()):
             if index < 0:
                 continue
-            assert index not in found
+            assert index not in results
             draws = [value[i].numpy() for view in batch.draws for draw in view for value in draw.values()]
-            found[index] = (*(view[i].numpy() for view in batch.images), *draws, batch.labels[i].numpy())
-    return found
+            results[index] = (*(view[i].numpy() for view in batch.images), *draws, batch.labels[i].numpy())
+    return results
 
 
 def assert_equal(a: dict[int, tuple[np.ndarray, ...]], b: dict[int, tuple[np.ndarray, ...]]) -> None:
@@ -93,12 +93,12 @@ def assert_equal(a: dict[int, tuple[np.ndarray, ...]], b: dict[int, tuple[np.nda
 def test_each_sample_once_the_same_on_any_number_of_ranks_and_threads(
     sources: dict[str, Path], source: str, decoder: str, train: bool
 ) -> None:
-    with opened(sources, source) as data:
+    with open_named(sources, source) as data:
         alone = batches(data, 3, decoder=decoder, train=train)
         expected = by_index(alone)
-        kept = NUM - NUM % GLOBAL_BATCH if train else NUM
+        num_expected = NUM - NUM % GLOBAL_BATCH if train else NUM
         order = epoch_order(0, 3, NUM) if train else np.arange(NUM)
-        assert sorted(expected) == sorted(order[:kept].tolist())
+        assert sorted(expected) == sorted(order[:num_expected].tolist())
         assert all(int(values[-1]) == index for index, values in expected.items())  # labels are 0, 1, 2, ...
         assert_equal(expected, by_index(batches(data, 3, decoder=decoder, train=train, num_threads=5)))
         for world in (2, 3):
@@ -124,7 +124,7 @@ def test_each_sample_once_the_same_on_any_number_of_ranks_and_threads(
 def test_orders_and_views_differ_by_epoch_and_repeat_by_seed(
     sources: dict[str, Path], source: str, decoder: str
 ) -> None:
-    with opened(sources, source) as data:
+    with open_named(sources, source) as data:
         first, again = batches(data, 1, decoder=decoder), batches(data, 1, decoder=decoder)
         assert [batch.indices.tolist() for batch in first] == [batch.indices.tolist() for batch in again]
         assert_equal(by_index(first), by_index(again))
@@ -134,7 +134,7 @@ def test_orders_and_views_differ_by_epoch_and_repeat_by_seed(
                 a, b = by_index(first), by_index(other)
                 shared = a.keys() & b.keys()
                 assert sum(np.array_equal(a[index][0], b[index][0]) for index in shared) < 0.1 * len(shared)
-                # The centre is the centre, but for the scale at which a JPEG is decoded, which the largest crop decides.
+                # Equal up to the scale at which a JPEG is decoded, which depends on the other view's crop.
                 away = [np.abs(a[index][1].astype(int) - b[index][1]) for index in shared]
                 assert max(part.mean() for part in away) < (
                     4 if source == "jpeg" and decoder == "ffcv" else 1e-9
@@ -163,7 +163,7 @@ def test_batches_are_what_they_say(beton: Path) -> None:
 @pytest.mark.parametrize(("source", "decoder"), CASES[:-1])
 def test_two_views_of_one_kind_are_two_views(sources: dict[str, Path], source: str, decoder: str) -> None:
     with (
-        opened(sources, source) as data,
+        open_named(sources, source) as data,
         Loader(data, [VIEW, VIEW], batch_size=NUM, decoder=decoder) as loader,
     ):
         (batch,) = loader.epoch(0)
@@ -177,7 +177,7 @@ def test_two_views_of_one_kind_are_two_views(sources: dict[str, Path], source: s
 def test_an_epoch_can_be_entered_anywhere_without_decoding_what_came_before(
     sources: dict[str, Path], source: str, decoder: str, train: bool
 ) -> None:
-    with opened(sources, source) as data:
+    with open_named(sources, source) as data:
         whole = batches(data, 5, train=train, decoder=decoder)
         with Loader(data, VIEWS, batch_size=GLOBAL_BATCH, train=train, decoder=decoder) as loader:
             decoded = count_decoded(loader)
@@ -189,7 +189,7 @@ def test_an_epoch_can_be_entered_anywhere_without_decoding_what_came_before(
 
 
 def count_decoded(loader: Loader) -> list[int]:
-    """Numbers of samples given to the loader's decoder from now on; it decodes as before."""
+    """Record the numbers of samples in the calls of the loader's decoder, which works as before."""
     decoder: Any = loader.decoder
     decode: Any = getattr(decoder, "decode", None)
     encode: Any = getattr(decoder, "encode", None)
@@ -210,7 +210,7 @@ def count_decoded(loader: Loader) -> list[int]:
 @every_case
 def test_a_sample_is_decoded_once_for_all_views(sources: dict[str, Path], source: str, decoder: str) -> None:
     with (
-        opened(sources, source) as data,
+        open_named(sources, source) as data,
         Loader(data, VIEWS, batch_size=GLOBAL_BATCH, decoder=decoder) as loader,
     ):
         decoded = count_decoded(loader)
@@ -219,8 +219,8 @@ def test_a_sample_is_decoded_once_for_all_views(sources: dict[str, Path], source
 
 @every_case
 def test_padding_is_black_and_marked(sources: dict[str, Path], source: str, decoder: str) -> None:
-    with opened(sources, source) as data:
-        for rank in (1, 2):  # the last batch of one has something, of the other nothing but padding
+    with open_named(sources, source) as data:
+        for rank in (1, 2):  # the last batch of the first has a sample, that of the second only padding
             last = batches(data, train=False, batch_size=2, world=3, rank=rank, decoder=decoder)[-1]
             assert last.indices.tolist() == [-1, -1] and last.labels.tolist() == [-1, -1]
             assert last.images[0].shape == (2, 3, 33, 33) and not last.images[0].any()
@@ -250,28 +250,31 @@ def test_the_first_samples_are_those_of_the_batch(beton: Path, num: int) -> None
     with Beton(beton) as data:
         whole = batches(data)[0]
     part = whole.first(num)
-    for some, every in zip(part.tensors(), whole.tensors(), strict=True):
-        assert torch.equal(some, every[:num]) and some.stride() == every[:num].stride()
+    for part_tensor, whole_tensor in zip(part.tensors(), whole.tensors(), strict=True):
+        assert (
+            torch.equal(part_tensor, whole_tensor[:num])
+            and part_tensor.stride() == whole_tensor[:num].stride()
+        )
     assert (part.epoch, part.step, len(part.indices)) == (whole.epoch, whole.step, min(num, GLOBAL_BATCH))
 
 
 def test_prefetch_is_bounded(beton: Path) -> None:
     with Beton(beton) as data, Loader(data, VIEWS, batch_size=2, num_threads=3, prefetch_batches=2) as loader:
         decoded = count_decoded(loader)
-        for taken, _ in enumerate(loader.epoch(0), 1):
+        for num_taken, _ in enumerate(loader.epoch(0), 1):
             time.sleep(0.02)
-            assert sum(decoded) <= 2 * (taken + 2)
-            if taken == 5:
+            assert sum(decoded) <= 2 * (num_taken + 2)
+            if num_taken == 5:
                 break
 
 
 def test_synthetic_data_need_no_file() -> None:
     with Loader(Synthetic(50, num_classes=7), VIEWS, batch_size=8) as loader:
-        found = by_index(list(loader.epoch(0)))
+        results = by_index(list(loader.epoch(0)))
     assert loader.decoder_name == "synthetic" and loader.decoder_reason
-    assert len(found) == 48
-    assert all(int(values[-1]) == index % 7 for index, values in found.items())
-    assert all(values[0].std() > 50 for values in found.values())
+    assert len(results) == 48
+    assert all(int(values[-1]) == index % 7 for index, values in results.items())
+    assert all(values[0].std() > 50 for values in results.values())
 
 
 @pytest.mark.parametrize(
@@ -334,28 +337,28 @@ def test_threads_are_this_ranks_share_of_the_cores(monkeypatch: pytest.MonkeyPat
 def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
     sources: dict[str, Path], source: str, decoder: str
 ) -> None:
-    """On any number of ranks; the first time as the loader's own order shows it; from any step on."""
+    """On any number of ranks and from any step on; its first view is that of the loader's own order."""
     order = np.random.default_rng(0).integers(0, NUM // 3, NUM)
     options: dict[str, Any] = {"num_threads": 2, "decoder": decoder}
-    with opened(sources, source) as data:
-        ours = by_index(batches(data, epoch=3, **options))
-        seen: dict[int, list[tuple[np.ndarray, ...]]] = {}
+    with open_named(sources, source) as data:
+        own_order = by_index(batches(data, epoch=3, **options))
+        views_of: dict[int, list[tuple[np.ndarray, ...]]] = {}
         with Loader(data, VIEWS, batch_size=GLOBAL_BATCH, **options) as loader:
             whole = list(loader.epoch(3, 0, order))
             later = list(loader.epoch(3, 4, order))
         shown = torch.cat([batch.indices for batch in whole]).tolist()
         assert shown == order[: loader.num_steps * GLOBAL_BATCH].tolist()
         for batch in whole:
-            assert batch.labels.tolist() == batch.indices.tolist()  # a class each
+            assert batch.labels.tolist() == batch.indices.tolist()  # each sample is a class
             for i, index in enumerate(batch.indices.tolist()):
                 draws = [value[i].numpy() for view in batch.draws for draw in view for value in draw.values()]
-                seen.setdefault(index, []).append((batch.images[0][i].numpy(), *draws))
+                views_of.setdefault(index, []).append((batch.images[0][i].numpy(), *draws))
         differ = 0
-        for index, found in seen.items():
-            if index in ours:  # the loader's own order leaves the remainder out
-                assert np.array_equal(found[0][0], ours[index][0])
-            differ += sum(not np.array_equal(one[0], found[0][0]) for one in found[1:])
-        assert differ > len(shown) - len(seen) - 3  # crops of a large part of a picture may be equal
+        for index, results in views_of.items():
+            if index in own_order:  # because the loader's own order drops the remainder
+                assert np.array_equal(results[0][0], own_order[index][0])
+            differ += sum(not np.array_equal(repeat[0], results[0][0]) for repeat in results[1:])
+        assert differ > len(shown) - len(views_of) - 3  # a few crops of nearly the whole image may be equal
         assert [batch.indices.tolist() for batch in later] == [batch.indices.tolist() for batch in whole[4:]]
         assert torch.equal(later[0].images[0], whole[4].images[0])
         for world in (2, 3):

@@ -1,4 +1,4 @@
-"""What goes wrong is raised in the consumer, in time and by name; nothing is left behind."""
+"""Errors in the loader: raised in the consumer, in time and with names, and without anything left behind."""
 
 import gc
 import os
@@ -108,7 +108,7 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(
         rows = data.rows
 
         def of_the_cut_file(indices: np.ndarray) -> SampleTable:
-            assert indices[0] < 4 or is_cut.wait(240)  # the second batch is begun as the first is handed out
+            assert indices[0] < 4 or is_cut.wait(240)  # the second batch begins before the first is returned
             return rows(indices)
 
         monkeypatch.setattr(data, "rows", of_the_cut_file)
@@ -122,7 +122,7 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(
 
 
 def break_decoder(loader: Loader, act: Callable[[SampleTable], None]) -> None:
-    """From now on the loader's decoder does as the test says; everything else is real."""
+    """Replace the loader's decoder by the test's function and leave everything else."""
 
     def decode(rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         act(rows)
@@ -149,7 +149,7 @@ def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
             match="step 1: no batch within 0.5 s, waiting for synthetic sample 4, synthetic sample 5",
         ):
             next(epoch)
-        assert not let_go  # it was not waited for
+        assert not let_go  # the loader did not wait for the call
         with pytest.raises(ValueError, match="the loader is closed"):
             loader.epoch(0)
     release.set()
@@ -187,9 +187,9 @@ def test_leaving_an_epoch_early_leaves_nothing(good: Path, decoder: str) -> None
                     assert batch.indices.tolist() == whole[batch.step]
                     if batch.step == stop:
                         break
-            assert len(loader_threads()) == 3 + (decoder == "dali")  # which has a driver
+            assert len(loader_threads()) == 3 + (decoder == "dali")  # dali has a driver
             assert [batch.indices.tolist() for batch in loader.epoch(0)] == whole
-            epoch = loader.epoch(0)  # begun and left behind
+            epoch = loader.epoch(0)  # begun but not finished
             next(epoch)
         del epoch
     assert loader_threads() == [] and threading.active_count() == threads
@@ -210,7 +210,7 @@ def test_nothing_runs_on_after_an_epoch_is_left() -> None:
         next(epoch)
         epoch.close()  # type: ignore[attr-defined]
         for _ in range(5):
-            assert not running  # the caller may close the data now
+            assert not running  # so the caller may close the data
             time.sleep(0.02)
 
 
@@ -224,12 +224,12 @@ def test_a_loader_closed_amid_an_epoch_ends_what_it_has_begun(
         rows = data.rows
 
         def slowly(indices: np.ndarray) -> SampleTable:
-            time.sleep(0.2)  # its chunks are queued behind the threads' ends
+            time.sleep(0.2)  # so that its chunks are queued behind the threads' end markers
             return rows(indices)
 
         monkeypatch.setattr(data, "rows", slowly)
         next(epoch)
-        loader.close()  # waits for what is being done, not for its limit
+        loader.close()  # waits for the running calls, not for its limit
         assert loader_threads() == []
         epoch.close()  # type: ignore[attr-defined]
 
@@ -267,8 +267,8 @@ next(loader.epoch(0))
 
 
 def test_a_stuck_thread_does_not_hold_up_the_exit() -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", STUCK], check=False, capture_output=True, text=True, timeout=240
     )
-    assert done.returncode == 1
-    assert "TimeoutError: epoch 0, step 0: no batch within 0.3 s" in done.stderr.splitlines()[-1]
+    assert process.returncode == 1
+    assert "TimeoutError: epoch 0, step 0: no batch within 0.3 s" in process.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The loader's contract in quasi-random order: 1, 2 and 4 ranks, entered anywhere, by every decoder of raw pictures."""
+"""The loader in quasi-random order: 1, 2 and 4 ranks, from any step on, by every decoder of raw images."""
 
 import os
 import threading
@@ -44,8 +44,8 @@ def test_a_step_is_the_same_set_with_the_same_pictures_on_any_number_of_ranks(
 ) -> None:
     with Beton(beton) as data:
         alone = epoch(data, 2, decoder=decoder)
-        seen = torch.cat([batch.indices for batch in alone])
-        assert len(seen.unique()) == len(seen) > 0.9 * NUM
+        all_indices = torch.cat([batch.indices for batch in alone])
+        assert len(all_indices.unique()) == len(all_indices) > 0.9 * NUM
         assert all(torch.equal(batch.indices, batch.labels) for batch in alone)
         for world in (2, 4):
             size = GLOBAL_BATCH // world
@@ -68,7 +68,7 @@ def test_epochs_differ_repeat_and_can_be_entered_anywhere(beton: Path) -> None:
         tail = epoch(data, 1, first_step=7)
         assert [batch.step for batch in tail] == list(range(7, len(whole)))
         assert indices(tail) == indices(whole[7:])
-        held_out = epoch(data, train=False)  # in order, whatever the training's order
+        held_out = epoch(data, train=False)  # in order, for any order of training
         assert [i for batch in indices(held_out) for i in batch if i >= 0] == list(range(NUM))
 
 
@@ -89,17 +89,17 @@ def test_leaving_early_leaves_nothing(beton: Path) -> None:
 def test_only_what_will_be_read_is_asked_for(
     beton: Path, decoder: str, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    calls: list[int] = []
     advise = os.posix_fadvise
 
     def recorded(fd: int, offset: int, length: int, advice: int) -> None:
-        asked.append(offset)
+        calls.append(offset)
         advise(fd, offset, length, advice)
 
     monkeypatch.setattr(os, "posix_fadvise", recorded)
     with Beton(beton) as data:
         epoch(data, decoder=decoder)
-    assert bool(asked) == reads
+    assert bool(calls) == reads
 
 
 @pytest.mark.parametrize(

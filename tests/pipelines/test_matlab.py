@@ -1,4 +1,4 @@
-"""MATLAB files: what scipy wrote is read as scipy reads it, in either order of bytes; what its reader would die of is refused before."""
+"""MATLAB files: read as scipy reads them, in both byte orders; files that would crash scipy are refused."""
 
 import io
 import itertools
@@ -15,9 +15,9 @@ from fastpsl.pipelines.voc.matlab import _inflated, read_mat
 
 
 def cells(*items: object) -> np.ndarray:
-    made = np.empty((1, len(items)), object)
-    made[0, :] = items
-    return made
+    row = np.empty((1, len(items)), object)
+    row[0, :] = items
+    return row
 
 
 ARRAYS: dict[str, Any] = {
@@ -39,49 +39,45 @@ def written(arrays: dict[str, Any], compressed: bool = False) -> bytes:
     return file.getvalue()
 
 
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray) and one.dtype.names:
-        return one.dtype == other.dtype and all(same(one[name], other[name]) for name in one.dtype.names)
-    if isinstance(one, np.ndarray) and one.dtype == object:
-        return one.shape == other.shape and all(map(same, one.flat, other.flat))
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    return type(one) is type(other) and (
-        (one != other).nnz == 0 if hasattr(one, "nnz") else bool(one == other)
-    )
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray) and a.dtype.names:
+        return a.dtype == b.dtype and all(same(a[name], b[name]) for name in a.dtype.names)
+    if isinstance(a, np.ndarray) and a.dtype == object:
+        return a.shape == b.shape and all(map(same, a.flat, b.flat))
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    return type(a) is type(b) and ((a != b).nnz == 0 if hasattr(a, "nnz") else bool(a == b))
 
 
 def turned(data: bytes) -> bytes:
-    """A file of numbers alone, in the other order of bytes: tags, sizes, and values of float64."""
-    made = bytearray(data[:124] + b"\1\0MI")
+    """Convert a file of numbers to the other byte order: tags, sizes and values."""
+    row = bytearray(data[:124] + b"\1\0MI")
     at = 128
     kind, num_bytes = struct.unpack_from("<II", data, at)
-    made += struct.pack(">II", kind, num_bytes)
+    row += struct.pack(">II", kind, num_bytes)
     at += 8
     while at < len(data):
         kind, num_bytes = struct.unpack_from("<II", data, at)
-        if kind >> 16:  # within the tag: a name
-            made += struct.pack(">I", kind) + data[at + 4 : at + 8]
+        if kind >> 16:  # the tag holds a short name
+            row += struct.pack(">I", kind) + data[at + 4 : at + 8]
             at += 8
             continue
         body, width = data[at + 8 : at + 8 + num_bytes], {1: 1, 5: 4, 6: 4, 9: 8}[kind]
-        made += struct.pack(">II", kind, num_bytes)
-        made += b"".join(body[i : i + width][::-1] for i in range(0, num_bytes, width)) + bytes(
-            -num_bytes % 8
-        )
+        row += struct.pack(">II", kind, num_bytes)
+        row += b"".join(body[i : i + width][::-1] for i in range(0, num_bytes, width)) + bytes(-num_bytes % 8)
         at += 8 + num_bytes + -num_bytes % 8
-    return bytes(made)
+    return bytes(row)
 
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_what_is_written_is_read_as_scipy_reads_it(compressed: bool) -> None:
     data = written(ARRAYS, compressed)
     expected = loadmat(io.BytesIO(data))
-    found = read_mat(data, ARRAYS)
-    assert set(ARRAYS) <= set(found)
+    arrays = read_mat(data, ARRAYS)
+    assert set(ARRAYS) <= set(arrays)
     for name in ARRAYS:
-        assert same(found[name], expected[name]), name
-    assert found["boxes"][0, 2][0, 0].item() == "a name"
+        assert same(arrays[name], expected[name]), name
+    assert arrays["boxes"][0, 2][0, 0].item() == "a name"
     only = read_mat(data, ("mask", "none"))
     assert "boxes" not in only and "none" not in only and np.array_equal(only["mask"], ARRAYS["mask"])
 
@@ -96,7 +92,7 @@ def test_the_other_order_of_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["boxes", "parts", "few", "complex"])
 def test_any_byte_may_be_wrong(name: str) -> None:
-    """A wrong type of data, a number of parts that are not there, a size of nothing: each killed the process in scipy 1.17, or could."""
+    """Wrong types, missing parts or sizes of 0, which can crash the process in scipy 1.17, are errors."""
     data = written({name: ARRAYS[name]})
     numbers = (0, 1, 2, 8, 14, 15, 17, 255)
     refused = 0
@@ -177,7 +173,7 @@ def test_other_versions() -> None:
 
 
 def test_compressed_parts_inflate_to_a_limit() -> None:
-    """134 MB out of 130 kB, in one part or in two."""
+    """134 MB from 130 kB, in one part or in two."""
     for arrays in ({"a": np.zeros(1 << 24)}, {"a": np.zeros(1 << 23), "b": np.zeros(1 << 23)}):
         data = written(arrays, compressed=True)
         with pytest.raises(ValueError, match="inflates to more than 64 times its size"):
@@ -186,7 +182,7 @@ def test_compressed_parts_inflate_to_a_limit() -> None:
 
 @pytest.mark.parametrize("left", [0, 1, 999, 1000])
 def test_what_is_left_of_the_limit_is_a_limit(left: int) -> None:
-    """Where nothing is left, too: to zlib 0 is no limit."""
+    """Also if nothing is left, although 0 means no limit to zlib."""
     packed = memoryview(zlib.compress(bytes(1000)))
     if left == 1000:
         assert _inflated(packed, left) == bytes(1000)

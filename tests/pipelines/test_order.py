@@ -1,4 +1,4 @@
-"""The order of an epoch: a permutation by (seed, epoch) alone, sliced so that ranks share the same global batches."""
+"""The order of an epoch: a permutation by (seed, epoch) alone, and its slices, shared by the ranks."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ GOLDEN = [[2, 8, 0, 5, 9, 7, 6, 3, 4, 1], [3, 9, 4, 1, 8, 2, 5, 6, 0, 7]]
 
 
 def steps_by_rank(order: np.ndarray, world: int, train: bool) -> list[list[np.ndarray]]:
-    """[step][rank] → indices."""
+    """Return the indices of each rank at each step."""
     batch = GLOBAL_BATCH // world
     steps = range(num_steps(len(order), GLOBAL_BATCH, train))
     return [[step_indices(order, step, batch, rank, world) for rank in range(world)] for step in steps]
@@ -27,14 +27,14 @@ def test_an_order_is_a_permutation_that_repeats_by_seed_and_differs_by_epoch() -
 
 
 def test_the_order_never_changes_between_versions() -> None:
-    # Part of resume. Made by epoch_order itself when the format was fixed.
+    # Resuming relies on these values. They come from epoch_order when the format was fixed.
     assert epoch_order(0, 0, 10).tolist() == GOLDEN[0]
     assert epoch_order(2**40 + 7, 3, 10).tolist() == GOLDEN[1]
 
 
 def test_every_place_is_equally_likely() -> None:
     places = np.stack([np.argsort(epoch_order(1, epoch, 20)) for epoch in range(800)])
-    # 800 draws of a place of 0..19: mean 9.5 with a deviation of 0.2; a count of 40 with one of 6.2.
+    # 800 draws of a place from 0 to 19: a mean of 9.5 +- 0.2, and counts of 40 +- 6.2 (standard deviations).
     assert np.abs(places.mean(0) - 9.5).max() < 1.0
     counts = np.stack([np.bincount(places[:, i], minlength=20) for i in range(20)])
     assert 12 < counts.min() and counts.max() < 72
@@ -50,9 +50,9 @@ def test_the_block_of_work_does_not_show(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_training_sees_each_position_once_and_drops_the_remainder(world: int) -> None:
     order = epoch_order(0, 4, NUM)
     steps = steps_by_rank(order, world, train=True)
-    seen = np.concatenate([part for ranks in steps for part in ranks])
+    indices = np.concatenate([part for ranks in steps for part in ranks])
     assert len(steps) == NUM // GLOBAL_BATCH
-    assert seen.tolist() == order[: len(steps) * GLOBAL_BATCH].tolist()  # once each, and in order
+    assert indices.tolist() == order[: len(steps) * GLOBAL_BATCH].tolist()
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
@@ -68,8 +68,8 @@ def test_the_global_batch_of_a_step_is_the_same_for_any_number_of_ranks(world: i
 
 
 def test_another_remainder_is_dropped_each_epoch() -> None:
-    kept = NUM // GLOBAL_BATCH * GLOBAL_BATCH
-    dropped = [frozenset(epoch_order(0, epoch, NUM)[kept:]) for epoch in range(5)]
+    num_used = NUM // GLOBAL_BATCH * GLOBAL_BATCH
+    dropped = [frozenset(epoch_order(0, epoch, NUM)[num_used:]) for epoch in range(5)]
     assert len(set(dropped)) == 5
 
 
@@ -77,8 +77,8 @@ def test_another_remainder_is_dropped_each_epoch() -> None:
 @pytest.mark.parametrize("num", [1, 12, 97, 103])
 def test_evaluation_sees_all_once_and_pads_at_the_end(world: int, num: int) -> None:
     steps = steps_by_rank(np.arange(num), world, train=False)
-    seen = np.concatenate([part for ranks in steps for part in ranks])
-    assert seen.tolist() == [*range(num), *[PADDING] * (-num % GLOBAL_BATCH)]
+    indices = np.concatenate([part for ranks in steps for part in ranks])
+    assert indices.tolist() == [*range(num), *[PADDING] * (-num % GLOBAL_BATCH)]
 
 
 def test_one_sample_a_step() -> None:

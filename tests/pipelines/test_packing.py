@@ -1,4 +1,4 @@
-"""Packed tensors are the ones that went in, wherever the buffer has been meanwhile."""
+"""Packed tensors come out of the buffer unchanged, also from a copy of it."""
 
 import pytest
 import torch
@@ -24,10 +24,10 @@ TENSORS = [
 
 def test_what_is_unpacked_is_what_was_packed_and_aligned() -> None:
     buffer, starts = pack(TENSORS)
-    moved = buffer.clone()  # as a copy on a device is
+    moved = buffer.clone()  # like a copy on a device
     buffer.zero_()
-    found = unpack(moved, starts, TENSORS)
-    for tensor, view in zip(TENSORS, found, strict=True):
+    unpacked = unpack(moved, starts, TENSORS)
+    for tensor, view in zip(TENSORS, unpacked, strict=True):
         assert view.dtype == tensor.dtype and torch.equal(view, tensor)
         assert view.is_contiguous() and view.untyped_storage().data_ptr() == moved.data_ptr()
         assert (view.storage_offset() * view.element_size()) % ALIGNMENT == 0
@@ -41,7 +41,7 @@ def test_nothing_is_packed_to_nothing() -> None:
 
 @pytest.mark.parametrize("num", [0, 3])
 def test_a_batch_moves_with_everything_it_has(num: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, with pinning and the copy to the device left out."""
+    """On the CPU, without pinning and without the copy to a device."""
     copies: list[int] = []
 
     def copied(tensor: Tensor, device: object, non_blocking: bool = False) -> Tensor:
@@ -59,11 +59,11 @@ def test_a_batch_moves_with_everything_it_has(num: int, monkeypatch: pytest.Monk
     images = [torch.full((num, 3, 4, 4), view, dtype=torch.uint8) for view in range(2)]
     batch = Batch(images, draws, torch.arange(num), torch.full((num,), -1), 3, 4)  # type: ignore[arg-type]
     moved = batch.to(torch.device("meta"))
-    assert len(copies) == 2 + 1  # a view each, and one for the rest
+    assert len(copies) == 2 + 1  # one per view, and one for the rest
     assert (moved.epoch, moved.step) == (3, 4)
-    for mine, theirs in zip(batch.tensors(), moved.tensors(), strict=True):
-        assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
-        assert num == 0 or mine.data_ptr() != theirs.data_ptr()
+    for original, copy in zip(batch.tensors(), moved.tensors(), strict=True):
+        assert original.dtype == copy.dtype and torch.equal(original, copy)
+        assert num == 0 or original.data_ptr() != copy.data_ptr()
     assert [[list(draw) for draw in view] for view in moved.draws] == [[["flip"], [], ["order", "grey"]], []]
     assert len({tensor.untyped_storage().data_ptr() for tensor in moved._small()}) == 1
 

@@ -1,4 +1,4 @@
-"""Quasi-random order: pages to lanes, lanes to batches; ranks and accumulation change no batch."""
+"""The quasi-random order: pages to lanes, lanes to batches, the same for any ranks and accumulation."""
 
 from collections import Counter
 from pathlib import Path
@@ -22,12 +22,19 @@ from tests.pipelines.paged import PAGE_BYTES, SAMPLES_A_PAGE, write_paged
 
 LANES, SHARE = 4, 3
 GLOBAL_BATCH = LANES * SHARE
-# Samples by page: about equal, with short last pages of two shards and one long page.
+# Samples per page: about equal, with the short last pages of two shards and one long page.
 MIXED = np.array(
     [13, 12, 14, 13, 11, 13, 12, 13, 3, 13, 12, 14, 15, 13, 12, 13, 13, 14, 40, 12, 12, 13, 1, 12, 13]
 )
-SETS = {"mixed": MIXED, "equal": np.full(22, 9), "one a page": np.ones(50, int), "a page a lane": np.full(LANES, 30)}  # fmt: skip
+SETS = {
+    "mixed": MIXED,
+    "equal": np.full(22, 9),
+    "one a page": np.ones(50, int),
+    "a page a lane": np.full(LANES, 30),
+}
 BY_SET = pytest.mark.parametrize("page_sizes", SETS.values(), ids=SETS.keys())
+NO_SHARES = "a batch of 12 (of all ranks, before it is accumulated) has no equal shares for --lanes"
+UNEVEN = "24 pages of data cannot be dealt evenly to --lanes"
 GOLDEN = [
     [2, 14, 13, 12, 3, 16, 11, 15, 7, 10, 4, 8, 5, 9, 6, 18, 20, 0, 17, 19],
     [11, 20, 10, 15, 2, 3, 9, 4, 8, 5, 19, 16, 13, 12, 7, 6, 17, 14, 1, 18],
@@ -37,7 +44,7 @@ GOLDEN = [
 def make(
     page_sizes: np.ndarray, seed: int = 5, epoch: int = 0, share: int = SHARE, lanes: int = LANES
 ) -> tuple[np.ndarray, Groups, np.ndarray]:
-    """(order, groups, page of each sample); samples lie scattered over the pages, as several writers leave them."""
+    """Return an order, its groups and each sample's page, with samples scattered as by several writers."""
     page_of_sample = np.repeat(np.arange(len(page_sizes), dtype=np.int32), page_sizes)
     page_of_sample = np.random.default_rng(0).permutation(page_of_sample)
     groups = deal_pages(seed, epoch, page_sizes, lanes)
@@ -55,7 +62,7 @@ def lanes_of_pages(groups: Groups) -> dict[int, int]:
 
 
 def by_lane(order: np.ndarray, share: int = SHARE, lanes: int = LANES) -> np.ndarray:
-    """[lanes, samples]: what each lane gives in an epoch, in turn."""
+    """Return the samples of each lane in an epoch, in order: [lanes, samples]."""
     return order.reshape(-1, lanes, share).transpose(1, 0, 2).reshape(lanes, -1)
 
 
@@ -94,14 +101,14 @@ def test_each_page_is_dealt_once_and_the_lanes_are_as_equal_as_the_greedy_rule_m
 @BY_SET
 def test_each_sample_at_most_once_and_the_rest_differs_by_epoch(page_sizes: np.ndarray) -> None:
     num = int(page_sizes.sum())
-    kept = samples_per_lane(page_sizes, LANES) // SHARE * GLOBAL_BATCH
+    num_used = samples_per_lane(page_sizes, LANES) // SHARE * GLOBAL_BATCH
     left_out = []
     for epoch in range(6):
         order, _, _ = make(page_sizes, epoch=epoch)
-        assert len(order) == len(set(order.tolist())) == kept  # an epoch has as many steps as any other
+        assert len(order) == len(set(order.tolist())) == num_used  # all epochs have the same length
         assert 0 <= order.min() and order.max() < num
         left_out.append(frozenset(range(num)) - set(order.tolist()))
-    if kept < num:
+    if num_used < num:
         assert len(set(left_out)) == len(left_out)
 
 
@@ -121,7 +128,7 @@ def test_every_batch_has_equal_shares_of_all_lanes_for_any_number_of_ranks(page_
             for rank, part in enumerate(parts):
                 for page in page_of_sample[part].tolist():
                     readers.setdefault(page, set()).add(rank)
-        assert all(len(ranks) == 1 for ranks in readers.values())  # a page is read by one rank only
+        assert all(len(ranks) == 1 for ranks in readers.values())  # only one rank reads a page
         assert set().union(*readers.values()) == set(range(world))
 
 
@@ -129,16 +136,16 @@ def test_every_batch_has_equal_shares_of_all_lanes_for_any_number_of_ranks(page_
 @pytest.mark.parametrize("lanes", [2, 4])
 def test_a_lane_has_few_pages_open(page_sizes: np.ndarray, lanes: int) -> None:
     order, _, page_of_sample = make(page_sizes, lanes=lanes)
-    most = 0
+    max_open = 0
     for samples in by_lane(order, lanes=lanes):
         pages = page_of_sample[samples]
         places = {page: np.flatnonzero(pages == page) for page in np.unique(pages)}
         open_pages = np.zeros(len(pages), int)
-        for found in places.values():
-            open_pages[found[0] : found[-1] + 1] += 1
-        most = max(most, int(open_pages.max()))
-    assert 1 <= most <= GROUP_PAGES
-    assert most > 1 or len(page_sizes) == lanes or page_sizes.max() == 1
+        for page_places in places.values():
+            open_pages[page_places[0] : page_places[-1] + 1] += 1
+        max_open = max(max_open, int(open_pages.max()))
+    assert 1 <= max_open <= GROUP_PAGES
+    assert max_open > 1 or len(page_sizes) == lanes or page_sizes.max() == 1
 
 
 def test_accumulated_parts_make_up_the_same_batches() -> None:
@@ -158,7 +165,7 @@ def test_an_order_repeats_by_seed_and_differs_by_epoch() -> None:
 
 
 def test_the_order_never_changes_between_versions() -> None:
-    # Part of resume. Made by quasi_random_order itself when the format was fixed.
+    # Resuming relies on these values. They come from quasi_random_order when the format was fixed.
     sizes = np.array([2, 1, 2, 2, 1, 2, 2, 2, 1, 2, 2, 2])
     page_of_sample = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     for (seed, epoch), expected in zip(((0, 0), (2**40 + 7, 3)), GOLDEN, strict=True):
@@ -176,12 +183,12 @@ def test_every_page_is_equally_likely_in_every_lane_and_every_sample_at_every_st
         for page, lane in lanes_of_pages(groups).items():
             in_lane[page, lane] += 1
         steps[epoch, order] = np.arange(len(order)) // (2 * lanes)
-    # 600 draws of one in three: a mean of 200 with a deviation of 11.5.
+    # 600 draws of one in three: a mean of 200 with a standard deviation of 11.5.
     assert np.abs(in_lane - num_epochs / lanes).max() < 4.5 * 11.5
-    # Steps 0 to 7 (or left out at the end): about 3.5, the mean of 600 with a deviation of 0.1.
+    # Steps 0 to 7 (or dropped at the end): a mean of about 3.5 over 600, with a standard deviation of 0.1.
     assert np.abs(np.nanmean(steps, 0) - np.nanmean(steps)).max() < 0.45
-    kept = (~np.isnan(steps)).mean(0)
-    assert kept.min() > 0.8
+    used_share = (~np.isnan(steps)).mean(0)
+    assert used_share.min() > 0.8
 
 
 def test_pages_of_one_size_meet_in_a_lane_as_chance_has_it() -> None:
@@ -191,7 +198,7 @@ def test_pages_of_one_size_meet_in_a_lane_as_chance_has_it() -> None:
         lane_of = lanes_of_pages(deal_pages(2, epoch, sizes, 3))
         lanes = np.array([lane_of[page] for page in range(12)])
         together += lanes[:, None] == lanes
-    # 3 of the 11 others are in a page's lane: 109 of 400, with a deviation of 8.9.
+    # 3 of the 11 other pages are in a page's lane: 109 of 400, with a standard deviation of 8.9.
     off_diagonal = together[~np.eye(12, dtype=bool)]
     assert np.abs(off_diagonal - num_epochs * 3 / 11).max() < 4.5 * 8.9
 
@@ -202,12 +209,12 @@ def test_pages_are_opened_in_an_order_of_their_own_each_epoch() -> None:
     for epoch in range(num_epochs):
         place = np.argsort(deal_pages(2, epoch, sizes, 1).pages)
         before += place[:, None] < place
-    # Half of 400, with a deviation of 10.
+    # Half of 400, with a standard deviation of 10.
     assert np.abs(before[~np.eye(12, dtype=bool)] - num_epochs / 2).max() < 4.5 * 10
 
 
 def test_a_batch_mixes_many_pages_and_parts_neighbours() -> None:
-    """64 lanes of 13 pages with 40 samples each: a batch of 256 against one in random and in sequential order."""
+    """64 lanes of 13 pages with 40 samples each, in batches of 256, against random and sequential order."""
     lanes, share, sizes = 64, 4, np.full(64 * 13, 40)
     num, batch = int(sizes.sum()), lanes * share
     page_of_sample = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
@@ -221,10 +228,10 @@ def test_a_batch_mixes_many_pages_and_parts_neighbours() -> None:
 
     assert neighbours_together(np.arange(num)) > 0.99
     assert neighbours_together(epoch_order(0, 0, num)) < 0.02
-    # Of the 160 samples of a group, a step takes 4: 3 in 159 (groups are smaller at the ends of lanes).
+    # A step takes 4 of the 160 samples of a group: 3 in 159 (groups are smaller at the ends of lanes).
     assert 0.01 < neighbours_together(order) < 0.045
     pages = [len(np.unique(page_of_sample[part])) for part in order.reshape(-1, batch)]
-    # 4 draws from 4 pages meet 2.73 of them in the mean: 175 in 64 lanes.
+    # 4 draws from 4 pages hit 2.73 of them on average: 175 in 64 lanes.
     assert min(pages) > 100 and 140 < np.mean(pages) < 190
 
 
@@ -241,21 +248,21 @@ def test_pages_are_those_of_the_pointers_in_all_shards(
     with Beton(paths) as data:
         pages = pages_of(data)
         rows = data.rows(np.arange(data.num_samples))
-        found: dict[tuple[int, int], int] = {}
+        page_at: dict[tuple[int, int], int] = {}
         for i in range(data.num_samples):
             page_bytes = 2 * PAGE_BYTES if i == 54 else PAGE_BYTES
             place = (int(rows.fd[i]), int(rows.offset[i]) // page_bytes)
-            assert pages.of_sample[i] == found.setdefault(place, len(found))
+            assert pages.of_sample[i] == page_at.setdefault(place, len(page_at))
             extent = pages.extents.part(np.array([pages.of_sample[i]]))
             assert extent.fd[0] == rows.fd[i] and extent.offset[0] == place[1] * page_bytes
             assert extent.offset[0] <= rows.offset[i]
             assert rows.offset[i] + rows.num_bytes[i] <= extent.offset[0] + extent.num_bytes[0]
             assert extent.num_bytes[0] <= page_bytes
             shard = data.shards[(i > 22) + (i > 53)]
-            assert extent.offset[0] + extent.num_bytes[0] <= shard.alloc  # what follows is no data
+            assert extent.offset[0] + extent.num_bytes[0] <= shard.alloc  # where the data end
         assert pages.of_sample.dtype == np.int32
-        assert len(found) == len(pages.extents.fd) == len(set(pages.of_sample.tolist()))
-        assert len(found) > 5 + 31 // SAMPLES_A_PAGE
+        assert len(page_at) == len(pages.extents.fd) == len(set(pages.of_sample.tolist()))
+        assert len(page_at) > 5 + 31 // SAMPLES_A_PAGE
 
 
 def test_epochs_of_a_beton_are_those_of_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,15 +288,25 @@ def test_epochs_of_a_beton_are_those_of_its_pages(tmp_path: Path, monkeypatch: p
     ("lanes", "batch_size", "world", "message"),
     [
         (0, 4, 1, "--lanes 0: must be 1 or more"),
-        (4, 4, 3, "--lanes 4 cannot be shared by 3 ranks; choose --lanes 3, a number of ranks that divides 4"),
+        (
+            4,
+            4,
+            3,
+            "--lanes 4 cannot be shared by 3 ranks; choose --lanes 3, a number of ranks that divides 4",
+        ),
         (2, 3, 4, "--lanes 2 cannot be shared by 4 ranks; choose --lanes 4"),
-        (8, 12, 1, "a batch of 12 (of all ranks, before it is accumulated) has no equal shares for --lanes 8; choose a multiple of 8, --lanes 6"),
-        (16, 24, 2, "24 pages of data cannot be dealt evenly to --lanes 16 (33% of the samples would be left out); choose --lanes 12 or"),
-        (64, 64, 1, "24 pages of data cannot be dealt evenly to --lanes 64 (too few); choose --lanes 8 or --order random"),
-        (64, 32, 32, "24 pages of data cannot be dealt evenly to --lanes 64 (too few); choose --order random"),
-        (2, 122, 1, "120 samples in 2 lanes are fewer than a batch of 122 over all ranks; choose a smaller batch"),
+        (8, 12, 1, f"{NO_SHARES} 8; choose a multiple of 8, --lanes 6"),
+        (16, 24, 2, f"{UNEVEN} 16 (33% of the samples would be left out); choose --lanes 12 or"),
+        (64, 64, 1, f"{UNEVEN} 64 (too few); choose --lanes 8 or --order random"),
+        (64, 32, 32, f"{UNEVEN} 64 (too few); choose --order random"),
+        (
+            2,
+            122,
+            1,
+            "120 samples in 2 lanes are fewer than a batch of 122 over all ranks; choose a smaller batch",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together_is_one_line_that_says_what_to_choose(
     lanes: int, batch_size: int, world: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

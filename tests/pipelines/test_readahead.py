@@ -1,4 +1,4 @@
-"""Read-ahead: what the kernel is really asked for, when, how much of it at a time, and that it is given back."""
+"""Read-ahead: the calls of posix_fadvise, their time and their size, and that everything is given back."""
 
 import itertools
 import os
@@ -21,12 +21,12 @@ from tests.pipelines.paged import SAMPLES_A_PAGE, write_paged
 
 ASK, GIVE = os.POSIX_FADV_WILLNEED, os.POSIX_FADV_DONTNEED
 LANES, UNDER_WAY = 4, 3
-NUM = 60 * SAMPLES_A_PAGE + 2  # in two files; about 30 pages a lane
+NUM = 60 * SAMPLES_A_PAGE + 2  # in two files, about 30 pages per lane
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """(fd, offset, bytes, advice) of every posix_fadvise, which is still made; tests add marks of their own."""
+    """Record (fd, offset, bytes, advice) of every posix_fadvise; tests add their own marks to the list."""
     log: list[Any] = []
     real = os.posix_fadvise
 
@@ -45,12 +45,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Beton]:
 
 
 def advance(readahead: Readahead, step: int) -> None:
-    """... and wait until the thread has made the calls."""
+    """Advance the read-ahead and wait until its thread has made the calls."""
     readahead.advance(step)
     if readahead._workers is not None:
-        done = threading.Event()
-        readahead._workers.submit(done.set)
-        assert done.wait(240)
+        finished = threading.Event()
+        readahead._workers.submit(finished.set)
+        assert finished.wait(240)
 
 
 def run(
@@ -62,7 +62,10 @@ def run(
     rank: int = 0,
     world: int = 1,
 ) -> tuple[list[set[int]], list[set[int]], list[set[int]]]:
-    """[step] → pages read at it, pages held then, pages given back before it; what is left when it is closed is last."""
+    """Return for each step the pages read at it, the pages held then, and the pages given back before it.
+
+    The last element of the third list is the pages given back by `close`.
+    """
     quasi = QuasiRandom(data, lanes=LANES, batch_size=share * LANES // world, rank=rank, world=world)
     order, readahead = quasi.epoch(1, first_step, UNDER_WAY)
     pages = pages_of(data)
@@ -75,27 +78,27 @@ def run(
         read.append(set(pages.of_sample[indices].tolist()))
     readahead.close()
     held: set[int] = set()
-    given: set[int] = set()
+    given_back: set[int] = set()
     held_at: list[set[int]] = [set() for _ in range(first_step)]
     given_at: list[set[int]] = [set() for _ in range(first_step)]
     for call in calls:
         if isinstance(call, int):
             held_at.append(held.copy())
-            given_at.append(given)
-            given = set()
+            given_at.append(given_back)
+            given_back = set()
             continue
         fd, offset, num_bytes, advice = call
         page = page_at[fd, offset]
-        assert num_bytes == pages.extents.num_bytes[page]  # these pages are below one piece
+        assert num_bytes == pages.extents.num_bytes[page]  # because these pages are smaller than a piece
         if advice == ASK:
             assert page not in held
             held.add(page)
         else:
             assert advice == GIVE
-            held.remove(page)  # nothing is given back that was not asked for, or twice
-            given.add(page)
+            held.remove(page)  # fails for a page that was not asked for, or is given back twice
+            given_back.add(page)
     assert not held
-    return read, held_at, [*given_at, given]
+    return read, held_at, [*given_at, given_back]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -105,31 +108,31 @@ def test_what_is_read_was_asked_for_in_bounds_and_is_given_back(
     all_read: set[int] = set()
     for rank in range(world):
         calls.clear()
-        read, held, given = run(data, calls, share=1, rank=rank, world=world)
-        mine = set().union(*read)
-        assert not mine & all_read
-        all_read |= mine
-        most = LANES // world * GROUP_PAGES * 2
-        assert all(len(pages) <= most for pages in held)
-        assert max(len(pages) for pages in held) > most / 2
+        read, held, given_back = run(data, calls, share=1, rank=rank, world=world)
+        rank_pages = set().union(*read)
+        assert not rank_pages & all_read
+        all_read |= rank_pages
+        max_held = LANES // world * GROUP_PAGES * 2
+        assert all(len(pages) <= max_held for pages in held)
+        assert max(len(pages) for pages in held) > max_held / 2
         assert all(pages <= now for pages, now in zip(read, held, strict=True))
-        # Asked for well before: a group's time ahead, 20 steps here, 5 for the shortest first groups.
+        # Pages are asked for early: a group's time ahead, 20 steps here, or 5 for the shortest first groups.
         assert all(pages <= held[max(0, step - 4)] for step, pages in enumerate(read))
-        # Given back when it is over, soon after the last reading: a group's last samples are among each other.
-        given_before = {page: step for step, pages in enumerate(given) for page in pages}
+        # Pages are given back soon after their last step, because a group's pages end at about the same time.
+        given_before = {page: step for step, pages in enumerate(given_back) for page in pages}
         for step, pages in enumerate(read):
             for page in pages:
                 assert given_before[page] >= min(step + UNDER_WAY, len(read))
         ends = [
             given_before[page] - max(step for step, pages in enumerate(read) if page in pages)
-            for page in mine
+            for page in rank_pages
         ]
         assert np.median(ends) < 10
     assert len(all_read) > 0.9 * len(pages_of(data).extents.fd)
 
 
 def test_large_batches_ask_for_what_they_need_and_no_more(data: Beton, calls: list[Any]) -> None:
-    """A step goes through more than two groups of each lane: no time to be ahead, and no page is asked for in vain."""
+    """A step uses over two groups of each lane, so there is no lead, but no page is asked for in vain."""
     read, held, _ = run(data, calls, share=50)
     assert len(read) == 3
     assert all(pages <= now for pages, now in zip(read, held, strict=True))
@@ -148,16 +151,16 @@ def test_entering_an_epoch_asks_for_the_groups_of_that_step(
     assert read[first_step:] == whole_read[first_step:]
     assert read[first_step] <= held[first_step]
     assert len(held[first_step]) <= LANES * GROUP_PAGES * 2
-    asked = {call[:2] for call in calls if not isinstance(call, int) and call[3] == ASK}
+    requested = {call[:2] for call in calls if not isinstance(call, int) and call[3] == ASK}
     needed = set().union(*read)
-    # Beside what is read: pages of groups that are nearly over, or that the epoch ends in.
-    assert len(needed) <= len(asked) <= len(needed) + 2 * LANES * GROUP_PAGES
+    # The rest are pages of groups that are nearly over, or in which the epoch ends.
+    assert len(needed) <= len(requested) <= len(needed) + 2 * LANES * GROUP_PAGES
 
 
 def test_groups_past_the_end_of_the_epoch_are_not_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """41 equal pages for 4 lanes: one lane has a page more, at times as a last group of its own."""
+    """41 equal pages in 4 lanes: one lane has one more page, sometimes as a group of its own."""
     num_left_out = 0
     with Beton(write_paged(monkeypatch, tmp_path / "c.beton", 41 * SAMPLES_A_PAGE)) as data:
         page_of_sample = pages_of(data).of_sample
@@ -166,21 +169,21 @@ def test_groups_past_the_end_of_the_epoch_are_not_asked_for(
             groups = deal_pages(0, epoch, np.full(41, SAMPLES_A_PAGE), LANES)
             order, readahead = quasi.epoch(epoch, 0, UNDER_WAY)
             readahead.close()
-            asked = set(quasi.page_steps(groups, 0, UNDER_WAY)[0].tolist())
+            requested = set(quasi.page_steps(groups, 0, UNDER_WAY)[0].tolist())
             read = set(page_of_sample[order].tolist())
             for start, stop in itertools.pairwise(groups.starts.tolist()):
                 group = set(groups.pages[start:stop].tolist())
-                assert asked & group == (group if read & group else set())
-            num_left_out += 41 - len(asked)
+                assert requested & group == (group if read & group else set())
+            num_left_out += 41 - len(requested)
     assert num_left_out
 
 
 def test_an_epoch_left_early_gives_back_what_it_holds(data: Beton, calls: list[Any]) -> None:
     for stop in (0, 1, 9):  # `run` asserts that nothing stays held
         calls.clear()
-        _, held, given = run(data, calls, share=1, stop=stop)
+        _, held, given_back = run(data, calls, share=1, stop=stop)
         assert len(held) == stop
-        assert given[-1] == (held[-1] if stop else set())
+        assert given_back[-1] == (held[-1] if stop else set())
 
 
 def test_a_page_is_asked_for_in_pieces_that_the_kernel_takes(
@@ -212,16 +215,16 @@ def test_a_piece_is_as_long_as_the_disk_has_it(tmp_path: Path) -> None:
     path.write_bytes(b"x")
     with path.open("rb") as file, Path("/dev/null").open("rb") as no_disk:
         assert piece_bytes(no_disk.fileno()) == 131_072
-        found = piece_bytes(file.fileno())
-        assert found >= 131_072 and found % 1024 == 0
+        num_bytes = piece_bytes(file.fileno())
+        assert num_bytes >= 131_072 and num_bytes % 1024 == 0
         device = os.fstat(file.fileno()).st_dev
         folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
         if folder.exists():
-            known = [*folder.resolve().glob("queue/*"), *folder.resolve().parent.glob("queue/*")]
+            queues = [*folder.resolve().glob("queue/*"), *folder.resolve().parent.glob("queue/*")]
             sizes = [
-                int(size.read_text()) for size in known if size.name in ("read_ahead_kb", "max_sectors_kb")
+                int(size.read_text()) for size in queues if size.name in ("read_ahead_kb", "max_sectors_kb")
             ]
-            assert found == 1024 * max(sizes)
+            assert num_bytes == 1024 * max(sizes)
 
 
 def test_nothing_to_ask_for_starts_no_thread(calls: list[Any]) -> None:

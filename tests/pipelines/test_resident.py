@@ -1,4 +1,4 @@
-"""A set that stays on the device: its pixels are those of the other decoders; what cannot stay there is said."""
+"""The resident decoder: equal to the other decoders, with an error for data that it cannot keep."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ ROTATIONS = [ViewSpec(RotationCrop(24)), ViewSpec(RotationCrop(33, base=45))]
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pictures = [photo(i, 40, 36) for i in range(NUM)]
-    samples = [(picture.tobytes(), 40, 36, RAW) for picture in pictures]
+    images = [photo(i, 40, 36) for i in range(NUM)]
+    samples = [(image.tobytes(), 40, 36, RAW) for image in images]
     return write(tmp_path_factory.mktemp("raw") / "raw.beton", samples)
 
 
@@ -36,9 +36,9 @@ def test_the_pixels_are_those_of_the_other_decoders(raw: Path, decoder: str) -> 
             (batch,) = loader.epoch(0)
         return [images.int() for images in batch.images]
 
-    for ours, theirs in zip(pictures("resident"), pictures(decoder), strict=True):
-        difference = (ours - theirs).abs()
-        # Both are exact area means but torchvision's, whose filter is Pillow's nearest to it.
+    for view, expected_view in zip(pictures("resident"), pictures(decoder), strict=True):
+        difference = (view - expected_view).abs()
+        # Both are exact area means, except torchvision's, which is Pillow's closest filter.
         if decoder == "ffcv":
             assert difference.max() <= 1 and difference.float().mean() < 1e-3
         else:
@@ -55,8 +55,8 @@ def test_windows_turned_by_45_degrees_are_those_of_the_other_decoders(tmp_path: 
             (batch,) = loader.epoch(0)
         return [images.int() for images in batch.images]
 
-    for ours, theirs in zip(pictures("resident"), pictures(decoder), strict=True):
-        assert (ours - theirs).abs().max() <= 1 and (ours - theirs).abs().float().mean() < 1e-3
+    for view, expected_view in zip(pictures("resident"), pictures(decoder), strict=True):
+        assert (view - expected_view).abs().max() <= 1 and (view - expected_view).abs().float().mean() < 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ WHOLE = [0, 0, 33, 33, 0]
 
 
 def cropped(path: Path, indices: list[int], views: list[tuple[list[list[int]], int]]) -> list[torch.Tensor]:
-    """Of a view's boxes and size each; of all samples the same box where one is given."""
+    """Return the crops of samples for views given by boxes and size; a single box serves for all samples."""
     with Beton(path) as data:
         decoder, _ = open_decoder("resident", data)
         boxes = [
@@ -77,48 +77,48 @@ def cropped(path: Path, indices: list[int], views: list[tuple[list[list[int]], i
             for each, _ in views
         ]
         decoder.submit(data.rows(np.array(indices, np.int64)), None, boxes, [size for _, size in views])  # type: ignore[union-attr]
-        status, pictures = decoder.collect()  # type: ignore[union-attr]
+        status, images = decoder.collect()  # type: ignore[union-attr]
         assert not status.any()
-        return pictures
+        return images
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the functions that crop, as they are called."""
-    taken: list[str] = []
+    """Record the names of the cropping functions as they are called."""
+    calls: list[str] = []
 
     def watch(name: str) -> None:
         crop = getattr(resident, name)
 
         def watching(images: torch.Tensor, boxes: torch.Tensor, size_px: int) -> torch.Tensor:
-            taken.append(name)
-            made: torch.Tensor = crop(images, boxes, size_px)
-            return made
+            calls.append(name)
+            crops: torch.Tensor = crop(images, boxes, size_px)
+            return crops
 
         monkeypatch.setattr(resident, name, watching)
 
     watch("crop_area")
     watch("crop_isotropic")
-    return taken
+    return calls
 
 
 @pytest.mark.parametrize("indices", [[], [7], [3, 29, 3, 0, 11]])
 def test_pictures_shown_whole_are_copied_with_the_bytes_of_their_crop(
     square: Path, indices: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = watched(monkeypatch)
+    calls = watched(monkeypatch)
     first, second = cropped(square, indices, [([WHOLE], 33), ([WHOLE], 33)])
-    assert not taken
+    assert not calls
     with Beton(square) as data:
-        pictures = [np.frombuffer(data.read(index), np.uint8).reshape(33, 33, 3) for index in indices]
-    stored = torch.from_numpy(np.array(pictures, np.uint8).reshape(-1, 33, 33, 3))
+        images = [np.frombuffer(data.read(index), np.uint8).reshape(33, 33, 3) for index in indices]
+    stored = torch.from_numpy(np.array(images, np.uint8).reshape(-1, 33, 33, 3))
     box = torch.tensor([WHOLE] * len(indices), dtype=torch.int32).view(-1, 5)
     expected = crop_area(stored, box, 33)
     assert torch.equal(expected, stored)
-    for ours in (first, second):
-        assert torch.equal(ours, expected) and ours.dtype == torch.uint8
-        assert ours.shape == expected.shape and ours.stride() == expected.stride()
+    for view in (first, second):
+        assert torch.equal(view, expected) and view.dtype == torch.uint8
+        assert view.shape == expected.shape and view.stride() == expected.stride()
     if indices:
-        # Views may be worked on in place: neither another one nor the set itself sees it.
+        # Changing a view in place changes neither another view nor the set itself.
         first.zero_()
         assert torch.equal(second, expected)
         (again,) = cropped(square, indices, [([WHOLE], 33)])
@@ -126,17 +126,17 @@ def test_pictures_shown_whole_are_copied_with_the_bytes_of_their_crop(
 
 
 def test_other_boxes_and_sizes_are_cropped(square: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = watched(monkeypatch)
+    calls = watched(monkeypatch)
     one_less = [WHOLE, [1, 0, 32, 33, 0]]
     views = [(one_less, 33), ([WHOLE], 32), ([[0, 0, 32, 32, 0]], 33), ([[14, 14, 5, 5, 1]], 33)]
-    found = cropped(square, [4, 5], views)
-    assert taken == ["crop_area", "crop_area", "crop_area", "crop_isotropic"]
+    crops = cropped(square, [4, 5], views)
+    assert calls == ["crop_area", "crop_area", "crop_area", "crop_isotropic"]
     whole = cropped(square, [4, 5], [([WHOLE], 33)])[0]
-    assert torch.equal(found[0][0], whole[0]) and not torch.equal(found[0][1], whole[1])
+    assert torch.equal(crops[0][0], whole[0]) and not torch.equal(crops[0][1], whole[1])
 
 
 def test_a_view_is_shown_whole_through_the_loader(square: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As SSL++'s recipes have it: a shorter side and a crop of the picture's own size, then operations."""
+    """As in SSL++'s recipes: a shorter side and a crop of the image's own size, then operations."""
     view = ViewSpec(ShorterSideCrop(33, 33, "center"), (Shift(4), Flip(p=0.5)))
     batches = []
     for forbidden in (True, False):
@@ -144,11 +144,11 @@ def test_a_view_is_shown_whole_through_the_loader(square: Path, monkeypatch: pyt
             if forbidden:
                 patch.delattr(resident, "crop_area")
             else:
-                patch.setattr(resident, "_shown_whole", lambda *_: False)
+                patch.setattr(resident, "_is_identity", lambda *_: False)
             with Loader(data, [view], batch_size=10, decoder="resident") as loader:
                 batches.append([batch.inputs([view], torch.float32)[0] for batch in loader.epoch(1)])
-    for ours, plain in zip(*batches, strict=True):
-        assert torch.equal(ours, plain) and ours.stride() == plain.stride()
+    for copied, cropped_view in zip(*batches, strict=True):
+        assert torch.equal(copied, cropped_view) and copied.stride() == cropped_view.stride()
 
 
 def test_it_is_chosen_for_a_small_raw_set_of_one_size_on_a_gpu(
@@ -184,7 +184,7 @@ def test_other_betons_are_refused(
         pytest.raises(ValueError, match=message) as error,
     ):
         open_decoder("resident", data)
-    is_jpeg = samples[0][3] != RAW  # written raw, sizes would differ as before
+    is_jpeg = samples[0][3] != RAW  # writing raw images would not help with different sizes
     assert ("fastpsl beton write --mode raw" in str(error.value)) == is_jpeg and "\n" not in str(error.value)
 
 
@@ -205,7 +205,7 @@ def test_boxes_outside_and_shrunk_files_are_named(raw: Path, tmp_path: Path) -> 
     with Beton(raw) as data:
         decoder, _ = open_decoder("resident", data)
         boxes = np.array([[0, 0, 40, 36, 0], [-1, 0, 9, 9, 0], [0, 0, 41, 9, 0], [0, 30, 9, 7, 0]], np.int32)
-        # The second lies in the picture, but not with what the kernel reaches around it.
+        # The second lies inside of the image, but not with its kernel's margin.
         turned = np.array([[17, 15, 5, 5, 1], [14, 12, 12, 12, 2]], np.int32)
         decoder.submit(data.rows(np.arange(2)), None, [turned], [8])  # type: ignore[union-attr]
         assert decoder.collect()[0].tolist() == [0, 6]  # type: ignore[union-attr]

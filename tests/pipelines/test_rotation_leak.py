@@ -1,8 +1,9 @@
-"""Nothing but content tells the angle of a view in steps of 45 degrees: noise and flat colours through the real loader.
+"""Only the content of a view shows its angle in steps of 45 degrees.
 
-Pictures of noise look the same at every angle, so whatever names the angle of their views has read the resampling. Detectors
-are trained on half of the pictures and tested on the other half, all seeds fixed. A detector that knows nothing is above
-chance plus 4 standard errors once in 30,000 cases.
+Noise and flat colours go through the real loader.
+Noise looks the same at every angle, so a detector that finds the angle of its views has found traces of the
+resampling. Detectors are trained on half of the images and tested on the other half, with fixed seeds. A
+detector that knows nothing exceeds chance plus 4 standard errors once in 30,000 cases.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
 from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, pil_decode, write
 
 NUM, SIZE = 1200, 64
-# Height and width, odd ones among them: windows of 67, 35 and 129 px, so 1.05, 0.55 and 2.02 source pixels a pixel.
+# Height and width, some odd: windows of 67, 35 and 129 px, so 1.05, 0.55 and 2.02 source pixels per pixel.
 SCALES = {"as it is": (137, 144), "enlarged": (88, 85), "shrunk": (243, 236)}
 CROP = RotationCrop(SIZE)
 COMPILED = "ffcv" if "ffcv" in DECODERS else "torchvision"
@@ -52,7 +53,7 @@ every_noise = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums, and so what the detectors learn, do not depend on the machine's cores."""
+    """Use one thread, so that sums, and with them the detectors, do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -66,20 +67,20 @@ def pixels_of(sample: Sample) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def noise(request: pytest.FixtureRequest) -> tuple[str, list[Sample]]:
-    """(scale, samples of white noise): as it is, or as JPEG of quality 90 with colour at half resolution (4:2:0)."""
+    """Return a scale and samples of white noise, raw or as JPEGs of quality 90 with 4:2:0 colour."""
     scale, kind = request.param
     height, width = SCALES[scale]
     random = np.random.default_rng(height)
     samples = []
     for _ in range(NUM):
-        picture = random.integers(0, 256, (height, width, 3), np.uint8)
-        data = jpeg(picture, quality=90, subsampling=2) if kind == "jpeg" else picture.tobytes()
+        image = random.integers(0, 256, (height, width, 3), np.uint8)
+        data = jpeg(image, quality=90, subsampling=2) if kind == "jpeg" else image.tobytes()
         samples.append((data, height, width, JPG if kind == "jpeg" else RAW))
     return scale, samples
 
 
 def views_of(path: Path, crop: RotationCrop = CROP, decoder: str = COMPILED) -> tuple[Tensor, Tensor]:
-    """A view a sample, as a network would get it but for normalising: uint8 [N, 3, S, S]; labels 0..7."""
+    """Return a view of each sample before normalisation, uint8 [N, 3, S, S], and labels from 0 to 7."""
     op, images, labels = Rotate45(), [], []
     with Beton(path) as data, Loader(
         data, [ViewSpec(crop, (op,))], batch_size=100, train=False, decoder=decoder, num_threads=2
@@ -92,7 +93,7 @@ def views_of(path: Path, crop: RotationCrop = CROP, decoder: str = COMPILED) -> 
 
 
 def windows(samples: list[Sample]) -> tuple[np.ndarray, Tensor]:
-    """int32 [N, 5] boxes and labels, as the loader draws them in epoch 0."""
+    """Draw boxes, int32 [N, 5], and labels as the loader does in epoch 0."""
     keys = Keys(0, 0, np.arange(len(samples)))
     heights, widths = (np.array([sample[i] for sample in samples], np.int32) for i in (1, 2))
     boxes = np.concatenate([CROP.boxes(keys, heights, widths), CROP.resampling(keys)[:, None]], 1)
@@ -100,7 +101,7 @@ def windows(samples: list[Sample]) -> tuple[np.ndarray, Tensor]:
 
 
 def all_rotations(bases: Sequence[Tensor]) -> Tensor:
-    """[B, 8, 3, S, S] by angle, of the upright windows and those turned by 45 degrees."""
+    """Return the eight rotations, [B, 8, 3, S, S], of upright windows and windows turned by 45 degrees."""
     turned = [AllTurns(4)(images, {}).unflatten(0, (-1, 4)) for images in bases]
     return torch.stack(turned, 2).flatten(1, 2)
 
@@ -113,7 +114,7 @@ def test_noise_does_not_tell_its_angle(noise: tuple[str, list[Sample]], tmp_path
     assert len(views) == NUM
     assert probe_accuracy(views, labels) < PROBE_CHANCE
     if scale == "as it is":
-        # The batched form has a matrix product of its own; DALI gives it, or the compiled one, windows of its own decode.
+        # The batched kernel has its own matrix product, and DALI feeds either kernel from its own decode.
         other = "resident" if samples[0][3] == RAW else DECODERS[-1]
         assert probe_accuracy(*views_of(path, decoder=other)) < PROBE_CHANCE
 
@@ -128,19 +129,19 @@ def test_nor_does_it_to_a_network(noise: tuple[str, list[Sample]], tmp_path: Pat
 @pytest.mark.slow
 @every_noise
 def test_a_bilinear_rotation_is_found(noise: tuple[str, list[Sample]]) -> None:
-    """The detectors see what they are for: the same windows, labels and turns, by Pillow's bilinear transform."""
+    """The detectors find the angle if Pillow's bilinear transform makes the same windows."""
     scale, samples = noise
     if scale != "as it is":
-        samples = samples[:800]  # enough for spectra
+        samples = samples[:800]  # enough for the probe of spectra
     boxes, labels = windows(samples)
-    pictures = [
+    images = [
         np.rot90(bilinear(pixels_of(sample), box, 45 * (label % 2), SIZE), label // 2)
         for sample, box, label in zip(samples, boxes, labels.tolist(), strict=True)
     ]
-    views = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    views = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     assert probe_accuracy(views, labels) > 0.95
     if scale == "as it is":
-        # A network that knows the base for sure and the turns by chance is right one time in four, 4 standard errors above this.
+        # Knowing the base but guessing the turns gives one in four, 4 standard errors above this.
         assert network_accuracy(views, labels) > NETWORK_CHANCE
 
 
@@ -157,7 +158,7 @@ def test_a_bilinear_rotation_is_found(noise: tuple[str, list[Sample]]) -> None:
 def test_a_lesser_kernel_is_found(
     noise: tuple[str, list[Sample]], constant: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of the kernel's numbers is there for something, and the probe sees what a small network would need long for."""
+    """The kernel needs each of its constants; the probe finds what a small network would learn slowly."""
     for module in (isotropic, isotropic_batch):
         monkeypatch.setattr(module, constant, value)
     samples = noise[1][:800]
@@ -169,17 +170,17 @@ def test_a_lesser_kernel_is_found(
 
 @pytest.mark.parametrize("mode", [JPG, RAW])
 def test_flat_pictures_give_eight_equal_views(mode: int, tmp_path: Path) -> None:
-    """Of all sizes down to one place for the window, with corners as near to the borders as can be; a frame is not seen."""
+    """For all sizes down to the smallest that fits, with corners close to the borders, no frame shows."""
     random = np.random.default_rng(0)
     samples, colours = [], []
     for i in range(60):
         height, width = (int(side) for side in random.integers(64, 130, 2)) if i % 2 else (64 + i // 2,) * 2
-        picture = np.empty((height, width, 3), np.uint8)
-        picture[:] = random.integers(0, 256, 3) if i > 2 else 127 * i
-        colours.append(picture[0, 0].copy())
+        image = np.empty((height, width, 3), np.uint8)
+        image[:] = random.integers(0, 256, 3) if i > 2 else 127 * i
+        colours.append(image[0, 0].copy())
         if mode == RAW and i % 3 == 0:
-            picture[[0, -1]] = picture[:, [0, -1]] = 255 - colours[-1]
-        samples.append((jpeg(picture) if mode == JPG else picture.tobytes(), height, width, mode))
+            image[[0, -1]] = image[:, [0, -1]] = 255 - colours[-1]
+        samples.append((jpeg(image) if mode == JPG else image.tobytes(), height, width, mode))
     views = [ViewSpec(RotationCrop(31, share=1.0, base=base)) for base in (0, 45)]
     with Beton(write(tmp_path / "flat.beton", samples)) as data, Loader(
         data, views, batch_size=60, train=False, decoder=COMPILED, num_threads=2
@@ -192,13 +193,13 @@ def test_flat_pictures_give_eight_equal_views(mode: int, tmp_path: Path) -> None
 
 
 def decode_whole(decoder: Decoder, sample: Sample) -> np.ndarray:
-    """As the decoder does: Pillow's and libffcv's decodes differ by up to a few levels."""
+    """Decode like the given decoder, because Pillow and libffcv differ by up to a few levels."""
     data, height, width, _ = sample
     if decoder.name == "ffcv":
         return libffcv.Codec().decode(data, height, width)[0]
-    picture = plain_decoder()(data)
-    assert picture is not None
-    return picture
+    image = plain_decoder()(data)
+    assert image is not None
+    return image
 
 
 @pytest.fixture(params=[name for name in DECODERS if name != "dali"])
@@ -207,7 +208,7 @@ def decoder(request: pytest.FixtureRequest) -> Decoder:
 
 
 def test_decoders_sample_from_the_whole_decode(decoder: Decoder, tmp_path: Path) -> None:
-    """Never from a scaled one, which an area crop of the same size would take; both kinds of view from one decode."""
+    """Not from a scaled one, as for an area crop of the same size, and both kinds of view from one decode."""
     samples = [(jpeg(photo(i, 301, 411)), 301, 411, JPG) for i in range(6)]
     size = 15
     boxes = np.array([[60, 70 + i, 150, 150, (ISOTROPIC, DIAGONAL)[i % 2]] for i in range(6)], np.int32)
@@ -248,7 +249,7 @@ def test_a_window_that_does_not_fit_is_a_bad_box(decoder: Decoder, tmp_path: Pat
 
 
 def test_all_rotations_come_from_one_decode(tmp_path: Path) -> None:
-    """Two views, a base each: their eight rotations hold what a view with a drawn base shows, where their windows agree."""
+    """The rotations of two views, one per base, contain the view of a drawn base where windows agree."""
     samples = [(jpeg(photo(i, 201, 211)), 201, 211, JPG) for i in range(40)]
     crops = [RotationCrop(32, base=base) for base in (0, 45)]
     views = [ViewSpec(RotationCrop(32), (Rotate45(),)), *(ViewSpec(crop) for crop in crops)]
@@ -259,5 +260,5 @@ def test_all_rotations_come_from_one_decode(tmp_path: Path) -> None:
     draw = batch.draws[0][0]
     every = all_rotations(batch.images[1:])
     drawn = Rotate45()(batch.images[0], draw)
-    # View 0's window is the one that both bases show.
+    # Both bases show the window of view 0.
     torch.testing.assert_close(every[torch.arange(40), draw["label"]], drawn, rtol=0, atol=0)

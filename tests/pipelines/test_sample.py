@@ -1,4 +1,4 @@
-"""The embedded sample: made once, equal each time, with something to learn in it."""
+"""The embedded sample: made once, equal each time, with classes that can be learned."""
 
 from pathlib import Path
 
@@ -17,20 +17,18 @@ MAKE = "from fastpsl.pipelines.sample.betons import sample_paths; print(sample_p
 
 def small(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with Beton(path) as beton:
-        pictures = [
-            np.frombuffer(beton.read(i), np.uint8).reshape(32, 32, 3) for i in range(beton.num_samples)
-        ]
-        return np.stack(pictures).astype(np.float32) / 255, beton.labels()
+        images = [np.frombuffer(beton.read(i), np.uint8).reshape(32, 32, 3) for i in range(beton.num_samples)]
+        return np.stack(images).astype(np.float32) / 255, beton.labels()
 
 
 @pytest.mark.slow
 def test_several_processes_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = said_at_once(MAKE, {"XDG_CACHE_HOME": str(tmp_path)})
+    outputs = said_at_once(MAKE, {"XDG_CACHE_HOME": str(tmp_path)})
     monkeypatch.setattr(
         "fastpsl.pipelines.sample.betons._make", lambda *arguments: pytest.fail("drawn again")
     )
     paths = sample_paths(tmp_path / "fastpsl")
-    assert said == {f"{paths}\n"}
+    assert outputs == {f"{paths}\n"}
     assert sorted(path.name for path in paths.train.parent.iterdir()) == sorted(
         ["lock", *(f"{name}.beton{end}" for name in SamplePaths._fields for end in ("", ".json"))]
     )
@@ -56,8 +54,8 @@ def test_pictures_are_drawn_from_the_seed() -> None:
     assert (draw_picture(6, 3, 60, 81) != again[0]).mean() > 0.5
     assert again[0].shape == (60, 81, 3) and again[0].dtype == np.uint8
     with Beton(sample_paths().train) as train, Beton(sample_paths().test) as test:
-        pictures = {train.read(i) for i in range(NUM_TRAIN)} | {test.read(i) for i in range(NUM_TEST)}
-        assert len(pictures) == NUM_TRAIN + NUM_TEST
+        images = {train.read(i) for i in range(NUM_TRAIN)} | {test.read(i) for i in range(NUM_TEST)}
+        assert len(images) == NUM_TRAIN + NUM_TEST
         assert 30 < np.mean([pil_decode(train.read(i)).std() for i in range(16)]) < 90
 
 
@@ -65,26 +63,26 @@ def test_pictures_are_drawn_from_the_seed() -> None:
 def test_what_is_there_is_what_is_drawn_now(tmp_path: Path) -> None:
     _make(tmp_path / "part.beton", tmp_path / "small.beton", NUM_TRAIN, 8)
     paths = sample_paths()
-    for made, there in (("part.beton", paths.test), ("small.beton", paths.test_32)):
-        with Beton(tmp_path / made) as few, Beton(there) as many:
+    for name, path in (("part.beton", paths.test), ("small.beton", paths.test_32)):
+        with Beton(tmp_path / name) as few, Beton(path) as many:
             assert [few.read(i) for i in range(8)] == [many.read(i) for i in range(8)]
 
 
-def fit(train: np.ndarray, targets: np.ndarray, test: np.ndarray, wanted: np.ndarray) -> float:
-    """Accuracy of ridge regression to one-hot targets: the plainest learner."""
+def fit(train: np.ndarray, targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray) -> float:
+    """Return the accuracy of ridge regression to one-hot targets."""
     mean = train.mean(0)
     x, y = train - mean, np.eye(targets.max() + 1)[targets]
     kernel = x @ x.T
     weights = x.T @ np.linalg.solve(kernel + 0.02 * np.trace(kernel) / len(x) * np.eye(len(x)), y - y.mean(0))
-    return float((((test - mean) @ weights + y.mean(0)).argmax(1) == wanted).mean())
+    return float((((test - mean) @ weights + y.mean(0)).argmax(1) == test_targets).mean())
 
 
 @pytest.mark.slow
 def test_there_is_something_to_learn_and_it_is_not_trivial() -> None:
-    """What raw pixels tell a linear learner of kind, turn and place: above chance, below certainty."""
+    """A linear model on raw pixels predicts kind, turn and place above chance and below certainty."""
     paths = sample_paths()
-    (train, labels), (test, wanted) = small(paths.train_32), small(paths.test_32)
-    kind = fit(train.reshape(len(train), -1), labels, test.reshape(len(test), -1), wanted)
+    (train, labels), (test, test_targets) = small(paths.train_32), small(paths.test_32)
+    kind = fit(train.reshape(len(train), -1), labels, test.reshape(len(test), -1), test_targets)
     assert 0.25 < kind < 0.95, kind  # chance 0.125
 
     def turned(images: np.ndarray) -> np.ndarray:

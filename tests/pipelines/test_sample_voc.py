@@ -1,4 +1,4 @@
-"""The drawn VOC: made once, equal each time, in VOC's layout; boxes and masks are where the shapes are."""
+"""The drawn VOC: made once, equal each time, in VOC's layout, with boxes and masks at the shapes."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ MAKE = "from fastpsl.pipelines.sample.voc import drawn_voc; print(drawn_voc())"
 
 @pytest.mark.slow
 def test_several_processes_draw_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = said_at_once(MAKE, {"XDG_CACHE_HOME": str(tmp_path)})
+    outputs = said_at_once(MAKE, {"XDG_CACHE_HOME": str(tmp_path)})
     monkeypatch.setattr(
         "fastpsl.pipelines.sample.voc.draw_voc", lambda *arguments, **more: pytest.fail("drawn again")
     )
     root = drawn_voc(tmp_path / "fastpsl")
-    assert said == {f"{root}\n"}
+    assert outputs == {f"{root}\n"}
     assert sorted(path.name for path in root.parent.iterdir()) == ["VOCdevkit", "lock"]
 
 
@@ -32,7 +32,7 @@ def test_several_processes_draw_it_once(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_there_is_what_is_drawn_now(tmp_path: Path) -> None:
     few = draw_voc(tmp_path / "few", 6, 3)
     files = [path.relative_to(few) for path in few.rglob("0*.*")]
-    assert len(files) == 2 * 9  # a picture and its annotation
+    assert len(files) == 2 * 9  # an image and an annotation each
     for file in files:
         assert (drawn_voc() / file).read_bytes() == (few / file).read_bytes()
 
@@ -49,8 +49,9 @@ def test_it_is_a_voc() -> None:
     for data in (train, test):
         low, high = data.image_sizes()[:2], data.image_sizes()[2:]
         assert min(low) >= 96 and max(high) <= 160
-        there = data.targets() == 1
-        assert (0.25 < there.mean(0)).all() and (there.mean(0) < 0.75).all()  # every class has both
+        presence = data.targets() == 1
+        # Every class is present in some images and absent from others.
+        assert (0.25 < presence.mean(0)).all() and (presence.mean(0) < 0.75).all()
         every = [data.objects(i) for i in range(data.num_samples)]
         assert {len(objects.labels) for objects in every} == {1, 2, 3}
         difficult = np.concatenate([objects.difficult for objects in every])
@@ -61,7 +62,7 @@ def test_it_is_a_voc() -> None:
 
 
 def test_masks_lie_in_the_boxes() -> None:
-    """Each easy object's class fills a fair part of its box; outside of all boxes there is background alone."""
+    """Each easy object fills a fair part of its box, and outside of all boxes there is only background."""
     boxes, masks = (VOC(drawn_voc(), ("2012_val",), needs) for needs in ("boxes", "masks"))  # type: ignore[arg-type]
     for i in range(boxes.num_samples):
         objects, mask = boxes.objects(i), masks.mask(i)
@@ -79,15 +80,15 @@ def test_masks_lie_in_the_boxes() -> None:
 
 
 def test_boxes_are_tight() -> None:
-    """Of a single object, the mask and its border of one pixel reach one pixel further than the box, on each side."""
+    """The mask of a single object with its border of one pixel exceeds the box by one pixel on each side."""
     boxes, masks = (VOC(drawn_voc(), ("2012_train",), needs) for needs in ("boxes", "masks"))  # type: ignore[arg-type]
     alone = [i for i in range(boxes.num_samples) if len(boxes.objects(i).labels) == 1]
     assert len(alone) > 30
     for i in alone:
-        there = masks.mask(i) != 0
-        rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
+        is_object = masks.mask(i) != 0
+        rows, columns = np.flatnonzero(is_object.any(1)), np.flatnonzero(is_object.any(0))
         left, top, right, bottom = boxes.objects(i).boxes[0].astype(int)
-        height, width = there.shape
+        height, width = is_object.shape
         assert (rows[0], rows[-1]) == (max(top - 1, 0), min(bottom, height - 1))
         assert (columns[0], columns[-1]) == (max(left - 1, 0), min(right, width - 1))
 
@@ -97,8 +98,8 @@ def test_scenes() -> None:
     hidden = truncated = 0
     for _ in range(60):
         height, width = (int(side) for side in random.integers(96, 161, 2))
-        picture, shapes = draw_scene(random, height, width, 128)
-        assert picture.shape == (height, width, 3) and picture.dtype == np.uint8
+        image, shapes = draw_scene(random, height, width, 128)
+        assert image.shape == (height, width, 3) and image.dtype == np.uint8
         assert 1 <= len(shapes) <= 3 and all(shape.mask.any() for shape in shapes)
         assert sum(shape.mask.astype(int) for shape in shapes).max() == 1  # type: ignore[union-attr]  # each pixel is one object's
         hidden += sum(shape.difficult for shape in shapes)
@@ -107,7 +108,7 @@ def test_scenes() -> None:
 
 
 def test_proposals() -> None:
-    """Fast R-CNN's cells, boxes from 1 with y first: each object has several near it, none of them the object itself."""
+    """Fast R-CNN's cells of boxes, from 1 and y first: several are near each object but none equal to it."""
     for split, num in (("trainval", 240), ("test", 80)):
         data = VOC(drawn_voc(), (f"2007_{split}",), "boxes")
         raw = loadmat(drawn_voc() / "proposals" / f"voc_2007_{split}.mat")
@@ -119,12 +120,12 @@ def test_proposals() -> None:
             assert (
                 (top >= 1).all() and (left >= 1).all() and (bottom <= height).all() and (right <= width).all()
             )
-            found = torch.stack([left - 1, top - 1, right, bottom], 1)
-            overlap = box_iou(torch.from_numpy(data.objects(i).boxes), found)
+            proposals = torch.stack([left - 1, top - 1, right, bottom], 1)
+            overlap = box_iou(torch.from_numpy(data.objects(i).boxes), proposals)
             assert (((overlap >= 0.5) & (overlap <= 0.9 + 1e-6)).sum(1) >= 6).all()
-            assert len(found) == 150 + 6 * len(overlap)
+            assert len(proposals) == 150 + 6 * len(overlap)
             near = torch.nonzero(overlap.amax(0) >= 0.5)[:, 0]
-            assert near.max() - near.min() > len(found) / 4  # not in front
+            assert near.max() - near.min() > len(proposals) / 4  # spread over the list
 
 
 def test_it_is_drawn_from_its_seed(tmp_path: Path) -> None:
@@ -149,23 +150,23 @@ def test_it_is_drawn_from_its_seed(tmp_path: Path) -> None:
 
 
 def test_a_pixels_colour_does_not_tell_the_class() -> None:
-    """The class of an object by its mean colour, the nearest of the training objects': above chance, far from certain."""
+    """Nearest neighbours by an object's mean colour predict its class above chance and far from certainty."""
 
     def colours(name: str) -> tuple[np.ndarray, np.ndarray]:
         data = VOC(drawn_voc(), (name,), "boxes")
-        found, labels = [], []
+        values, labels = [], []
         for i in range(data.num_samples):
-            picture = read_picture(data, i).permute(1, 2, 0).numpy().astype(np.float64)
+            image = read_picture(data, i).permute(1, 2, 0).numpy().astype(np.float64)
             for box, label, _ in zip(*data.objects(i), strict=True):
                 left, top, right, bottom = box.astype(int)
-                found.append(picture[top:bottom, left:right].mean((0, 1)))
+                values.append(image[top:bottom, left:right].mean((0, 1)))
                 labels.append(label)
-        return np.array(found), np.array(labels)
+        return np.array(values), np.array(labels)
 
-    (train, labels), (test, wanted) = colours("2007_trainval"), colours("2007_test")
+    (train, labels), (test, test_labels) = colours("2007_trainval"), colours("2007_test")
     nearest = ((test[:, None] - train) ** 2).sum(2).argsort(1)[:, :15]
     votes = np.array([np.bincount(labels[row], minlength=3).argmax() for row in nearest])
-    assert 0.4 < (votes == wanted).mean() < 0.85
+    assert 0.4 < (votes == test_labels).mean() < 0.85
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-""".npz files as sources: names, shapes, types, splits, and what is damaged."""
+""".npz files as sources: names, shapes, dtypes, splits and damage."""
 
 import zipfile
 from pathlib import Path
@@ -23,9 +23,9 @@ def samples(path: Path, **options: Any) -> list[Sample]:
 
 
 def pictures(path: Path, **options: Any) -> np.ndarray:
-    found = [sample.image for sample in samples(path, **options)]
-    assert all(isinstance(image, np.ndarray) and image.flags.c_contiguous for image in found)
-    return np.stack(found)  # type: ignore[arg-type]
+    images = [sample.image for sample in samples(path, **options)]
+    assert all(isinstance(image, np.ndarray) and image.flags.c_contiguous for image in images)
+    return np.stack(images)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -49,14 +49,18 @@ def test_an_npz_becomes_a_raw_beton(
 @pytest.mark.parametrize(
     "names",
     [
-        {"images": "images", "labels": "labels"}, {"images": "x", "labels": "y"}, {"images": "X", "labels": "Y"},
-        {"images": "data", "labels": "targets"}, {"images": "arr_0", "labels": "arr_1"},
-        {"images": "x_train", "labels": "y_train"}, {"images": "train_images", "labels": "train_labels"},
+        {"images": "images", "labels": "labels"},
+        {"images": "x", "labels": "y"},
+        {"images": "X", "labels": "Y"},
+        {"images": "data", "labels": "targets"},
+        {"images": "arr_0", "labels": "arr_1"},
+        {"images": "x_train", "labels": "y_train"},
+        {"images": "train_images", "labels": "train_labels"},
     ],
-)  # fmt: skip
+)
 def test_names(names: dict[str, str], tmp_path: Path) -> None:
-    given: dict[str, Any] = {names["labels"]: LABELS, names["images"]: IMAGES}
-    np.savez(tmp_path / "a.npz", **given)
+    arrays: dict[str, Any] = {names["labels"]: LABELS, names["images"]: IMAGES}
+    np.savez(tmp_path / "a.npz", **arrays)
     assert (pictures(tmp_path / "a.npz") == IMAGES).all()
     assert [sample.label for sample in samples(tmp_path / "a.npz")] == list(LABELS)
 

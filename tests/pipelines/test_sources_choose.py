@@ -1,4 +1,4 @@
-"""What SRC is: told from its name and content, or by --format; and what is none of all."""
+"""The kind of a source: by its name and content or by --format, with errors for anything else."""
 
 import sys
 from pathlib import Path
@@ -27,9 +27,14 @@ def test_auto_tells_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     files = cifar10(pictures(6), np.zeros(6, int), [str(i) for i in range(10)], is_python=False)
     archive, where = publish(tmp_path, "cifar-10-binary.tar.gz", "cifar-10-batches-bin", files, monkeypatch)
     for src, kind in (
-        (photos, folder.ImageFolder), (shard, tar.TarSource), (tmp_path / "x *", tar.TarSource),
-        (tmp_path / "a.NPZ.npz", arrays.Arrays), (names, listed.ImageList), (archive, published.Published), (where, published.Published),
-    ):  # fmt: skip
+        (photos, folder.ImageFolder),
+        (shard, tar.TarSource),
+        (tmp_path / "x *", tar.TarSource),
+        (tmp_path / "a.NPZ.npz", arrays.Arrays),
+        (names, listed.ImageList),
+        (archive, published.Published),
+        (where, published.Published),
+    ):
         assert type(open_source(str(src))) is kind, src
     assert open_source(str(tmp_path / "x *")).class_names == ["cat", "dog"]
 
@@ -42,8 +47,10 @@ def test_auto_tells_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("notes.md", {}, "no folder and no file of a known kind (.tar, .tar.gz"),
         ("notes.txt", {}, "line 1, 'x', is neither an image's PATH nor PATH LABEL"),
         ("a.*", {}, "files of several kinds (npz, tar)"),
-        ("a.npz", {"format": "cifar10"}, "is not cifar-10-python.tar.gz or cifar-10-binary.tar.gz as published (MD5 "),
-        ("photos", {"format": "stl10"}, "no stl10 there (stl10_binary.tar.gz or its stl10_binary/, for train: train_X.bin"),
+        ("a.npz", {"format": "cifar10"},
+         "is not cifar-10-python.tar.gz or cifar-10-binary.tar.gz as published (MD5 "),
+        ("photos", {"format": "stl10"},
+         "no stl10 there (stl10_binary.tar.gz or its stl10_binary/, for train: train_X.bin"),
         ("photos", {"format": "parquet"}, "no .parquet file in it"),
         ("photos", {"format": "npz"}, "cannot be read (Is a directory)"),
         ("photos", {"format": "tar"}, "cannot be read (Is a directory)"),
@@ -79,9 +86,13 @@ def test_without_datasets_the_line_tells_what_to_install(
 
 @pytest.mark.parametrize(
     ("mode", "src", "expected"),
-    [("auto", "photos", "1 JPEG, 0 raw"), ("raw", "photos", "0 JPEG, 1 raw"), ("auto", "a.npz", "0 JPEG, 2 raw"),
-     ("jpg", "a.npz", "2 JPEG, 0 raw")],
-)  # fmt: skip
+    [
+        ("auto", "photos", "1 JPEG, 0 raw"),
+        ("raw", "photos", "0 JPEG, 1 raw"),
+        ("auto", "a.npz", "0 JPEG, 2 raw"),
+        ("jpg", "a.npz", "2 JPEG, 0 raw"),
+    ],
+)
 def test_modes(
     mode: str, src: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

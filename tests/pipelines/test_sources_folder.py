@@ -1,4 +1,4 @@
-"""Folders as sources: trees, flat folders, and what is neither."""
+"""Folders as sources: trees, flat folders, and errors for anything else."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def test_folders_within_folders_have_no_limit_of_ours(tmp_path: Path) -> None:
     try:
         root.mkdir()
         os.chdir(root)
-        for name in folder.split("/")[:-1]:  # os.makedirs has one
+        for name in folder.split("/")[:-1]:  # one by one, because os.makedirs has a limit of depth
             os.mkdir(name)
             os.chdir(name)
         Path("a.jpg").write_bytes(b"x")
@@ -64,7 +64,7 @@ def test_folders_within_folders_have_no_limit_of_ours(tmp_path: Path) -> None:
         ]
     finally:
         os.chdir(place)
-        subprocess.run(["rm", "-r", root], check=True)  # shutil.rmtree has one
+        subprocess.run(["rm", "-r", root], check=True)  # because shutil.rmtree has a limit of depth
 
 
 def test_pipes_are_left_alone_and_links_in_circles_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hugging Face data sets from disk: parquet files, saved folders and the local cache; columns, splits, damage."""
+"""Hugging Face data sets on disk: parquet files, saved folders, the local cache; columns, splits, damage."""
 
 import json
 from pathlib import Path
@@ -23,12 +23,12 @@ LABELS = [i % 3 for i in range(10)]
 NAMES = ["ant", "bee", "été"]
 
 
-def rows(some: slice = slice(None)) -> Any:
+def rows(part: slice = slice(None)) -> Any:
     features = datasets.Features(
         image=datasets.Image(), label=datasets.ClassLabel(names=NAMES), caption=datasets.Value("string")
     )
     images = [{"bytes": data, "path": f"p/{i}.jpg"} for i, data in enumerate(PHOTOS)]
-    columns = {"image": images[some], "label": LABELS[some], "caption": ["x"] * len(PHOTOS[some])}
+    columns = {"image": images[part], "label": LABELS[part], "caption": ["x"] * len(PHOTOS[part])}
     return datasets.Dataset.from_dict(columns, features=features)
 
 
@@ -40,9 +40,9 @@ def write_parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 def samples(src: object, **options: Any) -> list[Sample]:
     source = open_source(str(src), **options)
-    found = list(source.samples())
-    assert len(found) == source.num_samples
-    return found
+    results = list(source.samples())
+    assert len(results) == source.num_samples
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,11 @@ def test_data_sets_on_disk(disk: dict[str, Path], name: str, split: str | None, 
     source = open_source(str(disk[name]), split=split)
     assert source.class_names == NAMES and source.mode == "jpg"
     assert source.notes == ["images from column image, labels from label"]
-    found = samples(disk[name], split=split)
-    assert [sample.image for sample in found] == PHOTOS[:num]
-    assert [sample.label for sample in found] == LABELS[:num]
+    results = samples(disk[name], split=split)
+    assert [sample.image for sample in results] == PHOTOS[:num]
+    assert [sample.label for sample in results] == LABELS[:num]
     assert (
-        found[1].name
+        results[1].name
         == ("" if name != "hub" else f"{split}-00000-of-0000{1 + (split == 'train')}.parquet ")
         + "row 1 (1.jpg)"
     )
@@ -80,7 +80,7 @@ def test_data_sets_on_disk(disk: dict[str, Path], name: str, split: str | None, 
         parts = [
             s for i in range(num_shards) for s in samples(disk[name], split=split, shard=(i, num_shards))
         ]
-        assert parts == found
+        assert parts == results
     if split != "test":
         out = tmp_path / "a.beton"
         write_beton(source.samples(), out, num_samples=10, class_names=source.class_names)
@@ -98,15 +98,15 @@ def test_splits_must_be_clear(disk: dict[str, Path], tmp_path: Path) -> None:
             open_source(str(disk[name]), split="val")
     with pytest.raises(ValueError, match="--split train: it has no splits"):
         open_source(str(disk["saved"]), split="train")
-    one = write_parquet(tmp_path / "a.parquet", {"image": PHOTOS, "label": LABELS})
+    path = write_parquet(tmp_path / "a.parquet", {"image": PHOTOS, "label": LABELS})
     with pytest.raises(ValueError, match="--split train: the names of its files tell of none"):
-        open_source(str(one), split="train")
+        open_source(str(path), split="train")
 
 
 def test_the_local_cache_offline(
     disk: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A data set that load_dataset has prepared before; and one that is not there is not asked for on the network."""
+    """A data set that load_dataset has prepared is read; an absent one is not looked for in the network."""
     files = {"train": [str(path) for path in sorted((disk["hub"] / "data").glob("train*"))]}
     datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "made"))
     (info,) = (tmp_path / "made").rglob("dataset_info.json")
@@ -120,10 +120,10 @@ def test_the_local_cache_offline(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    found = samples("hf:me/pets", split="train")
-    assert [sample.image for sample in found] == PHOTOS and [sample.label for sample in found] == LABELS
-    assert samples("hf:me/pets:default") == found
-    assert samples(f"hf:{disk['saved']}") == found
+    results = samples("hf:me/pets", split="train")
+    assert [sample.image for sample in results] == PHOTOS and [sample.label for sample in results] == LABELS
+    assert samples("hf:me/pets:default") == results
+    assert samples(f"hf:{disk['saved']}") == results
     with pytest.raises(
         ValueError, match="hf:me/cats: neither a folder nor in the local cache, and nothing is"
     ):
@@ -131,25 +131,25 @@ def test_the_local_cache_offline(
 
 
 def test_columns_without_features(tmp_path: Path) -> None:
-    """Plain parquet: binary or struct columns, labels by name, nulls, and rows that are no image."""
+    """Plain parquet has binary or struct columns, labels by name, nulls, and rows without an image."""
     src = tmp_path / "a.parquet"
     write_parquet(
         src,
         {"jpg": [*PHOTOS[:2], None], "label": pyarrow.array([5, None, 1], pyarrow.int16()), "id": [1, 2, 3]},
     )
-    found = samples(src)
-    assert [sample.image for sample in found[:2]] == PHOTOS[:2] and [
-        sample.label for sample in found[:2]
+    results = samples(src)
+    assert [sample.image for sample in results[:2]] == PHOTOS[:2] and [
+        sample.label for sample in results[:2]
     ] == [5, -1]
-    assert isinstance(found[2].image, BrokenImage) and found[2].name == "a.parquet row 2"
+    assert isinstance(results[2].image, BrokenImage) and results[2].name == "a.parquet row 2"
     assert [sample.label for sample in samples(src, label_column="id")] == [1, 2, 3]
     assert [sample.label for sample in samples(src, label_column="none")] == [-1] * 3
     (tmp_path / "file.jpg").write_bytes(PHOTOS[4])
     structs = [{"bytes": PHOTOS[0], "path": None}, {"bytes": None, "path": str(tmp_path / "file.jpg")}]
     write_parquet(src, {"picture": structs, "number": [1, 2]})
-    found = samples(src)
-    assert [sample.image for sample in found] == [PHOTOS[0], tmp_path / "file.jpg"]
-    assert [sample.label for sample in found] == [-1, -1]
+    results = samples(src)
+    assert [sample.image for sample in results] == [PHOTOS[0], tmp_path / "file.jpg"]
+    assert [sample.label for sample in results] == [-1, -1]
     write_parquet(src, {"jpg": PHOTOS[:2], "label": [-2, 2**31]})
     assert [str(sample.image) for sample in samples(src)] == [
         f"its label is {x}, the last one is 2147483647" for x in (-2, 2**31)
@@ -209,10 +209,13 @@ def test_a_row_names_no_file_outside_of_its_tables_folder(tmp_path: Path) -> Non
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     rows = [{"bytes": None, "path": name} for name in inside + outside]
     write_parquet(src, {"image": pyarrow.array(rows, kind)})
-    found = [sample.image for sample in samples(src)]
-    assert found[:3] == [tmp_path / "table/below/c.jpg"] * 3
-    told = f"the row holds no bytes and names a file that is not below {tmp_path / 'table'}: put the images there"
-    assert [str(image) for image in found[3:] if isinstance(image, BrokenImage)] == [told] * len(outside)
+    results = [sample.image for sample in samples(src)]
+    assert results[:3] == [tmp_path / "table/below/c.jpg"] * 3
+    reason = (
+        "the row holds no bytes and names a file that is not below "
+        f"{tmp_path / 'table'}: put the images there"
+    )
+    assert [str(image) for image in results[3:] if isinstance(image, BrokenImage)] == [reason] * len(outside)
 
 
 def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:
@@ -246,7 +249,7 @@ def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
-    """Row groups of 100 images, as datasets writes them: 5 MB, then 150 MB."""
+    """Row groups of 100 images, as `datasets` writes them: 5 MB, then 150 MB."""
     data = np.random.default_rng(0).bytes(100_000)
     for name, num in (("small", 50), ("large", 1500)):
         with parquet.ParquetWriter(

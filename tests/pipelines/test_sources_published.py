@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100 and STL-10 as published: every layout, checksums, and pickles that try more."""
+"""CIFAR-10, CIFAR-100 and STL-10 as published: every layout, checksums and hostile pickles."""
 
 import hashlib
 import os
@@ -24,9 +24,13 @@ NAMES_100 = [f"class {i}" for i in range(100)]
 
 
 def content(source: Any) -> tuple[np.ndarray, list[int], list[str]]:
-    found = list(source.samples())
-    assert len(found) == source.num_samples
-    return np.stack([np.asarray(s.image) for s in found]), [s.label for s in found], [s.name for s in found]
+    results = list(source.samples())
+    assert len(results) == source.num_samples
+    return (
+        np.stack([np.asarray(s.image) for s in results]),
+        [s.label for s in results],
+        [s.name for s in results],
+    )
 
 
 @pytest.fixture(params=["cifar-10-python", "cifar-10-binary", "cifar-100-python", "cifar-100-binary"])
@@ -49,17 +53,17 @@ def cifar(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("where", ["archive", "folder"])
 def test_cifar(cifar: dict[str, Any], where: str) -> None:
     num = cifar["num_train"]
-    for split, some in ((None, slice(0, num)), ("train", slice(0, num)), ("test", slice(num, None))):
+    for split, which in ((None, slice(0, num)), ("train", slice(0, num)), ("test", slice(num, None))):
         source = open_source(str(cifar[where]), split=split)
         assert source.class_names == cifar["names"] and source.mode == "raw"
         assert source.notes == ([] if split else ["--split train of train, test"])
         images, labels, names = content(source)
-        assert (images == cifar["images"][some]).all() and labels == cifar["labels"][some]
+        assert (images == cifar["images"][which]).all() and labels == cifar["labels"][which]
         assert names[0].endswith("[0]")
     for num_shards in (3, 50):
         parts = [open_source(str(cifar[where]), shard=(i, num_shards)) for i in range(num_shards)]
-        found = [sample for part in parts for sample in part.samples()]
-        assert (np.stack([np.asarray(sample.image) for sample in found]) == cifar["images"][:num]).all()
+        results = [sample for part in parts for sample in part.samples()]
+        assert (np.stack([np.asarray(sample.image) for sample in results]) == cifar["images"][:num]).all()
 
 
 @pytest.mark.parametrize("cifar", ["cifar-10-python", "cifar-100-python"], indirect=True)
@@ -70,15 +74,15 @@ def test_cifar_equals_torchvisions(cifar: dict[str, Any], monkeypatch: pytest.Mo
     monkeypatch.setattr(dataset, "_check_integrity", lambda _: True)
     monkeypatch.setitem(dataset.meta, "md5", None)
     for is_train in (True, False):
-        theirs = dataset(str(cifar["folder"].parent), train=is_train)
+        expected_set = dataset(str(cifar["folder"].parent), train=is_train)
         source = open_source(
             str(cifar["folder"].parent), cifar["format"], split="train" if is_train else "test"
         )
         images, labels, _ = content(source)
         assert (
-            (images == theirs.data).all()
-            and labels == theirs.targets
-            and source.class_names == theirs.classes
+            (images == expected_set.data).all()
+            and labels == expected_set.targets
+            and source.class_names == expected_set.classes
         )
 
 
@@ -92,15 +96,18 @@ def test_stl10_equals_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     archive, folder = publish(
         tmp_path, "stl10_binary.tar.gz", "stl10_binary", made.stl10(images, labels, names), monkeypatch
     )
-    for split, some in (("train", [0]), ("test", [1]), ("unlabeled", [2]), ("train+unlabeled", [0, 2])):
-        expected = np.concatenate([np.arange(5) + 5 * part for part in some])
-        theirs = STL10(str(tmp_path), split=split)
+    for split, thirds in (("train", [0]), ("test", [1]), ("unlabeled", [2]), ("train+unlabeled", [0, 2])):
+        expected = np.concatenate([np.arange(5) + 5 * third for third in thirds])
+        expected_set = STL10(str(tmp_path), split=split)
         for where in (archive, folder, tmp_path):
             source = open_source(str(where), "stl10", split=split)
-            found, told, _ = content(source)
-            assert (found == images[expected]).all() and (found == theirs.data.transpose(0, 2, 3, 1)).all()
-            assert told == [-1 if i >= 10 else labels[i] for i in expected] == list(theirs.labels)
-            assert source.class_names == names == theirs.classes
+            source_images, source_labels, _ = content(source)
+            assert (source_images == images[expected]).all()
+            assert (source_images == expected_set.data.transpose(0, 2, 3, 1)).all()
+            assert (
+                source_labels == [-1 if i >= 10 else labels[i] for i in expected] == list(expected_set.labels)
+            )
+            assert source.class_names == names == expected_set.classes
     assert open_source(str(archive)).notes == ["--split train of train, test, unlabeled, train+unlabeled"]
 
 
@@ -140,7 +147,7 @@ def test_what_is_not_as_published(cifar: dict[str, Any], monkeypatch: pytest.Mon
     refused(archive, "as published (MD5 ", "download it again from https://")
     monkeypatch.setitem(editions.MD5, archive.name, hashlib.md5(whole[:-9999]).hexdigest())
     archive.write_bytes(whole[:-9999])
-    refused(archive, "download it again")  # a sum that fits a damaged archive
+    refused(archive, "download it again")  # the checksum fits, but the archive is damaged
     next(folder.glob("*train*" if format == "cifar100" else "data_batch_3*")).unlink()
     archive.unlink()
     refused(folder, f"no {format} there")
@@ -179,10 +186,10 @@ def test_a_pickle_that_tries_more_is_refused(tmp_path: Path) -> None:
         if words not in ("truncated", "pickle", "subscriptable", "persistent"):
             assert words in str(caught.value)
     for shape in (b"K\x03K\x03", b"J\xfe\xff\xff\xffJ\xfd\xff\xff\xff", b"K\x02"):
-        given = array.replace(b"(J\x02\x00\x00\x00J\x03\x00\x00\x00t", b"(" + shape + b"t")
-        assert given != array
+        damaged = array.replace(b"(J\x02\x00\x00\x00J\x03\x00\x00\x00t", b"(" + shape + b"t")
+        assert damaged != array
         with pytest.raises(ValueError, match="an array of another kind"):
-            load_plain(given)
+            load_plain(damaged)
     assert not mark.exists()
-    found = load_plain(array)[b"data"]
-    assert found.shape == (2, 3) and found.dtype == np.uint8
+    results = load_plain(array)[b"data"]
+    assert results.shape == (2, 3) and results.dtype == np.uint8

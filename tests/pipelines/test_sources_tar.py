@@ -1,4 +1,4 @@
-"""Tars as sources: WebDataset shards and class folders, and names, labels and links in them."""
+"""Tars as sources: WebDataset shards and class folders, with their names, labels and links."""
 
 import io
 import tarfile
@@ -20,29 +20,29 @@ PHOTOS = [jpeg(photo(i, 40 + i, 60 - i)) for i in range(8)]
 
 def samples(src: object, **options: Any) -> list[Sample]:
     source = open_source(str(src), **options)
-    found = list(source.samples())
-    assert len(found) <= source.num_samples
-    return found
+    results = list(source.samples())
+    assert len(results) <= source.num_samples
+    return results
 
 
-def told(src: object, **options: Any) -> list[tuple[str, int]]:
-    """(name, label) of the images; all are those of PHOTOS in order."""
-    found = samples(src, **options)
-    assert [sample.image for sample in found] == PHOTOS[: len(found)]
-    return [(sample.name, sample.label) for sample in found]
+def names_and_labels(src: object, **options: Any) -> list[tuple[str, int]]:
+    """Return (name, label) of the images, which must be PHOTOS in order."""
+    images = samples(src, **options)
+    assert [sample.image for sample in images] == PHOTOS[: len(images)]
+    return [(sample.name, sample.label) for sample in images]
 
 
 def broken(src: object, **options: Any) -> tuple[list[str], list[tuple[str, str]]]:
-    """Names of the sound samples, (name, reason) of the others."""
-    found = samples(src, **options)
+    """Return the names of the sound samples, and (name, reason) of the others."""
+    results = samples(src, **options)
     return (
-        [sample.name for sample in found if not isinstance(sample.image, BrokenImage)],
-        [(sample.name, str(sample.image)) for sample in found if isinstance(sample.image, BrokenImage)],
+        [sample.name for sample in results if not isinstance(sample.image, BrokenImage)],
+        [(sample.name, str(sample.image)) for sample in results if isinstance(sample.image, BrokenImage)],
     )
 
 
 def test_webdataset_shards_become_a_beton(tmp_path: Path) -> None:
-    """Labels before and behind the image, in .cls and .json; other files of a sample; names of any kind."""
+    """Labels before and after the image, in .cls and .json, other files of a sample, and unusual names."""
     make_tar(
         tmp_path / "train-1.tar",
         {"käfer 1.jpg": PHOTOS[3], "käfer 1.cls": b" 7\n", "new\nline.PNG": PHOTOS[4], "new\nline.cls": b"0"},
@@ -58,7 +58,7 @@ def test_webdataset_shards_become_a_beton(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "train-*.tar"))
     assert source.class_names is None and "WebDataset" in source.notes[0]
     assert source.warnings == ["2 images share the key of another and are left out"]
-    assert told(tmp_path / "train-*.tar") == [
+    assert names_and_labels(tmp_path / "train-*.tar") == [
         ("train-0.tar/a/0.jpg", 3), ("train-0.tar/b/0.jpeg", 5), ("train-0.tar/c.webp", -1),
         ("train-1.tar/käfer 1.jpg", 7), ("train-1.tar/new\nline.PNG", 0),
     ]  # fmt: skip
@@ -72,7 +72,7 @@ def test_webdataset_shards_become_a_beton(tmp_path: Path) -> None:
 
 
 def test_it_reads_what_webdataset_reads(tmp_path: Path) -> None:
-    """Shards of webdataset's own writer, and what its own reader makes of them."""
+    """Shards by webdataset's own writer give the same samples as webdataset's own reader."""
     webdataset = pytest.importorskip("webdataset")
     with webdataset.ShardWriter(str(tmp_path / "x-%03d.tar"), maxcount=3, verbose=0) as writer:
         for i, data in enumerate(PHOTOS):
@@ -81,12 +81,12 @@ def test_it_reads_what_webdataset_reads(tmp_path: Path) -> None:
                 {"__key__": f"some folder/{i:03}.x" if i == 5 else f"é {i:03}", "jpg": data, **label}
             )
     paths = sorted(map(str, tmp_path.glob("*.tar")))
-    theirs = list(webdataset.WebDataset(paths, shardshuffle=False).decode())
-    found = samples(tmp_path / "x-*.tar")
-    assert len(paths) == 3 and [sample.image for sample in found] == PHOTOS
-    labels = [s.get("cls", s.get("x.cls", s.get("json", {}).get("label"))) for s in theirs]
-    assert [sample.label for sample in found] == [int(label) for label in labels] == list(range(8))
-    for sample, other in zip(found, theirs, strict=True):
+    expected = list(webdataset.WebDataset(paths, shardshuffle=False).decode())
+    results = samples(tmp_path / "x-*.tar")
+    assert len(paths) == 3 and [sample.image for sample in results] == PHOTOS
+    labels = [s.get("cls", s.get("x.cls", s.get("json", {}).get("label"))) for s in expected]
+    assert [sample.label for sample in results] == [int(label) for label in labels] == list(range(8))
+    for sample, other in zip(results, expected, strict=True):
         assert sample.name.partition("/")[2].startswith(other["__key__"])
 
 
@@ -97,18 +97,23 @@ def test_class_folders(ending: str, format: int, tmp_path: Path) -> None:
     src = make_tar(
         tmp_path / f"train.{ending}",
         [
-            ("./train/dog/1.jpg", PHOTOS[0]), ("./train/dog/more/é.jpg", PHOTOS[1]), ("./train/dog/._1.jpg", b"mac"),
-            ("./train/an ant/1.v2.jpg", PHOTOS[2]), ("./train/an ant/1.v3.jpg", PHOTOS[3]), ("./README", b"x"),
-            (f"./train/cat/{long}.jpg", PHOTOS[4]), ("./train/cat/notes.json", b"{}"),
+            ("./train/dog/1.jpg", PHOTOS[0]),
+            ("./train/dog/more/é.jpg", PHOTOS[1]),
+            ("./train/dog/._1.jpg", b"mac"),
+            ("./train/an ant/1.v2.jpg", PHOTOS[2]),
+            ("./train/an ant/1.v3.jpg", PHOTOS[3]),
+            ("./README", b"x"),
+            (f"./train/cat/{long}.jpg", PHOTOS[4]),
+            ("./train/cat/notes.json", b"{}"),
         ],
         format=format,
-    )  # fmt: skip
+    )
     source = open_source(str(src))
     assert source.class_names == ["an ant", "cat", "dog"] and source.notes == ["3 class folders below train"]
     assert source.warnings == ["3 files are no images by their names; left out"]
     names = ["dog/1", "dog/more/é", "an ant/1.v2", "an ant/1.v3", f"cat/{long}"]
     labels = [2, 2, 0, 0, 1]
-    assert told(src) == [
+    assert names_and_labels(src) == [
         (f"{src.name}/train/{name}.jpg", label) for name, label in zip(names, labels, strict=True)
     ]
 
@@ -117,23 +122,23 @@ def test_imagenets_tar_of_class_tars(tmp_path: Path) -> None:
     inner = {
         "n02": tar_bytes({"n02_1.JPEG": PHOTOS[0], "n02_2.JPEG": PHOTOS[1]}),
         "n01": tar_bytes({"n01_1.JPEG": PHOTOS[2]}),
-        "n03": b"",  # nothing was downloaded
+        "n03": b"",  # an empty download
         "n04": tar_bytes({"n04_1.JPEG": PHOTOS[3]})[:600],
         "n05": tar_bytes({"n05_1.JPEG": PHOTOS[3]}),
     }
     src = make_tar(tmp_path / "all.tar", {f"{name}.tar": data for name, data in inner.items()})
     assert open_source(str(src)).class_names == ["n01", "n02", "n05"]
-    found = samples(src)
-    assert [(sample.name, sample.label) for sample in found] == [
+    results = samples(src)
+    assert [(sample.name, sample.label) for sample in results] == [
         ("all.tar/n02/n02_1.JPEG", 1), ("all.tar/n02/n02_2.JPEG", 1), ("all.tar/n01/n01_1.JPEG", 0),
         ("all.tar/n03.tar", -1), ("all.tar/n04.tar", -1), ("all.tar/n05/n05_1.JPEG", 2),
     ]  # fmt: skip
-    assert str(found[4].image) == "is cut short at n04/n04_1.JPEG, it and what follows is lost"
-    assert [found[i].image for i in (0, 1, 2, 5)] == PHOTOS[:4]
+    assert str(results[4].image) == "is cut short at n04/n04_1.JPEG, it and what follows is lost"
+    assert [results[i].image for i in (0, 1, 2, 5)] == PHOTOS[:4]
 
 
 def test_names_that_point_elsewhere_and_links(tmp_path: Path) -> None:
-    """Names are names only: nothing is unpacked. Links are not followed."""
+    """Nothing is unpacked, so names have no effect, and links are not followed."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as tar:
         for i, name in enumerate(("../../up.jpg", "/root.jpg", "a/../b.jpg")):
@@ -152,9 +157,9 @@ def test_names_that_point_elsewhere_and_links(tmp_path: Path) -> None:
         tar.addfile(info)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.tar").write_bytes(data.getvalue())
-    sound, others = broken(tmp_path / "in" / "a.tar")
+    sound, bad = broken(tmp_path / "in" / "a.tar")
     assert sound == ["a.tar/up.jpg", "a.tar/root.jpg", "a.tar/b.jpg"]
-    assert others == [(f"a.tar/{name}.jpg", "a link within a tar is not followed") for name in "lh"]
+    assert bad == [(f"a.tar/{name}.jpg", "a link within a tar is not followed") for name in "lh"]
     assert [path.name for path in tmp_path.rglob("*")] == ["in", "a.tar"]
 
 
@@ -162,9 +167,9 @@ def test_only_this_shards_images_are_read(tmp_path: Path, monkeypatch: pytest.Mo
     read: list[str] = []
     reader = tar_stream._reader
 
-    def counting(tar: tarfile.TarFile, found: tarfile.TarInfo) -> Any:
-        function = reader(tar, found)
-        return lambda max_bytes: read.append(found.name) or function(max_bytes)  # type: ignore[func-returns-value]
+    def counting(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
+        function = reader(tar, info)
+        return lambda max_bytes: read.append(info.name) or function(max_bytes)  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(tar_stream, "_reader", counting)
     src = make_tar(tmp_path / "a.tar", {f"{i}.jpg": PHOTOS[i] for i in range(8)})
@@ -178,16 +183,15 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
     }  # fmt: skip
     members = [(f"{name[0]}.jpg", PHOTOS[int(name[0])]) for name in labels] + list(labels.items())
     src = make_tar(tmp_path / "a.tar", sorted(members, key=lambda member: member[0][0]))
-    sound, others = broken(src)
-    assert sound == ["a.tar/6.jpg", "a.tar/7.jpg"] and len(others) == 6
+    sound, bad = broken(src)
+    assert sound == ["a.tar/6.jpg", "a.tar/7.jpg"] and len(bad) == 6
     assert all(
-        f"its label in {name} is no integer" in reason
-        for name, (_, reason) in zip(labels, others, strict=False)
+        f"its label in {name} is no integer" in reason for name, (_, reason) in zip(labels, bad, strict=False)
     )
 
 
 def test_shards_together_are_the_whole(tmp_path: Path) -> None:
-    """Runs of neighbours over several tars, one of which is cut."""
+    """Shards are runs of neighbouring samples over several tars, and one tar is truncated."""
     for i, num in enumerate((3, 0, 5, 4)):
         make_tar(
             tmp_path / f"{i}.tar", {f"{'cat' if j % 2 else 'ant'}/{j}.jpg": PHOTOS[j] for j in range(num)}
@@ -210,14 +214,14 @@ def test_counting_is_told(tmp_path: Path) -> None:
         make_tar(
             tmp_path / f"{i}.tar", {f"{j}.bin": bytes(1_000_000) for j in range(3)} | {"x.jpg": PHOTOS[0]}
         )
-    told: list[tuple[int, int]] = []
-    open_source(str(tmp_path / "*.tar"), on_progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told) and {total for _, total in told} == {6}
-    assert told[0][0] < 1 and told[-1][0] >= 6 - 1
+    calls: list[tuple[int, int]] = []
+    open_source(str(tmp_path / "*.tar"), on_progress=lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls) and {total for _, total in calls} == {6}
+    assert calls[0][0] < 1 and calls[-1][0] >= 6 - 1
 
 
 def test_a_member_beyond_4_gib(tmp_path: Path) -> None:
-    """Data of 5 GiB before the images are a hole in the file: skipped, not read."""
+    """5 GiB before the images, a hole in the file, are skipped without being read."""
     src = tmp_path / "a.tar"
     info = tarfile.TarInfo("video.mp4")
     info.size = 5 << 30
@@ -227,14 +231,14 @@ def test_a_member_beyond_4_gib(tmp_path: Path) -> None:
         file.seek(info.size, io.SEEK_CUR)
         file.write(rest)
     assert src.stat().st_size > 5 << 30
-    assert told(src) == [("a.tar/0.jpg", -1), ("a.tar/1.jpg", -1)]
+    assert names_and_labels(src) == [("a.tar/0.jpg", -1), ("a.tar/1.jpg", -1)]
     huge = tarfile.TarInfo("huge.jpg")
     huge.size = 3 << 30
     with open(src, "wb") as file:
         file.write(huge.tobuf())
         file.seek(huge.size, io.SEEK_CUR)
         file.write(rest)
-    sound, others = broken(src)
-    assert len(sound) == 2 and others == [
+    sound, bad = broken(src)
+    assert len(sound) == 2 and bad == [
         ("a.tar/huge.jpg", "3,221,225,472 bytes; at most 268,435,456 are taken")
     ]

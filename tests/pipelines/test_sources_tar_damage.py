@@ -1,4 +1,4 @@
-"""Damaged tars as sources: what came before is kept, the rest is one line; and what is no tar."""
+"""Damaged tars as sources: the samples before the damage, a line for the rest, and files that are no tars."""
 
 import bz2
 import csv
@@ -20,7 +20,7 @@ from tests.pipelines.test_sources_tar import PHOTOS, broken, samples
 
 @pytest.mark.parametrize("is_web", [False, True])
 def test_cut_anywhere_what_came_before_is_kept(is_web: bool, tmp_path: Path) -> None:
-    """The samples are those whose members end before the cut, and one line names the tar."""
+    """The samples are those with members that end before the cut, and one line names the tar."""
     members = []
     for i in range(3):
         members += [(f"{i}.jpg", PHOTOS[i])] + ([(f"{i}.cls", str(i).encode())] if is_web else [])
@@ -33,17 +33,15 @@ def test_cut_anywhere_what_came_before_is_kept(is_web: bool, tmp_path: Path) -> 
         {*range(513, len(whole), 200), *ends, *(end + 512 for end in ends), *(end - 1 for end in ends)}
     ):
         if is_web and cut < ends[0]:
-            continue  # the only label is lost: not known to be WebDataset
+            continue  # without its only label the tar is not recognised as WebDataset
         src.write_bytes(whole[:cut])
         num = sum(end <= cut for end in ends)
-        if cut >= ends[-1] + 512:  # the first block of the end mark is there
+        if cut >= ends[-1] + 512:  # the first block of the end marker is complete
             assert broken(src) == ([f"a.tar/{i}.jpg" for i in range(3)], [])
         elif num:
-            sound, others = broken(src)
+            sound, bad = broken(src)
             assert sound == [f"a.tar/{i}.jpg" for i in range(num)], cut
-            assert len(others) == 1 and others[0][0] == "a.tar" and others[0][1].startswith("is cut short"), (
-                cut
-            )
+            assert len(bad) == 1 and bad[0][0] == "a.tar" and bad[0][1].startswith("is cut short"), cut
         else:
             with pytest.raises(ValueError, match=r"damaged before its first image \(a.tar is cut short"):
                 samples(src)
@@ -58,8 +56,8 @@ def test_a_damaged_header_and_a_joined_tar(tmp_path: Path) -> None:
     reason = "a header is damaged after 0.jpg, what follows is lost"
     assert broken(src) == (["a.tar/0.jpg"], [("a.tar", reason)])
     src.write_bytes(tar_bytes({"0.jpg": PHOTOS[0]}) + tar_bytes({"1.jpg": PHOTOS[1]}))
-    sound, others = broken(src)
-    assert sound == ["a.tar/0.jpg"] and "goes on after its end mark" in others[0][1]
+    sound, bad = broken(src)
+    assert sound == ["a.tar/0.jpg"] and "goes on after its end mark" in bad[0][1]
 
 
 def test_a_first_header_that_is_damaged_or_lies_is_no_tar_without_images(tmp_path: Path) -> None:
@@ -83,7 +81,7 @@ def test_a_first_header_that_is_damaged_or_lies_is_no_tar_without_images(tmp_pat
 
 
 def test_a_size_that_leads_back_ends_the_tar(tmp_path: Path) -> None:
-    """A negative size would be gone through for ever."""
+    """A negative size would cause an endless loop."""
     whole = bytearray(tar_bytes({f"{i}.jpg": PHOTOS[i] for i in range(3)}))
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         at = tar.getmembers()[1].offset
@@ -93,8 +91,8 @@ def test_a_size_that_leads_back_ends_the_tar(tmp_path: Path) -> None:
         header[148:156] = b" " * 8
         whole[at + 148 : at + 156] = b"%06o\0 " % sum(header)
         (tmp_path / "a.tar").write_bytes(whole)
-        sound, others = broken(tmp_path / "a.tar")
-        assert sound == ["a.tar/0.jpg"] and [name for name, _ in others] == ["a.tar"]
+        sound, bad = broken(tmp_path / "a.tar")
+        assert sound == ["a.tar/0.jpg"] and [name for name, _ in bad] == ["a.tar"]
 
 
 def test_damaged_compression(tmp_path: Path) -> None:
@@ -104,17 +102,17 @@ def test_damaged_compression(tmp_path: Path) -> None:
     src, half = tmp_path / "a.tgz", len(whole) // 2
     for damaged in (whole[:half], whole[:half] + b"\xff" * 99 + whole[half + 99 :]):
         src.write_bytes(damaged)
-        sound, others = broken(src)
+        sound, bad = broken(src)
         assert sound == [f"a.tgz/{i}.jpg" for i in range(len(sound))] and 3 <= len(sound) < 9
-        assert [name for name, _ in others] == ["a.tgz"] and "what follows is lost" in others[0][1]
-    src.write_bytes(whole[:-8] + bytes(4) + whole[-4:])  # the checksum
-    sound, others = broken(src)
+        assert [name for name, _ in bad] == ["a.tgz"] and "what follows is lost" in bad[0][1]
+    src.write_bytes(whole[:-8] + bytes(4) + whole[-4:])  # damages the checksum
+    sound, bad = broken(src)
     assert len(sound) == 9
-    assert others == [("a.tgz", "its compression is damaged at its end, an image may be damaged")]
+    assert bad == [("a.tgz", "its compression is damaged at its end, an image may be damaged")]
 
 
 def test_any_damage_is_a_line_never_a_crash(tmp_path: Path) -> None:
-    """Bytes changed at random: an error in words, or samples as many as counted."""
+    """Random changes of bytes give an error with a message, or as many samples as counted."""
     random = np.random.default_rng(0)
     members: dict[str, bytes] = {"x/" + "é" * 120 + ".jpg": PHOTOS[0], "x/1.jpg": PHOTOS[1], "x/1.cls": b"1"}
     members["n.tar"] = tar_bytes({"2.jpg": PHOTOS[2]}, format=tarfile.PAX_FORMAT)
@@ -125,7 +123,7 @@ def test_any_damage_is_a_line_never_a_crash(tmp_path: Path) -> None:
         data = bytearray((tars * 3 + packed)[trial % 12])
         blocks = np.flatnonzero([any(data[at : at + 512]) for at in range(0, len(data), 512)])
         for _ in range(random.integers(1, 4)):
-            at = int(random.choice(blocks)) * 512 + int(random.integers(0, 160))  # most of a header's fields
+            at = int(random.choice(blocks)) * 512 + int(random.integers(0, 160))  # within most header fields
             data[min(at, len(data) - 1)] = int(random.integers(0, 256))
         src.write_bytes(data)
         try:

@@ -1,4 +1,4 @@
-"""Ten crops are torchvision's, whatever decodes them and whatever the network sees; pictures smaller than a crop have them too."""
+"""The standard views: ten crops equal torchvision's for every decoder and input, even for tiny images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,22 +22,23 @@ from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, RAW, photo, write
 
-SIZE = 56  # 64 at the shorter side, of which it is 224 / 256
-# Where ours stand in torchvision's order: corners and the middle, then those of the mirrored picture, whose left was right.
+SIZE = 56  # 224 / 256 of a shorter side of 64
+# The places of our crops in torchvision's order: corners and the middle, then those of the mirrored image,
+# with left and right exchanged.
 PLACES = (4, 0, 1, 2, 3, 9, 6, 5, 8, 7)
 RGB = Input(size_px=SIZE)
 XY = Input("SobelXY", (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD), SIZE)
 
 
-def beton(path: Path, pictures: Sequence[np.ndarray]) -> Path:
-    return write(path, [(picture.tobytes(), *picture.shape[:2], RAW) for picture in pictures])
+def beton(path: Path, images: Sequence[np.ndarray]) -> Path:
+    return write(path, [(image.tobytes(), *image.shape[:2], RAW) for image in images])
 
 
 def inputs(
     path: Path, decoder: str, views: Sequence[ViewSpec], augment: AugmentName = "kornia"
 ) -> list[Tensor]:
-    """Of each view, what the network sees of all pictures."""
-    chosen = choose_augment(augment, tuple(views), torch.device("cpu"))
+    """Return the network's inputs for each view of all images."""
+    path_of_ops = choose_augment(augment, tuple(views), torch.device("cpu"))
     with Beton(path) as data:
         options: dict[str, Any] = {
             "batch_size": data.num_samples,
@@ -47,17 +48,17 @@ def inputs(
         }
         with Loader(data, views, **options) as loader:
             (batch,) = loader.epoch(0)
-            return list(chosen.inputs(batch, views, torch.float32))
+            return list(path_of_ops.inputs(batch, views, torch.float32))
 
 
-def by_torchvision(picture: np.ndarray) -> list[Tensor]:
-    """The ten crops of a picture whose shorter side is 64, in our order: [3, 56, 56] in [0, 1]."""
-    crops = ten_crop(torch.from_numpy(picture).permute(2, 0, 1) / 255, [SIZE, SIZE])
+def by_torchvision(image: np.ndarray) -> list[Tensor]:
+    """Return the ten crops of an image with a shorter side of 64, in our order: [3, 56, 56] in [0, 1]."""
+    crops = ten_crop(torch.from_numpy(image).permute(2, 0, 1) / 255, [SIZE, SIZE])
     return [crops[place] for place in PLACES]
 
 
 def gradients_by_hand(crop: Tensor) -> Tensor:
-    """[2, H, W]: the mean of the colours, its border repeated, along x and y."""
+    """Compute Sobel gradients of the mean colour along x and y, with the border repeated: [2, H, W]."""
     grey = F.pad(crop.double().mean(0)[None, None], (1, 1, 1, 1), mode="replicate")[0, 0].numpy()
     out = np.zeros((2, *crop.shape[1:]))
     for y, row in enumerate(((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))):
@@ -71,29 +72,29 @@ def gradients_by_hand(crop: Tensor) -> Tensor:
 @pytest.mark.parametrize("decoder", [*DECODERS, "resident"])
 @pytest.mark.parametrize("shape", [(64, 80), (94, 64), (64, 64)])
 def test_ten_crops_are_torchvisions(tmp_path: Path, decoder: str, shape: tuple[int, int]) -> None:
-    """Where nothing is resized, to a rounding of the decoder's; the mirrored ones' horizontal gradients are the mirrored picture's."""
-    pictures = [photo(i, *shape) for i in range(3)]
-    path = beton(tmp_path / "raw.beton", pictures)
+    """Without a resize they are equal up to rounding; mirrored crops have the mirrored image's gradients."""
+    images = [photo(i, *shape) for i in range(3)]
+    path = beton(tmp_path / "raw.beton", images)
     ways: list[tuple[Input, AugmentName]] = [(RGB, "kornia"), (XY, "kornia"), (RGB, "fused"), (XY, "auto")]
     for input, augment in ways:
-        found = inputs(path, decoder, ten_crop_views(input, SIZE), augment)
-        assert len(found) == 10
-        for number, picture in enumerate(pictures):
-            for place, crop in enumerate(by_torchvision(picture)):
-                seen = (
+        network_inputs = inputs(path, decoder, ten_crop_views(input, SIZE), augment)
+        assert len(network_inputs) == 10
+        for number, image in enumerate(images):
+            for place, crop in enumerate(by_torchvision(image)):
+                expected = (
                     normalize(crop, list(RGB.mean), list(RGB.std))
                     if input is RGB
                     else gradients_by_hand(crop) / SOBEL_XY_STD
                 )
-                difference = (found[place][number] - seen).abs()
+                difference = (network_inputs[place][number] - expected).abs()
                 assert difference.max() < 0.1 and difference.mean() < 0.003, (input.channels, place)
 
 
 def test_a_mirrored_input_is_not_the_input_of_a_mirrored_picture(tmp_path: Path) -> None:
-    """What the ten views are for: along x the sign is another one, along y all is mirrored alone."""
+    """Mirroring also negates the gradient along x, but not the one along y."""
     path = beton(tmp_path / "raw.beton", [photo(0, 64, 80)])
-    found = inputs(path, "torchvision", ten_crop_views(XY, SIZE))
-    for plain, mirrored in zip(found[:5], found[5:], strict=True):
+    network_inputs = inputs(path, "torchvision", ten_crop_views(XY, SIZE))
+    for plain, mirrored in zip(network_inputs[:5], network_inputs[5:], strict=True):
         expected = plain.flip(-1) * torch.tensor([-1.0, 1.0]).view(2, 1, 1)
         torch.testing.assert_close(mirrored, expected, atol=1e-4, rtol=0)
         assert (mirrored - plain.flip(-1)).abs().max() > 1
@@ -101,47 +102,46 @@ def test_a_mirrored_input_is_not_the_input_of_a_mirrored_picture(tmp_path: Path)
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_ten_crops_of_larger_pictures(tmp_path: Path, decoder: str) -> None:
-    """Resizing and cropping at once is near to torchvision's one after the other: within a few grey values, and no place is mistaken."""
-    pictures = [photo(7, 200, 261), photo(8, 173, 150)]
-    found = inputs(beton(tmp_path / "raw.beton", pictures), decoder, ten_crop_views(RGB, SIZE))
-    for number, picture in enumerate(pictures):
-        resized = resize(torch.from_numpy(picture).permute(2, 0, 1), [64], antialias=True)
+    """Resizing and cropping at once is within a few grey values of torchvision's two steps."""
+    images = [photo(7, 200, 261), photo(8, 173, 150)]
+    network_inputs = inputs(beton(tmp_path / "raw.beton", images), decoder, ten_crop_views(RGB, SIZE))
+    for number, image in enumerate(images):
+        resized = resize(torch.from_numpy(image).permute(2, 0, 1), [64], antialias=True)
         expected = [
             normalize(crop, list(RGB.mean), list(RGB.std))
             for crop in by_torchvision(resized.permute(1, 2, 0).numpy())
         ]
         away = torch.tensor(
-            [[float((ours[number] - theirs).abs().mean()) for theirs in expected] for ours in found]
+            [[float((crops[number] - crop).abs().mean()) for crop in expected] for crops in network_inputs]
         )
         assert away.argmin(1).tolist() == list(range(10))
-        assert (
-            away.diagonal().max() < 0.15
-        )  # of normalised values: 9 grey values at edges that moved by half a pixel
+        # In normalised values: 9 grey values at edges that moved by half a pixel.
+        assert away.diagonal().max() < 0.15
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_pictures_of_a_few_pixels_have_ten_crops(tmp_path: Path, decoder: str) -> None:
-    """A crop is 7 / 8 of the shorter side, one pixel at least, and enlarged: of a row of pixels the first, the middle and the last."""
+    """A crop is 7 / 8 of the shorter side, at least one pixel: of a row the first, middle or last one."""
     row, column = photo(1, 1, 9), photo(2, 12, 1)
     path = beton(tmp_path / "raw.beton", [row, column, photo(3, 1, 1)])
-    found = inputs(path, decoder, ten_crop_views(RGB, SIZE))
-    for number, (picture, places) in enumerate(
+    network_inputs = inputs(path, decoder, ten_crop_views(RGB, SIZE))
+    for number, (image, places) in enumerate(
         [
             (row, [(0, 4), (0, 0), (0, 8), (0, 0), (0, 8)]),
             (column, [(5, 0), (0, 0), (0, 0), (11, 0), (11, 0)]),
             (photo(3, 1, 1), [(0, 0)] * 5),
         ]
     ):
-        for crop, place in zip(found, places * 2, strict=True):
-            pixel = torch.from_numpy(picture[place].copy()).view(3, 1, 1) / 255
+        for crop, place in zip(network_inputs, places * 2, strict=True):
+            pixel = torch.from_numpy(image[place].copy()).view(3, 1, 1) / 255
             expected = normalize(pixel, list(RGB.mean), list(RGB.std)).expand(3, 2, 2)
-            # Some decoders look beyond the box where they enlarge, so at its border; never so in its middle.
+            # Some decoders read beyond the box when they enlarge, which changes only its border.
             middle = crop[number, :, SIZE // 2 - 1 : SIZE // 2 + 1, SIZE // 2 - 1 : SIZE // 2 + 1]
             torch.testing.assert_close(middle, expected, atol=0.04, rtol=0)
 
 
 def test_views_to_learn_from() -> None:
-    """RandomResizedCrop, or the shorter side's crop; flipped, and as the weights expect them."""
+    """RandomResizedCrop or the shorter side's crop, flipped and normalised as the weights expect."""
     assert train_view(RGB, SIZE).crop == RandomResizedCrop(SIZE)
     for where in ("random", "random_middle"):
         view = train_view(XY, SIZE, where)

@@ -1,4 +1,4 @@
-"""A part of a data set is a data set: every decoder gives the whole's pictures and labels, under its own numbers."""
+"""A subset is a data set: every decoder returns images and labels of the whole, with the subset's indices."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import DECODERS, RAW, photo, write
 
 VIEW = [ViewSpec(ShorterSideCrop(40, 40, where="center"))]
-CHOSEN = np.array([11, 2, 3, 17, 0, 7, 5])  # of 18, in no order
+CHOSEN = np.array([11, 2, 3, 17, 0, 7, 5])  # of 18, unsorted
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pictures(data: Dataset, decoder: str) -> tuple[torch.Tensor, list[int], list[int]]:
-    """Of an evaluation's pass in batches of 4: pictures, labels, indices, without padding."""
+    """Return the images, labels and indices of an evaluation in batches of 4, without padding."""
     with Loader(data, VIEW, batch_size=4, train=False, decoder=decoder, num_threads=1) as loader:
         batches = list(loader.epoch(0))
     indices = torch.cat([batch.indices for batch in batches])
@@ -55,10 +55,10 @@ def test_every_decoder_reads_it(folder: Path, beton: Path, decoder: str, kind: s
     with Beton(beton) if kind == "beton" else Folder(folder) as whole:
         images, labels, _ = pictures(whole, decoder)
         part = Subset(whole, CHOSEN)
-        ours, our_labels, our_indices = pictures(part, decoder)
-    assert our_indices == list(range(len(CHOSEN)))
-    assert our_labels == [labels[i] for i in CHOSEN]
-    assert torch.equal(ours, images[CHOSEN])
+        part_images, part_labels, indices = pictures(part, decoder)
+    assert indices == list(range(len(CHOSEN)))
+    assert part_labels == [labels[i] for i in CHOSEN]
+    assert torch.equal(part_images, images[CHOSEN])
 
 
 def test_a_resident_set_keeps_the_part_alone(tmp_path: Path) -> None:
@@ -66,9 +66,9 @@ def test_a_resident_set_keeps_the_part_alone(tmp_path: Path) -> None:
     with Beton(write(tmp_path / "raw.beton", samples)) as whole:
         images, labels, _ = pictures(whole, "resident")
         part = Subset(whole, CHOSEN)
-        ours, our_labels, our_indices = pictures(part, "resident")
-        assert our_indices == list(range(7)) and our_labels == [labels[i] for i in CHOSEN]
-        assert torch.equal(ours, images[CHOSEN])
+        part_images, part_labels, indices = pictures(part, "resident")
+        assert indices == list(range(7)) and part_labels == [labels[i] for i in CHOSEN]
+        assert torch.equal(part_images, images[CHOSEN])
         with Loader(part, VIEW, batch_size=4, decoder="resident") as loader:
             assert len(loader.decoder._images) == 7  # type: ignore[union-attr]
 
@@ -84,7 +84,7 @@ def test_what_it_says_of_itself_is_of_the_part(beton: Path) -> None:
         rows = part.rows(np.array([3, 0]))
         assert rows.indices.tolist() == [3, 0]
         assert rows.offset.tolist() == whole.rows(CHOSEN[[3, 0]]).offset.tolist()
-        # A part whose classes are fewer keeps the whole's: label 2 stays label 2.
+        # A subset with fewer classes keeps the labels of the whole.
         assert Subset(whole, np.flatnonzero(whole.labels() == 2)).num_classes == 3
         with pytest.raises(IndexError, match="of 7"):
             part.rows(np.array([7]))

@@ -1,4 +1,4 @@
-"""A view is its crop, its ops in order and a normalisation; its draws depend on the sample, never on the batch."""
+"""A view is a crop, ops in order and a normalisation; its draws depend on the sample and not on the batch."""
 
 import numpy as np
 import pytest
@@ -29,13 +29,13 @@ def equal(a: tuple[Draw, ...], b: tuple[Draw, ...]) -> bool:
 def test_apply_is_the_ops_in_order_then_normalisation() -> None:
     images = torch.randint(0, 256, (16, 31, 31, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     draws = tensors(VIEW.draw(Keys(0, 0, INDICES)))
-    got = VIEW.apply(images, draws, torch.float32)
+    result = VIEW.apply(images, draws, torch.float32)
     expected = images
     for op, draw in zip(VIEW.ops, draws, strict=True):
         expected = op(expected, draw)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (VIEW.mean, VIEW.std))
-    torch.testing.assert_close(got, (expected - mean) / std, rtol=1e-5, atol=1e-5)
-    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(result, (expected - mean) / std, rtol=1e-5, atol=1e-5)
+    assert result.is_contiguous(memory_format=torch.channels_last)
     assert VIEW.apply(images, draws, torch.bfloat16).dtype == torch.bfloat16
 
 

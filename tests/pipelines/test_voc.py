@@ -1,4 +1,4 @@
-"""PASCAL VOC: what its files say, as arrays; a data set for the Loader; what is wrong is said in a line that names the file."""
+"""PASCAL VOC: annotations and masks as arrays, a data set for the Loader, and errors that name the file."""
 
 import re
 import shutil
@@ -40,7 +40,7 @@ def test_boxes_classes_and_difficult_ones(root: Path) -> None:
     assert [data.image_id(i) for i in range(2)] == ["000007", "000005"]  # in the list's order
     assert len(CLASSES) == 20 and list(CLASSES) == sorted(CLASSES) == data.class_names
     dog, cat = data.objects(0), data.objects(1)
-    # By hand: xmin - 1, ymin - 1, xmax, ymax; a part is no object.
+    # Computed by hand: xmin - 1, ymin - 1, xmax, ymax. A part is no object.
     np.testing.assert_allclose(dog.boxes, [[0, 10, 20, 48], [44.7, 1, 64, 30.5]], rtol=1e-6)  # type: ignore[arg-type]
     assert dog.labels.tolist() == [11, 14] and dog.difficult.tolist() == [False, True]
     np.testing.assert_allclose(cat.boxes, [[4, 5, 5, 6], [0, 0, 40, 60], [1, 1, 3, 4]])
@@ -69,10 +69,9 @@ def test_masks(root: Path) -> None:
 
 def test_masks_are_written_in_vocs_palette(tmp_path: Path) -> None:
     colours = palette()
-    # The first and the last of the devkit's list.
-    assert colours[:6].tolist() == [
-        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128],
-    ]  # fmt: skip
+    # The first and the last colours of the devkit's list.
+    first = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]]
+    assert colours[:6].tolist() == first
     assert colours[20].tolist() == [0, 64, 128] and colours[255].tolist() == [224, 224, 192]
     mask = mask_of(0, 50, 70)
     (tmp_path / "mask.png").write_bytes(mask_png(mask))
@@ -83,14 +82,14 @@ def test_masks_are_written_in_vocs_palette(tmp_path: Path) -> None:
 
 def test_sbd_adds_what_is_in_neither_of_vocs_lists(root: Path, tmp_path: Path) -> None:
     place = sbd(tmp_path, root / "VOC2012" / "JPEGImages")
-    for given in (place, place / "dataset", tmp_path):
-        data = VOC(root, ("2012_train",), "masks", sbd=given)
+    for path in (place, place / "dataset", tmp_path):
+        data = VOC(root, ("2012_train",), "masks", sbd=path)
         names = [data.image_id(i) for i in range(data.num_samples)]
         assert names == ["2007_000032", "2007_000039", "2008_000001", "2008_000002"]
     assert data.split == "2012_train+sbd"
     expected = mask_of(2, 44, 60)
     assert (data.mask(2) == np.where(expected == 255, 0, expected)).all()
-    assert (data.mask(0) == mask_of(0, 50, 70)).all()  # VOC's own, with its border
+    assert (data.mask(0) == mask_of(0, 50, 70)).all()  # VOC's own mask, with its border
     assert data.name(2).endswith("dataset/img/2008_000001.jpg")
     assert data.digest() != VOC(root, ("2012_train",), "masks").digest()
     for sets, needs in ((("2012_val",), "masks"), (TRAINVAL, "boxes")):
@@ -116,10 +115,10 @@ def test_the_loader_reads_it(root: Path) -> None:
     rows = data.rows(np.array([1, 0, 1]))
     assert rows.indices.tolist() == [1, 0, 1] and rows.height.tolist() == [60, 48, 60]
     for i, size in enumerate(((48, 64), (60, 40))):
-        picture = read_picture(data, i)
-        assert tuple(picture.shape) == (3, *size)
+        image = read_picture(data, i)
+        assert tuple(image.shape) == (3, *size)
         exact = pil_decode(Path(data.name(i)).read_bytes()).astype(int)
-        assert abs(picture.permute(1, 2, 0).numpy() - exact).mean() < 1
+        assert abs(image.permute(1, 2, 0).numpy() - exact).mean() < 1
     assert abs(batch.images[0][1].permute(1, 2, 0).float() - torch.from_numpy(exact[10:50])).mean() < 1
     with pytest.raises(IndexError):
         data.rows(np.array([2]))
@@ -129,7 +128,7 @@ def test_sizes_are_those_of_the_upright_picture(root: Path) -> None:
     exif = Image.Exif()
     exif[0x112] = 6
     path = root / "VOC2007" / "JPEGImages" / "000005.jpg"
-    path.write_bytes(jpeg(photo(5, 40, 60), exif=exif))  # 60 x 40 px when turned
+    path.write_bytes(jpeg(photo(5, 40, 60), exif=exif))  # 60 x 40 px when upright
     data = VOC(root, TRAINVAL, "boxes")
     assert data.objects(1).boxes[1].tolist() == [0, 0, 40, 60]
     assert read_picture(data, 1).shape == (3, 60, 40)
@@ -148,15 +147,15 @@ def test_the_digest_is_of_the_contents(root: Path, tmp_path: Path) -> None:
     boxes, masks = digests(root)
     shutil.copytree(root, tmp_path / "moved")
     assert digests(tmp_path / "moved") == (boxes, masks)
-    # What the sets do not name does not count.
+    # Files that the sets do not name do not count.
     (root / "VOC2007" / "JPEGImages" / "000001.jpg").write_bytes(jpeg(photo(3, 40, 40)))
     (root / "VOC2012" / "SegmentationClass" / "2007_000033.png").unlink()
     assert digests(root) == (boxes, masks)
     (root / "VOC2007" / "Annotations" / "000007.xml").write_text(DOG.replace("<xmax>20", "<xmax>21"))
     assert digests(root)[0] != boxes
     (root / "VOC2007" / "Annotations" / "000007.xml").write_text(DOG)
-    picture = root / "VOC2007" / "JPEGImages" / "000007.jpg"
-    picture.write_bytes(jpeg(photo(8, 48, 64)))
+    image = root / "VOC2007" / "JPEGImages" / "000007.jpg"
+    image.write_bytes(jpeg(photo(8, 48, 64)))
     assert digests(root)[0] != boxes
     path = root / "VOC2012" / "SegmentationClass" / "2007_000032.png"
     mask = mask_of(0, 50, 70)
@@ -187,7 +186,7 @@ Spoil = Callable[[Path], object]
 
 
 def text(name: str, old: str, new: str) -> Spoil:
-    """An annotation of which a part is replaced."""
+    """Return a function that replaces a part of an annotation."""
 
     def spoil(year: Path) -> None:
         whole = {"000007": DOG, "000005": CAT}[name]
@@ -210,18 +209,24 @@ BOXES: dict[str, tuple[Spoil, str]] = {
         text("000005", "<bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>", ""),
         "000005.xml: a tvmonitor has no <bndbox>",
     ),
-    "right of it": (text("000007", "<xmax>64", "<xmax>65"), r"000007.xml: the box 45.7 2 65 30.5 .* of a person is outside"),
-    "below": (text("000007", "<ymax>48", "<ymax>48.5"), "000007.xml: .* outside of the picture; its pixels are 1 to 64 and 1 to 48"),
-    "left, from 0": (text("000007", "<xmin>1<", "<xmin>0<"), "000007.xml: the box 0 11 20 48 .* outside .* counted from 1"),
+    "right of it": (text("000007", "<xmax>64", "<xmax>65"),
+                    r"000007.xml: the box 45.7 2 65 30.5 .* of a person is outside"),
+    "below": (text("000007", "<ymax>48", "<ymax>48.5"),
+              "000007.xml: .* outside of the picture; its pixels are 1 to 64 and 1 to 48"),
+    "left, from 0": (text("000007", "<xmin>1<", "<xmin>0<"),
+                     "000007.xml: the box 0 11 20 48 .* outside .* counted from 1"),
     "above": (text("000007", "<ymin>2.0", "<ymin>-3"), "000007.xml: .* outside"),
-    "no width": (text("000007", "<xmax>20", "<xmax>0"), "000007.xml: the box 1 11 0 48 .* of a dog has no area"),
+    "no width": (text("000007", "<xmax>20", "<xmax>0"),
+                 "000007.xml: the box 1 11 0 48 .* of a dog has no area"),
     "no height": (text("000005", "<ymax>4", "<ymax>1"), "000005.xml: .* has no area; give xmin <= xmax"),
-    "no number": (text("000005", "<ymax>4", "<ymax>four"), "000005.xml: <ymax> of <bndbox> is 'four'; give a number"),
+    "no number": (text("000005", "<ymax>4", "<ymax>four"),
+                  "000005.xml: <ymax> of <bndbox> is 'four'; give a number"),
     "no coordinate": (text("000005", "<ymax>4</ymax>", ""), "000005.xml: <ymax> of <bndbox> is None"),
     "infinite": (text("000005", "<ymax>4", "<ymax>inf"), "000005.xml: <ymax> of <bndbox> is 'inf'"),
     "strange class": (
         text("000007", "<name>dog", "<name>wolf"),
-        r"000007.xml: class 'wolf' is none of the 20 \(aeroplane, bicycle, bird, ...\); name own classes in VOCdevkit/classes.txt",
+        r"000007.xml: class 'wolf' is none of the 20 \(aeroplane, bicycle, bird, ...\); "
+        + "name own classes in VOCdevkit/classes.txt",
     ),
     "another size": (
         text("000007", "<width>64", "<width>65"),
@@ -230,7 +235,8 @@ BOXES: dict[str, tuple[Spoil, str]] = {
     "broken XML": (text("000007", "</annotation>", ""), "000007.xml: broken XML .* extract it again"),
     "an absent picture": (
         lists("000007\n000008\n000005\n000011\n"),
-        "2 of the 4 pictures .*trainval.txt names are missing, the first is 000008.jpg; extract .* VOCtrainval_06-Nov-2007.tar",
+        "2 of the 4 pictures .*trainval.txt names are missing, the first is 000008.jpg; "
+        + "extract .* VOCtrainval_06-Nov-2007.tar",
     ),
     "an absent annotation": (
         lambda year: (year / "Annotations" / "000005.xml").unlink(),
@@ -243,7 +249,8 @@ BOXES: dict[str, tuple[Spoil, str]] = {
         lambda year: (year / "ImageSets" / "Main" / "trainval.txt").unlink(),
         r"trainval.txt: no such list \(those of Main: test\)",
     ),
-    "no lists": (lambda year: shutil.rmtree(year / "ImageSets"), "VOC2007: holds no ImageSets, which 2007_trainval needs"),
+    "no lists": (lambda year: shutil.rmtree(year / "ImageSets"),
+                 "VOC2007: holds no ImageSets, which 2007_trainval needs"),
     "no pictures": (lambda year: shutil.rmtree(year / "JPEGImages"), "VOC2007: holds no JPEGImages"),
     "no annotations": (lambda year: shutil.rmtree(year / "Annotations"), "VOC2007: holds no Annotations"),
     "an empty picture": (
@@ -252,23 +259,28 @@ BOXES: dict[str, tuple[Spoil, str]] = {
     ),
     "no such year": (
         lambda year: year.rename(year.with_name("VOC2008")),
-        "VOCdevkit: holds VOC2008, VOC2012 and no VOC2007, which 2007_trainval is of; extract the whole of VOCtrainval",
+        "VOCdevkit: holds VOC2008, VOC2012 and no VOC2007, which 2007_trainval is of; "
+        + "extract the whole of VOCtrainval",
     ),
     "no VOC": (
-        lambda year: (year.rename(year.with_name("voc")), year.with_name("VOC2012").rename(year.with_name("x"))),
+        lambda year: [
+            year.rename(year.with_name("voc")), year.with_name("VOC2012").rename(year.with_name("x")),
+        ],
         "VOCdevkit: no folder of PASCAL VOC",
     ),
-    "no classes": (lambda year: (year.parent / "classes.txt").write_text("\n"), "classes.txt: names 0 classes"),
-    "a class twice": (lambda year: (year.parent / "classes.txt").write_text("dog\ncat\ndog\n"), "classes.txt: names 'dog' twice"),
+    "no classes": (lambda year: (year.parent / "classes.txt").write_text("\n"),
+                   "classes.txt: names 0 classes"),
+    "a class twice": (lambda year: (year.parent / "classes.txt").write_text("dog\ncat\ndog\n"),
+                      "classes.txt: names 'dog' twice"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", BOXES)
 def test_what_is_wrong_with_boxes_is_said(root: Path, what: str) -> None:
     VOC(root, TRAINVAL, "boxes")
-    spoil, said = BOXES[what]
+    spoil, message = BOXES[what]
     spoil(root / "VOC2007")
-    with pytest.raises(ValueError, match=said) as error:
+    with pytest.raises(ValueError, match=message) as error:
         VOC(root, TRAINVAL, "boxes")
     assert "\n" not in str(error.value) and str(root) in str(error.value)
 
@@ -283,11 +295,13 @@ def wrong_mask(change: Callable[[np.ndarray], np.ndarray | None]) -> Spoil:
 
 
 MASKS: dict[str, tuple[Spoil, str]] = {
-    "another size": (wrong_mask(lambda mask: mask[:, 1:]), "2007_000032.png: has 69 x 50 px, and the picture 70 x 50"),
+    "another size": (wrong_mask(lambda mask: mask[:, 1:]),
+                     "2007_000032.png: has 69 x 50 px, and the picture 70 x 50"),
     "turned": (wrong_mask(lambda mask: mask.T), "2007_000032.png: has 50 x 70 px, and the picture 70 x 50"),
     "no such class": (
         wrong_mask(lambda mask: mask.put(99, 21)),
-        r"2007_000032.png: holds the number 21, which is no class; allowed are 0 \(background\), 1 to 20 and 255",
+        r"2007_000032.png: holds the number 21, which is no class; "
+        + r"allowed are 0 \(background\), 1 to 20 and 255",
     ),
     "almost void": (wrong_mask(lambda mask: mask.put(99, 254)), "holds the number 254"),
     "colours": (
@@ -302,19 +316,22 @@ MASKS: dict[str, tuple[Spoil, str]] = {
     ),
     "absent": (
         lambda year: (year / "SegmentationClass" / "2007_000039.png").unlink(),
-        "1 of the 2 annotations .*/train.txt names are missing, the first is 2007_000039.png; extract .* VOCtrainval_11-May-2012.tar",
+        "1 of the 2 annotations .*/train.txt names are missing, "
+        + "the first is 2007_000039.png; "
+        + "extract .* VOCtrainval_11-May-2012.tar",
     ),
-    "no masks": (lambda year: shutil.rmtree(year / "SegmentationClass"), "VOC2012: holds no SegmentationClass"),
+    "no masks": (lambda year: shutil.rmtree(year / "SegmentationClass"),
+                 "VOC2012: holds no SegmentationClass"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", MASKS)
 def test_what_is_wrong_with_masks_is_said(root: Path, what: str) -> None:
     VOC(root, ("2012_train",), "masks")
-    spoil, said = MASKS[what]
+    spoil, message = MASKS[what]
     spoil(root / "VOC2012")
-    for _ in range(2):  # what has not passed is checked again
-        with pytest.raises(ValueError, match=said) as error:
+    for _ in range(2):  # because a failed check is not remembered
+        with pytest.raises(ValueError, match=message) as error:
             VOC(root, ("2012_train",), "masks")
         assert "\n" not in str(error.value) and str(root) in str(error.value)
 
@@ -324,29 +341,30 @@ def test_what_is_wrong_with_sbd_is_said(root: Path, tmp_path: Path) -> None:
 
     place = sbd(tmp_path, root / "VOC2012" / "JPEGImages")
 
-    def said(match: str) -> None:
+    def refuse(match: str) -> None:
         with pytest.raises(ValueError, match=match):
             VOC(root, ("2012_train",), "masks", sbd=place)
 
     file = place / "dataset" / "cls" / "2008_000001.mat"
     write_sbd_mask(file, mask_of(2, 44, 61), savemat)
-    said("2008_000001.mat: has 61 x 44 px, and the picture 60 x 44")
+    refuse("2008_000001.mat: has 61 x 44 px, and the picture 60 x 44")
     write_sbd_mask(file, np.full((44, 60), 21, np.uint8), savemat)
-    said("2008_000001.mat: holds the number 21")
+    refuse("2008_000001.mat: holds the number 21")
     savemat(file, {"GTinst": {"Segmentation": np.zeros((44, 60), np.uint8)}})
-    said("2008_000001.mat: no GTcls.Segmentation is in it")
+    refuse("2008_000001.mat: no GTcls.Segmentation is in it")
     savemat(file, {"GTcls": np.zeros((44, 60), np.uint8)})
-    said("2008_000001.mat: no GTcls.Segmentation is in it")
+    refuse("2008_000001.mat: no GTcls.Segmentation is in it")
     file.write_bytes(b"nonsense")
-    said("2008_000001.mat: cannot be read as a MATLAB file")
+    refuse("2008_000001.mat: cannot be read as a MATLAB file")
     file.unlink()
-    said(
-        "cls: 1 of the 2 annotations that .* are missing, the first is 2008_000001.mat; extract the whole of benchmark.tgz"
+    refuse(
+        "cls: 1 of the 2 annotations that .* are missing, the first is 2008_000001.mat; "
+        "extract the whole of benchmark.tgz"
     )
     (place / "dataset" / "val.txt").unlink()
-    said("dataset: holds no val.txt; extract the whole of benchmark.tgz")
+    refuse("dataset: holds no val.txt; extract the whole of benchmark.tgz")
     shutil.rmtree(place)
-    said("benchmark_RELEASE: no SBD")
+    refuse("benchmark_RELEASE: no SBD")
 
 
 @pytest.mark.parametrize("name", ["trainval", "2007", "2007_", "07_trainval", "2007_../x"])

@@ -1,4 +1,4 @@
-"""VOCdevkits of a few pictures, written by hand, for tests."""
+"""VOCdevkits of a few images, written by hand."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,8 @@ from PIL import Image
 
 from tests.pipelines.photos import jpeg, photo
 
-# xmin ymin xmax ymax, from 1, both inside; a part with a box of its own, a float, no <difficult>.
+# Boxes are xmin ymin xmax ymax, counted from 1 and inclusive. The annotations have a part with a box of its
+# own, a float and an object without <difficult>.
 DOG = """<annotation><size><width>64</width><height>48</height><depth>3</depth></size>
 <object><name>dog</name><difficult>0</difficult>
   <bndbox><xmax>20</xmax><xmin>1</xmin><ymax>48</ymax><ymin>11</ymin></bndbox>
@@ -27,7 +28,7 @@ CAT = """<annotation>
 
 
 def voc_2007(root: Path) -> Path:
-    """VOC2007 with trainval 000007 (48 x 64 px, DOG) and 000005 (60 x 40, CAT), and test 000009 (DOG)."""
+    """Write VOC2007: trainval 000007 (48 x 64 px, DOG) and 000005 (60 x 40, CAT), test 000009 (DOG)."""
     year = root / "VOC2007"
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (year / folder).mkdir(parents=True)
@@ -41,7 +42,7 @@ def voc_2007(root: Path) -> Path:
 
 
 def mask_of(seed: int, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width]: background, classes 1 and 20, and a border of 255."""
+    """Draw a mask, uint8 [height, width]: background, classes 1 and 20, and a border of 255."""
     mask = np.zeros((height, width), np.uint8)
     mask[5:20, 4:18], mask[25:40, 10 + seed : 30] = 1, 20
     mask[4, 3:19] = mask[20, 3:19] = 255
@@ -49,7 +50,7 @@ def mask_of(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def voc_2012(root: Path) -> Path:
-    """VOC2012 with masks: train 2007_000032 and 2007_000039, val 2007_000033."""
+    """Write VOC2012 with masks: train 2007_000032 and 2007_000039, val 2007_000033."""
     year = root / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (year / folder).mkdir(parents=True)
@@ -62,7 +63,7 @@ def voc_2012(root: Path) -> Path:
 
 
 def save_mask(path: Path, mask: np.ndarray) -> None:
-    """A palette PNG, by Pillow alone."""
+    """Write a palette PNG by Pillow alone."""
     image = Image.new("P", mask.shape[::-1])
     image.putpalette([value for i in range(256) for value in (i, 255 - i, 7 * i % 256)])
     image.putdata(mask.ravel().tolist())
@@ -70,8 +71,15 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
 
 
 def sbd(root: Path, pictures: Path) -> Path:
-    """SBD with train 2007_000033 (of VOC2012's val) and 2008_000001, val 2007_000032 (of its train) and 2008_000002. `pictures`:
-    VOC2012/JPEGImages."""
+    """Write SBD with two images of VOC2012.
+
+    Its train has 2007_000033 (VOC2012's val) and 2008_000001, its val 2007_000032 (VOC2012's train) and
+    2008_000002.
+
+    Args:
+        root: The folder for benchmark_RELEASE.
+        pictures: VOC2012/JPEGImages.
+    """
     from scipy.io import savemat
 
     place = root / "benchmark_RELEASE" / "dataset"

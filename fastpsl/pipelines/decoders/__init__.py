@@ -1,4 +1,4 @@
-"""Decoders: the same samples and the same crops, from whatever is installed (decoder.py says what a decoder is)."""
+"""The choice of a decoder. All make the same crops of the same samples (decoder.py has the interface)."""
 
 import warnings
 from typing import TYPE_CHECKING
@@ -11,10 +11,10 @@ from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
 
-if TYPE_CHECKING:  # writing a beton comes by here, and needs no torch: half a GB, and seconds
+if TYPE_CHECKING:  # writing a beton imports this file but not torch, which takes seconds and half a GB
     import torch
 
-# By kind of data.
+# The decoders for each kind of data.
 READS = {
     "beton": ("ffcv", "dali", "torchvision", "resident", "synthetic"),
     "folder": ("dali", "torchvision", "synthetic"),
@@ -33,8 +33,22 @@ def open_decoder(
     device: "torch.device | str" = "cpu",
     hw_decoder_load: float | None = None,
 ) -> tuple[Decoder | BatchDecoder, str]:
-    """The decoder and why it was chosen; see `choose_decoder`. The rest is for decoders that have threads or memory of
-    their own; hw_decoder_load: of dali on a GPU, by default its own."""
+    """Open a decoder.
+
+    Args:
+        name: The decoder's name, or "auto" (`choose_decoder`).
+        data: The open data set.
+        batch_size: The largest batch (dali).
+        num_threads: The number of the decoder's own threads (dali).
+        device: The device of the batches.
+        hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1 (dali).
+
+    Returns:
+        The decoder, and the reason for the choice.
+
+    Raises:
+        ValueError: If the decoder is not installed, or does not suit the data or the device.
+    """
     import torch
 
     device = torch.device(device)
@@ -44,8 +58,8 @@ def open_decoder(
     if name == "dali":
         from fastpsl.pipelines.decoders.dali import DaliDecoder
 
-        more = {} if hw_decoder_load is None else {"hw_decoder_load": hw_decoder_load}
-        decoder = DaliDecoder(data.kind, batch_size, num_threads, device, **more)
+        options = {} if hw_decoder_load is None else {"hw_decoder_load": hw_decoder_load}
+        decoder = DaliDecoder(data.kind, batch_size, num_threads, device, **options)
         return decoder, "; ".join(filter(None, (why, decoder.remark)))
     if name == "resident":
         from fastpsl.pipelines.decoders.resident import ResidentDecoder
@@ -61,8 +75,21 @@ def open_decoder(
 
 
 def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[str, str]:
-    """A decoder's name and why. `auto`: on a GPU resident for a small set of raw pictures of one size, else dali; on a CPU
-    ffcv, and dali for folders; what is slower than that only with one warning. ValueError for what cannot be."""
+    """Choose a decoder by name, or the fastest one available.
+
+    Args:
+        name: A decoder's name, or "auto". On a GPU that is resident for a small set of raw images of one
+            size, else dali. On a CPU it is ffcv for betons and dali for folders. It warns if only a slower
+            one is available.
+        data: The open data set.
+        device: The device of the batches.
+
+    Returns:
+        The decoder's name, and the reason for the choice.
+
+    Raises:
+        ValueError: If there is no such decoder, it cannot read the data, or libffcv is missing.
+    """
     if name not in ("auto", *NAMES):
         raise ValueError(
             f"decoder {name!r}: there are auto, {', '.join(NAMES)}; ffcv is installed by {INSTALL}"
@@ -88,26 +115,37 @@ def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
 
     if data.kind == "synthetic":
         return "synthetic", "the data is synthetic"
-    # On a CPU the page cache is as near: 68,000 CIFAR pictures/s by ffcv, and no thread of torch's is in the step's way.
+    # Not on a CPU, where the page cache serves as well: ffcv reads 68,000 CIFAR images/s, and its threads do
+    # not compete with torch's for the step.
     if data.kind == "beton" and device.type == "cuda" and resident.is_small(data):
         return "resident", f"raw pictures of one size, {resident.megabytes(data):,.0f} MB: kept on the device"
-    slower = []
+    obstacles = []
     if device.type == "cuda" or data.kind == "folder":
         why_missing = dali.why_missing(device)
         if not why_missing:
             return "dali", "it reads folders" if data.kind == "folder" else "it decodes on the GPU"
-        slower.append(why_missing)
+        obstacles.append(why_missing)
     why_missing = libffcv.why_missing()
     if data.kind == "beton" and why_missing:
-        slower.append(f"{why_missing}; {INSTALL} installs it")
+        obstacles.append(f"{why_missing}; {INSTALL} installs it")
     name = "ffcv" if data.kind == "beton" and not why_missing else "torchvision"
-    if slower:
-        warnings.warn(f"decoding by {name}, which is slower: {'; '.join(slower)}", stacklevel=5)
-    return name, "; ".join(slower) or "its library is installed"
+    if obstacles:
+        warnings.warn(f"decoding by {name}, which is slower: {'; '.join(obstacles)}", stacklevel=5)
+    return name, "; ".join(obstacles) or "its library is installed"
 
 
 def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: int) -> str:
-    """The reason for a code of row i in words, with the sizes where sizes are the matter."""
+    """Explain a code.
+
+    Args:
+        decoder: The decoder that returned the code.
+        code: The code of row i, not GOOD.
+        rows: The samples of the batch.
+        i: The row of the sample.
+
+    Returns:
+        The reason, with the sizes if they are wrong.
+    """
     text = decoder.reasons[code]
     if code in (CHANGED, BAD_FILE):
         return f"{text}: {_what_is_wrong(rows, i)}"
@@ -121,7 +159,7 @@ def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: 
 
 
 def _what_is_wrong(rows: SampleTable, i: int) -> str:
-    """Of an image file, in words."""
+    """Read an image file again and explain why it was refused."""
     from fastpsl.pipelines.data.image_file import BrokenImage, decode_any, read_image_file
 
     try:

@@ -1,8 +1,9 @@
-"""Area resize, compiled: each output pixel is the mean of the source area that it covers, exactly, for any box.
+"""Area resize, compiled: each output pixel is the exact mean of the source area that it covers, for any box.
 
-Boxes may be fractions of pixels, which a picture decoded at 1/2, 1/4 or 1/8 needs: rounding them there shifts the crop
-by up to half an output pixel (a mean difference of 4/255 on photos, against 1). Against OpenCV's INTER_AREA through
-libffcv: the same values where both sides shrink; 0.11 ms against 0.49 for a crop of 320x300 to 224 (one EPYC core).
+Boxes may have fractional coordinates, as an image decoded at 1/2, 1/4 or 1/8 needs. Rounding them there would
+shift the crop by up to half an output pixel (a mean difference of 4/255 on photos, against 1). The values
+equal those of OpenCV's INTER_AREA through libffcv where both sides shrink. A crop of 320x300 to 224 takes
+0.11 ms, by OpenCV 0.49 (one EPYC core).
 """
 
 import numpy as np
@@ -21,7 +22,7 @@ def _taps(
     count: np.ndarray,
     weights: np.ndarray,
 ) -> None:
-    """Per output pixel: its first source pixel, how many it covers, and the share of each; shares sum to 1."""
+    """Compute for each output pixel the first source pixel, the number covered, and weights that sum to 1."""
     step = length / size
     for c in range(size):
         low = start + c * step
@@ -43,7 +44,10 @@ def _taps(
 def _mix_rows(
     pixels: np.ndarray, start: int, stride: int, num: int, weights: np.ndarray, count: int, line: np.ndarray
 ) -> None:
-    """line[:num] = the weighted sum of `count` rows of source bytes; slices and plain loops, so that LLVM vectorises."""
+    """Write the weighted sum of `count` rows of source bytes to line[:num].
+
+    Slices and plain loops let LLVM vectorise it.
+    """
     out = line[:num]
     a, w0 = pixels[start : start + num], weights[0]
     if count == 1:
@@ -70,7 +74,10 @@ def _mix_rows(
 def _mix_columns(
     line: np.ndarray, first: np.ndarray, weights: np.ndarray, size: int, out: np.ndarray
 ) -> None:
-    """One output row (uint8 [size * 3]) from a row of sums; unsigned indices spare numba's test for negative ones."""
+    """Compute one output row (uint8 [size * 3]) from a row of sums.
+
+    Unsigned indices avoid numba's check for negative ones.
+    """
     num_taps = weights.shape[1]
     for c in range(size):
         p = np.uint64(first[c])
@@ -110,9 +117,19 @@ def area_resize(
     width: float,
     out: np.ndarray,
 ) -> None:
-    """`pixels` (uint8, at least rows * columns * 3, RGB) → `out` (uint8 [h, w, 3], any h and w).
+    """Resize a box of an image, which must have a positive size and lie inside of the image.
 
-    The box (floats, source pixels) must lie inside of the picture and be larger than nothing; nobody checks it here.
+    Nothing checks the box here.
+
+    Args:
+        pixels: The image, RGB, uint8, at least rows * columns * 3 values.
+        rows: The image's height.
+        columns: The image's width.
+        top: The box's top, in source pixels.
+        left: The box's left.
+        height: The box's height.
+        width: The box's width.
+        out: The result, uint8 [h, w, 3] of any h and w, written in place.
     """
     out_height, out_width, _ = out.shape
     first_row, num_rows = np.empty(out_height, np.int64), np.empty(out_height, np.int64)
@@ -134,17 +151,24 @@ def area_resize(
 
 
 def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A whole picture, RGB uint8 [H, W, 3], to [height, width, 3], neither larger than its own; releases the GIL.
+    """Shrink a whole image, without holding the GIL.
 
-    400 x 533 px to 192 x 256 take 0.2 ms, which is less than decoding; OpenCV's INTER_AREA through libffcv takes 0.7.
+    400 x 533 px to 192 x 256 take 0.2 ms, less than decoding. OpenCV's INTER_AREA through libffcv takes 0.7.
+
+    Args:
+        image: RGB, uint8 [H, W, 3].
+        height: The new height, at most H.
+        width: The new width, at most W.
+
+    Returns:
+        uint8 [height, width, 3]; `image` itself if it has that size.
     """
     assert image.dtype == np.uint8 and 0 < height <= image.shape[0] and 0 < width <= image.shape[1]
     rows, columns = image.shape[:2]
     if (rows, columns) == (height, width):
         return image
     out = np.empty((height, width, 3), np.uint8)
-    pixels = np.require(image, requirements=("C", "W")).reshape(
-        -1
-    )  # one compiled variant, read-only arrays too
+    # Contiguous and writable, so that numba compiles a single variant.
+    pixels = np.require(image, requirements=("C", "W")).reshape(-1)
     area_resize(pixels, rows, columns, 0.0, 0.0, float(rows), float(columns), out)
     return out

@@ -1,4 +1,4 @@
-"""Memory for the bytes of batches, used again and again."""
+"""Reusable memory for the bytes of batches."""
 
 from collections import deque
 
@@ -7,7 +7,7 @@ import torch
 
 
 class Arena:
-    """Memory of one batch; it goes back to its pool as the last holder of this object lets it go."""
+    """The memory of one batch; it returns to its pool when this object is deleted."""
 
     def __init__(self, memory: np.ndarray, is_pinned: bool, free: "deque[np.ndarray]") -> None:
         self.memory, self.is_pinned, self._free = memory, is_pinned, free
@@ -17,17 +17,27 @@ class Arena:
 
 
 class Arenas:
-    """Arenas that are used again: fresh memory is mapped and cleared page by page, under a lock of the whole process. As many are
-    kept as were ever in use at once, each as large as the largest batch that it held, and a quarter more. `pinned`: page-locked, which needs a CUDA device."""
+    """A pool of arenas.
+
+    Fresh memory is mapped and cleared page by page, under a lock of the whole process. The pool keeps as many
+    arenas as were ever in use at once. Each is a quarter larger than the batch it was allocated for.
+
+    Args:
+        pinned: Whether the memory is page-locked, which needs a CUDA device.
+    """
 
     def __init__(self, pinned: bool = False) -> None:
         self._pinned = pinned
         self._free: deque[np.ndarray] = deque()
 
     def take(self, num_bytes: int) -> Arena:
-        """At least num_bytes; any thread. The one given back last: a cache may still hold it. ValueError where there is no pinned memory."""
+        """Take an arena of at least `num_bytes`, in any thread.
+
+        Raises:
+            ValueError: If there is not enough pinned memory.
+        """
         try:
-            memory = self._free.pop()
+            memory = self._free.pop()  # the last one returned, because a CPU cache may still hold it
         except IndexError:
             memory = np.empty(0, np.uint8)
         if len(memory) < num_bytes:
@@ -38,11 +48,13 @@ class Arenas:
         if not self._pinned:
             return np.empty(num_bytes, np.uint8)
         try:
-            # The array holds the tensor, whose pages torch never unlocks but keeps for the next. It rounds sizes up to powers of two.
+            # The array keeps the tensor alive. torch rounds sizes up to powers of two, and keeps freed pages
+            # locked for its next tensors.
             memory: np.ndarray = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy()
         except RuntimeError as error:
             raise ValueError(
-                f"no {num_bytes >> 20:,} MiB of pinned host memory for a batch ({' '.join(str(error).split())[:200]}): "
+                f"no {num_bytes >> 20:,} MiB of pinned host memory for a batch "
+                f"({' '.join(str(error).split())[:200]}): "
                 "lower --prefetch-batches or --batch-size, or use --decoder ffcv"
             ) from error
         return memory

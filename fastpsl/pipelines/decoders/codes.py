@@ -1,8 +1,8 @@
-"""What a decoder says of a sample: one small integer each, the same in every decoder, and its text for people."""
+"""The status codes of decoded samples, the same for every decoder, and their texts."""
 
 import numpy as np
 
-# Plain integers, as numba code reads them.
+# Plain integers, because compiled code reads them.
 GOOD = 0
 SHORT_READ = 1
 NOT_JPEG = 2
@@ -15,8 +15,8 @@ BAD_MODE = 8
 CHANGED = 9
 BAD_FILE = 10
 
-# How a box becomes a crop, its fifth number: the mean of the area under each pixel, or ISOTROPIC or DIAGONAL
-# (kernels/isotropic.py: upright or turned by 45 degrees).
+# The resampling, the fifth number of a box: AREA is the mean of the area under each pixel. The others are
+# ISOTROPIC and DIAGONAL (kernels/isotropic.py: upright or turned by 45 degrees).
 AREA = 0
 
 REASONS: dict[int, str] = {
@@ -34,7 +34,7 @@ REASONS: dict[int, str] = {
 
 
 def check_request(boxes: list[np.ndarray], outs: list[np.ndarray], num: int) -> None:
-    """Our own invariants of a decode call; never user data."""
+    """Assert the invariants of a decode call, which hold for any user data."""
     assert len(boxes) == len(outs), (len(boxes), len(outs))
     for box, out in zip(boxes, outs, strict=True):
         assert box.shape == (num, 5) and box.dtype == np.int32, (box.shape, box.dtype)

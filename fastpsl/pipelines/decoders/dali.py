@@ -1,7 +1,8 @@
-"""DALI decodes and crops, on the GPU or on the CPU; what it cannot or should not decode goes to the plain decoder.
+"""The DALI decoder, on the GPU or the CPU.
 
-The loader's threads read and check the bytes. What DALI refuses it refuses with the whole batch: it is started anew at
-that batch, and only the images at fault are decoded on the CPU.
+Samples that DALI cannot or should not decode go to the plain decoder.
+The loader's threads read and check the bytes. DALI refuses a whole batch for one bad sample. It is then
+restarted at that batch, and only the samples at fault are decoded on the CPU.
 """
 
 import threading
@@ -36,19 +37,30 @@ class _Batch:
     boxes: list[np.ndarray]
     sizes_px: list[int]
     codes: np.ndarray
-    runs: list[tuple[DaliPipeline, np.ndarray]]  # a pipeline and the samples that it was given
+    runs: list[tuple[DaliPipeline, np.ndarray]]  # each pipeline with the positions of its samples
 
 
 class DaliDecoder(BatchDecoder):
-    """`kind`: of the data; files of folders are turned upright by EXIF. hw_decoder_load: the share of a batch, 0 to 1, that a
-    GPU's hardware decoder is given, where it has one. ValueError where DALI cannot be used.
+    """A decoder on DALI's pipelines.
 
-    num_fallbacks counts the samples decoded on the CPU in DALI's place. remark: what makes it slower here, or "".
+    Args:
+        kind: The kind of the data, "beton" or "folder". Folders' files are rotated by EXIF.
+        batch_size: The largest batch.
+        num_threads: The number of DALI's threads.
+        device: The device of the batches; a CUDA device needs its index.
+        hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1.
+
+    Attributes:
+        remark: Why decoding is slower here than on other GPUs, or "".
+        num_fallbacks: The number of samples decoded by the plain decoder in place of DALI.
+
+    Raises:
+        ValueError: If DALI cannot be used, or `hw_decoder_load` is out of its range.
     """
 
     name = "dali"
     reasons = codes.REASONS
-    depth = 3  # one whose crops are taken, one in DALI's hands, one ready
+    depth = 3  # a batch being collected, one in DALI and one ready
 
     def __init__(
         self,
@@ -62,9 +74,9 @@ class DaliDecoder(BatchDecoder):
             raise ValueError(f"hw_decoder_load {hw_decoder_load}: a share of the batch, from 0 to 1")
         why = why_missing(device)
         if why:
-            others = "torchvision" if kind == "folder" else "ffcv or torchvision"
-            raise ValueError(f"decoder 'dali': {why}; or use {others}")
-        assert device.type == "cpu" or device.index is not None, device  # DALI takes no number for no GPU
+            alternatives = "torchvision" if kind == "folder" else "ffcv or torchvision"
+            raise ValueError(f"decoder 'dali': {why}; or use {alternatives}")
+        assert device.type == "cpu" or device.index is not None, device  # DALI takes None for the CPU
         self.remark = why_slower(device)
         self._turns = kind == "folder"
         self._batch_size, self._num_threads, self._device = batch_size, num_threads, device
@@ -83,7 +95,7 @@ class DaliDecoder(BatchDecoder):
 
     @override
     def encode(self, rows: SampleTable, encoded: Encoded, part: slice) -> None:
-        """JPEGs and raw pictures are read and checked; what DALI is not to decode is decoded here."""
+        """Read and check a slice of the batch, and decode the samples that are not for DALI."""
         if not encoded.read(part):
             return
         for i in range(part.start, part.stop):
@@ -92,15 +104,15 @@ class DaliDecoder(BatchDecoder):
             if rows.mode[i] == MODE_FILE:
                 self._decode_plainly(rows, encoded, i, "no 8-bit JPEG of 1 or 3 components")
             elif not encoded.is_sound[i]:
-                # DALI 2.4 ends the process where its parser refuses a sample of a large batch (its threads go on in memory
-                # that is no more), and takes JPEGs whose end is missing.
+                # Not by DALI: version 2.4 crashes when its parser refuses a sample of a large batch (its
+                # threads go on in freed memory), and it accepts JPEGs without an end.
                 self._decode_plainly(rows, encoded, i, "its markers are out of place, or its end is missing")
 
     def _decode_plainly(self, rows: SampleTable, encoded: Encoded, i: int, reason: str) -> None:
-        encoded.codes[i], picture = self._plain.picture(rows, i)
-        if picture is not None:
+        encoded.codes[i], image = self._plain.picture(rows, i)
+        if image is not None:
             self._count(rows, [i], reason)
-            encoded.pictures[i] = np.ascontiguousarray(picture)
+            encoded.images[i] = np.ascontiguousarray(image)
 
     def _count(self, rows: SampleTable, which: list[int], reason: str) -> None:
         with self._lock:
@@ -109,7 +121,8 @@ class DaliDecoder(BatchDecoder):
         if is_first:
             name = str(rows.path[which[0]]) or f"sample {rows.indices[which[0]]}"
             warnings.warn(
-                f"{name} is decoded on the CPU, not by DALI ({reason}); so will be others like it, unmentioned",
+                f"{name} is decoded on the CPU, not by DALI ({reason}); "
+                "so will be others like it, unmentioned",
                 stacklevel=2,
             )
 
@@ -122,7 +135,7 @@ class DaliDecoder(BatchDecoder):
             status[(status == GOOD) & cannot(box, size, rows.height, rows.width)] = BAD_BOX
         isotropic = tuple(is_isotropic(box) for box in boxes)
         is_raw = rows.mode == MODE_RAW
-        is_raw[list(encoded.pictures)] = True
+        is_raw[list(encoded.images)] = True
         runs = []
         for raw in (False, True):
             which = np.flatnonzero((status == GOOD) & (is_raw == raw))
@@ -131,8 +144,8 @@ class DaliDecoder(BatchDecoder):
                 runs.append((self._pipeline(graph), which))
         for pipeline, which in runs:
             sizes = np.stack([rows.height[which], rows.width[which]], axis=1)
-            is_pinned, of_each = encoded.are_pinned(which), [box[which] for box in boxes]
-            pipeline.submit(encoded.samples(which), sizes, of_each, encoded.arena, is_pinned)
+            is_pinned, run_boxes = encoded.are_pinned(which), [box[which] for box in boxes]
+            pipeline.submit(encoded.samples(which), sizes, run_boxes, encoded.arena, is_pinned)
         self._waiting.append(_Batch(rows, boxes, sizes_px, status, runs))
 
     def _pipeline(self, graph: Graph) -> DaliPipeline:
@@ -148,33 +161,33 @@ class DaliDecoder(BatchDecoder):
     def collect(self) -> tuple[np.ndarray, list[Tensor]]:
         batch = self._waiting.popleft()
         results, errors = [], []
-        # Each of them, also after an error: what is left behind would be the next batch's.
+        # All of them, also after an error, because the next batch would collect a run that is left behind.
         for pipeline, which in batch.runs:
             try:
                 results.append((which, *pipeline.collect()))
-            except Exception as error:  # noqa: BLE001 - the caller's
+            except Exception as error:  # noqa: BLE001 - raised below
                 errors.append(error)
         if errors:
             raise errors[0]
         num = len(batch.codes)
         if len(results) == 1 and len(results[0][0]) == num and not results[0][2]:
             return batch.codes, results[0][1]
-        pictures = [
+        images = [
             torch.zeros((num, size, size, 3), dtype=torch.uint8, device=self._device)
             for size in batch.sizes_px
         ]
         for which, crops, failed in results:
-            put(pictures, which, crops)
+            put(images, which, crops)
             if failed:
-                self._fall_back(batch, pictures, {int(which[i]): failed[i] for i in sorted(failed)})
-        return batch.codes, pictures
+                self._fall_back(batch, images, {int(which[i]): failed[i] for i in sorted(failed)})
+        return batch.codes, images
 
-    def _fall_back(self, batch: _Batch, pictures: list[Tensor], failed: dict[int, str]) -> None:
+    def _fall_back(self, batch: _Batch, images: list[Tensor], failed: dict[int, str]) -> None:
         which = np.array(list(failed))
         outs = [np.zeros((len(which), size, size, 3), np.uint8) for size in batch.sizes_px]
         rows = batch.rows.part(which)
         batch.codes[which] = self._plain.decode(rows, [box[which] for box in batch.boxes], outs)
-        put(pictures, which, [self._moved(torch.from_numpy(out)) for out in outs])
+        put(images, which, [self._moved(torch.from_numpy(out)) for out in outs])
         good = np.flatnonzero(batch.codes[which] == GOOD).tolist()
         if good:
             self._count(rows, good, failed[int(which[good[0]])])

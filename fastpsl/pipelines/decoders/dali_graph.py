@@ -1,6 +1,6 @@
-"""What DALI computes: JPEGs or raw pictures, with boxes, to crops. The one file that imports DALI.
+"""The DALI pipeline from JPEGs or raw images and boxes to crops. Only this file imports DALI.
 
-What needs a GPU (`is_gpu`) has not been run yet.
+The paths for a GPU (`is_gpu`) have not been run yet.
 """
 
 import atexit
@@ -16,19 +16,20 @@ from PIL import Image
 
 from fastpsl.pipelines.decoders.boxes import windows
 
-# Its decoder can be told not to turn pictures upright, and its lists of tensors need no copy.
+# The first version that has a decoder without EXIF rotation and lists of tensors without a copy.
 OLDEST = (2, 2)
-# The filter nearest to an exact area mean, by the box's sides over the crop's. Mean difference in 1/255 on 48 photos for
-# random resized crops to 224 / 112 / 64 px: Gaussian 0.76 / 0.66 / 0.87, linear 0.64 / 1.29 / 1.84, cubic 0.95 / 1.02 / 1.34,
-# linear from 0.85 to 1.4 and Gaussian elsewhere 0.56 / 0.65 / 0.87. Linear copies what keeps its size; all cost the same.
+# The filter closest to an exact area mean, by the ratio of the box's sides to the crop's: linear from 0.85 to
+# 1.4 and Gaussian elsewhere. Mean difference in 1/255 on 48 photos for random resized crops to 224 / 112 / 64
+# px: 0.56 / 0.65 / 0.87, Gaussian alone 0.76 / 0.66 / 0.87, linear 0.64 / 1.29 / 1.84, cubic 0.95 / 1.02 /
+# 1.34. Linear is exact where the size stays. All cost the same.
 _LINEAR_FROM, _LINEAR_TO = 0.85, 1.4
-_SAMPLE_PX = 256  # around its middle there is room for any window
-# The share of a batch that a GPU's hardware decoder is given: that of the run that made 32,200 images/s on an H200.
+_SAMPLE_PX = 256  # leaves room for any window around the middle
+# The share of a batch for a GPU's hardware decoder: that of a run with 32,200 images/s on an H200.
 HW_DECODER_LOAD = 0.9
 
 
 def why_missing(device: torch.device) -> str:
-    """Why DALI cannot be used for batches on `device`, with the remedy; empty where it can."""
+    """Return why DALI cannot make batches on `device`, with the remedy; empty if it can."""
     cuda = (torch.version.cuda or "13").split(".")[0]
     install = f'pip install "fastpsl[dali-cu{cuda}]"'
     try:
@@ -62,8 +63,11 @@ _building, _exiting = threading.Lock(), threading.Event()
 
 @cache
 def _watch_exit() -> None:
-    """At exit DALI ends its pipelines and asserts that none is left. Registered after DALI's import, this comes before that: a
-    thread whose pipeline is ended must not start another."""
+    """Prevent new pipelines during the interpreter's exit.
+
+    DALI's exit handler ends its pipelines and asserts that none is left, so no thread may then start another.
+    Handlers run in reverse order, so this one, registered after DALI's import, runs before DALI's.
+    """
 
     def stop() -> None:
         with _building:
@@ -73,20 +77,36 @@ def _watch_exit() -> None:
 
 
 class Graph(NamedTuple):
-    """What one pipeline does."""
+    """The description of a pipeline.
 
-    is_raw: bool  # it is given pictures, uint8 [H, W, 3], not JPEGs
-    turns: bool  # JPEGs by their EXIF orientation; the sizes of the pictures are its last output then
-    sizes_px: tuple[int, ...]  # of the crops of each sample
-    isotropic: tuple[
-        bool, ...
-    ]  # of each crop: whether it is still to be made, by the isotropic kernel, of a window
+    Attributes:
+        is_raw: Whether the input is images, uint8 [H, W, 3], and not JPEGs.
+        turns: Whether JPEGs are rotated by EXIF. The last output is then the images' shapes.
+        sizes_px: The side of each crop of a sample.
+        isotropic: For each crop, whether the output is a source window for the isotropic kernel.
+        hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1.
+    """
+
+    is_raw: bool
+    turns: bool
+    sizes_px: tuple[int, ...]
+    isotropic: tuple[bool, ...]
     hw_decoder_load: float = HW_DECODER_LOAD
 
 
 def build(graph: Graph, batch_size: int, num_threads: int, device: torch.device, depth: int) -> Any:
-    """A pipeline for `feeds`, with a crop, or the window of one, of each size as its outputs. RuntimeError at the
-    interpreter's exit."""
+    """Build a pipeline for the inputs of `feeds`, with an output for each crop or its window.
+
+    Args:
+        graph: The description of the pipeline.
+        batch_size: The largest batch.
+        num_threads: The number of DALI's threads.
+        device: The device of the outputs.
+        depth: The length of DALI's prefetch queue.
+
+    Raises:
+        RuntimeError: If the interpreter is exiting.
+    """
     with _building:
         if _exiting.is_set():
             raise RuntimeError("the process ends")
@@ -110,12 +130,13 @@ def _build(graph: Graph, batch_size: int, num_threads: int, device: torch.device
     )
     with pipe:
         if graph.is_raw:
-            pictures = source("samples", types.UINT8, 3, "HWC")
-            pictures = pictures.gpu() if is_gpu else pictures
+            images = source("samples", types.UINT8, 3, "HWC")
+            images = images.gpu() if is_gpu else images
         else:
-            # affine ties threads to cores, to the same ones for every rank of a machine. Memory is bounded by DALI's defaults:
-            # 16 MiB on the device and 2 x 8 MiB pinned a thread, which grow with the largest picture alone.
-            pictures = fn.decoders.image(
+            # Without affine, because it binds threads to cores, the same ones for every rank of a machine.
+            # Memory is bounded by DALI's defaults, 16 MiB on the device and 2 x 8 MiB pinned per thread,
+            # which grow only with the largest image.
+            images = fn.decoders.image(
                 source("samples", types.UINT8, 1),
                 device="mixed" if is_gpu else "cpu",
                 output_type=types.RGB,
@@ -126,13 +147,13 @@ def _build(graph: Graph, batch_size: int, num_threads: int, device: torch.device
         for k, size in enumerate(graph.sizes_px):
             if graph.isotropic[k]:
                 start, shape = source(f"start{k}", types.INT32, 1), source(f"shape{k}", types.INT32, 1)
-                window = fn.slice(pictures, start=start, shape=shape, axes=(0, 1))
-                # At the top left of what the largest of the batch needs.
+                window = fn.slice(images, start=start, shape=shape, axes=(0, 1))
+                # Padded at the bottom and the right to the largest window of the batch, to form one tensor.
                 outputs.append(fn.pad(window, axes=(0, 1)) if is_gpu else window)
                 continue
             outputs.append(
                 fn.resize(
-                    pictures,
+                    images,
                     size=(size, size),
                     roi_start=source(f"start{k}", types.FLOAT, 1),
                     roi_end=source(f"end{k}", types.FLOAT, 1),
@@ -141,7 +162,7 @@ def _build(graph: Graph, batch_size: int, num_threads: int, device: torch.device
                 )
             )
         if graph.turns:
-            outputs.append(pictures.shape(device="cpu"))
+            outputs.append(images.shape(device="cpu"))
         pipe.set_outputs(*outputs)
     pipe.build()
     return pipe
@@ -150,18 +171,26 @@ def _build(graph: Graph, batch_size: int, num_threads: int, device: torch.device
 def feeds(
     graph: Graph, samples: list[Any], boxes: list[np.ndarray], is_pinned: bool = False
 ) -> list[tuple[str, Any]]:
-    """Names of inputs and what they are fed with: JPEGs, buffers of uint8 [num_bytes], or pictures, and per crop int32 [n, 5].
+    """Prepare a batch as inputs of a pipeline.
 
-    DALI reads the memory itself: it must live, and stay as it is, until the run is over. is_pinned: of all samples; needs a CUDA
-    device, the thread's current one.
+    DALI reads the samples' memory in place, so it must stay alive and unchanged until the run is over.
+
+    Args:
+        graph: The description of the pipeline.
+        samples: n JPEGs, uint8 [num_bytes], or images, uint8 [H, W, 3].
+        boxes: For each crop int32 [n, 5].
+        is_pinned: Whether all samples lie in pinned memory; the thread's current device must be CUDA.
+
+    Returns:
+        The name and the value of each input.
     """
     dali = _dali()
     types, tensors = dali.types, dali.tensors
     linear, gaussian = int(types.INTERP_LINEAR), int(types.INTERP_GAUSSIAN)
-    # Wrapped here, without a copy: of a list of arrays feed_input makes the same with checks of each, in 8 us a sample under the
-    # interpreter's lock instead of 2.5.
-    # What a GPU's operators read DALI first copies to pinned memory, unless it is told that it lies there; all of a list or none. The
-    # flag (is_pinned) stands third: by its name it costs 1 us a sample.
+    # Wrapped here without a copy, because feed_input would do the same for a list of arrays with checks of
+    # each, which take 8 us per sample under the interpreter's lock instead of 2.5. DALI copies the input of a
+    # GPU's operators to pinned memory first, unless is_pinned says that it lies there; that holds for all of
+    # a list or none. The flag is positional, because by name it costs 1 us per sample.
     wrapped = [tensors.TensorCPU(sample, None, is_pinned) for sample in samples]
     inputs = tensors.TensorListCPU(wrapped, contiguous=False)
     named: list[tuple[str, Any]] = [("samples", inputs)]
@@ -181,7 +210,7 @@ def feeds(
 
 @cache
 def sample_feeds(graph: Graph) -> list[tuple[str, Any]]:
-    """A batch of one small black picture, to try a pipeline with."""
+    """Return the inputs for a batch of one small black image, to test a pipeline with."""
     black = np.zeros((_SAMPLE_PX, _SAMPLE_PX, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(black).save(file, "JPEG")

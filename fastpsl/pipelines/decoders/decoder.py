@@ -1,7 +1,8 @@
-"""The two kinds of decoder: by chunks, into memory that they are given, and by whole batches, into memory of their own.
+"""The two interfaces of decoders: `Decoder` for chunks of a batch, `BatchDecoder` for whole batches.
 
-A box is int32 (top, left, height, width, resampling): source pixels of the upright image, and AREA, ISOTROPIC or DIAGONAL
-(codes.py). A code is int8, 0 = good; the image of a sample with another code is undefined.
+A box is int32 (top, left, height, width, resampling). The first four are in source pixels of the upright
+image, the last is AREA, ISOTROPIC or DIAGONAL (codes.py). A code is int8, 0 = good. The image of a sample
+with another code is undefined.
 """
 
 from abc import ABC, abstractmethod
@@ -11,12 +12,17 @@ import numpy as np
 
 from fastpsl.pipelines.data.dataset import SampleTable
 
-if TYPE_CHECKING:  # writing a beton comes by here, and needs no torch: half a GB, and seconds
+if TYPE_CHECKING:  # writing a beton imports this file but not torch, which takes seconds and half a GB
     from torch import Tensor
 
 
 class Decoder(ABC):
-    """A decoder of any few samples (ffcv, torchvision, synthetic). name: for messages and logs. reasons: code → text."""
+    """A decoder of any number of samples (ffcv, torchvision, synthetic).
+
+    Attributes:
+        name: The name for messages and logs.
+        reasons: The text for each code.
+    """
 
     name: str
     reasons: dict[int, str]
@@ -36,9 +42,12 @@ class Decoder(ABC):
 
 
 class BatchDecoder(ABC):
-    """A decoder of whole batches, whose images come on the loader's device (dali, resident).
+    """A decoder of whole batches that returns images on the loader's device (dali, resident).
 
-    name, reasons: as a `Decoder` has them. depth: how many batches may be submitted before the first is collected.
+    Attributes:
+        name: The name for messages and logs.
+        reasons: The text for each code.
+        depth: The most batches that may be submitted before the first is collected.
     """
 
     name: str
@@ -47,30 +56,33 @@ class BatchDecoder(ABC):
 
     @abstractmethod
     def begin(self, rows: SampleTable) -> Any:
-        """Return room for what `submit` needs of samples that can be had before. Any thread may call it."""
+        """Return an empty container for the input of `submit`. Any thread may call it."""
 
     @abstractmethod
     def encode(self, rows: SampleTable, encoded: Any, part: slice) -> None:
-        """Fill in a slice of what `begin` returned. Any number of threads may call it, a slice of the batch each."""
+        """Fill in a slice of the container that `begin` returned.
+
+        Any number of threads may call it at once, each with a slice of its own.
+        """
 
     @abstractmethod
     def submit(self, rows: SampleTable, encoded: Any, boxes: list[np.ndarray], sizes_px: list[int]) -> None:
-        """Begin one batch. One thread alone submits and collects.
+        """Begin one batch. Only one thread submits and collects.
 
         Args:
             rows: The samples, n of them.
-            encoded: What `begin` returned, filled in.
+            encoded: The container that `begin` returned, filled in.
             boxes: For each view int32 [n, 5].
             sizes_px: For each view the side S of its images.
         """
 
     @abstractmethod
     def collect(self) -> "tuple[np.ndarray, list[Tensor]]":
-        """Return codes, int8 [n], and for each view uint8 [n, S, S, 3] of the oldest batch submitted.
+        """Return the codes, int8 [n], and for each view uint8 [n, S, S, 3] of the oldest batch.
 
-        Batches come in order, and each that was submitted is collected, also after an error.
+        Every submitted batch must be collected, also after an error.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Give back device memory and threads."""
+        """Free device memory and end threads."""

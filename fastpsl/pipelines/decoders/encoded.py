@@ -1,4 +1,4 @@
-"""Samples' bytes, read and checked before a decoder sees them: the same checks, in the same order, for every decoder."""
+"""Reading and checking of samples' bytes before they are decoded, with the same checks for ffcv and DALI."""
 
 import os
 import zlib
@@ -28,11 +28,24 @@ from fastpsl.pipelines.decoders.codes import (
 from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header, pread_into
 
 
-@njit(nogil=True)  # cached as a part of the loops that call it, whose keys know of this file
+@njit(nogil=True)  # cached only within the loops that call it, because their keys include this file's stamp
 def read_checked(
     fd: int, offset: int, num_bytes: int, height: int, width: int, mode: int, out: np.ndarray
 ) -> int:
-    """Read a sample into `out` (uint8, at least num_bytes); height and width are those stored. A code."""
+    """Read a sample and check its header.
+
+    Args:
+        fd: The open file.
+        offset: The sample's first byte in the file.
+        num_bytes: The sample's size.
+        height: The height of the stored image, before any rotation.
+        width: The width of the stored image.
+        mode: MODE_RAW or MODE_JPEG.
+        out: The destination, uint8, at least num_bytes.
+
+    Returns:
+        A code (codes.py).
+    """
     if mode == MODE_RAW:
         if num_bytes != height * width * 3:
             return RAW_SIZE
@@ -53,8 +66,11 @@ def read_checked(
 
 @njit(nogil=True)
 def _is_sound(jpeg: np.ndarray) -> bool:
-    """Whether every marker up to the first scan stands where the one before it says, with one frame of 8 bits among them,
-    and an end-of-image marker behind the last scan (in whose data 0xFF is followed by 0)."""
+    """Return whether a JPEG's markers are in place.
+
+    Every segment up to the first scan must begin where the one before it ends, with one frame of 8 bits among
+    them. An end-of-image marker must follow the last scan. (Within a scan's data 0xFF is followed by 0.)
+    """
     at, num_frames = 2, 0
     while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
         marker = jpeg[at + 1]
@@ -102,9 +118,9 @@ def _compiled(stamp: int) -> Callable[..., int]:
         first: int,
         stop: int,
     ) -> int:
-        """Samples first to stop of a batch, each to its place; how many are good and not for DALI to decode as they are."""
+        """Read samples `first` to `stop` of a batch and return how many good ones DALI must not decode."""
         num_odd = 0
-        if stamp < 0:  # never: it is named here to be part of the cache's key
+        if stamp < 0:  # never true: it makes `stamp` a part of the cache's key
             return num_odd
         for i in range(first, stop):
             if codes[i] != GOOD:
@@ -126,7 +142,10 @@ def _compiled(stamp: int) -> Callable[..., int]:
 
 
 def stamp(*modules: ModuleType) -> int:
-    """Changes when one of the files does: numba caches a function by its own file's date alone, whatever it calls."""
+    """Return a checksum of the modules' files, for the cache keys of compiled functions that call into them.
+
+    numba's own key has the date of the function's file alone.
+    """
     return zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
@@ -134,16 +153,26 @@ _read_part = _compiled(stamp(codes, image_file, libffcv, rows))
 
 
 class Encoded:
-    """The samples of a batch as they are stored: `read` brings them, part by part, any threads at once.
+    """The stored bytes of a batch, which any number of threads read part by part.
 
-    codes: int8 [n]. is_sound: bool [n], False for a JPEG that a decoder might take amiss: markers out of place, two frames, no
-    end-of-image marker. Files that are no JPEGs (MODE_FILE) are not read. `pictures`: what has been decoded already, by position.
+    Files that are not JPEGs (MODE_FILE) are not read.
+
+    Args:
+        rows: The samples, n of them.
+        arenas: The pool for the bytes' memory.
+
+    Attributes:
+        codes: int8 [n].
+        is_sound: bool [n]. False for a JPEG that may upset a decoder: its markers are out of place, it has
+            two frames, or no end-of-image marker.
+        images: Images that are already decoded, uint8 [H, W, 3], by position.
+        arena: The memory of the bytes.
     """
 
     def __init__(self, rows: SampleTable, arenas: Arenas) -> None:
         num = len(rows.indices)
         self.codes, self.is_sound = np.zeros(num, np.int8), np.ones(num, np.bool_)
-        self.pictures: dict[int, np.ndarray] = {}
+        self.images: dict[int, np.ndarray] = {}
         self._rows, self._has_paths = rows, bool((rows.path != "").any())
         self._fds = rows.fd.copy() if self._has_paths else rows.fd
         self._starts = np.zeros(num + 1, np.int64)
@@ -151,11 +180,18 @@ class Encoded:
         self.arena = arenas.take(int(self._starts[-1]))
 
     def read(self, part: slice) -> int:
-        """Of `part` (with its start and stop): how many samples are good, and no JPEGs or not sound ones."""
-        rows, opened = self._rows, []
+        """Read and check a slice of the samples.
+
+        Args:
+            part: The slice, with a start and a stop.
+
+        Returns:
+            The number of good samples that are neither raw nor a sound JPEG.
+        """
+        rows, open_fds = self._rows, []
         try:
             if self._has_paths:
-                opened = self._open(part)
+                open_fds = self._open(part)
             return _read_part(
                 self._fds,
                 rows.offset,
@@ -171,40 +207,47 @@ class Encoded:
                 part.stop,
             )
         finally:
-            for fd in opened:
+            for fd in open_fds:
                 os.close(fd)
 
     def _open(self, part: slice) -> list[int]:
-        opened = []
+        open_fds = []
         for i in range(part.start, part.stop):
             if self._rows.path[i] and self._rows.mode[i] != MODE_FILE:
                 fd = self._fds[i] = _open(self._rows, i)
                 if fd >= 0:
-                    opened.append(fd)
+                    open_fds.append(fd)
                 else:
                     self.codes[i] = CHANGED
-        return opened
+        return open_fds
 
     def are_pinned(self, which: np.ndarray) -> bool:
-        """Whether all of `samples(which)` lie in a pinned arena."""
-        return self.arena.is_pinned and self.pictures.keys().isdisjoint(which.tolist())
+        """Return whether all of `samples(which)` lie in pinned memory."""
+        return self.arena.is_pinned and self.images.keys().isdisjoint(which.tolist())
 
     def samples(self, which: np.ndarray) -> list[np.ndarray]:
-        """Of the arena: a JPEG's bytes, or a raw picture, uint8 [H, W, 3]; or the picture in `pictures`."""
-        # Arrays: of slices of a memoryview DALI makes inputs at three times the cost.
+        """Return samples without a copy.
+
+        Args:
+            which: Positions in the batch, int [m].
+
+        Returns:
+            For each a JPEG's bytes, uint8 [num_bytes], or a raw or decoded image, uint8 [H, W, 3].
+        """
+        # Arrays, because DALI's inputs from slices of a memoryview cost three times as much.
         memory, starts, rows = self.arena.memory, self._starts.tolist(), self._rows
         samples = [memory[starts[i] : starts[i + 1]] for i in which.tolist()]
-        if self.pictures or rows.mode[which].any():
+        if self.images or rows.mode[which].any():
             for place, i in enumerate(which.tolist()):
-                if i in self.pictures:
-                    samples[place] = self.pictures[i]
+                if i in self.images:
+                    samples[place] = self.images[i]
                 elif rows.mode[i] == MODE_RAW:
                     samples[place] = samples[place].reshape(rows.height[i], rows.width[i], 3)
         return samples
 
 
 def _open(rows: SampleTable, i: int) -> int:
-    """An open file, or -1 where it is gone or has another size than it had."""
+    """Open a file, or return -1 if it is gone or its size has changed."""
     try:
         fd = os.open(rows.path[i], os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

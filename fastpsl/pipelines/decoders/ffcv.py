@@ -1,7 +1,7 @@
-"""libffcv on the CPU: read, check, decode once, every crop resized, in one compiled loop over a chunk of samples.
+"""The ffcv decoder on the CPU: one compiled loop reads, checks, decodes and crops a chunk of samples.
 
-The loop holds no lock and calls no threading layer: the loader's threads run it side by side, each with its own
-scratch. libffcv trusts its caller, so headers, sizes and boxes are checked here first.
+The loop holds no lock and calls no threading layer. The loader's threads run it in parallel, each with its
+own scratch memory. libffcv trusts its caller, so headers, sizes and boxes are checked here first.
 """
 
 import threading
@@ -22,23 +22,24 @@ from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.decoders.encoded import read_checked, stamp
 from fastpsl.pipelines.decoders.libffcv import Handle, decode_into, library
 
-# A JPEG is decoded at 1/d (2, 4, 8) where every crop is at least 1.5 d times its output. Measured on 40 photos, d = 2 / 4 / 8,
-# mean difference to a full decode in 1/255: from 1.0 d on 2.2 / 2.4 / 3.1, from 1.5 d on 1.5 / 1.6 / 2.0, from 2 d on 1.1 / 1.1 / 1.4.
+# A JPEG is decoded at 1/d (2, 4, 8) where every box is at least 1.5 d times as large as its crop. The mean
+# difference to a full decode in 1/255 on 40 photos, for d = 2 / 4 / 8: with 1.0 d 2.2 / 2.4 / 3.1, with 1.5 d
+# 1.5 / 1.6 / 2.0, with 2 d 1.1 / 1.1 / 1.4.
 SCALE_MARGIN = 1.5
 
 
 @njit(cache=True, nogil=True)
 def _denominator(boxes: np.ndarray, sizes: np.ndarray, i: int) -> int:
-    """1, 2, 4 or 8: how much smaller sample i may be decoded."""
+    """Return by what factor (1, 2, 4 or 8) sample i may be decoded smaller."""
     denominator = 8
     for k in range(boxes.shape[0]):
-        least = min(boxes[k, i, 2], boxes[k, i, 3])
-        while denominator > 1 and least < SCALE_MARGIN * denominator * sizes[k]:
+        shorter = min(boxes[k, i, 2], boxes[k, i, 3])
+        while denominator > 1 and shorter < SCALE_MARGIN * denominator * sizes[k]:
             denominator //= 2
     return denominator
 
 
-@njit(nogil=True)  # cached as a part of the loop below alone, whose key knows of the files it calls
+@njit(nogil=True)  # cached only within the loop below, because its key includes the stamp of all files called
 def _decode_one(
     fd: int,
     offset: int,
@@ -53,7 +54,10 @@ def _decode_one(
     pixels: np.ndarray,
     handle: int,
 ) -> tuple[int, int]:
-    """(code, denominator); the picture is in `pixels`, ceil(height / denominator) x ceil(width / denominator) x 3."""
+    """Decode a sample into `pixels` and return its code and denominator.
+
+    The image has ceil(height / denominator) x ceil(width / denominator) x 3 values.
+    """
     all_area = True
     for k in range(boxes.shape[0]):
         top, left, box_height, box_width = boxes[k, i, 0], boxes[k, i, 1], boxes[k, i, 2], boxes[k, i, 3]
@@ -68,7 +72,7 @@ def _decode_one(
     code = read_checked(fd, offset, num_bytes, height, width, mode, pixels if mode == MODE_RAW else encoded)
     if code != GOOD or mode == MODE_RAW:
         return code, 1
-    # libjpeg's scaling resamples along the picture's axes, which an isotropic crop must not show.
+    # At full size for an isotropic crop, which must not show the image's axes as libjpeg's scaling does.
     denominator = _denominator(boxes, sizes, i) if all_area else 1
     if decode_into(encoded, num_bytes, height, width, pixels, 1, denominator, handle) != 0:
         return CORRUPT, 1
@@ -76,7 +80,7 @@ def _decode_one(
 
 
 def _compiled(stamp: int) -> Callable[..., None]:
-    """The loop. numba caches it by this file's date alone, though it holds code of other files: `stamp` tells of those."""
+    """Compile the loop. It contains code of other files, so `stamp` makes them a part of the cache's key."""
 
     @njit(cache=True, nogil=True)
     def decode_chunk(
@@ -94,9 +98,9 @@ def _compiled(stamp: int) -> Callable[..., None]:
         codes: np.ndarray,
         handle: int,
     ) -> None:
-        if stamp < 0:  # never: it is named here to be part of the cache's key
+        if stamp < 0:  # never true: it makes `stamp` a part of the cache's key
             return
-        # outs is a tuple of arrays: numba compiles this short loop once for each number of views, and caches it.
+        # outs is a tuple of arrays, so numba compiles and caches this short loop for each number of views.
         for i in range(len(codes)):
             height, width = int(heights[i]), int(widths[i])
             codes[i], denominator = _decode_one(
@@ -133,7 +137,11 @@ _decode_chunk = _compiled(stamp(area, codes, encoded, isotropic, libffcv, rows))
 
 
 class FfcvDecoder(Decoder):
-    """Raises ValueError where libffcv is not installed."""
+    """A decoder on the CPU for betons.
+
+    Raises:
+        ValueError: If libffcv is not installed.
+    """
 
     name = "ffcv"
     reasons = REASONS
@@ -168,14 +176,14 @@ class FfcvDecoder(Decoder):
         return status
 
     def _handle(self) -> Handle:
-        """This thread's own; it ends with the thread."""
+        """Return this thread's handle, which is freed with the thread."""
         handle: Handle | None = getattr(self._scratch, "handle", None)
         if handle is None:
             handle = self._scratch.handle = Handle("tjInitDecompress")
         return handle
 
     def _memory(self, use: str, num_bytes: int) -> np.ndarray:
-        """This thread's own scratch: it grows to the largest sample seen."""
+        """Return this thread's scratch memory for a use; it grows to the largest sample."""
         memory: np.ndarray | None = getattr(self._scratch, use, None)
         if memory is None or len(memory) < num_bytes:
             memory = np.empty(num_bytes, np.uint8)

@@ -1,6 +1,6 @@
-"""Whether a GPU has JPEG decoders in hardware, as nvJPEG tells: A100, H100, H200, B200, Ada's server cards and others do.
+"""A query of nvJPEG for hardware JPEG decoders.
 
-What needs a GPU has not been run yet.
+A100, H100, H200, B200, Ada's server cards and others have them. The paths for a GPU have not been run yet.
 """
 
 import ctypes
@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-_SUCCESS, _ARCH_MISMATCH = 0, 7  # nvjpegStatus_t (nvjpeg.h); a mismatch is that of the device
+_SUCCESS, _ARCH_MISMATCH = 0, 7  # nvjpegStatus_t (nvjpeg.h); the mismatch means no decoder in the device
 
 
 @cache
 def why_slower(device: torch.device) -> str:
-    """For people, empty where there is such a decoder or nobody can tell."""
+    """Return a remark on a GPU without a hardware decoder; empty if it has one or it is unknown."""
     if device.type != "cuda":
         return ""
     with torch.cuda.device(device):
@@ -24,13 +24,19 @@ def why_slower(device: torch.device) -> str:
         num = num_engines(_library())
     if num != 0:
         return ""
-    return f"{torch.cuda.get_device_name(device)} has no hardware JPEG decoder: the host's cores take a part of each picture"
+    return (
+        f"{torch.cuda.get_device_name(device)} has no hardware JPEG decoder: "
+        "the host's cores take a part of each picture"
+    )
 
 
 def num_engines(library: Any) -> int | None:
-    """Of the current device; None where nvJPEG does not say. `library`: nvJPEG's, or None.
+    """Return the number of hardware decoders of the current device; None if nvJPEG does not report it.
 
     Source: nvJPEG's documentation, nvjpegGetHardwareDecoderInfo.
+
+    Args:
+        library: The nvJPEG library, or None.
     """
     handle, num, num_cores = ctypes.c_void_p(), ctypes.c_uint(0), ctypes.c_uint(0)
     if library is None or library.nvjpegCreateSimple(ctypes.byref(handle)) != _SUCCESS:
@@ -48,7 +54,7 @@ def num_engines(library: Any) -> int | None:
 
 
 def _library() -> Any:
-    """The nvJPEG that is installed beside DALI, or the system's; None where there is neither."""
+    """Load the nvJPEG that is installed beside DALI, else the system's; return None without either."""
     major = (torch.version.cuda or "13").split(".")[0]
     name = f"libnvjpeg.so.{major}"
     spec = importlib.util.find_spec("nvidia")

@@ -1,17 +1,14 @@
-"""libffcv, ffcv's C library, for its call of libjpeg-turbo's decoder: the one file that finds, loads and calls it.
+"""Bindings of libffcv, ffcv's C library, which calls libjpeg-turbo's decoder.
 
-The package ffcv itself is never imported: that takes 4.2 s and 860 MB, and sets torch's and numba's thread
-counts to 1.
+The package ffcv itself is never imported, because that takes 4.2 s and 860 MB, and sets torch's and numba's
+thread counts to 1.
 
-Two ways in:
-- plain Python through ctypes, which releases the GIL: `Codec`;
-- numba: `decode_into`, `pread_into` may be called from functions compiled with
-  `njit(cache=True, nogil=True)`.
-  They name external symbols, which `library()` registers in each process, so the compiled callers are
-  cacheable; a ctypes function object in their place is a "dynamic global", and every process would compile
-  again.
+`Codec` is for plain Python, through ctypes, which releases the GIL. `decode_into` and `pread_into` are for
+functions compiled with `njit(cache=True, nogil=True)`. They name external symbols, which `library()`
+registers in each process, so that their callers can be cached. A ctypes function object instead would be a
+"dynamic global", and every process would compile again.
 
-The C code trusts its caller. Check `jpeg_header` against the table before a buffer goes to it.
+The C code trusts its caller. Check `jpeg_header` against the table before decoding a buffer.
 """
 
 import ctypes
@@ -26,8 +23,8 @@ from numba import njit, types
 
 INSTALL = "pip install 'fastpsl[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
 
-_MAX_KEPT_BYTES = 3 << 23  # of a buffer: larger ones are given back after each picture
-# Status of jpeg_header.
+_MAX_KEPT_BYTES = 3 << 23  # larger buffers are freed after each image
+# The status of `jpeg_header`.
 HEADER_GOOD, HEADER_NOT_JPEG, HEADER_BROKEN, HEADER_UNSUPPORTED = 0, 1, 2, 3
 HEADER_REASONS = {
     HEADER_GOOD: "good",
@@ -36,7 +33,7 @@ HEADER_REASONS = {
     HEADER_UNSUPPORTED: "JPEG of a kind that is not decoded (lossless, hierarchical or arithmetic)",
 }
 
-# turbojpeg.h: pixels, and how they are decoded.
+# turbojpeg.h: the pixel format, and flags of decoding and encoding.
 _RGB, _FAST_UPSAMPLING, _NO_REALLOC, _FAST_DCT, _ACCURATE_DCT = 0, 256, 1024, 2048, 4096
 _pointer, _u32 = types.intp, types.uint32
 _tj_decode: Any = types.ExternalFunction(
@@ -58,35 +55,36 @@ def _address(function: object) -> int:
     return address
 
 
-# libc needs no library(): the torchvision path reads by it too.
+# Registered at import, because libc needs no library() and DALI's path reads by it without libffcv.
 llvmlite.binding.add_symbol("fastpsl_pread", _address(ctypes.CDLL(None).pread))
 
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and why there is none."""
-    package = PathFinder.find_spec("ffcv")  # a look at sys.path: nothing is imported
+    """Return the library, or None and why it is missing."""
+    package = PathFinder.find_spec("ffcv")  # searches sys.path without importing anything
     folders = list(package.submodule_search_locations or []) if package else []
     files = [file for folder in folders for file in sorted(Path(folder).glob("_libffcv*.so"))]
     if not files:
         return None, "ffcv is not installed"
     try:
         library = ctypes.CDLL(str(files[0]))
-    except OSError as error:  # built against a libturbojpeg or OpenCV that has gone
+    except OSError as error:  # such as a libturbojpeg or OpenCV that is no longer installed
         return None, f"ffcv's library does not load ({error})"
     u32, flag = ctypes.c_uint32, ctypes.c_bool
     pointer = ctypes.c_void_p
     library.imdecode.argtypes = [pointer, ctypes.c_uint64, u32, u32, pointer, *(u32,) * 6, flag, flag]
     library.imdecode.restype = ctypes.c_int
     llvmlite.binding.add_symbol("fastpsl_tj_decode", _address(library.imdecode))
-    reached = library.tjDecompress2 if _reach_turbojpeg(library) else library.imdecode
-    llvmlite.binding.add_symbol("fastpsl_tj_decompress", _address(reached))  # without handles never called
+    # imdecode only fills the symbol's place: without handles it is never called as fastpsl_tj_decompress.
+    decompress = library.tjDecompress2 if _reach_turbojpeg(library) else library.imdecode
+    llvmlite.binding.add_symbol("fastpsl_tj_decompress", _address(decompress))
     return library, ""
 
 
 @functools.cache
 def _reach_turbojpeg(library: ctypes.CDLL) -> bool:
-    """Whether the libturbojpeg that libffcv is linked to can be called through libffcv; its functions' types are told."""
+    """Declare the types of libturbojpeg's functions, and return whether libffcv gives access to them."""
     try:
         library.tjInitCompress.restype = library.tjInitDecompress.restype = ctypes.c_void_p
         library.tjDecompress2.argtypes = [
@@ -102,18 +100,19 @@ def _reach_turbojpeg(library: ctypes.CDLL) -> bool:
 
 
 def library() -> ctypes.CDLL:
-    """libffcv, loaded once a process; call it before compiled code that decodes runs.
+    """Return libffcv, loaded once per process. Call it before running compiled code that decodes.
 
-    Raises ValueError with the remedy where ffcv is not installed or does not load.
+    Raises:
+        ValueError: If ffcv is not installed or does not load. The message has the remedy.
     """
-    found, reason = _load()
-    if found is None:
+    loaded, reason = _load()
+    if loaded is None:
         raise ValueError(f"{reason}: {INSTALL}, or choose the torchvision decoder")
-    return found
+    return loaded
 
 
 def why_missing() -> str:
-    """Why `library()` raises, in words; empty where it does not."""
+    """Return why `library()` raises; empty if it does not."""
     return _load()[1]
 
 
@@ -124,11 +123,15 @@ def _big_endian_16(buffer: np.ndarray, at: int) -> Any:
 
 @njit(cache=True, nogil=True)
 def jpeg_header(buffer: np.ndarray, num_bytes: int) -> tuple[int, int, int, int, int, int]:
-    """Walk the markers of `buffer[:num_bytes]` (uint8) to the frame header, never past the end.
+    """Parse a JPEG to its frame header (ITU-T T.81, Annex B); unlike libjpeg, refuse bytes between segments.
 
-    Returns (status, height, width, num_components, is_progressive, precision_bits); status is HEADER_GOOD or
-    one of the other HEADER_ values, and then the rest is 0. Stricter than libjpeg: bytes between segments are
-    refused. Source: ITU-T T.81, Annex B.
+    Args:
+        buffer: The JPEG, uint8.
+        num_bytes: The JPEG's size. Nothing beyond is read.
+
+    Returns:
+        (status, height, width, num_components, is_progressive, precision_bits). All but the status are 0
+        unless it is HEADER_GOOD.
     """
     if num_bytes < 4 or buffer[0] != 0xFF or buffer[1] != 0xD8:
         return HEADER_NOT_JPEG, 0, 0, 0, 0, 0
@@ -172,60 +175,66 @@ def decode_into(
     scale_denom: int,
     handle: int,
 ) -> int:
-    """Compiled: decode `jpeg[:num_bytes]` to RGB in `out`, a contiguous uint8 array of at least h * w * 3
-    bytes.
+    """Decode a JPEG to RGB, in compiled code.
 
-    `height`, `width` are the JPEG's own, checked by `jpeg_header`; h = ceil(height * scale_num /
-    scale_denom), w alike, with the scale one of 1/1, 1/2, 1/4, 1/8. handle: a `Handle`'s address, used by one
-    thread at a time. Returns 0, or -1 after a libjpeg error or
-    warning (`out` then holds what was decoded).
+    Args:
+        jpeg: The JPEG, uint8.
+        num_bytes: The JPEG's size.
+        height: The height in its header, checked by `jpeg_header`.
+        width: The width in its header.
+        out: The destination, contiguous uint8 of at least h * w * 3, where h is height * scale rounded up.
+        scale_num: The numerator of the scale, which is 1/1, 1/2, 1/4 or 1/8.
+        scale_denom: The denominator of the scale.
+        handle: The address of a `Handle`, used by one thread at a time.
+
+    Returns:
+        0, or -1 after a libjpeg error or warning (`out` then holds what was decoded).
     """
-    if handle != 0:  # as imdecode does, whose own handles outlive their threads: 6 kB each
+    source, pixels = jpeg.ctypes.data, out.ctypes.data
+    if handle != 0:  # the call that imdecode makes, but its own handles outlive their threads: 6 kB each
+        columns = (width * scale_num + scale_denom - 1) // scale_denom
+        rows = (height * scale_num + scale_denom - 1) // scale_denom
         return _tj_decompress(
-            handle,
-            jpeg.ctypes.data,
-            num_bytes,
-            out.ctypes.data,
-            (width * scale_num + scale_denom - 1) // scale_denom,
-            0,
-            (height * scale_num + scale_denom - 1) // scale_denom,
-            _RGB,
-            _FAST_DCT | _NO_REALLOC,
+            handle, source, num_bytes, pixels, columns, 0, rows, _RGB, _FAST_DCT | _NO_REALLOC
         )
     return _tj_decode(
-        jpeg.ctypes.data,
-        num_bytes,
-        height,
-        width,
-        out.ctypes.data,
-        height,
-        width,
-        0,
-        0,
-        scale_num,
-        scale_denom,
-        0,
-        0,
+        source, num_bytes, height, width, pixels, height, width, 0, 0, scale_num, scale_denom, 0, 0
     )
 
 
 @njit(cache=True, nogil=True)
 def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
-    """Compiled: read up to `num_bytes` at `offset` of an open file into `out` (uint8); returns how many came,
-    -1 on error."""
-    done = 0
-    while done < num_bytes:
-        got = _pread(file, out.ctypes.data + done, num_bytes - done, offset + done)
-        if got < 0:
+    """Read from an open file, in compiled code.
+
+    Args:
+        file: The file descriptor.
+        offset: The first byte.
+        num_bytes: The number of bytes.
+        out: The destination, uint8.
+
+    Returns:
+        The number of bytes read, fewer at the end of the file, or -1 on error.
+    """
+    num_read = 0
+    while num_read < num_bytes:
+        count = _pread(file, out.ctypes.data + num_read, num_bytes - num_read, offset + num_read)
+        if count < 0:
             return -1
-        if got == 0:
+        if count == 0:
             break
-        done += got
-    return done
+        num_read += count
+    return num_read
 
 
 class Handle:
-    """What libturbojpeg keeps for one thread, given back with this object; `address` is 0 where it cannot be reached through libffcv."""
+    """A handle of libturbojpeg for one thread, freed with this object.
+
+    Args:
+        made_by: The function that creates it, "tjInitCompress" or "tjInitDecompress".
+
+    Attributes:
+        address: The handle, or 0 if libffcv gives no access to libturbojpeg.
+    """
 
     def __init__(self, made_by: str) -> None:
         self.address: int = 0
@@ -239,11 +248,10 @@ class Handle:
 
 
 class Codec:
-    """Decode and encode whole images from plain Python; every call releases the GIL, so threads run
-    side by side.
+    """A decoder and encoder of whole images for plain Python; every call releases the GIL.
 
-    One Codec per thread: results lie in buffers of its own that the next call of the same method overwrites.
-    (Fresh arrays of this size are mapped and cleared page by page each time: 0.1 to 1 ms an image.)
+    Use one per thread: the next call of the same method overwrites the result. (Fresh arrays of this size are
+    mapped and cleared page by page each time, which takes 0.1 to 1 ms per image.)
     """
 
     def __init__(self) -> None:
@@ -262,26 +270,25 @@ class Codec:
     def decode(
         self, jpeg: bytes, height: int, width: int, denominator: int = 1, *, to_shrink: bool = False
     ) -> tuple[np.ndarray, bool]:
-        """Decode to RGB as readers do, at 1/denominator (1, 2, 4, 8) of the JPEG's own height
-        and width.
+        """Decode to RGB as `decode_into` does.
 
-        to_shrink: the picture will be halved at least, so colour need not be interpolated between its own
-        pixels first: 0.38 against 0.49 ms for 400 x 533 px.
-        Returns (uint8 [h, w, 3] with sides rounded up, whether libjpeg had neither error nor warning).
+        Args:
+            jpeg: The JPEG.
+            height: The height in its header.
+            width: The width in its header.
+            denominator: The divisor of the size, 1, 2, 4 or 8.
+            to_shrink: Whether the image will be halved at least, so that colour needs no interpolation: 0.38
+                ms instead of 0.49 for 400 x 533 px.
+
+        Returns:
+            uint8 [h, w, 3] with sides rounded up, and whether libjpeg had neither error nor warning.
         """
         rows, columns = -(-height // denominator), -(-width // denominator)
         out = self._buffer("decode", rows * columns * 3)
         if self._decompressor.address:
+            flags = _FAST_DCT | (_FAST_UPSAMPLING if to_shrink else _NO_REALLOC)
             status = self._library.tjDecompress2(
-                self._decompressor.address,
-                jpeg,
-                len(jpeg),
-                out.ctypes.data,
-                columns,
-                0,
-                rows,
-                _RGB,
-                _FAST_DCT | (_FAST_UPSAMPLING if to_shrink else _NO_REALLOC),
+                self._decompressor.address, jpeg, len(jpeg), out.ctypes.data, columns, 0, rows, _RGB, flags
             )
         else:
             whole = (height, width, 0, 0, 1, denominator, False, False)
@@ -289,8 +296,15 @@ class Codec:
         return out.reshape(rows, columns, 3), status == 0
 
     def encode(self, image: np.ndarray, quality: int) -> bytes | None:
-        """Baseline JPEG, 4:2:0, accurate DCT, of contiguous uint8 [H, W, 3]; None where libturbojpeg is out
-        of reach or fails."""
+        """Encode an image as a baseline JPEG, 4:2:0, with the accurate DCT.
+
+        Args:
+            image: Contiguous uint8 [H, W, 3].
+            quality: libjpeg's quality, 1 to 100.
+
+        Returns:
+            The JPEG, or None if libffcv gives no access to libturbojpeg or that fails.
+        """
         if not self._compressor.address:
             return None
         assert image.dtype == np.uint8 and image.flags.c_contiguous and image.size

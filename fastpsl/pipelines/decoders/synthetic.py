@@ -1,4 +1,4 @@
-"""No data at all: the ceiling to compare a loader with, and a stand-in for a beton where none is needed."""
+"""Synthetic data: noise in place of images, to find the ceiling of a loader's speed or replace a beton."""
 
 from typing import final
 
@@ -9,12 +9,16 @@ from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.codes import GOOD, REASONS, check_request
 from fastpsl.pipelines.decoders.decoder import Decoder
 
-_NUM_PICTURES = 16
+_NUM_IMAGES = 16
 
 
 @final
 class Synthetic:
-    """Stands in for a Beton of `num_samples` pictures of height x width px; label = index % num_classes."""
+    """A data set without files, in place of a `Beton` of images of one size; a label is index % num_classes.
+
+    Raises:
+        ValueError: If an argument is below 1.
+    """
 
     kind = "synthetic"
     split = ""
@@ -36,7 +40,7 @@ class Synthetic:
         return self._size + self._size
 
     def rows(self, indices: np.ndarray) -> SampleTable:
-        """Nothing to read: the picture is chosen by the dataset index."""
+        """Return the samples' sizes and labels, with nothing to read."""
         rows = SampleTable.empty(indices)
         rows.fd[:], rows.offset[:], rows.num_bytes[:], rows.mode[:] = -1, 0, 0, 0
         rows.height[:], rows.width[:] = self._size
@@ -63,25 +67,23 @@ class Synthetic:
 
 
 class SyntheticDecoder(Decoder):
-    """Copies one of a few pictures of noise, chosen by the sample's index; reads nothing, crops nothing."""
+    """A decoder that copies one of a few noise images, by the sample's index; it reads and crops nothing."""
 
     name = "synthetic"
     reasons = REASONS
 
     def __init__(self) -> None:
-        self._pictures: dict[int, np.ndarray] = {}
+        self._images: dict[int, np.ndarray] = {}
 
     @override
     def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         check_request(boxes, outs, len(rows.indices))
         for out in outs:
             size = out.shape[1]
-            pictures = self._pictures.get(size)
-            if pictures is None:  # two threads may both make it: the same values, the last one stays
-                pictures = np.random.default_rng(size).integers(
-                    0, 256, (_NUM_PICTURES, size, size, 3), np.uint8
-                )
-                self._pictures[size] = pictures
+            images = self._images.get(size)
+            if images is None:  # without a lock, because two threads would draw the same values
+                images = np.random.default_rng(size).integers(0, 256, (_NUM_IMAGES, size, size, 3), np.uint8)
+                self._images[size] = images
             for i, index in enumerate(rows.indices):
-                out[i] = pictures[index % _NUM_PICTURES]
+                out[i] = images[index % _NUM_IMAGES]
         return np.full(len(rows.indices), GOOD, np.int8)

@@ -1,4 +1,4 @@
-"""The plain way, where nothing can be compiled, and the reference of the tests: torchvision decodes, Pillow resizes."""
+"""The plain decoder, the tests' reference: torchvision decodes, Pillow resizes, and nothing need be built."""
 
 import numpy as np
 from PIL import Image
@@ -13,13 +13,15 @@ from fastpsl.pipelines.decoders.boxes import cannot
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
 
-# The filter nearest to an exact area mean and to ffcv's INTER_AREA, on 25 photos: mean difference to it in 1/255 for
-# random resized crops / halving / enlarging: HAMMING 0.6 / 0.5 / 0.2, BOX 1.7 / 0.8 / 1.2 (whole pixels only),
-# antialiased bilinear 0.6 / 1.3 / 0.8; all take 0.5 to 0.8 ms a crop.
+# The filter closest to an exact area mean and to ffcv's INTER_AREA. On 25 photos, the mean difference in
+# 1/255 for random resized crops / halving / enlarging: HAMMING 0.6 / 0.5 / 0.2, BOX 1.7 / 0.8 / 1.2 (whole
+# pixels only), antialiased bilinear 0.6 / 1.3 / 0.8. All take 0.5 to 0.8 ms a crop.
 _FILTER = Image.Resampling.HAMMING
 
 
 class TorchvisionDecoder(Decoder):
+    """A decoder on the CPU for betons and folders."""
+
     name = "torchvision"
     reasons = codes.REASONS
 
@@ -35,22 +37,21 @@ class TorchvisionDecoder(Decoder):
         for box, out in zip(boxes, outs, strict=True):
             outside |= cannot(box, out.shape[1], rows.height, rows.width)
         for i in range(num):
-            code, picture = self.picture(rows, i)
-            if picture is None or outside[i]:
+            code, image = self.picture(rows, i)
+            if image is None or outside[i]:
                 status[i] = code or codes.BAD_BOX
                 continue
-            picture = np.ascontiguousarray(picture)
+            image = np.ascontiguousarray(image)
             for box, out in zip(boxes, outs, strict=True):
-                _crop(picture, box[i], out[i])
+                _crop(image, box[i], out[i])
         return status
 
     def picture(self, rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
-        """(code, the whole picture of row i, upright, uint8 [H, W, 3], or None)."""
+        """Return the code of row i and its whole image, upright, uint8 [H, W, 3], or None."""
         return _decode_one(rows, i, self._decode_jpeg)
 
 
 def _decode_one(rows: SampleTable, i: int, decode_jpeg: Decode) -> tuple[int, np.ndarray | None]:
-    """(code, uint8 [H, W, 3] or None)."""
     size = int(rows.height[i]), int(rows.width[i])
     data = read_bytes(rows, i)
     if rows.path[i] and len(data) != rows.num_bytes[i]:
@@ -65,7 +66,7 @@ def _decode_one(rows: SampleTable, i: int, decode_jpeg: Decode) -> tuple[int, np
         return _decode_file(data, size)
     if rows.mode[i] != MODE_JPEG:
         return codes.BAD_MODE, None
-    # Before the decoder allocates what a damaged header asks for.
+    # Checked first, because the decoder would allocate memory for any size in a damaged header.
     status, height, width, components, _, _ = jpeg_header(np.frombuffer(data, np.uint8), len(data))
     if status != HEADER_GOOD:
         return codes.NOT_JPEG, None
@@ -74,25 +75,25 @@ def _decode_one(rows: SampleTable, i: int, decode_jpeg: Decode) -> tuple[int, np
         return codes.WRONG_SIZE, None
     if components not in (1, 3):
         return codes.WRONG_COMPONENTS, None
-    picture = decode_jpeg(data)
-    return (codes.CORRUPT, None) if picture is None else (codes.GOOD, turn(picture, orientation))
+    image = decode_jpeg(data)
+    return (codes.CORRUPT, None) if image is None else (codes.GOOD, turn(image, orientation))
 
 
 def _decode_file(data: bytes, size: tuple[int, int]) -> tuple[int, np.ndarray | None]:
     try:
-        picture = decode_any(data)
+        image = decode_any(data)
     except BrokenImage:
         return codes.BAD_FILE, None
-    return (codes.GOOD, picture) if picture.shape[:2] == size else (codes.CHANGED, None)
+    return (codes.GOOD, image) if image.shape[:2] == size else (codes.CHANGED, None)
 
 
-def _crop(picture: np.ndarray, box: np.ndarray, out: np.ndarray) -> None:
+def _crop(image: np.ndarray, box: np.ndarray, out: np.ndarray) -> None:
     top, left, height, width, resampling = (int(value) for value in box)
     if resampling == codes.AREA:
-        image = Image.fromarray(picture)
-        out[:] = np.asarray(image.resize(out.shape[:2], _FILTER, (left, top, left + width, top + height)))
+        source = (left, top, left + width, top + height)
+        out[:] = np.asarray(Image.fromarray(image).resize(out.shape[:2], _FILTER, source))
         return
-    # One compiled variant, for read-only arrays too.
-    pixels = np.require(picture, requirements=("C", "W")).reshape(-1)
-    rows, columns = picture.shape[:2]
+    # Contiguous and writable, so that numba compiles a single variant.
+    pixels = np.require(image, requirements=("C", "W")).reshape(-1)
+    rows, columns = image.shape[:2]
     isotropic_resize(pixels, rows, columns, top, left, height, resampling == DIAGONAL, out)

@@ -1,7 +1,7 @@
-"""Whole pictures of their own sizes with what is annotated on them, in batches: for detection and segmentation.
+"""A loader of whole images in their own sizes with their annotations, for detection and segmentation.
 
-They are few and large, and the step is long: threads read them, each by `read`. The order, its split over
-ranks and the place to go on from are the Loader's (order.py).
+Images are few and large and the step is long, so threads call a plain function for each. The order, its split
+over ranks and resuming are as in `Loader` (order.py).
 """
 
 import functools
@@ -23,7 +23,7 @@ from fastpsl.pipelines.loader.workers import Workers, default_num_threads
 from fastpsl.pipelines.views import ViewSpec
 
 AnnotatedImage = tuple[Tensor, dict[str, Tensor]]
-"""A picture, uint8 [3, h, w], and what is known of it."""
+"""An image, uint8 [3, h, w], and its annotations by name."""
 
 
 @final
@@ -31,7 +31,14 @@ AnnotatedImage = tuple[Tensor, dict[str, Tensor]]
 class AnnotatedBatch:
     """One rank's part of a step, on the device.
 
-    images: uint8 [3, h, w] each. targets: of each image, as `read` gives them. indices: int64 [B], in the data set. labels: -1 [B].
+    Attributes:
+        images: B tensors, uint8 [3, h, w].
+        targets: The annotations of each image, as the loader's `read` returns them.
+        indices: The dataset indices, int64 [B].
+        labels: -1 for each image, int64 [B].
+        epoch: The epoch, from 0.
+        step: The step in the epoch, from 0.
+        bad: Always empty; a sample that cannot be read raises.
     """
 
     images: list[Tensor]
@@ -43,12 +50,17 @@ class AnnotatedBatch:
     bad: list[BadSample] = field(default_factory=list)
 
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
-        """None: the pictures are no views."""
+        """Return an empty list, because whole images are not views.
+
+        Args:
+            views: The loader's views, none.
+            dtype: Unused.
+        """
         assert not views
         return []
 
     def first(self, num: int) -> "AnnotatedBatch":
-        """Copy the first `num` pictures (all, where there are fewer) with their targets to the host, to be shown to people."""
+        """Copy the first `num` images (or all, if fewer) and their targets to the host, to be displayed."""
         return AnnotatedBatch(
             [image.cpu() for image in self.images[:num]],
             [{key: value.cpu() for key, value in target.items()} for target in self.targets[:num]],
@@ -62,10 +74,25 @@ class AnnotatedBatch:
 
 @final
 class AnnotatedLoader:
-    """Batches of `batch_size` (of a rank) in the order of (seed, epoch), the last partial global batch of an epoch dropped.
+    """A source of shuffled batches of annotated images, in the order of (seed, epoch).
 
-    read: (index, epoch) → the picture and its annotations, in threads; a pure function, so that any position can be reached at once.
-    ValueError where there are fewer samples than a global batch; `epoch` raises what `read` does, and TimeoutError.
+    The last partial global batch of an epoch is dropped.
+
+    Args:
+        read: Returns the image and its annotations for (index, epoch). It is called in threads and must be a
+            pure function, so that an epoch can start at any step.
+        num_samples: The number of samples.
+        batch_size: Samples per rank and step.
+        seed: The seed of the order.
+        rank: This process's rank, 0 to world - 1.
+        world: The number of ranks.
+        num_threads: Threads that read; by default this process's share of the cores.
+        device: The device of the batches; by default the CPU.
+        prefetch_batches: The most batches in flight or ready, not counting the consumer's own.
+        timeout_s: The longest wait for one image, in seconds.
+
+    Raises:
+        ValueError: If there are fewer samples than one global batch.
     """
 
     decoder_name = "torchvision"
@@ -88,7 +115,8 @@ class AnnotatedLoader:
     ) -> None:
         if num_samples < batch_size * world:
             raise ValueError(
-                f"{num_samples} samples are fewer than one global batch of {batch_size * world}; lower the batch size or use more data"
+                f"{num_samples} samples are fewer than one global batch of {batch_size * world}; "
+                "lower the batch size or use more data"
             )
         self.read, self.num_samples, self.batch_size, self.seed = read, num_samples, batch_size, seed
         self.rank, self.world, self.device = rank, world, device or torch.device("cpu")
@@ -99,7 +127,18 @@ class AnnotatedLoader:
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
     ) -> Generator[AnnotatedBatch, None, None]:
-        """Batches of an epoch from `first_step` on; nothing before it is read. Leaving it early cancels what has not begun."""
+        """Return an iterator over the batches of an epoch, which may be left early.
+
+        Args:
+            epoch: The epoch, from 0.
+            first_step: The first step to yield. Nothing before it is read.
+            order: None; other orders are not supported.
+
+        Raises:
+            ValueError: If the loader is closed.
+            TimeoutError: From the iterator, if an image takes longer than `timeout_s`. It closes the loader.
+                Errors of `read` are raised there, too.
+        """
         assert order is None and 0 <= first_step <= self.num_steps, first_step
         if self._workers.closed:
             raise ValueError("the loader is closed; make a new one")
@@ -124,7 +163,7 @@ class AnnotatedLoader:
                 step, indices, readings = under_way[0]
                 batch = self._batch(epoch, step, indices, [self._wait(reading) for reading in readings])
                 under_way.popleft()
-                start_readings()  # before the consumer goes to work: the batch in its hands does not count
+                start_readings()  # before the yield: the consumer's batch does not count as prefetched
                 yield batch
         finally:
             for _, _, readings in under_way:
@@ -136,7 +175,7 @@ class AnnotatedLoader:
             return
         try:
             reading.set_result(self.read(index, epoch))
-        except BaseException as error:  # noqa: BLE001  (raised in the consumer)
+        except BaseException as error:  # noqa: BLE001 - raised in the consumer
             reading.set_exception(error)
 
     def _wait(self, reading: Future[AnnotatedImage]) -> AnnotatedImage:
@@ -149,7 +188,7 @@ class AnnotatedLoader:
         return reading.result()
 
     def _batch(
-        self, epoch: int, step: int, indices: np.ndarray, read: list[AnnotatedImage]
+        self, epoch: int, step: int, indices: np.ndarray, samples: list[AnnotatedImage]
     ) -> AnnotatedBatch:
         def move(tensor: Tensor) -> Tensor:
             if self.device.type != "cuda":
@@ -157,10 +196,10 @@ class AnnotatedLoader:
             return tensor.pin_memory().to(self.device, non_blocking=True)
 
         return AnnotatedBatch(
-            images=[move(image) for image, _ in read],
-            targets=[{name: move(value) for name, value in target.items()} for _, target in read],
+            images=[move(image) for image, _ in samples],
+            targets=[{name: move(value) for name, value in target.items()} for _, target in samples],
             indices=move(torch.from_numpy(indices)),
-            labels=torch.full((len(read),), -1, device=self.device),
+            labels=torch.full((len(samples),), -1, device=self.device),
             epoch=epoch,
             step=step,
         )
@@ -179,8 +218,19 @@ _decoder = functools.cache(TorchvisionDecoder)
 
 
 def read_picture(data: Dataset, index: int) -> Tensor:
-    """Sample `index` whole and upright, uint8 [3, h, w]. BadSampleError, which names it, where it cannot be decoded."""
-    code, picture = _decoder().picture(data.rows(np.array([index])), 0)
-    if picture is None:
+    """Decode a whole sample.
+
+    Args:
+        data: The open data set.
+        index: The sample's dataset index.
+
+    Returns:
+        The upright image, uint8 [3, h, w].
+
+    Raises:
+        BadSampleError: If the sample cannot be decoded. The message names it.
+    """
+    code, image = _decoder().picture(data.rows(np.array([index])), 0)
+    if image is None:
         raise BadSampleError(f"{data.name(index)}: {_decoder().reasons[code]}")
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -1,7 +1,8 @@
-"""An order in which every class stands equally often (uic.txt, section 4.2, "Class balance sampling").
+"""An order in which every class occurs equally often (uic.txt, section 4.2, "Class balance sampling").
 
-The paper says no more than that. DeepCluster draws as many of each cluster with replacement; here a class's draws go round its
-members, so that an image of a class that needs all of them is never left out by chance.
+The paper gives no details. DeepCluster draws equally many samples of each cluster with replacement. Here a
+class's draws cycle through its members, so that chance leaves no image out while a class has enough draws for
+all of them.
 """
 
 import numpy as np
@@ -12,12 +13,20 @@ from fastpsl.pipelines.loader.order import epoch_order, sort_keys
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch of training: int64 [N], indices of `labels` (int [N], none below 0, N > 0), each 0 to N times.
+    """Return the class-balanced order of a training epoch, a pure function of its arguments.
 
-    Each of the K' classes that are not empty stands there N // K' times; those that make up the rest of N, once more each, are
-    drawn. A class of n that stands there q n + r times has each member q times, and r of them, drawn, once more. All of it is
-    shuffled. A pure function of its arguments: drawn are the lowest sort keys, a sample's being the first two words of
-    (seed, epoch, its index) in Slot.BALANCE, those of a class the next two of (seed, epoch, the class).
+    Each of the K non-empty classes gets N // K draws, and N % K randomly chosen classes get one more. A class
+    of n members with q * n + r draws contributes each member q times, and r randomly chosen members once
+    more. The whole is shuffled. Each random choice takes the lowest sort keys in Slot.BALANCE: a sample's key
+    is the first two words for (seed, epoch, index), a class's the next two for (seed, epoch, class).
+
+    Args:
+        labels: The class of each sample, int [N], N > 0, none negative.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+
+    Returns:
+        int64 [N]: indices into `labels`, each 0 to N times.
     """
     num_samples = len(labels)
     assert num_samples and labels.min() >= 0, "labels are missing"

@@ -1,4 +1,4 @@
-"""Batches from a decoder that takes whole batches, in order, some ahead of the one that it gives back (dali, resident)."""
+"""The engine of a loader for a `BatchDecoder` (dali, resident): whole batches, in order."""
 
 import threading
 import weakref
@@ -12,14 +12,14 @@ from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.loader.pending_batch import PendingBatch
 from fastpsl.pipelines.loader.workers import Workers
 
-# A batch that is being read is waited for so long before an older one is collected. Collecting waits for the decoder, which would then have
-# one batch fewer to overlap: reading 256 JPEGs from memory takes 2 ms, decoding them 8 ms. Storage that is slower than this bound
-# delays a batch by no more than the bound.
+# How long to wait for the batch that is being read before collecting an older one. Collecting blocks on the
+# decoder, which then has one batch fewer to overlap: reading 256 JPEGs from memory takes 2 ms, decoding them
+# 8 ms. Storage that is slower than this bound delays a batch by no more than the bound.
 _READ_WAIT_S = 0.005
 
 
 class _Encoded:
-    """A pending batch, and its samples as the decoder wants to be given them; `ready` when all of them are there."""
+    """A pending batch with its samples in the decoder's input form; `ready` is set once all are filled in."""
 
     def __init__(self, pending: PendingBatch, decoder: BatchDecoder) -> None:
         self.pending, self._decoder = pending, decoder
@@ -34,14 +34,17 @@ class _Encoded:
 
 
 class ByBatches:
-    """Threads read, a further one drives the decoder: it alone submits and collects, in the order of `start`."""
+    """An engine with threads that read and one more that drives the decoder.
+
+    The driver alone submits and collects, in the order of the calls of `start`.
+    """
 
     def __init__(self, decoder: BatchDecoder, num_threads: int) -> None:
         self._decoder = decoder
         self._workers = Workers(num_threads, "fastpsl-loader")
         self._driver = Workers(1, "fastpsl-loader-driver")
         self._queue: SimpleQueue[_Encoded | None] = SimpleQueue()
-        # The driver holds the queue and the decoder, never this object: dropping it ends the driver.
+        # The driver refers to the queue and the decoder only, so deleting this object ends it.
         self._end = weakref.finalize(self, self._queue.put, None)
         self._driver.submit(_drive, self._queue, decoder)
 
@@ -82,7 +85,7 @@ def _drive(queue: "SimpleQueue[_Encoded | None]", decoder: BatchDecoder) -> None
             except Empty:
                 pass
         has_room = bool(upcoming) and len(submitted) < decoder.depth
-        # A read that hangs is the consumer's timeout; this thread holds up nothing.
+        # The wait is unbounded where nothing is submitted: the consumer's timeout covers a read that hangs.
         if has_room and upcoming[0].ready.wait(_READ_WAIT_S if submitted else None):
             _submit(upcoming.pop(), decoder, submitted)
         elif submitted:
@@ -99,7 +102,7 @@ def _submit(encoded: _Encoded, decoder: BatchDecoder, submitted: deque[PendingBa
                 decoder.submit(pending.rows, encoded.samples, pending.boxes, sizes_px)
         except BaseException as error:  # noqa: BLE001 - the consumer's to handle
             pending.fail(error)
-        else:  # also where the consumer has left meanwhile: the batch stands in the decoder's queue
+        else:  # also where the consumer has left meanwhile, because the decoder's queue holds the batch
             submitted.append(pending)
             return
     _finish(pending)

@@ -1,4 +1,4 @@
-"""Batches from a decoder that takes any few samples on any thread and writes into memory that it is given."""
+"""The engine of a loader for a `Decoder` (ffcv, torchvision, synthetic): chunks of a batch, in threads."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from fastpsl.pipelines.loader.workers import Workers
 
 
 class ByChunks:
-    """Threads that decode a batch in chunks; the last of them to end finishes the batch."""
+    """An engine with threads that decode a batch in chunks; the last chunk finishes the batch."""
 
     def __init__(self, decoder: Decoder, num_threads: int) -> None:
         self._decoder = decoder
@@ -33,10 +33,10 @@ class ByChunks:
 
 
 def _allocate(pending: PendingBatch) -> None:
-    """Give the batch its images' memory, with zeros for padding."""
+    """Allocate the batch's images, with zeros for padding."""
     spec, num = pending.spec, len(pending.indices)
     for view in spec.views:
-        # torch's pinned allocator is the ring: it hands a block out again only after the copies from it have ended.
+        # No ring of buffers, because torch's pinned allocator reuses a block after its copies have ended.
         shape, is_pinned = (num, view.crop.size_px, view.crop.size_px, 3), spec.copy_stream is not None
         pending.images.append(torch.empty(shape, dtype=torch.uint8, pin_memory=is_pinned))
         pending.images[-1][pending.num_valid :] = 0

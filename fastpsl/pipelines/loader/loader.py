@@ -1,7 +1,9 @@
-"""Samples to batches of views: one decode a sample, uint8 on the device, the same for any number of ranks and threads.
+"""The loader: samples of a data set in, batches of views on the device out.
 
-The consumer's own next() keeps a bounded number of batches under way in the loader's threads (by_chunks.py for decoders
-on the CPU, by_batches.py for those that have a device). There is no producer, and what goes wrong is raised in the consumer.
+Each sample is decoded once for all of its views, and images stay uint8 up to the device. Batches do not
+depend on the number of threads, nor a step's samples on the number of ranks. The consumer's next() keeps a
+bounded number of batches in flight in the loader's threads (by_chunks.py and by_batches.py, by the kind of
+decoder). There is no producer thread, and every error is raised in the consumer.
 """
 
 import sys
@@ -31,14 +33,33 @@ ORDERS = ("random", "quasi_random")
 
 @final
 class Loader:
-    """Batches of views of `data`, in the order of (seed, epoch).
+    """A source of batches of views of a data set, in the order of (seed, epoch).
 
-    batch_size is per rank. Training (`train=True`) shuffles and drops the last partial global batch; evaluation goes
-    in dataset order and pads with index -1. `decoder`: see `decoders.open_decoder`. num_threads: by default this
-    process's share of the cores. order: random, or quasi_random over `lanes` (quasi_random.py) for training on betons larger
-    than the page cache. prefetch_batches: how many batches at most are read, decoded or ready, beside the one that the consumer has.
-    timeout_s bounds the wait for one batch. hw_decoder_load: the share of each batch that a GPU's hardware JPEG decoder is given
-    (decoder dali; 0 to 1, by default what measured best).
+    Training shuffles and drops the last partial global batch. Evaluation keeps the data set's order and pads
+    the last batch with index -1.
+
+    Args:
+        data: The open data set. The caller closes it.
+        views: The views of each sample, at least one.
+        batch_size: Samples per rank and step.
+        seed: The seed of the order and of the draws.
+        rank: This process's rank, 0 to world - 1.
+        world: The number of ranks.
+        train: Whether to train or to evaluate.
+        order: "random", or "quasi_random" for training on betons larger than the page cache.
+        lanes: The number of lanes of the quasi-random order (quasi_random.py).
+        decoder: A decoder's name, or "auto" (`decoders.choose_decoder`).
+        num_threads: Threads that read and decode; by default this process's share of the cores.
+        device: The device of the batches.
+        prefetch_batches: The most batches in flight or ready, not counting the consumer's own.
+        timeout_s: The longest wait for one batch, in seconds.
+        on_bad_sample: "raise", or "skip" to fill a bad sample's place with another of the batch.
+        hw_decoder_load: The share of each batch for a GPU's hardware JPEG decoder, 0 to 1 (dali only; by
+            default what measured best).
+
+    Raises:
+        ValueError: If an argument is out of its range, or if the data, the views, the order, the decoder and
+            the device do not fit together.
     """
 
     def __init__(
@@ -120,12 +141,21 @@ class Loader:
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
     ) -> Generator[Batch, None, None]:
-        """Batches of an epoch from `first_step` on; nothing before it is decoded. Leaving it early is free.
+        """Return an iterator over the batches of an epoch, which may be left early.
 
-        order: int64 [num_samples], dataset indices, the same on all ranks, instead of the loader's own order; an index may stand
-        there any number of times, and has other draws each time. Training only.
+        Args:
+            epoch: The epoch, from 0.
+            first_step: The first step to yield. Nothing before it is decoded.
+            order: An order in place of the loader's own, for training only: dataset indices, int64
+                [num_samples], the same on all ranks. Repeats of an index have draws of their own.
 
-        Raises BadSampleError (a sample cannot be decoded), TimeoutError (no batch within timeout_s) and OSError.
+        Raises:
+            ValueError: If there is no such epoch or step, if the loader is closed, or if `order` is given to
+                a quasi-random loader. From the iterator, if a file has been cut short.
+            BadSampleError: From the iterator, if a sample cannot be decoded and `on_bad_sample` is "raise",
+                or if no sample of a batch can be decoded.
+            TimeoutError: From the iterator, if a batch takes longer than `timeout_s`. It closes the loader.
+            OSError: From the iterator, if a file cannot be read.
         """
         if epoch < 0 or not 0 <= first_step <= self.num_steps:
             raise ValueError(f"epoch {epoch}, step {first_step}: an epoch has steps 0 to {self.num_steps}")
@@ -133,7 +163,7 @@ class Loader:
         return self._batches(epoch, first_step, None if order is None else self._checked(order))
 
     def _checked(self, order: np.ndarray) -> np.ndarray:
-        """The keys of an order that was given (`order.numbered`)."""
+        """Check the caller's order and return it with its repeats numbered (`order.numbered`)."""
         assert self.train and order.dtype == np.int64 and order.shape == (self.num_samples,), order
         assert order.min() >= 0 and order.max() < self.num_samples
         if self._quasi_random is not None:
@@ -152,14 +182,14 @@ class Loader:
             pass
         elif self._quasi_random is not None:
             order, readahead = self._quasi_random.epoch(epoch, first_step, self.prefetch_batches)
-            if self.decoder_name in ("resident", "synthetic"):  # nothing will be read
+            if self.decoder_name in ("resident", "synthetic"):  # they read no files
                 readahead.close()
                 readahead = None
         elif self.train:
             order = epoch_order(self.seed, epoch, self.num_samples)
         else:
             order = np.arange(self.num_samples)
-        # Names of its own: one that is still open when the interpreter ends finds the module's gone.
+        # Local names, because the module's globals may be gone when the interpreter's exit closes this.
         monotonic, is_finalizing = time.monotonic, sys.is_finalizing
         under_way: deque[PendingBatch] = deque()
         steps = iter(range(first_step, self.num_steps))
@@ -179,16 +209,16 @@ class Loader:
             while under_way:
                 batch = under_way[0].result(self.timeout_s)
                 under_way.popleft()
-                start_batches()  # before the consumer goes to work: the batch in its hands does not count
+                start_batches()  # before the yield: the consumer's batch does not count as prefetched
                 yield batch
         except TimeoutError:
             for pending in under_way:
                 pending.cancelled = True
-            self.close(limit_s=0.0)  # a thread that is stuck is left behind; it does not hold up the exit
+            self.close(limit_s=0.0)  # without joining: a stuck daemon thread does not delay the exit
             under_way.clear()
             raise
         finally:
-            # Waiting for what runs lets the caller close the data the moment this is over.
+            # Wait for the batches in flight, so that the caller may close the data right after.
             for pending in under_way:
                 pending.cancelled = True
             deadline = monotonic() + self.timeout_s
@@ -198,8 +228,12 @@ class Loader:
                 readahead.close(0.0 if self._engine.closed else 5.0)
 
     def device_memory(self) -> dict[str, int]:
-        """Bytes in use on the CUDA device now: of all ("used"), of torch's allocator ("torch"), and of everything else ("other":
-        DALI's pools, which DALI does not report, CUDA's contexts and libraries, other processes). Empty on the CPU."""
+        """Return the bytes in use on the CUDA device now; empty on the CPU.
+
+        Returns:
+            "used", the total; "torch", reserved by torch's allocator; and "other", all the rest: DALI's pools
+            (which DALI does not report), CUDA's contexts and libraries, other processes.
+        """
         if self.device.type != "cuda":
             return {}
         free, total = torch.cuda.mem_get_info(self.device)
@@ -207,11 +241,15 @@ class Loader:
         return {"used": total - free, "torch": by_torch, "other": total - free - by_torch}
 
     def close(self, limit_s: float | None = None) -> None:
-        """Ends the threads. The data is the caller's to close."""
+        """End the threads, but leave the data open.
+
+        Args:
+            limit_s: The longest wait for the threads, in seconds; by default `timeout_s`.
+        """
         self._engine.close(self.timeout_s if limit_s is None else limit_s)
 
     def __del__(self) -> None:
-        """Warns where `close` was left out; its threads end of themselves then."""
+        """Warn about a missing `close`; the engine's finalizers end the threads."""
         engine = getattr(self, "_engine", None)
         if engine is not None and not engine.closed:
             warnings.warn(

@@ -1,7 +1,7 @@
-"""Which sample stands at which position of an epoch: a pure function of (seed, epoch), never of ranks or history.
+"""The order of the samples in an epoch, a pure function of (seed, epoch) and never of ranks or history.
 
-Position p of an epoch is an array look-up, so a run resumes in mid-epoch without reading what came before. A step is
-a slice of positions, split between the ranks: the samples of a step are the same set for any number of ranks.
+A position of an epoch is an index into an array, so a run resumes in mid-epoch without reading anything
+before it. A step is a slice of positions, split between any number of ranks without changing its samples.
 """
 
 import numpy as np
@@ -9,12 +9,12 @@ import numpy as np
 from fastpsl.kernels.draws import Keys, Slot, words
 
 PADDING = -1
-_BLOCK = 1 << 20  # samples whose random words are made at once
+_BLOCK = 1 << 20  # samples per call of `words`: bounds the temporary memory
 _TIMES_SHIFT = 40  # bits of an index: a million million samples, each up to 2**23 times an epoch
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """The order of an epoch of training: int64 [num_samples], a permutation of 0..num_samples-1.
+    """Return the order of a training epoch: int64 [num_samples], a permutation of 0 to num_samples - 1.
 
     Samples are sorted (stably) by their `sort_keys`.
     """
@@ -23,7 +23,10 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 
 def sort_keys(seed: int, epoch: int, num_samples: int, slot: Slot = Slot.ORDER) -> np.ndarray:
-    """uint64 [num_samples]: 64 random bits of each sample's own, keyed by (seed, epoch, index): the slot's first two words."""
+    """Return 64 random bits per sample, uint64 [num_samples].
+
+    They are the slot's first two words for (seed, epoch, index).
+    """
     keys = np.empty(num_samples, np.uint64)
     for start in range(0, num_samples, _BLOCK):
         indices = np.arange(start, min(start + _BLOCK, num_samples), dtype=np.int64)
@@ -33,15 +36,18 @@ def sort_keys(seed: int, epoch: int, num_samples: int, slot: Slot = Slot.ORDER) 
 
 
 def num_steps(num_samples: int, global_batch: int, train: bool) -> int:
-    """Steps of an epoch: training drops the last partial global batch, evaluation pads it."""
+    """Return the number of steps in an epoch.
+
+    Training drops the last partial global batch, evaluation pads it.
+    """
     return num_samples // global_batch if train else -(-num_samples // global_batch)
 
 
 def step_indices(order: np.ndarray, step: int, batch_size: int, rank: int, world: int) -> np.ndarray:
-    """Dataset indices of one rank at one step: int64 [batch_size].
+    """Return the dataset indices of one rank at one step: int64 [batch_size].
 
-    Step s of a global batch G = world * batch_size is positions s*G to (s+1)*G; rank r takes the r-th part of it.
-    Positions past the end are PADDING (-1).
+    With a global batch of G = world * batch_size, step s covers the positions from s * G to (s + 1) * G, and
+    rank r takes the r-th part of them. Positions past the end are PADDING (-1).
     """
     start = (step * world + rank) * batch_size
     part = order[start : start + batch_size]
@@ -51,9 +57,13 @@ def step_indices(order: np.ndarray, step: int, batch_size: int, rank: int, world
 
 
 def numbered(order: np.ndarray) -> np.ndarray:
-    """int64, like `order`: index + 2**40 k where an index stands for the k-th time (from 0); padding as it is.
+    """Distinguish the repeats of each index, so that draws keyed by the result differ between them.
 
-    As keys of draws: an image that stands several times in an epoch is seen in as many ways.
+    Args:
+        order: Dataset indices, int64 [N]. An index may occur any number of times.
+
+    Returns:
+        int64 [N]: index + 2**40 * k for the k-th occurrence of an index (from 0). Padding stays padding.
     """
     by_index = np.argsort(order, kind="stable")
     indices = order[by_index]
@@ -66,5 +76,5 @@ def numbered(order: np.ndarray) -> np.ndarray:
 
 
 def index_of(number: np.ndarray) -> np.ndarray:
-    """The dataset indices of `numbered` ones; padding stays padding."""
+    """Return the dataset indices of the values that `numbered` returned; padding stays padding."""
     return np.where(number == PADDING, PADDING, number & ((1 << _TIMES_SHIFT) - 1))

@@ -1,4 +1,4 @@
-"""One batch on its way, in three steps: plan (rows, boxes, draws), decode (by_chunks.py or by_batches.py), assemble."""
+"""A batch in flight: planned (rows, boxes, draws), decoded (by_chunks.py, by_batches.py), then assembled."""
 
 import threading
 from collections.abc import Callable
@@ -20,16 +20,23 @@ from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.loader.workers import Workers
 from fastpsl.pipelines.views import Crop, ViewSpec
 
-_CHUNK_SAMPLES = 16  # 8 to 64 are equal on 2 cores; larger ones spare the interpreter lock on many
-_NAMED = 3  # samples named in one line of an error
+_CHUNK_SAMPLES = 16  # 8 to 64 are equal on 2 cores; on many, larger ones take the interpreter lock less
+_MAX_NAMES = 3  # samples named in one line of an error
 
 
 @final
 @dataclass(frozen=True)
 class LoaderSpec:
-    """What all batches of a loader have in common.
+    """The settings that all batches of a loader share.
 
-    on_bad_sample: "raise" or "skip". copy_stream: that on which batches are copied to a CUDA device; None on the CPU.
+    Attributes:
+        data: The open data set.
+        views: The views of each sample.
+        seed: The seed of the draws.
+        decoder: The decoder of the images.
+        on_bad_sample: "raise" or "skip".
+        device: The device of the batches.
+        copy_stream: The stream for copies to a CUDA device; None on the CPU.
     """
 
     data: Dataset
@@ -41,27 +48,38 @@ class LoaderSpec:
     copy_stream: torch.cuda.Stream | None
 
     def on_copy_stream(self) -> AbstractContextManager[object]:
-        """Put what is done in this thread meanwhile on the loader's own stream, on a CUDA device."""
+        """Return a context in which this thread's CUDA work goes to the copy stream, if there is one."""
         if self.copy_stream is None:
             return nullcontext()
-        # A thread begins on device 0, and leaving the stream would make a context there.
+        # A thread starts on device 0, and leaving the stream would create a CUDA context there.
         torch.cuda.set_device(self.device)
         return torch.cuda.stream(self.copy_stream)
 
 
 class PendingBatch:
-    """A batch that is made in the consumer's thread and filled in others; `finish` is called once, then `result` is there.
+    """A batch that the consumer's thread creates and other threads fill.
 
-    numbers: int64 [B], dataset indices, or such of an order in which some stand more than once (`order.numbered`).
+    `finish` is called once; after that `result` returns at once.
+
+    Args:
+        spec: The loader's settings.
+        epoch: The epoch, from 0.
+        step: The step in the epoch, from 0.
+        numbers: Dataset indices, int64 [B], or the result of `order.numbered` for an order with repeats.
+
+    Attributes:
+        rows: From `plan`: the samples that are not padding.
+        boxes: From `plan`: for each view int32 [num_valid, 5].
+        draws: From `plan`: for each view a dict per op, padding included.
+        codes: From decoding: int8 [num_valid].
+        images: From decoding: for each view uint8 [B, S, S, 3], padding included.
     """
 
-    # What `plan` finds: of the samples that are no padding, and the draws of all.
     rows: SampleTable
-    boxes: list[np.ndarray]  # a view each, int32 [num_valid, 5]
-    draws: list[tuple[dict[str, np.ndarray], ...]]  # a view each, aligned with its ops
-    # What decoding gives.
-    codes: np.ndarray  # int8 [num_valid]
-    images: list[Tensor]  # a view each, uint8 [B, S, S, 3], padding included
+    boxes: list[np.ndarray]
+    draws: list[tuple[dict[str, np.ndarray], ...]]
+    codes: np.ndarray
+    images: list[Tensor]
 
     def __init__(self, spec: LoaderSpec, epoch: int, step: int, numbers: np.ndarray) -> None:
         self.spec, self.epoch, self.step, self.numbers = spec, epoch, step, numbers
@@ -76,32 +94,36 @@ class PendingBatch:
         self._lock = threading.Lock()
         self._waiting: dict[int, int] = {}  # chunks not finished: start → stop
 
-    # The three steps
-
     def plan(self) -> None:
-        """Find everything that needs no pixels: rows, boxes and draws."""
+        """Compute rows, boxes and draws, which need no pixels."""
         spec, num = self.spec, self.num_valid
         try:
             self.rows = spec.data.rows(self.indices[:num])
-        except ValueError as error:  # a file was cut short: it says which; here is for whom
+        except ValueError as error:  # a file was cut short: the message names the file, and here the samples
             raise ValueError(f"{error} (wanted: {self._names(self.indices[:num])})") from None
         self.boxes, self.draws = [], []
         for number, view in enumerate(spec.views):
             keys = Keys(spec.seed, self.epoch, self.numbers[:num], number)
             self.boxes.append(_boxes(view.crop, keys, self.rows))
-            # Padding has draws too (those of index -1): ops are applied to whole batches.
+            # Padding has draws too (with index -1), because ops are applied to whole batches.
             self.draws.append(view.draw(Keys(spec.seed, self.epoch, self.numbers, number)))
         self.codes = np.zeros(num, np.int8)
 
     def decode_in_chunks(
         self, workers: Workers, function: Callable[[slice], None], then: Callable[[], None]
     ) -> None:
-        """Run `function` for a few samples at a time in the workers' threads, and `then` once after the last of them."""
+        """Run a function on chunks of the batch in threads.
+
+        Args:
+            workers: The threads.
+            function: The function. It gets a slice of the samples that are not padding.
+            then: Called once, after the last chunk, also where the batch has failed.
+        """
         num = 0 if self.is_over else self.num_valid
         self._waiting = {i: min(i + _CHUNK_SAMPLES, num) for i in range(0, num, _CHUNK_SAMPLES)}
         chunks = list(self._waiting.items())
 
-        def one(start: int, stop: int) -> None:
+        def run_chunk(start: int, stop: int) -> None:
             self.guard(function, slice(start, stop))
             with self._lock:
                 del self._waiting[start]
@@ -110,14 +132,14 @@ class PendingBatch:
                 then()
 
         for chunk in chunks:
-            workers.submit(one, *chunk)
+            workers.submit(run_chunk, *chunk)
         if not chunks:
             then()
 
     def finish(self) -> None:
-        """Assemble the batch from `images` and `codes`, and let the consumer have it, or what went wrong."""
+        """Assemble the batch from `images` and `codes`, and wake the consumer, also after an error."""
         self.guard(self._assemble)
-        self.images = []  # pinned memory goes back to torch as soon as its copies have ended
+        self.images = []  # so that torch reuses pinned memory as soon as its copies have ended
         self.done.set()
 
     def _assemble(self) -> None:
@@ -146,7 +168,7 @@ class PendingBatch:
             self._batch = batch
 
     def _fill_bad(self, indices: np.ndarray, labels: np.ndarray) -> list[BadSample]:
-        """Fill bad places with the image and label of the batch's next good one; their index becomes -1."""
+        """Replace bad samples by the batch's next good ones, with index -1, and return the bad ones."""
         if not self.codes.any():
             return []
         spec = self.spec
@@ -169,15 +191,18 @@ class PendingBatch:
             indices[i] = PADDING
         return bad
 
-    # What can go wrong, and the consumer
-
     @property
     def is_over(self) -> bool:
-        """Nothing more need be done for it: the consumer has left, or it has failed."""
+        """Whether the batch needs no more work, because the consumer has left or an error has occurred."""
         return self.cancelled or self._error is not None
 
     def guard(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call `function` unless the batch is over; whatever it raises, the consumer raises again."""
+        """Call a function unless the batch is over, and store its error for the consumer.
+
+        Args:
+            function: The function to call.
+            arguments: Its positional arguments.
+        """
         if self.is_over:
             return
         try:
@@ -189,14 +214,18 @@ class PendingBatch:
         self._error = error
 
     def result(self, timeout_s: float) -> Batch:
-        """Return the batch, or raise what went wrong, in the consumer's thread."""
+        """Return the batch, or raise the stored error, in the consumer's thread.
+
+        Raises:
+            TimeoutError: If the batch is not ready within `timeout_s` seconds.
+        """
         if not self.done.wait(timeout_s):
             with self._lock:
-                left = [i for start, stop in self._waiting.items() for i in range(start, stop)]
-            names = self._names(self.indices[left or range(self.num_valid)])
+                unfinished = [i for start, stop in self._waiting.items() for i in range(start, stop)]
+            names = self._names(self.indices[unfinished or range(self.num_valid)])
             raise TimeoutError(
-                f"epoch {self.epoch}, step {self.step}: no batch within {timeout_s:g} s, waiting for {names}; "
-                "a thread is stuck or storage is slow (timeout_s sets the limit)"
+                f"epoch {self.epoch}, step {self.step}: no batch within {timeout_s:g} s, waiting for "
+                f"{names}; a thread is stuck or storage is slow (timeout_s sets the limit)"
             )
         if self._error is not None:
             raise self._error
@@ -204,19 +233,19 @@ class PendingBatch:
         if self._copied is not None:
             stream = torch.cuda.current_stream(self.spec.device)
             stream.wait_event(self._copied)
-            # Once for each piece of memory: all that is small lies in one.
+            # Once per storage, because all small tensors share one.
             owners = {tensor.untyped_storage().data_ptr(): tensor for tensor in self._batch.tensors()}
             for tensor in owners.values():
                 tensor.record_stream(stream)
         return self._batch
 
     def _names(self, indices: np.ndarray) -> str:
-        more = f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
-        return ", ".join(self.spec.data.name(int(index)) for index in indices[:_NAMED]) + more
+        rest = f" and {len(indices) - _MAX_NAMES} more" if len(indices) > _MAX_NAMES else ""
+        return ", ".join(self.spec.data.name(int(index)) for index in indices[:_MAX_NAMES]) + rest
 
 
 def _boxes(crop: Crop, keys: Keys, rows: SampleTable) -> np.ndarray:
-    """Return int32 [n, 5]: the crop's boxes, and how each becomes an image (AREA, ISOTROPIC, DIAGONAL)."""
+    """Return int32 [n, 5]: the crop's boxes and their resampling (AREA, ISOTROPIC or DIAGONAL)."""
     resampling = getattr(crop, "resampling", None)
-    how = np.full(len(keys.indices), AREA, np.int32) if resampling is None else resampling(keys)
-    return np.column_stack([crop.boxes(keys, rows.height, rows.width), how]).astype(np.int32, copy=False)
+    kinds = np.full(len(keys.indices), AREA, np.int32) if resampling is None else resampling(keys)
+    return np.column_stack([crop.boxes(keys, rows.height, rows.width), kinds]).astype(np.int32, copy=False)

@@ -1,11 +1,13 @@
-"""Quasi-random order, for sets larger than the page cache: whole pages are read, and a batch still mixes hundreds.
+"""The quasi-random order, for data sets larger than the page cache.
 
-Each epoch deals the pages to a fixed number of lanes. A lane opens its pages GROUP_PAGES at a time, in random order,
-and goes through the samples of such a group in random order. Every global batch takes k samples of each lane, lane by
-lane, so that a rank owns whole lanes (rank r those from r * lanes / world on) and `order.step_indices` serves as ever.
+Whole pages of a file are read, and a batch still mixes the samples of hundreds of pages.
 
-What a lane holds depends on (seed, epoch, lanes) alone, never on ranks, batch size or accumulation. An epoch ends with
-the shortest lane; what others have more is dropped, something else each epoch.
+Each epoch deals the pages to a fixed number of lanes. A lane opens its pages in random order, GROUP_PAGES at
+a time, and visits the samples of such a group in random order. Every global batch takes k samples of each
+lane, lane by lane, so a rank owns whole lanes (from lane r * lanes / world) and `order.step_indices` applies.
+
+The content of a lane depends on (seed, epoch, lanes) alone, never on ranks, batch size or accumulation. An
+epoch ends with the shortest lane. The surplus of the other lanes is dropped, and it differs between epochs.
 """
 
 import heapq
@@ -19,23 +21,36 @@ from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.order import sort_keys
 from fastpsl.pipelines.loader.readahead import Readahead
 
-GROUP_PAGES = 4  # 64 lanes x 4 pages of 8 MiB: 2 GiB open, and as much asked for ahead
-MAX_DROPPED = 0.1  # of an epoch's samples, because lanes are unequal; below 32 pages a lane it gets near
+GROUP_PAGES = 4  # 64 lanes x 4 pages of 8 MiB: 2 GiB open, and as much read ahead
+MAX_DROPPED = 0.1  # share of an epoch's samples; unequal lanes come near it below 32 pages per lane
 
 
 class Groups(NamedTuple):
-    """An epoch's pages in the order of their opening, lane after lane."""
+    """An epoch's pages in the order in which they are opened, lane after lane.
 
-    pages: np.ndarray  # int64 [num_pages], group after group
-    lane: np.ndarray  # int64 [num_groups], ascending
-    starts: np.ndarray  # int64 [num_groups + 1]: group i is pages[starts[i] : starts[i + 1]]
+    Attributes:
+        pages: int64 [num_pages], group after group.
+        lane: The lane of each group, int64 [num_groups], ascending.
+        starts: int64 [num_groups + 1]: group i is pages[starts[i] : starts[i + 1]].
+    """
+
+    pages: np.ndarray
+    lane: np.ndarray
+    starts: np.ndarray
 
 
 def deal_pages(seed: int, epoch: int, page_sizes: np.ndarray, lanes: int) -> Groups:
-    """The pages of an epoch, dealt to lanes. page_sizes: int64 [num_pages], samples, num_pages >= lanes.
+    """Deal the pages of an epoch to lanes.
 
-    The largest page first, each to the lane with the fewest samples; draws decide between equals, so the lanes' sizes
-    are the same numbers in every epoch, in another order. Then a lane's pages are shuffled and cut into groups.
+    The largest page comes first, and each goes to the lane with the fewest samples. Draws break ties, so the
+    lanes' sizes are the same numbers in every epoch, in another order. Then a lane's pages are shuffled and
+    cut into groups.
+
+    Args:
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+        page_sizes: Samples per page, int64 [num_pages].
+        lanes: The number of lanes, at most num_pages.
     """
     deal, tie, place, lane_tie = words(Keys(seed, epoch, np.arange(len(page_sizes))), Slot.PAGES, 4).T
     heap = [(0, word, lane) for lane, word in enumerate(lane_tie[:lanes].tolist())]
@@ -52,14 +67,14 @@ def deal_pages(seed: int, epoch: int, page_sizes: np.ndarray, lanes: int) -> Gro
     pages = np.lexsort((place, lane_of))
     lane_of = lane_of[pages]
     place_in_lane = np.arange(len(pages)) - np.searchsorted(lane_of, lane_of)
-    # The first group of a lane has 1 to GROUP_PAGES pages: lanes then do not all open one in the same steps.
+    # A lane's first group has 1 to GROUP_PAGES pages, so that lanes do not all open groups at the same steps.
     group = (place_in_lane + lane_of % GROUP_PAGES) // GROUP_PAGES
     starts = np.flatnonzero((np.diff(lane_of, prepend=-1) != 0) | (np.diff(group, prepend=-1) != 0))
     return Groups(pages, lane_of[starts], np.append(starts, len(pages)))
 
 
 def samples_per_lane(page_sizes: np.ndarray, lanes: int) -> int:
-    """Samples that every lane has, in every epoch of every seed."""
+    """Return the size of the shortest lane, in samples; it is the same for every seed and epoch."""
     if len(page_sizes) < lanes:
         return 0
     groups = deal_pages(0, 0, page_sizes, lanes)
@@ -71,7 +86,7 @@ def _group_sizes(groups: Groups, page_sizes: np.ndarray) -> np.ndarray:
 
 
 def _lane_starts(groups: Groups, sizes: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [lanes]: where a lane begins, lane after lane, and its length, in samples."""
+    """Return where each lane begins, lane after lane, and its length, in samples: int64 [lanes] each."""
     ends = np.cumsum(sizes)[np.searchsorted(groups.lane, np.arange(lanes), "right") - 1]
     return np.concatenate([[0], ends[:-1]]), np.diff(ends, prepend=0)
 
@@ -85,10 +100,22 @@ def quasi_random_order(
     lanes: int,
     samples_a_step: int,
 ) -> np.ndarray:
-    """The order of an epoch: int64 [num_steps * lanes * k], k = samples_a_step of each lane in each step.
+    """Return the quasi-random order of an epoch.
 
-    Position (step * lanes + lane) * k + i is the lane's sample number step * k + i. Within a group, samples are sorted
-    (stably) by their `order.sort_keys`, whose lowest bits give way to the group's number.
+    With k = samples_a_step, position (step * lanes + lane) * k + i is sample step * k + i of the lane. Within
+    a group, samples are sorted (stably) by the high bits of their `order.sort_keys`.
+
+    Args:
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+        page_of_sample: The page of each sample, int [num_samples].
+        page_sizes: Samples per page, int64 [num_pages].
+        groups: The result of `deal_pages` for the same arguments.
+        lanes: The number of lanes.
+        samples_a_step: Samples of each lane in each global batch.
+
+    Returns:
+        Dataset indices, int64 [num_steps * lanes * k].
     """
     group_of_page = np.empty(len(page_sizes), np.uint64)
     group_of_page[groups.pages] = np.repeat(np.arange(len(groups.lane)), np.diff(groups.starts))
@@ -102,16 +129,25 @@ def quasi_random_order(
     num_steps = int(lengths.min()) // samples_a_step
     order = np.empty((num_steps, lanes, samples_a_step), np.int64)
     for lane, start in enumerate(starts.tolist()):
-        kept = by_lane[start : start + num_steps * samples_a_step]
-        order[:, lane] = kept.reshape(num_steps, samples_a_step)
+        samples = by_lane[start : start + num_steps * samples_a_step]
+        order[:, lane] = samples.reshape(num_steps, samples_a_step)
     return order.reshape(-1)
 
 
 @final
 class QuasiRandom:
-    """Quasi-random epochs of a beton for one of `world` ranks; batch_size is per rank.
+    """The quasi-random epochs of a beton, for one rank.
 
-    ValueError (one line, with what to choose) when the lanes, the ranks, the batch and the pages do not go together.
+    Args:
+        data: An open beton.
+        lanes: The number of lanes.
+        batch_size: Samples per rank and step.
+        seed: The run's seed.
+        rank: This process's rank, 0 to world - 1.
+        world: The number of ranks.
+
+    Raises:
+        ValueError: If lanes, ranks, batch and pages do not fit together (`check_lanes`).
     """
 
     def __init__(
@@ -126,46 +162,66 @@ class QuasiRandom:
         self.num_steps = samples_per_lane(self._page_sizes, lanes) // self._samples_a_step
 
     def epoch(self, epoch: int, first_step: int, steps_under_way: int) -> tuple[np.ndarray, Readahead]:
-        """The order of the whole epoch (for `order.step_indices`), and the read-ahead of this rank's lanes.
+        """Return the order of the whole epoch, and the read-ahead of this rank's lanes.
 
-        Of the read-ahead call `advance(step)` before `step` is read, from first_step on, and `close()` at the end.
-        steps_under_way: when `step` begins to be read, all up to step - steps_under_way have been.
+        The caller calls the read-ahead's `advance(step)` before it reads a step, and `close()` at the end.
+
+        Args:
+            epoch: The epoch, from 0.
+            first_step: The first step that will be read.
+            steps_under_way: When a step begins, all up to step - steps_under_way have been read.
         """
         groups = deal_pages(self._seed, epoch, self._page_sizes, self._lanes)
         order = quasi_random_order(
-            self._seed, epoch, pages_of(self._data).of_sample, self._page_sizes, groups, self._lanes, self._samples_a_step
-        )  # fmt: skip
+            self._seed,
+            epoch,
+            pages_of(self._data).of_sample,
+            self._page_sizes,
+            groups,
+            self._lanes,
+            self._samples_a_step,
+        )
         pages, ask_at, give_at = self.page_steps(groups, first_step, steps_under_way)
         return order, Readahead(self._extents.part(pages), ask_at, give_at)
 
     def page_steps(
         self, groups: Groups, first_step: int, steps_under_way: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """This rank's pages from first_step on, and the steps at which each is asked for and given back.
+        """Return this rank's pages from `first_step` on, and when each is asked for and given back.
 
-        A group is given back when its last step has been read. It is asked for when the last but one before it is
-        given back, so a lane holds two groups; or when its own first step comes, if that is earlier.
+        A group is given back when its last step has been read. It is asked for when the group two before it
+        is given back, so that a lane holds two groups, or at its own first step if that is earlier.
         """
         sizes = _group_sizes(groups, self._page_sizes)
-        begin = np.cumsum(sizes) - sizes - _lane_starts(groups, sizes, self._lanes)[0][groups.lane]
-        first, last = begin // self._samples_a_step, (begin + sizes - 1) // self._samples_a_step
+        starts = np.cumsum(sizes) - sizes - _lane_starts(groups, sizes, self._lanes)[0][groups.lane]
+        first, last = starts // self._samples_a_step, (starts + sizes - 1) // self._samples_a_step
         give_at = last + steps_under_way
         ask_at = np.zeros_like(first)
         ask_at[2:] = np.where(groups.lane[2:] == groups.lane[:-2], np.minimum(give_at[:-2], first[2:]), 0)
-        owned = groups.lane // (self._lanes // self._world) == self._rank
-        kept = owned & (last >= first_step) & (first < self.num_steps)
-        # In the order of need: what is asked for in one step is asked for in this order.
-        of_page = np.repeat(np.arange(len(groups.lane)), np.diff(groups.starts))
-        places = np.flatnonzero(kept[of_page])
-        places = places[np.argsort(first[of_page[places]], kind="stable")]
-        return groups.pages[places], ask_at[of_page[places]], give_at[of_page[places]]
+        is_owned = groups.lane // (self._lanes // self._world) == self._rank
+        is_needed = is_owned & (last >= first_step) & (first < self.num_steps)
+        # Sorted by first use, because `Readahead` keeps this order among the pages of one step.
+        group_of_page = np.repeat(np.arange(len(groups.lane)), np.diff(groups.starts))
+        places = np.flatnonzero(is_needed[group_of_page])
+        places = places[np.argsort(first[group_of_page[places]], kind="stable")]
+        return groups.pages[places], ask_at[group_of_page[places]], give_at[group_of_page[places]]
 
 
 def check_lanes(page_sizes: np.ndarray, lanes: int, global_batch: int, world: int) -> None:
-    """ValueError where `lanes` do not go with the batch, the ranks or the pages."""
+    """Check that the lanes fit the batch, the ranks and the pages.
+
+    Args:
+        page_sizes: Samples per page, int64 [num_pages].
+        lanes: The number of lanes.
+        global_batch: Samples per step over all ranks, before accumulation.
+        world: The number of ranks.
+
+    Raises:
+        ValueError: If they do not. The message has one line and says what to choose.
+    """
     if lanes < 1:
         raise ValueError(f"--lanes {lanes}: must be 1 or more")
-    # Every one of these can be shared by the ranks and has a share in every batch.
+    # The numbers of lanes that the ranks can share and that divide a batch.
     allowed = [number for number in range(world, global_batch + 1, world) if global_batch % number == 0]
     fewer = [number for number in allowed if number < lanes] or allowed[:1]
     if lanes % world:
@@ -175,24 +231,24 @@ def check_lanes(page_sizes: np.ndarray, lanes: int, global_batch: int, world: in
         )
     if global_batch % lanes:
         raise ValueError(
-            f"a batch of {global_batch} (of all ranks, before it is accumulated) has no equal shares for --lanes {lanes}; "
-            f"choose a multiple of {lanes}, --lanes {fewer[-1]}, or --order random"
+            f"a batch of {global_batch} (of all ranks, before it is accumulated) has no equal shares for "
+            f"--lanes {lanes}; choose a multiple of {lanes}, --lanes {fewer[-1]}, or --order random"
         )
     num_pages, num_samples = len(page_sizes), int(page_sizes.sum())
-    kept, enough = samples_per_lane(page_sizes, lanes) * lanes, (1 - MAX_DROPPED) * num_samples
-    if kept < enough:
-        why = (
+    num_used, min_used = samples_per_lane(page_sizes, lanes) * lanes, (1 - MAX_DROPPED) * num_samples
+    if num_used < min_used:
+        problem = (
             "too few"
             if num_pages < lanes
-            else f"{1 - kept / num_samples:.0%} of the samples would be left out"
+            else f"{1 - num_used / num_samples:.0%} of the samples would be left out"
         )
-        good = [number for number in fewer if samples_per_lane(page_sizes, number) * number >= enough]
+        suitable = [number for number in fewer if samples_per_lane(page_sizes, number) * number >= min_used]
         raise ValueError(
-            f"{num_pages:,} pages of data cannot be dealt evenly to --lanes {lanes} ({why}); "
-            f"choose {f'--lanes {good[-1]} or ' if good else ''}--order random"
+            f"{num_pages:,} pages of data cannot be dealt evenly to --lanes {lanes} ({problem}); "
+            f"choose {f'--lanes {suitable[-1]} or ' if suitable else ''}--order random"
         )
-    if kept < global_batch:
+    if num_used < global_batch:
         raise ValueError(
-            f"{kept} samples in {lanes} lanes are fewer than a batch of {global_batch} over all ranks; "
+            f"{num_used} samples in {lanes} lanes are fewer than a batch of {global_batch} over all ranks; "
             "choose a smaller batch"
         )

@@ -1,5 +1,7 @@
-"""Asks the kernel for parts of files before they are read, and gives them back after, so that a set larger than
-memory pushes out nothing else. Hints only: whether a sample is read does not depend on them.
+"""Read-ahead of parts of files, by advice to the kernel before and after they are read.
+
+With it, a data set larger than memory does not evict other files from the page cache. The advice is a hint
+only: samples are read correctly without it.
 """
 
 import os
@@ -19,10 +21,15 @@ _MIN_PIECE_KIB = 128
 
 @final
 class Readahead:
-    """Part i of `extents` is asked for (WILLNEED) at step ask_at[i] and given back (DONTNEED) at step give_at[i].
+    """A schedule of read-ahead: advise WILLNEED for a part before it is read, DONTNEED after.
 
-    ask_at, give_at: int64 [len(extents.fd)], ask_at < give_at. The calls are made by a thread, in this order, because
-    WILLNEED waits where the storage's queue is full. It does nothing where there is nothing to ask for.
+    A thread of its own makes the calls, because WILLNEED blocks while the storage's queue is full. Without
+    any parts there is no thread.
+
+    Args:
+        extents: The N parts of open files.
+        ask_at: The step of each part's WILLNEED, int64 [N].
+        give_at: The step of each part's DONTNEED, int64 [N], larger than `ask_at`.
     """
 
     def __init__(self, extents: Extents, ask_at: np.ndarray, give_at: np.ndarray) -> None:
@@ -32,26 +39,29 @@ class Readahead:
         self._ask_steps, self._give_steps = ask_at[self._to_ask], give_at[self._to_give]
         self._num_asked = self._num_given = 0
         self._piece_bytes = {fd: piece_bytes(fd) for fd in np.unique(extents.fd).tolist()}
-        self._held: set[int] = set()  # the thread's: asked for and not given back
+        self._held: set[int] = set()  # parts asked for and not given back; only the thread uses it
         self._closing = threading.Event()
         self._workers = Workers(1, "fastpsl-readahead") if len(ask_at) else None
 
     def advance(self, step: int) -> None:
-        """Call it before a step is read; never with a smaller step than before. A few microseconds."""
+        """Submit the calls that are due before a step is read, which takes a few microseconds.
+
+        Args:
+            step: The step that is about to be read, not smaller than in the previous call.
+        """
         if self._workers is None:
             return
-        given, asked = (
-            int(np.searchsorted(steps, step, "right")) for steps in (self._give_steps, self._ask_steps)
-        )
-        if given > self._num_given:
-            self._workers.submit(self._give, self._to_give[self._num_given : given].tolist())
-            self._num_given = given
-        if asked > self._num_asked:
-            self._workers.submit(self._ask, self._to_ask[self._num_asked : asked].tolist())
-            self._num_asked = asked
+        num_given = int(np.searchsorted(self._give_steps, step, "right"))
+        num_asked = int(np.searchsorted(self._ask_steps, step, "right"))
+        if num_given > self._num_given:
+            self._workers.submit(self._give, self._to_give[self._num_given : num_given].tolist())
+            self._num_given = num_given
+        if num_asked > self._num_asked:
+            self._workers.submit(self._ask, self._to_ask[self._num_asked : num_asked].tolist())
+            self._num_asked = num_asked
 
     def close(self, limit_s: float = 5.0) -> None:
-        """Gives back what is held; waits for it `limit_s` seconds at most."""
+        """Give back all parts that are held and end the thread, waiting at most `limit_s` seconds."""
         if self._workers is not None and not self._workers.closed:
             self._closing.set()
             self._workers.submit(self._give_all)
@@ -61,7 +71,8 @@ class Readahead:
         for i in parts:
             if self._closing.is_set():
                 return
-            offset, end = (int(self._extents.offset[i] + more) for more in (0, self._extents.num_bytes[i]))
+            offset = int(self._extents.offset[i])
+            end = offset + int(self._extents.num_bytes[i])
             piece = self._piece_bytes[int(self._extents.fd[i])]
             self._held.add(i)
             for start in range(offset, end, piece):
@@ -83,21 +94,24 @@ class Readahead:
             os.posix_fadvise(int(self._extents.fd[i]), offset, num_bytes, advice)
         except OSError as error:
             if not self._closing.is_set():
-                self._closing.set()  # nothing more is asked for
+                self._closing.set()  # no more WILLNEED after the first failure
                 warnings.warn(
-                    f"no read-ahead: posix_fadvise failed ({error.strerror}); samples are read as they are needed",
+                    f"no read-ahead: posix_fadvise failed ({error.strerror}); "
+                    "samples are read as they are needed",
                     stacklevel=2,
                 )
 
 
 def piece_bytes(fd: int) -> int:
-    """What a single WILLNEED reads at most, whatever length it names (Linux, mm/readahead.c: force_page_cache_ra): the
-    larger of the disk's read-ahead and its largest request; 128 KiB, the usual read-ahead, where neither is known.
+    """Return how many bytes of an open file one WILLNEED reads at most, whatever length it is given.
+
+    That is the larger of the disk's read-ahead and its largest request (Linux, mm/readahead.c,
+    force_page_cache_ra), or the usual read-ahead of 128 KiB if neither is known.
     """
     device = os.fstat(fd).st_dev
     block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
     kib = [_MIN_PIECE_KIB]
-    for queue in ("queue", "../queue"):  # of a disk; of the disk that a partition is of
+    for queue in ("queue", "../queue"):  # a disk has the first, a partition's disk the second
         for name in ("read_ahead_kb", "max_sectors_kb"):
             with suppress(OSError, ValueError):
                 kib.append(int(Path(f"{block}/{queue}/{name}").read_text()))

@@ -1,7 +1,7 @@
-"""Threads: a few daemons with a queue, and with them a map in order for writing and checking.
+"""Daemon threads with a queue, and a map in order that runs on them.
 
-They are no ThreadPoolExecutor: the interpreter joins its threads without a limit at exit, so a thread that is stuck (a read
-from storage that hangs) would keep the process from ending after the error has been raised in the consumer.
+ThreadPoolExecutor does not serve: the interpreter joins its threads without a limit at exit, so a stuck
+thread (a read from storage that hangs) would keep the process alive after the consumer has raised its error.
 """
 
 import os
@@ -19,21 +19,21 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Queue = SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
 _EXIT_LIMIT_S, _LEAVING_LIMIT_S = 5.0, 1.0
-_GROUP = 8  # items at a time: one each costs 0.1 ms of an image's 0.8
-_WINDOW = 3  # groups under way per thread
+_GROUP = 8  # items per submission: single ones cost 0.1 ms of an image's 0.8
+_WINDOW = 3  # groups in flight per thread
 
 
 def default_num_threads() -> int:
-    """This process's share of its cores, under torchrun too."""
+    """Return the number of cores for this process, shared with the other local ranks under torchrun."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 class Workers:
-    """`num_threads` threads that run what is submitted, in order. What is submitted must not raise."""
+    """A number of threads that run submitted functions, which must not raise, in order."""
 
     def __init__(self, num_threads: int, name: str) -> None:
         self._queue: _Queue = SimpleQueue()
-        # The threads hold the queue, never this object: dropping it ends them, as the interpreter's exit does.
+        # The threads refer to the queue, never to this object, so deleting it ends them, as does the exit.
         self._threads = [
             threading.Thread(target=_work, args=(self._queue,), name=f"{name}-{i}", daemon=True)
             for i in range(num_threads)
@@ -50,7 +50,7 @@ class Workers:
         return not self._end.alive
 
     def close(self, limit_s: float) -> None:
-        """Lets the threads finish what is queued and joins them, for `limit_s` seconds together at most."""
+        """Let the threads finish the queue and join them, waiting at most `limit_s` seconds in all."""
         if self._end.detach() is not None:
             _end(self._queue, self._threads, limit_s)
 
@@ -59,7 +59,7 @@ def _work(queue: _Queue) -> None:
     while (item := queue.get()) is not None:
         _run(*item)
         del item  # an idle thread keeps no batch alive
-    # What the last items have submitted stands behind the ends of all threads.
+    # Functions that the last items submitted are queued behind the end markers of all threads.
     num_ends = 0
     with suppress(Empty):
         while True:
@@ -85,7 +85,7 @@ def _end(queue: _Queue, threads: list[threading.Thread], limit_s: float) -> None
 
 
 class _Group:
-    """Some neighbouring items, and what a thread makes of them."""
+    """A few consecutive items and their results."""
 
     def __init__(self, items: list[Any]) -> None:
         self.items, self.results = items, list[Any]()
@@ -103,7 +103,7 @@ class _Group:
         self.done.set()
 
     def pairs(self) -> Iterator[tuple[Any, Any]]:
-        self.done.wait()  # for ever, where a read hangs; Ctrl-C ends it
+        self.done.wait()  # without a limit: Ctrl-C interrupts it where a read hangs
         if self.error is not None:
             raise self.error
         return zip(self.items, self.results, strict=True)
@@ -112,16 +112,23 @@ class _Group:
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], num_threads: int, name: str
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Items with what `function` makes of them in threads, in order; a bounded number of items is held.
+    """Yield each item with its result, in order; the results are computed in threads.
 
-    Leaving early, as Ctrl-C does, cancels what has not begun and waits a second for what has: a read that hangs is left behind.
-    An error of `items` or `function` is raised here.
+    A bounded number of items is in memory at once. Leaving the iterator early, as Ctrl-C does, cancels the
+    calls that have not begun and waits one second for those that have, so that a read that hangs does not
+    block. Errors of `function` and of `items` are raised here.
+
+    Args:
+        function: Maps an item to its result. It must be safe to call from several threads at once.
+        items: The items.
+        num_threads: The number of threads.
+        name: The prefix of the threads' names.
     """
     waiting, source, is_left = deque[_Group](), iter(items), threading.Event()
     workers = Workers(num_threads, name)
     try:
-        while some := list(islice(source, _GROUP)):
-            waiting.append(_Group(some))
+        while group := list(islice(source, _GROUP)):
+            waiting.append(_Group(group))
             workers.submit(waiting[-1].run, function, is_left)
             if len(waiting) >= _WINDOW * num_threads:
                 yield from waiting.popleft().pairs()

@@ -1,0 +1,90 @@
+"""Decoders by name, samples for them, and one call for both kinds of decoder."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, cast
+
+import numpy as np
+import pytest
+import torch
+import torchvision.io
+
+from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.data.plain_jpeg import by_pillow, plain_decoder
+from fastpsl.pipelines.decoders import BatchDecoder, Decoder, codes
+from fastpsl.pipelines.decoders.dali import DaliDecoder
+from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from tests.pipelines.photos import DECODERS
+
+# "pillow" is the torchvision decoder where torchvision has no decode_jpeg.
+KINDS = [*DECODERS, "pillow"]
+
+
+def make(name: str) -> Decoder | BatchDecoder:
+    if name == "dali":
+        return DaliDecoder("beton", 600, 2, torch.device("cpu"))
+    if name == "torchvision":
+        return TorchvisionDecoder()
+    if name == "pillow":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr(torchvision.io, "decode_jpeg")
+            plain_decoder.cache_clear()
+            decoder = TorchvisionDecoder()
+            assert plain_decoder() is by_pillow
+        plain_decoder.cache_clear()
+        assert plain_decoder() is not by_pillow
+        return decoder
+    from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
+
+    return FfcvDecoder()
+
+
+class Samples:
+    """A file of samples, open during a test, and their rows."""
+
+    open_fds: ClassVar[list[int]] = []
+
+    def __init__(self, path: Path, samples: list[tuple[bytes, int, int, int]]) -> None:
+        path.write_bytes(b"before" + b"".join(data for data, *_ in samples))
+        self.fd = os.open(path, os.O_RDONLY)
+        self.open_fds.append(self.fd)
+        sizes = np.array([len(data) for data, *_ in samples], np.int64)
+        self.rows = SampleTable.empty(np.arange(len(samples)))
+        self.rows.fd[:], self.rows.label[:] = self.fd, 0
+        self.rows.offset[:], self.rows.num_bytes[:] = 6 + np.cumsum(sizes) - sizes, sizes
+        for i, (_, height, width, mode) in enumerate(samples):
+            self.rows.height[i], self.rows.width[i], self.rows.mode[i] = height, width, mode
+
+
+@pytest.fixture(autouse=True)
+def samples_are_closed() -> Iterator[None]:
+    yield
+    while Samples.open_fds:
+        os.close(Samples.open_fds.pop())
+
+
+def decode(
+    decoder: Decoder | BatchDecoder, rows: SampleTable, boxes: list[np.ndarray], sizes: list[int]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    boxes = [with_resampling(box) for box in boxes]
+    if isinstance(decoder, DaliDecoder):
+        encoded = decoder.begin(rows)
+        for i in range(0, len(rows.fd), 16):
+            decoder.encode(rows, encoded, slice(i, min(i + 16, len(rows.fd))))
+        decoder.submit(rows, encoded, boxes, sizes)
+        status, images = decoder.collect()
+        return status, [image.numpy() for image in images]
+    outs = [np.zeros((len(rows.fd), size, size, 3), np.uint8) for size in sizes]
+    return cast(Decoder, decoder).decode(rows, boxes, outs), outs
+
+
+def with_resampling(boxes: np.ndarray, resampling: int = codes.AREA) -> np.ndarray:
+    """Add the resampling to boxes [n, 4]; boxes [n, 5] have one and stay."""
+    complete = boxes if np.shape(boxes)[1] == 5 else np.column_stack([boxes, np.full(len(boxes), resampling)])
+    return np.asarray(complete).astype(np.int32)
+
+
+def whole(rows: SampleTable) -> np.ndarray:
+    zero = np.zeros(len(rows.fd), np.int32)
+    return np.stack([zero, zero, rows.height, rows.width], axis=1)
