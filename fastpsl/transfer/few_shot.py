@@ -160,8 +160,8 @@ class Episodes(NamedTuple):
         queries: int64 [E, ways, queries], the samples that are classified.
     """
 
-    support: np.ndarray  # int64 [E, ways, shots]
-    queries: np.ndarray  # int64 [E, ways, queries]
+    support: np.ndarray
+    queries: np.ndarray
 
 
 def draw_episodes(

@@ -1,6 +1,6 @@
 """Compute the average precision of detected boxes, by VOC's devkit and by COCO's evaluation.
 
-VOC's is written out here, because no maintained package matches boxes as the devkit (VOCevaldet.m) does.
+VOC's evaluation is written out here, because no maintained package matches boxes as the devkit (VOCevaldet.m) does.
 COCO's is that of pycocotools. Areas are plain products of sides. The devkit counts pixels from the first to
 the last and adds 1 to each side, which is the same for boxes that are 0-based and half-open (x1 = xmin - 1,
 x2 = xmax). docs/transfer.md lists where other evaluators differ.
@@ -31,11 +31,11 @@ class Boxes(NamedTuple):
         difficult: bool [n]; False for detections.
     """
 
-    image: np.ndarray  # int64 [n]
-    boxes: np.ndarray  # float64 [n, 4]: x1 y1 x2 y2, px
-    labels: np.ndarray  # int64 [n]
-    scores: np.ndarray  # float32 [n]; 1 of truth
-    difficult: np.ndarray  # bool [n]; False of detections
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    difficult: np.ndarray
 
 
 def box_scores(predictions: Mapping[str, np.ndarray], data: VOC) -> dict[str, float]:
