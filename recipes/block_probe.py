@@ -1,13 +1,15 @@
-"""Classifiers of more than one layer on frozen blocks: a NIN block, fully-connected layers (sslpp.txt: Tables III, IV and VIII).
+"""Classifiers of more than one layer on frozen blocks (sslpp.txt: Tables III, IV and VIII).
 
-Paper, CIFAR-10, a NIN block on B2, B3, B4: Rotation 90.8, 86.4, 60.1 %, with SSL++ 90.1, 86.5, 75.9 % (Table III). It states SGD with a
-momentum of 0.9, rate 0.1 with a tenth after 100 and 150 of 200 epochs, decay 5e-4, batches of 128 (STL-10: 64). Nesterov, decay on everything and first weights
-are those of RotNet and AET, which it follows. Here: not yet run on CIFAR-10.
+A classifier is a NIN block or one to three fully-connected layers. The paper states SGD with a momentum
+of 0.9, a rate of 0.1 with a tenth of it after 100 and 150 of 200 epochs, a decay of 5e-4 and batches
+of 128 (STL-10: 64). Nesterov momentum, decay of all parameters and initial weights follow RotNet and AET, as
+SSL++ does.
+Paper, CIFAR-10, a NIN block on B2, B3 and B4: Rotation 90.8, 86.4 and 60.1 %, with SSL++ 90.1, 86.5
+and 75.9 % (Table III). Here: not yet run on CIFAR-10.
 
-    torchrun recipes/block_probe.py --checkpoint runs/sslpp_rotation-001 --data cifar10-train.beton --val cifar10-test.beton
-    torchrun recipes/block_probe.py --heads fc1_B4 fc2_B4 fc3_B4 conv_B4 --checkpoint runs/sslpp_rotation-001 \\
-        --data cifar10-train.beton --val cifar10-test.beton
-    torchrun recipes/block_probe.py             # random weights on the embedded sample, a minute on two cores
+    torchrun recipes/block_probe.py --checkpoint runs/sslpp_rotation-001 \\
+        --data cifar10-train.beton --val cifar10-test.beton         # --heads fc1_B4 fc2_B4 fc3_B4 conv_B4
+    torchrun recipes/block_probe.py           # random weights on the embedded sample, a minute on two cores
 """
 
 import functools
@@ -45,23 +47,23 @@ class Options(EvaluationOptions):
     sample_backbone = "nin4"
 
     heads: tuple[str, ...]
-    """On a block Bk: conv_Bk, a NIN block and a linear layer; fc1_Bk, fc2_Bk, fc3_Bk, so many fully-connected layers."""
+    """conv_Bk: a NIN block and a linear layer on Bk; fc1_Bk to fc3_Bk: 1 to 3 fully-connected layers."""
     labels_per_class: int | None = None
-    """Learn from the first so many images of each class alone, in as many steps (Table VIII: 20, 100, 400, 1000)."""
+    """Learn from the first N images per class, in as many steps (Table VIII: 20, 100, 400, 1000)."""
     epochs: int
-    """Epochs."""
+    """Number of epochs."""
     intervals: tuple[int, ...]
     """Shares of the training between tenfold drops of the rate."""
     lr: float
-    """First learning rate, whatever the batch."""
+    """First learning rate, the same for every batch size."""
     weight_decay: float
-    """On weights, biases and BatchNorm."""
+    """Decay of weights, biases and BatchNorm."""
     batch_size: int
-    """Images a step, over all ranks and accumulated batches (STL-10: 64)."""
+    """Images per step, over all ranks and accumulated batches (STL-10: 64)."""
     size_px: int
-    """Side of the pictures; those to learn from are moved by up to an eighth of it."""
+    """Side of the images; training images are shifted by up to an eighth of it."""
     whole: bool
-    """Score on a picture's whole middle square, not on the 224/256 of it that are usual for large ones."""
+    """Score on the whole middle square of an image, not on the 224/256 of it usual for large ones."""
 
     @override
     def __post_init__(self) -> None:
@@ -74,13 +76,13 @@ def build(options: Options) -> Experiment:
     require_held_out(options)
     weights, size_px = options.pretrained(), options.size_px
     heads = read_heads(options.heads, weights.backbone)
-    make: Any = BlockProbes
+    probes: Any = BlockProbes
     if options.labels_per_class is not None:
-        make = functools.partial(
+        probes = functools.partial(
             FewLabelBlockProbes, labels_per_class=options.labels_per_class, seed=options.seed
         )
     last = max(head.block for head in heads)
-    task = make(
+    task = probes(
         train_view=train_view(weights.input, size_px, "padded"),
         held_out_view=center_view(weights.input, size_px, options.whole),
         backbone=weights.backbone,

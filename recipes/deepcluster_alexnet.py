@@ -1,12 +1,16 @@
-"""DeepCluster with AlexNet (Caron et al., arXiv 1807.05520; uic.txt: Table 4 and others compare with it).
+"""DeepCluster with AlexNet (Caron et al., arXiv 1807.05520); uic.txt compares with it in Table 4 and others.
 
-Paper, ImageNet top-1 of linear classifiers on conv1 to conv5, %: 13.4, 32.3, 41.0, 39.6, 38.2. Here: not yet run on ImageNet.
+Paper: linear classifiers on conv1 to conv5 have 13.4, 32.3, 41.0, 39.6 and 38.2 % ImageNet top-1. Here: not
+yet run on ImageNet.
 
-    torchrun --nproc-per-node=8 recipes/deepcluster_alexnet.py --data 'imagenet/train-*.beton' --out runs/deepcluster
-    torchrun --nproc-per-node=8 recipes/linear_probe.py --checkpoint runs/deepcluster --data 'imagenet/train-*.beton' --val imagenet/val.beton
+    torchrun --nproc-per-node=8 recipes/deepcluster_alexnet.py --data 'imagenet/train-*.beton' \\
+        --out runs/deepcluster
+    torchrun --nproc-per-node=8 recipes/linear_probe.py --checkpoint runs/deepcluster \\
+        --data 'imagenet/train-*.beton' --val imagenet/val.beton
     torchrun recipes/deepcluster_alexnet.py       # the embedded sample, small values, minutes on two cores
 
-Each epoch begins with a pass over all images and their clustering; labels.npz, of the last epoch, is left in the run's folder.
+Each epoch begins with a pass over all images and their clustering. The labels of the last epoch stay in the
+run's folder as labels.npz.
 """
 
 from dataclasses import dataclass
@@ -23,10 +27,10 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.tasks.pseudo_labels.deepcluster import DeepCluster, two_sgds
 from fastpsl.tasks.pseudo_labels.uic_experiment import leave_labels
 
-PAPER = {  # section 4; rate and decay are the code's
+PAPER = {  # section 4; rate and decay are from the authors' code
     "backbone": "alexnet",  # with its dropout of 0.5
     "plan": "end_to_end",
-    "stage_epochs": (500,),  # the code's default is 200
+    "stage_epochs": (500,),  # 200 is the default of the authors' code
     "batch_size": 256,
     "lr": 0.05,
     "weight_decay": 1e-5,
@@ -39,7 +43,7 @@ PAPER = {  # section 4; rate and decay are the code's
 SAMPLE = {
     "stage_epochs": (6,),
     "batch_size": 32,
-    "lr": 0.01,  # 0.05 is rough on 90 steps: features shrink to few directions in the first epoch
+    "lr": 0.01,  # because at 0.05 features collapse to few directions in the first of 90 steps' epochs
     "num_classes": 16,
     "pca_width": 32,
     "size_px": 64,
@@ -49,21 +53,21 @@ SAMPLE = {
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
     backbone: str
-    """Any of fastpsl's (docs/backbones.md)."""
+    """Any backbone of fastpsl (docs/backbones.md)."""
     num_classes: int
-    """Clusters, and classes of the classifier; none is ever empty."""
+    """Number of clusters, which are the classes of the classifier; none is ever empty."""
     pca_width: int
-    """Principal directions of the features that are clustered."""
+    """Number of principal components of the features that are clustered."""
     k_means_iterations: int
-    """Before each epoch."""
+    """Iterations of k-means before each epoch."""
     channels: Literal["RGB", "SobelXY"]
-    """What the network sees: the picture, or its grey value's two gradients."""
+    """Input of the network: the image, or the two gradients of its grey value."""
     lr: float
-    """Learning rate, the same throughout."""
+    """Learning rate, which is constant."""
     weight_decay: float
-    """On weights, biases and BatchNorm."""
+    """Decay of weights, biases and BatchNorm."""
     dropout: float | None = None
-    """Share of fc6's and fc7's inputs that are dropped; by default the backbone's own."""
+    """Share of the inputs of fc6 and fc7 that is dropped; by default the backbone's own."""
     size_px: int
     """Side of the crops."""
 

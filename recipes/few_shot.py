@@ -1,16 +1,20 @@
-"""Few-shot classification by class means on frozen features, nothing learned: UIC on miniImageNet's test classes (uic.txt, Table 6).
+"""Few-shot classification by class means on frozen features (uic.txt, Table 6). Nothing is learned.
 
-Paper, 5-way 5-shot, AlexNet after UIC with 3,000 classes: conv3, conv4, conv5, conv5 max-pooled; pictures of 84 px enlarged to 256, middle 224:
-48.79, 53.03, 62.46, 65.05 %; as they are: 52.43, 54.76, 54.40, 52.85 %. Here: not yet run on miniImageNet.
---data: the 20 test classes of 600 pictures: test.csv beside images/, a folder per class, or a beton; larger pictures are made 84 x 84 first.
+Paper, 5-way 5-shot on miniImageNet's test classes, AlexNet after UIC with 3,000 classes, on conv3, conv4,
+conv5 and max-pooled conv5: 48.79, 53.03, 62.46 and 65.05 % for images of 84 px, enlarged to 256 and cropped
+to 224, and 52.43, 54.76, 54.40 and 52.85 % for images as they are. Here: not yet run on miniImageNet.
+Give the 20 test classes of 600 images as --data: test.csv beside images/, a folder per class, or a beton.
+Larger images are first resized to 84 x 84.
 
-    torchrun --nproc-per-node=8 recipes/few_shot.py --checkpoint runs/uic_alexnet-001 --data miniImageNet/test.csv
-    torchrun --nproc-per-node=8 recipes/few_shot.py --checkpoint runs/uic_alexnet-001 --data miniImageNet/test.csv --size-px 84
-    torchrun recipes/few_shot.py            # random weights on the embedded sample's held-out pictures, seconds on two cores
+    torchrun --nproc-per-node=8 recipes/few_shot.py --checkpoint runs/uic_alexnet-001 \\
+        --data miniImageNet/test.csv        # and with --size-px 84
+    torchrun recipes/few_shot.py        # random weights, the sample's held-out images, seconds on two cores
 
-The paper says neither how many episodes nor queries. Here 15 queries a class, as is usual, and 10,000 episodes: 95 % intervals of the sample
-are ±0.47 points with 1,000, so ±0.6 with the usual 600, more than some differences in the table, and ±0.15 with 10,000. The features, 4.4 GB
-at 224 px, stay in the run's folder and serve again: other ways, shots and queries cost no pass. Options of training have no effect here.
+The paper states neither the number of episodes nor of queries. Here a class has 15 queries, as is usual, and
+there are 10,000 episodes. The 95 % interval on the sample is ±0.47 points with 1,000 episodes. That
+means ±0.6 with the usual 600, more than some differences in the table, and ±0.15 with 10,000. The
+features (4.4 GB at 224 px) stay in the run's folder and serve other ways, shots and queries. Options of
+training have no effect here.
 """
 
 import time
@@ -42,26 +46,24 @@ class Options(EvaluationOptions):
     sample_backbone = "alexnet"
 
     block: tuple[str, ...] = ("B3", "B4", "B5", "B5_max_pool")
-    """Blocks whose flattened maps the features are, each scored by itself: B1, B2, … or conv1, conv2, …; _max_pool behind it: after a pool of 3, stride 2."""
+    """Blocks scored one by one on flattened maps: B1 or conv1, …; _max_pool pools by 3 with stride 2."""
     ways: int
-    """Classes of an episode."""
+    """Classes per episode."""
     shots: int
-    """Pictures of each class whose mean stands for it."""
+    """Images of each class; their mean represents it."""
     queries: int = 15
-    """Further pictures of each class, which are classified."""
+    """Further images of each class, which are classified."""
     episodes: int = 10_000
-    """Episodes, drawn from --seed."""
+    """Number of episodes, drawn from --seed."""
     source_px: int
-    """Side to which pictures are shrunk first; --size-px above it enlarges them again."""
+    """Side to which images are shrunk first; a larger --size-px enlarges them again."""
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("episodes", 2), ("source_px", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: it must be {least} or more"
-                )
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be {least} or more")
         if self.val is not None:
             raise ValueError(f"--val {self.val}: nothing is learned; give the test classes as --data alone")
         if self.whole:
@@ -76,27 +78,28 @@ def run(options: Options) -> int:
         data = stack.enter_context(closing(open_data(options.data or sample_paths().test)))
         require_labels(data, "few-shot classification")
         num_each = options.shots + options.queries
-        classes_of(data, options.ways, num_each)  # before the work
+        classes_of(data, options.ways, num_each)  # checks the data before the work
         works = few_shot_works(options, weights, data, options.block, options.source_px, world)
         folder = stack.enter_context(open_folder("few_shot", options, world))
-        files = extract(works, [folder / f"{each.name}.npy" for each in works], world, overwrite=True)
+        files = extract(works, [folder / f"{work.name}.npy" for work in works], world, overwrite=True)
         if world.rank == 0:
             members = classes_of(data, options.ways, num_each, files[0].record["bad"])
-            drawn = draw_episodes(
+            episodes = draw_episodes(
                 members, options.episodes, options.ways, options.shots, options.queries, options.seed
             )
             num_queries, backbone = options.ways * options.queries, weights.record["backbone"]
-            title = f"{options.ways}-way {options.shots}-shot, {options.episodes:,} episodes of {num_queries} queries, {backbone}"
+            title = f"{options.ways}-way {options.shots}-shot, {options.episodes:,} episodes "
+            title += f"of {num_queries} queries, {backbone}"
             print(f"{title}; {data.num_samples:,} pictures of {len(members)} classes", flush=True)
             accuracies = {}
-            for each, file in zip(works, files, strict=True):
-                right = num_right(file.features(), drawn, world.device)
-                accuracy = accuracies[each.name] = Accuracy.of(right, num_queries)
-                print(f"{each.name}: {accuracy.mean:.2f} ± {accuracy.interval:.2f} %", flush=True)
+            for work, file in zip(works, files, strict=True):
+                right = num_right(file.features(), episodes, world.device)
+                accuracy = accuracies[work.name] = Accuracy.of(right, num_queries)
+                print(f"{work.name}: {accuracy.mean:.2f} ± {accuracy.interval:.2f} %", flush=True)
             path = write_result(
                 folder, recipe="few_shot", protocol="few_shot",
-                numbers={f"{what}_{name}": value for name, found in accuracies.items() for what, value in
-                         zip(("accuracy", "interval"), found, strict=True)},
+                numbers={f"{what}_{name}": value for name, accuracy in accuracies.items() for what, value in
+                         zip(("accuracy", "interval"), accuracy, strict=True)},
                 settings=options.as_dict() | {
                     "distance": "squared Euclidean to class means", "view": repr(works[0].view),
                     "features": [file.record["digest"] for file in files],
@@ -106,7 +109,7 @@ def run(options: Options) -> int:
             )  # fmt: skip
             print(result_line(path))
             title += f", {weights.record['path'] or 'random weights'}"
-            bars = {name.replace(MAX_POOL, "\nmax-pool"): found for name, found in accuracies.items()}
+            bars = {name.replace(MAX_POOL, "\nmax-pool"): accuracy for name, accuracy in accuracies.items()}
             print(f"chart {draw_accuracies(bars, folder / 'result.png', title, 100 / options.ways)}")
     return EXIT_FINISHED
 

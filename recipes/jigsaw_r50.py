@@ -1,6 +1,6 @@
 """PSL jigsaw puzzles with ResNet-50 (psl.txt: Table 1, Table 4 row "Jigsaw+PSL", Table 5).
 
-Paper: 50.9 % ImageNet top-1 of a linear classifier on B4 (45.7 % end to end). Here: not yet run on ImageNet.
+Paper: a linear classifier on B4 has 50.9 % ImageNet top-1 (45.7 % end to end). Here: not yet run on ImageNet.
 
     torchrun --nproc-per-node=8 recipes/jigsaw_r50.py --data 'imagenet/train-*.beton' --val imagenet/val.beton
     torchrun recipes/jigsaw_r50.py            # the embedded sample, small values, minutes on two cores
@@ -58,21 +58,21 @@ class Options(PretrainOptions):
     intervals: tuple[int, ...]
     """Shares of a stage between tenfold drops of the rate."""
     counts: tuple[int, ...]
-    """Permutations of levels G1, G2, G3, each set within the next."""
-    permutations: Path | None = field(default=None, metadata=MACHINE)  # its content is science, see build
-    """A file of permutations (fastpsl permutations, VISSL's or bbrattoli's .npy, Noroozi's .bin); default: made by the same code."""
+    """Numbers of permutations of levels G1, G2, G3; each set contains the one before."""
+    permutations: Path | None = field(default=None, metadata=MACHINE)  # because `build` records its content
+    """File of `fastpsl permutations`, VISSL or bbrattoli (.npy) or Noroozi (.bin); by default generated."""
     permutations_per_image: int
-    """Puzzles of each image, by permuting embeddings after one pass of the trunk."""
+    """Puzzles per image, made by permuting its tiles' embeddings after one pass of the trunk."""
     grid: int = 3
-    """Cells a side of a puzzle."""
+    """Cells on a side of a puzzle."""
     shorter_px: int
-    """The image's shorter side, before the window of grid x cell_px is cut."""
+    """Shorter side of the image, before the window of grid x cell_px is cropped."""
     cell_px: int
     """Side of a cell."""
     tile_px: int
-    """Side of the tile that is cut at random in each cell: what the network sees."""
+    """Side of the tile that is cropped at random in each cell, which the network sees."""
     embedding_width: int
-    """Features of a tile in the head."""
+    """Features per tile in the head."""
 
 
 def build(options: Options) -> Experiment:

@@ -1,20 +1,21 @@
-"""k nearest neighbours on frozen features: what they are worth without any training.
+"""k nearest neighbours on frozen features, without any training.
 
-Weighted: each of the k most similar training images (by cosine) adds exp(similarity / T) to its class, with the K and T of
-MMSelfSup; VISSL has k 200 and T 0.1. Majority: one vote each; of equal classes the nearer wins. Exact, for any number of images.
-Here: not yet run on ImageNet. PSL itself has no such table.
+Weighted vote: each of the k training images that are most similar by cosine adds exp(similarity / T) to its
+class. K and T are MMSelfSup's; VISSL has k 200 and T 0.1. Majority vote: each has one vote, and of equal
+classes the nearer one wins. The search is exact for any number of images. PSL has no such table. Here: not
+yet run on ImageNet.
 
     torchrun --nproc-per-node=8 recipes/knn.py --checkpoint runs/jigsaw_r50-001 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
     torchrun recipes/knn.py            # random weights on the embedded sample, seconds on two cores
 
-SSL++ (sslpp.txt, Tables V and VI) has the majority's scores of NIN's blocks on CIFAR-10; which distance is not said, here it is the
-cosine. All blocks come from one pass over the pictures. Here: not yet run.
+SSL++ (sslpp.txt, Tables V and VI) reports majority votes on NIN's blocks for CIFAR-10. It does not state the
+distance; here it is the cosine. One pass over the images serves all blocks. Here: not yet run.
 
-    torchrun recipes/knn.py --checkpoint runs/sslpp_rotation-001 --data cifar10-train.beton --val cifar10-test.beton \\
-        --size-px 32 --whole --block B2 B3 B4 --vote majority --k 1 3 5 10 15 20
+    torchrun recipes/knn.py --checkpoint runs/sslpp_rotation-001 --data cifar10-train.beton \\
+        --val cifar10-test.beton --size-px 32 --whole --block B2 B3 B4 --vote majority --k 1 3 5 10 15 20
 
-Options of training have no effect here. The features stay in the run's folder and serve again: other values of k cost nothing.
+Options of training have no effect here. The features stay in the run's folder and are used again for other k.
 """
 
 import time
@@ -43,13 +44,13 @@ SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size"
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
     block: tuple[str, ...] = ("final",)
-    """Whose average-pooled outputs the features are, each block scored by itself: B1, B2, …, or final, the last."""
+    """Blocks scored one by one on their average-pooled outputs: B1, B2, …, or final, the last."""
     k: tuple[int, ...]
     """Numbers of neighbours, each scored by itself; one search serves all."""
     temperature: float
-    """Of the weighted vote."""
+    """Temperature of the weighted vote."""
     vote: Literal["weighted", "majority", "both"] = "both"
-    """Whose scores are reported."""
+    """The votes to report."""
 
     @override
     def __post_init__(self) -> None:
@@ -79,13 +80,13 @@ def run(options: Options) -> int:
         ends = [f"_{block}" for block in blocks] if len(blocks) > 1 else [""]
         folder = stack.enter_context(open_folder("knn", options, world))
         banks, queries = (
-            extract(these, [folder / f"{name}{end}.npy" for end in ends], world, overwrite=True)
-            for name, these in works.items()
+            extract(extractions, [folder / f"{name}{end}.npy" for end in ends], world, overwrite=True)
+            for name, extractions in works.items()
         )
         pairs = zip(banks, queries, strict=True)
         scores = [score(*pair, options.k, options.temperature, world) for pair in pairs]
         if world.rank == 0:
-            named, record = dict(zip(ends, scores, strict=True)), weights.record
+            by_end, record = dict(zip(ends, scores, strict=True)), weights.record
             print("\n".join(score_lines(scores, blocks, options.vote, record["backbone"])))
             path = write_result(
                 folder,
@@ -93,8 +94,8 @@ def run(options: Options) -> int:
                 protocol=f"knn/{options.vote}",
                 numbers={
                     name + end: value
-                    for end, found in named.items()
-                    for name, value in found.numbers(options.vote).items()
+                    for end, block_score in by_end.items()
+                    for name, value in block_score.numbers(options.vote).items()
                 },
                 settings=options.as_dict()
                 | {"similarity": "cosine", "features": [bank.record["digest"] for bank in banks]},
@@ -104,10 +105,10 @@ def run(options: Options) -> int:
                 cut=bool(record.get("cut")),
             )
             print(result_line(path))
-            for end, found in named.items():
+            for end, block_score in by_end.items():
                 sheet = draw_neighbours(
-                    folder / f"neighbours{end}.png", val, train, *found.shown(options.seed), works["val"][0].loader,
-                    whole=options.whole,
+                    folder / f"neighbours{end}.png", val, train, *block_score.shown(options.seed),
+                    works["val"][0].loader, whole=options.whole,
                 )  # fmt: skip
                 print(f"neighbours {sheet}")
     return EXIT_FINISHED

@@ -1,24 +1,30 @@
-"""Linear classifiers on frozen features: each block's, in one pass (psl.txt: section 4.2; uic.txt: 4.3; sslpp.txt: Table VII).
+"""Linear classifiers on the frozen features of each block, in one pass (psl.txt, section 4.2, and others).
 
-PSL: "following a common protocol", which it does not state; --protocol vissl is that of its source [23] as VISSL has it (every block
-and the averaged last one), moco that of MoCo (the averaged last block alone). UIC: --protocol uic; rotnet and deepcluster are those of
-the AlexNets that it is compared with. SSL++: --protocol sslpp --batch-size 64. Here: not yet run on ImageNet.
-Other data, PSL's Table 9 (the best of five blocks; jigsaw and rotation with PSL): Places205 44.7 and 43.0 %, --protocol vissl_places205;
-iNaturalist 2018 24.1 and 25.9 %, vissl_inat18. Its text gives no schedule, these are VISSL's. Here: not yet run. docs/sources.md has the lists.
+The others are uic.txt, section 4.3, and sslpp.txt, Table VII. PSL follows "a common protocol", which it does
+not state. Its source [23] has --protocol vissl, as VISSL has it: every block and the averaged last one.
+MoCo's, for the averaged last block alone, is moco. For UIC give uic; rotnet and deepcluster are those of the
+AlexNets that it is compared with. For SSL++ give --protocol sslpp --batch-size 64. Here: not yet run on
+ImageNet.
+
+Other data, PSL's Table 9, the best of five blocks of jigsaw and rotation with PSL: Places205 44.7
+and 43.0 % (vissl_places205); iNaturalist 2018 24.1 and 25.9 % (vissl_inat18). Its text gives no schedule;
+these are VISSL's. The lists of images are in docs/sources.md. Here: not yet run.
 
     torchrun --nproc-per-node=8 recipes/linear_probe.py --checkpoint runs/jigsaw_r50-001 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
     torchrun --nproc-per-node=8 recipes/linear_probe.py --protocol uic --checkpoint runs/uic_alexnet-001 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    torchrun --nproc-per-node=8 recipes/linear_probe.py --protocol vissl_inat18 --checkpoint runs/jigsaw_r50-001 \\
-        --data inat18/train2018.json --val inat18/val2018.json
+    torchrun --nproc-per-node=8 recipes/linear_probe.py --protocol vissl_inat18 \\
+        --checkpoint runs/jigsaw_r50-001 --data inat18/train2018.json --val inat18/val2018.json
     torchrun recipes/linear_probe.py            # random weights on the embedded sample, a minute on two cores
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
@@ -40,18 +46,20 @@ SAMPLE: dict[str, Any] = {"protocol": "vissl", "batch_size": 32, "size_px": 96, 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
-    protocol: Literal[
-        "vissl", "vissl_places205", "vissl_inat18", "moco", "uic", "rotnet", "deepcluster", "sslpp"
+    protocol: Annotated[
+        Literal["vissl", "vissl_places205", "vissl_inat18", "moco", "uic", "rotnet", "deepcluster", "sslpp"],
+        arg(
+            help="Epochs: vissl 28, vissl_places205 14, vissl_inat18 84 (every block and final), moco 100 "
+            "(final alone); AlexNet's: uic 32, rotnet 35, deepcluster 90, sslpp 200."
+        ),
     ]
-    """vissl: every block and final, 28 epochs; vissl_places205, 14, and vissl_inat18, 84: the same for other data; moco: final alone, 100.
-    AlexNet's: uic, 32 epochs, rotnet, 35, deepcluster, 90, sslpp, 200."""
     epochs: int | None = None
-    """Epochs; by default the protocol's. The rate drops after the same shares of them; deepcluster's goes by steps."""
+    """Epochs; by default the protocol's. Drops of the rate keep their shares (deepcluster's is by steps)."""
     lr: float | None = None
-    """First learning rate for a batch of 256 (rotnet: 192, sslpp: 64), in proportion for others; by default the protocol's."""
+    """First rate for 256 images (rotnet: 192, sslpp: 64), scaled for others; by default the protocol's."""
 
     def constants(self) -> LinearProtocol:
-        """The protocol, with what the command line puts in the place of its values."""
+        """Return the protocol with the values of the command line."""
         return replace(PROTOCOLS[self.protocol], **overridden({}, self.epochs, self.lr))
 
 
@@ -61,7 +69,8 @@ def build(options: Options) -> Experiment:
     num_blocks = weights.backbone.num_blocks
     if options.whole and protocol.num_crops == 10:
         raise ValueError(
-            f"--whole: --protocol {options.protocol} is scored on ten crops; leave it out, or choose another one"
+            f"--whole: --protocol {options.protocol} is scored on ten crops; leave it out, "
+            f"or choose another one"
         )
     _, *more_crops = ten_crop_views(weights.input, options.size_px)
     task = LinearProbes(

@@ -1,6 +1,7 @@
 """PSL MoCo v2 with ResNet-50 (psl.txt: Table 3, Table 4 row "MoCov2+PSL").
 
-Paper: 68.1 % ImageNet top-1 of a linear classifier on the final features (67.5 % end to end). Here: not yet run on ImageNet.
+Paper: a linear classifier on the final features has 68.1 % ImageNet top-1 (67.5 % end to end). Here: not yet
+run on ImageNet.
 
     torchrun --nproc-per-node=8 recipes/mocov2_r50.py --data 'imagenet/train-*.beton' --val imagenet/val.beton
     torchrun recipes/mocov2_r50.py            # the embedded sample, small values, minutes on two cores
@@ -21,15 +22,19 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.names import ANY_BACKBONE
 from fastpsl.tasks.contrastive.moco import MoCo
 
-PAPER = {  # PSL says "MoCov2" and 200 epochs; the values are MoCo v2's
+PAPER = {  # PSL states "MoCov2" and 200 epochs; the other values are MoCo v2's
     "backbone": "resnet50",
-    "stage_epochs": (60, 70, 70),  # section 4.1 says it of contrastive learning; our reading for MoCo v2
+    "stage_epochs": (
+        60,
+        70,
+        70,
+    ),  # section 4.1 states it for contrastive learning; that it holds for MoCo v2 is our reading
     "batch_size": 256,
-    "lr": 0.03,  # one cosine over all stages: likewise
+    "lr": 0.03,  # one cosine over all stages is our reading, too
     "queue_size": 65_536,
     "momentum": 0.999,
     "temperature": 0.2,
-    "key_group": 32,  # images of a GPU: 256 on 8
+    "key_group": 32,  # images per GPU: 256 on 8
     "size_px": 224,
     "embedding_width": 128,
 }
@@ -38,8 +43,8 @@ SAMPLE = {
     "stage_epochs": (6, 7, 7),
     "batch_size": 32,
     "lr": 0.12,
-    "queue_size": 64,  # of 480 images: a longer one holds many keys of the very images that come
-    "momentum": 0.99,  # 300 steps are too few for more; with .95 the queue ages fast enough to be told by it
+    "queue_size": 64,  # of 480 images, because a longer one holds many keys of the images that come next
+    "momentum": 0.99,  # 300 steps are too few for more; at .95 keys can be told by their age
     "key_group": 16,
     "size_px": 64,
 }
@@ -51,17 +56,17 @@ class Options(PretrainOptions):
     lr: float
     """SGD's learning rate at the start; it falls to 0 over all stages."""
     queue_size: int
-    """Keys of earlier images to tell a key from; a multiple of --batch-size."""
+    """Number of keys of earlier images, which are the negatives; a multiple of --batch-size."""
     momentum: float
-    """Of the key encoder, not of SGD (0.9)."""
+    """Momentum of the key encoder; that of SGD is 0.9."""
     temperature: float
-    """Similarities are divided by it."""
+    """Temperature that similarities are divided by."""
     key_group: int
-    """Images whose statistics normalise a key; a divisor of a rank's batch, and smaller than --batch-size."""
+    """Images that share a key's BatchNorm; a divisor of a rank's batch, smaller than --batch-size."""
     size_px: int
     """Side of the crops."""
     embedding_width: int
-    """Numbers of a key."""
+    """Width of a key."""
 
 
 def build(options: Options) -> Experiment:
@@ -81,9 +86,8 @@ def build(options: Options) -> Experiment:
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=cosine(options.lr),
-        optimiser=partial(
-            options.sgd(), decay_biases=True
-        ),  # momentum .9, decay 1e-4 on all parameters, as MoCo's code
+        # Momentum .9 and decay 1e-4 of all parameters, as in MoCo's code.
+        optimiser=partial(options.sgd(), decay_biases=True),
         frozen_batchnorm=options.frozen_batchnorm,
     )
 

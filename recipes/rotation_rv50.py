@@ -1,8 +1,10 @@
-"""PSL image rotation with RevNet-50 (psl.txt: Table 2, Table 4 row "Rotation+PSL", Table 6; ResNet-50 in Tables 7 to 9).
+"""PSL image rotation with RevNet-50 (psl.txt: Table 2, Table 4 row "Rotation+PSL", Table 6).
 
-Paper: 53.3 % ImageNet top-1 of a linear classifier on B4 (48.6 % end to end). Here: not yet run on ImageNet.
+Tables 7 to 9 have it with ResNet-50.
+Paper: a linear classifier on B4 has 53.3 % ImageNet top-1 (48.6 % end to end). Here: not yet run on ImageNet.
 
-    torchrun --nproc-per-node=8 recipes/rotation_rv50.py --data 'imagenet/train-*.beton' --val imagenet/val.beton
+    torchrun --nproc-per-node=8 recipes/rotation_rv50.py --data 'imagenet/train-*.beton' \\
+        --val imagenet/val.beton
     torchrun recipes/rotation_rv50.py            # the embedded sample, small values, minutes on two cores
 """
 
@@ -48,9 +50,9 @@ class Options(PretrainOptions):
     intervals: tuple[int, ...]
     """Shares of a stage between tenfold drops of the rate."""
     rotations_per_image: Literal["one", "all"] = "one"
-    """one, drawn for each image, or all of the level's 2, 4 or 8 of one decode; --batch-size counts images after rotation."""
+    """one at random, or all of the level's 2, 4 or 8; --batch-size counts images after rotation."""
     shorter_px: int
-    """The image's shorter side, before the window is cut."""
+    """Shorter side of the image, before the window is cropped."""
     size_px: int
     """Side of the random window that the network sees."""
 
@@ -67,7 +69,8 @@ def build(options: Options) -> Experiment:
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
         schedule=step_drops(options.lr, options.intervals),
-        # Momentum .9 and decay 1e-4, none on biases: what the paper says of the jigsaw. It is silent on the rotation.
+        # Momentum .9 and decay 1e-4 without biases, as for the jigsaw; the paper states none for the
+        # rotation.
         optimiser=options.sgd(),
         frozen_batchnorm=options.frozen_batchnorm,
     )

@@ -1,11 +1,12 @@
-"""Fine-tuning the whole network with 1 % or 10 % of the labels (psl.txt: section 4.3, Table 7).
+"""Fine-tuning of the whole network with 1 % or 10 % of the labels (psl.txt: section 4.3, Table 7).
 
-Paper: 48.7 / 83.5 % ImageNet top-5 with 1 % / 10 % (Jigsaw+PSL), 54.8 / 83.7 % (Rotation+PSL). It states "a class-balanced data
-selection", no list and no schedule; PIRL, which it follows, gives --protocol pirl. Here: not yet run on ImageNet.
+Paper: with 1 % / 10 % of the labels Jigsaw+PSL has 48.7 / 83.5 % ImageNet top-5, and Rotation+PSL
+has 54.8 / 83.7 %. It states "a class-balanced data selection", but neither a list nor a schedule. --protocol
+pirl is that of PIRL, which it follows. Here: not yet run on ImageNet.
 
     torchrun --nproc-per-node=8 recipes/semi_supervised.py --percent 1 --checkpoint runs/jigsaw_r50-001 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    torchrun recipes/semi_supervised.py         # random weights, 10 % of the embedded sample, a minute on two cores
+    torchrun recipes/semi_supervised.py   # random weights, 10 % of the embedded sample, a minute on two cores
 """
 
 import functools
@@ -35,7 +36,8 @@ PAPER: dict[str, Any] = {"protocol": "pirl", "percent": 1.0, "batch_size": 256, 
 SAMPLE: dict[str, Any] = {
     "protocol": "pirl", "percent": 10.0, "batch_size": 16, "size_px": 96, "epochs": 30, "lr": 0.4,
 }  # fmt: skip
-# VISSL, eval_resnet_8gpu_transfer_in1k_semi_sup_fulltune: lr for 256 images, a tenth of it after 30 of 70 epochs.
+# VISSL, eval_resnet_8gpu_transfer_in1k_semi_sup_fulltune: a rate for 256 images, a tenth after 30 of 70
+# epochs.
 COMMON: dict[str, Any] = {
     "epochs": 70, "intervals": (30, 40), "momentum": 0.9, "nesterov": True, "weight_decay": 0.0,
 }  # fmt: skip
@@ -46,20 +48,19 @@ PROTOCOLS = {"pirl": COMMON | {"lr": 0.01}, "simclr": COMMON | {"lr": 0.05}}
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
     protocol: Literal["pirl", "simclr"]
-    """The rate that VISSL uses with PIRL's lists (0.01) or SimCLR's (0.05)."""
+    """Rate that VISSL uses with the lists of PIRL (0.01) or SimCLR (0.05)."""
     percent: float
-    """Of the training images that keep their labels, equally many of each class, drawn by --seed."""
-    label_list: Path | None = field(
-        default=None, metadata=MACHINE
-    )  # what it chooses is science, by the data's digest
-    """These images instead: a text file with a name, path or place in the data a line, or a .npy (docs/evaluation.md)."""
+    """Percentage of the training images that keep their labels, balanced over classes, drawn by --seed."""
+    # MACHINE, because the data's digest records which images are learned from.
+    label_list: Path | None = field(default=None, metadata=MACHINE)
+    """These images instead: names, paths or positions, one per line, or a .npy (docs/evaluation.md)."""
     epochs: int | None = None
-    """Epochs; by default the protocol's. The rate drops after the same share of them."""
+    """Epochs; by default the protocol's. Drops of the rate keep their share of the training."""
     lr: float | None = None
-    """First learning rate for a batch of 256, in proportion for others; by default the protocol's."""
+    """First learning rate for a batch of 256, scaled for others; by default the protocol's."""
 
     def constants(self) -> dict[str, Any]:
-        """The protocol's values, and what the command line puts in their place."""
+        """Return the protocol's values with those of the command line."""
         return overridden(PROTOCOLS[self.protocol], self.epochs, self.lr)
 
 

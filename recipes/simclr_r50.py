@@ -1,12 +1,14 @@
 """PSL SimCLR with ResNet-50 (psl.txt: Table 3, Table 4 row "SimCLR+PSL").
 
-Paper: 64.3 % ImageNet top-1 of a linear classifier on the final features (61.9 % end to end). Here: not yet run on ImageNet.
+Paper: a linear classifier on the final features has 64.3 % ImageNet top-1 (61.9 % end to end). Here: not yet
+run on ImageNet.
 
-    torchrun --nproc-per-node=8 recipes/simclr_r50.py --sync-batchnorm --data 'imagenet/train-*.beton' --val imagenet/val.beton
+    torchrun --nproc-per-node=8 recipes/simclr_r50.py --sync-batchnorm \\
+        --data 'imagenet/train-*.beton' --val imagenet/val.beton
     torchrun recipes/simclr_r50.py            # the embedded sample, small values, minutes on two cores
 
-With several GPUs give --sync-batchnorm: SimCLR's BatchNorm is over the global batch, or the two views of an image could be told
-by the statistics of their rank (arXiv 2002.05709, section 2.2); PSL says nothing of it.
+Give --sync-batchnorm with several GPUs. SimCLR's BatchNorm is over the global batch; otherwise the statistics
+of a rank could identify the two views of an image (arXiv 2002.05709, section 2.2). PSL does not mention it.
 """
 
 from dataclasses import dataclass
@@ -31,10 +33,10 @@ PAPER = {
     "stage_epochs": (60, 70, 70),  # section 4.1: 200 epochs
     "batch_size": 256,
     "lr": 0.3,  # LARS, one cosine over all stages
-    "warmup_epochs": 10.0,  # SimCLR's; PSL is silent
-    "trust": 0.001,  # SimCLR's eeta; PSL is silent
-    "weight_decay": 1e-6,  # SimCLR's; PSL is silent
-    "temperature": 0.1,  # SimCLR's code; PSL is silent
+    "warmup_epochs": 10.0,  # SimCLR's; PSL states none
+    "trust": 0.001,  # SimCLR's eeta; PSL states none
+    "weight_decay": 1e-6,  # SimCLR's; PSL states none
+    "temperature": 0.1,  # from SimCLR's code; PSL states none
     "size_px": 224,
     "embedding_width": 128,  # section 4.1
 }
@@ -44,7 +46,7 @@ SAMPLE = {
     "batch_size": 32,
     "lr": 0.2,
     "warmup_epochs": 1.0,
-    "trust": 0.01,  # 360 steps in all: layers must move ten times as far in each
+    "trust": 0.01,  # ten times the usual, because there are only 360 steps
     "temperature": 0.2,
     "size_px": 48,
 }
@@ -56,25 +58,25 @@ class Options(PretrainOptions):
     lr: float
     """LARS's learning rate at the end of the warm-up."""
     warmup_epochs: float
-    """Epochs in which the rate rises from 0, once, in the first stage."""
+    """Epochs in which the rate rises from 0, only in the first stage."""
     trust: float
-    """LARS's eeta: the share of a layer's norm by which a step of rate 1 changes it."""
+    """LARS's eeta: the relative change of a layer's norm by a step of rate 1."""
     weight_decay: float
-    """Of all weights but biases and BatchNorm's."""
+    """Decay of all weights except biases and BatchNorm's."""
     temperature: float
-    """NT-Xent's: similarities are divided by it."""
+    """Temperature of NT-Xent, which similarities are divided by."""
     size_px: int
     """Side of the crops."""
     embedding_width: int
-    """Numbers that the head gives for a view."""
+    """Width of the head's output for a view."""
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.accumulate > 1:
             raise ValueError(
-                f"--accumulate {self.accumulate}: each part would lack the negatives of the others, which is another loss; use "
-                f"more ranks, or a smaller --batch-size"
+                f"--accumulate {self.accumulate}: each part would lack the negatives of the others, "
+                f"which is another loss; use more ranks, or a smaller --batch-size"
             )
         self.refuse_apex("SimCLR", "LARS")
 

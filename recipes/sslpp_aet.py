@@ -1,14 +1,18 @@
-"""SSL++ with AET (sslpp.txt, Tables II, III, XI, XII): by which transformation two pictures differ, and the image's IIC cluster.
+"""SSL++ with AET (sslpp.txt, Tables II, III, XI, XII): a transformation of the image, and its IIC cluster.
 
-Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: 90.7 / 86.2 / 59.4 % (AET alone), 90.9 / 86.8 / 75.7 % (with 70 IIC
-clusters, lambda 0.05); coupled, by k-means before each epoch: 85.2 / 81.5 / 67.7 %. Here: not yet run at this size.
+The network learns by which transformation two images differ, and beside it the image's IIC cluster.
+Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: AET alone has 90.7 / 86.2 / 59.4 %, with 70
+IIC clusters (lambda 0.05) 90.9 / 86.8 / 75.7 %, coupled (k-means before each epoch) 85.2 / 81.5 / 67.7 %.
+Here: not yet run at this size.
 
-    torchrun recipes/sslpp_aet.py --data cifar-train.beton --val cifar-test.beton --pseudo-labels runs/iic/labels.npz
+    torchrun recipes/sslpp_aet.py --data cifar-train.beton --val cifar-test.beton \\
+        --pseudo-labels runs/iic/labels.npz
     torchrun recipes/sslpp_aet.py --data cifar-train.beton --val cifar-test.beton --pseudo-labels coupled
-    torchrun recipes/sslpp_aet.py         # the embedded sample, small values, no pseudo-labels, a minute on two cores
+    torchrun recipes/sslpp_aet.py    # the embedded sample, small values, no pseudo-labels, a minute
 
-runs/iic is a run of sslpp_iic. Table II prints 500 epochs and drops up to epoch 1000; AET's code has 1500 epochs, and so have we. From
-epoch 1000 on its rate falls in a straight line, here it is divided by 5 once more, as Table II says. Nesterov momentum as in AET's code.
+The folder runs/iic is a run of sslpp_iic. Table II prints 500 epochs, but drops of the rate up to epoch 1000.
+AET's code has 1500 epochs, and so has this recipe. In AET's code the rate falls linearly from epoch 1000 on;
+here it is divided by 5 once more, as Table II states. Nesterov momentum is as in AET's code.
 """
 
 from dataclasses import dataclass
@@ -40,7 +44,7 @@ FACTOR = 0.2
 @dataclass(frozen=True, kw_only=True)
 class Options(sslpp_experiment.Options):
     transform: Literal["projective", "affine"]
-    """Which transformations: the paper does not say; projective ones are the more general."""
+    """Kind of transformations; the paper states none, and projective ones are the more general."""
 
 
 def build(options: Options) -> Experiment:

@@ -1,16 +1,19 @@
-"""SSL++ with Colorization (sslpp.txt, Tables II and III): the colours of a grey picture, and beside it the image's IIC cluster.
+"""SSL++ with Colorization (sslpp.txt, Tables II and III): the colours of a grey image, and its IIC cluster.
 
-Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN that sees lightness alone: 78.4 / 71.2 / 66.5 % (Colorization alone),
-81.1 / 76.0 / 74.2 % (with 70 IIC clusters, lambda 1). Here: not yet run at this size.
+Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN that sees lightness alone: Colorization alone
+has 78.4 / 71.2 / 66.5 %, with 70 IIC clusters (lambda 1) 81.1 / 76.0 / 74.2 %. Here: not yet run at this
+size.
 
-    torchrun recipes/sslpp_colorization.py --data cifar-train.beton --val cifar-test.beton --pseudo-labels runs/iic/labels.npz
-    torchrun recipes/sslpp_colorization.py         # the embedded sample, small values, no pseudo-labels, a minute on two cores
+    torchrun recipes/sslpp_colorization.py --data cifar-train.beton --val cifar-test.beton \\
+        --pseudo-labels runs/iic/labels.npz
+    torchrun recipes/sslpp_colorization.py    # the embedded sample, small values, no pseudo-labels, a minute
 
-runs/iic is a run of sslpp_iic. Table II: Adam with a rate of 0.01. An AlexNet on Tiny-YFCC100M (Table VII), likewise for the other three tasks
-and, but for epochs and rate, for sslpp_iic (docs/sslpp.md):
+The folder runs/iic is a run of sslpp_iic. Table II states Adam with a rate of 0.01. The next command trains
+an AlexNet on Tiny-YFCC100M (Table VII). The other three tasks take the same options, and so does sslpp_iic
+except for epochs and rate (docs/sslpp.md).
 
-    torchrun recipes/sslpp_colorization.py --backbone alexnet_rotnet --size-px 224 --crop random_resized --stage-epochs 120 \
-        --intervals 120 --data yfcc.beton --pseudo-labels runs/iic-yfcc/labels.npz
+    torchrun recipes/sslpp_colorization.py --backbone alexnet_rotnet --size-px 224 --crop random_resized \\
+        --stage-epochs 120 --intervals 120 --data yfcc.beton --pseudo-labels runs/iic-yfcc/labels.npz
 """
 
 from functools import partial

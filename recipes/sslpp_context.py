@@ -1,12 +1,13 @@
-"""SSL++ with Context (sslpp.txt, Tables II and III): the hidden middle of each image, and beside it the image's IIC cluster.
+"""SSL++ with Context (sslpp.txt, Tables II and III): the hidden middle of an image, and its IIC cluster.
 
-Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: 78.8 / 70.7 / 63.9 % (Context alone), 86.6 / 82.9 / 74.7 % (with 70
-IIC clusters, lambda 1). Here: not yet run at this size.
+Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: Context alone has 78.8 / 70.7 / 63.9 %,
+with 70 IIC clusters (lambda 1) 86.6 / 82.9 / 74.7 %. Here: not yet run at this size.
 
-    torchrun recipes/sslpp_context.py --data cifar-train.beton --val cifar-test.beton --pseudo-labels runs/iic/labels.npz
-    torchrun recipes/sslpp_context.py         # the embedded sample, small values, no pseudo-labels, a minute on two cores
+    torchrun recipes/sslpp_context.py --data cifar-train.beton --val cifar-test.beton \\
+        --pseudo-labels runs/iic/labels.npz
+    torchrun recipes/sslpp_context.py    # the embedded sample, small values, no pseudo-labels, a minute
 
-runs/iic is a run of sslpp_iic. Section V.A: SGD of momentum 0.9.
+The folder runs/iic is a run of sslpp_iic. Section V.A states SGD with a momentum of 0.9.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ SAMPLE = {"stage_epochs": (4,), "batch_size": 32, "lr": 0.05}
 @dataclass(frozen=True, kw_only=True)
 class Options(sslpp_experiment.Options):
     hole_share: float
-    """Side of the hidden middle, as a share of the picture's: the paper does not say it, Context-Encoder has a half."""
+    """Side of the hidden middle, as a share of the image's: not in the paper; Context-Encoder has half."""
 
 
 def build(options: Options) -> Experiment:

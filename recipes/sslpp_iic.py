@@ -1,18 +1,21 @@
-"""IIC, which makes the semantic pseudo-labels of SSL++ (sslpp.txt, section IV.B; Tables XIII and XIV).
+"""IIC, which computes the semantic pseudo-labels of SSL++ (sslpp.txt, section IV.B; Tables XIII and XIV).
 
-Paper, CIFAR-10, accuracy of the clusters against clusters' number: 10 42.1 %, 30 46.1 %, 50 52.3 %, 70 54.4 %, 100 50.4 %; of 70
-against --transforms: crop 22.3 %, flip 23.1 %, colour 30.3 %, grey 50.1 %, sobel 54.4 %. Here: not yet run to its end.
-It states 70 clusters for all data sets and nothing else: the rest is IIC's for CIFAR-10 (xu-ji/IIC).
+Paper, CIFAR-10: the accuracy of 10, 30, 50, 70 and 100 clusters is 42.1, 46.1, 52.3, 54.4 and 50.4 %. With 70
+clusters the --transforms crop, flip, colour, grey and sobel have 22.3, 23.1, 30.3, 50.1 and 54.4 %. Here: not
+yet run to its end.
+The paper states 70 clusters for all data sets and nothing else. The rest is IIC's for CIFAR-10 (xu-ji/IIC).
 
     fastpsl beton write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
     torchrun recipes/sslpp_iic.py --data cifar-train.beton --decoder resident --out runs/iic
-    torchrun recipes/sslpp_rotation.py --data cifar-train.beton --decoder resident --pseudo-labels runs/iic/labels.npz
+    torchrun recipes/sslpp_rotation.py --data cifar-train.beton --decoder resident \\
+        --pseudo-labels runs/iic/labels.npz
 
-    fastpsl beton write stl10_binary.tar.gz stl10.beton --split train+unlabeled      # 105,000 pictures of 96 px, seen at 32
-    torchrun recipes/sslpp_iic.py --data stl10.beton --decoder resident --num-copies 5 --batch-size 700 --crop-share 0.667 \\
-        --out runs/iic-stl10
+    fastpsl beton write stl10_binary.tar.gz stl10.beton --split train+unlabeled      # 105,000 images
+    torchrun recipes/sslpp_iic.py --data stl10.beton --decoder resident --num-copies 5 --batch-size 700 \\
+        --crop-share 0.667 --out runs/iic-stl10     # images of 96 px, seen at 32
 
-    torchrun --nproc-per-node=8 recipes/sslpp_iic.py --data 'photos-*.beton' --size-px 224 --backbone resnet34 --batch-size 672
+    torchrun --nproc-per-node=8 recipes/sslpp_iic.py --data 'photos-*.beton' --size-px 224 \\
+        --backbone resnet34 --batch-size 672
     torchrun recipes/sslpp_iic.py             # the embedded sample, small values, a minute on two cores
 """
 
@@ -26,8 +29,8 @@ PAPER = {
     "stage_epochs": (2000,),
     "batch_size": 660,  # pairs, of 220 images
     "num_copies": 3,
-    "num_clusters": 70,  # sections IV.B and V: for all data sets
-    "heads": "one",  # one set of labels is all that SSL++ needs
+    "num_clusters": 70,  # sections IV.B and V, for all data sets
+    "heads": "one",  # because SSL++ needs only one set of labels
     "num_sub_heads": 5,
     "transforms": "sobel",  # Table XIV
     "crop_share": 0.625,  # 20 of 32 px

@@ -1,15 +1,17 @@
-"""SSL++ with Rotation (sslpp.txt, Tables II, III, IX): four turns of each image named, and beside it the image's IIC cluster.
+"""SSL++ with Rotation (sslpp.txt, Tables II, III, IX): which of four rotations, and the image's IIC cluster.
 
-Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: 90.8 / 86.4 / 60.1 % (Rotation alone), 90.1 / 86.5 / 75.9 % (with 70
-IIC clusters, lambda 0.05). Here: not yet run at this size.
+Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: Rotation alone has 90.8 / 86.4 / 60.1 %,
+with 70 IIC clusters (lambda 0.05) 90.1 / 86.5 / 75.9 %. Here: not yet run at this size.
 
-    fastpsl beton write cifar-10-python.tar.gz cifar-train.beton --split train       # and test: docs/sources.md
+    fastpsl beton write cifar-10-python.tar.gz cifar-train.beton --split train     # and test: docs/sources.md
     torchrun recipes/sslpp_iic.py --data cifar-train.beton --out runs/iic
-    torchrun recipes/sslpp_rotation.py --data cifar-train.beton --val cifar-test.beton --pseudo-labels runs/iic/labels.npz
-    torchrun recipes/sslpp_rotation.py         # the embedded sample, small values, no pseudo-labels, a minute on two cores
+    torchrun recipes/sslpp_rotation.py --data cifar-train.beton --val cifar-test.beton \\
+        --pseudo-labels runs/iic/labels.npz
+    torchrun recipes/sslpp_rotation.py    # the embedded sample, small values, no pseudo-labels, a minute
 
-Section V.A: SGD of momentum 0.9, its rate divided by 10; RotNet's code has Nesterov momentum and divides by 5. Here: Nesterov, and by 10.
---batch-size counts turned copies: 512 are 128 images.
+Section V.A states SGD with a momentum of 0.9 and a rate that is divided by 10. RotNet's code has Nesterov
+momentum and divides by 5. Here the momentum is Nesterov's and the rate is divided by 10. Rotated copies count
+in --batch-size: 512 are 128 images.
 """
 
 from functools import partial
@@ -25,7 +27,7 @@ PAPER = {
     "backbone": "nin4",
     "plan": "end_to_end",
     "stage_epochs": (200,),
-    "batch_size": 512,  # 128 images, four turns of each
+    "batch_size": 512,  # 128 images in four rotations each
     "lr": 0.1,
     "intervals": (60, 60, 40, 40),
     "weight_decay": 5e-4,

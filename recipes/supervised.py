@@ -1,13 +1,17 @@
-"""Supervised training from random weights: the Supervised rows of psl.txt, Tables 5 to 7, and of sslpp.txt, Tables III to VIII.
+"""Supervised training from random weights: the Supervised rows of psl.txt, Tables 5 to 7, and of sslpp.txt.
 
-The paper does not state its schedule; this is torchvision's and VISSL's usual one for ResNet-50: 90 epochs, .1 for a batch of 256,
-a tenth of it after 30, 60 and 80, decay 1e-4 on everything. Paper: the linear classifier on B5 has 75.5 % ImageNet top-1 (Table
-5), 74.3 % on RevNet-50 (Table 6). SSL++ does not state its schedule either; the second command's is that of RotNet's supervised NIN, but
-for Nesterov and its factor of 5. Paper: a NIN block on B4 has 91.7 % on CIFAR-10 (Table III). Here: not yet run on ImageNet nor CIFAR-10.
+PSL does not state the schedule. This is the usual one of torchvision and VISSL for ResNet-50: 90 epochs, a
+rate of .1 for a batch of 256, a tenth of it after 30, 60 and 80, and a decay of 1e-4 on everything.
+SSL++ (Tables III to VIII) does not state its schedule either. The second command has that of RotNet's
+supervised NIN, without Nesterov momentum and its factor of 5.
+Paper: a linear classifier on B5 has 75.5 % ImageNet top-1 (PSL, Table 5), and 74.3 % with
+RevNet-50 (Table 6). A NIN block on B4 has 91.7 % on CIFAR-10 (SSL++, Table III). Here: not yet run on
+ImageNet or CIFAR-10.
 
     torchrun --nproc-per-node=8 recipes/supervised.py --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    torchrun recipes/supervised.py --backbone nin4 --size-px 32 --crop padded --batch-size 128 --lr 0.2 --weight-decay 5e-4 \\
-        --stage-epochs 200 --intervals 60 60 40 40 --data cifar10-train.beton --val cifar10-test.beton
+    torchrun recipes/supervised.py --backbone nin4 --size-px 32 --crop padded --batch-size 128 --lr 0.2 \\
+        --weight-decay 5e-4 --stage-epochs 200 --intervals 60 60 40 40 \\
+        --data cifar10-train.beton --val cifar10-test.beton
     torchrun recipes/supervised.py              # the embedded sample, small values, minutes on two cores
 """
 
@@ -34,7 +38,7 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.tasks.classify import Classify
 
-PAPER = {  # our choice, see above
+PAPER = {  # our choice, as described above
     "backbone": "resnet50",
     "plan": "end_to_end",
     "stage_epochs": (90,),
@@ -58,18 +62,18 @@ SAMPLE = {
 class Options(PretrainOptions):
     backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
-    """First learning rate for a batch of 256, in proportion for others."""
+    """First learning rate for a batch of 256, scaled for others."""
     intervals: tuple[int, ...]
     """Shares of the training between tenfold drops of the rate."""
     weight_decay: float
-    """On weights, biases and BatchNorm."""
+    """Decay of weights, biases and BatchNorm."""
     size_px: int
-    """Side of the pictures."""
-    # Of the experiment's science by `build`, where it is not the usual one: checkpoints from before there was a choice go on.
+    """Side of the images."""
+    # MACHINE, because older checkpoints have no such value; `build` records it if it is not the usual one.
     crop: Literal["random_resized", "padded"] = field(default="random_resized", metadata=MACHINE)
-    """padded, for small pictures: the middle square, moved by up to an eighth of its side, and scored whole."""
+    """padded, for small images: the middle square, shifted by up to an eighth of it, and scored whole."""
     labels_per_class: int | None = None
-    """Learn from the first so many images of each class alone, in as many steps (sslpp.txt, Table VIII)."""
+    """Learn from the first N images of each class, in as many steps (sslpp.txt, Table VIII)."""
 
 
 def build(options: Options) -> Experiment:

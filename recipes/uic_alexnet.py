@@ -1,14 +1,17 @@
 """Unsupervised image classification with AlexNet (uic.txt: Tables 1 to 4 and 7).
 
-Paper, ImageNet top-1 of linear classifiers on conv3, conv4, conv5, and NMI with the true labels, %: 3,000 classes 41.2, 41.0, 38.1,
-38.5; 5,000 40.6, 40.9, 38.2, 40.8; 10,000 40.6, 40.8, 37.9, 42.6; fine-tuned (3,000) 41.6, 41.5, 39.0; with strong augmentation
-43.5, 45.6, 44.3, 40.0; labels by centre crops 39.5, 39.9, 37.9. Here: not yet run on ImageNet.
+Paper, ImageNet top-1 of linear classifiers on conv3, conv4 and conv5, and NMI with the true labels,
+in %: 3,000 classes have 41.2, 41.0, 38.1 and 38.5; 5,000 classes 40.6, 40.9, 38.2 and 40.8; 10,000
+classes 40.6, 40.8, 37.9 and 42.6. Fine-tuning (3,000 classes) has 41.6, 41.5 and 39.0, strong
+augmentation 43.5, 45.6, 44.3 and 40.0, labels by centre crops 39.5, 39.9 and 37.9. Here: not yet run on
+ImageNet.
 
     torchrun --nproc-per-node=8 recipes/uic_alexnet.py --data 'imagenet/train-*.beton' --out runs/uic
-    torchrun --nproc-per-node=8 recipes/uic_alexnet.py --data 'imagenet/train-*.beton' --fine-tune runs/uic --out runs/uic-tuned
-    torchrun recipes/uic_alexnet.py           # the embedded sample, small values, a minute or two on two cores
+    torchrun --nproc-per-node=8 recipes/uic_alexnet.py --data 'imagenet/train-*.beton' \\
+        --fine-tune runs/uic --out runs/uic-tuned
+    torchrun recipes/uic_alexnet.py       # the embedded sample, small values, a minute or two on two cores
 
-The paper's one stage is plan end_to_end; the others of PSL work too.
+The paper's single stage is the plan end_to_end; the plans of PSL work, too.
 """
 
 from fastpsl.engine.launch import launch

@@ -1,11 +1,13 @@
-"""Unsupervised image classification on CIFAR-10, resident on the device: small enough to watch it learn.
+"""Unsupervised image classification on CIFAR-10, which fits on the device and trains in a short time.
 
-Not in the paper, which has ImageNet alone: all values here are our choice. A ResNet-18 with a 3x3 stem, Sobel and strong augmentation
-(uic.txt, section 5.1), more classes than CIFAR has. Not yet run on the whole of it; a short run on a fifth is in docs/runs/uic_cifar10-fifth.
+The paper has ImageNet alone, so all values here are our choice: a ResNet-18 with a 3x3 stem, Sobel gradients
+and strong augmentation (uic.txt, section 5.1), and more classes than CIFAR has. Here: not yet run on the
+whole of it. A short run on a fifth is in docs/runs/uic_cifar10-fifth.
 
     fastpsl beton write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
-    torchrun recipes/uic_cifar10.py --data cifar-train.beton --val cifar-test.beton --decoder resident --out runs/uic-cifar10
-    torchrun recipes/uic_cifar10.py           # the embedded sample, small values, a minute or two on two cores
+    torchrun recipes/uic_cifar10.py --data cifar-train.beton --val cifar-test.beton --decoder resident \\
+        --out runs/uic-cifar10
+    torchrun recipes/uic_cifar10.py       # the embedded sample, small values, a minute or two on two cores
 """
 
 from fastpsl.engine.launch import launch

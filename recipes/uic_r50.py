@@ -1,14 +1,18 @@
 """Unsupervised image classification with larger networks (uic.txt, Table 8 and section 5.2).
 
-Paper, ImageNet top-1 of a linear classifier, and NMI with the true labels, %: VGG16 57.7, 46.9; ResNet-50 62.7, 50.6; ResNet-50 with
-an MLP head that is kept 64.4, 53.3. All with strong augmentation; ResNet-50 for 500 epochs. Here: not yet run on ImageNet.
+Paper, ImageNet top-1 of a linear classifier and NMI with the true labels, in %: VGG16 has 57.7 and 46.9,
+ResNet-50 has 62.7 and 50.6, ResNet-50 with an MLP head that is kept has 64.4 and 53.3. All have strong
+augmentation; ResNet-50 trains for 500 epochs. Here: not yet run on ImageNet.
 
     torchrun --nproc-per-node=8 recipes/uic_r50.py --data 'imagenet/train-*.beton' --out runs/uic-r50
-    torchrun --nproc-per-node=8 recipes/uic_r50.py --backbone resnet50_mlp --data 'imagenet/train-*.beton' --out runs/uic-r50-mlp
-    torchrun --nproc-per-node=8 recipes/uic_r50.py --backbone vgg16 --data 'imagenet/train-*.beton' --out runs/uic-vgg16
+    torchrun --nproc-per-node=8 recipes/uic_r50.py --backbone resnet50_mlp \\
+        --data 'imagenet/train-*.beton' --out runs/uic-r50-mlp
+    torchrun --nproc-per-node=8 recipes/uic_r50.py --backbone vgg16 \\
+        --data 'imagenet/train-*.beton' --out runs/uic-vgg16
     torchrun recipes/uic_r50.py           # the embedded sample, small values, a minute or two on two cores
 
-Paper: whether these networks see Sobel's gradients is not said. Here they see colour, as SimCLR's, whose augmentation the section takes.
+The paper does not state whether these networks see Sobel's gradients. Here they see colour, as SimCLR's do;
+section 5.2 takes its augmentation from SimCLR.
 """
 
 from fastpsl.engine.launch import launch

@@ -1,12 +1,14 @@
-"""Which of VOC2007's classes are in a picture, by fine-tuning (uic.txt: Table 5; sslpp.txt: Fig. 3).
+"""Multi-label classification of VOC2007 by fine-tuning (uic.txt: Table 5; sslpp.txt: Fig. 3).
 
-Paper, mAP of fc6-8 / all: UIC 76.2 / 75.9 %; ImageNet labels 78.9 / 79.9, Random-RGB 33.2 / 57.0, Random-Sobel 29.0 / 61.9,
-DeepCluster 72.0 / 73.7. SSL++ draws its numbers. UIC does not state its schedule; --protocol deepcluster is that of its Table's peers.
-Here: not yet run on VOC2007.
+Paper, mAP of fc6-8 / all: UIC 76.2 / 75.9 %, ImageNet labels 78.9 / 79.9 %, Random-RGB 33.2 / 57.0 %,
+Random-Sobel 29.0 / 61.9 %, DeepCluster 72.0 / 73.7 %. UIC does not state its schedule; the protocol
+deepcluster is that of the peers in its table. SSL++ only plots its numbers. Here: not yet run on VOC2007.
 
-    torchrun recipes/voc_classification.py --checkpoint runs/uic_alexnet-001 --data VOCdevkit --layers fc6_8      # then: all
-    torchrun recipes/voc_classification.py --protocol sslpp --checkpoint runs/sslpp_rotation-001 --data VOCdevkit
-    torchrun recipes/voc_classification.py      # random weights on drawn pictures, a minute on two cores
+    torchrun recipes/voc_classification.py --checkpoint runs/uic_alexnet-001 --data VOCdevkit \\
+        --layers fc6_8      # and again with all
+    torchrun recipes/voc_classification.py --protocol sslpp --checkpoint runs/sslpp_rotation-001 \\
+        --data VOCdevkit
+    torchrun recipes/voc_classification.py      # random weights on synthetic images, a minute on two cores
 """
 
 import functools
@@ -45,16 +47,16 @@ SAMPLE: dict[str, Any] = {"size_px": 48, "num_steps": 600, "lr": 0.01}
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
     protocol: Literal["deepcluster", "sslpp"]
-    """deepcluster: VOC2007's trainval, 80,000 steps; sslpp: its train, 200 epochs. Scored on its test set."""
+    """deepcluster: VOC2007's trainval, 80,000 steps; sslpp: its train, 200 epochs. Both: its test set."""
     layers: Literal["fc6_8", "all"]
-    """fc6_8: conv1 to conv5 stay as they are (AlexNet, VGG16); all: every layer learns."""
+    """fc6_8: conv1 to conv5 stay fixed (AlexNet, VGG16); all: every layer learns."""
     num_steps: int | None = None
-    """Steps; by default the protocol's. The rate drops after the same shares of them."""
+    """Steps; by default the protocol's. Drops of the rate keep their shares of the training."""
     lr: float | None = None
-    """First learning rate for a batch of 16, in proportion for others; by default the protocol's."""
+    """First learning rate for a batch of 16, scaled for others; by default the protocol's."""
 
     def constants(self) -> MultiLabelProtocol:
-        """The protocol, with what the command line puts in the place of its values."""
+        """Return the protocol with the values of the command line."""
         return changed(PROTOCOLS[self.protocol], self.layers, self.num_steps, self.lr)
 
 
@@ -103,7 +105,8 @@ def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
         settings=settings,
         checkpoint=record,
     )
-    title = f"classification/{options.protocol}, {options.layers}, {record['backbone']}, {record['path'] or 'random weights'}"
+    title = f"classification/{options.protocol}, {options.layers}, {record['backbone']}, "
+    title += f"{record['path'] or 'random weights'}"
     chart = draw_classes(numbers, run.folder / "result.png", title)
     return [f"mAP {numbers['mAP']:.1f} %", result_line(path), f"chart {chart}"]
 

@@ -1,15 +1,17 @@
 """Semantic segmentation of PASCAL VOC 2012 by fine-tuning every layer (uic.txt, Table 5; sslpp.txt, Fig. 3).
 
-Paper, mIoU on val: UIC 45.9 %; ImageNet labels 48.0, Random-RGB 30.1, Random-Sobel 32.0, DeepCluster 45.1 (AlexNet; their schedule is not
-stated, --protocol fcn_alexnet is that of the Table's peers). SSL++ draws its numbers. AlexNet and VGG16 become FCN-32s, others are
-dilated under torchvision's FCN head; each protocol's file, fastpsl/transfer/segmentation/protocols.py, says what it leaves open. Here: not
-yet run on VOC.
+Paper, mIoU on val with AlexNet: UIC 45.9 %, ImageNet labels 48.0 %, Random-RGB 30.1 %, Random-Sobel 32.0 %,
+DeepCluster 45.1 %. UIC does not state its schedule; the protocol fcn_alexnet is that of the peers in its
+table. SSL++ only plots its numbers. AlexNet and VGG16 become FCN-32s; others are dilated and get
+torchvision's FCN head. What each protocol leaves open is stated in
+fastpsl/transfer/segmentation/protocols.py. Here: not yet run on VOC.
 
-    torchrun recipes/voc_segmentation.py --protocol fcn_alexnet --checkpoint runs/uic_alexnet-001 --data VOCdevkit --sbd benchmark_RELEASE
-    torchrun recipes/voc_segmentation.py --protocol sslpp --checkpoint runs/sslpp_rotation-001 --data VOCdevkit
-    torchrun --nproc-per-node=4 recipes/voc_segmentation.py --protocol mmseg --sync-batchnorm --checkpoint runs/jigsaw_r50-001 \\
+    torchrun recipes/voc_segmentation.py --protocol fcn_alexnet --checkpoint runs/uic_alexnet-001 \\
         --data VOCdevkit --sbd benchmark_RELEASE
-    torchrun recipes/voc_segmentation.py        # random weights on drawn pictures, a minute on two cores
+    torchrun recipes/voc_segmentation.py --checkpoint runs/sslpp_rotation-001 --data VOCdevkit
+    torchrun --nproc-per-node=4 recipes/voc_segmentation.py --protocol mmseg --sync-batchnorm \\
+        --checkpoint runs/jigsaw_r50-001 --data VOCdevkit --sbd benchmark_RELEASE
+    torchrun recipes/voc_segmentation.py        # random weights on synthetic images, a minute on two cores
 """
 
 import functools
@@ -51,20 +53,20 @@ SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 4, "epochs": 5, "l
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
     protocol: Literal["sslpp", "fcn_alexnet", "mmseg"]
-    """sslpp: 50 epochs of batches of 2; with SBD's masks, fcn_alexnet: 150,000 steps of 20, and mmseg: 20,000 of 16 crops."""
+    """sslpp: 50 epochs of 2 images; with SBD fcn_alexnet: 150,000 steps of 20, mmseg: 20,000 of 16 crops."""
     sbd: Path | None = field(default=None, metadata=MACHINE)
-    """SBD's folder (benchmark_RELEASE), whose masks are learned from too."""
+    """SBD's folder (benchmark_RELEASE); its masks are learned from, too."""
     size_px: int
-    """Side of mmseg's crops, and shorter side of what it is scored on; the other protocols see pictures as they are."""
+    """Side of mmseg's crops and shorter side of its test images; other protocols do not resize."""
     epochs: int | None = None
     """Epochs; by default the protocol's epochs or steps."""
     lr: float | None = None
-    """First learning rate, whatever the batch; by default the protocol's."""
+    """First learning rate, the same for every batch size; by default the protocol's."""
     batchnorm: Literal["train", "eval", "fixed"] | None = None
-    """Of the backbone: by the batch (random weights need it), by running statistics, or so and not learning; by default the protocol's."""
+    """train, for random weights; eval: running statistics; fixed: these, not learned; default: protocol's."""
 
     def constants(self) -> SegmentationProtocol:
-        """The protocol, with what the command line puts in the place of its values."""
+        """Return the protocol with the values of the command line."""
         protocol = changed(PROTOCOLS[self.protocol], self.epochs, self.lr, self.batchnorm)
         return replace(protocol, batch_size=self.batch_size, accumulate=self.accumulate)
 

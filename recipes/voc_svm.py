@@ -1,14 +1,15 @@
-"""Linear SVMs on frozen features, which classes of VOC2007 are in a picture (psl.txt: section 4.4.2, Table 9).
+"""Linear SVMs on frozen features for the classes in VOC2007's images (psl.txt: section 4.4.2, Table 9).
 
-Paper, mAP of ResNet-50's best of five blocks: ImageNet labels 87.5 %; Jigsaw 64.5, PSL 67.2; Rotation 63.5, PSL 65.9. The protocol is VISSL's,
-the successor of that of its source [23]; --costs fsb has the latter's costs. Here: not yet run on VOC2007.
+Paper, mAP of the best of ResNet-50's five blocks: ImageNet labels 87.5 %, Jigsaw 64.5 %, with PSL 67.2 %,
+Rotation 63.5 %, with PSL 65.9 %. The protocol is VISSL's, which succeeds that of PSL's source [23]; for the
+source's costs give --costs fsb. Here: not yet run on VOC2007.
 
-    torchrun recipes/voc_svm.py --checkpoint runs/jigsaw_r50-001 --data VOCdevkit
-    torchrun recipes/voc_svm.py --checkpoint runs/jigsaw_r50-001 --data VOCdevkit --low-shot
-    torchrun recipes/voc_svm.py            # random weights on drawn pictures, a minute on two cores
+    torchrun recipes/voc_svm.py --checkpoint runs/jigsaw_r50-001 --data VOCdevkit      # and with --low-shot
+    torchrun recipes/voc_svm.py            # random weights on synthetic images, a minute on two cores
 
-Features take the GPU minutes; SVMs the CPU about 2 core hours (low-shot 1), more where they converge slowly (docs/transfer.md), in
---num-processes processes of 1.5 GB. Options of training have no effect here. The same command with --out goes on where it had come to.
+The features take minutes on a GPU. The SVMs take about 2 core hours (low-shot 1), and more where they
+converge slowly (docs/transfer.md), in --num-processes processes of 1.5 GB. The same command with --out
+continues an interrupted run. Options of training have no effect here.
 """
 
 import time
@@ -49,13 +50,13 @@ SAMPLE: dict[str, Any] = {"shots": (1, 2, 4, 8, 16), "size_px": 96, "batch_size"
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
     costs: Literal["vissl", "fsb"] = "vissl"
-    """Of which one is chosen: vissl, eleven from 0.01 to 1000; fsb, ten, the powers of ten from 1e-7 to 100."""
+    """Costs to choose from: vissl, eleven from 0.01 to 1000; fsb, the ten powers of ten from 1e-7 to 100."""
     low_shot: bool = False
-    """Learn from a few pictures of each class instead, five times over."""
+    """Learn from a few images of each class instead, five times."""
     shots: tuple[int, ...]
-    """With --low-shot: numbers of positives of a class, each scored by itself."""
+    """For --low-shot: numbers of positives of a class, each scored by itself."""
     num_processes: int | None = field(default=None, metadata=MACHINE)
-    """Of this rank, for the SVMs; default: this machine's cores over its ranks."""
+    """Processes of this rank for the SVMs; default: this machine's cores over its ranks."""
 
     @override
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class Options(EvaluationOptions):
 def run(options: Options) -> int:
     started = time.monotonic()
     world, weights = join_world(options.device, timeout_s=10 * options.timeout_s), options.pretrained()
-    blocks, shots = blocks_of(weights.backbone, VISSL), options.shots * options.low_shot
+    blocks, shots = blocks_of(weights.backbone, VISSL), options.shots if options.low_shot else ()
     with ExitStack() as stack:
         root = options.data or drawn_voc()
         train, test = (
@@ -89,7 +90,8 @@ def run(options: Options) -> int:
             for name, data in (("train", train), ("test", test))
         ]  # fmt: skip
         outcomes = solve(
-            folder, dict(zip(blocks, zip(*files, strict=True), strict=True)), classes, VISSL, COSTS[options.costs], shots, options.seed,
+            folder, dict(zip(blocks, zip(*files, strict=True), strict=True)), classes, VISSL,
+            COSTS[options.costs], shots, options.seed,
             options.num_processes or default_processes(world), world,
         )  # fmt: skip
         if outcomes is not None:

@@ -1,11 +1,13 @@
-"""Few-shot classification by class means, without fine-tuning (uic.txt, Table 6: the metric of Prototypical Networks on frozen features).
+"""Few-shot classification by class means on frozen features, without fine-tuning.
 
-An episode draws `ways` classes, and of each `shots` pictures, whose mean is the class's, and `queries`, each of which is said to be of the class
-whose mean is nearest by squared Euclidean distance. Nothing is learned. The paper does not say how many episodes and queries: see recipes/few_shot.py.
+This is the metric of Prototypical Networks, as uic.txt, Table 6, applies it to frozen features. An episode
+draws `ways` classes. The mean of `shots` images stands for each class. Each of its `queries` further images
+is assigned to the class with the nearest mean by squared Euclidean distance. Nothing is learned. The paper
+states neither the number of episodes nor of queries: see recipes/few_shot.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,22 +29,26 @@ from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE, squashed_view
 from fastpsl.pipelines.views import ViewSpec
 
 MAX_POOL = "_max_pool"
-# A block's maps as they are, and by AlexNet's own pool between conv5 and fc6.
+# The second is AlexNet's own pool between conv5 and fc6.
 _POOLS = {"": Pool(None), MAX_POOL: Pool(None, "max", window=(None, 3, 2, 0))}
-_MAX_WAYS = 255  # a view of the draws each, beside that of the classes
-# On the device at once, in values: columns of all pictures' features, and the features of some episodes' pictures.
+_MAX_WAYS = 255  # each class takes a view of the draws, and view 0 draws the classes
+# Limits of memory on the device, in columns or values of features: all images', and those of some episodes.
 _COLUMNS, _ALL_VALUES, _EPISODE_VALUES = 8_192, 1 << 26, 1 << 25
 
 
 @dataclass(frozen=True)
 class SmallPictures(Extraction):
-    """Features of pictures that are first made `source_px` a side, whatever they were, and then enlarged to what the network is shown.
+    """An extraction of features from images that are first resized to `source_px` a side, then enlarged.
 
-    miniImageNet's are 84 x 84: of size_px 224 they are enlarged to 256, whose middle is seen; of 84 they are seen as they are. As its usual
-    pictures are made of ImageNet's, the whole of a picture is made square.
+    The images of miniImageNet are 84 x 84. For a `size_px` of 224 they are enlarged to 256 and the middle is
+    cropped; for 84 they are used as they are. The whole image is squashed to a square, because the usual
+    images of miniImageNet are made of ImageNet's in this way.
+
+    Attributes:
+        source_px: Side of the square in px to which every image is resized first.
     """
 
-    source_px: int = 84
+    source_px: int = field(kw_only=True)
 
     @property
     @override
@@ -59,7 +65,7 @@ class SmallPictures(Extraction):
 
     @property
     def name(self) -> str:
-        """B5, or B5_max_pool."""
+        """The name of the features: B5, or B5_max_pool."""
         return f"B{self.block}" + (MAX_POOL if self.pool == _POOLS[MAX_POOL] else "")
 
 
@@ -71,38 +77,61 @@ def few_shot_works(
     source_px: int,
     world: World,
 ) -> list[SmallPictures]:
-    """An extraction for each of `blocks`: B3, conv3, …, or B5_max_pool. ValueError where a block or pool cannot be had of these pictures."""
+    """Return an extraction for each block.
+
+    Args:
+        options: Options of the evaluation.
+        weights: The frozen backbone.
+        data: Labelled images.
+        blocks: Names such as B3, conv3 or B5_max_pool.
+        source_px: See `SmallPictures`.
+        world: The ranks that share the work.
+
+    Raises:
+        ValueError: If the images are too small, or if there is no such block or no room for its pool.
+    """
     min_height, min_width, _, _ = data.image_sizes()
     smallest = min(min_height, min_width)
     if smallest < source_px:
         raise ValueError(
-            f"--source-px {source_px}: the data has pictures of {smallest} px, which would be enlarged before they are shrunk; "
-            f"give --source-px {smallest}, or larger pictures"
+            f"--source-px {source_px}: the data has pictures of {smallest} px, which would be enlarged "
+            f"before they are shrunk; give --source-px {smallest}, or larger pictures"
         )
     if options.size_px < source_px:
         raise ValueError(
-            f"--size-px {options.size_px}: the network is shown pictures of --source-px {source_px} as they are or enlarged; give {source_px} or more"
+            f"--size-px {options.size_px}: the network is shown pictures of --source-px {source_px} as they "
+            f"are or enlarged; give {source_px} or more"
         )
     plain = [block.removesuffix(MAX_POOL) for block in blocks]
     pools = [_POOLS[block[len(name) :]] for block, name in zip(blocks, plain, strict=True)]
-    found = SmallPictures.for_blocks(options, weights, data, plain, world, "float16", pools)
+    extractions = Extraction.for_blocks(options, weights, data, plain, world, "float16", pools)
     works = []
-    for block, each in zip(blocks, found, strict=True):
-        assert isinstance(each, SmallPictures)
-        # Of a rank as of all: batches of one shape, and so bytes that are equal for any number of ranks.
-        work = replace(each, source_px=source_px, batch_size=options.batch_size)
+    for block, extraction in zip(blocks, extractions, strict=True):
+        values = {f.name: getattr(extraction, f.name) for f in fields(extraction)}
+        # Every rank has the whole batch size, because equal shapes give equal bytes for any number of ranks.
+        work = SmallPictures(**values | {"batch_size": options.batch_size}, source_px=source_px)
         *_, (_, height, width) = block_shapes(weights.backbone, work.view, work.block)
         if work.pool == _POOLS[MAX_POOL] and min(height, width) < 3:
             raise ValueError(
-                f"--block {block}: its maps of {height} x {width} are smaller than the pool's 3 x 3; give larger pictures, or {plain[-1]}"
+                f"--block {block}: its maps of {height} x {width} are smaller than the pool's 3 x 3; "
+                f"give larger pictures, or {plain[-1]}"
             )
         works.append(work)
     return works
 
 
 def classes_of(data: Dataset, ways: int, num_each: int, bad: Sequence[int] = ()) -> list[np.ndarray]:
-    """The samples (int64) of each class that has any, but for the `bad` ones. ValueError where there are fewer classes than `ways`, or a class
-    has fewer than `num_each`."""
+    """Return the samples (int64) of each class that has any.
+
+    Args:
+        data: A labelled data set.
+        ways: Number of classes that an episode needs.
+        num_each: Number of samples that an episode needs of each class.
+        bad: Samples to leave out.
+
+    Raises:
+        ValueError: If there are fewer than `ways` classes, or a class has fewer than `num_each` samples.
+    """
     labels = data.labels().copy()
     labels[list(bad)] = -1
     order = labels.argsort(kind="stable")[np.count_nonzero(labels < 0) :]
@@ -115,33 +144,53 @@ def classes_of(data: Dataset, ways: int, num_each: int, bad: Sequence[int] = ())
         label = int(classes[fewest])
         name = data.class_names[label] if data.class_names else str(label)
         raise ValueError(
-            f"--shots and --queries ask for {num_each:,} pictures of a class, and class {name} has {len(members[fewest]):,}; "
-            "lower them, or leave it out"
+            f"--shots and --queries ask for {num_each:,} pictures of a class, "
+            f"and class {name} has {len(members[fewest]):,}; lower them, or leave it out"
         )
     return members
 
 
 class Episodes(NamedTuple):
-    """Of E episodes the samples, each once in an episode; the class of [e, w, …] is the w-th of that episode."""
+    """The samples of E episodes.
 
-    support: np.ndarray  # int64 [E, ways, shots]
-    queries: np.ndarray  # int64 [E, ways, queries]
+    A sample occurs at most once in an episode. The samples of [e, w] belong to class w of episode e.
+
+    Attributes:
+        support: int64 [E, ways, shots], the samples that the class means are computed from.
+        queries: int64 [E, ways, queries], the samples that are classified.
+    """
+
+    support: np.ndarray
+    queries: np.ndarray
 
 
 def draw_episodes(
     members: Sequence[np.ndarray], num: int, ways: int, shots: int, queries: int, seed: int
 ) -> Episodes:
-    """Episodes 0 to `num` - 1, each a pure function of (seed, its number): classes, and pictures of each, without replacement, every choice as likely.
+    """Draw the episodes 0 to `num` - 1, each a pure function of the seed and its number.
 
-    Drawn in Slot.TASK: in view 0 the classes, in view 1 + w the pictures of the w-th. ValueError for more than the draws give.
+    Classes, and samples of each class, are drawn uniformly without replacement, in `Slot.TASK`: the classes
+    in view 0, the samples of class w in view 1 + w.
+
+    Args:
+        members: The samples (int64) of each class.
+        num: Number of episodes.
+        ways: Classes per episode.
+        shots: Support samples per class.
+        queries: Query samples per class.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If there are more classes or samples than the draws allow.
     """
     each = shots + queries
     if ways > _MAX_WAYS or each > MAX_WORDS:
         raise ValueError(
-            f"--ways {ways}, --shots {shots} and --queries {queries}: allowed are {_MAX_WAYS} classes and {MAX_WORDS:,} pictures of one"
+            f"--ways {ways}, --shots {shots} and --queries {queries}: allowed are {_MAX_WAYS} classes "
+            f"and {MAX_WORDS:,} pictures of one"
         )
     numbers = np.arange(num, dtype=np.int64)
-    sizes = np.array([len(these) for these in members])
+    sizes = np.array([len(rows) for rows in members])
     starts = np.cumsum(sizes) - sizes
     samples = np.concatenate(members)
     classes = _without_replacement(
@@ -149,17 +198,26 @@ def draw_episodes(
     )
     chosen = np.empty((num, ways, each), np.int64)
     for way in range(ways):
-        own = classes[:, way]
-        places = _without_replacement(words(Keys(seed, 0, numbers, 1 + way), Slot.TASK, each), sizes[own])
-        chosen[:, way] = samples[starts[own, None] + places]
+        labels = classes[:, way]
+        places = _without_replacement(words(Keys(seed, 0, numbers, 1 + way), Slot.TASK, each), sizes[labels])
+        chosen[:, way] = samples[starts[labels, None] + places]
     return Episodes(chosen[..., :shots], chosen[..., shots:])
 
 
 def _without_replacement(random_words: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """int64 [E, k]: of each row's 0 to size - 1 (int64 [E]) k different ones, in random order, by words uint32 [E, k]."""
+    """Draw k different numbers from 0 to sizes[e] - 1 for each row e.
+
+    Args:
+        random_words: uint32 [E, k].
+        sizes: int64 [E].
+
+    Returns:
+        int64 [E, k], in random order.
+    """
     chosen = np.empty(random_words.shape, np.int64)
     for i in range(random_words.shape[1]):
-        # The i-th of those that are left; counted past those that are taken, from the lowest.
+        # A number among those that are left; the loop counts it past those that are taken, from the lowest
+        # on.
         place = (random_words[:, i].astype(np.int64) * (sizes - i)) >> 32
         for taken in np.sort(chosen[:, :i], axis=1).T:
             place += place >= taken
@@ -169,10 +227,19 @@ def _without_replacement(random_words: np.ndarray, sizes: np.ndarray) -> np.ndar
 
 @torch.no_grad()
 def num_right(features: np.ndarray, episodes: Episodes, device: torch.device) -> np.ndarray:
-    """int64 [E]: how many of each episode's queries are nearest to the mean of their own class; of equal distances the first class counts.
+    """Count the queries of each episode that are nearest to the mean of their own class.
 
-    features: [N, D], of any float dtype, or a memory map, of which some columns at a time are on the device: 256 MB at most.
-    ||q - m||^2 is ||q||^2 - 2 q.m + ||m||^2, whose first term is all classes' alike; features are centred before, so that nothing is lost.
+    Of equal distances the first class counts. The squared distance ||q - m||^2 is ||q||^2 - 2 q.m + ||m||^2.
+    Its first term is the same for all classes and is left out. The features are centred first, so that no
+    precision is lost.
+
+    Args:
+        features: [N, D] of any float dtype. A memory map is read some columns at a time, at most 256 MB.
+        episodes: Row numbers of `features`.
+        device: Device of the computation.
+
+    Returns:
+        int64 [E].
     """
     num, ways, _ = episodes.support.shape
     per_class = episodes.queries.shape[2]
@@ -183,29 +250,33 @@ def num_right(features: np.ndarray, episodes: Episodes, device: torch.device) ->
     with no_tf32():
         for start in range(0, features.shape[1], step):
             columns = torch.from_numpy(np.array(features[:, start : start + step])).to(device).float()
-            columns -= columns.nanmean(0)  # NaN: pictures that could not be decoded, and are in no episode
+            columns -= columns.nanmean(0)  # NaN where an image could not be decoded; it is in no episode
             for first in range(0, num, at_once):
                 part = slice(first, first + at_once)
                 means = columns[support[part]].mean(2)
-                found = columns[queries[part].flatten(1)]
-                nearness[part] += _nearness(found, means)
+                nearness[part] += _nearness(columns[queries[part].flatten(1)], means)
     right = nearness.argmax(2).view(num, ways, per_class) == torch.arange(ways, device=device)[:, None]
     return right.sum((1, 2)).cpu().numpy()
 
 
 def _nearness(queries: Tensor, means: Tensor) -> Tensor:
-    """[E, Q, D] and [E, W, D] to [E, Q, W]: 2 q.m - ||m||^2."""
+    """Return 2 q.m - ||m||^2, [E, Q, W], of queries [E, Q, D] and means [E, W, D]."""
     return 2 * queries @ means.mT - means.square().sum(2)[:, None]
 
 
 class Accuracy(NamedTuple):
-    """Percent: the mean over episodes, and half of its 95 % confidence interval, 1.96 standard errors."""
+    """A mean accuracy over episodes, in percent.
+
+    Attributes:
+        mean: The mean.
+        interval: Half of the 95 % confidence interval: 1.96 standard errors.
+    """
 
     mean: float
     interval: float
 
     @classmethod
     def of(cls, right: np.ndarray, num_queries: int) -> "Accuracy":
-        """right: int64 [E], of `num_queries` in each of E > 1 episodes."""
+        """Compute the accuracy from `right` (int64 [E], E > 1) of `num_queries` in each episode."""
         shares = 100 * right / num_queries
         return cls(float(shares.mean()), float(1.96 * shares.std(ddof=1) / len(shares) ** 0.5))

@@ -1,4 +1,4 @@
-"""Whole pictures as a checkpoint's network reads them: resized, through the input's own operation, normalised, padded to a batch."""
+"""Read whole images as a checkpoint's network reads them: resized, normalised and padded to a batch."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,13 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 def check_options(options: RunOptions) -> None:
-    """ValueError for what whole pictures are not read by: they come from a folder in VOC's layout, with the test set in it, each as it is."""
+    """Raise for options that do not hold for whole images.
+
+    Whole images come from a folder in VOC's layout with the test set in it, one at a time.
+
+    Raises:
+        ValueError: If --val, --order, --decoder or --on-bad-sample has another value than is allowed.
+    """
     refuse_val(options)
     for name, allowed in (
         ("order", ("random",)),
@@ -26,31 +32,56 @@ def check_options(options: RunOptions) -> None:
         value = getattr(options, name)
         if value not in allowed:
             raise ValueError(
-                f"--{name.replace('_', '-')} {value}: whole pictures are read with {' or '.join(allowed)}; leave it out"
+                f"--{name.replace('_', '-')} {value}: whole pictures are read with {' or '.join(allowed)}; "
+                f"leave it out"
             )
 
 
 def resized_sides(height: int, width: int, short_px: int, max_long_px: int) -> tuple[int, int]:
-    """(height, width) with the shorter side `short_px`, or less where the longer one would be above `max_long_px`."""
+    """Return the height and width of an image that is resized with its aspect ratio preserved.
+
+    Args:
+        height: Height of the image in px.
+        width: Width of the image in px.
+        short_px: New length of the shorter side.
+        max_long_px: Upper limit of the longer side; where it is exceeded, both sides shrink.
+    """
     scale = min(short_px / min(height, width), max_long_px / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def resized(image: Tensor, sides: tuple[int, int]) -> Tensor:
-    """uint8 [3, h, w] to uint8 [3, *sides], bilinear; where it shrinks, over all pixels (antialias, as PIL)."""
+    """Resize an image bilinearly, with antialiasing as PIL does it.
+
+    Args:
+        image: uint8 [3, h, w].
+        sides: New height and width.
+
+    Returns:
+        uint8 [3, *sides].
+    """
     if tuple(image.shape[-2:]) == sides:
         return image
-    made: Tensor = F.resize(image, list(sides), antialias=True)
-    return made
+    image = F.resize(image, list(sides), antialias=True)
+    return image
 
 
 def normalised(image: Tensor, input: Input) -> Tensor:
-    """uint8 [3, h, w] to float32 [C, h, w], on its device: what `ViewSpec.apply` makes of a crop.
+    """Normalise an image as `ViewSpec.apply` normalises a crop, on the image's device.
 
-    To be called before padding: a gradient (Sobel) along the padding's edge would be none of the picture's.
+    Call it before padding: a gradient (Sobel) along the padding's edge would not be one of the image.
+
+    Args:
+        image: uint8 [3, h, w].
+        input: Record of what the network reads.
+
+    Returns:
+        float32 [C, h, w].
     """
     view = _view(input)
-    draws = view.draw(Keys(0, 0, np.zeros(1, np.int64)))  # nothing of these views is random
+    draws = view.draw(
+        Keys(0, 0, np.zeros(1, np.int64))
+    )  # any keys do, because nothing of these views is random
     on_device = [
         {name: torch.as_tensor(value, device=image.device) for name, value in d.items()} for d in draws
     ]
@@ -58,14 +89,29 @@ def normalised(image: Tensor, input: Input) -> Tensor:
 
 
 def pictures(inputs: Tensor, input: Input) -> Tensor:
-    """`normalised`'s result [n, C, h, w] for people: float32 [n, 3, h, w] in [0, 1] on the CPU."""
+    """Turn results of `normalised` back into images to look at.
+
+    Args:
+        inputs: [n, C, h, w].
+        input: Record of what the network reads.
+
+    Returns:
+        float32 [n, 3, h, w] in [0, 1] on the CPU.
+    """
     return _view(input).pictures(inputs)
 
 
 def padded(images: Sequence[Tensor], multiple_px: int = 32, margin_px: int = 0) -> Tensor:
-    """[C, h, w] each to one [B, C, H, W], channels-last: each at `margin_px` from the left and the top, zeros around it.
+    """Pad images with zeros to one batch.
 
-    H and W: multiples of `multiple_px` that leave the margin at the right and the bottom, too.
+    Args:
+        images: [C, h, w] each.
+        multiple_px: The batch's height and width are multiples of it.
+        margin_px: Zeros to the left and at the top of each image, and at least as many to the right and at
+            the bottom.
+
+    Returns:
+        [B, C, H, W], channels-last.
     """
     height, width = (
         -(-(max(image.shape[side] for image in images) + 2 * margin_px) // multiple_px) * multiple_px
@@ -80,5 +126,5 @@ def padded(images: Sequence[Tensor], multiple_px: int = 32, margin_px: int = 0) 
 
 
 def _view(input: Input) -> ViewSpec:
-    """Its crop serves nobody here."""
+    """Return a view of the input; its crop is not used."""
     return center_view(input, input.size_px)

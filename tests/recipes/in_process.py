@@ -1,4 +1,4 @@
-"""A recipe's main in the test's own process, as starting one takes seconds; what it prints, and what a refusal must be like."""
+"""Run a recipe in the test's own process, because starting one takes seconds."""
 
 import runpy
 import sys
@@ -22,12 +22,12 @@ Start = Callable[..., Outcome]
 
 
 def recipe_of(name: str) -> Any:
-    """The RECIPE of recipes/NAME.py."""
+    """Return the RECIPE of recipes/NAME.py."""
     return runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))["RECIPE"]
 
 
 def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
-    """`starter("linear_probe", …)("--flag", …)` runs recipes/linear_probe.py."""
+    """Return a function that runs a recipe: `starter("linear_probe", …)("--flag", …)`."""
     recipe = recipe_of(name)
 
     def start(*arguments: object) -> Outcome:
@@ -43,7 +43,7 @@ def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 def refused(outcome: Outcome, recipe: str, *words: str) -> None:
-    """Exit 2 and one last line that holds `words`; no traceback."""
+    """Check for exit code 2 and one last line with `words`, without a traceback."""
     last = outcome.err.strip().splitlines()[-1]
     assert outcome.code == 2, outcome
     assert "Traceback" not in outcome.err and last.startswith(f"{recipe}: "), outcome.err

@@ -1,4 +1,4 @@
-"""The block probe as a user meets it: scores of each head on record, killed and resumed, with two ranks, refused in one line."""
+"""Test the block probe as a user runs it: recorded scores, kill and resume, two ranks, and errors."""
 
 import runpy
 import signal
@@ -24,7 +24,7 @@ from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "block_probe.py"
 DATA = ("--data", sample_paths().train_32, "--val", sample_paths().test_32)
-# A quarter of the pictures' positions is read: two cores.
+# A quarter of the images' positions, because there are two cores.
 SMALL = ("--size-px", "16", "--batch-size", "16", "--num-threads", "1", "--no-tensorboard")
 RANDOM = ("--random-weights", "--backbone", "nin4")
 
@@ -46,7 +46,7 @@ def test_a_run_puts_every_head_on_record(recipe: Start, tmp_path: Path) -> None:
     held_out = checkpoint["position"]["summaries"][0]["held_out"]
     for name, value in numbers.items():
         assert value == pytest.approx(100 * held_out[name], abs=1e-3) and 0 <= value <= 100
-    assert max(numbers[f"top1_{head}"] for head in heads) > 30  # chance: 12.5
+    assert max(numbers[f"top1_{head}"] for head in heads) > 30  # chance is 12.5
     settings = record["settings"]
     assert (settings["heads"], settings["epochs"], settings["labels_per_class"]) == ([*heads], 1, None)
     assert (settings["lr"], settings["intervals"], settings["weight_decay"]) == (0.1, [100, 50, 50], 5e-4)
@@ -58,7 +58,7 @@ def test_a_run_puts_every_head_on_record(recipe: Start, tmp_path: Path) -> None:
     assert all(f"{head} {numbers[f'top1_{head}']:.1f}" in line for head in heads)
     with Image.open(tmp_path / "result.png") as chart:
         assert chart.size[0] > 600
-    # Weights of B1 and on are the random ones still.
+    # The weights of all blocks are still the random ones.
     fresh = (
         runpy.run_path(str(RECIPE))["RECIPE"]
         .with_paper(random_weights=True, backbone="nin4")
@@ -73,7 +73,7 @@ FEW = (*RANDOM, *DATA, *SMALL, "--heads", "conv_B2", "fc2_B1", "--labels-per-cla
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
-    """With few labels: the order goes on where it was."""
+    """Run with few labels, so that their order must continue where it stopped."""
     whole, out = tmp_path / "whole", tmp_path / "killed"
     done = run(RECIPE, *FEW, "--out", whole)
     assert done.returncode == 0, done.stderr
@@ -99,7 +99,7 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 
 def test_values_are_the_papers_and_rotnets() -> None:
-    """Rates at each epoch, the optimiser's settings and the views; only blocks that are read run."""
+    """Check the rates of each epoch, the optimiser's settings, the views, and that only needed blocks run."""
     recipe: dict[str, Any] = runpy.run_path(str(RECIPE))
     options = recipe["RECIPE"].with_paper(random_weights=True, backbone="nin4")
     assert {name: getattr(options, name) for name in recipe["PAPER"]} == recipe["PAPER"]
@@ -113,8 +113,8 @@ def test_values_are_the_papers_and_rotnets() -> None:
     named = [(f"head.{name}", torch.nn.Parameter(torch.zeros(3))) for name in ("0.weight", "1.bias")]
     decayed, rest = experiment.optimiser(iter(named)).param_groups
     assert len(decayed["params"]) == 2 and not rest["params"]
-    found = {name: decayed[name] for name in ("momentum", "nesterov", "weight_decay")}
-    assert found == {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+    settings = {name: decayed[name] for name in ("momentum", "nesterov", "weight_decay")}
+    assert settings == {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
     (train,), (held_out,) = experiment.task.views(1), experiment.task.held_out_views(1)
     whole = ShorterSideCrop(32, 32, "center")
     assert (train.crop, train.ops, held_out.crop, held_out.ops) == (whole, (Shift(4), Flip()), whole, ())
@@ -131,7 +131,7 @@ def test_values_are_the_papers_and_rotnets() -> None:
 
 
 def unlabelled(tmp_path: Path) -> Path:
-    """A beton whose last picture has no label, as STL-10's unlabelled ones."""
+    """Return a beton with an unlabelled last image, as STL-10 has them."""
     path = tmp_path / "some.beton"
     samples = [Sample(f"p{i}", np.zeros((32, 32, 3), np.uint8), i % 8 if i < 31 else -1) for i in range(32)]
     names = runpy.run_path(str(ROOT / "fastpsl" / "pipelines" / "sample" / "landscapes.py"))["CLASS_NAMES"]

@@ -1,6 +1,6 @@
-"""Every recipe's main on a GPU, in a process of its own: a few steps a stage, held-out passes, checkpoints, and a resume in mid-stage.
+"""Run every recipe on a GPU, in its own process: a few steps per stage, checkpoints, and a resume.
 
-What is asserted is asserted of one recipe on the CPU, too.
+Held-out passes are included. The same checks run for one recipe on the CPU, too.
 """
 
 import json
@@ -15,7 +15,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, newest_checkpoint, run_fresh
 
 RECIPES = ROOT / "recipes"
-# Those that compile take the longest, and begin first.
+# Recipes that compile come first, because they take the longest.
 TRAINED = {
     "jigsaw graphed": ("jigsaw_r50", "--step", "graphed", "--backbone", "resnet18"),
     "simclr compiled": ("simclr_r50", "--step", "compiled", "--fold-frozen"),
@@ -46,13 +46,13 @@ TRAINED = {
 }
 LOOKED_AT = ("few_shot", "knn", "voc_svm")
 STEPS, MIDDLE = 6, 4
-# Sums in another order, and weights rounded to half on their way: a rounding grows in the two steps after the resume. Another batch, other
-# draws or an optimiser without its momentum move a loss by several times as much.
+# Sums have another order and weights are rounded to half precision, and this rounding grows in the two steps
+# after the resume. Another batch, other draws or a lost momentum change a loss by several times as much.
 BOUND = 0.02
 
 
 def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
-    """What it prints. The GPU that tests.programs hides is seen."""
+    """Return the output of a script, which sees the GPU that tests.programs hides."""
     environment = {"TORCHINDUCTOR_COMPILE_THREADS": "2"}
     if device == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
@@ -65,14 +65,14 @@ def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
     return done.stdout
 
 
-def raw_pictures() -> tuple[object, ...]:
-    """The sample's of 32 px, which the resident decoder takes, and values for so few."""
+def raw_images() -> tuple[object, ...]:
+    """Return options for the sample's images of 32 px, which the resident decoder takes."""
     paths = sample_paths()
     return "--data", paths.train_32, "--val", paths.test_32, "--batch-size", 32, "--num-classes", 16
 
 
 def train(device: str, folder: Path, script: str, *flags: object, ranks: int = 0) -> dict[int, float]:
-    """The losses of a short run by their steps, after a look at what it left."""
+    """Check the files of a short run and return its losses by step."""
     often = (
         "--max-steps-per-stage",
         STEPS,
@@ -116,9 +116,7 @@ def train_and_resume(device: str, folder: Path, script: str, *flags: object) -> 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_run_and_its_resume(name: str, tmp_path: Path) -> None:
-    train_and_resume(
-        "cuda", tmp_path, *TRAINED[name], *(raw_pictures() if "resident" in TRAINED[name] else ())
-    )
+    train_and_resume("cuda", tmp_path, *TRAINED[name], *(raw_images() if "resident" in TRAINED[name] else ()))
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""The DeepCluster recipe as a user meets it: on the sample, with two ranks, and refused in one line."""
+"""Test the DeepCluster recipe as a user runs it: on the sample, with two ranks, and errors."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ from tests.programs import ROOT, newest_checkpoint, run
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "deepcluster_alexnet.py"
-# Small pictures, a small network: one step of AlexNet's 57 million parameters takes seconds.
+# Small images and a small network, because a step of AlexNet's 57 million parameters takes seconds.
 SMALL = (
-    *("--data", sample_paths().train_32, "--backbone", "resnet18_cifar", "--size-px", "32", "--channels", "SobelXY"),
-    *("--num-classes", "16", "--pca-width", "32", "--batch-size", "60", "--num-threads", "1", "--no-tensorboard"),
-    *("--stage-epochs", "2", "--max-steps-per-stage", "1"),
+    *("--data", sample_paths().train_32, "--backbone", "resnet18_cifar", "--size-px", "32"),
+    *("--channels", "SobelXY", "--num-classes", "16", "--pca-width", "32", "--batch-size", "60"),
+    *("--num-threads", "1", "--no-tensorboard", "--stage-epochs", "2", "--max-steps-per-stage", "1"),
 )  # fmt: skip
 
 
@@ -47,17 +47,17 @@ def test_the_sample_by_one_step(recipe: Start, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("published_widths")
 def test_two_ranks_cluster_as_one(recipe: Start, tmp_path: Path) -> None:
-    """Before the first step the ranks' networks are one rank's: all labels are equal, but for rounding at a border."""
+    """Compare the labels before the first step, which are equal except for rounding at a border."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in processes of tests.programs
+    torch.set_num_threads(1)  # as in the processes of tests.programs
     assert recipe(*SMALL, "--out", tmp_path / "one").code == 0
     torch.set_num_threads(before)
     done = run(RECIPE, *SMALL, "--out", tmp_path / "two", ranks=2)
     assert done.returncode == 0, done.stderr
-    one, two = (np.load(tmp_path / name / "labels.npz")["labels"] for name in ("one", "two"))
-    assert (one != two).sum() <= 2
-    (ours,), (theirs,) = epochs_of(tmp_path / "one"), epochs_of(tmp_path / "two")
-    assert ours["distance"] == pytest.approx(theirs["distance"], rel=1e-4)
+    one_rank, both_ranks = (np.load(tmp_path / name / "labels.npz")["labels"] for name in ("one", "two"))
+    assert (one_rank != both_ranks).sum() <= 2
+    (epoch,), (epoch_of_two,) = epochs_of(tmp_path / "one"), epochs_of(tmp_path / "two")
+    assert epoch["distance"] == pytest.approx(epoch_of_two["distance"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

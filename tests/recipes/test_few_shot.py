@@ -1,4 +1,4 @@
-"""recipes/few_shot.py as a user meets it: scores, features that serve again, two ranks, requests that cannot be met."""
+"""Test recipes/few_shot.py as a user runs it: scores, reused features, two ranks, and errors."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,8 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
     assert outcome.code == 0, outcome
     lines = outcome.out.splitlines()
     assert lines[0] == (
-        "the embedded sample: size_px 84 (default 224), batch_size 32 (default 256), episodes 200 (default 10000)"
+        "the embedded sample: size_px 84 (default 224), batch_size 32 (default 256), "
+        "episodes 200 (default 10000)"
     )
     assert lines[2] == "5-way 5-shot, 200 episodes of 75 queries, alexnet; 160 pictures of 8 classes", lines
     result = json.loads((out / "result.json").read_text())
@@ -53,22 +54,22 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
     ]  # fmt: skip
     assert "Squashed(size_px=84)" in settings["view"] and len(settings["features"]) == 4
     assert result["data"]["num_train"] == 160 and result["data"]["val"] is None
-    with Image.open(out / "result.png") as picture:
-        assert picture.size[0] > 600
+    with Image.open(out / "result.png") as image:
+        assert image.size[0] > 600
 
-    # From the features in the folder, query by query.
+    # Computed from the features in the folder, query by query.
     features = np.load(out / "B5.npy").astype(np.float64).reshape(160, -1)
     labels = np.load(out / "B5-labels.npy")
     members = [np.flatnonzero(labels == label) for label in range(8)]
     shares = []
     for support, queries in zip(*draw_episodes(members, 200, 5, 5, 15, 0), strict=True):
         means = features[support].mean(1)
-        said = [((features[rows][:, None] - means) ** 2).sum(2).argmin(1) for rows in queries]
-        shares.append(100 * np.mean([said[way] == way for way in range(5)]))
+        predictions = [((features[rows][:, None] - means) ** 2).sum(2).argmin(1) for rows in queries]
+        shares.append(100 * np.mean([predictions[way] == way for way in range(5)]))
     assert numbers["accuracy_B5"] == pytest.approx(np.mean(shares), abs=0.05)
     assert numbers["interval_B5"] == pytest.approx(1.96 * np.std(shares, ddof=1) / 200**0.5, abs=0.01)
 
-    # Of shuffled labels nothing is known: at chance, but for the eight classes' own differences.
+    # With shuffled labels the score is at chance, except for differences between the eight classes.
     shuffled = np.random.default_rng(0).permutation(labels)
     members = [np.flatnonzero(shuffled == label) for label in range(8)]
     right = num_right(np.load(out / "B5.npy"), draw_episodes(members, 200, 5, 5, 15, 0), torch.device("cpu"))
@@ -83,7 +84,7 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
 
 
 def mini_imagenet(root: Path, sizes: dict[str, int], side: int = 84) -> Path:
-    """test.csv beside images/, as Ravi and Larochelle's lists lie."""
+    """Write test.csv beside images/, in the layout of Ravi and Larochelle's lists."""
     (root / "images").mkdir(parents=True)
     rows = [(f"{name}{i:08}.jpg", name) for name, size in sizes.items() for i in range(size)]
     for number, (file, _) in enumerate(rows):
@@ -94,7 +95,7 @@ def mini_imagenet(root: Path, sizes: dict[str, int], side: int = 84) -> Path:
 
 @pytest.mark.slow
 def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
-    """Of features and numbers every byte; from miniImageNet's list, on pictures that are enlarged."""
+    """Compare features and numbers byte for byte, from miniImageNet's list with enlarged images."""
     data = mini_imagenet(tmp_path / "mini", {"n01": 4, "n02": 3})
     arguments: tuple[object, ...] = (
         "--data",
@@ -119,8 +120,8 @@ def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
     assert results[0]["numbers"] == results[1]["numbers"] and len(results[0]["numbers"]) == 8
     assert results[0]["settings"]["features"] == results[1]["settings"]["features"]
     for block in ("B3", "B4", "B5", "B5_max_pool"):
-        one, two = ((tmp_path / name / f"{block}.npy").read_bytes() for name in ("one", "two"))
-        assert one == two and np.isfinite(np.load(tmp_path / "two" / f"{block}.npy")).all()
+        one_rank, both_ranks = ((tmp_path / name / f"{block}.npy").read_bytes() for name in ("one", "two"))
+        assert one_rank == both_ranks and np.isfinite(np.load(tmp_path / "two" / f"{block}.npy")).all()
 
 
 @pytest.mark.slow
@@ -146,7 +147,7 @@ def test_an_interrupted_pass_goes_on(
 
     def stops(work: Extraction, maps: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 6:  # the third batch's, while the second's are on their way to the host
+        if calls[0] == 6:  # the third batch's, while those of the second are copied to the host
             raise KeyboardInterrupt
         return of_maps(work, maps)
 
@@ -164,10 +165,9 @@ def test_an_interrupted_pass_goes_on(
 
 
 def beton(path: Path, labels: list[int], side: int = 84) -> Path:
-    pictures = np.random.default_rng(0).integers(0, 256, (len(labels), side, side, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), side, side, 3), dtype=np.uint8)
     samples = [
-        Sample(f"p{i}", picture, label)
-        for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+        Sample(f"p{i}", image, label) for i, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
     names = ["boat", "house", "tree"]
     write_beton(samples, path, num_samples=len(labels), class_names=names, target=Target(mode="raw"))

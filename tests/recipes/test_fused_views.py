@@ -1,4 +1,7 @@
-"""On CUDA every view of every recipe is fused: asked of `choose_augment`, here by what the kernels' modules say that they fit."""
+"""Check that every view of every recipe has fused kernels on CUDA.
+
+The check asks `choose_augment`. Without a GPU the kernels' modules themselves state what they support.
+"""
 
 import importlib
 import runpy
@@ -27,7 +30,7 @@ UIC: list[dict[str, Any]] = [
     for channels in ("RGB", "SobelXY")
     for augmentation in ("standard", "strong")
 ]
-# What a recipe is asked for beside the paper's values, wherever it changes a view.
+# Options beside the paper's values that change a view.
 TRAINED: dict[str, list[dict[str, Any]]] = {
     "deepcluster_alexnet": [{"channels": "RGB"}, {"channels": "SobelXY"}],
     "jigsaw_r50": [{}],
@@ -52,15 +55,19 @@ EVALUATED: dict[str, dict[str, Any]] = {
     "voc_classification": WEIGHTS | {"val": None},
 }
 EXTRACTED = {"knn", "few_shot", "voc_svm"}
-WHOLE_PICTURES = {"voc_detection", "voc_segmentation"}  # no views
+WHOLE_PICTURES = {"voc_detection", "voc_segmentation"}  # which have no views
 
 
 @pytest.fixture(autouse=True)
 def modules(monkeypatch):
     if not torch.cuda.is_available():
         names = choose.CUDA_MODULES
-        found = tuple(importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}") for name in names)
-        monkeypatch.setattr("fastpsl.pipelines.augment.fused_modules", lambda device: (found, "by hand"))
+        implementations = tuple(
+            importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}") for name in names
+        )
+        monkeypatch.setattr(
+            "fastpsl.pipelines.augment.fused_modules", lambda device: (implementations, "by hand")
+        )
 
 
 def check(views: tuple[ViewSpec, ...]) -> None:
@@ -68,14 +75,14 @@ def check(views: tuple[ViewSpec, ...]) -> None:
 
 
 def views_of(recipe: str, **asked: Any) -> tuple[ViewSpec, ...]:
-    """Of all levels: what is learned from, scored, and passed over; the backbone has no weights."""
+    """Return the training, held-out and pass views of all levels; the backbone is on the meta device."""
     parts = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))
     options = parts["RECIPE"].with_paper(data="data.beton", **asked)
     with torch.device("meta"):
         task = parts["build"](options).task
     levels = range(1, task.num_levels + 1)
-    found = [(*task.views(n), *task.held_out_views(n), *(task.pass_views(n) or ())) for n in levels]
-    return tuple(chain(*found))
+    views = [(*task.views(n), *task.held_out_views(n), *(task.pass_views(n) or ())) for n in levels]
+    return tuple(chain(*views))
 
 
 def test_all_recipes_are_here():
@@ -85,18 +92,18 @@ def test_all_recipes_are_here():
 
 @pytest.mark.parametrize("recipe", TRAINED)
 def test_what_is_trained_on_is_fused(recipe):
-    for asked in TRAINED[recipe]:
-        check(views_of(recipe, **asked))
+    for options in TRAINED[recipe]:
+        check(views_of(recipe, **options))
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_what_is_evaluated_is_fused(channels, monkeypatch):
-    # The weights have no values that a digest could be of.
+    # No digest, because weights on the meta device have no values.
     monkeypatch.setattr("fastpsl.models.weights.sha256_of_tensors", lambda state: "")
     input = Input.usual(channels, 224)
-    told = {"input_channels": channels, "input_mean": input.mean, "input_std": input.std}
-    for recipe, asked in EVALUATED.items():
-        check(views_of(recipe, **asked, **told))
+    input_options = {"input_channels": channels, "input_mean": input.mean, "input_std": input.std}
+    for recipe, options in EVALUATED.items():
+        check(views_of(recipe, **options, **input_options))
     weights: Any = SimpleNamespace(input=input)
     data: Any = None
     for squashed in (False, True):

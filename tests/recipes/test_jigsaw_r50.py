@@ -1,4 +1,6 @@
-"""The recipe as a user meets it: faults give one line and exit 2, a run at its smallest goes through all stages."""
+"""Test the jigsaw recipe as a user runs it: errors are one line with exit code 2, and a small run has all
+stages.
+"""
 
 import json
 import os
@@ -61,7 +63,7 @@ def test_smallest_run_ends_with_lines_and_pictures(
 
 
 def damaged(tmp_path: Path, change: Any) -> Path:
-    """A copy of the sample's training beton with its bytes changed."""
+    """Return a copy of the sample's training beton with changed bytes."""
     path = tmp_path / "damaged.beton"
     data = bytearray(sample_paths().train.read_bytes())
     path.write_bytes(change(data) or data)
@@ -125,7 +127,7 @@ def test_impossible_requests_are_refused(
 
 
 def poisoned(tmp_path: Path, index: int) -> Path:
-    """The sample with the middle of one JPEG overwritten."""
+    """Return the sample with the middle of one JPEG overwritten."""
     path = tmp_path / "poisoned.beton"
     shutil.copy(sample_paths().train, path)
     with Beton(path) as beton:
@@ -138,7 +140,7 @@ def poisoned(tmp_path: Path, index: int) -> Path:
 
 
 def test_a_poisoned_sample_is_named_and_may_be_skipped(recipe: Start, tmp_path: Path) -> None:
-    """The first one that training reads."""
+    """Damage the first image that training reads."""
     index = int(epoch_order(0, 0, NUM_TRAIN)[0])
     out, named = tmp_path / "out", f"sample {index}"
     arguments = ("--data", poisoned(tmp_path, index), *SMALL, *RESNET18, "--plan", "end_to_end", "--out")

@@ -1,4 +1,4 @@
-"""recipes/jigsaw_r50.py itself, its real decoder, killed and resumed: equal to never killed, bit for bit."""
+"""Kill recipes/jigsaw_r50.py with its real decoder and resume it: the result is equal bit for bit."""
 
 import random
 import signal
@@ -17,7 +17,7 @@ SMALL = (
 
 @pytest.mark.slow
 def test_three_kills_leave_no_trace(tmp_path: Path) -> None:
-    """Checkpoints stand at even steps, kills fall anywhere after one, mostly in each stage; `make faults` has them by the hundred."""
+    """Kill at any time after a checkpoint, mostly in each stage; `make faults` does so hundreds of times."""
     num_kills, steps_per_stage = 3, 12
     arguments = (*SMALL, "--backbone", "resnet18", "--max-steps-per-stage", steps_per_stage)
     whole, out = tmp_path / "whole", tmp_path / "killed"

@@ -1,4 +1,4 @@
-"""recipes/knn.py as a user meets it: scores, pictures, features that serve again, two ranks, requests that cannot be met."""
+"""Test recipes/knn.py as a user runs it: scores, images, reused features, two ranks, and errors."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 def numbers_by_hand(folder: Path, ks: tuple[int, ...], temperature: float) -> dict[str, float]:
-    """From the features in the folder, query by query."""
+    """Compute the scores from the features in the folder, query by query."""
     bank, queries = (np.load(folder / f"{name}.npy").astype(np.float64) for name in ("train", "val"))
     labels, truth = (np.load(folder / f"{name}-labels.npy") for name in ("train", "val"))
     bank, queries = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (bank, queries))
@@ -64,15 +64,15 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
     assert lines[7:] == [f"result {out / 'result.json'}", f"neighbours {out / 'neighbours.png'}"]
     result = json.loads((out / "result.json").read_text())
     for line, end in ((4, ""), (6, "_majority")):
-        told = [result["numbers"][f"top1_k{k}{end}"] for k in (1, 5, 10, 20)]
-        assert lines[line].split() == ["B5", *(f"{value:.1f}" for value in (*told, np.mean(told)))]
+        reported = [result["numbers"][f"top1_k{k}{end}"] for k in (1, 5, 10, 20)]
+        assert lines[line].split() == ["B5", *(f"{value:.1f}" for value in (*reported, np.mean(reported)))]
     assert result["numbers"] == pytest.approx(numbers_by_hand(out, (1, 5, 10, 20), 0.07))
     assert 20 < result["numbers"]["top1_k1"] < 100  # chance is 12.5
     assert (result["recipe"], result["protocol"], result["cut"]) == ("knn", "knn/both", False)
     assert result["checkpoint"]["kind"] == "random" and result["settings"]["temperature"] == 0.07
     assert result["data"]["num_train"] == 480 and result["data"]["num_val"] == 160
-    with Image.open(out / "neighbours.png") as picture:
-        assert picture.size[0] > 900 and picture.size[1] > 900
+    with Image.open(out / "neighbours.png") as image:
+        assert image.size[0] > 900 and image.size[1] > 900
 
     written = {path: path.stat().st_mtime_ns for path in out.glob("*.npy")}
     outcome = recipe(*SMALL, "--out", out, "--k", "3", "--vote", "majority", "--batch-size", "16")
@@ -99,7 +99,7 @@ def test_the_last_of_seven_blocks(recipe: Any, tmp_path: Path) -> None:
 def test_several_blocks_are_each_as_alone(
     recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Numbers and files bit for bit; the pictures are decoded once."""
+    """Compare numbers and files bit for bit; images are decoded only once."""
     passes: list[Loader] = []
     opened = Loader.epoch
 
@@ -111,9 +111,9 @@ def test_several_blocks_are_each_as_alone(
     options = (*SMALL, "--whole", "--vote", "majority", "--k", 1, 3, 15)
     outcome = recipe(*options, "--block", "B2", "conv4_x", "final", "--out", tmp_path / "all")
     assert outcome.code == 0, outcome
-    assert len(passes) == 2 + 3 * 2  # of train and val, and two for each sheet
+    assert len(passes) == 2 + 3 * 2  # one each for train and val, and two for each sheet
     crops: list[Any] = [loader.views[0].crop for loader in passes]
-    assert all(crop.shorter_px == crop.size_px for crop in crops)  # --whole, the sheets' too
+    assert all(crop.shorter_px == crop.size_px for crop in crops)  # --whole holds for the sheets, too
     numbers = json.loads((tmp_path / "all" / "result.json").read_text())["numbers"]
     lines = outcome.out.splitlines()[2:]
     assert lines[0] == "160 held-out images, neighbours of 480; B2, B4, B5 of resnet18"
@@ -129,10 +129,10 @@ def test_several_blocks_are_each_as_alone(
         for name in ("train", "val"):
             several = tmp_path / "all" / f"{name}_{block}.npy"
             assert several.read_bytes() == (out / f"{name}.npy").read_bytes()
-            told = [
+            reported = [
                 json.loads(path.with_suffix(".json").read_text()) for path in (several, out / f"{name}.npy")
             ]
-            assert told[0]["digest"] == told[1]["digest"]
+            assert reported[0]["digest"] == reported[1]["digest"]
         table.append([*alone.values(), np.mean(list(alone.values()))])
         assert lines[2 + number].split() == [block, *(f"{value:.1f}" for value in table[-1])]
         assert (tmp_path / "all" / f"neighbours_{block}.png").exists()
@@ -141,10 +141,9 @@ def test_several_blocks_are_each_as_alone(
 
 
 def beton(path: Path, labels: list[int], names: list[str] | None = None) -> Path:
-    pictures = np.random.default_rng(0).integers(0, 256, (len(labels), 40, 40, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 40, 40, 3), dtype=np.uint8)
     samples = [
-        Sample(f"p{i}", picture, label)
-        for i, (picture, label) in enumerate(zip(pictures, labels, strict=True))
+        Sample(f"p{i}", image, label) for i, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
     write_beton(samples, path, num_samples=len(labels), class_names=names)
     return path
@@ -176,7 +175,7 @@ def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -
 
 
 def test_frames_tell_the_neighbours_class(tmp_path: Path) -> None:
-    """Every neighbour's frame, read back from the picture."""
+    """Read the frame of every neighbour back from the image."""
     rows = np.array([[3, 10, 0, 3], [8, 1, 16, 0]])
     with Beton(sample_paths().test_32) as val, Beton(sample_paths().train_32) as train:
         queries = np.array([3, 0])
@@ -185,9 +184,9 @@ def test_frames_tell_the_neighbours_class(tmp_path: Path) -> None:
         )
         same = train.labels()[rows] == val.labels()[queries][:, None]
     with Image.open(path) as opened:
-        picture = np.asarray(opened.convert("RGB")).astype(int)
+        image = np.asarray(opened.convert("RGB")).astype(int)
     for i in range(2):
         for j in range(4):
-            red, green, _ = picture[8 + i * 158 + 30, 18 + 1 + (j + 1) * 126]
+            red, green, _ = image[8 + i * 158 + 30, 18 + 1 + (j + 1) * 126]
             assert (green > red) == same[i, j], (i, j)
     assert same.any() and not same.all()

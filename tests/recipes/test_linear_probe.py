@@ -1,4 +1,4 @@
-"""The linear probe as a user meets it: scores of each block on record, resumed, with two ranks, refused in one line."""
+"""Test the linear probe as a user runs it: recorded scores of each block, resume, two ranks, and errors."""
 
 import io
 import json
@@ -42,9 +42,10 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture(scope="module")
 def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of recipes/supervised.py, cut short."""
+    """Return the folder of a run of recipes/supervised.py that was cut short."""
     out = tmp_path_factory.mktemp("supervised")
-    small = "--backbone resnet18 --stage-epochs 1 --batch-size 32 --size-px 32 --max-steps-per-stage 2 --plan end_to_end"
+    small = "--backbone resnet18 --stage-epochs 1 --batch-size 32 --size-px 32 --max-steps-per-stage 2 "
+    small += "--plan end_to_end"
     with pytest.raises(SystemExit) as caught:
         launch(
             recipe_of("supervised"),
@@ -66,17 +67,17 @@ def test_a_run_puts_every_block_on_record(recipe: Start, supervised: Path, tmp_p
     checkpoint = record["checkpoint"]
     assert (checkpoint["kind"], checkpoint["backbone"], checkpoint["run_step"]) == ("fastpsl", "resnet18", 2)
     assert checkpoint["science"]["recipe"] == "supervised" and len(checkpoint["sha256"]) == 64
-    assert record["cut"]  # its pre-training was
+    assert record["cut"]  # because its pre-training was cut short
     assert (record["data"]["num_train"], record["data"]["num_val"]) == (480, 160)
     settings = record["settings"]
     assert settings["held_out_view"].count("ShorterSideCrop") == 1 and settings["batchnorm"] == "affine"
     assert (settings["epochs"], settings["lr"], settings["weight_decay"]) == (1, 0.1, 5e-4)
     assert "RandomResizedCrop(size_px=32" in settings["train_view"] and "37" in settings["held_out_view"]
-    said = outcome.out + outcome.err
-    line = next(line for line in said.splitlines() if line.startswith("linear (level"))
+    printed = outcome.out + outcome.err
+    line = next(line for line in printed.splitlines() if line.startswith("linear (level"))
     for block in BLOCKS:
-        (shown,) = re.findall(rf"{block} ([\d.]+)", line)
-        assert float(shown) == pytest.approx(record["numbers"][f"top1_{block}"], abs=0.051)
+        (score,) = re.findall(rf"{block} ([\d.]+)", line)
+        assert float(score) == pytest.approx(record["numbers"][f"top1_{block}"], abs=0.051)
     highest = max(record["numbers"][f"top1_{block}"] for block in BLOCKS[:5])
     (best,) = [line for line in outcome.out.splitlines() if line.startswith("best of 5 blocks: B")]
     assert best.endswith(f", held-out top-1 {highest:.1f} %")
@@ -88,7 +89,7 @@ def test_a_run_puts_every_block_on_record(recipe: Start, supervised: Path, tmp_p
 
 
 def goes_on_with_the_same_numbers(recipe: Start, whole: Path, stopped: Path, *weights: object) -> None:
-    """From the checkpoint of step 2 of 5; and another protocol is another experiment."""
+    """Resume from the checkpoint of step 2 of 5; another protocol must be refused."""
     for name in ("checkpoints/step-00000002.pt", "metrics.jsonl"):
         (stopped / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(whole / name, stopped / name)
@@ -124,7 +125,8 @@ def parts() -> dict[str, Any]:
     return runpy.run_path(str(RECIPE))
 
 
-# Epochs, first rate, its batch, factor, epochs of the drops, decay, Nesterov, BatchNorm, training crop, number of crops.
+# Epochs, first rate, its batch, factor, epochs of the drops, decay, Nesterov, BatchNorm, crop, number of
+# crops.
 PROTOCOLS = {
     "vissl": (28, 0.01, 256, 0.1, (8, 16, 24), 5e-4, True, "affine", RandomResizedCrop(224), 1),
     "vissl_places205": (14, 0.01, 256, 0.1, (4, 8, 12), 5e-4, True, "affine", RandomResizedCrop(224), 1),
@@ -150,7 +152,7 @@ PROTOCOLS = {
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_protocols_are_the_published_ones(protocol: str) -> None:
-    """Rates at each epoch, the optimiser's settings, BatchNorm and views, as their sources have them."""
+    """Compare the rates of each epoch, the optimiser's settings, BatchNorm and views with their sources."""
     epochs, lr, lr_batch, factor, drops, decay, nesterov, batchnorm, crop, num_crops = PROTOCOLS[protocol]
     recipe = parts()
     options = recipe["RECIPE"].with_paper(
@@ -167,19 +169,19 @@ def test_protocols_are_the_published_ones(protocol: str) -> None:
         assert experiment.schedule(moment) == pytest.approx(expected, rel=1e-9)
     named = [("head.classifiers.final.linear.bias", torch.nn.Parameter(torch.zeros(3)))]
     group = experiment.optimiser(iter(named)).param_groups[0]
-    found = {name: group[name] for name in ("momentum", "nesterov", "weight_decay")}
-    assert found == {"momentum": 0.9, "nesterov": nesterov, "weight_decay": decay}
+    settings = {name: group[name] for name in ("momentum", "nesterov", "weight_decay")}
+    assert settings == {"momentum": 0.9, "nesterov": nesterov, "weight_decay": decay}
     (train,), held_out = experiment.task.views(1), experiment.task.held_out_views(1)
     assert (experiment.task.batchnorm, train.crop, train.ops) == (batchnorm, crop, (Flip(),))
     assert held_out[0].crop == ShorterSideCrop(256, 224, "center") and held_out[0].ops == ()
     assert len(held_out) == num_crops == len(set(held_out))
-    if protocol == "rotnet":  # its table: up to epochs 5, 15, 25 and 35
+    if protocol == "rotnet":  # its table of rates changes after epochs 5, 15, 25 and 35
         rates = [experiment.schedule(Moment(e, 35, 0, 35, 35)) / 2 for e in (0, 4, 5, 14, 15, 24, 25, 34)]
         assert rates == pytest.approx([0.01] * 2 + [0.002] * 2 + [4e-4] * 2 + [8e-5] * 2)
 
 
 def checked(recipe: Start, out: Path, protocol: str, *start: object) -> dict[str, Any]:
-    """The record of a run of one step."""
+    """Return the record of a run of one step."""
     outcome = recipe("--protocol", protocol, *start, "--max-steps-per-stage", "1", "--out", out)
     assert outcome.code == 0, outcome
     record = read_result(out / "result.json")
@@ -195,7 +197,7 @@ def checked(recipe: Start, out: Path, protocol: str, *start: object) -> dict[str
 
 @pytest.mark.slow
 def test_alexnets_blocks_by_uics_protocol(recipe: Start, tmp_path: Path) -> None:
-    """On the embedded sample, of whose pictures it sees the gradients: seven blocks and final, on record."""
+    """Check the recorded scores of seven blocks and final, on gradients of the sample's images."""
     start = ("--backbone", "alexnet", "--random-weights", "--size-px", "64", "--batch-size", "16")
     gradients = ("--input-channels", "SobelXY", "--input-mean", "0", "0", "--input-std", "0.03", "0.03")
     record = checked(recipe, tmp_path, "uic", *start, *gradients, "--no-tensorboard", "--num-threads", "1")
@@ -221,7 +223,7 @@ def test_alexnets_protocols_take_other_backbones(
 
 
 def test_small_pictures_are_scored_whole(recipe: Start, tmp_path: Path) -> None:
-    """On one view; ten crops are crops."""
+    """Check that --whole means one view, and is refused with ten crops."""
     record = checked(recipe, tmp_path / "out", "sslpp", *RANDOM, *DATA, *SMALL, "--whole")
     assert "ShorterSideCrop(shorter_px=32, size_px=32, where='center')" in record["settings"]["held_out_view"]
     for protocol in ("uic", "deepcluster"):
@@ -235,8 +237,9 @@ def test_the_screen_fits_100_columns() -> None:
     text = io.StringIO()
     screen = Screen(Console(file=text, force_terminal=True, width=100))
     screen.show({
-        "stage": "linear", "level": 1, "step": 139_999, "num_steps": 140_112, "metrics": {"loss": 12.3456, "top1_final": 0.48765},
-        "lr": 1e-05, "images_per_s": 12345.6, "data_wait_percent": 12.0, "eta_s": 36_000.0,
+        "stage": "linear", "level": 1, "step": 139_999, "num_steps": 140_112,
+        "metrics": {"loss": 12.3456, "top1_final": 0.48765}, "lr": 1e-05, "images_per_s": 12345.6,
+        "data_wait_percent": 12.0, "eta_s": 36_000.0,
     })  # fmt: skip
     screen.close()
     shown = [line for line in text.getvalue().splitlines() if "139999" in line]
@@ -244,17 +247,18 @@ def test_the_screen_fits_100_columns() -> None:
         word in shown[0] for word in ("linear level G1", "139999/140112", "0.4876", "10:00:00")
     )
     summary = {
-        "stage": "linear", "level": 1, "num_steps": 4, "num_steps_planned": 4, "seconds": 5.0, "loss_start": None,
-        "held_out": {"loss": 3.0, **{f"top{k}_{b}": 0.5 for b in BLOCKS for k in (1, 5)}}, "chance": 0.001,
+        "stage": "linear", "level": 1, "num_steps": 4, "num_steps_planned": 4, "seconds": 5.0,
+        "loss_start": None, "chance": 0.001,
+        "held_out": {"loss": 3.0, **{f"top{k}_{b}": 0.5 for b in BLOCKS for k in (1, 5)}},
     }  # fmt: skip
     assert summary_line(summary) == (
-        "linear (level G1): 4 steps in 0:00:05, held-out top-1 B1 50.0, B2 50.0, B3 50.0, B4 50.0, B5 50.0, final 50.0 % "
-        "(chance 0.1 %)"
+        "linear (level G1): 4 steps in 0:00:05, held-out top-1 B1 50.0, B2 50.0, B3 50.0, B4 50.0, B5 50.0, "
+        "final 50.0 % (chance 0.1 %)"
     )
 
 
 def other_classes(tmp_path: Path) -> Path:
-    """The held-out beton with one class of another name."""
+    """Return the held-out beton with one class renamed."""
     path = tmp_path / "other.beton"
     shutil.copy(sample_paths().test_32, path)
     sidecar = json.loads(Path(f"{sample_paths().test_32}.json").read_text())

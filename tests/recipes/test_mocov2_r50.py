@@ -1,4 +1,4 @@
-"""The MoCo v2 recipe as a user meets it: to the end, killed and resumed, with two ranks, and refused in one line."""
+"""Test the MoCo v2 recipe as a user runs it: to the end, kill and resume, two ranks, and errors."""
 
 import signal
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def queue_of(out: Path, step: int) -> torch.Tensor:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As in processes of tests.programs: sums of other numbers of threads differ in their last bits."""
+    """Set one thread as in tests.programs, because other numbers of threads change the last bits of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,8 +48,8 @@ def test_killed_and_with_two_ranks(recipe: Start, tmp_path: Path) -> None:
     steps = ("--max-steps-per-stage", "2")
     outcome = recipe(*SMALL, *steps, "--val", sample_paths().test_32, "--out", whole)
     assert outcome.code == 0, outcome
-    said = outcome.err + outcome.out
-    assert said.count("3 batches pass first, which are no steps") == 3, said
+    printed = outcome.err + outcome.out
+    assert printed.count("3 batches pass first, which are no steps") == 3, printed
     assert outcome.out.count("(chance 4.0 %)") == outcome.err.count("(chance 4.0 %)") == 3
     for level in (1, 2, 3):
         assert (whole / f"contact-sheet-G{level}.png").stat().st_size > 0
@@ -61,12 +61,14 @@ def test_killed_and_with_two_ranks(recipe: Start, tmp_path: Path) -> None:
     assert code == -signal.SIGKILL and newest_checkpoint(killed)["position"]["stage"] >= 1, output
     outcome = recipe(*SMALL, *steps, "--val", sample_paths().test_32, "--out", killed)
     assert outcome.code == 0, outcome
-    ours, theirs = (digests(newest_checkpoint(out)) for out in (killed, whole))
-    ours, theirs = ({k: v for k, v in d.items() if "summaries" not in k} for d in (ours, theirs))
-    assert ours == theirs and any("task/key_encoder" in name for name in ours)
+    resumed, uninterrupted = (digests(newest_checkpoint(out)) for out in (killed, whole))
+    resumed, uninterrupted = (
+        {k: v for k, v in d.items() if "summaries" not in k} for d in (resumed, uninterrupted)
+    )
+    assert resumed == uninterrupted and any("task/key_encoder" in name for name in resumed)
     assert (killed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
-    # The queries' BatchNorm is a rank's, so from the second step on weights differ; keys of the first are equal.
+    # Only keys of the first step are equal: the queries' BatchNorm is per rank, so weights differ after it.
     one_step = ("--plan", "end_to_end", "--max-steps-per-stage", "1")
     done = run(RECIPE, *SMALL, *one_step, "--out", tmp_path / "two", ranks=2)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The rotation recipe as a user meets it: to its end in both ways, and refused in one line."""
+"""Test the rotation recipe as a user runs it: to its end in both modes, and errors."""
 
 import runpy
 from pathlib import Path
@@ -24,26 +24,29 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return starter("rotation_rv50", monkeypatch, capsys)
 
 
-def pictures(path: Path, num: int, shorter_px: int = 60) -> Path:
-    made = [photo(i, shorter_px + i, 100 - i) for i in range(num)]
-    return write(path, [(p.tobytes(), *p.shape[:2], RAW) for p in map(np.ascontiguousarray, made)])
+def beton(path: Path, num: int, shorter_px: int = 60) -> Path:
+    images = [photo(i, shorter_px + i, 100 - i) for i in range(num)]
+    return write(path, [(p.tobytes(), *p.shape[:2], RAW) for p in map(np.ascontiguousarray, images)])
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[object, ...]:
-    """24 training and 10 held-out pictures."""
-    train, val = pictures(tmp_path / "train.beton", 24), pictures(tmp_path / "val.beton", 10)
+    """Write 24 training and 10 held-out images."""
+    train, val = beton(tmp_path / "train.beton", 24), beton(tmp_path / "val.beton", 10)
     return ("--data", train, "--val", val, "--out", tmp_path / "out")
 
 
-def said(outcome: Outcome) -> list[str]:
+def printed(outcome: Outcome) -> list[str]:
     assert outcome.code == 0, outcome
     return (outcome.err + outcome.out).splitlines()
 
 
 def test_all_rotations_through_all_stages(recipe: Start, data: Any, tmp_path: Path) -> None:
-    """The batch counts pictures after rotation: 4, 2 and 1 samples a step, so 6, 12 and 24 steps an epoch."""
-    lines = said(recipe(*SMALL, *data, *ALL, "--backbone", "resnet18"))
+    """Check that the batch counts images after rotation.
+
+    A step has 4, 2 and 1 samples, so an epoch has 6, 12 and 24 steps.
+    """
+    lines = printed(recipe(*SMALL, *data, *ALL, "--backbone", "resnet18"))
     for stage, steps, chance in (("S1", 6, "50.0"), ("S2", 12, "25.0"), ("S3", 24, "12.5")):
         assert any(line.startswith(f"{stage}: ") and f" of {steps} steps" in line for line in lines), lines
         assert any(line.startswith(f"{stage} ") and f"(chance {chance} %)" in line for line in lines), lines
@@ -53,7 +56,7 @@ def test_all_rotations_through_all_stages(recipe: Start, data: Any, tmp_path: Pa
     assert checkpoint["input"]["size_px"] == 32
     summaries = checkpoint["position"]["summaries"]
     assert [s["stage"] for s in summaries] == ["S1", "S2", "S3"]
-    # Of 2, 4 and 8 views of each of the 10 pictures; padding is not counted.
+    # There are 2, 4 and 8 views of each of the 10 images, and padding is not counted.
     for summary, views in zip(summaries, (20, 40, 80), strict=True):
         right = summary["held_out"]["accuracy"] * views
         assert abs(right - round(right)) < 1e-4, summary
@@ -61,8 +64,8 @@ def test_all_rotations_through_all_stages(recipe: Start, data: Any, tmp_path: Pa
 
 @pytest.mark.slow
 def test_one_rotation_of_each_picture(recipe: Start, data: Any) -> None:
-    """A step is as many pictures, so an epoch is 3 steps at any level; levels are free."""
-    lines = said(
+    """Check that an epoch is 3 steps at every level, in any order of levels."""
+    lines = printed(
         recipe(*SMALL, *data, "--backbone", "resnet18", "--plan", "psl_f", "--levels", "3", "1", "2")
     )
     for stage, level in (("S1", 3), ("S2", 1), ("S3", 2)):
@@ -73,7 +76,7 @@ def test_one_rotation_of_each_picture(recipe: Start, data: Any) -> None:
 
 @pytest.mark.slow
 def test_the_papers_backbone_end_to_end(recipe: Start, data: Any, tmp_path: Path) -> None:
-    lines = said(recipe(*SMALL, *data, "--plan", "end_to_end"))
+    lines = printed(recipe(*SMALL, *data, "--plan", "end_to_end"))
     assert "backbone" not in lines[0] and any("E: level G3, learns B1-B5" in line for line in lines), lines
     assert newest_checkpoint(tmp_path / "out")["science"]["backbone"] == "revnet50"
 
@@ -101,8 +104,8 @@ def test_impossible_requests_are_refused(
 def test_pictures_too_small_for_45_degrees_are_refused_before_the_first_stage(
     recipe: Start, tmp_path: Path
 ) -> None:
-    """Only where a stage has such views; the line says how to leave them out."""
-    small = ("--data", pictures(tmp_path / "small.beton", 8, shorter_px=40), "--backbone", "resnet18")
+    """Check that only stages with such views are refused, in a line that names the remedy."""
+    small = ("--data", beton(tmp_path / "small.beton", 8, shorter_px=40), "--backbone", "resnet18")
     refused(
         recipe(*SMALL, *small, "--out", tmp_path / "a"),
         "rotation_rv50",
@@ -113,7 +116,7 @@ def test_pictures_too_small_for_45_degrees_are_refused_before_the_first_stage(
 
 
 def test_the_papers_values_are_the_defaults(recipe: Start) -> None:
-    """Section 4.1; and all of the paper's values are this recipe's with --data."""
+    """Compare with section 4.1; with --data all defaults are the paper's."""
     parts = runpy.run_path(str(RECIPE))
     options, paper = parts["RECIPE"].with_paper(), parts["PAPER"]
     assert {name: getattr(options, name) for name in paper} == paper

@@ -1,4 +1,4 @@
-"""Fine-tuning with few labels as a user meets it: which images, on record and again; lists that do not fit are refused."""
+"""Test fine-tuning with few labels as a user runs it: recorded and given lists of images, and errors."""
 
 import runpy
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_a_drawn_list_is_on_record_and_can_be_given_again(recipe: Start, tmp_pat
     assert f"{record['numbers']['top1']:.1f} %" in outcome.out + outcome.err
     assert f"labelled images {drawn / 'label-list.txt'}" in outcome.out
 
-    # The same images, by their names: the same network.
+    # The same images, given by their names, yield the same network.
     (tmp_path / "names.txt").write_text("\n".join(names))
     assert (
         recipe(*DATA, *SMALL, "--seed", "3", "--label-list", tmp_path / "names.txt", "--out", given).code == 0
@@ -109,10 +109,10 @@ def test_small_pictures_are_scored_whole() -> None:
 
 
 def small_class(tmp_path: Path) -> Path:
-    """A beton of 300 cats and 3 dogs."""
+    """Return a beton of 300 cats and 3 dogs."""
     path = tmp_path / "dogs.beton"
-    picture = np.zeros((32, 32, 3), np.uint8)
-    samples = [Sample(f"p{i}", picture, int(i >= 300)) for i in range(303)]
+    image = np.zeros((32, 32, 3), np.uint8)
+    samples = [Sample(f"p{i}", image, int(i >= 300)) for i in range(303)]
     write_beton(samples, path, num_samples=303, class_names=["cat", "dog"])
     return path
 

@@ -1,4 +1,4 @@
-"""The SimCLR recipe as a user meets it: faults give one line and exit 2; a run, on one rank and on two, ends; it resumes."""
+"""Test the SimCLR recipe as a user runs it: errors, runs of one and two ranks, and resume."""
 
 import json
 import sys
@@ -18,21 +18,21 @@ RECIPE = ROOT / "recipes" / "simclr_r50.py"
 SMALL = ("--batch-size", "8", "--size-px", "32", "--num-threads", "1", "--no-tensorboard")
 
 
-def pictures_of_32_px() -> tuple[object, ...]:
-    """The sample's, without held-out ones; values between the paper's and the sample's."""
+def images_of_32_px() -> tuple[object, ...]:
+    """Return options for the sample's training images, with values between the paper's and the sample's."""
     epochs = ("--stage-epochs", 2, 2, 2, "--warmup-epochs", 1)
     return ("--data", sample_paths().train_32, "--backbone", "resnet18", *epochs)
 
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the recipe's main in this process (starting one takes seconds): `recipe("--flag", …) → (code, out, err)`."""
-    made = recipe_of("simclr_r50")
+    """Return a function that runs the recipe in this process: `recipe("--flag", …) → (code, out, err)`."""
+    script = recipe_of("simclr_r50")
 
     def start(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            launch(made, [*map(str, arguments)])
+            launch(script, [*map(str, arguments)])
         captured = capsys.readouterr()
         return int(caught.value.code or 0), captured.out, captured.err
 
@@ -43,11 +43,11 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def test_smallest_run_ends_with_lines_and_pictures(
     recipe: Any, tmp_path: Path, backbone: str, width: int
 ) -> None:
-    """The head is as wide as each stage's last block."""
+    """Check that the head is as wide as the last block of each stage."""
     out = tmp_path / "out"
-    code, said, err = recipe(*SMALL, "--max-steps-per-stage", 1, "--backbone", backbone, "--out", out)
+    code, printed, err = recipe(*SMALL, "--max-steps-per-stage", 1, "--backbone", backbone, "--out", out)
     assert code == 0, err
-    lines = said.splitlines()
+    lines = printed.splitlines()
     assert lines[0].startswith("the embedded sample: ") and "batch_size 8 (paper 256)" in lines[0]
     ends = [line for line in err.splitlines() if "held-out accuracy" in line]
     assert [line[:13] for line in ends] == ["S1 (level G1)", "S2 (level G2)", "S3 (level G3)"]
@@ -57,7 +57,7 @@ def test_smallest_run_ends_with_lines_and_pictures(
     head = newest_checkpoint(out)["learner"]["head"]
     assert head["layers.0.weight"].shape == (width, width) and head["layers.3.weight"].shape == (128, width)
     rates = [json.loads(line)["lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert rates[0] == 0 < rates[2] < rates[1]  # the warm-up is the run's first epoch alone
+    assert rates[0] == 0 < rates[2] < rates[1]  # because only the run's first epoch warms up
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_impossible_requests_are_refused(
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(recipe: Any, tmp_path: Path) -> None:
-    """Each of six steps left a checkpoint; without the later ones, as a kill leaves the folder, it ends alike."""
+    """Remove the later ones of six checkpoints, as a kill would, and compare the end of the resumed run."""
     out = tmp_path / "out"
     often = ("--checkpoint-steps", 1, "--keep-checkpoints", 20)
-    arguments = (*SMALL, *pictures_of_32_px(), *often, "--max-steps-per-stage", 2)
+    arguments = (*SMALL, *images_of_32_px(), *often, "--max-steps-per-stage", 2)
     code, _, err = recipe(*arguments, "--out", out)
     assert code == 0, err
     whole = newest_checkpoint(out)
@@ -107,8 +107,8 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(recipe: Any, tmp_
     assert len(buffers) > 40 and sum(bool(b.any()) for b in buffers) > 40
     checkpoints = sorted((out / "checkpoints").glob("step-*.pt"))
     assert len(checkpoints) == 6
-    for kept in (1, 3):  # in the warm-up, and in the second stage
-        for path in checkpoints[kept:]:
+    for step in (1, 3):  # in the warm-up, and in the second stage
+        for path in checkpoints[step:]:
             path.unlink()
         code, _, err = recipe(*arguments, "--out", out)
         assert code == 0, err
@@ -120,9 +120,9 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(recipe: Any, tmp_
 
 @pytest.mark.slow
 def test_two_ranks_train_all_stages(tmp_path: Path) -> None:
-    """To the end, held-out pictures too. What they learn is what one rank learns: see test_nt_xent.py."""
+    """Train to the end, with held-out images; test_nt_xent.py compares the loss with one rank's."""
     out = tmp_path / "out"
-    arguments = (*SMALL, *pictures_of_32_px(), "--val", sample_paths().test_32)
+    arguments = (*SMALL, *images_of_32_px(), "--val", sample_paths().test_32)
     done = run(RECIPE, *arguments, "--max-steps-per-stage", 1, "--out", out, ranks=2, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("held-out accuracy") == 3, done.stderr

@@ -23,14 +23,15 @@ SMALL = ("--backbone", "nin3", "--num-threads", "1", "--no-tensorboard", "--size
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven clusters of the sample."""
+    """Write labels of seven clusters for the sample."""
     with closing(open_data(str(sample_paths().train))) as data:
         numbers = np.random.default_rng(0).integers(7, size=data.num_samples)
         path = tmp_path_factory.mktemp("labels") / "labels.npz"
         return write_labels(path, numbers, 7, data, "a test", configuration={"source": "random", "seed": 0})
 
 
-# Table II (AET: the 1500 epochs of its code), Nesterov as RotNet's and AET's code: epochs, batch, rates after drops, Nesterov, lambda.
+# Epochs, batch, rates after drops, Nesterov and lambda, from Table II. AET's 1500 epochs and Nesterov
+# momentum are those of RotNet's and AET's code.
 TABLE_II = {
     "colorization": (200, 128, {0: 1e-2, 99: 1e-2, 100: 1e-3, 150: 1e-4}, None, 1.0),
     "context": (200, 512, {0: 1e-2, 99: 1e-2, 100: 1e-3, 150: 1e-4}, False, 1.0),
@@ -69,13 +70,13 @@ def test_the_papers_values(task: str) -> None:
         and experiment.task.num_classes == 70
     )
     assert experiment.task.images_per_sample(1) == (4 if task == "rotation" else 1)
-    # What labels are made of is the whole picture, as the network sees it.
+    # Labels are computed from whole images, as the network sees them.
     assert experiment.task.pass_views(1) == (
         center_view(experiment.task.views(1)[0].input(), 32, whole=True),
     )
 
 
-# Each task and each kind of labels once, and in `make test-all` all pairs.
+# Each task and each kind of labels once; `make test-all` runs all pairs.
 QUICK = {("colorization", "alone"), ("context", "none"), ("rotation", "coupled"), ("aet", "file")}
 PAIRS = [
     pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
@@ -103,7 +104,7 @@ def test_each_task_with_each_kind_of_labels(
     )
     assert done.code == 0, done.err
     state = newest_checkpoint(tmp_path)
-    wanted = {"none": {"source": "none"}, "coupled": {"source": "coupled", "num_classes": 5}}
+    expected = {"none": {"source": "none"}, "coupled": {"source": "coupled", "num_classes": 5}}
     with closing(open_data(str(sample_paths().train))) as data:
         of_file = {
             "source": "random",
@@ -111,7 +112,7 @@ def test_each_task_with_each_kind_of_labels(
             "num_classes": 7,
             "digest": read_labels(labels, data).digest(),
         }
-    assert state["science"]["pseudo_labels"] == wanted.get(source, of_file)
+    assert state["science"]["pseudo_labels"] == expected.get(source, of_file)
     heads = {name.split(".")[0] for name in state["learner"]["head"]}
     assert heads == {"none": {"proxy"}, "alone": {"labels"}}.get(source, {"proxy", "labels"})
     assert state["input"]["channels"] == ("L" if task == "colorization" and source != "alone" else "RGB")
@@ -140,7 +141,7 @@ def test_killed_and_resumed_equals_never_killed(task: str, labels: Path, tmp_pat
 
 @pytest.mark.slow
 def test_two_ranks(labels: Path, tmp_path: Path) -> None:
-    """With a proxy that counts over both, and labels of both."""
+    """Run a proxy task that counts over both ranks, with labels of both."""
     for task, source in (("colorization", labels), ("aet", "coupled")):
         flags = (*SMALL, "--max-steps-per-stage", "3", "--pseudo-labels", source, "--num-clusters", "5")
         done = run(ROOT / "recipes" / f"sslpp_{task}.py", *flags, "--out", tmp_path / task, ranks=2)
@@ -184,14 +185,14 @@ def test_labels_of_other_data(
     labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = starter("sslpp_rotation", monkeypatch, capsys)
-    other = ("--data", sample_paths().train_32, "--pseudo-labels", labels, "--out", tmp_path)
-    refused(start(*SMALL, *other), "sslpp_rotation", "labels.npz", "another data set")
+    other_data = ("--data", sample_paths().train_32, "--pseudo-labels", labels, "--out", tmp_path)
+    refused(start(*SMALL, *other_data), "sslpp_rotation", "labels.npz", "another data set")
 
 
 def test_a_resume_takes_the_same_labels_wherever_they_lie_and_no_others(
     labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also not labels that say to be made likewise."""
+    """Refuse other labels even if they claim the same origin."""
     start, out = starter("sslpp_rotation", monkeypatch, capsys), tmp_path / "run"
     flags = (*SMALL, "--max-steps-per-stage", "1", "--out", out, "--pseudo-labels")
     assert start(*flags, labels).code == 0
@@ -200,8 +201,8 @@ def test_a_resume_takes_the_same_labels_wherever_they_lie_and_no_others(
     done = start(*flags, moved)
     assert done.code == 0, done.err
     with closing(open_data(str(sample_paths().train))) as data:
-        found = read_labels(labels, data)
-        other = (found.labels + 1) % 7
-        write_labels(moved, other, 7, data, found.made_by, configuration=found.configuration)
+        stored = read_labels(labels, data)
+        other_labels = (stored.labels + 1) % 7
+        write_labels(moved, other_labels, 7, data, stored.made_by, configuration=stored.configuration)
     labels_of.cache_clear()
     refused(start(*flags, moved), "sslpp_rotation", "another experiment", "pseudo_labels")

@@ -1,4 +1,4 @@
-"""IIC's recipe as a user meets it: a run ends with labels and pictures, is killed and resumed, needs no labels; faults are one line."""
+"""Test IIC's recipe as a user runs it: labels and images of a run, kill and resume, and errors."""
 
 import json
 import signal
@@ -27,11 +27,11 @@ SMALL = (
     "two",
     "--second-clusters",
     "8",
-)  # A, B, B of 2 steps, of the data below
+)  # heads A, B and B with 2 steps each on the data below
 
 
 def few() -> tuple[str, ...]:
-    """A third of the sample's images, and otherwise what it is trained with."""
+    """Return options for a third of the sample's images."""
     return "--data", str(sample_paths().test_32), "--backbone", "resnet18", "--num-clusters", "16"
 
 
@@ -42,7 +42,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole small run."""
+    """Return the folder of a whole small run."""
     out = tmp_path_factory.mktemp("iic") / "out"
     done = run(RECIPE, *SMALL, *few(), "--out", out)
     assert done.returncode == 0, done.stderr
@@ -54,11 +54,11 @@ def test_a_run_leaves_its_labels_and_says_what_they_are_worth(trained: Path) -> 
     lines = (trained / "said.txt").read_text().splitlines()
     assert lines[0].startswith(f"{sample_paths().test_32}: backbone resnet18 (paper resnet34_iic)")
     assert "num_clusters 16 (paper 70)" in lines[0] and "heads two (paper one)" in lines[0]
-    made = newest_checkpoint(trained)["task"]
-    num = len(np.unique(made["labels"].numpy()))
+    record = newest_checkpoint(trained)["task"]
+    num = len(np.unique(record["labels"].numpy()))
     assert lines[-3].startswith(
-        f"labels by sub-head {made['best_sub_head'] + 1} of 5, which had the lowest loss; {num} of 16 clusters are not empty; "
-        f"with the true labels NMI 0."
+        f"labels by sub-head {record['best_sub_head'] + 1} of 5, which had the lowest loss; "
+        f"{num} of 16 clusters are not empty; with the true labels NMI 0."
     )
     assert lines[-2:] == [f"labels {trained / 'labels.npz'}", f"label curves {trained / 'labels.png'}"]
     names = ("labels.png", "curve.png", "contact-sheet-G1.png")
@@ -68,19 +68,19 @@ def test_a_run_leaves_its_labels_and_says_what_they_are_worth(trained: Path) -> 
 def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: Path) -> None:
     state = newest_checkpoint(trained)
     with Beton(sample_paths().test_32) as data:
-        found = read_labels(trained / "labels.npz", data)
-    assert found.labels.tolist() == state["task"]["labels"].tolist()
-    assert found.entropy.tolist() == state["task"]["entropy"].tolist() and np.isfinite(found.entropy).all()
-    assert (found.num_classes, found.num_split, found.made_by) == (16, 0, "sslpp_iic")
+        stored = read_labels(trained / "labels.npz", data)
+    assert stored.labels.tolist() == state["task"]["labels"].tolist()
+    assert stored.entropy.tolist() == state["task"]["entropy"].tolist() and np.isfinite(stored.entropy).all()
+    assert (stored.num_classes, stored.num_split, stored.made_by) == (16, 0, "sslpp_iic")
     expected = {"source": "iic", "recipe": "sslpp_iic", "num_clusters": 16, "heads": "two", "seed": 0}
     expected["cut"] = any(
         stage["num_steps"] < stage["num_steps_planned"] for stage in state["position"]["summaries"]
     )
-    assert expected.items() <= dict(found.configuration).items()
-    assert {"backbone", "transforms", "stage_epochs", "num_copies"} <= set(found.configuration)
+    assert expected.items() <= dict(stored.configuration).items()
+    assert {"backbone", "transforms", "stage_epochs", "num_copies"} <= set(stored.configuration)
     assert (
         labels_of(trained / "labels.npz", RunOptions(data=str(sample_paths().test_32))).labels.tolist()
-        == found.labels.tolist()
+        == stored.labels.tolist()
     )
 
 
@@ -103,7 +103,7 @@ def test_a_finished_run_writes_its_labels_again(trained: Path, recipe: Start) ->
 @pytest.mark.slow
 def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    for step in (1, 3):  # while head A learns, and while B does
+    for step in (1, 3):  # while head A learns, and while head B learns
         code, output = run_until(
             RECIPE, *SMALL, *few(), "--checkpoint-steps", "1", "--out", out,
             folder=out, step=step, number=signal.SIGKILL,
@@ -117,7 +117,7 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, 
 
 
 def test_pictures_without_labels_are_enough(recipe: Start, tmp_path: Path) -> None:
-    """A folder without classes, as YFCC's; RGB for --transforms grey."""
+    """Train on a folder without classes, as YFCC has none, in RGB for --transforms grey."""
     random = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
     for number in range(24):
@@ -125,8 +125,8 @@ def test_pictures_without_labels_are_enough(recipe: Start, tmp_path: Path) -> No
         Image.fromarray(pixels).save(tmp_path / "data" / f"{number}.png")
     small = ("--backbone", "resnet18", "--num-clusters", 4, "--num-sub-heads", 2, "--stage-epochs", 1)
     done = recipe(
-        *QUICK, *small, "--data", tmp_path / "data", "--batch-size", 12, "--num-copies", 1, "--transforms", "grey",
-        "--out", tmp_path / "out",
+        *QUICK, *small, "--data", tmp_path / "data", "--batch-size", 12, "--num-copies", 1,
+        "--transforms", "grey", "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "of 4 clusters are not empty\n" in done.out and "NMI" not in done.out

@@ -1,4 +1,4 @@
-"""Supervised training as a user meets it: on record, its schedule, what is refused."""
+"""Test supervised training as a user runs it: its record, its schedule, and errors."""
 
 import runpy
 from pathlib import Path
@@ -63,7 +63,10 @@ def test_the_schedule_is_the_usual_one() -> None:
 
 
 def test_small_pictures_are_padded_and_scored_whole() -> None:
-    """The choice is science only where it is made, so that runs from before there was one go on; so are few labels."""
+    """Check that the crop is recorded only if it is not the usual one.
+
+    Runs from before there was a choice can thus be resumed. The same holds for few labels.
+    """
     parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
     for crop, train, held_out, science in (
         ("random_resized", RandomResizedCrop(32), ShorterSideCrop(37, 32, "center"), {}),
@@ -79,9 +82,8 @@ def test_small_pictures_are_padded_and_scored_whole() -> None:
         )
         experiment = parts["build"](options)
         assert (experiment.task.train_view.crop, experiment.task.held_out_view.crop) == (train, held_out)
-        assert [type(op).__name__ for op in experiment.task.train_view.ops] == ["Shift"] * bool(science) + [
-            "Flip"
-        ]
+        ops = ["Shift", "Flip"] if science else ["Flip"]
+        assert [type(op).__name__ for op in experiment.task.train_view.ops] == ops
         assert experiment.science == science and "crop" not in options.science()
         assert options.science()["labels_per_class"] is None and not experiment.task.has_own_order
 
@@ -106,7 +108,7 @@ def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(recipe: Start, tmp
     science = record["checkpoint"]["science"]
     assert (science["crop"], science["labels_per_class"]) == ("padded", 2)
     assert (record["settings"]["crop"], record["data"]["num_train"]) == ("padded", 480)
-    assert "3 of 30 steps" in outcome.err  # 480 images in batches of 16, of 16 images
+    assert "3 of 30 steps" in outcome.err  # as many steps as with all 480 images in batches of 16
     refused(recipe(*nin, *steps, "--out", tmp_path / "out"), "supervised", "crop (padded there, None now)")
     refused(
         recipe(*nin, *steps, "--labels-per-class", "61", "--out", tmp_path / "b"),

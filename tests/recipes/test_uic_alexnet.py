@@ -1,4 +1,4 @@
-"""The recipes of UIC as a user meets them: a run ends with labels and pictures, is fine-tuned, killed and resumed; faults are one line."""
+"""Test UIC's recipes as a user runs them: labels and images, fine-tuning, kill and resume, and errors."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "uic_alexnet.py"
 QUICK = ("--num-threads", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
-# A ResNet-18 on pictures of 32 px is a tenth of AlexNet's work.
+# A ResNet-18 on images of 32 px takes a tenth of AlexNet's time.
 SMALL = (*QUICK, "--backbone", "resnet18", "--size-px", "32", "--stage-epochs", "2")
 
 
@@ -28,7 +28,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole small run."""
+    """Return the folder of a whole small run."""
     out = tmp_path_factory.mktemp("uic") / "out"
     done = run(RECIPE, *SMALL, "--out", out)
     assert done.returncode == 0, done.stderr
@@ -102,9 +102,11 @@ def test_a_resident_set_has_labels_by_centre_crops(
 @pytest.mark.slow
 def test_labels_are_left_for_others(trained: Path) -> None:
     with Beton(sample_paths().train) as data:
-        found = read_labels(trained / "labels.npz", data)
-    assert found.num_classes == 16 and found.made_by == "uic_alexnet" and len(np.unique(found.labels)) == 16
-    assert found.labels.tolist() == newest_checkpoint(trained)["task"]["store"]["current"].tolist()
+        stored = read_labels(trained / "labels.npz", data)
+    assert (
+        stored.num_classes == 16 and stored.made_by == "uic_alexnet" and len(np.unique(stored.labels)) == 16
+    )
+    assert stored.labels.tolist() == newest_checkpoint(trained)["task"]["store"]["current"].tolist()
 
 
 @pytest.mark.slow
@@ -159,16 +161,18 @@ def test_a_file_of_labels_must_be_the_datas(recipe: Start, tmp_path: Path) -> No
     done = start(labels)
     assert done.code == 0, done.err
     assert newest_checkpoint(tmp_path / "out")["task"]["store"]["current"].tolist() == 30 * list(range(16))
-    short, other, wrong, test = (tmp_path / f"{name}.npz" for name in ("short", "other", "wrong", "test"))
+    short, other_data, wrong, test = (
+        tmp_path / f"{name}.npz" for name in ("short", "other", "wrong", "test")
+    )
     with np.load(labels) as arrays:
         rows = {name: arrays[name][:-1] for name in ("labels", "indices", "entropy")}
         np.savez(short, **{**arrays, **rows})
-        np.savez(other, **{**arrays, "data_digest": "0" * 32})
+        np.savez(other_data, **{**arrays, "data_digest": "0" * 32})
         np.savez(wrong, **{**arrays, "num_classes": 8})
     with Beton(sample_paths().test) as data:
         write_labels(test, np.arange(data.num_samples) % 16, 16, data, "test")
     refused(start(short), "uic_alexnet", "short.npz", "sample 479 not at all")
-    refused(start(other), "uic_alexnet", "other.npz", "another data set")
+    refused(start(other_data), "uic_alexnet", "other.npz", "another data set")
     refused(start(wrong), "uic_alexnet", "wrong.npz", "classes 0 to 7")
     refused(start(test), "uic_alexnet", "test.npz", "the test pictures")
     refused(start(tmp_path / "none.npz"), "uic_alexnet", "none.npz")
@@ -218,10 +222,15 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, 
 
 @pytest.mark.slow
 def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
-    """From the checkpoint of step 20, in the second epoch, whose labels two ranks have made so far."""
+    """Resume from step 20 in the second epoch, when two ranks have computed its labels so far."""
     out = tmp_path / "two"
     arguments = (*SMALL[:-1], "4", "--out", out)
-    slow = ("--checkpoint-steps", "2", "--keep-checkpoints", "30")  # time to be hit on the way; all are kept
+    slow = (
+        "--checkpoint-steps",
+        "2",
+        "--keep-checkpoints",
+        "30",
+    )  # so that the kill hits a step; all checkpoints are kept
     _, output = torchrun_until(RECIPE, *arguments, *slow, folder=out, step=21, number=signal.SIGTERM, ranks=2)
     assert json.loads((out / "status.json").read_text())["state"] == "preempted", output
     for path in (out / "checkpoints").glob("step-*.pt"):
@@ -235,4 +244,4 @@ def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
     assert [line["run_step"] for line in lines] == [1, 15, 30, 45, 60]
     # 480 draws of 480 images
     assert all(line["num_not_drawn"] == line["num_repeated"] for line in lines[1:])
-    shutil.rmtree(out / "checkpoints")  # 2 GB
+    shutil.rmtree(out / "checkpoints")  # because they take 2 GB

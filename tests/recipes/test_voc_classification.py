@@ -1,4 +1,4 @@
-"""recipes/voc_classification.py itself: what it leaves, how it goes on, what it refuses."""
+"""Test recipes/voc_classification.py: its files, resume, and errors."""
 
 import runpy
 import shutil
@@ -37,7 +37,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of trainval 20 pictures, ten of which are train's, and 39 of the test."""
+    """Return a data set of 20 trainval images, ten of them train's, and 39 test images."""
     root = tmp_path_factory.mktemp("voc") / "VOCdevkit"
     return draw_voc(root, 20, 39, side_px=48, num_train_masks=2, num_test_masks=2)
 
@@ -49,7 +49,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_result_says_its_protocol(
     recipe: Start, voc: Path, tmp_path: Path, name: str, num_train: int, num_steps: int
 ) -> None:
-    """Its values are the protocol's row; its numbers those of predictions.npz."""
+    """Compare the recorded values with the protocol, and the numbers with predictions.npz."""
     arguments = ("--protocol", name, "--data", voc, "--max-steps-per-stage", "2", "--out", tmp_path)
     outcome = recipe(*RANDOM, *SMALL, *arguments)
     assert outcome.code == 0, outcome
@@ -89,9 +89,9 @@ def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tm
         line.split('"lr": ')[1].split(",")[0]
         for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
     ]
-    # Of .02 for a batch of 16; drops after 1.25, 2.5 and 3.75 steps.
+    # The rate is .02 for a batch of 16, and drops after 1.25, 2.5 and 3.75 steps.
     assert [float(rate) for rate in rates] == pytest.approx([0.005, 0.005, 0.0025, 0.00125, 0.000625])
-    # From the checkpoint of another process's step, in mid-epoch of five steps, and after the last one.
+    # Resume from another process's checkpoint, within an epoch of five steps and after the last one.
     whole = digests(newest_checkpoint(tmp_path))
     again = recipe(*RANDOM, *SMALL, *arguments)
     assert again.code == 0 and digests(newest_checkpoint(tmp_path)) == whole
@@ -102,16 +102,18 @@ def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tm
 
 @pytest.mark.slow
 def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
-    """In training and, as its last checkpoint comes before it, in the test pictures."""
+    """Kill in training and, after the last checkpoint, in the test images."""
     arguments = (
-        *RANDOM, *SMALL, "--data", voc, "--num-steps", "7", "--lr", "0.02", "--checkpoint-steps", "1", "--keep-checkpoints", "9",
+        *RANDOM, *SMALL, "--data", voc, "--num-steps", "7", "--lr", "0.02", "--checkpoint-steps", "1",
+        "--keep-checkpoints", "9",
     )  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = run(RECIPE, *arguments, "--out", whole)
     assert done.returncode == 0, done.stderr
     for step, delay_s in ((3, 0.0), (7, 0.5)):
         run_until(
-            RECIPE, *arguments, "--out", killed, folder=killed, step=step, number=signal.SIGKILL, delay_s=delay_s
+            RECIPE, *arguments, "--out", killed, folder=killed, step=step, number=signal.SIGKILL,
+            delay_s=delay_s,
         )  # fmt: skip
     done = run(RECIPE, *arguments, "--out", killed)
     assert done.returncode == 0, done.stderr
@@ -132,7 +134,7 @@ def test_two_ranks(voc: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("protocol", "is_new"), [("deepcluster", True), slow("sslpp", False)])
 def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
-    """conv1 to conv5 are those of the weights; fc6 and fc7 are too, unless the protocol has them begin anew."""
+    """Check that conv1 to conv5 keep the weights, and so do fc6 and fc7 unless the protocol resets them."""
     parts = runpy.run_path(str(RECIPE))
     options: Any = parts["RECIPE"].with_paper(
         protocol=protocol,
@@ -142,11 +144,11 @@ def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
         batch_size=16,
         device="cpu",
     )
-    given = {name: value.clone() for name, value in options.pretrained().backbone.state_dict().items()}
+    weights = {name: value.clone() for name, value in options.pretrained().backbone.state_dict().items()}
     torch.manual_seed(1)
     experiment = parts["build"](options)
     for name, value in experiment.backbone.state_dict().items():
-        assert torch.equal(value, given[name]) == (name.startswith("features") or not is_new), name
+        assert torch.equal(value, weights[name]) == (name.startswith("features") or not is_new), name
     (stage,) = experiment.stages
     trunk = Trunk(experiment.backbone, stage, experiment.frozen_batchnorm, experiment.batchnorm)
     learning = {name for name, parameter in experiment.backbone.named_parameters() if parameter.requires_grad}

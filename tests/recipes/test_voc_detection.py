@@ -1,4 +1,4 @@
-"""recipes/voc_detection.py as a user meets it: its result on record, killed and resumed, refused in one line; and it learns."""
+"""Test recipes/voc_detection.py as a user runs it: its record, kill and resume, errors, and learning."""
 
 import json
 import re
@@ -68,18 +68,18 @@ def test_a_run_puts_its_scores_and_its_protocol_on_record(
         False,
     )
     data = VOC(devkit, ("2007_test",), "boxes")
-    found = read_predictions(tmp_path / "predictions.npz")
-    assert record["numbers"] == {name: round(value, 4) for name, value in box_scores(found, data).items()}
+    stored = read_predictions(tmp_path / "predictions.npz")
+    assert record["numbers"] == {name: round(value, 4) for name, value in box_scores(stored, data).items()}
     assert {"AP", "AP50", "AP75", "coco_AP", "coco_AP50", "coco_AP75", "AP50_disc"} <= set(record["numbers"])
     changed = {"short_px": [48], "anchor_px": [12, 24], "num_steps": 4, "warmup_steps": 0}
-    wanted = json.loads(json.dumps(asdict(PROTOCOLS["small"]))) | changed
-    assert {name: record["settings"][name] for name in wanted} == wanted
+    expected = json.loads(json.dumps(asdict(PROTOCOLS["small"]))) | changed
+    assert {name: record["settings"][name] for name in expected} == expected
     assert record["settings"]["batch_size"] == 4 and record["settings"]["backbone"] == "resnet18"
     assert (record["data"]["num_train"], record["data"]["num_val"]) == (8, 5)
     assert record["data"]["val"] == data.digest()
     for name in ("contact-sheet-G1.png", "detections.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert min(picture.size) > 90
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 90
         assert name in outcome.out
     first = newest_checkpoint(tmp_path)["backbone"]
     before = random_weights("resnet18", 0).backbone.state_dict()
@@ -132,13 +132,14 @@ def test_fast_r_cnn_reads_published_proposals(recipe: Start, devkit: Path, tmp_p
     assert len(lines) == 2 and lines[0]["lr"] == 0.001 and "loss_objectness" not in lines[0]
     assert read_result(tmp_path / "result.json")["settings"]["boxes_from"] == "published"
     assert newest_checkpoint(tmp_path)["input"]["channels"] == "SobelXY"
-    # Other files are another experiment; the same ones elsewhere are not.
+    # Other files make another experiment; the same files at another place do not.
     copies = [shutil.copy(file, tmp_path / file.name) for file in files]
     outcome = recipe("--data", devkit, *alexnet, *options, "--proposals", *copies, "--out", tmp_path)
     assert outcome.code == 0, outcome
     again = ("--data", devkit, *alexnet, *options, "--out", tmp_path)
     copies[0].write_bytes(copies[1].read_bytes())  # type: ignore[union-attr]
-    refused(recipe(*again, "--proposals", *copies), "voc_detection", copies[0].name)  # type: ignore[union-attr]
+    outcome = recipe(*again, "--proposals", *copies)
+    refused(outcome, "voc_detection", copies[0].name)  # type: ignore[union-attr]
 
 
 # Protocols
@@ -186,12 +187,12 @@ def test_what_learns_and_on_what_is_as_published() -> None:
 
 
 def test_another_length_warms_up_for_the_same_share() -> None:
-    given: dict[str, Any] = {"lr": None, "short_px": (), "anchor_px": ()}
-    changed = PROTOCOLS["pirl"].changed(num_steps=2500, **given)
+    options: dict[str, Any] = {"lr": None, "short_px": (), "anchor_px": ()}
+    changed = PROTOCOLS["pirl"].changed(num_steps=2500, **options)
     assert (changed.num_steps, changed.warmup_steps, changed.lr) == (2500, 100, 0.002)
-    changed = PROTOCOLS["sslpp"].changed(num_steps=7, **given)
+    changed = PROTOCOLS["sslpp"].changed(num_steps=7, **options)
     assert (changed.num_steps, changed.epochs) == (7, 0)
-    assert PROTOCOLS["moco"].changed(num_steps=None, **given) == PROTOCOLS["moco"]
+    assert PROTOCOLS["moco"].changed(num_steps=None, **options) == PROTOCOLS["moco"]
 
 
 # Errors
@@ -273,33 +274,35 @@ def test_a_kill_in_mid_training_leaves_no_trace(devkit: Path, tmp_path: Path) ->
     assert digests(newest_checkpoint(killed)) == digests(newest_checkpoint(whole))
     for name in ("metrics.jsonl", "predictions.npz"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
-    one, other = (read_result(path / "result.json")["numbers"] for path in (whole, killed))
-    assert one == other
+    numbers, numbers_resumed = (read_result(path / "result.json")["numbers"] for path in (whole, killed))
+    assert numbers == numbers_resumed
 
 
 # It learns
 
 
 def shuffled(devkit: Path, folder: Path) -> Path:
-    """The same pictures with each other's annotations, scaled to their sizes."""
+    """Return the same images with each other's annotations, scaled to their sizes."""
     copy = Path(shutil.copytree(devkit, folder / "VOCdevkit"))
     names = (copy / "VOC2007" / "ImageSets" / "Main" / "trainval.txt").read_text().split()
     texts = [(devkit / "VOC2007" / "Annotations" / f"{name}.xml").read_text() for name in names]
     order = np.random.default_rng(0).permutation(len(names))
-    for name, text, other in zip(names, texts, (texts[i] for i in order), strict=True):
-        size, theirs = (
-            {side: int(found) for side, found in re.findall(r"<(width|height)>(\d+)<", t)}
-            for t in (text, other)
+    for name, text, source in zip(names, texts, (texts[i] for i in order), strict=True):
+        size, source_size = (
+            {side: int(pixels) for side, pixels in re.findall(r"<(width|height)>(\d+)<", t)}
+            for t in (text, source)
         )
 
-        def fitted(match: re.Match[str], size: dict[str, int] = size, theirs: dict[str, int] = theirs) -> str:
+        def fitted(
+            match: re.Match[str], size: dict[str, int] = size, source_size: dict[str, int] = source_size
+        ) -> str:
             axis = "width" if match[1].startswith("x") else "height"
-            scale = size[axis] / theirs[axis]
+            scale = size[axis] / source_size[axis]
             value = int(match[2])
             moved = int((value - 1) * scale) + 1 if match[1].endswith("min") else -int(-value * scale // 1)
             return f"<{match[1]}>{min(max(moved, 1), size[axis])}<"
 
-        objects = other[other.index("<object>") :]
+        objects = source[source.index("<object>") :]
         objects = re.sub(r"<([xy](?:min|max))>(\d+)<", fitted, objects)
         made = text[: text.index("<object>")] + objects
         (copy / "VOC2007" / "Annotations" / f"{name}.xml").write_text(made)
@@ -312,11 +315,14 @@ def shuffled(devkit: Path, folder: Path) -> Path:
 def test_it_learns_to_detect_and_by_chance_it_does_not(
     recipe: Start, tmp_path: Path, annotations: str
 ) -> None:
-    """The recipe's own sample at 96 px, 60 steps: AP50 of 31 % was measured. The whole of it, 250 steps of 160 px, has 92 %."""
+    """Train on the recipe's sample at 96 px for 60 steps.
+
+    AP50 of 31 % was measured. The whole sample run, 250 steps at 160 px, has 92 %.
+    """
     data = drawn_voc() if annotations == "true" else shuffled(drawn_voc(), tmp_path)
     few = ("--num-steps", "60", "--short-px", "96", "--anchor-px", "12", "24", "48")
     small = ("--data", data, *RANDOM, "--protocol", "small", "--num-threads", "1", "--no-tensorboard")
     outcome = recipe(*small, *few, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome
-    found = read_result(tmp_path / "out" / "result.json")["numbers"]["AP50"]
-    assert found >= 15 if annotations == "true" else found <= 5, found
+    ap50 = read_result(tmp_path / "out" / "result.json")["numbers"]["AP50"]
+    assert ap50 >= 15 if annotations == "true" else ap50 <= 5, ap50

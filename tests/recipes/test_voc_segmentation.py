@@ -1,4 +1,4 @@
-"""Segmentation as a user meets it: every protocol on record as published, killed and resumed, what it learns, what it refuses."""
+"""Test recipes/voc_segmentation.py as a user runs it: protocols, kill and resume, learning, and errors."""
 
 import json
 import shutil
@@ -64,19 +64,20 @@ def test_a_run_puts_scores_masks_and_pictures_on_record(recipe: Start, drawn: Pa
     assert newest_checkpoint(tmp_path)["input"]["channels"] == "RGB"
 
 
-# As stated or published: sslpp.txt, Table II; Zhang's and FCN's; MMSelfSup's.
+# Values of sslpp.txt, Table II, of Zhang et al. with FCN, and of MMSelfSup.
 ROWS: dict[str, dict[str, Any]] = {
     "sslpp": {
         "epochs": 50, "num_steps": None, "batch_size": 2, "lr": 0.001, "momentum": 0.9, "weight_decay": 5e-4,
         "intervals": [1], "power": None, "scales": None, "needs_sbd": False,
     },
     "fcn_alexnet": {
-        "epochs": 0, "num_steps": 150_000, "batch_size": 20, "accumulate": 20, "lr": 1e-4, "intervals": [1, 1, 1],
-        "momentum": 0.9, "weight_decay": 5e-4, "scales": None, "needs_sbd": True,
+        "epochs": 0, "num_steps": 150_000, "batch_size": 20, "accumulate": 20, "lr": 1e-4,
+        "intervals": [1, 1, 1], "momentum": 0.9, "weight_decay": 5e-4, "scales": None, "needs_sbd": True,
     },
     "mmseg": {
-        "epochs": 0, "num_steps": 20_000, "batch_size": 16, "lr": 0.01, "power": 0.9, "end_lr": 1e-4, "momentum": 0.9,
-        "weight_decay": 5e-4, "scales": [0.5, 2.0], "size_px": 512, "auxiliary_weight": 0.4, "needs_sbd": True,
+        "epochs": 0, "num_steps": 20_000, "batch_size": 16, "lr": 0.01, "power": 0.9, "end_lr": 1e-4,
+        "momentum": 0.9, "weight_decay": 5e-4, "scales": [0.5, 2.0], "size_px": 512, "auxiliary_weight": 0.4,
+        "needs_sbd": True,
     },
 }  # fmt: skip
 
@@ -85,22 +86,31 @@ ROWS: dict[str, dict[str, Any]] = {
     "protocol", [pytest.param(name, marks=() if name == "sslpp" else pytest.mark.slow) for name in ROWS]
 )
 def test_a_protocols_values_are_on_record(recipe: Start, tmp_path: Path, protocol: str) -> None:
-    """One step of all that it states, of a folder as VOC's and SBD's archives make it."""
+    """Run one step with all values, on a folder in the layout of VOC's and SBD's archives."""
     root = tmp_path / "VOCdevkit"
     voc_2012(root)
     smaller = () if protocol == "sslpp" else ("--batch-size", "2", "--accumulate", "1", "--size-px", "48")
-    given = () if protocol == "sslpp" else ("--sbd", sbd(tmp_path, root / "VOC2012" / "JPEGImages"))
-    asked = ("--protocol", protocol, "--data", root, "--max-steps-per-stage", "1", *smaller, *given)
-    outcome = recipe(*RANDOM, *QUICK, *asked, "--out", tmp_path / "out")
+    sbd_arguments = () if protocol == "sslpp" else ("--sbd", sbd(tmp_path, root / "VOC2012" / "JPEGImages"))
+    arguments = (
+        "--protocol",
+        protocol,
+        "--data",
+        root,
+        "--max-steps-per-stage",
+        "1",
+        *smaller,
+        *sbd_arguments,
+    )
+    outcome = recipe(*RANDOM, *QUICK, *arguments, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome
     record = read_result(tmp_path / "out" / "result.json")
     assert record["protocol"] == f"segmentation/{protocol}" and record["cut"]
-    ours = {"batch_size": 2, "accumulate": 1, "size_px": 48} if smaller else {}
+    settings = {"batch_size": 2, "accumulate": 1, "size_px": 48} if smaller else {}
     assert {name: record["settings"][name] for name in ROWS[protocol]} == {
-        name: ours.get(name, value) for name, value in ROWS[protocol].items()
+        name: settings.get(name, value) for name, value in ROWS[protocol].items()
     }
-    assert record["settings"]["sbd"] == (str(given[1]) if given else None)
-    assert record["data"]["num_train"] == (4 if given else 2) and record["data"]["num_val"] == 1
+    assert record["settings"]["sbd"] == (str(sbd_arguments[1]) if sbd_arguments else None)
+    assert record["data"]["num_train"] == (4 if sbd_arguments else 2) and record["data"]["num_val"] == 1
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["lr"] == ROWS[protocol]["lr"]
     heads = {name.split(".")[0] for name in newest_checkpoint(tmp_path / "out")["learner"]["head"]}
@@ -120,7 +130,7 @@ def test_without_more_words_the_values_are_the_protocols(
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_never_killed(drawn: Path, tmp_path: Path) -> None:
-    """Weights, optimiser, predictions and masks, bit for bit; the head's dropout among it."""
+    """Compare weights, optimiser, predictions and masks bit for bit, with the head's dropout."""
     arguments = (
         *QUICK, "--data", drawn, "--random-weights", "--backbone", "resnet18", "--epochs", "3",
         "--batchnorm", "train", "--checkpoint-steps", "2",
@@ -135,15 +145,15 @@ def test_killed_and_resumed_is_never_killed(drawn: Path, tmp_path: Path) -> None
     done = run(RECIPE, *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
     assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(tmp_path / "whole"))
-    found = [
+    stored = [
         [p.read_bytes() for p in (path / "predictions.npz", *sorted((path / "masks").glob("*.png")))]
         for path in (out, tmp_path / "whole")
     ]
-    assert found[0] == found[1] and len(found[0]) == 6
+    assert stored[0] == stored[1] and len(stored[0]) == 6
 
 
 def learned(recipe: Start, root: Path, out: Path, *arguments: object) -> float:
-    """mIoU, 0 to 1, with random weights at first."""
+    """Return the mIoU, 0 to 1, of a training from random weights."""
     asked = ("--batchnorm", "train", "--batch-size", "4", "--lr", "0.03", *arguments)
     outcome = recipe(*RANDOM, "--no-tensorboard", *asked, "--data", root, "--out", out)
     assert outcome.code == 0, outcome
@@ -151,7 +161,7 @@ def learned(recipe: Start, root: Path, out: Path, *arguments: object) -> float:
 
 
 def shuffled(root: Path, to: Path) -> Path:
-    """A copy whose training masks are each the next picture's, stretched to its size."""
+    """Return a copy in which each training mask is that of the next image, stretched to its size."""
     shutil.copytree(root, to)
     place = to / "VOC2012"
     names = (place / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
@@ -165,7 +175,11 @@ def shuffled(root: Path, to: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.usefixtures("published_widths")
 def test_it_learns_and_of_shuffled_masks_nothing(recipe: Start, tmp_path: Path) -> None:
-    """The background alone would be 0.24; 0.42 was measured. The whole of it, 160 pictures of 128 px, has 0.83."""
+    """Train on a part of the sample.
+
+    Predicting the background alone would have 0.24, and 0.42 was measured. The whole sample, 160 images of
+    128 px, has 0.83.
+    """
     root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=64, num_train_masks=64, num_test_masks=24)
     assert learned(recipe, root, tmp_path / "out", "--epochs", "8") >= 0.34
     assert learned(recipe, shuffled(root, tmp_path / "other"), tmp_path / "no", "--epochs", "8") <= 0.3

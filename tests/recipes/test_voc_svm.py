@@ -1,4 +1,4 @@
-"""recipes/voc_svm.py as a user meets it: the protocol's values, numbers by hand, low-shot, ranks, what serves again, requests that cannot be met."""
+"""Test recipes/voc_svm.py as a user runs it: the protocol, numbers by hand, low-shot, ranks, and errors."""
 
 import json
 import shutil
@@ -34,12 +34,12 @@ def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return content
 
 
 def outcomes(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Of each block's newest folder what is in its files, class by class."""
+    """Return the content of the files in each block's newest folder, class by class."""
     return {
         block: [
             json.loads(path.read_text())
@@ -55,8 +55,8 @@ def test_scores_result_and_picture(recipe: Any, devkit: Path, tmp_path: Path) ->
     assert outcome.code == 0, outcome
     result, lines = read(out), outcome.out.splitlines()
     assert (result["recipe"], result["protocol"], result["cut"]) == ("voc_svm", "svm/vissl", False)
-    told = json.loads(json.dumps(constants_of(VISSL, "vissl")))
-    assert {name: result["settings"][name] for name in told} == told
+    reported = json.loads(json.dumps(constants_of(VISSL, "vissl")))
+    assert {name: result["settings"][name] for name in reported} == reported
     assert (
         result["settings"]["cost_values"] == list(COSTS["vissl"]) and result["settings"]["crop"] == "squashed"
     )
@@ -73,11 +73,16 @@ def test_scores_result_and_picture(recipe: Any, devkit: Path, tmp_path: Path) ->
     means = []
     for block, of_block in found.items():
         assert len(of_block) == 3
-        for name, one in zip(names, of_block, strict=True):
-            assert numbers[f"AP_{name}_{block}"] == pytest.approx(100 * one["ap"], abs=1e-3)
-            assert one["cross_validated"][COSTS["vissl"].index(one["cost"])] == max(one["cross_validated"])
-            assert result["settings"]["chosen_costs"][block][name] == one["cost"] and one["fits"] == 34
-        means.append(100 * sum(one["ap"] for one in of_block) / 3)
+        for name, class_outcome in zip(names, of_block, strict=True):
+            assert numbers[f"AP_{name}_{block}"] == pytest.approx(100 * class_outcome["ap"], abs=1e-3)
+            assert class_outcome["cross_validated"][COSTS["vissl"].index(class_outcome["cost"])] == max(
+                class_outcome["cross_validated"]
+            )
+            assert (
+                result["settings"]["chosen_costs"][block][name] == class_outcome["cost"]
+                and class_outcome["fits"] == 34
+            )
+        means.append(100 * sum(class_outcome["ap"] for class_outcome in of_block) / 3)
         assert numbers[f"mAP_{block}"] == pytest.approx(means[-1], abs=1e-3)
     assert numbers["mAP"] == pytest.approx(max(means), abs=1e-3) and len(numbers) == 5 + 1 + 15
     assert result["settings"]["fits"] == 15 * 34
@@ -89,8 +94,8 @@ def test_scores_result_and_picture(recipe: Any, devkit: Path, tmp_path: Path) ->
     assert lines[-2:] == [f"result {out / 'result.json'}", f"chart {out / 'result.png'}"]
     record = json.loads((out / "train_B3.json").read_text())
     assert record["squashed"] and record["pool"]["window"] == [28, 13, 5, 0] and record["dtype"] == "float32"
-    with Image.open(out / "result.png") as picture:
-        assert min(picture.size) > 600
+    with Image.open(out / "result.png") as image:
+        assert min(image.size) > 600
 
 
 @pytest.mark.slow
@@ -130,7 +135,7 @@ def test_low_shot(recipe: Any, devkit: Path, tmp_path: Path) -> None:
     numbers = result["numbers"]
     best = {1: 0.0, 4: 0.0}
     for block, of_block in outcomes(out).items():
-        aps = np.array([one["aps"] for one in of_block])
+        aps = np.array([class_outcome["aps"] for class_outcome in of_block])
         assert aps.shape == (3, 5, 2, 11)
         for i, k in enumerate((1, 4)):
             by_cost = [aps[:, :, i, cost].mean() for cost in range(11)]
@@ -146,23 +151,27 @@ def test_low_shot(recipe: Any, devkit: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("published_widths")
 def test_two_ranks_make_the_same_files(recipe: Any, devkit: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
+    one_rank, both_ranks = tmp_path / "one", tmp_path / "two"
     options = (*SMALL, *RANDOM, "--data", devkit, "--low-shot", "--shots", "1", "2")
-    assert recipe(*options, "--out", one).code == 0
-    shutil.copytree(one, two)  # features that are the same; with two ranks' batches sums round otherwise
-    shutil.rmtree(two / "svm")
-    (two / "result.json").unlink()
-    outcome = run(RECIPE, *options, "--out", two, ranks=2)
+    assert recipe(*options, "--out", one_rank).code == 0
+    shutil.copytree(
+        one_rank, both_ranks
+    )  # the same features, because two ranks' batches round sums in another way
+    shutil.rmtree(both_ranks / "svm")
+    (both_ranks / "result.json").unlink()
+    outcome = run(RECIPE, *options, "--out", both_ranks, ranks=2)
     assert outcome.returncode == 0, outcome
-    files = {path.relative_to(one): path.read_bytes() for path in (one / "svm").rglob("*.json")}
+    files = {path.relative_to(one_rank): path.read_bytes() for path in (one_rank / "svm").rglob("*.json")}
     assert len(files) == 15
-    assert files == {path.relative_to(two): path.read_bytes() for path in (two / "svm").rglob("*.json")}
-    assert read(two)["numbers"] == read(one)["numbers"]
+    assert files == {
+        path.relative_to(both_ranks): path.read_bytes() for path in (both_ranks / "svm").rglob("*.json")
+    }
+    assert read(both_ranks)["numbers"] == read(one_rank)["numbers"]
 
 
 @pytest.mark.slow
 def test_random_features_tell_the_drawn_shapes(recipe: Any, tmp_path: Path) -> None:
-    """240 pictures; chance is 48.9 %."""
+    """Check 240 images, where chance is 48.9 %."""
     outcome = recipe("--num-processes", "1", "--num-threads", "1", "--out", tmp_path / "out")
     assert outcome.code == 0, outcome
     assert outcome.out.startswith("the embedded sample: shots") and "by chance 48.9 %" in outcome.out

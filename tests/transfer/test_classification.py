@@ -1,4 +1,4 @@
-"""Multi-label fine-tuning: its loss, its network, its protocols, and what it says of the test pictures."""
+"""Test multi-label fine-tuning: its loss, its network, its protocols and its predictions."""
 
 import contextlib
 from collections.abc import Iterator
@@ -46,13 +46,13 @@ VIEW = crop_view(Input(), SIZE_PX, (0.1, 0.5), (1.0, 1.0))
 
 
 def test_the_loss_is_that_of_plain_loops() -> None:
-    """Of every class that counts the cross-entropy of a yes or no; summed, and divided by the pictures."""
+    """Compare with the binary cross-entropy of the classes that count, summed and divided by the images."""
     random = torch.Generator().manual_seed(0)
     outputs = (4 * torch.randn(5, 3, generator=random)).requires_grad_()
     targets = torch.tensor([[1, 0, -1], [0, 0, 0], [-1, -1, -1], [1, 1, 1], [-1, 1, 0]], dtype=torch.int8)
     expected = 0.0
-    for row, told in zip(outputs.double().tolist(), targets.tolist(), strict=True):
-        for output, target in zip(row, told, strict=True):
+    for row, labels in zip(outputs.double().tolist(), targets.tolist(), strict=True):
+        for output, target in zip(row, labels, strict=True):
             probability = 1 / (1 + np.exp(-output))
             if target == 1:
                 expected -= np.log(probability)
@@ -65,7 +65,7 @@ def test_the_loss_is_that_of_plain_loops() -> None:
 
 
 def test_padding_counts_for_nothing() -> None:
-    """A skipped sample has index -1: neither the labels of the last picture nor what its features are."""
+    """Check that a skipped sample (index -1) adds neither the last image's labels nor its own features."""
     task = MultiLabel(VIEW, 10)
     task.targets, task.class_names = torch.tensor([[1, 0], [0, 1], [-1, 1]], dtype=torch.int8), ["a", "b"]
     head = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -100,8 +100,8 @@ def test_fc6_and_fc7_begin_anew(name: str) -> None:
     after = backbone.state_dict()
     assert fc6(backbone) == 6
     for key, value in after.items():
-        kept = key.startswith("features") or key.endswith("num_batches_tracked")
-        assert torch.equal(before[key], value) == kept, key
+        is_unchanged = key.startswith("features") or key.endswith("num_batches_tracked")
+        assert torch.equal(before[key], value) == is_unchanged, key
     linears = [part for part in backbone.classifier if isinstance(part, nn.Linear)]  # type: ignore[union-attr]
     assert len(linears) == 2
     for part in linears:
@@ -109,7 +109,7 @@ def test_fc6_and_fc7_begin_anew(name: str) -> None:
             float(part.weight.std()) == pytest.approx(0.01, rel=1e-2)
             and abs(float(part.weight.mean())) < 1e-4
         )
-    # Either way fc6 and fc7 are such layers with biases of .1 now, then ReLU.
+    # In both cases fc6 and fc7 are such layers with biases of .1, then ReLU.
     backbone.eval()
     maps = torch.rand(2, 256, 13, 13)
     pooled = nn.functional.max_pool2d(maps, 3, 2).flatten(1)
@@ -143,7 +143,7 @@ def test_a_backbone_without_fc6_is_refused(name: str) -> None:
 
 # The protocols
 
-RATES = {  # steps → rate, by DeepCluster's script and SSL++'s Table II
+RATES = {  # rates by steps, from DeepCluster's script and SSL++'s Table II
     ("deepcluster", "fc6_8"): {0: 0.003, 4_999: 0.003, 5_000: 0.0015, 79_999: 0.003 / 2**15},
     ("deepcluster", "all"): {0: 0.001, 19_999: 0.001, 20_000: 0.0005, 79_999: 0.001 / 2**3},
     ("sslpp", "fc6_8"): {0: 0.003, 31_199: 0.003},
@@ -156,7 +156,7 @@ def test_protocols_are_the_published_ones(name: str, layers: Any) -> None:
     protocol, backbone = PROTOCOLS[name], make_backbone("alexnet")
     stage = protocol.stage(layers, backbone)
     assert (stage.first_learning, stage.last_block) == (6 if layers == "fc6_8" else 1, 7)
-    # SSL++: 200 epochs of 2,501 pictures in batches of 16.
+    # SSL++ trains for 200 epochs of 2,501 images in batches of 16.
     length = stage.num_steps or stage.epochs * (2_501 // 16)
     assert length == {"deepcluster": 80_000, "sslpp": 31_200}[name]
     for step, rate in RATES[name, layers].items():
@@ -170,8 +170,10 @@ def test_protocols_are_the_published_ones(name: str, layers: Any) -> None:
     assert (protocol.clip_norm, protocol.batchnorm, protocol.num_crops) == (10.0, "eval", 10)
     view = crop_view(Input(), 224, protocol.area, protocol.ratio)
     assert view.crop == RandomResizedCrop(224, (0.1, 0.5), (1.0, 1.0)) and view.ops == (Flip(),)
-    told = constants_of(protocol, layers)
-    assert told["lr"] == RATES[name, layers][0] and told["lr_batch"] == 16 and "all" not in told
+    constants = constants_of(protocol, layers)
+    assert (
+        constants["lr"] == RATES[name, layers][0] and constants["lr_batch"] == 16 and "all" not in constants
+    )
 
 
 def test_a_protocol_may_be_shorter() -> None:
@@ -195,12 +197,12 @@ def test_crops_are_seen_as_the_weights_expect(channels: str) -> None:
     assert crop_view(input, 64, (0.1, 0.5), (1.0, 1.0)).input() == input
 
 
-# What is said of the test pictures
+# Predictions for the test images
 
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 pictures to learn from; 39 of the test: parts of 16, 16 and 7."""
+    """Return a data set of 16 training and 39 test images, which are parts of 16, 16 and 7."""
     return draw_voc(
         tmp_path_factory.mktemp("voc") / "VOCdevkit", 16, 39, side_px=48, num_train_masks=2, num_test_masks=2
     )
@@ -210,7 +212,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(
     root: Path, out: Path, world: World, num_test: int = 39, **options: Any
 ) -> Iterator[tuple[MultiLabel, Run, TrainStep]]:
-    """A task as it stands at its stage's end, with weights that are nobody's."""
+    """Return a task at the end of its stage, with random weights."""
 
     def both(_: RunOptions) -> tuple[VOC, VOC]:
         test = VOC(root, ("2007_test",), "boxes")
@@ -220,7 +222,7 @@ def opened(
     torch.manual_seed(0)
     task = MultiLabel(VIEW, 10)
     backbone = TinyNet()
-    for part in backbone.modules():  # statistics that are not those of a batch
+    for part in backbone.modules():  # because statistics of a batch would hide an error
         if isinstance(part, nn.BatchNorm2d):
             part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
     stage = Stage("voc", 1, 1, 5, 0, 3)
@@ -248,13 +250,13 @@ def passes_of(run: Run, train_step: TrainStep) -> EpochContext:
 
 
 def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
-    """Of the outputs before the sigmoid, each crop alone through the network; not of what dropout leaves."""
+    """Check sums of the outputs before the sigmoid, of each crop alone and without dropout."""
     with opened(voc, tmp_path, one_process()) as (task, run, train_step):
         modes = [part.training for part in train_step.module.modules()]
         task.end_stage(passes_of(run, train_step))
         assert modes == [part.training for part in train_step.module.modules()] and any(modes)
-        found = read_predictions(tmp_path / NAME)
-        assert found["image"].tolist() == list(range(39)) and found["scores"].dtype == np.float32
+        stored = read_predictions(tmp_path / NAME)
+        assert stored["image"].tolist() == list(range(39)) and stored["scores"].dtype == np.float32
         train_step.module.eval()
         views = [task.view] * 10
         assert run.data.val is not None
@@ -271,7 +273,7 @@ def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
                     for crop in inputs
                 ]
                 expected = sum(outputs)[0].numpy()  # type: ignore[index]
-                assert found["scores"][index] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+                assert stored["scores"][index] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def in_a_process(rank: int, root: str, folder: str) -> None:
@@ -281,13 +283,13 @@ def in_a_process(rank: int, root: str, folder: str) -> None:
     for num in (7, 39):
         with opened(Path(root), Path(folder, str(num)), world, num) as (task, run, train_step):
             for buffer in train_step.module.buffers() if rank else ():
-                buffer.add_(1)  # each rank has statistics of its own: rank 0's count
+                buffer.add_(1)  # because each rank has its own statistics, and rank 0's count
             task.end_stage(passes_of(run, train_step))
     leave_world()
 
 
 def test_two_ranks_say_what_one_says(voc: Path, tmp_path: Path) -> None:
-    """Byte for byte: no picture twice, none missing."""
+    """Compare byte for byte: no image is there twice, and none is missing."""
     on_ranks(in_a_process, (str(voc), str(tmp_path)), 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -301,42 +303,42 @@ def test_two_ranks_say_what_one_says(voc: Path, tmp_path: Path) -> None:
 
 
 def test_a_pass_that_was_stopped_goes_on(voc: Path, tmp_path: Path) -> None:
-    seen: list[int] = []
+    images: list[int] = []
     with opened(voc, tmp_path, one_process()) as (task, run, train_step):
-        train_step.module.trunk.register_forward_hook(lambda *_: seen.append(1))
+        train_step.module.trunk.register_forward_hook(lambda *_: images.append(1))
         ask = run.stop_signal.after_step
 
         def stop() -> Any:
-            run.stop_signal.stop_requested = len(seen) == PART + 4
+            run.stop_signal.stop_requested = len(images) == PART + 4
             return ask()
 
         run.stop_signal.after_step = stop  # type: ignore[method-assign]
         with pytest.raises(PassStopped):
             task.end_stage(passes_of(run, train_step))
-        assert len(seen) == PART + 4 and not (tmp_path / NAME).exists()
-        seen.clear()
+        assert len(images) == PART + 4 and not (tmp_path / NAME).exists()
+        images.clear()
         run.stop_signal.after_step = ask  # type: ignore[method-assign]
         run.stop_signal.stop_requested = False
         task.end_stage(passes_of(run, train_step))
-        assert len(seen) == 39 - PART, "the first part was there"
-        seen.clear()
+        assert len(images) == 39 - PART, "the first part was there"
+        images.clear()
         task.end_stage(passes_of(run, train_step))
-        assert not seen, "all of it was there"
+        assert not images, "all of it was there"
         next(train_step.module.parameters()).data.mul_(1.01)
         task.end_stage(passes_of(run, train_step))
-        assert len(seen) == 39, "other weights"
+        assert len(images) == 39, "other weights"
 
 
 def test_a_picture_that_cannot_be_decoded_has_no_row(tmp_path: Path) -> None:
-    """Skipped where that was asked for: no neighbour's scores stand for it."""
+    """Check that no scores of a neighbour take the place of a skipped image."""
     root = draw_voc(tmp_path / "VOCdevkit", 4, 9, side_px=48, num_train_masks=2, num_test_masks=2)
     with VOC(root, ("2007_test",), "boxes") as data:
         path = Path(data.name(3))
     path.write_bytes(path.read_bytes()[:700])
     with opened(root, tmp_path / "out", one_process(), 9, on_bad_sample="skip") as (task, run, train_step):
         task.end_stage(passes_of(run, train_step))
-        found = read_predictions(tmp_path / "out" / NAME)
-        assert found["image"].tolist() == [0, 1, 2, 4, 5, 6, 7, 8] and found["scores"].shape == (8, 3)
+        stored = read_predictions(tmp_path / "out" / NAME)
+        assert stored["image"].tolist() == [0, 1, 2, 4, 5, 6, 7, 8] and stored["scores"].shape == (8, 3)
         assert path.name in (tmp_path / "out" / "bad-samples.csv").read_text()
 
 
@@ -344,7 +346,7 @@ def test_a_picture_that_cannot_be_decoded_has_no_row(tmp_path: Path) -> None:
 
 
 def learned(root: Path, out: Path, num_steps: int, shuffled: bool) -> float:
-    """mAP, percent, of a small network on drawn pictures after so many steps."""
+    """Return the mAP in percent of a small network on synthetic images after so many steps."""
 
     def both(_: RunOptions) -> tuple[VOC, VOC]:
         train = VOC(root, ("2007_trainval",), "boxes")
@@ -355,8 +357,9 @@ def learned(root: Path, out: Path, num_steps: int, shuffled: bool) -> float:
 
     torch.manual_seed(0)
     experiment = Experiment(
-        MultiLabel(VIEW, 10), TinyNet(), (Stage("voc", 1, 1, 5, 0, num_steps),), step_drops(0.05, (2, 1, 1), 0.5),
-        partial(sgd, weight_decay=1e-6), open=both, batchnorm="eval", clip_norm=10.0,
+        MultiLabel(VIEW, 10), TinyNet(), (Stage("voc", 1, 1, 5, 0, num_steps),),
+        step_drops(0.05, (2, 1, 1), 0.5), partial(sgd, weight_decay=1e-6), open=both, batchnorm="eval",
+        clip_norm=10.0,
     )  # fmt: skip
     options = RunOptions(out=out, batch_size=32, tensorboard=False, log_steps=100, decoder="torchvision")
     run = Run("tiny", RunData(options, one_process(), both))
@@ -369,15 +372,18 @@ def learned(root: Path, out: Path, num_steps: int, shuffled: bool) -> float:
 
 @pytest.mark.slow
 def test_it_begins_to_learn(tmp_path: Path) -> None:
-    """Each class is in half of the pictures; 62.8 % when this was written."""
+    """Check a short training: each class is in half of the images, and 62.8 % was measured."""
     root = draw_voc(tmp_path / "VOCdevkit", 240, 80, side_px=64, num_train_masks=2, num_test_masks=2)
     assert learned(root, tmp_path / "out", 200, False) >= 57
 
 
 @pytest.mark.slow
 def test_it_learns_what_is_in_the_pictures(tmp_path: Path) -> None:
-    """Of three shapes that are in half of the pictures each, from crops that often miss them, a network of a few thousand weights
-    had 70 % after 1,000 steps; of labels that are other pictures', 46 % (the recipe's ResNet-18: docs/transfer.md)."""
+    """Check a long training on three shapes that are in half of the images each.
+
+    Crops often miss the shapes. A network of a few thousand weights had 70 % after 1,000 steps, and 46 % with
+    labels of other images (the recipe's ResNet-18: docs/transfer.md).
+    """
     root = draw_voc(tmp_path / "VOCdevkit", 240, 80, side_px=64, num_train_masks=2, num_test_masks=2)
     assert learned(root, tmp_path / "true", 1_200, False) >= 65
     assert learned(root, tmp_path / "shuffled", 400, True) <= 58

@@ -1,4 +1,4 @@
-"""The detection task: what it reads, draws and predicts; two ranks, and interruptions."""
+"""Test the detection task: its images, draws and predictions, two ranks, and interruptions."""
 
 import contextlib
 import itertools
@@ -47,13 +47,13 @@ def opened(root: Path, protocol: DetectionProtocol = SMALL, seed: int = 3, **val
     task = Detection(protocol, TinyNet(), Input(), seed, **values)
     if "" not in values.get("proposals", ()):
         task.open(root, RunOptions())
-    else:  # made by the test itself
+    else:  # because this process writes them
         task.train = task.test = VOC(root, ("2007_test",), "boxes")
     return task
 
 
 def train_step_of(task: Detection, world: World, lr: float = 0.0) -> TrainStep:
-    """As experiment.make_train_step; the weights of everybody are the same."""
+    """Return what experiment.make_train_step makes, with the same weights every time."""
     torch.manual_seed(1)
     stage, head = task.stage(), task.head(1, 16)
     trunk = Trunk(task.backbone, stage, batchnorm=task.protocol.batchnorm)
@@ -70,12 +70,13 @@ def batch_of(task: Detection, indices: list[int], epoch: int = 0) -> AnnotatedBa
     return AnnotatedBatch(list(images), list(targets), numbers, -torch.ones_like(numbers), epoch, 0)
 
 
-# What is read
+# Images
 
 
 @pytest.mark.parametrize(
     ("sides", "short", "longest", "wanted"),
-    [((375, 500), 800, 1333, (800, 1067)), ((500, 375), 480, 1333, (640, 480)), ((100, 400), 600, 1000, (250, 1000)), ((7, 3), 3, 9, (7, 3))],
+    [((375, 500), 800, 1333, (800, 1067)), ((500, 375), 480, 1333, (640, 480)),
+     ((100, 400), 600, 1000, (250, 1000)), ((7, 3), 3, 9, (7, 3))],
 )  # fmt: skip
 def test_sides_are_detectron2s(
     sides: tuple[int, int], short: int, longest: int, wanted: tuple[int, int]
@@ -85,16 +86,16 @@ def test_sides_are_detectron2s(
 
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_whole_pictures_are_seen_as_crops_are(channels: str) -> None:
-    """The same values as the evaluation's view of the same pixels, before anything is padded."""
+    """Compare with the evaluation's view of the same pixels, before padding."""
     input = Input.usual(channels, 32)
     image = torch.randint(0, 256, (3, 21, 34), dtype=torch.uint8)
     view = center_view(input, 32)
     draws = [
         {k: torch.from_numpy(v) for k, v in d.items()} for d in view.draw(Keys(0, 0, np.zeros(1, np.int64)))
     ]
-    seen = normalised(image, input)
-    assert seen.shape == (input.num_channels, 21, 34) and seen.dtype == torch.float32
-    assert torch.equal(seen, view.apply(image[None], draws, torch.float32)[0])
+    result = normalised(image, input)
+    assert result.shape == (input.num_channels, 21, 34) and result.dtype == torch.float32
+    assert torch.equal(result, view.apply(image[None], draws, torch.float32)[0])
 
 
 def test_padding_is_zeros_at_multiples_of_32() -> None:
@@ -108,19 +109,19 @@ def test_padding_is_zeros_at_multiples_of_32() -> None:
 
 
 def test_a_read_is_a_pure_function_of_seed_epoch_and_picture(devkit: Path) -> None:
-    task, again, other = opened(devkit), opened(devkit), opened(devkit, seed=4)
+    task, again, other_epoch = opened(devkit), opened(devkit), opened(devkit, seed=4)
     kinds, changed = set(), False
     for index, epoch in itertools.product(range(8), range(4)):
         image, target = task.read(index, epoch)
         twice, twice_target = again.read(index, epoch)
         assert torch.equal(image, twice) and torch.equal(target["boxes"], twice_target["boxes"])
-        changed |= not torch.equal(target["boxes"], other.read(index, epoch)[1]["boxes"])
+        changed |= not torch.equal(target["boxes"], other_epoch.read(index, epoch)[1]["boxes"])
         original, objects = read_picture(task.train, index), task.train.objects(index)
         sides = (image.shape[1], image.shape[2])
         plain = scaled(torch.from_numpy(objects.boxes), (original.shape[1], original.shape[2]), sides)
         is_flipped = not torch.allclose(target["boxes"], plain)
-        shown = resized(original.flip(-1) if is_flipped else original, sides)
-        assert torch.equal(image, shown)
+        expected = resized(original.flip(-1) if is_flipped else original, sides)
+        assert torch.equal(image, expected)
         assert torch.allclose(target["boxes"], mirrored(plain, sides[1]) if is_flipped else plain, atol=1e-3)
         assert torch.equal(target["labels"], torch.from_numpy(objects.labels + 1))
         kinds.add((is_flipped, min(sides)))
@@ -149,7 +150,7 @@ def test_published_proposals_move_with_the_picture(devkit: Path) -> None:
     files = [str(devkit / "proposals" / f"voc_2007_{split}.mat") for split in ("trainval", "test")]
     task = opened(devkit, replace(SMALL, boxes_from="published"), proposals=files)
     assert task.train_proposals is not None
-    # As if they had been proposed, objects lie where their boxes do.
+    # The objects' boxes serve as proposals, so both must be at the same place.
     task.train_proposals.boxes = lambda index: task.train.objects(index).boxes  # type: ignore[method-assign]
     for index, epoch in itertools.product(range(4), range(3)):
         target = task.read(index, epoch)[1]
@@ -159,13 +160,13 @@ def test_published_proposals_move_with_the_picture(devkit: Path) -> None:
 def test_a_contact_sheet_shows_boxes_and_classes(devkit: Path) -> None:
     task = opened(devkit)
     batch = batch_of(task, [0, 1, 2])
-    sheet, told = task.contact_sheet([], batch), task.captions(batch)
+    sheet, captions = task.contact_sheet([], batch), task.captions(batch)
     assert sheet.shape[:2] == (3, 3) and 0 <= float(sheet.min()) and float(sheet.max()) <= 1
     x1, y1, x2, y2 = batch.targets[0]["boxes"][0].int().tolist()
     edge = sheet[0, :, y1 + 1 : y2 - 1, min(x1, x2 - 1)]
     assert bool((edge.mean(1) - torch.tensor([0, 1.0, 0])).abs().max() < 0.35), edge.mean(1)  # lime
     names = np.array(task.train.class_names)
-    assert told[0] == ", ".join(names[np.unique(task.train.objects(0).labels)])
+    assert captions[0] == ", ".join(names[np.unique(task.train.objects(0).labels)])
 
 
 # Errors
@@ -180,16 +181,16 @@ def test_val_is_refused(devkit: Path) -> None:
 def test_proposals_belong_to_fast_r_cnn_alone() -> None:
     with pytest.raises(ValueError, match="--proposals: this protocol learns its own"):
         Detection(SMALL, TinyNet(), Input(), 0, ["a.mat"])
-    for given in ([], ["a.mat"]):
+    for paths in ([], ["a.mat"]):
         with pytest.raises(ValueError, match=r"--proposals: .* 2007_trainval 2007_test"):
-            Detection(PROTOCOLS["fast_rcnn"], TinyNet(), Input(), 0, given)
+            Detection(PROTOCOLS["fast_rcnn"], TinyNet(), Input(), 0, paths)
 
 
 # Predictions
 
 
 class FakeRun:
-    """What `end_stage` asks of a run; stops after `stop_after` pictures."""
+    """A stand-in for the run that `end_stage` reads; it stops after `stop_after` images."""
 
     def __init__(self, folder: Path, world: World, val_data: VOC, stop_after: int = 999):
         self.world, self.data = world, SimpleNamespace(val=val_data)
@@ -205,7 +206,9 @@ class FakeRun:
 
 
 def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> None:
-    """end_stage of a detector that finds a good deal: in parts of 2 pictures, so that two ranks both have some."""
+    """Run end_stage of a detector with many detections, in parts of 2 images, so that two ranks both have
+    some.
+    """
     predictions.PART = 2
     folder.mkdir(exist_ok=True)
     task = opened(root)
@@ -213,7 +216,7 @@ def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> Non
     torch.manual_seed(2)
     nn.init.normal_(train_step.module.head.roi_heads.box_predictor.cls_score.weight, std=3.0)  # type: ignore[union-attr, arg-type]
     for norm in (part for part in train_step.module.modules() if isinstance(part, nn.BatchNorm2d)):
-        # Each rank has its own running statistics, and rank 0's count.
+        # Each rank has its own running statistics, and those of rank 0 count.
         norm.running_mean += 0.1 * world.rank  # type: ignore[assignment, operator]
     run = FakeRun(folder, world, task.test, stop_after)
     task.end_stage(EpochContext(run, train_step, 0, False, 0))  # type: ignore[arg-type]
@@ -230,7 +233,7 @@ def in_a_process(rank: int, size: int, root: str, folder: str) -> None:
 
 
 def learned(root: Path, world: World) -> dict[str, Tensor]:
-    """Weights after two steps on pictures of unequal sizes and numbers of objects, half of them each rank's."""
+    """Return the weights after two steps on images of different sizes and object counts, half per rank."""
     task = opened(root, replace(SMALL, batchnorm="fixed"))
     train_step = train_step_of(task, world)
     for step in range(2):
@@ -241,8 +244,10 @@ def learned(root: Path, world: World) -> dict[str, Tensor]:
 
 
 def learned_together(root: Path, world: World) -> dict[str, Tensor]:
-    """After a step of Fast R-CNN in which every rank has as many boxes, all of them sampled, on canvases of one size: where the mean of
-    the ranks' losses is that of one process."""
+    """Return the weights after a step of Fast R-CNN in which every rank samples as many boxes.
+
+    The canvases have one size, so that the mean of the ranks' losses is the loss of one process.
+    """
     task = opened(
         root,
         replace(SMALL, batchnorm="fixed", extra_norm=False, boxes_from="published", num_rois=99),
@@ -256,9 +261,9 @@ def learned_together(root: Path, world: World) -> dict[str, Tensor]:
         boxes = torch.cat([corners, corners + 4 + 12 * torch.rand(8, 2, generator=random)], 1)
         labels = torch.randint(1, 4, (2,), generator=random)
         targets.append({"boxes": boxes[:2], "labels": labels, "proposals": boxes[2:]})
-    own = slice(world.rank, None, world.size)
-    indices = torch.arange(4)[own]
-    batch = AnnotatedBatch(images[own], targets[own], indices, -torch.ones_like(indices), 0, 0)
+    rows = slice(world.rank, None, world.size)
+    indices = torch.arange(4)[rows]
+    batch = AnnotatedBatch(images[rows], targets[rows], indices, -torch.ones_like(indices), 0, 0)
     train_step.step([batch], lr=1.0)  # type: ignore[list-item]
     return {name: value.detach().clone() for name, value in train_step.module.named_parameters()}
 
@@ -272,7 +277,7 @@ def two_ranks(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(predictions, "PART", 2)  # put back at the end
+    monkeypatch.setattr(predictions, "PART", 2)  # restored at the end
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -283,16 +288,19 @@ def test_two_ranks_predict_byte_for_byte_as_one(
     devkit: Path, two_ranks: Path, tmp_path: Path, one_thread: None
 ) -> None:
     detect(devkit, tmp_path / "one", one_process())
-    one, two = ((folder / predictions.NAME).read_bytes() for folder in (tmp_path / "one", two_ranks / "two"))
-    assert one == two
-    found = predictions.read_predictions(tmp_path / "one" / predictions.NAME)
-    assert {name: (value.dtype, value.shape[1:]) for name, value in found.items()} == {
-        "image": (np.int64, ()), "boxes": (np.float32, (4,)), "scores": (np.float32, ()), "labels": (np.int64, ()),
+    one_rank, both_ranks = (
+        (folder / predictions.NAME).read_bytes() for folder in (tmp_path / "one", two_ranks / "two")
+    )
+    assert one_rank == both_ranks
+    stored = predictions.read_predictions(tmp_path / "one" / predictions.NAME)
+    assert {name: (value.dtype, value.shape[1:]) for name, value in stored.items()} == {
+        "image": (np.int64, ()), "boxes": (np.float32, (4,)), "scores": (np.float32, ()),
+        "labels": (np.int64, ()),
     }  # fmt: skip
-    assert set(found["image"]) == set(range(NUM_TEST)) and (np.diff(found["image"]) >= 0).all()
-    assert len(found["image"]) > 3 * NUM_TEST and set(found["labels"]) <= {0, 1, 2}
+    assert set(stored["image"]) == set(range(NUM_TEST)) and (np.diff(stored["image"]) >= 0).all()
+    assert len(stored["image"]) > 3 * NUM_TEST and set(stored["labels"]) <= {0, 1, 2}
     data = VOC(devkit, ("2007_test",), "boxes")
-    for image, box in zip(found["image"], found["boxes"], strict=True):
+    for image, box in zip(stored["image"], stored["boxes"], strict=True):
         height, width = read_picture(data, int(image)).shape[1:]
         assert (box[:2] < box[2:]).all() and box.min() >= 0
         assert box[2] <= width + 1e-3 and box[3] <= height + 1e-3
@@ -319,7 +327,9 @@ def test_two_ranks_learn_the_same_weights(two_ranks: Path, devkit: Path) -> None
     before = dict(train_step_of(task, one_process()).module.named_parameters())
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-        if not ("parts" in name or "trunk" in name) or value.ndim > 1:  # fixed BatchNorms stay
+        if (
+            not ("parts" in name or "trunk" in name) or value.ndim > 1
+        ):  # because fixed BatchNorms do not change
             assert not torch.equal(value, before[name]), name
 
 

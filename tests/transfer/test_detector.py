@@ -1,4 +1,6 @@
-"""The detector beside torchvision's FasterRCNN on the same weights, and beside Fast R-CNN's arithmetic in plain loops."""
+"""Test the detector against torchvision's FasterRCNN on equal weights and Fast R-CNN's arithmetic in plain
+loops.
+"""
 
 import copy
 import math
@@ -43,15 +45,15 @@ def bound(backbone: Backbone, protocol: DetectionProtocol, num_classes: int = 3)
 
 
 def resnet18() -> Backbone:
-    """With running statistics and scales that are none's."""
+    """Return a ResNet-18 with random running statistics and scales."""
     torch.manual_seed(0)
-    made = ResNet("resnet18")
-    for part in made.modules():
+    backbone = ResNet("resnet18")
+    for part in backbone.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.uniform_(part.running_mean, -0.1, 0.1)  # type: ignore[arg-type]
             nn.init.uniform_(part.running_var, 0.5, 1.5)  # type: ignore[arg-type]
             nn.init.uniform_(part.weight, 0.2, 0.6)
-    return made
+    return backbone
 
 
 class AlignedPool(nn.Module):
@@ -63,7 +65,7 @@ class AlignedPool(nn.Module):
 
 
 def torchvisions(backbone: Backbone, detector: Detector) -> FasterRCNN:
-    """torchvision's whole model on copies of the same weights."""
+    """Return torchvision's whole model with copies of the same weights."""
     *below, last = copy.deepcopy(backbone).blocks()
     maps = nn.Sequential(*below)
     maps.out_channels = backbone.channels[3]  # type: ignore[assignment]
@@ -85,7 +87,7 @@ def torchvisions(backbone: Backbone, detector: Detector) -> FasterRCNN:
         image_mean=[0.0] * 3,
         image_std=[1.0] * 3,
     )
-    model.roi_heads.box_roi_pool = AlignedPool()  # the other one's boxes are half a position off
+    model.roi_heads.box_roi_pool = AlignedPool()  # because torchvision's own boxes are half a position off
     assert detector.rpn is not None
     model.rpn.head.load_state_dict(detector.rpn.head.state_dict())
     model.roi_heads.box_predictor.load_state_dict(detector.roi_heads.box_predictor.state_dict())
@@ -95,7 +97,7 @@ def torchvisions(backbone: Backbone, detector: Detector) -> FasterRCNN:
     return model
 
 
-def pictures() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def images_and_targets() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     torch.manual_seed(5)
     images = [torch.randn(3, 112, 128), torch.randn(3, 100, 90)]
     targets = [
@@ -107,62 +109,64 @@ def pictures() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 
 def test_c4_learns_as_torchvisions_model_on_the_same_weights() -> None:
     backbone = resnet18()
-    _, ours = bound(backbone, SMALL)
-    theirs = torchvisions(backbone, ours)
-    images, targets = pictures()
-    torch.manual_seed(7)  # of the samplers
-    found = ours.losses(images, targets)
+    _, detector = bound(backbone, SMALL)
+    model = torchvisions(backbone, detector)
+    images, targets = images_and_targets()
+    torch.manual_seed(7)  # for the samplers
+    losses = detector.losses(images, targets)
     torch.manual_seed(7)
-    wanted = theirs([image.clone() for image in images], targets)
-    assert set(found) == set(wanted)
-    for name, value in wanted.items():
-        assert torch.allclose(found[name], value, rtol=1e-5), name
+    expected = model([image.clone() for image in images], targets)
+    assert set(losses) == set(expected)
+    for name, value in expected.items():
+        assert torch.allclose(losses[name], value, rtol=1e-5), name
         assert value > 0
-    sum(found.values()).backward()  # type: ignore[union-attr]
-    sum(wanted.values()).backward()
-    assert ours.rpn is not None
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    sum(expected.values()).backward()
+    assert detector.rpn is not None
     pairs = {
-        "B3": (backbone.layer2[0].conv1, theirs.backbone[2][0].conv1),  # type: ignore[index, union-attr]
-        "B4": (backbone.layer3[1].conv2, theirs.backbone[3][1].conv2),  # type: ignore[index, union-attr]
-        "B5": (backbone.layer4[1].conv2, theirs.roi_heads.box_head[0][1].conv2),  # type: ignore[index, union-attr]
-        "RPN": (ours.rpn.head.conv[0][0], theirs.rpn.head.conv[0][0]),
-        "classes": (ours.roi_heads.box_predictor.cls_score, theirs.roi_heads.box_predictor.cls_score),
-        "boxes": (ours.roi_heads.box_predictor.bbox_pred, theirs.roi_heads.box_predictor.bbox_pred),
+        "B3": (backbone.layer2[0].conv1, model.backbone[2][0].conv1),  # type: ignore[index, union-attr]
+        "B4": (backbone.layer3[1].conv2, model.backbone[3][1].conv2),  # type: ignore[index, union-attr]
+        "B5": (backbone.layer4[1].conv2, model.roi_heads.box_head[0][1].conv2),  # type: ignore[index, union-attr]
+        "RPN": (detector.rpn.head.conv[0][0], model.rpn.head.conv[0][0]),
+        "classes": (detector.roi_heads.box_predictor.cls_score, model.roi_heads.box_predictor.cls_score),
+        "boxes": (detector.roi_heads.box_predictor.bbox_pred, model.roi_heads.box_predictor.bbox_pred),
     }  # type: ignore[index, union-attr]
-    for name, (one, other) in pairs.items():
-        largest = other.weight.grad.abs().max()
+    for name, (layer, expected_layer) in pairs.items():
+        largest = expected_layer.weight.grad.abs().max()
         assert largest > 0 and torch.allclose(
-            one.weight.grad, other.weight.grad, atol=1e-4 * float(largest)
+            layer.weight.grad, expected_layer.weight.grad, atol=1e-4 * float(largest)
         ), name
     assert backbone.conv1.weight.grad is None and backbone.layer1[0].conv1.weight.grad is None  # type: ignore[index, union-attr]
 
 
 def test_c4_detects_as_torchvisions_model_on_the_same_weights() -> None:
     backbone = resnet18()
-    trunk, ours = bound(backbone, SMALL)
-    nn.init.normal_(ours.roi_heads.box_predictor.cls_score.weight, std=0.5)  # that something is found
-    theirs = torchvisions(backbone, ours).eval()
-    ours.eval()
+    trunk, detector = bound(backbone, SMALL)
+    nn.init.normal_(
+        detector.roi_heads.box_predictor.cls_score.weight, std=0.5
+    )  # so that there are detections
+    model = torchvisions(backbone, detector).eval()
+    detector.eval()
     trunk.eval()
-    (image, _), _ = pictures()
+    (image, _), _ = images_and_targets()
     with torch.no_grad():
-        found = ours.detections(image)
-        (wanted,) = theirs([image])
-    assert len(wanted["boxes"]) > 5
-    one, other = (
+        result = detector.detections(image)
+        (expected,) = model([image])
+    assert len(expected["boxes"]) > 5
+    rows, expected_rows = (
         torch.cat([all_of["boxes"], all_of["scores"][:, None], all_of["labels"][:, None].float()], 1)
-        for all_of in (found, wanted)
+        for all_of in (result, expected)
     )
-    same = torch.cdist(one, other, p=torch.inf) < 1e-3  # detections of nearly equal scores may change places
-    assert len(one) == len(other) and same.any(0).all() and same.any(1).all()
+    same = torch.cdist(rows, expected_rows, p=torch.inf) < 1e-3  # because nearly equal scores may swap
+    assert len(rows) == len(expected_rows) and same.any(0).all() and same.any(1).all()
 
 
 def test_nothing_of_the_trunk_is_the_detectors_too() -> None:
     trunk, detector = bound(TinyNet(), PROTOCOLS["moco"])
     module = StageModule(trunk, detector, None)  # type: ignore[arg-type]
-    own = {name for name, _ in detector.named_parameters()}
-    assert {name.split(".")[0] for name in own} == {"rpn", "norm", "roi_heads"}
-    assert not any("box_head" in name for name in own)
+    names = {name for name, _ in detector.named_parameters()}
+    assert {name.split(".")[0] for name in names} == {"rpn", "norm", "roi_heads"}
+    assert not any("box_head" in name for name in names)
     learned = [parameter for _, parameter in module.learning_parameters()]
     assert len(learned) == len({id(parameter) for parameter in learned})
     state = detector.state_dict()
@@ -175,11 +179,15 @@ def alexnet() -> Backbone:
 
 
 def test_alexnet_learns_as_fast_r_cnn_in_plain_loops() -> None:
-    """All RoIs are sampled: objects and proposals of an overlap of .5 are foreground, of .1 background, the others nothing."""
+    """Compare the losses where every RoI is sampled.
+
+    Objects and proposals with an overlap of .5 are foreground, those with .1 are background, and others do
+    not count.
+    """
     backbone = alexnet()
     _, detector = bound(backbone, FAST)
     nn.init.normal_(detector.roi_heads.box_predictor.bbox_pred.weight, std=0.1)
-    images, targets = pictures()
+    images, targets = images_and_targets()
     image, target = images[0], targets[0]
     proposals = torch.tensor(
         [[12.0, 10, 62, 66], [0, 0, 40, 40], [90, 0, 128, 20], [60, 50, 118, 96], [30, 30, 90, 90]]
@@ -214,20 +222,20 @@ def test_alexnet_learns_as_fast_r_cnn_in_plain_loops() -> None:
             off = (moves[i].view(4, 4)[label] - deltas[i]).abs()
             total = total + torch.where(off < 1 / 9, 0.5 * off**2 * 9, off - 1 / 18).sum()
     assert torch.allclose(losses["loss_box_reg"], total / 6, rtol=1e-4)
-    wanted = -sum(F.log_softmax(scores[i], 0)[label] for i, label in enumerate(classes)) / 6
-    assert torch.allclose(losses["loss_classifier"], wanted, rtol=1e-5)  # type: ignore[arg-type]
+    expected = -sum(F.log_softmax(scores[i], 0)[label] for i, label in enumerate(classes)) / 6
+    assert torch.allclose(losses["loss_classifier"], expected, rtol=1e-5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num", [0, 1])
 def test_hardly_any_proposals_are_no_error(num: int) -> None:
     trunk, detector = bound(alexnet(), FAST)
-    images, targets = pictures()
+    images, targets = images_and_targets()
     losses = detector.losses(images[:1], targets[:1], [torch.tensor([[0.0, 0, 30, 30]])[:num]])
     assert all(bool(torch.isfinite(value)) for value in losses.values())
     trunk.eval()
     detector.eval()
-    found = detector.detections(images[0], torch.tensor([[0.0, 0, 30, 30]])[:num])
-    assert found["boxes"].shape[1] == 4 and (num or not len(found["boxes"]))
+    detections = detector.detections(images[0], torch.tensor([[0.0, 0, 30, 30]])[:num])
+    assert detections["boxes"].shape[1] == 4 and (num or not len(detections["boxes"]))
 
 
 def test_pictures_without_objects_keep_all_proposals() -> None:
@@ -239,10 +247,10 @@ def test_pictures_without_objects_keep_all_proposals() -> None:
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet", "vgg16"])
 def test_first_position_lies_half_a_stride_from_the_pictures_edge(name: str) -> None:
-    """By the arithmetic of kernels, strides and paddings."""
+    """Compute the position from kernels, strides and paddings."""
     backbone: Backbone = VGG(fc_width=8) if name == "vgg16" else AlexNet(name, fc_width=8)
     layout = layout_of(backbone)
-    jump, first = 1, 0.5  # px, of pixels' middles
+    jump, first = 1, 0.5  # px, from the middles of pixels
     for block in backbone.blocks()[: layout.map_block]:
         for part in block.modules():
             if isinstance(part, nn.Conv2d | nn.MaxPool2d):
@@ -258,7 +266,10 @@ def test_first_position_lies_half_a_stride_from_the_pictures_edge(name: str) -> 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16"])
 def test_rois_begin_at_the_position_that_lies_there(name: str) -> None:
-    """Position i is of px 16 i to 16 i + 16 of the picture: a box from 32 to 128 begins at 2, and ends at 8 by Fast R-CNN's rounding."""
+    """Check that position i covers the px 16 i to 16 i + 16 of the image.
+
+    A box from 32 to 128 begins at position 2, and ends at 8 by Fast R-CNN's rounding.
+    """
     backbone: Backbone = VGG(fc_width=8) if name == "vgg16" else AlexNet(name, fc_width=8)
     numbers = torch.arange(12.0).expand(1, 1, 12, 12).contiguous()
     box = torch.tensor([[32.0, 32, 128, 128]])
@@ -272,19 +283,19 @@ def test_rois_begin_at_the_position_that_lies_there(name: str) -> None:
     [("alexnet", (96, 128)), ("alexnet", (600, 1000)), ("vgg16", (64, 96)), ("resnet18", (64, 65))],
 )
 def test_stride_is_16(name: str, px: tuple[int, int]) -> None:
-    made = {
+    backbones = {
         "alexnet": partial(AlexNet, fc_width=8),
         "vgg16": partial(VGG, fc_width=8),
         "resnet18": partial(ResNet, "resnet18"),
     }
-    backbone: Backbone = made[name]().to("meta")  # type: ignore[operator]
+    backbone: Backbone = backbones[name]().to("meta")  # type: ignore[operator]
     layout = layout_of(backbone)
     batch = padded([torch.zeros(3, *px)], margin_px=layout.margin_px).to("meta")
     maps = batch
     for block in backbone.blocks()[: layout.map_block]:
         maps = block(maps)
     assert stride_of(batch, maps) == 16
-    # Every px of the picture is within a stride of a position.
+    # Every px of the image is within a stride of a position.
     assert 16 * min(maps.shape[2] - px[0] / 16, maps.shape[3] - px[1] / 16) >= -8
 
 
@@ -292,7 +303,7 @@ def test_anchors_are_float32_at_true_strides() -> None:
     from torchvision.models.detection.image_list import ImageList
 
     images = ImageList(torch.zeros(2, 3, 128, 160), [(128, 160), (100, 90)])
-    maps = torch.zeros(2, 8, 7, 9, dtype=torch.float16)  # AlexNet's are smaller than 8 x 10
+    maps = torch.zeros(2, 8, 7, 9, dtype=torch.float16)  # because AlexNet's maps are smaller than 8 x 10
     for centred, start in ((False, 0.0), (True, 8.0)):
         anchors = Anchors(((32, 64),), ((0.5, 1.0, 2.0),), centred)(images, [maps])
         assert len(anchors) == 2 and anchors[0].dtype == torch.float32
@@ -307,7 +318,7 @@ def test_anchors_are_float32_at_true_strides() -> None:
 
 
 def test_values_are_the_published_ones() -> None:
-    """Detectron2's Base-RCNN-C4 and defaults."""
+    """Compare with Detectron2's Base-RCNN-C4 and defaults."""
     _, detector = bound(TinyNet(), PROTOCOLS["pirl"], 20)
     rpn, heads = detector.rpn, detector.roi_heads
     assert rpn is not None and rpn.anchor_generator.sizes == ((32, 64, 128, 256, 512),)
@@ -332,7 +343,7 @@ def test_fixed_batchnorm_and_frozen_blocks_stay_bit_for_bit() -> None:
     backbone = resnet18()
     before = copy.deepcopy(backbone.state_dict())
     trunk, detector = bound(backbone, SMALL)
-    images, targets = pictures()
+    images, targets = images_and_targets()
     module = StageModule(trunk, detector, None)  # type: ignore[arg-type]
     module.train()
     optimiser = torch.optim.SGD(
@@ -351,7 +362,7 @@ def test_fixed_batchnorm_and_frozen_blocks_stay_bit_for_bit() -> None:
 
 def test_extra_norm_stands_behind_the_last_block_and_moves() -> None:
     _, detector = bound(TinyNet(), replace(PROTOCOLS["moco"], num_rois=8))
-    images, targets = pictures()
+    images, targets = images_and_targets()
     detector.losses(images, targets)
     assert detector.norm is not None and detector.norm.num_features == 16
     assert int(detector.norm.num_batches_tracked) == 1 and bool((detector.norm.running_mean != 0).any())  # type: ignore[arg-type, union-attr]

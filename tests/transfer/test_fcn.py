@@ -1,4 +1,4 @@
-"""FCN's networks: fully-connected layers as convolutions, scores where the published deconvolution lays them, dilation as torchvision's."""
+"""Test FCN's networks: fully-connected layers as convolutions, the published upsampling, and dilation."""
 
 import copy
 
@@ -20,10 +20,10 @@ from tests.slow import slow
 
 
 def with_fc(name: str) -> Backbone:
-    """Of small fc6 and fc7; BatchNorms as after some training, so that they do something."""
-    made = VGG(fc_width=24) if name == "vgg16" else AlexNet(name, fc_width=24)
+    """Return a backbone with small fc6 and fc7, and with BatchNorms that have trained statistics."""
+    backbone = VGG(fc_width=24) if name == "vgg16" else AlexNet(name, fc_width=24)
     random = torch.Generator().manual_seed(0)
-    for part in made.modules():
+    for part in backbone.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             assert part.running_mean is not None and part.running_var is not None
             part.running_mean.normal_(std=0.1, generator=random)
@@ -32,7 +32,7 @@ def with_fc(name: str) -> Backbone:
             nn.init.normal_(part.weight, std=part.in_features**-0.5, generator=random)
             if part.bias is not None:
                 part.bias.data.uniform_(-0.5, 0.5, generator=random)
-    return made
+    return backbone
 
 
 def trunk_of(backbone: Backbone, last_block: int) -> Trunk:
@@ -47,28 +47,28 @@ def fc_blocks(backbone: Backbone, maps: Tensor, convolution: bool) -> Tensor:
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet", "vgg16"])
 def test_fc_as_convolution_is_the_linear_layer(name: str) -> None:
-    """Of maps that leave one window: values, and gradients of every parameter and of the maps."""
+    """Compare values and gradients of all parameters and maps, for maps of one window."""
     backbone = with_fc(name).eval()
     side = 14 if name == "vgg16" else 13
-    given = torch.randn(3, backbone.channels[4], side, side, generator=torch.Generator().manual_seed(1))
-    found = []
+    inputs = torch.randn(3, backbone.channels[4], side, side, generator=torch.Generator().manual_seed(1))
+    results = []
     for convolution in (False, True):
         backbone.zero_grad()
-        maps = given.clone().requires_grad_()
+        maps = inputs.clone().requires_grad_()
         output = fc_blocks(backbone, maps, convolution)
         assert output.shape == (3, 24, 1, 1) and output.abs().max() > 0.1
         (output * torch.arange(24.0)[None, :, None, None]).sum().backward()
         assert maps.grad is not None
         gradients = [p.grad for p in backbone.parameters() if p.grad is not None]
-        found.append([output.detach(), maps.grad, *gradients])
-    assert len(found[0]) == len(found[1]) >= 6
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+        results.append([output.detach(), maps.grad, *gradients])
+    assert len(results[0]) == len(results[1]) >= 6
+    for result, expected in zip(*results, strict=True):
+        assert torch.allclose(result, expected, rtol=1e-4, atol=1e-4 * float(result.abs().max()))
 
 
 def test_fc_as_convolution_sees_every_window_of_a_larger_map() -> None:
     backbone = with_fc("alexnet_rotnet").eval()
-    maps = torch.randn(2, 256, 17, 19)  # pooled: 8 x 9, windows of 6: 3 x 4
+    maps = torch.randn(2, 256, 17, 19)  # pooled to 8 x 9, which has 3 x 4 windows of 6
     output = fc_blocks(backbone, maps, True)
     assert output.shape == (2, 24, 3, 4)
     for y, x in ((0, 0), (2, 3), (1, 2)):
@@ -91,7 +91,7 @@ def test_batchnorm_of_fc_is_over_pictures_and_positions() -> None:
 
 
 def published_layout(scores: Tensor, height: int, width: int, kernel: int, offset: int) -> Tensor:
-    """The fixed deconvolution of the published nets, and its crop."""
+    """Run the fixed deconvolution of the published nets and its crop."""
     classes = scores.shape[1]
     places = torch.arange(kernel, dtype=torch.float32)
     line = 1 - (places - (kernel - 1) / 2).abs() / 32
@@ -106,8 +106,8 @@ def test_scores_are_laid_out_as_by_the_published_deconvolution(
 ) -> None:
     scores = torch.randn(2, 3, 4, 5)
     height, width = 108, 139  # the last middles are 109 and 141
-    found = laid_out(scores, height, width, first_px)
-    assert torch.allclose(found, published_layout(scores, height, width, kernel, offset), atol=1e-5)
+    result = laid_out(scores, height, width, first_px)
+    assert torch.allclose(result, published_layout(scores, height, width, kernel, offset), atol=1e-5)
     assert laid_out(scores[:0], 7, 9, first_px).shape == (0, 3, 7, 9)
 
 
@@ -116,23 +116,28 @@ def test_scores_are_laid_out_as_by_the_published_deconvolution(
 def test_every_pixel_is_reached_and_no_row_of_the_padded_picture_is_left_over(
     name: str, size: tuple[int, int]
 ) -> None:
-    """As many scores as the published net has, whose pools round up; one more where its conv1 lets up to 3 rows go."""
+    """Check for as many scores as in the published net, where pools round up.
+
+    There is one more where its conv1 leaves out up to 3 rows.
+    """
     backbone = with_fc(name).eval()
     network = network_of(backbone, auxiliary=False)
     assert isinstance(network, FCN32s)
     head = network.head(4)
     trunk = trunk_of(backbone, 7).eval()
-    assert not network.scores(trunk, head, torch.randn(1, 3, *size))[0].any()  # zeros at first
+    assert not network.scores(trunk, head, torch.randn(1, 3, *size))[
+        0
+    ].any()  # because it is initialised with zeros
     nn.init.ones_(head.bias)  # type: ignore[arg-type]
-    seen: list[tuple[int, ...]] = []
-    head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[-2:]))
+    sizes: list[tuple[int, ...]] = []
+    head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-2:]))
     with torch.no_grad():
         (scores,) = network.scores(trunk, head, torch.randn(2, 3, *size))
     assert scores.shape == (2, 4, *size) and float(scores.min()) > 0.3
     if name == "vgg16":
-        # Convolutions keep sides; of pools that round up, then fc6.
+        # Convolutions keep the sides. Pools round up, and fc6 takes the last ones.
         sides = [-(-(side + 198) // 32) - 6 for side in size]
-        assert list(seen[0]) == sides
+        assert list(sizes[0]) == sides
     else:
         expected = []
         for side in size:
@@ -140,11 +145,14 @@ def test_every_pixel_is_reached_and_no_row_of_the_padded_picture_is_left_over(
             for _ in range(3):
                 maps = -(-(maps - 3) // 2) + 1
             expected.append(maps - 5 + ((side + 5) % 32 in (1, 2, 3)))
-        assert list(seen[0]) == expected
+        assert list(sizes[0]) == expected
 
 
 def test_the_first_scores_middle_is_where_its_pixels_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradient of a score by the picture is centred on its middle: all layers average, so that it is symmetrical."""
+    """Check that the gradient of a score by the image is centred on the score's middle.
+
+    All layers average here, so that the gradient is symmetrical.
+    """
     monkeypatch.setattr(vgg, "GROUPS", tuple((2, count) for _, count in vgg.GROUPS))
     monkeypatch.setitem(alexnet.WIDTHS, "alexnet", (2,) * 5)
     for name, first_px in (("alexnet", 13.0), ("vgg16", 12.5)):
@@ -166,19 +174,19 @@ def test_the_first_scores_middle_is_where_its_pixels_are(monkeypatch: pytest.Mon
         assert isinstance(network, FCN32s) and network.first_px == first_px
         head = network.head(1).double()
         nn.init.ones_(head.weight)  # type: ignore[arg-type]
-        seen: list[Tensor] = []
-        head.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output))
-        picture = torch.zeros(1, 3, 480, 9, dtype=torch.float64, requires_grad=True)
-        network.scores(trunk_of(backbone, 7).eval(), head, picture)
-        seen[0][0, 0, 7, 0].backward()
-        assert picture.grad is not None
-        weights = picture.grad[0].sum((0, 2))
+        outputs: list[Tensor] = []
+        head.register_forward_hook(lambda module, inputs, output, outputs=outputs: outputs.append(output))
+        image = torch.zeros(1, 3, 480, 9, dtype=torch.float64, requires_grad=True)
+        network.scores(trunk_of(backbone, 7).eval(), head, image)
+        outputs[0][0, 0, 7, 0].backward()
+        assert image.grad is not None
+        weights = image.grad[0].sum((0, 2))
         middle = float((weights * torch.arange(480)).sum() / weights.sum())
         assert middle == pytest.approx(first_px + 32 * 7, abs=0.05)
 
 
 def randomised(network: nn.Module) -> None:
-    """Running statistics other than 0 and 1."""
+    """Set running statistics other than 0 and 1."""
     random = torch.Generator().manual_seed(0)
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -189,37 +197,39 @@ def randomised(network: nn.Module) -> None:
 
 @pytest.mark.usefixtures("published_widths")
 def test_dilated_resnet_50_with_heads_is_torchvisions_fcn() -> None:
-    """Equal weights, equal scores, in train and in eval mode, of both heads."""
-    theirs = torchvision.models.segmentation.fcn_resnet50(
+    """Compare the scores of both heads with equal weights, in train and in eval mode."""
+    model = torchvision.models.segmentation.fcn_resnet50(
         weights=None, weights_backbone=None, num_classes=4, aux_loss=True
     )
-    randomised(theirs)
+    randomised(model)
     backbone = make_backbone("resnet50")
     names = list(backbone.state_dict())
-    backbone.load_state_dict(theirs.backbone.state_dict())
+    backbone.load_state_dict(model.backbone.state_dict())
     network = network_of(backbone, auxiliary=True)
     assert isinstance(network, DilatedFCN) and list(backbone.state_dict()) == names
     head, trunk = network.head(4), trunk_of(backbone, network.last_block)
     assert isinstance(head, nn.ModuleList)
-    head[0].load_state_dict(theirs.classifier.state_dict())
-    head[1].load_state_dict(theirs.aux_classifier.state_dict())
-    for module in (theirs, trunk, head):
-        module.double()  # scores are up to 30, and are made larger in float32
+    head[0].load_state_dict(model.classifier.state_dict())
+    head[1].load_state_dict(model.aux_classifier.state_dict())
+    for module in (model, trunk, head):
+        module.double()  # because scores are up to 30 and are upsampled in float32
     images = torch.randn(2, 3, 65, 82, dtype=torch.float64)
     for training in (False, True):
-        for module in (theirs, trunk, head):
+        for module in (model, trunk, head):
             module.train(training)
         torch.manual_seed(0)
-        expected = theirs(images)
+        expected = model(images)
         torch.manual_seed(0)
-        found = network.scores(trunk, head, images)
-        assert torch.allclose(found[0], expected["out"].float(), atol=1e-4)
-        assert torch.allclose(found[1], expected["aux"].float(), atol=1e-4)
+        scores = network.scores(trunk, head, images)
+        assert torch.allclose(scores[0], expected["out"].float(), atol=1e-4)
+        assert torch.allclose(scores[1], expected["aux"].float(), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet18_cifar", "revnet50"])
 def test_dilated_maps_hold_those_of_the_backbone(name: str) -> None:
-    """At every fourth position, odd sides included; basic blocks too, which torchvision does not dilate."""
+    """Compare every fourth position, with odd sides, and with basic blocks, which torchvision does not
+    dilate.
+    """
     torch.manual_seed(0)
     strided = make_backbone(name).eval()
     randomised(strided)

@@ -1,4 +1,4 @@
-"""Few-shot: episodes as drawn by hand, scores as in plain loops, features of the published pictures, what cannot be."""
+"""Test few-shot classification: episodes by hand, scores in plain loops, features, and errors."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,19 +40,24 @@ CPU = torch.device("cpu")
 
 
 def test_an_episode_by_hand() -> None:
-    """Means (1, 0) and (4, 2). Squared distances of the queries to them: 1, 8: right; 5, 2: wrong; 3.25 both: the first, wrong; 13, 5: right."""
+    """Check means (1, 0) and (4, 2) by hand.
+
+    The squared distances of the queries are 1 and 8 (right), 5 and 2 (wrong), 3.25 twice (the first class,
+    wrong), and 13 and 5 (right).
+    """
     features = np.array([(0, 0), (2, 0), (4, 4), (4, 0), (2, 0), (3, 1), (2.5, 1), (3, 4)], np.float16)
     episode = Episodes(np.array([[[0, 1], [2, 3]]]), np.array([[[4, 5], [6, 7]]]))
     right = num_right(features, episode, CPU)
     assert right.tolist() == [2]
-    # Not the nearest picture, not the cosine: the mean of (0, 0) and (20, 0) is nearer to (9, 0) than (8, 8) is.
+    # The mean of (0, 0) and (20, 0) is nearer to (9, 0) than (8, 8) is. The nearest image and the cosine say
+    # otherwise.
     features = np.array([(0, 0), (20, 0), (8, 8), (8, 8), (9, 0), (7, 7)], np.float32)
     episode = Episodes(np.array([[[0, 1], [2, 3]]]), np.array([[[4], [5]]]))
     assert num_right(features, episode, CPU).tolist() == [2]
 
 
 def right_by_hand(features: np.ndarray, episodes: Episodes) -> list[int]:
-    found = []
+    counts = []
     for support, queries in zip(*episodes, strict=True):
         means = [features[rows].astype(np.float64).mean(0) for rows in support]
         right = 0
@@ -60,16 +65,20 @@ def right_by_hand(features: np.ndarray, episodes: Episodes) -> list[int]:
             for row in rows:
                 distances = [((features[row].astype(np.float64) - mean) ** 2).sum() for mean in means]
                 right += int(np.argmin(distances)) == label
-        found.append(right)
-    return found
+        counts.append(right)
+    return counts
 
 
 @pytest.mark.parametrize(("columns", "values"), [(8_192, 1 << 25), (5, 1 << 25), (1, 1), (7, 400)])
 @pytest.mark.parametrize(("ways", "shots", "queries"), [(5, 5, 3), (2, 1, 1), (6, 3, 4)])
 def test_scores_are_those_of_plain_loops(
-    columns: int, values: int, ways: int, shots: int, queries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    columns: int, values: int, ways: int, shots: int, queries: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Whatever is taken at a time; from a memory map in half precision, far from zero, with rows that could not be decoded."""
+    """Compare for several sizes of parts, from a memory map in half precision.
+
+    The features are far from zero, and some rows could not be decoded.
+    """
     monkeypatch.setattr(few_shot, "_COLUMNS", columns)
     monkeypatch.setattr(few_shot, "_EPISODE_VALUES", values)
     random = np.random.default_rng(ways)
@@ -96,10 +105,10 @@ def test_separable_classes_are_all_right_and_noise_is_at_chance() -> None:
     planted = noise + 20 * np.eye(10, 64, dtype=np.float32)[labels]
     assert Accuracy.of(num_right(planted, episodes, CPU), 75) == (100, 0)
     chance = Accuracy.of(num_right(noise, episodes, CPU), 75)
-    # The classes are ten fixed ones, so that they differ by chance too: far more than the interval over episodes.
+    # Ten fixed classes differ by chance by far more than the interval over episodes.
     assert abs(chance.mean - 20) < 6 and 0.1 < chance.interval < 0.5
     same = num_right(np.ones((200, 3), np.float16), episodes, CPU)
-    assert (same == 15).all()  # what says nothing is at chance
+    assert (same == 15).all()  # features without information are at chance
 
 
 def test_the_interval_is_the_means() -> None:
@@ -110,10 +119,10 @@ def test_the_interval_is_the_means() -> None:
 
 
 def draws_by_hand(seed: int, episode: int, view: int, k: int, num: int) -> list[int]:
-    """From a list that grows shorter."""
-    left, chosen = list(range(num)), []
+    """Draw from a list that loses the drawn numbers."""
+    remaining, chosen = list(range(num)), []
     for word in words(Keys(seed, 0, np.array([episode]), view), Slot.TASK, k)[0].tolist():
-        chosen.append(left.pop(word * len(left) >> 32))
+        chosen.append(remaining.pop(word * len(remaining) >> 32))
     return chosen
 
 
@@ -126,10 +135,10 @@ def test_episodes_are_those_of_a_list_that_grows_shorter() -> None:
         for way, label in enumerate(classes):
             places = draws_by_hand(5, number, 1 + way, 7, len(members[label]))
             expected = members[label][places].tolist()
-            found = [*episodes.support[number, way], *episodes.queries[number, way]]
-            assert found == expected
+            drawn_samples = [*episodes.support[number, way], *episodes.queries[number, way]]
+            assert drawn_samples == expected
     both = np.concatenate(episodes, 2).reshape(300, -1)
-    assert all(len(set(row)) == 21 for row in both.tolist())  # no picture twice
+    assert all(len(set(row)) == 21 for row in both.tolist())  # no image occurs twice
     fewer = draw_episodes(members, 3, 3, 2, 5, seed=5)
     assert np.array_equal(fewer.queries, episodes.queries[:3])
     assert not np.array_equal(draw_episodes(members, 3, 3, 2, 5, seed=6).support, fewer.support)
@@ -147,7 +156,7 @@ def test_every_choice_is_as_likely() -> None:
         expected = np.repeat(30_000 / np.array([8, 5, 6, 5]), [8, 5, 6, 5])
         assert (abs(counts - expected) < 5 * expected**0.5).all()
     first = (support == 0)[:, :, 0]
-    follows = np.bincount(queries[:, :, 0][first], minlength=8)  # each other one of its class, alike
+    follows = np.bincount(queries[:, :, 0][first], minlength=8)  # every other image of its class is as likely
     assert follows[0] == 0 and abs(follows[1:] - first.sum() / 7).max() < 130
 
 
@@ -184,8 +193,8 @@ def test_classes_and_what_is_too_few() -> None:
         classes_of(Labelled([-1, -1]), 2, 1)  # type: ignore[arg-type]
 
 
-def beton(path: Path, pictures: list[np.ndarray]) -> Beton:
-    samples = [Sample(str(i), picture, i % 2) for i, picture in enumerate(pictures)]
+def beton(path: Path, images: list[np.ndarray]) -> Beton:
+    samples = [Sample(str(i), image, i % 2) for i, image in enumerate(images)]
     write_beton(samples, path, num_samples=len(samples), class_names=["a", "b"], target=Target(mode="raw"))
     return Beton(path)
 
@@ -197,8 +206,10 @@ def of_84(tmp_path: Path) -> Iterator[Beton]:
         yield data
 
 
-def works(data: Beton, blocks: tuple[str, ...] = ("B3", "conv4", "B5", "B5_max_pool"), **options: Any) -> list[SmallPictures]:  # fmt: skip
-    """With an AlexNet of random weights and other channels of input, where they are given."""
+def works(
+    data: Beton, blocks: tuple[str, ...] = ("B3", "conv4", "B5", "B5_max_pool"), **options: Any
+) -> list[SmallPictures]:
+    """Return the extractions of an AlexNet with random weights, optionally with other input channels."""
     source_px, channels = options.pop("source_px", 84), options.pop("channels", "RGB")
     input = Input.usual(channels, 224)
     torch.manual_seed(0)
@@ -210,8 +221,8 @@ def works(data: Beton, blocks: tuple[str, ...] = ("B3", "conv4", "B5", "B5_max_p
     return few_shot_works(chosen, weights, data, blocks, source_px, one_process())
 
 
-def seen(work: SmallPictures) -> torch.Tensor:
-    """What the network is shown."""
+def network_input(work: SmallPictures) -> torch.Tensor:
+    """Return the batch that the network sees."""
     with Loader(
         work.data, [work.view], batch_size=work.data.num_samples, train=False, num_threads=1
     ) as loader:
@@ -221,29 +232,29 @@ def seen(work: SmallPictures) -> torch.Tensor:
 
 
 def stored(data: Beton) -> torch.Tensor:
-    pictures = [np.frombuffer(data.read(i), np.uint8).reshape(84, 84, 3) for i in range(data.num_samples)]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    images = [np.frombuffer(data.read(i), np.uint8).reshape(84, 84, 3) for i in range(data.num_samples)]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def normal(pictures: torch.Tensor) -> torch.Tensor:
-    return functional.normalize(pictures / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+def normal(images: torch.Tensor) -> torch.Tensor:
+    return functional.normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def test_pictures_of_84_px_are_seen_whole_or_enlarged(of_84: Beton) -> None:
-    torch.testing.assert_close(seen(works(of_84, size_px=84)[0]), normal(stored(of_84)))
+    torch.testing.assert_close(network_input(works(of_84, size_px=84)[0]), normal(stored(of_84)))
     large = functional.resize(stored(of_84), [256, 256], antialias=False)
     torch.testing.assert_close(
-        seen(works(of_84)[0]), normal(functional.center_crop(large, [224, 224])), atol=0.02, rtol=0
+        network_input(works(of_84)[0]), normal(functional.center_crop(large, [224, 224])), atol=0.02, rtol=0
     )
 
 
 def test_larger_pictures_are_made_84_px_first(tmp_path: Path) -> None:
-    """The whole of them, squeezed: two by two pixels are one."""
+    """Check that whole images are squashed: two by two pixels become one."""
     small = np.random.default_rng(1).integers(0, 256, (84, 84, 3), np.uint8)
     with beton(tmp_path / "x.beton", [np.repeat(np.repeat(small, 2, 0), 3, 1), small]) as data:
         for size_px in (84, 224):
-            large, own = seen(works(data, size_px=size_px)[0])
-            torch.testing.assert_close(large, own, atol=0.03, rtol=0)
+            large, original = network_input(works(data, size_px=size_px)[0])
+            torch.testing.assert_close(large, original, atol=0.03, rtol=0)
 
 
 def test_gradients_are_those_of_the_enlarged_picture(of_84: Beton) -> None:
@@ -252,7 +263,8 @@ def test_gradients_are_those_of_the_enlarged_picture(of_84: Beton) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size_px", "widths", "pool"), [(224, (384 * 169, 384 * 169, 256 * 169, 256 * 36), 6), (84, (6144, 6144, 4096, 256), 1)]
+    ("size_px", "widths", "pool"),
+    [(224, (384 * 169, 384 * 169, 256 * 169, 256 * 36), 6), (84, (6144, 6144, 4096, 256), 1)],
 )  # fmt: skip
 def test_features_are_the_maps_and_those_of_alexnets_own_pool(
     of_84: Beton, tmp_path: Path, size_px: int, widths: tuple[int, ...], pool: int
@@ -261,20 +273,20 @@ def test_features_are_the_maps_and_those_of_alexnets_own_pool(
     names = [work.name for work in chosen]
     assert names == ["B3", "B4", "B5", "B5_max_pool"] and tuple(work.width for work in chosen) == widths
     files = extract(chosen, [tmp_path / f"{name}.npy" for name in names], one_process())
-    images, backbone = seen(chosen[0]), chosen[0].pretrained.backbone.eval()
+    images, backbone = network_input(chosen[0]), chosen[0].pretrained.backbone.eval()
     features = [file.features() for file in files]
     with torch.no_grad():
         for number, block in enumerate(backbone.blocks()[:6], start=1):
-            if number == 6:  # which begins with the pool
+            if number == 6:  # because that block begins with the pool
                 images = block[0](images)  # type: ignore[index]
                 assert images.shape[-1] == pool
-                found = features[3]
+                rows = features[3]
             else:
                 images = block(images)
-                found = features[number - 3] if number >= 3 else None  # type: ignore[assignment]
-            if found is not None:
+                rows = features[number - 3] if number >= 3 else None  # type: ignore[assignment]
+            if rows is not None:
                 expected = images.flatten(1).numpy()
-                assert expected.std() > 0 and np.allclose(found, expected, rtol=2e-3, atol=1e-3)
+                assert expected.std() > 0 and np.allclose(rows, expected, rtol=2e-3, atol=1e-3)
     record = files[3].record
     assert record["source_px"] == 84 and record["digest"] != files[2].record["digest"]
 
@@ -283,7 +295,7 @@ def test_pictures_and_sizes_are_part_of_what_features_are(of_84: Beton) -> None:
     digests = [works(of_84, ("B3",), size_px=84)[0], works(of_84, ("B3",))[0]]
     digests += [
         works(of_84, ("B3",), size_px=84, source_px=32)[0]
-    ]  # smaller than AlexNet reads, and enlarged
+    ]  # smaller than AlexNet can read, and enlarged
     assert len({work.digest() for work in digests}) == 3
 
 
@@ -299,20 +311,28 @@ def test_ranks_see_batches_of_one_shape(of_84: Beton) -> None:
         ({"blocks": ("_max_pool",)}, ("--block", "B1 to B7")),
         ({"blocks": ()}, ("--block", "one block or several")),
         ({"blocks": ("B5", "conv5")}, ("each once",)),
-        ({"blocks": ("B6_max_pool",)}, ("--block B6_max_pool", "maps of 1 x 1 are smaller than the pool's 3 x 3")),
+        (
+            {"blocks": ("B6_max_pool",)},
+            ("--block B6_max_pool", "maps of 1 x 1 are smaller than the pool's 3 x 3"),
+        ),
         ({"source_px": 85}, ("--source-px 85: the data has pictures of 84 px",)),
         ({"size_px": 83}, ("--size-px 83", "--source-px 84 as they are or enlarged")),
         ({"size_px": 50, "source_px": 50}, ("--size-px 50", "63 px and more")),
     ],
 )  # fmt: skip
-def test_what_cannot_be_had_is_one_line(of_84: Beton, options: dict[str, Any], words: tuple[str, ...]) -> None:  # fmt: skip
+def test_what_cannot_be_had_is_one_line(
+    of_84: Beton, options: dict[str, Any], words: tuple[str, ...]
+) -> None:
     with pytest.raises(ValueError) as caught:
         works(of_84, **options)
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
 
 
 def test_both_pools_of_a_block_and_equal_maps() -> None:
-    """The pool is the network's: 3 x 3, stride 2; and not the adaptive one, which at 4 x 4 would see all of it."""
+    """Check that the pool is the network's own 3 x 3 with stride 2.
+
+    The adaptive pool would cover all of a map of 4 x 4.
+    """
     maps = torch.arange(16.0).view(1, 1, 4, 4)
     pool = few_shot._POOLS[few_shot.MAX_POOL]
     assert pooled(maps, pool).tolist() == [[[[10.0]]]] == F.max_pool2d(maps, 3, 2).tolist()

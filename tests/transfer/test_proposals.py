@@ -1,4 +1,4 @@
-"""Proposals of Fast R-CNN's and Detectron's files, cells and pickles of every kind; those of other images are refused."""
+"""Test reading proposals from Fast R-CNN's and Detectron's files, and refusing those of other images."""
 
 import pickle
 import struct
@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 500, 375
 
 
 class Pictures:
-    """Stands for VOC: images of 500 x 375 px."""
+    """A stand-in for VOC with images of 500 x 375 px."""
 
     split = "2007_trainval+2012_trainval"
 
@@ -42,25 +42,27 @@ def opened(data: Pictures, *paths: Path | str, **options: int) -> Proposals:
     return Proposals(paths, stands_for_voc, **options)
 
 
-# VOC's own form: pixels from 1, both ends inside. The whole picture, and the pixel in its first corner.
+# In VOC's form, pixels from 1 with both ends inside: the whole image, and the pixel in its first corner.
 PIXELS = np.array([[1, 1, HEIGHT, WIDTH], [1, 1, 1, 1], [10, 21, 30, 62]], np.float64)
 BOXES = [[0, 0, WIDTH, HEIGHT], [0, 0, 1, 1], [20, 9, 62, 30]]
 
 
 def cells(values: list[Any], by_row: bool) -> np.ndarray:
-    made = np.empty(len(values), object)
-    made[:] = values
-    return made.reshape((1, -1) if by_row else (-1, 1))
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array.reshape((1, -1) if by_row else (-1, 1))
 
 
-def write_mat(path: Path, ids: tuple[str, ...] = IDS, by_row: bool = False, boxes: list[Any] | None = None) -> Path:  # fmt: skip
+def write_mat(
+    path: Path, ids: tuple[str, ...] = IDS, by_row: bool = False, boxes: list[Any] | None = None
+) -> Path:
     boxes = [PIXELS] * len(ids) if boxes is None else boxes
     savemat(path, {"images": cells(list(ids), by_row), "boxes": cells(boxes, not by_row)})
     return path
 
 
 def write_pkl(path: Path, protocol: int = 2, **parts: Any) -> Path:
-    """In another order than IDS, and of other images too."""
+    """Write a file of more images than IDS, in another order."""
     whole = {
         "boxes": [np.array(BOXES, np.float32)] * 4,
         "scores": [np.array([0.5, 0.9, 0.5], np.float32)] * 4,
@@ -73,7 +75,9 @@ def write_pkl(path: Path, protocol: int = 2, **parts: Any) -> Path:
 
 @pytest.mark.parametrize("by_row", (False, True))
 def test_selective_search(tmp_path: Path, by_row: bool) -> None:
-    """1-based y1 x1 y2 x2 with both ends inside; cells in a row or a column; more images than are asked for."""
+    """Check 1-based y1 x1 y2 x2 with both ends inside, in cells in a row or a column, of more images than
+    needed.
+    """
     path = write_mat(tmp_path / "a.mat", (*IDS[::-1], "000009"), by_row)
     proposals = opened(Pictures(*IDS), path)
     for i in range(3):
@@ -88,7 +92,7 @@ def test_which_image_is_which(tmp_path: Path) -> None:
 
 
 def test_kinds_of_cells(tmp_path: Path) -> None:
-    """Names in cells in cells, or rows of one character array; boxes of MATLAB's whole numbers; an image without any."""
+    """Check names in nested cells or in one character array, integer boxes, and an image without boxes."""
     names = [cells([name], True) for name in ("000005", "000007")]
     for number, images in enumerate((cells(names, True), np.array(["000005", "000007"]))):
         path = tmp_path / f"{number}.mat"
@@ -100,7 +104,7 @@ def test_kinds_of_cells(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", (0, 2, 4, 5))
 def test_detectrons(tmp_path: Path, protocol: int) -> None:
-    """By falling score, equal ones as they stand; numbers or names as ids; the older and newer names of its parts."""
+    """Check the order by falling score, ids as numbers or names, and older and newer names of the parts."""
     by_score = [BOXES[1], BOXES[0], BOXES[2]]
     paths = [write_pkl(tmp_path / "a.pkl", protocol)]
     ids = ["2008_000002", "000005", b"99", np.int64(7)]
@@ -120,7 +124,7 @@ def test_detectrons(tmp_path: Path, protocol: int) -> None:
 
 
 def test_python_2s(tmp_path: Path) -> None:
-    """As cPickle wrote it: strings of bytes."""
+    """Check that strings of bytes are read, as cPickle wrote them."""
     boxes = of_python_2(np.array([[1, 2, 3, 4]], np.float32), b"f4")
     scores = of_python_2(np.array([1], np.float32), b"f4")
     array = slice(boxes.index(b"cnumpy"), -3)
@@ -136,7 +140,7 @@ def test_python_2s(tmp_path: Path) -> None:
 def test_at_most_so_many(tmp_path: Path) -> None:
     many = np.tile(PIXELS, (700, 1))
     path = write_mat(tmp_path / "a.mat", boxes=[many] * 3)
-    assert [len(opened(Pictures(*IDS), path, **given).boxes(2)) for given in ({}, {"max_num": 7})] == [
+    assert [len(opened(Pictures(*IDS), path, **options).boxes(2)) for options in ({}, {"max_num": 7})] == [
         2000,
         7,
     ]
@@ -150,7 +154,7 @@ def test_several_files(tmp_path: Path) -> None:
 
 
 def test_the_drawn_ones(tmp_path: Path) -> None:
-    """Each object has proposals that overlap it by half: they are of these pictures."""
+    """Check that each object has proposals that overlap it by half."""
     folder = draw_voc(tmp_path / "VOCdevkit", 4, 2)
     data = VOC(folder, ("2007_trainval",), "boxes")
     proposals = Proposals([folder / "proposals" / "voc_2007_trainval.mat"], data)
@@ -175,48 +179,62 @@ def refused(path: Path | str, data: Pictures | None = None) -> str:
 def test_proposals_for_other_images(tmp_path: Path) -> None:
     path = write_mat(tmp_path / "a.mat")
     assert refused(path, Pictures("000001", "000002")).endswith(
-        "proposals for other images: none of the 2 here, such as 000001; give the files of 2007_trainval and 2012_trainval"
+        "proposals for other images: none of the 2 here, such as 000001; give the files of 2007_trainval "
+        "and 2012_trainval"
     )
-    told = refused(path, Pictures(*IDS, "000011", "000012"))
-    assert "no proposals for 2 of 5 images, the first is 000011" in told
+    message = refused(path, Pictures(*IDS, "000011", "000012"))
+    assert "no proposals for 2 of 5 images, the first is 000011" in message
 
 
 @pytest.mark.parametrize(
     "pixels",
     (
-        [0, 1, 5, 5], [1, 0, 5, 5], [1, 1, HEIGHT + 1, 5], [1, 1, 5, WIDTH + 1], [6, 1, 4, 5], [1, 6, 5, 4], [1, 1, np.nan, 5]
+        [0, 1, 5, 5], [1, 0, 5, 5], [1, 1, HEIGHT + 1, 5], [1, 1, 5, WIDTH + 1], [6, 1, 4, 5], [1, 6, 5, 4],
+        [1, 1, np.nan, 5],
     ),
 )  # fmt: skip
 def test_boxes_outside(tmp_path: Path, pixels: list[float]) -> None:
     boxes = [PIXELS, np.concatenate([PIXELS, [pixels]]), PIXELS]
-    told = refused(write_mat(tmp_path / "a.mat", boxes=boxes))
-    assert "7: box " in told and "is not inside of the picture of 500 x 375 px" in told
+    message = refused(write_mat(tmp_path / "a.mat", boxes=boxes))
+    assert "7: box " in message and "is not inside of the picture of 500 x 375 px" in message
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     whole = write_mat(tmp_path / "whole.mat").read_bytes()
-    made: dict[str, tuple[str, bytes | Callable[[Path], Any]]] = {
+    files: dict[str, tuple[str, bytes | Callable[[Path], Any]]] = {
         "proposals are Fast R-CNN's .mat": ("a.txt", b""),
         "it does not begin as one of version 5": ("a.mat", b"no such thing" * 100),
         "cannot be read as a MATLAB file": ("b.mat", whole[:-50]),
-        "lacks the cells images and boxes": ("c.mat", lambda path: savemat(path, {"images": cells(["a"], True)})),
+        "lacks the cells images and boxes": (
+            "c.mat", lambda path: savemat(path, {"images": cells(["a"], True)}),
+        ),
         "MATLAB 7.3 (HDF5), which is not read here; save it in MATLAB with -v7": (
-            "d.mat", b"MATLAB 7.3 MAT-file".ljust(116) + bytes(8) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" + bytes(500)
+            "d.mat",
+            b"MATLAB 7.3 MAT-file".ljust(116) + bytes(8) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" + bytes(500),
         ),
         "3 images and boxes of 2": ("e.mat", lambda path: write_mat(path, boxes=[PIXELS] * 2)),
-        "has no name (3.0)": ("f.mat", lambda path: savemat(path, {"images": cells([3.0], True), "boxes": cells([PIXELS], True)})),
-        "float64 [3, 3] in place of numbers [k, 4]": ("g.mat", lambda path: write_mat(path, boxes=[PIXELS[:, :3]] * 3)),
+        "has no name (3.0)": (
+            "f.mat",
+            lambda path: savemat(path, {"images": cells([3.0], True), "boxes": cells([PIXELS], True)}),
+        ),
+        "float64 [3, 3] in place of numbers [k, 4]": (
+            "g.mat", lambda path: write_mat(path, boxes=[PIXELS[:, :3]] * 3),
+        ),
         "in place of numbers": ("h.mat", lambda path: write_mat(path, boxes=["four"] * 3)),
         "is not let in": ("a.pkl", lambda path: write_pkl(path, boxes=[Path])),
         "a pickle that is no dictionary": ("b.pkl", pickle.dumps([1])),
         "lacks boxes, scores and ids (or indexes)": ("c.pkl", lambda path: write_pkl(path, boxes=None)),
         "lists of one length": ("d.pkl", lambda path: write_pkl(path, ids=[5])),
         "bbox_mode 1: only 0": ("e.pkl", lambda path: write_pkl(path, bbox_mode=1)),
-        "its scores are not a number for each": ("f.pkl", lambda path: write_pkl(path, scores=[np.zeros(2)] * 4)),
+        "its scores are not a number for each": (
+            "f.pkl", lambda path: write_pkl(path, scores=[np.zeros(2)] * 4),
+        ),
         "2008000002: its scores": ("g.pkl", lambda path: write_pkl(path, boxes=[None] * 4)),
-        "float32 [3] in place of numbers": ("h.pkl", lambda path: write_pkl(path, boxes=[np.zeros(3, np.float32)] * 4)),
+        "float32 [3] in place of numbers": (
+            "h.pkl", lambda path: write_pkl(path, boxes=[np.zeros(3, np.float32)] * 4),
+        ),
     }  # fmt: skip
-    for words, (name, how) in made.items():
+    for words, (name, how) in files.items():
         path = tmp_path / name
         if isinstance(how, bytes):
             path.write_bytes(how)

@@ -1,4 +1,4 @@
-"""Segmentation as a task: its loss by plain loops, its crops, two ranks, predictions that are interrupted."""
+"""Test the segmentation task: its loss in plain loops, its crops, two ranks, and interrupted predictions."""
 
 import math
 import os
@@ -51,7 +51,7 @@ def test_a_pictures_loss_is_the_mean_over_its_pixels_that_are_known() -> None:
     torch.manual_seed(0)
     scores, masks = torch.randn(3, 4, 5, 3), torch.randint(0, 4, (3, 5, 3))
     masks[0, :2], masks[1, 4, 2], masks[2] = VOID, VOID, VOID
-    found = mask_losses(scores, masks)
+    results = mask_losses(scores, masks)
     for i in range(2):
         losses = []
         for y in range(5):
@@ -59,8 +59,8 @@ def test_a_pictures_loss_is_the_mean_over_its_pixels_that_are_known() -> None:
                 if masks[i, y, x] != VOID:
                     at = scores[i, :, y, x].double()
                     losses.append(float(at.exp().sum().log() - at[masks[i, y, x]]))
-        assert float(found[i]) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert float(found[2]) == 0.0
+        assert float(results[i]) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert float(results[2]) == 0.0
     assert mask_losses(scores[:0], masks[:0]).shape == (0,)
 
 
@@ -95,19 +95,19 @@ def test_smaller_pictures_are_laid_at_the_left_top_with_void_beside_them() -> No
 
 def test_the_contact_sheet_has_the_masks_colours() -> None:
     batch = batch_of((6, 8))
-    shown = Segmentation(FCN32s(98, 191, 13.0, 8), Input()).contact_sheet((), batch)
-    assert shown.shape == (1, 3, 6, 8) and 0 <= float(shown.min()) and float(shown.max()) <= 1
+    sheet = Segmentation(FCN32s(98, 191, 13.0, 8), Input()).contact_sheet((), batch)
+    assert sheet.shape == (1, 3, 6, 8) and 0 <= float(sheet.min()) and float(sheet.max()) <= 1
     for y in range(6):
         for x in range(8):
             pixel, number = batch.images[0][:, y, x].float() / 255, int(batch.targets[0]["mask"][y, x])
             colour = torch.tensor(palette()[number].tolist()) / 255
             expected = 0.5 * (pixel + colour) if number else pixel
-            assert torch.allclose(shown[0, :, y, x], expected, atol=1e-3)
+            assert torch.allclose(sheet[0, :, y, x], expected, atol=1e-3)
 
 
 @dataclass(frozen=True)
 class TwoHeads:
-    """Constant scores: the first head's, and those of a second one."""
+    """A network with constant scores of two heads."""
 
     last_block: int = 5
 
@@ -140,7 +140,10 @@ def test_the_loss_adds_the_auxiliary_heads_share_and_counts_right_pixels() -> No
 
 
 def annotated(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """A picture whose red says the class of each pixel, 1 left and 2 right of the middle, and whose green grows downwards."""
+    """Return an image and its mask.
+
+    Red encodes the class of a pixel, 1 left and 2 right of the middle. Green rises downwards.
+    """
     mask = torch.ones(height, width, dtype=torch.uint8)
     mask[:, width // 2 :] = 2
     image = torch.stack(
@@ -157,7 +160,7 @@ def test_crops_of_picture_and_mask_are_the_same_place() -> None:
         assert image.dtype == mask.dtype == torch.uint8 and image.shape[1:] == mask.shape
         assert mask.shape[0] <= 32 and mask.shape[1] <= 32
         near = (image[0].int() - mask.int() * 100).abs() < 30
-        assert near.float().mean() > 0.9  # bilinear and nearest differ along the middle
+        assert near.float().mean() > 0.9  # because bilinear and nearest differ along the middle
         if (mask == 1).any() and (mask == 2).any():
             flips.append(int(mask[0, 0]) == 2)
         heights.append(mask.shape[0])
@@ -165,7 +168,7 @@ def test_crops_of_picture_and_mask_are_the_same_place() -> None:
         again = crop(*annotated(40, 60), keys(index))
         assert torch.equal(again[0], image) and torch.equal(again[1], mask)
     assert 0.35 < np.mean(flips) < 0.65 and len(flips) > 150
-    assert min(heights) in (16, 17) and max(heights) == 32  # half of the shorter side's 32; cut
+    assert min(heights) in (16, 17) and max(heights) == 32  # half of the shorter side's 32, then cropped
     assert min(firsts) < 10 and max(firsts) > 120
     others = [crop(*annotated(40, 60), keys(index, epoch=1))[1].shape[0] for index in range(200)]
     assert others != heights
@@ -182,7 +185,7 @@ def test_a_crop_of_one_class_is_drawn_anew() -> None:
             counts = torch.bincount(crop(image, mask, keys(index))[1].flatten(), minlength=3)
             rows.append([int(counts[1]), int(counts[2])])
         shares[most] = np.mean([max(row) / max(sum(row), 1) <= most and min(row) > 0 for row in rows])
-    # Of a random crop 16 px or more of either class: rarely more than 3/4 of neither at once, but often within ten times.
+    # A single random crop is rarely mixed so well, but one of up to eleven often is.
     assert shares[0.75] > 0.6 and shares[1.0] > 0.9
 
 
@@ -193,7 +196,7 @@ def test_odd_pictures_can_be_cropped(size: tuple[int, int]) -> None:
 
 
 class Guessing(FCN32s):
-    """FCN-32s whose last layer does not begin with zeros."""
+    """An FCN-32s with a last layer that is not initialised with zeros."""
 
     @override
     def head(self, num_classes: int) -> nn.Module:
@@ -258,7 +261,7 @@ def found_in(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same runs by two processes ("two", "two-step") and by one."""
+    """Run the same trainings in two processes ("two", "two-step") and in one."""
     path = tmp_path_factory.mktemp("segmentation")
     root = draw_voc(path / "VOCdevkit", 2, 2, side_px=40, num_train_masks=4, num_test_masks=7)
     with socket.socket() as probe:
@@ -277,31 +280,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_two_ranks_say_of_seven_pictures_what_one_says(folder: Path) -> None:
-    """Byte by byte: confusions and masks, each picture once."""
-    one, two = found_in(folder / "one"), found_in(folder / "two")
-    assert one == two and len(one) == 1 + 7 + 1
-    said = read_predictions(folder / "two" / NAME)
-    assert said["image"].tolist() == list(range(7))
-    assert said["confusion"].shape == (7, 4, 4) and said["confusion"].dtype == np.int64
+    """Compare confusions and masks byte by byte, each image once."""
+    one_rank, both_ranks = found_in(folder / "one"), found_in(folder / "two")
+    assert one_rank == both_ranks and len(one_rank) == 1 + 7 + 1
+    predictions = read_predictions(folder / "two" / NAME)
+    assert predictions["image"].tolist() == list(range(7))
+    assert predictions["confusion"].shape == (7, 4, 4) and predictions["confusion"].dtype == np.int64
     assert not (folder / "two" / "predictions").exists()
 
 
 def test_masks_are_what_was_found_at_the_pictures_own_size(folder: Path) -> None:
-    said = read_predictions(folder / "one" / NAME)
+    predictions = read_predictions(folder / "one" / NAME)
     with VOC(folder / "VOCdevkit", ("2012_val",), "masks") as data:
         for index in range(7):
             truth = data.mask(index)
             with Image.open(folder / "one" / "masks" / f"{data.image_id(index)}.png") as image:
                 assert image.mode == "P" and image.getpalette() == palette().ravel().tolist()
-                found = np.array(image)
-            assert found.shape == truth.shape
-            expected = confusion(torch.from_numpy(found), torch.from_numpy(truth), 4)
-            assert (said["confusion"][index] == expected.numpy()).all()
-            assert said["confusion"][index].sum() == (truth != VOID).sum()
+                mask = np.array(image)
+            assert mask.shape == truth.shape
+            expected = confusion(torch.from_numpy(mask), torch.from_numpy(truth), 4)
+            assert (predictions["confusion"][index] == expected.numpy()).all()
+            assert predictions["confusion"][index].sum() == (truth != VOID).sum()
 
 
 def test_two_ranks_make_the_step_of_one(folder: Path) -> None:
-    """Weights after a step on the same two pictures, of sizes of their own: the loss is a picture's own."""
+    """Compare the weights after a step on two images of different sizes, whose losses are independent."""
     steps = []
     for name in ("one-step", "two-step"):
         (path,) = (folder / name / "checkpoints").glob("step-*.pt")
@@ -310,30 +313,30 @@ def test_two_ranks_make_the_step_of_one(folder: Path) -> None:
     torch.manual_seed(0)
     before = AlexNet(fc_width=8, dropout=0.0).state_dict()
     changed = 0
-    for name, one in steps[0].items():
-        other = steps[1][name]
+    for name, weights in steps[0].items():
+        expected = steps[1][name]
         if name in before and before[name].is_floating_point() and "running" not in name:
-            moved = (one - before[name]).abs().max()
+            moved = (weights - before[name]).abs().max()
             changed += bool(moved > 0)
-            # Of the smaller picture zeros beyond its own border are seen where the batch has two of them: its pixels are not.
-            assert (one - other).abs().max() <= 0.05 * moved + 1e-6, name
+            # A tolerance, because convolutions read the padding of the smaller image in a batch of two.
+            assert (weights - expected).abs().max() <= 0.05 * moved + 1e-6, name
         elif "running" in name:
-            assert torch.equal(one, before[name]), name  # BatchNorm "eval"
+            assert torch.equal(weights, before[name]), name  # because BatchNorm is in mode "eval"
     assert changed > 20
 
 
 def stopped_after(monkeypatch: pytest.MonkeyPatch, run: Run, num: int) -> list[int]:
-    """A signal comes with the `num`-th picture; each asking is counted."""
-    asked: list[int] = []
+    """Request a stop at the `num`-th image, and count the images."""
+    indices: list[int] = []
     real = run.stop_signal.after_step
 
     def after_step() -> Any:
-        asked.append(1)
-        run.stop_signal.stop_requested = len(asked) == num
+        indices.append(1)
+        run.stop_signal.stop_requested = len(indices) == num
         return real()
 
     monkeypatch.setattr(run.stop_signal, "after_step", after_step)
-    return asked
+    return indices
 
 
 def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
@@ -346,34 +349,34 @@ def test_predictions_go_on_where_they_were_and_old_masks_do_not_stay(
         train_step = make_train_step(experiment, 0, run.options, run.world)
         context, task = EpochContext(run, train_step, 0, False, 1), experiment.task
         assert isinstance(task, Segmentation)
-        seen: list[int] = []
+        indices: list[int] = []
         real = task.found
 
         def counted(image: Tensor, train_step: TrainStep) -> Tensor:
-            seen.append(1)
+            indices.append(1)
             return real(image, train_step)
 
         monkeypatch.setattr(task, "found", counted)
         stopped_after(monkeypatch, run, PART + 2)
         with pytest.raises(PassStopped):
             task.end_stage(context)
-        assert len(seen) == PART + 2 and not (run.folder / NAME).exists()
-        seen.clear()
+        assert len(indices) == PART + 2 and not (run.folder / NAME).exists()
+        indices.clear()
         monkeypatch.undo()
         run.stop_signal.stop_requested = False
         monkeypatch.setattr(task, "found", counted)
         task.end_stage(context)
-        assert len(seen) == 3
+        assert len(indices) == 3
         whole = found_in(run.folder)
         assert len(whole) == 1 + 1 + PART + 3
         (run.folder / "masks" / "2008_999999.png").write_bytes(b"of other weights")
         with torch.no_grad():
             for weights in train_step.module.head.parameters():  # type: ignore[union-attr]
-                weights.neg_()  # what was the least likely class is the most likely one
+                weights.neg_()  # so that the least likely class becomes the most likely one
         task.end_stage(context)
-        other = found_in(run.folder)
-        assert other.keys() == whole.keys()
-        assert other[NAME] != whole[NAME]
+        other_run = found_in(run.folder)
+        assert other_run.keys() == whole.keys()
+        assert other_run[NAME] != whole[NAME]
 
 
 def test_training_mode_is_as_it_was_after_the_predictions(folder: Path, tmp_path: Path) -> None:

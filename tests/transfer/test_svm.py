@@ -1,4 +1,4 @@
-"""SVMs on frozen features: average precision by hand, VISSL's protocol step by step, files that are made once by any number of processes."""
+"""Test SVMs on frozen features: average precision, VISSL's protocol, and files of several processes."""
 
 import json
 import multiprocessing
@@ -22,7 +22,9 @@ from tests.engine.tiny import one_process
 
 
 def devkit_ap(targets: Sequence[int], scores: Sequence[float]) -> float:
-    """In plain loops, for scores without ties: down the ranking, then the highest precision at each recall or a higher one."""
+    """Return the AP in plain loops, for scores without ties: the highest precision at each or a higher
+    recall.
+    """
     ranked = [t for _, t in sorted(zip(scores, targets, strict=True), reverse=True) if t >= 0]
     points, right = [], 0
     for rank, target in enumerate(ranked, start=1):
@@ -40,14 +42,15 @@ def devkit_ap(targets: Sequence[int], scores: Sequence[float]) -> float:
     [
         ([1, 1, 0, 0], [4, 3, 2, 1], 1.0),
         ([0, 0, 1], [3, 2, 1], 1 / 3),
-        # Precisions at the positives 1/1, 2/4, 3/5: at a recall of 2/3 that of a recall of 1 is higher.
+        # The precisions at the positives are 1/1, 2/4 and 3/5. At a recall of 2/3 that of recall 1 is higher.
         ([1, 0, 0, 1, 1], [5, 4, 3, 2, 1], 1 / 3 + 2 / 3 * 3 / 5),
-        # A difficult one on top counts for nothing.
+        # A difficult image at the top does not count.
         ([-1, 1, 0, 1], [9, 3, 2, 1], 1 / 2 + 1 / 2 * 2 / 3),
-        # Two tied on top, one of them right: both come in at once, with a precision of a half, then 2/3.
+        # Two images are tied at the top, one of them right. Both enter at once with a precision of 1/2, then
+        # 2/3.
         ([1, 0, 1], [2, 2, 1], 2 / 3),
         ([0, 1, 1], [2, 2, 1], 2 / 3),
-        ([1, 0, 0, 0], [1, 1, 1, 1], 1 / 4),  # all tied: the frequency
+        ([1, 0, 0, 0], [1, 1, 1, 1], 1 / 4),  # if all are tied it is the frequency
         ([1, 1], [1, 2], 1.0),
     ],
 )
@@ -60,16 +63,19 @@ def test_interpolated_ap_of_random_rankings_and_of_a_class_without_positives() -
     for _ in range(20):
         targets = random.integers(-1, 2, 60)
         scores = random.permutation(60).astype(float)
-        found = interpolated_ap(targets.astype(np.int8), scores)
-        assert found == pytest.approx(devkit_ap(targets.tolist(), scores.tolist()))
+        result = interpolated_ap(targets.astype(np.int8), scores)
+        assert result == pytest.approx(devkit_ap(targets.tolist(), scores.tolist()))
         counted = targets >= 0
-        assert found >= average_precision_score(targets[counted], scores[counted])
+        assert result >= average_precision_score(targets[counted], scores[counted])
     with pytest.raises(AssertionError, match="without positives"):
         interpolated_ap(np.array([0, -1, 0], np.int8), np.zeros(3))
 
 
 def test_low_shot_scores_by_hand() -> None:
-    """Two classes, two samples, one number of shots, two costs: means over classes .3 and .5 at the first, .6 and .7 at the second."""
+    """Check two classes, two samples, one number of shots and two costs.
+
+    The means over classes are .3 and .5 at the first cost, .6 and .7 at the second.
+    """
     aps = np.array([[[[0.2, 0.7]], [[0.4, 0.8]]], [[[0.4, 0.5]], [[0.6, 0.6]]]])
     assert low_shot_scores(aps, (4,)) == {4: (pytest.approx(65.0), pytest.approx(5.0))}
     equal = np.repeat(aps[..., :1], 2, -1)
@@ -77,9 +83,9 @@ def test_low_shot_scores_by_hand() -> None:
 
 
 def test_l2_normalised_by_hand() -> None:
-    found = l2_normalised(np.array([[3, 4], [0, 0]], np.float16), 1e-5)
-    assert found.dtype == np.float64
-    assert found.tolist() == [[3 / (5 + 1e-5), 4 / (5 + 1e-5)], [0.0, 0.0]]
+    result = l2_normalised(np.array([[3, 4], [0, 0]], np.float16), 1e-5)
+    assert result.dtype == np.float64
+    assert result.tolist() == [[3 / (5 + 1e-5), 4 / (5 + 1e-5)], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize("shape", [(7, 30), (30, 7), (1, 5), (9, 9)])
@@ -96,7 +102,7 @@ NUM_CLASSES = 3
 COSTS_TRIED = (0.1, 1.0, 10.0)
 
 
-def made(
+def one_class(
     folder: Path,
     *,
     margin: float,
@@ -106,15 +112,18 @@ def made(
     num: int = 120,
     width: int = 200,
 ) -> OneClass:
-    """Positive features of a class, 30 % of the pictures, that is `margin` away from the others; every seventh one is difficult."""
+    """Return the task of a class with positive features, `margin` away from the others.
+
+    The class has 30 % of the images. Every seventh image is difficult.
+    """
     random = np.random.default_rng(0)
     direction, files, targets = random.normal(size=width), [], []
     for name in ("train", "test"):
-        there = (random.random(num) < 0.3).astype(np.int8)
-        rows = np.abs(random.normal(size=(num, width)) + margin * there[:, None] * direction + 3)
-        shown = np.random.default_rng(5).permutation(there) if shuffled else there
+        is_positive = (random.random(num) < 0.3).astype(np.int8)
+        rows = np.abs(random.normal(size=(num, width)) + margin * is_positive[:, None] * direction + 3)
+        labels = np.random.default_rng(5).permutation(is_positive) if shuffled else is_positive
         hard = difficult & (np.arange(num) % 7 == 3)
-        targets.append(np.where(hard, np.int8(-1), shown).astype(np.int8))
+        targets.append(np.where(hard, np.int8(-1), labels).astype(np.int8))
         rows[list(bad)] = np.nan
         np.save(folder / f"{name}.npy", rows.astype(np.float32))
         files.append(FeatureFile(folder / f"{name}.npy", {"digest": f"{folder}", "bad": list(bad)}))
@@ -124,7 +133,8 @@ def made(
 
 def plain_svc(cost: float) -> LinearSVC:
     return LinearSVC(
-        C=cost, class_weight={1: 2, -1: 1}, tol=1e-4, max_iter=2000, dual=True, loss="squared_hinge", penalty="l2", random_state=0,
+        C=cost, class_weight={1: 2, -1: 1}, tol=1e-4, max_iter=2000, dual=True, loss="squared_hinge",
+        penalty="l2", random_state=0,
     )  # fmt: skip
 
 
@@ -134,8 +144,10 @@ def normalised_by_hand(file: FeatureFile) -> np.ndarray:
 
 
 def test_cross_validation_is_vissls(tmp_path: Path) -> None:
-    """cross_val_score(cv=3, average_precision) of a plain LinearSVC on the features themselves, difficult ones as negatives."""
-    work = made(tmp_path, margin=0.1)
+    """Compare with cross_val_score(cv=3) of a plain LinearSVC on the features, with difficult images as
+    negatives.
+    """
+    work = one_class(tmp_path, margin=0.1)
     train, test = (normalised_by_hand(file) for file in (work.train, work.test))
     signs = np.where(work.train_targets == 1, 1, -1)
     assert (work.train_targets == -1).sum() > 5
@@ -143,30 +155,30 @@ def test_cross_validation_is_vissls(tmp_path: Path) -> None:
         cross_val_score(plain_svc(cost), train, signs, cv=3, scoring="average_precision").mean()
         for cost in COSTS_TRIED
     ]
-    found = work.outcome()
-    assert found["cross_validated"] == pytest.approx(means, abs=1e-9) and len(set(means)) > 1
-    assert found["cost"] == COSTS_TRIED[int(np.argmax(means))]
-    scores = plain_svc(found["cost"]).fit(train, signs).decision_function(test)
-    assert found["ap"] == pytest.approx(devkit_ap(work.test_targets.tolist(), scores.tolist()), abs=1e-9)
-    assert (found["fits"], found["not_converged"]) == (3 * 3 + 1, 0)
+    outcome = work.outcome()
+    assert outcome["cross_validated"] == pytest.approx(means, abs=1e-9) and len(set(means)) > 1
+    assert outcome["cost"] == COSTS_TRIED[int(np.argmax(means))]
+    scores = plain_svc(outcome["cost"]).fit(train, signs).decision_function(test)
+    assert outcome["ap"] == pytest.approx(devkit_ap(work.test_targets.tolist(), scores.tolist()), abs=1e-9)
+    assert (outcome["fits"], outcome["not_converged"]) == (3 * 3 + 1, 0)
 
 
 def test_of_equally_good_costs_the_smallest(tmp_path: Path) -> None:
-    """Whatever their order: a class far from all others is found by each."""
+    """Check a class that every cost separates, for two orders of the costs."""
     for costs in ((1.0, 0.1, 10.0), (10.0, 1.0, 0.1)):
-        found = replace(made(tmp_path, margin=3.0, difficult=False), costs=costs).outcome()
-        assert found["cross_validated"] == [1.0] * 3
-        assert found["cost"] == 0.1 and found["ap"] == pytest.approx(1.0)
+        outcome = replace(one_class(tmp_path, margin=3.0, difficult=False), costs=costs).outcome()
+        assert outcome["cross_validated"] == [1.0] * 3
+        assert outcome["cost"] == 0.1 and outcome["ap"] == pytest.approx(1.0)
 
 
 def test_shuffled_targets_have_the_classes_frequency(tmp_path: Path) -> None:
-    work = made(tmp_path, margin=3.0, difficult=False, shuffled=True)
+    work = one_class(tmp_path, margin=3.0, difficult=False, shuffled=True)
     test = work.test_targets[work.test_targets >= 0]
     assert work.outcome()["ap"] < (test == 1).mean() + 0.15
 
 
 def test_pictures_that_could_not_be_decoded_are_left_out(tmp_path: Path) -> None:
-    work = made(tmp_path, margin=0.1, bad=(2, 50))
+    work = one_class(tmp_path, margin=0.1, bad=(2, 50))
     rows, _, targets = work.train_rows()
     assert len(rows) == len(targets) == 118 and np.isfinite(rows).all()
     train = np.delete(normalised_by_hand(work.train), [2, 50], 0)
@@ -179,13 +191,15 @@ def test_machines_that_do_not_converge_are_counted_and_not_spoken_of(
     tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     short = replace(VISSL, machine=replace(VISSL.machine, max_iterations=3))
-    found = replace(made(tmp_path, margin=0.1), costs=(0.001, 100.0), protocol=short).outcome()
-    assert found["fits"] == 7 and 3 <= found["not_converged"] <= 7
+    outcome = replace(one_class(tmp_path, margin=0.1), costs=(0.001, 100.0), protocol=short).outcome()
+    assert outcome["fits"] == 7 and 3 <= outcome["not_converged"] <= 7
     assert not list(recwarn)
 
 
 def test_a_few_of_each_are_vissls(tmp_path: Path) -> None:
-    """k positives and (classes - 1) * k negatives, no difficult one, each once; anew for each sample and number."""
+    """Check k positives and (classes - 1) * k negatives without difficult images, drawn anew for each sample
+    and k.
+    """
     targets = np.random.default_rng(1).integers(-1, 2, 300).astype(np.int8)
     drawn = {}
     for k in (1, 4, 8):
@@ -201,10 +215,10 @@ def test_a_few_of_each_are_vissls(tmp_path: Path) -> None:
 
 
 def test_low_shot_is_plain_svms_of_the_drawn(tmp_path: Path) -> None:
-    work = replace(made(tmp_path, margin=0.4), shots=(2, 5), costs=(0.1, 10.0))
-    found = work.outcome()
-    aps = np.array(found["aps"])
-    assert aps.shape == (5, 2, 2) and found["fits"] == 20
+    work = replace(one_class(tmp_path, margin=0.4), shots=(2, 5), costs=(0.1, 10.0))
+    outcome = work.outcome()
+    aps = np.array(outcome["aps"])
+    assert aps.shape == (5, 2, 2) and outcome["fits"] == 20
     train, test = (normalised_by_hand(file) for file in (work.train, work.test))
     for sample in range(5):
         for i, k in enumerate((2, 5)):
@@ -216,19 +230,19 @@ def test_low_shot_is_plain_svms_of_the_drawn(tmp_path: Path) -> None:
     assert aps[:, 1].mean() > aps[:, 0].mean()
 
 
-def wanted(folder: Path, work: OneClass) -> dict[Path, OneClass]:
+def tasks_of(folder: Path, work: OneClass) -> dict[Path, OneClass]:
     return {folder / "svm" / f"{seed}.json": replace(work, seed=seed) for seed in range(4)}
 
 
 def test_outcomes_are_made_once_and_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pieces = wanted(tmp_path, made(tmp_path, margin=0.1))
+    pieces = tasks_of(tmp_path, one_class(tmp_path, margin=0.1))
     fit, fitted = LinearSVC.fit, []
 
     def counted(machine: LinearSVC, *arguments: Any) -> LinearSVC:
         fitted.append(machine)
-        if len(fitted) == 25:  # amid the third
+        if len(fitted) == 25:  # in the middle of the third task
             raise KeyboardInterrupt
         return fit(machine, *arguments)
 
@@ -237,18 +251,18 @@ def test_outcomes_are_made_once_and_gone_on_with(
         run_resumable(pieces, 1, one_process(), "classes")
     assert sorted(path.name for path in (tmp_path / "svm").iterdir()) == ["0.json", "1.json"]
     fitted.clear()
-    fitted.extend([None] * 100)  # past the one that is interrupted
-    found = run_resumable(pieces, 1, one_process(), "classes")
+    fitted.extend([None] * 100)  # so that the interruption does not come again
+    outcomes = run_resumable(pieces, 1, one_process(), "classes")
     assert len(fitted) - 100 == 2 * 10
-    assert found == [json.loads(path.read_text()) for path in pieces]
-    assert run_resumable(pieces, 1, one_process(), "classes") == found and len(fitted) - 100 == 2 * 10
+    assert outcomes == [json.loads(path.read_text()) for path in pieces]
+    assert run_resumable(pieces, 1, one_process(), "classes") == outcomes and len(fitted) - 100 == 2 * 10
 
 
 @pytest.mark.slow
 def test_bytes_are_those_of_one_process(tmp_path: Path) -> None:
-    work, files = made(tmp_path, margin=0.1), []
+    work, files = one_class(tmp_path, margin=0.1), []
     for num in (1, 2):
-        pieces = wanted(tmp_path / str(num), work)
+        pieces = tasks_of(tmp_path / str(num), work)
         assert run_resumable(pieces, num, one_process(), "classes") is not None
         files.append([path.read_bytes() for path in pieces])
     assert files[0] == files[1] and len(set(files[0])) > 1
@@ -256,20 +270,20 @@ def test_bytes_are_those_of_one_process(tmp_path: Path) -> None:
 
 
 def test_ranks_share_all_of_it_whoever_comes_first(tmp_path: Path) -> None:
-    """Three ranks, one after another, the last of them rank 0, which waits for the others' files."""
-    work = made(tmp_path, margin=0.1)
-    pieces, alone = wanted(tmp_path / "ranks", work), wanted(tmp_path / "alone", work)
+    """Run three ranks one after another; the last is rank 0, which waits for the files of the others."""
+    work = one_class(tmp_path, margin=0.1)
+    pieces, alone = tasks_of(tmp_path / "ranks", work), tasks_of(tmp_path / "alone", work)
     for rank in (2, 1):
         world = replace(one_process(), rank=rank, size=3)
         assert run_resumable(pieces, 1, world, "classes") is None
     assert len(list((tmp_path / "ranks" / "svm").iterdir())) == 3
-    found = run_resumable(pieces, 1, replace(one_process(), size=3), "classes")
-    assert found == run_resumable(alone, 1, one_process(), "classes")
+    outcomes = run_resumable(pieces, 1, replace(one_process(), size=3), "classes")
+    assert outcomes == run_resumable(alone, 1, one_process(), "classes")
 
 
 @dataclass(frozen=True)
 class Ended:
-    """Work in a process that is ended from outside."""
+    """A task whose process is ended from outside."""
 
     def outcome(self) -> dict[str, Any]:
         import os
@@ -295,7 +309,7 @@ def test_a_process_that_is_ended_and_one_that_fails(tmp_path: Path) -> None:
 
 
 def test_the_protocol_is_the_published_one() -> None:
-    """VISSL, eval_resnet_8gpu_transfer_voc07_svm and svm_trainer.py."""
+    """Compare with VISSL's eval_resnet_8gpu_transfer_voc07_svm and svm_trainer.py."""
     assert COSTS["vissl"] == (0.01, 0.1, 1, 2, 5, 10, 15, 20, 50, 100, 1000)
     assert COSTS["fsb"] == pytest.approx([10.0**power for power in range(-7, 3)])
     machine = VISSL.machine

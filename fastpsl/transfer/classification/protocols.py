@@ -1,8 +1,9 @@
-"""Protocols of multi-label classification on VOC2007 by fine-tuning: each with the splits, schedule and crops that were published, as data.
+"""Published protocols of multi-label classification on VOC2007 by fine-tuning, as data.
 
-Both stand on philkr/voc-classification (Krähenbühl et al., uic.txt and sslpp.txt cite it): crops of .1 to .5 of the area, BatchNorm by its
-running statistics, gradients clipped at 10, a new classifier of N(0, .01) with biases .1, the outputs of ten random crops summed. Its own
-way to crop is Caffe's (a scale of .5 to 2); DeepCluster's script has it as an area.
+Both protocols follow philkr/voc-classification (Krähenbühl et al., cited by uic.txt and sslpp.txt): crops of
+.1 to .5 of the area, BatchNorm by its running statistics, gradients clipped at 10, a new classifier of N(0,
+.01) with biases .1, the outputs of ten random crops summed. That code crops as Caffe does (a scale of .5 to
+2); DeepCluster's script states an area.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,13 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate for a batch of `BATCH_SIZE`, multiplied by `factor` between `intervals`, which are shares of the training."""
+    """A learning rate that drops during the training.
+
+    Attributes:
+        lr: First rate for a batch of `BATCH_SIZE`.
+        intervals: Shares of the training; between two of them the rate is multiplied by `factor`.
+        factor: Factor of a drop.
+    """
 
     lr: float
     intervals: tuple[int, ...] = (1,)
@@ -27,10 +34,23 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelProtocol:
-    """train, test: image sets (`pipelines.voc.VOC`). fc6_8, all: the rate by what learns. epochs or num_steps: the length, as in `Stage`.
+    """A protocol: image sets, schedule and crops.
 
-    new_fc: whether fc6 and fc7 begin anew, as the classifier does, or as they were learned. area, ratio: of the crops, in training and
-    test. clip_norm, batchnorm: see `Experiment`.
+    Attributes:
+        train: Image sets to learn from (`pipelines.voc.VOC`).
+        test: Image sets to score on.
+        fc6_8: Rate where fc6 to fc8 learn.
+        all: Rate where every layer learns.
+        epochs: Length in epochs, as in `Stage`.
+        num_steps: Length in steps, as in `Stage`.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
+        new_fc: Whether fc6 and fc7 are initialised anew, as the classifier is.
+        area: Share of the image's area that a crop takes, in training and in test.
+        ratio: Aspect ratios of crops, in training and in test.
+        num_crops: Crops of a test image.
+        clip_norm: See `Experiment`.
+        batchnorm: See `Experiment`.
     """
 
     train: tuple[str, ...]
@@ -49,21 +69,30 @@ class MultiLabelProtocol:
     batchnorm: Literal["eval"] = "eval"
 
     def rate(self, layers: Layers) -> Rate:
+        """Return the rate for what learns."""
         return self.fc6_8 if layers == "fc6_8" else self.all
 
     def schedule(self, layers: Layers, batch_size: int) -> Schedule:
-        """Rates for this batch, in proportion to it. ValueError for rates of 0 and less."""
+        """Return the schedule, in proportion to the batch size.
+
+        Raises:
+            ValueError: If the rate is 0 or less.
+        """
         rate = self.rate(layers)
         return step_drops(rate.lr * batch_size / BATCH_SIZE, rate.intervals, rate.factor)
 
     def stage(self, layers: Layers, backbone: Backbone) -> Stage:
-        """The one stage: from fc6 on, or all blocks. ValueError where there is no fc6."""
+        """Return the one stage, in which the blocks from fc6 on or all blocks learn.
+
+        Raises:
+            ValueError: If "fc6_8" is to learn and the backbone has no fc6.
+        """
         first = 1 if layers == "all" else fc6(backbone)
         return Stage("voc", 1, first, backbone.num_blocks, self.epochs, self.num_steps)
 
 
 def constants_of(protocol: MultiLabelProtocol, layers: Layers) -> dict[str, Any]:
-    """The protocol's values as plain ones, the rate of `layers` among them: for the settings of result.json."""
+    """Return the values of the protocol and its rate for `layers`, for the settings of result.json."""
     values = asdict(protocol)
     del values["fc6_8"], values["all"]
     return values | asdict(protocol.rate(layers)) | {"lr_batch": BATCH_SIZE}
@@ -72,7 +101,11 @@ def constants_of(protocol: MultiLabelProtocol, layers: Layers) -> dict[str, Any]
 def changed(
     protocol: MultiLabelProtocol, layers: Layers, num_steps: int | None, lr: float | None
 ) -> MultiLabelProtocol:
-    """The protocol in another number of steps, or with another first rate, where they are given. ValueError for no steps at all."""
+    """Return the protocol with the given values in place of its own.
+
+    Raises:
+        ValueError: If `num_steps` is below 1.
+    """
     if num_steps is not None and num_steps < 1:
         raise ValueError(f"--num-steps {num_steps}: it must be 1 or more")
     if num_steps is not None:
@@ -84,7 +117,11 @@ def changed(
 
 
 def fc6(backbone: Backbone) -> int:
-    """The number of the block that is called fc6, from 1; ValueError where none is."""
+    """Return the number of the block named fc6, from 1.
+
+    Raises:
+        ValueError: If the backbone has no such block.
+    """
     if "fc6" not in backbone.block_names:
         raise ValueError(
             f"--layers fc6_8: {backbone.name} has no fc6 (its blocks are {', '.join(backbone.block_names)}); "
@@ -94,15 +131,17 @@ def fc6(backbone: Backbone) -> int:
 
 
 PROTOCOLS: dict[str, MultiLabelProtocol] = {
-    # DeepCluster, eval_voc_classif.py and its .sh (80,000 steps; the older scripts for Caffe, of 150,000, have the rate for all layers). Its
-    # README's erratum: 72.0 mAP (fc6_8) was with scales and shifts of BatchNorm learning in frozen blocks too; without, as here, 70.4.
+    # DeepCluster, eval_voc_classif.py and its .sh: 80,000 steps. The older scripts for Caffe, of 150,000
+    # steps, have the rate for all layers. The README's erratum: 72.0 mAP (fc6_8) was measured while scales
+    # and shifts of BatchNorm learned in frozen blocks, too; it is 70.4 where they do not, as here.
     "deepcluster": MultiLabelProtocol(
         train=("2007_trainval",), test=("2007_test",),
         fc6_8=Rate(0.003, (5_000,) * 16), all=Rate(0.001, (20_000,) * 4), num_steps=80_000,
         weight_decay=1e-6, new_fc=True,
     ),
-    # SSL++, Tables I and II. Without the "magic init", as it says: nothing is rescaled. It does not say whether fc6 and fc7 begin anew:
-    # here they go on, as philkr/voc-classification has it unless told otherwise.
+    # SSL++, Tables I and II. The paper leaves out the "magic init", so nothing is rescaled. It does not state
+    # whether fc6 and fc7 are initialised anew. Here they are not, as is the default of
+    # philkr/voc-classification.
     "sslpp": MultiLabelProtocol(
         train=("2007_train",), test=("2007_test",),
         fc6_8=Rate(0.003), all=Rate(0.001), epochs=200,

@@ -1,4 +1,7 @@
-"""Multi-label classification: which of the classes are in a picture; learned by fine-tuning (uic.txt, Table 5; sslpp.txt, Fig. 3)."""
+"""The task of multi-label classification: fine-tune a backbone to name the classes in an image.
+
+Sources: uic.txt, Table 5; sslpp.txt, Fig. 3.
+"""
 
 import contextlib
 from collections.abc import Generator, Iterator, Sequence
@@ -31,20 +34,28 @@ from fastpsl.tasks.classify import average_and_linear
 from fastpsl.transfer.classification.protocols import fc6
 
 STD, BIAS = 0.01, 0.1
-# Of the draws of test crops, which are of (seed, image, crop): the same whatever was learned, and for how long.
+# Test crops are drawn in this epoch, so that they are the same after any length of training.
 _TEST_EPOCH = 0
 
 
 def crop_view(input: Input, size_px: int, area: tuple[float, float], ratio: tuple[float, float]) -> ViewSpec:
-    """A random crop of a share of the picture's `area`, flipped half the time; then what the weights' input record says."""
+    """Return a view of random crops, flipped half the time, then treated as the weights' input record states.
+
+    Args:
+        input: Record of what the network reads.
+        size_px: Side of a crop.
+        area: Share of the image's area that a crop takes.
+        ratio: Aspect ratios of crops.
+    """
     return replace(train_view(input, size_px), crop=RandomResizedCrop(size_px, area, ratio))
 
 
 def reinitialise(block: nn.Module) -> None:
-    """Fully-connected layers as the classifier begins: weights N(0, .01), biases .1.
+    """Initialise fully-connected layers as the classifier's: weights N(0, .01), biases .1.
 
-    A BatchNorm between them (alexnet_rotnet's, whose layers have no bias) begins with mean 0, variance 1, scale 1 and shift .1: its
-    statistics were those of the layer that is no more. By its running statistics it is such a bias then.
+    A BatchNorm between them (alexnet_rotnet's, whose layers have no bias) gets mean 0, variance 1, scale 1
+    and shift .1, because its statistics were those of the old layer. Used with its running statistics, it
+    then equals such a bias.
     """
     for part in block.modules():
         if isinstance(part, nn.Linear):
@@ -56,7 +67,7 @@ def reinitialise(block: nn.Module) -> None:
 
 
 def reinitialise_fc(backbone: Backbone) -> None:
-    """`reinitialise` of fc6 and all behind it; nothing where there is no fc6."""
+    """Reinitialise fc6 and all later blocks in place; do nothing if the backbone has no fc6."""
     if "fc6" in backbone.block_names:
         for block in backbone.blocks()[fc6(backbone) - 1 :]:
             reinitialise(block)
@@ -64,9 +75,16 @@ def reinitialise_fc(backbone: Backbone) -> None:
 
 @dataclass
 class MultiLabel(Task):
-    """A linear classifier on the last block (averaged over its positions, of which fc7 has one), and a yes or no of each class.
+    """A task with a linear classifier on the last block and a sigmoid for each class.
 
-    view: of training and of the test's crops, `num_crops` of which are one answer: the sum of their outputs before the sigmoid.
+    The classifier reads the average over the block's positions (fc7 has one position).
+
+    Attributes:
+        view: View of training images and of the test's crops.
+        num_crops: Crops of a test image; its score is the sum of their outputs before the sigmoid.
+        num_levels: Always 1.
+        targets: int8 [N, C], as `VOC.targets`; set by `check_data`.
+        class_names: Names of the C classes; set by `check_data`.
     """
 
     view: ViewSpec
@@ -77,7 +95,7 @@ class MultiLabel(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """Takes the labels."""
+        """Store the labels."""
         assert isinstance(data, VOC) and data.class_names is not None
         self.targets, self.class_names = torch.from_numpy(data.targets()), data.class_names
 
@@ -87,12 +105,12 @@ class MultiLabel(Task):
 
     @override
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
-        """None: the test pictures are scored in `end_stage`, each alone."""
+        """Return no view, because `end_stage` scores the test images, one at a time."""
         return ()
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
-        """Features [B, channels, h, w] to outputs [B, num_classes]."""
+        """Return a head that maps features [B, channels, h, w] to outputs [B, num_classes]."""
         head = average_and_linear(channels, len(self.class_names), STD)
         reinitialise(head)
         return head
@@ -105,7 +123,7 @@ class MultiLabel(Task):
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """`masked_bce` of the batch; skipped samples count for nothing."""
+        """Return `masked_bce` of the batch; skipped samples do not count."""
         valid = batch.indices >= 0
         targets = self.targets[batch.indices.clamp(min=0)]
         targets = torch.where(valid[:, None], targets, -1)
@@ -115,12 +133,12 @@ class MultiLabel(Task):
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The pictures as the network sees them."""
+        """Return the images as the network sees them."""
         return self.view.pictures(inputs[0])
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """The classes that are in each picture; in brackets those that do not count. Nothing of a skipped one."""
+        """Return the classes of each image, difficult ones in brackets; nothing for a skipped image."""
         rows = self.targets.cpu()[batch.indices.clamp(min=0).cpu()].tolist()
         rows = [row if index >= 0 else [] for index, row in zip(batch.indices.tolist(), rows, strict=True)]
         return [
@@ -134,7 +152,7 @@ class MultiLabel(Task):
 
     @override
     def end_stage(self, context: EpochContext) -> None:
-        """The test pictures' outputs, predictions.npz: "scores", float32 [N, num_classes]."""
+        """Write the test images' outputs to predictions.npz as "scores", float32 [N, num_classes]."""
         run, data = context.run, context.run.data.val
         assert data is not None
         views = (self.view,) * self.num_crops
@@ -147,19 +165,24 @@ class MultiLabel(Task):
 
 
 def masked_bce(outputs: Tensor, targets: Tensor, num: Tensor) -> Tensor:
-    """Binary cross-entropies of outputs (float32 [B, C], before the sigmoid), summed over the classes and divided by the `num` pictures of a batch.
+    """Return the binary cross-entropy summed over the classes and divided by the number of images.
 
-    targets: int8 [B, C], 1 there, 0 not; where they are -1 nothing is counted (difficult objects).
+    Args:
+        outputs: float32 [B, C], before the sigmoid.
+        targets: int8 [B, C]: 1 if the class is in the image, 0 if not, -1 if it does not count (difficult
+            objects).
+        num: Number of images in the batch that are not padding; 0 is treated as 1.
     """
     losses = F.binary_cross_entropy_with_logits(outputs, targets.clamp(min=0).float(), reduction="none")
-    # where, and not a product: padding may hold what is not finite
+    # torch.where instead of a product, because outputs of padding may not be finite.
     return torch.where(targets >= 0, losses, 0.0).sum() / num.clamp(min=1)
 
 
 class MultiCropPredictor:
-    """A network's predictions of consecutive test images, for `predict`: crops of a picture are a batch of their own.
+    """A network's predictions for consecutive test images, for `EpochContext.predict`.
 
-    Parts that follow one another are read on in one epoch of the loader, which stays a few batches ahead.
+    The crops of an image form a batch of their own. Consecutive parts are read in one epoch of the loader,
+    which stays a few batches ahead.
     """
 
     def __init__(self, run: Run, train_step: TrainStep, loader: Loader):
@@ -170,7 +193,11 @@ class MultiCropPredictor:
 
     @torch.no_grad()
     def predict_images(self, images: range) -> Iterator[Predictions]:
-        """{"scores": float32 [1, num_classes]} of each of one part of this rank; [0, num_classes] of a picture that was skipped."""
+        """Yield {"scores": float32 [1, num_classes]} for each image of one part of this rank.
+
+        Args:
+            images: Numbers of the images. The scores of an image that was skipped are [0, num_classes].
+        """
         batch = self._batch(images.start // (PART * self.run.world.size))
         inputs = self.augment.inputs(batch, self.loader.views, self.train_step.dtype)
         module = self.train_step.module

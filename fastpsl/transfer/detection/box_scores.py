@@ -1,8 +1,9 @@
-"""What detected boxes are worth, in percent: average precision by VOC's devkit and by COCO's.
+"""Compute the average precision of detected boxes, by VOC's devkit and by COCO's evaluation.
 
-VOC's is written out here, as no maintained package matches as the devkit (VOCevaldet.m) does; COCO's is pycocotools'. Areas are plain
-products of sides: the devkit counts pixels from the first to the last and adds 1 to each side, which is the same for boxes that are
-0-based and half-open (x1 = xmin - 1, x2 = xmax). Where other evaluators differ: docs/transfer.md.
+VOC's evaluation is written out here, because no maintained package matches boxes as the devkit (VOCevaldet.m)
+does. COCO's is that of pycocotools. Areas are plain products of sides. The devkit counts pixels from the
+first to the last and adds 1 to each side, which is the same for boxes that are 0-based and half-open (x1 =
+xmin - 1, x2 = xmax). docs/transfer.md lists where other evaluators differ.
 """
 
 import contextlib
@@ -15,27 +16,46 @@ import numpy as np
 from fastpsl.pipelines.voc.dataset import VOC
 
 IOUS = np.arange(50, 100, 5) / 100
-POINTS = np.arange(11) / 10  # of recall, VOC2007's
-MAX_PER_IMAGE = 100  # of a class in an image: COCO's maxDets
+POINTS = np.arange(11) / 10  # recalls, as in VOC2007
+MAX_PER_IMAGE = 100  # detections per class and image: COCO's maxDets
 
 
 class Boxes(NamedTuple):
-    """Boxes of all images, one behind the other."""
+    """The boxes of all images, one after another.
 
-    image: np.ndarray  # int64 [n]
-    boxes: np.ndarray  # float64 [n, 4]: x1 y1 x2 y2, px
-    labels: np.ndarray  # int64 [n]
-    scores: np.ndarray  # float32 [n]; 1 of truth
-    difficult: np.ndarray  # bool [n]; False of detections
+    Attributes:
+        image: Number of the image, int64 [n].
+        boxes: x1 y1 x2 y2 in px, float64 [n, 4].
+        labels: Class of each box, int64 [n].
+        scores: float32 [n]; 1 for annotated objects.
+        difficult: bool [n]; False for detections.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    difficult: np.ndarray
 
 
 def box_scores(predictions: Mapping[str, np.ndarray], data: VOC) -> dict[str, float]:
-    """Percent, of `predictions` of all images of `data`: image int64 [N], boxes float32 [N, 4], scores float32 [N], labels int64 [N].
+    """Score detections.
 
-    AP, AP50, AP75: VOC's matching and VOC2007's 11 points; AP is the mean over overlaps of .5, .55 ... .95, as Detectron2 has it for
-    VOC 2007, whose numbers the papers print. coco_AP, coco_AP50, coco_AP75: COCO's matching and 101 points. AP50_<class>: VOC's.
-    A class without an object that is not difficult has no score, and no part in a mean. ValueError where all are such, and
-    where pycocotools is missing.
+    AP, AP50 and AP75 use VOC's matching and VOC2007's 11 points. AP is the mean over overlaps of .5, .55 ...
+    .95, as Detectron2 has it for VOC 2007; the papers print those numbers. coco_AP, coco_AP50 and coco_AP75
+    use COCO's matching and 101 points. AP50_<class> uses VOC's. A class has no score, and no part in a mean,
+    if all of its objects are difficult.
+
+    Args:
+        predictions: Detections of all images: "image" int64 [N], "boxes" float32 [N, 4], "scores" float32
+            [N], "labels" int64 [N].
+        data: The annotated images.
+
+    Returns:
+        Percent.
+
+    Raises:
+        ValueError: If every object is difficult, or pycocotools is missing.
     """
     assert data.class_names is not None
     truth, found = true_boxes(data), _detected(predictions)
@@ -43,12 +63,13 @@ def box_scores(predictions: Mapping[str, np.ndarray], data: VOC) -> dict[str, fl
         found.image.max() < data.num_samples and found.labels.max() < data.num_classes
     )
     ap = voc_ap(found, truth, data.num_classes)
-    is_there = ~np.isnan(ap[0])
-    if not is_there.any():
+    has_score = ~np.isnan(ap[0])
+    if not has_score.any():
         raise ValueError(
-            f"none of the {data.num_samples:,} images has an object that is not difficult: there is nothing to score"
+            f"none of the {data.num_samples:,} images has an object that is not difficult: "
+            f"there is nothing to score"
         )
-    means = dict(zip(IOUS.tolist(), ap[:, is_there].mean(1).tolist(), strict=True))
+    means = dict(zip(IOUS.tolist(), ap[:, has_score].mean(1).tolist(), strict=True))
     coco = dict(zip(IOUS.tolist(), coco_ap(found, truth, data.num_samples, data.num_classes), strict=True))
     scores: dict[str, float] = {}
     for name, by_iou in (("", means), ("coco_", coco)):
@@ -57,40 +78,54 @@ def box_scores(predictions: Mapping[str, np.ndarray], data: VOC) -> dict[str, fl
             f"{name}AP50": by_iou[0.5],
             f"{name}AP75": by_iou[0.75],
         }
-    classes = zip(data.class_names, ap[0].tolist(), is_there, strict=True)
-    scores |= {f"AP50_{name}": value for name, value, there in classes if there}
+    classes = zip(data.class_names, ap[0].tolist(), has_score, strict=True)
+    scores |= {f"AP50_{name}": value for name, value, is_scored in classes if is_scored}
     return {name: 100 * value for name, value in scores.items()}
 
 
 def voc_ap(found: Boxes, truth: Boxes, num_classes: int) -> np.ndarray:
-    """float64 [10, num_classes], in [0, 1]: average precision at each of IOUS; NaN of a class without truth that is not difficult.
+    """Compute VOC's average precision.
 
-    By falling score (equal scores: by image, then as they stand) each detection belongs to the truth of its class in its image that
-    it overlaps most. Below the overlap asked for it is wrong; with a difficult one it counts neither way; else the
-    first one of a truth is right, and every further one wrong.
+    Detections are matched in the order of falling score; equal scores are ordered by image, then as given. A
+    detection belongs to the object of its class in its image that it overlaps most. It is wrong if that
+    overlap is too small. It does not count if the object is difficult. Otherwise the first detection of an
+    object is right and every later one is wrong.
+
+    Args:
+        found: Detections.
+        truth: Annotated objects.
+        num_classes: Number of classes.
+
+    Returns:
+        float64 [10, num_classes] in [0, 1], a row for each of `IOUS`; NaN for a class without an object that
+        is not difficult.
     """
     order = np.lexsort((found.image, -found.scores, found.labels))  # stable
     found = Boxes(*(column[order] for column in found))
-    overlap, whose = _most_overlapped(found, truth, num_classes)
+    overlap, objects = _most_overlapped(found, truth, num_classes)
     num_true = np.bincount(truth.labels[~truth.difficult], minlength=num_classes)
     starts = np.searchsorted(found.labels, np.arange(num_classes + 1))
     ap = np.full((len(IOUS), num_classes), np.nan)
     for row, iou in zip(ap, IOUS, strict=True):
         hits = np.flatnonzero(overlap >= iou)
         is_right = np.zeros(len(order), bool)
-        is_right[hits[np.unique(whose[hits], return_index=True)[1]]] = True
+        is_right[hits[np.unique(objects[hits], return_index=True)[1]]] = True
         counts = np.ones(len(order), bool)
-        counts[hits] = ~truth.difficult[whose[hits]]
+        counts[hits] = ~truth.difficult[objects[hits]]
         for label in np.flatnonzero(num_true):
-            its = slice(starts[label], starts[label + 1])
-            row[label] = eleven_points(is_right[its][counts[its]], int(num_true[label]))
+            part = slice(starts[label], starts[label + 1])
+            row[label] = eleven_points(is_right[part][counts[part]], int(num_true[label]))
     return ap
 
 
 def eleven_points(is_right: np.ndarray, num_true: int) -> float:
-    """The mean, over recalls of 0, .1 ... 1, of the best precision at that recall or a higher one; 0 where none is reached.
+    """Return the mean, over recalls of 0, .1 ... 1, of the best precision at that or a higher recall.
 
-    is_right: bool [n], of a class's detections that count, by falling score.
+    The precision of a recall that is not reached is 0.
+
+    Args:
+        is_right: bool [n], the detections of a class that count, by falling score.
+        num_true: Number of objects that are not difficult.
     """
     hits = np.cumsum(is_right)
     precision = hits / np.arange(1, len(hits) + 1)
@@ -100,28 +135,31 @@ def eleven_points(is_right: np.ndarray, num_true: int) -> float:
 
 
 def _most_overlapped(found: Boxes, truth: Boxes, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of each detection the highest IoU with truth of its class in its image, float64 [n], and which that is, int64 [n]: the first of
-    equal ones; 0 and -1 where there is none.
+    """Find the object of the same class and image that each detection overlaps most.
+
+    Returns:
+        The IoU, float64 [n], and the number of the object, int64 [n], the first of equal ones; 0 and -1 where
+        there is none.
     """
     keys = truth.image * num_classes + truth.labels
     order = np.argsort(keys, kind="stable")
-    wanted = found.image * num_classes + found.labels
-    starts = np.searchsorted(keys[order], wanted)
-    nums = np.searchsorted(keys[order], wanted, side="right") - starts
-    overlap, whose = np.zeros(len(wanted)), np.full(len(wanted), -1)
-    # A pair each: a detection, and a truth that it may belong to.
-    of = np.repeat(np.arange(len(wanted)), nums)
+    found_keys = found.image * num_classes + found.labels
+    starts = np.searchsorted(keys[order], found_keys)
+    nums = np.searchsorted(keys[order], found_keys, side="right") - starts
+    overlap, objects = np.zeros(len(found_keys)), np.full(len(found_keys), -1)
+    # Pairs of a detection and an object that it may belong to.
+    detections = np.repeat(np.arange(len(found_keys)), nums)
     ends = np.cumsum(nums)
-    candidates = order[np.arange(len(of)) + np.repeat(starts - ends + nums, nums)]
-    ious = _iou(found.boxes[of], truth.boxes[candidates])
-    np.maximum.at(overlap, of, ious)
-    best = np.flatnonzero(ious == overlap[of])[::-1]
-    whose[of[best]] = candidates[best]  # the first pair comes last, and stays
-    return overlap, whose
+    candidates = order[np.arange(len(detections)) + np.repeat(starts - ends + nums, nums)]
+    ious = _iou(found.boxes[detections], truth.boxes[candidates])
+    np.maximum.at(overlap, detections, ious)
+    best = np.flatnonzero(ious == overlap[detections])[::-1]
+    objects[detections[best]] = candidates[best]  # reversed, so that the first of equal pairs is written last
+    return overlap, objects
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """float64 [n] of boxes [n, 4] each, pair by pair."""
+    """Return the IoU of two lists of boxes [n, 4], pair by pair, float64 [n]."""
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     shared = sides.clip(0).prod(1)
     return shared / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - shared)
@@ -130,17 +168,25 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def coco_ap(
     found: Boxes, truth: Boxes, num_images: int, num_classes: int, points: np.ndarray | None = None
 ) -> list[float]:
-    """pycocotools' average precision at each of IOUS, in [0, 1]; `points` of recall in place of its 101.
+    """Compute pycocotools' average precision at each of `IOUS`, in [0, 1].
 
-    Difficult objects are crowds (`iscrowd`), the one way of COCO's format to say that any number of detections counts neither
-    way there. It is looser than VOC's: a crowd's overlap is over the area of the detection alone.
+    Difficult objects are passed as crowds (`iscrowd`). This is the only way in COCO's format to state that
+    any number of detections counts neither way. It is looser than VOC's rule, because the overlap with a
+    crowd is divided by the area of the detection alone.
+
+    Args:
+        found: Detections.
+        truth: Annotated objects.
+        num_images: Number of images.
+        num_classes: Number of classes.
+        points: Recalls in place of COCO's 101.
     """
     make_coco, make_evaluator = _pycocotools()
     with contextlib.redirect_stdout(io.StringIO()):
         sides = []
         for boxes in (truth, found):
             sides.append(make_coco())
-            # Not by its `loadRes`, which takes no empty list.
+            # Not by `loadRes`, because that takes no empty list.
             sides[-1].dataset = _coco_dataset(boxes, num_images, num_classes)
             sides[-1].createIndex()
         scored = make_evaluator(*sides, "bbox")
@@ -150,12 +196,12 @@ def coco_ap(
             scored.params.recThrs = points
         scored.evaluate()
         scored.accumulate()
-    precision = scored.eval["precision"][..., 0, 0]  # [ious, points, classes]; -1: a class without truth
-    return [float(one[one > -1].mean()) for one in precision]
+    precision = scored.eval["precision"][..., 0, 0]  # [ious, points, classes]; -1 for a class without objects
+    return [float(values[values > -1].mean()) for values in precision]
 
 
 def _coco_dataset(boxes: Boxes, num_images: int, num_classes: int) -> dict[str, Any]:
-    """In COCO's format, with scores."""
+    """Return the boxes and their scores in COCO's format."""
     sides = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
     bounds = np.concatenate([boxes.boxes[:, :2], sides], 1)
     columns = (boxes.image, boxes.labels, bounds, sides.prod(1), boxes.scores, boxes.difficult.astype(int))
@@ -164,7 +210,7 @@ def _coco_dataset(boxes: Boxes, num_images: int, num_classes: int) -> dict[str, 
     return {
         "images": [{"id": image} for image in range(num_images)],
         "categories": [{"id": label} for label in range(num_classes)],
-        # From 1 on: to pycocotools a match with number 0 is none.
+        # Numbers from 1, because pycocotools reads a match with number 0 as no match.
         "annotations": [
             {"id": number, **dict(zip(names, row, strict=True))} for number, row in enumerate(rows, 1)
         ],
@@ -172,15 +218,15 @@ def _coco_dataset(boxes: Boxes, num_images: int, num_classes: int) -> dict[str, 
 
 
 def true_boxes(data: VOC) -> Boxes:
-    """What is annotated on all images of `data`."""
+    """Return the annotated objects of all images."""
     objects = [data.objects(i) for i in range(data.num_samples)]
-    labels = np.concatenate([one.labels for one in objects])
+    labels = np.concatenate([image_objects.labels for image_objects in objects])
     return Boxes(
-        np.repeat(np.arange(data.num_samples), [len(one.labels) for one in objects]),
-        np.concatenate([one.boxes for one in objects]).astype(np.float64),
+        np.repeat(np.arange(data.num_samples), [len(image_objects.labels) for image_objects in objects]),
+        np.concatenate([image_objects.boxes for image_objects in objects]).astype(np.float64),
         labels,
         np.ones(len(labels), np.float32),
-        np.concatenate([one.difficult for one in objects]),
+        np.concatenate([image_objects.difficult for image_objects in objects]),
     )
 
 
@@ -196,12 +242,16 @@ def _detected(predictions: Mapping[str, np.ndarray]) -> Boxes:
 
 
 def require_pycocotools() -> None:
-    """ValueError where pycocotools is missing: asked before hours of training."""
+    """Raise if pycocotools is missing, before hours of training.
+
+    Raises:
+        ValueError: If it cannot be imported.
+    """
     _pycocotools()
 
 
 def _pycocotools() -> tuple[type, type]:
-    """Its COCO and COCOeval."""
+    """Return its classes COCO and COCOeval."""
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval

@@ -1,8 +1,10 @@
-"""Faster and Fast R-CNN on a backbone's blocks, of torchvision's parts: the head of a stage, which the stage's trunk is given to.
+"""Faster and Fast R-CNN on the blocks of a backbone, made of torchvision's parts.
 
-With ResNets and their like Detectron2's C4: B4's maps, RoIs of 14 x 14 positions, B5 on each, their average. With AlexNet and VGG B5's
-maps, RoIs as fc6 reads them, fc6 and fc7. Where torchvision's parts differ from Detectron2's they stay as they are: box losses are
-L1 with a parabola below 1/9 (Detectron2: L1), anchors have whole sides.
+The detector is the head of a stage; the stage's trunk is bound to it. ResNets and similar backbones have
+Detectron2's C4 layout: B4's maps, RoIs of 14 x 14 positions, B5 on each RoI and the average of its positions.
+AlexNet and VGG have B5's maps, RoIs of the size that fc6 reads, fc6 and fc7. Two differences between
+torchvision's parts and Detectron2's remain: box losses are L1 with a parabola below 1/9 (Detectron2: L1), and
+anchors have integer sides.
 """
 
 import math
@@ -32,10 +34,15 @@ MIN_SCORE, MAX_DETECTIONS = 0.05, 100
 
 
 class Layout(NamedTuple):
-    """Which blocks do what: B1 to B`map_block` make the maps, those behind it up to `last_block` read each RoI.
+    """The blocks that make the maps and those that read each RoI.
 
-    reads_vectors: the first of them begins with a max-pool, which RoI pooling replaces. roi_side: positions a side of a RoI. margin_px:
-    zeros around a picture, so that the maps' first position lies half a stride from its edge.
+    Attributes:
+        map_block: Blocks B1 to B`map_block` make the maps.
+        last_block: The blocks after these, up to this one, read each RoI.
+        reads_vectors: Whether the first of them begins with a max-pool, which RoI pooling replaces.
+        roi_side: Positions on a side of a RoI.
+        margin_px: Zeros around an image, so that the first position of the maps is half a stride from the
+            image's edge.
     """
 
     map_block: int
@@ -45,33 +52,50 @@ class Layout(NamedTuple):
     margin_px: int
 
 
-# AlexNet's first position of conv5 lies at 15.5 px, as its pools are not padded: 8 px too far inside.
+# AlexNet's margin is 8 px, because its pools are not padded: conv5's first position is at 15.5 px, 8 px too
+# far in.
 _VECTORS = {"alexnet": (alexnet.SIDE, 8), "alexnet_rotnet": (alexnet.SIDE, 8), "vgg16": (vgg.SIDE, 0)}
 
 
 def layout_of(backbone: Backbone, roi_side: int = 14) -> Layout:
-    """The parts of a backbone; roi_side: for those that fc6 does not fix. ValueError where it lacks the block that would read the RoIs."""
+    """Return the layout of a backbone; `roi_side` holds where no fc6 fixes it.
+
+    Raises:
+        ValueError: If the backbone lacks the block that would read the RoIs.
+    """
     if backbone.name in _VECTORS:
         return Layout(5, 7, True, *_VECTORS[backbone.name])
     if backbone.num_blocks < 5:
         raise ValueError(
-            f"--backbone {backbone.name} has no B5, which detection reads each box by (it has B1 to B{backbone.num_blocks}): "
+            f"--backbone {backbone.name} has no B5, which detection reads each box by (it has B1 to "
+            f"B{backbone.num_blocks}): "
             f"give a ResNet, RevNet, AlexNet or VGG"
         )
     return Layout(4, 5, False, roi_side, 0)
 
 
 class Maps(NamedTuple):
-    """values: [B, C, h, w]; stride: px of the padded picture between two positions."""
+    """The maps of a batch.
+
+    Attributes:
+        values: [B, C, h, w].
+        stride: Distance of two positions in px of the padded image.
+    """
 
     values: Tensor
     stride: int
 
 
 class Detector(nn.Module):
-    """What is new on top of a backbone; `bind` gives it the trunk, of which nothing is registered here a second time.
+    """The parts of a detector that a backbone lacks.
 
-    Boxes are float32 [n, 4] = x1 y1 x2 y2 in px of the pictures handed in, labels int64 from 1 (0 is background).
+    `bind` passes it the trunk, which is not registered here a second time. Boxes are float32 [n, 4] = x1 y1
+    x2 y2 in px of the input images. Labels are int64 from 1, and 0 is the background.
+
+    Args:
+        backbone: The network below.
+        protocol: The detector's values.
+        num_classes: Number of classes, without the background.
     """
 
     def __init__(self, backbone: Backbone, protocol: DetectionProtocol, num_classes: int):
@@ -82,8 +106,8 @@ class Detector(nn.Module):
         self.rpn = None
         if protocol.boxes_from == "rpn":
             anchors = Anchors((protocol.anchor_px,), (RATIOS,), centred=self.layout.reads_vectors)
-            kept = zip(protocol.rpn_train, protocol.rpn_test, strict=True)
-            before, after = ({"training": train, "testing": test} for train, test in kept)
+            nums = zip(protocol.rpn_train, protocol.rpn_test, strict=True)
+            before, after = ({"training": train, "testing": test} for train, test in nums)
             self.rpn = RegionProposalNetwork(
                 anchors, Float32RPNHead(map_channels, len(RATIOS) * len(protocol.anchor_px)),
                 *RPN_IOUS, RPN_SAMPLES, RPN_OBJECTS, before, after, RPN_NMS,
@@ -91,25 +115,31 @@ class Detector(nn.Module):
         self.norm = nn.BatchNorm2d(channels) if protocol.extra_norm else None
         self.roi_heads = RoIHeads(
             RoIPool(self.layout), None, Float32Predictor(channels, num_classes + 1),
-            ROI_IOU, ROI_IOU, protocol.num_rois, ROI_OBJECTS, BOX_WEIGHTS, MIN_SCORE, protocol.nms, MAX_DETECTIONS,
+            ROI_IOU, ROI_IOU, protocol.num_rois, ROI_OBJECTS, BOX_WEIGHTS, MIN_SCORE,
+            protocol.nms, MAX_DETECTIONS,
         )  # fmt: skip
         self._make_maps: Callable[[Tensor], Tensor] | None = None
 
     def bind(self, trunk: Trunk) -> None:
-        """Compute with the trunk's blocks from now on: as closures, since modules would become this one's own."""
+        """Use a trunk's blocks from now on.
+
+        They are held in closures, because modules would be registered as parts of this one. The blocks that
+        read RoIs must be among those that learn.
+        """
         cut = self.layout.map_block - len(trunk.frozen)
         assert cut >= 0, "the blocks that read RoIs learn"
-        of_map, (first, *rest) = list(trunk.learning)[:cut], list(trunk.learning)[cut:]
-        of_rois = [*(list(first)[1:] if self.layout.reads_vectors else [first]), *rest]  # type: ignore[call-overload]
+        map_blocks, (first, *rest) = list(trunk.learning)[:cut], list(trunk.learning)[cut:]
+        first_parts = list(first)[1:] if self.layout.reads_vectors else [first]  # type: ignore[call-overload]
+        roi_blocks = [*first_parts, *rest]
 
         def make_maps(images: Tensor) -> Tensor:
             check_size(min(images.shape[-2:]), trunk.min_px)
             with torch.no_grad():
                 images = trunk.run(trunk.frozen_as_run, images)
-            return trunk.run(of_map, images)
+            return trunk.run(map_blocks, images)
 
         def read_rois(rois: Tensor) -> Tensor:
-            features = trunk.run(of_rois, rois)
+            features = trunk.run(roi_blocks, rois)
             return (features if self.norm is None else self.norm(features)).mean((2, 3))
 
         self._make_maps, self.roi_heads.box_head = make_maps, read_rois
@@ -120,7 +150,13 @@ class Detector(nn.Module):
         targets: list[dict[str, Tensor]],
         proposals: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Of normalised pictures float32 [C, h, w] each with "boxes" and "labels", and `proposals` where there is no RPN."""
+        """Compute the losses of a batch.
+
+        Args:
+            images: Normalised images, float32 [C, h, w].
+            targets: "boxes" and "labels" of each image.
+            proposals: Boxes for each image; needed if there is no RPN.
+        """
         assert self.training
         maps, shapes = self._maps(images)
         losses: dict[str, Tensor] = {}
@@ -128,17 +164,26 @@ class Detector(nn.Module):
             proposals, losses = self.rpn(shapes, {"maps": maps.values}, targets)
         assert proposals is not None
         near = [self._near_objects(boxes, t["boxes"]) for boxes, t in zip(proposals, targets, strict=True)]
-        _, more = self.roi_heads(maps, near, shapes.image_sizes, targets)
-        return losses | more
+        _, roi_losses = self.roi_heads(maps, near, shapes.image_sizes, targets)
+        return losses | roi_losses
 
     def detections(self, image: Tensor, proposals: Tensor | None = None) -> dict[str, Tensor]:
-        """Of one normalised picture [C, h, w]: "boxes", "labels" and "scores" in [0, 1], by falling score. Alone, as its numbers must not
-        depend on its neighbours' sizes."""
+        """Detect the objects in one image.
+
+        The image is a batch of its own, because the results must not depend on the sizes of neighbours.
+
+        Args:
+            image: A normalised image [C, h, w].
+            proposals: Its boxes; needed if there is no RPN.
+
+        Returns:
+            "boxes", "labels" and "scores" in [0, 1], by falling score.
+        """
         assert not self.training
         maps, shapes = self._maps([image])
         boxes = [proposals] if self.rpn is None else self.rpn(shapes, {"maps": maps.values})[0]
-        (found,), _ = self.roi_heads(maps, boxes, shapes.image_sizes)
-        return found  # type: ignore[no-any-return]
+        (detections,), _ = self.roi_heads(maps, boxes, shapes.image_sizes)
+        return detections  # type: ignore[no-any-return]
 
     def _maps(self, images: Sequence[Tensor]) -> tuple[Maps, ImageList]:
         assert self._make_maps is not None, "bind() comes first"
@@ -148,22 +193,30 @@ class Detector(nn.Module):
         return Maps(values, stride_of(batch, values)), ImageList(batch, sizes)
 
     def _near_objects(self, boxes: Tensor, objects: Tensor) -> Tensor:
-        """Without what overlaps no object by `min_background_iou`; all of them where there is no object."""
+        """Return the boxes that overlap an object by `min_background_iou`, or all if there is no object."""
         if not self.min_background_iou or not len(objects) or not len(boxes):
             return boxes
         return boxes[box_iou(objects, boxes).amax(0) >= self.min_background_iou]
 
 
 def stride_of(images: Tensor, maps: Tensor) -> int:
-    """A power of two: maps may be a position smaller than pictures over the stride, as AlexNet's are."""
+    """Return the stride of maps, a power of two.
+
+    The ratio of the sides is rounded to one, because maps may be a position smaller than the image's side
+    over the stride, as AlexNet's are.
+    """
     side = 2 if images.shape[2] >= images.shape[3] else 3
     return int(2 ** round(math.log2(images.shape[side] / maps.shape[side])))
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's, float32 whatever the maps are, at `stride_of`.
+    """A generator of torchvision's anchors, in float32 for maps of any dtype, at `stride_of`.
 
-    centred: half a stride from the picture's edge on, as Ren et al. have them; else from the edge on, as Detectron2.
+    Args:
+        sizes: Roots of the areas of the one map's anchors.
+        ratios: Aspect ratios of the one map's anchors.
+        centred: Whether the first anchor is half a stride from the image's edge, as in Ren et al., and not at
+            it, as in Detectron2.
     """
 
     def __init__(self, sizes: tuple[tuple[int, ...]], ratios: tuple[tuple[float, ...]], centred: bool):
@@ -175,19 +228,26 @@ class Anchors(AnchorGenerator):
         stride = stride_of(image_list.tensors, maps)
         self.set_cell_anchors(torch.float32, maps.device)
         (anchors,) = self.grid_anchors([maps.shape[-2:]], [[stride, stride]])  # type: ignore[list-item]
-        return [anchors + stride / 2 * self.centred] * len(image_list.image_sizes)
+        offset = stride / 2 if self.centred else 0.0
+        return [anchors + offset] * len(image_list.image_sizes)
 
 
 class Float32RPNHead(RPNHead):
-    """Boxes are decoded in its numbers' type, and half precision has one px in two of 1,333."""
+    """An RPN head with float32 outputs.
+
+    Boxes are decoded in the outputs' dtype, and half precision resolves only every second px near 1,333.
+    """
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, boxes = super().forward(x)
-        return [one.float() for one in logits], [one.float() for one in boxes]
+        return [values.float() for values in logits], [values.float() for values in boxes]
 
 
 class Float32Predictor(FastRCNNPredictor):
-    """Likewise. First weights as Detectron2's: N(0, .01) of classes, N(0, .001) of boxes, biases 0."""
+    """A predictor with float32 outputs, for the reason given in `Float32RPNHead`.
+
+    It is initialised as in Detectron2: N(0, .01) for classes, N(0, .001) for boxes, biases 0.
+    """
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__(channels, num_classes)
@@ -201,9 +261,10 @@ class Float32Predictor(FastRCNNPredictor):
 
 
 class RoIPool(nn.Module):
-    """RoIAlign as Detectron2's (aligned, as many samples as positions below it) for maps; Fast R-CNN's maximum for vectors.
+    """A pool of RoIs: RoIAlign for maps, Fast R-CNN's max-pooling for vectors.
 
-    Boxes are in px of the picture without its margin, as position i then is of px 16 i to 16 i + 16.
+    RoIAlign is Detectron2's (aligned, with as many samples as positions below it). Boxes are in px of the
+    image without its margin, because position i then covers the px from 16 i to 16 i + 16.
     """
 
     def __init__(self, layout: Layout):
@@ -212,11 +273,11 @@ class RoIPool(nn.Module):
 
     @override
     def forward(self, maps: Maps, boxes: list[Tensor], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """[B, C, h, w] and n boxes in all to [n, C, side, side]."""
+        """Return [n, C, side, side] for maps [B, C, h, w] and n boxes in all."""
         values, side, scale = maps.values.float(), self.layout.roi_side, 1 / maps.stride
         if self.layout.reads_vectors:
             pooled = roi_pool(values, boxes, side, scale)
         else:
             pooled = roi_align(values, boxes, side, scale, sampling_ratio=0, aligned=True)
-        made: Tensor = pooled.to(maps.values.dtype)
-        return made
+        rois: Tensor = pooled.to(maps.values.dtype)
+        return rois

@@ -1,4 +1,7 @@
-"""Published object proposals, in place of a network that proposes: Fast R-CNN's selective search (.mat) and Detectron's files (.pkl)."""
+"""Read published object proposals, which take the place of a region proposal network.
+
+The formats are Fast R-CNN's selective search (.mat) and Detectron's files (.pkl).
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,18 +13,28 @@ from fastpsl.pipelines.sources.plain_pickle import load_plain
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.matlab import read_mat
 
-# Of an image: Detectron2's number for training. Fast R-CNN takes all of its file, about as many (its section 2.3: "R ≈ 2000").
+# Proposals per image: Detectron2's number for training. Fast R-CNN uses all of its file, which are about as
+# many (its section 2.3: "R ≈ 2000").
 MAX_NUM = 2000
 _NUMBERS = "uif"  # numpy's kinds
 
 
 @final
 class Proposals:
-    """The proposals of `paths` (such as one file for VOC07's trainval and one for VOC12's) for each image of `data`.
+    """The proposals for each image of a data set.
 
-    In the files' order, Detectron's by falling score; the first `max_num` of an image. Images are matched by their ids, in which zeros
-    in front and underscores do not count: 000005 is Detectron's 5. Files may hold other images too. ValueError, one line which names
-    the file: it cannot be read, it holds none of `data`'s images, images of `data` are in none, or a box is outside of its picture.
+    They keep the order of the files; Detectron's are sorted by falling score. Images are matched by their
+    ids; leading zeros and underscores do not count, so 000005 is Detectron's 5. The files may hold other
+    images, too.
+
+    Args:
+        paths: Files, such as one for VOC07's trainval and one for VOC12's.
+        data: The images.
+        max_num: Only the first so many proposals of an image are used.
+
+    Raises:
+        ValueError: With one line that names the file, if it cannot be read or holds none of the images, if
+            images are in no file, or if a box is outside of its image.
     """
 
     def __init__(self, paths: Sequence[str | Path], data: VOC, max_num: int = MAX_NUM) -> None:
@@ -31,40 +44,49 @@ class Proposals:
         sizes = dict(zip(self._ids, zip(rows.width.tolist(), rows.height.tolist(), strict=True), strict=True))
         remedy = f"give the files of {data.split.replace('+', ' and ')}"
         for path in map(Path, paths):
-            is_of_data = False
+            has_images = False
             for name, boxes in _read(path):
                 key = _key(name)
                 if key in sizes:
-                    is_of_data = True
+                    has_images = True
                     if key in self._boxes:
                         raise ValueError(f"{path}: proposals for {key}, which there were before; {remedy}")
                     self._boxes[key] = _checked(boxes[:max_num], sizes[key], f"{path}: {key}")
-            if not is_of_data:
+            if not has_images:
                 raise ValueError(
-                    f"{path}: proposals for other images: none of the {data.num_samples:,} here, such as {data.image_id(0)}; {remedy}"
+                    f"{path}: proposals for other images: none of the {data.num_samples:,} here, "
+                    f"such as {data.image_id(0)}; {remedy}"
                 )
         missing = [i for i, key in enumerate(self._ids) if key not in self._boxes]
         if missing:
             raise ValueError(
-                f"{', '.join(map(str, paths))}: no proposals for {len(missing):,} of {data.num_samples:,} images, "
+                f"{', '.join(map(str, paths))}: no proposals for {len(missing):,} of {data.num_samples:,} "
+                f"images, "
                 f"the first is {data.image_id(missing[0])}; {remedy}"
             )
 
     def boxes(self, index: int) -> np.ndarray:
-        """float32 [k, 4], x1 y1 x2 y2 in px of the picture, continuous and from 0 as Objects' are; k may be 0."""
+        """Return an image's boxes x1 y1 x2 y2, float32 [k, 4], where k may be 0.
+
+        They are in px of the image, continuous and from 0, as those of `Objects` are.
+        """
         return self._boxes[self._ids[index]]
 
 
 def _key(name: object) -> str:
-    """000005, b"000005" and 5 are the same; 2008_000002 is 2008000002."""
+    """Return a key that is equal for 000005, b"000005" and 5; that of 2008_000002 is 2008000002."""
     text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
     digits = text.replace("_", "")
     return str(int(digits)) if digits.isdecimal() and len(digits) < 19 else text
 
 
 def _checked(boxes: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray:
-    """A float32 copy. ValueError where boxes are none, or not inside of a picture of `size` (width, height). A side may be 0, as
-    Detectron's are where they end in the pixel where they begin.
+    """Return a float32 copy of the boxes.
+
+    A side may be 0: Detectron's are where they end in the pixel in which they begin.
+
+    Raises:
+        ValueError: If the array does not hold boxes, or one is outside of an image of `size` (width, height).
     """
     if boxes.size == 0:
         return np.zeros((0, 4), np.float32)
@@ -78,16 +100,22 @@ def _checked(boxes: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray
     if not is_inside.all():
         wrong = " ".join(f"{side:g}" for side in boxes[is_inside.argmin()])
         raise ValueError(
-            f"{where}: box {wrong} (x1 y1 x2 y2 from 0) is not inside of the picture of {size[0]} x {size[1]} px; are they of other pictures?"
+            f"{where}: box {wrong} (x1 y1 x2 y2 from 0) is not inside of the picture of {size[0]} x "
+            f"{size[1]} px; are they of other pictures?"
         )
     return boxes
 
 
 def _read(path: Path) -> Iterable[tuple[object, np.ndarray]]:
-    """(image id, boxes [k, 4]) of all that the file holds. ValueError where it cannot be read."""
+    """Return (image id, boxes [k, 4]) of all images in the file.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
     if path.suffix not in (".mat", ".pkl"):
         raise ValueError(
-            f"{path}: proposals are Fast R-CNN's .mat (images, boxes) or Detectron's .pkl (boxes, scores, ids)"
+            f"{path}: proposals are Fast R-CNN's .mat (images, boxes) or Detectron's .pkl (boxes, scores, "
+            f"ids)"
         )
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file of proposals")
@@ -95,26 +123,29 @@ def _read(path: Path) -> Iterable[tuple[object, np.ndarray]]:
 
 
 def _selective_search(path: Path) -> Iterator[tuple[object, np.ndarray]]:
-    """MATLAB's cells: `images` names, `boxes` y1 x1 y2 x2 in pixels from 1, both ends inside: y1 - 1 to y2 here."""
+    """Read MATLAB's cells `images` (names) and `boxes`.
+
+    Boxes are y1 x1 y2 x2 in pixels from 1 with both ends inside; here they become y1 - 1 to y2.
+    """
     try:
-        found = read_mat(path.read_bytes(), ("images", "boxes"))
+        cells = read_mat(path.read_bytes(), ("images", "boxes"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
-    if not {"images", "boxes"} <= found.keys() or found["boxes"].dtype != object:
+    if not {"images", "boxes"} <= cells.keys() or cells["boxes"].dtype != object:
         raise ValueError(f"{path}: lacks the cells images and boxes of Fast R-CNN's selective search")
-    names, boxes = found["images"].ravel(), found["boxes"].ravel()
+    names, boxes = cells["images"].ravel(), cells["boxes"].ravel()
     if len(names) != len(boxes):
         raise ValueError(f"{path}: {len(names):,} images and boxes of {len(boxes):,}; fetch it again")
-    for cell, its in zip(names, boxes, strict=True):
-        is_usual = its.ndim == 2 and its.shape[1] == 4 and its.dtype.kind in _NUMBERS
+    for cell, stored in zip(names, boxes, strict=True):
+        is_usual = stored.ndim == 2 and stored.shape[1] == 4 and stored.dtype.kind in _NUMBERS
         yield (
             _text(path, cell),
-            its[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0], np.float32) if is_usual else its,
+            stored[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0], np.float32) if is_usual else stored,
         )
 
 
 def _text(path: Path, cell: Any) -> str:
-    """A name, out of the arrays of arrays that cells are read as."""
+    """Return a name out of the nested arrays that cells are read as."""
     while isinstance(cell, np.ndarray) and cell.size == 1:
         cell = cell.item()
     if isinstance(cell, str):
@@ -123,24 +154,26 @@ def _text(path: Path, cell: Any) -> str:
 
 
 def _detectrons(path: Path) -> Iterator[tuple[object, np.ndarray]]:
-    """Lists `boxes` (x1 y1 x2 y2), `scores` and `ids`, under their older and newer names. Coordinates as they stand, as Detectron2 reads
-    them; Detectron, which wrote the older ones, has the last pixel itself as x2 and y2.
+    """Read the lists `boxes` (x1 y1 x2 y2), `scores` and `ids`, under their older and newer names.
+
+    Coordinates are used as stored, as Detectron2 does. Detectron, which wrote the older files, means the last
+    pixel itself by x2 and y2.
     """
     try:
-        found = load_plain(path.read_bytes())
+        content = load_plain(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
-    found = {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
+    content = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     parts = (("ids", "indexes"), ("boxes", "boxes"), ("scores", "objectness_logits"))
-    lists: list[Any] = [found.get(name, found.get(other)) for name, other in parts]
+    lists: list[Any] = [content.get(name, content.get(other)) for name, other in parts]
     if not all(isinstance(part, (list, np.ndarray)) for part in lists) or len(set(map(len, lists))) > 1:
         raise ValueError(
             f"{path}: lacks boxes, scores and ids (or indexes) of Detectron's proposals, lists of one length"
         )
-    if found.get("bbox_mode", 0) != 0:
-        raise ValueError(f"{path}: bbox_mode {found['bbox_mode']}: only 0, x1 y1 x2 y2 in px, is read here")
+    if content.get("bbox_mode", 0) != 0:
+        raise ValueError(f"{path}: bbox_mode {content['bbox_mode']}: only 0, x1 y1 x2 y2 in px, is read here")
     for name, boxes, scores in zip(*lists, strict=True):
-        arrays = isinstance(boxes, np.ndarray) and isinstance(scores, np.ndarray)
-        if not arrays or boxes.shape[:1] != scores.shape or scores.dtype.kind not in _NUMBERS:
+        are_arrays = isinstance(boxes, np.ndarray) and isinstance(scores, np.ndarray)
+        if not are_arrays or boxes.shape[:1] != scores.shape or scores.dtype.kind not in _NUMBERS:
             raise ValueError(f"{path}: {_key(name)}: its scores are not a number for each of its boxes")
         yield name, boxes[np.argsort(-scores.astype(np.float64), kind="stable")]

@@ -1,7 +1,8 @@
-"""Detection on PASCAL VOC (psl.txt, section 4.4.1; uic.txt, section 4.4; sslpp.txt, Fig. 3): a backbone fine-tuned with a detector on top.
+"""The task of detection on PASCAL VOC: a backbone is fine-tuned with a detector on top.
 
-A picture is decoded, mirrored and resized in the loader's threads; its flip and its size are draws of (seed, epoch, picture). After the last
-step the test pictures are looked at, one by one: predictions.npz.
+Sources: psl.txt, section 4.4.1; uic.txt, section 4.4; sslpp.txt, Fig. 3. Threads of the loader decode, mirror
+and resize an image. Its flip and its size are draws of (seed, epoch, image). After the last step the test
+images are read one by one, and their detections are written to predictions.npz.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,9 +40,24 @@ _SHEET_PX = 320
 
 @dataclass
 class Detection(Task):
-    """Fine-tunes `backbone` by `protocol`, on pictures as `input` says. seed: of the draws. ValueError for a backbone that cannot.
+    """A task that fine-tunes a backbone and a detector.
 
-    proposals: files of each training set, then of each test set, where the protocol's are published ones.
+    Attributes:
+        protocol: The published values.
+        backbone: The network.
+        input: Record of what the network reads.
+        seed: Seed of the draws.
+        proposals: Files for each training set, then for each test set, if the protocol's boxes are published
+            ones.
+        num_levels: Always 1.
+        fixed_sizes: Always False, because images keep their aspect ratios.
+        train: Training images; set by `open`.
+        test: Test images; set by `open`.
+        train_proposals: Proposals for `train`, or None with an RPN.
+        test_proposals: Proposals for `test`, or None with an RPN.
+
+    Raises:
+        ValueError: If the backbone or the files of proposals do not fit.
     """
 
     protocol: DetectionProtocol
@@ -59,27 +75,31 @@ class Detection(Task):
     def __post_init__(self) -> None:
         layout_of(self.backbone)
         protocol, num = self.protocol, len(self.proposals)
-        wanted = len(protocol.train_sets) + len(protocol.test_sets)
+        num_sets = len(protocol.train_sets) + len(protocol.test_sets)
         if protocol.boxes_from == "rpn" and num:
             raise ValueError("--proposals: this protocol learns its own, by an RPN; leave it out")
-        if protocol.boxes_from == "published" and num != wanted:
+        if protocol.boxes_from == "published" and num != num_sets:
             sets = " ".join((*protocol.train_sets, *protocol.test_sets))
             raise ValueError(
-                f"--proposals: {num or 'no'} files, and Fast R-CNN needs one of each set, in the order of {sets}: "
+                f"--proposals: {num or 'no'} files, and Fast R-CNN needs one of each set, "
+                f"in the order of {sets}: "
                 f"selective search's .mat, or Detectron's .pkl"
             )
         if missing := [path for path in self.proposals if path and not Path(path).is_file()]:
             raise ValueError(f"--proposals {missing[0]}: no such file; give the published ones")
 
     def stage(self) -> Stage:
-        """The one stage of this protocol."""
+        """Return the protocol's one stage."""
         protocol, last = self.protocol, layout_of(self.backbone).last_block
-        return Stage(
-            "detection", 1, protocol.first_learning, last, 0 if protocol.num_steps else protocol.epochs, protocol.num_steps
-        )  # fmt: skip
+        epochs = 0 if protocol.num_steps else protocol.epochs
+        return Stage("detection", 1, protocol.first_learning, last, epochs, protocol.num_steps)
 
     def open(self, root: Path, options: RunOptions) -> tuple[Dataset, Dataset]:
-        """Training and test sets in VOC's layout at `root`: `Experiment.open`. ValueError where something is wrong with them."""
+        """Open the training and test sets in VOC's layout at `root`, as `Experiment.open`.
+
+        Raises:
+            ValueError: If an option, a data set or a file of proposals is wrong.
+        """
         check_options(options)
         protocol = self.protocol
         self.train, self.test = learned_and_scored(root, protocol.train_sets, protocol.test_sets, "boxes")
@@ -103,26 +123,34 @@ class Detection(Task):
 
     @override
     def train_loader(self, data: RunData) -> AnnotatedLoader:
-        """Batches of what `read` gives."""
+        """Return a loader of the images that `read` returns."""
         return data.picture_loader(self.read)
 
     def read(self, index: int, epoch: int) -> AnnotatedImage:
-        """A training picture, mirrored or not and of the size drawn for it; "boxes" float32 [n, 4] in its px, "labels" int64 [n] from 1,
-        "proposals" where they are published."""
+        """Read a training image, mirrored half the time and resized to a random size.
+
+        Args:
+            index: Number of the image.
+            epoch: Epoch of the draws.
+
+        Returns:
+            The image, and its targets: "boxes" float32 [n, 4] in its px, "labels" int64 [n] from 1, and
+            "proposals" if they are published.
+        """
         protocol, keys = self.protocol, Keys(self.seed, epoch, np.array([index], np.int64))
-        picture, objects = read_picture(self.train, index), self.train.objects(index)
+        image, objects = read_picture(self.train, index), self.train.objects(index)
         learned = ~objects.difficult | protocol.with_difficult
         boxes = {"boxes": torch.from_numpy(objects.boxes[learned])}
         if self.train_proposals is not None:
             boxes["proposals"] = torch.from_numpy(self.train_proposals.boxes(index))
-        height, width = picture.shape[1:]
+        height, width = image.shape[1:]
         if uniforms(keys, Slot.FLIP, 1)[0, 0] < 0.5:
-            picture = picture.flip(-1)
-            boxes = {name: mirrored(these, width) for name, these in boxes.items()}
+            image = image.flip(-1)
+            boxes = {name: mirrored(rows, width) for name, rows in boxes.items()}
         short_px = protocol.short_px[integers(keys, Slot.CROP, 1, len(protocol.short_px))[0, 0]]
         sides = resized_sides(height, width, short_px, protocol.max_long_px)
-        boxes = {name: scaled(these, (height, width), sides) for name, these in boxes.items()}
-        return resized(picture, sides), boxes | {"labels": torch.from_numpy(objects.labels[learned] + 1)}
+        boxes = {name: scaled(rows, (height, width), sides) for name, rows in boxes.items()}
+        return resized(image, sides), boxes | {"labels": torch.from_numpy(objects.labels[learned] + 1)}
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
@@ -137,19 +165,22 @@ class Detection(Task):
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Any
     ) -> tuple[Tensor, Metrics]:
-        """The sum of the detector's losses, and each of them. `head` is bound to `trunk`."""
+        """Return the sum of the detector's losses, and each of them; `head` must be bound to `trunk`."""
         assert isinstance(head, Detector) and isinstance(batch, AnnotatedBatch)
         images = [normalised(image, self.input) for image in batch.images]
         proposals = None if head.rpn is not None else [target["proposals"] for target in batch.targets]
         losses = head.losses(images, batch.targets, proposals)
         loss = torch.stack(list(losses.values())).sum()
         num = torch.full((), float(len(images)), device=loss.device)
-        told = {"loss": loss} | losses
-        return loss, {name: (value.detach() * num, num) for name, value in told.items()}
+        reported = {"loss": loss} | losses
+        return loss, {name: (value.detach() * num, num) for name, value in reported.items()}
 
     @override
     def end_stage(self, context: EpochContext) -> None:
-        """predictions.npz in the run's folder: of each test picture's detections boxes (its own px), scores and labels (from 0)."""
+        """Write the detections of the test images to predictions.npz in the run's folder.
+
+        Boxes are in px of the original image; labels are from 0.
+        """
         detector = context.head
         assert isinstance(detector, Detector)
 
@@ -161,54 +192,56 @@ class Detection(Task):
         context.predict(predict_images, context.held_out_science(science=context.run.science))
 
     def detected(self, detector: Detector, index: int, device: torch.device) -> Predictions:
-        """What `detector` finds in a test picture, which it sees at the protocol's largest size."""
-        picture = read_picture(self.test, index)
-        height, width = picture.shape[1:]
+        """Return the detections in a test image, resized to the protocol's largest size."""
+        image = read_picture(self.test, index)
+        height, width = image.shape[1:]
         sides = resized_sides(height, width, max(self.protocol.short_px), self.protocol.max_long_px)
         proposals = None
         if self.test_proposals is not None:
-            own = torch.from_numpy(self.test_proposals.boxes(index))
-            proposals = scaled(own, (height, width), sides).to(device)
-        found = detector.detections(normalised(resized(picture, sides).to(device), self.input), proposals)
+            original = torch.from_numpy(self.test_proposals.boxes(index))
+            proposals = scaled(original, (height, width), sides).to(device)
+        detections = detector.detections(normalised(resized(image, sides).to(device), self.input), proposals)
         return {
-            "boxes": scaled(found["boxes"], sides, (height, width)).cpu().numpy(),
-            "scores": found["scores"].cpu().numpy(),
-            "labels": found["labels"].cpu().numpy() - 1,
+            "boxes": scaled(detections["boxes"], sides, (height, width)).cpu().numpy(),
+            "scores": detections["scores"].cpu().numpy(),
+            "labels": detections["labels"].cpu().numpy() - 1,
         }
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Any) -> Tensor:
-        """The training pictures as the network sees them, each with its boxes; in one size, the rest black."""
+        """Return the training images with their boxes, as the network sees them, padded with black to one
+        size.
+        """
         assert isinstance(batch, AnnotatedBatch)
-        shown = []
+        images = []
         for image, target in zip(batch.images, batch.targets, strict=True):
-            seen = pictures(normalised(image, self.input)[None], self.input)[0]
+            plain = pictures(normalised(image, self.input)[None], self.input)[0]
             drawn = draw_bounding_boxes(
-                seen, target["boxes"].cpu(), colors="lime", width=max(1, min(seen.shape[1:]) // 100)
+                plain, target["boxes"].cpu(), colors="lime", width=max(1, min(plain.shape[1:]) // 100)
             )
             scale = min(1.0, _SHEET_PX / max(drawn.shape[1:]))
-            shown.append(
+            images.append(
                 F.interpolate(drawn[None], scale_factor=scale, mode="area")[0] if scale < 1 else drawn
             )
-        return padded(shown, multiple_px=1)
+        return padded(images, multiple_px=1)
 
     @override
     def captions(self, batch: Any) -> list[str]:
-        """The classes in each picture."""
+        """Return the classes in each image."""
         assert isinstance(batch, AnnotatedBatch)
         names = self.train.class_names or []
         labels = [target["labels"].unique().tolist() for target in batch.targets]
-        return [", ".join(names[label - 1] for label in these) or "none" for these in labels]
+        return [", ".join(names[label - 1] for label in row) or "none" for row in labels]
 
 
 def mirrored(boxes: Tensor, width: int) -> Tensor:
-    """Boxes [n, 4] in a picture of `width` px that is mirrored left and right."""
+    """Mirror boxes [n, 4] in an image of `width` px left and right."""
     left, top, right, bottom = boxes.unbind(1)
     return torch.stack((width - right, top, width - left, bottom), 1)
 
 
 def scaled(boxes: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
-    """Boxes [n, 4] in a picture of (height, width) `before` that is resized to `after`."""
+    """Scale boxes [n, 4] with an image whose (height, width) was `before` and is `after`."""
     y, x = (new / old for new, old in zip(after, before, strict=True))
     left, top, right, bottom = boxes.unbind(1)
     return torch.stack((left * x, top * y, right * x, bottom * y), 1)

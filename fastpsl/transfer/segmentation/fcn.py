@@ -1,7 +1,8 @@
-"""Networks that give every pixel scores of the classes: FCN-32s on AlexNet and VGG, torchvision's FCN on the others.
+"""Networks that score the classes of every pixel: FCN-32s on AlexNet and VGG, else torchvision's FCN.
 
-Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation" (2015), and their published nets; torchvision,
-`models/segmentation/fcn.py`. Parameters of the blocks stay the backbone's own, by name and shape, whatever they are run as.
+Sources: Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation" (2015), with
+their published nets, and torchvision's `models/segmentation/fcn.py`. The parameters of the blocks keep their
+names and shapes in the backbone.
 """
 
 from dataclasses import dataclass
@@ -18,55 +19,79 @@ from fastpsl.engine.trunk import Trunk
 from fastpsl.models.backbone import Backbone
 
 STRIDE_PX = 32
-# torchvision's head stands on B5, its auxiliary one on B4; dilated are these two.
+# torchvision's head is on B5 and its auxiliary head on B4; these two blocks are dilated.
 LAST_BLOCK = 5
 
 
 class Network(Protocol):
+    """A network for segmentation on the blocks of a trunk."""
+
     @property
     def last_block(self) -> int:
-        """The last that runs."""
+        """The number of the last block that runs."""
         ...
 
     def head(self, num_classes: int) -> nn.Module:
-        """What stands on the blocks, with first weights; num_classes: with the background."""
+        """Return the initialised layers above the blocks; `num_classes` includes the background."""
         ...
 
     def scores(self, trunk: Trunk, head: nn.Module, images: Tensor) -> list[Tensor]:
-        """Normalised pictures [B, channels, H, W] to float32 scores [B, num_classes, H, W]; behind them, those of an auxiliary head."""
+        """Score the classes of every pixel.
+
+        Args:
+            trunk: The blocks.
+            head: Made by `head`.
+            images: Normalised images [B, channels, H, W].
+
+        Returns:
+            float32 [B, num_classes, H, W]; then the scores of an auxiliary head, if there is one.
+        """
         ...
 
 
 def network_of(backbone: Backbone, auxiliary: bool) -> Network:
-    """FCN-32s where there are fc6 and fc7, else torchvision's FCN, for which the backbone is dilated here, in place.
+    """Return FCN-32s if the backbone has fc6 and fc7, else torchvision's FCN.
 
-    auxiliary: with torchvision's auxiliary head on B4; FCN-32s has none. ValueError where there is no B5.
+    Args:
+        backbone: The blocks. For torchvision's FCN they are dilated here, in place.
+        auxiliary: Whether torchvision's FCN gets its auxiliary head on B4. FCN-32s has none.
+
+    Raises:
+        ValueError: If there is no B5.
     """
     if "fc7" in backbone.block_names:
         return FCN32s(*GEOMETRIES[backbone.name], width=backbone.channels[-1])
     if backbone.num_blocks < LAST_BLOCK:
         raise ValueError(
-            f"--backbone {backbone.name}: FCN's head stands on B{LAST_BLOCK}, and this one has B1 to B{backbone.num_blocks}; "
+            f"--backbone {backbone.name}: FCN's head stands on B{LAST_BLOCK}, "
+            f"and this one has B1 to B{backbone.num_blocks}; "
             f"give one of {LAST_BLOCK} blocks or more, such as resnet50 or alexnet"
         )
     dilate(backbone)
     return DilatedFCN(backbone.channels[LAST_BLOCK - 1], backbone.channels[LAST_BLOCK - 2], auxiliary)
 
 
-# name → (border_px, side_px, first_px) of FCN32s. 100 px of zeros around the picture are published; conv1 has 2 (AlexNet) or 1 of them
-# (VGG) itself.
+# The first three fields of FCN32s. The published nets have 100 px of zeros around the image, 2 (AlexNet) or 1
+# (VGG) of them in conv1.
 GEOMETRIES = {"alexnet": (98, 191, 13.0), "alexnet_rotnet": (98, 191, 13.0), "vgg16": (99, 192, 12.5)}
 
 
 @dataclass(frozen=True)
 class FCN32s:
-    """fc6 and fc7 as convolutions, a 1x1 convolution that begins with zeros, and its scores laid out bilinearly, 32 px apart.
+    """A network of fc6 and fc7 as convolutions, a 1x1 convolution and bilinear upsampling from 32 px.
 
-    border_px: zeros around a picture. side_px: pictures of side_px + 32 n px are read whole and give n scores a side. first_px: where
-    in the picture the first score's middle is. The published net lays scores out by a fixed deconvolution (kernel 63, VGG's 64, stride
-    32) and crops it by 18 px (19): `laid_out` gives the same numbers. It rounds the sides of pooled maps up, which ours round down: so
-    zeros follow to the right and below up to a size that is read whole, which gives as many scores (one more where its conv1 leaves out
-    the last 1 to 3 rows).
+    The 1x1 convolution is initialised with zeros. The published net upsamples by a fixed deconvolution
+    (kernel 63, VGG's 64, stride 32) and crops the result by 18 px (19); `laid_out` gives the same numbers.
+    The published net rounds the sides of pooled maps up, and ours rounds them down. Zeros are therefore added
+    at the right and at the bottom, up to a size that is read whole. This gives as many scores, or one more
+    where the published conv1 leaves out the last 1 to 3 rows.
+
+    Attributes:
+        border_px: Zeros around an image.
+        side_px: Images of side_px + 32 n px are read whole and give n scores a side.
+        first_px: Position in the image of the first score's middle.
+        width: Channels of fc7.
+        last_block: The number of fc7.
     """
 
     border_px: int
@@ -90,16 +115,23 @@ class FCN32s:
         return [laid_out(scores, height, width, self.first_px)]
 
     def _borders(self, side_px: int) -> tuple[int, int]:
-        """Zeros before and behind a side of so many px."""
+        """Return the numbers of zeros before and after a side."""
         num = -((self.side_px - side_px - 2 * self.border_px) // STRIDE_PX)
         return self.border_px, STRIDE_PX * num + self.side_px - side_px - self.border_px
 
 
 def as_convolution(block: nn.Module, maps: Tensor) -> Tensor:
-    """A block of fully-connected layers on maps [B, C, h, w] of any size: at each position what the block says of the window there.
+    """Run a block of fully-connected layers on maps of any size, once for the window at each position.
 
-    A linear layer of C * k * k inputs is a convolution of k x k by the same weights, [B, outputs, h-k+1, w-k+1]; a BatchNorm1d
-    normalises over all positions. Layers that bring maps to one size, or lay them out as vectors, are left out.
+    A linear layer with C * k * k inputs becomes a convolution of k x k with the same weights. A BatchNorm1d
+    normalises over all positions. Layers that resize maps to one size or flatten them are left out.
+
+    Args:
+        block: Fully-connected layers and what is between them.
+        maps: [B, C, h, w].
+
+    Returns:
+        [B, outputs, h-k+1, w-k+1].
     """
     for layer in _layers(block):
         if isinstance(layer, nn.Linear):
@@ -118,7 +150,17 @@ def _layers(block: nn.Module) -> list[nn.Module]:
 
 
 def laid_out(scores: Tensor, height: int, width: int, first_px: float) -> Tensor:
-    """Scores [B, C, h, w] to float32 [B, C, height, width]: score i is that of pixel first_px + 32 i, and linear between two."""
+    """Interpolate scores linearly to all pixels; score i is that of pixel first_px + 32 i.
+
+    Args:
+        scores: [B, C, h, w].
+        height: Height of the result in px.
+        width: Width of the result in px.
+        first_px: Position of the first score in px.
+
+    Returns:
+        float32 [B, C, height, width].
+    """
     with torch.autocast(scores.device.type, enabled=False):
         rows, columns = (
             _weights(pixels, positions, first_px, scores.device)
@@ -128,7 +170,7 @@ def laid_out(scores: Tensor, height: int, width: int, first_px: float) -> Tensor
 
 
 def _weights(pixels: int, positions: int, first_px: float, device: torch.device) -> Tensor:
-    """float32 [pixels, positions]: what a score counts for a pixel."""
+    """Return each score's weight for each pixel, float32 [pixels, positions]."""
     middles = first_px + STRIDE_PX * torch.arange(positions, device=device)
     distances = (torch.arange(pixels, device=device)[:, None] - middles).abs()
     return (1 - distances / STRIDE_PX).clamp(min=0)
@@ -136,7 +178,14 @@ def _weights(pixels: int, positions: int, first_px: float, device: torch.device)
 
 @dataclass(frozen=True)
 class DilatedFCN:
-    """torchvision's: FCNHead on B5 and, where `auxiliary`, another on B4, scores enlarged bilinearly. channels: of B5; of B4."""
+    """A network of torchvision's FCN heads with bilinear upsampling.
+
+    Attributes:
+        channels: Channels of B5, which carries an FCNHead.
+        auxiliary_channels: Channels of B4.
+        auxiliary: Whether B4 carries another FCNHead.
+        last_block: The number of B5.
+    """
 
     channels: int
     auxiliary_channels: int
@@ -144,24 +193,26 @@ class DilatedFCN:
     last_block: int = LAST_BLOCK
 
     def head(self, num_classes: int) -> nn.Module:
-        widths = (self.channels, self.auxiliary_channels)[: 1 + self.auxiliary]
+        widths = (self.channels, self.auxiliary_channels) if self.auxiliary else (self.channels,)
         return nn.ModuleList(FCNHead(channels, num_classes) for channels in widths)
 
     def scores(self, trunk: Trunk, head: nn.Module, images: Tensor) -> list[Tensor]:
         assert isinstance(head, nn.ModuleList)
         features = reversed(trunk.features(images)[-2:])
         return [
-            F.interpolate(one(maps).float(), images.shape[-2:], mode="bilinear", align_corners=False)
-            for one, maps in zip(head, features, strict=False)
+            F.interpolate(fcn(maps).float(), images.shape[-2:], mode="bilinear", align_corners=False)
+            for fcn, maps in zip(head, features, strict=False)
         ]
 
 
 def dilate(backbone: Backbone) -> None:
-    """B4 and B5 without strides, in place: what follows one is dilated as often, so that weights see what they saw.
+    """Replace the strides of B4 and B5 by dilations, in place.
 
-    At every second (fourth) position the maps are those of the backbone before. Of bottlenecks as torchvision's
-    `replace_stride_with_dilation`, which refuses basic blocks: of these the strided 3x3 is dilated as before its stride, all later ones as
-    behind it. Nothing changes where B4 and B5 have no strides. Call it once.
+    The convolutions after a stride are dilated by it, so that their weights see the same inputs as before. At
+    every second (fourth) position the maps equal those of the original backbone. For bottlenecks this is
+    torchvision's `replace_stride_with_dilation`, which refuses basic blocks. In basic blocks the strided 3x3
+    convolution keeps the dilation from before its stride, and later ones have the one from after it. Nothing
+    changes if B4 and B5 have no strides. Call it only once.
     """
     before = 1
     for block in backbone.blocks()[LAST_BLOCK - 2 : LAST_BLOCK]:

@@ -1,4 +1,4 @@
-"""Random crops of a picture and its mask, as mmsegmentation's Resize, RandomCrop and RandomFlip have them."""
+"""Random crops of an image and its mask, as mmsegmentation's Resize, RandomCrop and RandomFlip make them."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,23 @@ from fastpsl.kernels.draws import Keys, Slot, uniforms
 from fastpsl.pipelines.voc.masks import VOID
 from fastpsl.transfer.image_input import resized, resized_sides
 
-# mmsegmentation's (2048, 512): the longer side is at most four times the shorter one's size.
+# From mmsegmentation's (2048, 512): the longer side is at most four times the size of the shorter one.
 LONG_OF_SHORT = 4
 TRIES = 11
 
 
 @dataclass(frozen=True)
 class ScaledCrop:
-    """The shorter side `size_px` times a random scale within `scales`, then a random crop of `size_px` x `size_px`, mirrored half the time.
+    """A random crop of a randomly scaled image, mirrored half the time.
 
-    Pictures that are smaller than the crop stay so. A crop of one class alone, or with more than `max_share` of the pixels that count
-    in one, is drawn anew, ten times at most.
+    The shorter side is resized to `size_px` times a random scale, then a square of `size_px` is cropped at
+    random. Images that are smaller than the crop stay so. A crop that shows one class alone, or one class in
+    more than `max_share` of its pixels, is drawn anew, ten times at most. Void pixels do not count.
+
+    Attributes:
+        size_px: Side of the crop.
+        scales: Least and largest scale.
+        max_share: Largest share of one class.
     """
 
     size_px: int
@@ -29,7 +35,7 @@ class ScaledCrop:
     max_share: float
 
     def __call__(self, image: Tensor, mask: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
-        """image: uint8 [3, h, w]; mask: uint8 [h, w]. keys: of this one picture."""
+        """Crop an image (uint8 [3, h, w]) and its mask (uint8 [h, w]) by the keys of this one image."""
         scale, *places = uniforms(keys, Slot.CROP, 1 + 2 * TRIES)[0].tolist()
         least, most = self.scales
         size_px = round(self.size_px * (least + (most - least) * scale))
@@ -50,6 +56,6 @@ class ScaledCrop:
         return slice(first, first + self.size_px)
 
     def _is_mixed(self, mask: Tensor) -> bool:
-        """Whether there are two classes at least, and none takes more than its share."""
+        """Return whether the mask has two classes or more, and none takes more than its share."""
         counts = torch.bincount(mask.flatten(), minlength=VOID + 1)[:VOID]
         return int((counts > 0).sum()) > 1 and float(counts.max()) < self.max_share * float(counts.sum())

@@ -1,4 +1,4 @@
-"""Scores of segmentation, in percent, by torchmetrics: the intersection over the union of each class, and their mean."""
+"""Score segmentation in percent by torchmetrics: the intersection over union of each class and their mean."""
 
 from collections.abc import Sequence
 
@@ -11,24 +11,40 @@ from fastpsl.pipelines.voc.masks import VOID
 
 
 def require_torchmetrics() -> None:
-    """ValueError where it is not installed: before anything is trained."""
+    """Raise if torchmetrics is missing, before anything is trained.
+
+    Raises:
+        ValueError: If it cannot be imported.
+    """
     try:
         import torchmetrics  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f'segmentation is scored by torchmetrics, and it cannot be imported ({error}): pip install "fastpsl[transfer]"'
+            f"segmentation is scored by torchmetrics, and it cannot be imported ({error}): "
+            'pip install "fastpsl[transfer]"'
         ) from None
 
 
 def with_background(data: VOC) -> list[str]:
-    """The names of the masks' numbers."""
+    """Return the names of the classes in the order of the masks' numbers."""
     assert data.class_names is not None
     return ["background", *data.class_names]
 
 
 def confusion(found: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """int64 [num_classes, num_classes], rows the truth's classes: pixels of one mask. found, truth: class numbers of one shape; void is left out."""
-    from torchmetrics.functional.classification import multiclass_confusion_matrix  # takes a second
+    """Count the pixels of one mask by true and predicted class, without void.
+
+    Args:
+        found: Predicted class numbers.
+        truth: True class numbers, of the same shape.
+        num_classes: Number of classes, with the background.
+
+    Returns:
+        int64 [num_classes, num_classes] (truth, prediction).
+    """
+    from torchmetrics.functional.classification import (
+        multiclass_confusion_matrix,
+    )  # here, because it takes a second
 
     return multiclass_confusion_matrix(
         found.long(), truth.long(), num_classes, ignore_index=VOID, validate_args=False
@@ -36,23 +52,27 @@ def confusion(found: Tensor, truth: Tensor, num_classes: int) -> Tensor:
 
 
 def mask_scores(confusions: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
-    """mIoU and IoU_<class> of `confusions`, int64 [N, C, C], of N pictures: over all pixels of all of them together, as VOC scores.
+    """Compute mIoU and IoU_<class> over the pixels of all images together, as VOC scores.
 
-    class_names: of the C classes, the background's first. A class that is neither in the truth nor in the predictions has no IoU and does not
-    count in the mean; one that is predicted alone has 0 %. Without any pixel that counts there is no class, and mIoU is 0.
+    A class that is neither in the truth nor in the predictions has no IoU and does not count in the mean. One
+    that is predicted alone has 0 %. If no pixel counts, there is no class and mIoU is 0.
+
+    Args:
+        confusions: int64 [N, C, C] of N images.
+        class_names: Names of the C classes, the background first.
     """
     from torchmetrics.classification import MulticlassJaccardIndex
 
     total = torch.from_numpy(confusions.sum(0))
     metric = MulticlassJaccardIndex(len(class_names), average="none", validate_args=False)
     nothing = torch.zeros(0, dtype=torch.long)
-    metric.update(nothing, nothing)  # it warns of scores without one
+    metric.update(nothing, nothing)  # because it warns of scores without an update
     metric.confmat += total
-    there = (total.sum(0) + total.sum(1) > 0).tolist()
+    has_pixels = (total.sum(0) + total.sum(1) > 0).tolist()
     values = [100 * value for value in metric.compute().tolist()]
     scores = {
         f"IoU_{name}": value
-        for name, value, is_there in zip(class_names, values, there, strict=True)
-        if is_there
+        for name, value, is_scored in zip(class_names, values, has_pixels, strict=True)
+        if is_scored
     }
     return {"mIoU": sum(scores.values()) / max(len(scores), 1)} | scores

@@ -1,4 +1,7 @@
-"""Segmentation as a task: which class each pixel is of, learned by fine-tuning (uic.txt, Table 5; sslpp.txt, Fig. 3)."""
+"""The task of segmentation: fine-tune a network to name the class of each pixel.
+
+Sources: uic.txt, Table 5; sslpp.txt, Fig. 3.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,10 +39,18 @@ MASKS = "masks"
 
 @dataclass
 class Segmentation(Task):
-    """Cross-entropy of each picture's pixels that are not void; masks of the held-out pictures at the end.
+    """A task that learns each pixel's class and writes masks of the held-out images.
 
-    crop: what is learned from; without it pictures as they are. Held-out ones are seen whole: with their shorter side at crop.size_px where
-    there is a crop, else as they are. auxiliary_weight: of the second head's loss.
+    The loss is the cross-entropy of an image's pixels that are not void. Held-out images are read whole.
+    Their shorter side is resized to `crop.size_px` if there is a crop.
+
+    Attributes:
+        network: The network on the trunk.
+        input: Record of what the network reads.
+        crop: Crop of training images; without it they are read as they are.
+        auxiliary_weight: Weight of the auxiliary head's loss.
+        num_levels: Always 1.
+        num_classes: Number of classes, with the background; set by `check_data`.
     """
 
     network: Network
@@ -56,12 +67,12 @@ class Segmentation(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """Takes the number of classes; the background is one more."""
+        """Store the number of classes, with the background as one more."""
         self.num_classes = data.num_classes + 1
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """None: pictures have sizes of their own."""
+        """Return no view, because images have different sizes."""
         return ()
 
     @override
@@ -89,7 +100,9 @@ class Segmentation(Task):
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Mean over pictures of `mask_losses`; pixels_right: the share of a picture's pixels, void left out."""
+        """Return the mean of `mask_losses`, and it and the share of correct pixels, void left out, as
+        metrics.
+        """
         images, masks = self._batch(batch)
         scores, *auxiliary = self.network.scores(trunk, head, images)
         losses = mask_losses(scores, masks)
@@ -99,7 +112,11 @@ class Segmentation(Task):
         return loss, {"loss": (losses.detach().sum(), num), "pixels_right": (right.sum(), num)}
 
     def _batch(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Pictures [B, C, H, W] and masks int64 [B, H, W]: zeros, which are the mean, and void to the right of smaller ones and below."""
+        """Return normalised images [B, C, H, W] and masks int64 [B, H, W].
+
+        Smaller images are padded at the right and at the bottom, with zeros (which are the mean) and with
+        void.
+        """
         assert isinstance(batch, AnnotatedBatch)
         side_px = 1 if self.crop is None else self.crop.size_px
         images = padded([normalised(image, self.input) for image in batch.images], side_px)
@@ -111,43 +128,62 @@ class Segmentation(Task):
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Any) -> Tensor:
-        """The pictures as the network sees them, under their masks in VOC's colours."""
+        """Return the images as the network sees them, overlaid with their masks in VOC's colours."""
         images, masks = self._batch(batch)
         colours = torch.from_numpy(palette()).float()[masks.cpu()].permute(0, 3, 1, 2) / 255
-        shown = pictures(images, self.input)
-        return torch.where(masks.cpu()[:, None] > 0, 0.5 * shown + 0.5 * colours, shown)
+        plain = pictures(images, self.input)
+        return torch.where(masks.cpu()[:, None] > 0, 0.5 * plain + 0.5 * colours, plain)
 
     @override
     def end_stage(self, context: EpochContext) -> None:
-        """predictions.npz of the held-out pictures: "confusion", int64 [N, C, C] (truth, prediction); masks/<id>.png: what was found."""
+        """Write the results of the held-out images.
+
+        predictions.npz gets "confusion", int64 [N, C, C] (truth, prediction), and masks/<id>.png the
+        predicted masks.
+        """
         train_step, data, masks = context.train_step, context.run.data.val, context.run.folder / MASKS
         assert isinstance(data, VOC)
         science = context.held_out_science(task=repr(self))
         if context.world.rank == 0:
-            begin_folder(masks, science)  # the others come to `predict`'s first wait
+            begin_folder(masks, science)  # other ranks wait for it in `predict`
         context.predict(lambda images: self.predict_images(images, data, train_step, masks), science)
 
     def predict_images(
         self, images: range, data: VOC, train_step: TrainStep, masks: Path
     ) -> Iterator[Predictions]:
-        """{"confusion": int64 [1, C, C]} of each of these pictures, whose masks are written."""
+        """Write the masks of images and yield {"confusion": int64 [1, C, C]} for each.
+
+        Args:
+            images: Numbers of the images.
+            data: Held-out images.
+            train_step: Holds the trained network.
+            masks: Folder of the masks.
+        """
         for index in images:
             truth = torch.from_numpy(data.mask(index)).to(train_step.world.device)
-            found = self.found(read_picture(data, index).to(train_step.world.device), train_step)
+            prediction = self.found(read_picture(data, index).to(train_step.world.device), train_step)
             path = masks / f"{data.image_id(index)}.png"
-            write_atomically(path, mask_png(found.cpu().numpy()), durable=False)
-            yield {"confusion": confusion(found, truth, self.num_classes)[None].cpu().numpy()}
+            write_atomically(path, mask_png(prediction.cpu().numpy()), durable=False)
+            yield {"confusion": confusion(prediction, truth, self.num_classes)[None].cpu().numpy()}
 
     def found(self, image: Tensor, train_step: TrainStep) -> Tensor:
-        """uint8 [3, h, w] to the class numbers of its pixels, uint8 [h, w]."""
+        """Predict the class of each pixel.
+
+        Args:
+            image: uint8 [3, h, w].
+            train_step: Holds the trained network.
+
+        Returns:
+            uint8 [h, w].
+        """
         height, width = image.shape[-2:]
-        shown, module = image, train_step.module
+        resized_image, module = image, train_step.module
         if self.crop is not None:
             short = self.crop.size_px
-            shown = resized(image, resized_sides(height, width, short, LONG_OF_SHORT * short))
+            resized_image = resized(image, resized_sides(height, width, short, LONG_OF_SHORT * short))
         with train_step.autocast():
             scores, *_ = self.network.scores(
-                module.trunk, module.head, padded([normalised(shown, self.input)], 1)
+                module.trunk, module.head, padded([normalised(resized_image, self.input)], 1)
             )
         if scores.shape[-2:] != (height, width):
             scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)
@@ -155,15 +191,20 @@ class Segmentation(Task):
 
 
 def mask_losses(scores: Tensor, masks: Tensor) -> Tensor:
-    """Of each picture the mean cross-entropy of its pixels that are not void, float32 [B]: so its loss depends on no other's size.
+    """Return the mean cross-entropy of each image's pixels that are not void, float32 [B].
 
-    scores: float32 [B, C, H, W]; masks: int64 [B, H, W]. As FCN's normalised loss of one picture a pass. (The rate 1e-4 is that of a
-    normalised loss; torchvision and mmsegmentation divide by pixels of the whole batch.)
+    The loss of an image does not depend on the sizes of others. It is FCN's normalised loss with one image
+    per pass; the rate 1e-4 is for a normalised loss. torchvision and mmsegmentation divide by the pixels of
+    the whole batch.
+
+    Args:
+        scores: float32 [B, C, H, W].
+        masks: int64 [B, H, W].
     """
     return _mean_of_known(F.cross_entropy(scores, masks, ignore_index=VOID, reduction="none"), masks)
 
 
 def _mean_of_known(values: Tensor, masks: Tensor) -> Tensor:
-    """Of each picture, over its pixels that are not void; 0 where all are."""
+    """Return the mean of each image's values where its mask is not void; 0 if all of it is."""
     known = masks != VOID
     return (values * known).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)

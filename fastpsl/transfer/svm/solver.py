@@ -1,9 +1,11 @@
-"""Linear SVMs of one class on frozen features: the cost chosen by cross-validation, or of few shots (VISSL's; Goyal et al., section 6.1).
+"""Fit the linear SVMs of one class on frozen features.
 
-One class of one block is one task, whose outcome is a small file; `work.py` runs many of them.
+The cost is chosen by cross-validation, or the SVMs learn from a few shots (VISSL; Goyal et al., section 6.1).
+One class of one block is one task, and its outcome is a small file; `work.py` runs many of them.
 
-The solver sees nothing of features but their inner products, so it is given samples in a basis of their own span (`in_own_span`): the same
-iterations, and the same SVM but for rounding, in a fraction of the time. Measured on 240 samples of 9,216 features: 0.01 s, not 0.7.
+The solver uses only inner products of features. It therefore gets samples in a basis of their span
+(`in_own_span`), which gives the same iterations and the same SVM except for rounding, in a fraction of the
+time. Measured on 240 samples of 9,216 features: 0.01 s in place of 0.7 s.
 """
 
 import functools
@@ -21,18 +23,26 @@ from fastpsl.transfer.svm.scores import interpolated_ap
 if TYPE_CHECKING:
     from sklearn.svm import LinearSVC
 
-# scikit-learn and SciPy are imported where they are used: that takes a second.
+# scikit-learn and SciPy are imported where they are used, because the import takes a second.
 
-_ROWS = 256  # of test features at a time
+_ROWS = 256  # test features at a time
 
 
 @dataclass(frozen=True)
 class OneClass:
-    """One class on one block.
+    """A task: the SVMs of one class on one block.
 
-    train, test: features [N, D]. train_targets, test_targets: int8 [N], 1 there, 0 not, -1 only difficult ones (in test also: not
-    decoded). number: of the class,
-    among `num_classes`. shots: numbers of positives of low-shot learning; none: all of `train`, the cost by cross-validation.
+    Attributes:
+        train: Features of the training images [N, D].
+        test: Features of the test images [N, D].
+        train_targets: int8 [N]: 1 if the class is in the image, 0 if not, -1 if only difficult objects are.
+        test_targets: Likewise, and -1 for images that could not be decoded.
+        number: Number of the class.
+        num_classes: Number of all classes.
+        costs: Costs to choose from.
+        protocol: The protocol.
+        seed: Seed of the solver and of the draws.
+        shots: Numbers of positives for low-shot learning. Without any, the SVMs learn from all of `train`.
     """
 
     train: FeatureFile
@@ -47,7 +57,12 @@ class OneClass:
     shots: tuple[int, ...] = ()
 
     def train_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the n pictures that could be decoded: normalised features as `in_own_span` has them, and targets [n]."""
+        """Return what the SVMs learn from.
+
+        Returns:
+            The normalised features of the n images that could be decoded, as coordinates and basis
+            (`in_own_span`), and their targets [n].
+        """
         record = self.train.record
         rows, basis = _train_rows(
             self.train.path, record["digest"], tuple(record["bad"]), self.protocol.norm_epsilon
@@ -55,15 +70,23 @@ class OneClass:
         return rows, basis, np.delete(self.train_targets, record["bad"])
 
     def outcome(self) -> dict[str, Any]:
-        """Plain values: `cross_validated`'s or `low_shot`'s."""
+        """Return the result of `cross_validated` or `low_shot`, as plain values."""
         return low_shot(self) if self.shots else cross_validated(self)
 
 
 def cross_validated(task: OneClass) -> dict[str, Any]:
-    """The cost with the highest mean AP over the folds (of equal ones the smallest), and what an SVM of it, learned from all of train, has on test.
+    """Choose the cost by cross-validation and score an SVM that learns from all of `train` on `test`.
 
-    Folds are stratified and not shuffled, their AP is scikit-learn's (by steps, not interpolated): `cross_val_score(cv=3,
-    scoring="average_precision")`, as VISSL calls it. Difficult ones are negatives here, and left out in the test. "ap" in [0, 1].
+    The cost has the highest mean AP over the folds, and is the smallest of equal ones. Folds are stratified
+    and not shuffled. Their AP is scikit-learn's, by steps and not interpolated: `cross_val_score(cv=3,
+    scoring="average_precision")`, as VISSL calls it. Difficult images are negatives here and are left out of
+    the test.
+
+    Args:
+        task: The class and block.
+
+    Returns:
+        "ap" in [0, 1], the chosen "cost", the means of AP by cost and the numbers of fits.
     """
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import StratifiedKFold
@@ -91,7 +114,14 @@ def cross_validated(task: OneClass) -> dict[str, Any]:
 
 
 def low_shot(task: OneClass) -> dict[str, Any]:
-    """ "aps": of each sample, number of shots and cost, the AP in [0, 1] on test, where difficult ones are left out."""
+    """Score SVMs that learn from few images on `test`, where difficult images are left out.
+
+    Args:
+        task: The class and block.
+
+    Returns:
+        "aps" in [0, 1] by sample, number of shots and cost, and the numbers of fits.
+    """
     features, basis, targets = task.train_rows()
     fits, weights, intercepts = _Fits(task), [], []
     for sample in range(task.protocol.num_samples):
@@ -112,9 +142,18 @@ def low_shot(task: OneClass) -> dict[str, Any]:
 
 
 def few(targets: np.ndarray, k: int, num_classes: int, seed: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of k positives and (num_classes - 1) * k negatives of a class, drawn without replacement, and their signs 1 and -1.
+    """Draw k positives and (num_classes - 1) * k negatives of a class without replacement, as VISSL does.
 
-    As VISSL draws them, anew for each k, and never of difficult ones (-1 in `targets`).
+    They are drawn anew for each k. Difficult images (-1) are never drawn.
+
+    Args:
+        targets: int8 [N], as in `OneClass`.
+        k: Number of positives.
+        num_classes: Number of all classes.
+        seed: Seed of the draws.
+
+    Returns:
+        The rows, and their signs 1 and -1.
     """
     random = np.random.default_rng((*seed, k))
     numbers = {1: k, 0: (num_classes - 1) * k}
@@ -125,7 +164,7 @@ def few(targets: np.ndarray, k: int, num_classes: int, seed: Sequence[int]) -> t
 
 
 class _Fits:
-    """`fits(features, signs, cost)` is a fitted machine; counts those, and which of them came to the end of their iterations."""
+    """A callable that fits an SVM, and counts the SVMs and those that did not converge."""
 
     def __init__(self, task: OneClass):
         self._machine, self._seed = task.protocol.machine, task.seed
@@ -137,30 +176,37 @@ class _Fits:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.svm import LinearSVC
 
-        chosen = self._machine
+        settings = self._machine
         machine = LinearSVC(
-            C=cost, loss=chosen.loss, penalty=chosen.penalty, dual=chosen.dual, tol=chosen.tolerance,
-            max_iter=chosen.max_iterations, class_weight={1: chosen.positive_weight, -1: 1.0}, random_state=self._seed,
+            C=cost, loss=settings.loss, penalty=settings.penalty, dual=settings.dual, tol=settings.tolerance,
+            max_iter=settings.max_iterations, class_weight={1: settings.positive_weight, -1: 1.0},
+            random_state=self._seed,
         )  # fmt: skip
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # counted instead
+            warnings.simplefilter("ignore", ConvergenceWarning)  # because they are counted
             machine.fit(features, signs)
         self.num += 1
-        self.num_not_converged += int(np.max(machine.n_iter_) >= chosen.max_iterations)
+        self.num_not_converged += int(np.max(machine.n_iter_) >= settings.max_iterations)
         return machine
 
 
 def l2_normalised(features: np.ndarray, epsilon: float) -> np.ndarray:
-    """Rows [N, D] divided by their L2 norm and `epsilon`, in float64."""
+    """Divide rows [N, D] by the sum of their L2 norm and `epsilon`, in float64."""
     rows = np.array(features, np.float64, order="C")
     rows /= np.linalg.norm(rows, axis=1, keepdims=True) + epsilon
     return rows
 
 
 def in_own_span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows [n, D] as coordinates [n, min(n, D)] and the orthonormal basis [D, min(n, D)], of which they are the products.
+    """Write rows as products of coordinates and an orthonormal basis, by QR of the transpose.
 
-    By QR of the transpose, so that the coordinates are triangular: the solver passes over zeros. It overwrites `features`.
+    The coordinates are triangular, and the solver skips zeros.
+
+    Args:
+        features: Rows [n, D]; they are overwritten.
+
+    Returns:
+        The coordinates [n, min(n, D)] and the basis [D, min(n, D)].
     """
     from scipy.linalg import qr
 
@@ -172,13 +218,13 @@ def in_own_span(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _train_rows(
     path: Path, digest: str, bad: tuple[int, ...], epsilon: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`in_own_span` of a file, for all classes of a block in turn; of VOC2007's trainval 0.6 GB."""
+    """Return `in_own_span` of a file, cached for all classes of a block; 0.6 GB for VOC2007's trainval."""
     features = np.load(path, mmap_mode="r")
     return in_own_span(l2_normalised(np.delete(features, bad, 0) if bad else features, epsilon))
 
 
 def _decisions(weights: np.ndarray, intercepts: np.ndarray, task: OneClass) -> np.ndarray:
-    """Float64 [N, m]: signed distances of all samples of test from m SVMs, weights [D, m]."""
+    """Return the signed distances, float64 [N, m], of all test samples from m SVMs with weights [D, m]."""
     features, epsilon = task.test.features(), task.protocol.norm_epsilon
     parts = (
         l2_normalised(features[start : start + _ROWS], epsilon) for start in range(0, len(features), _ROWS)

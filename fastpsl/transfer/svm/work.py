@@ -1,4 +1,4 @@
-"""Tasks of one process each, shared by processes and ranks: each outcome is a small file that is not made twice."""
+"""Run small tasks on processes and ranks, and keep each outcome in a file that is not computed again."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.pipelines.files.atomic import write_atomically
 
-# joblib is imported where it is used: that takes half a second.
+# joblib is imported where it is used, because the import takes half a second.
 
 _LOOK_EVERY_S = 1.0
 _END = object()
@@ -23,31 +23,37 @@ class SvmTask(Protocol):
     """A task that can be sent to another process."""
 
     def outcome(self) -> dict[str, Any]:
-        """Return plain values, the same ones in every process."""
+        """Return plain values, which are equal in every process."""
 
 
 def run_resumable(
     wanted: Mapping[Path, SvmTask], num_processes: int, world: World, unit: str
 ) -> list[dict[str, Any]] | None:
-    """Return the outcomes in the order of `wanted` on rank 0; None on the others, which leave at the end of their share.
+    """Compute the outcomes that are not in their files yet.
 
-    Ranks take equal shares, each in `num_processes` processes. Numerical libraries have one thread each, so that
-    files are the same bytes for any number of processes and ranks.
+    Ranks take equal shares. Numerical libraries have one thread each, so that files have the same bytes for
+    any number of processes and ranks.
 
     Args:
-        wanted: each file (JSON) and the task whose outcome it is to hold. Those that are there are not made again.
-        unit: of the progress line.
+        wanted: The JSON file of each outcome, and its task.
+        num_processes: Processes of this rank.
+        world: The ranks.
+        unit: Unit of the progress line.
+
+    Returns:
+        The outcomes in the order of `wanted` on rank 0. None on the other ranks, which return after their
+        share.
 
     Raises:
-        ValueError: where a process was ended from outside.
+        ValueError: If a process was ended from outside.
     """
     for path in wanted:
         path.parent.mkdir(parents=True, exist_ok=True)
-    # Of all, not of those that are missing: a rank that looks later finds less missing.
+    # A share of all tasks, because the missing ones decrease while ranks look at them.
     share = list(wanted.items())[_share(len(wanted), world)]
-    mine = {path: task for path, task in share if not path.exists()}
+    todo = {path: task for path, task in share if not path.exists()}
     missing = [path for path in wanted if not path.exists()]
-    done = _run(mine, num_processes)
+    done = _run(todo, num_processes)
     if world.rank != 0:
         for _ in done:
             pass
@@ -56,10 +62,10 @@ def run_resumable(
         while (num_done := sum(path.exists() for path in missing)) < len(missing):
             if num_done:
                 progress.update(num_done, 0)
-            # Where its own share is done and others' are not, it waits (torchrun ends it where one fails).
+            # Rank 0 waits for the other ranks' shares; torchrun ends it if one of them fails.
             if next(done, _END) is _END:
                 time.sleep(_LOOK_EVERY_S)
-    for _ in done:  # the end of its processes
+    for _ in done:  # because the generator ends its processes at last
         pass
     return [json.loads(path.read_text()) for path in wanted]
 
@@ -70,12 +76,14 @@ def default_processes(world: World) -> int:
 
 
 def _share(num: int, world: World) -> slice:
-    """Return neighbours, which may share what is costly to make."""
+    """Return this rank's tasks; they are neighbours, because these may share features that are costly to
+    read.
+    """
     return slice(num * world.rank // world.size, num * (world.rank + 1) // world.size)
 
 
 def _run(wanted: Mapping[Path, SvmTask], num_processes: int) -> Iterator[None]:
-    """Yield after each task, as it is done; of one process in this very one."""
+    """Run the tasks and yield after each; one process means this very one."""
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -86,7 +94,7 @@ def _run(wanted: Mapping[Path, SvmTask], num_processes: int) -> Iterator[None]:
             yield
     if num_processes == 1 or not wanted:
         return
-    # Task by task in their order, so that processes are at neighbours.
+    # Batches of one task in order, so that processes work on neighbours.
     run = Parallel(
         min(num_processes, len(wanted)),
         return_as="generator_unordered",
@@ -102,7 +110,7 @@ def _run(wanted: Mapping[Path, SvmTask], num_processes: int) -> Iterator[None]:
             f"give fewer --num-processes; what is done is kept"
         ) from error
     finally:
-        # joblib would keep them for five minutes, and what they hold.
+        # joblib would keep the processes and their memory for five minutes.
         get_reusable_executor().shutdown(kill_workers=True)
 
 
@@ -115,9 +123,9 @@ def _make(path: Path, task: SvmTask) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Leave a terminal's Ctrl-C to the parent process, and end this one where that one has ended.
+    """Leave a terminal's Ctrl-C to the parent process, and end this process when the parent has ended.
 
-    joblib's go on with what they were given, and then wait for five minutes.
+    joblib's processes would finish their tasks, and then wait for five minutes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
