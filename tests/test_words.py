@@ -1,4 +1,7 @@
-"""The first words of docstrings: a function's is a verb, a class's an article. The rest is ruff's: D401, D417, E501."""
+"""The first words of docstrings: a verb for a function, an article for a class.
+
+The other rules for words are ruff's: D401, D417 and E501.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -26,11 +29,11 @@ def faults(source: str) -> Iterator[str]:
             if not (is_property(node) or node.name.startswith("test")):
                 first = first_word(node)
                 if first and not is_verb(first):
-                    yield f"{node.lineno}: {node.name}: a function's docstring begins with a verb, not {first!r}"
+                    yield f"{node.lineno}: {node.name}: begin with a verb, not {first!r}"
         elif isinstance(node, ast.ClassDef):
             first = first_word(node)
             if first and first not in ARTICLES and not is_command(node):
-                yield f"{node.lineno}: {node.name}: a class's docstring begins with A, An, The or One, not {first!r}"
+                yield f"{node.lineno}: {node.name}: begin with A, An, The or One, not {first!r}"
 
 
 def first_word(node: ast.FunctionDef | ast.ClassDef) -> str:

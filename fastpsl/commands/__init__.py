@@ -1,6 +1,6 @@
-"""The subcommands of `fastpsl`, one a file: a dataclass of options whose `run()` does the work.
+"""The subcommands of `fastpsl`, one file each: a dataclass of options with a method `run()`.
 
-Each imports what it needs in `run()`, because `fastpsl --help` must not wait for torch, numba or matplotlib.
+They import their libraries in `run()`, because `fastpsl --help` must not wait for torch, numba or matplotlib.
 """
 
 import lazy_loader

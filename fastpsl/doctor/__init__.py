@@ -1,4 +1,4 @@
-"""Measure how fast each part of a recipe is on this machine, name the slowest, and say what to change."""
+"""The diagnosis of a machine: times each part of a recipe, names the slowest and proposes changes."""
 
 import lazy_loader
 

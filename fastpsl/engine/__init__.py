@@ -1,4 +1,4 @@
-"""How it is trained: task, plan, train step, trainer, run, resume, reporter."""
+"""The training engine: tasks, stage plans, train steps, runs, checkpoints, resume and reports."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What frozen features are worth: probes, kNN, retrieval, t-SNE."""
+"""The evaluation of frozen features: probes, kNN, retrieval, t-SNE."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Arithmetic on arrays: draws, crops, ops, permutations. No files."""
+"""The image arithmetic of the augmentations: draws, crops, operations, permutations. It touches no files."""
 
 import lazy_loader
 

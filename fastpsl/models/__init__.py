@@ -1,4 +1,4 @@
-"""Backbones as blocks, and files of weights in and out."""
+"""Backbones as sequences of blocks, and weights in all file formats."""
 
 import lazy_loader
 

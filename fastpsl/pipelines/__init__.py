@@ -1,4 +1,4 @@
-"""Samples to batches on the device: data sets, decoders, the loader and its views. Knows no task."""
+"""The path from stored samples to batches on the device: data sets, decoders, views and the loader."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Charts of numbers and sheets of images, as PNG files."""
+"""Charts and contact sheets as PNG files."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What is learned: pretext tasks, a file each."""
+"""The self-supervised tasks, one file each."""
 
 import lazy_loader
 

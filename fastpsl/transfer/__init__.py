@@ -1,4 +1,4 @@
-"""What a learned backbone is worth elsewhere: VOC detection, segmentation, classification, SVMs; few-shot."""
+"""Transfer of a backbone to other data: detection, segmentation, classification, SVMs, few-shot."""
 
 import lazy_loader
 

@@ -1,1 +1,1 @@
-"""Whole views in one pass over memory by numba, an image at a time."""
+"""Whole views on a CPU in one pass over memory by numba, one image at a time."""

@@ -1,1 +1,1 @@
-"""Whole views in few passes over memory by Triton; the only folder that imports triton."""
+"""Whole views on a GPU in a few passes over memory by Triton. No other folder imports triton."""

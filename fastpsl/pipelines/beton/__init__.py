@@ -1,4 +1,4 @@
-"""ffcv's .beton files: read, written, checked; in shards too."""
+"""Files in ffcv's .beton format: reader, writer, checks and shards."""
 
 import lazy_loader
 

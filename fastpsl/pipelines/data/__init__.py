@@ -1,1 +1,1 @@
-"""What a data set is, and those that are no betons: folders and lists of images, subsets of any."""
+"""Data sets: the interface, folders and lists of images, and subsets."""

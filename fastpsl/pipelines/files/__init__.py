@@ -1,1 +1,1 @@
-"""Files as such: written whole or not at all, read within bounds, kept in caches."""
+"""Helpers for any file: atomic writes, bounded reads and caches."""

@@ -1,4 +1,4 @@
-"""Samples of a data set in an order, as batches, by threads."""
+"""The loader: orders samples, prepares them in threads and yields batches."""
 
 import lazy_loader
 

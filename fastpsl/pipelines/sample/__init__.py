@@ -1,1 +1,1 @@
-"""The embedded sample: images that are drawn, not downloaded, as betons and in VOC's layout."""
+"""The embedded sample: drawn images in beton files and in VOC's layout, with nothing to download."""

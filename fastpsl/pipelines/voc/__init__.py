@@ -1,1 +1,1 @@
-"""PASCAL VOC's data, and SBD's masks: images with classes, boxes and masks."""
+"""PASCAL VOC and SBD: images with classes, boxes and masks."""

@@ -1,1 +1,1 @@
-"""SimCLR and MoCo v2: views of one image against those of others."""
+"""SimCLR and MoCo v2: two views of an image are compared with those of other images."""

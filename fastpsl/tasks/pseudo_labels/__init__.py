@@ -1,1 +1,1 @@
-"""UIC, DeepCluster and IIC: classes that the network itself gives the images."""
+"""UIC, DeepCluster and IIC: the network learns classes that it assigns itself."""
