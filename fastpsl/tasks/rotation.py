@@ -30,8 +30,9 @@ class Rotation(Task):
     At level 3 windows have 224/256 of the largest side that lies in the image at all eight angles
     (`RotationCrop`), upright or turned, so neither a border nor the scale tells the angle. At levels 1 and 2
     the window is cut first and turned exactly. Windows may lie anywhere in the image, as in the jigsaw task.
-    Paper: no flip. Here: none either. Paper: does not state how many rotations of an image are shown, nor
-    whether its batch counts images or rotated copies. Here it counts rotated copies.
+    Paper: no flip. Here: none either.
+    Paper: does not state how many rotations of an image are shown, nor whether its batch counts images or
+    rotated copies. Here it counts rotated copies.
 
     Args:
         shorter_px: The image's shorter side after resizing.

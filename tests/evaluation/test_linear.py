@@ -32,13 +32,16 @@ from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
 
 PROBE = Stage("linear", 1, 6, 5, 1)
+VISSL: dict[str, Any] = {"pools": PROTOCOLS["vissl"].pools, "batchnorm": "affine"}
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
 WIDTHS = {"B1": 9216, "B2": 9216, "B3": 8192, "B4": 9216, "B5": 8192, "final": 2048}
 
 
 def probes(backbone: Backbone, num_classes: int, size_px: int = 32, **more: Any) -> LinearProbes:
     input = Input(size_px=size_px)
-    task = LinearProbes(train_view(input, size_px), center_view(input, size_px), backbone=backbone, **more)
+    task = LinearProbes(
+        train_view(input, size_px), center_view(input, size_px), backbone=backbone, **(VISSL | more)
+    )
     task.check_data(Synthetic(num_classes * 2, num_classes), 2)
     return task
 
@@ -210,7 +213,7 @@ def test_the_best_block_is_that_of_the_highest_top1() -> None:
 
 def test_each_classifier_reads_its_own_block() -> None:
     """Blocks of unlike constants, weights of 1: each logit is the constant times the number of features."""
-    head = ProbeHead([(2, 8, 8)] * 7, 3, batchnorm=None)
+    head = ProbeHead([(2, 8, 8)] * 7, 3, VISSL["pools"], batchnorm=None)
     for parameter in head.parameters():
         torch.nn.init.ones_(parameter) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
     constants = (1.0, 10.0, 100.0, 1000.0, 10000.0, 2.0, 3.0)
@@ -227,7 +230,7 @@ def test_a_feature_planted_in_b2_is_found_by_b2s_head_alone() -> None:
     torch.manual_seed(0)
     backbone = Planted()
     shapes = [(4, 8, 8)] * 5
-    module = StageModule(Trunk(backbone, PROBE), ProbeHead(shapes, 4), probes(backbone, 4).loss)
+    module = StageModule(Trunk(backbone, PROBE), ProbeHead(shapes, 4, **VISSL), probes(backbone, 4).loss)
     optimiser = probe_sgd(module.learning_parameters(), momentum=0.9, weight_decay=0.0, nesterov=True)
     optimiser.param_groups[0]["lr"] = optimiser.param_groups[1]["lr"] = 0.05
     for step in range(60):
@@ -388,11 +391,10 @@ def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> N
 def test_a_backbone_of_fewer_blocks_is_refused_where_there_are_pools() -> None:
     shapes = [(4, 8, 8)] * 4
     with pytest.raises(ValueError, match="4 blocks.*--protocol moco"):
-        ProbeHead(shapes, 3)
-    assert ProbeHead(shapes, 3, pools=()).widths == {"final": 4}
-    assert ProbeHead(shapes, 3, pools=[Pool(2)] * 4).widths == {f"B{i}": 16 for i in range(1, 5)} | {
-        "final": 4
-    }
+        ProbeHead(shapes, 3, **VISSL)
+    assert ProbeHead(shapes, 3, (), "affine").widths == {"final": 4}
+    widths = {f"B{i}": 16 for i in range(1, 5)} | {"final": 4}
+    assert ProbeHead(shapes, 3, [Pool(2)] * 4, "affine").widths == widths
 
 
 def test_pictures_too_small_for_the_backbone_are_refused_in_one_line() -> None:
@@ -414,7 +416,7 @@ def test_held_out_scores_are_those_of_ten_crops() -> None:
     torch.manual_seed(1)
     backbone, input = TinyNet(), Input(size_px=32)
     middle, *more = ten_crop_views(input, 32)
-    task = LinearProbes(train_view(input, 32), middle, backbone=backbone, more_crops=tuple(more))
+    task = LinearProbes(train_view(input, 32), middle, backbone=backbone, more_crops=tuple(more), **VISSL)
     task.check_data(Synthetic(14, 7), 2)
     assert task.held_out_views(1) == (middle, *more) and len(more) == 9 and len(task.views(1)) == 1
     module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task.loss).eval()
@@ -443,7 +445,8 @@ def test_one_class_is_refused() -> None:
 
 def test_the_metrics_type_is_sums_and_counts() -> None:
     metrics: Metrics = probes(TinyNet(), 3).loss(
-        Trunk(TinyNet(), PROBE), ProbeHead([(8, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2), (16, 2, 2)], 3),
+        Trunk(TinyNet(), PROBE),
+        ProbeHead([(8, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2), (16, 2, 2)], 3, **VISSL),
         [torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 0])),
     )[1]  # fmt: skip
     assert all(float(num) == 4 and np.isfinite(float(total)) for total, num in metrics.values())

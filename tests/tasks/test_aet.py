@@ -72,7 +72,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(kind: Kind, indices: list[
 @every_kind
 @pytest.mark.parametrize("num", [0, 2])
 def test_nothing_but_padding_is_a_loss_of_nought(kind: Kind, num: int) -> None:
-    task = AET(kind)
+    task = AET(kind, 32)
     trunk, head = small_modules(task)
     batch = noise_batch([task.view()], 2)
     batch.images[0], batch.indices = batch.images[0][:num], torch.full((num,), -1)
@@ -86,7 +86,7 @@ def test_nothing_but_padding_is_a_loss_of_nought(kind: Kind, num: int) -> None:
 
 @every_kind
 def test_the_loss_is_in_float32(kind: Kind) -> None:
-    task = AET(kind)
+    task = AET(kind, 32)
     trunk, head = small_modules(task)
     batch = noise_batch([task.view()], 4)
     (inputs,) = batch.inputs([task.view()], torch.float32)
@@ -99,7 +99,7 @@ def test_the_loss_is_in_float32(kind: Kind) -> None:
 @every_kind
 def test_learned_it_beats_the_constant_on_held_out_pictures(kind: Kind) -> None:
     """By half or more; and a copy that stands before its picture is told worse: the two are not mixed up."""
-    task = AET(kind)
+    task = AET(kind, 32)
     trunk, head = learned(task)
     inputs, batch = held_out(task)
     with torch.no_grad():
@@ -116,24 +116,24 @@ def test_learned_it_beats_the_constant_on_held_out_pictures(kind: Kind) -> None:
 
 def test_it_is_ssl_pluspluss_proxy_and_aets_task() -> None:
     """One pair a sample, crop and flip before; eight numbers as they are or six in [-1, 1]."""
-    task: Proxy = AET()
+    task: Proxy = AET("projective", 32)
     assert task.images_per_sample(1) == 1
     view = task.view()
     assert [type(op).__name__ for op in view.ops] == ["Shift", "Flip", "WarpPair"]
     assert view.ops[0] == Shift(4) and view.ops[-1] == WarpPair(32, "projective")
-    assert AET(size_px=64, crop="random_resized").view().ops[-1] == WarpPair(64)
+    assert AET("projective", 64, "random_resized").view().ops[-1] == WarpPair(64)
     for kind, num in (("projective", 8), ("affine", 6)):
-        head = AET(kind).head(1, 192)  # type: ignore[arg-type]
+        head = AET(kind, 32).head(1, 192)  # type: ignore[arg-type]
         assert isinstance(head, AETHead) and head.regress.weight.shape == (num, 384)
         told = head(1000 * torch.randn(8, 192, 2, 3))
         assert told.shape == (4, num) and (told.abs().max() <= 1) == (kind == "affine")
     with pytest.raises(ValueError, match="'similar' given; allowed are projective and affine"):
-        AET("similar")  # type: ignore[arg-type]
+        AET("similar", 32)  # type: ignore[arg-type]
 
 
 @every_kind
 def test_the_contact_sheet_shows_pairs_and_the_captions_the_targets(kind: Kind) -> None:
-    task = AET(kind)
+    task = AET(kind, 32)
     batch = noise_batch([task.view()], 2)
     (inputs,) = batch.inputs([task.view()], torch.float32)
     sheet, captions = task.contact_sheet([inputs], batch), task.captions(batch)
@@ -152,7 +152,7 @@ def test_the_contact_sheet_shows_pairs_and_the_captions_the_targets(kind: Kind) 
 
 def test_one_trunk_pass_over_both_pictures_is_what_the_trainer_makes() -> None:
     """Image-major, as the view hands them out: the picture, then its copy."""
-    task = AET()
+    task = AET("projective", 32)
     trunk, head = small_modules(task)
     assert not isinstance(trunk, Trunk)
     batch = noise_batch([task.view()], 3)

@@ -277,7 +277,7 @@ def test_padding_and_grey_pictures_are_no_part_of_the_prior() -> None:
 
 
 def test_how_many_batches_are_looked_at() -> None:
-    task, data = Colorization(), FakeData()
+    task, data = Colorization(SIZE), FakeData()
     for num, batch_size, wanted in ((40, 16, 3), (40, 40, 1), (10**6, 128, 391), (50_000, 128, 391)):
         data.num_samples = num
         task.check_data(data, batch_size)  # type: ignore[arg-type]
@@ -332,7 +332,7 @@ def one_step(rank: int, world_size: int) -> dict[str, Any]:
     """What a rank has counted, and the weights after one step of rate 1; half of the grey pictures are one rank's alone."""
     whole = smooth_batch(Colorization(SIZE), 40, grey=range(7))
     task, trunk, head = ready([part_of(whole, rank, world_size)])
-    sslpp = SSLPlusPlus(task, train_view(Input(), SIZE, "padded"))
+    sslpp = SSLPlusPlus(task, train_view(Input(), SIZE, "padded"), weight=1.0)
     module = StageModule(trunk, nn.ModuleDict({"proxy": head}), sslpp.loss)
     module.eval()
     module.head.train()
@@ -386,7 +386,7 @@ def some_grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(out: Path, stop_at: int = 0, size_px: int = 32, lr: float = 0.01, **options: Any) -> bool:
     torch.manual_seed(0)
-    task = SSLPlusPlus(Colorization(size_px), train_view(Input(), size_px, "padded"))
+    task = SSLPlusPlus(Colorization(size_px), train_view(Input(), size_px, "padded"), weight=1.0)
     epochs = options.pop("epochs", 2)
     run = tiny_run(out, stage_epochs=(epochs,), plan="end_to_end", **options)
     if stop_at:

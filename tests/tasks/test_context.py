@@ -80,7 +80,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(size_px: int, share: float
 
 @pytest.mark.parametrize("num", [0, 2])
 def test_nothing_but_padding_is_a_loss_of_nought(num: int) -> None:
-    task = Context()
+    task = Context(0.5, 32)
     trunk, head = small_modules(task)
     batch = noise_batch([task.view()], 2)
     batch.images[0], batch.indices = batch.images[0][:num], torch.full((num,), -1)
@@ -92,7 +92,7 @@ def test_nothing_but_padding_is_a_loss_of_nought(num: int) -> None:
 
 
 def test_the_loss_is_in_float32() -> None:
-    task = Context()
+    task = Context(0.5, 32)
     trunk, head = small_modules(task)
     batch = noise_batch([task.view()], 4)
     (inputs,) = batch.inputs([task.view()], torch.float32)
@@ -116,7 +116,7 @@ def test_maps_of_any_size_become_the_picture(size_px: int, map_px: int) -> None:
 @pytest.mark.slow
 def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
     """And that because it looks: told of another picture's surroundings it is worse."""
-    task = Context()
+    task = Context(0.5, 32)
     trunk, head = learned(task)
     inputs, batch = held_out(task)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
 
 def test_what_is_hidden_is_nowhere_in_the_input() -> None:
     """Other pixels under the hole, and the network sees the same; the target is another."""
-    task = Context()
+    task = Context(0.5, 32)
     trunk, head = small_modules(task)
     batch = noise_batch([task.view()], 4)
     batch.draws[0][0]["shift"][:] = 4  # nowhere, so that the hole is the middle of the pictures too
@@ -143,7 +143,7 @@ def test_what_is_hidden_is_nowhere_in_the_input() -> None:
 
 def test_it_is_ssl_pluspluss_proxy() -> None:
     """Half of the side, in the network's mean colour, so 0 once normalised; 8 x 8 maps become 32 px."""
-    task: Proxy = Context()
+    task: Proxy = Context(0.5, 32)
     assert task.images_per_sample(1) == 1
     view = task.view()
     assert [type(op).__name__ for op in view.ops] == ["Shift", "Flip", "Hole"]
@@ -153,11 +153,11 @@ def test_it_is_ssl_pluspluss_proxy() -> None:
     assert inputs[:, :, 8:24, 8:24].abs().max() < 0.01
     for bad in (0, 1, -1, 0.01, 0.99):
         with pytest.raises(ValueError, match="a hole of .*; allowed"):
-            Context(bad)
+            Context(bad, 32)
 
 
 def test_the_contact_sheet_shows_the_masked_pictures_and_the_whole() -> None:
-    task = Context()
+    task = Context(0.5, 32)
     view = task.view()
     batch = noise_batch([view], 2)
     (inputs,) = batch.inputs([view], torch.float32)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def task_of(num_classes: int = 12, **values: Any) -> DeepCluster:
 
 def experiment_of(task: DeepCluster, lr: float = 0.05) -> Experiment:
     torch.manual_seed(0)
-    return Experiment(task, TinyNet(), WHOLE, step_drops(lr, (1,)), two_sgds)
+    return Experiment(task, TinyNet(), WHOLE, step_drops(lr, (1,)), partial(two_sgds, weight_decay=1e-5))
 
 
 def context_of(experiment: Experiment, run: Run, epoch: int = 0) -> EpochContext:

@@ -50,6 +50,8 @@ class Watched(IIC):
     def __init__(self, **options: Any) -> None:
         values: dict[str, Any] = {
             "num_clusters": CLUSTERS,
+            "size_px": 32,
+            "crop_share": 0.625,
             "transforms": "colour",
             "num_copies": COPIES,
             "num_sub_heads": SUB_HEADS,
@@ -83,6 +85,19 @@ class Watched(IIC):
         figures = super().end_epoch()
         self.best_after.append(list(self.epochs.best))
         return figures
+
+
+def iic(**options: Any) -> IIC:
+    """Return IIC with the values of SSL++."""
+    values: dict[str, Any] = {
+        "num_clusters": 70,
+        "size_px": 32,
+        "crop_share": 0.625,
+        "transforms": "sobel",
+        "num_copies": 3,
+        "num_sub_heads": 5,
+    }
+    return IIC(**(values | options))
 
 
 def make_experiment(
@@ -135,7 +150,7 @@ JITTER = ColourDistortion(0.4, 0.4, 0.4, 0.125, p=1.0)
     ],
 )
 def test_pairs_are_those_of_table_xiv(transforms: Transforms, weak: str, strong: str) -> None:
-    task = IIC(70, transforms=transforms, num_copies=2)
+    task = iic(transforms=transforms, num_copies=2)
     first, *others = task.views(1)
     names = [" ".join(type(op).__name__ for op in view.ops) for view in (first, *others, task.center)]
     assert names == [weak, strong, strong, weak]
@@ -149,7 +164,7 @@ def test_pairs_are_those_of_table_xiv(transforms: Transforms, weak: str, strong:
     ("size_px", "height", "width", "side"), [(32, 32, 32, 20), (32, 96, 96, 60), (224, 300, 400, 188)]
 )
 def test_crops_are_of_the_share_of_the_shorter_side(size_px: int, height: int, width: int, side: int) -> None:
-    task = IIC(70, size_px=size_px)
+    task = iic(size_px=size_px)
     sizes = [np.full(50, value, np.int32) for value in (height, width)]
     boxes = [view.crop.boxes(Keys(0, 0, np.arange(50), n), *sizes) for n, view in enumerate(task.views(1))]
     assert all((box[:, 2:] == side).all() and len(np.unique(box[:, 0])) > 5 for box in boxes)
@@ -160,7 +175,7 @@ def test_crops_are_of_the_share_of_the_shorter_side(size_px: int, height: int, w
 
 
 def test_grey_pictures_have_equal_channels() -> None:
-    task = IIC(70, transforms="grey")
+    task = iic(transforms="grey")
     for images in noise_batch(task.views(1), 3).inputs(task.views(1), torch.float32):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (task.center.mean, task.center.std))
         colours = images * std + mean
@@ -200,7 +215,7 @@ def test_loss_is_of_every_pair_and_the_mean_over_sub_heads() -> None:
 
 def test_first_weights_are_iics() -> None:
     torch.manual_seed(0)
-    head = IIC(70, second_clusters=10).head(1, 512)
+    head = iic(second_clusters=10).head(1, 512)
     assert isinstance(head, ClusterHeads)
     assert [tuple(part.weight.shape) for part in head.classify] == [(350, 512), (50, 512)]  # type: ignore[operator, arg-type]
     for part in head.classify:
@@ -427,7 +442,7 @@ def test_clusters_must_find_images_and_pairs(tmp_path: Path) -> None:
 
 
 def test_contact_sheet_shows_all_views_of_each_picture() -> None:
-    task = IIC(70, num_copies=2)
+    task = iic(num_copies=2)
     batch = noise_batch(task.views(1), 3)
     sheet = task.contact_sheet(batch.inputs(task.views(1), torch.float32), batch)
     assert sheet.shape == (3, 3, 32, 3 * 32 + 2 * 4) and 0 <= sheet.min() and sheet.max() == 1

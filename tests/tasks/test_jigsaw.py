@@ -101,8 +101,17 @@ def test_padded_samples_count_for_nothing() -> None:
 
 def test_levels_are_the_papers() -> None:
     """Table 1: 500 ⊂ 1,000 ⊂ 2,000; section 3.3.1: window 225, cells 75, tiles 64."""
-    task = Jigsaw(permutation_set(9, [500, 1000, 2000]).permutations)
-    for level, count in enumerate((500, 1000, 2000), start=1):
+    counts = (500, 1000, 2000)
+    task = Jigsaw(
+        permutation_set(9, counts).permutations,
+        counts,
+        shorter_px=256,
+        cell_px=75,
+        tile_px=64,
+        permutations_per_image=1,
+        embedding_width=1000,
+    )
+    for level, count in enumerate(counts, start=1):
         (view,) = task.views(level)
         assert view.crop.size_px == 225
         head = task.head(level, 512)
@@ -131,8 +140,15 @@ def test_contact_sheet_shows_the_window_and_the_puzzle() -> None:
 
 def test_impossible_levels_are_refused() -> None:
     permutations = permutation_set(9, [6, 12, 24]).permutations
+    sizes = {
+        "shorter_px": 40,
+        "cell_px": 12,
+        "tile_px": TILE_PX,
+        "permutations_per_image": 1,
+        "embedding_width": 5,
+    }
     for counts in ((12, 6, 24), (6, 12, 25), (1, 2, 3)):
         with pytest.raises(ValueError, match="must rise"):
-            Jigsaw(permutations, counts)
+            Jigsaw(permutations, counts, **sizes)
     with pytest.raises(ValueError, match="grid"):
-        Jigsaw(permutations, (6,), grid=2)
+        Jigsaw(permutations, (6,), grid=2, **sizes)

@@ -36,7 +36,14 @@ STAGES = make_plan("psl", (1, 1, 1))
 
 
 def make_task(batch_size: int = BATCH, **values: Any) -> MoCo:
-    small = {"queue_size": QUEUE, "momentum": 0.9, "key_group": GROUP, "width": 6, "size_px": 32}
+    small: dict[str, Any] = {
+        "queue_size": QUEUE,
+        "momentum": 0.9,
+        "temperature": 0.2,
+        "key_group": GROUP,
+        "width": 6,
+        "size_px": 32,
+    }
     return MoCo(seed=3, batch_size=batch_size, **{**small, **values})
 
 
@@ -242,7 +249,16 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         torch.manual_seed(0)
-        task = MoCo(seed=0, batch_size=32, queue_size=64, momentum=0.9, key_group=8, width=4, size_px=16)
+        task = MoCo(
+            seed=0,
+            batch_size=32,
+            queue_size=64,
+            momentum=0.9,
+            temperature=0.2,
+            key_group=8,
+            width=4,
+            size_px=16,
+        )
         run = tiny_run(out, max_steps_per_stage=2)
         ask, asked = run.stop_signal.after_step, itertools.count(1)
 
@@ -339,7 +355,16 @@ def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     device = torch.device("cuda", 0)
-    task = MoCo(seed=0, batch_size=16, queue_size=64, key_group=4, size_px=64)
+    task = MoCo(
+        seed=0,
+        batch_size=16,
+        queue_size=64,
+        momentum=0.999,
+        temperature=0.2,
+        key_group=4,
+        width=128,
+        size_px=64,
+    )
     backbone = ResNet("resnet18").to(device).to(memory_format=torch.channels_last)
     head, trunk = task.head(2, backbone.channels[3]).to(device), Trunk(backbone, STAGES[1])
     module = StageModule(trunk, head, task.loss)

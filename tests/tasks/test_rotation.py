@@ -185,7 +185,7 @@ def test_nothing_but_padding_is_a_loss_of_nought() -> None:
 
 def test_levels_are_the_papers() -> None:
     """Table 2: 2, 4 and 8 rotations; section 4.1: shorter side 256, windows of 224; no flip."""
-    task = Rotation()
+    task = Rotation(shorter_px=256, size_px=224)
     for level, num in LEVELS.items():
         (view,) = task.views(level)
         window = RotationCrop(224, share=224 / 256) if num == 8 else ShorterSideCrop(256, 224)
@@ -241,4 +241,4 @@ def test_impossible_tasks_are_one_line() -> None:
         Rotation(shorter_px=50, size_px=60)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="rotations_per_image 'two' given; allowed are 'one' and 'all'"):
-        Rotation(rotations_per_image="two")  # type: ignore[arg-type]
+        Rotation(shorter_px=60, size_px=50, rotations_per_image="two")  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ BATCH = 6
 
 
 def small_task() -> SimCLR:
-    return SimCLR(BATCH, size_px=32, embedding_width=4)
+    return SimCLR(BATCH, size_px=32, temperature=0.1, embedding_width=4)
 
 
 def stage(level: int) -> Stage:
@@ -51,7 +51,7 @@ def measured(
 
 
 def test_levels_add_colour_then_blur_and_sobel_with_simclrs_values() -> None:
-    task = SimCLR(256)
+    task = SimCLR(256, size_px=224, temperature=0.1, embedding_width=128)
     names = [[type(op).__name__ for op in task.views(level)[0].ops] for level in (1, 2, 3)]
     assert names == [
         ["Flip"],
@@ -158,7 +158,8 @@ def test_contact_sheet_and_captions_show_what_the_network_gets(level: int) -> No
 )
 def test_impossible_settings_are_refused(wrong: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        SimCLR(**{"batch_size": 4, **wrong})  # type: ignore[arg-type]
+        values = {"batch_size": 4, "size_px": 32, "temperature": 0.1, "embedding_width": 4}
+        SimCLR(**(values | wrong))  # type: ignore[arg-type]
 
 
 def test_a_part_of_the_batch_is_never_trained_on() -> None:

@@ -68,7 +68,14 @@ class Dropping(TinyNet):
 
 
 def make_task(**options: Any) -> Watched:
-    values: dict[str, Any] = {"num_classes": CLASSES, "input": COLOUR, "size_px": SIZE, "seed": 0}
+    values: dict[str, Any] = {
+        "num_classes": CLASSES,
+        "input": COLOUR,
+        "size_px": SIZE,
+        "seed": 0,
+        "augmentation": "standard",
+        "label_view": "train",
+    }
     return Watched(**{**values, **options})
 
 

@@ -20,9 +20,10 @@ class SimCLR(Task):
     """A task that tells the other crop of an image from all other crops of the global batch, by NT-Xent.
 
     Levels: T1 crops (with flip), T2 adds colour distortion, T3 adds blur and Sobel (`contrastive_view`), in
-    both views. Paper: does not state the strengths. Here: SimCLR's for ImageNet, which are crops of area .08
-    to 1, jitter of .8, .8, .8 and .2 turns (strength 1) with probability .8, grey .2 and blur .5. Paper: does
-    not state the temperature. Here: the recipe has the default of SimCLR's code for ImageNet.
+    both views.
+    Paper: does not state the strengths. Here: SimCLR's for ImageNet, which are crops of area .08 to 1, jitter
+    of .8, .8, .8 and .2 turns (strength 1) with probability .8, grey .2 and blur .5.
+    Paper: does not state the temperature. Here: the recipe has the default of SimCLR's code for ImageNet.
 
     Args:
         batch_size: Images of a step over all ranks, 2 or more; chance depends on it.

@@ -37,9 +37,9 @@ def contrastive_view(
     """Return the view of a level: T1 crops, T2 adds colour distortion, T3 adds Gaussian blur and Sobel.
 
     The table does not have a flip; here it is part of the crop, as in SimCLR. Colour distortion is jitter,
-    then grey, as in SimCLR. Paper: does not state how Sobel is combined. Here: it comes last, and with
-    probability `sobel_p` each channel becomes the magnitude of its gradient, so the network has three input
-    channels in every level.
+    then grey, as in SimCLR.
+    Paper: does not state how Sobel is combined. Here: it comes last, and with probability `sobel_p` each
+    channel becomes the magnitude of its gradient, so the network has three input channels in every level.
 
     Args:
         level: 1, 2 or 3.
