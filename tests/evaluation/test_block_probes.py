@@ -1,4 +1,4 @@
-"""Block probes: each classifier against sums by hand, features that are shared and stay as they are, orders of few labels."""
+"""Test block probes: classifiers against sums by hand, shared features, frozen backbones, few labels."""
 
 import itertools
 from dataclasses import replace
@@ -55,7 +55,10 @@ def batch_of(labels: Tensor) -> Batch:
 
 
 def test_sizes_on_a_nin_of_four_blocks() -> None:
-    """192 maps of 8 x 8 of a picture of 32 px are 12,288 features; a hidden layer has 20 units a class, and 2,048 at most."""
+    """An image of 32 px has 192 maps of 8 x 8, so 12,288 features.
+
+    A hidden layer has 20 units per class, at most 2,048.
+    """
     backbone = make_backbone("nin4")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     head: Any = probes(backbone, ALL).head(1, 192)
@@ -63,17 +66,29 @@ def test_sizes_on_a_nin_of_four_blocks() -> None:
         name: [tuple(p.shape) for p in module.parameters()] for name, module in head.classifiers.items()
     }
     norm = [(192,), (192,)]
-    assert layers["conv_B2"] == [(192, 192, 3, 3), *norm, (192, 192, 1, 1), *norm, (192, 192, 1, 1), *norm, (10, 192), (10,)]  # fmt: skip
+    one_by_one = (192, 192, 1, 1)
+    assert layers["conv_B2"] == [
+        (192, 192, 3, 3),
+        *norm,
+        one_by_one,
+        *norm,
+        one_by_one,
+        *norm,
+        (10, 192),
+        (10,),
+    ]
     assert layers["fc1_B4"] == [(10, 12_288), (10,)]
     assert layers["fc2_B3"] == [(200, 12_288), (200,), (200,), (10, 200), (10,)]
-    assert layers["fc3_B1"] == [(200, 96 * 16 * 16), (200,), (200,), (200, 200), (200,), (200,), (10, 200), (10,)]  # fmt: skip
+    hidden = [(200,), (200,)]
+    assert layers["fc3_B1"] == [(200, 96 * 16 * 16), *hidden, (200, 200), *hidden, (10, 200), (10,)]
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert backbone.training
-    assert [m.out_features for m in classifier("fc2", (8, 1, 1), 300) if isinstance(m, nn.Linear)] == [2048, 300]  # fmt: skip
+    widths = [m.out_features for m in classifier("fc2", (8, 1, 1), 300) if isinstance(m, nn.Linear)]
+    assert widths == [2048, 300]
 
 
 def normalised(values: np.ndarray, norm: nn.Module, axis: int) -> np.ndarray:
-    """BatchNorm by running statistics, along `axis`."""
+    """Normalise by BatchNorm's running statistics along `axis`."""
     shape = [-1 if i == axis else 1 for i in range(values.ndim)]
     mean, var = (getattr(norm, name).numpy().reshape(shape) for name in ("running_mean", "running_var"))
     made: np.ndarray = (values - mean) / np.sqrt(var + 1e-5)
@@ -83,7 +98,7 @@ def normalised(values: np.ndarray, norm: nn.Module, axis: int) -> np.ndarray:
 
 
 def unlike(module: nn.Module) -> None:
-    """Running statistics, scales and shifts as training leaves them: none that changes nothing."""
+    """Set running statistics, scales and shifts to values that change the result, as after training."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             part.running_mean.normal_()  # type: ignore[union-attr]
@@ -94,12 +109,16 @@ def unlike(module: nn.Module) -> None:
 
 
 def test_the_conv_head_is_a_nin_block_its_average_and_a_linear_layer() -> None:
-    """In plain loops over positions: 3x3 with a border of zeros, 1x1, 1x1, each normalised and cut at 0; the mean; one product."""
+    """Compare with plain loops over positions.
+
+    3x3 with zero padding, 1x1 and 1x1, each with BatchNorm and ReLU; then the mean and one product.
+    """
     torch.manual_seed(0)
     head: Any = classifier("conv", (5, 4, 3), 7).double().eval()
     unlike(head)
     maps = torch.randn(2, 5, 4, 3, dtype=torch.float64)
-    convs, norms = ([m for m in head.modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))  # fmt: skip
+    convs = [m for m in head.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]
     values = maps.numpy()
     for conv, norm in zip(convs, norms, strict=True):
         weight = conv.weight.detach().numpy()
@@ -117,7 +136,7 @@ def test_the_conv_head_is_a_nin_block_its_average_and_a_linear_layer() -> None:
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_fc_heads_read_every_feature(num_layers: int) -> None:
-    """fc1 normalises each map first; behind each hidden layer, which has no bias, each unit is normalised and cut at 0."""
+    """fc1 normalises each map first. A hidden layer has no bias and is followed by BatchNorm and ReLU."""
     torch.manual_seed(num_layers)
     head: Any = classifier(f"fc{num_layers}", (5, 4, 3), 7).double().eval()
     unlike(head)
@@ -155,7 +174,7 @@ def test_odd_maps_one_picture_and_none(kind: str, num: int, shape: tuple[int, ..
 
 
 def test_each_head_reads_its_block_and_counts_once() -> None:
-    """The loss is the sum of cross-entropies of heads called by hand; every block runs once, whatever reads it, in float32."""
+    """The loss is the sum of the heads' cross-entropies in float32, and a block runs once for all."""
     torch.manual_seed(0)
     backbone = TinyNet()
     names = ("conv_B2", "fc1_B2", "fc2_B4", "conv_B4")
@@ -229,7 +248,10 @@ def experiment(few: bool) -> Experiment:
 
 @pytest.mark.parametrize("few", [False, True])
 def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: Path, few: bool) -> None:
-    """Bit for bit, running statistics too; with few labels an epoch has as many steps, and no other image is seen."""
+    """The result is equal to the bit, with running statistics.
+
+    With few labels, an epoch has as many steps and shows no other image.
+    """
     seen: list[int] = []
 
     def fit(out: Path, stop_at: int = 0) -> Any:
@@ -240,7 +262,7 @@ def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: P
             run.stop_signal.stop_requested = run.position.run_step == stop_at
             return after_step()
 
-        run.stop_signal.after_step = stop  # type: ignore[method-assign]  # the signal, at an exact step
+        run.stop_signal.after_step = stop  # type: ignore[method-assign]  # a signal at an exact step
         made = experiment(few)
         loss = made.task.loss
 
@@ -274,7 +296,10 @@ def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: P
 
 @pytest.mark.parametrize(("num_chosen", "num"), [(7, 100), (100, 100), (3, 2), (1, 5), (80, 1000)])
 def test_orders_of_few_labels(num_chosen: int, num: int) -> None:
-    """Each image as often as any other, up to one, in every beginning of the order; another order in another epoch and seed."""
+    """In any prefix of the order, the counts of two images differ by at most one.
+
+    Epochs and seeds have other orders.
+    """
     chosen = np.sort(np.random.default_rng(0).choice(5000, num_chosen, replace=False)).astype(np.int64)
     orders = [repeated_order(chosen, num, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
     for order in orders:
@@ -286,7 +311,7 @@ def test_orders_of_few_labels(num_chosen: int, num: int) -> None:
     if num_chosen > 3:
         assert (orders[0] != orders[1]).any() and (orders[0] != orders[2]).any()
         passes = [tuple(orders[0][s : s + num_chosen]) for s in range(0, num - num_chosen, num_chosen)]
-        assert len(set(passes)) == len(passes)  # shuffled anew
+        assert len(set(passes)) == len(passes)  # each pass has another order
 
 
 def test_a_task_of_few_labels_has_an_order_of_its_own_in_each_epoch() -> None:
@@ -313,7 +338,10 @@ def test_the_first_of_each_class() -> None:
 
 
 def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
-    """Of the heads after one step of rate 1, BatchNorm by its running statistics; what is left is the gradient."""
+    """Return the heads' weights after one step of rate 1, so the gradients.
+
+    BatchNorm uses running statistics.
+    """
     torch.manual_seed(0)
     backbone = TinyNet()
     task = probes(backbone, ("conv_B4", "fc1_B5", "fc3_B5"))
@@ -344,7 +372,7 @@ def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("published_widths")
 def test_heads_on_blocks_that_end_in_one_position() -> None:
-    """ResNet-18's B5 of a picture of 32 px."""
+    """ResNet-18's B5 has one position for an image of 32 px."""
     backbone = make_backbone("resnet18")
     head: Any = probes(backbone, ("conv_B5", "fc1_B5")).head(1, 512)
     assert head.classifiers["fc1_B5"][-1].in_features == 512

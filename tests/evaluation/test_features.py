@@ -1,4 +1,4 @@
-"""Features of a data set as a file: values, any number of ranks, killed and gone on with, and what stands beside it."""
+"""Test feature files: values, any number of ranks, interruption and continuation, and the record."""
 
 import json
 import multiprocessing
@@ -39,7 +39,7 @@ def extraction(data: Dataset, block: int = 4, weights: int = 0, **options: Any) 
     torch.manual_seed(weights)
     net = TinyNet()
     for block_of_net in net.blocks():
-        block_of_net[1].weight.data.fill_(4.0)  # type: ignore[index,union-attr]  # else an untrained net's outputs fade
+        block_of_net[1].weight.data.fill_(4.0)  # type: ignore[index,union-attr]  # because an untrained net's outputs are tiny
     pretrained = Pretrained(net, INPUT, {"sha256": f"tiny {weights}", "backbone": "tiny"})
     values: dict[str, Any] = {"batch_size": BATCH, "dtype": "float32", "loader": {"num_threads": 1}}
     return Extraction(pretrained, data, block, 32, **(values | options))
@@ -47,13 +47,13 @@ def extraction(data: Dataset, block: int = 4, weights: int = 0, **options: Any) 
 
 @pytest.fixture
 def data() -> Iterator[Beton]:
-    """160 pictures of 32 px, of eight classes in turn."""
+    """Write a beton of 160 images of 32 px with eight classes in turn."""
     with Beton(sample_paths().test_32) as opened:
         yield opened
 
 
 def by_hand(data: Dataset, block: int) -> np.ndarray:
-    """Picture by picture: the crop that the loader cuts, normalised, through the blocks, averaged."""
+    """Compute features image by image: the loader's crop, normalised, through the blocks, averaged."""
     net = extraction(data).pretrained.backbone.eval()
     rows = []
     with Loader(data, [center_view(INPUT, 32)], batch_size=1, train=False, num_threads=1) as loader:
@@ -77,7 +77,7 @@ def test_rows_are_the_averaged_outputs_of_the_samples_in_order(
     found = np.load(tmp_path / "F.npy")
     assert found.dtype == np.float32 and found.shape == (160, TinyNet.channels[block - 1])
     assert np.allclose(found, by_hand(data, block), rtol=1e-4, atol=1e-5)
-    assert found.std(0).min() > 0.01  # of a constant, order would not show
+    assert found.std(0).min() > 0.01  # because equal features would hide a wrong order
     assert np.array_equal(np.load(tmp_path / "F-labels.npy"), data.labels())
     told = json.loads((tmp_path / "F.json").read_text())
     assert told == written.record
@@ -107,11 +107,11 @@ def test_half_precision_and_what_it_cannot_hold(data: Beton, tmp_path: Path) -> 
 
 
 class Killed(Exception):
-    """In place of a SIGKILL, where the test wants to live on."""
+    """An error that stands for SIGKILL, so that the test survives."""
 
 
 def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Dataset, **options: Any) -> None:
-    """An extraction that ends right after it has noted `rows` rows."""
+    """Run an extraction that ends right after it has saved `rows` rows."""
     note = feature_file.PartialFeatures.save
 
     def note_and_die(file: feature_file.PartialFeatures, num_rows: int) -> None:
@@ -125,7 +125,7 @@ def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Datase
 
 
 def count_batches(work: Extraction) -> list[int]:
-    """Grows by the size of each batch that the first block sees."""
+    """Return a list that receives the size of each batch of the first block."""
     sizes: list[int] = []
     work.pretrained.backbone.blocks()[0].register_forward_hook(  # type: ignore[operator]
         lambda _, inputs, __: sizes.append(len(inputs[0]))
@@ -142,7 +142,7 @@ def test_what_was_left_is_gone_on_with(
     batch: int,
     expected: int,
 ) -> None:
-    """100 rows are there: of batches of 20 three are left; batches of 32 and 160 begin at rows 96 and 0."""
+    """100 rows exist: of batches of 20, three remain; batches of 32 and of 160 continue at rows 96 and 0."""
     whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
     leave_at(100, tmp_path / "F.npy", monkeypatch, data, batch_size=20)
     assert not (tmp_path / "F.npy").exists()
@@ -198,14 +198,14 @@ def test_a_killed_extraction_is_gone_on_with(data: Beton, tmp_path: Path) -> Non
 def test_the_same_features_are_there_already_and_others_are_refused(data: Beton, tmp_path: Path) -> None:
     out = tmp_path / "F.npy"
     extraction(data).to_file(out, one_process())
-    work = extraction(data, batch_size=10)  # what changes no value is not asked about
+    work = extraction(data, batch_size=10)  # the batch size changes no value, so the file is kept
     batches = count_batches(work)
     assert work.to_file(out, one_process()).record["weights"] == "tiny 0" and not batches
     with pytest.raises(ValueError, match="holds other features; give --overwrite"):
         extraction(data, weights=1).to_file(out, one_process())
     changed = extraction(data, weights=1).to_file(out, one_process(), overwrite=True)
     assert changed.record["weights"] == "tiny 1" and not np.allclose(changed.features(), by_hand(data, 4))
-    (tmp_path / "F.json").unlink()  # features that nothing is known of are nobody's
+    (tmp_path / "F.json").unlink()  # features without a record are not used
     assert read_features(out) is None
 
 
@@ -245,7 +245,7 @@ def extract_all(data: Dataset, folder: Path, blocks: tuple[int, ...], **options:
 
 
 def test_several_blocks_of_one_pass_are_each_as_alone(data: Beton, tmp_path: Path) -> None:
-    """Bit for bit, whatever their order; also the records, but for when and how long."""
+    """Features are equal to the bit in any order of the blocks, and records but for date and duration."""
     found = extract_all(data, tmp_path, (5, 2, 4))
     for block, values in zip((5, 2, 4), found, strict=True):
         alone = extraction(data, block).to_file(tmp_path / "alone.npy", one_process(), overwrite=True)
@@ -260,7 +260,7 @@ def test_several_blocks_of_one_pass_are_each_as_alone(data: Beton, tmp_path: Pat
 def test_what_is_missing_of_several_blocks_is_made_and_gone_on_with(
     data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """B2 is there, B3 is at row 96, B4 at 48: the batches from row 48 on are seen once, and B2's file stays."""
+    """B2 is complete, B3 has 96 rows, B4 has 48: batches from row 48 on run once, and B2's file is kept."""
     whole = [by_hand(data, block) for block in (2, 3, 4)]
     extraction(data, 2).to_file(tmp_path / "B2.npy", one_process())
     leave_at(96, tmp_path / "B3.npy", monkeypatch, data, block=3)
@@ -292,7 +292,10 @@ def test_none_of_several_is_written_where_one_is_refused(data: Beton, tmp_path: 
 
 
 def test_a_picture_seen_whole(data: Beton, tmp_path: Path) -> None:
-    """Of 32 px nothing is cut off at 32 px; without `whole` the middle 28 of 32 px are seen, and the digest is another."""
+    """With `whole`, images of 32 px are not cropped at 32 px.
+
+    Without it, the central 28 px are used, with another digest.
+    """
     seen = []
     for whole in (False, True):
         work = extraction(data, 1, whole=whole)
@@ -331,7 +334,7 @@ def test_blocks_by_name() -> None:
 def test_convolutions_and_fully_connected_blocks_of_alexnet(
     data: Beton, tmp_path: Path, block: int, width: int
 ) -> None:
-    """Of a map the mean over its positions; fc6 and fc7 have one, and dropout none of them."""
+    """A map is averaged over its positions. fc6 and fc7 have one position, and no dropout."""
     torch.manual_seed(0)
     net = make_backbone("alexnet")
     pretrained = Pretrained(net, INPUT, {"sha256": "random", "backbone": "alexnet"})
@@ -352,7 +355,7 @@ def test_convolutions_and_fully_connected_blocks_of_alexnet(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file as a run leaves it."""
+    """Write a checkpoint file as a run does."""
     path = tmp_path_factory.mktemp("weights") / "step-00000001.pt"
     state = {
         "format": 1,

@@ -1,4 +1,4 @@
-"""`fastpsl retrieve`: neighbours against a plain ranking, whose class they are, and what is refused."""
+"""Test `fastpsl retrieve`: neighbours against a plain ranking, the precision, and refused options."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 def ranked(queries: np.ndarray, gallery: np.ndarray, same: bool) -> tuple[np.ndarray, np.ndarray]:
-    """By sorting the whole matrix: rows of the gallery by falling cosine, and the cosines; itself left out."""
+    """Sort the whole matrix: the gallery's rows by falling cosine, and the cosines, without the query."""
     a, b = (rows.astype(np.float64) for rows in (queries, gallery))
     a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
     cosines = a @ b.T
@@ -83,7 +83,7 @@ def test_neighbours_precision_and_picture(
     record = read_result(out / "result.json")
     assert (record["recipe"], record["protocol"], record["cut"]) == ("retrieve", "retrieval", False)
     (precision,) = record["numbers"].values()
-    # Cosines that differ by less than float32 tells may change places; that each found itself would be 20 % at once.
+    # Nearly equal cosines may swap places. If each query found itself, 20 % would differ.
     assert list(record["numbers"]) == ["precision_top5"] and abs(precision - 100 * right.mean()) < 0.3
     assert 15 < precision < 95
     assert (record["data"]["train"], record["data"]["val"]) == digests
@@ -112,7 +112,10 @@ def test_neighbours_precision_and_picture(
 
 
 def test_the_seed_draws_and_indices_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is shown differs, precision does not; features serve again. Of others' weights, as the seed draws random ones too."""
+    """The queries in the chart differ, the precision does not.
+
+    Weights are from a file, because the seed draws random ones.
+    """
     data, out, weights = sample_paths().test_32, tmp_path / "out", tmp_path / "nin3.pth"
     torch.manual_seed(0)
     torch.save(make_backbone("nin3").state_dict(), weights)
@@ -177,7 +180,7 @@ def test_fewer_queries_than_are_wanted_are_all_shown(
     data, out = folder(tmp_path / "flat", 3), tmp_path / "out"
     options = (*RANDOM, *SMALL, "--gallery", data, "--queries", data, "--k", 2, "--out", out)
     assert run(capsys, *options)[0] == 0
-    assert pixels(out / "retrieval.png").shape[0] == 3 * 142 + 6  # no line for a class
+    assert pixels(out / "retrieval.png").shape[0] == 3 * 142 + 6  # without a line for the class
     shown = read_result(out / "result.json")["settings"]["shown"]
     assert sorted(each["query"] for each in shown) == [0, 1, 2]
     assert all(sorted([each["query"], *each["neighbours"]]) == [0, 1, 2] for each in shown)
@@ -203,7 +206,7 @@ def test_a_broken_picture_is_no_query_and_no_neighbour(
 
 
 def test_an_image_is_left_out_of_its_own_neighbours_among_equals() -> None:
-    """Nine equal rows: of the last ones itself is not among the first four that are found, and one too many is dropped."""
+    """Nine rows are equal. The last ones are not among the first four found, so one too many is dropped."""
     rows = np.concatenate([np.ones((9, 4)), -np.ones((2, 4))]).astype(np.float32)
     found = nearest_others(rows, rows, 3, np.arange(11), torch.device("cpu")).rows.tolist()
     for i in range(9):
@@ -252,7 +255,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_classes_by_number_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Betons without names: equal numbers are equal classes."""
+    """Betons have no class names, and equal numbers are equal classes."""
     pictures = np.random.default_rng(0).integers(0, 256, (7, 40, 40, 3), dtype=np.uint8)
     for name, labels in (("a", [0, 1, 0, 1, 0, 1, 1]), ("b", [0, 1, 1]), ("c", [0, 2, 1])):
         samples = [Sample(f"p{i}", pictures[i], label) for i, label in enumerate(labels)]

@@ -1,4 +1,4 @@
-"""`fastpsl tsne`: the map against scikit-learn's of the same features, its picture, and what is refused."""
+"""Test `fastpsl tsne`: the map against scikit-learn's, the chart, and refused options."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ SMALL = ("--size-px", "32", "--whole", "--num-threads", "1", "--batch-size", "40
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     code = 0
     try:
-        with threadpool_limits(1):  # sums in another order would lead elsewhere
+        with threadpool_limits(1):  # because sums in another order give another map
             main(["tsne", *map(str, arguments)])
     except SystemExit as end:
         code = int(end.code or 0)
@@ -40,7 +40,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def share_by_hand(points: np.ndarray, labels: np.ndarray) -> float:
-    """Point by point."""
+    """Compute the share point by point."""
     right = 0
     for i in range(len(points)):
         distances = ((points.astype(np.float64) - points[i]) ** 2).sum(1)
@@ -146,7 +146,7 @@ def test_shares_by_hand_also_where_points_are_equal() -> None:
     assert same_class(points, labels) == pytest.approx(share_by_hand(points, labels))
     twice = np.array([[0, 0], [0, 0], [5, 0], [5, 0]], np.float32)
     assert same_class(twice, np.array([1, 1, 2, 2])) == 1
-    assert same_class(twice, np.array([1, 2, 1, 2])) == 0  # never itself
+    assert same_class(twice, np.array([1, 2, 1, 2])) == 0  # a point is not its own neighbour
 
 
 def near(found: np.ndarray, colour: tuple[int, int, int]) -> int:
@@ -154,7 +154,7 @@ def near(found: np.ndarray, colour: tuple[int, int, int]) -> int:
 
 
 def test_colours_and_legend(tmp_path: Path) -> None:
-    """Two classes in blue and orange, with a legend beside; a point without label grey; no legend of too many classes."""
+    """Two classes are blue and orange with a legend, unlabelled points grey; many classes have no legend."""
     random = np.random.default_rng(0)
     points = random.normal(size=(90, 2)).astype(np.float32)
     labels = np.repeat([0, 4, -1], 30)
@@ -163,7 +163,7 @@ def test_colours_and_legend(tmp_path: Path) -> None:
     plain = pixels(draw_map(tmp_path / "plain.png", points, np.full(90, -1), names, "title"))
     assert near(found, (31, 119, 180)) > 300 and near(found, (255, 127, 14)) > 300
     assert near(plain, (31, 119, 180)) == near(plain, (255, 127, 14)) == 0
-    assert found.shape[1] - plain.shape[1] == pytest.approx(1.6 * 120, abs=3)  # a column of names
+    assert found.shape[1] - plain.shape[1] == pytest.approx(1.6 * 120, abs=3)  # the legend's column
     for num, legend in ((MAX_NAMED, True), (MAX_NAMED + 1, False)):
         labels = np.arange(90) % num
         width = pixels(draw_map(tmp_path / "many.png", points, labels, None, "title")).shape[1]

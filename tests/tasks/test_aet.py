@@ -1,4 +1,4 @@
-"""AET's task against plain loops over pairs, and what it learns of pictures that it has not seen."""
+"""Test AET against plain loops over pairs, and its training on held-out images."""
 
 import math
 
@@ -29,7 +29,7 @@ def small_modules(task: AET) -> tuple[nn.Module, AETHead]:
 @every_kind
 @pytest.mark.parametrize("indices", [[3, 0, 8, 5], [3, -1, 8, -1], [7]])
 def test_loss_and_gradients_are_those_of_a_plain_loop(kind: Kind, indices: list[int]) -> None:
-    """Each pair by itself; samples of index -1 are left out, even where they are not finite; a batch of one is a batch."""
+    """Each pair by itself. Samples of index -1 are left out, even if not finite, and a batch may be one."""
     task = AET(kind, size_px=17)
     trunk, head = small_modules(task)
     view = task.view()
@@ -98,7 +98,7 @@ def test_the_loss_is_in_float32(kind: Kind) -> None:
 @pytest.mark.slow
 @every_kind
 def test_learned_it_beats_the_constant_on_held_out_pictures(kind: Kind) -> None:
-    """By half or more; and a copy that stands before its picture is told worse: the two are not mixed up."""
+    """It does so by 40 % or more. Pairs in the wrong order score worse, so the order matters."""
     task = AET(kind, 32)
     trunk, head = learned(task)
     inputs, batch = held_out(task)
@@ -108,14 +108,14 @@ def test_learned_it_beats_the_constant_on_held_out_pictures(kind: Kind) -> None:
         wrong = means(task.features_loss(trunk(swapped), head, batch)[1])
     assert found["loss"] < 0.6 * found["loss_constant"] < 0.6 * wrong["loss"]
     targets = batch.draws[0][-1]["target"]
-    # Of the held-out draws' own mean, which knows more: that of 160 draws is near that of 10,000.
+    # The mean of the 160 held-out draws is near that of 10,000 draws.
     assert float((targets - targets.mean(0)).square().mean()) == pytest.approx(
         found["loss_constant"], rel=0.02
     )
 
 
 def test_it_is_ssl_pluspluss_proxy_and_aets_task() -> None:
-    """One pair a sample, crop and flip before; eight numbers as they are or six in [-1, 1]."""
+    """One pair per sample, after crop and flip; eight unbounded numbers or six in [-1, 1]."""
     task: Proxy = AET("projective", 32)
     assert task.images_per_sample(1) == 1
     view = task.view()
@@ -151,7 +151,7 @@ def test_the_contact_sheet_shows_pairs_and_the_captions_the_targets(kind: Kind) 
 
 
 def test_one_trunk_pass_over_both_pictures_is_what_the_trainer_makes() -> None:
-    """Image-major, as the view hands them out: the picture, then its copy."""
+    """The view's order is image-major: an image, then its copy."""
     task = AET("projective", 32)
     trunk, head = small_modules(task)
     assert not isinstance(trunk, Trunk)

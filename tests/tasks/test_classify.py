@@ -1,4 +1,4 @@
-"""Classification by labels: loss and scores against plain torch, padding without a say, a stage that learns and resumes."""
+"""Test classification: loss and scores against plain torch, padding, a stage that learns and resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def test_loss_and_scores_are_torchs() -> None:
 def test_padding_has_no_say() -> None:
     module = module_of(task_of(9))
     images, labels = torch.randn(6, 3, 32, 32), torch.tensor([3, 1, 4, 1, -1, 5])
-    module.eval()  # else BatchNorm sees it
+    module.eval()  # because BatchNorm would see the padding
     padded = batch_of(labels)
     padded.indices[4:] = -1
     loss, metrics = module([images], padded)
@@ -103,7 +103,7 @@ def test_initial_weights_are_as_asked() -> None:
 
 
 def test_two_ranks_have_the_gradients_of_one() -> None:
-    """Means over equal parts: the mean of the parts' gradients is the whole's (BatchNorm in eval)."""
+    """Parts are equal, so the mean of their gradients is that of the whole (BatchNorm in eval)."""
     module = module_of(task_of(9)).eval()
     images = torch.randn(8, 3, 32, 32)
     batch = Batch([images.byte()], [()], torch.arange(8), torch.arange(8), epoch=0, step=0)

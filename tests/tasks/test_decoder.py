@@ -1,4 +1,4 @@
-"""Tasks that speak of positions, behind backbones that end in fully-connected layers."""
+"""Test the tasks with a target per position on backbones that end in fully-connected layers."""
 
 import pytest
 import torch

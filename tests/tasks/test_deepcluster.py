@@ -1,4 +1,4 @@
-"""DeepCluster against sklearn's PCA and k-means on features of plain loops; a new classifier each epoch; resumed, and refused."""
+"""Test DeepCluster against sklearn's PCA and k-means on features of plain loops, and its resumes."""
 
 import itertools
 import json
@@ -50,7 +50,7 @@ def experiment_of(task: DeepCluster, lr: float = 0.05) -> Experiment:
 
 
 def context_of(experiment: Experiment, run: Run, epoch: int = 0) -> EpochContext:
-    """As the trainer makes them."""
+    """Build the epoch's context as the trainer does."""
     experiment.check(run.data)
     place_backbone(experiment, run.options, run.world)
     return EpochContext(
@@ -59,7 +59,7 @@ def context_of(experiment: Experiment, run: Run, epoch: int = 0) -> EpochContext
 
 
 def features_by_hand(experiment: Experiment, run: Run, task: DeepCluster) -> Tensor:
-    """[480, 16]: what goes into the last ReLU, at the mean of its positions, of each centre crop; in eval mode."""
+    """Return each centre crop's mean input of the last ReLU, [480, 16], in eval mode."""
     *blocks, last = experiment.backbone.blocks()
     network = nn.Sequential(*blocks, last[0], last[1]).eval()  # type: ignore[index]
     found = torch.zeros(NUM, 16)
@@ -72,7 +72,10 @@ def features_by_hand(experiment: Experiment, run: Run, task: DeepCluster) -> Ten
 
 def test_labels_are_sklearns(tmp_path: Path) -> None:
     task = task_of()
-    experiment, run = experiment_of(task), tiny_run(tmp_path, batch_size=50)  # the last batch has padding
+    experiment, run = (
+        experiment_of(task),
+        tiny_run(tmp_path, batch_size=50),
+    )  # so that the last batch has padding
     context = context_of(experiment, run, epoch=4)
     modes = [part.training for part in context.train_step.module.modules()]
     before = {name: value.clone() for name, value in experiment.backbone.state_dict().items()}
@@ -89,7 +92,7 @@ def test_labels_are_sklearns(tmp_path: Path) -> None:
     theirs = KMeans(12, init=initial.numpy(), n_init=1, max_iter=5, tol=0, algorithm="lloyd").fit(rows)
     expected, num_split = split_empty(theirs.labels_.astype(np.int32), 12, 3, 4)
     ours = task.store.current.numpy()
-    # Rounding may move a row that lies between two centroids.
+    # Rounding may move a row between two centroids.
     assert (ours != expected).sum() <= 2
     assert figures["distance"] == pytest.approx(theirs.inertia_ / NUM, rel=1e-3)
     assert figures["num_split"] == num_split and figures["non_empty"] == len(np.unique(theirs.labels_))
@@ -135,7 +138,7 @@ def test_the_classifier_is_new_each_epoch() -> None:
 
 
 def test_the_classifier_has_no_momentum_and_everything_decays() -> None:
-    """Three steps of the two optimisers that the code has."""
+    """Three steps equal those of the code's two optimisers."""
     torch.manual_seed(0)
     ours, theirs = (nn.ModuleDict({"trunk": nn.Linear(3, 4), "head": nn.Linear(4, 2)}) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
@@ -155,7 +158,7 @@ def test_the_classifier_has_no_momentum_and_everything_decays() -> None:
         torch.testing.assert_close(parameter, theirs.get_parameter(name))
 
 
-@pytest.mark.parametrize("scale", [float("nan"), 1e12])  # the second: more than float16 holds
+@pytest.mark.parametrize("scale", [float("nan"), 1e12])  # 1e12 exceeds float16
 def test_features_that_are_no_float16_are_refused(tmp_path: Path, scale: float) -> None:
     task = task_of()
     experiment, run = experiment_of(task), tiny_run(tmp_path)
@@ -209,7 +212,7 @@ def test_more_clusters_than_images_are_refused() -> None:
 
 
 def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
-    """An epoch asks after each of 5 batches of the pass and each of 5 steps whether to stop; there are two."""
+    """Each of 2 epochs checks for a stop after each of 5 batches of the pass and each of 5 steps."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         run = tiny_run(out, batch_size=96, stage_epochs=(2,))
@@ -219,7 +222,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
             run.stop_signal.stop_requested = next(asked) == stop_at
             return ask()
 
-        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place
         try:
             return pretrain(experiment_of(task_of()), run)
         finally:
@@ -237,7 +240,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
         10,
         12,
         17,
-    ):  # in the first pass, at its end, in an epoch, at its end, in the second pass, after it
+    ):  # in and after the first pass, the first epoch and the second pass
         out = tmp_path / str(stop_at)
         assert not fit(out, stop_at), stop_at
         assert fit(out)

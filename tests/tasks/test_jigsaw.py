@@ -1,4 +1,4 @@
-"""The jigsaw task against plain loops: permuted pixels, one label at a time."""
+"""Test the jigsaw task against plain loops over permuted pixels, one label at a time."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def batch_of(labels: Tensor, indices: list[int] | None = None) -> Batch:
 def loss_of_permuted_pixels(
     task: Jigsaw, trunk: nn.Module, head: JigsawHead, tiles: Tensor, labels: Tensor
 ) -> Tensor:
-    """Section 3.3.1 as written: shuffle the tiles of each image, then the network, then cross-entropy."""
+    """Follow section 3.3.1: shuffle each image's tiles, then the network, then cross-entropy."""
     puzzles = []
     for image in range(len(labels)):
         for position in range(NUM_TILES):
@@ -100,7 +100,7 @@ def test_padded_samples_count_for_nothing() -> None:
 
 
 def test_levels_are_the_papers() -> None:
-    """Table 1: 500 ⊂ 1,000 ⊂ 2,000; section 3.3.1: window 225, cells 75, tiles 64."""
+    """Table 1: 500 ⊂ 1,000 ⊂ 2,000. Section 3.3.1: window 225, cells 75, tiles 64."""
     counts = (500, 1000, 2000)
     task = Jigsaw(
         permutation_set(9, counts).permutations,

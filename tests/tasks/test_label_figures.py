@@ -1,4 +1,4 @@
-"""Figures of pseudo-labels against plain loops; when a collapse is said; their curves."""
+"""Test figures of pseudo-labels against plain loops, the warning of a collapse, and the curves."""
 
 import json
 import math
@@ -63,7 +63,7 @@ def test_one_class() -> None:
     assert (one["non_empty"], one["entropy"], one["entropy_share"], one["biggest"]) == (1, 0, 0, 1)
     assert math.copysign(1, one["entropy"] or 0) == 1
     assert figures_of(np.zeros(10, np.int32), 1)["entropy_share"] == 1
-    json.dumps(one)  # plain numbers, not numpy's
+    json.dumps(one)  # so the numbers are not numpy's
 
 
 def test_even_labels_are_no_collapse() -> None:
@@ -94,7 +94,7 @@ def test_a_class_that_grows_too_big(share: float, num_classes: int, expected: bo
 
 
 def test_few_classes_that_hold_all() -> None:
-    """50 of 3,000 even classes have less than half of the entropy, 60 more."""
+    """50 of 3,000 even classes have less than half of the maximal entropy, 60 have more."""
     for num, expected in ((50, True), (60, False)):
         labels = np.arange(30_000) % num
         said = collapse_warning(figures_of(labels, 3000), 3000)
@@ -113,7 +113,7 @@ def write(folder: Path, lines: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("num", [1, 3, 500])
 def test_curves_are_drawn_of_any_number_of_epochs(tmp_path: Path, num: int) -> None:
-    """The first epoch has no labels before it."""
+    """The first epoch has no previous labels."""
     write(tmp_path, [line(epoch, nmi_previous=None if epoch == 0 else 0.4) for epoch in range(num)])
     path = draw_label_curves(tmp_path)
     assert path == tmp_path / "labels.png"
@@ -123,7 +123,7 @@ def test_curves_are_drawn_of_any_number_of_epochs(tmp_path: Path, num: int) -> N
 
 
 def test_curves_show_the_values(tmp_path: Path) -> None:
-    """A picture of one epoch has a mark; other values make another picture."""
+    """A chart of one epoch has a mark, and other values change the chart."""
     pictures = []
     for share in (0.2, 0.9):
         write(tmp_path, [line(0, entropy_share=share, nmi_true=None, nmi_true_shuffled=None)])

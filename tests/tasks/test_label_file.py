@@ -1,4 +1,4 @@
-"""Files of pseudo-labels: what comes back, and one line for everything that is no such file or another data set's."""
+"""Test files of pseudo-labels: what is read back, and one-line errors for other files and other data."""
 
 import io
 import zipfile
@@ -25,7 +25,7 @@ from tests.pipelines.photos import jpeg, photo
 
 @dataclass
 class Pictures:
-    """The part of a data set that labels are compared with."""
+    """A stand-in for the part of a data set that labels are compared with."""
 
     num_samples: int = 5
     name: str = "0123456789abcdef"
@@ -158,7 +158,7 @@ def test_more_classes_than_images_are_refused(path: Path) -> None:
 
 
 def rewrite(path: Path, **changed: Any) -> None:
-    """The same file with other arrays; None: without it."""
+    """Write the file again with other arrays, or without those that are None."""
     arrays = {name: value for name, value in (dict(np.load(path)) | changed).items() if value is not None}
     np.savez(path, **arrays)
 
@@ -191,7 +191,7 @@ def test_foreign_and_older_files_are_refused(path: Path, changed: dict[str, Any]
 
 
 def test_damaged_files_are_refused(path: Path) -> None:
-    """Cut anywhere, or with a byte flipped anywhere that matters: never other labels."""
+    """A file cut anywhere, or with a flipped byte that matters, never gives other labels."""
     whole = path.read_bytes()
     for end in range(0, len(whole), 97):
         path.write_bytes(whole[:end])
@@ -204,7 +204,7 @@ def test_damaged_files_are_refused(path: Path) -> None:
             continue
         assert found.labels.tolist() == [2, 0, 1, 2, 0] and found.num_classes == 3
         assert found.configuration == CONFIGURATION and found.split == "train"
-    shorter = whole.replace(b"'shape': (5,)", b"'shape': (4,)")  # numpy alone would read four
+    shorter = whole.replace(b"'shape': (5,)", b"'shape': (4,)")  # numpy would read four
     assert shorter != whole
     path.write_bytes(shorter)
     assert "is no readable file of labels (labels.npy fails its checksum)" in refused(path, 4)
@@ -225,7 +225,7 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_labels_to_learn_from(tmp_path: Path) -> None:
-    """Those of the run's own training images, read once; never those of its held-out images."""
+    """They must be those of the run's training images, and are read once."""
     paths = sample_paths()
     ours, theirs = tmp_path / "ours.npz", tmp_path / "theirs.npz"
     for path, source in ((ours, paths.train), (theirs, paths.test)):
@@ -242,7 +242,7 @@ def test_labels_to_learn_from(tmp_path: Path) -> None:
 
 
 def beton(path: Path, split: str | None, shard: str = "0/1") -> Path:
-    """Four pictures, as `fastpsl beton write --split` writes them."""
+    """Write four images as `fastpsl beton write --split` does."""
     pictures = [Sample(f"{i}.jpg", jpeg(photo(i, 20, 24)), i % 2) for i in range(4)]
     record: dict[str, object] = {
         "source": "photos.npz",
@@ -294,10 +294,10 @@ def test_nothing_is_learned_from_a_split_made_for_testing(tmp_path: Path, split:
     source = beton(tmp_path / "some.beton", split)
     with Beton(source) as data:
         path = write(tmp_path / "labels.npz", [0, 1, 0, 1], 2, data)
-        assert read_labels(path, data).split == split  # to be looked at
+        assert read_labels(path, data).split == split  # reading them for a report is allowed
     said = one_line(labels_of, path, RunOptions(data=str(source)))
     assert said.startswith(f"{path} labels a split named {split}: these are the test pictures")
-    (tmp_path / "some.beton.json").unlink()  # the file of labels still says it
+    (tmp_path / "some.beton.json").unlink()  # the file of labels still has the split
     assert "the test pictures" in one_line(labels_of, path, RunOptions(data=str(source), seed=1))
 
 

@@ -1,4 +1,4 @@
-"""Scores of pseudo-labels against hand-made tables, plain loops, and scipy's and scikit-learn's own."""
+"""Test scores of pseudo-labels against tables by hand, plain loops, scipy and scikit-learn."""
 
 import math
 from collections import Counter
@@ -37,7 +37,7 @@ def nmi_by_hand(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ari_by_hand(a: np.ndarray, b: np.ndarray) -> float:
-    """From all pairs of samples: together in both, in one, in none."""
+    """Count pairs of samples that are together in both labellings, in one or in none."""
     pairs = [(i, j) for i in range(len(a)) for j in range(i)]
     in_a = sum(a[i] == a[j] for i, j in pairs)
     in_b = sum(b[i] == b[j] for i, j in pairs)
@@ -47,7 +47,7 @@ def ari_by_hand(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def accuracy_by_hand(labels: np.ndarray, true: np.ndarray, num_classes: int) -> float:
-    """All ways to give each of `num_classes` pseudo-classes another true class, or none (numbers past the last)."""
+    """Try all assignments of pseudo-classes to different true classes or to none (numbers past the last)."""
     num_true = int(true.max()) + 1
     names = range(max(num_true, num_classes))
     best = max(sum(way[x] == y for x, y in zip(labels, true, strict=True)) for way in permutations(names))
@@ -55,7 +55,7 @@ def accuracy_by_hand(labels: np.ndarray, true: np.ndarray, num_classes: int) -> 
 
 
 def many_to_one_by_hand(labels: np.ndarray, true: np.ndarray) -> float:
-    """Each pseudo-class's most frequent true class, counted."""
+    """Count each pseudo-class's most frequent true class."""
     right = 0
     for number in set(labels.tolist()):
         right += Counter(true[labels == number].tolist()).most_common(1)[0][1]
@@ -74,20 +74,26 @@ def test_scores_are_those_of_plain_loops(num_classes: int, num_true: int) -> Non
 
 
 def test_a_table_by_hand() -> None:
-    """Classes of 4 and 2; pseudo-classes hold 3 + 0, 1 + 1 and 0 + 1 of them: the best matching has 3 + 1 right."""
+    """Classes have 4 and 2 samples; pseudo-classes hold 3 + 0, 1 + 1 and 0 + 1 of them.
+
+    The best matching has 3 + 1.
+    """
     true, labels = np.array([0, 0, 0, 0, 1, 1]), np.array([7, 7, 7, 3, 3, 5])
     assert hungarian_accuracy(labels, true) == 4 / 6
     assert many_to_one_accuracy(labels, true) == 5 / 6
     greedy = np.array([0] * 5 + [1] * 4), np.array([0] * 5 + [0] * 4)
     assert hungarian_accuracy(greedy[1], greedy[0]) == 5 / 9
-    # Not each pseudo-class's most frequent class: 5 + 0 or 4 + 4.
+    # The most frequent classes would give 5 + 0 or 4 + 4.
     true, labels = np.array([0] * 5 + [1] * 4 + [0] * 4), np.array([0] * 9 + [1] * 4)
     assert hungarian_accuracy(labels, true) == 8 / 13
     assert many_to_one_accuracy(labels, true) == 9 / 13
 
 
 def test_seventy_clusters_of_ten_classes() -> None:
-    """sslpp.txt, Table XIII has 54.4 %: pure clusters could not have it one-to-one, and have 100 % many-to-one."""
+    """sslpp.txt, Table XIII has 54.4 %.
+
+    Pure clusters cannot reach that one-to-one, and have 100 % many-to-one.
+    """
     true = np.repeat(np.arange(10), 700)
     labels = np.arange(7000) // 100
     assert hungarian_accuracy(labels, true) == pytest.approx(10 / 70)
@@ -111,7 +117,7 @@ def test_labels_drawn_at_random() -> None:
     for num_classes in (10, 1000):
         assert abs(ari(drawn(20_000, num_classes, 2), true)) < 0.002
     assert hungarian_accuracy(drawn(20_000, 10, 2), true) == pytest.approx(0.1, abs=0.02)
-    # Many classes alone raise NMI: why the shuffled one stands beside it.
+    # Many classes alone raise NMI, so reports have that of shuffled labels, too.
     assert nmi(drawn(20_000, 10, 2), true) < 0.002 and nmi(drawn(20_000, 1000, 2), true) > 0.04
 
 
@@ -137,7 +143,7 @@ def test_no_samples_and_one_sample(score) -> None:  # type: ignore[no-untyped-de
 
 
 def test_as_many_as_imagenet_has() -> None:
-    """1.3 million labels, 10,000 × 1,000 classes: the counts of the whole table, made here, are 80 MB."""
+    """1.3 million labels with 10,000 × 1,000 classes; the dense table takes 80 MB here."""
     num, num_classes, num_true = 1_300_000, 10_000, 1_000
     true = np.sort(drawn(num, num_true, 1))
     labels = np.where(drawn(num, 4, 2) > 0, true * 10 + drawn(num, 10, 3), drawn(num, num_classes, 4)).astype(
@@ -157,13 +163,13 @@ def test_as_many_as_imagenet_has() -> None:
 
 
 def test_entropies_within_classes() -> None:
-    """Pure, even over two, by hand over three, unlabelled, empty."""
+    """Classes are pure, even over two, by hand over three, unlabelled or empty."""
     labels = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3])
     true = np.array([5, 5, -1, 0, 7, 7, 0, 1, 1, 2, 0, -1, -1])
     found = class_entropies(labels, true, 5)
     assert found[:3].tolist() == pytest.approx([0, math.log(2), 1.5 * math.log(2)])
     assert np.isnan(found[3:]).all() and len(found) == 5
-    # What NMI is made of: information = entropy of all - mean entropy within the classes.
+    # Mutual information is the entropy of all minus the mean entropy within the classes.
     true, labels = drawn(1000, 7, 1), drawn(1000, 40, 2)
     labels[:500] = true[:500]
     shares, within = np.bincount(labels, minlength=40) / 1000, class_entropies(labels, true, 40)

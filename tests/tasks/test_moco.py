@@ -1,4 +1,4 @@
-"""MoCo v2 against plain loops and a plain deque; with two ranks as with one."""
+"""Test MoCo v2 against plain loops and a deque, and two ranks against one."""
 
 import io
 import itertools
@@ -75,7 +75,7 @@ def fill(task: MoCo, train_step: TrainStep) -> None:
 def keys_by_hand(
     encoder: KeyEncoder, task: MoCo, batch: Batch, replaced: dict[int, int] | None = None
 ) -> Tensor:
-    """Group by group of the keyed order; `replaced` places show another place's image."""
+    """Compute keys group by group in the drawn order; `replaced` maps invalid places to valid ones."""
     images = batch.inputs(task.views(3), torch.float32)[1]
     for place, other in (replaced or {}).items():
         images[place] = images[other]
@@ -95,7 +95,7 @@ def test_the_loss_is_that_of_plain_loops() -> None:
     module, batch = train_step.module, batch_of(task, 0)
     batch.indices[5] = -1
     inputs = batch.inputs(task.views(3), torch.float32)
-    keys = keys_by_hand(task.key_encoder, task, batch, {5: 6})  # place 5 takes the valid place number 5
+    keys = keys_by_hand(task.key_encoder, task, batch, {5: 6})  # place 5 takes valid place number 5
     module.eval()
     with torch.no_grad():
         loss, metrics = module(inputs, batch)
@@ -116,7 +116,7 @@ def test_the_loss_is_that_of_plain_loops() -> None:
 
 
 def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
-    """Two batches of 4 make a step of 8; three steps go once round a queue of 24, then two more."""
+    """Two batches of 4 make a step of 8. Three steps fill a queue of 24, then two more follow."""
     task = make_task(batch_size=4)
     train_step = make_train_step(task)
     plain: deque[list[float]] = deque(maxlen=QUEUE)
@@ -130,7 +130,7 @@ def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
         expected = [keys_by_hand(task.key_encoder, task, batch) for batch in batches]
         before = task.queue.clone()
         train_step.step(batches, lr=0.1)
-        assert torch.equal(task.queue, before)  # all of a step's batches meet the same negatives
+        assert torch.equal(task.queue, before)  # all batches of a step have the same negatives
         task.after_step()
         plain.extend(torch.cat(expected).tolist())
         oldest_first = task.queue.roll(-task.next_slot, 0)
@@ -176,7 +176,7 @@ def test_a_skipped_sample_leaves_the_key_of_a_real_one() -> None:
     batch = batch_of(task, 0)
     batch.indices[2] = -1
     train_step.step([batch], lr=0.1)
-    expected = keys_by_hand(task.key_encoder, task, batch, {2: 3})  # the valid place number 2
+    expected = keys_by_hand(task.key_encoder, task, batch, {2: 3})  # valid place number 2
     assert torch.allclose(task.new_keys[0], expected, atol=1e-6)
 
 
@@ -186,7 +186,7 @@ def test_half_precision_is_the_encoders_alone() -> None:
     fill(task, train_step)
     _, lengths = train_step.step([batch_of(task, 0)], lr=0.1), task.queue.norm(dim=1)
     assert task.new_keys[0].dtype == torch.float32
-    assert torch.allclose(lengths, torch.ones(BATCH), atol=1e-6)  # no rounding to bfloat16
+    assert torch.allclose(lengths, torch.ones(BATCH), atol=1e-6)  # so they are not rounded to bfloat16
 
 
 def test_an_empty_queue_is_never_used() -> None:
@@ -214,7 +214,7 @@ def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
 
 
 def test_state_goes_on_where_it_was() -> None:
-    """Two steps, saved, two more; the same two more from what was saved."""
+    """Two steps, a save and two more equal the two from the loaded state."""
     task = make_task()
     train_step = make_train_step(task)
     fill(task, train_step)
@@ -245,7 +245,7 @@ def test_state_goes_on_where_it_was() -> None:
 
 
 def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
-    """A stage asks after 2 batches of warm-up, 2 steps and 5 held-out batches whether to stop."""
+    """A stage checks for a stop after 2 warm-up batches, 2 steps and 5 held-out batches."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         torch.manual_seed(0)
@@ -266,7 +266,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
             run.stop_signal.stop_requested = next(asked) == stop_at
             return ask()
 
-        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place
         try:
             return pretrain(Experiment(task, TinyNet(), make_plan("psl", (2, 2, 2)), cosine(0.1)), run)
         finally:
@@ -280,7 +280,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
         3,
         11,
         12,
-    ):  # in the first warm-up, after a step, at the end and after the second warm-up
+    ):  # in the first warm-up, after a step, at the end, after the second warm-up
         out = tmp_path / str(stop_at)
         assert not fit(out, stop_at), stop_at
         assert fit(out)
@@ -310,7 +310,7 @@ def test_values_out_of_range_are_refused() -> None:
 
 
 def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
-    """Weights, queue and key encoder after two steps of rate 1 without momentum; the query's BatchNorm in eval."""
+    """Return weights, queue and key encoder after two steps of rate 1 without momentum; BatchNorm in eval."""
     task = make_task()
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     torch.manual_seed(0)
@@ -318,7 +318,7 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
     head, trunk = task.head(3, 16), Trunk(backbone, STAGES[1])
     module = StageModule(trunk, head, task.loss)
     module.eval()
-    head.training = True  # keys are kept
+    head.training = True  # so that keys are kept
     task.start_stage(STAGES[1], trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     train_step = TrainStep(module, optimiser, task.views(3), "fp32", world)
@@ -327,7 +327,7 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
     for number in range(2):
         batch = part_of(batch_of(task, number), rank, world_size)
         if number == 1 and rank == 0:
-            batch.indices[1] = -1  # ranks may skip unlike numbers of samples
+            batch.indices[1] = -1  # ranks may skip different numbers of samples
         train_step.step([batch], lr=1.0)
         task.after_step()
     state = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -343,7 +343,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
-    """Tolerance: float32 sums in another order, 1e-5 of the largest value."""
+    """The tolerance is 1e-5 of the largest value, because float32 sums have another order."""
     on_ranks(in_a_process, (2, str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, value in after_steps(0, 1).items():
@@ -375,7 +375,7 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
         batches = loader.epoch(0)
         for _ in range(task.num_warm_up_batches(STAGES[1])):
             train_step.warm_up(task.warm_up, next(batches))
-        train_step.step([next(batches)], 0.01)  # the first step makes buffers
+        train_step.step([next(batches)], 0.01)  # the first step allocates buffers
         task.after_step()
         torch.cuda.set_sync_debug_mode("error")
         try:

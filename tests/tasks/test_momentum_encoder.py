@@ -1,4 +1,4 @@
-"""The slow copy: what it shares, how it follows, what normalises it."""
+"""Test the key encoder: what it shares, how it follows the query, and its BatchNorm."""
 
 import copy
 from typing import Any
@@ -45,13 +45,13 @@ def test_keys_are_normalised_by_their_own_images_and_move_nothing(
     encoder = KeyEncoder(trunk, head, 0.9)
     before = snapshot(backbone)
     keys = encoder(images, 8)
-    trunk.eval(), head.eval()  # held-out passes: keys as before
+    trunk.eval(), head.eval()  # keys are the same in held-out passes
     again = encoder(images, 8)
     trunk.train(), head.train()
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
     assert not keys.requires_grad and torch.equal(keys, again)
     assert torch.allclose(keys.norm(dim=1), torch.ones(8))
-    expected = nn.functional.normalize(head(trunk(images)))  # in train mode: statistics of these images
+    expected = nn.functional.normalize(head(trunk(images)))  # train mode uses these images' statistics
     assert torch.allclose(keys, expected, atol=1e-6)
     assert not torch.allclose(keys[:4], encoder(images[:4], 4), atol=1e-3)
 
@@ -67,7 +67,7 @@ def test_each_group_is_normalised_by_itself(frozen_batchnorm: str) -> None:
 
 
 class Casts(TorchDispatchMode):
-    """Counts the weights that are cast to bfloat16 within it."""
+    """A dispatch mode that counts weights cast to bfloat16."""
 
     num = 0
 
@@ -79,7 +79,7 @@ class Casts(TorchDispatchMode):
 
 
 def test_weights_are_cast_once_a_step_under_autocast() -> None:
-    """To the values that autocast would have cast them to in each call."""
+    """The values are those of autocast's own casts in each call."""
     _, trunk, head, images = query()
     encoder, plain = KeyEncoder(trunk, head, 0.5), KeyEncoder(trunk, head, 0.5)
     plain._as_run = lambda device_type: (plain.learning, plain.head)  # type: ignore[method-assign]
@@ -96,12 +96,12 @@ def test_weights_are_cast_once_a_step_under_autocast() -> None:
             encoder(images, 2)
         with Casts() as theirs:
             plain(images, 2)
-    # The frozen block's, once for all groups; and three convolutions, a weight and a bias of each group, which ours has.
+    # The frozen block is cast once for all groups; autocast would cast the other weights in each group.
     assert (ours.num, theirs.num) == (1, 1 + 4 * 5)
 
 
 def test_synchronised_batchnorm_is_by_the_group_in_the_copy() -> None:
-    """In train mode torch's SyncBatchNorm would join the groups of all ranks (and, with ranks, refuse CPU tensors)."""
+    """In train mode, torch's SyncBatchNorm would join the groups of all ranks, and refuse CPU tensors."""
     _, trunk, head, images = query()
     expected = KeyEncoder(trunk, head, 0.9)(images, 8)
     _, trunk, head, images = query(sync=True)

@@ -1,4 +1,4 @@
-"""The rotation task against plain turns of the pictures, and against a plain loop over them."""
+"""Test the rotation task against Pillow's turns of the images, and against a plain loop."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -45,7 +45,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(photos: Path, views: Sequence[ViewSpec]) -> tuple[list[Tensor], Batch]:
-    """All photos as one batch of epoch 0 under seed 0."""
+    """Load all photos as one batch of epoch 0 with seed 0."""
     with Beton(photos) as data, Loader(
         data, views, batch_size=NUM, train=False, decoder="torchvision", num_threads=1
     ) as loader:  # fmt: skip
@@ -54,7 +54,7 @@ def loaded(photos: Path, views: Sequence[ViewSpec]) -> tuple[list[Tensor], Batch
 
 
 def plain_turn(number: int, box: np.ndarray, degrees: int) -> np.ndarray:
-    """The window `box` of a photo that Pillow has turned about the window's middle: float [SIZE, SIZE, 3]."""
+    """Return the window `box` of a photo that Pillow turned about the middle, float [SIZE, SIZE, 3]."""
     top, left, side = (int(value) for value in box[:3])
     middle = (left + side / 2, top + side / 2)
     turned = Image.fromarray(picture(number)).rotate(degrees, Image.Resampling.BICUBIC, center=middle)
@@ -64,14 +64,15 @@ def plain_turn(number: int, box: np.ndarray, degrees: int) -> np.ndarray:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_label_is_the_angle_that_the_pixels_show(level: int, photos: Path) -> None:
-    """Pillow's turn by it is near: at most 1.5 of 255 in the mean, 6 at level 3, whose kernel blurs. Others are far away."""
+    """Pillow's turn by the label is near, at most 1.5 of 255 on average and 6 at level 3, which blurs.
+
+    Others are far.
+    """
     (view,) = ONE.views(level)
     inputs, batch = loaded(photos, [view])
     degrees = degrees_seen(batch)
     angles = range(0, 360, 360 // LEVELS[level])
-    assert degrees.shape == (1, NUM, 1) and degrees.unique().tolist() == list(
-        angles
-    )  # every angle is among them
+    assert degrees.shape == (1, NUM, 1) and degrees.unique().tolist() == list(angles)  # every angle occurs
     mean, std = (np.array(v)[:, None, None] for v in (view.mean, view.std))
     heights, widths = (np.array([picture(i).shape[k] for i in range(NUM)], np.int32) for k in (0, 1))
     boxes = view.crop.boxes(Keys(0, 0, np.arange(NUM)), heights, widths)
@@ -92,13 +93,13 @@ def test_turns_of_the_square_angles_are_exact(level: int, photos: Path) -> None:
 
 
 def by_sample(values: Tensor, num_views: int, num_samples: int) -> Tensor:
-    """What stands in the order of (view, sample, turn) → [sample, view * turn, ...]."""
+    """Map the order (view, sample, turn) to [sample, view * turn, ...]."""
     return values.unflatten(0, (num_views, num_samples, -1)).transpose(0, 1).flatten(1, 2)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_all_rotations_hold_the_one_that_would_be_drawn(level: int, photos: Path) -> None:
-    """Of the same window."""
+    """Both have the same window."""
     one, one_batch = loaded(photos, ONE.views(level))
     every, every_batch = loaded(photos, ALL.views(level))
     num = LEVELS[level]
@@ -113,7 +114,7 @@ def test_all_rotations_hold_the_one_that_would_be_drawn(level: int, photos: Path
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_all_rotations_are_turns_of_the_windows(level: int, photos: Path) -> None:
-    """Picture by picture: where a label says 45 * l degrees, base l % 2 is turned by l // 2 quarters."""
+    """For a label of 45 * l degrees, base l % 2 is turned by l // 2 quarters."""
     views = ALL.views(level)
     inputs, batch = loaded(photos, views)
     bases, _ = loaded(photos, [ViewSpec(view.crop) for view in views])
@@ -124,7 +125,7 @@ def test_all_rotations_are_turns_of_the_windows(level: int, photos: Path) -> Non
 
 
 def test_the_fused_path_writes_all_rotations_into_one_buffer() -> None:
-    """So that the network's input is not copied together; its order and values are those of the plain path."""
+    """The network's input is then not copied; order and values are those of the plain path."""
     pytest.importorskip("triton")
     from fastpsl.kernels.fused_cuda import geometric
 
@@ -153,7 +154,7 @@ def small_modules(level: int) -> tuple[nn.Module, RotationHead]:
 @every_way
 @pytest.mark.parametrize("indices", [[3, 0, 8, 5], [3, -1, 8, -1], [7]])
 def test_loss_and_accuracy_are_those_of_a_plain_loop(task: Rotation, level: int, indices: list[int]) -> None:
-    """Each picture by itself; samples of index -1 are left out, a batch of one is a batch."""
+    """Each image by itself. Samples of index -1 are left out, and a batch may be one."""
     views, (trunk, head) = task.views(level), small_modules(level)
     batch = noise_batch(views, len(indices))
     batch.indices = torch.tensor(indices)
@@ -184,7 +185,7 @@ def test_nothing_but_padding_is_a_loss_of_nought() -> None:
 
 
 def test_levels_are_the_papers() -> None:
-    """Table 2: 2, 4 and 8 rotations; section 4.1: shorter side 256, windows of 224; no flip."""
+    """Table 2: 2, 4 and 8 rotations. Section 4.1: shorter side 256, windows of 224. No flip."""
     task = Rotation(shorter_px=256, size_px=224)
     for level, num in LEVELS.items():
         (view,) = task.views(level)
@@ -225,7 +226,7 @@ def test_the_contact_sheet_shows_every_angle_and_the_captions_name_it(task: Rota
 
 @every_way
 def test_halves_of_a_batch_are_its_parts(task: Rotation, level: int) -> None:
-    """Pictures stand beside their angles sample by sample: what one rank sees is a part of what all see."""
+    """Images and angles are in the same order by sample, so a rank's part is a part of the whole."""
     views = task.views(level)
     whole = noise_batch(views, 4)
     half = part_of(whole, 1, 2)

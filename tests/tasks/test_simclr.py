@@ -1,4 +1,4 @@
-"""SimCLR's levels, head, measures and pictures; what its loss is worth is in test_nt_xent.py."""
+"""Test SimCLR's levels, head, metrics and contact sheet; the loss is tested in test_nt_xent.py."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def stage(level: int) -> Stage:
 
 
 class Given(nn.Module):
-    """A head whose embeddings are given."""
+    """A head that returns given embeddings."""
 
     def __init__(self, embeddings: Tensor):
         super().__init__()
@@ -66,7 +66,7 @@ def test_levels_add_colour_then_blur_and_sobel_with_simclrs_values() -> None:
 
 
 def test_loss_and_accuracy_are_over_valid_pairs_of_both_views() -> None:
-    """Six pairs on the axes, the last two padding; one view of sample 1 is more like sample 2."""
+    """Six pairs are on the axes, the last two of them padding. One view of sample 1 is more like sample 2."""
     first = torch.eye(BATCH)
     second = first.clone()
     second[1] = first[2] + 0.1 * first[1]
@@ -86,7 +86,7 @@ def test_loss_and_accuracy_are_over_valid_pairs_of_both_views() -> None:
 
 
 def test_chance_is_that_of_naming_one_of_all_others() -> None:
-    """Embeddings of noise are right as often: 300 batches, within four standard errors."""
+    """Embeddings of noise are right as often, in 300 batches, within four standard errors."""
     task, batch = small_task(), noise_batch(small_task().views(1), BATCH)
     assert task.chance(1) == 1 / 11
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def test_chance_is_that_of_naming_one_of_all_others() -> None:
 
 
 def test_both_views_pass_the_network_as_one_batch() -> None:
-    """BatchNorm sees them together, and moves its statistics once."""
+    """BatchNorm sees them together, and updates its statistics once."""
     task, net = small_task(), TinyNet()
     batch = noise_batch(task.views(1), BATCH)
     trunk = Trunk(net, stage(1))
@@ -163,7 +163,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, float], words: str) ->
 
 
 def test_a_part_of_the_batch_is_never_trained_on() -> None:
-    """As gradient accumulation would: negatives would be missing."""
+    """Gradient accumulation would do so, without the other parts' negatives."""
     task = small_task()
     batch = noise_batch(task.views(1), BATCH // 2)
     with pytest.raises(AssertionError, match="accumulation"):
@@ -182,7 +182,7 @@ def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
         batch = batch.to(place.device)
     measures = []
     for step in range(num_steps):
-        if step == 1 and device == "cuda":  # the first step makes buffers
+        if step == 1 and device == "cuda":  # the first step allocates buffers
             torch.cuda.set_sync_debug_mode("error")
         measures.append(train_step.step([batch], lr=10.0)["loss"])
     if device == "cuda":

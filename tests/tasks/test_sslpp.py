@@ -44,7 +44,7 @@ def task_of(**values: Any) -> SSLPlusPlus:
 
 
 def made(task: SSLPlusPlus) -> tuple[Trunk, nn.Module, list[Tensor], Batch]:
-    """Trunk, head, inputs and a batch of five with one that does not count."""
+    """Return trunk, head, inputs and a batch of five with one padding sample."""
     torch.manual_seed(0)
     trunk = Trunk(TinyNet(), STAGE[0]).eval()
     head = task.head(1, 16)
@@ -102,7 +102,7 @@ def test_gradients_add_up_by_the_weight() -> None:
 
 
 def test_held_out_pictures_have_no_pseudo_labels() -> None:
-    """Their indices are those of other pictures: whatever the labels, the score is the proxy's."""
+    """Their indices are those of other images, so labels must not matter: the score is the proxy's."""
     found = []
     for labels in (LABELS, (LABELS + 1) % CLUSTERS):
         task = task_of(labels=labels)
@@ -125,7 +125,7 @@ def test_pseudo_labels_alone() -> None:
     logits = head["labels"][2](features)  # type: ignore[index]
     valid = [0, 1, 3, 4]
     wanted = torch.stack([cross_entropy(logits[i], int(LABELS[batch.indices[i]])) for i in valid]).mean()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)  # whatever the weight
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)  # the weight does not matter
     assert set(metrics) == {"loss", "loss_labels", "accuracy_labels"}
     loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
     assert float(loss) == 0 and not metrics
@@ -154,7 +154,7 @@ def test_nothing_to_learn_and_too_many_clusters() -> None:
 
 
 class Noted(RotNet):
-    """A proxy with every hook."""
+    """A proxy that records all its hooks."""
 
     def __init__(self) -> None:
         super().__init__(SIZE)
@@ -238,7 +238,7 @@ def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
     second = task.start_epoch(replace(context, epoch=1, first=False, draws=1001))
     assert second is not None and second["nmi_previous"] is not None
     assert not torch.equal(classifier.weight, before) and not classifier.bias.any()
-    for parameter in classifier.parameters():  # as it began
+    for parameter in classifier.parameters():  # the optimiser's state is reset
         assert not any(value.any() for value in optimiser.state[parameter].values())
     assert torch.equal(proxy.weight, weights) and optimiser.state[proxy.weight]["exp_avg"].any()
     run.close()
@@ -258,7 +258,7 @@ def test_coupled_labels_that_collapse_are_told(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_step_can_be_timed_before_labels_are_made() -> None:
-    """As `fastpsl doctor` and the benches do it, without epochs."""
+    """`fastpsl doctor` and the benches do so, without epochs."""
     task = coupled()
     with closing(Beton(sample_paths().train_32)) as data:
         task.check_data(data, 128)
@@ -271,7 +271,7 @@ def test_a_step_can_be_timed_before_labels_are_made() -> None:
 
 @pytest.mark.slow
 def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
-    """In the first pass, in an epoch, in the second pass, after it."""
+    """The stops are in the first pass, in an epoch, in the second pass and after it."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         run: Run = tiny_run(out, batch_size=128, stage_epochs=(2,))
@@ -281,7 +281,7 @@ def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
             run.stop_signal.stop_requested = next(asked) == stop_at
             return ask()
 
-        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place
         finished = pretrain(experiment_of(coupled()), run)
         run.close()
         return finished

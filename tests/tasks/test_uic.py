@@ -1,4 +1,4 @@
-"""UIC: labels are the arg max of the training forward pass before, by no other pass; resumed step by step; on any number of ranks."""
+"""Test UIC: labels of the previous training forward pass, resumes, and any number of ranks."""
 
 import copy
 import json
@@ -40,12 +40,12 @@ COLOUR, EDGES = Input.usual("RGB", SIZE), Input.usual("SobelXY", SIZE)
 
 
 class Watched(UIC):
-    """Keeps what the network said of each image: (indices, arg max) a batch, of training steps."""
+    """A UIC that records (indices, arg max) of each training step's batch."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.said: list[tuple[list[int], list[int]]] = []
-        self.epochs: list[np.ndarray] = []  # labels of each epoch, as it begins or goes on
+        self.epochs: list[np.ndarray] = []  # labels when each epoch begins or resumes
 
     @override
     def epoch_order(self, epoch: int) -> np.ndarray:
@@ -59,7 +59,7 @@ class Watched(UIC):
 
 
 class Dropping(TinyNet):
-    """With dropout before its last block, as AlexNet has."""
+    """A network with dropout before its last block, as in AlexNet."""
 
     @override
     def blocks(self) -> list[nn.Module]:
@@ -89,7 +89,7 @@ def make_experiment(
 
 
 def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> bool:
-    """The whole run, or up to step `stop_at`, as by a signal."""
+    """Run the training, or a part of it up to step `stop_at`, as after a signal."""
     run = tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)
     request = run.stop_signal.after_step
 
@@ -97,7 +97,7 @@ def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> boo
         run.stop_signal.stop_requested = stop_at is not None and run.position.run_step >= stop_at
         return request()
 
-    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
+    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # a signal at an exact step
     try:
         return pretrain(make_experiment(task), run)
     finally:
@@ -116,7 +116,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
 
 
 def test_labels_are_what_the_steps_before_said(whole: tuple[Path, Watched]) -> None:
-    """In plain loops: the latest of each image; not drawn, it keeps its label; no class stays empty."""
+    """In plain loops: an image's latest answer is its label, or else its old label stays.
+
+    No class is empty.
+    """
     _, task = whole
     assert len(task.said) == 3 * STEPS and len(task.epochs) == 3
     for epoch in range(2):
@@ -130,7 +133,7 @@ def test_labels_are_what_the_steps_before_said(whole: tuple[Path, Watched]) -> N
 
 
 def test_empty_classes_were_filled_and_held_out_views_differ(whole: tuple[Path, Watched]) -> None:
-    """Or the tests above would see neither."""
+    """The tests above need both."""
     out, _ = whole
     assert all(line["num_split"] > 0 for line in figures(out)[1:3])
     (summary,) = newest_checkpoint(out)["position"]["summaries"]
@@ -163,7 +166,7 @@ def test_steps_follow_the_order_that_balances_the_classes(whole: tuple[Path, Wat
         assert shown == balanced_order(task.epochs[epoch], 0, epoch)[: STEPS * BATCH].tolist()
         counts = np.bincount(task.epochs[epoch][shown], minlength=CLASSES)
         assert counts.min() == counts.max() == NUM // CLASSES
-        assert max(Counter(shown).values()) > 1  # or the labels were balanced already
+        assert max(Counter(shown).values()) > 1  # so the labels are not balanced already
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_steps_follow_the_order_that_balances_the_classes(whole: tuple[Path, Wat
 def test_no_image_is_looked_at_once_more_for_its_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], passes: int
 ) -> None:
-    """Forward passes counted in images: a step's own, and a pass over all before the first epoch (centre: before each)."""
+    """Images of forward passes are counted: the steps', and a first pass (centre: one before each epoch)."""
     counts: Counter[str] = Counter()
     forward = Trunk.forward
 
@@ -245,7 +248,10 @@ def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
 def test_killed_where_a_stage_is_cut_it_comes_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], options: dict[str, Any]
 ) -> None:
-    """No step is left, and labels of the cut epoch are to be made, or were made and told and not saved: they are told once."""
+    """No step is left. The labels of the cut epoch are missing, or reported but not saved.
+
+    They are reported once.
+    """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert fit(whole, make_task(**options), max_steps_per_stage=20)
     method, run = getattr(*place), tiny_run(killed, stage_epochs=(3,), max_steps_per_stage=20)
@@ -274,8 +280,8 @@ def test_killed_after_an_epoch_that_no_checkpoint_has_it_tells_it_once(
     before = (out / "epochs.jsonl").read_text()
     for path in (out / "checkpoints").iterdir():
         path.unlink()
-    assert not fit(out, make_task(), stop_at=12)  # there is no line of epoch 1 in its checkpoint
-    (out / "epochs.jsonl").write_text(before)  # and there is one in the file
+    assert not fit(out, make_task(), stop_at=12)  # its checkpoint has no line of epoch 1
+    (out / "epochs.jsonl").write_text(before)  # and the file has one
     assert fit(out, make_task())
     assert figures(out) == figures(whole[0])
 
@@ -289,7 +295,7 @@ def test_figures_say_what_the_labels_are_like(whole: tuple[Path, Watched]) -> No
 
 
 def test_fixed_labels_are_those_of_centre_crops_in_eval_mode(tmp_path: Path) -> None:
-    """And the classifier that was given has made them."""
+    """The given classifier makes them."""
     torch.manual_seed(1)
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)).state_dict()
     task = make_task(fixed=True, classifier=classifier)
@@ -324,7 +330,7 @@ def test_all_images_in_one_class_go_on_by_splitting(tmp_path: Path) -> None:
 
 
 class Broken(TinyNet):
-    """Its outputs are not finite from call `healthy` on."""
+    """A network with infinite or NaN outputs from call `healthy` on."""
 
     healthy = 0
 
@@ -386,7 +392,7 @@ def test_views_are_the_papers() -> None:
 
 
 class Plain(TinyNet):
-    """Without BatchNorm, so that an image's output does not depend on its batch."""
+    """A network without BatchNorm, so that an image's output does not depend on its batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -414,19 +420,22 @@ def labels_of_a_run(out: Path, world: World) -> None:
         checkpoint_minutes=0.0,
     )
     run, task = Run("tiny", RunData(options, world)), make_task()
-    torch.manual_seed(0)  # the same network in every process, whatever was drawn there before
+    torch.manual_seed(0)  # the same network in every process
     assert pretrain(make_experiment(task, Plain(), lr=1e-9), run)
     run.close()
     torch.save([torch.from_numpy(labels) for labels in task.epochs], out / f"labels-{world.rank}.pt")
 
 
 def nearly_all_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Other parts of batches are rounded otherwise, which tips near ties; labels of other images agree far less."""
+    """Check equality but for near ties, which other batches may round differently.
+
+    Other labels agree far less.
+    """
     return one.shape == other.shape and float((one == other).float().mean()) > 0.97
 
 
 def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
-    """The network hardly moves, so its outputs are equal, and so must be every epoch's labels and what the checkpoint holds."""
+    """The network hardly changes, so outputs, every epoch's labels and the checkpoint must be equal."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     labels_of_a_run(
