@@ -108,12 +108,14 @@ def report(
             else None
         )
         sizes = np.bincount(pseudo_labels.labels, minlength=pseudo_labels.num_classes)
-        shown = shown_classes(sizes, entropies)
+        chart_classes = shown_classes(sizes, entropies)
         record = _NO_CHECKPOINT if pretrained is None else pretrained.record
         with output_errors(out):
             out.mkdir(parents=True, exist_ok=True)
             draw_sizes(sizes, out / "sizes.png", run.resolve().name)
-            draw_contents(out / "contents.png", opened, pseudo_labels.labels, shown.tolist(), entropies, seed)
+            draw_contents(
+                out / "contents.png", opened, pseudo_labels.labels, chart_classes.tolist(), entropies, seed
+            )
             if pretrained is not None:
                 draw_filters(pretrained.backbone, out / "filters.png")
             settings = {
@@ -137,7 +139,7 @@ def report(
     return [
         *([f"weights: {pretrained}"] if pretrained is not None else []),
         *label_lines(path, measured),
-        f"pictures in {out}: {charts} of the {len(shown)} classes with {which}",
+        f"pictures in {out}: {charts} of the {len(chart_classes)} classes with {which}",
         result_line(result),
     ]
 

@@ -47,9 +47,9 @@ class Search:
 
     def __call__(self, indices: np.ndarray) -> Neighbours:
         """Return the k nearest rows of the gallery for the queries `indices` (int64 [n])."""
-        own = indices if self.same else None
+        rows = indices if self.same else None
         return nearest_others(
-            self.queries.features()[indices], self.gallery.features(), self.k, own, self.device
+            self.queries.features()[indices], self.gallery.features(), self.k, rows, self.device
         )
 
     def good(self) -> np.ndarray:
@@ -127,22 +127,24 @@ def retrieve(
         precision, chance = (None, None) if reason else search.precision(world)
         if world.rank != 0:
             return []
-        drawn = np.random.default_rng(options.seed).permutation(good)[:num]
-        shown = np.array(indices, np.int64) if indices else drawn
-        neighbours = search(shown)
+        random_queries = np.random.default_rng(options.seed).permutation(good)[:num]
+        chart_queries = np.array(indices, np.int64) if indices else random_queries
+        neighbours = search(chart_queries)
         rows, similarities = (column.numpy() for column in (neighbours.rows, neighbours.similarities))
         sheet = draw_neighbours(
-            options.out / "retrieval.png", queries, gallery, shown, rows[:, :MAX_COLUMNS],
+            options.out / "retrieval.png", queries, gallery, chart_queries, rows[:, :MAX_COLUMNS],
             similarities[:, :MAX_COLUMNS], works[0].loader, called="query", judged=not reason,
             whole=options.whole,
         )  # fmt: skip
         settings: dict[str, Any] = options.as_dict() | {
-            "block": bank.record["block"], "similarity": "cosine", "k": k, "num": len(shown),
+            "block": bank.record["block"], "similarity": "cosine", "k": k, "num": len(chart_queries),
             "queries_in_gallery": same,
             "features": [bank.record["digest"], query_features.record["digest"]],
             "shown": [
                 {"query": int(query), "neighbours": row.tolist(), "similarities": values.tolist()}
-                for query, row, values in zip(shown, rows, similarities.astype(float).round(6), strict=True)
+                for query, row, values in zip(
+                    chart_queries, rows, similarities.astype(float).round(6), strict=True
+                )
             ],
         }  # fmt: skip
         path = write_result(

@@ -55,8 +55,8 @@ def make_map(
                 f"--num {num:,}: {options.data} has {data.num_samples:,} images; give a smaller --num"
             )
         indices = np.sort(np.random.default_rng(options.seed).choice(data.num_samples, num, replace=False))
-        drawn = Subset(data, indices)
-        work = Extraction.of(options, weights, drawn, block, world, "float32")
+        subset = Subset(data, indices)
+        work = Extraction.of(options, weights, subset, block, world, "float32")
         with output_errors(options.out):
             options.out.mkdir(parents=True, exist_ok=True)
         file = work.to_file(options.out / "features.npy", world, overwrite=True)
@@ -67,7 +67,7 @@ def make_map(
             raise ValueError(
                 f"--perplexity {perplexity:g}: {len(good):,} images could be decoded; give a smaller one"
             )
-        labels = drawn.labels()[good]
+        labels = subset.labels()[good]
         points, divergence = embed(file.features()[good], perplexity, options.seed)
         labelled = bool((labels >= 0).all())
         numbers = {"same_class_2d": 100 * same_class(points, labels)} if labelled else {}

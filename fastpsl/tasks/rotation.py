@@ -119,8 +119,8 @@ class Rotation(Task):
     @override
     def captions(self, batch: Batch) -> list[str]:
         """Return the angles of the contact sheet's images, counter-clockwise."""
-        every = _in_rows(degrees_seen(batch)).tolist()
-        return ["\n".join(" ".join(f"{angle}°" for angle in row) for row in rows) for rows in every]
+        angles = _in_rows(degrees_seen(batch)).tolist()
+        return ["\n".join(" ".join(f"{angle}°" for angle in row) for row in rows) for rows in angles]
 
 
 def seen(inputs: Sequence[Tensor]) -> Tensor:

@@ -91,10 +91,11 @@ def normalised(values: np.ndarray, norm: nn.Module, axis: int) -> np.ndarray:
     """Normalise by BatchNorm's running statistics along `axis`."""
     shape = [-1 if i == axis else 1 for i in range(values.ndim)]
     mean, var = (getattr(norm, name).numpy().reshape(shape) for name in ("running_mean", "running_var"))
-    made: np.ndarray = (values - mean) / np.sqrt(var + 1e-5)
+    result: np.ndarray = (values - mean) / np.sqrt(var + 1e-5)
     if norm.weight is not None:
-        made = made * norm.weight.detach().numpy().reshape(shape) + norm.bias.detach().numpy().reshape(shape)  # type: ignore[operator, union-attr]
-    return made
+        scale, shift = (getattr(norm, name).detach().numpy().reshape(shape) for name in ("weight", "bias"))
+        result = result * scale + shift
+    return result
 
 
 def unlike(module: nn.Module) -> None:
@@ -193,18 +194,18 @@ def test_each_head_reads_its_block_and_counts_once() -> None:
     assert calls == [1, 2, 3, 4]
     assert list(metrics) == ["loss", "top1_conv_B4"]
     loss.backward()
-    found = {name: p.grad.clone() for name, p in head.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in head.named_parameters()}
     assert all(p.grad is None for p in backbone.parameters())
     features = trunk.features(images)
     total = 0.0
     for name in names:
         logits = head.classifiers[name](features[int(name[-1]) - 1])
-        own = F.cross_entropy(logits[:4], labels[:4])
+        cross_entropy = F.cross_entropy(logits[:4], labels[:4])
         head.zero_grad()
-        own.backward()
+        cross_entropy.backward()
         for key, parameter in head.classifiers[name].named_parameters():
-            torch.testing.assert_close(parameter.grad, found[f"classifiers.{name}.{key}"])
-        total += float(own.detach())
+            torch.testing.assert_close(parameter.grad, gradients[f"classifiers.{name}.{key}"])
+        total += float(cross_entropy.detach())
     assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
     module.eval()
     with torch.autocast("cpu", torch.bfloat16):
@@ -212,8 +213,8 @@ def test_each_head_reads_its_block_and_counts_once() -> None:
         loss, metrics = module([images], batch)
     assert {value.dtype for value in logits.values()} == {loss.dtype} == {torch.float32}
     assert list(metrics) == ["loss", *(f"top{k}_{name}" for name in names for k in (1, 5))]
-    for name, own in logits.items():
-        right = int((own[:4].argmax(1) == labels[:4]).sum())
+    for name, cross_entropy in logits.items():
+        right = int((cross_entropy[:4].argmax(1) == labels[:4]).sum())
         assert [float(v) for v in metrics[f"top1_{name}"]] == [right, 4]
 
 
@@ -252,7 +253,7 @@ def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: P
 
     With few labels, an epoch has as many steps and shows no other image.
     """
-    seen: list[int] = []
+    indices: list[int] = []
 
     def fit(out: Path, stop_at: int = 0) -> Any:
         run = tiny_run(out, log_steps=1)
@@ -263,27 +264,27 @@ def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: P
             return after_step()
 
         run.stop_signal.after_step = stop  # type: ignore[method-assign]  # a signal at an exact step
-        made = experiment(few)
-        loss = made.task.loss
+        job = experiment(few)
+        loss = job.task.loss
 
         def seeing(trunk: Trunk, head: nn.Module, inputs: Any, batch: Batch) -> Any:
-            seen.extend(batch.indices.tolist() if head.training else ())
+            indices.extend(batch.indices.tolist() if head.training else ())
             return loss(trunk, head, inputs, batch)
 
-        made.task.loss = seeing  # type: ignore[method-assign]
-        before = {name: value.clone() for name, value in made.backbone.state_dict().items()}
-        finished = pretrain(made, run)
+        job.task.loss = seeing  # type: ignore[method-assign]
+        before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
+        finished = pretrain(job, run)
         labels = run.data.train.labels()
         run.close()
         assert finished == (not stop_at)
-        after = made.backbone.state_dict()
+        after = job.backbone.state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items())
         assert any("running_mean" in name for name in before)
         return labels
 
     labels = fit(tmp_path / "whole")
-    assert len(seen) == 2 * 480
-    counts = np.bincount(seen, minlength=480)
+    assert len(indices) == 2 * 480
+    counts = np.bincount(indices, minlength=480)
     if few:
         chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:5] for c in range(8)]))
         assert np.flatnonzero(counts).tolist() == chosen.tolist() and set(counts[chosen]) == {24}
@@ -305,8 +306,8 @@ def test_orders_of_few_labels(num_chosen: int, num: int) -> None:
     for order in orders:
         assert order.dtype == np.int64 and order.shape == (num,)
         for stop in {num, num // 2, min(num, num_chosen + 1)}:
-            found = np.bincount(np.searchsorted(chosen, order[:stop]), minlength=num_chosen)
-            assert np.isin(order, chosen).all() and found.max() - found.min() <= 1
+            counts = np.bincount(np.searchsorted(chosen, order[:stop]), minlength=num_chosen)
+            assert np.isin(order, chosen).all() and counts.max() - counts.min() <= 1
     assert (orders[0] == orders[3]).all()
     if num_chosen > 3:
         assert (orders[0] != orders[1]).any() and (orders[0] != orders[2]).any()
@@ -324,8 +325,8 @@ def test_a_task_of_few_labels_has_an_order_of_its_own_in_each_epoch() -> None:
 def test_the_first_of_each_class() -> None:
     labels = np.array([2, 0, 1, 2, 1, 0, 2, 0, 1, 0], np.int32)
     assert first_of_each_class(labels, 3, 1).tolist() == [0, 1, 2]
-    found = first_of_each_class(labels, 3, 3)
-    assert found.dtype == np.int64 and found.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    indices = first_of_each_class(labels, 3, 3)
+    assert indices.dtype == np.int64 and indices.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     for num, classes, words in (
         (4, ["a", "b", "c"], "4: b has 3 images; give 3 or fewer"),
         (4, None, "class 1 has 3 images"),

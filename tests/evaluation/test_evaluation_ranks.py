@@ -121,8 +121,8 @@ def monitor(folder: Path, world: World) -> None:
             assert pretrain(experiment, run)
     with opened("stopped", 1) as (experiment, run):
         looks: list[Any] = []
-        seen: Callable[..., Any] = OnlineProbe._features
-        OnlineProbe._features = lambda *arguments: looks.append(arguments) or seen(*arguments)  # type: ignore
+        features_of_data: Callable[..., Any] = OnlineProbe._features
+        OnlineProbe._features = lambda *arguments: looks.append(arguments) or features_of_data(*arguments)  # type: ignore
         stop_at(run, lambda: world.rank == 1 and bool(looks))
         run.stop_signal.ask_every_s = 0.0
         assert not pretrain(experiment, run)
@@ -149,10 +149,10 @@ def free_port() -> int:
 @pytest.mark.parametrize(("name", "block"), [("whole", 4), ("left", 4), ("B3", 3), ("B5", 5)])
 def test_features_are_those_of_one_process(folder: Path, tmp_path: Path, name: str, block: int) -> None:
     """Cases: padding (160 rows in steps of 40 and of 60), a continued file, two blocks in one pass."""
-    found = read_features(folder / f"{name}.npy")
+    file = read_features(folder / f"{name}.npy")
     with Beton(sample_paths().test_32) as data:
         alone = extraction(data, block).to_file(tmp_path / "alone.npy", one_process()).features()
-    assert found is not None and found.features() == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert file is not None and file.features() == pytest.approx(alone, rel=1e-4, abs=1e-6)
     assert not list(folder.glob(".*.npy.*"))
 
 
@@ -163,11 +163,11 @@ def test_scores_are_those_of_all_queries(folder: Path) -> None:
 
 def test_precision_is_that_of_all_queries(folder: Path, tmp_path: Path) -> None:
     retrieval(tmp_path / "retrieval", one_process())
-    found, alone = (read_result(place / "retrieval" / "result.json") for place in (folder, tmp_path))
+    both, alone = (read_result(place / "retrieval" / "result.json") for place in (folder, tmp_path))
     assert (
-        abs(found["numbers"]["precision_top8"] - alone["numbers"]["precision_top8"]) < 0.1
+        abs(both["numbers"]["precision_top8"] - alone["numbers"]["precision_top8"]) < 0.1
     )  # because float32 rounds differently in other batches
-    for one, other in zip(found["settings"]["shown"], alone["settings"]["shown"], strict=True):
+    for one, other in zip(both["settings"]["shown"], alone["settings"]["shown"], strict=True):
         assert one["query"] == other["query"]
         assert one["similarities"] == pytest.approx(other["similarities"], abs=1e-3)
 

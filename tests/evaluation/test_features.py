@@ -74,15 +74,17 @@ def test_rows_are_the_averaged_outputs_of_the_samples_in_order(
     data: Beton, tmp_path: Path, block: int
 ) -> None:
     written = extraction(data, block).to_file(tmp_path / "F.npy", one_process())
-    found = np.load(tmp_path / "F.npy")
-    assert found.dtype == np.float32 and found.shape == (160, TinyNet.channels[block - 1])
-    assert np.allclose(found, by_hand(data, block), rtol=1e-4, atol=1e-5)
-    assert found.std(0).min() > 0.01  # because equal features would hide a wrong order
+    rows = np.load(tmp_path / "F.npy")
+    assert rows.dtype == np.float32 and rows.shape == (160, TinyNet.channels[block - 1])
+    assert np.allclose(rows, by_hand(data, block), rtol=1e-4, atol=1e-5)
+    assert rows.std(0).min() > 0.01  # because equal features would hide a wrong order
     assert np.array_equal(np.load(tmp_path / "F-labels.npy"), data.labels())
-    told = json.loads((tmp_path / "F.json").read_text())
-    assert told == written.record
-    assert (told["block"], told["size_px"], told["input"]) == (f"B{block}", 32, INPUT.as_dict())
-    assert told["data"] == data.digest() and told["class_names"] == data.class_names and told["bad"] == []
+    record = json.loads((tmp_path / "F.json").read_text())
+    assert record == written.record
+    assert (record["block"], record["size_px"], record["input"]) == (f"B{block}", 32, INPUT.as_dict())
+    assert (
+        record["data"] == data.digest() and record["class_names"] == data.class_names and record["bad"] == []
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["F-labels.npy", "F.json", "F.npy"]
 
 
@@ -148,8 +150,8 @@ def test_what_was_left_is_gone_on_with(
     assert not (tmp_path / "F.npy").exists()
     work = extraction(data, batch_size=batch)
     batches = count_batches(work)
-    found = work.to_file(tmp_path / "F.npy", one_process())
-    assert len(batches) == expected and np.allclose(found.features(), whole, rtol=1e-4, atol=1e-6)
+    file = work.to_file(tmp_path / "F.npy", one_process())
+    assert len(batches) == expected and np.allclose(file.features(), whole, rtol=1e-4, atol=1e-6)
     assert ("goes on from row" in capsys.readouterr().err) == (batch < 160)
     assert not list(tmp_path.glob(".*"))
 
@@ -191,8 +193,8 @@ def test_a_killed_extraction_is_gone_on_with(data: Beton, tmp_path: Path) -> Non
     assert child.exitcode == -signal.SIGKILL and not (tmp_path / "F.npy").exists()
     work = extraction(data)
     batches = count_batches(work)
-    found = work.to_file(tmp_path / "F.npy", one_process())
-    assert len(batches) == 2 and np.array_equal(found.features(), whole)
+    file = work.to_file(tmp_path / "F.npy", one_process())
+    assert len(batches) == 2 and np.array_equal(file.features(), whole)
 
 
 def test_the_same_features_are_there_already_and_others_are_refused(data: Beton, tmp_path: Path) -> None:
@@ -231,9 +233,9 @@ def test_a_broken_sample_is_a_row_of_nan(
     with Beton(path) as data:
         options: dict[str, Any] = {"batch_size": 20, "loader": {"num_threads": 1, "on_bad_sample": "skip"}}
         leave_at(100, tmp_path / "F.npy", monkeypatch, data, **options)
-        found = extraction(data, **options).to_file(tmp_path / "F.npy", one_process())
-    assert found.record["bad"] == [17] and "1 broken" in str(found)
-    assert np.flatnonzero(np.isnan(found.features()).any(1)).tolist() == [17]
+        features_file = extraction(data, **options).to_file(tmp_path / "F.npy", one_process())
+    assert features_file.record["bad"] == [17] and "1 broken" in str(features_file)
+    assert np.flatnonzero(np.isnan(features_file.features()).any(1)).tolist() == [17]
     assert "sample 17" in capsys.readouterr().err
 
 
@@ -246,13 +248,13 @@ def extract_all(data: Dataset, folder: Path, blocks: tuple[int, ...], **options:
 
 def test_several_blocks_of_one_pass_are_each_as_alone(data: Beton, tmp_path: Path) -> None:
     """Features are equal to the bit in any order of the blocks, and records but for date and duration."""
-    found = extract_all(data, tmp_path, (5, 2, 4))
-    for block, values in zip((5, 2, 4), found, strict=True):
+    files = extract_all(data, tmp_path, (5, 2, 4))
+    for block, values in zip((5, 2, 4), files, strict=True):
         alone = extraction(data, block).to_file(tmp_path / "alone.npy", one_process(), overwrite=True)
         assert np.array_equal(values, alone.features())
-        told = json.loads((tmp_path / f"B{block}.json").read_text())
+        record = json.loads((tmp_path / f"B{block}.json").read_text())
         differ = ("date", "seconds", "labels")
-        assert {k: v for k, v in told.items() if k not in differ} == {
+        assert {k: v for k, v in record.items() if k not in differ} == {
             k: v for k, v in alone.record.items() if k not in differ
         }
 
@@ -274,10 +276,10 @@ def test_what_is_missing_of_several_blocks_is_made_and_gone_on_with(
         return opened(loader, epoch, first_step)
 
     monkeypatch.setattr(Loader, "epoch", noted)
-    found = extract_all(data, tmp_path, (2, 3, 4))
+    files = extract_all(data, tmp_path, (2, 3, 4))
     assert starts == [1] and (tmp_path / "B2.npy").stat().st_mtime_ns == before
     assert f"{tmp_path / 'B3.npy'}, {tmp_path / 'B4.npy'}: goes on from row 48" in capsys.readouterr().err
-    for values, expected in zip(found, whole, strict=True):
+    for values, expected in zip(files, whole, strict=True):
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
     assert not list(tmp_path.glob(".*"))
     extract_all(data, tmp_path, (4, 2))
@@ -296,21 +298,21 @@ def test_a_picture_seen_whole(data: Beton, tmp_path: Path) -> None:
 
     Without it, the central 28 px are used, with another digest.
     """
-    seen = []
+    digests = []
     for whole in (False, True):
         work = extraction(data, 1, whole=whole)
         assert ("whole" in work.wanted()) == whole
-        seen.append((work.digest(), work.to_file(tmp_path / f"{whole}.npy", one_process()).features()))
-    assert seen[0][0] != seen[1][0]
+        digests.append((work.digest(), work.to_file(tmp_path / f"{whole}.npy", one_process()).features()))
+    assert digests[0][0] != digests[1][0]
     pixels = data.rows(np.arange(1))
     assert int(pixels.mode[0]) == MODE_RAW
     raw = np.frombuffer(os.pread(int(pixels.fd[0]), 32 * 32 * 3, int(pixels.offset[0])), np.uint8)
-    picture = torch.from_numpy(raw.reshape(1, 32, 32, 3).copy()).permute(0, 3, 1, 2).float() / 255
-    picture = (picture - torch.tensor(INPUT.mean)[:, None, None]) / torch.tensor(INPUT.std)[:, None, None]
+    image = torch.from_numpy(raw.reshape(1, 32, 32, 3).copy()).permute(0, 3, 1, 2).float() / 255
+    image = (image - torch.tensor(INPUT.mean)[:, None, None]) / torch.tensor(INPUT.std)[:, None, None]
     with torch.no_grad():
-        first = extraction(data).pretrained.backbone.eval().blocks()[0](picture).mean((2, 3))  # type: ignore[operator]
-    np.testing.assert_allclose(seen[1][1][0], first[0].numpy(), rtol=1e-4, atol=1e-5)
-    assert not np.allclose(seen[0][1][0], first[0].numpy(), rtol=1e-2)
+        first = extraction(data).pretrained.backbone.eval().blocks()[0](image).mean((2, 3))  # type: ignore[operator]
+    np.testing.assert_allclose(digests[1][1][0], first[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(digests[0][1][0], first[0].numpy(), rtol=1e-2)
 
 
 def test_blocks_by_name() -> None:
@@ -340,8 +342,8 @@ def test_convolutions_and_fully_connected_blocks_of_alexnet(
     pretrained = Pretrained(net, INPUT, {"sha256": "random", "backbone": "alexnet"})
     options: dict[str, Any] = {"batch_size": 80, "dtype": "float32", "loader": {"num_threads": 1}}
     written = Extraction(pretrained, data, block, 64, **options).to_file(tmp_path / "F.npy", one_process())
-    found = np.load(tmp_path / "F.npy")
-    assert found.shape == (160, width) and written.record["block"] == f"B{block}"
+    rows = np.load(tmp_path / "F.npy")
+    assert rows.shape == (160, width) and written.record["block"] == f"B{block}"
     with Loader(data, [center_view(INPUT, 64)], batch_size=3, train=False, num_threads=1) as loader:
         batch = next(batches := loader.epoch(0))
         (images,) = batch.inputs(loader.views, torch.float32)
@@ -350,7 +352,7 @@ def test_convolutions_and_fully_connected_blocks_of_alexnet(
         expected = nn.Sequential(*net.eval().blocks()[:block])(images)
     if block > 5:
         assert expected.shape == (3, 4096, 1, 1)
-    np.testing.assert_allclose(found[:3], expected.mean((2, 3)).numpy(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(rows[:3], expected.mean((2, 3)).numpy(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -381,18 +383,18 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     data, out = sample_paths().test_32, tmp_path / "F.npy"
     small = ("--size-px", "32", "--num-threads", "1")
     assert command(checkpoint, data, "--block", "B3", "--out", out, *small) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 steps")
-    assert said[1:] == [f"{out}: float16 [160, 64], B3 of resnet18 at 32 px, labels in F-labels.npy"]
-    found = read_features(out)
-    assert found is not None and found.record["checkpoint"]["science"]["recipe"] == "none"
-    assert "whole" not in found.record
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 steps")
+    assert lines[1:] == [f"{out}: float16 [160, 64], B3 of resnet18 at 32 px, labels in F-labels.npy"]
+    file = read_features(out)
+    assert file is not None and file.record["checkpoint"]["science"]["recipe"] == "none"
+    assert "whole" not in file.record
     assert (
         command(checkpoint, data, "--block", "conv3_x", "--whole", "--out", tmp_path / "W.npy", *small) == 0
     )
     whole = read_features(tmp_path / "W.npy")
     assert whole is not None and whole.record["whole"] and whole.record["block"] == "B3"
-    assert not np.array_equal(whole.features(), found.features())
+    assert not np.array_equal(whole.features(), file.features())
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,9 @@ def test_equal_similarities_come_in_the_order_of_rows_whatever_the_chunks(chunks
     queries, bank = signs(50, 1), signs(101, 2)
     similarities, rows = plain(queries, bank, 17)
     assert (np.diff(similarities) == 0).mean() > 0.5  # because the test is about ties
-    found = nearest(queries, bank, 17, **chunks)
-    assert np.array_equal(found.rows.numpy(), rows)
-    assert np.array_equal(found.similarities.numpy(), similarities)
+    neighbours = nearest(queries, bank, 17, **chunks)
+    assert np.array_equal(neighbours.rows.numpy(), rows)
+    assert np.array_equal(neighbours.similarities.numpy(), similarities)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -68,21 +68,21 @@ def test_neighbours_are_those_of_the_whole_matrix(dtype: torch.dtype) -> None:
     queries[:5, 1:], queries[:5, 0] = 0, -1
     similarities, rows = plain(queries, bank, 90)
     assert (similarities[:5] < 0).all()
-    found = nearest(queries, bank, 90, bank_chunk=32, query_chunk=16)
-    assert np.allclose(found.similarities.numpy(), similarities, atol=3e-7)
+    neighbours = nearest(queries, bank, 90, bank_chunk=32, query_chunk=16)
+    assert np.allclose(neighbours.similarities.numpy(), similarities, atol=3e-7)
     by_row = np.take_along_axis(similarities, rows.argsort(1), 1)
     # Rows with nearly equal cosines may swap places.
-    assert np.array_equal(np.sort(found.rows.numpy(), 1), np.sort(rows, 1))
-    assert np.allclose(np.take_along_axis(by_row, found.rows.numpy(), 1), similarities, atol=6e-7)
+    assert np.array_equal(np.sort(neighbours.rows.numpy(), 1), np.sort(rows, 1))
+    assert np.allclose(np.take_along_axis(by_row, neighbours.rows.numpy(), 1), similarities, atol=6e-7)
 
 
 def test_memory_maps_serve_as_well(tmp_path: Any) -> None:
     queries, bank = noise(20, 5), noise(70, 6)
     np.save(tmp_path / "bank.npy", bank.numpy())
-    found = nearest(queries.numpy(), np.load(tmp_path / "bank.npy", mmap_mode="r"), 9, bank_chunk=16)
+    neighbours = nearest(queries.numpy(), np.load(tmp_path / "bank.npy", mmap_mode="r"), 9, bank_chunk=16)
     expected = nearest(queries, bank, 9)
-    assert torch.equal(found.rows, expected.rows)
-    assert np.array_equal(found.rows.numpy(), plain(queries, bank, 9)[1])
+    assert torch.equal(neighbours.rows, expected.rows)
+    assert np.array_equal(neighbours.rows.numpy(), plain(queries, bank, 9)[1])
 
 
 def test_rows_that_are_not_finite_are_nobodys_neighbours() -> None:
@@ -134,18 +134,18 @@ def test_weighted_votes_are_those_of_a_plain_loop(temperature: float) -> None:
     for query in range(60):
         for similarity, row in zip(similarities[query], rows[query], strict=True):
             expected[query, labels[row]] += np.exp(similarity / temperature)
-    found = nearest(queries, bank, 20)
-    scores = weighted_scores(found, labels, NUM_CLASSES, 20, temperature)
-    ours = (scores / scores.sum(1, keepdim=True)).numpy()
-    assert np.allclose(ours, expected / expected.sum(1, keepdims=True), rtol=1e-4, atol=1e-9)
-    counted = count_correct(found, labels, truth, NUM_CLASSES, (20,), temperature)
+    neighbours = nearest(queries, bank, 20)
+    scores = weighted_scores(neighbours, labels, NUM_CLASSES, 20, temperature)
+    shares = (scores / scores.sum(1, keepdim=True)).numpy()
+    assert np.allclose(shares, expected / expected.sum(1, keepdims=True), rtol=1e-4, atol=1e-9)
+    counted = count_correct(neighbours, labels, truth, NUM_CLASSES, (20,), temperature)
     right = int((expected.argmax(1) == truth.numpy()).sum())
     assert counted["top1_k20"] == right and 24 < right < 60
 
 
 def test_a_small_temperature_does_not_overflow() -> None:
-    found = Neighbours(torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[0, 1, 2]]))
-    scores = weighted_scores(found, torch.tensor([1, 0, 0]), 2, 3, temperature=1e-4)
+    neighbours = Neighbours(torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[0, 1, 2]]))
+    scores = weighted_scores(neighbours, torch.tensor([1, 0, 0]), 2, 3, temperature=1e-4)
     assert scores.isfinite().all() and int(scores.argmax()) == 1
 
 
@@ -158,11 +158,11 @@ def majority_by_hand(votes: list[int]) -> int:
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 10, 15, 20])
 def test_majority_goes_to_the_nearer_of_equal_classes(k: int) -> None:
     queries, truth, bank, labels = labelled()
-    found = nearest(queries, bank, 20)
-    predicted = majority_scores(found, labels, NUM_CLASSES, k).argmax(1)
-    votes = labels[found.rows[:, :k]].tolist()
+    neighbours = nearest(queries, bank, 20)
+    predicted = majority_scores(neighbours, labels, NUM_CLASSES, k).argmax(1)
+    votes = labels[neighbours.rows[:, :k]].tolist()
     assert predicted.tolist() == [majority_by_hand(row) for row in votes]
-    counted = count_correct(found, labels, truth, NUM_CLASSES, (k,), 0.07)
+    counted = count_correct(neighbours, labels, truth, NUM_CLASSES, (k,), 0.07)
     assert counted[f"top1_k{k}_majority"] == int((predicted == truth).sum())
 
 
@@ -174,15 +174,15 @@ def test_places_count_classes_ahead() -> None:
 
 def test_top_5_and_several_k_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, truth, bank, labels = labelled()
-    found = nearest(queries, bank, 30)
-    scores = weighted_scores(found, labels, NUM_CLASSES, 30, 0.07)
+    neighbours = nearest(queries, bank, 30)
+    scores = weighted_scores(neighbours, labels, NUM_CLASSES, 30, 0.07)
     voted = (scores.gather(1, truth[:, None]) > 0).sum()
     monkeypatch.setattr("fastpsl.kernels.nearest._VOTE_CHUNK", 7)
-    counted = count_correct(found, labels, truth, NUM_CLASSES, (1, 30), 0.07)
+    counted = count_correct(neighbours, labels, truth, NUM_CLASSES, (1, 30), 0.07)
     assert counted["top5_k30"] == int(voted)  # five classes, so a class with a vote is in the top five
     assert counted["top1_k30"] == int((scores.argmax(1) == truth).sum())
     assert counted["top1_k1"] == counted["top1_k1_majority"] == counted["top5_k1"]
-    nothing = Neighbours(found.similarities[:0], found.rows[:0])
+    nothing = Neighbours(neighbours.similarities[:0], neighbours.rows[:0])
     assert count_correct(nothing, labels, truth[:0], NUM_CLASSES, (1, 30), 0.07) == dict.fromkeys(counted, 0)
 
 

@@ -46,11 +46,11 @@ def test_the_choice_is_the_seeds_and_even() -> None:
     first = draw_label_list(labels, 10, 10, 0)
     assert np.array_equal(first, draw_label_list(labels, 10, 10, 0))
     assert not np.array_equal(first, draw_label_list(labels, 10, 10, 1))
-    drawn = np.zeros(len(labels))
+    counts = np.zeros(len(labels))
     for seed in range(400):
-        drawn[draw_label_list(labels, 10, 10, seed)] += 1
+        counts[draw_label_list(labels, 10, 10, seed)] += 1
     # an image has a chance of 1 in 10: 40 ± 6 of 400
-    assert drawn.sum() == 400 * 40 and 15 < drawn.min() and drawn.max() < 70
+    assert counts.sum() == 400 * 40 and 15 < counts.min() and counts.max() < 70
     # 41 of 410 in ten classes leave one image over, and its class is drawn, too
     labels = labels_of([41] * 10)
     extra = Counter(
@@ -85,12 +85,12 @@ def test_classes_with_too_few_are_named() -> None:
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write three classes with ImageNet's kind of names, four files each; one file name is in two classes."""
     root = tmp_path_factory.mktemp("data") / "train"
-    picture = jpeg(photo(0, 40, 40))
+    image = jpeg(photo(0, 40, 40))
     names = [f"n0{c}/n0{c}_{10 * i}.JPEG" for c in range(3) for i in range(4)] + [
         "n01/same.JPEG",
         "n02/same.JPEG",
     ]
-    tree(root, dict.fromkeys(names, picture))
+    tree(root, dict.fromkeys(names, image))
     write_folder(root, root.parent / "train.beton")
     return root
 

@@ -210,10 +210,10 @@ def test_protocols_for_other_data_are_vissls_but_for_their_epochs() -> None:
     84 with drops after 24, 48 and 72 for iNaturalist.
     """
     for name, epochs, drops in (("vissl_places205", 14, (4, 8, 12)), ("vissl_inat18", 84, (24, 48, 72))):
-        found = PROTOCOLS[name]
-        assert (found.epochs, sum(found.intervals)) == (epochs, epochs)
-        assert tuple(np.cumsum(found.intervals)[:-1]) == drops
-        assert replace(found, epochs=28, intervals=(8, 8, 8, 4)) == PROTOCOLS["vissl"]
+        protocol = PROTOCOLS[name]
+        assert (protocol.epochs, sum(protocol.intervals)) == (epochs, epochs)
+        assert tuple(np.cumsum(protocol.intervals)[:-1]) == drops
+        assert replace(protocol, epochs=28, intervals=(8, 8, 8, 4)) == PROTOCOLS["vissl"]
 
 
 def test_the_best_block_is_that_of_the_highest_top1() -> None:
@@ -272,18 +272,18 @@ def test_each_head_learns_as_if_it_were_alone() -> None:
     loss, _ = module([images], batch_of(labels))
     loss.backward()
     head = module.head
-    found = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}  # type: ignore[union-attr]
+    gradients = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}  # type: ignore[union-attr]
     logits = head_outputs(head, module.trunk.features(images))
-    for name, own in logits.items():
+    for name, head_logits in logits.items():
         head.zero_grad()
-        F.cross_entropy(own, labels).backward(retain_graph=True)
+        F.cross_entropy(head_logits, labels).backward(retain_graph=True)
         for key, parameter in head.named_parameters():
             if f".{name}." in key:
-                torch.testing.assert_close(parameter.grad, found[key])
+                torch.testing.assert_close(parameter.grad, gradients[key])
             else:
                 assert parameter.grad is None or not parameter.grad.any()
     torch.testing.assert_close(
-        loss, torch.stack([F.cross_entropy(own, labels) for own in logits.values()]).sum()
+        loss, torch.stack([F.cross_entropy(head_logits, labels) for head_logits in logits.values()]).sum()
     )
 
 
@@ -291,14 +291,16 @@ def test_heads_are_float32_under_autocast() -> None:
     backbone = TinyNet()
     task = probes(backbone, 7)
     module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task.loss)
-    seen: list[torch.dtype] = []
+    dtypes: list[torch.dtype] = []
     for classifier in module.head.classifiers.values():  # type: ignore[operator, union-attr]
-        classifier.linear.register_forward_hook(lambda m, args, out: seen.extend([args[0].dtype, out.dtype]))
+        classifier.linear.register_forward_hook(
+            lambda m, args, out: dtypes.extend([args[0].dtype, out.dtype])
+        )
     features: list[torch.dtype] = []
     backbone.parts[0].register_forward_hook(lambda m, args, out: features.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = module([torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 3])))
-    assert set(seen) == {torch.float32} and loss.dtype == torch.float32
+    assert set(dtypes) == {torch.float32} and loss.dtype == torch.float32
     assert features == [torch.bfloat16]
 
 
@@ -316,13 +318,13 @@ def test_metrics_are_few_while_training_and_all_held_out() -> None:
     names = [f"top{k}_{b}" for b in ("B1", "B2", "B3", "B4", "B5", "final") for k in (1, 5)]
     assert list(held_out) == ["loss", *names]
     logits = head_outputs(module.head, module.trunk.features(images))
-    for name, own in logits.items():
+    for name, head_logits in logits.items():
         top5 = [
             label in row.tolist()
-            for row, label in zip(own.argsort(1, descending=True)[:4, :5], range(4), strict=True)
+            for row, label in zip(head_logits.argsort(1, descending=True)[:4, :5], range(4), strict=True)
         ]
         assert [float(v) for v in held_out[f"top5_{name}"]] == [sum(top5), 4]
-        assert float(held_out[f"top1_{name}"][0]) == (own[:4].argmax(1) == torch.arange(4)).sum()
+        assert float(held_out[f"top1_{name}"][0]) == (head_logits[:4].argmax(1) == torch.arange(4)).sum()
     shorter = batch_of(torch.arange(4))
     torch.testing.assert_close(loss, module([images[:4]], shorter)[0])
     few = probes(backbone, 5)
@@ -382,12 +384,12 @@ def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> N
             return after_step()
 
         run.stop_signal.after_step = stop  # type: ignore[method-assign]  # a signal at an exact step
-        made = experiment()
-        before = {name: value.clone() for name, value in made.backbone.state_dict().items()}
-        finished = pretrain(made, run)
+        job = experiment()
+        before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
+        finished = pretrain(job, run)
         run.close()
         assert finished == (not stop_at)
-        after = made.backbone.state_dict()
+        after = job.backbone.state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items())
         return run.position.summaries[0]["held_out"] if finished else {}
 

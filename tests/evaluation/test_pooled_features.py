@@ -59,8 +59,8 @@ def maps_by_hand(data: Beton, net: nn.Module, block: int, num: int) -> torch.Ten
         (images,) = batch.inputs(loader.views, torch.float32)
         batches.close()
     with torch.no_grad():
-        found: torch.Tensor = nn.Sequential(*net.eval().blocks()[:block])(images)  # type: ignore[operator]
-    return found
+        maps: torch.Tensor = nn.Sequential(*net.eval().blocks()[:block])(images)  # type: ignore[operator]
+    return maps
 
 
 def windows_by_loops(maps: np.ndarray, kernel: int, stride: int, take: Any) -> np.ndarray:
@@ -98,17 +98,17 @@ def test_features_are_flattened_channel_by_channel(data: Beton, tmp_path: Path) 
     ]
     widths = [384 * 9, 96 * 49, 96 * 25, 96]
     for file, work, values, width in zip(files, works, expected, widths, strict=True):
-        found = file.features()
-        assert found.shape == (160, width) and work.width == width
-        assert found.std(0).mean() > 1e-3
-        np.testing.assert_allclose(found[:5], np.array(values), rtol=1e-3, atol=1e-5)
-    told = [json.loads(out.with_suffix(".json").read_text()) for out in outs]
-    assert told[1]["pool"] == {"grid": None, "kind": "max", "window": [None, 3, 2, 0]}
-    assert [one["pooling"] for one in told] == [
+        rows = file.features()
+        assert rows.shape == (160, width) and work.width == width
+        assert rows.std(0).mean() > 1e-3
+        np.testing.assert_allclose(rows[:5], np.array(values), rtol=1e-3, atol=1e-5)
+    records = [json.loads(out.with_suffix(".json").read_text()) for out in outs]
+    assert records[1]["pool"] == {"grid": None, "kind": "max", "window": [None, 3, 2, 0]}
+    assert [one["pooling"] for one in records] == [
         *["by pool, then flattened"] * 3,
         "average over all positions",
     ]
-    assert "pool" not in told[3] and len({one["digest"] for one in told}) == 4
+    assert "pool" not in records[3] and len({one["digest"] for one in records}) == 4
 
 
 def test_each_is_as_alone(data: Beton, tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_unnormalised_maps_that_half_precision_cannot_hold(data: Beton, tmp_path
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 6, 13])
 def test_windows_of_any_side_and_maps_smaller_than_them(side: int) -> None:
     maps = torch.rand(2, 3, side, side)
-    found = pooled(maps, MAX_3_2)
-    assert torch.equal(found, F.max_pool2d(maps, 3, 2) if side >= 3 else maps)
+    result = pooled(maps, MAX_3_2)
+    assert torch.equal(result, F.max_pool2d(maps, 3, 2) if side >= 3 else maps)
     assert pooled(maps, AS_IT_IS) is maps
-    assert pooled_width((3, side, side), MAX_3_2) == found[0].numel()
+    assert pooled_width((3, side, side), MAX_3_2) == result[0].numel()
     with_grid = Pool(6, "max", (13, 3, 2, 0))
     expected = F.max_pool2d(maps, 3, 2) if side == 13 else F.adaptive_max_pool2d(maps, min(6, side))
     assert torch.equal(pooled(maps, with_grid), expected)
@@ -187,13 +187,13 @@ def test_of_each_takes_one_block_with_several_pools(data: Beton) -> None:
 
 def test_a_picture_squashed(tmp_path: Path) -> None:
     """40 x 20 px become a square of 16; the black ends, outside the central square, are a quarter each."""
-    pictures = tmp_path / "pictures"
-    (pictures / "one").mkdir(parents=True)
+    images = tmp_path / "pictures"
+    (images / "one").mkdir(parents=True)
     column = np.repeat(np.array([0, 255, 0], np.uint8), [10, 20, 10])
     Image.fromarray(np.repeat(np.tile(column[:, None], (1, 20))[..., None], 3, 2)).save(
-        pictures / "one" / "0.png"
+        images / "one" / "0.png"
     )
-    with Folder(pictures) as data:
+    with Folder(images) as data:
         work = extraction(data, "resnet18", 1, None, size_px=16, squashed=True)
         assert work.wanted()["squashed"] is True and "squashed" not in replace(work, squashed=False).wanted()
         with Loader(data, [work.view], batch_size=1, train=False, num_threads=1) as loader:

@@ -51,9 +51,9 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(kind: Kind, indices: list[
         if index >= 0:
             target = batch.draws[0][-1]["target"][i]
             first, second = (trunk(inputs[2 * i + k][None])[0].mean((1, 2)) for k in (0, 1))
-            told = head.regress(torch.cat([first, second]))
-            told = torch.tanh(told) if kind == "affine" else told
-            losses.append(sum((a - b) ** 2 for a, b in zip(told, target, strict=True)) / len(target))
+            answer = head.regress(torch.cat([first, second]))
+            answer = torch.tanh(answer) if kind == "affine" else answer
+            losses.append(sum((a - b) ** 2 for a, b in zip(answer, target, strict=True)) / len(target))
             of_mean = [float(a - b) ** 2 for a, b in zip(head.mean_target, target, strict=True)]
             constants.append(sum(of_mean) / len(of_mean))
     expected = sum(losses) / len(losses)
@@ -103,14 +103,14 @@ def test_learned_it_beats_the_constant_on_held_out_pictures(kind: Kind) -> None:
     trunk, head = learned(task)
     inputs, batch = held_out(task)
     with torch.no_grad():
-        found = means(task.features_loss(trunk(inputs), head, batch)[1])
+        metrics = means(task.features_loss(trunk(inputs), head, batch)[1])
         swapped = inputs.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
         wrong = means(task.features_loss(trunk(swapped), head, batch)[1])
-    assert found["loss"] < 0.6 * found["loss_constant"] < 0.6 * wrong["loss"]
+    assert metrics["loss"] < 0.6 * metrics["loss_constant"] < 0.6 * wrong["loss"]
     targets = batch.draws[0][-1]["target"]
     # The mean of the 160 held-out draws is near that of 10,000 draws.
     assert float((targets - targets.mean(0)).square().mean()) == pytest.approx(
-        found["loss_constant"], rel=0.02
+        metrics["loss_constant"], rel=0.02
     )
 
 
@@ -125,8 +125,8 @@ def test_it_is_ssl_pluspluss_proxy_and_aets_task() -> None:
     for kind, num in (("projective", 8), ("affine", 6)):
         head = AET(kind, 32).head(1, 192)  # type: ignore[arg-type]
         assert isinstance(head, AETHead) and head.regress.weight.shape == (num, 384)
-        told = head(1000 * torch.randn(8, 192, 2, 3))
-        assert told.shape == (4, num) and (told.abs().max() <= 1) == (kind == "affine")
+        answers = head(1000 * torch.randn(8, 192, 2, 3))
+        assert answers.shape == (4, num) and (answers.abs().max() <= 1) == (kind == "affine")
     with pytest.raises(ValueError, match="'similar' given; allowed are projective and affine"):
         AET("similar", 32)  # type: ignore[arg-type]
 
@@ -141,12 +141,12 @@ def test_the_contact_sheet_shows_pairs_and_the_captions_the_targets(kind: Kind) 
     view = task.view()
     for i in range(2):
         for k, left in enumerate((0, 33)):
-            shown = normalise(sheet[i, None, :, :, left : left + 32], view.mean, view.std, torch.float32)
-            torch.testing.assert_close(shown[0], inputs[2 * i + k], atol=1e-4, rtol=0)
-        told = [[float(value) for value in line.split()] for line in captions[i].split("\n")]
-        assert len(told) == 2
+            image = normalise(sheet[i, None, :, :, left : left + 32], view.mean, view.std, torch.float32)
+            torch.testing.assert_close(image[0], inputs[2 * i + k], atol=1e-4, rtol=0)
+        numbers = [[float(value) for value in line.split()] for line in captions[i].split("\n")]
+        assert len(numbers) == 2
         torch.testing.assert_close(
-            torch.tensor(told).flatten(), batch.draws[0][-1]["target"][i], atol=0.0501, rtol=0
+            torch.tensor(numbers).flatten(), batch.draws[0][-1]["target"][i], atol=0.0501, rtol=0
         )
 
 

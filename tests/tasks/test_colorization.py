@@ -72,8 +72,8 @@ def smooth_batch(
         broad = torch.rand(size, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
     broad[list(grey)] = broad[list(grey), :1]
     side = task.view().crop.size_px
-    pictures = nn.functional.interpolate(broad, (side, side), mode="bilinear")
-    batch.images = [(255 * pictures).to(torch.uint8)]
+    images = nn.functional.interpolate(broad, (side, side), mode="bilinear")
+    batch.images = [(255 * images).to(torch.uint8)]
     return batch
 
 
@@ -95,16 +95,16 @@ def by_loops(task: Colorization, batch: Batch) -> tuple[np.ndarray, np.ndarray, 
 
     Returns soft targets float64 [B, h, w, 313], nearest bins [B, h, w], and which images have colours.
     """
-    pictures = batch.images[0].float().numpy() / 255
-    bins, num = ab_bins().astype(np.float64), len(pictures)
+    images = batch.images[0].float().numpy() / 255
+    bins, num = ab_bins().astype(np.float64), len(images)
     pixels = SIZE // MAP
     targets, nearest, coloured = np.zeros((num, MAP, MAP, 313)), np.zeros((num, MAP, MAP), int), []
     for b in range(num):
         padded = np.zeros((3, SIZE + 4, SIZE + 4))
-        padded[:, 2:-2, 2:-2] = pictures[b]
+        padded[:, 2:-2, 2:-2] = images[b]
         shift, flip = batch.draws[0][0]["shift"][b].tolist(), bool(batch.draws[0][1]["flip"][b])
-        shown = padded[:, shift[0] : shift[0] + SIZE, shift[1] : shift[1] + SIZE]
-        ab = rgb2lab((shown[:, :, ::-1] if flip else shown).transpose(1, 2, 0))[..., 1:]
+        shifted = padded[:, shift[0] : shift[0] + SIZE, shift[1] : shift[1] + SIZE]
+        ab = rgb2lab((shifted[:, :, ::-1] if flip else shifted).transpose(1, 2, 0))[..., 1:]
         coloured.append(bool((np.abs(ab) > 5).any()))
         for i in range(MAP):
             for j in range(MAP):
@@ -141,8 +141,8 @@ def test_the_network_sees_lightness_alone(crop: Any) -> None:
     batch = noise_batch([view], 3)
     (inputs,) = batch.inputs([view], torch.float32)
     assert inputs.shape == (3, 1, SIZE, SIZE)
-    shown = task._pictures(batch)  # shifted and flipped as the network's input
-    assert torch.allclose((lightness(shown) - 0.5) / 0.25, inputs, atol=1e-6)
+    images = task._pictures(batch)  # shifted and flipped as the network's input
+    assert torch.allclose((lightness(images) - 0.5) / 0.25, inputs, atol=1e-6)
 
 
 def test_targets_equal_the_loop() -> None:
@@ -213,11 +213,11 @@ def test_a_fixed_example_keeps_its_value() -> None:
     nn.init.zeros_(head.bias)  # type: ignore[arg-type]
     batch = smooth_batch(task, 4, broad=broad[40:])
     loss, _ = task.features_loss(torch.zeros(4, 48, MAP, MAP), head, batch)
-    found = float(loss.detach())
-    assert found / math.log(313) == pytest.approx(
+    value = float(loss.detach())
+    assert value / math.log(313) == pytest.approx(
         task.weights[task._target(batch)[0][..., 0]].mean().item(), rel=1e-5
     )
-    assert found == pytest.approx(3.5225, rel=1e-3)
+    assert value == pytest.approx(3.5225, rel=1e-3)
 
 
 def test_the_constant_answer_is_nearly_the_best() -> None:
@@ -232,8 +232,13 @@ def test_the_constant_answer_is_nearly_the_best() -> None:
         return float(-((dense * share.clamp(min=1e-6).log()).sum(3) * weights).mean())
 
     best = (dense * weights[..., None]).sum((0, 1, 2))
-    ours = cost(task.log_constant.exp())
-    assert cost(best / best.sum()) <= ours < 1.01 * cost(best / best.sum()) < cost(dense.mean((0, 1, 2)))
+    constant_cost = cost(task.log_constant.exp())
+    assert (
+        cost(best / best.sum())
+        <= constant_cost
+        < 1.01 * cost(best / best.sum())
+        < cost(dense.mean((0, 1, 2)))
+    )
 
 
 def test_grey_pictures_teach_nothing_and_are_counted() -> None:
@@ -275,8 +280,8 @@ def test_padding_and_grey_pictures_are_no_part_of_the_prior() -> None:
     batch.indices[:5] = -1
     task, _, _ = ready([batch])
     nearest = task._target(batch)[0][..., 0]
-    kept = torch.cat([nearest[5:10], nearest[20:]]).flatten()
-    assert task.counts.tolist() == np.bincount(kept, minlength=313).tolist()
+    counted = torch.cat([nearest[5:10], nearest[20:]]).flatten()
+    assert task.counts.tolist() == np.bincount(counted, minlength=313).tolist()
 
 
 def test_how_many_batches_are_looked_at() -> None:
@@ -371,9 +376,9 @@ def test_two_ranks_count_and_learn_as_one(tmp_path: Path) -> None:
     alone = one_step(0, 1)
     assert int(alone["num_grey"]) == 3 and int(alone["counts"].sum()) == 33 * MAP**2
     for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt")
+        result = torch.load(tmp_path / f"{rank}.pt")
         for name, value in alone.items():
-            assert torch.allclose(found[name], value, atol=1e-5 * float(value.abs().max() + 1)), (rank, name)
+            assert torch.allclose(result[name], value, atol=1e-5 * float(value.abs().max() + 1)), (rank, name)
 
 
 @pytest.fixture(scope="module")
@@ -382,11 +387,11 @@ def some_grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
     samples = []
     for i in range(96):
-        picture = np.broadcast_to(random.integers(0, 256, (1, 1, 3), np.uint8), (SIZE, SIZE, 3)).copy()
-        picture[4:12, 4:12] = random.integers(0, 256, 3)
+        image = np.broadcast_to(random.integers(0, 256, (1, 1, 3), np.uint8), (SIZE, SIZE, 3)).copy()
+        image[4:12, 4:12] = random.integers(0, 256, 3)
         if i % 3 == 0:
-            picture[:] = picture[..., :1]
-        samples.append((picture.tobytes(), SIZE, SIZE, RAW))
+            image[:] = image[..., :1]
+        samples.append((image.tobytes(), SIZE, SIZE, RAW))
     return write(tmp_path_factory.mktemp("grey") / "some.beton", samples)
 
 

@@ -27,15 +27,15 @@ def hidden_values(task: Context, batch: Batch, number: int) -> Tensor:
     """Return a sample's hidden pixels, float32 [3, n, n], shifted and flipped as the network's input."""
     view, (first, last) = task.view(), (task.hidden.start, task.hidden.stop)
     moved, mirrored = (op for op in view.ops[:-1])
-    picture = batch.images[0][number][None]
-    picture = moved(picture, {"shift": batch.draws[0][0]["shift"][number][None]})
-    picture = mirrored(picture, {k: v[number][None] for k, v in batch.draws[0][1].items()})[0]
+    image = batch.images[0][number][None]
+    image = moved(image, {"shift": batch.draws[0][0]["shift"][number][None]})
+    image = mirrored(image, {k: v[number][None] for k, v in batch.draws[0][1].items()})[0]
     values = torch.empty(3, last - first, last - first)
     for channel in range(3):
         for row in range(first, last):
             for column in range(first, last):
                 values[channel, row - first, column - first] = (
-                    float(picture[channel, row, column]) / 255 * 2 - 1
+                    float(image[channel, row, column]) / 255 * 2 - 1
                 )
     return values
 
@@ -121,9 +121,9 @@ def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
     inputs, batch = held_out(task)
     with torch.no_grad():
         features = trunk(inputs)
-        found = means(task.features_loss(features, head, batch)[1])
+        metrics = means(task.features_loss(features, head, batch)[1])
         other = means(task.features_loss(features.roll(1, 0), head, batch)[1])
-    assert found["loss"] < 0.75 * found["loss_constant"] < 0.75 * other["loss"]
+    assert metrics["loss"] < 0.75 * metrics["loss_constant"] < 0.75 * other["loss"]
 
 
 def test_what_is_hidden_is_nowhere_in_the_input() -> None:

@@ -302,7 +302,7 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
         state["learner"]["head"][f"classify.0.{name}"].unflatten(0, (SUB_HEADS, CLUSTERS))[best]
         for name in ("weight", "bias")
     )
-    made = state["task"]
+    task_state = state["task"]
     labels, short, entropy = torch.full((NUM,), -1), torch.full((NUM,), math.inf), torch.zeros(NUM)
     network.eval()
     with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
@@ -310,15 +310,17 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
             features = network(batch.inputs(loader.views, torch.float32)[0]).mean((2, 3))
             for index, logits in zip(batch.indices.tolist(), features @ weight.T + bias, strict=True):
                 labels[index] = int(logits.argmax())
-                short[index] = logits.max() - logits[int(made["labels"][index])]
+                short[index] = logits.max() - logits[int(task_state["labels"][index])]
                 entropy[index] = -sum(p * math.log(p) for p in logits.softmax(0).tolist())
     run.close()
-    assert made["best_sub_head"] == best and len(labels.unique()) > 1
-    assert made["labels"].dtype == torch.int32
+    assert task_state["best_sub_head"] == best and len(labels.unique()) > 1
+    assert task_state["labels"].dtype == torch.int32
     # Single images round differently from batches, so nearly equal logits may swap places.
-    assert short.max() < 1e-4 and (made["labels"] == labels).float().mean() > 0.98
-    assert made["entropy"].dtype == torch.float32
-    assert torch.allclose(made["entropy"], entropy, atol=1e-5) and 0 < entropy.min() < math.log(CLUSTERS)
+    assert short.max() < 1e-4 and (task_state["labels"] == labels).float().mean() > 0.98
+    assert task_state["entropy"].dtype == torch.float32
+    assert torch.allclose(task_state["entropy"], entropy, atol=1e-5) and 0 < entropy.min() < math.log(
+        CLUSTERS
+    )
 
 
 def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> None:
@@ -388,17 +390,17 @@ def test_a_collapse_is_told() -> None:
     logits[:, :, 3] = 1
     epochs.see(0, torch.arange(100), torch.zeros(1), logits)
     with pytest.warns(UserWarning, match=r"collapse: the biggest of 70 classes holds 100.0 %"):
-        found = epochs.end(70, None, 0)
-    assert (found["non_empty"], found["biggest"], found["entropy_share"]) == (1, 1, 0)
-    assert found["mutual_information"] == 0
+        figures = epochs.end(70, None, 0)
+    assert (figures["non_empty"], figures["biggest"], figures["entropy_share"]) == (1, 1, 0)
+    assert figures["mutual_information"] == 0
 
 
 def test_even_clusters_are_no_collapse(recwarn: pytest.WarningsRecorder) -> None:
     epochs = ClusterEpochs(1, 2, 100, torch.device("cpu"))
     logits = torch.eye(10)[torch.arange(100) % 10][:, None].expand(-1, 2, -1)
     epochs.see(0, torch.arange(100), torch.tensor([-1.0, -2.0]), logits)
-    found = epochs.end(10, None, 0)
-    assert found["entropy_share"] == pytest.approx(1) and found["best_sub_head"] == 1 and not recwarn.list
+    figures = epochs.end(10, None, 0)
+    assert figures["entropy_share"] == pytest.approx(1) and figures["best_sub_head"] == 1 and not recwarn.list
 
 
 def test_what_is_not_finite_and_padding_count_for_nothing() -> None:
@@ -407,9 +409,9 @@ def test_what_is_not_finite_and_padding_count_for_nothing() -> None:
     logits[1, 0, 2], logits[2, 0, 0] = 5.0, torch.nan
     epochs.see(0, torch.tensor([5, 1, 2, -1]), torch.tensor([-3.0, torch.nan]), logits)
     epochs.see(0, torch.tensor([-1, -1, -1, -1]), torch.tensor([-1.0, -1.5]), logits)
-    found = epochs.end(3, None, 0)
-    assert epochs.best == [0] and found["mutual_information"] == 2  # (-3 - 1) / 2 is below -1.5
-    assert found["non_empty"] == 2 and found["biggest"] == 0.5  # images 5 and 1
+    figures = epochs.end(3, None, 0)
+    assert epochs.best == [0] and figures["mutual_information"] == 2  # (-3 - 1) / 2 is below -1.5
+    assert figures["non_empty"] == 2 and figures["biggest"] == 0.5  # images 5 and 1
     nothing = ClusterEpochs(1, 2, 6, torch.device("cpu"))
     assert nothing.end(3, None, 0) == {}
 

@@ -84,10 +84,10 @@ def in_plain_loops() -> tuple[list[list[int]], list[dict[str, int]]]:
     for epoch, num_steps in enumerate(NUM_STEPS):
         order = balanced_order(current, SEED, epoch)
         written: dict[int, int] = {}  # -1 if the latest draw made none
-        drawn: list[int] = []
+        indices: list[int] = []
         num_not_finite = 0
         for step in range(num_steps):
-            drawn += step_indices(order, step, GLOBAL_BATCH, 0, 1)[: NUM - step * GLOBAL_BATCH].tolist()
+            indices += step_indices(order, step, GLOBAL_BATCH, 0, 1)[: NUM - step * GLOBAL_BATCH].tolist()
             for index, row in zip(
                 indices_of(order, step, 0, 1).tolist(), logits_of(epoch, step).tolist(), strict=True
             ):
@@ -96,12 +96,12 @@ def in_plain_loops() -> tuple[list[list[int]], list[dict[str, int]]]:
                     num_not_finite += not finite
                     written[index] = row.index(max(row)) if finite else -1
         written = {index: label for index, label in written.items() if label >= 0}
-        made = np.array([written.get(i, label) for i, label in enumerate(current.tolist())])
-        current, num_split = split_empty(made, CLASSES, SEED, epoch + 1)
+        new_labels = np.array([written.get(i, label) for i, label in enumerate(current.tolist())])
+        current, num_split = split_empty(new_labels, CLASSES, SEED, epoch + 1)
         labels.append(current.tolist())
         figures.append({
-            "num_written": len(written), "num_not_drawn": NUM - len(set(drawn)),
-            "num_repeated": len(drawn) - len(set(drawn)),
+            "num_written": len(written), "num_not_drawn": NUM - len(set(indices)),
+            "num_repeated": len(indices) - len(set(indices)),
             "num_not_finite": num_not_finite, "num_split": num_split,
         })  # fmt: skip
     return labels, figures
@@ -113,15 +113,15 @@ def new_store() -> LabelStore:
     return store
 
 
-def check(store: LabelStore, found: list[EpochOfLabels]) -> None:
+def check(store: LabelStore, epochs: list[EpochOfLabels]) -> None:
     """Compare the last epochs of a run with the plain loops."""
     labels, figures = in_plain_loops()
     assert store.current.dtype == torch.int32 and store.current.tolist() == labels[-1]
-    for ours, expected, previous in zip(
-        found, figures[-len(found) :], labels[-len(found) - 1 : -1], strict=True
+    for epoch, expected, previous in zip(
+        epochs, figures[-len(epochs) :], labels[-len(epochs) - 1 : -1], strict=True
     ):
-        assert {name: getattr(ours, name) for name in expected} == expected
-        assert ours.previous.dtype == np.int32 and ours.previous.tolist() == previous
+        assert {name: getattr(epoch, name) for name in expected} == expected
+        assert epoch.previous.dtype == np.int32 and epoch.previous.tolist() == previous
 
 
 def plain(store: LabelStore, figures: list[EpochOfLabels]) -> dict[str, Any]:
@@ -311,8 +311,8 @@ def test_labels_that_are_set_have_no_empty_class() -> None:
 
 
 def test_labels_of_a_batch() -> None:
-    found = small_store().labels_of(torch.tensor([5, -1, 1, 5]))
-    assert found.dtype == torch.int64 and found.tolist() == [2, 0, 1, 2]
+    labels = small_store().labels_of(torch.tensor([5, -1, 1, 5]))
+    assert labels.dtype == torch.int64 and labels.tolist() == [2, 0, 1, 2]
     assert small_store().labels_of(torch.zeros(0, dtype=torch.long)).tolist() == []
 
 
@@ -341,13 +341,13 @@ def test_on_a_gpu_no_step_waits_for_the_device() -> None:
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = []
+        all_labels = []
         for indices, logits in on_device:
-            found.append(store.labels_of(indices))
+            all_labels.append(store.labels_of(indices))
             store.write(indices, logits)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for (indices, logits), labels in zip(batches, found, strict=True):
+    for (indices, logits), labels in zip(batches, all_labels, strict=True):
         assert torch.equal(labels.cpu(), alone.labels_of(indices))
         alone.write(indices, logits)
     store.end_epoch(1)

@@ -142,14 +142,14 @@ def test_the_momentum_copy_follows_once_a_step() -> None:
     train_step = make_train_step(task)
     fill(task, train_step)
     encoder = task.key_encoder
-    mine = [*encoder.learning.parameters(), *encoder.head.parameters()]
-    theirs = [*train_step.module.trunk.learning.parameters(), *train_step.module.head.parameters()]
+    key_parameters = [*encoder.learning.parameters(), *encoder.head.parameters()]
+    query_parameters = [*train_step.module.trunk.learning.parameters(), *train_step.module.head.parameters()]
     for step in range(2):
-        before = [p.clone() for p in mine]
+        before = [p.clone() for p in key_parameters]
         train_step.step([batch_of(task, 2 * step + half, 4) for half in (0, 1)], lr=0.1)
-        assert all(torch.equal(a, b) for a, b in zip(before, mine, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(before, key_parameters, strict=True))
         task.after_step()
-        for old, now, query in zip(before, mine, theirs, strict=True):
+        for old, now, query in zip(before, key_parameters, query_parameters, strict=True):
             assert torch.allclose(now, 0.9 * old + 0.1 * query, atol=1e-6)
             assert not torch.equal(now, old)
 
@@ -207,9 +207,11 @@ def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
     head = task.head(2, 16)
     task.start_stage(STAGES[1], trunk, head)
     assert task.num_filled == 0 and not task.queue.any() and not task.new_keys
-    theirs = [*trunk.learning.parameters(), *head.parameters()]
-    mine = [*task.key_encoder.learning.parameters(), *task.key_encoder.head.parameters()]
-    assert all(torch.equal(a, b) and a is not b for a, b in zip(mine, theirs, strict=True))
+    query_parameters = [*trunk.learning.parameters(), *head.parameters()]
+    key_parameters = [*task.key_encoder.learning.parameters(), *task.key_encoder.head.parameters()]
+    assert all(
+        torch.equal(a, b) and a is not b for a, b in zip(key_parameters, query_parameters, strict=True)
+    )
     assert [tuple(p.shape) for p in head.parameters()] == [(16, 16), (16,), (6, 16), (6,)]
 
 
@@ -238,10 +240,10 @@ def test_state_goes_on_where_it_was() -> None:
     two_steps(again, resumed, 2)
     assert torch.equal(again.queue, task.queue) and again.next_slot == task.next_slot == 8
     assert task.queue.dtype == torch.float32
-    for ours, theirs in zip(
+    for value, expected in zip(
         again.key_encoder.learning.parameters(), task.key_encoder.learning.parameters(), strict=True
     ):
-        assert torch.equal(ours, theirs)
+        assert torch.equal(value, expected)
 
 
 def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
@@ -260,10 +262,10 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
             size_px=16,
         )
         run = tiny_run(out, max_steps_per_stage=2)
-        ask, asked = run.stop_signal.after_step, itertools.count(1)
+        ask, counter = run.stop_signal.after_step, itertools.count(1)
 
         def stop_here() -> Any:
-            run.stop_signal.stop_requested = next(asked) == stop_at
+            run.stop_signal.stop_requested = next(counter) == stop_at
             return ask()
 
         run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place

@@ -92,12 +92,12 @@ def test_weights_are_cast_once_a_step_under_autocast() -> None:
             plain.follow()
         encoder.load_state_dict(plain.state_dict())
         assert torch.equal(encoder(images, 2), plain(images, 2))
-        with Casts() as ours:
+        with Casts() as encoder_casts:
             encoder(images, 2)
-        with Casts() as theirs:
+        with Casts() as autocasts:
             plain(images, 2)
     # The frozen block is cast once for all groups; autocast would cast the other weights in each group.
-    assert (ours.num, theirs.num) == (1, 1 + 4 * 5)
+    assert (encoder_casts.num, autocasts.num) == (1, 1 + 4 * 5)
 
 
 def test_synchronised_batchnorm_is_by_the_group_in_the_copy() -> None:
@@ -114,17 +114,17 @@ def test_synchronised_batchnorm_is_by_the_group_in_the_copy() -> None:
 def test_it_follows_by_the_momentum_formula() -> None:
     _, trunk, head, _ = query()
     encoder = KeyEncoder(trunk, head, 0.75)
-    theirs = [*trunk.learning.parameters(), *head.parameters()]
-    mine = [*encoder.learning.parameters(), *encoder.head.parameters()]
-    assert len(mine) == 11 and not any(p.requires_grad for p in mine)
-    expected = [p.detach().clone() for p in theirs]
+    query_parameters = [*trunk.learning.parameters(), *head.parameters()]
+    key_parameters = [*encoder.learning.parameters(), *encoder.head.parameters()]
+    assert len(key_parameters) == 11 and not any(p.requires_grad for p in key_parameters)
+    expected = [p.detach().clone() for p in query_parameters]
     for step in range(3):
-        for p in theirs:
+        for p in query_parameters:
             p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
         encoder.follow()
-        expected = [0.75 * k + 0.25 * q.detach() for k, q in zip(expected, theirs, strict=True)]
-        for ours, value in zip(mine, expected, strict=True):
-            assert torch.allclose(ours, value, atol=1e-6)
+        expected = [0.75 * k + 0.25 * q.detach() for k, q in zip(expected, query_parameters, strict=True)]
+        for parameter, value in zip(key_parameters, expected, strict=True):
+            assert torch.allclose(parameter, value, atol=1e-6)
 
 
 def test_frozen_blocks_are_shared_and_only_the_rest_is_saved() -> None:

@@ -95,8 +95,8 @@ def test_best_and_worst_are_known() -> None:
     assert mutual_information_loss(sure, sure[None], valid).item() == pytest.approx(-math.log(CLUSTERS))
     one = torch.eye(CLUSTERS)[torch.zeros(8, dtype=torch.long)][:, None]
     assert mutual_information_loss(one, one[None], valid).item() == pytest.approx(0, abs=1e-6)
-    every = torch.cartesian_prod(torch.arange(CLUSTERS), torch.arange(CLUSTERS))
-    first, other = (torch.eye(CLUSTERS)[every[:, i]][:, None] for i in (0, 1))
+    pairs = torch.cartesian_prod(torch.arange(CLUSTERS), torch.arange(CLUSTERS))
+    first, other = (torch.eye(CLUSTERS)[pairs[:, i]][:, None] for i in (0, 1))
     valid = torch.ones(16, dtype=torch.bool)
     assert mutual_information_loss(first, other[None], valid).item() == pytest.approx(0, abs=1e-6)
 

@@ -34,13 +34,13 @@ every_way = pytest.mark.parametrize(
 
 
 @cache
-def picture(number: int) -> np.ndarray:
+def photo_pixels(number: int) -> np.ndarray:
     return photo(number, 150 + 2 * number, 190 - number)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    samples = [(p.tobytes(), *p.shape[:2], RAW) for p in map(picture, range(NUM))]
+    samples = [(p.tobytes(), *p.shape[:2], RAW) for p in map(photo_pixels, range(NUM))]
     return write(tmp_path_factory.mktemp("rotation") / "photos.beton", samples)
 
 
@@ -57,7 +57,7 @@ def plain_turn(number: int, box: np.ndarray, degrees: int) -> np.ndarray:
     """Return the window `box` of a photo that Pillow turned about the middle, float [SIZE, SIZE, 3]."""
     top, left, side = (int(value) for value in box[:3])
     middle = (left + side / 2, top + side / 2)
-    turned = Image.fromarray(picture(number)).rotate(degrees, Image.Resampling.BICUBIC, center=middle)
+    turned = Image.fromarray(photo_pixels(number)).rotate(degrees, Image.Resampling.BICUBIC, center=middle)
     window = turned.crop((left, top, left + side, top + side))
     return np.asarray(window.resize((SIZE, SIZE), Image.Resampling.BOX), np.float64)
 
@@ -74,11 +74,11 @@ def test_the_label_is_the_angle_that_the_pixels_show(level: int, photos: Path) -
     angles = range(0, 360, 360 // LEVELS[level])
     assert degrees.shape == (1, NUM, 1) and degrees.unique().tolist() == list(angles)  # every angle occurs
     mean, std = (np.array(v)[:, None, None] for v in (view.mean, view.std))
-    heights, widths = (np.array([picture(i).shape[k] for i in range(NUM)], np.int32) for k in (0, 1))
+    heights, widths = (np.array([photo_pixels(i).shape[k] for i in range(NUM)], np.int32) for k in (0, 1))
     boxes = view.crop.boxes(Keys(0, 0, np.arange(NUM)), heights, widths)
     for i in range(NUM):
-        shown = ((inputs[0][i].double().numpy() * std + mean) * 255).transpose(1, 2, 0)
-        away = {angle: np.abs(plain_turn(i, boxes[i], angle) - shown).mean() for angle in angles}
+        image = ((inputs[0][i].double().numpy() * std + mean) * 255).transpose(1, 2, 0)
+        away = {angle: np.abs(plain_turn(i, boxes[i], angle) - image).mean() for angle in angles}
         right = away.pop(int(degrees[0, i]))
         assert right < (8 if level == 3 else 2) and min(away.values()) > 16, (i, right, away)
 
@@ -104,12 +104,12 @@ def test_all_rotations_hold_the_one_that_would_be_drawn(level: int, photos: Path
     every, every_batch = loaded(photos, ALL.views(level))
     num = LEVELS[level]
     assert ALL.images_per_sample(level) == num and ONE.images_per_sample(level) == 1
-    pictures = by_sample(seen(every), len(every), NUM)
+    images = by_sample(seen(every), len(every), NUM)
     degrees = by_sample(degrees_seen(every_batch).flatten(), len(every), NUM)
     assert degrees.sort(1).values.tolist() == NUM * [list(range(0, 360, 360 // num))]
-    drawn = degrees == degrees_seen(one_batch)[0]
-    assert (drawn.sum(1) == 1).all()
-    torch.testing.assert_close(pictures[drawn], seen(one), rtol=0, atol=0)
+    is_drawn = degrees == degrees_seen(one_batch)[0]
+    assert (is_drawn.sum(1) == 1).all()
+    torch.testing.assert_close(images[is_drawn], seen(one), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -120,8 +120,8 @@ def test_all_rotations_are_turns_of_the_windows(level: int, photos: Path) -> Non
     bases, _ = loaded(photos, [ViewSpec(view.crop) for view in views])
     labels = (degrees_seen(batch).flatten() // 45).tolist()
     samples = [i for _ in views for i in range(NUM) for _ in range(LEVELS[level] // len(views))]
-    for picture, label, sample in zip(seen(inputs), labels, samples, strict=True):
-        assert torch.equal(picture, torch.rot90(bases[label % 2][sample], label // 2, (1, 2)))
+    for image, label, sample in zip(seen(inputs), labels, samples, strict=True):
+        assert torch.equal(image, torch.rot90(bases[label % 2][sample], label // 2, (1, 2)))
 
 
 def test_the_fused_path_writes_all_rotations_into_one_buffer() -> None:
@@ -161,14 +161,14 @@ def test_loss_and_accuracy_are_those_of_a_plain_loop(task: Rotation, level: int,
     inputs = batch.inputs(views, torch.float32)
     loss, metrics = task.loss(trunk, head, inputs, batch)  # type: ignore[arg-type]
 
-    pictures = by_sample(seen(inputs), len(views), len(indices))
+    images = by_sample(seen(inputs), len(views), len(indices))
     degrees = by_sample(degrees_seen(batch).flatten(), len(views), len(indices))
     losses, right = [], 0
     for i, index in enumerate(indices):
-        for shown, angle in zip(pictures[i], degrees[i].tolist(), strict=True):
+        for image, angle in zip(images[i], degrees[i].tolist(), strict=True):
             if index >= 0:
                 label = list(range(0, 360, 360 // LEVELS[level])).index(angle)
-                logits = head.classify(trunk(shown[None])[0].mean((1, 2)))
+                logits = head.classify(trunk(image[None])[0].mean((1, 2)))
                 losses.append(F.cross_entropy(logits, torch.tensor(label)))
                 right += int(logits.argmax() == label)
     torch.testing.assert_close(loss, torch.stack(losses).mean())
@@ -214,14 +214,14 @@ def test_the_contact_sheet_shows_every_angle_and_the_captions_name_it(task: Rota
     degrees, order = by_sample(degrees_seen(batch).flatten(), len(views), 2).sort(1)
     assert words == [[f"{angle}°" for angle in angles] for angles in degrees.tolist()]
     assert all(caption.count("\n") == rows - 1 for caption in captions)
-    pictures = by_sample(seen(inputs), len(views), 2)
-    pictures = torch.stack([of_one[places] for of_one, places in zip(pictures, order, strict=True)])
+    images = by_sample(seen(inputs), len(views), 2)
+    images = torch.stack([of_one[places] for of_one, places in zip(images, order, strict=True)])
     for number in range(num):
         top, left = number // columns * step, number % columns * step
-        shown = normalise(
+        image = normalise(
             sheet[:, :, top : top + SIZE, left : left + SIZE], views[0].mean, views[0].std, torch.float32
         )
-        torch.testing.assert_close(shown, pictures[:, number], atol=1e-4, rtol=0)
+        torch.testing.assert_close(image, images[:, number], atol=1e-4, rtol=0)
 
 
 @every_way
@@ -231,8 +231,8 @@ def test_halves_of_a_batch_are_its_parts(task: Rotation, level: int) -> None:
     whole = noise_batch(views, 4)
     half = part_of(whole, 1, 2)
     assert torch.equal(degrees_seen(half), degrees_seen(whole)[:, 2:])
-    pictures = by_sample(seen(whole.inputs(views, torch.float32)), len(views), 4)
-    assert torch.equal(by_sample(seen(half.inputs(views, torch.float32)), len(views), 2), pictures[2:])
+    images = by_sample(seen(whole.inputs(views, torch.float32)), len(views), 4)
+    assert torch.equal(by_sample(seen(half.inputs(views, torch.float32)), len(views), 2), images[2:])
 
 
 def test_impossible_tasks_are_one_line() -> None:

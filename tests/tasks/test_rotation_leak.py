@@ -44,7 +44,7 @@ def noise() -> np.ndarray:
 @pytest.fixture(scope="module")
 def beton(noise: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("noise") / "noise.beton"
-    return write(path, [(picture.tobytes(), HEIGHT, WIDTH, RAW) for picture in noise])
+    return write(path, [(image.tobytes(), HEIGHT, WIDTH, RAW) for image in noise])
 
 
 def own_views(task: Rotation, level: int, beton: Path) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def own_views(task: Rotation, level: int, beton: Path) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(degrees)
 
 
-def told(images: Tensor, degrees: Tensor, level: int) -> dict[str, tuple[float, float]]:
+def accuracies(images: Tensor, degrees: Tensor, level: int) -> dict[str, tuple[float, float]]:
     """Return the detectors' accuracies on the second half, and the limit of chance.
 
     A small network classifies half or quarter turns. At level 3, spectra separate turns by 45 degrees from
@@ -72,10 +72,10 @@ def told(images: Tensor, degrees: Tensor, level: int) -> dict[str, tuple[float, 
     """
     turns, num = (degrees // 180, 2) if level == 1 else (degrees // 90, 4)
     error = 4.5 * (len(images) // 2) ** -0.5
-    found = {"turns": (network_accuracy(images, turns, STEPS), 1 / num + error * (num - 1) ** 0.5 / num)}
+    scores = {"turns": (network_accuracy(images, turns, STEPS), 1 / num + error * (num - 1) ** 0.5 / num)}
     if level == 3:
-        found["45 degrees"] = (probe_accuracy(images, degrees // 45), 0.5 + 0.5 * error)
-    return found
+        scores["45 degrees"] = (probe_accuracy(images, degrees // 45), 0.5 + 0.5 * error)
+    return scores
 
 
 @pytest.mark.parametrize("way", ["one", "all"])
@@ -85,7 +85,7 @@ def test_noise_does_not_tell_its_angle(level: int, way: Literal["one", "all"], b
     task = Rotation(shorter_px=SHORTER, size_px=SIZE, rotations_per_image=way)
     images, degrees = own_views(task, level, beton)
     assert len(images) == NUM and degrees.unique().tolist() == list(range(0, 360, 360 // 2**level))
-    for what, (accuracy, at_most) in told(images, degrees, level).items():
+    for what, (accuracy, at_most) in accuracies(images, degrees, level).items():
         assert accuracy < at_most, what
 
 
@@ -105,12 +105,12 @@ def test_turns_that_are_made_badly_are_found(level: int, noise: np.ndarray) -> N
     draw = view.draw(keys)[0]
     eighths = draw["label"] if level == 3 else 2 * draw["turns"]
     pictures = []
-    for picture, box, eighth in zip(noise, boxes, eighths.tolist(), strict=True):
-        window = bilinear(picture, box, 45 * (eighth % 2), SIZE)
+    for image, box, eighth in zip(noise, boxes, eighths.tolist(), strict=True):
+        window = bilinear(image, box, 45 * (eighth % 2), SIZE)
         pictures.append(np.rot90(window, eighth // 2) if level == 3 else off_the_middle(window, eighth // 2))
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    found = told(images, torch.from_numpy(45 * eighths), level)
-    accuracy, at_most = found["45 degrees" if level == 3 else "turns"]
+    scores = accuracies(images, torch.from_numpy(45 * eighths), level)
+    accuracy, at_most = scores["45 degrees" if level == 3 else "turns"]
     # At level 2 the network recognises upright images and guesses among three turns: 0.5 ± 0.023.
     wanted = 0.4 if level == 2 else 0.95
     assert accuracy > wanted > at_most

@@ -37,6 +37,8 @@ def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
     inputs, batch = held_out(task)
     with torch.no_grad():
         features = trunk(inputs)
-        found = means(task.features_loss(features, head, batch)[1])
+        metrics = means(task.features_loss(features, head, batch)[1])
         other = means(task.features_loss(features.roll(1, 0), head, batch)[1])
-    assert found["loss"] < 0.6 * found["loss_constant"] < 0.6 * other["loss"] and found["accuracy"] > 0.75
+    assert (
+        metrics["loss"] < 0.6 * metrics["loss_constant"] < 0.6 * other["loss"] and metrics["accuracy"] > 0.75
+    )

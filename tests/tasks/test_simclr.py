@@ -136,16 +136,16 @@ def test_contact_sheet_and_captions_show_what_the_network_gets(level: int) -> No
     captions = task.captions(batch)
     for number in (0, 1):
         for sample, caption in enumerate(captions):
-            said = caption.split("\n")[number].split(", ")
+            words = caption.split("\n")[number].split(", ")
             draws = [{k: v[sample] for k, v in draw.items()} for draw in batch.draws[number]]
-            assert ("flip" in said) == bool(draws[0]["flip"])
+            assert ("flip" in words) == bool(draws[0]["flip"])
             if level >= 2:
-                assert ("colour" in said) == bool(draws[1]["apply"])
-                assert ("grey" in said) == bool(draws[2]["apply"])
+                assert ("colour" in words) == bool(draws[1]["apply"])
+                assert ("grey" in words) == bool(draws[2]["apply"])
             if level == 3:
-                assert (f"blur {draws[3]['sigma']:.1f}" in said) == bool(draws[3]["apply"])
-                assert ("Sobel" in said) == bool(draws[4]["apply"])
-            assert said != [""]
+                assert (f"blur {draws[3]['sigma']:.1f}" in words) == bool(draws[3]["apply"])
+                assert ("Sobel" in words) == bool(draws[4]["apply"])
+            assert words != [""]
 
 
 @pytest.mark.parametrize(
@@ -193,15 +193,15 @@ def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_loss_of_a_batch_falls_by_lars(precision: str) -> None:
-    seen = losses(precision, "cpu", 20)
-    assert seen[-1] < 0.7 * seen[0]
+    values = losses(precision, "cpu", 20)
+    assert values[-1] < 0.7 * values[0]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_ten_steps_on_a_gpu_without_a_hidden_sync(precision: str) -> None:
     try:
-        seen = losses(precision, "cuda", 11)
+        values = losses(precision, "cuda", 11)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(map(math.isfinite, seen)) and seen[-1] < seen[0]
+    assert all(map(math.isfinite, values)) and values[-1] < values[0]

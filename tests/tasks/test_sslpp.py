@@ -39,11 +39,11 @@ STAGE = make_plan("end_to_end", (2,), num_levels=1)
 
 
 def task_of(**values: Any) -> SSLPlusPlus:
-    given = {"weight": 0.3, "num_classes": CLUSTERS, "labels": LABELS}
-    return SSLPlusPlus(RotNet(SIZE), PLAIN, **{**given, **values})
+    defaults = {"weight": 0.3, "num_classes": CLUSTERS, "labels": LABELS}
+    return SSLPlusPlus(RotNet(SIZE), PLAIN, **{**defaults, **values})
 
 
-def made(task: SSLPlusPlus) -> tuple[Trunk, nn.Module, list[Tensor], Batch]:
+def modules_and_batch(task: SSLPlusPlus) -> tuple[Trunk, nn.Module, list[Tensor], Batch]:
     """Return trunk, head, inputs and a batch of five with one padding sample."""
     torch.manual_seed(0)
     trunk = Trunk(TinyNet(), STAGE[0]).eval()
@@ -60,19 +60,17 @@ def cross_entropy(logits: Tensor, label: int) -> Tensor:
 
 def test_the_loss_is_equation_5() -> None:
     task = task_of()
-    trunk, head, inputs, batch = made(task)
+    trunk, head, inputs, batch = modules_and_batch(task)
     loss, metrics = task.loss(trunk, head, inputs, batch)
     turns, labels = torch.zeros(()), torch.zeros(())
     view = task.views(1)[0]
-    pictures = view.before_last_op(batch.images[0], batch.draws[0])
+    images = view.before_last_op(batch.images[0], batch.draws[0])
     right = 0
     for sample, index in enumerate(batch.indices.tolist()):
         for turn in range(4) if index >= 0 else ():
-            picture = torch.rot90(pictures[sample], turn, (-2, -1))[None].float() / 255
-            picture = (picture - torch.tensor(view.mean)[:, None, None]) / torch.tensor(view.std)[
-                :, None, None
-            ]
-            features = trunk(picture).mean((2, 3))
+            image = torch.rot90(images[sample], turn, (-2, -1))[None].float() / 255
+            image = (image - torch.tensor(view.mean)[:, None, None]) / torch.tensor(view.std)[:, None, None]
+            features = trunk(image).mean((2, 3))
             of_turn = head["proxy"].classify(features)[0]  # type: ignore[index]
             of_label = head["labels"][2](features)[0]  # type: ignore[index]
             turns += cross_entropy(of_turn, turn) / 16
@@ -86,7 +84,7 @@ def test_the_loss_is_equation_5() -> None:
 
 
 def gradients(task: SSLPlusPlus) -> dict[str, Tensor]:
-    trunk, head, inputs, batch = made(task)
+    trunk, head, inputs, batch = modules_and_batch(task)
     loss, _ = task.loss(trunk, head, inputs, batch)
     loss.backward()
     return {name: p.grad for name, p in trunk.named_parameters() if p.grad is not None}
@@ -103,14 +101,14 @@ def test_gradients_add_up_by_the_weight() -> None:
 
 def test_held_out_pictures_have_no_pseudo_labels() -> None:
     """Their indices are those of other images, so labels must not matter: the score is the proxy's."""
-    found = []
+    scores = []
     for labels in (LABELS, (LABELS + 1) % CLUSTERS):
         task = task_of(labels=labels)
-        trunk, head, inputs, batch = made(task)
+        trunk, head, inputs, batch = modules_and_batch(task)
         loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
         assert set(metrics) == {"loss_proxy", "accuracy", "loss_proxy_constant"}
-        found.append(loss)
-    assert torch.equal(*found)
+        scores.append(loss)
+    assert torch.equal(*scores)
     value, num = metrics["loss_proxy_constant"]
     assert float(value / num) == pytest.approx(np.log(4))
 
@@ -118,7 +116,7 @@ def test_held_out_pictures_have_no_pseudo_labels() -> None:
 def test_pseudo_labels_alone() -> None:
     task = task_of(learn_proxy=False, weight=2.0)
     assert task.views(1) == (PLAIN,) and task.images_per_sample(1) == 1
-    trunk, head, inputs, batch = made(task)
+    trunk, head, inputs, batch = modules_and_batch(task)
     assert list(head) == ["labels"]  # type: ignore[call-overload]
     loss, metrics = task.loss(trunk, head, inputs, batch)
     features = trunk(inputs[0]).mean((2, 3))
@@ -134,7 +132,7 @@ def test_pseudo_labels_alone() -> None:
 @pytest.mark.parametrize("size", [0, 1])
 def test_small_batches(size: int) -> None:
     task = task_of()
-    trunk, head, _, _ = made(task)
+    trunk, head, _, _ = modules_and_batch(task)
     batch = noise_batch(task.views(1), size)
     loss, _ = task.loss(trunk, head, batch.inputs(task.views(1), torch.float32), batch)
     assert bool(loss.isfinite()) and (size > 0 or float(loss) == 0)
@@ -262,7 +260,7 @@ def test_a_step_can_be_timed_before_labels_are_made() -> None:
     task = coupled()
     with closing(Beton(sample_paths().train_32)) as data:
         task.check_data(data, 128)
-    trunk, head, inputs, batch = made(task)
+    trunk, head, inputs, batch = modules_and_batch(task)
     loss, _ = task.loss(trunk, head, inputs, batch)
     assert bool(loss.isfinite()) and task.captions(batch) == [""] * 5
     task.labels.fill_(3)
@@ -275,10 +273,10 @@ def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         run: Run = tiny_run(out, batch_size=128, stage_epochs=(2,))
-        ask, asked = run.stop_signal.after_step, itertools.count(1)
+        ask, counter = run.stop_signal.after_step, itertools.count(1)
 
         def stop_here() -> Any:
-            run.stop_signal.stop_requested = next(asked) == stop_at
+            run.stop_signal.stop_requested = next(counter) == stop_at
             return ask()
 
         run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place

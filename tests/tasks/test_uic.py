@@ -44,7 +44,7 @@ class Watched(UIC):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.said: list[tuple[list[int], list[int]]] = []
+        self.outputs: list[tuple[list[int], list[int]]] = []
         self.epochs: list[np.ndarray] = []  # labels when each epoch begins or resumes
 
     @override
@@ -54,7 +54,7 @@ class Watched(UIC):
 
     @override
     def see(self, indices: Tensor, logits: Tensor) -> None:
-        self.said.append((indices.tolist(), logits.argmax(1).tolist()))
+        self.outputs.append((indices.tolist(), logits.argmax(1).tolist()))
         super().see(indices, logits)
 
 
@@ -121,11 +121,11 @@ def test_labels_are_what_the_steps_before_said(whole: tuple[Path, Watched]) -> N
     No class is empty.
     """
     _, task = whole
-    assert len(task.said) == 3 * STEPS and len(task.epochs) == 3
+    assert len(task.outputs) == 3 * STEPS and len(task.epochs) == 3
     for epoch in range(2):
         expected = task.epochs[epoch].copy()
-        for indices, said in task.said[epoch * STEPS : (epoch + 1) * STEPS]:
-            for index, label in zip(indices, said, strict=True):
+        for indices, answers in task.outputs[epoch * STEPS : (epoch + 1) * STEPS]:
+            for index, label in zip(indices, answers, strict=True):
                 expected[index] = label
         expected, _ = split_empty(expected, CLASSES, 0, epoch + 1)
         assert task.epochs[epoch + 1].tolist() == expected.tolist()
@@ -162,11 +162,13 @@ def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_pat
 def test_steps_follow_the_order_that_balances_the_classes(whole: tuple[Path, Watched]) -> None:
     _, task = whole
     for epoch in range(3):
-        shown = [index for indices, _ in task.said[epoch * STEPS : (epoch + 1) * STEPS] for index in indices]
-        assert shown == balanced_order(task.epochs[epoch], 0, epoch)[: STEPS * BATCH].tolist()
-        counts = np.bincount(task.epochs[epoch][shown], minlength=CLASSES)
+        indices_shown = [
+            index for indices, _ in task.outputs[epoch * STEPS : (epoch + 1) * STEPS] for index in indices
+        ]
+        assert indices_shown == balanced_order(task.epochs[epoch], 0, epoch)[: STEPS * BATCH].tolist()
+        counts = np.bincount(task.epochs[epoch][indices_shown], minlength=CLASSES)
         assert counts.min() == counts.max() == NUM // CLASSES
-        assert max(Counter(shown).values()) > 1  # so the labels are not balanced already
+        assert max(Counter(indices_shown).values()) > 1  # so the labels are not balanced already
 
 
 @pytest.mark.parametrize(
@@ -218,8 +220,8 @@ def test_labels_by_passes_are_resumed_too(tmp_path: Path, step: int) -> None:
     for out, stop_at in ((tmp_path / "whole", None), (tmp_path / "stopped", step)):
         assert fit(out, make_task(label_view="center"), stop_at) == (stop_at is None)
     assert fit(tmp_path / "stopped", make_task(label_view="center"))
-    ours, theirs = (newest_checkpoint(tmp_path / name) for name in ("stopped", "whole"))
-    assert digests(ours) == digests(theirs)
+    stopped, whole = (newest_checkpoint(tmp_path / name) for name in ("stopped", "whole"))
+    assert digests(stopped) == digests(whole)
     lines = figures(tmp_path / "stopped")
     assert lines == figures(tmp_path / "whole")
     assert [(line["run_step"], line["epoch"]) for line in lines] == [(1, 0), (16, 1), (31, 2)]
@@ -230,9 +232,9 @@ def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
     assert fit(tmp_path, task, max_steps_per_stage=20)
     lines = figures(tmp_path)
     assert [line["epoch"] for line in lines] == [0, 1, pytest.approx(4 / 3, abs=1e-3)]
-    drawn = {index for indices, _ in task.said[STEPS:] for index in indices}
-    assert lines[-1]["num_not_drawn"] == NUM - len(drawn)
-    assert lines[-1]["num_repeated"] == 5 * BATCH - len(drawn)
+    indices_drawn = {index for indices, _ in task.outputs[STEPS:] for index in indices}
+    assert lines[-1]["num_not_drawn"] == NUM - len(indices_drawn)
+    assert lines[-1]["num_repeated"] == 5 * BATCH - len(indices_drawn)
     assert not np.array_equal(task.store.current.numpy(), task.epochs[1])
 
 
@@ -445,7 +447,7 @@ def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
     on_ranks(on_two_ranks, (str(tmp_path),), 2)
     expected = torch.load(tmp_path / "one" / "labels-0.pt")
     for rank in range(2):
-        found = torch.load(tmp_path / "two" / f"labels-{rank}.pt")
-        assert all(nearly_all_equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+        labels = torch.load(tmp_path / "two" / f"labels-{rank}.pt")
+        assert all(nearly_all_equal(first, second) for first, second in zip(labels, expected, strict=True))
     one, two = (newest_checkpoint(tmp_path / name)["task"]["store"]["current"] for name in ("one", "two"))
     assert nearly_all_equal(one, two) and (expected[0] != expected[2]).any()

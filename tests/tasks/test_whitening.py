@@ -23,10 +23,10 @@ def rows_of(num: int, size: int, seed: int = 0) -> Tensor:
     return (mixed + 20 * torch.rand(size, generator=random)).half()
 
 
-def equal_up_to_signs(ours: Tensor, theirs: np.ndarray, tolerance: float = 2e-3) -> None:
-    signs = np.sign((ours.numpy() * theirs).sum(0))
+def equal_up_to_signs(actual: Tensor, expected: np.ndarray, tolerance: float = 2e-3) -> None:
+    signs = np.sign((actual.numpy() * expected).sum(0))
     assert (signs != 0).all()
-    np.testing.assert_allclose(ours.numpy(), theirs * signs, atol=tolerance)
+    np.testing.assert_allclose(actual.numpy(), expected * signs, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def test_it_is_sklearns(num: int, size: int, width: int) -> None:
     rows = rows_of(num, size)
     whitening = fit_whitening(rows.split(53), width, one_process())
     pca = PCA(width, whiten=True, svd_solver="full")
-    theirs = pca.fit_transform(rows.double().numpy())
+    sklearns = pca.fit_transform(rows.double().numpy())
     assert whitening.matrix.shape == (size, width) and whitening.matrix.dtype == torch.float32
     spread = (
         pca.singular_values_[0] / pca.singular_values_[-1]
     )  # the factor by which rounding of the means grows
-    equal_up_to_signs(whitening(rows), theirs, 1e-4 * spread)
+    equal_up_to_signs(whitening(rows), sklearns, 1e-4 * spread)
 
 
 def test_whitened_rows_have_no_covariance() -> None:
@@ -74,8 +74,8 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    mine = rows_of(101, 16).split(90)[rank]  # parts of 90 and 11 rows
-    torch.save(fit_whitening(mine.split(32), 5, world), f"{folder}/{rank}.pt")
+    part = rows_of(101, 16).split(90)[rank]  # parts of 90 and 11 rows
+    torch.save(fit_whitening(part.split(32), 5, world), f"{folder}/{rank}.pt")
     leave_world()
 
 

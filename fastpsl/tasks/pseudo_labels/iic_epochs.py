@@ -78,14 +78,14 @@ class ClusterEpochs:
         previous, self._previous[number] = self._previous[number], clusters
         self._forget()
         labels = clusters.numpy()
-        drawn = labels >= 0
-        if place_among_ranks()[0] != 0 or not drawn.any():
+        is_drawn = labels >= 0
+        if place_among_ranks()[0] != 0 or not is_drawn.any():
             return {}
-        previous_labels = previous.numpy()[drawn]
+        previous_labels = previous.numpy()[is_drawn]
         figures = watched_figures(
-            labels[drawn],
+            labels[is_drawn],
             previous_labels if (previous_labels >= 0).any() else None,
-            None if true is None else true[drawn],
+            None if true is None else true[is_drawn],
             num_clusters,
             seed,
         )

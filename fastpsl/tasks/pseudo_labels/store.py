@@ -119,15 +119,15 @@ class LabelStore:
         previous, new = self.current.cpu().numpy(), self._next[:-1].cpu().numpy()
         num_shown, num_not_finite = len(self._shown()), self._sum_not_finite()
         num_drawn = int((self._latest() >= 0).sum())
-        made = np.where(new >= 0, new, previous)
-        self.set(made, epoch)
+        labels = np.where(new >= 0, new, previous)
+        self.set(labels, epoch)
         return EpochOfLabels(
             num_written=int((new >= 0).sum()),
             num_not_drawn=self.num_samples - num_drawn,
             num_repeated=num_shown - num_drawn,
             num_not_finite=num_not_finite,
             num_split=self.num_split,
-            made=made,
+            made=labels,
             previous=previous,
         )
 
@@ -152,8 +152,8 @@ class LabelStore:
 
     def _latest(self) -> np.ndarray:
         """Return the latest position of each image so far, int64 [N], or -1."""
-        latest, shown = np.full(self.num_samples, _NONE), self._shown()
-        np.maximum.at(latest, shown, np.arange(len(shown)))
+        latest, indices = np.full(self.num_samples, _NONE), self._shown()
+        np.maximum.at(latest, indices, np.arange(len(indices)))
         return latest
 
     def _sum_not_finite(self) -> int:

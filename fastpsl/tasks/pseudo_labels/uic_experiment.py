@@ -80,7 +80,7 @@ def build(options: Options) -> Experiment:
     input, science = Input.usual(options.channels, options.size_px), dict[str, Any]()
     backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
     classifier: dict[str, Tensor] | None = None
-    given: np.ndarray | None = None
+    labels: np.ndarray | None = None
     if options.fine_tune is not None:
         path, state = _trained(options.fine_tune, options)
         backbone.load_state_dict(state["backbone"])
@@ -94,7 +94,7 @@ def build(options: Options) -> Experiment:
         science["fine_tune"] = sha256_of_file(path)
         science["fine_tuned"] = state["science"]  # because tables of results need the training of the base
     if options.labels is not None:
-        given = _given(options)
+        labels = _given(options)
         science["labels"] = sha256_of_file(options.labels)
     task = UIC(
         options.num_classes,
@@ -104,7 +104,7 @@ def build(options: Options) -> Experiment:
         augmentation=options.augmentation,
         label_view=options.label_view,
         fixed=options.fine_tune is not None,
-        given=given,
+        given=labels,
         classifier=classifier,
     )
     return Experiment(
