@@ -56,8 +56,8 @@ def measure(labels: Labels, true: np.ndarray, seed: int) -> Measured:
 
     Args:
         labels: The pseudo-labels of N images.
-        true: True labels, integers [N]; a negative one means that the image has none.
-        seed: Seed of the shuffled labels, which give NMI its baseline.
+        true: True labels, integers [N]; negative for none.
+        seed: Seed of the shuffled labels, the baseline of NMI.
     """
     num_labelled = int((true >= 0).sum())
     figures = label_figures(labels.labels, None, true, labels.num_classes, seed)
@@ -80,13 +80,7 @@ def report(
 ) -> list[str]:
     """Measure pseudo-labels, draw charts of them and return the lines to print.
 
-    Args:
-        run: A run's folder, or a file of labels.
-        data: The data, as `open_data` takes it; None means the run's own, or the embedded sample for a file.
-        labels: The file of labels; None means the run's own.
-        out: The folder to write to; None means one in or beside `run`.
-        seed: Seed of the shuffled labels and of the images in the charts.
-        require_labels: Whether data without true labels is an error.
+    `run` is a run's folder or a file of labels; all arguments are those of `fastpsl clusters`.
 
     Raises:
         ValueError: The run, its labels or its checkpoint are missing, the labels belong to other images, or

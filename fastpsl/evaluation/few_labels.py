@@ -23,7 +23,6 @@ class FewLabels(Classify):
         labels_per_class: Number of images of each class.
         seed: Seed of the orders.
         chosen: The images' indices in the data set, int64 [n].
-        num_samples: Number of samples of the data set, and of an epoch.
     """
 
     has_own_order = True
@@ -47,16 +46,10 @@ class FewLabels(Classify):
 
 
 def repeated_order(chosen: np.ndarray, num: int, seed: int, epoch: int) -> np.ndarray:
-    """Return an order of samples, int64 [num]: passes over `chosen`, each shuffled anew, the last cut short.
+    """Return an order, int64 [num]: passes over `chosen` (indices, int64 [n]), each shuffled anew.
 
-    The order is a function of (seed, epoch). In any prefix of it, the counts of two images differ by at most
-    one.
-
-    Args:
-        chosen: Indices in the data set, int64 [n].
-        num: Length of the order.
-        seed: Seed of the shuffles.
-        epoch: Number of the epoch.
+    The last pass may be cut short. The order is a function of (seed, epoch). In any prefix of it, the counts
+    of two images differ by at most one.
     """
     num_passes = -(-num // len(chosen))
     keys = sort_keys(seed, epoch, num_passes * len(chosen)).reshape(num_passes, len(chosen))

@@ -54,16 +54,7 @@ def write_held_out(
 ) -> Path:
     """Write result.json of a finished run: its scores, options, views and the protocol's constants.
 
-    Args:
-        task: The run's task, which knows the views.
-        run: The finished run.
-        recipe: Name of the recipe.
-        protocol: Name of the protocol.
-        constants: Constants of the protocol.
-        checkpoint: The record of the weights, `Pretrained.record`.
-
-    Returns:
-        The path of result.json.
+    `checkpoint` is the record of the weights, `Pretrained.record`.
     """
     level = run.position.summaries[-1]["level"]
     views = {
@@ -85,18 +76,9 @@ def write_run(
     settings: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
 ) -> Path:
-    """Write result.json of a finished run: its options, data, seconds, whether it was cut, and the arguments.
+    """Write result.json of a finished run: the arguments, and its options, data, seconds and cut.
 
-    Args:
-        run: The finished run.
-        recipe: Name of the recipe.
-        protocol: Name of the protocol.
-        numbers: Results in percent.
-        settings: Further settings, besides the run's options.
-        checkpoint: The record of the weights, `Pretrained.record`.
-
-    Returns:
-        The path of result.json.
+    `numbers` are in percent, and `checkpoint` is the record of the weights, `Pretrained.record`.
     """
     summaries = run.position.summaries
     # Results on parts of data can be compared only if the whole data is known, too.

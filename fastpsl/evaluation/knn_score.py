@@ -54,15 +54,9 @@ class Scores:
 
 
 def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, backbone: str) -> list[str]:
-    """Return tables of the scores: a table per vote, a line per block, a column per k.
+    """Return tables of the scores of each block: a table per vote, a line per block, a column per k.
 
     Several lines or columns also get their mean, as in sslpp.txt, Tables V and VI.
-
-    Args:
-        scores: The scores of each block.
-        blocks: Names of the blocks.
-        vote: weighted, majority or both.
-        backbone: Name of the backbone.
     """
     first = scores[0]
     lines = [
@@ -107,13 +101,6 @@ def score(
     """Score the held-out samples of `val` by their neighbours in `train`.
 
     The samples are divided among the ranks; each rank searches the whole of `train`.
-
-    Args:
-        train: Features of the training samples.
-        val: Features of the held-out samples.
-        ks: Numbers of neighbours.
-        temperature: Temperature of the weighted vote.
-        world: The ranks.
 
     Raises:
         ValueError: The largest k exceeds the number of training samples that could be decoded.

@@ -20,17 +20,7 @@ _MAX_BYTES = 1 << 32  # of a list, enough for 14 million paths of 75 characters
 
 
 def labelled_part(data: Dataset, percent: float, seed: int, path: Path | None = None) -> Subset:
-    """Return the samples of `data` that keep their labels.
-
-    Args:
-        data: The training data.
-        percent: Share of the samples to draw, if there is no list.
-        seed: Seed of the draw.
-        path: A list of the samples, which replaces the draw.
-
-    Raises:
-        ValueError: The list cannot be read, or the draw is impossible (`draw_label_list`).
-    """
+    """Return the samples that keep their labels: those in the list at `path`, or `percent` % by `seed`."""
     if path is not None:
         return Subset(data, read_label_list(path, data))
     require_labels(data, "--percent")
@@ -40,25 +30,14 @@ def labelled_part(data: Dataset, percent: float, seed: int, path: Path | None = 
 def draw_label_list(
     labels: np.ndarray, num_classes: int, percent: float, seed: int, class_names: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Draw equally many samples of each class.
+    """Draw equally many samples of each class, and return their indices, sorted, int64.
 
     PSL does not name its lists; this follows SimCLR's. Their size is floor(1 %) of all images. Each class
     gives the same number, and as many classes as are left over give one more (ImageNet at 1 %: 811 classes
-    give 13 and 189 give 12). The draw is a function of seed, labels and percent alone.
-
-    Args:
-        labels: Integers [n] in 0 … num_classes - 1.
-        num_classes: Number of classes.
-        percent: Share of the samples, above 0 and at most 100.
-        seed: Seed of the draw.
-        class_names: Names for error messages.
-
-    Returns:
-        Sorted indices of samples, int64.
+    give 13 and 189 give 12). The draw is a function of seed, labels (integers [n]) and percent alone.
 
     Raises:
-        ValueError: `percent` is out of range or less than an image of some class, or a class has too few
-            images.
+        ValueError: `percent` is not in (0, 100] or less than an image of some class, or a class is too small.
     """
     if not 0 < percent <= 100:
         raise ValueError(f"--percent {percent:g}: it must be above 0 and at most 100")
@@ -95,12 +74,6 @@ def first_of_each_class(
 ) -> np.ndarray:
     """Return the indices of the first `num` samples of each class, sorted, int64 [num * num_classes].
 
-    Args:
-        labels: Integers [n] in 0 … num_classes - 1.
-        num_classes: Number of classes.
-        num: Number of samples of each class.
-        class_names: Names for error messages.
-
     Raises:
         ValueError: `num` is below 1, or a class has fewer samples.
     """
@@ -126,16 +99,12 @@ def _first_of_shuffled(values: np.ndarray, seed: int, what: int) -> np.ndarray:
 
 
 def read_label_list(path: Path, data: Dataset) -> np.ndarray:
-    """Return the samples that a list names, in the list's order, int64.
+    """Return the samples of `data` that a list names, in the list's order, int64.
 
     The list is a text file with a sample per line, or a .npy array. Both hold indices into the data, file
     names (n01440764_10026.JPEG, as in SimCLR's lists) or paths (n01440764/n01440764_10026.JPEG, as in VISSL's
     lists for PIRL). A path names the sample with the same last two parts. If there is none and the path's
     folder is no class, it names the sample with the same file name. File name extensions are ignored.
-
-    Args:
-        path: The list.
-        data: The data whose samples it names.
 
     Raises:
         ValueError: The list is empty or cannot be read, or names a sample that is missing, ambiguous or

@@ -19,13 +19,9 @@ FINAL = "final"
 
 @dataclass(kw_only=True)
 class LinearProbes(Probes):
-    """A task that trains a linear classifier on each block of a frozen backbone.
+    """A task that trains linear classifiers on the blocks of a frozen backbone (see `LinearProtocol`).
 
     One more classifier reads the average of the last block ("final").
-
-    Attributes:
-        pools: As in `protocols.LinearProtocol`.
-        batchnorm: As in `protocols.LinearProtocol`.
     """
 
     pools: tuple[Pool, ...]
@@ -40,19 +36,14 @@ class ProbeHead(nn.Module):
     """A module of the linear classifiers of all blocks; it computes in float32, even under autocast.
 
     Blocks after those of `pools`, such as AlexNet's fully-connected ones, are averaged over their maps.
-
-    Attributes:
-        widths: Number of features of each classifier, by its name.
+    `widths` has the number of features of each classifier.
 
     Args:
         shapes: (channels, height, width) of each block.
         num_classes: Number of logits of each classifier.
-        pools: As in `protocols.LinearProtocol`.
-        batchnorm: As in `protocols.LinearProtocol`.
-        std: As `head_std` in `protocols.LinearProtocol`.
-
-    Raises:
-        ValueError: There are more pools than blocks.
+        pools: As in `LinearProtocol`; more pools than blocks are a ValueError.
+        batchnorm: As in `LinearProtocol`.
+        std: `head_std` of `LinearProtocol`.
     """
 
     def __init__(

@@ -67,15 +67,9 @@ class LinearProtocol:
         head_std: Initial weights are N(0, head_std²) and biases 0; None means torch's initialisation.
         train_crop: "random_resized", or the position of a `kernels.crops.ShorterSideCrop`.
         num_crops: Held-out crops, whose softmaxes are averaged: 1 (the middle) or 10.
-        epochs: Number of epochs.
         lr: First learning rate for a batch of `lr_batch`.
-        lr_batch: The batch that `lr` is for.
-        intervals: Epochs between drops of the rate; if empty, it falls as DeepCluster's
+        intervals: Epochs between drops of the rate by `factor`; if empty, it falls as DeepCluster's
             (`schedules.inverse_root`).
-        factor: Factor of each drop.
-        momentum: Momentum of SGD.
-        nesterov: Whether the momentum is Nesterov's.
-        weight_decay: Weight decay of SGD.
     """
 
     pools: tuple[Pool, ...]

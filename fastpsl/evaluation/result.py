@@ -34,8 +34,7 @@ def write_result(
         protocol: Name of the protocol, such as "linear/vissl".
         numbers: Results in percent, such as top1_B4.
         settings: Every option and constant of the protocol, as plain values.
-        checkpoint: path, sha256, kind, backbone, run_step, and the science of the run that trained the
-            weights (None for weights from elsewhere).
+        checkpoint: `Pretrained.record`; its science is None for weights from elsewhere.
         data: The result of `data_record`.
         seconds: Duration.
         cut: Whether `--max-steps-per-stage` cut this evaluation or the training of its checkpoint short; such

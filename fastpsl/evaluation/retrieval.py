@@ -80,13 +80,8 @@ def retrieve(
 ) -> list[str]:
     """Search --val's images, the queries, in --data's, the gallery; write to --out and return lines to print.
 
-    Args:
-        options: The evaluation's options.
-        world: The ranks; lines are returned on rank 0 alone.
-        block: Name of the block.
-        k: Number of neighbours per query.
-        num: Number of queries in the chart, drawn by --seed.
-        indices: The queries in the chart, instead of `num` drawn ones.
+    The chart shows the queries in `indices`, or else `num` ones drawn by --seed, with `k` neighbours each.
+    The precision is that of all queries. Lines are returned on rank 0 alone.
 
     Raises:
         ValueError: The options are out of range, or queries in `indices` do not exist or cannot be decoded.

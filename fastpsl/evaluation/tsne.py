@@ -28,12 +28,7 @@ def make_map(
 ) -> list[str]:
     """Map the features of `num` images of --data, drawn by --seed, write to --out and return lines to print.
 
-    Args:
-        options: The evaluation's options.
-        world: The ranks; lines are returned on rank 0 alone.
-        block: Name of the block.
-        num: Number of images.
-        perplexity: Perplexity of t-SNE.
+    Lines are returned on rank 0 alone.
 
     Raises:
         ValueError: The options are out of range, or too few images could be decoded.

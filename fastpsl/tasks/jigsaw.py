@@ -24,8 +24,8 @@ class Jigsaw(Task):
     embeddings, as in its sources [23] and [38], because a 27-channel conv1 could not be probed on images.
     Paper: tiles are permuted before the network. Here: embeddings are permuted after it. The trunk and the
     embedding are shared by all tiles and so commute with the permutation. One permutation per image therefore
-    gives the paper's loss and gradients, and several (`permutations_per_image`) cost one trunk pass. Paper:
-    no grey. Here: none either (its sources make 30 to 66 % of images grey).
+    gives the paper's loss and gradients, and several (`permutations_per_image`) cost one trunk pass.
+    Paper: no grey. Here: none either (its sources make 30 to 66 % of images grey).
 
     Args:
         permutations: Integers [N, grid²] from 0. Position j of a puzzle shows tile permutations[label, j].

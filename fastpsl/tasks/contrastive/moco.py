@@ -45,9 +45,6 @@ class MoCo(Task):
         key_group: Images that are normalised together, 2 or more.
         width: Numbers of a key.
         size_px: Side of a view.
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
     num_levels = NUM_LEVELS

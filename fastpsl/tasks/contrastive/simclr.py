@@ -19,8 +19,7 @@ from fastpsl.tasks.contrastive.views import NUM_LEVELS, SIMCLR_COLOUR, contrasti
 class SimCLR(Task):
     """A task that tells the other crop of an image from all other crops of the global batch, by NT-Xent.
 
-    Levels: T1 crops (with flip), T2 adds colour distortion, T3 adds blur and Sobel (`contrastive_view`), in
-    both views.
+    Levels: T1 crops (with flip), T2 adds colour distortion, T3 adds blur and Sobel (`contrastive_view`).
     Paper: does not state the strengths. Here: SimCLR's for ImageNet, which are crops of area .08 to 1, jitter
     of .8, .8, .8 and .2 turns (strength 1) with probability .8, grey .2 and blur .5.
     Paper: does not state the temperature. Here: the recipe has the default of SimCLR's code for ImageNet.
@@ -31,9 +30,6 @@ class SimCLR(Task):
         temperature: Divisor of the similarities, above 0.
         embedding_width: Width of the embeddings.
         sobel_p: Probability of Sobel at level T3.
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
     num_levels = NUM_LEVELS

@@ -26,15 +26,7 @@ _OWN_VIEW = 255  # a view that no recipe has, so that the labels are independent
 def make_labels(
     source: str, data: Dataset, *, num_classes: int | None, pca_width: int, size_px: int, seed: int
 ) -> tuple[np.ndarray, int, dict[str, Any]]:
-    """Make pseudo-labels.
-
-    Args:
-        source: "k-means", "random" or "true".
-        data: The data.
-        num_classes: Number of classes; None for true labels.
-        pca_width: Number of principal components for k-means.
-        size_px: Side of the images for k-means.
-        seed: Seed of k-means and of random labels.
+    """Make labels by `source`: "k-means", "random" or "true".
 
     Returns:
         The labels [N], the number of classes, and `Labels.configuration`.

@@ -50,9 +50,6 @@ class DeepCluster(PseudoClassify):
         seed: Seed of the initial centroids, the classifiers and the orders.
         pca_width: Number of principal components.
         k_means_iterations: Iterations of k-means.
-
-    Raises:
-        ValueError: A number is below its minimum.
     """
 
     def __init__(
@@ -94,11 +91,11 @@ class DeepCluster(PseudoClassify):
 def clustered_features(
     context: EpochContext, view: ViewSpec, num_clusters: int, pca_width: int, num_iterations: int, seed: int
 ) -> tuple[Tensor, float]:
-    """Cluster the features of all training images by PCA, whitening, scaling to length 1 and k-means.
+    """Cluster the features of all training images (`features_of`) by PCA, whitening and k-means.
 
     Args:
         context: The epoch.
-        view: The view of the images (`features_of`).
+        view: The view of the images.
         num_clusters: Number of clusters.
         pca_width: Upper limit of the number of principal components.
         num_iterations: Iterations of k-means.

@@ -65,20 +65,10 @@ def write_labels(
     entropy: np.ndarray | None = None,
     configuration: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write labels to `path`, which is absent, old or complete at any moment.
+    """Write labels to `path`, which is absent, old or complete at any moment, and return `path`.
 
-    Args:
-        path: The file.
-        labels: Integers [N] in 0 … num_classes - 1; row i is sample i of `data`.
-        num_classes: Number of classes.
-        data: The data.
-        made_by: The recipe, in words.
-        num_split: As in `Labels`.
-        entropy: As in `Labels`; None means NaN.
-        configuration: As in `Labels`.
-
-    Returns:
-        `path`.
+    `labels` are integers [N] in 0 … num_classes - 1, and row i is sample i of `data`. The other arguments are
+    fields of `Labels`.
 
     Raises:
         ValueError: `path` cannot be written.

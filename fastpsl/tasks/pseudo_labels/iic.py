@@ -61,14 +61,14 @@ class IIC(Task):
     head has several classifiers, the sub-heads, and its loss is their mean. The best sub-head has the lowest
     loss in its head's last epoch, so no true label is used.
 
-    Paper: does not state network, batch, heads and crops. Here: IIC's. IIC also learns from CIFAR-10's test
-    images; here --data alone is used.
+    Paper: does not state network, batch, heads and crops. Here: IIC's.
     Paper: does not state how grey is made. Here: the mean of the colours for Sobel, and luma for "grey".
-    IIC's code: luma for both.
-    IIC's code: weak and strong crops have separate batch statistics, in evaluation too. Here: all crops pass
-    through the network as one batch, and labels are made with running statistics, so that an image's label
-    does not depend on other images.
-    As in IIC's code, Adam's momentum also moves the head whose turn it is not.
+    IIC's code learns from CIFAR-10's test images, too. Here: from --data alone.
+    IIC's code makes grey by luma for both.
+    IIC's code has separate batch statistics for weak and strong crops, in evaluation, too. Here: all crops
+    pass through the network as one batch, and labels are made with running statistics, so that an image's
+    label does not depend on other images. As in IIC's code, Adam's momentum also moves the head whose turn it
+    is not.
 
     Args:
         num_clusters: Clusters of head A.
@@ -77,11 +77,8 @@ class IIC(Task):
         transforms: A column of Table XIV.
         num_copies: Pairs per image.
         num_sub_heads: Sub-heads per head.
-        second_clusters: Clusters of head B; None means that there is none.
+        second_clusters: Clusters of head B; None for no such head.
         seed: Seed of the shuffled labels that NMI is compared with.
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
     num_levels = 1

@@ -61,20 +61,16 @@ def k_means(
 def drawn_rows(
     rows: Tensor, indices: np.ndarray, num: int, num_samples: int, seed: int, epoch: int, world: World
 ) -> Tensor:
-    """Draw rows of random samples, the same for any number of ranks.
+    """Draw rows of random samples, float32 [num, d], equal on every rank and for any number of ranks.
 
     Args:
         rows: This rank's rows [n, d].
-        indices: The sample of each row, int64 [n] in 0 … num_samples - 1; no sample has two rows on all
-            ranks.
+        indices: The sample of each row, int64 [n] in 0 … num_samples - 1; a sample has one row at most.
         num: Number of rows to draw.
         num_samples: Number of samples of the data.
         seed: Seed of the draw.
         epoch: Epoch of the draw.
         world: The ranks.
-
-    Returns:
-        float32 [num, d], equal on every rank.
 
     Raises:
         ValueError: There are fewer rows than `num`.
@@ -121,7 +117,7 @@ def split_biggest(centroids: Tensor, counts: list[int]) -> Tensor:
 
 
 def _moved(rows: Tensor, centroids: Tensor, world: World) -> Tensor:
-    """Return the mean of each centroid's nearest rows."""
+    """Return the mean of each centroid's nearest rows, after `split_biggest` if a centroid has none."""
     num, width = centroids.shape
     sums = torch.zeros(num, width + 1, dtype=torch.long, device=rows.device)  # the last column counts
     for part, nearest, _ in _assigned(rows, centroids):

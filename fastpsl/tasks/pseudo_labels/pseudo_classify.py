@@ -40,9 +40,6 @@ class PseudoClassify(Task):
         center: View of the passes that label all images.
         seed: Seed of orders and splits.
         head_std: Standard deviation of the classifier's initial weights (`classify.linear`).
-
-    Raises:
-        ValueError: There is a single class.
     """
 
     has_own_order = True
@@ -58,11 +55,7 @@ class PseudoClassify(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """Store the true labels, if there are any, for comparison alone.
-
-        Raises:
-            ValueError: There are more classes than images.
-        """
+        """Store the true labels for comparison alone; ValueError if there are more classes than images."""
         if self.num_classes > data.num_samples:
             raise ValueError(
                 f"--num-classes {self.num_classes:,} for {data.num_samples:,} training images, "

@@ -68,14 +68,9 @@ class LabelStore:
         self._order: np.ndarray | None = None
 
     def set(self, labels: Tensor | np.ndarray, epoch: int) -> None:
-        """Set labels for `epoch`, fill empty classes (`split_empty`) and forget what was written.
+        """Set labels, integers [N] that are equal on all ranks, for `epoch`, and forget what was written.
 
-        Args:
-            labels: Integers [N], the same on every rank.
-            epoch: The epoch that reads them.
-
-        Raises:
-            ValueError: There are fewer images than classes.
+        Empty classes are filled (`split_empty`); fewer images than classes are a ValueError.
         """
         array = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
         assert array.shape == (self.num_samples,), (array.shape, self.num_samples)

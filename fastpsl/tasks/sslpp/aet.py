@@ -27,13 +27,9 @@ _NUM_FOR_MEAN = 10_000
 class AET(Proxy):
     """A `Proxy` that predicts the transformation of `WarpPair`; crop and flip come first, as in AET's code.
 
-    SSL++ does not state which of AET's two kinds of transformation it uses. A sample is one pair, which the
-    batch size counts once, as AET's 512 does; the network sees two images of each.
-
-    Args:
-        transform: "projective", the more general kind, or "affine".
-        size_px: Side of the images.
-        crop: The crop.
+    SSL++ does not state which of AET's two kinds of transformation it uses; "projective" is the more general.
+    A sample is one pair, which the batch size counts once, as AET's 512 does; the network sees two images of
+    each.
     """
 
     def __init__(self, transform: Kind, size_px: int, crop: TrainCrop = "padded"):

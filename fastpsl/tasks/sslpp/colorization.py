@@ -46,13 +46,8 @@ class Colorization(Proxy):
 
     SSL++ does not state the decoder and the target's resolution. Here: one 1x1 convolution, and the mean
     colour over the area of a position of the feature map, which is 4 x 4 px with NIN at 32 px. Zhang et al.
-    take every fourth pixel. A backbone that ends in fully-connected layers gets `FromVectors`, to a quarter
-    of the image's side.
-
-    Args:
-        size_px: Side of the images.
-        crop: The crop.
-        of_vectors: Whether the backbone ends in fully-connected layers.
+    take every fourth pixel. A backbone that ends in fully-connected layers (`of_vectors`) gets `FromVectors`,
+    to a quarter of the image's side.
     """
 
     def __init__(self, size_px: int, crop: TrainCrop = "padded", of_vectors: bool = False):

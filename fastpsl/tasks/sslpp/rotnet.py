@@ -25,10 +25,6 @@ class RotNet(Proxy):
     """A `Proxy` that names all four quarter turns of an image; crop and flip come first, as in RotNet's code.
 
     The turns are exact, pixel for pixel. PSL's task, in levels and without a flip, is in tasks/rotation.py.
-
-    Args:
-        size_px: Side of the images.
-        crop: The crop.
     """
 
     def __init__(self, size_px: int, crop: TrainCrop = "padded"):

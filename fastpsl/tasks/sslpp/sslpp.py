@@ -39,7 +39,8 @@ class SSLPlusPlus(Task):
 
     Paper: V2 is "a parameterized classifier". Here: linear, on average-pooled features.
     Paper: does not state which images V2 sees. Here: all that the network sees, such as each turn of an
-    image. Held-out images have no pseudo-labels, so the proxy alone is scored.
+    image.
+    Held-out images have no pseudo-labels, so the proxy alone is scored.
 
     Args:
         proxy: The pretext task.
@@ -50,9 +51,6 @@ class SSLPlusPlus(Task):
         labels: Pseudo-labels of the training images, integers [N] in 0 … num_classes - 1.
         center: View of the features for coupled labels.
         seed: Seed of the clusters and classifiers.
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
     def __init__(
