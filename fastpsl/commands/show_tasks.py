@@ -62,6 +62,8 @@ def jigsaw(shorter_px: int) -> Jigsaw:
         shorter_px=shorter_px,
         cell_px=_scaled(75, shorter_px),
         tile_px=_scaled(64, shorter_px),
+        permutations_per_image=1,
+        embedding_width=1000,
     )
 
 
@@ -70,20 +72,32 @@ def rotation(shorter_px: int) -> Rotation:
 
 
 def simclr(shorter_px: int) -> SimCLR:
-    return SimCLR(batch_size=256, size_px=_scaled(224, shorter_px))
+    return SimCLR(batch_size=256, size_px=_scaled(224, shorter_px), temperature=0.1, embedding_width=128)
 
 
 def moco(shorter_px: int) -> MoCo:
-    return MoCo(seed=0, batch_size=256, size_px=_scaled(224, shorter_px))
+    return MoCo(
+        seed=0,
+        batch_size=256,
+        queue_size=65_536,
+        momentum=0.999,
+        temperature=0.2,
+        key_group=32,
+        width=128,
+        size_px=_scaled(224, shorter_px),
+    )
 
 
 def uic(shorter_px: int) -> UIC:
     size_px = _scaled(224, shorter_px)
-    return UIC(3000, Input.usual("SobelXY", size_px), size_px, seed=0)
+    input = Input.usual("SobelXY", size_px)
+    return UIC(3000, input, size_px, seed=0, augmentation="standard", label_view="train")
 
 
 def iic(size_px: int) -> IIC:
-    return IIC(70, size_px=size_px)
+    return IIC(
+        70, size_px=size_px, crop_share=0.625, transforms="sobel", num_copies=3, num_sub_heads=5,
+    )  # fmt: skip
 
 
 def sslpp(proxy: Callable[[int], Proxy]) -> Callable[[int], SSLPlusPlus]:
@@ -91,7 +105,9 @@ def sslpp(proxy: Callable[[int], Proxy]) -> Callable[[int], SSLPlusPlus]:
 
     Its view is the whole image, since the paper's images have 32 px.
     """
-    return lambda size_px: SSLPlusPlus(proxy(size_px), train_view(Input(size_px=size_px), size_px, "padded"))
+    return lambda size_px: SSLPlusPlus(
+        proxy(size_px), train_view(Input(size_px=size_px), size_px, "padded"), weight=1.0
+    )
 
 
 TASKS: dict[str, Callable[[int], ShownTask]] = {
@@ -103,9 +119,9 @@ TASKS: dict[str, Callable[[int], ShownTask]] = {
     "uic": uic,
     "iic": iic,
     "colorization": sslpp(Colorization),
-    "context": sslpp(lambda size_px: Context(size_px=size_px)),
+    "context": sslpp(lambda size_px: Context(0.5, size_px)),
     "rotnet": sslpp(RotNet),
-    "aet": sslpp(lambda size_px: AET(size_px=size_px)),
+    "aet": sslpp(lambda size_px: AET("projective", size_px)),
 }
 
 

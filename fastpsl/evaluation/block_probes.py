@@ -1,4 +1,7 @@
-"""Larger classifiers on a frozen backbone's blocks: a further NIN block, or fully-connected layers (sslpp.txt, Tables III, IV, VIII)."""
+"""Train classifiers of several layers on a frozen backbone's blocks (sslpp.txt, Tables III, IV, VIII).
+
+A classifier is one more NIN block with a linear layer, or one to three fully-connected layers.
+"""
 
 import re
 from collections.abc import Sequence
@@ -18,12 +21,18 @@ from fastpsl.models.nin import WIDTH, convolutions
 from fastpsl.tasks.classify import average_and_linear, linear
 
 KINDS = ("conv", "fc1", "fc2", "fc3")
-# Of each hidden layer, RotNet's MultLayer and AET's FC2: so many a class, and no more than the second.
+# The width of a hidden layer, as in RotNet's MultLayer and AET's FC2: 20 units per class, at most 2048.
 HIDDEN_PER_CLASS, MAX_HIDDEN = 20, 2048
 
 
 class BlockHead(NamedTuple):
-    """name: kind and block, such as conv_B2; kind: one of KINDS; block: from 1."""
+    """A classifier on one block.
+
+    Attributes:
+        name: Kind and block, such as conv_B2.
+        kind: One of KINDS.
+        block: Number of the block, from 1.
+    """
 
     name: str
     kind: str
@@ -31,7 +40,11 @@ class BlockHead(NamedTuple):
 
 
 def read_heads(names: Sequence[str], backbone: Backbone) -> tuple[BlockHead, ...]:
-    """What `--heads` names; ValueError for none, for what is named twice, and for what this backbone does not have."""
+    """Return the classifiers that `--heads` names.
+
+    Raises:
+        ValueError: `names` is empty, names a classifier twice, or names one that this backbone does not have.
+    """
     kinds = ", ".join(f"{kind}_B<k>" for kind in KINDS)
     if not names:
         raise ValueError(f"--heads without any: name one or more of {kinds}, such as conv_B2")
@@ -43,7 +56,8 @@ def read_heads(names: Sequence[str], backbone: Backbone) -> tuple[BlockHead, ...
         head = BlockHead(name, match[1], int(match[2]))
         if not 1 <= head.block <= backbone.num_blocks:
             raise ValueError(
-                f"--heads {name}: {backbone.name} has the blocks B1 to B{backbone.num_blocks}; name one of these"
+                f"--heads {name}: {backbone.name} has the blocks B1 to B{backbone.num_blocks}; "
+                "name one of these"
             )
         if names.count(name) > 1:
             raise ValueError(f"--heads names {name} {names.count(name)} times: name each once")
@@ -53,7 +67,7 @@ def read_heads(names: Sequence[str], backbone: Backbone) -> tuple[BlockHead, ...
 
 @dataclass(kw_only=True)
 class BlockProbes(Probes):
-    """Classifiers `heads` on a frozen backbone's blocks; several that read one block share its features."""
+    """A task that trains classifiers on a frozen backbone's blocks; those on one block share its features."""
 
     heads: tuple[BlockHead, ...]
 
@@ -64,13 +78,16 @@ class BlockProbes(Probes):
 
 @dataclass(kw_only=True)
 class FewLabelBlockProbes(FewLabels, BlockProbes):
-    """The same, of a few images of each class (Table VIII)."""
+    """A `BlockProbes` task that learns from a few images of each class (sslpp.txt, Table VIII)."""
 
 
 class BlockHeads(nn.Module):
-    """Features of B1, B2, … to {"conv_B2": logits [B, num_classes], …}, in float32 whatever autocast does.
+    """A module of the classifiers of all blocks; it computes in float32, even under autocast.
 
-    shapes: (channels, height, width) of each block.
+    Args:
+        heads: The classifiers.
+        shapes: (channels, height, width) of each block.
+        num_classes: Number of logits of each classifier.
     """
 
     def __init__(self, heads: Sequence[BlockHead], shapes: Sequence[Sequence[int]], num_classes: int):
@@ -82,7 +99,12 @@ class BlockHeads(nn.Module):
 
     @override
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Features of all blocks, B1 first, up to the last that is read."""
+        """Return the logits [B, num_classes] of each classifier, by its name, such as conv_B2.
+
+        Args:
+            features: Maps [B, C, h, w] of the blocks, B1 first, up to the last block with a classifier or
+                further.
+        """
         with torch.autocast(features[0].device.type, enabled=False):
             return {
                 name: module(features[self.blocks[name] - 1].float())
@@ -91,13 +113,19 @@ class BlockHeads(nn.Module):
 
 
 def classifier(kind: str, shape: Sequence[int], num_classes: int) -> nn.Sequential:
-    """Maps [B, *shape] to logits [B, num_classes].
+    """Build a classifier from [B, *shape] to logits [B, num_classes].
 
-    conv: "three convolutional layers and a linear soft-max layer", its maps averaged (section V.A): 3x3, 1x1 and 1x1 of 192
-    channels with BatchNorm and ReLU, as RotNet's NIN_ConvBlock3. fc1, fc2, fc3: so many fully-connected layers on all C x h x w
-    features. SSL++ says no more of these than their number; AET [9], which it follows, has BatchNorm without scale and shift of each map
-    before the only layer of fc1, and none before fc2; behind hidden layers, which have no bias, are BatchNorm and ReLU (AET's FC2; fc3 is
-    RotNet's MultLayer). First weights, as in both: N(0, 2 / (k² · outputs)) of convolutions, N(0, 2 / outputs) of the others, biases 0.
+    conv: "three convolutional layers and a linear soft-max layer" on the average over the map (section V.A).
+    The convolutions are 3x3, 1x1 and 1x1, each with 192 channels, BatchNorm and ReLU, as in RotNet's
+    NIN_ConvBlock3.
+
+    fc1, fc2, fc3: one to three fully-connected layers on all C * h * w features. SSL++ states their number
+    alone. The rest follows AET [9]: fc1 has a BatchNorm without scale and shift before its layer, fc2 has
+    none. Hidden layers have no bias and are followed by BatchNorm and ReLU (AET's FC2; fc3 is RotNet's
+    MultLayer).
+
+    Initial weights are those of both papers: N(0, 2 / (k² · outputs)) for convolutions, N(0, 2 / outputs) for
+    fully-connected layers, and biases of 0.
     """
     channels, width = shape[0], prod(shape)
     if kind == "conv":

@@ -1,4 +1,4 @@
-"""Blocks of a backbone: which one is meant, and how large the maps of each are, found by trying."""
+"""Find a block of a backbone by its name, and measure the shapes of the blocks' outputs."""
 
 from collections.abc import Sequence
 
@@ -11,32 +11,50 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 def block_number(text: str, num_blocks: int, names: Sequence[str] = ()) -> int:
-    """ "final", "B1" … or one of `names`, such as fc7, as a number from 1. ValueError for what the backbone has not."""
+    """Return the number of a block, from 1.
+
+    Args:
+        text: "final" (the last block), "B1", "B2", … or one of `names`.
+        num_blocks: Number of blocks of the backbone.
+        names: The backbone's own names of its blocks, such as fc7, B1's first.
+
+    Raises:
+        ValueError: The backbone has no such block.
+    """
     if text == "final":
         return num_blocks
     if text in names:
         return names.index(text) + 1
     number = text[1:]
     if text[:1] not in ("B", "b") or not number.isdecimal() or not 1 <= int(number) <= num_blocks:
-        called = f", which are {', '.join(names)}" if names else ""
-        raise ValueError(f"--block {text}: this backbone has B1 to B{num_blocks}{called}; final is the last")
+        alternatives = f", which are {', '.join(names)}" if names else ""
+        raise ValueError(
+            f"--block {text}: this backbone has B1 to B{num_blocks}{alternatives}; final is the last"
+        )
     return int(number)
 
 
 @torch.no_grad()
 def block_shapes(backbone: Backbone, view: ViewSpec, num_blocks: int | None = None) -> list[tuple[int, ...]]:
-    """(channels, height, width) of the first `num_blocks` blocks, by default of all, tried on one black picture.
+    """Return (channels, height, width) of each block's output.
 
-    Modes and running statistics stay as they are. ValueError for pictures that are too small.
+    One black image is passed through the view and the blocks; modes and running statistics stay as they are.
+
+    Args:
+        backbone: The backbone.
+        view: The view of the images.
+        num_blocks: Number of blocks, from the first; None means all.
+
+    Raises:
+        ValueError: The images of the view are too small for the backbone.
     """
     device, side = next(backbone.parameters()).device, view.crop.size_px
     draws = view.draw(Keys(0, 0, np.zeros(1, np.int64)))
     on_device = [{name: torch.from_numpy(value).to(device) for name, value in draw.items()} for draw in draws]
-    picture = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
-    maps = view.apply(picture.contiguous(memory_format=torch.channels_last), on_device, torch.float32)
-    check_size(
-        min(maps.shape[2:]), backbone.min_px
-    )  # of what the network is shown: an op may enlarge the crop
+    image = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
+    maps = view.apply(image.contiguous(memory_format=torch.channels_last), on_device, torch.float32)
+    # The size after the ops is checked, because an op may enlarge the crop.
+    check_size(min(maps.shape[2:]), backbone.min_px)
     modes = [(module, module.training) for module in backbone.modules()]
     shapes = []
     for block in backbone.eval().blocks()[:num_blocks]:

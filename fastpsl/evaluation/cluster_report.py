@@ -1,4 +1,4 @@
-"""What pseudo-labels are worth, in one folder: result.json and pictures."""
+"""Report what pseudo-labels are worth: numbers in a result.json, and charts beside it."""
 
 import json
 import math
@@ -27,13 +27,23 @@ from fastpsl.tasks.pseudo_labels.scores import (
     many_to_one_accuracy,
 )
 
-# Of result.json where a file alone is looked at: no weights.
-_NO_CHECKPOINT = {"path": None, "sha256": None, "kind": "labels", "backbone": None, "run_step": None, "science": None, "input": None}  # fmt: skip
+# The "checkpoint" of result.json where the labels come from a file, without weights.
+_NO_CHECKPOINT = {
+    "path": None, "sha256": None, "kind": "labels", "backbone": None, "run_step": None, "science": None,
+    "input": None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Pseudo-labels in numbers. figures: `label_figures`. numbers: percent, of result.json. num_labelled: images with a true label."""
+    """The numbers of pseudo-labels.
+
+    Attributes:
+        labels: The pseudo-labels.
+        figures: The result of `label_figures`.
+        numbers: Percentages for result.json.
+        num_labelled: Number of images that have a true label.
+    """
 
     labels: Labels
     figures: Mapping[str, float | None]
@@ -42,7 +52,13 @@ class Measured:
 
 
 def measure(labels: Labels, true: np.ndarray, seed: int) -> Measured:
-    """true: integers [N], negative: none. seed: of the shuffled labels."""
+    """Compute the numbers of pseudo-labels.
+
+    Args:
+        labels: The pseudo-labels of N images.
+        true: True labels, integers [N]; negative for none.
+        seed: Seed of the shuffled labels, the baseline of NMI.
+    """
     num_labelled = int((true >= 0).sum())
     figures = label_figures(labels.labels, None, true, labels.num_classes, seed)
     numbers = {name: 100 * value for name in ("entropy_share", "biggest", "nmi_true", "nmi_true_shuffled")
@@ -51,94 +67,114 @@ def measure(labels: Labels, true: np.ndarray, seed: int) -> Measured:
         numbers["ari"] = 100 * ari(labels.labels, true)
         numbers["hungarian_accuracy"] = 100 * hungarian_accuracy(labels.labels, true)
         numbers["many_to_one_accuracy"] = 100 * many_to_one_accuracy(labels.labels, true)
-    own = labels.entropy[np.isfinite(labels.entropy)]
-    if len(own) and labels.num_classes > 1:
-        numbers["label_entropy_share"] = 100 * float(own.mean(dtype=float)) / math.log(labels.num_classes)
+    entropies = labels.entropy[np.isfinite(labels.entropy)]
+    if len(entropies) and labels.num_classes > 1:
+        numbers["label_entropy_share"] = (
+            100 * float(entropies.mean(dtype=float)) / math.log(labels.num_classes)
+        )
     return Measured(labels, figures, numbers, num_labelled)
 
 
 def report(
     run: Path, *, data: str | None, labels: Path | None, out: Path | None, seed: int, require_labels: bool
 ) -> list[str]:
-    """Measure and draw, and return lines for people. The arguments are those of `fastpsl clusters`; run: a run's folder, or a file of labels.
+    """Measure pseudo-labels, draw charts of them and return the lines to print.
 
-    ValueError where the run, its labels or its checkpoint are missing, the labels are other images', or there are no true labels and
-    `require_labels` is given.
+    `run` is a run's folder or a file of labels; all arguments are those of `fastpsl clusters`.
+
+    Raises:
+        ValueError: The run, its labels or its checkpoint are missing, the labels belong to other images, or
+            there are no true labels and `require_labels` is set.
     """
     started = time.monotonic()
-    path, source, out = _asked(run, data, labels, out)
+    path, source, out = _paths(run, data, labels, out)
     pretrained = load_pretrained(run) if run.is_dir() else None
     with closing(open_data(source)) as opened:
-        found, true = read_labels(path, opened), opened.labels()
+        pseudo_labels, true = read_labels(path, opened), opened.labels()
         if require_labels and not (true >= 0).any():
             raise ValueError(
                 f"--require-labels: {ABSENT} in {source}; give data that is written from a folder per class"
             )
-        measured = measure(found, true, seed)
-        entropies = class_entropies(found.labels, true, found.num_classes) if measured.num_labelled else None
-        sizes = np.bincount(found.labels, minlength=found.num_classes)
-        shown = shown_classes(sizes, entropies)
+        measured = measure(pseudo_labels, true, seed)
+        entropies = (
+            class_entropies(pseudo_labels.labels, true, pseudo_labels.num_classes)
+            if measured.num_labelled
+            else None
+        )
+        sizes = np.bincount(pseudo_labels.labels, minlength=pseudo_labels.num_classes)
+        chart_classes = shown_classes(sizes, entropies)
         record = _NO_CHECKPOINT if pretrained is None else pretrained.record
         with output_errors(out):
             out.mkdir(parents=True, exist_ok=True)
             draw_sizes(sizes, out / "sizes.png", run.resolve().name)
-            draw_contents(out / "contents.png", opened, found.labels, shown.tolist(), entropies, seed)
+            draw_contents(
+                out / "contents.png", opened, pseudo_labels.labels, chart_classes.tolist(), entropies, seed
+            )
             if pretrained is not None:
                 draw_filters(pretrained.backbone, out / "filters.png")
             settings = {
-                "labels": str(path), "made_by": found.made_by, "configuration": dict(found.configuration), "split": found.split,
-                "num_classes": found.num_classes, "non_empty": int((sizes > 0).sum()), "entropy_nats": measured.figures["entropy"],
-                "num_labelled": measured.num_labelled, "num_split": found.num_split, "nmi_average": "arithmetic", "seed": seed,
+                "labels": str(path), "made_by": pseudo_labels.made_by,
+                "configuration": dict(pseudo_labels.configuration), "split": pseudo_labels.split,
+                "num_classes": pseudo_labels.num_classes, "non_empty": int((sizes > 0).sum()),
+                "entropy_nats": measured.figures["entropy"], "num_labelled": measured.num_labelled,
+                "num_split": pseudo_labels.num_split, "nmi_average": "arithmetic", "seed": seed,
             }  # fmt: skip
             result = write_result(
-                out, recipe="clusters", protocol="clusters", numbers=measured.numbers, settings=settings, checkpoint=record,
-                data=data_record(opened, None), seconds=time.monotonic() - started, cut=bool(record.get("cut")),
+                out, recipe="clusters", protocol="clusters", numbers=measured.numbers, settings=settings,
+                checkpoint=record, data=data_record(opened, None), seconds=time.monotonic() - started,
+                cut=bool(record.get("cut")),
             )  # fmt: skip
     which = (
         "the lowest entropy of true labels"
         if measured.num_labelled
         else "the most images (without true labels the purest cannot be told)"
     )
-    drawn = "sizes.png, filters.png, contents.png" if pretrained is not None else "sizes.png, contents.png"
+    charts = "sizes.png, filters.png, contents.png" if pretrained is not None else "sizes.png, contents.png"
     return [
         *([f"weights: {pretrained}"] if pretrained is not None else []),
         *label_lines(path, measured),
-        f"pictures in {out}: {drawn} of the {len(shown)} classes with {which}",
+        f"pictures in {out}: {charts} of the {len(chart_classes)} classes with {which}",
         result_line(result),
     ]
 
 
 def label_lines(path: Path, measured: Measured) -> list[str]:
-    """Lines for people: what the labels in `path` are, a warning where they have collapsed, and how they compare with true ones."""
+    """Return lines that describe the labels in `path`, warn of a collapse and compare with true labels."""
     labels, figures, numbers = measured.labels, measured.figures, measured.numbers
     share, biggest, entropy = figures["entropy_share"], figures["biggest"], figures["entropy"]
     assert share is not None and biggest is not None and entropy is not None
     sizes = np.bincount(labels.labels, minlength=labels.num_classes)
-    told = (
-        f"labels {path} ({labels.made_by}): {len(labels.labels):,} images, {labels.num_classes:,} classes, {figures['non_empty']:,.0f} "
-        f"not empty, of {sizes[sizes > 0].min():,} to {sizes.max():,} images; the biggest has {100 * biggest:.2f} % of the images ({biggest * labels.num_classes:.1f} times its even share); "
+    description = (
+        f"labels {path} ({labels.made_by}): {len(labels.labels):,} images, {labels.num_classes:,} classes, "
+        f"{figures['non_empty']:,.0f} not empty, of {sizes[sizes > 0].min():,} to {sizes.max():,} images; "
+        f"the biggest has {100 * biggest:.2f} % of the images "
+        f"({biggest * labels.num_classes:.1f} times its even share); "
         f"entropy {entropy:.2f} nats, {100 * share:.1f} % of even classes'"
     )
     if labels.num_split:
-        told += (
-            f"; {labels.num_split:,} of them were empty and have halves of others: as the network made them, the labels are less even "
-            f"(epochs.jsonl)"
+        description += (
+            f"; {labels.num_split:,} of them were empty and have halves of others: "
+            "as the network made them, the labels are less even (epochs.jsonl)"
         )
-    warning, own = collapse_warning(figures, labels.num_classes), numbers.get("label_entropy_share")
-    lines = [told, *([warning] if warning else [])]
-    if own is not None:
-        known = labels.entropy[np.isfinite(labels.entropy)]
+    warning, entropy_percent = (
+        collapse_warning(figures, labels.num_classes),
+        numbers.get("label_entropy_share"),
+    )
+    lines = [description, *([warning] if warning else [])]
+    if entropy_percent is not None:
+        entropies = labels.entropy[np.isfinite(labels.entropy)]
         lines.append(
-            f"an image's own distribution over the classes has an entropy of {known.mean():.3f} nats on average, {own:.1f} % of an "
-            f"even one's (median {np.median(known):.3f}, 90 % of the images below {np.quantile(known, 0.9):.3f})"
+            f"an image's own distribution over the classes has an entropy of {entropies.mean():.3f} nats "
+            f"on average, {entropy_percent:.1f} % of an even one's (median {np.median(entropies):.3f}, "
+            f"90 % of the images below {np.quantile(entropies, 0.9):.3f})"
         )
     return [*lines, _numbers_line(numbers, measured.num_labelled, len(labels.labels))]
 
 
-def _asked(
+def _paths(
     run: Path, data: str | None, labels: Path | None, out: Path | None
 ) -> tuple[Path, str | Path, Path]:
-    """The file of labels, the data, and the folder to write to."""
+    """Return the file of labels, the data, and the folder to write to."""
     if run.is_file():
         if labels is not None:
             raise ValueError(f"--labels {labels}, and {run} is a file of labels itself: give one of them")
@@ -149,13 +185,14 @@ def _asked(
     path = labels if labels is not None else run / NAME
     if labels is None and not path.exists():
         raise ValueError(
-            f"{run} has no {NAME}: it made no pseudo-labels or has not come to its end; give another run, or --labels FILE"
+            f"{run} has no {NAME}: it made no pseudo-labels or has not come to its end; "
+            "give another run, or --labels FILE"
         )
     return path, data if data is not None else _data_of(run), out if out is not None else run / "clusters"
 
 
 def _data_of(run: Path) -> str | Path:
-    """What the run says that it learned from."""
+    """Return the data in the run's configuration."""
     path = run / "config.json"
     try:
         source = json.loads(path.read_text())["options"]["data"]
@@ -167,9 +204,10 @@ def _data_of(run: Path) -> str | Path:
 def _numbers_line(numbers: Mapping[str, float], num_labelled: int, num: int) -> str:
     if not num_labelled:
         return f"{ABSENT}: NMI, ARI and accuracies are left out (--require-labels stops instead)"
-    some = f"; {num_labelled:,} of {num:,} images have one" if num_labelled < num else ""
+    coverage = f"; {num_labelled:,} of {num:,} images have one" if num_labelled < num else ""
     return (
-        f"with the true labels: NMI {numbers['nmi_true']:.1f} % (the same labels shuffled: {numbers['nmi_true_shuffled']:.1f} %), "
+        f"with the true labels: NMI {numbers['nmi_true']:.1f} % "
+        f"(the same labels shuffled: {numbers['nmi_true_shuffled']:.1f} %), "
         f"ARI {numbers['ari']:.1f} %, Hungarian accuracy (one-to-one) {numbers['hungarian_accuracy']:.1f} %, "
-        f"many-to-one accuracy {numbers['many_to_one_accuracy']:.1f} %{some}"
+        f"many-to-one accuracy {numbers['many_to_one_accuracy']:.1f} %{coverage}"
     )

@@ -1,6 +1,8 @@
-"""The files of features: F.npy, whose row i is sample i; F.json, what they are; F-labels.npy, where there are labels.
+"""Read and write the files of features.
 
-Rows are written with pwrite, not through a memory map: a full disk is an error then, and not the end of the process.
+F.npy has sample i in row i, F.json describes it, and F-labels.npy has the labels, if there are any.
+Rows are written with pwrite and not through a memory map, because a full disk then raises an error instead of
+killing the process.
 """
 
 import contextlib
@@ -24,7 +26,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """F.npy and what F.json says of it: digest, shape, dtype, block, size_px, input, checkpoint, data, labels, bad, …"""
+    """A finished file of features.
+
+    Attributes:
+        path: F.npy.
+        record: Contents of F.json: digest, shape, dtype, block, size_px, input, checkpoint, data, labels, …
+    """
 
     path: Path
     record: dict[str, Any]
@@ -40,11 +47,18 @@ class FeatureFile:
         )
 
     def features(self) -> np.ndarray:
-        """[N, C] as a memory map; rows of samples that could not be decoded are NaN (record["bad"] lists them)."""
+        """Return the features [N, C] as a memory map.
+
+        The rows of samples that could not be decoded are NaN; record["bad"] lists them.
+        """
         return np.load(self.path, mmap_mode="r")  # type: ignore[no-any-return]  # numpy's own stub
 
     def labels(self) -> np.ndarray | None:
-        """int32 [N], -1 = none; None where no sample has one."""
+        """Return the labels, int32 [N] with -1 for none, or None if no sample has one.
+
+        Raises:
+            ValueError: The file of labels cannot be read.
+        """
         name = self.record["labels"]
         if name is None:
             return None
@@ -58,7 +72,7 @@ class FeatureFile:
 
 
 def read_features(path: Path) -> FeatureFile | None:
-    """The features at `path` (F.npy); None where they, or what they are, are not there whole."""
+    """Return the features at `path` (F.npy), or None if F.npy or F.json is missing or incomplete."""
     try:
         record = json.loads(record_path(path).read_text())
         shape = np.load(path, mmap_mode="r").shape
@@ -78,9 +92,20 @@ def labels_path(path: Path) -> Path:
 
 
 class PartialFeatures:
-    """The .npy file under its partial name, shared by all ranks, and how far it is whole (under the name of `progress`).
+    """A .npy file that all ranks write under a temporary name, with a note of the rows that are complete.
 
-    num_rows: rows from the first that stand in it. bad: samples that could not be decoded, of this rank alone until `save`.
+    Attributes:
+        num_rows: Number of complete rows, from the first.
+        bad: Indices of samples that could not be decoded; those of this rank alone until `save`.
+
+    Args:
+        path: The final name.
+        digest: Digest of `wanted`.
+        wanted: The description of the features, with their shape and dtype.
+        world: The ranks.
+
+    Raises:
+        ValueError: Another process is writing the file.
     """
 
     def __init__(self, path: Path, digest: str, wanted: dict[str, Any], world: World):
@@ -88,8 +113,8 @@ class PartialFeatures:
         self.partial, self.progress = partial_path(path), path.with_name(f".{path.name}.progress")
         self.dtype = np.dtype(wanted["dtype"]).newbyteorder("<")
         header = io.BytesIO()
-        described = {"descr": self.dtype.str, "fortran_order": False, "shape": tuple(wanted["shape"])}
-        np.lib.format.write_array_header_1_0(header, described)
+        npy_header = {"descr": self.dtype.str, "fortran_order": False, "shape": tuple(wanted["shape"])}
+        np.lib.format.write_array_header_1_0(header, npy_header)
         self._header = header.getvalue()
         self._num_rows, channels = wanted["shape"]
         self._row_bytes = channels * self.dtype.itemsize
@@ -102,12 +127,12 @@ class PartialFeatures:
                 self.fd = os.open(self.partial, os.O_RDWR | os.O_CLOEXEC)
 
     def _begin(self) -> None:
-        """Go on with the file that is there, if it is of the same features; else start anew."""
+        """Continue with an existing file of the same features, or else start a new one."""
         self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         busy = False
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Renamed by its writer between open and lock, it is no partial file any more.
+            # Its writer may have renamed it between open and lock: then it is no partial file any more.
             busy = not self.partial.exists() or not os.path.samestat(os.fstat(self.fd), os.stat(self.partial))
         except BlockingIOError:
             busy = True
@@ -119,35 +144,35 @@ class PartialFeatures:
             )
         size = len(self._header) + self._num_rows * self._row_bytes
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(self.progress.read_text())
-            if told["digest"] == self.digest and os.fstat(self.fd).st_size == size:
-                self.num_rows, self.bad = int(told["num_rows"]), set(told["bad"])
+            progress = json.loads(self.progress.read_text())
+            if progress["digest"] == self.digest and os.fstat(self.fd).st_size == size:
+                self.num_rows, self.bad = int(progress["num_rows"]), set(progress["bad"])
         if self.num_rows == 0:
             self.progress.unlink(missing_ok=True)
             os.ftruncate(self.fd, 0)
-            os.posix_fallocate(self.fd, 0, size)  # a disk that is too small says so now
+            os.posix_fallocate(self.fd, 0, size)  # so that a disk that is too small raises an error now
             write_all(self.fd, self._header, 0)
 
     def write(self, first_row: int, rows: np.ndarray) -> None:
-        """Rows [B, C] from `first_row` on; what is past the last row is padding."""
+        """Write rows [B, C] from `first_row` on; rows past the file's last one are padding and dropped."""
         rows = np.ascontiguousarray(rows[: max(0, self._num_rows - first_row)], self.dtype)
         offset = len(self._header) + first_row * self._row_bytes
         with output_errors(self.path):
             write_all(self.fd, rows.view(np.uint8).reshape(-1).data, offset)
 
     def save(self, num_rows: int) -> None:
-        """Note that rows up to `num_rows` are written, once they are on the disk; called by every rank at the same step."""
+        """Flush the file and note that `num_rows` rows are complete; all ranks call it at the same step."""
         with output_errors(self.path):
             os.fsync(self.fd)
         self.bad, self.num_rows = set[int]().union(*of_all_ranks(self.world, self.bad)), num_rows
         if self.world.rank == 0:
-            told = {"digest": self.digest, "num_rows": num_rows, "bad": sorted(self.bad)}
+            progress = {"digest": self.digest, "num_rows": num_rows, "bad": sorted(self.bad)}
             with output_errors(self.path):
-                write_atomically(self.progress, json.dumps(told).encode())
+                write_atomically(self.progress, json.dumps(progress).encode())
 
     def publish(self, record: dict[str, Any], labels: np.ndarray | None) -> None:
-        """The file whole under its name, and beside it what it is, and its labels (int [N]); by rank 0."""
-        # Never a record beside features that are not its own: without one, what is there counts as unknown.
+        """Give the file its final name, with record and labels (int [N]) beside it; on rank 0 alone."""
+        # The old record goes first, because features without a record count as unknown.
         record_path(self.path).unlink(missing_ok=True)
         if labels is not None:
             data = io.BytesIO()

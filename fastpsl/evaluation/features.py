@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: pooled outputs of a block, of every sample of a data set, in one .npy file; blocks share a pass."""
+"""Extract features of a frozen backbone: a block's pooled outputs of every sample, in one .npy file."""
 
 import contextlib
 import functools
@@ -47,12 +47,17 @@ SAVE_EVERY_S = 5.0
 
 @dataclass(frozen=True)
 class Extraction:
-    """What is to be extracted, and how a rank goes about it.
+    """The settings of an extraction of one block's features.
 
-    block: from 1. batch_size: samples of one rank's pass. precision: fp32, bf16 or fp16; dtype: of the file, float16 or
-    float32. whole: of the view, `views.center_view`. loader: further options of `pipelines.loader.Loader`, such as decoder and num_threads.
-    pool: what makes a block's map [C, h, w] smaller (`protocols.pooled`) before it is flattened, channel by channel, rows and columns
-    within; None: its average over all positions. squashed: of the view, `views.squashed_view` instead of the middle.
+    Attributes:
+        block: Number of the block, from 1.
+        batch_size: Samples per pass of one rank.
+        dtype: The file's, float16 or float32.
+        loader: Further options of `Loader`, such as decoder and num_threads.
+        pool: Pools a block's map [C, h, w], which is then flattened (`pooled`); None averages over all
+            positions.
+        whole: As in `center_view`.
+        squashed: Whether the view is `squashed_view` instead of `center_view`.
     """
 
     pretrained: Pretrained
@@ -78,7 +83,7 @@ class Extraction:
         dtype: str,
         pool: Pool | None = None,
     ) -> "Extraction":
-        """As an evaluation's options have it; block: as `block_number` has it. ValueError for a block, or a size, that is none."""
+        """Return the extraction that options describe; ValueError if the backbone lacks block or size."""
         backbone = pretrained.backbone
         number = block_number(block, backbone.num_blocks, backbone.block_names)
         if options.size_px < backbone.min_px:
@@ -103,7 +108,7 @@ class Extraction:
         dtype: str,
         pools: Sequence[Pool | None] = (),
     ) -> "list[Extraction]":
-        """`of` for each of `blocks`, and its pool where there are `pools`; ValueError where one is there twice, or none."""
+        """Return an extraction for each of `blocks`; ValueError if `blocks` is empty or repeats one."""
         pairs = zip(blocks, pools or (None,) * len(blocks), strict=True)
         works = [cls.of(options, pretrained, data, block, world, dtype, pool) for block, pool in pairs]
         if not works or len({(work.block, work.pool) for work in works}) < len(works):
@@ -112,7 +117,7 @@ class Extraction:
 
     @functools.cached_property
     def width(self) -> int:
-        """The number of features of a sample."""
+        """The number of features per sample."""
         backbone = self.pretrained.backbone
         if self.pool is None:
             return backbone.channels[self.block - 1]
@@ -125,12 +130,12 @@ class Extraction:
         return center_view(self.pretrained.input, self.size_px, self.whole)
 
     def of_maps(self, maps: Tensor) -> Tensor:
-        """The block's maps [B, C, h, w] as features, float32 [B, width]."""
+        """Return the features, float32 [B, width], of the block's maps [B, C, h, w]."""
         maps = maps.float()
         return maps.mean((2, 3)) if self.pool is None else pooled(maps, self.pool).flatten(1)
 
     def wanted(self) -> dict[str, Any]:
-        """What the file's values depend on. Decoders differ by less than a grey value, and count as the machine's."""
+        """Return what the file's values depend on. Decoders differ too little to count."""
         return {
             "format": FORMAT,
             "shape": [self.data.num_samples, self.width],
@@ -142,7 +147,7 @@ class Extraction:
             "backbone": self.pretrained.record["backbone"],
             "weights": self.pretrained.record["sha256"],
             "data": self.data.digest(),
-            # Only where it differs from what was there before it: files keep their digests.
+            # Only if they differ from the default, so that older files keep their digests.
             **({"whole": True} if self.whole else {}),
             **({"squashed": True} if self.squashed else {}),
             **({"pool": asdict(self.pool)} if self.pool else {}),
@@ -154,11 +159,11 @@ class Extraction:
     def to_file(
         self, out: Path, world: World, *, overwrite: bool = False, save_every_s: float = SAVE_EVERY_S
     ) -> FeatureFile:
-        """`extract` of this one."""
+        """Call `extract` for this extraction."""
         return extract([self], [out], world, overwrite=overwrite, save_every_s=save_every_s)[0]
 
     def publish(self, file: PartialFeatures, seconds: float) -> None:
-        """The file whole under its name, and beside it what it is; by rank 0."""
+        """Give the file its final name, with its record beside it; on rank 0 alone."""
         labels = self.data.labels()
         has_labels = bool((labels >= 0).any())
         record = self.wanted() | {
@@ -185,23 +190,25 @@ def extract(
     overwrite: bool = False,
     save_every_s: float = SAVE_EVERY_S,
 ) -> list[FeatureFile]:
-    """Write each extraction's features to its file, every rank its share, and return them; at once those that are there already.
+    """Write the features of each extraction to its file, with all ranks; existing files are kept.
 
-    The extractions may differ in block and pool: the pictures are decoded and go through the backbone once for all of them.
-    What an interrupted extraction of the same features left beside a file is gone on with: every `save_every_s` the rows that
-    all ranks have written are noted. ValueError where a file holds something else and `overwrite` is not given.
+    The extractions may differ in block and pool only: images pass through the decoder and the backbone once
+    for all. An interrupted extraction continues with the rows that were saved every `save_every_s` seconds.
+
+    Raises:
+        ValueError: A file holds other features and `overwrite` is not set.
     """
     first = works[0]
     assert all(replace(work, block=first.block, pool=first.pool) == first for work in works)
     assert first.dtype in STORED
     missing: dict[Path, Extraction] = {}
     for work, out in zip(works, outs, strict=True):
-        found = read_features(out)
-        if found is None or found.record["digest"] != work.digest():
+        file = read_features(out)
+        if file is None or file.record["digest"] != work.digest():
             if out.exists() and not overwrite:
                 raise ValueError(f"{out} exists and holds other features; give --overwrite, or another name")
             missing[out] = work
-    wait_for_all(world)  # every rank has looked before one writes
+    wait_for_all(world)  # because every rank must look at the files before one writes
     if missing:
         _write(missing, world, save_every_s)
         wait_for_all(world)
@@ -218,8 +225,8 @@ def _write(wanted: Mapping[Path, Extraction], world: World, save_every_s: float)
         ]
         loader = stack.enter_context(
             Loader(
-                first.data, [first.view], batch_size=first.batch_size, train=False, rank=world.rank, world=world.size,
-                device=world.device, **first.loader,
+                first.data, [first.view], batch_size=first.batch_size, train=False, rank=world.rank,
+                world=world.size, device=world.device, **first.loader,
             )
         )  # fmt: skip
         _fill(works, files, loader, world, save_every_s)
@@ -251,7 +258,7 @@ def _fill(
             for file, rows in zip(files, features, strict=True):
                 file.write(step * step_rows + world.rank * batch_size, rows)
                 file.bad.update(bad)
-            # Rank 0's clock decides; that all ranks come together here also says that they have written this step.
+            # Rank 0's clock decides. The sum also ensures that all ranks have written this step.
             due = torch.tensor(float(world.rank == 0 and time.monotonic() - saved >= save_every_s))
             if sum_over_ranks(world, due) > 0 or num_rows == num_samples:
                 for file in files:
@@ -264,11 +271,11 @@ def _fill(
 def _features(
     works: Sequence[Extraction], loader: Loader, first_step: int, device: torch.device
 ) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-    """Of each batch the features [B, width] of each work, of the file's dtype, and the indices of samples that were bad."""
+    """Yield, for each batch, the features [B, width] of each extraction and the indices of bad samples."""
     for fetched, indices, bad in one_behind(_launched(works, loader, first_step, device)):
         for sample in bad:
             print(f"skipped {' '.join(str(sample).split())}", file=sys.stderr, flush=True)
-        skipped = indices.values().numpy() < 0  # padding too, which is cut off in writing
+        skipped = indices.values().numpy() < 0  # including padding, which `PartialFeatures.write` drops
         stored = [
             _stored(each.values().numpy(), work, skipped) for each, work in zip(fetched, works, strict=True)
         ]
@@ -278,26 +285,26 @@ def _features(
 def _launched(
     works: Sequence[Extraction], loader: Loader, first_step: int, device: torch.device
 ) -> Iterator[tuple[list[Fetch], Fetch, list[BadSample]]]:
-    """Of each batch, on their way to the host: float32 [B, width] of each work and the samples' indices; and the samples that were bad."""
+    """Yield, for each batch, features [B, width] and indices on their way to the host, and bad samples."""
     first = works[0]
     blocks = first.pretrained.backbone.blocks()[: max(work.block for work in works)]
     trunk = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
     dtype = DTYPES[first.precision]
     for batch in loader.epoch(0, first_step):
         (maps,) = batch.inputs(loader.views, dtype)
-        found: dict[int, Tensor] = {}
+        features: dict[int, Tensor] = {}
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             for number, block in enumerate(trunk, start=1):
                 maps = block(maps)
                 for place, work in enumerate(works):
                     if work.block == number:
-                        # Before the next block, whose first operation may be in place; so it must be no view of the maps either.
-                        found[place] = work.of_maps(maps).clone()
-        yield [Fetch(found[place]) for place in range(len(works))], Fetch(batch.indices), batch.bad
+                        # A copy, because the next block's first operation may be in place.
+                        features[place] = work.of_maps(maps).clone()
+        yield [Fetch(features[place]) for place in range(len(works))], Fetch(batch.indices), batch.bad
 
 
 def _stored(features: np.ndarray, work: Extraction, skipped: np.ndarray) -> np.ndarray:
-    """Float32 [B, width] as the file's dtype, NaN where `skipped` (bool [B]). ValueError for what it cannot hold."""
+    """Return float32 [B, width] in the file's dtype, with NaN where `skipped`; ValueError if out of range."""
     with np.errstate(over="ignore"):
         values = features.astype(work.dtype)
     if not np.isfinite(values).all():
@@ -305,7 +312,8 @@ def _stored(features: np.ndarray, work: Extraction, skipped: np.ndarray) -> np.n
             "fastpsl features --dtype float32 can" if np.isfinite(features).all() else "look at the weights"
         )
         raise ValueError(
-            f"features of B{work.block} reach {np.abs(features).max():.3g}, which {work.dtype} cannot hold: {remedy}"
+            f"features of B{work.block} reach {np.abs(features).max():.3g}, which {work.dtype} cannot hold: "
+            f"{remedy}"
         )
     values[skipped] = np.nan
     return values

@@ -1,4 +1,4 @@
-"""Learning from the first few images of each class, in epochs that are as long as those of all images (sslpp.txt, Table VIII)."""
+"""Learn from the first images of each class, in epochs of all images' length (sslpp.txt, Table VIII)."""
 
 from dataclasses import dataclass, field
 
@@ -13,10 +13,16 @@ from fastpsl.tasks.classify import Classify
 
 @dataclass(kw_only=True)
 class FewLabels(Classify):
-    """The first `labels_per_class` images of each class, again and again: an epoch keeps its number of steps.
+    """A classification task that repeats the first images of each class; an epoch keeps its number of steps.
 
-    As RotNet's semi-supervised experiments on CIFAR-10, which SSL++ follows: their epochs of 50,000 images pass over the first K of each
-    class. There the whole epoch is shuffled; here every pass over them is (`repeated_order`). seed: of the orders.
+    RotNet's semi-supervised experiments on CIFAR-10, which SSL++ follows, do the same: an epoch of 50,000
+    images passes many times over the first K of each class. They shuffle the whole epoch; here each pass is
+    shuffled (`repeated_order`).
+
+    Attributes:
+        labels_per_class: Number of images of each class.
+        seed: Seed of the orders.
+        chosen: The images' indices in the data set, int64 [n].
     """
 
     has_own_order = True
@@ -40,9 +46,10 @@ class FewLabels(Classify):
 
 
 def repeated_order(chosen: np.ndarray, num: int, seed: int, epoch: int) -> np.ndarray:
-    """int64 [num]: pass after pass over `chosen` (dataset indices, int64 [n]), each shuffled anew; the last one may be cut short.
+    """Return an order, int64 [num]: passes over `chosen` (indices, int64 [n]), each shuffled anew.
 
-    A function of (seed, epoch). In every beginning of it, each image stands as often as any other, or once more.
+    The last pass may be cut short. The order is a function of (seed, epoch). In any prefix of it, the counts
+    of two images differ by at most one.
     """
     num_passes = -(-num // len(chosen))
     keys = sort_keys(seed, epoch, num_passes * len(chosen)).reshape(num_passes, len(chosen))

@@ -1,4 +1,4 @@
-"""The held-out scores of a run as its result."""
+"""Write the held-out scores of a run to its result.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +12,13 @@ from fastpsl.pipelines.data.subset import Subset
 
 
 def require_held_out(options: RunOptions) -> None:
-    """ValueError where there is nothing to score on."""
+    """Raise ValueError if there are no held-out images to score."""
     if options.data is not None and options.val is None:
         raise ValueError("an evaluation scores held-out images: give --val besides --data")
 
 
 def refuse_val(options: RunOptions) -> None:
-    """ValueError where held-out images are given to a protocol that finds them in --data."""
+    """Raise ValueError if --val is given to a protocol that scores a part of --data."""
     if options.val is not None:
         raise ValueError(
             f"--val {options.val}: the protocol says which part of --data is scored; leave it out"
@@ -26,15 +26,19 @@ def refuse_val(options: RunOptions) -> None:
 
 
 def overridden(values: Mapping[str, Any], epochs: int | None, lr: float | None) -> dict[str, Any]:
-    """A protocol's values with --epochs and --lr in the place of its own, where they were given. ValueError for none at all."""
+    """Return a protocol's `values`, with --epochs and --lr in their place where given.
+
+    Raises:
+        ValueError: `epochs` is below 1.
+    """
     if epochs is not None and epochs < 1:
         raise ValueError(f"--epochs {epochs}: it must be 1 or more")
-    asked = {"epochs": epochs, "lr": lr}
-    return dict(values) | {name: value for name, value in asked.items() if value is not None}
+    options = {"epochs": epochs, "lr": lr}
+    return dict(values) | {name: value for name, value in options.items() if value is not None}
 
 
 def scores(run: Run) -> dict[str, float]:
-    """Percent: the held-out top1… and top5… of the run's last stage."""
+    """Return the held-out top1… and top5… of the run's last stage, in percent."""
     held_out: Mapping[str, float] = run.position.summaries[-1]["held_out"]
     return {name: 100 * value for name, value in held_out.items() if name.startswith(("top1", "top5"))}
 
@@ -48,7 +52,10 @@ def write_held_out(
     constants: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
 ) -> Path:
-    """result.json of a finished run: its scores, options, views and `constants` of the protocol; `checkpoint` as in `Pretrained.record`."""
+    """Write result.json of a finished run: its scores, options, views and the protocol's constants.
+
+    `checkpoint` is the record of the weights, `Pretrained.record`.
+    """
     level = run.position.summaries[-1]["level"]
     views = {
         "train_view": task.views(level),
@@ -69,11 +76,12 @@ def write_run(
     settings: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
 ) -> Path:
-    """result.json of a finished run: `numbers`, and beside its options, data, seconds and whether it was cut, `settings` and
-    `checkpoint` as in `result.write_result`.
+    """Write result.json of a finished run: the arguments, and its options, data, seconds and cut.
+
+    `numbers` are in percent, and `checkpoint` is the record of the weights, `Pretrained.record`.
     """
     summaries = run.position.summaries
-    # Whoever compares results needs to know the data that a part was taken of.
+    # Results on parts of data can be compared only if the whole data is known, too.
     whole = {"whole_train": run.data.train.data.digest()} if isinstance(run.data.train, Subset) else {}
     return write_result(
         run.folder,

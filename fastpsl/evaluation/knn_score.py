@@ -1,4 +1,4 @@
-"""The kNN scores of held-out features, all ranks together: what recipes/knn.py reports."""
+"""Score held-out features by their nearest neighbours, on all ranks together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,14 @@ NUM_SHOWN = 8
 
 @dataclass(frozen=True)
 class Scores:
-    """correct: of the `num` held-out samples that could be decoded, by the names of `count_correct`.
+    """The kNN scores of one block.
 
-    queries: int64, samples of the held-out data whose neighbours this rank has found: every world-size-th.
+    Attributes:
+        correct: Number of correct samples per score, with the names of `count_correct`.
+        num: Number of held-out samples that could be decoded.
+        num_bank: Number of training samples that could be decoded.
+        queries: The held-out samples of this rank, int64: every world-size-th one.
+        neighbours: The neighbours of `queries`.
     """
 
     correct: dict[str, int]
@@ -30,7 +35,7 @@ class Scores:
     neighbours: Neighbours
 
     def numbers(self, vote: str) -> dict[str, float]:
-        """Percent, of the votes asked for: weighted, majority or both."""
+        """Return the scores in percent of one vote, weighted or majority, or of both."""
         return {
             name: 100 * count / self.num
             for name, count in self.correct.items()
@@ -38,7 +43,7 @@ class Scores:
         }
 
     def shown(self, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A few queries of this rank chosen by `seed`, their neighbours and the similarities of those."""
+        """Return a few of this rank's queries, drawn by `seed`, their neighbours' rows and similarities."""
         chosen = np.random.default_rng((seed, len(self.queries))).permutation(len(self.queries))[:NUM_SHOWN]
         rows, similarities = self.neighbours.rows, self.neighbours.similarities
         return (
@@ -49,7 +54,10 @@ class Scores:
 
 
 def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, backbone: str) -> list[str]:
-    """For people, a table a vote: a line for each of `blocks`, a column for each k, and the means that sslpp.txt's Tables V and VI have."""
+    """Return tables of the scores of each block: a table per vote, a line per block, a column per k.
+
+    Several lines or columns also get their mean, as in sslpp.txt, Tables V and VI.
+    """
     first = scores[0]
     lines = [
         f"{first.num:,} held-out images, neighbours of {first.num_bank:,}; {', '.join(blocks)} of {backbone}"
@@ -76,33 +84,42 @@ def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, back
 
 
 def require_neighbours(train: Dataset, val: Dataset, ks: Sequence[int]) -> None:
-    """ValueError where these data cannot be scored so."""
+    """Raise ValueError if the data have no labels, different classes or fewer images than the largest k."""
     for data in (train, val):
         require_labels(data, "kNN")
     require_same_classes(train, val)
     if max(ks) > train.num_samples:
         raise ValueError(
-            f"--k {max(ks)}: the training data has {train.num_samples:,} images to be neighbours; give a smaller k"
+            f"--k {max(ks)}: the training data has {train.num_samples:,} images to be neighbours; "
+            "give a smaller k"
         )
 
 
 def score(
     train: FeatureFile, val: FeatureFile, ks: Sequence[int], temperature: float, world: World
 ) -> Scores:
-    """The held-out samples of `val` by their neighbours in `train`; the ranks share them, each goes through the whole bank."""
+    """Score the held-out samples of `val` by their neighbours in `train`.
+
+    The samples are divided among the ranks; each rank searches the whole of `train`.
+
+    Raises:
+        ValueError: The largest k exceeds the number of training samples that could be decoded.
+    """
     labels, truth = train.labels(), val.labels()
     assert labels is not None and truth is not None
     num_bank = len(labels) - len(train.record["bad"])
     if max(ks) > num_bank:
         raise ValueError(f"--k {max(ks)}: {num_bank:,} training images could be decoded; give a smaller k")
     good = np.setdiff1d(np.arange(len(truth)), val.record["bad"])
-    mine = good[world.rank :: world.size]
-    # More than the largest k where the picture shows more.
+    queries = good[world.rank :: world.size]
+    # The chart may show more neighbours than the largest k.
     k = min(max(*ks, NUM_NEIGHBOURS), num_bank)
-    found = find_neighbours(val.features()[mine], train.features(), k, world.device)
+    neighbours = find_neighbours(val.features()[queries], train.features(), k, world.device)
     num_classes = int(max(labels.max(), truth.max())) + 1
-    own, of_bank = (torch.from_numpy(values.astype(np.int64)) for values in (truth[mine], labels))
-    counts = count_correct(found, of_bank, own, num_classes, sorted(set(ks)), temperature)
+    query_labels, bank_labels = (
+        torch.from_numpy(values.astype(np.int64)) for values in (truth[queries], labels)
+    )
+    counts = count_correct(neighbours, bank_labels, query_labels, num_classes, sorted(set(ks)), temperature)
     sums = torch.tensor(list(counts.values()), device=world.device)
     correct = sum_over_ranks(world, sums).tolist()
-    return Scores(dict(zip(counts, correct, strict=True)), len(good), num_bank, mine, found)
+    return Scores(dict(zip(counts, correct, strict=True)), len(good), num_bank, queries, neighbours)

@@ -1,4 +1,4 @@
-"""Linear probes: classifiers on frozen blocks, all of them in one pass (psl.txt, section 4.2; uic.txt, section 4.3)."""
+"""Train linear probes: classifiers on frozen blocks, in one pass (psl.txt, section 4.2; uic.txt, 4.3)."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.evaluation.probes import Probes
-from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled, pooled_width
+from fastpsl.evaluation.protocols import WHOLE, Pool, pooled, pooled_width
 from fastpsl.tasks.classify import linear
 
 FINAL = "final"
@@ -19,13 +19,13 @@ FINAL = "final"
 
 @dataclass(kw_only=True)
 class LinearProbes(Probes):
-    """A classifier on each block of a frozen backbone, and one on the last block's average ("final").
+    """A task that trains linear classifiers on the blocks of a frozen backbone (see `LinearProtocol`).
 
-    pools, batchnorm, head_std: see `protocols.LinearProtocol`.
+    One more classifier reads the average of the last block ("final").
     """
 
-    pools: tuple[Pool, ...] = PROTOCOLS["vissl"].pools
-    batchnorm: Literal["affine", "plain"] | None = "affine"
+    pools: tuple[Pool, ...]
+    batchnorm: Literal["affine", "plain"] | None
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
@@ -33,24 +33,32 @@ class LinearProbes(Probes):
 
 
 class ProbeHead(nn.Module):
-    """Features of B1, B2, … to {"B1": logits [B, num_classes], …, "final": logits}, in float32 whatever autocast does.
+    """A module of the linear classifiers of all blocks; it computes in float32, even under autocast.
 
-    shapes: (channels, height, width) of each block. `widths`: the number of features of each classifier. Blocks after those of
-    `pools`, such as AlexNet's fully-connected ones, are averaged over their maps.
+    Blocks after those of `pools`, such as AlexNet's fully-connected ones, are averaged over their maps.
+    `widths` has the number of features of each classifier.
+
+    Args:
+        shapes: (channels, height, width) of each block.
+        num_classes: Number of logits of each classifier.
+        pools: As in `LinearProtocol`; more pools than blocks are a ValueError.
+        batchnorm: As in `LinearProtocol`.
+        std: `head_std` of `LinearProtocol`.
     """
 
     def __init__(
         self,
         shapes: Sequence[Sequence[int]],
         num_classes: int,
-        pools: Sequence[Pool] = PROTOCOLS["vissl"].pools,
-        batchnorm: Literal["affine", "plain"] | None = "affine",
+        pools: Sequence[Pool],
+        batchnorm: Literal["affine", "plain"] | None,
         std: float | None = None,
     ):
         super().__init__()
         if len(shapes) < len(pools):
             raise ValueError(
-                f"a backbone of {len(shapes)} blocks: this protocol has pools for B1 to B{len(pools)}; give --protocol moco"
+                f"a backbone of {len(shapes)} blocks: this protocol has pools for B1 to B{len(pools)}; "
+                "give --protocol moco"
             )
         parts = [
             (f"B{i + 1}", shape, pools[i] if i < len(pools) else WHOLE) for i, shape in enumerate(shapes)
@@ -69,7 +77,11 @@ class ProbeHead(nn.Module):
 
     @override
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Features of all blocks, B1 first."""
+        """Return the logits [B, num_classes] of each classifier: "B1", "B2", … and "final".
+
+        Args:
+            features: Maps [B, C, h, w] of all blocks, B1 first.
+        """
         outputs = {}
         with torch.autocast(features[0].device.type, enabled=False):
             for i, (name, classifier) in enumerate(self.classifiers.items()):
@@ -79,8 +91,13 @@ class ProbeHead(nn.Module):
 
 
 def best_block_lines(numbers: Mapping[str, float]) -> list[str]:
-    """For people: which of top1_B1, top1_B2, … (percent) is highest, as papers report it of other data (psl.txt, Table 9); none where blocks
-    are not scored. "final" is no block of its own."""
+    """Return a line that names the block with the highest score, or no line where blocks are not scored.
+
+    Papers report this score for other data than ImageNet (psl.txt, Table 9). "final" counts as no block.
+
+    Args:
+        numbers: Scores in percent, such as top1_B1.
+    """
     scores = {name[5:]: value for name, value in numbers.items() if name.startswith("top1_B")}
     if not scores:
         return []
@@ -91,8 +108,8 @@ def best_block_lines(numbers: Mapping[str, float]) -> list[str]:
 def probe_sgd(
     named_parameters: Iterable[tuple[str, nn.Parameter]], momentum: float, weight_decay: float, nesterov: bool
 ) -> torch.optim.SGD:
-    """SGD as VISSL's probes have it: weights and biases of the classifiers decay, BatchNorm's do not."""
-    # `sgd` leaves undecayed what is called a bias.
+    """Build VISSL's SGD for probes: it decays weights and biases of the classifiers, but not BatchNorm's."""
+    # `sgd` does not decay parameters with the name of a bias.
     return sgd(
         (("bias" if ".norm." in name else "weight", parameter) for name, parameter in named_parameters),
         momentum=momentum,

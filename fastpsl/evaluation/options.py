@@ -1,4 +1,4 @@
-"""Options that every evaluation shares: whose weights, what they expect to see, how large the pictures are."""
+"""Define the options that all evaluations share: the weights, their input, the size of the images."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,30 +16,55 @@ from fastpsl.pipelines.input_record import Input
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(RunOptions):
-    """Which weights they are is science by their digest (Pretrained.science); the options that find them may change."""
+    """The options that all evaluations share.
+
+    Those that name the weights are no science, because `Pretrained.science` identifies the weights by a
+    digest.
+    """
 
     sample_backbone: ClassVar[str] = "resnet18"
 
-    checkpoint: Path | None = field(default=None, metadata=MACHINE)
-    """A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or others' weights (docs/weights.md)."""
-    random_weights: bool = field(default=False, metadata=MACHINE)
-    """Random weights, of --seed, instead of a --checkpoint: what the features are worth before any learning."""
+    checkpoint: Annotated[
+        Path | None,
+        arg(
+            help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, "
+            "or others' weights (docs/weights.md)."
+        ),
+    ] = field(default=None, metadata=MACHINE)
+    random_weights: Annotated[
+        bool,
+        arg(
+            help="Random weights, of --seed, instead of a --checkpoint: "
+            "what the features are worth before any learning."
+        ),
+    ] = field(default=False, metadata=MACHINE)
     backbone: Annotated[
         str | None,
         arg(
-            help=f"{ANY_BACKBONE}:\nfor others' and for random weights; fastpsl's checkpoints say it themselves."
+            help=f"{ANY_BACKBONE}:\n"
+            "for others' and for random weights; fastpsl's checkpoints say it themselves."
         ),
     ] = field(default=None, metadata=MACHINE)
-    input_channels: Literal["RGB", "L", "Sobel", "SobelXY"] | None = field(default=None, metadata=MACHINE)
-    """What others' weights were trained on: RGB, L (lightness alone), Sobel or SobelXY (docs/weights.md)."""
+    input_channels: Annotated[
+        Literal["RGB", "L", "Sobel", "SobelXY"] | None,
+        arg(
+            help="What others' weights were trained on: "
+            "RGB, L (lightness alone), Sobel or SobelXY (docs/weights.md)."
+        ),
+    ] = field(default=None, metadata=MACHINE)
     input_mean: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
     """Mean that was taken off, a value a channel, of pixels in [0, 1]."""
     input_std: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
     """Standard deviation that was divided by, likewise."""
     size_px: int = 224
     """Side of the evaluation's pictures, whatever the size in pre-training."""
-    whole: bool = False
-    """Show a picture's whole middle square, and not the 224/256 of it that are usual: for small pictures, such as CIFAR's."""
+    whole: Annotated[
+        bool,
+        arg(
+            help="Show a picture's whole middle square, and not the 224/256 of it that are usual: "
+            "for small pictures, such as CIFAR's."
+        ),
+    ] = False
 
     @override
     def __post_init__(self) -> None:
@@ -55,28 +80,37 @@ class EvaluationOptions(RunOptions):
         return replace(self, random_weights=True, backbone=self.backbone or self.sample_backbone)
 
     def pretrained(self) -> Pretrained:
-        """The weights that were asked for; rank 0 says which they are, and whether their training was cut short. ValueError for neither or both, or where they cannot be read."""
+        """Return the weights that the options name; rank 0 prints which they are.
+
+        Raises:
+            ValueError: Neither or both of --checkpoint and --random-weights are given, or the weights cannot
+                be read.
+        """
         if self.random_weights == (self.checkpoint is not None):
             raise ValueError("give either --checkpoint PATH or --random-weights")
         if self.checkpoint is not None:
-            found = load_pretrained(self.checkpoint, self.backbone, self.told_input())
+            weights = load_pretrained(self.checkpoint, self.backbone, self.told_input())
         elif self.backbone is None:
             raise ValueError("--random-weights needs --backbone")
         else:
-            found = random_weights(self.backbone, self.seed, self.told_input())
+            weights = random_weights(self.backbone, self.seed, self.told_input())
         if own_rank() == 0:
-            print(f"weights: {found}", flush=True)
-        return found
+            print(f"weights: {weights}", flush=True)
+        return weights
 
     def told_input(self) -> Input | None:
-        """The input record of the --input flags; None without them."""
+        """Return the input record of the --input options, or None without them."""
         return told_input(self.input_channels, self.input_mean, self.input_std, self.size_px)
 
 
 def told_input(
     channels: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, size_px: int
 ) -> Input | None:
-    """The input record of --input-channels, --input-mean and --input-std; ValueError where only some are given."""
+    """Return the input record of --input-channels, --input-mean and --input-std, or None without them.
+
+    Raises:
+        ValueError: Only some of them are given.
+    """
     if channels is None and mean is None and std is None:
         return None
     if channels is None or mean is None or std is None:

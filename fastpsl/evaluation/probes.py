@@ -1,4 +1,4 @@
-"""Classifiers on blocks of a frozen backbone, all of them in one pass: what linear probes and block probes share."""
+"""Train classifiers on a frozen backbone's blocks in one pass: the base of linear and block probes."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,15 @@ from fastpsl.tasks.classify import Classify, masked_cross_entropy, top_right
 
 @dataclass(kw_only=True)
 class Probes(Classify):
-    """Independent classifiers, each of a block; every one's loss counts once in the sum, so that each learns as if it were alone.
+    """A task that trains independent classifiers on blocks of a frozen backbone.
 
-    `head`, which a subclass has, makes a module that takes the features of all blocks that run, B1 first, and gives {name: logits
-    [B, num_classes]} in float32. backbone: that of the job. more_crops: held-out views besides `held_out_view`, whose softmaxes are
-    averaged with its own.
+    The loss is the sum of the classifiers' losses, so each learns as if it were alone. A subclass defines
+    `head`, which makes a module from the features of all blocks, B1 first, to {name: logits [B, num_classes]}
+    in float32.
+
+    Attributes:
+        backbone: The backbone of the run.
+        more_crops: Held-out views besides `held_out_view`; the softmaxes of all views are averaged.
     """
 
     backbone: Backbone
@@ -33,16 +37,18 @@ class Probes(Classify):
         return (self.held_out_view, *self.more_crops)
 
     def block_shapes(self) -> list[tuple[int, ...]]:
-        """(channels, height, width) of every block, in held-out pictures."""
+        """Return (channels, height, width) of every block in held-out images."""
         return block_shapes(self.backbone, self.held_out_view)
 
     @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Sum of all classifiers' cross-entropies. While training, top1 of the last one alone; held out, top1 and top5 of each.
+        """Return the sum of all classifiers' cross-entropies, and the metrics.
 
-        Held out, several crops of a picture are one answer, the mean of their softmaxes, as DeepCluster has it; UIC does not say.
+        The metrics are top1 of the last classifier in training, and top1 and top5 of each on held-out images.
+        Several held-out crops of an image are scored by the mean of their softmaxes, as in DeepCluster; UIC
+        does not say.
         """
         valid = (batch.indices >= 0).float()
         num, total = valid.sum(), torch.zeros((), device=valid.device)
@@ -54,13 +60,17 @@ class Probes(Classify):
             total = total + masked_cross_entropy(logits, batch.labels, valid)
             if name == last or not head.training:
                 metrics |= top_right(logits, batch.labels, valid, f"_{name}")
-        if head.training:  # the screen has a line for few numbers
+        if head.training:  # because the progress line has room for few numbers
             metrics = {name: value for name, value in metrics.items() if name.startswith("top1")}
         return total, {"loss": (total.detach() * num, num)} | metrics
 
 
 def log_mean_softmax(logits: Sequence[Tensor]) -> Tensor:
-    """Logits [B, classes] of each crop to logits [B, classes] of all: of the mean of their softmaxes; of one crop its own."""
+    """Return the log of the mean of the crops' softmaxes, [B, classes]; for one crop, its logits themselves.
+
+    Args:
+        logits: Logits [B, classes] of each crop.
+    """
     if len(logits) == 1:
         return logits[0]
     return torch.stack([crop.log_softmax(1) for crop in logits]).logsumexp(0) - math.log(len(logits))

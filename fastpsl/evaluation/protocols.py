@@ -1,4 +1,4 @@
-"""Protocols of linear probes: each with the pools, views and schedule that were published, as data."""
+"""Define the published protocols of linear probes: pools, views and schedules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +13,13 @@ from fastpsl.engine.optim.schedules import Schedule, inverse_root, step_drops
 
 @dataclass(frozen=True)
 class Pool:
-    """Makes a map grid x grid; a grid of None leaves it as it is.
+    """A pool that reduces a map to grid x grid.
 
-    window: the published pool (side, kernel, stride, padding), for maps of that side alone; a side of None: for every map that the
-    kernel fits into.
+    Attributes:
+        grid: Side of the result; None leaves the map as it is.
+        kind: "average" or "max".
+        window: The published pool (side, kernel, stride, padding), applied to maps of that side only; a side
+            of None applies it to every map that the kernel fits into.
     """
 
     grid: int | None
@@ -24,42 +27,49 @@ class Pool:
     window: tuple[int | None, int, int, int] | None = None
 
 
-# Of the average over a whole map, and of blocks that a protocol has no pool for: fully-connected ones.
+# The average over the whole map; it also serves blocks without a pool in the protocol (fully-connected ones).
 WHOLE = Pool(1)
 
 
 def pooled(features: Tensor, pool: Pool) -> Tensor:
-    """Features [B, C, h, w] to [B, C, grid, grid].
+    """Return features [B, C, h, w] pooled to [B, C, grid, grid].
 
-    By the pool's window where the map is as large as that asks, which it is in pictures of 224 px. In other sizes, which the protocols
-    do not have, adaptively to the same grid, and left as they are where the map is smaller than that.
+    The pool's window is used where the map has its side, as in images of 224 px. Maps of other sizes, which
+    the protocols do not have, are pooled adaptively to the same grid; a side shorter than the grid stays as
+    it is.
     """
     if pool.window is not None:
         side, kernel, stride, padding = pool.window
         if features.shape[-2:] == (side, side) or (side is None and kernel <= min(features.shape[-2:])):
             by_windows = F.max_pool2d if pool.kind == "max" else F.avg_pool2d
-            made: Tensor = by_windows(features, kernel, stride, padding)
-            return made
+            output: Tensor = by_windows(features, kernel, stride, padding)
+            return output
     if pool.grid is None:
         return features
     adaptive = F.adaptive_max_pool2d if pool.kind == "max" else F.adaptive_avg_pool2d
-    made = adaptive(features, min(pool.grid, *features.shape[-2:]))
-    return made
+    output = adaptive(features, min(pool.grid, *features.shape[-2:]))
+    return output
 
 
 def pooled_width(shape: Sequence[int], pool: Pool) -> int:
-    """The number of values that `pooled` makes of a map (channels, height, width)."""
+    """Return the number of values that `pooled` makes of a map of this shape (channels, height, width)."""
     return pooled(torch.zeros(1, *shape), pool).numel()
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProtocol:
-    """pools: of B1, B2, …; without any the final features alone are probed.
+    """The published values of a linear probe.
 
-    batchnorm: BatchNorm2d between pool and classifier, with scale and shift ("affine") or without ("plain"). head_std: initial weights
-    are N(0, head_std) and biases 0; None is torch's initialisation. train_crop: "random_resized", or where the shorter side's crop is
-    (`kernels.crops.ShorterSideCrop`). num_crops: 1, the middle, or 10, whose softmaxes are averaged. lr: for a batch of `lr_batch`.
-    intervals: after each the rate is multiplied by `factor`; without any it falls as DeepCluster's does, `schedules.inverse_root`.
+    Attributes:
+        pools: Pools of B1, B2, …; if empty, only the final features are probed.
+        batchnorm: BatchNorm2d between pool and classifier, with scale and shift ("affine") or without
+            ("plain").
+        head_std: Initial weights are N(0, head_std²) and biases 0; None means torch's initialisation.
+        train_crop: "random_resized", or the position of a `kernels.crops.ShorterSideCrop`.
+        num_crops: Held-out crops, whose softmaxes are averaged: 1 (the middle) or 10.
+        lr: First learning rate for a batch of `lr_batch`.
+        intervals: Epochs between drops of the rate by `factor`; if empty, it falls as DeepCluster's
+            (`schedules.inverse_root`).
     """
 
     pools: tuple[Pool, ...]
@@ -77,7 +87,11 @@ class LinearProtocol:
     weight_decay: float = 0.0
 
     def schedule(self, batch_size: int) -> Schedule:
-        """Rates for this batch, in proportion to it. ValueError for rates of 0 and less."""
+        """Return the schedule for this batch; rates are proportional to its size.
+
+        Raises:
+            ValueError: A rate is 0 or less.
+        """
         lr = self.lr * batch_size / self.lr_batch
         if self.intervals:
             return step_drops(lr, self.intervals, self.factor)
@@ -95,29 +109,32 @@ _VISSL = LinearProtocol(
 )  # fmt: skip
 PROTOCOLS: dict[str, LinearProtocol] = {
     "vissl": _VISSL,
-    # VISSL's for other data, else as for ImageNet. MMSelfSup trains 28 epochs on Places205: `--epochs 28`.
+    # VISSL's schedules for other data. MMSelfSup trains 28 epochs on Places205: `--epochs 28`.
     "vissl_places205": replace(_VISSL, epochs=14, intervals=(4, 4, 4, 2)),
     "vissl_inat18": replace(_VISSL, epochs=84, intervals=(24, 24, 24, 12)),
     # MoCo, main_lincls.
     "moco": LinearProtocol(
         pools=(), head_std=0.01, train_crop="random_resized", epochs=100, lr=30.0, intervals=(60, 20, 20),
     ),
-    # UIC, section 4.3: "max-pooling to separately reduce the activation dimensions to 9600, 9216, 9600, 9600 and 9216". Silent, and
-    # our choice: where the max-pool's windows lie (adaptive), momentum, the batch, no BatchNorm, how ten crops become one answer.
+    # UIC, section 4.3: "max-pooling to separately reduce the activation dimensions to 9600, 9216, 9600, 9600
+    # and 9216". The paper does not state the max-pool's windows (here adaptive), the momentum, the batch, a
+    # BatchNorm (here none) and how ten crops are combined.
     "uic": LinearProtocol(
         pools=tuple(Pool(grid, "max") for grid in (10, 6, 5, 5, 6)), train_crop="random", num_crops=10,
         epochs=32, lr=0.1, intervals=(10, 10, 10, 2),
     ),
-    # RotNet, ImageNet_LinearClassifiers_ImageNet_RotNet_AlexNet_Features. Its table of rates begins with 0.01, though it says 0.1;
-    # its initial weights have a variance of 2 / classes, of which ImageNet has 1000.
+    # RotNet, ImageNet_LinearClassifiers_ImageNet_RotNet_AlexNet_Features. Its table of rates begins with
+    # 0.01, though it states 0.1. Its initial weights have a variance of 2 / classes; ImageNet has 1000.
     "rotnet": LinearProtocol(
-        pools=tuple(Pool(grid, "max") for grid in (12, 7, 5, 6, 6)), batchnorm="plain", head_std=(2 / 1000) ** 0.5,
-        train_crop="random", epochs=35, lr=0.01, lr_batch=192, intervals=(5, 10, 10, 10), factor=0.2,
-        nesterov=True, weight_decay=5e-4,
+        pools=tuple(Pool(grid, "max") for grid in (12, 7, 5, 6, 6)), batchnorm="plain",
+        head_std=(2 / 1000) ** 0.5, train_crop="random", epochs=35, lr=0.01, lr_batch=192,
+        intervals=(5, 10, 10, 10), factor=0.2, nesterov=True, weight_decay=5e-4,
     ),
-    # SSL++, section V.A and Tables I, II and VII: "adaptive max pooling" to "about 9,000 elements" of conv1 to conv5, and fc7, which is B7.
-    # Silent, and our choice: RotNet's grids, which give alexnet_rotnet so many, its BatchNorm, Nesterov and crops ("following" it);
-    # first weights are torch's, as RotNet's variance of 2 / classes would be 100 times as large for STL-10's ten as for ImageNet's.
+    # SSL++, section V.A and Tables I, II and VII: "adaptive max pooling" to "about 9,000 elements" of conv1
+    # to conv5, and fc7, which is B7. The paper does not state the rest. Here: RotNet's grids, which give
+    # alexnet_rotnet about 9,000 elements, and its BatchNorm, Nesterov and crops ("following" it). Initial
+    # weights are torch's, because RotNet's variance of 2 / classes would be 100 times as large for STL-10's
+    # ten classes as for ImageNet's.
     "sslpp": LinearProtocol(
         pools=tuple(Pool(grid, "max") for grid in (12, 7, 5, 6, 6)), batchnorm="plain", train_crop="random",
         epochs=200, lr=0.1, lr_batch=64, intervals=(100, 50, 50), nesterov=True, weight_decay=5e-4,

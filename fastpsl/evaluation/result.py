@@ -1,4 +1,4 @@
-"""result.json: what an evaluation found, and all that is needed to do it again; `fastpsl table` reads it."""
+"""Read and write result.json: the numbers of an evaluation and what is needed to repeat it."""
 
 import json
 from collections.abc import Mapping
@@ -28,10 +28,17 @@ def write_result(
 ) -> Path:
     """Write folder/result.json and return its path.
 
-    protocol: its name, such as "linear/vissl". numbers: percent, such as top1_B4. settings: every option and constant of the
-    protocol, as plain values. checkpoint: path, sha256, kind, backbone, run_step, and the science of the run that trained it (None
-    for others' weights). data: train and val digests, num_train, num_val. cut: whether `--max-steps-per-stage` cut this
-    evaluation, or the training of its checkpoint, short; such numbers say nothing.
+    Args:
+        folder: An existing folder.
+        recipe: Name of the recipe or command.
+        protocol: Name of the protocol, such as "linear/vissl".
+        numbers: Results in percent, such as top1_B4.
+        settings: Every option and constant of the protocol, as plain values.
+        checkpoint: `Pretrained.record`; its science is None for weights from elsewhere.
+        data: The result of `data_record`.
+        seconds: Duration.
+        cut: Whether `--max-steps-per-stage` cut this evaluation or the training of its checkpoint short; such
+            numbers mean nothing.
     """
     record = {
         "format": FORMAT,
@@ -53,7 +60,7 @@ def write_result(
 
 
 def data_record(train: Dataset, val: Dataset | None) -> dict[str, Any]:
-    """Which data was learned from and scored on: the "data" of result.json."""
+    """Return the "data" of result.json: digests and sizes of the training and held-out data."""
     return {
         "train": train.digest(),
         "val": val.digest() if val is not None else None,
@@ -63,7 +70,11 @@ def data_record(train: Dataset, val: Dataset | None) -> dict[str, Any]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The record of a result.json. ValueError where it is none."""
+    """Return the record of a result.json.
+
+    Raises:
+        ValueError: The file cannot be read, or is no result of this format.
+    """
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -74,7 +85,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def result_line(path: Path) -> str:
-    """What a script says at its end of the result that it wrote."""
+    """Return the line that names a result, with a warning if it was cut short."""
     cut = read_result(path)["cut"]
     return f"result {path}" + (
         ", of a training or an evaluation that was cut short: it says nothing" if cut else ""

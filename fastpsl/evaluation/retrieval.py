@@ -1,6 +1,7 @@
-"""Retrieval: the pictures of a gallery that are nearest to a query (sslpp.txt, section V.D and figure 4), in a picture and a number.
+"""Find the nearest images of a gallery for query images (sslpp.txt, section V.D and figure 4).
 
-Paper: which 100,000 images the queries come from is not said. Here: any two sets; where they are the same one, no image finds itself.
+Paper: does not state which 100,000 images the queries come from. Here: queries and gallery are any two data
+sets; if they are the same, a query does not find itself.
 """
 
 import time
@@ -28,7 +29,15 @@ MAX_SHOWN, MAX_COLUMNS = 100, 16
 
 @dataclass(frozen=True)
 class Search:
-    """Queries and where they are looked for. same: the queries are the gallery, and none finds itself."""
+    """A search of queries in a gallery.
+
+    Attributes:
+        gallery: Features of the gallery.
+        queries: Features of the queries.
+        k: Number of neighbours per query.
+        same: Whether the queries are the gallery; then no query finds itself.
+        device: The device that computes the similarities.
+    """
 
     gallery: FeatureFile
     queries: FeatureFile
@@ -36,40 +45,46 @@ class Search:
     same: bool
     device: torch.device
 
-    def __call__(self, these: np.ndarray) -> Neighbours:
-        """Of the queries `these` (int64 [n]) the nearest k rows of the gallery."""
-        own = these if self.same else None
+    def __call__(self, indices: np.ndarray) -> Neighbours:
+        """Return the k nearest rows of the gallery for the queries `indices` (int64 [n])."""
+        rows = indices if self.same else None
         return nearest_others(
-            self.queries.features()[these], self.gallery.features(), self.k, own, self.device
+            self.queries.features()[indices], self.gallery.features(), self.k, rows, self.device
         )
 
     def good(self) -> np.ndarray:
-        """int64: queries that could be decoded."""
+        """Return the queries that could be decoded, int64."""
         return np.setdiff1d(np.arange(self.queries.record["shape"][0]), self.queries.record["bad"])
 
     def num_others(self) -> int:
-        """Images that a query may find."""
+        """Return the number of images that a query may find."""
         return int(self.gallery.record["shape"][0] - len(self.gallery.record["bad"]) - self.same)
 
     def precision(self, world: World) -> tuple[float, float]:
-        """Of all queries, in percent: how many of their neighbours are of their class, and how many of all others. On every rank."""
+        """Return the precision of all queries and of chance, in percent, on every rank.
+
+        Precision is the share of neighbours with the query's class; chance is that share among all images.
+        """
         good, labels, truth = self.good(), self.gallery.labels(), self.queries.labels()
         assert labels is not None and truth is not None
-        mine = good[world.rank :: world.size]
-        right = labels[self(mine).rows.numpy()] == truth[mine][:, None]
+        queries = good[world.rank :: world.size]
+        right = labels[self(queries).rows.numpy()] == truth[queries][:, None]
         hits = int(sum_over_ranks(world, torch.tensor(int(right.sum()), device=world.device)))
-        sound = np.delete(labels, self.gallery.record["bad"])
-        counts = np.bincount(sound, minlength=int(truth.max()) + 1)[truth[good]] - self.same
+        gallery_labels = np.delete(labels, self.gallery.record["bad"])
+        counts = np.bincount(gallery_labels, minlength=int(truth.max()) + 1)[truth[good]] - self.same
         return 100 * hits / (self.k * len(good)), 100 * float(counts.mean()) / self.num_others()
 
 
 def retrieve(
     options: EvaluationOptions, world: World, *, block: str, k: int, num: int, indices: tuple[int, ...]
 ) -> list[str]:
-    """Search --val's images, the queries, in --data's, the gallery; write to --out, and return lines for people (rank 0's).
+    """Search --val's images, the queries, in --data's, the gallery; write to --out and return lines to print.
 
-    k: neighbours of each query. num: queries in the picture, drawn by --seed, or `indices`, those that are wanted. Precision is
-    that of all queries, and left out where `unjudged` says why. ValueError where the request cannot be met.
+    The chart shows the queries in `indices`, or else `num` ones drawn by --seed, with `k` neighbours each.
+    The precision is that of all queries. Lines are returned on rank 0 alone.
+
+    Raises:
+        ValueError: The options are out of range, or queries in `indices` do not exist or cannot be decoded.
     """
     started = time.monotonic()
     if k < 1:
@@ -92,11 +107,11 @@ def retrieve(
         ]
         with output_errors(options.out):
             options.out.mkdir(parents=True, exist_ok=True)
-        bank, asked = (
+        bank, query_features = (
             work.to_file(options.out / f"{name}.npy", world, overwrite=True)
             for work, name in zip(works, ("gallery", "gallery" if same else "queries"), strict=True)
         )
-        search = Search(bank, asked, k, same, world.device)
+        search = Search(bank, query_features, k, same, world.device)
         _require_enough(k, search.num_others())
         good, reason = search.good(), unjudged(gallery, queries)
         wrong = np.setdiff1d(indices, good)
@@ -107,20 +122,24 @@ def retrieve(
         precision, chance = (None, None) if reason else search.precision(world)
         if world.rank != 0:
             return []
-        drawn = np.random.default_rng(options.seed).permutation(good)[:num]
-        shown = np.array(indices, np.int64) if indices else drawn
-        found = search(shown)
-        rows, similarities = (column.numpy() for column in (found.rows, found.similarities))
+        random_queries = np.random.default_rng(options.seed).permutation(good)[:num]
+        chart_queries = np.array(indices, np.int64) if indices else random_queries
+        neighbours = search(chart_queries)
+        rows, similarities = (column.numpy() for column in (neighbours.rows, neighbours.similarities))
         sheet = draw_neighbours(
-            options.out / "retrieval.png", queries, gallery, shown, rows[:, :MAX_COLUMNS],
-            similarities[:, :MAX_COLUMNS], works[0].loader, called="query", judged=not reason, whole=options.whole,
+            options.out / "retrieval.png", queries, gallery, chart_queries, rows[:, :MAX_COLUMNS],
+            similarities[:, :MAX_COLUMNS], works[0].loader, called="query", judged=not reason,
+            whole=options.whole,
         )  # fmt: skip
         settings: dict[str, Any] = options.as_dict() | {
-            "block": bank.record["block"], "similarity": "cosine", "k": k, "num": len(shown), "queries_in_gallery": same,
-            "features": [bank.record["digest"], asked.record["digest"]],
+            "block": bank.record["block"], "similarity": "cosine", "k": k, "num": len(chart_queries),
+            "queries_in_gallery": same,
+            "features": [bank.record["digest"], query_features.record["digest"]],
             "shown": [
                 {"query": int(query), "neighbours": row.tolist(), "similarities": values.tolist()}
-                for query, row, values in zip(shown, rows, similarities.astype(float).round(6), strict=True)
+                for query, row, values in zip(
+                    chart_queries, rows, similarities.astype(float).round(6), strict=True
+                )
             ],
         }  # fmt: skip
         path = write_result(
@@ -129,13 +148,13 @@ def retrieve(
             checkpoint=weights.record, data=data_record(gallery, queries), seconds=time.monotonic() - started,
             cut=bool(weights.record["cut"]),
         )  # fmt: skip
-    told = f"no precision, as {reason}"
+    score = f"no precision, as {reason}"
     if precision is not None:
-        told = f"{precision:.1f} % of the nearest {k} are of the query's class (chance {chance:.1f} %)"
+        score = f"{precision:.1f} % of the nearest {k} are of the query's class (chance {chance:.1f} %)"
     title = f"{bank.record['block']} of {bank.record['backbone']}"
-    others = f"{search.num_others():,} {'other ' * same}images"
+    others = f"{search.num_others():,} {'other ' if same else ''}images"
     return [
-        f"{len(good):,} queries, each among {others}; {title}: {told}",
+        f"{len(good):,} queries, each among {others}; {title}: {score}",
         f"retrieval {sheet}",
         result_line(path),
     ]
@@ -149,7 +168,7 @@ def _require_enough(k: int, num: int) -> None:
 
 
 def unjudged(gallery: Dataset, queries: Dataset) -> str:
-    """Why a neighbour's class cannot be compared with the query's; nothing where it can."""
+    """Return why a neighbour's class cannot be compared with the query's, or "" if it can."""
     for name, data in (("gallery", gallery), ("queries", queries)):
         if (data.labels() < 0).any():
             return f"images of the {name} have no label"
@@ -163,10 +182,19 @@ def unjudged(gallery: Dataset, queries: Dataset) -> str:
 def nearest_others(
     queries: np.ndarray, gallery: np.ndarray, k: int, own: np.ndarray | None, device: torch.device
 ) -> Neighbours:
-    """`nearest`, but query i (of [Q, C]) does not find row own[i] (int64 [Q]) of the gallery [N, C], which is itself."""
+    """Find the nearest rows of a gallery for each query, leaving out the query itself.
+
+    Args:
+        queries: [Q, C].
+        gallery: [N, C].
+        k: Number of neighbours.
+        own: Row of each query in the gallery, int64 [Q], or None if they are not in it.
+        device: The device that computes the similarities.
+    """
     if own is None:
         return find_neighbours(queries, gallery, k, device)
-    found = find_neighbours(queries, gallery, k + 1, device)
-    kept = found.rows != torch.from_numpy(own)[:, None]
-    kept[kept.all(1), k] = False  # of more than k equal pictures, itself is not always among the first
-    return Neighbours(found.similarities[kept].view(-1, k), found.rows[kept].view(-1, k))
+    neighbours = find_neighbours(queries, gallery, k + 1, device)
+    is_other = neighbours.rows != torch.from_numpy(own)[:, None]
+    # Among more than k equal images, the query itself may not be found; then the last neighbour is dropped.
+    is_other[is_other.all(1), k] = False
+    return Neighbours(neighbours.similarities[is_other].view(-1, k), neighbours.rows[is_other].view(-1, k))

@@ -1,6 +1,7 @@
-"""t-SNE of features (van der Maaten and Hinton, 2008; sslpp.txt, section V.D and figure 5), by scikit-learn.
+"""Map features to the plane by t-SNE (van der Maaten and Hinton, 2008; sslpp.txt, section V.D and figure 5).
 
-Paper: perplexity and start are not said. Here: 30, and the first two principal components, of the features as they are.
+Paper: does not state perplexity and start. Here: 30, and the first two principal components of the unscaled
+features. scikit-learn computes the map.
 """
 
 import io
@@ -25,9 +26,12 @@ MAX_SEED = 2**32 - 1
 def make_map(
     options: EvaluationOptions, world: World, *, block: str, num: int, perplexity: float
 ) -> list[str]:
-    """Draw `num` of --data's images by --seed, map their features and write to --out; lines for people (rank 0's).
+    """Map the features of `num` images of --data, drawn by --seed, write to --out and return lines to print.
 
-    ValueError where the request cannot be met.
+    Lines are returned on rank 0 alone.
+
+    Raises:
+        ValueError: The options are out of range, or too few images could be decoded.
     """
     started = time.monotonic()
     if num < 2:
@@ -46,8 +50,8 @@ def make_map(
                 f"--num {num:,}: {options.data} has {data.num_samples:,} images; give a smaller --num"
             )
         indices = np.sort(np.random.default_rng(options.seed).choice(data.num_samples, num, replace=False))
-        drawn = Subset(data, indices)
-        work = Extraction.of(options, weights, drawn, block, world, "float32")
+        subset = Subset(data, indices)
+        work = Extraction.of(options, weights, subset, block, world, "float32")
         with output_errors(options.out):
             options.out.mkdir(parents=True, exist_ok=True)
         file = work.to_file(options.out / "features.npy", world, overwrite=True)
@@ -58,7 +62,7 @@ def make_map(
             raise ValueError(
                 f"--perplexity {perplexity:g}: {len(good):,} images could be decoded; give a smaller one"
             )
-        labels = drawn.labels()[good]
+        labels = subset.labels()[good]
         points, divergence = embed(file.features()[good], perplexity, options.seed)
         labelled = bool((labels >= 0).all())
         numbers = {"same_class_2d": 100 * same_class(points, labels)} if labelled else {}
@@ -68,7 +72,7 @@ def make_map(
                 content = io.BytesIO()
                 np.save(content, values)
                 write_atomically(options.out / name, content.getbuffer())
-            picture = draw_map(
+            chart = draw_map(
                 options.out / "tsne.png", points, labels, data.class_names,
                 f"{title}: t-SNE of {len(good):,} images, perplexity {perplexity:g}",
             )  # fmt: skip
@@ -77,31 +81,44 @@ def make_map(
             "kl_divergence": round(divergence, 4), "features": file.record["digest"],
         }  # fmt: skip
         path = write_result(
-            options.out, recipe="tsne", protocol="tsne", numbers=numbers, settings=settings, checkpoint=weights.record,
-            data=data_record(data, None), seconds=time.monotonic() - started, cut=bool(weights.record["cut"]),
+            options.out, recipe="tsne", protocol="tsne", numbers=numbers, settings=settings,
+            checkpoint=weights.record, data=data_record(data, None), seconds=time.monotonic() - started,
+            cut=bool(weights.record["cut"]),
         )  # fmt: skip
-    told = "not every image has a label, so nothing is counted"
+    score = "not every image has a label, so nothing is counted"
     if labelled:
         counts = np.bincount(labels)
         chance = 100 * (counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1))
-        told = f"{numbers['same_class_2d']:.1f} % have a point of their class nearest in the map (chance {chance:.1f} %)"
-    return [f"{len(good):,} images; {title}: {told}", f"map {picture}", result_line(path)]
+        score = (
+            f"{numbers['same_class_2d']:.1f} % have a point of their class nearest in the map "
+            f"(chance {chance:.1f} %)"
+        )
+    return [f"{len(good):,} images; {title}: {score}", f"map {chart}", result_line(path)]
 
 
 def embed(features: np.ndarray, perplexity: float, seed: int) -> tuple[np.ndarray, float]:
-    """Float32 [n, 2], where float32 [n, C] lie in the map, and the Kullback-Leibler divergence that is left."""
+    """Map features, float32 [n, C], to the plane.
+
+    Returns:
+        The points, float32 [n, 2], and the remaining Kullback-Leibler divergence.
+    """
     from sklearn.manifold import TSNE
 
-    made = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
+    tsne = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
     with doing(f"t-SNE of {len(features):,} images"):
-        points: np.ndarray = made.fit_transform(np.ascontiguousarray(features, np.float32))
-    return points.astype(np.float32), float(made.kl_divergence_)
+        points: np.ndarray = tsne.fit_transform(np.ascontiguousarray(features, np.float32))
+    return points.astype(np.float32), float(tsne.kl_divergence_)
 
 
 def same_class(points: np.ndarray, labels: np.ndarray) -> float:
-    """The share of `points` (float [n, 2]) whose nearest other one has the same of `labels` (int [n])."""
+    """Return the share of points whose nearest other point has the same label.
+
+    Args:
+        points: Float [n, 2].
+        labels: Int [n].
+    """
     from sklearn.neighbors import NearestNeighbors
 
-    # Asked for no points, kneighbors takes those that it knows and leaves each out of its own.
+    # Without an argument, kneighbors searches for its own points and leaves each out of its neighbours.
     nearest = NearestNeighbors(n_neighbors=1).fit(points).kneighbors(return_distance=False)[:, 0]
     return float((labels[nearest] == labels).mean())

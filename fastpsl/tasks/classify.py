@@ -1,4 +1,4 @@
-"""Classes by their labels: supervised learning, and fine-tuning with few labels (psl.txt, section 4.3 and Tables 5 to 7)."""
+"""Learn classes from labels: supervised learning and fine-tuning (psl.txt, section 4.3 and Tables 5 to 7)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,11 +19,14 @@ TOP = 5
 
 @dataclass
 class Classify(Task):
-    """Cross-entropy of one linear classifier on the last block's average-pooled features, as ResNet has it.
+    """A task that trains one linear classifier on the last block's average-pooled features by cross-entropy.
 
-    train_view, held_out_view: what is learned from and what is scored (fastpsl.pipelines.standard_views has the usual two). The number
-    of classes is that of the training data. `head_std`: initial weights are N(0, head_std) and biases 0; None is torch's own
-    uniform initialisation.
+    The number of classes is that of the training data.
+
+    Attributes:
+        train_view: View of the training images (`standard_views` has the usual ones).
+        held_out_view: View of the held-out images.
+        head_std: Initial weights are N(0, head_std²) and biases 0; None means torch's uniform initialisation.
     """
 
     train_view: ViewSpec
@@ -35,7 +38,11 @@ class Classify(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """Takes the number of classes; ValueError where there is nothing to tell apart."""
+        """Store the number of classes.
+
+        Raises:
+            ValueError: The data has fewer than two classes.
+        """
         self.num_classes = checked_num_classes(data)
 
     @override
@@ -48,14 +55,14 @@ class Classify(Task):
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
-        """Features [B, channels, h, w] to logits [B, num_classes]."""
+        """Build the head from features [B, channels, h, w] to logits [B, num_classes]."""
         return average_and_linear(channels, self.num_classes, self.head_std)
 
     @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Cross-entropy; top1 and, of more than five classes, top5."""
+        """Return the cross-entropy, with top1 and, for more than five classes, top5."""
         logits = head(trunk(inputs[0])).float()
         valid = (batch.indices >= 0).float()
         loss = masked_cross_entropy(logits, batch.labels, valid)
@@ -64,45 +71,55 @@ class Classify(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Top-1 accuracy of guessing."""
+        """Return the top-1 accuracy of guessing."""
         return 1 / self.num_classes
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The pictures as the network sees them."""
+        """Return the images as the network sees them."""
         return self.train_view.pictures(inputs[0])
 
 
 def checked_num_classes(data: Dataset) -> int:
-    """The data's number of classes; ValueError unless there are two at least."""
+    """Return the data's number of classes.
+
+    Raises:
+        ValueError: There are fewer than two.
+    """
     if data.num_classes < 2:
         raise ValueError(f"{data.num_classes} class in the training data: a classifier needs two or more")
     return data.num_classes
 
 
 def average_and_linear(channels: int, num_classes: int, std: float | None = None) -> nn.Sequential:
-    """Features [B, channels, h, w] to logits [B, num_classes]: their average over the map, and `linear`."""
+    """Build a head from features [B, channels, h, w] to logits [B, num_classes]: average and `linear`."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(channels, num_classes, std))
 
 
 def linear(num_features: int, num_classes: int, std: float | None = None) -> nn.Linear:
-    """A linear classifier; with `std`, weights of N(0, std) and biases 0."""
-    made = nn.Linear(num_features, num_classes)
+    """Build a linear classifier; with `std`, its weights are N(0, std²) and its biases 0."""
+    layer = nn.Linear(num_features, num_classes)
     if std is not None:
-        nn.init.normal_(made.weight, std=std)
-        nn.init.zeros_(made.bias)
-    return made
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def masked_cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the samples where `valid` (float [B]) is 1; logits float32 [B, classes], labels int64 [B]."""
+    """Return the mean cross-entropy of the valid samples.
+
+    Args:
+        logits: float32 [B, classes].
+        labels: int64 [B]; only a valid sample's must be 0 or more.
+        valid: float [B], 1 for valid samples and else 0.
+    """
     losses = F.cross_entropy(logits, labels.clamp(min=0), reduction="none")
-    # where, and not a product: padding may hold what is not finite
+    # where instead of a product, because padding may hold values that are not finite.
     return torch.where(valid > 0, losses, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def top_right(logits: Tensor, labels: Tensor, valid: Tensor, suffix: str = "") -> Metrics:
-    """top1 and top5 of the valid samples; no top5 of five classes or fewer, where it says nothing."""
+    """Return top1 and top5 of the valid samples, without top5 for five classes or fewer."""
     num = valid.sum()
     ranked = logits.topk(min(TOP, logits.shape[1]), 1).indices == labels[:, None]
     metrics = {f"top1{suffix}": ((ranked[:, 0] * valid).sum(), num)}

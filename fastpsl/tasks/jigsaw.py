@@ -1,4 +1,4 @@
-"""Jigsaw puzzles in levels (psl.txt, section 3.3.1 and Table 1; section 4.1 "Jigsaw puzzle")."""
+"""Train jigsaw puzzles in levels (psl.txt, section 3.3.1 and Table 1; section 4.1 "Jigsaw puzzle")."""
 
 from collections.abc import Sequence
 
@@ -18,30 +18,41 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 class Jigsaw(Task):
-    """Predict which of `counts[level-1]` permutations shuffled the tiles of an image.
+    """A task that predicts which of `counts[level - 1]` permutations shuffled the tiles of an image.
 
-    Paper: the tiles "are stacked along the channels". Here: one shared trunk per tile, embeddings concatenated, as in
-    its sources [23] and [38]; a 27-channel conv1 could not be probed on images.
-    Paper: tiles are permuted before the network. Here: embeddings are permuted after it. A trunk and an embedding that
-    all tiles share commute with the permutation, so one permutation an image gives the paper's loss and gradients, and
-    k of them (`permutations_per_image`) cost one trunk pass.
-    Paper: no grey; so neither here (its sources make 30 to 66 % of images grey).
+    Paper: the tiles "are stacked along the channels". Here: one shared trunk per tile and concatenated
+    embeddings, as in its sources [23] and [38], because a 27-channel conv1 could not be probed on images.
+    Paper: tiles are permuted before the network. Here: embeddings are permuted after it. The trunk and the
+    embedding are shared by all tiles and so commute with the permutation. One permutation per image therefore
+    gives the paper's loss and gradients, and several (`permutations_per_image`) cost one trunk pass.
+    Paper: no grey. Here: none either (its sources make 30 to 66 % of images grey).
 
-    permutations: integers [N, grid²], 0-based: position j of a puzzle shows tile permutations[label, j]; nested levels
-    are prefixes of it. counts: rising sizes of the levels, at most N.
+    Args:
+        permutations: Integers [N, grid²] from 0. Position j of a puzzle shows tile permutations[label, j].
+            The levels' sets are prefixes.
+        counts: Number of permutations of each level, rising and at most N.
+        shorter_px: The image's shorter side after resizing.
+        grid: Cells per side.
+        cell_px: Side of a cell.
+        tile_px: Side of the tile in a cell.
+        permutations_per_image: Puzzles per image.
+        embedding_width: Features per tile in the head.
+
+    Raises:
+        ValueError: `permutations` does not fit the grid, or `counts` is out of range.
     """
 
     def __init__(
         self,
         permutations: np.ndarray,
-        counts: Sequence[int] = (500, 1000, 2000),
+        counts: Sequence[int],
         *,
-        shorter_px: int = 256,
+        shorter_px: int,
         grid: int = 3,
-        cell_px: int = 75,
-        tile_px: int = 64,
-        permutations_per_image: int = 1,
-        embedding_width: int = 1000,
+        cell_px: int,
+        tile_px: int,
+        permutations_per_image: int,
+        embedding_width: int,
     ):
         if permutations.ndim != 2 or permutations.shape[1] != grid**2:
             raise ValueError(
@@ -49,7 +60,8 @@ class Jigsaw(Task):
             )
         if list(counts) != sorted(counts) or min(counts) < 2 or max(counts) > len(permutations):
             raise ValueError(
-                f"levels of {tuple(counts)} permutations: they must rise and lie within 2 and {len(permutations)}"
+                f"levels of {tuple(counts)} permutations: "
+                f"they must rise and lie within 2 and {len(permutations)}"
             )
         self.permutations = torch.from_numpy(permutations.astype(np.int64))
         self.counts = tuple(counts)
@@ -60,7 +72,7 @@ class Jigsaw(Task):
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """Shorter side to 256, a random window of 225, flip, nine cells of 75 with a random 64-px tile in each."""
+        """Return one view: resize, random window of grid x grid cells, flip, random tile in each cell."""
         tiles = JigsawTiles(
             self.grid, self.cell_px, self.tile_px, self.counts[level - 1], self.permutations_per_image
         )
@@ -75,7 +87,7 @@ class Jigsaw(Task):
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Cross-entropy over permutations; accuracy = puzzles named right."""
+        """Return the cross-entropy over permutations; accuracy is the share of puzzles named correctly."""
         labels = batch.draw(JigsawTiles)["permutation"]  # [B, k], drawn with the tiles
         logits = head(trunk(inputs[0]), labels).float()  # [B, k, N]
         valid = (batch.indices >= 0).float()[:, None].expand_as(labels)
@@ -87,12 +99,12 @@ class Jigsaw(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Accuracy of guessing."""
+        """Return the accuracy of guessing."""
         return 1 / self.counts[level - 1]
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Each window as cut, and beside it the puzzle that the network is asked about, gaps between the tiles."""
+        """Return each window in its tiles, and beside it the puzzle, with gaps between the tiles."""
         tiles = self.views(1)[0].pictures(inputs[0])
         tiles = F.pad(tiles, (1, 1, 1, 1), value=1.0).unflatten(0, (-1, self.grid**2))
         chosen = self.permutations[batch.draw(JigsawTiles)["permutation"][:, 0].cpu()]
@@ -106,15 +118,15 @@ class Jigsaw(Task):
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """Which permutation made each puzzle of the contact sheet."""
+        """Return the number of the permutation of each puzzle on the contact sheet."""
         return [f"permutation {label}" for label in batch.draw(JigsawTiles)["permutation"][:, 0].tolist()]
 
 
 class JigsawHead(nn.Module):
-    """Average pool, Linear C→width with BatchNorm and ReLU shared by the tiles, concatenation, Linear to N.
+    """A head that embeds each tile, orders the embeddings by each permutation and classifies them.
 
-    VISSL's head (Linear 2048→1000 + BN + ReLU per tile, Linear 9000→N) on the stage's last block; the
-    paper does not state the head widths on B3 and B4.
+    It is VISSL's head (per tile average pool, Linear 2048→1000, BatchNorm and ReLU, then Linear 9000→N) on
+    the stage's last block. The paper does not state the widths on B3 and B4.
     """
 
     permutations: Tensor
@@ -128,7 +140,12 @@ class JigsawHead(nn.Module):
 
     @override
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Features [B*tiles, C, h, w] and labels [B, k] to logits [B, k, N] of the tiles permuted by each label."""
+        """Return logits [B, k, N] of the tiles permuted by each label.
+
+        Args:
+            features: [B * tiles, C, h, w].
+            labels: int64 [B, k].
+        """
         embeddings = self.embed(features.mean((2, 3))).unflatten(0, (-1, self.num_tiles))  # [B, tiles, width]
         order = self.permutations[labels].flatten(1)  # [B, k*tiles]
         puzzles = embeddings.gather(1, order[:, :, None].expand(-1, -1, embeddings.shape[2]))

@@ -1,4 +1,4 @@
-"""Image rotation in levels (psl.txt, section 3.3.2 and Table 2; section 4.1 "Image rotation")."""
+"""Train image rotation in levels (psl.txt, section 3.3.2 and Table 2; section 4.1 "Image rotation")."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -23,17 +23,24 @@ _GAP_PX = 4
 
 
 class Rotation(Task):
-    """Name the angle by which a picture was turned: one of 2, 4 or 8 that divide the circle, at levels 1, 2 and 3.
+    """A task that names the angle by which an image was turned: one of 2, 4 or 8, at levels 1, 2 and 3.
 
-    Paper: shorter side to 256, rotate, "a center crop on the rotated image remaining the resolution", random 224. How
-    the corners of a turn by 45 degrees are filled is not said. Here no corner is ever shown: at level 3 windows have the
-    224/256 of the largest side that lies in the picture at all eight angles (`RotationCrop`), upright or turned, so that
-    neither a border nor the scale tells the angle. At levels 1 and 2 the window is cut first and turned exactly.
-    Windows may lie anywhere in the picture, as the jigsaw's do.
-    Paper: no flip; so neither here.
+    Paper: shorter side to 256, rotate, "a center crop on the rotated image remaining the resolution", random
+    224. It does not state how the corners of a turn by 45 degrees are filled. Here no corner is ever shown.
+    At level 3 windows have 224/256 of the largest side that lies in the image at all eight angles
+    (`RotationCrop`), upright or turned, so neither a border nor the scale tells the angle. At levels 1 and 2
+    the window is cut first and turned exactly. Windows may lie anywhere in the image, as in the jigsaw task.
+    Paper: no flip. Here: none either.
+    Paper: does not state how many rotations of an image are shown, nor whether its batch counts images or
+    rotated copies. Here it counts rotated copies.
 
-    rotations_per_image: "one", drawn for each image; "all": every rotation of each image, of one decode. The paper does
-    not say which, nor whether its batch counts images or rotated copies; here it counts what the network sees.
+    Args:
+        shorter_px: The image's shorter side after resizing.
+        size_px: Side of the window, at most `shorter_px`.
+        rotations_per_image: "one", drawn for each image, or "all" rotations of each image from one decode.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     num_levels = len(NUM_ROTATIONS)
@@ -41,14 +48,14 @@ class Rotation(Task):
     def __init__(
         self,
         *,
-        shorter_px: int = 256,
-        size_px: int = 224,
+        shorter_px: int,
+        size_px: int,
         rotations_per_image: Literal["one", "all"] = "one",
     ):
         if not 1 <= size_px <= shorter_px:
             raise ValueError(
-                f"a window of {size_px} px given for a shorter side of {shorter_px} px; allowed are windows of 1 px up "
-                f"to the shorter side"
+                f"a window of {size_px} px given for a shorter side of {shorter_px} px; "
+                "allowed are windows of 1 px up to the shorter side"
             )
         if rotations_per_image not in ("one", "all"):
             raise ValueError(
@@ -59,7 +66,7 @@ class Rotation(Task):
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """One view; of all eight rotations two, the upright window and the one turned by 45 degrees, with four turns each."""
+        """Return one view, or two for all eight rotations: upright and turned by 45°, four turns each."""
         num, every = NUM_ROTATIONS[level - 1], self.rotations_per_image == "all"
         if num < 8:
             window = ShorterSideCrop(self.shorter_px, self.size_px)
@@ -72,7 +79,7 @@ class Rotation(Task):
 
     @override
     def images_per_sample(self, level: int) -> int:
-        """Rotations that the network sees of one sample, and that the batch size counts."""
+        """Return the number of rotations per sample, which the batch size counts."""
         return NUM_ROTATIONS[level - 1] if self.rotations_per_image == "all" else 1
 
     @override
@@ -83,7 +90,7 @@ class Rotation(Task):
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Cross-entropy over the level's angles; accuracy = angles named right."""
+        """Return the cross-entropy over the level's angles; accuracy is the share of correct angles."""
         assert isinstance(head, RotationHead)
         degrees = degrees_seen(batch)
         labels = (degrees * head.num_rotations // 360).flatten()
@@ -96,48 +103,48 @@ class Rotation(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Accuracy of guessing."""
+        """Return the accuracy of guessing."""
         return 1 / NUM_ROTATIONS[level - 1]
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """What the network sees of each sample: one picture, or all of its rotations in one or two rows."""
-        pictures = self.views(1)[0].pictures(seen(inputs))
-        pictures = F.pad(pictures, (0, _GAP_PX, 0, _GAP_PX), value=1.0)
-        pictures = _in_rows(pictures.unflatten(0, degrees_seen(batch).shape))
+        """Return one image of each sample, or all of its rotations in one or two rows."""
+        images = self.views(1)[0].pictures(seen(inputs))
+        images = F.pad(images, (0, _GAP_PX, 0, _GAP_PX), value=1.0)
+        images = _in_rows(images.unflatten(0, degrees_seen(batch).shape))
         # [B, rows, columns, 3, h, w] → [B, 3, rows*h, columns*w]
-        pictures = pictures.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-        return pictures[..., :-_GAP_PX, :-_GAP_PX]
+        images = images.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+        return images[..., :-_GAP_PX, :-_GAP_PX]
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """The angles of the contact sheet's pictures, counter-clockwise."""
-        every = _in_rows(degrees_seen(batch)).tolist()
-        return ["\n".join(" ".join(f"{angle}°" for angle in row) for row in rows) for rows in every]
+        """Return the angles of the contact sheet's images, counter-clockwise."""
+        angles = _in_rows(degrees_seen(batch)).tolist()
+        return ["\n".join(" ".join(f"{angle}°" for angle in row) for row in rows) for rows in angles]
 
 
 def seen(inputs: Sequence[Tensor]) -> Tensor:
-    """What the network sees: [V * B * k, 3, S, S], of V views of B samples by k turns each, in this order."""
+    """Return the network's input [V * B * k, 3, S, S]: V views, B samples and k turns, in this order."""
     return joined(inputs)
 
 
 def degrees_seen(batch: Batch) -> Tensor:
-    """By how much that is turned counter-clockwise: int64 [V, B, k]."""
+    """Return the counter-clockwise angle of each image, int64 [V, B, k]."""
     steps = torch.stack([d["label"] if "label" in d else 2 * d["turns"] for (d,) in batch.draws])
     if steps.ndim == 2:
         steps = steps[:, :, None]
-    # A second view is turned by another 45 degrees.
+    # The second view's images are turned by 45 degrees more.
     return 45 * (steps + torch.arange(len(steps), device=steps.device)[:, None, None])
 
 
 def _in_rows(values: Tensor) -> Tensor:
-    """[V, B, k, ...] → [B, rows, columns, ...], at most four columns: each sample's by angle, so one view after the other."""
+    """Map [V, B, k, ...] to [B, rows, columns, ...]: each sample's, by angle, in at most four columns."""
     by_angle = values.movedim(0, 2).flatten(1, 2)
     return by_angle.unflatten(1, (-1, min(4, by_angle.shape[1])))
 
 
 class RotationHead(nn.Module):
-    """Average pool, Linear to the rotations: VISSL's. The paper does not state its head, nor its width on B3 and B4."""
+    """A head of average pool and a linear layer, as VISSL's; the paper does not state its head."""
 
     def __init__(self, channels: int, num_rotations: int):
         super().__init__()
@@ -146,5 +153,5 @@ class RotationHead(nn.Module):
 
     @override
     def forward(self, features: Tensor) -> Tensor:
-        """[B, C, h, w] → logits [B, num_rotations]: class l is a turn by l * 360 / num_rotations degrees."""
+        """Return logits [B, num_rotations] of [B, C, h, w]; class l is l * 360 / num_rotations degrees."""
         return self.classify(features.mean((2, 3)))

@@ -69,7 +69,11 @@ class NoSync:
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     """The loader is included."""
-    task = Jigsaw(permutation_set(9, [500, 1000, 2000]).permutations)
+    counts = (500, 1000, 2000)
+    task = Jigsaw(
+        permutation_set(9, counts).permutations, counts, shorter_px=256, cell_px=75, tile_px=64,
+        permutations_per_image=1, embedding_width=1000,
+    )  # fmt: skip
     backbone = ResNet("resnet50").to(DEVICE).to(memory_format=torch.channels_last)
     module = StageModule(Trunk(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task.loss)
     train_step = TrainStep(module, sgd(module.learning_parameters()), task.views(2), precision, WORLD)

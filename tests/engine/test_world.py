@@ -47,9 +47,9 @@ TASKS = {
     "sslpp_context": 1,
 }  # the level of each task
 PROXIES: dict[str, Callable[[], Proxy]] = {
-    "sslpp_rotation": RotNet,
-    "sslpp_aet": AET,
-    "sslpp_context": Context,
+    "sslpp_rotation": lambda: RotNet(32),
+    "sslpp_aet": lambda: AET("projective", 32),
+    "sslpp_context": lambda: Context(0.5, 32),
 }
 GLOBAL_BATCH = 8
 
@@ -64,11 +64,11 @@ def make_task(name: str) -> Task:
     if name == "all_rotations":
         return Rotation(shorter_px=36, size_px=32, rotations_per_image="all")
     if name == "simclr":
-        return SimCLR(GLOBAL_BATCH, size_px=32, embedding_width=4)
+        return SimCLR(GLOBAL_BATCH, size_px=32, temperature=0.1, embedding_width=4)
     if name in PROXIES:
         labels = np.arange(GLOBAL_BATCH) % 3
         plain = train_view(Input(), 32, "padded")
-        return SSLPlusPlus(PROXIES[name](), plain, num_classes=3, labels=labels)
+        return SSLPlusPlus(PROXIES[name](), plain, weight=1.0, num_classes=3, labels=labels)
     return NearestKey(num_samples=GLOBAL_BATCH)
 
 

@@ -1,4 +1,4 @@
-"""Block probes: each classifier against sums by hand, features that are shared and stay as they are, orders of few labels."""
+"""Test block probes: classifiers against sums by hand, shared features, frozen backbones, few labels."""
 
 import itertools
 from dataclasses import replace
@@ -55,7 +55,10 @@ def batch_of(labels: Tensor) -> Batch:
 
 
 def test_sizes_on_a_nin_of_four_blocks() -> None:
-    """192 maps of 8 x 8 of a picture of 32 px are 12,288 features; a hidden layer has 20 units a class, and 2,048 at most."""
+    """An image of 32 px has 192 maps of 8 x 8, so 12,288 features.
+
+    A hidden layer has 20 units per class, at most 2,048.
+    """
     backbone = make_backbone("nin4")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     head: Any = probes(backbone, ALL).head(1, 192)
@@ -63,27 +66,40 @@ def test_sizes_on_a_nin_of_four_blocks() -> None:
         name: [tuple(p.shape) for p in module.parameters()] for name, module in head.classifiers.items()
     }
     norm = [(192,), (192,)]
-    assert layers["conv_B2"] == [(192, 192, 3, 3), *norm, (192, 192, 1, 1), *norm, (192, 192, 1, 1), *norm, (10, 192), (10,)]  # fmt: skip
+    one_by_one = (192, 192, 1, 1)
+    assert layers["conv_B2"] == [
+        (192, 192, 3, 3),
+        *norm,
+        one_by_one,
+        *norm,
+        one_by_one,
+        *norm,
+        (10, 192),
+        (10,),
+    ]
     assert layers["fc1_B4"] == [(10, 12_288), (10,)]
     assert layers["fc2_B3"] == [(200, 12_288), (200,), (200,), (10, 200), (10,)]
-    assert layers["fc3_B1"] == [(200, 96 * 16 * 16), (200,), (200,), (200, 200), (200,), (200,), (10, 200), (10,)]  # fmt: skip
+    hidden = [(200,), (200,)]
+    assert layers["fc3_B1"] == [(200, 96 * 16 * 16), *hidden, (200, 200), *hidden, (10, 200), (10,)]
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert backbone.training
-    assert [m.out_features for m in classifier("fc2", (8, 1, 1), 300) if isinstance(m, nn.Linear)] == [2048, 300]  # fmt: skip
+    widths = [m.out_features for m in classifier("fc2", (8, 1, 1), 300) if isinstance(m, nn.Linear)]
+    assert widths == [2048, 300]
 
 
 def normalised(values: np.ndarray, norm: nn.Module, axis: int) -> np.ndarray:
-    """BatchNorm by running statistics, along `axis`."""
+    """Normalise by BatchNorm's running statistics along `axis`."""
     shape = [-1 if i == axis else 1 for i in range(values.ndim)]
     mean, var = (getattr(norm, name).numpy().reshape(shape) for name in ("running_mean", "running_var"))
-    made: np.ndarray = (values - mean) / np.sqrt(var + 1e-5)
+    result: np.ndarray = (values - mean) / np.sqrt(var + 1e-5)
     if norm.weight is not None:
-        made = made * norm.weight.detach().numpy().reshape(shape) + norm.bias.detach().numpy().reshape(shape)  # type: ignore[operator, union-attr]
-    return made
+        scale, shift = (getattr(norm, name).detach().numpy().reshape(shape) for name in ("weight", "bias"))
+        result = result * scale + shift
+    return result
 
 
 def unlike(module: nn.Module) -> None:
-    """Running statistics, scales and shifts as training leaves them: none that changes nothing."""
+    """Set running statistics, scales and shifts to values that change the result, as after training."""
     for part in module.modules():
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             part.running_mean.normal_()  # type: ignore[union-attr]
@@ -94,12 +110,16 @@ def unlike(module: nn.Module) -> None:
 
 
 def test_the_conv_head_is_a_nin_block_its_average_and_a_linear_layer() -> None:
-    """In plain loops over positions: 3x3 with a border of zeros, 1x1, 1x1, each normalised and cut at 0; the mean; one product."""
+    """Compare with plain loops over positions.
+
+    3x3 with zero padding, 1x1 and 1x1, each with BatchNorm and ReLU; then the mean and one product.
+    """
     torch.manual_seed(0)
     head: Any = classifier("conv", (5, 4, 3), 7).double().eval()
     unlike(head)
     maps = torch.randn(2, 5, 4, 3, dtype=torch.float64)
-    convs, norms = ([m for m in head.modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))  # fmt: skip
+    convs = [m for m in head.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]
     values = maps.numpy()
     for conv, norm in zip(convs, norms, strict=True):
         weight = conv.weight.detach().numpy()
@@ -117,7 +137,7 @@ def test_the_conv_head_is_a_nin_block_its_average_and_a_linear_layer() -> None:
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_fc_heads_read_every_feature(num_layers: int) -> None:
-    """fc1 normalises each map first; behind each hidden layer, which has no bias, each unit is normalised and cut at 0."""
+    """fc1 normalises each map first. A hidden layer has no bias and is followed by BatchNorm and ReLU."""
     torch.manual_seed(num_layers)
     head: Any = classifier(f"fc{num_layers}", (5, 4, 3), 7).double().eval()
     unlike(head)
@@ -155,7 +175,7 @@ def test_odd_maps_one_picture_and_none(kind: str, num: int, shape: tuple[int, ..
 
 
 def test_each_head_reads_its_block_and_counts_once() -> None:
-    """The loss is the sum of cross-entropies of heads called by hand; every block runs once, whatever reads it, in float32."""
+    """The loss is the sum of the heads' cross-entropies in float32, and a block runs once for all."""
     torch.manual_seed(0)
     backbone = TinyNet()
     names = ("conv_B2", "fc1_B2", "fc2_B4", "conv_B4")
@@ -174,18 +194,18 @@ def test_each_head_reads_its_block_and_counts_once() -> None:
     assert calls == [1, 2, 3, 4]
     assert list(metrics) == ["loss", "top1_conv_B4"]
     loss.backward()
-    found = {name: p.grad.clone() for name, p in head.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in head.named_parameters()}
     assert all(p.grad is None for p in backbone.parameters())
     features = trunk.features(images)
     total = 0.0
     for name in names:
         logits = head.classifiers[name](features[int(name[-1]) - 1])
-        own = F.cross_entropy(logits[:4], labels[:4])
+        cross_entropy = F.cross_entropy(logits[:4], labels[:4])
         head.zero_grad()
-        own.backward()
+        cross_entropy.backward()
         for key, parameter in head.classifiers[name].named_parameters():
-            torch.testing.assert_close(parameter.grad, found[f"classifiers.{name}.{key}"])
-        total += float(own.detach())
+            torch.testing.assert_close(parameter.grad, gradients[f"classifiers.{name}.{key}"])
+        total += float(cross_entropy.detach())
     assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
     module.eval()
     with torch.autocast("cpu", torch.bfloat16):
@@ -193,8 +213,8 @@ def test_each_head_reads_its_block_and_counts_once() -> None:
         loss, metrics = module([images], batch)
     assert {value.dtype for value in logits.values()} == {loss.dtype} == {torch.float32}
     assert list(metrics) == ["loss", *(f"top{k}_{name}" for name in names for k in (1, 5))]
-    for name, own in logits.items():
-        right = int((own[:4].argmax(1) == labels[:4]).sum())
+    for name, cross_entropy in logits.items():
+        right = int((cross_entropy[:4].argmax(1) == labels[:4]).sum())
         assert [float(v) for v in metrics[f"top1_{name}"]] == [right, 4]
 
 
@@ -229,8 +249,11 @@ def experiment(few: bool) -> Experiment:
 
 @pytest.mark.parametrize("few", [False, True])
 def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: Path, few: bool) -> None:
-    """Bit for bit, running statistics too; with few labels an epoch has as many steps, and no other image is seen."""
-    seen: list[int] = []
+    """The result is equal to the bit, with running statistics.
+
+    With few labels, an epoch has as many steps and shows no other image.
+    """
+    indices: list[int] = []
 
     def fit(out: Path, stop_at: int = 0) -> Any:
         run = tiny_run(out, log_steps=1)
@@ -240,28 +263,28 @@ def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: P
             run.stop_signal.stop_requested = run.position.run_step == stop_at
             return after_step()
 
-        run.stop_signal.after_step = stop  # type: ignore[method-assign]  # the signal, at an exact step
-        made = experiment(few)
-        loss = made.task.loss
+        run.stop_signal.after_step = stop  # type: ignore[method-assign]  # a signal at an exact step
+        job = experiment(few)
+        loss = job.task.loss
 
         def seeing(trunk: Trunk, head: nn.Module, inputs: Any, batch: Batch) -> Any:
-            seen.extend(batch.indices.tolist() if head.training else ())
+            indices.extend(batch.indices.tolist() if head.training else ())
             return loss(trunk, head, inputs, batch)
 
-        made.task.loss = seeing  # type: ignore[method-assign]
-        before = {name: value.clone() for name, value in made.backbone.state_dict().items()}
-        finished = pretrain(made, run)
+        job.task.loss = seeing  # type: ignore[method-assign]
+        before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
+        finished = pretrain(job, run)
         labels = run.data.train.labels()
         run.close()
         assert finished == (not stop_at)
-        after = made.backbone.state_dict()
+        after = job.backbone.state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items())
         assert any("running_mean" in name for name in before)
         return labels
 
     labels = fit(tmp_path / "whole")
-    assert len(seen) == 2 * 480
-    counts = np.bincount(seen, minlength=480)
+    assert len(indices) == 2 * 480
+    counts = np.bincount(indices, minlength=480)
     if few:
         chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:5] for c in range(8)]))
         assert np.flatnonzero(counts).tolist() == chosen.tolist() and set(counts[chosen]) == {24}
@@ -274,19 +297,22 @@ def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: P
 
 @pytest.mark.parametrize(("num_chosen", "num"), [(7, 100), (100, 100), (3, 2), (1, 5), (80, 1000)])
 def test_orders_of_few_labels(num_chosen: int, num: int) -> None:
-    """Each image as often as any other, up to one, in every beginning of the order; another order in another epoch and seed."""
+    """In any prefix of the order, the counts of two images differ by at most one.
+
+    Epochs and seeds have other orders.
+    """
     chosen = np.sort(np.random.default_rng(0).choice(5000, num_chosen, replace=False)).astype(np.int64)
     orders = [repeated_order(chosen, num, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
     for order in orders:
         assert order.dtype == np.int64 and order.shape == (num,)
         for stop in {num, num // 2, min(num, num_chosen + 1)}:
-            found = np.bincount(np.searchsorted(chosen, order[:stop]), minlength=num_chosen)
-            assert np.isin(order, chosen).all() and found.max() - found.min() <= 1
+            counts = np.bincount(np.searchsorted(chosen, order[:stop]), minlength=num_chosen)
+            assert np.isin(order, chosen).all() and counts.max() - counts.min() <= 1
     assert (orders[0] == orders[3]).all()
     if num_chosen > 3:
         assert (orders[0] != orders[1]).any() and (orders[0] != orders[2]).any()
         passes = [tuple(orders[0][s : s + num_chosen]) for s in range(0, num - num_chosen, num_chosen)]
-        assert len(set(passes)) == len(passes)  # shuffled anew
+        assert len(set(passes)) == len(passes)  # each pass has another order
 
 
 def test_a_task_of_few_labels_has_an_order_of_its_own_in_each_epoch() -> None:
@@ -299,8 +325,8 @@ def test_a_task_of_few_labels_has_an_order_of_its_own_in_each_epoch() -> None:
 def test_the_first_of_each_class() -> None:
     labels = np.array([2, 0, 1, 2, 1, 0, 2, 0, 1, 0], np.int32)
     assert first_of_each_class(labels, 3, 1).tolist() == [0, 1, 2]
-    found = first_of_each_class(labels, 3, 3)
-    assert found.dtype == np.int64 and found.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    indices = first_of_each_class(labels, 3, 3)
+    assert indices.dtype == np.int64 and indices.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     for num, classes, words in (
         (4, ["a", "b", "c"], "4: b has 3 images; give 3 or fewer"),
         (4, None, "class 1 has 3 images"),
@@ -313,7 +339,10 @@ def test_the_first_of_each_class() -> None:
 
 
 def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
-    """Of the heads after one step of rate 1, BatchNorm by its running statistics; what is left is the gradient."""
+    """Return the heads' weights after one step of rate 1, so the gradients.
+
+    BatchNorm uses running statistics.
+    """
     torch.manual_seed(0)
     backbone = TinyNet()
     task = probes(backbone, ("conv_B4", "fc1_B5", "fc3_B5"))
@@ -344,7 +373,7 @@ def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("published_widths")
 def test_heads_on_blocks_that_end_in_one_position() -> None:
-    """ResNet-18's B5 of a picture of 32 px."""
+    """ResNet-18's B5 has one position for an image of 32 px."""
     backbone = make_backbone("resnet18")
     head: Any = probes(backbone, ("conv_B5", "fc1_B5")).head(1, 512)
     assert head.classifiers["fc1_B5"][-1].in_features == 512

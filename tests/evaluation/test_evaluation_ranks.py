@@ -1,4 +1,7 @@
-"""Features, nearest neighbours and the online monitor on two ranks, one pair of processes for all: as on one."""
+"""Test features, nearest neighbours and the online monitor on two ranks, which must agree with one process.
+
+One pair of processes does all the work.
+"""
 
 import json
 import os
@@ -47,7 +50,7 @@ def in_a_process(rank: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": Path(folder, "port").read_text()}
     world = World(rank, 2, rank, 2, torch.device("cpu"))
-    neighbours(Path(folder))  # the recipe joins the process group
+    neighbours(Path(folder))  # first, because the recipe joins the process group
     features(Path(folder), world)
     retrieval(Path(folder) / "retrieval", world)
     statistics(world)
@@ -67,12 +70,12 @@ def features(folder: Path, world: World) -> None:
         works = [extraction(data, block, batch_size=20) for block in (3, 5)]
         works = [replace(work, pretrained=works[0].pretrained) for work in works]
         extract(works, [folder / "B3.npy", folder / "B5.npy"], world, save_every_s=0)
-        # One process has left 100 rows; each of these steps is 60.
+        # One process wrote 100 rows; here a step is 60 rows.
         extraction(data, batch_size=30).to_file(folder / "left.npy", world)
 
 
 def retrieval(out: Path, world: World) -> None:
-    """Of 160 images among one another; rank 0 speaks."""
+    """Search 160 images among one another; rank 0 reports."""
     data = str(sample_paths().test_32)
     options = EvaluationOptions(
         data=data, val=data, out=out, size_px=32, random_weights=True, backbone="nin3",
@@ -95,7 +98,10 @@ def statistics(world: World) -> None:
 
 
 def monitor(folder: Path, world: World) -> None:
-    """Seven steps, more than an epoch, with looks, without, and with a signal to one rank during the first look."""
+    """Run seven steps, more than an epoch: without evaluations, with them, and with a signal to one rank.
+
+    The signal arrives during the first evaluation.
+    """
     online.draw_probes = lambda lines, path: path
     paths = sample_paths()
 
@@ -115,8 +121,8 @@ def monitor(folder: Path, world: World) -> None:
             assert pretrain(experiment, run)
     with opened("stopped", 1) as (experiment, run):
         looks: list[Any] = []
-        seen: Callable[..., Any] = OnlineProbe._features
-        OnlineProbe._features = lambda *arguments: looks.append(arguments) or seen(*arguments)  # type: ignore
+        features_of_data: Callable[..., Any] = OnlineProbe._features
+        OnlineProbe._features = lambda *arguments: looks.append(arguments) or features_of_data(*arguments)  # type: ignore
         stop_at(run, lambda: world.rank == 1 and bool(looks))
         run.stop_signal.ask_every_s = 0.0
         assert not pretrain(experiment, run)
@@ -125,7 +131,7 @@ def monitor(folder: Path, world: World) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the two processes left."""
+    """Run the two processes and return the folder of their results."""
     path = tmp_path_factory.mktemp("ranks")
     (path / "port").write_text(str(free_port()))
     with Beton(sample_paths().test_32) as data, pytest.MonkeyPatch.context() as patched:
@@ -142,11 +148,11 @@ def free_port() -> int:
 
 @pytest.mark.parametrize(("name", "block"), [("whole", 4), ("left", 4), ("B3", 3), ("B5", 5)])
 def test_features_are_those_of_one_process(folder: Path, tmp_path: Path, name: str, block: int) -> None:
-    """Also where padding is left over (160 rows in steps of 40 and of 60), where one process began, and of two blocks in one pass."""
-    found = read_features(folder / f"{name}.npy")
+    """Cases: padding (160 rows in steps of 40 and of 60), a continued file, two blocks in one pass."""
+    file = read_features(folder / f"{name}.npy")
     with Beton(sample_paths().test_32) as data:
         alone = extraction(data, block).to_file(tmp_path / "alone.npy", one_process()).features()
-    assert found is not None and found.features() == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert file is not None and file.features() == pytest.approx(alone, rel=1e-4, abs=1e-6)
     assert not list(folder.glob(".*.npy.*"))
 
 
@@ -157,11 +163,11 @@ def test_scores_are_those_of_all_queries(folder: Path) -> None:
 
 def test_precision_is_that_of_all_queries(folder: Path, tmp_path: Path) -> None:
     retrieval(tmp_path / "retrieval", one_process())
-    found, alone = (read_result(place / "retrieval" / "result.json") for place in (folder, tmp_path))
+    both, alone = (read_result(place / "retrieval" / "result.json") for place in (folder, tmp_path))
     assert (
-        abs(found["numbers"]["precision_top8"] - alone["numbers"]["precision_top8"]) < 0.1
-    )  # float32 in other batches
-    for one, other in zip(found["settings"]["shown"], alone["settings"]["shown"], strict=True):
+        abs(both["numbers"]["precision_top8"] - alone["numbers"]["precision_top8"]) < 0.1
+    )  # because float32 rounds differently in other batches
+    for one, other in zip(both["settings"]["shown"], alone["settings"]["shown"], strict=True):
         assert one["query"] == other["query"]
         assert one["similarities"] == pytest.approx(other["similarities"], abs=1e-3)
 

@@ -1,4 +1,4 @@
-"""Features of a data set as a file: values, any number of ranks, killed and gone on with, and what stands beside it."""
+"""Test feature files: values, any number of ranks, interruption and continuation, and the record."""
 
 import json
 import multiprocessing
@@ -39,7 +39,7 @@ def extraction(data: Dataset, block: int = 4, weights: int = 0, **options: Any) 
     torch.manual_seed(weights)
     net = TinyNet()
     for block_of_net in net.blocks():
-        block_of_net[1].weight.data.fill_(4.0)  # type: ignore[index,union-attr]  # else an untrained net's outputs fade
+        block_of_net[1].weight.data.fill_(4.0)  # type: ignore[index,union-attr]  # because an untrained net's outputs are tiny
     pretrained = Pretrained(net, INPUT, {"sha256": f"tiny {weights}", "backbone": "tiny"})
     values: dict[str, Any] = {"batch_size": BATCH, "dtype": "float32", "loader": {"num_threads": 1}}
     return Extraction(pretrained, data, block, 32, **(values | options))
@@ -47,13 +47,13 @@ def extraction(data: Dataset, block: int = 4, weights: int = 0, **options: Any) 
 
 @pytest.fixture
 def data() -> Iterator[Beton]:
-    """160 pictures of 32 px, of eight classes in turn."""
+    """Write a beton of 160 images of 32 px with eight classes in turn."""
     with Beton(sample_paths().test_32) as opened:
         yield opened
 
 
 def by_hand(data: Dataset, block: int) -> np.ndarray:
-    """Picture by picture: the crop that the loader cuts, normalised, through the blocks, averaged."""
+    """Compute features image by image: the loader's crop, normalised, through the blocks, averaged."""
     net = extraction(data).pretrained.backbone.eval()
     rows = []
     with Loader(data, [center_view(INPUT, 32)], batch_size=1, train=False, num_threads=1) as loader:
@@ -74,15 +74,17 @@ def test_rows_are_the_averaged_outputs_of_the_samples_in_order(
     data: Beton, tmp_path: Path, block: int
 ) -> None:
     written = extraction(data, block).to_file(tmp_path / "F.npy", one_process())
-    found = np.load(tmp_path / "F.npy")
-    assert found.dtype == np.float32 and found.shape == (160, TinyNet.channels[block - 1])
-    assert np.allclose(found, by_hand(data, block), rtol=1e-4, atol=1e-5)
-    assert found.std(0).min() > 0.01  # of a constant, order would not show
+    rows = np.load(tmp_path / "F.npy")
+    assert rows.dtype == np.float32 and rows.shape == (160, TinyNet.channels[block - 1])
+    assert np.allclose(rows, by_hand(data, block), rtol=1e-4, atol=1e-5)
+    assert rows.std(0).min() > 0.01  # because equal features would hide a wrong order
     assert np.array_equal(np.load(tmp_path / "F-labels.npy"), data.labels())
-    told = json.loads((tmp_path / "F.json").read_text())
-    assert told == written.record
-    assert (told["block"], told["size_px"], told["input"]) == (f"B{block}", 32, INPUT.as_dict())
-    assert told["data"] == data.digest() and told["class_names"] == data.class_names and told["bad"] == []
+    record = json.loads((tmp_path / "F.json").read_text())
+    assert record == written.record
+    assert (record["block"], record["size_px"], record["input"]) == (f"B{block}", 32, INPUT.as_dict())
+    assert (
+        record["data"] == data.digest() and record["class_names"] == data.class_names and record["bad"] == []
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["F-labels.npy", "F.json", "F.npy"]
 
 
@@ -107,11 +109,11 @@ def test_half_precision_and_what_it_cannot_hold(data: Beton, tmp_path: Path) -> 
 
 
 class Killed(Exception):
-    """In place of a SIGKILL, where the test wants to live on."""
+    """An error that stands for SIGKILL, so that the test survives."""
 
 
 def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Dataset, **options: Any) -> None:
-    """An extraction that ends right after it has noted `rows` rows."""
+    """Run an extraction that ends right after it has saved `rows` rows."""
     note = feature_file.PartialFeatures.save
 
     def note_and_die(file: feature_file.PartialFeatures, num_rows: int) -> None:
@@ -125,7 +127,7 @@ def leave_at(rows: int, out: Path, monkeypatch: pytest.MonkeyPatch, data: Datase
 
 
 def count_batches(work: Extraction) -> list[int]:
-    """Grows by the size of each batch that the first block sees."""
+    """Return a list that receives the size of each batch of the first block."""
     sizes: list[int] = []
     work.pretrained.backbone.blocks()[0].register_forward_hook(  # type: ignore[operator]
         lambda _, inputs, __: sizes.append(len(inputs[0]))
@@ -142,14 +144,14 @@ def test_what_was_left_is_gone_on_with(
     batch: int,
     expected: int,
 ) -> None:
-    """100 rows are there: of batches of 20 three are left; batches of 32 and 160 begin at rows 96 and 0."""
+    """100 rows exist: of batches of 20, three remain; batches of 32 and of 160 continue at rows 96 and 0."""
     whole = extraction(data).to_file(tmp_path / "whole.npy", one_process()).features()
     leave_at(100, tmp_path / "F.npy", monkeypatch, data, batch_size=20)
     assert not (tmp_path / "F.npy").exists()
     work = extraction(data, batch_size=batch)
     batches = count_batches(work)
-    found = work.to_file(tmp_path / "F.npy", one_process())
-    assert len(batches) == expected and np.allclose(found.features(), whole, rtol=1e-4, atol=1e-6)
+    file = work.to_file(tmp_path / "F.npy", one_process())
+    assert len(batches) == expected and np.allclose(file.features(), whole, rtol=1e-4, atol=1e-6)
     assert ("goes on from row" in capsys.readouterr().err) == (batch < 160)
     assert not list(tmp_path.glob(".*"))
 
@@ -191,21 +193,21 @@ def test_a_killed_extraction_is_gone_on_with(data: Beton, tmp_path: Path) -> Non
     assert child.exitcode == -signal.SIGKILL and not (tmp_path / "F.npy").exists()
     work = extraction(data)
     batches = count_batches(work)
-    found = work.to_file(tmp_path / "F.npy", one_process())
-    assert len(batches) == 2 and np.array_equal(found.features(), whole)
+    file = work.to_file(tmp_path / "F.npy", one_process())
+    assert len(batches) == 2 and np.array_equal(file.features(), whole)
 
 
 def test_the_same_features_are_there_already_and_others_are_refused(data: Beton, tmp_path: Path) -> None:
     out = tmp_path / "F.npy"
     extraction(data).to_file(out, one_process())
-    work = extraction(data, batch_size=10)  # what changes no value is not asked about
+    work = extraction(data, batch_size=10)  # the batch size changes no value, so the file is kept
     batches = count_batches(work)
     assert work.to_file(out, one_process()).record["weights"] == "tiny 0" and not batches
     with pytest.raises(ValueError, match="holds other features; give --overwrite"):
         extraction(data, weights=1).to_file(out, one_process())
     changed = extraction(data, weights=1).to_file(out, one_process(), overwrite=True)
     assert changed.record["weights"] == "tiny 1" and not np.allclose(changed.features(), by_hand(data, 4))
-    (tmp_path / "F.json").unlink()  # features that nothing is known of are nobody's
+    (tmp_path / "F.json").unlink()  # features without a record are not used
     assert read_features(out) is None
 
 
@@ -231,9 +233,9 @@ def test_a_broken_sample_is_a_row_of_nan(
     with Beton(path) as data:
         options: dict[str, Any] = {"batch_size": 20, "loader": {"num_threads": 1, "on_bad_sample": "skip"}}
         leave_at(100, tmp_path / "F.npy", monkeypatch, data, **options)
-        found = extraction(data, **options).to_file(tmp_path / "F.npy", one_process())
-    assert found.record["bad"] == [17] and "1 broken" in str(found)
-    assert np.flatnonzero(np.isnan(found.features()).any(1)).tolist() == [17]
+        features_file = extraction(data, **options).to_file(tmp_path / "F.npy", one_process())
+    assert features_file.record["bad"] == [17] and "1 broken" in str(features_file)
+    assert np.flatnonzero(np.isnan(features_file.features()).any(1)).tolist() == [17]
     assert "sample 17" in capsys.readouterr().err
 
 
@@ -245,14 +247,14 @@ def extract_all(data: Dataset, folder: Path, blocks: tuple[int, ...], **options:
 
 
 def test_several_blocks_of_one_pass_are_each_as_alone(data: Beton, tmp_path: Path) -> None:
-    """Bit for bit, whatever their order; also the records, but for when and how long."""
-    found = extract_all(data, tmp_path, (5, 2, 4))
-    for block, values in zip((5, 2, 4), found, strict=True):
+    """Features are equal to the bit in any order of the blocks, and records but for date and duration."""
+    files = extract_all(data, tmp_path, (5, 2, 4))
+    for block, values in zip((5, 2, 4), files, strict=True):
         alone = extraction(data, block).to_file(tmp_path / "alone.npy", one_process(), overwrite=True)
         assert np.array_equal(values, alone.features())
-        told = json.loads((tmp_path / f"B{block}.json").read_text())
+        record = json.loads((tmp_path / f"B{block}.json").read_text())
         differ = ("date", "seconds", "labels")
-        assert {k: v for k, v in told.items() if k not in differ} == {
+        assert {k: v for k, v in record.items() if k not in differ} == {
             k: v for k, v in alone.record.items() if k not in differ
         }
 
@@ -260,7 +262,7 @@ def test_several_blocks_of_one_pass_are_each_as_alone(data: Beton, tmp_path: Pat
 def test_what_is_missing_of_several_blocks_is_made_and_gone_on_with(
     data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """B2 is there, B3 is at row 96, B4 at 48: the batches from row 48 on are seen once, and B2's file stays."""
+    """B2 is complete, B3 has 96 rows, B4 has 48: batches from row 48 on run once, and B2's file is kept."""
     whole = [by_hand(data, block) for block in (2, 3, 4)]
     extraction(data, 2).to_file(tmp_path / "B2.npy", one_process())
     leave_at(96, tmp_path / "B3.npy", monkeypatch, data, block=3)
@@ -274,10 +276,10 @@ def test_what_is_missing_of_several_blocks_is_made_and_gone_on_with(
         return opened(loader, epoch, first_step)
 
     monkeypatch.setattr(Loader, "epoch", noted)
-    found = extract_all(data, tmp_path, (2, 3, 4))
+    files = extract_all(data, tmp_path, (2, 3, 4))
     assert starts == [1] and (tmp_path / "B2.npy").stat().st_mtime_ns == before
     assert f"{tmp_path / 'B3.npy'}, {tmp_path / 'B4.npy'}: goes on from row 48" in capsys.readouterr().err
-    for values, expected in zip(found, whole, strict=True):
+    for values, expected in zip(files, whole, strict=True):
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
     assert not list(tmp_path.glob(".*"))
     extract_all(data, tmp_path, (4, 2))
@@ -292,22 +294,25 @@ def test_none_of_several_is_written_where_one_is_refused(data: Beton, tmp_path: 
 
 
 def test_a_picture_seen_whole(data: Beton, tmp_path: Path) -> None:
-    """Of 32 px nothing is cut off at 32 px; without `whole` the middle 28 of 32 px are seen, and the digest is another."""
-    seen = []
+    """With `whole`, images of 32 px are not cropped at 32 px.
+
+    Without it, the central 28 px are used, with another digest.
+    """
+    digests = []
     for whole in (False, True):
         work = extraction(data, 1, whole=whole)
         assert ("whole" in work.wanted()) == whole
-        seen.append((work.digest(), work.to_file(tmp_path / f"{whole}.npy", one_process()).features()))
-    assert seen[0][0] != seen[1][0]
+        digests.append((work.digest(), work.to_file(tmp_path / f"{whole}.npy", one_process()).features()))
+    assert digests[0][0] != digests[1][0]
     pixels = data.rows(np.arange(1))
     assert int(pixels.mode[0]) == MODE_RAW
     raw = np.frombuffer(os.pread(int(pixels.fd[0]), 32 * 32 * 3, int(pixels.offset[0])), np.uint8)
-    picture = torch.from_numpy(raw.reshape(1, 32, 32, 3).copy()).permute(0, 3, 1, 2).float() / 255
-    picture = (picture - torch.tensor(INPUT.mean)[:, None, None]) / torch.tensor(INPUT.std)[:, None, None]
+    image = torch.from_numpy(raw.reshape(1, 32, 32, 3).copy()).permute(0, 3, 1, 2).float() / 255
+    image = (image - torch.tensor(INPUT.mean)[:, None, None]) / torch.tensor(INPUT.std)[:, None, None]
     with torch.no_grad():
-        first = extraction(data).pretrained.backbone.eval().blocks()[0](picture).mean((2, 3))  # type: ignore[operator]
-    np.testing.assert_allclose(seen[1][1][0], first[0].numpy(), rtol=1e-4, atol=1e-5)
-    assert not np.allclose(seen[0][1][0], first[0].numpy(), rtol=1e-2)
+        first = extraction(data).pretrained.backbone.eval().blocks()[0](image).mean((2, 3))  # type: ignore[operator]
+    np.testing.assert_allclose(digests[1][1][0], first[0].numpy(), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(digests[0][1][0], first[0].numpy(), rtol=1e-2)
 
 
 def test_blocks_by_name() -> None:
@@ -331,14 +336,14 @@ def test_blocks_by_name() -> None:
 def test_convolutions_and_fully_connected_blocks_of_alexnet(
     data: Beton, tmp_path: Path, block: int, width: int
 ) -> None:
-    """Of a map the mean over its positions; fc6 and fc7 have one, and dropout none of them."""
+    """A map is averaged over its positions. fc6 and fc7 have one position, and no dropout."""
     torch.manual_seed(0)
     net = make_backbone("alexnet")
     pretrained = Pretrained(net, INPUT, {"sha256": "random", "backbone": "alexnet"})
     options: dict[str, Any] = {"batch_size": 80, "dtype": "float32", "loader": {"num_threads": 1}}
     written = Extraction(pretrained, data, block, 64, **options).to_file(tmp_path / "F.npy", one_process())
-    found = np.load(tmp_path / "F.npy")
-    assert found.shape == (160, width) and written.record["block"] == f"B{block}"
+    rows = np.load(tmp_path / "F.npy")
+    assert rows.shape == (160, width) and written.record["block"] == f"B{block}"
     with Loader(data, [center_view(INPUT, 64)], batch_size=3, train=False, num_threads=1) as loader:
         batch = next(batches := loader.epoch(0))
         (images,) = batch.inputs(loader.views, torch.float32)
@@ -347,12 +352,12 @@ def test_convolutions_and_fully_connected_blocks_of_alexnet(
         expected = nn.Sequential(*net.eval().blocks()[:block])(images)
     if block > 5:
         assert expected.shape == (3, 4096, 1, 1)
-    np.testing.assert_allclose(found[:3], expected.mean((2, 3)).numpy(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(rows[:3], expected.mean((2, 3)).numpy(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file as a run leaves it."""
+    """Write a checkpoint file as a run does."""
     path = tmp_path_factory.mktemp("weights") / "step-00000001.pt"
     state = {
         "format": 1,
@@ -378,18 +383,18 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     data, out = sample_paths().test_32, tmp_path / "F.npy"
     small = ("--size-px", "32", "--num-threads", "1")
     assert command(checkpoint, data, "--block", "B3", "--out", out, *small) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 steps")
-    assert said[1:] == [f"{out}: float16 [160, 64], B3 of resnet18 at 32 px, labels in F-labels.npy"]
-    found = read_features(out)
-    assert found is not None and found.record["checkpoint"]["science"]["recipe"] == "none"
-    assert "whole" not in found.record
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 steps")
+    assert lines[1:] == [f"{out}: float16 [160, 64], B3 of resnet18 at 32 px, labels in F-labels.npy"]
+    file = read_features(out)
+    assert file is not None and file.record["checkpoint"]["science"]["recipe"] == "none"
+    assert "whole" not in file.record
     assert (
         command(checkpoint, data, "--block", "conv3_x", "--whole", "--out", tmp_path / "W.npy", *small) == 0
     )
     whole = read_features(tmp_path / "W.npy")
     assert whole is not None and whole.record["whole"] and whole.record["block"] == "B3"
-    assert not np.array_equal(whole.features(), found.features())
+    assert not np.array_equal(whole.features(), file.features())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Nearest neighbours against numpy, whatever the chunks; votes against plain loops."""
+"""Test nearest neighbours against numpy for any chunk size, and votes against plain loops."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ NUM_CLASSES = 5
 
 
 def signs(num: int, seed: int, channels: int = 16) -> Tensor:
-    """Rows of ±1 whose norm is a power of two: cosines of them are exact, and many are equal."""
+    """Return rows of ±1 whose norm is a power of two: their cosines are exact, and many are equal."""
     return torch.randint(0, 2, (num, channels), generator=torch.Generator().manual_seed(seed)).float() * 2 - 1
 
 
@@ -30,7 +30,7 @@ def noise(num: int, seed: int, channels: int = 12) -> Tensor:
 
 
 def plain(queries: Tensor, bank: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities in float64, sorted; equal ones by their row."""
+    """Return float64 similarities in falling order, equal ones by row."""
     a, b = queries.double().numpy(), bank.double().numpy()
     a /= np.linalg.norm(a, axis=1, keepdims=True)
     b /= np.linalg.norm(b, axis=1, keepdims=True)
@@ -51,35 +51,38 @@ def plain(queries: Tensor, bank: Tensor, k: int) -> tuple[np.ndarray, np.ndarray
 def test_equal_similarities_come_in_the_order_of_rows_whatever_the_chunks(chunks: dict[str, Any]) -> None:
     queries, bank = signs(50, 1), signs(101, 2)
     similarities, rows = plain(queries, bank, 17)
-    assert (np.diff(similarities) == 0).mean() > 0.5  # ties are what this is about
-    found = nearest(queries, bank, 17, **chunks)
-    assert np.array_equal(found.rows.numpy(), rows)
-    assert np.array_equal(found.similarities.numpy(), similarities)
+    assert (np.diff(similarities) == 0).mean() > 0.5  # because the test is about ties
+    neighbours = nearest(queries, bank, 17, **chunks)
+    assert np.array_equal(neighbours.rows.numpy(), rows)
+    assert np.array_equal(neighbours.similarities.numpy(), similarities)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_neighbours_are_those_of_the_whole_matrix(dtype: torch.dtype) -> None:
-    """Cosines of any size and sign, also where all of a query's are negative; in half as well, computed in float32."""
+    """Cosines have any size and sign, and are all negative for some queries.
+
+    Half inputs are computed in float32.
+    """
     queries, bank = noise(40, 3).to(dtype), (noise(90, 4) * torch.rand(90, 1) * 50).to(dtype)
     bank[:, 0] = 3 * bank[:, 0].abs()
     queries[:5, 1:], queries[:5, 0] = 0, -1
     similarities, rows = plain(queries, bank, 90)
     assert (similarities[:5] < 0).all()
-    found = nearest(queries, bank, 90, bank_chunk=32, query_chunk=16)
-    assert np.allclose(found.similarities.numpy(), similarities, atol=3e-7)
+    neighbours = nearest(queries, bank, 90, bank_chunk=32, query_chunk=16)
+    assert np.allclose(neighbours.similarities.numpy(), similarities, atol=3e-7)
     by_row = np.take_along_axis(similarities, rows.argsort(1), 1)
-    # Rows whose cosines are nearer to one another than that may change places.
-    assert np.array_equal(np.sort(found.rows.numpy(), 1), np.sort(rows, 1))
-    assert np.allclose(np.take_along_axis(by_row, found.rows.numpy(), 1), similarities, atol=6e-7)
+    # Rows with nearly equal cosines may swap places.
+    assert np.array_equal(np.sort(neighbours.rows.numpy(), 1), np.sort(rows, 1))
+    assert np.allclose(np.take_along_axis(by_row, neighbours.rows.numpy(), 1), similarities, atol=6e-7)
 
 
 def test_memory_maps_serve_as_well(tmp_path: Any) -> None:
     queries, bank = noise(20, 5), noise(70, 6)
     np.save(tmp_path / "bank.npy", bank.numpy())
-    found = nearest(queries.numpy(), np.load(tmp_path / "bank.npy", mmap_mode="r"), 9, bank_chunk=16)
+    neighbours = nearest(queries.numpy(), np.load(tmp_path / "bank.npy", mmap_mode="r"), 9, bank_chunk=16)
     expected = nearest(queries, bank, 9)
-    assert torch.equal(found.rows, expected.rows)
-    assert np.array_equal(found.rows.numpy(), plain(queries, bank, 9)[1])
+    assert torch.equal(neighbours.rows, expected.rows)
+    assert np.array_equal(neighbours.rows.numpy(), plain(queries, bank, 9)[1])
 
 
 def test_rows_that_are_not_finite_are_nobodys_neighbours() -> None:
@@ -110,7 +113,7 @@ def test_no_queries_have_no_neighbours() -> None:
 
 
 def labelled(seed: int = 9) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries and a bank of clusters that overlap, with their labels."""
+    """Return queries and a bank of overlapping clusters, with their labels."""
     random = torch.Generator().manual_seed(seed)
     centres = torch.randn(NUM_CLASSES, 12, generator=random)
     bank_labels = torch.randint(0, NUM_CLASSES, (120,), generator=random)
@@ -131,23 +134,23 @@ def test_weighted_votes_are_those_of_a_plain_loop(temperature: float) -> None:
     for query in range(60):
         for similarity, row in zip(similarities[query], rows[query], strict=True):
             expected[query, labels[row]] += np.exp(similarity / temperature)
-    found = nearest(queries, bank, 20)
-    scores = weighted_scores(found, labels, NUM_CLASSES, 20, temperature)
-    ours = (scores / scores.sum(1, keepdim=True)).numpy()
-    assert np.allclose(ours, expected / expected.sum(1, keepdims=True), rtol=1e-4, atol=1e-9)
-    counted = count_correct(found, labels, truth, NUM_CLASSES, (20,), temperature)
+    neighbours = nearest(queries, bank, 20)
+    scores = weighted_scores(neighbours, labels, NUM_CLASSES, 20, temperature)
+    shares = (scores / scores.sum(1, keepdim=True)).numpy()
+    assert np.allclose(shares, expected / expected.sum(1, keepdims=True), rtol=1e-4, atol=1e-9)
+    counted = count_correct(neighbours, labels, truth, NUM_CLASSES, (20,), temperature)
     right = int((expected.argmax(1) == truth.numpy()).sum())
     assert counted["top1_k20"] == right and 24 < right < 60
 
 
 def test_a_small_temperature_does_not_overflow() -> None:
-    found = Neighbours(torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[0, 1, 2]]))
-    scores = weighted_scores(found, torch.tensor([1, 0, 0]), 2, 3, temperature=1e-4)
+    neighbours = Neighbours(torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[0, 1, 2]]))
+    scores = weighted_scores(neighbours, torch.tensor([1, 0, 0]), 2, 3, temperature=1e-4)
     assert scores.isfinite().all() and int(scores.argmax()) == 1
 
 
 def majority_by_hand(votes: list[int]) -> int:
-    """Of the classes with the most votes the one whose first vote comes first."""
+    """Return the class with the most votes; of equal classes the one with the nearest vote."""
     most = max(votes.count(label) for label in votes)
     return next(label for label in votes if votes.count(label) == most)
 
@@ -155,37 +158,37 @@ def majority_by_hand(votes: list[int]) -> int:
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 10, 15, 20])
 def test_majority_goes_to_the_nearer_of_equal_classes(k: int) -> None:
     queries, truth, bank, labels = labelled()
-    found = nearest(queries, bank, 20)
-    predicted = majority_scores(found, labels, NUM_CLASSES, k).argmax(1)
-    votes = labels[found.rows[:, :k]].tolist()
+    neighbours = nearest(queries, bank, 20)
+    predicted = majority_scores(neighbours, labels, NUM_CLASSES, k).argmax(1)
+    votes = labels[neighbours.rows[:, :k]].tolist()
     assert predicted.tolist() == [majority_by_hand(row) for row in votes]
-    counted = count_correct(found, labels, truth, NUM_CLASSES, (k,), 0.07)
+    counted = count_correct(neighbours, labels, truth, NUM_CLASSES, (k,), 0.07)
     assert counted[f"top1_k{k}_majority"] == int((predicted == truth).sum())
 
 
 def test_places_count_classes_ahead() -> None:
     scores = torch.tensor([[0.0, 2.0, 2.0, 1.0, 0.0, 3.0]]).double().expand(6, 6)
-    # Class 5 leads; of the equal 1 and 2 the lower comes first; 0 and 4, without a vote, are behind all six.
+    # Class 5 leads. Of the equal 1 and 2 the lower is first. 0 and 4 have no vote and come last.
     assert places(scores, torch.arange(6)).tolist() == [6, 1, 2, 3, 6, 0]
 
 
 def test_top_5_and_several_k_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, truth, bank, labels = labelled()
-    found = nearest(queries, bank, 30)
-    scores = weighted_scores(found, labels, NUM_CLASSES, 30, 0.07)
+    neighbours = nearest(queries, bank, 30)
+    scores = weighted_scores(neighbours, labels, NUM_CLASSES, 30, 0.07)
     voted = (scores.gather(1, truth[:, None]) > 0).sum()
     monkeypatch.setattr("fastpsl.kernels.nearest._VOTE_CHUNK", 7)
-    counted = count_correct(found, labels, truth, NUM_CLASSES, (1, 30), 0.07)
-    assert counted["top5_k30"] == int(voted)  # five classes: whichever has a vote is among the top five
+    counted = count_correct(neighbours, labels, truth, NUM_CLASSES, (1, 30), 0.07)
+    assert counted["top5_k30"] == int(voted)  # five classes, so a class with a vote is in the top five
     assert counted["top1_k30"] == int((scores.argmax(1) == truth).sum())
     assert counted["top1_k1"] == counted["top1_k1_majority"] == counted["top5_k1"]
-    nothing = Neighbours(found.similarities[:0], found.rows[:0])
+    nothing = Neighbours(neighbours.similarities[:0], neighbours.rows[:0])
     assert count_correct(nothing, labels, truth[:0], NUM_CLASSES, (1, 30), 0.07) == dict.fromkeys(counted, 0)
 
 
 @pytest.mark.slow
 def test_the_matrix_of_similarities_is_never_made() -> None:
-    """6,000 x 24,000 similarities would be 550 MiB in float32 and as many again twice over as keys."""
+    """6,000 x 24,000 similarities would take 550 MiB in float32, and twice that again as keys."""
     script = """
 import torch
 from fastpsl.kernels.nearest import nearest
@@ -197,4 +200,4 @@ nearest(queries, bank, 5, bank_chunk=4096, query_chunk=512)
 print(peak_mib() - before)
 """
     (grown,) = printed_by(script)
-    assert grown < 300  # 512 x 4,096 x 16 B are 32 MiB; the allocator keeps some more
+    assert grown < 300  # 512 x 4,096 x 16 B are 32 MiB, and the allocator holds more

@@ -1,4 +1,4 @@
-"""Lists of labelled images: balanced as the published ones, a function of the seed, read from what others publish."""
+"""Test lists of labelled images: balanced, drawn by the seed alone, read in the published formats."""
 
 import os
 from collections import Counter
@@ -27,7 +27,10 @@ def labels_of(sizes: list[int], seed: int = 0) -> np.ndarray:
 
 
 def test_counts_are_those_of_simclrs_published_lists() -> None:
-    """ImageNet has 1,281,167 images; SimCLR's files have 811 x 13 + 189 x 12 and 116 x 129 + 884 x 128 lines."""
+    """ImageNet has 1,281,167 images.
+
+    SimCLR's lists have 811 x 13 + 189 x 12 and 116 x 129 + 884 x 128 lines.
+    """
     sizes = [1300] * 895 + [732] * 2 + [1130] * 103
     sizes[0] += 1_281_167 - sum(sizes)
     labels = labels_of(sizes)
@@ -43,12 +46,12 @@ def test_the_choice_is_the_seeds_and_even() -> None:
     first = draw_label_list(labels, 10, 10, 0)
     assert np.array_equal(first, draw_label_list(labels, 10, 10, 0))
     assert not np.array_equal(first, draw_label_list(labels, 10, 10, 1))
-    drawn = np.zeros(len(labels))
+    counts = np.zeros(len(labels))
     for seed in range(400):
-        drawn[draw_label_list(labels, 10, 10, seed)] += 1
-    # each image by chance 1 in 10: 40 ± 6 of 400
-    assert drawn.sum() == 400 * 40 and 15 < drawn.min() and drawn.max() < 70
-    # who gets the image that is left over is drawn too: 41 of 410 in ten classes
+        counts[draw_label_list(labels, 10, 10, seed)] += 1
+    # an image has a chance of 1 in 10: 40 ± 6 of 400
+    assert counts.sum() == 400 * 40 and 15 < counts.min() and counts.max() < 70
+    # 41 of 410 in ten classes leave one image over, and its class is drawn, too
     labels = labels_of([41] * 10)
     extra = Counter(
         Counter(labels[draw_label_list(labels, 10, 10, seed)].tolist()).most_common(1)[0][0]
@@ -58,7 +61,7 @@ def test_the_choice_is_the_seeds_and_even() -> None:
 
 
 def test_a_list_stays_as_it_was_drawn_first() -> None:
-    """Frozen: a run that is resumed with a later version must find the images that it began with."""
+    """The draw is frozen, because a run that is resumed with a later version needs the same images."""
     assert draw_label_list(np.arange(60) % 3, 3, 10, 7).tolist() == [0, 1, 43, 45, 50, 59]
 
 
@@ -80,14 +83,14 @@ def test_classes_with_too_few_are_named() -> None:
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes called as ImageNet's, four files each; one file name is in two classes."""
+    """Write three classes with ImageNet's kind of names, four files each; one file name is in two classes."""
     root = tmp_path_factory.mktemp("data") / "train"
-    picture = jpeg(photo(0, 40, 40))
+    image = jpeg(photo(0, 40, 40))
     names = [f"n0{c}/n0{c}_{10 * i}.JPEG" for c in range(3) for i in range(4)] + [
         "n01/same.JPEG",
         "n02/same.JPEG",
     ]
-    tree(root, dict.fromkeys(names, picture))
+    tree(root, dict.fromkeys(names, image))
     write_folder(root, root.parent / "train.beton")
     return root
 
@@ -112,7 +115,7 @@ WANTED = ["n02/n02_30.JPEG", "n00/n00_0.JPEG", "n01/n01_20.JPEG"]
 @pytest.mark.parametrize(
     "text",
     [
-        "n02_30.JPEG\nn00_0.JPEG\nn01_20.JPEG\n",  # SimCLR's
+        "n02_30.JPEG\nn00_0.JPEG\nn01_20.JPEG\n",  # in SimCLR's format
         "n02/n02_30.JPEG\n\nn00/n00_0.JPEG\r\n n01/n01_20.JPEG",
         "/somewhere/train/n02/n02_30.JPEG\ntrain/n00/n00_0.JPEG\nn01_20\n",
         "n02_30.jpg\nelsewhere/n00_0.png\nn01/n01_20.webp\n",
@@ -124,7 +127,7 @@ def test_names_of_all_kinds_are_found(data: Beton | Folder, tmp_path: Path, text
 
 
 def test_arrays_of_paths_and_of_places_are_read(data: Beton | Folder, tmp_path: Path) -> None:
-    path = tmp_path / "train_images.npy"  # VISSL's: absolute paths of somebody's machine
+    path = tmp_path / "train_images.npy"  # in VISSL's format, absolute paths of another machine
     for array in (np.array([f"/datasets/imagenet/train/{name}" for name in WANTED]), np.array(WANTED, "S")):
         np.save(path, array)
         assert names_of(data, read_label_list(path, data)) == WANTED
@@ -190,7 +193,7 @@ def test_other_data_has_names_too(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_class_is_not_taken(tmp_path: Path) -> None:
-    """Numbered files: cat/1.jpg is absent, and dog/1.jpg is no cat."""
+    """Files are numbered: cat/1.jpg is missing, and dog/1.jpg is no cat."""
     for name in ("cat/2.png", "dog/1.png", "dog/3.png"):
         path = tmp_path / "pictures" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Linear probes: the widths of the protocols, each block's own classifier, frozen features, heads that know nothing of each other."""
+"""Test linear probes: widths of the protocols, a classifier per block, frozen features, independent heads."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +32,16 @@ from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
 
 PROBE = Stage("linear", 1, 6, 5, 1)
+VISSL: dict[str, Any] = {"pools": PROTOCOLS["vissl"].pools, "batchnorm": "affine"}
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
 WIDTHS = {"B1": 9216, "B2": 9216, "B3": 8192, "B4": 9216, "B5": 8192, "final": 2048}
 
 
 def probes(backbone: Backbone, num_classes: int, size_px: int = 32, **more: Any) -> LinearProbes:
     input = Input(size_px=size_px)
-    task = LinearProbes(train_view(input, size_px), center_view(input, size_px), backbone=backbone, **more)
+    task = LinearProbes(
+        train_view(input, size_px), center_view(input, size_px), backbone=backbone, **(VISSL | more)
+    )
     task.check_data(Synthetic(num_classes * 2, num_classes), 2)
     return task
 
@@ -49,7 +52,7 @@ def batch_of(labels: Tensor) -> Batch:
 
 @pytest.mark.usefixtures("published_widths")
 def test_widths_of_resnet50_are_the_protocols() -> None:
-    """PROTOCOL B1 of VISSL, block by block; by the sizes of a real forward at 224 px."""
+    """The widths are VISSL's, in a real forward pass at 224 px."""
     backbone = ResNet("resnet50")
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     head: Any = probes(backbone, 4, 224).head(1, 2048)
@@ -60,7 +63,7 @@ def test_widths_of_resnet50_are_the_protocols() -> None:
     assert backbone.training
 
 
-# Features of each block of AlexNet at 224 px, as the protocols' sources print them; fc6 and fc7 are whole.
+# Features of each block of AlexNet at 224 px in the protocols' sources; fc6 and fc7 are not pooled.
 FC = {"B6": 4096, "B7": 4096, "final": 4096}
 ALEXNETS = [
     slow("uic", "alexnet", (9600, 9216, 9600, 9600, 9216), None),
@@ -77,7 +80,7 @@ ALEXNETS = [
 def test_widths_of_alexnet_are_the_protocols(
     protocol: str, name: str, widths: tuple[int, ...], affine: bool | None
 ) -> None:
-    """By the sizes of a real forward at 224 px; BatchNorm with, without scale and shift, or none."""
+    """The widths are those of a real forward pass at 224 px; BatchNorm is affine, plain or absent."""
     backbone, chosen = make_backbone(name), PROTOCOLS[protocol]
     head: Any = probes(backbone, 4, 224, pools=chosen.pools, batchnorm=chosen.batchnorm).head(1, 4096)
     expected = {f"B{i}": width for i, width in enumerate(widths, 1)} | FC
@@ -103,12 +106,13 @@ def test_every_protocol_takes_backbones_of_six_and_seven_blocks(name: str) -> No
         assert {name: width for name, width in head.widths.items() if name not in BLOCKS} == expected
 
 
-# VISSL's and DeepCluster's configurations, again: protocol, block, side of the map, kernel, stride, padding, grid.
+# VISSL's and DeepCluster's values: protocol, block, side of the map, kernel, stride, padding, grid.
 WINDOWS = [
     ("vissl", 1, 112, 10, 10, 4, 12), ("vissl", 2, 56, 16, 8, 0, 6), ("vissl", 3, 28, 13, 5, 0, 4),
     ("vissl", 4, 14, 8, 3, 0, 3), ("vissl", 5, 7, 6, 1, 0, 2),
-    ("deepcluster", 1, 55, 6, 6, 3, 10), ("deepcluster", 2, 27, 4, 4, 0, 6), ("deepcluster", 3, 13, 3, 3, 1, 5),
-    ("deepcluster", 4, 13, 3, 3, 1, 5), ("deepcluster", 5, 13, 2, 2, 0, 6),
+    ("deepcluster", 1, 55, 6, 6, 3, 10), ("deepcluster", 2, 27, 4, 4, 0, 6),
+    ("deepcluster", 3, 13, 3, 3, 1, 5), ("deepcluster", 4, 13, 3, 3, 1, 5),
+    ("deepcluster", 5, 13, 2, 2, 0, 6),
 ]  # fmt: skip
 
 
@@ -116,21 +120,28 @@ WINDOWS = [
 def test_a_pool_is_the_mean_of_its_windows(
     protocol: str, block: int, side: int, kernel: int, stride: int, padding: int, grid: int
 ) -> None:
-    """Against sums by hand over the published windows; zeros of the padding count, as torch's AvgPool2d counts them."""
+    """The reference is sums by hand over the published windows.
+
+    Zeros of the padding count, as in torch's AvgPool2d.
+    """
     pool = PROTOCOLS[protocol].pools[block - 1]
     assert pool.grid == grid
     features = torch.randn(2, 3, side, side, dtype=torch.float64)
     padded = F.pad(features, (padding,) * 4)
+    starts = [i * stride for i in range(grid)]
     expected = torch.stack([torch.stack([
-        padded[:, :, y * stride : y * stride + kernel, x * stride : x * stride + kernel].sum((2, 3)) / kernel**2
-        for x in range(grid)], -1) for y in range(grid)], -2)  # fmt: skip
+        padded[:, :, y : y + kernel, x : x + kernel].sum((2, 3)) / kernel**2 for x in starts
+    ], -1) for y in starts], -2)  # fmt: skip
     torch.testing.assert_close(pooled(features, pool), expected)
 
 
 @pytest.mark.parametrize("protocol", ["uic", "rotnet", "sslpp"])
 @pytest.mark.parametrize("side", [55, 27, 13, 112, 7])
 def test_a_max_pool_is_the_greatest_of_adaptive_windows(protocol: str, side: int) -> None:
-    """Cell i of n is rows floor(i s / n) to ceil((i + 1) s / n), so all of the map is read; in plain loops."""
+    """Cell i of n has the rows floor(i s / n) to ceil((i + 1) s / n), so the whole map is read.
+
+    In plain loops.
+    """
     features = torch.randn(2, 3, side, side)
     grids = (10, 6, 5, 5, 6) if protocol == "uic" else (12, 7, 5, 6, 6)
     for pool, grid in zip(PROTOCOLS[protocol].pools, grids, strict=True):
@@ -150,15 +161,15 @@ def test_other_maps_are_pooled_to_the_same_grid_or_left() -> None:
     small = torch.randn(2, 3, 3, 3)
     for pool in (vissl[2], *PROTOCOLS["uic"].pools, *PROTOCOLS["deepcluster"].pools):
         assert torch.equal(pooled(small, pool), small)
-    assert pooled(torch.randn(2, 3, 14, 14), vissl[4]).shape[-1] == 2  # not VISSL's B4, whose grid is 3
+    assert pooled(torch.randn(2, 3, 14, 14), vissl[4]).shape[-1] == 2  # and not 3, the grid of VISSL's B4
     assert pooled(torch.randn(2, 3, 55, 48), PROTOCOLS["deepcluster"].pools[0]).shape[-2:] == (10, 10)
     torch.testing.assert_close(pooled(features, WHOLE)[..., 0, 0], features.mean((2, 3)))
 
 
 class Planted(Backbone):
-    """Five blocks on pictures of four channels, one of which is ±1: B2 takes magnitudes, B3 forgets them.
+    """A network of five blocks on images of four channels, one of them ±1; B2 takes magnitudes, B3 drops it.
 
-    The sign is random, so no classifier that is linear in B1 tells which channel it is; in B2 that is the channel's mean.
+    The sign is random, so no classifier that is linear in B1 can tell the channel. In B2 its mean can.
     """
 
     name = "planted"
@@ -194,12 +205,15 @@ def planted(num: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def test_protocols_for_other_data_are_vissls_but_for_their_epochs() -> None:
-    """VISSL's configurations for Places205 and iNaturalist 2018: 14 epochs, a tenth after 4, 8, 12; 84, after 24, 48, 72."""
+    """VISSL: 14 epochs with drops after 4, 8 and 12 for Places205.
+
+    84 with drops after 24, 48 and 72 for iNaturalist.
+    """
     for name, epochs, drops in (("vissl_places205", 14, (4, 8, 12)), ("vissl_inat18", 84, (24, 48, 72))):
-        found = PROTOCOLS[name]
-        assert (found.epochs, sum(found.intervals)) == (epochs, epochs)
-        assert tuple(np.cumsum(found.intervals)[:-1]) == drops
-        assert replace(found, epochs=28, intervals=(8, 8, 8, 4)) == PROTOCOLS["vissl"]
+        protocol = PROTOCOLS[name]
+        assert (protocol.epochs, sum(protocol.intervals)) == (epochs, epochs)
+        assert tuple(np.cumsum(protocol.intervals)[:-1]) == drops
+        assert replace(protocol, epochs=28, intervals=(8, 8, 8, 4)) == PROTOCOLS["vissl"]
 
 
 def test_the_best_block_is_that_of_the_highest_top1() -> None:
@@ -209,15 +223,15 @@ def test_the_best_block_is_that_of_the_highest_top1() -> None:
 
 
 def test_each_classifier_reads_its_own_block() -> None:
-    """Blocks of unlike constants, weights of 1: each logit is the constant times the number of features."""
-    head = ProbeHead([(2, 8, 8)] * 7, 3, batchnorm=None)
+    """Weights are 1 and blocks constant, so a logit is the constant times the number of features."""
+    head = ProbeHead([(2, 8, 8)] * 7, 3, VISSL["pools"], batchnorm=None)
     for parameter in head.parameters():
         torch.nn.init.ones_(parameter) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
     constants = (1.0, 10.0, 100.0, 1000.0, 10000.0, 2.0, 3.0)
     logits = head([torch.full((1, 2, 8, 8), constant) for constant in constants])
     names = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "final")
     assert tuple(logits) == names
-    # 8 x 8 by VISSL's grids 12, 6, 4, 3, 2; what it has no pool for is averaged whole
+    # 8 x 8 in VISSL's grids 12, 6, 4, 3, 2; blocks without a pool are averaged
     assert list(head.widths.values()) == [2 * 8**2, 2 * 6**2, 2 * 4**2, 2 * 3**2, 2 * 2**2, 2, 2, 2]
     for name, constant in zip(names, (*constants, constants[-1]), strict=True):
         assert torch.allclose(logits[name], torch.full((1, 3), constant * head.widths[name])), name
@@ -227,7 +241,7 @@ def test_a_feature_planted_in_b2_is_found_by_b2s_head_alone() -> None:
     torch.manual_seed(0)
     backbone = Planted()
     shapes = [(4, 8, 8)] * 5
-    module = StageModule(Trunk(backbone, PROBE), ProbeHead(shapes, 4), probes(backbone, 4).loss)
+    module = StageModule(Trunk(backbone, PROBE), ProbeHead(shapes, 4, **VISSL), probes(backbone, 4).loss)
     optimiser = probe_sgd(module.learning_parameters(), momentum=0.9, weight_decay=0.0, nesterov=True)
     optimiser.param_groups[0]["lr"] = optimiser.param_groups[1]["lr"] = 0.05
     for step in range(60):
@@ -250,7 +264,7 @@ def head_outputs(head: nn.Module, features: list[Tensor]) -> dict[str, Tensor]:
 
 
 def test_each_head_learns_as_if_it_were_alone() -> None:
-    """Its gradients are those of its own cross-entropy; of B2's loss the others get nothing."""
+    """A head's gradients are those of its own cross-entropy; B2's loss gives the others none."""
     torch.manual_seed(0)
     backbone = TinyNet()
     module = StageModule(Trunk(backbone, PROBE), probes(backbone, 3).head(1, 16), probes(backbone, 3).loss)
@@ -258,18 +272,18 @@ def test_each_head_learns_as_if_it_were_alone() -> None:
     loss, _ = module([images], batch_of(labels))
     loss.backward()
     head = module.head
-    found = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}  # type: ignore[union-attr]
+    gradients = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}  # type: ignore[union-attr]
     logits = head_outputs(head, module.trunk.features(images))
-    for name, own in logits.items():
+    for name, head_logits in logits.items():
         head.zero_grad()
-        F.cross_entropy(own, labels).backward(retain_graph=True)
+        F.cross_entropy(head_logits, labels).backward(retain_graph=True)
         for key, parameter in head.named_parameters():
             if f".{name}." in key:
-                torch.testing.assert_close(parameter.grad, found[key])
+                torch.testing.assert_close(parameter.grad, gradients[key])
             else:
                 assert parameter.grad is None or not parameter.grad.any()
     torch.testing.assert_close(
-        loss, torch.stack([F.cross_entropy(own, labels) for own in logits.values()]).sum()
+        loss, torch.stack([F.cross_entropy(head_logits, labels) for head_logits in logits.values()]).sum()
     )
 
 
@@ -277,14 +291,16 @@ def test_heads_are_float32_under_autocast() -> None:
     backbone = TinyNet()
     task = probes(backbone, 7)
     module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task.loss)
-    seen: list[torch.dtype] = []
+    dtypes: list[torch.dtype] = []
     for classifier in module.head.classifiers.values():  # type: ignore[operator, union-attr]
-        classifier.linear.register_forward_hook(lambda m, args, out: seen.extend([args[0].dtype, out.dtype]))
+        classifier.linear.register_forward_hook(
+            lambda m, args, out: dtypes.extend([args[0].dtype, out.dtype])
+        )
     features: list[torch.dtype] = []
     backbone.parts[0].register_forward_hook(lambda m, args, out: features.append(out.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = module([torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 3])))
-    assert set(seen) == {torch.float32} and loss.dtype == torch.float32
+    assert set(dtypes) == {torch.float32} and loss.dtype == torch.float32
     assert features == [torch.bfloat16]
 
 
@@ -293,7 +309,7 @@ def test_metrics_are_few_while_training_and_all_held_out() -> None:
     task = probes(backbone, 7)
     module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task.loss)
     batch = batch_of(torch.arange(6))
-    batch.indices[4:] = -1  # padding: whatever its label, it counts for nothing
+    batch.indices[4:] = -1  # padding, which is ignored whatever its label
     images = torch.randn(6, 3, 32, 32)
     _, training = module([images], batch)
     assert list(training) == ["loss", "top1_final"]
@@ -302,13 +318,13 @@ def test_metrics_are_few_while_training_and_all_held_out() -> None:
     names = [f"top{k}_{b}" for b in ("B1", "B2", "B3", "B4", "B5", "final") for k in (1, 5)]
     assert list(held_out) == ["loss", *names]
     logits = head_outputs(module.head, module.trunk.features(images))
-    for name, own in logits.items():
+    for name, head_logits in logits.items():
         top5 = [
             label in row.tolist()
-            for row, label in zip(own.argsort(1, descending=True)[:4, :5], range(4), strict=True)
+            for row, label in zip(head_logits.argsort(1, descending=True)[:4, :5], range(4), strict=True)
         ]
         assert [float(v) for v in held_out[f"top5_{name}"]] == [sum(top5), 4]
-        assert float(held_out[f"top1_{name}"][0]) == (own[:4].argmax(1) == torch.arange(4)).sum()
+        assert float(held_out[f"top1_{name}"][0]) == (head_logits[:4].argmax(1) == torch.arange(4)).sum()
     shorter = batch_of(torch.arange(4))
     torch.testing.assert_close(loss, module([images[:4]], shorter)[0])
     few = probes(backbone, 5)
@@ -367,13 +383,13 @@ def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> N
             run.stop_signal.stop_requested = run.position.run_step == stop_at
             return after_step()
 
-        run.stop_signal.after_step = stop  # type: ignore[method-assign]  # the signal, at an exact step
-        made = experiment()
-        before = {name: value.clone() for name, value in made.backbone.state_dict().items()}
-        finished = pretrain(made, run)
+        run.stop_signal.after_step = stop  # type: ignore[method-assign]  # a signal at an exact step
+        job = experiment()
+        before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
+        finished = pretrain(job, run)
         run.close()
         assert finished == (not stop_at)
-        after = made.backbone.state_dict()
+        after = job.backbone.state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items())
         return run.position.summaries[0]["held_out"] if finished else {}
 
@@ -388,11 +404,10 @@ def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> N
 def test_a_backbone_of_fewer_blocks_is_refused_where_there_are_pools() -> None:
     shapes = [(4, 8, 8)] * 4
     with pytest.raises(ValueError, match="4 blocks.*--protocol moco"):
-        ProbeHead(shapes, 3)
-    assert ProbeHead(shapes, 3, pools=()).widths == {"final": 4}
-    assert ProbeHead(shapes, 3, pools=[Pool(2)] * 4).widths == {f"B{i}": 16 for i in range(1, 5)} | {
-        "final": 4
-    }
+        ProbeHead(shapes, 3, **VISSL)
+    assert ProbeHead(shapes, 3, (), "affine").widths == {"final": 4}
+    widths = {f"B{i}": 16 for i in range(1, 5)} | {"final": 4}
+    assert ProbeHead(shapes, 3, [Pool(2)] * 4, "affine").widths == widths
 
 
 def test_pictures_too_small_for_the_backbone_are_refused_in_one_line() -> None:
@@ -410,11 +425,11 @@ def test_crops_of_a_picture_are_one_answer_the_mean_of_their_softmaxes() -> None
 
 
 def test_held_out_scores_are_those_of_ten_crops() -> None:
-    """top-1 of the mean probability of each block, in plain numpy; the loss is that of the mean; training sees one crop."""
+    """top-1 and loss are those of each block's mean probability, in plain numpy; training uses one crop."""
     torch.manual_seed(1)
     backbone, input = TinyNet(), Input(size_px=32)
     middle, *more = ten_crop_views(input, 32)
-    task = LinearProbes(train_view(input, 32), middle, backbone=backbone, more_crops=tuple(more))
+    task = LinearProbes(train_view(input, 32), middle, backbone=backbone, more_crops=tuple(more), **VISSL)
     task.check_data(Synthetic(14, 7), 2)
     assert task.held_out_views(1) == (middle, *more) and len(more) == 9 and len(task.views(1)) == 1
     module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task.loss).eval()
@@ -433,7 +448,7 @@ def test_held_out_scores_are_those_of_ten_crops() -> None:
     assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
     torch.testing.assert_close(
         module(images[:1] * 10, batch)[0], module(images[:1], batch)[0]
-    )  # ten equal crops say what one says
+    )  # ten equal crops give the result of one
 
 
 def test_one_class_is_refused() -> None:
@@ -443,7 +458,8 @@ def test_one_class_is_refused() -> None:
 
 def test_the_metrics_type_is_sums_and_counts() -> None:
     metrics: Metrics = probes(TinyNet(), 3).loss(
-        Trunk(TinyNet(), PROBE), ProbeHead([(8, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2), (16, 2, 2)], 3),
+        Trunk(TinyNet(), PROBE),
+        ProbeHead([(8, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2), (16, 2, 2)], 3, **VISSL),
         [torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 0])),
     )[1]  # fmt: skip
     assert all(float(num) == 4 and np.isfinite(float(total)) for total, num in metrics.values())

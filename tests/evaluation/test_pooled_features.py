@@ -1,4 +1,4 @@
-"""Features of maps that are pooled to a grid, or left as they are, and flattened: values, widths, passes that are shared."""
+"""Test features that are pooled to a grid, or kept, and flattened: values, widths, shared passes."""
 
 import hashlib
 import json
@@ -53,18 +53,18 @@ def data() -> Iterator[Beton]:
 
 
 def maps_by_hand(data: Beton, net: nn.Module, block: int, num: int) -> torch.Tensor:
-    """The block's outputs for the first `num` pictures, [num, C, h, w]."""
+    """Return the block's outputs [num, C, h, w] for the first `num` images."""
     with Loader(data, [center_view(INPUT, 64)], batch_size=num, train=False, num_threads=1) as loader:
         batch = next(batches := loader.epoch(0))
         (images,) = batch.inputs(loader.views, torch.float32)
         batches.close()
     with torch.no_grad():
-        found: torch.Tensor = nn.Sequential(*net.eval().blocks()[:block])(images)  # type: ignore[operator]
-    return found
+        maps: torch.Tensor = nn.Sequential(*net.eval().blocks()[:block])(images)  # type: ignore[operator]
+    return maps
 
 
 def windows_by_loops(maps: np.ndarray, kernel: int, stride: int, take: Any) -> np.ndarray:
-    """[C, h, w] to [C, n, n], each window by `take`."""
+    """Reduce [C, h, w] to [C, n, n], each window by `take`."""
     side = (maps.shape[-1] - kernel) // stride + 1
     rows = [
         [
@@ -77,7 +77,7 @@ def windows_by_loops(maps: np.ndarray, kernel: int, stride: int, take: Any) -> n
 
 
 def test_features_are_flattened_channel_by_channel(data: Beton, tmp_path: Path) -> None:
-    """AlexNet's conv3 as it is, its conv5 max-pooled by 3 x 3 windows two apart, and averages over a grid, each against loops."""
+    """Compare conv3 as it is, conv5 max-pooled (3 x 3, stride 2) and averages over a grid with loops."""
     works = [
         extraction(data, "alexnet", 3, AS_IT_IS),
         extraction(data, "alexnet", 1, MAX_3_2),
@@ -98,21 +98,21 @@ def test_features_are_flattened_channel_by_channel(data: Beton, tmp_path: Path) 
     ]
     widths = [384 * 9, 96 * 49, 96 * 25, 96]
     for file, work, values, width in zip(files, works, expected, widths, strict=True):
-        found = file.features()
-        assert found.shape == (160, width) and work.width == width
-        assert found.std(0).mean() > 1e-3
-        np.testing.assert_allclose(found[:5], np.array(values), rtol=1e-3, atol=1e-5)
-    told = [json.loads(out.with_suffix(".json").read_text()) for out in outs]
-    assert told[1]["pool"] == {"grid": None, "kind": "max", "window": [None, 3, 2, 0]}
-    assert [one["pooling"] for one in told] == [
+        rows = file.features()
+        assert rows.shape == (160, width) and work.width == width
+        assert rows.std(0).mean() > 1e-3
+        np.testing.assert_allclose(rows[:5], np.array(values), rtol=1e-3, atol=1e-5)
+    records = [json.loads(out.with_suffix(".json").read_text()) for out in outs]
+    assert records[1]["pool"] == {"grid": None, "kind": "max", "window": [None, 3, 2, 0]}
+    assert [one["pooling"] for one in records] == [
         *["by pool, then flattened"] * 3,
         "average over all positions",
     ]
-    assert "pool" not in told[3] and len({one["digest"] for one in told}) == 4
+    assert "pool" not in records[3] and len({one["digest"] for one in records}) == 4
 
 
 def test_each_is_as_alone(data: Beton, tmp_path: Path) -> None:
-    """Of resnet18's B1, whose next block begins with an operation in place on this very map."""
+    """The block after ResNet-18's B1 begins with an operation in place on B1's map."""
     works = [extraction(data, "resnet18", 1, pool) for pool in (AS_IT_IS, Pool(4), None)]
     works = [replace(work, pretrained=works[0].pretrained) for work in works]
     works.append(replace(works[0], block=2, pool=Pool(2)))
@@ -127,13 +127,14 @@ def test_each_is_as_alone(data: Beton, tmp_path: Path) -> None:
 
 
 def test_without_a_pool_the_digest_is_as_ever(data: Beton) -> None:
-    """Of exactly these values, as files that were written before there were pools have it."""
+    """The digest covers exactly these values, as in files from before pools existed."""
     work = extraction(data, "alexnet", 3, None)
-    told = {
-        "format": 1, "shape": [160, 384], "dtype": "float32", "block": "B3", "size_px": 64, "precision": "fp32",
-        "input": INPUT.as_dict(), "backbone": "alexnet", "weights": "random", "data": data.digest(),
+    contents = {
+        "format": 1, "shape": [160, 384], "dtype": "float32", "block": "B3", "size_px": 64,
+        "precision": "fp32", "input": INPUT.as_dict(),
+        "backbone": "alexnet", "weights": "random", "data": data.digest(),
     }  # fmt: skip
-    assert work.digest() == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    assert work.digest() == hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
     assert replace(work, pool=AS_IT_IS).digest() != replace(work, pool=MAX_3_2).digest() != work.digest()
 
 
@@ -150,10 +151,10 @@ def test_unnormalised_maps_that_half_precision_cannot_hold(data: Beton, tmp_path
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 6, 13])
 def test_windows_of_any_side_and_maps_smaller_than_them(side: int) -> None:
     maps = torch.rand(2, 3, side, side)
-    found = pooled(maps, MAX_3_2)
-    assert torch.equal(found, F.max_pool2d(maps, 3, 2) if side >= 3 else maps)
+    result = pooled(maps, MAX_3_2)
+    assert torch.equal(result, F.max_pool2d(maps, 3, 2) if side >= 3 else maps)
     assert pooled(maps, AS_IT_IS) is maps
-    assert pooled_width((3, side, side), MAX_3_2) == found[0].numel()
+    assert pooled_width((3, side, side), MAX_3_2) == result[0].numel()
     with_grid = Pool(6, "max", (13, 3, 2, 0))
     expected = F.max_pool2d(maps, 3, 2) if side == 13 else F.adaptive_max_pool2d(maps, min(6, side))
     assert torch.equal(pooled(maps, with_grid), expected)
@@ -161,7 +162,7 @@ def test_windows_of_any_side_and_maps_smaller_than_them(side: int) -> None:
 
 @pytest.mark.usefixtures("published_widths")
 def test_the_published_widths_at_224_px(data: Beton) -> None:
-    """VISSL's of ResNet-50's blocks; of AlexNet's conv3 384 x 13 x 13."""
+    """VISSL's widths for ResNet-50's blocks, and 384 x 13 x 13 for AlexNet's conv3."""
     torch.manual_seed(0)
     net = make_backbone("resnet50").train()
     shapes = block_shapes(net, center_view(INPUT, 224))
@@ -185,14 +186,14 @@ def test_of_each_takes_one_block_with_several_pools(data: Beton) -> None:
 
 
 def test_a_picture_squashed(tmp_path: Path) -> None:
-    """Of 40 x 20 px to a square of 16: black ends, which the middle square lacks, are a quarter each."""
-    pictures = tmp_path / "pictures"
-    (pictures / "one").mkdir(parents=True)
+    """40 x 20 px become a square of 16; the black ends, outside the central square, are a quarter each."""
+    images = tmp_path / "pictures"
+    (images / "one").mkdir(parents=True)
     column = np.repeat(np.array([0, 255, 0], np.uint8), [10, 20, 10])
     Image.fromarray(np.repeat(np.tile(column[:, None], (1, 20))[..., None], 3, 2)).save(
-        pictures / "one" / "0.png"
+        images / "one" / "0.png"
     )
-    with Folder(pictures) as data:
+    with Folder(images) as data:
         work = extraction(data, "resnet18", 1, None, size_px=16, squashed=True)
         assert work.wanted()["squashed"] is True and "squashed" not in replace(work, squashed=False).wanted()
         with Loader(data, [work.view], batch_size=1, train=False, num_threads=1) as loader:

@@ -1,4 +1,4 @@
-"""`fastpsl retrieve`: neighbours against a plain ranking, whose class they are, and what is refused."""
+"""Test `fastpsl retrieve`: neighbours against a plain ranking, the precision, and refused options."""
 
 import json
 from pathlib import Path
@@ -30,12 +30,12 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
         main(["retrieve", *map(str, arguments)])
     except SystemExit as end:
         code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 def ranked(queries: np.ndarray, gallery: np.ndarray, same: bool) -> tuple[np.ndarray, np.ndarray]:
-    """By sorting the whole matrix: rows of the gallery by falling cosine, and the cosines; itself left out."""
+    """Sort the whole matrix: the gallery's rows by falling cosine, and the cosines, without the query."""
     a, b = (rows.astype(np.float64) for rows in (queries, gallery))
     a, b = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
     cosines = a @ b.T
@@ -46,9 +46,9 @@ def ranked(queries: np.ndarray, gallery: np.ndarray, same: bool) -> tuple[np.nda
 
 
 def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
 @pytest.mark.parametrize("same", [False, True])
@@ -57,7 +57,7 @@ def test_neighbours_precision_and_picture(
 ) -> None:
     paths, out = sample_paths(), tmp_path / "out"
     gallery, queries = (paths.test_32, paths.test_32) if same else (paths.train_32, paths.test_32)
-    code, said, _ = run(
+    code, lines, _ = run(
         capsys,
         *RANDOM,
         *SMALL,
@@ -72,37 +72,39 @@ def test_neighbours_precision_and_picture(
         "--out",
         out,
     )
-    assert code == 0, said
+    assert code == 0, lines
     bank = np.load(out / "gallery.npy")
-    asked = bank if same else np.load(out / "queries.npy")
+    query_features = bank if same else np.load(out / "queries.npy")
     assert (out / "queries.npy").exists() != same and len(bank) == (160 if same else 480)
-    rows, cosines = ranked(asked, bank, same)
+    rows, cosines = ranked(query_features, bank, same)
     with Beton(gallery) as data, Beton(queries) as others:
         labels, truth, digests = data.labels(), others.labels(), (data.digest(), others.digest())
     right = labels[rows[:, :5]] == truth[:, None]
     record = read_result(out / "result.json")
     assert (record["recipe"], record["protocol"], record["cut"]) == ("retrieve", "retrieval", False)
     (precision,) = record["numbers"].values()
-    # Cosines that differ by less than float32 tells may change places; that each found itself would be 20 % at once.
+    # Nearly equal cosines may swap places. If each query found itself, 20 % would differ.
     assert list(record["numbers"]) == ["precision_top5"] and abs(precision - 100 * right.mean()) < 0.3
     assert 15 < precision < 95
     assert (record["data"]["train"], record["data"]["val"]) == digests
     settings = record["settings"]
     assert settings["queries_in_gallery"] == same and settings["block"] == "B5" and settings["whole"]
-    shown = settings["shown"]
-    assert len({each["query"] for each in shown}) == 3
-    for each in shown:
-        query, found = each["query"], each["neighbours"]
+    entries = settings["shown"]
+    assert len({each["query"] for each in entries}) == 3
+    for each in entries:
+        query, neighbours = each["query"], each["neighbours"]
         assert each["similarities"] == pytest.approx(cosines[query, :5], abs=2e-6)
-        place = [rows[query].tolist().index(row) for row in found]
-        assert cosines[query, place] == pytest.approx(cosines[query, :5], abs=2e-6) and len(set(found)) == 5
-        assert not same or query not in found
+        place = [rows[query].tolist().index(row) for row in neighbours]
+        assert (
+            cosines[query, place] == pytest.approx(cosines[query, :5], abs=2e-6) and len(set(neighbours)) == 5
+        )
+        assert not same or query not in neighbours
     chance = 100 * np.mean([(labels == label).sum() - same for label in truth]) / (len(labels) - same)
-    assert f"{precision:.1f} % of the nearest 5 are of the query's class (chance {chance:.1f} %)" in said
-    assert said.splitlines()[-2:] == [f"retrieval {out / 'retrieval.png'}", f"result {out / 'result.json'}"]
+    assert f"{precision:.1f} % of the nearest 5 are of the query's class (chance {chance:.1f} %)" in lines
+    assert lines.splitlines()[-2:] == [f"retrieval {out / 'retrieval.png'}", f"result {out / 'result.json'}"]
     sheet = pixels(out / "retrieval.png")
     assert sheet.shape == (3 * 158 + 6, 6 * 126 + 18, 3)
-    judged = [labels[each["neighbours"]] == truth[each["query"]] for each in shown]
+    judged = [labels[each["neighbours"]] == truth[each["query"]] for each in entries]
     for i in range(3):
         for j in range(5):
             red, green, _ = sheet[8 + i * 158 + 30, 18 + 1 + (j + 1) * 126]
@@ -112,21 +114,35 @@ def test_neighbours_precision_and_picture(
 
 
 def test_the_seed_draws_and_indices_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is shown differs, precision does not; features serve again. Of others' weights, as the seed draws random ones too."""
+    """The queries in the chart differ, the precision does not.
+
+    Weights are from a file, because the seed draws random ones.
+    """
     data, out, weights = sample_paths().test_32, tmp_path / "out", tmp_path / "nin3.pth"
     torch.manual_seed(0)
     torch.save(make_backbone("nin3").state_dict(), weights)
-    told = ("--input-channels", "RGB", "--input-mean", ".5", ".5", ".5", "--input-std", ".2", ".2", ".2")
+    input_options = (
+        "--input-channels",
+        "RGB",
+        "--input-mean",
+        ".5",
+        ".5",
+        ".5",
+        "--input-std",
+        ".2",
+        ".2",
+        ".2",
+    )
     sets = ("--gallery", data, "--queries", data, "--block", "block2", "--num", 4)
-    common = (weights, "--backbone", "nin3", *told, *SMALL, *sets, "--out", out)
-    shown, numbers, times = [], [], set()
+    common = (weights, "--backbone", "nin3", *input_options, *SMALL, *sets, "--out", out)
+    charts, numbers, times = [], [], set()
     for more in (("--seed", 0), ("--seed", 1), ("--query-indices", 7, 3, 7)):
         assert run(capsys, *common, *more)[0] == 0
         record = read_result(out / "result.json")
-        shown.append([each["query"] for each in record["settings"]["shown"]])
+        charts.append([each["query"] for each in record["settings"]["shown"]])
         numbers.append(record["numbers"])
         times.add((out / "gallery.npy").stat().st_mtime_ns)
-    assert len(shown[0]) == len(shown[1]) == 4 and shown[0] != shown[1] and shown[2] == [7, 3, 7]
+    assert len(charts[0]) == len(charts[1]) == 4 and charts[0] != charts[1] and charts[2] == [7, 3, 7]
     assert numbers[0] == numbers[1] == numbers[2] and len(times) == 1
     assert json.loads((out / "gallery.json").read_text())["block"] == "B2"
 
@@ -162,8 +178,8 @@ def test_queries_without_labels_or_of_other_classes(
         "--out",
         out,
     )
-    code, said, errors = run(capsys, *options)
-    assert code == 0 and f"no precision, as {reason}" in said, errors
+    code, lines, errors = run(capsys, *options)
+    assert code == 0 and f"no precision, as {reason}" in lines, errors
     assert read_result(out / "result.json")["numbers"] == {}
     sheet = pixels(out / "retrieval.png")
     assert sheet.shape[0] == 6 * 158 + 6
@@ -177,10 +193,10 @@ def test_fewer_queries_than_are_wanted_are_all_shown(
     data, out = folder(tmp_path / "flat", 3), tmp_path / "out"
     options = (*RANDOM, *SMALL, "--gallery", data, "--queries", data, "--k", 2, "--out", out)
     assert run(capsys, *options)[0] == 0
-    assert pixels(out / "retrieval.png").shape[0] == 3 * 142 + 6  # no line for a class
-    shown = read_result(out / "result.json")["settings"]["shown"]
-    assert sorted(each["query"] for each in shown) == [0, 1, 2]
-    assert all(sorted([each["query"], *each["neighbours"]]) == [0, 1, 2] for each in shown)
+    assert pixels(out / "retrieval.png").shape[0] == 3 * 142 + 6  # without a line for the class
+    entries = read_result(out / "result.json")["settings"]["shown"]
+    assert sorted(each["query"] for each in entries) == [0, 1, 2]
+    assert all(sorted([each["query"], *each["neighbours"]]) == [0, 1, 2] for each in entries)
 
 
 def test_a_broken_picture_is_no_query_and_no_neighbour(
@@ -192,8 +208,8 @@ def test_a_broken_picture_is_no_query_and_no_neighbour(
     options = (*RANDOM, *SMALL, "--gallery", data, "--queries", data, "--on-bad-sample", "skip")
     out = ("--out", tmp_path / "out")
     assert run(capsys, *options, "--k", 4, *out)[0] == 0
-    shown = read_result(tmp_path / "out" / "result.json")["settings"]["shown"]
-    assert len(shown) == 5 and all(2 not in (each["query"], *each["neighbours"]) for each in shown)
+    entries = read_result(tmp_path / "out" / "result.json")["settings"]["shown"]
+    assert len(entries) == 5 and all(2 not in (each["query"], *each["neighbours"]) for each in entries)
     for more, words in (
         (("--k", 5), "--k 5: a query has 4 images"),
         (("--k", 2, "--query-indices", 2), "query 2 could"),
@@ -203,15 +219,15 @@ def test_a_broken_picture_is_no_query_and_no_neighbour(
 
 
 def test_an_image_is_left_out_of_its_own_neighbours_among_equals() -> None:
-    """Nine equal rows: of the last ones itself is not among the first four that are found, and one too many is dropped."""
+    """Nine rows are equal. The last ones are not among the first four found, so one too many is dropped."""
     rows = np.concatenate([np.ones((9, 4)), -np.ones((2, 4))]).astype(np.float32)
-    found = nearest_others(rows, rows, 3, np.arange(11), torch.device("cpu")).rows.tolist()
+    rows_found = nearest_others(rows, rows, 3, np.arange(11), torch.device("cpu")).rows.tolist()
     for i in range(9):
-        assert found[i] == [j for j in range(9) if j != i][:3]
-    assert found[9] == [10, 0, 1] and found[10] == [9, 0, 1]
+        assert rows_found[i] == [j for j in range(9) if j != i][:3]
+    assert rows_found[9] == [10, 0, 1] and rows_found[10] == [9, 0, 1]
     some = np.array([8, 0, 10])
     again = nearest_others(rows[some], rows, 3, some, torch.device("cpu")).rows.tolist()
-    assert again == [found[i] for i in some]
+    assert again == [rows_found[i] for i in some]
 
 
 def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,10 +235,10 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     foreign = tmp_path / "foreign.pth"
     torch.save(make_backbone("nin3").state_dict(), foreign)
     sets = ("--gallery", paths.train_32, "--queries", paths.test_32)
-    own = ("--gallery", paths.test_32, "--queries", paths.test_32)
+    gallery_and_queries = ("--gallery", paths.test_32, "--queries", paths.test_32)
     cases: list[tuple[tuple[Any, ...], tuple[str, ...]]] = [
         ((*RANDOM, *sets, "--k", 481), ("--k 481", "480 images")),
-        ((*RANDOM, *own, "--k", 160), ("--k 160", "159 images")),
+        ((*RANDOM, *gallery_and_queries, "--k", 160), ("--k 160", "159 images")),
         ((*RANDOM, *sets, "--k", 0), ("--k 0", "from 1")),
         ((*RANDOM, *sets, "--block", "B6"), ("--block B6", "B1 to B5", "conv5_x")),
         ((*RANDOM, *sets, "--block", "fc7"), ("--block fc7", "B1 to B5")),
@@ -252,10 +268,10 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_classes_by_number_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Betons without names: equal numbers are equal classes."""
-    pictures = np.random.default_rng(0).integers(0, 256, (7, 40, 40, 3), dtype=np.uint8)
+    """Betons have no class names, and equal numbers are equal classes."""
+    images = np.random.default_rng(0).integers(0, 256, (7, 40, 40, 3), dtype=np.uint8)
     for name, labels in (("a", [0, 1, 0, 1, 0, 1, 1]), ("b", [0, 1, 1]), ("c", [0, 2, 1])):
-        samples = [Sample(f"p{i}", pictures[i], label) for i, label in enumerate(labels)]
+        samples = [Sample(f"p{i}", images[i], label) for i, label in enumerate(labels)]
         write_beton(samples, tmp_path / f"{name}.beton", num_samples=len(labels))
     for queries, judged in (("b", True), ("c", False)):
         out = tmp_path / queries

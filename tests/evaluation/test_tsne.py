@@ -1,4 +1,4 @@
-"""`fastpsl tsne`: the map against scikit-learn's of the same features, its picture, and what is refused."""
+"""Test `fastpsl tsne`: the map against scikit-learn's, the chart, and refused options."""
 
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,22 @@ SMALL = ("--size-px", "32", "--whole", "--num-threads", "1", "--batch-size", "40
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     code = 0
     try:
-        with threadpool_limits(1):  # sums in another order would lead elsewhere
+        with threadpool_limits(1):  # because sums in another order give another map
             main(["tsne", *map(str, arguments)])
     except SystemExit as end:
         code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture.convert("RGB")).astype(int)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
 def share_by_hand(points: np.ndarray, labels: np.ndarray) -> float:
-    """Point by point."""
+    """Compute the share point by point."""
     right = 0
     for i in range(len(points)):
         distances = ((points.astype(np.float64) - points[i]) ** 2).sum(1)
@@ -65,16 +65,16 @@ def test_the_map_is_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[
         "--seed",
         3,
     )
-    code, said, _ = run(capsys, *options, "--out", out)
-    assert code == 0, said
+    code, lines, _ = run(capsys, *options, "--out", out)
+    assert code == 0, lines
     indices, points, features = (
         np.load(out / f"{name}.npy") for name in ("tsne-indices", "tsne", "features")
     )
     assert len(set(indices.tolist())) == 60 and indices.min() >= 0 and indices.max() < 160
     assert features.dtype == np.float32 and features.shape == (60, 192)
     with threadpool_limits(1):
-        made = TSNE(perplexity=7.5, init="pca", random_state=3)
-        expected = made.fit_transform(features)
+        tsne = TSNE(perplexity=7.5, init="pca", random_state=3)
+        expected = tsne.fit_transform(features)
     assert points.dtype == np.float32 and np.array_equal(points, expected)
     with Beton(data) as opened:
         labels, digest = opened.labels()[indices], opened.digest()
@@ -85,12 +85,12 @@ def test_the_map_is_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert record["numbers"] == {"same_class_2d": pytest.approx(share, abs=1e-4)} and 15 < share < 100
     settings = record["settings"]
     assert settings | {"num": 60, "perplexity": 7.5, "init": "pca", "block": "B2", "seed": 3} == settings
-    assert settings["kl_divergence"] == pytest.approx(made.kl_divergence_, abs=1e-4)
+    assert settings["kl_divergence"] == pytest.approx(tsne.kl_divergence_, abs=1e-4)
     assert record["data"]["train"] == digest
     counts = np.bincount(labels)
     chance = 100 * sum(count * (count - 1) for count in counts) / (60 * 59)
-    assert f"{share:.1f} % have a point of their class nearest in the map (chance {chance:.1f} %)" in said
-    assert said.splitlines()[-2:] == [f"map {out / 'tsne.png'}", f"result {out / 'result.json'}"]
+    assert f"{share:.1f} % have a point of their class nearest in the map (chance {chance:.1f} %)" in lines
+    assert lines.splitlines()[-2:] == [f"map {out / 'tsne.png'}", f"result {out / 'result.json'}"]
     assert [result.record["protocol"] for result in find(out).results] == ["tsne"]
 
     before = (out / "features.npy").stat().st_mtime_ns
@@ -101,12 +101,12 @@ def test_the_map_is_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_the_seed_draws_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    drawn = []
+    indices = []
     for name, seed, num in (("a", 0, 20), ("b", 1, 20), ("c", 0, 20), ("all", 0, 160)):
         options = (*RANDOM, *SMALL, "--data", sample_paths().test_32, "--num", num, "--perplexity", 4)
         assert run(capsys, *options, "--seed", seed, "--out", tmp_path / name)[0] == 0
-        drawn.append(np.load(tmp_path / name / "tsne-indices.npy").tolist())
-    assert drawn[0] == drawn[2] != drawn[1] and drawn[3] == list(range(160))
+        indices.append(np.load(tmp_path / name / "tsne-indices.npy").tolist())
+    assert indices[0] == indices[2] != indices[1] and indices[3] == list(range(160))
     maps = [(tmp_path / name / "tsne.npy").read_bytes() for name in ("a", "b", "c")]
     assert maps[0] == maps[2] != maps[1]
 
@@ -120,11 +120,13 @@ def folder(path: Path, num: int) -> Path:
 
 def test_without_labels_all_is_grey(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = folder(tmp_path / "data", 12), tmp_path / "out"
-    code, said, _ = run(capsys, *RANDOM, *SMALL, "--data", data, "--num", 12, "--perplexity", 3, "--out", out)
-    assert code == 0 and "not every image has a label, so nothing is counted" in said
+    code, lines, _ = run(
+        capsys, *RANDOM, *SMALL, "--data", data, "--num", 12, "--perplexity", 3, "--out", out
+    )
+    assert code == 0 and "not every image has a label, so nothing is counted" in lines
     assert read_result(out / "result.json")["numbers"] == {}
-    found = pixels(out / "tsne.png")
-    assert (found.max(2) - found.min(2)).max() == 0 and (found == 0).any()  # the title is black
+    chart = pixels(out / "tsne.png")
+    assert (chart.max(2) - chart.min(2)).max() == 0 and (chart == 0).any()  # the title is black
 
 
 def test_a_broken_picture_is_no_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,8 +134,8 @@ def test_a_broken_picture_is_no_point(tmp_path: Path, capsys: pytest.CaptureFixt
     broken = data / "05.jpg"
     broken.write_bytes(b"\0" * broken.stat().st_size)
     options = (*RANDOM, *SMALL, "--data", data, "--num", 12, "--on-bad-sample", "skip", "--out", out)
-    code, said, _ = run(capsys, *options, "--perplexity", 3)
-    assert code == 0 and "11 images; " in said
+    code, lines, _ = run(capsys, *options, "--perplexity", 3)
+    assert code == 0 and "11 images; " in lines
     assert np.load(out / "tsne.npy").shape == (11, 2)
     assert np.load(out / "tsne-indices.npy").tolist() == [i for i in range(12) if i != 5]
     code, _, errors = run(capsys, *options, "--perplexity", 11)
@@ -146,24 +148,24 @@ def test_shares_by_hand_also_where_points_are_equal() -> None:
     assert same_class(points, labels) == pytest.approx(share_by_hand(points, labels))
     twice = np.array([[0, 0], [0, 0], [5, 0], [5, 0]], np.float32)
     assert same_class(twice, np.array([1, 1, 2, 2])) == 1
-    assert same_class(twice, np.array([1, 2, 1, 2])) == 0  # never itself
+    assert same_class(twice, np.array([1, 2, 1, 2])) == 0  # a point is not its own neighbour
 
 
-def near(found: np.ndarray, colour: tuple[int, int, int]) -> int:
-    return int((np.abs(found - colour).max(2) < 40).sum())
+def near(chart: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return int((np.abs(chart - colour).max(2) < 40).sum())
 
 
 def test_colours_and_legend(tmp_path: Path) -> None:
-    """Two classes in blue and orange, with a legend beside; a point without label grey; no legend of too many classes."""
+    """Two classes are blue and orange with a legend, unlabelled points grey; many classes have no legend."""
     random = np.random.default_rng(0)
     points = random.normal(size=(90, 2)).astype(np.float32)
     labels = np.repeat([0, 4, -1], 30)
     names = ["ant", "bee", "cat", "dog", "eel"]
-    found = pixels(draw_map(tmp_path / "named.png", points, labels, names, "title"))
+    chart = pixels(draw_map(tmp_path / "named.png", points, labels, names, "title"))
     plain = pixels(draw_map(tmp_path / "plain.png", points, np.full(90, -1), names, "title"))
-    assert near(found, (31, 119, 180)) > 300 and near(found, (255, 127, 14)) > 300
+    assert near(chart, (31, 119, 180)) > 300 and near(chart, (255, 127, 14)) > 300
     assert near(plain, (31, 119, 180)) == near(plain, (255, 127, 14)) == 0
-    assert found.shape[1] - plain.shape[1] == pytest.approx(1.6 * 120, abs=3)  # a column of names
+    assert chart.shape[1] - plain.shape[1] == pytest.approx(1.6 * 120, abs=3)  # the legend's column
     for num, legend in ((MAX_NAMED, True), (MAX_NAMED + 1, False)):
         labels = np.arange(90) % num
         width = pixels(draw_map(tmp_path / "many.png", points, labels, None, "title")).shape[1]
@@ -173,8 +175,8 @@ def test_colours_and_legend(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(1, 50), (50, 1), (0, 0)])
 def test_maps_of_any_shape_are_drawn(tmp_path: Path, shape: tuple[float, float]) -> None:
     points = (np.random.default_rng(0).random((25, 2)) * shape).astype(np.float32)
-    found = pixels(draw_map(tmp_path / "map.png", points, np.arange(25), None, "title"))
-    assert min(found.shape[:2]) >= 3.5 * 120
+    chart = pixels(draw_map(tmp_path / "map.png", points, np.arange(25), None, "title"))
+    assert min(chart.shape[:2]) >= 3.5 * 120
 
 
 def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,10 +245,27 @@ def test_a_trunk_refuses_pictures_that_end_before_the_network() -> None:
 
 TASKS: dict[str, Callable[[], Task]] = {
     # Its tiles have 64 px, and AlexNet needs at least 63 px.
-    "jigsaw": lambda: Jigsaw(permutation_set(9, (16,)).permutations, (16,), embedding_width=8),
-    "rotation": Rotation,
-    "simclr": lambda: SimCLR(2),
-    "moco": lambda: MoCo(seed=0, batch_size=2, queue_size=8, key_group=2),
+    "jigsaw": lambda: Jigsaw(
+        permutation_set(9, (16,)).permutations,
+        (16,),
+        shorter_px=256,
+        cell_px=75,
+        tile_px=64,
+        permutations_per_image=1,
+        embedding_width=8,
+    ),
+    "rotation": lambda: Rotation(shorter_px=256, size_px=224),
+    "simclr": lambda: SimCLR(2, size_px=224, temperature=0.1, embedding_width=128),
+    "moco": lambda: MoCo(
+        seed=0,
+        batch_size=2,
+        queue_size=8,
+        momentum=0.999,
+        temperature=0.2,
+        key_group=2,
+        width=128,
+        size_px=224,
+    ),
 }
 
 

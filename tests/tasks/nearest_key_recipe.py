@@ -1,4 +1,4 @@
-"""The task of docs/example_task.py as a recipe, for tests with two ranks, kills and resumes."""
+"""Run the task of docs/example_task.py as a recipe, for tests with two ranks, kills and resumes."""
 
 import sys
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What tests of SSL++'s pretext tasks share: a small network that learns one from the sample's 32-px pictures."""
+"""Train a small network on a pretext task of SSL++ with the sample's 32-px images, for several tests."""
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,14 @@ from tests.engine.tiny import TinyNet
 
 
 def small_modules(proxy: Proxy) -> tuple[Trunk, nn.Module]:
-    """A trunk of five small blocks, and the task's head on it."""
+    """Build a trunk of five small blocks, and the task's head."""
     torch.manual_seed(0)
     backbone = TinyNet()
     return Trunk(backbone, make_plan("end_to_end", (1,))[0]), proxy.head(1, backbone.channels[-1])
 
 
 def learned(proxy: Proxy, num_epochs: int = 12) -> tuple[Trunk, nn.Module]:
-    """The same after `num_epochs` of the 480 pictures, by Adam; seconds on one core."""
+    """Train the modules for `num_epochs` of the 480 images by Adam, in seconds on one core."""
     trunk, head = small_modules(proxy)
     optimiser = torch.optim.Adam([*trunk.parameters(), *head.parameters()], lr=3e-3)
     view = proxy.view()
@@ -38,7 +38,7 @@ def learned(proxy: Proxy, num_epochs: int = 12) -> tuple[Trunk, nn.Module]:
 
 
 def held_out(proxy: Proxy) -> tuple[Tensor, Batch]:
-    """All 160 held-out pictures of the sample, as the network sees them."""
+    """Return the sample's 160 held-out images as the network sees them."""
     view = proxy.view()
     with Beton(sample_paths().test_32) as data, Loader(
         data, [view], batch_size=NUM_TEST, train=False, decoder="torchvision", num_threads=1

@@ -1,4 +1,4 @@
-"""Classification by labels: loss and scores against plain torch, padding without a say, a stage that learns and resumes."""
+"""Test classification: loss and scores against plain torch, padding, a stage that learns and resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def test_loss_and_scores_are_torchs() -> None:
 def test_padding_has_no_say() -> None:
     module = module_of(task_of(9))
     images, labels = torch.randn(6, 3, 32, 32), torch.tensor([3, 1, 4, 1, -1, 5])
-    module.eval()  # else BatchNorm sees it
+    module.eval()  # because BatchNorm would see the padding
     padded = batch_of(labels)
     padded.indices[4:] = -1
     loss, metrics = module([images], padded)
@@ -97,13 +97,13 @@ def test_top5_of_few_classes_is_left_out() -> None:
 
 def test_initial_weights_are_as_asked() -> None:
     torch.manual_seed(0)
-    own = task_of(100, head_std=0.01).head(1, 64)[2]  # type: ignore[index]
-    assert float(own.weight.detach().std()) == pytest.approx(0.01, rel=0.1) and not own.bias.any()
+    layer = task_of(100, head_std=0.01).head(1, 64)[2]  # type: ignore[index]
+    assert float(layer.weight.detach().std()) == pytest.approx(0.01, rel=0.1) and not layer.bias.any()
     assert task_of(100).head(1, 64)[2].bias.any()  # type: ignore[index]
 
 
 def test_two_ranks_have_the_gradients_of_one() -> None:
-    """Means over equal parts: the mean of the parts' gradients is the whole's (BatchNorm in eval)."""
+    """Parts are equal, so the mean of their gradients is that of the whole (BatchNorm in eval)."""
     module = module_of(task_of(9)).eval()
     images = torch.randn(8, 3, 32, 32)
     batch = Batch([images.byte()], [()], torch.arange(8), torch.arange(8), epoch=0, step=0)
@@ -144,9 +144,9 @@ def test_it_learns_scores_the_middle_and_resumes(tmp_path: Path) -> None:
 
 def test_held_out_data_of_other_classes_is_refused(tmp_path: Path) -> None:
     with_more = tmp_path / "val.beton"
-    pictures = [torch.full((40, 40, 3), i, dtype=torch.uint8).numpy() for i in range(17)]
+    images = [torch.full((40, 40, 3), i, dtype=torch.uint8).numpy() for i in range(17)]
     names = [f"class {i}" for i in range(17)]
-    samples = [Sample(f"p{i}", picture, i) for i, picture in enumerate(pictures)]
+    samples = [Sample(f"p{i}", image, i) for i, image in enumerate(images)]
     write_beton(samples, with_more, num_samples=17, class_names=names)
     with pytest.raises(ValueError, match="17 classes, training data 8"):
         fit(tmp_path / "out", 1, val=str(with_more), data=str(sample_paths().train_32))

@@ -1,4 +1,4 @@
-"""The colorization task against plain loops over pictures and positions; grey pictures; two ranks; what a small network learns."""
+"""Test colorization against plain loops over positions, with grey images, two ranks and training."""
 
 import json
 import math
@@ -41,7 +41,7 @@ SIZE, MAP = 16, 4
 
 
 class SmallNIN(Backbone):
-    """Two blocks of lightness alone, which quarter the sides together."""
+    """A network of two blocks on the lightness, which quarter the side together."""
 
     name, channels, block_names = "small_nin", (24, 48), ("block1", "block2")
 
@@ -66,19 +66,19 @@ class FakeData:
 def smooth_batch(
     task: Colorization, size: int, seed: int = 0, grey: Sequence[int] = (), broad: Tensor | None = None
 ) -> Batch:
-    """Pictures of broad colours; those of `grey` have none."""
+    """Return a batch of images with broad areas of colour; those in `grey` have none."""
     batch = noise_batch([task.view()], size, seed)
     if broad is None:
         broad = torch.rand(size, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
     broad[list(grey)] = broad[list(grey), :1]
     side = task.view().crop.size_px
-    pictures = nn.functional.interpolate(broad, (side, side), mode="bilinear")
-    batch.images = [(255 * pictures).to(torch.uint8)]
+    images = nn.functional.interpolate(broad, (side, side), mode="bilinear")
+    batch.images = [(255 * images).to(torch.uint8)]
     return batch
 
 
 def ready(batches: Sequence[Batch]) -> tuple[Colorization, Trunk, nn.Module]:
-    """A task that has looked at `batches`, which all ranks' make."""
+    """Return a task after its warm-up on `batches`, the parts of all ranks."""
     torch.manual_seed(0)
     task = Colorization(SIZE)
     trunk, head = Trunk(SmallNIN(), STAGE), task.head(1, 48)
@@ -91,17 +91,20 @@ def ready(batches: Sequence[Batch]) -> tuple[Colorization, Trunk, nn.Module]:
 
 
 def by_loops(task: Colorization, batch: Batch) -> tuple[np.ndarray, np.ndarray, list[bool]]:
-    """Soft targets float64 [B, h, w, 313] and nearest bins [B, h, w] of cells of pixels; and which pictures have a colour."""
-    pictures = batch.images[0].float().numpy() / 255
-    bins, num = ab_bins().astype(np.float64), len(pictures)
+    """Compute the targets by loops over cells.
+
+    Returns soft targets float64 [B, h, w, 313], nearest bins [B, h, w], and which images have colours.
+    """
+    images = batch.images[0].float().numpy() / 255
+    bins, num = ab_bins().astype(np.float64), len(images)
     pixels = SIZE // MAP
     targets, nearest, coloured = np.zeros((num, MAP, MAP, 313)), np.zeros((num, MAP, MAP), int), []
     for b in range(num):
         padded = np.zeros((3, SIZE + 4, SIZE + 4))
-        padded[:, 2:-2, 2:-2] = pictures[b]
+        padded[:, 2:-2, 2:-2] = images[b]
         shift, flip = batch.draws[0][0]["shift"][b].tolist(), bool(batch.draws[0][1]["flip"][b])
-        shown = padded[:, shift[0] : shift[0] + SIZE, shift[1] : shift[1] + SIZE]
-        ab = rgb2lab((shown[:, :, ::-1] if flip else shown).transpose(1, 2, 0))[..., 1:]
+        shifted = padded[:, shift[0] : shift[0] + SIZE, shift[1] : shift[1] + SIZE]
+        ab = rgb2lab((shifted[:, :, ::-1] if flip else shifted).transpose(1, 2, 0))[..., 1:]
         coloured.append(bool((np.abs(ab) > 5).any()))
         for i in range(MAP):
             for j in range(MAP):
@@ -115,7 +118,7 @@ def by_loops(task: Colorization, batch: Batch) -> tuple[np.ndarray, np.ndarray, 
 
 
 def weights_by_loops(nearest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the nearest bins of all positions: the weights of the bins, and the best answer of a network that sees nothing."""
+    """Compute the bins' weights and the best constant answer from the nearest bins of all positions."""
     bins = ab_bins().astype(np.float64)
     frequency = np.bincount(nearest.ravel(), minlength=313) / nearest.size
     smooth = np.zeros((313, 313))
@@ -138,8 +141,8 @@ def test_the_network_sees_lightness_alone(crop: Any) -> None:
     batch = noise_batch([view], 3)
     (inputs,) = batch.inputs([view], torch.float32)
     assert inputs.shape == (3, 1, SIZE, SIZE)
-    shown = task._pictures(batch)  # moved and mirrored as what the network saw
-    assert torch.allclose((lightness(shown) - 0.5) / 0.25, inputs, atol=1e-6)
+    images = task._pictures(batch)  # shifted and flipped as the network's input
+    assert torch.allclose((lightness(images) - 0.5) / 0.25, inputs, atol=1e-6)
 
 
 def test_targets_equal_the_loop() -> None:
@@ -149,7 +152,7 @@ def test_targets_equal_the_loop() -> None:
     targets, nearest, has_colours = by_loops(task, batch)
     assert coloured.tolist() == has_colours and has_colours.count(False) == 1
     dense = torch.zeros(6, MAP, MAP, 313).scatter_(3, indices, shares)
-    # scikit-image's matrix has other digits
+    # because scikit-image's matrix has other digits
     assert np.abs(dense.numpy() - targets).max() < 0.01
     assert (indices[..., 0].numpy() == nearest).mean() > 0.97
 
@@ -161,7 +164,7 @@ def test_weights_equal_the_loop_and_unseen_bins_have_one() -> None:
     assert task.counts.tolist() == np.bincount(nearest.flatten(), minlength=313).tolist()
     weights, constant = weights_by_loops(nearest.numpy())
     assert (task.counts == 0).sum() > 100
-    # A bin's own tenth neighbour is one of four at a distance of 20.
+    # The tenth neighbour of a bin is one of four at a distance of 20.
     assert np.allclose(task.weights, weights, rtol=2e-3)
     assert np.allclose(task.log_constant.exp(), constant, rtol=2e-3, atol=1e-5)
     assert task.weights.isfinite().all() and task.weights.max() / task.weights.min() > 5
@@ -204,21 +207,21 @@ def test_the_loss_equals_the_loop(indices: list[int], training: bool) -> None:
 
 
 def test_a_fixed_example_keeps_its_value() -> None:
-    broad = (torch.arange(44 * 27) * 0.618034 % 1).view(44, 3, 3, 3)  # whatever a seed draws
+    broad = (torch.arange(44 * 27) * 0.618034 % 1).view(44, 3, 3, 3)  # the same for any seed
     task, _, head = ready([smooth_batch(Colorization(SIZE), 40, broad=broad[:40])])
     nn.init.zeros_(head.weight)  # type: ignore[arg-type]
     nn.init.zeros_(head.bias)  # type: ignore[arg-type]
     batch = smooth_batch(task, 4, broad=broad[40:])
     loss, _ = task.features_loss(torch.zeros(4, 48, MAP, MAP), head, batch)
-    found = float(loss.detach())
-    assert found / math.log(313) == pytest.approx(
+    value = float(loss.detach())
+    assert value / math.log(313) == pytest.approx(
         task.weights[task._target(batch)[0][..., 0]].mean().item(), rel=1e-5
     )
-    assert found == pytest.approx(3.5225, rel=1e-3)
+    assert value == pytest.approx(3.5225, rel=1e-3)
 
 
 def test_the_constant_answer_is_nearly_the_best() -> None:
-    """Of all answers that look at no picture, found by descent; the prior itself, of which weights know nothing, is worse."""
+    """Gradient descent finds no better constant. The prior, which ignores the weights, is worse."""
     batch = smooth_batch(Colorization(SIZE), 40)
     task, _, _ = ready([batch])
     indices, shares, _ = task._target(batch)
@@ -229,8 +232,13 @@ def test_the_constant_answer_is_nearly_the_best() -> None:
         return float(-((dense * share.clamp(min=1e-6).log()).sum(3) * weights).mean())
 
     best = (dense * weights[..., None]).sum((0, 1, 2))
-    ours = cost(task.log_constant.exp())
-    assert cost(best / best.sum()) <= ours < 1.01 * cost(best / best.sum()) < cost(dense.mean((0, 1, 2)))
+    constant_cost = cost(task.log_constant.exp())
+    assert (
+        cost(best / best.sum())
+        <= constant_cost
+        < 1.01 * cost(best / best.sum())
+        < cost(dense.mean((0, 1, 2)))
+    )
 
 
 def test_grey_pictures_teach_nothing_and_are_counted() -> None:
@@ -245,7 +253,7 @@ def test_grey_pictures_teach_nothing_and_are_counted() -> None:
     assert [float(v) for v in metrics["accuracy"]] == [0, 0]
     assert task.captions(batch) == ["grey"] * 5
     head.eval()
-    task.features_loss(features, head, batch)  # held out, none is counted
+    task.features_loss(features, head, batch)  # held-out images are not counted
     head.train()
     some = smooth_batch(task, 5, seed=3, grey=[1, 3])
     task.features_loss(features, head, some)
@@ -272,12 +280,12 @@ def test_padding_and_grey_pictures_are_no_part_of_the_prior() -> None:
     batch.indices[:5] = -1
     task, _, _ = ready([batch])
     nearest = task._target(batch)[0][..., 0]
-    kept = torch.cat([nearest[5:10], nearest[20:]]).flatten()
-    assert task.counts.tolist() == np.bincount(kept, minlength=313).tolist()
+    counted = torch.cat([nearest[5:10], nearest[20:]]).flatten()
+    assert task.counts.tolist() == np.bincount(counted, minlength=313).tolist()
 
 
 def test_how_many_batches_are_looked_at() -> None:
-    task, data = Colorization(), FakeData()
+    task, data = Colorization(SIZE), FakeData()
     for num, batch_size, wanted in ((40, 16, 3), (40, 40, 1), (10**6, 128, 391), (50_000, 128, 391)):
         data.num_samples = num
         task.check_data(data, batch_size)  # type: ignore[arg-type]
@@ -329,10 +337,13 @@ def test_the_contact_sheet_shows_lightness_beside_the_colours() -> None:
 
 
 def one_step(rank: int, world_size: int) -> dict[str, Any]:
-    """What a rank has counted, and the weights after one step of rate 1; half of the grey pictures are one rank's alone."""
+    """Return a rank's counts and the weights after one step of rate 1.
+
+    Half of the grey images are on one rank.
+    """
     whole = smooth_batch(Colorization(SIZE), 40, grey=range(7))
     task, trunk, head = ready([part_of(whole, rank, world_size)])
-    sslpp = SSLPlusPlus(task, train_view(Input(), SIZE, "padded"))
+    sslpp = SSLPlusPlus(task, train_view(Input(), SIZE, "padded"), weight=1.0)
     module = StageModule(trunk, nn.ModuleDict({"proxy": head}), sslpp.loss)
     module.eval()
     module.head.train()
@@ -365,28 +376,28 @@ def test_two_ranks_count_and_learn_as_one(tmp_path: Path) -> None:
     alone = one_step(0, 1)
     assert int(alone["num_grey"]) == 3 and int(alone["counts"].sum()) == 33 * MAP**2
     for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt")
+        result = torch.load(tmp_path / f"{rank}.pt")
         for name, value in alone.items():
-            assert torch.allclose(found[name], value, atol=1e-5 * float(value.abs().max() + 1)), (rank, name)
+            assert torch.allclose(result[name], value, atol=1e-5 * float(value.abs().max() + 1)), (rank, name)
 
 
 @pytest.fixture(scope="module")
 def some_grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """96 small pictures, a third of them grey."""
+    """Write a beton of 96 small images, a third of them grey."""
     random = np.random.default_rng(0)
     samples = []
     for i in range(96):
-        picture = np.broadcast_to(random.integers(0, 256, (1, 1, 3), np.uint8), (SIZE, SIZE, 3)).copy()
-        picture[4:12, 4:12] = random.integers(0, 256, 3)
+        image = np.broadcast_to(random.integers(0, 256, (1, 1, 3), np.uint8), (SIZE, SIZE, 3)).copy()
+        image[4:12, 4:12] = random.integers(0, 256, 3)
         if i % 3 == 0:
-            picture[:] = picture[..., :1]
-        samples.append((picture.tobytes(), SIZE, SIZE, RAW))
+            image[:] = image[..., :1]
+        samples.append((image.tobytes(), SIZE, SIZE, RAW))
     return write(tmp_path_factory.mktemp("grey") / "some.beton", samples)
 
 
 def fit(out: Path, stop_at: int = 0, size_px: int = 32, lr: float = 0.01, **options: Any) -> bool:
     torch.manual_seed(0)
-    task = SSLPlusPlus(Colorization(size_px), train_view(Input(), size_px, "padded"))
+    task = SSLPlusPlus(Colorization(size_px), train_view(Input(), size_px, "padded"), weight=1.0)
     epochs = options.pop("epochs", 2)
     run = tiny_run(out, stage_epochs=(epochs,), plan="end_to_end", **options)
     if stop_at:
@@ -405,7 +416,7 @@ def fit(out: Path, stop_at: int = 0, size_px: int = 32, lr: float = 0.01, **opti
 
 
 def test_resumed_in_mid_epoch_equals_never_stopped(some_grey: Path, tmp_path: Path) -> None:
-    """6 steps an epoch, 32 grey pictures in each; the warm-up is not done again."""
+    """An epoch has 6 steps and 32 grey images. The warm-up is not repeated."""
     values: dict[str, Any] = {"data": str(some_grey), "val": None, "batch_size": 16, "size_px": SIZE}
     assert fit(tmp_path / "whole", **values)
     assert not fit(tmp_path / "parts", stop_at=4, **values)

@@ -1,4 +1,4 @@
-"""The context task against plain loops over hidden pixels, and what it restores of pictures that it has not seen."""
+"""Test the context task against plain loops over hidden pixels, and its training on held-out images."""
 
 import math
 
@@ -24,18 +24,18 @@ def small_modules(task: Context) -> tuple[nn.Module, ContextHead]:
 
 
 def hidden_values(task: Context, batch: Batch, number: int) -> Tensor:
-    """float32 [3, n, n]: what the hole of a sample hides, pixel by pixel, moved and mirrored as the network saw the rest."""
+    """Return a sample's hidden pixels, float32 [3, n, n], shifted and flipped as the network's input."""
     view, (first, last) = task.view(), (task.hidden.start, task.hidden.stop)
     moved, mirrored = (op for op in view.ops[:-1])
-    picture = batch.images[0][number][None]
-    picture = moved(picture, {"shift": batch.draws[0][0]["shift"][number][None]})
-    picture = mirrored(picture, {k: v[number][None] for k, v in batch.draws[0][1].items()})[0]
+    image = batch.images[0][number][None]
+    image = moved(image, {"shift": batch.draws[0][0]["shift"][number][None]})
+    image = mirrored(image, {k: v[number][None] for k, v in batch.draws[0][1].items()})[0]
     values = torch.empty(3, last - first, last - first)
     for channel in range(3):
         for row in range(first, last):
             for column in range(first, last):
                 values[channel, row - first, column - first] = (
-                    float(picture[channel, row, column]) / 255 * 2 - 1
+                    float(image[channel, row, column]) / 255 * 2 - 1
                 )
     return values
 
@@ -43,11 +43,11 @@ def hidden_values(task: Context, batch: Batch, number: int) -> Tensor:
 @pytest.mark.parametrize("size_px, share", [(32, 0.5), (17, 0.3)])
 @pytest.mark.parametrize("indices", [[3, 0, 8, 5], [3, -1, 8, -1], [7]])
 def test_loss_and_gradients_are_those_of_a_plain_loop(size_px: int, share: float, indices: list[int]) -> None:
-    """Each picture by itself; samples of index -1 are left out, even where they are not finite; a batch of one is a batch."""
+    """Each image by itself. Samples of index -1 are left out, even if not finite; a batch may be one."""
     task = Context(share, size_px)
     trunk, head = small_modules(task)
     batch = noise_batch([task.view()], len(indices))
-    batch.images[0][:, 0] //= 2  # the mean colour is no grey
+    batch.images[0][:, 0] //= 2  # so that the mean colour is not grey
     batch.indices = torch.tensor(indices)
     (inputs,) = batch.inputs([task.view()], torch.float32)
     features = trunk(inputs).detach()
@@ -80,7 +80,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(size_px: int, share: float
 
 @pytest.mark.parametrize("num", [0, 2])
 def test_nothing_but_padding_is_a_loss_of_nought(num: int) -> None:
-    task = Context()
+    task = Context(0.5, 32)
     trunk, head = small_modules(task)
     batch = noise_batch([task.view()], 2)
     batch.images[0], batch.indices = batch.images[0][:num], torch.full((num,), -1)
@@ -92,7 +92,7 @@ def test_nothing_but_padding_is_a_loss_of_nought(num: int) -> None:
 
 
 def test_the_loss_is_in_float32() -> None:
-    task = Context()
+    task = Context(0.5, 32)
     trunk, head = small_modules(task)
     batch = noise_batch([task.view()], 4)
     (inputs,) = batch.inputs([task.view()], torch.float32)
@@ -115,23 +115,23 @@ def test_maps_of_any_size_become_the_picture(size_px: int, map_px: int) -> None:
 
 @pytest.mark.slow
 def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
-    """And that because it looks: told of another picture's surroundings it is worse."""
-    task = Context()
+    """It does so by looking: with the surroundings of another image it scores worse."""
+    task = Context(0.5, 32)
     trunk, head = learned(task)
     inputs, batch = held_out(task)
     with torch.no_grad():
         features = trunk(inputs)
-        found = means(task.features_loss(features, head, batch)[1])
+        metrics = means(task.features_loss(features, head, batch)[1])
         other = means(task.features_loss(features.roll(1, 0), head, batch)[1])
-    assert found["loss"] < 0.75 * found["loss_constant"] < 0.75 * other["loss"]
+    assert metrics["loss"] < 0.75 * metrics["loss_constant"] < 0.75 * other["loss"]
 
 
 def test_what_is_hidden_is_nowhere_in_the_input() -> None:
-    """Other pixels under the hole, and the network sees the same; the target is another."""
-    task = Context()
+    """Other pixels in the hole change the target and not the input."""
+    task = Context(0.5, 32)
     trunk, head = small_modules(task)
     batch = noise_batch([task.view()], 4)
-    batch.draws[0][0]["shift"][:] = 4  # nowhere, so that the hole is the middle of the pictures too
+    batch.draws[0][0]["shift"][:] = 4  # no shift, so that the hole is the middle of the stored images
     (inputs,) = batch.inputs([task.view()], torch.float32)
     loss, _ = task.features_loss(trunk(inputs), head, batch)
     batch.images[0][:, :, 8:24, 8:24] = 255 - batch.images[0][:, :, 8:24, 8:24]
@@ -142,8 +142,11 @@ def test_what_is_hidden_is_nowhere_in_the_input() -> None:
 
 
 def test_it_is_ssl_pluspluss_proxy() -> None:
-    """Half of the side, in the network's mean colour, so 0 once normalised; 8 x 8 maps become 32 px."""
-    task: Proxy = Context()
+    """The hole has half of the side and the network's mean colour, so 0 once normalised.
+
+    8 x 8 maps give 32 px.
+    """
+    task: Proxy = Context(0.5, 32)
     assert task.images_per_sample(1) == 1
     view = task.view()
     assert [type(op).__name__ for op in view.ops] == ["Shift", "Flip", "Hole"]
@@ -153,11 +156,11 @@ def test_it_is_ssl_pluspluss_proxy() -> None:
     assert inputs[:, :, 8:24, 8:24].abs().max() < 0.01
     for bad in (0, 1, -1, 0.01, 0.99):
         with pytest.raises(ValueError, match="a hole of .*; allowed"):
-            Context(bad)
+            Context(bad, 32)
 
 
 def test_the_contact_sheet_shows_the_masked_pictures_and_the_whole() -> None:
-    task = Context()
+    task = Context(0.5, 32)
     view = task.view()
     batch = noise_batch([view], 2)
     (inputs,) = batch.inputs([view], torch.float32)

@@ -1,4 +1,4 @@
-"""Tasks that speak of positions, behind backbones that end in fully-connected layers."""
+"""Test the tasks with a target per position on backbones that end in fully-connected layers."""
 
 import pytest
 import torch
@@ -56,5 +56,5 @@ def test_colorization_names_the_colours_of_a_quarter_of_the_side() -> None:
 
 def test_context_restores_pictures_in_their_own_size() -> None:
     head = Context(0.5, 64, "random_resized", of_vectors=True).head(1, 128)
-    pictures = head(100 * torch.randn(2, 128, 1, 1))
-    assert pictures.shape == (2, 3, 64, 64) and pictures.abs().max() <= 1
+    images = head(100 * torch.randn(2, 128, 1, 1))
+    assert images.shape == (2, 3, 64, 64) and images.abs().max() <= 1

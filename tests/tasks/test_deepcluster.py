@@ -1,7 +1,8 @@
-"""DeepCluster against sklearn's PCA and k-means on features of plain loops; a new classifier each epoch; resumed, and refused."""
+"""Test DeepCluster against sklearn's PCA and k-means on features of plain loops, and its resumes."""
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ def task_of(num_classes: int = 12, **values: Any) -> DeepCluster:
 
 def experiment_of(task: DeepCluster, lr: float = 0.05) -> Experiment:
     torch.manual_seed(0)
-    return Experiment(task, TinyNet(), WHOLE, step_drops(lr, (1,)), two_sgds)
+    return Experiment(task, TinyNet(), WHOLE, step_drops(lr, (1,)), partial(two_sgds, weight_decay=1e-5))
 
 
 def context_of(experiment: Experiment, run: Run, epoch: int = 0) -> EpochContext:
-    """As the trainer makes them."""
+    """Build the epoch's context as the trainer does."""
     experiment.check(run.data)
     place_backbone(experiment, run.options, run.world)
     return EpochContext(
@@ -58,20 +59,23 @@ def context_of(experiment: Experiment, run: Run, epoch: int = 0) -> EpochContext
 
 
 def features_by_hand(experiment: Experiment, run: Run, task: DeepCluster) -> Tensor:
-    """[480, 16]: what goes into the last ReLU, at the mean of its positions, of each centre crop; in eval mode."""
+    """Return each centre crop's mean input of the last ReLU, [480, 16], in eval mode."""
     *blocks, last = experiment.backbone.blocks()
     network = nn.Sequential(*blocks, last[0], last[1]).eval()  # type: ignore[index]
-    found = torch.zeros(NUM, 16)
+    features = torch.zeros(NUM, 16)
     with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
         for batch in loader.epoch(0):
             rows = network(batch.inputs([task.center], torch.float32)[0]).mean((2, 3))
-            found[batch.indices[batch.indices >= 0]] = rows[batch.indices >= 0]
-    return found
+            features[batch.indices[batch.indices >= 0]] = rows[batch.indices >= 0]
+    return features
 
 
 def test_labels_are_sklearns(tmp_path: Path) -> None:
     task = task_of()
-    experiment, run = experiment_of(task), tiny_run(tmp_path, batch_size=50)  # the last batch has padding
+    experiment, run = (
+        experiment_of(task),
+        tiny_run(tmp_path, batch_size=50),
+    )  # so that the last batch has padding
     context = context_of(experiment, run, epoch=4)
     modes = [part.training for part in context.train_step.module.modules()]
     before = {name: value.clone() for name, value in experiment.backbone.state_dict().items()}
@@ -85,14 +89,14 @@ def test_labels_are_sklearns(tmp_path: Path) -> None:
     rows = PCA(6, whiten=True, svd_solver="full").fit_transform(features.half().double().numpy())
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     initial = drawn_rows(torch.from_numpy(rows).float(), np.arange(NUM), 12, NUM, 3, 4, one_process())
-    theirs = KMeans(12, init=initial.numpy(), n_init=1, max_iter=5, tol=0, algorithm="lloyd").fit(rows)
-    expected, num_split = split_empty(theirs.labels_.astype(np.int32), 12, 3, 4)
-    ours = task.store.current.numpy()
-    # Rounding may move a row that lies between two centroids.
-    assert (ours != expected).sum() <= 2
-    assert figures["distance"] == pytest.approx(theirs.inertia_ / NUM, rel=1e-3)
-    assert figures["num_split"] == num_split and figures["non_empty"] == len(np.unique(theirs.labels_))
-    counts = np.bincount(ours[task.epoch_order(4)], minlength=12)
+    sklearns = KMeans(12, init=initial.numpy(), n_init=1, max_iter=5, tol=0, algorithm="lloyd").fit(rows)
+    expected, num_split = split_empty(sklearns.labels_.astype(np.int32), 12, 3, 4)
+    labels = task.store.current.numpy()
+    # Rounding may move a row between two centroids.
+    assert (labels != expected).sum() <= 2
+    assert figures["distance"] == pytest.approx(sklearns.inertia_ / NUM, rel=1e-3)
+    assert figures["num_split"] == num_split and figures["non_empty"] == len(np.unique(sklearns.labels_))
+    counts = np.bincount(labels[task.epoch_order(4)], minlength=12)
     assert counts.tolist() == [40] * 12
     run.close()
 
@@ -134,27 +138,27 @@ def test_the_classifier_is_new_each_epoch() -> None:
 
 
 def test_the_classifier_has_no_momentum_and_everything_decays() -> None:
-    """Three steps of the two optimisers that the code has."""
+    """Three steps equal those of the code's two optimisers."""
     torch.manual_seed(0)
-    ours, theirs = (nn.ModuleDict({"trunk": nn.Linear(3, 4), "head": nn.Linear(4, 2)}) for _ in range(2))
-    theirs.load_state_dict(ours.state_dict())
-    both = two_sgds(ours.named_parameters(), weight_decay=0.1)
+    first, second = (nn.ModuleDict({"trunk": nn.Linear(3, 4), "head": nn.Linear(4, 2)}) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    both = two_sgds(first.named_parameters(), weight_decay=0.1)
     for group in both.param_groups:
         group["lr"] = 0.5
-    backbone = torch.optim.SGD(theirs["trunk"].parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
-    top = torch.optim.SGD(theirs["head"].parameters(), lr=0.5, weight_decay=0.1)
+    backbone = torch.optim.SGD(second["trunk"].parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
+    top = torch.optim.SGD(second["head"].parameters(), lr=0.5, weight_decay=0.1)
     for _ in range(3):
         x = torch.randn(5, 3)
-        for model in (ours, theirs):
+        for model in (first, second):
             model.zero_grad()
             model["head"](model["trunk"](x)).square().mean().backward()
         for optimiser in (both, backbone, top):
             optimiser.step()
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter, theirs.get_parameter(name))
+    for name, parameter in first.named_parameters():
+        torch.testing.assert_close(parameter, second.get_parameter(name))
 
 
-@pytest.mark.parametrize("scale", [float("nan"), 1e12])  # the second: more than float16 holds
+@pytest.mark.parametrize("scale", [float("nan"), 1e12])  # 1e12 exceeds float16
 def test_features_that_are_no_float16_are_refused(tmp_path: Path, scale: float) -> None:
     task = task_of()
     experiment, run = experiment_of(task), tiny_run(tmp_path)
@@ -208,17 +212,17 @@ def test_more_clusters_than_images_are_refused() -> None:
 
 
 def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
-    """An epoch asks after each of 5 batches of the pass and each of 5 steps whether to stop; there are two."""
+    """Each of 2 epochs checks for a stop after each of 5 batches of the pass and each of 5 steps."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         run = tiny_run(out, batch_size=96, stage_epochs=(2,))
-        ask, asked = run.stop_signal.after_step, itertools.count(1)
+        ask, counter = run.stop_signal.after_step, itertools.count(1)
 
         def stop_here() -> Any:
-            run.stop_signal.stop_requested = next(asked) == stop_at
+            run.stop_signal.stop_requested = next(counter) == stop_at
             return ask()
 
-        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place
         try:
             return pretrain(experiment_of(task_of()), run)
         finally:
@@ -236,7 +240,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
         10,
         12,
         17,
-    ):  # in the first pass, at its end, in an epoch, at its end, in the second pass, after it
+    ):  # in and after the first pass, the first epoch and the second pass
         out = tmp_path / str(stop_at)
         assert not fit(out, stop_at), stop_at
         assert fit(out)

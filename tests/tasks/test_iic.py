@@ -1,4 +1,4 @@
-"""IIC: pairs of Table XIV, two heads in turn, the best sub-head by its loss alone, labels by centre crops; resumed; on two ranks."""
+"""Test IIC: pairs of Table XIV, alternating heads, the best sub-head, labels, resumes, two ranks."""
 
 import json
 import math
@@ -39,17 +39,19 @@ from tests.slow import slow
 from tests.warm import on_ranks
 
 CLUSTERS, SECOND, SUB_HEADS, COPIES, NUM, BATCH, STEPS = 12, 5, 3, 2, 480, 32, 30
-# The tiny networks learn for seconds.
+# Tiny networks learn too briefly to avoid a collapse.
 pytestmark = pytest.mark.filterwarnings("ignore:collapse")
 STAGE = Stage("S", 1, first_learning=1, last_block=5, epochs=3)
 
 
 class Watched(IIC):
-    """Keeps what each training step gave: (epoch, head, losses of the sub-heads, indices, clusters by each sub-head)."""
+    """An IIC that records each training step: head, sub-heads' losses, indices, clusters by sub-head."""
 
     def __init__(self, **options: Any) -> None:
         values: dict[str, Any] = {
             "num_clusters": CLUSTERS,
+            "size_px": 32,
+            "crop_share": 0.625,
             "transforms": "colour",
             "num_copies": COPIES,
             "num_sub_heads": SUB_HEADS,
@@ -60,7 +62,7 @@ class Watched(IIC):
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
-        """With first weights so large that the few channels of a tiny network tell pictures apart."""
+        """Enlarge the initial weights, so that a tiny network's few channels separate images."""
         head = super().head(level, channels)
         with torch.no_grad():
             for parameter in head.parameters():
@@ -85,6 +87,19 @@ class Watched(IIC):
         return figures
 
 
+def iic(**options: Any) -> IIC:
+    """Return IIC with the values of SSL++."""
+    values: dict[str, Any] = {
+        "num_clusters": 70,
+        "size_px": 32,
+        "crop_share": 0.625,
+        "transforms": "sobel",
+        "num_copies": 3,
+        "num_sub_heads": 5,
+    }
+    return IIC(**(values | options))
+
+
 def make_experiment(
     task: IIC, network: Backbone | None = None, epochs: tuple[int, ...] = (3,), lr: float = 1e-3
 ) -> Experiment:
@@ -94,7 +109,7 @@ def make_experiment(
 
 
 def fit(out: Path, task: IIC, stop_at: int | None = None, **options: Any) -> bool:
-    """The whole run, or up to step `stop_at`, as by a signal."""
+    """Run the training, or a part of it up to step `stop_at`, as after a signal."""
     run = tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)
     request = run.stop_signal.after_step
 
@@ -102,7 +117,7 @@ def fit(out: Path, task: IIC, stop_at: int | None = None, **options: Any) -> boo
         run.stop_signal.stop_requested = stop_at is not None and run.position.run_step >= stop_at
         return request()
 
-    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
+    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # a signal at an exact step
     try:
         return pretrain(make_experiment(task), run)
     finally:
@@ -115,7 +130,7 @@ def figures(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
-    """Two heads, three epochs: A, B, B."""
+    """Train two heads for three epochs: A, B, B."""
     out, task = tmp_path_factory.mktemp("iic"), Watched(second_clusters=SECOND)
     assert fit(out, task)
     return out, task
@@ -135,7 +150,7 @@ JITTER = ColourDistortion(0.4, 0.4, 0.4, 0.125, p=1.0)
     ],
 )
 def test_pairs_are_those_of_table_xiv(transforms: Transforms, weak: str, strong: str) -> None:
-    task = IIC(70, transforms=transforms, num_copies=2)
+    task = iic(transforms=transforms, num_copies=2)
     first, *others = task.views(1)
     names = [" ".join(type(op).__name__ for op in view.ops) for view in (first, *others, task.center)]
     assert names == [weak, strong, strong, weak]
@@ -149,18 +164,18 @@ def test_pairs_are_those_of_table_xiv(transforms: Transforms, weak: str, strong:
     ("size_px", "height", "width", "side"), [(32, 32, 32, 20), (32, 96, 96, 60), (224, 300, 400, 188)]
 )
 def test_crops_are_of_the_share_of_the_shorter_side(size_px: int, height: int, width: int, side: int) -> None:
-    task = IIC(70, size_px=size_px)
+    task = iic(size_px=size_px)
     sizes = [np.full(50, value, np.int32) for value in (height, width)]
     boxes = [view.crop.boxes(Keys(0, 0, np.arange(50), n), *sizes) for n, view in enumerate(task.views(1))]
     assert all((box[:, 2:] == side).all() and len(np.unique(box[:, 0])) > 5 for box in boxes)
-    assert not np.array_equal(boxes[1], boxes[2])  # each copy has draws of its own
+    assert not np.array_equal(boxes[1], boxes[2])  # each copy has its own draws
     center = task.center.crop.boxes(Keys(0, 0, np.arange(50), 0), *sizes)
     assert center.tolist() == [[(height - side) // 2, (width - side) // 2, side, side]] * 50
     assert {view.crop.size_px for view in (*task.views(1), task.center)} == {size_px}
 
 
 def test_grey_pictures_have_equal_channels() -> None:
-    task = IIC(70, transforms="grey")
+    task = iic(transforms="grey")
     for images in noise_batch(task.views(1), 3).inputs(task.views(1), torch.float32):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (task.center.mean, task.center.std))
         colours = images * std + mean
@@ -200,7 +215,7 @@ def test_loss_is_of_every_pair_and_the_mean_over_sub_heads() -> None:
 
 def test_first_weights_are_iics() -> None:
     torch.manual_seed(0)
-    head = IIC(70, second_clusters=10).head(1, 512)
+    head = iic(second_clusters=10).head(1, 512)
     assert isinstance(head, ClusterHeads)
     assert [tuple(part.weight.shape) for part in head.classify] == [(350, 512), (50, 512)]  # type: ignore[operator, arg-type]
     for part in head.classify:
@@ -212,7 +227,7 @@ def test_first_weights_are_iics() -> None:
 def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path, Watched]) -> None:
     _, task = whole
     assert [number for number, *_ in task.steps] == [0] * STEPS + [1] * 2 * STEPS
-    task.first_epoch = 4  # of a later stage: it begins with A too
+    task.first_epoch = 4  # a later stage begins with A, too
     assert [task.head_of(epoch) for epoch in range(4, 11)] == [0, 1, 1, 0, 1, 1, 0]
     task.first_epoch = 0
     task = Watched(second_clusters=SECOND)
@@ -227,7 +242,7 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
         gradients = [[p.grad for p in part.parameters()] for part in parts]  # type: ignore[union-attr]
         assert all(g is not None and not g.any() for g in gradients[other])
         assert all(g is not None and g.any() for g in gradients[1 - other])
-    train_step.module.eval()  # held out, head A is scored whoever's turn it is
+    train_step.module.eval()  # held-out images are scored by head A in every epoch
     losses = []
     for batch.epoch in (0, 1):
         losses.append(train_step.module(batch.inputs(task.views(1), torch.float32), batch)[0].item())
@@ -238,7 +253,7 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
 
 
 def test_a_stage_begins_with_head_a(tmp_path: Path) -> None:
-    """Whatever the number of epochs before it."""
+    """It does so after any number of epochs."""
     run, task = tiny_run(tmp_path, stage_epochs=(2, 1)), Watched(second_clusters=SECOND)
     torch.manual_seed(0)
     stages = make_plan("sl", (2, 1), num_levels=1, num_blocks=5)
@@ -260,7 +275,7 @@ def test_the_best_sub_head_has_the_lowest_mean_loss_of_its_last_epoch(whole: tup
 
 
 def test_figures_are_of_the_clusters_that_the_steps_saw(whole: tuple[Path, Watched]) -> None:
-    """Of the sub-head that was best as the epoch began, each image once."""
+    """They are those of the sub-head that was best when the epoch began, with each image once."""
     out, task = whole
     lines, names = figures(out), ("non_empty", "biggest", "entropy")
     for epoch, suffix in ((0, ""), (1, "_b"), (2, "_b")):
@@ -276,7 +291,7 @@ def test_figures_are_of_the_clusters_that_the_steps_saw(whole: tuple[Path, Watch
 
 
 def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) -> None:
-    """In plain loops, in eval mode; the entropy in nats."""
+    """In plain loops and eval mode, with the entropy in nats."""
     task = Watched()
     experiment, run = make_experiment(task), tiny_run(tmp_path, stage_epochs=(3,))
     assert pretrain(experiment, run)
@@ -287,7 +302,7 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
         state["learner"]["head"][f"classify.0.{name}"].unflatten(0, (SUB_HEADS, CLUSTERS))[best]
         for name in ("weight", "bias")
     )
-    made = state["task"]
+    task_state = state["task"]
     labels, short, entropy = torch.full((NUM,), -1), torch.full((NUM,), math.inf), torch.zeros(NUM)
     network.eval()
     with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
@@ -295,19 +310,21 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
             features = network(batch.inputs(loader.views, torch.float32)[0]).mean((2, 3))
             for index, logits in zip(batch.indices.tolist(), features @ weight.T + bias, strict=True):
                 labels[index] = int(logits.argmax())
-                short[index] = logits.max() - logits[int(made["labels"][index])]
+                short[index] = logits.max() - logits[int(task_state["labels"][index])]
                 entropy[index] = -sum(p * math.log(p) for p in logits.softmax(0).tolist())
     run.close()
-    assert made["best_sub_head"] == best and len(labels.unique()) > 1
-    assert made["labels"].dtype == torch.int32
-    # Picture by picture sums round otherwise than in batches: of equals, another may be named.
-    assert short.max() < 1e-4 and (made["labels"] == labels).float().mean() > 0.98
-    assert made["entropy"].dtype == torch.float32
-    assert torch.allclose(made["entropy"], entropy, atol=1e-5) and 0 < entropy.min() < math.log(CLUSTERS)
+    assert task_state["best_sub_head"] == best and len(labels.unique()) > 1
+    assert task_state["labels"].dtype == torch.int32
+    # Single images round differently from batches, so nearly equal logits may swap places.
+    assert short.max() < 1e-4 and (task_state["labels"] == labels).float().mean() > 0.98
+    assert task_state["entropy"].dtype == torch.float32
+    assert torch.allclose(task_state["entropy"], entropy, atol=1e-5) and 0 < entropy.min() < math.log(
+        CLUSTERS
+    )
 
 
 def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> None:
-    """Without them everything is the same; they are scored by head A as it is after the last step."""
+    """Training is the same without them. Head A scores them as it is after the last step."""
     experiments = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -335,7 +352,7 @@ def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> N
             loss, _ = task.loss(Trunk(network, STAGE), head, batch.inputs(views, torch.float32), batch)
             valid = int((batch.indices >= 0).sum())
             total, num = total + float(loss) * valid, num + valid
-    for run in reversed(runs):  # each puts back the signal handlers that it found
+    for run in reversed(runs):  # because each run restores the signal handlers before it
         run.close()
     (summary,) = states[0]["position"]["summaries"]
     assert num == 160 and summary["held_out"]["loss"] == pytest.approx(total / num, rel=1e-3)
@@ -348,7 +365,7 @@ def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> N
 def test_resumed_from_any_step_equals_never_stopped(
     whole: tuple[Path, Watched], tmp_path: Path, step: int
 ) -> None:
-    """Losses, clusters seen so far, and the best sub-heads among what is compared."""
+    """Losses, the clusters so far and the best sub-heads are compared, among others."""
     assert not fit(tmp_path, Watched(second_clusters=SECOND), stop_at=step)
     assert newest_checkpoint(tmp_path)["position"]["run_step"] == step
     assert fit(tmp_path, Watched(second_clusters=SECOND))
@@ -359,7 +376,7 @@ def test_resumed_from_any_step_equals_never_stopped(
 def test_a_signal_in_the_last_pass_is_heard_and_it_begins_anew(
     whole: tuple[Path, Watched], tmp_path: Path
 ) -> None:
-    """The step before the stage's last one is not stopped; the pass that follows the last one is."""
+    """A signal stops the pass after the stage's last step, and the resumed run repeats that pass."""
     assert not fit(tmp_path, Watched(second_clusters=SECOND), stop_at=3 * STEPS)
     state = newest_checkpoint(tmp_path)
     assert state["position"]["step"] == 3 * STEPS and "labels" not in state["task"]
@@ -373,17 +390,17 @@ def test_a_collapse_is_told() -> None:
     logits[:, :, 3] = 1
     epochs.see(0, torch.arange(100), torch.zeros(1), logits)
     with pytest.warns(UserWarning, match=r"collapse: the biggest of 70 classes holds 100.0 %"):
-        found = epochs.end(70, None, 0)
-    assert (found["non_empty"], found["biggest"], found["entropy_share"]) == (1, 1, 0)
-    assert found["mutual_information"] == 0
+        figures = epochs.end(70, None, 0)
+    assert (figures["non_empty"], figures["biggest"], figures["entropy_share"]) == (1, 1, 0)
+    assert figures["mutual_information"] == 0
 
 
 def test_even_clusters_are_no_collapse(recwarn: pytest.WarningsRecorder) -> None:
     epochs = ClusterEpochs(1, 2, 100, torch.device("cpu"))
     logits = torch.eye(10)[torch.arange(100) % 10][:, None].expand(-1, 2, -1)
     epochs.see(0, torch.arange(100), torch.tensor([-1.0, -2.0]), logits)
-    found = epochs.end(10, None, 0)
-    assert found["entropy_share"] == pytest.approx(1) and found["best_sub_head"] == 1 and not recwarn.list
+    figures = epochs.end(10, None, 0)
+    assert figures["entropy_share"] == pytest.approx(1) and figures["best_sub_head"] == 1 and not recwarn.list
 
 
 def test_what_is_not_finite_and_padding_count_for_nothing() -> None:
@@ -392,9 +409,9 @@ def test_what_is_not_finite_and_padding_count_for_nothing() -> None:
     logits[1, 0, 2], logits[2, 0, 0] = 5.0, torch.nan
     epochs.see(0, torch.tensor([5, 1, 2, -1]), torch.tensor([-3.0, torch.nan]), logits)
     epochs.see(0, torch.tensor([-1, -1, -1, -1]), torch.tensor([-1.0, -1.5]), logits)
-    found = epochs.end(3, None, 0)
-    assert epochs.best == [0] and found["mutual_information"] == 2  # (-3 - 1) / 2 is below -1.5
-    assert found["non_empty"] == 2 and found["biggest"] == 0.5  # of images 5 and 1
+    figures = epochs.end(3, None, 0)
+    assert epochs.best == [0] and figures["mutual_information"] == 2  # (-3 - 1) / 2 is below -1.5
+    assert figures["non_empty"] == 2 and figures["biggest"] == 0.5  # images 5 and 1
     nothing = ClusterEpochs(1, 2, 6, torch.device("cpu"))
     assert nothing.end(3, None, 0) == {}
 
@@ -427,14 +444,14 @@ def test_clusters_must_find_images_and_pairs(tmp_path: Path) -> None:
 
 
 def test_contact_sheet_shows_all_views_of_each_picture() -> None:
-    task = IIC(70, num_copies=2)
+    task = iic(num_copies=2)
     batch = noise_batch(task.views(1), 3)
     sheet = task.contact_sheet(batch.inputs(task.views(1), torch.float32), batch)
     assert sheet.shape == (3, 3, 32, 3 * 32 + 2 * 4) and 0 <= sheet.min() and sheet.max() == 1
 
 
 class Plain(TinyNet):
-    """Normalised picture by picture, so that an image's output does not depend on its batch."""
+    """A network that normalises each image by itself, so that an output does not depend on its batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -464,7 +481,7 @@ def a_run(out: Path, world: World) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_learn_and_label_as_one(tmp_path: Path) -> None:
-    """Losses of every step, the best sub-heads, the clusters in mid-epoch and the labels at the end."""
+    """Losses of every step, the best sub-heads, clusters in mid-epoch and final labels are equal."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     a_run(tmp_path / "one", one_process())
@@ -476,7 +493,9 @@ def test_two_ranks_learn_and_label_as_one(tmp_path: Path) -> None:
         assert held["best"] == alone["best"]
         assert np.allclose(held["losses"], alone["losses"], rtol=0.01, atol=1e-5)
         assert (held["labels"] == alone["labels"]).float().mean() > 0.98
-    assert np.min(alone["losses"]) < -0.001 and len(alone["labels"].unique()) > 1  # or all would agree
+    assert (
+        np.min(alone["losses"]) < -0.001 and len(alone["labels"].unique()) > 1
+    )  # so that equality is not trivial
     for step in (7, 56):  # head A has seen 7 steps, head B 26
         one, two = (
             torch.load(tmp_path / name / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)["task"][

@@ -1,4 +1,4 @@
-"""The jigsaw task against plain loops: permuted pixels, one label at a time."""
+"""Test the jigsaw task against plain loops over permuted pixels, one label at a time."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def batch_of(labels: Tensor, indices: list[int] | None = None) -> Batch:
 def loss_of_permuted_pixels(
     task: Jigsaw, trunk: nn.Module, head: JigsawHead, tiles: Tensor, labels: Tensor
 ) -> Tensor:
-    """Section 3.3.1 as written: shuffle the tiles of each image, then the network, then cross-entropy."""
+    """Follow section 3.3.1: shuffle each image's tiles, then the network, then cross-entropy."""
     puzzles = []
     for image in range(len(labels)):
         for position in range(NUM_TILES):
@@ -100,9 +100,18 @@ def test_padded_samples_count_for_nothing() -> None:
 
 
 def test_levels_are_the_papers() -> None:
-    """Table 1: 500 ⊂ 1,000 ⊂ 2,000; section 3.3.1: window 225, cells 75, tiles 64."""
-    task = Jigsaw(permutation_set(9, [500, 1000, 2000]).permutations)
-    for level, count in enumerate((500, 1000, 2000), start=1):
+    """Table 1: 500 ⊂ 1,000 ⊂ 2,000. Section 3.3.1: window 225, cells 75, tiles 64."""
+    counts = (500, 1000, 2000)
+    task = Jigsaw(
+        permutation_set(9, counts).permutations,
+        counts,
+        shorter_px=256,
+        cell_px=75,
+        tile_px=64,
+        permutations_per_image=1,
+        embedding_width=1000,
+    )
+    for level, count in enumerate(counts, start=1):
         (view,) = task.views(level)
         assert view.crop.size_px == 225
         head = task.head(level, 512)
@@ -131,8 +140,15 @@ def test_contact_sheet_shows_the_window_and_the_puzzle() -> None:
 
 def test_impossible_levels_are_refused() -> None:
     permutations = permutation_set(9, [6, 12, 24]).permutations
+    sizes = {
+        "shorter_px": 40,
+        "cell_px": 12,
+        "tile_px": TILE_PX,
+        "permutations_per_image": 1,
+        "embedding_width": 5,
+    }
     for counts in ((12, 6, 24), (6, 12, 25), (1, 2, 3)):
         with pytest.raises(ValueError, match="must rise"):
-            Jigsaw(permutations, counts)
+            Jigsaw(permutations, counts, **sizes)
     with pytest.raises(ValueError, match="grid"):
-        Jigsaw(permutations, (6,), grid=2)
+        Jigsaw(permutations, (6,), grid=2, **sizes)

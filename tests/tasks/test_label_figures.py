@@ -1,4 +1,4 @@
-"""Figures of pseudo-labels against plain loops; when a collapse is said; their curves."""
+"""Test figures of pseudo-labels against plain loops, the warning of a collapse, and the curves."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from fastpsl.tasks.pseudo_labels.figures import collapse_warning, draw_label_cur
 NAMES = ["non_empty", "entropy", "entropy_share", "biggest", "nmi_previous", "nmi_true", "nmi_true_shuffled"]
 
 
-def drawn(num: int, num_classes: int, seed: int) -> np.ndarray:
+def random_labels(num: int, num_classes: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, num_classes, num).astype(np.int32)
 
 
@@ -24,36 +24,40 @@ def figures_of(labels: np.ndarray, num_classes: int) -> dict[str, float | None]:
 
 
 def test_figures_are_those_of_plain_loops() -> None:
-    labels, previous, true = drawn(400, 30, 1) // 2, drawn(400, 30, 2), drawn(400, 5, 3)
+    labels, previous, true = (
+        random_labels(400, 30, 1) // 2,
+        random_labels(400, 30, 2),
+        random_labels(400, 5, 3),
+    )
     previous[:300] = labels[:300]
     labels[::2] = true[::2]
-    found = label_figures(labels, previous, true, 30, seed=4)
-    assert list(found) == NAMES
+    figures = label_figures(labels, previous, true, 30, seed=4)
+    assert list(figures) == NAMES
     shares = [(labels == k).mean() for k in range(30) if (labels == k).any()]
     entropy = -sum(share * math.log(share) for share in shares)
-    assert found["non_empty"] == len(shares) == 15
-    assert found["entropy"] == pytest.approx(entropy)
-    assert found["entropy_share"] == pytest.approx(entropy / math.log(30))
-    assert found["biggest"] == max(shares)
-    assert found["nmi_previous"] == pytest.approx(normalized_mutual_info_score(previous, labels))
-    assert found["nmi_true"] == pytest.approx(normalized_mutual_info_score(true, labels))
-    shuffled = found["nmi_true_shuffled"]
-    assert shuffled is not None and found["nmi_true"] is not None and 0 < shuffled < found["nmi_true"] / 3
+    assert figures["non_empty"] == len(shares) == 15
+    assert figures["entropy"] == pytest.approx(entropy)
+    assert figures["entropy_share"] == pytest.approx(entropy / math.log(30))
+    assert figures["biggest"] == max(shares)
+    assert figures["nmi_previous"] == pytest.approx(normalized_mutual_info_score(previous, labels))
+    assert figures["nmi_true"] == pytest.approx(normalized_mutual_info_score(true, labels))
+    shuffled = figures["nmi_true_shuffled"]
+    assert shuffled is not None and figures["nmi_true"] is not None and 0 < shuffled < figures["nmi_true"] / 3
 
 
 def test_shuffled_labels_are_a_function_of_the_seed() -> None:
-    labels, true = drawn(400, 30, 1), drawn(400, 5, 3)
+    labels, true = random_labels(400, 30, 1), random_labels(400, 5, 3)
     before = labels.copy()
-    found = [label_figures(labels, None, true, 30, seed)["nmi_true_shuffled"] for seed in (1, 1, 2)]
-    assert found[0] == found[1] != found[2]
+    values = [label_figures(labels, None, true, 30, seed)["nmi_true_shuffled"] for seed in (1, 1, 2)]
+    assert values[0] == values[1] != values[2]
     assert np.array_equal(labels, before)
 
 
 def test_without_true_or_previous_labels_their_figures_are_none() -> None:
-    labels = drawn(40, 3, 1)
+    labels = random_labels(40, 3, 1)
     for true in (None, np.full(40, -1)):
-        found = label_figures(labels, None, true, 3, seed=0)
-        assert [name for name in NAMES if found[name] is None] == NAMES[4:]
+        figures = label_figures(labels, None, true, 3, seed=0)
+        assert [name for name in NAMES if figures[name] is None] == NAMES[4:]
     some = np.where(np.arange(40) < 30, labels, -1)
     assert label_figures(labels, None, some, 3, seed=0)["nmi_true"] == pytest.approx(1)
 
@@ -63,13 +67,13 @@ def test_one_class() -> None:
     assert (one["non_empty"], one["entropy"], one["entropy_share"], one["biggest"]) == (1, 0, 0, 1)
     assert math.copysign(1, one["entropy"] or 0) == 1
     assert figures_of(np.zeros(10, np.int32), 1)["entropy_share"] == 1
-    json.dumps(one)  # plain numbers, not numpy's
+    json.dumps(one)  # so the numbers are not numpy's
 
 
 def test_even_labels_are_no_collapse() -> None:
     for num, num_classes in ((30_000, 3000), (600, 10), (160, 8), (10, 1), (500, 100)):
         assert collapse_warning(figures_of(np.arange(num) % num_classes, num_classes), num_classes) is None
-        labels = drawn(num, num_classes, 1)
+        labels = random_labels(num, num_classes, 1)
         assert collapse_warning(figures_of(labels, num_classes), num_classes) is None
 
 
@@ -87,19 +91,19 @@ def test_even_labels_are_no_collapse() -> None:
 def test_a_class_that_grows_too_big(share: float, num_classes: int, expected: bool) -> None:
     rest = np.arange(round(100_000 * (1 - share))) % (num_classes - 1) + 1
     labels = np.concatenate([np.zeros(100_000 - len(rest), np.int64), rest])
-    said = collapse_warning(figures_of(labels, num_classes), num_classes)
-    assert (said is not None) == expected
-    if said is not None:
-        assert said.startswith("collapse: ") and "\n" not in said and f"{100 * share:.1f} %" in said
+    warning = collapse_warning(figures_of(labels, num_classes), num_classes)
+    assert (warning is not None) == expected
+    if warning is not None:
+        assert warning.startswith("collapse: ") and "\n" not in warning and f"{100 * share:.1f} %" in warning
 
 
 def test_few_classes_that_hold_all() -> None:
-    """50 of 3,000 even classes have less than half of the entropy, 60 more."""
+    """50 of 3,000 even classes have less than half of the maximal entropy, 60 have more."""
     for num, expected in ((50, True), (60, False)):
         labels = np.arange(30_000) % num
-        said = collapse_warning(figures_of(labels, 3000), 3000)
-        assert (said is not None) == expected
-        assert not said or f"{num} have any" in said
+        warning = collapse_warning(figures_of(labels, 3000), 3000)
+        assert (warning is not None) == expected
+        assert not warning or f"{num} have any" in warning
 
 
 def line(epoch: int, **figures: Any) -> dict[str, Any]:
@@ -113,23 +117,23 @@ def write(folder: Path, lines: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("num", [1, 3, 500])
 def test_curves_are_drawn_of_any_number_of_epochs(tmp_path: Path, num: int) -> None:
-    """The first epoch has no labels before it."""
+    """The first epoch has no previous labels."""
     write(tmp_path, [line(epoch, nmi_previous=None if epoch == 0 else 0.4) for epoch in range(num)])
     path = draw_label_curves(tmp_path)
     assert path == tmp_path / "labels.png"
-    with Image.open(path) as picture:
-        assert picture.format == "PNG" and picture.size == (960, 1260)
-        assert np.asarray(picture.convert("L")).std() > 10
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.size == (960, 1260)
+        assert np.asarray(image.convert("L")).std() > 10
 
 
 def test_curves_show_the_values(tmp_path: Path) -> None:
-    """A picture of one epoch has a mark; other values make another picture."""
-    pictures = []
+    """A chart of one epoch has a mark, and other values change the chart."""
+    images = []
     for share in (0.2, 0.9):
         write(tmp_path, [line(0, entropy_share=share, nmi_true=None, nmi_true_shuffled=None)])
         assert draw_label_curves(tmp_path) is not None
-        pictures.append(np.asarray(Image.open(tmp_path / "labels.png").convert("RGB")).astype(int))
-    changed = np.abs(pictures[0] - pictures[1]).sum(2) > 60
+        images.append(np.asarray(Image.open(tmp_path / "labels.png").convert("RGB")).astype(int))
+    changed = np.abs(images[0] - images[1]).sum(2) > 60
     assert 40 < changed.sum() < 2_000
 
 

@@ -1,4 +1,4 @@
-"""Files of pseudo-labels: what comes back, and one line for everything that is no such file or another data set's."""
+"""Test files of pseudo-labels: what is read back, and one-line errors for other files and other data."""
 
 import io
 import zipfile
@@ -25,7 +25,7 @@ from tests.pipelines.photos import jpeg, photo
 
 @dataclass
 class Pictures:
-    """The part of a data set that labels are compared with."""
+    """A stand-in for the part of a data set that labels are compared with."""
 
     num_samples: int = 5
     name: str = "0123456789abcdef"
@@ -36,8 +36,8 @@ class Pictures:
 
 
 def write(path: Path, labels: Any, num_classes: int, data: Any = None, **told: Any) -> Path:
-    made: Any = data or Pictures(len(labels))
-    return write_labels(path, np.array(labels), num_classes, made, "test", **told)
+    source: Any = data or Pictures(len(labels))
+    return write_labels(path, np.array(labels), num_classes, source, "test", **told)
 
 
 def read(path: Path, num_samples: int = 5, digest: str = "0123456789abcdef") -> Labels:
@@ -60,13 +60,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_was_written_comes_back(path: Path) -> None:
-    found = read(path)
-    assert found.labels.dtype == np.int32 and found.labels.tolist() == [2, 0, 1, 2, 0]
-    assert found.entropy.dtype == np.float32 and found.entropy.tolist() == pytest.approx(
+    labels = read(path)
+    assert labels.labels.dtype == np.int32 and labels.labels.tolist() == [2, 0, 1, 2, 0]
+    assert labels.entropy.dtype == np.float32 and labels.entropy.tolist() == pytest.approx(
         [0, 0.5, 1, 0.25, np.log(3)]
     )
-    assert (found.num_classes, found.made_by, found.num_split, found.split) == (3, "test", 1, "train")
-    assert found.configuration == CONFIGURATION
+    assert (labels.num_classes, labels.made_by, labels.num_split, labels.split) == (3, "test", 1, "train")
+    assert labels.configuration == CONFIGURATION
     assert [file.name for file in path.parent.iterdir()] == ["labels.npz"]
     with np.load(path) as arrays:
         assert arrays["format"] == 2
@@ -74,8 +74,8 @@ def test_what_was_written_comes_back(path: Path) -> None:
 
 
 def test_what_need_not_be_told(tmp_path: Path) -> None:
-    found = read(write(tmp_path / "labels.npz", [0, 1, 0, 1, 1], 2))
-    assert np.isnan(found.entropy).all() and (found.num_split, found.configuration) == (0, {})
+    labels = read(write(tmp_path / "labels.npz", [0, 1, 0, 1, 1], 2))
+    assert np.isnan(labels.entropy).all() and (labels.num_split, labels.configuration) == (0, {})
 
 
 def test_one_image(tmp_path: Path) -> None:
@@ -95,9 +95,9 @@ def test_rows_in_another_order_are_put_right(path: Path) -> None:
         rows = {name: arrays[name][order] for name in ("labels", "indices", "entropy")}
     whole = read(path)
     rewrite(path, **rows)
-    found = read(path)
-    assert found.labels.tolist() == whole.labels.tolist()
-    assert found.entropy.tolist() == whole.entropy.tolist()
+    labels = read(path)
+    assert labels.labels.tolist() == whole.labels.tolist()
+    assert labels.entropy.tolist() == whole.entropy.tolist()
 
 
 def test_the_old_file_stays_where_the_new_one_cannot_be_written(
@@ -126,9 +126,9 @@ def refused(path: Path, *arguments: Any) -> str:
 
 
 def test_labels_of_other_data_are_refused(path: Path) -> None:
-    said = refused(path, 6, "99")
-    assert "labels 5 images of another data set (digest 01234567, the data's is 99, of 6 images)" in said
-    assert said.endswith("give the data that was learned from")
+    message = refused(path, 6, "99")
+    assert "labels 5 images of another data set (digest 01234567, the data's is 99, of 6 images)" in message
+    assert message.endswith("give the data that was learned from")
 
 
 @pytest.mark.parametrize("wrong", [3, -1])
@@ -158,7 +158,7 @@ def test_more_classes_than_images_are_refused(path: Path) -> None:
 
 
 def rewrite(path: Path, **changed: Any) -> None:
-    """The same file with other arrays; None: without it."""
+    """Write the file again with other arrays, or without those that are None."""
     arrays = {name: value for name, value in (dict(np.load(path)) | changed).items() if value is not None}
     np.savez(path, **arrays)
 
@@ -191,7 +191,7 @@ def test_foreign_and_older_files_are_refused(path: Path, changed: dict[str, Any]
 
 
 def test_damaged_files_are_refused(path: Path) -> None:
-    """Cut anywhere, or with a byte flipped anywhere that matters: never other labels."""
+    """A file cut anywhere, or with a flipped byte that matters, never gives other labels."""
     whole = path.read_bytes()
     for end in range(0, len(whole), 97):
         path.write_bytes(whole[:end])
@@ -199,12 +199,12 @@ def test_damaged_files_are_refused(path: Path) -> None:
     for place in range(0, len(whole), 31):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
-            found = read(path)
+            labels = read(path)
         except ValueError:
             continue
-        assert found.labels.tolist() == [2, 0, 1, 2, 0] and found.num_classes == 3
-        assert found.configuration == CONFIGURATION and found.split == "train"
-    shorter = whole.replace(b"'shape': (5,)", b"'shape': (4,)")  # numpy alone would read four
+        assert labels.labels.tolist() == [2, 0, 1, 2, 0] and labels.num_classes == 3
+        assert labels.configuration == CONFIGURATION and labels.split == "train"
+    shorter = whole.replace(b"'shape': (5,)", b"'shape': (4,)")  # numpy would read four
     assert shorter != whole
     path.write_bytes(shorter)
     assert "is no readable file of labels (labels.npy fails its checksum)" in refused(path, 4)
@@ -225,32 +225,32 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_labels_to_learn_from(tmp_path: Path) -> None:
-    """Those of the run's own training images, read once; never those of its held-out images."""
+    """They must be those of the run's training images, and are read once."""
     paths = sample_paths()
-    ours, theirs = tmp_path / "ours.npz", tmp_path / "theirs.npz"
-    for path, source in ((ours, paths.train), (theirs, paths.test)):
+    own_file, other_file = tmp_path / "ours.npz", tmp_path / "theirs.npz"
+    for path, source in ((own_file, paths.train), (other_file, paths.test)):
         with Beton(source) as data:
             write(path, np.arange(data.num_samples) % 7, 7, data)
-    found = labels_of(ours, RunOptions())
-    assert found.labels.tolist() == [i % 7 for i in range(480)]
-    assert labels_of(ours, RunOptions()) is found
+    labels = labels_of(own_file, RunOptions())
+    assert labels.labels.tolist() == [i % 7 for i in range(480)]
+    assert labels_of(own_file, RunOptions()) is labels
     for options in (RunOptions(), RunOptions(data=str(paths.train), val=str(paths.test))):
-        said = one_line(labels_of, theirs, options)
-        assert said.startswith(f"{theirs} labels the held-out images: these are the test pictures")
-    assert "another data set" in one_line(labels_of, theirs, RunOptions(data=str(paths.train)))
+        message = one_line(labels_of, other_file, options)
+        assert message.startswith(f"{other_file} labels the held-out images: these are the test pictures")
+    assert "another data set" in one_line(labels_of, other_file, RunOptions(data=str(paths.train)))
     assert "no labels" in one_line(labels_of, tmp_path / "none.npz", RunOptions())
 
 
 def beton(path: Path, split: str | None, shard: str = "0/1") -> Path:
-    """Four pictures, as `fastpsl beton write --split` writes them."""
-    pictures = [Sample(f"{i}.jpg", jpeg(photo(i, 20, 24)), i % 2) for i in range(4)]
+    """Write four images as `fastpsl beton write --split` does."""
+    images = [Sample(f"{i}.jpg", jpeg(photo(i, 20, 24)), i % 2) for i in range(4)]
     record: dict[str, object] = {
         "source": "photos.npz",
         "split": split,
         "shard": shard,
         "num_total": 4 * int(shard[-1]),
     }
-    write_beton(pictures, path, num_samples=4, record=record)
+    write_beton(images, path, num_samples=4, record=record)
     return path
 
 
@@ -294,10 +294,10 @@ def test_nothing_is_learned_from_a_split_made_for_testing(tmp_path: Path, split:
     source = beton(tmp_path / "some.beton", split)
     with Beton(source) as data:
         path = write(tmp_path / "labels.npz", [0, 1, 0, 1], 2, data)
-        assert read_labels(path, data).split == split  # to be looked at
-    said = one_line(labels_of, path, RunOptions(data=str(source)))
-    assert said.startswith(f"{path} labels a split named {split}: these are the test pictures")
-    (tmp_path / "some.beton.json").unlink()  # the file of labels still says it
+        assert read_labels(path, data).split == split  # reading them for a report is allowed
+    message = one_line(labels_of, path, RunOptions(data=str(source)))
+    assert message.startswith(f"{path} labels a split named {split}: these are the test pictures")
+    (tmp_path / "some.beton.json").unlink()  # the file of labels still has the split
     assert "the test pictures" in one_line(labels_of, path, RunOptions(data=str(source), seed=1))
 
 

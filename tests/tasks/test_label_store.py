@@ -1,6 +1,7 @@
-"""Labels of the next epoch are the latest that were written, in the order of positions: the same on any number of ranks.
+"""Test the label store: the next labels are the latest written, by position, for any number of ranks.
 
-Compared with plain loops over positions, on one process and on two and three over Gloo, to the bit.
+Results are compared with plain loops over positions to the bit, in one process and in two and three over
+Gloo.
 """
 
 from collections.abc import Callable
@@ -23,16 +24,19 @@ from tests.warm import on_ranks
 
 CPU = torch.device("cpu")
 NUM, CLASSES, GLOBAL_BATCH, SEED = 200, 7, 12, 3
-# Executed in each epoch: the first one's last batch is padded, the others are cut short.
+# Steps of each epoch. The last batch of the first epoch is padded, the other epochs are cut short.
 NUM_STEPS = (17, 9, 13)
-SAVED_AT = (1, 5)  # epoch, steps done
+SAVED_AT = (1, 5)  # epoch, number of steps
 
 
 DAMAGED = 4
 
 
 def logits_of(epoch: int, step: int) -> Tensor:
-    """[GLOBAL_BATCH, CLASSES] by position: a big class, so that others' images stand often, and two empty ones. Some rows are not finite."""
+    """Return logits [GLOBAL_BATCH, CLASSES] by position, some of which are not finite.
+
+    One class is big, so that other images are drawn often, and two are empty.
+    """
     generator = torch.Generator().manual_seed(100 * epoch + step)
     logits = torch.randn(GLOBAL_BATCH, CLASSES, generator=generator)
     logits += torch.tensor([2, 0, 0, 0, 0, -9, -9])
@@ -46,7 +50,7 @@ def first_labels() -> np.ndarray:
 
 
 def indices_of(order: np.ndarray, step: int, rank: int, world: int) -> Tensor:
-    """Those of the order, in which images stand again within a batch and after it; one image can never be decoded."""
+    """Return the order's indices; images repeat within a batch and later, and one can never be decoded."""
     all_indices = step_indices(order, step, GLOBAL_BATCH, 0, 1).copy()
     all_indices[all_indices == DAMAGED] = -1
     batch = GLOBAL_BATCH // world
@@ -60,7 +64,7 @@ def run_on(
     start: tuple[int, int] = (0, 0),
     at: Callable[[int, int], object] = lambda epoch, step: None,
 ) -> list[EpochOfLabels]:
-    """All epochs from (epoch, step); `at` is called between steps."""
+    """Run all epochs from (epoch, step), calling `at` between steps."""
     figures = []
     batch = GLOBAL_BATCH // world
     for epoch in range(start[0], len(NUM_STEPS)):
@@ -74,16 +78,16 @@ def run_on(
 
 
 def in_plain_loops() -> tuple[list[list[int]], list[dict[str, int]]]:
-    """Labels and figures of each epoch."""
+    """Compute labels and figures of each epoch."""
     current, num_split = split_empty(first_labels(), CLASSES, SEED, 0)
     labels, figures = [current.tolist()], []
     for epoch, num_steps in enumerate(NUM_STEPS):
         order = balanced_order(current, SEED, epoch)
-        written: dict[int, int] = {}  # -1: the latest draw made none
-        drawn: list[int] = []
+        written: dict[int, int] = {}  # -1 if the latest draw made none
+        indices: list[int] = []
         num_not_finite = 0
         for step in range(num_steps):
-            drawn += step_indices(order, step, GLOBAL_BATCH, 0, 1)[: NUM - step * GLOBAL_BATCH].tolist()
+            indices += step_indices(order, step, GLOBAL_BATCH, 0, 1)[: NUM - step * GLOBAL_BATCH].tolist()
             for index, row in zip(
                 indices_of(order, step, 0, 1).tolist(), logits_of(epoch, step).tolist(), strict=True
             ):
@@ -92,11 +96,12 @@ def in_plain_loops() -> tuple[list[list[int]], list[dict[str, int]]]:
                     num_not_finite += not finite
                     written[index] = row.index(max(row)) if finite else -1
         written = {index: label for index, label in written.items() if label >= 0}
-        made = np.array([written.get(i, label) for i, label in enumerate(current.tolist())])
-        current, num_split = split_empty(made, CLASSES, SEED, epoch + 1)
+        new_labels = np.array([written.get(i, label) for i, label in enumerate(current.tolist())])
+        current, num_split = split_empty(new_labels, CLASSES, SEED, epoch + 1)
         labels.append(current.tolist())
         figures.append({
-            "num_written": len(written), "num_not_drawn": NUM - len(set(drawn)), "num_repeated": len(drawn) - len(set(drawn)),
+            "num_written": len(written), "num_not_drawn": NUM - len(set(indices)),
+            "num_repeated": len(indices) - len(set(indices)),
             "num_not_finite": num_not_finite, "num_split": num_split,
         })  # fmt: skip
     return labels, figures
@@ -108,19 +113,19 @@ def new_store() -> LabelStore:
     return store
 
 
-def check(store: LabelStore, found: list[EpochOfLabels]) -> None:
-    """The last epochs of a run are those of the plain loops."""
+def check(store: LabelStore, epochs: list[EpochOfLabels]) -> None:
+    """Compare the last epochs of a run with the plain loops."""
     labels, figures = in_plain_loops()
     assert store.current.dtype == torch.int32 and store.current.tolist() == labels[-1]
-    for ours, expected, previous in zip(
-        found, figures[-len(found) :], labels[-len(found) - 1 : -1], strict=True
+    for epoch, expected, previous in zip(
+        epochs, figures[-len(epochs) :], labels[-len(epochs) - 1 : -1], strict=True
     ):
-        assert {name: getattr(ours, name) for name in expected} == expected
-        assert ours.previous.dtype == np.int32 and ours.previous.tolist() == previous
+        assert {name: getattr(epoch, name) for name in expected} == expected
+        assert epoch.previous.dtype == np.int32 and epoch.previous.tolist() == previous
 
 
 def plain(store: LabelStore, figures: list[EpochOfLabels]) -> dict[str, Any]:
-    """To be saved by a process and looked at by another."""
+    """Convert to plain values, so that another process can read them."""
     epochs = [
         {**vars(each), **{name: torch.from_numpy(getattr(each, name)) for name in ("made", "previous")}}
         for each in figures
@@ -142,7 +147,7 @@ def check_saved(path: Path) -> None:
 
 
 def in_a_process(rank: int, folder: str) -> None:
-    """In a world of two, then in one of three, which a process joins."""
+    """Run a process that joins a world of two and then one of three."""
     torch.set_num_threads(1)
     for world in (2, 3):
         if rank < world:
@@ -150,7 +155,7 @@ def in_a_process(rank: int, folder: str) -> None:
 
 
 def in_a_world(rank: int, world: int, folder: str) -> None:
-    """A whole run whose state is saved on the way, one that is never saved, and what goes on from states of others."""
+    """Run with saved states, without them, and from the states of other worlds."""
     method = f"file://{folder}/rendezvous-{world}"
     dist.init_process_group("gloo", init_method=method, rank=rank, world_size=world)
     store = new_store()
@@ -177,7 +182,7 @@ def in_a_world(rank: int, world: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes and three did: whole runs, and runs that went on from another world's state."""
+    """Return the folder of the results of two and three processes, with runs from the other world's state."""
     path = tmp_path_factory.mktemp("label_store")
     store = new_store()
 
@@ -192,7 +197,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("save_at", [None, *((0, step) for step in (0, 1, 9, 16)), (1, 0), (2, 12)])
 def test_one_rank_does_what_plain_loops_do(save_at: tuple[int, int] | None) -> None:
-    """A state that is asked for changes nothing."""
+    """Saving a state changes nothing."""
     store = new_store()
     check(store, run_on(store, 0, 1, at=lambda *now: store.state_dict() if now == save_at else None))
     _, figures = in_plain_loops()
@@ -242,12 +247,12 @@ def test_a_state_fits_into_a_checkpoint_and_is_a_copy(tmp_path: Path) -> None:
 
 
 def rows(*classes: int) -> Tensor:
-    """Logits [B, 3] that name these classes."""
+    """Return logits [B, 3] with these classes as arg max."""
     return torch.eye(3)[list(classes)]
 
 
 def small_store(*order: int) -> LabelStore:
-    """Of six images and three classes, at the beginning of an epoch in this order."""
+    """Return a store of six images and three classes at the beginning of an epoch of this order."""
     store = LabelStore(6, 3, CPU, 0)
     store.set(np.array([0, 1, 2, 0, 1, 2]), 0)
     store._order = np.array(order or range(6))
@@ -277,8 +282,8 @@ def test_what_was_written_counts_for_one_epoch() -> None:
     assert store.end_epoch(1).num_written == 1 and store.current[0] == 2
     assert store.end_epoch(2).num_written == 0
     order = torch.from_numpy(store.order(3))
-    store.write(order[:3], rows(1, 1, 1))  # of another length than the first epoch's
-    store.set(torch.tensor([2, 1, 0, 0, 0, 0]), 3)  # forgotten
+    store.write(order[:3], rows(1, 1, 1))  # the batch length may change between epochs
+    store.set(torch.tensor([2, 1, 0, 0, 0, 0]), 3)  # what was written is forgotten
     assert store.end_epoch(4).num_written == 0 and store.current.tolist() == [2, 1, 0, 0, 0, 0]
 
 
@@ -306,8 +311,8 @@ def test_labels_that_are_set_have_no_empty_class() -> None:
 
 
 def test_labels_of_a_batch() -> None:
-    found = small_store().labels_of(torch.tensor([5, -1, 1, 5]))
-    assert found.dtype == torch.int64 and found.tolist() == [2, 0, 1, 2]
+    labels = small_store().labels_of(torch.tensor([5, -1, 1, 5]))
+    assert labels.dtype == torch.int64 and labels.tolist() == [2, 0, 1, 2]
     assert small_store().labels_of(torch.zeros(0, dtype=torch.long)).tolist() == []
 
 
@@ -336,13 +341,13 @@ def test_on_a_gpu_no_step_waits_for_the_device() -> None:
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = []
+        all_labels = []
         for indices, logits in on_device:
-            found.append(store.labels_of(indices))
+            all_labels.append(store.labels_of(indices))
             store.write(indices, logits)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for (indices, logits), labels in zip(batches, found, strict=True):
+    for (indices, logits), labels in zip(batches, all_labels, strict=True):
         assert torch.equal(labels.cpu(), alone.labels_of(indices))
         alone.write(indices, logits)
     store.end_epoch(1)

@@ -1,4 +1,4 @@
-"""MoCo v2 against plain loops and a plain deque; with two ranks as with one."""
+"""Test MoCo v2 against plain loops and a deque, and two ranks against one."""
 
 import io
 import itertools
@@ -36,7 +36,14 @@ STAGES = make_plan("psl", (1, 1, 1))
 
 
 def make_task(batch_size: int = BATCH, **values: Any) -> MoCo:
-    small = {"queue_size": QUEUE, "momentum": 0.9, "key_group": GROUP, "width": 6, "size_px": 32}
+    small: dict[str, Any] = {
+        "queue_size": QUEUE,
+        "momentum": 0.9,
+        "temperature": 0.2,
+        "key_group": GROUP,
+        "width": 6,
+        "size_px": 32,
+    }
     return MoCo(seed=3, batch_size=batch_size, **{**small, **values})
 
 
@@ -68,7 +75,7 @@ def fill(task: MoCo, train_step: TrainStep) -> None:
 def keys_by_hand(
     encoder: KeyEncoder, task: MoCo, batch: Batch, replaced: dict[int, int] | None = None
 ) -> Tensor:
-    """Group by group of the keyed order; `replaced` places show another place's image."""
+    """Compute keys group by group in the drawn order; `replaced` maps invalid places to valid ones."""
     images = batch.inputs(task.views(3), torch.float32)[1]
     for place, other in (replaced or {}).items():
         images[place] = images[other]
@@ -88,7 +95,7 @@ def test_the_loss_is_that_of_plain_loops() -> None:
     module, batch = train_step.module, batch_of(task, 0)
     batch.indices[5] = -1
     inputs = batch.inputs(task.views(3), torch.float32)
-    keys = keys_by_hand(task.key_encoder, task, batch, {5: 6})  # place 5 takes the valid place number 5
+    keys = keys_by_hand(task.key_encoder, task, batch, {5: 6})  # place 5 takes valid place number 5
     module.eval()
     with torch.no_grad():
         loss, metrics = module(inputs, batch)
@@ -109,7 +116,7 @@ def test_the_loss_is_that_of_plain_loops() -> None:
 
 
 def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
-    """Two batches of 4 make a step of 8; three steps go once round a queue of 24, then two more."""
+    """Two batches of 4 make a step of 8. Three steps fill a queue of 24, then two more follow."""
     task = make_task(batch_size=4)
     train_step = make_train_step(task)
     plain: deque[list[float]] = deque(maxlen=QUEUE)
@@ -123,7 +130,7 @@ def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
         expected = [keys_by_hand(task.key_encoder, task, batch) for batch in batches]
         before = task.queue.clone()
         train_step.step(batches, lr=0.1)
-        assert torch.equal(task.queue, before)  # all of a step's batches meet the same negatives
+        assert torch.equal(task.queue, before)  # all batches of a step have the same negatives
         task.after_step()
         plain.extend(torch.cat(expected).tolist())
         oldest_first = task.queue.roll(-task.next_slot, 0)
@@ -135,14 +142,14 @@ def test_the_momentum_copy_follows_once_a_step() -> None:
     train_step = make_train_step(task)
     fill(task, train_step)
     encoder = task.key_encoder
-    mine = [*encoder.learning.parameters(), *encoder.head.parameters()]
-    theirs = [*train_step.module.trunk.learning.parameters(), *train_step.module.head.parameters()]
+    key_parameters = [*encoder.learning.parameters(), *encoder.head.parameters()]
+    query_parameters = [*train_step.module.trunk.learning.parameters(), *train_step.module.head.parameters()]
     for step in range(2):
-        before = [p.clone() for p in mine]
+        before = [p.clone() for p in key_parameters]
         train_step.step([batch_of(task, 2 * step + half, 4) for half in (0, 1)], lr=0.1)
-        assert all(torch.equal(a, b) for a, b in zip(before, mine, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(before, key_parameters, strict=True))
         task.after_step()
-        for old, now, query in zip(before, mine, theirs, strict=True):
+        for old, now, query in zip(before, key_parameters, query_parameters, strict=True):
             assert torch.allclose(now, 0.9 * old + 0.1 * query, atol=1e-6)
             assert not torch.equal(now, old)
 
@@ -169,7 +176,7 @@ def test_a_skipped_sample_leaves_the_key_of_a_real_one() -> None:
     batch = batch_of(task, 0)
     batch.indices[2] = -1
     train_step.step([batch], lr=0.1)
-    expected = keys_by_hand(task.key_encoder, task, batch, {2: 3})  # the valid place number 2
+    expected = keys_by_hand(task.key_encoder, task, batch, {2: 3})  # valid place number 2
     assert torch.allclose(task.new_keys[0], expected, atol=1e-6)
 
 
@@ -179,7 +186,7 @@ def test_half_precision_is_the_encoders_alone() -> None:
     fill(task, train_step)
     _, lengths = train_step.step([batch_of(task, 0)], lr=0.1), task.queue.norm(dim=1)
     assert task.new_keys[0].dtype == torch.float32
-    assert torch.allclose(lengths, torch.ones(BATCH), atol=1e-6)  # no rounding to bfloat16
+    assert torch.allclose(lengths, torch.ones(BATCH), atol=1e-6)  # so they are not rounded to bfloat16
 
 
 def test_an_empty_queue_is_never_used() -> None:
@@ -200,14 +207,16 @@ def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
     head = task.head(2, 16)
     task.start_stage(STAGES[1], trunk, head)
     assert task.num_filled == 0 and not task.queue.any() and not task.new_keys
-    theirs = [*trunk.learning.parameters(), *head.parameters()]
-    mine = [*task.key_encoder.learning.parameters(), *task.key_encoder.head.parameters()]
-    assert all(torch.equal(a, b) and a is not b for a, b in zip(mine, theirs, strict=True))
+    query_parameters = [*trunk.learning.parameters(), *head.parameters()]
+    key_parameters = [*task.key_encoder.learning.parameters(), *task.key_encoder.head.parameters()]
+    assert all(
+        torch.equal(a, b) and a is not b for a, b in zip(key_parameters, query_parameters, strict=True)
+    )
     assert [tuple(p.shape) for p in head.parameters()] == [(16, 16), (16,), (6, 16), (6,)]
 
 
 def test_state_goes_on_where_it_was() -> None:
-    """Two steps, saved, two more; the same two more from what was saved."""
+    """Two steps, a save and two more equal the two from the loaded state."""
     task = make_task()
     train_step = make_train_step(task)
     fill(task, train_step)
@@ -231,26 +240,35 @@ def test_state_goes_on_where_it_was() -> None:
     two_steps(again, resumed, 2)
     assert torch.equal(again.queue, task.queue) and again.next_slot == task.next_slot == 8
     assert task.queue.dtype == torch.float32
-    for ours, theirs in zip(
+    for value, expected in zip(
         again.key_encoder.learning.parameters(), task.key_encoder.learning.parameters(), strict=True
     ):
-        assert torch.equal(ours, theirs)
+        assert torch.equal(value, expected)
 
 
 def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
-    """A stage asks after 2 batches of warm-up, 2 steps and 5 held-out batches whether to stop."""
+    """A stage checks for a stop after 2 warm-up batches, 2 steps and 5 held-out batches."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         torch.manual_seed(0)
-        task = MoCo(seed=0, batch_size=32, queue_size=64, momentum=0.9, key_group=8, width=4, size_px=16)
+        task = MoCo(
+            seed=0,
+            batch_size=32,
+            queue_size=64,
+            momentum=0.9,
+            temperature=0.2,
+            key_group=8,
+            width=4,
+            size_px=16,
+        )
         run = tiny_run(out, max_steps_per_stage=2)
-        ask, asked = run.stop_signal.after_step, itertools.count(1)
+        ask, counter = run.stop_signal.after_step, itertools.count(1)
 
         def stop_here() -> Any:
-            run.stop_signal.stop_requested = next(asked) == stop_at
+            run.stop_signal.stop_requested = next(counter) == stop_at
             return ask()
 
-        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place
         try:
             return pretrain(Experiment(task, TinyNet(), make_plan("psl", (2, 2, 2)), cosine(0.1)), run)
         finally:
@@ -264,7 +282,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
         3,
         11,
         12,
-    ):  # in the first warm-up, after a step, at the end and after the second warm-up
+    ):  # in the first warm-up, after a step, at the end, after the second warm-up
         out = tmp_path / str(stop_at)
         assert not fit(out, stop_at), stop_at
         assert fit(out)
@@ -294,7 +312,7 @@ def test_values_out_of_range_are_refused() -> None:
 
 
 def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
-    """Weights, queue and key encoder after two steps of rate 1 without momentum; the query's BatchNorm in eval."""
+    """Return weights, queue and key encoder after two steps of rate 1 without momentum; BatchNorm in eval."""
     task = make_task()
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     torch.manual_seed(0)
@@ -302,7 +320,7 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
     head, trunk = task.head(3, 16), Trunk(backbone, STAGES[1])
     module = StageModule(trunk, head, task.loss)
     module.eval()
-    head.training = True  # keys are kept
+    head.training = True  # so that keys are kept
     task.start_stage(STAGES[1], trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     train_step = TrainStep(module, optimiser, task.views(3), "fp32", world)
@@ -311,7 +329,7 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
     for number in range(2):
         batch = part_of(batch_of(task, number), rank, world_size)
         if number == 1 and rank == 0:
-            batch.indices[1] = -1  # ranks may skip unlike numbers of samples
+            batch.indices[1] = -1  # ranks may skip different numbers of samples
         train_step.step([batch], lr=1.0)
         task.after_step()
     state = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -327,7 +345,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
-    """Tolerance: float32 sums in another order, 1e-5 of the largest value."""
+    """The tolerance is 1e-5 of the largest value, because float32 sums have another order."""
     on_ranks(in_a_process, (2, str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, value in after_steps(0, 1).items():
@@ -339,7 +357,16 @@ def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     device = torch.device("cuda", 0)
-    task = MoCo(seed=0, batch_size=16, queue_size=64, key_group=4, size_px=64)
+    task = MoCo(
+        seed=0,
+        batch_size=16,
+        queue_size=64,
+        momentum=0.999,
+        temperature=0.2,
+        key_group=4,
+        width=128,
+        size_px=64,
+    )
     backbone = ResNet("resnet18").to(device).to(memory_format=torch.channels_last)
     head, trunk = task.head(2, backbone.channels[3]).to(device), Trunk(backbone, STAGES[1])
     module = StageModule(trunk, head, task.loss)
@@ -350,7 +377,7 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
         batches = loader.epoch(0)
         for _ in range(task.num_warm_up_batches(STAGES[1])):
             train_step.warm_up(task.warm_up, next(batches))
-        train_step.step([next(batches)], 0.01)  # the first step makes buffers
+        train_step.step([next(batches)], 0.01)  # the first step allocates buffers
         task.after_step()
         torch.cuda.set_sync_debug_mode("error")
         try:

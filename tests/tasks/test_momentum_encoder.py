@@ -1,4 +1,4 @@
-"""The slow copy: what it shares, how it follows, what normalises it."""
+"""Test the key encoder: what it shares, how it follows the query, and its BatchNorm."""
 
 import copy
 from typing import Any
@@ -45,13 +45,13 @@ def test_keys_are_normalised_by_their_own_images_and_move_nothing(
     encoder = KeyEncoder(trunk, head, 0.9)
     before = snapshot(backbone)
     keys = encoder(images, 8)
-    trunk.eval(), head.eval()  # held-out passes: keys as before
+    trunk.eval(), head.eval()  # keys are the same in held-out passes
     again = encoder(images, 8)
     trunk.train(), head.train()
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
     assert not keys.requires_grad and torch.equal(keys, again)
     assert torch.allclose(keys.norm(dim=1), torch.ones(8))
-    expected = nn.functional.normalize(head(trunk(images)))  # in train mode: statistics of these images
+    expected = nn.functional.normalize(head(trunk(images)))  # train mode uses these images' statistics
     assert torch.allclose(keys, expected, atol=1e-6)
     assert not torch.allclose(keys[:4], encoder(images[:4], 4), atol=1e-3)
 
@@ -67,7 +67,7 @@ def test_each_group_is_normalised_by_itself(frozen_batchnorm: str) -> None:
 
 
 class Casts(TorchDispatchMode):
-    """Counts the weights that are cast to bfloat16 within it."""
+    """A dispatch mode that counts weights cast to bfloat16."""
 
     num = 0
 
@@ -79,7 +79,7 @@ class Casts(TorchDispatchMode):
 
 
 def test_weights_are_cast_once_a_step_under_autocast() -> None:
-    """To the values that autocast would have cast them to in each call."""
+    """The values are those of autocast's own casts in each call."""
     _, trunk, head, images = query()
     encoder, plain = KeyEncoder(trunk, head, 0.5), KeyEncoder(trunk, head, 0.5)
     plain._as_run = lambda device_type: (plain.learning, plain.head)  # type: ignore[method-assign]
@@ -92,16 +92,16 @@ def test_weights_are_cast_once_a_step_under_autocast() -> None:
             plain.follow()
         encoder.load_state_dict(plain.state_dict())
         assert torch.equal(encoder(images, 2), plain(images, 2))
-        with Casts() as ours:
+        with Casts() as encoder_casts:
             encoder(images, 2)
-        with Casts() as theirs:
+        with Casts() as autocasts:
             plain(images, 2)
-    # The frozen block's, once for all groups; and three convolutions, a weight and a bias of each group, which ours has.
-    assert (ours.num, theirs.num) == (1, 1 + 4 * 5)
+    # The frozen block is cast once for all groups; autocast would cast the other weights in each group.
+    assert (encoder_casts.num, autocasts.num) == (1, 1 + 4 * 5)
 
 
 def test_synchronised_batchnorm_is_by_the_group_in_the_copy() -> None:
-    """In train mode torch's SyncBatchNorm would join the groups of all ranks (and, with ranks, refuse CPU tensors)."""
+    """In train mode, torch's SyncBatchNorm would join the groups of all ranks, and refuse CPU tensors."""
     _, trunk, head, images = query()
     expected = KeyEncoder(trunk, head, 0.9)(images, 8)
     _, trunk, head, images = query(sync=True)
@@ -114,17 +114,17 @@ def test_synchronised_batchnorm_is_by_the_group_in_the_copy() -> None:
 def test_it_follows_by_the_momentum_formula() -> None:
     _, trunk, head, _ = query()
     encoder = KeyEncoder(trunk, head, 0.75)
-    theirs = [*trunk.learning.parameters(), *head.parameters()]
-    mine = [*encoder.learning.parameters(), *encoder.head.parameters()]
-    assert len(mine) == 11 and not any(p.requires_grad for p in mine)
-    expected = [p.detach().clone() for p in theirs]
+    query_parameters = [*trunk.learning.parameters(), *head.parameters()]
+    key_parameters = [*encoder.learning.parameters(), *encoder.head.parameters()]
+    assert len(key_parameters) == 11 and not any(p.requires_grad for p in key_parameters)
+    expected = [p.detach().clone() for p in query_parameters]
     for step in range(3):
-        for p in theirs:
+        for p in query_parameters:
             p.data.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(step)))
         encoder.follow()
-        expected = [0.75 * k + 0.25 * q.detach() for k, q in zip(expected, theirs, strict=True)]
-        for ours, value in zip(mine, expected, strict=True):
-            assert torch.allclose(ours, value, atol=1e-6)
+        expected = [0.75 * k + 0.25 * q.detach() for k, q in zip(expected, query_parameters, strict=True)]
+        for parameter, value in zip(key_parameters, expected, strict=True):
+            assert torch.allclose(parameter, value, atol=1e-6)
 
 
 def test_frozen_blocks_are_shared_and_only_the_rest_is_saved() -> None:

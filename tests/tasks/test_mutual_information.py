@@ -1,6 +1,6 @@
-"""IIC's loss against a plain double loop, autograd of the plain formula, and two processes against one.
+"""Test IIC's loss against a double loop and autograd, and two processes against one.
 
-Tolerances: float32 sums in another order, 1e-5 of the largest value.
+Tolerances are 1e-5 of the largest value, because float32 sums have another order.
 """
 
 import math
@@ -26,7 +26,7 @@ ALL = torch.tensor(MASKS["all"])
 
 
 def logits(num: int = NUM, clusters: int = CLUSTERS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Of a view [B, S, C], and of copies [K, B, S, C] that resemble it."""
+    """Return logits of a view [B, S, C], and of similar copies [K, B, S, C]."""
     random = torch.Generator().manual_seed(seed)
     first = 3 * torch.randn(num, SUB_HEADS, clusters, generator=random)
     return first, 0.7 * first + torch.randn(COPIES, num, SUB_HEADS, clusters, generator=random)
@@ -38,7 +38,7 @@ def shares(num: int = NUM, clusters: int = CLUSTERS, seed: int = 0) -> tuple[Ten
 
 
 def double_loop(pairs: list[tuple[list[float], list[float]]]) -> float:
-    """Equation 2 with IIC's floor, for pairs of distributions."""
+    """Compute equation 2 with IIC's floor, for pairs of distributions."""
     size = len(pairs[0][0])
     joint = [[sum(z[c] * w[d] for z, w in pairs) / len(pairs) for d in range(size)] for c in range(size)]
     joint = [[(joint[c][d] + joint[d][c]) / 2 for d in range(size)] for c in range(size)]
@@ -89,14 +89,14 @@ def test_many_pairs_of_many_clusters() -> None:
 
 
 def test_best_and_worst_are_known() -> None:
-    """Even clusters that both views name: -log C. One cluster for all, as in a collapse, and clusters by chance: 0."""
+    """Even clusters that both views agree on give -log C. A collapse and clusters by chance give 0."""
     sure = torch.eye(CLUSTERS)[torch.arange(8) % CLUSTERS][:, None]
     valid = torch.ones(8, dtype=torch.bool)
     assert mutual_information_loss(sure, sure[None], valid).item() == pytest.approx(-math.log(CLUSTERS))
     one = torch.eye(CLUSTERS)[torch.zeros(8, dtype=torch.long)][:, None]
     assert mutual_information_loss(one, one[None], valid).item() == pytest.approx(0, abs=1e-6)
-    every = torch.cartesian_prod(torch.arange(CLUSTERS), torch.arange(CLUSTERS))
-    first, other = (torch.eye(CLUSTERS)[every[:, i]][:, None] for i in (0, 1))
+    pairs = torch.cartesian_prod(torch.arange(CLUSTERS), torch.arange(CLUSTERS))
+    first, other = (torch.eye(CLUSTERS)[pairs[:, i]][:, None] for i in (0, 1))
     valid = torch.ones(16, dtype=torch.bool)
     assert mutual_information_loss(first, other[None], valid).item() == pytest.approx(0, abs=1e-6)
 
@@ -111,11 +111,11 @@ def test_names_of_clusters_and_the_order_of_views_say_nothing() -> None:
     assert not torch.allclose(mutual_information_loss(first[..., renamed], others, ALL), losses, atol=0.01)
     one = mutual_information_loss(first, others[:1], ALL)
     assert torch.allclose(mutual_information_loss(others[0], first[None], ALL), one, atol=1e-6)
-    assert not torch.allclose(one, losses, atol=1e-4)  # the other copies count
+    assert not torch.allclose(one, losses, atol=1e-4)  # so the other copies matter
 
 
 def plain_gradients(first: Tensor, others: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """By autograd, in float64, pair by pair."""
+    """Compute gradients by autograd in float64, pair by pair."""
     leaves = first.double().requires_grad_(), others.double().requires_grad_()
     z, copies = (leaf.softmax(-1) for leaf in leaves)
     total = torch.zeros((), dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_gradients_are_those_of_the_plain_formula(mask: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_inputs_and_autocast_are_worked_on_in_float32(dtype: torch.dtype) -> None:
-    """Sure of one cluster, the floor in half precision would be 0 and the loss not finite."""
+    """Views are sure of one cluster: in half precision the floor would be 0 and the loss not finite."""
     first, others = (tensor.to(dtype) for tensor in shares())
     first[0], others[:, 0] = torch.eye(CLUSTERS, dtype=dtype)[1], torch.eye(CLUSTERS, dtype=dtype)[1]
     first[1:, :, 3], others[:, 1:, :, 3] = 0, 0  # an empty cluster
@@ -182,7 +182,7 @@ def test_what_does_not_count_may_be_anything() -> None:
     assert torch.equal(losses, expected) and first.grad is not None and first.grad.isfinite().all()
 
 
-# Ranks with 4 samples each, of which 3 and 1 count; then 4 and none.
+# Ranks have 4 samples each, of which 3 and 1 are valid; then 4 and none.
 UNEQUAL = {
     "3 and 1": [True, True, False, True, False, True, False, False],
     "4 and 0": [True] * 4 + [False] * 4,
@@ -190,7 +190,7 @@ UNEQUAL = {
 
 
 def learned(mask: str, rank: int, world_size: int) -> dict[str, Tensor]:
-    """Losses and gradients of the weights, of this rank's part of eight samples in four views."""
+    """Return losses and weight gradients of this rank's part of eight samples in four views."""
     part = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(CLUSTERS, 8), nn.Tanh(), nn.Linear(8, CLUSTERS))

@@ -1,6 +1,6 @@
-"""NT-Xent against SimCLR's double loop, and two processes against one.
+"""Test NT-Xent against SimCLR's double loop, and two processes against one.
 
-Tolerances: float32 sums in another order, 1e-5 of the largest value.
+Tolerances are 1e-5 of the largest value, because float32 sums have another order.
 """
 
 import math
@@ -33,14 +33,14 @@ MASKS = {
 
 
 def embeddings(num: int = 6, width: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two views, the second near the first, of various lengths."""
+    """Return two similar views of various lengths."""
     random = torch.Generator().manual_seed(seed)
     first = 3 * torch.randn(num, width, generator=random)
     return first, 0.5 * first + torch.randn(num, width, generator=random)
 
 
 def double_loop(first: Tensor, second: Tensor, temperature: float) -> tuple[float, int]:
-    """SimCLR, Algorithm 1: the loss of N pairs z[2k-1], z[2k]; and how many z have their pair as the most similar one."""
+    """Compute SimCLR's Algorithm 1 for N pairs z[2k-1], z[2k], and the number of z nearest to their pair."""
     z = [row for pair in zip(first.tolist(), second.tolist(), strict=True) for row in pair]
 
     def s(i: int, j: int) -> float:
@@ -89,7 +89,7 @@ def test_a_collapse_is_not_accurate() -> None:
 
 
 def plain_gradients(first: Tensor, second: Tensor, valid: Tensor, temperature: float) -> list[Tensor]:
-    """By autograd through the whole matrix, in float64."""
+    """Compute gradients by autograd through the whole matrix, in float64."""
     views = [t.detach().double().requires_grad_() for t in (first, second)]
     z = F.normalize(torch.stack(views, 1)[valid].flatten(0, 1), dim=1)
     logits = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), -math.inf)
@@ -144,7 +144,7 @@ def test_a_temperature_of_0_is_refused() -> None:
 
 
 class Memory(TorchDispatchMode):
-    """Counts the bytes of all tensors that live at once."""
+    """A dispatch mode that counts the bytes of all living tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class Memory(TorchDispatchMode):
 
 
 def test_a_batch_of_8192_holds_less_than_256_mib() -> None:
-    """The similarities of its 16,384 embeddings would be 1 GiB, and autograd would hold several of them."""
+    """The similarities of its 16,384 embeddings would take 1 GiB, and autograd would hold several."""
     with FakeTensorMode(), Memory() as memory:
         first, second = (torch.randn(8192, 128, requires_grad=True) for _ in range(2))
         nt_xent(first, second, torch.ones(8192, dtype=torch.bool), 0.1).loss.backward()
@@ -177,7 +177,7 @@ import torch
 from fastpsl.tasks.contrastive.nt_xent import nt_xent
 torch.manual_seed(0)
 views = [torch.randn(8192, 128, requires_grad=True) for _ in range(2)]
-(views[0] @ torch.eye(128)).sum().backward()  # the libraries' own memory
+(views[0] @ torch.eye(128)).sum().backward()  # so that libraries have allocated their memory
 before = peak_mib()
 nt_xent(*views, torch.ones(8192, dtype=torch.bool), 0.1).loss.backward()
 print(peak_mib() - before)
@@ -186,12 +186,12 @@ print(peak_mib() - before)
 
 @pytest.mark.slow
 def test_a_batch_of_8192_runs_in_less_than_400_mib() -> None:
-    """What the process really takes."""
+    """This is the memory of the process."""
     (grown_mib,) = printed_by(BATCH_OF_8192)
     assert 64 < grown_mib < 400
 
 
-# Two ranks with 4 samples each, of which 3 and 1 count.
+# Two ranks have 4 samples each, of which 3 and 1 are valid.
 UNEQUAL = torch.tensor([True, True, False, True, False, True, False, False])
 
 
@@ -201,7 +201,7 @@ def network() -> nn.Module:
 
 
 def learned(rank: int, world_size: int) -> dict[str, Tensor]:
-    """Loss, gradients of the weights and of the inputs of this rank's part of eight samples in two views."""
+    """Return loss and gradients of weights and inputs of this rank's part of eight samples in two views."""
     part = slice(rank * 8 // world_size, (rank + 1) * 8 // world_size)
     inputs = torch.stack(embeddings(8, 6), 0)[:, part].clone().requires_grad_()
     net = network()
@@ -222,7 +222,7 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_two_ranks_with_unequal_data_have_the_gradients_of_one(tmp_path: Path) -> None:
-    """DDP takes the mean over ranks: a rank's gradients are twice those of the global mean, weights' mean is it."""
+    """DDP takes the mean over ranks, so a rank has twice its part of the global mean's gradient."""
     on_ranks(in_a_process, (2, str(tmp_path)), 2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     alone = learned(0, 1)

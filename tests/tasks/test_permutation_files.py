@@ -1,4 +1,4 @@
-"""Files of permutations: every layout that is read, and what is said of those that are not."""
+"""Test files of permutations: every layout that is read, and the errors for others."""
 
 import struct
 from pathlib import Path
@@ -12,10 +12,10 @@ ROWS = np.array([[2, 0, 1], [0, 1, 2], [1, 2, 0], [1, 0, 2]])
 
 
 def test_npy_counted_from_0_or_1(tmp_path: Path) -> None:
-    for given in (ROWS.astype(np.int32), ROWS.astype(np.uint8), ROWS + 1):  # bbrattoli's count from 1
-        np.save(tmp_path / "p.npy", given)
-        found = read_permutations(tmp_path / "p.npy")
-        assert (found == ROWS).all() and found.dtype == np.int64
+    for array in (ROWS.astype(np.int32), ROWS.astype(np.uint8), ROWS + 1):  # bbrattoli's files count from 1
+        np.save(tmp_path / "p.npy", array)
+        rows = read_permutations(tmp_path / "p.npy")
+        assert (rows == ROWS).all() and rows.dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_npy_of_something_else(bad: np.ndarray, words: str, tmp_path: Path) -> N
 
 
 def noroozi(rows: list[list[int]]) -> bytes:
-    """The layout of permutations_701.bin: the first eight int32 there are 701, 9, 1, 8, 3, 6, 9, 7."""
+    """Return the layout of permutations_701.bin, which begins with the int32 701, 9, 1, 8, 3, 6, 9, 7."""
     values = [len(rows), len(rows[0])] + [value for row in rows for value in row]
     return struct.pack(f"<{len(values)}i", *values)
 
@@ -46,8 +46,8 @@ def test_noroozis_bin(tmp_path: Path) -> None:
     path = tmp_path / "permutations_4_max.bin"
     path.write_bytes(noroozi((ROWS + 1).tolist()))
     assert path.stat().st_size == 4 * (2 + 4 * 3)
-    found = read_permutations(path)
-    assert (found == ROWS).all() and found.dtype == np.int64
+    rows = read_permutations(path)
+    assert (rows == ROWS).all() and rows.dtype == np.int64
     path.write_bytes(noroozi([[2, 3, 1], [2, 2, 1]]))
     with pytest.raises(ValueError, match="row 1 is no permutation of 3: .2, 2, 1.;"):
         read_permutations(path)

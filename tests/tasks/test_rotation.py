@@ -1,4 +1,4 @@
-"""The rotation task against plain turns of the pictures, and against a plain loop over them."""
+"""Test the rotation task against Pillow's turns of the images, and against a plain loop."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -34,18 +34,18 @@ every_way = pytest.mark.parametrize(
 
 
 @cache
-def picture(number: int) -> np.ndarray:
+def photo_pixels(number: int) -> np.ndarray:
     return photo(number, 150 + 2 * number, 190 - number)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    samples = [(p.tobytes(), *p.shape[:2], RAW) for p in map(picture, range(NUM))]
+    samples = [(p.tobytes(), *p.shape[:2], RAW) for p in map(photo_pixels, range(NUM))]
     return write(tmp_path_factory.mktemp("rotation") / "photos.beton", samples)
 
 
 def loaded(photos: Path, views: Sequence[ViewSpec]) -> tuple[list[Tensor], Batch]:
-    """All photos as one batch of epoch 0 under seed 0."""
+    """Load all photos as one batch of epoch 0 with seed 0."""
     with Beton(photos) as data, Loader(
         data, views, batch_size=NUM, train=False, decoder="torchvision", num_threads=1
     ) as loader:  # fmt: skip
@@ -54,30 +54,31 @@ def loaded(photos: Path, views: Sequence[ViewSpec]) -> tuple[list[Tensor], Batch
 
 
 def plain_turn(number: int, box: np.ndarray, degrees: int) -> np.ndarray:
-    """The window `box` of a photo that Pillow has turned about the window's middle: float [SIZE, SIZE, 3]."""
+    """Return the window `box` of a photo that Pillow turned about the middle, float [SIZE, SIZE, 3]."""
     top, left, side = (int(value) for value in box[:3])
     middle = (left + side / 2, top + side / 2)
-    turned = Image.fromarray(picture(number)).rotate(degrees, Image.Resampling.BICUBIC, center=middle)
+    turned = Image.fromarray(photo_pixels(number)).rotate(degrees, Image.Resampling.BICUBIC, center=middle)
     window = turned.crop((left, top, left + side, top + side))
     return np.asarray(window.resize((SIZE, SIZE), Image.Resampling.BOX), np.float64)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_label_is_the_angle_that_the_pixels_show(level: int, photos: Path) -> None:
-    """Pillow's turn by it is near: at most 1.5 of 255 in the mean, 6 at level 3, whose kernel blurs. Others are far away."""
+    """Pillow's turn by the label is near, at most 1.5 of 255 on average and 6 at level 3, which blurs.
+
+    Others are far.
+    """
     (view,) = ONE.views(level)
     inputs, batch = loaded(photos, [view])
     degrees = degrees_seen(batch)
     angles = range(0, 360, 360 // LEVELS[level])
-    assert degrees.shape == (1, NUM, 1) and degrees.unique().tolist() == list(
-        angles
-    )  # every angle is among them
+    assert degrees.shape == (1, NUM, 1) and degrees.unique().tolist() == list(angles)  # every angle occurs
     mean, std = (np.array(v)[:, None, None] for v in (view.mean, view.std))
-    heights, widths = (np.array([picture(i).shape[k] for i in range(NUM)], np.int32) for k in (0, 1))
+    heights, widths = (np.array([photo_pixels(i).shape[k] for i in range(NUM)], np.int32) for k in (0, 1))
     boxes = view.crop.boxes(Keys(0, 0, np.arange(NUM)), heights, widths)
     for i in range(NUM):
-        shown = ((inputs[0][i].double().numpy() * std + mean) * 255).transpose(1, 2, 0)
-        away = {angle: np.abs(plain_turn(i, boxes[i], angle) - shown).mean() for angle in angles}
+        image = ((inputs[0][i].double().numpy() * std + mean) * 255).transpose(1, 2, 0)
+        away = {angle: np.abs(plain_turn(i, boxes[i], angle) - image).mean() for angle in angles}
         right = away.pop(int(degrees[0, i]))
         assert right < (8 if level == 3 else 2) and min(away.values()) > 16, (i, right, away)
 
@@ -92,39 +93,39 @@ def test_turns_of_the_square_angles_are_exact(level: int, photos: Path) -> None:
 
 
 def by_sample(values: Tensor, num_views: int, num_samples: int) -> Tensor:
-    """What stands in the order of (view, sample, turn) → [sample, view * turn, ...]."""
+    """Map the order (view, sample, turn) to [sample, view * turn, ...]."""
     return values.unflatten(0, (num_views, num_samples, -1)).transpose(0, 1).flatten(1, 2)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_all_rotations_hold_the_one_that_would_be_drawn(level: int, photos: Path) -> None:
-    """Of the same window."""
+    """Both have the same window."""
     one, one_batch = loaded(photos, ONE.views(level))
     every, every_batch = loaded(photos, ALL.views(level))
     num = LEVELS[level]
     assert ALL.images_per_sample(level) == num and ONE.images_per_sample(level) == 1
-    pictures = by_sample(seen(every), len(every), NUM)
+    images = by_sample(seen(every), len(every), NUM)
     degrees = by_sample(degrees_seen(every_batch).flatten(), len(every), NUM)
     assert degrees.sort(1).values.tolist() == NUM * [list(range(0, 360, 360 // num))]
-    drawn = degrees == degrees_seen(one_batch)[0]
-    assert (drawn.sum(1) == 1).all()
-    torch.testing.assert_close(pictures[drawn], seen(one), rtol=0, atol=0)
+    is_drawn = degrees == degrees_seen(one_batch)[0]
+    assert (is_drawn.sum(1) == 1).all()
+    torch.testing.assert_close(images[is_drawn], seen(one), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_all_rotations_are_turns_of_the_windows(level: int, photos: Path) -> None:
-    """Picture by picture: where a label says 45 * l degrees, base l % 2 is turned by l // 2 quarters."""
+    """For a label of 45 * l degrees, base l % 2 is turned by l // 2 quarters."""
     views = ALL.views(level)
     inputs, batch = loaded(photos, views)
     bases, _ = loaded(photos, [ViewSpec(view.crop) for view in views])
     labels = (degrees_seen(batch).flatten() // 45).tolist()
     samples = [i for _ in views for i in range(NUM) for _ in range(LEVELS[level] // len(views))]
-    for picture, label, sample in zip(seen(inputs), labels, samples, strict=True):
-        assert torch.equal(picture, torch.rot90(bases[label % 2][sample], label // 2, (1, 2)))
+    for image, label, sample in zip(seen(inputs), labels, samples, strict=True):
+        assert torch.equal(image, torch.rot90(bases[label % 2][sample], label // 2, (1, 2)))
 
 
 def test_the_fused_path_writes_all_rotations_into_one_buffer() -> None:
-    """So that the network's input is not copied together; its order and values are those of the plain path."""
+    """The network's input is then not copied; order and values are those of the plain path."""
     pytest.importorskip("triton")
     from fastpsl.kernels.fused_cuda import geometric
 
@@ -153,21 +154,21 @@ def small_modules(level: int) -> tuple[nn.Module, RotationHead]:
 @every_way
 @pytest.mark.parametrize("indices", [[3, 0, 8, 5], [3, -1, 8, -1], [7]])
 def test_loss_and_accuracy_are_those_of_a_plain_loop(task: Rotation, level: int, indices: list[int]) -> None:
-    """Each picture by itself; samples of index -1 are left out, a batch of one is a batch."""
+    """Each image by itself. Samples of index -1 are left out, and a batch may be one."""
     views, (trunk, head) = task.views(level), small_modules(level)
     batch = noise_batch(views, len(indices))
     batch.indices = torch.tensor(indices)
     inputs = batch.inputs(views, torch.float32)
     loss, metrics = task.loss(trunk, head, inputs, batch)  # type: ignore[arg-type]
 
-    pictures = by_sample(seen(inputs), len(views), len(indices))
+    images = by_sample(seen(inputs), len(views), len(indices))
     degrees = by_sample(degrees_seen(batch).flatten(), len(views), len(indices))
     losses, right = [], 0
     for i, index in enumerate(indices):
-        for shown, angle in zip(pictures[i], degrees[i].tolist(), strict=True):
+        for image, angle in zip(images[i], degrees[i].tolist(), strict=True):
             if index >= 0:
                 label = list(range(0, 360, 360 // LEVELS[level])).index(angle)
-                logits = head.classify(trunk(shown[None])[0].mean((1, 2)))
+                logits = head.classify(trunk(image[None])[0].mean((1, 2)))
                 losses.append(F.cross_entropy(logits, torch.tensor(label)))
                 right += int(logits.argmax() == label)
     torch.testing.assert_close(loss, torch.stack(losses).mean())
@@ -184,8 +185,8 @@ def test_nothing_but_padding_is_a_loss_of_nought() -> None:
 
 
 def test_levels_are_the_papers() -> None:
-    """Table 2: 2, 4 and 8 rotations; section 4.1: shorter side 256, windows of 224; no flip."""
-    task = Rotation()
+    """Table 2: 2, 4 and 8 rotations. Section 4.1: shorter side 256, windows of 224. No flip."""
+    task = Rotation(shorter_px=256, size_px=224)
     for level, num in LEVELS.items():
         (view,) = task.views(level)
         window = RotationCrop(224, share=224 / 256) if num == 8 else ShorterSideCrop(256, 224)
@@ -213,25 +214,25 @@ def test_the_contact_sheet_shows_every_angle_and_the_captions_name_it(task: Rota
     degrees, order = by_sample(degrees_seen(batch).flatten(), len(views), 2).sort(1)
     assert words == [[f"{angle}°" for angle in angles] for angles in degrees.tolist()]
     assert all(caption.count("\n") == rows - 1 for caption in captions)
-    pictures = by_sample(seen(inputs), len(views), 2)
-    pictures = torch.stack([of_one[places] for of_one, places in zip(pictures, order, strict=True)])
+    images = by_sample(seen(inputs), len(views), 2)
+    images = torch.stack([of_one[places] for of_one, places in zip(images, order, strict=True)])
     for number in range(num):
         top, left = number // columns * step, number % columns * step
-        shown = normalise(
+        image = normalise(
             sheet[:, :, top : top + SIZE, left : left + SIZE], views[0].mean, views[0].std, torch.float32
         )
-        torch.testing.assert_close(shown, pictures[:, number], atol=1e-4, rtol=0)
+        torch.testing.assert_close(image, images[:, number], atol=1e-4, rtol=0)
 
 
 @every_way
 def test_halves_of_a_batch_are_its_parts(task: Rotation, level: int) -> None:
-    """Pictures stand beside their angles sample by sample: what one rank sees is a part of what all see."""
+    """Images and angles are in the same order by sample, so a rank's part is a part of the whole."""
     views = task.views(level)
     whole = noise_batch(views, 4)
     half = part_of(whole, 1, 2)
     assert torch.equal(degrees_seen(half), degrees_seen(whole)[:, 2:])
-    pictures = by_sample(seen(whole.inputs(views, torch.float32)), len(views), 4)
-    assert torch.equal(by_sample(seen(half.inputs(views, torch.float32)), len(views), 2), pictures[2:])
+    images = by_sample(seen(whole.inputs(views, torch.float32)), len(views), 4)
+    assert torch.equal(by_sample(seen(half.inputs(views, torch.float32)), len(views), 2), images[2:])
 
 
 def test_impossible_tasks_are_one_line() -> None:
@@ -241,4 +242,4 @@ def test_impossible_tasks_are_one_line() -> None:
         Rotation(shorter_px=50, size_px=60)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="rotations_per_image 'two' given; allowed are 'one' and 'all'"):
-        Rotation(rotations_per_image="two")  # type: ignore[arg-type]
+        Rotation(shorter_px=60, size_px=50, rotations_per_image="two")  # type: ignore[arg-type]

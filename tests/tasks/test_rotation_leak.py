@@ -1,8 +1,8 @@
-"""Nothing but content tells the angle in the rotation task's own views: noise through its loader, at all levels, in both ways.
+"""Test that only content tells the angle in the rotation task's views, on noise, in all modes.
 
-tests/pipelines/test_rotation_leak.py asks the same of the data path, at more scales and of JPEGs. Detectors are trained on
-half of the pictures and tested on the other half, all seeds fixed; one that knows nothing is above chance plus 4.5
-standard errors once in 290,000 cases. The same detectors find turns that are made badly.
+tests/pipelines/test_rotation_leak.py tests the data path alone, at more scales and with JPEGs. Detectors are
+trained on half of the images and tested on the other half, with fixed seeds. A detector without information
+exceeds chance plus 4.5 standard errors once in 290,000 cases. The same detectors recognise faulty turns.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ STEPS = 60
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums, and so what the detectors learn, do not depend on the machine's cores."""
+    """Use one thread, so that sums and detectors do not depend on the machine's cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,16 +44,17 @@ def noise() -> np.ndarray:
 @pytest.fixture(scope="module")
 def beton(noise: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("noise") / "noise.beton"
-    return write(path, [(picture.tobytes(), HEIGHT, WIDTH, RAW) for picture in noise])
+    return write(path, [(image.tobytes(), HEIGHT, WIDTH, RAW) for image in noise])
 
 
 def own_views(task: Rotation, level: int, beton: Path) -> tuple[Tensor, Tensor]:
-    """What the network would see, NUM of it: uint8 [NUM, 3, S, S], and by how many degrees each is turned [NUM]."""
+    """Return NUM of the network's images, uint8 [NUM, 3, S, S], and their angles in degrees [NUM]."""
     views, images, degrees = task.views(level), [], []
     batch_size = NUM // 4 // task.images_per_sample(level)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (views[0].mean, views[0].std))
     with Beton(beton) as data, Loader(
-        data, views, batch_size=batch_size, train=False, decoder="ffcv" if "ffcv" in DECODERS else "torchvision",
+        data, views, batch_size=batch_size, train=False,
+        decoder="ffcv" if "ffcv" in DECODERS else "torchvision",
         num_threads=2,
     ) as loader:  # fmt: skip
         for batch in islice(loader.epoch(0), 4):
@@ -63,32 +64,33 @@ def own_views(task: Rotation, level: int, beton: Path) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(degrees)
 
 
-def told(images: Tensor, degrees: Tensor, level: int) -> dict[str, tuple[float, float]]:
-    """What the detectors get right on the second half, and what they would by chance, at most.
+def accuracies(images: Tensor, degrees: Tensor, level: int) -> dict[str, tuple[float, float]]:
+    """Return the detectors' accuracies on the second half, and the limit of chance.
 
-    A small network names half or quarter turns; at level 3, spectra tell a turn by 45 degrees from none.
+    A small network classifies half or quarter turns. At level 3, spectra separate turns by 45 degrees from
+    others.
     """
     turns, num = (degrees // 180, 2) if level == 1 else (degrees // 90, 4)
     error = 4.5 * (len(images) // 2) ** -0.5
-    found = {"turns": (network_accuracy(images, turns, STEPS), 1 / num + error * (num - 1) ** 0.5 / num)}
+    scores = {"turns": (network_accuracy(images, turns, STEPS), 1 / num + error * (num - 1) ** 0.5 / num)}
     if level == 3:
-        found["45 degrees"] = (probe_accuracy(images, degrees // 45), 0.5 + 0.5 * error)
-    return found
+        scores["45 degrees"] = (probe_accuracy(images, degrees // 45), 0.5 + 0.5 * error)
+    return scores
 
 
 @pytest.mark.parametrize("way", ["one", "all"])
 @pytest.mark.parametrize("level", [*map(slow, (1, 2)), 3])
 def test_noise_does_not_tell_its_angle(level: int, way: Literal["one", "all"], beton: Path) -> None:
-    """Of all rotations of a picture, none is trained on and another tested."""
+    """All rotations of an image are on the same side of the split."""
     task = Rotation(shorter_px=SHORTER, size_px=SIZE, rotations_per_image=way)
     images, degrees = own_views(task, level, beton)
     assert len(images) == NUM and degrees.unique().tolist() == list(range(0, 360, 360 // 2**level))
-    for what, (accuracy, at_most) in told(images, degrees, level).items():
+    for what, (accuracy, at_most) in accuracies(images, degrees, level).items():
         assert accuracy < at_most, what
 
 
 def off_the_middle(window: np.ndarray, turns: int) -> np.ndarray:
-    """Turned by quarters about a corner of the middle pixel: a last row and column fall out, black ones come in."""
+    """Turn by quarters about a corner of the middle pixel: a row and a column become black."""
     turned = np.rot90(window, turns)
     return np.pad(turned, ((1, 0), (1, 0), (0, 0)))[:-1, :-1] if turns else turned
 
@@ -96,19 +98,19 @@ def off_the_middle(window: np.ndarray, turns: int) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_turns_that_are_made_badly_are_found(level: int, noise: np.ndarray) -> None:
-    """The same windows and angles: by Pillow's bilinear transform at level 3, else a pixel away from the middle."""
+    """Windows and angles are the same; turns are bilinear at level 3, else one pixel off the middle."""
     (view,) = Rotation(shorter_px=SHORTER, size_px=SIZE).views(level)
     keys = Keys(0, 0, np.arange(NUM))
     boxes = view.crop.boxes(keys, np.full(NUM, HEIGHT, np.int32), np.full(NUM, WIDTH, np.int32))
     draw = view.draw(keys)[0]
     eighths = draw["label"] if level == 3 else 2 * draw["turns"]
     pictures = []
-    for picture, box, eighth in zip(noise, boxes, eighths.tolist(), strict=True):
-        window = bilinear(picture, box, 45 * (eighth % 2), SIZE)
+    for image, box, eighth in zip(noise, boxes, eighths.tolist(), strict=True):
+        window = bilinear(image, box, 45 * (eighth % 2), SIZE)
         pictures.append(np.rot90(window, eighth // 2) if level == 3 else off_the_middle(window, eighth // 2))
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    found = told(images, torch.from_numpy(45 * eighths), level)
-    accuracy, at_most = found["45 degrees" if level == 3 else "turns"]
-    # At level 2 the network tells turned from upright for sure, and which of three turns by chance: 0.5, with a standard error of 0.023.
+    scores = accuracies(images, torch.from_numpy(45 * eighths), level)
+    accuracy, at_most = scores["45 degrees" if level == 3 else "turns"]
+    # At level 2 the network recognises upright images and guesses among three turns: 0.5 ± 0.023.
     wanted = 0.4 if level == 2 else 0.95
     assert accuracy > wanted > at_most

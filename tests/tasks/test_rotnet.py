@@ -17,7 +17,7 @@ def test_all_four_turns_of_each_picture_and_their_labels() -> None:
     whole = inputs.unflatten(0, (3, 4))
     for turn in range(4):
         torch.testing.assert_close(whole[:, turn], torch.rot90(whole[:, 0], turn, (-2, -1)))
-    # A head that reads the turn from the features tells all of them.
+    # A head that reads the turn from the features names all of them.
     features = torch.nn.functional.one_hot(torch.arange(12) % 4, 16).float()[..., None, None]
     assert isinstance(head, RotationHead)
     with torch.no_grad():
@@ -31,12 +31,14 @@ def test_all_four_turns_of_each_picture_and_their_labels() -> None:
 
 @pytest.mark.slow
 def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
-    """And that because it looks: told another turn's features it is worse."""
+    """It does so by looking: with another turn's features it scores worse."""
     task = RotNet(32)
     trunk, head = learned(task)
     inputs, batch = held_out(task)
     with torch.no_grad():
         features = trunk(inputs)
-        found = means(task.features_loss(features, head, batch)[1])
+        metrics = means(task.features_loss(features, head, batch)[1])
         other = means(task.features_loss(features.roll(1, 0), head, batch)[1])
-    assert found["loss"] < 0.6 * found["loss_constant"] < 0.6 * other["loss"] and found["accuracy"] > 0.75
+    assert (
+        metrics["loss"] < 0.6 * metrics["loss_constant"] < 0.6 * other["loss"] and metrics["accuracy"] > 0.75
+    )

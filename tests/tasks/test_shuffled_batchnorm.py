@@ -1,4 +1,4 @@
-"""The keyed shuffle of BatchNorm groups, against plain loops."""
+"""Test the drawn shuffle of BatchNorm groups against plain loops."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from fastpsl.tasks.contrastive.shuffled_batchnorm import encode_shuffled, shuffl
 
 
 def by_group_mean(images: Tensor, group_size: int) -> Tensor:
-    """An encoder of width 1 that needs its group: brightness less the group's."""
+    """Encode to width 1 by the group: brightness minus the group's mean."""
     brightness = images.mean((1, 2, 3)).view(-1, group_size)
     return (brightness - brightness.mean(1, keepdim=True)).view(-1, 1)
 
@@ -25,14 +25,12 @@ def test_an_order_is_a_permutation_of_its_own_seed_epoch_and_step() -> None:
 
 
 def test_groups_mix_all_ranks_and_change_each_step() -> None:
-    """512 images in groups of 32: of an image's 31 companions, 2 % are expected to be of any other given 32 images."""
+    """512 images are in groups of 32; 1 in 16 images lands in the group of its own part of the batch."""
     places = np.empty((40, 512), np.int64)
     for step in range(40):
         places[step, shuffled_order(3, 5, step, 512)] = np.arange(512)
     groups = places // 32
-    own_part = (
-        np.arange(512) // 32
-    )  # the rank that holds the image when 16 ranks have 32 each, and its query's group
+    own_part = np.arange(512) // 32  # the rank of the image among 16, and its query's group
     assert 0.05 < np.mean(groups == own_part) < 0.075  # 1/16
     for image in (0, 1, 511):
         assert len(set(groups[:, image].tolist())) > 10
@@ -52,14 +50,14 @@ def test_keys_are_those_of_a_plain_loop_over_groups() -> None:
 
 
 def test_what_is_not_valid_is_replaced_before_it_meets_others() -> None:
-    """Images of nan would make every key of their groups nan."""
+    """Images of NaN would make every key of their groups NaN."""
     images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     valid = torch.tensor([True, False, True, True, False, False, True, True])
     images[~valid] = float("nan")
     order = shuffled_order(0, 0, 0, 8)
     keys = encode_shuffled(by_group_mean, images, valid, order, 4)
     filled = images.clone()
-    filled[[1, 4, 5]] = images[[2, 7, 0]]  # place p takes the valid place number p modulo 5 of 0, 2, 3, 6, 7
+    filled[[1, 4, 5]] = images[[2, 7, 0]]  # place p takes number p modulo 5 of the valid places 0, 2, 3, 6, 7
     assert torch.equal(keys, encode_shuffled(by_group_mean, filled, valid | True, order, 4))
     assert keys.isfinite().all()
 

@@ -1,4 +1,4 @@
-"""SimCLR's levels, head, measures and pictures; what its loss is worth is in test_nt_xent.py."""
+"""Test SimCLR's levels, head, metrics and contact sheet; the loss is tested in test_nt_xent.py."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ BATCH = 6
 
 
 def small_task() -> SimCLR:
-    return SimCLR(BATCH, size_px=32, embedding_width=4)
+    return SimCLR(BATCH, size_px=32, temperature=0.1, embedding_width=4)
 
 
 def stage(level: int) -> Stage:
@@ -31,7 +31,7 @@ def stage(level: int) -> Stage:
 
 
 class Given(nn.Module):
-    """A head whose embeddings are given."""
+    """A head that returns given embeddings."""
 
     def __init__(self, embeddings: Tensor):
         super().__init__()
@@ -51,7 +51,7 @@ def measured(
 
 
 def test_levels_add_colour_then_blur_and_sobel_with_simclrs_values() -> None:
-    task = SimCLR(256)
+    task = SimCLR(256, size_px=224, temperature=0.1, embedding_width=128)
     names = [[type(op).__name__ for op in task.views(level)[0].ops] for level in (1, 2, 3)]
     assert names == [
         ["Flip"],
@@ -66,7 +66,7 @@ def test_levels_add_colour_then_blur_and_sobel_with_simclrs_values() -> None:
 
 
 def test_loss_and_accuracy_are_over_valid_pairs_of_both_views() -> None:
-    """Six pairs on the axes, the last two padding; one view of sample 1 is more like sample 2."""
+    """Six pairs are on the axes, the last two of them padding. One view of sample 1 is more like sample 2."""
     first = torch.eye(BATCH)
     second = first.clone()
     second[1] = first[2] + 0.1 * first[1]
@@ -86,7 +86,7 @@ def test_loss_and_accuracy_are_over_valid_pairs_of_both_views() -> None:
 
 
 def test_chance_is_that_of_naming_one_of_all_others() -> None:
-    """Embeddings of noise are right as often: 300 batches, within four standard errors."""
+    """Embeddings of noise are right as often, in 300 batches, within four standard errors."""
     task, batch = small_task(), noise_batch(small_task().views(1), BATCH)
     assert task.chance(1) == 1 / 11
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def test_chance_is_that_of_naming_one_of_all_others() -> None:
 
 
 def test_both_views_pass_the_network_as_one_batch() -> None:
-    """BatchNorm sees them together, and moves its statistics once."""
+    """BatchNorm sees them together, and updates its statistics once."""
     task, net = small_task(), TinyNet()
     batch = noise_batch(task.views(1), BATCH)
     trunk = Trunk(net, stage(1))
@@ -136,16 +136,16 @@ def test_contact_sheet_and_captions_show_what_the_network_gets(level: int) -> No
     captions = task.captions(batch)
     for number in (0, 1):
         for sample, caption in enumerate(captions):
-            said = caption.split("\n")[number].split(", ")
+            words = caption.split("\n")[number].split(", ")
             draws = [{k: v[sample] for k, v in draw.items()} for draw in batch.draws[number]]
-            assert ("flip" in said) == bool(draws[0]["flip"])
+            assert ("flip" in words) == bool(draws[0]["flip"])
             if level >= 2:
-                assert ("colour" in said) == bool(draws[1]["apply"])
-                assert ("grey" in said) == bool(draws[2]["apply"])
+                assert ("colour" in words) == bool(draws[1]["apply"])
+                assert ("grey" in words) == bool(draws[2]["apply"])
             if level == 3:
-                assert (f"blur {draws[3]['sigma']:.1f}" in said) == bool(draws[3]["apply"])
-                assert ("Sobel" in said) == bool(draws[4]["apply"])
-            assert said != [""]
+                assert (f"blur {draws[3]['sigma']:.1f}" in words) == bool(draws[3]["apply"])
+                assert ("Sobel" in words) == bool(draws[4]["apply"])
+            assert words != [""]
 
 
 @pytest.mark.parametrize(
@@ -158,11 +158,12 @@ def test_contact_sheet_and_captions_show_what_the_network_gets(level: int) -> No
 )
 def test_impossible_settings_are_refused(wrong: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        SimCLR(**{"batch_size": 4, **wrong})  # type: ignore[arg-type]
+        values = {"batch_size": 4, "size_px": 32, "temperature": 0.1, "embedding_width": 4}
+        SimCLR(**(values | wrong))  # type: ignore[arg-type]
 
 
 def test_a_part_of_the_batch_is_never_trained_on() -> None:
-    """As gradient accumulation would: negatives would be missing."""
+    """Gradient accumulation would do so, without the other parts' negatives."""
     task = small_task()
     batch = noise_batch(task.views(1), BATCH // 2)
     with pytest.raises(AssertionError, match="accumulation"):
@@ -181,7 +182,7 @@ def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
         batch = batch.to(place.device)
     measures = []
     for step in range(num_steps):
-        if step == 1 and device == "cuda":  # the first step makes buffers
+        if step == 1 and device == "cuda":  # the first step allocates buffers
             torch.cuda.set_sync_debug_mode("error")
         measures.append(train_step.step([batch], lr=10.0)["loss"])
     if device == "cuda":
@@ -192,15 +193,15 @@ def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_loss_of_a_batch_falls_by_lars(precision: str) -> None:
-    seen = losses(precision, "cpu", 20)
-    assert seen[-1] < 0.7 * seen[0]
+    values = losses(precision, "cpu", 20)
+    assert values[-1] < 0.7 * values[0]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_ten_steps_on_a_gpu_without_a_hidden_sync(precision: str) -> None:
     try:
-        seen = losses(precision, "cuda", 11)
+        values = losses(precision, "cuda", 11)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(map(math.isfinite, seen)) and seen[-1] < seen[0]
+    assert all(map(math.isfinite, values)) and values[-1] < values[0]

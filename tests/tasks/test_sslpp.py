@@ -39,12 +39,12 @@ STAGE = make_plan("end_to_end", (2,), num_levels=1)
 
 
 def task_of(**values: Any) -> SSLPlusPlus:
-    given = {"weight": 0.3, "num_classes": CLUSTERS, "labels": LABELS}
-    return SSLPlusPlus(RotNet(SIZE), PLAIN, **{**given, **values})
+    defaults = {"weight": 0.3, "num_classes": CLUSTERS, "labels": LABELS}
+    return SSLPlusPlus(RotNet(SIZE), PLAIN, **{**defaults, **values})
 
 
-def made(task: SSLPlusPlus) -> tuple[Trunk, nn.Module, list[Tensor], Batch]:
-    """Trunk, head, inputs and a batch of five with one that does not count."""
+def modules_and_batch(task: SSLPlusPlus) -> tuple[Trunk, nn.Module, list[Tensor], Batch]:
+    """Return trunk, head, inputs and a batch of five with one padding sample."""
     torch.manual_seed(0)
     trunk = Trunk(TinyNet(), STAGE[0]).eval()
     head = task.head(1, 16)
@@ -60,19 +60,17 @@ def cross_entropy(logits: Tensor, label: int) -> Tensor:
 
 def test_the_loss_is_equation_5() -> None:
     task = task_of()
-    trunk, head, inputs, batch = made(task)
+    trunk, head, inputs, batch = modules_and_batch(task)
     loss, metrics = task.loss(trunk, head, inputs, batch)
     turns, labels = torch.zeros(()), torch.zeros(())
     view = task.views(1)[0]
-    pictures = view.before_last_op(batch.images[0], batch.draws[0])
+    images = view.before_last_op(batch.images[0], batch.draws[0])
     right = 0
     for sample, index in enumerate(batch.indices.tolist()):
         for turn in range(4) if index >= 0 else ():
-            picture = torch.rot90(pictures[sample], turn, (-2, -1))[None].float() / 255
-            picture = (picture - torch.tensor(view.mean)[:, None, None]) / torch.tensor(view.std)[
-                :, None, None
-            ]
-            features = trunk(picture).mean((2, 3))
+            image = torch.rot90(images[sample], turn, (-2, -1))[None].float() / 255
+            image = (image - torch.tensor(view.mean)[:, None, None]) / torch.tensor(view.std)[:, None, None]
+            features = trunk(image).mean((2, 3))
             of_turn = head["proxy"].classify(features)[0]  # type: ignore[index]
             of_label = head["labels"][2](features)[0]  # type: ignore[index]
             turns += cross_entropy(of_turn, turn) / 16
@@ -86,7 +84,7 @@ def test_the_loss_is_equation_5() -> None:
 
 
 def gradients(task: SSLPlusPlus) -> dict[str, Tensor]:
-    trunk, head, inputs, batch = made(task)
+    trunk, head, inputs, batch = modules_and_batch(task)
     loss, _ = task.loss(trunk, head, inputs, batch)
     loss.backward()
     return {name: p.grad for name, p in trunk.named_parameters() if p.grad is not None}
@@ -102,15 +100,15 @@ def test_gradients_add_up_by_the_weight() -> None:
 
 
 def test_held_out_pictures_have_no_pseudo_labels() -> None:
-    """Their indices are those of other pictures: whatever the labels, the score is the proxy's."""
-    found = []
+    """Their indices are those of other images, so labels must not matter: the score is the proxy's."""
+    scores = []
     for labels in (LABELS, (LABELS + 1) % CLUSTERS):
         task = task_of(labels=labels)
-        trunk, head, inputs, batch = made(task)
+        trunk, head, inputs, batch = modules_and_batch(task)
         loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
         assert set(metrics) == {"loss_proxy", "accuracy", "loss_proxy_constant"}
-        found.append(loss)
-    assert torch.equal(*found)
+        scores.append(loss)
+    assert torch.equal(*scores)
     value, num = metrics["loss_proxy_constant"]
     assert float(value / num) == pytest.approx(np.log(4))
 
@@ -118,14 +116,14 @@ def test_held_out_pictures_have_no_pseudo_labels() -> None:
 def test_pseudo_labels_alone() -> None:
     task = task_of(learn_proxy=False, weight=2.0)
     assert task.views(1) == (PLAIN,) and task.images_per_sample(1) == 1
-    trunk, head, inputs, batch = made(task)
+    trunk, head, inputs, batch = modules_and_batch(task)
     assert list(head) == ["labels"]  # type: ignore[call-overload]
     loss, metrics = task.loss(trunk, head, inputs, batch)
     features = trunk(inputs[0]).mean((2, 3))
     logits = head["labels"][2](features)  # type: ignore[index]
     valid = [0, 1, 3, 4]
     wanted = torch.stack([cross_entropy(logits[i], int(LABELS[batch.indices[i]])) for i in valid]).mean()
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)  # whatever the weight
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)  # the weight does not matter
     assert set(metrics) == {"loss", "loss_labels", "accuracy_labels"}
     loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
     assert float(loss) == 0 and not metrics
@@ -134,7 +132,7 @@ def test_pseudo_labels_alone() -> None:
 @pytest.mark.parametrize("size", [0, 1])
 def test_small_batches(size: int) -> None:
     task = task_of()
-    trunk, head, _, _ = made(task)
+    trunk, head, _, _ = modules_and_batch(task)
     batch = noise_batch(task.views(1), size)
     loss, _ = task.loss(trunk, head, batch.inputs(task.views(1), torch.float32), batch)
     assert bool(loss.isfinite()) and (size > 0 or float(loss) == 0)
@@ -154,7 +152,7 @@ def test_nothing_to_learn_and_too_many_clusters() -> None:
 
 
 class Noted(RotNet):
-    """A proxy with every hook."""
+    """A proxy that records all its hooks."""
 
     def __init__(self) -> None:
         super().__init__(SIZE)
@@ -238,7 +236,7 @@ def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
     second = task.start_epoch(replace(context, epoch=1, first=False, draws=1001))
     assert second is not None and second["nmi_previous"] is not None
     assert not torch.equal(classifier.weight, before) and not classifier.bias.any()
-    for parameter in classifier.parameters():  # as it began
+    for parameter in classifier.parameters():  # the optimiser's state is reset
         assert not any(value.any() for value in optimiser.state[parameter].values())
     assert torch.equal(proxy.weight, weights) and optimiser.state[proxy.weight]["exp_avg"].any()
     run.close()
@@ -258,11 +256,11 @@ def test_coupled_labels_that_collapse_are_told(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_step_can_be_timed_before_labels_are_made() -> None:
-    """As `fastpsl doctor` and the benches do it, without epochs."""
+    """`fastpsl doctor` and the benches do so, without epochs."""
     task = coupled()
     with closing(Beton(sample_paths().train_32)) as data:
         task.check_data(data, 128)
-    trunk, head, inputs, batch = made(task)
+    trunk, head, inputs, batch = modules_and_batch(task)
     loss, _ = task.loss(trunk, head, inputs, batch)
     assert bool(loss.isfinite()) and task.captions(batch) == [""] * 5
     task.labels.fill_(3)
@@ -271,17 +269,17 @@ def test_a_step_can_be_timed_before_labels_are_made() -> None:
 
 @pytest.mark.slow
 def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
-    """In the first pass, in an epoch, in the second pass, after it."""
+    """The stops are in the first pass, in an epoch, in the second pass and after it."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         run: Run = tiny_run(out, batch_size=128, stage_epochs=(2,))
-        ask, asked = run.stop_signal.after_step, itertools.count(1)
+        ask, counter = run.stop_signal.after_step, itertools.count(1)
 
         def stop_here() -> Any:
-            run.stop_signal.stop_requested = next(asked) == stop_at
+            run.stop_signal.stop_requested = next(counter) == stop_at
             return ask()
 
-        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # the signal, at an exact place
+        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place
         finished = pretrain(experiment_of(coupled()), run)
         run.close()
         return finished

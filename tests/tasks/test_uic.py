@@ -1,4 +1,4 @@
-"""UIC: labels are the arg max of the training forward pass before, by no other pass; resumed step by step; on any number of ranks."""
+"""Test UIC: labels of the previous training forward pass, resumes, and any number of ranks."""
 
 import copy
 import json
@@ -40,12 +40,12 @@ COLOUR, EDGES = Input.usual("RGB", SIZE), Input.usual("SobelXY", SIZE)
 
 
 class Watched(UIC):
-    """Keeps what the network said of each image: (indices, arg max) a batch, of training steps."""
+    """A UIC that records (indices, arg max) of each training step's batch."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.said: list[tuple[list[int], list[int]]] = []
-        self.epochs: list[np.ndarray] = []  # labels of each epoch, as it begins or goes on
+        self.outputs: list[tuple[list[int], list[int]]] = []
+        self.epochs: list[np.ndarray] = []  # labels when each epoch begins or resumes
 
     @override
     def epoch_order(self, epoch: int) -> np.ndarray:
@@ -54,12 +54,12 @@ class Watched(UIC):
 
     @override
     def see(self, indices: Tensor, logits: Tensor) -> None:
-        self.said.append((indices.tolist(), logits.argmax(1).tolist()))
+        self.outputs.append((indices.tolist(), logits.argmax(1).tolist()))
         super().see(indices, logits)
 
 
 class Dropping(TinyNet):
-    """With dropout before its last block, as AlexNet has."""
+    """A network with dropout before its last block, as in AlexNet."""
 
     @override
     def blocks(self) -> list[nn.Module]:
@@ -68,7 +68,14 @@ class Dropping(TinyNet):
 
 
 def make_task(**options: Any) -> Watched:
-    values: dict[str, Any] = {"num_classes": CLASSES, "input": COLOUR, "size_px": SIZE, "seed": 0}
+    values: dict[str, Any] = {
+        "num_classes": CLASSES,
+        "input": COLOUR,
+        "size_px": SIZE,
+        "seed": 0,
+        "augmentation": "standard",
+        "label_view": "train",
+    }
     return Watched(**{**values, **options})
 
 
@@ -82,7 +89,7 @@ def make_experiment(
 
 
 def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> bool:
-    """The whole run, or up to step `stop_at`, as by a signal."""
+    """Run the training, or a part of it up to step `stop_at`, as after a signal."""
     run = tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)
     request = run.stop_signal.after_step
 
@@ -90,7 +97,7 @@ def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> boo
         run.stop_signal.stop_requested = stop_at is not None and run.position.run_step >= stop_at
         return request()
 
-    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
+    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # a signal at an exact step
     try:
         return pretrain(make_experiment(task), run)
     finally:
@@ -109,13 +116,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Watched]:
 
 
 def test_labels_are_what_the_steps_before_said(whole: tuple[Path, Watched]) -> None:
-    """In plain loops: the latest of each image; not drawn, it keeps its label; no class stays empty."""
+    """In plain loops: an image's latest answer is its label, or else its old label stays.
+
+    No class is empty.
+    """
     _, task = whole
-    assert len(task.said) == 3 * STEPS and len(task.epochs) == 3
+    assert len(task.outputs) == 3 * STEPS and len(task.epochs) == 3
     for epoch in range(2):
         expected = task.epochs[epoch].copy()
-        for indices, said in task.said[epoch * STEPS : (epoch + 1) * STEPS]:
-            for index, label in zip(indices, said, strict=True):
+        for indices, answers in task.outputs[epoch * STEPS : (epoch + 1) * STEPS]:
+            for index, label in zip(indices, answers, strict=True):
                 expected[index] = label
         expected, _ = split_empty(expected, CLASSES, 0, epoch + 1)
         assert task.epochs[epoch + 1].tolist() == expected.tolist()
@@ -123,7 +133,7 @@ def test_labels_are_what_the_steps_before_said(whole: tuple[Path, Watched]) -> N
 
 
 def test_empty_classes_were_filled_and_held_out_views_differ(whole: tuple[Path, Watched]) -> None:
-    """Or the tests above would see neither."""
+    """The tests above need both."""
     out, _ = whole
     assert all(line["num_split"] > 0 for line in figures(out)[1:3])
     (summary,) = newest_checkpoint(out)["position"]["summaries"]
@@ -152,11 +162,13 @@ def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_pat
 def test_steps_follow_the_order_that_balances_the_classes(whole: tuple[Path, Watched]) -> None:
     _, task = whole
     for epoch in range(3):
-        shown = [index for indices, _ in task.said[epoch * STEPS : (epoch + 1) * STEPS] for index in indices]
-        assert shown == balanced_order(task.epochs[epoch], 0, epoch)[: STEPS * BATCH].tolist()
-        counts = np.bincount(task.epochs[epoch][shown], minlength=CLASSES)
+        indices_shown = [
+            index for indices, _ in task.outputs[epoch * STEPS : (epoch + 1) * STEPS] for index in indices
+        ]
+        assert indices_shown == balanced_order(task.epochs[epoch], 0, epoch)[: STEPS * BATCH].tolist()
+        counts = np.bincount(task.epochs[epoch][indices_shown], minlength=CLASSES)
         assert counts.min() == counts.max() == NUM // CLASSES
-        assert max(Counter(shown).values()) > 1  # or the labels were balanced already
+        assert max(Counter(indices_shown).values()) > 1  # so the labels are not balanced already
 
 
 @pytest.mark.parametrize(
@@ -166,7 +178,7 @@ def test_steps_follow_the_order_that_balances_the_classes(whole: tuple[Path, Wat
 def test_no_image_is_looked_at_once_more_for_its_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], passes: int
 ) -> None:
-    """Forward passes counted in images: a step's own, and a pass over all before the first epoch (centre: before each)."""
+    """Images of forward passes are counted: the steps', and a first pass (centre: one before each epoch)."""
     counts: Counter[str] = Counter()
     forward = Trunk.forward
 
@@ -208,8 +220,8 @@ def test_labels_by_passes_are_resumed_too(tmp_path: Path, step: int) -> None:
     for out, stop_at in ((tmp_path / "whole", None), (tmp_path / "stopped", step)):
         assert fit(out, make_task(label_view="center"), stop_at) == (stop_at is None)
     assert fit(tmp_path / "stopped", make_task(label_view="center"))
-    ours, theirs = (newest_checkpoint(tmp_path / name) for name in ("stopped", "whole"))
-    assert digests(ours) == digests(theirs)
+    stopped, whole = (newest_checkpoint(tmp_path / name) for name in ("stopped", "whole"))
+    assert digests(stopped) == digests(whole)
     lines = figures(tmp_path / "stopped")
     assert lines == figures(tmp_path / "whole")
     assert [(line["run_step"], line["epoch"]) for line in lines] == [(1, 0), (16, 1), (31, 2)]
@@ -220,9 +232,9 @@ def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
     assert fit(tmp_path, task, max_steps_per_stage=20)
     lines = figures(tmp_path)
     assert [line["epoch"] for line in lines] == [0, 1, pytest.approx(4 / 3, abs=1e-3)]
-    drawn = {index for indices, _ in task.said[STEPS:] for index in indices}
-    assert lines[-1]["num_not_drawn"] == NUM - len(drawn)
-    assert lines[-1]["num_repeated"] == 5 * BATCH - len(drawn)
+    indices_drawn = {index for indices, _ in task.outputs[STEPS:] for index in indices}
+    assert lines[-1]["num_not_drawn"] == NUM - len(indices_drawn)
+    assert lines[-1]["num_repeated"] == 5 * BATCH - len(indices_drawn)
     assert not np.array_equal(task.store.current.numpy(), task.epochs[1])
 
 
@@ -238,7 +250,10 @@ def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
 def test_killed_where_a_stage_is_cut_it_comes_to_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str], options: dict[str, Any]
 ) -> None:
-    """No step is left, and labels of the cut epoch are to be made, or were made and told and not saved: they are told once."""
+    """No step is left. The labels of the cut epoch are missing, or reported but not saved.
+
+    They are reported once.
+    """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert fit(whole, make_task(**options), max_steps_per_stage=20)
     method, run = getattr(*place), tiny_run(killed, stage_epochs=(3,), max_steps_per_stage=20)
@@ -267,8 +282,8 @@ def test_killed_after_an_epoch_that_no_checkpoint_has_it_tells_it_once(
     before = (out / "epochs.jsonl").read_text()
     for path in (out / "checkpoints").iterdir():
         path.unlink()
-    assert not fit(out, make_task(), stop_at=12)  # there is no line of epoch 1 in its checkpoint
-    (out / "epochs.jsonl").write_text(before)  # and there is one in the file
+    assert not fit(out, make_task(), stop_at=12)  # its checkpoint has no line of epoch 1
+    (out / "epochs.jsonl").write_text(before)  # and the file has one
     assert fit(out, make_task())
     assert figures(out) == figures(whole[0])
 
@@ -282,7 +297,7 @@ def test_figures_say_what_the_labels_are_like(whole: tuple[Path, Watched]) -> No
 
 
 def test_fixed_labels_are_those_of_centre_crops_in_eval_mode(tmp_path: Path) -> None:
-    """And the classifier that was given has made them."""
+    """The given classifier makes them."""
     torch.manual_seed(1)
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)).state_dict()
     task = make_task(fixed=True, classifier=classifier)
@@ -317,7 +332,7 @@ def test_all_images_in_one_class_go_on_by_splitting(tmp_path: Path) -> None:
 
 
 class Broken(TinyNet):
-    """Its outputs are not finite from call `healthy` on."""
+    """A network with infinite or NaN outputs from call `healthy` on."""
 
     healthy = 0
 
@@ -379,7 +394,7 @@ def test_views_are_the_papers() -> None:
 
 
 class Plain(TinyNet):
-    """Without BatchNorm, so that an image's output does not depend on its batch."""
+    """A network without BatchNorm, so that an image's output does not depend on its batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -407,19 +422,22 @@ def labels_of_a_run(out: Path, world: World) -> None:
         checkpoint_minutes=0.0,
     )
     run, task = Run("tiny", RunData(options, world)), make_task()
-    torch.manual_seed(0)  # the same network in every process, whatever was drawn there before
+    torch.manual_seed(0)  # the same network in every process
     assert pretrain(make_experiment(task, Plain(), lr=1e-9), run)
     run.close()
     torch.save([torch.from_numpy(labels) for labels in task.epochs], out / f"labels-{world.rank}.pt")
 
 
 def nearly_all_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Other parts of batches are rounded otherwise, which tips near ties; labels of other images agree far less."""
+    """Check equality but for near ties, which other batches may round differently.
+
+    Other labels agree far less.
+    """
     return one.shape == other.shape and float((one == other).float().mean()) > 0.97
 
 
 def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
-    """The network hardly moves, so its outputs are equal, and so must be every epoch's labels and what the checkpoint holds."""
+    """The network hardly changes, so outputs, every epoch's labels and the checkpoint must be equal."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     labels_of_a_run(
@@ -429,7 +447,7 @@ def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
     on_ranks(on_two_ranks, (str(tmp_path),), 2)
     expected = torch.load(tmp_path / "one" / "labels-0.pt")
     for rank in range(2):
-        found = torch.load(tmp_path / "two" / f"labels-{rank}.pt")
-        assert all(nearly_all_equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+        labels = torch.load(tmp_path / "two" / f"labels-{rank}.pt")
+        assert all(nearly_all_equal(first, second) for first, second in zip(labels, expected, strict=True))
     one, two = (newest_checkpoint(tmp_path / name)["task"]["store"]["current"] for name in ("one", "two"))
     assert nearly_all_equal(one, two) and (expected[0] != expected[2]).any()

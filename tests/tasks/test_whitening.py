@@ -1,4 +1,4 @@
-"""Whitening against sklearn's PCA, of one rank and of two, and of rows without variance."""
+"""Test whitening against sklearn's PCA, on one rank and two, and for rows without variance."""
 
 from pathlib import Path
 
@@ -17,16 +17,16 @@ from tests.warm import on_ranks
 
 
 def rows_of(num: int, size: int, seed: int = 0) -> Tensor:
-    """Correlated, far from 0, as features are; of float16."""
+    """Return float16 rows that are correlated and far from 0, as features are."""
     random = torch.Generator().manual_seed(seed)
     mixed = torch.randn(num, size, generator=random) @ torch.randn(size, size, generator=random)
     return (mixed + 20 * torch.rand(size, generator=random)).half()
 
 
-def equal_up_to_signs(ours: Tensor, theirs: np.ndarray, tolerance: float = 2e-3) -> None:
-    signs = np.sign((ours.numpy() * theirs).sum(0))
+def equal_up_to_signs(actual: Tensor, expected: np.ndarray, tolerance: float = 2e-3) -> None:
+    signs = np.sign((actual.numpy() * expected).sum(0))
     assert (signs != 0).all()
-    np.testing.assert_allclose(ours.numpy(), theirs * signs, atol=tolerance)
+    np.testing.assert_allclose(actual.numpy(), expected * signs, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,12 @@ def test_it_is_sklearns(num: int, size: int, width: int) -> None:
     rows = rows_of(num, size)
     whitening = fit_whitening(rows.split(53), width, one_process())
     pca = PCA(width, whiten=True, svd_solver="full")
-    theirs = pca.fit_transform(rows.double().numpy())
+    sklearns = pca.fit_transform(rows.double().numpy())
     assert whitening.matrix.shape == (size, width) and whitening.matrix.dtype == torch.float32
-    spread = pca.singular_values_[0] / pca.singular_values_[-1]  # by which rounding of the means is enlarged
-    equal_up_to_signs(whitening(rows), theirs, 1e-4 * spread)
+    spread = (
+        pca.singular_values_[0] / pca.singular_values_[-1]
+    )  # the factor by which rounding of the means grows
+    equal_up_to_signs(whitening(rows), sklearns, 1e-4 * spread)
 
 
 def test_whitened_rows_have_no_covariance() -> None:
@@ -51,7 +53,7 @@ def test_whitened_rows_have_no_covariance() -> None:
 
 
 def test_directions_without_variance_are_zeros() -> None:
-    """Units that are never on, copies of others, fewer rows than directions, rows that are all alike."""
+    """Units are dead or copies of others, rows are fewer than directions or all equal."""
     rows = rows_of(40, 6).float()
     rows[:, 2], rows[:, 4] = 0.0, rows[:, 1]
     whitened = fit_whitening([rows], 6, one_process())(rows)
@@ -72,8 +74,8 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
-    mine = rows_of(101, 16).split(90)[rank]  # 90 and 11
-    torch.save(fit_whitening(mine.split(32), 5, world), f"{folder}/{rank}.pt")
+    part = rows_of(101, 16).split(90)[rank]  # parts of 90 and 11 rows
+    torch.save(fit_whitening(part.split(32), 5, world), f"{folder}/{rank}.pt")
     leave_world()
 
 

@@ -1,4 +1,4 @@
-"""The encoder of keys (MoCo, section 3.2): a slow copy of what learns in a stage."""
+"""Encode keys (MoCo, section 3.2) by a slowly moving copy of the blocks and the head that a stage trains."""
 
 import copy
 from typing import TypeVar
@@ -15,16 +15,17 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class KeyEncoder:
-    """Frozen blocks, and a copy of the learning blocks and the head, equal to them at first. No gradients.
+    """A copy of the learning blocks and the head, without gradients, that follows them by momentum.
 
-    Its BatchNorm knows no running statistics: it always normalises by the images of the call, in training and in held-out
-    passes, and so depends on no rank's history. Frozen blocks are equal in both encoders, so the trunk's own are used; only
-    where they normalise by the batch (frozen_batchnorm "train") they are copied, or keys would move their running statistics.
-    It is no module of the stage's: DDP and the optimiser do not know it. Blocks run as the trunk's do, folded and compiled where
-    those are.
+    Its BatchNorm always uses the statistics of the images of the call, in training and in held-out passes, so
+    a key does not depend on a rank's history. Frozen blocks are the trunk's own, because they are equal in
+    both encoders. Only if frozen BatchNorm uses batch statistics (frozen_batchnorm "train") are they copied,
+    because keys would otherwise change their running statistics. The encoder is not part of the stage's
+    module, so DDP and the optimiser do not see it. Its blocks run as the trunk's do, folded and compiled
+    where those are.
 
-    Under autocast copies run whose weights have its type. Autocast would cast weights that need no gradient in every call, which is
-    one a group: 424 casts a step for ResNet-50 and 8 groups, in place of 53.
+    Under autocast, copies with weights of its type run. Autocast would cast weights without gradients in
+    every call, and there is a call per group: 424 casts a step for ResNet-50 and 8 groups instead of 53.
     """
 
     def __init__(self, trunk: Trunk, head: nn.Module, momentum: float):
@@ -65,7 +66,7 @@ class KeyEncoder:
         return torch.cat(keys)
 
     def _as_run(self, device_type: str) -> tuple[nn.ModuleList, nn.Module]:
-        """The learning blocks and the head, as they are or of autocast's type."""
+        """Return the learning blocks and the head, under autocast with weights of its type."""
         if not torch.is_autocast_enabled(device_type):
             return self.learning, self.head
         if self._cast is None:
@@ -76,13 +77,15 @@ class KeyEncoder:
                     if isinstance(layer, nn.Conv2d | nn.Linear):
                         layer.to(dtype)
         if not self._cast_is_current:
-            own: list[Tensor] = [parameter for part in self._cast for parameter in part.parameters()]
-            torch._foreach_copy_(own, self._mine)
+            cast_parameters: list[Tensor] = [
+                parameter for part in self._cast for parameter in part.parameters()
+            ]
+            torch._foreach_copy_(cast_parameters, self._mine)
             self._cast_is_current = True
         return self._cast
 
     def follow(self) -> None:
-        """After a step: k ← momentum * k + (1 - momentum) * q (MoCo, equation 2), for every parameter."""
+        """Update every parameter after a step: k ← momentum * k + (1 - momentum) * q (MoCo, equation 2)."""
         self._update(self._mine, self._theirs, None)
         self._cast_is_current = False
 
@@ -96,9 +99,10 @@ class KeyEncoder:
 
 
 def _by_batch_statistics(module: Module) -> Module:
-    """A copy that does not learn and whose BatchNorm has batch statistics only, those of this rank.
+    """Return a copy without gradients whose BatchNorm uses the batch statistics of this rank alone.
 
-    In eval mode without running statistics torch normalises by the batch, SyncBatchNorm too, without talking to others.
+    In eval mode without running statistics, torch normalises by the batch. SyncBatchNorm does so too, without
+    communication.
     """
     module = copy.deepcopy(module).requires_grad_(False).eval()
     for part in module.modules():

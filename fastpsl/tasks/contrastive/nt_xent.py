@@ -1,4 +1,4 @@
-"""NT-Xent, SimCLR's contrastive loss, over the global batch, in blocks of rows."""
+"""Compute NT-Xent, SimCLR's contrastive loss over the global batch, in blocks of rows."""
 
 from typing import Any, NamedTuple
 
@@ -11,13 +11,19 @@ from typing_extensions import override
 from fastpsl.engine.distributed import gathered, place_among_ranks
 from fastpsl.kernels.tf32 import no_tf32
 
-# Similarities of a block: 64 MiB of float32. At most three such tensors live at once (224 MiB in all at 16,384 embeddings of 128).
+# A block's similarities take 64 MiB of float32. At most three such tensors live at once (224 MiB in all for
+# 16,384 embeddings of width 128).
 BLOCK_ELEMENTS = 2**24
 
 
 class NTXent(NamedTuple):
-    """loss: scalar with a gradient. The others are of this rank's valid anchors alone, float32 scalars without one:
-    the sum of their losses, how many have their positive nearest of all others, and how many they are.
+    """The loss and its metrics, which are scalars of this rank's valid anchors without gradients.
+
+    Attributes:
+        loss: float32 scalar with a gradient.
+        loss_sum: Sum of the anchors' losses.
+        num_right: Number of anchors whose positive is nearer than all other embeddings.
+        num_anchors: Number of anchors.
     """
 
     loss: Tensor
@@ -33,34 +39,44 @@ def nt_xent(
     temperature: float,
     block_rows: int | None = None,
 ) -> NTXent:
-    """SimCLR, equation 1 and Algorithm 1 (arXiv 2002.05709), float32 whatever the embeddings are and under autocast too.
+    """Compute NT-Xent (SimCLR, equation 1 and Algorithm 1, arXiv 2002.05709) in float32, even under autocast.
 
-    first, second: embeddings [B, D] of the two views of this rank's samples, of any length but 0; B alike on all ranks.
-    valid: bool [B]; what is not valid is neither anchor nor negative. Each valid embedding of N valid samples of all
-    ranks is an anchor: its positive is the sample's other view, its negatives are the 2N - 2 other embeddings of all ranks.
+    Each valid embedding of the N valid samples of all ranks is an anchor. Its positive is the sample's other
+    view; its negatives are the 2N - 2 other embeddings. Invalid embeddings are neither anchors nor negatives.
 
-    The loss is this rank's sum over its anchors, times the number of ranks, over the number of all ranks' anchors: its mean
-    over ranks is the global mean. Its gradient is that of the *sum* of all ranks' losses, as embeddings of this rank are
-    negatives elsewhere; so the mean over ranks that DDP takes is the gradient of the global mean, also where ranks
-    have different numbers of valid samples. 0 where no sample is valid.
+    The loss is this rank's sum over its anchors, times the number of ranks, divided by the number of all
+    ranks' anchors, so its mean over ranks is the global mean. Its gradient is that of the *sum* of all ranks'
+    losses, because embeddings of this rank are negatives elsewhere. The mean over ranks that DDP takes is
+    therefore the gradient of the global mean, even if ranks have different numbers of valid samples. Without
+    a valid sample the loss is 0.
 
-    block_rows: anchors whose similarities [block_rows, 2N] are held at once, forward and backward; it changes no value
-    beyond the order of float32 sums.
+    Args:
+        first: Embeddings [B, D] of the first view, of any length but 0; B is the same on all ranks.
+        second: Embeddings [B, D] of the second view.
+        valid: bool [B].
+        temperature: Divisor of the similarities, above 0.
+        block_rows: Anchors whose similarities [block_rows, 2N] are held at once. It changes results only by
+            the order of float32 sums.
+
+    Raises:
+        ValueError: `temperature` is not above 0.
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: it must be above 0")
     with no_tf32(), torch.autocast(first.device.type, enabled=False):
-        # What is not valid may hold anything; 0 times what is not finite would be in every sum.
+        # Invalid embeddings may be infinite or NaN, and 0 times that would spread to every sum.
         views = torch.stack([first, second], 1).float().masked_fill(~valid[:, None, None], 0.0)
         views = F.normalize(views, dim=2)
         return NTXent(*_NTXent.apply(views, valid, temperature, block_rows))
 
 
 class _NTXent(torch.autograd.Function):
-    """Similarities are symmetric, s_ij = s_ji. So with the log-sums L of all rows at hand (2N numbers), a rank has the whole
-    gradient of its embeddings from its own rows alone, and nothing of width D travels backward. With T the temperature:
+    """An autograd function that computes a rank's whole gradient from its own rows.
 
-        T * d(sum of all losses) / d z_i  =  sum_j (exp(s_ij - L_i) + exp(s_ij - L_j)) z_j  -  2 z_positive(i),  j != i
+    Similarities are symmetric, s_ij = s_ji. With the log-sums L of all rows at hand (2N numbers), no tensor
+    of width D travels backward. With the temperature T and j ≠ i:
+
+        T * d(sum of all losses) / d z_i  =  sum_j (exp(s_ij - L_i) + exp(s_ij - L_j)) z_j  -  2 z_positive(i)
     """
 
     @staticmethod
@@ -70,32 +86,37 @@ class _NTXent(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         rank, world_size = place_among_ranks()
         num_rows, width = 2 * len(views), views.shape[2]
-        # One message: embeddings, and whether they count. A sample's two rows are neighbours: row r's positive is r ^ 1.
+        # One message has the embeddings and whether they count. A sample's two rows are neighbours, so the
+        # positive of row r is r ^ 1.
         message = gathered(torch.cat([views.flatten(1), valid.float()[:, None]], 1))
         columns = message[:, :-1].reshape(-1, width)
         counts = message[:, -1].repeat_interleave(2) > 0
         block_rows = block_rows or max(1, BLOCK_ELEMENTS // max(1, len(columns)))
-        own = slice(rank * num_rows, (rank + 1) * num_rows)
-        blocks = [slice(i, min(i + block_rows, own.stop)) for i in range(own.start, own.stop, block_rows)]
+        own_rows = slice(rank * num_rows, (rank + 1) * num_rows)
+        blocks = [
+            slice(i, min(i + block_rows, own_rows.stop))
+            for i in range(own_rows.start, own_rows.stop, block_rows)
+        ]
         log_sums, losses, right = (views.new_empty(num_rows) for _ in range(3))
         for block in blocks:
             similarities, positive = _similarities(columns, counts, block, temperature)
             to_positive = similarities.gather(1, positive)[:, 0]
             similarities.scatter_(1, positive, -torch.inf)
-            here = slice(block.start - own.start, block.stop - own.start)
-            # The log-sum less the positive, without taking the difference of two large numbers.
-            losses[here] = F.softplus(similarities.logsumexp(1) - to_positive)
-            log_sums[here] = to_positive + losses[here]
-            right[here] = (to_positive > similarities.amax(1)).float()  # a tie is wrong: a collapse scores 0
-        # A row that is no anchor gets an endless log-sum: exp(s - L) is 0 for it in both of the gradient's sums.
-        log_sums.masked_fill_(~counts[own], torch.inf)
-        loss_sum = losses.masked_fill_(~counts[own], 0).sum()
-        num_right, num_anchors = (right * counts[own]).sum(), counts[own].sum().float()
+            local = slice(block.start - own_rows.start, block.stop - own_rows.start)
+            # The log-sum minus the positive, without a difference of two large numbers.
+            losses[local] = F.softplus(similarities.logsumexp(1) - to_positive)
+            log_sums[local] = to_positive + losses[local]
+            right[local] = (to_positive > similarities.amax(1)).float()  # a tie is wrong: a collapse scores 0
+        # A row that is no anchor gets an infinite log-sum, so that exp(s - L) is 0 in both sums of the
+        # gradient.
+        log_sums.masked_fill_(~counts[own_rows], torch.inf)
+        loss_sum = losses.masked_fill_(~counts[own_rows], 0).sum()
+        num_right, num_anchors = (right * counts[own_rows]).sum(), counts[own_rows].sum().float()
         factor = world_size / counts.sum().clamp(min=1)
-        # At its positive a row has the weight (p - 1) for itself and for the positive, and p is exp(-loss).
+        # The weight at a row's positive is (p - 1) for the row and for the positive, with p = exp(-loss).
         at_positive = torch.expm1(-losses).view(-1, 2).sum(1).repeat_interleave(2)
         ctx.save_for_backward(columns, counts, gathered(log_sums), at_positive, factor)
-        ctx.blocks, ctx.start, ctx.temperature = blocks, own.start, temperature
+        ctx.blocks, ctx.start, ctx.temperature = blocks, own_rows.start, temperature
         ctx.mark_non_differentiable(loss_sum, num_right, num_anchors)
         return loss_sum * factor, loss_sum, num_right, num_anchors
 
@@ -110,16 +131,17 @@ class _NTXent(torch.autograd.Function):
                 similarities, positive = _similarities(columns, counts, block, ctx.temperature)
                 weights = (similarities - log_sums).exp_()
                 weights += similarities.sub_(log_sums[block, None]).exp_()
-                here = slice(block.start - ctx.start, block.stop - ctx.start)
-                weights.scatter_(1, positive, at_positive[here, None])
+                local = slice(block.start - ctx.start, block.stop - ctx.start)
+                weights.scatter_(1, positive, at_positive[local, None])
                 parts.append((weights @ columns) * counts[block, None])
         views = torch.cat(parts).view(-1, 2, columns.shape[1])
         return views * (gradient * factor / ctx.temperature), None, None, None
 
 
 def _similarities(columns: Tensor, counts: Tensor, rows: slice, temperature: float) -> tuple[Tensor, Tensor]:
-    """Cosines of `rows` with all columns over the temperature, -inf with oneself and with columns that do not count; and
-    the column of each row's positive, int64 [rows, 1].
+    """Return cosines of `rows` with all columns over the temperature, and each row's positive.
+
+    Cosines are -inf with the row itself and with columns that do not count. Positives are int64 [rows, 1].
     """
     masked = torch.zeros_like(columns[:, 0]).masked_fill_(~counts, -torch.inf)
     similarities = torch.addmm(masked, columns[rows], columns.T, alpha=1 / temperature)

@@ -1,4 +1,4 @@
-"""SimCLR in levels (psl.txt, section 3.3.3 and Table 3; section 4.1 "Contrastive learning")."""
+"""Train SimCLR in levels (psl.txt, section 3.3.3 and Table 3; section 4.1 "Contrastive learning")."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,19 @@ from fastpsl.tasks.contrastive.views import NUM_LEVELS, SIMCLR_COLOUR, contrasti
 
 
 class SimCLR(Task):
-    """Tell which of all other crops of the global batch is of the same image, by NT-Xent (`fastpsl.tasks.contrastive.nt_xent`).
+    """A task that tells the other crop of an image from all other crops of the global batch, by NT-Xent.
 
-    Levels: T1 crops (with flip), T2 with colour distortion, T3 with blur and Sobel too (`contrastive_view`), for both views.
-    Paper: strengths are not stated. Here: SimCLR's for ImageNet: crops of area .08 to 1; jitter of .8, .8, .8 and .2 turns
-    (strength 1) with probability .8, grey .2, blur .5.
-    Paper: the temperature is not stated. Here: .1, SimCLR's code default for ImageNet.
+    Levels: T1 crops (with flip), T2 adds colour distortion, T3 adds blur and Sobel (`contrastive_view`).
+    Paper: does not state the strengths. Here: SimCLR's for ImageNet, which are crops of area .08 to 1, jitter
+    of .8, .8, .8 and .2 turns (strength 1) with probability .8, grey .2 and blur .5.
+    Paper: does not state the temperature. Here: the recipe has the default of SimCLR's code for ImageNet.
 
-    batch_size: images of a step over all ranks: chance depends on it, and one image has nothing to be told from.
+    Args:
+        batch_size: Images of a step over all ranks, 2 or more; chance depends on it.
+        size_px: Side of the crops.
+        temperature: Divisor of the similarities, above 0.
+        embedding_width: Width of the embeddings.
+        sobel_p: Probability of Sobel at level T3.
     """
 
     num_levels = NUM_LEVELS
@@ -33,14 +38,15 @@ class SimCLR(Task):
         self,
         batch_size: int,
         *,
-        size_px: int = 224,
-        temperature: float = 0.1,
-        embedding_width: int = 128,
+        size_px: int,
+        temperature: float,
+        embedding_width: int,
         sobel_p: float = 0.2,
     ):
         if batch_size < 2:
             raise ValueError(
-                f"--batch-size {batch_size}: NT-Xent tells an image from the others of its batch, so it needs 2 or more"
+                f"--batch-size {batch_size}: NT-Xent tells an image from the others of its batch, "
+                "so it needs 2 or more"
             )
         if temperature <= 0:
             raise ValueError(f"--temperature {temperature}: it must be above 0")
@@ -51,7 +57,7 @@ class SimCLR(Task):
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """Two crops of one decode, each with draws of its own."""
+        """Return two views of one kind, which have their own draws."""
         view = contrastive_view(
             level,
             self.size_px,
@@ -63,7 +69,7 @@ class SimCLR(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """The trainer's batch must be the one that chance is told for."""
+        """Check that the trainer's batch is the one that chance depends on."""
         assert batch_size == self.batch_size, (batch_size, self.batch_size)
 
     @override
@@ -74,9 +80,11 @@ class SimCLR(Task):
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """NT-Xent; accuracy = anchors whose positive is the nearest of all other embeddings of the global batch.
+        """Return NT-Xent.
 
-        Both views go through the network as one batch, as in SimCLR: BatchNorm sees them together.
+        Accuracy is the share of anchors whose positive is nearer than all other embeddings of the global
+        batch. Both views pass through the network as one batch, as in SimCLR, so BatchNorm sees them
+        together.
         """
         whole = len(batch.indices) * place_among_ranks()[1] == self.batch_size
         assert whole or not head.training, (
@@ -91,31 +99,31 @@ class SimCLR(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Accuracy of guessing among the 2N - 1 other embeddings of a full batch."""
+        """Return the accuracy of guessing among the 2N - 1 other embeddings of a full batch."""
         return 1 / (2 * self.batch_size - 1)
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Both views of each sample side by side, as the network sees them."""
+        """Return both views of each sample side by side, as the network sees them."""
         return side_by_side(inputs, self.views(1))
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """What was drawn for both views."""
+        """Return the ops that were drawn for both views."""
         return drawn(batch, self.views(self.num_levels)[0])
 
 
 class ProjectionHead(nn.Module):
-    """Average pool, Linear C→C, BatchNorm, ReLU, Linear C→width, BatchNorm without a shift.
+    """A projection head: average pool, Linear C→C, BatchNorm, ReLU, Linear C→width, shiftless BatchNorm.
 
-    Paper: a 2-layer MLP to 128; its hidden width and normalisation are not stated. Here: SimCLR's first version, whose hidden
-    layer is as wide as its input and both of whose layers have BatchNorm instead of biases.
+    Paper: a 2-layer MLP to 128; it does not state hidden width and normalisation. Here: SimCLR's first
+    version, with a hidden layer as wide as its input and BatchNorm instead of biases in both layers.
     """
 
     def __init__(self, channels: int, width: int):
         super().__init__()
         last = nn.BatchNorm1d(width)
-        # As SimCLR's code: a shift that all embeddings share is none of theirs.
+        # Without a shift, as in SimCLR's code.
         last.bias.requires_grad_(False)
         self.layers = nn.Sequential(
             nn.Linear(channels, channels, bias=False),
@@ -127,6 +135,6 @@ class ProjectionHead(nn.Module):
 
     @override
     def forward(self, features: Tensor) -> Tensor:
-        """Features [B, C, h, w] to embeddings [B, width], of any length."""
+        """Return embeddings [B, width] of any length from features [B, C, h, w]."""
         embeddings: Tensor = self.layers(features.mean((2, 3)))
         return embeddings

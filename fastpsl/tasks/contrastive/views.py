@@ -1,4 +1,4 @@
-"""The views of contrastive learning in levels (psl.txt, section 3.3.3 and Table 3), and how they are shown."""
+"""Define the views of contrastive learning in levels (psl.txt, section 3.3.3 and Table 3), and show them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ SIMCLR_COLOUR = ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.8)
 
 
 def simclr_blur(size_px: int, p: float = 0.5) -> GaussianBlur:
-    """SimCLR's blur: a kernel of a tenth of the picture, made odd, sigma 0.1 to 2."""
+    """Return SimCLR's blur: a kernel of a tenth of the image's side, made odd, and sigma 0.1 to 2."""
     return GaussianBlur(kernel_px=size_px // 10 // 2 * 2 + 1, p=p)
 
 
@@ -34,11 +34,21 @@ def contrastive_view(
     blur_p: float = 0.5,
     sobel_p: float = 0.2,
 ) -> ViewSpec:
-    """T1 = random crop; T2 = T1 and colour distortion; T3 = T2, Gaussian blur and Sobel filtering.
+    """Return the view of a level: T1 crops, T2 adds colour distortion, T3 adds Gaussian blur and Sobel.
 
-    Flip is not in the table: here it is part of the crop, as in SimCLR's. Colour distortion is jitter, then grey, as SimCLR's.
-    Paper: how Sobel is combined is not said. Here: with probability `sobel_p` each channel becomes the size of its gradient, so
-    that the network sees three channels in every level; it comes last.
+    The table does not have a flip; here it is part of the crop, as in SimCLR. Colour distortion is jitter,
+    then grey, as in SimCLR.
+    Paper: does not state how Sobel is combined. Here: it comes last, and with probability `sobel_p` each
+    channel becomes the magnitude of its gradient, so the network has three input channels in every level.
+
+    Args:
+        level: 1, 2 or 3.
+        size_px: Side of the crop.
+        scale: Range of the crop's share of the image's area.
+        colour: The jitter.
+        grey_p: Probability of grey.
+        blur_p: Probability of blur.
+        sobel_p: Probability of Sobel.
     """
     ops: tuple[Op, ...] = (Flip(0.5),)
     if level >= 2:
@@ -49,26 +59,30 @@ def contrastive_view(
 
 
 def side_by_side(inputs: Sequence[Tensor], views: Sequence[ViewSpec]) -> Tensor:
-    """Both views of each sample as the network sees them: float32 [n, 3, h, 2w + 4] in [0, 1]."""
+    """Return both views of each sample as the network sees them, float32 [n, 3, h, 2w + 4] in [0, 1]."""
     first, second = (view.pictures(images) for images, view in zip(inputs, views, strict=True))
     return torch.cat([first, first.new_ones(*first.shape[:3], 4), second], 3)
 
 
 def drawn(batch: Batch, hardest: ViewSpec) -> list[str]:
-    """What was drawn for the left view of each sample, and below it for the right one: "flip, colour, blur 1.3".
+    """Return the ops that were drawn for each sample, such as "flip, colour, blur 1.3".
 
-    hardest: the view of the last level; the ops of easier levels are the first of its.
+    The left view's ops are on the first line, the right view's on the second.
+
+    Args:
+        batch: The batch with its draws.
+        hardest: The view of the last level; easier levels have its first ops.
     """
     sides = [list(zip(hardest.ops, draws, strict=False)) for draws in batch.draws]
     texts = []
     for sample in range(len(batch.indices)):
-        said = [", ".join(filter(None, (_said(op, draw, sample) for op, draw in side))) for side in sides]
-        texts.append("\n".join(text or "crop" for text in said))
+        lines = [", ".join(filter(None, (_word(op, draw, sample) for op, draw in side))) for side in sides]
+        texts.append("\n".join(line or "crop" for line in lines))
     return texts
 
 
-def _said(op: Op, draw: Mapping[str, Tensor], sample: int) -> str:
-    """What `op` did to a sample, in a word; nothing where it did nothing."""
+def _word(op: Op, draw: Mapping[str, Tensor], sample: int) -> str:
+    """Return a word for what `op` did to a sample, or "" if it did nothing."""
     if isinstance(op, Flip):
         return "flip" if draw["flip"][sample] else ""
     if not draw["apply"][sample]:

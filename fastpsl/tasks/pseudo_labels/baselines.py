@@ -1,4 +1,4 @@
-"""Pseudo-labels that no network made, to compare learned ones with: k-means on the pixels, random ones, the true classes (sslpp.txt, Table IX)."""
+"""Make pseudo-labels without a network, as baselines: k-means on pixels, random, true (SSL++, Table IX)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,20 +17,24 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.pseudo_labels.whitening import fit_whitening
 
-# The paper says neither how often nor from where k-means starts: 10 times from k-means++'s centroids, scikit-learn's old default.
+# The paper does not state the starts of k-means. Here: 10 from k-means++, scikit-learn's former default.
 NUM_STARTS, NUM_ITERATIONS = 10, 100
 _ROWS_AT_A_TIME = 4096
-_OWN_VIEW = 255  # no recipe has so many views: the labels are independent of its draws of the same seed
+_OWN_VIEW = 255  # a view that no recipe has, so that the labels are independent of its draws of the same seed
 
 
 def make_labels(
     source: str, data: Dataset, *, num_classes: int | None, pca_width: int, size_px: int, seed: int
 ) -> tuple[np.ndarray, int, dict[str, Any]]:
-    """Labels [N] of k-means, random or true, how many classes there are, and what they depend on (`Labels.configuration`).
+    """Make labels by `source`: "k-means", "random" or "true".
 
-    num_classes: None for true ones, which have their own. ValueError where the data has no such labels.
+    Returns:
+        The labels [N], the number of classes, and `Labels.configuration`.
+
+    Raises:
+        ValueError: The data cannot have such labels.
     """
-    made: dict[str, Any] = {"source": source}
+    configuration: dict[str, Any] = {"source": source}
     if source == "true":
         if num_classes is not None:
             raise ValueError(
@@ -41,48 +45,56 @@ def make_labels(
     assert num_classes is not None
     if num_classes > data.num_samples:
         raise ValueError(
-            f"{num_classes:,} classes for {data.num_samples:,} images: there can be no more classes than images"
+            f"{num_classes:,} classes for {data.num_samples:,} images: "
+            "there can be no more classes than images"
         )
     if source == "random":
         labels = random_labels(data.num_samples, num_classes, seed)
-        made["seed"] = seed
+        configuration["seed"] = seed
     elif source == "k-means":
         labels = k_means_labels(data, num_classes, pca_width, size_px, seed)
-        made |= {
+        configuration |= {
             "pca_width": pca_width,
             "size_px": size_px,
             "num_starts": NUM_STARTS,
             "num_iterations": NUM_ITERATIONS,
             "seed": seed,
         }
-    return labels, num_classes, made | {"num_classes": num_classes}
+    return labels, num_classes, configuration | {"num_classes": num_classes}
 
 
 def random_labels(num_samples: int, num_classes: int, seed: int) -> np.ndarray:
-    """int64 [num_samples], uniform in [0, num_classes): each a function of the seed and the sample's number alone."""
+    """Draw uniform labels, int64 [num_samples]; each depends on the seed and the sample's index alone."""
     keys = Keys(seed, 0, np.arange(num_samples), view=_OWN_VIEW)
     return integers(keys, Slot.TASK, 1, num_classes)[:, 0]
 
 
 def k_means_labels(data: Dataset, num_classes: int, pca_width: int, size_px: int, seed: int) -> np.ndarray:
-    """Return int64 [N]: the cluster of each image's middle square, by k-means on the first `pca_width` principal components of its pixels.
+    """Cluster the images' central squares by k-means on the principal components of their pixels.
 
-    Paper (section V.E): PCA, then k-means; nothing more is said. Here: components are not whitened, and of NUM_STARTS clusterings the one
-    with the smallest distances is taken. Memory: the pixels as bytes, 3,072 an image at 32 px (1.3 million images: 4 GB), 20 * pca_width
-    bytes of its components, and floats of 4,096 images at a time. ValueError for a picture that cannot be decoded, and for
-    a width that pictures so small, or so few, have not.
+    Paper (section V.E): PCA, then k-means, and no details. Here: components are not whitened, and the
+    clustering with the smallest distances of NUM_STARTS is taken. Memory: the pixels as bytes (3,072 per
+    image at 32 px, 4 GB for 1.3 million images), 20 * pca_width bytes per image for its components, and
+    floats of 4,096 images.
+
+    Returns:
+        The cluster of each image, int64 [N].
+
+    Raises:
+        ValueError: An image cannot be decoded, or there are fewer components than `pca_width`.
     """
     most = min(data.num_samples, 3 * size_px**2)
     if not 1 <= pca_width <= most:
         raise ValueError(
-            f"--pca-width {pca_width}: {data.num_samples:,} pictures of {size_px} px have 1 to {most:,} components"
+            f"--pca-width {pca_width}: {data.num_samples:,} pictures of {size_px} px have 1 to {most:,} "
+            "components"
         )
     rows = _components(_pixels(data, size_px), pca_width)
     return _clusters(rows, num_classes, seed)
 
 
 def _pixels(data: Dataset, size_px: int) -> Tensor:
-    """uint8 [N, 3 * size_px**2]: the middle squares, resized."""
+    """Return the central squares, resized, uint8 [N, 3 * size_px**2]."""
     rows = torch.empty(data.num_samples, 3 * size_px**2, dtype=torch.uint8)
     view = ViewSpec(ShorterSideCrop(size_px, size_px, "center"))
     with (
@@ -90,23 +102,23 @@ def _pixels(data: Dataset, size_px: int) -> Tensor:
         Progress("images", data.num_samples) as progress,
     ):
         for batch in loader.epoch(0):
-            there = batch.indices >= 0
-            rows[batch.indices[there]] = batch.images[0][there].flatten(1)
+            valid = batch.indices >= 0
+            rows[batch.indices[valid]] = batch.images[0][valid].flatten(1)
             progress.update(int(batch.indices.max()) + 1, 0)
     return rows
 
 
 def _components(rows: Tensor, width: int) -> Tensor:
-    """float32 [N, width]: principal components of uint8 rows [N, D]; sklearn's PCA, up to signs."""
+    """Return principal components, float32 [N, width], of uint8 rows [N, D]; sklearn's PCA up to signs."""
     with Progress("images of PCA's two passes", 2 * len(rows)) as progress:
         whitening = fit_whitening(_Parts(rows, progress), width, _alone())
-    lengths = whitening.matrix.norm(dim=0)  # one over the standard deviations; 0 where there is no variance
+    lengths = whitening.matrix.norm(dim=0)  # the inverse standard deviations, 0 without variance
     deviations = torch.where(lengths > 0, 1 / lengths, 0.0)
     return torch.cat([whitening(part) * deviations for part in rows.split(_ROWS_AT_A_TIME)])
 
 
 class _Parts(Sequence[Tensor]):
-    """SampleTable, so many at a time, that say how many of them have been read."""
+    """A sequence of parts of the rows that reports to `progress` how many rows have been read."""
 
     def __init__(self, rows: Tensor, progress: Progress) -> None:
         self._parts, self._progress, self._num_read = rows.split(_ROWS_AT_A_TIME), progress, 0
@@ -128,11 +140,14 @@ class _Parts(Sequence[Tensor]):
 
 
 def _clusters(rows: Tensor, num_clusters: int, seed: int) -> np.ndarray:
-    """Return int64 [N], of float32 rows [N, d]: scikit-learn's KMeans(n_init=NUM_STARTS), start by start for the progress line."""
+    """Return the clusters, int64 [N], of rows [N, d]: scikit-learn's KMeans(n_init=NUM_STARTS).
+
+    The starts run one by one for the sake of the progress line.
+    """
     from sklearn.cluster import KMeans
 
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))  # takes any seed
-    # Threads add up in any order: of float64 that is no label's matter, of float32 now and then one's.
+    # Threads add up in any order. In float64 that changes no label, in float32 it sometimes changes one.
     points, best = rows.double().numpy(), None
     with Progress("starts", NUM_STARTS, "k-means") as progress:
         for start in range(NUM_STARTS):

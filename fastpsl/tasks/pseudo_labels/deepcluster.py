@@ -1,6 +1,7 @@
-"""DeepCluster: pseudo-labels by k-means on the network's features before each epoch (Caron et al., arXiv 1807.05520).
+"""Train DeepCluster: pseudo-labels by k-means on features before each epoch (Caron et al., arXiv 1807.05520).
 
-Values that the paper leaves open are its authors' code's (facebookresearch/deepcluster: main.py, clustering.py, util.py).
+Values that the paper does not state are those of the authors' code (facebookresearch/deepcluster: main.py,
+clustering.py, util.py).
 """
 
 import contextlib
@@ -34,24 +35,32 @@ TOP_STD = 0.01
 
 
 class DeepCluster(PseudoClassify):
-    """Learn the clusters of all images' features, which are made anew before each epoch; so is the classifier.
+    """A task that learns the clusters of all images' features; clusters and classifier are new in each epoch.
 
-    Features are those of centre crops in eval mode: average-pooled, of fc7 before its ReLU, as in the code (`before_last_relu`);
-    then PCA to `pca_width`, whitening, rows of length 1, `k_means_iterations` of k-means.
-    Code: an empty cluster has no say in an epoch. Here: the biggest one is halved, as UIC does it, so none is empty.
+    Features are those of centre crops in eval mode, average-pooled; fc7 is read before its ReLU, as in the
+    code (`before_last_relu`). They are reduced to `pca_width` by PCA, whitened, scaled to length 1 and
+    clustered by k-means.
+    Code: an empty cluster has no influence in an epoch. Here: the biggest cluster is halved, as in UIC, so
+    none is empty.
 
-    input: what the network sees (SobelXY in the paper); crops of `size_px`.
+    Args:
+        num_classes: Number of clusters.
+        input: The network's input (SobelXY in the paper).
+        size_px: Side of the crops.
+        seed: Seed of the initial centroids, the classifiers and the orders.
+        pca_width: Number of principal components.
+        k_means_iterations: Iterations of k-means.
     """
 
     def __init__(
         self,
         num_classes: int,
         input: Input,
-        size_px: int = 224,
+        size_px: int,
         *,
         seed: int,
-        pca_width: int = 256,
-        k_means_iterations: int = 20,
+        pca_width: int,
+        k_means_iterations: int,
     ):
         for name, value in (("pca-width", pca_width), ("k-means-iterations", k_means_iterations)):
             if value < 1:
@@ -71,7 +80,7 @@ class DeepCluster(PseudoClassify):
 
     @override
     def start_epoch(self, context: EpochContext) -> Figures:
-        """New labels and a new classifier. What was interrupted before its end has changed nothing."""
+        """Set new labels and a new classifier; an interruption before the end changes nothing."""
         labels, distance = clustered_features(
             context, self.center, self.num_classes, self.pca_width, self.k_means_iterations, self.seed
         )
@@ -82,9 +91,19 @@ class DeepCluster(PseudoClassify):
 def clustered_features(
     context: EpochContext, view: ViewSpec, num_clusters: int, pca_width: int, num_iterations: int, seed: int
 ) -> tuple[Tensor, float]:
-    """Labels int32 [N], the same on every rank (0 for images that cannot be decoded), and rows' mean squared distance to their centroid.
+    """Cluster the features of all training images (`features_of`) by PCA, whitening and k-means.
 
-    Of all training images' features of `view` (`features_of`): PCA to `pca_width` at most, whitening, rows of length 1, k-means.
+    Args:
+        context: The epoch.
+        view: The view of the images.
+        num_clusters: Number of clusters.
+        pca_width: Upper limit of the number of principal components.
+        num_iterations: Iterations of k-means.
+        seed: Seed of the initial centroids.
+
+    Returns:
+        Labels int32 [N], the same on every rank (0 for images that cannot be decoded), and the rows' mean
+        squared distance to their centroids.
     """
     features = features_of(context, view)
     started = time.perf_counter()
@@ -94,16 +113,22 @@ def clustered_features(
         whitening = fit_whitening(features.blocks, width, world)
         rows = torch.cat([F.normalize(whitening(block)) for block in features.blocks])
         initial = drawn_rows(rows, features.indices, num_clusters, num, seed, context.epoch, world)
-        found, _, distance = k_means(rows, initial, num_iterations, world)
+        nearest, _, distance = k_means(rows, initial, num_iterations, world)
         labels = torch.zeros(num, dtype=torch.int32, device=world.device)
-        labels[torch.from_numpy(features.indices).to(world.device)] = found.to(torch.int32)
+        labels[torch.from_numpy(features.indices).to(world.device)] = nearest.to(torch.int32)
         labels = sum_over_ranks(world, labels)
     context.run.reporter.say(f"clustering them took {time.perf_counter() - started:.1f} s")
     return labels, float(distance)
 
 
 class Features(NamedTuple):
-    """This rank's: blocks of rows, float16 [n, C] each on the host; the sample of each row, int64; the number of all ranks' rows."""
+    """The features of this rank's images.
+
+    Attributes:
+        blocks: Blocks of rows, float16 [n, C] each, on the host.
+        indices: The sample of each row, int64.
+        num_rows: Number of rows of all ranks.
+    """
 
     blocks: list[Tensor]
     indices: np.ndarray
@@ -111,8 +136,12 @@ class Features(NamedTuple):
 
 
 def features_of(context: EpochContext, view: ViewSpec) -> Features:
-    """Of every image of this rank's share that can be decoded. ValueError, on all ranks, where float16 cannot hold one: of 1.28 million
-    images, 4,096 numbers each are 10.5 GB as they are.
+    """Return the features of every decodable image of this rank's share.
+
+    They are float16, because 1.28 million images with 4,096 numbers each take 10.5 GB even so.
+
+    Raises:
+        ValueError: float16 cannot hold a feature; raised on all ranks.
     """
     blocks: list[Tensor] = []
     indices: list[np.ndarray] = []
@@ -120,38 +149,45 @@ def features_of(context: EpochContext, view: ViewSpec) -> Features:
     outputs = context.forward_dataset(view, lambda maps: maps.float().mean((2, 3)).half())
     with before_last_relu(context.train_step.module.trunk):
         for numbers, rows in one_behind((Fetch(numbers), Fetch(rows)) for numbers, rows in outputs):
-            there = numbers.values() >= 0
-            blocks.append(rows.values()[there])
-            indices.append(numbers.values()[there].numpy())
+            valid = numbers.values() >= 0
+            blocks.append(rows.values()[valid])
+            indices.append(numbers.values()[valid].numpy())
             num_bad += int((~blocks[-1].isfinite().all(1)).sum())
     counts = torch.tensor([num_bad, sum(map(len, blocks))], device=context.world.device)
     bad, num_rows = sum_over_ranks(context.world, counts).tolist()
     if bad:
         raise ValueError(
-            f"epoch {context.epoch}: features of {bad:,} of {num_rows:,} images are no finite float16 numbers, so they cannot be "
-            f"clustered; lower --lr, give --precision bf16, or look at the weights"
+            f"epoch {context.epoch}: features of {bad:,} of {num_rows:,} images are no finite float16 "
+            "numbers, "
+            "so they cannot be clustered; lower --lr, give --precision bf16, or look at the weights"
         )
     return Features(blocks, np.concatenate(indices), num_rows)
 
 
 @contextlib.contextmanager
 def before_last_relu(trunk: Trunk) -> Iterator[None]:
-    """The trunk without the ReLU in which its last block ends; as it is where that block is no plain row of layers, such as ResNet's."""
+    """Remove the trunk's last ReLU for the duration of the context.
+
+    The trunk stays as it is if its last block is no nn.Sequential with a ReLU, as in ResNet.
+    """
     last = [*trunk.frozen_as_run, *trunk.learning][-1]
-    places = [place for place, layer in last.named_children() if isinstance(layer, nn.ReLU)]
-    if not isinstance(last, nn.Sequential) or not places:
+    names = [name for name, layer in last.named_children() if isinstance(layer, nn.ReLU)]
+    if not isinstance(last, nn.Sequential) or not names:
         yield
         return
-    relu = last.get_submodule(places[-1])
-    setattr(last, places[-1], nn.Identity())
+    relu = last.get_submodule(names[-1])
+    setattr(last, names[-1], nn.Identity())
     try:
         yield
     finally:
-        setattr(last, places[-1], relu)
+        setattr(last, names[-1], relu)
 
 
 def renew(head: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None:
-    """The classifier as it began: weights N(0, 0.01) by `seed`, the same on all ranks, biases 0, and the optimiser remembers nothing of it."""
+    """Reset the classifier to weights N(0, 0.01²) drawn by `seed` and biases 0, and its optimiser state to 0.
+
+    The weights are the same on all ranks.
+    """
     random = torch.Generator().manual_seed(seed)
     (top,) = (layer for layer in head.modules() if isinstance(layer, nn.Linear))
     with torch.no_grad():
@@ -166,9 +202,13 @@ def renew(head: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None:
 def two_sgds(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     make: Callable[..., torch.optim.Optimizer] = sgd,
-    weight_decay: float = 1e-5,
+    *,
+    weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """The code's two optimisers in one: SGD of momentum 0.9 for the backbone, and without momentum for the classifier; all decays."""
+    """Build the code's two optimisers as one: SGD with momentum 0.9 for the backbone, 0 for the classifier.
+
+    All parameters decay.
+    """
     named = list(named_parameters)
     top = [parameter for name, parameter in named if name.startswith("head.")]
     backbone = [(name, parameter) for name, parameter in named if not name.startswith("head.")]

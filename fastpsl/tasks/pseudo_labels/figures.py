@@ -1,4 +1,4 @@
-"""Pseudo-labels over the epochs: figures of each, a warning when they collapse, and their curves."""
+"""Compute figures of each epoch's pseudo-labels, warn of a collapse and draw the figures' curves."""
 
 import math
 import warnings
@@ -12,21 +12,36 @@ from fastpsl.plots.label_figures import draw_label_figures
 from fastpsl.tasks.pseudo_labels.scores import nmi
 
 LINES, PICTURE = "epochs.jsonl", "labels.png"
-# Even classes have an entropy share of 1, classes of sizes 1, 1/2, 1/3, … still more than 0.7; 0.5 is that of √K even classes, such
-# as 55 of 3,000.
+# Even classes have an entropy share of 1, and classes of sizes 1, 1/2, 1/3, … more than 0.7. A share of 0.5
+# is that of √K even classes, such as 55 of 3,000.
 MIN_ENTROPY_SHARE = 0.5
-# Of few classes each holds a tenth, of many one of 20 times its share may be a class like others: only both together tell.
+# Both limits must be exceeded: each of few classes holds a tenth of the images, and one of many classes may
+# hold 20 times its even share without a collapse.
 MAX_BIGGEST, MAX_TIMES_EVEN = 0.1, 20
 
 
 def label_figures(
     labels: np.ndarray, previous: np.ndarray | None, true: np.ndarray | None, num_classes: int, seed: int
 ) -> dict[str, float | None]:
-    """Figures of an epoch's `labels` (integers [N], 0 to num_classes - 1), as the network gave them: before empty classes are split, which hides a collapse.
+    """Compute the figures of an epoch's labels as the network gave them.
 
-    non_empty: classes; entropy of the classes' sizes, in nats, and entropy_share of its maximum log num_classes; biggest: share of the images in the biggest
-    class. nmi_previous, nmi_true: NMI with the epoch before and with the true labels (negative: none), None without them.
-    nmi_true_shuffled: NMI of the same labels, shuffled by `seed`, with the true ones: many classes alone raise it (uic.txt, section 4.1).
+    Empty classes must not be split yet, because the split hides a collapse.
+
+    Args:
+        labels: Integers [N] in 0 … num_classes - 1.
+        previous: Labels of the epoch before, or None.
+        true: True labels, negative where there is none, or None.
+        num_classes: Number of classes.
+        seed: Seed of the shuffled labels.
+
+    Returns:
+        non_empty: Number of classes with images.
+        entropy: Entropy of the classes' sizes, in nats.
+        entropy_share: Entropy divided by its maximum, log num_classes.
+        biggest: Share of the images in the biggest class.
+        nmi_previous, nmi_true: NMI with the epoch before and with the true labels; None without them.
+        nmi_true_shuffled: NMI of the shuffled labels with the true ones, because many classes alone raise NMI
+            (uic.txt, section 4.1).
     """
     sizes = np.bincount(labels, minlength=num_classes)
     shares = sizes[sizes > 0] / len(labels)
@@ -47,7 +62,7 @@ def label_figures(
 def watched_figures(
     labels: np.ndarray, previous: np.ndarray | None, true: np.ndarray | None, num_classes: int, seed: int
 ) -> dict[str, float | None]:
-    """`label_figures` of labels that are made in training, with a warning where they collapse."""
+    """Return `label_figures`, and warn if the labels have collapsed."""
     figures = label_figures(labels, previous, true, num_classes, seed)
     if (warning := collapse_warning(figures, num_classes)) is not None:
         warnings.warn(warning, stacklevel=2)
@@ -55,29 +70,30 @@ def watched_figures(
 
 
 def collapse_warning(figures: Mapping[str, float | None], num_classes: int) -> str | None:
-    """What to say while labels are made, where few classes hold the images; None where nothing is to be said."""
-    found = collapse(figures, num_classes)
+    """Return a warning for training if few classes hold the images, and else None."""
+    collapsed = collapse(figures, num_classes)
     advice = "usual at the very beginning alone: where it stays, lower the learning rate"
-    return None if found is None else f"{found}; {advice}"
+    return None if collapsed is None else f"{collapsed}; {advice}"
 
 
 def collapse(figures: Mapping[str, float | None], num_classes: int) -> str | None:
-    """In which way few classes hold the images, by `label_figures`; None where they do not."""
+    """Describe how few classes hold the images, by `label_figures`; return None if they do not."""
     share, biggest, non_empty = figures["entropy_share"], figures["biggest"], figures["non_empty"]
     assert share is not None and biggest is not None and non_empty is not None
     crowded = biggest > MAX_BIGGEST and biggest * num_classes > MAX_TIMES_EVEN
     if not crowded and share >= MIN_ENTROPY_SHARE:
         return None
     return (
-        f"collapse: the biggest of {num_classes:,} classes holds {100 * biggest:.1f} % of the images ({biggest * num_classes:,.1f} times "
-        f"its even share), {non_empty:,.0f} have any, and the entropy is {100 * share:.0f} % of even classes'"
+        f"collapse: the biggest of {num_classes:,} classes holds {100 * biggest:.1f} % of the images "
+        f"({biggest * num_classes:,.1f} times its even share), {non_empty:,.0f} have any, "
+        f"and the entropy is {100 * share:.0f} % of even classes'"
     )
 
 
 def draw_label_curves(folder: Path) -> Path | None:
-    """Draw labels.png in a run's folder from the label figures in its epochs.jsonl; None where there are none."""
-    every = (line.row for line in read_lines(folder / LINES))
-    rows = [row for row in every if row.get("entropy_share") is not None]
+    """Draw labels.png in a run's folder from its epochs.jsonl; return None if that has no label figures."""
+    lines = (line.row for line in read_lines(folder / LINES))
+    rows = [row for row in lines if row.get("entropy_share") is not None]
     if not rows:
         return None
     title = f"{folder.name}: pseudo-labels"

@@ -1,4 +1,4 @@
-"""labels.npz: a pseudo-label of each image, which image that is, and which data set and recipe they come from."""
+"""Read and write labels.npz: a pseudo-label of each image, with the data set and the recipe behind them."""
 
 import hashlib
 import io
@@ -23,15 +23,22 @@ FORMAT = 2
 _HELD_OUT = {"test", "val", "valid", "validation"}
 _AGAIN = "write the labels anew"
 _BYTES_PER_LABEL = 16  # label, index and entropy
-_MAX_OTHER_BYTES = 1 << 24  # texts, numbers, and a few labels too many, of which a line tells more
+_MAX_OTHER_BYTES = 1 << 24  # texts, numbers, and surplus labels, for which there is a better error message
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """labels: int32 [N], 0 to num_classes - 1, row i is sample i of the data. made_by: the recipe, in words. num_split: classes that
-    would be empty, and were given halves of others. entropy: float32 [N], of the distribution over classes that a label was the
-    largest of, in nats; NaN where there was none. split: which part of its source the data is, as that calls it; "" where it
-    is not known. configuration: what the labels depend on, plain JSON values: "source" and its settings.
+    """The pseudo-labels of a data set.
+
+    Attributes:
+        labels: int32 [N] in 0 … num_classes - 1; row i is sample i of the data.
+        num_classes: Number of classes.
+        made_by: The recipe, in words.
+        num_split: Number of classes that would be empty and were given halves of others.
+        entropy: float32 [N], in nats: entropy of the distribution over classes that the label is the maximum
+            of; NaN if there was none.
+        split: Name of the data's split in its source, or "" if it is not known.
+        configuration: "source" and the settings that the labels depend on, as JSON values.
     """
 
     labels: np.ndarray
@@ -43,7 +50,7 @@ class Labels:
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
     def digest(self) -> str:
-        """Equal for the same labels, whatever file they are in and however they were made."""
+        """Return a digest of the labels alone, whatever their file and origin."""
         return hashlib.blake2b(self.labels.astype("<i4").tobytes(), digest_size=16).hexdigest()
 
 
@@ -58,9 +65,13 @@ def write_labels(
     entropy: np.ndarray | None = None,
     configuration: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `labels` (integers [N], 0 to num_classes - 1), row i of sample i of `data`; at any moment `path` is absent, old or whole.
+    """Write labels to `path`, which is absent, old or complete at any moment, and return `path`.
 
-    entropy: floats [N], in nats. configuration: JSON values. ValueError where `path` cannot be written.
+    `labels` are integers [N] in 0 … num_classes - 1, and row i is sample i of `data`. The other arguments are
+    fields of `Labels`.
+
+    Raises:
+        ValueError: `path` cannot be written.
     """
     assert labels.shape == (data.num_samples,) and 0 <= labels.min() and labels.max() < num_classes
     if entropy is None:
@@ -86,14 +97,20 @@ def write_labels(
 
 
 def read_labels(path: Path, data: Dataset) -> Labels:
-    """The labels in `path`, which must be `data`'s. ValueError where they are not, where one is out of range, or where `path` is no such file."""
+    """Return the labels in `path`.
+
+    Raises:
+        ValueError: `path` is no file of labels, they are not `data`'s, or one is out of range.
+    """
     return _checked(path, _read(path, data.num_samples), data)
 
 
 @cache
 def labels_of(path: Path, options: RunOptions) -> Labels:
-    """The labels in `path` to learn from, which must be those of --data. ValueError as in `read_labels`, and where they are the labels of
-    the held-out images or of a split that is made for testing.
+    """Return the labels in `path` to learn from, which must be those of --data.
+
+    Raises:
+        ValueError: As in `read_labels`, or the labels are those of the held-out images or of a test split.
     """
     data, val = open_both(options)
     try:
@@ -103,7 +120,8 @@ def labels_of(path: Path, options: RunOptions) -> Labels:
         if held_out or split is not None:
             which = "the held-out images" if held_out else f"a split named {split}"
             raise ValueError(
-                f"{path} labels {which}: these are the test pictures, of which nothing may be learned; give labels of the training images"
+                f"{path} labels {which}: these are the test pictures, of which nothing may be learned; "
+                "give labels of the training images"
             )
         return _checked(path, file, data)
     finally:
@@ -114,7 +132,7 @@ def labels_of(path: Path, options: RunOptions) -> Labels:
 
 @dataclass(frozen=True, eq=False)
 class _File:
-    """What a file says, not yet compared with any data. indices: int64 [N], the sample of each row."""
+    """The contents of a file before any check; `indices` is the sample of each row, int64 [N]."""
 
     labels: Labels
     indices: np.ndarray
@@ -122,42 +140,47 @@ class _File:
 
 
 def _is_held_out(split: str) -> bool:
-    """Also of "validation_1" or "train+test"."""
+    """Return whether a split's name has a word for test data, as "validation_1" and "train+test" have."""
     return not _HELD_OUT.isdisjoint(re.split("[^a-z]+", split.lower()))
 
 
 def _checked(path: Path, file: _File, data: Dataset) -> Labels:
-    """The labels in the data's order. ValueError where they are another data set's, lack a sample, or are out of range."""
-    found, indices = file.labels, file.indices
-    labels, num_classes = found.labels, found.num_classes
+    """Return the labels in the data's order, or raise ValueError as `read_labels` does."""
+    stored, indices = file.labels, file.indices
+    labels, num_classes = stored.labels, stored.num_classes
     if not 1 <= num_classes <= len(labels):
         raise ValueError(
-            f"{path} is of {num_classes:,} classes for {len(labels):,} images, and 1 to {len(labels):,} can be learned: {_AGAIN}"
+            f"{path} is of {num_classes:,} classes for {len(labels):,} images, "
+            f"and 1 to {len(labels):,} can be learned: {_AGAIN}"
         )
     wrong = (labels < 0) | (labels >= num_classes)
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"{path}: sample {indices[row]:,} has label {labels[row]}, and there are classes 0 to {num_classes - 1:,}: {_AGAIN}"
+            f"{path}: sample {indices[row]:,} has label {labels[row]}, "
+            f"and there are classes 0 to {num_classes - 1:,}: {_AGAIN}"
         )
     if file.digest != data.digest():
         raise ValueError(
-            f"{path} labels {len(labels):,} images of another data set (digest {file.digest[:8]}, the data's is "
-            f"{data.digest()[:8]}, of {data.num_samples:,} images): give the data that was learned from"
+            f"{path} labels {len(labels):,} images of another data set (digest {file.digest[:8]}, "
+            f"the data's is {data.digest()[:8]}, of {data.num_samples:,} images): "
+            "give the data that was learned from"
         )
     outside = (indices < 0) | (indices >= data.num_samples)
     if outside.any():
         raise ValueError(
-            f"{path} labels sample {indices[outside.argmax()]:,}, and the data has samples 0 to {data.num_samples - 1:,}: {_AGAIN}"
+            f"{path} labels sample {indices[outside.argmax()]:,}, "
+            f"and the data has samples 0 to {data.num_samples - 1:,}: {_AGAIN}"
         )
     counts = np.bincount(indices, minlength=data.num_samples)
     if (counts != 1).any():
         sample = int((counts != 1).argmax())
         raise ValueError(
-            f"{path} labels sample {sample:,} {'twice' if counts[sample] else 'not at all'}, and each needs one label: {_AGAIN}"
+            f"{path} labels sample {sample:,} {'twice' if counts[sample] else 'not at all'}, "
+            f"and each needs one label: {_AGAIN}"
         )
     order = np.argsort(indices)
-    return replace(found, labels=labels[order], entropy=found.entropy[order])
+    return replace(stored, labels=labels[order], entropy=stored.entropy[order])
 
 
 def _read(path: Path, num_samples: int) -> _File:
@@ -168,7 +191,7 @@ def _read(path: Path, num_samples: int) -> _File:
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a file of labels, such as the {NAME} in a run's folder")
     try:
-        # numpy alone believes a damaged header's length.
+        # numpy would allocate whatever length a damaged header states.
         check_zip(path, _MAX_OTHER_BYTES + _BYTES_PER_LABEL * num_samples)
         with np.load(path, allow_pickle=False) as arrays:
             version = int(arrays["format"])
@@ -177,7 +200,7 @@ def _read(path: Path, num_samples: int) -> _File:
                 num_classes, num_split = (arrays[n].item() for n in ("num_classes", "num_split"))
                 made_by, split, digest = (str(arrays[n].item()) for n in ("made_by", "split", "data_digest"))
                 configuration = dict(json.loads(str(arrays["configuration"].item())))
-    except Exception as error:  # noqa: BLE001  (zipfile, zlib, numpy, json: each has its own for a damaged file)
+    except Exception as error:  # noqa: BLE001  (zipfile, zlib, numpy and json raise different errors)
         reason = " ".join(str(error).strip("'\"").split())[:120] or type(error).__name__
         raise ValueError(f"{path} is no readable file of labels ({reason}): give a recipe's {NAME}") from None
     if version != FORMAT:
@@ -189,7 +212,8 @@ def _read(path: Path, num_samples: int) -> _File:
     ):
         if array.dtype != dtype or array.ndim != 1 or len(array) != len(labels):
             raise ValueError(
-                f"{path} holds {name} of {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} [N]: give a recipe's {NAME}"
+                f"{path} holds {name} of {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} [N]: "
+                f"give a recipe's {NAME}"
             )
     if {type(num_classes), type(num_split)} != {int}:
         raise ValueError(f"{path} holds numbers of classes that are no integers: give a recipe's {NAME}")

@@ -1,4 +1,7 @@
-"""Invariant information clustering (IIC) as SSL++ makes its semantic pseudo-labels (sslpp.txt, sections IV.B and V; xu-ji/IIC)."""
+"""Train invariant information clustering (IIC) for SSL++'s pseudo-labels (sslpp.txt, sections IV.B and V).
+
+Values that the paper does not state are those of xu-ji/IIC.
+"""
 
 import math
 import warnings
@@ -32,9 +35,9 @@ from fastpsl.tasks.pseudo_labels.mutual_information import mutual_information_lo
 from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
 
 Transforms = Literal["crop", "flip", "colour", "grey", "sobel"]
-# IIC's for CIFAR-10 and STL-10, applied always.
+# IIC's jitter for CIFAR-10 and STL-10, applied to every image.
 JITTER = ColourDistortion(0.4, 0.4, 0.4, 0.125, p=1.0)
-# What Table XIV's five columns have behind the crop: of the weak view, of the strong one.
+# The ops after the crop in Table XIV's five columns, of the weak view and of the strong view.
 _OPS: dict[str, tuple[tuple[Op, ...], tuple[Op, ...]]] = {
     "crop": ((), ()),
     "flip": ((), (Flip(),)),
@@ -42,27 +45,40 @@ _OPS: dict[str, tuple[tuple[Op, ...], tuple[Op, ...]]] = {
     "grey": ((Grey(1.0),), (Flip(), JITTER, Grey(1.0))),
     "sobel": ((SobelXY(),), (Flip(), JITTER, SobelXY())),
 }
-HEAD_EPOCHS = (1, 2)  # IIC's: an epoch of head A, then two of head B
-_HEAD_STD = 0.01  # IIC's first weights, with biases of 0
+HEAD_EPOCHS = (1, 2)  # epochs of head A and of head B in turn, as in IIC
+_HEAD_STD = 0.01  # of the initial weights, as in IIC, with biases of 0
 _GAP_PX = 4
 
 
 class IIC(Task):
-    """Clusters that a picture shares with transformed copies of itself: their mutual information is as large as can be (equation 2).
+    """A task that maximises the mutual information of the clusters of an image and its copies (equation 2).
 
-    A pair is a random crop ("weak") and a random crop that `transforms` changes further ("strong", Table XIV); of each image there
-    are `num_copies` pairs, which share the weak crop, of one decode.
+    A pair is a random crop ("weak") and a random crop that `transforms` changes further ("strong", Table
+    XIV). Each image has `num_copies` pairs, which share the weak crop, from one decode.
 
-    num_clusters: of head A, which makes the labels. second_clusters: of head B, or None for no such head. IIC clusters by B and has A
-    to learn better features; SSL++ needs one set of labels, the 70 of A. Epochs alternate (`HEAD_EPOCHS`), counted from the stage's first.
-    A head has `num_sub_heads` classifiers; the loss is their mean. The best has the lowest loss in its head's last epoch: no label is asked.
-    seed: of the shuffled labels that NMI is compared with.
+    Head A makes the labels. IIC clusters by another head, B, and uses A to learn better features; SSL++ needs
+    one set of labels, the 70 of A. Epochs of both heads alternate (`HEAD_EPOCHS`) from the stage's first. A
+    head has several classifiers, the sub-heads, and its loss is their mean. The best sub-head has the lowest
+    loss in its head's last epoch, so no true label is used.
 
-    Paper: network, batch, heads and crops are not stated. Here IIC's; it learns from CIFAR-10's test images too, we from --data alone.
-    Paper: how grey is made. Here for Sobel by the mean of the colours, and IIC's by luma, as ours for "grey".
-    IIC normalises weak and strong crops by batch statistics of their own, and by the batch's in evaluation too. Here all go through the
-    network as one batch, and labels are made by running statistics: an image's label depends on no other image's.
-    IIC lets Adam's momentum move the head whose turn it is not; so do we.
+    Paper: does not state network, batch, heads and crops. Here: IIC's.
+    Paper: does not state how grey is made. Here: the mean of the colours for Sobel, and luma for "grey".
+    IIC's code learns from CIFAR-10's test images, too. Here: from --data alone.
+    IIC's code makes grey by luma for both.
+    IIC's code has separate batch statistics for weak and strong crops, in evaluation, too. Here: all crops
+    pass through the network as one batch, and labels are made with running statistics, so that an image's
+    label does not depend on other images. As in IIC's code, Adam's momentum also moves the head whose turn it
+    is not.
+
+    Args:
+        num_clusters: Clusters of head A.
+        size_px: Side to which the crops are resized.
+        crop_share: Side of the crops as a share of the image's shorter side, in (0, 1].
+        transforms: A column of Table XIV.
+        num_copies: Pairs per image.
+        num_sub_heads: Sub-heads per head.
+        second_clusters: Clusters of head B; None for no such head.
+        seed: Seed of the shuffled labels that NMI is compared with.
     """
 
     num_levels = 1
@@ -71,11 +87,11 @@ class IIC(Task):
         self,
         num_clusters: int,
         *,
-        size_px: int = 32,
-        crop_share: float = 0.625,
-        transforms: Transforms = "sobel",
-        num_copies: int = 3,
-        num_sub_heads: int = 5,
+        size_px: int,
+        crop_share: float,
+        transforms: Transforms,
+        num_copies: int,
+        num_sub_heads: int,
         second_clusters: int | None = None,
         seed: int = 0,
     ):
@@ -85,7 +101,8 @@ class IIC(Task):
             )
         if num_copies < 1:
             raise ValueError(
-                f"--num-copies {num_copies}: IIC compares a picture with transformed copies, so it needs 1 or more"
+                f"--num-copies {num_copies}: IIC compares a picture with transformed copies, "
+                "so it needs 1 or more"
             )
         if num_sub_heads < 1:
             raise ValueError(f"--num-sub-heads {num_sub_heads}: a head needs 1 or more")
@@ -107,16 +124,22 @@ class IIC(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """ValueError where there are more clusters than images. Takes the true labels, if there are any: to compare with, no more."""
+        """Store the true labels, if there are any, for comparison alone.
+
+        Raises:
+            ValueError: There are more clusters than images.
+        """
         for flag, size in self.sizes.items():
             if size > data.num_samples:
                 raise ValueError(
-                    f"{flag} {size:,} for {data.num_samples:,} training images: give at most {data.num_samples:,}"
+                    f"{flag} {size:,} for {data.num_samples:,} training images: "
+                    f"give at most {data.num_samples:,}"
                 )
         if batch_size < max(self.sizes.values()):
             warnings.warn(
-                f"--batch-size {batch_size}: so few pairs a step say little of how {max(self.sizes.values())} clusters share "
-                f"the images; give several times as many, or fewer clusters",
+                f"--batch-size {batch_size}: so few pairs a step say little of how "
+                f"{max(self.sizes.values())} "
+                "clusters share the images; give several times as many, or fewer clusters",
                 stacklevel=2,
             )
         self.num_samples = data.num_samples
@@ -124,7 +147,7 @@ class IIC(Task):
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """The weak crop, then the strong ones, each with draws of its own."""
+        """Return the weak crop, then the strong ones; each has its own draws."""
         return self._views
 
     @override
@@ -133,7 +156,7 @@ class IIC(Task):
 
     @override
     def images_per_sample(self, level: int) -> int:
-        """Pairs of an image, which the batch size counts, as IIC's does."""
+        """Return the number of pairs per image, which the batch size counts, as in IIC."""
         return self.num_copies
 
     @override
@@ -142,7 +165,7 @@ class IIC(Task):
 
     @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
-        """No labels yet; nothing is known of the new sub-heads."""
+        """Forget labels and figures, because they belong to the previous heads."""
         device = next(head.parameters()).device
         self.epochs = ClusterEpochs(len(self.sizes), self.num_sub_heads, self.num_samples, device)
         self.first_epoch = 0
@@ -155,7 +178,7 @@ class IIC(Task):
             self.first_epoch = context.epoch
 
     def head_of(self, epoch: int) -> int:
-        """The head that learns in `epoch`, which counts over all stages: 0 for A, 1 for B."""
+        """Return the head that learns in `epoch`, which counts over all stages: 0 for A, 1 for B."""
         in_turn = (epoch - self.first_epoch) % sum(HEAD_EPOCHS)
         return 0 if len(self.sizes) == 1 or in_turn < HEAD_EPOCHS[0] else 1
 
@@ -163,7 +186,10 @@ class IIC(Task):
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Minus the mutual information of the global batch's pairs, in nats, the mean over the sub-heads; held out, of head A."""
+        """Return minus the mutual information of the global batch's pairs, in nats, the sub-heads' mean.
+
+        Held-out images are scored by head A.
+        """
         assert isinstance(head, ClusterHeads)
         number = self.head_of(batch.epoch) if head.training else 0
         logits = head(trunk(joined(inputs)), number).float().unflatten(0, (len(inputs), -1))
@@ -177,25 +203,25 @@ class IIC(Task):
 
     @override
     def end_epoch(self) -> Figures:
-        """What the epoch's clusters were like; of head B the figures' names end in _b."""
+        """Return the figures of the epoch's clusters; names of head B's end in _b."""
         number = self.epochs.number
-        found = self.epochs.end(list(self.sizes.values())[number], self.true_labels, self.seed)
-        return {f"{name}_b": value for name, value in found.items()} if number else found
+        figures = self.epochs.end(list(self.sizes.values())[number], self.true_labels, self.seed)
+        return {f"{name}_b": value for name, value in figures.items()} if number else figures
 
     @override
     def end_stage(self, context: EpochContext) -> None:
-        """All training images' labels, by centre crops in eval mode: the arg max of head A's best sub-head; and how sure it was."""
+        """Label all training images by head A's best sub-head on centre crops in eval mode."""
         best, num, world = self.epochs.best[0], self.num_samples, context.world
         entropy = torch.full((num + 1,), -1.0, device=world.device)
 
-        def logits_seen() -> Iterator[tuple[Tensor, Tensor]]:
+        def outputs() -> Iterator[tuple[Tensor, Tensor]]:
             assert isinstance(context.head, ClusterHeads)
             for indices, logits in context.forward_dataset(self.center, context.head):
                 logs = logits[:, best].float().log_softmax(1)
                 entropy[torch.where(indices >= 0, indices, num)] = -(logs.exp() * logs).sum(1)
                 yield indices, logits[:, best]
 
-        labels = gathered_labels(context, logits_seen()).cpu()
+        labels = gathered_labels(context, outputs()).cpu()
         if world.size > 1:
             dist.all_reduce(entropy, op=dist.ReduceOp.MAX)
         entropy = entropy[:num].cpu()
@@ -203,11 +229,11 @@ class IIC(Task):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        made = {"labels": self.labels, "entropy": self.entropy, "best_sub_head": self.epochs.best[0]}
+        results = {"labels": self.labels, "entropy": self.entropy, "best_sub_head": self.epochs.best[0]}
         return {
             "first_epoch": self.first_epoch,
             "epochs": self.epochs.state_dict(),
-            **(made if self.labels is not None else {}),
+            **(results if self.labels is not None else {}),
         }
 
     @override
@@ -218,19 +244,25 @@ class IIC(Task):
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The weak crop of each image and its copies, side by side, as the network sees them."""
-        pictures = [view.pictures(images) for view, images in zip(self._views, inputs, strict=True)]
-        padded = [F.pad(picture, (0, _GAP_PX), value=1.0) for picture in pictures]
+        """Return the weak crop of each image and its copies, side by side, as the network sees them."""
+        crops = [view.pictures(images) for view, images in zip(self._views, inputs, strict=True)]
+        padded = [F.pad(crop, (0, _GAP_PX), value=1.0) for crop in crops]
         return torch.cat(padded, 3)[..., :-_GAP_PX]
 
 
 def input_of(transforms: Transforms, size_px: int) -> Input:
-    """What the network sees: two gradients after "sobel", three channels otherwise (equal ones after "grey")."""
+    """Return the network's input: two gradients after "sobel", else three channels (equal after "grey")."""
     return Input.usual("SobelXY" if transforms == "sobel" else "RGB", size_px)
 
 
 class ClusterHeads(nn.Module):
-    """On average-pooled features, for each of `sizes` clusters as many linear classifiers as there are sub-heads, side by side in one product."""
+    """A module of all heads: average pool, and per head the sub-heads' linear classifiers as one product.
+
+    Args:
+        channels: Number of features.
+        sizes: Clusters of each head.
+        num_sub_heads: Sub-heads per head.
+    """
 
     def __init__(self, channels: int, sizes: tuple[int, ...], num_sub_heads: int):
         super().__init__()
@@ -239,11 +271,11 @@ class ClusterHeads(nn.Module):
 
     @override
     def forward(self, features: Tensor, number: int = 0) -> Tensor:
-        """Features [B, C, h, w] to logits [B, num_sub_heads, clusters] of head `number`."""
+        """Return the logits [B, num_sub_heads, clusters] of head `number` from features [B, C, h, w]."""
         logits: Tensor = self.classify[number](features.mean((2, 3)))
         return logits.unflatten(1, (self.num_sub_heads, -1))
 
     def nothing_of_others(self, number: int) -> Tensor | float:
-        """0, with a gradient of 0 to the heads other than `number`: DDP waits for every parameter's."""
+        """Return 0 with zero gradients for the other heads, because DDP waits for every parameter's."""
         others = [p for i, part in enumerate(self.classify) if i != number for p in part.parameters()]
         return sum((0.0 * parameter.sum() for parameter in others), 0.0)

@@ -1,4 +1,4 @@
-"""What heads of clusters were like over an epoch of steps: which sub-head is best, and whether its clusters collapse."""
+"""Collect an epoch's clusters and losses: the best sub-head, and figures that show a collapse."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +15,15 @@ _NONE = -1
 
 
 class ClusterEpochs:
-    """Kept on the device, the same on every rank once an epoch ends; the host looks only then.
+    """A record of each head's epoch on the device, which the host reads only when the epoch ends.
 
-    number: the head (from 0) of the epoch under way. best: of each head the sub-head whose mean loss was lowest in that head's last
-    epoch (the first of equals; 0 before). Of the images' clusters those of one sub-head are kept, 4 bytes an image: of the one that
-    was best as the epoch began.
+    It is the same on every rank after `end`. Clusters are kept for one sub-head alone, the best one when the
+    epoch began, in 4 bytes per image.
+
+    Attributes:
+        number: The head (from 0) of the current epoch.
+        best: For each head, the sub-head with the lowest mean loss in that head's last epoch. The first of
+            equal ones counts; it is 0 before.
     """
 
     def __init__(self, num_heads: int, num_sub_heads: int, num_samples: int, device: torch.device):
@@ -29,16 +33,20 @@ class ClusterEpochs:
         self._forget()
 
     def _forget(self) -> None:
-        # Sums of the steps' losses, and how many they are.
+        # The sums of the steps' finite losses, and their counts.
         self._sums = torch.zeros((2, self.num_sub_heads), dtype=torch.float64, device=self.device)
-        # One place more, for what is no image's.
+        # The last place is for padding.
         self._clusters = torch.full((self.num_samples + 1,), _NONE, dtype=torch.int32, device=self.device)
 
     @torch.no_grad()
     def see(self, number: int, indices: Tensor, losses: Tensor, logits: Tensor) -> None:
-        """A step of head `number`: losses [num_sub_heads], alike on all ranks; logits [B, num_sub_heads, clusters] of this rank's images.
+        """Record a step; values that are not finite are ignored.
 
-        indices: int64 [B], -1 for padding. What is not finite counts for nothing.
+        Args:
+            number: The head that learned.
+            indices: int64 [B], -1 for padding.
+            losses: [num_sub_heads], the same on all ranks.
+            logits: [B, num_sub_heads, clusters] of this rank's images.
         """
         self.number = number
         counts = losses.isfinite()
@@ -48,14 +56,20 @@ class ClusterEpochs:
         self._clusters[torch.where(indices >= 0, indices, self.num_samples)] = clusters.to(torch.int32)
 
     def end(self, num_clusters: int, true: np.ndarray | None, seed: int) -> dict[str, float | None]:
-        """The epoch is over: which sub-head is best now, and on rank 0 the figures, of which it warns where clusters collapse.
+        """End the epoch: choose the best sub-head, and warn on rank 0 if the clusters have collapsed.
 
-        `label_figures` of the images that were drawn; mutual_information: of the best sub-head, in nats, the mean over the epoch's
-        batches. true: labels int [N], negative where there are none.
+        Args:
+            num_clusters: Clusters of the head.
+            true: True labels, int [N], negative where there is none.
+            seed: Seed of the shuffled labels.
+
+        Returns:
+            On rank 0 `label_figures` of the images that were drawn, the best sub-head and its mutual
+            information, in nats, averaged over the epoch's batches; on other ranks nothing.
         """
         number = self.number
         if place_among_ranks()[1] > 1:
-            # Equal already, unless a sum over ranks was rounded unlike on two of them: all must choose one sub-head.
+            # All ranks must choose the same sub-head, and their sums may differ by rounding.
             dist.broadcast(self._sums, src=0)
         total, num = self._sums.cpu()
         losses = torch.where(num > 0, total / num, torch.inf)
@@ -63,28 +77,28 @@ class ClusterEpochs:
         clusters = self._gathered()
         previous, self._previous[number] = self._previous[number], clusters
         self._forget()
-        made = clusters.numpy()
-        drawn = made >= 0
-        if place_among_ranks()[0] != 0 or not drawn.any():
+        labels = clusters.numpy()
+        is_drawn = labels >= 0
+        if place_among_ranks()[0] != 0 or not is_drawn.any():
             return {}
-        before = previous.numpy()[drawn]
+        previous_labels = previous.numpy()[is_drawn]
         figures = watched_figures(
-            made[drawn],
-            before if (before >= 0).any() else None,
-            None if true is None else true[drawn],
+            labels[is_drawn],
+            previous_labels if (previous_labels >= 0).any() else None,
+            None if true is None else true[is_drawn],
             num_clusters,
             seed,
         )
         return {"mutual_information": -float(losses[best]), "best_sub_head": float(best), **figures}
 
     def _gathered(self) -> Tensor:
-        """All ranks' clusters, int32 [num_samples], on the CPU. An epoch draws an image once."""
+        """Return all ranks' clusters, int32 [num_samples], on the CPU; an epoch draws an image once."""
         if place_among_ranks()[1] > 1:
             dist.all_reduce(self._clusters, op=dist.ReduceOp.MAX)
         return self._clusters[:-1].to("cpu", copy=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """On the CPU, the same on every rank; every rank calls it."""
+        """Return the state on the CPU, the same on every rank; every rank must call it."""
         return {
             "number": self.number,
             "best": list(self.best),
@@ -94,7 +108,7 @@ class ClusterEpochs:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """To go on in mid-epoch."""
+        """Restore the state of a partial epoch."""
         assert len(state["clusters"]) == self.num_samples, (len(state["clusters"]), self.num_samples)
         self.number = state["number"]
         self.best, self._previous = list(state["best"]), list(state["previous"])

@@ -1,12 +1,13 @@
-"""IIC as a recipe runs it: options, the job that they make, and the labels that it leaves for SSL++."""
+"""Build IIC's experiment from the options of a recipe, and write the labels that SSL++ reads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from typing_extensions import override
+from tyro.conf import arg
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
@@ -36,8 +37,13 @@ class Options(PretrainOptions):
     """Classifiers of a head; the one of lowest loss makes the labels."""
     num_copies: int
     """Transformed copies that an image is paired with; --batch-size counts pairs."""
-    transforms: Transforms
-    """What the copies go through besides crops; each adds to the one before: crop, flip, colour, grey, sobel (Table XIV)."""
+    transforms: Annotated[
+        Transforms,
+        arg(
+            help="What the copies go through besides crops; "
+            "each adds to the one before: crop, flip, colour, grey, sobel (Table XIV)."
+        ),
+    ]
     crop_share: float
     """Side of the crops, as a share of the picture's shorter side."""
     size_px: int
@@ -50,8 +56,9 @@ class Options(PretrainOptions):
         super().__post_init__()
         if self.accumulate > 1:
             raise ValueError(
-                f"--accumulate {self.accumulate}: each part would have the mutual information of its own pairs, which is another "
-                f"loss; use more ranks, or a smaller --batch-size"
+                f"--accumulate {self.accumulate}: each part would have the mutual information of its own "
+                "pairs, "
+                "which is another loss; use more ranks, or a smaller --batch-size"
             )
         self.refuse_apex("IIC", "Adam")
 
@@ -81,23 +88,26 @@ def build(options: Options) -> Experiment:
 
 
 def leave_labels(task: IIC, run: Run) -> Sequence[str]:
-    """Write labels.npz and labels.png of the last checkpoint's labels into the run's folder; return lines for people."""
+    """Write labels.npz and labels.png of the last checkpoint to the run's folder; return lines to print."""
     state = read_checkpoint(run.last_checkpoint())
-    made = state["task"]
-    labels, num_clusters = made["labels"].numpy(), task.num_clusters
+    state_of_task = state["task"]
+    best, num_sub_heads = state_of_task["best_sub_head"] + 1, task.num_sub_heads
+    labels, num_clusters = state_of_task["labels"].numpy(), task.num_clusters
     path = write_labels(
         run.folder / NAME, labels, num_clusters, run.data.train, str(run.science["recipe"]),
-        entropy=made["entropy"].numpy(), configuration={**run.science, "source": "iic", "cut": was_cut(state)},
+        entropy=state_of_task["entropy"].numpy(),
+        configuration={**run.science, "source": "iic", "cut": was_cut(state)},
     )  # fmt: skip
     curves = draw_label_curves(run.folder)
     true = run.data.train.labels()
-    words = [
-        f"labels by sub-head {made['best_sub_head'] + 1} of {task.num_sub_heads}, which had the lowest loss",
+    facts = [
+        f"labels by sub-head {best} of {num_sub_heads}, which had the lowest loss",
         f"{len(np.unique(labels))} of {num_clusters} clusters are not empty",
     ]
     if (true >= 0).any():
-        words.append(
-            f"with the true labels NMI {nmi(labels, true):.3f}, accuracy {hungarian_accuracy(labels, true):.1%} matched one to one, "
+        facts.append(
+            f"with the true labels NMI {nmi(labels, true):.3f}, "
+            f"accuracy {hungarian_accuracy(labels, true):.1%} matched one to one, "
             f"{many_to_one_accuracy(labels, true):.1%} each cluster as its commonest class"
         )
-    return ["; ".join(words), f"labels {path}", *([f"label curves {curves}"] if curves else [])]
+    return ["; ".join(facts), f"labels {path}", *([f"label curves {curves}"] if curves else [])]

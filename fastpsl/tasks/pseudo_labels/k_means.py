@@ -1,7 +1,7 @@
-"""k-means by Lloyd's iterations over rows that lie on several ranks (DeepCluster, arXiv 1807.05520, equation 2).
+"""Run k-means by Lloyd's iterations on rows of several ranks (DeepCluster, arXiv 1807.05520, equation 2).
 
-Of 1.28 million rows of 256 floats one rank of 8 holds 164 MB on its device; 10,000 centroids are 10 MB on each. An iteration is one
-product of the two (6.6 TFLOP over all ranks) and one exchange of 20 MB.
+For 1.28 million rows of 256 floats, one of 8 ranks holds 164 MB on its device, and 10,000 centroids take 10
+MB on each. An iteration is one matrix product (6.6 TFLOP over all ranks) and one exchange of 20 MB.
 """
 
 import heapq
@@ -16,27 +16,37 @@ from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.pipelines.doing import doing
 
-# Rows are added up as integers of this part of 1: the sum is the same in any order, so on any number of ranks and by a GPU's atomic
-# additions too. 2**-32 is less than float32 can tell in a row of length 1, and 2**31 rows fit an int64.
+# Rows are summed as integers in units of 2**-32. Integer sums are the same in any order, so for any number of
+# ranks and for a GPU's atomic additions. The unit is below float32's resolution in a row of length 1, and
+# sums of 2**31 rows fit an int64.
 _ONE = 2.0**32
-_BLOCK_DISTANCES = 1 << 26  # 256 MiB of them at a time
-_SPLIT = 1 / 1024  # faiss's too
+_BLOCK_DISTANCES = 1 << 26  # 256 MiB
+_SPLIT = 1 / 1024  # as in faiss
 
 
 def k_means(
     rows: Tensor, initial: Tensor, num_iterations: int, world: World
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels int64 [n] of this rank's rows, centroids float32 [k, d], and the mean squared distance of all ranks' rows to theirs.
+    """Cluster the rows of all ranks.
 
-    rows: float32 [n, d] on the device, none longer than 1; n may be 0. initial: float32 [k, d], equal on every rank; not more than there
-    are rows in all. Centroids are moved `num_iterations` times, then each row gets the nearest one.
-    A centroid without rows is laid beside the biggest one's (`split_biggest`); the last labels may leave some empty all the same.
+    The centroids move `num_iterations` times; then each row gets the nearest one. A centroid without rows is
+    put beside the biggest cluster's (`split_biggest`), but the last assignment may leave clusters empty.
+
+    Args:
+        rows: This rank's rows, float32 [n, d] on the device, of length 1 at most; n may be 0.
+        initial: The first centroids, float32 [k, d], equal on every rank, at most as many as there are rows.
+        num_iterations: Number of iterations.
+        world: The ranks.
+
+    Returns:
+        Labels int64 [n] of this rank's rows, centroids float32 [k, d], and the mean squared distance of all
+        ranks' rows to their centroids.
     """
     assert rows.dtype == initial.dtype == torch.float32 and rows.shape[1:] == initial.shape[1:]
     assert not len(rows) or float(torch.linalg.vector_norm(rows, dim=1).max()) < 1.001, "rows longer than 1"
     centroids = initial
-    with doing("k-means", "iterations", num_iterations) as told:
-        for _ in told.over(range(num_iterations)):
+    with doing("k-means", "iterations", num_iterations) as progress:
+        for _ in progress.over(range(num_iterations)):
             centroids = _moved(rows, centroids, world)
     labels = torch.empty(len(rows), dtype=torch.long, device=rows.device)
     total = torch.zeros(2, dtype=torch.float64, device=rows.device)
@@ -51,32 +61,46 @@ def k_means(
 def drawn_rows(
     rows: Tensor, indices: np.ndarray, num: int, num_samples: int, seed: int, epoch: int, world: World
 ) -> Tensor:
-    """float32 [num, d]: the rows of samples drawn by (seed, epoch) among those of all ranks; equal on any number of ranks.
+    """Draw rows of random samples, float32 [num, d], equal on every rank and for any number of ranks.
 
-    indices: int64 [n], the sample of each of this rank's rows, in 0..num_samples-1, none on two ranks or twice. ValueError where
-    there are fewer than `num`.
+    Args:
+        rows: This rank's rows [n, d].
+        indices: The sample of each row, int64 [n] in 0 … num_samples - 1; a sample has one row at most.
+        num: Number of rows to draw.
+        num_samples: Number of samples of the data.
+        seed: Seed of the draw.
+        epoch: Epoch of the draw.
+        world: The ranks.
+
+    Raises:
+        ValueError: There are fewer rows than `num`.
     """
-    there = torch.zeros(num_samples, dtype=torch.int32, device=rows.device)
-    mine = torch.from_numpy(indices).to(rows.device)
-    there[mine] = 1
-    known = np.flatnonzero(sum_over_ranks(world, there).cpu().numpy())
-    if len(known) < num:
-        raise ValueError(f"{len(known)} images can be decoded, for {num} clusters: ask for fewer")
-    high, low = words(Keys(seed, epoch, known), Slot.TASK, 2).astype(np.uint64).T
-    drawn = known[np.argsort((high << np.uint64(32)) | low, kind="stable")[:num]]
+    has_row = torch.zeros(num_samples, dtype=torch.int32, device=rows.device)
+    on_device = torch.from_numpy(indices).to(rows.device)
+    has_row[on_device] = 1
+    samples = np.flatnonzero(sum_over_ranks(world, has_row).cpu().numpy())
+    if len(samples) < num:
+        raise ValueError(f"{len(samples)} images can be decoded, for {num} clusters: ask for fewer")
+    high, low = words(Keys(seed, epoch, samples), Slot.TASK, 2).astype(np.uint64).T
+    chosen = samples[np.argsort((high << np.uint64(32)) | low, kind="stable")[:num]]
     place = torch.full((num_samples,), -1, dtype=torch.long, device=rows.device)
-    place[torch.from_numpy(drawn).to(rows.device)] = torch.arange(num, device=rows.device)
-    mine = place[mine]
+    place[torch.from_numpy(chosen).to(rows.device)] = torch.arange(num, device=rows.device)
+    positions = place[on_device]
     initial = torch.zeros(num, rows.shape[1], device=rows.device)
-    initial[mine[mine >= 0]] = rows[mine >= 0]
+    initial[positions[positions >= 0]] = rows[positions >= 0]
     return sum_over_ranks(world, initial)
 
 
 def split_biggest(centroids: Tensor, counts: list[int]) -> Tensor:
-    """The centroids with those of no rows laid beside others: float32 [k, d] on the host, `counts` rows each.
+    """Return the centroids, float32 [k, d] on the host, with each empty one beside one that is split.
 
-    Each empty one, the lowest first, halves the biggest (ties: the lowest): both stand where that one was, moved apart by 1/1024 of each
-    coordinate, up and down in turn, and count for half of its rows. faiss draws the one to be split by size.
+    An empty centroid, the lowest first, halves the biggest (of equal ones the lowest). Both stand where that
+    one was, moved apart by 1/1024 of each coordinate with alternating signs, and count half of its rows each.
+    faiss draws the centroid to be split by its size.
+
+    Args:
+        centroids: float32 [k, d].
+        counts: Number of rows of each centroid.
     """
     centroids = centroids.clone()
     signs = 1 - 2 * (torch.arange(centroids.shape[1]) % 2)
@@ -93,7 +117,7 @@ def split_biggest(centroids: Tensor, counts: list[int]) -> Tensor:
 
 
 def _moved(rows: Tensor, centroids: Tensor, world: World) -> Tensor:
-    """Each centroid as the mean of the rows that it is nearest to."""
+    """Return the mean of each centroid's nearest rows, after `split_biggest` if a centroid has none."""
     num, width = centroids.shape
     sums = torch.zeros(num, width + 1, dtype=torch.long, device=rows.device)  # the last column counts
     for part, nearest, _ in _assigned(rows, centroids):
@@ -107,7 +131,7 @@ def _moved(rows: Tensor, centroids: Tensor, world: World) -> Tensor:
 
 
 def _assigned(rows: Tensor, centroids: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Block by block: which rows, the number of the nearest centroid, and the squared distance to it."""
+    """Yield, block by block, the rows' slice, their nearest centroids and the squared distances."""
     halves = centroids.square().sum(1) / 2
     size = max(1, _BLOCK_DISTANCES // len(centroids))
     for start in range(0, len(rows), size):

@@ -1,4 +1,4 @@
-"""The mutual information of two views' clusters, which IIC maximises, over the global batch (sslpp.txt, section IV.B)."""
+"""Compute the mutual information of two views' clusters over the global batch (sslpp.txt, section IV.B)."""
 
 import sys
 from typing import Any
@@ -12,26 +12,31 @@ from typing_extensions import override
 from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.kernels.tf32 import no_tf32
 
-# IIC's code (xu-ji/IIC): 2.2e-16. In half precision it would be 0, and the logarithm not finite.
+# The value of IIC's code (xu-ji/IIC), 2.2e-16. In half precision it would be 0, and its logarithm infinite.
 EPS = sys.float_info.epsilon
 
 
 def mutual_information_loss(first: Tensor, others: Tensor, valid: Tensor) -> Tensor:
-    """-I(z, z') of equation 2, in nats, for each of S sub-heads: float32 [S], whatever the inputs are and under autocast too.
+    """Return -I(z, z') of equation 2 in nats, float32 [S] for S sub-heads, even under autocast.
 
-    first: distributions over C clusters, [B, S, C], of a view of this rank's samples. others: [K, B, S, C], of K more views: there
-    are K * B pairs. valid: bool [B]; what is not valid may hold anything finite or not. B may be 0, and differ between ranks.
+        P = mean over all ranks' pairs of z z'^T, then (P + P^T) / 2 over its sum, no cell and no marginal
+        below EPS loss = -sum of P_cd (log P_cd - log P_c - log P_d)
 
-        P = mean over all ranks' pairs of z z'^T, then (P + P^T) / 2 over its sum, no cell and no marginal below EPS
-        loss = -sum of P_cd (log P_cd - log P_c - log P_d),  -log C at best, 0 for one cluster or for views that share nothing
+    The loss is -log C at best, and 0 for one cluster or for independent views. It is that of all ranks'
+    pairs, on every rank. The gradient of this rank's inputs is multiplied by the number of ranks, so that the
+    mean over ranks that DDP takes is the gradient of the loss. Without a valid sample, the loss is within C^2
+    * 1e-14 of 0.
 
-    The loss is that of all ranks' pairs, on every rank. The gradient of this rank's inputs is times the number of ranks, so that the
-    mean over ranks that DDP takes is that of the loss. Where no sample is valid it is within C^2 * 1e-14 of 0.
+    Args:
+        first: Distributions over C clusters, [B, S, C], of a view of this rank's samples. B may be 0 and may
+            differ between ranks.
+        others: [K, B, S, C], those of K further views; there are K * B pairs.
+        valid: bool [B]; the distributions of invalid samples may be infinite or NaN.
     """
     with no_tf32(), torch.autocast(first.device.type, enabled=False):
         ignored = ~valid[:, None, None]
         z = first.float().masked_fill(ignored, 0.0)
-        # P is linear in z', so the mean of the other views is all that it needs of them.
+        # P is linear in z', so the mean of the other views suffices.
         z_other = others.float().mean(0).masked_fill(ignored, 0.0)
         joint: Tensor = _SumOverRanks.apply(torch.einsum("bsc,bsd->scd", z, z_other))
         joint = (joint + joint.transpose(1, 2)) / 2
@@ -43,7 +48,10 @@ def mutual_information_loss(first: Tensor, others: Tensor, valid: Tensor) -> Ten
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum of all ranks' tensors, which each rank then makes the same of: so its gradient is at hand everywhere, and none travels."""
+    """An autograd function for the sum of all ranks' tensors, without communication in the backward pass.
+
+    All ranks compute the same from the sum, so its gradient is known everywhere.
+    """
 
     @staticmethod
     @override

@@ -1,4 +1,4 @@
-"""Classes by pseudo-labels: what UIC (uic.txt, sections 3.2 and 4.2) and DeepCluster share."""
+"""Learn classes from pseudo-labels: the base of UIC (uic.txt, sections 3.2 and 4.2) and DeepCluster."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,14 +26,20 @@ _NOT_FINITE = 2**31 - 1
 
 
 class PseudoClassify(Task):
-    """Cross-entropy of a linear classifier on labels that a `LabelStore` holds, in an order that balances their classes.
+    """A task that trains a linear classifier on pseudo-labels, in an order that balances their classes.
 
-    Paper: "Avoid empty classes", "Class balance sampling" (section 4.2). Where the images come from is up to who sets the labels.
+    A subclass sets the labels, which a `LabelStore` holds.
+    Paper: "Avoid empty classes", "Class balance sampling" (section 4.2).
 
-    Held-out images have no labels: there the first of two views is told by the arg max of the other; accuracy = views named alike.
+    Held-out images have no labels. There the first of two views is scored against the arg max of the second,
+    and accuracy is the share of equal answers.
 
-    view: what is learned from. center: what images are labelled by where a pass over all of them does it. seed: of orders and splits.
-    head_std: of the classifier's first weights (`classify.linear`).
+    Args:
+        num_classes: Number of classes, 2 or more.
+        view: View of the training images.
+        center: View of the passes that label all images.
+        seed: Seed of orders and splits.
+        head_std: Standard deviation of the classifier's initial weights (`classify.linear`).
     """
 
     has_own_order = True
@@ -49,11 +55,11 @@ class PseudoClassify(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """ValueError where there are more classes than images. Takes the true labels, if there are any: to compare with, no more."""
+        """Store the true labels for comparison alone; ValueError if there are more classes than images."""
         if self.num_classes > data.num_samples:
             raise ValueError(
-                f"--num-classes {self.num_classes:,} for {data.num_samples:,} training images, and none may be empty: give at most "
-                f"{data.num_samples:,}"
+                f"--num-classes {self.num_classes:,} for {data.num_samples:,} training images, "
+                f"and none may be empty: give at most {data.num_samples:,}"
             )
         self.num_samples = data.num_samples
         self.true_labels = data.labels()
@@ -72,25 +78,25 @@ class PseudoClassify(Task):
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
-        """Features [B, channels, h, w] to logits [B, num_classes]."""
+        """Build the head from features [B, channels, h, w] to logits [B, num_classes]."""
         return average_and_linear(channels, self.num_classes, self.head_std)
 
     @override
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
-        """No labels yet: those of another stage's head would mean nothing to this one."""
+        """Forget the labels, because the new head does not know the classes of the previous one."""
         device = next(head.parameters()).device
         self.store = LabelStore(self.num_samples, self.num_classes, device, self.seed)
 
     @override
     def epoch_order(self, epoch: int) -> np.ndarray:
-        self.epoch = epoch  # the one under way
+        self.epoch = epoch  # for `end_epoch` of subclasses
         return self.store.order(epoch)
 
     @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Cross-entropy; accuracy = images named as their label."""
+        """Return the cross-entropy; accuracy is the share of images classified as their label."""
         logits = head(trunk(inputs[0])).float()
         if head.training:
             labels = self.store.labels_of(batch.indices)
@@ -104,20 +110,20 @@ class PseudoClassify(Task):
         return loss, {"loss": (loss.detach() * num, num), "accuracy": (right, num)}
 
     def see(self, indices: Tensor, logits: Tensor) -> None:
-        """What a training step's forward pass gave; nothing is made of it here."""
+        """Receive the outputs of a training step; this class ignores them."""
 
     def relabel(self, labels: Tensor | np.ndarray, epoch: int) -> Figures:
-        """New labels int [N], the same on all ranks, for `epoch`; and what they are like."""
-        made = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
+        """Set labels int [N], the same on all ranks, for `epoch`, and return their figures."""
+        array = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
         previous = self.store.current.cpu().numpy()
-        self.store.set(made, epoch)
+        self.store.set(array, epoch)
         return {
-            **self.figures(made, previous if previous[0] >= 0 else None),
+            **self.figures(array, previous if previous[0] >= 0 else None),
             "num_split": float(self.store.num_split),
         }
 
     def figures(self, made: np.ndarray, previous: np.ndarray | None) -> Figures:
-        """Of labels int [N] as they were made, before empty classes are split; on rank 0, which alone says them."""
+        """Return the figures of labels int [N] before empty classes are split, on rank 0 alone."""
         if place_among_ranks()[0] != 0:
             return {}
         return watched_figures(made, previous, self.true_labels, self.num_classes, self.seed)
@@ -132,31 +138,36 @@ class PseudoClassify(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Accuracy of guessing."""
+        """Return the accuracy of guessing."""
         return 1 / self.num_classes
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The pictures as the network sees them."""
+        """Return the images as the network sees them."""
         return self.view.pictures(inputs[0])
 
 
 def gathered_labels(context: EpochContext, outputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """(indices [B], logits [B, K]) of all ranks' batches to their arg max, int32 [N], on every rank; 0 for images that cannot be decoded.
+    """Return the arg max of all ranks' outputs, int32 [N], on every rank; 0 for undecodable images.
 
-    ValueError where logits are not finite.
+    Args:
+        context: The epoch.
+        outputs: Pairs of indices [B] and logits [B, K] of this rank's batches.
+
+    Raises:
+        ValueError: Logits are not finite.
     """
     num, device = context.data.num_samples, context.world.device
-    labels = torch.full((num + 1,), -1, dtype=torch.int32, device=device)  # padding's goes to the last place
+    labels = torch.full((num + 1,), -1, dtype=torch.int32, device=device)  # the last place is for padding
     for indices, logits in outputs:
-        found = torch.where(logits.isfinite().all(1), logits.argmax(1), _NOT_FINITE)
-        labels[torch.where(indices >= 0, indices, num)] = found.to(torch.int32)
+        classes = torch.where(logits.isfinite().all(1), logits.argmax(1), _NOT_FINITE)
+        labels[torch.where(indices >= 0, indices, num)] = classes.to(torch.int32)
     if context.world.size > 1:
         dist.all_reduce(labels, op=dist.ReduceOp.MAX)
     num_bad = int((labels[:num] == _NOT_FINITE).sum())
     if num_bad:
         raise ValueError(
-            f"epoch {context.epoch}: the network's outputs for {num_bad:,} of {num:,} images are not finite, so they have no label; "
-            f"lower --lr, give --precision bf16, or look at the weights"
+            f"epoch {context.epoch}: the network's outputs for {num_bad:,} of {num:,} images are not finite, "
+            "so they have no label; lower --lr, give --precision bf16, or look at the weights"
         )
     return labels[:num].clamp(min=0)

@@ -1,4 +1,4 @@
-"""Unsupervised image classification (UIC): pseudo-labels from the network's own forward pass (uic.txt, section 3.2)."""
+"""Train unsupervised image classification (UIC): pseudo-labels from forward passes (uic.txt, section 3.2)."""
 
 import warnings
 from collections.abc import Mapping
@@ -26,29 +26,39 @@ LabelView = Literal["train", "center"]
 
 
 class UIC(PseudoClassify):
-    """Learn in epoch t what the network itself said of each image in epoch t-1, of other crops (equations 5 and 6).
+    """A task that learns in epoch t the labels that the network gave to other crops in epoch t - 1.
 
-    Label of epoch t+1 = arg max of the training forward pass of epoch t: no pass is made for it. An image that the balanced order
-    did not draw keeps its label, of one that it drew several times the latest counts; the paper is silent on both.
-    Paper: the labels of epoch 0 are not said. Here: one pass over all images, by draws of its own.
-    Paper: whether dropout is at work where labels are made is not said. Here it is, as they come from the training forward pass.
+    The label of epoch t + 1 is the arg max of the training forward pass of epoch t, so no pass is made for it
+    (equations 5 and 6). An image that the balanced order did not draw keeps its label; of several draws the
+    latest counts. The paper does not state either.
+    Paper: does not state the labels of epoch 0. Here: those of one pass over all images, with draws of its
+    own.
+    Paper: does not state whether dropout is active when labels are made. Here it is, because they come from
+    the training forward pass.
 
-    input: what the network sees (Sobel in the paper). augmentation: "standard", crops and flip; "strong", SimCLR's colour distortion
-    and blur too (section 5.1), where Sobel comes last. label_view: "train", or "center" (Table 3): labels by a pass over all images
-    before each epoch, of centre crops.
-    fixed: labels are made once, before the first epoch, by centre crops in eval mode, and stay (section 4.3, "Further Fine-Tuning").
-    given: labels int [N] to learn from instead, which stay. classifier: state_dict of the head to begin with.
+    Args:
+        num_classes: Number of classes.
+        input: The network's input (Sobel in the paper).
+        size_px: Side of the crops.
+        seed: Seed of orders and splits.
+        augmentation: "standard" has crops and flip; "strong" adds SimCLR's colour distortion and blur
+            (section 5.1), before Sobel.
+        label_view: "train", or "center" (Table 3) for labels by a pass over centre crops before each epoch.
+        fixed: Whether labels are made once, by centre crops in eval mode (section 4.3, "Further
+            Fine-Tuning").
+        given: Labels, int [N], to learn from instead.
+        classifier: State of the initial head.
     """
 
     def __init__(
         self,
         num_classes: int,
         input: Input,
-        size_px: int = 224,
+        size_px: int,
         *,
         seed: int,
-        augmentation: Augmentation = "standard",
-        label_view: LabelView = "train",
+        augmentation: Augmentation,
+        label_view: LabelView,
         fixed: bool = False,
         given: np.ndarray | None = None,
         classifier: Mapping[str, Tensor] | None = None,
@@ -76,32 +86,34 @@ class UIC(PseudoClassify):
 
     @override
     def start_epoch(self, context: EpochContext) -> Figures | None:
-        """Labels of the first epoch; of every epoch by centre crops."""
+        """Set the labels of the first epoch, or of every epoch if they come from centre crops."""
         if self.given is not None:
-            return self.relabel(self.given, 0) if context.first else None  # split alike in each stage
+            # Epoch 0 gives the same splits in each stage.
+            return self.relabel(self.given, 0) if context.first else None
         if not context.first and (self.label_view == "train" or self.fixed):
             return None
         view = self.center if self.fixed or self.label_view == "center" else self.view
-        # Running statistics of a network that has not learned yet hold nothing.
+        # An untrained network is run in training mode, because its running statistics mean nothing yet.
         untrained = context.first and not self.fixed
         labels = gathered_labels(context, context.forward_dataset(view, context.head, training=untrained))
         return self.relabel(labels, context.epoch)
 
     @override
     def see(self, indices: Tensor, logits: Tensor) -> None:
-        """Labels of the next epoch."""
+        """Store the labels of the next epoch."""
         if self.from_training:
             self.store.write(indices, logits)
 
     @override
     def end_epoch(self) -> Figures | None:
-        """All ranks' new labels become those of the next epoch."""
+        """Make all ranks' new labels those of the next epoch."""
         if not self.from_training:
             return None
         ended = self.store.end_epoch(self.epoch + 1)
         if ended.num_not_finite:
             warnings.warn(
-                f"epoch {self.epoch}: outputs for {ended.num_not_finite:,} images were not finite; they keep their labels",
+                f"epoch {self.epoch}: outputs for {ended.num_not_finite:,} images were not finite; "
+                "they keep their labels",
                 stacklevel=2,
             )
         counts = {
@@ -111,7 +123,7 @@ class UIC(PseudoClassify):
 
 
 def uic_view(input: Input, size_px: int, augmentation: Augmentation) -> ViewSpec:
-    """Random crop and flip, and with "strong" SimCLR's colour distortion at strength 1 and its blur; then what `input` says."""
+    """Return the training view: crop, flip, SimCLR's colours and blur for "strong", and `input`'s ops."""
     view = train_view(input, size_px)
     if augmentation == "standard":
         return view

@@ -1,4 +1,7 @@
-"""The transformation between a picture and its copy, told from both: AET (Zhang et al., arXiv 1901.04596; sslpp.txt, section III.A)."""
+"""Train AET: tell the transformation between an image and its copy (Zhang et al., arXiv 1901.04596).
+
+SSL++ uses it as a proxy task (sslpp.txt, section III.A).
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,13 +25,14 @@ _NUM_FOR_MEAN = 10_000
 
 
 class AET(Proxy):
-    """SSL++'s AET, a `Proxy`. Crop and flip come first, as in AET's code; then the pair of which `WarpPair` tells.
+    """A `Proxy` that predicts the transformation of `WarpPair`; crop and flip come first, as in AET's code.
 
-    transform: SSL++ does not say which of AET's two it takes. Here "projective" by default, the more general.
-    A sample is one pair, which the batch size counts once, as AET's 512 does: the network sees two pictures of each.
+    SSL++ does not state which of AET's two kinds of transformation it uses; "projective" is the more general.
+    A sample is one pair, which the batch size counts once, as AET's 512 does; the network sees two images of
+    each.
     """
 
-    def __init__(self, transform: Kind = "projective", size_px: int = 32, crop: TrainCrop = "padded"):
+    def __init__(self, transform: Kind, size_px: int, crop: TrainCrop = "padded"):
         self.warp = WarpPair(size_px, transform)
         plain = train_view(Input.usual("RGB", size_px), size_px, crop)
         self._view = replace(plain, ops=(*plain.ops, self.warp))
@@ -43,7 +47,7 @@ class AET(Proxy):
 
     @override
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Mean squared error over the targets; features [2 * B, C, h, w]."""
+        """Return the mean squared error over the targets from features [2 * B, C, h, w]."""
         assert isinstance(head, AETHead)
         targets = batch.draw(WarpPair)["target"]
         valid = batch.indices >= 0
@@ -61,21 +65,24 @@ class AET(Proxy):
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Each picture, and its copy on the right."""
-        pictures = F.pad(self._view.pictures(inputs[0]), (0, 1, 0, 0), value=1.0)
-        return pictures.unflatten(0, (-1, 2)).permute(0, 2, 3, 1, 4).flatten(3, 4)[..., :-1]
+        """Return each image with its copy on the right."""
+        images = F.pad(self._view.pictures(inputs[0]), (0, 1, 0, 0), value=1.0)
+        return images.unflatten(0, (-1, 2)).permute(0, 2, 3, 1, 4).flatten(3, 4)[..., :-1]
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """The targets, in two lines."""
-        every = batch.draw(WarpPair)["target"].unflatten(1, (2, -1)).tolist()
-        return ["\n".join(" ".join(f"{value:+.1f}" for value in row) for row in rows) for rows in every]
+        """Return the targets in two lines."""
+        targets = batch.draw(WarpPair)["target"].unflatten(1, (2, -1)).tolist()
+        return ["\n".join(" ".join(f"{value:+.1f}" for value in row) for row in rows) for rows in targets]
 
 
 class AETHead(nn.Module):
-    """AET's: both pictures' features average-pooled, side by side; Linear to the targets, with tanh where these are in [-1, 1] (affine).
+    """A head that averages both images' features, puts them side by side and regresses the targets.
 
-    mean_target: [8 or 6], the best answer to a pair that was not looked at: the mean of 10,000 draws of seed 0.
+    The answers pass through tanh if the targets are in [-1, 1] (affine), as in AET.
+
+    Attributes:
+        mean_target: [8 or 6], the best constant answer, the mean of 10,000 draws with seed 0.
     """
 
     mean_target: Tensor
@@ -89,6 +96,6 @@ class AETHead(nn.Module):
 
     @override
     def forward(self, features: Tensor) -> Tensor:
-        """[2 * B, C, h, w], image-major → targets [B, 8 or 6]"""
-        told: Tensor = self.regress(features.mean((2, 3)).unflatten(0, (-1, 2)).flatten(1))
-        return told.tanh() if self.bounded else told
+        """Return the answers [B, 8 or 6] from features [2 * B, C, h, w], image-major."""
+        answers: Tensor = self.regress(features.mean((2, 3)).unflatten(0, (-1, 2)).flatten(1))
+        return answers.tanh() if self.bounded else answers

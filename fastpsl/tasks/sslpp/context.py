@@ -1,4 +1,7 @@
-"""What a hole hides, restored from its surroundings: Context-Encoder (Pathak et al., arXiv 1604.07379; sslpp.txt, section III.A)."""
+"""Train Context-Encoder: restore a hidden part of an image (Pathak et al., arXiv 1604.07379).
+
+SSL++ uses it as a proxy task (sslpp.txt, section III.A).
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,20 +25,20 @@ _WIDTH = 64
 
 
 class Context(Proxy):
-    """SSL++'s Context, a `Proxy`: "we just use the reconstruction loss", so none that is adversarial.
+    """A `Proxy` that restores a hole in the image, by reconstruction alone.
 
-    hole_share: the paper does not say how much is hidden. Here half of the side, as Context-Encoder's 64 of 128 px; its ring of 4 px that
-    overlaps the surroundings is left out.
+    "We just use the reconstruction loss", so there is no adversarial loss. The paper does not state the size
+    of the hole; Context-Encoder hides 64 of 128 px. Its ring of 4 px that overlaps the surroundings is left
+    out.
+
+    Args:
+        hole_share: Side of the hole as a share of the image's side.
+        size_px: Side of the images.
+        crop: The crop.
+        of_vectors: Whether the backbone ends in fully-connected layers.
     """
 
-    def __init__(
-        self,
-        hole_share: float = 0.5,
-        size_px: int = 32,
-        crop: TrainCrop = "padded",
-        of_vectors: bool = False,
-    ):
-        """of_vectors: the backbone ends in fully-connected layers."""
+    def __init__(self, hole_share: float, size_px: int, crop: TrainCrop = "padded", of_vectors: bool = False):
         input = Input.usual("RGB", size_px)
         hole, self.size_px = Hole(hole_share, input.mean), size_px
         self.hidden, self.of_vectors = hole.hidden(size_px), of_vectors
@@ -54,13 +57,14 @@ class Context(Proxy):
 
     @override
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Mean squared error of the hidden pixels, whose values are -1 to 1 as Context-Encoder has them; features [B, C, h, w].
+        """Return the mean squared error of the hidden pixels from features [B, C, h, w].
 
-        loss_constant: of one colour for all, the mean of what this batch hides, which no other colour undercuts.
+        Pixels are in [-1, 1], as in Context-Encoder. loss_constant is the loss of the best single colour, the
+        mean of what the batch hides.
         """
         hidden = (..., self.hidden, self.hidden)
-        pictures = self._view.before_last_op(batch.images[0], batch.draws[0])
-        targets = 2 * to_float32(pictures[hidden]) - 1
+        images = self._view.before_last_op(batch.images[0], batch.draws[0])
+        targets = 2 * to_float32(images[hidden]) - 1
         valid = batch.indices >= 0
         num = valid.sum().float()
 
@@ -78,17 +82,18 @@ class Context(Proxy):
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The pictures with their holes, and beside them what was hidden."""
-        seen = self._view.pictures(inputs[0])
+        """Return the images with their holes, and beside them the whole ones."""
+        masked = self._view.pictures(inputs[0])
         whole = to_float32(self._view.before_last_op(batch.images[0], batch.draws[0])).cpu()
-        return torch.cat([seen, seen.new_ones(*seen.shape[:3], 1), whole], 3)
+        return torch.cat([masked, masked.new_ones(*masked.shape[:3], 1), whole], 3)
 
 
 class ContextHead(nn.Module):
-    """A decoder from the feature map to the whole picture, of which the hole is read. Paper: "the decoder", no more.
+    """A decoder from the feature map to the whole image. Paper: "the decoder", without details.
 
-    Two transposed convolutions, each doubling the sides, with 64 maps, BatchNorm and ReLU between them and tanh behind, as
-    Context-Encoder's decoder ends: 32 px of NIN's 8 x 8. From maps of other sizes the picture is interpolated.
+    Two transposed convolutions double the sides, with 64 maps, BatchNorm and ReLU between them and a final
+    tanh, as in Context-Encoder's decoder. NIN's 8 x 8 give 32 px; from maps of other sizes the image is
+    interpolated.
     """
 
     def __init__(self, channels: int, size_px: int):
@@ -103,8 +108,8 @@ class ContextHead(nn.Module):
 
     @override
     def forward(self, features: Tensor) -> Tensor:
-        """[B, channels, h, w] → float32 [B, 3, size_px, size_px] in [-1, 1]"""
-        pictures = self.decode(features).float()
-        if pictures.shape[-1] != self.size_px:
-            pictures = F.interpolate(pictures, size=(self.size_px, self.size_px), mode="bilinear")
-        return pictures.tanh()
+        """Return images, float32 [B, 3, size_px, size_px] in [-1, 1], from [B, channels, h, w]."""
+        images = self.decode(features).float()
+        if images.shape[-1] != self.size_px:
+            images = F.interpolate(images, size=(self.size_px, self.size_px), mode="bilinear")
+        return images.tanh()

@@ -1,4 +1,4 @@
-"""A decoder from a backbone's last vector to a map, for tasks that must say something of each position (AlexNet's fc7)."""
+"""Decode a backbone's last vector (AlexNet's fc7) to a map, for tasks with a target at each position."""
 
 import math
 
@@ -10,11 +10,11 @@ FIRST_SIDE, FIRST_WIDTH, LEAST_WIDTH = 4, 512, 64
 
 
 class FromVectors(nn.Module):
-    """[B, channels, 1, 1] → [B, num_maps, side, side].
+    """A decoder from [B, channels, 1, 1] to [B, num_maps, side, side], that of Context-Encoder.
 
-    Context-Encoder's decoder: a transposed convolution to 4 x 4 positions of 512 maps, then doublings of the side by 4 x 4 ones of stride 2,
-    each of half the width, with BatchNorm and ReLU between them; interpolated where `side` is no 4, 8, 16, … SSL++ does not say what its
-    AlexNet has behind fc7.
+    A transposed convolution makes 4 x 4 positions of 512 maps. Further ones, 4 x 4 with stride 2, double the
+    side and halve the width, with BatchNorm and ReLU between them. The result is interpolated if `side` is
+    not 4, 8, 16, … SSL++ does not state the decoder behind its AlexNet's fc7.
     """
 
     def __init__(self, channels: int, num_maps: int, side: int):

@@ -1,4 +1,4 @@
-"""What the four recipes of SSL++ share: their options, and the job that they make of them and of a proxy task."""
+"""Build SSL++'s experiment from the options of a recipe and its proxy task."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from torch import nn
+from tyro.conf import arg
 
 from fastpsl.engine.distributed import own_rank
 from fastpsl.engine.experiment import Experiment
@@ -29,10 +29,23 @@ Optimiser = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer
 class Options(PretrainOptions):
     backbone: str
     """Any of fastpsl's (docs/backbones.md)."""
-    pseudo_labels: str = field(default=NONE, metadata=MACHINE)  # what is in the file is science, see build
-    """none: the proxy task alone; a file (of sslpp_iic or fastpsl labels): a second target beside it; coupled: k-means' labels, anew before each epoch."""
-    semantic_weight: Annotated[float, tyro.conf.arg(aliases=("--lambda",))] = 1.0
-    """Of the pseudo-labels' loss beside the proxy's: the paper's lambda. Without effect where they are learned alone."""
+    # The content of the file is science (see `build`), its path is not.
+    pseudo_labels: Annotated[
+        str,
+        arg(
+            help="none: the proxy task alone; "
+            "a file (of sslpp_iic or fastpsl labels): a second target beside it; "
+            "coupled: k-means' labels, anew before each epoch."
+        ),
+    ] = field(default=NONE, metadata=MACHINE)
+    semantic_weight: Annotated[
+        float,
+        arg(
+            aliases=("--lambda",),
+            help="Of the pseudo-labels' loss beside the proxy's: the paper's lambda. "
+            "Without effect where they are learned alone.",
+        ),
+    ]
     proxy: bool = True
     """Learn the proxy task; --no-proxy: the pseudo-labels alone."""
     num_clusters: int = 70
@@ -45,22 +58,32 @@ class Options(PretrainOptions):
     """On weights, biases and BatchNorm."""
     size_px: int
     """Side of the pictures that the network sees."""
-    crop: Literal["padded", "random_resized"] = "padded"
-    """padded: the whole picture, moved by up to an eighth of its side (RotNet's and AET's on CIFAR); random_resized: as is usual for larger ones."""
+    crop: Annotated[
+        Literal["padded", "random_resized"],
+        arg(
+            help="padded: the whole picture, moved by up to an eighth of its side "
+            "(RotNet's and AET's on CIFAR); random_resized: as is usual for larger ones."
+        ),
+    ] = "padded"
 
 
 def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 0.1) -> Experiment:
-    """The job; `factor`: of the rate at each drop. ValueError where the labels cannot serve."""
+    """Build the experiment of a proxy task; `factor` multiplies the rate at each drop.
+
+    Raises:
+        ValueError: The pseudo-labels do not fit the data.
+    """
     rgb = Input.usual("RGB", options.size_px)
-    seen = proxy.view().input() if options.proxy else rgb
+    network_input = proxy.view().input() if options.proxy else rgb
     labels, record = None, dict[str, Any](source=options.pseudo_labels)
     if options.pseudo_labels == COUPLED:
         record["num_classes"] = options.num_clusters
     elif options.pseudo_labels != NONE:
-        found = _labels(Path(options.pseudo_labels), options)
-        labels = found.labels
-        # The digest too: equal values do not make equal labels, such as those of a run that was cut short.
-        record = dict(found.configuration) | {"num_classes": found.num_classes, "digest": found.digest()}
+        file = _labels(Path(options.pseudo_labels), options)
+        labels = file.labels
+        # The digest is recorded, too, because the same settings may give other labels, as in a run that was
+        # cut.
+        record = dict(file.configuration) | {"num_classes": file.num_classes, "digest": file.digest()}
     coupled = options.pseudo_labels == COUPLED
     task = SSLPlusPlus(
         proxy,
@@ -69,10 +92,10 @@ def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 
         weight=options.semantic_weight,
         num_classes=record.get("num_classes", 0),
         labels=labels,
-        center=center_view(seen, options.size_px, whole=True) if coupled else None,
+        center=center_view(network_input, options.size_px, whole=True) if coupled else None,
         seed=options.seed,
     )
-    backbone = make_backbone(options.backbone, num_channels=seen.num_channels)
+    backbone = make_backbone(options.backbone, num_channels=network_input.num_channels)
     return Experiment(
         task=task,
         backbone=backbone,
@@ -85,21 +108,22 @@ def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 
 
 
 def _labels(path: Path, options: Options) -> Labels:
-    """The labels in the file; rank 0 says what they are like, and warns where they are of few classes or of a run that was cut short."""
+    """Return the labels in the file; rank 0 reports their sizes and warns of a collapse or a cut run."""
     if not path.exists():
         raise ValueError(
-            f"--pseudo-labels {path}: there is no such file; allowed are {NONE}, {COUPLED}, and a file of labels"
+            f"--pseudo-labels {path}: there is no such file; allowed are {NONE}, {COUPLED}, "
+            "and a file of labels"
         )
-    found = labels_of(path, options)
+    file = labels_of(path, options)
     if own_rank() == 0:
-        figures = label_figures(found.labels, None, None, found.num_classes, options.seed)
+        figures = label_figures(file.labels, None, None, file.num_classes, options.seed)
         print(
-            f"pseudo-labels: {path}, by {found.made_by}: {figures['non_empty']:,.0f} of {found.num_classes:,} classes have images, the "
-            f"biggest {figures['biggest']:.1%} of them",
+            f"pseudo-labels: {path}, by {file.made_by}: {figures['non_empty']:,.0f} of {file.num_classes:,} "
+            f"classes have images, the biggest {figures['biggest']:.1%} of them",
             flush=True,
         )
-        if found.configuration.get("cut"):
+        if file.configuration.get("cut"):
             warnings.warn(f"{path} was made by a run that --max-steps-per-stage cut short", stacklevel=2)
-        if (crowded := collapse(figures, found.num_classes)) is not None:
+        if (crowded := collapse(figures, file.num_classes)) is not None:
             warnings.warn(f"{path}: {crowded}", stacklevel=2)
-    return found
+    return file

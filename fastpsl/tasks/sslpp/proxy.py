@@ -1,4 +1,4 @@
-"""A pretext task of which SSL++ makes one with pseudo-labels beside it (sslpp.txt, section IV.C)."""
+"""Define the pretext task that SSL++ combines with pseudo-labels (sslpp.txt, section IV.C)."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 class Proxy(Task):
-    """A task of one view whose loss is a function of the trunk's features, so that another head can share them.
+    """A task of one view with a loss on the trunk's features, so that another head can share them.
 
     Override `view`, `head` (the paper's V1) and `features_loss`.
     """
@@ -29,10 +29,12 @@ class Proxy(Task):
 
         Args:
             features: [n * B, C, h, w] of the n images that the view makes of each sample, image-major.
+            head: The head.
+            batch: The batch.
 
         Returns:
-            The mean over samples with `batch.indices >= 0`, and metrics. Held out (`head.training` is False) these hold
-            `loss_constant` too: that of the best answer that looks at no image.
+            The mean over samples with `batch.indices >= 0`, and metrics. Held out (`head.training` is False)
+            these include `loss_constant`, the loss of the best answer without looking at any image.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""All four quarter turns of an image, named: RotNet (Gidaris et al., arXiv 1803.07728), as SSL++ trains it (sslpp.txt, section III.A)."""
+"""Train RotNet: name an image's quarter turns (Gidaris et al., arXiv 1803.07728; SSL++, section III.A)."""
 
 import math
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ NUM_TURNS = 4
 
 
 class RotNet(Proxy):
-    """SSL++'s Rotation, a `Proxy`. Crop and flip come first, as in RotNet's code; the turns are exact, pixel for pixel.
+    """A `Proxy` that names all four quarter turns of an image; crop and flip come first, as in RotNet's code.
 
-    tasks/rotation.py has PSL's, in levels, which is without a flip.
+    The turns are exact, pixel for pixel. PSL's task, in levels and without a flip, is in tasks/rotation.py.
     """
 
-    def __init__(self, size_px: int = 32, crop: TrainCrop = "padded"):
+    def __init__(self, size_px: int, crop: TrainCrop = "padded"):
         plain = train_view(Input.usual("RGB", size_px), size_px, crop)
         self._view = replace(plain, ops=(*plain.ops, AllTurns(NUM_TURNS)))
 
@@ -41,7 +41,10 @@ class RotNet(Proxy):
 
     @override
     def features_loss(self, features: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Cross-entropy over the four turns; features [4 * B, C, h, w]. accuracy = turns named right."""
+        """Return the cross-entropy over the four turns from features [4 * B, C, h, w].
+
+        Accuracy is the share of turns named correctly.
+        """
         logits = head(features).float()
         labels = batch.draw(AllTurns)["turns"].flatten()
         valid = (batch.indices >= 0).float().repeat_interleave(NUM_TURNS)
@@ -59,12 +62,12 @@ class RotNet(Proxy):
 
     @override
     def chance(self, level: int) -> float:
-        """Accuracy of guessing."""
+        """Return the accuracy of guessing."""
         return 1 / NUM_TURNS
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The four turns of each image in a row."""
-        pictures = functional.pad(self._view.pictures(inputs[0]), (0, 1, 0, 0), value=1.0)
-        rows = pictures.unflatten(0, (-1, NUM_TURNS)).permute(0, 2, 3, 1, 4).flatten(3, 4)
+        """Return the four turns of each image in a row."""
+        images = functional.pad(self._view.pictures(inputs[0]), (0, 1, 0, 0), value=1.0)
+        rows = images.unflatten(0, (-1, NUM_TURNS)).permute(0, 2, 3, 1, 4).flatten(3, 4)
         return rows[..., :-1]

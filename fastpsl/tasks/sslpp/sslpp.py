@@ -1,4 +1,4 @@
-"""SSL++: a pretext task, and beside it each image's semantic pseudo-label as a second target (sslpp.txt, section IV)."""
+"""Train SSL++: a pretext task with semantic pseudo-labels as a second target (sslpp.txt, section IV)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,21 +25,32 @@ from fastpsl.tasks.pseudo_labels.figures import watched_figures
 from fastpsl.tasks.sslpp.proxy import Proxy
 
 PCA_WIDTH, K_MEANS_ITERATIONS = 256, 20  # DeepCluster's
-_NONE_YET = -1  # coupled labels come with the first epoch
+_NONE_YET = -1  # before the first epoch, which makes coupled labels
 
 
 class SSLPlusPlus(Task):
-    """L = Ls + weight * Lc (equation 5): the proxy's loss, and the cross-entropy of a linear classifier on pseudo-labels.
+    """A task of a proxy's loss and the cross-entropy of a linear classifier on pseudo-labels.
 
-    learn_proxy: False for the pseudo-labels alone ("SPL", Table XI), on `plain` pictures, which no proxy has changed: L = Lc (equation 4),
-    as the weight is one beside the other loss.
-    labels: integers [N], one for each training image, 0 to num_classes - 1. num_classes: 0 for the proxy alone.
-    center: where labels are made anew before each epoch, by k-means on the features of this view ("coupled", Table XII), in the manner
-    of DeepCluster: PCA, whitening, a classifier that begins again. Of such, the paper says no more than that it follows DeepCluster.
+    L = Ls + weight * Lc (equation 5). Without the proxy ("SPL", Table XI) the loss is Lc alone (equation 4),
+    on `plain` images that no proxy has changed.
+
+    Coupled labels (Table XII) are made before each epoch by k-means on the features of `center`, as in
+    DeepCluster: with PCA, whitening and a new classifier. The paper states only that it follows DeepCluster.
 
     Paper: V2 is "a parameterized classifier". Here: linear, on average-pooled features.
-    Paper: which pictures V2 sees is not said. Here: all that the network sees, each turn of an image, both of AET's, the masked one.
-    Held-out images have no pseudo-labels; there the proxy alone is scored.
+    Paper: does not state which images V2 sees. Here: all that the network sees, such as each turn of an
+    image.
+    Held-out images have no pseudo-labels, so the proxy alone is scored.
+
+    Args:
+        proxy: The pretext task.
+        plain: View of the images without a proxy.
+        learn_proxy: Whether the proxy is learned.
+        weight: The paper's lambda, 0 or more.
+        num_classes: Number of pseudo-classes; 0 for the proxy alone.
+        labels: Pseudo-labels of the training images, integers [N] in 0 … num_classes - 1.
+        center: View of the features for coupled labels.
+        seed: Seed of the clusters and classifiers.
     """
 
     def __init__(
@@ -48,7 +59,7 @@ class SSLPlusPlus(Task):
         plain: ViewSpec,
         *,
         learn_proxy: bool = True,
-        weight: float = 1.0,
+        weight: float,
         num_classes: int = 0,
         labels: np.ndarray | None = None,
         center: ViewSpec | None = None,
@@ -62,7 +73,7 @@ class SSLPlusPlus(Task):
             raise ValueError(f"--num-clusters {num_classes}: coupled labels are of 2 or more")
         assert bool(num_classes) == (labels is not None or center is not None)
         self.proxy, self.plain, self.learn_proxy, self.weight = proxy, plain, learn_proxy, weight
-        self._learned: Task = proxy if learn_proxy else Task()  # whose hooks do nothing
+        self._learned: Task = proxy if learn_proxy else Task()  # because a plain Task's hooks do nothing
         self.num_classes, self.center, self.seed = num_classes, center, seed
         self.given = labels
         self.true_labels: np.ndarray | None = None
@@ -81,10 +92,11 @@ class SSLPlusPlus(Task):
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
-        """ValueError where there are more clusters than images, and what the proxy cannot learn from."""
+        """Raise ValueError if there are more clusters than images, or the proxy refuses the data."""
         if self.num_classes > data.num_samples:
             raise ValueError(
-                f"{self.num_classes:,} clusters of {data.num_samples:,} training images: give at most {data.num_samples:,}"
+                f"{self.num_classes:,} clusters of {data.num_samples:,} training images: "
+                f"give at most {data.num_samples:,}"
             )
         assert self.given is None or len(self.given) == data.num_samples
         self.num_samples = data.num_samples
@@ -93,7 +105,7 @@ class SSLPlusPlus(Task):
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:
-        """{"proxy": V1, "labels": V2}, or the one that learns."""
+        """Build the heads that learn, "proxy" (V1) and "labels" (V2)."""
         heads: dict[str, nn.Module] = {"proxy": self.proxy.head(level, channels)} if self.learn_proxy else {}
         if self.num_classes:
             heads["labels"] = average_and_linear(channels, self.num_classes, TOP_STD if self.center else None)
@@ -117,7 +129,7 @@ class SSLPlusPlus(Task):
 
     @override
     def start_epoch(self, context: EpochContext) -> Figures | None:
-        """Coupled: this epoch's labels, and a classifier that knows nothing of the last one's."""
+        """Make coupled labels for this epoch, and reset the classifier."""
         if self.center is None:
             return None
         labels, distance = clustered_features(
@@ -128,16 +140,16 @@ class SSLPlusPlus(Task):
         self.labels = labels.long()
         if place_among_ranks()[0] != 0:
             return {}
-        made = labels.cpu().numpy()
-        before = None if previous[0] == _NONE_YET else previous
-        figures = watched_figures(made, before, self.true_labels, self.num_classes, self.seed)
+        array = labels.cpu().numpy()
+        previous_or_none = None if previous[0] == _NONE_YET else previous
+        figures = watched_figures(array, previous_or_none, self.true_labels, self.num_classes, self.seed)
         return {**figures, "distance": distance}
 
     @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Equation 5; accuracy_labels = pictures whose pseudo-label is told."""
+        """Return equation 5; accuracy_labels is the share of images with the right pseudo-label."""
         assert isinstance(head, nn.ModuleDict)
         features = trunk(inputs[0])
         loss, metrics = features.new_zeros((), dtype=torch.float32), Metrics()
@@ -145,20 +157,20 @@ class SSLPlusPlus(Task):
             loss, metrics = self.proxy.features_loss(features, head["proxy"], batch)
         if not self.num_classes:
             return loss, metrics
-        # Beside the sum of both losses, the proxy's has a name of its own, held out too.
+        # "loss" is the sum of both losses, so the proxy's has another name, on held-out images too.
         metrics = {name.replace("loss", "loss_proxy", 1): pair for name, pair in metrics.items()}
         if not head.training:
             return loss, metrics
-        num_pictures = len(features) // max(1, len(batch.indices))
-        labels = self.labels[batch.indices.clamp(min=0)].repeat_interleave(num_pictures)
-        valid = (batch.indices >= 0).float().repeat_interleave(num_pictures)
+        num_views = len(features) // max(1, len(batch.indices))
+        labels = self.labels[batch.indices.clamp(min=0)].repeat_interleave(num_views)
+        valid = (batch.indices >= 0).float().repeat_interleave(num_views)
         num = valid.sum()
         logits = head["labels"](features).float()
-        of_labels = masked_cross_entropy(logits, labels, valid)
-        total = loss + (self.weight if self.learn_proxy else 1.0) * of_labels
+        labels_loss = masked_cross_entropy(logits, labels, valid)
+        total = loss + (self.weight if self.learn_proxy else 1.0) * labels_loss
         right = ((logits.argmax(1) == labels) * valid).sum()
         return total, {"loss": (total.detach() * num, num)} | metrics | {
-            "loss_labels": (of_labels.detach() * num, num),
+            "loss_labels": (labels_loss.detach() * num, num),
             "accuracy_labels": (right, num),
         }
 
@@ -168,29 +180,29 @@ class SSLPlusPlus(Task):
 
     @override
     def chance(self, level: int) -> float | None:
-        """The proxy's accuracy of guessing, where it has one."""
+        """Return the proxy's accuracy of guessing, or None if it has none."""
         return self._learned.chance(level)
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """What the network sees."""
+        """Return what the network sees."""
         sheet = self._learned.contact_sheet(inputs, batch)
         return self.views(1)[0].pictures(inputs[0]) if sheet is None else sheet
 
     @override
     def captions(self, batch: Batch) -> list[str]:
-        """What the proxy drew, and the pseudo-label."""
-        of_proxy = self._learned.captions(batch) or [""] * len(batch.indices)
+        """Return the proxy's captions with the pseudo-labels."""
+        captions = self._learned.captions(batch) or [""] * len(batch.indices)
         if not self.num_classes or self.labels[0] == _NONE_YET:
-            return list(of_proxy)
+            return list(captions)
         labels = self.labels[batch.indices.clamp(min=0)].tolist()
         return [
-            "\n".join(filter(None, (text, f"cluster {n}"))) for text, n in zip(of_proxy, labels, strict=True)
+            "\n".join(filter(None, (text, f"cluster {n}"))) for text, n in zip(captions, labels, strict=True)
         ]
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Labels that came from the network, and the proxy's state; those that were given are in a file."""
+        """Return the proxy's state and coupled labels; given labels are in a file."""
         labels = {"labels": self.labels.cpu()} if self.center else {}
         return {"proxy": self._learned.state_dict()} | labels
 
