@@ -108,7 +108,8 @@ def views_of_chains(size_px: int) -> dict[str, tuple[ViewSpec, ...]]:
     views["lightness"] = (ViewSpec(crop, (Lightness(),), (0.5,), (0.25,)),)
     simclr = SimCLR(2, size_px=size_px, temperature=0.1, embedding_width=128)
     moco = MoCo(
-        seed=0, batch_size=2, queue_size=4, momentum=0.9, temperature=0.2, key_group=2, width=8, size_px=size_px,
+        seed=0, batch_size=2, queue_size=4, momentum=0.9, temperature=0.2, key_group=2, width=8,
+        size_px=size_px,
     )  # fmt: skip
     rotation = Rotation(size_px=size_px, shorter_px=size_px, rotations_per_image="all")
     views |= {f"SimCLR T{level}": simclr.views(level)[:1] for level in (1, 2, 3)}
