@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe_files import recipe_path
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL
 from fastpsl.tables.found import Found, TrainingRun
@@ -18,8 +19,6 @@ from fastpsl.tables.other_data import inputs
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 from fastpsl.tasks.pseudo_labels.file import NAME as LABELS_NAME
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class _Writer:
     ) -> str:
         if evaluation == CLUSTERS:
             return _command("clusters", [folder], {"data": self._learns_from(weights), "out": out})
-        spelled = {"seed": seed} | self.scale.spelled(evaluation.name)
+        spelled = {"seed": seed} | self.scale.evaluation_flags(evaluation)
         if evaluation.command:
             data, held_out = self.place.data, self.place.val
             pictures = (
@@ -140,7 +139,7 @@ class _Writer:
         source = {"checkpoint": folder} if folder else _random(weights)
         own = {"data": self.place.data, "val": self.place.val}
         pictures = inputs(evaluation, self.place.others) if evaluation.reads else own
-        values = self.scale.values[evaluation.name]
+        values = self.scale.evaluation_values(evaluation)
         batch_size = values["batch_size"] // values.get("accumulate", 1)
         return self._torchrun(evaluation.recipe, source | spelled, out, pictures, batch_size)
 
@@ -152,7 +151,7 @@ class _Writer:
             return []
         self.written.add(path)
         options = {"data": self._learns_from(weights), "out": path, "seed": seed}
-        return [_command("labels", [source], options | self.scale.spelled(f"labels/{source}"))]
+        return [_command("labels", [source], {**options, **self.scale.label_flags(source)})]
 
     def _label_file(self, source: str, seed: int) -> Path:
         return self.place.runs / f"{self._folder_name}-labels-{source}-s{seed}.npz"
@@ -170,7 +169,7 @@ class _Writer:
         most: int | None = None,
     ) -> str:
         """most: processes, as each has a part of every batch."""
-        script = recipes_folder() / f"{recipe}.py"
+        script = recipe_path(recipe)
         num = min(self.place.num_processes, most or self.place.num_processes)
         start = ["torchrun", f"--nproc-per-node={num}", str(script)]
         return shlex.join([*start, *_flags({**pictures, **options, "out": out})])
@@ -234,14 +233,3 @@ def _flag(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
     return [flag, *map(str, value)] if isinstance(value, tuple) else [flag, str(value)]
-
-
-def recipes_folder() -> Path:
-    """Of the checkout that runs, from the current folder where it is below it; an installed copy has none."""
-    folder = _ROOT / "recipes"
-    if not folder.is_dir():
-        return Path("recipes")
-    try:
-        return folder.relative_to(Path.cwd().resolve())
-    except ValueError:
-        return folder

@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def words_of(report: Report) -> dict[str, Any]:
     title → word. missing: Lines of a shell. unused: (path, reason). sizes: Recipe or evaluation → values in words.
     """
     table = report.table
-    about = report.scale.about(table.paper)
+    about = report.scale.about[table.paper]
     with_size = any(row.million_parameters for row in table.rows)
     return {
         "table": table,
@@ -137,19 +138,23 @@ def _path_line() -> list[str]:
 
 
 def _sizes(report: Report) -> dict[str, str]:
-    names: list[str] = []
+    """Return the values of all trainings, labels and evaluations in words, by name."""
+    scale = report.scale
+    sizes: dict[str, Mapping[str, Any]] = {}
     for weights, evaluation in needs_of(report.table):
         for one in (weights.before, weights):
             if one and one.recipe:
-                names += [one.recipe, *([f"{one.recipe}/{one.variant}"] if one.variant else [])]
-                names += [f"labels/{one.label_file}"] if one.label_file else []
-        names.append(evaluation.name)
+                sizes[one.recipe] = scale.recipe_values(one.recipe)
+                sizes[f"{one.recipe}/{one.variant}"] = scale.variant_values(one)
+                if one.label_file:
+                    sizes[f"labels/{one.label_file}"] = scale.label_values(one.label_file)
+        sizes[evaluation.name] = scale.evaluation_values(evaluation)
     return {
-        name: ", ".join(
-            f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-            for key, value in values.items()
-            if value is not None
-        )
-        for name in dict.fromkeys(names)
-        if (values := report.scale.values[name])
+        name: ", ".join(f"{key} {_words(value)}" for key, value in values.items() if value is not None)
+        for name, values in sizes.items()
+        if values
     }
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

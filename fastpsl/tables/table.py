@@ -64,7 +64,7 @@ def make_table(
         data or TRAIN_PLACEHOLDER,
         val or VAL_PLACEHOLDER,
         pretrain_data or PRETRAIN_PLACEHOLDER,
-        num_processes or sizes.num_processes(table.paper),
+        num_processes or sizes.num_processes[table.paper],
         others,
     )
     report = make_report(table, sizes, found, asked, place)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import runpy
 import shlex
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastpsl.commands.labels import MakeLabels
 from fastpsl.commands.retrieve import Retrieve
 from fastpsl.commands.tsne import TSNE
 from fastpsl.engine.command_line import parse
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.tables.commands import Missing, Place
@@ -29,7 +29,6 @@ from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.scales import SCALES, Scale, plain
 from fastpsl.tasks.permutation_files import permutations_digest
 from fastpsl.transfer.classification import protocols as multilabel_protocols
-from tests.programs import ROOT
 
 PAPER, TINY = SCALES["paper"], SCALES["tiny"]
 PSL = Weights("resnet50", "jigsaw_r50", "psl")
@@ -120,18 +119,13 @@ def ours(made: Report, method: str) -> list[str]:
     return [str(cell.ours) for cell in made.cells[method]]
 
 
-@cache
-def recipe(name: str) -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))
-
-
 def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
     """(recipe, options) of a printed command, by the recipe's own parser."""
     launcher, ranks, script, *flags = shlex.split(command)
     assert launcher == "torchrun" and ranks.startswith("--nproc-per-node=")
     assert Path(script) == Path("recipes") / Path(script).name
     name = Path(script).stem
-    return name, recipe(name)["RECIPE"].parse(flags)
+    return name, find_recipe(name).parse(flags)
 
 
 COMMANDS = {"clusters": Clusters, "labels": MakeLabels, "retrieve": Retrieve, "tsne": TSNE}

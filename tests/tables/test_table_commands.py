@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.commands import _flags
 from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL, TSNE
@@ -31,14 +32,13 @@ from tests.tables.table_results import (
     parsed_command,
     put,
     put_run,
-    recipe,
     report,
 )
 
 
 def test_a_jigsaws_science_holds_its_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["jigsaw_r50", "--backbone", "resnet18", "--counts", "16", "32", "64"])
-    made = recipe("jigsaw_r50")["RECIPE"]
+    made = find_recipe("jigsaw_r50")
     experiment = made.build(made.parse())
     assert experiment.science["permutations"] == TINY.training_science(PSL)["permutations"]
     assert experiment.science["permutations"] != PAPER.training_science(PSL)["permutations"]
@@ -179,14 +179,14 @@ def test_all_recipes_of_the_tables_are_tested() -> None:
 def test_every_value_that_a_recipe_knows_is_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new option of a recipe must be given a value here, or results that differ in it would be averaged."""
     monkeypatch.setattr(sys, "argv", [name, "--data", "x"])
-    science = recipe(name)["RECIPE"].parse().science()
+    science = find_recipe(name).parse().science()
     weights = Weights("resnet50", name, "psl")
     for scale in SCALES.values():
         known = set(science) | ({"crop"} if name == "supervised" else set())  # its job's science has it
         assert known - FREE == set(scale.training_science(weights)) - {"recipe", "permutations"}
-    for option, value in recipe(name)["PAPER"].items():
+    for option, value in find_recipe(name).paper.items():
         if option not in ("backbone", "plan"):
-            assert plain(PAPER.values[name][option]) == plain(value), option
+            assert plain(PAPER.recipe_values(name)[option]) == plain(value), option
 
 
 EVALUATIONS = {need[1] for table in TABLES.values() for need in needs_of(table) if not need[1].command}
@@ -196,9 +196,9 @@ EVALUATIONS = {need[1] for table in TABLES.values() for need in needs_of(table) 
 def test_every_value_that_an_evaluation_knows_is_compared(
     evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = _flags(PAPER.spelled(evaluation.name))
+    chosen = _flags(PAPER.evaluation_flags(evaluation))
     monkeypatch.setattr(sys, "argv", [evaluation.recipe, "--data", "x", *chosen])
-    options = recipe(evaluation.recipe)["RECIPE"].parse()
+    options = find_recipe(evaluation.recipe).parse()
     for scale in SCALES.values():
         assert set(options.science()) - FREE == set(scale.evaluation_settings(evaluation))
     values = effective(options)

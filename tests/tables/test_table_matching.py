@@ -66,7 +66,7 @@ def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"scale": PAPER}, "stage_epochs 60 60 60, here 6 6 6"),
+        ({"scale": PAPER}, "stage_epochs 60 60 60, here 3 3 3"),
         ({"cut": True}, "cut short"),
         ({"checkpoint": {"backbone": "resnet18"}}, "backbone resnet18, here resnet50"),
         ({"science": {"plan": "other"}}, "plan other"),
@@ -75,7 +75,7 @@ def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
         ({"science": {"frozen_batchnorm": "train"}}, "frozen_batchnorm train"),
         ({"science": {"data_digest": "f" * 32}}, "pre-trained on other pictures"),
         ({"science": {"permutations": "of a file"}}, "pre-trained with permutations of a file"),
-        ({"settings": {"size_px": 64}}, "evaluated with size_px 64, here 56"),
+        ({"settings": {"size_px": 64}}, "evaluated with size_px 64, here 96"),
         ({"checkpoint": {"input": {"channels": "L"}}}, "sees L, here RGB"),
         ({"data": {"train": "a" * 32, "val": "a" * 32}}, "scored on the pictures that it learned from"),
         ({"numbers": {"top1_B1": 1.0}}, "it has no top1_B2, top1_B3"),

@@ -66,9 +66,9 @@ def refused(runs: Path, table: str, path: Path, why: str) -> bool:
         ({"source": "none"}, "pre-trained with pseudo-labels none, here iic"),
         ({"source": "k-means"}, "pre-trained with pseudo-labels k-means, here iic"),
         ({"source": "coupled"}, "pre-trained with pseudo-labels coupled, here iic"),
-        ({"num_clusters": 16}, "its pseudo-labels made with num_clusters 16, here 8"),
+        ({"num_clusters": 8}, "its pseudo-labels made with num_clusters 8, here 16"),
         ({"transforms": "grey"}, "its pseudo-labels made with transforms grey, here sobel"),
-        ({"stage_epochs": [99]}, "its pseudo-labels made with stage_epochs 99, here 2"),
+        ({"stage_epochs": [99]}, "its pseudo-labels made with stage_epochs 99, here 4"),
         ({"backbone": "resnet18"}, "its pseudo-labels made with backbone resnet18, here resnet34_iic"),
         ({"seed": 1}, "its pseudo-labels of seed 1, its own is 0"),
         ({"data_digest": "f" * 32}, "its pseudo-labels made from other pictures"),
@@ -101,8 +101,8 @@ def test_each_source_of_labels_is_a_row(tmp_path: Path) -> None:
     k_means = replace(ROTATION, labels="k-means")
     labels = science_of(k_means, TINY, 1, DIGESTS["train"])["pseudo_labels"]
     for change, why in (
-        ({"num_classes": 9}, "its pseudo-labels made with num_classes 9, here 8"),
-        ({"pca_width": 2}, "its pseudo-labels made with pca_width 2, here 16"),
+        ({"num_classes": 9}, "its pseudo-labels made with num_classes 9, here 16"),
+        ({"pca_width": 2}, "its pseudo-labels made with pca_width 2, here 64"),
         ({"size_px": 16}, "its pseudo-labels made with size_px 16, here 32"),
         ({"seed": 3}, "its pseudo-labels of seed 3, its own is 1"),
     ):
