@@ -1,4 +1,4 @@
-"""Hand over to setuptools: pyproject.toml has all that it needs to know, but for the folder of the recipes."""
+"""Hand over to setuptools: pyproject.toml has all that it needs, but for the folder of the recipes."""
 
 from setuptools import setup
 from setuptools.command.build_py import build_py

@@ -1,4 +1,4 @@
-"""A table as curves over its columns: a panel for each row that is to improve another."""
+"""Draw a table as curves over its columns, in a panel for each row that improves another."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,23 +11,20 @@ _COLOURS = ("#6b7280", "#1d4ed8", "#c2410c")
 
 
 def curves(report: Report) -> Figure:
-    """Draw a panel for each improved row, with the row it improves and those that none improves.
+    """Draw a panel for each row that has a baseline: the row, its baseline, and the rows without gains.
 
-    Dashed lines are the paper's numbers, dots with lines ours, whiskers our deviation over the seeds.
+    Dashed lines are the paper's numbers, dots with lines ours, whiskers our standard deviation over seeds.
     """
     table = report.table
     improved = [row for row in table.rows if row.baseline is not None]
-    others = [
-        row
-        for row in table.rows
-        if row not in improved and row.method not in {one.baseline for one in improved}
-    ]
+    baselines = {row.baseline for row in improved}
+    others = [row for row in table.rows if row.baseline is None and row.method not in baselines]
     figure = Figure(figsize=(3.2 * len(improved) + 0.6, 4.2), layout="constrained")
     axes = figure.subplots(1, len(improved), sharey=True, squeeze=False)
     for axis, row in zip(axes.flat, improved, strict=True):
         assert row.baseline
-        for colour, one in zip(_COLOURS, (*others, table.row(row.baseline), row), strict=True):
-            _lines(axis, report, one, colour)
+        for colour, curve in zip(_COLOURS, (*others, table.row(row.baseline), row), strict=True):
+            _lines(axis, report, curve, colour)
         axis.set_title(row.method, fontsize=10)
         axis.legend(frameon=False, fontsize=8, loc="lower center")
         axis.grid(alpha=0.25)
@@ -60,8 +57,8 @@ def _lines(axis: Axes, report: Report, row: Row, colour: str) -> None:
     if ours:
         axis.errorbar(
             [place for place, _ in ours],
-            [one.mean for _, one in ours],
-            yerr=[one.sd or 0 for _, one in ours],
+            [number.mean for _, number in ours],
+            yerr=[number.sd or 0 for _, number in ours],
             fmt="o-",
             markersize=4,
             capsize=2,

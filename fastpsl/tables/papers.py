@@ -1,4 +1,4 @@
-"""All papers' tables by name."""
+"""Read the tables of all papers."""
 
 import math
 from pathlib import Path

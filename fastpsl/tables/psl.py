@@ -1,4 +1,4 @@
-"""What the rows of psl.json are measured on."""
+"""Say what the rows of psl.json are measured on, and with which values."""
 
 from fastpsl.tables.evaluations import (
     BLOCKS,
@@ -55,12 +55,12 @@ COLUMNS: dict[str, Columns] = {
     ),
 }
 
-# The sizes of the tables. VALUES replace some of a recipe's PAPER in a variant of it, or in an evaluation; TINY
-# replaces some of these and of SAMPLE, at the tiny scale.
+# The sizes of the tables. VALUES replace some of a recipe's PAPER in a variant of it or in an evaluation. At
+# the tiny scale, TINY replaces some of these values and of SAMPLE.
 ABOUT = "The paper's sizes: crops of 224 px (jigsaw: tiles of 64), batches of 256, 180 or 200 epochs."
 ABOUT_TINY = (
-    "Tiny sizes, for any folder of pictures of 64 px or more: crops of 48 to 96 px, batches of 32, networks are the "
-    "paper's; 10 % and 50 % of the labels stand for 1 % and 10 %. It says nothing about ImageNet."
+    "Tiny sizes, for any folder of pictures of 64 px or more: crops of 48 to 96 px, batches of 32, networks "
+    "are the paper's; 10 % and 50 % of the labels stand for 1 % and 10 %. It says nothing about ImageNet."
 )
 NUM_PROCESSES = 8
 VALUES = {

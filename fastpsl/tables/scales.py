@@ -1,7 +1,8 @@
-"""The scales at which a table is measured: the paper's, and a tiny one for two cores.
+"""Define the scales at which a table is measured: the paper's, and a tiny one for two cores.
 
-The numbers of a paper stand in the recipes' PAPER, those of small runs in their SAMPLE. A paper's module (psl, uic,
-sslpp) has what differs in a row or an evaluation. A result counts only if it was made with exactly these values.
+The numbers of a paper stand in the recipes' PAPER, those of small runs in their SAMPLE. A paper's module
+(psl, uic, sslpp) has what differs in a row or an evaluation. A result counts only if it was made with exactly
+these values.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from fastpsl.tables.needs import COUPLED, Evaluation, Weights
 from fastpsl.tables.papers import MODULES
 from fastpsl.tables.values import experiment_of, options_of, sample_of, values_of
 
-# What may differ between results that are averaged: it changes no expected value.
+# Results that are averaged may differ in these, which change no expected value.
 FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex", "accumulate"})
 
 Values = Mapping[str, Any]
@@ -30,12 +31,12 @@ class Scale:
     Attributes:
         name: The scale's name.
         seeds: The seeds that a number is measured with.
-        of_sample: Whether a recipe's SAMPLE replaces its PAPER. Commands spell it.
+        of_sample: Whether a recipe's SAMPLE replaces its PAPER. Commands give it then.
         comparable: Whether a difference to the paper's number means anything.
         about: The sizes in words, by paper.
         num_processes: The processes of a command, by paper.
         given: The options that replace the recipe's values, by `recipe`, `recipe/variant`, `labels/source` or
-            the name of an evaluation. Commands spell them.
+            the name of an evaluation. Commands give them.
     """
 
     name: str
@@ -61,7 +62,10 @@ class Scale:
         return values_of(weights.recipe, self.training_flags(weights))
 
     def variant_values(self, weights: Weights) -> dict[str, Any]:
-        """Return what the variant of a training changes: by the recipe itself, if it fine-tunes, and by the table."""
+        """Return the values that the variant of a training changes.
+
+        If it fine-tunes, the recipe itself changes some.
+        """
         assert weights.recipe
         if weights.variant is None:
             return {}
@@ -77,7 +81,7 @@ class Scale:
         options = options_of(weights.recipe, flags)
         science = {name: options.science()[name] for name in PretrainOptions().science()}
         science |= _plain(self.training_values(weights))
-        if hasattr(options, "permutations"):  # those of a file are others
+        if hasattr(options, "permutations"):  # because those of a file do not count
             science["permutations"] = experiment_of(weights.recipe, flags).science["permutations"]
         return _compared(science | {"recipe": weights.recipe, "backbone": weights.backbone})
 
@@ -86,7 +90,7 @@ class Scale:
         """Return the channels that the network sees, such as RGB."""
         if weights.recipe is None:
             return weights.channels
-        labels = {"pseudo_labels": COUPLED} if weights.labels else {}  # a network can learn them alone
+        labels = {"pseudo_labels": COUPLED} if weights.labels else {}  # because it may learn nothing else
         task = experiment_of(weights.recipe, self.training_flags(weights) | labels).task
         return str(task.input_record(task.num_levels)["channels"])
 
@@ -99,12 +103,10 @@ class Scale:
         return {**COMMANDS[f"labels/{source}"], **self.label_flags(source)}
 
     def label_science(self, labels: Weights | str) -> dict[str, Any]:
-        """Return what the record of the pseudo-labels must hold that were learned."""
-        return (
-            self.training_science(labels)
-            if isinstance(labels, Weights)
-            else _plain(self.label_values(labels))
-        )
+        """Return what the record of the learned pseudo-labels must hold."""
+        if isinstance(labels, Weights):
+            return self.training_science(labels)
+        return _plain(self.label_values(labels))
 
     def evaluation_flags(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return the options that the command of an evaluation gives."""
@@ -149,7 +151,7 @@ def _compared(values: Values) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in FREE}
 
 
-# What commands of `fastpsl` do by themselves, by the name of an evaluation or `labels/source`.
+# The defaults of the commands of `fastpsl`, by the name of an evaluation or `labels/source`.
 COMMANDS: dict[str, Values] = {
     "clusters": {"nmi_average": "arithmetic"},
     "retrieval": {"block": "final", "k": 8, "size_px": 224, "whole": False},
@@ -161,7 +163,7 @@ COMMANDS: dict[str, Values] = {
 
 
 def _merged(*parts: Mapping[str, Values]) -> dict[str, Values]:
-    """Return all entries; of one that stands in several parts, the values of later ones win."""
+    """Return the entries of all parts; the values of later parts replace those of earlier ones."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: {k: v for part in parts for k, v in part.get(name, {}).items()} for name in names}
 

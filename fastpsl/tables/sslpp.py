@@ -1,4 +1,4 @@
-"""What the rows of sslpp.json are measured on."""
+"""Say what the rows of sslpp.json are measured on, and with which values."""
 
 from dataclasses import replace
 
@@ -22,13 +22,13 @@ from fastpsl.tables.evaluations import (
 from fastpsl.tables.needs import COUPLED, Evaluation, Measure, Weights
 
 TASKS = ("colorization", "context", "rotation", "aet")
-# Weights of the loss of figure 6; 0 is the task alone.
+# Weights of the pseudo-labels' loss in figure 6; 0 is the task alone.
 LAMBDAS = (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 100.0)
-# Labels a class (Table VIII).
+# Labels per class (Table VIII).
 FEW = (20, 100, 400, 1000)
-# Clusters (Table XIII), but for the 70 of all other tables.
+# Numbers of clusters (Table XIII) besides the 70 of all other tables.
 NUMS_CLUSTERS = (10, 30, 50, 100)
-# Of Table XIV, each with those before it; the recipe's own is the last, "sobel".
+# Transformations of Table XIV, each with those before it; the last one, "sobel", is the recipe's own.
 TRANSFORMS = ("crop", "flip", "colour", "grey")
 
 _IIC = Weights("resnet34_iic", "sslpp_iic", "end_to_end")
@@ -69,12 +69,12 @@ WEIGHTS = {
 
 
 def _few_labels(weights: Weights) -> tuple[Measure, ...]:
-    """Return what is measured with few labels; the supervised network learns from those labels alone."""
-    parts: list[Measure] = []
+    """Return the measures of few labels. The supervised network learns from those labels alone, too."""
+    measures: list[Measure] = []
     for number in FEW:
-        own = replace(weights, variant=str(number)) if weights.with_labels else weights
-        parts += with_mean(Evaluation(f"blocks/{number}", "block_probe", "block_probe"), *_CONVS)(own)
-    return tuple(parts)
+        learned = replace(weights, variant=str(number)) if weights.with_labels else weights
+        measures += with_mean(Evaluation(f"blocks/{number}", "block_probe", "block_probe"), *_CONVS)(learned)
+    return tuple(measures)
 
 
 _BLOCKS = ("B2", "B3", "B4")
@@ -102,17 +102,17 @@ COLUMNS: dict[str, Columns] = {
     ),
 }
 
-# The sizes of the tables, as in psl. Not in the paper, and our choice: all of IIC but its 70 clusters and its transformations
-# (IIC's own values), how the Supervised rows learn (the schedule of Rotation), how many classes random and k-means labels have
-# (IIC's 70), and k-means' PCA.
+# The sizes of the tables, as in psl. Our choice, because the paper does not say it: all of IIC but its 70
+# clusters and its transformations (IIC's own values), how the Supervised rows learn (the schedule of
+# Rotation), and how many classes random and k-means labels have (70, as IIC's).
 ABOUT = (
-    "The paper's sizes: pictures of 32 px, a NIN of four blocks, 200 epochs (AET: 1500), 70 clusters; from Tiny-YFCC100M AlexNet, "
-    "224 px, 50 to 200 epochs."
+    "The paper's sizes: pictures of 32 px, a NIN of four blocks, 200 epochs (AET: 1500), 70 clusters; "
+    "from Tiny-YFCC100M AlexNet, 224 px, 50 to 200 epochs."
 )
 ABOUT_TINY = (
-    "Tiny sizes, for any folder of some hundred pictures: pictures of 32 px, the paper's networks, a few epochs; 2, 6, 12, 16 and 24 "
-    "clusters stand for 10, 30, 50, 70 and 100; 2, 4, 6 and 8 labels a class for 20, 100, 400 and 1000. From Tiny-YFCC100M AlexNet "
-    "and pictures of 64 px. It says nothing about CIFAR-10."
+    "Tiny sizes, for any folder of some hundred pictures: pictures of 32 px, the paper's networks, a few "
+    "epochs; 2, 6, 12, 16 and 24 clusters stand for 10, 30, 50, 70 and 100; 2, 4, 6 and 8 labels a class for "
+    "20, 100, 400 and 1000. From Tiny-YFCC100M AlexNet and pictures of 64 px. It says nothing about CIFAR-10."
 )
 NUM_PROCESSES = 1
 _HEADS = ("conv_B2", "conv_B3", "conv_B4", "fc1_B4", "fc2_B4", "fc3_B4")

@@ -1,4 +1,4 @@
-"""What the rows of uic.json are measured on."""
+"""Say what the rows of uic.json are measured on, and with which values."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ WEIGHTS = {
 }
 
 _LAYERS = [f"top1_B{layer}" for layer in range(1, 6)]
-# NMI t/labels: of the training's last pseudo-labels and the annotated ones.
+# NMI t/labels: between the last pseudo-labels of the training and the annotated labels.
 _NMI = each(CLUSTERS, "nmi_true")
 _BLOCKS = ("accuracy_B3", "accuracy_B4", "accuracy_B5", "accuracy_B5_max_pool")
 COLUMNS: dict[str, Columns] = {
@@ -51,8 +51,9 @@ COLUMNS: dict[str, Columns] = {
 # The sizes of the tables, as in psl.
 ABOUT = "The paper's sizes: crops of 224 px, batches of 256, 500 epochs."
 ABOUT_TINY = (
-    "Tiny sizes, for any folder of pictures of 64 px or more: crops of 64 or 96 px, batches of 32, networks are the "
-    "paper's; 16, 24 and 32 pseudo-classes stand for 3,000, 5,000 and 10,000. It says nothing about ImageNet."
+    "Tiny sizes, for any folder of pictures of 64 px or more: crops of 64 or 96 px, batches of 32, networks "
+    "are the paper's; 16, 24 and 32 pseudo-classes stand for 3,000, 5,000 and 10,000. "
+    "It says nothing about ImageNet."
 )
 NUM_PROCESSES = 8
 VALUES = {

@@ -14,9 +14,9 @@ from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.transfer.classification.protocols import MultiLabelProtocol, constants_of
 
-# Columns of a table say which they are.
+# `needs.Weights` has these.
 _OF_WEIGHTS = ("backbone", "plan")
-# Pages and reasons name these options first, in this order; then those of PAPER, then the options' other fields.
+# Pages and reasons name these options first, then those of PAPER, then the other fields of the options.
 _UIC = "stage_epochs batch_size lr weight_decay dropout"
 _SSLPP = "weight_decay size_px crop proxy num_clusters"
 _FIRST = {
@@ -40,7 +40,7 @@ def sample_of(recipe: str) -> dict[str, Any]:
 
 
 def options_of(recipe: str, given: Mapping[str, Any]) -> RunOptions:
-    """Return the options that the recipe makes of the given ones, as with data."""
+    """Return the options of a command with the given ones and with data."""
     return _options(recipe, tuple(given.items()))
 
 
@@ -53,9 +53,14 @@ def _options(recipe: str, given: tuple[tuple[str, Any], ...]) -> RunOptions:
 
 
 def values_of(recipe: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the recipe's own options and of those that PAPER or `given` names, and the batch size.
+    """Return the values of a recipe, by option.
 
-    An option that is open has its protocol's value.
+    They are those of its own options and of all that PAPER or `given` names. Where an option is None, its
+    protocol's value stands.
+
+    Args:
+        recipe: The name of the recipe.
+        given: The options of the command.
     """
     options = options_of(recipe, given)
     values = {**vars(options), **_constants(options), "batch_size": options.batch_size}
@@ -66,9 +71,13 @@ def values_of(recipe: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def experiment_of(recipe: str, given: Mapping[str, Any]) -> Experiment:
-    """Return an experiment with the given of the recipe's own options, without memory for its weights.
+    """Return the experiment of a recipe that trains, without memory for its weights.
 
-    Its task is the one of any length, plan and backbone.
+    Its plan, length and backbone are PAPER's, which change neither the task nor its files.
+
+    Args:
+        recipe: The name of the recipe.
+        given: The options of the command.
     """
     shared = PretrainOptions.__dataclass_fields__.keys() | _OF_WEIGHTS
     return _experiment(recipe, tuple((name, value) for name, value in given.items() if name not in shared))
