@@ -1,8 +1,7 @@
 """The papers' tables beside our own measurements: `fastpsl table`.
 
-What the papers print is data: psl.json, uic.json and sslpp.json hold one row per line. paper_file reads them,
-and papers has all tables. The modules psl, uic and sslpp say what the rows are measured on, and with which
-values. The other modules follow the way of a table: scales and values (the values that count), found (what is
-on the disk), matching (which of it counts), commands (what is still to be run), cells, report and page (the
-numbers and words of a page), render, picture and curves (the files).
+What the papers print is data: psl.json, uic.json, sslpp.json, a row a line (paper_file reads them into rows; papers has all tables).
+What their rows are measured on is code: psl, uic, sslpp, by names of needs and evaluations. Then the sizes (scales), what lies on the
+disk (found), which of it counts (matching), what is still to be run (commands), what a page says (cells, report, page), and the
+pages (render with page.md.jinja and page.html.jinja; picture, curves).
 """

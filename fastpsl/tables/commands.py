@@ -29,8 +29,7 @@ class Place:
         runs: The folder of runs.
         data: The training images.
         val: The held-out images.
-        pretrain: The images that trainings without labels learn from, in tables that have a set of its own
-            for that.
+        pretrain: The images that trainings without labels learn from, in tables that have a set for that.
         num_processes: The number of processes that torchrun starts.
         others: The paths of the data that evaluations read instead of these, by name (see `other_data`).
     """

@@ -146,12 +146,12 @@ def _sizes(report: Report) -> dict[str, str]:
     scale = report.scale
     sizes: dict[str, Mapping[str, Any]] = {}
     for weights, evaluation in needs_of(report.table):
-        for one in (weights.before, weights):
-            if one and one.recipe:
-                sizes[one.recipe] = scale.recipe_values(one.recipe)
-                sizes[f"{one.recipe}/{one.variant}"] = scale.variant_values(one)
-                if one.label_file:
-                    sizes[f"labels/{one.label_file}"] = scale.label_values(one.label_file)
+        for training in (weights.before, weights):
+            if training and training.recipe:
+                sizes[training.recipe] = scale.recipe_values(training.recipe)
+                sizes[f"{training.recipe}/{training.variant}"] = scale.variant_values(training)
+                if source := training.label_file:
+                    sizes[f"labels/{source}"] = scale.label_values(source)
         sizes[evaluation.name] = scale.evaluation_values(evaluation)
     return {
         name: ", ".join(f"{key} {_words(value)}" for key, value in values.items() if value is not None)

@@ -78,7 +78,7 @@ TINY = {
     "jigsaw_r50/two_stages": {"stage_epochs": (4, 5)},
     "simclr_r50": {"sync_batchnorm": False},  # CUDA's alone
     "linear/moco": {"lr": None},  # the protocol's
-    "semi_supervised/1": {"percent": 10.0},
-    "semi_supervised/10": {"percent": 50.0},
+    "semi_supervised/1": {"percent": 10.0, "size_px": 64},
+    "semi_supervised/10": {"percent": 50.0, "size_px": 64},
     "detection/pirl": {"batch_size": 2, "num_steps": 40, "lr": 0.05, "short_px": (64,), "anchor_px": (32,)},
 }

@@ -1,4 +1,4 @@
-"""SSL++'s tables: what the rows are measured on, the paper's sizes."""
+"""SSL++'s tables: what the rows are measured on, and the paper's sizes."""
 
 import sys
 from dataclasses import replace
@@ -93,11 +93,12 @@ def test_what_the_rows_are_measured_on() -> None:
         "sslpp_iic", "flip", None, "clusters", ("many_to_one_accuracy",), "best",
     )  # fmt: skip
     assert [one[:3] for one in words("sslpp/fig6", "λ = 0.05")] == [
-        ("sslpp_colorization", "lambda_0.05", iic), ("sslpp_context", "lambda_0.05", iic), (rotation, None, iic),
-        ("sslpp_aet", None, iic),
+        ("sslpp_colorization", "lambda_0.05", iic), ("sslpp_context", "lambda_0.05", iic),
+        (rotation, None, iic), ("sslpp_aet", None, iic),
     ]  # fmt: skip
     assert [one[2] for one in words("sslpp/fig6", "λ = 0")] == [None] * 4
-    evaluations = {need[1] for name in ("3", "4", "9", "11", "12", "13", "fig6") for need in needs_of(TABLES[f"sslpp/{name}"])}  # fmt: skip
+    names = ("3", "4", "9", "11", "12", "13", "fig6")
+    evaluations = {need[1] for name in names for need in needs_of(TABLES[f"sslpp/{name}"])}
     assert evaluations == {BLOCK_PROBE, KNN, CLUSTERS}  # one run of the classifiers serves all of them
 
 
@@ -113,7 +114,7 @@ def test_wide_tables_have_panels_in_lines(tmp_path: Path) -> None:
 
 
 def test_the_papers_sizes() -> None:
-    """Table II's evaluation, and what the recipe does by itself."""
+    """The evaluation of Table II, and the recipes' own values."""
     blocks, stl, knn, tsne = map(PAPER.evaluation_values, (BLOCK_PROBE, STL_BLOCK_PROBE, KNN, TSNE))
     for name, value in find_recipe("block_probe").paper.items():
         assert name == "heads" or blocks[name] == value
