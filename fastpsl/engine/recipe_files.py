@@ -14,20 +14,20 @@ _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent
 
 
 def recipe_path(name: str) -> Path | None:
-    """Return the path of NAME.py: of the installed package, or else of this checkout; None if neither has it.
+    """Return the path of recipes/NAME.py in the package or else in this checkout; None if neither has it.
 
     The path is relative if it is below the current folder.
     """
     for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes"):
-        path, here = folder / f"{name}.py", Path.cwd()
+        path, current = folder / f"{name}.py", Path.cwd()
         if path.is_file():
-            return path.relative_to(here) if path.is_relative_to(here) else path
+            return path.relative_to(current) if path.is_relative_to(current) else path
     return None
 
 
 @cache
 def find_recipe(name: str) -> Script[Any]:
-    """Return the RECIPE of NAME.py.
+    """Return the RECIPE of recipes/NAME.py.
 
     Raises:
         ValueError: There is no such script.

@@ -73,7 +73,7 @@ def values_of(recipe: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def experiment_of(recipe: str, given: Mapping[str, Any]) -> Experiment:
     """Return the experiment of a recipe that trains, without memory for its weights.
 
-    Its plan, length and backbone are PAPER's, which change neither the task nor its files.
+    Its plan, its length and its backbone are PAPER's; neither the task nor the science depends on them.
 
     Args:
         recipe: The name of the recipe.
@@ -102,4 +102,4 @@ def _constants(options: Any) -> dict[str, Any]:
     protocol = options.constants() if hasattr(options, "constants") else {}
     if isinstance(protocol, MultiLabelProtocol):
         return constants_of(protocol, options.layers)
-    return dataclasses.asdict(protocol) if dataclasses.is_dataclass(protocol) else dict(protocol)
+    return protocol if isinstance(protocol, dict) else dataclasses.asdict(protocol)

@@ -38,7 +38,7 @@ from tests.tables.table_results import (
 
 def test_a_jigsaws_science_holds_its_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["jigsaw_r50", "--backbone", "resnet18", "--counts", "16", "32", "64"])
-    made = find_recipe("jigsaw_r50")
+    made: Any = find_recipe("jigsaw_r50")
     experiment = made.build(made.parse())
     assert experiment.science["permutations"] == TINY.training_science(PSL)["permutations"]
     assert experiment.science["permutations"] != PAPER.training_science(PSL)["permutations"]

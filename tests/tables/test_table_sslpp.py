@@ -140,6 +140,6 @@ def test_what_the_networks_see(monkeypatch: pytest.MonkeyPatch) -> None:
         assert TINY.channels(weights) == input_of(name or "sobel", 32).channels  # type: ignore[arg-type]
     for task in ("colorization", "context", "rotation", "aet"):
         monkeypatch.setattr(sys, "argv", [f"sslpp_{task}", "--backbone", "nin3"])
-        made = find_recipe(f"sslpp_{task}")
+        made: Any = find_recipe(f"sslpp_{task}")
         (view,) = made.build(made.parse()).task.views(1)
         assert PAPER.channels(replace(ROTATION, recipe=f"sslpp_{task}")) == view.input().channels
