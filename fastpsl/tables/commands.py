@@ -220,17 +220,17 @@ class _Writer:
 
         The folder of an evaluation of `checkpoint` that was begun is free for this evaluation.
         """
-        wanted = self.place.runs / self._folder_name / name
+        preferred = self.place.runs / self._folder_name / name
         for number in count(1):
-            folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            folder = preferred if number == 1 else preferred.with_name(f"{preferred.name}-{number}")
             if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
                 return folder
-            begun = [
+            unfinished = [
                 run
                 for run in self.found.runs
                 if run.folder == folder and run.state != "finished" and not run.cut
             ]
-            if checkpoint and any(run.options.get("checkpoint") == checkpoint for run in begun):
+            if checkpoint and any(run.options.get("checkpoint") == checkpoint for run in unfinished):
                 return folder
         raise AssertionError("numbers do not end")
 

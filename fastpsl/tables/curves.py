@@ -34,14 +34,14 @@ def curves(report: Report) -> Figure:
     axes[0][0].set_ylim(low - 0.25 * (high - low), high)  # room for the legends
     axes[0][0].set_ylabel(table.number)
     seeds = sorted({len(cell.ours.seeds) for cells in report.cells.values() for cell in cells if cell.ours})
-    ours = (
+    label = (
         f"ours, {report.scale.name} scale, {'/'.join(map(str, seeds))} seeds"
         if seeds
         else "ours: nothing measured yet"
     )
     handles = [
         Line2D([], [], linestyle="--", color="black", label="paper"),
-        Line2D([], [], linestyle="-", marker="o", color="black", label=ours),
+        Line2D([], [], linestyle="-", marker="o", color="black", label=label),
     ]
     figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)
     figure.suptitle(table.title, fontsize=11)
@@ -53,12 +53,12 @@ def _lines(axis: Axes, report: Report, row: Row, colour: str) -> None:
     axis.set_xticks(places, report.table.columns)
     paper = [float("nan") if cell.paper is None else cell.paper for cell in cells]
     axis.plot(places, paper, "--", color=colour, label=row.method)
-    ours = [(place, cell.ours) for place, cell in zip(places, cells, strict=True) if cell.ours]
-    if ours:
+    points = [(place, cell.ours) for place, cell in zip(places, cells, strict=True) if cell.ours]
+    if points:
         axis.errorbar(
-            [place for place, _ in ours],
-            [number.mean for _, number in ours],
-            yerr=[number.sd or 0 for _, number in ours],
+            [place for place, _ in points],
+            [number.mean for _, number in points],
+            yerr=[number.sd or 0 for _, number in points],
             fmt="o-",
             markersize=4,
             capsize=2,

@@ -52,8 +52,8 @@ class DataSet:
     def __str__(self) -> str:
         """Return the first eight digits of all digests."""
         digests = [self.train, self.val, *([] if self.pretrain is None else [self.pretrain])]
-        own = "/".join((digest or "unknown")[:8] for digest in digests)
-        return ", ".join([own, *(f"{part} {digest[:8]}" for part, digest in self.others)])
+        text = "/".join((digest or "unknown")[:8] for digest in digests)
+        return ", ".join([text, *(f"{part} {digest[:8]}" for part, digest in self.others)])
 
 
 def flag_of(name: str) -> str:

@@ -70,43 +70,43 @@ def inputs(evaluation: Evaluation, given: Paths) -> dict[str, Any]:
     return options
 
 
-def digests(table: Table, there: Paths) -> tuple[tuple[str, str], ...]:
+def digests(table: Table, paths: Paths) -> tuple[tuple[str, str], ...]:
     """Return `DataSet.others` of the data that a table's evaluations read.
 
     Args:
         table: The table.
-        there: The paths of the data that exist, by name.
+        paths: The paths of the data that exist, by name.
     """
     evaluations = dict.fromkeys(measure.evaluation for row in table.rows for measure in row.measures)
     parts: dict[str, str] = {}
     for evaluation in evaluations:
-        if evaluation.reads and evaluation.reads[0] in there:
-            parts |= of_other_data(evaluation, *_digests(evaluation, there))
+        if evaluation.reads and evaluation.reads[0] in paths:
+            parts |= of_other_data(evaluation, *_digests(evaluation, paths))
     return tuple(sorted(parts.items()))
 
 
-def _digests(evaluation: Evaluation, there: Paths) -> tuple[str | None, str | None]:
+def _digests(evaluation: Evaluation, paths: Paths) -> tuple[str | None, str | None]:
     """Return the digests of the images that an evaluation learns from and is scored on."""
     name = evaluation.reads[0]
     if name == "voc":
-        return _voc_digests(evaluation, there)
+        return _voc_digests(evaluation, paths)
     of_paths: list[str | None] = []
-    for path in there[name]:
+    for path in paths[name]:
         with contextlib.closing(open_data(path)) as data:
             of_paths.append(data.digest())
     train, val = of_paths if len(of_paths) > 1 else (None, *of_paths)
     return train, val
 
 
-def _voc_digests(evaluation: Evaluation, there: Paths) -> tuple[str | None, str | None]:
+def _voc_digests(evaluation: Evaluation, paths: Paths) -> tuple[str | None, str | None]:
     """Return the digests of the protocol's image sets; the first is None without the SBD that it needs."""
     kind, _, protocol = evaluation.protocol.partition("/")
-    (root,) = there["voc"]
+    (root,) = paths["voc"]
     if kind == "segmentation":
         sets_of, needs_sbd = segmentation_protocols.PROTOCOLS[protocol], "sbd" in evaluation.reads
         train = None
-        if not needs_sbd or "sbd" in there:
-            train = VOC(root, sets_of.train, "masks", there["sbd"][0] if needs_sbd else None).digest()
+        if not needs_sbd or "sbd" in paths:
+            train = VOC(root, sets_of.train, "masks", paths["sbd"][0] if needs_sbd else None).digest()
         return train, VOC(root, sets_of.test, "masks").digest()
     if kind == "detection":
         sets = detection_protocols.PROTOCOLS[protocol].train_sets, ("2007_test",)

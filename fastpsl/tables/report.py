@@ -105,7 +105,7 @@ def _pictures_words(
     parts = [part for part in zip(("training", "held-out"), counts, of_paper, strict=True) if part[1]]
     words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
     words = f"{whose} {words} pictures (digests {digests})."
-    if all(num == its for _, num, its in parts):
+    if all(num == num_of_paper for _, num, num_of_paper in parts):
         return f"{words} These are {paper.name}'s numbers of pictures.", True
     return f"{words} The paper's numbers are of {paper.name}.", False
 

@@ -47,14 +47,14 @@ WEIGHTS = {
     **_IIC_VARIANTS,
     **_TASKS,
     **{
-        f"{task} + {name}": replace(one, labels=of)
-        for task, one in _TASKS.items()
-        for name, of in _LABELS.items()
+        f"{task} + {name}": replace(weights, labels=labels)
+        for task, weights in _TASKS.items()
+        for name, labels in _LABELS.items()
     },
     **{
-        f"{task} + {weight:g} iic": replace(one, labels=_IIC, variant=f"lambda_{weight:g}")
-        for task, one in _TASKS.items()
-        for weight in LAMBDAS
+        f"{task} + {value:g} iic": replace(weights, labels=_IIC, variant=f"lambda_{value:g}")
+        for task, weights in _TASKS.items()
+        for value in LAMBDAS
     },
     **{
         f"{name} alone": replace(_TASKS["aet"], labels=_LABELS[name], variant="labels_alone")
@@ -62,8 +62,8 @@ WEIGHTS = {
     },
     "yfcc random": Weights("alexnet_rotnet"),
     "yfcc supervised": Weights("alexnet_rotnet", "supervised", "end_to_end", "stl10"),
-    **{f"yfcc {task}": one for task, one in _YFCC.items()},
-    **{f"yfcc {task} + iic": replace(one, labels=_YFCC_IIC) for task, one in _YFCC.items()},
+    **{f"yfcc {task}": weights for task, weights in _YFCC.items()},
+    **{f"yfcc {task} + iic": replace(weights, labels=_YFCC_IIC) for task, weights in _YFCC.items()},
     "yfcc iic alone": replace(_YFCC["aet"], labels=_YFCC_IIC, variant="yfcc_labels_alone"),
 }
 
@@ -104,7 +104,7 @@ COLUMNS: dict[str, Columns] = {
 
 # The sizes of the tables, as in psl. Our choice, because the paper does not say it: all of IIC but its 70
 # clusters and its transformations (IIC's own values), how the Supervised rows learn (the schedule of
-# Rotation), and how many classes random and k-means labels have (70, as IIC's).
+# Rotation), how many classes random and k-means labels have (70, as IIC's), and k-means' PCA.
 ABOUT = (
     "The paper's sizes: pictures of 32 px, a NIN of four blocks, 200 epochs (AET: 1500), 70 clusters; "
     "from Tiny-YFCC100M AlexNet, 224 px, 50 to 200 epochs."

@@ -71,8 +71,8 @@ def make_table(
                 f"{OTHER_DATA[other].title}; leave it out"
             )
     values, found = SCALES[scale], find(runs)
-    there = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
-    asked = DataSet(_digest(data), _digest(val), _digest(pretrain_data), digests(table, there))
+    existing = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
+    data_set = DataSet(_digest(data), _digest(val), _digest(pretrain_data), digests(table, existing))
     place = Place(
         runs,
         data or TRAIN_PLACEHOLDER,
@@ -81,7 +81,7 @@ def make_table(
         num_processes or values.num_processes[table.paper],
         others,
     )
-    report = make_report(table, values, found, asked, place)
+    report = make_report(table, values, found, data_set, place)
     stem = out / name.replace("/", "-")
     page, chart, web_page = files = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
     with output_errors(stem):
@@ -91,7 +91,9 @@ def make_table(
         write_atomically(web_page, html(report, chart).encode())
     named = (("--data", data), ("--val", val), ("--pretrain-data", pretrain_data))
     absent = [f"{flag} {name}" for flag, name in named if name and not _is_there(name)]
-    absent += [f"{flag_of(other)} {' '.join(names)}" for other, names in others.items() if other not in there]
+    absent += [
+        f"{flag_of(other)} {' '.join(names)}" for other, names in others.items() if other not in existing
+    ]
     if absent:
         warnings.warn(f"{' and '.join(absent)}: not here, so results are not compared with it", stacklevel=1)
     return [*_lines(report, runs), "", *(f"written: {path}" for path in files)]

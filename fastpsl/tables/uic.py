@@ -45,7 +45,7 @@ COLUMNS: dict[str, Columns] = {
         each(FAST_RCNN, "AP50"),
         each(FCN_ALEXNET, "mIoU"),
     ),
-    **{f"few-shot, {size_px} px": each(one, *_BLOCKS) for size_px, one in FEW_SHOTS.items()},
+    **{f"few-shot, {size_px} px": each(few_shot, *_BLOCKS) for size_px, few_shot in FEW_SHOTS.items()},
 }
 
 # The sizes of the tables, as in psl.
