@@ -42,10 +42,12 @@ def test_wheel_from_sdist_holds_every_file(tmp_path: Path) -> None:
 
     files = (path.relative_to(tree) for path in (tree / "fastpsl").rglob("*") if path.is_file())
     expected = {path.as_posix() for path in files if "__pycache__" not in path.parts}
+    expected |= {f"fastpsl/recipes/{path.name}" for path in (tree / "recipes").glob("*.py")}
     assert {
         "fastpsl/kernels/new/__init__.py",
         "fastpsl/tables/psl.json",
         "fastpsl/tables/page.html.jinja",
+        "fastpsl/recipes/jigsaw_r50.py",
     } <= expected
     assert shipped == expected
 
@@ -62,6 +64,21 @@ def test_a_bare_checkout_is_imported_without_an_install(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert process.stdout.strip() == str(tree / "fastpsl" / "pipelines" / "views.py"), process.stderr
+
+
+FIND = "from fastpsl.engine.recipe_files import find_recipe, recipe_path as p; print(p('knn'), find_recipe('knn').name)"
+
+
+def test_recipes_are_found_in_a_checkout_and_in_an_installed_package(tmp_path: Path) -> None:
+    """The installed package's own come first, whatever stands beside it."""
+    tree = copied_tree(tmp_path / "tree")
+    for place in (tree / "recipes", tree / "fastpsl" / "recipes"):
+        shutil.copytree(ROOT / "recipes", place, dirs_exist_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-c", FIND], cwd=tmp_path / "tree" / "docs", env=os.environ | {"PYTHONPATH": str(tree)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.stdout.split() == [str(place / "knn.py"), "knn"], done.stderr
 
 
 @pytest.mark.parametrize("name", LINKED)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from fastpsl.tables.papers import NAMES
+
 
 @dataclass(frozen=True)
 class Table:
@@ -21,7 +23,7 @@ class Table:
         Annotated[
             str,
             tyro.conf.arg(
-                metavar="psl/4|psl/5|psl/6|psl/7|psl/8|psl/9|psl/ablations|uic/1|uic/2|uic/3|uic/4|uic/5|uic/6|uic/7|uic/8|sslpp/3|sslpp/3-stl|sslpp/4|sslpp/5|sslpp/5-stl|sslpp/6|sslpp/7|sslpp/8|sslpp/9|sslpp/10|sslpp/11|sslpp/11-stl|sslpp/11-yfcc|sslpp/12|sslpp/13|sslpp/14|sslpp/fig1|sslpp/fig3|sslpp/fig4|sslpp/fig5|sslpp/fig6",
+                metavar="|".join(NAMES),
                 help="psl/4: linear classifiers, all methods; 5: each block, jigsaw; 6: each block, "
                 "rotation; 7: few labels; 8: detection; 9: SVMs and linear classifiers on other data; "
                 "ablations: jigsaw with other orders, lengths and partitions, which are not in the "

@@ -1,23 +1,20 @@
 """Loading of a recipe by its path, with its options parsed as if it had been started."""
 
 import contextlib
-import importlib.util
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import fastpsl
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.recipe import Evaluation, Recipe
+from fastpsl.engine.recipe_files import load_script, recipe_path
 
 DEFAULT = "jigsaw_r50.py"
 DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure it in less than a minute
-_MODULE = "fastpsl_doctor_recipe"
 _REMEDY = f"give a script with a RECIPE, such as recipes/{DEFAULT}"
 
 
@@ -49,12 +46,8 @@ class LoadedRecipe:
 
 
 def default_recipe() -> Path | None:
-    """Return the path of this checkout's jigsaw, relative if it is below; None in an installed copy."""
-    path = Path(str(fastpsl.__file__)).resolve().parents[1] / "recipes" / DEFAULT
-    if not path.is_file():
-        return None
-    folder = Path.cwd()
-    return path.relative_to(folder) if path.is_relative_to(folder) else path
+    """Return the path of the installed jigsaw recipe, or of this checkout's; None if there is neither."""
+    return recipe_path(Path(DEFAULT).stem)
 
 
 def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
@@ -96,21 +89,13 @@ def _no_file(path: Path) -> str:
 
 def _load(path: Path) -> ModuleType:
     """Import the script; raise ValueError for any failure."""
-    spec = importlib.util.spec_from_file_location(_MODULE, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[_MODULE] = module  # because dataclasses look up their module there
-    sys.path.insert(0, str(path.resolve().parent))  # as python does for a script
     with _unheard(), _its_faults(path, "loading it"):
         try:
-            spec.loader.exec_module(module)
+            return load_script(path)
         except SystemExit:
             raise ValueError(
                 'it runs and ends when it is imported; put its last line under if __name__ == "__main__"'
             ) from None
-        finally:
-            sys.path.pop(0)
-    return module
 
 
 def _unheard() -> contextlib.AbstractContextManager[object]:

@@ -1,4 +1,4 @@
-"""A table's cells: the paper's number and ours, and what each improvement of the paper is in ours."""
+"""Compute the cells of a table: the paper's number and ours, and what a row gains over its baseline."""
 
 import statistics
 from collections.abc import Mapping
@@ -13,7 +13,14 @@ from fastpsl.tables.rows import Row, Table
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one result a seed: `number` is its name there, or "mean". sd: of the sample; None for one seed."""
+    """A number of one result per seed.
+
+    Attributes:
+        number: Its name in result.json, or "mean".
+        mean: The mean over the seeds.
+        sd: The sample standard deviation; None for one seed.
+        seeds: The seeds in order.
+    """
 
     number: str
     mean: float
@@ -22,27 +29,32 @@ class Measured:
 
     @override
     def __str__(self) -> str:
-        """50.9, or 50.9 ± 0.3 (3): mean, standard deviation, seeds."""
+        """Return 50.9, or 50.9 ± 0.3 (3): the mean, the standard deviation and the number of seeds."""
         mean = f"{self.mean:.1f}".replace("-", "−")
         return mean if self.sd is None else f"{mean} ± {self.sd:.1f} ({len(self.seeds)})"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """paper: None in rows that it does not have. ours: None where nothing was measured."""
+    """A cell of a table.
+
+    Attributes:
+        paper: The paper's number; None if it has none.
+        ours: Our number; None if nothing was measured.
+    """
 
     paper: float | None
     ours: Measured | None
 
     @property
     def difference(self) -> float | None:
-        """Ours minus the paper's."""
+        """Our number minus the paper's; None if one is missing."""
         return _difference(self.ours.mean if self.ours else None, self.paper)
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What a row adds to its baseline, a column each; None where one of the two is not there."""
+    """The differences between a row and its baseline, one per column; None where a number is missing."""
 
     row: Row
     paper: tuple[float | None, ...]
@@ -50,15 +62,17 @@ class Gain:
 
 
 def measured(measure: Measure, matches: Matches) -> Measured | None:
-    """Over the seeds; of several numbers the one with the best mean, the same for all seeds, or the mean of each seed's. None without
-    results, those to be taken off included."""
+    """Return our number over the seeds; None without results for it, or for the weights to be subtracted.
+
+    Of several numbers it is the one with the best mean over the seeds, or the mean of each seed's numbers.
+    """
     results = matches.used.get((measure.weights, measure.evaluation), {})
     if measure.minus is not None:
-        mine, other = (
-            measured(replace(measure, weights=w, minus=None), matches)
-            for w in (measure.weights, measure.minus)
+        first, second = (
+            measured(replace(measure, weights=weights, minus=None), matches)
+            for weights in (measure.weights, measure.minus)
         )
-        return replace(mine, mean=mine.mean - other.mean) if mine and other else None
+        return replace(first, mean=first.mean - second.mean) if first and second else None
     if not results:
         return None
     seeds = tuple(sorted(results))
@@ -74,25 +88,28 @@ def measured(measure: Measure, matches: Matches) -> Measured | None:
 
 
 def cells_of(row: Row, matches: Matches) -> tuple[Cell, ...]:
-    """A cell for each column."""
-    ours = [measured(measure, matches) for measure in row.measures]
-    return tuple(
-        Cell(paper, mine) for paper, mine in zip(row.numbers, ours or [None] * len(row.numbers), strict=True)
-    )
+    """Return a cell for each column."""
+    ours = [measured(measure, matches) for measure in row.measures] or [None] * len(row.numbers)
+    return tuple(Cell(paper, number) for paper, number in zip(row.numbers, ours, strict=True))
 
 
 def gains_of(table: Table, cells: Mapping[str, tuple[Cell, ...]]) -> list[Gain]:
-    """Of every row that has a baseline; `cells` by method."""
+    """Return the gain of every row that has a baseline.
+
+    Args:
+        table: The table.
+        cells: The cells of each row, by its method.
+    """
     gains = []
     for row in table.rows:
         if row.baseline is None:
             continue
         pairs = list(zip(cells[row.method], cells[row.baseline], strict=True))
-        paper = tuple(_difference(mine.paper, other.paper) for mine, other in pairs)
+        paper = tuple(_difference(cell.paper, baseline.paper) for cell, baseline in pairs)
         ours = tuple(_difference(*(cell.ours.mean if cell.ours else None for cell in pair)) for pair in pairs)
         gains.append(Gain(row, paper, ours))
     return gains
 
 
-def _difference(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+def _difference(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second

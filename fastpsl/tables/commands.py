@@ -1,4 +1,4 @@
-"""The commands of what is missing, in the order in which they are to be run."""
+"""Write the commands of what is missing, in the order to run them."""
 
 import shlex
 from collections import defaultdict
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe_files import recipe_path
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL
 from fastpsl.tables.found import Found, TrainingRun
@@ -19,15 +20,18 @@ from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 from fastpsl.tasks.pseudo_labels.file import NAME as LABELS_NAME
 
-_ROOT = Path(__file__).resolve().parents[2]
-
 
 @dataclass(frozen=True)
 class Place:
-    """Where commands read and write: the pictures, the folder of runs, and how many processes torchrun starts.
+    """The places that commands read from and write to.
 
-    pretrain: what trainings without labels learn from, in tables that have other pictures for that. others: name → paths of the data that
-    evaluations read in the place of these.
+    Attributes:
+        runs: The folder of runs.
+        data: The training images.
+        val: The held-out images.
+        pretrain: The images that trainings without labels learn from, in tables that have a set for that.
+        num_processes: The number of processes that torchrun starts.
+        others: The paths of the data that evaluations read instead of these, by name (see `other_data`).
     """
 
     runs: Path
@@ -40,9 +44,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Missing:
-    """What one pre-training lacks: `commands` in order. run: what there is of the pre-training.
+    """A pre-training with evaluations that are missing.
 
-    evaluations: empty where another training alone asks for this one, which it fine-tunes or whose pseudo-labels it learns.
+    Attributes:
+        weights: The weights that it makes.
+        seed: Its seed.
+        evaluations: The missing evaluations. They are empty if only another training needs this one, which
+            fine-tunes it or learns its pseudo-labels.
+        run: The run of the pre-training; None if there is none yet.
+        commands: The commands in order.
     """
 
     weights: Weights
@@ -53,26 +63,42 @@ class Missing:
 
 
 def missing_runs(table: Table, scale: Scale, matches: Matches, found: Found, place: Place) -> list[Missing]:
-    """By weights and seed. As many seeds as the scale wants; those of runs that are there come first."""
-    lacking: dict[tuple[Weights, int], list[Evaluation]] = {}
+    """Return what is missing, by weights and seed, in the order to run it.
+
+    Each number needs as many seeds as the scale has. Seeds of runs that exist come first.
+
+    Args:
+        table: The table.
+        scale: The scale of the numbers.
+        matches: The results, sorted by whether they count.
+        found: The results and runs below the folder of runs.
+        place: Where the commands read and write.
+    """
+    evaluations_of: dict[tuple[Weights, int], list[Evaluation]] = {}
     runs: dict[Weights, dict[int, TrainingRun]] = defaultdict(dict)
     for weights, evaluation in needs_of(table):
         before = weights.before
-        for one in (weights, before):
-            if one is not None:
-                runs[one] = runs_for(one, scale, found.runs, matches.data, table)
+        for training in (weights, before):
+            if training is not None:
+                runs[training] = runs_for(training, scale, found.runs, matches.data, table)
         used = matches.used.get((weights, evaluation), {})
-        there = sorted(runs[weights], key=lambda seed: not runs[weights][seed].can_be_evaluated)
-        there += list(runs[before]) if before else []
-        seeds = [seed for seed in dict.fromkeys([*there, *scale.seeds]) if seed not in used]
+        seeds_of_runs = sorted(runs[weights], key=lambda seed: not runs[weights][seed].can_be_evaluated)
+        seeds_of_runs += list(runs[before]) if before else []
+        seeds = [seed for seed in dict.fromkeys([*seeds_of_runs, *scale.seeds]) if seed not in used]
         for seed in sorted(seeds[: max(0, len(scale.seeds) - len(used))]):
             if before and not (_is_done(runs[weights], seed) or _is_done(runs[before], seed)):
-                lacking.setdefault((before, seed), [])
-            lacking.setdefault((weights, seed), []).append(evaluation)
+                evaluations_of.setdefault((before, seed), [])
+            evaluations_of.setdefault((weights, seed), []).append(evaluation)
     writer = _Writer(table, scale, runs, found, place)
     return [
-        Missing(weights, seed, tuple(asked), runs[weights].get(seed), writer.commands(weights, seed, asked))
-        for (weights, seed), asked in lacking.items()
+        Missing(
+            weights,
+            seed,
+            tuple(evaluations),
+            runs[weights].get(seed),
+            writer.commands(weights, seed, evaluations),
+        )
+        for (weights, seed), evaluations in evaluations_of.items()
     ]
 
 
@@ -82,17 +108,26 @@ def _is_done(runs: Mapping[int, TrainingRun], seed: int) -> bool:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Of one table's commands. runs: what there is of each training, by seed. written: files of labels that an earlier command makes."""
+    """A writer of one table's commands.
+
+    Attributes:
+        table: The table.
+        scale: The scale of the numbers.
+        runs: The runs of each training, by seed.
+        found: The results and runs below the folder of runs.
+        place: Where the commands read and write.
+        label_files: The files of labels that earlier commands write.
+    """
 
     table: Table
     scale: Scale
     runs: Mapping[Weights, Mapping[int, TrainingRun]]
     found: Found
     place: Place
-    written: set[Path] = field(default_factory=set)
+    label_files: set[Path] = field(default_factory=set)
 
     def commands(self, weights: Weights, seed: int, evaluations: Iterable[Evaluation]) -> tuple[str, ...]:
-        """The training where it is not there, behind the labels that nothing has written yet, and the evaluations."""
+        """Return the commands of the labels, the training and the evaluations that are missing."""
         folder = self._folder(weights, seed) if weights.recipe else None
         commands = []
         if weights.recipe and folder and not _is_done(self.runs[weights], seed):
@@ -106,7 +141,7 @@ class _Writer:
         return tuple(commands)
 
     def _folder(self, weights: Weights, seed: int) -> Path:
-        """Of the training: where it lies or is to be written to."""
+        """Return the folder of the training's run, which may not exist yet."""
         run = self.runs[weights].get(seed)
         return run.folder if run else self._free(_name(weights, seed), None)
 
@@ -127,7 +162,7 @@ class _Writer:
     ) -> str:
         if evaluation == CLUSTERS:
             return _command("clusters", [folder], {"data": self._learns_from(weights), "out": out})
-        spelled = {"seed": seed} | self.scale.spelled(evaluation.name)
+        spelled = {"seed": seed} | self.scale.evaluation_flags(evaluation)
         if evaluation.command:
             data, held_out = self.place.data, self.place.val
             pictures = (
@@ -138,21 +173,22 @@ class _Writer:
                 evaluation.recipe, [folder] if folder else [], pictures | source | spelled | {"out": out}
             )
         source = {"checkpoint": folder} if folder else _random(weights)
-        own = {"data": self.place.data, "val": self.place.val}
-        pictures = inputs(evaluation, self.place.others) if evaluation.reads else own
-        values = self.scale.values[evaluation.name]
+        pictures = {"data": self.place.data, "val": self.place.val}
+        if evaluation.reads:
+            pictures = inputs(evaluation, self.place.others)
+        values = self.scale.evaluation_values(evaluation)
         batch_size = values["batch_size"] // values.get("accumulate", 1)
         return self._torchrun(evaluation.recipe, source | spelled, out, pictures, batch_size)
 
     def _labels(self, weights: Weights, seed: int) -> list[str]:
-        """The command that writes the pseudo-labels, where one must."""
+        """Return the command that writes the pseudo-labels, if one is needed."""
         source = weights.label_file
         path = self._label_file(source, seed) if source else None
-        if not source or not path or path in self.written or path.exists():
+        if not source or not path or path in self.label_files or path.exists():
             return []
-        self.written.add(path)
+        self.label_files.add(path)
         options = {"data": self._learns_from(weights), "out": path, "seed": seed}
-        return [_command("labels", [source], options | self.scale.spelled(f"labels/{source}"))]
+        return [_command("labels", [source], {**options, **self.scale.label_flags(source)})]
 
     def _label_file(self, source: str, seed: int) -> Path:
         return self.place.runs / f"{self._folder_name}-labels-{source}-s{seed}.npz"
@@ -167,11 +203,11 @@ class _Writer:
         options: Mapping[str, Any],
         out: Path,
         pictures: Mapping[str, Any],
-        most: int | None = None,
+        max_processes: int | None = None,
     ) -> str:
-        """most: processes, as each has a part of every batch."""
-        script = recipes_folder() / f"{recipe}.py"
-        num = min(self.place.num_processes, most or self.place.num_processes)
+        """Return the command of a recipe, with at most so many processes."""
+        script = recipe_path(recipe)
+        num = min(self.place.num_processes, max_processes or self.place.num_processes)
         start = ["torchrun", f"--nproc-per-node={num}", str(script)]
         return shlex.join([*start, *_flags({**pictures, **options, "out": out})])
 
@@ -180,18 +216,21 @@ class _Writer:
         return f"{self.table.folder}-{self.scale.name}"
 
     def _free(self, name: str, checkpoint: str | None) -> Path:
-        """A folder of this name, or with a number where something else lies there. An evaluation of `checkpoint` that was begun goes on."""
-        wanted = self.place.runs / self._folder_name / name
+        """Return a folder with this name, and with a number if something else is there.
+
+        The folder of an evaluation of `checkpoint` that was begun is free for this evaluation.
+        """
+        preferred = self.place.runs / self._folder_name / name
         for number in count(1):
-            folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            folder = preferred if number == 1 else preferred.with_name(f"{preferred.name}-{number}")
             if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
                 return folder
-            begun = [
+            unfinished = [
                 run
                 for run in self.found.runs
                 if run.folder == folder and run.state != "finished" and not run.cut
             ]
-            if checkpoint and any(run.options.get("checkpoint") == checkpoint for run in begun):
+            if checkpoint and any(run.options.get("checkpoint") == checkpoint for run in unfinished):
                 return folder
         raise AssertionError("numbers do not end")
 
@@ -201,16 +240,16 @@ def _name(weights: Weights, seed: int) -> str:
 
 
 def _random(weights: Weights) -> dict[str, Any]:
-    """The options that ask an evaluation for random weights."""
+    """Return the options of an evaluation of random weights."""
     options: dict[str, Any] = {"random_weights": True, "backbone": weights.backbone}
     if weights.channels != "RGB":
-        seen = Input.usual(weights.channels, size_px=224)
-        options |= {"input_channels": seen.channels, "input_mean": seen.mean, "input_std": seen.std}
+        record = Input.usual(weights.channels, size_px=224)
+        options |= {"input_channels": record.channels, "input_mean": record.mean, "input_std": record.std}
     return options
 
 
 def _of_begun(run: TrainingRun | None) -> dict[str, Any]:
-    """What a table leaves open and a begun run has chosen: it goes on with the same values only."""
+    """Return the options of a begun run that a table leaves open; it resumes with no others."""
     if run is None:
         return {}
     usual = PretrainOptions().science()
@@ -219,7 +258,7 @@ def _of_begun(run: TrainingRun | None) -> dict[str, Any]:
 
 
 def _command(name: str, arguments: Iterable[Any], options: Mapping[str, Any]) -> str:
-    """One of `fastpsl`."""
+    """Return a command of `fastpsl`."""
     return shlex.join(["fastpsl", name, *map(str, arguments), *_flags(options)])
 
 
@@ -234,14 +273,3 @@ def _flag(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
     return [flag, *map(str, value)] if isinstance(value, tuple) else [flag, str(value)]
-
-
-def recipes_folder() -> Path:
-    """Of the checkout that runs, from the current folder where it is below it; an installed copy has none."""
-    folder = _ROOT / "recipes"
-    if not folder.is_dir():
-        return Path("recipes")
-    try:
-        return folder.relative_to(Path.cwd().resolve())
-    except ValueError:
-        return folder

@@ -1,4 +1,4 @@
-"""Of which pictures numbers are: told by digests, so that those of several data sets never stand in one table."""
+"""Tell data sets apart by their digests, so that numbers of several data sets never stand in one table."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,16 +10,20 @@ from fastpsl.tables.found import Result
 from fastpsl.tables.needs import SUPERVISED, Evaluation, Weights
 from fastpsl.tables.rows import Table
 
-# What a digest is of, and how a user says which one counts.
+# The part that a digest is of, and the flag that names the data.
 _FLAGS = {"train": "--data", "val": "--val", "pretrain": "--pretrain-data"}
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Digests of the pictures that all numbers of a table are of; None where it is not known yet.
+    """The digests of the images that the numbers of a table are of; None as long as one is unknown.
 
-    pretrain: what trainings without labels learned from, where the table has other pictures for that. others: (what, digest) of the data
-    that evaluations read in the place of the table's, each protocol's for itself: "voc detection/pirl train".
+    Attributes:
+        train: Of the training images.
+        val: Of the held-out images.
+        pretrain: Of the images that trainings without labels learn from, if the table has a set for that.
+        others: Pairs of a part and its digest, for evaluations that read other data than the table's. A part
+            names the data, the protocol and the split: "voc detection/pirl train".
     """
 
     train: str | None = None
@@ -29,51 +33,52 @@ class DataSet:
 
     @property
     def known(self) -> dict[str, str]:
-        """What → digest."""
-        own = {"train": self.train, "val": self.val, "pretrain": self.pretrain}
-        return {what: digest for what, digest in own.items() if digest is not None} | dict(self.others)
+        """The known digests, by part."""
+        parts = {"train": self.train, "val": self.val, "pretrain": self.pretrain}
+        return {part: digest for part, digest in parts.items() if digest is not None} | dict(self.others)
 
     @classmethod
     def of(cls, known: dict[str, str]) -> "DataSet":
-        """The set of which this is known."""
-        others = tuple(sorted((what, digest) for what, digest in known.items() if what not in _FLAGS))
+        """Return the data set with these digests, by part."""
+        others = tuple(sorted((part, digest) for part, digest in known.items() if part not in _FLAGS))
         return cls(known.get("train"), known.get("val"), known.get("pretrain"), others)
 
     def agrees(self, other: "DataSet") -> bool:
-        """Whether nothing that both know differs."""
-        mine, its = self.known, other.known
-        return all(mine[what] == its[what] for what in mine.keys() & its.keys())
+        """Return whether all digests are equal that both know."""
+        first, second = self.known, other.known
+        return all(first[part] == second[part] for part in first.keys() & second.keys())
 
     @override
     def __str__(self) -> str:
-        parts = [self.train, self.val] + [self.pretrain] * (self.pretrain is not None)
-        own = "/".join((digest or "unknown")[:8] for digest in parts)
-        return ", ".join([own, *(f"{what} {digest[:8]}" for what, digest in self.others)])
+        """Return the first eight digits of all digests."""
+        digests = [self.train, self.val, *([] if self.pretrain is None else [self.pretrain])]
+        text = "/".join((digest or "unknown")[:8] for digest in digests)
+        return ", ".join([text, *(f"{part} {digest[:8]}" for part, digest in self.others)])
 
 
 def flag_of(name: str) -> str:
-    """The flag of `fastpsl table` that names other data."""
+    """Return the flag of `fastpsl table` for a name of other_data."""
     return f"--{name.replace('_', '-')}"
 
 
 def of_other_data(evaluation: Evaluation, train: str | None, val: str | None) -> tuple[tuple[str, str], ...]:
-    """`DataSet.others` of an evaluation that reads data of its own."""
-    parts = (("train", train), ("val", val))
+    """Return `DataSet.others` for an evaluation that reads data of its own."""
+    splits = (("train", train), ("val", val))
     return tuple(
-        (f"{evaluation.reads[0]} {evaluation.protocol} {part}", digest)
-        for part, digest in parts
+        (f"{evaluation.reads[0]} {evaluation.protocol} {split}", digest)
+        for split, digest in splits
         if digest is not None
     )
 
 
 def learned_from(weights: Weights, table: Table, digest: str | None) -> DataSet:
-    """What is known of the data where these weights learned from pictures of this digest."""
+    """Return the data set of weights that learned from the images with this digest."""
     elsewhere = table.pretrains_elsewhere and not weights.with_labels
     return DataSet(pretrain=digest) if elsewhere else DataSet(digest)
 
 
 def data_of(result: Result, table: Table, evaluation: Evaluation) -> DataSet:
-    """The pictures of one result, as far as it tells."""
+    """Return the data set of a result, as far as its record tells it."""
     science, (train, val) = result.science, result.data
     digest = science.get("data_digest")
     elsewhere = table.pretrains_elsewhere and science.get("recipe") not in (None, SUPERVISED)
@@ -86,28 +91,35 @@ def data_of(result: Result, table: Table, evaluation: Evaluation) -> DataSet:
 def one_data_set(
     results: Iterable[tuple[DataSet, Path]], runs: Iterable[tuple[DataSet, Path]], asked: DataSet
 ) -> DataSet:
-    """The data set of all of them: what is asked, what its results know, and what its training runs know besides.
+    """Return the data set that results and runs have in common.
 
-    A result that knows its held-out pictures alone, or those that it learned from, is of any set that has them. ValueError where
-    there are several: their numbers must not stand in one table.
+    A result that knows only some of the digests belongs to every data set that has these.
+
+    Args:
+        results: The data set and the path of each result.
+        runs: The data set and the folder of each training run. They add digests that no result knows.
+        asked: The data set that the user names. What disagrees with it does not count.
+
+    Raises:
+        ValueError: There are several data sets.
     """
-    known = asked
-    for words, found in (("results of", results), ("training runs on", runs)):
-        where: dict[str, dict[str, Path]] = {}  # what → digest → the first that knows it
-        for one, path in found:
-            for what, digest in one.known.items() if one.agrees(known) else ():
-                where.setdefault(what, {}).setdefault(digest, path)
-        for what, paths in where.items():
+    common = asked
+    for words, members in (("results of", results), ("training runs on", runs)):
+        first_paths: dict[str, dict[str, Path]] = {}  # by part and digest
+        for data, path in members:
+            for part, digest in data.known.items() if data.agrees(common) else ():
+                first_paths.setdefault(part, {}).setdefault(digest, path)
+        for part, paths in first_paths.items():
             if len(paths) > 1:
-                raise ValueError(_mixed(words, what, paths))
-        known = DataSet.of(known.known | {what: next(iter(paths)) for what, paths in where.items()})
-    return known
+                raise ValueError(_mixed(words, part, paths))
+        common = DataSet.of(common.known | {part: next(iter(paths)) for part, paths in first_paths.items()})
+    return common
 
 
-def _mixed(words: str, what: str, paths: dict[str, Path]) -> str:
-    told = ", ".join(f"{digest[:8]} (such as {path})" for digest, path in paths.items())
-    flag = _FLAGS.get(what) or flag_of(what.split()[0])
+def _mixed(words: str, part: str, paths: dict[str, Path]) -> str:
+    digests = ", ".join(f"{digest[:8]} (such as {path})" for digest, path in paths.items())
+    flag = _FLAGS.get(part) or flag_of(part.split()[0])
     return (
-        f"{words} {len(paths)} data sets must not be mixed (digests of {what}: {told}): give {flag} of one of them, or --runs with "
-        f"one alone"
+        f"{words} {len(paths)} data sets must not be mixed (digests of {part}: {digests}): "
+        f"give {flag} of one of them, or --runs with one alone"
     )

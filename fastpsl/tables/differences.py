@@ -1,4 +1,4 @@
-"""In what a training, its pseudo-labels and an evaluation differ from those that a number is measured on."""
+"""List how a training, its pseudo-labels and an evaluation differ from those that a number is measured on."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from fastpsl.tables.needs import COUPLED, NO_LABELS, Weights
 from fastpsl.tables.scales import Scale
 
-# What a run or an evaluation has done that says nothing of it.
+# Values of older runs and evaluations that do not record them.
 UNSAID: dict[str, dict[str, Any]] = {
     "supervised": {"crop": "random_resized", "labels_per_class": None},
     "evaluation": {"whole": False},
@@ -14,14 +14,17 @@ UNSAID: dict[str, dict[str, Any]] = {
 
 
 def training_differences(science: Mapping[str, Any], weights: Weights, scale: Scale) -> list[str]:
-    """Why a run of this science has not made `weights`; but for the backbone's, which a result's record tells."""
+    """Return why a run with this science has not made the weights; empty if it has.
+
+    The backbone is not compared, because a result records it itself.
+    """
     wanted = {name: value for name, value in scale.training_science(weights).items() if name != "backbone"}
     reasons = differences("pre-trained", UNSAID.get(str(weights.recipe), {}) | dict(science), wanted)
     if "labels" in science:
         reasons.append("pre-trained on labels of a file")
     reasons += _label_differences(science, weights, scale)
     if weights.base is None:
-        return reasons + ["fine-tuned"] * ("fine_tune" in science)
+        return [*reasons, "fine-tuned"] if "fine_tune" in science else reasons
     base = science.get("fine_tuned")
     if base is None:
         return [*reasons, "pre-trained without saying what it fine-tunes"]
@@ -32,29 +35,35 @@ def training_differences(science: Mapping[str, Any], weights: Weights, scale: Sc
 
 
 def label_source(science: Mapping[str, Any]) -> str:
-    """Where the pseudo-labels came from that were learned: iic, coupled, true, random, k-means or none."""
+    """Return the source of the pseudo-labels of a run: iic, coupled, true, random, k-means or none."""
     return str(science.get("pseudo_labels", {}).get("source", NO_LABELS))
 
 
 def _label_differences(science: Mapping[str, Any], weights: Weights, scale: Scale) -> list[str]:
-    """Of the pseudo-labels that were learned from."""
-    labels, given = weights.labels, science.get("pseudo_labels", {})
+    """Return how the pseudo-labels of a run differ from those of the weights."""
+    labels, record = weights.labels, science.get("pseudo_labels", {})
     if label_source(science) != weights.label_source:
         return [f"pre-trained with pseudo-labels {label_source(science)}, here {weights.label_source}"]
-    if labels is None or labels == COUPLED:  # of whose classes an option tells
+    if labels is None or labels == COUPLED:  # an option of the run has the number of coupled classes
         return []
-    reasons = differences("its pseudo-labels made", given, scale.label_science(labels))
-    if given.get("cut"):
+    reasons = differences("its pseudo-labels made", record, scale.label_science(labels))
+    if record.get("cut"):
         reasons.append("its pseudo-labels made by a run that --max-steps-per-stage cut short")
-    if given.get("seed", science.get("seed")) != science.get("seed"):
-        reasons.append(f"its pseudo-labels of seed {given['seed']}, its own is {science.get('seed')}")
-    if given.get("data_digest", science.get("data_digest")) != science.get("data_digest"):
+    if record.get("seed", science.get("seed")) != science.get("seed"):
+        reasons.append(f"its pseudo-labels of seed {record['seed']}, its own is {science.get('seed')}")
+    if record.get("data_digest", science.get("data_digest")) != science.get("data_digest"):
         reasons.append("its pseudo-labels made from other pictures")
     return reasons
 
 
 def differences(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What is not as it is wanted, a line each."""
+    """Return a reason for each wanted value that is missing or different.
+
+    Args:
+        what: The words before each reason, such as "evaluated".
+        given: The recorded values.
+        wanted: The values that are needed.
+    """
     return [
         f"{what} with {name} {_words(given[name])}, here {_words(value)}"
         if name in given

@@ -1,4 +1,4 @@
-"""The evaluations that tables are made of, and the columns that one or several of them fill."""
+"""List the evaluations of the tables, and build the columns that they fill."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,7 @@ FCN_ALEXNET = Evaluation(
 SSLPP_SEGMENTATION = Evaluation(
     "segmentation/sslpp", "voc_segmentation", "segmentation/sslpp", reads=("voc",)
 )
-# The protocol of what learns nothing from the images that it reads.
+# This protocol learns nothing from the images that it reads.
 FEW_SHOT = "few_shot"
 FEW_SHOTS = {
     size_px: Evaluation(f"few_shot/{size_px}", "few_shot", FEW_SHOT, reads=("mini_imagenet",))
@@ -44,11 +44,11 @@ FEW_SHOTS = {
 
 def classification(protocol: str, layers: str) -> Evaluation:
     """Return the evaluation that learns VOC's classes with these layers: fc6_8 or all."""
-    of = f"classification/{protocol}"
-    return Evaluation(f"{of}_{layers}", "voc_classification", of, reads=("voc",))
+    name = f"classification/{protocol}"
+    return Evaluation(f"{name}_{layers}", "voc_classification", name, reads=("voc",))
 
 
-# What a table's columns are measured by, given a row's weights.
+# A function of a row's weights to the measures of the row's cells.
 Columns = Callable[[Weights], tuple[Measure, ...]]
 
 

@@ -1,4 +1,4 @@
-"""What lies under a folder of runs: results of evaluations, and folders of training runs."""
+"""Find the results of evaluations and the training runs below a folder."""
 
 import json
 import os
@@ -15,32 +15,31 @@ _NOT_ENTERED = {"checkpoints", "tensorboard", "wandb"}
 
 @dataclass(frozen=True)
 class Result:
-    """A result.json: where it lies, and its record."""
+    """A result.json: its path and its record."""
 
     path: Path
     record: dict[str, Any]
 
     @property
     def science(self) -> dict[str, Any]:
-        """Of the run that trained the weights; empty for random and for others' weights."""
+        """The science of the run that trained the weights; empty for random and for others' weights."""
         return self.record["checkpoint"].get("science") or {}
 
     @property
     def seed(self) -> int:
-        """Of the pre-training; of the evaluation, where nothing was pre-trained."""
+        """The seed of the pre-training, or of the evaluation if nothing was pre-trained."""
         return int(self.science.get("seed", self.record["settings"].get("seed", 0)))
 
     @property
     def of_part(self) -> bool:
-        """Whether it learned from a part of the training pictures: then their record is that part's."""
+        """Whether it learned from a part of the training images, which its record of the data is of."""
         return "percent" in self.record["settings"]
 
     @property
     def data(self) -> tuple[str | None, str | None]:
-        """Digests of all training pictures and of the held-out ones; None where a result of a part does not tell the whole, and
-        where nothing is held out."""
+        """The digests of all training images and of the held-out ones; None where the record has none."""
         data = self.record["data"]
-        if self.record["protocol"] == TSNE.protocol:  # of the pictures that it shows
+        if self.record["protocol"] == TSNE.protocol:  # its data are the images that it shows
             return self.science.get("data_digest"), data["train"]
         if self.record["protocol"] == FEW_SHOT:
             return None, data["train"]
@@ -49,7 +48,7 @@ class Result:
 
     @property
     def counts(self) -> tuple[int | None, int | None]:
-        """Numbers of training and of held-out pictures, as far as `data` tells them."""
+        """The numbers of training and of held-out images, as far as `data` tells them."""
         data = self.record["data"]
         if self.record["protocol"] in (TSNE.protocol, FEW_SHOT):
             return None, data["num_train"]
@@ -57,7 +56,7 @@ class Result:
 
     @property
     def training_folder(self) -> Path | None:
-        """Of the run that made the weights, where it is still there."""
+        """The folder of the run that made the weights; None if it is gone."""
         if not self.record["checkpoint"].get("path"):
             return None
         path = Path(self.record["checkpoint"]["path"])
@@ -69,7 +68,15 @@ class Result:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run's folder. state: as in status.json. cut: a stage was cut short by --max-steps-per-stage."""
+    """A training run on the disk.
+
+    Attributes:
+        folder: Its folder.
+        options: Its options, as in config.json.
+        science: Its science, as in config.json.
+        state: Its state, as in status.json.
+        cut: Whether --max-steps-per-stage cut a stage short.
+    """
 
     folder: Path
     options: dict[str, Any]
@@ -79,17 +86,24 @@ class TrainingRun:
 
     @property
     def seed(self) -> int:
+        """The seed of the training."""
         return int(self.science.get("seed", 0))
 
     @property
     def can_be_evaluated(self) -> bool:
-        """Whether it went to its end and its last checkpoint is still there."""
+        """Whether it has finished and its last checkpoint is still there."""
         return self.state == "finished" and bool(CheckpointManager(self.folder / "checkpoints").paths())
 
 
 @dataclass
 class Found:
-    """results and runs in the order of their paths; unreadable: path → why."""
+    """The results and the runs below a folder, in the order of their paths.
+
+    Attributes:
+        results: The results that can be read.
+        runs: The training runs that can be read.
+        unreadable: The reason for each file that cannot be read.
+    """
 
     results: list[Result] = field(default_factory=list)
     runs: list[TrainingRun] = field(default_factory=list)
@@ -97,16 +111,20 @@ class Found:
 
 
 def find(folder: Path) -> Found:
-    """Everything below `folder`. ValueError where it is no folder."""
+    """Return all results and runs below a folder.
+
+    Raises:
+        ValueError: It is no folder.
+    """
     if not folder.is_dir():
         raise ValueError(f"--runs {folder}: no such folder; give the one that your runs are written to")
     found = Found()
-    for place, folders, files in os.walk(folder):
+    for path, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in _NOT_ENTERED)
         if NAME in files:
-            _add_result(found, Path(place) / NAME)
+            _add_result(found, Path(path) / NAME)
         if "config.json" in files and "status.json" in files:
-            _add_run(found, Path(place))
+            _add_run(found, Path(path))
     return found
 
 
@@ -117,8 +135,8 @@ def _add_result(found: Found, path: Path) -> None:
         _ = (result.seed, result.data, int(record["data"]["num_train"]), int(record["data"]["num_val"] or 0))
         _ = [record[key] for key in ("protocol", "recipe", "numbers", "cut")]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        missing = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        found.unreadable[path] = missing
+        reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        found.unreadable[path] = reason
         return
     found.results.append(result)
 
@@ -127,8 +145,8 @@ def _add_run(found: Found, folder: Path) -> None:
     try:
         config = json.loads((folder / "config.json").read_text())
         state = json.loads((folder / "status.json").read_text())["state"]
-        ends = folder / "results.json"
-        stages = json.loads(ends.read_text()) if ends.exists() else []
+        stages_file = folder / "results.json"
+        stages = json.loads(stages_file.read_text()) if stages_file.exists() else []
         cut = any(stage["num_steps"] < stage["num_steps_planned"] for stage in stages)
         found.runs.append(
             TrainingRun(folder, dict(config["options"]), dict(config["science"]), str(state), cut)

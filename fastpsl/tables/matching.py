@@ -1,4 +1,7 @@
-"""Which results and which training runs a table may use: of its rows, of its scale, whole, and of one data set."""
+"""Choose the results and the training runs that a table may use.
+
+They are of its rows, of its scale and of one data set, and nothing has cut them short.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +21,14 @@ Need = tuple[Weights, Evaluation]
 
 @dataclass
 class Matches:
-    """used: need → seed → result. unused: path → why. num_other: results that are of no row of this table."""
+    """The results of a folder, sorted by whether a table uses them.
+
+    Attributes:
+        used: The results that count, by need and seed.
+        unused: The reason for each result that comes near a row and does not count.
+        num_other: The number of results that belong to no row of this table.
+        data: The data set of the results that count.
+    """
 
     used: dict[Need, dict[int, Result]] = field(default_factory=dict)
     unused: dict[Path, str] = field(default_factory=dict)
@@ -27,40 +37,49 @@ class Matches:
 
 
 def needs_of(table: Table) -> list[Need]:
-    """What the table's own numbers are measured on, in the order of its rows, each once."""
+    """Return each pair of weights and evaluation that the table is measured on, in the order of its rows."""
     measures = (measure for row in table.rows for measure in row.measures)
     return list(dict.fromkeys((measure.weights, measure.evaluation) for measure in measures))
 
 
 def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
-    """Sort the results. ValueError where the fitting ones are of several data sets and `asked` does not say which."""
+    """Sort the results by whether a table uses them.
+
+    Args:
+        table: The table.
+        scale: The values that results must be made with.
+        found: The results and runs below a folder.
+        asked: The data set that the user names.
+
+    Raises:
+        ValueError: Results that fit are of several data sets, and `asked` does not choose one.
+    """
     matches = Matches(unused=dict(found.unreadable))
     fitting: list[tuple[Need, Result]] = []
     for result in found.results:
         need, reasons = closest(result, table, scale)
         if need is not None and not reasons:
-            if lacking := _lacking(result, need, table):
-                matches.unused[result.path] = lacking
+            if reason := _missing_numbers(result, need, table):
+                matches.unused[result.path] = reason
             else:
                 fitting.append((need, result))
         elif need is None or _of_another_table(result, scale):
             matches.num_other += 1
         else:
             matches.unused[result.path] = "; ".join(reasons)
-    weights = {one for need in needs_of(table) for one in (need[0], need[0].before) if one}
-    sets = [(data_of(result, table, need[1]), result.path) for need, result in fitting]
+    all_weights = {weights for need in needs_of(table) for weights in (need[0], need[0].before) if weights}
+    of_results = [(data_of(result, table, need[1]), result.path) for need, result in fitting]
     of_runs = [
-        (learned_from(one, table, str(run.science.get("data_digest"))), run.folder)
+        (learned_from(weights, table, str(run.science.get("data_digest"))), run.folder)
         for run in found.runs
-        for one in weights
-        if trains(run, one, scale)
+        for weights in all_weights
+        if trains(run, weights, scale)
     ]
-    matches.data = one_data_set(sets, of_runs, asked)
+    matches.data = one_data_set(of_results, of_runs, asked)
     for need, result in sorted(fitting, key=lambda pair: str(pair[1].record.get("date"))):
-        if not (of := data_of(result, table, need[1])).agrees(matches.data):
-            matches.unused[result.path] = (
-                f"of other pictures ({of}, train/val{'/pre-training' * bool(of.pretrain)})"
-            )
+        if not (data := data_of(result, table, need[1])).agrees(matches.data):
+            parts = "train/val/pre-training" if data.pretrain else "train/val"
+            matches.unused[result.path] = f"of other pictures ({data}, {parts})"
             continue
         seeds = matches.used.setdefault(need, {})
         if (older := seeds.get(result.seed)) is not None:
@@ -69,12 +88,18 @@ def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
     return matches
 
 
-def _lacking(result: Result, need: Need, table: Table) -> str:
-    """Which of the table's numbers a result does not hold; "" where it holds all."""
-    measures = [one for row in table.rows for one in row.measures if (one.weights, one.evaluation) == need]
-    lacking = {n for one in measures for n in one.numbers} - result.record["numbers"].keys()
-    why = ": top-5 needs more than five classes" if any(n.startswith("top5") for n in lacking) else ""
-    return f"it has no {', '.join(sorted(lacking))}{why}" if lacking else ""
+def _missing_numbers(result: Result, need: Need, table: Table) -> str:
+    """Return why a result cannot fill the table's cells; empty if it has all their numbers."""
+    measures = [
+        measure
+        for row in table.rows
+        for measure in row.measures
+        if (measure.weights, measure.evaluation) == need
+    ]
+    missing = {name for measure in measures for name in measure.numbers} - result.record["numbers"].keys()
+    is_top5 = any(name.startswith("top5") for name in missing)
+    cause = ": top-5 needs more than five classes" if is_top5 else ""
+    return f"it has no {', '.join(sorted(missing))}{cause}" if missing else ""
 
 
 def _of_another_table(result: Result, scale: Scale) -> bool:
@@ -85,15 +110,18 @@ def _of_another_table(result: Result, scale: Scale) -> bool:
 
 
 def closest(result: Result, table: Table, scale: Scale) -> tuple[Need | None, list[str]]:
-    """The table's need that a result comes nearest to, and why it does not fit; no need where it is of another table."""
+    """Return the need of a table that a result comes nearest to, and why it does not fit.
+
+    The need is None if the result belongs to another table. There is no reason if it fits.
+    """
     nearest: tuple[Need | None, list[str]] = (None, [])
     for need in needs_of(table):
         weights, evaluation = need
-        asked = (evaluation.recipe, evaluation.protocol, weights.recipe)
-        if asked != (result.record["recipe"], result.record["protocol"], result.science.get("recipe")):
+        origin = (evaluation.recipe, evaluation.protocol, weights.recipe)
+        if origin != (result.record["recipe"], result.record["protocol"], result.science.get("recipe")):
             continue
         if weights.recipe is None and result.record["checkpoint"].get("kind") != "random":
-            continue  # others' weights
+            continue  # these are others' weights
         if label_source(result.science) != weights.label_source:
             continue
         reasons = mismatches(result, need, table, scale)
@@ -103,7 +131,7 @@ def closest(result: Result, table: Table, scale: Scale) -> tuple[Need | None, li
 
 
 def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[str]:
-    """Why a result is not this need's; nothing where it is."""
+    """Return why a result does not fit a need; empty if it does."""
     weights, evaluation = need
     reasons = ["cut short by --max-steps-per-stage"] if result.record["cut"] else []
     checkpoint = result.record["checkpoint"]
@@ -121,23 +149,24 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
     settings = result.record["settings"]
     if evaluation == CLUSTERS and Path(settings["labels"]).parent != Path(checkpoint["path"]).parent.parent:
         reasons.append("of other labels than its run left")
-    said = UNSAID["evaluation"] | settings
-    return reasons + differences("evaluated", said, scale.evaluation_settings(evaluation))
+    return reasons + differences(
+        "evaluated", UNSAID["evaluation"] | settings, scale.evaluation_settings(evaluation)
+    )
 
 
 def _wrong_pictures(result: Result, need: Need, table: Table) -> list[str]:
-    """Whether what was pre-trained on is not as the table has it, beside what was evaluated on."""
+    """Return why the images of the pre-training are not the right ones beside those of the evaluation."""
     weights, evaluation = need
     (train, val), learned = result.data, result.science.get("data_digest")
     if evaluation.reads or (table.pretrains_elsewhere and not weights.with_labels):
-        more = "other ones" if evaluation.reads else "more than those to train with"
-        said = f"pre-trained on the pictures that it was evaluated on: here, on {more}"
-        return [said] if learned in (train, val) else []
+        images = "other ones" if evaluation.reads else "more than those to train with"
+        reason = f"pre-trained on the pictures that it was evaluated on: here, on {images}"
+        return [reason] if learned in (train, val) else []
     return ["pre-trained on other pictures than it was evaluated on"] if learned != train else []
 
 
 def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:
-    """Whether a run makes `weights`: it has, or will when it goes on."""
+    """Return whether a run has made the weights, or makes them when it is resumed."""
     if weights.recipe is None or run.cut or (run.state == "finished" and not run.can_be_evaluated):
         return False
     return run.science.get("backbone") == weights.backbone and not training_differences(
@@ -148,7 +177,17 @@ def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:
 def runs_for(
     weights: Weights, scale: Scale, runs: Iterable[TrainingRun], data: DataSet, table: Table
 ) -> dict[int, TrainingRun]:
-    """Seed → the run whose checkpoint serves, or else one that was begun; the last by path where there are several."""
+    """Return the run that makes the weights, by seed.
+
+    A finished run comes before one that has only begun; of several, the last by path counts.
+
+    Args:
+        weights: The weights.
+        scale: The values that runs must have.
+        runs: The runs to choose from.
+        data: The data set that the runs must agree with.
+        table: The table, which tells what the weights learn from.
+    """
     fitting = [
         run
         for run in runs

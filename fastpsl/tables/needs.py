@@ -1,20 +1,26 @@
-"""What a number of a table is measured on: which weights, by which evaluation, under which name in result.json."""
+"""Describe what a number of a table is measured on: weights, an evaluation, and a name in result.json."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 SUPERVISED = "supervised"
-# Of pseudo-labels that no file holds.
+# Sources of pseudo-labels that no file holds.
 COUPLED, NO_LABELS = "coupled", "none"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a training by `recipe` with `plan`; without a recipe they are random. variant: its values replace some of the recipe's.
+    """The weights that a training leaves, or random ones.
 
-    base: the training that this one fine-tunes. labels: whose pseudo-labels it learns: those that another training of the same seed
-    leaves, those of `fastpsl labels` (true, k-means, random), or "coupled", which it makes itself; None for none.
-    channels: what random weights see; of others their recipe's values say it.
+    Attributes:
+        backbone: The backbone's name.
+        recipe: The recipe that trains them; None for random weights.
+        plan: The plan of the training.
+        variant: The name of the values that replace some of the recipe's (see `scales`).
+        base: The training that this one fine-tunes.
+        labels: The source of the pseudo-labels that it learns: another training of the same seed, a source of
+            `fastpsl labels` (true, k-means, random), or "coupled" if it makes them itself. None for none.
+        channels: The channels that random weights see. For others the recipe decides.
     """
 
     backbone: str
@@ -27,32 +33,32 @@ class Weights:
 
     @property
     def before(self) -> "Weights | None":
-        """The training that must have come to its end before this one begins."""
+        """The training that must have finished before this one begins."""
         return self.labels if isinstance(self.labels, Weights) else self.base
 
     @property
     def label_file(self) -> str | None:
-        """Which labels `fastpsl labels` must have written."""
+        """The source that `fastpsl labels` must have written labels of; None if it need not."""
         return self.labels if isinstance(self.labels, str) and self.labels != COUPLED else None
 
     @property
     def label_source(self) -> str:
-        """As the science of a run calls it."""
+        """The name of the pseudo-labels' source in the science of a run."""
         return self.labels.kind if isinstance(self.labels, Weights) else self.labels or NO_LABELS
 
     @property
     def with_labels(self) -> bool:
-        """Whether it learns from what people have annotated, as a classifier does."""
+        """Whether it learns from the annotated labels."""
         return self.recipe == SUPERVISED
 
     @property
     def kind(self) -> str:
-        """The recipe's own word."""
+        """The recipe's first word: jigsaw, rotation, uic, random…"""
         return self.recipe.removeprefix("sslpp_").split("_")[0] if self.recipe else "random"
 
     @property
     def name(self) -> str:
-        """As it stands in names of folders."""
+        """The name in the names of folders."""
         labels = self.labels
         words = (
             self.kind,
@@ -69,9 +75,14 @@ class Weights:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A protocol. `name` is the key of its settings in a scale. recipe: its script, or for a `command` that of `fastpsl`.
+    """An evaluation of weights by a protocol.
 
-    reads: the data that it reads in the place of its table's, by their names in `other_data`; nothing for its table's.
+    Attributes:
+        name: The key of its values in a scale.
+        recipe: The name of its script, or of the command of `fastpsl`.
+        protocol: The protocol in result.json.
+        command: Whether it is a command of `fastpsl`.
+        reads: The names (see `other_data`) of the data that it reads instead of its table's.
     """
 
     name: str
@@ -82,14 +93,21 @@ class Evaluation:
 
     @property
     def folder_name(self) -> str:
+        """The name in the names of folders."""
         return self.name.replace("/", "-")
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One cell's number. Of several `numbers` the one with the best mean over the seeds counts (the best block), or their mean.
+    """The number of one cell.
 
-    minus: the weights whose number, their seeds' mean, is taken off.
+    Attributes:
+        weights: The weights that it is measured on.
+        evaluation: The evaluation that measures it.
+        numbers: Its name in result.json, or the names of several numbers.
+        of: "best" takes the number with the best mean over the seeds (the best block), "mean" the mean of
+            all numbers.
+        minus: The weights to subtract the number of, which is the mean over their seeds.
     """
 
     weights: Weights

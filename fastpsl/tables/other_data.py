@@ -1,4 +1,4 @@
-"""Data that evaluations read in the place of their table's: what it is called, how recipes take it, which pictures it has."""
+"""Describe the data that evaluations read instead of their table's: names, flags and images."""
 
 import contextlib
 from collections.abc import Mapping
@@ -17,7 +17,13 @@ from fastpsl.transfer.segmentation import protocols as segmentation_protocols
 
 @dataclass(frozen=True)
 class OtherData:
-    """flags: of the recipe; one of several paths, or one each. stands_for: what commands name where the user gives no paths."""
+    """A kind of data that evaluations read.
+
+    Attributes:
+        title: The name for people.
+        flags: The options of the recipe: one for each path, or one for all paths.
+        stands_for: The paths that commands name if the user gives none.
+    """
 
     title: str
     flags: tuple[str, ...]
@@ -32,7 +38,7 @@ OTHER_DATA = {
     "inat18": OtherData("iNaturalist 2018", ("data", "val"), ("INAT-TRAIN", "INAT-VAL")),
     "mini_imagenet": OtherData("miniImageNet", ("data",), ("MINI-IMAGENET-TEST",)),
 }
-# By protocol: what the papers' numbers are of.
+# The images that the papers' numbers are of, by protocol.
 PAPERS_PICTURES = {
     "detection/pirl": Pictures("VOC07+12", 16_551, 4_952),
     "detection/fast_rcnn": Pictures("VOC07", 5_011, 4_952),
@@ -50,7 +56,12 @@ Paths = Mapping[str, tuple[str, ...]]
 
 
 def inputs(evaluation: Evaluation, given: Paths) -> dict[str, Any]:
-    """Option of the recipe → path or paths, of all the data that an evaluation reads."""
+    """Return the recipe's options for all the data that an evaluation reads.
+
+    Args:
+        evaluation: The evaluation.
+        given: The user's paths, by the name of the data.
+    """
     options: dict[str, Any] = {}
     for name in evaluation.reads:
         data = OTHER_DATA[name]
@@ -59,43 +70,49 @@ def inputs(evaluation: Evaluation, given: Paths) -> dict[str, Any]:
     return options
 
 
-def digests(table: Table, there: Paths) -> tuple[tuple[str, str], ...]:
-    """`DataSet.others` of what a table's evaluations read, where it is there."""
+def digests(table: Table, paths: Paths) -> tuple[tuple[str, str], ...]:
+    """Return `DataSet.others` of the data that a table's evaluations read.
+
+    Args:
+        table: The table.
+        paths: The paths of the data that exist, by name.
+    """
     evaluations = dict.fromkeys(measure.evaluation for row in table.rows for measure in row.measures)
-    known: dict[str, str] = {}
+    parts: dict[str, str] = {}
     for evaluation in evaluations:
-        if evaluation.reads and evaluation.reads[0] in there:
-            known |= of_other_data(evaluation, *_opened(evaluation, there))
-    return tuple(sorted(known.items()))
+        if evaluation.reads and evaluation.reads[0] in paths:
+            parts |= of_other_data(evaluation, *_digests(evaluation, paths))
+    return tuple(sorted(parts.items()))
 
 
-def _opened(evaluation: Evaluation, there: Paths) -> tuple[str | None, str | None]:
-    """Digests of what an evaluation learns from and of what it is scored on."""
+def _digests(evaluation: Evaluation, paths: Paths) -> tuple[str | None, str | None]:
+    """Return the digests of the images that an evaluation learns from and is scored on."""
     name = evaluation.reads[0]
     if name == "voc":
-        return _voc(evaluation, there)
-    found: list[str | None] = []
-    for path in there[name]:
+        return _voc_digests(evaluation, paths)
+    of_paths: list[str | None] = []
+    for path in paths[name]:
         with contextlib.closing(open_data(path)) as data:
-            found.append(data.digest())
-    train, val = found if len(found) > 1 else (None, *found)
+            of_paths.append(data.digest())
+    train, val = of_paths if len(of_paths) > 1 else (None, *of_paths)
     return train, val
 
 
-def _voc(evaluation: Evaluation, there: Paths) -> tuple[str | None, str | None]:
-    """By the sets that its protocol learns from and is scored on. Where SBD is not given, nothing is known of what is learned with it."""
+def _voc_digests(evaluation: Evaluation, paths: Paths) -> tuple[str | None, str | None]:
+    """Return the digests of the protocol's image sets; the first is None without the SBD that it needs."""
     kind, _, protocol = evaluation.protocol.partition("/")
-    (root,) = there["voc"]
+    (root,) = paths["voc"]
     if kind == "segmentation":
-        of, sbd = segmentation_protocols.PROTOCOLS[protocol], "sbd" in evaluation.reads
-        known = not sbd or "sbd" in there
-        train = VOC(root, of.train, "masks", there["sbd"][0] if sbd else None).digest() if known else None
-        return train, VOC(root, of.test, "masks").digest()
+        sets_of, needs_sbd = segmentation_protocols.PROTOCOLS[protocol], "sbd" in evaluation.reads
+        train = None
+        if not needs_sbd or "sbd" in paths:
+            train = VOC(root, sets_of.train, "masks", paths["sbd"][0] if needs_sbd else None).digest()
+        return train, VOC(root, sets_of.test, "masks").digest()
     if kind == "detection":
         sets = detection_protocols.PROTOCOLS[protocol].train_sets, ("2007_test",)
     elif kind == "classification":
         sets = multilabel_protocols.PROTOCOLS[protocol].train, ("2007_test",)
     else:
         sets = ("2007_trainval",), ("2007_test",)
-    train, val = (VOC(root, one, "boxes").digest() for one in sets)
+    train, val = (VOC(root, names, "boxes").digest() for names in sets)
     return train, val

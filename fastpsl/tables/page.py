@@ -1,8 +1,9 @@
-"""What the page of a table says, in words, for both templates."""
+"""Write what the page of a table says, in words, for both templates."""
 
 import contextlib
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Group:
-    """A row of a table: its lines of numbers, and what stands before them.
+    """A row of a table on a page.
 
-    mark: What is said beside the name. head: The cells between the name and the lines. lines: Whose numbers
-    they are ("paper", "ours", "ours − paper"), and the numbers, a column each.
+    Attributes:
+        name: The name of the row.
+        mark: A remark beside the name.
+        head: The cells between the name and the lines.
+        lines: Pairs of a title ("paper", "ours", "ours − paper") and the numbers, one per column.
     """
 
     name: str
@@ -32,13 +36,14 @@ class Group:
 
 
 def words_of(report: Report) -> dict[str, Any]:
-    """Return all that a rendered table says, under the names that the templates use.
+    """Return all that a page says, by the names that the templates use.
 
-    head: Titles of the columns before the numbers. rows, gains: Groups. used: Of each result that went in,
-    title → word. missing: Lines of a shell. unused: (path, reason). sizes: Recipe or evaluation → values in words.
+    "head" has the titles of the columns before the numbers, "rows" and "gains" have groups, "used" has a
+    word by title for each result that went in, "missing" has lines for a shell, "unused" has pairs of a path
+    and a reason, and "sizes" has the values in words, by recipe or evaluation.
     """
     table = report.table
-    about = report.scale.about(table.paper)
+    about = report.scale.about[table.paper]
     with_size = any(row.million_parameters for row in table.rows)
     return {
         "table": table,
@@ -54,7 +59,7 @@ def words_of(report: Report) -> dict[str, Any]:
 
 
 def _group(report: Report, row: Row, with_size: bool) -> Group:
-    """Return a row: the paper's line, ours, and where it means something the difference."""
+    """Return a row: the paper's line, ours, and the difference if it means anything."""
     cells = report.cells[row.method]
     lines = [("paper", tuple(_printed(cell.paper) for cell in cells))] if row.printed else []
     if row.measures:
@@ -114,42 +119,46 @@ def missing_lines(report: Report) -> list[str]:
     """Return a comment and the commands of each missing run, to be pasted into a shell."""
     lines = _path_line() if report.missing else []
     fine_tuned = {weights.base for weights, _ in needs_of(report.table)}
-    for one in report.missing:
-        there = ""
-        if one.run is not None:
-            there = "its pre-training is there" if one.run.can_be_evaluated else "its pre-training was begun"
-            there = f" ({there}: {one.run.folder})"
-        why = "to be fine-tuned" if one.weights in fine_tuned else "the pseudo-labels that it learns"
-        evaluations = ", ".join(evaluation.name for evaluation in one.evaluations) or why
-        lines.append(f"# {report.method_of(one.weights)}, seed {one.seed}: {evaluations}{there}")
-        lines += one.commands
+    for missing in report.missing:
+        remark = ""
+        if (run := missing.run) is not None:
+            state = "is there" if run.can_be_evaluated else "was begun"
+            remark = f" (its pre-training {state}: {run.folder})"
+        reason = "to be fine-tuned" if missing.weights in fine_tuned else "the pseudo-labels that it learns"
+        work = ", ".join(evaluation.name for evaluation in missing.evaluations) or reason
+        lines.append(f"# {report.method_of(missing.weights)}, seed {missing.seed}: {work}{remark}")
+        lines += missing.commands
     return lines
 
 
 def _path_line() -> list[str]:
     """Return what tells the shell where torchrun is, if it would find none, or another environment's."""
-    own, first = Path(sys.executable).parent, shutil.which("torchrun")
-    if first is not None and Path(first).parent == own:
+    folder, torchrun = Path(sys.executable).parent, shutil.which("torchrun")
+    if torchrun is not None and Path(torchrun).parent == folder:
         return []
     with contextlib.suppress(ValueError):
-        own = Path("$PWD") / own.relative_to(Path.cwd())
-    return [f'export PATH="{own}:$PATH"']
+        folder = Path("$PWD") / folder.relative_to(Path.cwd())
+    return [f'export PATH="{folder}:$PATH"']
 
 
 def _sizes(report: Report) -> dict[str, str]:
-    names: list[str] = []
+    """Return the values of all trainings, labels and evaluations in words, by name."""
+    scale = report.scale
+    sizes: dict[str, Mapping[str, Any]] = {}
     for weights, evaluation in needs_of(report.table):
-        for one in (weights.before, weights):
-            if one and one.recipe:
-                names += [one.recipe, *([f"{one.recipe}/{one.variant}"] if one.variant else [])]
-                names += [f"labels/{one.label_file}"] if one.label_file else []
-        names.append(evaluation.name)
+        for training in (weights.before, weights):
+            if training and training.recipe:
+                sizes[training.recipe] = scale.recipe_values(training.recipe)
+                sizes[f"{training.recipe}/{training.variant}"] = scale.variant_values(training)
+                if source := training.label_file:
+                    sizes[f"labels/{source}"] = scale.label_values(source)
+        sizes[evaluation.name] = scale.evaluation_values(evaluation)
     return {
-        name: ", ".join(
-            f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-            for key, value in values.items()
-            if value is not None
-        )
-        for name in dict.fromkeys(names)
-        if (values := report.scale.values[name])
+        name: ", ".join(f"{key} {_words(value)}" for key, value in values.items() if value is not None)
+        for name, values in sizes.items()
+        if values
     }
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,7 +1,7 @@
-"""Read the file that holds what a paper prints: its tables, number by number.
+"""Read the JSON file of what a paper prints: its tables, number by number.
 
-The file is JSON. Each row of a table is one line, to be read beside the paper. A row names the weights and
-the columns that it is measured with here. What these names mean is in the paper's module (psl, uic, sslpp).
+Each row of a table is one line, to be read beside the paper. A row names the weights and the columns that it
+is measured with here. What these names mean is in the paper's module (psl, uic, sslpp).
 """
 
 import json
@@ -16,7 +16,7 @@ from fastpsl.tables.evaluations import Columns
 from fastpsl.tables.needs import Measure, Weights
 from fastpsl.tables.rows import Pictures, Row, Table
 
-# Field → the types that it may have; a list holds values of its types.
+# The types that each field may have; a list holds values of its types.
 Fields = Mapping[str, tuple[Any, ...]]
 _PAPER: Fields = {"defaults": (dict,), "pictures": (dict,), "notes": (dict,), "tables": (dict,)}
 _PICTURES: Fields = {"name": (str,), "num_train": (int,), "num_val": (int,), "num_pretrain": (int,)}
@@ -31,7 +31,7 @@ _TABLE: Fields = {
 }  # fmt: skip
 _OF_EACH_TABLE = ("title", "number", "columns", "rows", "pictures", "gains", "unmeasured", "unprinted")
 _SHARED_NOTE: Fields = {"shared": (str,)}
-# What a row has from its table where it does not say it.
+# Fields of a table that hold for its rows, too.
 _OF_TABLE = ("arch", "measured", "million_parameters")
 
 
@@ -63,7 +63,7 @@ def read_paper(path: Path, weights: Mapping[str, Weights], columns: Mapping[str,
 
 @dataclass(frozen=True)
 class _Names:
-    """What the names in a file mean."""
+    """The meanings of the names in a file."""
 
     weights: Mapping[str, Weights]
     columns: Mapping[str, Columns]

@@ -1,4 +1,7 @@
-"""A table as one PNG: a panel for each column, a line for each method, the paper's number and ours on it."""
+"""Draw a table as one PNG.
+
+Each column is a panel, with a line for each method that shows the paper's number and ours.
+"""
 
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from fastpsl.plots.png import write_png
 from fastpsl.tables.curves import curves
 from fastpsl.tables.report import Report
 
-# Panels beside each other: all, or of more than six, four.
+# Up to six panels stand beside each other; of more, four do.
 MOST_PANELS, FEWER_PANELS = 6, 4
 PAPER_COLOUR, OUR_COLOUR = "#6b7280", "#c2410c"
 
@@ -50,8 +53,8 @@ def picture(report: Report) -> Figure:
     if not any(row.printed for row in rows):
         del handles[0]
     figure.legend(handles=handles, loc="outside lower right", ncols=2, frameon=False)
-    notes = [report.table.number] + ["* the paper's alone"] * any(not row.measures for row in rows)
-    figure.suptitle(f"{report.table.title}\n{'; '.join(notes)}", fontsize=11)
+    note = "" if all(row.measures for row in rows) else "; * the paper's alone"
+    figure.suptitle(f"{report.table.title}\n{report.table.number}{note}", fontsize=11)
     return figure
 
 
@@ -62,7 +65,7 @@ def _panel(axis: Axes, report: Report, column: int) -> None:
             axis.plot(
                 cell.paper, place - 0.12, "D", markersize=6, markerfacecolor="white", color=PAPER_COLOUR
             )
-            _say(axis, f"{cell.paper:.1f}", cell.paper, place - 0.12, PAPER_COLOUR)
+            _write(axis, f"{cell.paper:.1f}", cell.paper, place - 0.12, PAPER_COLOUR)
         if cell.ours:
             axis.errorbar(
                 cell.ours.mean,
@@ -73,7 +76,9 @@ def _panel(axis: Axes, report: Report, column: int) -> None:
                 color=OUR_COLOUR,
                 capsize=2,
             )
-            _say(axis, f"{cell.ours.mean:.1f}", cell.ours.mean + (cell.ours.sd or 0), place + 0.2, OUR_COLOUR)
+            _write(
+                axis, f"{cell.ours.mean:.1f}", cell.ours.mean + (cell.ours.sd or 0), place + 0.2, OUR_COLOUR
+            )
     low, high = axis.get_xlim()
     axis.set_xlim(low, high + 0.22 * (high - low))  # room for the last words
     axis.grid(axis="y", alpha=0.25)
@@ -82,7 +87,7 @@ def _panel(axis: Axes, report: Report, column: int) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _say(axis: Axes, words: str, x: float, y: float, colour: str) -> None:
+def _write(axis: Axes, words: str, x: float, y: float, colour: str) -> None:
     axis.annotate(words, (x, y), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
 
 
@@ -91,7 +96,7 @@ def _our_label(report: Report) -> str:
     if not numbers:
         return "ours: nothing measured yet"
     seeds = f"{min(numbers)}" if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)}"
-    return f"ours, {report.scale.name} scale, {seeds} seed{'s' * (max(numbers) > 1)}"
+    return f"ours, {report.scale.name} scale, {seeds} {'seeds' if max(numbers) > 1 else 'seed'}"
 
 
 def save_picture(report: Report, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the rows of psl.json are measured on."""
+"""Say what the rows of psl.json are measured on, and with which values."""
 
 from fastpsl.tables.evaluations import (
     BLOCKS,
@@ -53,4 +53,32 @@ COLUMNS: dict[str, Columns] = {
     "best block of other data": side_by_side(
         best(SVM, *(f"mAP_{block}" for block in BLOCKS)), best(PLACES205, *_TOP1), best(INAT18, *_TOP1)
     ),
+}
+
+# The sizes of the tables. VALUES replace some of a recipe's PAPER in a variant of it or in an evaluation. At
+# the tiny scale, TINY replaces some of these values and of SAMPLE.
+ABOUT = "The paper's sizes: crops of 224 px (jigsaw: tiles of 64), batches of 256, 180 or 200 epochs."
+ABOUT_TINY = (
+    "Tiny sizes, for any folder of pictures of 64 px or more: crops of 48 to 96 px, batches of 32, networks "
+    "are the paper's; 10 % and 50 % of the labels stand for 1 % and 10 %. It says nothing about ImageNet."
+)
+NUM_PROCESSES = 8
+VALUES = {
+    "jigsaw_r50/reversed": {"levels": (3, 2, 1)},
+    "jigsaw_r50/soon_hard": {"levels": (1, 3, 3)},
+    "jigsaw_r50/rising": {"stage_epochs": (30, 60, 90)},
+    "jigsaw_r50/two_stages": {"stage_epochs": (90, 90)},
+    "jigsaw_r50/no_overlap": {"partition": ("1-2", "3-4", "5")},
+    "simclr_r50": {"sync_batchnorm": True},
+    "semi_supervised/1": {"protocol": "pirl", "percent": 1.0},
+    "semi_supervised/10": {"protocol": "pirl", "percent": 10.0},
+}
+TINY = {
+    "jigsaw_r50/rising": {"stage_epochs": (2, 3, 4)},
+    "jigsaw_r50/two_stages": {"stage_epochs": (4, 5)},
+    "simclr_r50": {"sync_batchnorm": False},  # CUDA's alone
+    "linear/moco": {"lr": None},  # the protocol's
+    "semi_supervised/1": {"percent": 10.0, "size_px": 64},
+    "semi_supervised/10": {"percent": 50.0, "size_px": 64},
+    "detection/pirl": {"batch_size": 2, "num_steps": 40, "lr": 0.05, "short_px": (64,), "anchor_px": (32,)},
 }

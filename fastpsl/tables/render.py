@@ -1,4 +1,7 @@
-"""A table as Markdown, and as one HTML file without network and scripts, as light or dark as the system."""
+"""Render a table as Markdown and as HTML.
+
+The HTML is one file without network and scripts, as light or dark as the system.
+"""
 
 import base64
 import io
@@ -16,7 +19,14 @@ MAX_WIDTH_PX = 1100
 
 @dataclass(frozen=True)
 class Embedded:
-    """An image within the page. uri: None where the file cannot be read."""
+    """An image within the page.
+
+    Attributes:
+        path: The path of the file.
+        caption: The words below it.
+        alt: The words in its place.
+        uri: The image as a data URI; None if the file cannot be read.
+    """
 
     path: Path
     caption: str
@@ -30,7 +40,12 @@ def markdown(report: Report) -> str:
 
 
 def html(report: Report, chart: Path) -> str:
-    """Return the same page with the chart, the PNG of the same table, and with images of the trainings."""
+    """Return the same page with the chart and with images of the trainings.
+
+    Args:
+        report: The table.
+        chart: The PNG of the same table.
+    """
     table = report.table
     paper = "Dashed lines" if table.curves else "Open diamonds"
     caption = f"{paper}: the paper's numbers. Dots: ours, with the standard deviation over the seeds."
@@ -41,18 +56,18 @@ def html(report: Report, chart: Path) -> str:
 
 def _galleries(report: Report) -> dict[str, list[Embedded]]:
     """Return each run's training curves, and for one seed of each method its contact sheets."""
-    curves, sheets, seen, methods = [], [], set[Path](), set[str]()
+    curves, sheets, folders, methods = [], [], set[Path](), set[str]()
     for method, _, result in report.used:
         folder = result.training_folder
-        if folder is None or folder in seen:
+        if folder is None or folder in folders:
             continue
-        seen.add(folder)
-        whose = f"{method}, seed {result.seed}"
+        folders.add(folder)
+        name = f"{method}, seed {result.seed}"
         if (folder / "curve.png").exists():
-            curves.append(_embedded(folder / "curve.png", f"{whose}: {folder}"))
+            curves.append(_embedded(folder / "curve.png", f"{name}: {folder}"))
         if method not in methods:
             paths = sorted(folder.glob("contact-sheet-*.png"))
-            sheets += [_embedded(path, f"{whose}: {path.stem}") for path in paths]
+            sheets += [_embedded(path, f"{name}: {path.stem}") for path in paths]
         methods.add(method)
     return {"Training curves": curves, "What the networks saw": sheets}
 

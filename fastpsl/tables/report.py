@@ -1,4 +1,4 @@
-"""A table with what was measured of it: its results, its cells, what is missing."""
+"""Make the report of a table: its results, its cells, and what is missing."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,16 @@ from fastpsl.tables.scales import Scale
 
 @dataclass(frozen=True)
 class Report:
-    """A table and what is measured of it. cells: By method."""
+    """A table and what is measured of it.
+
+    Attributes:
+        table: The table.
+        scale: The scale of our numbers.
+        matches: The results, sorted by whether they count.
+        missing: The runs that are missing, in the order to run them.
+        cells: The cells of each row, by its method.
+        gains: The gains of the rows that have a baseline.
+    """
 
     table: Table
     scale: Scale
@@ -26,7 +35,7 @@ class Report:
 
     @property
     def used(self) -> list[tuple[str, Evaluation, Result]]:
-        """Return (method, evaluation, result) of what went in, in the table's order and by seed."""
+        """The method, the evaluation and the result of what went in, in the table's order and by seed."""
         return [
             (self.method_of(weights, evaluation), evaluation, result)
             for weights, evaluation in needs_of(self.table)
@@ -34,40 +43,45 @@ class Report:
         ]
 
     def method_of(self, weights: Weights, evaluation: Evaluation | None = None) -> str:
-        """Return the row that is measured on these weights (by this evaluation), best on nothing else.
+        """Return the method of the row that is measured on these weights.
 
-        Where no row is, return the one that is measured on what comes after them.
+        Of several rows it is the one with the fewest other weights. If no row is measured on these weights,
+        it is the row of a training that needs them.
+
+        Args:
+            weights: The weights.
+            evaluation: The evaluation of the row's measures; None for any.
         """
-        seen = [
+        weights_of_rows = [
             [measure.weights for measure in row.measures if evaluation in (None, measure.evaluation)]
             for row in self.table.rows
         ]
-        rows = [
-            (sum(one != weights for one in those), number)
-            for number, those in enumerate(seen)
-            if any(weights in (one, one.before) for one in those)
+        candidates = [
+            (sum(other != weights for other in of_row), number)
+            for number, of_row in enumerate(weights_of_rows)
+            if any(weights in (other, other.before) for other in of_row)
         ]
-        return self.table.rows[min(rows)[1]].method
+        return self.table.rows[min(candidates)[1]].method
 
     @property
     def num_needed(self) -> int:
-        """Return how many results the whole table has."""
-        return len(self.used) + sum(len(one.evaluations) for one in self.missing)
+        """The number of results that fill the whole table."""
+        return len(self.used) + sum(len(run.evaluations) for run in self.missing)
 
     def mark(self, row: Row) -> str:
-        """Return what is said beside a row's method."""
-        alone = "" if row.measures else f"the paper's alone: {self.table.unmeasured}"
+        """Return the remark beside a row's method."""
+        unmeasured = "" if row.measures else f"the paper's alone: {self.table.unmeasured}"
         unprinted = "" if row.printed else self.table.unprinted
-        return "; ".join(words for words in (alone, row.note, unprinted) if words)
+        return "; ".join(words for words in (unmeasured, row.note, unprinted) if words)
 
     def data_words(self) -> str:
         """Return which images ours were measured on, and whether they are as many as the paper's."""
         if not self.used:
             return "Nothing is measured yet."
         data, paper = self.matches.data, self.table.pictures
-        own = [result for _, evaluation, result in self.used if not evaluation.reads]
-        if own:
-            result = next((one for one in own if one.data[1]), own[0])
+        results = [result for _, evaluation, result in self.used if not evaluation.reads]
+        if results:
+            result = next((result for result in results if result.data[1]), results[0])
             parts = [_pictures_words("Ours:", str(data), result.counts, paper)]
         else:
             learned = data.pretrain if self.table.pretrains_elsewhere else data.train
@@ -91,13 +105,20 @@ def _pictures_words(
     parts = [part for part in zip(("training", "held-out"), counts, of_paper, strict=True) if part[1]]
     words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
     words = f"{whose} {words} pictures (digests {digests})."
-    if all(num == its for _, num, its in parts):
+    if all(num == num_of_paper for _, num, num_of_paper in parts):
         return f"{words} These are {paper.name}'s numbers of pictures.", True
     return f"{words} The paper's numbers are of {paper.name}.", False
 
 
 def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place: Place) -> Report:
-    """Match, compute, and list what is missing.
+    """Match the results of a table, compute its cells, and list what is missing.
+
+    Args:
+        table: The table.
+        scale: The scale of our numbers.
+        found: The results and runs below a folder.
+        asked: The data set that the user names.
+        place: Where the commands of what is missing read and write.
 
     Raises:
         ValueError: Results of several data sets would be mixed.

@@ -1,4 +1,4 @@
-"""A paper's table: its rows number by number as they are printed, and what ours are measured on."""
+"""Describe a paper's table: its rows as they are printed, and what our numbers are measured on."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,13 @@ from fastpsl.tables.needs import Measure
 
 @dataclass(frozen=True)
 class Pictures:
-    """The numbers of images that a paper's table is measured on: to train, classifiers too, and held out.
+    """The images that a paper's table is measured on.
 
-    num_pretrain: Of those that trainings without labels learn from, where these are not the training images.
+    Attributes:
+        name: The name of the data set.
+        num_train: The number of training images, of classifiers too.
+        num_val: The number of held-out images.
+        num_pretrain: The number of images that trainings without labels learn from, if these are others.
     """
 
     name: str
@@ -20,10 +24,16 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Row:
-    """A printed row. `measures`, one a column, are empty where the method is not implemented here.
+    """A row of a table.
 
-    numbers: None where the paper prints a dash, and throughout in rows that it does not have. million_parameters:
-    As printed; None where the table has no such column. baseline: The row that this one is to improve.
+    Attributes:
+        method: The name of the row.
+        arch: The network, as printed.
+        numbers: The paper's numbers; None for a dash. All are None in a row that the paper does not have.
+        measures: One per column; empty if the method is not implemented here.
+        million_parameters: As printed; None if the table has no such column.
+        baseline: The method of the row that this one improves.
+        note: A remark beside the method.
     """
 
     method: str
@@ -36,17 +46,26 @@ class Row:
 
     @property
     def printed(self) -> bool:
-        """Return whether the paper has it."""
+        """Whether the paper has the row."""
         return any(number is not None for number in self.numbers)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A printed table; every number is a percentage.
+    """A table of a paper. Every number is a percentage.
 
-    gains: The headline over what rows add to their baselines. unmeasured: Why a row has the paper's numbers alone.
-    unprinted: What is said of rows of which the paper prints none. curves: Whether it is drawn as lines over the
-    columns, a panel for each row that has a baseline.
+    Attributes:
+        name: The paper and the table, such as psl/5.
+        title: The title of the page.
+        number: What the numbers are, such as "top-1 accuracy, %".
+        columns: The titles of the columns.
+        rows: The rows.
+        notes: The notes below the table.
+        gains: The headline over what rows add to their baselines.
+        unmeasured: Why a row has the paper's numbers alone.
+        unprinted: The mark of rows that the paper does not have.
+        pictures: The images of the paper's numbers.
+        curves: Whether it is drawn as lines over the columns, in a panel for each row that has a baseline.
     """
 
     name: str
@@ -63,23 +82,23 @@ class Table:
 
     @property
     def paper(self) -> str:
-        """Return the word before the slash."""
+        """The paper: the word before the slash."""
         return self.name.partition("/")[0]
 
     @property
     def folder(self) -> str:
-        """Return the folder of its runs: the paper, and behind a dash its data set, but for the first one."""
-        paper, _, which = self.name.partition("/")
-        return paper + "".join(which.partition("-")[1:])
+        """The folder of its runs: the paper, and the data set if the name has one, as in sslpp-stl."""
+        paper, _, number = self.name.partition("/")
+        return paper + "".join(number.partition("-")[1:])
 
     @property
     def pretrains_elsewhere(self) -> bool:
-        """Return whether trainings without labels learn from other images than evaluations do."""
+        """Whether trainings without labels learn from other images than evaluations do."""
         return self.pictures.num_pretrain is not None
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Return names of the data that evaluations read in the place of the table's own (`other_data`)."""
+        """The names of the data that evaluations read instead of the table's own (see `other_data`)."""
         evaluations = (measure.evaluation for row in self.rows for measure in row.measures)
         return tuple(dict.fromkeys(name for evaluation in evaluations for name in evaluation.reads))
 

@@ -1,134 +1,193 @@
-"""The sizes at which a table is measured: the paper's, and tiny ones for two cores.
+"""Define the scales at which a table is measured: the paper's, and a tiny one for two cores.
 
-The values are each paper's (psl_sizes, uic_sizes, sslpp_sizes), which this file alone reads: all others ask a `Scale`. A result counts only where it was made with exactly these values; the commands of `tiny` spell all of them, those of `paper` only
-what a recipe does not do by itself.
+The numbers of a paper stand in the recipes' PAPER, those of small runs in their SAMPLE. A paper's module
+(psl, uic, sslpp) has what differs in a row or an evaluation. A result counts only if it was made with exactly
+these values.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.kernels.permutations import permutation_set
-from fastpsl.tables import psl_sizes, sslpp_sizes, uic_sizes
-from fastpsl.tables.needs import Evaluation, Weights
-from fastpsl.tables.sizes import Sizes
-from fastpsl.tasks.permutation_files import permutations_digest
+from fastpsl.tables.needs import COUPLED, Evaluation, Weights
+from fastpsl.tables.papers import MODULES
+from fastpsl.tables.values import experiment_of, options_of, sample_of, values_of
 
-# May differ between results that are averaged: what a seed or a machine decides, and what changes no expected value.
+# Results that are averaged may differ in these, which change no expected value.
 FREE = frozenset({"seed", "data_digest", "precision", "order", "lanes", "apex", "accumulate"})
 
+Values = Mapping[str, Any]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Scale:
-    """sizes: by paper. spells_all: whether commands give every value. comparable: whether a difference to the paper's number means
-    anything.
+    """The values of all trainings, labels and evaluations at one scale.
+
+    Attributes:
+        name: The scale's name.
+        seeds: The seeds that a number is measured with.
+        of_sample: Whether a recipe's SAMPLE replaces its PAPER. Commands give it then.
+        comparable: Whether a difference to the paper's number means anything.
+        about: The sizes in words, by paper.
+        num_processes: The processes of a command, by paper.
+        given: The options that replace the recipe's values, by `recipe`, `recipe/variant`, `labels/source` or
+            the name of an evaluation. Commands give them.
     """
 
     name: str
     seeds: tuple[int, ...]
-    spells_all: bool
+    of_sample: bool
     comparable: bool
-    sizes: Mapping[str, Sizes]
-
-    @cached_property
-    def values(self) -> dict[str, Mapping[str, Any]]:
-        """Recipe, or an evaluation's name → option → value, of all papers."""
-        merged: dict[str, Mapping[str, Any]] = {}
-        for sizes in self.sizes.values():
-            assert not merged.keys() & sizes.values.keys()
-            merged |= sizes.values
-        return merged
-
-    def about(self, paper: str) -> str:
-        """Return the sizes of a paper's tables in words."""
-        return self.sizes[paper].about
-
-    def num_processes(self, paper: str) -> int:
-        """Return how many processes a paper's commands start where the user does not say it."""
-        return self.sizes[paper].num_processes
-
-    def spelled(self, name: str) -> dict[str, Any]:
-        """Option → value, as a command gives them for a recipe or an evaluation."""
-        values = self.values[name]
-        if self.spells_all:
-            return dict(values)
-        names = next((sizes.flags[name] for sizes in self.sizes.values() if name in sizes.flags), ())
-        return {key: values[key] for key in names}
-
-    def training_science(self, weights: Weights) -> dict[str, Any]:
-        """What must stand in the science of the run that made the weights."""
-        assert weights.recipe
-        ours = {"recipe": weights.recipe, "backbone": weights.backbone, "plan": weights.plan}
-        values = {name: plain(value) for name, value in self.training_values(weights).items()}
-        if weights.recipe == "jigsaw_r50":  # not those of a file
-            values["permutations"] = _made_permutations(values["grid"] ** 2, tuple(values["counts"]))
-        return {k: v for k, v in (PretrainOptions().science() | values | ours).items() if k not in FREE}
-
-    def training_values(self, weights: Weights) -> dict[str, Any]:
-        """Of the recipe, with those of the variant in their place."""
-        assert weights.recipe
-        return {**self.values[weights.recipe], **self._of_variant(weights)}
+    about: Mapping[str, str]
+    num_processes: Mapping[str, int]
+    given: Mapping[str, Values]
 
     def training_flags(self, weights: Weights) -> dict[str, Any]:
-        """Option → value, as the command gives them."""
+        """Return the options that the command of a training gives, without the backbone and the plan."""
         assert weights.recipe
-        return self.spelled(weights.recipe) | dict(self._of_variant(weights))
+        return {**self._recipe_flags(weights.recipe), **self.variant_values(weights)}
 
-    def _of_variant(self, weights: Weights) -> Mapping[str, Any]:
-        return self.values[f"{weights.recipe}/{weights.variant}"] if weights.variant else {}
+    def recipe_values(self, recipe: str) -> dict[str, Any]:
+        """Return the values of a recipe that trains, where no variant changes them."""
+        return values_of(recipe, self._recipe_flags(recipe))
 
-    def label_science(self, labels: Weights | str) -> dict[str, Any]:
-        """What must stand in the record of the pseudo-labels that were learned from."""
-        if isinstance(labels, Weights):
-            return self.training_science(labels)
-        return {name: plain(value) for name, value in self.values[f"labels/{labels}"].items()}
+    def training_values(self, weights: Weights) -> dict[str, Any]:
+        """Return the values of a training."""
+        assert weights.recipe
+        return values_of(weights.recipe, self.training_flags(weights))
 
+    def variant_values(self, weights: Weights) -> dict[str, Any]:
+        """Return the values that the variant of a training changes.
+
+        If it fine-tunes, the recipe itself changes some.
+        """
+        assert weights.recipe
+        if weights.variant is None:
+            return {}
+        recipe = find_recipe(weights.recipe)
+        fine_tuning = recipe.variant(recipe.with_paper(fine_tune=Path("base"))) if weights.base else {}
+        return {**fine_tuning, **self.given.get(f"{weights.recipe}/{weights.variant}", {})}
+
+    @cache  # noqa: B019 - there are two scales
+    def training_science(self, weights: Weights) -> dict[str, Any]:
+        """Return what the science of the run that made the weights must hold."""
+        assert weights.recipe
+        flags = self.training_flags(weights) | {"backbone": weights.backbone, "plan": weights.plan}
+        options = options_of(weights.recipe, flags)
+        science = {name: options.science()[name] for name in PretrainOptions().science()}
+        science |= _plain(self.training_values(weights))
+        if hasattr(options, "permutations"):  # because those of a file do not count
+            science["permutations"] = experiment_of(weights.recipe, flags).science["permutations"]
+        return _compared(science | {"recipe": weights.recipe, "backbone": weights.backbone})
+
+    @cache  # noqa: B019 - there are two scales
     def channels(self, weights: Weights) -> str:
-        """What the network must see."""
+        """Return the channels that the network sees, such as RGB."""
         if weights.recipe is None:
             return weights.channels
-        values = self.training_values(weights)
-        if weights.recipe == "sslpp_colorization":
-            return "L"
-        if weights.recipe == "sslpp_iic":
-            return "SobelXY" if values["transforms"] == "sobel" else "RGB"
-        return str(values.get("channels", "RGB"))
+        labels = {"pseudo_labels": COUPLED} if weights.labels else {}  # because it may learn nothing else
+        task = experiment_of(weights.recipe, self.training_flags(weights) | labels).task
+        return str(task.input_record(task.num_levels)["channels"])
 
+    def label_flags(self, source: str) -> Values:
+        """Return the options that a command of `fastpsl labels` gives."""
+        return self.given.get(f"labels/{source}", {})
+
+    def label_values(self, source: str) -> dict[str, Any]:
+        """Return the values of `fastpsl labels`."""
+        return {**COMMANDS[f"labels/{source}"], **self.label_flags(source)}
+
+    def label_science(self, labels: Weights | str) -> dict[str, Any]:
+        """Return what the record of the learned pseudo-labels must hold."""
+        if isinstance(labels, Weights):
+            return self.training_science(labels)
+        return _plain(self.label_values(labels))
+
+    def evaluation_flags(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Return the options that the command of an evaluation gives."""
+        flags: dict[str, Any] = {}
+        if not evaluation.command:
+            flags = self._recipe_flags(evaluation.recipe)
+            protocol = evaluation.protocol.partition("/")[2]
+            if protocol and "protocol" in find_recipe(evaluation.recipe).paper:
+                flags["protocol"] = protocol
+        return {**flags, **self.given.get(evaluation.name, {})}
+
+    def evaluation_values(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Return the values of an evaluation."""
+        flags = self.evaluation_flags(evaluation)
+        if evaluation.command:
+            return {**COMMANDS[evaluation.name], **flags}
+        return values_of(evaluation.recipe, flags)
+
+    @cache  # noqa: B019 - there are two scales
     def evaluation_settings(self, evaluation: Evaluation) -> dict[str, Any]:
-        """What must stand in the settings of a result."""
-        values = {name: plain(value) for name, value in self.values[evaluation.name].items()}
-        options = {} if evaluation.command else EvaluationOptions().science()
-        return {k: v for k, v in (options | values).items() if k not in FREE}
+        """Return what the settings of a result must hold."""
+        settings: dict[str, Any] = {}
+        if not evaluation.command:
+            options = options_of(evaluation.recipe, self.evaluation_flags(evaluation))
+            settings = {name: options.science()[name] for name in EvaluationOptions().science()}
+        return _compared(settings | _plain(self.evaluation_values(evaluation)))
 
-
-@cache
-def _made_permutations(num_pieces: int, counts: tuple[int, ...]) -> str:
-    return permutations_digest(permutation_set(num_pieces, counts).permutations)
+    def _recipe_flags(self, recipe: str) -> dict[str, Any]:
+        return {**(sample_of(recipe) if self.of_sample else {}), **self.given.get(recipe, {})}
 
 
 def plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """Return a value as JSON gives it back."""
     return [plain(part) for part in value] if isinstance(value, tuple) else value
 
 
+def _plain(values: Values) -> dict[str, Any]:
+    return {name: plain(value) for name, value in values.items()}
+
+
+def _compared(values: Values) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in FREE}
+
+
+# The defaults of the commands of `fastpsl`, by the name of an evaluation or `labels/source`.
+COMMANDS: dict[str, Values] = {
+    "clusters": {"nmi_average": "arithmetic"},
+    "retrieval": {"block": "final", "k": 8, "size_px": 224, "whole": False},
+    "tsne": {"block": "final", "num": 1000, "perplexity": 30.0, "size_px": 224, "whole": False},
+    "labels/true": {},
+    "labels/random": {"num_classes": 70},
+    "labels/k-means": {"num_classes": 70, "pca_width": 64, "size_px": 32},
+}
+
+
+def _merged(*parts: Mapping[str, Values]) -> dict[str, Values]:
+    """Return the entries of all parts; the values of later parts replace those of earlier ones."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: {k: v for part in parts for k, v in part.get(name, {}).items()} for name in names}
+
+
+_VALUES, _TINY = (
+    _merged(*(getattr(module, name) for module in MODULES.values())) for name in ("VALUES", "TINY")
+)
 PAPER = Scale(
     name="paper",
     seeds=(0,),
-    spells_all=False,
+    of_sample=False,
     comparable=True,
-    sizes={"psl": psl_sizes.PAPER, "uic": uic_sizes.PAPER, "sslpp": sslpp_sizes.PAPER},
+    about={paper: module.ABOUT for paper, module in MODULES.items()},
+    num_processes={paper: module.NUM_PROCESSES for paper, module in MODULES.items()},
+    given=_VALUES,
 )
-# Of UIC and PSL, lengths in px are a quarter of the paper's, so that 64-px pictures serve; SSL++'s pictures have its own 32 px. Rates, epochs
-# and levels suit some hundred pictures.
 TINY = Scale(
     name="tiny",
     seeds=(0, 1, 2),
-    spells_all=True,
+    of_sample=True,
     comparable=False,
-    sizes={"psl": psl_sizes.TINY, "uic": uic_sizes.TINY, "sslpp": sslpp_sizes.TINY},
+    about={paper: module.ABOUT_TINY for paper, module in MODULES.items()},
+    num_processes=dict.fromkeys(MODULES, 1),
+    given=_merged(_VALUES, _TINY),
 )
 
 SCALES = {scale.name: scale for scale in (PAPER, TINY)}

@@ -1,4 +1,4 @@
-"""`fastpsl table`: one table of a paper beside our measurements, as Markdown, PNG and HTML."""
+"""Write one table of a paper beside our measurements, as Markdown, PNG and HTML: `fastpsl table`."""
 
 import contextlib
 import glob
@@ -33,12 +33,25 @@ def make_table(
     others: Paths,
     num_processes: int | None = None,
 ) -> list[str]:
-    """Write OUT/NAME.md, .png and .html and return what to say: what is there, what is missing with its commands.
+    """Write OUT/NAME.md, .png and .html, and return the lines to print.
 
-    data, val: of the commands; where they can be opened, only results on these pictures count. pretrain_data: likewise, what trainings
-    without labels learn from in tables that have other pictures for that. others: likewise, what evaluations read in the place of these, by its
-    name in `other_data`. ValueError for an unknown table or scale, data that the table does not read, a folder of runs that is none, and
-    results of several data sets where nothing tells which.
+    The lines say which results are there and give the commands of those that are missing.
+
+    Args:
+        name: The table, such as psl/5.
+        runs: The folder that holds the runs.
+        out: The folder to write to.
+        scale: The scale, paper or tiny.
+        data: The training images, for the commands. If they can be opened, only results on them count.
+        val: The held-out images, likewise.
+        pretrain_data: The images that trainings without labels learn from, likewise, in tables that have a
+            set for that.
+        others: The data that evaluations read instead of these, likewise, by its name in `other_data`.
+        num_processes: The processes of the commands; None for the scale's.
+
+    Raises:
+        ValueError: The table or the scale is unknown, the table does not read such data, `runs` is no
+            folder, or there are results of several data sets and nothing tells which counts.
     """
     if name not in TABLES:
         raise ValueError(f"unknown table {name!r}: allowed are {', '.join(TABLES)}")
@@ -54,37 +67,40 @@ def make_table(
     for other, paths in others.items():
         if other not in table.reads:
             raise ValueError(
-                f"{flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read {OTHER_DATA[other].title}; leave it out"
+                f"{flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read "
+                f"{OTHER_DATA[other].title}; leave it out"
             )
-    sizes, found = SCALES[scale], find(runs)
-    there = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
-    asked = DataSet(_digest(data), _digest(val), _digest(pretrain_data), digests(table, there))
+    values, found = SCALES[scale], find(runs)
+    existing = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
+    data_set = DataSet(_digest(data), _digest(val), _digest(pretrain_data), digests(table, existing))
     place = Place(
         runs,
         data or TRAIN_PLACEHOLDER,
         val or VAL_PLACEHOLDER,
         pretrain_data or PRETRAIN_PLACEHOLDER,
-        num_processes or sizes.num_processes(table.paper),
+        num_processes or values.num_processes[table.paper],
         others,
     )
-    report = make_report(table, sizes, found, asked, place)
+    report = make_report(table, values, found, data_set, place)
     stem = out / name.replace("/", "-")
-    written = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
+    page, chart, web_page = files = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
     with output_errors(stem):
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(written[0], markdown(report).encode())
-        save_picture(report, written[1])
-        write_atomically(written[2], html(report, written[1]).encode())
-    given = (("--data", data), ("--val", val), ("--pretrain-data", pretrain_data))
-    absent = [f"{flag} {name}" for flag, name in given if name and not _is_there(name)]
-    absent += [f"{flag_of(other)} {' '.join(paths)}" for other, paths in others.items() if other not in there]
+        write_atomically(page, markdown(report).encode())
+        save_picture(report, chart)
+        write_atomically(web_page, html(report, chart).encode())
+    named = (("--data", data), ("--val", val), ("--pretrain-data", pretrain_data))
+    absent = [f"{flag} {name}" for flag, name in named if name and not _is_there(name)]
+    absent += [
+        f"{flag_of(other)} {' '.join(names)}" for other, names in others.items() if other not in existing
+    ]
     if absent:
         warnings.warn(f"{' and '.join(absent)}: not here, so results are not compared with it", stacklevel=1)
-    return [*_said(report, runs), "", *(f"written: {path}" for path in written)]
+    return [*_lines(report, runs), "", *(f"written: {path}" for path in files)]
 
 
 def _digest(data: str | None) -> str | None:
-    """Of a data set that is there; None for one that is not, which commands may name for another machine."""
+    """Return the digest of a data set; None if it is not here: commands may name one of another machine."""
     if data is None or not _is_there(data):
         return None
     with contextlib.closing(open_data(data)) as opened:
@@ -95,10 +111,9 @@ def _is_there(data: str) -> bool:
     return bool(glob.glob(data))
 
 
-def _said(report: Report, runs: Path) -> list[str]:
-    lines = [
-        f"{report.table.title}, {report.scale.name} scale: {len(report.used)} of {report.num_needed} results in {runs}"
-    ]
+def _lines(report: Report, runs: Path) -> list[str]:
+    num_results = f"{len(report.used)} of {report.num_needed} results in {runs}"
+    lines = [f"{report.table.title}, {report.scale.name} scale: {num_results}"]
     lines += [
         f"  there    {method}, seed {result.seed}, {evaluation.name}: {result.path}"
         for method, evaluation, result in report.used

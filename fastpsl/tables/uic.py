@@ -1,4 +1,4 @@
-"""What the rows of uic.json are measured on."""
+"""Say what the rows of uic.json are measured on, and with which values."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ WEIGHTS = {
 }
 
 _LAYERS = [f"top1_B{layer}" for layer in range(1, 6)]
-# NMI t/labels: of the training's last pseudo-labels and the annotated ones.
+# NMI t/labels: between the last pseudo-labels of the training and the annotated labels.
 _NMI = each(CLUSTERS, "nmi_true")
 _BLOCKS = ("accuracy_B3", "accuracy_B4", "accuracy_B5", "accuracy_B5_max_pool")
 COLUMNS: dict[str, Columns] = {
@@ -45,5 +45,40 @@ COLUMNS: dict[str, Columns] = {
         each(FAST_RCNN, "AP50"),
         each(FCN_ALEXNET, "mIoU"),
     ),
-    **{f"few-shot, {size_px} px": each(one, *_BLOCKS) for size_px, one in FEW_SHOTS.items()},
+    **{f"few-shot, {size_px} px": each(few_shot, *_BLOCKS) for size_px, few_shot in FEW_SHOTS.items()},
 }
+
+# The sizes of the tables, as in psl.
+ABOUT = "The paper's sizes: crops of 224 px, batches of 256, 500 epochs."
+ABOUT_TINY = (
+    "Tiny sizes, for any folder of pictures of 64 px or more: crops of 64 or 96 px, batches of 32, networks "
+    "are the paper's; 16, 24 and 32 pseudo-classes stand for 3,000, 5,000 and 10,000. "
+    "It says nothing about ImageNet."
+)
+NUM_PROCESSES = 8
+VALUES = {
+    "uic_alexnet/5k": {"num_classes": 5000},
+    "uic_alexnet/10k": {"num_classes": 10_000},
+    "uic_alexnet/center": {"label_view": "center"},
+    "uic_alexnet/strong": {"augmentation": "strong"},
+    "classification/deepcluster_fc6_8": {"layers": "fc6_8"},
+    "classification/deepcluster_all": {"layers": "all"},
+    "few_shot/224": {"size_px": 224},
+    "few_shot/84": {"size_px": 84},
+}
+_CLASSIFICATION = {"size_px": 64, "num_steps": 150}  # AlexNet needs 63 px
+TINY = {
+    "uic_alexnet/5k": {"num_classes": 24},
+    "uic_alexnet/10k": {"num_classes": 32},
+    "uic_alexnet/tuned": {"stage_epochs": (4,), "lr": 0.002},
+    "deepcluster_alexnet": {"num_classes": 32},
+    "linear/uic": {"lr": None},  # the protocol's
+    "classification/deepcluster_fc6_8": _CLASSIFICATION,
+    "classification/deepcluster_all": _CLASSIFICATION,
+    "detection/fast_rcnn": {
+        "batch_size": 2, "num_steps": 100, "lr": 0.005, "short_px": (128,), "anchor_px": (16, 32, 64),
+    },
+    "segmentation/fcn_alexnet": {"accumulate": 1},
+    "few_shot/224": {"size_px": 168, "source_px": 64},
+    "few_shot/84": {"size_px": 64, "source_px": 64},
+}  # fmt: skip

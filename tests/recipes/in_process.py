@@ -1,6 +1,5 @@
 """Run a recipe in the test's own process, because starting one takes seconds."""
 
-import runpy
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from fastpsl.engine.launch import launch
+from fastpsl.engine.recipe_files import find_recipe
 from tests.engine.tiny import runs_closed
 from tests.programs import ROOT
 
@@ -23,7 +23,7 @@ Start = Callable[..., Outcome]
 
 def recipe_of(name: str) -> Any:
     """Return the RECIPE of recipes/NAME.py."""
-    return runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))["RECIPE"]
+    return find_recipe(name)
 
 
 def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:

@@ -1,8 +1,7 @@
-"""Results and runs as they lie in a folder, written by hand, for the tests of tables."""
+"""Write results and runs by hand, and read printed commands, for the tests of tables."""
 
 import dataclasses
 import json
-import runpy
 import shlex
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastpsl.commands.labels import MakeLabels
 from fastpsl.commands.retrieve import Retrieve
 from fastpsl.commands.tsne import TSNE
 from fastpsl.engine.command_line import parse
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.tables.commands import Missing, Place
@@ -29,7 +29,6 @@ from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.scales import SCALES, Scale, plain
 from fastpsl.tasks.permutation_files import permutations_digest
 from fastpsl.transfer.classification import protocols as multilabel_protocols
-from tests.programs import ROOT
 
 PAPER, TINY = SCALES["paper"], SCALES["tiny"]
 PSL = Weights("resnet50", "jigsaw_r50", "psl")
@@ -52,9 +51,21 @@ def put(
     settings: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """A result.json as an evaluation writes it, in a folder whose name tells nothing; `science` and `settings` replace values.
+    """Write a result.json as an evaluation does, and return its path.
 
-    data: "pretrain" where its weights learned from other pictures, "own" where even those with labels did.
+    Args:
+        runs: The folder of runs.
+        weights: The weights that are evaluated.
+        evaluation: The evaluation.
+        numbers: The numbers of the result.
+        scale: The scale whose values the result is made with.
+        seed: The seed.
+        name: The folder below `runs`; by default one that tells nothing.
+        data: The digests of the data, "train" and "val". "pretrain" is of the images that the weights learned
+            from if these are others, "own" even if the weights learned from labels.
+        science: Values of the run's science to replace.
+        settings: Values of the evaluation's settings to replace.
+        **changes: Fields of the record to replace; those of "checkpoint" are merged.
     """
     folder = runs / (name or f"run-{sum(1 for _ in runs.rglob('result.json'))}")
     folder.mkdir(parents=True)
@@ -70,22 +81,22 @@ def put(
         "input": {"channels": scale.channels(weights)},
     }
     checkpoint |= {"kind": "fastpsl" if weights.recipe else "random", "backbone": weights.backbone}
-    of_data: dict[str, Any] = {"num_train": 480, "num_val": 160, **data}
+    data_record: dict[str, Any] = {"num_train": 480, "num_val": 160, **data}
     for learned_from in ("pretrain", "own"):
-        of_data.pop(learned_from, None)
-    given = scale.evaluation_settings(evaluation) | {"seed": seed}
+        data_record.pop(learned_from, None)
+    all_settings = scale.evaluation_settings(evaluation) | {"seed": seed}
     if evaluation == CLUSTERS:
-        of_data |= {"num_val": None, "val": None}
-        given["labels"] = str(runs / "gone" / "labels.npz")
+        data_record |= {"num_val": None, "val": None}
+        all_settings["labels"] = str(runs / "gone" / "labels.npz")
     if evaluation == OF_TSNE or "mini_imagenet" in evaluation.reads:  # of held-out pictures alone
-        of_data |= {"train": of_data["val"], "num_train": 160, "val": None, "num_val": None}
+        data_record |= {"train": data_record["val"], "num_train": 160, "val": None, "num_val": None}
     record = {
         "recipe": evaluation.recipe,
         "protocol": evaluation.protocol,
         "numbers": numbers,
-        "settings": given | (settings or {}),
+        "settings": all_settings | (settings or {}),
         "checkpoint": checkpoint | changes.pop("checkpoint", {}),
-        "data": of_data,
+        "data": data_record,
         "seconds": 1.0,
         "cut": False,
     }
@@ -93,13 +104,13 @@ def put(
 
 
 def science_of(weights: Weights, scale: Scale, seed: int, digest: str) -> dict[str, Any]:
-    """Of the run that trains them."""
+    """Return the science of the run that trains the weights from the images with this digest."""
     science = scale.training_science(weights) | {"seed": seed, "data_digest": digest, "precision": "fp32"}
     if weights.recipe and weights.recipe.startswith("sslpp_") and weights.recipe != "sslpp_iic":
         science["pseudo_labels"] = {"source": "none"}
     if isinstance(weights.labels, Weights):
-        made = science_of(weights.labels, scale, seed, digest)
-        science["pseudo_labels"] = made | {"source": "iic", "num_classes": made["num_clusters"]}
+        of_labels = science_of(weights.labels, scale, seed, digest)
+        science["pseudo_labels"] = of_labels | {"source": "iic", "num_classes": of_labels["num_clusters"]}
     elif weights.labels == COUPLED:
         science["pseudo_labels"] = {"source": COUPLED, "num_classes": science["num_clusters"]}
     elif weights.labels:
@@ -120,32 +131,27 @@ def ours(made: Report, method: str) -> list[str]:
     return [str(cell.ours) for cell in made.cells[method]]
 
 
-@cache
-def recipe(name: str) -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))
-
-
 def parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any]:
-    """(recipe, options) of a printed command, by the recipe's own parser."""
+    """Return the recipe and the options of a printed command, by the recipe's own parser."""
     launcher, ranks, script, *flags = shlex.split(command)
     assert launcher == "torchrun" and ranks.startswith("--nproc-per-node=")
     assert Path(script) == Path("recipes") / Path(script).name
     name = Path(script).stem
-    return name, recipe(name)["RECIPE"].parse(flags)
+    return name, find_recipe(name).parse(flags)
 
 
 COMMANDS = {"clusters": Clusters, "labels": MakeLabels, "retrieve": Retrieve, "tsne": TSNE}
 
 
 def parsed_command(command: str) -> Any:
-    """The options of a printed `fastpsl clusters`, labels, retrieve or tsne."""
+    """Return the options of a printed `fastpsl clusters`, labels, retrieve or tsne."""
     program, name, *words = shlex.split(command)
     assert program == "fastpsl"
     return parse(COMMANDS[name], words, prog="fastpsl", config=(tyro.conf.OmitArgPrefixes,))
 
 
 def effective(options: Any) -> dict[str, Any]:
-    """Options with the values of the protocol that they name, as they come to stand in result.json."""
+    """Return the options as result.json records them, with the values of the protocol that they name."""
     constants = options.constants() if hasattr(options, "constants") else {}
     if isinstance(constants, multilabel_protocols.MultiLabelProtocol):
         constants = multilabel_protocols.constants_of(constants, options.layers)
@@ -161,7 +167,7 @@ def of_made_permutations(num_pieces: int, counts: tuple[int, ...]) -> str:
 
 
 def missing_of(runs: Path, weights: Weights, table: str = "psl/5", scale: Scale = TINY) -> list[Missing]:
-    return [one for one in report(runs, table, scale).missing if one.weights == weights]
+    return [missing for missing in report(runs, table, scale).missing if missing.weights == weights]
 
 
 def put_run(
@@ -173,11 +179,11 @@ def put_run(
     cut: bool = False,
     **science: Any,
 ) -> Path:
-    """A training run's folder as it is left behind."""
+    """Write the folder of a training run, and return it."""
     folder = runs / name
     (folder / "checkpoints").mkdir(parents=True)
-    known = TINY.training_science(PSL) | {"seed": 0, "data_digest": DIGESTS["train"]} | science
-    (folder / "config.json").write_text(json.dumps({"options": {}, "science": known}))
+    of_run = TINY.training_science(PSL) | {"seed": 0, "data_digest": DIGESTS["train"]} | science
+    (folder / "config.json").write_text(json.dumps({"options": {}, "science": of_run}))
     (folder / "status.json").write_text(json.dumps({"state": state}))
     steps = {"num_steps": 1 if cut else 5, "num_steps_planned": 5}
     if state == "finished":

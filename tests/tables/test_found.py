@@ -1,4 +1,4 @@
-"""Records below a folder of runs that cannot be read are listed with the reason, and the others are found."""
+"""Records that cannot be read are listed with the reason, and the others are found."""
 
 import json
 from pathlib import Path

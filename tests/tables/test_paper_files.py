@@ -1,4 +1,4 @@
-"""The files that hold what the papers print: numbers to be read beside the papers, and what is refused."""
+"""The files of what the papers print: some rows, read beside the papers, and what is refused."""
 
 import json
 from pathlib import Path

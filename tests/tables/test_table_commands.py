@@ -1,4 +1,4 @@
-"""The commands of what a table misses: each parses, and makes it."""
+"""The commands of what a table misses: each can be parsed, and makes what is missing."""
 
 import shlex
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.commands import _flags
 from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL, TSNE
@@ -31,14 +32,13 @@ from tests.tables.table_results import (
     parsed_command,
     put,
     put_run,
-    recipe,
     report,
 )
 
 
 def test_a_jigsaws_science_holds_its_permutations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["jigsaw_r50", "--backbone", "resnet18", "--counts", "16", "32", "64"])
-    made = recipe("jigsaw_r50")["RECIPE"]
+    made: Any = find_recipe("jigsaw_r50")
     experiment = made.build(made.parse())
     assert experiment.science["permutations"] == TINY.training_science(PSL)["permutations"]
     assert experiment.science["permutations"] != PAPER.training_science(PSL)["permutations"]
@@ -89,7 +89,7 @@ def test_every_command_parses_and_makes_what_is_missing(
             assert {key: science[key] for key in wanted} == wanted
             assert options.seed == missing.seed and (options.data, options.val) == (learned, "V.beton")
             base, given = getattr(options, "fine_tune", None), getattr(options, "pseudo_labels", "none")
-            # what it goes on with, whose command came before
+            # The command of the training that this one needs came before.
             assert base == (folders[weights.base, missing.seed] if weights.base else None)
             if isinstance(weights.labels, Weights):
                 assert Path(given) == folders[weights.labels, missing.seed] / "labels.npz"
@@ -113,7 +113,7 @@ def check_evaluation(
     scale: Scale,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """Where a command writes that must be this evaluation's."""
+    """Check that a command makes this evaluation, and return the folder that it writes to."""
     wanted = scale.evaluation_settings(evaluation)
     options: Any
     if not evaluation.command:
@@ -124,8 +124,8 @@ def check_evaluation(
             assert paths(getattr(options, flag, None)) == paths(given.get(flag))
         values = effective(options)
         assert {key: values[key] for key in wanted} == wanted
-        told = options.told_input()
-        assert told in (None, Input.usual(weights.channels, options.size_px))
+        input_record = options.told_input()
+        assert input_record in (None, Input.usual(weights.channels, options.size_px))
     else:
         options = parsed_command(command)
         assert command.startswith(f"fastpsl {evaluation.recipe} ")
@@ -139,12 +139,12 @@ def check_evaluation(
             assert (options.gallery, options.queries) == ("T.beton", "V.beton")
         else:
             assert evaluation == TSNE and options.data == "V.beton"
-        told = None
+        input_record = None
         options = SimpleNamespace(**values)
     assert (options.checkpoint, options.random_weights) == (folder, folder is None)
     if folder is None:
         assert options.backbone == weights.backbone
-        assert (told.channels if told else "RGB") == weights.channels
+        assert (input_record.channels if input_record else "RGB") == weights.channels
     return Path(options.out)
 
 
@@ -177,16 +177,16 @@ def test_all_recipes_of_the_tables_are_tested() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_value_that_a_recipe_knows_is_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new option of a recipe must be given a value here, or results that differ in it would be averaged."""
+    """A new option of a recipe is compared, too; otherwise results that differ in it would be averaged."""
     monkeypatch.setattr(sys, "argv", [name, "--data", "x"])
-    science = recipe(name)["RECIPE"].parse().science()
+    science = find_recipe(name).parse().science()
     weights = Weights("resnet50", name, "psl")
     for scale in SCALES.values():
         known = set(science) | ({"crop"} if name == "supervised" else set())  # its job's science has it
         assert known - FREE == set(scale.training_science(weights)) - {"recipe", "permutations"}
-    for option, value in recipe(name)["PAPER"].items():
+    for option, value in find_recipe(name).paper.items():
         if option not in ("backbone", "plan"):
-            assert plain(PAPER.values[name][option]) == plain(value), option
+            assert plain(PAPER.recipe_values(name)[option]) == plain(value), option
 
 
 EVALUATIONS = {need[1] for table in TABLES.values() for need in needs_of(table) if not need[1].command}
@@ -196,9 +196,9 @@ EVALUATIONS = {need[1] for table in TABLES.values() for need in needs_of(table) 
 def test_every_value_that_an_evaluation_knows_is_compared(
     evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = _flags(PAPER.spelled(evaluation.name))
+    chosen = _flags(PAPER.evaluation_flags(evaluation))
     monkeypatch.setattr(sys, "argv", [evaluation.recipe, "--data", "x", *chosen])
-    options = recipe(evaluation.recipe)["RECIPE"].parse()
+    options = find_recipe(evaluation.recipe).parse()
     for scale in SCALES.values():
         assert set(options.science()) - FREE == set(scale.evaluation_settings(evaluation))
     values = effective(options)
@@ -246,7 +246,7 @@ def test_a_run_that_was_begun_goes_on(tmp_path: Path) -> None:
 
 
 def test_what_a_begun_run_has_chosen_is_repeated(tmp_path: Path) -> None:
-    """Free between results, but not within a run: it would be refused otherwise."""
+    """Between results these options are free, but a run with others would not be resumed."""
     put_run(tmp_path, "begun", state="preempted", precision="bf16", order="quasi_random", lanes=8)
     (command, _) = missing_of(tmp_path, PSL)[0].commands
     assert "--precision bf16 --order quasi_random --lanes 8 --out" in command and "--apex" not in command
@@ -258,6 +258,3 @@ def test_a_deleted_result_is_missing_again(tmp_path: Path) -> None:
     paths[1].unlink()
     (only,) = missing_of(tmp_path, PSL)
     assert only.seed == 1 and not missing_of(tmp_path, END_TO_END)
-
-
-# --- rendering

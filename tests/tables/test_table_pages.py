@@ -1,4 +1,4 @@
-"""Tables as people see them: pages, pictures, the command's errors."""
+"""Tables as people see them: pages, charts, and the errors of the command."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, put, 
 
 
 class Page(HTMLParser):
-    """Tags that are open, and what could reach out."""
+    """A parser that keeps the open tags, and the links that could load something."""
 
     VOID = ("meta", "img", "br")
 
@@ -56,7 +56,7 @@ class Page(HTMLParser):
 def rendered(
     runs: Path, out: Path, capsys: pytest.CaptureFixture[str], *arguments: str
 ) -> tuple[str, str, Page]:
-    """What the command says, its Markdown and its page."""
+    """Return the command's lines, its Markdown and its HTML page."""
     main(["table", "psl/5", "--runs", str(runs), "--out", str(out), "--scale", "tiny", *arguments])
     captured = capsys.readouterr()
     said = captured.out
@@ -176,7 +176,7 @@ def test_help_names_the_tables_and_scales(capsys: pytest.CaptureFixture[str]) ->
 
 
 def as_if_trained(runs: Path, seed: int) -> None:
-    """What another seed would have left: copies of seed 0's folders with the seed and the numbers changed."""
+    """Copy the folders of seed 0 with other numbers, as if another seed had been trained."""
     for folder in sorted(runs.glob("*/*-s0*")):
         copy = shutil.copytree(folder, folder.with_name(folder.name.replace("-s0", f"-s{seed}")))
         for path in copy.glob("*.json"):
@@ -191,7 +191,10 @@ def as_if_trained(runs: Path, seed: int) -> None:
 
 @pytest.mark.slow
 def test_a_row_of_the_tiny_scale_for_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The printed commands, pasted: a row of Table 5 on 64-px pictures. One of three seeds is trained; then its result is lost."""
+    """The printed commands train and evaluate a row of Table 5 on images of 64 px.
+
+    One of three seeds is trained; then its result is lost.
+    """
     for part, first, num in (("train", 0, 32), ("val", 32, 16)):
         for index in range(first, first + num):
             path = tmp_path / "my photos" / part / CLASS_NAMES[index % 8] / f"{index}.png"

@@ -1,4 +1,4 @@
-"""Which results a table of SSL++ takes, by pseudo-labels and pictures, and the commands of what is missing."""
+"""Which results a table of SSL++ uses, by pseudo-labels and images, and the commands of what is missing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +18,10 @@ from tests.tables.table_results import DIGESTS, PAPER, TINY, ours, put, put_run,
 IIC = Weights("resnet34_iic", "sslpp_iic", "end_to_end")
 ROTATION = Weights("nin4", "sslpp_rotation", "end_to_end")
 OURS = replace(ROTATION, labels=IIC)
-HEADS = {f"top1_{head}": value for head, value in (
-    ("conv_B2", 80.0), ("conv_B3", 70.0), ("conv_B4", 61.0), ("fc1_B4", 50.0), ("fc2_B4", 51.0), ("fc3_B4", 52.0),
-)}  # fmt: skip
+HEADS = {
+    "top1_conv_B2": 80.0, "top1_conv_B3": 70.0, "top1_conv_B4": 61.0,
+    "top1_fc1_B4": 50.0, "top1_fc2_B4": 51.0, "top1_fc3_B4": 52.0,
+}  # fmt: skip
 NEIGHBOURS = {
     f"top1_k{k}_majority_{block}": 10.0 * int(block[1]) + k
     for k in (1, 3, 5, 10, 15, 20)
@@ -46,7 +47,8 @@ def test_neighbours_clusters_and_figures(tmp_path: Path) -> None:
     put(tmp_path, OURS, TSNE, {"same_class_2d": 44.0})
     put(tmp_path, Weights("nin4"), TSNE, {"same_class_2d": 22.0})
     assert ours(report(tmp_path, "sslpp/5"), "Ours+Rot.") == ["30.0", "40.0", "50.0", "40.0"]
-    assert ours(report(tmp_path, "sslpp/6"), "Ours+Rot.") == ["41.0", "43.0", "45.0", "50.0", "55.0", "60.0", "49.0"]  # fmt: skip
+    by_k = ["41.0", "43.0", "45.0", "50.0", "55.0", "60.0", "49.0"]
+    assert ours(report(tmp_path, "sslpp/6"), "Ours+Rot.") == by_k
     assert ours(report(tmp_path, "sslpp/13"), "70 clusters")[0] == "54.0"
     assert ours(report(tmp_path, "sslpp/fig4"), "Ours+Rot.") == ["33.0"]
     made = report(tmp_path, "sslpp/fig5")
@@ -66,9 +68,9 @@ def refused(runs: Path, table: str, path: Path, why: str) -> bool:
         ({"source": "none"}, "pre-trained with pseudo-labels none, here iic"),
         ({"source": "k-means"}, "pre-trained with pseudo-labels k-means, here iic"),
         ({"source": "coupled"}, "pre-trained with pseudo-labels coupled, here iic"),
-        ({"num_clusters": 16}, "its pseudo-labels made with num_clusters 16, here 8"),
+        ({"num_clusters": 8}, "its pseudo-labels made with num_clusters 8, here 16"),
         ({"transforms": "grey"}, "its pseudo-labels made with transforms grey, here sobel"),
-        ({"stage_epochs": [99]}, "its pseudo-labels made with stage_epochs 99, here 2"),
+        ({"stage_epochs": [99]}, "its pseudo-labels made with stage_epochs 99, here 4"),
         ({"backbone": "resnet18"}, "its pseudo-labels made with backbone resnet18, here resnet34_iic"),
         ({"seed": 1}, "its pseudo-labels of seed 1, its own is 0"),
         ({"data_digest": "f" * 32}, "its pseudo-labels made from other pictures"),
@@ -85,7 +87,7 @@ def test_other_pseudo_labels_do_not_count(tmp_path: Path, change: dict[str, Any]
 
 
 def refused_training(weights: Weights, change: dict[str, Any], seed: int = 0) -> list[str]:
-    """Why a run of other science has not made these weights."""
+    """Return why a run with other science has not made these weights."""
     science = science_of(weights, TINY, seed, DIGESTS["train"])
     assert not training_differences(science, weights, TINY)
     return training_differences(science | change, weights, TINY)
@@ -101,8 +103,8 @@ def test_each_source_of_labels_is_a_row(tmp_path: Path) -> None:
     k_means = replace(ROTATION, labels="k-means")
     labels = science_of(k_means, TINY, 1, DIGESTS["train"])["pseudo_labels"]
     for change, why in (
-        ({"num_classes": 9}, "its pseudo-labels made with num_classes 9, here 8"),
-        ({"pca_width": 2}, "its pseudo-labels made with pca_width 2, here 16"),
+        ({"num_classes": 9}, "its pseudo-labels made with num_classes 9, here 16"),
+        ({"pca_width": 2}, "its pseudo-labels made with pca_width 2, here 64"),
         ({"size_px": 16}, "its pseudo-labels made with size_px 16, here 32"),
         ({"seed": 3}, "its pseudo-labels of seed 3, its own is 1"),
     ):
@@ -143,7 +145,12 @@ def test_clusters_of_other_numbers_do_not_count(tmp_path: Path) -> None:
 
 
 def commands_of(made: Report, method: str, seed: int = 0) -> list[str]:
-    return [c for one in made.missing if made.method_of(one.weights) == method and one.seed == seed for c in one.commands]  # fmt: skip
+    return [
+        command
+        for missing in made.missing
+        if made.method_of(missing.weights) == method and missing.seed == seed
+        for command in missing.commands
+    ]
 
 
 def test_what_makes_labels_is_run_first_and_once(tmp_path: Path) -> None:

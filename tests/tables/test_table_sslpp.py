@@ -1,4 +1,4 @@
-"""SSL++'s tables: what the rows are measured on, the paper's sizes."""
+"""SSL++'s tables: what the rows are measured on, and the paper's sizes."""
 
 import sys
 from dataclasses import replace
@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from fastpsl.tables.evaluations import BLOCK_PROBE, CLUSTERS, KNN
+from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.tables.evaluations import BLOCK_PROBE, CLUSTERS, KNN, STL_BLOCK_PROBE, TSNE
 from fastpsl.tables.matching import needs_of
-from fastpsl.tables.needs import COUPLED, Weights
+from fastpsl.tables.needs import COUPLED, Evaluation, Weights
 from fastpsl.tables.papers import TABLES
 from fastpsl.tasks.pseudo_labels.iic import input_of
-from tests.tables.table_results import PAPER, TINY, recipe, report
+from tests.tables.table_results import PAPER, TINY, report
 
 IIC = Weights("resnet34_iic", "sslpp_iic", "end_to_end")
 ROTATION = Weights("nin4", "sslpp_rotation", "end_to_end")
@@ -92,11 +93,12 @@ def test_what_the_rows_are_measured_on() -> None:
         "sslpp_iic", "flip", None, "clusters", ("many_to_one_accuracy",), "best",
     )  # fmt: skip
     assert [one[:3] for one in words("sslpp/fig6", "λ = 0.05")] == [
-        ("sslpp_colorization", "lambda_0.05", iic), ("sslpp_context", "lambda_0.05", iic), (rotation, None, iic),
-        ("sslpp_aet", None, iic),
+        ("sslpp_colorization", "lambda_0.05", iic), ("sslpp_context", "lambda_0.05", iic),
+        (rotation, None, iic), ("sslpp_aet", None, iic),
     ]  # fmt: skip
     assert [one[2] for one in words("sslpp/fig6", "λ = 0")] == [None] * 4
-    evaluations = {need[1] for name in ("3", "4", "9", "11", "12", "13", "fig6") for need in needs_of(TABLES[f"sslpp/{name}"])}  # fmt: skip
+    names = ("3", "4", "9", "11", "12", "13", "fig6")
+    evaluations = {need[1] for name in names for need in needs_of(TABLES[f"sslpp/{name}"])}
     assert evaluations == {BLOCK_PROBE, KNN, CLUSTERS}  # one run of the classifiers serves all of them
 
 
@@ -112,21 +114,24 @@ def test_wide_tables_have_panels_in_lines(tmp_path: Path) -> None:
 
 
 def test_the_papers_sizes() -> None:
-    """Table II's evaluation, and what the recipe does by itself."""
-    of = PAPER.values
-    for name, value in recipe("block_probe")["PAPER"].items():
-        assert name == "heads" or of["blocks"][name] == value
-    assert (of["blocks"]["batch_size"], of["blocks/stl"]["batch_size"]) == (128, 64)
-    assert {name for name, value in of["blocks/stl"].items() if value != of["blocks"][name]} == {"batch_size"}
-    assert [of[f"blocks/{number}"]["labels_per_class"] for number in (20, 100, 400, 1000)] == [20, 100, 400, 1000]  # fmt: skip
-    assert [of[f"supervised/{number}"]["labels_per_class"] for number in (20, 1000)] == [20, 1000]
-    assert of["knn/blocks"]["k"] == (1, 3, 5, 10, 15, 20) and of["tsne"]["num"] == 1000
-    assert [of[f"sslpp_iic/{number}"] for number in (10, 100)] == [{"num_clusters": 10}, {"num_clusters": 100}]  # fmt: skip
-    usual = [
-        of[f"sslpp_{task}"]["semantic_weight"] for task in ("colorization", "context", "rotation", "aet")
-    ]
+    """The evaluation of Table II, and the recipes' own values."""
+    blocks, stl, knn, tsne = map(PAPER.evaluation_values, (BLOCK_PROBE, STL_BLOCK_PROBE, KNN, TSNE))
+    for name, value in find_recipe("block_probe").paper.items():
+        assert name == "heads" or blocks[name] == value
+    assert (blocks["batch_size"], stl["batch_size"]) == (128, 64)
+    assert {name for name, value in stl.items() if value != blocks[name]} == {"batch_size"}
+    few = [Evaluation(f"blocks/{number}", "block_probe", "block_probe") for number in (20, 100, 400, 1000)]
+    assert [PAPER.evaluation_values(one)["labels_per_class"] for one in few] == [20, 100, 400, 1000]
+    supervised = [Weights("nin4", "supervised", "end_to_end", str(number)) for number in (20, 1000)]
+    assert [PAPER.training_values(one)["labels_per_class"] for one in supervised] == [20, 1000]
+    assert knn["k"] == (1, 3, 5, 10, 15, 20) and tsne["num"] == 1000
+    clusters = [PAPER.variant_values(replace(IIC, variant=number)) for number in ("10", "100")]
+    assert clusters == [{"num_clusters": 10}, {"num_clusters": 100}]
+    tasks = ("colorization", "context", "rotation", "aet")
+    usual = [PAPER.recipe_values(f"sslpp_{task}")["semantic_weight"] for task in tasks]
     assert usual == [1.0, 1.0, 0.05, 0.05]
-    assert [of[f"sslpp_iic/{name}"]["transforms"] for name in ("crop", "grey")] == ["crop", "grey"]
+    for name in ("crop", "grey"):
+        assert PAPER.variant_values(replace(IIC, variant=name))["transforms"] == name
 
 
 def test_what_the_networks_see(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +140,6 @@ def test_what_the_networks_see(monkeypatch: pytest.MonkeyPatch) -> None:
         assert TINY.channels(weights) == input_of(name or "sobel", 32).channels  # type: ignore[arg-type]
     for task in ("colorization", "context", "rotation", "aet"):
         monkeypatch.setattr(sys, "argv", [f"sslpp_{task}", "--backbone", "nin3"])
-        made = recipe(f"sslpp_{task}")["RECIPE"]
+        made: Any = find_recipe(f"sslpp_{task}")
         (view,) = made.build(made.parse()).task.views(1)
         assert PAPER.channels(replace(ROTATION, recipe=f"sslpp_{task}")) == view.input().channels

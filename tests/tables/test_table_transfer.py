@@ -1,4 +1,4 @@
-"""Tables whose evaluations read other data: which results count, what commands name."""
+"""Tables with evaluations that read other data: which results count, and what commands name."""
 
 import contextlib
 from dataclasses import replace
@@ -78,7 +78,8 @@ def test_what_the_rows_are_measured_on() -> None:
     assert words("uic/6", "UIC 3k, 84 px")[3][2:4] == ("few_shot/84", ("accuracy_B5_max_pool",))
     layers = tuple(f"top1_B{block}" for block in (1, 2, 3, 4, 5, 7))
     assert words("sslpp/7", "Random")[5:] == [
-        ("random", None, "linear/sslpp", ("top1_B7",), "best"), ("random", None, "linear/sslpp", layers, "mean"),
+        ("random", None, "linear/sslpp", ("top1_B7",), "best"),
+        ("random", None, "linear/sslpp", layers, "mean"),
     ]  # fmt: skip
     spl = TABLES["sslpp/11-yfcc"].row("SPL").measures[0].weights
     assert (spl.recipe, spl.variant, spl.labels) == ("sslpp_aet", "yfcc_labels_alone", IIC)
@@ -201,7 +202,8 @@ def test_three_data_sets_in_one_table(tmp_path: Path) -> None:
 
 
 def test_what_has_no_held_out_pictures_and_two_sizes(tmp_path: Path) -> None:
-    numbers = {f"accuracy_{block}": value for block, value in (("B3", 30.0), ("B4", 40.0), ("B5", 50.0), ("B5_max_pool", 55.0))}  # fmt: skip
+    of_blocks = {"B3": 30.0, "B4": 40.0, "B5": 50.0, "B5_max_pool": 55.0}
+    numbers = {f"accuracy_{block}": value for block, value in of_blocks.items()}
     for weights, size_px, more in ((UIC, 224, 2.0), (DEEPCLUSTER, 224, 1.0), (UIC, 84, 0.0)):
         mine = {name: value + more for name, value in numbers.items()}
         put(tmp_path, weights, FEW_SHOTS[size_px], mine, data=VOC_DIGESTS)
@@ -246,9 +248,18 @@ def test_commands_name_the_data_that_is_given(tmp_path: Path, capsys: pytest.Cap
     assert sum("--proposals a.mat b.mat" in line for line in lines) == 5
     assert sum("--sbd SBD" in line for line in lines) == 5  # not given
     assert "--voc my VOC" in warned and "not here, so results are not compared" in warned
-    ranks = {(name, word) for line in lines for name in ("class", "detec", "segm") if f"voc_{name}" in line for word in line.split() if "nproc" in word}  # fmt: skip
-    # batches of 16 and of 2; of 20 that are 20 times one
-    assert ranks == {("class", "--nproc-per-node=8"), ("detec", "--nproc-per-node=2"), ("segm", "--nproc-per-node=1")}  # fmt: skip
+    ranks = {
+        (name, word)
+        for line in lines
+        for name in ("class", "detec", "segm")
+        if f"voc_{name}" in line
+        for word in line.split()
+        if "nproc" in word
+    }
+    # Batches are of 16, of 2, and of 20 that are 20 times one.
+    assert ranks == {
+        ("class", "--nproc-per-node=8"), ("detec", "--nproc-per-node=2"), ("segm", "--nproc-per-node=1"),
+    }  # fmt: skip
     said, _ = commands_said(
         capsys, "psl/9", tmp_path, "--places205", "p.csv", "q.csv", "--inat18", "i.json", "j.json"
     )
@@ -275,7 +286,7 @@ def test_data_that_a_table_does_not_read_is_refused(
 
 
 def test_the_voc_that_is_named_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its pictures are told by each protocol's own sets, as the recipes open them."""
+    """Its digests are of each protocol's own image sets, as the recipes open them."""
     draw_voc(tmp_path / "VOCdevkit", 6, 4, num_train_masks=5, num_test_masks=3)
     root, runs = tmp_path / "VOCdevkit", tmp_path / "runs"
 
@@ -350,9 +361,14 @@ def test_layers_on_stl_10_after_tiny_yfcc100m(tmp_path: Path) -> None:
 
 
 def commands_of(made: Report, method: str) -> list[str]:
-    """Those of one seed."""
+    """Return the commands of one seed."""
     weights = TABLES[made.table.name].row(method).measures[0].weights
-    return [line for one in made.missing if one.weights == weights and one.seed == 0 for line in one.commands]
+    return [
+        command
+        for missing in made.missing
+        if missing.weights == weights and missing.seed == 0
+        for command in missing.commands
+    ]
 
 
 def test_commands_of_tiny_yfcc100m(tmp_path: Path) -> None:
@@ -368,7 +384,7 @@ def test_commands_of_tiny_yfcc100m(tmp_path: Path) -> None:
 
 
 def test_evaluations_of_one_protocol_have_one_data_set() -> None:
-    """Their digests are compared by the protocol's name."""
+    """Digests are compared by the protocol's name."""
     seen: dict[str, Evaluation] = {}
     for table in TABLES.values():
         for _, evaluation in needs_of(table):

@@ -56,7 +56,7 @@ def test_what_the_rows_are_measured_on() -> None:
 
 
 def test_nmi_and_probes_are_of_one_data_set(tmp_path: Path) -> None:
-    """A result of labels alone knows no held-out pictures: it is of any set that was learned from."""
+    """A result of labels alone has no held-out images: it agrees with any data set of its training images."""
     for seed in TINY.seeds:
         put(tmp_path, RAW, UIC, CONV, seed=seed)
         put(tmp_path, RAW, CLUSTERS, {"nmi_true": 40.0 + seed}, seed=seed)
@@ -83,7 +83,7 @@ def test_nmi_alone_needs_no_held_out_pictures(tmp_path: Path) -> None:
         ({"numbers": {"biggest": 3.0}}, "it has no nmi_true"),
         ({"science": {"fine_tune": "d" * 64}}, "fine-tuned"),
         ({"science": {"labels": "d" * 64}}, "pre-trained on labels of a file"),
-        ({"science": {"num_classes": 9}}, "num_classes 9, here 8"),
+        ({"science": {"num_classes": 9}}, "num_classes 9, here 16"),
         ({"checkpoint": {"input": {"channels": "RGB"}}}, "its network sees RGB, here SobelXY"),
     ],
 )
@@ -99,10 +99,8 @@ def test_of_the_random_rows_each_has_its_channels(tmp_path: Path) -> None:
     made = report(tmp_path, "uic/4")
     assert ours(made, "Random")[0] == "10.0" and ours(made, "Random-Sobel")[0] == "5.0"
     assert "ours alone: not in the paper" in made.mark(TABLES["uic/4"].row("Random-Sobel"))
-    assert (
-        "| **SelfLabel 3k × 1 \\[1\\]** (the paper's alone: not measured here) | AlexNet | paper | – | – | 43.0 |"
-        in (markdown(made))
-    )
+    name = "**SelfLabel 3k × 1 \\[1\\]** (the paper's alone: not measured here)"
+    assert f"| {name} | AlexNet | paper | – | – | 43.0 |" in markdown(made)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +128,7 @@ def test_fine_tuned_weights_count_where_their_base_does(
 
 
 def commands_of(runs: Path, table: str) -> list[str]:
-    """What seed 0 lacks: the recipe or command, and the name of the folder it writes to."""
+    """Return the recipe and the name of the folder of each command that seed 0 needs."""
     lines = [line for one in report(runs, table).missing if one.seed == 0 for line in one.commands]
     return [
         f"{Path(line.split()[2]).stem if 'torchrun' in line else 'clusters'} {Path(line.split()[-1]).name}"
