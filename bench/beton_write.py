@@ -31,12 +31,12 @@ THEIRS = "ffcv DatasetWriter"
 
 def draw_photos(folder: Path, num: int) -> None:
     """Write `num` of the sample's images at 640 x 480 as JPEGs in class folders."""
-    from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_picture
+    from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 
     def draw(index: int) -> None:
         kind = folder / CLASS_NAMES[index % len(CLASS_NAMES)]
         kind.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_picture(1, index, 480, 640)).save(kind / f"{index:05}.jpg", quality=90)
+        Image.fromarray(draw_image(1, index, 480, 640)).save(kind / f"{index:05}.jpg", quality=90)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(draw, range(num)))

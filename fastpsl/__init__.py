@@ -2,13 +2,13 @@
 
 import lazy_loader
 
-from fastpsl.engine.address_space import say_low_limit
+from fastpsl.engine.address_space import warn_about_low_limit
 from fastpsl.pipelines.files.caches import choose_caches
 
 __version__ = "0.1.0"
 
 choose_caches()
-say_low_limit()
+warn_about_low_limit()
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(
     __name__, __file__

@@ -22,7 +22,7 @@ from fastpsl.commands.table import Table
 from fastpsl.commands.tsne import TSNE
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.command_line import parse
-from fastpsl.engine.terminal import people_read
+from fastpsl.engine.terminal import safe_output
 from fastpsl.pipelines.doing import doing
 
 EXIT_USER_ERROR = 2
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     The exit code is 1 if doctor finds a step that waits, 2 for a user error, and 130 if interrupted. An error
     is one line on stderr.
     """
-    with people_read(_lose):
+    with safe_output(_lose):
         _main(sys.argv[1:] if arguments is None else arguments)
 
 

@@ -28,7 +28,7 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.sample.voc import drawn_voc
-from fastpsl.pipelines.voc.dataset import VOC, learned_and_scored
+from fastpsl.pipelines.voc.dataset import VOC, open_train_and_test
 from fastpsl.plots.class_bars import draw_classes
 from fastpsl.transfer.classification.label_scores import label_scores
 from fastpsl.transfer.classification.protocols import (
@@ -63,7 +63,7 @@ class Options(EvaluationOptions):
 def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
     assert isinstance(options, Options)
     protocol, root = options.constants(), options.data or drawn_voc()
-    return learned_and_scored(root, protocol.train, protocol.test, "boxes")
+    return open_train_and_test(root, protocol.train, protocol.test, "boxes")
 
 
 def build(options: Options) -> Experiment:

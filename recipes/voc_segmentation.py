@@ -32,8 +32,8 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import result_line
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.sample.voc import drawn_voc
-from fastpsl.pipelines.voc.dataset import VOC, learned_and_scored
-from fastpsl.plots.masks import draw_found
+from fastpsl.pipelines.voc.dataset import VOC, open_train_and_test
+from fastpsl.plots.masks import draw_predicted_masks
 from fastpsl.transfer.segmentation.fcn import network_of
 from fastpsl.transfer.segmentation.mask_crop import ScaledCrop
 from fastpsl.transfer.segmentation.mask_scores import mask_scores, require_torchmetrics, with_background
@@ -74,7 +74,7 @@ class Options(EvaluationOptions):
 def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
     assert isinstance(options, Options)
     protocol, root = options.constants(), options.data or drawn_voc()
-    return learned_and_scored(root, protocol.train, protocol.test, "masks", options.sbd)
+    return open_train_and_test(root, protocol.train, protocol.test, "masks", options.sbd)
 
 
 def build(options: Options) -> Experiment:
@@ -105,7 +105,7 @@ def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
         run, recipe="voc_segmentation", protocol=f"segmentation/{options.protocol}", numbers=numbers,
         settings=asdict(options.constants()), checkpoint=record,
     )  # fmt: skip
-    sheet = draw_found(run.folder / "masks.png", run.folder / MASKS, val, with_background(val))
+    sheet = draw_predicted_masks(run.folder / "masks.png", run.folder / MASKS, val, with_background(val))
     each = [f"{name.replace('_', ' ', 1)} {value:.1f} %" for name, value in numbers.items()]
     return [*each, result_line(path), f"pictures {sheet}"]
 

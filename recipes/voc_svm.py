@@ -29,7 +29,7 @@ from fastpsl.evaluation.held_out import refuse_val
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.pipelines.sample.voc import drawn_voc
-from fastpsl.pipelines.voc.dataset import learned_and_scored
+from fastpsl.pipelines.voc.dataset import open_train_and_test
 from fastpsl.plots import draw_precisions, draw_shots
 from fastpsl.transfer.svm.blocks import (
     Classes,
@@ -78,7 +78,7 @@ def run(options: Options) -> int:
         root = options.data or drawn_voc()
         train, test = (
             stack.enter_context(closing(data))
-            for data in learned_and_scored(root, VISSL.train, VISSL.test, "boxes")
+            for data in open_train_and_test(root, VISSL.train, VISSL.test, "boxes")
         )
         classes = Classes.of(train, test, VISSL, shots)
         folder = stack.enter_context(open_folder("voc_svm", options, world))

@@ -66,7 +66,10 @@ def test_a_bare_checkout_is_imported_without_an_install(tmp_path: Path) -> None:
     assert process.stdout.strip() == str(tree / "fastpsl" / "pipelines" / "views.py"), process.stderr
 
 
-FIND = "from fastpsl.engine.recipe_files import find_recipe, recipe_path as p; print(p('knn'), find_recipe('knn').name)"
+FIND = """
+from fastpsl.engine.recipe_files import find_recipe, recipe_path
+print(recipe_path('knn'), find_recipe('knn').name)
+"""
 
 
 def test_recipes_are_found_in_a_checkout_and_in_an_installed_package(tmp_path: Path) -> None:
@@ -75,8 +78,8 @@ def test_recipes_are_found_in_a_checkout_and_in_an_installed_package(tmp_path: P
     for place in (tree / "recipes", tree / "fastpsl" / "recipes"):
         shutil.copytree(ROOT / "recipes", place, dirs_exist_ok=True)
         done = subprocess.run(
-            [sys.executable, "-c", FIND], cwd=tmp_path / "tree" / "docs", env=os.environ | {"PYTHONPATH": str(tree)},
-            capture_output=True, text=True, check=False,
+            [sys.executable, "-c", FIND], cwd=tmp_path / "tree" / "docs",
+            env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.stdout.split() == [str(place / "knn.py"), "knn"], done.stderr
 

@@ -52,10 +52,10 @@ class Export:
         Raises:
             ValueError: The weights cannot be read or exported.
         """
-        from fastpsl.evaluation.options import told_input
+        from fastpsl.evaluation.options import given_input
         from fastpsl.models.export import export
 
-        input = told_input(self.input_channels, self.input_mean, self.input_std, self.input_size_px)
+        input = given_input(self.input_channels, self.input_mean, self.input_std, self.input_size_px)
         print(
             export(
                 self.checkpoint,

@@ -10,7 +10,7 @@ _NEEDED_BY_TORCH = 5 << 30  # bytes to load it and to train a little, with two c
 _REMEDY = "raise it, or give `ulimit -v unlimited`"
 
 
-def say_low_limit() -> None:
+def warn_about_low_limit() -> None:
     """Print a line to stderr, on rank 0, if torch will hardly load, because its own error names no limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY or limit >= _NEEDED_BY_TORCH or "torch" in sys.modules:

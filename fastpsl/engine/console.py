@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from fastpsl.engine.terminal import escaped, plain
-from fastpsl.pipelines.doing import clock, doing, heard, speak_by
+from fastpsl.pipelines.doing import clock, doing, heard, report_to
 
 PLAIN_LINE_EVERY_S = 9.0  # less than the ten seconds after which `doing` prints
 _BAR_EVERY_S = 0.1
@@ -49,7 +49,7 @@ class Screen:
         if self._live is None:
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
-            speak_by(self._caption)
+            report_to(self._caption)
         self._table = Table()
         for name in cells:
             self._table.add_column(name, justify="right")
@@ -73,7 +73,7 @@ class Screen:
     def close(self) -> None:
         """End the live display. Its last numbers stay on the screen."""
         if self._live is not None:
-            speak_by(None)
+            report_to(None)
             live, self._live = self._live, None
             self._table.caption = None
             live.stop()
@@ -148,8 +148,8 @@ def status(what: str) -> Iterator[Callable[[str], None]]:
                 current.turn_to(f"{what}: {text}")
                 line.update(escape(current.what))
 
-            speak_by(lambda text: line.update(escape(text)))
+            report_to(lambda text: line.update(escape(text)))
             try:
                 yield show
             finally:
-                speak_by(None)
+                report_to(None)

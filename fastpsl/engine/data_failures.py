@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from fastpsl.engine.distributed import World, of_all_ranks, on_any_rank
+from fastpsl.engine.distributed import World, gather_objects, on_any_rank
 from fastpsl.pipelines.batch import Batch
 
 
@@ -27,7 +27,7 @@ def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[],
         failure = error
     if not on_any_rank(world, failure is not None):
         return batch
-    texts = of_all_ranks(world, None if failure is None else str(failure))
+    texts = gather_objects(world, None if failure is None else str(failure))
     others = (f"{text} (rank {rank})" for rank, text in enumerate(texts) if text is not None)
     message = next(others) if failure is None else str(failure)
     where = save()

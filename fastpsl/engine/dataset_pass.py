@@ -92,7 +92,7 @@ class EpochContext:
             run.reporter.off_the_clock(),
             torch.no_grad(),
             undisturbed(train_step.module, run.world, training),
-            run_plainly(trunk),
+            run_eagerly(trunk),
             run.data.loader(self.data, [view], train=False) as loader,
             contextlib.closing(loader.epoch(self.draws)) as batches,
             self._progress("images", self.data.num_samples) as progress,
@@ -135,7 +135,7 @@ class EpochContext:
             run.reporter.off_the_clock(),
             torch.no_grad(),
             undisturbed(train_step.module, run.world),
-            run_plainly(train_step.module.trunk),
+            run_eagerly(train_step.module.trunk),
             self._progress("held-out images", num) as progress,
         ):
 
@@ -202,7 +202,7 @@ def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iter
 
 
 @contextlib.contextmanager
-def run_plainly(trunk: Trunk) -> Iterator[None]:
+def run_eagerly(trunk: Trunk) -> Iterator[None]:
     """Run the trunk eagerly, because a pass without gradients would compile compiled blocks once more."""
     runner, trunk.runner = trunk.runner, run_blocks
     try:

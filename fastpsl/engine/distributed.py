@@ -130,7 +130,7 @@ def on_any_rank(world: World, fact: bool) -> bool:
     return bool(flag)
 
 
-def of_all_ranks(world: World, value: Any) -> list[Any]:
+def gather_objects(world: World, value: Any) -> list[Any]:
     """Return every rank's `value`, any picklable object, in the order of the ranks."""
     values = [value] * world.size
     if world.size > 1:

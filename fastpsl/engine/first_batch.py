@@ -8,7 +8,7 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import BatchSource
 from fastpsl.engine.task import Task
 from fastpsl.pipelines.doing import doing
-from fastpsl.plots.contact_sheet import NUM_PICTURES, captions, save_contact_sheet
+from fastpsl.plots.contact_sheet import NUM_IMAGES, captions, save_contact_sheet
 
 
 def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource) -> None:
@@ -26,7 +26,7 @@ def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource)
         wait_for_all(run.world)
     if batch is None or run.world.rank != 0 or run.position.step > 0:
         return
-    batch = batch.first(NUM_PICTURES)
+    batch = batch.first(NUM_IMAGES)
     images = task.contact_sheet(batch.inputs(loader.views, torch.float32), batch)
     if images is not None:
         texts = captions(batch, run.data.train.class_names, task.captions(batch))

@@ -39,12 +39,12 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return (
             f"out of this machine's memory ({text[:_LONGEST] or 'no more is known'}): lower "
-            f"--prefetch-batches, --num-threads or --batch-size{goes_on(runs)}"
+            f"--prefetch-batches, --num-threads or --batch-size{resume_hint(runs)}"
         )
     if (lost := lost_rank(text)) is not None:
-        return f"a rank other than {own_rank()} {lost}{goes_on(runs)}"
+        return f"a rank other than {own_rank()} {lost}{resume_hint(runs)}"
     if (fault := device_fault(text)) is not None:
-        return fault + goes_on(runs)
+        return fault + resume_hint(runs)
     if "Triton Error [CUDA]" in text:
         return (
             f"Triton's kernels do not run here ({text[:_LONGEST]}): its CUDA may be newer than the "
@@ -65,7 +65,7 @@ def of_another_rank(error: Exception) -> bool:
     return lost_rank(" ".join(str(error).split())) is not None
 
 
-def goes_on(runs: Sequence[Run]) -> str:
+def resume_hint(runs: Sequence[Run]) -> str:
     """Return a text with the checkpoint from which the same command resumes."""
     if not runs:
         return ""

@@ -88,7 +88,7 @@ class LastStep:
             self._run.checkpoints.write(self._safe, self._data)
             self._data = None
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Drop the kept checkpoint, after a step that is not kept because steps are short."""
         with self._lock:
             self._safe = self._data = None
@@ -120,12 +120,12 @@ class LastStep:
             return
         assert run.reporter.screen is not None
         run.reporter.screen.close()
-        goes_on = "goes on from there" if run.checkpoints.paths() else "starts anew"
+        resume_hint = "goes on from there" if run.checkpoints.paths() else "starts anew"
         where = f"stage {run.position.stage + 1}, after {self._safe} steps of the run"
         try:
             print(
                 f"stopped by a signal in {where}, without waiting for the next to end; "
-                f"the same command with --out {run.folder} {goes_on}",
+                f"the same command with --out {run.folder} {resume_hint}",
                 flush=True,
             )
         except OSError:

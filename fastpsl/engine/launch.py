@@ -15,13 +15,13 @@ import torch
 
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.distributed import join_world, leave_world, own_rank
-from fastpsl.engine.gpu_failures import compiler_failed, explained, goes_on, of_another_rank
+from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
 from fastpsl.engine.last_step import EXIT_PREEMPTED
 from fastpsl.engine.recipe import Evaluation, Options, Recipe
 from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.terminal import escaped, people_read, plain
+from fastpsl.engine.terminal import escaped, plain, safe_output
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
@@ -69,7 +69,7 @@ def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ())
                 file=sys.stderr,
             )
 
-    with people_read(lose):
+    with safe_output(lose):
         _run_script(recipe, work, opened)
 
 
@@ -117,7 +117,7 @@ def _error_line(error: ValueError | OSError, opened: Sequence[Run]) -> str:
             with output_errors(path or (folders or [Path("a file")])[-1]):
                 raise error
         except ValueError as output_error:
-            return f"{output_error}{goes_on(opened)}"
+            return f"{output_error}{resume_hint(opened)}"
     return " ".join(str(error).split())
 
 
@@ -180,8 +180,8 @@ def _print_results(run: Run, finished: bool) -> None:
     write_atomically(run.folder / "results.json", json.dumps(run.position.summaries, indent=1).encode())
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
-        goes_on = "goes on from there" if run.checkpoints.paths() else "starts anew"
-        print(f"stopped by a signal in {where}; the same command with --out {run.folder} {goes_on}")
+        resume_hint = "goes on from there" if run.checkpoints.paths() else "starts anew"
+        print(f"stopped by a signal in {where}; the same command with --out {run.folder} {resume_hint}")
     # A terminal has already shown this process's summaries, on stderr. A file gets all of them.
     for summary in run.position.summaries[: run.num_stages_before if plain(sys.stdout).isatty() else None]:
         print(summary_line(summary))

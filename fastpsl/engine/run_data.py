@@ -128,7 +128,7 @@ class RunData:
             train=train,
         )
 
-    def picture_loader(self, read: Callable[[int, int], AnnotatedImage]) -> AnnotatedLoader:
+    def annotated_loader(self, read: Callable[[int, int], AnnotatedImage]) -> AnnotatedLoader:
         """Return a loader of this rank's share of the training data as whole images.
 
         Args:

@@ -19,7 +19,7 @@ def escaped(text: str) -> str:
 
 
 def plain(stream: TextIO) -> TextIO:
-    """Return the stream below `people_read`'s escapes, for code that writes escape sequences itself."""
+    """Return the stream below `safe_output`'s escapes, for code that writes escape sequences itself."""
     return cast(TextIO, getattr(stream, "plain", stream))
 
 
@@ -70,7 +70,7 @@ class _Escaping:
 
 
 @contextlib.contextmanager
-def people_read(lose: Callable[[str, OSError], None]) -> Iterator[None]:
+def safe_output(lose: Callable[[str, OSError], None]) -> Iterator[None]:
     """Make sys.stdout and sys.stderr escape control characters and outlive their readers.
 
     Args:

@@ -45,7 +45,7 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
             with doing(f"{name}: building the network"):
                 stage_trainer = StageTrainer(experiment, run, state, last_step)
             with doing(name) as progress:
-                if not stage_trainer.to_its_end(progress):
+                if not stage_trainer.run_to_end(progress):
                     return False
     return True
 
@@ -54,7 +54,7 @@ class StageTrainer:
     """The training of the run's present stage, from its position and its checkpoint `state`, to the end."""
 
     def __init__(self, experiment: Experiment, run: Run, state: dict[str, Any] | None, last_step: LastStep):
-        self.experiment, self.run, self.position, self.kept_step = experiment, run, run.position, last_step
+        self.experiment, self.run, self.position, self.saved_step = experiment, run, run.position, last_step
         self.stage = stage = experiment.stages[run.position.stage]
         self.fresh = state is None
         self.held_out_views = experiment.task.held_out_views(stage.level)
@@ -97,7 +97,7 @@ class StageTrainer:
         choose_augment(options.augment, views, self.run.world.device)
         self.experiment.choose_step(self.stage, options, self.run.world)
 
-    def to_its_end(self, progress: doing) -> bool:
+    def run_to_end(self, progress: doing) -> bool:
         """Train, evaluate and save. Return False if a signal stopped it; the training is saved then too."""
         run, position = self.run, self.position
         with contextlib.ExitStack() as stack:
@@ -186,7 +186,7 @@ class StageTrainer:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             progress.turn_to(f"{name}: before epoch {epoch + 1}")
             may_take_long = experiment.task.pass_views(self.stage.level) or self.online_probe.every
-            if position.step and may_take_long and not self.kept_step.is_safe():
+            if position.step and may_take_long and not self.saved_step.is_safe():
                 self.keep()
             if not self.online_probe.probe(steps_per_epoch, last_step):
                 return False
@@ -227,9 +227,9 @@ class StageTrainer:
                 elif decision.seconds > LONG_STEP_S:
                     self.keep()
                 else:
-                    self.kept_step.let_go()
+                    self.saved_step.release()
             batches.close()
-        if self.online_probe.every and not self.kept_step.is_safe():
+        if self.online_probe.every and not self.saved_step.is_safe():
             self.keep()
         return self.online_probe.probe(steps_per_epoch, last_step)
 
@@ -271,8 +271,8 @@ class StageTrainer:
         if not self.position.step:
             return None  # the stage before has been saved
         try:
-            if self.kept_step.is_safe():
-                self.kept_step.write()  # without this epoch's `start_epoch`, which is called again
+            if self.saved_step.is_safe():
+                self.saved_step.write()  # without this epoch's `start_epoch`, which is called again
             else:
                 self.save()
         except (ValueError, OSError):
@@ -297,13 +297,13 @@ class StageTrainer:
         # ones.
         self.run.reporter.flush(durably=True)
         with doing("writing a checkpoint"):
-            self.kept_step.save(self._state())
+            self.saved_step.save(self._state())
         self.run.stop_signal.checkpointed()
 
     def keep(self) -> None:
         """Keep a checkpoint in memory, in case the next work is stopped (`LastStep`). Every rank calls it."""
         self.run.reporter.flush()
-        self.kept_step.keep(self._state())
+        self.saved_step.keep(self._state())
         self.run.stop_signal.other_pace()  # the copy's time is not part of a step
 
     def _state(self) -> dict[str, Any]:

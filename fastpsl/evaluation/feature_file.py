@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-from fastpsl.engine.distributed import World, of_all_ranks, share
+from fastpsl.engine.distributed import World, gather_objects, share
 from fastpsl.pipelines.files.atomic import output_errors, partial_path, write_all, write_atomically
 from fastpsl.pipelines.files.bounded import read_npy
 
@@ -164,7 +164,7 @@ class PartialFeatures:
         """Flush the file and note that `num_rows` rows are complete; all ranks call it at the same step."""
         with output_errors(self.path):
             os.fsync(self.fd)
-        self.bad, self.num_rows = set[int]().union(*of_all_ranks(self.world, self.bad)), num_rows
+        self.bad, self.num_rows = set[int]().union(*gather_objects(self.world, self.bad)), num_rows
         if self.world.rank == 0:
             progress = {"digest": self.digest, "num_rows": num_rows, "bad": sorted(self.bad)}
             with output_errors(self.path):

@@ -89,21 +89,21 @@ class EvaluationOptions(RunOptions):
         if self.random_weights == (self.checkpoint is not None):
             raise ValueError("give either --checkpoint PATH or --random-weights")
         if self.checkpoint is not None:
-            weights = load_pretrained(self.checkpoint, self.backbone, self.told_input())
+            weights = load_pretrained(self.checkpoint, self.backbone, self.given_input())
         elif self.backbone is None:
             raise ValueError("--random-weights needs --backbone")
         else:
-            weights = random_weights(self.backbone, self.seed, self.told_input())
+            weights = random_weights(self.backbone, self.seed, self.given_input())
         if own_rank() == 0:
             print(f"weights: {weights}", flush=True)
         return weights
 
-    def told_input(self) -> Input | None:
+    def given_input(self) -> Input | None:
         """Return the input record of the --input options, or None without them."""
-        return told_input(self.input_channels, self.input_mean, self.input_std, self.size_px)
+        return given_input(self.input_channels, self.input_mean, self.input_std, self.size_px)
 
 
-def told_input(
+def given_input(
     channels: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, size_px: int
 ) -> Input | None:
     """Return the input record of --input-channels, --input-mean and --input-std, or None without them.

@@ -13,7 +13,7 @@ from fastpsl.evaluation.blocks import block_shapes
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.classify import Classify, masked_cross_entropy, top_right
+from fastpsl.tasks.classify import Classify, masked_cross_entropy, top_correct
 
 
 @dataclass(kw_only=True)
@@ -59,7 +59,7 @@ class Probes(Classify):
             logits = log_mean_softmax([outputs[name] for outputs in crops])
             total = total + masked_cross_entropy(logits, batch.labels, valid)
             if name == last or not head.training:
-                metrics |= top_right(logits, batch.labels, valid, f"_{name}")
+                metrics |= top_correct(logits, batch.labels, valid, f"_{name}")
         if head.training:  # because the progress line has room for few numbers
             metrics = {name: value for name, value in metrics.items() if name.startswith("top1")}
         return total, {"loss": (total.detach() * num, num)} | metrics

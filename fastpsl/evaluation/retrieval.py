@@ -113,7 +113,7 @@ def retrieve(
         )
         search = Search(bank, query_features, k, same, world.device)
         _require_enough(k, search.num_others())
-        good, reason = search.good(), unjudged(gallery, queries)
+        good, reason = search.good(), why_no_precision(gallery, queries)
         wrong = np.setdiff1d(indices, good)
         if len(wrong) or not len(good):
             raise ValueError(
@@ -167,7 +167,7 @@ def _require_enough(k: int, num: int) -> None:
         )
 
 
-def unjudged(gallery: Dataset, queries: Dataset) -> str:
+def why_no_precision(gallery: Dataset, queries: Dataset) -> str:
     """Return why a neighbour's class cannot be compared with the query's, or "" if it can."""
     for name, data in (("gallery", gallery), ("queries", queries)):
         if (data.labels() < 0).any():

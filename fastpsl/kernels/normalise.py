@@ -43,7 +43,7 @@ def check_mean_and_std(mean: Sequence[float], std: Sequence[float], num_channels
         )
 
 
-def check_fused(
+def check_fused_arguments(
     images: Tensor, shape: Sequence[int], mean: Sequence[float], std: Sequence[float], out: Tensor
 ) -> None:
     """Check the arguments of a fused kernel.

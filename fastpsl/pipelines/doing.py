@@ -87,7 +87,7 @@ def heard() -> None:
     _voice.last_heard = time.monotonic()
 
 
-def speak_by(say: Callable[[str], None] | None) -> None:
+def report_to(say: Callable[[str], None] | None) -> None:
     """Send the lines to a function, such as the caption of a screen.
 
     Args:

@@ -8,8 +8,8 @@ from .contact_sheet import save_contact_sheet as save_contact_sheet
 from .detections import draw_detections as draw_detections
 from .filters import draw_filters as draw_filters
 from .label_figures import draw_label_figures as draw_label_figures
-from .masks import draw_found as draw_found
 from .masks import draw_masks as draw_masks
+from .masks import draw_predicted_masks as draw_predicted_masks
 from .neighbours import draw_neighbours as draw_neighbours
 from .online_probe import draw_probes as draw_probes
 from .shot_curve import draw_shots as draw_shots

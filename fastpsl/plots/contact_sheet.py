@@ -11,7 +11,7 @@ from torch import Tensor
 from fastpsl.pipelines.batch import Batch
 from fastpsl.plots.png import write_png
 
-NUM_PICTURES = 16
+NUM_IMAGES = 16
 # Narrower images are enlarged by whole pixels, because images of 32 px and their captions would be illegible.
 _MIN_WIDTH_PX = 150
 _GAP_PX, _LINE_PX, _FONT_PX = 8, 16, 12
@@ -40,7 +40,7 @@ def captions(
 
 
 def save_contact_sheet(
-    pictures: Tensor, path: Path, captions: Sequence[str] = (), num_pictures: int = NUM_PICTURES
+    pictures: Tensor, path: Path, captions: Sequence[str] = (), num_images: int = NUM_IMAGES
 ) -> None:
     """Write images as one PNG, each above its caption.
 
@@ -48,9 +48,9 @@ def save_contact_sheet(
         pictures: Images, float [N, 3, H, W] in [0, 1].
         path: File to write.
         captions: Captions of any number of lines. A line wider than its image is cut, and ends in "…".
-        num_pictures: Largest number of images that are drawn.
+        num_images: Largest number of images that are drawn.
     """
-    shown = (pictures[:num_pictures].permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().cpu().numpy()
+    shown = (pictures[:num_images].permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().cpu().numpy()
     scale = -(-_MIN_WIDTH_PX // shown.shape[2])
     shown = shown.repeat(scale, axis=1).repeat(scale, axis=2)
     num, height, width = shown.shape[:3]

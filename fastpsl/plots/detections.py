@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from fastpsl.pipelines.loader.annotated import read_picture
+from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.plots.png import write_png
 
-NUM_PICTURES, NUM_COLUMNS, MIN_SCORE = 12, 4, 0.5
+NUM_IMAGES, NUM_COLUMNS, MIN_SCORE = 12, 4, 0.5
 _SIDE_PX, _GAP_PX, _LINE_PX, _FONT_PX = 300, 8, 16, 12
 _WHITE, _GREY, _BACK, _BLACK = (255, 255, 255), (150, 150, 150), (64, 64, 64), (0, 0, 0)
 Colour = tuple[int, int, int]
@@ -22,7 +22,7 @@ def draw_detections(
     path: Path,
     data: VOC,
     predictions: Mapping[str, np.ndarray],
-    num_pictures: int = NUM_PICTURES,
+    num_images: int = NUM_IMAGES,
     min_score: float = MIN_SCORE,
 ) -> Path:
     """Draw images of `data`, evenly spread over it, with their objects and detections.
@@ -35,10 +35,10 @@ def draw_detections(
         data: The images and their objects.
         predictions: "image" int64 [N], "boxes" float32 [N, 4] in px of the image, "scores" float32 [N],
             "labels" int64 [N] from 0.
-        num_pictures: Number of images.
+        num_images: Number of images.
         min_score: Lowest score of detections that are drawn.
     """
-    indices = np.linspace(0, data.num_samples - 1, min(num_pictures, data.num_samples)).round().astype(int)
+    indices = np.linspace(0, data.num_samples - 1, min(num_images, data.num_samples)).round().astype(int)
     font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
     tiles = [
         _tile(data, index, predictions, predictions["image"] == index, min_score, font)
@@ -66,7 +66,7 @@ def _tile(
     min_score: float,
     font: ImageFont.FreeTypeFont,
 ) -> Image.Image:
-    image = Image.fromarray(read_picture(data, index).permute(1, 2, 0).numpy())
+    image = Image.fromarray(read_image(data, index).permute(1, 2, 0).numpy())
     scale = _SIDE_PX / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     tile = Image.new("RGB", (_SIDE_PX, _SIDE_PX + _LINE_PX), _BACK)

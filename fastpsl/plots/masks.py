@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from fastpsl.pipelines.loader.annotated import read_picture
+from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.masks import VOID, palette
 from fastpsl.plots.png import write_png
@@ -18,7 +18,9 @@ GROUND, INK = 64, (235, 235, 235)
 COLUMNS = "picture, truth, prediction:"
 
 
-def draw_found(path: Path, masks: Path, data: VOC, class_names: Sequence[str], num_pictures: int = 8) -> Path:
+def draw_predicted_masks(
+    path: Path, masks: Path, data: VOC, class_names: Sequence[str], num_images: int = 8
+) -> Path:
     """Draw `draw_masks` of images of `data`, evenly spread over it.
 
     Args:
@@ -26,17 +28,17 @@ def draw_found(path: Path, masks: Path, data: VOC, class_names: Sequence[str], n
         masks: Folder with the predicted masks, <id>.png.
         data: The images and their true masks.
         class_names: Names of the classes, the background's first.
-        num_pictures: Largest number of images.
+        num_images: Largest number of images.
     """
-    num_pictures = min(num_pictures, data.num_samples)
+    num_images = min(num_images, data.num_samples)
     rows = []
-    for index in np.linspace(0, data.num_samples - 1, num_pictures).round().astype(int).tolist():
+    for index in np.linspace(0, data.num_samples - 1, num_images).round().astype(int).tolist():
         truth, name = data.mask(index), data.image_id(index)
         with Image.open(masks / f"{name}.png") as image:
             prediction = np.array(image)
         is_known = truth != VOID
         percent_right = 100 * float((prediction == truth)[is_known].mean()) if is_known.any() else 0.0
-        pixels = read_picture(data, index).permute(1, 2, 0).numpy()
+        pixels = read_image(data, index).permute(1, 2, 0).numpy()
         rows.append(Shown(pixels, truth, prediction, f"{name}: {percent_right:.0f} % of its pixels right"))
     return draw_masks(path, rows, class_names)
 

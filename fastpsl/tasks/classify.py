@@ -67,7 +67,7 @@ class Classify(Task):
         valid = (batch.indices >= 0).float()
         loss = masked_cross_entropy(logits, batch.labels, valid)
         num = valid.sum()
-        return loss, {"loss": (loss.detach() * num, num)} | top_right(logits, batch.labels, valid)
+        return loss, {"loss": (loss.detach() * num, num)} | top_correct(logits, batch.labels, valid)
 
     @override
     def chance(self, level: int) -> float:
@@ -118,7 +118,7 @@ def masked_cross_entropy(logits: Tensor, labels: Tensor, valid: Tensor) -> Tenso
     return torch.where(valid > 0, losses, 0.0).sum() / valid.sum().clamp(min=1)
 
 
-def top_right(logits: Tensor, labels: Tensor, valid: Tensor, suffix: str = "") -> Metrics:
+def top_correct(logits: Tensor, labels: Tensor, valid: Tensor, suffix: str = "") -> Metrics:
     """Return top1 and top5 of the valid samples, without top5 for five classes or fewer."""
     num = valid.sum()
     ranked = logits.topk(min(TOP, logits.shape[1]), 1).indices == labels[:, None]

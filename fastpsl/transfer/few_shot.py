@@ -37,7 +37,7 @@ _COLUMNS, _ALL_VALUES, _EPISODE_VALUES = 8_192, 1 << 26, 1 << 25
 
 
 @dataclass(frozen=True)
-class SmallPictures(Extraction):
+class SmallImages(Extraction):
     """An extraction of features from images that are first resized to `source_px` a side, then enlarged.
 
     The images of miniImageNet are 84 x 84. For a `size_px` of 224 they are enlarged to 256 and the middle is
@@ -76,7 +76,7 @@ def few_shot_works(
     blocks: Sequence[str],
     source_px: int,
     world: World,
-) -> list[SmallPictures]:
+) -> list[SmallImages]:
     """Return an extraction for each block.
 
     Args:
@@ -84,7 +84,7 @@ def few_shot_works(
         weights: The frozen backbone.
         data: Labelled images.
         blocks: Names such as B3, conv3 or B5_max_pool.
-        source_px: See `SmallPictures`.
+        source_px: See `SmallImages`.
         world: The ranks that share the work.
 
     Raises:
@@ -109,7 +109,7 @@ def few_shot_works(
     for block, extraction in zip(blocks, extractions, strict=True):
         values = {f.name: getattr(extraction, f.name) for f in fields(extraction)}
         # Every rank has the whole batch size, because equal shapes give equal bytes for any number of ranks.
-        work = SmallPictures(**values | {"batch_size": options.batch_size}, source_px=source_px)
+        work = SmallImages(**values | {"batch_size": options.batch_size}, source_px=source_px)
         *_, (_, height, width) = block_shapes(weights.backbone, work.view, work.block)
         if work.pool == _POOLS[MAX_POOL] and min(height, width) < 3:
             raise ValueError(

@@ -22,7 +22,7 @@ from fastpsl.evaluation.features import Extraction
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.pseudo_labels.deepcluster import before_last_relu
+from fastpsl.tasks.pseudo_labels.deepcluster import without_last_relu
 from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
 from tests.engine.fake_steps import WORLD, recipe_train_step
 from tests.engine.tiny import noise_batch, tiny_run
@@ -75,7 +75,7 @@ def test_a_pass_never_waits_but_to_end(recipe: str, values: dict[str, Any], trai
         experiment, _, _, train_step = recipe_train_step(recipe, "E", precision="fp16", **values)
         context = EpochContext(run, train_step, epoch=0, first=True, draws=7)
         (view,) = experiment.task.pass_views(1)  # type: ignore[attr-defined]
-        with cuda.watched() as record, before_last_relu(train_step.module.trunk):
+        with cuda.watched() as record, without_last_relu(train_step.module.trunk):
             outputs = context.forward_dataset(
                 view, lambda maps: maps.float().mean((2, 3)).half(), training=training
             )

@@ -26,7 +26,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.plots.contact_sheet import NUM_PICTURES
+from fastpsl.plots.contact_sheet import NUM_IMAGES
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.programs import ROOT
 
@@ -239,7 +239,7 @@ def test_only_what_is_shown_is_augmented_for_the_contact_sheet(tmp_path: Path) -
     assert pretrain(experiment, run)
     run.close()
     # A batch has 24 samples, because each counts twice.
-    assert [len(batch.indices) for batch in task.drawn] == [NUM_PICTURES] * 6
+    assert [len(batch.indices) for batch in task.drawn] == [NUM_IMAGES] * 6
     assert all(tensor.device.type == "cpu" for batch in task.drawn for tensor in batch.tensors())
 
 

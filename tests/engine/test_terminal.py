@@ -23,7 +23,7 @@ from fastpsl.engine.console import Screen
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
-from fastpsl.engine.terminal import escaped, people_read, plain
+from fastpsl.engine.terminal import escaped, plain, safe_output
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_recipe
@@ -41,11 +41,11 @@ def test_what_steers_is_shown_and_the_rest_stays() -> None:
 
 def test_print_escapes_and_what_draws_does_not(capsys: pytest.CaptureFixture[str]) -> None:
     lost: list[Any] = []
-    with people_read(lambda *told: lost.append(told)):
+    with safe_output(lambda *told: lost.append(told)):
         print("a\x1b[2Jb\udcff")
         print("c\x1b[2Jd", file=sys.stderr)
         plain(sys.stderr).write("\x1b[1mbold")
-        with people_read(lambda *told: None):  # nested calls do not escape twice
+        with safe_output(lambda *told: None):  # nested calls do not escape twice
             print("\x07")
     assert capsys.readouterr() == ("a\\x1b[2Jb\\udcff\n\\x07\n", "c\\x1b[2Jd\n\x1b[1mbold") and not lost
     stream = io.StringIO()
@@ -80,7 +80,7 @@ def test_a_terminal_that_does_not_wait_loses_nothing(monkeypatch: pytest.MonkeyP
         got = [b""]
         reader = threading.Timer(0.2, lambda: got.append(read.read(100 * 100)))
         reader.start()
-        with people_read(lambda *told: lost.append(told)):
+        with safe_output(lambda *told: lost.append(told)):
             for _ in range(100):
                 print(line)
         reader.join(60)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from fastpsl.commands import beton as beton_command
-from fastpsl.engine.terminal import people_read
+from fastpsl.engine.terminal import safe_output
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.data.open import open_data
@@ -97,7 +97,7 @@ def command(arguments: beton_command.Write | beton_command.Verify | beton_comman
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(stream))
         stack.enter_context(contextlib.redirect_stderr(stream))
-        stack.enter_context(people_read(_lose))
+        stack.enter_context(safe_output(_lose))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         try:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastpsl.pipelines.batch import BadSampleError
 from fastpsl.pipelines.data.image_folder import Folder
-from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader, read_picture
+from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader, read_image
 from fastpsl.pipelines.loader.order import epoch_order
 
 NUM = 23
@@ -106,16 +106,16 @@ def test_what_read_raises_is_raised_here() -> None:
 
 def test_a_stuck_read_is_a_timeout() -> None:
     free = threading.Event()
-    let_go: list[bool] = []
+    release: list[bool] = []
 
     def stuck(index: int, epoch: int) -> AnnotatedImage:
-        let_go.append(free.wait(240))
+        release.append(free.wait(240))
         return read(index, epoch)
 
     loader = make_loader(read=stuck, timeout_s=0.2)
     with pytest.raises(TimeoutError, match="no picture within 0.2 s"):
         next(loader.epoch(0))
-    assert not let_go  # the loader did not wait for the read
+    assert not release  # the loader did not wait for the read
     free.set()
     for thread in threads():  # because the next tests count them
         thread.join(240)
@@ -171,9 +171,9 @@ def test_a_picture_is_read_upright(tmp_path: Path) -> None:
         data = Folder(tmp_path)
     with data:
         names = [Path(data.name(index)).name for index in range(data.num_samples)]
-        images = {name: read_picture(data, index) for index, name in enumerate(names) if name != "d.jpg"}
+        images = {name: read_image(data, index) for index, name in enumerate(names) if name != "d.jpg"}
         with pytest.raises(BadSampleError, match=r"d\.jpg"):
-            read_picture(data, names.index("d.jpg"))
+            read_image(data, names.index("d.jpg"))
     assert torch.equal(images["a.png"], torch.from_numpy(colour).permute(2, 0, 1))
     assert torch.equal(images["b.png"], torch.from_numpy(grey).expand(3, 9, 7))
     assert torch.equal(images["c.png"], torch.from_numpy(np.rot90(colour, -1).copy()).permute(2, 0, 1))

@@ -10,7 +10,7 @@ import pytest
 from typing_extensions import override
 
 from fastpsl.pipelines import doing as module
-from fastpsl.pipelines.doing import SILENCE_S, Voice, doing, heard, speak_by
+from fastpsl.pipelines.doing import SILENCE_S, Voice, doing, heard, report_to
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_counts_end_at_the_total() -> None:
 def test_a_thread_says_it_on_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE_S", 0.01)
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    speak_by(lines.put)
+    report_to(lines.put)
     try:
         monkeypatch.setenv("RANK", "1")
         with doing("compiling on rank 1"):
@@ -107,7 +107,7 @@ def test_a_thread_says_it_on_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> No
         with doing("compiling"):
             assert re.fullmatch(r"compiling(: 0:0\d:\d\d so far)?", lines.get(timeout=60))
     finally:
-        speak_by(None)
+        report_to(None)
 
 
 class Closed(io.StringIO):

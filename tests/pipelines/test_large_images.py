@@ -11,7 +11,7 @@ from PIL import Image
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.encode import Target, convert
-from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL, LARGE_PIXELS, LargePictures
+from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL, LARGE_PIXELS, LargeImages
 from fastpsl.pipelines.beton.write import quarantine_path
 from fastpsl.pipelines.data import image_file
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG
@@ -128,7 +128,7 @@ def test_memory_of_a_picture_beyond_its_file(mode: str, bytes_per_pixel: int) ->
 
 def test_large_pictures_wait_for_each_other_and_small_ones_do_not() -> None:
     large = LARGE_PIXELS + 1
-    images = LargePictures(limit_bytes=2 * large * BYTES_PER_PIXEL)
+    images = LargeImages(limit_bytes=2 * large * BYTES_PER_PIXEL)
     go, inside, peak, lock = threading.Event(), [0], [0], threading.Lock()
     entered = threading.Semaphore(0)
 

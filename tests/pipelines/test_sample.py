@@ -8,7 +8,7 @@ import pytest
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, SamplePaths, _make, sample_paths
-from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_picture
+from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from tests.pipelines.photos import pil_decode
 from tests.programs import said_at_once
 
@@ -49,9 +49,9 @@ def test_its_betons_are_sound() -> None:
 
 
 def test_pictures_are_drawn_from_the_seed() -> None:
-    again = [draw_picture(5, index, 60, 81) for index in (3, 3, 11)]
+    again = [draw_image(5, index, 60, 81) for index in (3, 3, 11)]
     assert (again[0] == again[1]).all() and (again[0] != again[2]).mean() > 0.5
-    assert (draw_picture(6, 3, 60, 81) != again[0]).mean() > 0.5
+    assert (draw_image(6, 3, 60, 81) != again[0]).mean() > 0.5
     assert again[0].shape == (60, 81, 3) and again[0].dtype == np.uint8
     with Beton(sample_paths().train) as train, Beton(sample_paths().test) as test:
         images = {train.read(i) for i in range(NUM_TRAIN)} | {test.read(i) for i in range(NUM_TEST)}

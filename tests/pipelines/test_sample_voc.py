@@ -8,7 +8,7 @@ import torch
 from scipy.io import loadmat
 from torchvision.ops import box_iou
 
-from fastpsl.pipelines.loader.annotated import read_picture
+from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.sample.shapes import CLASS_NAMES, draw_scene
 from fastpsl.pipelines.sample.voc import draw_voc, drawn_voc
 from fastpsl.pipelines.voc.dataset import VOC
@@ -116,7 +116,7 @@ def test_proposals() -> None:
         assert [str(image[0]) for image in images] == [data.image_id(i) for i in range(num)]
         for i in range(0, num, 7):
             top, left, bottom, right = torch.from_numpy(boxes[i]).float().T
-            height, width = read_picture(data, i).shape[1:]
+            height, width = read_image(data, i).shape[1:]
             assert (
                 (top >= 1).all() and (left >= 1).all() and (bottom <= height).all() and (right <= width).all()
             )
@@ -156,7 +156,7 @@ def test_a_pixels_colour_does_not_tell_the_class() -> None:
         data = VOC(drawn_voc(), (name,), "boxes")
         values, labels = [], []
         for i in range(data.num_samples):
-            image = read_picture(data, i).permute(1, 2, 0).numpy().astype(np.float64)
+            image = read_image(data, i).permute(1, 2, 0).numpy().astype(np.float64)
             for box, label, _ in zip(*data.objects(i), strict=True):
                 left, top, right, bottom = box.astype(int)
                 values.append(image[top:bottom, left:right].mean((0, 1)))

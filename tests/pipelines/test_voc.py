@@ -13,10 +13,10 @@ from PIL import Image
 
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.loader.annotated import read_picture
+from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.voc.dataset import CLASSES, VOC, learned_and_scored
+from fastpsl.pipelines.voc.dataset import CLASSES, VOC, open_train_and_test
 from fastpsl.pipelines.voc.masks import mask_png, palette
 from tests.pipelines.photos import jpeg, photo, pil_decode
 from tests.pipelines.voc_folders import CAT, DOG, mask_of, save_mask, sbd, voc_2007, voc_2012, write_sbd_mask
@@ -115,7 +115,7 @@ def test_the_loader_reads_it(root: Path) -> None:
     rows = data.rows(np.array([1, 0, 1]))
     assert rows.indices.tolist() == [1, 0, 1] and rows.height.tolist() == [60, 48, 60]
     for i, size in enumerate(((48, 64), (60, 40))):
-        image = read_picture(data, i)
+        image = read_image(data, i)
         assert tuple(image.shape) == (3, *size)
         exact = pil_decode(Path(data.name(i)).read_bytes()).astype(int)
         assert abs(image.permute(1, 2, 0).numpy() - exact).mean() < 1
@@ -131,7 +131,7 @@ def test_sizes_are_those_of_the_upright_picture(root: Path) -> None:
     path.write_bytes(jpeg(photo(5, 40, 60), exif=exif))  # 60 x 40 px when upright
     data = VOC(root, TRAINVAL, "boxes")
     assert data.objects(1).boxes[1].tolist() == [0, 0, 40, 60]
-    assert read_picture(data, 1).shape == (3, 60, 40)
+    assert read_image(data, 1).shape == (3, 60, 40)
     mask = root / "VOC2012" / "JPEGImages" / "2007_000033.jpg"
     mask.write_bytes(jpeg(photo(5, 71, 50), exif=exif))
     assert VOC(root, ("2012_val",), "masks").mask(0).shape == (50, 71)
@@ -374,13 +374,13 @@ def test_names_that_are_no_sets(root: Path, name: str) -> None:
 
 
 def test_what_is_learned_from_is_not_scored(root: Path) -> None:
-    learned, scored = learned_and_scored(root, TRAINVAL, ("2007_test",), "boxes")
+    learned, scored = open_train_and_test(root, TRAINVAL, ("2007_test",), "boxes")
     assert (learned.num_samples, scored.image_id(0)) == (2, "000009")
     (root / "VOC2007" / "ImageSets" / "Main" / "test.txt").write_text("000009\n000007\n")
     with pytest.raises(
         ValueError, match=r"1 pictures are learned from .* and scored .*, the first is 000007"
     ):
-        learned_and_scored(root, TRAINVAL, ("2007_test",), "boxes")
+        open_train_and_test(root, TRAINVAL, ("2007_test",), "boxes")
 
 
 def test_sets_that_share_pictures_and_a_year_alone(root: Path) -> None:

@@ -17,7 +17,7 @@ from fastpsl.kernels import fused as choose
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.transfer.few_shot import SmallPictures
+from fastpsl.transfer.few_shot import SmallImages
 from tests.programs import ROOT
 
 pytest.importorskip("triton", reason="triton is not installed: there are no kernels to ask")
@@ -109,4 +109,4 @@ def test_what_is_evaluated_is_fused(channels, monkeypatch):
     for squashed in (False, True):
         check((Extraction(weights, data, 1, 224, squashed=squashed).view,))
     for source_px in (84, 224):
-        check((SmallPictures(weights, data, 1, 224, source_px=source_px).view,))
+        check((SmallImages(weights, data, 1, 224, source_px=source_px).view,))

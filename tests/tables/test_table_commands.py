@@ -124,7 +124,7 @@ def check_evaluation(
             assert paths(getattr(options, flag, None)) == paths(given.get(flag))
         values = effective(options)
         assert {key: values[key] for key in wanted} == wanted
-        input_record = options.told_input()
+        input_record = options.given_input()
         assert input_record in (None, Input.usual(weights.channels, options.size_px))
     else:
         options = parsed_command(command)

@@ -18,7 +18,7 @@ from PIL import Image
 from typing_extensions import override
 
 from fastpsl.cli import main
-from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_picture
+from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.scales import SCALES
 from tests.programs import ENVIRONMENT, ROOT
@@ -199,7 +199,7 @@ def test_a_row_of_the_tiny_scale_for_real(tmp_path: Path, capsys: pytest.Capture
         for index in range(first, first + num):
             path = tmp_path / "my photos" / part / CLASS_NAMES[index % 8] / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(draw_picture(1, index, 64, 64 + index % 3)).save(path)
+            Image.fromarray(draw_image(1, index, 64, 64 + index % 3)).save(path)
     runs, out = tmp_path / "runs", tmp_path / "out"
     runs.mkdir()
     words = ("--data", str(tmp_path / "my photos/train"), "--val", str(tmp_path / "my photos/val"))

@@ -26,10 +26,10 @@ from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tasks.pseudo_labels.deepcluster import (
     DeepCluster,
-    before_last_relu,
     features_of,
     renew,
     two_sgds,
+    without_last_relu,
 )
 from fastpsl.tasks.pseudo_labels.k_means import drawn_rows
 from tests.engine.tiny import TinyNet, one_process, tiny_run
@@ -106,15 +106,15 @@ def test_the_trunk_has_its_relu_again(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         usual = trunk(images)
-        with before_last_relu(trunk):
+        with without_last_relu(trunk):
             before = trunk(images)
         assert before.min() < 0 and torch.equal(before.relu(), usual)
-        with pytest.raises(KeyError), before_last_relu(trunk):
+        with pytest.raises(KeyError), without_last_relu(trunk):
             raise KeyError
         assert torch.equal(trunk(images), usual)
         resnet = Trunk(ResNet("resnet18"), Stage("E", 1, 1, 5, 1)).eval()
         usual = resnet(images)
-        with before_last_relu(resnet):
+        with without_last_relu(resnet):
             assert torch.equal(resnet(images), usual)
 
 

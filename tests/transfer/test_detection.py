@@ -23,7 +23,7 @@ from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.input_record import CHANNELS, Input
-from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_picture
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.standard_views import center_view
 from fastpsl.pipelines.voc.dataset import VOC
@@ -116,7 +116,7 @@ def test_a_read_is_a_pure_function_of_seed_epoch_and_picture(devkit: Path) -> No
         twice, twice_target = again.read(index, epoch)
         assert torch.equal(image, twice) and torch.equal(target["boxes"], twice_target["boxes"])
         changed |= not torch.equal(target["boxes"], other_epoch.read(index, epoch)[1]["boxes"])
-        original, objects = read_picture(task.train, index), task.train.objects(index)
+        original, objects = read_image(task.train, index), task.train.objects(index)
         sides = (image.shape[1], image.shape[2])
         plain = scaled(torch.from_numpy(objects.boxes), (original.shape[1], original.shape[2]), sides)
         is_flipped = not torch.allclose(target["boxes"], plain)
@@ -301,7 +301,7 @@ def test_two_ranks_predict_byte_for_byte_as_one(
     assert len(stored["image"]) > 3 * NUM_TEST and set(stored["labels"]) <= {0, 1, 2}
     data = VOC(devkit, ("2007_test",), "boxes")
     for image, box in zip(stored["image"], stored["boxes"], strict=True):
-        height, width = read_picture(data, int(image)).shape[1:]
+        height, width = read_image(data, int(image)).shape[1:]
         assert (box[:2] < box[2:]).all() and box.min() >= 0
         assert box[2] <= width + 1e-3 and box[3] <= height + 1e-3
 

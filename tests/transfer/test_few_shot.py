@@ -28,7 +28,7 @@ from fastpsl.transfer import few_shot
 from fastpsl.transfer.few_shot import (
     Accuracy,
     Episodes,
-    SmallPictures,
+    SmallImages,
     classes_of,
     draw_episodes,
     few_shot_works,
@@ -208,7 +208,7 @@ def of_84(tmp_path: Path) -> Iterator[Beton]:
 
 def works(
     data: Beton, blocks: tuple[str, ...] = ("B3", "conv4", "B5", "B5_max_pool"), **options: Any
-) -> list[SmallPictures]:
+) -> list[SmallImages]:
     """Return the extractions of an AlexNet with random weights, optionally with other input channels."""
     source_px, channels = options.pop("source_px", 84), options.pop("channels", "RGB")
     input = Input.usual(channels, 224)
@@ -221,7 +221,7 @@ def works(
     return few_shot_works(chosen, weights, data, blocks, source_px, one_process())
 
 
-def network_input(work: SmallPictures) -> torch.Tensor:
+def network_input(work: SmallImages) -> torch.Tensor:
     """Return the batch that the network sees."""
     with Loader(
         work.data, [work.view], batch_size=work.data.num_samples, train=False, num_threads=1

@@ -12,7 +12,7 @@ from PIL import Image
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.masks import mask_png, palette
-from fastpsl.plots.masks import Shown, draw_found, draw_masks
+from fastpsl.plots.masks import Shown, draw_masks, draw_predicted_masks
 from fastpsl.transfer.segmentation.mask_scores import (
     confusion,
     mask_scores,
@@ -126,6 +126,6 @@ def test_a_sheet_of_a_data_set_says_how_much_of_each_picture_is_right(tmp_path: 
         assert with_background(data) == ["background", "cross", "disc", "triangle"]
         for index in range(3):
             (tmp_path / f"{data.image_id(index)}.png").write_bytes(mask_png(data.mask(index)))
-        path = draw_found(tmp_path / "sheet.png", tmp_path, data, with_background(data))
+        path = draw_predicted_masks(tmp_path / "sheet.png", tmp_path, data, with_background(data))
         with Image.open(path) as image:
             assert image.size[0] > 300

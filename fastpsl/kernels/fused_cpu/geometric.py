@@ -27,7 +27,7 @@ from fastpsl.kernels.fused_cpu import walks as numba_walks
 from fastpsl.kernels.fused_cpu.threads import in_threads
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.normalise import check_fused
+from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
 from fastpsl.kernels.shift import Shift
@@ -69,7 +69,7 @@ def run(
 ) -> None:  # fmt: skip
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
     if not out.numel():
         return
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()

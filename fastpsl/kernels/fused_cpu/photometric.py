@@ -18,7 +18,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cpu import images as numba_images
 from fastpsl.kernels.fused_cpu.threads import in_threads
 from fastpsl.kernels.grey import WEIGHTS, Grey
-from fastpsl.kernels.normalise import check_fused
+from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
 
@@ -63,7 +63,7 @@ def run(
 ) -> None:  # fmt: skip
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
     num = len(images)
     if not num:
         return

@@ -15,7 +15,7 @@ from fastpsl.kernels import warp
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cpu import pairs as numba_pairs
 from fastpsl.kernels.fused_cpu.threads import in_threads
-from fastpsl.kernels.normalise import check_fused
+from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.warp import WarpPair
 
@@ -45,7 +45,7 @@ def run(
 ) -> None:  # fmt: skip
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
     num = len(images)
     if not num:
         return

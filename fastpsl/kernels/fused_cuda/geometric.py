@@ -20,7 +20,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cuda.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.fused_cuda.quads import load_quads, side_by_side, store_quads
 from fastpsl.kernels.jigsaw import JigsawTiles
-from fastpsl.kernels.normalise import check_fused
+from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90, check_square
 
@@ -60,7 +60,7 @@ def run(
 ) -> None:
     """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
     if not len(out):
         return
     images = images.contiguous(memory_format=torch.channels_last)

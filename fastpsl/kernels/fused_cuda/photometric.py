@@ -36,7 +36,7 @@ from fastpsl.kernels.fused_cuda.neighbourhood import band_pass, neighbourhood_pa
 from fastpsl.kernels.fused_cuda.strips import strip_pass
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.lightness import Lightness
-from fastpsl.kernels.normalise import check_fused
+from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
 
@@ -94,7 +94,7 @@ def run(
     """
     shape = out_shape(ops, images.shape)
     batch, channels, height, width = shape
-    check_fused(images, shape, mean, std, out)
+    check_fused_arguments(images, shape, mean, std, out)
     if not out.numel():
         return
     images = images.contiguous(memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ from fastpsl.kernels.fused_cuda.colour import lightness
 from fastpsl.kernels.fused_cuda.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.lightness import Lightness
-from fastpsl.kernels.normalise import check_fused
+from fastpsl.kernels.normalise import check_fused_arguments
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -53,7 +53,7 @@ def run(
 ) -> None:  # fmt: skip
     """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
     channels, height, width = out.shape[1:]
     if not out.numel():
         return

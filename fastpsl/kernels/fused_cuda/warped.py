@@ -19,7 +19,7 @@ from torch import Tensor
 from fastpsl.kernels import warp
 from fastpsl.kernels.fused_cuda.placement import drawn_moves, placement, without_moves
 from fastpsl.kernels.fused_cuda.quads import load_quads, side_by_side, store_quads
-from fastpsl.kernels.normalise import check_fused
+from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.warp import WarpPair
 
 # mypy: disable-error-code="no-untyped-def"
@@ -50,7 +50,7 @@ def run(
 ) -> None:  # fmt: skip
     """Compute the result of `ops` into `out`, without waiting for the device; see kernels/fused.py."""
     assert fits(ops), ops
-    check_fused(images, out_shape(ops, images.shape), mean, std, out)
+    check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
     if not len(out):
         return
     images, side = images.contiguous(memory_format=torch.channels_last), images.shape[2]

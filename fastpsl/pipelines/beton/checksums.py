@@ -68,6 +68,6 @@ def read_checksums(shard: Shard) -> np.ndarray:
     return checksums[:-_NUM_FURTHER]
 
 
-def is_as_written(shard: Shard, index: int, data: bytes, checksum: int) -> bool:
+def matches_checksum(shard: Shard, index: int, data: bytes, checksum: int) -> bool:
     """Return whether a sample's row and data match its checksum."""
     return zlib.crc32(data, zlib.crc32(shard.row_bytes(index))) == checksum

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fastpsl.pipelines.beton.large_images import LargePictures
+from fastpsl.pipelines.beton.large_images import LargeImages
 from fastpsl.pipelines.beton.shard import JPG, RAW
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT
 from fastpsl.pipelines.data.image_file import (
@@ -79,7 +79,7 @@ class Stored:
 
 
 _local = threading.local()
-_large = LargePictures()
+_large = LargeImages()
 
 
 def _codec() -> Codec | None:
@@ -115,7 +115,7 @@ def _convert_jpeg(data: bytes, height: int, width: int, is_progressive: bool, ta
     may_pass = (
         target.mode == "jpg" and not is_progressive and orientation == UPRIGHT and size == (height, width)
     )
-    if may_pass and clean_decode(data, height, width):
+    if may_pass and decodes_cleanly(data, height, width):
         return Stored(data, height, width, JPG, "passed")
     how = "mended" if may_pass else "encoded"
     image = None if may_pass else _decode_shrunk(data, height, width, size)
@@ -135,7 +135,7 @@ def store_array(image: np.ndarray, target: Target) -> Stored:
     return _store(_shrink(image, target), target, "encoded")
 
 
-def clean_decode(data: bytes, height: int, width: int) -> bool:
+def decodes_cleanly(data: bytes, height: int, width: int) -> bool:
     """Return whether the readers decode the JPEG without an error or warning, at the size of its header."""
     codec = _codec()
     if codec:

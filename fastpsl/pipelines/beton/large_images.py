@@ -11,7 +11,7 @@ LARGE_PIXELS = 1 << 23  # smaller images do not wait: 134 MB per thread at most
 TOGETHER_BYTES = 4 << 30
 
 
-class LargePictures:
+class LargeImages:
     """A gate that admits large images up to `limit_bytes` together; one that takes more goes in alone."""
 
     def __init__(self, limit_bytes: int = TOGETHER_BYTES) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import override
 
-from fastpsl.pipelines.beton.checksums import has_checksums, is_as_written, read_checksums
-from fastpsl.pipelines.beton.encode import clean_decode
+from fastpsl.pipelines.beton.checksums import has_checksums, matches_checksum, read_checksums
+from fastpsl.pipelines.beton.encode import decodes_cleanly
 from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES
 from fastpsl.pipelines.beton.reader import Beton, SampleTable, shard_paths
 from fastpsl.pipelines.beton.shard import JPG, chunks
@@ -116,7 +116,7 @@ def verify(
             if reason or checksums is None:
                 return reason
             index = sample[0]
-            is_sound = is_as_written(beton.shards[0], index, data, int(checksums[index]))
+            is_sound = matches_checksum(beton.shards[0], index, data, int(checksums[index]))
             return "" if is_sound else "its bytes, size or label are not those that were written"
 
         for (index, _, _), reason in map_in_order(check, _samples(beton), num_workers, "beton-verify"):
@@ -202,7 +202,9 @@ def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
         return f"a JPEG of {header_width} x {header_height} px, {width} x {height} by the table"
     if components not in (1, 3) or precision != 8:
         return f"a JPEG of {components} components and {precision} bits; readers take 1 or 3, and 8 bits"
-    return "" if clean_decode(data, height, width) else "does not decode without a libjpeg error or warning"
+    return (
+        "" if decodes_cleanly(data, height, width) else "does not decode without a libjpeg error or warning"
+    )
 
 
 def unchecked(beton: Beton) -> str:

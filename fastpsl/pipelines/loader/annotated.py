@@ -217,7 +217,7 @@ class AnnotatedLoader:
 _decoder = functools.cache(TorchvisionDecoder)
 
 
-def read_picture(data: Dataset, index: int) -> Tensor:
+def read_image(data: Dataset, index: int) -> Tensor:
     """Decode a whole sample.
 
     Args:

@@ -18,7 +18,7 @@ from PIL import Image
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.files.cache_folder import cache_folder
-from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_picture
+from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from fastpsl.pipelines.sources import Sample
 
 VERSION = "sample-v1"  # a new name whenever the images change
@@ -84,7 +84,7 @@ def _make(part: Path, small: Path, first: int, num: int) -> None:
 
 def _draw(index: int) -> np.ndarray:
     height, width = np.random.default_rng((SEED, index, 1)).integers((128, 144), (153, 201))
-    return draw_picture(SEED, index, int(height), int(width))
+    return draw_image(SEED, index, int(height), int(width))
 
 
 def _square(image: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def landscape(
 CLASS_NAMES = list(SUBJECTS)
 
 
-def draw_picture(seed: int, index: int, height: int, width: int) -> np.ndarray:
+def draw_image(seed: int, index: int, height: int, width: int) -> np.ndarray:
     """Draw image `index` of a seed, with the subject CLASS_NAMES[index % 8], in about 10 ms.
 
     Returns:

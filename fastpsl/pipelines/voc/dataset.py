@@ -176,7 +176,7 @@ class VOC:
         self.close()
 
 
-def learned_and_scored(
+def open_train_and_test(
     root: str | Path,
     train: Sequence[str],
     test: Sequence[str],
@@ -213,7 +213,7 @@ def _rows(part: ImageSet) -> SampleTable:
         images = Folder(part.pictures)
     with images:
         numbers = {Path(images.name(i)).name: i for i in range(images.num_samples)}
-        rows = images.rows(np.array([numbers[name] for name in part.picture_names()]))
+        rows = images.rows(np.array([numbers[name] for name in part.image_names()]))
     # The index gives unreadable images this size.
     for i in np.flatnonzero((rows.height == 1) & (rows.width == 1)):
         try:

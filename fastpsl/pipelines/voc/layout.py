@@ -40,7 +40,7 @@ class ImageSet(NamedTuple):
     list_file: Path  # for SBD, which has two lists, their folder
     remedy: str  # the way to get missing files
 
-    def picture_names(self) -> list[str]:
+    def image_names(self) -> list[str]:
         return [f"{name}.jpg" for name in self.ids]
 
     def annotation_files(self) -> list[Path]:
@@ -171,7 +171,7 @@ def check_disjoint(parts: Sequence[ImageSet]) -> None:
 
 def _check_files(part: ImageSet) -> None:
     for kind, folder, names in (
-        ("pictures", part.pictures, part.picture_names()),
+        ("pictures", part.pictures, part.image_names()),
         ("annotations", part.annotations, [path.name for path in part.annotation_files()]),
     ):
         files = set(_names(folder))

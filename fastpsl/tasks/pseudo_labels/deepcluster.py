@@ -38,7 +38,7 @@ class DeepCluster(PseudoClassify):
     """A task that learns the clusters of all images' features; clusters and classifier are new in each epoch.
 
     Features are those of centre crops in eval mode, average-pooled; fc7 is read before its ReLU, as in the
-    code (`before_last_relu`). They are reduced to `pca_width` by PCA, whitened, scaled to length 1 and
+    code (`without_last_relu`). They are reduced to `pca_width` by PCA, whitened, scaled to length 1 and
     clustered by k-means.
     Code: an empty cluster has no influence in an epoch. Here: the biggest cluster is halved, as in UIC, so
     none is empty.
@@ -147,7 +147,7 @@ def features_of(context: EpochContext, view: ViewSpec) -> Features:
     indices: list[np.ndarray] = []
     num_bad = 0
     outputs = context.forward_dataset(view, lambda maps: maps.float().mean((2, 3)).half())
-    with before_last_relu(context.train_step.module.trunk):
+    with without_last_relu(context.train_step.module.trunk):
         for numbers, rows in one_behind((Fetch(numbers), Fetch(rows)) for numbers, rows in outputs):
             valid = numbers.values() >= 0
             blocks.append(rows.values()[valid])
@@ -165,7 +165,7 @@ def features_of(context: EpochContext, view: ViewSpec) -> Features:
 
 
 @contextlib.contextmanager
-def before_last_relu(trunk: Trunk) -> Iterator[None]:
+def without_last_relu(trunk: Trunk) -> Iterator[None]:
     """Remove the trunk's last ReLU for the duration of the context.
 
     The trunk stays as it is if its last block is no nn.Sequential with a ReLU, as in ResNet.

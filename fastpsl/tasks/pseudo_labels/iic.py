@@ -198,7 +198,7 @@ class IIC(Task):
         losses = mutual_information_loss(shares[0], shares[1:], valid)
         if head.training:
             self.epochs.see(number, batch.indices, losses.detach(), logits[0].detach())
-        loss, num = losses.mean() + head.nothing_of_others(number), valid.sum().float()
+        loss, num = losses.mean() + head.zero_of_other_heads(number), valid.sum().float()
         return loss, {"loss": (loss.detach() * num, num)}
 
     @override
@@ -275,7 +275,7 @@ class ClusterHeads(nn.Module):
         logits: Tensor = self.classify[number](features.mean((2, 3)))
         return logits.unflatten(1, (self.num_sub_heads, -1))
 
-    def nothing_of_others(self, number: int) -> Tensor | float:
+    def zero_of_other_heads(self, number: int) -> Tensor | float:
         """Return 0 with zero gradients for the other heads, because DDP waits for every parameter's."""
         others = [p for i, part in enumerate(self.classify) if i != number for p in part.parameters()]
         return sum((0.0 * parameter.sum() for parameter in others), 0.0)

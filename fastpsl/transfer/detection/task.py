@@ -28,8 +28,8 @@ from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_picture
-from fastpsl.pipelines.voc.dataset import VOC, learned_and_scored
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_image
+from fastpsl.pipelines.voc.dataset import VOC, open_train_and_test
 from fastpsl.transfer.detection.detector import Detector, layout_of
 from fastpsl.transfer.detection.proposals import Proposals
 from fastpsl.transfer.detection.protocols import DetectionProtocol
@@ -102,7 +102,7 @@ class Detection(Task):
         """
         check_options(options)
         protocol = self.protocol
-        self.train, self.test = learned_and_scored(root, protocol.train_sets, protocol.test_sets, "boxes")
+        self.train, self.test = open_train_and_test(root, protocol.train_sets, protocol.test_sets, "boxes")
         if protocol.boxes_from == "published":
             cut = len(protocol.train_sets)
             self.train_proposals = Proposals(self.proposals[:cut], self.train)
@@ -124,7 +124,7 @@ class Detection(Task):
     @override
     def train_loader(self, data: RunData) -> AnnotatedLoader:
         """Return a loader of the images that `read` returns."""
-        return data.picture_loader(self.read)
+        return data.annotated_loader(self.read)
 
     def read(self, index: int, epoch: int) -> AnnotatedImage:
         """Read a training image, mirrored half the time and resized to a random size.
@@ -138,7 +138,7 @@ class Detection(Task):
             "proposals" if they are published.
         """
         protocol, keys = self.protocol, Keys(self.seed, epoch, np.array([index], np.int64))
-        image, objects = read_picture(self.train, index), self.train.objects(index)
+        image, objects = read_image(self.train, index), self.train.objects(index)
         learned = ~objects.difficult | protocol.with_difficult
         boxes = {"boxes": torch.from_numpy(objects.boxes[learned])}
         if self.train_proposals is not None:
@@ -193,7 +193,7 @@ class Detection(Task):
 
     def detected(self, detector: Detector, index: int, device: torch.device) -> Predictions:
         """Return the detections in a test image, resized to the protocol's largest size."""
-        image = read_picture(self.test, index)
+        image = read_image(self.test, index)
         height, width = image.shape[1:]
         sides = resized_sides(height, width, max(self.protocol.short_px), self.protocol.max_long_px)
         proposals = None

@@ -25,7 +25,7 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_picture
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_image
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.masks import VOID, mask_png, palette
@@ -89,12 +89,12 @@ class Segmentation(Task):
         assert isinstance(voc, VOC)
 
         def read(index: int, epoch: int) -> AnnotatedImage:
-            image, mask = read_picture(voc, index), torch.from_numpy(voc.mask(index))
+            image, mask = read_image(voc, index), torch.from_numpy(voc.mask(index))
             if self.crop is not None:
                 image, mask = self.crop(image, mask, Keys(seed, epoch, np.array([index], np.int64)))
             return image, {"mask": mask}
 
-        return data.picture_loader(read)
+        return data.annotated_loader(read)
 
     @override
     def loss(
@@ -161,7 +161,7 @@ class Segmentation(Task):
         """
         for index in images:
             truth = torch.from_numpy(data.mask(index)).to(train_step.world.device)
-            prediction = self.found(read_picture(data, index).to(train_step.world.device), train_step)
+            prediction = self.found(read_image(data, index).to(train_step.world.device), train_step)
             path = masks / f"{data.image_id(index)}.png"
             write_atomically(path, mask_png(prediction.cpu().numpy()), durable=False)
             yield {"confusion": confusion(prediction, truth, self.num_classes)[None].cpu().numpy()}
