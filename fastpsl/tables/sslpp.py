@@ -162,13 +162,13 @@ TINY = {
     **{f"sslpp_{task}": {"num_clusters": 16} for task in TASKS},
     **{f"sslpp_{task}/yfcc": {"size_px": 64, "stage_epochs": (4,)} for task in TASKS},
     "sslpp_aet/yfcc_labels_alone": {"size_px": 64, "stage_epochs": (4,)},
-    "sslpp_iic": {"stage_epochs": (4,)},
+    "sslpp_iic": {"stage_epochs": (4,), "batch_size": 60},  # fewer than the 160 pictures of a small folder
     **{
         f"sslpp_iic/{number}": {"num_clusters": fewer}
         for number, fewer in zip(NUMS_CLUSTERS, (2, 6, 12, 24), strict=True)
     },
-    "sslpp_iic/stl": {"batch_size": 240},
-    "sslpp_iic/yfcc": {"size_px": 64, "batch_size": 240, "stage_epochs": (2,)},
+    "sslpp_iic/stl": {"batch_size": 60},
+    "sslpp_iic/yfcc": {"size_px": 64, "batch_size": 60, "stage_epochs": (2,)},
     "supervised/32px": _TINY_SUPERVISED,
     "supervised/stl10": {**_TINY_SUPERVISED, "size_px": 64},
     **{
