@@ -46,7 +46,7 @@ def write_ours(photos: Path, out: Path, max_side: int | None, num_workers: int) 
     """Write a beton with `fastpsl beton write`, and return images/s."""
     from fastpsl.pipelines.beton.encode import Target
     from fastpsl.pipelines.beton.write import write_beton
-    from fastpsl.pipelines.sources import image_folder
+    from fastpsl.pipelines.sources.folder import image_folder
 
     start = time.perf_counter()
     source = image_folder(photos)

@@ -38,7 +38,7 @@ from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.timing import synchronise
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 
 Mode = Literal["eager", "fused", "compiled", "graphed", "eager+fold", "fused+fold", "compiled+fold"]
 COST = "PSL's cost per epoch / end to end's"

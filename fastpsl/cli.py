@@ -106,3 +106,7 @@ def _one_line_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", module="PIL")
         warnings.showwarning = show
         yield
+
+
+if __name__ == "__main__":
+    main()

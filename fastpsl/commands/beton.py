@@ -78,7 +78,7 @@ class Write:
         from fastpsl.engine.console import Progress
         from fastpsl.pipelines.beton.encode import Target
         from fastpsl.pipelines.beton.write import max_bad_count, quarantine_path, small_path, write_beton
-        from fastpsl.pipelines.sources import open_source
+        from fastpsl.pipelines.sources.choose import open_source
 
         for name, value, low, high in (
             ("--short-side", self.short_side, 1, 65535),

@@ -6,7 +6,7 @@ from fastpsl.doctor.report import Check
 from fastpsl.engine.options import RunOptions
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.decoders import reason_of
+from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import GOOD
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 

@@ -23,9 +23,10 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset, read_bytes
 from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.decoders import READS, dali, libffcv, resident
+from fastpsl.pipelines.decoders import dali, libffcv, resident
+from fastpsl.pipelines.decoders.choose import READS
 from fastpsl.pipelines.files.cache_folder import cache_folder
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.views import ViewSpec
 
 # As in ImageNet's usual recipe: images of 256 px for crops of 224 px.

@@ -19,7 +19,7 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.augment import AugmentName, choose_augment
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.decoders import choose_decoder
+from fastpsl.pipelines.decoders.choose import choose_decoder
 from fastpsl.pipelines.views import Crop, ViewSpec
 
 REPEATS = 3

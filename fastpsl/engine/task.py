@@ -19,7 +19,7 @@ from fastpsl.pipelines.views import ViewSpec
 class Task:
     """A pretext task. Subclasses override `views`, `head` and `loss`; all other methods have defaults.
 
-    docs/add_a_task.md shows a short example. The methods are in the order in which the trainer calls them.
+    docs/add_a_task.md shows a short example.
     """
 
     num_levels: int = 1

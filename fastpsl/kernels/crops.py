@@ -14,12 +14,12 @@ from fastpsl.kernels.draws import Keys, Slot, words
 # The compiled functions get random words and call no function of another file, because numba's cache would
 # not notice an edit of that file.
 _TRIES = 10  # as in torchvision
-Where = Literal["random", "random_middle", "center", "top_left", "top_correct", "bottom_left", "bottom_right"]
+Where = Literal["random", "random_middle", "center", "top_left", "top_right", "bottom_left", "bottom_right"]
 # The position of a box that is not random: its top and left in halves of the room that it leaves.
 _HALVES = {
     "center": (1, 1),
     "top_left": (0, 0),
-    "top_correct": (0, 2),
+    "top_right": (0, 2),
     "bottom_left": (2, 0),
     "bottom_right": (2, 2),
 }

@@ -60,7 +60,7 @@ def ten_crop_views(input: Input, size_px: int) -> tuple[ViewSpec, ...]:
     return tuple(
         ViewSpec(_shorter_side(size_px, where), (*flip, *_channels(input)), input.mean, input.std)
         for flip in ((), (Flip(p=1.0),))
-        for where in ("center", "top_left", "top_correct", "bottom_left", "bottom_right")
+        for where in ("center", "top_left", "top_right", "bottom_left", "bottom_right")
     )
 
 

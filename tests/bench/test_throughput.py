@@ -18,7 +18,7 @@ from bench.throughput import Options, _row
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from tests.engine.tiny import one_process
 from tests.programs import ROOT, run
 

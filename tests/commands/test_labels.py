@@ -16,7 +16,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.tasks.pseudo_labels.baselines import _components, k_means_labels, make_labels, random_labels
 from fastpsl.tasks.pseudo_labels.file import Labels, labels_of, read_labels
 from fastpsl.tasks.pseudo_labels.scores import ari

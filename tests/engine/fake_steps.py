@@ -10,7 +10,7 @@ from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from tests.engine.tiny import noise_batch
 from tests.fake_cuda import DEVICE, FakeCuda
 from tests.host_waits import Seen

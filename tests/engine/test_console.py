@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fastpsl.engine import console as module
 from fastpsl.engine.console import Screen
-from fastpsl.pipelines import doing as voices
+from fastpsl.pipelines import doing
 
 RECORD = {
     "stage": "S1",
@@ -26,30 +26,30 @@ def test_what_is_done_stands_below_the_table_until_it_changes() -> None:
     stream = io.StringIO()
     screen = Screen(Console(file=stream, force_terminal=True, width=120))
     screen.show(RECORD)
-    voices._voice.say("S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far")
+    doing._voice.say("S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far")
     output = stream.getvalue()
     assert "S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far" in output and "0:01:01" in output
     stream.seek(stream.truncate(0))
     screen.show(RECORD | {"step": 4})
     assert "4/90" in stream.getvalue() and "so far" not in stream.getvalue()
-    voices._voice.say("S1: held-out pass: 0:00:10 so far")
+    doing._voice.say("S1: held-out pass: 0:00:10 so far")
     stream.seek(stream.truncate(0))
     screen.say("a line for good")
     assert "a line for good" in stream.getvalue() and "so far" not in stream.getvalue()
-    voices._voice.say("S1: ending the stage: 0:00:10 so far")
+    doing._voice.say("S1: ending the stage: 0:00:10 so far")
     stream.seek(stream.truncate(0))
     screen.close()
-    assert "so far" not in stream.getvalue() and voices._voice.say is voices._to_stderr
+    assert "so far" not in stream.getvalue() and doing._voice.say is doing._to_stderr
 
 
 def test_plain_lines_and_the_voice_do_not_speak_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """If numbers arrive twice a second, a plain line comes within ten seconds, and the voice stays silent."""
     now, stream = [100.0], io.StringIO()
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(voices, "_voice", voice := voices.Voice())
-    monkeypatch.setattr(voices.threading.Thread, "start", lambda thread: None)
+    monkeypatch.setattr(doing, "_voice", voice := doing.Voice())
+    monkeypatch.setattr(doing.threading.Thread, "start", lambda thread: None)
     screen = Screen(Console(file=stream, width=200))
-    with voices.doing("S1: step 4 of 90"):
+    with doing.doing("S1: step 4 of 90"):
         for _ in range(120):
             now[0] += 0.5
             assert voice.line(now[0]) is None

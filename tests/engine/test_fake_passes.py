@@ -20,7 +20,7 @@ from fastpsl.engine.signals import Signals
 from fastpsl.evaluation import features
 from fastpsl.evaluation.features import Extraction
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.pseudo_labels.deepcluster import without_last_relu
 from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels

@@ -18,7 +18,7 @@ from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.tasks.jigsaw import Jigsaw
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.pipelines.paged import write_paged

@@ -30,7 +30,7 @@ from fastpsl.evaluation.few_labels import repeated_order
 from fastpsl.evaluation.label_lists import first_of_each_class
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, train_view
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run

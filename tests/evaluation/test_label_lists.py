@@ -14,7 +14,7 @@ from fastpsl.evaluation.label_lists import draw_label_list, read_label_list, sou
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.image_folder import Folder
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo

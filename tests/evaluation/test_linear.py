@@ -24,7 +24,7 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.resnet import ResNet
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_view
 from tests.engine.tiny import TinyNet, tiny_run

@@ -10,12 +10,12 @@ from pathlib import Path
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from tests.faults.beton_mutants import KINDS, Layout
 from tests.faults.child import Case, Limits, describe, judge_cases, refusal
-from tests.faults.readings import CONTROL, DECODERS, CommandOutput, Reading, read, verify
+from tests.faults.readings import CONTROL, CommandOutput, Reading, read, verify
 from tests.faults.report import Finding
-from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.photos import DECODERS, jpeg, photo
 
 NUM_SAMPLES = 24
 # A loader holds a few batches, and DALI reserves memory for decoding at each start.

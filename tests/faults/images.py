@@ -19,9 +19,9 @@ from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
 from fastpsl.pipelines.data.image_file import MAX_PIXELS
 from tests.faults import image_mutants, odd_files
 from tests.faults.child import Case, Limits, judge_cases, refusal
-from tests.faults.readings import CONTROL, DECODERS, CommandOutput, command, read, verify
+from tests.faults.readings import CONTROL, CommandOutput, command, read, verify
 from tests.faults.report import Finding
-from tests.pipelines.photos import jpeg, photo
+from tests.pipelines.photos import DECODERS, jpeg, photo
 
 # docs/sources.md: the most memory of one image and its file. The results show that most take a hundredth.
 _MOST_BYTES = BYTES_PER_PIXEL * MAX_PIXELS + MAX_FILE_BYTES

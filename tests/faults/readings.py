@@ -9,14 +9,11 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from fastpsl.commands import beton as beton_command
 from fastpsl.engine.terminal import safe_output
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.decoders import dali, libffcv
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 
@@ -31,10 +28,6 @@ VIEWS = [
 ]
 BATCH = 8
 TIMEOUT_S = 120.0
-
-DECODERS = ["torchvision"]
-DECODERS += [] if libffcv.why_missing() else ["ffcv"]
-DECODERS += [] if dali.why_missing(torch.device("cpu")) else ["dali"]
 
 
 class Reading(NamedTuple):

@@ -147,7 +147,7 @@ def test_shorter_side_crop_equals_the_loop(shorter_px, size_px, where):
 def test_corners_of_pictures_smaller_than_the_crop(height, width, side):
     """The box is smaller in proportion and enlarged: 224 of a shorter side of 256, in whole source pixels."""
     keys, sizes = Keys(0, 0, np.zeros(1, np.int64)), (np.array([height]), np.array([width]))
-    places = {"top_left": (0, 0), "top_correct": (0, width - side), "bottom_left": (height - side, 0),
+    places = {"top_left": (0, 0), "top_right": (0, width - side), "bottom_left": (height - side, 0),
               "bottom_right": (height - side, width - side),
               "center": ((height - side) // 2, (width - side) // 2)}  # fmt: skip
     for where, place in places.items():

@@ -12,13 +12,14 @@ import torchvision.io
 
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.data.plain_jpeg import by_pillow, plain_decoder
-from fastpsl.pipelines.decoders import BatchDecoder, Decoder, codes
+from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.dali import DaliDecoder
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from tests.pipelines.photos import DECODERS
 
-# "pillow" is the torchvision decoder where torchvision has no decode_jpeg.
-KINDS = [*DECODERS, "pillow"]
+# The last is the torchvision decoder where torchvision has no decode_jpeg.
+KINDS = [*DECODERS, "torchvision by Pillow"]
 
 
 def make(name: str) -> Decoder | BatchDecoder:
@@ -26,7 +27,7 @@ def make(name: str) -> Decoder | BatchDecoder:
         return DaliDecoder("beton", 600, 2, torch.device("cpu"))
     if name == "torchvision":
         return TorchvisionDecoder()
-    if name == "pillow":
+    if name == "torchvision by Pillow":
         with pytest.MonkeyPatch.context() as patch:
             patch.delattr(torchvision.io, "decode_jpeg")
             plain_decoder.cache_clear()
@@ -35,6 +36,7 @@ def make(name: str) -> Decoder | BatchDecoder:
         plain_decoder.cache_clear()
         assert plain_decoder() is not by_pillow
         return decoder
+    assert name == "ffcv", name
     from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
 
     return FfcvDecoder()

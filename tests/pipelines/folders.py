@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.pipelines.beton.write import WriteReport, write_beton
-from fastpsl.pipelines.sources import image_folder
+from fastpsl.pipelines.sources.folder import image_folder
 from tests.pipelines.photos import jpeg, photo
 
 

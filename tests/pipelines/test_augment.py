@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastpsl.kernels import fused as choose
+from fastpsl.kernels import fused
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop
@@ -24,7 +24,7 @@ from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.kernels.warp import WarpPair
 from fastpsl.pipelines.augment import Augment, choose_augment
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 
@@ -169,5 +169,5 @@ def test_every_module_is_tried_out(device: str, monkeypatch: pytest.MonkeyPatch)
 
         return SimpleNamespace(fits=module.fits, out_shape=module.out_shape, run=run)
 
-    choose._try_out([fake_module(name) for name in choose.CUDA_MODULES], torch.device(device))  # type: ignore[misc]
-    assert tested == set(choose.CUDA_MODULES)
+    fused._try_out([fake_module(name) for name in fused.CUDA_MODULES], torch.device(device))  # type: ignore[misc]
+    assert tested == set(fused.CUDA_MODULES)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from fastpsl.pipelines.beton import encode as beton_convert
+from fastpsl.pipelines.beton import encode
 from fastpsl.pipelines.beton.encode import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
 from fastpsl.pipelines.decoders import libffcv
 from fastpsl.pipelines.decoders.area import shrink
@@ -257,7 +257,7 @@ from fastpsl.pipelines.beton.encode import Target, BrokenImage, convert
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.beton.verify import verify
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from pathlib import Path
 from tests.pipelines.photos import jpeg, photo, pil_decode
 assert libffcv.why_missing() == "ffcv is not installed"
@@ -309,4 +309,4 @@ def test_without_ffcv_torchvision_and_pillow_serve(tmp_path: Path) -> None:
 
 def test_libffcv_is_used_where_it_is_installed() -> None:
     """So the tests above have not used the slow path."""
-    assert (beton_convert._codec() is None) == bool(libffcv.why_missing())
+    assert (encode._codec() is None) == bool(libffcv.why_missing())

@@ -24,7 +24,7 @@ from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import quarantine_path, write_beton
 from fastpsl.pipelines.decoders.libffcv import Codec
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import DECODERS, needs_ffcv, photo, photo_samples, write

@@ -21,7 +21,8 @@ from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import max_bad_count, quarantine_path, small_path, write_beton
 from fastpsl.pipelines.files.atomic import PartialFile, output_errors, partial_path
-from fastpsl.pipelines.sources import Sample, image_folder
+from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.sources.source import Sample
 from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 

@@ -18,9 +18,9 @@ from typing_extensions import override
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.decoder import BatchDecoder
-from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader import by_batches
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.loader import Loader

@@ -17,14 +17,15 @@ import torch
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import SampleTable
-from fastpsl.pipelines.decoders import codes, dali, dali_graph, dali_pipeline, open_decoder
+from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.decoders import codes, dali, dali_graph, dali_pipeline
 from fastpsl.pipelines.decoders.arenas import Arenas
+from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.dali_errors import user_error
 from fastpsl.pipelines.decoders.dali_graph import Graph, feeds
 from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
 from fastpsl.pipelines.decoders.encoded import Encoded
-from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import JPG, RAW, jpeg, needs_dali, photo, photo_samples, write

@@ -63,7 +63,7 @@ def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> Non
         ffcv_decoder.encoded,
         ffcv_decoder.isotropic,
         libffcv,
-        ffcv_decoder.rows,
+        ffcv_decoder.dataset,
     )
     files = [Path(str(module.__file__)) for module in modules]
     cells = [cell.cell_contents for cell in ffcv_decoder._decode_chunk.py_func.__closure__]  # type: ignore[attr-defined]

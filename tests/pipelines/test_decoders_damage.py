@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpsl.pipelines.decoders import codes, reason_of
+from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.decoders.choose import reason_of
 from tests.pipelines.decoding import KINDS, Samples, decode, make, samples_are_closed, whole  # noqa: F401
 from tests.pipelines.photos import JPG, RAW, area_mean, jpeg, photo
 

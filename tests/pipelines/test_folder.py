@@ -17,15 +17,16 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.batch import BadSampleError, Batch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data import header_index as folder_index
+from fastpsl.pipelines.data import header_index
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.data.image_file import decode_any, upright_size
 from fastpsl.pipelines.data.image_folder import Folder
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.decoders import choose_decoder, dali
+from fastpsl.pipelines.decoders import dali
+from fastpsl.pipelines.decoders.choose import choose_decoder
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sources import image_folder
+from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo
 
@@ -224,13 +225,13 @@ def test_what_changes_or_goes_is_named(root: Path, decoder: str) -> None:
 
 def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of files from which headers are read."""
-    read, scan = [], folder_index._scan
+    read, scan = [], header_index._scan
 
     def counting(path: object) -> object:
         read.append(os.path.basename(str(path)))
         return scan(path)
 
-    monkeypatch.setattr(folder_index, "_scan", counting)
+    monkeypatch.setattr(header_index, "_scan", counting)
     return read
 
 
@@ -278,7 +279,7 @@ def test_an_index_that_is_not_whole_is_made_again(
 def test_of_many_that_open_a_folder_one_reads_the_headers(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, make, event = [], folder_index._make, threading.Event()
+    calls, make, event = [], header_index._make, threading.Event()
 
     class Heard(io.StringIO):
         @override
@@ -291,7 +292,7 @@ def test_of_many_that_open_a_folder_one_reads_the_headers(
         assert event.wait(240)
         make(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(folder_index, "_make", when_another_waits)
+    monkeypatch.setattr(header_index, "_make", when_another_waits)
     monkeypatch.setattr("sys.stderr", heard := Heard())
     folders: list[Folder] = []
     threads = [threading.Thread(target=lambda: folders.append(Folder(root))) for _ in range(4)]
@@ -308,13 +309,13 @@ def test_of_many_that_open_a_folder_one_reads_the_headers(
 def test_a_folder_that_changes_while_it_is_read_is_refused(
     root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = folder_index._scan
+    scan = header_index._scan
 
     def touching(path: object) -> object:
         os.utime(str(path), (1, 1))
         return scan(path)
 
-    monkeypatch.setattr(folder_index, "_scan", touching)
+    monkeypatch.setattr(header_index, "_scan", touching)
     with pytest.raises(ValueError, match="has changed while its headers were read; start again"):
         Folder(root)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
@@ -331,7 +332,7 @@ def test_long_work_is_said(
             super().update(num_done, num_bad)
             lines.append(self.line(self.started + 2).split(",")[0])
 
-    monkeypatch.setattr(folder_index, "doing", Told)
+    monkeypatch.setattr(header_index, "doing", Told)
     Folder(root).close()
     for line in ("looking at sizes and times: 5 of 12 files", "reading headers: 12 of 12 files"):
         assert f"{root}: {line}" in lines

@@ -16,8 +16,8 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.batch import BadSampleError
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.decoders.codes import REASONS
-from fastpsl.pipelines.decoders.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, JPG, photo_samples, write
@@ -256,7 +256,7 @@ def test_a_loader_that_is_dropped_ends_its_threads() -> None:
 STUCK = """
 import sys, time
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.views import ViewSpec

@@ -8,7 +8,7 @@ import pytest
 
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.order import epoch_order, sort_keys, step_indices
 from fastpsl.pipelines.loader.quasi_random import (
     GROUP_PAGES,

@@ -12,7 +12,8 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.kernels.shift import Shift
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.decoders import choose_decoder, open_decoder, resident
+from fastpsl.pipelines.decoders import resident
+from fastpsl.pipelines.decoders.choose import choose_decoder, open_decoder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, RAW, jpeg, photo, photo_samples, write

@@ -23,7 +23,8 @@ from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
-from fastpsl.pipelines.decoders import Decoder, codes, libffcv
+from fastpsl.pipelines.decoders import codes, libffcv
+from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.loader.loader import Loader
@@ -115,7 +116,11 @@ def test_noise_does_not_tell_its_angle(noise: tuple[str, list[Sample]], tmp_path
     assert probe_accuracy(views, labels) < PROBE_CHANCE
     if scale == "as it is":
         # The batched kernel has its own matrix product, and DALI feeds either kernel from its own decode.
-        other = "resident" if samples[0][3] == RAW else DECODERS[-1]
+        other = (
+            "resident"
+            if samples[0][3] == RAW
+            else next(name for name in ("dali", "ffcv", "torchvision") if name in DECODERS)
+        )
         assert probe_accuracy(*views_of(path, decoder=other)) < PROBE_CHANCE
 
 

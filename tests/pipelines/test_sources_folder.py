@@ -9,7 +9,7 @@ import pytest
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import info
 from fastpsl.pipelines.beton.write import quarantine_path, write_beton
-from fastpsl.pipelines.sources import image_folder
+from fastpsl.pipelines.sources.folder import image_folder
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 

@@ -10,7 +10,8 @@ import pytest
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.image_file import BrokenImage
-from fastpsl.pipelines.sources import Sample, open_source
+from fastpsl.pipelines.sources.choose import open_source
+from fastpsl.pipelines.sources.source import Sample
 from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import jpeg, photo
 
@@ -264,7 +265,7 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     small, large = printed_by(
         """
 import sys
-from fastpsl.pipelines.sources import open_source
+from fastpsl.pipelines.sources.choose import open_source
 for path in sys.argv[1:]:
     assert sum(len(sample.image) for sample in open_source(path, "parquet").samples()) >= 5_000_000
     print(peak_mib())

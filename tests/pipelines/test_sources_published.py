@@ -14,7 +14,8 @@ from typing_extensions import override
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources import editions, open_source, published
+from fastpsl.pipelines.sources import editions, published
+from fastpsl.pipelines.sources.choose import open_source
 from fastpsl.pipelines.sources.plain_pickle import load_plain
 from tests.pipelines import published_files as made
 from tests.pipelines.published_files import publish

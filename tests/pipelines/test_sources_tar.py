@@ -11,7 +11,9 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.image_file import BrokenImage
-from fastpsl.pipelines.sources import Sample, open_source, tar_stream
+from fastpsl.pipelines.sources import tar_stream
+from fastpsl.pipelines.sources.choose import open_source
+from fastpsl.pipelines.sources.source import Sample
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.tars import make_tar, tar_bytes
 

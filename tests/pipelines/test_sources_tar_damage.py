@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.beton.write import quarantine_path, write_beton
-from fastpsl.pipelines.sources import open_source
+from fastpsl.pipelines.sources.choose import open_source
 from tests.pipelines.photos import jpeg
 from tests.pipelines.tars import make_tar, tar_bytes
 from tests.pipelines.test_sources_tar import PHOTOS, broken, samples

@@ -11,7 +11,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.image_folder import Folder
 from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import photo_tree, write_folder

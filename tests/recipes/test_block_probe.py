@@ -18,7 +18,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.shift import Shift
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 

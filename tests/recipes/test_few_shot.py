@@ -14,7 +14,7 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_right
 from tests.pipelines.photos import jpeg, photo
 from tests.programs import ROOT, run

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastpsl.evaluation.features import Extraction
-from fastpsl.kernels import fused as choose
+from fastpsl.kernels import fused
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import ViewSpec
@@ -61,7 +61,7 @@ WHOLE_PICTURES = {"voc_detection", "voc_segmentation"}  # which have no views
 @pytest.fixture(autouse=True)
 def modules(monkeypatch):
     if not torch.cuda.is_available():
-        names = choose.CUDA_MODULES
+        names = fused.CUDA_MODULES
         implementations = tuple(
             importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}") for name in names
         )

@@ -16,7 +16,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from tests.programs import ROOT, newest_checkpoint
 from tests.recipes.in_process import Start, refused, starter
 

@@ -16,10 +16,10 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.tasks.classify import Classify
 from tests.engine.tiny import TinyNet, part_of, tiny_run

@@ -22,7 +22,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.resnet import ResNet
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tasks.pseudo_labels.deepcluster import (
     DeepCluster,

@@ -18,7 +18,7 @@ from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.tasks.pseudo_labels.file import Labels, labels_of, read_labels, write_labels
 from tests.pipelines.photos import jpeg, photo
 

@@ -22,7 +22,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.models.resnet import ResNet
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder

@@ -21,7 +21,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.decoders.synthetic import Synthetic
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.standard_views import center_view, train_view

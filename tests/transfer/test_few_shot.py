@@ -23,7 +23,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.transfer import few_shot
 from fastpsl.transfer.few_shot import (
     Accuracy,

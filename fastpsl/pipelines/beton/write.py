@@ -31,7 +31,7 @@ from fastpsl.pipelines.files.atomic import (
     write_atomically,
 )
 from fastpsl.pipelines.loader.workers import map_in_order
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 
 DEFAULT_PAGE_BYTES = 1 << 23  # ffcv's
 _AS_THEY_ARE = Target()

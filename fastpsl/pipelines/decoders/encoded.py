@@ -9,8 +9,7 @@ from types import ModuleType
 import numpy as np
 from numba import njit
 
-from fastpsl.pipelines.data import dataset as rows
-from fastpsl.pipelines.data import image_file
+from fastpsl.pipelines.data import dataset, image_file
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable
 from fastpsl.pipelines.data.image_file import TURNED
 from fastpsl.pipelines.decoders import codes, libffcv
@@ -149,7 +148,7 @@ def stamp(*modules: ModuleType) -> int:
     return zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
-_read_part = _compiled(stamp(codes, image_file, libffcv, rows))
+_read_part = _compiled(stamp(codes, image_file, libffcv, dataset))
 
 
 class Encoded:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fastpsl.kernels import isotropic
 from fastpsl.kernels.isotropic import DIAGONAL, fits_isotropic, isotropic_resize
-from fastpsl.pipelines.data import dataset as rows
+from fastpsl.pipelines.data import dataset
 from fastpsl.pipelines.data.dataset import MODE_RAW, SampleTable
 from fastpsl.pipelines.decoders import area, codes, encoded, libffcv
 from fastpsl.pipelines.decoders.area import area_resize
@@ -133,7 +133,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
     return decode_chunk
 
 
-_decode_chunk = _compiled(stamp(area, codes, encoded, isotropic, libffcv, rows))
+_decode_chunk = _compiled(stamp(area, codes, encoded, isotropic, libffcv, dataset))
 
 
 class FfcvDecoder(Decoder):

@@ -18,7 +18,7 @@ import torch
 
 from fastpsl.pipelines.batch import Batch, checked_device
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.decoders import open_decoder
+from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.by_chunks import ByChunks
@@ -48,7 +48,7 @@ class Loader:
         train: Whether to train or to evaluate.
         order: "random", or "quasi_random" for training on betons larger than the page cache.
         lanes: The number of lanes of the quasi-random order (quasi_random.py).
-        decoder: A decoder's name, or "auto" (`decoders.choose_decoder`).
+        decoder: A decoder's name, or "auto" (`choose_decoder`).
         num_threads: Threads that read and decode; by default this process's share of the cores.
         device: The device of the batches.
         prefetch_batches: The most batches in flight or ready, not counting the consumer's own.

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
-from fastpsl.pipelines.decoders import reason_of
+from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import AREA, GOOD
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.loader.order import PADDING, index_of

@@ -19,7 +19,7 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
-from fastpsl.pipelines.sources import Sample
+from fastpsl.pipelines.sources.source import Sample
 
 VERSION = "sample-v1"  # a new name whenever the images change
 SEED = 20240

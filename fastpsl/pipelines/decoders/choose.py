@@ -1,0 +1,175 @@
+"""The choice of a decoder, and its opening. All decoders make the same crops of the same samples."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable, read_bytes
+from fastpsl.pipelines.decoders import libffcv
+from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
+from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
+
+if TYPE_CHECKING:  # writing a beton imports this file but not torch, which takes seconds and half a GB
+    import torch
+
+# The decoders for each kind of data.
+READS = {
+    "beton": ("ffcv", "dali", "torchvision", "resident", "synthetic"),
+    "folder": ("dali", "torchvision", "synthetic"),
+    "synthetic": ("synthetic",),
+}
+NAMES = READS["beton"]
+INSTALL = 'pip install "fastpsl[ffcv]"'
+
+
+def open_decoder(
+    name: str,
+    data: Dataset,
+    *,
+    batch_size: int = 1,
+    num_threads: int = 1,
+    device: "torch.device | str" = "cpu",
+    hw_decoder_load: float | None = None,
+) -> tuple[Decoder | BatchDecoder, str]:
+    """Open a decoder.
+
+    Args:
+        name: The decoder's name, or "auto" (`choose_decoder`).
+        data: The open data set.
+        batch_size: The largest batch (dali).
+        num_threads: The number of the decoder's own threads (dali).
+        device: The device of the batches.
+        hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1 (dali).
+
+    Returns:
+        The decoder, and the reason for the choice.
+
+    Raises:
+        ValueError: If the decoder is not installed, or does not suit the data or the device.
+    """
+    import torch
+
+    device = torch.device(device)
+    name, why = choose_decoder(name, data, device)
+    if name == "synthetic":
+        return SyntheticDecoder(), why
+    if name == "dali":
+        from fastpsl.pipelines.decoders.dali import DaliDecoder
+
+        options = {} if hw_decoder_load is None else {"hw_decoder_load": hw_decoder_load}
+        decoder = DaliDecoder(data.kind, batch_size, num_threads, device, **options)
+        return decoder, "; ".join(filter(None, (why, decoder.remark)))
+    if name == "resident":
+        from fastpsl.pipelines.decoders.resident import ResidentDecoder
+
+        return ResidentDecoder(data, device), why
+    if name == "torchvision":
+        from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+
+        return TorchvisionDecoder(), why
+    assert name == "ffcv", name
+    from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
+
+    return FfcvDecoder(), why
+
+
+def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[str, str]:
+    """Choose a decoder by name, or the fastest one available.
+
+    Args:
+        name: A decoder's name, or "auto". On a GPU that is resident for a small set of raw images of one
+            size, else dali. On a CPU it is ffcv for betons and dali for folders. It warns if only a slower
+            one is available.
+        data: The open data set.
+        device: The device of the batches.
+
+    Returns:
+        The decoder's name, and the reason for the choice.
+
+    Raises:
+        ValueError: If there is no such decoder, it cannot read the data, or libffcv is missing.
+    """
+    if name not in ("auto", *NAMES):
+        raise ValueError(
+            f"decoder {name!r}: there are auto, {', '.join(NAMES)}; ffcv is installed by {INSTALL}"
+        )
+    if name == "auto":
+        return _automatic(data, device)
+    if name not in READS[data.kind]:
+        remedy = "make a beton with `fastpsl beton write`" if data.kind == "folder" else "give a beton"
+        raise ValueError(
+            f"decoder {name!r} cannot read {'a folder' if data.kind == 'folder' else 'synthetic data'}; "
+            f"use auto or {' or '.join(READS[data.kind])}, or {remedy}"
+        )
+    if name == "synthetic" and data.kind != "synthetic":
+        return name, "asked for: pictures are noise, whatever the data holds"
+    why_missing = libffcv.why_missing() if name == "ffcv" else ""
+    if why_missing:
+        raise ValueError(f"decoder 'ffcv': {why_missing}; install it by {INSTALL}, or use torchvision")
+    return name, "asked for"
+
+
+def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
+    from fastpsl.pipelines.decoders import dali, resident
+
+    if data.kind == "synthetic":
+        return "synthetic", "the data is synthetic"
+    # Not on a CPU, where the page cache serves as well: ffcv reads 68,000 CIFAR images/s, and its threads do
+    # not compete with torch's for the step.
+    if data.kind == "beton" and device.type == "cuda" and resident.is_small(data):
+        return "resident", f"raw pictures of one size, {resident.megabytes(data):,.0f} MB: kept on the device"
+    obstacles = []
+    if device.type == "cuda" or data.kind == "folder":
+        why_missing = dali.why_missing(device)
+        if not why_missing:
+            return "dali", "it reads folders" if data.kind == "folder" else "it decodes on the GPU"
+        obstacles.append(why_missing)
+    why_missing = libffcv.why_missing()
+    if data.kind == "beton" and why_missing:
+        obstacles.append(f"{why_missing}; {INSTALL} installs it")
+    name = "ffcv" if data.kind == "beton" and not why_missing else "torchvision"
+    if obstacles:
+        warnings.warn(f"decoding by {name}, which is slower: {'; '.join(obstacles)}", stacklevel=5)
+    return name, "; ".join(obstacles) or "its library is installed"
+
+
+def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: int) -> str:
+    """Explain a code.
+
+    Args:
+        decoder: The decoder that returned the code.
+        code: The code of row i, not GOOD.
+        rows: The samples of the batch.
+        i: The row of the sample.
+
+    Returns:
+        The reason, with the sizes if they are wrong.
+    """
+    text = decoder.reasons[code]
+    if code in (CHANGED, BAD_FILE):
+        return f"{text}: {_what_is_wrong(rows, i)}"
+    if code in (WRONG_SIZE, WRONG_COMPONENTS):
+        jpeg = np.frombuffer(read_bytes(rows, i), np.uint8)
+        _, height, width, components, _, _ = libffcv.jpeg_header(jpeg, len(jpeg))
+        if code == WRONG_COMPONENTS:
+            return f"{text}: the header says {components}"
+        return f"the header says {height}x{width} px, the table {rows.height[i]}x{rows.width[i]}"
+    return text
+
+
+def _what_is_wrong(rows: SampleTable, i: int) -> str:
+    """Read an image file again and explain why it was refused."""
+    from fastpsl.pipelines.data.image_file import BrokenImage, decode_any, read_image_file
+
+    try:
+        data = read_image_file(rows.path[i])
+        if len(data) != rows.num_bytes[i]:
+            return f"it had {rows.num_bytes[i]:,} bytes and has {len(data):,}"
+        height, width, _ = decode_any(data).shape
+    except OSError as error:
+        return str(error.strerror)
+    except BrokenImage as error:
+        return str(error)
+    return f"it had {rows.height[i]} x {rows.width[i]} px and has {height} x {width}"
