@@ -6,18 +6,19 @@
 # OUT      where results-PART.tgz goes; default runs/gpu_day
 # WORK     packages, pictures and runs, kept from part to part; default a folder in TMPDIR
 # SMALL    set: a rehearsal at tiny values, for a machine without a GPU; its results are marked so
+# SLOW     each step has this many times its seconds; default 1
 # LIST     set: nothing is done; a line a step: its name, its last second, its command
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 part=${part:-setup} part_started=$SECONDS
-SMALL=${SMALL:-} LIST=${LIST:-}
+SMALL=${SMALL:-} SLOW=${SLOW:-1} LIST=${LIST:-}
 export PYTHON=${PYTHON:-python3} OUT=${OUT:-runs/gpu_day} WORK=${WORK:-${TMPDIR:-/tmp}/fastpsl-gpu-day}
 SITE=$WORK/site RESULTS=$WORK/part-$part
 export PYTHONPATH=$PWD:$SITE${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 [ -z "$SMALL" ] || export FASTPSL_REHEARSAL=1
 gpu=GPU photos=$WORK/photos.beton
 
-left() { echo $(($1 - (SECONDS - part_started))); } # seconds until second $1 of this part
+left() { echo $(($1 * SLOW - (SECONDS - part_started))); } # seconds until second $1 of this part
 
 # For pytest's session_timeout: no test begins in the $2 seconds before second $1, so that what failed is said before the step is ended.
 until_end() { echo $(($(left "$1") > $2 + 5 ? $(left "$1") - $2 : 5)); }

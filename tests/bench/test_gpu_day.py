@@ -98,7 +98,8 @@ RESULTS = {
 @pytest.mark.parametrize("part", PARTS)
 def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tmp_path: Path) -> None:
     process = call(
-        f"bash bench/gpu_day/{part}.sh", SMALL="1", OUT=str(tmp_path / "out"), WORK=str(tmp_path / "work"),
+        f"bash bench/gpu_day/{part}.sh", SMALL="1", SLOW="10", OUT=str(tmp_path / "out"),
+        WORK=str(tmp_path / "work"),
     )  # fmt: skip
     assert process.returncode == 0 and not process.stderr, process.stdout + process.stderr
     (archive,) = (tmp_path / "out").iterdir()
