@@ -9,6 +9,20 @@ from typing import Annotated
 import tyro
 
 MAX_IMAGES = 400
+# The recipe of each task, and the shorter side of the images that its lengths are meant for, in px.
+RECIPES = {
+    "jigsaw": ("jigsaw_r50", 256),
+    "rotation": ("rotation_rv50", 256),
+    "simclr": ("simclr_r50", 256),
+    "moco": ("mocov2_r50", 256),
+    "uic": ("uic_alexnet", 256),
+    "iic": ("sslpp_iic", 32),
+    "colorization": ("sslpp_colorization", 32),
+    "context": ("sslpp_context", 32),
+    "rotnet": ("sslpp_rotation", 32),
+    "aet": ("sslpp_aet", 32),
+}
+TASKS = ("crops", *RECIPES)
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class Show:
     task: Annotated[
         str,
         tyro.conf.arg(
-            metavar="crops|jigsaw|rotation|simclr|moco|uic|iic|colorization|context|rotnet|aet",
+            metavar="|".join(TASKS),
             help="crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose "
             "pictures are of --shorter-px 32 in the paper.",
         ),
@@ -66,7 +80,7 @@ class Show:
         """
         import torch
 
-        from fastpsl.commands.show_tasks import TASKS
+        from fastpsl.commands.show_tasks import Crops, ShownTask, task_of
         from fastpsl.engine.distributed import choose_device
         from fastpsl.pipelines.data.open import open_data
         from fastpsl.pipelines.files.atomic import output_errors, partial_path
@@ -82,7 +96,12 @@ class Show:
         ):
             if not low <= value <= high:
                 raise ValueError(f"--{name} {value}: give a number from {low} to {high}")
-        task = TASKS[self.task](self.shorter_px)
+        task: ShownTask
+        if self.task in RECIPES:
+            recipe, usual_px = RECIPES[self.task]
+            task = task_of(recipe, self.shorter_px / usual_px)
+        else:
+            task = Crops(round(224 * self.shorter_px / 256))
         if not 1 <= self.level <= task.num_levels:
             has = f"levels 1 to {task.num_levels}" if task.num_levels > 1 else "level 1 alone"
             raise ValueError(f"--level {self.level}: {self.task} has {has}")
@@ -99,6 +118,7 @@ class Show:
             for bad in batch.bad:
                 print(f"left out {' '.join(str(bad).split())}", file=sys.stderr)
             images = task.contact_sheet(batch.inputs(views, torch.float32), batch)
+            assert images is not None
             task_captions = task.captions(batch) if hasattr(task, "captions") else ()
             texts = captions(batch, data.class_names, task_captions)
         good = batch.indices >= 0

@@ -1,7 +1,6 @@
 """`fastpsl show` as a user types it; its views are the recipe's."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,25 +8,14 @@ import torch
 from PIL import Image
 
 from fastpsl.cli import main
-from fastpsl.commands import show_tasks
+from fastpsl.commands.show import RECIPES
+from fastpsl.commands.show_tasks import task_of
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
-from recipes import (
-    jigsaw_r50,
-    mocov2_r50,
-    rotation_rv50,
-    simclr_r50,
-    sslpp_aet,
-    sslpp_colorization,
-    sslpp_context,
-    sslpp_iic,
-    sslpp_rotation,
-    uic_alexnet,
-)
-from tests.engine.tiny import TinyNet
+from recipes import jigsaw_r50
 from tests.pipelines.photos import DECODERS, jpeg, photo, photo_samples, write
 
 
@@ -42,48 +30,29 @@ def run(*arguments: object) -> int:
 
 def test_the_jigsaw_shown_is_the_recipes() -> None:
     task = jigsaw_r50.build(jigsaw_r50.Options(**jigsaw_r50.PAPER)).task  # type: ignore[arg-type]
-    shown = show_tasks.jigsaw(256)
+    shown = task_of("jigsaw_r50", 1.0)
     assert [shown.views(level) for level in (1, 2, 3)] == [task.views(level) for level in (1, 2, 3)]
     assert torch.equal(shown.permutations, task.permutations)  # type: ignore[attr-defined]
-    for shorter_px in range(16, 257, 15):  # whole pixels always fit
-        (view,) = show_tasks.jigsaw(shorter_px).views(3)
-        assert view.crop.size_px == 3 * round(75 * shorter_px / 256)
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe"), [("rotation", rotation_rv50), ("simclr", simclr_r50), ("moco", mocov2_r50)]
-)
-def test_other_tasks_shown_are_the_recipes(
-    name: str, recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recipe, "make_backbone", lambda name: TinyNet())  # because a large one takes a second
-    task, shown = recipe.build(recipe.Options(**recipe.PAPER)).task, show_tasks.TASKS[name](256)
-    assert [shown.views(level) for level in (1, 2, 3)] == [task.views(level) for level in (1, 2, 3)]
-    for shorter_px in (16, 41, 300):
-        for level in (1, 2, 3):
-            assert show_tasks.TASKS[name](shorter_px).views(level)[0].crop.size_px == round(
-                224 * shorter_px / 256
-            )
-    out = tmp_path / "sheet.png"
-    assert run("--task", name, "--level", 3, "--shorter-px", 32, "--num", 2, "--out", out) == 0
-    assert min(Image.open(out).size) > 150
-
-
-@pytest.mark.parametrize(
-    ("name", "recipe"),
+    ("recipe", "shorter_px", "size_px"),
     [
-        ("uic", uic_alexnet),
-        ("iic", sslpp_iic),
-        ("colorization", sslpp_colorization),
-        ("context", sslpp_context),
-        ("rotnet", sslpp_rotation),
-        ("aet", sslpp_aet),
+        ("jigsaw_r50", 41, 3 * 12),  # 3 cells of 75 px at 256
+        ("rotation_rv50", 16, 14),
+        ("simclr_r50", 300, 262),
+        ("mocov2_r50", 41, 36),
+        ("uic_alexnet", 300, 262),
     ],
 )
-def test_tasks_of_one_level_shown_are_the_recipes(name: str, recipe: Any, tmp_path: Path) -> None:
-    task = recipe.build(recipe.Options(**recipe.PAPER)).task
-    side = 256 if name == "uic" else 32
-    assert show_tasks.TASKS[name](side).views(1) == task.views(1)
+def test_lengths_are_scaled(recipe: str, shorter_px: int, size_px: int) -> None:
+    task = task_of(recipe, shorter_px / 256)
+    sizes = {view.crop.size_px for level in range(task.num_levels) for view in task.views(level + 1)}
+    assert sizes == {size_px}
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_task_has_a_sheet(name: str, tmp_path: Path) -> None:
     out = tmp_path / "sheet.png"
     assert run("--task", name, "--shorter-px", 32, "--num", 3, "--out", out) == 0
     with Image.open(out) as sheet:
@@ -106,11 +75,13 @@ def test_a_sheet_of_puzzles(
     )
     assert [left.name for left in tmp_path.iterdir()] == ["jigsaw-G2.png"]
 
-    task = show_tasks.jigsaw(64)
+    task = task_of("jigsaw_r50", 64 / 256)
     views = task.views(2)
     with Beton(path) as data, Loader(data, views, batch_size=3, seed=5, decoder=decoder) as loader:
         batch = next(loader.epoch(0))
-    expected = (task.contact_sheet(batch.inputs(views, torch.float32), batch) * 255).round().byte()
+    sheet_images = task.contact_sheet(batch.inputs(views, torch.float32), batch)
+    assert sheet_images is not None
+    expected = (sheet_images * 255).round().byte()
     height, width = expected.shape[2:]
     scale = -(-150 // width)
     sheet = np.asarray(Image.open(tmp_path / "jigsaw-G2.png"))
