@@ -2,17 +2,18 @@
 in place.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from tyro.conf import arg
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.recipe import Recipe as TrainingRecipe
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.seed import torch_seed
 
 Recipe = Literal[
@@ -20,6 +21,10 @@ Recipe = Literal[
     "sslpp_colorization", "sslpp_context", "sslpp_rotation", "sslpp_aet", "sslpp_iic",
 ]  # fmt: skip
 StageName = Literal["S1", "S2", "S3", "E"]
+DATA = arg(
+    help="A beton, or a quoted glob of shards. "
+    "Without it: the embedded sample, with the recipes' small values."
+)
 # Recipes with another file name.
 MODULES = {
     "jigsaw": "jigsaw_r50",
@@ -33,7 +38,8 @@ MODULES = {
 
 def recipe_of(name: str) -> TrainingRecipe[Any]:
     """Return the RECIPE of a file under `recipes/`."""
-    recipe: TrainingRecipe[Any] = importlib.import_module(f"recipes.{MODULES.get(name, name)}").RECIPE
+    recipe = find_recipe(MODULES.get(name, name))
+    assert isinstance(recipe, TrainingRecipe)
     return recipe
 
 

@@ -24,13 +24,12 @@ from typing import Annotated, Any, Literal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
 import torch
-from tyro.conf import arg
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.order import drop_from_cache, write_noise
 from bench.program import check_out, check_positive, counted, progress, run_program
-from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
+from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, choose_device, join_world, leave_world, wait_for_all
@@ -43,13 +42,7 @@ _READ_BYTES = 8 << 20  # the size of a beton's page
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    data: Annotated[
-        str | None,
-        arg(
-            help="A beton, or a quoted glob of shards. "
-            "Without it: the embedded sample, with the recipes' small values."
-        ),
-    ] = None
+    data: Annotated[str | None, DATA] = None
     recipe: tuple[Recipe, ...] = ("jigsaw",)
     stages: tuple[StageName, ...] = ("S1", "S2", "S3", "E")
     ranks: tuple[int, ...] = ()

@@ -28,13 +28,12 @@ from typing import Annotated, Any, Literal
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from tyro.conf import arg
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import interleaved, peers
 from bench.program import check_out, check_positive, progress, run_program, wide_console
-from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
+from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import draw_throughput, show_throughput
 from fastpsl.engine.command_line import parse
@@ -50,13 +49,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    data: Annotated[
-        str | None,
-        arg(
-            help="A beton, or a quoted glob of shards. "
-            "Without it: the embedded sample, with the recipes' small values."
-        ),
-    ] = None
+    data: Annotated[str | None, DATA] = None
     recipe: tuple[Recipe, ...] = ("jigsaw",)
     """Whose stages; none, written as --recipe, for loaders alone."""
     stages: tuple[StageName, ...] = ("S1", "S2", "S3")

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from fastpsl.engine.distributed import World
     from fastpsl.evaluation.options import EvaluationOptions
 
+CHECKPOINT = tyro.conf.arg(
+    metavar="CKPT",
+    help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
+    "others' weights.",
+)
+
 
 @dataclass(frozen=True)
 class ExtractionOptions:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fastpsl.commands.extraction_options import ExtractionOptions
+from fastpsl.commands.extraction_options import CHECKPOINT, ExtractionOptions
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,7 @@ class Features:
     it was. On several GPUs: torchrun --no-python --nproc-per-node 8 fastpsl features ...
     """
 
-    checkpoint: tyro.conf.Positional[
-        Annotated[
-            Path,
-            tyro.conf.arg(
-                metavar="CKPT",
-                help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
-                "others' weights.",
-            ),
-        ]
-    ]
+    checkpoint: tyro.conf.Positional[Annotated[Path, CHECKPOINT]]
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]

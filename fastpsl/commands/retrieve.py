@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from fastpsl.commands.extraction_options import ExtractionOptions
+from fastpsl.commands.extraction_options import CHECKPOINT, ExtractionOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,16 +18,7 @@ class Retrieve:
     table`) and the features, which serve again. See docs/knn.md.
     """
 
-    checkpoint: tyro.conf.Positional[
-        Annotated[
-            Path | None,
-            tyro.conf.arg(
-                metavar="CKPT",
-                help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
-                "others' weights.",
-            ),
-        ]
-    ] = None
+    checkpoint: tyro.conf.Positional[Annotated[Path | None, CHECKPOINT]] = None
     gallery: Annotated[
         str,
         tyro.conf.arg(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from fastpsl.commands.extraction_options import ExtractionOptions
+from fastpsl.commands.extraction_options import CHECKPOINT, ExtractionOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,16 +18,7 @@ class TSNE:
     result.json and the features, which serve again. See docs/knn.md.
     """
 
-    checkpoint: tyro.conf.Positional[
-        Annotated[
-            Path | None,
-            tyro.conf.arg(
-                metavar="CKPT",
-                help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
-                "others' weights.",
-            ),
-        ]
-    ] = None
+    checkpoint: tyro.conf.Positional[Annotated[Path | None, CHECKPOINT]] = None
     data: Annotated[str, tyro.conf.arg(metavar="DATA")]
     """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import fastpsl
-from fastpsl.engine.recipe import Script
+from fastpsl.engine.recipe import Evaluation, Recipe
 
 _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent
 
@@ -26,7 +26,7 @@ def recipe_path(name: str) -> Path | None:
 
 
 @cache
-def find_recipe(name: str) -> Script[Any]:
+def find_recipe(name: str) -> Recipe[Any] | Evaluation[Any]:
     """Return the RECIPE of recipes/NAME.py.
 
     Raises:
@@ -35,7 +35,7 @@ def find_recipe(name: str) -> Script[Any]:
     path = recipe_path(name)
     if path is None:
         raise ValueError(f"there is no recipes/{name}.py in or beside {_PACKAGE}")
-    recipe: Script[Any] = load_script(path).RECIPE
+    recipe: Recipe[Any] | Evaluation[Any] = load_script(path).RECIPE
     return recipe
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -21,14 +21,9 @@ class Outcome(NamedTuple):
 Start = Callable[..., Outcome]
 
 
-def recipe_of(name: str) -> Any:
-    """Return the RECIPE of recipes/NAME.py."""
-    return find_recipe(name)
-
-
 def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
     """Return a function that runs a recipe: `starter("linear_probe", …)("--flag", …)`."""
-    recipe = recipe_of(name)
+    recipe = find_recipe(name)
 
     def start(*arguments: object) -> Outcome:
         texts = [*map(str, arguments)]

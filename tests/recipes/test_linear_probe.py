@@ -16,6 +16,7 @@ from rich.console import Console
 from fastpsl.engine.console import Screen
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import Moment
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.reporter import summary_line
 from fastpsl.evaluation.linear import best_block_lines
 from fastpsl.evaluation.result import read_result
@@ -23,7 +24,7 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, digests, newest_checkpoint, run
-from tests.recipes.in_process import Start, recipe_of, refused, starter
+from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "linear_probe.py"
 BLOCKS = ("B1", "B2", "B3", "B4", "B5", "final")
@@ -48,7 +49,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small += "--plan end_to_end"
     with pytest.raises(SystemExit) as caught:
         launch(
-            recipe_of("supervised"),
+            find_recipe("supervised"),
             [*small.split(), *map(str, DATA), "--out", str(out), "--no-tensorboard", "--num-threads", "1"],
         )
     assert not caught.value.code

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastpsl.engine.launch import launch
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, digests, newest_checkpoint, run
-from tests.recipes.in_process import recipe_of
 from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "simclr_r50.py"
@@ -27,7 +27,7 @@ def images_of_32_px() -> tuple[object, ...]:
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Return a function that runs the recipe in this process: `recipe("--flag", …) → (code, out, err)`."""
-    script = recipe_of("simclr_r50")
+    script = find_recipe("simclr_r50")
 
     def start(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments)])

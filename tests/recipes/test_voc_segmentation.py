@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fastpsl.engine.predictions import read_predictions
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.voc.dataset import VOC
@@ -21,7 +22,7 @@ from fastpsl.transfer.segmentation.mask_scores import mask_scores, with_backgrou
 from fastpsl.transfer.segmentation.protocols import PROTOCOLS
 from tests.pipelines.voc_folders import sbd, voc_2012
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
-from tests.recipes.in_process import Outcome, Start, recipe_of, refused, starter
+from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "voc_segmentation.py"
 RANDOM = ("--random-weights", "--backbone", "resnet18")
@@ -122,7 +123,7 @@ def test_without_more_words_the_values_are_the_protocols(
     monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     arguments = ["--data", "x", "--sbd", "y", "--protocol", protocol, *RANDOM]
-    options = recipe_of("voc_segmentation").parse(arguments)
+    options = find_recipe("voc_segmentation").parse(arguments)
     assert options.constants() == PROTOCOLS[protocol]
     chosen = json.loads(json.dumps(asdict(options.constants()) | {"size_px": options.size_px}))
     assert {name: chosen[name] for name in ROWS[protocol]} == ROWS[protocol]
