@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     check_out(options.out)
 
-    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
+    with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         photos = options.photos
         if photos is None:
             photos = Path(scratch) / "photos"
@@ -101,7 +101,7 @@ def main() -> None:
             for repeat in range(
                 options.repeats + 1
             ):  # the first one warms caches and imports, and does not count
-                say(f"{title}: repeat {repeat} of {options.repeats}" if repeat else f"{title}: warming up")
+                log(f"{title}: repeat {repeat} of {options.repeats}" if repeat else f"{title}: warming up")
                 for name, write in ((OURS, write_ours), (THEIRS, write_theirs)):
                     speed = write(photos, Path(scratch) / "out.beton", max_side, options.workers)
                     if repeat:

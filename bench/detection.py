@@ -116,10 +116,10 @@ class Bench:
         self.timed: dict[str, Timed] = {}
         self.missing: list[dict[str, str]] = []
 
-    def measure(self, say: Callable[[str], object]) -> None:
+    def measure(self, log: Callable[[str], object]) -> None:
         """Measure all implementations, interleaved, and record those that cannot be measured."""
         for name, make in self._makers():
-            say(f"{name}: first step")
+            log(f"{name}: first step")
             try:
                 self.timed[name] = self._first_step(make)
             except ValueError as error:
@@ -134,7 +134,7 @@ class Bench:
         for number in range(self.repeats):
             if number and time.perf_counter() - self.started > self.limit_s:
                 break
-            say(f"repeat {number + 1} of {self.repeats}")
+            log(f"repeat {number + 1} of {self.repeats}")
             for timed in list(self.timed.values())[:: -1 if number % 2 else 1]:
                 ms = milliseconds(timed.peer.step, self.world.device, self.steps)
                 timed.ms.append(statistics.median(ms))
@@ -233,8 +233,8 @@ def main() -> None:
     console = wide_console()
     machine = environment(world.device)
     bench = Bench(options, world)
-    with progress() as say:
-        bench.measure(say)
+    with progress() as log:
+        bench.measure(log)
     result = save_result(
         options.out, "detection", machine,
         data={"name": "noise on the device", "num_samples": _NUM_BATCHES * bench.batch_size},

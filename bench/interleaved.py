@@ -57,7 +57,7 @@ def measure(
     seconds: float,
     num_batches: int = 0,
     deadline: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[list[Rates], list[dict[str, str]], list[str]]:
     """Measure all loaders in turn, every other time in reverse order.
 
@@ -68,7 +68,7 @@ def measure(
         seconds: Least length of a timed region.
         num_batches: Least number of batches of a timed region.
         deadline: Time of time.perf_counter() after which no repeat begins, except the first.
-        say: Callback that receives the name of the current phase.
+        log: Callback that receives the name of the current phase.
 
     Returns:
         The rates; what failed, with the reason; notes.
@@ -76,7 +76,7 @@ def measure(
     missing, notes = [], []
     readers = [name for name, work in works.items() if work.kind in NEED_FILES]
     if readers:
-        say(f"the pictures as files, for {' and '.join(readers)}")
+        log(f"the pictures as files, for {' and '.join(readers)}")
         first_work = works[readers[0]]
         num_files, num_samples = copy_out(
             first_work.data, Path(first_work.files), num_shards=4 * first_work.num_threads
@@ -87,7 +87,7 @@ def measure(
     rates: list[Rates] = []
     try:
         for name, work in works.items():
-            say(f"{name}: from an empty process to the first batch")
+            log(f"{name}: from an empty process to the first batch")
             try:
                 running[name] = process = Process(work)
                 for num in views:
@@ -101,7 +101,7 @@ def measure(
         for number in range(repeats):
             if number and time.perf_counter() > deadline:
                 break
-            say(f"loaders alone, repeat {number + 1} of {repeats}")
+            log(f"loaders alone, repeat {number + 1} of {repeats}")
             for each in rates if number % 2 else rates[::-1]:
                 rate, cores = running[each.name].measure(each.num_views, seconds, num_batches)
                 each.values.append(rate)

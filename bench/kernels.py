@@ -172,14 +172,14 @@ def difference(chain: Chain) -> float:
     return float((fused - plain).abs().max()) / (255 if chain.name in CROPS else 1)
 
 
-def measure(options: Options, setting: Setting, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(options: Options, setting: Setting, repeats: int, log: Callable[[str], None]) -> dict[str, Any]:
     """Measure a copy and all paths in turn, every other time in reverse order, after warming up all of them.
 
     Args:
         options: Chains and peers to measure.
         setting: Device, dtype and sizes.
         repeats: Number of times that each path is measured.
-        say: Callback that receives the name of the current phase.
+        log: Callback that receives the name of the current phase.
 
     Returns:
         The result's rows, ratios and not_measured.
@@ -188,7 +188,7 @@ def measure(options: Options, setting: Setting, repeats: int, say: Callable[[str
     paths: list[Timed] = []
     missing: list[dict[str, str]] = []
     for chain in chains(options.chains, setting):
-        say(f"{chain.name}: warming up")
+        log(f"{chain.name}: warming up")
         reasons = dict(chain.missing)
         for path, work in chain.paths.items():
             entry = Timed(chain, path, work)
@@ -203,7 +203,7 @@ def measure(options: Options, setting: Setting, repeats: int, say: Callable[[str
         missing += [{"what": f"{chain.name}, {path}", "reason": reason} for path, reason in reasons.items()]
     copy_ms = []
     for repeat in range(repeats):
-        say(f"repeat {repeat + 1} of {repeats}")
+        log(f"repeat {repeat + 1} of {repeats}")
         copy_ms.append(clock.ms(clock.copy))
         for entry in paths[:: -1 if repeat % 2 else 1]:
             entry.ms.append(clock.ms(entry.calls) / entry.num_calls)
@@ -252,8 +252,8 @@ def main() -> None:
     repeats = options.repeats or (20 if is_cuda else 7)
     machine = environment(device)
     console = wide_console()
-    with progress() as say, torch.inference_mode():
-        parts = measure(options, setting, repeats, say)
+    with progress() as log, torch.inference_mode():
+        parts = measure(options, setting, repeats, log)
     result = save_result(
         options.out, "kernels", machine,
         data={"name": "smooth noise", "num_samples": setting.batch_size * _NUM_INPUTS},

@@ -74,11 +74,11 @@ def main() -> None:
     labels, others = (uneven_labels(num_samples, num_classes, seed) for seed in (0, 1))
     one_class = np.zeros(num_samples, np.int32)
     times_by_name: dict[str, list[float]] = {name: [] for name in (*TOGETHER, "nmi")}
-    with progress() as say:
-        say("writing an epoch's labels")
+    with progress() as log:
+        log("writing an epoch's labels")
         written = written_epoch(num_samples, options.batch_size)
         for repeat in range(options.repeats + 1):
-            say(f"repeat {repeat} of {options.repeats}" if repeat else "warming up")
+            log(f"repeat {repeat} of {options.repeats}" if repeat else "warming up")
             store = copy.deepcopy(written)  # because the end of an epoch empties it
             works: dict[str, Callable[[], object]] = {
                 "order": partial(balanced_order, labels, 0, repeat),

@@ -262,7 +262,7 @@ def main() -> None:
             f"--batch-size {batch_size}: there are {num_samples} samples; lower it or give more data"
         )
     memory: list[dict[str, int]] = []
-    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
+    with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
         num_threads = max(_threads(options, is_cuda))
         work = Work(
             "", path, files, batch_size, num_threads, options.size_px, str(device) if is_cuda else "cpu"
@@ -270,7 +270,7 @@ def main() -> None:
         works, missing = variants(options, work)
         if not is_loader:
             if is_cuda and works and works[0].kind == "dali":
-                say("device memory")
+                log("device memory")
                 dali_work = replace(works[0], num_threads=num_threads)
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     memory = pool.submit(memory_by_epoch, dali_work, max(options.views)).result()
@@ -281,7 +281,7 @@ def main() -> None:
         rates, failed, notes = measure(
             {title(each.kind, **labels(each)): each for each in works}, options.views, repeats=repeats,
             seconds=seconds,
-            num_batches=num_samples // batch_size if is_loader else 0, deadline=start + limit_s, say=say,
+            num_batches=num_samples // batch_size if is_loader else 0, deadline=start + limit_s, log=log,
         )  # fmt: skip
     missing += failed
     if not rates:

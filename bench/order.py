@@ -177,7 +177,7 @@ def reads_from_front_to_back(data: Beton) -> int:
 
 
 def measure(
-    data: Beton, options: argparse.Namespace, say: Callable[[str], None]
+    data: Beton, options: argparse.Namespace, log: Callable[[str], None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure all variants in turn, each from an empty page cache; return rows and ratios."""
     looks_by_variant: dict[tuple[str, str], list[tuple[float, Storage, float]]] = {
@@ -209,7 +209,7 @@ def measure(
 
         for repeat in range(options.repeats):
             for variant in VARIANTS if repeat % 2 else VARIANTS[::-1]:
-                say(f"repeat {repeat + 1} of {options.repeats}: {variant[0]}, {variant[1]}")
+                log(f"repeat {repeat + 1} of {options.repeats}: {variant[0]}, {variant[1]}")
                 left_share = drop_from_cache(data.paths)
                 before, start = Storage.look(data.paths[0]), time.perf_counter()
                 num = epoch(*variant, repeat)
@@ -267,12 +267,12 @@ def main() -> None:
     machine = environment()
     memory = [fresh_memory_gb_per_s() for _ in range(3)]
     with (
-        progress() as say,
+        progress() as log,
         tempfile.TemporaryDirectory(prefix="fastpsl-bench-", dir=options.folder) as scratch,
     ):
         source = options.data
         if not source:
-            say(f"writing {options.gigabytes:g} GB of noise")
+            log(f"writing {options.gigabytes:g} GB of noise")
             source = str(Path(scratch) / "noise.beton")
             write_noise(Path(source), int(options.gigabytes * 1e9))
         with Beton(source) as data:
@@ -283,7 +283,7 @@ def main() -> None:
                 "mean_bytes": round(num_bytes / data.num_samples),
             }  # fmt: skip
             ahead = options.lanes * GROUP_PAGES * 2 * data.shards[0].page_size
-            rows, ratios = measure(data, options, say)
+            rows, ratios = measure(data, options, log)
     for ratio in ratios:
         print(f"{ratio['measured']:7} {ratio['what']} {ratio['median']:.2f}")
     save_result(

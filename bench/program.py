@@ -53,7 +53,7 @@ def progress() -> Iterator[Callable[[str], None]]:
         return
     started, last = time.monotonic(), float("-inf")
 
-    def say(phase: str) -> None:
+    def log(phase: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= _EVERY_S:
@@ -62,7 +62,7 @@ def progress() -> Iterator[Callable[[str], None]]:
             )
             last = now
 
-    yield say
+    yield log
 
 
 def wide_console() -> Console:

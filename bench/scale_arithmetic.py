@@ -13,7 +13,7 @@ import torch
 from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.distributed import World
 
-BATCH, BYTES_A_PICTURE = 256, 55_000  # per GPU; per ImageNet photo at 500 px and quality 90
+BATCH, BYTES_PER_IMAGE = 256, 55_000  # per GPU; per ImageNet photo at 500 px and quality 90
 # Bus bandwidth per GPU in one direction, as nccl-tests defines it (doc/PERFORMANCE.md there). For an H200,
 # two thirds of NVLink's 900 GB/s in both directions (NVIDIA's data sheet) are assumed, and four fifths of one
 # 400 Gbit/s port per GPU (ConnectX-7's data sheet).
@@ -94,7 +94,7 @@ def scale_tables(results: Mapping[str, dict[str, Any]]) -> str:
         "a node of 8 (of "
         f"NVLink's 450 in one direction), {NETWORK_GB_PER_S:g} GB/s a GPU between nodes (of a 400 Gbit/s "
         "port's 50); pictures of "
-        f"{BYTES_A_PICTURE // 1000} KB; nothing for stragglers."
+        f"{BYTES_PER_IMAGE // 1000} KB; nothing for stragglers."
     )
     titles = (
         "jigsaw", "images/s of a GPU", "step of 256", "gradients", "all-reduce, 8 GPUs", "64 GPUs",
@@ -106,7 +106,7 @@ def scale_tables(results: Mapping[str, dict[str, Any]]) -> str:
         near = all_reduce_ms(num_bytes, 8, NVLINK_GB_PER_S)
         far = all_reduce_ms(num_bytes, 64, NETWORK_GB_PER_S)
         efficiencies = [f"{step_ms / (step_ms + ms):.3f}" for ms in (near, far)]
-        storage = [f"{num * rate * BYTES_A_PICTURE / 1e9:.1f}" for num in (8, 64)]
+        storage = [f"{num * rate * BYTES_PER_IMAGE / 1e9:.1f}" for num in (8, 64)]
         cells = (
             stage, f"{rate:,.0f}", f"{step_ms:.1f} ms", f"{num_bytes / 1e6:.1f} MB", f"{near:.2f} ms",
             f"{far:.2f} ms", " / ".join(efficiencies), f"{' / '.join(storage)} GB/s",
@@ -129,6 +129,6 @@ def scale_tables(results: Mapping[str, dict[str, Any]]) -> str:
         f"Each GPU decodes its own pictures: {decoding} what the fastest stage asks. Storage is read once "
         "an epoch at most, and not "
         f"at all where the nodes' page caches hold their shares: ImageNet's 1.28 M such pictures are "
-        f"{1.28e6 * BYTES_A_PICTURE / 1e9:.0f} GB."
+        f"{1.28e6 * BYTES_PER_IMAGE / 1e9:.0f} GB."
     )
     return "\n".join([*lines, "", end])

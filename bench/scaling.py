@@ -250,9 +250,9 @@ def main() -> None:
     check_out(options.out)
     machine = environment(choose_device(options.device, 0))
     rows, missing = [], []
-    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
+    with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         for num in numbers_of_ranks(options):
-            say(f"{counted(num, 'rank')}, at most {options.timeout_s:g} s")
+            log(f"{counted(num, 'rank')}, at most {options.timeout_s:g} s")
             try:
                 rows += start_ranks(options, num, Path(scratch) / f"ranks-{num}.json")
             except RuntimeError as error:

@@ -126,7 +126,7 @@ class Bench:
             self.num_threads, self.repeats, self.seconds,
         )  # fmt: skip
 
-    def measure(self, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    def measure(self, folder: Path, log: Callable[[str], None]) -> dict[str, Any]:
         """Measure all recipes and the evaluation; kNN writes into `folder`."""
         started = time.perf_counter()
         parts: list[tuple[str, str, dict[str, Any]]] = [(recipe, "E", {}) for recipe in self.options.recipes]
@@ -137,22 +137,22 @@ class Bench:
         for index, (recipe, stage, more) in enumerate(parts):
             left_s = self.limit_s - (time.perf_counter() - started)
             deadline = time.perf_counter() + left_s / (num_parts - index)
-            entries_by_part = try_stage(recipe, stage, self.setting(recipe), deadline, say, **more)
+            entries_by_part = try_stage(recipe, stage, self.setting(recipe), deadline, log, **more)
             for part, entries in entries_by_part.items():
                 result[part] += entries
         if self.options.evaluation:
             try:
-                result["rows"].append(self._knn(folder, started + self.limit_s, say))
+                result["rows"].append(self._knn(folder, started + self.limit_s, log))
             except subprocess.CalledProcessError as error:
                 reason = f"exit status {error.returncode}: {' '.join(error.stderr.split()[-40:])}"
                 result["not_measured"].append({"what": "recipes/knn.py", "reason": reason})
         return result
 
-    def _knn(self, folder: Path, deadline: float, say: Callable[[str], None]) -> dict[str, Any]:
+    def _knn(self, folder: Path, deadline: float, log: Callable[[str], None]) -> dict[str, Any]:
         """Measure the seconds of the whole kNN program, imports included, at least once."""
         times: list[float] = []
         while len(times) < self.repeats and (not times or time.perf_counter() < deadline):
-            say(f"knn: repeat {len(times) + 1} of {self.repeats}")
+            log(f"knn: repeat {len(times) + 1} of {self.repeats}")
             times.append(self._knn_once(folder / f"knn-{len(times)}"))
         labels = {"recipe": "knn", "stage": None, "decoder": self.options.decoders[0], "num_views": 1}
         return {"measured": "whole", **labels, "blocks": list(BLOCKS), "unit": "s", **spread(times)}
@@ -197,7 +197,7 @@ def main() -> None:
     console = wide_console()
     world = join_world(options.device, timeout_s=600)
     machine = environment(world.device)
-    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
+    with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         folder = Path(scratch)
         data, val = folder / "train.beton", folder / "val.beton"
         if options.data is not None and options.val is not None:
@@ -209,7 +209,7 @@ def main() -> None:
         about = data_record(bench.data, options.data or "noise")
         with Beton(str(val)) as held_out:
             about["num_held_out"] = held_out.num_samples
-        parts = bench.measure(folder, say)
+        parts = bench.measure(folder, log)
         bench.data.close()
     result = save_result(
         options.out, "small", machine, data=about,

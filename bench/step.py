@@ -163,7 +163,7 @@ class Bench:
         """Return the seconds that are left of --limit-s."""
         return self.limit_s - (time.perf_counter() - self.started)
 
-    def measure(self, keys: Sequence[Key], say: Any) -> None:
+    def measure(self, keys: Sequence[Key], log: Any) -> None:
         """Measure all modes of one stage, interleaved, and record those that cannot be measured."""
         stage = f"{keys[0].recipe} {keys[0].stage} {keys[0].backbone}"
         if self.timed and self.seconds_left() < _LEFT_S / (1 if self.is_cuda else 10):
@@ -172,7 +172,7 @@ class Bench:
         timed_by_key: dict[Key, Timed] = {}
         longest_s = 0.0
         for key in keys:
-            say(f"{stage}: {key.mode}, first step")
+            log(f"{stage}: {key.mode}, first step")
             if timed_by_key and self.seconds_left() < longest_s:
                 self._leave_out(f"{stage} {key.mode}", f"no time left of --limit-s {self.limit_s:g}")
                 continue
@@ -191,7 +191,7 @@ class Bench:
                     timed_by_key[key] = timed
                     longest_s = max(longest_s, timed.first_step_s)
         for number in range(self.repeats):
-            say(f"{stage}: repeat {number + 1} of {self.repeats}")
+            log(f"{stage}: repeat {number + 1} of {self.repeats}")
             for key in list(timed_by_key)[:: -1 if number % 2 else 1]:
                 self._repeat(timed_by_key[key])
         eager = next((timed.ms for key, timed in timed_by_key.items() if key.mode == "eager"), [])
@@ -341,9 +341,9 @@ def main() -> None:
     console = wide_console()
     machine = environment(world.device)
     bench = Bench(options, world)
-    with progress() as say:
+    with progress() as log:
         for keys in bench.groups():
-            bench.measure(keys, say)
+            bench.measure(keys, log)
     result = save_result(
         options.out, "step", machine,
         data={"name": "noise on the device", "num_samples": bench.batch_size},

@@ -144,11 +144,11 @@ def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str
 
 
 def try_stage(
-    recipe: str, stage: str, setting: Setting, deadline: float, say: Callable[[str], None], **more: Any
+    recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None], **more: Any
 ) -> dict[str, list[Any]]:
     """Return the rows and ratios of `measure_stage`, or not_measured if GPU memory runs out; free it."""
     try:
-        rows, ratios = measure_stage(recipe, stage, setting, deadline, say, **more)
+        rows, ratios = measure_stage(recipe, stage, setting, deadline, log, **more)
     except torch.cuda.OutOfMemoryError as error:
         why = f"out of GPU memory at batch {setting.batch_size}: {str(error).splitlines()[0]}"
         return {"not_measured": [{"what": f"{recipe} {stage}", "reason": why}]}
@@ -161,7 +161,7 @@ def try_stage(
 
 
 def measure_stage(
-    recipe: str, stage: str, setting: Setting, deadline: float, say: Callable[[str], None], **more: Any
+    recipe: str, stage: str, setting: Setting, deadline: float, log: Callable[[str], None], **more: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure one stage: after a warm-up step, loaders and both in turn, every other time in reverse order.
 
@@ -170,7 +170,7 @@ def measure_stage(
         stage: Name of its stage.
         setting: Data, device, decoders and lengths.
         deadline: Time of time.perf_counter() after which no repeat begins, except the first.
-        say: Callback that receives the name of the current phase.
+        log: Callback that receives the name of the current phase.
         **more: Further options of the recipe.
     """
     given_options = setting.options
@@ -188,7 +188,7 @@ def measure_stage(
         work["loader", decoder] = partial(bench.loader_alone, decoder)
         work["both", decoder] = partial(bench.both, decoder)
     what = f"{recipe} {stage}"
-    say(f"{what}: warming up")
+    log(f"{what}: warming up")
     # The warm-up compiles or captures the step, and settles cuDNN's choices and numba.
     bench.seconds, steps, bench.min_steps = 0.0, bench.min_steps, 3
     for (measured, _), run in work.items():
@@ -202,7 +202,7 @@ def measure_stage(
     for repeat in range(setting.repeats):
         if repeat and time.perf_counter() > deadline:
             break
-        say(f"{what}: repeat {repeat + 1} of {setting.repeats}")
+        log(f"{what}: repeat {repeat + 1} of {setting.repeats}")
         for key in list(work)[:: -1 if repeat % 2 else 1]:
             rates[key].append(work[key]())
             cores[key].append(bench.cores_used)
@@ -263,7 +263,7 @@ def _memory_gb(world: World) -> float:
     return (total - free) / 1e9
 
 
-def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(setting: Setting, files: Path, log: Callable[[str], None]) -> dict[str, Any]:
     """Measure all stages, then loaders alone; `files` is an empty folder for peers that need files."""
     options, start = setting.options, time.perf_counter()
     limit_s = options.limit_s or (100.0 if setting.is_sample else math.inf)
@@ -274,7 +274,7 @@ def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[s
         # Time that earlier parts have left is shared by the later ones.
         left_s = limit_s - (time.perf_counter() - start)
         deadline = time.perf_counter() + left_s / (num_parts - index)
-        for part, entries in try_stage(recipe, stage, setting, deadline, say).items():
+        for part, entries in try_stage(recipe, stage, setting, deadline, log).items():
             result[part] += entries
     works = {f"decoder {name}": _work(name, setting, files) for name in setting.decoders}
     for kind in peers.PEERS:
@@ -290,7 +290,7 @@ def measure(setting: Setting, files: Path, say: Callable[[str], None]) -> dict[s
             repeats=setting.repeats,
             seconds=setting.seconds,
             deadline=start + limit_s,
-            say=say,
+            log=log,
         )
         result["rows"] += map(_row, rates)
         result["not_measured"] += missing
@@ -323,8 +323,8 @@ def main() -> None:
     world = join_world(options.device, timeout_s=600)
     machine = environment(world.device)
     setting, missing = fill_in(options, world)
-    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
-        parts = measure(setting, Path(files), say)
+    with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
+        parts = measure(setting, Path(files), log)
     parts["not_measured"] = missing + parts["not_measured"]
     result = save_result(
         options.out, "throughput", machine,

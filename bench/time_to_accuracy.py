@@ -269,9 +269,9 @@ def main() -> None:
     world = join_world(options.device, timeout_s=600)
     machine, started = environment(world.device), time.perf_counter()
     runs: list[Trained] = []
-    with progress() as say, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
+    with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         for seed in options.seeds:
-            say(f"seed {seed}, {len(runs) + 1} of {len(options.seeds)}: training")
+            log(f"seed {seed}, {len(runs) + 1} of {len(options.seeds)}: training")
             longest = max((each.whole_s for each in runs), default=0.0)
             if runs and time.perf_counter() - started + longest > options.limit_s:
                 break

@@ -113,7 +113,7 @@ def finish(options: Options, weights: Pretrained, task: BlockProbes, run: Run) -
     return lines
 
 
-RECIPE = Recipe("block_probe", __doc__, Options, PAPER, SAMPLE, build, whose="default")
+RECIPE = Recipe("block_probe", __doc__, Options, PAPER, SAMPLE, build, source="default")
 
 if __name__ == "__main__":
     launch(RECIPE)

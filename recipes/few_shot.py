@@ -35,7 +35,7 @@ from fastpsl.pipelines.data.dataset import require_labels
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.block_bars import draw_accuracies
-from fastpsl.transfer.few_shot import MAX_POOL, Accuracy, classes_of, draw_episodes, few_shot_works, num_right
+from fastpsl.transfer.few_shot import MAX_POOL, Accuracy, classes_of, draw_episodes, few_shot_works, num_hits
 
 PAPER: dict[str, Any] = {"ways": 5, "shots": 5, "size_px": 224, "source_px": 84}
 SAMPLE: dict[str, Any] = {"episodes": 1000, "batch_size": 32, "size_px": 84}
@@ -93,7 +93,7 @@ def run(options: Options) -> int:
             print(f"{title}; {data.num_samples:,} pictures of {len(members)} classes", flush=True)
             accuracies = {}
             for work, file in zip(works, files, strict=True):
-                right = num_right(file.features(), episodes, world.device)
+                right = num_hits(file.features(), episodes, world.device)
                 accuracy = accuracies[work.name] = Accuracy.of(right, num_queries)
                 print(f"{work.name}: {accuracy.mean:.2f} ± {accuracy.interval:.2f} %", flush=True)
             path = write_result(
@@ -114,7 +114,7 @@ def run(options: Options) -> int:
     return EXIT_FINISHED
 
 
-RECIPE = Evaluation("few_shot", __doc__, Options, PAPER, SAMPLE, run, whose="default")
+RECIPE = Evaluation("few_shot", __doc__, Options, PAPER, SAMPLE, run, source="default")
 
 if __name__ == "__main__":
     launch(RECIPE)

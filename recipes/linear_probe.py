@@ -109,7 +109,7 @@ def finish(options: Options, weights: Pretrained, task: LinearProbes, run: Run) 
     return [*best_block_lines(scores(run)), result_line(path), f"chart {chart}"]
 
 
-RECIPE = Recipe("linear_probe", __doc__, Options, PAPER, SAMPLE, build, whose="default")
+RECIPE = Recipe("linear_probe", __doc__, Options, PAPER, SAMPLE, build, source="default")
 
 if __name__ == "__main__":
     launch(RECIPE)

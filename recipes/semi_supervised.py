@@ -98,7 +98,7 @@ def finish(options: Options, weights: Pretrained, task: Classify, run: Run) -> S
     return [f"labelled images {labels}", result_line(path)]
 
 
-RECIPE = Recipe("semi_supervised", __doc__, Options, PAPER, SAMPLE, build, whose="default")
+RECIPE = Recipe("semi_supervised", __doc__, Options, PAPER, SAMPLE, build, source="default")
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -106,7 +106,7 @@ def finish(task: Classify, run: Run) -> Sequence[str]:
     return [result_line(path)]
 
 
-RECIPE = Recipe("supervised", __doc__, Options, PAPER, SAMPLE, build, whose="default")
+RECIPE = Recipe("supervised", __doc__, Options, PAPER, SAMPLE, build, source="default")
 
 if __name__ == "__main__":
     launch(RECIPE)

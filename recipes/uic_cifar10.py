@@ -30,7 +30,7 @@ USUAL = {
 SAMPLE = {"stage_epochs": (6,), "batch_size": 32, "lr": 0.03, "num_classes": 16}
 
 
-RECIPE = Recipe("uic_cifar10", __doc__, Options, USUAL, SAMPLE, build, whose="default", variant=fine_tuning)
+RECIPE = Recipe("uic_cifar10", __doc__, Options, USUAL, SAMPLE, build, source="default", variant=fine_tuning)
 
 if __name__ == "__main__":
     launch(RECIPE)

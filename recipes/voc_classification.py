@@ -111,7 +111,7 @@ def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
     return [f"mAP {numbers['mAP']:.1f} %", result_line(path), f"chart {chart}"]
 
 
-RECIPE = Recipe("voc_classification", __doc__, Options, PAPER, SAMPLE, build, whose="default")
+RECIPE = Recipe("voc_classification", __doc__, Options, PAPER, SAMPLE, build, source="default")
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -111,7 +111,7 @@ def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
 
 RECIPE = Recipe(
     "voc_detection", __doc__, Options, PAPER, SAMPLE, build,
-    whose="default", variant=lambda options: {"batch_size": PROTOCOLS[options.protocol].lr_batch},
+    source="default", variant=lambda options: {"batch_size": PROTOCOLS[options.protocol].lr_batch},
 )  # fmt: skip
 
 if __name__ == "__main__":

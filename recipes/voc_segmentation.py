@@ -110,7 +110,9 @@ def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
     return [*each, result_line(path), f"pictures {sheet}"]
 
 
-RECIPE = Recipe("voc_segmentation", __doc__, Options, PAPER, SAMPLE, build, whose="default", variant=batch_of)
+RECIPE = Recipe(
+    "voc_segmentation", __doc__, Options, PAPER, SAMPLE, build, source="default", variant=batch_of
+)
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -114,7 +114,7 @@ def run(options: Options) -> int:
     return EXIT_FINISHED
 
 
-RECIPE = Evaluation("voc_svm", __doc__, Options, PAPER, SAMPLE, run, whose="default")
+RECIPE = Evaluation("voc_svm", __doc__, Options, PAPER, SAMPLE, run, source="default")
 
 if __name__ == "__main__":
     launch(RECIPE)

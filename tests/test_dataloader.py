@@ -107,7 +107,7 @@ def test_evaluation_sees_each_sample_once_and_no_padding(world: int, batch_size:
     ]
 
 
-def test_ops_of_several_pictures_a_sample_end_where_the_samples_do(beton: Path) -> None:
+def test_ops_of_several_images_a_sample_end_where_the_samples_do(beton: Path) -> None:
     view = ViewSpec(RandomResizedCrop(24), (JigsawTiles(2, 12, 8),))
     with fastpsl.loader(beton, [view], batch_size=8, train=False, device="cpu") as batches:
         assert [(len(inputs), len(labels)) for inputs, labels in batches] == [(32, 8), (20, 5)]
@@ -175,7 +175,7 @@ def test_one_that_nobody_closes_leaves_no_thread(beton: Path) -> None:
     for _ in batches:
         break
     # The process's thread for progress lines may start here, and stays.
-    its_own = {thread for thread in set(threading.enumerate()) - before if thread.name != "fastpsl-voice"}
+    its_own = {thread for thread in set(threading.enumerate()) - before if thread.name != "fastpsl-heartbeat"}
     assert len(its_own) == 2
     del batches, _
     gc.collect()

@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         make_tar(tmp_path / "shards" / f"train-{i}.tar", {f"{i}.jpg": photos[i], f"{i}.cls": b"1"})
     inner = {f"n{i}.tar": tar_bytes({f"n{i}_1.JPEG": photos[i]}) for i in range(2)}
     make_tar(tmp_path / "ILSVRC2012_img_train.tar", inner)
-    images, labels = published.pictures(12), np.arange(12) % 10
+    images, labels = published.random_images(12), np.arange(12) % 10
     np.savez(tmp_path / "digits.npz", images=images, labels=labels)
     np.savez(tmp_path / "pathmnist.npz", train_images=images, train_labels=labels[:, None], val_images=images)
     names = [f"class {i}" for i in range(100)]
@@ -41,7 +41,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     binary = published.cifar100(images, labels, names, is_python=False)
     published.publish(tmp_path, "cifar-100-binary.tar.gz", "cifar-100-binary", binary, monkeypatch)
     (tmp_path / "torchvision_root").mkdir()
-    stl = published.stl10(published.pictures(12, 96), labels, names[:10])
+    stl = published.stl10(published.random_images(12, 96), labels, names[:10])
     published.publish(tmp_path / "torchvision_root", "stl10_binary.tar.gz", "stl10_binary", stl, monkeypatch)
     lists(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -20,9 +20,9 @@ def check_data(data: Dataset, options: RunOptions) -> Check:
     )
     rows = data.rows(indices)
     decoder = TorchvisionDecoder()
-    codes = np.array([decoder.picture(rows, i)[0] for i in range(len(indices))])
+    codes = np.array([decoder.decode_image(rows, i)[0] for i in range(len(indices))])
     bad = np.flatnonzero(codes != GOOD)
-    size = f"{data.num_samples:,} {'pictures' if data.num_samples > 1 else 'picture'}"
+    size = f"{data.num_samples:,} {'pictures' if data.num_samples > 1 else 'decode_image'}"
     source = f"{size} in {options.data or 'the embedded sample'}"
     if not len(bad):
         return Check("data", "ok", f"{source}, {len(indices)} of them decoded")

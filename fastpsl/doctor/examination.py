@@ -59,13 +59,13 @@ def examine(
         raise ValueError(
             "--stages: names no stage; give some, such as --stages S1 S2, or leave it out for all"
         )
-    with _warnings_as_checks() as messages, status("measuring") as say:
-        say("the recipe and its data")
+    with _warnings_as_checks() as messages, status("measuring") as log:
+        log("the recipe and its data")
         recipe = find_recipe(path, recipe_options)
         try:
             setup = open_setup(recipe, num_ranks, stages or ())
             try:
-                report = _examine(setup, seconds, messages, say)
+                report = _examine(setup, seconds, messages, log)
             finally:
                 setup.opened.close()
         finally:
@@ -78,12 +78,12 @@ def examine(
 
 
 def _examine(
-    setup: DoctorSetup, seconds: float | None, messages: list[str], say: Callable[[str], None]
+    setup: DoctorSetup, seconds: float | None, messages: list[str], log: Callable[[str], None]
 ) -> Report:
     """Check and measure; `messages` holds the warnings so far, and grows meanwhile."""
     options, device, data = setup.options, setup.world.device, setup.opened.train
     num_cores = max(1, usable_cores() // setup.num_ranks)
-    say("what is installed")
+    log("what is installed")
     checks = check_software(device, setup.num_ranks)
     checks += check_machine(options, setup.num_ranks, device, setup.experiment, num_open_files(data))
     checks.append(check_data(data, options))
@@ -91,7 +91,7 @@ def _examine(
     if checks[-1].state != "broken":
         if seconds is None:
             seconds = _SECONDS["sample" if options.data is None else device.type]
-        measured = measure(setup, num_cores, seconds, say)
+        measured = measure(setup, num_cores, seconds, log)
         checks += [check_page_cache(measured.read), *check_noise(measured.stages)]
     checks += [Check("warning", "warning", text) for text in dict.fromkeys(messages)]
     if setup.recipe is None:

@@ -85,7 +85,7 @@ class Feed:
         return self.rate(self.setup.opened.train)
 
     def other_decoders(
-        self, chosen: str, decode: float, say: Callable[[str], None]
+        self, chosen: str, decode: float, log: Callable[[str], None]
     ) -> tuple[list[Alternative], dict[str, str]]:
         """Time the other decoders briefly.
 
@@ -105,7 +105,7 @@ class Feed:
             elif name == "resident" and not resident.is_small(data):
                 continue
             if not reason:
-                say(f"decode by {name}")
+                log(f"decode by {name}")
                 try:
                     alternatives.append(
                         Alternative(

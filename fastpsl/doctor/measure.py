@@ -32,17 +32,17 @@ _AUGMENT_REPEATS = 5
 _ENOUGH = {"cuda": 1.1, "cpu": 20.0}
 _PLAIN_VIEWS = (ViewSpec(RandomResizedCrop(96)),)  # without a recipe
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Measurements:
+def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Measurements:
     """Measure all stages of the setup.
 
     Args:
         setup: What is measured.
         num_cores: This rank's share of the machine.
         seconds: Length of a timed region.
-        say: Callback that receives the name of the next part.
+        log: Callback that receives the name of the next part.
 
     Raises:
         ValueError: A part does not run; the message names it.
@@ -54,7 +54,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
     if experiment:
         batch_size //= experiment.task.images_per_sample(experiment.stages[setup.stages[0]].level)
 
-    say("read")
+    log("read")
     with named("reading", "give data that can be read"):
         read, samples = measure_read(data, setup.options, batch_size, seconds)
     # All, except an incomplete batch, which a training epoch leaves out.
@@ -70,7 +70,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
         """Return the views' loader and its rates (decode, loader), shared by stages with the same crops."""
         crops = tuple(view.crop for view in views)
         if crops not in rates:
-            say(f"decode by {decoder}")
+            log(f"decode by {decoder}")
             feeds[crops] = feed = Feed(setup, views, batch_size, warm, seconds)
             with named("decoding", "lower --batch-size or --prefetch-batches"):
                 decode = feed.decode()
@@ -78,21 +78,21 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, say: Say) -> Mea
         return feeds[crops], rates[crops]
 
     feed, (decode, loader) = feed_of(first_views, batch_size)
-    other_decoders, untried = feed.other_decoders(decoder, decode, say)
+    other_decoders, untried = feed.other_decoders(decoder, decode, log)
     alternatives = other_decoders + feed.all_cores(num_cores, decode)
     may_be_quasi_random = (
         experiment is not None and experiment.part is None and not experiment.task.has_own_order
     )
     if from_storage and setup.options.order == "random" and may_be_quasi_random:
-        say("decode in quasi-random order")
+        log("decode in quasi-random order")
         with _tried("--order quasi_random", untried):
             alternatives.append(feed.quasi_random(loader, read.fitting))
     is_copied = device.type == "cuda" and decoder in ("ffcv", "torchvision", "synthetic")
-    stages = tuple(_stage(setup, i, feed_of, untried, seconds, say) for i in setup.stages)
+    stages = tuple(_stage(setup, i, feed_of, untried, seconds, log) for i in setup.stages)
     is_slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)
     # Nobody would write the embedded sample again.
     if is_slow and setup.options.data is not None:
-        say("decode what is written anew")
+        log("decode what is written anew")
         with _tried(BETON_WRITE, untried):
             alternatives += feed.written([view for some in views.values() for view in some])
     return Measurements(
@@ -116,7 +116,7 @@ def _stage(
     feed_of: Callable[[Sequence[ViewSpec], int], tuple[Feed, tuple[float, float]]],
     untried: dict[str, str],
     seconds: float,
-    say: Say,
+    log: Log,
 ) -> StageRates:
     """Measure stage `number`, and add to `untried` the reasons for modes that cannot be tried."""
     assert setup.experiment is not None
@@ -126,19 +126,19 @@ def _stage(
     with named(f"stage {stage.name}'s step", remedy):
         reset_peak_memory(world.device)
         bench = StageBench(experiment, number, options, data, world, seconds=seconds)
-        say(f"{stage.name}: step")
+        log(f"{stage.name}: step")
         bench.step_ms(1)  # warm-up: cuDNN searches, torch.compile compiles
     _, (decode, loader) = feed_of(bench.views, bench.batch_size)
     synthetic, both, cores_used = [], [], []
     with named(f"stage {stage.name}", remedy):
         # In turn, because load from other work comes in waves.
         for repeat in range(REPEATS):
-            say(f"{stage.name}: step, and all together ({repeat + 1} of {REPEATS})")
+            log(f"{stage.name}: step, and all together ({repeat + 1} of {REPEATS})")
             synthetic.append(bench.step_alone())
             both.append(bench.both())
             cores_used.append(bench.cores_used)
         peak = peak_memory(world.device).get("peak_allocated_bytes")
-        say(f"{stage.name}: augment")
+        log(f"{stage.name}: augment")
         augment_ms: dict[str, float] = {}
         for path in (bench.train_step.augment.path, *get_args(AugmentName)):
             if path not in (*augment_ms, "auto"):
@@ -166,7 +166,7 @@ def _stage(
     if world.device.type == "cuda":
         for mode in OTHER_MODES:
             if mode not in rates.step_rates:
-                say(f"{stage.name}: step {mode}")
+                log(f"{stage.name}: step {mode}")
                 with _tried(f"--step {mode}", untried):
                     rates.step_rates[mode] = _step_rate(setup, number, mode, seconds)
     _free_memory(world.device)

@@ -19,52 +19,52 @@ Cells = tuple[str, ...]
 
 def show(report: Report, console: Console) -> None:
     """Print setting, checks, rates, bottleneck and changes: about 24 lines of 80 columns if all is well."""
-    setting, say = report.setting, _sayer(console)
-    say(" ".join([setting["recipe"] or "no recipe", *setting["arguments"]]), "bold")
+    setting, log = report.setting, _log_to(console)
+    log(" ".join([setting["recipe"] or "no recipe", *setting["arguments"]]), "bold")
     machine = f"{setting['device_name']}, {setting['precision']}"
-    say(f"{setting['data']}, batch {setting['batch_size']}, {machine}")
+    log(f"{setting['data']}, batch {setting['batch_size']}, {machine}")
     if (ranks := setting["num_ranks"]) > 1:
         share = (
             f"{number_of(setting['batch_size'] // ranks, 'image')} and {number_of(setting['cores'], 'core')}"
         )
-        say(f"one of {ranks} ranks is measured, by itself, with its share: {share}")
-    _show_checks(report.checks, setting["device"] == "cpu", say)
+        log(f"one of {ranks} ranks is measured, by itself, with its share: {share}")
+    _show_checks(report.checks, setting["device"] == "cpu", log)
     measured = report.measured
     if measured is not None:
         console.print(_table(measured))
         limit = report.bottleneck()
         if limit is None:
-            say("no step: give a recipe, as in fastpsl doctor recipes/NAME.py, to time its stages", "bold")
+            log("no step: give a recipe, as in fastpsl doctor recipes/NAME.py, to time its stages", "bold")
         else:
-            say(f"bottleneck: {limit.part}. {limit.text}", "bold")
+            log(f"bottleneck: {limit.part}. {limit.text}", "bold")
         for change in report.changes()[:_MAX_CHANGES]:
-            say(_change(change))
+            log(_change(change))
 
 
-def _sayer(console: Console) -> Callable[..., None]:
+def _log_to(console: Console) -> Callable[..., None]:
     """Return a function that prints a text in a style."""
 
-    def say(text: str, style: str = "") -> None:
+    def log(text: str, style: str = "") -> None:
         """Print the text wrapped, with all lines but the first indented."""
         for i, line in enumerate(Text(escaped(text), style=style).wrap(console, console.width - 2)):
             line.rstrip()
             console.print(Text("  ") + line if i else line)
 
-    return say
+    return log
 
 
-def _show_checks(checks: tuple[Check, ...], without_gpu: bool, say: Callable[..., None]) -> None:
+def _show_checks(checks: tuple[Check, ...], without_gpu: bool, log: Callable[..., None]) -> None:
     """Print the names of good checks on one line, and each other check; an idle GPU is not good."""
     idle = [check for check in checks if check.state == "ok" and check.name == "gpu" and without_gpu]
     for check in idle:
-        say(check.text)
+        log(check.text)
     good = [check.name for check in checks if check.state == "ok" and check not in idle]
     if good:
-        say(f"ok: {', '.join(good)}", _COLOUR["ok"])
+        log(f"ok: {', '.join(good)}", _COLOUR["ok"])
     for check in checks:
         if check.state != "ok":
             remedy = f": {check.remedy}" if check.remedy else ""
-            say(f"{check.state}: {check.name}: {check.text}{remedy}", _COLOUR[check.state])
+            log(f"{check.state}: {check.name}: {check.text}{remedy}", _COLOUR[check.state])
 
 
 def _change(change: Change) -> str:

@@ -64,7 +64,7 @@ class Screen:
             table.caption, table.caption_justify = escape(line), "left"
             live.update(table, refresh=True)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line that stays."""
         self._table.caption = None  # the work that it reported is over
         self.console.print(escaped(text), markup=False)

@@ -165,7 +165,7 @@ class EpochContext:
         with Progress(what, num, "a pass") as progress:
             yield progress
         seconds = time.perf_counter() - started
-        self.run.reporter.say(f"a pass over {num:,} {what} took {seconds:.1f} s")
+        self.run.reporter.log(f"a pass over {num:,} {what} took {seconds:.1f} s")
 
 
 def _without_padding(images: Tensor, batch: Batch) -> Tensor:

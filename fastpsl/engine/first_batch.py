@@ -16,7 +16,7 @@ def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource)
 
     Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none.
     """
-    run.reporter.say(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
+    run.reporter.log(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
     batch = None
     with doing(f"{stage.name}: the first batch, whose decoder may have to be compiled"):
         if run.world.local_rank == 0:

@@ -25,11 +25,11 @@ def choices_of(train_step: TrainStep) -> dict[str, Any]:
     }
 
 
-def with_kept_choices(
+def apply_kept_choices(
     options: RunOptions,
     kept: Mapping[str, Any],
     check: Callable[[RunOptions], None],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> RunOptions:
     """Return the options for a stage that resumes from a checkpoint: "auto" becomes the stored choice.
 
@@ -37,7 +37,7 @@ def with_kept_choices(
         options: The options of this command.
         kept: The stored choices.
         check: Raises ValueError for options that this machine cannot run. Such a choice stays "auto".
-        say: Reports differences from the start of the stage.
+        log: Reports differences from the start of the stage.
     """
     for name, value in kept.items():
         option = getattr(options, name)
@@ -47,9 +47,9 @@ def with_kept_choices(
                 check(as_begun)
                 options = as_begun
             except ValueError as error:
-                say(
+                log(
                     f"the stage began with {name} {value}, which cannot be here, and goes on by auto: {error}"
                 )
         elif option != value:
-            say(f"the stage began with {name} {value} and goes on with {option}, as this command has it")
+            log(f"the stage began with {name} {value} and goes on with {option}, as this command has it")
     return options

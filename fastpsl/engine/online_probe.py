@@ -83,7 +83,7 @@ class OnlineProbe:
             self._last_look = max((line["run_step"] for line in read_probes(self.file)), default=-1)
         self._last_look = share(run.world, self._last_look)
         if self.held_out is None:
-            run.reporter.say("probe: no held-out data with labels; it shows signs of collapse alone")
+            run.reporter.log("probe: no held-out data with labels; it shows signs of collapse alone")
 
     def probe(self, steps_per_epoch: int, last_step: int) -> bool:
         """Probe the features if it is time to. Every rank calls this between the same two steps.
@@ -143,7 +143,7 @@ class OnlineProbe:
         self.file.append([line])
         self.file.sync()
         draw_probes(read_probes(self.file), self.run.folder / "probe.png")
-        reporter.say(f"{probe_line(line)}; {seconds:.1f} s")
+        reporter.log(f"{probe_line(line)}; {seconds:.1f} s")
         scalars = {f"probe/{name}": line[name] for name in FIGURES if line[name] is not None}
         if reporter.board:
             for name, value in scalars.items():

@@ -24,7 +24,7 @@ class Script(Generic[Options]):
         options: The class of its options.
         paper: The defaults with --data.
         sample: The defaults without --data, on top of `paper`.
-        whose: The source of `paper`: "paper", or "default" if no paper states it.
+        source: The origin of `paper`: "paper", or "default" if no paper states it.
         variant: Returns defaults that depend on the given options, on top of `paper`.
     """
 
@@ -33,7 +33,7 @@ class Script(Generic[Options]):
     options: type[Options]
     paper: Mapping[str, Any]
     sample: Mapping[str, Any]
-    whose: str = field(default="paper", kw_only=True)
+    source: str = field(default="paper", kw_only=True)
     variant: Callable[[Options], Mapping[str, Any]] = field(default=lambda options: {}, kw_only=True)
 
     def with_paper(self, **values: Any) -> Options:
@@ -60,7 +60,7 @@ class Script(Generic[Options]):
         """
         is_rank_0 = own_rank() == 0
         small = " ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in self.sample.items())
-        usual = "are the paper's" if self.whose == "paper" else "hold with --data"
+        usual = "are the paper's" if self.source == "paper" else "hold with --data"
         description = (self.description or "").rstrip()
         description += f"\n\nDefaults below {usual}; without --data they are\n{small}"
 
@@ -75,7 +75,7 @@ class Script(Generic[Options]):
         paper = {**self.paper, **self.variant(options)}
         options = parsed(paper if options.data is not None else {**paper, **self.sample})
         if is_rank_0:
-            log(describe_choice(options, paper, self.whose))
+            log(describe_choice(options, paper, self.source))
         return options.completed()
 
 
@@ -93,16 +93,16 @@ class Evaluation(Script[Options]):
     run: Callable[[Options], int]
 
 
-def describe_choice(options: RunOptions, paper: Mapping[str, Any], whose: str = "paper") -> str:
+def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str = "paper") -> str:
     """Return a line with the values in which `options` differ from the usual ones.
 
     Args:
         options: The options.
         paper: The usual values. For other fields, the usual values are the defaults.
-        whose: The source of `paper`, as in `Script`.
+        source: The origin of `paper`, as in `Script`.
     """
     values = options.as_dict()
-    usual = {name: (value, whose) for name, value in paper.items()}
+    usual = {name: (value, source) for name, value in paper.items()}
     names = {*options.science(), "max_steps_per_stage"} - paper.keys()
     usual |= {f.name: (f.default, "default") for f in fields(options) if f.name in names}
     changed = [
@@ -111,7 +111,7 @@ def describe_choice(options: RunOptions, paper: Mapping[str, Any], whose: str = 
         if values[name] != plain_value(value)
     ]
     data = options.data or "the embedded sample"
-    same = "all values as in the paper" if whose == "paper" else "all values are the defaults"
+    same = "all values as in the paper" if source == "paper" else "all values are the defaults"
     return f"{data}: " + (", ".join(changed) if changed else same)
 
 

@@ -71,16 +71,16 @@ class Reporter:
         self._num_skipped: Tensor | None = None
         self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line for people, on rank 0."""
         if self.screen:
-            self.screen.say(text)
+            self.screen.log(text)
 
     def stage_begins(self, stage: Stage, step: int, num_steps: int, steps_per_epoch: int) -> None:
         self._stage, self._num_steps, self._skipped = stage, num_steps, 0.0
         self._window_started, self._wait_s = time.perf_counter(), 0.0
         length = " of" if stage.num_steps is None else ", epochs of"
-        self.say(f"{stage}{length} {steps_per_epoch} steps; steps {step} to {num_steps}")
+        self.log(f"{stage}{length} {steps_per_epoch} steps; steps {step} to {num_steps}")
 
     def epoch(self, figures: Figures | None, epochs: float, run_step: int) -> None:
         """Log rank 0's figures of the epoch that ended at `epochs`, counted over all stages."""
@@ -90,7 +90,7 @@ class Reporter:
         self.epochs.add(line | dict(figures))
         values = {name: value for name, value in figures.items() if value is not None}
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self.say(f"after epoch {round(epochs, 2):g}: {numbers}")
+        self.log(f"after epoch {round(epochs, 2):g}: {numbers}")
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(f"epoch/{name}", value, run_step)
@@ -187,7 +187,7 @@ class Reporter:
             self.file.append(lines)
             self._show(lines, names, elapsed)
             if skipped > self._skipped:
-                self.say(
+                self.log(
                     f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had "
                     "gradients that are not finite and changed nothing (usual while fp16 finds its scale)"
                 )
@@ -248,7 +248,7 @@ class Reporter:
             "held_out": held_out,
             "chance": chance,
         } | dict(memory or {})
-        self.say(summary_line(summary))
+        self.log(summary_line(summary))
         return summary
 
     def close(self) -> None:

@@ -104,7 +104,7 @@ class Run:
                 self._write_records()
         self.stop_signal = StopSignal(world, options.checkpoint_minutes)
         for note in notes:
-            self.reporter.say(note)
+            self.reporter.log(note)
 
     def _machine(self) -> dict[str, Any]:
         names = set(self.options.as_dict()) - set(self.options.science()) - {"data", "val", "out", "resume"}

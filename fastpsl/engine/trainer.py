@@ -13,7 +13,7 @@ from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.first_batch import look_at_first_batch
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
-from fastpsl.engine.kept_choices import AUTOMATIC, choices_of, with_kept_choices
+from fastpsl.engine.kept_choices import AUTOMATIC, apply_kept_choices, choices_of
 from fastpsl.engine.last_step import LONG_STEP_S, LastStep
 from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.optim.schedules import Moment
@@ -61,7 +61,7 @@ class StageTrainer:
         self.images_per_sample = experiment.task.images_per_sample(stage.level)
         options = run.options
         if state:  # within a stage, the choices of its start apply
-            options = with_kept_choices(options, state.get("choices", {}), self._check, run.reporter.say)
+            options = apply_kept_choices(options, state.get("choices", {}), self._check, run.reporter.log)
         # The options for which the checkpoint replaces "auto".
         self.kept = {name for name in AUTOMATIC if getattr(options, name) != getattr(run.options, name)}
         reset_peak_memory(run.world.device)
@@ -85,9 +85,9 @@ class StageTrainer:
         if self.views:
             choices.insert(0, ("augment", augment.path, augment.reason))
         for name, mode, reason in choices:
-            self.run.reporter.say(f"{name} {mode}: {'as the stage began' if name in self.kept else reason}")
+            self.run.reporter.log(f"{name} {mode}: {'as the stage began' if name in self.kept else reason}")
         if self.train_step.fold_frozen:
-            self.run.reporter.say(
+            self.run.reporter.log(
                 f"folded: {'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}"
             )
 
@@ -161,7 +161,7 @@ class StageTrainer:
         run = self.run
         num_batches = self.experiment.task.num_warm_up_batches(self.stage)
         if num_batches:
-            run.reporter.say(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
+            run.reporter.log(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
         epoch, done = self._first_unused_epoch, 0
         with doing(f"{self.stage.name}: before its first step", "batches", num_batches) as progress:
             run.stop_signal.other_pace()

@@ -148,7 +148,7 @@ def _from_checkpoint(
     network = make_backbone(name, num_channels=input_record.num_channels)
     fill(network, state["backbone"], name, f"{path}, a checkpoint of {science.get('recipe', 'fastpsl')},")
     record = _record(path, sha256_of_file(path), "fastpsl", name, input_record)
-    record |= {"run_step": state["position"]["run_step"], "science": science, "cut": was_cut(state)}
+    record |= {"run_step": state["position"]["run_step"], "science": science, "cut": was_cut_short(state)}
     return Pretrained(network, input_record, record)
 
 
@@ -250,7 +250,7 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
     backbone.load_state_dict(dict(tensors))
 
 
-def was_cut(state: Mapping[str, Any]) -> bool:
+def was_cut_short(state: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint's training stopped before its plan's end: steps or stages are missing."""
     summaries = state["position"]["summaries"]
     short = any(summary["num_steps"] < summary["num_steps_planned"] for summary in summaries)

@@ -75,25 +75,25 @@ class doing:
         return pace + (f", {self.num_bad:,} broken" if self.num_bad else "")
 
     def __enter__(self) -> "doing":  # noqa: PYI034  (typing.Self is 3.11's)
-        _voice.begin(self)
+        _heartbeat.begin(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        _voice.end(self)
+        _heartbeat.end(self)
 
 
 def heard() -> None:
     """Start the ten seconds anew, because a line was printed or a screen was redrawn."""
-    _voice.last_heard = time.monotonic()
+    _heartbeat.last_heard = time.monotonic()
 
 
-def report_to(say: Callable[[str], None] | None) -> None:
+def report_to(log: Callable[[str], None] | None) -> None:
     """Send the lines to a function, such as the caption of a screen.
 
     Args:
-        say: Called with each line from a thread of its own; None writes to stderr again.
+        log: Called with each line from a thread of its own; None writes to stderr again.
     """
-    _voice.say = say or _to_stderr
+    _heartbeat.log = log or _to_stderr
 
 
 def _to_stderr(line: str) -> None:
@@ -104,11 +104,11 @@ def _to_stderr(line: str) -> None:
         pass  # stderr is closed
 
 
-class Voice:
+class Heartbeat:
     """The reporter of the innermost operation, after `SILENCE_S` seconds without any line."""
 
     def __init__(self) -> None:
-        self.say: Callable[[str], None] = _to_stderr
+        self.log: Callable[[str], None] = _to_stderr
         self.last_heard = 0.0
         self._doing: list[doing] = []
         self._changed = threading.Condition()
@@ -120,7 +120,7 @@ class Voice:
                 self.last_heard = time.monotonic()
             self._doing.append(what)
             if self._thread is None or not self._thread.is_alive():  # first use, or the child of a fork
-                self._thread = threading.Thread(target=self._speak, name="fastpsl-voice", daemon=True)
+                self._thread = threading.Thread(target=self._speak, name="fastpsl-heartbeat", daemon=True)
                 self._thread.start()
             self._changed.notify()
 
@@ -145,7 +145,7 @@ class Voice:
                 if line is None:
                     self._changed.wait(max(self.last_heard + SILENCE_S - time.monotonic(), 0.01))
             if line is not None and int(os.environ.get("RANK", "0")) == 0:
-                self.say(line)
+                self.log(line)
 
 
-_voice = Voice()
+_heartbeat = Heartbeat()

@@ -136,7 +136,7 @@ class ViewSpec:
             images = op(images, draw)
         return images
 
-    def pictures(self, inputs: Tensor) -> Tensor:
+    def denormalise(self, inputs: Tensor) -> Tensor:
         """Convert what `apply` returned to images for people.
 
         Args:

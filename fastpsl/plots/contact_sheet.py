@@ -40,17 +40,17 @@ def captions(
 
 
 def save_contact_sheet(
-    pictures: Tensor, path: Path, captions: Sequence[str] = (), num_images: int = NUM_IMAGES
+    images: Tensor, path: Path, captions: Sequence[str] = (), num_images: int = NUM_IMAGES
 ) -> None:
     """Write images as one PNG, each above its caption.
 
     Args:
-        pictures: Images, float [N, 3, H, W] in [0, 1].
+        images: float [N, 3, H, W] in [0, 1].
         path: File to write.
         captions: Captions of any number of lines. A line wider than its image is cut, and ends in "…".
         num_images: Largest number of images that are drawn.
     """
-    shown = (pictures[:num_images].permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().cpu().numpy()
+    shown = (images[:num_images].permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte().cpu().numpy()
     scale = -(-_MIN_WIDTH_PX // shown.shape[2])
     shown = shown.repeat(scale, axis=1).repeat(scale, axis=2)
     num, height, width = shown.shape[:3]

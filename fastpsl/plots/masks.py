@@ -47,13 +47,13 @@ class Shown(NamedTuple):
     """An image with its masks.
 
     Attributes:
-        picture: uint8 [H, W, 3].
+        image: uint8 [H, W, 3].
         truth: True class numbers, uint8 [H, W].
         found: Predicted class numbers, uint8 [H, W].
         caption: Line below the image.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     truth: np.ndarray
     found: np.ndarray
     caption: str
@@ -86,7 +86,7 @@ def _tile(row: Shown, font: ImageFont.FreeTypeFont) -> Image.Image:
     size = (max(1, round(width * HEIGHT_PX / height)), HEIGHT_PX)
     tile = Image.new("RGB", (3 * size[0] + GAP_PX, HEIGHT_PX + LINE_PX), (GROUND,) * 3)
     colours = palette()
-    for i, image in enumerate((row.picture, colours[row.truth], colours[row.found])):
+    for i, image in enumerate((row.image, colours[row.truth], colours[row.found])):
         resampling = Image.Resampling.BILINEAR if i == 0 else Image.Resampling.NEAREST
         tile.paste(Image.fromarray(image).resize(size, resampling), (i * (size[0] + GAP_PX // 2), 0))
     ImageDraw.Draw(tile).text((0, HEIGHT_PX + 1), row.caption, fill=INK, font=font)

@@ -12,10 +12,10 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.recipe_files import recipe_path
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL
-from fastpsl.tables.found import Found, TrainingRun
 from fastpsl.tables.matching import Matches, needs_of, runs_for
 from fastpsl.tables.needs import COUPLED, Evaluation, Weights
 from fastpsl.tables.other_data import inputs
+from fastpsl.tables.results import Found, TrainingRun
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 from fastpsl.tasks.pseudo_labels.file import NAME as LABELS_NAME
@@ -132,8 +132,8 @@ class _Writer:
         commands = []
         if weights.recipe and folder and not _is_done(self.runs[weights], seed):
             commands += self._labels(weights, seed)
-            pictures: dict[str, Any] = {"data": self._learns_from(weights), "val": self.place.val}
-            commands.append(self._torchrun(weights.recipe, self._training(weights, seed), folder, pictures))
+            data_flags: dict[str, Any] = {"data": self._learns_from(weights), "val": self.place.val}
+            commands.append(self._torchrun(weights.recipe, self._training(weights, seed), folder, data_flags))
         for evaluation in evaluations:
             name = f"{_name(weights, seed)}-{evaluation.folder_name}"
             out = self._free(name, str(folder) if folder else None)
@@ -165,20 +165,20 @@ class _Writer:
         spelled = {"seed": seed} | self.scale.evaluation_flags(evaluation)
         if evaluation.command:
             data, held_out = self.place.data, self.place.val
-            pictures = (
+            data_flags = (
                 {"gallery": data, "queries": held_out} if evaluation == RETRIEVAL else {"data": held_out}
             )
             source = {} if folder else _random(weights)
             return _command(
-                evaluation.recipe, [folder] if folder else [], pictures | source | spelled | {"out": out}
+                evaluation.recipe, [folder] if folder else [], data_flags | source | spelled | {"out": out}
             )
         source = {"checkpoint": folder} if folder else _random(weights)
-        pictures = {"data": self.place.data, "val": self.place.val}
+        data_flags = {"data": self.place.data, "val": self.place.val}
         if evaluation.reads:
-            pictures = inputs(evaluation, self.place.others)
+            data_flags = inputs(evaluation, self.place.others)
         values = self.scale.evaluation_values(evaluation)
         batch_size = values["batch_size"] // values.get("accumulate", 1)
-        return self._torchrun(evaluation.recipe, source | spelled, out, pictures, batch_size)
+        return self._torchrun(evaluation.recipe, source | spelled, out, data_flags, batch_size)
 
     def _labels(self, weights: Weights, seed: int) -> list[str]:
         """Return the command that writes the pseudo-labels, if one is needed."""
@@ -202,14 +202,14 @@ class _Writer:
         recipe: str,
         options: Mapping[str, Any],
         out: Path,
-        pictures: Mapping[str, Any],
+        data_flags: Mapping[str, Any],
         max_processes: int | None = None,
     ) -> str:
         """Return the command of a recipe, with at most so many processes."""
         script = recipe_path(recipe)
         num = min(self.place.num_processes, max_processes or self.place.num_processes)
         start = ["torchrun", f"--nproc-per-node={num}", str(script)]
-        return shlex.join([*start, *_flags({**pictures, **options, "out": out})])
+        return shlex.join([*start, *_flags({**data_flags, **options, "out": out})])
 
     @property
     def _folder_name(self) -> str:

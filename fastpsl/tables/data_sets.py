@@ -6,8 +6,8 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from fastpsl.tables.found import Result
 from fastpsl.tables.needs import SUPERVISED, Evaluation, Weights
+from fastpsl.tables.results import Result
 from fastpsl.tables.rows import Table
 
 # The part that a digest is of, and the flag that names the data.

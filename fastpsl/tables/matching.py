@@ -10,9 +10,9 @@ from pathlib import Path
 from fastpsl.tables.data_sets import DataSet, data_of, learned_from, one_data_set
 from fastpsl.tables.differences import UNSAID, differences, label_source, training_differences
 from fastpsl.tables.evaluations import CLUSTERS
-from fastpsl.tables.found import Found, Result, TrainingRun
 from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.papers import TABLES
+from fastpsl.tables.results import Found, Result, TrainingRun
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 
@@ -140,7 +140,7 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
         reasons.append(f"backbone {backbone}, here {weights.backbone}")
     if weights.recipe is not None:
         reasons += training_differences(result.science, weights, scale)
-        reasons += _wrong_pictures(result, need, table)
+        reasons += _wrong_images(result, need, table)
     if result.data[0] == result.data[1]:
         reasons.append("scored on the pictures that it learned from")
     channels = (checkpoint.get("input") or {}).get("channels", "RGB")
@@ -154,7 +154,7 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
     )
 
 
-def _wrong_pictures(result: Result, need: Need, table: Table) -> list[str]:
+def _wrong_images(result: Result, need: Need, table: Table) -> list[str]:
     """Return why the images of the pre-training are not the right ones beside those of the evaluation."""
     weights, evaluation = need
     (train, val), learned = result.data, result.science.get("data_digest")

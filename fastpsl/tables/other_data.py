@@ -9,7 +9,7 @@ from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.tables.data_sets import of_other_data
 from fastpsl.tables.needs import Evaluation
-from fastpsl.tables.rows import Pictures, Table
+from fastpsl.tables.rows import PaperImages, Table
 from fastpsl.transfer.classification import protocols as multilabel_protocols
 from fastpsl.transfer.detection import protocols as detection_protocols
 from fastpsl.transfer.segmentation import protocols as segmentation_protocols
@@ -39,18 +39,18 @@ OTHER_DATA = {
     "mini_imagenet": OtherData("miniImageNet", ("data",), ("MINI-IMAGENET-TEST",)),
 }
 # The images that the papers' numbers are of, by protocol.
-PAPERS_PICTURES = {
-    "detection/pirl": Pictures("VOC07+12", 16_551, 4_952),
-    "detection/fast_rcnn": Pictures("VOC07", 5_011, 4_952),
-    "detection/sslpp": Pictures("VOC07", 2_501, 4_952),
-    "classification/deepcluster": Pictures("VOC07", 5_011, 4_952),
-    "classification/sslpp": Pictures("VOC07", 2_501, 4_952),
-    "svm/vissl": Pictures("VOC07", 5_011, 4_952),
-    "segmentation/fcn_alexnet": Pictures("VOC12 with SBD", 10_582, 1_449),
-    "segmentation/sslpp": Pictures("VOC12", 1_464, 1_449),
-    "linear/vissl_places205": Pictures("Places205", 2_448_873, 20_500),
-    "linear/vissl_inat18": Pictures("iNaturalist 2018", 437_513, 24_426),
-    "few_shot": Pictures("miniImageNet's test classes", 12_000, 12_000),
+PAPER_IMAGES = {
+    "detection/pirl": PaperImages("VOC07+12", 16_551, 4_952),
+    "detection/fast_rcnn": PaperImages("VOC07", 5_011, 4_952),
+    "detection/sslpp": PaperImages("VOC07", 2_501, 4_952),
+    "classification/deepcluster": PaperImages("VOC07", 5_011, 4_952),
+    "classification/sslpp": PaperImages("VOC07", 2_501, 4_952),
+    "svm/vissl": PaperImages("VOC07", 5_011, 4_952),
+    "segmentation/fcn_alexnet": PaperImages("VOC12 with SBD", 10_582, 1_449),
+    "segmentation/sslpp": PaperImages("VOC12", 1_464, 1_449),
+    "linear/vissl_places205": PaperImages("Places205", 2_448_873, 20_500),
+    "linear/vissl_inat18": PaperImages("iNaturalist 2018", 437_513, 24_426),
+    "few_shot": PaperImages("miniImageNet's test classes", 12_000, 12_000),
 }
 Paths = Mapping[str, tuple[str, ...]]
 

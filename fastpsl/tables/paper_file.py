@@ -14,22 +14,22 @@ from typing import Any
 
 from fastpsl.tables.evaluations import Columns
 from fastpsl.tables.needs import Measure, Weights
-from fastpsl.tables.rows import Pictures, Row, Table
+from fastpsl.tables.rows import PaperImages, Row, Table
 
 # The types that each field may have; a list holds values of its types.
 Fields = Mapping[str, tuple[Any, ...]]
-_PAPER: Fields = {"defaults": (dict,), "pictures": (dict,), "notes": (dict,), "tables": (dict,)}
-_PICTURES: Fields = {"name": (str,), "num_train": (int,), "num_val": (int,), "num_pretrain": (int,)}
+_PAPER: Fields = {"defaults": (dict,), "images": (dict,), "notes": (dict,), "tables": (dict,)}
+_IMAGES: Fields = {"name": (str,), "num_train": (int,), "num_val": (int,), "num_pretrain": (int,)}
 _ROW: Fields = {
     "method": (str,), "arch": (str,), "numbers": ([float, NoneType],), "million_parameters": (int,),
     "weights": (str, [str]), "measured": (str,), "baseline": (str,), "note": (str,),
 }  # fmt: skip
 _TABLE: Fields = {
     "title": (str,), "number": (str,), "columns": ([str],), "rows": ([dict],), "notes": ([str, dict],),
-    "means": (int,), "arch": (str,), "measured": (str,), "million_parameters": (int,), "pictures": (str,),
+    "means": (int,), "arch": (str,), "measured": (str,), "million_parameters": (int,), "images": (str,),
     "gains": (str,), "unmeasured": (str,), "unprinted": (str,), "curves": (bool,),
 }  # fmt: skip
-_OF_EACH_TABLE = ("title", "number", "columns", "rows", "pictures", "gains", "unmeasured", "unprinted")
+_OF_EACH_TABLE = ("title", "number", "columns", "rows", "images", "gains", "unmeasured", "unprinted")
 _SHARED_NOTE: Fields = {"shared": (str,)}
 # Fields of a table that hold for its rows, too.
 _OF_TABLE = ("arch", "measured", "million_parameters")
@@ -52,7 +52,7 @@ def read_paper(path: Path, weights: Mapping[str, Weights], columns: Mapping[str,
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
     _check(record, _PAPER, _PAPER, path.name)
-    names = _Names(weights, columns, record["pictures"], record["notes"])
+    names = _Names(weights, columns, record["images"], record["notes"])
     tables = []
     for name, table in record["tables"].items():
         where = f"{path.name}, table {name}"
@@ -67,14 +67,14 @@ class _Names:
 
     weights: Mapping[str, Weights]
     columns: Mapping[str, Columns]
-    pictures: Mapping[str, Any]
+    images: Mapping[str, Any]
     notes: Mapping[str, Any]
 
 
 def _table(name: str, record: dict[str, Any], names: _Names, where: str) -> Table:
     _check(record, _TABLE, _OF_EACH_TABLE, where)
-    pictures = _meaning(names.pictures, record["pictures"], f"{where}, pictures")
-    _check(pictures, _PICTURES, ("name", "num_train", "num_val"), f"{where}, pictures")
+    images = _meaning(names.images, record["images"], f"{where}, images")
+    _check(images, _IMAGES, ("name", "num_train", "num_val"), f"{where}, images")
     of_table = {field: record.pop(field) for field in _OF_TABLE if field in record}
     num = len(record["columns"])
     rows = tuple(
@@ -91,7 +91,7 @@ def _table(name: str, record: dict[str, Any], names: _Names, where: str) -> Tabl
     if means := record.pop("means", 0):
         notes.insert(0, mean_note(rows, means))
     texts = record | {"columns": tuple(record["columns"]), "rows": rows, "notes": tuple(notes)}
-    return Table(name=name, **(texts | {"pictures": Pictures(**pictures)}))
+    return Table(name=name, **(texts | {"images": PaperImages(**images)}))
 
 
 def _row(record: dict[str, Any], num: int, names: _Names, where: str) -> Row:

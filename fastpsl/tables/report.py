@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from fastpsl.tables.cells import Cell, Gain, cells_of, gains_of
 from fastpsl.tables.commands import Missing, Place, missing_runs
 from fastpsl.tables.data_sets import DataSet
-from fastpsl.tables.found import Found, Result
 from fastpsl.tables.matching import Matches, match, needs_of
 from fastpsl.tables.needs import Evaluation, Weights
-from fastpsl.tables.other_data import PAPERS_PICTURES
-from fastpsl.tables.rows import Pictures, Row, Table
+from fastpsl.tables.other_data import PAPER_IMAGES
+from fastpsl.tables.results import Found, Result
+from fastpsl.tables.rows import PaperImages, Row, Table
 from fastpsl.tables.scales import Scale
 
 
@@ -78,11 +78,11 @@ class Report:
         """Return which images ours were measured on, and whether they are as many as the paper's."""
         if not self.used:
             return "Nothing is measured yet."
-        data, paper = self.matches.data, self.table.pictures
+        data, paper = self.matches.data, self.table.images
         results = [result for _, evaluation, result in self.used if not evaluation.reads]
         if results:
             result = next((result for result in results if result.data[1]), results[0])
-            parts = [_pictures_words("Ours:", str(data), result.counts, paper)]
+            parts = [_images_words("Ours:", str(data), result.counts, paper)]
         else:
             learned = data.pretrain if self.table.pretrains_elsewhere else data.train
             parts = [(f"Ours: pre-trained on pictures of digest {learned[:8]}.", True)] if learned else []
@@ -91,14 +91,14 @@ class Report:
         }
         for protocol, result in reversed(others.items()):
             digests = "/".join(digest[:8] for digest in result.data if digest)
-            parts.append(_pictures_words(f"{protocol}:", digests, result.counts, PAPERS_PICTURES[protocol]))
+            parts.append(_images_words(f"{protocol}:", digests, result.counts, PAPER_IMAGES[protocol]))
         words = " ".join(words for words, _ in parts)
         as_many = all(as_many for _, as_many in parts)
         return words if as_many else f"{words} Compare what the rows gain, not their values."
 
 
-def _pictures_words(
-    whose: str, digests: str, counts: tuple[int | None, int | None], paper: Pictures
+def _images_words(
+    whose: str, digests: str, counts: tuple[int | None, int | None], paper: PaperImages
 ) -> tuple[str, bool]:
     """Return of which images numbers are, and whether they are as many as the paper's."""
     of_paper = (paper.num_train, paper.num_val)

@@ -6,7 +6,7 @@ from fastpsl.tables.needs import Measure
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PaperImages:
     """The images that a paper's table is measured on.
 
     Attributes:
@@ -64,7 +64,7 @@ class Table:
         gains: The headline over what rows add to their baselines.
         unmeasured: Why a row has the paper's numbers alone.
         unprinted: The mark of rows that the paper does not have.
-        pictures: The images of the paper's numbers.
+        images: The images of the paper's numbers.
         curves: Whether it is drawn as lines over the columns, in a panel for each row that has a baseline.
     """
 
@@ -77,7 +77,7 @@ class Table:
     gains: str
     unmeasured: str
     unprinted: str
-    pictures: Pictures
+    images: PaperImages
     curves: bool = False
 
     @property
@@ -94,7 +94,7 @@ class Table:
     @property
     def pretrains_elsewhere(self) -> bool:
         """Whether trainings without labels learn from other images than evaluations do."""
-        return self.pictures.num_pretrain is not None
+        return self.images.num_pretrain is not None
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
+from fastpsl.tables.chart import save_chart
 from fastpsl.tables.commands import Place
 from fastpsl.tables.data_sets import DataSet, flag_of
-from fastpsl.tables.found import find
 from fastpsl.tables.other_data import OTHER_DATA, Paths, digests
 from fastpsl.tables.page import missing_lines
 from fastpsl.tables.papers import TABLES
-from fastpsl.tables.picture import save_picture
 from fastpsl.tables.render import html, markdown
 from fastpsl.tables.report import Report, make_report
+from fastpsl.tables.results import find
 from fastpsl.tables.scales import SCALES
 
 TRAIN_PLACEHOLDER, VAL_PLACEHOLDER, PRETRAIN_PLACEHOLDER = "TRAIN.beton", "VAL.beton", "PRETRAIN.beton"
@@ -87,7 +87,7 @@ def make_table(
     with output_errors(stem):
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(page, markdown(report).encode())
-        save_picture(report, chart)
+        save_chart(report, chart)
         write_atomically(web_page, html(report, chart).encode())
     named = (("--data", data), ("--val", val), ("--pretrain-data", pretrain_data))
     absent = [f"{flag} {name}" for flag, name in named if name and not _is_there(name)]

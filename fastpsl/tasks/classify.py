@@ -77,7 +77,7 @@ class Classify(Task):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the images as the network sees them."""
-        return self.train_view.pictures(inputs[0])
+        return self.train_view.denormalise(inputs[0])
 
 
 def checked_num_classes(data: Dataset) -> int:

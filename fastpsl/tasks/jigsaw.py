@@ -105,7 +105,7 @@ class Jigsaw(Task):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return each window in its tiles, and beside it the puzzle, with gaps between the tiles."""
-        tiles = self.views(1)[0].pictures(inputs[0])
+        tiles = self.views(1)[0].denormalise(inputs[0])
         tiles = F.pad(tiles, (1, 1, 1, 1), value=1.0).unflatten(0, (-1, self.grid**2))
         chosen = self.permutations[batch.draw(JigsawTiles)["permutation"][:, 0].cpu()]
         shuffled = tiles.gather(1, chosen.view(*chosen.shape, 1, 1, 1).expand_as(tiles))

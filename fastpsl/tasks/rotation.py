@@ -92,9 +92,9 @@ class Rotation(Task):
     ) -> tuple[Tensor, Metrics]:
         """Return the cross-entropy over the level's angles; accuracy is the share of correct angles."""
         assert isinstance(head, RotationHead)
-        degrees = degrees_seen(batch)
+        degrees = image_degrees(batch)
         labels = (degrees * head.num_rotations // 360).flatten()
-        logits = head(trunk(seen(inputs))).float()
+        logits = head(trunk(joined(inputs))).float()  # [V * B * k, num_rotations], in this order
         valid = (batch.indices >= 0).float()[:, None].expand_as(degrees).flatten()
         num_valid = valid.sum()
         loss = (F.cross_entropy(logits, labels, reduction="none") * valid).sum() / num_valid.clamp(min=1)
@@ -109,9 +109,9 @@ class Rotation(Task):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return one image of each sample, or all of its rotations in one or two rows."""
-        images = self.views(1)[0].pictures(seen(inputs))
+        images = self.views(1)[0].denormalise(joined(inputs))
         images = F.pad(images, (0, _GAP_PX, 0, _GAP_PX), value=1.0)
-        images = _in_rows(images.unflatten(0, degrees_seen(batch).shape))
+        images = _in_rows(images.unflatten(0, image_degrees(batch).shape))
         # [B, rows, columns, 3, h, w] → [B, 3, rows*h, columns*w]
         images = images.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
         return images[..., :-_GAP_PX, :-_GAP_PX]
@@ -119,16 +119,11 @@ class Rotation(Task):
     @override
     def captions(self, batch: Batch) -> list[str]:
         """Return the angles of the contact sheet's images, counter-clockwise."""
-        angles = _in_rows(degrees_seen(batch)).tolist()
+        angles = _in_rows(image_degrees(batch)).tolist()
         return ["\n".join(" ".join(f"{angle}°" for angle in row) for row in rows) for rows in angles]
 
 
-def seen(inputs: Sequence[Tensor]) -> Tensor:
-    """Return the network's input [V * B * k, 3, S, S]: V views, B samples and k turns, in this order."""
-    return joined(inputs)
-
-
-def degrees_seen(batch: Batch) -> Tensor:
+def image_degrees(batch: Batch) -> Tensor:
     """Return the counter-clockwise angle of each image, int64 [V, B, k]."""
     steps = torch.stack([d["label"] if "label" in d else 2 * d["turns"] for (d,) in batch.draws])
     if steps.ndim == 2:

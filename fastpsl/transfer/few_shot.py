@@ -226,7 +226,7 @@ def _without_replacement(random_words: np.ndarray, sizes: np.ndarray) -> np.ndar
 
 
 @torch.no_grad()
-def num_right(features: np.ndarray, episodes: Episodes, device: torch.device) -> np.ndarray:
+def num_hits(features: np.ndarray, episodes: Episodes, device: torch.device) -> np.ndarray:
     """Count the queries of each episode that are nearest to the mean of their own class.
 
     Of equal distances the first class counts. The squared distance ||q - m||^2 is ||q||^2 - 2 q.m + ||m||^2.

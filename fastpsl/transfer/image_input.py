@@ -88,7 +88,7 @@ def normalised(image: Tensor, input: Input) -> Tensor:
     return view.apply(image[None], on_device, torch.float32)[0]
 
 
-def pictures(inputs: Tensor, input: Input) -> Tensor:
+def denormalised(inputs: Tensor, input: Input) -> Tensor:
     """Turn results of `normalised` back into images to look at.
 
     Args:
@@ -98,7 +98,7 @@ def pictures(inputs: Tensor, input: Input) -> Tensor:
     Returns:
         float32 [n, 3, h, w] in [0, 1] on the CPU.
     """
-    return _view(input).pictures(inputs)
+    return _view(input).denormalise(inputs)
 
 
 def padded(images: Sequence[Tensor], multiple_px: int = 32, margin_px: int = 0) -> Tensor:

@@ -112,7 +112,7 @@ def test_torchvisions_model_is_ours(backbone: str) -> None:
     assert moved_names and not moved_names & frozen_names
 
 
-def test_pictures() -> None:
+def test_images() -> None:
     (batch,) = drawn_batches(1, 32, 48, CPU)
     assert {tuple(image.shape) for image in batch.images} == {(3, 48, 64), (3, 64, 48)}
     for image, target in zip(batch.images, batch.targets, strict=True):

@@ -157,7 +157,7 @@ def test_what_fails_hangs_or_comes_too_late_is_told_and_ends_no_part(tmp_path: P
 
 
 @pytest.mark.parametrize("num", [None, 1030])
-def test_packed_pictures_are_the_same_again(num: int | None, tmp_path: Path) -> None:
+def test_packed_images_are_the_same_again(num: int | None, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     images, labels = random.integers(0, 256, (1100, 6, 8, 3), np.uint8), random.integers(0, 9, 1100)
     np.savez(tmp_path / "a.npz", images=images, labels=labels)

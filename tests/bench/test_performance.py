@@ -23,7 +23,7 @@ def test_the_committed_pages_are_what_the_committed_files_make() -> None:
     assert OVERVIEW.read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_file_and_every_picture_of_the_page_is_there() -> None:
+def test_every_file_and_every_figure_of_the_page_is_there() -> None:
     text = (DOCS / "performance.md").read_text()
     names = [path.name for path in RESULTS.glob("*.json")]
     assert names and all(

@@ -35,7 +35,7 @@ def test_each_is_another_and_the_same_again(jpegs: list[bytes], tmp_path: Path) 
     assert photo(Fields(4), 0) != jpegs[0]
 
 
-def test_they_are_what_cameras_pictures_become(jpegs: list[bytes]) -> None:
+def test_they_are_what_cameras_images_become(jpegs: list[bytes]) -> None:
     for jpeg in jpegs:
         image = Image.open(io.BytesIO(jpeg))
         assert (image.height, image.width) in {sides[:2] for sides in SIDES}
@@ -54,7 +54,7 @@ def test_bytes_are_a_photos(jpegs: list[bytes]) -> None:
     assert mean_pixels == pytest.approx(0.165e6, rel=0.02)
 
 
-def test_contrast_varies_within_a_picture_as_in_photos(jpegs: list[bytes]) -> None:
+def test_contrast_varies_within_an_image_as_in_photos(jpegs: list[bytes]) -> None:
     """The logarithm of blocks' deviation spreads by 0.94 in clothing photos, with one contrast by 0.3."""
     spreads = []
     for jpeg in jpegs[:8]:

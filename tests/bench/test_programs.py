@@ -94,9 +94,9 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
 ) -> None:
     clock = iter((100.0, 100.0, 103.0, 112.0, 113.0))
     monkeypatch.setattr("bench.program.time.monotonic", lambda: next(clock))
-    with progress() as say:
+    with progress() as log:
         for phase in ("first", "second", "third", "fourth"):
-            say(phase)
+            log(phase)
     out, err = capsys.readouterr()
     assert not out
     assert [line.split(", ", 1)[1] for line in err.splitlines()] == ["after 0 s: first", "after 12 s: third"]

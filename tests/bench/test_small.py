@@ -115,7 +115,7 @@ def test_values_that_cannot_be_are_refused(options: Options, says: str) -> None:
         options.check()
 
 
-def test_what_is_no_set_of_small_pictures_is_one_line_and_exit_2(tmp_path: Path) -> None:
+def test_what_is_no_set_of_small_images_is_one_line_and_exit_2(tmp_path: Path) -> None:
     process = call("--data", "absent.beton", "--val", "absent.beton", "--out", str(tmp_path / "small.json"))
     assert process.returncode == 2 and "absent.beton" in process.stderr and process.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

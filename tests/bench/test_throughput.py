@@ -102,7 +102,7 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_pictures_are_copied_out_as_they_are(beton: Path) -> None:
+def test_images_are_copied_out_as_they_are(beton: Path) -> None:
     """Each sample's bytes and label are written once as a file and once in a shard."""
     with Beton(beton) as data:
         expected = {index: (data.read(index), index % 2) for index in range(9)}
@@ -136,7 +136,7 @@ def test_peers_are_measured_or_named(kind: str, beton: Path) -> None:
         process.close()
 
 
-def test_raw_pictures_are_no_work_for_readers_of_files(tmp_path: Path) -> None:
+def test_raw_images_are_no_work_for_readers_of_files(tmp_path: Path) -> None:
     image = np.zeros((8, 8, 3), np.uint8)
     path = tmp_path / "raw.beton"
     write_beton([Sample("0", image, 0)], path, num_samples=1, class_names=["a"], target=Target(mode="raw"))
@@ -149,7 +149,7 @@ def test_raw_pictures_are_no_work_for_readers_of_files(tmp_path: Path) -> None:
 def test_loaders_alone_are_rows_beside_each_other(beton: Path) -> None:
     works = {f"decoder {kind}": work(kind, beton) for kind in ("torchvision", "dataloader", "nobody")}
     rates, missing, notes = interleaved.measure(
-        works, (1, 2), repeats=2, seconds=0.0, deadline=float("inf"), say=lambda line: None
+        works, (1, 2), repeats=2, seconds=0.0, deadline=float("inf"), log=lambda line: None
     )
     rows = [_row(each) for each in rates]
     names = [(row["measured"], row["decoder"], row["num_views"], len(row["values"])) for row in rows]

@@ -76,7 +76,7 @@ def result(options: Options) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_rows_and_their_picture(tmp_path: Path) -> None:
+def test_rows_and_their_figure(tmp_path: Path) -> None:
     record = result(Options(accuracy=0.5))
     validate(record)
     rows = {(row["measured"], row["accuracy"]): row for row in record["rows"]}

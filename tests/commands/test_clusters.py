@@ -23,7 +23,7 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.clusters import NUM_SHOWN, draw_contents, draw_sizes, shown_classes
 from fastpsl.plots.filters import draw_filters
-from fastpsl.tables.found import find
+from fastpsl.tables.results import find
 from fastpsl.tasks.pseudo_labels.file import write_labels
 from fastpsl.tasks.pseudo_labels.scores import ari, hungarian_accuracy, many_to_one_accuracy, nmi
 from tests.pipelines.photos import jpeg, photo
@@ -89,7 +89,7 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def test_numbers_and_pictures(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_and_images(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, output, errors = run(capsys, run_folder)
     assert (code, errors) == (0, "")
     out = run_folder / "clusters"
@@ -338,7 +338,7 @@ def test_a_row_shows_its_class(tmp_path: Path) -> None:
         assert (sheet[6 + row * 142 + 60, 176 + len(expected) * 126 + 60] == 48).all()  # no picture there
 
 
-def test_a_picture_that_cannot_be_decoded_is_black(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_black(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for i in range(3):
         (tmp_path / "data" / f"{i}.jpg").write_bytes(jpeg(np.full((40, 60, 3), 200, np.uint8)))

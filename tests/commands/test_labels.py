@@ -163,7 +163,7 @@ def test_clear_clusters_are_found(tmp_path: Path) -> None:
     assert ari(labels, true_labels) == 1 and num_classes == 4 and configuration["size_px"] == 32
 
 
-def test_fewer_pictures_than_clusters_would_need(tmp_path: Path) -> None:
+def test_fewer_images_than_clusters_would_need(tmp_path: Path) -> None:
     """Two images are a cluster each; equal images leave clusters empty."""
     with Beton(plain(tmp_path / "two.beton", [10, 90])) as data:
         labels, *_ = make_labels("k-means", data, num_classes=2, pca_width=1, size_px=4, seed=0)
@@ -203,9 +203,7 @@ def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     assert written(out, sample_paths().train).num_classes == 70
 
 
-def test_a_picture_that_cannot_be_decoded_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "photos").mkdir()
     for i in range(6):
         (tmp_path / "photos" / f"{i}.jpg").write_bytes(jpeg(photo(i, 40, 50)))

@@ -121,7 +121,7 @@ def test_no_gain_beyond_what_was_lost() -> None:
     assert not options(replace(cpu, stages=(replace(cpu.stages[0], both=104.0),)))
 
 
-def test_smaller_pictures() -> None:
+def test_smaller_images() -> None:
     trial = Alternative(
         "fastpsl beton write --short-side 256", 1200.0, 800.0, "41% of the pixels; tried with 512"
     )

@@ -26,27 +26,27 @@ def test_what_is_done_stands_below_the_table_until_it_changes() -> None:
     stream = io.StringIO()
     screen = Screen(Console(file=stream, force_terminal=True, width=120))
     screen.show(RECORD)
-    doing._voice.say("S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far")
+    doing._heartbeat.log("S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far")
     output = stream.getvalue()
     assert "S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far" in output and "0:01:01" in output
     stream.seek(stream.truncate(0))
     screen.show(RECORD | {"step": 4})
     assert "4/90" in stream.getvalue() and "so far" not in stream.getvalue()
-    doing._voice.say("S1: held-out pass: 0:00:10 so far")
+    doing._heartbeat.log("S1: held-out pass: 0:00:10 so far")
     stream.seek(stream.truncate(0))
-    screen.say("a line for good")
+    screen.log("a line for good")
     assert "a line for good" in stream.getvalue() and "so far" not in stream.getvalue()
-    doing._voice.say("S1: ending the stage: 0:00:10 so far")
+    doing._heartbeat.log("S1: ending the stage: 0:00:10 so far")
     stream.seek(stream.truncate(0))
     screen.close()
-    assert "so far" not in stream.getvalue() and doing._voice.say is doing._to_stderr
+    assert "so far" not in stream.getvalue() and doing._heartbeat.log is doing._to_stderr
 
 
 def test_plain_lines_and_the_voice_do_not_speak_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """If numbers arrive twice a second, a plain line comes within ten seconds, and the voice stays silent."""
     now, stream = [100.0], io.StringIO()
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(doing, "_voice", voice := doing.Voice())
+    monkeypatch.setattr(doing, "_heartbeat", voice := doing.Heartbeat())
     monkeypatch.setattr(doing.threading.Thread, "start", lambda thread: None)
     screen = Screen(Console(file=stream, width=200))
     with doing.doing("S1: step 4 of 90"):

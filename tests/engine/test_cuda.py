@@ -115,7 +115,7 @@ def test_no_task_and_no_mode_waits(recipe: str, step: str) -> None:
 @pytest.mark.parametrize(
     "recipe", ["sslpp_colorization", "sslpp_context", "sslpp_rotation", "sslpp_aet", "sslpp_iic"]
 )
-def test_no_task_of_small_pictures_waits(recipe: str) -> None:
+def test_no_task_of_small_images_waits(recipe: str) -> None:
     options = recipe_options(recipe, is_sample=True, batch_size=48, device=DEVICE.type, precision="fp16")
     experiment, number = stage_experiment(recipe, "E", options, WORLD)
     bench = StageBench(experiment, number, options, Synthetic(1000), WORLD)

@@ -21,7 +21,7 @@ from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.weights import was_cut
+from fastpsl.models.weights import was_cut_short
 from fastpsl.pipelines.views import ViewSpec
 from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
 from tests.engine.test_trainer import STEPS_PER_EPOCH, lines, tiny_experiment
@@ -66,7 +66,7 @@ def test_a_stage_has_so_many_steps(whole: Path) -> None:
     result = newest_checkpoint(whole)
     summaries = result["position"]["summaries"]
     assert [(s["num_steps"], s["num_steps_planned"]) for s in summaries] == [(37, 37), (15, 15)]
-    assert not was_cut(result)
+    assert not was_cut_short(result)
     # Draws and orders do not repeat, because a stage of 37 steps has at most 37 epochs.
     assert result["position"]["first_epoch"] == NUM_STEPS
     assert str(STAGES[0]) == "A: level G3, learns B1-B3, 37 steps"
@@ -85,7 +85,7 @@ def test_it_goes_on_in_mid_epoch(whole: Path, tmp_path: Path, step: int) -> None
 def test_it_can_be_cut_short(whole: Path, tmp_path: Path) -> None:
     assert fit(tmp_path, max_steps_per_stage=12)[0]
     result = newest_checkpoint(tmp_path)
-    assert [s["num_steps"] for s in result["position"]["summaries"]] == [12, 12] and was_cut(result)
+    assert [s["num_steps"] for s in result["position"]["summaries"]] == [12, 12] and was_cut_short(result)
     assert lines(tmp_path)[:12] == lines(whole)[:12], "the schedule is that of the whole stage"
 
 

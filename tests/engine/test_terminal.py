@@ -49,7 +49,7 @@ def test_print_escapes_and_what_draws_does_not(capsys: pytest.CaptureFixture[str
             print("\x07")
     assert capsys.readouterr() == ("a\\x1b[2Jb\\udcff\n\\x07\n", "c\\x1b[2Jd\n\x1b[1mbold") and not lost
     stream = io.StringIO()
-    Screen(Console(file=stream, soft_wrap=True)).say("decoder \x1b]0;x\x07")
+    Screen(Console(file=stream, soft_wrap=True)).log("decoder \x1b]0;x\x07")
     assert stream.getvalue() == "decoder \\x1b]0;x\\x07\n"
 
 

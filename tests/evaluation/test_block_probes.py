@@ -170,7 +170,7 @@ def test_first_weights_are_rotnets(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["conv", "fc1", "fc2", "fc3"])
 @pytest.mark.parametrize(("num", "shape"), [(1, (3, 1, 1)), (0, (3, 2, 2)), (2, (3, 5, 7))])
-def test_odd_maps_one_picture_and_none(kind: str, num: int, shape: tuple[int, ...]) -> None:
+def test_odd_maps_one_image_and_none(kind: str, num: int, shape: tuple[int, ...]) -> None:
     assert classifier(kind, shape, 4).eval()(torch.randn(num, *shape)).shape == (num, 4)
 
 

@@ -293,7 +293,7 @@ def test_none_of_several_is_written_where_one_is_refused(data: Beton, tmp_path: 
     assert not (tmp_path / "B3.npy").exists()
 
 
-def test_a_picture_seen_whole(data: Beton, tmp_path: Path) -> None:
+def test_an_image_seen_whole(data: Beton, tmp_path: Path) -> None:
     """With `whole`, images of 32 px are not cropped at 32 px.
 
     Without it, the central 28 px are used, with another digest.

@@ -410,12 +410,12 @@ def test_a_backbone_of_fewer_blocks_is_refused_where_there_are_pools() -> None:
     assert ProbeHead(shapes, 3, [Pool(2)] * 4, "affine").widths == widths
 
 
-def test_pictures_too_small_for_the_backbone_are_refused_in_one_line() -> None:
+def test_images_too_small_for_the_backbone_are_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="62 px: this backbone reads 63 px"):
         probes(make_backbone("alexnet"), 3, 62).head(1, 4096)
 
 
-def test_crops_of_a_picture_are_one_answer_the_mean_of_their_softmaxes() -> None:
+def test_crops_of_an_image_are_one_answer_the_mean_of_their_softmaxes() -> None:
     logits = [torch.randn(5, 7) * 3 for _ in range(10)]
     expected = torch.stack([crop.softmax(1) for crop in logits]).mean(0)
     torch.testing.assert_close(log_mean_softmax(logits).exp(), expected)

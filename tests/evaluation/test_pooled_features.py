@@ -185,7 +185,7 @@ def test_of_each_takes_one_block_with_several_pools(data: Beton) -> None:
         )
 
 
-def test_a_picture_squashed(tmp_path: Path) -> None:
+def test_an_image_squashed(tmp_path: Path) -> None:
     """40 x 20 px become a square of 16; the black ends, outside the central square, are a quarter each."""
     images = tmp_path / "pictures"
     (images / "one").mkdir(parents=True)

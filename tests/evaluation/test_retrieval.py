@@ -17,7 +17,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources.source import Sample
-from fastpsl.tables.found import find
+from fastpsl.tables.results import find
 from tests.pipelines.photos import jpeg, photo
 
 RANDOM = ("--random-weights", "--backbone", "resnet18")
@@ -52,7 +52,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("same", [False, True])
-def test_neighbours_precision_and_picture(
+def test_neighbours_precision_and_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], same: bool
 ) -> None:
     paths, out = sample_paths(), tmp_path / "out"
@@ -199,7 +199,7 @@ def test_fewer_queries_than_are_wanted_are_all_shown(
     assert all(sorted([each["query"], *each["neighbours"]]) == [0, 1, 2] for each in entries)
 
 
-def test_a_broken_picture_is_no_query_and_no_neighbour(
+def test_a_broken_image_is_no_query_and_no_neighbour(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = folder(tmp_path / "data", 6, ("one", "two"))

@@ -15,7 +15,7 @@ from fastpsl.evaluation.tsne import same_class
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.tsne import MAX_NAMED, draw_map
-from fastpsl.tables.found import find
+from fastpsl.tables.results import find
 from tests.pipelines.photos import jpeg, photo
 
 RANDOM = ("--random-weights", "--backbone", "nin3")
@@ -129,7 +129,7 @@ def test_without_labels_all_is_grey(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (chart.max(2) - chart.min(2)).max() == 0 and (chart == 0).any()  # the title is black
 
 
-def test_a_broken_picture_is_no_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_image_is_no_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = folder(tmp_path / "data", 12), tmp_path / "out"
     broken = data / "05.jpg"
     broken.write_bytes(b"\0" * broken.stat().st_size)

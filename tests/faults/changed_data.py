@@ -9,7 +9,7 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources.source import Sample
-from tests.faults.disk import pictures
+from tests.faults.disk import write_images
 from tests.faults.trials import Outcome, Trial, long_run, stop_after
 from tests.pipelines.photos import jpeg, photo
 
@@ -81,13 +81,15 @@ def overwritten_by_another_beton(folder: Path) -> Outcome:
 
 
 def folder_deleted(folder: Path) -> Outcome:
-    return _changed(folder, shutil.rmtree, "No such file", data=pictures(folder / "pictures", NUM_SAMPLES))
+    return _changed(
+        folder, shutil.rmtree, "No such file", data=write_images(folder / "pictures", NUM_SAMPLES)
+    )
 
 
 def a_picture_of_a_folder_deleted(folder: Path) -> Outcome:
     gone = "class 1/17.jpg"
     return _changed(
-        folder, lambda data: os.unlink(data / gone), gone, data=pictures(folder / "pictures", NUM_SAMPLES)
+        folder, lambda data: os.unlink(data / gone), gone, data=write_images(folder / "pictures", NUM_SAMPLES)
     )
 
 

@@ -88,7 +88,7 @@ def full_disk_for_a_beton(folder: Path) -> Outcome:
             folder,
             "beton",
             "write",
-            pictures(folder / "pictures"),
+            write_images(folder / "pictures"),
             disk / "x.beton",
             words=("No space left",),
         )
@@ -106,7 +106,7 @@ def full_cache(folder: Path) -> Outcome:
     """Train on a folder of images when its index does not fit into the cache; nothing else needs it."""
     with small_disk(folder / "disk", "64k") as disk:
         _fill(disk)
-        source = pictures(folder / "pictures")
+        source = write_images(folder / "pictures")
         return recipe(
             folder,
             "--data",
@@ -127,14 +127,14 @@ def read_only_run_that_exists(folder: Path) -> Outcome:
 
 
 def read_only_beton(folder: Path) -> Outcome:
-    source = pictures(folder / "pictures")
+    source = write_images(folder / "pictures")
     with _read_only(folder / "disk", lambda disk: None) as disk:
         return fastpsl(folder, "beton", "write", source, disk / "x.beton", words=("Read-only file system",))
 
 
 def data_on_a_read_only_disk(folder: Path) -> Outcome:
     """Train on a read-only disk, which needs no writing."""
-    with _read_only(folder / "disk", lambda disk: pictures(disk / "pictures")) as disk:
+    with _read_only(folder / "disk", lambda disk: write_images(disk / "pictures")) as disk:
         return recipe(folder, "--data", disk / "pictures")
 
 
@@ -161,7 +161,7 @@ def _fill(disk: Path) -> None:
             os.write(file.fileno(), bytes(4096))
 
 
-def pictures(folder: Path, num: int = 64) -> Path:
+def write_images(folder: Path, num: int = 64) -> Path:
     """Write a folder of photos of 130 to 190 px in 4 classes, and return its path."""
     for number in range(num):
         path = folder / f"class {number % 4}" / f"{number}.jpg"

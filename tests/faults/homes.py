@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from tests.faults.disk import needs_mounts, own_mounts, pictures
+from tests.faults.disk import needs_mounts, own_mounts, write_images
 from tests.faults.forks import ROOT, start
 from tests.faults.small_runs import verdict
 from tests.faults.trials import NOT_HERE, Outcome, Trial, fresh_recipe, recipe
@@ -68,7 +68,7 @@ def another_user(folder: Path) -> Outcome:
         "--ambient-caps=-all,+dac_read_search",
         "--bounding-set=-all,+dac_read_search",
     )
-    data = ("--data", pictures(folder / "pictures"), "--out", folder / "theirs" / "run")
+    data = ("--data", write_images(folder / "pictures"), "--out", folder / "theirs" / "run")
     return fresh_recipe(
         folder,
         *data,

@@ -18,7 +18,7 @@ from typing_extensions import override
 from fastpsl.engine.terminal import escaped
 from tests.faults import hostile_archives, hostile_arrays, hostile_texts
 from tests.faults.child import Case, Limits, judge_cases, refusal
-from tests.faults.hostile_archives import PRIVATE_PICTURE
+from tests.faults.hostile_archives import PRIVATE_IMAGE
 from tests.faults.hostile_common import Attack
 from tests.faults.hostile_gates import GATES, Gate, Refused
 from tests.faults.readings import CONTROL
@@ -102,7 +102,7 @@ class Subject:
             return "executed", canaries[0]
         if new := _listing(self.folder) - before:
             return "wrote", str(sorted(new)[:3])
-        if any(PRIVATE_PICTURE in path.read_bytes() for path in self.case_folder.glob("*.beton")):
+        if any(PRIVATE_IMAGE in path.read_bytes() for path in self.case_folder.glob("*.beton")):
             return "disclosed", "a picture of this machine is in the beton"
         if CONTROL.search(text):
             return "escaped", repr(text[-300:])

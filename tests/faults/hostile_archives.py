@@ -22,8 +22,8 @@ from tests.faults.hostile_common import (
 from tests.faults.hostile_sound import write_tar
 from tests.pipelines.photos import jpeg, photo
 
-_PICTURE = jpeg(photo(0, 32, 40))
-PRIVATE_PICTURE, _PRIVATE = jpeg(photo(99, 32, 40)), "private"
+_IMAGE = jpeg(photo(0, 32, 40))
+PRIVATE_IMAGE, _PRIVATE = jpeg(photo(99, 32, 40)), "private"
 
 
 def _tar_of(**members: bytes) -> Payload:
@@ -46,8 +46,8 @@ def _tar_traversal(path: Path) -> None:
             "good/z.jpg",
         ):
             info = tarfile.TarInfo(name)
-            info.size = len(_PICTURE)
-            tar.addfile(info, io.BytesIO(_PICTURE))
+            info.size = len(_IMAGE)
+            tar.addfile(info, io.BytesIO(_IMAGE))
         for name, values in special_members:
             info = tarfile.TarInfo(name)
             for key, value in values.items():
@@ -63,7 +63,7 @@ def _tar_size(size: bytes) -> Payload:
         head[124:136] = size
         head[148:156] = b" " * 8
         head[148:156] = b"%06o\0 " % sum(head)
-        path.write_bytes(bytes(head) * 2 + _PICTURE)
+        path.write_bytes(bytes(head) * 2 + _IMAGE)
 
     return make
 
@@ -71,13 +71,13 @@ def _tar_size(size: bytes) -> Payload:
 def _tar_pax(path: Path) -> None:
     info = tarfile.TarInfo("a/x.jpg")
     info.pax_headers = {"path": "../" * 3000 + f"{ESCAPES}.jpg", "size": "99999999999999999999"}
-    info.size = len(_PICTURE)
+    info.size = len(_IMAGE)
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        tar.addfile(info, io.BytesIO(_PICTURE))
+        tar.addfile(info, io.BytesIO(_IMAGE))
 
 
 def _tar_nested(path: Path) -> None:
-    members = {"x.jpg": _PICTURE}
+    members = {"x.jpg": _IMAGE}
     for i in range(60):
         write_tar(path, members)
         members = {f"d{i}.tar": path.read_bytes()}
@@ -96,7 +96,7 @@ def _targz_bomb(path: Path) -> None:
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
         for name, size, data in (
             ("a/bomb.jpg", BOMB_BYTES, _Zeros()),
-            ("a/good.jpg", len(_PICTURE), io.BytesIO(_PICTURE)),
+            ("a/good.jpg", len(_IMAGE), io.BytesIO(_IMAGE)),
         ):
             info = tarfile.TarInfo(name)
             info.size = size
@@ -119,7 +119,7 @@ def _parquet(cells: list[Any], labels: list[int] | None = None) -> Payload:
 
         private = path.parent.parent / "private"
         private.mkdir(exist_ok=True)
-        (private / "p.jpg").write_bytes(PRIVATE_PICTURE)
+        (private / "p.jpg").write_bytes(PRIVATE_IMAGE)
         kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
         resolved = [
             cell | {"path": str(private / "p.jpg")} if cell and cell["path"] == _PRIVATE else cell
@@ -151,13 +151,13 @@ ATTACKS: list[Attack] = [
     ("x.tar.gz", "bomb", _targz_bomb),
     ("x.tar.gz", "bomb of zeros", _gz_bomb),
     *(
-        ("w.tar", f"label: {name}", _tar_of(**{"000.jpg": _PICTURE, f"000.{ending}": data}))
+        ("w.tar", f"label: {name}", _tar_of(**{"000.jpg": _IMAGE, f"000.{ending}": data}))
         for name, ending, data in _LABELS
     ),
-    ("t.parquet", "path of a private picture", _parquet([_cell(None, _PRIVATE), _cell(_PICTURE, "../../x")])),
-    ("t.parquet", "nothing in cells", _parquet([None, _cell(_PICTURE, None), _cell(None, None)])),
-    ("t.parquet", "labels beyond", _parquet([_cell(_PICTURE, "a")] * 2, [2**40, -5])),
-    ("t.parquet", "escapes", _parquet([_cell(b"bad", ESCAPES), _cell(_PICTURE, MARKUP)])),
+    ("t.parquet", "path of a private picture", _parquet([_cell(None, _PRIVATE), _cell(_IMAGE, "../../x")])),
+    ("t.parquet", "nothing in cells", _parquet([None, _cell(_IMAGE, None), _cell(None, None)])),
+    ("t.parquet", "labels beyond", _parquet([_cell(_IMAGE, "a")] * 2, [2**40, -5])),
+    ("t.parquet", "escapes", _parquet([_cell(b"bad", ESCAPES), _cell(_IMAGE, MARKUP)])),
     *text_attacks("t.parquet", {
         "noise": bytes(range(256)) * 4,
         "its name alone": b"PAR1" + bytes(500) + struct.pack("<I", 500) + b"PAR1", "empty": b"",

@@ -4,7 +4,7 @@ import resource
 from functools import partial
 from pathlib import Path
 
-from tests.faults.disk import pictures
+from tests.faults.disk import write_images
 from tests.faults.trials import Outcome, Trial, fastpsl, recipe
 from tests.pipelines.memory import own_memory
 
@@ -26,7 +26,7 @@ def _training(name: str, value: int, words: tuple[str, ...], folder: Path) -> Ou
 
 
 def _writing(name: str, value: int, words: tuple[str, ...], folder: Path) -> Outcome:
-    source = pictures(folder / "pictures")
+    source = write_images(folder / "pictures")
     arguments = ("beton", "write", source, folder / "x.beton")
     outcome = fastpsl(folder, *arguments, words=words, prepare=partial(_set, name, value))
     names = [path.name for path in folder.glob("*x.beton*")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastpsl.pipelines.beton.verify import verify
 from tests.faults.changed_data import beton
-from tests.faults.disk import pictures
+from tests.faults.disk import write_images
 from tests.faults.forks import output_of, start
 from tests.faults.small_runs import verdict
 from tests.faults.trials import LIMIT_S, Outcome, Trial, long_run, recipe, stop_after, without_litter
@@ -45,7 +45,7 @@ def two_writers(folder: Path) -> Outcome:
         "fastpsl",
         "beton",
         "write",
-        pictures(folder / "pictures", 200),
+        write_images(folder / "pictures", 200),
         folder / "x.beton",
         "--max-side",
         100,
@@ -64,7 +64,7 @@ def two_writers(folder: Path) -> Outcome:
 def writer_killed(folder: Path) -> Outcome:
     """Kill a writer that overwrites a beton: either beton must be whole, and the next write succeed."""
     chance = random.Random(str(folder))
-    out, source = beton(folder / "x.beton"), pictures(folder / "pictures", 120)
+    out, source = beton(folder / "x.beton"), write_images(folder / "pictures", 120)
     old = out.read_bytes()
     arguments = ("fastpsl", "beton", "write", source, out, "--max-side", 100, "--overwrite", "--workers", 1)
     started = time.monotonic()

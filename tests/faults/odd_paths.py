@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.faults.changed_data import beton
-from tests.faults.disk import pictures
+from tests.faults.disk import write_images
 from tests.faults.trials import Outcome, Trial, fastpsl, recipe
 
 NAMES = (
@@ -20,7 +20,7 @@ NAMES = (
 def _everywhere(name: str, folder: Path) -> Outcome:
     """Use a name in the names of a source, a beton and a run."""
     (folder / name).mkdir()
-    source, data = pictures(folder / name / f"source {name}"), folder / name / f"{name}.beton"
+    source, data = write_images(folder / name / f"source {name}"), folder / name / f"{name}.beton"
     for outcome in (
         fastpsl(folder, "beton", "write", source, data),
         fastpsl(folder, "beton", "verify", data),

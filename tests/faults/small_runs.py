@@ -38,16 +38,16 @@ class Kind(NamedTuple):
     recipe: str
     options: tuple[object, ...]
     num_ranks: int = 1
-    large_pictures: bool = False
+    large_images: bool = False
 
     def command(self, out: Path, *more: object) -> list[object]:
         """Return the recipe's command for the folder `out`; `more` options come last and override others."""
-        data = sample_paths().train if self.large_pictures else sample_paths().train_32
+        data = sample_paths().train if self.large_images else sample_paths().train_32
         shared = (*_SHARED, "--data", data, *self.options, "--out", out, *more)
         return [ROOT / "recipes" / f"{self.recipe}.py", *shared]
 
 
-JIGSAW = Kind("jigsaw", "jigsaw_r50", _JIGSAW, large_pictures=True)
+JIGSAW = Kind("jigsaw", "jigsaw_r50", _JIGSAW, large_images=True)
 MOCO = Kind(
     "MoCo v2",
     "mocov2_r50",

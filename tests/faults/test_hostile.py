@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.faults.hostile import Subject
-from tests.faults.hostile_archives import PRIVATE_PICTURE
+from tests.faults.hostile_archives import PRIVATE_IMAGE
 from tests.faults.hostile_arrays import ATTACKS
 from tests.faults.hostile_common import ESCAPES, MARKUP
 from tests.faults.hostile_gates import Gate
@@ -31,8 +31,8 @@ def _writes_outside(path: Path) -> str:
     return ""
 
 
-def _takes_a_picture(path: Path) -> str:
-    path.with_name("out.beton").write_bytes(bytes(100) + PRIVATE_PICTURE)
+def _takes_an_image(path: Path) -> str:
+    path.with_name("out.beton").write_bytes(bytes(100) + PRIVATE_IMAGE)
     return ""
 
 
@@ -47,7 +47,7 @@ def _writes_a_page(path: Path) -> str:
     [
         (_runs_code, "executed"),
         (_writes_outside, "wrote"),
-        (_takes_a_picture, "disclosed"),
+        (_takes_an_image, "disclosed"),
         (_writes_a_page, "escaped"),
         (lambda path: ESCAPES, "escaped"),
         (lambda path: str(Image.open(path)), "traceback"),

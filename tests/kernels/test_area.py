@@ -60,7 +60,7 @@ def test_nothing_depends_on_how_float32_products_are_made() -> None:
         assert (factor @ factor).item() == 1  # so rounded products would be noticed
 
 
-def test_large_pictures_keep_their_sums() -> None:
+def test_large_images_keep_their_sums() -> None:
     """255 times 2,944 x 2,944 px does not fit into 31 bits."""
     images = torch.full((1, 2944, 2944, 1), 255, dtype=torch.uint8)
     boxes = torch.tensor([[1, 2, 2943, 2942]])

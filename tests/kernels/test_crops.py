@@ -144,7 +144,7 @@ def test_shorter_side_crop_equals_the_loop(shorter_px, size_px, where):
 @pytest.mark.parametrize(
     "height, width, side", [(1, 1, 1), (1, 9, 1), (500, 1, 1), (3, 5, 3), (100, 150, 88)]
 )
-def test_corners_of_pictures_smaller_than_the_crop(height, width, side):
+def test_corners_of_images_smaller_than_the_crop(height, width, side):
     """The box is smaller in proportion and enlarged: 224 of a shorter side of 256, in whole source pixels."""
     keys, sizes = Keys(0, 0, np.zeros(1, np.int64)), (np.array([height]), np.array([width]))
     places = {"top_left": (0, 0), "top_right": (0, width - side), "bottom_left": (height - side, 0),
@@ -227,7 +227,7 @@ def test_possible_crops_pass_the_check():
 
 
 @pytest.mark.parametrize("num", [0, 1, 500])
-def test_squashed_boxes_are_the_whole_pictures(num):
+def test_squashed_boxes_are_the_whole_images(num):
     keys, heights, widths = images(num)
     boxes = Squashed(224).boxes(keys, heights, widths)
     assert boxes.dtype == np.int32 and boxes.shape == (num, 4)

@@ -171,7 +171,7 @@ def test_statistics_of_other_channels_are_refused(make_images, as_tensors):
 def test_it_is_compiled_once_for_all_operations(make_images, as_tensors):
     for ops in CHAINS.values():
         fused(make_images(2, 9, 9, torch.uint8), ops, make_draws(ops, 2, as_tensors))
-    assert len(numba_images.pictures.signatures) == 1
+    assert len(numba_images.process_images.signatures) == 1
 
 
 @pytest.fixture

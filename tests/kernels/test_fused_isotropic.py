@@ -92,7 +92,7 @@ def test_equals_the_compiled_form(side: int, size: int) -> None:
         assert (out != wanted).mean() < 1e-3
 
 
-def test_pictures_of_several_sizes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_several_sizes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     random, size, num = np.random.default_rng(1), 11, 5
     images, boxes, expected = random.integers(0, 256, (num, 80, 87, 3), np.uint8), [], []
     for i, image in enumerate(images):
@@ -137,7 +137,7 @@ def test_boxes_that_do_not_fit_leave_the_others_alone() -> None:
 
 
 @pytest.mark.parametrize("size", [9, *map(slow, (8, 31, 40))])
-def test_constant_pictures_stay_what_they_are(size: int) -> None:
+def test_constant_images_stay_what_they_are(size: int) -> None:
     side = 17
     length = side + 2 * int(margin_px(side, size))
     levels = np.array([[0, 255, 0], [255, 255, 255], [77, 178, 3], [130, 125, 209]], np.uint8)

@@ -124,7 +124,7 @@ def test_equals_the_operations(name, dtype, make_images, as_tensors, check):
 
 @every_chain
 @pytest.mark.parametrize("num", [0, 1])
-def test_few_pictures(name, num, make_images, as_tensors, check):
+def test_few_images(name, num, make_images, as_tensors, check):
     """No image, and one that is larger than a program handles."""
     module, ops = CHAINS[name]
     side = SIDE if module is warped else 34

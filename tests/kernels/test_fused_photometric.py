@@ -159,7 +159,7 @@ def test_gradients_of_bytes(dtype, shape, make_images, as_tensors, assert_fused_
     [slow((FLIP, XY)), slow((GREY, XY)), (GaussianBlur(9, p=1.0), XY)],
     ids=["bytes", "sharp", "blurred"],
 )
-def test_flat_pictures_have_no_gradients(ops, dtype, as_tensors):
+def test_flat_images_have_no_gradients(ops, dtype, as_tensors):
     """Gradients are below a quarter of a level of 255, also at the border."""
     images = torch.tensor([0, 77, 200, 255], dtype=torch.uint8).view(4, 1, 1, 1).repeat(1, 3, 21, 34)
     assert (fused(images, ops, make_draws(ops, 4, as_tensors), dtype) * SOBEL_XY_STD).abs().max() < 0.25 / 255
@@ -202,7 +202,7 @@ def test_kernels_up_to_the_largest_that_is_allowed(
     assert_fused_close(fused(images, ops, draws, dtype), plain(images, ops, draws))
 
 
-def test_flat_pictures_stay_flat(as_tensors):
+def test_flat_images_stay_flat(as_tensors):
     """Taps are rounded to halves, but their sum stays 1. 200 / 255 is off its half by 2^-13."""
     ops = (GaussianBlur(23, p=1.0),)
     images = torch.full((6, 3, 24, 24), 200, dtype=torch.uint8)
@@ -277,7 +277,7 @@ def test_nothing_waits(make_images, as_tensors):
 
 
 @pytest.mark.parametrize("height, width", [(70, 71), (90, 130)], ids=["two blocks", "three"])
-def test_contrast_sees_all_of_a_picture(height, width, as_tensors, assert_fused_close):
+def test_contrast_sees_all_of_an_image(height, width, as_tensors, assert_fused_close):
     """The mean is added up in blocks of 4,096 pixels. Rows go from bright to dark, so all blocks differ."""
     rows = torch.linspace(250, 5, height)[:, None] * torch.linspace(1, 0.6, width)
     images = torch.stack([rows, rows.flip(0)])[:, None].expand(-1, 3, -1, -1).to(torch.uint8)

@@ -31,7 +31,7 @@ def test_half_of_32_px_is_the_middle_16():
 
 
 @pytest.mark.parametrize("batch", [0, 1])
-def test_few_pictures(batch, make_images):
+def test_few_images(batch, make_images):
     assert Hole()(make_images(batch, 8, 8, torch.uint8), {}).shape == (batch, 3, 8, 8)
 
 

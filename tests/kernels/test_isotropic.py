@@ -150,7 +150,7 @@ def test_what_is_round_looks_the_same_turned() -> None:
 
 
 @pytest.mark.parametrize(("side", "size"), [(16, 23), (17, 16), (60, 9)])
-def test_constant_pictures_stay_what_they_are(side: int, size: int) -> None:
+def test_constant_images_stay_what_they_are(side: int, size: int) -> None:
     """All levels, in an image that leaves its window one place only."""
     shorter = side + 2 * int(margin_px(side, size))
     for level in range(0, 256, 15):

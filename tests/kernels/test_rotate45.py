@@ -145,7 +145,7 @@ def test_samples_views_and_epochs() -> None:
     assert crop.boxes(keys(0), heights[:0], widths[:0]).shape == (0, 4)
 
 
-def test_pictures_that_are_too_small() -> None:
+def test_images_that_are_too_small() -> None:
     for crop in [RotationCrop(), RotationCrop(32, share=0.6), RotationCrop(1)]:
         with pytest.raises(ValueError, match=r"40 x 500 px given .* use quarter turns$") as error:
             crop.check(40, 500)

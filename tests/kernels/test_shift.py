@@ -42,7 +42,7 @@ def test_a_place_is_the_samples_own():
     assert not torch.equal(make_draw(shift, 40)["shift"], make_draw(shift, 40, epoch=1)["shift"])
 
 
-def test_no_pictures_and_bad_input(make_images):
+def test_no_images_and_bad_input(make_images):
     assert Shift()(make_images(0, 8, 8, torch.uint8), make_draw(Shift(), 0)).shape == (0, 3, 8, 8)
     with pytest.raises(ValueError, match="a shift of -1 px given; allowed are 0 px and more"):
         Shift(-1)

@@ -71,7 +71,7 @@ def test_signs_and_the_largest_values():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7, 1.0])
-def test_a_flat_picture_has_no_frame(value):
+def test_a_flat_image_has_no_frame(value):
     assert SobelXY()(torch.full((2, 3, 5, 7), value), {}).abs().max() < 1e-7
 
 
@@ -130,7 +130,7 @@ def test_people_see_dark_lines_on_white():
     images = torch.full((2, 3, 48, 48), 30, dtype=torch.uint8)
     images[1, :, :, 24:] = 230
     view = ViewSpec(CROP, (SobelXY(),), MEAN, STD)
-    shown = view.pictures(view.apply(images, ({},), torch.float16))
+    shown = view.denormalise(view.apply(images, ({},), torch.float16))
     assert shown.shape == (2, 3, 48, 48) and shown.dtype == torch.float32
     assert shown[0].min() > 0.999
     assert shown[1, :, :, 23:25].max() == 0 and shown[1, :, :, :23].min() > 0.999

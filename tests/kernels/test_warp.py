@@ -122,7 +122,7 @@ def test_quarter_turns_and_whole_pixels_are_exact(side, make_images):
     assert (moved[..., 0] == 9).all() and torch.equal(moved[..., 1:], images[..., :-1])
 
 
-def test_the_first_edge_belongs_to_the_picture_and_the_last_does_not(make_images):
+def test_the_first_edge_belongs_to_the_image_and_the_last_does_not(make_images):
     """Positions exactly at 0 and at W or H, by a move of half a pixel, are as in Pillow."""
     image = make_images(1, 4, 6, torch.float32)
     half = torch.tensor([[[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]], [[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]]])
@@ -279,7 +279,7 @@ def test_draws_are_frozen(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("batch", [0, 1, 5])
-def test_the_pair_is_the_picture_and_its_warp(kind, dtype, batch, make_images, as_tensors):
+def test_the_pair_is_the_image_and_its_warp(kind, dtype, batch, make_images, as_tensors):
     images, op = make_images(batch, 33, 33, dtype), WarpPair(33, kind)
     draw = as_tensors(op.draw(keys(batch)))
     out = op(images, draw)

@@ -129,7 +129,7 @@ def test_dropouts_stand_before_fc6_and_fc7() -> None:
 
 
 @pytest.mark.parametrize("name", WIDTHS)
-def test_the_smallest_picture(name: str) -> None:
+def test_the_smallest_image(name: str) -> None:
     network = small(name).eval()
     assert network(torch.randn(1, 3, 63, 63)).shape == (1, 32, 1, 1)
     assert network(torch.randn(0, 3, 64, 80)).shape == (0, 32, 1, 1)

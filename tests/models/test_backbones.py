@@ -233,7 +233,7 @@ def test_compiled_steps_with_dropout_learn_what_eager_ones_do() -> None:
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
-def test_a_trunk_refuses_pictures_that_end_before_the_network() -> None:
+def test_a_trunk_refuses_images_that_end_before_the_network() -> None:
     for name, side in (("alexnet", 62), ("vgg16", 31)):
         backbone = small(name)
         trunk = Trunk(backbone, make_plan("end_to_end", (1,), num_blocks=7)[0]).eval()

@@ -38,7 +38,7 @@ def test_blocks_compute_torchvisions_features_from_its_state_dict(name: str) -> 
 
 
 @torch.no_grad()
-def test_the_one_for_small_pictures_keeps_their_size_up_to_conv2() -> None:
+def test_the_one_for_small_images_keeps_their_size_up_to_conv2() -> None:
     torch.manual_seed(0)
     reference = torchvision.models.resnet18().eval()
     reference.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)

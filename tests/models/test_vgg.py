@@ -95,7 +95,7 @@ def test_first_weights_are_torchvisions() -> None:
             assert (value == 1).all()
 
 
-def test_the_smallest_picture(narrow: VGG) -> None:
+def test_the_smallest_image(narrow: VGG) -> None:
     assert narrow(torch.randn(2, 3, 32, 33)).shape == (2, 32, 1, 1)
     assert narrow(torch.randn(0, 3, 40, 40)).shape == (0, 32, 1, 1)
     with pytest.raises(RuntimeError, match="too small"):

@@ -26,7 +26,7 @@ from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.sobel import Sobel, gradient_size
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.weights import load_pretrained, random_weights, was_cut
+from fastpsl.models.weights import load_pretrained, random_weights, was_cut_short
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
@@ -166,9 +166,9 @@ def test_a_checkpoint_keeps_to_what_it_says(trained: Path, tmp_path: Path) -> No
         ([], 1, True),
     ],
 )
-def test_was_cut(position: list[tuple[int, int]], num_stages: int, cut: bool) -> None:
+def test_was_cut_short(position: list[tuple[int, int]], num_stages: int, cut: bool) -> None:
     summaries = [{"num_steps": num_steps, "num_steps_planned": planned} for num_steps, planned in position]
-    assert was_cut({"position": {"summaries": summaries}, "num_stages": num_stages}) is cut
+    assert was_cut_short({"position": {"summaries": summaries}, "num_stages": num_stages}) is cut
 
 
 def test_foreign_weights_must_be_told(torchvision_file: Path) -> None:

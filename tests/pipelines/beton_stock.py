@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 
-def picture(index: int) -> tuple[np.ndarray, int]:
+def image_of(index: int) -> tuple[np.ndarray, int]:
     # Not default_rng, because tests with shifted seeds replace it only in their own process.
     random = np.random.Generator(np.random.PCG64(index))
     height, width = random.integers(20, 60, 2)
     return random.integers(0, 256, (height, width, 3), dtype=np.uint8), index % 7
 
 
-class Pictures:
+class PaperImages:
     def __init__(self, num: int):
         self.num = num
 
@@ -27,7 +27,7 @@ class Pictures:
         return self.num
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return picture(index)
+        return image_of(index)
 
 
 def write(mode: str, out: str, num: int) -> None:
@@ -35,7 +35,7 @@ def write(mode: str, out: str, num: int) -> None:
     from ffcv.writer import DatasetWriter
 
     fields = {"image": RGBImageField(write_mode=mode), "label": IntField()}
-    DatasetWriter(out, fields, num_workers=2).from_indexed_dataset(Pictures(num), chunksize=3)
+    DatasetWriter(out, fields, num_workers=2).from_indexed_dataset(PaperImages(num), chunksize=3)
 
 
 def read(path: str, out: str) -> None:

@@ -34,7 +34,7 @@ def _pickled(value: Any) -> bytes:
     return array + b"(K\x01" + shape + dtype + b"\x89" + _pickled(value.tobytes()) + b"tb"
 
 
-def pictures(num: int, size_px: int = 32, seed: int = 0) -> np.ndarray:
+def random_images(num: int, size_px: int = 32, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (num, size_px, size_px, 3), dtype=np.uint8)
 
 

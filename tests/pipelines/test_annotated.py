@@ -145,7 +145,7 @@ def test_leaving_early_cancels_and_leaves_no_threads() -> None:
         loader.epoch(1)
 
 
-def test_too_few_pictures_are_refused() -> None:
+def test_too_few_images_are_refused() -> None:
     with pytest.raises(ValueError, match="23 samples are fewer than one global batch of 24"):
         make_loader(batch_size=12, world=2)
     assert not threads()
@@ -159,7 +159,7 @@ def save(path: Path, image: np.ndarray, orientation: int = 1) -> None:
     Image.fromarray(image).save(path, exif=exif)
 
 
-def test_a_picture_is_read_upright(tmp_path: Path) -> None:
+def test_an_image_is_read_upright(tmp_path: Path) -> None:
     """Colour, grey and rotated images equal Pillow's, and an error names the image that cannot be decoded."""
     random = np.random.default_rng(0)
     colour, grey = random.integers(0, 256, (20, 31, 3), np.uint8), random.integers(0, 256, (9, 7), np.uint8)

@@ -14,7 +14,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, Shard, row_dtype
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.decoders.libffcv import why_missing
-from tests.pipelines.beton_stock import picture
+from tests.pipelines.beton_stock import image_of
 from tests.pipelines.photos import JPG, RAW, needs_ffcv, photo_samples, pil_decode, write
 
 STOCK = Path(__file__).with_name("beton_stock.py")
@@ -48,7 +48,7 @@ def test_reads_what_ffcv_writes(mode: str, stock_betons: Path) -> None:
         assert beton.num_samples == num and beton.num_classes == 7 and beton.class_names is None
         assert set(rows.mode) == {"jpg": {JPG}, "raw": {RAW}, "proportion": {JPG, RAW}}[mode]
         for i in range(num):
-            pixels, label = picture(i)
+            pixels, label = image_of(i)
             data = beton.read(i)
             assert (rows.height[i], rows.width[i], rows.label[i]) == (*pixels.shape[:2], label)
             assert len(data) == rows.num_bytes[i]
@@ -57,7 +57,7 @@ def test_reads_what_ffcv_writes(mode: str, stock_betons: Path) -> None:
             else:
                 assert pil_decode(data).shape == pixels.shape
         assert list(beton.labels()) == [i % 7 for i in range(num)]
-        heights, widths = zip(*(picture(i)[0].shape[:2] for i in range(num)), strict=True)
+        heights, widths = zip(*(image_of(i)[0].shape[:2] for i in range(num)), strict=True)
         assert beton.image_sizes() == (min(heights), min(widths), max(heights), max(widths))
         assert beton.max_bytes == rows.num_bytes.max()
     assert list(verify(path)) == []

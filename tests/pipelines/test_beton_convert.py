@@ -109,7 +109,7 @@ KINDS: dict[str, Callable[[], tuple[bytes, np.ndarray]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_kinds_become_plain_jpegs_of_the_same_picture(kind: str) -> None:
+def test_other_kinds_become_plain_jpegs_of_the_same_image(kind: str) -> None:
     data, expected = KINDS[kind]()
     stored = convert(data, FINE)
     assert stored.how == "encoded" and is_plain_jpeg(stored)

@@ -30,17 +30,17 @@ def ppm(image: np.ndarray) -> bytes:
     return b"P6 %d %d 255\n" % image.shape[1::-1] + image.tobytes()
 
 
-def pictures(num: int) -> Iterator[np.ndarray]:
+def random_images(num: int) -> Iterator[np.ndarray]:
     image = np.random.default_rng(0).integers(0, 256, (SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
     return (np.roll(image, i, 0) for i in range(num))
 
 
 def make(path: Path, num: int) -> Path:
     if path.suffix == ".npz":
-        np.savez(path, images=np.stack(list(pictures(num))), labels=np.zeros(num, int))
+        np.savez(path, images=np.stack(list(random_images(num))), labels=np.zeros(num, int))
         return path
     with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as tar:
-        for i, image in enumerate(pictures(num)):
+        for i, image in enumerate(random_images(num)):
             data, info = ppm(image), tarfile.TarInfo(f"class/{i}.ppm")
             info.size = len(data)
             tar.addfile(info, BytesIO(data))

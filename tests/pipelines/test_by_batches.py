@@ -81,7 +81,7 @@ def make_loader(act: Callable[[str, list[int]], None], **options: Any) -> Iterat
         yield loader
 
 
-def assert_own_pictures(loader: Loader) -> None:
+def assert_own_images(loader: Loader) -> None:
     batches = list(loader.epoch(0))
     assert len(batches) == NUM // BATCH
     for batch in batches:
@@ -104,7 +104,7 @@ def test_a_batch_that_is_submitted_as_the_consumer_leaves_is_no_other_batchs() -
         assert submitting.wait(240)
         threading.Timer(0.1, has_left.set).start()
         epoch.close()
-        assert_own_pictures(loader)
+        assert_own_images(loader)
 
 
 def test_the_decoder_has_all_it_can_hold_while_a_batch_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_the_decoder_has_all_it_can_hold_while_a_batch_is_collected(monkeypatch:
                 started.release()
 
         loader._engine.start = counted  # type: ignore[method-assign]
-        assert_own_pictures(loader)
+        assert_own_images(loader)
     assert loader.prefetch_batches == 4 and in_hands[1:-2] == [loader.decoder.depth] * (NUM // BATCH - 3)  # type: ignore[union-attr]
 
 
@@ -149,7 +149,7 @@ def test_an_error_is_raised_in_its_own_batch_and_the_others_live(where: str, err
         assert [next(epoch).step for _ in range(2)] == [0, 1]
         with pytest.raises(type(error)):
             next(epoch)
-        assert_own_pictures(loader)
+        assert_own_images(loader)
 
 
 def test_an_error_of_padding_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

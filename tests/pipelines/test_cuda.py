@@ -91,7 +91,7 @@ def test_what_is_small_lies_in_one_piece_of_memory_and_is_what_the_cpu_has(
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_pictures_stay_while_a_busy_consumer_has_not_read_them(tmp_path: Path, decoder: str) -> None:
+def test_images_stay_while_a_busy_consumer_has_not_read_them(tmp_path: Path, decoder: str) -> None:
     """Deleted batches keep their memory until the consumer's stream has read them."""
     if decoder == "dali":
         needs_dali_here()

@@ -157,7 +157,7 @@ def test_betons_jpegs_are_not_turned(name: str, orientation: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_isotropic_crops_are_the_kernels_of_the_whole_picture(name: str, tmp_path: Path) -> None:
+def test_isotropic_crops_are_the_kernels_of_the_whole_image(name: str, tmp_path: Path) -> None:
     sizes = [(130, 151), (201, 140), (130, 151), (130, 151)]
     data = [jpeg(photo(i, *size)) for i, size in enumerate(sizes)]
     samples = [(item, *size, JPG) for item, size in zip(data, sizes, strict=True)]

@@ -10,7 +10,7 @@ import pytest
 from typing_extensions import override
 
 from fastpsl.pipelines import doing as module
-from fastpsl.pipelines.doing import SILENCE_S, Voice, doing, heard, report_to
+from fastpsl.pipelines.doing import SILENCE_S, Heartbeat, doing, heard, report_to
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def voice(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> Voice:
-    voice = Voice()
-    monkeypatch.setattr(module, "_voice", voice)
+def voice(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> Heartbeat:
+    voice = Heartbeat()
+    monkeypatch.setattr(module, "_heartbeat", voice)
     monkeypatch.setattr(module.threading.Thread, "start", lambda thread: None)
     return voice
 
 
-def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Voice, clock: list[float]) -> None:
+def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clock: list[float]) -> None:
     assert SILENCE_S == 10
     with doing("opening the data"):
         clock[0] += 6
@@ -65,7 +65,7 @@ def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Voice, clock: 
     assert voice.line(clock[0]) is None  # because nothing is in progress
 
 
-def test_an_hour_between_two_things_is_no_silence_of_the_second(voice: Voice, clock: list[float]) -> None:
+def test_an_hour_between_two_things_is_no_silence_of_the_second(voice: Heartbeat, clock: list[float]) -> None:
     with doing("one"):
         pass
     clock[0] += 3600
@@ -74,7 +74,7 @@ def test_an_hour_between_two_things_is_no_silence_of_the_second(voice: Voice, cl
         assert voice.line(clock[0]) is None
 
 
-def test_blocks_may_end_in_any_order(voice: Voice, clock: list[float]) -> None:
+def test_blocks_may_end_in_any_order(voice: Heartbeat, clock: list[float]) -> None:
     outer, inner = doing("outer"), doing("inner", "images")
     outer.__enter__()
     inner.__enter__()
@@ -99,8 +99,8 @@ def test_a_thread_says_it_on_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("RANK", "1")
         with doing("compiling on rank 1"):
             for _ in range(3):  # times at which it would write
-                before = module._voice.last_heard
-                while module._voice.last_heard == before:
+                before = module._heartbeat.last_heard
+                while module._heartbeat.last_heard == before:
                     time.sleep(0.001)
         assert lines.empty()
         monkeypatch.setenv("RANK", "0")

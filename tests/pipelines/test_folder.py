@@ -107,7 +107,7 @@ def whole(data: Folder, decoder: str, size: int) -> tuple[np.ndarray, int]:
 
 
 @every_reader
-def test_pictures_stand_upright(tmp_path: Path, decoder: str) -> None:
+def test_images_stand_upright(tmp_path: Path, decoder: str) -> None:
     (tmp_path / "flat").mkdir()
     for orientation in range(1, 9):
         exif = Image.Exif()

@@ -62,7 +62,7 @@ def test_what_would_be_cut_off_anyway_and_half_a_line_are_no_news(tmp_path: Path
         assert path.read_bytes() == b"".join(LINES[:4]) and list(tmp_path.iterdir()) == [path]
 
 
-def test_pictures_are_drawn_of_what_can_be_read(tmp_path: Path) -> None:
+def test_images_are_drawn_of_what_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(LINES[:3]) + b"\x00\n")
     with pytest.warns(UserWarning, match=r"metrics\.jsonl: line 4"):
         assert draw_curve(tmp_path).read_bytes()[:4] == b"\x89PNG"

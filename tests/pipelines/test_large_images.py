@@ -96,7 +96,7 @@ def test_a_frame_header_far_back_is_found_without_reading_the_rest(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pictures_in_bands_are_those_in_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_in_bands_are_those_in_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = KINDS[kind]()
     whole = decode_any(data)
     monkeypatch.setattr(image_file, "_BAND_PIXELS", 1000)
@@ -116,7 +116,7 @@ def test_an_orientation_behind_the_pixels_is_found_across_blocks(
 
 
 @pytest.mark.parametrize(("mode", "bytes_per_pixel"), [("I;16", 6), ("RGBA", 8), ("1", 5)])
-def test_memory_of_a_picture_beyond_its_file(mode: str, bytes_per_pixel: int) -> None:
+def test_memory_of_an_image_beyond_its_file(mode: str, bytes_per_pixel: int) -> None:
     """The decoded and the RGB image; 16-bit grey once took 20 bytes per pixel."""
     side = 4000
     data = file_of(Image.new(mode, (side, side)), "PNG", compress_level=1)
@@ -126,7 +126,7 @@ def test_memory_of_a_picture_beyond_its_file(mode: str, bytes_per_pixel: int) ->
     assert peak.grown_mb < side * side * bytes_per_pixel / 1e6 + 30
 
 
-def test_large_pictures_wait_for_each_other_and_small_ones_do_not() -> None:
+def test_large_images_wait_for_each_other_and_small_ones_do_not() -> None:
     large = LARGE_PIXELS + 1
     images = LargeImages(limit_bytes=2 * large * BYTES_PER_PIXEL)
     go, inside, peak, lock = threading.Event(), [0], [0], threading.Lock()

@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "fastpsl" / "folders"
 
 
-def pictures(root: Path, names: list[str] | None = None) -> Path:
+def write_images(root: Path, names: list[str] | None = None) -> Path:
     for i, name in enumerate(NAMES if names is None else names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(jpeg(photo(i, 40 + i, 60 - i)))
@@ -97,7 +97,7 @@ def digest_of(path: Path) -> str:
 
 def test_inaturalists_json(same_as_its_beton: Callable[[Path], Listed], tmp_path: Path) -> None:
     """The order is that of its images, labels are category ids, and empty classes have names, too."""
-    pictures(tmp_path / "inat" / "train_val2018")
+    write_images(tmp_path / "inat" / "train_val2018")
     path = dump(tmp_path / "inat" / "train2018.json", inaturalist())
     data = same_as_its_beton(path)
     root = tmp_path / "inat" / "train_val2018"
@@ -114,7 +114,7 @@ def test_inaturalists_json(same_as_its_beton: Callable[[Path], Listed], tmp_path
 
 
 def test_categories_are_numbered_in_the_order_of_their_ids(tmp_path: Path) -> None:
-    pictures(tmp_path / "train_val2018")
+    write_images(tmp_path / "train_val2018")
     annotations = [{"image_id": 100 + i, "category_id": (70, 7, 900)[i // 3]} for i in range(9)]
     categories = [{"id": 900, "name": "c"}, {"id": 7, "name": "a"}, {"id": 70, "name": "b"}]
     path = dump(tmp_path / "a.json", inaturalist(annotations=annotations, categories=categories))
@@ -128,7 +128,7 @@ def test_categories_are_numbered_in_the_order_of_their_ids(tmp_path: Path) -> No
 def test_places205s_csv(same_as_its_beton: Callable[[Path], Listed], where: str, tmp_path: Path) -> None:
     """Lines like `a/abbey/gsun_0003.jpg 0`, with the lists beside the images or in a folder of their own."""
     root, lists = tmp_path / "places", tmp_path / "places" / "trainvalsplit_places205"
-    pictures((lists / where).resolve() if where.startswith("..") else root / where)
+    write_images((lists / where).resolve() if where.startswith("..") else root / where)
     lists.mkdir(exist_ok=True)
     text = "".join(f"{NAMES[i]} {i // 3 * 2}\n" for i in (3, 0, 8, 1))
     (lists / "val_places205.csv").write_text(text)
@@ -142,8 +142,8 @@ def test_a_plain_list_of_paths(
 ) -> None:
     """Spaces, empty lines, other line ends, absolute paths and names that are not UTF-8; no labels."""
     names = ["a/holiday 12.jpg", "b/Ünï.JPEG", "x.png"]
-    pictures(tmp_path / "yfcc", names)
-    absolute = pictures(tmp_path / "elsewhere", ["far.jpg"]) / "far.jpg"
+    write_images(tmp_path / "yfcc", names)
+    absolute = write_images(tmp_path / "elsewhere", ["far.jpg"]) / "far.jpg"
     strange = os.fsencode(tmp_path / "yfcc") + b"/\xff.jpg"
     with open(strange, "wb") as file:
         file.write(jpeg(photo(9, 50, 50)))
@@ -167,7 +167,7 @@ def test_a_plain_list_of_paths(
 
 
 def test_a_plain_list_with_labels(tmp_path: Path) -> None:
-    pictures(tmp_path, ["a b.jpg", "c.jpg"])
+    write_images(tmp_path, ["a b.jpg", "c.jpg"])
     (tmp_path / "l.txt").write_text(
         f"a b.jpg\t{'7':0>5000}\nc.jpg   0\n"
     )  # no number is too long for its value
@@ -179,7 +179,7 @@ def test_a_plain_list_with_labels(tmp_path: Path) -> None:
 def test_miniimagenets_csv(same_as_its_beton: Callable[[Path], Listed], tmp_path: Path) -> None:
     """`filename,label`, with the images in images/ beside it, and classes in the order of their names."""
     names = [f"n0{9 - i // 3}{i:04}.jpg" for i in range(9)]
-    pictures(tmp_path / "mini" / "images", names)
+    write_images(tmp_path / "mini" / "images", names)
     rows = "".join(f"{name},{name[:3]}\n" for name in names)
     (tmp_path / "mini" / "test.csv").write_text(f"filename,label\n{rows}")
     data = same_as_its_beton(tmp_path / "mini" / "test.csv")
@@ -188,7 +188,7 @@ def test_miniimagenets_csv(same_as_its_beton: Callable[[Path], Listed], tmp_path
 
 
 def test_shards_are_runs_of_the_list(tmp_path: Path) -> None:
-    pictures(tmp_path)
+    write_images(tmp_path)
     (tmp_path / "l.txt").write_text("\n".join(NAMES))
     parts = [open_source(str(tmp_path / "l.txt"), shard=(i, 2)) for i in range(2)]
     assert all(isinstance(part, ImageList) for part in parts)
@@ -199,7 +199,7 @@ def test_shards_are_runs_of_the_list(tmp_path: Path) -> None:
 def test_train_and_val_of_one_folder_keep_an_index_each(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures(tmp_path)
+    write_images(tmp_path)
     for name, lines in (("train", NAMES[:6]), ("val", NAMES[6:])):
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     read, scan = [], header_index._scan
@@ -219,8 +219,8 @@ def test_train_and_val_of_one_folder_keep_an_index_each(
         assert folder.num_samples == 3 and len(list(cache.glob("*.lock"))) == 3
 
 
-def test_a_picture_that_cannot_be_read_is_a_bad_sample(tmp_path: Path) -> None:
-    pictures(tmp_path)
+def test_an_image_that_cannot_be_read_is_a_bad_sample(tmp_path: Path) -> None:
+    write_images(tmp_path)
     (tmp_path / NAMES[1]).write_text("no picture")
     (tmp_path / "l.txt").write_text("\n".join(NAMES))
     with pytest.warns(UserWarning, match=r"l\.txt: 1 of 9 images cannot be read, the first is ant/1\.jpg: "):
@@ -287,7 +287,7 @@ def test_what_is_wrong_is_one_line_naming_the_list(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    pictures(tmp_path)
+    write_images(tmp_path)
     (tmp_path / "folder.jpg").mkdir()
     shutil.copytree(tmp_path / "ant", tmp_path / "train_val2018" / "ant")
     name, contents, words = BAD[case]
@@ -307,7 +307,7 @@ def test_what_is_wrong_is_one_line_naming_the_list(
 def test_what_is_no_file_or_has_no_splits(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.txt: cannot be read \(No such file or directory\)"):
         open_data(tmp_path / "none.txt")
-    pictures(tmp_path)
+    write_images(tmp_path)
     (tmp_path / "l.txt").write_text("\n".join(NAMES))
     with pytest.raises(ValueError, match="--split val: a list has no splits"):
         open_source(str(tmp_path / "l.txt"), split="val")

@@ -39,7 +39,7 @@ def indices(batches: list[Batch]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("decoder", [*DECODERS, "resident"])
-def test_a_step_is_the_same_set_with_the_same_pictures_on_any_number_of_ranks(
+def test_a_step_is_the_same_set_with_the_same_images_on_any_number_of_ranks(
     beton: Path, decoder: str
 ) -> None:
     with Beton(beton) as data:

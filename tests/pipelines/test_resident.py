@@ -32,12 +32,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_the_pixels_are_those_of_the_other_decoders(raw: Path, decoder: str) -> None:
-    def pictures(name: str) -> list[torch.Tensor]:
+    def read_images(name: str) -> list[torch.Tensor]:
         with Beton(raw) as data, Loader(data, VIEWS, batch_size=NUM, decoder=name) as loader:
             (batch,) = loader.epoch(0)
         return [images.int() for images in batch.images]
 
-    for view, expected_view in zip(pictures("resident"), pictures(decoder), strict=True):
+    for view, expected_view in zip(read_images("resident"), read_images(decoder), strict=True):
         difference = (view - expected_view).abs()
         # Both are exact area means, except torchvision's, which is Pillow's closest filter.
         if decoder == "ffcv":
@@ -51,12 +51,12 @@ def test_windows_turned_by_45_degrees_are_those_of_the_other_decoders(tmp_path: 
     samples = [(photo(i, 90, 101).tobytes(), 90, 101, RAW) for i in range(NUM)]
     path = write(tmp_path / "raw.beton", samples)
 
-    def pictures(name: str) -> list[torch.Tensor]:
+    def read_images(name: str) -> list[torch.Tensor]:
         with Beton(path) as data, Loader(data, ROTATIONS, batch_size=NUM, decoder=name) as loader:
             (batch,) = loader.epoch(0)
         return [images.int() for images in batch.images]
 
-    for view, expected_view in zip(pictures("resident"), pictures(decoder), strict=True):
+    for view, expected_view in zip(read_images("resident"), read_images(decoder), strict=True):
         assert (view - expected_view).abs().max() <= 1 and (view - expected_view).abs().float().mean() < 1e-3
 
 
@@ -103,7 +103,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("indices", [[], [7], [3, 29, 3, 0, 11]])
-def test_pictures_shown_whole_are_copied_with_the_bytes_of_their_crop(
+def test_images_shown_whole_are_copied_with_the_bytes_of_their_crop(
     square: Path, indices: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = watched(monkeypatch)

@@ -174,7 +174,7 @@ def test_a_lesser_kernel_is_found(
 
 
 @pytest.mark.parametrize("mode", [JPG, RAW])
-def test_flat_pictures_give_eight_equal_views(mode: int, tmp_path: Path) -> None:
+def test_flat_images_give_eight_equal_views(mode: int, tmp_path: Path) -> None:
     """For all sizes down to the smallest that fits, with corners close to the borders, no frame shows."""
     random = np.random.default_rng(0)
     samples, colours = [], []

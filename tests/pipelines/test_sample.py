@@ -48,7 +48,7 @@ def test_its_betons_are_sound() -> None:
             )
 
 
-def test_pictures_are_drawn_from_the_seed() -> None:
+def test_images_are_drawn_from_the_seed() -> None:
     again = [draw_image(5, index, 60, 81) for index in (3, 3, 11)]
     assert (again[0] == again[1]).all() and (again[0] != again[2]).mean() > 0.5
     assert (draw_image(6, 3, 60, 81) != again[0]).mean() > 0.5

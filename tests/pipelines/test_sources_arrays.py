@@ -24,7 +24,7 @@ def samples(path: Path, **options: Any) -> list[Sample]:
     return list(open_source(str(path), **options).samples())
 
 
-def pictures(path: Path, **options: Any) -> np.ndarray:
+def read_images(path: Path, **options: Any) -> np.ndarray:
     images = [sample.image for sample in samples(path, **options)]
     assert all(isinstance(image, np.ndarray) and image.flags.c_contiguous for image in images)
     return np.stack(images)  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def test_an_npz_becomes_a_raw_beton(
 def test_names(names: dict[str, str], tmp_path: Path) -> None:
     arrays: dict[str, Any] = {names["labels"]: LABELS, names["images"]: IMAGES}
     np.savez(tmp_path / "a.npz", **arrays)
-    assert (pictures(tmp_path / "a.npz") == IMAGES).all()
+    assert (read_images(tmp_path / "a.npz") == IMAGES).all()
     assert [sample.label for sample in samples(tmp_path / "a.npz")] == list(LABELS)
 
 
@@ -81,7 +81,7 @@ def test_splits(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--split test is not among its splits; give --split train or val"):
         open_source(str(src), split="test")
     assert [sample.label for sample in samples(src, split="train")] == list(LABELS)
-    assert (pictures(src, split="val") == IMAGES[:3]).all()
+    assert (read_images(src, split="val") == IMAGES[:3]).all()
 
 
 def test_shapes(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_shapes(tmp_path: Path) -> None:
         (IMAGES[..., :1].transpose(0, 3, 1, 2), IMAGES[..., :1].repeat(3, axis=3)),
     ):
         np.savez(src, images=np.ascontiguousarray(given))
-        assert (pictures(src) == expected).all()
+        assert (read_images(src) == expected).all()
         assert [sample.label for sample in samples(src)] == [-1] * 10
     np.savez(src, images=np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)))
     assert "channels first" in open_source(str(src)).notes[0]

@@ -13,7 +13,7 @@ from fastpsl.pipelines.sources import arrays, folder, listed, published, tar
 from fastpsl.pipelines.sources.choose import open_source
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo
-from tests.pipelines.published_files import cifar10, pictures, publish
+from tests.pipelines.published_files import cifar10, publish, random_images
 from tests.pipelines.tars import make_tar
 
 PHOTO = jpeg(photo(0, 40, 50))
@@ -23,9 +23,9 @@ def test_auto_tells_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     photos = tree(tmp_path / "photos", {"cat/a.jpg": PHOTO})
     shard = make_tar(tmp_path / "x 0.tar", {"cat/a.jpg": PHOTO})
     make_tar(tmp_path / "x 1.tar.gz", {"dog/a.jpg": PHOTO})
-    np.savez(tmp_path / "a.NPZ.npz", images=pictures(2))
+    np.savez(tmp_path / "a.NPZ.npz", images=random_images(2))
     names = tree(tmp_path, {"names.TXT": b"photos/cat/a.jpg"}) / "names.TXT"
-    files = cifar10(pictures(6), np.zeros(6, int), [str(i) for i in range(10)], is_python=False)
+    files = cifar10(random_images(6), np.zeros(6, int), [str(i) for i in range(10)], is_python=False)
     archive, where = publish(tmp_path, "cifar-10-binary.tar.gz", "cifar-10-batches-bin", files, monkeypatch)
     for src, kind in (
         (photos, folder.ImageFolder),
@@ -65,7 +65,7 @@ def test_auto_tells_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_is_no_source(src: str, options: dict[str, Any], words: str, tmp_path: Path) -> None:
     tree(tmp_path, {"photos/cat/a.jpg": PHOTO, "notes.txt": b"x", "notes.md": b"x"})
     make_tar(tmp_path / "a.tar", {"cat/a.jpg": PHOTO})
-    np.savez(tmp_path / "a.npz", images=pictures(2))
+    np.savez(tmp_path / "a.npz", images=random_images(2))
     if src.startswith("?"):
         make_tar(tmp_path / "b.tar", {"cat/a.jpg": PHOTO})
     with pytest.raises(ValueError) as caught:

@@ -39,7 +39,7 @@ def cifar(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     name = request.param
     is_ten, is_python = "10-" in name, name.endswith("python")
     names = NAMES_10 if is_ten else NAMES_100
-    images, labels = made.pictures(30), np.random.default_rng(1).integers(0, len(names), 30)
+    images, labels = made.random_images(30), np.random.default_rng(1).integers(0, len(names), 30)
     files = (made.cifar10 if is_ten else made.cifar100)(images, labels, names, is_python)
     folder = {"cifar-10-python": "cifar-10-batches-py", "cifar-10-binary": "cifar-10-batches-bin"}.get(
         name, name
@@ -93,7 +93,7 @@ def test_stl10_equals_torchvisions(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(STL10, "_check_integrity", lambda _: True)
     monkeypatch.setattr(published, "_BLOCK_BYTES", 60_000)  # two images
     names = NAMES_10[:9] + ["truck"]
-    images, labels = made.pictures(15, 96), np.random.default_rng(1).integers(0, 10, 15)
+    images, labels = made.random_images(15, 96), np.random.default_rng(1).integers(0, 10, 15)
     archive, folder = publish(
         tmp_path, "stl10_binary.tar.gz", "stl10_binary", made.stl10(images, labels, names), monkeypatch
     )

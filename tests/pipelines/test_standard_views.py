@@ -90,7 +90,7 @@ def test_ten_crops_are_torchvisions(tmp_path: Path, decoder: str, shape: tuple[i
                 assert difference.max() < 0.1 and difference.mean() < 0.003, (input.channels, place)
 
 
-def test_a_mirrored_input_is_not_the_input_of_a_mirrored_picture(tmp_path: Path) -> None:
+def test_a_mirrored_input_is_not_the_input_of_a_mirrored_image(tmp_path: Path) -> None:
     """Mirroring also negates the gradient along x, but not the one along y."""
     path = beton(tmp_path / "raw.beton", [photo(0, 64, 80)])
     network_inputs = inputs(path, "torchvision", ten_crop_views(XY, SIZE))
@@ -101,7 +101,7 @@ def test_a_mirrored_input_is_not_the_input_of_a_mirrored_picture(tmp_path: Path)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_ten_crops_of_larger_pictures(tmp_path: Path, decoder: str) -> None:
+def test_ten_crops_of_larger_images(tmp_path: Path, decoder: str) -> None:
     """Resizing and cropping at once is within a few grey values of torchvision's two steps."""
     images = [photo(7, 200, 261), photo(8, 173, 150)]
     network_inputs = inputs(beton(tmp_path / "raw.beton", images), decoder, ten_crop_views(RGB, SIZE))
@@ -120,7 +120,7 @@ def test_ten_crops_of_larger_pictures(tmp_path: Path, decoder: str) -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_pictures_of_a_few_pixels_have_ten_crops(tmp_path: Path, decoder: str) -> None:
+def test_images_of_a_few_pixels_have_ten_crops(tmp_path: Path, decoder: str) -> None:
     """A crop is 7 / 8 of the shorter side, at least one pixel: of a row the first, middle or last one."""
     row, column = photo(1, 1, 9), photo(2, 12, 1)
     path = beton(tmp_path / "raw.beton", [row, column, photo(3, 1, 1)])

@@ -37,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def pictures(data: Dataset, decoder: str) -> tuple[torch.Tensor, list[int], list[int]]:
+def read_images(data: Dataset, decoder: str) -> tuple[torch.Tensor, list[int], list[int]]:
     """Return the images, labels and indices of an evaluation in batches of 4, without padding."""
     with Loader(data, VIEW, batch_size=4, train=False, decoder=decoder, num_threads=1) as loader:
         batches = list(loader.epoch(0))
@@ -53,9 +53,9 @@ def test_every_decoder_reads_it(folder: Path, beton: Path, decoder: str, kind: s
     if kind == "folder" and decoder == "ffcv":
         pytest.skip("ffcv reads no folders")
     with Beton(beton) if kind == "beton" else Folder(folder) as whole:
-        images, labels, _ = pictures(whole, decoder)
+        images, labels, _ = read_images(whole, decoder)
         part = Subset(whole, CHOSEN)
-        part_images, part_labels, indices = pictures(part, decoder)
+        part_images, part_labels, indices = read_images(part, decoder)
     assert indices == list(range(len(CHOSEN)))
     assert part_labels == [labels[i] for i in CHOSEN]
     assert torch.equal(part_images, images[CHOSEN])
@@ -64,9 +64,9 @@ def test_every_decoder_reads_it(folder: Path, beton: Path, decoder: str, kind: s
 def test_a_resident_set_keeps_the_part_alone(tmp_path: Path) -> None:
     samples = [(photo(i, 40, 40).tobytes(), 40, 40, RAW) for i in range(18)]
     with Beton(write(tmp_path / "raw.beton", samples)) as whole:
-        images, labels, _ = pictures(whole, "resident")
+        images, labels, _ = read_images(whole, "resident")
         part = Subset(whole, CHOSEN)
-        part_images, part_labels, indices = pictures(part, "resident")
+        part_images, part_labels, indices = read_images(part, "resident")
         assert indices == list(range(7)) and part_labels == [labels[i] for i in CHOSEN]
         assert torch.equal(part_images, images[CHOSEN])
         with Loader(part, VIEW, batch_size=4, decoder="resident") as loader:

@@ -124,7 +124,7 @@ def test_the_loader_reads_it(root: Path) -> None:
         data.rows(np.array([2]))
 
 
-def test_sizes_are_those_of_the_upright_picture(root: Path) -> None:
+def test_sizes_are_those_of_the_upright_image(root: Path) -> None:
     exif = Image.Exif()
     exif[0x112] = 6
     path = root / "VOC2007" / "JPEGImages" / "000005.jpg"
@@ -175,7 +175,7 @@ def test_masks_are_checked_once(
     assert not capsys.readouterr().err
 
 
-def test_other_broken_pictures_are_nobodys_business(root: Path) -> None:
+def test_other_broken_images_are_nobodys_business(root: Path) -> None:
     (root / "VOC2007" / "JPEGImages" / "000001.jpg").write_bytes(b"no picture")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -383,7 +383,7 @@ def test_what_is_learned_from_is_not_scored(root: Path) -> None:
         open_train_and_test(root, TRAINVAL, ("2007_test",), "boxes")
 
 
-def test_sets_that_share_pictures_and_a_year_alone(root: Path) -> None:
+def test_sets_that_share_images_and_a_year_alone(root: Path) -> None:
     (root / "VOC2007" / "ImageSets" / "Main" / "train.txt").write_text("000005\n")
     with pytest.raises(ValueError, match="train.txt: names 000005, as .*trainval.txt does"):
         VOC(root, ("2007_trainval", "2007_train"), "boxes")

@@ -70,7 +70,7 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
     image.save(path)
 
 
-def sbd(root: Path, pictures: Path) -> Path:
+def sbd(root: Path, images: Path) -> Path:
     """Write SBD with two images of VOC2012.
 
     Its train has 2007_000033 (VOC2012's val) and 2008_000001, its val 2007_000032 (VOC2012's train) and
@@ -78,7 +78,7 @@ def sbd(root: Path, pictures: Path) -> Path:
 
     Args:
         root: The folder for benchmark_RELEASE.
-        pictures: VOC2012/JPEGImages.
+        images: VOC2012/JPEGImages.
     """
     from scipy.io import savemat
 
@@ -86,7 +86,7 @@ def sbd(root: Path, pictures: Path) -> Path:
     (place / "img").mkdir(parents=True)
     (place / "cls").mkdir()
     for name in ("2007_000032", "2007_000033"):
-        shutil.copy(pictures / f"{name}.jpg", place / "img")
+        shutil.copy(images / f"{name}.jpg", place / "img")
     for i, name in enumerate(("2008_000001", "2008_000002")):
         (place / "img" / f"{name}.jpg").write_bytes(jpeg(photo(20 + i, 44, 60)))
     for i, name in enumerate(("2007_000032", "2007_000033", "2008_000001", "2008_000002")):

@@ -16,7 +16,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_a_contact_sheet_holds_the_pictures_as_they_are(tmp_path: Path) -> None:
+def test_a_contact_sheet_holds_the_images_as_they_are(tmp_path: Path) -> None:
     for num, columns, rows in ((1, 1, 1), (3, 2, 2), (40, 4, 4)):
         images = torch.rand(num, 3, 20, 151)
         save_contact_sheet(images, tmp_path / "s.png")
@@ -29,7 +29,7 @@ def test_a_contact_sheet_holds_the_pictures_as_they_are(tmp_path: Path) -> None:
         assert (sheet[:8] == BACKGROUND).all() and (sheet[28:36] == BACKGROUND).all()
 
 
-def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path: Path) -> None:
+def test_small_images_are_enlarged_by_whole_pixels(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 32, 32)
     save_contact_sheet(images, tmp_path / "s.png")
     shown = pixels(tmp_path / "s.png")[8:-8, 8:-8]
@@ -38,7 +38,7 @@ def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path: Path) -> None:
     assert (shown[2::5, 2::5] == expected).all() and (shown[:5, :5] == expected[0, 0]).all()
 
 
-def test_captions_stand_below_their_pictures_and_within_their_width(tmp_path: Path) -> None:
+def test_captions_stand_below_their_images_and_within_their_width(tmp_path: Path) -> None:
     texts = ["#1 cat\npermutation 3", "#2 " + "long name " * 20, "#3 größe"]
     save_contact_sheet(torch.zeros(3, 3, 20, 200), tmp_path / "s.png", texts)
     sheet = pixels(tmp_path / "s.png")

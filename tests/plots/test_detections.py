@@ -55,7 +55,7 @@ def test_boxes_lie_where_they_should(data: VOC, tmp_path: Path) -> None:
     assert (tile(path, 0) == 255).all(2).any()  # an annotated object
 
 
-def test_few_pictures_and_none_found(data: VOC, tmp_path: Path) -> None:
+def test_few_images_and_none_found(data: VOC, tmp_path: Path) -> None:
     path = draw_detections(tmp_path / "sheet.png", data, predictions(), num_images=2)
     with Image.open(path) as image:
         assert image.size == (2 * CELL_X + LEFT, CELL_Y + LEFT)

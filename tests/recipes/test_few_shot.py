@@ -15,7 +15,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources.source import Sample
-from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_right
+from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_hits
 from tests.pipelines.photos import jpeg, photo
 from tests.programs import ROOT, run
 from tests.recipes.in_process import Start, refused, starter
@@ -30,7 +30,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return starter("few_shot", monkeypatch, capsys)
 
 
-def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) -> None:
+def test_scores_result_and_figure_of_the_sample(recipe: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = recipe("--num-threads", "1", "--out", out, "--episodes", "200")
     assert outcome.code == 0, outcome
@@ -72,7 +72,7 @@ def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) ->
     # With shuffled labels the score is at chance, except for differences between the eight classes.
     shuffled = np.random.default_rng(0).permutation(labels)
     members = [np.flatnonzero(shuffled == label) for label in range(8)]
-    right = num_right(np.load(out / "B5.npy"), draw_episodes(members, 200, 5, 5, 15, 0), torch.device("cpu"))
+    right = num_hits(np.load(out / "B5.npy"), draw_episodes(members, 200, 5, 5, 15, 0), torch.device("cpu"))
     assert 16 < 100 * right.mean() / 75 < 26
 
     written = {path: path.stat().st_mtime_ns for path in out.glob("*.npy")}
@@ -174,7 +174,7 @@ def beton(path: Path, labels: list[int], side: int = 84) -> Path:
     return path
 
 
-def test_a_picture_that_cannot_be_decoded_is_in_no_episode(recipe: Any, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_in_no_episode(recipe: Any, tmp_path: Path) -> None:
     data = mini_imagenet(tmp_path / "mini", {"n01": 5, "n02": 5})
     broken = tmp_path / "mini" / "images" / "n0100000002.jpg"
     broken.write_bytes(broken.read_bytes()[:900])
@@ -217,6 +217,6 @@ def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -
         assert not list(out.glob("*.npy"))
 
 
-def test_the_samples_pictures_are_enough_for_the_usual_episodes() -> None:
+def test_the_samples_images_are_enough_for_the_usual_episodes() -> None:
     with Beton(sample_paths().test) as data:
         assert {len(rows) for rows in classes_of(data, 5, 20)} == {20}

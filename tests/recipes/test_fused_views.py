@@ -55,7 +55,7 @@ EVALUATED: dict[str, dict[str, Any]] = {
     "voc_classification": WEIGHTS | {"val": None},
 }
 EXTRACTED = {"knn", "few_shot", "voc_svm"}
-WHOLE_PICTURES = {"voc_detection", "voc_segmentation"}  # which have no views
+WHOLE_IMAGES = {"voc_detection", "voc_segmentation"}  # which have no views
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def views_of(recipe: str, **asked: Any) -> tuple[ViewSpec, ...]:
 
 def test_all_recipes_are_here():
     names = {path.stem for path in (ROOT / "recipes").glob("*.py")} - {"__init__"}
-    assert names == {*TRAINED, *EVALUATED, *EXTRACTED, *WHOLE_PICTURES}
+    assert names == {*TRAINED, *EVALUATED, *EXTRACTED, *WHOLE_IMAGES}
 
 
 @pytest.mark.parametrize("recipe", TRAINED)

@@ -39,7 +39,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     ("backbone", "told"),
     [(RESNET18, "backbone resnet18 (paper resnet50), stage_epochs"), slow((), "stage_epochs")],
 )
-def test_smallest_run_ends_with_lines_and_pictures(
+def test_smallest_run_ends_with_lines_and_figures(
     recipe: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: tuple[str, ...], told: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

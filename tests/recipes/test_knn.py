@@ -51,7 +51,7 @@ def numbers_by_hand(folder: Path, ks: tuple[int, ...], temperature: float) -> di
     return {name: 100 * value / len(truth) for name, value in numbers.items()}
 
 
-def test_scores_result_and_picture_of_the_sample(recipe: Any, tmp_path: Path) -> None:
+def test_scores_result_and_figure_of_the_sample(recipe: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = recipe(*SMALL, "--out", out)
     assert outcome.code == 0, outcome

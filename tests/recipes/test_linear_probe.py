@@ -223,7 +223,7 @@ def test_alexnets_protocols_take_other_backbones(
     assert record["settings"]["num_crops"] == num_crops
 
 
-def test_small_pictures_are_scored_whole(recipe: Start, tmp_path: Path) -> None:
+def test_small_images_are_scored_whole(recipe: Start, tmp_path: Path) -> None:
     """Check that --whole means one view, and is refused with ten crops."""
     record = checked(recipe, tmp_path / "out", "sslpp", *RANDOM, *DATA, *SMALL, "--whole")
     assert "ShorterSideCrop(shorter_px=32, size_px=32, where='center')" in record["settings"]["held_out_view"]

@@ -63,7 +63,7 @@ def test_all_rotations_through_all_stages(recipe: Start, data: Any, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_one_rotation_of_each_picture(recipe: Start, data: Any) -> None:
+def test_one_rotation_of_each_image(recipe: Start, data: Any) -> None:
     """Check that an epoch is 3 steps at every level, in any order of levels."""
     lines = printed(
         recipe(*SMALL, *data, "--backbone", "resnet18", "--plan", "psl_f", "--levels", "3", "1", "2")
@@ -101,7 +101,7 @@ def test_impossible_requests_are_refused(
     refused(recipe(*SMALL, *data, "--backbone", "resnet18", *arguments), "rotation_rv50", *words)
 
 
-def test_pictures_too_small_for_45_degrees_are_refused_before_the_first_stage(
+def test_images_too_small_for_45_degrees_are_refused_before_the_first_stage(
     recipe: Start, tmp_path: Path
 ) -> None:
     """Check that only stages with such views are refused, in a line that names the remedy."""

@@ -98,7 +98,7 @@ def test_protocols_are_pirls_and_simclrs() -> None:
         )
 
 
-def test_small_pictures_are_scored_whole() -> None:
+def test_small_images_are_scored_whole() -> None:
     parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "semi_supervised.py"))
     for whole, shorter_px in ((False, 37), (True, 32)):
         options = parts["RECIPE"].with_paper(

@@ -40,7 +40,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(("backbone", "width"), [("resnet18", 64), slow("resnet50", 256)])
-def test_smallest_run_ends_with_lines_and_pictures(
+def test_smallest_run_ends_with_lines_and_figures(
     recipe: Any, tmp_path: Path, backbone: str, width: int
 ) -> None:
     """Check that the head is as wide as the last block of each stage."""

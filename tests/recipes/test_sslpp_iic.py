@@ -116,7 +116,7 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, 
         assert (out / name).read_bytes() == (trained / name).read_bytes()
 
 
-def test_pictures_without_labels_are_enough(recipe: Start, tmp_path: Path) -> None:
+def test_images_without_labels_are_enough(recipe: Start, tmp_path: Path) -> None:
     """Train on a folder without classes, as YFCC has none, in RGB for --transforms grey."""
     random = np.random.default_rng(0)
     (tmp_path / "data").mkdir()

@@ -62,7 +62,7 @@ def test_the_schedule_is_the_usual_one() -> None:
     assert (decayed["weight_decay"], decayed["momentum"], decayed["nesterov"]) == (1e-4, 0.9, False)
 
 
-def test_small_pictures_are_padded_and_scored_whole() -> None:
+def test_small_images_are_padded_and_scored_whole() -> None:
     """Check that the crop is recorded only if it is not the usual one.
 
     Runs from before there was a choice can thus be resumed. The same holds for few labels.

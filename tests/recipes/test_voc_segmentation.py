@@ -40,7 +40,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_voc(folder, 2, 2, side_px=40, num_train_masks=9, num_test_masks=5)
 
 
-def test_a_run_puts_scores_masks_and_pictures_on_record(recipe: Start, drawn: Path, tmp_path: Path) -> None:
+def test_a_run_puts_scores_masks_and_figures_on_record(recipe: Start, drawn: Path, tmp_path: Path) -> None:
     outcome = recipe(
         *RANDOM, *QUICK, "--data", drawn, "--out", tmp_path, "--epochs", "1", "--batchnorm", "train"
     )

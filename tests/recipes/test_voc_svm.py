@@ -49,7 +49,7 @@ def outcomes(folder: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def test_scores_result_and_picture(recipe: Any, devkit: Path, tmp_path: Path) -> None:
+def test_scores_result_and_image(recipe: Any, devkit: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = recipe(*SMALL, *RANDOM, "--data", devkit, "--out", out)
     assert outcome.code == 0, outcome
@@ -178,7 +178,7 @@ def test_random_features_tell_the_drawn_shapes(recipe: Any, tmp_path: Path) -> N
     assert read(tmp_path / "out")["numbers"]["mAP"] > 62
 
 
-def test_a_class_that_no_test_picture_shows(devkit: Path, tmp_path: Path) -> None:
+def test_a_class_that_no_test_image_shows(devkit: Path, tmp_path: Path) -> None:
     place = tmp_path / "VOCdevkit"
     shutil.copytree(devkit, place)
     names = (place / "classes.txt").read_text().split()

@@ -22,10 +22,10 @@ from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.evaluations import CLUSTERS, VISSL
 from fastpsl.tables.evaluations import TSNE as OF_TSNE
-from fastpsl.tables.found import find
 from fastpsl.tables.needs import COUPLED, Evaluation, Weights
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.report import Report, make_report
+from fastpsl.tables.results import find
 from fastpsl.tables.scales import SCALES, Scale, plain
 from fastpsl.tasks.permutation_files import permutations_digest
 from fastpsl.transfer.classification import protocols as multilabel_protocols

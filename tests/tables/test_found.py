@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl.tables.found import find
+from fastpsl.tables.results import find
 from tests.tables.table_results import put
 
 

@@ -84,7 +84,7 @@ def test_what_tables_say_beside_their_numbers() -> None:
     assert not TABLES["uic/4"].row("Random-Sobel").printed
     figures = [TABLES[f"sslpp/{name}"] for name in ("fig3", "fig4", "fig5", "fig6")]
     assert not any(row.printed for table in figures for row in table.rows)
-    assert [TABLES[name].pictures.num_pretrain for name in ("psl/4", "sslpp/3-stl", "sslpp/7")] == [
+    assert [TABLES[name].images.num_pretrain for name in ("psl/4", "sslpp/3-stl", "sslpp/7")] == [
         None, 105_000, 300_000,
     ]  # fmt: skip
 
@@ -97,7 +97,7 @@ OTHER: dict[str, Any] = {
     "baseline": "One",
     "note": "ours",
 }
-PICTURES: dict[str, Any] = {"name": "CIFAR-10", "num_train": 4, "num_val": 2}
+IMAGES: dict[str, Any] = {"name": "CIFAR-10", "num_train": 4, "num_val": 2}
 TABLE: dict[str, Any] = {
     "title": "A title", "columns": ["B2", "Avg."], "measured": "blocks", "rows": [ROW, OTHER],
     "notes": [{"shared": "far"}, "near"],
@@ -107,7 +107,7 @@ DEFAULTS = {
     "gains": "g",
     "unmeasured": "m",
     "unprinted": "p",
-    "pictures": "all",
+    "images": "all",
     "arch": "NIN",
 }
 NET = Weights("nin4")
@@ -122,7 +122,7 @@ def read(folder: Path, paper: Any) -> Any:
 def paper(table: Any = TABLE, **changes: Any) -> dict[str, Any]:
     record = {
         "defaults": DEFAULTS,
-        "pictures": {"all": PICTURES},
+        "images": {"all": IMAGES},
         "notes": {"far": "away"},
         "tables": {"1": table},
     }
@@ -137,7 +137,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     (table,) = read(tmp_path, paper())
     one, two = table.rows
     assert (table.name, table.columns, table.notes) == ("some/1", ("B2", "Avg."), ("away", "near"))
-    assert table.pictures.num_train == 4 and (one.arch, two.arch) == ("NIN", "Other")
+    assert table.images.num_train == 4 and (one.arch, two.arch) == ("NIN", "Other")
     assert one.numbers == (1.0, None) and two.numbers == (2.0, 3.0) and not two.measures
     assert [measure.of for measure in one.measures] == ["best", "mean"] and one.measures[0].weights == NET
     (table,) = read(tmp_path, paper(TABLE | {"rows": [{"method": "One", "weights": ["net", "net"]}]}))
@@ -150,12 +150,12 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("[]", "some.json: [] is no object"),
         ('{"tables": {}, "tables": {}}', "some.json: a key stands twice among tables, tables"),
         ("{", "some.json: Expecting property name"),
-        ({"tables": {}}, "some.json: defaults, pictures, notes is missing"),
+        ({"tables": {}}, "some.json: defaults, images, notes is missing"),
         (paper([]), "some.json, table 1: [] is no object"),
         (paper(TABLE | {"gain": "g"}), "table 1: unknown field 'gain': allowed are title, number"),
-        (paper(defaults={}), "table 1: number, pictures, gains, unmeasured, unprinted is missing"),
-        (paper(TABLE | {"pictures": "most"}), "table 1, pictures: unknown name 'most': allowed are all"),
-        (paper(pictures={"all": PICTURES | {"num_val": 2.5}}), "table 1, pictures: num_val cannot be 2.5"),
+        (paper(defaults={}), "table 1: number, images, gains, unmeasured, unprinted is missing"),
+        (paper(TABLE | {"images": "most"}), "table 1, images: unknown name 'most': allowed are all"),
+        (paper(images={"all": IMAGES | {"num_val": 2.5}}), "table 1, images: num_val cannot be 2.5"),
         (paper(TABLE | {"notes": [{"shared": "x"}]}), "table 1, notes: unknown name 'x': allowed are far"),
         (paper(TABLE | {"rows": [ROW, ROW]}), "table 1: 'One' is two rows"),
         (with_row(baseline="Three"), "table 1: 'One' improves 'Three', which is no row"),

@@ -197,7 +197,7 @@ def test_labels_of_no_network_are_written_first_and_once(tmp_path: Path) -> None
     assert len(commands_of(report(tmp_path, "sslpp/9", PAPER), "Rotation [8]: K-means")) == 2
 
 
-def test_stl_10_learns_from_other_pictures_than_it_is_evaluated_on(tmp_path: Path) -> None:
+def test_stl_10_learns_from_other_images_than_it_is_evaluated_on(tmp_path: Path) -> None:
     labels = replace(IIC, variant="stl")
     stl = replace(BLOCK_PROBE, name="blocks/stl")
     for weights in (

@@ -103,13 +103,13 @@ def test_what_the_rows_are_measured_on() -> None:
 
 
 def test_wide_tables_have_panels_in_lines(tmp_path: Path) -> None:
-    from fastpsl.tables.picture import picture
+    from fastpsl.tables.chart import chart
 
-    figure = picture(report(tmp_path, "sslpp/8", PAPER))
+    figure = chart(report(tmp_path, "sslpp/8", PAPER))
     panels = [axis for axis in figure.axes if axis.get_visible()]
     assert [axis.get_title() for axis in panels][:5] == ["20: B2", "20: B3", "20: B4", "20: Avg.", "100: B2"]
     assert len(panels) == 16 and figure.get_size_inches()[0] < 15
-    figure = picture(report(tmp_path, "sslpp/6", PAPER))
+    figure = chart(report(tmp_path, "sslpp/6", PAPER))
     assert len([axis for axis in figure.axes if axis.get_visible()]) == 7
 
 

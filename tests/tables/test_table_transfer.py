@@ -27,7 +27,7 @@ from fastpsl.tables.evaluations import (
 )
 from fastpsl.tables.matching import needs_of
 from fastpsl.tables.needs import Evaluation, Weights
-from fastpsl.tables.other_data import OTHER_DATA, PAPERS_PICTURES, digests
+from fastpsl.tables.other_data import OTHER_DATA, PAPER_IMAGES, digests
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.render import markdown
 from fastpsl.tables.report import Report
@@ -109,7 +109,7 @@ def test_the_schedules_of_tiny_yfcc100m() -> None:
 def test_data_that_evaluations_read_is_known() -> None:
     evaluations = {need[1] for table in TABLES.values() for need in needs_of(table)}
     reading = [one for one in evaluations if one.reads]
-    assert {one.protocol for one in reading} == set(PAPERS_PICTURES)
+    assert {one.protocol for one in reading} == set(PAPER_IMAGES)
     assert {name for one in reading for name in one.reads} == set(OTHER_DATA)
     assert not any(one.reads for one in evaluations if one.protocol in ("linear/vissl", "linear/sslpp"))
 
@@ -201,7 +201,7 @@ def test_three_data_sets_in_one_table(tmp_path: Path) -> None:
     assert report(tmp_path, "psl/5").matches.num_other == 3  # ImageNet's table has none of them
 
 
-def test_what_has_no_held_out_pictures_and_two_sizes(tmp_path: Path) -> None:
+def test_what_has_no_held_out_images_and_two_sizes(tmp_path: Path) -> None:
     of_blocks = {"B3": 30.0, "B4": 40.0, "B5": 50.0, "B5_max_pool": 55.0}
     numbers = {f"accuracy_{block}": value for block, value in of_blocks.items()}
     for weights, size_px, more in ((UIC, 224, 2.0), (DEEPCLUSTER, 224, 1.0), (UIC, 84, 0.0)):
@@ -225,7 +225,7 @@ def test_random_weights_tell_nothing_of_what_was_pre_trained_on(tmp_path: Path) 
     assert ours(made, "DeepCluster [2]") == ["40.0", "40.0", "None", "30.0"] and not made.matches.unused
 
 
-def test_a_run_of_other_pictures_is_not_evaluated(tmp_path: Path) -> None:
+def test_a_run_of_other_images_is_not_evaluated(tmp_path: Path) -> None:
     put_detection(tmp_path, SUPERVISED)
     put_run(tmp_path, "other", **science_of(PSL, TINY, 0, "f" * 32))
     assert len(missing_of(tmp_path, PSL, "psl/8")[0].commands) == 2

@@ -69,7 +69,7 @@ def test_nmi_and_probes_are_of_one_data_set(tmp_path: Path) -> None:
         report(tmp_path, "uic/1")
 
 
-def test_nmi_alone_needs_no_held_out_pictures(tmp_path: Path) -> None:
+def test_nmi_alone_needs_no_held_out_images(tmp_path: Path) -> None:
     put(tmp_path, RAW, CLUSTERS, {"nmi_true": 38.0})
     made = report(tmp_path, "uic/1")
     assert ours(made, "UIC 3k")[3] == "38.0" and "Ours: 480 training pictures (digests" in made.data_words()

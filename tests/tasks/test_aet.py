@@ -97,7 +97,7 @@ def test_the_loss_is_in_float32(kind: Kind) -> None:
 
 @pytest.mark.slow
 @every_kind
-def test_learned_it_beats_the_constant_on_held_out_pictures(kind: Kind) -> None:
+def test_learned_it_beats_the_constant_on_held_out_images(kind: Kind) -> None:
     """It does so by 40 % or more. Pairs in the wrong order score worse, so the order matters."""
     task = AET(kind, 32)
     trunk, head = learned(task)
@@ -150,7 +150,7 @@ def test_the_contact_sheet_shows_pairs_and_the_captions_the_targets(kind: Kind) 
         )
 
 
-def test_one_trunk_pass_over_both_pictures_is_what_the_trainer_makes() -> None:
+def test_one_trunk_pass_over_both_images_is_what_the_trainer_makes() -> None:
     """The view's order is image-major: an image, then its copy."""
     task = AET("projective", 32)
     trunk, head = small_modules(task)

@@ -141,7 +141,7 @@ def test_the_network_sees_lightness_alone(crop: Any) -> None:
     batch = noise_batch([view], 3)
     (inputs,) = batch.inputs([view], torch.float32)
     assert inputs.shape == (3, 1, SIZE, SIZE)
-    images = task._pictures(batch)  # shifted and flipped as the network's input
+    images = task._coloured_images(batch)  # shifted and flipped as the network's input
     assert torch.allclose((lightness(images) - 0.5) / 0.25, inputs, atol=1e-6)
 
 
@@ -241,7 +241,7 @@ def test_the_constant_answer_is_nearly_the_best() -> None:
     )
 
 
-def test_grey_pictures_teach_nothing_and_are_counted() -> None:
+def test_grey_images_teach_nothing_and_are_counted() -> None:
     task, _, head = ready([smooth_batch(Colorization(SIZE), 40)])
     batch = smooth_batch(task, 5, seed=3, grey=range(5))
     batch.indices[4] = -1
@@ -261,7 +261,7 @@ def test_grey_pictures_teach_nothing_and_are_counted() -> None:
     assert task.end_epoch() == {"num_grey": 6.0} and task.end_epoch() == {"num_grey": 0.0}
 
 
-def test_one_coloured_pixel_makes_a_picture_coloured() -> None:
+def test_one_coloured_pixel_makes_an_image_coloured() -> None:
     task, _, _ = ready([smooth_batch(Colorization(SIZE), 40)])
     batch = smooth_batch(task, 3, grey=range(3))
     batch.images[0][1, :, 8, 8] = torch.tensor([200, 0, 0], dtype=torch.uint8)
@@ -275,7 +275,7 @@ def test_grey_data_are_refused_in_one_line() -> None:
     assert "\n" not in str(error.value)
 
 
-def test_padding_and_grey_pictures_are_no_part_of_the_prior() -> None:
+def test_padding_and_grey_images_are_no_part_of_the_prior() -> None:
     batch = smooth_batch(Colorization(SIZE), 40, grey=range(10, 20))
     batch.indices[:5] = -1
     task, _, _ = ready([batch])
@@ -333,7 +333,7 @@ def test_the_contact_sheet_shows_lightness_beside_the_colours() -> None:
     assert sheet.shape == (3, 3, SIZE, 2 * SIZE + 4)
     left, right = sheet[..., :SIZE], sheet[..., -SIZE:]
     assert torch.allclose(left, lightness(right).expand(-1, 3, -1, -1), atol=1e-5)
-    assert torch.equal(right, task._pictures(batch))
+    assert torch.equal(right, task._coloured_images(batch))
 
 
 def one_step(rank: int, world_size: int) -> dict[str, Any]:
@@ -429,7 +429,7 @@ def test_resumed_in_mid_epoch_equals_never_stopped(some_grey: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_small_network_beats_the_constant_answer_on_held_out_pictures(tmp_path: Path) -> None:
+def test_a_small_network_beats_the_constant_answer_on_held_out_images(tmp_path: Path) -> None:
     assert fit(tmp_path, epochs=4)
     (summary,) = newest_checkpoint(tmp_path)["position"]["summaries"]
     held_out = summary["held_out"]

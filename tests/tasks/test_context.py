@@ -103,7 +103,7 @@ def test_the_loss_is_in_float32() -> None:
 
 @pytest.mark.parametrize("size_px", [32, 33, 64])
 @pytest.mark.parametrize("map_px", [1, 2, 8, 11, 32])
-def test_maps_of_any_size_become_the_picture(size_px: int, map_px: int) -> None:
+def test_maps_of_any_size_become_the_image(size_px: int, map_px: int) -> None:
     head = ContextHead(5, size_px).eval()
     features = torch.randn(2, 5, map_px, map_px)
     decoded = head.decode(features)
@@ -114,7 +114,7 @@ def test_maps_of_any_size_become_the_picture(size_px: int, map_px: int) -> None:
 
 
 @pytest.mark.slow
-def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
+def test_learned_it_beats_the_constant_on_held_out_images() -> None:
     """It does so by looking: with the surroundings of another image it scores worse."""
     task = Context(0.5, 32)
     trunk, head = learned(task)
@@ -159,7 +159,7 @@ def test_it_is_ssl_pluspluss_proxy() -> None:
             Context(bad, 32)
 
 
-def test_the_contact_sheet_shows_the_masked_pictures_and_the_whole() -> None:
+def test_the_contact_sheet_shows_the_masked_images_and_the_whole() -> None:
     task = Context(0.5, 32)
     view = task.view()
     batch = noise_batch([view], 2)

@@ -54,7 +54,7 @@ def test_colorization_names_the_colours_of_a_quarter_of_the_side() -> None:
     assert head(torch.zeros(2, 4096, 1, 1)).shape == (2, 313, 16, 16)
 
 
-def test_context_restores_pictures_in_their_own_size() -> None:
+def test_context_restores_images_in_their_own_size() -> None:
     head = Context(0.5, 64, "random_resized", of_vectors=True).head(1, 128)
     images = head(100 * torch.randn(2, 128, 1, 1))
     assert images.shape == (2, 3, 64, 64) and images.abs().max() <= 1

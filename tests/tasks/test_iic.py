@@ -174,7 +174,7 @@ def test_crops_are_of_the_share_of_the_shorter_side(size_px: int, height: int, w
     assert {view.crop.size_px for view in (*task.views(1), task.center)} == {size_px}
 
 
-def test_grey_pictures_have_equal_channels() -> None:
+def test_grey_images_have_equal_channels() -> None:
     task = iic(transforms="grey")
     for images in noise_batch(task.views(1), 3).inputs(task.views(1), torch.float32):
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (task.center.mean, task.center.std))
@@ -323,7 +323,7 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
     )
 
 
-def test_held_out_pictures_have_no_labels_and_teach_nothing(tmp_path: Path) -> None:
+def test_held_out_images_have_no_labels_and_teach_nothing(tmp_path: Path) -> None:
     """Training is the same without them. Head A scores them as it is after the last step."""
     experiments = []
     for _ in range(2):
@@ -443,7 +443,7 @@ def test_clusters_must_find_images_and_pairs(tmp_path: Path) -> None:
         Watched().check_data(data, CLUSTERS - 1)
 
 
-def test_contact_sheet_shows_all_views_of_each_picture() -> None:
+def test_contact_sheet_shows_all_views_of_each_image() -> None:
     task = iic(num_copies=2)
     batch = noise_batch(task.views(1), 3)
     sheet = task.contact_sheet(batch.inputs(task.views(1), torch.float32), batch)

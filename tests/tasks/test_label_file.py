@@ -24,7 +24,7 @@ from tests.pipelines.photos import jpeg, photo
 
 
 @dataclass
-class Pictures:
+class PaperImages:
     """A stand-in for the part of a data set that labels are compared with."""
 
     num_samples: int = 5
@@ -36,12 +36,12 @@ class Pictures:
 
 
 def write(path: Path, labels: Any, num_classes: int, data: Any = None, **told: Any) -> Path:
-    source: Any = data or Pictures(len(labels))
+    source: Any = data or PaperImages(len(labels))
     return write_labels(path, np.array(labels), num_classes, source, "test", **told)
 
 
 def read(path: Path, num_samples: int = 5, digest: str = "0123456789abcdef") -> Labels:
-    return read_labels(path, Pictures(num_samples, digest))  # type: ignore[arg-type]
+    return read_labels(path, PaperImages(num_samples, digest))  # type: ignore[arg-type]
 
 
 CONFIGURATION = {"source": "iic", "num_clusters": 3, "stage_epochs": [500], "dropout": None, "lr": 1e-4}
@@ -148,7 +148,7 @@ def test_each_sample_needs_one_label(path: Path) -> None:
     rewrite(path, indices=np.arange(5))
     assert "labels sample 5 not at all" in refused(path, 6)
     with pytest.raises(AssertionError):
-        write(path, [0, 1], 3, Pictures(3))
+        write(path, [0, 1], 3, PaperImages(3))
 
 
 def test_more_classes_than_images_are_refused(path: Path) -> None:

@@ -69,7 +69,7 @@ def test_equals_the_papers_double_loop(mask: str, temperature: float) -> None:
     num_anchors = 2 * int(valid.sum())
     assert result.loss.item() == pytest.approx(loss, rel=1e-5)
     assert result.loss_sum.item() == pytest.approx(loss * num_anchors, rel=1e-5)
-    assert (result.num_right.item(), result.num_anchors.item()) == (right, num_anchors)
+    assert (result.num_correct.item(), result.num_anchors.item()) == (right, num_anchors)
     assert mask != "all" or 0 < right < num_anchors
 
 
@@ -85,7 +85,7 @@ def test_no_pair_or_a_single_one_teaches_nothing() -> None:
 def test_a_collapse_is_not_accurate() -> None:
     same = torch.ones(4, 3)
     result = nt_xent(same, same, torch.ones(4, dtype=torch.bool), 0.1)
-    assert result.loss.item() == pytest.approx(math.log(7), rel=1e-5) and result.num_right == 0
+    assert result.loss.item() == pytest.approx(math.log(7), rel=1e-5) and result.num_correct == 0
 
 
 def plain_gradients(first: Tensor, second: Tensor, valid: Tensor, temperature: float) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.layout import joined
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.augment import Augment
@@ -20,7 +21,7 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.rotation import Rotation, RotationHead, degrees_seen, seen
+from fastpsl.tasks.rotation import Rotation, RotationHead, image_degrees
 from tests.engine.tiny import noise_batch, part_of
 from tests.pipelines.photos import RAW, photo, write
 
@@ -70,7 +71,7 @@ def test_the_label_is_the_angle_that_the_pixels_show(level: int, photos: Path) -
     """
     (view,) = ONE.views(level)
     inputs, batch = loaded(photos, [view])
-    degrees = degrees_seen(batch)
+    degrees = image_degrees(batch)
     angles = range(0, 360, 360 // LEVELS[level])
     assert degrees.shape == (1, NUM, 1) and degrees.unique().tolist() == list(angles)  # every angle occurs
     mean, std = (np.array(v)[:, None, None] for v in (view.mean, view.std))
@@ -88,7 +89,7 @@ def test_turns_of_the_square_angles_are_exact(level: int, photos: Path) -> None:
     (view,) = ONE.views(level)
     inputs, batch = loaded(photos, [view])
     (upright,), _ = loaded(photos, [ViewSpec(view.crop)])
-    for i, angle in enumerate(degrees_seen(batch).flatten().tolist()):
+    for i, angle in enumerate(image_degrees(batch).flatten().tolist()):
         assert torch.equal(inputs[0][i], torch.rot90(upright[i], angle // 90, (1, 2)))
 
 
@@ -104,12 +105,12 @@ def test_all_rotations_hold_the_one_that_would_be_drawn(level: int, photos: Path
     every, every_batch = loaded(photos, ALL.views(level))
     num = LEVELS[level]
     assert ALL.images_per_sample(level) == num and ONE.images_per_sample(level) == 1
-    images = by_sample(seen(every), len(every), NUM)
-    degrees = by_sample(degrees_seen(every_batch).flatten(), len(every), NUM)
+    images = by_sample(joined(every), len(every), NUM)
+    degrees = by_sample(image_degrees(every_batch).flatten(), len(every), NUM)
     assert degrees.sort(1).values.tolist() == NUM * [list(range(0, 360, 360 // num))]
-    is_drawn = degrees == degrees_seen(one_batch)[0]
+    is_drawn = degrees == image_degrees(one_batch)[0]
     assert (is_drawn.sum(1) == 1).all()
-    torch.testing.assert_close(images[is_drawn], seen(one), rtol=0, atol=0)
+    torch.testing.assert_close(images[is_drawn], joined(one), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -118,9 +119,9 @@ def test_all_rotations_are_turns_of_the_windows(level: int, photos: Path) -> Non
     views = ALL.views(level)
     inputs, batch = loaded(photos, views)
     bases, _ = loaded(photos, [ViewSpec(view.crop) for view in views])
-    labels = (degrees_seen(batch).flatten() // 45).tolist()
+    labels = (image_degrees(batch).flatten() // 45).tolist()
     samples = [i for _ in views for i in range(NUM) for _ in range(LEVELS[level] // len(views))]
-    for image, label, sample in zip(seen(inputs), labels, samples, strict=True):
+    for image, label, sample in zip(joined(inputs), labels, samples, strict=True):
         assert torch.equal(image, torch.rot90(bases[label % 2][sample], label // 2, (1, 2)))
 
 
@@ -134,13 +135,13 @@ def test_the_fused_path_writes_all_rotations_into_one_buffer() -> None:
     if torch.cuda.is_available():
         batch = batch.to(torch.device("cuda"))
     inputs = Augment("fused", "", (geometric,)).inputs(batch, views, torch.float16)
-    whole = seen(inputs)
+    whole = joined(inputs)
     assert len(inputs) == 2 and len(whole) == 16
     assert whole.data_ptr() == inputs[0].data_ptr() and torch.equal(whole[8:], inputs[1])
     whole[8:] += 1
     assert torch.equal(whole[8:], inputs[1])
     whole[8:] -= 1
-    plain = seen(batch.inputs(views, torch.float16))
+    plain = joined(batch.inputs(views, torch.float16))
     torch.testing.assert_close(whole, plain, rtol=2**-10, atol=2**-9)
 
 
@@ -161,8 +162,8 @@ def test_loss_and_accuracy_are_those_of_a_plain_loop(task: Rotation, level: int,
     inputs = batch.inputs(views, torch.float32)
     loss, metrics = task.loss(trunk, head, inputs, batch)  # type: ignore[arg-type]
 
-    images = by_sample(seen(inputs), len(views), len(indices))
-    degrees = by_sample(degrees_seen(batch).flatten(), len(views), len(indices))
+    images = by_sample(joined(inputs), len(views), len(indices))
+    degrees = by_sample(image_degrees(batch).flatten(), len(views), len(indices))
     losses, right = [], 0
     for i, index in enumerate(indices):
         for image, angle in zip(images[i], degrees[i].tolist(), strict=True):
@@ -195,7 +196,7 @@ def test_levels_are_the_papers() -> None:
         head = task.head(level, 512)
         assert isinstance(head, RotationHead) and head.classify.weight.shape == (num, 512)
         assert task.chance(level) == 1 / num
-        degrees = degrees_seen(noise_batch([view], 64))
+        degrees = image_degrees(noise_batch([view], 64))
         assert degrees.unique().tolist() == list(range(0, 360, 360 // num))
     assert task.num_levels == 3
 
@@ -211,10 +212,10 @@ def test_the_contact_sheet_shows_every_angle_and_the_captions_name_it(task: Rota
     step = SIZE + 4
     assert sheet.shape == (2, 3, rows * step - 4, columns * step - 4)
     words = [[word for line in caption.split("\n") for word in line.split()] for caption in captions]
-    degrees, order = by_sample(degrees_seen(batch).flatten(), len(views), 2).sort(1)
+    degrees, order = by_sample(image_degrees(batch).flatten(), len(views), 2).sort(1)
     assert words == [[f"{angle}°" for angle in angles] for angles in degrees.tolist()]
     assert all(caption.count("\n") == rows - 1 for caption in captions)
-    images = by_sample(seen(inputs), len(views), 2)
+    images = by_sample(joined(inputs), len(views), 2)
     images = torch.stack([of_one[places] for of_one, places in zip(images, order, strict=True)])
     for number in range(num):
         top, left = number // columns * step, number % columns * step
@@ -230,9 +231,9 @@ def test_halves_of_a_batch_are_its_parts(task: Rotation, level: int) -> None:
     views = task.views(level)
     whole = noise_batch(views, 4)
     half = part_of(whole, 1, 2)
-    assert torch.equal(degrees_seen(half), degrees_seen(whole)[:, 2:])
-    images = by_sample(seen(whole.inputs(views, torch.float32)), len(views), 4)
-    assert torch.equal(by_sample(seen(half.inputs(views, torch.float32)), len(views), 2), images[2:])
+    assert torch.equal(image_degrees(half), image_degrees(whole)[:, 2:])
+    images = by_sample(joined(whole.inputs(views, torch.float32)), len(views), 4)
+    assert torch.equal(by_sample(joined(half.inputs(views, torch.float32)), len(views), 2), images[2:])
 
 
 def test_impossible_tasks_are_one_line() -> None:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.layout import joined
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.tasks.rotation import Rotation, degrees_seen, seen
+from fastpsl.tasks.rotation import Rotation, image_degrees
 from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
 from tests.pipelines.photos import DECODERS, RAW, write
 from tests.slow import slow
@@ -59,8 +60,8 @@ def own_views(task: Rotation, level: int, beton: Path) -> tuple[Tensor, Tensor]:
     ) as loader:  # fmt: skip
         for batch in islice(loader.epoch(0), 4):
             inputs = batch.inputs(views, torch.float32)
-            images.append(((seen(inputs) * std + mean) * 255).round().byte())
-            degrees.append(degrees_seen(batch).flatten())
+            images.append(((joined(inputs) * std + mean) * 255).round().byte())
+            degrees.append(image_degrees(batch).flatten())
     return torch.cat(images), torch.cat(degrees)
 
 
@@ -104,11 +105,11 @@ def test_turns_that_are_made_badly_are_found(level: int, noise: np.ndarray) -> N
     boxes = view.crop.boxes(keys, np.full(NUM, HEIGHT, np.int32), np.full(NUM, WIDTH, np.int32))
     draw = view.draw(keys)[0]
     eighths = draw["label"] if level == 3 else 2 * draw["turns"]
-    pictures = []
+    rotated = []
     for image, box, eighth in zip(noise, boxes, eighths.tolist(), strict=True):
         window = bilinear(image, box, 45 * (eighth % 2), SIZE)
-        pictures.append(np.rot90(window, eighth // 2) if level == 3 else off_the_middle(window, eighth // 2))
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        rotated.append(np.rot90(window, eighth // 2) if level == 3 else off_the_middle(window, eighth // 2))
+    images = torch.from_numpy(np.stack(rotated)).permute(0, 3, 1, 2)
     scores = accuracies(images, torch.from_numpy(45 * eighths), level)
     accuracy, at_most = scores["45 degrees" if level == 3 else "turns"]
     # At level 2 the network recognises upright images and guesses among three turns: 0.5 ± 0.023.

@@ -8,7 +8,7 @@ from tests.engine.tiny import noise_batch
 from tests.tasks.proxies import held_out, learned, means, small_modules
 
 
-def test_all_four_turns_of_each_picture_and_their_labels() -> None:
+def test_all_four_turns_of_each_image_and_their_labels() -> None:
     task = RotNet(32)
     _, head = small_modules(task)
     batch = noise_batch([task.view()], 3)
@@ -30,7 +30,7 @@ def test_all_four_turns_of_each_picture_and_their_labels() -> None:
 
 
 @pytest.mark.slow
-def test_learned_it_beats_the_constant_on_held_out_pictures() -> None:
+def test_learned_it_beats_the_constant_on_held_out_images() -> None:
     """It does so by looking: with another turn's features it scores worse."""
     task = RotNet(32)
     trunk, head = learned(task)

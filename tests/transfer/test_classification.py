@@ -329,7 +329,7 @@ def test_a_pass_that_was_stopped_goes_on(voc: Path, tmp_path: Path) -> None:
         assert len(images) == 39, "other weights"
 
 
-def test_a_picture_that_cannot_be_decoded_has_no_row(tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_decoded_has_no_row(tmp_path: Path) -> None:
     """Check that no scores of a neighbour take the place of a skipped image."""
     root = draw_voc(tmp_path / "VOCdevkit", 4, 9, side_px=48, num_train_masks=2, num_test_masks=2)
     with VOC(root, ("2007_test",), "boxes") as data:
@@ -378,7 +378,7 @@ def test_it_begins_to_learn(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_learns_what_is_in_the_pictures(tmp_path: Path) -> None:
+def test_it_learns_what_is_in_the_images(tmp_path: Path) -> None:
     """Check a long training on three shapes that are in half of the images each.
 
     Crops often miss the shapes. A network of a few thousand weights had 70 % after 1,000 steps, and 46 % with

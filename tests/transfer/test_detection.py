@@ -85,7 +85,7 @@ def test_sides_are_detectron2s(
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
-def test_whole_pictures_are_seen_as_crops_are(channels: str) -> None:
+def test_whole_images_are_seen_as_crops_are(channels: str) -> None:
     """Compare with the evaluation's view of the same pixels, before padding."""
     input = Input.usual(channels, 32)
     image = torch.randint(0, 256, (3, 21, 34), dtype=torch.uint8)
@@ -108,7 +108,7 @@ def test_padding_is_zeros_at_multiples_of_32() -> None:
     assert padded([torch.ones(1, 50, 17)], margin_px=8).shape == (1, 1, 96, 64)
 
 
-def test_a_read_is_a_pure_function_of_seed_epoch_and_picture(devkit: Path) -> None:
+def test_a_read_is_a_pure_function_of_seed_epoch_and_image(devkit: Path) -> None:
     task, again, other_epoch = opened(devkit), opened(devkit), opened(devkit, seed=4)
     kinds, changed = set(), False
     for index, epoch in itertools.product(range(8), range(4)):
@@ -146,7 +146,7 @@ def test_difficult_objects_are_learned_where_the_protocol_has_them(
     assert boxes.shape == (len(difficult) - (not with_difficult), 4)
 
 
-def test_published_proposals_move_with_the_picture(devkit: Path) -> None:
+def test_published_proposals_move_with_the_image(devkit: Path) -> None:
     files = [str(devkit / "proposals" / f"voc_2007_{split}.mat") for split in ("trainval", "test")]
     task = opened(devkit, replace(SMALL, boxes_from="published"), proposals=files)
     assert task.train_proposals is not None

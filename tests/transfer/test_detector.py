@@ -238,7 +238,7 @@ def test_hardly_any_proposals_are_no_error(num: int) -> None:
     assert detections["boxes"].shape[1] == 4 and (num or not len(detections["boxes"]))
 
 
-def test_pictures_without_objects_keep_all_proposals() -> None:
+def test_images_without_objects_keep_all_proposals() -> None:
     _, detector = bound(alexnet(), FAST)
     proposals = torch.tensor([[0.0, 0, 30, 30], [5, 5, 9, 9]])
     assert torch.equal(detector._near_objects(proposals, torch.empty(0, 4)), proposals)
@@ -246,7 +246,7 @@ def test_pictures_without_objects_keep_all_proposals() -> None:
 
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet", "vgg16"])
-def test_first_position_lies_half_a_stride_from_the_pictures_edge(name: str) -> None:
+def test_first_position_lies_half_a_stride_from_the_images_edge(name: str) -> None:
     """Compute the position from kernels, strides and paddings."""
     backbone: Backbone = VGG(fc_width=8) if name == "vgg16" else AlexNet(name, fc_width=8)
     layout = layout_of(backbone)

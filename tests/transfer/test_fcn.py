@@ -76,7 +76,7 @@ def test_fc_as_convolution_sees_every_window_of_a_larger_map() -> None:
         assert torch.allclose(output[:, :, y, x], fc_blocks(backbone, part, False)[:, :, 0, 0], atol=1e-4)
 
 
-def test_batchnorm_of_fc_is_over_pictures_and_positions() -> None:
+def test_batchnorm_of_fc_is_over_images_and_positions() -> None:
     backbone = with_fc("alexnet_rotnet").train()
     linear, norm, _ = backbone.classifier[:3]  # type: ignore[index]
     maps = torch.randn(2, 256, 15, 13)
@@ -113,7 +113,7 @@ def test_scores_are_laid_out_as_by_the_published_deconvolution(
 
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet", "vgg16"])
 @pytest.mark.parametrize("size", [(1, 33), slow((27, 28)), slow((59, 91))])
-def test_every_pixel_is_reached_and_no_row_of_the_padded_picture_is_left_over(
+def test_every_pixel_is_reached_and_no_row_of_the_padded_image_is_left_over(
     name: str, size: tuple[int, int]
 ) -> None:
     """Check for as many scores as in the published net, where pools round up.

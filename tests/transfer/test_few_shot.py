@@ -32,7 +32,7 @@ from fastpsl.transfer.few_shot import (
     classes_of,
     draw_episodes,
     few_shot_works,
-    num_right,
+    num_hits,
 )
 from tests.engine.tiny import one_process
 
@@ -47,13 +47,13 @@ def test_an_episode_by_hand() -> None:
     """
     features = np.array([(0, 0), (2, 0), (4, 4), (4, 0), (2, 0), (3, 1), (2.5, 1), (3, 4)], np.float16)
     episode = Episodes(np.array([[[0, 1], [2, 3]]]), np.array([[[4, 5], [6, 7]]]))
-    right = num_right(features, episode, CPU)
+    right = num_hits(features, episode, CPU)
     assert right.tolist() == [2]
     # The mean of (0, 0) and (20, 0) is nearer to (9, 0) than (8, 8) is. The nearest image and the cosine say
     # otherwise.
     features = np.array([(0, 0), (20, 0), (8, 8), (8, 8), (9, 0), (7, 7)], np.float32)
     episode = Episodes(np.array([[[0, 1], [2, 3]]]), np.array([[[4], [5]]]))
-    assert num_right(features, episode, CPU).tolist() == [2]
+    assert num_hits(features, episode, CPU).tolist() == [2]
 
 
 def right_by_hand(features: np.ndarray, episodes: Episodes) -> list[int]:
@@ -91,7 +91,7 @@ def test_scores_are_those_of_plain_loops(
     good = np.setdiff1d(np.arange(55), bad)
     members = [good[labels[good] == label] for label in range(6)]
     episodes = draw_episodes(members, 41, ways, shots, queries, 0)
-    right = num_right(stored, episodes, CPU)
+    right = num_hits(stored, episodes, CPU)
     assert right.shape == (41,) and right.tolist() == right_by_hand(stored, episodes)
     assert 41 * ways * queries / ways < right.sum() < 41 * ways * queries  # above chance, and not all
 
@@ -103,11 +103,11 @@ def test_separable_classes_are_all_right_and_noise_is_at_chance() -> None:
     episodes = draw_episodes(members, 2_000, 5, 5, 15, 1)
     noise = random.normal(0, 1, (200, 64)).astype(np.float32)
     planted = noise + 20 * np.eye(10, 64, dtype=np.float32)[labels]
-    assert Accuracy.of(num_right(planted, episodes, CPU), 75) == (100, 0)
-    chance = Accuracy.of(num_right(noise, episodes, CPU), 75)
+    assert Accuracy.of(num_hits(planted, episodes, CPU), 75) == (100, 0)
+    chance = Accuracy.of(num_hits(noise, episodes, CPU), 75)
     # Ten fixed classes differ by chance by far more than the interval over episodes.
     assert abs(chance.mean - 20) < 6 and 0.1 < chance.interval < 0.5
-    same = num_right(np.ones((200, 3), np.float16), episodes, CPU)
+    same = num_hits(np.ones((200, 3), np.float16), episodes, CPU)
     assert (same == 15).all()  # features without information are at chance
 
 
@@ -240,7 +240,7 @@ def normal(images: torch.Tensor) -> torch.Tensor:
     return functional.normalize(images / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
-def test_pictures_of_84_px_are_seen_whole_or_enlarged(of_84: Beton) -> None:
+def test_images_of_84_px_are_seen_whole_or_enlarged(of_84: Beton) -> None:
     torch.testing.assert_close(network_input(works(of_84, size_px=84)[0]), normal(stored(of_84)))
     large = functional.resize(stored(of_84), [256, 256], antialias=False)
     torch.testing.assert_close(
@@ -248,7 +248,7 @@ def test_pictures_of_84_px_are_seen_whole_or_enlarged(of_84: Beton) -> None:
     )
 
 
-def test_larger_pictures_are_made_84_px_first(tmp_path: Path) -> None:
+def test_larger_images_are_made_84_px_first(tmp_path: Path) -> None:
     """Check that whole images are squashed: two by two pixels become one."""
     small = np.random.default_rng(1).integers(0, 256, (84, 84, 3), np.uint8)
     with beton(tmp_path / "x.beton", [np.repeat(np.repeat(small, 2, 0), 3, 1), small]) as data:
@@ -257,7 +257,7 @@ def test_larger_pictures_are_made_84_px_first(tmp_path: Path) -> None:
             torch.testing.assert_close(large, original, atol=0.03, rtol=0)
 
 
-def test_gradients_are_those_of_the_enlarged_picture(of_84: Beton) -> None:
+def test_gradients_are_those_of_the_enlarged_image(of_84: Beton) -> None:
     view = works(of_84, channels="SobelXY")[0].view
     assert [type(op) for op in view.ops] == [Enlarge, SobelXY] and view.input().channels == "SobelXY"
 
@@ -291,7 +291,7 @@ def test_features_are_the_maps_and_those_of_alexnets_own_pool(
     assert record["source_px"] == 84 and record["digest"] != files[2].record["digest"]
 
 
-def test_pictures_and_sizes_are_part_of_what_features_are(of_84: Beton) -> None:
+def test_images_and_sizes_are_part_of_what_features_are(of_84: Beton) -> None:
     digests = [works(of_84, ("B3",), size_px=84)[0], works(of_84, ("B3",))[0]]
     digests += [
         works(of_84, ("B3",), size_px=84, source_px=32)[0]

@@ -89,7 +89,7 @@ def test_many_images_agree_with_the_formula() -> None:
     assert result["mAP"] == pytest.approx(np.mean(expected))
 
 
-def test_the_picture_grows_with_the_classes(tmp_path: Path) -> None:
+def test_the_figure_grows_with_the_classes(tmp_path: Path) -> None:
     heights = []
     for num in (1, 20):
         numbers = {"mAP": 50.0} | {f"AP_class {i}": 5.0 * i for i in range(num)}

@@ -41,7 +41,7 @@ def test_void_pixels_count_for_nothing() -> None:
     )
 
 
-def test_pixels_of_all_pictures_count_together() -> None:
+def test_pixels_of_all_images_count_together() -> None:
     """Check that the score is not a mean over images.
 
     Cat has 1 of 2 in one and 5 of 5 in the other, which is 6 of 7. Background has 1 of 2, then 0 of 0.
@@ -100,7 +100,7 @@ def test_without_torchmetrics_it_is_said_how_to_install_it(monkeypatch: pytest.M
     assert "\n" not in str(caught.value)
 
 
-def test_the_sheet_shows_pictures_truth_and_prediction_in_vocs_colours(tmp_path: Path) -> None:
+def test_the_sheet_shows_images_truth_and_prediction_in_vocs_colours(tmp_path: Path) -> None:
     truth, prediction = np.zeros((30, 40), np.uint8), np.full((30, 40), 2, np.uint8)
     truth[:, :20], truth[:, 20:22] = 1, 255
     pixels = np.full((30, 40, 3), (10, 200, 30), np.uint8)
@@ -120,7 +120,7 @@ def test_the_sheet_shows_pictures_truth_and_prediction_in_vocs_colours(tmp_path:
             assert counts[name] == pytest.approx(num * share * whole, abs=400), (num, name)
 
 
-def test_a_sheet_of_a_data_set_says_how_much_of_each_picture_is_right(tmp_path: Path) -> None:
+def test_a_sheet_of_a_data_set_says_how_much_of_each_image_is_right(tmp_path: Path) -> None:
     root = draw_voc(tmp_path / "VOCdevkit", 2, 3, side_px=48)
     with VOC(root, ("2012_val",), "masks") as data:
         assert with_background(data) == ["background", "cross", "disc", "triangle"]

@@ -20,7 +20,7 @@ IDS = ("000005", "000007", "2008_000002")
 WIDTH, HEIGHT = 500, 375
 
 
-class Pictures:
+class NamedImages:
     """A stand-in for VOC with images of 500 x 375 px."""
 
     split = "2007_trainval+2012_trainval"
@@ -37,7 +37,7 @@ class Pictures:
         return rows
 
 
-def opened(data: Pictures, *paths: Path | str, **options: int) -> Proposals:
+def opened(data: NamedImages, *paths: Path | str, **options: int) -> Proposals:
     stands_for_voc: Any = data
     return Proposals(paths, stands_for_voc, **options)
 
@@ -79,7 +79,7 @@ def test_selective_search(tmp_path: Path, by_row: bool) -> None:
     needed.
     """
     path = write_mat(tmp_path / "a.mat", (*IDS[::-1], "000009"), by_row)
-    proposals = opened(Pictures(*IDS), path)
+    proposals = opened(NamedImages(*IDS), path)
     for i in range(3):
         boxes = proposals.boxes(i)
         assert boxes.dtype == np.float32 and boxes.flags.writeable and boxes.tolist() == BOXES
@@ -87,7 +87,9 @@ def test_selective_search(tmp_path: Path, by_row: bool) -> None:
 
 def test_which_image_is_which(tmp_path: Path) -> None:
     boxes = [np.array([[1, 1, n, n]]) for n in (3, 4, 5)]
-    proposals = opened(Pictures(*IDS), write_mat(tmp_path / "a.mat", (IDS[1], IDS[2], IDS[0]), boxes=boxes))
+    proposals = opened(
+        NamedImages(*IDS), write_mat(tmp_path / "a.mat", (IDS[1], IDS[2], IDS[0]), boxes=boxes)
+    )
     assert [proposals.boxes(i).tolist() for i in range(3)] == [[[0, 0, n, n]] for n in (5, 3, 4)]
 
 
@@ -97,7 +99,7 @@ def test_kinds_of_cells(tmp_path: Path) -> None:
     for number, images in enumerate((cells(names, True), np.array(["000005", "000007"]))):
         path = tmp_path / f"{number}.mat"
         savemat(path, {"images": images, "boxes": cells([PIXELS.astype(np.uint16), np.zeros((0, 0))], True)})
-        proposals = opened(Pictures(*IDS[:2]), str(path))
+        proposals = opened(NamedImages(*IDS[:2]), str(path))
         assert proposals.boxes(0).tolist() == BOXES
         assert proposals.boxes(1).shape == (0, 4) and proposals.boxes(1).dtype == np.float32
 
@@ -118,9 +120,9 @@ def test_detectrons(tmp_path: Path, protocol: int) -> None:
         paths.append(tmp_path / f"{number}.pkl")
         paths[-1].write_bytes(pickle.dumps(whole | parts, protocol))
     for path in paths:
-        proposals = opened(Pictures(*IDS), path)
+        proposals = opened(NamedImages(*IDS), path)
         assert [proposals.boxes(i).tolist() for i in range(3)] == [by_score] * 3
-        assert opened(Pictures(*IDS), path, max_num=2).boxes(1).tolist() == by_score[:2]
+        assert opened(NamedImages(*IDS), path, max_num=2).boxes(1).tolist() == by_score[:2]
 
 
 def test_python_2s(tmp_path: Path) -> None:
@@ -134,13 +136,13 @@ def test_python_2s(tmp_path: Path) -> None:
         b"\x80\x02}(U\x05boxes](" + boxes[array] + b"eU\x06scores](" + several
         + b"eU\x07indexes](J" + struct.pack("<i", 7) + b"eu."
     )  # fmt: skip
-    assert opened(Pictures("000007"), path).boxes(0).tolist() == [[1, 2, 3, 4]]
+    assert opened(NamedImages("000007"), path).boxes(0).tolist() == [[1, 2, 3, 4]]
 
 
 def test_at_most_so_many(tmp_path: Path) -> None:
     many = np.tile(PIXELS, (700, 1))
     path = write_mat(tmp_path / "a.mat", boxes=[many] * 3)
-    assert [len(opened(Pictures(*IDS), path, **options).boxes(2)) for options in ({}, {"max_num": 7})] == [
+    assert [len(opened(NamedImages(*IDS), path, **options).boxes(2)) for options in ({}, {"max_num": 7})] == [
         2000,
         7,
     ]
@@ -148,9 +150,9 @@ def test_at_most_so_many(tmp_path: Path) -> None:
 
 def test_several_files(tmp_path: Path) -> None:
     paths = write_mat(tmp_path / "a.mat", IDS[:2]), write_mat(tmp_path / "b.mat", IDS[2:])
-    assert opened(Pictures(*IDS), *paths).boxes(2).tolist() == BOXES
+    assert opened(NamedImages(*IDS), *paths).boxes(2).tolist() == BOXES
     with pytest.raises(ValueError, match=r"b\.mat: proposals for 5, which there were before"):
-        opened(Pictures(*IDS), paths[0], write_mat(tmp_path / "b.mat"))
+        opened(NamedImages(*IDS), paths[0], write_mat(tmp_path / "b.mat"))
 
 
 def test_the_drawn_ones(tmp_path: Path) -> None:
@@ -169,20 +171,20 @@ def test_the_drawn_ones(tmp_path: Path) -> None:
         assert ((ious >= 0.5).sum(0) >= 3).all() and ious.max() < 0.95
 
 
-def refused(path: Path | str, data: Pictures | None = None) -> str:
+def refused(path: Path | str, data: NamedImages | None = None) -> str:
     with pytest.raises(ValueError) as caught:
-        opened(data or Pictures(*IDS), path)
+        opened(data or NamedImages(*IDS), path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_proposals_for_other_images(tmp_path: Path) -> None:
     path = write_mat(tmp_path / "a.mat")
-    assert refused(path, Pictures("000001", "000002")).endswith(
+    assert refused(path, NamedImages("000001", "000002")).endswith(
         "proposals for other images: none of the 2 here, such as 000001; give the files of 2007_trainval "
         "and 2012_trainval"
     )
-    message = refused(path, Pictures(*IDS, "000011", "000012"))
+    message = refused(path, NamedImages(*IDS, "000011", "000012"))
     assert "no proposals for 2 of 5 images, the first is 000011" in message
 
 
@@ -249,4 +251,4 @@ def test_equal_scores_stay_in_order(tmp_path: Path) -> None:
     scores = np.tile(np.array([1, 2], np.float32), 150)
     path = write_pkl(tmp_path / "a.pkl", boxes=[boxes] * 4, scores=[scores] * 4)
     expected = [*range(1, 300, 2), *range(0, 300, 2)]
-    assert opened(Pictures(*IDS), path).boxes(0)[:, 0].tolist() == expected
+    assert opened(NamedImages(*IDS), path).boxes(0)[:, 0].tolist() == expected

@@ -47,7 +47,7 @@ def keys(index: int, epoch: int = 0) -> Keys:
     return Keys(3, epoch, np.array([index], np.int64))
 
 
-def test_a_pictures_loss_is_the_mean_over_its_pixels_that_are_known() -> None:
+def test_an_images_loss_is_the_mean_over_its_pixels_that_are_known() -> None:
     torch.manual_seed(0)
     scores, masks = torch.randn(3, 4, 5, 3), torch.randint(0, 4, (3, 5, 3))
     masks[0, :2], masks[1, 4, 2], masks[2] = VOID, VOID, VOID
@@ -74,7 +74,7 @@ def batch_of(*sizes: tuple[int, int], seed: int = 0) -> AnnotatedBatch:
     )  # fmt: skip
 
 
-def test_smaller_pictures_are_laid_at_the_left_top_with_void_beside_them() -> None:
+def test_smaller_images_are_laid_at_the_left_top_with_void_beside_them() -> None:
     task = Segmentation(FCN32s(98, 191, 13.0, 8), Input())
     batch = batch_of((5, 9), (7, 4))
     images, masks = task._batch(batch)
@@ -152,7 +152,7 @@ def annotated(height: int, width: int) -> tuple[Tensor, Tensor]:
     return image.to(torch.uint8), mask
 
 
-def test_crops_of_picture_and_mask_are_the_same_place() -> None:
+def test_crops_of_image_and_mask_are_the_same_place() -> None:
     crop = ScaledCrop(32, (0.5, 2.0), 0.75)
     flips, heights, firsts = [], [], []
     for index in range(200):
@@ -190,7 +190,7 @@ def test_a_crop_of_one_class_is_drawn_anew() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (33, 31)])
-def test_odd_pictures_can_be_cropped(size: tuple[int, int]) -> None:
+def test_odd_images_can_be_cropped(size: tuple[int, int]) -> None:
     image, mask = ScaledCrop(16, (0.5, 2.0), 0.75)(*annotated(*size), keys(0))
     assert image.shape[1:] == mask.shape and 1 <= min(mask.shape) and max(mask.shape) <= 16
 
@@ -279,7 +279,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_ranks_say_of_seven_pictures_what_one_says(folder: Path) -> None:
+def test_two_ranks_say_of_seven_images_what_one_says(folder: Path) -> None:
     """Compare confusions and masks byte by byte, each image once."""
     one_rank, both_ranks = found_in(folder / "one"), found_in(folder / "two")
     assert one_rank == both_ranks and len(one_rank) == 1 + 7 + 1
@@ -289,7 +289,7 @@ def test_two_ranks_say_of_seven_pictures_what_one_says(folder: Path) -> None:
     assert not (folder / "two" / "predictions").exists()
 
 
-def test_masks_are_what_was_found_at_the_pictures_own_size(folder: Path) -> None:
+def test_masks_are_what_was_found_at_the_images_own_size(folder: Path) -> None:
     predictions = read_predictions(folder / "one" / NAME)
     with VOC(folder / "VOCdevkit", ("2012_val",), "masks") as data:
         for index in range(7):

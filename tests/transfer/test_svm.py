@@ -177,7 +177,7 @@ def test_shuffled_targets_have_the_classes_frequency(tmp_path: Path) -> None:
     assert work.outcome()["ap"] < (test == 1).mean() + 0.15
 
 
-def test_pictures_that_could_not_be_decoded_are_left_out(tmp_path: Path) -> None:
+def test_images_that_could_not_be_decoded_are_left_out(tmp_path: Path) -> None:
     work = one_class(tmp_path, margin=0.1, bad=(2, 50))
     rows, _, targets = work.train_rows()
     assert len(rows) == len(targets) == 118 and np.isfinite(rows).all()

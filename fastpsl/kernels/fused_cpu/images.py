@@ -241,7 +241,7 @@ def _gradients(
 
 
 @numba.njit(cache=True, nogil=True)
-def pictures(
+def process_images(
     pixels: np.ndarray, flip: np.ndarray, coloured: np.ndarray, orders: np.ndarray, factors: np.ndarray,
     grey: np.ndarray, taps: np.ndarray, num_taps: np.ndarray, sobel: np.ndarray, scale: np.ndarray,
     shift: np.ndarray, out: np.ndarray, first: int, step: int,

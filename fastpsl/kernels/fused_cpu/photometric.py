@@ -99,7 +99,7 @@ def run(
         *_taps(sigma, blurred, kernel_px), sobel, scale.numpy(), shift.numpy(),
         result.permute(0, 2, 3, 1).numpy(),
     )  # fmt: skip
-    in_threads(numba_images.pictures, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
+    in_threads(numba_images.process_images, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
     if result is not out:
         out.copy_(result)
 

@@ -109,7 +109,7 @@ class DaliDecoder(BatchDecoder):
                 self._decode_plainly(rows, encoded, i, "its markers are out of place, or its end is missing")
 
     def _decode_plainly(self, rows: SampleTable, encoded: Encoded, i: int, reason: str) -> None:
-        encoded.codes[i], image = self._plain.picture(rows, i)
+        encoded.codes[i], image = self._plain.decode_image(rows, i)
         if image is not None:
             self._count(rows, [i], reason)
             encoded.images[i] = np.ascontiguousarray(image)

@@ -37,7 +37,7 @@ class TorchvisionDecoder(Decoder):
         for box, out in zip(boxes, outs, strict=True):
             outside |= cannot(box, out.shape[1], rows.height, rows.width)
         for i in range(num):
-            code, image = self.picture(rows, i)
+            code, image = self.decode_image(rows, i)
             if image is None or outside[i]:
                 status[i] = code or codes.BAD_BOX
                 continue
@@ -46,7 +46,7 @@ class TorchvisionDecoder(Decoder):
                 _crop(image, box[i], out[i])
         return status
 
-    def picture(self, rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
+    def decode_image(self, rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
         """Return the code of row i and its whole image, upright, uint8 [H, W, 3], or None."""
         return _decode_one(rows, i, self._decode_jpeg)
 

@@ -230,7 +230,7 @@ def read_image(data: Dataset, index: int) -> Tensor:
     Raises:
         BadSampleError: If the sample cannot be decoded. The message names it.
     """
-    code, image = _decoder().picture(data.rows(np.array([index])), 0)
+    code, image = _decoder().decode_image(data.rows(np.array([index])), 0)
     if image is None:
         raise BadSampleError(f"{data.name(index)}: {_decoder().reasons[code]}")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -210,7 +210,7 @@ def _rows(part: ImageSet) -> SampleTable:
     """Return where the images of a set lie; raise ValueError where one cannot be read."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the warnings may concern images in no list
-        images = Folder(part.pictures)
+        images = Folder(part.images)
     with images:
         numbers = {Path(images.name(i)).name: i for i in range(images.num_samples)}
         rows = images.rows(np.array([numbers[name] for name in part.image_names()]))

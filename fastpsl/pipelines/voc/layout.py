@@ -34,7 +34,7 @@ class ImageSet(NamedTuple):
     """The images of a list and their annotations: pictures/ID.jpg, annotations/ID.xml, .png or .mat."""
 
     ids: list[str]
-    pictures: Path
+    images: Path
     annotations: Path
     ending: str
     list_file: Path  # for SBD, which has two lists, their folder
@@ -162,7 +162,7 @@ def check_disjoint(parts: Sequence[ImageSet]) -> None:
     lists: dict[tuple[Path, str], Path] = {}
     for part in parts:
         for name in part.ids:
-            other = lists.setdefault((part.pictures, name), part.list_file)
+            other = lists.setdefault((part.images, name), part.list_file)
             if other is not part.list_file:
                 raise ValueError(
                     f"{part.list_file}: names {name}, as {other} does; give sets without common pictures"
@@ -171,7 +171,7 @@ def check_disjoint(parts: Sequence[ImageSet]) -> None:
 
 def _check_files(part: ImageSet) -> None:
     for kind, folder, names in (
-        ("pictures", part.pictures, part.image_names()),
+        ("pictures", part.images, part.image_names()),
         ("annotations", part.annotations, [path.name for path in part.annotation_files()]),
     ):
         files = set(_names(folder))

@@ -22,13 +22,13 @@ class NTXent(NamedTuple):
     Attributes:
         loss: float32 scalar with a gradient.
         loss_sum: Sum of the anchors' losses.
-        num_right: Number of anchors whose positive is nearer than all other embeddings.
+        num_correct: Number of anchors whose positive is nearer than all other embeddings.
         num_anchors: Number of anchors.
     """
 
     loss: Tensor
     loss_sum: Tensor
-    num_right: Tensor
+    num_correct: Tensor
     num_anchors: Tensor
 
 
@@ -111,14 +111,14 @@ class _NTXent(torch.autograd.Function):
         # gradient.
         log_sums.masked_fill_(~counts[own_rows], torch.inf)
         loss_sum = losses.masked_fill_(~counts[own_rows], 0).sum()
-        num_right, num_anchors = (right * counts[own_rows]).sum(), counts[own_rows].sum().float()
+        num_correct, num_anchors = (right * counts[own_rows]).sum(), counts[own_rows].sum().float()
         factor = world_size / counts.sum().clamp(min=1)
         # The weight at a row's positive is (p - 1) for the row and for the positive, with p = exp(-loss).
         at_positive = torch.expm1(-losses).view(-1, 2).sum(1).repeat_interleave(2)
         ctx.save_for_backward(columns, counts, gathered(log_sums), at_positive, factor)
         ctx.blocks, ctx.start, ctx.temperature = blocks, own_rows.start, temperature
-        ctx.mark_non_differentiable(loss_sum, num_right, num_anchors)
-        return loss_sum * factor, loss_sum, num_right, num_anchors
+        ctx.mark_non_differentiable(loss_sum, num_correct, num_anchors)
+        return loss_sum * factor, loss_sum, num_correct, num_anchors
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

@@ -94,7 +94,7 @@ class SimCLR(Task):
         result = nt_xent(first, second, batch.indices >= 0, self.temperature)
         return result.loss, {
             "loss": (result.loss_sum, result.num_anchors),
-            "accuracy": (result.num_right, result.num_anchors),
+            "accuracy": (result.num_correct, result.num_anchors),
         }
 
     @override

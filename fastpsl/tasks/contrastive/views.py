@@ -60,7 +60,7 @@ def contrastive_view(
 
 def side_by_side(inputs: Sequence[Tensor], views: Sequence[ViewSpec]) -> Tensor:
     """Return both views of each sample as the network sees them, float32 [n, 3, h, 2w + 4] in [0, 1]."""
-    first, second = (view.pictures(images) for images, view in zip(inputs, views, strict=True))
+    first, second = (view.denormalise(images) for images, view in zip(inputs, views, strict=True))
     return torch.cat([first, first.new_ones(*first.shape[:3], 4), second], 3)
 
 

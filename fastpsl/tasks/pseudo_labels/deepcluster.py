@@ -117,7 +117,7 @@ def clustered_features(
         labels = torch.zeros(num, dtype=torch.int32, device=world.device)
         labels[torch.from_numpy(features.indices).to(world.device)] = nearest.to(torch.int32)
         labels = sum_over_ranks(world, labels)
-    context.run.reporter.say(f"clustering them took {time.perf_counter() - started:.1f} s")
+    context.run.reporter.log(f"clustering them took {time.perf_counter() - started:.1f} s")
     return labels, float(distance)
 
 

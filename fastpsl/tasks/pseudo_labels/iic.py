@@ -245,7 +245,7 @@ class IIC(Task):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the weak crop of each image and its copies, side by side, as the network sees them."""
-        crops = [view.pictures(images) for view, images in zip(self._views, inputs, strict=True)]
+        crops = [view.denormalise(images) for view, images in zip(self._views, inputs, strict=True)]
         padded = [F.pad(crop, (0, _GAP_PX), value=1.0) for crop in crops]
         return torch.cat(padded, 3)[..., :-_GAP_PX]
 

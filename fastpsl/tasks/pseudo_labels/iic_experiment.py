@@ -16,7 +16,7 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.weights import was_cut
+from fastpsl.models.weights import was_cut_short
 from fastpsl.tasks.pseudo_labels.figures import draw_label_curves
 from fastpsl.tasks.pseudo_labels.file import NAME, write_labels
 from fastpsl.tasks.pseudo_labels.iic import IIC, Transforms, input_of
@@ -96,7 +96,7 @@ def leave_labels(task: IIC, run: Run) -> Sequence[str]:
     path = write_labels(
         run.folder / NAME, labels, num_clusters, run.data.train, str(run.science["recipe"]),
         entropy=state_of_task["entropy"].numpy(),
-        configuration={**run.science, "source": "iic", "cut": was_cut(state)},
+        configuration={**run.science, "source": "iic", "cut": was_cut_short(state)},
     )  # fmt: skip
     curves = draw_label_curves(run.folder)
     true = run.data.train.labels()

@@ -144,7 +144,7 @@ class PseudoClassify(Task):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the images as the network sees them."""
-        return self.view.pictures(inputs[0])
+        return self.view.denormalise(inputs[0])
 
 
 def gathered_labels(context: EpochContext, outputs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

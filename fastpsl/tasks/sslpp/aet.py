@@ -66,7 +66,7 @@ class AET(Proxy):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return each image with its copy on the right."""
-        images = F.pad(self._view.pictures(inputs[0]), (0, 1, 0, 0), value=1.0)
+        images = F.pad(self._view.denormalise(inputs[0]), (0, 1, 0, 0), value=1.0)
         return images.unflatten(0, (-1, 2)).permute(0, 2, 3, 1, 4).flatten(3, 4)[..., :-1]
 
     @override

@@ -152,12 +152,12 @@ class Colorization(Proxy):
 
     def _target(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return nearest bins int64 [B, h, w, 10], their shares, float32, and whether images have colours."""
-        ab = lab(self._pictures(batch))[:, 1:]
+        ab = lab(self._coloured_images(batch))[:, 1:]
         cells = functional.adaptive_avg_pool2d(ab, self.map_size).movedim(1, 3)
         indices, shares = soft_bins(cells.reshape(-1, 2), self.bins)
         return indices.unflatten(0, cells.shape[:3]), shares.unflatten(0, cells.shape[:3]), _has_colours(ab)
 
-    def _pictures(self, batch: Batch) -> Tensor:
+    def _coloured_images(self, batch: Batch) -> Tensor:
         """Return the images, float32 [B, 3, S, S] in [0, 1], as the network sees them but with colours."""
         return to_float32(self._view.before_last_op(batch.images[0], batch.draws[0]))
 
@@ -190,13 +190,13 @@ class Colorization(Proxy):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the images as the network sees them, and beside them the same with colours."""
-        grey, coloured = self._view.pictures(inputs[0]), self._pictures(batch).cpu()
+        grey, coloured = self._view.denormalise(inputs[0]), self._coloured_images(batch).cpu()
         return torch.cat([grey, grey.new_ones(*grey.shape[:3], _GAP_PX), coloured], 3)
 
     @override
     def captions(self, batch: Batch) -> list[str]:
         """Return "grey" for images without colours."""
-        coloured = _has_colours(lab(self._pictures(batch))[:, 1:])
+        coloured = _has_colours(lab(self._coloured_images(batch))[:, 1:])
         return ["" if has_colours else "grey" for has_colours in coloured.tolist()]
 
 

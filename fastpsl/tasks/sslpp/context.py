@@ -83,7 +83,7 @@ class Context(Proxy):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the images with their holes, and beside them the whole ones."""
-        masked = self._view.pictures(inputs[0])
+        masked = self._view.denormalise(inputs[0])
         whole = to_float32(self._view.before_last_op(batch.images[0], batch.draws[0])).cpu()
         return torch.cat([masked, masked.new_ones(*masked.shape[:3], 1), whole], 3)
 

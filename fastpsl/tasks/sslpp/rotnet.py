@@ -68,6 +68,6 @@ class RotNet(Proxy):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the four turns of each image in a row."""
-        images = functional.pad(self._view.pictures(inputs[0]), (0, 1, 0, 0), value=1.0)
+        images = functional.pad(self._view.denormalise(inputs[0]), (0, 1, 0, 0), value=1.0)
         rows = images.unflatten(0, (-1, NUM_TURNS)).permute(0, 2, 3, 1, 4).flatten(3, 4)
         return rows[..., :-1]

@@ -187,7 +187,7 @@ class SSLPlusPlus(Task):
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return what the network sees."""
         sheet = self._learned.contact_sheet(inputs, batch)
-        return self.views(1)[0].pictures(inputs[0]) if sheet is None else sheet
+        return self.views(1)[0].denormalise(inputs[0]) if sheet is None else sheet
 
     @override
     def captions(self, batch: Batch) -> list[str]:

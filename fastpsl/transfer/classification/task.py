@@ -134,7 +134,7 @@ class MultiLabel(Task):
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return the images as the network sees them."""
-        return self.view.pictures(inputs[0])
+        return self.view.denormalise(inputs[0])
 
     @override
     def captions(self, batch: Batch) -> list[str]:

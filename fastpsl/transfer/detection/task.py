@@ -33,7 +33,14 @@ from fastpsl.pipelines.voc.dataset import VOC, open_train_and_test
 from fastpsl.transfer.detection.detector import Detector, layout_of
 from fastpsl.transfer.detection.proposals import Proposals
 from fastpsl.transfer.detection.protocols import DetectionProtocol
-from fastpsl.transfer.image_input import check_options, normalised, padded, pictures, resized, resized_sides
+from fastpsl.transfer.image_input import (
+    check_options,
+    denormalised,
+    normalised,
+    padded,
+    resized,
+    resized_sides,
+)
 
 _SHEET_PX = 320
 
@@ -215,7 +222,7 @@ class Detection(Task):
         assert isinstance(batch, AnnotatedBatch)
         images = []
         for image, target in zip(batch.images, batch.targets, strict=True):
-            plain = pictures(normalised(image, self.input)[None], self.input)[0]
+            plain = denormalised(normalised(image, self.input)[None], self.input)[0]
             drawn = draw_bounding_boxes(
                 plain, target["boxes"].cpu(), colors="lime", width=max(1, min(plain.shape[1:]) // 100)
             )

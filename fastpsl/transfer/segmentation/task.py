@@ -29,7 +29,7 @@ from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, A
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.masks import VOID, mask_png, palette
-from fastpsl.transfer.image_input import normalised, padded, pictures, resized, resized_sides
+from fastpsl.transfer.image_input import denormalised, normalised, padded, resized, resized_sides
 from fastpsl.transfer.segmentation.fcn import Network
 from fastpsl.transfer.segmentation.mask_crop import LONG_OF_SHORT, ScaledCrop
 from fastpsl.transfer.segmentation.mask_scores import confusion
@@ -131,7 +131,7 @@ class Segmentation(Task):
         """Return the images as the network sees them, overlaid with their masks in VOC's colours."""
         images, masks = self._batch(batch)
         colours = torch.from_numpy(palette()).float()[masks.cpu()].permute(0, 3, 1, 2) / 255
-        plain = pictures(images, self.input)
+        plain = denormalised(images, self.input)
         return torch.where(masks.cpu()[:, None] > 0, 0.5 * plain + 0.5 * colours, plain)
 
     @override

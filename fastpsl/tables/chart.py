@@ -18,7 +18,7 @@ MOST_PANELS, FEWER_PANELS = 6, 4
 PAPER_COLOUR, OUR_COLOUR = "#6b7280", "#c2410c"
 
 
-def picture(report: Report) -> Figure:
+def chart(report: Report) -> Figure:
     """Draw the panels.
 
     Open diamonds are the paper's numbers, dots ours, whiskers our standard deviation over the seeds.
@@ -46,7 +46,7 @@ def picture(report: Report) -> Figure:
             linestyle="",
             markerfacecolor="white",
             color=PAPER_COLOUR,
-            label="paper" if report.table.reads else f"paper, {report.table.pictures.name}",
+            label="paper" if report.table.reads else f"paper, {report.table.images.name}",
         ),
         Line2D([], [], marker="o", linestyle="", color=OUR_COLOUR, label=_our_label(report)),
     ]
@@ -99,6 +99,6 @@ def _our_label(report: Report) -> str:
     return f"ours, {report.scale.name} scale, {seeds} {'seeds' if max(numbers) > 1 else 'seed'}"
 
 
-def save_picture(report: Report, path: Path) -> None:
+def save_chart(report: Report, path: Path) -> None:
     """Write the table's curves, or else its panels, to `path` as a PNG."""
-    write_png(curves(report) if report.table.curves else picture(report), path, dpi=150)
+    write_png(curves(report) if report.table.curves else chart(report), path, dpi=150)
