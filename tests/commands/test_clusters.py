@@ -5,13 +5,10 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
 
 from fastpsl.cli import main
 from fastpsl.evaluation.result import read_result
@@ -21,12 +18,12 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.plots.clusters import NUM_SHOWN, draw_contents, draw_sizes, shown_classes
-from fastpsl.plots.filters import draw_filters
+from fastpsl.plots.clusters import NUM_SHOWN
 from fastpsl.tables.results import find
 from fastpsl.tasks.pseudo_labels.file import write_labels
 from fastpsl.tasks.pseudo_labels.scores import ari, hungarian_accuracy, many_to_one_accuracy, nmi
 from tests.pipelines.photos import jpeg, photo
+from tests.plots.png_pixels import pixels
 
 NUM_CLASSES = 20
 
@@ -81,12 +78,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     code, output, error = run(capsys, *arguments)
     assert code == 2 and not output and error.startswith("fastpsl: ") and error.count("\n") == 1, error
     return error
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB")).astype(int)
 
 
 def test_numbers_and_images(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,101 +293,6 @@ def test_what_is_refused(run_folder: Path, tmp_path: Path, capsys: pytest.Captur
 def written(folder: Path) -> Path:
     with Beton(sample_paths().test_32) as data:
         return write_labels(folder / "again.npz", drawn_labels(), NUM_CLASSES, data, "by hand")
-
-
-def test_which_classes_are_shown() -> None:
-    """Classes that fill a row come first, in the order of entropy, then of size; empty ones are left out."""
-    sizes = np.array([50, 9, 8, 0, 30, 9, 1])
-    entropies = np.array([0.5, 0.2, 0.0, np.nan, 0.2, np.nan, 0.0])
-    assert shown_classes(sizes, entropies).tolist() == [4, 1, 0, 5, 2, 6]
-    assert shown_classes(sizes, None).tolist() == [0, 4, 1, 5, 2, 6]
-    assert shown_classes(np.full(3000, 400), np.linspace(1, 0, 3000)).tolist() == list(range(2999, 2989, -1))
-
-
-def test_a_row_shows_its_class(tmp_path: Path) -> None:
-    """Class 1 has plain red images; class 0 has blue ones, one of them with another true class."""
-    colours = {"sea": (20, 30, 200), "fire": (200, 30, 20)}
-    for name, colour in colours.items():
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(4):
-            image = np.full((40, 60, 3), colour, np.uint8)
-            (tmp_path / "data" / name / f"{i}.jpg").write_bytes(jpeg(image))
-    data = open_data(tmp_path / "data")
-    assert data.class_names == ["fire", "sea"]
-    labels = np.array([1, 1, 1, 1, 0, 0, 0, 1])
-    entropies = np.array([0.0, 0.5])
-    sheet = pixels(draw_contents(tmp_path / "sheet.png", data, labels, [1, 0], entropies, seed=0))
-    data.close()
-    cell = 112 + 2 * 4
-    for row, expected in enumerate(([*["fire"] * 4, "sea"], ["sea"] * 3)):
-        for place, name in enumerate(expected):
-            left, top = 176 + place * 126, 6 + row * 142
-            middle = sheet[top + cell // 2, left + cell // 2]
-            assert np.abs(middle - colours[name]).max() < 6
-            green = sheet[top + 1, left + 1]
-            assert (green[1] > green[0]) == (name == expected[0])
-        assert (sheet[6 + row * 142 + 60, 176 + len(expected) * 126 + 60] == 48).all()  # no picture there
-
-
-def test_an_image_that_cannot_be_decoded_is_black(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    for i in range(3):
-        (tmp_path / "data" / f"{i}.jpg").write_bytes(jpeg(np.full((40, 60, 3), 200, np.uint8)))
-    data = open_data(tmp_path / "data")
-    size = (tmp_path / "data" / "1.jpg").stat().st_size
-    (tmp_path / "data" / "1.jpg").write_bytes(b"\0" * size)
-    sheet = pixels(draw_contents(tmp_path / "sheet.png", data, np.zeros(3, int), [0], None, seed=0))
-    data.close()
-    assert [int(sheet[66, 176 + place * 126 + 60].mean()) for place in range(3)] == pytest.approx(
-        [200, 0, 200], abs=5
-    )
-
-
-@pytest.mark.parametrize(
-    "sizes", [[3, 2], [5], [427] * 3000, [10_000, 3, 1, *[0] * 500], [0] * 9 + [7], [0] * 99 + [7]]
-)
-def test_sizes_of_any_kind_are_drawn(tmp_path: Path, sizes: list[int]) -> None:
-    chart = pixels(draw_sizes(np.array(sizes), tmp_path / "sizes.png", "test"))
-    assert chart.shape == (504, 1320, 3)
-    blue, orange = (np.abs(chart - colour).sum(2) < 60 for colour in ((31, 119, 180), (255, 127, 14)))
-    for half in (slice(0, 660), slice(660, 1320)):
-        assert blue[:, half].sum() > 50 and orange[:, half].sum() > 50
-
-
-def tiles(path: Path, num: int, columns: int, height: int, width: int) -> list[np.ndarray]:
-    sheet = pixels(path)
-    assert sheet.shape[:2] == (-(-num // columns) * (height + 4) + 4, columns * (width + 4) + 4)
-    places = [(i // columns * (height + 4) + 4, i % columns * (width + 4) + 4) for i in range(num)]
-    return [sheet[top : top + height, left : left + width] for top, left in places]
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3])
-def test_filters_are_the_weights(tmp_path: Path, channels: int) -> None:
-    torch.manual_seed(1)
-    first = nn.Conv2d(channels, 6, (4, 3))
-    network = nn.Sequential(nn.Sequential(nn.BatchNorm2d(channels), first), nn.Conv2d(6, 2, 1))
-    path = draw_filters(network, tmp_path / "filters.png")
-    weights: Any = first.weight.detach().numpy()
-    side_by_side = 1 if channels == 3 else channels
-    columns = max(1, round((6 * 52 / (36 * side_by_side + 4)) ** 0.5))
-    for number, tile in enumerate(tiles(path, 6, columns, 48, 36 * side_by_side)):
-        max_weight = np.abs(weights[number]).max()
-        for c in range(channels):
-            for y in range(4):
-                for x in range(3):
-                    value = 127.5 * (1 + weights[number, c, y, x] / max_weight)
-                    left = 12 * x if channels == 3 else 36 * c + 12 * x
-                    square = tile[12 * y : 12 * y + 12, left : left + 12]
-                    shown = square[..., c] if channels == 3 else square
-                    assert np.abs(shown - value).max() <= 0.51
-
-
-def test_filters_of_nothing(tmp_path: Path) -> None:
-    zero = nn.Conv2d(3, 4, 3)
-    nn.init.zeros_(zero.weight)
-    assert np.isin(pixels(draw_filters(zero, tmp_path / "zero.png")), (48, 128)).all()
-    with pytest.raises(ValueError, match="no convolution"):
-        draw_filters(nn.Linear(3, 4), tmp_path / "none.png")
 
 
 def test_classes_that_were_filled_are_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,38 @@
+"""Test what IIC keeps of an epoch: figures, collapse, the best sub-head."""
+
+import pytest
+import torch
+
+from fastpsl.tasks.pseudo_labels.iic_epochs import ClusterEpochs
+
+
+def test_a_collapse_is_told() -> None:
+    epochs = ClusterEpochs(1, 1, 100, torch.device("cpu"))
+    logits = torch.zeros(100, 1, 70)
+    logits[:, :, 3] = 1
+    epochs.see(0, torch.arange(100), torch.zeros(1), logits)
+    with pytest.warns(UserWarning, match=r"collapse: the biggest of 70 classes holds 100.0 %"):
+        figures = epochs.end(70, None, 0)
+    assert (figures["non_empty"], figures["biggest"], figures["entropy_share"]) == (1, 1, 0)
+    assert figures["mutual_information"] == 0
+
+
+def test_even_clusters_are_no_collapse(recwarn: pytest.WarningsRecorder) -> None:
+    epochs = ClusterEpochs(1, 2, 100, torch.device("cpu"))
+    logits = torch.eye(10)[torch.arange(100) % 10][:, None].expand(-1, 2, -1)
+    epochs.see(0, torch.arange(100), torch.tensor([-1.0, -2.0]), logits)
+    figures = epochs.end(10, None, 0)
+    assert figures["entropy_share"] == pytest.approx(1) and figures["best_sub_head"] == 1 and not recwarn.list
+
+
+def test_what_is_not_finite_and_padding_count_for_nothing() -> None:
+    epochs = ClusterEpochs(1, 2, 6, torch.device("cpu"))
+    logits = torch.zeros(4, 2, 3)
+    logits[1, 0, 2], logits[2, 0, 0] = 5.0, torch.nan
+    epochs.see(0, torch.tensor([5, 1, 2, -1]), torch.tensor([-3.0, torch.nan]), logits)
+    epochs.see(0, torch.tensor([-1, -1, -1, -1]), torch.tensor([-1.0, -1.5]), logits)
+    figures = epochs.end(3, None, 0)
+    assert epochs.best == [0] and figures["mutual_information"] == 2  # (-3 - 1) / 2 is below -1.5
+    assert figures["non_empty"] == 2 and figures["biggest"] == 0.5  # images 5 and 1
+    nothing = ClusterEpochs(1, 2, 6, torch.device("cpu"))
+    assert nothing.end(3, None, 0) == {}
