@@ -15,7 +15,7 @@ from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL
 from fastpsl.tables.matching import Matches, needs_of, runs_for
 from fastpsl.tables.needs import COUPLED, Evaluation, Weights
 from fastpsl.tables.other_data import inputs
-from fastpsl.tables.results import Found, TrainingRun
+from fastpsl.tables.results import RunIndex, TrainingRun
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 from fastpsl.tasks.pseudo_labels.file import NAME as LABELS_NAME
@@ -62,7 +62,9 @@ class Missing:
     commands: tuple[str, ...]
 
 
-def missing_runs(table: Table, scale: Scale, matches: Matches, found: Found, place: Place) -> list[Missing]:
+def missing_runs(
+    table: Table, scale: Scale, matches: Matches, index: RunIndex, place: Place
+) -> list[Missing]:
     """Return what is missing, by weights and seed, in the order to run it.
 
     Each number needs as many seeds as the scale has. Seeds of runs that exist come first.
@@ -71,7 +73,7 @@ def missing_runs(table: Table, scale: Scale, matches: Matches, found: Found, pla
         table: The table.
         scale: The scale of the numbers.
         matches: The results, sorted by whether they count.
-        found: The results and runs below the folder of runs.
+        index: The results and runs below the folder of runs.
         place: Where the commands read and write.
     """
     evaluations_of: dict[tuple[Weights, int], list[Evaluation]] = {}
@@ -80,7 +82,7 @@ def missing_runs(table: Table, scale: Scale, matches: Matches, found: Found, pla
         before = weights.before
         for training in (weights, before):
             if training is not None:
-                runs[training] = runs_for(training, scale, found.runs, matches.data, table)
+                runs[training] = runs_for(training, scale, index.runs, matches.data, table)
         used = matches.used.get((weights, evaluation), {})
         seeds_of_runs = sorted(runs[weights], key=lambda seed: not runs[weights][seed].can_be_evaluated)
         seeds_of_runs += list(runs[before]) if before else []
@@ -89,7 +91,7 @@ def missing_runs(table: Table, scale: Scale, matches: Matches, found: Found, pla
             if before and not (_is_done(runs[weights], seed) or _is_done(runs[before], seed)):
                 evaluations_of.setdefault((before, seed), [])
             evaluations_of.setdefault((weights, seed), []).append(evaluation)
-    writer = _Writer(table, scale, runs, found, place)
+    writer = _Writer(table, scale, runs, index, place)
     return [
         Missing(
             weights,
@@ -114,7 +116,7 @@ class _Writer:
         table: The table.
         scale: The scale of the numbers.
         runs: The runs of each training, by seed.
-        found: The results and runs below the folder of runs.
+        index: The results and runs below the folder of runs.
         place: Where the commands read and write.
         label_files: The files of labels that earlier commands write.
     """
@@ -122,7 +124,7 @@ class _Writer:
     table: Table
     scale: Scale
     runs: Mapping[Weights, Mapping[int, TrainingRun]]
-    found: Found
+    index: RunIndex
     place: Place
     label_files: set[Path] = field(default_factory=set)
 
@@ -227,7 +229,7 @@ class _Writer:
                 return folder
             unfinished = [
                 run
-                for run in self.found.runs
+                for run in self.index.runs
                 if run.folder == folder and run.state != "finished" and not run.cut
             ]
             if checkpoint and any(run.options.get("checkpoint") == checkpoint for run in unfinished):

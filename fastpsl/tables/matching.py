@@ -12,7 +12,7 @@ from fastpsl.tables.differences import UNSAID, differences, label_source, traini
 from fastpsl.tables.evaluations import CLUSTERS
 from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.papers import TABLES
-from fastpsl.tables.results import Found, Result, TrainingRun
+from fastpsl.tables.results import Result, RunIndex, TrainingRun
 from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 
@@ -42,21 +42,21 @@ def needs_of(table: Table) -> list[Need]:
     return list(dict.fromkeys((measure.weights, measure.evaluation) for measure in measures))
 
 
-def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
+def match(table: Table, scale: Scale, index: RunIndex, asked: DataSet) -> Matches:
     """Sort the results by whether a table uses them.
 
     Args:
         table: The table.
         scale: The values that results must be made with.
-        found: The results and runs below a folder.
+        index: The results and runs below a folder.
         asked: The data set that the user names.
 
     Raises:
         ValueError: Results that fit are of several data sets, and `asked` does not choose one.
     """
-    matches = Matches(unused=dict(found.unreadable))
+    matches = Matches(unused=dict(index.unreadable))
     fitting: list[tuple[Need, Result]] = []
-    for result in found.results:
+    for result in index.results:
         need, reasons = closest(result, table, scale)
         if need is not None and not reasons:
             if reason := _missing_numbers(result, need, table):
@@ -71,7 +71,7 @@ def match(table: Table, scale: Scale, found: Found, asked: DataSet) -> Matches:
     of_results = [(data_of(result, table, need[1]), result.path) for need, result in fitting]
     of_runs = [
         (learned_from(weights, table, str(run.science.get("data_digest"))), run.folder)
-        for run in found.runs
+        for run in index.runs
         for weights in all_weights
         if trains(run, weights, scale)
     ]

@@ -8,7 +8,7 @@ from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.matching import Matches, match, needs_of
 from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.other_data import PAPER_IMAGES
-from fastpsl.tables.results import Found, Result
+from fastpsl.tables.results import Result, RunIndex
 from fastpsl.tables.rows import PaperImages, Row, Table
 from fastpsl.tables.scales import Scale
 
@@ -110,20 +110,20 @@ def _images_words(
     return f"{words} The paper's numbers are of {paper.name}.", False
 
 
-def make_report(table: Table, scale: Scale, found: Found, asked: DataSet, place: Place) -> Report:
+def make_report(table: Table, scale: Scale, index: RunIndex, asked: DataSet, place: Place) -> Report:
     """Match the results of a table, compute its cells, and list what is missing.
 
     Args:
         table: The table.
         scale: The scale of our numbers.
-        found: The results and runs below a folder.
+        index: The results and runs below a folder.
         asked: The data set that the user names.
         place: Where the commands of what is missing read and write.
 
     Raises:
         ValueError: Results of several data sets would be mixed.
     """
-    matches = match(table, scale, found, asked)
-    missing = missing_runs(table, scale, matches, found, place)
+    matches = match(table, scale, index, asked)
+    missing = missing_runs(table, scale, matches, index, place)
     cells = {row.method: cells_of(row, matches) for row in table.rows}
     return Report(table, scale, matches, tuple(missing), cells, tuple(gains_of(table, cells)))

@@ -96,7 +96,7 @@ class TrainingRun:
 
 
 @dataclass
-class Found:
+class RunIndex:
     """The results and the runs below a folder, in the order of their paths.
 
     Attributes:
@@ -110,7 +110,7 @@ class Found:
     unreadable: dict[Path, str] = field(default_factory=dict)
 
 
-def find(folder: Path) -> Found:
+def index_runs(folder: Path) -> RunIndex:
     """Return all results and runs below a folder.
 
     Raises:
@@ -118,17 +118,17 @@ def find(folder: Path) -> Found:
     """
     if not folder.is_dir():
         raise ValueError(f"--runs {folder}: no such folder; give the one that your runs are written to")
-    found = Found()
+    index = RunIndex()
     for path, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in _NOT_ENTERED)
         if NAME in files:
-            _add_result(found, Path(path) / NAME)
+            _add_result(index, Path(path) / NAME)
         if "config.json" in files and "status.json" in files:
-            _add_run(found, Path(path))
-    return found
+            _add_run(index, Path(path))
+    return index
 
 
-def _add_result(found: Found, path: Path) -> None:
+def _add_result(index: RunIndex, path: Path) -> None:
     try:
         record = read_result(path)
         result = Result(path, record)
@@ -136,20 +136,20 @@ def _add_result(found: Found, path: Path) -> None:
         _ = [record[key] for key in ("protocol", "recipe", "numbers", "cut")]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        found.unreadable[path] = reason
+        index.unreadable[path] = reason
         return
-    found.results.append(result)
+    index.results.append(result)
 
 
-def _add_run(found: Found, folder: Path) -> None:
+def _add_run(index: RunIndex, folder: Path) -> None:
     try:
         config = json.loads((folder / "config.json").read_text())
         state = json.loads((folder / "status.json").read_text())["state"]
         stages_file = folder / "results.json"
         stages = json.loads(stages_file.read_text()) if stages_file.exists() else []
         cut = any(stage["num_steps"] < stage["num_steps_planned"] for stage in stages)
-        found.runs.append(
+        index.runs.append(
             TrainingRun(folder, dict(config["options"]), dict(config["science"]), str(state), cut)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        found.unreadable[folder / "config.json"] = f"it is no run's record ({type(error).__name__}: {error})"
+        index.unreadable[folder / "config.json"] = f"it is no run's record ({type(error).__name__}: {error})"

@@ -15,7 +15,7 @@ from fastpsl.tables.page import missing_lines
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.render import html, markdown
 from fastpsl.tables.report import Report, make_report
-from fastpsl.tables.results import find
+from fastpsl.tables.results import index_runs
 from fastpsl.tables.scales import SCALES
 
 TRAIN_PLACEHOLDER, VAL_PLACEHOLDER, PRETRAIN_PLACEHOLDER = "TRAIN.beton", "VAL.beton", "PRETRAIN.beton"
@@ -70,7 +70,7 @@ def make_table(
                 f"{flag_of(other)} {' '.join(paths)}: the evaluations of {name} do not read "
                 f"{OTHER_DATA[other].title}; leave it out"
             )
-    values, found = SCALES[scale], find(runs)
+    values, index = SCALES[scale], index_runs(runs)
     existing = {other: paths for other, paths in others.items() if all(map(_is_there, paths))}
     data_set = DataSet(_digest(data), _digest(val), _digest(pretrain_data), digests(table, existing))
     place = Place(
@@ -81,7 +81,7 @@ def make_table(
         num_processes or values.num_processes[table.paper],
         others,
     )
-    report = make_report(table, values, found, data_set, place)
+    report = make_report(table, values, index, data_set, place)
     stem = out / name.replace("/", "-")
     page, chart, web_page = files = [stem.with_suffix(suffix) for suffix in (".md", ".png", ".html")]
     with output_errors(stem):

@@ -19,7 +19,7 @@ from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.clusters import NUM_SHOWN
-from fastpsl.tables.results import find
+from fastpsl.tables.results import index_runs
 from fastpsl.tasks.pseudo_labels.file import write_labels
 from fastpsl.tasks.pseudo_labels.scores import ari, hungarian_accuracy, many_to_one_accuracy, nmi
 from tests.pipelines.photos import jpeg, photo
@@ -140,7 +140,7 @@ def test_numbers_and_images(run_folder: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_table_finds_it(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, run_folder)
-    collection = find(run_folder)
+    collection = index_runs(run_folder)
     assert [result.record["protocol"] for result in collection.results] == ["clusters"]
     assert not [path for path in collection.unreadable if path.name == "result.json"]
 
@@ -182,7 +182,7 @@ def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[
     record = read_result(out / "result.json")
     assert record["numbers"] == read_result(run_folder / "clusters" / "result.json")["numbers"]
     assert record["checkpoint"]["kind"] == "labels" and not record["cut"]
-    assert not find(out).unreadable
+    assert not index_runs(out).unreadable
     assert "another data set" in refused(capsys, path)
     assert "give one of them" in refused(capsys, path, "--data", source, "--labels", path)
     with Beton(sample_paths().train) as data:

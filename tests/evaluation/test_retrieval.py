@@ -17,7 +17,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources.source import Sample
-from fastpsl.tables.results import find
+from fastpsl.tables.results import index_runs
 from tests.pipelines.photos import jpeg, photo
 
 RANDOM = ("--random-weights", "--backbone", "resnet18")
@@ -110,7 +110,7 @@ def test_neighbours_precision_and_figure(
             red, green, _ = sheet[8 + i * 158 + 30, 18 + 1 + (j + 1) * 126]
             assert (green > red) == judged[i][j]
     assert np.any(judged) and not np.all(judged)
-    assert [result.record["protocol"] for result in find(out).results] == ["retrieval"]
+    assert [result.record["protocol"] for result in index_runs(out).results] == ["retrieval"]
 
 
 def test_the_seed_draws_and_indices_choose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from fastpsl.evaluation.tsne import same_class
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.tsne import MAX_NAMED, draw_map
-from fastpsl.tables.results import find
+from fastpsl.tables.results import index_runs
 from tests.pipelines.photos import jpeg, photo
 
 RANDOM = ("--random-weights", "--backbone", "nin3")
@@ -91,7 +91,7 @@ def test_the_map_is_scikit_learns(tmp_path: Path, capsys: pytest.CaptureFixture[
     chance = 100 * sum(count * (count - 1) for count in counts) / (60 * 59)
     assert f"{share:.1f} % have a point of their class nearest in the map (chance {chance:.1f} %)" in lines
     assert lines.splitlines()[-2:] == [f"map {out / 'tsne.png'}", f"result {out / 'result.json'}"]
-    assert [result.record["protocol"] for result in find(out).results] == ["tsne"]
+    assert [result.record["protocol"] for result in index_runs(out).results] == ["tsne"]
 
     before = (out / "features.npy").stat().st_mtime_ns
     again = (*options[:-6], "--perplexity", 5, "--block", "B2", "--seed", 3)

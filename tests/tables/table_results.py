@@ -25,7 +25,7 @@ from fastpsl.tables.evaluations import TSNE as OF_TSNE
 from fastpsl.tables.needs import COUPLED, Evaluation, Weights
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.report import Report, make_report
-from fastpsl.tables.results import find
+from fastpsl.tables.results import index_runs
 from fastpsl.tables.scales import SCALES, Scale, plain
 from fastpsl.tasks.permutation_files import permutations_digest
 from fastpsl.transfer.classification import protocols as multilabel_protocols
@@ -123,7 +123,7 @@ def science_of(weights: Weights, scale: Scale, seed: int, digest: str) -> dict[s
 
 def report(runs: Path, table: str = "psl/5", scale: Scale = TINY, asked: DataSet = DataSet()) -> Report:  # noqa: B008
     return make_report(
-        TABLES[table], scale, find(runs), asked, Place(runs, "T.beton", "V.beton", "P.beton", 1)
+        TABLES[table], scale, index_runs(runs), asked, Place(runs, "T.beton", "V.beton", "P.beton", 1)
     )
 
 
