@@ -161,8 +161,8 @@ def loader(
             few kernels, "auto" for fused if possible.
         rank: This process's rank; by default torch.distributed's, else that of torchrun's environment, or 0.
         world: The number of ranks; by default from the same place, or 1.
-        options: Further arguments of `pipelines.loader.Loader`: seed, order, lanes, decoder, num_threads,
-            prefetch_batches, timeout_s, on_bad_sample.
+        options: Further arguments of `pipelines.loader.Loader`: seed, order, lanes, decoder,
+            hw_decoder_load, num_threads, prefetch_batches, timeout_s, on_bad_sample.
 
     Returns:
         An iterable that yields tuples on the device: inputs, `dtype` [batch_size, 3, size_px, size_px],

@@ -22,7 +22,7 @@ def check_data(data: Dataset, options: RunOptions) -> Check:
     decoder = TorchvisionDecoder()
     codes = np.array([decoder.decode_image(rows, i)[0] for i in range(len(indices))])
     bad = np.flatnonzero(codes != GOOD)
-    size = f"{data.num_samples:,} {'pictures' if data.num_samples > 1 else 'decode_image'}"
+    size = f"{data.num_samples:,} {'pictures' if data.num_samples > 1 else 'picture'}"
     source = f"{size} in {options.data or 'the embedded sample'}"
     if not len(bad):
         return Check("data", "ok", f"{source}, {len(indices)} of them decoded")

@@ -23,7 +23,7 @@ class DoctorSetup:
     """A recipe that is ready to be measured.
 
     Attributes:
-        recipe: The recipe; None in an installed copy if none is named.
+        recipe: The recipe; None if none is named and the default recipe is not found.
         options: Options of one of the `num_ranks` ranks, which runs alone here.
         num_ranks: Ranks that will train.
         experiment: The experiment; None without a recipe.
@@ -46,8 +46,8 @@ class DoctorSetup:
         return self.options.num_threads
 
 
-def find_recipe(path: Path | None, arguments: Sequence[str]) -> LoadedRecipe | None:
-    """Load the recipe at `path`, or this checkout's jigsaw on the sample; return None in an installed copy.
+def load_recipe_or_default(path: Path | None, arguments: Sequence[str]) -> LoadedRecipe | None:
+    """Load the recipe at `path`, or by default jigsaw on the sample; return None where neither is found.
 
     Raises:
         ValueError: As `load_recipe` does.

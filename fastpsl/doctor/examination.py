@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from fastpsl.doctor.data_check import check_data, num_open_files
-from fastpsl.doctor.doctor_setup import DoctorSetup, find_recipe, open_setup
+from fastpsl.doctor.doctor_setup import DoctorSetup, load_recipe_or_default, open_setup
 from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache, usable_cores
 from fastpsl.doctor.measure import measure
 from fastpsl.doctor.measurements import number_of
@@ -40,7 +40,7 @@ def examine(
     """Measure a recipe and print the report as a screen or as one JSON object.
 
     Args:
-        path: The recipe; None for this checkout's jigsaw.
+        path: The recipe; None for jigsaw on the sample.
         recipe_options: The recipe's own arguments.
         as_json: Whether to print JSON.
         stages: Names of the plan's stages; None for all.
@@ -61,7 +61,7 @@ def examine(
         )
     with _warnings_as_checks() as messages, status("measuring") as log:
         log("the recipe and its data")
-        recipe = find_recipe(path, recipe_options)
+        recipe = load_recipe_or_default(path, recipe_options)
         try:
             setup = open_setup(recipe, num_ranks, stages or ())
             try:
@@ -95,8 +95,7 @@ def _examine(
         checks += [check_page_cache(measured.read), *check_noise(measured.stages)]
     checks += [Check("warning", "warning", text) for text in dict.fromkeys(messages)]
     if setup.recipe is None:
-        text = "none in this installed copy: only reading and decoding were timed, "
-        text += f"{DEFAULT} and others stand in the repository"
+        text = f"none was named, and {DEFAULT} was not found: only reading and decoding were timed"
         checks.append(Check("recipe", "warning", text, "fastpsl doctor PATH/NAME.py"))
     return Report(_plain(setup, num_cores), tuple(checks), measured)
 

@@ -1,4 +1,4 @@
-"""The training engine: tasks, stage plans, train steps, runs, checkpoints, resume and reports."""
+"""The training engine: tasks, stage plans, train steps, runs, resume and reports."""
 
 import lazy_loader
 

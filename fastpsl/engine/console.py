@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from fastpsl.engine.terminal import escaped, plain
-from fastpsl.pipelines.doing import clock, doing, heard, report_to
+from fastpsl.pipelines.doing import clock, doing, note_output, report_to
 
 PLAIN_LINE_EVERY_S = 9.0  # less than the ten seconds after which `doing` prints
 _BAR_EVERY_S = 0.1
@@ -44,7 +44,7 @@ class Screen:
             if now - self._last_line >= PLAIN_LINE_EVERY_S or record["step"] == record["num_steps"]:
                 self._last_line = now
                 self.console.print("  ".join(f"{name} {value}" for name, value in cells.items()))
-                heard()
+                note_output()
             return
         if self._live is None:
             self._live = Live(console=self.console, auto_refresh=False)
@@ -55,7 +55,7 @@ class Screen:
             self._table.add_column(name, justify="right")
         self._table.add_row(*cells.values())
         self._live.update(self._table, refresh=True)
-        heard()
+        note_output()
 
     def _caption(self, line: str) -> None:
         """Show `line` below the table. `doing` calls this from its thread, but rich's displays have locks."""
@@ -68,7 +68,7 @@ class Screen:
         """Print a line that stays."""
         self._table.caption = None  # the work that it reported is over
         self.console.print(escaped(text), markup=False)
-        heard()
+        note_output()
 
     def close(self) -> None:
         """End the live display. Its last numbers stay on the screen."""

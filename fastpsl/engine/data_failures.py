@@ -9,7 +9,8 @@ from fastpsl.pipelines.batch import Batch
 def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[], str | None]) -> Batch:
     """Return the next batch, or stop on all ranks if the data failed on one.
 
-    Every rank calls it before a step.
+    Every rank calls it before a step, for the first of the step's batches.
+
     Args:
         batches: The batches of this rank.
         world: The ranks.

@@ -1,4 +1,4 @@
-"""Passes over the training data outside the steps, by which tasks label the data (`Task.start_epoch`)."""
+"""Passes over data outside the steps: labels for the training images, predictions of held-out images."""
 
 import contextlib
 import time
@@ -31,7 +31,7 @@ class PassStopped(Exception):
 
 @dataclass(frozen=True)
 class EpochContext:
-    """The operations that a task may use before an epoch's first step.
+    """The operations that a task may use in `start_epoch` and `end_stage`.
 
     If a signal stops a pass, `start_epoch` is called again on resume, so it must repeat its changes exactly.
 
@@ -40,14 +40,14 @@ class EpochContext:
         train_step: The stage's training step.
         epoch: The number of the epoch, counted over all stages.
         first: Whether it is the stage's first epoch.
-        draws: The epoch number that seeds the random draws of passes. No epoch of training has it.
+        draws_epoch: The epoch number that seeds the random draws of passes. No epoch of training has it.
     """
 
     run: Run
     train_step: TrainStep
     epoch: int
     first: bool
-    draws: int
+    draws_epoch: int
 
     @property
     def data(self) -> Dataset:
@@ -79,9 +79,8 @@ class EpochContext:
                 runs in eval mode with rank 0's running statistics.
 
         Yields:
-            For each batch: indices int64 [B] and function(features) [B, ...]. Padding and samples that cannot
-                be decoded
-            have index -1.
+            For each batch: indices int64 [B] and function(features) [B, ...]. Padding and bad samples have
+                index -1.
 
         Raises:
             PassStopped: A signal arrived.
@@ -94,14 +93,15 @@ class EpochContext:
             undisturbed(train_step.module, run.world, training),
             run_eagerly(trunk),
             run.data.loader(self.data, [view], train=False) as loader,
-            contextlib.closing(loader.epoch(self.draws)) as batches,
+            contextlib.closing(loader.epoch(self.draws_epoch)) as batches,
             self._progress("images", self.data.num_samples) as progress,
         ):
             for number, batch in enumerate(run.reporter.watched(batches), start=1):
                 (images,) = augment.inputs(batch, [view], train_step.dtype)
                 if training and number == loader.num_steps:
                     images = _without_padding(images, batch)
-                torch.manual_seed(torch_seed(run.options.seed, self.draws, number, run.world.rank))  # dropout
+                seed = torch_seed(run.options.seed, self.draws_epoch, number, run.world.rank)
+                torch.manual_seed(seed)  # dropout
                 with train_step.autocast():
                     outputs = function(trunk(images))
                 yield batch.indices, outputs

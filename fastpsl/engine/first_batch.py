@@ -14,7 +14,7 @@ from fastpsl.plots.contact_sheet import NUM_IMAGES, captions, save_contact_sheet
 def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource) -> None:
     """Load a batch on one rank per machine, so that numba compiles the loader once instead of on every rank.
 
-    Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none.
+    Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none or the stage is resumed.
     """
     run.reporter.log(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
     batch = None

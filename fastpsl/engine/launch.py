@@ -180,8 +180,8 @@ def _print_results(run: Run, finished: bool) -> None:
     write_atomically(run.folder / "results.json", json.dumps(run.position.summaries, indent=1).encode())
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
-        resume_hint = "goes on from there" if run.checkpoints.paths() else "starts anew"
-        print(f"stopped by a signal in {where}; the same command with --out {run.folder} {resume_hint}")
+        what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"
+        print(f"stopped by a signal in {where}; the same command with --out {run.folder} {what_it_does}")
     # A terminal has already shown this process's summaries, on stderr. A file gets all of them.
     for summary in run.position.summaries[: run.num_stages_before if plain(sys.stdout).isatty() else None]:
         print(summary_line(summary))

@@ -84,7 +84,7 @@ class RunOptions:
     timeout_s: float = field(default=120.0, metadata=MACHINE)
     """Longest wait for a batch (and, ten times that, for another rank)."""
     on_bad_sample: Literal["raise", "skip"] = field(default="raise", metadata=MACHINE)
-    """A sample that cannot be decoded: stop, or fill its place from the batch, count and name it."""
+    """A sample that cannot be decoded: stop, or replace it from the batch and list it in bad-samples.csv."""
     checkpoint_minutes: float = field(default=20.0, metadata=MACHINE)
     """Checkpoint so often (0: not by the clock); also at each stage's end and on SIGTERM or SIGINT."""
     checkpoint_steps: int = field(default=0, metadata=MACHINE)

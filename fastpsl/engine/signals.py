@@ -10,10 +10,18 @@ import torch.distributed as dist
 from fastpsl.engine.distributed import World
 
 
-class Signals(NamedTuple):
+class Decision(NamedTuple):
+    """The decision of all ranks after a step.
+
+    Attributes:
+        stop: Whether to stop.
+        checkpoint: Whether to write a checkpoint.
+        seconds: Seconds per step of the slowest rank; 0 if the ranks did not communicate.
+    """
+
     stop: bool
     checkpoint: bool
-    seconds: float = 0.0  # per step, of the slowest rank; 0 if the ranks did not communicate
+    seconds: float = 0.0
 
 
 class StopSignal:
@@ -41,11 +49,11 @@ class StopSignal:
     def _request_stop(self, *_: object) -> None:
         self.stop_requested = True  # under torchrun, Ctrl-C arrives twice
 
-    def after_step(self) -> Signals:
+    def after_step(self) -> Decision:
         """Return the decision after a step. Every rank calls it after every step."""
         self._steps_since += 1
         if self._steps_since < self._ask_after:
-            return Signals(False, False)
+            return Decision(False, False)
         now = time.monotonic()
         due = self._checkpoint_s > 0 and now - self._last_checkpoint >= self._checkpoint_s
         flags = torch.tensor([self.stop_requested, due, (now - self._last_asked) / self._steps_since])
@@ -54,7 +62,7 @@ class StopSignal:
             steps = int(self.ask_every_s / max(float(flags[2]), 1e-6))
             self._ask_after = min(max(steps, 1), self.max_steps_between)
         self._steps_since, self._last_asked = 0, now
-        return Signals(bool(flags[0]), bool(flags[1]), float(flags[2]))
+        return Decision(bool(flags[0]), bool(flags[1]), float(flags[2]))
 
     def other_pace(self) -> None:
         """Prepare for steps of another duration: exchange flags after the first one. Every rank calls it."""

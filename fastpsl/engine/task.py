@@ -52,7 +52,8 @@ class Task:
         Args:
             trunk: The trunk.
             head: The stage's head.
-            inputs: The batch's views, each [B, C, H, W] and ready for the trunk.
+            inputs: The batch's views, each [N, C, H, W] and ready for the trunk. N is B times the images
+                that the view's ops make of one.
             batch: The batch.
 
         Returns:

@@ -54,7 +54,7 @@ class StageTrainer:
     """The training of the run's present stage, from its position and its checkpoint `state`, to the end."""
 
     def __init__(self, experiment: Experiment, run: Run, state: dict[str, Any] | None, last_step: LastStep):
-        self.experiment, self.run, self.position, self.saved_step = experiment, run, run.position, last_step
+        self.experiment, self.run, self.position, self.last_step = experiment, run, run.position, last_step
         self.stage = stage = experiment.stages[run.position.stage]
         self.fresh = state is None
         self.held_out_views = experiment.task.held_out_views(stage.level)
@@ -98,7 +98,7 @@ class StageTrainer:
         self.experiment.choose_step(self.stage, options, self.run.world)
 
     def run_to_end(self, progress: doing) -> bool:
-        """Train, evaluate and save. Return False if a signal stopped it; the training is saved then too."""
+        """Train, evaluate and save (after a signal too, unless in the warm-up). Return False after a signal."""
         run, position = self.run, self.position
         with contextlib.ExitStack() as stack:
             progress.turn_to(f"{self.stage.name}: opening its loaders")
@@ -115,8 +115,8 @@ class StageTrainer:
                 )
             self.steps_per_epoch = loader.num_steps // run.options.accumulate
             self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
-            self.last_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
-            run.reporter.stage_begins(self.stage, position.step, self.last_step, self.steps_per_epoch)
+            self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
+            run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch)
             self._report_choices()
             look_at_first_batch(run, self.experiment.task, self.stage, loader)
             # An interrupted warm-up is not saved. A resumed run repeats it.
@@ -181,14 +181,14 @@ class StageTrainer:
     def _train(self, loader: BatchSource, progress: doing) -> bool:
         name, first = self.stage.name, ", for which much is compiled"
         experiment, run, position, options = self.experiment, self.run, self.position, self.run.options
-        steps_per_epoch, last_step = self.steps_per_epoch, self.last_step
-        while position.step < last_step:
+        steps_per_epoch, end_step = self.steps_per_epoch, self.end_step
+        while position.step < end_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             progress.turn_to(f"{name}: before epoch {epoch + 1}")
             may_take_long = experiment.task.pass_views(self.stage.level) or self.online_probe.every
-            if position.step and may_take_long and not self.saved_step.is_safe():
+            if position.step and may_take_long and not self.last_step.is_safe():
                 self.keep()
-            if not self.online_probe.probe(steps_per_epoch, last_step):
+            if not self.online_probe.probe(steps_per_epoch, end_step):
                 return False
             if step_in_epoch == 0 and not self._start_epoch(epoch):
                 return False
@@ -196,10 +196,10 @@ class StageTrainer:
             batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate, order)
             watched = run.reporter.watched(batches)
             run.stop_signal.other_pace()  # passes had another duration per step
-            for _ in range(step_in_epoch, min(steps_per_epoch, last_step - position.step + step_in_epoch)):
+            for _ in range(step_in_epoch, min(steps_per_epoch, end_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
-                progress.turn_to(f"{name}: step {position.step + 1:,} of {last_step:,}{first}")
+                progress.turn_to(f"{name}: step {position.step + 1:,} of {end_step:,}{first}")
                 first = ""
                 lr = experiment.schedule(self._moment())
                 for number in range(1, options.accumulate + 1):
@@ -218,7 +218,7 @@ class StageTrainer:
                 run.reporter.step(position.step, position.run_step, lr, metrics, self.train_step.num_skipped)
                 position.seconds += time.perf_counter() - started  # the reporter has waited for the device
                 decision = run.stop_signal.after_step()
-                if decision.stop and position.step < last_step:
+                if decision.stop and position.step < end_step:
                     batches.close()
                     return False
                 due = options.checkpoint_steps and position.run_step % options.checkpoint_steps == 0
@@ -227,11 +227,11 @@ class StageTrainer:
                 elif decision.seconds > LONG_STEP_S:
                     self.keep()
                 else:
-                    self.saved_step.release()
+                    self.last_step.release()
             batches.close()
-        if self.online_probe.every and not self.saved_step.is_safe():
+        if self.online_probe.every and not self.last_step.is_safe():
             self.keep()
-        return self.online_probe.probe(steps_per_epoch, last_step)
+        return self.online_probe.probe(steps_per_epoch, end_step)
 
     def _start_epoch(self, epoch: int) -> bool:
         """Call the task before the stage's epoch `epoch`. Return False if a signal stopped it."""
@@ -248,7 +248,7 @@ class StageTrainer:
         """Call the task after an epoch's last step, or where the epoch is cut short."""
         position, task = self.position, self.experiment.task
         whole, rest = divmod(position.step, self.steps_per_epoch)
-        if rest:  # a run that resumed here has made no step, before which it would have called this
+        if rest:  # after a resume at this very step, `_train` has not called it for this epoch
             task.epoch_order(position.first_epoch + whole)
         epochs = position.first_epoch + position.step / self.steps_per_epoch
         self.run.reporter.epoch(task.end_epoch(), epochs, position.run_step)
@@ -271,8 +271,8 @@ class StageTrainer:
         if not self.position.step:
             return None  # the stage before has been saved
         try:
-            if self.saved_step.is_safe():
-                self.saved_step.write()  # without this epoch's `start_epoch`, which is called again
+            if self.last_step.is_safe():
+                self.last_step.write()  # from before `start_epoch`, which a resume calls again
             else:
                 self.save()
         except (ValueError, OSError):
@@ -297,13 +297,13 @@ class StageTrainer:
         # ones.
         self.run.reporter.flush(durably=True)
         with doing("writing a checkpoint"):
-            self.saved_step.save(self._state())
+            self.last_step.save(self._state())
         self.run.stop_signal.checkpointed()
 
     def keep(self) -> None:
         """Keep a checkpoint in memory, in case the next work is stopped (`LastStep`). Every rank calls it."""
         self.run.reporter.flush()
-        self.saved_step.keep(self._state())
+        self.last_step.keep(self._state())
         self.run.stop_signal.other_pace()  # the copy's time is not part of a step
 
     def _state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The evaluation of frozen features: probes, kNN, retrieval, t-SNE."""
+"""The evaluation of what a training learned: probes, kNN, retrieval, t-SNE, few labels, clusters."""
 
 import lazy_loader
 

@@ -1,4 +1,7 @@
-"""The image arithmetic of the augmentations: draws, crops, operations, permutations. It touches no files."""
+"""Arithmetic on arrays: draws, crops, operations, fused kernels, permutations, nearest neighbours.
+
+It touches no files.
+"""
 
 import lazy_loader
 

@@ -53,7 +53,8 @@ class Keys:
     Attributes:
         seed: The run's seed, below 2**64.
         epoch: The epoch, from 0.
-        indices: int64 [B]: the samples' indices in the data set, -1 for padding.
+        indices: int64 [B]: the samples' numbers of `pipelines.loader.order`, which are their indices in the
+            data set where none is repeated; -1 for padding.
         view: The view's number, below 256.
     """
 

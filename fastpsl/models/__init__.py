@@ -1,4 +1,4 @@
-"""Backbones as sequences of blocks, and weights in all file formats."""
+"""Backbones as sequences of blocks; checkpoints; weights in the files of our own and of other projects."""
 
 import lazy_loader
 

@@ -40,7 +40,8 @@ class Batch:
         draws: Per view, one dict of tensors [B, ...] per op, in the order of the view's ops, on the device.
         indices: int64 [B], dataset indices; -1 for padding and for skipped samples, which metrics and stores
             must not read.
-        labels: int64 [B]; -1 for padding. A skipped sample has the label of the sample that fills its place.
+        labels: int64 [B]; -1 for padding and where the data has none. A skipped sample has the label of the
+            sample that fills its place.
         epoch: The epoch of this step.
         step: The step within its epoch.
         bad: The samples skipped in this batch (`on_bad_sample="skip"`).

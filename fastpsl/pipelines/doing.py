@@ -82,9 +82,9 @@ class doing:
         _heartbeat.end(self)
 
 
-def heard() -> None:
+def note_output() -> None:
     """Start the ten seconds anew, because a line was printed or a screen was redrawn."""
-    _heartbeat.last_heard = time.monotonic()
+    _heartbeat.last_output = time.monotonic()
 
 
 def report_to(log: Callable[[str], None] | None) -> None:
@@ -109,7 +109,7 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self.log: Callable[[str], None] = _to_stderr
-        self.last_heard = 0.0
+        self.last_output = 0.0
         self._doing: list[doing] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -117,10 +117,10 @@ class Heartbeat:
     def begin(self, what: doing) -> None:
         with self._changed:
             if not self._doing:
-                self.last_heard = time.monotonic()
+                self.last_output = time.monotonic()
             self._doing.append(what)
             if self._thread is None or not self._thread.is_alive():  # first use, or the child of a fork
-                self._thread = threading.Thread(target=self._speak, name="fastpsl-heartbeat", daemon=True)
+                self._thread = threading.Thread(target=self._report, name="fastpsl-heartbeat", daemon=True)
                 self._thread.start()
             self._changed.notify()
 
@@ -131,19 +131,19 @@ class Heartbeat:
 
     def line(self, now: float) -> str | None:
         """Return the line to print now, or None where there is none."""
-        if not self._doing or now - self.last_heard < SILENCE_S:
+        if not self._doing or now - self.last_output < SILENCE_S:
             return None
-        self.last_heard = now
+        self.last_output = now
         return None if self._doing[-1].quiet else self._doing[-1].line(now)
 
-    def _speak(self) -> None:
+    def _report(self) -> None:
         while True:
             with self._changed:
                 if not self._doing:
                     self._changed.wait()
                 line = self.line(time.monotonic())
                 if line is None:
-                    self._changed.wait(max(self.last_heard + SILENCE_S - time.monotonic(), 0.01))
+                    self._changed.wait(max(self.last_output + SILENCE_S - time.monotonic(), 0.01))
             if line is not None and int(os.environ.get("RANK", "0")) == 0:
                 self.log(line)
 

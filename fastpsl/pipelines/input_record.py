@@ -19,7 +19,7 @@ class Input:
     Attributes:
         channels: RGB, L, Sobel or SobelXY.
         mean: One value per channel, for values in [0, 1]; (0, 0) for SobelXY.
-        std: One value per channel, for values in [0, 1]; twice SOBEL_XY_STD of kernels/sobel_xy.py for
+        std: One value per channel, for values in [0, 1]; SOBEL_XY_STD of kernels/sobel_xy.py for both of
             SobelXY.
         size_px: The side of the crop before an op cuts it: of a jigsaw, the side of the window and not of its
             tiles.

@@ -1,4 +1,4 @@
-"""The views of an evaluation: a random crop to train on; the middle, ten crops or the whole image to test."""
+"""The usual views: a random crop to train on; the middle, ten crops or the whole image to test."""
 
 from typing import Literal
 

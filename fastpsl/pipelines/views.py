@@ -20,7 +20,11 @@ _DARKER = 4
 
 
 class Crop(Protocol):
-    """A choice of the part of the source image that a view shows, which the decoder resizes to a square."""
+    """A choice of the part of the source image that a view shows, which the decoder resizes to a square.
+
+    A crop may also have a method `resampling(keys)`, which returns int32 [B] of AREA, ISOTROPIC or DIAGONAL.
+    Without it, all are AREA.
+    """
 
     @property
     def size_px(self) -> int: ...
@@ -105,7 +109,10 @@ class ViewSpec:
         return tuple(op.draw(keys) for op in self.ops)
 
     def apply(self, images: Tensor, draws: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Tensor:
-        """Return the normalised result of the ops: [B, 3, S, S], or [B * tiles, 3, T, T] after JigsawTiles.
+        """Return the normalised result of the ops, [N, 3, T, T].
+
+        N is B times the images that the ops make of one: JigsawTiles its tiles, AllTurns its turns, WarpPair
+        two. T is the side of these images.
 
         Lightness leaves one channel, SobelXY two.
 

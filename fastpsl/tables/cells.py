@@ -16,13 +16,14 @@ class Measured:
     """A number of one result per seed.
 
     Attributes:
-        number: Its name in result.json, or "mean".
+        name: Its name in result.json, or "mean".
         mean: The mean over the seeds.
-        sd: The sample standard deviation; None for one seed.
+        sd: The sample standard deviation; None for one seed. Of a difference (`Measure.minus`) it is that of
+            the first weights, as are the seeds.
         seeds: The seeds in order.
     """
 
-    number: str
+    name: str
     mean: float
     sd: float | None
     seeds: tuple[int, ...]

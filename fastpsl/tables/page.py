@@ -91,7 +91,7 @@ def _measured(measure: Measure, cell: Cell) -> str:
         return NOTHING
     if len(measure.numbers) == 1 or measure.of != "best":
         return str(cell.ours)
-    return f"{cell.ours} {cell.ours.number.removeprefix('top1_').removeprefix('mAP_')}"
+    return f"{cell.ours} {cell.ours.name.removeprefix('top1_').removeprefix('mAP_')}"
 
 
 def _signed(value: float | None) -> str:

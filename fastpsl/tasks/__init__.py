@@ -1,4 +1,4 @@
-"""The self-supervised tasks, one file each."""
+"""The pretext tasks, and classification by labels: a file each, or a folder where methods share parts."""
 
 import lazy_loader
 

@@ -42,7 +42,7 @@ def context_of(run: Run, draws: int = 1000) -> EpochContext:
     train_step = make_train_step(experiment, 0, run.options, run.world)
     for batch in range(3):  # fill the running statistics
         train_step.module.trunk(torch.randn(8, 3, 32, 32) + batch)
-    return EpochContext(run, train_step, epoch=0, first=True, draws=draws)
+    return EpochContext(run, train_step, epoch=0, first=True, draws_epoch=draws)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -16,7 +16,7 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.fetch import Fetch
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
-from fastpsl.engine.signals import Signals
+from fastpsl.engine.signals import Decision
 from fastpsl.evaluation import features
 from fastpsl.evaluation.features import Extraction
 from fastpsl.pipelines.batch import Batch
@@ -54,7 +54,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     run.world = WORLD
     monkeypatch.setattr(RunData, "loader", lambda run_data, data, views, train: FakeBatches(views))
     # Its flags are in a CPU tensor, which must not be fake.
-    monkeypatch.setattr(run.stop_signal, "after_step", lambda: Signals(stop=False, checkpoint=False))
+    monkeypatch.setattr(run.stop_signal, "after_step", lambda: Decision(stop=False, checkpoint=False))
     yield run
     run.close()
 
@@ -73,7 +73,7 @@ def test_a_pass_never_waits_but_to_end(recipe: str, values: dict[str, Any], trai
     """Results travel to the host while the next batch is launched."""
     with fake_cuda() as cuda:
         experiment, _, _, train_step = recipe_train_step(recipe, "E", precision="fp16", **values)
-        context = EpochContext(run, train_step, epoch=0, first=True, draws=7)
+        context = EpochContext(run, train_step, epoch=0, first=True, draws_epoch=7)
         (view,) = experiment.task.pass_views(1)  # type: ignore[attr-defined]
         with cuda.watched() as record, without_last_relu(train_step.module.trunk):
             outputs = context.forward_dataset(
@@ -93,7 +93,7 @@ def test_labels_of_a_pass_are_looked_at_once(run: Run) -> None:
     """At its end, the pass checks for non-finite outputs."""
     with fake_cuda() as cuda:
         experiment, _, _, train_step = recipe_train_step("uic", "E", precision="fp16", label_view="center")
-        context = EpochContext(run, train_step, epoch=0, first=True, draws=7)
+        context = EpochContext(run, train_step, epoch=0, first=True, draws_epoch=7)
         (view,) = experiment.task.pass_views(1)  # type: ignore[attr-defined]
         with cuda.watched() as record, pytest.raises(DataDependentOutputException):
             gathered_labels(context, context.forward_dataset(view, context.head))

@@ -108,7 +108,7 @@ def test_passes_at_the_end_have_draws_of_their_own(tmp_path: Path) -> None:
     for name, hook in (("start", "start_epoch"), ("end", "end_stage")):
 
         def note(context: EpochContext, name: str = name) -> None:
-            draws[name].append(context.draws)
+            draws[name].append(context.draws_epoch)
 
         setattr(experiment.task, hook, note)
     run = tiny_run(tmp_path)

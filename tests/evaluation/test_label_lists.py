@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastpsl.evaluation.label_lists import draw_label_list, read_label_list, source_names, write_label_list
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.image_folder import Folder
+from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.sample.betons import sample_paths

@@ -10,8 +10,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused import module_for
 from fastpsl.kernels.fused_cpu import geometric as numba_geometric
-from fastpsl.kernels.fused_cpu import pairs as numba_pairs
-from fastpsl.kernels.fused_cpu import walks as numba_walks
+from fastpsl.kernels.fused_cpu import geometric_loops, warped_loops
 from fastpsl.kernels.fused_cpu import warped as numba_warped
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.hole import Hole
@@ -215,4 +214,4 @@ def test_it_is_compiled_once_for_all_operations(make_images, as_tensors):
     for ops in CHAINS.values():
         for num in (1, 2):
             fused(make_images(num, SIDE, SIDE, torch.uint8), ops, make_draws(ops, num, as_tensors))
-    assert len(numba_walks.walks.signatures) == len(numba_pairs.pairs.signatures) == 1
+    assert len(geometric_loops.walks.signatures) == len(warped_loops.pairs.signatures) == 1

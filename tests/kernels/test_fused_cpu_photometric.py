@@ -12,8 +12,8 @@ from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ORDERS, ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu import images as numba_images
 from fastpsl.kernels.fused_cpu import photometric as numba_photometric
+from fastpsl.kernels.fused_cpu import photometric_loops
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lightness import Lightness
@@ -171,18 +171,18 @@ def test_statistics_of_other_channels_are_refused(make_images, as_tensors):
 def test_it_is_compiled_once_for_all_operations(make_images, as_tensors):
     for ops in CHAINS.values():
         fused(make_images(2, 9, 9, torch.uint8), ops, make_draws(ops, 2, as_tensors))
-    assert len(numba_images.process_images.signatures) == 1
+    assert len(photometric_loops.process_images.signatures) == 1
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Load the compiled functions again as plain Python, so that their constants can be moved."""
     monkeypatch.setattr(numba.config, "DISABLE_JIT", True)
-    spec = importlib.util.spec_from_file_location("uncompiled", numba_images.__file__)
+    spec = importlib.util.spec_from_file_location("uncompiled", photometric_loops.__file__)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(numba_photometric, "numba_images", module)
+    monkeypatch.setattr(numba_photometric, "photometric_loops", module)
     return module
 
 

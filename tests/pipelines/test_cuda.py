@@ -12,7 +12,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.batch import ALIGNMENT, Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.image_folder import Folder
+from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.decoders import dali, hardware_jpeg
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec

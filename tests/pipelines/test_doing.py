@@ -10,7 +10,7 @@ import pytest
 from typing_extensions import override
 
 from fastpsl.pipelines import doing as module
-from fastpsl.pipelines.doing import SILENCE_S, Heartbeat, doing, heard, report_to
+from fastpsl.pipelines.doing import SILENCE_S, Heartbeat, doing, note_output, report_to
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clo
         progress = doing("a step")
         with progress:
             clock[0] += 9
-            heard()  # as after a line of training
+            note_output()  # as after a line of training
             clock[0] += 9
             assert voice.line(clock[0]) is None
             progress.turn_to("the next step")
@@ -99,8 +99,8 @@ def test_a_thread_says_it_on_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv("RANK", "1")
         with doing("compiling on rank 1"):
             for _ in range(3):  # times at which it would write
-                before = module._heartbeat.last_heard
-                while module._heartbeat.last_heard == before:
+                before = module._heartbeat.last_output
+                while module._heartbeat.last_output == before:
                     time.sleep(0.001)
         assert lines.empty()
         monkeypatch.setenv("RANK", "0")

@@ -20,7 +20,7 @@ from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data import header_index
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.data.image_file import decode_any, upright_size
-from fastpsl.pipelines.data.image_folder import Folder
+from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.decoders import dali
 from fastpsl.pipelines.decoders.choose import choose_decoder

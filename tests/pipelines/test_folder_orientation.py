@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpsl.pipelines.data.image_folder import Folder
+from fastpsl.pipelines.data.image_files import Folder
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import area_mean, jpeg, photo, pil_decode
 from tests.pipelines.test_folder import every_reader, whole

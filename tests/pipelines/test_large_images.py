@@ -16,7 +16,7 @@ from fastpsl.pipelines.beton.write import quarantine_path
 from fastpsl.pipelines.data import image_file
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.data.image_file import decode_any, upright_size
-from fastpsl.pipelines.data.image_folder import Folder
+from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import write_folder

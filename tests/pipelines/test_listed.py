@@ -17,7 +17,7 @@ from fastpsl.cli import main
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data import header_index
-from fastpsl.pipelines.data.image_folder import Folder, Listed
+from fastpsl.pipelines.data.image_files import Folder, Listed
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.choose import open_source

@@ -56,7 +56,7 @@ def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
     put(tmp_path, seed=0, numbers=BLOCKS | {"top1_B4": 50.0, "top1_B3": 10.0})
     put(tmp_path, seed=1, numbers=BLOCKS | {"top1_B4": 20.0, "top1_B3": 48.0})
     made = report(tmp_path, "psl/4").cells["Jigsaw+PSL"][0].ours
-    assert made and (made.number, made.mean, made.seeds) == (
+    assert made and (made.name, made.mean, made.seeds) == (
         "top1_B4",
         35.0,
         (0, 1),

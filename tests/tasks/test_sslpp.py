@@ -233,7 +233,7 @@ def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
     train_step.step([batch], 0.01)
     optimiser, weights = train_step.optimiser, proxy.weight.detach().clone()
     assert all(s["exp_avg"].abs().sum() > 0 for s in (optimiser.state[p] for p in classifier.parameters()))
-    second = task.start_epoch(replace(context, epoch=1, first=False, draws=1001))
+    second = task.start_epoch(replace(context, epoch=1, first=False, draws_epoch=1001))
     assert second is not None and second["nmi_previous"] is not None
     assert not torch.equal(classifier.weight, before) and not classifier.bias.any()
     for parameter in classifier.parameters():  # the optimiser's state is reset

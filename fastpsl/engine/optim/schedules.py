@@ -12,8 +12,9 @@ class Moment(NamedTuple):
         step: The step, from 0 in each stage.
         num_steps: The number of the stage's steps.
         first_epoch: The stage's first epoch, counted over all stages.
-        epochs: The number of the stage's epochs.
-        all_epochs: The number of epochs of all stages.
+        epochs: The number of the stage's epochs; of a stage whose length is in steps, its steps
+            (`Stage.max_epochs`).
+        all_epochs: The sum of `epochs` over all stages.
     """
 
     step: int

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu import walks as numba_walks
+from fastpsl.kernels.fused_cpu import geometric_loops
 from fastpsl.kernels.fused_cpu.threads import in_threads
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
@@ -81,7 +81,7 @@ def run(
         pixels, _walks(ops, draws, pixels.shape), scale, shift,
         result.permute(0, 2, 3, 1).numpy().reshape(num, height, -1),
     )  # fmt: skip
-    in_threads(numba_walks.walks, arguments, num, result.numel() // _VALUES_PER_THREAD)
+    in_threads(geometric_loops.walks, arguments, num, result.numel() // _VALUES_PER_THREAD)
     if result is not out:
         out.copy_(result)
     if isinstance(ops[-1], Hole):

@@ -15,7 +15,7 @@ from fastpsl.kernels import colour
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu import images as numba_images
+from fastpsl.kernels.fused_cpu import photometric_loops
 from fastpsl.kernels.fused_cpu.threads import in_threads
 from fastpsl.kernels.grey import WEIGHTS, Grey
 from fastpsl.kernels.normalise import check_fused_arguments
@@ -28,10 +28,10 @@ _ORDERS = (
 )
 # images.py uses no value of another file, so its copies are compared here.
 assert (colour.CONTRAST, colour.SATURATION, colour.HUE) == (
-    numba_images._CONTRAST, numba_images._SATURATION, numba_images._HUE,
+    photometric_loops._CONTRAST, photometric_loops._SATURATION, photometric_loops._HUE,
 )  # fmt: skip
 assert [np.float32(weight) for weight in WEIGHTS] == [
-    numba_images._RED, numba_images._GREEN, numba_images._BLUE,
+    photometric_loops._RED, photometric_loops._GREEN, photometric_loops._BLUE,
 ]  # fmt: skip
 # Taps beyond this many sigmas weigh less than 2e-8 of the middle one, nothing in float32.
 _REACH_SIGMAS = 6.0
@@ -99,7 +99,7 @@ def run(
         *_taps(sigma, blurred, kernel_px), sobel, scale.numpy(), shift.numpy(),
         result.permute(0, 2, 3, 1).numpy(),
     )  # fmt: skip
-    in_threads(numba_images.process_images, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
+    in_threads(photometric_loops.process_images, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
     if result is not out:
         out.copy_(result)
 

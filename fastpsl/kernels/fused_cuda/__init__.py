@@ -1,1 +1,1 @@
-"""Whole views on a GPU in a few passes over memory by Triton. No other folder imports triton."""
+"""Triton kernels: whole views, isotropic crops, BatchNorm. No other folder imports triton."""

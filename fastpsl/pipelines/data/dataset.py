@@ -77,7 +77,8 @@ class Dataset(Protocol):
     def rows(self, indices: np.ndarray) -> SampleTable:
         """Return the table of the samples `indices`, int64 [B] in [0, num_samples).
 
-        Raises ValueError where a file has changed since it was opened.
+        Raises IndexError for an index out of range. Of a beton, raises ValueError where a file has changed
+        since it was opened; a changed file of a folder is a bad sample for the decoder.
         """
         ...
 

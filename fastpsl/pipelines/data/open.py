@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.image_folder import Folder, Listed
+from fastpsl.pipelines.data.image_files import Folder, Listed
 from fastpsl.pipelines.sources.listed import ENDINGS
 
 

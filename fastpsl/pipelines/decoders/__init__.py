@@ -1,1 +1,4 @@
-"""The decoders: they read and crop samples by different libraries, with equal results."""
+"""The decoders: different libraries that read the same boxes of the same samples.
+
+Their pixels differ by at most the bounds in docs/data.md.
+"""

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.data.image_file import BrokenImage, upright_size
-from fastpsl.pipelines.data.image_folder import Folder
+from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.checked_once import checked_once
 from fastpsl.pipelines.loader.workers import default_num_threads, map_in_order

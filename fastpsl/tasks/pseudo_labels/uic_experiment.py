@@ -67,7 +67,7 @@ class Options(PretrainOptions):
 
 
 def fine_tuning(options: Options) -> Mapping[str, Any]:
-    """Return the paper's values that differ with --fine-tune: the variant of `parse_options`."""
+    """Return the paper's values that differ with --fine-tune, as a recipe's `variant`."""
     return FINE_TUNE if options.fine_tune is not None else {}
 
 

@@ -149,7 +149,10 @@ class SSLPlusPlus(Task):
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Return equation 5; accuracy_labels is the share of images with the right pseudo-label."""
+        """Return equation 5, or 4 without a proxy, or the proxy's loss alone on held-out images.
+
+        accuracy_labels is the share of images with the right pseudo-label.
+        """
         assert isinstance(head, nn.ModuleDict)
         features = trunk(inputs[0])
         loss, metrics = features.new_zeros((), dtype=torch.float32), Metrics()

@@ -208,7 +208,7 @@ def _sobel_xy(
     above: np.ndarray, middle: np.ndarray, below: np.ndarray, spare: np.ndarray, scale: np.ndarray,
     shift: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """Compute a row of gradients along x and y, normalised, [W, 2]; the arguments are those of `_sobel`."""
+    """Compute a row of gradients along x and y, normalised by `scale` and `shift` [2], as `out` [W, 2]."""
     width, smooth, steep, line = len(middle), spare[0], spare[1], out.reshape(-1)
     _down(above, middle, below, smooth, steep)
     s0, s1, t0, t1 = scale[0] * _EIGHTH, scale[1] * _EIGHTH, shift[0], shift[1]
