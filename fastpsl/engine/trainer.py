@@ -98,7 +98,7 @@ class StageTrainer:
         self.experiment.choose_step(self.stage, options, self.run.world)
 
     def run_to_end(self, progress: doing) -> bool:
-        """Train, evaluate and save (after a signal too, unless in the warm-up). Return False after a signal."""
+        """Train, evaluate and save. Return False if a signal stopped it; a stopped warm-up is not saved."""
         run, position = self.run, self.position
         with contextlib.ExitStack() as stack:
             progress.turn_to(f"{self.stage.name}: opening its loaders")
