@@ -31,6 +31,7 @@ from fastpsl.models.revnet import RevNet
 from fastpsl.pipelines.augment import KORNIA
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
+from tests.engine.exact_signals import signal_at_step
 from tests.engine.test_stage import CPU, VIEWS, Brightness
 from tests.engine.test_trainer import fit, tiny_experiment
 from tests.engine.tiny import TinyNet, noise_batch, tiny_run
@@ -315,13 +316,7 @@ def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) 
 
 def stopped_in_mid_stage(out: Path, **options: Any) -> None:
     run = tiny_run(out, **options)
-    request = run.stop_signal.after_step
-
-    def stop_at_once() -> Any:
-        run.stop_signal.stop_requested = True
-        return request()
-
-    run.stop_signal.after_step = stop_at_once  # type: ignore[method-assign]
+    signal_at_step(run, 0)
     assert not pretrain(tiny_experiment(), run)
     run.close()
 

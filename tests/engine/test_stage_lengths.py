@@ -23,6 +23,7 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import was_cut_short
 from fastpsl.pipelines.views import ViewSpec
+from tests.engine.exact_signals import signal_at_step
 from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
 from tests.engine.test_trainer import STEPS_PER_EPOCH, lines, tiny_experiment
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
@@ -33,16 +34,10 @@ NUM_STEPS = 2 * STEPS_PER_EPOCH + 7
 STAGES = (Stage("A", 3, 1, 3, 0, num_steps=NUM_STEPS), Stage("B", 3, 2, 5, 1))
 
 
-def fit(out: Path, stop: int = 10**6, **options: Any) -> tuple[bool, Position]:
+def fit(out: Path, stop: int | None = None, **options: Any) -> tuple[bool, Position]:
     """Train 37 steps and then an epoch of 15, with a signal after step `stop` of the run."""
     run = tiny_run(out, **options)
-    request = run.stop_signal.after_step
-
-    def stop_at_step() -> Any:
-        run.stop_signal.stop_requested = run.position.run_step >= stop
-        return request()
-
-    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]
+    signal_at_step(run, stop)
     experiment = replace(tiny_experiment(), stages=STAGES, schedule=step_drops(0.05, (10, 20, 7)))
     try:
         return pretrain(experiment, run), run.position

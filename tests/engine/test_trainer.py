@@ -20,6 +20,7 @@ from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.tasks.jigsaw import Jigsaw
+from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.pipelines.paged import write_paged
 from tests.programs import digests, newest_checkpoint
@@ -85,13 +86,7 @@ def test_resumed_from_any_step_equals_never_stopped(whole: Path, tmp_path: Path,
     """The run stops after `step`, which may be within an epoch or at the end of an epoch or stage."""
     stage, within = divmod(step - 1, 2 * STEPS_PER_EPOCH)
     run = tiny_run(tmp_path, keep_checkpoints=100)
-    request = run.stop_signal.after_step
-
-    def stop_at_step() -> Any:
-        run.stop_signal.stop_requested = run.position.run_step >= step
-        return request()
-
-    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # the signal, at an exact step
+    signal_at_step(run, step)
     finished = pretrain(tiny_experiment(), run)
     run.close()
     stopped = Position(**newest_checkpoint(tmp_path)["position"])

@@ -33,6 +33,7 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, train_view
+from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.warm import on_ranks
@@ -255,15 +256,9 @@ def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: P
     """
     indices: list[int] = []
 
-    def fit(out: Path, stop_at: int = 0) -> Any:
+    def fit(out: Path, stop_at: int | None = None) -> Any:
         run = tiny_run(out, log_steps=1)
-        after_step = run.stop_signal.after_step
-
-        def stop() -> Any:
-            run.stop_signal.stop_requested = run.position.run_step == stop_at
-            return after_step()
-
-        run.stop_signal.after_step = stop  # type: ignore[method-assign]  # a signal at an exact step
+        signal_at_step(run, stop_at)
         job = experiment(few)
         loss = job.task.loss
 

@@ -27,6 +27,7 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_view
+from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
@@ -375,15 +376,9 @@ def experiment() -> Experiment:
 
 
 def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> None:
-    def fit(out: Path, stop_at: int = 0) -> dict[str, Any]:
+    def fit(out: Path, stop_at: int | None = None) -> dict[str, Any]:
         run = tiny_run(out, log_steps=1)
-        after_step = run.stop_signal.after_step
-
-        def stop() -> Any:
-            run.stop_signal.stop_requested = run.position.run_step == stop_at
-            return after_step()
-
-        run.stop_signal.after_step = stop  # type: ignore[method-assign]  # a signal at an exact step
+        signal_at_step(run, stop_at)
         job = experiment()
         before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
         finished = pretrain(job, run)

@@ -31,6 +31,7 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import train_view
 from fastpsl.tasks.sslpp.colorization import Colorization
 from fastpsl.tasks.sslpp.sslpp import SSLPlusPlus
+from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import noise_batch, part_of, tiny_run
 from tests.pipelines.photos import RAW, write
 from tests.programs import digests, newest_checkpoint
@@ -395,19 +396,12 @@ def some_grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("grey") / "some.beton", samples)
 
 
-def fit(out: Path, stop_at: int = 0, size_px: int = 32, lr: float = 0.01, **options: Any) -> bool:
+def fit(out: Path, stop_at: int | None = None, size_px: int = 32, lr: float = 0.01, **options: Any) -> bool:
     torch.manual_seed(0)
     task = SSLPlusPlus(Colorization(size_px), train_view(Input(), size_px, "padded"), weight=1.0)
     epochs = options.pop("epochs", 2)
     run = tiny_run(out, stage_epochs=(epochs,), plan="end_to_end", **options)
-    if stop_at:
-        reported = run.reporter.step
-
-        def step(*arguments: Any) -> None:
-            reported(*arguments)
-            run.stop_signal.stop_requested = run.position.run_step >= stop_at
-
-        run.reporter.step = step  # type: ignore[assignment, method-assign]
+    signal_at_step(run, stop_at)
     stages = make_plan("end_to_end", (epochs,), num_levels=1, num_blocks=2)
     try:
         return pretrain(Experiment(task, SmallNIN(), stages, step_drops(lr, (epochs,)), adam), run)

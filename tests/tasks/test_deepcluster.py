@@ -1,6 +1,5 @@
 """Test DeepCluster against sklearn's PCA and k-means on features of plain loops, and its resumes."""
 
-import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from fastpsl.tasks.pseudo_labels.deepcluster import (
     without_last_relu,
 )
 from fastpsl.tasks.pseudo_labels.k_means import drawn_rows
+from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.programs import digests, newest_checkpoint
 
@@ -216,13 +216,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         run = tiny_run(out, batch_size=96, stage_epochs=(2,))
-        ask, counter = run.stop_signal.after_step, itertools.count(1)
-
-        def stop_here() -> Any:
-            run.stop_signal.stop_requested = next(counter) == stop_at
-            return ask()
-
-        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place
+        signal_at_question(run, stop_at)
         try:
             return pretrain(experiment_of(task_of()), run)
         finally:

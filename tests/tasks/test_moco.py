@@ -1,7 +1,6 @@
 """Test MoCo v2 against plain loops and a deque, and two ranks against one."""
 
 import io
-import itertools
 import math
 from collections import deque
 from pathlib import Path
@@ -27,6 +26,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
 from fastpsl.tasks.contrastive.shuffled_batchnorm import shuffled_order
+from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.warm import on_ranks
@@ -262,13 +262,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
             size_px=16,
         )
         run = tiny_run(out, max_steps_per_stage=2)
-        ask, counter = run.stop_signal.after_step, itertools.count(1)
-
-        def stop_here() -> Any:
-            run.stop_signal.stop_requested = next(counter) == stop_at
-            return ask()
-
-        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place
+        signal_at_question(run, stop_at)
         try:
             return pretrain(Experiment(task, TinyNet(), make_plan("psl", (2, 2, 2)), cosine(0.1)), run)
         finally:

@@ -1,4 +1,3 @@
-import itertools
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -28,6 +27,7 @@ from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from fastpsl.tasks.sslpp.sslpp import K_MEANS_ITERATIONS, PCA_WIDTH, SSLPlusPlus
+from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import TinyNet, noise_batch, tiny_run
 from tests.programs import digests, newest_checkpoint
 
@@ -273,13 +273,7 @@ def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         run: Run = tiny_run(out, batch_size=128, stage_epochs=(2,))
-        ask, counter = run.stop_signal.after_step, itertools.count(1)
-
-        def stop_here() -> Any:
-            run.stop_signal.stop_requested = next(counter) == stop_at
-            return ask()
-
-        run.stop_signal.after_step = stop_here  # type: ignore[method-assign]  # a signal at an exact place
+        signal_at_question(run, stop_at)
         finished = pretrain(experiment_of(coupled()), run)
         run.close()
         return finished

@@ -30,6 +30,7 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.balanced_order import balanced_order
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.pseudo_labels.uic import UIC
+from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
@@ -91,13 +92,7 @@ def make_experiment(
 def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> bool:
     """Run the training, or a part of it up to step `stop_at`, as after a signal."""
     run = tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)
-    request = run.stop_signal.after_step
-
-    def stop_at_step() -> Any:
-        run.stop_signal.stop_requested = stop_at is not None and run.position.run_step >= stop_at
-        return request()
-
-    run.stop_signal.after_step = stop_at_step  # type: ignore[method-assign]  # a signal at an exact step
+    signal_at_step(run, stop_at)
     try:
         return pretrain(make_experiment(task), run)
     finally:

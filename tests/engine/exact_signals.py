@@ -1,0 +1,33 @@
+"""Signals to a run in this process that arrive at an exact place, however fast the machine is."""
+
+from collections.abc import Callable
+
+from fastpsl.engine.run import Run
+from fastpsl.engine.signals import Decision
+
+
+def signal_at_step(run: Run, step: int | None) -> None:
+    """Send the run a signal after step `step`, or at the first place after it that asks; None for none."""
+    _before_asking(run, lambda: step is not None and run.position.run_step >= step)
+
+
+def signal_at_question(run: Run, number: int | None) -> None:
+    """Send the run a signal before it asks for the `number`th time whether to stop; None for none."""
+    asked = 0
+
+    def is_due() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == number
+
+    _before_asking(run, is_due)
+
+
+def _before_asking(run: Run, is_due: Callable[[], bool]) -> None:
+    ask = run.stop_signal.after_step
+
+    def after_step() -> Decision:
+        run.stop_signal.stop_requested = is_due()
+        return ask()
+
+    run.stop_signal.after_step = after_step  # type: ignore[method-assign]
