@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -161,6 +162,11 @@ def newest_checkpoint(folder: Path) -> dict[str, Any]:
     path = max((folder / "checkpoints").glob("step-*.pt"))
     state: dict[str, Any] = torch.load(path, weights_only=True)
     return state
+
+
+def epoch_records(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's epochs.jsonl."""
+    return [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
 
 
 def digests(state: Any, prefix: str = "") -> dict[str, str]:

@@ -80,8 +80,9 @@ class Show:
         """
         import torch
 
-        from fastpsl.commands.show_tasks import Crops, ShownTask, task_of
+        from fastpsl.commands.show_tasks import Crops, task_of
         from fastpsl.engine.distributed import choose_device
+        from fastpsl.engine.task import Task
         from fastpsl.pipelines.data.open import open_data
         from fastpsl.pipelines.files.atomic import output_errors, partial_path
         from fastpsl.pipelines.loader.loader import Loader
@@ -96,7 +97,7 @@ class Show:
         ):
             if not low <= value <= high:
                 raise ValueError(f"--{name} {value}: give a number from {low} to {high}")
-        task: ShownTask
+        task: Task
         if self.task in RECIPES:
             recipe, usual_px = RECIPES[self.task]
             task = task_of(recipe, self.shorter_px / usual_px)
@@ -119,8 +120,7 @@ class Show:
                 print(f"left out {' '.join(str(bad).split())}", file=sys.stderr)
             images = task.contact_sheet(batch.inputs(views, torch.float32), batch)
             assert images is not None
-            task_captions = task.captions(batch) if hasattr(task, "captions") else ()
-            texts = captions(batch, data.class_names, task_captions)
+            texts = captions(batch, data.class_names, task.captions(batch))
         good = batch.indices >= 0
         texts = [text for text, is_good in zip(texts, good.tolist(), strict=True) if is_good]
         with output_errors(out):

@@ -1,15 +1,13 @@
 """Test the DeepCluster recipe as a user runs it: on the sample, with two ranks, and errors."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from fastpsl.pipelines.sample.betons import sample_paths
-from tests.programs import ROOT, newest_checkpoint, run
+from tests.programs import ROOT, epoch_records, newest_checkpoint, run
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "deepcluster_alexnet.py"
@@ -26,10 +24,6 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return starter("deepcluster_alexnet", monkeypatch, capsys)
 
 
-def epochs_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "epochs.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.usefixtures("published_widths")
 @pytest.mark.slow
 def test_the_sample_by_one_step(recipe: Start, tmp_path: Path) -> None:
@@ -38,7 +32,7 @@ def test_the_sample_by_one_step(recipe: Start, tmp_path: Path) -> None:
     assert "labels.npz" in outcome.out and "labels.png" in outcome.out
     with np.load(tmp_path / "out" / "labels.npz") as file:
         assert file["labels"].shape == (480,) and np.unique(file["labels"]).tolist() == list(range(16))
-    (line,) = epochs_of(tmp_path / "out")
+    (line,) = epoch_records(tmp_path / "out")
     assert line["nmi_true"] > line["nmi_true_shuffled"] and line["nmi_previous"] is None
     head = newest_checkpoint(tmp_path / "out")["learner"]["head"]
     assert sorted(value.shape for value in head.values()) == [(16,), (16, 4096)]
@@ -56,7 +50,7 @@ def test_two_ranks_cluster_as_one(recipe: Start, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     one_rank, both_ranks = (np.load(tmp_path / name / "labels.npz")["labels"] for name in ("one", "two"))
     assert (one_rank != both_ranks).sum() <= 2
-    (epoch,), (epoch_of_two,) = epochs_of(tmp_path / "one"), epochs_of(tmp_path / "two")
+    (epoch,), (epoch_of_two,) = epoch_records(tmp_path / "one"), epoch_records(tmp_path / "two")
     assert epoch["distance"] == pytest.approx(epoch_of_two["distance"], rel=1e-4)
 
 

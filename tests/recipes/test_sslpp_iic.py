@@ -1,6 +1,5 @@
 """Test IIC's recipe as a user runs it: labels and images of a run, kill and resume, and errors."""
 
-import json
 import signal
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from fastpsl.engine.options import RunOptions
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels
-from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
+from tests.programs import ROOT, digests, epoch_records, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "sslpp_iic.py"
@@ -85,7 +84,7 @@ def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: P
 
 
 def test_each_head_has_figures_of_its_own(trained: Path) -> None:
-    first, *others = [json.loads(line) for line in (trained / "epochs.jsonl").read_text().splitlines()]
+    first, *others = epoch_records(trained)
     assert first["mutual_information"] > 0 and 1 <= first["non_empty"] <= 16
     assert all("mutual_information" not in line for line in others) and len(others) == 2
     assert all(line["mutual_information_b"] > 0 and 1 <= line["non_empty_b"] <= 8 for line in others)

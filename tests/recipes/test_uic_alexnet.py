@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
-from tests.programs import ROOT, digests, newest_checkpoint, run, run_until, torchrun_until
+from tests.programs import ROOT, digests, epoch_records, newest_checkpoint, run, run_until, torchrun_until
 from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "uic_alexnet.py"
@@ -35,10 +34,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def epochs(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "epochs.jsonl").read_text().splitlines()]
-
-
 def test_smallest_run_of_the_papers_network(recipe: Start, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = recipe(*QUICK, "--max-steps-per-stage", 1, "--out", out)
@@ -59,7 +54,7 @@ def test_smallest_run_of_the_papers_network(recipe: Start, tmp_path: Path) -> No
         11,
         11,
     )
-    assert [line["run_step"] for line in epochs(out)] == [1, 1]
+    assert [line["run_step"] for line in epoch_records(out)] == [1, 1]
 
 
 @pytest.mark.slow
@@ -96,7 +91,7 @@ def test_a_resident_set_has_labels_by_centre_crops(
     small = ("--backbone", "resnet18", "--batch-size", 32, "--num-classes", 8, "--stage-epochs", 2)
     done = start(*QUICK, *data, *small, "--max-steps-per-stage", 17, "--out", tmp_path / "out")
     assert done.code == 0, done.err
-    assert [line["epoch"] for line in epochs(tmp_path / "out")] == [0, 1]
+    assert [line["epoch"] for line in epoch_records(tmp_path / "out")] == [0, 1]
 
 
 @pytest.mark.slow
@@ -217,7 +212,7 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, 
     done = run(RECIPE, *SMALL, "--out", out)
     assert done.returncode == 0, done.stderr
     assert digests(newest_checkpoint(out)) == digests(newest_checkpoint(trained))
-    assert epochs(out) == epochs(trained)
+    assert epoch_records(out) == epoch_records(trained)
 
 
 @pytest.mark.slow
@@ -240,7 +235,7 @@ def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
     assert (state["next"] >= 0).any() and state["num_positions"] == 5 * 32
     done = run(RECIPE, *arguments)
     assert done.returncode == 0, done.stderr
-    lines = epochs(out)
+    lines = epoch_records(out)
     assert [line["run_step"] for line in lines] == [1, 15, 30, 45, 60]
     # 480 draws of 480 images
     assert all(line["num_not_drawn"] == line["num_repeated"] for line in lines[1:])

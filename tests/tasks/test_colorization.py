@@ -1,6 +1,5 @@
 """Test colorization against plain loops over positions, with grey images, two ranks and training."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from fastpsl.tasks.sslpp.sslpp import SSLPlusPlus
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import noise_batch, part_of, tiny_run
 from tests.pipelines.photos import RAW, write
-from tests.programs import digests, newest_checkpoint
+from tests.programs import digests, epoch_records, newest_checkpoint
 from tests.warm import on_ranks
 
 SIZE, MAP = 16, 4
@@ -418,8 +417,7 @@ def test_resumed_in_mid_epoch_equals_never_stopped(some_grey: Path, tmp_path: Pa
     assert fit(tmp_path / "parts", **values)
     assert digests(newest_checkpoint(tmp_path / "parts")) == digests(newest_checkpoint(tmp_path / "whole"))
     for folder in ("whole", "parts"):
-        lines = (tmp_path / folder / "epochs.jsonl").read_text().splitlines()
-        assert [json.loads(line)["num_grey"] for line in lines] == [32, 32]
+        assert [record["num_grey"] for record in epoch_records(tmp_path / folder)] == [32, 32]
 
 
 @pytest.mark.slow

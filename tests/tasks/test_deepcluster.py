@@ -1,6 +1,6 @@
 """Test DeepCluster against sklearn's PCA and k-means on features of plain loops, and its resumes."""
 
-import json
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from fastpsl.tasks.pseudo_labels.deepcluster import (
 from fastpsl.tasks.pseudo_labels.k_means import drawn_rows
 from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import TinyNet, one_process, tiny_run
-from tests.programs import digests, newest_checkpoint
+from tests.programs import digests, epoch_records, newest_checkpoint
 
 WHOLE = make_plan("end_to_end", (2,), num_levels=1)
 NUM = 480
@@ -215,16 +215,13 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
     """Each of 2 epochs checks for a stop after each of 5 batches of the pass and each of 5 steps."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
-        run = tiny_run(out, batch_size=96, stage_epochs=(2,))
-        signal_at_question(run, stop_at)
-        try:
+        with closing(tiny_run(out, batch_size=96, stage_epochs=(2,))) as run:
+            signal_at_question(run, stop_at)
             return pretrain(experiment_of(task_of()), run)
-        finally:
-            run.close()
 
     whole = tmp_path / "whole"
     assert fit(whole)
-    lines = [json.loads(line) for line in (whole / "epochs.jsonl").read_text().splitlines()]
+    lines = epoch_records(whole)
     assert len(lines) == 2 and lines[0]["nmi_previous"] is None and 0 < lines[1]["nmi_previous"] <= 1
     assert all(line["distance"] > 0 and line["nmi_true"] is not None for line in lines)
     for stop_at in (

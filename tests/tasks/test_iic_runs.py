@@ -1,7 +1,7 @@
 """Test IIC's runs: the loss, alternating heads, the best sub-head, labels, resumes, two ranks."""
 
-import json
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from fastpsl.tasks.pseudo_labels.iic import IIC, ClusterHeads
 from fastpsl.tasks.pseudo_labels.mutual_information import mutual_information_loss
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
-from tests.programs import digests, newest_checkpoint
+from tests.programs import digests, epoch_records, newest_checkpoint
 from tests.slow import slow
 from tests.warm import on_ranks
 
@@ -94,16 +94,9 @@ def make_experiment(
 
 def fit(out: Path, task: IIC, stop_at: int | None = None, **options: Any) -> bool:
     """Run the training, or a part of it up to step `stop_at`, as after a signal."""
-    run = tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)
-    signal_at_step(run, stop_at)
-    try:
+    with closing(tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)) as run:
+        signal_at_step(run, stop_at)
         return pretrain(make_experiment(task), run)
-    finally:
-        run.close()
-
-
-def figures(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "epochs.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +181,7 @@ def test_the_best_sub_head_has_the_lowest_mean_loss_of_its_last_epoch(whole: tup
     losses = [np.mean([step[1] for step in task.steps[i * STEPS : (i + 1) * STEPS]], 0) for i in range(3)]
     bests = [int(value.argmin()) for value in losses]
     assert task.best_after == [[bests[0], 0], bests[:2], [bests[0], bests[2]]]
-    lines = figures(out)
+    lines = epoch_records(out)
     assert [line["run_step"] for line in lines] == [STEPS, 2 * STEPS, 3 * STEPS]
     assert lines[0]["mutual_information"] == pytest.approx(-losses[0].min())
     assert lines[2]["mutual_information_b"] == pytest.approx(-losses[2].min())
@@ -198,7 +191,7 @@ def test_the_best_sub_head_has_the_lowest_mean_loss_of_its_last_epoch(whole: tup
 def test_figures_are_of_the_clusters_that_the_steps_saw(whole: tuple[Path, Watched]) -> None:
     """They are those of the sub-head that was best when the epoch began, with each image once."""
     out, task = whole
-    lines, names = figures(out), ("non_empty", "biggest", "entropy")
+    lines, names = epoch_records(out), ("non_empty", "biggest", "entropy")
     for epoch, suffix in ((0, ""), (1, "_b"), (2, "_b")):
         watched = 0 if epoch < 2 else task.best_after[1][1]
         steps = task.steps[epoch * STEPS : (epoch + 1) * STEPS]
@@ -291,7 +284,7 @@ def test_resumed_from_any_step_equals_never_stopped(
     assert newest_checkpoint(tmp_path)["position"]["run_step"] == step
     assert fit(tmp_path, Watched(second_clusters=SECOND))
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole[0]))
-    assert figures(tmp_path) == figures(whole[0])
+    assert epoch_records(tmp_path) == epoch_records(whole[0])
 
 
 def test_a_signal_in_the_last_pass_is_heard_and_it_begins_anew(

@@ -3,6 +3,7 @@
 import io
 import math
 from collections import deque
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -261,12 +262,9 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
             width=4,
             size_px=16,
         )
-        run = tiny_run(out, max_steps_per_stage=2)
-        signal_at_question(run, stop_at)
-        try:
+        with closing(tiny_run(out, max_steps_per_stage=2)) as run:
+            signal_at_question(run, stop_at)
             return pretrain(Experiment(task, TinyNet(), make_plan("psl", (2, 2, 2)), cosine(0.1)), run)
-        finally:
-            run.close()
 
     assert fit(tmp_path / "whole")
     whole = newest_checkpoint(tmp_path / "whole")

@@ -1,7 +1,6 @@
 """Test UIC: labels of the previous training forward pass, resumes, and any number of ranks."""
 
 import copy
-import json
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -32,7 +31,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.pseudo_labels.uic import UIC
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, tiny_run
-from tests.programs import digests, newest_checkpoint
+from tests.programs import digests, epoch_records, newest_checkpoint
 from tests.slow import slow
 from tests.warm import on_ranks
 
@@ -91,16 +90,9 @@ def make_experiment(
 
 def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> bool:
     """Run the training, or a part of it up to step `stop_at`, as after a signal."""
-    run = tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)
-    signal_at_step(run, stop_at)
-    try:
+    with closing(tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)) as run:
+        signal_at_step(run, stop_at)
         return pretrain(make_experiment(task), run)
-    finally:
-        run.close()
-
-
-def figures(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "epochs.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +122,7 @@ def test_labels_are_what_the_steps_before_said(whole: tuple[Path, Watched]) -> N
 def test_empty_classes_were_filled_and_held_out_views_differ(whole: tuple[Path, Watched]) -> None:
     """The tests above need both."""
     out, _ = whole
-    assert all(line["num_split"] > 0 for line in figures(out)[1:3])
+    assert all(line["num_split"] > 0 for line in epoch_records(out)[1:3])
     (summary,) = newest_checkpoint(out)["position"]["summaries"]
     assert 0 < summary["held_out"]["accuracy"] < 1
 
@@ -199,7 +191,7 @@ def test_resumed_from_any_step_equals_never_stopped(
     task = make_task()
     assert fit(tmp_path, task)
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole[0]))
-    assert figures(tmp_path) == figures(whole[0])
+    assert epoch_records(tmp_path) == epoch_records(whole[0])
 
 
 def test_a_signal_in_the_first_pass_is_heard_and_it_begins_anew(
@@ -217,15 +209,15 @@ def test_labels_by_passes_are_resumed_too(tmp_path: Path, step: int) -> None:
     assert fit(tmp_path / "stopped", make_task(label_view="center"))
     stopped, whole = (newest_checkpoint(tmp_path / name) for name in ("stopped", "whole"))
     assert digests(stopped) == digests(whole)
-    lines = figures(tmp_path / "stopped")
-    assert lines == figures(tmp_path / "whole")
+    lines = epoch_records(tmp_path / "stopped")
+    assert lines == epoch_records(tmp_path / "whole")
     assert [(line["run_step"], line["epoch"]) for line in lines] == [(1, 0), (16, 1), (31, 2)]
 
 
 def test_an_epoch_that_was_cut_makes_labels_too(tmp_path: Path) -> None:
     task = make_task()
     assert fit(tmp_path, task, max_steps_per_stage=20)
-    lines = figures(tmp_path)
+    lines = epoch_records(tmp_path)
     assert [line["epoch"] for line in lines] == [0, 1, pytest.approx(4 / 3, abs=1e-3)]
     indices_drawn = {index for indices, _ in task.outputs[STEPS:] for index in indices}
     assert lines[-1]["num_not_drawn"] == NUM - len(indices_drawn)
@@ -266,7 +258,7 @@ def test_killed_where_a_stage_is_cut_it_comes_to_its_end(
     assert position["step"] == 20 and not position["summaries"]
     assert fit(killed, make_task(**options), max_steps_per_stage=20)
     assert digests(newest_checkpoint(killed)) == digests(newest_checkpoint(whole))
-    assert figures(killed) == figures(whole)
+    assert epoch_records(killed) == epoch_records(whole)
 
 
 def test_killed_after_an_epoch_that_no_checkpoint_has_it_tells_it_once(
@@ -280,12 +272,12 @@ def test_killed_after_an_epoch_that_no_checkpoint_has_it_tells_it_once(
     assert not fit(out, make_task(), stop_at=12)  # its checkpoint has no line of epoch 1
     (out / "epochs.jsonl").write_text(before)  # and the file has one
     assert fit(out, make_task())
-    assert figures(out) == figures(whole[0])
+    assert epoch_records(out) == epoch_records(whole[0])
 
 
 def test_figures_say_what_the_labels_are_like(whole: tuple[Path, Watched]) -> None:
     out, _ = whole
-    lines = figures(out)
+    lines = epoch_records(out)
     assert [(line["run_step"], line["epoch"]) for line in lines] == [(1, 0), (15, 1), (30, 2), (45, 3)]
     assert lines[0]["nmi_previous"] is None and all(0 < line["nmi_previous"] < 1 for line in lines[1:])
     assert all(line["nmi_true"] is not None and line["nmi_true_shuffled"] is not None for line in lines)
@@ -315,7 +307,7 @@ def test_given_labels_stay(tmp_path: Path) -> None:
     task = make_task(given=np.arange(NUM) % CLASSES, label_view="center")
     assert fit(tmp_path, task, max_steps_per_stage=18)
     assert task.store.current.tolist() == (np.arange(NUM) % CLASSES).tolist()
-    assert [line["epoch"] for line in figures(tmp_path)] == [0]
+    assert [line["epoch"] for line in epoch_records(tmp_path)] == [0]
 
 
 def test_all_images_in_one_class_go_on_by_splitting(tmp_path: Path) -> None:
