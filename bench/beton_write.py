@@ -1,4 +1,4 @@
-"""`fastpsl beton write` beside ffcv's DatasetWriter: the same photos, cores and sizes, interleaved in one
+"""`fastpsl data write` beside ffcv's DatasetWriter: the same photos, cores and sizes, interleaved in one
 run.
 
     python bench/beton_write.py --photos FOLDER --repeats 5
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a fold
 from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, environment, save_result, spread
 
-OURS = "fastpsl beton write"
+OURS = "fastpsl data write"
 THEIRS = "ffcv DatasetWriter"
 
 
@@ -43,7 +43,7 @@ def draw_photos(folder: Path, num: int) -> None:
 
 
 def write_ours(photos: Path, out: Path, max_side: int | None, num_workers: int) -> float:
-    """Write a beton with `fastpsl beton write`, and return images/s."""
+    """Write a beton with `fastpsl data write`, and return images/s."""
     from fastpsl.pipelines.beton.encode import Target
     from fastpsl.pipelines.beton.write import write_beton
     from fastpsl.pipelines.sources.folder import image_folder

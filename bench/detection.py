@@ -40,7 +40,7 @@ from bench.program import check_out, check_positive, progress, run_program, wide
 from bench.schema import RUNS, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.timing import milliseconds, synchronise
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.transfer.detection.protocols import PROTOCOLS
@@ -106,7 +106,7 @@ class Bench:
         self.steps = 3 if self.is_cuda else 1  # steps per repeat, after one that is not counted
         self.limit_s = options.limit_s or (240.0 if self.is_cuda else 60.0)
         self.started = time.perf_counter()
-        self.run_options = RunOptions(
+        self.run_options = TrainingOptions(
             batch_size=self.batch_size, device="cuda" if self.is_cuda else "cpu", precision=options.precision
         )
         self.precision = self.run_options.resolved_precision(world.device)

@@ -29,7 +29,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.sgd_adam import sgd
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.train_step import DTYPES, TrainStep
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.input_record import Input
@@ -101,7 +101,7 @@ def drawn_batches(num: int, batch_size: int, short_px: int, device: torch.device
 
 
 def our_train_step(
-    protocol: DetectionProtocol, backbone_name: str, options: RunOptions, world: World
+    protocol: DetectionProtocol, backbone_name: str, options: TrainingOptions, world: World
 ) -> TrainStep:
     """Return the recipe's training step with random weights.
 

@@ -98,11 +98,11 @@ LINES = (
     Line("SimCLR's views after the crop (T3), on the CPU", "Kornia's modules", "kernels-cpu.json", T3),
     Line(
         "writing a beton, photos taken over", "ffcv's DatasetWriter", "beton_write.json",
-        ratios("fastpsl beton write / ffcv DatasetWriter", {"photos": "taken over"}),
+        ratios("fastpsl data write / ffcv DatasetWriter", {"photos": "taken over"}),
     ),
     Line(
         "writing a beton, photos shrunk to 256 px", "ffcv's DatasetWriter", "beton_write.json",
-        ratios("fastpsl beton write / ffcv DatasetWriter", {"photos": "longer side 256"}),
+        ratios("fastpsl data write / ffcv DatasetWriter", {"photos": "longer side 256"}),
     ),
     Line(
         "the `dali` decoder, one / two 224 crops", "ffcv's Loader", "decode-*.json",

@@ -2,7 +2,7 @@
 path.
 
     fused               the fused kernels: Triton on CUDA, numba on the CPU (crops: numba)
-    kornia              our operations one after the other, the `kornia` of --augment (crops: torch)
+    kornia              our operations one after the other, the `kornia` of --augment-backend (crops: torch)
     kornia_modules, torchvision_batch, torchvision_images        see kernel_peers.py
 
 Each path starts from the uint8 batch that the loader yields and ends in a normalised channels-last batch of
@@ -38,7 +38,7 @@ from fastpsl.kernels.rotate90 import Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
-from fastpsl.pipelines.augment import KORNIA, Augment
+from fastpsl.pipelines.augment import UNFUSED, Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.views import Op, ViewSpec
@@ -141,7 +141,7 @@ def view_chain(name: str, views: tuple[ViewSpec, ...], setting: Setting) -> Chai
     fused, reason = fused_augment(setting)
     if fused and not all(module_for(fused.modules, view.ops) for view in views):
         fused, reason = None, "no fused kernel does it"
-    for path, augment in (("fused", fused), ("kornia", KORNIA)):
+    for path, augment in (("fused", fused), ("kornia", UNFUSED)):
         if augment is None:
             missing[path] = reason
         else:
@@ -151,7 +151,7 @@ def view_chain(name: str, views: tuple[ViewSpec, ...], setting: Setting) -> Chai
             paths[path] = partial(_of_a_peer, make(views, setting.device), batches, setting.dtype)
         except ValueError as error:
             missing[path] = str(error)
-    results = KORNIA.inputs(batches[0], views, setting.dtype)
+    results = UNFUSED.inputs(batches[0], views, setting.dtype)
     # Only the pixels of the tiles are read, not the whole window.
     inputs = results if name == "jigsaw" else batches[0].images
     num_bytes = sum(part.numel() for part in inputs) + sum(part.nbytes for part in results)

@@ -63,7 +63,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--num-samples", type=int, default=1_300_000)
-    parser.add_argument("--num-classes", type=int, default=10_000)
+    parser.add_argument("--num-clusters", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=256, help="of what is written")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RUNS / "labels.json")

@@ -100,7 +100,7 @@ class Options:
 
 
 def groups(options: Options) -> list[list[Group]]:
-    """Return the groups of each block, as `--step fused` forms them."""
+    """Return the groups of each block, as `--compile fused` forms them."""
     with torch.device("meta"):
         net = make_backbone(options.backbone)
         images = torch.empty(options.batch_size, 3, options.side_px, options.side_px)

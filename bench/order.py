@@ -151,7 +151,7 @@ def reads_by_order(data: Beton, order_name: str, epoch: int, options: argparse.N
     steps = num_steps(len(order), batch_size, train=True)
     pending: deque[list[Future[int]]] = deque()
     num_waits = 0
-    with ThreadPoolExecutor(options.num_threads) as pool:
+    with ThreadPoolExecutor(options.workers) as pool:
         for step in range(steps):
             if len(pending) == PREFETCH_BATCHES:
                 num_waits += sum(future.result() for future in pending.popleft())
@@ -189,7 +189,7 @@ def measure(
             name: stack.enter_context(
                 Loader(
                     data, [ViewSpec(RandomResizedCrop(CROP_PX))], batch_size=options.batch_size, order=name,
-                    lanes=options.lanes, decoder=options.decoder, num_threads=options.num_threads,
+                    lanes=options.lanes, decoder=options.decoder, num_threads=options.workers,
                     prefetch_batches=PREFETCH_BATCHES,
                 )
             )
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--lanes", type=int, default=16)
     parser.add_argument("--decoder", default="auto")
-    parser.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RUNS / "order.json")
     options = parser.parse_args()
@@ -290,7 +290,7 @@ def main() -> None:
         options.out, "order", machine, data=about,
         settings={
             "repeats": options.repeats, "batch_size": options.batch_size, "lanes": options.lanes,
-            "num_threads": options.num_threads, "prefetch_batches": PREFETCH_BATCHES,
+            "num_threads": options.workers, "prefetch_batches": PREFETCH_BATCHES,
             "decoder": options.decoder,
             "crop_px": CROP_PX, "max_asked_ahead_gb": round(ahead / 1e9, 3),
         },

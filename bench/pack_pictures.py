@@ -1,4 +1,4 @@
-"""Small pictures to be carried to a machine without a network: an .npz as `fastpsl beton write` reads it,
+"""Small pictures to be carried to a machine without a network: an .npz as `fastpsl data write` reads it,
 packed without loss, and back.
 
     python bench/pack_pictures.py pack cifar10/train.npz train.packed --num 30000  1.7 KB a picture of

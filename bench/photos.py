@@ -164,7 +164,7 @@ def written(out: Path) -> str:
 
 
 def shrunk(path: str) -> bytes:
-    """Return a photo's JPEG as `fastpsl beton write --max-side 500` would store it."""
+    """Return a photo's JPEG as `fastpsl data write --max-side 500` would store it."""
     with Image.open(path) as opened:
         image = np.asarray(opened.convert("RGB"))
     return store_array(image, Target(max_side=LONG_SIDE_PX, quality=QUALITY)).data

@@ -67,7 +67,7 @@ def recipe_options(recipe: str, *, is_sample: bool, batch_size: int, **values: A
 
 def stage_names(options: PretrainOptions) -> Sequence[str]:
     """Return the names of the stages of PSL's plan with these options, and E for end to end."""
-    return [*(f"S{number + 1}" for number in range(len(options.stage_epochs))), "E"]
+    return [*(f"S{number + 1}" for number in range(len(options.epochs))), "E"]
 
 
 def stage_experiment(

@@ -51,7 +51,7 @@ class Options:
     """Default: the recipe's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decoder: str = "auto"
-    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = "auto"
+    compile: Literal["auto", "off", "fused", "on", "graphs"] = "auto"
     batch_size: int | None = None
     """Images of a rank. Default: 256 on CUDA, else 16."""
     repeats: int = 5
@@ -104,7 +104,7 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                 settings = recipe_options(
                     recipe, is_sample=options.data is None, batch_size=batch_size * world.size,
                     backbone=options.backbone,
-                    device=options.device, decoder=options.decoder, step=options.step,
+                    device=options.device, decoder=options.decoder, compile=options.compile,
                 )  # fmt: skip
                 experiment, number = stage_experiment(recipe, stage, settings, world)
                 bench = StageBench(experiment, number, settings, data, world, seconds=0.0, min_steps=3)
@@ -285,7 +285,7 @@ def main() -> None:
         settings={
             "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size,
             "backbone": options.backbone,
-            "decoder": options.decoder, "step": options.step, "storage_mb": options.storage_mb,
+            "decoder": options.decoder, "step": options.compile, "storage_mb": options.storage_mb,
         },
         rows=rows, ratios=efficiencies(rows), not_measured=missing,
     )  # fmt: skip

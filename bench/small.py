@@ -64,8 +64,8 @@ class Options:
     """As a recipe counts it. Default: the paper's on CUDA, else 24."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = "auto"
-    num_threads: int | None = None
+    compile: Literal["auto", "off", "fused", "on", "graphs"] = "auto"
+    workers: int | None = None
     """Default: the cores."""
     repeats: int | None = None
     """Default: 7 on CUDA, else 3."""
@@ -78,7 +78,7 @@ class Options:
 
     def check(self) -> None:
         """Raise ValueError if options are out of range or contradict each other."""
-        check_positive(self, "batch_size", "num_threads", "repeats", "seconds", "limit_s")
+        check_positive(self, "batch_size", "workers", "repeats", "seconds", "limit_s")
         if (self.data is None) != (self.val is None):
             raise ValueError("--data and --val: give both, or neither for noise")
         if not self.decoders or not (self.recipes or self.evaluation):
@@ -105,7 +105,7 @@ class Bench:
         self.repeats = options.repeats or (7 if self.is_cuda else 3)
         self.seconds = options.seconds or (2.0 if self.is_cuda else 0.2)
         self.limit_s = options.limit_s or (400.0 if self.is_cuda else 80.0)
-        self.num_threads = options.num_threads or default_num_threads()
+        self.num_threads = options.workers or default_num_threads()
 
     def batch_size(self, recipe: str) -> int:
         """Return a recipe's batch size."""
@@ -117,7 +117,7 @@ class Bench:
         given_options = self.options
         options = throughput.Options(
             data=str(self.paths[0]), device=given_options.device, precision=given_options.precision,
-            step=given_options.step,
+            compile=given_options.compile,
             backbone="nin4" if recipe == "block_probe" else None,
         )  # fmt: skip
         return Setting(
@@ -166,7 +166,7 @@ class Bench:
              "--data", data, "--val", val,
              "--block", *BLOCKS, "--k", "10", "--size-px", str(SIDE_PX), "--whole",
              "--decoder", self.options.decoders[0], "--device", self.world.device.type,
-             "--num-threads", str(self.num_threads), "--out", str(out)],
+             "--workers", str(self.num_threads), "--out", str(out)],
             cwd=ROOT, capture_output=True, text=True, check=True,
         )  # fmt: skip
         return time.perf_counter() - started
@@ -215,7 +215,7 @@ def main() -> None:
         options.out, "small", machine, data=about,
         settings={
             "repeats": bench.repeats, "seconds": bench.seconds, "device": world.device.type,
-            "step": options.step, "precision": options.precision, "batch_size": options.batch_size,
+            "step": options.compile, "precision": options.precision, "batch_size": options.batch_size,
             "num_threads": bench.num_threads,
             "limit_s": bench.limit_s, "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),

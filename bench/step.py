@@ -5,10 +5,10 @@ memory; PSL over end to end.
                           compiled
     python bench/step.py --recipes rotation --backbone resnet50 --modes eager compiled
 
-The step is the trainer's: augmentation, forward, backward, optimiser, momentum copies. Modes: --step's, and
-with `+fold` --fold-frozen, where a stage has frozen blocks. PSL's cost per epoch over end to end's, at one
-mode: the stages' seconds a sample, weighted by their epochs. Beside it the same by multiply-adds, counted by
-torch: the floor. What the clock leaves no time for is named. See bench/README.md.
+The step is the trainer's: augmentation, forward, backward, optimiser, momentum copies. Modes: --compile's,
+and with `+fold` --fold-frozen, where a stage has frozen blocks. PSL's cost per epoch over end to end's, at
+one mode: the stages' seconds a sample, weighted by their epochs. Beside it the same by multiply-adds, counted
+by torch: the floor. What the clock leaves no time for is named. See bench/README.md.
 """
 
 import gc

@@ -63,12 +63,12 @@ class Options:
     """Default: the recipe's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    augment: AugmentName = "auto"
-    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = "auto"
+    augment_backend: AugmentName = "auto"
+    compile: Literal["auto", "off", "fused", "on", "graphs"] = "auto"
     fold_frozen: bool = False
     batch_size: int | None = None
     """Default: 256 on CUDA, else 32."""
-    num_threads: int | None = None
+    workers: int | None = None
     """Decoding threads (DataLoader: processes). Default: the cores."""
     repeats: int | None = None
     """Default: 5, and 3 for the sample."""
@@ -88,7 +88,7 @@ class Options:
 
         This is not done in __post_init__, because tyro would put a frame around the one-line error.
         """
-        check_positive(self, "batch_size", "num_threads", "repeats", "seconds", "limit_s")
+        check_positive(self, "batch_size", "workers", "repeats", "seconds", "limit_s")
         if self.epochs < 0:
             raise ValueError(f"--epochs {self.epochs}: it must be 0 or more")
         if not (self.views and self.decoders and self.stages) or min(self.views) < 1:
@@ -136,7 +136,7 @@ def fill_in(options: Options, world: World) -> tuple[Setting, list[dict[str, str
     setting = Setting(
         options, world, Beton(path), path, decoders,
         batch_size=options.batch_size or (256 if world.device.type == "cuda" else 32),
-        num_threads=options.num_threads or default_num_threads(),
+        num_threads=options.workers or default_num_threads(),
         repeats=options.repeats or (3 if is_sample else 5),
         seconds=options.seconds or (0.2 if is_sample else 3.0),
     )  # fmt: skip
@@ -176,9 +176,10 @@ def measure_stage(
     given_options = setting.options
     options = recipe_options(
         recipe, is_sample=setting.is_sample, batch_size=setting.batch_size, backbone=given_options.backbone,
-        device=given_options.device, precision=given_options.precision, augment=given_options.augment,
-        step=given_options.step,
-        fold_frozen=given_options.fold_frozen, num_threads=setting.num_threads, **more,
+        device=given_options.device, precision=given_options.precision, 
+        augment_backend=given_options.augment_backend,
+        compile=given_options.compile,
+        fold_frozen=given_options.fold_frozen, workers=setting.num_threads, **more,
     )  # fmt: skip
     experiment, number = stage_experiment(recipe, stage, options, setting.world)
     bench = StageBench(experiment, number, options, setting.data, setting.world, seconds=setting.seconds)
@@ -334,8 +335,8 @@ def main() -> None:
             "batch_size": setting.batch_size, "num_threads": setting.num_threads,
             "backbone": options.backbone,
             "precision": RunOptions(precision=options.precision).resolved_precision(world.device),
-            "device": world.device.type, "augment": options.augment,
-            "step": options.step, "fold_frozen": options.fold_frozen,
+            "device": world.device.type, "augment": options.augment_backend,
+            "step": options.compile, "fold_frozen": options.fold_frozen,
             "values": "SAMPLE" if setting.is_sample else "PAPER",
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),

@@ -1,13 +1,13 @@
 """How long until the features are worth something: seconds of training to a held-out accuracy, by several
 seeds.
 
-    fastpsl beton write cifar10/ cifar-train.beton --split train &&
-        fastpsl beton write cifar10/ cifar-test.beton --split test
+    fastpsl data write cifar10/ cifar-train.beton --split train &&
+        fastpsl data write cifar10/ cifar-test.beton --split test
     python bench/time_to_accuracy.py --data cifar-train.beton --val cifar-test.beton
     python bench/time_to_accuracy.py  the embedded sample at 32 px: shows that it works, and no more
 
 A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and
-length (--stage-epochs, --batch-size); the online monitor looks after each epoch (docs/knn.md). The clock
+length (--epochs, --batch-size); the online monitor looks after each epoch (docs/knn.md). The clock
 starts when the data is open and the weights are drawn: loaders, compiling, first batches, checkpoints, and
 the pretext task's own held-out pass at a stage's end are on it, the looks are not. A target counts from the
 end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of the accuracies.
@@ -50,17 +50,17 @@ from fastpsl.pipelines.sample.betons import sample_paths
 # pixel.
 VALUES: dict[str, dict[str, Any]] = {
     "rotation": {
-        "backbone": "resnet18", "stage_epochs": (10, 10, 10), "lr": 0.1, "intervals": (3, 1, 1),
-        "shorter_px": 72, "size_px": 64, "rotations_per_image": "all",
+        "backbone": "resnet18", "epochs": (10, 10, 10), "lr": 0.1, "intervals": (3, 1, 1),
+        "short_side": 72, "size_px": 64, "rotations_per_image": "all",
         "levels": (1, 2, 2),  # rotations by 45 degrees need images of 53 px
     },
     "simclr": {
-        "backbone": "resnet18", "stage_epochs": (10, 15, 15), "lr": 0.4, "warmup_epochs": 1.0, "trust": 0.01,
+        "backbone": "resnet18", "epochs": (10, 15, 15), "lr": 0.4, "warmup_epochs": 1.0, "trust": 0.01,
         "temperature": 0.2, "size_px": 64,
     },
 }  # fmt: skip
 BATCH_SIZE = {"rotation": 1024, "simclr": 512}  # rotation's counts two or four rotations of each image
-SAMPLE: dict[str, Any] = {"stage_epochs": (1, 1, 1), "shorter_px": 36, "size_px": 32}
+SAMPLE: dict[str, Any] = {"epochs": (1, 1, 1), "short_side": 36, "size_px": 32}
 ACCURACIES = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 30 to 80 %
 
 
@@ -77,7 +77,7 @@ class Options:
     monitor: Literal["knn", "linear"] = "knn"
     """Whose accuracy: nearest neighbours', or the linear classifier's of least squares."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    stage_epochs: tuple[int, ...] | None = None
+    epochs: tuple[int, ...] | None = None
     """Epochs of S1, S2 and S3. Default: 10 10 10 for rotation, 10 15 15 for simclr, 1 1 1 for the sample."""
     batch_size: Annotated[
         int | None,
@@ -89,7 +89,7 @@ class Options:
     decoder: str = "auto"
     """auto: resident on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    step: Literal["auto", "eager", "fused", "compiled", "graphed"] = "auto"
+    compile: Literal["auto", "off", "fused", "on", "graphs"] = "auto"
     limit_s: float = math.inf
     """No further seed begins when it would end later than this."""
     out: Path = RUNS / "time_to_accuracy.json"
@@ -146,13 +146,13 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained | 
     values = VALUES[options.recipe] | (
         {name: value for name, value in SAMPLE.items() if name in VALUES[options.recipe]} if is_sample else {}
     )
-    values |= {} if options.stage_epochs is None else {"stage_epochs": options.stage_epochs}
+    values |= {} if options.epochs is None else {"epochs": options.epochs}
     batch_size = options.batch_size or (32 if is_sample else BATCH_SIZE[options.recipe])
     train_path, val_path = options.data or str(paths.train_32), options.val or str(paths.test_32)
     recipe = recipe_options(
         options.recipe, is_sample=False, batch_size=batch_size, data=train_path, val=val_path, out=folder,
-        seed=seed,
-        plan=options.plan, device=options.device, decoder=options.decoder, step=options.step, probe_every=1,
+        seed=seed, plan=options.plan,
+        device=options.device, decoder=options.decoder, compile=options.compile, probe_every=1,
         checkpoint_minutes=0.0, keep_checkpoints=1, tensorboard=False, **values,
     )  # fmt: skip
     started = time.perf_counter()
@@ -280,8 +280,7 @@ def main() -> None:
             runs.append(trained)
     if not runs:
         raise ValueError(
-            f"stopped by a signal before seed {options.seeds[0]} came to its end; "
-            "give it fewer --stage-epochs"
+            f"stopped by a signal before seed {options.seeds[0]} came to its end; give it fewer --epochs"
         )
     with Beton(options.data or str(sample_paths().train_32)) as data:
         about = data_record(data, options.data)
@@ -297,9 +296,9 @@ def main() -> None:
         settings={
             "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan,
             "target": options.accuracy,
-            "device": world.device.type, "step": options.step, "decoder": options.decoder,
+            "device": world.device.type, "step": options.compile, "decoder": options.decoder,
             "batch_size": options.batch_size or (32 if options.data is None else BATCH_SIZE[options.recipe]),
-            "stage_epochs": list(options.stage_epochs or values["stage_epochs"]),
+            "epochs": list(options.epochs or values["epochs"]),
         },
         **tabulate(runs, options), notes=notes,
     )  # fmt: skip

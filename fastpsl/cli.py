@@ -1,6 +1,7 @@
 """The `fastpsl` command: its subcommands and exit codes."""
 
 import contextlib
+import difflib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,42 +10,55 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-from fastpsl.commands.beton import Beton
+import fastpsl
+from fastpsl.commands import doctor, train
 from fastpsl.commands.clusters import Clusters
-from fastpsl.commands.doctor import Doctor, split
+from fastpsl.commands.data import Data
+from fastpsl.commands.doctor import Doctor
 from fastpsl.commands.export import Export
 from fastpsl.commands.features import Features
 from fastpsl.commands.labels import MakeLabels
 from fastpsl.commands.permutations import Permutations
+from fastpsl.commands.recipes import Recipes
 from fastpsl.commands.retrieve import Retrieve
 from fastpsl.commands.show import Show
 from fastpsl.commands.table import Table
+from fastpsl.commands.train import Eval, Train
 from fastpsl.commands.tsne import TSNE
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.command_line import parse
+from fastpsl.engine.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from fastpsl.engine.old_names import current_arguments
 from fastpsl.engine.terminal import safe_output
 from fastpsl.pipelines.doing import doing
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-
 Command = (
-    Annotated[Beton, tyro.conf.subcommand("beton")]
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Recipes, tyro.conf.subcommand("recipes")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Features, tyro.conf.subcommand("features")]
     | Annotated[Retrieve, tyro.conf.subcommand("retrieve")]
     | Annotated[TSNE, tyro.conf.subcommand("tsne")]
-    | Annotated[Permutations, tyro.conf.subcommand("permutations")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[MakeLabels, tyro.conf.subcommand("labels")]
     | Annotated[Clusters, tyro.conf.subcommand("clusters")]
+    | Annotated[MakeLabels, tyro.conf.subcommand("labels")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Table, tyro.conf.subcommand("table")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[Permutations, tyro.conf.subcommand("permutations")]
 )
-_DESCRIPTION = (
-    "Self-supervised pre-training of vision backbones: data sets, pictures, features, neighbours, exports, "
-    "pseudo-labels, tables, and what holds up a recipe; recipes/ train and evaluate."
-)
+# The names of the commands.
+NAMES = (
+    "train", "eval", "recipes", "data", "show", "features", "retrieve", "tsne", "clusters", "labels",
+    "export", "table", "doctor", "permutations",
+)  # fmt: skip
+_DESCRIPTION = """Self-supervised pre-training of vision backbones.
+
+    fastpsl train jigsaw --data photos --gpus 8 --out runs/jigsaw
+    fastpsl eval knn --checkpoint runs/jigsaw --data photos --val more-photos
+
+Without --data, `fastpsl train jigsaw` trains on a small sample that the package generates."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,9 +82,15 @@ def _lose(name: str, error: OSError) -> None:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    arguments, recipe_options = split(arguments)
     try:
         require_address_space()
+        if arguments[:1] == ["--version"]:
+            print(f"fastpsl-vision {fastpsl.__version__}")
+            return
+        arguments, recipe_options = _split(arguments)
+        arguments, notes = current_arguments(arguments, ("gpus", "workers", "short_side", "num_clusters"))
+        for note in notes:
+            print(f"fastpsl: {note}", file=sys.stderr)
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
         command = parse(Command, arguments, prog="fastpsl", description=_DESCRIPTION, config=config)
         with _one_line_warnings(), doing(" ".join(["fastpsl", *takewhile(str.isalpha, arguments)])):
@@ -78,7 +98,7 @@ def _main(arguments: Sequence[str]) -> None:
         sys.stdout.flush()
         if exit_code:
             sys.exit(exit_code)
-    except BrokenPipeError:  # `fastpsl beton info x | head`
+    except BrokenPipeError:  # `fastpsl data info x | head`
         sys.exit(0)
     except (ValueError, OSError) as error:
         _exit(EXIT_USER_ERROR, str(error))
@@ -87,6 +107,28 @@ def _main(arguments: Sequence[str]) -> None:
         _exit(EXIT_USER_ERROR, f"out of memory{cause}: free some, or give fewer --workers or a smaller batch")
     except KeyboardInterrupt:
         _exit(EXIT_INTERRUPTED, "interrupted; nothing was left under the final name")
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return `fastpsl`'s own arguments, and those that a recipe gets.
+
+    Raises:
+        ValueError: There is no such command.
+    """
+    if not arguments:
+        return ["--help"], []
+    name = arguments[0]
+    if name in ("train", "eval"):
+        return train.split(arguments)
+    if name == "doctor":
+        return doctor.split(arguments)
+    if name == "beton":  # the former name
+        return ["data", *arguments[1:]], []
+    if not name.startswith("-") and name not in NAMES:
+        similar = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {similar[0]}? " if similar else ""
+        raise ValueError(f"there is no command {name}; {hint}allowed are {', '.join(NAMES)}")
+    return list(arguments), []
 
 
 def _exit(code: int, message: str) -> NoReturn:

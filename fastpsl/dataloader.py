@@ -157,7 +157,7 @@ def loader(
         with_indices: Whether to yield indices, too.
         dtype: The dtype of the inputs.
         device: The device of the batches; "auto" is this process's CUDA device if there is one.
-        augment: The implementation of the views' operations: "kornia" for one after the other, "fused" for
+        augment: The implementation of the views' operations: "unfused" for one after the other, "fused" for
             few kernels, "auto" for fused if possible.
         rank: This process's rank; by default torch.distributed's, else that of torchrun's environment, or 0.
         world: The number of ranks; by default from the same place, or 1.

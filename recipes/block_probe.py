@@ -12,6 +12,8 @@ and 75.9 % (Table III). Here: not yet run on CIFAR-10.
     torchrun recipes/block_probe.py           # random weights on the embedded sample, a minute on two cores
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,20 +21,11 @@ from typing import Any
 
 from typing_extensions import override
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, evaluation, models, pipelines, plots
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.optim.sgd_adam import sgd
-from fastpsl.engine.plan import Stage
 from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.run import Run
-from fastpsl.evaluation.block_probes import BlockProbes, FewLabelBlockProbes, read_heads
-from fastpsl.evaluation.held_out import require_held_out, scores, write_held_out
-from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import result_line
-from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.standard_views import center_view, train_view
-from fastpsl.plots.block_bars import draw_blocks
+from fastpsl.evaluation.options import TrainedEvaluationOptions
 
 PAPER: dict[str, Any] = {
     "heads": ("conv_B2", "conv_B3", "conv_B4"), "epochs": 200, "intervals": (100, 50, 50), "batch_size": 128,
@@ -43,7 +36,7 @@ CONSTANTS: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "decay_biases": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(EvaluationOptions):
+class Options(TrainedEvaluationOptions):
     sample_backbone = "nin4"
 
     heads: tuple[str, ...]
@@ -72,40 +65,44 @@ class Options(EvaluationOptions):
             raise ValueError(f"--epochs {self.epochs}: it must be 1 or more")
 
 
-def build(options: Options) -> Experiment:
-    require_held_out(options)
+def build(options: Options) -> engine.Experiment:
+    evaluation.require_held_out(options)
     weights, size_px = options.pretrained(), options.size_px
-    heads = read_heads(options.heads, weights.backbone)
-    probes: Any = BlockProbes
+    heads = evaluation.read_heads(options.heads, weights.backbone)
+    probes: Any = evaluation.BlockProbes
     if options.labels_per_class is not None:
         probes = functools.partial(
-            FewLabelBlockProbes, labels_per_class=options.labels_per_class, seed=options.seed
+            evaluation.FewLabelBlockProbes, labels_per_class=options.labels_per_class, seed=options.seed
         )
     last = max(head.block for head in heads)
     task = probes(
-        train_view=train_view(weights.input, size_px, "padded"),
-        held_out_view=center_view(weights.input, size_px, options.whole),
+        train_view=pipelines.train_view(weights.input, size_px, "padded"),
+        held_out_view=pipelines.center_view(weights.input, size_px, options.whole),
         backbone=weights.backbone,
         heads=heads,
     )
-    return Experiment(
+    return engine.Experiment(
         task=task,
         backbone=weights.backbone,
-        stages=(Stage("blocks", 1, last + 1, last, options.epochs),),
-        schedule=step_drops(options.lr, options.intervals),
-        optimiser=functools.partial(sgd, **CONSTANTS, weight_decay=options.weight_decay),
+        stages=(engine.Stage("blocks", 1, last + 1, last, options.epochs),),
+        schedule=optim.step_drops(options.lr, options.intervals),
+        optimiser=functools.partial(optim.sgd, **CONSTANTS, weight_decay=options.weight_decay),
         science=weights.science(),
         finish=functools.partial(finish, options, weights, task),
     )
 
 
-def finish(options: Options, weights: Pretrained, task: BlockProbes, run: Run) -> Sequence[str]:
+def finish(
+    options: Options, weights: models.Pretrained, task: evaluation.BlockProbes, run: engine.Run
+) -> Sequence[str]:
     name, record = "block_probe", weights.record
-    path = write_held_out(task, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record)
-    numbers = scores(run)
+    path = evaluation.write_held_out(
+        task, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record
+    )
+    numbers = evaluation.scores(run)
     title = f"{name}, {record['backbone']}, {record['path'] or 'random weights'}"
-    chart = draw_blocks(numbers, run.folder / "result.png", title, 100 / run.data.train.num_classes)
-    lines = [result_line(path), f"chart {chart}"]
+    chart = plots.draw_blocks(numbers, run.folder / "result.png", title, 100 / run.data.train.num_classes)
+    lines = [evaluation.result_line(path), f"chart {chart}"]
     convs = [head for head in options.heads if head.startswith("conv_")]
     if len(convs) > 1:  # the tables' "Avg."
         mean = sum(numbers[f"top1_{head}"] for head in convs) / len(convs)

@@ -13,54 +13,54 @@ Each epoch begins with a pass over all images and their clustering. The labels o
 run's folder as labels.npz.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, models, pipelines, tasks
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.options import SGDOptions
 from fastpsl.engine.recipe import Recipe
-from fastpsl.models.factory import make_backbone
-from fastpsl.pipelines.input_record import Input
-from fastpsl.tasks.pseudo_labels.deepcluster import DeepCluster, two_sgds
-from fastpsl.tasks.pseudo_labels.uic_experiment import leave_labels
+from fastpsl.tasks.pseudo_labels.options import OWN_ORDER
 
 PAPER = {  # section 4; rate and decay are from the authors' code
     "backbone": "alexnet",  # with its dropout of 0.5
     "plan": "end_to_end",
-    "stage_epochs": (500,),  # 200 is the default of the authors' code
+    "epochs": (500,),  # 200 is the default of the authors' code
     "batch_size": 256,
     "lr": 0.05,
     "weight_decay": 1e-5,
-    "num_classes": 10_000,
+    "num_clusters": 10_000,
     "pca_width": 256,
     "k_means_iterations": 20,
-    "channels": "SobelXY",
+    "input_channels": "SobelXY",
     "size_px": 224,
 }
 SAMPLE = {
-    "stage_epochs": (6,),
+    "epochs": (6,),
     "batch_size": 32,
     "lr": 0.01,  # because at 0.05 features collapse to few directions in the first of 90 steps' epochs
-    "num_classes": 16,
+    "num_clusters": 16,
     "pca_width": 32,
     "size_px": 64,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PretrainOptions):
+class Options(SGDOptions):
+    without: ClassVar = OWN_ORDER
     backbone: str
     """Any backbone of fastpsl (docs/backbones.md)."""
-    num_classes: int
+    num_clusters: int
     """Number of clusters, which are the classes of the classifier; none is ever empty."""
     pca_width: int
     """Number of principal components of the features that are clustered."""
     k_means_iterations: int
     """Iterations of k-means before each epoch."""
-    channels: Literal["RGB", "SobelXY"]
+    input_channels: Literal["RGB", "SobelXY"]
     """Input of the network: the image, or the two gradients of its grey value."""
     lr: float
     """Learning rate, which is constant."""
@@ -72,25 +72,27 @@ class Options(PretrainOptions):
     """Side of the crops."""
 
 
-def build(options: Options) -> Experiment:
-    input = Input.usual(options.channels, options.size_px)
-    backbone = make_backbone(options.backbone, num_channels=input.num_channels, dropout=options.dropout)
-    task = DeepCluster(
-        options.num_classes,
+def build(options: Options) -> engine.Experiment:
+    input = pipelines.Input.usual(options.input_channels, options.size_px)
+    backbone = models.make_backbone(
+        options.backbone, num_channels=input.num_channels, dropout=options.dropout
+    )
+    task = tasks.DeepCluster(
+        options.num_clusters,
         input,
         options.size_px,
         seed=options.seed,
         pca_width=options.pca_width,
         k_means_iterations=options.k_means_iterations,
     )
-    return Experiment(
+    return engine.Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=step_drops(options.lr, (1,)),
-        optimiser=partial(two_sgds, make=options.sgd(), weight_decay=options.weight_decay),
+        schedule=optim.step_drops(options.lr, (1,)),
+        optimiser=partial(tasks.two_sgds, make=options.sgd(), weight_decay=options.weight_decay),
         frozen_batchnorm=options.frozen_batchnorm,
-        finish=partial(leave_labels, task),
+        finish=partial(tasks.leave_labels, task),
     )
 
 

@@ -17,25 +17,20 @@ features (4.4 GB at 224 px) stay in the run's folder and serve other ways, shots
 training have no effect here.
 """
 
+from __future__ import annotations
+
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from fastpsl.engine.distributed import join_world
-from fastpsl.engine.launch import EXIT_FINISHED, launch
+from fastpsl import engine, evaluation, pipelines, plots, transfer
+from fastpsl.engine.exit_codes import EXIT_FINISHED
+from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Evaluation
-from fastpsl.engine.resume import open_folder
-from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.pipelines.data.dataset import require_labels
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.plots.block_bars import draw_accuracies
-from fastpsl.transfer.few_shot import MAX_POOL, Accuracy, classes_of, draw_episodes, few_shot_works, num_hits
 
 PAPER: dict[str, Any] = {"ways": 5, "shots": 5, "size_px": 224, "source_px": 84}
 SAMPLE: dict[str, Any] = {"episodes": 1000, "batch_size": 32, "size_px": 84}
@@ -44,6 +39,10 @@ SAMPLE: dict[str, Any] = {"episodes": 1000, "batch_size": 32, "size_px": 84}
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
     sample_backbone = "alexnet"
+    without: ClassVar = {
+        "val": "nothing is learned; give the test classes as --data alone",
+        "whole": "images are always seen as --source-px has them; leave it out",
+    }
 
     block: tuple[str, ...] = ("B3", "B4", "B5", "B5_max_pool")
     """Blocks scored one by one on flattened maps: B1 or conv1, …; _max_pool pools by 3 with stride 2."""
@@ -64,27 +63,27 @@ class Options(EvaluationOptions):
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("episodes", 2), ("source_px", 1)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"--{name.replace('_', '-')} {value}: it must be {least} or more")
-        if self.val is not None:
-            raise ValueError(f"--val {self.val}: nothing is learned; give the test classes as --data alone")
-        if self.whole:
-            raise ValueError("--whole: pictures are always seen as --source-px has them; leave it out")
 
 
 def run(options: Options) -> int:
     started = time.monotonic()
-    world = join_world(options.device, timeout_s=10 * options.timeout_s)
+    world = engine.join_world(options.device, timeout_s=10 * options.timeout_s)
     weights = options.pretrained()
     with ExitStack() as stack:
-        data = stack.enter_context(closing(open_data(options.data or sample_paths().test)))
-        require_labels(data, "few-shot classification")
+        data = stack.enter_context(
+            closing(pipelines.open_data(options.data or pipelines.sample_paths().test))
+        )
+        pipelines.require_labels(data, "few-shot classification")
         num_each = options.shots + options.queries
-        classes_of(data, options.ways, num_each)  # checks the data before the work
-        works = few_shot_works(options, weights, data, options.block, options.source_px, world)
-        folder = stack.enter_context(open_folder("few_shot", options, world))
-        files = extract(works, [folder / f"{work.name}.npy" for work in works], world, overwrite=True)
+        transfer.classes_of(data, options.ways, num_each)  # checks the data before the work
+        works = transfer.few_shot_works(options, weights, data, options.block, options.source_px, world)
+        folder = stack.enter_context(engine.open_folder("few_shot", options, world))
+        files = evaluation.extract(
+            works, [folder / f"{work.name}.npy" for work in works], world, overwrite=True
+        )
         if world.rank == 0:
-            members = classes_of(data, options.ways, num_each, files[0].record["bad"])
-            episodes = draw_episodes(
+            members = transfer.classes_of(data, options.ways, num_each, files[0].record["bad"])
+            episodes = transfer.draw_episodes(
                 members, options.episodes, options.ways, options.shots, options.queries, options.seed
             )
             num_queries, backbone = options.ways * options.queries, weights.record["backbone"]
@@ -93,10 +92,10 @@ def run(options: Options) -> int:
             print(f"{title}; {data.num_samples:,} pictures of {len(members)} classes", flush=True)
             accuracies = {}
             for work, file in zip(works, files, strict=True):
-                right = num_hits(file.features(), episodes, world.device)
-                accuracy = accuracies[work.name] = Accuracy.of(right, num_queries)
+                right = transfer.num_hits(file.features(), episodes, world.device)
+                accuracy = accuracies[work.name] = transfer.Accuracy.of(right, num_queries)
                 print(f"{work.name}: {accuracy.mean:.2f} ± {accuracy.interval:.2f} %", flush=True)
-            path = write_result(
+            path = evaluation.write_result(
                 folder, recipe="few_shot", protocol="few_shot",
                 numbers={f"{what}_{name}": value for name, accuracy in accuracies.items() for what, value in
                          zip(("accuracy", "interval"), accuracy, strict=True)},
@@ -104,13 +103,13 @@ def run(options: Options) -> int:
                     "distance": "squared Euclidean to class means", "view": repr(works[0].view),
                     "features": [file.record["digest"] for file in files],
                 },
-                checkpoint=weights.record, data=data_record(data, None),
+                checkpoint=weights.record, data=evaluation.data_record(data, None),
                 seconds=time.monotonic() - started, cut=bool(weights.record.get("cut")),
             )  # fmt: skip
-            print(result_line(path))
+            print(evaluation.result_line(path))
             title += f", {weights.record['path'] or 'random weights'}"
-            bars = {name.replace(MAX_POOL, "\nmax-pool"): accuracy for name, accuracy in accuracies.items()}
-            print(f"chart {draw_accuracies(bars, folder / 'result.png', title, 100 / options.ways)}")
+            bars = {n.replace(transfer.MAX_POOL, "\nmax-pool"): value for n, value in accuracies.items()}
+            print(f"chart {plots.draw_accuracies(bars, folder / 'result.png', title, 100 / options.ways)}")
     return EXIT_FINISHED
 
 

@@ -6,43 +6,41 @@ Paper: a linear classifier on B4 has 50.9 % ImageNet top-1 (45.7 % end to end). 
     torchrun recipes/jigsaw_r50.py            # the embedded sample, small values, minutes on two cores
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, kernels, models, tasks
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import MACHINE, PretrainOptions
+from fastpsl.engine.options import MACHINE, SGDOptions
 from fastpsl.engine.recipe import Recipe
-from fastpsl.kernels.permutations import permutation_set
-from fastpsl.models.factory import make_backbone
 from fastpsl.models.names import ANY_BACKBONE
-from fastpsl.tasks.jigsaw import Jigsaw
-from fastpsl.tasks.permutation_files import permutations_digest, read_permutations
 
 PAPER = {
     "backbone": "resnet50",  # section 4.1
-    "stage_epochs": (60, 60, 60),
+    "epochs": (60, 60, 60),
     "batch_size": 256,
     "lr": 0.01,
     "intervals": (20, 20, 10, 10),
     "counts": (500, 1000, 2000),  # Table 1
-    "shorter_px": 256,  # section 4.1
+    "short_side": 256,  # section 4.1
     "cell_px": 75,  # section 3.3.1
     "tile_px": 64,
     "permutations_per_image": 1,
     "embedding_width": 1000,
 }
 SAMPLE = {
-    "stage_epochs": (3, 3, 3),
+    "epochs": (3, 3, 3),
     "batch_size": 32,
     "lr": 0.03,
     "intervals": (4, 1, 1),
     "counts": (16, 32, 64),
-    "shorter_px": 108,
+    "short_side": 108,
     "cell_px": 32,
     "tile_px": 28,
     "permutations_per_image": 8,
@@ -51,7 +49,7 @@ SAMPLE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PretrainOptions):
+class Options(SGDOptions):
     backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
     """Learning rate at each stage's start."""
@@ -65,7 +63,7 @@ class Options(PretrainOptions):
     """Puzzles per image, made by permuting its tiles' embeddings after one pass of the trunk."""
     grid: int = 3
     """Cells on a side of a puzzle."""
-    shorter_px: int
+    short_side: int
     """Shorter side of the image, before the window of grid x cell_px is cropped."""
     cell_px: int
     """Side of a cell."""
@@ -75,29 +73,29 @@ class Options(PretrainOptions):
     """Features per tile in the head."""
 
 
-def build(options: Options) -> Experiment:
+def build(options: Options) -> engine.Experiment:
     if options.permutations:
-        permutations = read_permutations(options.permutations)
+        permutations = tasks.read_permutations(options.permutations)
     else:
-        permutations = permutation_set(options.grid**2, options.counts).permutations
-    task = Jigsaw(
+        permutations = kernels.permutation_set(options.grid**2, options.counts).permutations
+    task = tasks.Jigsaw(
         permutations,
         options.counts,
-        shorter_px=options.shorter_px,
+        shorter_px=options.short_side,
         grid=options.grid,
         cell_px=options.cell_px,
         tile_px=options.tile_px,
         permutations_per_image=options.permutations_per_image,
         embedding_width=options.embedding_width,
     )
-    backbone = make_backbone(options.backbone)
-    return Experiment(
+    backbone = models.make_backbone(options.backbone)
+    return engine.Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=step_drops(options.lr, options.intervals),
+        schedule=optim.step_drops(options.lr, options.intervals),
         optimiser=options.sgd(),
-        science={"permutations": permutations_digest(permutations)},
+        science={"permutations": tasks.permutations_digest(permutations)},
         frozen_batchnorm=options.frozen_batchnorm,
     )
 

@@ -18,6 +18,8 @@ distance; here it is the cosine. One pass over the images serves all blocks. Her
 Options of training have no effect here. The features stay in the run's folder and are used again for other k.
 """
 
+from __future__ import annotations
+
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -25,17 +27,11 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from fastpsl.engine.distributed import join_world
-from fastpsl.engine.launch import EXIT_FINISHED, launch
+from fastpsl import engine, evaluation, plots
+from fastpsl.engine.exit_codes import EXIT_FINISHED
+from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Evaluation
-from fastpsl.engine.resume import open_folder
-from fastpsl.engine.run_data import open_both
-from fastpsl.evaluation.features import Extraction, extract
-from fastpsl.evaluation.held_out import require_held_out
-from fastpsl.evaluation.knn_score import require_neighbours, score, score_lines
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.plots.neighbours import draw_neighbours
 
 PAPER: dict[str, Any] = {"k": (10, 20, 100, 200), "temperature": 0.07, "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size": 32, "size_px": 96}
@@ -63,32 +59,34 @@ class Options(EvaluationOptions):
 
 def run(options: Options) -> int:
     started = time.monotonic()
-    require_held_out(options)
-    world = join_world(options.device, timeout_s=10 * options.timeout_s)
+    evaluation.require_held_out(options)
+    world = engine.join_world(options.device, timeout_s=10 * options.timeout_s)
     weights = options.pretrained()
     with ExitStack() as stack:
-        train, val = open_both(options)
+        train, val = engine.open_both(options)
         assert val is not None
         for data in (train, val):
             stack.enter_context(closing(data))
-        require_neighbours(train, val, options.k)
+        evaluation.require_neighbours(train, val, options.k)
         works = {
-            name: Extraction.for_blocks(options, weights, data, options.block, world, "float16")
+            name: evaluation.Extraction.for_blocks(options, weights, data, options.block, world, "float16")
             for name, data in (("train", train), ("val", val))
         }
         blocks = [f"B{work.block}" for work in works["train"]]
         ends = [f"_{block}" for block in blocks] if len(blocks) > 1 else [""]
-        folder = stack.enter_context(open_folder("knn", options, world))
+        folder = stack.enter_context(engine.open_folder("knn", options, world))
         banks, queries = (
-            extract(extractions, [folder / f"{name}{end}.npy" for end in ends], world, overwrite=True)
+            evaluation.extract(
+                extractions, [folder / f"{name}{end}.npy" for end in ends], world, overwrite=True
+            )
             for name, extractions in works.items()
         )
         pairs = zip(banks, queries, strict=True)
-        scores = [score(*pair, options.k, options.temperature, world) for pair in pairs]
+        scores = [evaluation.score(*pair, options.k, options.temperature, world) for pair in pairs]
         if world.rank == 0:
             by_end, record = dict(zip(ends, scores, strict=True)), weights.record
-            print("\n".join(score_lines(scores, blocks, options.vote, record["backbone"])))
-            path = write_result(
+            print("\n".join(evaluation.score_lines(scores, blocks, options.vote, record["backbone"])))
+            path = evaluation.write_result(
                 folder,
                 recipe="knn",
                 protocol=f"knn/{options.vote}",
@@ -100,13 +98,13 @@ def run(options: Options) -> int:
                 settings=options.as_dict()
                 | {"similarity": "cosine", "features": [bank.record["digest"] for bank in banks]},
                 checkpoint=record,
-                data=data_record(train, val),
+                data=evaluation.data_record(train, val),
                 seconds=time.monotonic() - started,
                 cut=bool(record.get("cut")),
             )
-            print(result_line(path))
+            print(evaluation.result_line(path))
             for end, block_score in by_end.items():
-                sheet = draw_neighbours(
+                sheet = plots.draw_neighbours(
                     folder / f"neighbours{end}.png", val, train, *block_score.shown(options.seed),
                     works["val"][0].loader, whole=options.whole,
                 )  # fmt: skip

@@ -19,6 +19,8 @@ these are VISSL's. The lists of images are in docs/sources.md. Here: not yet run
     torchrun recipes/linear_probe.py            # random weights on the embedded sample, a minute on two cores
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,26 +28,17 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, evaluation, models, pipelines, plots
 from fastpsl.engine.launch import launch
-from fastpsl.engine.plan import Stage
 from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.run import Run
-from fastpsl.evaluation.held_out import overridden, require_held_out, scores, write_held_out
-from fastpsl.evaluation.linear import LinearProbes, best_block_lines, probe_sgd
-from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.protocols import PROTOCOLS, LinearProtocol
-from fastpsl.evaluation.result import result_line
-from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_view
-from fastpsl.plots.block_bars import draw_blocks
+from fastpsl.evaluation.options import TrainedEvaluationOptions
 
 PAPER: dict[str, Any] = {"protocol": "vissl", "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {"protocol": "vissl", "batch_size": 32, "size_px": 96, "epochs": 8, "lr": 0.05}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(EvaluationOptions):
+class Options(TrainedEvaluationOptions):
     protocol: Annotated[
         Literal["vissl", "vissl_places205", "vissl_inat18", "moco", "uic", "rotnet", "deepcluster", "sslpp"],
         arg(
@@ -58,13 +51,13 @@ class Options(EvaluationOptions):
     lr: float | None = None
     """First rate for 256 images (rotnet: 192, sslpp: 64), scaled for others; by default the protocol's."""
 
-    def constants(self) -> LinearProtocol:
+    def constants(self) -> evaluation.LinearProtocol:
         """Return the protocol with the values of the command line."""
-        return replace(PROTOCOLS[self.protocol], **overridden({}, self.epochs, self.lr))
+        return replace(evaluation.PROTOCOLS[self.protocol], **evaluation.overridden({}, self.epochs, self.lr))
 
 
-def build(options: Options) -> Experiment:
-    require_held_out(options)
+def build(options: Options) -> engine.Experiment:
+    evaluation.require_held_out(options)
     weights, protocol = options.pretrained(), options.constants()
     num_blocks = weights.backbone.num_blocks
     if options.whole and protocol.num_crops == 10:
@@ -72,23 +65,23 @@ def build(options: Options) -> Experiment:
             f"--whole: --protocol {options.protocol} is scored on ten crops; leave it out, "
             f"or choose another one"
         )
-    _, *more_crops = ten_crop_views(weights.input, options.size_px)
-    task = LinearProbes(
-        train_view(weights.input, options.size_px, protocol.train_crop),
-        center_view(weights.input, options.size_px, options.whole),
+    _, *more_crops = pipelines.ten_crop_views(weights.input, options.size_px)
+    task = evaluation.LinearProbes(
+        pipelines.train_view(weights.input, options.size_px, protocol.train_crop),
+        pipelines.center_view(weights.input, options.size_px, options.whole),
         protocol.head_std,
         backbone=weights.backbone,
         pools=protocol.pools,
         batchnorm=protocol.batchnorm,
         more_crops=tuple(more_crops) if protocol.num_crops == 10 else (),
     )
-    return Experiment(
+    return engine.Experiment(
         task=task,
         backbone=weights.backbone,
-        stages=(Stage("linear", 1, num_blocks + 1, num_blocks, protocol.epochs),),
+        stages=(engine.Stage("linear", 1, num_blocks + 1, num_blocks, protocol.epochs),),
         schedule=protocol.schedule(options.batch_size),
         optimiser=functools.partial(
-            probe_sgd,
+            evaluation.probe_sgd,
             momentum=protocol.momentum,
             weight_decay=protocol.weight_decay,
             nesterov=protocol.nesterov,
@@ -98,15 +91,21 @@ def build(options: Options) -> Experiment:
     )
 
 
-def finish(options: Options, weights: Pretrained, task: LinearProbes, run: Run) -> Sequence[str]:
+def finish(
+    options: Options, weights: models.Pretrained, task: evaluation.LinearProbes, run: engine.Run
+) -> Sequence[str]:
     record, protocol = weights.record, f"linear/{options.protocol}"
     constants = asdict(options.constants())
-    path = write_held_out(
+    path = evaluation.write_held_out(
         task, run, recipe="linear_probe", protocol=protocol, constants=constants, checkpoint=record
     )
     title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
-    chart = draw_blocks(scores(run), run.folder / "result.png", title, 100 * task.chance(1))
-    return [*best_block_lines(scores(run)), result_line(path), f"chart {chart}"]
+    chart = plots.draw_blocks(evaluation.scores(run), run.folder / "result.png", title, 100 * task.chance(1))
+    return [
+        *evaluation.best_block_lines(evaluation.scores(run)),
+        evaluation.result_line(path),
+        f"chart {chart}",
+    ]
 
 
 RECIPE = Recipe("linear_probe", __doc__, Options, PAPER, SAMPLE, build, source="default")

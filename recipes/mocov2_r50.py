@@ -7,24 +7,24 @@ run on ImageNet.
     torchrun recipes/mocov2_r50.py            # the embedded sample, small values, minutes on two cores
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
 from tyro.conf import arg
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, models, tasks
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.schedules import cosine
-from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.options import SGDOptions
 from fastpsl.engine.recipe import Recipe
-from fastpsl.models.factory import make_backbone
 from fastpsl.models.names import ANY_BACKBONE
-from fastpsl.tasks.contrastive.moco import MoCo
 
 PAPER = {  # PSL states "MoCov2" and 200 epochs; the other values are MoCo v2's
     "backbone": "resnet50",
-    "stage_epochs": (
+    "epochs": (
         60,
         70,
         70,
@@ -40,7 +40,7 @@ PAPER = {  # PSL states "MoCov2" and 200 epochs; the other values are MoCo v2's
 }
 SAMPLE = {
     "backbone": "resnet18",
-    "stage_epochs": (6, 7, 7),
+    "epochs": (6, 7, 7),
     "batch_size": 32,
     "lr": 0.12,
     "queue_size": 64,  # of 480 images, because a longer one holds many keys of the images that come next
@@ -51,7 +51,7 @@ SAMPLE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PretrainOptions):
+class Options(SGDOptions):
     backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
     """SGD's learning rate at the start; it falls to 0 over all stages."""
@@ -69,8 +69,8 @@ class Options(PretrainOptions):
     """Width of a key."""
 
 
-def build(options: Options) -> Experiment:
-    task = MoCo(
+def build(options: Options) -> engine.Experiment:
+    task = tasks.MoCo(
         seed=options.seed,
         batch_size=options.batch_size // options.accumulate,
         queue_size=options.queue_size,
@@ -80,12 +80,12 @@ def build(options: Options) -> Experiment:
         width=options.embedding_width,
         size_px=options.size_px,
     )
-    backbone = make_backbone(options.backbone)
-    return Experiment(
+    backbone = models.make_backbone(options.backbone)
+    return engine.Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=cosine(options.lr),
+        schedule=optim.cosine(options.lr),
         # Momentum .9 and decay 1e-4 of all parameters, as in MoCo's code.
         optimiser=partial(options.sgd(), decay_biases=True),
         frozen_batchnorm=options.frozen_batchnorm,

@@ -8,42 +8,42 @@ Paper: a linear classifier on B4 has 53.3 % ImageNet top-1 (48.6 % end to end). 
     torchrun recipes/rotation_rv50.py            # the embedded sample, small values, minutes on two cores
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, models, tasks
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.options import SGDOptions
 from fastpsl.engine.recipe import Recipe
-from fastpsl.models.factory import make_backbone
 from fastpsl.models.names import ANY_BACKBONE
-from fastpsl.tasks.rotation import Rotation
 
 PAPER = {
     "backbone": "revnet50",  # section 4.1
-    "stage_epochs": (60, 60, 60),
+    "epochs": (60, 60, 60),
     "batch_size": 256,
     "lr": 0.01,
     "intervals": (20, 20, 10, 10),
-    "shorter_px": 256,
+    "short_side": 256,
     "size_px": 224,
 }
 SAMPLE = {
-    "stage_epochs": (3, 2, 1),
+    "epochs": (3, 2, 1),
     "batch_size": 32,
     "lr": 0.03,
     "intervals": (4, 1, 1),
-    "shorter_px": 55,
+    "short_side": 55,
     "size_px": 48,
     "rotations_per_image": "all",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PretrainOptions):
+class Options(SGDOptions):
     backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
     """Learning rate at each stage's start."""
@@ -51,24 +51,24 @@ class Options(PretrainOptions):
     """Shares of a stage between tenfold drops of the rate."""
     rotations_per_image: Literal["one", "all"] = "one"
     """one at random, or all of the level's 2, 4 or 8; --batch-size counts images after rotation."""
-    shorter_px: int
+    short_side: int
     """Shorter side of the image, before the window is cropped."""
     size_px: int
     """Side of the random window that the network sees."""
 
 
-def build(options: Options) -> Experiment:
-    task = Rotation(
-        shorter_px=options.shorter_px,
+def build(options: Options) -> engine.Experiment:
+    task = tasks.Rotation(
+        shorter_px=options.short_side,
         size_px=options.size_px,
         rotations_per_image=options.rotations_per_image,
     )
-    backbone = make_backbone(options.backbone)
-    return Experiment(
+    backbone = models.make_backbone(options.backbone)
+    return engine.Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=step_drops(options.lr, options.intervals),
+        schedule=optim.step_drops(options.lr, options.intervals),
         # Momentum .9 and decay 1e-4 without biases, as for the jigsaw; the paper states none for the
         # rotation.
         optimiser=options.sgd(),

@@ -9,28 +9,20 @@ pirl is that of PIRL, which it follows. Here: not yet run on ImageNet.
     torchrun recipes/semi_supervised.py   # random weights, 10 % of the embedded sample, a minute on two cores
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, evaluation, models, pipelines, tasks
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import MACHINE
-from fastpsl.engine.plan import Stage
 from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.run import Run
-from fastpsl.evaluation.held_out import overridden, require_held_out, write_held_out
-from fastpsl.evaluation.label_lists import labelled_part, write_label_list
-from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import result_line
-from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.standard_views import center_view, train_view
-from fastpsl.tasks.classify import Classify
+from fastpsl.evaluation.options import TrainedEvaluationOptions
 
 PAPER: dict[str, Any] = {"protocol": "pirl", "percent": 1.0, "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {
@@ -46,7 +38,7 @@ PROTOCOLS = {"pirl": COMMON | {"lr": 0.01}, "simclr": COMMON | {"lr": 0.05}}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(EvaluationOptions):
+class Options(TrainedEvaluationOptions):
     protocol: Literal["pirl", "simclr"]
     """Rate that VISSL uses with the lists of PIRL (0.01) or SimCLR (0.05)."""
     percent: float
@@ -61,11 +53,11 @@ class Options(EvaluationOptions):
 
     def constants(self) -> dict[str, Any]:
         """Return the protocol's values with those of the command line."""
-        return overridden(PROTOCOLS[self.protocol], self.epochs, self.lr)
+        return evaluation.overridden(PROTOCOLS[self.protocol], self.epochs, self.lr)
 
 
-def build(options: Options) -> Experiment:
-    require_held_out(options)
+def build(options: Options) -> engine.Experiment:
+    evaluation.require_held_out(options)
     if options.order != "random":
         raise ValueError(
             "--order quasi_random reads whole pages, and few of their images are used: leave it out"
@@ -73,29 +65,33 @@ def build(options: Options) -> Experiment:
     weights, values = options.pretrained(), options.constants()
     num_blocks = weights.backbone.num_blocks
     views = (
-        train_view(weights.input, options.size_px),
-        center_view(weights.input, options.size_px, options.whole),
+        pipelines.train_view(weights.input, options.size_px),
+        pipelines.center_view(weights.input, options.size_px, options.whole),
     )
-    task = Classify(*views)
-    return Experiment(
+    task = tasks.Classify(*views)
+    return engine.Experiment(
         task=task,
         backbone=weights.backbone,
-        stages=(Stage("tune", 1, 1, num_blocks, values["epochs"]),),
-        schedule=step_drops(values["lr"] * options.batch_size / 256, values["intervals"]),
-        optimiser=functools.partial(sgd, **{name: values[name] for name in SGD}),
+        stages=(engine.Stage("tune", 1, 1, num_blocks, values["epochs"]),),
+        schedule=optim.step_drops(values["lr"] * options.batch_size / 256, values["intervals"]),
+        optimiser=functools.partial(optim.sgd, **{name: values[name] for name in SGD}),
         science=weights.science(),
-        part=lambda data: labelled_part(data, options.percent, options.seed, options.label_list),
+        part=lambda data: evaluation.labelled_part(data, options.percent, options.seed, options.label_list),
         finish=functools.partial(finish, options, weights, task),
     )
 
 
-def finish(options: Options, weights: Pretrained, task: Classify, run: Run) -> Sequence[str]:
-    assert isinstance(run.data.train, Subset)
-    labels = write_label_list(run.folder / "label-list.txt", run.data.train.indices)
+def finish(
+    options: Options, weights: models.Pretrained, task: tasks.Classify, run: engine.Run
+) -> Sequence[str]:
+    assert isinstance(run.data.train, pipelines.Subset)
+    labels = evaluation.write_label_list(run.folder / "label-list.txt", run.data.train.indices)
     constants = options.constants() | ({"percent": None} if options.label_list else {})
     name, record = "semi_supervised", weights.record
-    path = write_held_out(task, run, recipe=name, protocol=name, constants=constants, checkpoint=record)
-    return [f"labelled images {labels}", result_line(path)]
+    path = evaluation.write_held_out(
+        task, run, recipe=name, protocol=name, constants=constants, checkpoint=record
+    )
+    return [f"labelled images {labels}", evaluation.result_line(path)]
 
 
 RECIPE = Recipe("semi_supervised", __doc__, Options, PAPER, SAMPLE, build, source="default")

@@ -11,26 +11,24 @@ Give --sync-batchnorm with several GPUs. SimCLR's BatchNorm is over the global b
 of a rank could identify the two views of an image (arXiv 2002.05709, section 2.2). PSL does not mention it.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from typing_extensions import override
 from tyro.conf import arg
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, models, tasks
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.lars import lars
-from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.recipe import Recipe
-from fastpsl.models.factory import make_backbone
 from fastpsl.models.names import ANY_BACKBONE
-from fastpsl.tasks.contrastive.simclr import SimCLR
 
 PAPER = {
     "backbone": "resnet50",
-    "stage_epochs": (60, 70, 70),  # section 4.1: 200 epochs
+    "epochs": (60, 70, 70),  # section 4.1: 200 epochs
     "batch_size": 256,
     "lr": 0.3,  # LARS, one cosine over all stages
     "warmup_epochs": 10.0,  # SimCLR's; PSL states none
@@ -42,7 +40,7 @@ PAPER = {
 }
 SAMPLE = {
     "backbone": "resnet18",
-    "stage_epochs": (4, 8, 12),
+    "epochs": (4, 8, 12),
     "batch_size": 32,
     "lr": 0.2,
     "warmup_epochs": 1.0,
@@ -54,6 +52,10 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
+    without: ClassVar = {
+        "accumulate": "each part would lack the negatives of the others, which is another loss; use more "
+        "GPUs, or a smaller --batch-size"
+    }
     backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
     """LARS's learning rate at the end of the warm-up."""
@@ -70,31 +72,21 @@ class Options(PretrainOptions):
     embedding_width: int
     """Width of the head's output for a view."""
 
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.accumulate > 1:
-            raise ValueError(
-                f"--accumulate {self.accumulate}: each part would lack the negatives of the others, "
-                f"which is another loss; use more ranks, or a smaller --batch-size"
-            )
-        self.refuse_apex("SimCLR", "LARS")
 
-
-def build(options: Options) -> Experiment:
-    backbone = make_backbone(options.backbone)
-    task = SimCLR(
+def build(options: Options) -> engine.Experiment:
+    backbone = models.make_backbone(options.backbone)
+    task = tasks.SimCLR(
         options.batch_size,
         size_px=options.size_px,
         temperature=options.temperature,
         embedding_width=options.embedding_width,
     )
-    return Experiment(
+    return engine.Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=cosine(options.lr, options.warmup_epochs),
-        optimiser=partial(lars, weight_decay=options.weight_decay, eeta=options.trust),
+        schedule=optim.cosine(options.lr, options.warmup_epochs),
+        optimiser=partial(optim.lars, weight_decay=options.weight_decay, eeta=options.trust),
         frozen_batchnorm=options.frozen_batchnorm,
     )
 

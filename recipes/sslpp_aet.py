@@ -15,20 +15,21 @@ AET's code has 1500 epochs, and so has this recipe. In AET's code the rate falls
 here it is divided by 5 once more, as Table II states. Nesterov momentum is as in AET's code.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, tasks
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Recipe
-from fastpsl.tasks.sslpp import experiment as sslpp_experiment
-from fastpsl.tasks.sslpp.aet import AET
+from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
 
 PAPER = {
     "backbone": "nin4",
     "plan": "end_to_end",
-    "stage_epochs": (1500,),
+    "epochs": (1500,),
     "batch_size": 512,
     "lr": 0.1,
     "intervals": (240, 240, 160, 160, 200, 500),
@@ -37,20 +38,20 @@ PAPER = {
     "transform": "projective",
     "size_px": 32,
 }
-SAMPLE = {"stage_epochs": (4,), "batch_size": 32, "lr": 0.05}
+SAMPLE = {"epochs": (4,), "batch_size": 32, "lr": 0.05}
 FACTOR = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(sslpp_experiment.Options):
+class Options(SSLPlusPlusSGDOptions):
     transform: Literal["projective", "affine"]
     """Kind of transformations; the paper states none, and projective ones are the more general."""
 
 
-def build(options: Options) -> Experiment:
+def build(options: Options) -> engine.Experiment:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, nesterov=True, decay_biases=True)
-    return sslpp_experiment.build(
-        options, AET(options.transform, options.size_px, options.crop), optimiser, FACTOR
+    return tasks.build_sslpp(
+        options, tasks.AET(options.transform, options.size_px, options.crop), optimiser, FACTOR
     )
 
 

@@ -13,24 +13,23 @@ an AlexNet on Tiny-YFCC100M (Table VII). The other three tasks take the same opt
 except for epochs and rate (docs/sslpp.md).
 
     torchrun recipes/sslpp_colorization.py --backbone alexnet_rotnet --size-px 224 --crop random_resized \\
-        --stage-epochs 120 --intervals 120 --data yfcc.beton --pseudo-labels runs/iic-yfcc/labels.npz
+        --epochs 120 --intervals 120 --data yfcc.beton --pseudo-labels runs/iic-yfcc/labels.npz
 """
+
+from __future__ import annotations
 
 from functools import partial
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, models, tasks
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.sgd_adam import adam
 from fastpsl.engine.recipe import Recipe
-from fastpsl.models.factory import OF_VECTORS
-from fastpsl.tasks.sslpp import experiment as sslpp_experiment
-from fastpsl.tasks.sslpp.colorization import Colorization
-from fastpsl.tasks.sslpp.experiment import Options
+from fastpsl.tasks.sslpp.options import SSLPlusPlusOptions
 
 PAPER = {
     "backbone": "nin4",
     "plan": "end_to_end",
-    "stage_epochs": (200,),
+    "epochs": (200,),
     "batch_size": 128,
     "lr": 0.01,
     "intervals": (100, 50, 50),
@@ -38,16 +37,15 @@ PAPER = {
     "semantic_weight": 1.0,
     "size_px": 32,
 }
-SAMPLE = {"stage_epochs": (4,), "batch_size": 32, "lr": 0.001}
+SAMPLE = {"epochs": (4,), "batch_size": 32, "lr": 0.001}
 
 
-def build(options: Options) -> Experiment:
-    options.refuse_apex("Colorization", "Adam")
-    proxy = Colorization(options.size_px, options.crop, options.backbone in OF_VECTORS)
-    return sslpp_experiment.build(options, proxy, partial(adam, weight_decay=options.weight_decay))
+def build(options: SSLPlusPlusOptions) -> engine.Experiment:
+    proxy = tasks.Colorization(options.size_px, options.crop, options.backbone in models.OF_VECTORS)
+    return tasks.build_sslpp(options, proxy, partial(optim.adam, weight_decay=options.weight_decay))
 
 
-RECIPE = Recipe("sslpp_colorization", __doc__, Options, PAPER, SAMPLE, build)
+RECIPE = Recipe("sslpp_colorization", __doc__, SSLPlusPlusOptions, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
     launch(RECIPE)

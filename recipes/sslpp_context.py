@@ -10,20 +10,20 @@ with 70 IIC clusters (lambda 1) 86.6 / 82.9 / 74.7 %. Here: not yet run at this 
 The folder runs/iic is a run of sslpp_iic. Section V.A states SGD with a momentum of 0.9.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, models, tasks
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Recipe
-from fastpsl.models.factory import OF_VECTORS
-from fastpsl.tasks.sslpp import experiment as sslpp_experiment
-from fastpsl.tasks.sslpp.context import Context
+from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
 
 PAPER = {
     "backbone": "nin4",
     "plan": "end_to_end",
-    "stage_epochs": (200,),
+    "epochs": (200,),
     "batch_size": 512,
     "lr": 0.01,
     "intervals": (100, 50, 50),
@@ -32,20 +32,20 @@ PAPER = {
     "hole_share": 0.5,
     "size_px": 32,
 }
-SAMPLE = {"stage_epochs": (4,), "batch_size": 32, "lr": 0.05}
+SAMPLE = {"epochs": (4,), "batch_size": 32, "lr": 0.05}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(sslpp_experiment.Options):
+class Options(SSLPlusPlusSGDOptions):
     hole_share: float
     """Side of the hidden middle, as a share of the image's: not in the paper; Context-Encoder has half."""
 
 
-def build(options: Options) -> Experiment:
+def build(options: Options) -> engine.Experiment:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True)
-    of_vectors = options.backbone in OF_VECTORS
-    proxy = Context(options.hole_share, options.size_px, options.crop, of_vectors)
-    return sslpp_experiment.build(options, proxy, optimiser)
+    of_vectors = options.backbone in models.OF_VECTORS
+    proxy = tasks.Context(options.hole_share, options.size_px, options.crop, of_vectors)
+    return tasks.build_sslpp(options, proxy, optimiser)
 
 
 RECIPE = Recipe("sslpp_context", __doc__, Options, PAPER, SAMPLE, build)

@@ -5,12 +5,12 @@ clusters the --transforms crop, flip, colour, grey and sobel have 22.3, 23.1, 30
 yet run to its end.
 The paper states 70 clusters for all data sets and nothing else. The rest is IIC's for CIFAR-10 (xu-ji/IIC).
 
-    fastpsl beton write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
+    fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
     torchrun recipes/sslpp_iic.py --data cifar-train.beton --decoder resident --out runs/iic
     torchrun recipes/sslpp_rotation.py --data cifar-train.beton --decoder resident \\
         --pseudo-labels runs/iic/labels.npz
 
-    fastpsl beton write stl10_binary.tar.gz stl10.beton --split train+unlabeled      # 105,000 images
+    fastpsl data write stl10_binary.tar.gz stl10.beton --split train+unlabeled      # 105,000 images
     torchrun recipes/sslpp_iic.py --data stl10.beton --decoder resident --num-copies 5 --batch-size 700 \\
         --crop-share 0.667 --out runs/iic-stl10     # images of 96 px, seen at 32
 
@@ -19,34 +19,41 @@ The paper states 70 clusters for all data sets and nothing else. The rest is IIC
     torchrun recipes/sslpp_iic.py             # the embedded sample, small values, a minute on two cores
 """
 
+from __future__ import annotations
+
+from fastpsl import engine, tasks
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Recipe
-from fastpsl.tasks.pseudo_labels.iic_experiment import Options, build
+from fastpsl.tasks.pseudo_labels.options import IICOptions
 
 PAPER = {
     "backbone": "resnet34_iic",
     "plan": "end_to_end",
-    "stage_epochs": (2000,),
+    "epochs": (2000,),
     "batch_size": 660,  # pairs, of 220 images
     "num_copies": 3,
     "num_clusters": 70,  # sections IV.B and V, for all data sets
-    "heads": "one",  # because SSL++ needs only one set of labels
+    "num_heads": 1,  # because SSL++ needs only one set of labels
     "num_sub_heads": 5,
-    "transforms": "sobel",  # Table XIV
+    "augment": "sobel",  # Table XIV
     "crop_share": 0.625,  # 20 of 32 px
     "size_px": 32,
     "lr": 1e-4,
 }
 SAMPLE = {
     "backbone": "resnet18",
-    "stage_epochs": (12,),
+    "epochs": (12,),
     "batch_size": 240,
     "num_clusters": 16,
     "lr": 1e-3,
 }
 
 
-RECIPE = Recipe("sslpp_iic", __doc__, Options, PAPER, SAMPLE, build)
+def build(options: IICOptions) -> engine.Experiment:
+    return tasks.build_iic(options)
+
+
+RECIPE = Recipe("sslpp_iic", __doc__, IICOptions, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
     launch(RECIPE)

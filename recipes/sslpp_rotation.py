@@ -3,7 +3,7 @@
 Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: Rotation alone has 90.8 / 86.4 / 60.1 %,
 with 70 IIC clusters (lambda 0.05) 90.1 / 86.5 / 75.9 %. Here: not yet run at this size.
 
-    fastpsl beton write cifar-10-python.tar.gz cifar-train.beton --split train     # and test: docs/sources.md
+    fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train     # and test: docs/sources.md
     torchrun recipes/sslpp_iic.py --data cifar-train.beton --out runs/iic
     torchrun recipes/sslpp_rotation.py --data cifar-train.beton --val cifar-test.beton \\
         --pseudo-labels runs/iic/labels.npz
@@ -14,19 +14,19 @@ momentum and divides by 5. Here the momentum is Nesterov's and the rate is divid
 in --batch-size: 512 are 128 images.
 """
 
+from __future__ import annotations
+
 from functools import partial
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, tasks
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Recipe
-from fastpsl.tasks.sslpp import experiment as sslpp_experiment
-from fastpsl.tasks.sslpp.experiment import Options
-from fastpsl.tasks.sslpp.rotnet import RotNet
+from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
 
 PAPER = {
     "backbone": "nin4",
     "plan": "end_to_end",
-    "stage_epochs": (200,),
+    "epochs": (200,),
     "batch_size": 512,  # 128 images in four rotations each
     "lr": 0.1,
     "intervals": (60, 60, 40, 40),
@@ -34,15 +34,15 @@ PAPER = {
     "semantic_weight": 0.05,
     "size_px": 32,
 }
-SAMPLE = {"stage_epochs": (4,), "batch_size": 128, "lr": 0.05}
+SAMPLE = {"epochs": (4,), "batch_size": 128, "lr": 0.05}
 
 
-def build(options: Options) -> Experiment:
+def build(options: SSLPlusPlusSGDOptions) -> engine.Experiment:
     optimiser = partial(options.sgd(), weight_decay=options.weight_decay, nesterov=True, decay_biases=True)
-    return sslpp_experiment.build(options, RotNet(options.size_px, options.crop), optimiser)
+    return tasks.build_sslpp(options, tasks.RotNet(options.size_px, options.crop), optimiser)
 
 
-RECIPE = Recipe("sslpp_rotation", __doc__, Options, PAPER, SAMPLE, build)
+RECIPE = Recipe("sslpp_rotation", __doc__, SSLPlusPlusSGDOptions, PAPER, SAMPLE, build)
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -10,10 +10,12 @@ ImageNet or CIFAR-10.
 
     torchrun --nproc-per-node=8 recipes/supervised.py --data 'imagenet/train-*.beton' --val imagenet/val.beton
     torchrun recipes/supervised.py --backbone nin4 --size-px 32 --crop padded --batch-size 128 --lr 0.2 \\
-        --weight-decay 5e-4 --stage-epochs 200 --intervals 60 60 40 40 \\
+        --weight-decay 5e-4 --epochs 200 --intervals 60 60 40 40 \\
         --data cifar10-train.beton --val cifar10-test.beton
     torchrun recipes/supervised.py              # the embedded sample, small values, minutes on two cores
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,26 +24,17 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, evaluation, models, pipelines, tasks
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import MACHINE, PretrainOptions
+from fastpsl.engine.options import MACHINE, SGDOptions
 from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.run import Run
-from fastpsl.evaluation.few_labels import FewLabels
-from fastpsl.evaluation.held_out import write_held_out
-from fastpsl.evaluation.result import result_line
-from fastpsl.models.factory import make_backbone
 from fastpsl.models.names import ANY_BACKBONE
-from fastpsl.models.weights import load_pretrained
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import center_view, train_view
-from fastpsl.tasks.classify import Classify
 
 PAPER = {  # our choice, as described above
     "backbone": "resnet50",
     "plan": "end_to_end",
-    "stage_epochs": (90,),
+    "epochs": (90,),
     "batch_size": 256,
     "lr": 0.1,
     "intervals": (30, 30, 20, 10),
@@ -51,7 +44,7 @@ PAPER = {  # our choice, as described above
 }
 SAMPLE = {
     "backbone": "resnet18",
-    "stage_epochs": (8,),
+    "epochs": (8,),
     "batch_size": 32,
     "lr": 0.2,
     "size_px": 96,
@@ -59,7 +52,7 @@ SAMPLE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(PretrainOptions):
+class Options(SGDOptions):
     backbone: Annotated[str, arg(help=f"{ANY_BACKBONE}.")]
     lr: float
     """First learning rate for a batch of 256, scaled for others."""
@@ -76,18 +69,21 @@ class Options(PretrainOptions):
     """Learn from the first N images of each class, in as many steps (sslpp.txt, Table VIII)."""
 
 
-def build(options: Options) -> Experiment:
-    input, padded = Input(size_px=options.size_px), options.crop == "padded"
-    views = train_view(input, options.size_px, options.crop), center_view(input, options.size_px, padded)
-    task = Classify(*views)
+def build(options: Options) -> engine.Experiment:
+    input, padded = pipelines.Input(size_px=options.size_px), options.crop == "padded"
+    views = (
+        pipelines.train_view(input, options.size_px, options.crop),
+        pipelines.center_view(input, options.size_px, padded),
+    )
+    task = tasks.Classify(*views)
     if options.labels_per_class is not None:
-        task = FewLabels(*views, labels_per_class=options.labels_per_class, seed=options.seed)
-    backbone = make_backbone(options.backbone)
-    return Experiment(
+        task = evaluation.FewLabels(*views, labels_per_class=options.labels_per_class, seed=options.seed)
+    backbone = models.make_backbone(options.backbone)
+    return engine.Experiment(
         task=task,
         backbone=backbone,
         stages=options.stages(task.num_levels, backbone.num_blocks),
-        schedule=step_drops(options.lr * options.batch_size / 256, options.intervals),
+        schedule=optim.step_drops(options.lr * options.batch_size / 256, options.intervals),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
         frozen_batchnorm=options.frozen_batchnorm,
         science={"crop": options.crop} if padded else {},
@@ -95,15 +91,15 @@ def build(options: Options) -> Experiment:
     )
 
 
-def finish(task: Classify, run: Run) -> Sequence[str]:
+def finish(task: tasks.Classify, run: engine.Run) -> Sequence[str]:
     if run.data.val is None:
         return ["no result: without --val nothing is scored"]
-    record = load_pretrained(run.last_checkpoint()).record
+    record = models.load_pretrained(run.last_checkpoint()).record
     constants = {"momentum": 0.9, "nesterov": False}
-    path = write_held_out(
+    path = evaluation.write_held_out(
         task, run, recipe="supervised", protocol="supervised", constants=constants, checkpoint=record
     )
-    return [result_line(path)]
+    return [evaluation.result_line(path)]
 
 
 RECIPE = Recipe("supervised", __doc__, Options, PAPER, SAMPLE, build, source="default")

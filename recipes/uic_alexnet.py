@@ -14,27 +14,34 @@ ImageNet.
 The paper's single stage is the plan end_to_end; the plans of PSL work, too.
 """
 
+from __future__ import annotations
+
+from fastpsl import engine, tasks
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Recipe
-from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning
+from fastpsl.tasks.pseudo_labels.options import UICOptions, fine_tuning
 
 PAPER = {  # section 4.2
     "backbone": "alexnet",  # with its dropout of 0.5
     "plan": "end_to_end",
-    "stage_epochs": (500,),
+    "epochs": (500,),
     "batch_size": 256,
     "lr": 0.1,
     "weight_decay": 1e-4,
-    "num_classes": 3000,
-    "channels": "SobelXY",
-    "augmentation": "standard",
+    "num_clusters": 3000,
+    "input_channels": "SobelXY",
+    "augment": "standard",
     "label_view": "train",
     "size_px": 224,
 }
-SAMPLE = {"stage_epochs": (12,), "batch_size": 32, "lr": 0.02, "num_classes": 16, "size_px": 64}
+SAMPLE = {"epochs": (12,), "batch_size": 32, "lr": 0.02, "num_clusters": 16, "size_px": 64}
 
 
-RECIPE = Recipe("uic_alexnet", __doc__, Options, PAPER, SAMPLE, build, variant=fine_tuning)
+def build(options: UICOptions) -> engine.Experiment:
+    return tasks.build_uic(options)
+
+
+RECIPE = Recipe("uic_alexnet", __doc__, UICOptions, PAPER, SAMPLE, build, variant=fine_tuning)
 
 if __name__ == "__main__":
     launch(RECIPE)

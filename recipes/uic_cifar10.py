@@ -4,33 +4,42 @@ The paper has ImageNet alone, so all values here are our choice: a ResNet-18 wit
 and strong augmentation (uic.txt, section 5.1), and more classes than CIFAR has. Here: not yet run on the
 whole of it. A short run on a fifth is in docs/runs/uic_cifar10-fifth.
 
-    fastpsl beton write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
+    fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
     torchrun recipes/uic_cifar10.py --data cifar-train.beton --val cifar-test.beton --decoder resident \\
         --out runs/uic-cifar10
     torchrun recipes/uic_cifar10.py       # the embedded sample, small values, a minute or two on two cores
 """
 
+from __future__ import annotations
+
+from fastpsl import engine, tasks
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Recipe
-from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning
+from fastpsl.tasks.pseudo_labels.options import UICOptions, fine_tuning
 
 USUAL = {
     "backbone": "resnet18_cifar",
     "plan": "end_to_end",
-    "stage_epochs": (200,),
+    "epochs": (200,),
     "batch_size": 256,
     "lr": 0.1,
     "weight_decay": 5e-4,
-    "num_classes": 128,
-    "channels": "SobelXY",
-    "augmentation": "strong",
+    "num_clusters": 128,
+    "input_channels": "SobelXY",
+    "augment": "strong",
     "label_view": "train",
     "size_px": 32,
 }
-SAMPLE = {"stage_epochs": (6,), "batch_size": 32, "lr": 0.03, "num_classes": 16}
+SAMPLE = {"epochs": (6,), "batch_size": 32, "lr": 0.03, "num_clusters": 16}
 
 
-RECIPE = Recipe("uic_cifar10", __doc__, Options, USUAL, SAMPLE, build, source="default", variant=fine_tuning)
+def build(options: UICOptions) -> engine.Experiment:
+    return tasks.build_uic(options)
+
+
+RECIPE = Recipe(
+    "uic_cifar10", __doc__, UICOptions, USUAL, SAMPLE, build, source="default", variant=fine_tuning
+)
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -15,34 +15,41 @@ The paper does not state whether these networks see Sobel's gradients. Here they
 section 5.2 takes its augmentation from SimCLR.
 """
 
+from __future__ import annotations
+
+from fastpsl import engine, tasks
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Recipe
-from fastpsl.tasks.pseudo_labels.uic_experiment import Options, build, fine_tuning
+from fastpsl.tasks.pseudo_labels.options import UICOptions, fine_tuning
 
 PAPER = {
     "backbone": "resnet50",
     "plan": "end_to_end",
-    "stage_epochs": (500,),  # section 5.2
+    "epochs": (500,),  # section 5.2
     "batch_size": 256,  # section 4.2, with what follows
     "lr": 0.1,
     "weight_decay": 1e-4,
-    "num_classes": 3000,
-    "channels": "RGB",
-    "augmentation": "strong",
+    "num_clusters": 3000,
+    "input_channels": "RGB",
+    "augment": "strong",
     "label_view": "train",
     "size_px": 224,
 }
 SAMPLE = {
     "backbone": "resnet18",
-    "stage_epochs": (12,),
+    "epochs": (12,),
     "batch_size": 32,
     "lr": 0.03,
-    "num_classes": 16,
+    "num_clusters": 16,
     "size_px": 64,
 }
 
 
-RECIPE = Recipe("uic_r50", __doc__, Options, PAPER, SAMPLE, build, variant=fine_tuning)
+def build(options: UICOptions) -> engine.Experiment:
+    return tasks.build_uic(options)
+
+
+RECIPE = Recipe("uic_r50", __doc__, UICOptions, PAPER, SAMPLE, build, variant=fine_tuning)
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -11,77 +11,71 @@ deepcluster is that of the peers in its table. SSL++ only plots its numbers. Her
     torchrun recipes/voc_classification.py      # random weights on synthetic images, a minute on two cores
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, evaluation, models, pipelines, plots
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.predictions import NAME, read_predictions
 from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.run import Run
-from fastpsl.evaluation.held_out import refuse_val, write_run
-from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import result_line
-from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.sample.voc import drawn_voc
-from fastpsl.pipelines.voc.dataset import VOC, open_train_and_test
-from fastpsl.plots.class_bars import draw_classes
-from fastpsl.transfer.classification.label_scores import label_scores
-from fastpsl.transfer.classification.protocols import (
-    BATCH_SIZE,
-    PROTOCOLS,
-    MultiLabelProtocol,
-    changed,
-    constants_of,
-)
-from fastpsl.transfer.classification.task import MultiLabel, crop_view, reinitialise_fc
+from fastpsl.evaluation.options import VAL_IS_OF_DATA, TrainedEvaluationOptions
+from fastpsl.transfer import classification
 
-PAPER: dict[str, Any] = {"protocol": "deepcluster", "layers": "all", "batch_size": BATCH_SIZE, "size_px": 224}
-SAMPLE: dict[str, Any] = {"size_px": 48, "num_steps": 600, "lr": 0.01}
+PAPER: dict[str, Any] = {
+    "protocol": "deepcluster",
+    "layers": "all",
+    "batch_size": 16,
+    "size_px": 224,
+}
+SAMPLE: dict[str, Any] = {"size_px": 48, "steps": 600, "lr": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(EvaluationOptions):
+class Options(TrainedEvaluationOptions):
+    without: ClassVar = {
+        "val": VAL_IS_OF_DATA,
+        "whole": "the protocols are scored on random crops; leave it out",
+    }
     protocol: Literal["deepcluster", "sslpp"]
     """deepcluster: VOC2007's trainval, 80,000 steps; sslpp: its train, 200 epochs. Both: its test set."""
     layers: Literal["fc6_8", "all"]
     """fc6_8: conv1 to conv5 stay fixed (AlexNet, VGG16); all: every layer learns."""
-    num_steps: int | None = None
+    steps: int | None = None
     """Steps; by default the protocol's. Drops of the rate keep their shares of the training."""
     lr: float | None = None
     """First learning rate for a batch of 16, scaled for others; by default the protocol's."""
 
-    def constants(self) -> MultiLabelProtocol:
+    def constants(self) -> classification.MultiLabelProtocol:
         """Return the protocol with the values of the command line."""
-        return changed(PROTOCOLS[self.protocol], self.layers, self.num_steps, self.lr)
+        return classification.changed(
+            classification.PROTOCOLS[self.protocol], self.layers, self.steps, self.lr
+        )
 
 
-def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
+def open_voc(options: RunOptions) -> tuple[pipelines.VOC, pipelines.VOC]:
     assert isinstance(options, Options)
-    protocol, root = options.constants(), options.data or drawn_voc()
-    return open_train_and_test(root, protocol.train, protocol.test, "boxes")
+    protocol, root = options.constants(), options.data or pipelines.drawn_voc()
+    return pipelines.open_train_and_test(root, protocol.train, protocol.test, "boxes")
 
 
-def build(options: Options) -> Experiment:
-    refuse_val(options)
-    if options.whole:
-        raise ValueError("--whole: the protocols are scored on random crops; leave it out")
+def build(options: Options) -> engine.Experiment:
     weights, protocol = options.pretrained(), options.constants()
     stage = protocol.stage(options.layers, weights.backbone)
-    view = crop_view(weights.input, options.size_px, protocol.area, protocol.ratio)
+    view = classification.crop_view(weights.input, options.size_px, protocol.area, protocol.ratio)
     if protocol.new_fc:
-        reinitialise_fc(weights.backbone)
-    return Experiment(
-        task=MultiLabel(view, protocol.num_crops),
+        classification.reinitialise_fc(weights.backbone)
+    return engine.Experiment(
+        task=classification.MultiLabel(view, protocol.num_crops),
         backbone=weights.backbone,
         stages=(stage,),
         schedule=protocol.schedule(options.layers, options.batch_size),
         optimiser=functools.partial(
-            sgd, momentum=protocol.momentum, weight_decay=protocol.weight_decay, decay_biases=True
+            optim.sgd, momentum=protocol.momentum, weight_decay=protocol.weight_decay, decay_biases=True
         ),
         science=weights.science(),
         open=open_voc,
@@ -91,13 +85,15 @@ def build(options: Options) -> Experiment:
     )
 
 
-def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
+def finish(options: Options, weights: models.Pretrained, run: engine.Run) -> Sequence[str]:
     test, protocol, record = run.data.val, options.constants(), weights.record
-    assert isinstance(test, VOC) and test.class_names is not None
-    predictions = read_predictions(run.folder / NAME)
-    numbers = label_scores(predictions, test.targets(), test.class_names)
-    settings = constants_of(protocol, options.layers) | {"num_scored": len(predictions["image"])}
-    path = write_run(
+    assert isinstance(test, pipelines.VOC) and test.class_names is not None
+    predictions = engine.read_predictions(run.folder / engine.NAME)
+    numbers = classification.label_scores(predictions, test.targets(), test.class_names)
+    settings = classification.constants_of(protocol, options.layers) | {
+        "num_scored": len(predictions["image"])
+    }
+    path = evaluation.write_run(
         run,
         recipe="voc_classification",
         protocol=f"classification/{options.protocol}",
@@ -107,8 +103,8 @@ def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
     )
     title = f"classification/{options.protocol}, {options.layers}, {record['backbone']}, "
     title += f"{record['path'] or 'random weights'}"
-    chart = draw_classes(numbers, run.folder / "result.png", title)
-    return [f"mAP {numbers['mAP']:.1f} %", result_line(path), f"chart {chart}"]
+    chart = plots.draw_classes(numbers, run.folder / "result.png", title)
+    return [f"mAP {numbers['mAP']:.1f} %", evaluation.result_line(path), f"chart {chart}"]
 
 
 RECIPE = Recipe("voc_classification", __doc__, Options, PAPER, SAMPLE, build, source="default")

@@ -14,44 +14,29 @@ fastpsl/transfer/segmentation/protocols.py. Here: not yet run on VOC.
     torchrun recipes/voc_segmentation.py        # random weights on synthetic images, a minute on two cores
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from fastpsl.engine.experiment import Experiment
+from fastpsl import engine, evaluation, models, pipelines, plots
+from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import MACHINE, RunOptions
-from fastpsl.engine.predictions import NAME, read_predictions
 from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.run import Run
-from fastpsl.evaluation.held_out import write_run
-from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import result_line
-from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.sample.voc import drawn_voc
-from fastpsl.pipelines.voc.dataset import VOC, open_train_and_test
-from fastpsl.plots.masks import draw_predicted_masks
-from fastpsl.transfer.segmentation.fcn import network_of
-from fastpsl.transfer.segmentation.mask_crop import ScaledCrop
-from fastpsl.transfer.segmentation.mask_scores import mask_scores, require_torchmetrics, with_background
-from fastpsl.transfer.segmentation.protocols import (
-    PROTOCOLS,
-    SegmentationProtocol,
-    batch_of,
-    changed,
-    check_options,
-)
-from fastpsl.transfer.segmentation.task import MASKS, Segmentation
+from fastpsl.evaluation.options import WHOLE_IMAGES, TrainedEvaluationOptions
+from fastpsl.transfer import segmentation
 
 PAPER: dict[str, Any] = {"protocol": "sslpp", "batch_size": 2, "size_px": 512}
 SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 4, "epochs": 5, "lr": 0.03}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(EvaluationOptions):
+class Options(TrainedEvaluationOptions):
+    without: ClassVar = WHOLE_IMAGES | {"whole": "images are always seen whole; leave it out"}
     protocol: Literal["sslpp", "fcn_alexnet", "mmseg"]
     """sslpp: 50 epochs of 2 images; with SBD fcn_alexnet: 150,000 steps of 20, mmseg: 20,000 of 16 crops."""
     sbd: Path | None = field(default=None, metadata=MACHINE)
@@ -65,30 +50,36 @@ class Options(EvaluationOptions):
     batchnorm: Literal["train", "eval", "fixed"] | None = None
     """train, for random weights; eval: running statistics; fixed: these, not learned; default: protocol's."""
 
-    def constants(self) -> SegmentationProtocol:
+    def constants(self) -> segmentation.SegmentationProtocol:
         """Return the protocol with the values of the command line."""
-        protocol = changed(PROTOCOLS[self.protocol], self.epochs, self.lr, self.batchnorm)
+        protocol = segmentation.changed(
+            segmentation.PROTOCOLS[self.protocol], self.epochs, self.lr, self.batchnorm
+        )
         return replace(protocol, batch_size=self.batch_size, accumulate=self.accumulate)
 
 
-def open_voc(options: RunOptions) -> tuple[VOC, VOC]:
+def open_voc(options: RunOptions) -> tuple[pipelines.VOC, pipelines.VOC]:
     assert isinstance(options, Options)
-    protocol, root = options.constants(), options.data or drawn_voc()
-    return open_train_and_test(root, protocol.train, protocol.test, "masks", options.sbd)
+    protocol, root = options.constants(), options.data or pipelines.drawn_voc()
+    return pipelines.open_train_and_test(root, protocol.train, protocol.test, "masks", options.sbd)
 
 
-def build(options: Options) -> Experiment:
-    check_options(options)
-    require_torchmetrics()
+def build(options: Options) -> engine.Experiment:
+    segmentation.check_options(options)
+    segmentation.require_torchmetrics()
     weights, protocol = options.pretrained(), options.constants()
-    network = network_of(weights.backbone, protocol.auxiliary_weight > 0)
-    crop = ScaledCrop(options.size_px, protocol.scales, protocol.max_share) if protocol.scales else None
-    return Experiment(
-        task=Segmentation(network, weights.input, crop, protocol.auxiliary_weight),
+    network = segmentation.network_of(weights.backbone, protocol.auxiliary_weight > 0)
+    crop = (
+        segmentation.ScaledCrop(options.size_px, protocol.scales, protocol.max_share)
+        if protocol.scales
+        else None
+    )
+    return engine.Experiment(
+        task=segmentation.Segmentation(network, weights.input, crop, protocol.auxiliary_weight),
         backbone=weights.backbone,
         stages=(protocol.stage(network.last_block),),
         schedule=protocol.schedule(),
-        optimiser=functools.partial(sgd, **protocol.sgd()),
+        optimiser=functools.partial(optim.sgd, **protocol.sgd()),
         science=weights.science(),
         open=open_voc,
         batchnorm=protocol.batchnorm,
@@ -96,22 +87,31 @@ def build(options: Options) -> Experiment:
     )
 
 
-def finish(options: Options, weights: Pretrained, run: Run) -> Sequence[str]:
+def finish(options: Options, weights: models.Pretrained, run: engine.Run) -> Sequence[str]:
     val, record = run.data.val, weights.record
-    assert isinstance(val, VOC)
-    confusions = read_predictions(run.folder / NAME)["confusion"]
-    numbers = mask_scores(confusions, with_background(val))
-    path = write_run(
+    assert isinstance(val, pipelines.VOC)
+    confusions = engine.read_predictions(run.folder / engine.NAME)["confusion"]
+    numbers = segmentation.mask_scores(confusions, segmentation.with_background(val))
+    path = evaluation.write_run(
         run, recipe="voc_segmentation", protocol=f"segmentation/{options.protocol}", numbers=numbers,
         settings=asdict(options.constants()), checkpoint=record,
     )  # fmt: skip
-    sheet = draw_predicted_masks(run.folder / "masks.png", run.folder / MASKS, val, with_background(val))
+    sheet = plots.draw_predicted_masks(
+        run.folder / "masks.png", run.folder / segmentation.MASKS, val, segmentation.with_background(val)
+    )
     each = [f"{name.replace('_', ' ', 1)} {value:.1f} %" for name, value in numbers.items()]
-    return [*each, result_line(path), f"pictures {sheet}"]
+    return [*each, evaluation.result_line(path), f"pictures {sheet}"]
 
 
 RECIPE = Recipe(
-    "voc_segmentation", __doc__, Options, PAPER, SAMPLE, build, source="default", variant=batch_of
+    "voc_segmentation",
+    __doc__,
+    Options,
+    PAPER,
+    SAMPLE,
+    build,
+    source="default",
+    variant=lambda options: segmentation.batch_of(options),
 )
 
 if __name__ == "__main__":

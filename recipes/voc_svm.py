@@ -12,36 +12,22 @@ converge slowly (docs/transfer.md), in --num-processes processes of 1.5 GB. The 
 continues an interrupted run. Options of training have no effect here.
 """
 
+from __future__ import annotations
+
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
 
-from fastpsl.engine.distributed import join_world
-from fastpsl.engine.launch import EXIT_FINISHED, launch
+from fastpsl import engine, evaluation, pipelines, plots
+from fastpsl.engine.exit_codes import EXIT_FINISHED
+from fastpsl.engine.launch import launch
 from fastpsl.engine.options import MACHINE
 from fastpsl.engine.recipe import Evaluation
-from fastpsl.engine.resume import open_folder
-from fastpsl.evaluation.features import extract
-from fastpsl.evaluation.held_out import refuse_val
-from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import data_record, result_line, write_result
-from fastpsl.pipelines.sample.voc import drawn_voc
-from fastpsl.pipelines.voc.dataset import open_train_and_test
-from fastpsl.plots import draw_precisions, draw_shots
-from fastpsl.transfer.svm.blocks import (
-    Classes,
-    blocks_of,
-    details_of,
-    extractions,
-    numbers_of,
-    score_lines,
-    solve,
-)
-from fastpsl.transfer.svm.protocol import COSTS, VISSL, constants_of
-from fastpsl.transfer.svm.work import default_processes
+from fastpsl.evaluation.options import VAL_IS_OF_DATA, EvaluationOptions
+from fastpsl.transfer import svm
 
 PAPER: dict[str, Any] = {"shots": (1, 2, 4, 8, 16, 32, 64, 96), "size_px": 224, "batch_size": 256}
 SAMPLE: dict[str, Any] = {"shots": (1, 2, 4, 8, 16), "size_px": 96, "batch_size": 32}
@@ -49,6 +35,10 @@ SAMPLE: dict[str, Any] = {"shots": (1, 2, 4, 8, 16), "size_px": 96, "batch_size"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
+    without: ClassVar = {
+        "val": VAL_IS_OF_DATA,
+        "whole": "the protocol squashes whole images to squares; leave it out",
+    }
     costs: Literal["vissl", "fsb"] = "vissl"
     """Costs to choose from: vissl, eleven from 0.01 to 1000; fsb, the ten powers of ten from 1e-7 to 100."""
     low_shot: bool = False
@@ -65,52 +55,51 @@ class Options(EvaluationOptions):
             raise ValueError(f"--shots {' '.join(map(str, self.shots))}: give numbers from 1, each once")
         if self.num_processes is not None and self.num_processes < 1:
             raise ValueError(f"--num-processes {self.num_processes}: it must be 1 or more, or left out")
-        refuse_val(self)
-        if self.whole:
-            raise ValueError("--whole: the protocol squashes whole pictures to squares; leave it out")
 
 
 def run(options: Options) -> int:
     started = time.monotonic()
-    world, weights = join_world(options.device, timeout_s=10 * options.timeout_s), options.pretrained()
-    blocks, shots = blocks_of(weights.backbone, VISSL), options.shots if options.low_shot else ()
+    world, weights = engine.join_world(options.device, timeout_s=10 * options.timeout_s), options.pretrained()
+    blocks, shots = svm.blocks_of(weights.backbone, svm.VISSL), options.shots if options.low_shot else ()
     with ExitStack() as stack:
-        root = options.data or drawn_voc()
+        root = options.data or pipelines.drawn_voc()
         train, test = (
             stack.enter_context(closing(data))
-            for data in open_train_and_test(root, VISSL.train, VISSL.test, "boxes")
+            for data in pipelines.open_train_and_test(root, svm.VISSL.train, svm.VISSL.test, "boxes")
         )
-        classes = Classes.of(train, test, VISSL, shots)
-        folder = stack.enter_context(open_folder("voc_svm", options, world))
+        classes = svm.Classes.of(train, test, svm.VISSL, shots)
+        folder = stack.enter_context(engine.open_folder("voc_svm", options, world))
         files = [
-            extract(
-                extractions(options, weights, data, VISSL, world),
+            evaluation.extract(
+                svm.extractions(options, weights, data, svm.VISSL, world),
                 [folder / f"{name}_{block}.npy" for block in blocks], world, overwrite=True,
             )
             for name, data in (("train", train), ("test", test))
         ]  # fmt: skip
-        outcomes = solve(
-            folder, dict(zip(blocks, zip(*files, strict=True), strict=True)), classes, VISSL,
-            COSTS[options.costs], shots, options.seed,
-            options.num_processes or default_processes(world), world,
+        outcomes = svm.solve(
+            folder, dict(zip(blocks, zip(*files, strict=True), strict=True)), classes, svm.VISSL,
+            svm.COSTS[options.costs], shots, options.seed,
+            options.num_processes or svm.default_processes(world), world,
         )  # fmt: skip
         if outcomes is not None:
-            numbers, record = numbers_of(outcomes, shots), weights.record
-            print("\n".join(score_lines(numbers, classes, outcomes, shots)))
+            numbers, record = svm.numbers_of(outcomes, shots), weights.record
+            print("\n".join(svm.score_lines(numbers, classes, outcomes, shots)))
             protocol = "svm/low_shot" if shots else "svm/vissl"
-            path = write_result(
+            path = evaluation.write_result(
                 folder, recipe="voc_svm", protocol=protocol, numbers=numbers,
-                settings=options.as_dict() | constants_of(VISSL, options.costs) | details_of(outcomes),
+                settings=options.as_dict()
+                | svm.constants_of(svm.VISSL, options.costs)
+                | svm.details_of(outcomes),
                 checkpoint=record,
-                data=data_record(train, test),
+                data=evaluation.data_record(train, test),
                 seconds=time.monotonic() - started,
                 cut=bool(record.get("cut")),
             )  # fmt: skip
             title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"
             rest = classes.frequency, folder / "result.png", title
-            chart = (draw_shots(numbers, blocks, shots, *rest) if shots else
-                     draw_precisions(numbers, blocks, classes.names, *rest))  # fmt: skip
-            print(f"{result_line(path)}\nchart {chart}")
+            chart = (plots.draw_shots(numbers, blocks, shots, *rest) if shots else
+                     plots.draw_precisions(numbers, blocks, classes.names, *rest))  # fmt: skip
+            print(f"{evaluation.result_line(path)}\nchart {chart}")
     return EXIT_FINISHED
 
 

@@ -50,7 +50,7 @@ def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> N
             for epoch in (0, 1, 5, 6)
             for batch in plain.epoch(epoch)
         ]
-    options = {"seed": 3, "with_indices": True, "device": "cpu", "augment": "kornia"}
+    options = {"seed": 3, "with_indices": True, "device": "cpu", "augment": "unfused"}
     with fastpsl.loader(beton, views, batch_size=4, **options) as batches:  # type: ignore[arg-type]
         assert len(batches) == 3 and len(batches.dataset) == NUM  # type: ignore[arg-type]
         tuples = [*batches, *batches]
@@ -214,7 +214,7 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
 
 
 def test_operations_go_the_way_that_is_asked_for() -> None:
-    with fastpsl.loader(batch_size=4, size_px=16, augment="kornia") as plain:
-        assert plain.augment.path == "kornia"
+    with fastpsl.loader(batch_size=4, size_px=16, augment="unfused") as plain:
+        assert plain.augment.path == "unfused"
     with pytest.raises(ValueError, match="augment 'fusd': there are auto, kornia, fused"):
         fastpsl.loader(batch_size=4, size_px=16, augment="fusd")  # type: ignore[arg-type]

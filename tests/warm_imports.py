@@ -13,7 +13,7 @@ for name in (
     "tests.warm",
     "torch.utils.tensorboard",
     "torchvision.transforms.v2",
-    "fastpsl.commands.beton",
+    "fastpsl.commands.data",
     "fastpsl.cli",
     "fastpsl.evaluation.features",
     "fastpsl.tasks.pseudo_labels.iic_experiment",

@@ -5,10 +5,10 @@ part=a
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2
 few=10 # steps of each stage
-options=(--step eager)
+options=(--compile off)
 if [ -n "$SMALL" ]; then
     few=2
-    options=(--decoder torchvision --num-threads 1 --batch-size 8 --backbone resnet18)
+    options=(--decoder torchvision --workers 1 --batch-size 8 --backbone resnet18)
 fi
 run=$WORK/runs/jigsaw
 jigsaw() { # jigsaw NAME LAST OUT OPTIONS...

@@ -16,6 +16,6 @@ if [ -e .gpu/cifar/train.packed ] || [ -n "$LIST" ]; then
     done
 fi
 bench small 210 small "${data[@]}" --repeats 3 --seconds 1.5 --limit-s "$(share 210 80)"
-bench graphed 270 small "${data[@]}" --recipes sslpp_rotation --step graphed --no-evaluation --repeats 3 --seconds 1.5 --limit-s "$(share 270 75)"
+bench graphed 270 small "${data[@]}" --recipes sslpp_rotation --compile graphs --no-evaluation --repeats 3 --seconds 1.5 --limit-s "$(share 270 75)"
 bench rotation 440 time_to_accuracy "${data[@]}" --recipe rotation --seeds 0 1 --limit-s "$(share 440 95)"
 bench simclr 520 time_to_accuracy "${data[@]}" --recipe simclr --seeds 0 --limit-s "$(share 520 95)"

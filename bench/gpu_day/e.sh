@@ -9,5 +9,5 @@ fi
 make_photos 80
 bench graphed 270 step --recipes rotation --modes eager graphed --no-revnet --repeats 5 --limit-s "$(share 270 85)"
 bench detection 370 detection --repeats 5 --limit-s "$(share 370 60)"
-bench rest 520 throughput --data "$photos" --recipe jigsaw simclr rotation moco --stages S2 E --decoders dali --step eager --epochs 1 \
+bench rest 520 throughput --data "$photos" --recipe jigsaw simclr rotation moco --stages S2 E --decoders dali --compile off --epochs 1 \
     --seconds 1.2 --repeats 2 --limit-s "$(share 520 75)" --no-peers

@@ -5,7 +5,7 @@
 #   bash bench/gpu_day/prepare.sh FFCV_WHEEL [PICTURES]
 #
 #   FFCV_WHEEL   ffcv 1.0.2 for CPython 3.12 (or abi3) with its libraries inside; README.md says how to build one
-#   PICTURES     a folder with train.npz and test.npz of CIFAR-10, as `fastpsl beton write` reads them; without it part D takes noise
+#   PICTURES     a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; without it part D takes noise
 #
 #   .gpu/whl     wheels of CPython 3.12 at the versions of constraints.txt, and sources.sha256, which says what was measured
 #   .gpu/dali1   DALI, its codecs and nvJPEG, without other GPUs' code and other Pythons', first part

@@ -1,11 +1,14 @@
-from .beton import Beton as Beton
 from .clusters import Clusters as Clusters
+from .data import Data as Data
 from .doctor import Doctor as Doctor
 from .export import Export as Export
 from .features import Features as Features
 from .labels import MakeLabels as MakeLabels
 from .permutations import Permutations as Permutations
+from .recipes import Recipes as Recipes
 from .retrieve import Retrieve as Retrieve
 from .show import Show as Show
 from .table import Table as Table
+from .train import Eval as Eval
+from .train import Train as Train
 from .tsne import TSNE as TSNE

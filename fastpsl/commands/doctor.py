@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-EXIT_INTERRUPTED = 130
+from fastpsl.engine.exit_codes import EXIT_INTERRUPTED
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -57,7 +57,7 @@ class Doctor:
             "else 1; 0.3 without --data]",
         ),
     ] = None
-    nproc_per_node: Annotated[
+    gpus: Annotated[
         int | None,
         tyro.conf.arg(
             metavar="NUM",
@@ -87,7 +87,7 @@ class Doctor:
                 as_json=self.json,
                 stages=self.stages,
                 seconds=self.seconds,
-                num_ranks=self.nproc_per_node,
+                num_ranks=self.gpus,
             )
         except KeyboardInterrupt:
             print("fastpsl: interrupted; nothing was changed", file=sys.stderr)

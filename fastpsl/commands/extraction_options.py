@@ -54,8 +54,8 @@ class ExtractionOptions:
     device: Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
     decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """As in a recipe."""
-    num_threads: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
-    """Decoding threads of this rank."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Decoding threads per GPU."""
     on_bad_sample: Annotated[Literal["raise", "skip"], tyro.conf.arg(metavar="raise|skip")] = "raise"
     """A sample that cannot be decoded: stop, or leave it out (its row is NaN) and name it."""
 

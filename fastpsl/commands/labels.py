@@ -33,7 +33,7 @@ class MakeLabels:
             "of them (docs/sources.md). [the embedded sample]",
         ),
     ] = None
-    num_classes: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    num_clusters: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Clusters of k-means, classes of random labels; true ones have their own. [70]"""
     pca_width: Annotated[int, tyro.conf.arg(metavar="NUM")] = 64
     """Of k-means: principal components of the pixels that are clustered."""
@@ -56,11 +56,11 @@ class MakeLabels:
         from fastpsl.tasks.pseudo_labels.baselines import make_labels
         from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels
 
-        out, num_classes = self.out, self.num_classes
+        out, num_classes = self.out, self.num_clusters
         if num_classes is None and self.source != "true":
             num_classes = NUM_CLASSES
         for name, value, low, high in (
-            ("--num-classes", num_classes, 2, 2**31 - 1),
+            ("--num-clusters", num_classes, 2, 2**31 - 1),
             ("--size-px", self.size_px, 4, 64),  # at 64 px, the covariance of the pixels takes 1.2 GB
             ("--seed", self.seed, 0, 2**64 - 1),
         ):

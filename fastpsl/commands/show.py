@@ -48,7 +48,7 @@ class Show:
         tyro.conf.arg(
             metavar="|".join(TASKS),
             help="crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose "
-            "pictures are of --shorter-px 32 in the paper.",
+            "pictures are of --short-side 32 in the paper.",
         ),
     ] = "crops"
     level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
@@ -57,7 +57,7 @@ class Show:
     """Samples to draw."""
     seed: int = 0
     """Another seed shows other samples, other crops and other draws."""
-    shorter_px: Annotated[
+    short_side: Annotated[
         int,
         tyro.conf.arg(
             metavar="PX",
@@ -93,16 +93,16 @@ class Show:
             raise ValueError(f"--task {self.task}: there are {', '.join(TASKS)}")
         for name, value, low, high in (
             ("num", self.num, 1, MAX_IMAGES),
-            ("shorter-px", self.shorter_px, 16, 4096),  # below 16, three cells of whole pixels may not fit
+            ("short-side", self.short_side, 16, 4096),  # below 16, three cells of whole pixels may not fit
         ):
             if not low <= value <= high:
                 raise ValueError(f"--{name} {value}: give a number from {low} to {high}")
         task: Task
         if self.task in RECIPES:
             recipe, usual_px = RECIPES[self.task]
-            task = task_of(recipe, self.shorter_px / usual_px)
+            task = task_of(recipe, self.short_side / usual_px)
         else:
-            task = Crops(round(224 * self.shorter_px / 256))
+            task = Crops(round(224 * self.short_side / 256))
         if not 1 <= self.level <= task.num_levels:
             has = f"levels 1 to {task.num_levels}" if task.num_levels > 1 else "level 1 alone"
             raise ValueError(f"--level {self.level}: {self.task} has {has}")

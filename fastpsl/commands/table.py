@@ -81,7 +81,7 @@ class Table:
     """iNaturalist 2018 (psl/9), likewise. [INAT-TRAIN INAT-VAL]"""
     mini_imagenet: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
     """miniImageNet's test classes (uic/6), likewise. [MINI-IMAGENET-TEST]"""
-    nproc_per_node: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    gpus: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """GPUs, for the commands. [8; tiny: 1]"""
 
     def run(self) -> None:
@@ -103,6 +103,6 @@ class Table:
             val=self.val,
             pretrain_data=self.pretrain_data,
             others={name: (path,) if isinstance(path, str) else path for name, path in paths.items() if path},
-            num_processes=self.nproc_per_node,
+            num_processes=self.gpus,
         )
         print("\n".join(lines))

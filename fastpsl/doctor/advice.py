@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates, number_of
+from fastpsl.engine.options import compile_flag
 
 GOOD_RATIO = 0.95
 MIN_GAIN = 0.02
@@ -220,17 +221,17 @@ def _page_cache(measured: Measurements) -> list[Change]:
 
 
 def _step_as(mode: str, measured: Measurements) -> Change:
-    """Return the change to another --step; a stage without that mode stays as it is."""
+    """Return the change to another --compile; a stage without that mode stays as it is."""
 
     def after(stage: StageRates) -> Parts:
         return Parts.of(stage)._replace(step=stage.step_rates.get(mode, stage.synthetic))
 
     better = [f"{stage.name} {after(stage).step / stage.synthetic:.2f}x" for stage in measured.stages]
-    return Change(f"--step {mode}", f"the step alone: {', '.join(better)}", _gain(measured, after))
+    return Change(compile_flag(mode), f"the step alone: {', '.join(better)}", _gain(measured, after))
 
 
 def _augment_as(path: str, measured: Measurements) -> Change:
-    """Return the change to another --augment; a stage without that path stays as it is."""
+    """Return the change to another --augment-backend; a stage without that path stays as it is."""
 
     def after(stage: StageRates) -> Parts:
         now_ms, then_ms = stage.augment_ms[stage.augment], stage.augment_ms.get(path)
@@ -246,7 +247,9 @@ def _augment_as(path: str, measured: Measurements) -> Change:
         for stage in measured.stages
         if path in stage.augment_ms
     ]
-    return Change(f"--augment {path}", f"a batch's augmentation: {', '.join(times)}", _gain(measured, after))
+    return Change(
+        f"--augment-backend {path}", f"a batch's augmentation: {', '.join(times)}", _gain(measured, after)
+    )
 
 
 def _untried(measured: Measurements) -> list[Change]:
@@ -256,14 +259,14 @@ def _untried(measured: Measurements) -> list[Change]:
         return []
     if limit.part == "overlap":
         fewer = max(1, measured.num_threads // 2)
-        leaves = Change(f"--num-threads {fewer}", "leaves cores to the step", None)
+        leaves = Change(f"--workers {fewer}", "leaves cores to the step", None)
         return [leaves] if fewer < measured.num_threads else []
     reading_options = {option for option in measured.untried if "--order" in option}
     if limit.part == "decode":
         return [
             Change(option, reason, None)
             for option, reason in measured.untried.items()
-            if not option.startswith("--step") and option not in reading_options
+            if not option.startswith("--compile") and option not in reading_options
         ]
     ideas = [Change(option, measured.untried[option], None) for option in reading_options]
     if limit.part == "read" and not measured.read.fits:

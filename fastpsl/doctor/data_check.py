@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastpsl.doctor.report import Check
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import reason_of
@@ -13,7 +13,7 @@ from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 _NUM_SAMPLES = 16
 
 
-def check_data(data: Dataset, options: RunOptions) -> Check:
+def check_data(data: Dataset, options: TrainingOptions) -> Check:
     """Read and decode samples spread over the data; its tables were checked when it was opened."""
     indices = np.unique(
         np.linspace(0, data.num_samples - 1, min(_NUM_SAMPLES, data.num_samples)).astype(np.int64)
@@ -29,7 +29,7 @@ def check_data(data: Dataset, options: RunOptions) -> Check:
     first = int(bad[0])
     text = f"{data.name(int(indices[first]))}: {reason_of(decoder, int(codes[first]), rows, first)}"
     text += f" ({len(bad)} bad of {len(indices)} tried)"
-    remedy = "fastpsl beton verify names all" if isinstance(data, Beton) else "remove it, or write a beton"
+    remedy = "fastpsl data verify names all" if isinstance(data, Beton) else "remove it, or write a beton"
     if options.on_bad_sample == "skip":
         return Check("data", "warning", text, f"each is skipped; {remedy}")
     return Check("data", "broken", text, f"{remedy}; --on-bad-sample skip leaves them out")

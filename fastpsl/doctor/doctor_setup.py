@@ -12,7 +12,7 @@ from fastpsl.doctor.measurements import number_of
 from fastpsl.doctor.recipe import DEFAULT_OPTIONS, LoadedRecipe, default_recipe, load_recipe
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, place_backbone
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
 from fastpsl.pipelines.loader.workers import default_num_threads
@@ -32,7 +32,7 @@ class DoctorSetup:
     """
 
     recipe: LoadedRecipe | None
-    options: RunOptions
+    options: TrainingOptions
     num_ranks: int
     world: World
     experiment: Experiment | None
@@ -42,8 +42,8 @@ class DoctorSetup:
     @property
     def num_threads(self) -> int:
         """The number of decoding threads."""
-        assert self.options.num_threads is not None
-        return self.options.num_threads
+        assert self.options.workers is not None
+        return self.options.workers
 
 
 def load_recipe_or_default(path: Path | None, arguments: Sequence[str]) -> LoadedRecipe | None:
@@ -70,8 +70,8 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
         ValueError: It could not be trained. One line.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("doctor measures one rank: start it without torchrun, and give --nproc-per-node NUM")
-    options = RunOptions(batch_size=32) if recipe is None else recipe.options
+        raise ValueError("doctor measures one rank: start it without torchrun, and give --gpus NUM")
+    options = TrainingOptions(batch_size=32) if recipe is None else recipe.options
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     whole_experiment = _build(recipe, options)
     stage_indices = _stage_indices(whole_experiment, stages)
@@ -89,14 +89,14 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
     return DoctorSetup(recipe, options, num_ranks, world, experiment, opened, stage_indices)
 
 
-def _build(recipe: LoadedRecipe | None, options: RunOptions) -> Experiment | None:
+def _build(recipe: LoadedRecipe | None, options: TrainingOptions) -> Experiment | None:
     """Build the recipe's experiment under the options' seed."""
     torch.manual_seed(torch_seed(options.seed))
     return None if recipe is None else recipe.build(options)
 
 
 @contextlib.contextmanager
-def _named_share(options: RunOptions, num_ranks: int) -> Iterator[None]:
+def _named_share(options: TrainingOptions, num_ranks: int) -> Iterator[None]:
     """Note in a ValueError that it concerns one rank's share, since the whole batch may be valid."""
     try:
         yield
@@ -121,12 +121,16 @@ def _stage_indices(experiment: Experiment | None, stages: Sequence[str]) -> tupl
 
 
 def _num_ranks(
-    given: int | None, options: RunOptions, experiment: Experiment | None, stages: Sequence[int], world: World
+    given: int | None,
+    options: TrainingOptions,
+    experiment: Experiment | None,
+    stages: Sequence[int],
+    world: World,
 ) -> int:
     """Return `given`, or else as many ranks as there are GPUs and equal shares of the batch."""
     if given is not None:
         if given < 1:
-            raise ValueError(f"--nproc-per-node {given}: it must be 1 or more")
+            raise ValueError(f"--gpus {given}: it must be 1 or more")
         options.rank_batch(given)
         return given
     num_gpus = torch.cuda.device_count() if world.device.type == "cuda" else 1
@@ -142,9 +146,9 @@ def _num_ranks(
     return fitting[0] // options.accumulate if fitting else 1
 
 
-def _of_one_rank(options: RunOptions, num_ranks: int) -> RunOptions:
+def _of_one_rank(options: TrainingOptions, num_ranks: int) -> TrainingOptions:
     """Return options with one rank's share of batch, lanes and cores, as under torchrun."""
-    num_threads = options.num_threads or max(1, default_num_threads() // num_ranks)
+    num_threads = options.workers or max(1, default_num_threads() // num_ranks)
     batch_size = options.rank_batch(num_ranks) * options.accumulate
     lanes = max(1, options.lanes // num_ranks)
-    return replace(options, batch_size=batch_size, lanes=lanes, num_threads=num_threads)
+    return replace(options, batch_size=batch_size, lanes=lanes, workers=num_threads)

@@ -123,7 +123,7 @@ class Feed:
         if num_cores <= self.setup.num_threads:
             return []
         rate = self.rate(self.warm, num_threads=num_cores)
-        return [Alternative(f"--num-threads {num_cores}", rate, decode, num_threads=num_cores)]
+        return [Alternative(f"--workers {num_cores}", rate, decode, num_threads=num_cores)]
 
     def quasi_random(self, loader: float, note: str) -> Alternative:
         """Time reading whole pages from storage; raise ValueError if data, lanes or batch do not allow it."""

@@ -12,7 +12,7 @@ from fastpsl.doctor.advice import MAX_SPREAD
 from fastpsl.doctor.measurements import ReadRate, StageRates, gigabytes, number_of
 from fastpsl.doctor.report import Check
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 
 _MIN_OPEN_FILES = 1024
 _BESIDE_SHARDS = 256  # for libraries, sockets and TensorBoard
@@ -43,7 +43,11 @@ def cpu_quota() -> float | None:
 
 
 def check_machine(
-    options: RunOptions, num_ranks: int, device: torch.device, experiment: Experiment | None, num_files: int
+    options: TrainingOptions,
+    num_ranks: int,
+    device: torch.device,
+    experiment: Experiment | None,
+    num_files: int,
 ) -> list[Check]:
     """Run all checks of the machine except that of the page cache.
 
@@ -55,7 +59,7 @@ def check_machine(
         num_files: Files that the data keeps open.
     """
     checks = [
-        _cores(options.num_threads or 1, num_ranks),
+        _cores(options.workers or 1, num_ranks),
         _openmp(device, num_ranks),
         _open_files(num_files),
         _shared_memory(num_ranks),
@@ -90,7 +94,7 @@ def _cores(num_threads: int, num_ranks: int) -> Check:
     if quota is not None and usable < allowed:
         text += f", the container's quota is {quota:.1f}"
     if num_ranks * num_threads > usable:
-        return Check("cores", "warning", text, f"give --num-threads {max(1, usable // num_ranks)}")
+        return Check("cores", "warning", text, f"give --workers {max(1, usable // num_ranks)}")
     return Check("cores", "ok", text)
 
 
@@ -144,7 +148,7 @@ def _shared_memory(num_ranks: int) -> Check:
     return Check("shared memory", "ok", text)
 
 
-def _disk(options: RunOptions, experiment: Experiment) -> Check:
+def _disk(options: TrainingOptions, experiment: Experiment) -> Check:
     """Check the space for the checkpoints that are kept, and for one that is being written."""
     folder = (options.out or Path("runs")).absolute()
     while not folder.exists():

@@ -14,6 +14,7 @@ from fastpsl.doctor.feeding import Feed, copy_rate
 from fastpsl.doctor.measurements import BETON_WRITE, Measurements, StageRates
 from fastpsl.doctor.reading import measure_read
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
+from fastpsl.engine.options import compile_flag, compile_value
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.augment import AugmentName, choose_augment
@@ -167,7 +168,7 @@ def _stage(
         for mode in OTHER_MODES:
             if mode not in rates.step_rates:
                 log(f"{stage.name}: step {mode}")
-                with _tried(f"--step {mode}", untried):
+                with _tried(compile_flag(mode), untried):
                     rates.step_rates[mode] = _step_rate(setup, number, mode, seconds)
     _free_memory(world.device)
     return rates
@@ -176,7 +177,7 @@ def _stage(
 def _step_rate(setup: DoctorSetup, number: int, mode: str, seconds: float) -> float:
     """Return the step's images/s in another mode."""
     assert setup.experiment is not None
-    options = replace(setup.options, step=mode)  # type: ignore[arg-type]
+    options = replace(setup.options, compile=compile_value(mode))  # type: ignore[arg-type]
     data, world = setup.opened.train, setup.world
     _free_memory(world.device)
     bench = StageBench(setup.experiment, number, options, data, world, seconds=seconds)

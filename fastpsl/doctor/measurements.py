@@ -6,7 +6,7 @@ from typing import Literal
 
 CACHED = 0.95  # at this share or above, the data counts as being in the page cache
 # The command as a user types it; SRC stands for the images that the data was made from.
-BETON_WRITE = "fastpsl beton write SRC OUT"
+BETON_WRITE = "fastpsl data write SRC OUT"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fastpsl.doctor.measurements import CACHED, ReadRate
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
@@ -24,7 +24,7 @@ _NUM_PROBED = 512
 
 
 def measure_read(
-    data: Dataset, options: RunOptions, batch_size: int, seconds: float
+    data: Dataset, options: TrainingOptions, batch_size: int, seconds: float
 ) -> tuple[ReadRate, np.ndarray]:
     """Read for `seconds`, at least two batches, with as many threads as the loader.
 
@@ -39,7 +39,7 @@ def measure_read(
     Returns:
         The rate, and the indices of the samples that are now in the page cache.
     """
-    assert options.num_threads is not None
+    assert options.workers is not None
     probed = np.linspace(0, data.num_samples - 1, min(_NUM_PROBED, data.num_samples)).astype(np.int64)
     rows = data.rows(probed)
     cached = cached_share(rows)
@@ -47,7 +47,7 @@ def measure_read(
     reader, chunks_read = _Reader(data), list[np.ndarray]()
     num_read, start = 0, time.perf_counter()
     chunks = _chunks(data, options, batch_size)
-    reads = map_in_order(reader.read, chunks, options.num_threads, "fastpsl-doctor-read")
+    reads = map_in_order(reader.read, chunks, options.workers, "fastpsl-doctor-read")
     for indices, _ in reads:
         num_read += len(indices)
         if num_read - len(indices) < data.num_samples:
@@ -87,7 +87,7 @@ class _Reader:
                     os.preadv(int(rows.fd[i]), [memory[:num_bytes]], int(rows.offset[i]))
 
 
-def _chunks(data: Dataset, options: RunOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
+def _chunks(data: Dataset, options: TrainingOptions, batch_size: int) -> Generator[np.ndarray, None, None]:
     """Yield indices in training order, epoch after epoch, with the read-ahead of a quasi-random order."""
     quasi_random = None
     if options.order == "quasi_random":

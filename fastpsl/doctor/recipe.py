@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.recipe import Evaluation, Recipe
 from fastpsl.engine.recipe_files import load_script, recipe_path
 
@@ -31,10 +31,10 @@ class LoadedRecipe:
 
     path: Path
     arguments: tuple[str, ...]
-    options: RunOptions
+    options: TrainingOptions
     recipe: Recipe[Any]
 
-    def build(self, options: RunOptions) -> Experiment:
+    def build(self, options: TrainingOptions) -> Experiment:
         """Build the experiment without the recipe's prints; raise a one-line ValueError if that fails."""
         with _unheard(), _its_faults(self.path, "build()"):
             experiment: Any = self.recipe.build(options)

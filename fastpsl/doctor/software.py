@@ -142,7 +142,9 @@ def _triton(device: torch.device) -> Check:
     modules, reason = fused_modules(device)
     if modules:
         return Check("triton", "ok", f"{reason}, the fused kernels run")
-    return Check("triton", "warning", reason, "views are made by Kornia instead, slower (--augment kornia)")
+    return Check(
+        "triton", "warning", reason, "views are made by Kornia instead, slower (--augment-backend unfused)"
+    )
 
 
 def _compiler(is_cuda: bool) -> Check:
@@ -154,7 +156,7 @@ def _compiler(is_cuda: bool) -> Check:
         return Check(
             "compiler",
             "warning" if is_cuda else "ok",
-            f"no {'C' if is_cuda else 'C++'} compiler on the PATH: --step compiled cannot be",
+            f"no {'C' if is_cuda else 'C++'} compiler on the PATH: --compile on cannot be",
             f"apt-get install {usual[0]}",
         )
     headers = Path(sysconfig.get_path("include")) / "Python.h"

@@ -6,10 +6,14 @@ from .options import PretrainOptions as PretrainOptions
 from .options import RunOptions as RunOptions
 from .plan import Stage as Stage
 from .plan import make_plan as make_plan
+from .predictions import NAME as NAME
+from .predictions import read_predictions as read_predictions
 from .recipe import Evaluation as Evaluation
 from .recipe import Recipe as Recipe
+from .resume import open_folder as open_folder
 from .run import Run as Run
 from .run_data import RunData as RunData
+from .run_data import open_both as open_both
 from .task import Task as Task
 from .train_step import TrainStep as TrainStep
 from .trainer import StageTrainer as StageTrainer

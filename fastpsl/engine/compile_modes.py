@@ -1,4 +1,4 @@
-"""The modes of a training step's blocks (`--step`): eager, fused BatchNorms, compiled and CUDA graphs."""
+"""The modes of a training step's blocks (`--compile`): eager, fused BatchNorms, compiled and CUDA graphs."""
 
 import importlib.util
 import itertools
@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from fastpsl.engine.block_runner import Runner, run_blocks
+from fastpsl.engine.options import compile_flag
 from fastpsl.engine.plan import Stage
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.revnet import RevNet
@@ -105,7 +106,7 @@ def choose_step(
     """Choose the mode of a stage's steps.
 
     Args:
-        asked: The option --step. "auto" takes the mode that was measured to be fastest, or else eager.
+        asked: The mode that --compile asks for. "auto" takes the fastest measured mode, or else eager.
         backbone: The backbone.
         stage: The stage.
         device: The device of the training.
@@ -126,7 +127,7 @@ def choose_step(
             return choice
         if num_ranks > 1:
             return StepChoice(
-                "eager", f"{choice.mode} was measured on one GPU only; try --step {choice.mode}"
+                "eager", f"{choice.mode} was measured on one GPU only; try {compile_flag(choice.mode)}"
             )
     if choice.mode == "fused":
         why_not = _why_not_fused(backbone, stage, device)
@@ -138,7 +139,7 @@ def choose_step(
     if why_not and asked == "auto":
         return StepChoice("eager", why_not)
     if why_not:
-        raise ValueError(f"--step {asked}: {why_not}; use --step eager, or auto")
+        raise ValueError(f"{compile_flag(asked)}: {why_not}; use --compile off, or auto")
     return choice
 
 

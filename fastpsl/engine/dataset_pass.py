@@ -86,7 +86,7 @@ class EpochContext:
             PassStopped: A signal arrived.
         """
         run, train_step, trunk = self.run, self.train_step, self.train_step.module.trunk
-        augment = choose_augment(run.options.augment, (view,), run.world.device)
+        augment = choose_augment(run.options.augment_backend, (view,), run.world.device)
         with (
             run.reporter.off_the_clock(),
             torch.no_grad(),

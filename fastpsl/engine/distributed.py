@@ -33,11 +33,6 @@ class World:
     device: torch.device
 
 
-def own_rank() -> int:
-    """Return this process's rank from torchrun's environment, or 0 without it."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def choose_device(name: str, local_rank: int) -> torch.device:
     """Choose the device of a process.
 

@@ -12,7 +12,7 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.gpu_flags import set_cudnn_benchmark
 from fastpsl.engine.optim.schedules import Schedule
 from fastpsl.engine.optim.sgd_adam import sgd
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import OpenData, RunData, open_both
@@ -65,7 +65,7 @@ class Experiment:
             assert 1 <= stage.level <= self.task.num_levels, stage
             self.task.views(stage.level)
 
-    def open_data(self, options: RunOptions, world: World) -> RunData:
+    def open_data(self, options: TrainingOptions, world: World) -> RunData:
         """Open the data and `check` it.
 
         Raises:
@@ -103,40 +103,40 @@ class Experiment:
             data.check_views((*views, *pass_views), others)
             sides = [view.crop.size_px for view in (*views, *pass_views, *others)]
             check_size(min(sides, default=self.backbone.min_px), self.backbone.min_px)
-            choose_augment(options.augment, (*views, *others, *pass_views), world.device)
+            choose_augment(options.augment_backend, (*views, *others, *pass_views), world.device)
             self.choose_step(stage, options, world)
             if options.fold_frozen:
                 check_foldable(self.backbone.blocks()[: stage.first_learning - 1], self.frozen_batchnorm)
 
-    def choose_step(self, stage: Stage, options: RunOptions, world: World) -> StepChoice:
+    def choose_step(self, stage: Stage, options: TrainingOptions, world: World) -> StepChoice:
         """Choose the mode of the stage's steps.
 
         Raises:
             ValueError: The steps cannot run as the options require.
         """
         if not self.task.views(stage.level):
-            if options.step not in ("auto", "eager"):
+            if options.compile not in ("auto", "off"):
                 raise ValueError(
-                    f"--step {options.step}: it needs pictures of one size, and this recipe's have many; "
-                    "leave it out"
+                    f"--compile {options.compile}: it needs images of one size, and this recipe's have "
+                    "many; leave it out"
                 )
             return StepChoice("eager", "pictures of many sizes")
         precision = options.resolved_precision(world.device)
         side_px = max(view.side_px for view in self.task.views(stage.level))
         return choose_step(
-            options.step, self.backbone, stage, world.device, precision, side_px,
+            options.step_mode, self.backbone, stage, world.device, precision, side_px,
             num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
         )  # fmt: skip
 
 
-def place_backbone(experiment: Experiment, options: RunOptions, world: World) -> None:
+def place_backbone(experiment: Experiment, options: TrainingOptions, world: World) -> None:
     """Move the backbone to the device, in channels-last memory and with SyncBatchNorm if requested."""
     if options.sync_batchnorm:
         nn.SyncBatchNorm.convert_sync_batchnorm(experiment.backbone)
     experiment.backbone.to(world.device).to(memory_format=torch.channels_last)
 
 
-def make_train_step(experiment: Experiment, number: int, options: RunOptions, world: World) -> TrainStep:
+def make_train_step(experiment: Experiment, number: int, options: TrainingOptions, world: World) -> TrainStep:
     """Build a stage's module, optimiser and augmentation for training.
 
     The head's initial weights depend on the seed and the stage alone.
@@ -153,7 +153,9 @@ def make_train_step(experiment: Experiment, number: int, options: RunOptions, wo
         set_cudnn_benchmark(False)
     optimiser = experiment.optimiser(module.learning_parameters())
     views = task.views(stage.level)
-    augment = choose_augment(options.augment, (*views, *task.held_out_views(stage.level)), world.device)
+    augment = choose_augment(
+        options.augment_backend, (*views, *task.held_out_views(stage.level)), world.device
+    )
     precision = options.resolved_precision(world.device)
     step = experiment.choose_step(stage, options, world)
     return TrainStep(

@@ -1,4 +1,4 @@
-"""Views of blocks in which each BatchNorm is fused with the sum and ReLU after it (`--step fused`)."""
+"""Views of blocks in which each BatchNorm is fused with the sum and ReLU after it (`--compile fused`)."""
 
 import operator
 from collections.abc import Sequence

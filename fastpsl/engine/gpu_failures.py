@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from fastpsl.engine.distributed import own_rank
 from fastpsl.engine.gpu_faults import device_fault, lost_rank
 from fastpsl.engine.gpu_memory import gibibytes
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
+from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.run import Run
 
 # Errors of allocations outside torch's allocator: by the driver, cuBLAS, cuDNN, DALI and Triton. If a few MiB
@@ -39,7 +39,7 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return (
             f"out of this machine's memory ({text[:_LONGEST] or 'no more is known'}): lower "
-            f"--prefetch-batches, --num-threads or --batch-size{resume_hint(runs)}"
+            f"--prefetch-batches, --workers or --batch-size{resume_hint(runs)}"
         )
     if (lost := lost_rank(text)) is not None:
         return f"a rank other than {own_rank()} {lost}{resume_hint(runs)}"
@@ -48,7 +48,7 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
     if "Triton Error [CUDA]" in text:
         return (
             f"Triton's kernels do not run here ({text[:_LONGEST]}): its CUDA may be newer than the "
-            "driver's; update the driver, or give --step eager --augment kornia"
+            "driver's; update the driver, or give --compile off --augment-backend unfused"
         )
     if "no kernel image is available" in text:
         return (
@@ -56,7 +56,7 @@ def explained(error: Exception, runs: Sequence[Run]) -> str | None:
             "or give --device cpu"
         )
     if compiler_failed(error):
-        return f"torch.compile failed on this stage's blocks ({text[:_LONGEST]}): give --step eager"
+        return f"torch.compile failed on this stage's blocks ({text[:_LONGEST]}): give --compile off"
     return None
 
 
@@ -107,10 +107,10 @@ def _in_use(device: torch.device) -> str:
     )
 
 
-def _less(options: RunOptions, precision: str, num_ranks: int) -> Iterator[str]:
+def _less(options: TrainingOptions, precision: str, num_ranks: int) -> Iterator[str]:
     """Yield options that need less memory, first those that do not change the experiment."""
-    if options.step == "graphed":
-        yield "--step eager"
+    if options.compile == "graphs":
+        yield "--compile off"
     try:
         parts = replace(options, accumulate=2 * options.accumulate)
         yield f"--accumulate {parts.accumulate} (the same batch, {parts.rank_batch(num_ranks)} images a pass)"

@@ -65,8 +65,8 @@ _IN_A_RUN = (
             "_STATUS_EXECUTION_FAILED",
         ),
         "a kernel failed on the GPU",
-        "CUDA_LAUNCH_BLOCKING=1 before the command names it in error.txt, and --augment kornia --step "
-        "eager does without ours; where it comes and goes, look at the GPU (nvidia-smi -q -d ECC)",
+        "CUDA_LAUNCH_BLOCKING=1 before the command names it in error.txt, and --augment-backend unfused "
+        "--compile off does without ours; where it comes and goes, look at the GPU (nvidia-smi -q -d ECC)",
     ),
     Fault(
         ("ECC error", "NVLink error", "nvlink or a hardware error", "hardware stack error"),

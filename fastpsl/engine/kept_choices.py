@@ -9,28 +9,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.old_names import current_record
+from fastpsl.engine.options import TrainingOptions, compile_value
 from fastpsl.engine.train_step import TrainStep
 
 # The options for which "auto" makes a choice.
-AUTOMATIC = ("step", "augment")
+AUTOMATIC = ("compile", "augment_backend")
 
 
 def choices_of(train_step: TrainStep) -> dict[str, Any]:
     """Return the choices under their options' names, for checkpoints."""
     return {
-        "step": train_step.step_choice.mode,
-        "augment": train_step.augment.path,
+        "compile": compile_value(train_step.step_choice.mode),
+        "augment_backend": train_step.augment.path,
         "fold_frozen": train_step.fold_frozen,
     }
 
 
 def apply_kept_choices(
-    options: RunOptions,
+    options: TrainingOptions,
     kept: Mapping[str, Any],
-    check: Callable[[RunOptions], None],
+    check: Callable[[TrainingOptions], None],
     log: Callable[[str], None],
-) -> RunOptions:
+) -> TrainingOptions:
     """Return the options for a stage that resumes from a checkpoint: "auto" becomes the stored choice.
 
     Args:
@@ -39,7 +40,7 @@ def apply_kept_choices(
         check: Raises ValueError for options that this machine cannot run. Such a choice stays "auto".
         log: Reports differences from the start of the stage.
     """
-    for name, value in kept.items():
+    for name, value in current_record(kept, AUTOMATIC).items():
         option = getattr(options, name)
         if name in AUTOMATIC and option == "auto":
             as_begun = replace(options, **{name: value})

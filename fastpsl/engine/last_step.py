@@ -15,9 +15,9 @@ import sys
 import threading
 from typing import Any
 
+from fastpsl.engine.exit_codes import EXIT_PREEMPTED
 from fastpsl.engine.run import Run
 
-EXIT_PREEMPTED = 75
 LEAVE_AFTER_S = 15.0  # half of torchrun's limit; the other half is for writing
 LONG_STEP_S = LEAVE_AFTER_S / 3  # longer steps are copied to memory, which takes a fraction of a second
 

@@ -1,223 +1,29 @@
-"""The life of a recipe's process: parsing, training, exit codes, status.json and one-line errors."""
+"""The start of a recipe's process. --help is answered here, because torch takes seconds to import."""
 
-import errno
-import json
-import os
+from __future__ import annotations
+
 import sys
-import time
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import torch
-
-from fastpsl.engine.address_space import require_address_space
-from fastpsl.engine.distributed import join_world, leave_world, own_rank
-from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
-from fastpsl.engine.last_step import EXIT_PREEMPTED
-from fastpsl.engine.recipe import Evaluation, Options, Recipe
-from fastpsl.engine.reporter import summary_line
-from fastpsl.engine.run import Run
-from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.terminal import escaped, plain, safe_output
-from fastpsl.engine.trainer import pretrain
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import output_errors, write_atomically
-from fastpsl.plots.training_curve import draw_curve
-
-EXIT_FINISHED, EXIT_CRASHED, EXIT_USER_ERROR = 0, 1, 2
-_AGAIN = "the same command starts again, or goes on where it had come to"
+from fastpsl.engine.recipe import HELP, Evaluation, Recipe
+from fastpsl.engine.terminal import safe_output
 
 
-def launch(script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str] | None = None) -> NoReturn:
+def launch(
+    script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str] | None = None, prog: str | None = None
+) -> NoReturn:
     """Run a script and exit: 0 finished, 2 user error, 75 preempted (resume it), 1 crashed.
-
-    `run_script` describes the handling of errors.
 
     Args:
         script: The recipe or evaluation.
         arguments: Its arguments, or None for those of this process.
+        prog: The command's name in --help; None for the name by which it was started.
     """
-    opened: list[Run] = []
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if HELP.intersection(given):
+        with safe_output(lambda name, error: None):
+            script.parse(given, prog=prog)
+    from fastpsl.engine.recipe_process import run
 
-    def work() -> int:
-        options = script.parse(arguments)
-        return _train(script, options, opened) if isinstance(script, Recipe) else script.run(options)
-
-    run_script(script.name, work, opened)
-
-
-def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ()) -> NoReturn:
-    """Exit with `work`'s exit code, or with that of its error.
-
-    ValueError, OSError and failures of the GPU (`gpu_failures`) are the user's: they are printed in one line
-    without a traceback. A rank that lost another one prints a line and exits as crashed. All other errors are
-    bugs and are printed with their traceback.
-
-    Args:
-        recipe: The script's name, for messages.
-        work: Runs the script and returns the exit code.
-        opened: The runs that `work` opens. Their status records how they ended.
-    """
-
-    def lose(name: str, error: OSError) -> None:
-        if name == "stdout":
-            print(
-                f"{recipe}: stdout cannot be written ({error.strerror}); the run goes on without it",
-                file=sys.stderr,
-            )
-
-    with safe_output(lose):
-        _run_script(recipe, work, opened)
-
-
-def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> NoReturn:
-    rank = own_rank()
-    _print_warnings_once(recipe, rank)
-    try:
-        require_address_space()
-        with doing(recipe):
-            code = work()
-    except (ValueError, OSError) as error:
-        code = EXIT_USER_ERROR
-        reason = _error_line(error, opened)
-        _report_failure(opened, rank, f"{recipe}: {reason}", reason)
-    except KeyboardInterrupt:  # only before the run installs its own handler
-        code = EXIT_PREEMPTED
-        _report_failure(opened, rank, f"{recipe}: interrupted; {_AGAIN}", "interrupted")
-    except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
-        if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
-            # Ctrl-C in a terminal also interrupts the compiler that torch.compile calls.
-            _report_failure(
-                opened, rank, f"{recipe}: interrupted; {_AGAIN}", "stopped by a signal", "preempted"
-            )
-            _exit_now(EXIT_PREEMPTED)
-        explanation = explained(error, opened)
-        code = EXIT_USER_ERROR if explanation and not of_another_rank(error) else EXIT_CRASHED
-        reason = explanation or f"{type(error).__name__}: {error}"
-        _report_failure(
-            opened, rank, f"{recipe}: {explanation}" if explanation else traceback.format_exc(), reason
-        )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code in (EXIT_USER_ERROR, EXIT_CRASHED):
-        _exit_now(code)
-    leave_world()
-    sys.exit(code)
-
-
-def _error_line(error: ValueError | OSError, opened: Sequence[Run]) -> str:
-    """Return an error as one line, with a remedy and the checkpoint if a file could not be written."""
-    folders = [run.folder for run in opened]
-    if isinstance(error, OSError) and _is_output_error(error, folders):
-        path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else None
-        try:
-            with output_errors(path or (folders or [Path("a file")])[-1]):
-                raise error
-        except ValueError as output_error:
-            return f"{output_error}{resume_hint(opened)}"
-    return " ".join(str(error).split())
-
-
-def _is_output_error(error: OSError, folders: Sequence[Path]) -> bool:
-    """Return whether writing failed: a full or read-only disk, or any error of a file in one of `folders`."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-        return True
-    has_path = isinstance(error.filename, str) and not isinstance(error, FileNotFoundError)
-    return has_path and any(Path(error.filename).is_relative_to(folder) for folder in folders)
-
-
-def _exit_now(code: int) -> NoReturn:
-    """Exit without waiting in the process group, because other ranks may be gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os._exit(code)
-    leave_world()
-    sys.exit(code)
-
-
-def _print_warnings_once(recipe: str, rank: int) -> None:
-    """Print each warning in one line and once, on rank 0, because all stages and ranks give the same ones."""
-    messages, show = set[str](), warnings.showwarning
-
-    def show_once(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if category is not UserWarning:
-            show(message, category, *rest, **more)
-        elif rank == 0 and str(message) not in messages:
-            messages.add(str(message))
-            print(escaped(f"{recipe}: warning: {' '.join(str(message).split())}"), file=sys.stderr)
-
-    warnings.showwarning = show_once
-
-
-def _train(recipe: Recipe[Options], options: Options, opened: list[Run]) -> int:
-    """Train, add the run to `opened`, and return the exit code."""
-    world = join_world(options.device, timeout_s=10 * options.timeout_s)
-    torch.manual_seed(torch_seed(options.seed))  # initial weights
-    experiment = recipe.build(options)
-    run = Run(recipe.name, experiment.open_data(options, world), experiment.science)
-    opened.append(run)
-    finished = pretrain(experiment, run)
-    if world.rank == 0:
-        _print_results(run, finished)
-        lines = experiment.finish(run) if finished else ()
-        if finished:
-            run.write_status("finished", "")
-        for line in lines:
-            print(line)
-    run.close()
-    return EXIT_FINISHED if finished else EXIT_PREEMPTED
-
-
-def _print_results(run: Run, finished: bool) -> None:
-    assert run.reporter.screen
-    run.reporter.screen.close()
-    if not finished:
-        run.write_status("preempted", "stopped by a signal")
-    write_atomically(run.folder / "results.json", json.dumps(run.position.summaries, indent=1).encode())
-    if not finished:
-        where = f"stage {run.position.stage + 1}, step {run.position.step}"
-        what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"
-        print(f"stopped by a signal in {where}; the same command with --out {run.folder} {what_it_does}")
-    # A terminal has already shown this process's summaries, on stderr. A file gets all of them.
-    for summary in run.position.summaries[: run.num_stages_before if plain(sys.stdout).isatty() else None]:
-        print(summary_line(summary))
-    # Empty if a finished checkpoint was "resumed" in another folder, or none was written.
-    paths = run.checkpoints.paths()
-    if paths or run.resumed:
-        print(f"checkpoint {paths[-1] if paths else run.options.resume}")
-    print(f"training curve {draw_curve(run.folder)}")
-    for probes in run.folder.glob("probe.png"):
-        print(f"probes {probes}")
-    for sheet in sorted(run.folder.glob("contact-sheet-*.png")):
-        print(f"contact sheet {sheet}")
-
-
-def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, state: str = "failed") -> None:
-    """Report the reason once, in status.json and on the terminal.
-
-    A failing rank breaks the others' collective calls. They find `failed` in status.json and print nothing.
-    If all ranks fail alike, the others wait a moment while rank 0 prints the error, and torchrun ends them.
-    """
-    for run in opened:
-        run.stop_signal.close()
-        if run.reporter.screen:
-            run.reporter.screen.close()
-    if rank != 0:
-        time.sleep(1.0)
-        error = f"rank {rank}: {error}"
-    for run in opened:
-        before = run.status()
-        if before == "failed" or (before == "preempted" and rank != 0):  # rank 0 has reported it
-            return
-        try:
-            if before not in ("finished", "preempted"):  # these states are final
-                run.write_status(state, reason if run.world.size == 1 else f"rank {rank}: {reason}")
-            (run.folder / "error.txt").write_text(traceback.format_exc())  # for the developer of a task
-        except OSError as problem:
-            if run.status() != "failed":
-                print(f"status.json could not be written: {problem}", file=sys.stderr)
-    print(error, file=sys.stderr, flush=True)
+    run(script, given)

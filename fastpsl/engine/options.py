@@ -1,129 +1,123 @@
-"""The options that all recipes share."""
+"""The options that all recipes share. This module does not import torch, which is slow."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from typing_extensions import Self, override
 from tyro.conf import arg
 
-from fastpsl.engine.distributed import choose_device
-from fastpsl.engine.optim.apex import fused_sgd, require_apex
-from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.pipelines.augment import AugmentName
+
+if TYPE_CHECKING:
+    import torch
 
 # Fields with this metadata may change on resume. All others are science and must stay equal.
 MACHINE = {"machine": True}
+# The boxes of --help, in their order. Options of a recipe that stand in none are its method's.
+METHOD, MACHINE_BOX = "this method", "speed and machine"
+BOXES: dict[str, tuple[str, ...]] = {
+    "data": (
+        "data", "val", "checkpoint", "random_weights", "pseudo_labels", "label_list", "sbd", "order", "lanes",
+        "on_bad_sample",
+    ),
+    METHOD: (),
+    "plan": ("backbone", "plan", "epochs", "steps", "levels", "partition", "frozen_batchnorm"),
+    "optimisation": (
+        "batch_size", "lr", "intervals", "warmup_epochs", "weight_decay", "momentum", "trust", "dropout",
+        "accumulate", "sync_batchnorm", "apex",
+    ),
+    "output and resume": (
+        "out", "resume", "seed", "max_steps_per_stage", "checkpoint_minutes", "checkpoint_steps",
+        "keep_checkpoints",
+    ),
+    "monitoring": ("log_steps", "probe_every", "tensorboard", "wandb"),
+    MACHINE_BOX: (
+        "device", "precision", "decoder", "workers", "augment_backend", "compile", "fold_frozen",
+        "prefetch_batches", "timeout_s",
+    ),
+}  # fmt: skip
+# The modes of `train_step`, by the values of --compile.
+StepMode = Literal["auto", "eager", "fused", "compiled", "graphed"]
+STEP_MODES: dict[str, StepMode] = {
+    "auto": "auto",
+    "off": "eager",
+    "fused": "fused",
+    "on": "compiled",
+    "graphs": "graphed",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The options of a run. Fields marked MACHINE may change on resume; the others define the experiment."""
+    """The options of a script. Fields marked MACHINE may change on resume; the others must not."""
+
+    without: ClassVar[Mapping[str, str]] = {}
+    """The shared options that a script refuses, each with the reason. --help leaves them out."""
 
     data: Annotated[
         str | None,
         arg(
-            help="Training images: a beton, a quoted glob of shards, a folder of images or a list of them "
-            "(docs/sources.md). Without it: the embedded sample."
+            help="Training images: a folder, a .beton file (FFCV's format), a quoted glob of such files, or "
+            "a list of images. Without it: a small sample that the package generates."
         ),
     ] = field(default=None, metadata=MACHINE)
     val: str | None = field(default=None, metadata=MACHINE)
-    """Held-out images, likewise, for the score at each stage's end (the sample brings its own)."""
+    """Validation images, in the same forms. The generated sample has its own."""
     out: Path | None = field(default=None, metadata=MACHINE)
-    """The run's folder; without it a new numbered one under runs/."""
+    """Folder of the run; by default a new numbered one under runs/."""
     resume: Annotated[
         str,
         arg(
             help="auto: from the newest checkpoint in --out, if there is one; never: only into a fresh "
-            "folder; or a checkpoint's PATH."
+            "folder; or the path of a checkpoint."
         ),
     ] = field(default="auto", metadata=MACHINE)
     batch_size: int = 256
-    """Images a step, over all ranks and accumulated batches."""
+    """Images per step, over all GPUs and accumulated batches."""
     seed: int = 0
-    """Of weights, orders and draws."""
-    order: Literal["random", "quasi_random"] = "random"
-    """quasi_random reads whole pages: for betons larger than the page cache."""
-    lanes: int = 64
-    """Of the quasi-random order: each takes an equal share of every batch; the ranks share them."""
+    """Random seed of the initial weights, the order of the images and their augmentations."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: fp16 on CUDA, fp32 on the CPU."""
-    sync_batchnorm: bool = False
-    """BatchNorm statistics over all ranks (CUDA only)."""
-    max_steps_per_stage: int | None = field(default=None, metadata=MACHINE)
-    """Cut each stage short after so many steps; its schedule stays that of the whole stage."""
+    """Number format of the network; auto is fp16 on CUDA and fp32 on the CPU."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE)
-    """auto: CUDA where there is one."""
+    """Where to compute; auto is CUDA if there is a GPU."""
     decoder: str = field(default="auto", metadata=MACHINE)
-    """ffcv, dali, torchvision, resident, synthetic, or auto."""
-    num_threads: int | None = field(default=None, metadata=MACHINE)
-    """Decoding threads of this rank; default: this machine's cores over its ranks."""
-    augment: Annotated[
-        AugmentName,
-        arg(
-            help="kornia: views' operations one after the other, by Kornia and torch; fused: in few kernels "
-            "(on the CPU not of every recipe); auto: fused where it can be."
-        ),
-    ] = field(default="auto", metadata=MACHINE)
-    step: Annotated[
-        Literal["auto", "eager", "fused", "compiled", "graphed"],
-        arg(
-            help="How the learning blocks run: as they are, with fused BatchNorms, by torch.compile, in CUDA "
-            "graphs, or as was measured to be fastest."
-        ),
-    ] = field(default="auto", metadata=MACHINE)
-    fold_frozen: bool = field(default=False, metadata=MACHINE)
-    """Fold BatchNorm into the convolutions of blocks that do not learn."""
-    accumulate: int = field(default=1, metadata=MACHINE)
-    """Batches whose gradients make one step: the paper's batch on fewer GPUs."""
+    """Reader of the images: ffcv, dali, torchvision, resident, synthetic, or auto."""
+    workers: int | None = field(default=None, metadata=MACHINE)
+    """Decoding threads per GPU; by default the machine's cores divided by its GPUs' processes."""
     prefetch_batches: int = field(default=4, metadata=MACHINE)
     """Batches that are read, decoded or ready while a step runs."""
     timeout_s: float = field(default=120.0, metadata=MACHINE)
-    """Longest wait for a batch (and, ten times that, for another rank)."""
+    """Longest wait for a batch, in seconds. For another rank it is ten times as long."""
     on_bad_sample: Literal["raise", "skip"] = field(default="raise", metadata=MACHINE)
-    """A sample that cannot be decoded: stop, or replace it from the batch and list it in bad-samples.csv."""
-    checkpoint_minutes: float = field(default=20.0, metadata=MACHINE)
-    """Checkpoint so often (0: not by the clock); also at each stage's end and on SIGTERM or SIGINT."""
-    checkpoint_steps: int = field(default=0, metadata=MACHINE)
-    """Checkpoint every so many steps (0: not by steps)."""
-    keep_checkpoints: int = field(default=3, metadata=MACHINE)
-    """The newest ones; older are removed."""
-    log_steps: int = field(default=10, metadata=MACHINE)
-    """Steps between looks at the numbers: the only times that the host waits for the device."""
-    tensorboard: bool = field(default=True, metadata=MACHINE)
-    """Curves for TensorBoard in the run's folder."""
-    wandb: bool = field(default=False, metadata=MACHINE)
-    """Curves for Weights & Biases."""
+    """For an image that cannot be decoded: stop, or replace it and list it in bad-samples.csv."""
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name in self.without and value != option.default:
+                given = flag(option.name) if value is True else f"{flag(option.name)} {value}"
+                raise ValueError(f"{given}: {self.without[option.name]}")
         if self.val is not None and self.data is None:
             raise ValueError(
                 f"--val {self.val} without --data: give both, or neither for the embedded sample"
             )
-        positive = (
-            "batch_size",
-            "accumulate",
-            "prefetch_batches",
-            "timeout_s",
-            "keep_checkpoints",
-            "log_steps",
-            "lanes",
-        )
-        for name in positive:
+        self._require_positive("batch_size", "prefetch_batches", "timeout_s")
+        self._require_positive_or_none("workers")
+
+    def _require_positive(self, *names: str) -> None:
+        for name in names:
             if getattr(self, name) <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: it must be above 0")
-        for name in ("checkpoint_minutes", "checkpoint_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: it must be 0 (never) or more"
-                )
-        for name in ("max_steps_per_stage", "num_threads"):
+                raise ValueError(f"{flag(name)} {getattr(self, name)}: it must be above 0")
+
+    def _require_positive_or_none(self, *names: str) -> None:
+        for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: it must be 1 or more, or left out")
+                raise ValueError(f"{flag(name)} {value}: it must be 1 or more, or left out")
 
     def science(self) -> dict[str, Any]:
         """Return the fields that must be equal on resume, as plain values."""
@@ -138,18 +132,24 @@ class RunOptions:
         """Return all fields as plain values."""
         return {f.name: plain_value(getattr(self, f.name)) for f in fields(self)}
 
+    @property
+    def passes_per_step(self) -> int:
+        """The number of batches whose gradients make one step."""
+        return 1
+
     def rank_batch(self, world_size: int) -> int:
         """Return the number of images that a rank decodes at a time.
 
         Raises:
             ValueError: The batch is not divisible by the ranks and --accumulate.
         """
-        share, rest = divmod(self.batch_size, world_size * self.accumulate)
+        parts = world_size * self.passes_per_step
+        share, rest = divmod(self.batch_size, parts)
         if rest or not share:
+            accumulated = f" with --accumulate {self.passes_per_step}" if self.passes_per_step > 1 else ""
             raise ValueError(
-                f"--batch-size {self.batch_size} over {world_size} ranks with --accumulate "
-                f"{self.accumulate} does not divide: choose a batch that is a multiple of "
-                f"{world_size * self.accumulate}"
+                f"--batch-size {self.batch_size} over {world_size} ranks{accumulated} does not divide: "
+                f"choose a batch that is a multiple of {parts}"
             )
         return share
 
@@ -160,12 +160,70 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainOptions(RunOptions):
+class TrainingOptions(RunOptions):
+    """The options of scripts that train, be it a backbone or a classifier on it."""
+
+    order: Literal["random", "quasi_random"] = "random"
+    """Order of the images; quasi_random reads whole pages, for data larger than the memory."""
+    lanes: int = 64
+    """For quasi_random: places of the data that are read at a time. Each gives an equal share of a batch."""
+    sync_batchnorm: bool = False
+    """Compute BatchNorm's statistics over all GPUs."""
+    accumulate: int = field(default=1, metadata=MACHINE)
+    """Batches whose gradients make one step. It reaches the paper's batch on fewer GPUs."""
+    max_steps_per_stage: int | None = field(default=None, metadata=MACHINE)
+    """Cut each stage short after this many steps. Its learning rates stay those of the whole stage."""
+    checkpoint_minutes: float = field(default=20.0, metadata=MACHINE)
+    """Minutes between checkpoints (0: none by the clock). Stages' ends and interruptions have one too."""
+    checkpoint_steps: int = field(default=0, metadata=MACHINE)
+    """Steps between checkpoints (0: none by steps)."""
+    keep_checkpoints: int = field(default=3, metadata=MACHINE)
+    """Number of the most recent checkpoints to keep."""
+    log_steps: int = field(default=10, metadata=MACHINE)
+    """Steps between records of loss and speed. Only then does the host wait for the GPU."""
+    tensorboard: bool = field(default=True, metadata=MACHINE)
+    """Write curves for TensorBoard to the run's folder."""
+    wandb: bool = field(default=False, metadata=MACHINE)
+    """Send curves to Weights & Biases."""
+    augment_backend: Literal["auto", "unfused", "fused"] = field(default="auto", metadata=MACHINE)
+    """Augmentation operation by operation (unfused) or in few kernels (fused); auto: fused if possible."""
+    compile: Annotated[
+        Literal["auto", "off", "fused", "on", "graphs"],
+        arg(
+            help="How the learning blocks run: off, as they are; fused, with fused BatchNorms; on, by "
+            "torch.compile; graphs, in CUDA graphs; auto, as was measured to be fastest."
+        ),
+    ] = field(default="auto", metadata=MACHINE)
+    fold_frozen: bool = field(default=False, metadata=MACHINE)
+    """Fold BatchNorm into the convolutions of blocks that do not learn."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_positive("accumulate", "keep_checkpoints", "log_steps", "lanes")
+        self._require_positive_or_none("max_steps_per_stage")
+        for name in ("checkpoint_minutes", "checkpoint_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{flag(name)} {getattr(self, name)}: it must be 0 (never) or more")
+
+    @property
+    @override
+    def passes_per_step(self) -> int:
+        return self.accumulate
+
+    @property
+    def step_mode(self) -> StepMode:
+        """The mode of the train step that --compile asks for."""
+        return STEP_MODES[self.compile]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(TrainingOptions):
     """The options of recipes that train a backbone by a plan."""
 
     plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
-    """Which blocks learn what, and when (psl.txt, sections 3.2 and 4.5)."""
-    stage_epochs: tuple[int, ...] = (60, 60, 60)
+    """Which blocks learn in which stage (PSL, sections 3.2 and 4.5); end_to_end: all of them."""
+    epochs: tuple[int, ...] = (60, 60, 60)
     """Epochs of each stage."""
     partition: Annotated[
         tuple[str, ...],
@@ -175,13 +233,11 @@ class PretrainOptions(RunOptions):
         ),
     ] = ()
     levels: tuple[int, ...] = ()
-    """The task's level in each stage; by default from the easiest to the hardest."""
+    """Difficulty of the task in each stage; by default from the easiest to the hardest."""
     frozen_batchnorm: Literal["eval", "train"] = "eval"
-    """How blocks before the stage normalise."""
-    apex: bool = False
-    """SGD by NVIDIA apex's FusedSGD, where the recipe uses SGD."""
+    """How BatchNorm of blocks before the stage normalises: by running or by batch statistics."""
     probe_every: int = field(default=0, metadata=MACHINE)
-    """Epochs between looks at the features by held-out labels (0: never)."""
+    """Epochs between tests of the features on the validation images (0: never)."""
 
     @override
     def __post_init__(self) -> None:
@@ -193,12 +249,20 @@ class PretrainOptions(RunOptions):
         """Return the plan's stages for a task and backbone with these numbers of levels and blocks."""
         return make_plan(
             self.plan,
-            self.stage_epochs,
+            self.epochs,
             num_levels=num_levels,
             num_blocks=num_blocks,
             partition=self.partition,
             levels=self.levels,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGDOptions(PretrainOptions):
+    """The options of recipes that learn by SGD."""
+
+    apex: bool = False
+    """Use FusedSGD of NVIDIA apex."""
 
     def sgd(self) -> Callable[..., torch.optim.Optimizer]:
         """Return the SGD optimiser, or apex's fused one for --apex.
@@ -206,15 +270,29 @@ class PretrainOptions(RunOptions):
         Raises:
             ValueError: apex cannot run.
         """
+        from fastpsl.engine.distributed import choose_device
+        from fastpsl.engine.optim.apex import fused_sgd, require_apex
+        from fastpsl.engine.optim.sgd_adam import sgd
+
         if not self.apex:
             return sgd
         require_apex(choose_device(self.device, 0))
         return fused_sgd
 
-    def refuse_apex(self, method: str, optimiser: str) -> None:
-        """Raise ValueError for --apex, because `method` learns by `optimiser` and not by SGD."""
-        if self.apex:
-            raise ValueError(f"--apex: it has SGD, and {method} learns by {optimiser}; leave it out")
+
+def flag(name: str) -> str:
+    """Return the flag of a field, such as --batch-size."""
+    return f"--{name.replace('_', '-')}"
+
+
+def compile_flag(mode: str) -> str:
+    """Return the option that asks for a mode of the train step, such as `--compile on` for compiled."""
+    return f"--compile {compile_value(mode)}"
+
+
+def compile_value(mode: str) -> str:
+    """Return the value of --compile for a mode of the train step."""
+    return next(value for value, name in STEP_MODES.items() if name == mode)
 
 
 def plain_value(value: Any) -> Any:

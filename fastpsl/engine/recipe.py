@@ -1,16 +1,25 @@
 """Recipes: options with defaults from the paper and for the sample, and the experiment built from them."""
 
+from __future__ import annotations
+
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fastpsl.engine.command_line import parse
-from fastpsl.engine.distributed import own_rank
-from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.options import RunOptions, plain_value
+from fastpsl.engine.help_screen import show_help
+from fastpsl.engine.old_names import current_arguments
+from fastpsl.engine.options import RunOptions, TrainingOptions, flag, plain_value
+from fastpsl.engine.ranks import own_rank
+
+if TYPE_CHECKING:
+    from fastpsl.engine.experiment import Experiment
 
 Options = TypeVar("Options", bound=RunOptions)
+Training = TypeVar("Training", bound=TrainingOptions)
+HELP = frozenset({"-h", "--help", "--help-all"})
 print_now = functools.partial(print, flush=True)
 
 
@@ -59,16 +68,18 @@ class Script(Generic[Options]):
             SystemExit: With code 0, after --help is printed.
         """
         is_rank_0 = own_rank() == 0
-        small = " ".join(f"--{name.replace('_', '-')} {_words(value)}" for name, value in self.sample.items())
-        usual = "are the paper's" if self.source == "paper" else "hold with --data"
-        description = (self.description or "").rstrip()
-        description += f"\n\nDefaults below {usual}; without --data they are\n{small}"
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        if wanted := HELP.intersection(given):
+            if is_rank_0:
+                self.show_help(prog, everything="--help-all" in wanted)
+            sys.exit(0)
+        given, notes = current_arguments(given, {f.name for f in fields(self.options)})
+        if is_rank_0:
+            for note in notes:
+                print(f"{self.name}: {note}", file=sys.stderr, flush=True)
 
         def parsed(values: Mapping[str, Any]) -> Options:
-            options: Options = parse(
-                self.options, arguments, default=self.options(**values), description=description,
-                console_outputs=is_rank_0, prog=prog,
-            )  # fmt: skip
+            options: Options = parse(self.options, given, default=self.options(**values), prog=prog)
             return options
 
         options = parsed(self.paper)
@@ -78,12 +89,25 @@ class Script(Generic[Options]):
             log(describe_choice(options, paper, self.source))
         return options.completed()
 
+    def show_help(self, prog: str | None = None, *, everything: bool = False) -> None:
+        """Print the help.
+
+        Args:
+            prog: The script's name; None for the name by which it was started.
+            everything: Whether to show the options of speed and machine, too.
+        """
+        small = " ".join(f"{flag(name)} {_words(value)}" for name, value in self.sample.items())
+        usual = "the paper's" if self.source == "paper" else "those with --data"
+        description = f"{(self.description or '').rstrip()}\n\nDefaults in brackets are {usual}."
+        description += f" Without --data they are {small}." if small else ""
+        show_help(prog or sys.argv[0], description, self.options, self.paper, everything=everything)
+
 
 @dataclass(frozen=True)
-class Recipe(Script[Options]):
+class Recipe(Script[Training]):
     """A script that trains. `build` makes an experiment from the options."""
 
-    build: Callable[[Options], Experiment]
+    build: Callable[[Training], Experiment]
 
 
 @dataclass(frozen=True)

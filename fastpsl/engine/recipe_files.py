@@ -1,7 +1,9 @@
 """Find a recipe's script by its name, and load its RECIPE."""
 
+import difflib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -35,8 +37,7 @@ def find_recipe(name: str) -> Recipe[Any] | Evaluation[Any]:
     path = recipe_path(name)
     if path is None:
         raise ValueError(f"there is no recipes/{name}.py in or beside {_PACKAGE}")
-    recipe: Recipe[Any] | Evaluation[Any] = load_script(path).RECIPE
-    return recipe
+    return load_recipe(path)
 
 
 def load_script(path: Path) -> ModuleType:
@@ -52,3 +53,40 @@ def load_script(path: Path) -> ModuleType:
     finally:
         sys.path.pop(0)
     return module
+
+
+def named_path(name: str, names: Mapping[str, str]) -> Path:
+    """Return the path of a recipe's script.
+
+    Args:
+        name: A short name, a script's name without .py, or the path of a script.
+        names: The scripts' names by short name.
+
+    Raises:
+        ValueError: There is no such recipe. The message has the most similar name.
+    """
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise ValueError(f"{name}: there is no such file; `fastpsl recipes` lists the names of recipes")
+        return Path(name)
+    stem = names.get(name, name)
+    if stem not in names.values():
+        similar = difflib.get_close_matches(name, [*names, *names.values()], n=1)
+        hint = f"did you mean {similar[0]}? " if similar else ""
+        raise ValueError(f"there is no recipe {name}; {hint}allowed are {', '.join(names)}")
+    path = recipe_path(stem)
+    if path is None:
+        raise ValueError(f"there is no recipes/{stem}.py in or beside {_PACKAGE}")
+    return path
+
+
+def load_recipe(path: Path) -> Recipe[Any] | Evaluation[Any]:
+    """Return the RECIPE of a script.
+
+    Raises:
+        ValueError: The script defines none.
+    """
+    recipe = getattr(load_script(path), "RECIPE", None)
+    if not isinstance(recipe, (Recipe, Evaluation)):
+        raise ValueError(f"{path}: it defines no RECIPE, as the scripts of `fastpsl recipes` do")  # noqa: TRY004
+    return recipe

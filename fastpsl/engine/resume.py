@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastpsl.engine.distributed import World, share, wait_for_all
+from fastpsl.engine.old_names import current_record
 from fastpsl.engine.options import RunOptions
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.files.atomic import output_errors
@@ -137,12 +138,12 @@ def find_checkpoint(
     if state is None:  # rank 0 has already read the newest one
         state = read_checkpoint(Path(chosen))
         refuse_incomplete(Path(chosen), state)
-    refuse_other_science(state["science"], science, chosen)
+    refuse_other_science(current_record(state["science"], science.keys()), science, chosen)
     where = state["position"]
     notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
     changed = [
         f"{name} {value} → {machine.get(name)}"
-        for name, value in state["machine"].items()
+        for name, value in current_record(state["machine"], machine.keys()).items()
         if value != machine.get(name)
     ]
     if changed:

@@ -9,7 +9,7 @@ import numpy as np
 from typing_extensions import Self
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import RunOptions, TrainingOptions
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader
@@ -55,7 +55,7 @@ class RunData:
 
     def __init__(
         self,
-        options: RunOptions,
+        options: TrainingOptions,
         world: World,
         open: OpenData | None = None,
         part: Callable[[Dataset], Dataset] | None = None,
@@ -142,7 +142,7 @@ class RunData:
             seed=options.seed,
             rank=world.rank,
             world=world.size,
-            num_threads=options.num_threads,
+            num_threads=options.workers,
             device=world.device,
             prefetch_batches=options.prefetch_batches,
             timeout_s=options.timeout_s,
@@ -172,7 +172,7 @@ def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
 def open_loader(
     data: Dataset,
     views: Sequence[ViewSpec],
-    options: RunOptions,
+    options: TrainingOptions,
     world: World,
     *,
     batch_size: int,
@@ -190,7 +190,7 @@ def open_loader(
         order=options.order,
         lanes=options.lanes,
         decoder=options.decoder,
-        num_threads=options.num_threads,
+        num_threads=options.workers,
         device=str(world.device),
         prefetch_batches=options.prefetch_batches,
         timeout_s=options.timeout_s,

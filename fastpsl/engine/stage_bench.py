@@ -10,7 +10,7 @@ import torch
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.pipelines.augment import Augment
@@ -56,7 +56,7 @@ class StageBench:
         self,
         experiment: Experiment,
         number: int,
-        options: RunOptions,
+        options: TrainingOptions,
         data: Dataset,
         world: World,
         *,

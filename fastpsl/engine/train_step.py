@@ -13,7 +13,7 @@ from typing_extensions import override
 from fastpsl.engine.compile_modes import EAGER, StepChoice, begin_pass, make_runner
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.trunk import Metrics, Trunk
-from fastpsl.pipelines.augment import KORNIA, Augment
+from fastpsl.pipelines.augment import UNFUSED, Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
@@ -69,7 +69,7 @@ class TrainStep:
         views: Sequence[ViewSpec],
         precision: str,
         world: World,
-        augment: Augment = KORNIA,
+        augment: Augment = UNFUSED,
         step: StepChoice = EAGER,
         fold_frozen: bool = False,
         clip_norm: float | None = None,

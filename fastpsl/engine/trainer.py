@@ -17,7 +17,7 @@ from fastpsl.engine.kept_choices import AUTOMATIC, apply_kept_choices, choices_o
 from fastpsl.engine.last_step import LONG_STEP_S, LastStep
 from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.resume import loading
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import BatchSource
@@ -91,10 +91,10 @@ class StageTrainer:
                 f"folded: {'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}"
             )
 
-    def _check(self, options: RunOptions) -> None:
+    def _check(self, options: TrainingOptions) -> None:
         """Raise ValueError if this machine cannot compute the stage as `options` require."""
         views = (*self.experiment.task.views(self.stage.level), *self.held_out_views)
-        choose_augment(options.augment, views, self.run.world.device)
+        choose_augment(options.augment_backend, views, self.run.world.device)
         self.experiment.choose_step(self.stage, options, self.run.world)
 
     def run_to_end(self, progress: doing) -> bool:

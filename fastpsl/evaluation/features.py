@@ -90,11 +90,11 @@ class Extraction:
             raise ValueError(
                 f"--size-px {options.size_px}: this backbone reads pictures of {backbone.min_px} px and more"
             )
-        names = ("decoder", "num_threads", "prefetch_batches", "timeout_s", "on_bad_sample")
+        names = ("decoder", "prefetch_batches", "timeout_s", "on_bad_sample")
         return cls(
             pretrained, data, number, options.size_px, options.rank_batch(world.size),
             options.resolved_precision(world.device), dtype, options.whole,
-            {name: getattr(options, name) for name in names}, pool,
+            {name: getattr(options, name) for name in names} | {"num_threads": options.workers}, pool,
         )  # fmt: skip
 
     @classmethod

@@ -1,17 +1,29 @@
-"""Define the options that all evaluations share: the weights, their input, the size of the images."""
+"""The options that evaluations share. This module does not import torch, which is slow."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from typing_extensions import Self, override
 from tyro.conf import arg
 
-from fastpsl.engine.distributed import own_rank
-from fastpsl.engine.options import MACHINE, RunOptions
+from fastpsl.engine.options import MACHINE, RunOptions, TrainingOptions
+from fastpsl.engine.ranks import own_rank
 from fastpsl.models.names import ANY_BACKBONE
-from fastpsl.models.weights import Pretrained, load_pretrained, random_weights
-from fastpsl.pipelines.input_record import Input
+
+if TYPE_CHECKING:
+    from fastpsl.models.weights import Pretrained
+    from fastpsl.pipelines.input_record import Input
+
+
+# The reason to refuse --val.
+VAL_IS_OF_DATA = "the protocol says which part of --data is scored; leave it out"
+# What a loader of whole images refuses.
+WHOLE_IMAGES = dict.fromkeys(
+    ("order", "lanes", "on_bad_sample"), "it is not for whole images; leave it out"
+) | {"val": VAL_IS_OF_DATA}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +98,8 @@ class EvaluationOptions(RunOptions):
             ValueError: Neither or both of --checkpoint and --random-weights are given, or the weights cannot
                 be read.
         """
+        from fastpsl.models.weights import load_pretrained, random_weights
+
         if self.random_weights == (self.checkpoint is not None):
             raise ValueError("give either --checkpoint PATH or --random-weights")
         if self.checkpoint is not None:
@@ -103,6 +117,11 @@ class EvaluationOptions(RunOptions):
         return given_input(self.input_channels, self.input_mean, self.input_std, self.size_px)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedEvaluationOptions(EvaluationOptions, TrainingOptions):
+    """The options of evaluations that train something on the features, such as a classifier."""
+
+
 def given_input(
     channels: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, size_px: int
 ) -> Input | None:
@@ -117,4 +136,6 @@ def given_input(
         raise ValueError(
             "--input-channels, --input-mean and --input-std belong together: give all three or none"
         )
+    from fastpsl.pipelines.input_record import Input
+
     return Input(channels, mean, std, size_px)

@@ -33,7 +33,7 @@ def split_empty(labels: np.ndarray, num_classes: int, seed: int, epoch: int) -> 
     if len(labels) < num_classes:
         raise ValueError(
             f"{len(labels):,} images cannot fill {num_classes:,} classes; "
-            f"give --num-classes {len(labels)} or less, or more images"
+            f"give --num-clusters {len(labels)} or less, or more images"
         )
     assert labels.min() >= 0 and labels.max() < num_classes, (labels.min(), labels.max(), num_classes)
     sizes = np.bincount(labels, minlength=num_classes)

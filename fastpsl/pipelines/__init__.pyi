@@ -1,7 +1,16 @@
 from .batch import Batch as Batch
 from .beton.reader import Beton as Beton
 from .data.dataset import Dataset as Dataset
+from .data.dataset import require_labels as require_labels
 from .data.open import open_data as open_data
+from .data.subset import Subset as Subset
+from .input_record import Input as Input
 from .loader.loader import Loader as Loader
 from .sample.betons import sample_paths as sample_paths
+from .sample.voc import drawn_voc as drawn_voc
+from .standard_views import center_view as center_view
+from .standard_views import ten_crop_views as ten_crop_views
+from .standard_views import train_view as train_view
 from .views import ViewSpec as ViewSpec
+from .voc.dataset import VOC as VOC
+from .voc.dataset import open_train_and_test as open_train_and_test

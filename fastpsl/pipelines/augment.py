@@ -16,7 +16,7 @@ from fastpsl.kernels.fused import fused_modules, module_for
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
-AugmentName = Literal["auto", "kornia", "fused"]
+AugmentName = Literal["auto", "unfused", "fused"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Augment:
     """A way to compute the operations of views.
 
     Attributes:
-        path: "kornia" or "fused".
+        path: "unfused" or "fused".
         reason: Why this path was taken, to be shown to users.
         modules: The modules of kernels/fused_cpu or kernels/fused_cuda that the fused path uses.
     """
@@ -38,7 +38,7 @@ class Augment:
 
         Fused views of one shape are consecutive parts of one buffer, in the order of the views.
         """
-        if self.path == "kornia":
+        if self.path == "unfused":
             return batch.inputs(views, dtype)
         batch.check_views(views)
         jobs = list(zip(views, batch.images, batch.draws, strict=True))
@@ -59,7 +59,7 @@ class Augment:
         return outs
 
 
-KORNIA = Augment("kornia", "asked for")
+UNFUSED = Augment("unfused", "asked for")
 
 
 def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.device) -> Augment:
@@ -76,8 +76,8 @@ def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.d
     """
     if name not in get_args(AugmentName):
         raise ValueError(f"augment {name!r}: there are {', '.join(get_args(AugmentName))}")
-    if name == "kornia" or not views:
-        return KORNIA
+    if name == "unfused" or not views:
+        return UNFUSED
     modules, reason = fused_modules(device)
     if not modules:
         why_not = reason
@@ -87,8 +87,8 @@ def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.d
     if not why_not:
         return Augment("fused", reason, modules)
     if name == "fused":
-        raise ValueError(f"--augment fused: {why_not}; use --augment kornia, or auto")
-    return Augment("kornia", why_not)
+        raise ValueError(f"--augment-backend fused: {why_not}; use --augment-backend unfused, or auto")
+    return Augment("unfused", why_not)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

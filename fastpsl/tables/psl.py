@@ -66,19 +66,19 @@ NUM_PROCESSES = 8
 VALUES = {
     "jigsaw_r50/reversed": {"levels": (3, 2, 1)},
     "jigsaw_r50/soon_hard": {"levels": (1, 3, 3)},
-    "jigsaw_r50/rising": {"stage_epochs": (30, 60, 90)},
-    "jigsaw_r50/two_stages": {"stage_epochs": (90, 90)},
+    "jigsaw_r50/rising": {"epochs": (30, 60, 90)},
+    "jigsaw_r50/two_stages": {"epochs": (90, 90)},
     "jigsaw_r50/no_overlap": {"partition": ("1-2", "3-4", "5")},
     "simclr_r50": {"sync_batchnorm": True},
     "semi_supervised/1": {"protocol": "pirl", "percent": 1.0},
     "semi_supervised/10": {"protocol": "pirl", "percent": 10.0},
 }
 TINY = {
-    "jigsaw_r50/rising": {"stage_epochs": (2, 3, 4)},
-    "jigsaw_r50/two_stages": {"stage_epochs": (4, 5)},
+    "jigsaw_r50/rising": {"epochs": (2, 3, 4)},
+    "jigsaw_r50/two_stages": {"epochs": (4, 5)},
     "simclr_r50": {"sync_batchnorm": False},  # CUDA's alone
     "linear/moco": {"lr": None},  # the protocol's
     "semi_supervised/1": {"percent": 10.0, "size_px": 64},
     "semi_supervised/10": {"percent": 50.0, "size_px": 64},
-    "detection/pirl": {"batch_size": 2, "num_steps": 40, "lr": 0.05, "short_px": (64,), "anchor_px": (32,)},
+    "detection/pirl": {"batch_size": 2, "steps": 40, "lr": 0.05, "short_side": (64,), "anchor_px": (32,)},
 }

@@ -157,8 +157,8 @@ COMMANDS: dict[str, Values] = {
     "retrieval": {"block": "final", "k": 8, "size_px": 224, "whole": False},
     "tsne": {"block": "final", "num": 1000, "perplexity": 30.0, "size_px": 224, "whole": False},
     "labels/true": {},
-    "labels/random": {"num_classes": 70},
-    "labels/k-means": {"num_classes": 70, "pca_width": 64, "size_px": 32},
+    "labels/random": {"num_clusters": 70},
+    "labels/k-means": {"num_clusters": 70, "pca_width": 64, "size_px": 32},
 }
 
 

@@ -116,7 +116,7 @@ ABOUT_TINY = (
 )
 NUM_PROCESSES = 1
 _HEADS = ("conv_B2", "conv_B3", "conv_B4", "fc1_B4", "fc2_B4", "fc3_B4")
-_SUPERVISED = {"stage_epochs": (200,), "batch_size": 128, "lr": 0.2, "intervals": (60, 60, 40, 40)}
+_SUPERVISED = {"epochs": (200,), "batch_size": 128, "lr": 0.2, "intervals": (60, 60, 40, 40)}
 _SUPERVISED_32 = {**_SUPERVISED, "size_px": 32, "crop": "padded", "weight_decay": 5e-4}
 _YFCC_SIZE = {"size_px": 224, "crop": "random_resized"}
 # Shares of the epochs between the drops of the rate.
@@ -124,7 +124,7 @@ _YFCC_INTERVALS = {
     "colorization": (120,), "context": (100, 50, 50), "rotation": (15, 20, 10, 5), "aet": (100, 50, 50),
 }  # fmt: skip
 _FROM_YFCC = {
-    task: {**_YFCC_SIZE, "stage_epochs": (sum(parts),), "intervals": parts}
+    task: {**_YFCC_SIZE, "epochs": (sum(parts),), "intervals": parts}
     for task, parts in _YFCC_INTERVALS.items()
 }
 _WHOLE_32 = {"size_px": 32, "whole": True}
@@ -136,10 +136,10 @@ VALUES = {
     "sslpp_aet/labels_alone": {"proxy": False},
     "sslpp_aet/yfcc_labels_alone": {**_FROM_YFCC["aet"], "proxy": False},
     **{f"sslpp_iic/{number}": {"num_clusters": number} for number in NUMS_CLUSTERS},
-    **{f"sslpp_iic/{name}": {"transforms": name} for name in TRANSFORMS},
+    **{f"sslpp_iic/{name}": {"augment": name} for name in TRANSFORMS},
     "sslpp_iic/stl": {"num_copies": 5, "batch_size": 700},
     # As many pictures as its 2000 epochs of CIFAR-10 have.
-    "sslpp_iic/yfcc": {"size_px": 224, "batch_size": 672, "stage_epochs": (333,)},
+    "sslpp_iic/yfcc": {"size_px": 224, "batch_size": 672, "epochs": (333,)},
     "supervised/32px": _SUPERVISED_32,
     "supervised/stl10": {**_SUPERVISED, "weight_decay": 5e-4, "size_px": 224},
     **{f"supervised/{number}": {**_SUPERVISED_32, "labels_per_class": number} for number in FEW},
@@ -150,25 +150,25 @@ VALUES = {
     "linear/sslpp": {"batch_size": 64},
     "classification/sslpp_fc6_8": {"layers": "fc6_8"},
     "classification/sslpp_all": {"layers": "all"},
-    "labels/random": {"num_classes": 70},
-    "labels/k-means": {"num_classes": 70},
+    "labels/random": {"num_clusters": 70},
+    "labels/k-means": {"num_clusters": 70},
     "retrieval": {"block": "B4", **_WHOLE_32},
     "tsne": {"block": "B4", "num": 1000, **_WHOLE_32},
 }
-_TINY_SUPERVISED = {"stage_epochs": (8,), "batch_size": 32}
+_TINY_SUPERVISED = {"epochs": (8,), "batch_size": 32}
 _TINY_LABELS = dict(zip(FEW, (2, 4, 6, 8), strict=True))
-_TINY_CLASSIFICATION = {"size_px": 64, "num_steps": 150}  # AlexNet needs 63 px
+_TINY_CLASSIFICATION = {"size_px": 64, "steps": 150}  # AlexNet needs 63 px
 TINY = {
     **{f"sslpp_{task}": {"num_clusters": 16} for task in TASKS},
-    **{f"sslpp_{task}/yfcc": {"size_px": 64, "stage_epochs": (4,)} for task in TASKS},
-    "sslpp_aet/yfcc_labels_alone": {"size_px": 64, "stage_epochs": (4,)},
-    "sslpp_iic": {"stage_epochs": (4,), "batch_size": 60},  # fewer than the 160 pictures of a small folder
+    **{f"sslpp_{task}/yfcc": {"size_px": 64, "epochs": (4,)} for task in TASKS},
+    "sslpp_aet/yfcc_labels_alone": {"size_px": 64, "epochs": (4,)},
+    "sslpp_iic": {"epochs": (4,), "batch_size": 60},  # fewer than the 160 pictures of a small folder
     **{
         f"sslpp_iic/{number}": {"num_clusters": fewer}
         for number, fewer in zip(NUMS_CLUSTERS, (2, 6, 12, 24), strict=True)
     },
     "sslpp_iic/stl": {"batch_size": 60},
-    "sslpp_iic/yfcc": {"size_px": 64, "batch_size": 60, "stage_epochs": (2,)},
+    "sslpp_iic/yfcc": {"size_px": 64, "batch_size": 60, "epochs": (2,)},
     "supervised/32px": _TINY_SUPERVISED,
     "supervised/stl10": {**_TINY_SUPERVISED, "size_px": 64},
     **{
@@ -181,9 +181,9 @@ TINY = {
     "classification/sslpp_fc6_8": _TINY_CLASSIFICATION,
     "classification/sslpp_all": _TINY_CLASSIFICATION,
     "detection/sslpp": {
-        "batch_size": 2, "num_steps": 100, "lr": 0.005, "short_px": (128,), "anchor_px": (16, 32, 64),
+        "batch_size": 2, "steps": 100, "lr": 0.005, "short_side": (128,), "anchor_px": (16, 32, 64),
     },
-    "labels/random": {"num_classes": 16},
-    "labels/k-means": {"num_classes": 16},
+    "labels/random": {"num_clusters": 16},
+    "labels/k-means": {"num_clusters": 16},
     "tsne": {"num": 100},
 }  # fmt: skip

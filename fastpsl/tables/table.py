@@ -58,7 +58,7 @@ def make_table(
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}: allowed are {', '.join(SCALES)}")
     if num_processes is not None and num_processes < 1:
-        raise ValueError(f"--nproc-per-node {num_processes}: give 1 or more")
+        raise ValueError(f"--gpus {num_processes}: give 1 or more")
     table = TABLES[name]
     if pretrain_data is not None and not table.pretrains_elsewhere:
         raise ValueError(

@@ -57,26 +57,26 @@ ABOUT_TINY = (
 )
 NUM_PROCESSES = 8
 VALUES = {
-    "uic_alexnet/5k": {"num_classes": 5000},
-    "uic_alexnet/10k": {"num_classes": 10_000},
+    "uic_alexnet/5k": {"num_clusters": 5000},
+    "uic_alexnet/10k": {"num_clusters": 10_000},
     "uic_alexnet/center": {"label_view": "center"},
-    "uic_alexnet/strong": {"augmentation": "strong"},
+    "uic_alexnet/strong": {"augment": "strong"},
     "classification/deepcluster_fc6_8": {"layers": "fc6_8"},
     "classification/deepcluster_all": {"layers": "all"},
     "few_shot/224": {"size_px": 224},
     "few_shot/84": {"size_px": 84},
 }
-_CLASSIFICATION = {"size_px": 64, "num_steps": 150}  # AlexNet needs 63 px
+_CLASSIFICATION = {"size_px": 64, "steps": 150}  # AlexNet needs 63 px
 TINY = {
-    "uic_alexnet/5k": {"num_classes": 24},
-    "uic_alexnet/10k": {"num_classes": 32},
-    "uic_alexnet/tuned": {"stage_epochs": (4,), "lr": 0.002},
-    "deepcluster_alexnet": {"num_classes": 32},
+    "uic_alexnet/5k": {"num_clusters": 24},
+    "uic_alexnet/10k": {"num_clusters": 32},
+    "uic_alexnet/tuned": {"epochs": (4,), "lr": 0.002},
+    "deepcluster_alexnet": {"num_clusters": 32},
     "linear/uic": {"lr": None},  # the protocol's
     "classification/deepcluster_fc6_8": _CLASSIFICATION,
     "classification/deepcluster_all": _CLASSIFICATION,
     "detection/fast_rcnn": {
-        "batch_size": 2, "num_steps": 100, "lr": 0.005, "short_px": (128,), "anchor_px": (16, 32, 64),
+        "batch_size": 2, "steps": 100, "lr": 0.005, "short_side": (128,), "anchor_px": (16, 32, 64),
     },
     "segmentation/fcn_alexnet": {"accumulate": 1},
     "few_shot/224": {"size_px": 168, "source_px": 64},

@@ -17,13 +17,13 @@ from fastpsl.transfer.classification.protocols import MultiLabelProtocol, consta
 # `needs.Weights` has these.
 _OF_WEIGHTS = ("backbone", "plan")
 # Pages and reasons name these options first, then those of PAPER, then the other fields of the options.
-_UIC = "stage_epochs batch_size lr weight_decay dropout"
+_UIC = "epochs batch_size lr weight_decay dropout"
 _SSLPP = "weight_decay size_px crop proxy num_clusters"
 _FIRST = {
-    "jigsaw_r50": "stage_epochs batch_size lr intervals counts grid",
+    "jigsaw_r50": "epochs batch_size lr intervals counts grid",
     **dict.fromkeys(("uic_alexnet", "uic_r50", "deepcluster_alexnet"), _UIC),
     **dict.fromkeys((f"sslpp_{task}" for task in ("colorization", "context", "rotation", "aet")), _SSLPP),
-    "sslpp_iic": "stage_epochs batch_size lr num_clusters heads second_clusters num_sub_heads",
+    "sslpp_iic": "epochs batch_size lr num_clusters num_heads second_clusters num_sub_heads",
     "linear_probe": "protocol size_px",
     "semi_supervised": "protocol percent size_px",
     "voc_classification": "protocol layers size_px",

@@ -26,7 +26,7 @@ from bench.detection_peers import (
 )
 from bench.schema import validate
 from fastpsl.engine.distributed import World
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.transfer.detection.protocols import PROTOCOLS
 from tests.programs import ROOT, run
 from tests.slow import slow
@@ -85,7 +85,7 @@ def test_ratios_by_arithmetic() -> None:
 def test_torchvisions_model_is_ours(backbone: str) -> None:
     """Feature maps, the RPN's outputs, the trained parameters and a training step agree."""
     world = World(0, 1, 0, 1, CPU)
-    train_step = our_train_step(TINY, backbone, RunOptions(batch_size=1, device="cpu"), world)
+    train_step = our_train_step(TINY, backbone, TrainingOptions(batch_size=1, device="cpu"), world)
     model = torchvisions_model(TINY, backbone, train_step)
     trunk, head = train_step.module.trunk, train_step.module.head
     image = torch.randn(1, 3, 64, 96)

@@ -42,7 +42,7 @@ def test_a_run_writes_three_rows_of_tasks_and_probe_and_knn_as_a_whole(
 ) -> None:
     out = tmp_path / "small.json"
     data, val = map(str, betons)
-    sizes = ("--batch-size", "8", "--repeats", "1", "--seconds", "0.001", "--num-threads", "1")
+    sizes = ("--batch-size", "8", "--repeats", "1", "--seconds", "0.001", "--workers", "1")
     process = call("--data", data, "--val", val, "--recipes", "sslpp_rotation", *sizes, "--out", str(out))
     assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
@@ -76,7 +76,7 @@ def test_every_recipe_is_known_to_the_other_benches_at_its_papers_values(recipe:
     options = recipe_options(recipe, is_sample=False, batch_size=24, device="cpu")
     experiment, number = stage_experiment(recipe, "E", options, one_process())
     assert experiment.backbone.name == ("resnet34_iic" if recipe == "sslpp_iic" else "nin4")
-    assert experiment.stages[number].epochs == options.stage_epochs[0] >= 200
+    assert experiment.stages[number].epochs == options.epochs[0] >= 200
 
 
 def test_the_probe_has_six_classifiers() -> None:

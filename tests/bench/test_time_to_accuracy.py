@@ -26,7 +26,7 @@ def test_the_clock_stands_still_while_the_monitor_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(online, "draw_probes", lambda lines, path: time.sleep(LOOK_S))
-    run = tiny_run(tmp_path / "run", batch_size=96, probe_every=1, stage_epochs=(1, 1, 1))
+    run = tiny_run(tmp_path / "run", batch_size=96, probe_every=1, epochs=(1, 1, 1))
     task = Rotation(shorter_px=32, size_px=32)
     experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1), levels=(1, 2, 2)), cosine(0.1))
     started = time.perf_counter()

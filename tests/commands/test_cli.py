@@ -44,8 +44,8 @@ def test_out_of_memory_is_one_line(
     def fails(*_: object) -> None:
         raise MemoryError("Unable to allocate 384. KiB")
 
-    monkeypatch.setattr("fastpsl.commands.beton.Write.run", fails)
-    code, _, errors = run(capsys, "beton", "write", photos, tmp_path / "a.beton")
+    monkeypatch.setattr("fastpsl.commands.data.Write.run", fails)
+    code, _, errors = run(capsys, "data", "write", photos, tmp_path / "a.beton")
     assert code == 2 and errors.startswith("fastpsl: out of memory (Unable to allocate 384. KiB): free some")
     assert errors.count("\n") == 1
 
@@ -53,12 +53,12 @@ def test_out_of_memory_is_one_line(
 def test_write_verify_info(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "train.beton"
     code, output, _ = run(
-        capsys, "beton", "write", photos, out, "--short-side", 40, "--quality", 80, "--workers", 2
+        capsys, "data", "write", photos, out, "--short-side", 40, "--quality", 80, "--workers", 2
     )
     assert code == 0 and "3 samples" in output and "0 taken over, 3 encoded" in output
-    code, output, errors = run(capsys, "beton", "verify", out)
+    code, output, errors = run(capsys, "data", "verify", out)
     assert (code, output, errors) == (0, f"{out}: 3 samples, all sound\n", "")
-    code, output, _ = run(capsys, "beton", "info", out)
+    code, output, _ = run(capsys, "data", "info", out)
     assert code == 0
     for word in (
         "3 samples",
@@ -75,12 +75,12 @@ def test_write_verify_info(photos: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_small_images_are_left_out(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "train.beton"
-    code, output, _ = run(capsys, "beton", "write", photos, out, "--min-px", 60, "--max-bad", 0)
+    code, output, _ = run(capsys, "data", "write", photos, out, "--min-px", 60, "--max-bad", 0)
     assert code == 0 and "2 samples" in output
     assert output.splitlines()[-1] == (
         f"{out}.small.csv: 1 was left out as smaller than 60 px, the first is cat/b.jpg: 50 x 90 px"
     )
-    code, _, errors = run(capsys, "beton", "write", photos, tmp_path / "b.beton", "--min-px", -1)
+    code, _, errors = run(capsys, "data", "write", photos, tmp_path / "b.beton", "--min-px", -1)
     assert code == 2 and errors.startswith("fastpsl: --min-px -1: give a number from 0")
 
 
@@ -92,12 +92,12 @@ def test_names_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         path.write_bytes(jpeg(photo(i, 40, 40)))
     (path.parent / "x y.jpg").write_bytes(b"broken")
     out = tmp_path / "a b é.beton"
-    code, output, _ = run(capsys, "beton", "write", tmp_path / "my photos", out, "--max-bad", 1)
+    code, output, _ = run(capsys, "data", "write", tmp_path / "my photos", out, "--max-bad", 1)
     assert (
         code == 0 and "3 samples" in output and "é.beton.quarantine.csv: 1 was left out as broken" in output
     )
-    assert run(capsys, "beton", "verify", tmp_path / "a b *.beton")[0] == 0
-    code, output, _ = run(capsys, "beton", "info", out)
+    assert run(capsys, "data", "verify", tmp_path / "a b *.beton")[0] == 0
+    code, output, _ = run(capsys, "data", "info", out)
     assert code == 0 and "café 1" in output and "ζώα" in output and "\\udcff\\udcfe" in output
     with Beton(out) as beton:
         names = [os.path.basename(beton.name(i).rpartition("(")[2]) for i in range(3)]
@@ -106,20 +106,20 @@ def test_names_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_shards_and_globs(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(2):
-        assert run(capsys, "beton", "write", photos, tmp_path / f"t-{i}.beton", "--shard", f"{i}/2")[0] == 0
-    code, output, _ = run(capsys, "beton", "verify", tmp_path / "t-*.beton")
+        assert run(capsys, "data", "write", photos, tmp_path / f"t-{i}.beton", "--shard", f"{i}/2")[0] == 0
+    code, output, _ = run(capsys, "data", "verify", tmp_path / "t-*.beton")
     assert code == 0 and output.count("all sound") == 2
-    assert "3 samples" in run(capsys, "beton", "info", tmp_path / "t-*.beton")[1]
+    assert "3 samples" in run(capsys, "data", "info", tmp_path / "t-*.beton")[1]
 
 
 def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "train.beton"
-    run(capsys, "beton", "write", photos, out)
+    run(capsys, "data", "write", photos, out)
     (tmp_path / "cut.beton").write_bytes(out.read_bytes()[:-1])
     data = bytearray(out.read_bytes())
     data[data.find((photos / "cat/b.jpg").read_bytes())] = 0
     out.write_bytes(data)
-    code, output, errors = run(capsys, "beton", "verify", out, tmp_path / "cut.beton")
+    code, output, errors = run(capsys, "data", "verify", out, tmp_path / "cut.beton")
     assert code == 2 and errors.count("\n") == 1 and "3 faults" in errors
     assert f"{out} sample 1 (cat/b.jpg): not a JPEG\n" in output and "checksum" in output
     assert f"{tmp_path}/cut.beton: is truncated" in output
@@ -150,7 +150,7 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, capsys: pytest.C
         ("beton verify {tmp}/none-*.beton", "no file matches"),
         ("beton info {tmp}/none.beton", "No such file"),
         ("beton info {photos}/cat/a.jpg", "is no beton"),
-        ("beton", "write"),
+        ("data", "write"),
         ("betn", "betn"),
         ("permutations --out {tmp}/none/p.npy --counts 5", "cannot be written"),
         ("permutations --out {tmp}/p.npy --num-pieces 3 --counts 7", "7"),
@@ -174,9 +174,9 @@ def test_help_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, word in (
         ((), "permutations"),
         (("beton",), "verify"),
-        (("beton", "write"), "--max-bad N|N%"),
-        (("beton", "verify"), "BETON"),
-        (("beton", "info"), "BETON"),
+        (("data", "write"), "--max-bad N|N%"),
+        (("data", "verify"), "BETON"),
+        (("data", "info"), "BETON"),
         (("permutations",), "--num-pieces"),
     ):
         code, output, _ = run(capsys, *arguments, "--help")

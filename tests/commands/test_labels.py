@@ -86,7 +86,7 @@ def test_true_labels_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFi
     source, out = plain(tmp_path / "some.beton", [10, 200, 30]), tmp_path / "true.npz"
     error = refused(capsys, "true", "--data", source, "--out", out)
     assert "`fastpsl labels true` needs labels, and 3 of 3 samples have none" in error and not out.exists()
-    error = refused(capsys, "true", "--num-classes", 8, "--out", out)
+    error = refused(capsys, "true", "--num-clusters", 8, "--out", out)
     assert "true labels have their own number of classes" in error
 
 
@@ -128,7 +128,7 @@ def test_k_means_is_as_good_as_scikit_learns(tmp_path: Path, capsys: pytest.Capt
     """The labels are a fixed point of scikit-learn's iterations, and as good as its best of ten runs."""
     source, out = sample_paths().train_32, tmp_path / "k.npz"
     code, output, error = run(
-        capsys, "k-means", "--data", source, "--num-classes", 12, "--pca-width", 16, "--out", out
+        capsys, "k-means", "--data", source, "--num-clusters", 12, "--pca-width", 16, "--out", out
     )
     assert code == 0 and "480 images, 12 classes, 12 not empty" in output, error
     labels_file = written(out, source)
@@ -179,10 +179,10 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for kind in ("k-means", "random"):
         error = refused(capsys, kind, *to)
         assert "70 classes for 24 images: there can be no more classes than images" in error
-    few = (*to, "--num-classes", 4)
+    few = (*to, "--num-clusters", 4)
     assert "--pca-width 64: 24 pictures of 32 px have 1 to 24 components" in refused(capsys, "k-means", *few)
     assert "--pca-width 0" in refused(capsys, "k-means", *few, "--pca-width", 0)
-    assert "--num-classes 1: give a number from 2" in refused(capsys, "random", *to, "--num-classes", 1)
+    assert "--num-clusters 1: give a number from 2" in refused(capsys, "random", *to, "--num-clusters", 1)
     assert "--size-px 3: give a number from 4 to 64" in refused(capsys, "k-means", *few, "--size-px", 3)
     assert "--seed -1" in refused(capsys, "random", *few, "--seed", -1)
     assert "none.beton" in refused(capsys, "random", "--data", tmp_path / "none.beton", "--out", out)
@@ -207,7 +207,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, capsys: pytest
     (tmp_path / "photos").mkdir()
     for i in range(6):
         (tmp_path / "photos" / f"{i}.jpg").write_bytes(jpeg(photo(i, 40, 50)))
-    arguments = ("k-means", "--num-classes", 2, "--pca-width", 2, "--data", tmp_path / "photos", "--out")
+    arguments = ("k-means", "--num-clusters", 2, "--pca-width", 2, "--data", tmp_path / "photos", "--out")
     assert run(capsys, *arguments, tmp_path / "whole.npz")[0] == 0
     path = tmp_path / "photos" / "3.jpg"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])

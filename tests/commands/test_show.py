@@ -54,7 +54,7 @@ def test_lengths_are_scaled(recipe: str, shorter_px: int, size_px: int) -> None:
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_task_has_a_sheet(name: str, tmp_path: Path) -> None:
     out = tmp_path / "sheet.png"
-    assert run("--task", name, "--shorter-px", 32, "--num", 3, "--out", out) == 0
+    assert run("--task", name, "--short-side", 32, "--num", 3, "--out", out) == 0
     with Image.open(out) as sheet:
         assert min(sheet.size) > 30
 
@@ -66,7 +66,7 @@ def test_a_sheet_of_puzzles(
     """The sheet shows the loader's tiles for this seed, in order."""
     monkeypatch.chdir(tmp_path)
     path = sample_paths().train
-    options = ("--task", "jigsaw", "--level", 2, "--shorter-px", 64, "--num", 3, "--seed", 5)
+    options = ("--task", "jigsaw", "--level", 2, "--short-side", 64, "--num", 3, "--seed", 5)
     assert run(path, *options, "--decoder", decoder) == 0
     output = capsys.readouterr().out
     assert (
@@ -96,7 +96,7 @@ def test_crops_without_a_task_and_samples_that_are_bad(
     samples = photo_samples(4)
     samples[2] = (b"no JPEG", *samples[2][1:])
     path, out = write(tmp_path / "poisoned.beton", samples), tmp_path / "sheet.png"
-    assert run(path, "--shorter-px", 32, "--out", out) == 0
+    assert run(path, "--short-side", 32, "--out", out) == 0
     captured = capsys.readouterr()
     assert captured.err.startswith(f"left out {path} sample 2: not a JPEG") and "3 samples of" in captured.out
     view = ViewSpec(RandomResizedCrop(28))
@@ -122,7 +122,7 @@ def test_a_folder_of_images_with_names_of_all_kinds(
         (tmp_path / "my photos" / name).mkdir(parents=True)
         (tmp_path / "my photos" / name / "a b.jpg").write_bytes(jpeg(photo(i, 60, 50)))
     out = tmp_path / "sheet.png"
-    assert run(tmp_path / "my photos", "--shorter-px", 32, "--decoder", "torchvision", "--out", out) == 0
+    assert run(tmp_path / "my photos", "--short-side", 32, "--decoder", "torchvision", "--out", out) == 0
     assert f"{out}: 2 samples of {tmp_path / 'my photos'}, decoder torchvision" in capsys.readouterr().out
     assert Image.open(out).size == (1 * 188 + 8, 2 * (84 + 16 + 8) + 8)
 
@@ -134,7 +134,7 @@ def test_a_folder_of_images_with_names_of_all_kinds(
         (("--task", "jigsaw", "--level", 4), "--level 4: jigsaw has levels 1 to 3"),
         (("--level", 0), "--level 0: crops has level 1 alone"),
         (("--num", 0), "--num 0: give a number from 1 to 400"),
-        (("--shorter-px", 15), "--shorter-px 15: give a number from 16 to 4096"),
+        (("--short-side", 15), "--short-side 15: give a number from 16 to 4096"),
         (("--decoder", "magic"), "decoder 'magic'"),
         (("absent.beton",), "absent.beton"),
         (("",), "the data's name is empty"),

@@ -18,7 +18,7 @@ from fastpsl.doctor.doctor_setup import open_setup
 from fastpsl.doctor.feeding import Feed, short_side_px
 from fastpsl.doctor.reading import measure_read
 from fastpsl.doctor.recipe import default_recipe, load_recipe
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.rotation_crops import RotationCrop
@@ -30,8 +30,8 @@ from tests.programs import ROOT
 
 JIGSAW = str(ROOT / "recipes" / "jigsaw_r50.py")
 SMALL = (
-    *("--backbone", "resnet18", "--batch-size", "8", "--num-threads", "1", "--permutations-per-image", "1"),
-    *("--shorter-px", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16"),
+    *("--backbone", "resnet18", "--batch-size", "8", "--workers", "1", "--permutations-per-image", "1"),
+    *("--short-side", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16"),
 )
 
 
@@ -80,7 +80,7 @@ def refused(outcome: Outcome, *words: str) -> None:
 
 def test_the_screen(doctor) -> None:
     code, out, err = doctor(
-        "--seconds", 0.01, "--stages", "S1", "S3", "--nproc-per-node", 2, JIGSAW, *SMALL, "--fold-frozen"
+        "--seconds", 0.01, "--stages", "S1", "S3", "--gpus", 2, JIGSAW, *SMALL, "--fold-frozen"
     )
     assert code in (0, 1) and not besides_progress(err)
     lines = out.splitlines()
@@ -154,10 +154,10 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pyt
         ("--bogus", "--bogus"),
         ("--seconds 0", "--seconds 0: it must be above 0"),
         ("--stages S9", "S9: the plan has S1, S2, S3"),
-        ("--nproc-per-node 0", "--nproc-per-node 0: it must be 1 or more"),
-        ("--nproc-per-node 3", "over 3 ranks"),
+        ("--gpus 0", "--gpus 0: it must be 1 or more"),
+        ("--gpus 3", "over 3 ranks"),
         (
-            "--nproc-per-node 32 {root}/recipes/simclr_r50.py",
+            "--gpus 32 {root}/recipes/simclr_r50.py",
             "one of 32 ranks, measured by itself with its 1 image of a step",
         ),
         ("{jigsaw} --bogus 3", "--bogus"),
@@ -173,9 +173,9 @@ def test_user_errors_are_one_line_and_exit_2(doctor, arguments: str, words: str)
 
 
 MADE = """
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.recipe import Recipe
-RECIPE = Recipe("mine", "Words.", RunOptions, {}, {}, build)
+RECIPE = Recipe("mine", "Words.", TrainingOptions, {}, {}, build)
 """
 
 
@@ -216,7 +216,7 @@ def test_a_task_that_knows_its_batch_has_one_ranks_share(recipe: str, extra: tup
         "resnet18",
         "--batch-size",
         "16",
-        "--num-threads",
+        "--workers",
         "1",
         "--size-px",
         "32",
@@ -242,7 +242,7 @@ def test_interrupted(doctor, tmp_path: Path) -> None:
 
 
 def test_help_of_doctor_and_of_the_recipe(doctor) -> None:
-    assert "--nproc-per-node" in doctor("--help").out
+    assert "--gpus" in doctor("--help").out
     code, out, _ = doctor(JIGSAW, "--help")
     assert code == 0 and "--permutations-per-image" in out
 
@@ -253,7 +253,7 @@ def test_what_stands_behind_the_path_is_the_recipes() -> None:
         ["--json", "b.py"],
     )
     assert split(["doctor", "--json"]) == (["doctor", "--json"], [])
-    assert split(["beton", "write", "a.py", "b"]) == (["beton", "write", "a.py", "b"], [])
+    assert split(["data", "write", "a.py", "b"]) == (["data", "write", "a.py", "b"], [])
     assert default_recipe() is not None
 
 
@@ -272,7 +272,7 @@ def test_data_that_is_broken_is_said_and_not_measured(doctor, tmp_path: Path) ->
         file.write(b"no JPEG")
     code, out, err = doctor(JIGSAW, *SMALL, "--data", path)
     assert code == 2 and not besides_progress(err) and "both/synthetic" not in out
-    line = f"broken: data: {path} sample 0: not a JPEG (1 bad of 16 tried): fastpsl beton verify"
+    line = f"broken: data: {path} sample 0: not a JPEG (1 bad of 16 tried): fastpsl data verify"
     assert "".join(line.split()) in "".join(out.split())  # a long path is broken over lines
     code, out, _ = doctor(
         "--seconds", 0.01, "--stages", "S1", JIGSAW, *SMALL, "--data", path, "--on-bad-sample", "skip"
@@ -283,7 +283,7 @@ def test_data_that_is_broken_is_said_and_not_measured(doctor, tmp_path: Path) ->
 def test_reading_from_storage_and_from_the_page_cache(tmp_path: Path) -> None:
     path = tmp_path / "a.beton"
     shutil.copy(sample_paths().train, path)
-    options = RunOptions(batch_size=32, num_threads=2)
+    options = TrainingOptions(batch_size=32, workers=2)
     with Beton(path) as data:
         # Without it, probing the cache would read ahead, which covers nearly all of so small a file.
         os.posix_fadvise(data.shards[0].fd, 0, 0, os.POSIX_FADV_RANDOM)
@@ -303,7 +303,7 @@ def test_reading_from_storage_and_from_the_page_cache(tmp_path: Path) -> None:
 
 
 def test_reading_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = RunOptions(batch_size=16, num_threads=2, order="quasi_random", lanes=2)
+    options = TrainingOptions(batch_size=16, workers=2, order="quasi_random", lanes=2)
     with Beton(write_paged(monkeypatch, tmp_path / "a.beton", 500)) as data:
         read, samples = measure_read(data, options, 16, 0.2)
         assert read.images_per_s > 0 and len(samples) > 0.8 * data.num_samples
@@ -318,14 +318,14 @@ def test_other_ways_to_load() -> None:
         views, data = setup.experiment.task.views(1), setup.opened.train
         feed = Feed(setup, views, 8, data, 0.01)
         (small,) = feed.written(views)
-        assert small.option == "fastpsl beton write SRC OUT --short-side 60" and small.part == "decode"
+        assert small.option == "fastpsl data write SRC OUT --short-side 60" and small.part == "decode"
         rows = data.rows(np.arange(data.num_samples))
         pixels = rows.height.astype(float) * rows.width
         share = (pixels * (60 / np.minimum(rows.height, rows.width)) ** 2).sum() / pixels.sum()
         assert small.note == f"costs detail: {share:.0%} of the pixels stay; tried with 480 of the images"
         assert small.factor > 0 and small.images_per_s != small.beside
         (threads,) = feed.all_cores(2, 1000.0)
-        assert threads.option == "--num-threads 2" and threads.beside == 1000.0
+        assert threads.option == "--workers 2" and threads.beside == 1000.0
         assert not feed.all_cores(1, 1000.0)
     finally:
         setup.opened.close()

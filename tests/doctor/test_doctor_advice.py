@@ -18,7 +18,7 @@ def stage(name: str = "S1", epochs: int = 60, **values: Any) -> StageRates:
     usual: dict[str, Any] = {
         "batch_size": 100, "decode": 4000.0, "loader": 4000.0, "step": "eager",
         "step_rates": {"eager": 1000.0},
-        "augment": "kornia", "augment_ms": {"kornia": 10.0}, "both": 1000.0, "spread": 0.01,
+        "augment": "unfused", "augment_ms": {"unfused": 10.0}, "both": 1000.0, "spread": 0.01,
         "cores_used": 3.0,
     }  # fmt: skip
     return StageRates(name, epochs, **(usual | values))
@@ -72,9 +72,9 @@ def test_a_faster_decoder() -> None:
 def test_a_gain_counts_by_the_time_that_stages_take() -> None:
     """Epochs times seconds per image: S1 60/500 → 60/1000, S2 stays 30/1000; .15 / .09 = 1.667."""
     two = measured(
-        waiting(), stage("S2", epochs=30), alternatives=(Alternative("--num-threads 16", 1500.0, 500.0),)
+        waiting(), stage("S2", epochs=30), alternatives=(Alternative("--workers 16", 1500.0, 500.0),)
     )
-    assert options(two) == [("--num-threads 16", 0.6667)]
+    assert options(two) == [("--workers 16", 0.6667)]
 
 
 def test_threads_make_no_cores() -> None:
@@ -82,7 +82,7 @@ def test_threads_make_no_cores() -> None:
     full = measured(
         stage(decode=200.0, loader=200.0, step_rates={"eager": 100.0}, both=89.0),
         is_cuda=False, num_cores=8, num_threads=2, torch_threads=8, copy=None,
-        alternatives=(Alternative("--num-threads 8", 800.0, 200.0, num_threads=8),),
+        alternatives=(Alternative("--workers 8", 800.0, 200.0, num_threads=8),),
     )  # fmt: skip
     assert not [option for option, gain in options(full) if gain]
 
@@ -123,10 +123,10 @@ def test_no_gain_beyond_what_was_lost() -> None:
 
 def test_smaller_images() -> None:
     trial = Alternative(
-        "fastpsl beton write --short-side 256", 1200.0, 800.0, "41% of the pixels; tried with 512"
+        "fastpsl data write --short-side 256", 1200.0, 800.0, "41% of the pixels; tried with 512"
     )
     small = measured(waiting(), alternatives=(trial,))
-    assert options(small) == [("fastpsl beton write --short-side 256", 0.5)]
+    assert options(small) == [("fastpsl data write --short-side 256", 0.5)]
     assert changes(small)[0].text == "decodes 1.5x as fast here (41% of the pixels; tried with 512)"
 
 
@@ -139,7 +139,7 @@ def test_storage_and_a_page_cache_that_is_too_small() -> None:
     assert limit is not None and limit.part == "read" and "250 images/s" in limit.text
     assert options(stored) == [
         ("--order quasi_random", None),
-        ("fastpsl beton write SRC OUT --short-side PX", None),
+        ("fastpsl data write SRC OUT --short-side PX", None),
     ]
     assert [change.text for change in changes(stored)] == [
         "7 pages of data",
@@ -169,7 +169,7 @@ def test_copies() -> None:
 def test_what_neither_part_explains() -> None:
     limit = bottleneck(measured(stage(both=600.0)))
     assert limit is not None and limit.part == "overlap" and "waits 40% of the time" in limit.text
-    assert options(measured(stage(both=600.0))) == [("--num-threads 8", None)]
+    assert options(measured(stage(both=600.0))) == [("--workers 8", None)]
     assert not options(measured(stage(both=600.0), num_threads=1))
     noisy = measured(stage(both=600.0, spread=0.4))
     limit = bottleneck(noisy)
@@ -227,7 +227,7 @@ def test_a_decoder_that_is_missing_was_not_tried() -> None:
     untried = {
         "--decoder dali": "DALI is not installed; pip install x installs it",
         "--order quasi_random": "too few pages",
-        "--step compiled": "no compiler",
+        "--compile on": "no compiler",
     }
     assert options(measured(waiting(), untried=untried)) == [("--decoder dali", None)]
     assert changes(measured(waiting(), untried=untried))[0].text == untried["--decoder dali"]
@@ -242,20 +242,18 @@ def test_the_step_compiled() -> None:
     )
     assert not options(both)
     one = measured(stage(step_rates=rates))
-    assert options(one) == [("--step compiled", 0.25)]
+    assert options(one) == [("--compile on", 0.25)]
     assert changes(one)[0].text == "the step alone: S1 1.25x"
     # If the decoder gives 1,100, the step cannot use more.
-    assert options(measured(stage(step_rates=rates, decode=1100.0, loader=1100.0))) == [
-        ("--step compiled", 0.1)
-    ]
+    assert options(measured(stage(step_rates=rates, decode=1100.0, loader=1100.0))) == [("--compile on", 0.1)]
 
 
 def test_the_other_augmentation() -> None:
     """A step takes 100 ms, 40 of them Kornia's; with 4 ms instead it takes 64: 1,562/s, 56.25 % more."""
-    slow = measured(stage(augment_ms={"kornia": 40.0, "fused": 4.0}))
+    slow = measured(stage(augment_ms={"unfused": 40.0, "fused": 4.0}))
     limit = bottleneck(slow)
     assert limit is not None and limit.part == "augment" and "40% of its step" in limit.text
-    assert options(slow) == [("--augment fused", 0.5625)]
+    assert options(slow) == [("--augment-backend fused", 0.5625)]
     assert changes(slow)[0].text == "a batch's augmentation: S1 40.0 to 4.0 ms"
 
 
@@ -263,14 +261,14 @@ def test_the_largest_gain_comes_first() -> None:
     several = measured(
         waiting(step_rates={"eager": 1000.0, "compiled": 2000.0}),
         alternatives=(
-            Alternative("--num-threads 16", 600.0, 500.0),
+            Alternative("--workers 16", 600.0, 500.0),
             Alternative("--decoder dali", 900.0, 500.0),
         ),
         untried={"--decoder torchvision": "it is not there"},
     )
     assert options(several) == [
         ("--decoder dali", 0.8),
-        ("--num-threads 16", 0.2),
+        ("--workers 16", 0.2),
         ("--decoder torchvision", None),
     ]
 

@@ -14,7 +14,7 @@ from fastpsl.doctor.report import Check
 from fastpsl.doctor.software import check_software, driver_version
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
-from fastpsl.engine.options import PretrainOptions, RunOptions
+from fastpsl.engine.options import PretrainOptions, TrainingOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.models.backbone import Backbone
 from fastpsl.tasks.rotation import Rotation
@@ -33,7 +33,7 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
 def machine(
     out: Path | None = None, num_threads: int = 1, num_ranks: int = 1, num_files: int = 1
 ) -> dict[str, Check]:
-    options = PretrainOptions(out=out, num_threads=num_threads)
+    options = PretrainOptions(out=out, workers=num_threads)
     experiment = Experiment(
         Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1)
     )
@@ -85,7 +85,7 @@ def test_a_machine_where_all_is_well(tmp_path: Path) -> None:
 def test_too_many_threads() -> None:
     usable = usable_cores()
     check = machine(num_threads=usable, num_ranks=2)["cores"]
-    assert check.state == "warning" and check.remedy == f"give --num-threads {max(1, usable // 2)}"
+    assert check.state == "warning" and check.remedy == f"give --workers {max(1, usable // 2)}"
 
 
 def test_torchs_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_no_room_for_checkpoints(tmp_path: Path) -> None:
         num = int(free * num_states / 4 / 8)
         experiment = Experiment(Rotation(shorter_px=36, size_px=32), Backbone(), (), cosine(0.1))
         experiment.backbone.weight = torch.nn.Parameter(torch.empty(num, device="meta"))
-        check = by_name(check_machine(RunOptions(out=tmp_path), 1, CPU, experiment, 1))["disk"]
+        check = by_name(check_machine(TrainingOptions(out=tmp_path), 1, CPU, experiment, 1))["disk"]
         assert check.state == state, (num_states, check)
 
 

@@ -7,7 +7,7 @@ import torch
 from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.synthetic import Synthetic
@@ -21,21 +21,21 @@ NUM_SAMPLES = 96
 
 def recipe_train_step(
     recipe: str, stage: str, **values: Any
-) -> tuple[Experiment, int, RunOptions, TrainStep]:
+) -> tuple[Experiment, int, TrainingOptions, TrainStep]:
     """Build a recipe's stage with its sample's values, overridden by `values`, within `fake_cuda`."""
-    values = {"batch_size": 32, "step": "eager", **values}
+    values = {"batch_size": 32, "compile": "off", **values}
     options = recipe_options(recipe, is_sample=True, device="cuda", **values)
     experiment, number = stage_experiment(recipe, stage, options, WORLD)
     return experiment, number, options, train_step_of(experiment, number, options, Synthetic(NUM_SAMPLES))
 
 
-def train_step_of(experiment: Experiment, number: int, options: RunOptions, data: Dataset) -> TrainStep:
+def train_step_of(experiment: Experiment, number: int, options: TrainingOptions, data: Dataset) -> TrainStep:
     experiment.task.check_data(data, options.batch_size)
     return make_train_step(experiment, number, options, WORLD)
 
 
 def one_step(
-    cuda: FakeCuda, experiment: Experiment, number: int, options: RunOptions, train_step: TrainStep
+    cuda: FakeCuda, experiment: Experiment, number: int, options: TrainingOptions, train_step: TrainStep
 ) -> Seen:
     """Record the host's waits and kernels of a stage's warm-up, first step and one held-out batch."""
     task, stage = experiment.task, experiment.stages[number]

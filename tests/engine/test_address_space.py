@@ -37,7 +37,7 @@ def test_a_command_starts_where_enough_is_left(
 def test_a_write_is_refused_at_once(tmp_path: Path) -> None:
     """Without the check it would hang: OpenBLAS, which numba loads in a worker's thread, retries forever."""
     start = "import sys; from fastpsl.cli import main; main(sys.argv[1:])"
-    process = python("650000", "-c", start, "beton", "write", str(tmp_path), str(tmp_path / "x.beton"))
+    process = python("650000", "-c", start, "data", "write", str(tmp_path), str(tmp_path / "x.beton"))
     assert process.returncode == 2 and "Traceback" not in process.stderr
     assert process.stderr.splitlines()[-1].startswith("fastpsl: memory is limited to 0.7 GB of addresses")
     assert "`ulimit -v unlimited`" in process.stderr

@@ -1,7 +1,6 @@
 """--apex with packages that imitate apex, and with the real one if apex and CUDA are available."""
 
 import importlib.util
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ import torch
 from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.apex import fused_sgd, require_apex
 from fastpsl.engine.optim.sgd_adam import sgd
-from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.options import SGDOptions
 from fastpsl.engine.plan import make_plan
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from tests.engine.test_stage import VIEWS, Brightness
@@ -147,8 +147,8 @@ def test_its_state_goes_through_a_checkpoint(tmp_path: Path, monkeypatch: pytest
 
 def test_on_the_cpu_it_is_refused() -> None:
     with pytest.raises(ValueError, match="--apex on cpu: .* needs CUDA"):
-        PretrainOptions(apex=True, device="cpu").sgd()
-    assert PretrainOptions(device="cpu").sgd() is sgd
+        SGDOptions(apex=True, device="cpu").sgd()
+    assert SGDOptions(device="cpu").sgd() is sgd
 
 
 @pytest.mark.parametrize("which", ["absent", "pypi", "no_fused_sgd", "not_built"])
@@ -168,20 +168,15 @@ def test_what_is_missing_is_said_in_one_line(
     assert "\n" not in str(excinfo.value)
 
 
-def test_every_recipe_that_has_the_option_heeds_or_refuses_it() -> None:
-    """Recipes with PretrainOptions take their SGD from them, or reject --apex."""
-    num_recipes = 0
+def test_only_recipes_that_learn_by_it_have_the_option() -> None:
+    with_apex = set()
     for path in (ROOT / "recipes").glob("*.py"):
         text = path.read_text()
-        shared = re.search(
-            r"^from (fastpsl\.tasks[\w.]*)(?:\.| import )(\w*experiment)\b", text, re.MULTILINE
-        )
-        text += (ROOT / shared[1].replace(".", "/") / f"{shared[2]}.py").read_text() if shared else ""
-        if "(PretrainOptions)" in text:
-            num_recipes += 1
-            assert "options.sgd()" in text or "refuse_apex(" in text, path.name
-            assert "sgd_adam import sgd" not in text, path.name
-    assert num_recipes >= 14
+        if issubclass(find_recipe(path.stem).options, SGDOptions):
+            with_apex.add(path.stem)
+            assert "options.sgd()" in text or "tasks.build_uic(options)" in text, path.name
+        assert "options.sgd()" not in text or path.stem in with_apex, path.name
+    assert len(with_apex) == 11 and not with_apex & {"simclr_r50", "sslpp_colorization", "sslpp_iic"}
 
 
 @pytest.mark.skipif(not real_apex(), reason="needs CUDA and NVIDIA's apex")

@@ -28,7 +28,7 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import RevNet
-from fastpsl.pipelines.augment import KORNIA
+from fastpsl.pipelines.augment import UNFUSED
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
 from tests.engine.exact_signals import signal_at_step
@@ -282,12 +282,12 @@ class NoNorms(Backbone):
 @pytest.mark.parametrize(
     ("asked", "backbone", "device", "more", "says"),
     [
-        ("graphed", TinyNet, "cpu", {}, "--step graphed: CUDA graphs need CUDA"),
-        ("compiled", RevNet, "cpu", {}, "--step compiled: RevNet"),
+        ("graphed", TinyNet, "cpu", {}, "--compile graphs: CUDA graphs need CUDA"),
+        ("compiled", RevNet, "cpu", {}, "--compile on: RevNet"),
         ("compiled", TinyNet, "cpu", {"sync_batchnorm": True}, "SyncBatchNorm"),
         ("graphed", TinyNet, "cuda", {"num_ranks": 2}, "with 2 ranks"),
-        ("fused", TinyNet, "cpu", {}, "--step fused: its kernels need CUDA"),
-        ("fused", RevNet, "cuda", {}, "--step fused: RevNet recomputes"),
+        ("fused", TinyNet, "cpu", {}, "--compile fused: its kernels need CUDA"),
+        ("fused", RevNet, "cuda", {}, "--compile fused: RevNet recomputes"),
         ("fused", lambda: NoNorms(nn.Conv2d(3, 3, 1)), "cuda", {}, "have no BatchNorm of maps"),
         ("fused", lambda: NoNorms(nn.Sequential(nn.BatchNorm2d(3), HostLooks())), "cuda", {},
          r"torch\.fx cannot follow"),
@@ -298,7 +298,7 @@ def test_what_cannot_be_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(ValueError, match=says) as excinfo:
         choose_step(asked, backbone(), STAGES[0], torch.device(device), "fp32", 224, **more)
-    assert "--step eager" in str(excinfo.value) and "\n" not in str(excinfo.value)
+    assert "--compile off" in str(excinfo.value) and "\n" not in str(excinfo.value)
 
 
 def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,17 +332,17 @@ def test_a_resumed_stage_goes_on_as_it_began(
         return make_runner(mode, Capture())
 
     monkeypatch.setattr(fastpsl.engine.train_step, "make_runner", make_noted_runner)
-    stopped_in_mid_stage(tmp_path, step="compiled", augment="kornia")
+    stopped_in_mid_stage(tmp_path, compile="on", augment_backend="unfused")
     choices = newest_checkpoint(tmp_path)["choices"]
-    assert choices == {"step": "compiled", "augment": KORNIA.path, "fold_frozen": False}
+    assert choices == {"compile": "on", "augment_backend": UNFUSED.path, "fold_frozen": False}
     modes.clear()
     # "auto" means eager on a CPU, which the next stages use because they start anew.
     fit(tmp_path, max_steps_per_stage=2)
     assert modes == ["compiled", "eager", "eager"]
     modes.clear()
     capsys.readouterr()
-    stopped_in_mid_stage(tmp_path / "other", step="compiled")
-    fit(tmp_path / "other", max_steps_per_stage=2, step="eager", fold_frozen=True)
+    stopped_in_mid_stage(tmp_path / "other", compile="on")
+    fit(tmp_path / "other", max_steps_per_stage=2, compile="off", fold_frozen=True)
     assert modes == ["compiled", "eager", "eager", "eager"]
     output = " ".join(capsys.readouterr().err.split())
     assert "began with step compiled and goes on with eager, as this command has it" in output

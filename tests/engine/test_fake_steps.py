@@ -33,16 +33,16 @@ PLANNED: list[Row] = [
     for recipe in ("jigsaw", "rotation", "simclr", "moco")
     for stage, precision, augment in (
         ("S1", "fp16", "fused"),
-        ("S2", "bf16", "kornia"),
+        ("S2", "bf16", "unfused"),
         ("S3", "fp32", "fused"),
-        ("E", "fp16", "kornia"),
+        ("E", "fp16", "unfused"),
     )
 ]
 SSLPP = [f"sslpp_{proxy}" for proxy in ("rotation", "aet", "context", "colorization")]
 END_TO_END: list[Row] = [
     (recipe, "E", precision, augment, {})
     for recipe in ("uic", "deepcluster", "sslpp_iic", "supervised", *SSLPP)
-    for precision, augment in (("fp16", "fused"), ("bf16", "kornia"), ("fp32", "fused"))
+    for precision, augment in (("fp16", "fused"), ("bf16", "unfused"), ("fp32", "fused"))
 ]
 # Other options, and the papers' networks, once each.
 COUPLED = {"pseudo_labels": "coupled"}
@@ -50,18 +50,18 @@ OTHERS: list[Row] = [
     ("jigsaw", "S2", "fp16", "fused", {"accumulate": 2, "frozen_batchnorm": "train"}),
     ("rotation", "S1", "fp16", "fused", SMALL | {"rotations_per_image": "one"}),
     ("rotation", "S2", "fp16", "fused", {"rotations_per_image": "one"}),
-    ("rotation", "E", "fp16", "kornia", SMALL | {"rotations_per_image": "one", "accumulate": 2}),
+    ("rotation", "E", "fp16", "unfused", SMALL | {"rotations_per_image": "one", "accumulate": 2}),
     ("simclr", "S2", "fp16", "fused", {"backbone": "resnet50", "frozen_batchnorm": "train"}),
-    ("simclr", "S3", "fp16", "kornia", SMALL | {"fold_frozen": True}),
+    ("simclr", "S3", "fp16", "unfused", SMALL | {"fold_frozen": True}),
     ("moco", "S3", "fp16", "fused", SMALL | {"frozen_batchnorm": "train", "accumulate": 2}),
     ("uic_r50", "E", "fp16", "fused", {}),
-    ("uic", "E", "fp16", "fused", {"backbone": "resnet18_cifar", "augmentation": "strong"}),
-    ("uic", "E", "fp16", "kornia", {"backbone": "vgg16", "label_view": "center", "augmentation": "strong"}),
+    ("uic", "E", "fp16", "fused", {"backbone": "resnet18_cifar", "augment": "strong"}),
+    ("uic", "E", "fp16", "unfused", {"backbone": "vgg16", "label_view": "center", "augment": "strong"}),
     ("deepcluster", "E", "fp16", "fused", {"channels": "RGB"}),
-    ("sslpp_iic", "E", "fp16", "kornia", {"heads": "two", "transforms": "grey"}),
+    ("sslpp_iic", "E", "fp16", "unfused", {"num_heads": 2, "augment": "grey"}),
     ("sslpp_aet", "E", "fp16", "fused", COUPLED | {"transform": "affine"}),
-    ("sslpp_rotation", "E", "fp16", "kornia", COUPLED | {"proxy": False, "crop": "random_resized"}),
-    ("sslpp_context", "E", "fp16", "kornia", COUPLED | {"backbone": "alexnet", "size_px": 64}),
+    ("sslpp_rotation", "E", "fp16", "unfused", COUPLED | {"proxy": False, "crop": "random_resized"}),
+    ("sslpp_context", "E", "fp16", "unfused", COUPLED | {"backbone": "alexnet", "size_px": 64}),
     ("supervised", "E", "fp16", "fused", {"crop": "padded", "backbone": "alexnet_rotnet"}),
 ]  # fmt: skip
 
@@ -106,7 +106,7 @@ ROWS = [
 def test_a_step_never_waits_for_the_device(row: Row) -> None:
     recipe, stage, precision, augment, values = row
     with fake_cuda() as cuda:
-        parts = recipe_train_step(recipe, stage, precision=precision, augment=augment, **values)
+        parts = recipe_train_step(recipe, stage, precision=precision, augment_backend=augment, **values)
         record = one_step(cuda, *parts)
     assert not record.waits, record.waits
     train_step = parts[-1]
@@ -126,7 +126,7 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
 
 def test_nor_one_of_iics_second_head() -> None:
     with fake_cuda() as cuda:
-        parts = recipe_train_step("sslpp_iic", "E", precision="fp16", augment="fused", heads="two")
+        parts = recipe_train_step("sslpp_iic", "E", precision="fp16", augment_backend="fused", num_heads=2)
         parts[0].task.first_epoch = -HEAD_EPOCHS[0]  # type: ignore[attr-defined]
         assert parts[0].task.head_of(0) == 1  # type: ignore[attr-defined]
         record = one_step(cuda, *parts)
@@ -136,15 +136,15 @@ def test_nor_one_of_iics_second_head() -> None:
 @pytest.mark.parametrize(
     ("recipe", "values"),
     [
-        ("linear_probe", {"augment": "fused"}),
+        ("linear_probe", {"augment_backend": "fused"}),
         pytest.param(
             "linear_probe",
-            {"augment": "kornia", "protocol": "uic", "backbone": "alexnet"},
+            {"augment_backend": "unfused", "protocol": "uic", "backbone": "alexnet"},
             marks=pytest.mark.slow,
         ),
-        ("block_probe", {"augment": "kornia", "backbone": "nin4"}),
-        ("semi_supervised", {"augment": "fused", "precision": "bf16"}),
-        slow("voc_classification", {"augment": "fused", "size_px": 64}),
+        ("block_probe", {"augment_backend": "unfused", "backbone": "nin4"}),
+        ("semi_supervised", {"augment_backend": "fused", "precision": "bf16"}),
+        slow("voc_classification", {"augment_backend": "fused", "size_px": 64}),
     ],
 )
 def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
         train_step = train_step_of(experiment, 0, options, data)
         record = one_step(cuda, experiment, 0, options, train_step)
     assert not record.waits, record.waits
-    assert train_step.augment.path == options.augment
+    assert train_step.augment.path == options.augment_backend
 
 
 @pytest.mark.parametrize("protocol", ["sslpp", slow("mmseg")])

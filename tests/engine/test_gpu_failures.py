@@ -8,8 +8,9 @@ import pytest
 import torch
 from typing_extensions import override
 
-from fastpsl.engine import gpu_failures, gpu_faults, launch
+from fastpsl.engine import gpu_failures, gpu_faults
 from fastpsl.engine.distributed import choose_device
+from fastpsl.engine.launch import launch
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.train_step import TrainStep
@@ -35,8 +36,8 @@ def launched(
     def parse() -> PretrainOptions:
         values: dict[str, Any] = {
             "batch_size": 32,
-            "stage_epochs": (2, 2, 2),
-            "num_threads": 1,
+            "epochs": (2, 2, 2),
+            "workers": 1,
             "device": "cpu",
             **options,
         }
@@ -44,7 +45,7 @@ def launched(
 
     monkeypatch.setattr(TrainStep, "update", failing)
     with runs_closed(monkeypatch), pytest.raises(SystemExit) as excinfo:
-        launch.launch(tiny_recipe(parse, lambda options: tiny_experiment()))
+        launch(tiny_recipe(parse, lambda options: tiny_experiment()))
     assert isinstance(excinfo.value.code, int)
     return excinfo.value.code
 
@@ -107,8 +108,8 @@ def test_what_cannot_be_given_is_not_offered() -> None:
             if self.accumulate > 1:
                 raise ValueError("another loss")
 
-    lowered = list(gpu_failures._less(Whole(batch_size=32, step="graphed"), "fp16", 1))
-    assert lowered == ["--step eager", "or --batch-size 16 with the learning rate in proportion"]
+    lowered = list(gpu_failures._less(Whole(batch_size=32, compile="graphs"), "fp16", 1))
+    assert lowered == ["--compile off", "or --batch-size 16 with the learning rate in proportion"]
     odd = list(gpu_failures._less(PretrainOptions(batch_size=3), "fp16", 1))
     assert odd == ["or --batch-size 1 with the learning rate in proportion"]
 
@@ -120,7 +121,7 @@ def test_what_cannot_be_given_is_not_offered() -> None:
         (RuntimeError("CUDA error: no kernel image is available for execution\non the device"),
          "--device cpu"),
         (torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no such\nop"), None),
-         "--step eager"),
+         "--compile off"),
     ],
 )  # fmt: skip
 def test_drivers_and_compilers_are_named(error: Exception, says: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from fastpsl.engine import distributed
 from fastpsl.engine.distributed import join_world, leave_world
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trainer import make_train_step
 from fastpsl.pipelines.input_record import Input
@@ -67,7 +67,7 @@ def test_images_of_many_sizes_have_no_benchmark(task: type[Rotation], expected: 
         task(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), lambda moment: 0.1
     )
     for stage in range(2):
-        make_train_step(experiment, stage, RunOptions(batch_size=8), one_process())
+        make_train_step(experiment, stage, TrainingOptions(batch_size=8), one_process())
         assert torch.backends.cudnn.benchmark == expected
     leave_world()
     assert torch.backends.cudnn.benchmark

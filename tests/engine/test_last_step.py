@@ -86,7 +86,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def fit(out: Path, task: Hanging, **options: Any) -> Run:
-    run = tiny_run(out, stage_epochs=(1, 1), max_steps_per_stage=NUM_STEPS, **options)
+    run = tiny_run(out, epochs=(1, 1), max_steps_per_stage=NUM_STEPS, **options)
     torch.manual_seed(0)
     try:
         experiment = Experiment(
@@ -190,7 +190,7 @@ def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
                 assert left.wait(120)
                 raise Left
 
-    run = tiny_run(tmp_path, stage_epochs=(2,), batch_size=160)
+    run = tiny_run(tmp_path, epochs=(2,), batch_size=160)
     experiment = Experiment(
         Clustering(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,))
     )
@@ -214,7 +214,7 @@ def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.M
             if context.epoch == 1:
                 raise RuntimeError("Connection reset by peer")
 
-    run = tiny_run(tmp_path, stage_epochs=(2,), batch_size=160)
+    run = tiny_run(tmp_path, epochs=(2,), batch_size=160)
     experiment = Experiment(
         Failing(), TinyNet(), make_plan("psl", (2,), num_levels=3)[:1], step_drops(0.05, (2,))
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl.engine.launch import EXIT_USER_ERROR, _print_warnings_once
+from fastpsl.engine.exit_codes import EXIT_USER_ERROR
 from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe_process import _print_warnings_once
 from fastpsl.engine.resume import choose_folder, lock_folder
 from tests.engine.test_gpu_failures import launched
 

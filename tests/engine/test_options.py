@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine.options import PretrainOptions, RunOptions
+from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.engine.recipe import Recipe, describe_choice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,8 +44,8 @@ def test_help_tells_both_sets_of_defaults(
         parse(monkeypatch, "--help")
     output = capsys.readouterr().out
     assert excinfo.value.code == 0
-    assert "Defaults below are the paper's; without --data they are\n--batch-size 16\n" in output
-    assert "(default: 256)" in output and "(default: 0.01)" in output
+    assert "Defaults in brackets are the paper's. Without --data they are --batch-size 16." in output
+    assert "[256]" in output and "[0.01]" in output
 
 
 def source_of_options(recipe: Path) -> Path:
@@ -102,7 +102,7 @@ def test_what_cannot_be_parsed_is_one_line(
         {"batch_size": 0},
         {"accumulate": -1},
         {"max_steps_per_stage": 0},
-        {"num_threads": 0},
+        {"workers": 0},
         {"timeout_s": 0.0},
         {"checkpoint_minutes": -1.0},
         {"keep_checkpoints": 0},
@@ -112,15 +112,15 @@ def test_what_cannot_be_parsed_is_one_line(
 def test_impossible_values_name_their_flag(values: dict[str, Any]) -> None:
     (name,) = values
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
-        RunOptions(**values)
+        TrainingOptions(**values)
 
 
 def test_ranks_must_divide_the_batch() -> None:
-    assert RunOptions(batch_size=24, accumulate=2).rank_batch(3) == 4
+    assert TrainingOptions(batch_size=24, accumulate=2).rank_batch(3) == 4
     with pytest.raises(ValueError, match="multiple of 10"):
-        RunOptions(batch_size=24, accumulate=2).rank_batch(5)
+        TrainingOptions(batch_size=24, accumulate=2).rank_batch(5)
     with pytest.raises(ValueError, match="divide"):
-        RunOptions(batch_size=2).rank_batch(4)
+        TrainingOptions(batch_size=2).rank_batch(4)
 
 
 def test_precision_follows_the_device() -> None:
@@ -132,8 +132,8 @@ def test_precision_follows_the_device() -> None:
 def test_science_and_machine_are_told_apart() -> None:
     """The list must not change, because it decides whether old checkpoints can be resumed."""
     assert sorted(PretrainOptions().science()) == [
-        "apex",
         "batch_size",
+        "epochs",
         "frozen_batchnorm",
         "lanes",
         "levels",
@@ -142,7 +142,6 @@ def test_science_and_machine_are_told_apart() -> None:
         "plan",
         "precision",
         "seed",
-        "stage_epochs",
         "sync_batchnorm",
     ]
 
@@ -178,6 +177,6 @@ def test_first_line_tells_every_value_that_differs() -> None:
 
 
 def test_first_line_tells_tuples_like_lists() -> None:
-    assert describe_choice(
-        PretrainOptions(data="d", stage_epochs=(1, 2, 3)), {"stage_epochs": (1, 2, 3)}
-    ).endswith("paper")
+    assert describe_choice(PretrainOptions(data="d", epochs=(1, 2, 3)), {"epochs": (1, 2, 3)}).endswith(
+        "paper"
+    )

@@ -10,8 +10,8 @@ import pytest
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_fresh, torchrun_until
 
 RECIPE = ROOT / "tests" / "tasks" / "nearest_key_recipe.py"
-ARGUMENTS = ("--num-threads", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
-LONG = ("--stage-epochs", "12", "12", "12")
+ARGUMENTS = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
+LONG = ("--epochs", "12", "12", "12")
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from fastpsl.tasks.rotation import Rotation
 
 
 def test_rates_of_a_stage() -> None:
-    options = PretrainOptions(batch_size=16, accumulate=2, stage_epochs=(1, 1, 1), decoder="torchvision")
+    options = PretrainOptions(batch_size=16, accumulate=2, epochs=(1, 1, 1), decoder="torchvision")
     world = World(0, 1, 0, 1, torch.device("cpu"))
     experiment = Experiment(
         Rotation(shorter_px=36, size_px=32, rotations_per_image="all"),

@@ -97,7 +97,7 @@ def experiment(task: Asking) -> Experiment:
 
 
 def fit(out: Path, task: Asking, **options: Any) -> bool:
-    run = tiny_run(out, stage_epochs=(1, 1), **options)
+    run = tiny_run(out, epochs=(1, 1), **options)
     try:
         return pretrain(experiment(task), run)
     finally:
@@ -131,7 +131,7 @@ def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(
 
 def test_warm_up_is_not_done_again_on_resume(tmp_path: Path) -> None:
     assert fit(tmp_path, Asking(), max_steps_per_stage=2)
-    run = tiny_run(tmp_path, stage_epochs=(1, 1))
+    run = tiny_run(tmp_path, epochs=(1, 1))
     run.position.summaries.pop()  # go on in the second stage, from its second step
     task = Asking()
     assert pretrain(experiment(task), run)
@@ -140,7 +140,7 @@ def test_warm_up_is_not_done_again_on_resume(tmp_path: Path) -> None:
 
 
 def test_a_signal_during_warm_up_is_heard(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, stage_epochs=(1, 1))
+    run = tiny_run(tmp_path, epochs=(1, 1))
     run.stop_signal.stop_requested = True
     task = Asking()
     assert not pretrain(experiment(task), run)

@@ -18,9 +18,10 @@ from rich.console import Console
 from typing_extensions import override
 
 from fastpsl import cli
-from fastpsl.engine import launch
 from fastpsl.engine.console import Screen
+from fastpsl.engine.exit_codes import EXIT_USER_ERROR
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.launch import launch
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
 from fastpsl.engine.terminal import escaped, plain, safe_output
@@ -89,8 +90,8 @@ def test_a_terminal_that_does_not_wait_loses_nothing(monkeypatch: pytest.MonkeyP
 
 def trained(out: Path, finish: Callable[[Run], Sequence[str]] | None = None, **options: Any) -> int:
     def parse() -> PretrainOptions:
-        values: dict[str, Any] = {"batch_size": 32, "stage_epochs": (1, 1, 1), "max_steps_per_stage": 1}
-        values |= {"num_threads": 1, "device": "cpu", "tensorboard": False, **options}
+        values: dict[str, Any] = {"batch_size": 32, "epochs": (1, 1, 1), "max_steps_per_stage": 1}
+        values |= {"workers": 1, "device": "cpu", "tensorboard": False, **options}
         paths = sample_paths()
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
@@ -99,7 +100,7 @@ def trained(out: Path, finish: Callable[[Run], Sequence[str]] | None = None, **o
         return replace(experiment, finish=finish) if finish else experiment
 
     with pytest.raises(SystemExit) as excinfo:
-        launch.launch(tiny_recipe(parse, build))
+        launch(tiny_recipe(parse, build))
     assert isinstance(excinfo.value.code, int)
     return excinfo.value.code
 
@@ -125,12 +126,12 @@ def test_a_finished_run_stays_finished_when_its_readers_have_gone(
 def test_an_error_after_the_end_does_not_change_how_it_ended(
     state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def close(run: launch.Run) -> None:
+    def close(run: Run) -> None:
         run.write_status(state, "")
         raise OSError("a file that cannot be closed")
 
-    monkeypatch.setattr(launch.Run, "close", close)
-    assert trained(tmp_path) == launch.EXIT_USER_ERROR
+    monkeypatch.setattr(Run, "close", close)
+    assert trained(tmp_path) == EXIT_USER_ERROR
     assert json.loads((tmp_path / "status.json").read_text())["state"] == state
 
 
@@ -138,7 +139,7 @@ def test_what_fails_in_a_recipes_own_end_has_not_finished(tmp_path: Path) -> Non
     def finish(run: Run) -> list[str]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    assert trained(tmp_path, finish) == launch.EXIT_USER_ERROR
+    assert trained(tmp_path, finish) == EXIT_USER_ERROR
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
 
 
@@ -148,13 +149,13 @@ def test_a_command_whose_stdout_is_full_ends_in_one_line(
     beton = str(sample_paths().test_32)
     monkeypatch.setattr(sys, "stdout", Dead(0, errno.ENOSPC))
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["beton", "verify", beton])
+        cli.main(["data", "verify", beton])
     assert capsys.readouterr().err == "fastpsl: stdout cannot be written (No space left on device)\n"
     monkeypatch.setattr(sys, "stdout", Dead(0))
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["beton", "verify", beton])
+        cli.main(["data", "verify", beton])
     monkeypatch.setattr(sys, "stdout", None)
-    cli.main(["beton", "verify", beton])
+    cli.main(["data", "verify", beton])
     assert capsys.readouterr().err == ""
 
 
@@ -166,9 +167,9 @@ def test_names_of_classes_reach_the_terminal_escaped(
     (folder / "a\x1b[2J.jpg").write_bytes(jpeg(photo(1, 40, 50)))
     (folder / "b\x1b[2J.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
     out = tmp_path / "out\x9b.beton"
-    cli.main(["beton", "write", str(tmp_path / "photos"), str(out), "--max-bad", "100%"])
-    cli.main(["beton", "info", str(out)])
-    cli.main(["beton", "verify", str(out)])
+    cli.main(["data", "write", str(tmp_path / "photos"), str(out), "--max-bad", "100%"])
+    cli.main(["data", "info", str(out)])
+    cli.main(["data", "verify", str(out)])
     output = "".join(capsys.readouterr())
     assert (
         r"\x1b]0;pwn\x07c" in output and r"out\x9b.beton" in output and not set(output) & set("\x1b\x07\x9b")
@@ -188,7 +189,7 @@ for stdout, stderr in ((None, 2), ("/dev/full", 2), (1, None)):
                 setattr(sys, ("stdout", "stderr")[number - 1], None)
             elif isinstance(to, str):
                 os.dup2(os.open(to, os.O_WRONLY), number)
-        main(["beton", "verify", {str(sample_paths().test_32)!r}])
+        main(["data", "verify", {str(sample_paths().test_32)!r}])
         os._exit(0 if os.stat(1) and os.stat(2) else 9)
     print("code", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """

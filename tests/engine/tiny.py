@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine import launch
+from fastpsl.engine import recipe_process
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.recipe import Recipe
@@ -61,10 +61,10 @@ def tiny_run(out: Path, world: World | None = None, **options: Any) -> Run:
         "val": str(paths.test_32),
         "out": out,
         "batch_size": 32,
-        "stage_epochs": (2, 2, 2),
+        "epochs": (2, 2, 2),
         "checkpoint_minutes": 0.0,
         "tensorboard": False,
-        "num_threads": 1,
+        "workers": 1,
     }
     return Run("tiny", RunData(PretrainOptions(**{**values, **options}), world or one_process()))
 
@@ -91,7 +91,7 @@ def runs_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         opened.append(Run(*arguments, **options))
         return opened[-1]
 
-    monkeypatch.setattr(launch, "Run", open_run)
+    monkeypatch.setattr(recipe_process, "Run", open_run)
     try:
         yield
     finally:

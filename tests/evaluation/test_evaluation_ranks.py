@@ -60,7 +60,7 @@ def in_a_process(rank: int, folder: str) -> None:
 
 def neighbours(folder: Path) -> None:
     recipe = runpy.run_path(str(ROOT / "recipes" / "knn.py"))["RECIPE"]
-    options = recipe.parse(["--out", str(folder / "knn"), "--size-px", "32", "--num-threads", "1"])
+    options = recipe.parse(["--out", str(folder / "knn"), "--size-px", "32", "--workers", "1"])
     assert recipe.run(options) == 0
 
 
@@ -79,7 +79,7 @@ def retrieval(out: Path, world: World) -> None:
     data = str(sample_paths().test_32)
     options = EvaluationOptions(
         data=data, val=data, out=out, size_px=32, random_weights=True, backbone="nin3",
-        num_threads=1, batch_size=40,
+        workers=1, batch_size=40,
     )  # fmt: skip
     lines = retrieve(options, world, block="B2", k=8, num=2, indices=())
     assert len(lines) == (3 if world.rank == 0 else 0)
@@ -108,7 +108,7 @@ def monitor(folder: Path, world: World) -> None:
     @contextmanager
     def opened(name: str, every: int) -> Any:
         options = PretrainOptions(
-            data=str(paths.train_32), val=str(paths.test_32), batch_size=96, num_threads=1, tensorboard=False,
+            data=str(paths.train_32), val=str(paths.test_32), batch_size=96, workers=1, tensorboard=False,
             out=folder / name, max_steps_per_stage=7, probe_every=every,
         )  # fmt: skip
         run = Run("tiny", RunData(options, world))

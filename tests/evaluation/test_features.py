@@ -381,7 +381,7 @@ def command(*arguments: object) -> int:
 
 def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = sample_paths().test_32, tmp_path / "F.npy"
-    small = ("--size-px", "32", "--num-threads", "1")
+    small = ("--size-px", "32", "--workers", "1")
     assert command(checkpoint, data, "--block", "B3", "--out", out, *small) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 steps")
@@ -419,7 +419,7 @@ def test_what_cannot_be_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     out = () if "--out" in arguments else ("--out", "F.npy")
-    assert command(checkpoint, sample_paths().test_32, *arguments, *out, "--num-threads", "1") == 2
+    assert command(checkpoint, sample_paths().test_32, *arguments, *out, "--workers", "1") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("fastpsl: ") and all(word in line for word in words), line
     assert not list(tmp_path.iterdir())

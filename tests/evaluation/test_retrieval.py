@@ -21,7 +21,7 @@ from fastpsl.tables.results import index_runs
 from tests.pipelines.photos import jpeg, photo
 
 RANDOM = ("--random-weights", "--backbone", "resnet18")
-SMALL = ("--size-px", "32", "--whole", "--num-threads", "1", "--batch-size", "40")
+SMALL = ("--size-px", "32", "--whole", "--workers", "1", "--batch-size", "40")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -247,7 +247,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ((*RANDOM, *sets, "--query-indices", 4, 160), ("--query-indices 160", "0 to 159")),
         ((*RANDOM, *sets, "--query-indices", -1), ("--query-indices -1",)),
         ((*RANDOM, *sets, "--seed", -1), ("--seed -1",)),
-        ((*RANDOM, *sets, "--num-threads", 0), ("--num-threads 0",)),
+        ((*RANDOM, *sets, "--workers", 0), ("--workers 0",)),
         ((*sets,), ("CKPT", "--random-weights")),
         ((foreign, *RANDOM, *sets), ("CKPT", "--random-weights")),
         (("--random-weights", *sets), ("--backbone",)),

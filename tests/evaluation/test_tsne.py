@@ -19,7 +19,7 @@ from fastpsl.tables.results import index_runs
 from tests.pipelines.photos import jpeg, photo
 
 RANDOM = ("--random-weights", "--backbone", "nin3")
-SMALL = ("--size-px", "32", "--whole", "--num-threads", "1", "--batch-size", "40")
+SMALL = ("--size-px", "32", "--whole", "--workers", "1", "--batch-size", "40")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

@@ -1,6 +1,6 @@
 """Damaged betons, with and without their JSON, read by every decoder: is what is read what was written?
 
-`fastpsl beton verify` must report every beton that the loader refuses, or reads with other pixels or labels.
+`fastpsl data verify` must report every beton that the loader refuses, or reads with other pixels or labels.
 """
 
 import random

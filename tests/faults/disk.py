@@ -129,7 +129,7 @@ def read_only_run_that_exists(folder: Path) -> Outcome:
 def read_only_beton(folder: Path) -> Outcome:
     source = write_images(folder / "pictures")
     with _read_only(folder / "disk", lambda disk: None) as disk:
-        return fastpsl(folder, "beton", "write", source, disk / "x.beton", words=("Read-only file system",))
+        return fastpsl(folder, "data", "write", source, disk / "x.beton", words=("Read-only file system",))
 
 
 def data_on_a_read_only_disk(folder: Path) -> Outcome:

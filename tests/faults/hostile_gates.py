@@ -125,8 +125,8 @@ def _open_voc(path: Path) -> str:
 def _write(path: Path) -> str:
     """Write a beton from the file, and return the output of write, info and verify."""
     out = path.parent / "out.beton"
-    text = command("beton", "write", path, out, "--overwrite", "--max-bad", "50%", "--workers", "1")
-    return text + command("beton", "info", out) + command("beton", "verify", out, "--workers", "1")
+    text = command("data", "write", path, out, "--overwrite", "--max-bad", "50%", "--workers", "1")
+    return text + command("data", "info", out) + command("data", "verify", out, "--workers", "1")
 
 
 def _open_list(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Damaged images and odd files beside sound ones: written to a beton, and read as a folder by every decoder.
 
 The sound ones must be read as ever. The damaged one must be reported with its name and a reason, or be read
-as an image. What is written must be sound for `fastpsl beton verify`. Lists and messages must hold no control
+as an image. What is written must be sound for `fastpsl data verify`. Lists and messages must hold no control
 character.
 """
 

@@ -27,7 +27,7 @@ def _training(name: str, value: int, words: tuple[str, ...], folder: Path) -> Ou
 
 def _writing(name: str, value: int, words: tuple[str, ...], folder: Path) -> Outcome:
     source = write_images(folder / "pictures")
-    arguments = ("beton", "write", source, folder / "x.beton")
+    arguments = ("data", "write", source, folder / "x.beton")
     outcome = fastpsl(folder, *arguments, words=words, prepare=partial(_set, name, value))
     names = [path.name for path in folder.glob("*x.beton*")]
     return ("differs", f"left behind: {names}") if outcome[0] == "refused" and names else outcome

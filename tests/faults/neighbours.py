@@ -26,7 +26,7 @@ def lock_of_a_killed_trainer(folder: Path) -> Outcome:
     process = long_run(folder / "run", folder / "log", "--checkpoint-steps", 1)
     process.send(signal.SIGKILL)
     process.wait(LIMIT_S)
-    options = ("--plan", "end_to_end", "--stage-epochs", 1000, "--max-steps-per-stage", 8)
+    options = ("--plan", "end_to_end", "--epochs", 1000, "--max-steps-per-stage", 8)
     outcome = recipe(folder, *options)
     log = folder / "log"
     is_resumed = any("resuming" in path.read_text() for path in (log, output_of(log)))
@@ -66,7 +66,7 @@ def writer_killed(folder: Path) -> Outcome:
     chance = random.Random(str(folder))
     out, source = beton(folder / "x.beton"), write_images(folder / "pictures", 120)
     old = out.read_bytes()
-    arguments = ("fastpsl", "beton", "write", source, out, "--max-side", 100, "--overwrite", "--workers", 1)
+    arguments = ("fastpsl", "data", "write", source, out, "--max-side", 100, "--overwrite", "--workers", 1)
     started = time.monotonic()
     undisturbed = start((*arguments[:4], folder / "whole.beton", *arguments[5:]), folder / "whole.log")
     outcome = verdict(undisturbed.wait(LIMIT_S), "fastpsl")

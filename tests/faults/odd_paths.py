@@ -22,8 +22,8 @@ def _everywhere(name: str, folder: Path) -> Outcome:
     (folder / name).mkdir()
     source, data = write_images(folder / name / f"source {name}"), folder / name / f"{name}.beton"
     for outcome in (
-        fastpsl(folder, "beton", "write", source, data),
-        fastpsl(folder, "beton", "verify", data),
+        fastpsl(folder, "data", "write", source, data),
+        fastpsl(folder, "data", "verify", data),
         recipe(folder, "--data", data, out=folder / name / f"run {name}"),
         recipe(folder, "--data", source, out=folder / name / f"run of the folder {name}"),
     ):

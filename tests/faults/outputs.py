@@ -24,7 +24,7 @@ def _training(kind: str, folder: Path) -> Outcome:
 
 def _printing(kind: str, folder: Path) -> Outcome:
     """Run a command that only prints: it must end in one line, or silently where nobody reads."""
-    process = _start(("fastpsl", "beton", "info", beton(folder / "x.beton")), folder, kind)
+    process = _start(("fastpsl", "data", "info", beton(folder / "x.beton")), folder, kind)
     return verdict(
         process.wait(LIMIT_S),
         "fastpsl",

@@ -23,7 +23,7 @@ TIMEOUT_S = 6  # for --timeout-s, on busy cores; ranks wait ten times as long fo
 _STEPS = (
     "--plan",
     "end_to_end",
-    "--stage-epochs",
+    "--epochs",
     1,
     "--max-steps-per-stage",
     25,

@@ -1,4 +1,4 @@
-"""Readings of a beton or a folder by the loader, and the output of `fastpsl beton verify`."""
+"""Readings of a beton or a folder by the loader, and the output of `fastpsl data verify`."""
 
 import contextlib
 import hashlib
@@ -106,5 +106,5 @@ def _lose(name: str, error: OSError) -> None:
 
 
 def verify(path: Path) -> CommandOutput:
-    """Run `fastpsl beton verify PATH`; `error` is None for a sound beton."""
+    """Run `fastpsl data verify PATH`; `error` is None for a sound beton."""
     return command(beton_command.Verify([str(path)], workers=1))

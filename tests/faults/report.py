@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 #   as before   what is read has not changed
 #   refused     one line names the file and the remedy
 #   skipped     the sample is named and left out, the rest goes on
-#   found       other data are read, and `fastpsl beton verify` reports it
+#   found       other data are read, and `fastpsl data verify` reports it
 #   read        damaged data are read as an image or a value, as the format allows, and others as ever
 #   goes on     the work continues, with the result of an undisturbed run
 # and outcomes that are failures:

@@ -1,6 +1,6 @@
 """A damaged JSON beside a sound beton: pixels must be read right, and no internal error may occur.
 
-The loader, `fastpsl beton verify` and `info`, and the name of a sample in messages read the JSON.
+The loader, `fastpsl data verify` and `info`, and the name of a sample in messages read the JSON.
 """
 
 import base64

@@ -21,7 +21,7 @@ from tests.faults.report import Finding
 from tests.faults.small_runs import JIGSAW, checkpoints, left_behind, verdict
 from tests.faults.trials import LIMIT_S, Outcome, litter, num_steps
 
-_STEPS = ("--plan", "end_to_end", "--stage-epochs", 1, "--max-steps-per-stage", 30, "--checkpoint-steps", 0)
+_STEPS = ("--plan", "end_to_end", "--epochs", 1, "--max-steps-per-stage", 30, "--checkpoint-steps", 0)
 _INT, _TERM = signal.SIGINT, signal.SIGTERM
 
 

@@ -14,7 +14,7 @@ from tests.programs import digests
 from tests.warm import rank_variables
 
 _SHARED = (
-    "--num-threads",
+    "--workers",
     1,
     "--no-tensorboard",
     "--checkpoint-steps",
@@ -25,7 +25,7 @@ _SHARED = (
     2,
 )
 _JIGSAW = (
-    *("--backbone", "nin3", "--batch-size", 4, "--grid", 2, "--shorter-px", 40, "--cell-px", 18),
+    *("--backbone", "nin3", "--batch-size", 4, "--grid", 2, "--short-side", 40, "--cell-px", 18),
     *("--tile-px", 16, "--counts", 4, 8, 16, "--embedding-width", 16, "--permutations-per-image", 2),
     *("--max-steps-per-stage", 6),
 )  # fmt: skip
@@ -59,14 +59,14 @@ MOCO = Kind(
 UIC = Kind(
     "UIC",
     "uic_cifar10",
-    ("--backbone", "resnet18", "--batch-size", 80, "--num-classes", 8, "--stage-epochs", 2),
+    ("--backbone", "resnet18", "--batch-size", 80, "--num-clusters", 8, "--epochs", 2),
 )
 IIC = Kind(
     "IIC",
     "sslpp_iic",
     (
         *("--backbone", "resnet18", "--batch-size", 120, "--num-clusters", 8, "--num-copies", 2),
-        *("--stage-epochs", 1),
+        *("--epochs", 1),
     ),
 )  # fmt: skip
 RANKS = JIGSAW._replace(name="two ranks", num_ranks=2)
@@ -74,7 +74,7 @@ RANKS = JIGSAW._replace(name="two ranks", num_ranks=2)
 
 def sslpp(labels: Path) -> Kind:
     """Return SSL++'s rotation with the labels of a run of `IIC`."""
-    options = ("--backbone", "resnet18", "--batch-size", 160, "--stage-epochs", 1, "--pseudo-labels", labels)
+    options = ("--backbone", "resnet18", "--batch-size", 160, "--epochs", 1, "--pseudo-labels", labels)
     return Kind("SSL++", "sslpp_rotation", options)
 
 

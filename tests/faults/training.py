@@ -16,7 +16,7 @@ BOUNDS = {"threads": 0.01, "descriptors": 0.01, "resident_bytes": 200_000.0}
 _WARM_UP = 0.2
 _NUM_LOOKS = 300
 _OPTIONS = (
-    *("--plan", "end_to_end", "--stage-epochs", 1_000_000, "--max-steps-per-stage", 100_000_000),
+    *("--plan", "end_to_end", "--epochs", 1_000_000, "--max-steps-per-stage", 100_000_000),
     *("--checkpoint-steps", 200, "--keep-checkpoints", 2, "--tensorboard"),
 )
 

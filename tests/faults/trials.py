@@ -60,7 +60,7 @@ def long_run(out: Path, log: Path, *more: object) -> RunningProcess:
     options = (
         "--plan",
         "end_to_end",
-        "--stage-epochs",
+        "--epochs",
         1000,
         "--max-steps-per-stage",
         10_000,

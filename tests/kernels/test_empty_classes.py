@@ -104,7 +104,7 @@ def test_a_split_tells_nothing_of_the_order_in_the_set() -> None:
 
 def test_fewer_images_than_classes_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"^9 images cannot fill 1,000 classes; give --num-classes 9 or less"
+        ValueError, match=r"^9 images cannot fill 1,000 classes; give --num-clusters 9 or less"
     ):
         split_empty(np.zeros(9, np.int64), 1000, 0, 0)
 

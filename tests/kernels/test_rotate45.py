@@ -152,7 +152,7 @@ def test_images_that_are_too_small() -> None:
         assert "\n" not in str(error.value)
         least = int(str(error.value).split("sides of ")[1].split()[0])
         crop.check(least, least)
-        assert f"(fastpsl beton write --min-px {least})" in str(error.value)
+        assert f"(fastpsl data write --min-px {least})" in str(error.value)
         with pytest.raises(ValueError, match="leave such images out"):
             crop.check(500, least - 1)
         side = crop.boxes(keys(1), np.array([least], np.int32), np.array([least], np.int32))[0, 2]

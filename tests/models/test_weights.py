@@ -60,10 +60,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data=str(sample_paths().train_32),
         out=out,
         batch_size=8,
-        stage_epochs=(2, 2),
+        epochs=(2, 2),
         max_steps_per_stage=1,
         tensorboard=False,
-        num_threads=1,
+        workers=1,
     )
     run = Run("jigsaw_tiny", RunData(options, one_process()), {"backbone": "resnet18"})
     task, backbone = tiny_experiment().task, make_backbone("resnet18")

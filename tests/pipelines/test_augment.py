@@ -66,8 +66,8 @@ def test_views_of_one_shape_are_parts_of_one_buffer() -> None:
 
 def test_kornia_is_the_plain_path() -> None:
     views = [ViewSpec(RandomResizedCrop(16), (Flip(),))]
-    augment = choose_augment("kornia", views, CPU)
-    assert (augment.path, augment.modules) == ("kornia", ())
+    augment = choose_augment("unfused", views, CPU)
+    assert (augment.path, augment.modules) == ("unfused", ())
     with Loader(Synthetic(20), views, batch_size=5) as loader:
         batch = next(loader.epoch(0))
     assert torch.equal(augment.inputs(batch, views, torch.float32)[0], batch.inputs(views, torch.float32)[0])
@@ -82,12 +82,15 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_augment("auto", views[:1], CPU).path == "fused"
     assert choose_augment("auto", views, CPU).reason == "no fused kernel for JigsawTiles on cpu"
     with pytest.raises(
-        ValueError, match="--augment fused: no fused kernel for JigsawTiles on cpu; use --augment kornia"
+        ValueError,
+        match="-backend fused: no fused kernel for JigsawTiles on cpu; use --augment-backend unfused",
     ):
         choose_augment("fused", views, CPU)
     monkeypatch.setattr("fastpsl.pipelines.augment.fused_modules", lambda device: ((), "there is no Triton"))
-    assert choose_augment("auto", views, CPU).path == "kornia"
-    with pytest.raises(ValueError, match="--augment fused: there is no Triton; use --augment kornia"):
+    assert choose_augment("auto", views, CPU).path == "unfused"
+    with pytest.raises(
+        ValueError, match="--augment-backend fused: there is no Triton; use --augment-backend unfused"
+    ):
         choose_augment("fused", views[:1], CPU)
 
 
@@ -128,7 +131,7 @@ def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-de
     views = [ViewSpec(RandomResizedCrop(24), ops, (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD))]
     with Loader(Synthetic(20), views, batch_size=5, device=torch.device(device)) as loader:
         batch = next(loader.epoch(0))
-    (expected,) = choose_augment("kornia", views, CPU).inputs(batch, views, torch.float32)
+    (expected,) = choose_augment("unfused", views, CPU).inputs(batch, views, torch.float32)
     for name in ("auto", "fused"):
         augment = choose_augment(name, views, torch.device(device))  # type: ignore[arg-type]
         names = [module.__name__ for module in augment.modules if module.fits(ops)]

@@ -116,5 +116,5 @@ def test_betons_without_are_read_and_said_to_be_checked_less(
     with Beton(out) as beton:
         assert not has_checksums(beton.shards[0]) and "checksum of each sample    none" in info(beton)
         assert unchecked(beton).startswith("no checksums in it and no JSON beside it")
-    main(["beton", "verify", str(out)])
+    main(["data", "verify", str(out)])
     assert capsys.readouterr().out.startswith(f"{out}: 1 samples, all sound (no checksums in it")

@@ -21,7 +21,7 @@ GLOB = "train-*.beton"
 
 
 def write(src: Path, out: Path, *options: object) -> Path:
-    main(["beton", "write", str(src), str(out), "--workers", "1", *map(str, options)])
+    main(["data", "write", str(src), str(out), "--workers", "1", *map(str, options)])
     return out
 
 
@@ -69,7 +69,7 @@ def test_verify_tells_interrupted_from_complete(
 ) -> None:
     shards[3].rename(partial_path(shards[3]))
     with pytest.raises(SystemExit) as end:
-        main(["beton", "verify", str(tmp_path / GLOB)])
+        main(["data", "verify", str(tmp_path / GLOB)])
     output = capsys.readouterr()
     lines = output.out.splitlines()
     assert end.value.code == 2 and "2 faults" in output.err

@@ -198,7 +198,7 @@ import resource, sys
 # The data start at 8 MiB, so the disk is full after 600 kB.
 resource.setrlimit(resource.RLIMIT_FSIZE, (9_000_000, 9_000_000))
 from fastpsl.cli import main
-main(["beton", "write", sys.argv[1], sys.argv[2]])
+main(["data", "write", sys.argv[1], sys.argv[2]])
 """
 
 
@@ -245,7 +245,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]),) * 2)
 from fastpsl.cli import main
-main(["beton", "write", sys.argv[1], sys.argv[2]])
+main(["data", "write", sys.argv[1], sys.argv[2]])
 """
 
 
@@ -262,7 +262,7 @@ def test_killed_at_any_byte_nothing_stands_under_the_final_name(tmp_path: Path) 
         assert process.returncode == -signal.SIGXFSZ, process.stderr
         assert partial_path(out).exists() and not out.exists()
     process = subprocess.run(
-        [*CLI, "beton", "write", photos, out], capture_output=True, text=True, timeout=240, check=False
+        [*CLI, "data", "write", photos, out], capture_output=True, text=True, timeout=240, check=False
     )
     assert process.returncode == 0 and list(verify(out)) == []
     names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("whole"))

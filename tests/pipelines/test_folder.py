@@ -378,9 +378,7 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ) as caught:
             assert choose_decoder("auto", data, CPU)[0] == "torchvision"
         assert len(caught) == 1
-        with pytest.raises(
-            ValueError, match="'ffcv' cannot read a folder; .* `fastpsl beton write`"
-        ) as error:
+        with pytest.raises(ValueError, match="'ffcv' cannot read a folder; .* `fastpsl data write`") as error:
             choose_decoder("ffcv", data, CPU)
         assert "\n" not in str(error.value)
 

@@ -65,7 +65,7 @@ def same_as_its_beton(tmp_path: Path) -> Iterator[Callable[[Path], Listed]]:
     with ExitStack() as stack:
 
         def check(path: Path) -> Listed:
-            main(["beton", "write", str(path), str(tmp_path / "x.beton"), "--overwrite"])
+            main(["data", "write", str(path), str(tmp_path / "x.beton"), "--overwrite"])
             data = stack.enter_context(closing(open_data(path)))
             assert isinstance(data, Listed)
             with Beton(tmp_path / "x.beton") as beton:
@@ -299,7 +299,7 @@ def test_what_is_wrong_is_one_line_naming_the_list(
     assert line.startswith(f"{path}: ") and "\n" not in line and len(line) < 1000, line
     assert all(word in line for word in words), line
     with pytest.raises(SystemExit) as error:
-        main(["beton", "write", str(path), str(tmp_path / "out.beton")])
+        main(["data", "write", str(path), str(tmp_path / "out.beton")])
     assert error.value.code == 2 and not (tmp_path / "out.beton").exists()
     assert words[0] in " ".join(capsys.readouterr().err.split())
 

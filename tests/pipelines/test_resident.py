@@ -186,7 +186,7 @@ def test_other_betons_are_refused(
     ):
         open_decoder("resident", data)
     is_jpeg = samples[0][3] != RAW  # writing raw images would not help with different sizes
-    assert ("fastpsl beton write --mode raw" in str(error.value)) == is_jpeg and "\n" not in str(error.value)
+    assert ("fastpsl data write --mode raw" in str(error.value)) == is_jpeg and "\n" not in str(error.value)
 
 
 def test_a_set_that_does_not_fit_is_refused_with_figures(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:

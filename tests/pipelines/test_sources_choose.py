@@ -101,8 +101,8 @@ def test_modes(
     images = np.stack([photo(i, 40, 50) for i in range(2)])
     np.savez(tmp_path / "a.npz", images=images)
     out = tmp_path / "a.beton"
-    main(["beton", "write", str(tmp_path / src), str(out), "--mode", mode])
-    main(["beton", "info", str(out)])
+    main(["data", "write", str(tmp_path / src), str(out), "--mode", mode])
+    main(["data", "info", str(out)])
     assert expected in capsys.readouterr().out
     with Beton(out) as beton:
         if expected.startswith("0") and src == "a.npz":

@@ -25,7 +25,7 @@ from tests.recipes.in_process import Start, refused, starter
 RECIPE = ROOT / "recipes" / "block_probe.py"
 DATA = ("--data", sample_paths().train_32, "--val", sample_paths().test_32)
 # A quarter of the images' positions, because there are two cores.
-SMALL = ("--size-px", "16", "--batch-size", "16", "--num-threads", "1", "--no-tensorboard")
+SMALL = ("--size-px", "16", "--batch-size", "16", "--workers", "1", "--no-tensorboard")
 RANDOM = ("--random-weights", "--backbone", "nin4")
 
 

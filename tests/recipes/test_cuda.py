@@ -17,13 +17,13 @@ from tests.programs import ROOT, newest_checkpoint, run_fresh
 RECIPES = ROOT / "recipes"
 # Recipes that compile come first, because they take the longest.
 TRAINED = {
-    "jigsaw graphed": ("jigsaw_r50", "--step", "graphed", "--backbone", "resnet18"),
-    "simclr compiled": ("simclr_r50", "--step", "compiled", "--fold-frozen"),
-    "jigsaw fused": ("jigsaw_r50", "--step", "fused"),
+    "jigsaw graphed": ("jigsaw_r50", "--compile", "graphs", "--backbone", "resnet18"),
+    "simclr compiled": ("simclr_r50", "--compile", "on", "--fold-frozen"),
+    "jigsaw fused": ("jigsaw_r50", "--compile", "fused"),
     "block_probe": ("block_probe",),
     "deepcluster": ("deepcluster_alexnet",),
     "jigsaw": ("jigsaw_r50",),
-    "jigsaw by parts": ("jigsaw_r50", "--augment", "kornia", "--accumulate", "2"),
+    "jigsaw by parts": ("jigsaw_r50", "--augment-backend", "unfused", "--accumulate", "2"),
     "linear_probe": ("linear_probe",),
     "linear_probe uic": ("linear_probe", "--protocol", "uic"),
     "moco": ("mocov2_r50",),
@@ -57,7 +57,7 @@ def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
     if device == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     path: Path = RECIPES / f"{script}.py"
-    more = (*flags, "--device", device, "--num-threads", 2)
+    more = (*flags, "--device", device, "--workers", 2)
     if ranks:
         path, more = ROOT / "bench" / "gpu_day" / "two_ranks.py", (path, *more)
     done = run_fresh(path, *more, ranks=ranks, environment=environment)
@@ -68,7 +68,7 @@ def start(device: str, script: str, *flags: object, ranks: int = 0) -> str:
 def raw_images() -> tuple[object, ...]:
     """Return options for the sample's images of 32 px, which the resident decoder takes."""
     paths = sample_paths()
-    return "--data", paths.train_32, "--val", paths.test_32, "--batch-size", 32, "--num-classes", 16
+    return "--data", paths.train_32, "--val", paths.test_32, "--batch-size", 32, "--num-clusters", 16
 
 
 def train(device: str, folder: Path, script: str, *flags: object, ranks: int = 0) -> dict[int, float]:

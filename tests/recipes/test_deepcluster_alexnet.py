@@ -14,8 +14,8 @@ RECIPE = ROOT / "recipes" / "deepcluster_alexnet.py"
 # Small images and a small network, because a step of AlexNet's 57 million parameters takes seconds.
 SMALL = (
     *("--data", sample_paths().train_32, "--backbone", "resnet18_cifar", "--size-px", "32"),
-    *("--channels", "SobelXY", "--num-classes", "16", "--pca-width", "32", "--batch-size", "60"),
-    *("--num-threads", "1", "--no-tensorboard", "--stage-epochs", "2", "--max-steps-per-stage", "1"),
+    *("--input-channels", "SobelXY", "--num-clusters", "16", "--pca-width", "32", "--batch-size", "60"),
+    *("--workers", "1", "--no-tensorboard", "--epochs", "2", "--max-steps-per-stage", "1"),
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_two_ranks_cluster_as_one(recipe: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--num-classes", "481"), ("--num-classes 481", "480 training images")),
+        (("--num-clusters", "481"), ("--num-clusters 481", "480 training images")),
         (("--pca-width", "0"), ("--pca-width 0", "1 or more")),
         (("--order", "quasi_random"), ("--order quasi_random",)),
         (("--dropout", "0.5"), ("--dropout 0.5", "resnet18_cifar has no dropout")),

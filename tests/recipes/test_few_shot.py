@@ -22,7 +22,7 @@ from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "few_shot.py"
 RANDOM = ("--random-weights", "--backbone", "alexnet")
-SMALL = ("--num-threads", "1", "--size-px", "84", "--episodes", "50")
+SMALL = ("--workers", "1", "--size-px", "84", "--episodes", "50")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 def test_scores_result_and_figure_of_the_sample(recipe: Any, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    outcome = recipe("--num-threads", "1", "--out", out, "--episodes", "200")
+    outcome = recipe("--workers", "1", "--out", out, "--episodes", "200")
     assert outcome.code == 0, outcome
     lines = outcome.out.splitlines()
     assert lines[0] == (
@@ -77,7 +77,7 @@ def test_scores_result_and_figure_of_the_sample(recipe: Any, tmp_path: Path) -> 
 
     written = {path: path.stat().st_mtime_ns for path in out.glob("*.npy")}
     outcome = recipe(
-        "--num-threads", "1", "--out", out, "--episodes", "50", "--ways", "2", "--shots", "1", "--seed", "0"
+        "--workers", "1", "--out", out, "--episodes", "50", "--ways", "2", "--shots", "1", "--seed", "0"
     )
     assert outcome.code == 0 and {path: path.stat().st_mtime_ns for path in written} == written
     assert json.loads((out / "result.json").read_text())["numbers"]["accuracy_B5"] > 55  # chance is 50
@@ -101,7 +101,7 @@ def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
         "--data",
         data,
         *RANDOM,
-        "--num-threads",
+        "--workers",
         "1",
         "--episodes",
         "20",

@@ -26,7 +26,7 @@ CHANNELS = ("RGB", "L", "Sobel", "SobelXY")
 PADDED, COUPLED = {"crop": "padded"}, {"pseudo_labels": "coupled"}
 SSLPP: list[dict[str, Any]] = [{}, {"crop": "random_resized"}, COUPLED, COUPLED | {"proxy": False}]
 UIC: list[dict[str, Any]] = [
-    {"channels": channels, "augmentation": augmentation}
+    {"channels": channels, "augment": augmentation}
     for channels in ("RGB", "SobelXY")
     for augmentation in ("standard", "strong")
 ]
@@ -40,7 +40,7 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
     "sslpp_aet": [*SSLPP, {"transform": "affine"}],
     "sslpp_colorization": SSLPP,
     "sslpp_context": SSLPP,
-    "sslpp_iic": [{"transforms": name} for name in ("crop", "flip", "colour", "grey", "sobel")],
+    "sslpp_iic": [{"augment": name} for name in ("crop", "flip", "colour", "grey", "sobel")],
     "sslpp_rotation": SSLPP,
     "supervised": [{}, PADDED],
     "uic_alexnet": UIC,

@@ -22,8 +22,8 @@ from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "jigsaw_r50.py"
 SMALL = (
-    *("--max-steps-per-stage", "1", "--batch-size", "8", "--num-threads", "1", "--no-tensorboard"),
-    *("--shorter-px", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16"),
+    *("--max-steps-per-stage", "1", "--batch-size", "8", "--workers", "1", "--no-tensorboard"),
+    *("--short-side", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16"),
 )
 
 
@@ -37,7 +37,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     ("backbone", "told"),
-    [(RESNET18, "backbone resnet18 (paper resnet50), stage_epochs"), slow((), "stage_epochs")],
+    [(RESNET18, "backbone resnet18 (paper resnet50), epochs"), slow((), "epochs")],
 )
 def test_smallest_run_ends_with_lines_and_figures(
     recipe: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: tuple[str, ...], told: str
@@ -102,10 +102,10 @@ def test_data_that_cannot_be_read_is_refused(recipe: Start, tmp_path: Path) -> N
         (("--device", "cuda"), ("--device cuda", "--device cpu")),
         (("--batch-size", "32", "--accumulate", "5"), ("does not divide", "multiple of 5")),
         (("--batch-size", "1000"), ("480", "1000")),
-        (("--shorter-px", "90"), ("90", "96")),
+        (("--short-side", "90"), ("90", "96")),
         (("--counts", "9", "8", "7"), ("must rise",)),
         (("--counts", "8", "9", "--levels", "1", "2", "3"), ("--levels 1 2 3", "1 to 2")),
-        (("--stage-epochs", *"111111"), ("(1, 1, 1, 1, 1, 1)", "at most 5")),
+        (("--epochs", *"111111"), ("(1, 1, 1, 1, 1, 1)", "at most 5")),
         (("--partition", "1-2", "2-3", "5"), ("hole", "B4")),
         (("--permutations", "absent.npy"), ("absent.npy",)),
         (("--resume", "absent.pt"), ("absent.pt",)),

@@ -10,8 +10,8 @@ from tests.programs import ROOT, digests, newest_checkpoint, newest_step, run, r
 
 RECIPE = ROOT / "recipes" / "jigsaw_r50.py"
 SMALL = (
-    *("--checkpoint-steps", "2", "--batch-size", "8", "--num-threads", "2", "--no-tensorboard"),
-    *("--shorter-px", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16"),
+    *("--checkpoint-steps", "2", "--batch-size", "8", "--workers", "2", "--no-tensorboard"),
+    *("--short-side", "60", "--cell-px", "18", "--tile-px", "16", "--counts", "4", "8", "16"),
 )
 
 

@@ -18,7 +18,7 @@ from tests.programs import ROOT
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "knn.py"
-SMALL = ("--size-px", "32", "--num-threads", "1")
+SMALL = ("--size-px", "32", "--workers", "1")
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 ALEXNET = ("--random-weights", "--backbone", "alexnet")
 

@@ -30,7 +30,7 @@ RECIPE = ROOT / "recipes" / "linear_probe.py"
 BLOCKS = ("B1", "B2", "B3", "B4", "B5", "final")
 DATA = ("--data", sample_paths().train_32, "--val", sample_paths().test_32)
 SMALL = (
-    *("--size-px", "32", "--batch-size", "96", "--num-threads", "1", "--no-tensorboard"),
+    *("--size-px", "32", "--batch-size", "96", "--workers", "1", "--no-tensorboard"),
     *("--epochs", "1", "--lr", "0.1", "--checkpoint-steps", "2", "--keep-checkpoints", "9"),
 )
 RANDOM = ("--random-weights", "--backbone", "resnet18")
@@ -45,12 +45,12 @@ def recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of recipes/supervised.py that was cut short."""
     out = tmp_path_factory.mktemp("supervised")
-    small = "--backbone resnet18 --stage-epochs 1 --batch-size 32 --size-px 32 --max-steps-per-stage 2 "
+    small = "--backbone resnet18 --epochs 1 --batch-size 32 --size-px 32 --max-steps-per-stage 2 "
     small += "--plan end_to_end"
     with pytest.raises(SystemExit) as caught:
         launch(
             find_recipe("supervised"),
-            [*small.split(), *map(str, DATA), "--out", str(out), "--no-tensorboard", "--num-threads", "1"],
+            [*small.split(), *map(str, DATA), "--out", str(out), "--no-tensorboard", "--workers", "1"],
         )
     assert not caught.value.code
     return out
@@ -201,7 +201,7 @@ def test_alexnets_blocks_by_uics_protocol(recipe: Start, tmp_path: Path) -> None
     """Check the recorded scores of seven blocks and final, on gradients of the sample's images."""
     start = ("--backbone", "alexnet", "--random-weights", "--size-px", "64", "--batch-size", "16")
     gradients = ("--input-channels", "SobelXY", "--input-mean", "0", "0", "--input-std", "0.03", "0.03")
-    record = checked(recipe, tmp_path, "uic", *start, *gradients, "--no-tensorboard", "--num-threads", "1")
+    record = checked(recipe, tmp_path, "uic", *start, *gradients, "--no-tensorboard", "--workers", "1")
     assert record["settings"]["held_out_view"].count("SobelXY") == 10
     names = (*BLOCKS[:-1], "B6", "B7", "final")
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in names}

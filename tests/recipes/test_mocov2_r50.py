@@ -14,7 +14,7 @@ from tests.recipes.in_process import Start, refused, starter
 RECIPE = ROOT / "recipes" / "mocov2_r50.py"
 SMALL = (
     *("--backbone", "resnet18", "--size-px", "32", "--batch-size", "8", "--queue-size", "24"),
-    *("--key-group", "2", "--num-threads", "1", "--no-tensorboard", "--checkpoint-steps", "3"),
+    *("--key-group", "2", "--workers", "1", "--no-tensorboard", "--checkpoint-steps", "3"),
     *("--keep-checkpoints", "9", "--data", sample_paths().train_32, "--momentum", "0.9"),
 )
 

@@ -13,8 +13,8 @@ from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "rotation_rv50.py"
 SMALL = (
-    *("--max-steps-per-stage", "1", "--batch-size", "8", "--num-threads", "1", "--no-tensorboard"),
-    *("--shorter-px", "36", "--size-px", "32", "--decoder", "torchvision"),
+    *("--max-steps-per-stage", "1", "--batch-size", "8", "--workers", "1", "--no-tensorboard"),
+    *("--short-side", "36", "--size-px", "32", "--decoder", "torchvision"),
 )
 ALL = ("--rotations-per-image", "all")
 
@@ -110,7 +110,7 @@ def test_images_too_small_for_45_degrees_are_refused_before_the_first_stage(
         recipe(*SMALL, *small, "--out", tmp_path / "a"),
         "rotation_rv50",
         "40 x ",
-        "fastpsl beton write --min-px 53",
+        "fastpsl data write --min-px 53",
     )
     assert recipe(*SMALL, *small, "--out", tmp_path / "b", "--levels", "1", "2", "2").code == 0
 
@@ -120,11 +120,11 @@ def test_the_papers_values_are_the_defaults(recipe: Start) -> None:
     parts = runpy.run_path(str(RECIPE))
     options, paper = parts["RECIPE"].with_paper(), parts["PAPER"]
     assert {name: getattr(options, name) for name in paper} == paper
-    assert (options.backbone, options.stage_epochs, options.batch_size, options.lr) == (
+    assert (options.backbone, options.epochs, options.batch_size, options.lr) == (
         "revnet50",
         (60, 60, 60),
         256,
         0.01,
     )
-    assert (options.intervals, options.shorter_px, options.size_px) == ((20, 20, 10, 10), 256, 224)
+    assert (options.intervals, options.short_side, options.size_px) == ((20, 20, 10, 10), 256, 224)
     assert options.rotations_per_image == "one"

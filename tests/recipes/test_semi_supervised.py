@@ -22,7 +22,7 @@ from tests.recipes.in_process import Start, refused, starter
 
 DATA = ("--data", sample_paths().train_32, "--val", sample_paths().test_32)
 SMALL = (
-    *("--size-px", "32", "--batch-size", "16", "--num-threads", "1", "--no-tensorboard"),
+    *("--size-px", "32", "--batch-size", "16", "--workers", "1", "--no-tensorboard"),
     *("--random-weights", "--backbone", "resnet18", "--epochs", "1"),
 )
 

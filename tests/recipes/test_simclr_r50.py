@@ -15,12 +15,12 @@ from tests.programs import ROOT, digests, newest_checkpoint, run
 from tests.slow import slow
 
 RECIPE = ROOT / "recipes" / "simclr_r50.py"
-SMALL = ("--batch-size", "8", "--size-px", "32", "--num-threads", "1", "--no-tensorboard")
+SMALL = ("--batch-size", "8", "--size-px", "32", "--workers", "1", "--no-tensorboard")
 
 
 def images_of_32_px() -> tuple[object, ...]:
     """Return options for the sample's training images, with values between the paper's and the sample's."""
-    epochs = ("--stage-epochs", 2, 2, 2, "--warmup-epochs", 1)
+    epochs = ("--epochs", 2, 2, 2, "--warmup-epochs", 1)
     return ("--data", sample_paths().train_32, "--backbone", "resnet18", *epochs)
 
 
@@ -85,7 +85,7 @@ def test_impossible_requests_are_refused(
     words: tuple[str, ...],
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    code, _, err = recipe(*arguments, "--num-threads", "1", "--out", tmp_path / "out")
+    code, _, err = recipe(*arguments, "--workers", "1", "--out", tmp_path / "out")
     last = err.strip().splitlines()[-1]
     assert code == 2 and "Traceback" not in err
     assert last.startswith("simclr_r50: ")

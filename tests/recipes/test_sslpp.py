@@ -18,7 +18,7 @@ from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import refused, starter
 
 TASKS = ("colorization", "context", "rotation", "aet")
-SMALL = ("--backbone", "nin3", "--num-threads", "1", "--no-tensorboard", "--size-px", "16")
+SMALL = ("--backbone", "nin3", "--workers", "1", "--no-tensorboard", "--size-px", "16")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_each_task_with_each_kind_of_labels(
 @pytest.mark.parametrize("task", TASKS)
 def test_killed_and_resumed_equals_never_killed(task: str, labels: Path, tmp_path: Path) -> None:
     recipe = ROOT / "recipes" / f"sslpp_{task}.py"
-    flags = (*SMALL, "--stage-epochs", "2", "--max-steps-per-stage", "6", "--pseudo-labels", labels)
+    flags = (*SMALL, "--epochs", "2", "--max-steps-per-stage", "6", "--pseudo-labels", labels)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(recipe, *flags, "--out", whole).returncode == 0
     run_until(

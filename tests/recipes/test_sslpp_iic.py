@@ -15,12 +15,12 @@ from tests.programs import ROOT, digests, epoch_records, newest_checkpoint, run,
 from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "sslpp_iic.py"
-QUICK = ("--num-threads", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
+QUICK = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
 SIZES = ("--size-px", "16", "--num-copies", "1", "--batch-size", "160")
 SMALL = (
     *QUICK,
     *SIZES,
-    "--stage-epochs",
+    "--epochs",
     "3",
     "--heads",
     "two",
@@ -76,7 +76,7 @@ def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: P
         stage["num_steps"] < stage["num_steps_planned"] for stage in state["position"]["summaries"]
     )
     assert expected.items() <= dict(stored.configuration).items()
-    assert {"backbone", "transforms", "stage_epochs", "num_copies"} <= set(stored.configuration)
+    assert {"backbone", "transforms", "epochs", "num_copies"} <= set(stored.configuration)
     assert (
         labels_of(trained / "labels.npz", RunOptions(data=str(sample_paths().test_32))).labels.tolist()
         == stored.labels.tolist()
@@ -122,10 +122,10 @@ def test_images_without_labels_are_enough(recipe: Start, tmp_path: Path) -> None
     for number in range(24):
         pixels = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "data" / f"{number}.png")
-    small = ("--backbone", "resnet18", "--num-clusters", 4, "--num-sub-heads", 2, "--stage-epochs", 1)
+    small = ("--backbone", "resnet18", "--num-clusters", 4, "--num-sub-heads", 2, "--epochs", 1)
     done = recipe(
         *QUICK, *small, "--data", tmp_path / "data", "--batch-size", 12, "--num-copies", 1,
-        "--transforms", "grey", "--out", tmp_path / "out",
+        "--augment", "grey", "--out", tmp_path / "out",
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "of 4 clusters are not empty\n" in done.out and "NMI" not in done.out
@@ -142,7 +142,7 @@ def test_images_without_labels_are_enough(recipe: Start, tmp_path: Path) -> None
         (("--num-sub-heads", 0), "--num-sub-heads 0"),
         (("--crop-share", 0), "--crop-share 0"),
         (("--crop-share", 1.5), "--crop-share 1.5"),
-        (("--transforms", "blur"), "--transforms"),
+        (("--augment", "blur"), "--augment"),
         (("--accumulate", 2), "--accumulate 2: each part"),
         (("--apex",), "--apex"),
         (("--batch-size", 100), "multiple of 3"),

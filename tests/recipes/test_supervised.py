@@ -16,8 +16,8 @@ from tests.programs import ROOT, newest_checkpoint
 from tests.recipes.in_process import Start, refused, starter
 
 SMALL = (
-    *("--data", sample_paths().train_32, "--size-px", "32", "--batch-size", "32", "--num-threads", "1"),
-    *("--no-tensorboard", "--backbone", "resnet18", "--stage-epochs", "2", "--max-steps-per-stage", "2"),
+    *("--data", sample_paths().train_32, "--size-px", "32", "--batch-size", "32", "--workers", "1"),
+    *("--no-tensorboard", "--backbone", "resnet18", "--epochs", "2", "--max-steps-per-stage", "2"),
 )
 
 
@@ -35,7 +35,7 @@ def test_a_run_is_on_record_and_its_weights_can_be_probed(recipe: Start, tmp_pat
     assert (record["protocol"], record["recipe"], record["cut"]) == ("supervised", "supervised", True)
     checkpoint = record["checkpoint"]
     assert (checkpoint["kind"], checkpoint["run_step"], checkpoint["cut"]) == ("fastpsl", 2, True)
-    assert checkpoint["science"]["lr"] == 0.1 and record["settings"]["stage_epochs"] == [2]
+    assert checkpoint["science"]["lr"] == 0.1 and record["settings"]["epochs"] == [2]
     loaded = load_pretrained(tmp_path)
     assert loaded.record == checkpoint and loaded.input.size_px == 32
     trained = newest_checkpoint(tmp_path)["backbone"]
@@ -78,7 +78,7 @@ def test_small_images_are_padded_and_scored_whole() -> None:
         ),
     ):
         options = parts["RECIPE"].with_paper(
-            backbone="nin4", size_px=32, crop=crop, plan="end_to_end", stage_epochs=(1,)
+            backbone="nin4", size_px=32, crop=crop, plan="end_to_end", epochs=(1,)
         )
         experiment = parts["build"](options)
         assert (experiment.task.train_view.crop, experiment.task.held_out_view.crop) == (train, held_out)
@@ -97,10 +97,10 @@ def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(recipe: Start, tmp
         "16",
         "--batch-size",
         "16",
-        "--num-threads",
+        "--workers",
         "1",
     )
-    steps = ("--no-tensorboard", "--backbone", "nin3", "--stage-epochs", "1", "--max-steps-per-stage", "3")
+    steps = ("--no-tensorboard", "--backbone", "nin3", "--epochs", "1", "--max-steps-per-stage", "3")
     chosen = ("--crop", "padded", "--labels-per-class", "2")
     outcome = recipe(*nin, *steps, *chosen, "--out", tmp_path / "out")
     assert outcome.code == 0 and "crop padded (default random_resized)" in outcome.out, outcome

@@ -15,9 +15,9 @@ from tests.programs import ROOT, digests, epoch_records, newest_checkpoint, run,
 from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "uic_alexnet.py"
-QUICK = ("--num-threads", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
+QUICK = ("--workers", "1", "--no-tensorboard", "--checkpoint-minutes", "0")
 # A ResNet-18 on images of 32 px takes a tenth of AlexNet's time.
-SMALL = (*QUICK, "--backbone", "resnet18", "--size-px", "32", "--stage-epochs", "2")
+SMALL = (*QUICK, "--backbone", "resnet18", "--size-px", "32", "--epochs", "2")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_smallest_run_of_the_papers_network(recipe: Start, tmp_path: Path) -> No
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert (
-        lines[0].startswith("the embedded sample: stage_epochs [12] (paper [500])")
+        lines[0].startswith("the embedded sample: epochs [12] (paper [500])")
         and "num_classes 16 (paper 3000)" in lines[0]
     )
     assert "after epoch 0: non_empty" in done.err
@@ -88,7 +88,7 @@ def test_a_resident_set_has_labels_by_centre_crops(
         "--size-px",
         "24",
     )
-    small = ("--backbone", "resnet18", "--batch-size", 32, "--num-classes", 8, "--stage-epochs", 2)
+    small = ("--backbone", "resnet18", "--batch-size", 32, "--num-clusters", 8, "--epochs", 2)
     done = start(*QUICK, *data, *small, "--max-steps-per-stage", 17, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert [line["epoch"] for line in epoch_records(tmp_path / "out")] == [0, 1]
@@ -126,11 +126,11 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
     assert after["backbone"][name].allclose(before["backbone"][name], atol=1e-4)
     assert after["learner"]["head"]["2.weight"].allclose(before["learner"]["head"]["2.weight"], atol=1e-4)
     refused(
-        recipe(*SMALL, "--fine-tune", trained, "--num-classes", 8, "--out", tmp_path / "a"),
+        recipe(*SMALL, "--fine-tune", trained, "--num-clusters", 8, "--out", tmp_path / "a"),
         "uic_alexnet",
         "num-classes 16, not 8",
     )
-    psl = ("--plan", "psl", "--stage-epochs", 1, 1)
+    psl = ("--plan", "psl", "--epochs", 1, 1)
     refused(
         recipe(*SMALL, "--fine-tune", trained, *psl, "--out", tmp_path / "c"),
         "uic_alexnet",
@@ -143,7 +143,7 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
 def test_the_papers_fine_tuning_has_its_own_length(recipe: Start, tmp_path: Path) -> None:
     arguments = ("--data", tmp_path / "none.beton", "--fine-tune", tmp_path, "--out", tmp_path / "out")
     assert recipe(*arguments).out.splitlines()[0].endswith("none.beton: all values as in the paper")
-    assert "stage_epochs [500] (paper [30])" in recipe(*arguments, "--stage-epochs", 500).out.splitlines()[0]
+    assert "epochs [500] (paper [30])" in recipe(*arguments, "--epochs", 500).out.splitlines()[0]
 
 
 def test_a_file_of_labels_must_be_the_datas(recipe: Start, tmp_path: Path) -> None:
@@ -171,14 +171,14 @@ def test_a_file_of_labels_must_be_the_datas(recipe: Start, tmp_path: Path) -> No
     refused(start(wrong), "uic_alexnet", "wrong.npz", "classes 0 to 7")
     refused(start(test), "uic_alexnet", "test.npz", "the test pictures")
     refused(start(tmp_path / "none.npz"), "uic_alexnet", "none.npz")
-    refused(start(labels, "--num-classes", 8), "uic_alexnet", "16 classes, not 8")
+    refused(start(labels, "--num-clusters", 8), "uic_alexnet", "16 classes, not 8")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--num-classes", 1), "--num-classes 1"),
-        (("--num-classes", 481), "481 for 480 training images"),
+        (("--num-clusters", 1), "--num-clusters 1"),
+        (("--num-clusters", 481), "481 for 480 training images"),
         (("--size-px", 62, "--backbone", "alexnet"), "63 px and more"),
         (("--order", "quasi_random"), "--order quasi_random"),
         (("--dropout", 0.5), "resnet18 has no dropout"),

@@ -25,7 +25,7 @@ from tests.slow import slow
 RECIPE = ROOT / "recipes" / "voc_classification.py"
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 SMALL = (
-    *("--size-px", "32", "--batch-size", "4", "--num-threads", "1", "--decoder", "torchvision"),
+    *("--size-px", "32", "--batch-size", "4", "--workers", "1", "--decoder", "torchvision"),
     *("--no-tensorboard", "--device", "cpu"),
 )
 
@@ -79,12 +79,12 @@ def test_a_result_says_its_protocol(
 
 
 def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tmp_path: Path) -> None:
-    arguments = ("--data", voc, "--num-steps", "5", "--lr", "0.02", "--out", tmp_path)
+    arguments = ("--data", voc, "--steps", "5", "--lr", "0.02", "--out", tmp_path)
     outcome = recipe(*RANDOM, *SMALL, *arguments)
     assert outcome.code == 0, outcome
     record = read_result(tmp_path / "result.json")
     settings = record["settings"]
-    assert (settings["num_steps"], settings["epochs"], settings["lr"], record["cut"]) == (5, 0, 0.02, False)
+    assert (settings["steps"], settings["epochs"], settings["lr"], record["cut"]) == (5, 0, 0.02, False)
     rates = [
         line.split('"lr": ')[1].split(",")[0]
         for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -104,7 +104,7 @@ def test_what_the_command_line_changes_is_on_record(recipe: Start, voc: Path, tm
 def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
     """Kill in training and, after the last checkpoint, in the test images."""
     arguments = (
-        *RANDOM, *SMALL, "--data", voc, "--num-steps", "7", "--lr", "0.02", "--checkpoint-steps", "1",
+        *RANDOM, *SMALL, "--data", voc, "--steps", "7", "--lr", "0.02", "--checkpoint-steps", "1",
         "--keep-checkpoints", "9",
     )  # fmt: skip
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -126,7 +126,7 @@ def test_killed_and_resumed_it_says_the_same(voc: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks(voc: Path, tmp_path: Path) -> None:
-    done = run(RECIPE, *RANDOM, *SMALL, "--data", voc, "--num-steps", "3", "--out", tmp_path, ranks=2)
+    done = run(RECIPE, *RANDOM, *SMALL, "--data", voc, "--steps", "3", "--out", tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     assert read_predictions(tmp_path / NAME)["image"].tolist() == list(range(39))
     assert not read_result(tmp_path / "result.json")["cut"]
@@ -173,7 +173,7 @@ def test_impossible_requests_are_refused(recipe: Start, voc: Path, tmp_path: Pat
     is_refused(*RANDOM, *data, "--val", voc, words=(f"--val {voc}", "leave it out"))
     is_refused(*RANDOM, *data, "--whole", words=("--whole", "random crops"))
     is_refused(*RANDOM, *data, "--layers", "fc6_8", words=("resnet18 has no fc6", "--layers all"))
-    is_refused(*RANDOM, *data, "--num-steps", "0", words=("--num-steps 0",))
+    is_refused(*RANDOM, *data, "--steps", "0", words=("--steps 0",))
     is_refused(*RANDOM, *data, "--lr", "0", words=("above 0",))
     is_refused(*RANDOM, *data, "--batch-size", "21", words=("20 training images are fewer",))
     alexnet = ("--random-weights", "--backbone", "alexnet")
@@ -187,6 +187,6 @@ def test_impossible_requests_are_refused(recipe: Start, voc: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_training_that_diverges_is_no_result(recipe: Start, voc: Path, tmp_path: Path) -> None:
-    outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--num-steps", "12", "--lr", "1e9", "--out", tmp_path)
+    outcome = recipe(*RANDOM, *SMALL, "--data", voc, "--steps", "12", "--lr", "1e9", "--out", tmp_path)
     refused(outcome, "voc_classification", "lower --lr")
     assert not (tmp_path / "result.json").exists()

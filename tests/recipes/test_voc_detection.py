@@ -32,17 +32,17 @@ TINY = (
     *(
         "--protocol",
         "small",
-        "--short-px",
+        "--short-side",
         "48",
         "--batch-size",
         "4",
-        "--num-steps",
+        "--steps",
         "4",
         "--anchor-px",
         "12",
         "24",
     ),
-    *("--num-threads", "1", "--no-tensorboard"),
+    *("--workers", "1", "--no-tensorboard"),
 )
 
 
@@ -71,7 +71,7 @@ def test_a_run_puts_its_scores_and_its_protocol_on_record(
     stored = read_predictions(tmp_path / "predictions.npz")
     assert record["numbers"] == {name: round(value, 4) for name, value in box_scores(stored, data).items()}
     assert {"AP", "AP50", "AP75", "coco_AP", "coco_AP50", "coco_AP75", "AP50_disc"} <= set(record["numbers"])
-    changed = {"short_px": [48], "anchor_px": [12, 24], "num_steps": 4, "warmup_steps": 0}
+    changed = {"short_side": [48], "anchor_px": [12, 24], "steps": 4, "warmup_steps": 0}
     expected = json.loads(json.dumps(asdict(PROTOCOLS["small"]))) | changed
     assert {name: record["settings"][name] for name in expected} == expected
     assert record["settings"]["batch_size"] == 4 and record["settings"]["backbone"] == "resnet18"
@@ -91,13 +91,13 @@ def test_fixed_batchnorm_and_the_first_blocks_stay_bit_for_bit(
     recipe: Start, devkit: Path, tmp_path: Path
 ) -> None:
     few = (
-        "--short-px",
+        "--short-side",
         "32",
         "--batch-size",
         "1",
-        "--num-steps",
+        "--steps",
         "1",
-        "--num-threads",
+        "--workers",
         "1",
         "--no-tensorboard",
     )
@@ -116,11 +116,11 @@ def test_fast_r_cnn_reads_published_proposals(recipe: Start, devkit: Path, tmp_p
     options = (
         "--protocol",
         "fast_rcnn",
-        "--short-px",
+        "--short-side",
         "64",
-        "--num-steps",
+        "--steps",
         "2",
-        "--num-threads",
+        "--workers",
         "1",
         "--no-tensorboard",
     )
@@ -151,7 +151,7 @@ def rate(name: str, step: int, num_steps: int, batch_size: int = 16) -> float:
 
 def test_schedules_are_the_published_ones() -> None:
     for name, lr, warmup in (("pirl", 0.002, 1000), ("vissl", 0.02, 100)):
-        assert (PROTOCOLS[name].num_steps, PROTOCOLS[name].lr_batch, PROTOCOLS[name].weight_decay) == (
+        assert (PROTOCOLS[name].steps, PROTOCOLS[name].lr_batch, PROTOCOLS[name].weight_decay) == (
             25_000,
             16,
             1e-4,
@@ -161,7 +161,7 @@ def test_schedules_are_the_published_ones() -> None:
         assert rate(name, warmup, 25_000, 8) == pytest.approx(lr / 2)
     for step, value in ((17_999, 0.02), (18_000, 0.002), (22_000, 0.0002)):
         assert rate("moco", step, 24_000) == pytest.approx(value)
-    assert PROTOCOLS["moco"].num_steps == 24_000
+    assert PROTOCOLS["moco"].steps == 24_000
     for step, value in ((0, 0.001), (29_999, 0.001), (30_000, 0.0001)):
         assert rate("fast_rcnn", step, 40_000, 2) == pytest.approx(value)
     assert PROTOCOLS["sslpp"].epochs == 12 and PROTOCOLS["sslpp"].lr_batch == 2
@@ -178,8 +178,8 @@ def test_what_learns_and_on_what_is_as_published() -> None:
     assert told["moco"] == (both, test, 1, "train", True, "rpn")
     assert told["fast_rcnn"] == (("2007_trainval",), test, 1, "fixed", False, "published")
     assert told["sslpp"] == (("2007_train",), test, 1, "fixed", False, "rpn")
-    assert PROTOCOLS["pirl"].short_px == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-    assert (PROTOCOLS["pirl"].max_long_px, PROTOCOLS["sslpp"].short_px, PROTOCOLS["sslpp"].max_long_px) == (
+    assert PROTOCOLS["pirl"].short_side == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    assert (PROTOCOLS["pirl"].max_long_px, PROTOCOLS["sslpp"].short_side, PROTOCOLS["sslpp"].max_long_px) == (
         1333,
         (600,),
         1000,
@@ -187,12 +187,12 @@ def test_what_learns_and_on_what_is_as_published() -> None:
 
 
 def test_another_length_warms_up_for_the_same_share() -> None:
-    options: dict[str, Any] = {"lr": None, "short_px": (), "anchor_px": ()}
-    changed = PROTOCOLS["pirl"].changed(num_steps=2500, **options)
-    assert (changed.num_steps, changed.warmup_steps, changed.lr) == (2500, 100, 0.002)
-    changed = PROTOCOLS["sslpp"].changed(num_steps=7, **options)
-    assert (changed.num_steps, changed.epochs) == (7, 0)
-    assert PROTOCOLS["moco"].changed(num_steps=None, **options) == PROTOCOLS["moco"]
+    options: dict[str, Any] = {"lr": None, "short_side": (), "anchor_px": ()}
+    changed = PROTOCOLS["pirl"].changed(steps=2500, **options)
+    assert (changed.steps, changed.warmup_steps, changed.lr) == (2500, 100, 0.002)
+    changed = PROTOCOLS["sslpp"].changed(steps=7, **options)
+    assert (changed.steps, changed.epochs) == (7, 0)
+    assert PROTOCOLS["moco"].changed(steps=None, **options) == PROTOCOLS["moco"]
 
 
 # Errors
@@ -208,11 +208,11 @@ def test_another_length_warms_up_for_the_same_share() -> None:
         (("--order", "quasi_random"), ("--order quasi_random", "leave it out")),
         (("--on-bad-sample", "skip"), ("--on-bad-sample skip", "raise")),
         (("--decoder", "ffcv"), ("--decoder ffcv", "torchvision")),
-        (("--size-px", "32"), ("--size-px", "--short-px")),
-        (("--num-steps", "0"), ("--num-steps 0",)),
-        (("--short-px", "-3"), ("--short-px -3",)),
+        (("--size-px", "32"), ("--size-px", "--short-side")),
+        (("--steps", "0"), ("--steps 0",)),
+        (("--short-side", "-3"), ("--short-side -3",)),
         (("--batch-size", "64", "--protocol", "small"), ("8 training images are fewer", "64")),
-        (("--step", "compiled"), ("--step compiled", "one size")),
+        (("--compile", "on"), ("--compile on", "one size")),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(
@@ -256,7 +256,7 @@ def test_a_kill_in_mid_training_leaves_no_trace(devkit: Path, tmp_path: Path) ->
         devkit,
         *RANDOM,
         *TINY,
-        "--num-steps",
+        "--steps",
         "8",
         "--checkpoint-steps",
         "2",
@@ -320,8 +320,8 @@ def test_it_learns_to_detect_and_by_chance_it_does_not(
     AP50 of 31 % was measured. The whole sample run, 250 steps at 160 px, has 92 %.
     """
     data = drawn_voc() if annotations == "true" else shuffled(drawn_voc(), tmp_path)
-    few = ("--num-steps", "60", "--short-px", "96", "--anchor-px", "12", "24", "48")
-    small = ("--data", data, *RANDOM, "--protocol", "small", "--num-threads", "1", "--no-tensorboard")
+    few = ("--steps", "60", "--short-side", "96", "--anchor-px", "12", "24", "48")
+    small = ("--data", data, *RANDOM, "--protocol", "small", "--workers", "1", "--no-tensorboard")
     outcome = recipe(*small, *few, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome
     ap50 = read_result(tmp_path / "out" / "result.json")["numbers"]["AP50"]

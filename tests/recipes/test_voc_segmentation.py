@@ -26,7 +26,7 @@ from tests.recipes.in_process import Outcome, Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "voc_segmentation.py"
 RANDOM = ("--random-weights", "--backbone", "resnet18")
-QUICK = ("--num-threads", "1", "--no-tensorboard")
+QUICK = ("--workers", "1", "--no-tensorboard")
 
 
 @pytest.fixture
@@ -68,15 +68,15 @@ def test_a_run_puts_scores_masks_and_figures_on_record(recipe: Start, drawn: Pat
 # Values of sslpp.txt, Table II, of Zhang et al. with FCN, and of MMSelfSup.
 ROWS: dict[str, dict[str, Any]] = {
     "sslpp": {
-        "epochs": 50, "num_steps": None, "batch_size": 2, "lr": 0.001, "momentum": 0.9, "weight_decay": 5e-4,
+        "epochs": 50, "steps": None, "batch_size": 2, "lr": 0.001, "momentum": 0.9, "weight_decay": 5e-4,
         "intervals": [1], "power": None, "scales": None, "needs_sbd": False,
     },
     "fcn_alexnet": {
-        "epochs": 0, "num_steps": 150_000, "batch_size": 20, "accumulate": 20, "lr": 1e-4,
+        "epochs": 0, "steps": 150_000, "batch_size": 20, "accumulate": 20, "lr": 1e-4,
         "intervals": [1, 1, 1], "momentum": 0.9, "weight_decay": 5e-4, "scales": None, "needs_sbd": True,
     },
     "mmseg": {
-        "epochs": 0, "num_steps": 20_000, "batch_size": 16, "lr": 0.01, "power": 0.9, "end_lr": 1e-4,
+        "epochs": 0, "steps": 20_000, "batch_size": 16, "lr": 0.01, "power": 0.9, "end_lr": 1e-4,
         "momentum": 0.9, "weight_decay": 5e-4, "scales": [0.5, 2.0], "size_px": 512, "auxiliary_weight": 0.4,
         "needs_sbd": True,
     },
@@ -201,7 +201,7 @@ def test_bad_requests_are_one_line(recipe: Start, drawn: Path, tmp_path: Path) -
         ((*RANDOM, *data, "--protocol", "fcn_alexnet"), ("--protocol fcn_alexnet", "--sbd")),
         ((*RANDOM, *data, "--protocol", "mmseg", "--sbd", tmp_path), (str(tmp_path), "SBD")),
         (("--random-weights", "--backbone", "nin4", *data), ("nin4", "B5", "B1 to B4")),
-        ((*RANDOM, *data, "--step", "compiled"), ("--step compiled", "leave it out")),
+        ((*RANDOM, *data, "--compile", "on"), ("--compile on", "leave it out")),
         ((*RANDOM, "--data", tmp_path), (str(tmp_path), "VOC")),
         (data, ("--checkpoint PATH or --random-weights",)),
     ):

@@ -66,7 +66,7 @@ def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"scale": PAPER}, "stage_epochs 60 60 60, here 3 3 3"),
+        ({"scale": PAPER}, "epochs 60 60 60, here 3 3 3"),
         ({"cut": True}, "cut short"),
         ({"checkpoint": {"backbone": "resnet18"}}, "backbone resnet18, here resnet50"),
         ({"science": {"plan": "other"}}, "plan other"),

@@ -152,7 +152,7 @@ def test_a_row_that_is_the_papers_alone_says_so(tmp_path: Path) -> None:
         ),
         ("psl/5 --runs {tmp}/none --out {tmp}/o", "none: no such folder"),
         ("psl/5 --runs {tmp} --out {tmp}/o --scale big", "unknown scale 'big': allowed are paper, tiny"),
-        ("psl/5 --runs {tmp} --out {tmp}/o --nproc-per-node 0", "--nproc-per-node 0"),
+        ("psl/5 --runs {tmp} --out {tmp}/o --gpus 0", "--gpus 0"),
         ("psl/5 --runs {tmp}", "--out"),
     ],
 )

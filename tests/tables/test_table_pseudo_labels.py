@@ -69,8 +69,8 @@ def refused(runs: Path, table: str, path: Path, why: str) -> bool:
         ({"source": "k-means"}, "pre-trained with pseudo-labels k-means, here iic"),
         ({"source": "coupled"}, "pre-trained with pseudo-labels coupled, here iic"),
         ({"num_clusters": 8}, "its pseudo-labels made with num_clusters 8, here 16"),
-        ({"transforms": "grey"}, "its pseudo-labels made with transforms grey, here sobel"),
-        ({"stage_epochs": [99]}, "its pseudo-labels made with stage_epochs 99, here 4"),
+        ({"augment": "grey"}, "its pseudo-labels made with augment grey, here sobel"),
+        ({"epochs": [99]}, "its pseudo-labels made with epochs 99, here 4"),
         ({"backbone": "resnet18"}, "its pseudo-labels made with backbone resnet18, here resnet34_iic"),
         ({"seed": 1}, "its pseudo-labels of seed 1, its own is 0"),
         ({"data_digest": "f" * 32}, "its pseudo-labels made from other pictures"),
@@ -189,7 +189,7 @@ def test_labels_of_no_network_are_written_first_and_once(tmp_path: Path) -> None
     made = report(tmp_path, "sslpp/9", PAPER)
     first = commands_of(made, "Rotation [8]: K-means")
     path = tmp_path / "sslpp-paper-labels-k-means-s0.npz"
-    assert first[0] == f"fastpsl labels k-means --data T.beton --out {path} --seed 0 --num-classes 70"
+    assert first[0] == f"fastpsl labels k-means --data T.beton --out {path} --seed 0 --num-clusters 70"
     assert f"--pseudo-labels {path} " in first[1] and len(first) == 3
     second = commands_of(made, "AET [9]: K-means")
     assert f"--pseudo-labels {path} " in second[0] and len(second) == 2

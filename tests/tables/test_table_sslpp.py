@@ -131,7 +131,7 @@ def test_the_papers_sizes() -> None:
     usual = [PAPER.recipe_values(f"sslpp_{task}")["semantic_weight"] for task in tasks]
     assert usual == [1.0, 1.0, 0.05, 0.05]
     for name in ("crop", "grey"):
-        assert PAPER.variant_values(replace(IIC, variant=name))["transforms"] == name
+        assert PAPER.variant_values(replace(IIC, variant=name))["augment"] == name
 
 
 def test_what_the_networks_see(monkeypatch: pytest.MonkeyPatch) -> None:

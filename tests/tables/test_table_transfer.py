@@ -92,7 +92,7 @@ def test_what_the_rows_are_measured_on() -> None:
 def test_the_schedules_of_tiny_yfcc100m() -> None:
     """Table II; the rates and batches are those of CIFAR-10."""
     schedules = {
-        task: (values["stage_epochs"], values["intervals"], values["batch_size"], values["lr"])
+        task: (values["epochs"], values["intervals"], values["batch_size"], values["lr"])
         for task in ("colorization", "context", "rotation", "aet")
         for values in [
             PAPER.training_values(Weights("alexnet_rotnet", f"sslpp_{task}", "end_to_end", "yfcc"))
@@ -164,7 +164,7 @@ def test_other_folders_of_voc_are_not_mixed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"settings": {"num_steps": 7}}, "evaluated with num_steps 7, here 40"),
+        ({"settings": {"steps": 7}}, "evaluated with steps 7, here 40"),
         ({"science": {"plan": "other"}}, "plan other"),
         ({"data": VOC_DIGESTS | {"own": "1" * 32}}, "pre-trained on the pictures that it was evaluated on"),
         ({"data": VOC_DIGESTS | {"val": "1" * 32}}, "scored on the pictures that it learned from"),
@@ -375,7 +375,7 @@ def test_commands_of_tiny_yfcc100m(tmp_path: Path) -> None:
     made = report(tmp_path, "sslpp/7", PAPER)
     train, evaluate = commands_of(made, "Ours+Rot.")
     assert "sslpp_rotation.py --data P.beton" in train and "--backbone alexnet_rotnet" in train
-    assert "--size-px 224 --crop random_resized --stage-epochs 50 --intervals 15 20 10 5" in train
+    assert "--size-px 224 --crop random_resized --epochs 50 --intervals 15 20 10 5" in train
     assert "linear_probe.py --data T.beton --val V.beton" in evaluate
     assert "--protocol sslpp --batch-size 64" in evaluate
     (iic,) = (one for one in made.missing if one.weights == IIC)

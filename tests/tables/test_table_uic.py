@@ -107,8 +107,8 @@ def test_of_the_random_rows_each_has_its_channels(tmp_path: Path) -> None:
     ("change", "why"),
     [
         ({}, ""),
-        ({"augmentation": "strong"}, "before it was fine-tuned: pre-trained with augmentation strong"),
-        ({"stage_epochs": [3]}, "before it was fine-tuned: pre-trained with stage_epochs 3, here 12"),
+        ({"augment": "strong"}, "before it was fine-tuned: pre-trained with augmentation strong"),
+        ({"epochs": [3]}, "before it was fine-tuned: pre-trained with epochs 3, here 12"),
         ({"data_digest": "f" * 32}, "fine-tuned on other pictures"),
         ({"fine_tune": "e" * 64}, "before it was fine-tuned: fine-tuned"),
         (None, "without saying what it fine-tunes"),

@@ -40,7 +40,7 @@ PAPER = {
     "data": str(paths.train_32),
     "val": str(paths.test_32),
     "batch_size": 64,
-    "stage_epochs": (2, 2, 2),
+    "epochs": (2, 2, 2),
 }
 RECIPE = Recipe("nearest_key", __doc__, Options, PAPER, {}, build)
 

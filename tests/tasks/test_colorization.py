@@ -399,7 +399,7 @@ def fit(out: Path, stop_at: int | None = None, size_px: int = 32, lr: float = 0.
     torch.manual_seed(0)
     task = SSLPlusPlus(Colorization(size_px), train_view(Input(), size_px, "padded"), weight=1.0)
     epochs = options.pop("epochs", 2)
-    run = tiny_run(out, stage_epochs=(epochs,), plan="end_to_end", **options)
+    run = tiny_run(out, epochs=(epochs,), plan="end_to_end", **options)
     signal_at_step(run, stop_at)
     stages = make_plan("end_to_end", (epochs,), num_levels=1, num_blocks=2)
     try:

@@ -195,7 +195,7 @@ def test_fewer_directions_than_asked_for_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"num_classes": 1}, "--num-classes 1"),
+        ({"num_classes": 1}, "--num-clusters 1"),
         ({"pca_width": 0}, "--pca-width 0"),
         ({"k_means_iterations": 0}, "--k-means-iterations 0"),
     ],
@@ -206,7 +206,7 @@ def test_impossible_values_are_refused(values: dict[str, Any], words: str) -> No
 
 
 def test_more_clusters_than_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="--num-classes 12 for 11 training images"):
+    with pytest.raises(ValueError, match="--num-clusters 12 for 11 training images"):
         task_of().check_data(Synthetic(11), 4)
     task_of().check_data(Synthetic(12), 4)
 
@@ -215,7 +215,7 @@ def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> No
     """Each of 2 epochs checks for a stop after each of 5 batches of the pass and each of 5 steps."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
-        with closing(tiny_run(out, batch_size=96, stage_epochs=(2,))) as run:
+        with closing(tiny_run(out, batch_size=96, epochs=(2,))) as run:
             signal_at_question(run, stop_at)
             return pretrain(experiment_of(task_of()), run)
 

@@ -94,7 +94,7 @@ def make_experiment(
 
 def fit(out: Path, task: IIC, stop_at: int | None = None, **options: Any) -> bool:
     """Run the training, or a part of it up to step `stop_at`, as after a signal."""
-    with closing(tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)) as run:
+    with closing(tiny_run(out, epochs=(3,), keep_checkpoints=100, **options)) as run:
         signal_at_step(run, stop_at)
         return pretrain(make_experiment(task), run)
 
@@ -168,7 +168,7 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
 
 def test_a_stage_begins_with_head_a(tmp_path: Path) -> None:
     """It does so after any number of epochs."""
-    run, task = tiny_run(tmp_path, stage_epochs=(2, 1)), Watched(second_clusters=SECOND)
+    run, task = tiny_run(tmp_path, epochs=(2, 1)), Watched(second_clusters=SECOND)
     torch.manual_seed(0)
     stages = make_plan("sl", (2, 1), num_levels=1, num_blocks=5)
     assert pretrain(Experiment(task, TinyNet(), stages, step_drops(1e-3, (1,)), adam), run)
@@ -207,7 +207,7 @@ def test_figures_are_of_the_clusters_that_the_steps_saw(whole: tuple[Path, Watch
 def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) -> None:
     """In plain loops and eval mode, with the entropy in nats."""
     task = Watched()
-    experiment, run = make_experiment(task), tiny_run(tmp_path, stage_epochs=(3,))
+    experiment, run = make_experiment(task), tiny_run(tmp_path, epochs=(3,))
     assert pretrain(experiment, run)
     state, best = newest_checkpoint(tmp_path), task.epochs.best[0]
     network = TinyNet()
@@ -244,8 +244,8 @@ def test_held_out_images_have_no_labels_and_teach_nothing(tmp_path: Path) -> Non
         torch.manual_seed(0)
         experiments.append(make_experiment(Watched(second_clusters=SECOND), Plain(), epochs=(2,)))
     runs = [
-        tiny_run(tmp_path / "with", stage_epochs=(2,)),
-        tiny_run(tmp_path / "without", stage_epochs=(2,), val=None),
+        tiny_run(tmp_path / "with", epochs=(2,)),
+        tiny_run(tmp_path / "without", epochs=(2,), val=None),
     ]
     for experiment, run in zip(experiments, runs, strict=True):
         assert pretrain(experiment, run)
@@ -327,8 +327,8 @@ def on_two_ranks(rank: int, folder: str) -> None:
 
 def a_run(out: Path, world: World) -> None:
     options = PretrainOptions(
-        data=str(sample_paths().train_32), out=out, batch_size=BATCH, stage_epochs=(2,), tensorboard=False,
-        num_threads=1, checkpoint_minutes=0.0, checkpoint_steps=7, keep_checkpoints=100,
+        data=str(sample_paths().train_32), out=out, batch_size=BATCH, epochs=(2,), tensorboard=False,
+        workers=1, checkpoint_minutes=0.0, checkpoint_steps=7, keep_checkpoints=100,
     )  # fmt: skip
     run, task = Run("tiny", RunData(options, world)), Watched(second_clusters=SECOND)
     torch.manual_seed(0)

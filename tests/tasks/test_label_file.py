@@ -44,7 +44,7 @@ def read(path: Path, num_samples: int = 5, digest: str = "0123456789abcdef") -> 
     return read_labels(path, PaperImages(num_samples, digest))  # type: ignore[arg-type]
 
 
-CONFIGURATION = {"source": "iic", "num_clusters": 3, "stage_epochs": [500], "dropout": None, "lr": 1e-4}
+CONFIGURATION = {"source": "iic", "num_clusters": 3, "epochs": [500], "dropout": None, "lr": 1e-4}
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_labels_to_learn_from(tmp_path: Path) -> None:
 
 
 def beton(path: Path, split: str | None, shard: str = "0/1") -> Path:
-    """Write four images as `fastpsl beton write --split` does."""
+    """Write four images as `fastpsl data write --split` does."""
     images = [Sample(f"{i}.jpg", jpeg(photo(i, 20, 24)), i % 2) for i in range(4)]
     record: dict[str, object] = {
         "source": "photos.npz",
@@ -282,7 +282,7 @@ def test_the_command_writes_the_split(tmp_path: Path) -> None:
     np.savez(tmp_path / "digits.npz", **arrays)
     for split in ("train", "test"):
         out = tmp_path / f"{split}.beton"
-        main(["beton", "write", str(tmp_path / "digits.npz"), str(out), "--split", split])
+        main(["data", "write", str(tmp_path / "digits.npz"), str(out), "--split", split])
         with Beton(out) as data:
             assert data.split == split
 

@@ -306,7 +306,7 @@ def test_labels_that_are_set_have_no_empty_class() -> None:
     again = LabelStore(100, 8, CPU, 5)
     again.load_state_dict(store.state_dict())
     assert again.num_split == 7 and (again.order(3) == balanced_order(expected, 5, 3)).all()
-    with pytest.raises(ValueError, match="5 images cannot fill 8 classes; give --num-classes 5"):
+    with pytest.raises(ValueError, match="5 images cannot fill 8 classes; give --num-clusters 5"):
         LabelStore(5, 8, CPU, 0).set(np.zeros(5, np.int32), 0)
 
 

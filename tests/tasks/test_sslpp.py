@@ -202,7 +202,7 @@ def experiment_of(task: SSLPlusPlus, optimiser: Any = sgd) -> Experiment:
 def test_the_proxys_hooks_are_called(tmp_path: Path) -> None:
     proxy = Noted()
     task = SSLPlusPlus(proxy, PLAIN, weight=0.1, num_classes=CLUSTERS, labels=LABELS)
-    run = tiny_run(tmp_path, batch_size=64, max_steps_per_stage=3, stage_epochs=(2,))
+    run = tiny_run(tmp_path, batch_size=64, max_steps_per_stage=3, epochs=(2,))
     assert pretrain(experiment_of(task), run)
     run.close()
     assert proxy.calls == ["check_data", "start_stage", "warm_up", "warm_up"]
@@ -272,7 +272,7 @@ def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
     """The stops are in the first pass, in an epoch, in the second pass and after it."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
-        run: Run = tiny_run(out, batch_size=128, stage_epochs=(2,))
+        run: Run = tiny_run(out, batch_size=128, epochs=(2,))
         signal_at_question(run, stop_at)
         finished = pretrain(experiment_of(coupled()), run)
         run.close()

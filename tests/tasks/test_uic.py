@@ -90,7 +90,7 @@ def make_experiment(
 
 def fit(out: Path, task: UIC, stop_at: int | None = None, **options: Any) -> bool:
     """Run the training, or a part of it up to step `stop_at`, as after a signal."""
-    with closing(tiny_run(out, stage_epochs=(3,), keep_checkpoints=100, **options)) as run:
+    with closing(tiny_run(out, epochs=(3,), keep_checkpoints=100, **options)) as run:
         signal_at_step(run, stop_at)
         return pretrain(make_experiment(task), run)
 
@@ -131,7 +131,7 @@ def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_pat
     task = make_task()
     experiment, run = (
         make_experiment(task, TinyNet()),
-        tiny_run(tmp_path, stage_epochs=(3,), max_steps_per_stage=1),
+        tiny_run(tmp_path, epochs=(3,), max_steps_per_stage=1),
     )
     network, expected = copy.deepcopy(experiment.backbone), torch.full((NUM,), -1)
     torch.manual_seed(torch_seed(0, 0))
@@ -174,7 +174,7 @@ def test_no_image_is_looked_at_once_more_for_its_label(
         return forward(self, images)
 
     monkeypatch.setattr(Trunk, "forward", counted)
-    run = tiny_run(tmp_path, stage_epochs=(3,))
+    run = tiny_run(tmp_path, epochs=(3,))
     run.data.val.close()  # type: ignore[union-attr]
     run.data.val = None
     assert pretrain(make_experiment(make_task(**options)), run)
@@ -243,7 +243,7 @@ def test_killed_where_a_stage_is_cut_it_comes_to_its_end(
     """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert fit(whole, make_task(**options), max_steps_per_stage=20)
-    method, run = getattr(*place), tiny_run(killed, stage_epochs=(3,), max_steps_per_stage=20)
+    method, run = getattr(*place), tiny_run(killed, epochs=(3,), max_steps_per_stage=20)
 
     def kill(*arguments: Any) -> None:
         method(*arguments)
@@ -288,7 +288,7 @@ def test_fixed_labels_are_those_of_centre_crops_in_eval_mode(tmp_path: Path) -> 
     torch.manual_seed(1)
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)).state_dict()
     task = make_task(fixed=True, classifier=classifier)
-    experiment, run = make_experiment(task), tiny_run(tmp_path, stage_epochs=(3,), max_steps_per_stage=1)
+    experiment, run = make_experiment(task), tiny_run(tmp_path, epochs=(3,), max_steps_per_stage=1)
     network = experiment.backbone.eval()
     expected = torch.full((NUM,), -1)
     with torch.no_grad(), run.data.loader(run.data.train, [task.center], train=False) as loader:
@@ -346,13 +346,13 @@ def test_outputs_that_are_not_finite_have_no_label(tmp_path: Path) -> None:
         pytest.raises(
             ValueError, match="epoch 0: the network's outputs for 480 of 480 images are not finite"
         ),
-        closing(tiny_run(tmp_path / "first", stage_epochs=(3,))) as run,
+        closing(tiny_run(tmp_path / "first", epochs=(3,))) as run,
     ):
         pretrain(make_experiment(make_task(), Broken()), run)
     network, task = Broken(), make_task()
     network.healthy = STEPS + 10  # the first pass and ten steps
     with (
-        closing(tiny_run(tmp_path / "later", stage_epochs=(3,), max_steps_per_stage=STEPS, val=None)) as run,
+        closing(tiny_run(tmp_path / "later", epochs=(3,), max_steps_per_stage=STEPS, val=None)) as run,
         pytest.warns(UserWarning, match=r"epoch 0: outputs for 160 images were not finite"),
     ):
         pretrain(make_experiment(task, network), run)
@@ -403,9 +403,9 @@ def labels_of_a_run(out: Path, world: World) -> None:
         data=str(paths.train_32),
         out=out,
         batch_size=BATCH,
-        stage_epochs=(3,),
+        epochs=(3,),
         tensorboard=False,
-        num_threads=1,
+        workers=1,
         checkpoint_minutes=0.0,
     )
     run, task = Run("tiny", RunData(options, world)), make_task()

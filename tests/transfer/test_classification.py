@@ -18,7 +18,7 @@ from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.schedules import Moment, step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import NAME, PART, read_predictions
 from fastpsl.engine.run import Run
@@ -184,7 +184,7 @@ def test_a_protocol_may_be_shorter() -> None:
     rate = protocol.schedule("fc6_8", 16)
     assert [rate(Moment(step, 160, 0, 160, 160)) for step in (0, 9, 10, 20)] == [0.1, 0.1, 0.05, 0.025]
     assert changed(PROTOCOLS["sslpp"], "all", 7, None).stage("all", TinyNet()).num_steps == 7
-    with pytest.raises(ValueError, match="--num-steps 0: it must be 1 or more"):
+    with pytest.raises(ValueError, match="--steps 0: it must be 1 or more"):
         changed(protocol, "all", 0, None)
     with pytest.raises(ValueError, match="must be above 0"):
         changed(protocol, "all", None, 0.0).schedule("all", 16)
@@ -233,10 +233,10 @@ def opened(
         "out": out,
         "batch_size": 4,
         "tensorboard": False,
-        "num_threads": 1,
+        "workers": 1,
         "decoder": "torchvision",
     } | options
-    run = Run("tiny", RunData(RunOptions(**values), world, both))  # type: ignore[arg-type]
+    run = Run("tiny", RunData(TrainingOptions(**values), world, both))  # type: ignore[arg-type]
     try:
         experiment.check(run.data)
         place_backbone(experiment, run.options, world)
@@ -361,7 +361,7 @@ def learned(root: Path, out: Path, num_steps: int, shuffled: bool) -> float:
         step_drops(0.05, (2, 1, 1), 0.5), partial(sgd, weight_decay=1e-6), open=both, batchnorm="eval",
         clip_norm=10.0,
     )  # fmt: skip
-    options = RunOptions(out=out, batch_size=32, tensorboard=False, log_steps=100, decoder="torchvision")
+    options = TrainingOptions(out=out, batch_size=32, tensorboard=False, log_steps=100, decoder="torchvision")
     run = Run("tiny", RunData(options, one_process(), both))
     assert pretrain(experiment, run)
     run.close()

@@ -33,7 +33,7 @@ from fastpsl.transfer.image_input import normalised, padded, resized, resized_si
 from tests.engine.tiny import TinyNet, one_process
 from tests.warm import on_ranks
 
-SMALL = replace(PROTOCOLS["small"], short_px=(48, 64), num_rois=8)
+SMALL = replace(PROTOCOLS["small"], short_side=(48, 64), num_rois=8)
 NUM_TEST = 7
 
 
@@ -125,7 +125,7 @@ def test_a_read_is_a_pure_function_of_seed_epoch_and_image(devkit: Path) -> None
         assert torch.allclose(target["boxes"], mirrored(plain, sides[1]) if is_flipped else plain, atol=1e-3)
         assert torch.equal(target["labels"], torch.from_numpy(objects.labels + 1))
         kinds.add((is_flipped, min(sides)))
-    assert changed and kinds == {(flipped, px) for flipped in (False, True) for px in SMALL.short_px}
+    assert changed and kinds == {(flipped, px) for flipped in (False, True) for px in SMALL.short_side}
 
 
 def test_a_mirrored_box_holds_the_mirrored_pixels() -> None:

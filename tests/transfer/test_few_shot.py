@@ -215,9 +215,7 @@ def works(
     torch.manual_seed(0)
     backbone = make_backbone(options.pop("backbone", "alexnet"), num_channels=input.num_channels)
     weights = Pretrained(backbone, input, {"sha256": "x", "backbone": "alexnet"})
-    chosen = EvaluationOptions(
-        random_weights=True, backbone="alexnet", batch_size=2, num_threads=1, **options
-    )
+    chosen = EvaluationOptions(random_weights=True, backbone="alexnet", batch_size=2, workers=1, **options)
     return few_shot_works(chosen, weights, data, blocks, source_px, one_process())
 
 

@@ -20,7 +20,7 @@ from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, join_world, leave_world
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.last_step import LastStep
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import NAME, PART, read_predictions
 from fastpsl.engine.run import Run
@@ -230,9 +230,11 @@ def run_of(
     root: Path, out: Path, world: World, lr: float = 0.0, **options: Any
 ) -> Iterator[tuple[Experiment, Run]]:
     experiment = experiment_of(root, lr)
-    values = {"batch_size": 2, "num_threads": 1, "tensorboard": False, "checkpoint_minutes": 0.0} | options
+    values = {"batch_size": 2, "workers": 1, "tensorboard": False, "checkpoint_minutes": 0.0} | options
     run = Run(
-        "voc", experiment.open_data(RunOptions(data=str(root), out=out, **values), world), experiment.science
+        "voc",
+        experiment.open_data(TrainingOptions(data=str(root), out=out, **values), world),
+        experiment.science,
     )
     yield experiment, run
     run.close()

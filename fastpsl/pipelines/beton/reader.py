@@ -39,7 +39,7 @@ def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
         paths = [Path(path) for path in glob.glob(str(source))]
         if not paths:
             raise ValueError(
-                f"{source}: no file matches; give a beton, or make one with `fastpsl beton write`"
+                f"{source}: no file matches; give a beton, or make one with `fastpsl data write`"
             )
     return sorted(paths)
 

@@ -46,7 +46,7 @@ JPG, RAW = 0, 1
 MAX_LABEL = 2**31 - 1
 CHUNK = 1 << 18  # samples checked at a time, so that temporaries stay near 20 MB
 
-REMEDY = "write it again with `fastpsl beton write`"
+REMEDY = "write it again with `fastpsl data write`"
 _OVERWRITTEN = "put the old file back, or start anew; write new data under another name and rename it"
 
 

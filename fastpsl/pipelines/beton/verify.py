@@ -1,4 +1,4 @@
-"""The summary of a beton and the search for its faults: `fastpsl beton info` and `fastpsl beton verify`."""
+"""The summary of a beton and the search for its faults: `fastpsl data info` and `fastpsl data verify`."""
 
 import glob
 import hashlib

@@ -98,7 +98,7 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
     if name == "auto":
         return _automatic(data, device)
     if name not in READS[data.kind]:
-        remedy = "make a beton with `fastpsl beton write`" if data.kind == "folder" else "give a beton"
+        remedy = "make a beton with `fastpsl data write`" if data.kind == "folder" else "give a beton"
         raise ValueError(
             f"decoder {name!r} cannot read {'a folder' if data.kind == 'folder' else 'synthetic data'}; "
             f"use auto or {' or '.join(READS[data.kind])}, or {remedy}"

@@ -52,7 +52,7 @@ def user_error(message: str, device: str, free_bytes: int | None, of_all: bool =
         )
     if _NO_HOST_MEMORY.search(message):
         return ValueError(
-            f"out of pinned host memory while decoding ({reason(message)}): lower --num-threads, "
+            f"out of pinned host memory while decoding ({reason(message)}): lower --workers, "
             "--prefetch-batches or --batch-size, or use --decoder ffcv"
         )
     if _OLD_DRIVER.search(message):

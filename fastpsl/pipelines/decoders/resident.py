@@ -80,7 +80,7 @@ class ResidentDecoder(BatchDecoder):
         beton = cast("Beton", data)
         why_not = _why_not(beton)
         if why_not:
-            remedy = ", or write pictures of one size with `fastpsl beton write --mode raw`"
+            remedy = ", or write pictures of one size with `fastpsl data write --mode raw`"
             raise ValueError(
                 f"decoder 'resident' keeps raw pictures of one size, and of {beton.paths[0]} {why_not}; "
                 f"use ffcv or dali{'' if beton.is_raw else remedy}"

@@ -1,4 +1,4 @@
-"""The choice of a source for SRC of `fastpsl beton write`, by its name and content or by --format."""
+"""The choice of a source for SRC of `fastpsl data write`, by its name and content or by --format."""
 
 import glob
 import os

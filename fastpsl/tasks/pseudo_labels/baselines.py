@@ -38,7 +38,7 @@ def make_labels(
     if source == "true":
         if num_classes is not None:
             raise ValueError(
-                f"--num-classes {num_classes}: true labels have their own number of classes; leave it out"
+                f"--num-clusters {num_classes}: true labels have their own number of classes; leave it out"
             )
         require_labels(data, "`fastpsl labels true`")
         labels, num_classes = data.labels(), data.num_classes

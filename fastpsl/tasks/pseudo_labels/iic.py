@@ -6,7 +6,7 @@ Values that the paper does not state are those of xu-ji/IIC.
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,9 +32,9 @@ from fastpsl.pipelines.views import Op, ViewSpec
 from fastpsl.tasks.classify import linear
 from fastpsl.tasks.pseudo_labels.iic_epochs import ClusterEpochs
 from fastpsl.tasks.pseudo_labels.mutual_information import mutual_information_loss
+from fastpsl.tasks.pseudo_labels.options import Transforms
 from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
 
-Transforms = Literal["crop", "flip", "colour", "grey", "sobel"]
 # IIC's jitter for CIFAR-10 and STL-10, applied to every image.
 JITTER = ColourDistortion(0.4, 0.4, 0.4, 0.125, p=1.0)
 # The ops after the crop in Table XIV's five columns, of the weak view and of the strong view.

@@ -1,80 +1,36 @@
 """Build IIC's experiment from the options of a recipe, and write the labels that SSL++ reads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
 
 import numpy as np
-from typing_extensions import override
-from tyro.conf import arg
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam
-from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import was_cut_short
 from fastpsl.tasks.pseudo_labels.figures import draw_label_curves
 from fastpsl.tasks.pseudo_labels.file import NAME, write_labels
-from fastpsl.tasks.pseudo_labels.iic import IIC, Transforms, input_of
+from fastpsl.tasks.pseudo_labels.iic import IIC, input_of
+from fastpsl.tasks.pseudo_labels.options import IICOptions
 from fastpsl.tasks.pseudo_labels.scores import hungarian_accuracy, many_to_one_accuracy, nmi
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(PretrainOptions):
-    backbone: str
-    """Any of fastpsl's (docs/backbones.md)."""
-    num_clusters: int
-    """Clusters of the head that makes the labels."""
-    heads: Literal["one", "two"]
-    """two: another head of --second-clusters learns beside it, for two epochs after each of the first."""
-    second_clusters: int = 10
-    """Clusters of the second head."""
-    num_sub_heads: int
-    """Classifiers of a head; the one of lowest loss makes the labels."""
-    num_copies: int
-    """Transformed copies that an image is paired with; --batch-size counts pairs."""
-    transforms: Annotated[
-        Transforms,
-        arg(
-            help="What the copies go through besides crops; "
-            "each adds to the one before: crop, flip, colour, grey, sobel (Table XIV)."
-        ),
-    ]
-    crop_share: float
-    """Side of the crops, as a share of the picture's shorter side."""
-    size_px: int
-    """Side to which the crops are resized."""
-    lr: float
-    """Adam's, constant."""
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.accumulate > 1:
-            raise ValueError(
-                f"--accumulate {self.accumulate}: each part would have the mutual information of its own "
-                "pairs, "
-                "which is another loss; use more ranks, or a smaller --batch-size"
-            )
-        self.refuse_apex("IIC", "Adam")
-
-
-def build(options: Options) -> Experiment:
+def build_iic(options: IICOptions) -> Experiment:
     task = IIC(
         options.num_clusters,
         size_px=options.size_px,
         crop_share=options.crop_share,
-        transforms=options.transforms,
+        transforms=options.augment,
         num_copies=options.num_copies,
         num_sub_heads=options.num_sub_heads,
-        second_clusters=options.second_clusters if options.heads == "two" else None,
+        second_clusters=options.second_clusters if options.num_heads == 2 else None,
         seed=options.seed,
     )
-    channels = input_of(options.transforms, options.size_px).num_channels
+    channels = input_of(options.augment, options.size_px).num_channels
     backbone = make_backbone(options.backbone, num_channels=channels)
     return Experiment(
         task=task,

@@ -48,7 +48,7 @@ class PseudoClassify(Task):
         self, num_classes: int, view: ViewSpec, center: ViewSpec, *, seed: int, head_std: float | None = None
     ):
         if num_classes < 2:
-            raise ValueError(f"--num-classes {num_classes}: a classifier needs 2 or more")
+            raise ValueError(f"--num-clusters {num_classes}: a classifier needs 2 or more")
         self.num_classes, self.view, self.center = num_classes, view, center
         self.seed, self.head_std = seed, head_std
         self.true_labels: np.ndarray | None = None
@@ -58,7 +58,7 @@ class PseudoClassify(Task):
         """Store the true labels for comparison alone; ValueError if there are more classes than images."""
         if self.num_classes > data.num_samples:
             raise ValueError(
-                f"--num-classes {self.num_classes:,} for {data.num_samples:,} training images, "
+                f"--num-clusters {self.num_classes:,} for {data.num_samples:,} training images, "
                 f"and none may be empty: give at most {data.num_samples:,}"
             )
         self.num_samples = data.num_samples

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,10 +18,8 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.views import SIMCLR_COLOUR, simclr_blur
+from fastpsl.tasks.pseudo_labels.options import Augmentation, LabelView
 from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify, gathered_labels
-
-Augmentation = Literal["standard", "strong"]
-LabelView = Literal["train", "center"]
 
 
 class UIC(PseudoClassify):

@@ -2,72 +2,29 @@
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
-from tyro.conf import arg
 
-from fastpsl.engine.distributed import own_rank
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.options import MACHINE, PretrainOptions
+from fastpsl.engine.ranks import own_rank
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.tasks.pseudo_labels.figures import collapse, label_figures
 from fastpsl.tasks.pseudo_labels.file import Labels, labels_of
+from fastpsl.tasks.sslpp.options import COUPLED, NONE, SSLPlusPlusOptions
 from fastpsl.tasks.sslpp.sslpp import Proxy, SSLPlusPlus
 
-NONE, COUPLED = "none", "coupled"
 Optimiser = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options(PretrainOptions):
-    backbone: str
-    """Any of fastpsl's (docs/backbones.md)."""
-    # The content of the file is science (see `build`), its path is not.
-    pseudo_labels: Annotated[
-        str,
-        arg(
-            help="none: the proxy task alone; "
-            "a file (of sslpp_iic or fastpsl labels): a second target beside it; "
-            "coupled: k-means' labels, anew before each epoch."
-        ),
-    ] = field(default=NONE, metadata=MACHINE)
-    semantic_weight: Annotated[
-        float,
-        arg(
-            aliases=("--lambda",),
-            help="Of the pseudo-labels' loss beside the proxy's: the paper's lambda. "
-            "Without effect where they are learned alone.",
-        ),
-    ]
-    proxy: bool = True
-    """Learn the proxy task; --no-proxy: the pseudo-labels alone."""
-    num_clusters: int = 70
-    """Of coupled labels; a file has its own."""
-    lr: float
-    """Learning rate at the start."""
-    intervals: tuple[int, ...]
-    """Shares of the training; after each the rate drops."""
-    weight_decay: float
-    """On weights, biases and BatchNorm."""
-    size_px: int
-    """Side of the pictures that the network sees."""
-    crop: Annotated[
-        Literal["padded", "random_resized"],
-        arg(
-            help="padded: the whole picture, moved by up to an eighth of its side "
-            "(RotNet's and AET's on CIFAR); random_resized: as is usual for larger ones."
-        ),
-    ] = "padded"
-
-
-def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 0.1) -> Experiment:
+def build_sslpp(
+    options: SSLPlusPlusOptions, proxy: Proxy, optimiser: Optimiser, factor: float = 0.1
+) -> Experiment:
     """Build the experiment of a proxy task; `factor` multiplies the rate at each drop.
 
     Raises:
@@ -107,7 +64,7 @@ def build(options: Options, proxy: Proxy, optimiser: Optimiser, factor: float = 
     )
 
 
-def _labels(path: Path, options: Options) -> Labels:
+def _labels(path: Path, options: SSLPlusPlusOptions) -> Labels:
     """Return the labels in the file; rank 0 reports their sizes and warns of a collapse or a cut run."""
     if not path.exists():
         raise ValueError(

@@ -42,7 +42,7 @@ class MultiLabelProtocol:
         fc6_8: Rate where fc6 to fc8 learn.
         all: Rate where every layer learns.
         epochs: Length in epochs, as in `Stage`.
-        num_steps: Length in steps, as in `Stage`.
+        steps: Length in steps, as in `Stage`.
         momentum: Momentum of SGD.
         weight_decay: Weight decay of SGD.
         new_fc: Whether fc6 and fc7 are initialised anew, as the classifier is.
@@ -58,7 +58,7 @@ class MultiLabelProtocol:
     fc6_8: Rate
     all: Rate
     epochs: int = 0
-    num_steps: int | None = None
+    steps: int | None = None
     momentum: float = 0.9
     weight_decay: float
     new_fc: bool
@@ -88,7 +88,7 @@ class MultiLabelProtocol:
             ValueError: If "fc6_8" is to learn and the backbone has no fc6.
         """
         first = 1 if layers == "all" else fc6(backbone)
-        return Stage("voc", 1, first, backbone.num_blocks, self.epochs, self.num_steps)
+        return Stage("voc", 1, first, backbone.num_blocks, self.epochs, self.steps)
 
 
 def constants_of(protocol: MultiLabelProtocol, layers: Layers) -> dict[str, Any]:
@@ -99,17 +99,17 @@ def constants_of(protocol: MultiLabelProtocol, layers: Layers) -> dict[str, Any]
 
 
 def changed(
-    protocol: MultiLabelProtocol, layers: Layers, num_steps: int | None, lr: float | None
+    protocol: MultiLabelProtocol, layers: Layers, steps: int | None, lr: float | None
 ) -> MultiLabelProtocol:
     """Return the protocol with the given values in place of its own.
 
     Raises:
-        ValueError: If `num_steps` is below 1.
+        ValueError: If `steps` is below 1.
     """
-    if num_steps is not None and num_steps < 1:
-        raise ValueError(f"--num-steps {num_steps}: it must be 1 or more")
-    if num_steps is not None:
-        protocol = replace(protocol, epochs=0, num_steps=num_steps)
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps {steps}: it must be 1 or more")
+    if steps is not None:
+        protocol = replace(protocol, epochs=0, steps=steps)
     if lr is None:
         return protocol
     rate = replace(protocol.rate(layers), lr=lr)
@@ -136,7 +136,7 @@ PROTOCOLS: dict[str, MultiLabelProtocol] = {
     # and shifts of BatchNorm learned in frozen blocks, too; it is 70.4 where they do not, as here.
     "deepcluster": MultiLabelProtocol(
         train=("2007_trainval",), test=("2007_test",),
-        fc6_8=Rate(0.003, (5_000,) * 16), all=Rate(0.001, (20_000,) * 4), num_steps=80_000,
+        fc6_8=Rate(0.003, (5_000,) * 16), all=Rate(0.001, (20_000,) * 4), steps=80_000,
         weight_decay=1e-6, new_fc=True,
     ),
     # SSL++, Tables I and II. The paper leaves out the "magic init", so nothing is rescaled. It does not state

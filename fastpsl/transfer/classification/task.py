@@ -187,7 +187,7 @@ class MultiCropPredictor:
 
     def __init__(self, run: Run, train_step: TrainStep, loader: Loader):
         self.run, self.train_step, self.loader = run, train_step, loader
-        self.augment = choose_augment(run.options.augment, loader.views, run.world.device)
+        self.augment = choose_augment(run.options.augment_backend, loader.views, run.world.device)
         self._batches: Generator[Batch, None, None] | None = None
         self._next_step = 0
 

@@ -20,12 +20,12 @@ class DetectionProtocol:
         batchnorm: Mode of these blocks' BatchNorm, see `Experiment`.
         extra_norm: Whether a BatchNorm follows the last block.
         with_difficult: Whether difficult objects are learned.
-        short_px: Sizes that the shorter side of a training image is drawn from; test images have the largest.
+        short_side: Sizes that a training image's shorter side is drawn from; test images have the largest.
         max_long_px: Upper limit of the longer side.
         lr_batch: Batch size that `lr` is for.
         lr: Learning rate.
-        epochs: Length in epochs, unless `num_steps` is set.
-        num_steps: Length in steps.
+        epochs: Length in epochs, unless `steps` is set.
+        steps: Length in steps.
         intervals: Shares of the training, each followed by a tenfold drop of the rate.
         warmup_steps: Steps in which the rate rises.
         weight_decay: Weight decay of SGD.
@@ -47,12 +47,12 @@ class DetectionProtocol:
     batchnorm: Literal["train", "fixed"] = "fixed"
     extra_norm: bool = False
     with_difficult: bool = True
-    short_px: tuple[int, ...] = tuple(range(480, 801, 32))
+    short_side: tuple[int, ...] = tuple(range(480, 801, 32))
     max_long_px: int = 1333
     lr_batch: int = 16
     lr: float
     epochs: int = 0
-    num_steps: int | None = None
+    steps: int | None = None
     intervals: tuple[int, ...]
     warmup_steps: int = 0
     weight_decay: float = 1e-4
@@ -76,30 +76,30 @@ class DetectionProtocol:
     def changed(
         self,
         *,
-        num_steps: int | None,
+        steps: int | None,
         lr: float | None,
-        short_px: tuple[int, ...],
+        short_side: tuple[int, ...],
         anchor_px: tuple[int, ...],
     ) -> "DetectionProtocol":
         """Return the protocol with the given values in place of its own.
 
         Args:
-            num_steps: Another length; the warm-up keeps its share of it.
+            steps: Another length; the warm-up keeps its share of it.
             lr: Another rate.
-            short_px: Other sizes of the shorter side, or none.
+            short_side: Other sizes of the shorter side, or none.
             anchor_px: Other anchors, or none.
 
         Raises:
             ValueError: If a size or the length is below 1.
         """
-        values: dict[str, Any] = {"lr": lr, "short_px": short_px, "anchor_px": anchor_px}
-        if num_steps is not None:
-            warmup = self.warmup_steps * num_steps // self.num_steps if self.num_steps else self.warmup_steps
-            values |= {"num_steps": num_steps, "epochs": 0, "warmup_steps": warmup}
+        values: dict[str, Any] = {"lr": lr, "short_side": short_side, "anchor_px": anchor_px}
+        if steps is not None:
+            warmup = self.warmup_steps * steps // self.steps if self.steps else self.warmup_steps
+            values |= {"steps": steps, "epochs": 0, "warmup_steps": warmup}
         protocol = replace(self, **{name: value for name, value in values.items() if value not in (None, ())})
         for name, numbers in (
-            ("num-steps", () if num_steps is None else (num_steps,)),
-            ("short-px", short_px),
+            ("steps", () if steps is None else (steps,)),
+            ("short-side", short_side),
             ("anchor-px", anchor_px),
         ):
             if min(numbers, default=1) < 1:
@@ -110,22 +110,22 @@ class DetectionProtocol:
 PROTOCOLS: dict[str, DetectionProtocol] = {
     # PIRL's models in VISSL, object_detection/voc0712/pirl_npid: PSL's [37]. Where the file has no value it
     # is Detectron2's: a frozen BatchNorm and FREEZE_AT 2, which freezes conv1 and conv2_x.
-    "pirl": DetectionProtocol(lr=0.002, num_steps=25_000, intervals=(17, 8), warmup_steps=1000),
+    "pirl": DetectionProtocol(lr=0.002, steps=25_000, intervals=(17, 8), warmup_steps=1000),
     # VISSL, object_detection/voc0712/iccv19: the protocol of PSL's [23].
-    "vissl": DetectionProtocol(lr=0.02, num_steps=25_000, intervals=(17, 8), warmup_steps=100),
+    "vissl": DetectionProtocol(lr=0.02, steps=25_000, intervals=(17, 8), warmup_steps=100),
     # MoCo, detection/configs/pascal_voc_R_50_C4_24k: everything learns, with BatchNorm over all ranks
     # (--sync-batchnorm). One difference: scales and shifts of BatchNorm decay here, too. Detectron2's do not
     # (WEIGHT_DECAY_NORM 0).
     "moco": DetectionProtocol(
         first_learning=1, batchnorm="train", extra_norm=True,
-        lr=0.02, num_steps=24_000, intervals=(18, 4, 2), warmup_steps=100,
+        lr=0.02, steps=24_000, intervals=(18, 4, 2), warmup_steps=100,
     ),
     # UIC, section 4.4: "using fast-rcnn [15] framework", "ALL". Its schedule is not stated. This is [15]'s,
     # for images of 600 px and without its doubled rate for biases. The self-supervised AlexNets that UIC is
     # compared with were trained for 150,000 steps on images of many sizes.
     "fast_rcnn": DetectionProtocol(
         train_sets=("2007_trainval",), boxes_from="published", first_learning=1, with_difficult=False,
-        short_px=(600,), max_long_px=1000, lr_batch=2, lr=0.001, num_steps=40_000, intervals=(3, 1),
+        short_side=(600,), max_long_px=1000, lr_batch=2, lr=0.001, steps=40_000, intervals=(3, 1),
         weight_decay=5e-4, decay_biases=False, num_rois=64, min_background_iou=0.1, nms=0.3,
     ),
     # SSL++, Table II and section V.E: train → test, 12 epochs of batches of 2, a rate of .001 throughout, the
@@ -134,13 +134,14 @@ PROTOCOLS: dict[str, DetectionProtocol] = {
     # statistics.
     "sslpp": DetectionProtocol(
         train_sets=("2007_train",), first_learning=1, with_difficult=False,
-        short_px=(600,), max_long_px=1000, lr_batch=2, lr=0.001, epochs=12, intervals=(1,), weight_decay=5e-4,
+        short_side=(600,), max_long_px=1000, lr_batch=2, lr=0.001, epochs=12, intervals=(1,),
+        weight_decay=5e-4,
         decay_biases=False, anchor_px=(128, 256, 512), rpn_test=(6000, 300), num_rois=128, nms=0.3,
     ),
     # Our own, for synthetic images of about 128 px on a CPU; it learns from random weights.
     "small": DetectionProtocol(
         train_sets=("2007_trainval",), first_learning=1, batchnorm="train", extra_norm=True,
-        short_px=(112, 128), max_long_px=192, lr_batch=8, lr=0.02, num_steps=250, intervals=(4, 1),
+        short_side=(112, 128), max_long_px=192, lr_batch=8, lr=0.02, steps=250, intervals=(4, 1),
         warmup_steps=20, anchor_px=(16, 32, 64), rpn_train=(200, 50), rpn_test=(200, 30), num_rois=16,
         roi_side=4,
     ),

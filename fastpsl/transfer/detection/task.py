@@ -98,8 +98,8 @@ class Detection(Task):
     def stage(self) -> Stage:
         """Return the protocol's one stage."""
         protocol, last = self.protocol, layout_of(self.backbone).last_block
-        epochs = 0 if protocol.num_steps else protocol.epochs
-        return Stage("detection", 1, protocol.first_learning, last, epochs, protocol.num_steps)
+        epochs = 0 if protocol.steps else protocol.epochs
+        return Stage("detection", 1, protocol.first_learning, last, epochs, protocol.steps)
 
     def open(self, root: Path, options: RunOptions) -> tuple[Dataset, Dataset]:
         """Open the training and test sets in VOC's layout at `root`, as `Experiment.open`.
@@ -154,7 +154,7 @@ class Detection(Task):
         if uniforms(keys, Slot.FLIP, 1)[0, 0] < 0.5:
             image = image.flip(-1)
             boxes = {name: mirrored(rows, width) for name, rows in boxes.items()}
-        short_px = protocol.short_px[integers(keys, Slot.CROP, 1, len(protocol.short_px))[0, 0]]
+        short_px = protocol.short_side[integers(keys, Slot.CROP, 1, len(protocol.short_side))[0, 0]]
         sides = resized_sides(height, width, short_px, protocol.max_long_px)
         boxes = {name: scaled(rows, (height, width), sides) for name, rows in boxes.items()}
         return resized(image, sides), boxes | {"labels": torch.from_numpy(objects.labels[learned] + 1)}
@@ -202,7 +202,7 @@ class Detection(Task):
         """Return the detections in a test image, resized to the protocol's largest size."""
         image = read_image(self.test, index)
         height, width = image.shape[1:]
-        sides = resized_sides(height, width, max(self.protocol.short_px), self.protocol.max_long_px)
+        sides = resized_sides(height, width, max(self.protocol.short_side), self.protocol.max_long_px)
         proposals = None
         if self.test_proposals is not None:
             original = torch.from_numpy(self.test_proposals.boxes(index))

@@ -19,7 +19,7 @@ class SegmentationProtocol:
         test: Image sets to score on.
         needs_sbd: Whether SBD's images are learned from, too.
         epochs: Length in epochs, as in `Stage`.
-        num_steps: Length in steps, as in `Stage`.
+        steps: Length in steps, as in `Stage`.
         batch_size: Images per step.
         accumulate: Parts of a batch that are read one after another to save memory.
         lr: First learning rate.
@@ -40,7 +40,7 @@ class SegmentationProtocol:
     test: tuple[str, ...] = ("2012_val",)
     needs_sbd: bool
     epochs: int = 0
-    num_steps: int | None = None
+    steps: int | None = None
     batch_size: int
     accumulate: int = 1
     lr: float
@@ -72,7 +72,7 @@ class SegmentationProtocol:
 
     def stage(self, last_block: int) -> Stage:
         """Return the one stage, in which every block up to `last_block` learns."""
-        return Stage("segmentation", 1, 1, last_block, self.epochs, self.num_steps)
+        return Stage("segmentation", 1, 1, last_block, self.epochs, self.steps)
 
 
 def changed(
@@ -86,7 +86,7 @@ def changed(
     if epochs is not None and epochs < 1:
         raise ValueError(f"--epochs {epochs}: it must be 1 or more")
     if epochs is not None:
-        protocol = replace(protocol, epochs=epochs, num_steps=None)
+        protocol = replace(protocol, epochs=epochs, steps=None)
     if lr is not None:
         # The last rate keeps its ratio to the first.
         protocol = replace(protocol, lr=lr, end_lr=protocol.end_lr * lr / protocol.lr)
@@ -129,7 +129,7 @@ PROTOCOLS: dict[str, SegmentationProtocol] = {
     # 50,000 steps at each rate, 20 times one image per step (iter_size). UIC does not state its schedule.
     # This is the one of the peers in its table. One difference: biases have twice the rate there.
     "fcn_alexnet": SegmentationProtocol(
-        needs_sbd=True, num_steps=150_000, batch_size=20, accumulate=20, lr=1e-4, intervals=(1, 1, 1),
+        needs_sbd=True, steps=150_000, batch_size=20, accumulate=20, lr=1e-4, intervals=(1, 1, 1),
         decay_biases=False, batchnorm="eval",
     ),
     # MMSelfSup, benchmarks/mmsegmentation/voc12aug/fcn_r50-d8_512x512_20k_voc12aug: 4 GPUs of 4 images with
@@ -137,7 +137,7 @@ PROTOCOLS: dict[str, SegmentationProtocol] = {
     # convolutions of 512 channels and reads B5 again after them, and its auxiliary head has one of 256;
     # torchvision's have one each, of 512 and 256. Its loss is divided by a number that includes void pixels.
     "mmseg": SegmentationProtocol(
-        needs_sbd=True, num_steps=20_000, batch_size=16, lr=0.01, power=0.9, end_lr=1e-4, decay_biases=True,
+        needs_sbd=True, steps=20_000, batch_size=16, lr=0.01, power=0.9, end_lr=1e-4, decay_biases=True,
         scales=(0.5, 2.0), max_share=0.75, auxiliary_weight=0.4, batchnorm="train",
     ),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`fastpsl beton write | verify | info`."""
+"""`fastpsl data write | verify | info | show`."""
 
 import contextlib
 import os
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from fastpsl.commands.show import Show
 
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
@@ -165,7 +167,7 @@ class Verify:
         from fastpsl.pipelines.beton.verify import betons_to_verify, unchecked, verify
 
         if not self.betons:
-            raise ValueError("no beton given; name files or globs, see fastpsl beton verify --help")
+            raise ValueError("no beton given; name files or globs, see fastpsl data verify --help")
         paths, faults = betons_to_verify(self.betons)
         for fault in faults:
             print(fault)
@@ -207,20 +209,21 @@ class Info:
         from fastpsl.pipelines.beton.verify import info
 
         if not self.betons:
-            raise ValueError("no beton given; name files or globs, see fastpsl beton info --help")
+            raise ValueError("no beton given; name files or globs, see fastpsl data info --help")
         for pattern in self.betons:
             with OpenBeton(pattern) as beton:
                 print(info(beton))
 
 
 @dataclass(frozen=True)
-class Beton:
+class Data:
     """Write, check and show data sets in FFCV's format."""
 
     command: (
         Annotated[Write, tyro.conf.subcommand("write")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Show, tyro.conf.subcommand("show")]
     )
 
     def run(self) -> None:

@@ -1,0 +1,110 @@
+"""`fastpsl train` and `fastpsl eval`: recipes by their short names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import tyro
+
+Gpus = Annotated[
+    int | None,
+    tyro.conf.arg(metavar="N", help="GPUs of this machine to train on, one process each. [one]"),
+]
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return `fastpsl`'s own arguments, and those behind a recipe's name, which the recipe gets.
+
+    --gpus is `fastpsl`'s wherever it stands.
+    """
+    own, rest = list(arguments[:1]), list(arguments[1:])
+    for i, word in enumerate(rest):
+        if word == "--gpus" or word.startswith("--gpus="):
+            end = i + (1 if "=" in word else 2)
+            own, rest = own + rest[i:end], rest[:i] + rest[end:]
+            break
+    if rest and not rest[0].startswith("-"):
+        own.insert(1, rest.pop(0))
+        return own, rest
+    return own + rest, []
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The start of a recipe."""
+
+    names: ClassVar[dict[str, str]]
+
+    recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
+    """A name of `fastpsl recipes`, or the path of a script; its options follow."""
+    gpus: Gpus = None
+
+    def run(self, *options: str) -> int:
+        """Run the recipe in this process, or in one for each of --gpus.
+
+        Args:
+            *options: The recipe's own arguments.
+
+        Returns:
+            The run's own exit code.
+
+        Raises:
+            ValueError: There is no such recipe, or --gpus is below 1.
+        """
+        from fastpsl.engine.launch import launch
+        from fastpsl.engine.local_ranks import run_ranks
+        from fastpsl.engine.recipe import HELP
+        from fastpsl.engine.recipe_files import load_recipe, named_path
+
+        if self.gpus is not None and self.gpus < 1:
+            raise ValueError(f"--gpus {self.gpus}: it must be 1 or more")
+        path = named_path(self.recipe, self.names)
+        if (self.gpus or 1) == 1 or HELP.intersection(options):
+            launch(load_recipe(path), options, f"fastpsl {type(self).__name__.lower()} {self.recipe}")
+        return run_ranks([str(path), *options], self.gpus or 1)
+
+
+@dataclass(frozen=True)
+class Train(_Start):
+    """A pre-training: fastpsl train NAME [--gpus N] [the recipe's options].
+
+    The options of a recipe: fastpsl train NAME --help. Without --data it trains on a small sample that the
+    package generates.
+    """
+
+    names: ClassVar[dict[str, str]] = {
+        "jigsaw": "jigsaw_r50",
+        "rotation": "rotation_rv50",
+        "simclr": "simclr_r50",
+        "mocov2": "mocov2_r50",
+        "uic": "uic_r50",
+        "uic-alexnet": "uic_alexnet",
+        "uic-cifar10": "uic_cifar10",
+        "deepcluster": "deepcluster_alexnet",
+        "iic": "sslpp_iic",
+        "sslpp-colorization": "sslpp_colorization",
+        "sslpp-context": "sslpp_context",
+        "sslpp-rotation": "sslpp_rotation",
+        "sslpp-aet": "sslpp_aet",
+        "supervised": "supervised",
+    }
+
+
+@dataclass(frozen=True)
+class Eval(_Start):
+    """An evaluation: fastpsl eval NAME --checkpoint RUN [--gpus N] [the recipe's options].
+
+    The options of an evaluation: fastpsl eval NAME --help.
+    """
+
+    names: ClassVar[dict[str, str]] = {
+        "linear": "linear_probe",
+        "blocks": "block_probe",
+        "few-labels": "semi_supervised",
+        "knn": "knn",
+        "svm": "voc_svm",
+        "few-shot": "few_shot",
+        "detect": "voc_detection",
+        "segment": "voc_segmentation",
+        "multilabel": "voc_classification",
+    }

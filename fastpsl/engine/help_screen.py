@@ -1,0 +1,175 @@
+"""The --help of a recipe: its options in boxes, without an import of torch."""
+
+import ast
+import inspect
+import re
+import shutil
+import textwrap
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from fastpsl.engine.options import BOXES, MACHINE_BOX, METHOD, flag
+
+_MAX_WIDTH = 100
+_COLUMN = 26  # where the texts begin
+_WORDS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as --help shows it.
+
+    Attributes:
+        name: The field's name.
+        usage: The flag and its values, such as `--batch-size N`.
+        text: What it does, with its default in brackets.
+        is_own: Whether the recipe itself defines it.
+    """
+
+    name: str
+    usage: str
+    text: str
+    is_own: bool
+
+
+def show_help(
+    prog: str, description: str, options: type, defaults: Mapping[str, Any], *, everything: bool
+) -> None:
+    """Print the help of a recipe.
+
+    Args:
+        prog: The command, such as `fastpsl train jigsaw`.
+        description: Paragraphs, and indented commands.
+        options: The dataclass of the options.
+        defaults: The defaults that are shown, by field; for other fields, those of the dataclass.
+        everything: Whether to show the options of speed and machine, too.
+    """
+    width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
+    console = Console(width=width, highlight=False)
+    console.print(f"usage: {prog} [options]\n", markup=False)
+    console.print(wrapped(description, width), markup=False)
+    boxes = in_boxes(list(described(options, defaults)))
+    for title, members in boxes.items():
+        if title == MACHINE_BOX and not everything:
+            continue
+        body = "\n".join(line for option in members for line in _lines(option, width - 4))
+        console.print(Panel(Text(body), title=title, title_align="left", padding=(0, 1)))
+    if not everything and MACHINE_BOX in boxes:
+        names = ", ".join(flag(option.name) for option in boxes[MACHINE_BOX])
+        console.print(wrapped(f"--help-all shows the options of speed and machine, too: {names}.", width))
+
+
+def described(options: type, defaults: Mapping[str, Any]) -> Iterator[Option]:
+    """Yield the options of a dataclass. Their texts are those of `arg`, or the strings below the fields."""
+    hints, texts = get_type_hints(options, include_extras=True), _texts(options)
+    own = inspect.get_annotations(options)
+    for field in fields(options):
+        if field.name in getattr(options, "without", ()):
+            continue
+        kind, *marks = (
+            get_args(hints[field.name]) if _is_annotated(hints[field.name]) else (hints[field.name],)
+        )
+        metavar = next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), None)
+        text = next((mark.help for mark in marks if getattr(mark, "help", None)), texts.get(field.name, ""))
+        default = defaults.get(field.name, field.default)
+        usage = flag(field.name)
+        if kind is bool:
+            usage = usage.replace("--", "--[no-]") if default is True else usage
+            text = f"{text} [yes]" if default is True else text
+        else:
+            usage += f" {metavar or _metavar(kind)}"
+        yield Option(field.name, usage, f"{text}{_default(default)}", field.name in own)
+
+
+def in_boxes(options: Sequence[Option]) -> dict[str, list[Option]]:
+    """Return options by the title of their box. Within a box a recipe's own options come first."""
+    box_of = {name: title for title, names in BOXES.items() for name in names}
+    boxes: dict[str, list[Option]] = {title: [] for title in BOXES}
+    for option in options:
+        boxes[box_of.get(option.name, METHOD)].append(option)
+    return {title: sorted(box, key=lambda o: not o.is_own) for title, box in boxes.items() if box}
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text with lines of at most `width` columns. Long commands continue after a backslash."""
+    lines = list[str]()
+    for paragraph in re.sub(r" \\\n +", " ", text).split("\n\n"):
+        plain, commands = list[str](), list[str]()
+        for line in paragraph.split("\n"):
+            if not line.startswith("    "):
+                plain.append(line)
+                continue
+            command, _, comment = line.strip().partition("  # ")
+            if comment:
+                commands.append(f"    # {comment.strip()}")
+            parts = textwrap.wrap(
+                command.strip(),
+                width - 6,
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            commands.append(" \\\n    ".join(["    " + parts[0], *parts[1:]]))
+        lines.append(
+            "\n".join(
+                [
+                    *textwrap.wrap(" ".join(plain), width, break_long_words=False, break_on_hyphens=False),
+                    *commands,
+                ]
+            )
+        )
+    return "\n\n".join(lines)
+
+
+def _lines(option: Option, width: int) -> list[str]:
+    texts = textwrap.wrap(option.text, width - _COLUMN, break_long_words=False, break_on_hyphens=False)
+    lines = [" " * _COLUMN + text for text in texts]
+    if len(option.usage) < _COLUMN and lines:
+        return [option.usage.ljust(_COLUMN) + texts[0], *lines[1:]]
+    usage = textwrap.wrap(option.usage, width, subsequent_indent="    ", break_on_hyphens=False)
+    return [*usage, *lines]
+
+
+def _is_annotated(hint: Any) -> bool:
+    return hasattr(hint, "__metadata__")
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"{_metavar(get_args(kind)[0])} ..."
+    return _WORDS[kind]
+
+
+def _default(value: Any) -> str:
+    """Return a default in brackets; nothing where the text says what happens without the option."""
+    if value is MISSING or value is None or value == () or isinstance(value, bool):
+        return ""
+    return f" [{' '.join(map(str, value)) if isinstance(value, tuple) else value}]"
+
+
+def _texts(options: type) -> dict[str, str]:
+    """Return the strings below the fields of a dataclass and its bases, by field."""
+    texts = dict[str, str]()
+    for base in reversed(options.__mro__[:-1]):
+        try:
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except (OSError, TypeError, SyntaxError):  # typing.Generic, or a class without a file
+            continue
+        assert isinstance(body, ast.ClassDef)
+        for node, following in zip(body.body, body.body[1:], strict=False):
+            if isinstance(node, ast.AnnAssign) and isinstance(following, ast.Expr):
+                value = following.value
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    texts[ast.unparse(node.target)] = " ".join(value.value.split())
+    return texts

@@ -1,0 +1,77 @@
+"""Several processes of a recipe on this machine, started by torch's elastic launcher."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+
+from fastpsl.engine.exit_codes import EXIT_CRASHED, EXIT_FINISHED, EXIT_PREEMPTED
+
+# Ranks stop at a step's end upon these, as a recipe of one process does.
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def run_ranks(command: Sequence[str], num_ranks: int) -> int:
+    """Run a Python script in several processes, as `torchrun --standalone` does.
+
+    Signals are passed on to the processes, which stop by themselves. The launcher's own log is silent: the
+    processes say why they stop.
+
+    Args:
+        command: The script's path and its arguments.
+        num_ranks: The number of processes.
+
+    Returns:
+        The exit code of the process that stopped first with another code than 0; 0 if there is none.
+    """
+    # These imports load torch.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    if num_ranks > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
+    config = LaunchConfig(
+        1, 1, num_ranks, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        rdzv_configs={"timeout": 900}, max_restarts=0, monitor_interval=0.1,
+    )  # fmt: skip
+    if "signals_to_handle" in {field.name for field in fields(config)}:  # since torch 2.9
+        config.signals_to_handle = "SIGQUIT"
+    try:
+        with _forwarding():
+            elastic_launch(config, sys.executable)("-u", *command)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return next((code for code in codes if code > 0), EXIT_CRASHED)  # below 0: killed by a signal
+    except SignalException:  # an older torch has stopped the processes itself
+        return EXIT_PREEMPTED
+    return EXIT_FINISHED
+
+
+@contextlib.contextmanager
+def _forwarding() -> Iterator[None]:
+    """Pass the signals of this process on to its children, which are in sessions of their own."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in _children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _children() -> list[int]:
+    """Return the processes that any thread of this one has started."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return [int(child) for path in lists for child in path.read_text().split()]

@@ -1,0 +1,11 @@
+from .blocks import Classes as Classes
+from .blocks import blocks_of as blocks_of
+from .blocks import details_of as details_of
+from .blocks import extractions as extractions
+from .blocks import numbers_of as numbers_of
+from .blocks import score_lines as score_lines
+from .blocks import solve as solve
+from .protocol import COSTS as COSTS
+from .protocol import VISSL as VISSL
+from .protocol import constants_of as constants_of
+from .work import default_processes as default_processes
