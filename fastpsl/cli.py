@@ -93,6 +93,8 @@ def _main(arguments: Sequence[str]) -> None:
             print(f"fastpsl: {note}", file=sys.stderr)
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
         command = parse(Command, arguments, prog="fastpsl", description=_DESCRIPTION, config=config)
+        if isinstance(command, (Train, Eval)):  # a recipe reports by itself
+            sys.exit(command.run(*recipe_options))
         with _one_line_warnings(), doing(" ".join(["fastpsl", *takewhile(str.isalpha, arguments)])):
             exit_code = command.run(*recipe_options)  # recipe_options is empty except for doctor
         sys.stdout.flush()

@@ -96,7 +96,7 @@ def build(options: Options) -> engine.Experiment:
     )
 
 
-RECIPE = Recipe("deepcluster_alexnet", __doc__, Options, PAPER, SAMPLE, build)
+RECIPE = Recipe("deepcluster_alexnet", __doc__, Options, PAPER, SAMPLE, build, at_most={"num_clusters": 0.1})
 
 if __name__ == "__main__":
     launch(RECIPE)

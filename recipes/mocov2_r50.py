@@ -92,7 +92,9 @@ def build(options: Options) -> engine.Experiment:
     )
 
 
-RECIPE = Recipe("mocov2_r50", __doc__, Options, PAPER, SAMPLE, build)
+RECIPE = Recipe(
+    "mocov2_r50", __doc__, Options, PAPER, SAMPLE, build, at_most={"queue_size": 0.5, "key_group": 0.05}
+)
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -41,7 +41,16 @@ def build(options: UICOptions) -> engine.Experiment:
     return tasks.build_uic(options)
 
 
-RECIPE = Recipe("uic_alexnet", __doc__, UICOptions, PAPER, SAMPLE, build, variant=fine_tuning)
+RECIPE = Recipe(
+    "uic_alexnet",
+    __doc__,
+    UICOptions,
+    PAPER,
+    SAMPLE,
+    build,
+    variant=fine_tuning,
+    at_most={"num_clusters": 0.1},
+)
 
 if __name__ == "__main__":
     launch(RECIPE)

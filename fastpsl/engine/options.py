@@ -25,13 +25,13 @@ BOXES: dict[str, tuple[str, ...]] = {
         "on_bad_sample",
     ),
     METHOD: (),
-    "plan": ("backbone", "plan", "epochs", "steps", "levels", "partition", "frozen_batchnorm"),
+    "plan": ("preset", "backbone", "plan", "epochs", "steps", "levels", "partition", "frozen_batchnorm"),
     "optimisation": (
         "batch_size", "lr", "intervals", "warmup_epochs", "weight_decay", "momentum", "trust", "dropout",
         "accumulate", "sync_batchnorm", "apex",
     ),
     "output and resume": (
-        "out", "resume", "seed", "max_steps_per_stage", "checkpoint_minutes", "checkpoint_steps",
+        "out", "resume", "config", "seed", "max_steps_per_stage", "checkpoint_minutes", "checkpoint_steps",
         "keep_checkpoints",
     ),
     "monitoring": ("log_steps", "probe_every", "tensorboard", "wandb"),
@@ -78,6 +78,8 @@ class RunOptions:
     ] = field(default="auto", metadata=MACHINE)
     batch_size: int = 256
     """Images per step, over all GPUs and accumulated batches."""
+    config: Path | None = field(default=None, metadata=MACHINE)
+    """Repeat a run: take all values of its config.json that the command does not give."""
     seed: int = 0
     """Random seed of the initial weights, the order of the images and their augmentations."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -221,6 +223,13 @@ class TrainingOptions(RunOptions):
 class PretrainOptions(TrainingOptions):
     """The options of recipes that train a backbone by a plan."""
 
+    preset: Annotated[
+        Literal["auto", "paper", "small", "sample"],
+        arg(
+            help="The defaults: the paper's; small, a batch and a length for few images; sample, a minute's "
+            "values; auto, the paper's with --data, and sample without."
+        ),
+    ] = field(default="auto", metadata=MACHINE)
     plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
     """Which blocks learn in which stage (PSL, sections 3.2 and 4.5); end_to_end: all of them."""
     epochs: tuple[int, ...] = (60, 60, 60)

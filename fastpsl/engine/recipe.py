@@ -12,6 +12,7 @@ from fastpsl.engine.command_line import parse
 from fastpsl.engine.help_screen import show_help
 from fastpsl.engine.old_names import current_arguments
 from fastpsl.engine.options import RunOptions, TrainingOptions, flag, plain_value
+from fastpsl.engine.presets import small_values, values_of_config
 from fastpsl.engine.ranks import own_rank
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Script(Generic[Options]):
         sample: The defaults without --data, on top of `paper`.
         source: The origin of `paper`: "paper", or "default" if no paper states it.
         variant: Returns defaults that depend on the given options, on top of `paper`.
+        at_most: Sizes that --preset small limits to a share of the images, besides the batch.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Script(Generic[Options]):
     sample: Mapping[str, Any]
     source: str = field(default="paper", kw_only=True)
     variant: Callable[[Options], Mapping[str, Any]] = field(default=lambda options: {}, kw_only=True)
+    at_most: Mapping[str, float] = field(default_factory=dict, kw_only=True)
 
     def with_paper(self, **values: Any) -> Options:
         """Return options with `paper`'s values, overridden by `values`."""
@@ -84,10 +87,28 @@ class Script(Generic[Options]):
 
         options = parsed(self.paper)
         paper = {**self.paper, **self.variant(options)}
-        options = parsed(paper if options.data is not None else {**paper, **self.sample})
+        options = parsed({**paper, **self.defaults(options, paper)})
         if is_rank_0:
             log(describe_choice(options, paper, self.source))
         return options.completed()
+
+    def defaults(self, options: Options, paper: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values that replace `paper`'s where the command does not give them.
+
+        Args:
+            options: The options given with `paper`'s values.
+            paper: The usual values.
+
+        Raises:
+            ValueError: The data of --preset small or the file of --config cannot be read.
+        """
+        if options.config is not None:
+            return values_of_config(options.config, self.name, self.options)
+        preset = getattr(options, "preset", "auto")
+        if preset == "small":
+            return small_values(paper, self.at_most, _num_images(options))
+        is_sample = options.data is None if preset == "auto" else preset == "sample"
+        return self.sample if is_sample else {}
 
     def show_help(self, prog: str | None = None, *, everything: bool = False) -> None:
         """Print the help.
@@ -137,6 +158,17 @@ def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str =
     data = options.data or "the embedded sample"
     same = "all values as in the paper" if source == "paper" else "all values are the defaults"
     return f"{data}: " + (", ".join(changed) if changed else same)
+
+
+def _num_images(options: RunOptions) -> int:
+    from fastpsl.pipelines.data.open import open_data
+    from fastpsl.pipelines.sample.betons import sample_paths
+
+    data = open_data(options.data or sample_paths().train)
+    try:
+        return data.num_samples
+    finally:
+        data.close()
 
 
 def _words(value: Any) -> str:

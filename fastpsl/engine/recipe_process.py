@@ -17,11 +17,13 @@ from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.distributed import join_world, leave_world
 from fastpsl.engine.exit_codes import EXIT_CRASHED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_USER_ERROR
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
+from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe import Evaluation, Recipe, Training
 from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.suitability import length_line, unsuitable
 from fastpsl.engine.terminal import escaped, plain, safe_output
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.doing import doing
@@ -153,6 +155,11 @@ def _train(recipe: Recipe[Training], options: Training, opened: list[Run]) -> in
     experiment = recipe.build(options)
     run = Run(recipe.name, experiment.open_data(options, world), experiment.science)
     opened.append(run)
+    if world.rank == 0 and not run.resumed:
+        run.reporter.log(length_line(experiment, run.data))
+        if options.data is not None and isinstance(options, PretrainOptions):
+            for line in unsuitable(experiment, run.data):
+                run.reporter.log(f"warning: {line}")
     finished = pretrain(experiment, run)
     if world.rank == 0:
         _print_results(run, finished)

@@ -1,0 +1,70 @@
+"""What a run tells before it starts: its number of steps, and values that do not suit the data."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.presets import MAX_BATCH_SHARE, MIN_STEPS
+from fastpsl.engine.run_data import RunData
+
+_SAMPLED = 1000  # images whose sizes are looked at
+_SIZES = ("short_side", "cell_px", "tile_px", "size_px")
+
+
+def length_line(experiment: Experiment, data: RunData) -> str:
+    """Return the number of steps of each stage and of all, in words."""
+    steps = stage_steps(experiment, data)
+    names = [f"{stage.name} {num:,}" for stage, num in zip(experiment.stages, steps, strict=True)]
+    parts = f" ({', '.join(names)})" if len(names) > 1 else ""
+    limit = data.options.max_steps_per_stage
+    cut = f"; --max-steps-per-stage cuts each at {limit:,}" if limit is not None else ""
+    return f"{sum(steps):,} steps on {data.train.num_samples:,} images{parts}{cut}"
+
+
+def stage_steps(experiment: Experiment, data: RunData) -> list[int]:
+    """Return the number of steps of each stage."""
+    options, world = data.options, data.world
+    steps = []
+    for stage in experiment.stages:
+        samples = data.loader_batch(experiment.task.images_per_sample(stage.level))
+        per_epoch = data.train.num_samples // (samples * world.size) // options.accumulate
+        steps.append(stage.num_steps or stage.epochs * per_epoch)
+    return steps
+
+
+def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
+    """Yield a line for each value that does not suit the data, with the options to use instead."""
+    options, num_images = data.options, data.train.num_samples
+    few = [
+        f"{stage.name} has {num:,}"
+        for stage, num in zip(experiment.stages, stage_steps(experiment, data), strict=True)
+        if num < MIN_STEPS
+    ]
+    if few:
+        yield (
+            f"stages of fewer than {MIN_STEPS:,} steps learn little: {', '.join(few)}; give more --epochs, a "
+            "smaller --batch-size, or --preset small"
+        )
+    if options.batch_size > MAX_BATCH_SHARE * num_images:
+        share, limit = options.batch_size / num_images, max(2, int(MAX_BATCH_SHARE * num_images))
+        yield (
+            f"a batch of {options.batch_size} is {share:.0%} of the {num_images:,} images: "
+            f"give --batch-size {limit} or less, or --preset small"
+        )
+    needed = max(
+        (
+            getattr(view.crop, "shorter_px", view.crop.size_px)
+            for stage in experiment.stages
+            for view in experiment.task.views(stage.level)
+        ),
+        default=0,
+    )
+    rows = data.train.rows(np.unique(np.linspace(0, num_images - 1, _SAMPLED).astype(np.int64)))
+    side = int(np.median(np.minimum(rows.height, rows.width)))
+    if side < needed:
+        flags = [f"--{name.replace('_', '-')}" for name in _SIZES if hasattr(options, name)]
+        yield (
+            f"half of the images have a side of {side} px or less and are enlarged to {needed} px: "
+            f"give smaller {', '.join(flags)}"
+        )
