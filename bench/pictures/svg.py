@@ -1,0 +1,50 @@
+"""Render README's pictures from templates as SVG, light and dark.
+
+Text stays text, in GitHub's own fonts. So it looks like the page around it, a test can read it, and the same
+source gives the same bytes on every machine. Fonts differ in width: a test measures every text in DejaVu
+Sans, which is wider than these. The page's colour lies behind each picture, because a page need not follow
+the reader's scheme.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+WIDTH_PX = 838  # of a README on GitHub
+FONTS = "-apple-system, BlinkMacSystemFont, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
+# Greys and grounds are GitHub's. Ours is blue, from Okabe and Ito's colours for colour-blind readers.
+# `on_X` is the text on a box filled with X.
+THEMES = {
+    "light": {
+        "page": "#ffffff", "ink": "#1f2328", "muted": "#59636e", "line": "#818b98", "other": "#afb8c1",
+        "ours": "#0072b2", "on_ours": "#ffffff", "still": "#e6eaef", "on_still": "#1f2328",
+    },
+    "dark": {
+        "page": "#0d1117", "ink": "#f0f6fc", "muted": "#9198a1", "line": "#7d8590", "other": "#656c76",
+        "ours": "#56b4e9", "on_ours": "#0d1117", "still": "#262c36", "on_still": "#f0f6fc",
+    },
+}  # fmt: skip
+
+
+def render(name: str, theme: str, words: Mapping[str, Any]) -> str:
+    """Return a picture as SVG.
+
+    Args:
+        name: The template's name, such as "data-path".
+        theme: A key of `THEMES`.
+        words: What the template shows.
+    """
+    template = _TEMPLATES.get_template(f"{name}.svg.jinja")
+    return template.render(words, name=name, theme=THEMES[theme], fonts=FONTS, width=WIDTH_PX)
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
