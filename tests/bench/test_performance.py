@@ -270,5 +270,5 @@ def test_arithmetic_of_many_gpus() -> None:
     }
     table = scale_tables({"scaling-h200.json": scaling})
     (line,) = (line for line in table.splitlines() if line.startswith("| S1"))
-    assert "12,800 | 20.0 ms" in line and "5.6 / 45.1 GB/s" in line
+    assert "12,800 | 20.0 ms" in line and "11.2 / 89.3 GB/s" in line
     assert "scaling-h200.json" in table and "25,600 a second by 3.5 cores (S1), 2.0 times" in table
