@@ -42,9 +42,9 @@ def version() -> str:
 
 
 def absolute_links(markdown: str, tag: str) -> str:
-    """Return Markdown whose relative links, anchors and pictures lead to the repository.
+    """Return Markdown whose relative links and pictures lead to the repository.
 
-    PyPI shows the README away from its neighbours. Code and absolute addresses stay as they are.
+    PyPI shows the README away from its neighbours. Code, absolute addresses and anchors stay as they are.
 
     Args:
         markdown: The text of README.md, which stands at the top of the repository.
@@ -52,9 +52,9 @@ def absolute_links(markdown: str, tag: str) -> str:
     """
 
     def absolute(address: str, *, is_picture: bool) -> str:
-        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//", address):
+        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//|#", address):
             return address
-        path = f"README.md{address}" if address.startswith("#") else address.removeprefix("./")
+        path = address.removeprefix("./")
         if is_picture:
             return f"https://raw.githubusercontent.com/{REPOSITORY}/{tag}/{path}"
         return f"https://github.com/{REPOSITORY}/blob/{tag}/{path}"

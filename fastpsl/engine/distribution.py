@@ -29,7 +29,9 @@ def version_line() -> str:
 def stranger() -> str | None:
     """Return one line about another distribution whose files lie in the folder of ours; None without one."""
     for other in metadata.distributions(name=OTHER):
-        if any(file.parts[0] == "fastpsl" for file in other.files or ()):
+        # Without RECORD it is a checkout's .egg-info, which lists sources and not what is installed.
+        is_installed = other.read_text("RECORD") is not None
+        if is_installed and any(file.parts[0] == "fastpsl" for file in other.files or ()):
             return f"{OTHER} {other.version} is another project, and its files lie among those of {NAME}"
     folder = Path(str(fastpsl.__file__)).parent
     compiled = sorted(file.name for pattern in ("*.so", "*.pyd") for file in folder.glob(pattern))
