@@ -287,6 +287,7 @@ print(fastpsl.__file__, recipe_path('knn'), find_recipe('knn').name, stranger(),
 """
 
 
+@pytest.mark.slow
 def test_an_editable_install_finds_the_recipes_of_its_checkout(tmp_path: Path) -> None:
     tree = copied_tree(tmp_path / "tree")
     python = environment_with("-e", tree, folder=tmp_path / "venv")
