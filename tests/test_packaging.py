@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 from markdown_it import MarkdownIt
+from typing_extensions import override
 
 import fastpsl
 from fastpsl.engine.distribution import NAME
@@ -42,6 +43,8 @@ lines](./docs/images/a.png) `[code](docs/code.md)` [`name`](fastpsl/name.py) [by
 <a class="b" href="docs/html.md">y</a> <a href="#title">z</a>
 
 ```html
+<img src="docs/first.png">
+
 <img src="docs/code.png"> [code](docs/code.md)
 ```
 """
@@ -180,6 +183,7 @@ class Addresses(HTMLParser):
         self.found: list[str] = []
         self.feed(MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
 
+    @override
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
             if name in ("href", "src"):
