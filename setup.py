@@ -1,7 +1,26 @@
-"""Hand over to setuptools: pyproject.toml has all that it needs, but for the folder of the recipes."""
+"""Hand over to setuptools what pyproject.toml cannot say: the folder of the recipes, and PyPI's page."""
+
+import ast
+import re
+from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+REPOSITORY = "fastpsl/fastpsl"
+# Addresses in Markdown and in HTML within it. Code comes first, so that it stays as it is.
+ADDRESS = re.compile(
+    r"""
+    (?P<code>  ^\ {0,3}(?P<fence>`{3,}|~{3,}) .*? (?:^\ {0,3}(?P=fence)[`~]*\ *$ | \Z)
+             | (?<!`)(?P<ticks>`+)(?!`) (?:(?!\n\s*\n).)+? (?<!`)(?P=ticks)(?!`))
+    | (?P<before>  (?P<picture>!\[[^\]]*\]\(\s*<?)
+                 | \]\(\s*<?
+                 | ^\ {0,3}\[(?!\^)[^\]\n]+\]:\s+<? )(?P<address>[^\s)>]+)
+    | (?P<name>(?<=\s)(?:src|srcset|href)\s*=\s*)(?P<quote>["'])(?P<value>.*?)(?P=quote)
+    """,
+    re.VERBOSE | re.MULTILINE | re.DOTALL,
+)
 
 
 class BuildWithRecipes(build_py):
@@ -14,4 +33,52 @@ class BuildWithRecipes(build_py):
         self.package_dir["fastpsl.recipes"] = "recipes"
 
 
-setup(cmdclass={"build_py": BuildWithRecipes})
+def version() -> str:
+    """Return the literal `__version__` of fastpsl/__init__.py, without an import of torch."""
+    for node in ast.parse((ROOT / "fastpsl" / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__":
+            return str(ast.literal_eval(node.value))
+    raise AssertionError("fastpsl/__init__.py has no __version__")
+
+
+def absolute_links(markdown: str, tag: str) -> str:
+    """Return Markdown whose relative links and pictures lead to the repository.
+
+    PyPI shows the README away from its neighbours. Code, absolute addresses and anchors stay as they are.
+
+    Args:
+        markdown: The text of README.md, which stands at the top of the repository.
+        tag: The tag of the version, such as v0.1.0.
+    """
+
+    def absolute(address: str, *, is_picture: bool) -> str:
+        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:|//|#", address):
+            return address
+        path = address.removeprefix("./")
+        if is_picture:
+            return f"https://raw.githubusercontent.com/{REPOSITORY}/{tag}/{path}"
+        return f"https://github.com/{REPOSITORY}/blob/{tag}/{path}"
+
+    def replaced(match: re.Match[str]) -> str:
+        if match["code"]:
+            return match[0]
+        if match["before"]:
+            return match["before"] + absolute(match["address"], is_picture=bool(match["picture"]))
+        attribute, value = match["name"], match["value"].strip()
+        if attribute.startswith("srcset"):  # such as "small.png 1x, large.png 2x"
+            candidates = (candidate.split(maxsplit=1) for candidate in value.split(",") if candidate.strip())
+            value = ", ".join(
+                " ".join([absolute(path, is_picture=True), *size]) for path, *size in candidates
+            )
+        else:
+            value = absolute(value, is_picture=attribute.startswith("src"))
+        return f"{attribute}{match['quote']}{value}{match['quote']}"
+
+    return ADDRESS.sub(replaced, markdown)
+
+
+setup(
+    cmdclass={"build_py": BuildWithRecipes},
+    long_description=absolute_links((ROOT / "README.md").read_text(encoding="utf-8"), f"v{version()}"),
+    long_description_content_type="text/markdown",
+)

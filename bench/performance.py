@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
 from bench.archive import read_archives
 from bench.how_fast import how_fast_table
 from bench.program import run_program
-from bench.ratios import draw_ratios
+from bench.ratios import PATHS, draw_ratios, kernel_ratios
 from bench.scale_arithmetic import scale_tables
 from bench.schema import REHEARSAL, validate, write_result
 from bench.show import draw_throughput
@@ -125,10 +125,13 @@ def section(name: str, result: dict[str, Any]) -> str:
     if result["bench"] in DRAWN:
         chart = Path(name).with_suffix(".png")
         parts.append(f"![{result['bench']}](../bench/results/{chart})")
-    if result["ratios"]:
-        parts.append(spreads(result["ratios"], "what"))
-    rows = spreads(result["rows"], "measured")
-    parts.append(f"<details><summary>{len(result['rows'])} rows</summary>\n\n{rows}\n\n</details>")
+    ratios, rows = result["ratios"], result["rows"]
+    if result["bench"] == "kernels":
+        ratios = kernel_ratios(result)
+        rows = [row | {"path": PATHS.get(row["path"])} for row in rows]
+    if ratios:
+        parts.append(spreads(ratios, "what"))
+    parts.append(f"<details><summary>{len(rows)} rows</summary>\n\n{spreads(rows, 'measured')}\n\n</details>")
     missing = [f"- not measured: {line['what']}: {line['reason']}" for line in result["not_measured"]]
     return "\n\n".join(part.strip() for part in parts + ["\n".join(missing)] if part.strip())
 

@@ -8,6 +8,7 @@ from bench.chart import Bar, Panel, draw, grouped
 from bench.peers import TITLES
 from bench.program import counted
 from bench.schema import spread
+from bench.show_kernels import TITLES as PATHS
 
 _WIN, _LOSS, _PLAIN = "#0072B2", "#D55E00", "#777777"
 
@@ -21,10 +22,10 @@ class Ratio(NamedTuple):
 
 
 def against_others(results: Mapping[str, dict[str, Any]]) -> list[Ratio]:
-    """Return every ratio of ours to another's, above 1 if ours is faster."""
+    """Return every ratio of ours to another's, and of fused to unfused, above 1 if the former is faster."""
     ratios = []
     for name, result in results.items():
-        for row in result["ratios"]:
+        for row in kernel_ratios(result) if result["bench"] == "kernels" else result["ratios"]:
             views = f", {counted(row['num_views'], 'view')}" if row.get("num_views") else ""
             text = None
             if result["bench"] == "beton_write":
@@ -33,11 +34,30 @@ def against_others(results: Mapping[str, dict[str, Any]]) -> list[Ratio]:
                 threads = f", {row['num_threads']} threads" if "num_threads" in row else ""
                 text = f"ours by {row['decoder']}{threads} / {_other(row['what'])}{views}"
             elif result["bench"] == "kernels":
-                text = f"{row['chain']}: {row['what'].split(' / ')[0]} / fused, ms"
+                text = f"{row['chain']}: {row['what']}, ms"
             if text:
                 ratios.append(Ratio(text, name, row))
         if result["bench"] == "throughput":
             ratios += _loaders(name, result)
+    return ratios
+
+
+def kernel_ratios(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each path's time over ours in a result of bench/kernels.py, with titles as names of paths.
+
+    Ours is fused; where there is no fused kernel it is unfused, repeat by repeat.
+    """
+    ratios = [
+        row | {"what": f"{PATHS[row['what'].removesuffix(' / fused')]} / fused"} for row in result["ratios"]
+    ]
+    values = {
+        (row["chain"], row["path"]): row["values"] for row in result["rows"] if row["measured"] == "kernel"
+    }
+    for (chain, path), theirs in values.items():
+        ours = values.get((chain, "kornia"))
+        if ours and path != "kornia" and (chain, "fused") not in values:
+            both = spread([a / b for a, b in zip(theirs, ours, strict=True)])
+            ratios.append({"what": f"{PATHS[path]} / unfused", "chain": chain} | both)
     return ratios
 
 
@@ -78,7 +98,12 @@ def waiting(results: Mapping[str, dict[str, Any]]) -> list[Ratio]:
 
 def draw_ratios(results: Mapping[str, dict[str, Any]], path: Path) -> Path:
     """Draw two panels with the bars of each file below its name, and return the chart's path."""
-    ours = _panel("ours over others' (times as fast; 1: equal)", against_others(results), _WIN, _LOSS)
+    ours = _panel(
+        "ours over others', and fused over unfused (times as fast; 1: equal)",
+        against_others(results),
+        _WIN,
+        _LOSS,
+    )
     both = _panel("both together / the slower of loader and step", waiting(results), _PLAIN, _PLAIN)
     return draw(path, [ours, both])
 

@@ -13,7 +13,9 @@ import torch
 from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.distributed import World
 
-BATCH, BYTES_PER_IMAGE = 256, 55_000  # per GPU; per ImageNet photo at 500 px and quality 90
+BATCH = 256  # per GPU
+# ImageNet with --max-side 500: the mean of 1,000 originals, and that mean, before rounding, of 1,281,167.
+BYTES_PER_IMAGE, IMAGENET_GB = 109_000, 139
 # Bus bandwidth per GPU in one direction, as nccl-tests defines it (doc/PERFORMANCE.md there). For an H200,
 # two thirds of NVLink's 900 GB/s in both directions (NVIDIA's data sheet) are assumed, and four fifths of one
 # 400 Gbit/s port per GPU (ConnectX-7's data sheet).
@@ -121,14 +123,14 @@ def scale_tables(results: Mapping[str, dict[str, Any]]) -> str:
         )
     else:
         decoding = (
-            f"{FIRST_DECODED:,.0f} a second were decoded and cropped with 16 threads, "
+            f"{FIRST_DECODED:,.0f} a second (of 55 KB each) were decoded and cropped with 16 threads, "
             f"{FIRST_DECODED_4:,.0f} with 4 (first "
             f"tries), the latter {FIRST_DECODED_4 / fastest:.1f} times"
         )
     end = (
         f"Each GPU decodes its own pictures: {decoding} what the fastest stage asks. Storage is read once "
         "an epoch at most, and not "
-        f"at all where the nodes' page caches hold their shares: ImageNet's 1.28 M such pictures are "
-        f"{1.28e6 * BYTES_PER_IMAGE / 1e9:.0f} GB."
+        f"at all where the nodes' page caches hold their shares: ImageNet's 1.28 M pictures are "
+        f"{IMAGENET_GB} GB."
     )
     return "\n".join([*lines, "", end])

@@ -43,7 +43,7 @@ MAY_BE_FEWER = ("throughput", "time_to_accuracy", "scaling", "small", "detection
 REHEARSAL = "a rehearsal at tiny values: its figures mean nothing"
 SHARED_LOAD = 0.5  # a higher load average before a bench starts means that other work ran
 PACKAGES = (
-    "fastpsl", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python",
+    "fastpsl-vision", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python",
     "triton",
     "nvidia-dali-cuda120", "nvidia-dali-cuda130",
 )  # fmt: skip

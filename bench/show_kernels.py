@@ -13,8 +13,9 @@ COLOURS = {
     "fused": "#0072B2", "kornia": "#009E73", "kornia_modules": "#7FCEB8", "torchvision_batch": "#EAAE7F",
     "torchvision_images": "#F0E442",
 }  # fmt: skip
+# `kornia` is the value of --augment: our own operations, one after the other.
 TITLES = {
-    "fused": "fused", "kornia": "one by one", "kornia_modules": "Kornia's modules",
+    "fused": "fused", "kornia": "unfused", "kornia_modules": "Kornia's modules",
     "torchvision_batch": "torchvision, one draw a batch", "torchvision_images": "torchvision, image by image",
 }  # fmt: skip
 # 256 samples of 224 px to fp16 on one H200: milliseconds of the fused path, and Kornia's modules over it.

@@ -1,24 +1,70 @@
-"""Packaging: a wheel from an sdist has every file, a bare checkout can be imported, and links are on top."""
+"""Packaging: a wheel from an sdist has every file and trains alone; checkouts work as they are; PyPI's page.
 
+Recipes stand outside the package: a wheel ships them as fastpsl.recipes, and a checkout finds them by place.
+"""
+
+import email.message
+import email.policy
 import os
+import re
 import shutil
+import site
 import subprocess
 import sys
 import zipfile
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from markdown_it import MarkdownIt
+from typing_extensions import override
+
+import fastpsl
+from fastpsl.engine.distribution import NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = "from setuptools.build_meta import *; import sys; sys.stdout.write(build_{kind}(sys.argv[1]))"
 LINKED = ("kernels", "pipelines")
+REPOSITORY = "https://github.com/fastpsl/fastpsl"
+TRAIN = ("-m", "fastpsl.recipes.jigsaw_r50", "--max-steps-per-stage", "2")
+README = """# Title
+
+[page](docs/page.md), [anchor](#title), [part](docs/page.md#part "its title"), [there](https://a.org/x.md),
+<mailto:a@b.org>
+[![badge](docs/images/badge.svg)](docs/badge.md) ![two
+lines](./docs/images/a.png) `[code](docs/code.md)` [`name`](fastpsl/name.py) [by reference][page]
+
+[page]: docs/reference.md
+[^1]: docs/footnote is a word.
+
+<picture><source media="(dark)" srcset="docs/dark.png 1x, https://b.org/dark.png 2x">
+<img alt="x" src='docs/light.png' width="10"></picture>
+<a class="b" href="docs/html.md">y</a> <a href="#title">z</a>
+
+```html
+<img src="docs/first.png">
+
+<img src="docs/code.png"> [code](docs/code.md)
+```
+"""
+PLAIN, RAW = f"{REPOSITORY}/blob/v{fastpsl.__version__}", "https://raw.githubusercontent.com/fastpsl/fastpsl"
+PICTURES = f"{RAW}/v{fastpsl.__version__}"
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    """Run a program without this checkout on its path, and return its stdout."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.run(
+        command, cwd=cwd, env=inherited | environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
 
 
 def build(kind: str, source: Path, out: Path) -> Path:
     out.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", BUILD.format(kind=kind), str(out)]
-    process = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
+    run(sys.executable, "-c", BUILD.format(kind=kind), str(out), cwd=source)
     return next(path for path in out.iterdir() if path.suffix in {".gz", ".whl"})
 
 
@@ -27,43 +73,239 @@ def copied_tree(folder: Path) -> Path:
     return Path(shutil.copytree(ROOT, folder, ignore=leave, symlinks=True))
 
 
-def test_wheel_from_sdist_holds_every_file(tmp_path: Path) -> None:
-    tree = copied_tree(tmp_path / "tree")
+def with_text_files_as_links(tree: Path) -> Path:
+    """Replace the links on top by what git writes on file systems without links."""
+    for name in LINKED:
+        (tree / name).unlink()
+        (tree / name).write_text(f"fastpsl/{name}")
+    return tree
+
+
+class Built(NamedTuple):
+    """A tree, the sdist of it, and the wheel of that."""
+
+    tree: Path
+    sdist: Path
+    wheel: Path
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("packaging")
+    tree = with_text_files_as_links(copied_tree(folder / "tree"))
     (tree / "fastpsl" / "kernels" / "new").mkdir()
     (tree / "fastpsl" / "kernels" / "new" / "__init__.py").touch()  # ships without being listed
-
-    source = tmp_path / "unpacked"
+    source = folder / "unpacked"
     source.mkdir()
-    packed = str(build("sdist", tree, tmp_path / "sdist"))
-    subprocess.run(["tar", "xf", packed, "-C", str(source), "--strip-components=1"], check=True)
+    sdist = build("sdist", tree, folder / "sdist")
+    subprocess.run(["tar", "xf", str(sdist), "-C", str(source), "--strip-components=1"], check=True)
     assert (source / "toolchain/ffcv-shim/include/opencv2/opencv.hpp").exists()
-    with zipfile.ZipFile(build("wheel", source, tmp_path / "wheel")) as archive:
-        shipped = {name for name in archive.namelist() if name.startswith("fastpsl/")}
+    return Built(tree, sdist, build("wheel", source, folder / "wheel"))
 
-    files = (path.relative_to(tree) for path in (tree / "fastpsl").rglob("*") if path.is_file())
+
+def metadata_of(wheel: Path) -> email.message.Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def environment_with(*requirements: str | Path, folder: Path) -> Path:
+    """Make a virtual environment that has this one's packages behind its own; return its Python."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    python = folder / "bin" / "python"
+    packages = Path(run(python, "-c", "import site; print(*site.getsitepackages())", cwd=folder).strip())
+    # A path alone: this environment's own .pth files, such as an editable fastpsl's, are not read.
+    (packages / "of_the_tests.pth").write_text("\n".join(site.getsitepackages()))
+    run(
+        sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", str(python), "install",
+        "--no-deps", "--no-index", "--no-build-isolation", *requirements, cwd=folder,
+    )  # fmt: skip
+    return python
+
+
+def test_wheel_from_sdist_holds_every_file(built: Built) -> None:
+    with zipfile.ZipFile(built.wheel) as archive:
+        shipped = {name for name in archive.namelist() if name.startswith("fastpsl/")}
+    files = (path.relative_to(built.tree) for path in (built.tree / "fastpsl").rglob("*") if path.is_file())
     expected = {path.as_posix() for path in files if "__pycache__" not in path.parts}
-    expected |= {f"fastpsl/recipes/{path.name}" for path in (tree / "recipes").glob("*.py")}
+    expected |= {f"fastpsl/recipes/{path.name}" for path in (built.tree / "recipes").glob("*.py")}
     assert {
         "fastpsl/kernels/new/__init__.py",
+        "fastpsl/kernels/__init__.pyi",
         "fastpsl/tables/psl.json",
         "fastpsl/tables/page.html.jinja",
         "fastpsl/recipes/jigsaw_r50.py",
+        "fastpsl/py.typed",
     } <= expected
     assert shipped == expected
 
 
+def test_metadata_for_pypi(built: Built) -> None:
+    metadata = metadata_of(built.wheel)
+    assert metadata["Name"] == NAME == "fastpsl-vision"
+    assert metadata["Author"] == "fastpsl contributors"
+    assert metadata["License-Expression"] == "Apache-2.0" and metadata["License-File"] == "LICENSE"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert "self-supervised learning" in metadata["Keywords"].split(",")
+    links = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL", []))
+    assert set(links) == {"Homepage", "Repository", "Documentation", "Changelog", "Issues"}
+    assert all(link.startswith(REPOSITORY) for link in links.values())
+    classifiers = metadata.get_all("Classifier", [])
+    for classifier in ("Typing :: Typed", "Operating System :: POSIX :: Linux"):
+        assert classifier in classifiers
+    minors = {int(text[-2:]) for text in classifiers if re.search(r":: 3\.\d\d$", text)}
+    assert minors == set(range(10, 14))
+    extras = metadata.get_all("Provides-Extra", [])
+    assert {"ffcv", "dali-cu12", "dali-cu13", "datasets", "wandb", "transfer", "export", "timm", "onnx",
+            "hub", "bench", "dev"} == set(extras)  # fmt: skip
+    assert metadata["Description-Content-Type"] == "text/markdown"
+
+
+def test_the_version_is_one(built: Built) -> None:
+    version = fastpsl.__version__
+    assert metadata_of(built.wheel)["Version"] == version
+    assert built.sdist.name == f"fastpsl_vision-{version}.tar.gz"
+    assert re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE) == [version]
+    assert version not in (ROOT / "pyproject.toml").read_text()
+
+
+def test_twine_finds_nothing_to_mend(built: Built) -> None:
+    pytest.importorskip("twine")
+    pytest.importorskip("comrak")  # without it, twine does not look at Markdown
+    run(sys.executable, "-m", "twine", "check", "--strict", built.sdist, built.wheel, cwd=built.sdist.parent)
+
+
+class Addresses(HTMLParser):
+    """A list of what links and pictures of a page lead to."""
+
+    def __init__(self, markdown: str):
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
+
+    @override
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("href", "src"):
+                self.found.append(value or "")
+            elif name == "srcset":
+                self.found += [candidate.split()[0] for candidate in (value or "").split(",")]
+
+
+def test_pypis_page_has_no_relative_links(built: Built) -> None:
+    """README.md's own, whatever they are."""
+    page = metadata_of(built.wheel).get_payload()
+    assert isinstance(page, str)
+    ours, theirs = Addresses((ROOT / "README.md").read_text()).found, Addresses(page).found
+    assert len(ours) == len(theirs) > 0
+    for before, after in zip(ours, theirs, strict=True):
+        assert re.match(r"https?:|mailto:|#", after), after
+        assert after == before or after.endswith(before.removeprefix("./"))
+
+
+def test_links_of_each_kind_become_absolute(tmp_path: Path) -> None:
+    tree = copied_tree(tmp_path / "tree")
+    (tree / "README.md").write_text(README)
+    code = "from setuptools.build_meta import *; prepare_metadata_for_build_wheel('.')"
+    run(sys.executable, "-c", code, cwd=tree)
+    (metadata,) = tree.glob("*.dist-info/METADATA")
+    page = email.message_from_bytes(metadata.read_bytes()).get_payload()
+    assert isinstance(page, str)
+    assert Addresses(page).found == [
+        f"{PLAIN}/docs/page.md", "#title", f"{PLAIN}/docs/page.md#part", "https://a.org/x.md",
+        "mailto:a@b.org", f"{PLAIN}/docs/badge.md", f"{PICTURES}/docs/images/badge.svg",
+        f"{PICTURES}/docs/images/a.png", f"{PLAIN}/fastpsl/name.py", f"{PLAIN}/docs/reference.md",
+        f"{PICTURES}/docs/dark.png", "https://b.org/dark.png", f"{PICTURES}/docs/light.png",
+        f"{PLAIN}/docs/html.md", "#title",
+    ]  # fmt: skip
+    kept = (
+        "`[code](docs/code.md)`",
+        '<img src="docs/code.png"> [code](docs/code.md)\n```',
+        "[^1]: docs/footnote is",
+        "docs/dark.png 1x, https://b.org/dark.png 2x",
+        ' "its title"',
+    )
+    assert not [text for text in kept if text not in page]
+
+
+WRONG = re.compile(r"""pip\s+install\s+(?:-\S+\s+)*["'`]?fastpsl(?!-vision)\b|["'`]fastpsl\\?\[""")
+
+
+def test_every_hint_names_our_distribution() -> None:
+    """`fastpsl` alone would install another project."""
+    folders = ("fastpsl", "recipes", "bench", "docs", "tests", "toolchain", ".github")
+    texts = [path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in
+             {".py", ".pyi", ".md", ".sh", ".yml", ".json", ".toml"}]  # fmt: skip
+    texts += [
+        path for path in ROOT.glob("*") if path.is_file() and path.suffix in {".md", ".toml", ".cff", ""}
+    ]
+    assert len(texts) > 500
+    wrong = [f"{path.relative_to(ROOT)}: {found[0]}" for path in texts if path != Path(__file__)
+             for found in WRONG.finditer(path.read_text(errors="replace"))]  # fmt: skip
+    assert not wrong
+    for text in (
+        'pip install "fastpsl[ffcv]"',
+        "pip install -U fastpsl",
+        "`fastpsl[dev]`",
+        r"'fastpsl\[x\]'",
+    ):
+        assert WRONG.search(text), text
+    for text in ('pip install "fastpsl-vision[ffcv]"', "pip uninstall fastpsl", "x = fastpsl[0]"):
+        assert not WRONG.search(text), text
+
+
+SHIPPED = """
+import fastpsl.recipes.jigsaw_r50 as recipe, fastpsl
+from fastpsl.engine.distribution import stranger, version_line
+from fastpsl.engine.recipe_files import recipe_path
+print(fastpsl.__file__, recipe.__file__, recipe_path('jigsaw_r50'), stranger(), version_line(), sep=chr(10))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of an environment into which the wheel was installed."""
+    return environment_with(built.wheel, folder=tmp_path_factory.mktemp("installed") / "venv")
+
+
+def test_a_wheel_has_its_recipes(installed: Path, tmp_path: Path) -> None:
+    package, recipe, found, stranger, version = run(installed, "-c", SHIPPED, cwd=tmp_path).splitlines()
+    home = installed.parents[1]
+    assert Path(package).is_relative_to(home) and Path(recipe).is_relative_to(home)
+    assert (found, stranger) == (recipe, "None")
+    assert version.startswith(f"fastpsl-vision {fastpsl.__version__}, Python ")
+    assert "doctor" in run(installed.with_name("fastpsl"), "--help", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_wheel_trains(installed: Path, tmp_path: Path) -> None:
+    run(installed, *TRAIN, "--out", "run", cwd=tmp_path)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") > 0
+
+
+EDITABLE = """
+import fastpsl
+from fastpsl.engine.distribution import stranger
+from fastpsl.engine.recipe_files import find_recipe, recipe_path
+print(fastpsl.__file__, recipe_path('knn'), find_recipe('knn').name, stranger(), sep=chr(10))
+"""
+
+
+@pytest.mark.slow
+def test_an_editable_install_finds_the_recipes_of_its_checkout(tmp_path: Path) -> None:
+    tree = copied_tree(tmp_path / "tree")
+    python = environment_with("-e", tree, folder=tmp_path / "venv")
+    package, recipe, name, stranger = run(python, "-c", EDITABLE, cwd=tmp_path / "venv").splitlines()
+    assert (Path(package), Path(recipe)) == (tree / "fastpsl" / "__init__.py", tree / "recipes" / "knn.py")
+    assert (name, stranger) == ("knn", "None")
+
+
 def test_a_bare_checkout_is_imported_without_an_install(tmp_path: Path) -> None:
     """Covers a checkout with text files as links, as on file systems without links."""
-    tree = copied_tree(tmp_path / "tree")
-    for name in LINKED:
-        (tree / name).unlink()
-        (tree / name).write_text(f"fastpsl/{name}")
+    tree = with_text_files_as_links(copied_tree(tmp_path / "tree"))
     code = "import fastpsl.kernels.draws, fastpsl.pipelines.views as views; print(views.__file__)"
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tree)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert process.stdout.strip() == str(tree / "fastpsl" / "pipelines" / "views.py"), process.stderr
+    printed = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tree))
+    assert printed.strip() == str(tree / "fastpsl" / "pipelines" / "views.py")
 
 
 FIND = """
@@ -77,11 +319,8 @@ def test_recipes_are_found_in_a_checkout_and_in_an_installed_package(tmp_path: P
     tree = copied_tree(tmp_path / "tree")
     for place in (tree / "recipes", tree / "fastpsl" / "recipes"):
         shutil.copytree(ROOT / "recipes", place, dirs_exist_ok=True)
-        done = subprocess.run(
-            [sys.executable, "-c", FIND], cwd=tmp_path / "tree" / "docs",
-            env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.stdout.split() == [str(place / "knn.py"), "knn"], done.stderr
+        printed = run(sys.executable, "-c", FIND, cwd=tmp_path / "tree" / "docs", PYTHONPATH=str(tree))
+        assert printed.split() == [str(place / "knn.py"), "knn"]
 
 
 @pytest.mark.parametrize("name", LINKED)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fastpsl import __version__
 from fastpsl.doctor.advice import Bottleneck, Change, bottleneck, changes, is_good
 from fastpsl.doctor.measurements import Measurements, StageRates
+from fastpsl.engine import distribution
 
 EXIT_GOOD, EXIT_WAITS, EXIT_BROKEN = 0, 1, 2
 FORMAT = 1
@@ -67,7 +67,7 @@ class Report:
         limit = self.bottleneck()
         return {
             "format": FORMAT,
-            "fastpsl": __version__,
+            "fastpsl": distribution.version(),
             "setting": dict(self.setting),
             "checks": [asdict(check) for check in self.checks],
             "measured": _measured(self.measured) if self.measured else None,

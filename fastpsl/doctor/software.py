@@ -1,4 +1,4 @@
-"""Checks of the installation: Python, torch, driver, NCCL, decoders, Triton, compilers."""
+"""Checks of the installation: fastpsl, Python, torch, driver, NCCL, decoders, Triton, compilers."""
 
 import ctypes
 import os
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from fastpsl.doctor.report import Check, State
+from fastpsl.engine import distribution
 from fastpsl.kernels.fused import fused_modules
 from fastpsl.pipelines.decoders import dali, libffcv
 
@@ -23,7 +24,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 def check_software(device: torch.device, num_ranks: int) -> list[Check]:
     """Check the libraries for training on `device`; the CPU does not need those that only a GPU uses."""
     is_cuda = device.type == "cuda"
-    checks = [_python(), _torch(), *_gpu(device)]
+    checks = [_fastpsl(), _python(), _torch(), *_gpu(device)]
     if is_cuda:
         checks.append(_nccl(device, num_ranks))
     checks += [_ffcv(is_cuda), _dali(device)]
@@ -31,6 +32,13 @@ def check_software(device: torch.device, num_ranks: int) -> list[Check]:
         checks.append(_triton(device))
     checks.append(_compiler(is_cuda))
     return checks
+
+
+def _fastpsl() -> Check:
+    """Check that no other distribution has installed files into our package's folder."""
+    if stranger := distribution.stranger():
+        return Check("fastpsl", "broken", stranger, distribution.REMEDY)
+    return Check("fastpsl", "ok", distribution.version_line())
 
 
 def _python() -> Check:

@@ -11,6 +11,7 @@ from fastpsl.engine.gpu_memory import gibibytes
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.run import Run
+from fastpsl.models.names import LESS_MEMORY
 
 # Errors of allocations outside torch's allocator: by the driver, cuBLAS, cuDNN, DALI and Triton. If a few MiB
 # are missing, cuBLAS and cuDNN only report that they could not be initialised.
@@ -118,6 +119,6 @@ def _less(options: TrainingOptions, precision: str, num_ranks: int) -> Iterator[
         pass  # the task needs the whole batch, or the batch is not divisible
     if precision == "fp32":
         yield "--precision fp16"
-    if getattr(options, "backbone", None) == "resnet50":
-        yield "--backbone revnet50 (it recomputes what ResNet-50 keeps)"
+    if lighter := LESS_MEMORY.get(getattr(options, "backbone", "")):
+        yield "--backbone {} ({})".format(*lighter)
     yield f"or --batch-size {max(options.batch_size // 2, 1)} with the learning rate in proportion"

@@ -310,7 +310,7 @@ def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ValueError('--wandb, but wandb is not installed: pip install "fastpsl[wandb]"') from error
+        raise ValueError('--wandb needs wandb: pip install "fastpsl-vision[wandb]"') from error
     id_file = folder / "wandb-id.txt"
     if not id_file.exists():
         write_atomically(id_file, secrets.token_hex(8).encode())

@@ -12,7 +12,7 @@ import torch
 from fastpsl.pipelines.files.bounded import check_zip
 
 _CHUNK = 1 << 22
-_NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl[export]"'
+_NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl-vision[export]"'
 
 
 def sha256_of_file(path: Path) -> str:

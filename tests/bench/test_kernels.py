@@ -64,7 +64,7 @@ def test_a_run_writes_every_path_its_bytes_and_a_chart(tmp_path: Path) -> None:
         assert ratio["values"] == pytest.approx([other / fused for other, fused in pairs], rel=1e-4)
     reasons = {missing["what"]: missing["reason"] for missing in result["not_measured"]}
     assert reasons["jigsaw, torchvision_batch"] == "torchvision has no JigsawTiles"
-    assert "one by one" in process.stdout and str(out) in process.stdout
+    assert "unfused" in process.stdout and str(out) in process.stdout
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 

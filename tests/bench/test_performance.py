@@ -92,8 +92,13 @@ def gpu_results() -> dict[str, dict[str, Any]]:
     kernels = {
         "bench": "kernels",
         "rows": [
-            row(0.16, chain="SimCLR T3", path="fused"), row(17.0, chain="SimCLR T3", path="kornia_modules"),
-            row(0.2, chain="jigsaw", path="fused"), row(0.4, chain="rotation, all 8", path="fused"),
+            row(0.16, measured="kernel", chain="SimCLR T3", path="fused"),
+            row(17.0, measured="kernel", chain="SimCLR T3", path="kornia_modules"),
+            row(0.2, measured="kernel", chain="jigsaw", path="fused"),
+            row(0.4, measured="kernel", chain="rotation, all 8", path="fused"),
+            row(6.0, measured="kernel", chain="area crop", path="kornia"),
+            row(1.5, measured="kernel", chain="area crop", path="torchvision_batch"),
+            row(0.1, measured="copy", chain="copy", path=None),
         ],
         "ratios": [row(106.0, what="kornia_modules / fused", chain="SimCLR T3")],
     }  # fmt: skip
@@ -232,7 +237,10 @@ def test_ratios_of_all_files_are_drawn(tmp_path: Path) -> None:
     }
     assert ratios["ours by dali / ffcv Loader, 2 views"] == 9  # from throughput's loaders alone
     assert ratios["ours by dali, 8 threads / ffcv Loader, 2 views"] == 8.5
-    assert ratios["SimCLR T3: kornia_modules / fused, ms"] == 106
+    assert ratios["SimCLR T3: Kornia's modules / fused, ms"] == 106
+    assert (
+        ratios["area crop: torchvision, one draw a batch / unfused, ms"] == 0.25
+    )  # a loss, without a fused path
     assert {each.row["median"] for each in waiting(gpu_results())} == {0.99, 0.985, 0.97}
     assert draw_ratios(results, tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
 
@@ -262,5 +270,5 @@ def test_arithmetic_of_many_gpus() -> None:
     }
     table = scale_tables({"scaling-h200.json": scaling})
     (line,) = (line for line in table.splitlines() if line.startswith("| S1"))
-    assert "12,800 | 20.0 ms" in line and "5.6 / 45.1 GB/s" in line
+    assert "12,800 | 20.0 ms" in line and "11.2 / 89.3 GB/s" in line
     assert "scaling-h200.json" in table and "25,600 a second by 3.5 cores (S1), 2.0 times" in table

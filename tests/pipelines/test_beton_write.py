@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import fastpsl
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import file as beton_file
 from fastpsl.pipelines.beton.checksums import has_checksums
@@ -65,7 +66,7 @@ def test_fastpsl_need_not_be_installed(photos: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(metadata, "version", version)
     write_folder(photos, tmp_path / "a.beton")
     sidecar = read_sidecar(tmp_path / "a.beton")
-    assert sidecar is not None and sidecar.written["fastpsl"] == "not installed"
+    assert sidecar is not None and sidecar.written["fastpsl"] == fastpsl.__version__
 
 
 def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:

@@ -333,7 +333,7 @@ def test_no_dali_is_said_with_the_install_line(
     use_cuda(monkeypatch, cuda)
     with pytest.raises(ValueError, match="decoder 'dali': DALI is not installed") as error:
         DaliDecoder("beton", 1, 1, CPU)
-    assert f'pip install "fastpsl[{extra}]"' in str(error.value) and "\n" not in str(error.value)
+    assert f'pip install "fastpsl-vision[{extra}]"' in str(error.value) and "\n" not in str(error.value)
     assert "ffcv or torchvision" in str(error.value)
 
 
@@ -350,7 +350,7 @@ def test_no_dali_is_said_with_the_install_line(
             "1.53.0",
             13492,
             "cpu",
-            r'DALI 1.53.0 is older than 2.2; pip install "fastpsl\[dali-cu13\]" --upgrade',
+            r'DALI 1.53.0 is older than 2.2; pip install "fastpsl-vision\[dali-cu13\]" --upgrade',
         ),
         ("2.4.0", 12076, "cpu", ""),
         ("2.10.1", 13492, "cuda", ""),
@@ -380,7 +380,7 @@ def test_a_dali_that_does_not_load_is_said(tmp_path: Path, monkeypatch: pytest.M
     importlib.invalidate_caches()
     assert dali.why_missing(CPU) == (
         "DALI does not load (libnvjpeg.so.13: cannot open shared object file); "
-        'pip install "fastpsl[dali-cu13]" installs that for torch\'s CUDA'
+        'pip install "fastpsl-vision[dali-cu13]" installs that for torch\'s CUDA'
     )
 
 

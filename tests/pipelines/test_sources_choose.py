@@ -80,7 +80,7 @@ def test_without_datasets_the_line_tells_what_to_install(
     for name in ("datasets", "pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"pip install 'fastpsl\[datasets\]'") as caught:
+    with pytest.raises(ValueError, match=r"pip install 'fastpsl-vision\[datasets\]'") as caught:
         open_source(src if src.startswith("hf:") else str(tmp_path / src))
     assert "\n" not in str(caught.value)
 

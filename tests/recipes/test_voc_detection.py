@@ -233,7 +233,7 @@ def test_pycocotools_is_asked_for_before_training(
     for name in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
         monkeypatch.setitem(sys.modules, name, None)
     outcome = recipe("--data", devkit, *RANDOM, *TINY, "--out", tmp_path / "out")
-    refused(outcome, "voc_detection", "pycocotools", 'pip install "fastpsl[transfer]"')
+    refused(outcome, "voc_detection", "pycocotools", 'pip install "fastpsl-vision[transfer]"')
     assert not (tmp_path / "out").exists()
 
 

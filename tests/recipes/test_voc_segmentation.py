@@ -214,5 +214,5 @@ def test_without_torchmetrics_nothing_is_trained(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     outcome = refusal(recipe, tmp_path, *RANDOM, "--data", drawn)
-    refused(outcome, "voc_segmentation", 'pip install "fastpsl[transfer]"')
+    refused(outcome, "voc_segmentation", 'pip install "fastpsl-vision[transfer]"')
     assert not (tmp_path / "refused").exists()

@@ -179,7 +179,7 @@ def test_nothing_to_score() -> None:
 def test_without_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
     require_pycocotools()
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    with pytest.raises(ValueError, match=r'not installed; pip install "fastpsl\[transfer\]"'):
+    with pytest.raises(ValueError, match=r'not installed; pip install "fastpsl-vision\[transfer\]"'):
         require_pycocotools()
 
 

@@ -95,7 +95,7 @@ def test_without_torchmetrics_it_is_said_how_to_install_it(monkeypatch: pytest.M
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r'pip install "fastpsl\[transfer\]"') as caught:
+    with pytest.raises(ValueError, match=r'pip install "fastpsl-vision\[transfer\]"') as caught:
         require_torchmetrics()
     assert "\n" not in str(caught.value)
 

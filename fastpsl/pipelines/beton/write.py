@@ -12,11 +12,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+import fastpsl
 from fastpsl.pipelines.beton.encode import BrokenImage, Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES, BetonFile
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, sidecar_path
@@ -240,7 +240,7 @@ def write_beton(
             sha256 = file.finish()
             report.num_bytes = os.fstat(file.file.fd).st_size
             written = {
-                "fastpsl": _own_version(),
+                "fastpsl": fastpsl.__version__,
                 "by": "torchvision, Pillow" if why_missing() else "libffcv",
                 **asdict(target),
                 **{name: value for name, value in asdict(report).items() if name.startswith("num_")},
@@ -262,11 +262,3 @@ def write_beton(
         small.discard()
     report.seconds = time.monotonic() - started
     return report
-
-
-def _own_version() -> str:
-    """Return the version of the package, or "not installed" where it runs from its folder."""
-    try:
-        return metadata.version("fastpsl")
-    except metadata.PackageNotFoundError:
-        return "not installed"

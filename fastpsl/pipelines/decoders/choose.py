@@ -21,7 +21,7 @@ READS = {
     "synthetic": ("synthetic",),
 }
 NAMES = READS["beton"]
-INSTALL = 'pip install "fastpsl[ffcv]"'
+INSTALL = 'pip install "fastpsl-vision[ffcv]"'
 
 
 def open_decoder(

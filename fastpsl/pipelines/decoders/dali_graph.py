@@ -31,7 +31,7 @@ HW_DECODER_LOAD = 0.9
 def why_missing(device: torch.device) -> str:
     """Return why DALI cannot make batches on `device`, with the remedy; empty if it can."""
     cuda = (torch.version.cuda or "13").split(".")[0]
-    install = f'pip install "fastpsl[dali-cu{cuda}]"'
+    install = f'pip install "fastpsl-vision[dali-cu{cuda}]"'
     try:
         dali = _dali()
     except ModuleNotFoundError as error:

@@ -21,7 +21,7 @@ import llvmlite.binding
 import numpy as np
 from numba import njit, types
 
-INSTALL = "pip install 'fastpsl[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
+INSTALL = "pip install 'fastpsl-vision[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
 
 _MAX_KEPT_BYTES = 3 << 23  # larger buffers are freed after each image
 # The status of `jpeg_header`.

@@ -17,7 +17,7 @@ from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
 from fastpsl.pipelines.sources.source import Sample, changed, parts_of, shard_range
 
-INSTALL = "pip install 'fastpsl[datasets]'"
+INSTALL = "pip install 'fastpsl-vision[datasets]'"
 _BATCH_ROWS = 32
 _BUFFER_BYTES = 1 << 22
 _SPLIT_OF_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")  # the names that datasets gives

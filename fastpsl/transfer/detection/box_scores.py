@@ -257,6 +257,6 @@ def _pycocotools() -> tuple[type, type]:
         from pycocotools.cocoeval import COCOeval
     except ImportError:
         raise ValueError(
-            'scores by COCO need pycocotools, which is not installed; pip install "fastpsl[transfer]"'
+            'scores by COCO need pycocotools, which is not installed; pip install "fastpsl-vision[transfer]"'
         ) from None
     return COCO, COCOeval

@@ -21,7 +21,7 @@ def require_torchmetrics() -> None:
     except ImportError as error:
         raise ValueError(
             f"segmentation is scored by torchmetrics, and it cannot be imported ({error}): "
-            'pip install "fastpsl[transfer]"'
+            'pip install "fastpsl-vision[transfer]"'
         ) from None
 
 
