@@ -4,7 +4,7 @@ had.
     python bench/photos.py photos.beton --num 6000
 
 Sides, bytes a pixel and their spread are those of 500 ImageNet originals re-encoded at a longer side of
-500 px, quality 90: 0.165 Mpx, 55 KB in the mean. (`fastpsl beton write --max-side 500` takes small originals
+500 px, quality 90: 0.165 Mpx, 55 KB in the mean. (`fastpsl data write --max-side 500` takes small originals
 over as they are: 109 KB in the mean.) The pictures are noise with a photo's statistics, not photos: amplitude
 falls as 1/f (Field 1987, doi 10.1364/JOSAA.4.002379), local contrast varies by a smooth field, so that flat
 blocks stand beside busy ones, and colour is smoother than brightness. Each is cut at random, mirrored or

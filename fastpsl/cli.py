@@ -10,7 +10,6 @@ from typing import Annotated, NoReturn
 
 import tyro
 
-import fastpsl
 from fastpsl.commands import doctor, train
 from fastpsl.commands.clusters import Clusters
 from fastpsl.commands.data import Data
@@ -27,6 +26,7 @@ from fastpsl.commands.train import Eval, Train
 from fastpsl.commands.tsne import TSNE
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.command_line import parse
+from fastpsl.engine.distribution import REMEDY, stranger, version_line
 from fastpsl.engine.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from fastpsl.engine.old_names import current_arguments
 from fastpsl.engine.terminal import safe_output
@@ -85,7 +85,9 @@ def _main(arguments: Sequence[str]) -> None:
     try:
         require_address_space()
         if arguments[:1] == ["--version"]:
-            print(f"fastpsl-vision {fastpsl.__version__}")
+            print(version_line())
+            if other := stranger():
+                _exit(EXIT_USER_ERROR, f"{other}: {REMEDY}")
             return
         arguments, recipe_options = _split(arguments)
         arguments, notes = current_arguments(arguments, ("gpus", "workers", "short_side", "num_clusters"))

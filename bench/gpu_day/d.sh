@@ -12,7 +12,7 @@ if [ -e .gpu/cifar/train.packed ] || [ -n "$LIST" ]; then
     for each in train test; do
         [ ! -e "$WORK/cifar-$each.beton" ] || continue
         step "unpack-$each" 60 "$PYTHON" bench/pack_pictures.py unpack ".gpu/cifar/$each.packed" "$WORK/$each.npz"
-        step "beton-$each" 80 "$PYTHON" -c 'from fastpsl.cli import main; main()' beton write "$WORK/$each.npz" "$WORK/cifar-$each.beton"
+        step "beton-$each" 80 "$PYTHON" -c 'from fastpsl.cli import main; main()' data write "$WORK/$each.npz" "$WORK/cifar-$each.beton"
     done
 fi
 bench small 210 small "${data[@]}" --repeats 3 --seconds 1.5 --limit-s "$(share 210 80)"

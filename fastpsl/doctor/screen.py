@@ -101,7 +101,7 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
     decode = _each(stages, lambda stage: stage.decode) or (_rate(measured.decode),)
     yield "decode", f"{measured.decoder}, {threads}", decode, ""
     for alternative in measured.alternatives:
-        yield "", alternative.option.replace(BETON_WRITE, "beton write"), _scaled(alternative, stages), "dim"
+        yield "", alternative.option.replace(BETON_WRITE, "data write"), _scaled(alternative, stages), "dim"
     if any(stage.loader != stage.decode for stage in stages):
         yield "", "and read", _each(stages, lambda stage: stage.loader), ""
     if measured.is_cuda:

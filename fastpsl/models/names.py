@@ -17,4 +17,15 @@ BACKBONES = (
 )
 # A backbone → one of the same shape that takes less memory in training, and why.
 LESS_MEMORY = {"resnet50": ("revnet50", "it recomputes what ResNet-50 keeps")}
-ANY_BACKBONE = f"{', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}"
+TIMM = "timm/"
+ANY_BACKBONE = f"{', '.join(BACKBONES)}, {TIMM}NAME (a model of timm) or FILE.py:CLASS (your own module)"
+
+
+def is_timm(name: str) -> bool:
+    """Return whether the name is of a model of timm."""
+    return name.startswith(TIMM)
+
+
+def is_own(name: str) -> bool:
+    """Return whether the name is of a file of the user's own, with or without a class."""
+    return name.endswith(".py") or ".py:" in name

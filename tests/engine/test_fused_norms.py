@@ -182,6 +182,23 @@ def test_the_block_is_left_as_it_is_and_shared() -> None:
     assert fused(plain) is plain
 
 
+def test_batchnorms_of_another_library_are_refused() -> None:
+    class BatchNormAndReLU(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ValueError, match="BatchNormAndReLU may do more than torch's BatchNorm does"):
+        fused(nn.Sequential(nn.Conv2d(3, 3, 1), BatchNormAndReLU(3)))
+
+
+@torch.no_grad()
+def test_a_stage_of_timms_resnet_is_the_eager_one(calls: list[tuple[str, bool, bool]]) -> None:
+    pytest.importorskip("timm")
+    block = network("timm/resnet10t").blocks()[1]  # type: ignore[operator]
+    images = noise(2, 64, 6, 6)
+    expected = copy.deepcopy(block)(images)
+    assert apart(fused(block)(images), expected) < 1e-5 and len(calls) >= 2
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, bool, bool]]) -> None:
     """Trains S2 of a small network, with held-out passes by torch. Tolerance: 1e-4 of the largest change."""
