@@ -1,4 +1,4 @@
-"""The names of the backbones, for help texts. This module does not import torch, which is slow."""
+"""The names of backbones and of exports, for help texts. This module does not import torch, which is slow."""
 
 BACKBONES = (
     "alexnet",
@@ -16,3 +16,4 @@ BACKBONES = (
     "vgg16",
 )
 ANY_BACKBONE = f"{', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}"
+EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "hf")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fastpsl.cli import main
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.models.export import export, key_table
+from fastpsl.models.export import export
+from fastpsl.models.tensor_table import key_table
 from fastpsl.models.weights import load_pretrained, random_weights
 from fastpsl.pipelines.input_record import Input
 from tests.cheaper import publish_resnets
