@@ -108,13 +108,13 @@ def _json_path(to: str, out: Path) -> Path | None:
 def _check_files(to: str, out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise ValueError(f"{out} is a folder: name a file in it, such as {out / f'model{_ending(to)}'}")
-    for path in (out, _json_path(to, out)):
-        if path is not None and path.exists() and not overwrite:
-            raise ValueError(f"{path}: exists already; remove it, give --overwrite, or choose another name")
     if ENDINGS[to] and out.suffix not in ENDINGS[to]:
         endings = " or *".join(ENDINGS[to])
         reader = f"{to} tells its files" if to in TARGETS else "readers of ONNX tell their files"
         raise ValueError(f"{out}: {reader} by their ending; call it *{endings}")
+    for path in (out, _json_path(to, out)):
+        if path is not None and path.exists() and not overwrite:
+            raise ValueError(f"{path}: exists already; remove it, give --overwrite, or choose another name")
 
 
 def _ending(to: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import OF_VECTORS
 from fastpsl.models.weights import Pretrained
 
@@ -76,15 +77,15 @@ def onnx_bytes(pretrained: Pretrained, record: dict[str, Any]) -> tuple[bytes, l
 
 
 class _Outputs(nn.Module):
-    """A backbone that returns its features, and its last map if `with_map`."""
+    """A backbone's blocks, which return its features, and its last map if `with_map`."""
 
-    def __init__(self, backbone: nn.Module, with_map: bool):
+    def __init__(self, backbone: Backbone, with_map: bool):
         super().__init__()
-        self.backbone, self.with_map = backbone, with_map
+        self.blocks, self.with_map = nn.Sequential(*backbone.blocks()), with_map
 
     @override
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self.backbone(images)
+        maps = self.blocks(images)
         features = maps.mean((2, 3))
         return (features, maps) if self.with_map else (features,)
 

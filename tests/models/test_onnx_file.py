@@ -94,23 +94,34 @@ def test_the_pool_by_matrices_is_torchs(side: int, shape: tuple[int, int]) -> No
     torch.testing.assert_close(onnx_file._Pool(side)(maps), expected, rtol=0, atol=1e-12)
 
 
+class Ruled(nn.Conv2d):
+    """A convolution with a rule about its input."""
+
+    def __init__(self, rule: str):
+        super().__init__(3, 4, 3)
+        self.rule = rule
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if self.rule == "20 px":
+            torch._assert(input.shape[2] == 20 and input.shape[3] == 20, "20 px alone")
+        elif self.rule == "by values" and input.sum() > 0:
+            return -super().forward(input)
+        return super().forward(input)
+
+
 class Small(Backbone):
-    """One convolution, and a rule about its input."""
+    """A backbone of one block."""
 
     name, channels, block_names = "small", (4,), ("conv",)
 
     def __init__(self, rule: str):
         super().__init__()
-        self.conv, self.rule = nn.Conv2d(3, 4, 3), rule
+        self.conv = Ruled(rule)
 
     @override
-    def forward(self, images: Tensor) -> Tensor:
-        if self.rule == "20 px":
-            torch._assert(images.shape[2] == 20 and images.shape[3] == 20, "20 px alone")
-        elif self.rule == "by values" and images.sum() > 0:
-            return -self.conv(images)
-        maps: Tensor = self.conv(images)
-        return maps
+    def blocks(self) -> list[nn.Module]:
+        return [self.conv]
 
 
 def small(rule: str) -> Pretrained:
