@@ -79,30 +79,31 @@ def write_hf_folder(
     Raises:
         ValueError: safetensors is missing, or the folder cannot be written.
     """
+    place = folder.resolve()  # "." has no name
     architecture = ARCHITECTURES[record["backbone"]]
     own_results = results_of(pretrained.record["sha256"], results)
     files = {
         WEIGHTS: TARGETS["hf"].write(tensors.tensors, record),
-        CARD: model_card(pretrained, record, architecture.name, own_results, folder.name).encode(),
+        CARD: model_card(pretrained, record, architecture.name, own_results, place.name).encode(),
         CONFIG: (json.dumps(_config(architecture, pretrained.input, record), indent=2) + "\n").encode(),
     }
     with (
         output_errors(folder),
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside,
+        tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as beside,
     ):
-        new = Path(beside) / folder.name
+        new = Path(beside) / place.name
         new.mkdir()
         for name, data in files.items():
             write_atomically(new / name, data)
-        if folder.exists():
+        if place.exists():
             # Without a configuration, timm loads nothing, and so never new weights with an old configuration.
-            (folder / CONFIG).unlink(missing_ok=True)
+            (place / CONFIG).unlink(missing_ok=True)
             for name in files:
-                os.replace(new / name, folder / name)
-            sync_folder(folder)
+                os.replace(new / name, place / name)
+            sync_folder(place)
         else:
-            os.rename(new, folder)
-            sync_folder(folder.parent)
+            os.rename(new, place)
+            sync_folder(place.parent)
     size = sum(map(len, files.values())) / 1e6
     evaluations = f"{len(own_results)} evaluation{'' if len(own_results) == 1 else 's'}"
     hint = "" if results else " (--results RUNS finds them)"

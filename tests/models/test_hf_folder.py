@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from fastpsl.models.export import export
@@ -20,6 +23,7 @@ from tests.slow import slow
 timm = pytest.importorskip("timm")
 pytest.importorskip("safetensors")
 
+WEIGHTS_PAGE = Path(__file__).resolve().parents[2] / "docs" / "weights.md"
 FILES = ["README.md", "config.json", "model.safetensors"]
 
 
@@ -96,16 +100,23 @@ def test_the_hubs_way_loads_it_from_the_cache(
     assert_same_features(run[1], model)
 
 
-def test_a_step_of_fine_tuning(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    export(run[0], "hf", tmp_path / "hf")
-    model = from_folder(tmp_path / "hf", num_classes=10)
-    assert torch.equal(model.get_submodule("conv1").weight, run[1].get_submodule("conv1").weight)  # type: ignore[arg-type]
+def test_a_step_of_fine_tuning_as_documented(
+    run: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(run[0], "hf", Path("resnet18-rotation"))
+    (code,) = re.findall(r"```python\n(import timm\n.*?)```", WEIGHTS_PAGE.read_text(), re.DOTALL)
+    Path("snippet.py").write_text(code)
+    names = runpy.run_path("snippet.py")
+    model = names["model"]
+    assert torch.equal(model.conv1.weight, run[1].state_dict()["conv1.weight"])
+    image = names["transform"](Image.new("RGB", (90, 60), "red"))
+    images, labels = torch.stack([image, -image]), torch.tensor([3, 9])
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
-    before = nn.functional.cross_entropy(model(torch.ones(2, 3, 48, 48)), torch.tensor([3, 3]))
+    before = nn.functional.cross_entropy(model(images), labels)
     before.backward()
     optimiser.step()
-    after = nn.functional.cross_entropy(model(torch.ones(2, 3, 48, 48)), torch.tensor([3, 3]))
-    assert after < before
+    assert nn.functional.cross_entropy(model(images), labels) < before
 
 
 @pytest.mark.parametrize(("channels", "num"), [("L", 1), slow("Sobel", 3), slow("SobelXY", 2)])

@@ -58,11 +58,15 @@ def test_overwriting_replaces_our_files_and_no_others(run: tuple[Path, nn.Module
     assert_whole(out, run[1])
 
 
-def test_an_empty_folder_needs_overwrite(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
+def test_an_empty_folder_needs_overwrite(
+    run: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "hf").mkdir()
+    monkeypatch.chdir(tmp_path / "hf")
     with pytest.raises(ValueError, match="exists already"):
-        export(run[0], "hf", tmp_path / "hf")
-    export(run[0], "hf", tmp_path / "hf", overwrite=True)
+        export(run[0], "hf", Path())
+    export(run[0], "hf", Path(), overwrite=True)
+    assert names(tmp_path) == ["hf"] and "# hf\n" in (tmp_path / "hf" / "README.md").read_text()
     assert names(tmp_path / "hf") == FILES
 
 

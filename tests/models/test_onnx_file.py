@@ -1,6 +1,8 @@
 """Exported ONNX files: onnxruntime computes our features and maps, for every backbone and any size."""
 
 import json
+import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,22 @@ def test_every_backbone_computes_our_features_for_any_size(name: str, tmp_path: 
         assert ("map" in computed(out, images)) == (name not in VECTORS)
         assert_same(out, network, images)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model.onnx"]
+
+
+def test_the_documented_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint(tmp_path, "nin3", Input(size_px=32))
+    export(tmp_path, "onnx", Path("resnet50.onnx"))
+    page = Path(__file__).resolve().parents[2] / "docs" / "weights.md"
+    (code,) = re.findall(r"```python\n(import json\nimport onnxruntime\n.*?)```", page.read_text(), re.DOTALL)
+    Path("snippet.py").write_text(code)
+    names = runpy.run_path("snippet.py", {"images": np.ones((2, 3, 32, 32), np.float32)})
+    assert names["features"].shape == (2, 192) and names["maps"].shape == (2, 192, 8, 8)
+    assert capsys.readouterr().out.startswith(
+        "RGB in [0, 1], minus mean 0.485 0.456 0.406, divided by std 0.229 0.224 0.225; height and width"
+    )
 
 
 def test_the_metadata_says_what_the_network_is_and_wants(tmp_path: Path) -> None:
