@@ -5,13 +5,14 @@ import json
 import pickle
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastpsl.models.names import is_timm
 from fastpsl.models.vgg import SIDE as VGG_SIDE
 from fastpsl.models.weight_files import safetensors_bytes, sha256_of_bytes
 from fastpsl.models.weights import Pretrained, load_pretrained
@@ -63,6 +64,8 @@ def export(
         )
     pretrained = load_pretrained(checkpoint, backbone, input)
     name = pretrained.record["backbone"]
+    if to == "timm" and is_timm(name):
+        target = replace(target, rename=str, backbones=())  # its tensors have timm's names already
     if target.backbones and name not in target.backbones:
         raise ValueError(f"{to} has no {name}: --to safetensors writes it under its own names")
     tensors = {key: tensor.detach().contiguous() for key, tensor in pretrained.backbone.state_dict().items()}

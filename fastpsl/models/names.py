@@ -1,4 +1,4 @@
-"""The names of the backbones, for help texts. This module does not import torch, which is slow."""
+"""The names of the backbones, also for help texts. This module does not import torch, which is slow."""
 
 BACKBONES = (
     "alexnet",
@@ -15,4 +15,15 @@ BACKBONES = (
     "revnet50",
     "vgg16",
 )
-ANY_BACKBONE = f"{', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}"
+TIMM = "timm/"
+ANY_BACKBONE = f"{', '.join(BACKBONES)}, {TIMM}NAME (a model of timm) or FILE.py:CLASS (your own module)"
+
+
+def is_timm(name: str) -> bool:
+    """Return whether the name is of a model of timm."""
+    return name.startswith(TIMM)
+
+
+def is_own(name: str) -> bool:
+    """Return whether the name is of a file of the user's own, with or without a class."""
+    return name.endswith(".py") or ".py:" in name
