@@ -132,7 +132,7 @@ class TimmBackbone(Wrapped):
         """Find the smallest side that all blocks read, by halving between powers of two."""
         enough = next((2**power for power in range(9) if self._reads(2**power)), 0)
         if not enough:
-            raise self._refusal("it reads pictures of one size alone")
+            raise self._refusal("its layers in sequence read no size of pictures")
         too_small = enough // 2
         while enough - too_small > 1:
             middle = (too_small + enough) // 2
