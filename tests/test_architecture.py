@@ -40,6 +40,7 @@ OPTIONAL = (
     "onnxruntime",
     "pycocotools",
     "torchmetrics",
+    "timm",
 )
 FILE_MODULES = {"pathlib", "os", "io", "tempfile", "shutil", "glob", "json", "mmap", "pickle"}
 FILE_CALLS = re.compile(r"open|(np|torch)\.(load|save|savez|fromfile|memmap|loadtxt|savetxt)|.*\.tofile")

@@ -132,7 +132,7 @@ class Experiment:
 def place_backbone(experiment: Experiment, options: RunOptions, world: World) -> None:
     """Move the backbone to the device, in channels-last memory and with SyncBatchNorm if requested."""
     if options.sync_batchnorm:
-        nn.SyncBatchNorm.convert_sync_batchnorm(experiment.backbone)
+        experiment.backbone.synchronise_batchnorms()
     experiment.backbone.to(world.device).to(memory_format=torch.channels_last)
 
 

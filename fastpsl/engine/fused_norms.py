@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from fastpsl.engine.block_runner import Runner, run_blocks
 from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
+from fastpsl.models.fold_batchnorm import foreign_batchnorm
 
 
 class FusedNorm(nn.Module):
@@ -79,8 +80,10 @@ def fused(block: nn.Module) -> nn.Module:
     BatchNorm is its own view.
 
     Raises:
-        ValueError: torch.fx cannot trace the block.
+        ValueError: torch.fx cannot trace the block, or a BatchNorm is not torch's own.
     """
+    if why_not := foreign_batchnorm(block):
+        raise ValueError(why_not)
     if not any(_is_fusable(part) for part in block.modules()):
         return block
     try:

@@ -34,6 +34,10 @@ class Backbone(nn.Module):
         """Return B1, B2, … in order. They share this module's parameters."""
         raise NotImplementedError
 
+    def synchronise_batchnorms(self) -> None:
+        """Turn all BatchNorms into SyncBatchNorms, in place."""
+        nn.SyncBatchNorm.convert_sync_batchnorm(self)
+
     @property
     def num_blocks(self) -> int:
         return len(self.channels)

@@ -1,10 +1,8 @@
 """Construction of backbones by name."""
 
-from torch import nn
-
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.layers import normal_weights
-from fastpsl.models.names import BACKBONES
+from fastpsl.models.layers import read_channels
+from fastpsl.models.names import ANY_BACKBONE, BACKBONES, is_own, is_timm
 
 WITH_DROPOUT = ("alexnet", "vgg16")
 # The last blocks of these backbones are fully-connected and return vectors, not maps.
@@ -15,15 +13,16 @@ def make_backbone(name: str, *, num_channels: int = 3, dropout: float | None = N
     """Build a backbone with random weights.
 
     Args:
-        name: One of `BACKBONES`.
+        name: One of `BACKBONES`, timm/NAME (`timm_backbone`) or FILE.py:CLASS (`own_backbone`).
         num_channels: The number of channels of the images.
         dropout: The probability of dropout, or None for the network's default.
 
     Raises:
-        ValueError: The name is unknown, the backbone has no dropout, or `dropout` is outside [0, 1).
+        ValueError: The name is unknown, the backbone has no dropout, `dropout` is outside [0, 1), or the
+            network of timm or of one's own is not as it must be.
     """
-    if name not in BACKBONES:
-        raise ValueError(f"--backbone {name}: allowed are {', '.join(BACKBONES)}")
+    if name not in BACKBONES and not is_timm(name) and not is_own(name):
+        raise ValueError(f"--backbone {name}: allowed are {ANY_BACKBONE}")
     if dropout is not None and name not in WITH_DROPOUT:
         raise ValueError(
             f"--dropout {dropout:g}: {name} has no dropout; leave it out, or choose --backbone "
@@ -31,9 +30,17 @@ def make_backbone(name: str, *, num_channels: int = 3, dropout: float | None = N
         )
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"--dropout {dropout:g}: it must be 0 or more and below 1")
+    if is_timm(name):
+        from fastpsl.models.timm_backbone import TimmBackbone
+
+        return TimmBackbone(name, num_channels)
+    if is_own(name):
+        from fastpsl.models.own_backbone import OwnBackbone
+
+        return OwnBackbone(name, num_channels)
     backbone = _make(name, dropout)
     if num_channels != 3:
-        _read_channels(backbone, num_channels)
+        read_channels(backbone, num_channels)
     return backbone
 
 
@@ -57,15 +64,3 @@ def _make(name: str, dropout: float | None) -> Backbone:
     from fastpsl.models.resnet import ResNet
 
     return ResNet(name)
-
-
-def _read_channels(backbone: Backbone, num_channels: int) -> None:
-    """Replace the first convolution by a newly initialised one that reads `num_channels` channels."""
-    place, first = next((n, m) for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d))
-    new = nn.Conv2d(
-        num_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
-        bias=first.bias is not None,
-    )  # fmt: skip
-    normal_weights(new)
-    parent, _, attribute = place.rpartition(".")
-    setattr(backbone.get_submodule(parent), attribute, new)

@@ -28,6 +28,17 @@ def check_foldable(blocks: Iterable[nn.Module], frozen_batchnorm: str) -> None:
         folded(block, torch.float32)
 
 
+def foreign_batchnorm(block: nn.Module) -> str:
+    """Return a text about a BatchNorm that is not torch's own, or an empty string.
+
+    Its class may do more. timm's BatchNormAct2d holds an activation, which a plain BatchNorm would lose.
+    """
+    for part in block.modules():
+        if isinstance(part, _BatchNorm) and not type(part).__module__.startswith("torch.nn."):
+            return f"{type(part).__name__} may do more than torch's BatchNorm does"
+    return ""
+
+
 def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of `block` in eval mode, with each BatchNorm folded into the convolution before it.
 
@@ -41,13 +52,15 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
         dtype: The type of the copy's convolutions and linear layers, which are in channels-last memory.
 
     Raises:
-        ValueError: A BatchNorm follows no convolution, or torch.fx cannot trace the block.
+        ValueError: A BatchNorm follows no convolution or is not torch's, or torch.fx cannot trace the block.
     """
     clone = copy.deepcopy(block).requires_grad_(False).eval()
     if any(isinstance(part, Group) for part in clone.modules()):
         raise ValueError(
             "--fold-frozen: RevNet's BatchNorms stand before its convolutions, behind a ReLU; leave it out"
         )
+    if why_not := foreign_batchnorm(clone):
+        raise ValueError(f"--fold-frozen: {why_not}; leave it out")
     try:
         traced = fx.symbolic_trace(clone)
         _unsynchronise(traced)

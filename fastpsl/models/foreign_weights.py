@@ -137,7 +137,8 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
         backbone = {name: torch.zeros_like(t) for name, t in wanted.items() if name.endswith(_COUNT)}
     rest = []
     for name, tensor in tensors.items():
-        our_name = _our_name(naming, name)
+        # A name of the backbone's own needs no translation: `--backbone timm/vgg16` has timm's.
+        our_name = name if name in wanted else _our_name(naming, name)
         if our_name is not None and our_name in wanted:
             backbone[our_name] = tensor
             if naming.kind == "timm" and tensor.numel() == wanted[our_name].numel():

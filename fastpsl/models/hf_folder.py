@@ -5,9 +5,11 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fastpsl.models.model_card import model_card, results_of
+from fastpsl.models.names import TIMM, is_timm
 from fastpsl.models.state_dict_files import TARGETS, Renamed
 from fastpsl.models.weight_files import read_weights_sidecar
 from fastpsl.models.weights import Pretrained
@@ -26,6 +28,7 @@ class Architecture(NamedTuple):
     num_features: int
     first_conv: str
     classifier: str
+    arguments: Mapping[str, Any] = MappingProxyType({})
 
 
 ARCHITECTURES = {
@@ -80,7 +83,7 @@ def write_hf_folder(
         ValueError: safetensors is missing, or the folder cannot be written.
     """
     place = folder.resolve()  # "." has no name
-    architecture = ARCHITECTURES[record["backbone"]]
+    architecture = _architecture(pretrained, record["backbone"])
     own_results = results_of(pretrained.record["sha256"], results)
     files = {
         WEIGHTS: TARGETS["hf"].write(tensors.tensors, record),
@@ -115,6 +118,20 @@ def write_hf_folder(
     ]
 
 
+def _architecture(pretrained: Pretrained, name: str) -> Architecture:
+    if not is_timm(name):
+        return ARCHITECTURES[name]
+    network: Any = pretrained.backbone.network
+    config, sizes = network.pretrained_cfg, pretrained.backbone.sizes
+    return Architecture(
+        name.removeprefix(TIMM),
+        network.num_features,
+        config["first_conv"],
+        config["classifier"],
+        sizes,  # type: ignore[arg-type]
+    )
+
+
 def _is_ours(weights: Path) -> bool:
     try:
         return (read_weights_sidecar(weights) or {}).get("to") == "hf"
@@ -124,13 +141,15 @@ def _is_ours(weights: Path) -> bool:
 
 def _config(architecture: Architecture, input: Input, record: dict[str, Any]) -> dict[str, Any]:
     """Return config.json as timm reads it, with the record of `export` beside what timm looks for."""
-    sees_colours = input.num_channels == 3
+    arguments = dict(architecture.arguments)
+    if input.num_channels != 3:
+        arguments["in_chans"] = input.num_channels
     return {
         "architecture": architecture.name,
         "num_classes": 0,
         "num_features": architecture.num_features,
         "global_pool": "avg",
-        **({} if sees_colours else {"model_args": {"in_chans": input.num_channels}}),
+        **({"model_args": arguments} if arguments else {}),
         "pretrained_cfg": {
             "tag": "fastpsl",
             "custom_load": False,

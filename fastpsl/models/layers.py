@@ -28,3 +28,23 @@ def normal_weights(network: nn.Module) -> None:
             nn.init.normal_(part.weight, std=0.01)
         if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
+
+
+def read_channels(network: nn.Module, num_channels: int) -> None:
+    """Replace the first convolution by a newly initialised one that reads `num_channels` channels.
+
+    Raises:
+        ValueError: The network has no convolution.
+    """
+    place, first = next(
+        ((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d)), ("", None)
+    )
+    if first is None:
+        raise ValueError(f"it has no convolution that could read {num_channels} channels")
+    new = nn.Conv2d(
+        num_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
+        dilation=first.dilation, bias=first.bias is not None, padding_mode=first.padding_mode,  # type: ignore[arg-type]
+    )  # fmt: skip
+    normal_weights(new)
+    parent, _, attribute = place.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, new)

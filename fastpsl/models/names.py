@@ -15,5 +15,16 @@ BACKBONES = (
     "revnet50",
     "vgg16",
 )
-ANY_BACKBONE = f"{', '.join(BACKBONES[:-1])} or {BACKBONES[-1]}"
 EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "hf")
+TIMM = "timm/"
+ANY_BACKBONE = f"{', '.join(BACKBONES)}, {TIMM}NAME (a model of timm) or FILE.py:CLASS (your own module)"
+
+
+def is_timm(name: str) -> bool:
+    """Return whether the name is of a model of timm."""
+    return name.startswith(TIMM)
+
+
+def is_own(name: str) -> bool:
+    """Return whether the name is of a file of the user's own, with or without a class."""
+    return name.endswith(".py") or ".py:" in name

@@ -4,12 +4,13 @@ import io
 import pickle
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastpsl.models.names import is_timm
 from fastpsl.models.vgg import SIDE as VGG_SIDE
 from fastpsl.models.weight_files import safetensors_bytes
 from fastpsl.models.weights import Pretrained
@@ -40,6 +41,8 @@ def renamed(pretrained: Pretrained, library: str) -> Renamed:
         ValueError: The library has no such backbone.
     """
     target, name = TARGETS[library], pretrained.record["backbone"]
+    if library in ("timm", "hf") and is_timm(name):
+        target = replace(target, rename=str, backbones=())  # its tensors have timm's names already
     if target.backbones and name not in target.backbones:
         raise ValueError(f"{library} has no {name}: --to safetensors writes it under its own names")
     tensors = {key: tensor.detach().contiguous() for key, tensor in pretrained.backbone.state_dict().items()}

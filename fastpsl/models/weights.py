@@ -15,6 +15,7 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.checkpoint import FORMAT, CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import first_three, recognise
+from fastpsl.models.names import is_own, is_timm
 from fastpsl.models.weight_files import read_weights, read_weights_sidecar, sha256_of_file
 from fastpsl.pipelines.input_record import Input
 
@@ -179,8 +180,8 @@ def _from_other_project(
     recognised = recognise(path, state, network.state_dict())
     fill(network, recognised.tensors, backbone, f"{path}, read as {recognised.kind}'s,")
     # timm and torchvision have the same names for a ResNet, but torchvision publishes no safetensors.
-    is_timm = recognised.kind == "torchvision" and path.suffix == ".safetensors"
-    record = _record(path, sha256_of_file(path), "timm" if is_timm else recognised.kind, backbone, input)
+    of_timm = recognised.kind == "torchvision" and (path.suffix == ".safetensors" or is_timm(backbone))
+    record = _record(path, sha256_of_file(path), "timm" if of_timm else recognised.kind, backbone, input)
     return Pretrained(network, input, record | {"left_out": recognised.left_out})
 
 
@@ -198,6 +199,9 @@ def _checked_name(
     """Return the backbone's name, and raise ValueError if the arguments contradict the file."""
     if name is None and argument is None:
         raise ValueError(f"{path} does not say which backbone it holds: give --backbone")
+    if name is not None and argument is not None and is_own(name) and is_own(argument):
+        # A file of one's own may have moved since. Its tensors' names and shapes are checked later.
+        name = argument
     if name is not None and argument is not None and name != argument:
         raise ValueError(
             f"{path} is a checkpoint of another backbone: {name}, not {argument}; leave out --backbone"

@@ -17,6 +17,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from fastpsl.engine.trunk import Trunk
 from fastpsl.models.backbone import Backbone
+from fastpsl.models.wrapped import Wrapped
 
 STRIDE_PX = 32
 # torchvision's head is on B5 and its auxiliary head on B4; these two blocks are dilated.
@@ -57,15 +58,20 @@ def network_of(backbone: Backbone, auxiliary: bool) -> Network:
         auxiliary: Whether torchvision's FCN gets its auxiliary head on B4. FCN-32s has none.
 
     Raises:
-        ValueError: If there is no B5.
+        ValueError: If there is no B5, or its strides may be elsewhere than in convolutions.
     """
-    if "fc7" in backbone.block_names:
+    if backbone.name in GEOMETRIES:
         return FCN32s(*GEOMETRIES[backbone.name], width=backbone.channels[-1])
     if backbone.num_blocks < LAST_BLOCK:
         raise ValueError(
             f"--backbone {backbone.name}: FCN's head stands on B{LAST_BLOCK}, "
             f"and this one has B1 to B{backbone.num_blocks}; "
             f"give one of {LAST_BLOCK} blocks or more, such as resnet50 or alexnet"
+        )
+    if isinstance(backbone, Wrapped):
+        raise ValueError(  # noqa: TRY004
+            f"--backbone {backbone.name}: FCN dilates B4 and B5, which is right for fastpsl's own backbones "
+            "alone; give one of those, such as resnet50"
         )
     dilate(backbone)
     return DilatedFCN(backbone.channels[LAST_BLOCK - 1], backbone.channels[LAST_BLOCK - 2], auxiliary)

@@ -1,0 +1,183 @@
+"""A module of the user's own as a backbone: `--backbone FILE.py:CLASS`."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fastpsl.models.layers import read_channels
+from fastpsl.models.wrapped import Wrapped, reason_of
+
+# The side of the images of the first pass, unless the network needs larger ones.
+CHECK_PX = 64
+
+
+class OwnBackbone(Wrapped):
+    """A user's module with `blocks()` and `channels`, as docs/backbones.md describes it.
+
+    A `Backbone` is such a module, but any torch.nn.Module will do. `block_names` and `min_px` are optional.
+    """
+
+    def __init__(self, name: str, num_channels: int = 3):
+        """Run the file, build the module and check it with one forward pass.
+
+        Args:
+            name: The file's path, ":", and the name of a class or function that needs no arguments.
+            num_channels: The number of channels of the images. Other than 3, they replace the module's first
+                convolution.
+
+        Raises:
+            ValueError: The file or its content is not as it must be.
+        """
+        network = _made(name)
+        super().__init__(name, network)
+        if num_channels != 3:
+            try:
+                read_channels(network, num_channels)
+            except ValueError as error:
+                raise self._wrong(str(error)) from None
+        self._read_attributes()
+        modes = [(part, part.training) for part in self.modules()]
+        self.eval()
+        blocks = self.blocks()
+        self._check_parameters(blocks)
+        self._check_outputs(blocks, num_channels)
+        for part, training in modes:
+            part.training = training
+
+    @override
+    def blocks(self) -> list[nn.Module]:
+        return list(self.network.blocks())  # type: ignore[operator]
+
+    def _wrong(self, problem: str) -> ValueError:
+        return ValueError(f"--backbone {self.name}: {problem} (docs/backbones.md, Your own module)")
+
+    def _read_attributes(self) -> None:
+        """Set `channels`, `block_names` and `min_px`, and check that they fit to `blocks`."""
+        network: Any = self.network
+        method = getattr(network, "blocks", None)
+        if not callable(method) or isinstance(method, nn.Module):
+            raise self._wrong("it has no method blocks(); give it one that returns the list of its blocks")
+        try:
+            blocks = list(method())
+        except Exception as error:
+            raise self._wrong(f"blocks() failed: {reason_of(error)}") from error
+        if not blocks or not all(isinstance(block, nn.Module) for block in blocks):
+            raise self._wrong("blocks() must return one torch.nn.Module or more, in a list")
+        channels = getattr(network, "channels", None)
+        if not isinstance(channels, tuple | list) or len(channels) != len(blocks):
+            raise self._wrong(
+                f"its channels are {channels}; give a tuple of {len(blocks)} numbers, one for each block"
+            )
+        self.channels = tuple(channels)
+        default = tuple(f"B{number}" for number in range(1, len(blocks) + 1))
+        self.block_names = tuple(getattr(network, "block_names", default))
+        if len(self.block_names) != len(blocks):
+            raise self._wrong(f"it has {len(blocks)} blocks and {len(self.block_names)} block_names")
+        self.min_px = getattr(network, "min_px", 1)
+        if not isinstance(self.min_px, int) or self.min_px < 1:
+            raise self._wrong(f"its min_px is {self.min_px!r}; give a whole number from 1")
+
+    def _check_parameters(self, blocks: list[nn.Module]) -> None:
+        """Check that each parameter of the network is in exactly one block, and no other is in any."""
+        names = {parameter: name for name, parameter in self.network.named_parameters()}
+        if not names:
+            raise self._wrong("it has no parameters; assign its layers to self after super().__init__()")
+        owner: dict[nn.Parameter, int] = {}
+        for number, block in enumerate(blocks, start=1):
+            for name, parameter in block.named_parameters():
+                if parameter not in names:
+                    raise self._wrong(
+                        f"{name} of B{number} is no parameter of the module; build layers in __init__ and "
+                        "assign them to self"
+                    )
+                if parameter in owner:
+                    raise self._wrong(
+                        f"{names[parameter]} is in B{owner[parameter]} and in B{number}; a parameter belongs "
+                        "to one block"
+                    )
+                owner[parameter] = number
+        alone = [name for parameter, name in names.items() if parameter not in owner]
+        if alone:
+            raise self._wrong(
+                f"{len(alone)} of its parameters are in no block, such as {alone[0]}, and would never learn; "
+                "leave the layer out or put it into a block"
+            )
+
+    @torch.no_grad()
+    def _check_outputs(self, blocks: list[nn.Module], num_channels: int) -> None:
+        side = max(self.min_px, CHECK_PX)
+        device = next(self.network.parameters()).device
+        maps: Any = torch.zeros(2, num_channels, side, side, device=device)
+        for number, (block, channels) in enumerate(zip(blocks, self.channels, strict=True), start=1):
+            try:
+                maps = block(maps)
+            except Exception as error:
+                raise self._wrong(
+                    f"B{number} failed on pictures of {side} px, and min_px is {self.min_px}: "
+                    f"{reason_of(error)}"
+                ) from error
+            shape = list(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[:2] != (2, channels):
+                raise self._wrong(
+                    f"B{number} returned {shape} for 2 pictures; its channels say [2, {channels}, h, w]"
+                )
+
+
+def _made(name: str) -> nn.Module:
+    """Build the module that `name` tells of."""
+    path_text, _, attribute = name.rpartition(":")
+    path = Path(path_text)
+    if path.suffix != ".py" or not attribute:
+        raise ValueError(f"--backbone {name}: give FILE.py:CLASS, such as my_net.py:MyNet")
+    if not path.is_file():
+        raise ValueError(
+            f"--backbone {name}: there is no file {path}; give --backbone NEW_PATH/{path.name}:{attribute}"
+        )
+    content = _content_of(name, path)
+    maker = getattr(content, attribute, None)
+    if not callable(maker):
+        classes = [
+            key for key, value in vars(content).items()
+            if isinstance(value, type) and value.__module__ == content.__name__
+        ]  # fmt: skip
+        known = f"its classes are {', '.join(classes)}" if classes else "it has no class"
+        raise ValueError(  # noqa: TRY004
+            f"--backbone {name}: {path} has no class or function {attribute}; {known}"
+        )
+    try:
+        network = maker()
+    except Exception as error:
+        raise ValueError(
+            f"--backbone {name}: {attribute}() failed ({reason_of(error)}); it is called without arguments"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(  # noqa: TRY004
+            f"--backbone {name}: {attribute}() returned a {type(network).__name__}, and a torch.nn.Module is "
+            "needed"
+        )
+    return network
+
+
+def _content_of(name: str, path: Path) -> Any:
+    """Run a Python file as a module. It can import the files beside it."""
+    spec = importlib.util.spec_from_file_location(f"own_backbone_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"--backbone {name}: {path} cannot be run ({type(error).__name__}: {reason_of(error)}); "  # type: ignore[arg-type]
+            "correct the file"
+        ) from error
+    finally:
+        sys.path.remove(folder)
+    return module

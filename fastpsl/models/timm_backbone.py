@@ -1,0 +1,260 @@
+"""timm's models as backbones: `--backbone timm/NAME`. The only file that imports timm."""
+
+import difflib
+from collections.abc import Iterator
+from itertools import pairwise
+from math import prod
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import Permute
+from typing_extensions import override
+
+from fastpsl.models.names import TIMM
+from fastpsl.models.token_maps import Embedding, OnTokens, maps_of
+from fastpsl.models.wrapped import Wrapped, reason_of
+
+# A stage of PSL's default plan learns all but two blocks.
+MIN_BLOCKS = 3
+# As many as ResNets have, if the model has so many parts. Evaluations of blocks are made for five.
+NUM_BLOCKS = 5
+FAMILIES = "such as ResNet, RegNet, EfficientNet, ConvNeXt, Swin and ViT"
+# The arguments with which families read images of any size, by the files of timm that define them. Images are
+# padded with zeros to whole patches; a ViT's positions are interpolated.
+_ANY_SIZE: dict[str, dict[str, Any]] = {
+    "deit": {"dynamic_img_size": True, "dynamic_img_pad": True},
+    "vision_transformer": {"dynamic_img_size": True, "dynamic_img_pad": True},
+    "swin_transformer": {"strict_img_size": False},
+    "swin_transformer_v2": {"strict_img_size": False},
+}
+# What a layer raises for an image that it cannot read.
+_UNREADABLE = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+
+
+class TimmBackbone(Wrapped):
+    """A model of timm as blocks. Together they compute its `forward_features`.
+
+    - A network of stages: B1 is the stem, and every stage is a block. Layers after the last stage belong to
+      the last block. If timm counts five stages, the stem belongs to the first one.
+    - A vision transformer: B1 is the embedding; B2 to B5 are a quarter of the transformer blocks each, B5
+      with the norm at the end (`fastpsl.models.token_maps`).
+
+    The last linear layer is not built. Other layers behind `forward_features`, such as ConvNeXt's
+    `head.norm`, belong to no block and keep their values.
+    """
+
+    def __init__(self, name: str, num_channels: int = 3):
+        """Build the model with random weights.
+
+        Args:
+            name: "timm/" and the name of a model of timm.
+            num_channels: The number of channels of the images.
+
+        Raises:
+            ValueError: timm is not installed, has no such model, or the model is no chain of blocks.
+        """
+        timm = _timm(name)
+        _check_name(timm, name)
+        model = name.removeprefix(TIMM)
+        family = timm.models.model_entrypoint(model).__module__.rpartition(".")[2]
+        sizes = _ANY_SIZE.get(family, {})
+        try:
+            network = timm.create_model(
+                model, pretrained=False, num_classes=0, in_chans=num_channels, **sizes
+            )
+        except _UNREADABLE as error:
+            raise ValueError(f"--backbone {name}: timm cannot build it ({reason_of(error)})") from error
+        super().__init__(name, network)
+        self.sizes = sizes
+        self._tokens = _is_vision_transformer(timm, network)
+        # Whether the layers read and return [B, h, w, C].
+        self._channels_last = getattr(network, "output_fmt", "") == "NHWC" and not self._tokens
+        network.eval()
+        with torch.no_grad():
+            self._groups = _transformer_groups(network) if self._tokens else _stage_groups(network)
+            self.block_names = tuple(self._groups)
+            self._measure()
+        network.train()
+
+    @override
+    def blocks(self) -> list[nn.Module]:
+        network = self.network
+        parts = [[network.get_submodule(path) for path in paths] for paths in self._groups.values()]
+        if self._tokens:
+            num_prefix = network.num_prefix_tokens
+            return [Embedding(network), *(OnTokens(layers, num_prefix) for layers in parts[1:])]  # type: ignore[arg-type]
+        if not self._channels_last:
+            return [nn.Sequential(*layers) for layers in parts]
+        to_maps, from_maps = Permute([0, 3, 1, 2]), Permute([0, 2, 3, 1])
+        return [
+            nn.Sequential(*([from_maps] if number else []), *layers, to_maps)
+            for number, layers in enumerate(parts)
+        ]
+
+    @override
+    def synchronise_batchnorms(self) -> None:
+        # torch's own conversion would lose the activations that timm's BatchNorms hold.
+        _timm(self.name).layers.convert_sync_batchnorm(self.network)
+
+    def _measure(self) -> None:
+        """Set `channels` and `min_px`, after a check that the blocks compute what the network does.
+
+        Raises:
+            ValueError: They do not.
+        """
+        if len(self._groups) < MIN_BLOCKS:
+            raise self._refusal("its stages are no chain of three or more")
+        self.min_px = self._smallest_px()
+        short, long = max(64, self.min_px), 3 * max(64, self.min_px) // 2
+        shapes = []
+        for height, width in ((short, long), (long, short)):
+            image = _image(self.network, height, width)
+            try:
+                outputs = self._outputs(image)
+                expected = self.network.forward_features(image)  # type: ignore[operator]
+            except _UNREADABLE as error:
+                raise self._refusal(f"it cannot read {height} x {width} px: {reason_of(error)}") from error
+            if self._tokens:
+                num_prefix: int = self.network.num_prefix_tokens  # type: ignore[assignment]
+                expected = maps_of(expected, outputs[-1].shape[2], outputs[-1].shape[3], num_prefix)
+            elif self._channels_last:
+                expected = expected.permute(0, 3, 1, 2)
+            if not image.is_meta and not torch.equal(outputs[-1], expected):
+                raise self._refusal("its layers in sequence have another result")
+            shapes.append([tuple(output.shape[1:]) for output in outputs])
+        # Turned images have turned maps. Otherwise what is called channels are rows.
+        if shapes[0] != [(channels, height, width) for channels, width, height in shapes[1]]:
+            raise self._refusal("the outputs of its layers are no maps")
+        self.channels = tuple(shape[0] for shape in shapes[0])
+
+    def _smallest_px(self) -> int:
+        """Find the smallest side that all blocks read, by halving between powers of two."""
+        enough = next((2**power for power in range(9) if self._reads(2**power)), 0)
+        if not enough:
+            raise self._refusal("its layers in sequence read no size of pictures")
+        too_small = enough // 2
+        while enough - too_small > 1:
+            middle = (too_small + enough) // 2
+            too_small, enough = (too_small, middle) if self._reads(middle) else (middle, enough)
+        return enough
+
+    def _reads(self, side_px: int) -> bool:
+        try:
+            return self._outputs(_image(self.network, side_px, side_px))[-1].numel() > 0
+        except _UNREADABLE:
+            return False
+
+    def _outputs(self, image: Tensor) -> list[Tensor]:
+        outputs = [image]
+        for block in self.blocks():
+            outputs.append(block(outputs[-1]))
+            if outputs[-1].dim() != 4:
+                raise ValueError(f"the output of a block has {outputs[-1].dim()} dimensions")
+        return outputs[1:]
+
+    def _refusal(self, reason: str) -> ValueError:
+        return ValueError(
+            f"--backbone {self.name}: it cannot be cut into blocks that hand on maps ({reason}); give a "
+            f"model of timm that is a chain of stages, {FAMILIES}"
+        )
+
+
+def _timm(name: str) -> ModuleType:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(
+            f'--backbone {name}: timm is not installed; pip install "fastpsl-vision[timm]"'
+        ) from None
+    return timm
+
+
+def _check_name(timm: ModuleType, name: str) -> None:
+    model = name.removeprefix(TIMM)
+    known = timm.list_models()
+    if model in known:
+        return
+    near = difflib.get_close_matches(model, known, n=4, cutoff=0.4)
+    nearest = (
+        f"the nearest are {', '.join(TIMM + other for other in near)}" if near else "see timm.list_models()"
+    )
+    if model.partition(".")[0] in known:
+        nearest = f"give {TIMM}{model.partition('.')[0]}, because a tag is the name of weights"
+    raise ValueError(f"--backbone {name}: timm {timm.__version__} has no model {model!r}; {nearest}")
+
+
+def _is_vision_transformer(timm: ModuleType, network: nn.Module) -> bool:
+    base = timm.models.VisionTransformer
+    return isinstance(network, base) and type(network).forward_features is base.forward_features
+
+
+def _transformer_groups(network: nn.Module) -> dict[str, list[str]]:
+    depth = len(network.blocks)  # type: ignore[arg-type]
+    num = min(NUM_BLOCKS - 1, depth)
+    bounds = [depth * number // num for number in range(num + 1)]
+    groups = {"embedding": list[str]()}
+    for first, end in pairwise(bounds):
+        name = f"blocks.{first}" if end == first + 1 else f"blocks.{first}-{end - 1}"
+        groups[name] = [f"blocks.{number}" for number in range(first, end)]
+    groups[name].append("norm")
+    return groups
+
+
+def _stage_groups(network: nn.Module) -> dict[str, list[str]]:
+    """Return the paths of each block's layers, in order, by the block's name.
+
+    A block ends where timm's `feature_info` has a feature.
+    """
+    ends = [info["module"] for info in getattr(network, "feature_info", [])]
+    layers = dict(_layers(network, ends))
+    called = _called(network, layers)
+    if not ends or not set(ends) <= set(called):
+        return {}
+    groups: dict[str, list[str]] = {}
+    start = 0
+    for end in ends:
+        groups[end] = called[start : called.index(end) + 1]
+        start = called.index(end) + 1
+    groups[ends[-1]] += called[start:]
+    *stem, stage = groups[ends[0]]
+    if len(ends) < NUM_BLOCKS and stem:
+        groups = {"stem": stem} | groups | {ends[0]: [stage]}
+    return groups
+
+
+def _image(network: nn.Module, height: int, width: int) -> Tensor:
+    """Return an image whose pixels differ, without a random draw."""
+    convolution = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
+    size = (1, convolution.in_channels, height, width)
+    return torch.linspace(-1, 1, prod(size), device=convolution.weight.device).mul(99).sin().reshape(size)
+
+
+def _called(network: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
+    """Return the paths of the layers that `forward_features` calls, in the order of the calls."""
+    called: list[str] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, path=path: called.append(path))
+        for path, layer in layers.items()
+    ]
+    for side_px in (64, 256):
+        called.clear()
+        try:
+            network.forward_features(_image(network, side_px, side_px))  # type: ignore[operator]
+            break
+        except _UNREADABLE:
+            continue
+    for hook in hooks:
+        hook.remove()
+    return called
+
+
+def _layers(network: nn.Module, ends: list[str], prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the children of a network. One that contains a feature's end yields its own children."""
+    for name, child in network.named_children():
+        path = f"{prefix}{name}"
+        if any(end.startswith(f"{path}.") for end in ends):
+            yield from _layers(child, ends, f"{path}.")
+        else:
+            yield path, child

@@ -1,0 +1,200 @@
+"""A module from the user's file: trained, resumed and read again; each breach of its contract is one line."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.weights import load_pretrained, random_weights
+from fastpsl.pipelines.input_record import Input
+from tests.programs import ROOT, digests, newest_checkpoint, run
+from tests.recipes.in_process import refused, starter
+
+SOUND = """
+from torch import nn
+
+class Net(nn.Module):
+    channels = (4, 6, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.middle = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.last = nn.Conv2d(6, 8, 3, padding=1)
+
+    def blocks(self):
+        return [nn.Sequential(self.stem, self.norm), self.middle, self.last]
+
+def small():
+    return Net()
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with net.py."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(SOUND)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("maker", ["Net", "small"])
+@pytest.mark.parametrize("num_channels", [3, 1, 2])
+def test_blocks_are_the_modules_own(maker: str, num_channels: int) -> None:
+    torch.manual_seed(0)
+    backbone = make_backbone(f"net.py:{maker}", num_channels=num_channels)
+    network: nn.Module = backbone.network  # type: ignore[assignment]
+    assert backbone.name == f"net.py:{maker}" and backbone.channels == (4, 6, 8)
+    assert backbone.block_names == ("B1", "B2", "B3") and backbone.min_px == 1
+    assert backbone.training and network.get_submodule("norm").training
+    assert int(network.get_submodule("norm").num_batches_tracked) == 0  # type: ignore[arg-type]
+    assert next(iter(backbone.state_dict())) == "stem.weight"
+    images = torch.randn(2, num_channels, 17, 9)
+    expected = images
+    for name in ("stem", "norm", "middle", "last"):
+        expected = network.get_submodule(name)(expected)
+    assert torch.equal(backbone.eval()(images), backbone(images)) and backbone(images).shape == expected.shape
+
+
+def test_a_backbone_keeps_its_own_values(here: Path) -> None:
+    (here / "mine.py").write_text(
+        "from net import Net\nfrom fastpsl.models import Backbone\n"
+        "class Mine(Net, Backbone):\n"
+        "    name, block_names, min_px = 'other', ('a', 'b', 'c'), 70\n"
+    )
+    backbone = make_backbone(f"{here}/mine.py:Mine")  # it imports the file beside it
+    assert isinstance(backbone, Backbone) and backbone.name == f"{here}/mine.py:Mine"
+    assert backbone.block_names == ("a", "b", "c") and backbone.min_px == 70
+
+
+# A change of SOUND, and words of the message.
+BREACHES = {
+    "no blocks": ("def blocks", "def parts", "no method blocks()"),
+    "a list instead of a method": (
+        "    def blocks",
+        "    blocks = nn.ModuleList()\n\n    def parts",
+        "no method blocks()",
+    ),
+    "blocks that fail": ("return [", "raise KeyError('x')\n        return [", "blocks() failed: 'x'"),
+    "no block": ("return [", "return []\n        return [", "one torch.nn.Module or more"),
+    "no modules": ("self.last]", "max]", "one torch.nn.Module or more"),
+    "no channels": ("channels =", "widths =", "channels are None; give a tuple of 3 numbers"),
+    "too few channels": ("(4, 6, 8)", "(4, 6)", "channels are (4, 6); give a tuple of 3 numbers"),
+    "other channels": (
+        "(4, 6, 8)",
+        "(4, 7, 8)",
+        "B2 returned [2, 6, 16, 16] for 2 pictures; its channels say",
+    ),
+    "too few names": ("channels =", "block_names = ('a',)\n    channels =", "3 blocks and 1 block_names"),
+    "no size": ("channels =", "min_px = 0\n    channels =", "min_px is 0"),
+    "vectors": ("self.last]", "nn.Sequential(self.last, nn.Flatten())]", "B3 returned [2, 2048]"),
+    "a failing block": ("self.middle, self.last]", "self.last, self.middle]", "B2 failed on pictures of 64"),
+    "new layers each time": ("self.last]", "nn.Conv2d(6, 8, 3)]", "weight of B3 is no parameter of the"),
+    "a block twice": ("self.last]", "self.middle]", "middle.weight is in B2 and in B3"),
+    "a layer in no block": (
+        "self.norm)",
+        "nn.Identity())",
+        "2 of its parameters are in no block, such as norm",
+    ),
+    "no block has any": ("return [", "return [nn.Identity()] * 3\n        return [", "are in no block"),
+    "needs arguments": ("def __init__(self)", "def __init__(self, depth)", "Net() failed ("),
+    "fails": ("super().__init__()", "raise OSError('two\\nlines')", "Net() failed (two lines)"),
+    "a wrong import": ("from torch", "from torchh", "cannot be run (ModuleNotFoundError: No module named"),
+    "a wrong line": ("class Net", "class class Net", "cannot be run (SyntaxError: "),
+    "an exit": ("class Net", "raise SystemExit(3)\nclass Net", "cannot be run (SystemExit: 3)"),
+    "no class": ("class Net", "class Other", "has no class or function Net; its classes are Other"),
+    "no class at all": (SOUND, "x = 1", "has no class or function Net; it has no class"),
+    "a number": (SOUND, "Net = 1", "has no class or function Net; it has no class"),
+    "a function of a number": (SOUND, "def Net(): return 1", "Net() returned a int, and a torch.nn.Module"),
+    "no parameters": (
+        SOUND,
+        "from torch import nn\nclass Net(nn.ReLU):\n    channels = (3,)\n    def blocks(self): return [self]",
+        "it has no parameters",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BREACHES)
+def test_each_breach_is_one_line(kind: str, here: Path) -> None:
+    old, new, words = BREACHES[kind]
+    assert old in SOUND
+    (here / "net.py").write_text(SOUND.replace(old, new, 1))
+    with pytest.raises(ValueError) as excinfo:
+        make_backbone("net.py:Net")
+    text = str(excinfo.value)
+    assert "\n" not in text and text.startswith("--backbone net.py:Net: ") and words in text, text
+
+
+@pytest.mark.usefixtures("here")
+def test_names_without_a_class_and_without_convolution() -> None:
+    for name in ("net.py", "net.py:", ":Net.py"):
+        with pytest.raises(ValueError, match=r"give FILE.py:CLASS, such as my_net.py:MyNet"):
+            make_backbone(name)
+    for name in ("net.pyc:Net", "net:Net"):
+        with pytest.raises(ValueError, match=r"allowed are .*, timm/NAME .* or FILE.py:CLASS"):
+            make_backbone(name)
+    Path("net.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    channels = (3,)\n    def __init__(self):\n"
+        "        super().__init__()\n        self.norm = nn.BatchNorm2d(3)\n"
+        "    def blocks(self):\n        return [self.norm]\n"
+    )
+    assert make_backbone("net.py:Net").num_blocks == 1
+    with pytest.raises(ValueError, match="it has no convolution that could read 2 channels"):
+        make_backbone("net.py:Net", num_channels=2)
+
+
+def test_weights_of_a_file_that_has_moved(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--stage-epochs", 1, 1, 1, "--max-steps-per-stage", 1, "--batch-size", 8, "--num-threads", 1)
+    start = starter("simclr_r50", monkeypatch, capsys)
+    arguments = (*small, "--size-px", 32, "--no-tensorboard", "--out", here / "out")
+    outcome = start("--backbone", "net.py:Net", *arguments)
+    assert outcome.code == 0, outcome.err
+    state = newest_checkpoint(here / "out")
+    loaded = load_pretrained(here / "out")
+    assert loaded.record["backbone"] == state["science"]["backbone"] == "net.py:Net"
+    assert torch.equal(loaded.backbone.state_dict()["last.weight"], state["backbone"]["last.weight"])
+    shutil.move(here / "net.py", here / "other.py")
+    refused(start("--backbone", "net.py:Net", *arguments), "simclr_r50", "there is no file net.py")
+    with pytest.raises(ValueError, match=r"there is no file net.py; give --backbone NEW_PATH/net.py:Net"):
+        load_pretrained(here / "out")
+    again = load_pretrained(here / "out", f"{here}/other.py:Net")
+    assert again.record["backbone"] == f"{here}/other.py:Net"
+    assert torch.equal(again.backbone.state_dict()["last.weight"], state["backbone"]["last.weight"])
+    with pytest.raises(ValueError, match="another backbone: net.py:Net, not resnet18"):
+        load_pretrained(here / "out", "resnet18")
+    (here / "other.py").write_text(SOUND.replace("(4, 6, 8)", "(4, 6, 9)").replace("(6, 8", "(6, 9"))
+    with pytest.raises(ValueError, match=r"has last.weight of shape \(8, 6, 3, 3\)"):
+        load_pretrained(here / "out", "other.py:Net")
+
+
+@pytest.mark.usefixtures("here")
+def test_random_weights_depend_on_the_seed_alone() -> None:
+    states = [
+        random_weights("net.py:Net", seed, Input.usual("RGB", 32)).record["sha256"] for seed in (1, 1, 2)
+    ]
+    assert states[0] == states[1] != states[2]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_resume_it(here: Path) -> None:
+    arguments = ("--backbone", here / "net.py:Net", "--batch-size", "8", "--num-threads", "1")
+    arguments += ("--size-px", "32", "--no-tensorboard", "--checkpoint-steps", "1")
+    recipe = ROOT / "recipes" / "simclr_r50.py"
+    done = run(recipe, *arguments, "--max-steps-per-stage", 4, "--out", here / "whole", ranks=2)
+    assert done.returncode == 0, done.stderr
+    cut = here / "cut"
+    for steps in (2, 4):
+        done = run(recipe, *arguments, "--max-steps-per-stage", steps, "--out", cut, ranks=2)
+        assert done.returncode == 0, done.stderr
+        if steps == 2:
+            for path in sorted((cut / "checkpoints").iterdir())[1:]:
+                path.unlink()
+    assert digests(newest_checkpoint(cut)) == digests(newest_checkpoint(here / "whole"))
