@@ -37,6 +37,7 @@ OPTIONAL = (
     "wandb",
     "apex",
     "safetensors",
+    "onnxruntime",
     "pycocotools",
     "torchmetrics",
     "timm",

@@ -1,19 +1,21 @@
 """`fastpsl export`: a checkpoint's backbone as a file of another library."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.models.names import ANY_BACKBONE, EXPORTS
 
 
 @dataclass(frozen=True)
 class Export:
     """Write a checkpoint's backbone alone, under the names and in the file of another library.
 
-    What the weights expect to see goes along in OUT.json (safetensors: in the file's metadata).
+    What the weights expect to see goes along in OUT.json (safetensors, onnx: in the file's metadata; hf: in
+    config.json and the model card). See docs/weights.md.
     """
 
     checkpoint: tyro.conf.Positional[
@@ -27,11 +29,13 @@ class Export:
         ]
     ]
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
-    """The file to write: resnet50.pth, .pkl for Detectron2, .safetensors."""
-    to: Literal["torchvision", "timm", "detectron2", "safetensors"]
-    """Who shall read it."""
+    """The file to write: resnet50.pth, .pkl for Detectron2, .safetensors, .onnx; of hf, a new folder."""
+    to: Annotated[str, tyro.conf.arg(metavar="|".join(EXPORTS))]
+    """Who shall read it; hf is a folder for the Hugging Face Hub."""
     overwrite: bool = False
-    """Replace OUT, which is refused otherwise."""
+    """Replace OUT, which is refused otherwise; of hf, its three files and no others."""
+    results: Annotated[Path | None, tyro.conf.arg(metavar="RUNS")] = None
+    """Of hf: the folder of your evaluations; those of this checkpoint go into the model card."""
     backbone: Annotated[
         str | None, tyro.conf.arg(metavar="NAME", help=f"Of others' weights: {ANY_BACKBONE}.")
     ] = None
@@ -50,7 +54,7 @@ class Export:
         """Write the file and print what it holds.
 
         Raises:
-            ValueError: The weights cannot be read or exported.
+            ValueError: The weights cannot be read or exported, or --results is no folder.
         """
         from fastpsl.evaluation.options import given_input
         from fastpsl.models.export import export
@@ -64,5 +68,20 @@ class Export:
                 overwrite=self.overwrite,
                 backbone=self.backbone,
                 input=input,
+                results=self._results(),
             )
         )
+
+    def _results(self) -> list[dict[str, Any]]:
+        if self.results is None:
+            return []
+        if self.to != "hf":
+            raise ValueError(f"--results goes into the model card of --to hf; leave it out of --to {self.to}")
+        if not self.results.is_dir():
+            raise ValueError(f"--results {self.results}: no such folder; give the one of your evaluations")
+        from fastpsl.tables.results import index_runs
+
+        index = index_runs(self.results)
+        for path, reason in index.unreadable.items():
+            warnings.warn(f"passed over: {path} ({reason})", stacklevel=2)
+        return [result.record for result in index.results]

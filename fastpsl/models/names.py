@@ -17,6 +17,7 @@ BACKBONES = (
 )
 # A backbone → one of the same shape that takes less memory in training, and why.
 LESS_MEMORY = {"resnet50": ("revnet50", "it recomputes what ResNet-50 keeps")}
+EXPORTS = ("torchvision", "timm", "detectron2", "safetensors", "onnx", "hf")
 TIMM = "timm/"
 ANY_BACKBONE = f"{', '.join(BACKBONES)}, {TIMM}NAME (a model of timm) or FILE.py:CLASS (your own module)"
 

@@ -67,6 +67,7 @@ class TimmBackbone(Wrapped):
         except _UNREADABLE as error:
             raise ValueError(f"--backbone {name}: timm cannot build it ({reason_of(error)})") from error
         super().__init__(name, network)
+        self.sizes = sizes
         self._tokens = _is_vision_transformer(timm, network)
         # Whether the layers read and return [B, h, w, C].
         self._channels_last = getattr(network, "output_fmt", "") == "NHWC" and not self._tokens

@@ -11,6 +11,14 @@ from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
 # 0.5].
 CHANNELS = {"RGB": 3, "L": 1, "Sobel": 3, "SobelXY": 2}
 
+_GRADIENTS = "gx = [1 2 1]^T [-1 0 1] / 8, gy = [-1 0 1]^T [1 2 1] / 8, the border repeated"
+_IN_WORDS = {
+    "RGB": "RGB in [0, 1]",
+    "L": "CIE lightness L* / 100 in [0, 1], one channel",
+    "Sobel": f"sqrt(gx^2 + gy^2) of each channel of RGB in [0, 1] ({_GRADIENTS})",
+    "SobelXY": f"gx and gy of (R + G + B) / 3 in [0, 1], two channels ({_GRADIENTS})",
+}
+
 
 @dataclass(frozen=True)
 class Input:
@@ -59,6 +67,11 @@ class Input:
         if channels == "L":
             return cls(channels, (0.5,), (0.25,), size_px)
         return cls(channels, size_px=size_px)
+
+    def in_words(self) -> str:
+        """Return in one line how to make the network's input of an image, for files that others read."""
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{_IN_WORDS[self.channels]}, minus mean {mean}, divided by std {std}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, as checkpoints hold them under "input"."""

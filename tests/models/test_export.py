@@ -15,8 +15,10 @@ import torchvision
 from torch import Tensor, nn
 
 from fastpsl.cli import main
+from fastpsl.evaluation.result import write_result
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.models.export import export, key_table
+from fastpsl.models.export import export
+from fastpsl.models.tensor_table import key_table
 from fastpsl.models.weights import load_pretrained, random_weights
 from fastpsl.pipelines.input_record import Input
 from tests.cheaper import publish_resnets
@@ -366,7 +368,16 @@ def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest
         ((folder, "--to", "timm", out), f"{out}: exists already"),
         ((folder, "--to", "detectron2", str(tmp_path / "x.pth2")), "call it *.pkl"),
         ((folder, "--to", "timm", str(tmp_path / "no" / "x.pth")), "cannot be written"),
-        ((folder, "--to", "onnx", out), "Expected one of"),
+        ((folder, "--to", "onxn", out), "hf; did you mean onnx?"),
+        ((folder, "--to", "tensorflow", out), "allowed are torchvision, timm, detectron2, safetensors, onnx"),
+        ((folder, "--to", "onnx", out), "call it *.onnx"),
+        ((folder, "--to", "timm", str(tmp_path)), f"{tmp_path} is a folder: name a file in it, such as"),
+        ((folder, "--to", "hf", out), "x.pth is a file, and --to hf writes a folder"),
+        ((folder, "--to", "hf", str(tmp_path)), "exists already; give --overwrite"),
+        ((folder, "--to", "timm", "--results", folder, "y"), "leave it out of --to timm"),
+        ((folder, "--to", "hf", "--results", "none", str(tmp_path / "y")), "--results none: no such folder"),
+        ((str(tmp_path / "none.pt"), "--to", "hf", str(tmp_path / "y")), "none.pt: give a checkpoint"),
+        ((out + ".json", "--to", "hf", str(tmp_path / "y")), "is no readable file of weights"),
         ((str(tmp_path), "--to", "timm", str(tmp_path / "y.pth")), "holds no checkpoint"),
         ((folder, "--to", "timm", str(tmp_path / "y.pth"), "--backbone", "resnet50"), "another backbone"),
     ):
@@ -376,6 +387,27 @@ def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest
     assert command(folder, "--to", "timm", "--overwrite", out)[0] == 0
     assert load_pretrained(Path(out)).record["sha256"] == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth", "x.pth.json"]
+
+
+def test_the_command_finds_the_results_of_its_checkpoint(
+    run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sha256 = load_pretrained(run[0]).record["sha256"]
+    for name, digest, score in (("mine", sha256, 41.5), ("another", "0" * 64, 77.25)):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        write_result(
+            tmp_path / "runs" / name, recipe="knn", protocol="knn", numbers={"top1_B5": score}, settings={},
+            checkpoint={"sha256": digest}, data={"train": "a", "val": "b", "num_train": 9, "num_val": 6},
+            seconds=1.0, cut=False,
+        )  # fmt: skip
+    (tmp_path / "runs" / "damaged").mkdir()
+    (tmp_path / "runs" / "damaged" / "result.json").write_text("{")
+    main(["export", str(run[0]), "--to", "hf", str(tmp_path / "hf"), "--results", str(tmp_path / "runs")])
+    output = capsys.readouterr()
+    assert "has 1 evaluation;" in output.out
+    assert "passed over" in output.err and "damaged" in output.err and output.err.count("\n") == 1
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "| knn | top1_B5 41.5 | 6 |  |" in card and "77.25" not in card
 
 
 def test_others_weights_go_out_once_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
