@@ -18,9 +18,9 @@ from fastpsl.engine.distributed import join_world, leave_world, own_rank
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
 from fastpsl.engine.last_step import EXIT_PREEMPTED
 from fastpsl.engine.recipe import Evaluation, Options, Recipe
-from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.terminal import escaped, plain, safe_output
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.doing import doing

@@ -11,7 +11,7 @@ import torch
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.reporter import summary_line
+from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Position, Run
 from fastpsl.engine.seed import torch_seed

@@ -17,7 +17,7 @@ from fastpsl.engine.console import Screen
 from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.recipe_files import find_recipe
-from fastpsl.engine.reporter import summary_line
+from fastpsl.engine.stage_summary import summary_line
 from fastpsl.evaluation.linear import best_block_lines
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
