@@ -22,8 +22,9 @@ def make_console() -> Console:
     Lines of a file are never wrapped, so that `grep` finds them whole.
     """
     stream = plain(sys.stderr)
-    is_terminal = stream.isatty()
-    return Console(file=stream, force_terminal=is_terminal, highlight=False, soft_wrap=not is_terminal)
+    console = Console(file=stream, force_terminal=stream.isatty(), highlight=False)
+    console.soft_wrap = not draws_in_place(console)
+    return console
 
 
 def draws_in_place(console: Console) -> bool:

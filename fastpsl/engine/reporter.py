@@ -160,7 +160,7 @@ class Reporter:
         self._pending.append((row, torch.stack([torch.stack(pair).float() for pair in metrics.values()])))
         self._num_skipped = num_skipped
         if self.screen:
-            self.screen.reach(step, self._epoch(step))
+            self.screen.reach(step)
         if step == self._num_steps:
             self.flush()
         elif step % self.log_steps == 0 or not self._is_timed:
@@ -247,19 +247,14 @@ class Reporter:
             self._stage.level,
             self._ahead.number,
             self._ahead.num_stages,
-            self._epoch(step),
-            -(-self._num_steps // self._steps_per_epoch),
+            self._steps_per_epoch,
             step,
-            self._num_steps,
+            max(self._num_steps, step),  # a resumed stage may have passed a lower limit
             metrics or {},
             lr,
             eta_s=eta_s,
             run_eta_s=run_eta_s,
         )
-
-    def _epoch(self, step: int) -> int:
-        """Return the number of the epoch of step `step`, both counted from 1 within the stage."""
-        return max(step - 1, 0) // self._steps_per_epoch + 1
 
     def stage_summary(
         self,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 
 from fastpsl.engine.display import Display, draws_in_place, make_console, make_display
 from fastpsl.engine.terminal import escaped
@@ -51,10 +51,10 @@ class Screen:
             self.console.print(plain_line(numbers))
             note_output()
 
-    def reach(self, step: int, epoch: int) -> None:
+    def reach(self, step: int) -> None:
         """Note a step whose numbers have not arrived. It is drawn within a second."""
         if self._numbers is not None:
-            self._numbers = replace(self._numbers, step=step, epoch=epoch)
+            self._numbers = replace(self._numbers, step=step)
 
     def log(self, text: str) -> None:
         """Print a line that stays."""
@@ -81,12 +81,14 @@ class Screen:
             if self._numbers is not None and draws_in_place(self.console):
                 self._draw()
 
-    def _lines(self) -> TrainingLines | str:
-        return "" if self._numbers is None else TrainingLines(self._numbers, self._caption)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the present numbers, also where a line above them draws them again."""
+        if self._numbers is not None:
+            yield TrainingLines(self._numbers, self._caption)
 
     def _draw(self) -> None:
         if self._display is None:
-            self._display = make_display(self.console, self._lines)
+            self._display = make_display(self.console, lambda: self)
             self._display.start(refresh=True)
             redraw_with(self._tick)
         else:

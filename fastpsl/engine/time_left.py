@@ -44,13 +44,13 @@ class Pace:
 
         Args:
             num_steps: The number of steps left in the stage.
-            ahead: The work after it. A run of one stage has no time of its own: None.
+            ahead: The work after it. In the last stage, the run has no time of its own: None.
         """
         if not self._intervals:
             return None, None
         step_s = sum(seconds for _, seconds in self._intervals) / sum(num for num, _ in self._intervals)
         in_run = (num_steps + ahead.later_steps) * step_s
-        return num_steps * step_s, in_run if ahead.num_stages > 1 else None
+        return num_steps * step_s, in_run if ahead.number < ahead.num_stages else None
 
 
 def work_ahead(

@@ -27,8 +27,7 @@ class Numbers:
         level: The task's level.
         number: The number of the stage, from 1.
         num_stages: The number of stages of the run.
-        epoch: The number of the epoch within the stage, from 1.
-        num_epochs: The number of epochs of the stage, one of them perhaps cut short.
+        steps_per_epoch: The number of steps of an epoch.
         step: The number of steps made in the stage.
         num_steps: The number of steps of the stage.
         metrics: The task's metrics, the loss first.
@@ -36,7 +35,7 @@ class Numbers:
         images_per_s: The images of all ranks per second.
         data_wait_percent: The share of time that rank 0 waited for batches.
         eta_s: The seconds left in the stage.
-        run_eta_s: The seconds left in the run; None where this is its only stage.
+        run_eta_s: The seconds left in the run; None in its last stage.
         gpu_bytes: The bytes in use on rank 0's GPU; None on the CPU.
     """
 
@@ -44,8 +43,7 @@ class Numbers:
     level: int
     number: int
     num_stages: int
-    epoch: int
-    num_epochs: int
+    steps_per_epoch: int
     step: int
     num_steps: int
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -55,6 +53,16 @@ class Numbers:
     eta_s: float | None = None
     run_eta_s: float | None = None
     gpu_bytes: int | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The number of the last step's epoch within the stage, from 1."""
+        return max(self.step - 1, 0) // self.steps_per_epoch + 1
+
+    @property
+    def num_epochs(self) -> int:
+        """The number of epochs of the stage, of which the last may be cut short."""
+        return -(-self.num_steps // self.steps_per_epoch)
 
 
 def plain_line(numbers: Numbers) -> str:

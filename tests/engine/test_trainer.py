@@ -11,10 +11,10 @@ import torch
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Position, Run
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.beton.write import write_beton
