@@ -56,7 +56,15 @@ def bar_line(done: int, total: int, parts: Sequence[Part], width: int) -> Table:
     """
     room = width - len(GAP)
     text = text_line(fitted(parts, room - _MIN_BAR, room - _GOOD_BAR))
-    bar = ProgressBar(total, done, width=min(_MAX_BAR, room - len(text)))
+    # The terminal's own colours can be seen on white and on black.
+    bar = ProgressBar(
+        total,
+        done,
+        width=min(_MAX_BAR, room - len(text)),
+        style="bright_black",
+        complete_style="cyan",
+        finished_style="green",
+    )
     line = Table.grid(padding=(0, len(GAP), 0, 0), pad_edge=False)
     line.add_row(bar, text)
     return line

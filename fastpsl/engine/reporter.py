@@ -223,7 +223,7 @@ class Reporter:
             values = [line[name] for line in lines if line[name] is not None]
             means[name] = sum(values) / max(len(values), 1)
         scalars = means | {"lr": last["lr"]}
-        pace: dict[str, float] = {}
+        pace: dict[str, Any] = {}
         if elapsed is not None:
             pace["images_per_s"] = self.batch_size * len(lines) / elapsed
             pace["data_wait_percent"] = 100 * self._wait_s / elapsed

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from typing_extensions import override
 
 from fastpsl.engine import console as module
 from fastpsl.engine.console import Progress, status
@@ -15,6 +16,7 @@ from fastpsl.pipelines import doing
 class Terminal(io.StringIO):
     """A terminal on which text is collected."""
 
+    @override
     def isatty(self) -> bool:
         return True
 

@@ -114,7 +114,13 @@ def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
         output = re.sub(r"\x1b\[[\d;]*m", "", text.getvalue())
         if terminal:
             assert "step 0 of 4" in output and "step 4 of 4" in output and "epoch 2 of 2" in output
-            words = "stage 2 of 3 (S1, level G1)", "loss 0.5000", "learning rate 0.1", "stage ETA", "images/s"
+            words: tuple[str, ...] = (
+                "stage 2 of 3 (S1, level G1)",
+                "loss 0.5000",
+                "learning rate 0.1",
+                "stage ETA",
+                "images/s",
+            )
             first = output[output.index("step 1 of 4") :].partition("step 2 of 4")[0]
         else:
             words = "S1 level G1", "step 4/4", "loss 0.5", "lr 0.1", "ETA 0:00:00", "img/s", "epoch 2/2"

@@ -165,7 +165,7 @@ def test_plain_lines_and_the_voice_do_not_speak_at_once(monkeypatch: pytest.Monk
 
 
 class Handle:
-    """What IPython returns for an output of a cell."""
+    """An output of a cell, as IPython returns it."""
 
     def __init__(self, page: Any):
         self.pages = [page]

@@ -27,6 +27,8 @@ USUAL = Numbers(
     images_per_s=6_712.3, data_wait_percent=1.2, eta_s=360.0, run_eta_s=13_600.0, gpu_bytes=12 * 2**30,
 )  # fmt: skip
 
+WORDS = "stage level epoch step of ETA run learning rate lr images/s img/s wait data GPU memory GiB %"
+
 
 def shown(numbers: Numbers, width: int, caption: str | None = None) -> list[str]:
     text = io.StringIO()
@@ -38,9 +40,7 @@ def shown(numbers: Numbers, width: int, caption: str | None = None) -> list[str]
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200, *range(41, 200, 7)])
 def test_no_number_and_no_name_is_cut(numbers: Numbers, width: int) -> None:
     """Check each text against a list of all that may stand there."""
-    words = set(
-        "stage epoch step of ETA run learning rate lr images/s img/s wait data GPU memory GiB %".split()
-    )
+    words = {*WORDS.split()}
     words |= numbers.metrics.keys()
     for name in ("stage", "number", "num_stages", "step", "num_steps", "epoch", "num_epochs"):
         value = getattr(numbers, name)
