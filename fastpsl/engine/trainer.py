@@ -168,6 +168,7 @@ class StageTrainer:
         return True
 
     def _train(self, loader: BatchSource, progress: doing) -> bool:
+        waiting = "waiting for its batch" + (" on every rank" if self.run.world.size > 1 else "")
         name, building = self.stage.name, f", the first: {what_is_built(self.train_step.step_choice.mode)}"
         experiment, run, position, options = self.experiment, self.run, self.position, self.run.options
         steps_per_epoch, end_step = self.steps_per_epoch, self.end_step
@@ -189,7 +190,7 @@ class StageTrainer:
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
                 step_words = f"{name}: step {position.step + 1:,} of {end_step:,}"
-                progress.turn_to(f"{step_words}: waiting for its batch", early=bool(building))
+                progress.turn_to(f"{step_words}: {waiting}", early=bool(building))
                 lr = experiment.schedule(self._moment())
                 for number in range(1, options.accumulate + 1):
                     if number == 1:
