@@ -41,6 +41,7 @@ OPTIONAL = (
     "pycocotools",
     "torchmetrics",
     "timm",
+    "IPython",
 )
 FILE_MODULES = {"pathlib", "os", "io", "tempfile", "shutil", "glob", "json", "mmap", "pickle"}
 FILE_CALLS = re.compile(r"open|(np|torch)\.(load|save|savez|fromfile|memmap|loadtxt|savetxt)|.*\.tofile")

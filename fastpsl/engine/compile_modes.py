@@ -81,6 +81,15 @@ def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] =
     return runner
 
 
+def what_is_built(mode: str) -> str:
+    """Return what a stage's first step waits for, in words."""
+    return {
+        "fused": "Triton builds the kernels of BatchNorm",
+        "compiled": "torch.compile builds the step, for a minute or so",
+        "graphed": "torch.compile builds the step and its graphs, for a minute or so",
+    }.get(mode, "torch loads what it needs")
+
+
 def begin_pass(mode: str) -> None:
     """Mark the start of a forward pass in training.
 

@@ -161,8 +161,7 @@ class EpochContext:
         if screen is None:
             yield None
             return
-        screen.close()
-        with Progress(what, num, "a pass") as progress:
+        with screen.aside(), Progress(what, num, "a pass") as progress:
             yield progress
         seconds = time.perf_counter() - started
         self.run.reporter.log(f"a pass over {num:,} {what} took {seconds:.1f} s")

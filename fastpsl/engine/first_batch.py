@@ -16,13 +16,15 @@ def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource)
 
     Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none or the stage is resumed.
     """
-    run.reporter.log(f"decoder {loader.decoder_name}: {loader.decoder_reason}")
+    run.reporter.log_choice("decoder", f"{loader.decoder_name}: {loader.decoder_reason}")
     batch = None
-    with doing(f"{stage.name}: the first batch, whose decoder may have to be compiled"):
+    with doing("") as progress:
+        progress.turn_to(f"{stage.name}: reading the first batch, for which numba may compile", early=True)
         if run.world.local_rank == 0:
             batches = loader.epoch(run.position.first_epoch)
             batch = next(batches)
             batches.close()
+        progress.turn_to(f"{stage.name}: waiting for the first batch of the other ranks", early=True)
         wait_for_all(run.world)
     if batch is None or run.world.rank != 0 or run.position.step > 0:
         return

@@ -22,5 +22,13 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return {"peak_allocated_bytes": peak, "device_used_bytes": total - free}
 
 
+def memory_held(device: torch.device) -> int | None:
+    """Return the bytes that torch holds on the device, with its cache; None on the CPU.
+
+    It is torch's own count, for which the device is not asked. Decoders and libraries hold more.
+    """
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
+
+
 def gibibytes(number: float) -> str:
     return f"{number / 2**30:.1f} GiB"

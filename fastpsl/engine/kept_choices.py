@@ -5,13 +5,15 @@ the choice of its start, even if a later version or another GPU would choose dif
 overrides it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fastpsl.engine.old_names import current_record
 from fastpsl.engine.options import TrainingOptions, compile_value
+from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import TrainStep
+from fastpsl.pipelines.views import ViewSpec
 
 # The options for which "auto" makes a choice.
 AUTOMATIC = ("compile", "augment_backend")
@@ -24,6 +26,32 @@ def choices_of(train_step: TrainStep) -> dict[str, Any]:
         "augment_backend": train_step.augment.path,
         "fold_frozen": train_step.fold_frozen,
     }
+
+
+def report_choices(
+    train_step: TrainStep,
+    stage: Stage,
+    views: Sequence[ViewSpec],
+    kept: Collection[str],
+    log: Callable[[str, str], None],
+) -> None:
+    """Report how a stage is computed, and why.
+
+    Args:
+        train_step: The stage's step.
+        stage: The stage.
+        views: Its views; without any, nothing is augmented.
+        kept: The options that a checkpoint decides.
+        log: Called with the name of each choice, and with the choice in words.
+    """
+    augment, step, frozen = train_step.augment, train_step.step_choice, stage.first_learning - 1
+    choices = [("step", step.mode, step.reason)]
+    if views:
+        choices.insert(0, ("augment", augment.path, augment.reason))
+    for name, mode, reason in choices:
+        log(name, f"{mode}: {'as the stage began' if name in kept else reason}")
+    if train_step.fold_frozen:
+        log("folded:", f"{'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}")
 
 
 def apply_kept_choices(

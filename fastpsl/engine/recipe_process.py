@@ -20,11 +20,11 @@ from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_r
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe import Evaluation, Recipe, Training
-from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.suitability import length_line, unsuitable
-from fastpsl.engine.terminal import escaped, plain, safe_output
+from fastpsl.engine.terminal import escaped, safe_output, same_place
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
@@ -182,9 +182,9 @@ def _print_results(run: Run, finished: bool) -> None:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
         what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"
         print(f"stopped by a signal in {where}; the same command with --out {run.folder} {what_it_does}")
-    # A terminal has already shown this process's summaries, on stderr. A file gets all of them.
-    for summary in run.position.summaries[: run.num_stages_before if plain(sys.stdout).isatty() else None]:
-        print(summary_line(summary))
+    if not same_place(sys.stdout, sys.stderr):  # the reporter has printed them on stderr
+        for summary in run.position.summaries:
+            print(summary_line(summary))
     # Empty if a finished checkpoint was "resumed" in another folder, or none was written.
     paths = run.checkpoints.paths()
     if paths or run.resumed:

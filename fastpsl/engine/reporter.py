@@ -6,6 +6,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from fastpsl.engine.console import Screen
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.epoch_log import EpochLog
 from fastpsl.engine.fetch import Fetch
-from fastpsl.engine.gpu_memory import gibibytes
+from fastpsl.engine.gpu_memory import memory_held
 from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.screen import Screen
+from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.terminal import escaped
+from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
+from fastpsl.engine.training_lines import Numbers
 from fastpsl.engine.trunk import Metrics
 from fastpsl.pipelines.batch import BadSample, Batch
-from fastpsl.pipelines.doing import clock
 from fastpsl.pipelines.files.atomic import write_atomically
 
 # A stage's loss "at its start" and "at its end" is a mean over this many steps, or over half of a shorter
@@ -37,6 +40,7 @@ Figures = Mapping[str, float | None]
 class Reporter:
     """A reporter that collects each step's metrics on the device and fetches them every `log_steps` steps.
 
+    A stage's first step is fetched, too, and shown without a speed, because it builds what others only use.
     On a GPU, a fetch is finished after the next step was launched. The host then waits only for a step that
     is over or nearly so, and writes the numbers while the device computes the next one.
     """
@@ -70,17 +74,31 @@ class Reporter:
         self._skipped = 0.0
         self._num_skipped: Tensor | None = None
         self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
+        self._is_timed = False
+        self._told: dict[str, str] = {}
 
     def log(self, text: str) -> None:
         """Print a line for people, on rank 0."""
         if self.screen:
             self.screen.log(text)
 
-    def stage_begins(self, stage: Stage, step: int, num_steps: int, steps_per_epoch: int) -> None:
+    def log_choice(self, name: str, text: str) -> None:
+        """Print how something is computed, unless the stage before had the same choice."""
+        if self._told.get(name) != text:
+            self._told[name] = text
+            self.log(f"{name} {text}")
+
+    def stage_begins(
+        self, stage: Stage, step: int, num_steps: int, steps_per_epoch: int, ahead: WorkAhead = ONLY_STAGE
+    ) -> None:
+        """Begin a stage of `num_steps` steps after `step` of them."""
         self._stage, self._num_steps, self._skipped = stage, num_steps, 0.0
-        self._window_started, self._wait_s = time.perf_counter(), 0.0
+        self._steps_per_epoch, self._ahead = steps_per_epoch, ahead
+        self._wait_s, self._is_timed, self._pace = 0.0, False, Pace()
         length = " of" if stage.num_steps is None else ", epochs of"
         self.log(f"{stage}{length} {steps_per_epoch} steps; steps {step} to {num_steps}")
+        if self.screen:
+            self.screen.begin(self._numbers(step))
 
     def epoch(self, figures: Figures | None, epochs: float, run_step: int) -> None:
         """Log rank 0's figures of the epoch that ended at `epochs`, counted over all stages."""
@@ -141,9 +159,11 @@ class Reporter:
         }
         self._pending.append((row, torch.stack([torch.stack(pair).float() for pair in metrics.values()])))
         self._num_skipped = num_skipped
+        if self.screen:
+            self.screen.reach(step)
         if step == self._num_steps:
             self.flush()
-        elif step % self.log_steps == 0:
+        elif step % self.log_steps == 0 or not self._is_timed:
             self._begin_look()
             if self.world.device.type == "cpu":
                 self._finish_look()
@@ -185,40 +205,56 @@ class Reporter:
         ]
         if self.file and self.screen:
             self.file.append(lines)
-            self._show(lines, names, elapsed)
+            self._show(lines, names, elapsed if self._is_timed else None)
             if skipped > self._skipped:
                 self.log(
                     f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had "
                     "gradients that are not finite and changed nothing (usual while fp16 finds its scale)"
                 )
-        self._skipped = skipped
+        self._skipped, self._is_timed = skipped, True
         self._window_started, self._wait_s = time.perf_counter(), 0.0
 
-    def _show(self, lines: list[dict[str, Any]], names: list[str], elapsed: float) -> None:
+    def _show(self, lines: list[dict[str, Any]], names: list[str], elapsed: float | None) -> None:
+        """Show the mean metrics of some steps, and the pace if their time is known."""
         assert self.screen
         last = lines[-1]
         means = {}
         for name in names:
             values = [line[name] for line in lines if line[name] is not None]
             means[name] = sum(values) / max(len(values), 1)
-        record = {
-            "stage": self._stage.name,
-            "level": self._stage.level,
-            "step": last["step"],
-            "num_steps": self._num_steps,
-            "metrics": means,
-            "lr": last["lr"],
-            "images_per_s": self.batch_size * len(lines) / elapsed,
-            "data_wait_percent": 100 * self._wait_s / elapsed,
-            "eta_s": (self._num_steps - last["step"]) * elapsed / len(lines),
-        }
-        self.screen.show(record)
-        scalars = means | {k: record[k] for k in ("lr", "images_per_s", "data_wait_percent")}
+        scalars = means | {"lr": last["lr"]}
+        pace: dict[str, Any] = {}
+        if elapsed is not None:
+            pace["images_per_s"] = self.batch_size * len(lines) / elapsed
+            pace["data_wait_percent"] = 100 * self._wait_s / elapsed
+            self._pace.add(len(lines), elapsed)
+        numbers = self._numbers(last["step"], means, last["lr"])
+        self.screen.show(replace(numbers, gpu_bytes=memory_held(self.world.device), **pace))
+        scalars |= pace
         if self.board:
             for name, value in scalars.items():
                 self.board.add_scalar(name, value, last["run_step"])
         if self.wandb:
             self.wandb.log(scalars, step=last["run_step"])
+
+    def _numbers(
+        self, step: int, metrics: Mapping[str, float] | None = None, lr: float | None = None
+    ) -> Numbers:
+        """Return where the stage is after `step`, and the time left once its pace is known."""
+        eta_s, run_eta_s = self._pace.time_left(self._num_steps - step, self._ahead)
+        return Numbers(
+            self._stage.name,
+            self._stage.level,
+            self._ahead.number,
+            self._ahead.num_stages,
+            self._steps_per_epoch,
+            step,
+            max(self._num_steps, step),  # a resumed stage may have passed a lower limit
+            metrics or {},
+            lr,
+            eta_s=eta_s,
+            run_eta_s=run_eta_s,
+        )
 
     def stage_summary(
         self,
@@ -248,6 +284,8 @@ class Reporter:
             "held_out": held_out,
             "chance": chance,
         } | dict(memory or {})
+        if self.screen:
+            self.screen.end_stage()
         self.log(summary_line(summary))
         return summary
 
@@ -258,47 +296,6 @@ class Reporter:
             self.board.close()
         if self.wandb:
             self.wandb.finish()
-
-
-def summary_line(summary: dict[str, Any]) -> str:
-    """Return a stage's summary as one line for people."""
-    cut = (
-        "" if summary["num_steps"] == summary["num_steps_planned"] else f" of {summary['num_steps_planned']}"
-    )
-    steps = f"{summary['num_steps']}{cut} steps in {clock(summary['seconds'])}"
-    text = f"{summary['stage']} (level G{summary['level']}): {steps}"
-    if summary["loss_start"] is not None:
-        text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
-    chance = "" if summary["chance"] is None else f" (chance {100 * summary['chance']:.1f} %)"
-    if held_out := _held_out_words(summary["held_out"], chance):
-        text += f", held-out {held_out}"
-    if "peak_allocated_bytes" in summary:
-        peak, used = gibibytes(summary["peak_allocated_bytes"]), gibibytes(summary["device_used_bytes"])
-        text += f", GPU memory {peak} at most ({used} with all else)"
-    return text
-
-
-def _held_out_words(held_out: dict[str, float], chance: str) -> str:
-    """Return the held-out metrics as one line; `chance` follows the first accuracy.
-
-    Accuracies are the plain one, top-1 and top-5, or the top-1 of several classifiers ("top1_B4"). A loss is
-    added if there is its value for a constant answer ("loss_constant"), or if there is no accuracy (IIC).
-    """
-    words = []
-    for name, label in (("accuracy", "accuracy"), ("top1", "top-1"), ("top5", "top-5")):
-        if name in held_out:
-            words.append(f"{label} {100 * held_out[name]:.1f} %")
-    parts = [f"{n[5:]} {100 * value:.1f}" for n, value in held_out.items() if n.startswith("top1_")]
-    words += [f"top-1 {', '.join(parts)} %"] if parts else []
-    words = [words[0] + chance, *words[1:]] if words else []
-    for constant in (name for name in held_out if name.endswith("_constant")):
-        loss = constant.removesuffix("_constant")
-        words.append(
-            f"{loss.replace('_', ' ')} {held_out[loss]:.3f} (a constant answer {held_out[constant]:.3f})"
-        )
-    if not words and "loss" in held_out:
-        words.append(f"loss {held_out['loss']:.3f}")
-    return ", ".join(words)
 
 
 def start_wandb(folder: Path, config: dict[str, Any]) -> Any:

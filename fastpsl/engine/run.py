@@ -13,6 +13,7 @@ from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.signals import StopSignal
+from fastpsl.engine.stage_summary import summary_line
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 
@@ -88,7 +89,6 @@ class Run:
         )
         self.position = Position(**self.resume_state["position"]) if self.resume_state else Position()
         self.resumed = self.resume_state is not None
-        self.num_stages_before = len(self.position.summaries)
         with output_errors(self.folder):
             self.reporter = Reporter(
                 self.folder,
@@ -103,8 +103,8 @@ class Run:
             if world.rank == 0:
                 self._write_records()
         self.stop_signal = StopSignal(world, options.checkpoint_minutes)
-        for note in notes:
-            self.reporter.log(note)
+        for line in (*notes, *map(summary_line, self.position.summaries)):
+            self.reporter.log(line)
 
     def _machine(self) -> dict[str, Any]:
         names = set(self.options.as_dict()) - set(self.options.science()) - {"data", "val", "out", "resume"}

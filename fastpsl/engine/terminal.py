@@ -23,6 +23,14 @@ def plain(stream: TextIO) -> TextIO:
     return cast(TextIO, getattr(stream, "plain", stream))
 
 
+def same_place(one: TextIO, other: TextIO) -> bool:
+    """Return whether two streams lead to the same terminal, pipe or file, so that a reader sees both."""
+    try:
+        return os.path.sameopenfile(one.fileno(), other.fileno())
+    except (OSError, ValueError):  # a stream without a descriptor
+        return False
+
+
 class _Lasting:
     """A stream that becomes /dev/null when writing fails: reader gone, disk full, or closed."""
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from fastpsl.engine.compile_modes import what_is_built
 from fastpsl.engine.data_failures import next_on_all_ranks
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.first_batch import look_at_first_batch
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
-from fastpsl.engine.kept_choices import AUTOMATIC, apply_kept_choices, choices_of
+from fastpsl.engine.kept_choices import AUTOMATIC, apply_kept_choices, choices_of, report_choices
 from fastpsl.engine.last_step import LONG_STEP_S, LastStep
 from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.optim.schedules import Moment
@@ -22,6 +23,7 @@ from fastpsl.engine.resume import loading
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import BatchSource
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.time_left import work_ahead
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.doing import doing
 
@@ -74,23 +76,6 @@ class StageTrainer:
                 self.train_step.load_state_dict(state["learner"])
                 experiment.task.load_state_dict(state["task"])
 
-    def _report_choices(self) -> None:
-        """Report how this stage is computed, and why."""
-        augment, step, frozen = (
-            self.train_step.augment,
-            self.train_step.step_choice,
-            self.stage.first_learning - 1,
-        )
-        choices = [("step", step.mode, step.reason)]
-        if self.views:
-            choices.insert(0, ("augment", augment.path, augment.reason))
-        for name, mode, reason in choices:
-            self.run.reporter.log(f"{name} {mode}: {'as the stage began' if name in self.kept else reason}")
-        if self.train_step.fold_frozen:
-            self.run.reporter.log(
-                f"folded: {'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}"
-            )
-
     def _check(self, options: TrainingOptions) -> None:
         """Raise ValueError if this machine cannot compute the stage as `options` require."""
         views = (*self.experiment.task.views(self.stage.level), *self.held_out_views)
@@ -116,8 +101,12 @@ class StageTrainer:
             self.steps_per_epoch = loader.num_steps // run.options.accumulate
             self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
             self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
-            run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch)
-            self._report_choices()
+            ahead = work_ahead(
+                self.experiment.stages, position.stage, self.experiment.backbone.blocks(),
+                self.experiment.task.images_per_sample, self.steps_per_epoch, run.options.max_steps_per_stage,
+            )  # fmt: skip
+            run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
+            report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
             look_at_first_batch(run, self.experiment.task, self.stage, loader)
             # An interrupted warm-up is not saved. A resumed run repeats it.
             if self.fresh and not self._warm_up(loader):
@@ -179,7 +168,8 @@ class StageTrainer:
         return True
 
     def _train(self, loader: BatchSource, progress: doing) -> bool:
-        name, first = self.stage.name, ", for which much is compiled"
+        waiting = "waiting for its batch" + (" on every rank" if self.run.world.size > 1 else "")
+        name, building = self.stage.name, f", the first: {what_is_built(self.train_step.step_choice.mode)}"
         experiment, run, position, options = self.experiment, self.run, self.position, self.run.options
         steps_per_epoch, end_step = self.steps_per_epoch, self.end_step
         while position.step < end_step:
@@ -199,16 +189,17 @@ class StageTrainer:
             for _ in range(step_in_epoch, min(steps_per_epoch, end_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
-                progress.turn_to(f"{name}: step {position.step + 1:,} of {end_step:,}{first}")
-                first = ""
+                step_words = f"{name}: step {position.step + 1:,} of {end_step:,}"
+                progress.turn_to(f"{step_words}: {waiting}", early=bool(building))
                 lr = experiment.schedule(self._moment())
                 for number in range(1, options.accumulate + 1):
                     if number == 1:
                         batch = next_on_all_ranks(watched, run.world, self._save_last_step)
+                        progress.turn_to(f"{step_words}{building}", early=bool(building))
                     else:
                         batch = next(watched)
                     self.train_step.backward(batch, options.accumulate, is_last=number == options.accumulate)
-                metrics = self.train_step.update(lr)
+                metrics, building = self.train_step.update(lr), ""
                 experiment.task.after_step()
                 position.step += 1
                 position.run_step += 1

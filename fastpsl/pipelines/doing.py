@@ -4,7 +4,7 @@
         progress.update(num_done)
 
 Operations nest, and rank 0 reports the innermost one. An operation that ends within ten seconds is not
-reported.
+reported. A display that is redrawn in place shows the lines instead (`redraw_with`).
 """
 
 import os
@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 SILENCE_S = 10.0
+# An operation is named after this many seconds on a display that is redrawn, and in lines if it is `early`.
+EARLY_S = 5.0
+_POLL_EVERY_S = 1.0
 Item = TypeVar("Item")
 
 
@@ -38,9 +41,15 @@ class doing:
         self.unit, self.total, self.quiet = unit, total, quiet
         self.turn_to(what)
 
-    def turn_to(self, what: str) -> None:
-        """Begin another operation in the same block."""
+    def turn_to(self, what: str, early: bool = False) -> None:
+        """Begin another operation in the same block.
+
+        Args:
+            what: The operation in words.
+            early: Report it after five seconds of silence, not ten, because nobody expects it to take long.
+        """
         self.what, self.started, self.num_done, self.num_bad = what, time.monotonic(), 0, 0
+        self.early = early
 
     def update(self, num_done: int, num_bad: int = 0) -> None:
         """Set the number of finished units, and of broken ones among them; cheap enough for every unit."""
@@ -96,6 +105,23 @@ def report_to(log: Callable[[str], None] | None) -> None:
     _heartbeat.log = log or _to_stderr
 
 
+Redraw = Callable[[str | None], None]
+
+
+def redraw_with(redraw: Redraw | None) -> Redraw | None:
+    """Call a function every second instead of printing lines, for a display that is redrawn in place.
+
+    Args:
+        redraw: Called from a thread of its own with the line of the innermost operation, or with None if that
+            has lasted less than five seconds. None prints lines again.
+
+    Returns:
+        The function before, for the end of the display.
+    """
+    before, _heartbeat.redraw = _heartbeat.redraw, redraw
+    return before
+
+
 def _to_stderr(line: str) -> None:
     try:
         sys.stderr.write(f"{line}\n")  # one write, so that no other thread's line gets in between
@@ -109,6 +135,7 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self.log: Callable[[str], None] = _to_stderr
+        self.redraw: Redraw | None = None
         self.last_output = 0.0
         self._doing: list[doing] = []
         self._changed = threading.Condition()
@@ -131,20 +158,38 @@ class Heartbeat:
 
     def line(self, now: float) -> str | None:
         """Return the line to print now, or None where there is none."""
-        if not self._doing or now - self.last_output < SILENCE_S:
+        if not self._doing:
             return None
-        self.last_output = now
-        return None if self._doing[-1].quiet else self._doing[-1].line(now)
+        innermost = self._doing[-1]
+        if now - self.last_output < (min(EARLY_S, SILENCE_S) if innermost.early else SILENCE_S):
+            return None
+        self.last_output, innermost.early = now, False
+        return None if innermost.quiet else innermost.line(now)
+
+    def caption(self, now: float) -> str | None:
+        """Return the line for a display that is redrawn, or None if the operation has just begun."""
+        innermost = self._doing[-1] if self._doing else None
+        if innermost is None or innermost.quiet or now - innermost.started < EARLY_S:
+            return None
+        return innermost.line(now)
 
     def _report(self) -> None:
         while True:
             with self._changed:
                 if not self._doing:
                     self._changed.wait()
-                line = self.line(time.monotonic())
-                if line is None:
-                    self._changed.wait(max(self.last_output + SILENCE_S - time.monotonic(), 0.01))
-            if line is not None and int(os.environ.get("RANK", "0")) == 0:
+                now, redraw = time.monotonic(), self.redraw
+                if redraw is not None:
+                    self.last_output, line = now, self.caption(now)
+                else:
+                    line = self.line(now)
+                    if line is None:
+                        due_s = self.last_output + SILENCE_S - time.monotonic()
+                        self._changed.wait(min(max(due_s, 0.01), _POLL_EVERY_S))  # `turn_to` does not notify
+            if redraw is not None:
+                redraw(line)
+                time.sleep(_POLL_EVERY_S)
+            elif line is not None and int(os.environ.get("RANK", "0")) == 0:
                 self.log(line)
 
 

@@ -1,60 +1,82 @@
-"""The screen of training: a live table with the present work below it, or plain lines without a terminal."""
+"""Progress bars: on a terminal one line that is drawn in place, elsewhere what `doing` prints."""
 
 import io
+import re
+import sys
+from collections.abc import Callable
 
 import pytest
-from rich.console import Console
+from typing_extensions import override
 
 from fastpsl.engine import console as module
-from fastpsl.engine.console import Screen
+from fastpsl.engine.console import Progress, status
 from fastpsl.pipelines import doing
 
-RECORD = {
-    "stage": "S1",
-    "level": 1,
-    "step": 3,
-    "num_steps": 90,
-    "metrics": {"loss": 2.5},
-    "lr": 0.1,
-    "images_per_s": 64.0,
-    "data_wait_percent": 1.0,
-    "eta_s": 61.0,
-}
+
+class Terminal(io.StringIO):
+    """A terminal on which text is collected."""
+
+    @override
+    def isatty(self) -> bool:
+        return True
 
 
-def test_what_is_done_stands_below_the_table_until_it_changes() -> None:
-    stream = io.StringIO()
-    screen = Screen(Console(file=stream, force_terminal=True, width=120))
-    screen.show(RECORD)
-    doing._heartbeat.log("S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far")
-    output = stream.getvalue()
-    assert "S1: step 4 of 90, [for which] much is compiled: 0:00:10 so far" in output and "0:01:01" in output
-    stream.seek(stream.truncate(0))
-    screen.show(RECORD | {"step": 4})
-    assert "4/90" in stream.getvalue() and "so far" not in stream.getvalue()
-    doing._heartbeat.log("S1: held-out pass: 0:00:10 so far")
-    stream.seek(stream.truncate(0))
-    screen.log("a line for good")
-    assert "a line for good" in stream.getvalue() and "so far" not in stream.getvalue()
-    doing._heartbeat.log("S1: ending the stage: 0:00:10 so far")
-    stream.seek(stream.truncate(0))
-    screen.close()
-    assert "so far" not in stream.getvalue() and doing._heartbeat.log is doing._to_stderr
+def terminal(monkeypatch: pytest.MonkeyPatch, width: int, term: str = "xterm") -> Terminal:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("COLUMNS", str(width))
+    return stream
 
 
-def test_plain_lines_and_the_voice_do_not_speak_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If numbers arrive twice a second, a plain line comes within ten seconds, and the voice stays silent."""
-    now, stream = [100.0], io.StringIO()
+def without_styles(stream: io.StringIO) -> str:
+    return re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue())
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_bar_fits_and_cuts_nothing(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(doing, "_heartbeat", voice := doing.Heartbeat())
+    monkeypatch.setattr(doing, "_heartbeat", doing.Heartbeat())
     monkeypatch.setattr(doing.threading.Thread, "start", lambda thread: None)
-    screen = Screen(Console(file=stream, width=200))
-    with doing.doing("S1: step 4 of 90"):
-        for _ in range(120):
-            now[0] += 0.5
-            assert voice.line(now[0]) is None
-            screen.show(RECORD)
-        assert stream.getvalue().count("loss 2.5") == 7  # in a minute
-        now[0] += 9.9
-        line = voice.line(now[0])
-    assert line is not None and line.startswith("S1: step 4 of 90: 0:01:")
+    stream = terminal(monkeypatch, width)
+    with Progress("images", 1_281_167, "training on features") as progress:
+        now[0] += 10
+        progress.update(640_000)
+        assert doing._heartbeat.redraw is not None
+        doing._heartbeat.redraw("reading headers: 0:00:06 so far")
+    assert doing._heartbeat.redraw is None
+    text = without_styles(stream)
+    assert "…" not in text and "reading headers: 0:00:06 so far" in text
+    lines = [line for line in re.split(r"[\r\n]|\x1b\[2K", text) if "640,000" in line]
+    assert lines and max(map(len, lines)) <= width
+    assert ("64,000 images/s, ETA 0:00:10" in lines[0]) == (width >= 60)
+    assert ("training on features" in lines[0]) == (width >= 80)
+    assert text.count("\x1b[2K") >= 2  # it is removed at the end
+
+
+def test_a_bar_without_a_total_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = terminal(monkeypatch, 80)
+    with Progress("images", 0):
+        pass
+    assert "0 images" in without_styles(stream)
+
+
+@pytest.mark.parametrize("make", [lambda: Progress("images", 10), lambda: status("measuring")])
+def test_a_dumb_terminal_gets_the_lines_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], Progress]
+) -> None:
+    stream = terminal(monkeypatch, 80, "dumb")
+    with make():
+        assert doing._heartbeat.redraw is None and doing._heartbeat.log is doing._to_stderr
+        assert not doing._heartbeat._doing[-1].quiet
+    assert not stream.getvalue()
+
+
+def test_a_console_of_a_file_writes_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Progress("images", 10) as progress:
+        progress.update(5)
+    assert not stream.getvalue()

@@ -12,7 +12,7 @@ from fastpsl.engine import gpu_failures, gpu_faults
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.reporter import summary_line
+from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.engine.test_trainer import tiny_experiment

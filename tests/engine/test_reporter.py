@@ -1,5 +1,6 @@
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from rich.console import Console
 
 from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.reporter import Reporter, summary_line
+from fastpsl.engine.reporter import Reporter
+from fastpsl.engine.stage_summary import summary_line
+from fastpsl.engine.time_left import WorkAhead
 from fastpsl.plots.training_curve import draw_curve
 from tests.engine.tiny import one_process
 
@@ -38,8 +41,9 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
     report.stage_begins(STAGE, 0, 7, 2)
     for number in range(1, 8):
         step(report, number, float(number))
-        num_lines = (tmp_path / "metrics.jsonl").read_text().count("\n") if number >= 3 else 0
-        assert num_lines == (7 if number == 7 else number - number % 3)
+        num_lines = (tmp_path / "metrics.jsonl").read_text().count("\n")
+        # The first step is written at once.
+        assert num_lines == (7 if number == 7 else max(number - number % 3, 1))
     report.flush()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 8))
@@ -68,7 +72,7 @@ def test_on_a_gpu_numbers_are_written_after_the_next_step_was_launched(tmp_path:
             report.flush()  # as before a checkpoint
         nums_of_lines.append((tmp_path / "metrics.jsonl").read_text().count("\n"))
     report.close()
-    assert nums_of_lines == [0, 0, 0, 3, 3, 3, 7, 8]
+    assert nums_of_lines == [0, 1, 1, 3, 3, 3, 7, 8]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows] == [float(n) for n in range(1, 9)]
 
@@ -100,11 +104,43 @@ def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
         report = reporter(folder, log_steps=2)
         assert report.screen
         text = io.StringIO()
-        report.screen.console = Console(file=text, force_terminal=terminal, width=140)
-        report.stage_begins(STAGE, 0, 4, 2)
+        report.screen.console = Console(
+            file=text, force_terminal=terminal, width=140, highlight=False, _environ={}
+        )
+        report.stage_begins(STAGE, 0, 4, 2, WorkAhead(2, 3, 8.0))
         for number in range(1, 5):
             step(report, number, 0.5)
         report.close()
-        output = text.getvalue()
-        for word in ("S1 level G1", "4/4", "loss", "0.5", "lr", "img/s", "data wait", "ETA"):
+        output = re.sub(r"\x1b\[[\d;]*m", "", text.getvalue())
+        if terminal:
+            assert "step 0 of 4" in output and "step 4 of 4" in output and "epoch 2 of 2" in output
+            words: tuple[str, ...] = (
+                "stage 2 of 3 (S1, level G1)",
+                "loss 0.5000",
+                "learning rate 0.1",
+                "stage ETA",
+                "images/s",
+            )
+            first = output[output.index("step 1 of 4") :].partition("step 2 of 4")[0]
+        else:
+            words = "S1 level G1", "step 4/4", "loss 0.5", "lr 0.1", "ETA 0:00:00", "img/s", "epoch 2/2"
+            _, first, *_, last = output.splitlines()
+            assert last.startswith("stage S1 level G1  step 4/4")
+        for word in (*words, "run ETA 0:00:", "data wait"):
             assert word in output, (terminal, word)
+        # The first step builds what the others use: it has no speed, and no time left is made up from it.
+        assert "loss" in first and not re.search("ETA|/s|wait", first), first
+
+
+def test_a_choice_is_printed_where_it_changes(tmp_path: Path) -> None:
+    report = reporter(tmp_path)
+    assert report.screen
+    text = io.StringIO()
+    report.screen.console = Console(file=text, width=100)
+    for mode in ("eager", "eager", "fused", "eager"):
+        report.log_choice("step", f"{mode}: asked for")
+        report.log_choice("decoder", "ffcv")
+    report.close()
+    assert text.getvalue().splitlines() == [
+        "step eager: asked for", "decoder ffcv", "step fused: asked for", "step eager: asked for",
+    ]  # fmt: skip

@@ -18,13 +18,13 @@ from rich.console import Console
 from typing_extensions import override
 
 from fastpsl import cli
-from fastpsl.engine.console import Screen
 from fastpsl.engine.exit_codes import EXIT_USER_ERROR
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
-from fastpsl.engine.terminal import escaped, plain, safe_output
+from fastpsl.engine.screen import Screen
+from fastpsl.engine.terminal import escaped, plain, safe_output, same_place
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_recipe
@@ -52,6 +52,15 @@ def test_print_escapes_and_what_draws_does_not(capsys: pytest.CaptureFixture[str
     stream = io.StringIO()
     Screen(Console(file=stream, soft_wrap=True)).log("decoder \x1b]0;x\x07")
     assert stream.getvalue() == "decoder \\x1b]0;x\\x07\n"
+
+
+def test_two_streams_lead_to_one_place_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with open(path, "w") as one, open(path, "a") as other, open(tmp_path / "other", "w") as third:
+        assert same_place(one, other) and not same_place(one, third)
+        assert not same_place(one, io.StringIO())
+        other.close()
+        assert not same_place(one, other)
 
 
 class Dead(io.StringIO):

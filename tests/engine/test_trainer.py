@@ -1,6 +1,7 @@
 """The trainer over whole plans: which blocks change, stops and resumes, and written files."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.engine import launch
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Position, Run
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.tasks.jigsaw import Jigsaw
 from tests.engine.exact_signals import signal_at_step
@@ -120,9 +123,48 @@ def test_a_cut_stage_keeps_its_schedule_and_may_be_cut_otherwise_on_resume(
     assert rates == pytest.approx([0.05] * 10 + [0.005] * 2)
 
 
-def test_a_finished_run_is_not_run_again(whole: Path) -> None:
+def test_a_step_says_what_it_waits_for_and_a_stages_first_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[tuple[str, bool]] = []
+    turn_to = doing.turn_to
+
+    def listen(work: doing, what: str, early: bool = False) -> None:
+        said.append((what, early))
+        turn_to(work, what, early)
+
+    monkeypatch.setattr(doing, "turn_to", listen)
+    fit(tmp_path, plan="end_to_end", max_steps_per_stage=2)
+    first = said.index(("E: reading the first batch, for which numba may compile", True))
+    assert [words for words in said[first:] if " step " in words[0]] == [
+        ("E: step 1 of 2: waiting for its batch", True),
+        ("E: step 1 of 2, the first: torch loads what it needs", True),
+        ("E: step 2 of 2: waiting for its batch", False),
+        ("E: step 2 of 2", False),
+    ]
+
+
+def test_results_repeat_no_summary_that_the_reader_has_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both streams are a file at first; then they are the same terminal."""
+    finished, run = fit(tmp_path, plan="end_to_end", max_steps_per_stage=1)
+    summary = summary_line(run.position.summaries[0])
+    launch._print_results(run, finished)
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == summary and output.err.count(summary) == 1
+    monkeypatch.setattr(launch, "same_place", lambda out, err: (out, err) == (sys.stdout, sys.stderr))
+    launch._print_results(run, finished)
+    output = capsys.readouterr()
+    assert output.out.startswith("checkpoint ") and not output.err
+
+
+def test_a_finished_run_is_not_run_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = newest_checkpoint(whole)
     finished, run = fit(whole)
+    # The summaries of the stages before stand at the start of a resumed run.
+    told = capsys.readouterr().err.splitlines()
+    assert told[-3:] == [summary_line(summary) for summary in run.position.summaries]
     assert finished and run.position.run_step == 90
     assert digests(before) == digests(newest_checkpoint(whole))
 

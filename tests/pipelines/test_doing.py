@@ -10,7 +10,7 @@ import pytest
 from typing_extensions import override
 
 from fastpsl.pipelines import doing as module
-from fastpsl.pipelines.doing import SILENCE_S, Heartbeat, doing, note_output, report_to
+from fastpsl.pipelines.doing import SILENCE_S, Heartbeat, doing, note_output, redraw_with, report_to
 
 
 @pytest.fixture
@@ -63,6 +63,54 @@ def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clo
             assert voice.line(clock[0]) is None
     clock[0] += 100
     assert voice.line(clock[0]) is None  # because nothing is in progress
+
+
+def test_an_early_operation_is_named_after_five_seconds_and_then_every_ten(
+    voice: Heartbeat, clock: list[float]
+) -> None:
+    with doing("S1") as progress:
+        progress.turn_to("S1: step 1 of 90", early=True)
+        clock[0] += 4.9
+        assert voice.line(clock[0]) is None
+        clock[0] += 0.1
+        assert voice.line(clock[0]) == "S1: step 1 of 90: 0:00:05 so far"
+        clock[0] += 9.9
+        assert voice.line(clock[0]) is None
+        clock[0] += 0.1
+        assert voice.line(clock[0]) == "S1: step 1 of 90: 0:00:15 so far"
+        progress.turn_to("S1: step 2 of 90")
+        clock[0] += 9.9
+        assert voice.line(clock[0]) is None
+
+
+def test_a_display_names_what_lasts_five_seconds(voice: Heartbeat, clock: list[float]) -> None:
+    assert voice.caption(clock[0]) is None
+    with doing("outer") as outer:
+        clock[0] += 4.9
+        assert voice.caption(clock[0]) is None
+        clock[0] += 0.1
+        assert voice.caption(clock[0]) == "outer: 0:00:05 so far"
+        with doing("its own bar", quiet=True):
+            clock[0] += 100
+            assert voice.caption(clock[0]) is None
+        outer.turn_to("next")
+        assert voice.caption(clock[0]) is None
+
+
+def test_a_display_is_drawn_by_the_thread_and_no_line_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SILENCE_S", 0.01)
+    monkeypatch.setattr(module, "EARLY_S", 0.0)
+    monkeypatch.setattr(module, "_POLL_EVERY_S", 0.01)
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert redraw_with(lines.put) is None
+    try:
+        with doing("compiling"):
+            assert {str(lines.get(timeout=60))[:9] for _ in range(3)} == {"compiling"}
+    finally:
+        assert redraw_with(None) == lines.put
+    assert not stderr.getvalue()
 
 
 def test_an_hour_between_two_things_is_no_silence_of_the_second(voice: Heartbeat, clock: list[float]) -> None:
