@@ -225,7 +225,7 @@ def _write(wanted: Mapping[Path, Extraction], world: World, save_every_s: float)
         ]
         loader = stack.enter_context(
             Loader(
-                first.data, [first.view], batch_size=first.batch_size, train=False, rank=world.rank,
+                first.data, [first.view], batch_size_per_rank=first.batch_size, train=False, rank=world.rank,
                 world=world.size, device=world.device, **first.loader,
             )
         )  # fmt: skip
@@ -243,7 +243,7 @@ def _fill(
     world: World,
     save_every_s: float,
 ) -> None:
-    batch_size, num_samples = loader.batch_size, loader.num_samples
+    batch_size, num_samples = loader.batch_size_per_rank, loader.num_samples
     step_rows = batch_size * world.size
     first_step = min(file.num_rows for file in files) // step_rows
     batches = _features(works, loader, first_step, world.device)

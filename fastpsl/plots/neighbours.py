@@ -96,7 +96,7 @@ def middles(
     with Loader(
         Subset(data, unique_indices),
         [view],
-        batch_size=len(unique_indices),
+        batch_size_per_rank=len(unique_indices),
         train=False,
         **loader,
         device="cpu",
