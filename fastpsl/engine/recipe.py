@@ -1,13 +1,14 @@
 """Recipes: options with defaults from the paper and for the sample, and the experiment built from them."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import own_rank
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.nearest_word import unknown
 from fastpsl.engine.options import RunOptions, plain_value
 
 Options = TypeVar("Options", bound=RunOptions)
@@ -78,6 +79,22 @@ class Script(Generic[Options]):
             log(describe_choice(options, paper, self.source))
         return options.completed()
 
+    def from_values(self, values: Mapping[str, Any], log: Callable[[str], object] = print_now) -> Options:
+        """Return the options that `parse` returns for the same values on a command line.
+
+        Args:
+            values: Names of options and their values. None stands for an option that is not given.
+            log: As in `parse`.
+
+        Raises:
+            ValueError: An option is unknown, or a value is not allowed. The message is one line.
+        """
+        names = [field.name for field in fields(self.options)]
+        for name in values:
+            if name not in names:
+                raise unknown(f"option of {self.name}", name, names)
+        return self.parse(list(_arguments(values)), prog=self.name, log=log)
+
 
 @dataclass(frozen=True)
 class Recipe(Script[Options]):
@@ -113,6 +130,21 @@ def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str =
     data = options.data or "the embedded sample"
     same = "all values as in the paper" if source == "paper" else "all values are the defaults"
     return f"{data}: " + (", ".join(changed) if changed else same)
+
+
+def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the command line that gives options these values."""
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        elif isinstance(value, tuple | list):
+            texts = [str(each) for each in value]
+            if any(text.startswith("--") for text in texts):
+                raise ValueError(f"{name} {value}: a value cannot begin with --")
+            yield from (f"--{flag}", *texts)
+        elif value is not None:
+            yield f"--{flag}={value}"
 
 
 def _words(value: Any) -> str:

@@ -246,7 +246,7 @@ def _fill(
     batch_size, num_samples = loader.batch_size_per_rank, loader.num_samples
     step_rows = batch_size * world.size
     first_step = min(file.num_rows for file in files) // step_rows
-    batches = _features(works, loader, first_step, world.device)
+    batches = feature_batches(works, loader, first_step, world.device)
     saved = time.monotonic()
     if first_step and world.rank == 0:
         names = ", ".join(str(file.path) for file in files)
@@ -268,7 +268,7 @@ def _fill(
                 progress.update(num_rows - first_step * step_rows, len(files[0].bad))
 
 
-def _features(
+def feature_batches(
     works: Sequence[Extraction], loader: Loader, first_step: int, device: torch.device
 ) -> Iterator[tuple[list[np.ndarray], list[int]]]:
     """Yield, for each batch, the features [B, width] of each extraction and the indices of bad samples."""

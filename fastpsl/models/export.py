@@ -23,7 +23,7 @@ RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet50_mlp": 50}
 
 
 def export(
-    checkpoint: Path,
+    checkpoint: Path | Pretrained,
     to: str,
     out: Path,
     *,
@@ -37,7 +37,7 @@ def export(
     MLP, so they get the ResNet-50 of resnet50_mlp, B1 to B5.
 
     Args:
-        checkpoint: Any source that `load_pretrained` reads.
+        checkpoint: Any source that `load_pretrained` reads, or the weights themselves.
         to: "torchvision", "timm", "detectron2" or "safetensors".
         out: The file to write.
         overwrite: Whether to replace existing files.
@@ -61,7 +61,10 @@ def export(
         raise ValueError(
             f"{out}: {to} tells its files by their ending; call it *{' or *'.join(target.ending)}"
         )
-    pretrained = load_pretrained(checkpoint, backbone, input)
+    if isinstance(checkpoint, Pretrained):
+        pretrained = checkpoint
+    else:
+        pretrained = load_pretrained(checkpoint, backbone, input)
     name = pretrained.record["backbone"]
     if target.backbones and name not in target.backbones:
         raise ValueError(f"{to} has no {name}: --to safetensors writes it under its own names")
