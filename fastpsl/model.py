@@ -187,12 +187,13 @@ def _pixels(picture: Picture) -> Tensor:
         try:
             with Image.open(picture) as file:
                 file.load()
-                picture = file
+                loaded: Image.Image = file
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{os.fspath(picture)!r} cannot be read as a picture ({' '.join(str(error).split())}): give "
+                f"{os.fspath(picture)} cannot be read as a picture ({' '.join(str(error).split())}): give "
                 "the path of an image file"
             ) from None
+        picture = loaded
     if not isinstance(picture, Image.Image):
         kind = type(picture).__name__
         raise ValueError(f"{kind} is no picture: give a path, a PIL image or a uint8 array")  # noqa: TRY004

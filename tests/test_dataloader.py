@@ -214,7 +214,7 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=says):
             fastpsl.loader(**{"data": beton, "batch_size": 2, "device": "cpu"} | arguments)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="shuffle"):
-        fastpsl.loader(beton, batch_size=2, shuffle=True)
+        fastpsl.loader(beton, batch_size=2, shuffle=True)  # type: ignore[call-arg]
 
 
 def test_operations_go_the_way_that_is_asked_for() -> None:

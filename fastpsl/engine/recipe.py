@@ -1,6 +1,7 @@
 """Recipes: options with defaults from the paper and for the sample, and the experiment built from them."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
@@ -139,12 +140,16 @@ def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(value, bool):
             yield f"--{flag}" if value else f"--no-{flag}"
         elif isinstance(value, tuple | list):
-            texts = [str(each) for each in value]
+            texts = [_text(each) for each in value]
             if any(text.startswith("--") for text in texts):
                 raise ValueError(f"{name} {value}: a value cannot begin with --")
             yield from (f"--{flag}", *texts)
         elif value is not None:
-            yield f"--{flag}={value}"
+            yield f"--{flag}={_text(value)}"
+
+
+def _text(value: Any) -> str:
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
 def _words(value: Any) -> str:

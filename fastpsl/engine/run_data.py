@@ -27,7 +27,7 @@ class BatchSource(Protocol):
     decoder_name: str
     decoder_reason: str
     views: tuple[ViewSpec, ...]
-    batch_size: int
+    batch_size_per_rank: int
     num_samples: int
     num_steps: int
 
