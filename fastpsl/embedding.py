@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fastpsl.engine.call import user_errors
+from fastpsl.engine.call import require_data, user_errors
 from fastpsl.engine.distributed import World, choose_device
 from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.features import Extraction, feature_batches
@@ -61,12 +61,12 @@ def embed(
         model = load(model)
     if data is None:
         data = sample_paths().train
-    if not isinstance(data, str | os.PathLike):
-        return _of_open_data(model, data, block, size_px, whole, batch_size, device, precision, on_bad_sample)
+    options = (block, size_px, whole, batch_size, device, precision, on_bad_sample)
+    if hasattr(data, "image_sizes"):
+        return _of_open_data(model, data, *options)
+    require_data("data", data)
     with closing(open_data(os.fspath(data))) as opened:
-        return _of_open_data(
-            model, opened, block, size_px, whole, batch_size, device, precision, on_bad_sample
-        )
+        return _of_open_data(model, opened, *options)
 
 
 def _of_open_data(

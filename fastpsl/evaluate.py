@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastpsl.engine.call import call
+from fastpsl.engine.call import call, require_data
 from fastpsl.engine.recipe import Evaluation
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.resume import new_numbered_folder
@@ -37,7 +37,8 @@ def knn(
     """Score held-out images by their nearest neighbours among the training images.
 
     Args:
-        model: A model, or what `fastpsl.load` takes. None needs random_weights=True and a backbone.
+        model: A model, or what `fastpsl.load` takes. None stands for random weights: give
+            random_weights=True and a backbone, unless the data is the sample.
         data: Training images: a folder, a list of images, a beton or a glob of shards. None is the embedded
             sample, with its own held-out images.
         val: Held-out images, likewise.
@@ -205,6 +206,8 @@ def segmentation(
 def _numbers(name: str, model: Weights, values: Mapping[str, Any]) -> dict[str, float]:
     """Run an evaluation and return the numbers of its result.json."""
     script = find_recipe(name)
+    require_data("data", values["data"])
+    require_data("val", values.get("val"))
     weights = model.pretrained() if isinstance(model, Model) else None
     checkpoint = weights.record["path"] if weights else model
 

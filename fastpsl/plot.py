@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fastpsl.embedding import embed
-from fastpsl.engine.call import user_errors
+from fastpsl.engine.call import require_data, user_errors
 from fastpsl.evaluation import tsne as t_sne
 from fastpsl.evaluation.retrieval import nearest_others
 from fastpsl.model import Model
@@ -123,6 +123,7 @@ def views(
         from fastpsl.views import simclr
 
         views = simclr()
+    require_data("data", data)
     with closing(open_data(os.fspath(data) if data is not None else sample_paths().train)) as opened:
         for index in indices:
             if not 0 <= index < opened.num_samples:
@@ -172,6 +173,8 @@ def neighbours(
     Raises:
         ValueError: There are no such images, or too few for `k`.
     """
+    require_data("gallery", gallery)
+    require_data("queries", queries)
     place = os.fspath(gallery) if gallery is not None else str(sample_paths().train)
     with closing(open_data(place)) as bank, closing(open_data(os.fspath(queries or place))) as asked:
         numbers = np.asarray(indices, np.int64)

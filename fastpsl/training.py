@@ -10,7 +10,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from fastpsl.engine.call import call
+from fastpsl.engine.call import call, require_data
 from fastpsl.engine.launch import train
 from fastpsl.engine.nearest_word import unknown
 from fastpsl.engine.recipe import Recipe
@@ -132,6 +132,8 @@ def pretrain(
         KeyboardInterrupt: The training was interrupted; the message names the folder.
     """
     script = find(recipe)
+    require_data("data", data)
+    require_data("val", val)
     # Of recipes whose stages have lengths, the option may be called stage_epochs.
     of_epochs = "stage_epochs" if "stage_epochs" in option_names(recipe) else "epochs"
     values = {"data": data, "val": val, "out": out, "backbone": backbone, of_epochs: epochs, **options}
@@ -172,11 +174,6 @@ def train_or_stop(script: Recipe[Any], options: Any, opened: list[Run]) -> None:
 def _british(name: str, value: Any) -> Any:
     """Return an option's value in British spelling, which the options have; paths stay as they are."""
     if name in ("data", "val", "out"):
-        if value is not None and not isinstance(value, str | os.PathLike):
-            raise ValueError(
-                f"{name} is {type(value).__name__}, not a path: give a folder of images, a list of them, a "
-                "beton or a glob of shards"
-            )
         return value
     if isinstance(value, list | tuple):
         return [_BRITISH.get(each, each) if isinstance(each, str) else each for each in value]

@@ -5,6 +5,7 @@ dtype and random numbers of the CPU (and of this process's GPU where CUDA was in
 program's own way.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from fastpsl.engine.run import Run
 from fastpsl.pipelines.doing import doing
 
 Answer = TypeVar("Answer")
-_FLAG = re.compile(r"(?<!\S)(\()?--([a-z][a-z-]*)")
+_FLAG = re.compile(r"(?<![\w./-])--([a-z][a-z-]*)")
 
 
 def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
@@ -82,7 +83,23 @@ def user_errors() -> Iterator[None]:
 def in_words_of_python(text: str) -> str:
     """Return a message with options as Python names them: batch_size instead of --batch-size."""
     text = text.removesuffix("; see --help").replace("the same command", "the same call")
-    return _FLAG.sub(lambda match: (match[1] or "") + match[2].replace("-", "_"), text)
+    return _FLAG.sub(lambda match: match[1].replace("-", "_"), text)
+
+
+def require_data(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` can be the path of data; None is allowed.
+
+    Args:
+        name: The argument's name.
+        value: What was given.
+    """
+    if value is None:
+        return
+    if not isinstance(value, str | os.PathLike):
+        kinds = "a folder of images, a list of them, a beton or a glob of shards"
+        raise ValueError(f"{name} is {type(value).__name__}, not a path: give {kinds}")  # noqa: TRY004
+    if os.path.isfile(os.path.join(value, "metrics.jsonl")):
+        raise ValueError(f"{name} {os.fspath(value)} is a run's folder: give images, not what was trained")
 
 
 def _close(opened: Sequence[Run]) -> Any:

@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import own_rank
@@ -90,10 +90,13 @@ class Script(Generic[Options]):
         Raises:
             ValueError: An option is unknown, or a value is not allowed. The message is one line.
         """
-        names = [field.name for field in fields(self.options)]
-        for name in values:
+        names, kinds = [field.name for field in fields(self.options)], get_type_hints(self.options)
+        for name, value in values.items():
             if name not in names:
                 raise unknown(f"option of {self.name}", name, names)
+            if value is not None and isinstance(value, bool) != (kinds[name] is bool):
+                allowed = "another value" if isinstance(value, bool) else "True or False"
+                raise ValueError(f"{name} is {value!r}: give {allowed}")
         return self.parse(list(_arguments(values)), prog=self.name, log=log)
 
 
