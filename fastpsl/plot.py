@@ -107,7 +107,7 @@ def views(
     indices: Sequence[int] = (0, 1, 2, 3),
     seed: int = 0,
 ) -> Figure:
-    """Draw images in all their views, as a training would see them in its first epoch.
+    """Draw images in all their views, with random draws like those of a training.
 
     Args:
         data: A folder of images, a list of them, a beton or a glob of shards; None is the embedded sample.

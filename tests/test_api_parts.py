@@ -16,6 +16,8 @@ import fastpsl
 from fastpsl import ops
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.weights import random_weights
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.inline import png_bytes
 from fastpsl.training import Trained
@@ -256,10 +258,12 @@ def test_blocks_are_bars() -> None:
 def test_views_are_shown_as_the_loader_draws_them() -> None:
     views = [fastpsl.ViewSpec(ops.RandomResizedCrop(64), (ops.Flip(),)), fastpsl.ViewSpec(ops.Squashed(40))]
     picture = pixels(fastpsl.plot.views(sample_paths().train, views, indices=[5, 2], seed=3))
-    with fastpsl.loader(
-        sample_paths().train, views[1:], batch_size=3, train=False, device="cpu", num_threads=1
-    ) as batches:
-        image = views[1].denormalise(next(iter(batches))[0])[2]
+    with Beton(sample_paths().train) as data:
+        chosen = Subset(data, np.array([5, 2]))
+        options: dict[str, Any] = {"train": False, "device": "cpu", "num_threads": 1, "seed": 3}
+        with fastpsl.loader(chosen, views, batch_size=2, **options) as batches:
+            (_, squashed), _ = next(iter(batches))
+    image = views[1].denormalise(squashed)[1]
     expected = (image.permute(1, 2, 0) * 255).round().byte().numpy().repeat(2, 0).repeat(2, 1)
     places = np.argwhere((picture == expected[0, 0]).all(-1))
     assert any(
