@@ -44,6 +44,21 @@ class EpochLoader:
         epoch: The epoch of the next loop.
     """
 
+    loader: Loader
+    dataset: Dataset
+    batch_size: int
+    batch_size_per_rank: int
+    num_samples: int
+    num_classes: int
+    class_names: list[str] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+    dtype: torch.dtype
+    with_indices: bool
+    augment: Augment
+    epoch: int
+
     def __init__(
         self, loader: Loader, augment: Augment, *, dtype: torch.dtype, with_indices: bool, owns_data: bool
     ):

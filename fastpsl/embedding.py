@@ -62,9 +62,10 @@ def embed(
     if data is None:
         data = sample_paths().train
     options = (block, size_px, whole, batch_size, device, precision, on_bad_sample)
-    if hasattr(data, "image_sizes"):
+    if not hasattr(data, "image_sizes"):  # no open data set
+        require_data("data", data)
+    if not isinstance(data, str | os.PathLike):
         return _of_open_data(model, data, *options)
-    require_data("data", data)
     with closing(open_data(os.fspath(data))) as opened:
         return _of_open_data(model, opened, *options)
 

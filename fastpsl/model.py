@@ -3,7 +3,7 @@
 import copy
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from fastpsl.engine.call import user_errors
 from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.options import given_input
 from fastpsl.kernels.draws import Keys
-from fastpsl.models.backbone import check_size
+from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.export import export
 from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
 from fastpsl.pipelines.input_record import Input
@@ -37,6 +37,10 @@ class Transform:
         size_px: The side of the result.
         whole: Whether the result shows the whole middle square, and not 224/256 of it.
     """
+
+    input: Input
+    size_px: int
+    whole: bool
 
     def __init__(self, input: Input, size_px: int | None = None, whole: bool = False):
         self.input, self.whole = input, whole
@@ -73,6 +77,11 @@ class Model(nn.Module):
         transform: Turns a picture into what the model reads.
         record: Where the weights are from: path, sha256, kind, backbone, run_step, science, cut, …
     """
+
+    backbone: Backbone
+    input: Input
+    record: dict[str, Any]
+    transform: Transform
 
     def __init__(self, pretrained: Pretrained, size_px: int | None = None):
         super().__init__()

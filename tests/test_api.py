@@ -341,7 +341,7 @@ def test_a_model_is_the_backbone_of_the_checkpoint(run: fastpsl.Trained, model: 
         (lambda m: fastpsl.load(m.record["path"], input_channels="RGB"), "input_std belong together"),
         (lambda m: fastpsl.embed(m, block="B9"), "^block B9"),
         (lambda m: fastpsl.embed(m, size_px=0), "pictures of 0 px"),
-        (lambda m: fastpsl.embed(m, 3), "data is int, not a path"),
+        (lambda m: fastpsl.embed(m, 3), "data is int, not a path"),  # type: ignore[arg-type]
         (lambda m: fastpsl.evaluate.knn(m, kk=3), "no option of knn called 'kk'; perhaps you meant k$"),
         (lambda m: fastpsl.evaluate.knn(m, k=(0,)), "^k 0: give numbers"),
     ],
@@ -465,7 +465,7 @@ def test_bad_images_have_rows_of_nan(model: fastpsl.Model, images: Path) -> None
 
 # evaluate
 
-SMALL = {"size_px": 32, "num_threads" if "num_threads" in TINY else "workers": 1}
+SMALL: dict[str, Any] = {"size_px": 32, "num_threads" if "num_threads" in TINY else "workers": 1}
 
 
 def test_knn_has_the_numbers_of_its_result_file(
@@ -540,7 +540,7 @@ def test_what_is_missing_is_named(
 
 def test_random_weights_are_evaluated_too(tmp_path: Path) -> None:
     paths = sample_paths()
-    options = {"random_weights": True, "backbone": "nin3", "k": (1,), **SMALL}
+    options: dict[str, Any] = {"random_weights": True, "backbone": "nin3", "k": (1,), **SMALL}
     fastpsl.evaluate.knn(None, paths.train_32, paths.test_32, out=tmp_path, **options)
     record = json.loads((tmp_path / "result.json").read_text())["checkpoint"]
     assert record["sha256"] == random_weights("nin3", 0).record["sha256"]

@@ -177,7 +177,7 @@ def test_lars_alone_equals_a_plain_loop_and_takes_torchs_schedulers() -> None:
             trust = 1.0
             if w.ndim > 1:
                 g += 0.1 * w
-                trust = 0.001 * np.linalg.norm(w) / np.linalg.norm(g)
+                trust = 0.001 * float(np.linalg.norm(w) / np.linalg.norm(g))
             velocity[name] = 0.8 * velocity[name] + 0.5 * 0.1**step * trust * g
             weights[name] = w - velocity[name]
         optimiser.step()

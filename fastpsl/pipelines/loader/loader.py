@@ -19,7 +19,7 @@ import torch
 from fastpsl.pipelines.batch import Batch, checked_device
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import open_decoder
-from fastpsl.pipelines.decoders.decoder import Decoder
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.order import epoch_order, num_steps, numbered, step_indices
@@ -61,6 +61,23 @@ class Loader:
         ValueError: If an argument is out of its range, or if the data, the views, the order, the decoder and
             the device do not fit together.
     """
+
+    data: Dataset
+    views: tuple[ViewSpec, ...]
+    device: torch.device
+    batch_size_per_rank: int
+    seed: int
+    train: bool
+    rank: int
+    world: int
+    num_threads: int
+    prefetch_batches: int
+    timeout_s: float
+    num_samples: int
+    num_steps: int
+    decoder: Decoder | BatchDecoder
+    decoder_name: str
+    decoder_reason: str
 
     def __init__(
         self,
