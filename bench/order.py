@@ -143,7 +143,7 @@ def reads_by_order(data: Beton, order_name: str, epoch: int, options: argparse.N
     """Read an epoch as the Loader does; return the number of samples, and of those a thread waited for."""
     batch_size = options.batch_size
     if order_name == "quasi_random":
-        order, readahead = QuasiRandom(data, lanes=options.lanes, batch_size=batch_size).epoch(
+        order, readahead = QuasiRandom(data, lanes=options.lanes, batch_size_per_rank=batch_size).epoch(
             epoch, 0, PREFETCH_BATCHES
         )
     else:
@@ -188,8 +188,8 @@ def measure(
         loaders = {
             name: stack.enter_context(
                 Loader(
-                    data, [ViewSpec(RandomResizedCrop(CROP_PX))], batch_size=options.batch_size, order=name,
-                    lanes=options.lanes, decoder=options.decoder, num_threads=options.workers,
+                    data, [ViewSpec(RandomResizedCrop(CROP_PX))], batch_size_per_rank=options.batch_size,
+                    order=name, lanes=options.lanes, decoder=options.decoder, num_threads=options.workers,
                     prefetch_batches=PREFETCH_BATCHES,
                 )
             )

@@ -143,7 +143,7 @@ def open_ours(work: Work, num_views: int) -> Iterator[Any]:
     with (
         Beton(work.data) as data,
         Loader(
-            data, [view] * num_views, batch_size=work.batch_size, decoder=work.kind,
+            data, [view] * num_views, batch_size_per_rank=work.batch_size, decoder=work.kind,
             num_threads=work.num_threads, device=work.device, hw_decoder_load=work.hw_decoder_load,
         ) as loader,
     ):  # fmt: skip

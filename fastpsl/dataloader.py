@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack
 
 from fastpsl.engine.distributed import choose_device
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
@@ -36,15 +37,33 @@ class EpochLoader:
 
     Attributes:
         dataset: The open data set.
+        batch_size: Samples of a step over all ranks.
+        batch_size_per_rank: Samples of a step on this rank.
         mean: The mean of the first view's normalisation.
         std: The standard deviation of the first view's normalisation.
         epoch: The epoch of the next loop.
     """
 
+    loader: Loader
+    dataset: Dataset
+    batch_size: int
+    batch_size_per_rank: int
+    num_samples: int
+    num_classes: int
+    class_names: list[str] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+    dtype: torch.dtype
+    with_indices: bool
+    augment: Augment
+    epoch: int
+
     def __init__(
         self, loader: Loader, augment: Augment, *, dtype: torch.dtype, with_indices: bool, owns_data: bool
     ):
-        self.loader, self.dataset, self.batch_size = loader, loader.data, loader.batch_size
+        self.loader, self.dataset, self.batch_size_per_rank = loader, loader.data, loader.batch_size_per_rank
+        self.batch_size = loader.batch_size_per_rank * loader.world
         self.num_samples, self.num_classes = loader.data.num_samples, loader.data.num_classes
         self.class_names = loader.data.class_names
         self.mean, self.std = loader.views[0].mean, loader.views[0].std
@@ -67,7 +86,7 @@ class EpochLoader:
         loader = self.loader
         if loader.train:
             return loader.num_steps
-        num_parts = -(-loader.num_samples // loader.batch_size)
+        num_parts = -(-loader.num_samples // loader.batch_size_per_rank)
         return max(0, -(-(num_parts - loader.rank) // loader.world))
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
@@ -90,8 +109,8 @@ class EpochLoader:
     def _num_in(self, step: int) -> int:
         """Return the number of samples, without padding, in this rank's part of a step."""
         loader = self.loader
-        num_remaining = loader.num_samples - (step * loader.world + loader.rank) * loader.batch_size
-        return min(max(num_remaining, 0), loader.batch_size)
+        num_before = (step * loader.world + loader.rank) * loader.batch_size_per_rank
+        return min(max(loader.num_samples - num_before, 0), loader.batch_size_per_rank)
 
     def close(self) -> None:
         """End the threads, and close the data that `loader` opened."""
@@ -127,6 +146,20 @@ def _without_padding(batch: Batch, num: int) -> Batch:
     )
 
 
+class LoaderOptions(TypedDict, total=False):
+    """The further options of `loader`, which are those of `Loader`."""
+
+    seed: int
+    order: str
+    lanes: int
+    decoder: str
+    num_threads: int | None
+    prefetch_batches: int
+    timeout_s: float
+    on_bad_sample: str
+    hw_decoder_load: float | None
+
+
 def loader(
     data: str | Path | Dataset | None = None,
     views: Sequence[ViewSpec] | None = None,
@@ -141,16 +174,18 @@ def loader(
     augment: AugmentName = "auto",
     rank: int | None = None,
     world: int | None = None,
-    **options: Any,
+    **options: Unpack[LoaderOptions],
 ) -> EpochLoader:
-    """Open data for a training loop of the user's own: `for inputs, labels in fastpsl.loader(...)`.
+    """Open data for a training loop of one's own, where `batch_size` is that of all ranks together.
+
+    Use it as `for inputs, labels in fastpsl.loader(...)`; each loop is an epoch.
 
     Args:
         data: A beton, a glob of shards, a folder of images, or an open data set. None is the embedded sample
             (its training or test part).
         views: The views of each sample. By default `num_views` views of `size_px`: for training torchvision's
             RandomResizedCrop and a flip, for evaluation the middle square of 7/8 of the shorter side.
-        batch_size: Samples per rank and step.
+        batch_size: Samples per step over all ranks, which share them equally.
         train: Whether to train or to evaluate.
         num_views: The number of default views (1).
         size_px: The side of the default views (224).
@@ -165,10 +200,10 @@ def loader(
             hw_decoder_load, num_threads, prefetch_batches, timeout_s, on_bad_sample.
 
     Returns:
-        An iterable that yields tuples on the device: inputs, `dtype` [batch_size, 3, size_px, size_px],
-        normalised, in channels-last memory (a list of such tensors for several views); labels, int64
-        [batch_size], -1 if the data has none; and `with_indices` the dataset indices, int64 [batch_size], -1
-        for a skipped sample that another replaces.
+        An iterable that yields tuples on the device: inputs, `dtype` [B, 3, size_px, size_px], normalised, in
+        channels-last memory (a list of such tensors for several views); labels, int64 [B], -1 if the data has
+        none; and `with_indices` the dataset indices, int64 [B], -1 for a skipped sample that another
+        replaces. B is this rank's share, `batch_size` over the number of ranks.
 
     Raises:
         ValueError: If an argument is out of its range or the arguments do not fit together.
@@ -183,6 +218,8 @@ def loader(
         device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
     implementation = choose_augment(augment, views, checked_device(device))
     default_rank, default_world = _place()
+    rank, world = default_rank if rank is None else rank, default_world if world is None else world
+    share = _share(batch_size, world)
     if data is None:
         paths = sample_paths()
         data = paths.train if train else paths.test
@@ -192,11 +229,11 @@ def loader(
         batches = Loader(
             dataset,
             views,
-            batch_size=batch_size,
+            batch_size_per_rank=share,
             train=train,
             device=device,
-            rank=default_rank if rank is None else rank,
-            world=default_world if world is None else world,
+            rank=rank,
+            world=world,
             **options,
         )
     except BaseException:
@@ -212,6 +249,22 @@ def _default_views(num_views: int, size_px: int, train: bool) -> list[ViewSpec]:
     if train:
         return [ViewSpec(RandomResizedCrop(size_px), (Flip(),))] * num_views
     return [ViewSpec(ShorterSideCrop(round(size_px * _SHORTER_OF_SIZE), size_px, where="center"))] * num_views
+
+
+def _share(batch_size: int, world: int) -> int:
+    """Return a rank's part of a batch; ValueError if the ranks cannot share it equally."""
+    if world < 1:
+        raise ValueError(f"loader: world is {world}; it must be 1 or more")
+    if batch_size < 1:
+        raise ValueError(f"loader: batch_size is {batch_size}; it must be 1 or more")
+    share, rest = divmod(batch_size, world)
+    if rest:
+        nearest = " or ".join(str(number * world) for number in (share, share + 1) if number)
+        raise ValueError(
+            f"loader: batch_size is {batch_size}, of all {world} ranks together, which cannot share it "
+            f"equally; give {nearest}"
+        )
+    return share
 
 
 def _place() -> tuple[int, int]:

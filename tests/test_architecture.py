@@ -27,7 +27,10 @@ ROOMS = (
     "doctor",
     "commands",
 )
-FLAT = {"__init__", "cli", "dataloader"}  # the modules of fastpsl/ outside the rooms
+# The modules of fastpsl/ outside the rooms: the command, and what `import fastpsl` hands out.
+API = {"backbones", "dataloader", "embedding", "evaluate", "losses", "model", "ops", "optim", "plot",
+       "training", "views"}  # fmt: skip
+FLAT = {"__init__", "cli", *API}
 MAX_LINES = {"recipes": 120, "fastpsl": 320}
 OPTIONAL = (
     "datasets",

@@ -44,7 +44,7 @@ def test_importing_fastpsl_waits_for_nothing() -> None:
 
 def test_training_gives_the_loaders_epochs_one_after_the_other(beton: Path) -> None:
     views = [ViewSpec(RandomResizedCrop(24), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1, 0.8)))] * 2
-    with Beton(beton) as data, Loader(data, views, batch_size=4, seed=3) as plain:
+    with Beton(beton) as data, Loader(data, views, batch_size_per_rank=4, seed=3) as plain:
         expected = [
             (batch.inputs(views, torch.float32), batch.labels, batch.indices)
             for epoch in (0, 1, 5, 6)
@@ -84,22 +84,23 @@ def test_without_views_it_makes_the_usual_ones(beton: Path) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("batch_size", [2, 4, 13])
-def test_evaluation_sees_each_sample_once_and_no_padding(world: int, batch_size: int, beton: Path) -> None:
+@pytest.mark.parametrize("share", [2, 4, 13])
+def test_evaluation_sees_each_sample_once_and_no_padding(world: int, share: int, beton: Path) -> None:
     view = ViewSpec(ShorterSideCrop(32, 24, where="center"))
     results = []
     for rank in range(world):
         with fastpsl.loader(
-            beton, [view], batch_size=batch_size, train=False, rank=rank, world=world, device="cpu"
+            beton, [view], batch_size=share * world, train=False, rank=rank, world=world, device="cpu"
         ) as batches:
+            assert (batches.batch_size, batches.batch_size_per_rank) == (share * world, share)
             tuples = list(batches)
             assert len(tuples) == len(batches)
             assert batches.epoch == 0
         for inputs, labels in tuples:
-            assert 0 < len(inputs) == len(labels) <= batch_size and (labels >= 0).all()
+            assert 0 < len(inputs) == len(labels) <= share and (labels >= 0).all()
             assert inputs.is_contiguous(memory_format=torch.channels_last)
             results += [(int(label), float(image.sum())) for image, label in zip(inputs, labels, strict=True)]
-    with Beton(beton) as data, Loader(data, [view], batch_size=NUM, train=False) as plain:
+    with Beton(beton) as data, Loader(data, [view], batch_size_per_rank=NUM, train=False) as plain:
         (inputs,) = next(plain.epoch(0)).inputs([view], torch.float32)
     sums = [float(image.sum()) for image in inputs]
     assert sorted(results) == [
@@ -117,7 +118,7 @@ def test_rank_and_world_are_torchruns_or_torch_distributeds(
     beton: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def place() -> tuple[int, int]:
-        with fastpsl.loader(beton, batch_size=2, device="cpu") as batches:
+        with fastpsl.loader(beton, batch_size=6, device="cpu") as batches:
             return batches.loader.rank, batches.loader.world
 
     monkeypatch.delenv("RANK", raising=False)
@@ -202,6 +203,9 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
         ({"size_px": 0}, "crop size 0"),
         ({"views": []}, "no views"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"world": 0}, "world is 0"),
+        ({"batch_size": 7, "world": 3}, "batch_size is 7, of all 3 ranks .*; give 6 or 9$"),
+        ({"batch_size": 2, "world": 3}, "give 3$"),
         ({"device": "tpu"}, "device tpu"),
         ({"data": tmp_path / "none.beton"}, "none.beton"),
         ({"data": ""}, "empty"),
@@ -210,7 +214,7 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=says):
             fastpsl.loader(**{"data": beton, "batch_size": 2, "device": "cpu"} | arguments)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="shuffle"):
-        fastpsl.loader(beton, batch_size=2, shuffle=True)
+        fastpsl.loader(beton, batch_size=2, shuffle=True)  # type: ignore[call-arg]
 
 
 def test_operations_go_the_way_that_is_asked_for() -> None:

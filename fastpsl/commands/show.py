@@ -110,8 +110,9 @@ class Show:
         with closing(open_data(sample_paths().train if self.data is None else self.data)) as data:
             views = task.views(self.level)
             with Loader(
-                data, views, batch_size=min(self.num, data.num_samples), seed=self.seed, decoder=self.decoder,
-                device=choose_device(self.device, 0), prefetch_batches=1, on_bad_sample="skip",
+                data, views, batch_size_per_rank=min(self.num, data.num_samples), seed=self.seed,
+                decoder=self.decoder, device=choose_device(self.device, 0), prefetch_batches=1,
+                on_bad_sample="skip",
             ) as loader:  # fmt: skip
                 batches = loader.epoch(0)
                 batch = next(batches).first(self.num)

@@ -63,7 +63,7 @@ class Feed:
             options = replace(options, order="random")
         options = replace(options, **changes)  # type: ignore[arg-type]
         with open_loader(
-            data, self.views, options, self.setup.world, batch_size=self.batch_size, train=True
+            data, self.views, options, self.setup.world, batch_size_per_rank=self.batch_size, train=True
         ) as loader:
             batches = endless(loader, self._epochs)
             next(batches)

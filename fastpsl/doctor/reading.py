@@ -91,7 +91,9 @@ def _chunks(data: Dataset, options: TrainingOptions, batch_size: int) -> Generat
     """Yield indices in training order, epoch after epoch, with the read-ahead of a quasi-random order."""
     quasi_random = None
     if options.order == "quasi_random":
-        quasi_random = QuasiRandom(data, lanes=options.lanes, batch_size=batch_size, seed=options.seed)
+        quasi_random = QuasiRandom(
+            data, lanes=options.lanes, batch_size_per_rank=batch_size, seed=options.seed
+        )
     for epoch in range(FIRST_EPOCH, FIRST_EPOCH + 1_000_000):
         readahead = None
         if quasi_random is None:

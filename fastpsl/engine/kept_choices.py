@@ -45,11 +45,11 @@ def report_choices(
         log: Called with the name of each choice, and with the choice in words.
     """
     augment, step, frozen = train_step.augment, train_step.step_choice, stage.first_learning - 1
-    choices = [("step", step.mode, step.reason)]
+    choices = [("compile", compile_value(step.mode), step.reason)]
     if views:
-        choices.insert(0, ("augment", augment.path, augment.reason))
-    for name, mode, reason in choices:
-        log(name, f"{mode}: {'as the stage began' if name in kept else reason}")
+        choices.insert(0, ("augment_backend", augment.path, augment.reason))
+    for name, value, reason in choices:
+        log(name.replace("_", " "), f"{value}: {'as the stage began' if name in kept else reason}")
     if train_step.fold_frozen:
         log("folded:", f"{'B1 to ' if frozen > 1 else ''}{f'B{frozen}' if frozen else 'no block is frozen'}")
 

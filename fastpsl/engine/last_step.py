@@ -4,7 +4,8 @@ torchrun kills its ranks 30 s after it forwards a signal, as do Slurm and Kubern
 requests between steps, but a step that compiles, or first clusters a million images, takes minutes. Before
 such a step, rank 0 therefore keeps the bytes of a checkpoint in memory. After a request, a thread waits for
 the loop. If the loop does not stop in time, the thread writes the bytes and exits, whatever the main thread
-is doing. The bytes are also written if an error ends the run.
+is doing. In a process that is not the run's own, such as a notebook's, nothing exits. The bytes are also
+written if an error ends the run.
 """
 
 import contextlib
@@ -37,9 +38,10 @@ class LastStep:
         self._data: memoryview | None = None
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._watches = run.world.rank == 0 and run.owns_process
 
     def __enter__(self) -> "LastStep":  # noqa: PYI034  (typing.Self is 3.11's)
-        if self._run.world.rank == 0:
+        if self._watches:
             # Python's signal handlers wait for the main thread, which may be in one long call. A byte in this
             # socket arrives at once.
             self._reader, self._writer = socket.socketpair()
@@ -50,10 +52,10 @@ class LastStep:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._run.world.rank == 0:
-            if error[0] is not None:
-                with contextlib.suppress(ValueError, OSError):  # the error that ended the run matters more
-                    self.write()
+        if self._run.world.rank == 0 and error[0] is not None:
+            with contextlib.suppress(ValueError, OSError):  # the error that ended the run matters more
+                self.write()
+        if self._watches:
             signal.set_wakeup_fd(self._previous_fd)
             self._over.set()
             self._writer.send(b"\0")

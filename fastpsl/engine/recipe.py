@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.help_screen import show_help
+from fastpsl.engine.nearest_word import unknown
 from fastpsl.engine.old_names import current_arguments
 from fastpsl.engine.options import RunOptions, TrainingOptions, flag, plain_value
 from fastpsl.engine.presets import small_values, values_of_config
@@ -123,6 +125,25 @@ class Script(Generic[Options]):
         description += f" Without --data they are {small}." if small else ""
         show_help(prog or sys.argv[0], description, self.options, self.paper, everything=everything)
 
+    def from_values(self, values: Mapping[str, Any], log: Callable[[str], object] = print_now) -> Options:
+        """Return the options that `parse` returns for the same values on a command line.
+
+        Args:
+            values: Names of options and their values. None stands for an option that is not given.
+            log: As in `parse`.
+
+        Raises:
+            ValueError: An option is unknown, or a value is not allowed. The message is one line.
+        """
+        names, kinds = [field.name for field in fields(self.options)], get_type_hints(self.options)
+        for name, value in values.items():
+            if name not in names:
+                raise unknown(f"option of {self.name}", name, names)
+            if value is not None and isinstance(value, bool) != (kinds[name] is bool):
+                allowed = "another value" if isinstance(value, bool) else "True or False"
+                raise ValueError(f"{name} is {value!r}: give {allowed}")
+        return self.parse(list(_arguments(values)), prog=self.name, log=log)
+
 
 @dataclass(frozen=True)
 class Recipe(Script[Training]):
@@ -169,6 +190,25 @@ def _num_images(options: RunOptions) -> int:
         return data.num_samples
     finally:
         data.close()
+
+
+def _arguments(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the command line that gives options these values."""
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        elif isinstance(value, tuple | list):
+            texts = [_text(each) for each in value]
+            if any(text.startswith("--") for text in texts):
+                raise ValueError(f"{name} {value}: a value cannot begin with --")
+            yield from (f"--{flag}", *texts)
+        elif value is not None:
+            yield f"--{flag}={_text(value)}"
+
+
+def _text(value: Any) -> str:
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
 def _words(value: Any) -> str:

@@ -77,7 +77,7 @@ def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> 
             code = work()
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR
-        reason = _error_line(error, opened)
+        reason = error_line(error, opened)
         _report_failure(opened, rank, f"{recipe}: {reason}", reason)
     except KeyboardInterrupt:  # only before the run installs its own handler
         code = EXIT_PREEMPTED
@@ -103,7 +103,7 @@ def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> 
     sys.exit(code)
 
 
-def _error_line(error: ValueError | OSError, opened: Sequence[Run]) -> str:
+def error_line(error: ValueError | OSError, opened: Sequence[Run]) -> str:
     """Return an error as one line, with a remedy and the checkpoint if a file could not be written."""
     folders = [run.folder for run in opened]
     if isinstance(error, OSError) and _is_output_error(error, folders):
@@ -148,12 +148,28 @@ def _print_warnings_once(recipe: str, rank: int) -> None:
     warnings.showwarning = show_once
 
 
-def _train(recipe: Recipe[Training], options: Training, opened: list[Run]) -> int:
-    """Train, add the run to `opened`, and return the exit code."""
+def _train(recipe: Recipe[Any], options: Any, opened: list[Run]) -> int:
+    finished = train(recipe, options, opened)
+    opened[-1].close()
+    return EXIT_FINISHED if finished else EXIT_PREEMPTED
+
+
+def train(
+    recipe: Recipe[Training], options: Training, opened: list[Run], *, owns_process: bool = True
+) -> bool:
+    """Train, print the results, and return whether the training finished; False after a signal.
+
+    Args:
+        recipe: The recipe.
+        options: Its options.
+        opened: The run is added to it, and the caller closes it.
+        owns_process: Whether the run may end the process (`LastStep`).
+    """
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     experiment = recipe.build(options)
-    run = Run(recipe.name, experiment.open_data(options, world), experiment.science)
+    data = experiment.open_data(options, world)
+    run = Run(recipe.name, data, experiment.science, owns_process=owns_process)
     opened.append(run)
     if world.rank == 0 and not run.resumed:
         run.reporter.log(length_line(experiment, run.data))
@@ -168,8 +184,7 @@ def _train(recipe: Recipe[Training], options: Training, opened: list[Run]) -> in
             run.write_status("finished", "")
         for line in lines:
             print(line)
-    run.close()
-    return EXIT_FINISHED if finished else EXIT_PREEMPTED
+    return finished
 
 
 def _print_results(run: Run, finished: bool) -> None:
@@ -209,10 +224,16 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, s
     if rank != 0:
         time.sleep(1.0)
         error = f"rank {rank}: {error}"
+    if note_failure(opened, rank, reason, state):
+        print(error, file=sys.stderr, flush=True)
+
+
+def note_failure(opened: Sequence[Run], rank: int, reason: str, state: str = "failed") -> bool:
+    """Write the reason to status.json and error.txt; return False if another rank has reported a failure."""
     for run in opened:
         before = run.status()
         if before == "failed" or (before == "preempted" and rank != 0):  # rank 0 has reported it
-            return
+            return False
         try:
             if before not in ("finished", "preempted"):  # these states are final
                 run.write_status(state, reason if run.world.size == 1 else f"rank {rank}: {reason}")
@@ -220,4 +241,4 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, s
         except OSError as problem:
             if run.status() != "failed":
                 print(f"status.json could not be written: {problem}", file=sys.stderr)
-    print(error, file=sys.stderr, flush=True)
+    return True

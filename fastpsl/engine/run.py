@@ -47,18 +47,27 @@ class Position:
 class Run:
     """A run's folder, checkpoints and reporting. Nothing is written if the options turn out to be invalid."""
 
-    def __init__(self, recipe: str, data: RunData, science: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        recipe: str,
+        data: RunData,
+        science: Mapping[str, Any] | None = None,
+        *,
+        owns_process: bool = True,
+    ):
         """Open the run. It owns `data` from here on.
 
         Args:
             recipe: The recipe's name.
             data: The data, which `close` closes.
             science: What else must not change on resume, besides the options' science and the data.
+            owns_process: Whether the process is the run's own, which may end it (`LastStep`).
 
         Raises:
             ValueError: The options are invalid. The data is closed then.
         """
         self.data, self.options, self.world = data, data.options, data.world
+        self.owns_process = owns_process
         self.precision = self.options.resolved_precision(self.world.device)
         self._lock: IO[str] | None = None
         try:

@@ -27,7 +27,7 @@ class BatchSource(Protocol):
     decoder_name: str
     decoder_reason: str
     views: tuple[ViewSpec, ...]
-    batch_size: int
+    batch_size_per_rank: int
     num_samples: int
     num_steps: int
 
@@ -124,7 +124,7 @@ class RunData:
             views,
             self.options,
             self.world,
-            batch_size=self.loader_batch(images_per_sample),
+            batch_size_per_rank=self.loader_batch(images_per_sample),
             train=train,
         )
 
@@ -138,7 +138,7 @@ class RunData:
         return AnnotatedLoader(
             read,
             self.train.num_samples,
-            batch_size=self.loader_batch(1),
+            batch_size_per_rank=self.loader_batch(1),
             seed=options.seed,
             rank=world.rank,
             world=world.size,
@@ -175,14 +175,14 @@ def open_loader(
     options: TrainingOptions,
     world: World,
     *,
-    batch_size: int,
+    batch_size_per_rank: int,
     train: bool,
 ) -> Loader:
-    """Build a loader as the options define it; `batch_size` is that of a rank."""
+    """Build a loader of this rank's batches, as the options define it."""
     return Loader(
         data,
         views,
-        batch_size=batch_size,
+        batch_size_per_rank=batch_size_per_rank,
         seed=options.seed,
         rank=world.rank,
         world=world.size,

@@ -1,6 +1,7 @@
 """Decisions to stop or to write a checkpoint, by signals and the clock, after the same step on every rank."""
 
 import signal
+import threading
 import time
 from typing import NamedTuple
 
@@ -27,9 +28,10 @@ class Decision(NamedTuple):
 class StopSignal:
     """A decision of all ranks, after the same step, to stop or to write a checkpoint.
 
-    They stop if any rank has received SIGTERM or SIGINT. Flags are exchanged over Gloo about once per second.
-    From the slowest rank's time per step, all ranks compute the next step at which to exchange them. So the
-    clocks need not agree, the GPU is never waited for, and torchrun's 30 s suffice.
+    They stop if any rank has received SIGTERM or SIGINT; in a thread, they are not received. Flags are
+    exchanged over Gloo about once per second. From the slowest rank's time per step, all ranks compute the
+    next step at which to exchange them. So the clocks need not agree, the GPU is never waited for, and
+    torchrun's 30 s suffice.
     """
 
     ask_every_s = 1.0
@@ -42,7 +44,10 @@ class StopSignal:
         self._last_checkpoint = self._last_asked = time.monotonic()
         self._steps_since = 0
         self._ask_after = 1
-        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        # Python delivers signals to the main thread, and refuses handlers in others.
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+        self._handlers = {number: signal.getsignal(number) for number in numbers}
         for number in self._handlers:
             signal.signal(number, self._request_stop)
 

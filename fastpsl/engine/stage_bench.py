@@ -88,7 +88,12 @@ class StageBench:
         if data is not None:  # synthetic data has no pages, which the quasi-random order needs
             options = replace(options, order="random")
         return open_loader(
-            data or self.data, self.views, options, self.world, batch_size=self.batch_size, train=True
+            data or self.data,
+            self.views,
+            options,
+            self.world,
+            batch_size_per_rank=self.batch_size,
+            train=True,
         )
 
     def loader_alone(self, decoder: str | None = None) -> float:

@@ -118,10 +118,10 @@ class StageTrainer:
                 batches = run.reporter.watched(val_loader.epoch(0))
                 stopped = lambda: run.stop_signal.after_step().stop
                 run.stop_signal.other_pace()
-                num_of_all_ranks, num = val_loader.batch_size * run.world.size, val_loader.num_samples
+                num, batch_size = val_loader.num_samples, val_loader.batch_size_per_rank * run.world.size
                 with doing(f"{self.stage.name}: held-out pass", "images", num) as evaluation:
                     held_out = self.train_step.evaluate(
-                        evaluation.over(batches, num_of_all_ranks), self.held_out_views, stopped
+                        evaluation.over(batches, batch_size), self.held_out_views, stopped
                     )
                 finished = held_out is not None
             if finished:

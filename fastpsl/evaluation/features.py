@@ -225,7 +225,7 @@ def _write(wanted: Mapping[Path, Extraction], world: World, save_every_s: float)
         ]
         loader = stack.enter_context(
             Loader(
-                first.data, [first.view], batch_size=first.batch_size, train=False, rank=world.rank,
+                first.data, [first.view], batch_size_per_rank=first.batch_size, train=False, rank=world.rank,
                 world=world.size, device=world.device, **first.loader,
             )
         )  # fmt: skip
@@ -243,10 +243,10 @@ def _fill(
     world: World,
     save_every_s: float,
 ) -> None:
-    batch_size, num_samples = loader.batch_size, loader.num_samples
+    batch_size, num_samples = loader.batch_size_per_rank, loader.num_samples
     step_rows = batch_size * world.size
     first_step = min(file.num_rows for file in files) // step_rows
-    batches = _features(works, loader, first_step, world.device)
+    batches = feature_batches(works, loader, first_step, world.device)
     saved = time.monotonic()
     if first_step and world.rank == 0:
         names = ", ".join(str(file.path) for file in files)
@@ -268,7 +268,7 @@ def _fill(
                 progress.update(num_rows - first_step * step_rows, len(files[0].bad))
 
 
-def _features(
+def feature_batches(
     works: Sequence[Extraction], loader: Loader, first_step: int, device: torch.device
 ) -> Iterator[tuple[list[np.ndarray], list[int]]]:
     """Yield, for each batch, the features [B, width] of each extraction and the indices of bad samples."""

@@ -18,4 +18,5 @@ from .rotation_crops import RotationCrop as RotationCrop
 from .shift import Shift as Shift
 from .sobel import Sobel as Sobel
 from .sobel_xy import SobelXY as SobelXY
+from .solarise import Solarise as Solarise
 from .warp import WarpPair as WarpPair

@@ -44,6 +44,7 @@ class Slot(IntEnum):
     SPLIT = 13
     SHIFT = 14
     WARP = 15
+    SOLARISE = 16
 
 
 @dataclass(frozen=True, eq=False)

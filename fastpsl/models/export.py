@@ -22,7 +22,7 @@ ENDINGS = {name: target.ending for name, target in TARGETS.items()} | {"onnx": (
 
 
 def export(
-    checkpoint: Path,
+    checkpoint: Path | Pretrained,
     to: str,
     out: Path,
     *,
@@ -38,7 +38,7 @@ def export(
     to B5.
 
     Args:
-        checkpoint: Any source that `load_pretrained` reads.
+        checkpoint: Any source that `load_pretrained` reads, or the weights themselves.
         to: "torchvision", "timm", "detectron2", "safetensors", "onnx" or "hf".
         out: The file to write; of "hf", the folder.
         overwrite: Whether to replace existing files.
@@ -61,7 +61,9 @@ def export(
         check_folder(out, overwrite)
     else:
         _check_files(to, out, overwrite)
-    pretrained = load_pretrained(checkpoint, backbone, input)
+    pretrained = (
+        checkpoint if isinstance(checkpoint, Pretrained) else load_pretrained(checkpoint, backbone, input)
+    )
     if to == "onnx":
         data, lines = onnx_bytes(pretrained, _record(pretrained, to))
         with output_errors(out):

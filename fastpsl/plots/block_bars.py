@@ -7,28 +7,35 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 
+from fastpsl.plots.inline import InlineFigure
 from fastpsl.plots.png import write_png
 
 
 def draw_blocks(numbers: Mapping[str, float], path: Path, title: str, chance: float) -> Path:
+    """Write the figure of `block_figure` to the file `path`."""
+    return write_png(block_figure(numbers, title, chance), path)
+
+
+def block_figure(numbers: Mapping[str, float], title: str, chance: float | None) -> InlineFigure:
     """Draw a linear probe's top-1 accuracy, and its top-5 if there is one, for each block.
 
     Args:
         numbers: top1_B1, top1_B2, … and top5_B1, …, in percent.
-        path: File to write.
         title: Title of the chart.
-        chance: Top-1 accuracy of chance, in percent, drawn as a dotted line.
+        chance: Top-1 accuracy of chance, in percent, drawn as a dotted line; None for no line.
     """
     names = [name[5:] for name in numbers if name.startswith("top1_")]
-    figure = Figure(figsize=(max(6.4, 1.6 + 1.1 * len(names)), 4), layout="constrained")
+    figure = InlineFigure(figsize=(max(6.4, 1.6 + 1.1 * len(names)), 4), layout="constrained")
     axis = figure.subplots()
     kinds = [kind for kind in ("top1", "top5") if f"{kind}_{names[0]}" in numbers]
     groups = {f"top-{kind[3:]}": [numbers[f"{kind}_{name}"] for name in names] for kind in kinds}
     for bars in _grouped_bars(axis, groups, ("C0", "#c8d8ea")):
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
-    axis.axhline(chance, color="grey", linestyle=":", label="chance")
+    if chance is not None:
+        axis.axhline(chance, color="grey", linestyle=":", label="chance")
     axis.set_ylim(0, min(105, 1.1 * max(numbers.values()) + 5))
-    return _accuracies(figure, axis, names, path, title)
+    _accuracies(figure, axis, names, title)
+    return figure
 
 
 def draw_accuracies(
@@ -52,7 +59,8 @@ def draw_accuracies(
         axis.text(place, mean + interval + 1, label, ha="center", va="bottom", fontsize=8)
     axis.axhline(chance, color="grey", linestyle=":", label=f"chance, {chance:.1f} %")
     axis.set_ylim(0, max(max(means) + max(intervals) + 12, chance + 12))
-    return _accuracies(figure, axis, names, path, title)
+    _accuracies(figure, axis, names, title)
+    return write_png(figure, path)
 
 
 def draw_precisions(
@@ -101,9 +109,8 @@ def _grouped_bars(
         yield axis.bar(places, values, width, color=colours[number], label=label)
 
 
-def _accuracies(figure: Figure, axis: Axes, names: Sequence[str], path: Path, title: str) -> Path:
+def _accuracies(figure: Figure, axis: Axes, names: Sequence[str], title: str) -> None:
     axis.set_xticks(range(len(names)), names)
     axis.set_ylabel("accuracy, %")
     figure.legend(loc="outside lower center", fontsize=8, ncols=3)
     axis.set_title(title, fontsize=10, wrap=True)
-    return write_png(figure, path)

@@ -42,11 +42,15 @@ def captions(
 def save_contact_sheet(
     images: Tensor, path: Path, captions: Sequence[str] = (), num_images: int = NUM_IMAGES
 ) -> None:
-    """Write images as one PNG, each above its caption.
+    """Write the picture of `contact_sheet` to the file `path`."""
+    write_png(contact_sheet(images, captions, num_images), path)
+
+
+def contact_sheet(images: Tensor, captions: Sequence[str] = (), num_images: int = NUM_IMAGES) -> Image.Image:
+    """Return images as one picture, each above its caption.
 
     Args:
         images: float [N, 3, H, W] in [0, 1].
-        path: File to write.
         captions: Captions of any number of lines. A line wider than its image is cut, and ends in "…".
         num_images: Largest number of images that are drawn.
     """
@@ -69,7 +73,7 @@ def save_contact_sheet(
         for number, line in enumerate(texts[i] if i < len(texts) else ()):
             at = (left, top + height + 1 + number * _LINE_PX)
             draw.text(at, _fitted(line, width, font), fill=(235, 235, 235), font=font)
-    write_png(sheet, path)
+    return sheet
 
 
 def _fitted(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:

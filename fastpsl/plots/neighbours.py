@@ -20,8 +20,12 @@ _SIDE_PX, _FRAME_PX, _GAP_PX, _LINE_PX, _FONT_PX = 112, 4, 6, 16, 12
 _GREEN, _RED, _WHITE, _BACK = (64, 190, 90), (225, 70, 60), (235, 235, 235), (48, 48, 48)
 
 
-def draw_neighbours(
-    path: Path,
+def draw_neighbours(path: Path, *arguments: Any, **options: Any) -> Path:
+    """Write the picture of `neighbour_sheet` to the file `path`."""
+    return write_png(neighbour_sheet(*arguments, **options), path)
+
+
+def neighbour_sheet(
     val: Dataset,
     train: Dataset,
     queries: np.ndarray,
@@ -32,11 +36,10 @@ def draw_neighbours(
     called: str = "held out",
     judged: bool = True,
     whole: bool = False,
-) -> Path:
+) -> Image.Image:
     """Draw queries and their neighbours, framed in green for the query's class and in red for another.
 
     Args:
-        path: File to write.
         val: Data with the queries.
         train: Data with the neighbours.
         queries: Samples of `val`, int64 [N].
@@ -74,7 +77,7 @@ def draw_neighbours(
             name = class_name(train.class_names, others[i, j])
             left = 3 * _GAP_PX + (j + 1) * step_x
             place(left, top, neighbours[i, j], frame, name, f"#{rows[i, j]}  {similarities[i, j]:.3f}")
-    return write_png(sheet, path)
+    return sheet
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:
@@ -96,7 +99,7 @@ def middles(
     with Loader(
         Subset(data, unique_indices),
         [view],
-        batch_size=len(unique_indices),
+        batch_size_per_rank=len(unique_indices),
         train=False,
         **loader,
         device="cpu",

@@ -5,9 +5,8 @@ from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from fastpsl.pipelines.files.json_lines import read_lines
+from fastpsl.plots.inline import InlineFigure
 from fastpsl.plots.png import write_png
 
 MAX_POINTS = 20_000
@@ -18,7 +17,7 @@ def draw_curve(folder: Path) -> Path:
     return write_png(curve(folder), folder / "curve.png")
 
 
-def curve(folder: Path) -> Figure:
+def curve(folder: Path) -> InlineFigure:
     """Draw each metric of a run's metrics.jsonl over steps, in one colour per stage, with its running mean.
 
     A diamond marks the held-out value at a stage's end, from results.json if it exists. The learning rate has
@@ -30,7 +29,7 @@ def curve(folder: Path) -> Figure:
     counters = ("run_step", "stage", "level", "step", "lr")
     names = [name for name in lines[0] if name not in counters] + ["lr"] if lines else []
     num = len(names) or 1
-    figure = Figure(figsize=(9, 2.6 * num))
+    figure = InlineFigure(figsize=(9, 2.6 * num))
     axes = figure.subplots(num, 1, sharex=True, squeeze=False)
     held_out = _held_out(folder / "results.json")
     for axis, name in zip(axes[:, 0], names, strict=False):

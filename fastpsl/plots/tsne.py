@@ -5,9 +5,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fastpsl.plots.inline import InlineFigure
 from fastpsl.plots.neighbours import class_name
 from fastpsl.plots.png import write_png
 
@@ -20,10 +20,16 @@ _GREY = (0.75, 0.75, 0.75)
 def draw_map(
     path: Path, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, title: str
 ) -> Path:
+    """Write the figure of `map_figure` to the file `path`."""
+    return write_png(map_figure(points, labels, class_names, title), path)
+
+
+def map_figure(
+    points: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, title: str
+) -> InlineFigure:
     """Draw `points`, with a legend of up to MAX_NAMED classes.
 
     Args:
-        path: File to write.
         points: float [N, 2].
         labels: int [N]; -1 means no label, and is drawn in grey.
         class_names: Names of the classes, or None.
@@ -39,7 +45,7 @@ def draw_map(
     extent = np.ptp(points, 0)
     width, height = np.maximum(_LONG_IN * extent / max(extent.max(), 1e-12), _SHORT_IN)
     num_columns = -(-len(entries) // int(height / _NAME_HEIGHT_IN))
-    figure = Figure(figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained")
+    figure = InlineFigure(figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained")
     axis = figure.subplots()
     size = float(np.clip(16_000 / max(len(points), 1), 3, 30))
     # In the order of the rows, so that no class covers another.
@@ -60,7 +66,7 @@ def draw_map(
     axis.set_xticks([])  # the map's distances have no unit
     axis.set_yticks([])
     axis.set_title(title, fontsize=11)
-    return write_png(figure, path)
+    return figure
 
 
 def _colours(num: int) -> list[tuple[float, float, float]]:

@@ -77,7 +77,7 @@ def test_a_sheet_of_puzzles(
 
     task = task_of("jigsaw_r50", 64 / 256)
     views = task.views(2)
-    with Beton(path) as data, Loader(data, views, batch_size=3, seed=5, decoder=decoder) as loader:
+    with Beton(path) as data, Loader(data, views, batch_size_per_rank=3, seed=5, decoder=decoder) as loader:
         batch = next(loader.epoch(0))
     sheet_images = task.contact_sheet(batch.inputs(views, torch.float32), batch)
     assert sheet_images is not None
@@ -100,7 +100,10 @@ def test_crops_without_a_task_and_samples_that_are_bad(
     captured = capsys.readouterr()
     assert captured.err.startswith(f"left out {path} sample 2: not a JPEG") and "3 samples of" in captured.out
     view = ViewSpec(RandomResizedCrop(28))
-    with Beton(path) as data, Loader(data, [view, view], batch_size=4, on_bad_sample="skip") as loader:
+    with (
+        Beton(path) as data,
+        Loader(data, [view, view], batch_size_per_rank=4, on_bad_sample="skip") as loader,
+    ):
         batch = next(loader.epoch(0))
     good = (batch.indices >= 0).nonzero()[:, 0].tolist()
     assert len(good) == 3

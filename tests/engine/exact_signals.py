@@ -23,11 +23,19 @@ def signal_at_question(run: Run, number: int | None) -> None:
     _before_asking(run, is_due)
 
 
-def _before_asking(run: Run, is_due: Callable[[], bool]) -> None:
+def before_asking(run: Run, do: Callable[[], object]) -> None:
+    """Call `do` each time before the run asks whether to stop."""
     ask = run.stop_signal.after_step
 
     def after_step() -> Decision:
-        run.stop_signal.stop_requested = is_due()
+        do()
         return ask()
 
     run.stop_signal.after_step = after_step  # type: ignore[method-assign]
+
+
+def _before_asking(run: Run, is_due: Callable[[], bool]) -> None:
+    def request() -> None:
+        run.stop_signal.stop_requested = is_due()
+
+    before_asking(run, request)

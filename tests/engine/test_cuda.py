@@ -77,7 +77,7 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     backbone = ResNet("resnet50").to(DEVICE).to(memory_format=torch.channels_last)
     module = StageModule(Trunk(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task.loss)
     train_step = TrainStep(module, sgd(module.learning_parameters()), task.views(2), precision, WORLD)
-    with Loader(Synthetic(2000), task.views(2), batch_size=16, device=DEVICE) as loader:
+    with Loader(Synthetic(2000), task.views(2), batch_size_per_rank=16, device=DEVICE) as loader:
         batches = loader.epoch(0)
         train_step.step([next(batches)], 0.01)  # the first step makes buffers
         with NoSync():

@@ -151,8 +151,8 @@ def test_state_goes_through_a_file_bit_for_bit_also_before_the_first_step() -> N
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="momentum -1"):
-        LARS([torch.zeros(2)], momentum=-1)
+        LARS([torch.zeros(2)], lr=0.1, momentum=-1)
     with pytest.raises(ValueError, match="weight_decay -1"):
         lars(parameters().items(), weight_decay=-1)
     with pytest.raises(ValueError, match="float16"):
-        LARS([torch.zeros(2, dtype=torch.float16)])
+        LARS([torch.zeros(2, dtype=torch.float16)], lr=0.1)

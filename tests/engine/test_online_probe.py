@@ -173,7 +173,7 @@ def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
             run, Trunk(TinyNet(), Stage("S3", 3, 3, 5, 2)), Stage("S3", 3, 3, 5, 2), VIEW(), 1
         )
         with (
-            Loader(data, [monitor.view], batch_size=1, train=False, num_threads=1) as loader,
+            Loader(data, [monitor.view], batch_size_per_rank=1, train=False, num_threads=1) as loader,
             torch.no_grad(),
         ):
             rows = []

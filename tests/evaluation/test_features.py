@@ -56,7 +56,7 @@ def by_hand(data: Dataset, block: int) -> np.ndarray:
     """Compute features image by image: the loader's crop, normalised, through the blocks, averaged."""
     net = extraction(data).pretrained.backbone.eval()
     rows = []
-    with Loader(data, [center_view(INPUT, 32)], batch_size=1, train=False, num_threads=1) as loader:
+    with Loader(data, [center_view(INPUT, 32)], batch_size_per_rank=1, train=False, num_threads=1) as loader:
         for batch in loader.epoch(0):
             image = batch.images[0].double() / 255
             for channel in range(3):
@@ -344,7 +344,7 @@ def test_convolutions_and_fully_connected_blocks_of_alexnet(
     written = Extraction(pretrained, data, block, 64, **options).to_file(tmp_path / "F.npy", one_process())
     rows = np.load(tmp_path / "F.npy")
     assert rows.shape == (160, width) and written.record["block"] == f"B{block}"
-    with Loader(data, [center_view(INPUT, 64)], batch_size=3, train=False, num_threads=1) as loader:
+    with Loader(data, [center_view(INPUT, 64)], batch_size_per_rank=3, train=False, num_threads=1) as loader:
         batch = next(batches := loader.epoch(0))
         (images,) = batch.inputs(loader.views, torch.float32)
         batches.close()

@@ -54,7 +54,9 @@ def data() -> Iterator[Beton]:
 
 def maps_by_hand(data: Beton, net: nn.Module, block: int, num: int) -> torch.Tensor:
     """Return the block's outputs [num, C, h, w] for the first `num` images."""
-    with Loader(data, [center_view(INPUT, 64)], batch_size=num, train=False, num_threads=1) as loader:
+    with Loader(
+        data, [center_view(INPUT, 64)], batch_size_per_rank=num, train=False, num_threads=1
+    ) as loader:
         batch = next(batches := loader.epoch(0))
         (images,) = batch.inputs(loader.views, torch.float32)
         batches.close()
@@ -196,7 +198,7 @@ def test_an_image_squashed(tmp_path: Path) -> None:
     with Folder(images) as data:
         work = extraction(data, "resnet18", 1, None, size_px=16, squashed=True)
         assert work.wanted()["squashed"] is True and "squashed" not in replace(work, squashed=False).wanted()
-        with Loader(data, [work.view], batch_size=1, train=False, num_threads=1) as loader:
+        with Loader(data, [work.view], batch_size_per_rank=1, train=False, num_threads=1) as loader:
             batch = next(batches := loader.epoch(0))
             batches.close()
         assert batch.images[0].shape == (1, 3, 16, 16)

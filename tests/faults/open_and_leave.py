@@ -27,7 +27,7 @@ def open_and_leave(decoder: str, data: str, epoch: int, chance: random.Random) -
     try:
         with (
             closing(open_data(data)) as opened,
-            Loader(opened, [view, view], batch_size=8, decoder=decoder, num_threads=2) as loader,
+            Loader(opened, [view, view], batch_size_per_rank=8, decoder=decoder, num_threads=2) as loader,
         ):
             batches = loader.epoch(epoch)
             if way == "never begun":

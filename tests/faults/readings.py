@@ -54,7 +54,7 @@ def read(path: Path, decoder: str, on_bad_sample: str = "raise") -> Reading:
         loader = Loader(
             data,
             VIEWS,
-            batch_size=BATCH,
+            batch_size_per_rank=BATCH,
             train=False,
             decoder=decoder,
             num_threads=2,

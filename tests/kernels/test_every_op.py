@@ -18,12 +18,14 @@ from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
+from fastpsl.kernels.solarise import Solarise
 from fastpsl.kernels.warp import WarpPair
 from tests.fake_cuda import fake_cuda
 
 MOVES = [Flip(), Rotate90(4), Rotate90(2), Rotate45(), AllTurns(4), AllTurns(2), JigsawTiles(3, 11, 8, 500)]
 MOVES += [WarpPair(33), WarpPair(33, "affine"), Hole()]
 CHANGES = [ColourDistortion(0.8, 0.8, 0.8, 0.2), Grey(0.5), GaussianBlur(9), Sobel(0.5), SobelXY()]
+CHANGES += [Solarise(0.5)]
 OPS = MOVES + CHANGES
 RANDOM = [op for op in OPS if not isinstance(op, AllTurns | SobelXY | Hole)]
 DTYPES = [torch.uint8, torch.float32, torch.float16, torch.bfloat16]

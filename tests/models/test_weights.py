@@ -247,7 +247,7 @@ def test_lightness_has_one_channel_from_the_loader_to_the_network() -> None:
     data = open_data(paths.test_32)
     view = center_view(grey, 24)
     try:
-        with Loader(data, [view], batch_size=4, train=False, num_threads=1) as loader:
+        with Loader(data, [view], batch_size_per_rank=4, train=False, num_threads=1) as loader:
             batches = loader.epoch(0)
             batch = next(batches)
             (inputs,) = batch.inputs([view], torch.float32)

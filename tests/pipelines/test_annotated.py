@@ -24,7 +24,7 @@ def read(index: int, epoch: int) -> AnnotatedImage:
 
 
 def make_loader(**options: object) -> AnnotatedLoader:
-    values = {"batch_size": 3, "seed": 5, "num_threads": 3, "timeout_s": 240.0} | options
+    values = {"batch_size_per_rank": 3, "seed": 5, "num_threads": 3, "timeout_s": 240.0} | options
     return AnnotatedLoader(values.pop("read", read), NUM, **values)  # type: ignore[arg-type]
 
 
@@ -60,14 +60,14 @@ def test_the_order_is_that_of_seed_and_epoch(num_threads: int, prefetch: int) ->
         assert indices_of(other, 0) != epoch_order(5, 0, NUM)[:21].reshape(7, 3).tolist()
 
 
-@pytest.mark.parametrize(("world", "batch_size"), [(2, 3), (3, 2)])
-def test_ranks_share_the_batches_of_one(world: int, batch_size: int) -> None:
+@pytest.mark.parametrize(("world", "batch_size_per_rank"), [(2, 3), (3, 2)])
+def test_ranks_share_the_batches_of_one(world: int, batch_size_per_rank: int) -> None:
     """A global batch of six has the same images for any number of ranks."""
-    with make_loader(batch_size=6) as single:
+    with make_loader(batch_size_per_rank=6) as single:
         alone = indices_of(single, 4)
     parts = []
     for rank in range(world):
-        with make_loader(rank=rank, world=world, batch_size=batch_size) as loader:
+        with make_loader(rank=rank, world=world, batch_size_per_rank=batch_size_per_rank) as loader:
             parts.append(indices_of(loader, 4))
     assert [[*chain(*step)] for step in zip(*parts, strict=True)] == alone
 
@@ -147,9 +147,9 @@ def test_leaving_early_cancels_and_leaves_no_threads() -> None:
 
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ValueError, match="23 samples are fewer than one global batch of 24"):
-        make_loader(batch_size=12, world=2)
+        make_loader(batch_size_per_rank=12, world=2)
     assert not threads()
-    with make_loader(batch_size=23) as loader:
+    with make_loader(batch_size_per_rank=23) as loader:
         assert loader.num_steps == 1
 
 

@@ -50,7 +50,7 @@ def test_views_of_one_shape_are_parts_of_one_buffer() -> None:
     augment = Augment("fused", "", (MODULE,))  # type: ignore[arg-type]
     for sizes, is_one in (((16, 16), True), ((16, 24), False)):
         views = [ViewSpec(RandomResizedCrop(size), (Flip(),)) for size in sizes]
-        with Loader(Synthetic(20), views, batch_size=5) as loader:
+        with Loader(Synthetic(20), views, batch_size_per_rank=5) as loader:
             batch = next(loader.epoch(0))
         expected = batch.inputs(views, torch.float16)
         inputs = augment.inputs(batch, views, torch.float16)
@@ -68,7 +68,7 @@ def test_kornia_is_the_plain_path() -> None:
     views = [ViewSpec(RandomResizedCrop(16), (Flip(),))]
     augment = choose_augment("unfused", views, CPU)
     assert (augment.path, augment.modules) == ("unfused", ())
-    with Loader(Synthetic(20), views, batch_size=5) as loader:
+    with Loader(Synthetic(20), views, batch_size_per_rank=5) as loader:
         batch = next(loader.epoch(0))
     assert torch.equal(augment.inputs(batch, views, torch.float32)[0], batch.inputs(views, torch.float32)[0])
 
@@ -110,7 +110,7 @@ def test_on_the_cpu_numba_fuses_what_costs_there(ops, module, difference) -> Non
     augment = choose_augment("auto", views, CPU)
     assert (augment.path, augment.reason) == ("fused", "numba, a picture at a time")
     assert module_for(augment.modules, ops) is module
-    with Loader(Synthetic(20), views, batch_size=5) as loader:
+    with Loader(Synthetic(20), views, batch_size_per_rank=5) as loader:
         batch = next(loader.epoch(0))
     for fused_input, plain in zip(
         augment.inputs(batch, views, torch.float32), batch.inputs(views, torch.float32), strict=True
@@ -129,7 +129,7 @@ def test_on_the_cpu_numba_fuses_what_costs_there(ops, module, difference) -> Non
 def test_gradients_are_fused(ops, device) -> None:  # type: ignore[no-untyped-def]
     """For UIC's views auto and fused choose a module with the plain path's values (in TF32 on a GPU)."""
     views = [ViewSpec(RandomResizedCrop(24), ops, (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD))]
-    with Loader(Synthetic(20), views, batch_size=5, device=torch.device(device)) as loader:
+    with Loader(Synthetic(20), views, batch_size_per_rank=5, device=torch.device(device)) as loader:
         batch = next(loader.epoch(0))
     (expected,) = choose_augment("unfused", views, CPU).inputs(batch, views, torch.float32)
     for name in ("auto", "fused"):

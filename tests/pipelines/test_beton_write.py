@@ -145,7 +145,7 @@ def test_samples_beyond_4_gib(tmp_path: Path) -> None:
         for decoder in DECODERS:
             batches = []
             for data in (near_beton, distant):
-                with Loader(data, views, batch_size=7, decoder=decoder) as loader:
+                with Loader(data, views, batch_size_per_rank=7, decoder=decoder) as loader:
                     batches += list(loader.epoch(0))
             assert torch.equal(batches[0].images[0], batches[1].images[0]) and len(batches) == 2
             assert (batches[0].labels == batches[1].labels).all()

@@ -74,7 +74,9 @@ class Numbered(BatchDecoder):
 
 @contextmanager
 def make_loader(act: Callable[[str, list[int]], None], **options: Any) -> Iterator[Loader]:
-    with Loader(Synthetic(NUM), VIEWS, batch_size=BATCH, train=False, num_threads=2, **options) as loader:
+    with Loader(
+        Synthetic(NUM), VIEWS, batch_size_per_rank=BATCH, train=False, num_threads=2, **options
+    ) as loader:
         loader._engine.close(1)
         loader.decoder = Numbered(act)
         loader._engine = ByBatches(loader.decoder, 2)
@@ -156,7 +158,9 @@ def test_an_error_of_padding_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def zeros(*_: object, **__: object) -> Tensor:
         raise MemoryError("none left")
 
-    with Loader(Synthetic(6), VIEWS, batch_size=BATCH, train=False, num_threads=1, timeout_s=240) as loader:
+    with Loader(
+        Synthetic(6), VIEWS, batch_size_per_rank=BATCH, train=False, num_threads=1, timeout_s=240
+    ) as loader:
         loader._engine.close(1)
         loader.decoder = Numbered(lambda *_: None)
         loader._engine = ByBatches(loader.decoder, 1)

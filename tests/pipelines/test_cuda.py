@@ -35,7 +35,7 @@ def test_batches_are_those_of_the_cpu(tmp_path: Path, decoder: str, train: bool)
         samples = [(photo(i, 60, 70).tobytes(), 60, 70, RAW) for i in range(NUM)]
 
     def batches(data: Beton, device: str) -> list[Batch]:
-        options = {"batch_size": 12, "train": train, "decoder": decoder}
+        options = {"batch_size_per_rank": 12, "train": train, "decoder": decoder}
         with Loader(data, VIEWS, device=device, **options) as loader:  # type: ignore[arg-type]
             results = list(loader.epoch(0))
             assert len(list(loader.epoch(1, first_step=1))) == len(results) - 1
@@ -76,7 +76,7 @@ def test_what_is_small_lies_in_one_piece_of_memory_and_is_what_the_cpu_has(
     results = {}
     with Beton(write(tmp_path / "x.beton", samples)) as data:
         for device in ("cuda", "cpu"):
-            with Loader(data, VIEWS, batch_size=12, decoder=decoder, device=device) as loader:
+            with Loader(data, VIEWS, batch_size_per_rank=12, decoder=decoder, device=device) as loader:
                 results[device] = list(loader.epoch(2))
     for batch, expected in zip(results["cuda"], results["cpu"], strict=True):
         small = [
@@ -96,7 +96,12 @@ def test_images_stay_while_a_busy_consumer_has_not_read_them(tmp_path: Path, dec
     if decoder == "dali":
         needs_dali_here()
     with Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data:
-        options: dict[str, Any] = {"batch_size": 4, "train": False, "decoder": decoder, "device": "cuda"}
+        options: dict[str, Any] = {
+            "batch_size_per_rank": 4,
+            "train": False,
+            "decoder": decoder,
+            "device": "cuda",
+        }
         with Loader(data, VIEWS, **options) as loader:
             expected = []
             for batch in loader.epoch(0):
@@ -120,7 +125,9 @@ def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
     samples = [(jpeg(photo(i, 300 + 10 * (i % 9), 400)), 300 + 10 * (i % 9), 400, JPG) for i in range(96)]
     views = [ViewSpec(RandomResizedCrop(224), (Flip(),)), ViewSpec(RandomResizedCrop(160))]
     with Beton(write(tmp_path / "x.beton", samples)) as data:
-        with Loader(data, views, batch_size=32, decoder="dali", device="cuda", num_threads=4) as loader:
+        with Loader(
+            data, views, batch_size_per_rank=32, decoder="dali", device="cuda", num_threads=4
+        ) as loader:
             used = []
             for epoch in range(12):
                 for _ in loader.epoch(epoch):
@@ -139,7 +146,7 @@ def test_ten_batches_make_no_step_wait(tmp_path: Path) -> None:
     needs_dali_here()
     with (
         Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data,
-        Loader(data, VIEWS, batch_size=4, decoder="dali", device="cuda") as loader,
+        Loader(data, VIEWS, batch_size_per_rank=4, decoder="dali", device="cuda") as loader,
     ):
         list(loader.epoch(0))
         torch.cuda.set_sync_debug_mode("error")
@@ -161,7 +168,7 @@ def test_mixed_batches_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.
     results = {}
     with Folder(root) as data:
         for device, decoder in (("cuda", "dali"), ("cpu", "torchvision")):
-            options: dict[str, Any] = {"batch_size": len(files), "train": False, "decoder": decoder}
+            options: dict[str, Any] = {"batch_size_per_rank": len(files), "train": False, "decoder": decoder}
             with Loader(data, VIEWS, device=device, on_bad_sample="skip", **options) as loader:
                 (results[device],) = loader.epoch(0)
                 if device == "cuda":
@@ -206,7 +213,9 @@ def test_isotropic_crops_are_those_of_the_cpu(tmp_path: Path) -> None:
     view, results = ViewSpec(RotationCrop(48, base="drawn")), {}
     with Beton(write(tmp_path / "x.beton", samples)) as data:
         for device in ("cuda", "cpu"):
-            with Loader(data, [view], batch_size=12, train=False, decoder="dali", device=device) as loader:
+            with Loader(
+                data, [view], batch_size_per_rank=12, train=False, decoder="dali", device=device
+            ) as loader:
                 (batch,) = loader.epoch(0)
                 results[device] = batch.images[0].cpu().int()
     assert (results["cuda"] - results["cpu"]).abs().float().mean() < 2.0
@@ -218,7 +227,12 @@ def test_the_hardware_decoder_is_asked_for_and_its_share_changes_nothing_but_the
     images = []
     with Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data:
         for share in (0.0, 1.0):
-            options: dict[str, Any] = {"batch_size": NUM, "train": False, "decoder": "dali", "device": "cuda"}
+            options: dict[str, Any] = {
+                "batch_size_per_rank": NUM,
+                "train": False,
+                "decoder": "dali",
+                "device": "cuda",
+            }
             with Loader(data, VIEWS, hw_decoder_load=share, **options) as loader:
                 assert bool(why) == ("no hardware JPEG decoder" in loader.decoder_reason)
                 (batch,) = loader.epoch(0)

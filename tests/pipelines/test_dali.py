@@ -168,7 +168,9 @@ def test_a_share_that_is_none_is_refused() -> None:
 @needs_dali("the loader")
 def test_a_loader_keeps_a_few_batches_memory_and_no_more(tmp_path: Path) -> None:
     with Beton(write(tmp_path / "a.beton", photo_samples(40))) as data:
-        with Loader(data, VIEWS, batch_size=4, decoder="dali", num_threads=2, prefetch_batches=2) as loader:
+        with Loader(
+            data, VIEWS, batch_size_per_rank=4, decoder="dali", num_threads=2, prefetch_batches=2
+        ) as loader:
             arenas = loader.decoder._arenas  # type: ignore[union-attr]
             for epoch in range(3):
                 for batch in loader.epoch(epoch):
@@ -190,7 +192,7 @@ JPEGS = [(data, 50, 60, JPG) for data in GOOD]
 def test_an_odd_jpeg_is_decoded_on_the_cpu_counted_and_named_once(tmp_path: Path) -> None:
     odd = [*JPEGS[:5], (ODD, 50, 60, JPG), *JPEGS[6:9], (ODD, 50, 60, JPG)]
     with Beton(write(tmp_path / "odd.beton", odd)) as data:
-        options = {"batch_size": 5, "train": False, "num_threads": 1}
+        options = {"batch_size_per_rank": 5, "train": False, "num_threads": 1}
         with Loader(data, VIEWS, decoder="dali", **options) as loader:  # type: ignore[arg-type]
             with pytest.warns(UserWarning, match="sample 5 is decoded on the CPU, not by DALI") as caught:
                 results = list(loader.epoch(0))
@@ -306,7 +308,7 @@ def test_what_dali_refuses_is_decoded_on_the_cpu(tmp_path: Path, monkeypatch: py
 @needs_dali("the loader")
 def test_two_loaders_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     with Beton(write(tmp_path / "a.beton", photo_samples(24))) as data:
-        options = {"batch_size": 4, "decoder": "dali", "num_threads": 2}
+        options = {"batch_size_per_rank": 4, "decoder": "dali", "num_threads": 2}
         with (
             Loader(data, VIEWS, **options) as one,  # type: ignore[arg-type]
             Loader(data, VIEWS, seed=1, **options) as other,  # type: ignore[arg-type]
@@ -397,7 +399,7 @@ sys.path.insert(0, sys.argv[1])
 from tests.pipelines.test_dali import Beton, Loader, VIEWS
 data = Beton(sys.argv[2])
 def count_threads():
-    with Loader(data, VIEWS, batch_size=4, decoder="dali", num_threads=3) as loader:
+    with Loader(data, VIEWS, batch_size_per_rank=4, decoder="dali", num_threads=3) as loader:
         assert len(list(loader.epoch(0))) == 6
         most = len(os.listdir("/proc/self/task"))
     for _ in range(600):  # a thread is listed for a moment after it was joined
@@ -408,7 +410,7 @@ def count_threads():
 count_threads()
 most, left = count_threads()
 assert left < most - 6 and count_threads()[1] <= left + 1, (most, left)
-loader = Loader(data, VIEWS, batch_size=4, decoder="dali", num_threads=3)
+loader = Loader(data, VIEWS, batch_size_per_rank=4, decoder="dali", num_threads=3)
 epoch = loader.epoch(0)
 next(epoch)
 assert before == (torch.get_num_threads(), numba.get_num_threads(), os.sched_getaffinity(0))

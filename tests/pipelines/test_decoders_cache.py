@@ -27,7 +27,7 @@ from fastpsl.pipelines.views import ViewSpec
 view = ViewSpec(RandomResizedCrop(32), (Flip(),))
 with tempfile.TemporaryDirectory() as folder:
     path = write(Path(folder) / "a.beton", photo_samples(4))
-    with Beton(path) as data, Loader(data, [view, view], batch_size=2) as loader:
+    with Beton(path) as data, Loader(data, [view, view], batch_size_per_rank=2) as loader:
         assert len(list(loader.epoch(0))) == 2
 from numba.core.dispatcher import Dispatcher
 compiled = [

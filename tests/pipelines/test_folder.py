@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def batches(data: Folder | Beton, decoder: str, **options: object) -> list[Batch]:
-    options = {"batch_size": 4, "num_threads": 2, **options}
+    options = {"batch_size_per_rank": 4, "num_threads": 2, **options}
     with Loader(data, VIEWS, decoder=decoder, **options) as loader:  # type: ignore[arg-type]
         return list(loader.epoch(3))
 
@@ -100,7 +100,7 @@ def whole(data: Folder, decoder: str, size: int) -> tuple[np.ndarray, int]:
             zeros = np.zeros_like(heights)
             return np.column_stack([zeros, zeros, heights, widths])
 
-    options = {"batch_size": data.num_samples, "train": False, "decoder": decoder}
+    options = {"batch_size_per_rank": data.num_samples, "train": False, "decoder": decoder}
     with Loader(data, [ViewSpec(Whole())], **options) as loader:  # type: ignore[arg-type]
         (batch,) = loader.epoch(0)
         return batch.images[0].permute(0, 2, 3, 1).numpy(), getattr(loader.decoder, "num_fallbacks", 0)
@@ -192,7 +192,7 @@ def test_what_cannot_be_read_is_a_bad_sample(root: Path, decoder: str) -> None:
     with data:
         assert data.image_sizes() == (61, 69, 71, 79)
         bad: dict[str, str] = {}
-        for batch in batches(data, decoder, train=False, batch_size=5, on_bad_sample="skip"):
+        for batch in batches(data, decoder, train=False, batch_size_per_rank=5, on_bad_sample="skip"):
             bad |= {os.path.basename(sample.name): str(sample) for sample in batch.bad}
         assert sorted(bad) == ["a.jpg", "b.jpg", "c.png", "d.jpg"]
         assert all(text.startswith(f"{flat}/{name}: ") and "\n" not in text for name, text in bad.items())
@@ -347,7 +347,7 @@ def test_names_that_are_no_utf_8_are_read(tmp_path: Path) -> None:
     with Folder(tmp_path / "flat") as data:
         assert os.fsencode(data.name(0)) == name
         for decoder in READERS:
-            assert batches(data, decoder, batch_size=1)[0].images[0].any()
+            assert batches(data, decoder, batch_size_per_rank=1)[0].images[0].any()
 
 
 @pytest.mark.parametrize("wrong", ["nothing", "file"])
@@ -389,4 +389,4 @@ def test_a_relative_name_outlives_a_change_of_folder(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with Folder("photos") as data:
         monkeypatch.chdir("/")
-        assert len(batches(data, "torchvision", train=False, batch_size=1)) == 1
+        assert len(batches(data, "torchvision", train=False, batch_size_per_rank=1)) == 1

@@ -70,7 +70,9 @@ def test_a_huge_file_is_a_bad_sample_of_its_folder(folder: Path, decoder: str) -
         data = Folder(folder)
     with (
         data,
-        Loader(data, views, batch_size=3, train=False, decoder=decoder, on_bad_sample="skip") as loader,
+        Loader(
+            data, views, batch_size_per_rank=3, train=False, decoder=decoder, on_bad_sample="skip"
+        ) as loader,
     ):
         next(loader.epoch(0))  # so that compiling and loading are not measured
         with Peak() as peak:

@@ -96,12 +96,12 @@ def test_a_loader_left_open_is_named(tmp_path: Path) -> None:
     with Beton(write(tmp_path / "a.beton", photo_samples(4))) as data:
         views = [ViewSpec(RandomResizedCrop(24))]
         with pytest.warns(ResourceWarning, match="unclosed loader of 4 samples"):
-            Loader(data, views, batch_size=2, num_threads=1)
+            Loader(data, views, batch_size_per_rank=2, num_threads=1)
         with unclosed() as caught:
-            with Loader(data, views, batch_size=2, num_threads=1) as loader:
+            with Loader(data, views, batch_size_per_rank=2, num_threads=1) as loader:
                 assert sorted(np.concatenate([batch.indices for batch in loader.epoch(0)])) == [0, 1, 2, 3]
             del loader
-            with pytest.raises(ValueError, match="batch_size is 0"):
-                Loader(data, views, batch_size=0)
+            with pytest.raises(ValueError, match="batch_size_per_rank is 0"):
+                Loader(data, views, batch_size_per_rank=0)
             gc.collect()
         assert not caught

@@ -84,7 +84,7 @@ def compare(data: Listed, beton: Beton) -> None:
     views = [ViewSpec(RandomResizedCrop(24))]
     batches = []
     for each in (data, beton):
-        with Loader(each, views, batch_size=4, num_threads=1, decoder="torchvision") as loader:
+        with Loader(each, views, batch_size_per_rank=4, num_threads=1, decoder="torchvision") as loader:
             batches.append([(batch.indices, batch.labels, batch.images[0]) for batch in loader.epoch(1)])
     for actual, expected in zip(*batches, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
@@ -226,7 +226,7 @@ def test_an_image_that_cannot_be_read_is_a_bad_sample(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"l\.txt: 1 of 9 images cannot be read, the first is ant/1\.jpg: "):
         data = Listed(tmp_path / "l.txt")
     options: dict[str, Any] = {"train": False, "decoder": "torchvision", "on_bad_sample": "skip"}
-    with data, Loader(data, [ViewSpec(RandomResizedCrop(9))], batch_size=9, **options) as loader:
+    with data, Loader(data, [ViewSpec(RandomResizedCrop(9))], batch_size_per_rank=9, **options) as loader:
         (batch,) = loader.epoch(0)
     assert [bad.index for bad in batch.bad] == [1]
 

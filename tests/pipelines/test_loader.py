@@ -65,7 +65,7 @@ def open_named(sources: dict[str, Path], source: str) -> Any:
 
 
 def batches(data: Dataset, epoch: int = 0, first_step: int = 0, **options: object) -> list[Batch]:
-    with Loader(data, VIEWS, **{"batch_size": GLOBAL_BATCH, "num_threads": 2, **options}) as loader:  # type: ignore[arg-type]
+    with Loader(data, VIEWS, **{"batch_size_per_rank": GLOBAL_BATCH, "num_threads": 2, **options}) as loader:  # type: ignore[arg-type]
         return list(loader.epoch(epoch, first_step))
 
 
@@ -110,7 +110,7 @@ def test_each_sample_once_the_same_on_any_number_of_ranks_and_threads(
                     train=train,
                     world=world,
                     rank=rank,
-                    batch_size=GLOBAL_BATCH // world,
+                    batch_size_per_rank=GLOBAL_BATCH // world,
                 )
                 for rank in range(world)
             ]
@@ -164,7 +164,7 @@ def test_batches_are_what_they_say(beton: Path) -> None:
 def test_two_views_of_one_kind_are_two_views(sources: dict[str, Path], source: str, decoder: str) -> None:
     with (
         open_named(sources, source) as data,
-        Loader(data, [VIEW, VIEW], batch_size=NUM, decoder=decoder) as loader,
+        Loader(data, [VIEW, VIEW], batch_size_per_rank=NUM, decoder=decoder) as loader,
     ):
         (batch,) = loader.epoch(0)
     same = (batch.images[0] == batch.images[1]).flatten(1).all(1)
@@ -179,7 +179,7 @@ def test_an_epoch_can_be_entered_anywhere_without_decoding_what_came_before(
 ) -> None:
     with open_named(sources, source) as data:
         whole = batches(data, 5, train=train, decoder=decoder)
-        with Loader(data, VIEWS, batch_size=GLOBAL_BATCH, train=train, decoder=decoder) as loader:
+        with Loader(data, VIEWS, batch_size_per_rank=GLOBAL_BATCH, train=train, decoder=decoder) as loader:
             decoded = count_decoded(loader)
             tail = list(loader.epoch(5, first_step=4))
             assert sum(decoded) == sum(int((batch.indices >= 0).sum()) for batch in tail)
@@ -211,7 +211,7 @@ def count_decoded(loader: Loader) -> list[int]:
 def test_a_sample_is_decoded_once_for_all_views(sources: dict[str, Path], source: str, decoder: str) -> None:
     with (
         open_named(sources, source) as data,
-        Loader(data, VIEWS, batch_size=GLOBAL_BATCH, decoder=decoder) as loader,
+        Loader(data, VIEWS, batch_size_per_rank=GLOBAL_BATCH, decoder=decoder) as loader,
     ):
         decoded = count_decoded(loader)
         assert sum(len(batch.indices) for batch in loader.epoch(0)) == sum(decoded)
@@ -221,7 +221,7 @@ def test_a_sample_is_decoded_once_for_all_views(sources: dict[str, Path], source
 def test_padding_is_black_and_marked(sources: dict[str, Path], source: str, decoder: str) -> None:
     with open_named(sources, source) as data:
         for rank in (1, 2):  # the last batch of the first has a sample, that of the second only padding
-            last = batches(data, train=False, batch_size=2, world=3, rank=rank, decoder=decoder)[-1]
+            last = batches(data, train=False, batch_size_per_rank=2, world=3, rank=rank, decoder=decoder)[-1]
             assert last.indices.tolist() == [-1, -1] and last.labels.tolist() == [-1, -1]
             assert last.images[0].shape == (2, 3, 33, 33) and not last.images[0].any()
         last = batches(data, train=False, decoder=decoder)[-1]
@@ -237,11 +237,11 @@ def test_evaluation_pads_whole_global_batches(beton: Path) -> None:
         assert last.labels.tolist() == [36, 37, -1, -1, -1, -1]
         assert not last.images[0][2:].any() and last.images[0][:2].any()
         assert all(len(value) == 6 for draw in last.draws[0] for value in draw.values())
-        padding = batches(data, train=False, batch_size=2, world=3, rank=2)[
+        padding = batches(data, train=False, batch_size_per_rank=2, world=3, rank=2)[
             -1
         ]  # a rank with nothing but padding
         assert padding.indices.tolist() == [-1, -1] and padding.images[0].shape == (2, 3, 33, 33)
-        (whole,) = batches(data, train=False, batch_size=100)
+        (whole,) = batches(data, train=False, batch_size_per_rank=100)
         assert whole.indices.tolist() == [*range(NUM), *[-1] * 62]
 
 
@@ -259,7 +259,10 @@ def test_the_first_samples_are_those_of_the_batch(beton: Path, num: int) -> None
 
 
 def test_prefetch_is_bounded(beton: Path) -> None:
-    with Beton(beton) as data, Loader(data, VIEWS, batch_size=2, num_threads=3, prefetch_batches=2) as loader:
+    with (
+        Beton(beton) as data,
+        Loader(data, VIEWS, batch_size_per_rank=2, num_threads=3, prefetch_batches=2) as loader,
+    ):
         decoded = count_decoded(loader)
         for num_taken, _ in enumerate(loader.epoch(0), 1):
             time.sleep(0.02)
@@ -269,7 +272,7 @@ def test_prefetch_is_bounded(beton: Path) -> None:
 
 
 def test_synthetic_data_need_no_file() -> None:
-    with Loader(Synthetic(50, num_classes=7), VIEWS, batch_size=8) as loader:
+    with Loader(Synthetic(50, num_classes=7), VIEWS, batch_size_per_rank=8) as loader:
         results = by_index(list(loader.epoch(0)))
     assert loader.decoder_name == "synthetic" and loader.decoder_reason
     assert len(results) == 48
@@ -280,7 +283,7 @@ def test_synthetic_data_need_no_file() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size_per_rank": 0}, "batch_size_per_rank is 0"),
         ({"world": 0}, "world is 0"),
         ({"rank": 2, "world": 2}, "rank is 2; it must be 0 to 1"),
         ({"num_threads": 0}, "num_threads is 0"),
@@ -288,7 +291,7 @@ def test_synthetic_data_need_no_file() -> None:
         ({"timeout_s": 0}, "timeout_s is 0"),
         ({"on_bad_sample": "ignore"}, "'ignore'; it must be 'raise' or 'skip'"),
         ({"views": []}, "no views"),
-        ({"batch_size": 20, "world": 2}, "38 samples are fewer than one global batch of 40"),
+        ({"batch_size_per_rank": 20, "world": 2}, "38 samples are fewer than one global batch of 40"),
         ({"decoder": "turbo"}, "decoder 'turbo': there are auto, ffcv"),
         ({"device": "cuda"}, "device cuda was asked for, but torch finds no CUDA device"),
         ({"device": "abacus"}, "device abacus"),
@@ -300,7 +303,7 @@ def test_wrong_options_are_one_line(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     before = threading.active_count()
     with Beton(beton) as data, pytest.raises(ValueError, match=message) as error:
-        Loader(data, **{"views": VIEWS, "batch_size": 6, **options})  # type: ignore[arg-type]
+        Loader(data, **{"views": VIEWS, "batch_size_per_rank": 6, **options})  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
     assert threading.active_count() == before
 
@@ -313,11 +316,11 @@ def test_a_crop_that_can_never_be_made_is_refused_at_once(beton: Path) -> None:
             raise ValueError(f"a crop of 300 px from pictures of {min_height} px")
 
     with Beton(beton) as data, pytest.raises(ValueError, match="a crop of 300 px"):
-        Loader(data, [ViewSpec(TooLarge(40, 35))], batch_size=6)
+        Loader(data, [ViewSpec(TooLarge(40, 35))], batch_size_per_rank=6)
 
 
 def test_a_wrong_step_or_epoch_is_refused(beton: Path) -> None:
-    with Beton(beton) as data, Loader(data, VIEWS, batch_size=6) as loader:
+    with Beton(beton) as data, Loader(data, VIEWS, batch_size_per_rank=6) as loader:
         for epoch, step in ((-1, 0), (0, -1), (0, 7)):
             with pytest.raises(ValueError, match="an epoch has steps 0 to 6"):
                 loader.epoch(epoch, step)
@@ -343,7 +346,7 @@ def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
     with open_named(sources, source) as data:
         own_order = by_index(batches(data, epoch=3, **options))
         views_of: dict[int, list[tuple[np.ndarray, ...]]] = {}
-        with Loader(data, VIEWS, batch_size=GLOBAL_BATCH, **options) as loader:
+        with Loader(data, VIEWS, batch_size_per_rank=GLOBAL_BATCH, **options) as loader:
             whole = list(loader.epoch(3, 0, order))
             later = list(loader.epoch(3, 4, order))
         shown = torch.cat([batch.indices for batch in whole]).tolist()
@@ -364,7 +367,9 @@ def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
         for world in (2, 3):
             share = GLOBAL_BATCH // world
             for rank in range(world):
-                with Loader(data, VIEWS, batch_size=share, rank=rank, world=world, **options) as loader:
+                with Loader(
+                    data, VIEWS, batch_size_per_rank=share, rank=rank, world=world, **options
+                ) as loader:
                     for batch, all_ranks in zip(loader.epoch(3, 0, order), whole, strict=True):
                         part = slice(rank * share, (rank + 1) * share)
                         assert torch.equal(batch.indices, all_ranks.indices[part])
@@ -372,7 +377,7 @@ def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
 
 
 def test_orders_that_cannot_be_are_found(beton: Path) -> None:
-    with Beton(beton) as data, Loader(data, VIEWS, batch_size=GLOBAL_BATCH, num_threads=1) as loader:
+    with Beton(beton) as data, Loader(data, VIEWS, batch_size_per_rank=GLOBAL_BATCH, num_threads=1) as loader:
         for wrong in (
             np.arange(NUM - 1),
             np.arange(NUM).astype(np.int32),

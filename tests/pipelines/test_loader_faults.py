@@ -54,7 +54,10 @@ def poisoned(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_poisoned_sample_is_raised_by_name(poisoned: Path, decoder: str) -> None:
-    with Beton(poisoned) as data, Loader(data, VIEWS, batch_size=4, train=False, decoder=decoder) as loader:
+    with (
+        Beton(poisoned) as data,
+        Loader(data, VIEWS, batch_size_per_rank=4, train=False, decoder=decoder) as loader,
+    ):
         epoch = loader.epoch(0)
         assert next(epoch).indices.tolist() == [0, 1, 2, 3]
         with pytest.raises(BadSampleError, match=r"poisoned\.beton sample 7: not a JPEG$"):
@@ -67,7 +70,7 @@ def test_a_poisoned_sample_is_raised_by_name(poisoned: Path, decoder: str) -> No
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_skipped_samples_are_filled_counted_and_named(poisoned: Path, decoder: str) -> None:
     with Beton(poisoned) as data:
-        options = {"batch_size": 10, "train": False, "decoder": decoder}
+        options = {"batch_size_per_rank": 10, "train": False, "decoder": decoder}
         with Loader(data, VIEWS, on_bad_sample="skip", **options) as loader:  # type: ignore[arg-type]
             first, second, *rest = loader.epoch(0)
         assert first.indices.tolist() == [0, 1, 2, 3, 4, 5, 6, -1, 8, 9]
@@ -86,7 +89,7 @@ def test_skipped_samples_are_filled_counted_and_named(poisoned: Path, decoder: s
 def test_a_batch_of_bad_samples_alone_is_an_error(poisoned: Path) -> None:
     with (
         Beton(poisoned) as data,
-        Loader(data, VIEWS, batch_size=1, train=False, on_bad_sample="skip") as loader,
+        Loader(data, VIEWS, batch_size_per_rank=1, train=False, on_bad_sample="skip") as loader,
     ):
         epoch = loader.epoch(0)
         assert [next(epoch).indices.item() for _ in range(7)] == list(range(7))
@@ -103,7 +106,9 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(
     is_cut = threading.Event()
     with (
         Beton(good) as data,
-        Loader(data, VIEWS, batch_size=4, train=False, decoder=decoder, prefetch_batches=1) as loader,
+        Loader(
+            data, VIEWS, batch_size_per_rank=4, train=False, decoder=decoder, prefetch_batches=1
+        ) as loader,
     ):
         rows = data.rows
 
@@ -139,7 +144,7 @@ def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
         if 5 in rows.indices:
             let_go.append(release.wait(240))
 
-    with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, num_threads=2) as loader:
+    with Loader(Synthetic(64), VIEWS, batch_size_per_rank=4, train=False, num_threads=2) as loader:
         break_decoder(loader, act)
         epoch = loader.epoch(0)
         next(epoch)
@@ -165,7 +170,7 @@ def test_a_thread_that_dies_is_raised_and_the_others_live(error: BaseException) 
         if 9 in rows.indices:
             raise error
 
-    with Loader(Synthetic(64), VIEWS, batch_size=4, train=False, num_threads=2) as loader:
+    with Loader(Synthetic(64), VIEWS, batch_size_per_rank=4, train=False, num_threads=2) as loader:
         break_decoder(loader, act)
         epoch = loader.epoch(0)
         assert [next(epoch).step for _ in range(2)] == [0, 1]
@@ -180,7 +185,7 @@ def test_a_thread_that_dies_is_raised_and_the_others_live(error: BaseException) 
 def test_leaving_an_epoch_early_leaves_nothing(good: Path, decoder: str) -> None:
     files, threads = open_files(), threading.active_count()
     with Beton(good) as data:
-        with Loader(data, VIEWS, batch_size=4, num_threads=3, decoder=decoder) as loader:
+        with Loader(data, VIEWS, batch_size_per_rank=4, num_threads=3, decoder=decoder) as loader:
             whole = [batch.indices.tolist() for batch in loader.epoch(0)]
             for stop in range(3):
                 for batch in loader.epoch(0):
@@ -204,7 +209,7 @@ def test_nothing_runs_on_after_an_epoch_is_left() -> None:
         time.sleep(0.05)
         running.pop()
 
-    with Loader(Synthetic(640), VIEWS, batch_size=64, num_threads=2) as loader:
+    with Loader(Synthetic(640), VIEWS, batch_size_per_rank=64, num_threads=2) as loader:
         break_decoder(loader, act)
         epoch = loader.epoch(0)
         next(epoch)
@@ -219,7 +224,7 @@ def test_a_loader_closed_amid_an_epoch_ends_what_it_has_begun(
     good: Path, decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Beton(good) as data:
-        loader = Loader(data, VIEWS, batch_size=8, num_threads=2, decoder=decoder, timeout_s=3600)
+        loader = Loader(data, VIEWS, batch_size_per_rank=8, num_threads=2, decoder=decoder, timeout_s=3600)
         epoch = loader.epoch(0)
         rows = data.rows
 
@@ -235,7 +240,7 @@ def test_a_loader_closed_amid_an_epoch_ends_what_it_has_begun(
 
 
 def test_an_epoch_of_a_closed_loader_says_so() -> None:
-    loader = Loader(Synthetic(64), VIEWS, batch_size=4, num_threads=2, timeout_s=3600)
+    loader = Loader(Synthetic(64), VIEWS, batch_size_per_rank=4, num_threads=2, timeout_s=3600)
     epoch = loader.epoch(0)
     next(epoch)
     loader.close()
@@ -245,7 +250,7 @@ def test_an_epoch_of_a_closed_loader_says_so() -> None:
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_loader_that_is_dropped_ends_its_threads() -> None:
-    loader = Loader(Synthetic(64), VIEWS, batch_size=4, num_threads=2)
+    loader = Loader(Synthetic(64), VIEWS, batch_size_per_rank=4, num_threads=2)
     assert len(list(loader.epoch(0))) == 16
     assert len(loader_threads()) == 2
     del loader
@@ -260,7 +265,7 @@ from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.views import ViewSpec
-loader = Loader(Synthetic(64), [ViewSpec(RandomResizedCrop(8))], batch_size=4, timeout_s=0.3)
+loader = Loader(Synthetic(64), [ViewSpec(RandomResizedCrop(8))], batch_size_per_rank=4, timeout_s=0.3)
 loader.decoder.decode = lambda rows, boxes, outs: time.sleep(1000)
 next(loader.epoch(0))
 """

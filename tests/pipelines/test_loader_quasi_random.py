@@ -29,7 +29,12 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def epoch(data: Beton, number: int = 0, first_step: int = 0, **options: Any) -> list[Batch]:
-    values = {"batch_size": GLOBAL_BATCH, "order": "quasi_random", "lanes": LANES, "decoder": "resident"}
+    values = {
+        "batch_size_per_rank": GLOBAL_BATCH,
+        "order": "quasi_random",
+        "lanes": LANES,
+        "decoder": "resident",
+    }
     with Loader(data, [VIEW], **{**values, **options}) as loader:  # type: ignore[arg-type]
         return list(loader.epoch(number, first_step))
 
@@ -50,7 +55,7 @@ def test_a_step_is_the_same_set_with_the_same_images_on_any_number_of_ranks(
         for world in (2, 4):
             size = GLOBAL_BATCH // world
             ranks = [
-                epoch(data, 2, decoder=decoder, world=world, rank=rank, batch_size=size)
+                epoch(data, 2, decoder=decoder, world=world, rank=rank, batch_size_per_rank=size)
                 for rank in range(world)
             ]
             assert all(len(rank) == len(alone) for rank in ranks)
@@ -76,7 +81,7 @@ def test_leaving_early_leaves_nothing(beton: Path) -> None:
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     with (
         Beton(beton) as data,
-        Loader(data, [VIEW], batch_size=16, order="quasi_random", lanes=LANES) as loader,
+        Loader(data, [VIEW], batch_size_per_rank=16, order="quasi_random", lanes=LANES) as loader,
     ):
         batches = loader.epoch(0)
         next(batches)
@@ -106,9 +111,9 @@ def test_only_what_will_be_read_is_asked_for(
     ("options", "message"),
     [
         ({"order": "sequential"}, "order is 'sequential'; it must be random or quasi_random"),
-        ({"world": 3, "rank": 0, "batch_size": 8}, "--lanes 4 cannot be shared by 3 ranks"),
-        ({"batch_size": 6}, "a batch of 6 .* has no equal shares for --lanes 4"),
-        ({"lanes": 64, "batch_size": 64}, "cannot be dealt evenly to --lanes 64"),
+        ({"world": 3, "rank": 0, "batch_size_per_rank": 8}, "--lanes 4 cannot be shared by 3 ranks"),
+        ({"batch_size_per_rank": 6}, "a batch of 6 .* has no equal shares for --lanes 4"),
+        ({"lanes": 64, "batch_size_per_rank": 64}, "cannot be dealt evenly to --lanes 64"),
     ],
 )
 def test_what_does_not_go_together_is_refused(beton: Path, options: dict[str, Any], message: str) -> None:
@@ -120,13 +125,13 @@ def test_what_does_not_go_together_is_refused(beton: Path, options: dict[str, An
 
 def test_data_without_pages_is_refused() -> None:
     with pytest.raises(ValueError, match="synthetic data lies in no pages"):
-        Loader(Synthetic(1000), [VIEW], batch_size=64, order="quasi_random")
+        Loader(Synthetic(1000), [VIEW], batch_size_per_rank=64, order="quasi_random")
 
 
 def test_an_order_of_ones_own_is_refused(beton: Path) -> None:
     with (
         Beton(beton) as data,
-        Loader(data, [VIEW], batch_size=16, order="quasi_random", lanes=LANES) as loader,
+        Loader(data, [VIEW], batch_size_per_rank=16, order="quasi_random", lanes=LANES) as loader,
         pytest.raises(ValueError, match="exclude each other; give order random"),
     ):
         loader.epoch(0, 0, np.arange(NUM))

@@ -273,7 +273,9 @@ def test_epochs_of_a_beton_are_those_of_its_pages(tmp_path: Path, monkeypatch: p
         for world in (1, 2, 4):
             orders = []
             for rank in range(world):
-                quasi = QuasiRandom(data, lanes=LANES, batch_size=8 // world, seed=3, rank=rank, world=world)
+                quasi = QuasiRandom(
+                    data, lanes=LANES, batch_size_per_rank=8 // world, seed=3, rank=rank, world=world
+                )
                 order, readahead = quasi.epoch(2, 0, 3)
                 readahead.close()
                 assert quasi.num_steps * 8 == len(order)
@@ -312,7 +314,7 @@ def test_what_does_not_go_together_is_one_line_that_says_what_to_choose(
 ) -> None:
     path = write_paged(monkeypatch, tmp_path / "a.beton", 24 * SAMPLES_A_PAGE)
     with Beton(path) as data, pytest.raises(ValueError) as refused:
-        QuasiRandom(data, lanes=lanes, batch_size=batch_size, world=world)
+        QuasiRandom(data, lanes=lanes, batch_size_per_rank=batch_size, world=world)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -320,12 +322,12 @@ def test_what_does_not_go_together_is_one_line_that_says_what_to_choose(
 def test_the_lanes_that_a_refusal_names_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Beton(write_paged(monkeypatch, tmp_path / "a.beton", 24 * SAMPLES_A_PAGE)) as data:
         for lanes, batch_size, world in ((4, 12, 1), (6, 12, 1), (12, 24, 2), (8, 64, 1)):
-            assert QuasiRandom(data, lanes=lanes, batch_size=batch_size, world=world).num_steps > 0
+            assert QuasiRandom(data, lanes=lanes, batch_size_per_rank=batch_size, world=world).num_steps > 0
 
 
 def test_data_without_pages_is_refused() -> None:
     with pytest.raises(ValueError, match="synthetic data lies in no pages; .* choose --order random"):
-        QuasiRandom(Synthetic(100), lanes=2, batch_size=4)
+        QuasiRandom(Synthetic(100), lanes=2, batch_size_per_rank=4)
 
 
 def test_a_header_with_impossible_pages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +341,7 @@ def test_a_header_with_impossible_pages_is_refused(tmp_path: Path, monkeypatch: 
 def test_a_file_that_shrinks_is_an_error_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_paged(monkeypatch, tmp_path / "a.beton", 60)
     with Beton(path) as data:
-        quasi = QuasiRandom(data, lanes=2, batch_size=4)
+        quasi = QuasiRandom(data, lanes=2, batch_size_per_rank=4)
         with path.open("r+b") as file:
             file.truncate(100)
         with pytest.raises(ValueError, match="a.beton: was truncated while it was in use"):

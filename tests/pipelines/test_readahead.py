@@ -66,7 +66,7 @@ def run(
 
     The last element of the third list is the pages given back by `close`.
     """
-    quasi = QuasiRandom(data, lanes=LANES, batch_size=share * LANES // world, rank=rank, world=world)
+    quasi = QuasiRandom(data, lanes=LANES, batch_size_per_rank=share * LANES // world, rank=rank, world=world)
     order, readahead = quasi.epoch(1, first_step, UNDER_WAY)
     pages = pages_of(data)
     page_at = {(fd, offset): i for i, (fd, offset) in enumerate(zip(*pages.extents[:2], strict=True))}
@@ -164,7 +164,7 @@ def test_groups_past_the_end_of_the_epoch_are_not_asked_for(
     num_left_out = 0
     with Beton(write_paged(monkeypatch, tmp_path / "c.beton", 41 * SAMPLES_A_PAGE)) as data:
         page_of_sample = pages_of(data).of_sample
-        quasi = QuasiRandom(data, lanes=LANES, batch_size=LANES)
+        quasi = QuasiRandom(data, lanes=LANES, batch_size_per_rank=LANES)
         for epoch in range(20):
             groups = deal_pages(0, epoch, np.full(41, SAMPLES_A_PAGE), LANES)
             order, readahead = quasi.epoch(epoch, 0, UNDER_WAY)

@@ -33,7 +33,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_the_pixels_are_those_of_the_other_decoders(raw: Path, decoder: str) -> None:
     def read_images(name: str) -> list[torch.Tensor]:
-        with Beton(raw) as data, Loader(data, VIEWS, batch_size=NUM, decoder=name) as loader:
+        with Beton(raw) as data, Loader(data, VIEWS, batch_size_per_rank=NUM, decoder=name) as loader:
             (batch,) = loader.epoch(0)
         return [images.int() for images in batch.images]
 
@@ -52,7 +52,7 @@ def test_windows_turned_by_45_degrees_are_those_of_the_other_decoders(tmp_path: 
     path = write(tmp_path / "raw.beton", samples)
 
     def read_images(name: str) -> list[torch.Tensor]:
-        with Beton(path) as data, Loader(data, ROTATIONS, batch_size=NUM, decoder=name) as loader:
+        with Beton(path) as data, Loader(data, ROTATIONS, batch_size_per_rank=NUM, decoder=name) as loader:
             (batch,) = loader.epoch(0)
         return [images.int() for images in batch.images]
 
@@ -146,7 +146,7 @@ def test_a_view_is_shown_whole_through_the_loader(square: Path, monkeypatch: pyt
                 patch.delattr(resident, "crop_area")
             else:
                 patch.setattr(resident, "_is_identity", lambda *_: False)
-            with Loader(data, [view], batch_size=10, decoder="resident") as loader:
+            with Loader(data, [view], batch_size_per_rank=10, decoder="resident") as loader:
                 batches.append([batch.inputs([view], torch.float32)[0] for batch in loader.epoch(1)])
     for copied, cropped_view in zip(*batches, strict=True):
         assert torch.equal(copied, cropped_view) and copied.stride() == cropped_view.stride()
@@ -197,7 +197,7 @@ def test_a_set_that_does_not_fit_is_refused_with_figures(raw: Path, monkeypatch:
             ValueError, match=r"raw\.beton is 0\.00 GB, and cpu has 0\.00 GB free; use ffcv or dali"
         ),
     ):
-        Loader(data, VIEWS, batch_size=4, decoder="resident")
+        Loader(data, VIEWS, batch_size_per_rank=4, decoder="resident")
     monkeypatch.undo()
     assert resident.free_bytes(torch.device("cpu")) > 1e8
 

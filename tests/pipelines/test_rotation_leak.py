@@ -84,7 +84,7 @@ def views_of(path: Path, crop: RotationCrop = CROP, decoder: str = COMPILED) -> 
     """Return a view of each sample before normalisation, uint8 [N, 3, S, S], and labels from 0 to 7."""
     op, images, labels = Rotate45(), [], []
     with Beton(path) as data, Loader(
-        data, [ViewSpec(crop, (op,))], batch_size=100, train=False, decoder=decoder, num_threads=2
+        data, [ViewSpec(crop, (op,))], batch_size_per_rank=100, train=False, decoder=decoder, num_threads=2
     ) as loader:  # fmt: skip
         for batch in loader.epoch(0):
             draw, valid = batch.draws[0][0], batch.indices >= 0
@@ -188,7 +188,7 @@ def test_flat_images_give_eight_equal_views(mode: int, tmp_path: Path) -> None:
         samples.append((jpeg(image) if mode == JPG else image.tobytes(), height, width, mode))
     views = [ViewSpec(RotationCrop(31, share=1.0, base=base)) for base in (0, 45)]
     with Beton(write(tmp_path / "flat.beton", samples)) as data, Loader(
-        data, views, batch_size=60, train=False, decoder=COMPILED, num_threads=2
+        data, views, batch_size_per_rank=60, train=False, decoder=COMPILED, num_threads=2
     ) as loader:  # fmt: skip
         (batch,) = loader.epoch(0)
     every = all_rotations(batch.images).numpy()
@@ -259,7 +259,7 @@ def test_all_rotations_come_from_one_decode(tmp_path: Path) -> None:
     crops = [RotationCrop(32, base=base) for base in (0, 45)]
     views = [ViewSpec(RotationCrop(32), (Rotate45(),)), *(ViewSpec(crop) for crop in crops)]
     with Beton(write(tmp_path / "photos.beton", samples)) as data, Loader(
-        data, views, batch_size=40, train=False, decoder=COMPILED, num_threads=2
+        data, views, batch_size_per_rank=40, train=False, decoder=COMPILED, num_threads=2
     ) as loader:  # fmt: skip
         (batch,) = loader.epoch(0)
     draw = batch.draws[0][0]

@@ -41,7 +41,7 @@ def inputs(
     path_of_ops = choose_augment(augment, tuple(views), torch.device("cpu"))
     with Beton(path) as data:
         options: dict[str, Any] = {
-            "batch_size": data.num_samples,
+            "batch_size_per_rank": data.num_samples,
             "train": False,
             "num_threads": 1,
             "decoder": decoder,

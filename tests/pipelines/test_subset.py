@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read_images(data: Dataset, decoder: str) -> tuple[torch.Tensor, list[int], list[int]]:
     """Return the images, labels and indices of an evaluation in batches of 4, without padding."""
-    with Loader(data, VIEW, batch_size=4, train=False, decoder=decoder, num_threads=1) as loader:
+    with Loader(data, VIEW, batch_size_per_rank=4, train=False, decoder=decoder, num_threads=1) as loader:
         batches = list(loader.epoch(0))
     indices = torch.cat([batch.indices for batch in batches])
     keep = indices >= 0
@@ -69,7 +69,7 @@ def test_a_resident_set_keeps_the_part_alone(tmp_path: Path) -> None:
         part_images, part_labels, indices = read_images(part, "resident")
         assert indices == list(range(7)) and part_labels == [labels[i] for i in CHOSEN]
         assert torch.equal(part_images, images[CHOSEN])
-        with Loader(part, VIEW, batch_size=4, decoder="resident") as loader:
+        with Loader(part, VIEW, batch_size_per_rank=4, decoder="resident") as loader:
             assert len(loader.decoder._images) == 7  # type: ignore[union-attr]
 
 

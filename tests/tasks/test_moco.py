@@ -365,7 +365,7 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     task.start_stage(STAGES[1], trunk, head)
     optimiser = sgd(module.learning_parameters(), decay_biases=True)
     train_step = TrainStep(module, optimiser, task.views(3), precision, one_process("cuda"))
-    with Loader(Synthetic(2000), task.views(3), batch_size=16, device=device) as loader:
+    with Loader(Synthetic(2000), task.views(3), batch_size_per_rank=16, device=device) as loader:
         batches = loader.epoch(0)
         for _ in range(task.num_warm_up_batches(STAGES[1])):
             train_step.warm_up(task.warm_up, next(batches))

@@ -54,7 +54,7 @@ def own_views(task: Rotation, level: int, beton: Path) -> tuple[Tensor, Tensor]:
     batch_size = NUM // 4 // task.images_per_sample(level)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (views[0].mean, views[0].std))
     with Beton(beton) as data, Loader(
-        data, views, batch_size=batch_size, train=False,
+        data, views, batch_size_per_rank=batch_size, train=False,
         decoder="ffcv" if "ffcv" in DECODERS else "torchvision",
         num_threads=2,
     ) as loader:  # fmt: skip

@@ -262,7 +262,7 @@ def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
         assert run.data.val is not None
         with (
             torch.no_grad(),
-            Loader(run.data.val, views, batch_size=39, train=False, decoder="torchvision") as loader,
+            Loader(run.data.val, views, batch_size_per_rank=39, train=False, decoder="torchvision") as loader,
         ):
             (batch,) = loader.epoch(0)
             inputs = batch.inputs(views, torch.float32)

@@ -222,7 +222,7 @@ def works(
 def network_input(work: SmallImages) -> torch.Tensor:
     """Return the batch that the network sees."""
     with Loader(
-        work.data, [work.view], batch_size=work.data.num_samples, train=False, num_threads=1
+        work.data, [work.view], batch_size_per_rank=work.data.num_samples, train=False, num_threads=1
     ) as loader:
         (batch,) = loader.epoch(0)
     inputs: torch.Tensor = batch.inputs(loader.views, torch.float32)[0]

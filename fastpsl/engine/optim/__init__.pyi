@@ -1,5 +1,6 @@
 from .lars import LARS as LARS
 from .lars import lars as lars
+from .lars import lars_groups as lars_groups
 from .schedules import Moment as Moment
 from .schedules import cosine as cosine
 from .schedules import inverse_root as inverse_root

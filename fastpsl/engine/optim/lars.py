@@ -23,6 +23,14 @@ class LARS(torch.optim.Optimizer):
     are read as tensors, so a step with non-finite gradients changes neither weights nor momentum, and the
     host never waits.
 
+    Args:
+        groups: Parameters, or groups of them such as `lars_groups`.
+        lr: The rate; schedulers of torch change it.
+        momentum: The momentum.
+        weight_decay: The weight decay.
+        eeta: The trust coefficient.
+        adapt: Whether rates adapt to layers.
+
     Raises:
         ValueError: A parameter is not float32, or a setting is negative.
     """
@@ -33,7 +41,7 @@ class LARS(torch.optim.Optimizer):
     def __init__(
         self,
         groups: Iterable[dict[str, Any]] | Iterable[Tensor],
-        lr: float = 0.0,
+        lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         eeta: float = 0.001,
@@ -105,16 +113,23 @@ def lars(
     weight_decay: float = 1e-6,
     eeta: float = 0.001,
 ) -> LARS:
-    """Build LARS with SimCLR's exclusions: biases and BatchNorms have no weight decay and no trust ratio.
+    """Build LARS on `lars_groups`, for a trainer that sets the rate of each step."""
+    parameters = [parameter for _, parameter in named_parameters]
+    return LARS(lars_groups(parameters, weight_decay), lr=0.0, momentum=momentum, eeta=eeta)
 
-    Excluded parameters are recognised by having at most one dimension. Weights of convolutions and linear
-    layers have two or more.
+
+def lars_groups(parameters: Iterable[nn.Parameter], weight_decay: float = 1e-6) -> list[dict[str, Any]]:
+    """Return SimCLR's two parameter groups: biases and BatchNorms have no weight decay and no trust ratio.
+
+    They are recognised by having at most one dimension. Weights of convolutions and linear layers have two or
+    more.
+
+    Args:
+        parameters: The parameters, such as `model.parameters()`.
+        weight_decay: The decay of the other parameters.
     """
-    named = list(named_parameters)
-    layers = [p for _, p in named if p.ndim > 1]
-    excluded = [p for _, p in named if p.ndim <= 1]
-    groups = [
-        {"params": layers, "weight_decay": weight_decay, "adapt": True},
-        {"params": excluded, "weight_decay": 0.0, "adapt": False},
+    every = list(parameters)
+    return [
+        {"params": [p for p in every if p.ndim > 1], "weight_decay": weight_decay, "adapt": True},
+        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
     ]
-    return LARS(groups, momentum=momentum, eeta=eeta)

@@ -57,7 +57,13 @@ class Beton:
             remedy.
     """
 
-    kind = "beton"
+    kind: str = "beton"
+    paths: list[Path]
+    num_samples: int
+    num_classes: int
+    max_bytes: int
+    split: str
+    is_raw: bool
 
     def __init__(self, source: "str | Path | Sequence[str | Path]"):
         self.paths = shard_paths(source)

@@ -74,7 +74,7 @@ class AnnotatedBatch:
 
 @final
 class AnnotatedLoader:
-    """A source of shuffled batches of annotated images, in the order of (seed, epoch).
+    """A source of one rank's shuffled batches of annotated images, in the order of (seed, epoch).
 
     The last partial global batch of an epoch is dropped.
 
@@ -82,7 +82,7 @@ class AnnotatedLoader:
         read: Returns the image and its annotations for (index, epoch). It is called in threads and must be a
             pure function, so that an epoch can start at any step.
         num_samples: The number of samples.
-        batch_size: Samples per rank and step.
+        batch_size_per_rank: Samples of this rank's batch; a step has `world` times as many.
         seed: The seed of the order.
         rank: This process's rank, 0 to world - 1.
         world: The number of ranks.
@@ -104,7 +104,7 @@ class AnnotatedLoader:
         read: Callable[[int, int], AnnotatedImage],
         num_samples: int,
         *,
-        batch_size: int,
+        batch_size_per_rank: int,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -113,15 +113,16 @@ class AnnotatedLoader:
         prefetch_batches: int = 4,
         timeout_s: float = 120.0,
     ) -> None:
-        if num_samples < batch_size * world:
+        if num_samples < batch_size_per_rank * world:
             raise ValueError(
-                f"{num_samples} samples are fewer than one global batch of {batch_size * world}; "
+                f"{num_samples} samples are fewer than one global batch of {batch_size_per_rank * world}; "
                 "lower the batch size or use more data"
             )
-        self.read, self.num_samples, self.batch_size, self.seed = read, num_samples, batch_size, seed
+        self.read, self.num_samples, self.seed = read, num_samples, seed
+        self.batch_size_per_rank = batch_size_per_rank
         self.rank, self.world, self.device = rank, world, device or torch.device("cpu")
         self.prefetch_batches, self.timeout_s = prefetch_batches, timeout_s
-        self.num_steps = num_steps(num_samples, batch_size * world, train=True)
+        self.num_steps = num_steps(num_samples, batch_size_per_rank * world, train=True)
         self._workers = Workers(num_threads or default_num_threads(), "pictures")
 
     def epoch(
@@ -151,7 +152,7 @@ class AnnotatedLoader:
 
         def start_readings() -> None:
             while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
-                indices = step_indices(places, step, self.batch_size, self.rank, self.world)
+                indices = step_indices(places, step, self.batch_size_per_rank, self.rank, self.world)
                 readings = [Future[AnnotatedImage]() for _ in indices]
                 for index, reading in zip(indices.tolist(), readings, strict=True):
                     self._workers.submit(self._read, index, epoch, reading)

@@ -19,7 +19,7 @@ import torch
 from fastpsl.pipelines.batch import Batch, checked_device
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import open_decoder
-from fastpsl.pipelines.decoders.decoder import Decoder
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.order import epoch_order, num_steps, numbered, step_indices
@@ -33,7 +33,7 @@ ORDERS = ("random", "quasi_random")
 
 @final
 class Loader:
-    """A source of batches of views of a data set, in the order of (seed, epoch).
+    """A source of one rank's batches of views of a data set, in the order of (seed, epoch).
 
     Training shuffles and drops the last partial global batch. Evaluation keeps the data set's order and pads
     the last batch with index -1.
@@ -41,7 +41,7 @@ class Loader:
     Args:
         data: The open data set. The caller closes it.
         views: The views of each sample, at least one.
-        batch_size: Samples per rank and step.
+        batch_size_per_rank: Samples of this rank's batch; a step has `world` times as many.
         seed: The seed of the order and of the draws.
         rank: This process's rank, 0 to world - 1.
         world: The number of ranks.
@@ -62,12 +62,29 @@ class Loader:
             the device do not fit together.
     """
 
+    data: Dataset
+    views: tuple[ViewSpec, ...]
+    device: torch.device
+    batch_size_per_rank: int
+    seed: int
+    train: bool
+    rank: int
+    world: int
+    num_threads: int
+    prefetch_batches: int
+    timeout_s: float
+    num_samples: int
+    num_steps: int
+    decoder: Decoder | BatchDecoder
+    decoder_name: str
+    decoder_reason: str
+
     def __init__(
         self,
         data: Dataset,
         views: Sequence[ViewSpec],
         *,
-        batch_size: int,
+        batch_size_per_rank: int,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -84,7 +101,7 @@ class Loader:
     ) -> None:
         num_threads = default_num_threads() if num_threads is None else num_threads
         for name, value in (
-            ("batch_size", batch_size),
+            ("batch_size_per_rank", batch_size_per_rank),
             ("world", world),
             ("num_threads", num_threads),
             ("prefetch_batches", prefetch_batches),
@@ -101,31 +118,33 @@ class Loader:
             raise ValueError(f"Loader: order is {order!r}; it must be {' or '.join(ORDERS)}")
         if not views:
             raise ValueError("Loader: no views were given; give at least one ViewSpec")
-        if train and data.num_samples < batch_size * world:
+        if train and data.num_samples < batch_size_per_rank * world:
             raise ValueError(
-                f"{data.num_samples} samples are fewer than one global batch of {batch_size * world} "
-                f"(world {world} x batch {batch_size}); lower the batch size or use more data"
+                f"{data.num_samples} samples are fewer than one global batch of "
+                f"{batch_size_per_rank * world} "
+                f"(world {world} x batch {batch_size_per_rank}); lower the batch size or use more data"
             )
         self.device = checked_device(device)
         min_height, min_width, _, _ = data.image_sizes()
         for view in views:
             view.crop.check(min_height, min_width)
         self.data, self.views = data, tuple(views)
-        self.batch_size, self.seed, self.rank, self.world, self.train = batch_size, seed, rank, world, train
+        self.batch_size_per_rank, self.seed, self.train = batch_size_per_rank, seed, train
+        self.rank, self.world = rank, world
         self.num_threads, self.prefetch_batches, self.timeout_s = num_threads, prefetch_batches, timeout_s
         self.num_samples = data.num_samples
-        self.num_steps = num_steps(data.num_samples, batch_size * world, train)
+        self.num_steps = num_steps(data.num_samples, batch_size_per_rank * world, train)
         self._quasi_random: QuasiRandom | None = None
         if train and order == "quasi_random":
             self._quasi_random = QuasiRandom(
-                data, lanes=lanes, batch_size=batch_size, seed=seed, rank=rank, world=world
+                data, lanes=lanes, batch_size_per_rank=batch_size_per_rank, seed=seed, rank=rank, world=world
             )
             self.num_steps = self._quasi_random.num_steps
         copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.decoder, self.decoder_reason = open_decoder(
             decoder,
             data,
-            batch_size=batch_size,
+            batch_size=batch_size_per_rank,
             num_threads=num_threads,
             device=self.device,
             hw_decoder_load=hw_decoder_load,
@@ -197,7 +216,7 @@ class Loader:
         def start_batches() -> None:
             while len(under_way) < self.prefetch_batches and (step := next(steps, None)) is not None:
                 self._check_open()
-                numbers = step_indices(order, step, self.batch_size, self.rank, self.world)
+                numbers = step_indices(order, step, self.batch_size_per_rank, self.rank, self.world)
                 if readahead is not None:
                     readahead.advance(step)
                 pending = PendingBatch(self._spec, epoch, step, numbers)

@@ -141,7 +141,7 @@ class QuasiRandom:
     Args:
         data: An open beton.
         lanes: The number of lanes.
-        batch_size: Samples per rank and step.
+        batch_size_per_rank: Samples per rank and step.
         seed: The run's seed.
         rank: This process's rank, 0 to world - 1.
         world: The number of ranks.
@@ -151,14 +151,21 @@ class QuasiRandom:
     """
 
     def __init__(
-        self, data: Dataset, *, lanes: int, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1
+        self,
+        data: Dataset,
+        *,
+        lanes: int,
+        batch_size_per_rank: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         pages = pages_of(data)
         self._data, self._extents = data, pages.extents
         self._page_sizes = np.bincount(pages.of_sample, minlength=len(pages.extents.fd))
-        check_lanes(self._page_sizes, lanes, world * batch_size, world)
+        check_lanes(self._page_sizes, lanes, world * batch_size_per_rank, world)
         self._lanes, self._seed, self._rank, self._world = lanes, seed, rank, world
-        self._samples_a_step = world * batch_size // lanes
+        self._samples_a_step = world * batch_size_per_rank // lanes
         self.num_steps = samples_per_lane(self._page_sizes, lanes) // self._samples_a_step
 
     def epoch(self, epoch: int, first_step: int, steps_under_way: int) -> tuple[np.ndarray, Readahead]:

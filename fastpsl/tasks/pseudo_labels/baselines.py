@@ -98,7 +98,7 @@ def _pixels(data: Dataset, size_px: int) -> Tensor:
     rows = torch.empty(data.num_samples, 3 * size_px**2, dtype=torch.uint8)
     view = ViewSpec(ShorterSideCrop(size_px, size_px, "center"))
     with (
-        Loader(data, [view], batch_size=min(512, data.num_samples), train=False) as loader,
+        Loader(data, [view], batch_size_per_rank=min(512, data.num_samples), train=False) as loader,
         Progress("images", data.num_samples) as progress,
     ):
         for batch in loader.epoch(0):

@@ -158,7 +158,7 @@ class MultiLabel(Task):
         views = (self.view,) * self.num_crops
         science = context.held_out_science(seed=run.options.seed, crops=self.num_crops, view=repr(self.view))
         with (
-            open_loader(data, views, run.options, run.world, batch_size=PART, train=False) as loader,
+            open_loader(data, views, run.options, run.world, batch_size_per_rank=PART, train=False) as loader,
             contextlib.closing(MultiCropPredictor(run, context.train_step, loader)) as predictor,
         ):
             context.predict(predictor.predict_images, science)

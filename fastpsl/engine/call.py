@@ -1,0 +1,108 @@
+"""Run a script within the user's own program, such as a notebook: errors are raised, and nothing is left.
+
+After the call the process is as it was before: signal handlers, the process group, torch's flags, default
+dtype and random numbers of the CPU (and of this process's GPU where CUDA was in use). Warnings go the
+program's own way.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from fastpsl.engine.address_space import require_address_space
+from fastpsl.engine.distributed import leave_world
+from fastpsl.engine.gpu_failures import compiler_failed, explained
+from fastpsl.engine.ranks import own_rank
+from fastpsl.engine.recipe_process import error_line, note_failure
+from fastpsl.engine.run import Run
+from fastpsl.pipelines.doing import doing
+
+Answer = TypeVar("Answer")
+_FLAG = re.compile(r"(?<![\w./-])--([a-z][a-z-]*)")
+
+
+def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
+    """Return `work`'s result, and leave the process as it was.
+
+    Args:
+        name: The script's name, for progress lines.
+        work: Does the work; the runs that it adds to its argument are closed in the end, and their
+            status.json tells a failure.
+
+    Raises:
+        ValueError: The user's errors, and failures of files, memory, GPU or compiler, in one line that says
+            what to do.
+        KeyboardInterrupt: The work was interrupted.
+    """
+    if dist.is_available() and dist.is_initialized():
+        raise ValueError(
+            f"{name}: torch.distributed has a process group already, and the call makes its own: call "
+            "torch.distributed.destroy_process_group() before"
+        )
+    opened: list[Run] = []
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.enable_grad())
+        stack.callback(leave_world)
+        stack.callback(_close, opened)
+        try:
+            require_address_space()
+            with doing(name):
+                return work(opened)
+        except (ValueError, OSError) as error:
+            reason = error_line(error, opened)
+            note_failure(opened, own_rank(), reason)
+            raise ValueError(in_words_of_python(reason)) from error
+        except Exception as error:
+            if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
+                note_failure(opened, own_rank(), "stopped by a signal", "preempted")
+                raise KeyboardInterrupt from error  # Ctrl-C also interrupts the compiler
+            explanation = explained(error, opened)
+            note_failure(opened, own_rank(), explanation or f"{type(error).__name__}: {error}")
+            if explanation:
+                raise ValueError(in_words_of_python(explanation)) from error
+            raise
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Raise ValueError and OSError as ValueError in one line, with options as Python names them."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(in_words_of_python(error_line(error, ()))) from error
+
+
+def in_words_of_python(text: str) -> str:
+    """Return a message with options as Python names them: batch_size instead of --batch-size."""
+    text = text.removesuffix("; see --help").replace("the same command", "the same call")
+    return _FLAG.sub(lambda match: match[1].replace("-", "_"), text)
+
+
+def require_data(name: str, value: Any) -> None:
+    """Raise ValueError unless `value` can be the path of data; None is allowed.
+
+    Args:
+        name: The argument's name.
+        value: What was given.
+    """
+    if value is None:
+        return
+    if not isinstance(value, str | os.PathLike):
+        kinds = "a folder of images, a list of them, a beton or a glob of shards"
+        raise ValueError(f"{name} is {type(value).__name__}, not a path: give {kinds}")  # noqa: TRY004
+    if os.path.isfile(os.path.join(value, "metrics.jsonl")):
+        raise ValueError(f"{name} {os.fspath(value)} is a run's folder: give images, not what was trained")
+
+
+def _close(opened: Sequence[Run]) -> Any:
+    for run in opened:
+        run.close()

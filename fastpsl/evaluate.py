@@ -1,0 +1,254 @@
+"""The evaluation recipes as functions: each returns the numbers of its result.json, in percent.
+
+They print and write what the recipes' commands do. Options are the recipes' own, with _ for -.
+"""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastpsl.engine.call import call, require_data
+from fastpsl.engine.recipe import Evaluation
+from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.engine.resume import new_numbered_folder
+from fastpsl.engine.run import Run
+from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.result import NAME, read_result
+from fastpsl.model import Model
+from fastpsl.models.weights import Pretrained
+from fastpsl.training import train_or_stop
+
+__all__ = [
+    "block_probe", "classification", "detection", "few_shot", "knn", "linear", "segmentation",
+    "semi_supervised", "svm",
+]  # fmt: skip
+Place = str | os.PathLike[str]
+Weights = Model | Place | None
+Options = TypeVar("Options", bound=EvaluationOptions)
+
+
+def knn(
+    model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
+    **options: Any,
+) -> dict[str, float]:  # fmt: skip
+    """Score held-out images by their nearest neighbours among the training images.
+
+    Args:
+        model: A model, or what `fastpsl.load` takes. None stands for random weights: give
+            random_weights=True and a backbone, unless the data is the sample.
+        data: Training images: a folder, a list of images, a beton or a glob of shards. None is the embedded
+            sample, with its own held-out images.
+        val: Held-out images, likewise.
+        out: The folder of results; by default a new numbered one under runs/.
+        options: Such as k, temperature, vote, block, size_px, batch_size.
+
+    Returns:
+        Such as {"top1_k20": 71.2, "top1_k20_majority": 70.8, …}.
+
+    Raises:
+        ValueError: A path, an option or a value is wrong; in one line.
+        KeyboardInterrupt: It was interrupted.
+    """
+    return _numbers("knn", model, {"data": data, "val": val, "out": out, **options})
+
+
+def linear(
+    model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
+    **options: Any,
+) -> dict[str, float]:  # fmt: skip
+    """Train a linear classifier on each frozen block, and score it on held-out images.
+
+    Args:
+        model: As in `knn`.
+        data: As in `knn`.
+        val: As in `knn`.
+        out: As in `knn`.
+        options: Such as protocol, epochs, lr, size_px, batch_size, max_steps_per_stage.
+
+    Returns:
+        Such as {"top1_B1": 12.3, …}.
+    """
+    return _numbers("linear_probe", model, {"data": data, "val": val, "out": out, **options})
+
+
+def semi_supervised(
+    model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
+    **options: Any,
+) -> dict[str, float]:  # fmt: skip
+    """Fine-tune a copy of the model on a few labels, and score it on held-out images.
+
+    Args:
+        model: As in `knn`. It does not change.
+        data: As in `knn`.
+        val: As in `knn`.
+        out: As in `knn`.
+        options: Such as percent, protocol, label_list, epochs, lr.
+
+    Returns:
+        top1 and top5.
+    """
+    return _numbers("semi_supervised", model, {"data": data, "val": val, "out": out, **options})
+
+
+def block_probe(
+    model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
+    **options: Any,
+) -> dict[str, float]:  # fmt: skip
+    """Train SSL++'s classifiers of several layers on frozen blocks, and score them on held-out images.
+
+    Args:
+        model: As in `knn`.
+        data: As in `knn`.
+        val: As in `knn`.
+        out: As in `knn`.
+        options: Such as heads, epochs, labels_per_class, lr.
+
+    Returns:
+        Such as {"top1_conv_B2": 89.1, …}.
+    """
+    return _numbers("block_probe", model, {"data": data, "val": val, "out": out, **options})
+
+
+def few_shot(
+    model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
+) -> dict[str, float]:
+    """Classify images of new classes by the mean of a few examples, in many drawn episodes.
+
+    Args:
+        model: As in `knn`.
+        data: Images of classes that the model has not seen; None is the embedded sample's test part.
+        out: As in `knn`.
+        options: Such as ways, shots, queries, episodes, block.
+
+    Returns:
+        accuracy_B3, interval_B3, … (the interval is half of the 95 % confidence interval).
+    """
+    return _numbers("few_shot", model, {"data": data, "out": out, **options})
+
+
+def svm(
+    model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
+) -> dict[str, float]:
+    """Train VISSL's linear SVMs on VOC2007, for each block and class.
+
+    Args:
+        model: As in `knn`.
+        data: The folder of VOC (VOCdevkit); None is a drawn one.
+        out: As in `knn`.
+        options: Such as costs, low_shot, shots.
+
+    Returns:
+        Average precisions: mAP_B5, AP_cat_B5, …
+    """
+    return _numbers("voc_svm", model, {"data": data, "out": out, **options})
+
+
+def classification(
+    model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
+) -> dict[str, float]:
+    """Fine-tune a copy of the model for VOC2007's multi-label classification.
+
+    Args:
+        model: As in `knn`. It does not change.
+        data: As in `svm`.
+        out: As in `knn`.
+        options: Such as protocol, layers, num_steps, lr.
+
+    Returns:
+        mAP, and AP_cat, … of each class.
+    """
+    return _numbers("voc_classification", model, {"data": data, "out": out, **options})
+
+
+def detection(
+    model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
+) -> dict[str, float]:
+    """Fine-tune a copy of the model in a detector on VOC.
+
+    Args:
+        model: As in `knn`. It does not change.
+        data: As in `svm`.
+        out: As in `knn`.
+        options: Such as protocol, num_steps, lr.
+
+    Returns:
+        AP, AP50, AP75, …
+
+    Raises:
+        ValueError: As in `knn`; also where pycocotools is not installed.
+    """
+    return _numbers("voc_detection", model, {"data": data, "out": out, **options})
+
+
+def segmentation(
+    model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
+) -> dict[str, float]:
+    """Fine-tune a copy of the model in a fully-convolutional network on VOC2012.
+
+    Args:
+        model: As in `knn`. It does not change.
+        data: As in `svm`.
+        out: As in `knn`.
+        options: Such as protocol, sbd, epochs, lr.
+
+    Returns:
+        mIoU and others.
+
+    Raises:
+        ValueError: As in `knn`; also where torchmetrics is not installed.
+    """
+    return _numbers("voc_segmentation", model, {"data": data, "out": out, **options})
+
+
+def _numbers(name: str, model: Weights, values: Mapping[str, Any]) -> dict[str, float]:
+    """Run an evaluation and return the numbers of its result.json."""
+    script = find_recipe(name)
+    require_data("data", values["data"])
+    require_data("val", values.get("val"))
+    weights = model.pretrained() if isinstance(model, Model) else None
+    checkpoint = weights.record["path"] if weights else model
+
+    def work(opened: list[Run]) -> dict[str, float]:
+        given = {
+            key: value for key, value in {**values, "checkpoint": checkpoint}.items() if value is not None
+        }
+        options = script.from_values(given)
+        if weights is not None:
+            options = _with_weights(options, weights)
+        if isinstance(script, Evaluation):
+            return _without_training(script, options)
+        train_or_stop(script, options, opened)
+        return _read(opened[-1].folder)
+
+    return call(script.name, work)
+
+
+def _without_training(script: Evaluation[Any], options: Any) -> dict[str, float]:
+    if options.out is not None:
+        script.run(options)
+        return _read(options.out)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"{script.name}: several processes write to one folder; give it as out")
+    folder = new_numbered_folder(Path("runs"), script.name)
+    try:
+        script.run(replace(options, out=folder))
+    finally:
+        with suppress(OSError):
+            (folder / ".lock").unlink(missing_ok=True)
+            folder.rmdir()  # if an error left it empty
+    return _read(folder)
+
+
+def _read(folder: Path) -> dict[str, float]:
+    numbers: dict[str, float] = read_result(folder / NAME)["numbers"]
+    return numbers
+
+
+def _with_weights(options: Options, weights: Pretrained) -> Options:
+    """Return the same options, whose `pretrained` hands out these weights instead of reading a file."""
+    kind = type("Options", (type(options),), {"pretrained": lambda _: weights})
+    same: Options = kind(**{field.name: getattr(options, field.name) for field in fields(options)})
+    return same

@@ -1,0 +1,210 @@
+"""`fastpsl.load`: a trained backbone as a module, with the transform that its weights expect."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from typing_extensions import override
+
+from fastpsl.engine.call import user_errors
+from fastpsl.evaluation.blocks import block_number
+from fastpsl.evaluation.options import given_input
+from fastpsl.kernels.draws import Keys
+from fastpsl.models.backbone import Backbone, check_size
+from fastpsl.models.export import export
+from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
+from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE, center_view
+
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+Channels = Literal["RGB", "L", "Sobel", "SobelXY"]
+
+
+class Transform:
+    """A picture's middle as a tensor that a model reads, as `embed` and the evaluations show it.
+
+    torchvision's v2 resizes and crops. The loaders' decoders resize in another way, so their pixels differ
+    by rounding where a picture is resized.
+
+    Attributes:
+        input: The input that the weights expect.
+        size_px: The side of the result.
+        whole: Whether the result shows the whole middle square, and not 224/256 of it.
+    """
+
+    input: Input
+    size_px: int
+    whole: bool
+
+    def __init__(self, input: Input, size_px: int | None = None, whole: bool = False):
+        self.input, self.whole = input, whole
+        self.size_px = input.size_px if size_px is None else size_px
+        self._view = center_view(input, self.size_px, whole)
+        shorter_px = self.size_px if whole else round(self.size_px * SHORTER_OF_SIZE)
+        self._crop = v2.Compose([v2.Resize(shorter_px, antialias=True), v2.CenterCrop(self.size_px)])
+
+    def __call__(self, picture: Picture) -> Tensor:
+        """Return the normalised float32 tensor [C, size_px, size_px] of one picture.
+
+        Args:
+            picture: A path, a PIL image, an array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W].
+
+        Raises:
+            ValueError: The picture is none of these, or the file cannot be read.
+        """
+        pixels: Tensor = self._crop(_pixels(picture))[None].contiguous(memory_format=torch.channels_last)
+        draws = self._view.draw(Keys(0, 0, np.zeros(1, np.int64)))  # of ops that draw nothing
+        tensors = [{name: torch.from_numpy(values) for name, values in draw.items()} for draw in draws]
+        return self._view.apply(pixels, tensors, torch.float32)[0].contiguous()
+
+    @override
+    def __repr__(self) -> str:
+        return f"Transform({self.input}, size_px={self.size_px}, whole={self.whole})"
+
+
+class Model(nn.Module):
+    """A trained backbone, in eval mode.
+
+    Attributes:
+        backbone: The backbone, a sequence of blocks.
+        input: The input that its weights expect: channels, mean, std and side.
+        transform: Turns a picture into what the model reads.
+        record: Where the weights are from: path, sha256, kind, backbone, run_step, science, cut, …
+    """
+
+    backbone: Backbone
+    input: Input
+    record: dict[str, Any]
+    transform: Transform
+
+    def __init__(self, pretrained: Pretrained, size_px: int | None = None):
+        super().__init__()
+        self.backbone, self.input, self.record = pretrained.backbone, pretrained.input, pretrained.record
+        self.transform = Transform(self.input, size_px)
+        self._digest = sha256_of_tensors(self.backbone.state_dict())
+        self.eval()
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the maps [B, C, h, w] of the last block for images [B, C, H, W] of `transform`."""
+        self._check(images)
+        maps: Tensor = self.backbone(images)
+        return maps
+
+    @user_errors()
+    def features(self, images: Tensor, block: str = "final") -> Tensor:
+        """Return a block's maps, averaged over all positions: float32 [B, C].
+
+        Args:
+            images: Images [B, C, H, W] of `transform`.
+            block: "final" (the last block), "B1", "B2", … or the network's own name, such as "conv5".
+
+        Raises:
+            ValueError: There is no such block, or the images do not fit the network.
+        """
+        number = block_number(block, self.backbone.num_blocks, self.backbone.block_names)
+        self._check(images)
+        for module in self.backbone.blocks()[:number]:
+            images = module(images)
+        return images.float().mean((2, 3))
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks B1, B2, … in order. They share this model's parameters."""
+        return self.backbone.blocks()
+
+    @user_errors()
+    def export(
+        self, path: str | os.PathLike[str], to: str = "torchvision", *, overwrite: bool = False
+    ) -> Path:
+        """Write the present weights for another library, and return the path.
+
+        Args:
+            path: The file to write.
+            to: The library, as `fastpsl export --to` names it: "torchvision", "timm", "detectron2", …
+            overwrite: Whether to replace an existing file.
+
+        Raises:
+            ValueError: The library lacks this backbone or needs another file ending, or the file exists.
+        """
+        export(self.pretrained(), to, Path(path), overwrite=overwrite)
+        return Path(path)
+
+    def pretrained(self) -> Pretrained:
+        """Return a copy of the weights and their record, which tells if they were changed after loading."""
+        digest, record = sha256_of_tensors(self.backbone.state_dict()), dict(self.record)
+        if digest != self._digest:
+            record |= {"sha256": digest, "kind": "changed"}
+        return Pretrained(copy.deepcopy(self.backbone).cpu(), self.input, record)
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != self.input.num_channels:
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}: the model reads [B, {self.input.num_channels}, H, "
+                "W], such as model.transform(picture)[None]"
+            )
+        check_size(min(images.shape[2:]), self.backbone.min_px)
+
+
+@user_errors()
+def load(
+    weights: str | os.PathLike[str],
+    backbone: str | None = None,
+    *,
+    size_px: int | None = None,
+    input_channels: Channels | None = None,
+    input_mean: tuple[float, ...] | None = None,
+    input_std: tuple[float, ...] | None = None,
+) -> Model:
+    """Load a trained backbone.
+
+    Args:
+        weights: A run's folder (its newest checkpoint), the result of `pretrain`, a checkpoint, a file of
+            `fastpsl export`, or another project's weights.
+        backbone: The backbone's name, for another project's weights; fastpsl's own record it.
+        size_px: Side of the pictures of `transform`; by default that of the weights' record.
+        input_channels: What another project's weights were trained on: "RGB", "L", "Sobel" or "SobelXY".
+        input_mean: The mean that was subtracted, a value per channel, of pixels in [0, 1].
+        input_std: The standard deviation that was divided by, likewise.
+
+    Raises:
+        ValueError: There are no such weights, or they do not fit the backbone.
+    """
+    path = Path(weights)
+    if size_px is not None and size_px < 1:
+        raise ValueError(f"size_px is {size_px}; it must be 1 or more")
+    input = given_input(input_channels, input_mean, input_std, size_px or Input.size_px)
+    return Model(load_pretrained(path, backbone, input), size_px)
+
+
+def _pixels(picture: Picture) -> Tensor:
+    """Return a picture as uint8 [3, H, W], turned upright."""
+    if isinstance(picture, Tensor):
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
+            raise ValueError(f"a tensor {picture.dtype} {tuple(picture.shape)}: give uint8 [3, H, W]")
+        return picture
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or (picture.ndim != 2 and picture.shape[2:] != (3,)):
+            raise ValueError(f"an array {picture.dtype} {picture.shape}: give uint8 [H, W, 3] or [H, W]")
+        picture = Image.fromarray(picture)
+    if isinstance(picture, str | os.PathLike):
+        try:
+            with Image.open(picture) as file:
+                file.load()
+                loaded: Image.Image = file
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{os.fspath(picture)} cannot be read as a picture ({' '.join(str(error).split())}): give "
+                "the path of an image file"
+            ) from None
+        picture = loaded
+    if not isinstance(picture, Image.Image):
+        kind = type(picture).__name__
+        raise ValueError(f"{kind} is no picture: give a path, a PIL image or a uint8 array")  # noqa: TRY004
+    upright = ImageOps.exif_transpose(picture).convert("RGB")
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)

@@ -1,0 +1,192 @@
+"""Figures of runs, features and data. A notebook shows them; `figure.savefig(path)` writes them."""
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from fastpsl.embedding import embed
+from fastpsl.engine.call import require_data, user_errors
+from fastpsl.evaluation import tsne as t_sne
+from fastpsl.evaluation.retrieval import nearest_others
+from fastpsl.model import Model
+from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.plots import block_bars, contact_sheet, training_curve
+from fastpsl.plots.inline import figure_of
+from fastpsl.plots.neighbours import neighbour_sheet
+from fastpsl.plots.tsne import map_figure
+
+__all__ = ["blocks", "curve", "neighbours", "tsne", "views"]
+Place = str | os.PathLike[str]
+
+
+@user_errors()
+def curve(run: Place) -> Figure:
+    """Draw each number of a run over its steps.
+
+    Args:
+        run: The run's folder, or the result of `fastpsl.pretrain`.
+
+    Raises:
+        ValueError: It is no run's folder.
+    """
+    if not (Path(run) / "metrics.jsonl").is_file():
+        raise ValueError(f"{os.fspath(run)} has no metrics.jsonl: give the folder of a run")
+    return training_curve.curve(Path(run))
+
+
+@user_errors()
+def tsne(
+    features: np.ndarray,
+    labels: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    perplexity: float = 30.0,
+    seed: int = 0,
+    title: str | None = None,
+) -> Figure:
+    """Map features to the plane by t-SNE, and draw a point per row in the colour of its class.
+
+    Args:
+        features: Float [N, C], such as those of `fastpsl.embed`; rows with NaN are left out.
+        labels: Int [N], -1 for none; None draws all points in grey.
+        class_names: Names of the classes, or None.
+        perplexity: Of t-SNE, above 0 and below N.
+        seed: Seed of t-SNE.
+        title: Title; by default the number of images and the perplexity.
+
+    Raises:
+        ValueError: The shapes do not fit, or there are too few rows.
+    """
+    features = np.asarray(features)
+    every = np.full(len(features), -1) if labels is None else np.asarray(labels)
+    if features.ndim != 2 or every.shape != features.shape[:1]:
+        raise ValueError(
+            f"features {features.shape} and labels {every.shape}: give features [N, C] and labels [N]"
+        )
+    good = np.isfinite(features).all(1)
+    num = int(good.sum())
+    if not 0 < perplexity < num:
+        raise ValueError(
+            f"perplexity {perplexity:g} of {num:,} images: it must be above 0 and below their number"
+        )
+    points, _ = t_sne.embed(features[good], perplexity, seed)
+    words = f"t-SNE of {num:,} images, perplexity {perplexity:g}" if title is None else title
+    return map_figure(points, every[good], class_names, words)
+
+
+def blocks(numbers: dict[str, float], *, chance: float | None = None, title: str = "") -> Figure:
+    """Draw the accuracies of `fastpsl.evaluate.linear` or `block_probe` as bars.
+
+    Args:
+        numbers: top1_B1, top1_B2, … and perhaps top5_B1, …, in percent.
+        chance: Accuracy of chance, in percent, for a dotted line.
+        title: Title.
+
+    Raises:
+        ValueError: There is no top1_… among the numbers.
+    """
+    if not any(name.startswith("top1_") for name in numbers):
+        raise ValueError(f"numbers {', '.join(numbers) or 'without any'}: give top1_B1, top1_B2, …")
+    return block_bars.block_figure(numbers, title, chance)
+
+
+@user_errors()
+def views(
+    data: Place | None = None,
+    views: Sequence[ViewSpec] | None = None,
+    *,
+    indices: Sequence[int] = (0, 1, 2, 3),
+    seed: int = 0,
+) -> Figure:
+    """Draw images in all their views, with random draws like those of a training.
+
+    Args:
+        data: A folder of images, a list of them, a beton or a glob of shards; None is the embedded sample.
+        views: The views, such as those of `fastpsl.views.simclr()`, which are the default. Each gives three
+            channels and one image per sample.
+        indices: The images, by their places in the data set.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: There are no such images, or a view gives other images.
+    """
+    if views is None:
+        from fastpsl.views import simclr
+
+        views = simclr()
+    require_data("data", data)
+    with closing(open_data(os.fspath(data) if data is not None else sample_paths().train)) as opened:
+        for index in indices:
+            if not 0 <= index < opened.num_samples:
+                raise ValueError(f"index {index}: the images are 0 to {opened.num_samples - 1:,}")
+        if not len(indices):
+            raise ValueError("no indices: name one image or more")
+        chosen = Subset(opened, np.asarray(indices, np.int64))
+        with Loader(chosen, views, batch_size_per_rank=len(indices), train=False, seed=seed) as loader:
+            batches = loader.epoch(0)
+            batch = next(batches)
+            batches.close()
+            rows = []
+            for view, images in zip(views, batch.inputs(views, torch.float32), strict=True):
+                if len(images) != len(indices):
+                    raise ValueError(
+                        "a view makes several images of one, which this picture has no place for"
+                    )
+                rows.append(view.denormalise(images))
+    side = max(image.shape[-1] for image in rows)
+    padded = [torch.nn.functional.pad(each, (0, side - each.shape[-1], 0, side - each.shape[-2]), value=0.25)
+              for each in rows]  # fmt: skip
+    names = [f"#{index}" for index in indices]
+    strips = torch.cat(padded, 3)
+    return figure_of(contact_sheet.contact_sheet(strips, names, len(names)))
+
+
+@user_errors()
+def neighbours(
+    model: Model | Place,
+    gallery: Place | None = None,
+    queries: Place | None = None,
+    *,
+    indices: Sequence[int] = (0, 1, 2, 3),
+    k: int = 7,
+    block: str = "final",
+) -> Figure:
+    """Draw images and the nearest ones of a gallery by the cosine of their features, framed by class.
+
+    Args:
+        model: A model, or what `fastpsl.load` takes.
+        gallery: Data to search; None is the embedded sample's training part.
+        queries: Data with the queries; None is the gallery, where a query does not find itself.
+        indices: The queries, by their places in their data set.
+        k: Number of neighbours.
+        block: The block of the features.
+
+    Raises:
+        ValueError: There are no such images, or too few for `k`.
+    """
+    require_data("gallery", gallery)
+    require_data("queries", queries)
+    place = os.fspath(gallery) if gallery is not None else str(sample_paths().train)
+    with closing(open_data(place)) as bank, closing(open_data(os.fspath(queries or place))) as asked:
+        numbers = np.asarray(indices, np.int64)
+        if not len(numbers) or numbers.min() < 0 or numbers.max() >= asked.num_samples:
+            raise ValueError(f"indices {list(indices)}: give some of 0 to {asked.num_samples - 1:,}")
+        same = queries is None
+        if not 1 <= k <= bank.num_samples - same:
+            raise ValueError(f"k is {k}: the gallery has 1 to {bank.num_samples - same:,} neighbours to show")
+        features, _ = embed(model, bank, block=block)
+        of_queries = features[numbers] if same else embed(model, Subset(asked, numbers), block=block)[0]
+        found = nearest_others(of_queries, features, k, numbers if same else None, torch.device("cpu"))
+        sheet = neighbour_sheet(
+            asked, bank, numbers, found.rows.numpy(), found.similarities.numpy(), {}, called="query"
+        )
+    return figure_of(sheet)

@@ -1,0 +1,31 @@
+"""Figures that notebooks show, without pyplot, which would choose a backend for the whole process."""
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+DPI = 120
+
+
+class InlineFigure(Figure):
+    """A figure that a notebook shows where it is a cell's last value."""
+
+    def _repr_png_(self) -> bytes:
+        """Return the figure as a PNG; IPython asks for it."""
+        return png_bytes(self)
+
+
+def png_bytes(figure: Figure, dpi: float = DPI) -> bytes:
+    """Return a figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png")
+    return buffer.getvalue()
+
+
+def figure_of(picture: Image.Image) -> InlineFigure:
+    """Return a figure that shows a picture, a pixel of it per pixel at `DPI`."""
+    figure = InlineFigure(figsize=(picture.width / DPI, picture.height / DPI), dpi=DPI)
+    figure.figimage(np.asarray(picture))
+    return figure

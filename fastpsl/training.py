@@ -1,0 +1,156 @@
+"""`fastpsl.pretrain`: a recipe as a function, for notebooks and programs."""
+
+import base64
+import html
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from fastpsl.commands.train import Train
+from fastpsl.engine.call import call, require_data
+from fastpsl.engine.nearest_word import unknown
+from fastpsl.engine.recipe import Recipe
+from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.engine.recipe_process import train
+from fastpsl.engine.run import Run
+from fastpsl.engine.stage_summary import summary_line
+from fastpsl.model import Model, load
+from fastpsl.pipelines.files.json_lines import read_lines
+from fastpsl.plots.inline import InlineFigure, png_bytes
+from fastpsl.plots.training_curve import curve
+
+RECIPES = Train.names
+
+
+@dataclass(frozen=True, repr=False)
+class Trained(os.PathLike[str]):
+    """A finished pre-training. It stands for its folder wherever a path is expected.
+
+    Attributes:
+        folder: The run's folder.
+        checkpoint: The newest checkpoint.
+        summaries: A dict per stage: its steps, seconds, first and last loss, held-out scores and chance.
+    """
+
+    folder: Path
+    checkpoint: Path
+    summaries: list[dict[str, Any]]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The numbers of each step: run_step, stage, level, step, lr, and the task's, such as loss."""
+        return [line.row for line in read_lines(self.folder / "metrics.jsonl")]
+
+    def curve(self) -> InlineFigure:
+        """Draw each number of `metrics` over the steps."""
+        return curve(self.folder)
+
+    def load(self) -> Model:
+        """Return the trained model (`fastpsl.load`)."""
+        return load(self.checkpoint)
+
+    @override
+    def __fspath__(self) -> str:
+        """Return the folder."""
+        return str(self.folder)
+
+    @override
+    def __repr__(self) -> str:
+        """Return the folder and a line per stage."""
+        return "\n".join([f"trained in {self.folder}", *map(summary_line, self.summaries)])
+
+    def _repr_html_(self) -> str:
+        """Return a table of the stages above the curve, for notebooks."""
+        names = ["stage", "num_steps", "seconds", "loss_start", "loss_end", *self._held_out_names()]
+        rows = ["".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in names)]
+        for summary in self.summaries:
+            values = {**summary, **{f"held_out_{name}": v for name, v in summary["held_out"].items()}}
+            rows.append("".join(f"<td>{html.escape(_words(values.get(name)))}</td>" for name in names))
+        table = "".join(f"<tr>{row}</tr>" for row in rows)
+        picture = base64.b64encode(png_bytes(self.curve())).decode()
+        return (
+            f"<p>{html.escape(str(self.folder))}</p><table>{table}</table>"
+            f'<img alt="training curve" src="data:image/png;base64,{picture}">'
+        )
+
+    def _held_out_names(self) -> list[str]:
+        return list(dict.fromkeys(f"held_out_{name}" for s in self.summaries for name in s["held_out"]))
+
+
+def pretrain(
+    recipe: str,
+    data: str | os.PathLike[str] | None = None,
+    *,
+    val: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    backbone: str | None = None,
+    epochs: int | Sequence[int] | None = None,
+    **options: Any,
+) -> Trained:
+    """Pre-train a backbone by a recipe, and return where it is and how it went.
+
+    It prints and writes what the recipe's command does, and resumes like it: the same call with the `out` of
+    a stopped run goes on from its newest checkpoint. Ctrl-C (in a notebook: Interrupt) stops after the
+    present step, writes a checkpoint and raises KeyboardInterrupt. In a thread other than the main one the
+    call works, and cannot be interrupted. Signal handlers, random states and torch's settings are as before
+    when it returns.
+
+    Args:
+        recipe: One of `RECIPES`, such as "jigsaw", or a recipe file's name, such as "jigsaw_r50".
+        data: Training images: a folder, a list of images, a beton or a glob of shards. The other defaults are
+            the paper's then. None is the embedded sample, with small values.
+        val: Held-out images, likewise, for the score at each stage's end.
+        out: The run's folder; by default a new numbered one under runs/.
+        backbone: The backbone's name (`fastpsl.backbones.BACKBONES`); by default the recipe's.
+        epochs: Epochs of each stage; by default the recipe's.
+        options: The recipe's other options, with _ for -: lr, batch_size (images over all ranks), seed,
+            max_steps_per_stage, … `fastpsl.training.option_names(recipe)` lists them.
+
+    Raises:
+        ValueError: A name, an option or a value is wrong, or the training cannot go on. One line says what
+            to do.
+        KeyboardInterrupt: The training was interrupted; the message names the folder.
+    """
+    script = find(recipe)
+    require_data("data", data)
+    require_data("val", val)
+    values = {"data": data, "val": val, "out": out, "backbone": backbone, "epochs": epochs, **options}
+
+    def work(opened: list[Run]) -> Trained:
+        train_or_stop(script, script.from_values(values), opened)
+        (run,) = opened
+        return Trained(run.folder.absolute(), run.last_checkpoint().absolute(), run.position.summaries)
+
+    return call(script.name, work)
+
+
+def option_names(recipe: str) -> list[str]:
+    """Return the names of a recipe's options, for `pretrain`."""
+    return [field.name for field in fields(find(recipe).options)]
+
+
+def find(recipe: str) -> Recipe[Any]:
+    """Return the recipe of a short name or a file's name; ValueError with the nearest name for another."""
+    name = recipe.lower().replace("colour", "color").replace("isation", "ization")
+    files = {**{file: file for file in RECIPES.values()}, **RECIPES}
+    files |= {short.replace("-", "_"): file for short, file in RECIPES.items()}
+    if name not in files:
+        raise unknown("recipe", recipe, {**RECIPES, **{file: file for file in RECIPES.values()}})
+    script = find_recipe(files[name])
+    assert isinstance(script, Recipe), name
+    return script
+
+
+def train_or_stop(script: Recipe[Any], options: Any, opened: list[Run]) -> None:
+    """Train within the user's program; raise KeyboardInterrupt if a signal stopped it."""
+    if not train(script, options, opened, owns_process=False):
+        folder = opened[-1].folder
+        raise KeyboardInterrupt(f"{script.name} was stopped; the same call with out={str(folder)!r} goes on")
+
+
+def _words(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,84 @@
+"""The views of published methods, for `fastpsl.loader`."""
+
+from fastpsl.kernels.blur import GaussianBlur
+from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.solarise import Solarise
+from fastpsl.pipelines.views import Op, ViewSpec
+from fastpsl.tasks.contrastive.views import SIMCLR_COLOUR, simclr_blur
+
+__all__ = ["byol", "mocov2", "multicrop", "simclr"]
+
+
+def simclr(size_px: int = 224) -> list[ViewSpec]:
+    """Return SimCLR's two views (Chen et al., 2020, arXiv 2002.05709, appendix A; strength 1).
+
+    Crops of area .08 to 1, flip, jitter of .8, .8, .8 and .2 with probability .8, grey .2, blur .5.
+
+    Args:
+        size_px: Side of the views.
+    """
+    return [_view(size_px, (0.08, 1.0), SIMCLR_COLOUR, simclr_blur(size_px))] * 2
+
+
+def mocov2(size_px: int = 224) -> list[ViewSpec]:
+    """Return MoCo v2's two views (Chen et al., 2020, arXiv 2003.04297, and its code, main_moco.py).
+
+    Crops of area .2 to 1, flip, jitter of .4, .4, .4 and .1 with probability .8, grey .2, blur .5. The code's
+    blur has no fixed kernel; here it has SimCLR's.
+
+    Args:
+        size_px: Side of the views.
+    """
+    colour = ColourDistortion(0.4, 0.4, 0.4, 0.1, p=0.8)
+    return [_view(size_px, (0.2, 1.0), colour, simclr_blur(size_px))] * 2
+
+
+def byol(size_px: int = 224) -> list[ViewSpec]:
+    """Return BYOL's two views, which differ (Grill et al., 2020, arXiv 2006.07733, appendix B, table 6).
+
+    Crops of area .08 to 1, flip, jitter of .4, .4, .2 and .1 with probability .8, grey .2. The first is
+    always blurred and never solarised; the second is blurred with probability .1 and solarised with .2. No
+    fused kernel solarises, so the ops of the second run one by one.
+
+    Args:
+        size_px: Side of the views; the blur's kernel is 23 px at 224.
+    """
+    colour = ColourDistortion(0.4, 0.4, 0.2, 0.1, p=0.8)
+    kernel_px = 2 * round(11 * size_px / 224) + 1
+    first = _view(size_px, (0.08, 1.0), colour, GaussianBlur(kernel_px, p=1.0))
+    second = _view(size_px, (0.08, 1.0), colour, GaussianBlur(kernel_px, p=0.1), Solarise(0.2))
+    return [first, second]
+
+
+def multicrop(
+    size_px: int = 224, small_px: int = 96, num_large: int = 2, num_small: int = 6
+) -> list[ViewSpec]:
+    """Return SwAV's multi-crop, large views first (Caron et al., 2020, arXiv 2006.09882, appendix A).
+
+    Large crops have .14 to 1 of the area, small ones .05 to .14. All have SimCLR's flip, jitter, grey and
+    blur.
+
+    Args:
+        size_px: Side of the large views.
+        small_px: Side of the small views.
+        num_large: Number of large views.
+        num_small: Number of small views.
+
+    Raises:
+        ValueError: A number of views is below 0, or both are 0.
+    """
+    if min(num_large, num_small) < 0 or not num_large + num_small:
+        raise ValueError(
+            f"multicrop: {num_large} large and {num_small} small views; give 0 or more of each, and at least "
+            "one in all"
+        )
+    large = _view(size_px, (0.14, 1.0), SIMCLR_COLOUR, simclr_blur(size_px))
+    small = _view(small_px, (0.05, 0.14), SIMCLR_COLOUR, simclr_blur(small_px))
+    return [large] * num_large + [small] * num_small
+
+
+def _view(size_px: int, area: tuple[float, float], colour: ColourDistortion, *last: Op) -> ViewSpec:
+    return ViewSpec(RandomResizedCrop(size_px, scale=area), (Flip(0.5), colour, Grey(0.2), *last))
