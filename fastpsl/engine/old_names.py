@@ -39,7 +39,7 @@ def current_arguments(arguments: Sequence[str], names: Collection[str]) -> tuple
         names: The fields of its options, such as batch_size.
     """
     words, notes, name = list[str](), list[str](), ""
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if word.startswith("--"):
             given, equals, value = word.removeprefix("--").partition("=")
             name = _current(given.replace("-", "_"), names, value if equals else following)

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from fastpsl.engine import gpu_failures, gpu_faults
 from fastpsl.engine.distributed import choose_device
+from fastpsl.engine.exit_codes import EXIT_CRASHED
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.stage_summary import summary_line
@@ -197,7 +198,7 @@ LOST = [
 def test_a_lost_rank_is_told_as_one_by_the_rank_that_lost_it(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launched(tmp_path, RuntimeError(words), monkeypatch, checkpoint_steps=1) == launch.EXIT_CRASHED
+    assert launched(tmp_path, RuntimeError(words), monkeypatch, checkpoint_steps=1) == EXIT_CRASHED
     output = capsys.readouterr().err
     (line,) = (x for x in output.splitlines() if x.startswith("tiny: "))
     assert line.startswith("tiny: a rank other than 0 has gone or hangs (") and "gloo" not in line

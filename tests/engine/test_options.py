@@ -1,4 +1,5 @@
 import ast
+import inspect
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.engine.recipe import Recipe, describe_choice
+from fastpsl.engine.recipe_files import find_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = {"batch_size": 256, "lr": 0.01}
@@ -16,7 +18,7 @@ SAMPLE = {"batch_size": 16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RunOptions):
+class Options(TrainingOptions):
     lr: float = 0.5
 
 
@@ -50,8 +52,7 @@ def test_help_tells_both_sets_of_defaults(
 
 def source_of_options(recipe: Path) -> Path:
     """Return the file that defines a recipe's options: its own, or one shared by several recipes."""
-    shared = re.search(r"^from ([\w.]+) import Options\b", recipe.read_text(), re.MULTILINE)
-    return ROOT / f"{shared[1].replace('.', '/')}.py" if shared else recipe
+    return Path(inspect.getfile(find_recipe(recipe.stem).options))
 
 
 def bodies_of(path: Path) -> list[list[ast.stmt]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.engine import launch
+from fastpsl.engine import recipe_process
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
@@ -150,11 +150,11 @@ def test_results_repeat_no_summary_that_the_reader_has_seen(
     """Both streams are a file at first; then they are the same terminal."""
     finished, run = fit(tmp_path, plan="end_to_end", max_steps_per_stage=1)
     summary = summary_line(run.position.summaries[0])
-    launch._print_results(run, finished)
+    recipe_process._print_results(run, finished)
     output = capsys.readouterr()
     assert output.out.splitlines()[0] == summary and output.err.count(summary) == 1
-    monkeypatch.setattr(launch, "same_place", lambda out, err: (out, err) == (sys.stdout, sys.stderr))
-    launch._print_results(run, finished)
+    monkeypatch.setattr(recipe_process, "same_place", lambda out, err: (out, err) == (sys.stdout, sys.stderr))
+    recipe_process._print_results(run, finished)
     output = capsys.readouterr()
     assert output.out.startswith("checkpoint ") and not output.err
 

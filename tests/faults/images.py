@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastpsl.commands import beton as beton_command
+from fastpsl.commands import data as beton_command
 from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL
 from fastpsl.pipelines.beton.write import quarantine_path
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from fastpsl.commands import beton as beton_command
+from fastpsl.commands import data as beton_command
 from fastpsl.engine.terminal import safe_output
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip

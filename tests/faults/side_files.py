@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastpsl.commands import beton as beton_command
+from fastpsl.commands import data as beton_command
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from tests.faults.betons import judge_reading, sound_beton
