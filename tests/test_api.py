@@ -134,8 +134,8 @@ def test_american_words_are_british_ones(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr("fastpsl.training.train", refuse)
     for word in ("color", "colour"):
         with pytest.raises(ValueError, match="enough"):
-            fastpsl.pretrain("iic", out=tmp_path / "color", transforms=word)
-    assert [options.transforms for options in seen] == ["colour", "colour"]
+            fastpsl.pretrain("iic", out=tmp_path / "color", augment=word)
+    assert [options.augment for options in seen] == ["colour", "colour"]
     assert seen[0].out == tmp_path / "color"
 
 

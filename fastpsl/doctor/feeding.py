@@ -122,7 +122,7 @@ class Feed:
         """Time one thread per core, if there are fewer threads now."""
         if num_cores <= self.setup.num_threads:
             return []
-        rate = self.rate(self.warm, num_threads=num_cores)
+        rate = self.rate(self.warm, workers=num_cores)
         return [Alternative(f"--workers {num_cores}", rate, decode, num_threads=num_cores)]
 
     def quasi_random(self, loader: float, note: str) -> Alternative:

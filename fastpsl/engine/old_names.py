@@ -73,7 +73,9 @@ def current_record(record: Mapping[str, Any], names: Collection[str] = _NEW) -> 
         elif name in ("fine_tuned", "pseudo_labels") and isinstance(value, Mapping):
             value = current_record(value, _NEW - {"num_clusters"} if name == "pseudo_labels" else _NEW)
         current[name] = value
-    if current.get("apex") is False:  # once an option of recipes that do not learn by SGD, too
+    if (
+        "apex" not in names and current.get("apex") is False
+    ):  # once an option of recipes that do not learn by SGD, too
         del current["apex"]
     return current
 

@@ -13,7 +13,7 @@ from fastpsl.engine.command_line import parse
 from fastpsl.engine.help_screen import show_help
 from fastpsl.engine.nearest_word import unknown
 from fastpsl.engine.old_names import current_arguments
-from fastpsl.engine.options import RunOptions, TrainingOptions, flag, plain_value
+from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions, flag, plain_value
 from fastpsl.engine.presets import small_values, values_of_config
 from fastpsl.engine.ranks import own_rank
 
@@ -106,7 +106,7 @@ class Script(Generic[Options]):
         """
         if options.config is not None:
             return values_of_config(options.config, self.name, self.options)
-        preset = getattr(options, "preset", "auto")
+        preset = options.preset if isinstance(options, PretrainOptions) else "auto"
         if preset == "small":
             return small_values(paper, self.at_most, _num_images(options))
         is_sample = options.data is None if preset == "auto" else preset == "sample"

@@ -57,7 +57,7 @@ OTHERS: list[Row] = [
     ("uic_r50", "E", "fp16", "fused", {}),
     ("uic", "E", "fp16", "fused", {"backbone": "resnet18_cifar", "augment": "strong"}),
     ("uic", "E", "fp16", "unfused", {"backbone": "vgg16", "label_view": "center", "augment": "strong"}),
-    ("deepcluster", "E", "fp16", "fused", {"channels": "RGB"}),
+    ("deepcluster", "E", "fp16", "fused", {"input_channels": "RGB"}),
     ("sslpp_iic", "E", "fp16", "unfused", {"num_heads": 2, "augment": "grey"}),
     ("sslpp_aet", "E", "fp16", "fused", COUPLED | {"transform": "affine"}),
     ("sslpp_rotation", "E", "fp16", "unfused", COUPLED | {"proxy": False, "crop": "random_resized"}),

@@ -5,7 +5,6 @@ One pair of processes does all the work.
 
 import json
 import os
-import runpy
 import socket
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.online_probe import OnlineProbe, figures
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.recipe import Evaluation
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.trainer import pretrain
@@ -37,7 +38,7 @@ from tests.engine.test_online_probe import probes, stop_at
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.evaluation.test_features import extraction, leave_at
-from tests.programs import ROOT, digests, newest_checkpoint
+from tests.programs import digests, newest_checkpoint
 from tests.recipes.test_knn import numbers_by_hand
 from tests.warm import on_ranks
 
@@ -59,7 +60,8 @@ def in_a_process(rank: int, folder: str) -> None:
 
 
 def neighbours(folder: Path) -> None:
-    recipe = runpy.run_path(str(ROOT / "recipes" / "knn.py"))["RECIPE"]
+    recipe = find_recipe("knn")
+    assert isinstance(recipe, Evaluation)
     options = recipe.parse(["--out", str(folder / "knn"), "--size-px", "32", "--workers", "1"])
     assert recipe.run(options) == 0
 

@@ -26,13 +26,13 @@ CHANNELS = ("RGB", "L", "Sobel", "SobelXY")
 PADDED, COUPLED = {"crop": "padded"}, {"pseudo_labels": "coupled"}
 SSLPP: list[dict[str, Any]] = [{}, {"crop": "random_resized"}, COUPLED, COUPLED | {"proxy": False}]
 UIC: list[dict[str, Any]] = [
-    {"channels": channels, "augment": augmentation}
+    {"input_channels": channels, "augment": augmentation}
     for channels in ("RGB", "SobelXY")
     for augmentation in ("standard", "strong")
 ]
 # Options beside the paper's values that change a view.
 TRAINED: dict[str, list[dict[str, Any]]] = {
-    "deepcluster_alexnet": [{"channels": "RGB"}, {"channels": "SobelXY"}],
+    "deepcluster_alexnet": [{"input_channels": "RGB"}, {"input_channels": "SobelXY"}],
     "jigsaw_r50": [{}],
     "mocov2_r50": [{}],
     "rotation_rv50": [{}, {"rotations_per_image": "one"}],

@@ -64,8 +64,8 @@ def test_smallest_run_ends_with_lines_and_figures(
     ("arguments", "words"),
     [
         (("--batch-size", "1"), ("--batch-size 1", "2 or more")),
-        (("--batch-size", "32", "--accumulate", "2"), ("--accumulate 2", "negatives", "more ranks")),
-        (("--apex",), ("--apex", "LARS")),
+        (("--batch-size", "32", "--accumulate", "2"), ("--accumulate 2", "negatives", "more GPUs")),
+        (("--apex",), ("--apex", "Unrecognized")),
         (("--temperature", "0"), ("--temperature 0",)),
         (("--lr", "-1"), ("above 0",)),
         (("--weight-decay", "-1"), ("weight_decay -1",)),

@@ -174,13 +174,6 @@ def test_bad_input_is_one_line(
     assert not out.exists()
 
 
-def test_apex_has_no_adam(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    done = starter("sslpp_colorization", monkeypatch, capsys)(*SMALL, "--out", tmp_path, "--apex")
-    refused(done, "sslpp_colorization", "--apex", "Colorization learns by Adam")
-
-
 def test_labels_of_other_data(
     labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_its_labels_and_says_what_they_are_worth(trained: Path) -> None:
     lines = (trained / "said.txt").read_text().splitlines()
     assert lines[0].startswith(f"{sample_paths().test_32}: backbone resnet18 (paper resnet34_iic)")
-    assert "num_clusters 16 (paper 70)" in lines[0] and "heads two (paper one)" in lines[0]
+    assert "num_clusters 16 (paper 70)" in lines[0] and "num_heads 2 (paper 1)" in lines[0]
     record = newest_checkpoint(trained)["task"]
     num = len(np.unique(record["labels"].numpy()))
     assert lines[-3].startswith(
@@ -71,12 +71,12 @@ def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: P
     assert stored.labels.tolist() == state["task"]["labels"].tolist()
     assert stored.entropy.tolist() == state["task"]["entropy"].tolist() and np.isfinite(stored.entropy).all()
     assert (stored.num_classes, stored.num_split, stored.made_by) == (16, 0, "sslpp_iic")
-    expected = {"source": "iic", "recipe": "sslpp_iic", "num_clusters": 16, "heads": "two", "seed": 0}
+    expected = {"source": "iic", "recipe": "sslpp_iic", "num_clusters": 16, "num_heads": 2, "seed": 0}
     expected["cut"] = any(
         stage["num_steps"] < stage["num_steps_planned"] for stage in state["position"]["summaries"]
     )
     assert expected.items() <= dict(stored.configuration).items()
-    assert {"backbone", "transforms", "epochs", "num_copies"} <= set(stored.configuration)
+    assert {"backbone", "augment", "epochs", "num_copies"} <= set(stored.configuration)
     assert (
         labels_of(trained / "labels.npz", RunOptions(data=str(sample_paths().test_32))).labels.tolist()
         == stored.labels.tolist()
@@ -138,7 +138,7 @@ def test_images_without_labels_are_enough(recipe: Start, tmp_path: Path) -> None
         (("--num-copies", 0), "--num-copies 0"),
         (("--num-clusters", 1), "--num-clusters 1"),
         (("--num-clusters", 481), "481 for 480 training images"),
-        (("--heads", "two", "--second-clusters", 0), "--second-clusters 0"),
+        (("--num-heads", 2, "--second-clusters", 0), "--second-clusters 0"),
         (("--num-sub-heads", 0), "--num-sub-heads 0"),
         (("--crop-share", 0), "--crop-share 0"),
         (("--crop-share", 1.5), "--crop-share 1.5"),

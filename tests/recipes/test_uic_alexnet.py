@@ -41,7 +41,7 @@ def test_smallest_run_of_the_papers_network(recipe: Start, tmp_path: Path) -> No
     lines = done.out.splitlines()
     assert (
         lines[0].startswith("the embedded sample: epochs [12] (paper [500])")
-        and "num_classes 16 (paper 3000)" in lines[0]
+        and "num_clusters 16 (paper 3000)" in lines[0]
     )
     assert "after epoch 0: non_empty" in done.err
     names = ("labels.npz", "labels.png", "curve.png", "contact-sheet-G1.png")

@@ -18,7 +18,7 @@ from fastpsl.engine import predictions
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
-from fastpsl.engine.options import RunOptions
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.draws import Keys
@@ -46,7 +46,7 @@ def opened(root: Path, protocol: DetectionProtocol = SMALL, seed: int = 3, **val
     torch.manual_seed(0)
     task = Detection(protocol, TinyNet(), Input(), seed, **values)
     if "" not in values.get("proposals", ()):
-        task.open(root, RunOptions())
+        task.open(root, TrainingOptions())
     else:  # because this process writes them
         task.train = task.test = VOC(root, ("2007_test",), "boxes")
     return task
@@ -175,7 +175,7 @@ def test_a_contact_sheet_shows_boxes_and_classes(devkit: Path) -> None:
 def test_val_is_refused(devkit: Path) -> None:
     task = Detection(SMALL, TinyNet(), Input(), 0)
     with pytest.raises(ValueError, match="--val .* leave it out"):
-        task.open(devkit, RunOptions(data="a", val="b"))
+        task.open(devkit, TrainingOptions(data="a", val="b"))
 
 
 def test_proposals_belong_to_fast_r_cnn_alone() -> None:
