@@ -78,7 +78,7 @@ def semi_supervised(
     model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
     **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Fine-tune a copy of the model on a few labels, and score it on held-out images.
+    """Train a copy of the model further on a few labels, and score it on held-out images.
 
     Args:
         model: As in `knn`. It does not change.
@@ -149,7 +149,7 @@ def svm(
 def classification(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Fine-tune a copy of the model for VOC2007's multi-label classification.
+    """Train a copy of the model further for VOC2007's multi-label classification.
 
     Args:
         model: As in `knn`. It does not change.
@@ -166,7 +166,7 @@ def classification(
 def detection(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Fine-tune a copy of the model in a detector on VOC.
+    """Train a copy of the model further in a detector on VOC.
 
     Args:
         model: As in `knn`. It does not change.
@@ -186,7 +186,7 @@ def detection(
 def segmentation(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Fine-tune a copy of the model in a fully-convolutional network on VOC2012.
+    """Train a copy of the model further in a fully-convolutional network on VOC2012.
 
     Args:
         model: As in `knn`. It does not change.
