@@ -10,7 +10,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from fastpsl.engine.call import call, require_data
+from fastpsl.engine.distributed import World, place_among_ranks, share
 from fastpsl.engine.recipe import Evaluation
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.resume import new_numbered_folder
@@ -243,8 +246,11 @@ def _without_training(script: Evaluation[Any], options: Any) -> dict[str, float]
 
 
 def _read(folder: Path) -> dict[str, float]:
-    numbers: dict[str, float] = read_result(folder / NAME)["numbers"]
-    return numbers
+    """Return the numbers of the result that rank 0 has written, on every rank."""
+    rank, size = place_among_ranks()
+    numbers = read_result(folder / NAME)["numbers"] if rank == 0 else None
+    shared: dict[str, float] = share(World(rank, size, rank, size, torch.device("cpu")), numbers)
+    return shared
 
 
 def _with_weights(options: Options, weights: Pretrained) -> Options:
