@@ -10,7 +10,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from fastpsl.engine.call import call, require_data
+from fastpsl.engine.distributed import World, place_among_ranks, share
 from fastpsl.engine.recipe import Evaluation
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.resume import new_numbered_folder
@@ -78,7 +81,7 @@ def semi_supervised(
     model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
     **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Fine-tune a copy of the model on a few labels, and score it on held-out images.
+    """Train a copy of the model further on a few labels, and score it on held-out images.
 
     Args:
         model: As in `knn`. It does not change.
@@ -149,7 +152,7 @@ def svm(
 def classification(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Fine-tune a copy of the model for VOC2007's multi-label classification.
+    """Train a copy of the model further for VOC2007's multi-label classification.
 
     Args:
         model: As in `knn`. It does not change.
@@ -166,7 +169,7 @@ def classification(
 def detection(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Fine-tune a copy of the model in a detector on VOC.
+    """Train a copy of the model further in a detector on VOC.
 
     Args:
         model: As in `knn`. It does not change.
@@ -186,7 +189,7 @@ def detection(
 def segmentation(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Fine-tune a copy of the model in a fully-convolutional network on VOC2012.
+    """Train a copy of the model further in a fully-convolutional network on VOC2012.
 
     Args:
         model: As in `knn`. It does not change.
@@ -243,8 +246,11 @@ def _without_training(script: Evaluation[Any], options: Any) -> dict[str, float]
 
 
 def _read(folder: Path) -> dict[str, float]:
-    numbers: dict[str, float] = read_result(folder / NAME)["numbers"]
-    return numbers
+    """Return the numbers of the result that rank 0 has written, on every rank."""
+    rank, size = place_among_ranks()
+    numbers = read_result(folder / NAME)["numbers"] if rank == 0 else None
+    shared: dict[str, float] = share(World(rank, size, rank, size, torch.device("cpu")), numbers)
+    return shared
 
 
 def _with_weights(options: Options, weights: Pretrained) -> Options:

@@ -91,7 +91,7 @@ def pretrain(
     epochs: int | Sequence[int] | None = None,
     **options: Any,
 ) -> Trained:
-    """Pre-train a backbone by a recipe, and return where it is and how it went.
+    """Train a backbone by a recipe, and return where it is and how it went.
 
     It prints and writes what the recipe's command does, and resumes like it: the same call with the `out` of
     a stopped run goes on from its newest checkpoint. Ctrl-C (in a notebook: Interrupt) stops after the

@@ -545,3 +545,27 @@ def test_random_weights_are_evaluated_too(tmp_path: Path) -> None:
     fastpsl.evaluate.knn(None, paths.train_32, paths.test_32, out=tmp_path, **options)
     record = json.loads((tmp_path / "result.json").read_text())["checkpoint"]
     assert record["sha256"] == random_weights("nin3", 0).record["sha256"]
+
+
+PROGRAM = """
+import os, sys, fastpsl
+from fastpsl.pipelines.sample.betons import sample_paths
+paths, out = sample_paths(), sys.argv[1]
+data = {"data": paths.train_32, "val": paths.test_32, "size_px": 32, "batch_size": 16}
+run = fastpsl.pretrain("simclr", backbone="nin3", epochs=1, max_steps_per_stage=1, out=out + "/run", **data)
+numbers = fastpsl.evaluate.knn(run, k=(1,), out=out + "/knn", **data)
+open(f"{out}/{os.environ['RANK']}.txt", "w").write(repr(numbers))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_may_call_several_functions_one_after_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(path), str(tmp_path)], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert first == second == repr(json.loads((tmp_path / "knn" / "result.json").read_text())["numbers"])

@@ -1,6 +1,7 @@
 """The process group under torchrun, and collective operations by which ranks agree."""
 
 import gc
+import itertools
 import os
 import warnings
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from fastpsl.engine.gpu_faults import unused_gpu, why_no_cuda
 from fastpsl.engine.gpu_flags import allow_tf32, restore_flags, set_cudnn_benchmark
+
+_times_joined = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,11 @@ def join_world(device_name: str, timeout_s: float) -> World:
         torch.cuda.set_device(device)
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+        # A process may join several times, and Gloo must not find the addresses of the time before.
+        own = dist.PrefixStore(f"world-{next(_times_joined)}", store)
+        dist.init_process_group(backend, timeout=timeout, store=own, rank=rank, world_size=size)
     if device.type == "cuda":
         set_cudnn_benchmark(True)  # shapes are fixed within a stage
         allow_tf32()
