@@ -1,4 +1,4 @@
-"""README's table of speed-ups over other libraries, from the committed results.
+"""The table of speed-ups in docs/performance.md over other libraries, from the committed results.
 
 Lines of a GPU appear as soon as their files exist.
 """
@@ -143,7 +143,7 @@ def how_fast_table(results: Mapping[str, Result]) -> str:
                 )
                 what = f"{line.what}, on a GPU" if line.is_gpu and line.what else line.what
                 ratio = " / ".join(map(times, figures))
-                lines.append(f"| {what} | {ratio} | {line.beside} | [{name}](bench/results/{name}) |")
+                lines.append(f"| {what} | {ratio} | {line.beside} | [{name}](../bench/results/{name}) |")
     gpu_names = " and ".join(sorted(gpus)) or "not measured yet"
     machines = f"Without a GPU: {' and '.join(sorted(cpus))}. On a GPU: {gpu_names}."
     return "\n".join([f"Ratios within one run; each line has its results file. {machines}", "", *lines])

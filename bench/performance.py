@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md and README.md, docs/scale.md's arithmetic and all charts from the
+"""Writes the tables of docs/performance.md, docs/scale.md's arithmetic and all charts from the
 committed results.
 
     python bench/performance.py                    after a new file in bench/results/
@@ -142,12 +142,12 @@ def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
     sections = "\n\n".join(section(name, result) for name, result in results.items())
     return {
         DOCS / "performance.md": {
+            "how fast": how_fast_table(results),
             "targets": targets_table(of_gpus),
             "machines": machines(results),
             "results": sections,
         },
         DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus)},
-        ROOT / "README.md": {"how fast": how_fast_table(results)},
     }
 
 

@@ -66,16 +66,15 @@ def current_record(record: Mapping[str, Any], names: Collection[str] = _NEW) -> 
     for old, value in record.items():
         # `heads` of block_probe is a list of names, and `channels` of an input is a number.
         name = _current(old, names, value) if isinstance(value, (str, int, tuple, list)) else old
-        if old == "heads" and value not in ("one", "two"):
+        if (old == "heads" and value not in ("one", "two")) or name in record:
             name = old
         if isinstance(value, str):
             value = _VALUES.get(name, {}).get(value, value)
         elif name in ("fine_tuned", "pseudo_labels") and isinstance(value, Mapping):
             value = current_record(value, _NEW - {"num_clusters"} if name == "pseudo_labels" else _NEW)
         current[name] = value
-    if (
-        "apex" not in names and current.get("apex") is False
-    ):  # once an option of recipes that do not learn by SGD, too
+    # It was once an option of recipes that do not learn by SGD, too.
+    if "apex" not in names and current.get("apex") is False:
         del current["apex"]
     return current
 

@@ -52,7 +52,9 @@ def test_no_fused_kernel_takes_it_for_another_op() -> None:
         for name in names:
             assert not importlib.import_module(f"fastpsl.kernels.{folder}.{name}").fits(ops)
     cpu = torch.device("cpu")
-    with pytest.raises(ValueError, match="no fused kernel for Flip Solarise on cpu; use --augment kornia"):
+    with pytest.raises(
+        ValueError, match="no fused kernel for Flip Solarise on cpu; use --augment-backend unfused"
+    ):
         choose_augment("fused", [view], cpu)
     chosen = choose_augment("auto", [view], cpu)
     assert (chosen.path, chosen.reason) == ("kornia", "no fused kernel for Flip Solarise on cpu")

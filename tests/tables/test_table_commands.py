@@ -92,9 +92,9 @@ def test_every_command_parses_and_makes_what_is_missing(
             # The command of the training that this one needs came before.
             assert base == (folders[weights.base, missing.seed] if weights.base else None)
             if isinstance(weights.labels, Weights):
-                assert Path(given) == folders[weights.labels, missing.seed] / "labels.npz"
+                assert Path(str(given)) == folders[weights.labels, missing.seed] / "labels.npz"
             elif weights.label_file:
-                assert labels[Path(given)] == (weights.label_file, missing.seed)
+                assert labels[Path(str(given))] == (weights.label_file, missing.seed)
             else:
                 assert given in (weights.labels, "none")
             folder = folders[weights, missing.seed] = options.out

@@ -83,7 +83,7 @@ def test_nmi_alone_needs_no_held_out_images(tmp_path: Path) -> None:
         ({"numbers": {"biggest": 3.0}}, "it has no nmi_true"),
         ({"science": {"fine_tune": "d" * 64}}, "fine-tuned"),
         ({"science": {"labels": "d" * 64}}, "pre-trained on labels of a file"),
-        ({"science": {"num_classes": 9}}, "num_classes 9, here 16"),
+        ({"science": {"num_classes": 9}}, "num_clusters 9, here 16"),
         ({"checkpoint": {"input": {"channels": "RGB"}}}, "its network sees RGB, here SobelXY"),
     ],
 )
@@ -107,7 +107,7 @@ def test_of_the_random_rows_each_has_its_channels(tmp_path: Path) -> None:
     ("change", "why"),
     [
         ({}, ""),
-        ({"augment": "strong"}, "before it was fine-tuned: pre-trained with augmentation strong"),
+        ({"augment": "strong"}, "before it was fine-tuned: pre-trained with augment strong"),
         ({"epochs": [3]}, "before it was fine-tuned: pre-trained with epochs 3, here 12"),
         ({"data_digest": "f" * 32}, "fine-tuned on other pictures"),
         ({"fine_tune": "e" * 64}, "before it was fine-tuned: fine-tuned"),
