@@ -529,7 +529,7 @@ def test_an_interrupted_evaluation_raises(
 def test_what_is_missing_is_named(
     model: fastpsl.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     for function, name in (
         (fastpsl.evaluate.detection, "pycocotools"), (fastpsl.evaluate.segmentation, "torchmetrics"),

@@ -103,7 +103,7 @@ def test_each_source_of_labels_is_a_row(tmp_path: Path) -> None:
     k_means = replace(ROTATION, labels="k-means")
     labels = science_of(k_means, TINY, 1, DIGESTS["train"])["pseudo_labels"]
     for change, why in (
-        ({"num_classes": 9}, "its pseudo-labels made with num_clusters 9, here 16"),
+        ({"num_clusters": 9}, "its pseudo-labels made with num_clusters 9, here 16"),
         ({"pca_width": 2}, "its pseudo-labels made with pca_width 2, here 64"),
         ({"size_px": 16}, "its pseudo-labels made with size_px 16, here 32"),
         ({"seed": 3}, "its pseudo-labels of seed 3, its own is 1"),

@@ -83,7 +83,7 @@ def test_nmi_alone_needs_no_held_out_images(tmp_path: Path) -> None:
         ({"numbers": {"biggest": 3.0}}, "it has no nmi_true"),
         ({"science": {"fine_tune": "d" * 64}}, "fine-tuned"),
         ({"science": {"labels": "d" * 64}}, "pre-trained on labels of a file"),
-        ({"science": {"num_classes": 9}}, "num_clusters 9, here 16"),
+        ({"science": {"num_clusters": 9}}, "num_clusters 9, here 16"),
         ({"checkpoint": {"input": {"channels": "RGB"}}}, "its network sees RGB, here SobelXY"),
     ],
 )
