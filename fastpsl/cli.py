@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is one line on stderr.
     """
     with safe_output(_lose):
-        _main(sys.argv[1:] if arguments is None else arguments)
+        _main(sys.argv[1:] if arguments is None else list(arguments))
 
 
 def _lose(name: str, error: OSError) -> None:
@@ -81,7 +81,7 @@ def _lose(name: str, error: OSError) -> None:
         )
 
 
-def _main(arguments: Sequence[str]) -> None:
+def _main(arguments: list[str]) -> None:
     try:
         require_address_space()
         if arguments[:1] == ["--version"]:

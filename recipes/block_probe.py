@@ -1,4 +1,4 @@
-"""Classifiers of more than one layer on frozen blocks (sslpp.txt: Tables III, IV and VIII).
+"""Classifiers of more than one layer on frozen blocks (SSL++, Tables III, IV and VIII).
 
 A classifier is a NIN block or one to three fully-connected layers. The paper states SGD with a momentum
 of 0.9, a rate of 0.1 with a tenth of it after 100 and 150 of 200 epochs, a decay of 5e-4 and batches

@@ -1,4 +1,4 @@
-"""DeepCluster with AlexNet (Caron et al., arXiv 1807.05520); uic.txt compares with it in Table 4 and others.
+"""DeepCluster with AlexNet (Caron et al., arXiv 1807.05520); UIC compares with it in Table 4 and others.
 
 Paper: linear classifiers on conv1 to conv5 have 13.4, 32.3, 41.0, 39.6 and 38.2 % ImageNet top-1. Here: not
 yet run on ImageNet.

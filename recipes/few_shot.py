@@ -1,4 +1,4 @@
-"""Few-shot classification by class means on frozen features (uic.txt, Table 6). Nothing is learned.
+"""Few-shot classification by class means on frozen features (UIC, Table 6). Nothing is learned.
 
 Paper, 5-way 5-shot on miniImageNet's test classes, AlexNet after UIC with 3,000 classes, on conv3, conv4,
 conv5 and max-pooled conv5: 48.79, 53.03, 62.46 and 65.05 % for images of 84 px, enlarged to 256 and cropped

@@ -1,4 +1,4 @@
-"""PSL jigsaw puzzles with ResNet-50 (psl.txt: Table 1, Table 4 row "Jigsaw+PSL", Table 5).
+"""PSL jigsaw puzzles with ResNet-50 (PSL, Table 1, Table 4 row "Jigsaw+PSL", Table 5).
 
 Paper: a linear classifier on B4 has 50.9 % ImageNet top-1 (45.7 % end to end). Here: not yet run on ImageNet.
 

@@ -9,7 +9,7 @@ yet run on ImageNet.
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
     torchrun recipes/knn.py            # random weights on the embedded sample, seconds on two cores
 
-SSL++ (sslpp.txt, Tables V and VI) reports majority votes on NIN's blocks for CIFAR-10. It does not state the
+SSL++ (Tables V and VI) reports majority votes on NIN's blocks for CIFAR-10. It does not state the
 distance; here it is the cosine. One pass over the images serves all blocks. Here: not yet run.
 
     torchrun recipes/knn.py --checkpoint runs/sslpp_rotation-001 --data cifar10-train.beton \\

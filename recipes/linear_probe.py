@@ -1,6 +1,6 @@
-"""Linear classifiers on the frozen features of each block, in one pass (psl.txt, section 4.2, and others).
+"""Linear classifiers on the frozen features of each block, in one pass (PSL, section 4.2, and others).
 
-The others are uic.txt, section 4.3, and sslpp.txt, Table VII. PSL follows "a common protocol", which it does
+The others are UIC, section 4.3, and SSL++, Table VII. PSL follows "a common protocol", which it does
 not state. Its source [23] has --protocol vissl, as VISSL has it: every block and the averaged last one.
 MoCo's, for the averaged last block alone, is moco. For UIC give uic; rotnet and deepcluster are those of the
 AlexNets that it is compared with. For SSL++ give --protocol sslpp --batch-size 64. Here: not yet run on

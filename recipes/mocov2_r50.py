@@ -1,4 +1,4 @@
-"""PSL MoCo v2 with ResNet-50 (psl.txt: Table 3, Table 4 row "MoCov2+PSL").
+"""PSL MoCo v2 with ResNet-50 (PSL, Table 3, Table 4 row "MoCov2+PSL").
 
 Paper: a linear classifier on the final features has 68.1 % ImageNet top-1 (67.5 % end to end). Here: not yet
 run on ImageNet.

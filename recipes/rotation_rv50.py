@@ -1,4 +1,4 @@
-"""PSL image rotation with RevNet-50 (psl.txt: Table 2, Table 4 row "Rotation+PSL", Table 6).
+"""PSL image rotation with RevNet-50 (PSL, Table 2, Table 4 row "Rotation+PSL", Table 6).
 
 Tables 7 to 9 have it with ResNet-50.
 Paper: a linear classifier on B4 has 53.3 % ImageNet top-1 (48.6 % end to end). Here: not yet run on ImageNet.

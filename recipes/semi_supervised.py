@@ -1,4 +1,4 @@
-"""Fine-tuning of the whole network with 1 % or 10 % of the labels (psl.txt: section 4.3, Table 7).
+"""Fine-tuning of the whole network with 1 % or 10 % of the labels (PSL, section 4.3, Table 7).
 
 Paper: with 1 % / 10 % of the labels Jigsaw+PSL has 48.7 / 83.5 % ImageNet top-5, and Rotation+PSL
 has 54.8 / 83.7 %. It states "a class-balanced data selection", but neither a list nor a schedule. --protocol

@@ -1,4 +1,4 @@
-"""PSL SimCLR with ResNet-50 (psl.txt: Table 3, Table 4 row "SimCLR+PSL").
+"""PSL SimCLR with ResNet-50 (PSL, Table 3, Table 4 row "SimCLR+PSL").
 
 Paper: a linear classifier on the final features has 64.3 % ImageNet top-1 (61.9 % end to end). Here: not yet
 run on ImageNet.

@@ -1,4 +1,4 @@
-"""SSL++ with AET (sslpp.txt, Tables II, III, XI, XII): a transformation of the image, and its IIC cluster.
+"""SSL++ with AET (SSL++, Tables II, III, XI, XII): a transformation of the image, and its IIC cluster.
 
 The network learns by which transformation two images differ, and beside it the image's IIC cluster.
 Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: AET alone has 90.7 / 86.2 / 59.4 %, with 70

@@ -1,4 +1,4 @@
-"""SSL++ with Colorization (sslpp.txt, Tables II and III): the colours of a grey image, and its IIC cluster.
+"""SSL++ with Colorization (SSL++, Tables II and III): the colours of a grey image, and its IIC cluster.
 
 Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN that sees lightness alone: Colorization alone
 has 78.4 / 71.2 / 66.5 %, with 70 IIC clusters (lambda 1) 81.1 / 76.0 / 74.2 %. Here: not yet run at this

@@ -1,4 +1,4 @@
-"""SSL++ with Context (sslpp.txt, Tables II and III): the hidden middle of an image, and its IIC cluster.
+"""SSL++ with Context (SSL++, Tables II and III): the hidden middle of an image, and its IIC cluster.
 
 Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: Context alone has 78.8 / 70.7 / 63.9 %,
 with 70 IIC clusters (lambda 1) 86.6 / 82.9 / 74.7 %. Here: not yet run at this size.

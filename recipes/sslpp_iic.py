@@ -1,4 +1,4 @@
-"""IIC, which computes the semantic pseudo-labels of SSL++ (sslpp.txt, section IV.B; Tables XIII and XIV).
+"""IIC, which computes the semantic pseudo-labels of SSL++ (section IV.B; Tables XIII and XIV).
 
 Paper, CIFAR-10: the accuracy of 10, 30, 50, 70 and 100 clusters is 42.1, 46.1, 52.3, 54.4 and 50.4 %. With 70
 clusters the --transforms crop, flip, colour, grey and sobel have 22.3, 23.1, 30.3, 50.1 and 54.4 %. Here: not

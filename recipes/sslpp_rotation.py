@@ -1,4 +1,4 @@
-"""SSL++ with Rotation (sslpp.txt, Tables II, III, IX): which of four rotations, and the image's IIC cluster.
+"""SSL++ with Rotation (SSL++, Tables II, III, IX): which of four rotations, and the image's IIC cluster.
 
 Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: Rotation alone has 90.8 / 86.4 / 60.1 %,
 with 70 IIC clusters (lambda 0.05) 90.1 / 86.5 / 75.9 %. Here: not yet run at this size.

@@ -1,4 +1,4 @@
-"""Supervised training from random weights: the Supervised rows of psl.txt, Tables 5 to 7, and of sslpp.txt.
+"""Supervised training from random weights: the Supervised rows of PSL, Tables 5 to 7, and of SSL++.
 
 PSL does not state the schedule. This is the usual one of torchvision and VISSL for ResNet-50: 90 epochs, a
 rate of .1 for a batch of 256, a tenth of it after 30, 60 and 80, and a decay of 1e-4 on everything.
@@ -66,7 +66,7 @@ class Options(SGDOptions):
     crop: Literal["random_resized", "padded"] = field(default="random_resized", metadata=MACHINE)
     """padded, for small images: the middle square, shifted by up to an eighth of it, and scored whole."""
     labels_per_class: int | None = None
-    """Learn from the first N images of each class, in as many steps (sslpp.txt, Table VIII)."""
+    """Learn from the first N images of each class, in as many steps (SSL++, Table VIII)."""
 
 
 def build(options: Options) -> engine.Experiment:

@@ -1,4 +1,4 @@
-"""Unsupervised image classification with AlexNet (uic.txt: Tables 1 to 4 and 7).
+"""Unsupervised image classification with AlexNet (UIC, Tables 1 to 4 and 7).
 
 Paper, ImageNet top-1 of linear classifiers on conv3, conv4 and conv5, and NMI with the true labels,
 in %: 3,000 classes have 41.2, 41.0, 38.1 and 38.5; 5,000 classes 40.6, 40.9, 38.2 and 40.8; 10,000

@@ -1,7 +1,7 @@
 """Unsupervised image classification on CIFAR-10, which fits on the device and trains in a short time.
 
 The paper has ImageNet alone, so all values here are our choice: a ResNet-18 with a 3x3 stem, Sobel gradients
-and strong augmentation (uic.txt, section 5.1), and more classes than CIFAR has. Here: not yet run on the
+and strong augmentation (UIC, section 5.1), and more classes than CIFAR has. Here: not yet run on the
 whole of it. A short run on a fifth is in docs/runs/uic_cifar10-fifth.
 
     fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md

@@ -1,4 +1,4 @@
-"""Unsupervised image classification with larger networks (uic.txt, Table 8 and section 5.2).
+"""Unsupervised image classification with larger networks (UIC, Table 8 and section 5.2).
 
 Paper, ImageNet top-1 of a linear classifier and NMI with the true labels, in %: VGG16 has 57.7 and 46.9,
 ResNet-50 has 62.7 and 50.6, ResNet-50 with an MLP head that is kept has 64.4 and 53.3. All have strong

@@ -1,4 +1,4 @@
-"""Multi-label classification of VOC2007 by fine-tuning (uic.txt: Table 5; sslpp.txt: Fig. 3).
+"""Multi-label classification of VOC2007 by fine-tuning (UIC, Table 5; SSL++, Fig. 3).
 
 Paper, mAP of fc6-8 / all: UIC 76.2 / 75.9 %, ImageNet labels 78.9 / 79.9 %, Random-RGB 33.2 / 57.0 %,
 Random-Sobel 29.0 / 61.9 %, DeepCluster 72.0 / 73.7 %. UIC does not state its schedule; the protocol

@@ -1,4 +1,4 @@
-"""Detection on PASCAL VOC by fine-tuning (psl.txt: Table 8; uic.txt: Table 5; sslpp.txt: Fig. 3).
+"""Detection on PASCAL VOC by fine-tuning (PSL, Table 8; UIC, Table 5; SSL++, Fig. 3).
 
 PSL has ResNet-50 C4, VOC07+12 trainval → 07 test, "the same training schedule as [23, 37]" and fixed
 BatchNorm. The schedules differ in their rate. The default, pirl, is [37]'s, because Table 8 has its columns:

@@ -1,4 +1,4 @@
-"""Semantic segmentation of PASCAL VOC 2012 by fine-tuning every layer (uic.txt, Table 5; sslpp.txt, Fig. 3).
+"""Semantic segmentation of PASCAL VOC 2012 by fine-tuning every layer (UIC, Table 5; SSL++, Fig. 3).
 
 Paper, mIoU on val with AlexNet: UIC 45.9 %, ImageNet labels 48.0 %, Random-RGB 30.1 %, Random-Sobel 32.0 %,
 DeepCluster 45.1 %. UIC does not state its schedule; the protocol fcn_alexnet is that of the peers in its

@@ -1,4 +1,4 @@
-"""Linear SVMs on frozen features for the classes in VOC2007's images (psl.txt: section 4.4.2, Table 9).
+"""Linear SVMs on frozen features for the classes in VOC2007's images (PSL, section 4.4.2, Table 9).
 
 Paper, mAP of the best of ResNet-50's five blocks: ImageNet labels 87.5 %, Jigsaw 64.5 %, with PSL 67.2 %,
 Rotation 63.5 %, with PSL 65.9 %. The protocol is VISSL's, which succeeds that of PSL's source [23]; for the
@@ -8,7 +8,7 @@ source's costs give --costs fsb. Here: not yet run on VOC2007.
     torchrun recipes/voc_svm.py            # random weights on synthetic images, a minute on two cores
 
 The features take minutes on a GPU. The SVMs take about 2 core hours (low-shot 1), and more where they
-converge slowly (docs/transfer.md), in --num-processes processes of 1.5 GB. The same command with --out
+converge slowly (docs/transfer.md), in --workers processes of 1.5 GB. The same command with --out
 continues an interrupted run. Options of training have no effect here.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
@@ -24,7 +24,6 @@ from typing_extensions import override
 from fastpsl import engine, evaluation, pipelines, plots
 from fastpsl.engine.exit_codes import EXIT_FINISHED
 from fastpsl.engine.launch import launch
-from fastpsl.engine.options import MACHINE
 from fastpsl.engine.recipe import Evaluation
 from fastpsl.evaluation.options import VAL_IS_OF_DATA, EvaluationOptions
 from fastpsl.transfer import svm
@@ -45,16 +44,12 @@ class Options(EvaluationOptions):
     """Learn from a few images of each class instead, five times."""
     shots: tuple[int, ...]
     """For --low-shot: numbers of positives of a class, each scored by itself."""
-    num_processes: int | None = field(default=None, metadata=MACHINE)
-    """Processes of this rank for the SVMs; default: this machine's cores over its ranks."""
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
             raise ValueError(f"--shots {' '.join(map(str, self.shots))}: give numbers from 1, each once")
-        if self.num_processes is not None and self.num_processes < 1:
-            raise ValueError(f"--num-processes {self.num_processes}: it must be 1 or more, or left out")
 
 
 def run(options: Options) -> int:
@@ -79,7 +74,7 @@ def run(options: Options) -> int:
         outcomes = svm.solve(
             folder, dict(zip(blocks, zip(*files, strict=True), strict=True)), classes, svm.VISSL,
             svm.COSTS[options.costs], shots, options.seed,
-            options.num_processes or svm.default_processes(world), world,
+            options.workers or svm.default_processes(world), world,
         )  # fmt: skip
         if outcomes is not None:
             numbers, record = svm.numbers_of(outcomes, shots), weights.record

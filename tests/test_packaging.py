@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = "from setuptools.build_meta import *; import sys; sys.stdout.write(build_{kind}(sys.argv[1]))"
 LINKED = ("kernels", "pipelines")
 REPOSITORY = "https://github.com/fastpsl/fastpsl"
-TRAIN = ("-m", "fastpsl.recipes.jigsaw_r50", "--max-steps-per-stage", "2")
+TRAIN = ("-m", "fastpsl.cli", "train", "jigsaw", "--max-steps-per-stage", "2")
 README = """# Title
 
 [page](docs/page.md), [anchor](#title), [part](docs/page.md#part "its title"), [there](https://a.org/x.md),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-NUM_CLASSES = 70  # as in the paper for CIFAR-10 (sslpp.txt, section V.E)
+NUM_CLASSES = 70  # as in the paper for CIFAR-10 (SSL++, section V.E)
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,14 @@ class _Start:
 
         if self.gpus is not None and self.gpus < 1:
             raise ValueError(f"--gpus {self.gpus}: it must be 1 or more")
+        command = type(self).__name__.lower()
+        for other in (Train, Eval):
+            if other.__name__.lower() != command and self.recipe in {*other.names, *other.names.values()}:
+                hint = f"fastpsl {other.__name__.lower()} {self.recipe}"
+                raise ValueError(f"fastpsl {command} has no {self.recipe}; did you mean `{hint}`?")
         path = named_path(self.recipe, self.names)
         if (self.gpus or 1) == 1 or HELP.intersection(options):
-            launch(load_recipe(path), options, f"fastpsl {type(self).__name__.lower()} {self.recipe}")
+            launch(load_recipe(path), options, f"fastpsl {command} {self.recipe}")
         return run_ranks([str(path), *options], self.gpus or 1)
 
 

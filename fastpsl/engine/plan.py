@@ -1,6 +1,6 @@
 """Plans: which blocks run and learn in each stage, at which level and for how long.
 
-PSL (psl.txt, section 3.2 and Algorithm 1) is one of them.
+PSL (section 3.2 and Algorithm 1) is one of them.
 """
 
 import re

@@ -20,7 +20,7 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 class Trunk(nn.Module):
     """The blocks 1 to `stage.last_block` of a backbone. It sets requires_grad of all parameters.
 
-    Only the stage's own blocks learn (psl.txt, section 3.4). The blocks before them run under no_grad. With
+    Only the stage's own blocks learn (PSL, section 3.4). The blocks before them run under no_grad. With
     `frozen_batchnorm="eval"` they normalise by their running statistics, which do not change. The paper does
     not say which mode it used. "eval" is our choice, so that a finished block stays unchanged; "train" is the
     other reading.

@@ -1,4 +1,4 @@
-"""Train classifiers of several layers on a frozen backbone's blocks (sslpp.txt, Tables III, IV, VIII).
+"""Train classifiers of several layers on a frozen backbone's blocks (SSL++, Tables III, IV, VIII).
 
 A classifier is one more NIN block with a linear layer, or one to three fully-connected layers.
 """
@@ -78,7 +78,7 @@ class BlockProbes(Probes):
 
 @dataclass(kw_only=True)
 class FewLabelBlockProbes(FewLabels, BlockProbes):
-    """A `BlockProbes` task that learns from a few images of each class (sslpp.txt, Table VIII)."""
+    """A `BlockProbes` task that learns from a few images of each class (SSL++, Table VIII)."""
 
 
 class BlockHeads(nn.Module):

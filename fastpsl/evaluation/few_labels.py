@@ -1,4 +1,4 @@
-"""Learn from the first images of each class, in epochs of all images' length (sslpp.txt, Table VIII)."""
+"""Learn from the first images of each class, in epochs of all images' length (SSL++, Table VIII)."""
 
 from dataclasses import dataclass, field
 

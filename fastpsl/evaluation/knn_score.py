@@ -56,7 +56,7 @@ class Scores:
 def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, backbone: str) -> list[str]:
     """Return tables of the scores of each block: a table per vote, a line per block, a column per k.
 
-    Several lines or columns also get their mean, as in sslpp.txt, Tables V and VI.
+    Several lines or columns also get their mean, as in SSL++, Tables V and VI.
     """
     first = scores[0]
     lines = [

@@ -1,4 +1,4 @@
-"""Train linear probes: classifiers on frozen blocks, in one pass (psl.txt, section 4.2; uic.txt, 4.3)."""
+"""Train linear probes: classifiers on frozen blocks, in one pass (PSL, section 4.2; UIC, 4.3)."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,7 +93,7 @@ class ProbeHead(nn.Module):
 def best_block_lines(numbers: Mapping[str, float]) -> list[str]:
     """Return a line that names the block with the highest score, or no line where blocks are not scored.
 
-    Papers report this score for other data than ImageNet (psl.txt, Table 9). "final" counts as no block.
+    Papers report this score for other data than ImageNet (PSL, Table 9). "final" counts as no block.
 
     Args:
         numbers: Scores in percent, such as top1_B1.

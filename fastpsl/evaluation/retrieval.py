@@ -1,4 +1,4 @@
-"""Find the nearest images of a gallery for query images (sslpp.txt, section V.D and figure 4).
+"""Find the nearest images of a gallery for query images (SSL++, section V.D and figure 4).
 
 Paper: does not state which 100,000 images the queries come from. Here: queries and gallery are any two data
 sets; if they are the same, a query does not find itself.

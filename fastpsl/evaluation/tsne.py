@@ -1,4 +1,4 @@
-"""Map features to the plane by t-SNE (van der Maaten and Hinton, 2008; sslpp.txt, section V.D and figure 5).
+"""Map features to the plane by t-SNE (van der Maaten and Hinton, 2008; SSL++, section V.D and figure 5).
 
 Paper: does not state perplexity and start. Here: 30, and the first two principal components of the unscaled
 features. scikit-learn computes the map.

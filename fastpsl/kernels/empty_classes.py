@@ -1,4 +1,4 @@
-"""Empty classes, filled by splitting the biggest class in two (uic.txt, section 4.2, "Avoid empty classes").
+"""Empty classes, filled by splitting the biggest class in two (UIC, section 4.2, "Avoid empty classes").
 
 The paper does not say which members move. Here that is random for each member. A split by the order in the
 data set would pass on the true classes, because folders of images are sorted by class.

@@ -1,4 +1,4 @@
-"""Bilinear enlargement, so that a network for 224 px can take images of 84 px (uic.txt, Table 6).
+"""Bilinear enlargement, so that a network for 224 px can take images of 84 px (UIC, Table 6).
 
 This runs on the device because the decoder resizes by exact means over areas, which turns enlarged pixels
 into blocks.

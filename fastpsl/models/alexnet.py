@@ -1,6 +1,6 @@
 """AlexNet with BatchNorm as in DeepCluster and RotNet: five convolutions and two linear layers, B1…B7.
 
-Sources: facebookresearch/deepcluster, `models/alexnet.py`, to which the paper compares (uic.txt, section 4);
+Sources: facebookresearch/deepcluster, `models/alexnet.py`, to which the paper compares (UIC, section 4);
 gidariss/FeatureLearningRotNet, `architectures/AlexNet.py`. Neither has AlexNet's local response normalisation
 and groups.
 """

@@ -1,7 +1,7 @@
 """Network in Network with BatchNorm for 32-px images, as in RotNet: three to five blocks of convolutions.
 
 Source: gidariss/FeatureLearningRotNet, `architectures/NetworkInNetwork.py`, which section V.A and Table III
-of sslpp.txt describe. The second to fourth block return 192 maps of 8 x 8 positions.
+of SSL++ describe. The second to fourth block return 192 maps of 8 x 8 positions.
 """
 
 from torch import nn

@@ -49,7 +49,7 @@ class ResNet(Backbone):
     - resnet34_iic: The same convolution, then a 2x2 max-pool with padding 1. This is IIC's ClusterNet5g
       (xu-ji/IIC), which returns 3 x 3 positions for 32 px.
     - resnet50_mlp: B6 = average pool, Linear 2048, BatchNorm, ReLU, with output [B,2048,1,1]. It is the
-      hidden layer of SimCLR's projection, which remains when the classifier behind it is removed (uic.txt,
+      hidden layer of SimCLR's projection, which remains when the classifier behind it is removed (UIC,
       Table 8: "ResNet50+MLP").
 
     Parameter names are torchvision's. `state_dict()` loads into torchvision's model with `strict=False`,

@@ -1,6 +1,6 @@
 """RevNet-50: a residual network that recomputes activations in the backward pass instead of storing them.
 
-Sources: Gomez, Ren, Urtasun and Grosse, "The Reversible Residual Network", 2017; psl.txt, section 4.1 and
+Sources: Gomez, Ren, Urtasun and Grosse, "The Reversible Residual Network", 2017; PSL, section 4.1 and
 Tables 4 and 6 ("Rv50", 24 M parameters), which do not state the widths.
 """
 
@@ -21,7 +21,7 @@ from fastpsl.models.layers import normal_weights
 CHANNELS = (64, 256, 512, 1024, 2048)
 UNITS = (3, 4, 6, 3)
 # 13/64 of the output width (0.203), rounded up to a multiple of 8 for half-precision matrix units. This gives
-# 24,313,088 parameters without a classifier. Table 4 of psl.txt counts ResNet-50's 23,508,032 as "24" in the
+# 24,313,088 parameters without a classifier. Table 4 of PSL counts ResNet-50's 23,508,032 as "24" in the
 # same way.
 WIDTHS = (56, 104, 208, 416)
 

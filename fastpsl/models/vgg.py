@@ -1,4 +1,4 @@
-"""VGG16 with BatchNorm (uic.txt, section 4.3): thirteen convolutions and two linear layers, B1…B7."""
+"""VGG16 with BatchNorm (UIC, section 4.3): thirteen convolutions and two linear layers, B1…B7."""
 
 from torch import nn
 from typing_extensions import override

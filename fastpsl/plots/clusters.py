@@ -1,4 +1,4 @@
-"""The sizes of pseudo-classes as a chart, and some of their images as a sheet (uic.txt, figures 3 and 4)."""
+"""The sizes of pseudo-classes as a chart, and some of their images as a sheet (UIC, figures 3 and 4)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Learn classes from labels: supervised learning and fine-tuning (psl.txt, section 4.3 and Tables 5 to 7)."""
+"""Learn classes from labels: supervised learning and fine-tuning (PSL, section 4.3 and Tables 5 to 7)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Train jigsaw puzzles in levels (psl.txt, section 3.3.1 and Table 1; section 4.1 "Jigsaw puzzle")."""
+"""Train jigsaw puzzles in levels (PSL, section 3.3.1 and Table 1; section 4.1 "Jigsaw puzzle")."""
 
 from collections.abc import Sequence
 

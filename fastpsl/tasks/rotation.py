@@ -1,4 +1,4 @@
-"""Train image rotation in levels (psl.txt, section 3.3.2 and Table 2; section 4.1 "Image rotation")."""
+"""Train image rotation in levels (PSL, section 3.3.2 and Table 2; section 4.1 "Image rotation")."""
 
 from collections.abc import Sequence
 from typing import Literal

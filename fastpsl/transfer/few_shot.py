@@ -1,6 +1,6 @@
 """Few-shot classification by class means on frozen features, without fine-tuning.
 
-This is the metric of Prototypical Networks, as uic.txt, Table 6, applies it to frozen features. An episode
+This is the metric of Prototypical Networks, as UIC, Table 6, applies it to frozen features. An episode
 draws `ways` classes. The mean of `shots` images stands for each class. Each of its `queries` further images
 is assigned to the class with the nearest mean by squared Euclidean distance. Nothing is learned. The paper
 states neither the number of episodes nor of queries: see recipes/few_shot.py.

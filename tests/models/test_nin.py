@@ -19,7 +19,7 @@ from tests.engine.tiny import noise_batch
 from tests.models.test_backbones import train_step, views
 from tests.slow import slow
 
-# sslpp.txt, section V.A, with the kernels of RotNet's code: (kernel, outputs) of each convolution, and the
+# SSL++, section V.A, with the kernels of RotNet's code: (kernel, outputs) of each convolution, and the
 # block's last pool.
 DESCRIPTION: list[tuple[list[tuple[int, int]], str]] = [
     ([(5, 192), (1, 160), (1, 96)], "max"),

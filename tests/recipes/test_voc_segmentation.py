@@ -65,7 +65,7 @@ def test_a_run_puts_scores_masks_and_figures_on_record(recipe: Start, drawn: Pat
     assert newest_checkpoint(tmp_path)["input"]["channels"] == "RGB"
 
 
-# Values of sslpp.txt, Table II, of Zhang et al. with FCN, and of MMSelfSup.
+# Values of SSL++, Table II, of Zhang et al. with FCN, and of MMSelfSup.
 ROWS: dict[str, dict[str, Any]] = {
     "sslpp": {
         "epochs": 50, "steps": None, "batch_size": 2, "lr": 0.001, "momentum": 0.9, "weight_decay": 5e-4,

@@ -19,7 +19,7 @@ from tests.recipes.in_process import Start, refused, starter
 
 RECIPE = ROOT / "recipes" / "voc_svm.py"
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
-SMALL = ("--size-px", "48", "--workers", "1", "--num-processes", "1", "--batch-size", "16")
+SMALL = ("--size-px", "48", "--workers", "1", "--batch-size", "16")
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 
 
@@ -172,7 +172,7 @@ def test_two_ranks_make_the_same_files(recipe: Any, devkit: Path, tmp_path: Path
 @pytest.mark.slow
 def test_random_features_tell_the_drawn_shapes(recipe: Any, tmp_path: Path) -> None:
     """Check 240 images, where chance is 48.9 %."""
-    outcome = recipe("--num-processes", "1", "--workers", "1", "--out", tmp_path / "out")
+    outcome = recipe("--workers", "1", "--out", tmp_path / "out")
     assert outcome.code == 0, outcome
     assert outcome.out.startswith("the embedded sample: shots") and "by chance 48.9 %" in outcome.out
     assert read(tmp_path / "out")["numbers"]["mAP"] > 62
@@ -208,7 +208,7 @@ def test_requests_that_cannot_be_met_are_one_line(recipe: Any, devkit: Path, tmp
         ((*data, "--low-shot", "--shots", str(few)), (f"--shots {few}", f"{2 * few} are drawn", "do not")),
         ((*data, "--shots", "0"), ("--shots 0",)),
         ((*data, "--shots", "2", "2"), ("--shots 2 2", "each once")),
-        ((*data, "--num-processes", "0"), ("--num-processes 0",)),
+        ((*data, "--workers", "0"), ("--workers 0",)),
         ((*data, "--val", devkit), ("--val", "leave it out")),
         ((*data, "--whole"), ("--whole", "leave it out")),
         ((*data, "--costs", "mine"), ("mine", "vissl", "fsb")),

@@ -92,7 +92,7 @@ def test_a_table_by_hand() -> None:
 
 
 def test_seventy_clusters_of_ten_classes() -> None:
-    """sslpp.txt, Table XIII has 54.4 %.
+    """SSL++, Table XIII has 54.4 %.
 
     Pure clusters cannot reach that one-to-one, and have 100 % many-to-one.
     """

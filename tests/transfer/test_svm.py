@@ -301,7 +301,7 @@ class Wrong:
 
 @pytest.mark.slow
 def test_a_process_that_is_ended_and_one_that_fails(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of 2 processes was ended from outside.*fewer --num-processes"):
+    with pytest.raises(ValueError, match="one of 2 processes was ended from outside.*fewer --workers"):
         run_resumable({tmp_path / f"{i}.json": Ended() for i in range(3)}, 2, one_process(), "classes")
     with pytest.raises(OSError, match="no such features"):
         run_resumable({tmp_path / f"{i}.json": Wrong() for i in range(3)}, 2, one_process(), "classes")

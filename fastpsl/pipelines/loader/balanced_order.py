@@ -1,4 +1,4 @@
-"""An order in which every class occurs equally often (uic.txt, section 4.2, "Class balance sampling").
+"""An order in which every class occurs equally often (UIC, section 4.2, "Class balance sampling").
 
 The paper gives no details. DeepCluster draws equally many samples of each cluster with replacement. Here a
 class's draws cycle through its members, so that chance leaves no image out while a class has enough draws for

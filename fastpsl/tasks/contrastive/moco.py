@@ -1,4 +1,4 @@
-"""Train MoCo v2 in PSL's levels (psl.txt, section 3.3.3, Table 3 and section 4.1; MoCo and MoCo v2).
+"""Train MoCo v2 in PSL's levels (PSL, section 3.3.3, Table 3 and section 4.1; MoCo and MoCo v2).
 
 PSL: "we apply PSL on the data-augmentation part of MoCov2". We read this as the levels of Table 3 with the
 values of MoCo v2.

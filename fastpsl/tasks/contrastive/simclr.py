@@ -1,4 +1,4 @@
-"""Train SimCLR in levels (psl.txt, section 3.3.3 and Table 3; section 4.1 "Contrastive learning")."""
+"""Train SimCLR in levels (PSL, section 3.3.3 and Table 3; section 4.1 "Contrastive learning")."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Define the views of contrastive learning in levels (psl.txt, section 3.3.3 and Table 3), and show them."""
+"""Define the views of contrastive learning in levels (PSL, section 3.3.3 and Table 3), and show them."""
 
 from collections.abc import Mapping, Sequence
 

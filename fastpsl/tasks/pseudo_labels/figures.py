@@ -41,7 +41,7 @@ def label_figures(
         biggest: Share of the images in the biggest class.
         nmi_previous, nmi_true: NMI with the epoch before and with the true labels; None without them.
         nmi_true_shuffled: NMI of the shuffled labels with the true ones, because many classes alone raise NMI
-            (uic.txt, section 4.1).
+            (UIC, section 4.1).
     """
     sizes = np.bincount(labels, minlength=num_classes)
     shares = sizes[sizes > 0] / len(labels)

@@ -1,4 +1,4 @@
-"""Train invariant information clustering (IIC) for SSL++'s pseudo-labels (sslpp.txt, sections IV.B and V).
+"""Train invariant information clustering (IIC) for SSL++'s pseudo-labels (SSL++, sections IV.B and V).
 
 Values that the paper does not state are those of xu-ji/IIC.
 """

@@ -1,4 +1,4 @@
-"""Compute the mutual information of two views' clusters over the global batch (sslpp.txt, section IV.B)."""
+"""Compute the mutual information of two views' clusters over the global batch (SSL++, section IV.B)."""
 
 import sys
 from typing import Any

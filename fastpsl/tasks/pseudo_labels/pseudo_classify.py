@@ -1,4 +1,4 @@
-"""Learn classes from pseudo-labels: the base of UIC (uic.txt, sections 3.2 and 4.2) and DeepCluster."""
+"""Learn classes from pseudo-labels: the base of UIC (sections 3.2 and 4.2) and DeepCluster."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -16,7 +16,7 @@ ABSENT = "true labels absent"
 def nmi(labels: np.ndarray, others: np.ndarray | None) -> float:
     """Return the normalised mutual information of two labellings in [0, 1]; 1 means the same partition.
 
-    It is divided by the arithmetic mean of the two entropies, as in scikit-learn from 0.22 on (uic.txt,
+    It is divided by the arithmetic mean of the two entropies, as in scikit-learn from 0.22 on (UIC,
     section 4.1). Older figures, such as DeepCluster's, may use the geometric mean, which gives the same or
     more.
 
@@ -67,7 +67,7 @@ def many_to_one_accuracy(labels: np.ndarray, true: np.ndarray | None) -> float:
     """Return the share of samples of the most frequent true class of their pseudo-class (purity).
 
     Several pseudo-classes may be matched with one true class. The score never falls if pseudo-classes are
-    split, and is 1 if each has one sample. sslpp.txt, section V.E, names the one-to-one matching; with that,
+    split, and is 1 if each has one sample. SSL++, section V.E, names the one-to-one matching; with that,
     70 even clusters of 10 classes reach 14.3 % at most, and not its 54.4 %. Arguments and errors are those of
     `nmi`.
     """

@@ -1,4 +1,4 @@
-"""Store the pseudo-labels of all images: this epoch's, and those made for the next (uic.txt, section 3.2)."""
+"""Store the pseudo-labels of all images: this epoch's, and those made for the next (UIC, section 3.2)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

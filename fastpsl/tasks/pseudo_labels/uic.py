@@ -1,4 +1,4 @@
-"""Train unsupervised image classification (UIC): pseudo-labels from forward passes (uic.txt, section 3.2)."""
+"""Train unsupervised image classification (UIC): pseudo-labels from forward passes (UIC, section 3.2)."""
 
 import warnings
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Train AET: tell the transformation between an image and its copy (Zhang et al., arXiv 1901.04596).
 
-SSL++ uses it as a proxy task (sslpp.txt, section III.A).
+SSL++ uses it as a proxy task (SSL++, section III.A).
 """
 
 from collections.abc import Sequence

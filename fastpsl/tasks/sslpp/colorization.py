@@ -1,4 +1,4 @@
-"""Train colorization, a proxy task of SSL++ (sslpp.txt, section III.A; Zhang et al., 2016).
+"""Train colorization, a proxy task of SSL++ (section III.A; Zhang et al., 2016).
 
 Zhang et al.: "Colorful image colorization".
 """

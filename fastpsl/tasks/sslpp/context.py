@@ -1,6 +1,6 @@
 """Train Context-Encoder: restore a hidden part of an image (Pathak et al., arXiv 1604.07379).
 
-SSL++ uses it as a proxy task (sslpp.txt, section III.A).
+SSL++ uses it as a proxy task (SSL++, section III.A).
 """
 
 from collections.abc import Sequence

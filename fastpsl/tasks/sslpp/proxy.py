@@ -1,4 +1,4 @@
-"""Define the pretext task that SSL++ combines with pseudo-labels (sslpp.txt, section IV.C)."""
+"""Define the pretext task that SSL++ combines with pseudo-labels (SSL++, section IV.C)."""
 
 from collections.abc import Sequence
 

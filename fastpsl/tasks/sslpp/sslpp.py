@@ -1,4 +1,4 @@
-"""Train SSL++: a pretext task with semantic pseudo-labels as a second target (sslpp.txt, section IV)."""
+"""Train SSL++: a pretext task with semantic pseudo-labels as a second target (SSL++, section IV)."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """The task of multi-label classification: fine-tune a backbone to name the classes in an image.
 
-Sources: uic.txt, Table 5; sslpp.txt, Fig. 3.
+Sources: UIC, Table 5; SSL++, Fig. 3.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """The task of detection on PASCAL VOC: a backbone is fine-tuned with a detector on top.
 
-Sources: psl.txt, section 4.4.1; uic.txt, section 4.4; sslpp.txt, Fig. 3. Threads of the loader decode, mirror
+Sources: PSL, section 4.4.1; UIC, section 4.4; SSL++, Fig. 3. Threads of the loader decode, mirror
 and resize an image. Its flip and its size are draws of (seed, epoch, image). After the last step the test
 images are read one by one, and their detections are written to predictions.npz.
 """

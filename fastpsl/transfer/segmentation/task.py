@@ -1,6 +1,6 @@
 """The task of segmentation: fine-tune a network to name the class of each pixel.
 
-Sources: uic.txt, Table 5; sslpp.txt, Fig. 3.
+Sources: UIC, Table 5; SSL++, Fig. 3.
 """
 
 from collections.abc import Iterator, Sequence

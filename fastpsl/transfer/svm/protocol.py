@@ -1,6 +1,6 @@
 """The protocol of linear SVMs on VOC2007, as data.
 
-It is VISSL's (Goyal et al. [23], whom psl.txt follows in section 4.4.2).
+It is VISSL's (Goyal et al. [23], whom PSL follows in section 4.4.2).
 """
 
 from dataclasses import asdict, dataclass

@@ -107,7 +107,7 @@ def _run(wanted: Mapping[Path, SvmTask], num_processes: int) -> Iterator[None]:
     except TerminatedWorkerError as error:
         raise ValueError(
             f"one of {num_processes} processes was ended from outside, most likely for want of memory: "
-            f"give fewer --num-processes; what is done is kept"
+            f"give fewer --workers; what is done is kept"
         ) from error
     finally:
         # joblib would keep the processes and their memory for five minutes.

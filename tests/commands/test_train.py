@@ -1,0 +1,140 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastpsl import cli
+from fastpsl.commands.train import Eval, Train, split
+from fastpsl.engine.recipe_files import recipe_path
+from tests.programs import ROOT
+from tests.slow import slow
+
+TINY = ("--backbone", "nin3", "--batch-size", "16", "--size-px", "16", "--short-side", "20", "--workers", "1")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    try:
+        cli.main(arguments)
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_every_recipe_has_one_short_name() -> None:
+    stems = [*Train.names.values(), *Eval.names.values()]
+    assert sorted(stems) == sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own", "rest"),
+    [
+        ("train jigsaw --gpus 8 --lr 1", "train jigsaw --gpus 8", "--lr 1"),
+        ("train --gpus=8 jigsaw --lr 1", "train jigsaw --gpus=8", "--lr 1"),
+        ("train jigsaw --lr 1 --gpus 2", "train jigsaw --gpus 2", "--lr 1"),
+        ("eval knn --help", "eval knn", "--help"),
+        ("train --help", "train --help", ""),
+        ("train", "train", ""),
+    ],
+)
+def test_gpus_are_the_commands_and_the_rest_is_the_recipes(arguments: str, own: str, rest: str) -> None:
+    assert tuple(map(" ".join, split(arguments.split()))) == (own, rest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train jigsw", "no recipe jigsw; did you mean jigsaw?"),
+        ("train knn", "did you mean `fastpsl eval knn`?"),
+        ("eval rotation_rv50", "did you mean `fastpsl train rotation_rv50`?"),
+        ("train xyz", "allowed are jigsaw, rotation, "),
+        ("train none.py", "none.py: there is no such file"),
+        ("train {tmp}/empty.py", "it defines no RECIPE"),
+        ("train jigsaw --gpus 0", "--gpus 0: it must be 1 or more"),
+        ("train jigsaw --gpus two", "--gpus"),
+        ("train", "NAME"),
+        ("shwo", "there is no command shwo; did you mean show?"),
+        ("recipes copy jigsaw {tmp}/a.txt", "give a name that ends in .py"),
+        ("recipes copy jigsaw {tmp}/empty.py", "exists already"),
+        ("recipes copy jigsaw {tmp}/none/a.py", "cannot be written"),
+        ("recipes copy xyz {tmp}/a.py", "no recipe xyz"),
+    ],
+)
+def test_user_errors_are_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: str, words: str
+) -> None:
+    (tmp_path / "empty.py").write_text("")
+    code, _, err = run(capsys, *arguments.format(tmp=tmp_path).split())
+    assert code == 2 and err.startswith("fastpsl: ") and err.count("\n") == 1
+    assert words in err
+
+
+def test_the_list_names_every_recipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(capsys, "recipes")
+    assert code == 0 and all(len(line) <= 80 for line in out.splitlines())
+    for command, names in (("train", Train.names), ("eval", Eval.names)):
+        assert all(f"fastpsl {command} {name} " in out for name in names)
+
+
+def test_a_copy_is_the_script_and_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    copy = tmp_path / "my_rotation.py"
+    assert run(capsys, "recipes", "copy", "rotation", str(copy))[0] == 0
+    path = recipe_path("rotation_rv50")
+    assert path and copy.read_bytes() == path.read_bytes()
+    code, out, _ = run(
+        capsys, "train", str(copy), *TINY, "--max-steps-per-stage", "1", "--out", str(tmp_path / "run")
+    )
+    assert code == 0 and "checkpoint " in out
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "usage: fastpsl train jigsaw [options]" in run(capsys, "train", "jigsaw", "--help")[1]
+    assert run(capsys, "--version")[1].startswith("fastpsl-vision ")
+    code, out, _ = run(capsys)
+    assert code == 0 and "fastpsl train jigsaw --data" in out
+    assert run(capsys, "data", "info", "none.beton") == run(capsys, "beton", "info", "none.beton")
+
+
+@pytest.mark.parametrize(
+    "number", [slow(signal.SIGINT), slow(signal.SIGTERM)], ids=lambda number: signal.Signals(number).name
+)
+def test_two_processes_stop_upon_a_signal_with_the_runs_own_code(tmp_path: Path, number: int) -> None:
+    """And the same command goes on to the end. A wrong option's code is the run's, too."""
+    out, environment = tmp_path / "out", os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [
+        sys.executable,
+        "-m",
+        "fastpsl.cli",
+        "train",
+        "rotation",
+        "--gpus",
+        "2",
+        *TINY,
+        "--out",
+        str(out),
+    ]
+    command += ["--epochs", "2", "1", "1", "--log-steps", "1"]
+    bad = subprocess.run([*command, "--batch-size", "7"], check=False, capture_output=True, text=True,
+                         timeout=240, env=environment)  # fmt: skip
+    assert bad.returncode == 2 and "Traceback" not in bad.stderr and "multiple of 2" in bad.stderr
+    begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics, limit = out / "metrics.jsonl", time.monotonic() + 240
+    while not (metrics.exists() and metrics.read_text()):
+        assert begun.poll() is None and time.monotonic() < limit
+        time.sleep(0.05)
+    begun.send_signal(number)
+    _, err = begun.communicate(timeout=240)
+    assert begun.returncode == 75 and "Traceback" not in err
+    assert json.loads((out / "status.json").read_text())["state"] == "preempted"
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=480, env=environment)
+    assert done.returncode == 0 and "resuming" in done.stderr
+    assert json.loads((out / "status.json").read_text())["state"] == "finished"

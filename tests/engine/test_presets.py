@@ -1,0 +1,125 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fastpsl.engine.presets import MIN_STEPS, small_values, values_of_config
+from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.pipelines.photos import photo
+from tests.programs import ROOT
+
+PAPER: dict[str, Any] = {"batch_size": 256, "lr": 0.4, "epochs": (60, 70), "queue_size": 65_536}
+
+
+@pytest.mark.parametrize(
+    ("num_images", "expected"),
+    [
+        (1_281_167, {}),
+        (100_000, {"queue_size": 32_768}),
+        # 19 steps of 256 in an epoch of 5,000 images, so 106 epochs have 2,000.
+        (5_000, {"queue_size": 2048, "epochs": (106, 106)}),
+        # A tenth of 280 is 28, so the batch is 16: 17 steps in an epoch.
+        (280, {"batch_size": 16, "lr": 0.025, "epochs": (118, 118), "queue_size": 128}),
+        (1, {"batch_size": 2, "lr": 0.003125, "epochs": (2000, 2000), "queue_size": 2}),
+    ],
+)
+def test_small_values_suit_the_data(num_images: int, expected: dict[str, Any]) -> None:
+    assert small_values(PAPER, {"queue_size": 0.5}, num_images) == expected
+    values = PAPER | expected
+    per_epoch = max(1, num_images // values["batch_size"])
+    assert all(epochs * per_epoch >= MIN_STEPS for epochs in values["epochs"])
+
+
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in (ROOT / "recipes").glob("*.py")))
+def test_every_preset_of_every_recipe_gives_options(recipe: str) -> None:
+    script = find_recipe(recipe)
+    if "preset" not in script.options.__dataclass_fields__:
+        pytest.skip("an evaluation has no presets")
+    data = ["--data", str(sample_paths().train)]
+    quiet: dict[str, Any] = {"log": lambda line: None}
+    paper = script.parse([*data, "--preset", "paper"], **quiet)
+    assert paper.science() == script.parse(data, **quiet).science()
+    sample = script.parse([*data, "--preset", "sample"], **quiet)
+    assert sample.science() == script.parse([], **quiet).science()
+    small: Any = script.parse([*data, "--preset", "small"], **quiet)
+    assert small.batch_size <= 48 and small.epochs[0] * (480 // small.batch_size) >= MIN_STEPS
+    given: Any = script.parse([*data, "--preset", "small", "--batch-size", "8"], **quiet)
+    assert given.batch_size == 8
+
+
+def test_a_config_repeats_a_run_but_for_what_is_given(tmp_path: Path) -> None:
+    script: Any = find_recipe("jigsaw_r50")
+    first = script.parse(
+        [
+            "--data",
+            "photos",
+            "--epochs",
+            "1",
+            "2",
+            "3",
+            "--permutations",
+            "p.npy",
+            "--seed",
+            "7",
+            "--out",
+            "a",
+        ],
+        log=lambda line: None,
+    )
+    config = {"options": first.as_dict(), "science": {"recipe": "jigsaw_r50"}, "command": []}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = script.parse(["--config", str(tmp_path), "--lr", "0.5"], log=lambda line: None)
+    assert again.epochs == (1, 2, 3) and again.permutations == Path("p.npy") and again.seed == 7
+    assert (again.lr, again.data, again.out, again.config) == (0.5, "photos", None, tmp_path)
+    # The file of an older version has the former names.
+    old = config["options"] | {"stage_epochs": [4, 4, 4], "num_threads": 3}
+    del old["epochs"], old["workers"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"options": old}))
+    assert values_of_config(tmp_path / "config.json", "jigsaw_r50", script.options)["epochs"] == (4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "it is no config.json of a run"),
+        ("{", "it is no config.json of a run"),
+        ("[]", "it is no config.json of a run"),
+        ('{"options": {}, "science": {"recipe": "knn"}}', "it is of a run of knn, and this is jigsaw_r50"),
+        (
+            '{"options": {"colour": 1}, "science": {"recipe": "jigsaw_r50"}}',
+            "jigsaw_r50 has no option colour",
+        ),
+    ],
+)
+def test_another_file_is_refused_in_one_line(tmp_path: Path, content: str | None, words: str) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=words) as excinfo:
+        values_of_config(path, "jigsaw_r50", find_recipe("jigsaw_r50").options)
+    assert "\n" not in str(excinfo.value) and str(path) in str(excinfo.value)
+
+
+def test_a_run_says_its_length_and_what_does_not_suit_the_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from fastpsl.engine.launch import launch
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(6):
+        Image.fromarray(photo(i, 60, 70)).save(photos / f"{i}.jpg")
+    recipe = find_recipe("rotation_rv50")
+    options = ["--backbone", "nin3", "--batch-size", "2", "--size-px", "48", "--short-side", "64"]
+    options += ["--decoder", "torchvision", "--workers", "1", "--max-steps-per-stage", "1"]
+    with pytest.raises(SystemExit) as end:
+        launch(recipe, ["--data", str(photos), "--out", str(tmp_path / "out"), *options])
+    assert end.value.code == 0
+    text = capfd.readouterr().err
+    assert "540 steps on 6 images (S1 180, S2 180, S3 180); --max-steps-per-stage cuts each at 1" in text
+    assert "stages of fewer than 2,000 steps learn little: S1 has 180" in text
+    assert "a batch of 2 is 33% of the 6 images" in text
+    assert "a side of 60 px or less and are enlarged to 64 px: give smaller --short-side, --size-px" in text
