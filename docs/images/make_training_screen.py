@@ -25,7 +25,7 @@ from recipes.jigsaw_r50 import RECIPE
 FOLDER = Path(__file__).parent
 WIDTH = 100
 OPTIONS = ("--backbone", "resnet18")  # minutes on two cores
-TITLE = " ".join(("recipes/jigsaw_r50.py", *OPTIONS))
+TITLE = " ".join(("fastpsl train jigsaw", *OPTIONS))
 ON_WHITE = TerminalTheme(
     (255, 255, 255),
     (36, 41, 47),
