@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import tyro
 
@@ -28,7 +28,9 @@ from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distribution import REMEDY, stranger, version_line
 from fastpsl.engine.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from fastpsl.engine.help_screen import show_command_help
 from fastpsl.engine.old_names import current_arguments
+from fastpsl.engine.recipe import HELP
 from fastpsl.engine.terminal import safe_output
 from fastpsl.pipelines.doing import doing
 
@@ -53,12 +55,16 @@ NAMES = (
     "train", "eval", "recipes", "data", "show", "features", "retrieve", "tsne", "clusters", "labels",
     "export", "table", "doctor", "permutations",
 )  # fmt: skip
-_DESCRIPTION = """Self-supervised pre-training of vision backbones.
 
-    fastpsl train jigsaw --data photos --gpus 8 --out runs/jigsaw
-    fastpsl eval knn --checkpoint runs/jigsaw --data photos --val more-photos
 
-Without --data, `fastpsl train jigsaw` trains on a small sample that the package generates."""
+class Fastpsl:
+    """A toolbox for self-supervised pre-training of vision backbones.
+
+        fastpsl train jigsaw --data photos --gpus 8 --out runs/jigsaw
+        fastpsl eval knn --checkpoint runs/jigsaw --data photos --val more-photos
+
+    Without --data, `fastpsl train jigsaw` trains on a small sample that the package generates.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,11 +96,14 @@ def _main(arguments: list[str]) -> None:
                 _exit(EXIT_USER_ERROR, f"{other}: {REMEDY}")
             return
         arguments, recipe_options = _split(arguments)
+        if not recipe_options and HELP.intersection(arguments):
+            _show_help(arguments)
+            return
         arguments, notes = current_arguments(arguments, ("gpus", "workers", "short_side", "num_clusters"))
         for note in notes:
             print(f"fastpsl: {note}", file=sys.stderr)
         config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-        command = parse(Command, arguments, prog="fastpsl", description=_DESCRIPTION, config=config)
+        command = parse(Command, arguments, prog="fastpsl", config=config)
         if isinstance(command, (Train, Eval)):  # a recipe reports by itself
             sys.exit(command.run(*recipe_options))
         with _one_line_warnings(), doing(" ".join(["fastpsl", *takewhile(str.isalpha, arguments)])):
@@ -133,6 +142,23 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         hint = f"did you mean {similar[0]}? " if similar else ""
         raise ValueError(f"there is no command {name}; {hint}allowed are {', '.join(NAMES)}")
     return list(arguments), []
+
+
+def _show_help(arguments: Sequence[str]) -> None:
+    """Print the help of `fastpsl`, of a command, or of a command's own command."""
+    words = list(takewhile(lambda word: not word.startswith("-"), arguments))
+    prog, command, subcommands = "fastpsl", Fastpsl, _named(Command)
+    while words and words[0] in subcommands:
+        name = words.pop(0)
+        prog, command = f"{prog} {name}", subcommands[name]
+        subcommands = _named(get_type_hints(command, include_extras=True).get("command"))
+    show_command_help(prog, command, subcommands)
+
+
+def _named(union: Any) -> dict[str, type]:
+    """Return the classes of a union of commands, by name."""
+    pairs = [(each.__metadata__[0].name, get_args(each)[0]) for each in get_args(union)]
+    return dict(pairs)
 
 
 def _exit(code: int, message: str) -> NoReturn:

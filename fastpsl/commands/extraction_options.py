@@ -52,6 +52,7 @@ class ExtractionOptions:
     ] = "auto"
     """auto: fp16 on CUDA, fp32 on the CPU."""
     device: Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
+    """Where to compute; auto is CUDA if there is a GPU."""
     decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """As in a recipe."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None

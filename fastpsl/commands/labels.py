@@ -12,7 +12,7 @@ NUM_CLASSES = 70  # as in the paper for CIFAR-10 (SSL++, section V.E)
 
 @dataclass(frozen=True)
 class MakeLabels:
-    """Write a file of pseudo-labels that no network made, for a recipe's --pseudo-labels or --labels: what
+    """Write a file of pseudo-labels that no network made, for a recipe's --pseudo-labels: what
     learned ones are compared with.
 
     k-means: clusters of the pixels. random: drawn by --seed. true: the true classes, for an ablation only:

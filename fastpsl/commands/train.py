@@ -71,7 +71,7 @@ class _Start:
 
 @dataclass(frozen=True)
 class Train(_Start):
-    """A pre-training: fastpsl train NAME [--gpus N] [the recipe's options].
+    """Train a backbone: fastpsl train NAME [--gpus N] [the recipe's options].
 
     The options of a recipe: fastpsl train NAME --help. Without --data it trains on a small sample that the
     package generates.
@@ -97,7 +97,7 @@ class Train(_Start):
 
 @dataclass(frozen=True)
 class Eval(_Start):
-    """An evaluation: fastpsl eval NAME --checkpoint RUN [--gpus N] [the recipe's options].
+    """Evaluate a backbone: fastpsl eval NAME --checkpoint RUN [--gpus N] [the recipe's options].
 
     The options of an evaluation: fastpsl eval NAME --help.
     """

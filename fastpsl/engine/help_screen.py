@@ -1,4 +1,4 @@
-"""The --help of a recipe: its options in boxes, without an import of torch."""
+"""The --help of recipes and commands: their options in boxes, without an import of torch."""
 
 import ast
 import inspect
@@ -7,18 +7,19 @@ import shutil
 import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
+from tyro.conf import Positional
 
 from fastpsl.engine.options import BOXES, MACHINE_BOX, METHOD, flag
 
 _MAX_WIDTH = 100
-_COLUMN = 26  # where the texts begin
+_COLUMN = 26  # where the texts begin at the latest
 _WORDS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 
 
@@ -28,7 +29,7 @@ class Option:
 
     Attributes:
         name: The field's name.
-        usage: The flag and its values, such as `--batch-size N`.
+        usage: The flag and its values, such as `--batch-size N`; of an argument without a flag, its value.
         text: What it does, with its default in brackets.
         is_own: Whether the recipe itself defines it.
     """
@@ -51,19 +52,58 @@ def show_help(
         defaults: The defaults that are shown, by field; for other fields, those of the dataclass.
         everything: Whether to show the options of speed and machine, too.
     """
+    boxes = in_boxes(list(described(options, defaults)))
+    folded = [] if everything else boxes.pop(MACHINE_BOX, [])
+    console = _print(f"usage: {prog} [options]", description, boxes)
+    if folded:
+        names = ", ".join(flag(option.name) for option in folded)
+        more = f"--help-all shows the options of speed and machine, too: {names}."
+        console.print(wrapped(more, console.width), markup=False)
+
+
+def show_command_help(prog: str, command: type, subcommands: Mapping[str, type]) -> None:
+    """Print the help of a command of `fastpsl`.
+
+    Args:
+        prog: The command, such as `fastpsl export`.
+        command: The dataclass of its options. Its docstring says what the command does.
+        subcommands: The classes of its subcommands, by name.
+    """
+    boxes = dict[str, list[Option]]()
+    usage = prog + (" COMMAND" if subcommands else "")
+    for name, each in subcommands.items():
+        about = inspect.cleandoc(each.__doc__ or "").split("\n\n")[0]
+        boxes.setdefault("commands", []).append(Option(name, name, " ".join(about.split()), False))
+    if not subcommands:
+        usage += _in_boxes_of_command(command, boxes)
+    _print(f"usage: {usage}", inspect.cleandoc(command.__doc__ or ""), boxes)
+
+
+def _in_boxes_of_command(command: type, boxes: dict[str, list[Option]]) -> str:
+    """Add a command's options to the boxes; return its arguments in words."""
+    words = ""
+    hints = get_type_hints(command, include_extras=True)
+    for option in described(command, {}):
+        marks = getattr(hints[option.name], "__metadata__", ())
+        is_positional = Positional in marks
+        boxes.setdefault("arguments" if is_positional else "options", []).append(option)
+        words += f" {option.usage}" if is_positional else ""
+    for name, kind in hints.items():
+        if is_dataclass(kind):
+            boxes[name.replace("_", " ")] = list(described(kind, {}))
+    return words + (" [options]" if len(boxes) > ("arguments" in boxes) else "")
+
+
+def _print(usage: str, description: str, boxes: Mapping[str, Sequence[Option]]) -> Console:
     width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
     console = Console(width=width, highlight=False)
-    console.print(f"usage: {prog} [options]\n", markup=False)
+    console.print(f"{wrapped(usage, width)}\n", markup=False)
     console.print(wrapped(description, width), markup=False)
-    boxes = in_boxes(list(described(options, defaults)))
     for title, members in boxes.items():
-        if title == MACHINE_BOX and not everything:
-            continue
-        body = "\n".join(line for option in members for line in _lines(option, width - 4))
+        column = min(_COLUMN, 2 + max(len(option.usage) for option in members))
+        body = "\n".join(line for option in members for line in _lines(option, width - 4, column))
         console.print(Panel(Text(body), title=title, title_align="left", padding=(0, 1)))
-    if not everything and MACHINE_BOX in boxes:
-        names = ", ".join(flag(option.name) for option in boxes[MACHINE_BOX])
-        console.print(wrapped(f"--help-all shows the options of speed and machine, too: {names}.", width))
+    return console
 
 
 def described(options: type, defaults: Mapping[str, Any]) -> Iterator[Option]:
@@ -76,15 +116,21 @@ def described(options: type, defaults: Mapping[str, Any]) -> Iterator[Option]:
         kind, *marks = (
             get_args(hints[field.name]) if _is_annotated(hints[field.name]) else (hints[field.name],)
         )
+        if is_dataclass(kind):  # a box of its own
+            continue
         metavar = next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), None)
         text = next((mark.help for mark in marks if getattr(mark, "help", None)), texts.get(field.name, ""))
         default = defaults.get(field.name, field.default)
         usage = flag(field.name)
-        if kind is bool:
+        if Positional in marks:
+            usage = metavar or field.name.upper()
+        elif kind is bool:
             usage = usage.replace("--", "--[no-]") if default is True else usage
             text = f"{text} [yes]" if default is True else text
         else:
             usage += f" {metavar or _metavar(kind)}"
+        if metavar and (default is MISSING) and Positional not in marks:
+            text = f"{text} (required)"
         yield Option(field.name, usage, f"{text}{_default(default)}", field.name in own)
 
 
@@ -128,11 +174,11 @@ def wrapped(text: str, width: int) -> str:
     return "\n\n".join(lines)
 
 
-def _lines(option: Option, width: int) -> list[str]:
-    texts = textwrap.wrap(option.text, width - _COLUMN, break_long_words=False, break_on_hyphens=False)
-    lines = [" " * _COLUMN + text for text in texts]
-    if len(option.usage) < _COLUMN and lines:
-        return [option.usage.ljust(_COLUMN) + texts[0], *lines[1:]]
+def _lines(option: Option, width: int, column: int) -> list[str]:
+    texts = textwrap.wrap(option.text, width - column, break_long_words=False, break_on_hyphens=False)
+    lines = [" " * column + text for text in texts]
+    if len(option.usage) < column and lines:
+        return [option.usage.ljust(column) + texts[0], *lines[1:]]
     usage = textwrap.wrap(option.usage, width, subsequent_indent="    ", break_on_hyphens=False)
     return [*usage, *lines]
 

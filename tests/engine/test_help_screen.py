@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from fastpsl import cli
 from fastpsl.engine.help_screen import described, wrapped
 from fastpsl.engine.options import BOXES, MACHINE_BOX, METHOD, RunOptions
 from fastpsl.engine.recipe_files import find_recipe
@@ -80,6 +81,30 @@ def test_defaults_and_texts() -> None:
 def test_long_commands_go_on_after_a_backslash() -> None:
     text = wrapped("One two three.\n\n    run --a b \\\n        --c d             # a minute", 20)
     assert text == "One two three.\n\n    # a minute\n    run --a b --c \\\n        d"
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+@pytest.mark.parametrize(
+    "words",
+    ["", *cli.NAMES, "recipes copy", "recipes list", "data write", "data verify", "data info", "data show"],
+)
+def test_commands_have_help_of_the_same_kind(
+    words: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    cli.main([*words.split(), "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {' '.join(['fastpsl', *words.split()])}")
+    assert all(len(line) <= columns for line in text.splitlines())
+    assert not re.search(r"\{None\}|\(default", text)
+
+
+def test_a_commands_arguments_options_and_requirements(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["features", "-h"])
+    text = capsys.readouterr().out
+    assert "usage: fastpsl features CKPT DATA [options]" in text
+    assert re.findall(r"╭─ ([a-z ]+) ─", text) == ["arguments", "options", "extraction"]
+    assert re.search(r"--out F.npy +The file to write. \(required\)", text) and "[224]" in text
 
 
 def test_help_does_not_import_torch() -> None:
