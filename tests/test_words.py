@@ -53,8 +53,12 @@ def is_property(node: ast.FunctionDef) -> bool:
 
 
 def is_command(node: ast.ClassDef) -> bool:
-    """Return whether the docstring is a command's text for --help: a class of options with a run()."""
-    return any(isinstance(part, ast.FunctionDef) and part.name == "run" for part in node.body)
+    """Return whether the docstring is a command's text for --help: a class of options with a run().
+
+    Commands that share their run() inherit it from a private class.
+    """
+    has_run = any(isinstance(part, ast.FunctionDef) and part.name == "run" for part in node.body)
+    return has_run or any(getattr(base, "id", "").startswith("_") for base in node.bases)
 
 
 @pytest.mark.parametrize("folder", ["bench", "docs", "fastpsl", "recipes", "tests"])
