@@ -73,8 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     The exit code is 1 if doctor finds a step that waits, 2 for a user error, and 130 if interrupted. An error
     is one line on stderr.
     """
-    with safe_output(_lose):
-        _main(sys.argv[1:] if arguments is None else list(arguments))
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    with safe_output(_go_on if given[:1] in (["train"], ["eval"]) else _lose):
+        _main(given)
+
+
+def _go_on(name: str, error: OSError) -> None:
+    """Say that stdout can no longer be written; a run goes on without it."""
+    if name == "stdout":
+        print(
+            f"fastpsl: stdout cannot be written ({error.strerror}); the run goes on without it",
+            file=sys.stderr,
+        )
 
 
 def _lose(name: str, error: OSError) -> None:

@@ -138,3 +138,27 @@ def test_two_processes_stop_upon_a_signal_with_the_runs_own_code(tmp_path: Path,
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=480, env=environment)
     assert done.returncode == 0 and "resuming" in done.stderr
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_does_not_end_a_run(tmp_path: Path) -> None:
+    """As `fastpsl train … | head -1` does."""
+    command = [
+        sys.executable,
+        "-m",
+        "fastpsl.cli",
+        "train",
+        "rotation",
+        *TINY,
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen(
+        [*command, "--max-steps-per-stage", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(240) == 0 and err.count("stdout cannot be written") == 1
+    assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "finished"
