@@ -13,13 +13,23 @@ _SIZES = ("short_side", "cell_px", "tile_px", "size_px")
 
 
 def length_line(experiment: Experiment, data: RunData) -> str:
-    """Return the number of steps of each stage and of all, in words."""
+    """Return the number of steps of each stage and of all, in words.
+
+    Where a task makes several inputs of an image, it has the number of images per step, too: --batch-size
+    counts inputs.
+    """
     steps = stage_steps(experiment, data)
     names = [f"{stage.name} {num:,}" for stage, num in zip(experiment.stages, steps, strict=True)]
     parts = f" ({', '.join(names)})" if len(names) > 1 else ""
     limit = data.options.max_steps_per_stage
     cut = f"; --max-steps-per-stage cuts each at {limit:,}" if limit is not None else ""
-    return f"{sum(steps):,} steps on {data.train.num_samples:,} images{parts}{cut}"
+    copies = [
+        f"{stage.name} {data.options.batch_size // num:,} in {num} each"
+        for stage in experiment.stages
+        if (num := experiment.task.images_per_sample(stage.level)) > 1
+    ]
+    made = f"; images per step: {', '.join(copies)}" if copies else ""
+    return f"{sum(steps):,} steps on {data.train.num_samples:,} images{parts}{made}{cut}"
 
 
 def stage_steps(experiment: Experiment, data: RunData) -> list[int]:
@@ -46,11 +56,13 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
             f"stages of fewer than {MIN_STEPS:,} steps learn little: {', '.join(few)}; give more --epochs, a "
             "smaller --batch-size, or --preset small"
         )
-    if options.batch_size > MAX_BATCH_SHARE * num_images:
-        share, limit = options.batch_size / num_images, max(2, int(MAX_BATCH_SHARE * num_images))
+    copies = min(experiment.task.images_per_sample(stage.level) for stage in experiment.stages)
+    if options.batch_size > MAX_BATCH_SHARE * num_images * copies:
+        share = options.batch_size / copies / num_images
+        limit = max(2, int(MAX_BATCH_SHARE * num_images * copies))
         yield (
-            f"a batch of {options.batch_size} is {share:.0%} of the {num_images:,} images: "
-            f"give --batch-size {limit} or less, or --preset small"
+            f"a step has {share:.0%} of the {num_images:,} images: give --batch-size {limit} or less, or "
+            "--preset small"
         )
     needed = max(
         (

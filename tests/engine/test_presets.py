@@ -113,13 +113,15 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     for i in range(6):
         Image.fromarray(photo(i, 60, 70)).save(photos / f"{i}.jpg")
     recipe = find_recipe("rotation_rv50")
-    options = ["--backbone", "nin3", "--batch-size", "2", "--size-px", "48", "--short-side", "64"]
-    options += ["--decoder", "torchvision", "--workers", "1", "--max-steps-per-stage", "1"]
+    options = ["--backbone", "nin3", "--batch-size", "8", "--size-px", "48", "--short-side", "64"]
+    options += ["--rotations-per-image", "all", "--decoder", "torchvision", "--workers", "1"]
+    options += ["--max-steps-per-stage", "1"]
     with pytest.raises(SystemExit) as end:
         launch(recipe, ["--data", str(photos), "--out", str(tmp_path / "out"), *options])
     assert end.value.code == 0
     text = capfd.readouterr().err
-    assert "540 steps on 6 images (S1 180, S2 180, S3 180); --max-steps-per-stage cuts each at 1" in text
-    assert "stages of fewer than 2,000 steps learn little: S1 has 180" in text
-    assert "a batch of 2 is 33% of the 6 images" in text
+    steps = "600 steps on 6 images (S1 60, S2 180, S3 360); images per step: S1 4 in 2 each, S2 2 in 4 each, "
+    assert f"{steps}S3 1 in 8 each; --max-steps-per-stage cuts each at 1" in text
+    assert "stages of fewer than 2,000 steps learn little: S1 has 60, S2 has 180" in text
+    assert "a step has 67% of the 6 images: give --batch-size 2 or less" in text
     assert "a side of 60 px or less and are enlarged to 64 px: give smaller --short-side, --size-px" in text
