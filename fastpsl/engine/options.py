@@ -233,7 +233,7 @@ class PretrainOptions(TrainingOptions):
     plan: Literal["psl", "sl", "psl_f", "end_to_end"] = "psl"
     """Which blocks learn in which stage (PSL, sections 3.2 and 4.5); end_to_end: all of them."""
     epochs: tuple[int, ...] = (60, 60, 60)
-    """Epochs of each stage."""
+    """Epochs of each stage: as many values, as many stages. One value trains all blocks end to end."""
     partition: Annotated[
         tuple[str, ...],
         arg(

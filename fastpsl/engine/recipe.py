@@ -123,6 +123,8 @@ class Script(Generic[Options]):
         usual = "the paper's" if self.source == "paper" else "those with --data"
         description = f"{(self.description or '').rstrip()}\n\nDefaults in brackets are {usual}."
         description += f" Without --data they are {small}." if small else ""
+        if prog is not None and prog.startswith("fastpsl "):
+            description += " --gpus N runs it on N GPUs of this machine."
         show_help(prog or sys.argv[0], description, self.options, self.paper, everything=everything)
 
     def from_values(self, values: Mapping[str, Any], log: Callable[[str], object] = print_now) -> Options:

@@ -173,7 +173,7 @@ def train(
     opened.append(run)
     if world.rank == 0 and not run.resumed:
         run.reporter.log(length_line(experiment, run.data))
-        if options.data is not None and isinstance(options, PretrainOptions):
+        if options.data is not None and isinstance(options, PretrainOptions) and options.preset != "small":
             for line in unsuitable(experiment, run.data):
                 run.reporter.log(f"warning: {line}")
     finished = pretrain(experiment, run)

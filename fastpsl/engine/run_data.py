@@ -9,7 +9,7 @@ import numpy as np
 from typing_extensions import Self
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.options import RunOptions, TrainingOptions
+from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader
@@ -96,10 +96,11 @@ class RunData:
             )
         needed = samples * self.world.size * self.options.accumulate
         if self.train.num_samples < needed:
+            preset = "give --preset small, " if isinstance(self.options, PretrainOptions) else ""
             each = "" if images_per_sample == 1 else f", {images_per_sample} of each of {needed} samples"
             raise ValueError(
                 f"{self.train.num_samples} training images are fewer than one batch of "
-                f"{self.options.batch_size}{each}: lower --batch-size, or give more data"
+                f"{self.options.batch_size}{each}: lower --batch-size, {preset}or give more data"
             )
         return samples
 
