@@ -36,6 +36,7 @@ from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experim
 from bench.schema import RUNS, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.options import compile_value
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.timing import synchronise
 from fastpsl.pipelines.data.synthetic import Synthetic
@@ -205,8 +206,8 @@ class Bench:
         step, _, fold = key.mode.partition("+")
         options = recipe_options(
             key.recipe, is_sample=not self.is_cuda, batch_size=self.batch_size, backbone=key.backbone,
-            step=step,
-            fold_frozen=bool(fold), device=self.world.device.type, precision=self.options.precision,
+            compile=compile_value(step), fold_frozen=bool(fold),
+            device=self.world.device.type, precision=self.options.precision,
         )  # fmt: skip
         self.precision = options.resolved_precision(self.world.device)
         experiment, number = stage_experiment(key.recipe, key.stage, options, self.world)

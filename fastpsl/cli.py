@@ -157,7 +157,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _show_help(arguments: Sequence[str]) -> None:
     """Print the help of `fastpsl`, of a command, or of a command's own command."""
     words = list(takewhile(lambda word: not word.startswith("-"), arguments))
-    prog, command, subcommands = "fastpsl", Fastpsl, _named(Command)
+    prog, subcommands = "fastpsl", _named(Command)
+    command: type = Fastpsl
     while words and words[0] in subcommands:
         name = words.pop(0)
         prog, command = f"{prog} {name}", subcommands[name]

@@ -89,7 +89,7 @@ def _in_boxes_of_command(command: type, boxes: dict[str, list[Option]]) -> str:
         boxes.setdefault("arguments" if is_positional else "options", []).append(option)
         words += f" {option.usage}" if is_positional else ""
     for name, kind in hints.items():
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             boxes[name.replace("_", " ")] = list(described(kind, {}))
     return words + (" [options]" if len(boxes) > ("arguments" in boxes) else "")
 

@@ -345,7 +345,7 @@ def test_a_resumed_stage_goes_on_as_it_began(
     fit(tmp_path / "other", max_steps_per_stage=2, compile="off", fold_frozen=True)
     assert modes == ["compiled", "eager", "eager", "eager"]
     output = " ".join(capsys.readouterr().err.split())
-    assert "began with step compiled and goes on with eager, as this command has it" in output
+    assert "began with compile on and goes on with off, as this command has it" in output
     assert "began with fold_frozen False and goes on with True" in output
 
 

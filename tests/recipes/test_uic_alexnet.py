@@ -128,7 +128,7 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
     refused(
         recipe(*SMALL, "--fine-tune", trained, "--num-clusters", 8, "--out", tmp_path / "a"),
         "uic_alexnet",
-        "num-classes 16, not 8",
+        "num-clusters 16, not 8",
     )
     psl = ("--plan", "psl", "--epochs", 1, 1)
     refused(
