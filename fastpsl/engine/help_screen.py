@@ -87,7 +87,8 @@ def _in_boxes_of_command(command: type, boxes: dict[str, list[Option]]) -> str:
         marks = getattr(hints[option.name], "__metadata__", ())
         is_positional = Positional in marks
         boxes.setdefault("arguments" if is_positional else "options", []).append(option)
-        words += f" {option.usage}" if is_positional else ""
+        name = option.usage if len(option.usage) <= _COLUMN else option.name.upper()
+        words += f" {name}" if is_positional else ""
     for name, kind in hints.items():
         if isinstance(kind, type) and is_dataclass(kind):
             boxes[name.replace("_", " ")] = list(described(kind, {}))
@@ -179,7 +180,12 @@ def _lines(option: Option, width: int, column: int) -> list[str]:
     lines = [" " * column + text for text in texts]
     if len(option.usage) < column and lines:
         return [option.usage.ljust(column) + texts[0], *lines[1:]]
-    usage = textwrap.wrap(option.usage, width, subsequent_indent="    ", break_on_hyphens=False)
+    usage = textwrap.wrap(
+        option.usage if len(option.usage) <= width else option.usage.replace("|", " | "),
+        width,
+        subsequent_indent="    ",
+        break_on_hyphens=False,
+    )
     return [*usage, *lines]
 
 

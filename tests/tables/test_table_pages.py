@@ -167,12 +167,9 @@ def test_user_errors_are_one_line_and_exit_2(
 
 
 def test_help_names_the_tables_and_scales(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["table", "--help"])
+    main(["table", "--help"])
     said = capsys.readouterr().out
-    assert caught.value.code == 0 and all(
-        word in said for word in (*TABLES, *SCALES, "--runs DIR", "--out DIR")
-    )
+    assert all(word in said for word in (*TABLES, *SCALES, "--runs DIR", "--out DIR"))
 
 
 def as_if_trained(runs: Path, seed: int) -> None:
