@@ -1,7 +1,6 @@
 """The `fastpsl` command: its subcommands and exit codes."""
 
 import contextlib
-import difflib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from fastpsl.engine.command_line import parse
 from fastpsl.engine.distribution import REMEDY, stranger, version_line
 from fastpsl.engine.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from fastpsl.engine.help_screen import show_command_help
+from fastpsl.engine.nearest_word import hint
 from fastpsl.engine.old_names import current_arguments
 from fastpsl.engine.recipe import HELP
 from fastpsl.engine.terminal import safe_output
@@ -148,9 +148,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     if name == "beton":  # the former name
         return ["data", *arguments[1:]], []
     if not name.startswith("-") and name not in NAMES:
-        similar = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {similar[0]}? " if similar else ""
-        raise ValueError(f"there is no command {name}; {hint}allowed are {', '.join(NAMES)}")
+        raise ValueError(f"there is no command {name}; {hint(name, NAMES)}allowed are {', '.join(NAMES)}")
     return list(arguments), []
 
 

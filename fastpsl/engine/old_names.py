@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from fastpsl.engine.options import flag
+
 # Several options may have had one name, and one option several names, in different scripts.
 _RENAMED: tuple[tuple[str, str], ...] = (
     ("augment", "augment_backend"),
@@ -43,12 +45,12 @@ def current_arguments(arguments: Sequence[str], names: Collection[str]) -> tuple
         if word.startswith("--"):
             given, equals, value = word.removeprefix("--").partition("=")
             name = _current(given.replace("-", "_"), names, value if equals else following)
-            flag = f"--{name.replace('_', '-')}"
+            today = flag(name)
             if name != given.replace("-", "_"):
-                notes.append(f"--{given} is called {flag} now; the next version will not know the old name")
-                word = f"{flag}{equals}{_value(name, value)}"
+                notes.append(f"--{given} is called {today} now; the next version will not know the old name")
+                word = f"{today}{equals}{_value(name, value)}"
             elif equals:
-                word = f"{flag}={_value(name, value)}"
+                word = f"{today}={_value(name, value)}"
         else:
             word = _value(name, word)
         words.append(word)

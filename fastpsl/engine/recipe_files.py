@@ -1,6 +1,5 @@
 """Find a recipe's script by its name, and load its RECIPE."""
 
-import difflib
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import fastpsl
+from fastpsl.engine.nearest_word import hint
 from fastpsl.engine.recipe import Evaluation, Recipe
 
 _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent
@@ -71,9 +71,8 @@ def named_path(name: str, names: Mapping[str, str]) -> Path:
         return Path(name)
     stem = names.get(name, name)
     if stem not in names.values():
-        similar = difflib.get_close_matches(name, [*names, *names.values()], n=1)
-        hint = f"did you mean {similar[0]}? " if similar else ""
-        raise ValueError(f"there is no recipe {name}; {hint}allowed are {', '.join(names)}")
+        similar = hint(name, [*names, *names.values()])
+        raise ValueError(f"there is no recipe {name}; {similar}allowed are {', '.join(names)}")
     path = recipe_path(stem)
     if path is None:
         raise ValueError(f"there is no recipes/{stem}.py in or beside {_PACKAGE}")

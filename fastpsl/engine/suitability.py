@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.options import flag
 from fastpsl.engine.presets import MAX_BATCH_SHARE, MIN_STEPS
 from fastpsl.engine.run_data import RunData
 
@@ -75,7 +76,7 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
     rows = data.train.rows(np.unique(np.linspace(0, num_images - 1, _SAMPLED).astype(np.int64)))
     side = int(np.median(np.minimum(rows.height, rows.width)))
     if side < needed:
-        flags = [f"--{name.replace('_', '-')}" for name in _SIZES if hasattr(options, name)]
+        flags = [flag(name) for name in _SIZES if hasattr(options, name)]
         yield (
             f"half of the images have a side of {side} px or less and are enlarged to {needed} px: "
             f"give smaller {', '.join(flags)}"

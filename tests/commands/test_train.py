@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 from fastpsl import cli
 from fastpsl.commands.train import Eval, Train, split
 from fastpsl.engine.recipe_files import recipe_path
-from tests.programs import ROOT
+from tests.programs import ENVIRONMENT, ROOT
 from tests.slow import slow
 
 TINY = ("--backbone", "nin3", "--batch-size", "16", "--size-px", "16", "--short-side", "20", "--workers", "1")
@@ -109,7 +108,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_two_processes_stop_upon_a_signal_with_the_runs_own_code(tmp_path: Path, number: int) -> None:
     """And the same command goes on to the end. A wrong option's code is the run's, too."""
-    out, environment = tmp_path / "out", os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    out, environment = tmp_path / "out", ENVIRONMENT
     command = [
         sys.executable,
         "-m",
@@ -155,7 +154,7 @@ def test_a_reader_that_goes_does_not_end_a_run(tmp_path: Path) -> None:
     ]
     process = subprocess.Popen(
         [*command, "--max-steps-per-stage", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=ENVIRONMENT,
     )  # fmt: skip
     assert process.stdout and process.stderr
     process.stdout.close()
