@@ -280,7 +280,7 @@ def main() -> None:
             runs.append(trained)
     if not runs:
         raise ValueError(
-            f"stopped by a signal before seed {options.seeds[0]} came to its end; give it fewer --epochs"
+            f"interrupted before seed {options.seeds[0]} came to its end; give it fewer --epochs"
         )
     with Beton(options.data or str(sample_paths().train_32)) as data:
         about = data_record(data, options.data)

@@ -28,6 +28,7 @@ from fastpsl.engine.command_line import parse
 from fastpsl.engine.distribution import REMEDY, stranger, version_line
 from fastpsl.engine.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from fastpsl.engine.help_screen import show_command_help
+from fastpsl.engine.launch import goes_on
 from fastpsl.engine.nearest_word import hint
 from fastpsl.engine.old_names import current_arguments
 from fastpsl.engine.recipe import HELP
@@ -74,17 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is one line on stderr.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    with safe_output(_go_on if given[:1] in (["train"], ["eval"]) else _lose):
+    with safe_output(goes_on("fastpsl") if given[:1] in (["train"], ["eval"]) else _lose):
         _main(given)
-
-
-def _go_on(name: str, error: OSError) -> None:
-    """Say that stdout can no longer be written; a run goes on without it."""
-    if name == "stdout":
-        print(
-            f"fastpsl: stdout cannot be written ({error.strerror}); the run goes on without it",
-            file=sys.stderr,
-        )
 
 
 def _lose(name: str, error: OSError) -> None:

@@ -16,9 +16,14 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return `fastpsl`'s own arguments, and those behind a recipe's name, which the recipe gets.
 
     --gpus is `fastpsl`'s wherever it stands.
+
+    Raises:
+        ValueError: --gpus has another name.
     """
     own, rest = list(arguments[:1]), list(arguments[1:])
     for i, word in enumerate(rest):
+        if word.partition("=")[0] in ("--gpu", "--num-gpus", "--ngpus", "--n-gpus"):
+            raise ValueError(f"there is no option {word.partition('=')[0]}; perhaps you meant --gpus")
         if word == "--gpus" or word.startswith("--gpus="):
             end = i + (1 if "=" in word else 2)
             own, rest = own + rest[i:end], rest[:i] + rest[end:]
@@ -49,7 +54,7 @@ class _Start:
             The run's own exit code.
 
         Raises:
-            ValueError: There is no such recipe, or --gpus is below 1.
+            ValueError: There is no such recipe, or --gpus is not within this machine's.
         """
         from fastpsl.engine.launch import launch
         from fastpsl.engine.local_ranks import run_ranks

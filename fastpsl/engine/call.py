@@ -63,7 +63,7 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
             raise ValueError(in_words_of_python(reason)) from error
         except Exception as error:
             if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
-                note_failure(opened, own_rank(), "stopped by a signal", "preempted")
+                note_failure(opened, own_rank(), "interrupted", "preempted")
                 raise KeyboardInterrupt from error  # Ctrl-C also interrupts the compiler
             explanation = explained(error, opened)
             note_failure(opened, own_rank(), explanation or f"{type(error).__name__}: {error}")

@@ -116,9 +116,9 @@ class LastStep:
         run = self._run
         try:
             self._write()
-            run.write_status("preempted", "stopped by a signal")
+            run.write_status("preempted", "interrupted")
         except OSError as error:  # do not exit, because the loop may still finish
-            print(f"stopped by a signal, but what was learned cannot be saved: {error}", file=sys.stderr)
+            print(f"interrupted, but what was learned cannot be saved: {error}", file=sys.stderr)
             return
         assert run.reporter.screen is not None
         run.reporter.screen.close()
@@ -126,7 +126,7 @@ class LastStep:
         where = f"stage {run.position.stage + 1}, after {self._safe} steps of the run"
         try:
             print(
-                f"stopped by a signal in {where}, without waiting for the next to end; "
+                f"interrupted in {where}, without waiting for the next to end; "
                 f"the same command with --out {run.folder} {resume_hint}",
                 flush=True,
             )

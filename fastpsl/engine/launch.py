@@ -1,13 +1,21 @@
-"""The start of a recipe's process. --help is answered here, because torch takes seconds to import."""
+"""The start of a script's process. Options are parsed here, before torch is imported, which takes seconds."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fastpsl.engine.recipe import HELP, Evaluation, Recipe
-from fastpsl.engine.terminal import safe_output
+from fastpsl.engine.address_space import require_address_space
+from fastpsl.engine.exit_codes import EXIT_PREEMPTED, EXIT_USER_ERROR
+from fastpsl.engine.ranks import own_rank
+from fastpsl.engine.recipe import Evaluation, Recipe
+from fastpsl.engine.terminal import escaped, safe_output
+from fastpsl.pipelines.doing import doing
+
+AGAIN = "the same command starts again, or goes on where it had come to"
 
 
 def launch(
@@ -20,10 +28,59 @@ def launch(
         arguments: Its arguments, or None for those of this process.
         prog: The command's name in --help; None for the name by which it was started.
     """
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    if HELP.intersection(given):
-        with safe_output(lambda name, error: None):
-            script.parse(given, prog=prog)
-    from fastpsl.engine.recipe_process import run
+    with safe_output(goes_on(script.name)):
+        try:
+            require_address_space()
+            print_warnings_once(script.name, own_rank())
+            with doing(script.name):
+                options = script.parse(arguments, prog=prog)
+            from fastpsl.engine.recipe_process import run
+        except (ValueError, OSError) as error:
+            _end(EXIT_USER_ERROR, f"{script.name}: {' '.join(str(error).split())}")
+        except KeyboardInterrupt:
+            _end(EXIT_PREEMPTED, f"{script.name}: interrupted; {AGAIN}")
+        run(script, options)
 
-    run(script, given)
+
+def goes_on(name: str) -> Callable[[str, OSError], None]:
+    """Return what `safe_output` calls for a program that goes on when its stdout is lost.
+
+    Args:
+        name: The program's name, for the message.
+    """
+
+    def say(stream: str, error: OSError) -> None:
+        if stream == "stdout":
+            message = f"{name}: stdout cannot be written ({error.strerror}); the run goes on without it"
+            print(message, file=sys.stderr)
+
+    return say
+
+
+def print_warnings_once(name: str, rank: int) -> None:
+    """Print each warning in one line and once, on rank 0, because all stages and ranks give the same ones.
+
+    Args:
+        name: The script's name.
+        rank: The rank of this process.
+    """
+    messages, show = set[str](), warnings.showwarning
+
+    def show_once(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if category is not UserWarning:
+            show(message, category, *rest, **more)
+        elif rank == 0 and str(message) not in messages:
+            messages.add(str(message))
+            print(escaped(f"{name}: warning: {' '.join(str(message).split())}"), file=sys.stderr)
+
+    warnings.showwarning = show_once
+
+
+def _end(code: int, message: str) -> NoReturn:
+    """Print the message and exit. All ranks fail alike, so the others let rank 0 print and be seen to end."""
+    rank = own_rank()
+    if rank != 0:
+        time.sleep(1.0)
+        message = f"rank {rank}: {message}"
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)

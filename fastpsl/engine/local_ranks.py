@@ -28,12 +28,17 @@ def run_ranks(command: Sequence[str], num_ranks: int) -> int:
 
     Returns:
         The exit code of the process that stopped first with another code than 0; 0 if there is none.
+
+    Raises:
+        ValueError: The machine has fewer GPUs; or no GPU, and fewer cores.
     """
     # These imports load torch.
+    import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    _require_places(num_ranks, torch.cuda.device_count())
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     if num_ranks > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
@@ -52,6 +57,21 @@ def run_ranks(command: Sequence[str], num_ranks: int) -> int:
     except SignalException:  # an older torch has stopped the processes itself
         return EXIT_PREEMPTED
     return EXIT_FINISHED
+
+
+def _require_places(num_ranks: int, num_gpus: int) -> None:
+    """Check that each process has a GPU, or a core where there is no GPU, which is told."""
+    num_cores = len(os.sched_getaffinity(0))
+    if num_ranks > (num_gpus or num_cores):
+        found = f"{num_gpus} GPUs" if num_gpus else f"no GPU that torch can use, and {num_cores} cores"
+        most = num_gpus or num_cores
+        raise ValueError(f"--gpus {num_ranks}: this machine has {found}; give {most} or less")
+    if not num_gpus:
+        print(
+            f"fastpsl: no GPU that torch can use is here; {num_ranks} processes run on the CPU",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextlib.contextmanager

@@ -66,7 +66,8 @@ class Script(Generic[Options]):
         Args:
             arguments: The script's arguments; None for those of this process.
             prog: The script's name in --help; None for the name by which it was started.
-            log: Called on rank 0 with a line that lists the values that differ from `paper` or from defaults.
+            log: Called on rank 0 with a line that lists the values that differ from `paper` or from defaults,
+                and with one if a single value of --epochs replaces the paper's stages.
 
         Raises:
             ValueError: The arguments cannot be parsed. The message is one line.
@@ -92,6 +93,13 @@ class Script(Generic[Options]):
         options = parsed({**paper, **self.defaults(options, paper)})
         if is_rank_0:
             log(describe_choice(options, paper, self.source))
+            if _is_one_stage(options) and len(paper["epochs"]) > 1:
+                assert isinstance(options, PretrainOptions)
+                stages = _words(options.epochs * len(paper["epochs"]))
+                log(
+                    "one value of --epochs is one stage: all blocks learn, at the hardest level; the paper's "
+                    f"{len(paper['epochs'])} stages are --epochs {stages}"
+                )
         return options.completed()
 
     def defaults(self, options: Options, paper: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -181,6 +189,10 @@ def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str =
     data = options.data or "the embedded sample"
     same = "all values as in the paper" if source == "paper" else "all values are the defaults"
     return f"{data}: " + (", ".join(changed) if changed else same)
+
+
+def _is_one_stage(options: RunOptions) -> bool:
+    return isinstance(options, PretrainOptions) and options.plan == "psl" and len(options.epochs) == 1
 
 
 def _num_images(options: RunOptions) -> int:

@@ -1,4 +1,4 @@
-"""The life of a recipe's process: parsing, training, exit codes, status.json and one-line errors."""
+"""The life of a script's process once its options are known: exit codes, status.json, one-line errors."""
 
 import errno
 import json
@@ -6,17 +6,16 @@ import os
 import sys
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.distributed import join_world, leave_world
 from fastpsl.engine.exit_codes import EXIT_CRASHED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_USER_ERROR
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
+from fastpsl.engine.launch import AGAIN
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe import Evaluation, Recipe, Training
@@ -24,70 +23,40 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.suitability import length_line, unsuitable
-from fastpsl.engine.terminal import escaped, safe_output, same_place
+from fastpsl.engine.terminal import same_place
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.plots.training_curve import draw_curve
 
-_AGAIN = "the same command starts again, or goes on where it had come to"
 
-
-def run(script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str]) -> NoReturn:
-    """Run a script with these arguments and exit, as described in `launch` and `run_script`."""
-    opened: list[Run] = []
-
-    def work() -> int:
-        options = script.parse(arguments)
-        return _train(script, options, opened) if isinstance(script, Recipe) else script.run(options)
-
-    run_script(script.name, work, opened)
-
-
-def run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run] = ()) -> NoReturn:
-    """Exit with `work`'s exit code, or with that of its error.
+def run(script: Recipe[Any] | Evaluation[Any], options: Any) -> NoReturn:
+    """Run a script and exit, as described in `launch`.
 
     ValueError, OSError and failures of the GPU (`gpu_failures`) are the user's: they are printed in one line
     without a traceback. A rank that lost another one prints a line and exits as crashed. All other errors are
     bugs and are printed with their traceback.
 
     Args:
-        recipe: The script's name, for messages.
-        work: Runs the script and returns the exit code.
-        opened: The runs that `work` opens. Their status records how they ended.
+        script: The recipe or evaluation.
+        options: Its options.
     """
-
-    def lose(name: str, error: OSError) -> None:
-        if name == "stdout":
-            print(
-                f"{recipe}: stdout cannot be written ({error.strerror}); the run goes on without it",
-                file=sys.stderr,
-            )
-
-    with safe_output(lose):
-        _run_script(recipe, work, opened)
-
-
-def _run_script(recipe: str, work: Callable[[], int], opened: Sequence[Run]) -> NoReturn:
+    recipe, opened = script.name, list[Run]()
     rank = own_rank()
-    _print_warnings_once(recipe, rank)
     try:
-        require_address_space()
         with doing(recipe):
-            code = work()
+            code = _train(script, options, opened) if isinstance(script, Recipe) else script.run(options)
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR
         reason = error_line(error, opened)
         _report_failure(opened, rank, f"{recipe}: {reason}", reason)
     except KeyboardInterrupt:  # only before the run installs its own handler
         code = EXIT_PREEMPTED
-        _report_failure(opened, rank, f"{recipe}: interrupted; {_AGAIN}", "interrupted")
+        _report_failure(opened, rank, f"{recipe}: interrupted; {AGAIN}", "interrupted")
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
         if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
             # Ctrl-C in a terminal also interrupts the compiler that torch.compile calls.
-            _report_failure(
-                opened, rank, f"{recipe}: interrupted; {_AGAIN}", "stopped by a signal", "preempted"
-            )
+            _report_failure(opened, rank, f"{recipe}: interrupted; {AGAIN}", "interrupted", "preempted")
             _exit_now(EXIT_PREEMPTED)
         explanation = explained(error, opened)
         code = EXIT_USER_ERROR if explanation and not of_another_rank(error) else EXIT_CRASHED
@@ -134,20 +103,6 @@ def _exit_now(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _print_warnings_once(recipe: str, rank: int) -> None:
-    """Print each warning in one line and once, on rank 0, because all stages and ranks give the same ones."""
-    messages, show = set[str](), warnings.showwarning
-
-    def show_once(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if category is not UserWarning:
-            show(message, category, *rest, **more)
-        elif rank == 0 and str(message) not in messages:
-            messages.add(str(message))
-            print(escaped(f"{recipe}: warning: {' '.join(str(message).split())}"), file=sys.stderr)
-
-    warnings.showwarning = show_once
-
-
 def _train(recipe: Recipe[Any], options: Any, opened: list[Run]) -> int:
     finished = train(recipe, options, opened)
     opened[-1].close()
@@ -191,12 +146,12 @@ def _print_results(run: Run, finished: bool) -> None:
     assert run.reporter.screen
     run.reporter.screen.close()
     if not finished:
-        run.write_status("preempted", "stopped by a signal")
+        run.write_status("preempted", "interrupted")
     write_atomically(run.folder / "results.json", json.dumps(run.position.summaries, indent=1).encode())
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
         what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"
-        print(f"stopped by a signal in {where}; the same command with --out {run.folder} {what_it_does}")
+        print(f"interrupted in {where}; the same command with --out {run.folder} {what_it_does}")
     if not same_place(sys.stdout, sys.stderr):  # the reporter has printed them on stderr
         for summary in run.position.summaries:
             print(summary_line(summary))

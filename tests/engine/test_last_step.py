@@ -120,7 +120,7 @@ def test_the_last_step_is_saved_and_gone_on_from(
         fit(tmp_path, Hanging(at, numbers))
     assert at_once == [75] and newest_step(tmp_path) == at - 1
     stage, step = divmod(at - 1, NUM_STEPS)
-    expected = {"state": "preempted", "stage": stage + 1, "step": step, "reason": "stopped by a signal"}
+    expected = {"state": "preempted", "stage": stage + 1, "step": step, "reason": "interrupted"}
     assert status(tmp_path) == expected
     output = capsys.readouterr().out
     assert f"after {at - 1} steps" in output and f"--out {tmp_path} goes on from there" in output

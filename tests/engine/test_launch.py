@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fastpsl.engine.exit_codes import EXIT_USER_ERROR
+from fastpsl.engine.launch import print_warnings_once
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.recipe_process import _print_warnings_once
 from fastpsl.engine.resume import choose_folder, lock_folder
 from tests.engine.test_gpu_failures import launched
 
@@ -18,7 +18,7 @@ from tests.engine.test_gpu_failures import launched
 def test_warnings_are_one_line_said_once_by_rank_0(rank: int, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        _print_warnings_once("jigsaw", rank)
+        print_warnings_once("jigsaw", rank)
         for _ in range(2):
             warnings.warn("decoding by torchvision,\nwhich is slower", stacklevel=1)
     expected = "jigsaw: warning: decoding by torchvision, which is slower\n" if rank == 0 else ""

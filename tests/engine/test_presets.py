@@ -131,3 +131,18 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     assert "stages of fewer than 2,000 steps learn little: S1 has 60, S2 has 180" in text
     assert "a step has 67% of the 6 images: give --batch-size 2 or less" in text
     assert "a side of 60 px or less and are enlarged to 64 px: give smaller --short-side, --size-px" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        (["--epochs", "3"], "the paper's 3 stages are --epochs 3 3 3"),
+        (["--epochs", "3", "--plan", "end_to_end"], None),
+        (["--epochs", "3", "3"], None),
+    ],
+)
+def test_one_value_of_epochs_is_said_to_be_one_stage(arguments: list[str], last: str | None) -> None:
+    lines = list[str]()
+    find_recipe("jigsaw_r50").parse(arguments, log=lines.append)
+    assert len(lines) == (1 if last is None else 2)
+    assert last is None or lines[1].endswith(last)
