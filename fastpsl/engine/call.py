@@ -23,6 +23,7 @@ from fastpsl.engine.run import Run
 from fastpsl.pipelines.doing import doing
 
 Answer = TypeVar("Answer")
+_HELP = re.compile(r"; see [^;]*--help$")
 _FLAG = re.compile(r"(?<![\w./-])--([a-z][a-z-]*)")
 
 
@@ -83,7 +84,7 @@ def user_errors() -> Iterator[None]:
 
 def in_words_of_python(text: str) -> str:
     """Return a message with options as Python names them: batch_size instead of --batch-size."""
-    text = text.removesuffix("; see --help").replace("the same command", "the same call")
+    text = _HELP.sub("", text).replace("the same command", "the same call")
     return _FLAG.sub(lambda match: match[1].replace("-", "_"), text)
 
 

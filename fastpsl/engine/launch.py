@@ -18,7 +18,7 @@ def launch(
     Args:
         script: The recipe or evaluation.
         arguments: Its arguments, or None for those of this process.
-        prog: The command's name in --help; None for the name by which it was started.
+        prog: The command's name in --help and errors; None for the name by which it was started.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     if HELP.intersection(given):
@@ -26,4 +26,4 @@ def launch(
             script.parse(given, prog=prog)
     from fastpsl.engine.recipe_process import run
 
-    run(script, given)
+    run(script, given, prog)

@@ -33,12 +33,12 @@ from fastpsl.plots.training_curve import draw_curve
 _AGAIN = "the same command starts again, or goes on where it had come to"
 
 
-def run(script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str]) -> NoReturn:
+def run(script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str], prog: str | None = None) -> NoReturn:
     """Run a script with these arguments and exit, as described in `launch` and `run_script`."""
     opened: list[Run] = []
 
     def work() -> int:
-        options = script.parse(arguments)
+        options = script.parse(arguments, prog=prog)
         return _train(script, options, opened) if isinstance(script, Recipe) else script.run(options)
 
     run_script(script.name, work, opened)
