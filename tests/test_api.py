@@ -150,13 +150,18 @@ def state() -> list[Any]:
     ]  # fmt: skip
 
 
-def test_a_second_call_is_equal_and_leaves_nothing(run: fastpsl.Trained, tmp_path: Path) -> None:
+def test_a_second_call_is_equal_and_leaves_nothing(
+    run: fastpsl.Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(5)
     before = state()
     with torch.no_grad():
         again = pretrain(tmp_path / "again")
     assert state() == before
     assert again.metrics == run.metrics
+    said = "".join(capfd.readouterr())
+    assert "steps on 480 images; max_steps_per_stage cuts each at 2\n" in said
+    assert "give more epochs, a smaller batch_size, or preset small" in said and " --" not in said
     threads = {thread.name for thread in threading.enumerate()}
     assert not {name for name in threads if "last-step" in name}, threads
 

@@ -215,6 +215,7 @@ class Info:
                 print(info(beton))
 
 
+@dataclass(frozen=True)
 class Data:
     """Write, check and show data sets in FFCV's format."""
 
