@@ -215,7 +215,6 @@ class Info:
                 print(info(beton))
 
 
-@dataclass(frozen=True)
 class Data:
     """Write, check and show data sets in FFCV's format."""
 

@@ -58,7 +58,6 @@ class List:
         Console(highlight=False, markup=False).print(table)
 
 
-@dataclass(frozen=True)
 class Recipes:
     """List the recipes, or copy one to change it: fastpsl recipes [copy NAME FILE]."""
 

@@ -9,7 +9,7 @@ MESSAGES = (
     ("--k x: give whole numbers; see fastpsl eval knn --help", "k x: give whole numbers"),
     ("NAME is missing; see --help", "NAME is missing"),
     ("a--b runs/x--y ./--z", "a--b runs/x--y ./--z"),
-    ("by `fastpsl data write --mode raw`, or --workers 1", "by `fastpsl data write --mode raw`, or workers 1"),
+    ("`fastpsl data write --mode raw`, or --workers 1", "`fastpsl data write --mode raw`, or workers 1"),
     ("shrink them (fastpsl data write --min-px 9)", "shrink them (fastpsl data write --min-px 9)"),
     ("the same command with --out a goes on", "the same call with out a goes on"),
 )  # fmt: skip
