@@ -108,7 +108,7 @@ def _how_to_load(to: str, out: Path, pretrained: Pretrained, record: Mapping[str
     if to == "timm":
         arguments = dict(pretrained.backbone.sizes) if is_timm(name) else {}  # type: ignore[arg-type, call-overload]
         overlay = f"file={file}"
-        if channels != 3:  # without first_conv=None, timm would convert the filters from RGB
+        if channels != 3:  # timm 1.0.15 would convert the filters from RGB, or drop them
             arguments["in_chans"], overlay = channels, f"{overlay}, first_conv=None"
         more = "".join(f", {key}={value!r}" for key, value in arguments.items())
         made = f'timm.create_model("{library_name}", pretrained=True, num_classes=10{more}'
