@@ -4,8 +4,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
-from typing import Annotated, Any, NoReturn, get_args, get_type_hints
+from typing import ClassVar, NoReturn
 
 import tyro
 
@@ -35,28 +34,6 @@ from fastpsl.engine.recipe import HELP
 from fastpsl.engine.terminal import safe_output
 from fastpsl.pipelines.doing import doing
 
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Eval, tyro.conf.subcommand("eval")]
-    | Annotated[Recipes, tyro.conf.subcommand("recipes")]
-    | Annotated[Data, tyro.conf.subcommand("data")]
-    | Annotated[Show, tyro.conf.subcommand("show")]
-    | Annotated[Features, tyro.conf.subcommand("features")]
-    | Annotated[Retrieve, tyro.conf.subcommand("retrieve")]
-    | Annotated[TSNE, tyro.conf.subcommand("tsne")]
-    | Annotated[Clusters, tyro.conf.subcommand("clusters")]
-    | Annotated[MakeLabels, tyro.conf.subcommand("labels")]
-    | Annotated[Export, tyro.conf.subcommand("export")]
-    | Annotated[Table, tyro.conf.subcommand("table")]
-    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-    | Annotated[Permutations, tyro.conf.subcommand("permutations")]
-)
-# The names of the commands.
-NAMES = (
-    "train", "eval", "recipes", "data", "show", "features", "retrieve", "tsne", "clusters", "labels",
-    "export", "table", "doctor", "permutations",
-)  # fmt: skip
-
 
 class Fastpsl:
     """A toolbox for self-supervised pre-training of vision backbones.
@@ -66,6 +43,23 @@ class Fastpsl:
 
     Without --data, `fastpsl train jigsaw` trains on a small sample that the package generates.
     """
+
+    commands: ClassVar[dict[str, type]] = {
+        "train": Train,
+        "eval": Eval,
+        "recipes": Recipes,
+        "data": Data,
+        "show": Show,
+        "features": Features,
+        "retrieve": Retrieve,
+        "tsne": TSNE,
+        "clusters": Clusters,
+        "labels": MakeLabels,
+        "export": Export,
+        "table": Table,
+        "doctor": Doctor,
+        "permutations": Permutations,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,11 +98,11 @@ def _main(arguments: list[str]) -> None:
         arguments, notes = current_arguments(arguments, ("gpus", "workers", "short_side", "num_clusters"))
         for note in notes:
             print(f"fastpsl: {note}", file=sys.stderr)
-        config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-        command = parse(Command, arguments, prog="fastpsl", config=config)
+        prog, kind, arguments = _command(arguments)
+        command = parse(kind, arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
         if isinstance(command, (Train, Eval)):  # a recipe reports by itself
             sys.exit(command.run(*recipe_options))
-        with _one_line_warnings(), doing(" ".join(["fastpsl", *takewhile(str.isalpha, arguments)])):
+        with _one_line_warnings(), doing(prog):
             exit_code = command.run(*recipe_options)  # recipe_options is empty except for doctor
         sys.stdout.flush()
         if exit_code:
@@ -125,11 +119,7 @@ def _main(arguments: list[str]) -> None:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return `fastpsl`'s own arguments, and those that a recipe gets.
-
-    Raises:
-        ValueError: There is no such command.
-    """
+    """Return `fastpsl`'s own arguments, and those that a recipe gets."""
     if not arguments:
         return ["--help"], []
     name = arguments[0]
@@ -139,27 +129,46 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         return doctor.split(arguments)
     if name == "beton":  # the former name
         return ["data", *arguments[1:]], []
-    if not name.startswith("-") and name not in NAMES:
-        raise ValueError(f"there is no command {name}; {hint(name, NAMES)}allowed are {', '.join(NAMES)}")
     return list(arguments), []
 
 
 def _show_help(arguments: Sequence[str]) -> None:
     """Print the help of `fastpsl`, of a command, or of a command's own command."""
-    words = list(takewhile(lambda word: not word.startswith("-"), arguments))
-    prog, subcommands = "fastpsl", _named(Command)
-    command: type = Fastpsl
-    while words and words[0] in subcommands:
-        name = words.pop(0)
-        prog, command = f"{prog} {name}", subcommands[name]
-        subcommands = _named(get_type_hints(command, include_extras=True).get("command"))
-    show_command_help(prog, command, subcommands)
+    prog, kind, _ = _named(arguments)
+    show_command_help(prog, kind, getattr(kind, "commands", {}))
 
 
-def _named(union: Any) -> dict[str, type]:
-    """Return the classes of a union of commands, by name."""
-    pairs = [(each.__metadata__[0].name, get_args(each)[0]) for each in get_args(union)]
-    return dict(pairs)
+def _command(arguments: Sequence[str]) -> tuple[str, type, list[str]]:
+    """Return the command that is called, as `_named` does; of `fastpsl recipes`, the one that it stands for.
+
+    Raises:
+        ValueError: There is no such command, or none is named.
+    """
+    prog, kind, rest = _named(arguments)
+    if kind is Recipes:
+        return prog, Recipes.commands["list"], rest
+    if commands := getattr(kind, "commands", None):
+        raise ValueError(f"name a command: {', '.join(commands)}; see {prog} --help")
+    return prog, kind, rest
+
+
+def _named(arguments: Sequence[str]) -> tuple[str, type, list[str]]:
+    """Return the command that the first words name: what is typed for it, its class, and the other words.
+
+    Raises:
+        ValueError: There is no such command.
+    """
+    names, words = ["fastpsl"], list(arguments)
+    kind: type = Fastpsl
+    while words and not words[0].startswith("-") and (commands := getattr(kind, "commands", None)):
+        names.append(words.pop(0))
+        if names[-1] not in commands:
+            raise ValueError(
+                f"there is no command {' '.join(names[1:])}; {hint(names[-1], commands)}"
+                f"allowed are {', '.join(commands)}"
+            )
+        kind = commands[names[-1]]
+    return " ".join(names), kind, words
 
 
 def _exit(code: int, message: str) -> NoReturn:

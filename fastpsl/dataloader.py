@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from fastpsl.engine.distributed import choose_device
+from fastpsl.engine.wording import words_of_python
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.augment import Augment, AugmentName, choose_augment
@@ -160,6 +161,7 @@ class LoaderOptions(TypedDict, total=False):
     hw_decoder_load: float | None
 
 
+@words_of_python()
 def loader(
     data: str | Path | Dataset | None = None,
     views: Sequence[ViewSpec] | None = None,

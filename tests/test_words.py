@@ -53,12 +53,15 @@ def is_property(node: ast.FunctionDef) -> bool:
 
 
 def is_command(node: ast.ClassDef) -> bool:
-    """Return whether the docstring is a command's text for --help: a class of options with a run().
+    """Return whether the docstring is a command's text for --help: a class with a run(), or with commands.
 
     Commands that share their run() inherit it from a private class.
     """
     has_run = any(isinstance(part, ast.FunctionDef) and part.name == "run" for part in node.body)
-    return has_run or any(getattr(base, "id", "").startswith("_") for base in node.bases)
+    has_commands = any(
+        isinstance(p, ast.AnnAssign) and ast.unparse(p.target) == "commands" for p in node.body
+    )
+    return has_run or has_commands or any(getattr(base, "id", "").startswith("_") for base in node.bases)
 
 
 @pytest.mark.parametrize("folder", ["bench", "docs", "fastpsl", "recipes", "tests"])

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -167,7 +167,7 @@ class Verify:
         from fastpsl.pipelines.beton.verify import betons_to_verify, unchecked, verify
 
         if not self.betons:
-            raise ValueError("no beton given; name files or globs, see fastpsl data verify --help")
+            raise ValueError("no beton given: name files or globs; see fastpsl data verify --help")
         paths, faults = betons_to_verify(self.betons)
         for fault in faults:
             print(fault)
@@ -209,26 +209,16 @@ class Info:
         from fastpsl.pipelines.beton.verify import info
 
         if not self.betons:
-            raise ValueError("no beton given; name files or globs, see fastpsl data info --help")
+            raise ValueError("no beton given: name files or globs; see fastpsl data info --help")
         for pattern in self.betons:
             with OpenBeton(pattern) as beton:
                 print(info(beton))
 
 
-@dataclass(frozen=True)
 class Data:
     """Write, check and show data sets in FFCV's format."""
 
-    command: (
-        Annotated[Write, tyro.conf.subcommand("write")]
-        | Annotated[Verify, tyro.conf.subcommand("verify")]
-        | Annotated[Info, tyro.conf.subcommand("info")]
-        | Annotated[Show, tyro.conf.subcommand("show")]
-    )
-
-    def run(self) -> None:
-        """Run the chosen command, and raise ValueError as it does."""
-        self.command.run()
+    commands: ClassVar[dict[str, type]] = {"write": Write, "verify": Verify, "info": Info, "show": Show}
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -58,14 +58,7 @@ class List:
         Console(highlight=False, markup=False).print(table)
 
 
-@dataclass(frozen=True)
 class Recipes:
     """List the recipes, or copy one to change it: fastpsl recipes [copy NAME FILE]."""
 
-    command: Annotated[List, tyro.conf.subcommand("list")] | Annotated[Copy, tyro.conf.subcommand("copy")] = (
-        List()
-    )
-
-    def run(self) -> None:
-        """Run the chosen command, and raise ValueError as it does."""
-        self.command.run()
+    commands: ClassVar[dict[str, type]] = {"list": List, "copy": Copy}

@@ -26,7 +26,7 @@ class TSNE:
     block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
     """Whose output is averaged over all positions; final is the last. Names such as fc7 serve as well."""
     num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 1000
-    """Images, drawn by --seed."""
+    """Images, drawn by --seed; all where there are fewer."""
     perplexity: Annotated[float, tyro.conf.arg(metavar="NUM")] = 30.0
     """About how many neighbours each point has; less than NUM."""
     seed: int = 0

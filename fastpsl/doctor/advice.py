@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates, number_of
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
 from fastpsl.engine.options import compile_flag
+from fastpsl.pipelines.number_words import number_of
 
 GOOD_RATIO = 0.95
 MIN_GAIN = 0.02

@@ -153,9 +153,3 @@ class Measurements:
 def gigabytes(num_bytes: float) -> str:
     """Return bytes as text in GB (10^9) with three digits."""
     return f"{num_bytes / 1e9:.3g} GB"
-
-
-def number_of(number: float | str, noun: str, plural: str = "") -> str:
-    """Return a number with its noun: "1 core", "2 cores", "0.4 cores", "1,024 files"; the text "1.0" is 1."""
-    text = f"{number:,}" if not isinstance(number, str) else number.removesuffix(".0")
-    return f"{text} {noun if text == '1' else plural or noun + 's'}"

@@ -7,9 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fastpsl.doctor.advice import Change, is_good
-from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates, number_of
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
 from fastpsl.doctor.report import Check, Report
 from fastpsl.engine.terminal import escaped
+from fastpsl.pipelines.number_words import number_of
 
 _MAX_CHANGES = 4
 _COLOUR = {"ok": "green", "warning": "yellow", "broken": "red"}

@@ -2,11 +2,10 @@
 
 After the call the process is as it was before: signal handlers, the process group, torch's flags, default
 dtype and random numbers of the CPU (and of this process's GPU where CUDA was in use). Warnings go the
-program's own way.
+program's own way, and name options as Python does.
 """
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -20,10 +19,10 @@ from fastpsl.engine.gpu_failures import compiler_failed, explained
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe_process import error_line, note_failure
 from fastpsl.engine.run import Run
+from fastpsl.engine.wording import in_words_of_python, words_of_python
 from fastpsl.pipelines.doing import doing
 
 Answer = TypeVar("Answer")
-_FLAG = re.compile(r"(?<![\w./-])--([a-z][a-z-]*)")
 
 
 def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
@@ -52,6 +51,7 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.enable_grad())
         stack.callback(leave_world)
+        stack.enter_context(words_of_python())
         stack.callback(_close, opened)
         try:
             require_address_space()
@@ -74,17 +74,12 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Raise ValueError and OSError as ValueError in one line, with options as Python names them."""
+    """Raise ValueError and OSError as ValueError in one line, and name options as Python does."""
     try:
-        yield
+        with words_of_python():
+            yield
     except (ValueError, OSError) as error:
         raise ValueError(in_words_of_python(error_line(error, ()))) from error
-
-
-def in_words_of_python(text: str) -> str:
-    """Return a message with options as Python names them: batch_size instead of --batch-size."""
-    text = text.removesuffix("; see --help").replace("the same command", "the same call")
-    return _FLAG.sub(lambda match: match[1].replace("-", "_"), text)
 
 
 def require_data(name: str, value: Any) -> None:

@@ -24,7 +24,7 @@ def launch(
     Args:
         script: The recipe or evaluation.
         arguments: Its arguments, or None for those of this process.
-        prog: The command's name in --help; None for the name by which it was started.
+        prog: The command's name in --help and errors; None for the name by which it was started.
     """
     with safe_output(goes_on(script.name)):
         try:

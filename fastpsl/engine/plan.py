@@ -10,6 +10,8 @@ from itertools import pairwise
 
 from typing_extensions import override
 
+from fastpsl.pipelines.number_words import number_of
+
 PLANS = ("psl", "sl", "psl_f", "end_to_end")
 
 
@@ -46,7 +48,9 @@ class Stage:
 
     @override
     def __str__(self) -> str:
-        length = f"{self.epochs} epochs" if self.num_steps is None else f"{self.num_steps:,} steps"
+        length = (
+            number_of(self.epochs, "epoch") if self.num_steps is None else number_of(self.num_steps, "step")
+        )
         if self.first_learning > self.last_block:
             return f"{self.name}: the head learns on B1-B{self.last_block}, frozen, {length}"
         learning = f"B{self.first_learning}-B{self.last_block}"

@@ -51,6 +51,8 @@ def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict
         ValueError: The file cannot be read, is of another recipe, or has values that the recipe lacks.
     """
     path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file; give a run's folder, or its config.json")
     try:
         config = json.loads(path.read_text())
         given, made_by = dict(config["options"]), config["science"]["recipe"]

@@ -30,6 +30,7 @@ from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.suitability import length_line, unsuitable
 from fastpsl.engine.terminal import same_place
 from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.wording import worded
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.plots.training_curve import draw_curve
@@ -156,7 +157,7 @@ def _print_results(run: Run, finished: bool) -> None:
     if not finished:
         where = f"stage {run.position.stage + 1}, step {run.position.step}"
         what_it_does = "goes on from there" if run.checkpoints.paths() else "starts anew"
-        print(f"interrupted in {where}; the same command with --out {run.folder} {what_it_does}")
+        print(worded(f"interrupted in {where}; the same command with --out {run.folder} {what_it_does}"))
     if not same_place(sys.stdout, sys.stderr):  # the reporter has printed them on stderr
         for summary in run.position.summaries:
             print(summary_line(summary))

@@ -23,11 +23,12 @@ from fastpsl.engine.screen import Screen
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.terminal import escaped
 from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
-from fastpsl.engine.training_lines import Numbers
+from fastpsl.engine.training_lines import Numbers, metric_words
 from fastpsl.engine.trunk import Metrics
 from fastpsl.engine.wandb_run import start_wandb
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.pipelines.doing import clock
+from fastpsl.pipelines.number_words import number_of
 
 # A stage's loss "at its start" and "at its end" is a mean over this many steps, or over half of a shorter
 # stage.
@@ -96,8 +97,9 @@ class Reporter:
         self._stage, self._num_steps, self._skipped = stage, num_steps, 0.0
         self._steps_per_epoch, self._ahead = steps_per_epoch, ahead
         self._wait_s, self._is_timed, self._pace = 0.0, False, Pace()
+        per_epoch = number_of(steps_per_epoch, "step")
         length = " of" if stage.num_steps is None else ", epochs of"
-        self.log(f"{stage}{length} {steps_per_epoch} steps; steps {step} to {num_steps}")
+        self.log(f"{stage}{length} {per_epoch}; steps {step} to {num_steps}")
         if self.screen:
             self.screen.begin(self._numbers(step))
 
@@ -108,7 +110,7 @@ class Reporter:
         line = {"run_step": run_step, "epoch": round(epochs, 3), "stage": self._stage.name}
         self.epochs.add(line | dict(figures))
         values = {name: value for name, value in figures.items() if value is not None}
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        numbers = ", ".join(f"{name} {metric_words(name, value)}" for name, value in values.items())
         self.log(f"after epoch {round(epochs, 2):g}: {numbers}")
         if self.board:
             for name, value in values.items():

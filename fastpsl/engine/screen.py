@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from fastpsl.engine.display import Display, draws_in_place, make_console, make_display
 from fastpsl.engine.terminal import escaped
 from fastpsl.engine.training_lines import Numbers, TrainingLines, plain_line
+from fastpsl.engine.wording import worded
 from fastpsl.pipelines.doing import note_output, redraw_with
 
 PLAIN_LINE_EVERY_S = 9.0  # less than the ten seconds after which `doing` prints
@@ -59,7 +60,7 @@ class Screen:
     def log(self, text: str) -> None:
         """Print a line that stays."""
         self._caption = None  # the work that it reported is over
-        self.console.print(escaped(text), markup=False)
+        self.console.print(escaped(worded(text)), markup=False)
         note_output()
 
     def close(self) -> None:

@@ -4,18 +4,18 @@ from typing import Any
 
 from fastpsl.engine.gpu_memory import gibibytes
 from fastpsl.pipelines.doing import clock
+from fastpsl.pipelines.number_words import number_of, percent
 
 
 def summary_line(summary: dict[str, Any]) -> str:
     """Return a stage's summary as one line for people."""
-    cut = (
-        "" if summary["num_steps"] == summary["num_steps_planned"] else f" of {summary['num_steps_planned']}"
-    )
-    steps = f"{summary['num_steps']}{cut} steps in {clock(summary['seconds'])}"
+    num, planned = summary["num_steps"], summary["num_steps_planned"]
+    steps = number_of(num, "step") if num == planned else f"{num:,} of {number_of(planned, 'step')}"
+    steps += f" in {clock(summary['seconds'])}"
     text = f"{summary['stage']} (level G{summary['level']}): {steps}"
     if summary["loss_start"] is not None:
         text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
-    chance = "" if summary["chance"] is None else f" (chance {100 * summary['chance']:.1f} %)"
+    chance = "" if summary["chance"] is None else f" (chance {percent(summary['chance'])})"
     if held_out := _held_out_words(summary["held_out"], chance):
         text += f", held-out {held_out}"
     if "peak_allocated_bytes" in summary:
@@ -33,7 +33,7 @@ def _held_out_words(held_out: dict[str, float], chance: str) -> str:
     words = []
     for name, label in (("accuracy", "accuracy"), ("top1", "top-1"), ("top5", "top-5")):
         if name in held_out:
-            words.append(f"{label} {100 * held_out[name]:.1f} %")
+            words.append(f"{label} {percent(held_out[name])}")
     parts = [f"{n[5:]} {100 * value:.1f}" for n, value in held_out.items() if n.startswith("top1_")]
     words += [f"top-1 {', '.join(parts)} %"] if parts else []
     words = [words[0] + chance, *words[1:]] if words else []

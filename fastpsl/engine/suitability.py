@@ -8,6 +8,7 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import flag
 from fastpsl.engine.presets import MAX_BATCH_SHARE, MIN_STEPS
 from fastpsl.engine.run_data import RunData
+from fastpsl.pipelines.number_words import number_of
 
 _SAMPLED = 1000  # images whose sizes are looked at
 _SIZES = ("short_side", "cell_px", "tile_px", "size_px")
@@ -28,7 +29,7 @@ def length_line(experiment: Experiment, data: RunData) -> str:
         for name, number in experiment.inputs_per_image().items()
     ]
     made = f"; network inputs per step: {', '.join(inputs)}" if inputs else ""
-    return f"{sum(steps):,} steps on {data.train.num_samples:,} images{parts}{made}{cut}"
+    return f"{number_of(sum(steps), 'step')} on {data.train.num_samples:,} images{parts}{made}{cut}"
 
 
 def stage_steps(experiment: Experiment, data: RunData) -> list[int]:

@@ -16,6 +16,7 @@ from rich.text import Text
 from fastpsl.engine.fitted_line import GAP, Part, bar_line, fitted, text_line
 from fastpsl.engine.gpu_memory import gibibytes
 from fastpsl.pipelines.doing import clock
+from fastpsl.pipelines.number_words import percent
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def plain_line(numbers: Numbers) -> str:
     cells = {
         "stage": f"{numbers.stage} level G{numbers.level}",
         "step": f"{numbers.step}/{numbers.num_steps}",
-        **{name: f"{value:.4g}" for name, value in numbers.metrics.items()},
+        **{name: metric_words(name, value) for name, value in numbers.metrics.items()},
         "lr": None if numbers.lr is None else f"{numbers.lr:.3g}",
         "img/s": None if numbers.images_per_s is None else f"{numbers.images_per_s:.0f}",
         "data wait": None if numbers.data_wait_percent is None else f"{numbers.data_wait_percent:.0f} %",
@@ -80,6 +81,15 @@ def plain_line(numbers: Numbers) -> str:
         "epoch": f"{numbers.epoch}/{numbers.num_epochs}",
     }
     return GAP.join(f"{name} {value}" for name, value in cells.items() if value is not None)
+
+
+def metric_words(name: str, value: float, form: str = ".4g") -> str:
+    """Return a metric's value: an accuracy in percent, others by a format.
+
+    Metrics with "accuracy" in their names and those whose names begin with top1 or top5 are fractions.
+    """
+    is_share = "accuracy" in name or name.startswith(("top1", "top5"))
+    return percent(value) if is_share else f"{value:{form}}"
 
 
 class TrainingLines:
@@ -114,8 +124,8 @@ def _place(n: Numbers) -> list[Part]:
 
 
 def _pace(n: Numbers) -> list[Part]:
-    percent = f"{100 * n.step // max(n.num_steps, 1):3} %"
-    texts: list[tuple[str, str] | None] = [(percent, percent)]
+    done = f"{100 * n.step // max(n.num_steps, 1):3} %"
+    texts: list[tuple[str, str] | None] = [(done, done)]
     if n.eta_s is not None:
         stage = "ETA" if n.run_eta_s is None else "stage ETA"
         texts.append((f"ETA {clock(n.eta_s)}", f"{stage} {clock(n.eta_s)}"))
@@ -134,7 +144,7 @@ def _pace(n: Numbers) -> list[Part]:
 def _learning(n: Numbers) -> Iterator[Part]:
     """Yield the metrics in the task's order, and last the learning rate, which comes third by importance."""
     for i, (name, value) in enumerate(n.metrics.items()):
-        text = f"{name} {value:#.4g}"
+        text = f"{name} {metric_words(name, value, '#.4g')}"
         yield Part(i if i < 2 else i + 1, text, text)
     if n.lr is not None:
         yield Part(2, f"lr {n.lr:.3g}", f"learning rate {n.lr:.3g}")

@@ -28,7 +28,7 @@ def make_map(
 ) -> list[str]:
     """Map the features of `num` images of --data, drawn by --seed, write to --out and return lines to print.
 
-    Lines are returned on rank 0 alone.
+    All images are mapped where there are fewer. Lines are returned on rank 0 alone.
 
     Raises:
         ValueError: The options are out of range, or too few images could be decoded.
@@ -36,18 +36,15 @@ def make_map(
     started = time.monotonic()
     if num < 2:
         raise ValueError(f"--num {num}: a map needs 2 images or more")
-    if not 0 < perplexity < num:
-        raise ValueError(
-            f"--perplexity {perplexity:g} of --num {num:,} images: it must be above 0 and below their number"
-        )
     if options.seed > MAX_SEED:
         raise ValueError(f"--seed {options.seed}: scikit-learn takes seeds from 0 to {MAX_SEED}")
     weights = options.pretrained()
     assert options.data is not None and options.out is not None
     with closing(open_data(options.data)) as data:
-        if num > data.num_samples:
+        num = min(num, data.num_samples)
+        if not 0 < perplexity < num:
             raise ValueError(
-                f"--num {num:,}: {options.data} has {data.num_samples:,} images; give a smaller --num"
+                f"--perplexity {perplexity:g} of {num:,} images: it must be above 0 and below their number"
             )
         indices = np.sort(np.random.default_rng(options.seed).choice(data.num_samples, num, replace=False))
         subset = Subset(data, indices)

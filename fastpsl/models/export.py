@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.models.hf_folder import check_folder, write_hf_folder
-from fastpsl.models.names import EXPORTS
+from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes
 from fastpsl.models.state_dict_files import TARGETS, Renamed, detectron2_config, renamed
 from fastpsl.models.tensor_table import key_table
@@ -77,7 +77,7 @@ def export(
     if to == "hf":
         lines = write_hf_folder(out, pretrained, tensors, record, results)
     else:
-        lines = _write_state_dict(to, out, tensors, record)
+        lines = _write_state_dict(to, out, tensors, record) + _how_to_load(to, out, pretrained, record)
     if tensors.left_out:
         lines.insert(1, f"  left out: {', '.join(tensors.left_out)}, which {to} has not")
     table = key_table(list(zip(tensors.names, tensors.tensors, strict=True)))
@@ -96,6 +96,24 @@ def _write_state_dict(to: str, out: Path, tensors: Renamed, record: dict[str, An
     num = len(tensors.names)
     lines = [f"{_size(out, data, f'{num} tensors, ')}, for {to}; the input record is in {where}"]
     return lines + ([f"  for {record['model']}"] if "model" in record else [])
+
+
+def _how_to_load(to: str, out: Path, pretrained: Pretrained, record: Mapping[str, Any]) -> list[str]:
+    """Return a line of Python that makes the library's network of ten classes with these weights."""
+    name, channels = record["backbone"], pretrained.input.num_channels
+    file, library_name = json.dumps(str(out)), "vgg16_bn" if name == "vgg16" else name.removeprefix(TIMM)
+    if to == "torchvision" and channels == 3 and "model" not in record:
+        model = f"model = torchvision.models.{library_name}(num_classes=10)"
+        return [f"  {model}; model.load_state_dict(torch.load({file}), strict=False)"]
+    if to == "timm":
+        arguments = dict(pretrained.backbone.sizes) if is_timm(name) else {}  # type: ignore[arg-type, call-overload]
+        overlay = f"file={file}"
+        if channels != 3:  # timm 1.0.15 would convert the filters from RGB, or drop them
+            arguments["in_chans"], overlay = channels, f"{overlay}, first_conv=None"
+        more = "".join(f", {key}={value!r}" for key, value in arguments.items())
+        made = f'timm.create_model("{library_name}", pretrained=True, num_classes=10{more}'
+        return [f"  {made}, pretrained_cfg_overlay=dict({overlay}))"]
+    return []
 
 
 def _size(out: Path, data: bytes, what: str = "") -> str:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.number_words import number_of
 
 # Values of a command that have a slash and name no file.
 _NO_FILES = ("timm/",)
@@ -103,7 +104,7 @@ def _how_to_load(pretrained: Pretrained, folder: str) -> str:
 
 def _training(science: Mapping[str, Any], config: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
     source = record["source"]
-    steps = "" if record["run_step"] is None else f", after {record['run_step']:,} steps"
+    steps = "" if record["run_step"] is None else f", after {number_of(record['run_step'], 'step')}"
     origin = f"From `{source['name']}`{steps}, SHA-256 `{source['sha256']}`."
     command = config.get("command")
     parts = [origin]

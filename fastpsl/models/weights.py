@@ -18,6 +18,7 @@ from fastpsl.models.foreign_weights import first_three, recognise
 from fastpsl.models.names import is_own, is_timm
 from fastpsl.models.weight_files import read_weights, read_weights_sidecar, sha256_of_file
 from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.number_words import number_of
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Pretrained:
             return f"{record['backbone']}, random weights; input {input_text}"
         text = f"{record['path']}: {record['backbone']} ({record['kind']}"
         if record["run_step"] is not None:
-            text += f", {record['run_step']:,} steps"
+            text += f", {number_of(record['run_step'], 'step')}"
         text += ", its training was cut short)" if record["cut"] else ")"
         left_out = f"; left out: {', '.join(record['left_out'])}" if record["left_out"] else ""
         return f"{text}; input {input_text}{left_out}"

@@ -21,7 +21,7 @@ def curve(folder: Path) -> InlineFigure:
     """Draw each metric of a run's metrics.jsonl over steps, in one colour per stage, with its running mean.
 
     A diamond marks the held-out value at a stage's end, from results.json if it exists. The learning rate has
-    no mean. Of long runs only every n-th step is drawn, MAX_POINTS at most.
+    no mean, and its axis begins at 0. Of long runs only every n-th step is drawn, MAX_POINTS at most.
     """
     with open(folder / "metrics.jsonl") as file:
         stride = 1 + sum(1 for _ in file) // MAX_POINTS
@@ -46,6 +46,8 @@ def curve(folder: Path) -> InlineFigure:
                 point = (held_out[stage]["run_step"], held_out[stage][name])
                 axis.plot(*point, "D", color=colour, markeredgecolor="black", label=f"{stage}, held out")
         axis.set_ylabel(name)
+        if name == "lr":
+            axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     axes[-1, 0].set_xlabel("step")
     if names:

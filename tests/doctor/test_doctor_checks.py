@@ -9,7 +9,7 @@ import torch
 
 from fastpsl.doctor import software
 from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache, usable_cores
-from fastpsl.doctor.measurements import ReadRate, number_of
+from fastpsl.doctor.measurements import ReadRate
 from fastpsl.doctor.report import Check
 from fastpsl.doctor.software import check_software, driver_version
 from fastpsl.engine.experiment import Experiment
@@ -17,6 +17,7 @@ from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions, TrainingOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.models.backbone import Backbone
+from fastpsl.pipelines.number_words import number_of
 from fastpsl.tasks.rotation import Rotation
 from tests.doctor.test_doctor_advice import stage
 from tests.engine.tiny import TinyNet

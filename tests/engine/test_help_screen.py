@@ -86,7 +86,16 @@ def test_long_commands_go_on_after_a_backslash() -> None:
 @pytest.mark.parametrize("columns", [80, 60])
 @pytest.mark.parametrize(
     "words",
-    ["", *cli.NAMES, "recipes copy", "recipes list", "data write", "data verify", "data info", "data show"],
+    [
+        "",
+        *cli.Fastpsl.commands,
+        "recipes copy",
+        "recipes list",
+        "data write",
+        "data verify",
+        "data info",
+        "data show",
+    ],
 )
 def test_commands_have_help_of_the_same_kind(
     words: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

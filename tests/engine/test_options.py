@@ -88,15 +88,6 @@ def test_every_option_has_a_help_text(path: Path) -> None:
     assert not bare
 
 
-@pytest.mark.parametrize("arguments", [("--no-such-flag", "1"), ("--batch-size", "many"), ("--plan", "ps")])
-def test_what_cannot_be_parsed_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
-) -> None:
-    with pytest.raises(ValueError, match=arguments[0]) as excinfo:
-        parse(monkeypatch, *arguments)
-    assert "\n" not in str(excinfo.value) and str(excinfo.value).endswith("see --help")
-
-
 @pytest.mark.parametrize(
     "values",
     [

@@ -90,8 +90,8 @@ def test_a_config_repeats_a_run_but_for_what_is_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "it is no config.json of a run"),
         ("{", "it is no config.json of a run"),
+        (None, "there is no such file; give a run's folder, or its config.json"),
         ("[]", "it is no config.json of a run"),
         ('{"options": {}, "science": {"recipe": "knn"}}', "it is of a run of knn, and this is jigsaw_r50"),
         (

@@ -201,7 +201,7 @@ def test_every_blocks_features_of_a_frozen_trunk() -> None:
         images = block(images)
         assert torch.equal(images, output) and not output.requires_grad
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())
-    assert str(stage) == "probe: the head learns on B1-B5, frozen, 1 epochs"
+    assert str(stage) == "probe: the head learns on B1-B5, frozen, 1 epoch"
     assert str(replace(stage, first_learning=2)).startswith("probe: level G1, learns B2-B5")
 
 

@@ -384,7 +384,7 @@ def test_the_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFix
     small = ("--size-px", "32", "--workers", "1")
     assert command(checkpoint, data, "--block", "B3", "--out", out, *small) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 steps")
+    assert lines[0].startswith(f"weights: {checkpoint}: resnet18 (fastpsl, 1 step")
     assert lines[1:] == [f"{out}: float16 [160, 64], B3 of resnet18 at 32 px, labels in F-labels.npy"]
     file = read_features(out)
     assert file is not None and file.record["checkpoint"]["science"]["recipe"] == "none"

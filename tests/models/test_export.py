@@ -89,11 +89,23 @@ def torchvisions(name: str, path: Path) -> nn.Module:
     return model
 
 
+def with_ten_classes(output: str, start: str, **names: Any) -> nn.Module:
+    """Run the line of an export's output that makes a network of ten classes, and remove its classifier."""
+    (line,) = (line.strip() for line in output.splitlines() if line.startswith(f"  {start}"))
+    exec(line if line.startswith("model") else f"model = {line}", names)  # noqa: S102  (it is to be run as it is printed)
+    model: Any = names["model"]
+    assert model.fc.out_features == 10
+    model.fc = nn.Identity()
+    return model  # type: ignore[no-any-return]
+
+
 def test_torchvision_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
     folder, network = run
     out = tmp_path / "resnet18.pth"
     output = export(folder, "torchvision", out)
     assert_same_features(network, torchvisions("resnet18", out))
+    start = "model = torchvision.models.resnet18("
+    assert_same_features(network, with_ten_classes(output, start, torchvision=torchvision, torch=torch))
     state = torch.load(out, weights_only=True)
     assert len(state) == 120 and all(isinstance(value, Tensor) for value in state.values())
     assert f"{out}: 120 tensors, 44.8 MB, for torchvision" in output
@@ -103,7 +115,9 @@ def test_torchvision_computes_our_features(run: tuple[Path, nn.Module], tmp_path
 def test_timm_computes_our_features(run: tuple[Path, nn.Module], tmp_path: Path, timm: Any) -> None:
     folder, network = run
     for to, name in (("timm", "resnet18.pth"), ("safetensors", "resnet18.safetensors")):
-        export(folder, to, tmp_path / name)
+        output = export(folder, to, tmp_path / name)
+        if to == "timm":
+            assert_same_features(network, with_ten_classes(output, "timm.create", timm=timm))
         # With num_classes=0, timm loads strictly.
         model = timm.create_model("resnet18", num_classes=0, checkpoint_path=str(tmp_path / name))
         assert_same_features(network, model)
@@ -133,14 +147,17 @@ def test_resnet34_in_all_three(tmp_path: Path, timm: Any) -> None:
     assert (record["MODEL.RESNETS.DEPTH"], record["MODEL.RESNETS.RES2_OUT_CHANNELS"]) == (34, 64)
 
 
-def test_a_network_that_sees_lightness_keeps_its_one_channel(tmp_path: Path, timm: Any) -> None:
-    grey = Input("L", (0.5,), (0.25,), 48)
-    network = checkpoint(tmp_path, "resnet18", grey)
-    export(tmp_path, "timm", tmp_path / "l.pth")
-    reference = timm.create_model("resnet18", num_classes=0, in_chans=1)
+@pytest.mark.parametrize("channels", ["L", "SobelXY"])
+def test_a_network_keeps_its_channels(tmp_path: Path, timm: Any, channels: str) -> None:
+    num = 1 if channels == "L" else 2
+    record = Input(channels, (0.5,) * num, (0.25,) * num, 48)
+    network = checkpoint(tmp_path, "resnet18", record)
+    output = export(tmp_path, "timm", tmp_path / "l.pth")
+    reference = timm.create_model("resnet18", num_classes=0, in_chans=num)
     reference.load_state_dict(torch.load(tmp_path / "l.pth", weights_only=True))
-    assert_same_features(network, reference, channels=1)
-    assert load_pretrained(tmp_path / "l.pth").input == grey
+    assert_same_features(network, reference, channels=num)
+    assert_same_features(network, with_ten_classes(output, "timm.create", timm=timm), channels=num)
+    assert load_pretrained(tmp_path / "l.pth").input == record
 
 
 def detectron2_layers(

@@ -45,6 +45,7 @@ def test_the_curve_draws_means_held_out_points_and_the_rate_as_it_was(tmp_path: 
     figure = curve(tmp_path)
     loss, rate = figure.axes
     assert [list(line.get_ydata()) for line in rate.lines] == [rates[:60], rates[60:]]  # type: ignore[arg-type]
+    assert rate.get_ylim()[0] == 0 and rate.get_ylim()[1] > 0.1
     curves = [(list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines]  # type: ignore[arg-type]
     steps = list(range(1, 121))
     assert curves == [

@@ -65,7 +65,7 @@ def test_smallest_run_ends_with_lines_and_figures(
     [
         (("--batch-size", "1"), ("--batch-size 1", "2 or more")),
         (("--batch-size", "32", "--accumulate", "2"), ("--accumulate 2", "negatives", "more GPUs")),
-        (("--apex",), ("--apex", "Unrecognized")),
+        (("--apex",), ("--apex: there is no such option",)),
         (("--temperature", "0"), ("--temperature 0",)),
         (("--lr", "-1"), ("above 0",)),
         (("--weight-decay", "-1"), ("weight_decay -1",)),

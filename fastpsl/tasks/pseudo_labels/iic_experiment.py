@@ -12,6 +12,7 @@ from fastpsl.engine.run import Run
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import was_cut_short
+from fastpsl.pipelines.number_words import percent
 from fastpsl.tasks.pseudo_labels.figures import draw_label_curves
 from fastpsl.tasks.pseudo_labels.file import NAME, write_labels
 from fastpsl.tasks.pseudo_labels.iic import IIC, input_of
@@ -63,7 +64,7 @@ def leave_labels(task: IIC, run: Run) -> Sequence[str]:
     if (true >= 0).any():
         facts.append(
             f"with the true labels NMI {nmi(labels, true):.3f}, "
-            f"accuracy {hungarian_accuracy(labels, true):.1%} matched one to one, "
-            f"{many_to_one_accuracy(labels, true):.1%} each cluster as its commonest class"
+            f"accuracy {percent(hungarian_accuracy(labels, true))} matched one to one, "
+            f"{percent(many_to_one_accuracy(labels, true))} each cluster as its commonest class"
         )
     return ["; ".join(facts), f"labels {path}", *([f"label curves {curves}"] if curves else [])]
