@@ -8,9 +8,21 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import flag
 from fastpsl.engine.presets import MAX_BATCH_SHARE, MIN_STEPS
 from fastpsl.engine.run_data import RunData
+from fastpsl.pipelines.data.dataset import Dataset
 
 _SAMPLED = 1000  # images whose sizes are looked at
 _SIZES = ("short_side", "cell_px", "tile_px", "size_px")
+
+
+def data_line(data: RunData) -> str:
+    """Return the numbers of images and classes, for training and for validation, in words."""
+    parts = [(data.train, "training"), (data.val, "validation")]
+    return ", ".join(_size(part, what) if part else f"no {what} images" for part, what in parts)
+
+
+def _size(data: Dataset, what: str) -> str:
+    classes = f" in {data.num_classes:,} class{'es' * (data.num_classes != 1)}" if data.num_classes else ""
+    return f"{data.num_samples:,} {what} image{'s' * (data.num_samples != 1)}{classes}"
 
 
 def length_line(experiment: Experiment, data: RunData) -> str:

@@ -126,6 +126,7 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
         launch(recipe, ["--data", str(photos), "--out", str(tmp_path / "out"), *options])
     assert end.value.code == 0
     text = capfd.readouterr().err
+    assert "6 training images, no validation images\n" in text
     steps = "600 steps on 6 images (S1 60, S2 180, S3 360); images per step: S1 4 in 2 each, S2 2 in 4 each, "
     assert f"{steps}S3 1 in 8 each; --max-steps-per-stage cuts each at 1" in text
     assert "stages of fewer than 2,000 steps learn little: S1 has 60, S2 has 180" in text

@@ -9,7 +9,7 @@ import pytest
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import info
 from fastpsl.pipelines.beton.write import quarantine_path, write_beton
-from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.sources.folder import image_folder, parts_in
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 
@@ -45,6 +45,23 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
         and source.empty_classes == ["cow"]
         and source.num_samples == 2
     )
+
+
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        ("train val", ("train", "val")),
+        ("test train", ("train", "test")),
+        ("Train Valid test", ("Train", "Valid")),
+        ("train validation", ("train", "validation")),
+        ("train", None),
+        ("test val", None),
+        ("plane train val", None),
+        ("", None),
+    ],
+)
+def test_training_and_validation_parts_are_no_classes(folders: str, parts: tuple[str, str] | None) -> None:
+    assert parts_in(folders.split()) == parts
 
 
 def test_folders_within_folders_have_no_limit_of_ours(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.shard import VERSION
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.image_files import Folder, Listed
+from fastpsl.pipelines.files.existing import FORMS, require_existing
 from fastpsl.pipelines.sources.listed import ENDINGS
 
 
@@ -14,12 +16,21 @@ def open_data(source: str | Path) -> Dataset:
     Raises:
         ValueError: The name is empty, or nothing of that kind is there.
     """
-    if not str(source):
-        raise ValueError(
-            "the data's name is empty; give a beton, a glob of shards, a folder of images or a list of them"
-        )
-    if Path(source).is_dir():
+    require_existing(source, FORMS)
+    path = Path(source)
+    if path.is_dir():
         return Folder(source)
     if str(source).lower().endswith(ENDINGS):
         return Listed(source)
+    if path.is_file() and path.suffix != ".beton" and not _begins_as_beton(path):
+        raise ValueError(f"{source}: is no beton, and by its name no list of images; give {FORMS}")
     return Beton(source)
+
+
+def _begins_as_beton(path: Path) -> bool:
+    """Return whether a file begins with FFCV's version; True if it cannot be read, which `Beton` reports."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == VERSION.to_bytes(2, "little")
+    except OSError:
+        return True

@@ -5,12 +5,14 @@ the files by name. A tree is walked twice, to count and to yield, so that no lis
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.source import EXTENSIONS, Sample, changed, is_image, shard_range
+
+_VAL = ("val", "valid", "validation", "test")
 
 
 @dataclass
@@ -82,6 +84,19 @@ def image_folder(root: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageFold
         raise _listing_error(root, error) from None
 
 
+def parts_in(folders: Sequence[str]) -> tuple[str, str] | None:
+    """Return the names of the training and the validation part, if there are no other folders than parts.
+
+    Args:
+        folders: The names of the folders in a folder.
+    """
+    named = {name.lower(): name for name in folders}
+    val = next((name for name in _VAL if name in named), None)
+    if "train" not in named or val is None or not named.keys() <= {"train", *_VAL}:
+        return None
+    return named["train"], named[val]
+
+
 def _listing_error(root: Path, error: OSError) -> ValueError:
     return ValueError(
         f"{error.filename or root}: cannot be listed ({error.strerror}); make the folder readable"
@@ -92,6 +107,11 @@ def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
     with os.scandir(root) as entries:
         classes = sorted(
             entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith(".")
+        )
+    if parts := parts_in(classes):
+        raise ValueError(
+            f"{root}: holds the folders {' and '.join(parts)}, which are parts of a data set and not "
+            f"classes; give one of them, such as {root / parts[0]}"
         )
     ignored = [0]
     num_flat = sum(1 for _ in _images(root, True, ignored))
