@@ -61,8 +61,8 @@ NAMES = (
 class Fastpsl:
     """A toolbox for self-supervised pre-training of vision backbones.
 
-        fastpsl train jigsaw --data photos --gpus 8 --out runs/jigsaw
-        fastpsl eval knn --checkpoint runs/jigsaw --data photos --val more-photos
+        fastpsl train jigsaw --data photos/train --val photos/val --gpus 8 --out runs/jigsaw
+        fastpsl eval knn --checkpoint runs/jigsaw --data photos/train --val photos/val
 
     Without --data, `fastpsl train jigsaw` trains on a small sample that the package generates.
     """

@@ -108,7 +108,7 @@ def test_the_defaults_are_the_papers_with_data_and_the_samples_without() -> None
     without = script.from_values({"lr": 0.5}, lines.append)
     assert (with_data.lr, with_data.batch_size, with_data.counts) == (0.01, 256, (1, 2, 3))
     assert (without.lr, without.batch_size, without.counts) == (0.5, 32, (16, 32, 64))
-    assert lines[0].startswith("photos: counts [1, 2, 3] (paper [500, 1000, 2000])")
+    assert lines[0].startswith("photos: counts 1 2 3 (paper 500 1000 2000)")
     variant = find_recipe("voc_detection").from_values({"data": "VOC", "protocol": "sslpp"}, lines.append)
     parsed = find_recipe("voc_detection").parse(["--data", "VOC", "--protocol", "sslpp"], log=lines.append)
     assert variant == parsed

@@ -9,14 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from fastpsl.engine.address_space import require_address_space
-from fastpsl.engine.exit_codes import EXIT_PREEMPTED, EXIT_USER_ERROR
+from fastpsl.engine.exit_codes import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
 from fastpsl.engine.given_paths import require_paths
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe import Evaluation, Recipe, print_now
 from fastpsl.engine.terminal import escaped, safe_output
 from fastpsl.pipelines.doing import doing
-
-AGAIN = "the same command starts again, or goes on where it had come to"
 
 
 def launch(
@@ -43,7 +41,7 @@ def launch(
         except (ValueError, OSError) as error:
             _end(EXIT_USER_ERROR, f"{script.name}: {' '.join(str(error).split())}")
         except KeyboardInterrupt:
-            _end(EXIT_PREEMPTED, f"{script.name}: interrupted; {AGAIN}")
+            _end(EXIT_PREEMPTED, f"{script.name}: {INTERRUPTED}")
         run(script, options)
 
 

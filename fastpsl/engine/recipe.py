@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
@@ -16,6 +17,7 @@ from fastpsl.engine.old_names import current_arguments
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions, flag, plain_value
 from fastpsl.engine.presets import small_values, values_of_config
 from fastpsl.engine.ranks import own_rank
+from fastpsl.engine.terminal import plain
 
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
@@ -23,7 +25,16 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound=RunOptions)
 Training = TypeVar("Training", bound=TrainingOptions)
 HELP = frozenset({"-h", "--help", "--help-all"})
-print_now = functools.partial(print, flush=True)
+
+
+def print_now(line: str) -> None:
+    """Print a line; on a terminal, broken between words."""
+    if plain(sys.stdout).isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(
+            line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+        )
+    print(line, flush=True)
 
 
 @dataclass(frozen=True)
@@ -182,7 +193,7 @@ def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str =
     names = {*options.science(), "max_steps_per_stage"} - paper.keys()
     usual |= {f.name: (f.default, "default") for f in fields(options) if f.name in names}
     changed = [
-        f"{name} {values[name]} ({where} {plain_value(value)})"
+        f"{name} {_words(values[name])} ({where} {_words(value)})"
         for name, (value, where) in usual.items()
         if values[name] != plain_value(value)
     ]
@@ -226,4 +237,4 @@ def _text(value: Any) -> str:
 
 
 def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)

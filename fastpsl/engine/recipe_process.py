@@ -13,9 +13,14 @@ from typing import Any, NoReturn
 import torch
 
 from fastpsl.engine.distributed import join_world, leave_world
-from fastpsl.engine.exit_codes import EXIT_CRASHED, EXIT_FINISHED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from fastpsl.engine.exit_codes import (
+    EXIT_CRASHED,
+    EXIT_FINISHED,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    INTERRUPTED,
+)
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
-from fastpsl.engine.launch import AGAIN
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe import Evaluation, Recipe, Training
@@ -52,11 +57,11 @@ def run(script: Recipe[Any] | Evaluation[Any], options: Any) -> NoReturn:
         _report_failure(opened, rank, f"{recipe}: {reason}", reason)
     except KeyboardInterrupt:  # only before the run installs its own handler
         code = EXIT_PREEMPTED
-        _report_failure(opened, rank, f"{recipe}: interrupted; {AGAIN}", "interrupted")
+        _report_failure(opened, rank, f"{recipe}: {INTERRUPTED}", "interrupted")
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
         if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
             # Ctrl-C in a terminal also interrupts the compiler that torch.compile calls.
-            _report_failure(opened, rank, f"{recipe}: interrupted; {AGAIN}", "interrupted", "preempted")
+            _report_failure(opened, rank, f"{recipe}: {INTERRUPTED}", "interrupted", "preempted")
             _exit_now(EXIT_PREEMPTED)
         explanation = explained(error, opened)
         code = EXIT_USER_ERROR if explanation and not of_another_rank(error) else EXIT_CRASHED

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -26,8 +25,9 @@ from fastpsl.engine.terminal import escaped
 from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
 from fastpsl.engine.training_lines import Numbers
 from fastpsl.engine.trunk import Metrics
+from fastpsl.engine.wandb_run import start_wandb
 from fastpsl.pipelines.batch import BadSample, Batch
-from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.pipelines.doing import clock
 
 # A stage's loss "at its start" and "at its end" is a mean over this many steps, or over half of a shorter
 # stage.
@@ -76,6 +76,7 @@ class Reporter:
         self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
         self._is_timed = False
         self._told: dict[str, str] = {}
+        self._has_told_length = False
 
     def log(self, text: str) -> None:
         """Print a line for people, on rank 0."""
@@ -229,6 +230,10 @@ class Reporter:
             pace["data_wait_percent"] = 100 * self._wait_s / elapsed
             self._pace.add(len(lines), elapsed)
         numbers = self._numbers(last["step"], means, last["lr"])
+        left_s = numbers.eta_s if numbers.run_eta_s is None else numbers.run_eta_s
+        if left_s and not self._has_told_length:
+            self._has_told_length = True
+            self.log(f"the run takes {clock(left_s)} from here, at the pace of its first steps")
         self.screen.show(replace(numbers, gpu_bytes=memory_held(self.world.device), **pace))
         scalars |= pace
         if self.board:
@@ -296,22 +301,3 @@ class Reporter:
             self.board.close()
         if self.wandb:
             self.wandb.finish()
-
-
-def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
-    """Start a W&B run, or resume the one with the id stored in the folder.
-
-    Raises:
-        ValueError: wandb is missing or raises an error.
-    """
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError('--wandb needs wandb: pip install "fastpsl-vision[wandb]"') from error
-    id_file = folder / "wandb-id.txt"
-    if not id_file.exists():
-        write_atomically(id_file, secrets.token_hex(8).encode())
-    try:
-        return wandb.init(dir=folder, id=id_file.read_text(), name=folder.name, resume="allow", config=config)
-    except wandb.Error as error:
-        raise ValueError(f"--wandb: {error}; log in (wandb login), or set WANDB_MODE=offline") from error

@@ -4,6 +4,7 @@ import io
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,12 +59,12 @@ def test_a_missing_decoder_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None
     checks = by_name(check_software(CPU, 1))
     assert {"ffcv", "dali"}.isdisjoint(checks)
     warned = Check("warning", "warning", "decoding by torchvision is slow: pip install it")
-    console = Console(file=io.StringIO(), width=80)
-    setting = {"recipe": None, "arguments": [], "data": "photos", "batch_size": 4, "num_ranks": 1,
-               "device": "cpu", "device_name": "CPU", "precision": "fp32"}  # fmt: skip
-    show(Report(setting, (*checks.values(), warned), None), console)
-    assert f"\nwarning: {warned.text}\n" in console.file.getvalue()
-    assert "ffcv" not in console.file.getvalue() and "dali" not in console.file.getvalue()
+    screen = io.StringIO()
+    setting: dict[str, Any] = dict.fromkeys(("recipe", "data", "batch_size", "device", "device_name"))
+    setting |= {"arguments": [], "num_ranks": 1, "precision": "fp32"}
+    show(Report(setting, (*checks.values(), warned), None), Console(file=screen, width=80))
+    assert f"\nwarning: {warned.text}\n" in screen.getvalue()
+    assert "ffcv" not in screen.getvalue() and "dali" not in screen.getvalue()
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

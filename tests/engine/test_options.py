@@ -172,7 +172,7 @@ def test_first_line_tells_every_value_that_differs() -> None:
         "seed 3 (default 0",
         "max_steps_per_stage 5 (default None",
         "plan sl (default psl",
-        "levels [1, 2, 2] (default []",
+        "levels 1 2 2 (default none",
     ]
     assert describe_choice(RunOptions(data="d"), {"seed": 0}, "default") == "d: all values are the defaults"
 

@@ -4,9 +4,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from rich.console import Console
 
+from fastpsl.engine import reporter as reporter_module
 from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import Reporter
@@ -144,3 +146,19 @@ def test_a_choice_is_printed_where_it_changes(tmp_path: Path) -> None:
     assert text.getvalue().splitlines() == [
         "step eager: asked for", "decoder ffcv", "step fused: asked for", "step eager: asked for",
     ]  # fmt: skip
+
+
+def test_the_runs_length_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = reporter(tmp_path, log_steps=2)
+    assert report.screen
+    text = io.StringIO()
+    report.screen.console = Console(file=text, width=100)
+    for ahead in (WorkAhead(1, 2, 300.0), WorkAhead(2, 2, 0.0)):
+        report.stage_begins(STAGE, 0, 62, 100, ahead)
+        for i in range(1, 7):
+            monkeypatch.setattr(reporter_module.time, "perf_counter", lambda at=10.0 * i: at)
+            step(report, i, 0.5)
+    report.close()
+    # The first step is not counted; 10 s for the second, of 60 to come, and of 300 in the next stage.
+    lines = [line for line in text.getvalue().splitlines() if line.startswith("the run takes")]
+    assert lines == ["the run takes 1:00:00 from here, at the pace of its first steps"]

@@ -69,7 +69,7 @@ def test_files_folders_and_globs_pass(here: Path, source: str) -> None:
         ("empty", "empty: holds no images (.jpg, .jpeg, "),
         (
             "photos",
-            "photos: holds the folders train and val, which are parts of a data set and not classes; g",
+            "photos: holds the folders train and val, which are no classes: give one of them, or",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import info
 from fastpsl.pipelines.beton.write import quarantine_path, write_beton
-from fastpsl.pipelines.sources.folder import image_folder, parts_in
+from fastpsl.pipelines.sources.folder import image_folder
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 
@@ -52,16 +52,27 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
     [
         ("train val", ("train", "val")),
         ("test train", ("train", "test")),
-        ("Train Valid test", ("Train", "Valid")),
+        ("Train Valid test .git", ("Train", "Valid")),
         ("train validation", ("train", "validation")),
         ("train", None),
         ("test val", None),
         ("plane train val", None),
-        ("", None),
     ],
 )
-def test_training_and_validation_parts_are_no_classes(folders: str, parts: tuple[str, str] | None) -> None:
-    assert parts_in(folders.split()) == parts
+def test_training_and_validation_parts_are_no_classes(
+    tmp_path: Path, folders: str, parts: tuple[str, str] | None
+) -> None:
+    root = tree(tmp_path / "photos", {f"{name}/cat/a.jpg": b"x" for name in folders.split()})
+    if parts is None:
+        assert image_folder(root).class_names == folders.split()
+        return
+    train, val = parts
+    with pytest.raises(ValueError) as caught:
+        image_folder(root)
+    assert str(caught.value) == (
+        f"{root}: holds the folders {train} and {val}, which are no classes: give one of them, or for "
+        f"training --data {root}/{train} --val {root}/{val}"
+    )
 
 
 def test_folders_within_folders_have_no_limit_of_ours(tmp_path: Path) -> None:

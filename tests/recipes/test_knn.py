@@ -56,7 +56,7 @@ def test_scores_result_and_figure_of_the_sample(recipe: Any, tmp_path: Path) -> 
     outcome = recipe(*SMALL, "--out", out)
     assert outcome.code == 0, outcome
     lines = outcome.out.splitlines()
-    assert lines[0].startswith("the embedded sample: k [1, 5, 10, 20] (default [10, 20, 100, 200])")
+    assert lines[0].startswith("the embedded sample: k 1 5 10 20 (default 10 20 100 200)")
     assert lines[1].startswith("weights: resnet18, random weights; input RGB")
     assert lines[2] == "160 held-out images, neighbours of 480; B5 of resnet18"
     assert " ".join(lines[3].split()) == "weighted % k 1 k 5 k 10 k 20 mean"

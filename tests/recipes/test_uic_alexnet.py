@@ -40,7 +40,7 @@ def test_smallest_run_of_the_papers_network(recipe: Start, tmp_path: Path) -> No
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert (
-        lines[0].startswith("the embedded sample: epochs [12] (paper [500])")
+        lines[0].startswith("the embedded sample: epochs 12 (paper 500)")
         and "num_clusters 16 (paper 3000)" in lines[0]
     )
     assert "after epoch 0: non_empty" in done.err
@@ -143,7 +143,7 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
 def test_the_papers_fine_tuning_has_its_own_length(recipe: Start, tmp_path: Path) -> None:
     arguments = ("--data", tmp_path / "none.beton", "--fine-tune", tmp_path, "--out", tmp_path / "out")
     assert recipe(*arguments).out.splitlines()[0].endswith("none.beton: all values as in the paper")
-    assert "epochs [500] (paper [30])" in recipe(*arguments, "--epochs", 500).out.splitlines()[0]
+    assert "epochs 500 (paper 30)" in recipe(*arguments, "--epochs", 500).out.splitlines()[0]
 
 
 def test_a_file_of_labels_must_be_the_datas(recipe: Start, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ the files by name. A tree is walked twice, to count and to yield, so that no lis
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,17 +84,25 @@ def image_folder(root: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageFold
         raise _listing_error(root, error) from None
 
 
-def parts_in(folders: Sequence[str]) -> tuple[str, str] | None:
-    """Return the names of the training and the validation part, if there are no other folders than parts.
+def refuse_parts(root: Path) -> None:
+    """Raise ValueError for a folder whose folders are the parts of a data set: train, and val or test."""
+    try:
+        folders = {name.lower(): name for name in _class_folders(root)}
+    except OSError as error:
+        raise _listing_error(root, error) from None
+    val = next((folders[name] for name in _VAL if name in folders), None)
+    if val is None or "train" not in folders or not folders.keys() <= {"train", *_VAL}:
+        return
+    train = folders["train"]
+    raise ValueError(
+        f"{root}: holds the folders {train} and {val}, which are no classes: give one of them, or for "
+        f"training --data {root / train} --val {root / val}"
+    )
 
-    Args:
-        folders: The names of the folders in a folder.
-    """
-    named = {name.lower(): name for name in folders}
-    val = next((name for name in _VAL if name in named), None)
-    if "train" not in named or val is None or not named.keys() <= {"train", *_VAL}:
-        return None
-    return named["train"], named[val]
+
+def _class_folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
 
 
 def _listing_error(root: Path, error: OSError) -> ValueError:
@@ -104,15 +112,8 @@ def _listing_error(root: Path, error: OSError) -> ValueError:
 
 
 def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
-    with os.scandir(root) as entries:
-        classes = sorted(
-            entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith(".")
-        )
-    if parts := parts_in(classes):
-        raise ValueError(
-            f"{root}: holds the folders {' and '.join(parts)}, which are parts of a data set and not "
-            f"classes; give one of them, such as {root / parts[0]}"
-        )
+    refuse_parts(root)
+    classes = _class_folders(root)
     ignored = [0]
     num_flat = sum(1 for _ in _images(root, True, ignored))
     counts = dict[str, int]()
