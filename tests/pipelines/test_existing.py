@@ -20,7 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     names = ("train/cat/a.jpg", "val/cat/a.jpg")
     tree(
         tmp_path,
-        {f"photos/{name}": picture for name in names} | {"notes.md": b"words", ".phots.partial": b""},
+        {f"photos/{name}": picture for name in names} | {"notes.md": b"words", ".nothere": b""},
     )
     (tmp_path / "dangling").symlink_to("gone")
     (tmp_path / "empty").mkdir()
