@@ -180,10 +180,11 @@ def show(result: dict[str, Any], console: Console) -> None:
         if row["measured"] == "both":
             steps = num_samples // row["samples_per_step"]
             hours = row["epochs"] * steps * row["samples_per_step"] / row["median"] / 3600
-            images = row["images_per_sample"] * row["median"]
+            inputs = row["inputs_per_image"] * row["median"]
             steps_per_s = row["median"] / row["samples_per_step"]
             console.print(
-                f"{row['recipe']}: {images:,.0f} images/s, {steps_per_s:,.1f} steps/s; "
+                f"{row['recipe']}: {row['median']:,.0f} images/s, {inputs:,.0f} inputs/s, "
+                f"{steps_per_s:,.1f} steps/s; "
                 f"whole: {row['epochs']:,} epochs x {steps:,} steps, {hours:,.1f} h at that rate"
             )
         elif row["measured"] == "whole":

@@ -219,7 +219,7 @@ def measure_stage(
         else:
             row["augment"], row["step"] = bench.train_step.augment.path, bench.train_step.step_choice.mode
             row["samples_per_step"], row["epochs"] = bench.batch_size, bench.stage.epochs
-            row["images_per_sample"] = options.batch_size // bench.batch_size
+            row["inputs_per_image"] = experiment.task.inputs_per_image(bench.stage.level)
         if measured == "both":
             # The loader's cores while it keeps up with the step.
             pairs = zip(cores[key], cores["step", None], strict=True)

@@ -59,7 +59,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "temperature": 0.2, "size_px": 64,
     },
 }  # fmt: skip
-BATCH_SIZE = {"rotation": 1024, "simclr": 512}  # rotation's counts two or four rotations of each image
+BATCH_SIZE = {"rotation": 256, "simclr": 512}  # rotation shows two or four rotations of each image
 SAMPLE: dict[str, Any] = {"epochs": (1, 1, 1), "short_side": 36, "size_px": 32}
 ACCURACIES = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 30 to 80 %
 

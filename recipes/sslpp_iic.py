@@ -11,11 +11,11 @@ The paper states 70 clusters for all data sets and nothing else. The rest is IIC
         --pseudo-labels runs/iic/labels.npz
 
     fastpsl data write stl10_binary.tar.gz stl10.beton --split train+unlabeled      # 105,000 images
-    torchrun recipes/sslpp_iic.py --data stl10.beton --decoder resident --num-copies 5 --batch-size 700 \\
+    torchrun recipes/sslpp_iic.py --data stl10.beton --decoder resident --num-copies 5 --batch-size 140 \\
         --crop-share 0.667 --out runs/iic-stl10     # images of 96 px, seen at 32
 
     torchrun --nproc-per-node=8 recipes/sslpp_iic.py --data 'photos-*.beton' --size-px 224 \\
-        --backbone resnet34 --batch-size 672
+        --backbone resnet34 --batch-size 224
     torchrun recipes/sslpp_iic.py             # the embedded sample, small values, a minute on two cores
 """
 
@@ -30,7 +30,7 @@ PAPER = {
     "backbone": "resnet34_iic",
     "plan": "end_to_end",
     "epochs": (2000,),
-    "batch_size": 660,  # pairs, of 220 images
+    "batch_size": 220,  # 660 pairs
     "num_copies": 3,
     "num_clusters": 70,  # sections IV.B and V, for all data sets
     "num_heads": 1,  # because SSL++ needs only one set of labels
@@ -43,7 +43,7 @@ PAPER = {
 SAMPLE = {
     "backbone": "resnet18",
     "epochs": (12,),
-    "batch_size": 240,
+    "batch_size": 80,
     "num_clusters": 16,
     "lr": 1e-3,
 }

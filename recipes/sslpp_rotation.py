@@ -10,13 +10,15 @@ with 70 IIC clusters (lambda 0.05) 90.1 / 86.5 / 75.9 %. Here: not yet run at th
     torchrun recipes/sslpp_rotation.py    # the embedded sample, small values, no pseudo-labels, a minute
 
 Section V.A states SGD with a momentum of 0.9 and a rate that is divided by 10. RotNet's code has Nesterov
-momentum and divides by 5. Here the momentum is Nesterov's and the rate is divided by 10. Rotated copies count
-in --batch-size: 512 are 128 images.
+momentum and divides by 5. Here the momentum is Nesterov's and the rate is divided by 10. A step has
+512 network inputs: 128 images in four rotations, or 512 images with --no-proxy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from fastpsl import engine, tasks
 from fastpsl.engine.launch import launch
@@ -27,14 +29,18 @@ PAPER = {
     "backbone": "nin4",
     "plan": "end_to_end",
     "epochs": (200,),
-    "batch_size": 512,  # 128 images in four rotations each
+    "batch_size": 128,
     "lr": 0.1,
     "intervals": (60, 60, 40, 40),
     "weight_decay": 5e-4,
     "semantic_weight": 0.05,
     "size_px": 32,
 }
-SAMPLE = {"epochs": (4,), "batch_size": 128, "lr": 0.05}
+SAMPLE = {"epochs": (4,), "batch_size": 32, "lr": 0.05}
+
+
+def variant(options: SSLPlusPlusSGDOptions) -> Mapping[str, Any]:
+    return {} if options.proxy else {"batch_size": 512}
 
 
 def build(options: SSLPlusPlusSGDOptions) -> engine.Experiment:
@@ -42,7 +48,7 @@ def build(options: SSLPlusPlusSGDOptions) -> engine.Experiment:
     return tasks.build_sslpp(options, tasks.RotNet(options.size_px, options.crop), optimiser)
 
 
-RECIPE = Recipe("sslpp_rotation", __doc__, SSLPlusPlusSGDOptions, PAPER, SAMPLE, build)
+RECIPE = Recipe("sslpp_rotation", __doc__, SSLPlusPlusSGDOptions, PAPER, SAMPLE, build, variant=variant)
 
 if __name__ == "__main__":
     launch(RECIPE)

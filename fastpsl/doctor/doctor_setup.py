@@ -75,7 +75,7 @@ def open_setup(recipe: LoadedRecipe | None, num_ranks: int | None, stages: Seque
     world = join_world(options.device, timeout_s=10 * options.timeout_s)
     whole_experiment = _build(recipe, options)
     stage_indices = _stage_indices(whole_experiment, stages)
-    num_ranks = _num_ranks(num_ranks, options, whole_experiment, stage_indices, world)
+    num_ranks = _num_ranks(num_ranks, options, world)
     options = _of_one_rank(options, num_ranks)
     with _named_share(options, num_ranks):
         # Built again, because a task depends on its batch size (NT-Xent's negatives, the batches that fill
@@ -123,8 +123,6 @@ def _stage_indices(experiment: Experiment | None, stages: Sequence[str]) -> tupl
 def _num_ranks(
     given: int | None,
     options: TrainingOptions,
-    experiment: Experiment | None,
-    stages: Sequence[int],
     world: World,
 ) -> int:
     """Return `given`, or else as many ranks as there are GPUs and equal shares of the batch."""
@@ -134,16 +132,8 @@ def _num_ranks(
         options.rank_batch(given)
         return given
     num_gpus = torch.cuda.device_count() if world.device.type == "cuda" else 1
-    images_per_sample = (
-        [experiment.task.images_per_sample(experiment.stages[i].level) for i in stages] if experiment else [1]
-    )
-    parts = [number * options.accumulate for number in range(num_gpus, 1, -1)]
-    fitting = [
-        part
-        for part in parts
-        if all(options.batch_size % (part * num_images) == 0 for num_images in images_per_sample)
-    ]
-    return fitting[0] // options.accumulate if fitting else 1
+    parts = {number: number * options.accumulate for number in range(num_gpus, 1, -1)}
+    return next((number for number, part in parts.items() if options.batch_size % part == 0), 1)
 
 
 def _of_one_rank(options: TrainingOptions, num_ranks: int) -> TrainingOptions:

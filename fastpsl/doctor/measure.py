@@ -52,8 +52,6 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
     views = {i: experiment.task.views(experiment.stages[i].level) for i in setup.stages} if experiment else {}
     first_views = next(iter(views.values()), _PLAIN_VIEWS)
     batch_size = setup.opened.batch_size
-    if experiment:
-        batch_size //= experiment.task.images_per_sample(experiment.stages[setup.stages[0]].level)
 
     log("read")
     with named("reading", "give data that can be read"):

@@ -74,7 +74,7 @@ class StageRates:
     """The rates of one stage.
 
     Attributes:
-        batch_size: Samples per batch.
+        batch_size: Images per batch.
         decode: Rate of the loader on bytes in memory.
         loader: Rate of the loader on the data as it is stored.
         step: The mode that trains.

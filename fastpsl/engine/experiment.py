@@ -65,6 +65,19 @@ class Experiment:
             assert 1 <= stage.level <= self.task.num_levels, stage
             self.task.views(stage.level)
 
+    def inputs_per_image(self) -> dict[str, int]:
+        """Return the task's inputs per image, by stage, for the stages in which they are more than one."""
+        numbers = {stage.name: self.task.inputs_per_image(stage.level) for stage in self.stages}
+        return {name: number for name, number in numbers.items() if number > 1}
+
+    def whole_science(self) -> dict[str, Any]:
+        """Return `science` and the inputs per image.
+
+        --batch-size once counted inputs, so the inputs tell such a run from one of as many images.
+        """
+        inputs = self.inputs_per_image()
+        return {**self.science, **({"inputs_per_image": inputs} if inputs else {})}
+
     def open_data(self, options: TrainingOptions, world: World) -> RunData:
         """Open the data and `check` it.
 
@@ -96,8 +109,8 @@ class Experiment:
             raise ValueError(
                 f"--order {options.order}: this recipe's own order comes from its labels; leave it out"
             )
+        data.check_batch()
         for stage in self.stages:
-            data.loader_batch(task.images_per_sample(stage.level))
             views, others = task.views(stage.level), task.held_out_views(stage.level)
             pass_views = task.pass_views(stage.level)
             data.check_views((*views, *pass_views), others)

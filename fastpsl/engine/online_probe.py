@@ -120,7 +120,7 @@ class OnlineProbe:
     def _features(self, data: Subset) -> Features | None:
         """Return the features from all ranks, on every rank; None if a signal stopped the pass."""
         run, dtype = self.run, DTYPES[self.run.precision]
-        features, indices, num_of_all_ranks = [], [], self.run.data.loader_batch(1) * run.world.size
+        features, indices, num_of_all_ranks = [], [], self.run.data.batch_size * run.world.size
         with (
             doing("probe: features", "images", data.num_samples) as progress,
             run.data.loader(data, [self.view], train=False) as loader,

@@ -58,6 +58,13 @@ def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict
         raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
     if made_by != recipe:
         raise ValueError(f"--config {path}: it is of a run of {made_by}, and this is {recipe}")
+    shows_several = made_by == "sslpp_iic" or given.get("rotations_per_image") == "all"
+    shows_several |= made_by == "sslpp_rotation" and given.get("proxy", True)
+    if shows_several and "inputs_per_image" not in config["science"]:
+        raise ValueError(
+            f"--config {path}: its batch_size {given.get('batch_size')} counted network inputs, and now it "
+            "counts images: give the run's options on the command, with --batch-size in images"
+        )
     known = {field.name: field for field in fields(options)}
     values = current_record(given, known)
     if unknown := values.keys() - known.keys():

@@ -81,28 +81,14 @@ class RunData:
                 self.close()
                 raise
 
-    def loader_batch(self, images_per_sample: int) -> int:
-        """Return the number of samples of a rank's batch.
-
-        Raises:
-            ValueError: The batch is not divisible by it, or there are fewer samples than one batch.
-        """
-        samples, rest = divmod(self.batch_size, images_per_sample)
-        if rest or not samples:
-            raise ValueError(
-                f"--batch-size {self.options.batch_size} gives each rank {self.batch_size} images a pass, "
-                f"and each sample makes {images_per_sample}: choose a batch that is a multiple of "
-                f"{images_per_sample * self.world.size * self.options.accumulate}"
-            )
-        needed = samples * self.world.size * self.options.accumulate
-        if self.train.num_samples < needed:
+    def check_batch(self) -> None:
+        """Raise ValueError if there are fewer training images than one batch."""
+        if self.train.num_samples < self.options.batch_size:
             preset = "give --preset small, " if isinstance(self.options, PretrainOptions) else ""
-            each = "" if images_per_sample == 1 else f", {images_per_sample} of each of {needed} samples"
             raise ValueError(
                 f"{self.train.num_samples} training images are fewer than one batch of "
-                f"{self.options.batch_size}{each}: lower --batch-size, {preset}or give more data"
+                f"{self.options.batch_size}: lower --batch-size, {preset}or give more data"
             )
-        return samples
 
     def check_views(self, views: Sequence[ViewSpec], held_out_views: Sequence[ViewSpec]) -> None:
         """Check that the smallest images can be cropped.
@@ -116,16 +102,14 @@ class RunData:
                 for view in data_views:
                     view.crop.check(min_height, min_width)
 
-    def loader(
-        self, data: Dataset, views: Sequence[ViewSpec], *, train: bool, images_per_sample: int = 1
-    ) -> Loader:
+    def loader(self, data: Dataset, views: Sequence[ViewSpec], *, train: bool) -> Loader:
         """Return a loader of this rank's share, shuffled for training, else in the data's order."""
         return open_loader(
             data,
             views,
             self.options,
             self.world,
-            batch_size_per_rank=self.loader_batch(images_per_sample),
+            batch_size_per_rank=self.batch_size,
             train=train,
         )
 
@@ -139,7 +123,7 @@ class RunData:
         return AnnotatedLoader(
             read,
             self.train.num_samples,
-            batch_size_per_rank=self.loader_batch(1),
+            batch_size_per_rank=self.batch_size,
             seed=options.seed,
             rank=world.rank,
             world=world.size,

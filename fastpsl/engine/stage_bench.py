@@ -38,7 +38,7 @@ def endless(loader: Loader, epochs: Iterator[int]) -> Generator[Batch, None, Non
 class StageBench:
     """A benchmark of stage `number` (from 0) on this rank's share of the batch, after `place_backbone`.
 
-    Rates are samples of the data set per second. A timed region lasts at least `seconds` and `min_steps`.
+    Rates are images of the data set per second. A timed region lasts at least `seconds` and `min_steps`.
     With several ranks, use seconds=0, because all ranks must make the same number of steps.
 
     Args:
@@ -73,8 +73,7 @@ class StageBench:
         self.train_step = make_train_step(experiment, number, options, world)
         self.views = tuple(self.train_step.views if views is None else views)
         self.train_step.views = self.views
-        each = experiment.task.images_per_sample(self.stage.level)
-        self.batch_size = options.rank_batch(world.size) // each
+        self.batch_size = options.rank_batch(world.size)
         self.lr = experiment.schedule(Moment(0, 1, 0, self.stage.epochs, self.stage.epochs))
         # One batch more than the loader prefetches.
         self.ahead = options.prefetch_batches + 1

@@ -28,32 +28,25 @@ def _size(data: Dataset, what: str) -> str:
 def length_line(experiment: Experiment, data: RunData) -> str:
     """Return the number of steps of each stage and of all, in words.
 
-    Where a task makes several inputs of an image, it has the number of images per step, too: --batch-size
-    counts inputs.
+    Where a task makes several network inputs of an image, it has their number per step, too.
     """
     steps = stage_steps(experiment, data)
     names = [f"{stage.name} {num:,}" for stage, num in zip(experiment.stages, steps, strict=True)]
     parts = f" ({', '.join(names)})" if len(names) > 1 else ""
     limit = data.options.max_steps_per_stage
     cut = f"; --max-steps-per-stage cuts each at {limit:,}" if limit is not None else ""
-    copies = [
-        f"{stage.name} {data.options.batch_size // num:,} in {num} each"
-        for stage in experiment.stages
-        if (num := experiment.task.images_per_sample(stage.level)) > 1
+    inputs = [
+        f"{name} {data.options.batch_size * number:,}"
+        for name, number in experiment.inputs_per_image().items()
     ]
-    made = f"; images per step: {', '.join(copies)}" if copies else ""
-    return f"{sum(steps):,} steps on {data.train.num_samples:,} images{parts}{made}{cut}"
+    made = f"; network inputs per step: {', '.join(inputs)}" if inputs else ""
+    return f"{sum(steps):,} steps{parts}{made}{cut}"
 
 
 def stage_steps(experiment: Experiment, data: RunData) -> list[int]:
     """Return the number of steps of each stage."""
-    options, world = data.options, data.world
-    steps = []
-    for stage in experiment.stages:
-        samples = data.loader_batch(experiment.task.images_per_sample(stage.level))
-        per_epoch = data.train.num_samples // (samples * world.size) // options.accumulate
-        steps.append(stage.num_steps or stage.epochs * per_epoch)
-    return steps
+    per_epoch = data.train.num_samples // data.options.batch_size
+    return [stage.num_steps or stage.epochs * per_epoch for stage in experiment.stages]
 
 
 def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
@@ -69,13 +62,11 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
             f"stages of fewer than {MIN_STEPS:,} steps learn little: {', '.join(few)}; give more --epochs, a "
             "smaller --batch-size, or --preset small"
         )
-    copies = min(experiment.task.images_per_sample(stage.level) for stage in experiment.stages)
-    if options.batch_size > MAX_BATCH_SHARE * num_images * copies:
-        share = options.batch_size / copies / num_images
-        limit = max(2, int(MAX_BATCH_SHARE * num_images * copies))
+    if options.batch_size > MAX_BATCH_SHARE * num_images:
+        limit = max(2, int(MAX_BATCH_SHARE * num_images))
         yield (
-            f"a step has {share:.0%} of the {num_images:,} images: give --batch-size {limit} or less, or "
-            "--preset small"
+            f"a step has {options.batch_size / num_images:.0%} of the {num_images:,} images: give "
+            f"--batch-size {limit} or less, or --preset small"
         )
     needed = max(
         (

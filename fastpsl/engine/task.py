@@ -65,8 +65,12 @@ class Task:
         """Return the views of the held-out pass; none to skip the pass."""
         return self.views(level)
 
-    def images_per_sample(self, level: int) -> int:
-        """Return the number of images of --batch-size that one sample makes."""
+    def inputs_per_image(self, level: int) -> int:
+        """Return how many network inputs a step has of each image.
+
+        It is for tasks that show several turns or copies of an image as options choose. The views that a
+        method always has, such as SimCLR's two crops, are not counted.
+        """
         return 1
 
     # The data

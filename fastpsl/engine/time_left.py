@@ -57,30 +57,29 @@ def work_ahead(
     stages: Sequence[Stage],
     position: int,
     blocks: Sequence[nn.Module],
-    images_per_sample: Callable[[int], int],
+    inputs_per_image: Callable[[int], int],
     steps_per_epoch: int,
     max_steps_per_stage: int | None,
 ) -> WorkAhead:
     """Estimate the work of the stages after the one at `position`.
 
-    The rule: a step's time grows with the layers that it passes (`step_cost`). An epoch's number of steps
-    grows with the images that the task makes of a sample. Passes between steps, such as the held-out pass,
-    are not counted.
+    The rule: a step's time grows with the layers that it passes (`step_cost`), and with the inputs that the
+    task makes of an image. Passes between steps, such as the held-out pass, are not counted.
 
     Args:
         stages: The stages of the run.
         position: The index of the present stage, from 0.
         blocks: The blocks of the backbone.
-        images_per_sample: The task's number of images per sample, given a level.
+        inputs_per_image: The task's number of inputs per image, given a level.
         steps_per_epoch: The present stage's number of steps per epoch.
         max_steps_per_stage: The limit for all stages, or None.
     """
     here, later_steps = stages[position], 0.0
     for stage in stages[position + 1 :]:
-        share = images_per_sample(stage.level) / images_per_sample(here.level)
-        num_steps = stage.num_steps or stage.epochs * steps_per_epoch * share
+        share = inputs_per_image(stage.level) / inputs_per_image(here.level)
+        num_steps = stage.num_steps or stage.epochs * steps_per_epoch
         num_steps = min(num_steps, max_steps_per_stage or num_steps)
-        later_steps += num_steps * step_cost(blocks, stage) / step_cost(blocks, here)
+        later_steps += num_steps * share * step_cost(blocks, stage) / step_cost(blocks, here)
     return WorkAhead(position + 1, len(stages), later_steps)
 
 

@@ -60,7 +60,6 @@ class StageTrainer:
         self.stage = stage = experiment.stages[run.position.stage]
         self.fresh = state is None
         self.held_out_views = experiment.task.held_out_views(stage.level)
-        self.images_per_sample = experiment.task.images_per_sample(stage.level)
         options = run.options
         if state:  # within a stage, the choices of its start apply
             options = apply_kept_choices(options, state.get("choices", {}), self._check, run.reporter.log)
@@ -87,23 +86,22 @@ class StageTrainer:
         run, position = self.run, self.position
         with contextlib.ExitStack() as stack:
             progress.turn_to(f"{self.stage.name}: opening its loaders")
-            each = self.images_per_sample
             task_loader = self.experiment.task.train_loader(run.data)
             loader = stack.enter_context(
-                task_loader or run.data.loader(run.data.train, self.views, train=True, images_per_sample=each)
+                task_loader or run.data.loader(run.data.train, self.views, train=True)
             )
             val_loader = None
             # It is opened now, so that data that cannot be evaluated are rejected before the training.
             if run.data.val is not None and self.held_out_views:
                 val_loader = stack.enter_context(
-                    run.data.loader(run.data.val, self.held_out_views, train=False, images_per_sample=each)
+                    run.data.loader(run.data.val, self.held_out_views, train=False)
                 )
             self.steps_per_epoch = loader.num_steps // run.options.accumulate
             self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
             self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
             ahead = work_ahead(
                 self.experiment.stages, position.stage, self.experiment.backbone.blocks(),
-                self.experiment.task.images_per_sample, self.steps_per_epoch, run.options.max_steps_per_stage,
+                self.experiment.task.inputs_per_image, self.steps_per_epoch, run.options.max_steps_per_stage,
             )  # fmt: skip
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
             report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)

@@ -137,9 +137,9 @@ VALUES = {
     "sslpp_aet/yfcc_labels_alone": {**_FROM_YFCC["aet"], "proxy": False},
     **{f"sslpp_iic/{number}": {"num_clusters": number} for number in NUMS_CLUSTERS},
     **{f"sslpp_iic/{name}": {"augment": name} for name in TRANSFORMS},
-    "sslpp_iic/stl": {"num_copies": 5, "batch_size": 700},
+    "sslpp_iic/stl": {"num_copies": 5, "batch_size": 140},
     # As many pictures as its 2000 epochs of CIFAR-10 have.
-    "sslpp_iic/yfcc": {"size_px": 224, "batch_size": 672, "epochs": (333,)},
+    "sslpp_iic/yfcc": {"size_px": 224, "batch_size": 224, "epochs": (333,)},
     "supervised/32px": _SUPERVISED_32,
     "supervised/stl10": {**_SUPERVISED, "weight_decay": 5e-4, "size_px": 224},
     **{f"supervised/{number}": {**_SUPERVISED_32, "labels_per_class": number} for number in FEW},
@@ -162,13 +162,13 @@ TINY = {
     **{f"sslpp_{task}": {"num_clusters": 16} for task in TASKS},
     **{f"sslpp_{task}/yfcc": {"size_px": 64, "epochs": (4,)} for task in TASKS},
     "sslpp_aet/yfcc_labels_alone": {"size_px": 64, "epochs": (4,)},
-    "sslpp_iic": {"epochs": (4,), "batch_size": 60},  # fewer than the 160 pictures of a small folder
+    "sslpp_iic": {"epochs": (4,), "batch_size": 20},
     **{
         f"sslpp_iic/{number}": {"num_clusters": fewer}
         for number, fewer in zip(NUMS_CLUSTERS, (2, 6, 12, 24), strict=True)
     },
-    "sslpp_iic/stl": {"batch_size": 60},
-    "sslpp_iic/yfcc": {"size_px": 64, "batch_size": 60, "epochs": (2,)},
+    "sslpp_iic/stl": {"batch_size": 12},
+    "sslpp_iic/yfcc": {"size_px": 64, "batch_size": 20, "epochs": (2,)},
     "supervised/32px": _TINY_SUPERVISED,
     "supervised/stl10": {**_TINY_SUPERVISED, "size_px": 64},
     **{

@@ -32,7 +32,7 @@ class Rotation(Task):
     the window is cut first and turned exactly. Windows may lie anywhere in the image, as in the jigsaw task.
     Paper: no flip. Here: none either.
     Paper: does not state how many rotations of an image are shown, nor whether its batch counts images or
-    rotated copies. Here it counts rotated copies.
+    rotated copies. Here it counts images.
 
     Args:
         shorter_px: The image's shorter side after resizing.
@@ -78,8 +78,8 @@ class Rotation(Task):
         return (ViewSpec(RotationCrop(self.size_px, share), (Rotate45(),)),)
 
     @override
-    def images_per_sample(self, level: int) -> int:
-        """Return the number of rotations per sample, which the batch size counts."""
+    def inputs_per_image(self, level: int) -> int:
+        """Return the number of rotations that are shown of each image."""
         return NUM_ROTATIONS[level - 1] if self.rotations_per_image == "all" else 1
 
     @override

@@ -136,10 +136,10 @@ def gpu_results() -> dict[str, dict[str, Any]]:
         "bench": "small",
         "rows": [
             row(
-                17_500.0, measured="step", recipe="sslpp_rotation", step="eager", images_per_sample=4,
+                17_500.0, measured="step", recipe="sslpp_rotation", step="eager", inputs_per_image=4,
                 **resident,
             ),
-            row(30_000.0, measured="step", recipe="sslpp_aet", step="eager", images_per_sample=1, **resident),
+            row(30_000.0, measured="step", recipe="sslpp_aet", step="eager", inputs_per_image=1, **resident),
         ],
         "ratios": [
             row(0.98, what="both / step", recipe="sslpp_rotation", **resident),

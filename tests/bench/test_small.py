@@ -55,9 +55,8 @@ def test_a_run_writes_three_rows_of_tasks_and_probe_and_knn_as_a_whole(
     }  # fmt: skip
     assert all(row["decoder"] == "resident" for row in result["rows"] if row["measured"] != "step")
     rotation, probe = rows["sslpp_rotation", "both"], rows["block_probe", "both"]
-    # Four rotations of two images; the probe has eight images.
-    assert (rotation["samples_per_step"], rotation["images_per_sample"], rotation["epochs"]) == (2, 4, 200)
-    assert (probe["samples_per_step"], probe["images_per_sample"], probe["epochs"]) == (8, 1, 200)
+    assert (rotation["samples_per_step"], rotation["inputs_per_image"], rotation["epochs"]) == (8, 4, 200)
+    assert (probe["samples_per_step"], probe["inputs_per_image"], probe["epochs"]) == (8, 1, 200)
     assert rows["knn", "whole"]["unit"] == "s" and rows["knn", "whole"]["blocks"] == ["B2", "B3", "B4"]
     whats = {(ratio["recipe"], ratio["what"]): ratio["median"] for ratio in result["ratios"]}
     for recipe in ("sslpp_rotation", "block_probe"):
@@ -65,8 +64,8 @@ def test_a_run_writes_three_rows_of_tasks_and_probe_and_knn_as_a_whole(
         assert whats[recipe, "both / step"] == pytest.approx(both / step, rel=1e-4)
     assert result["data"] | {"num_samples": 60, "num_distinct": 60, "num_held_out": 20} == result["data"]
     text = " ".join(process.stdout.split())
-    assert f"sslpp_rotation: {4 * rotation['median']:,.0f} images/s" in text
-    assert "whole: 200 epochs x 30 steps" in text and "whole: 200 epochs x 7 steps" in text
+    assert f"{rotation['median']:,.0f} images/s, {4 * rotation['median']:,.0f} inputs/s" in text
+    assert text.count("whole: 200 epochs x 7 steps") == 2
     assert "knn of B2 B3 B4, whole:" in text and str(out) in process.stdout.replace("\n", "")
 
 

@@ -39,7 +39,7 @@ def one_step(
 ) -> Seen:
     """Record the host's waits and kernels of a stage's warm-up, first step and one held-out batch."""
     task, stage = experiment.task, experiment.stages[number]
-    size = options.rank_batch(1) // task.images_per_sample(stage.level)
+    size = options.rank_batch(1)
     batches = [
         noise_batch(train_step.views, size, seed).to(cuda.device) for seed in range(options.accumulate)
     ]

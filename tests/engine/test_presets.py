@@ -122,6 +122,26 @@ def test_a_run_says_how_many_images_of_how_many_classes_were_read() -> None:
     assert line((2304, 10), None) == "2,304 training images in 10 classes, no validation images"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "values"),
+    [
+        ("sslpp_iic", {"batch_size": 660}),
+        ("sslpp_rotation", {"batch_size": 512}),
+        ("rotation_rv50", {"batch_size": 256, "rotations_per_image": "all"}),
+    ],
+)
+def test_a_run_whose_batch_counted_network_inputs_is_not_repeated(
+    tmp_path: Path, recipe: str, values: dict[str, Any]
+) -> None:
+    path, science, options = tmp_path / "config.json", {"recipe": recipe}, find_recipe(recipe).options
+    path.write_text(json.dumps({"options": values, "science": science}))
+    with pytest.raises(ValueError, match=f"its batch_size {values['batch_size']} counted network inputs"):
+        values_of_config(path, recipe, options)
+    now = {"options": values, "science": science | {"inputs_per_image": {"E": 4}}}
+    path.write_text(json.dumps(now))
+    assert values_of_config(path, recipe, options) == values
+
+
 def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,7 +152,7 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     for i in range(6):
         Image.fromarray(photo(i, 60, 70)).save(photos / f"{i}.jpg")
     recipe = find_recipe("rotation_rv50")
-    options = ["--backbone", "nin3", "--batch-size", "8", "--size-px", "48", "--short-side", "64"]
+    options = ["--backbone", "nin3", "--batch-size", "4", "--size-px", "48", "--short-side", "64"]
     options += ["--rotations-per-image", "all", "--decoder", "torchvision", "--workers", "1"]
     options += ["--max-steps-per-stage", "1"]
     with pytest.raises(SystemExit) as end:
@@ -140,9 +160,9 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     assert end.value.code == 0
     text = capfd.readouterr().err
     assert "6 training images, no validation images\n" in text
-    steps = "600 steps on 6 images (S1 60, S2 180, S3 360); images per step: S1 4 in 2 each, S2 2 in 4 each, "
-    assert f"{steps}S3 1 in 8 each; --max-steps-per-stage cuts each at 1" in text
-    assert "stages of fewer than 2,000 steps learn little: S1 has 60, S2 has 180" in text
+    steps = "180 steps (S1 60, S2 60, S3 60); network inputs per step: S1 8, S2 16, S3 32; "
+    assert f"{steps}--max-steps-per-stage cuts each at 1" in text
+    assert "stages of fewer than 2,000 steps learn little: S1 has 60, S2 has 60, S3 has 60" in text
     assert "a step has 67% of the 6 images: give --batch-size 2 or less" in text
     assert "a side of 60 px or less and are enlarged to 64 px: give smaller --short-side, --size-px" in text
 

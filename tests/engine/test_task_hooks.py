@@ -54,10 +54,6 @@ class Asking(Task):
         return (ViewSpec(ShorterSideCrop(32, 32, where="center")),)
 
     @override
-    def images_per_sample(self, level: int) -> int:
-        return 2
-
-    @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
         if batch_size == 64:
             raise ValueError(f"batch {batch_size} of {data.num_samples} will not do")
@@ -97,7 +93,7 @@ def experiment(task: Asking) -> Experiment:
 
 
 def fit(out: Path, task: Asking, **options: Any) -> bool:
-    run = tiny_run(out, epochs=(1, 1), **options)
+    run = tiny_run(out, **{"batch_size": 16, "epochs": (1, 1), **options})
     try:
         return pretrain(experiment(task), run)
     finally:
@@ -107,7 +103,7 @@ def fit(out: Path, task: Asking, **options: Any) -> bool:
 def test_a_task_is_asked_for_all_it_wants(tmp_path: Path) -> None:
     task = Asking()
     assert fit(tmp_path, task)
-    assert set(task.sizes) == {16}  # 32 images, two per sample
+    assert set(task.sizes) == {16}
     assert task.trained == [(epoch, step) for epoch in (0, 1) for step in range(30)]
     assert task.held_out_draws == [0] * 20  # 160 images, no flip, both stages
     assert len(task.warmed) == 2 * NUM_WARM_UP
@@ -131,7 +127,7 @@ def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(
 
 def test_warm_up_is_not_done_again_on_resume(tmp_path: Path) -> None:
     assert fit(tmp_path, Asking(), max_steps_per_stage=2)
-    run = tiny_run(tmp_path, epochs=(1, 1))
+    run = tiny_run(tmp_path, batch_size=16, epochs=(1, 1))
     run.position.summaries.pop()  # go on in the second stage, from its second step
     task = Asking()
     assert pretrain(experiment(task), run)
@@ -140,7 +136,7 @@ def test_warm_up_is_not_done_again_on_resume(tmp_path: Path) -> None:
 
 
 def test_a_signal_during_warm_up_is_heard(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, epochs=(1, 1))
+    run = tiny_run(tmp_path, batch_size=16, epochs=(1, 1))
     run.stop_signal.stop_requested = True
     task = Asking()
     assert not pretrain(experiment(task), run)
@@ -155,10 +151,10 @@ def test_what_cannot_serve_is_refused_before_the_first_step(tmp_path: Path) -> N
     task = Asking()
     with pytest.raises(ValueError, match="batch 64 of 480 will not do"):
         fit(tmp_path / "a", task, batch_size=64)
-    with pytest.raises(ValueError, match="multiple of 2"):
-        fit(tmp_path / "b", task, batch_size=31)
+    with pytest.raises(ValueError, match="480 training images are fewer than one batch of 481"):
+        fit(tmp_path / "b", task, batch_size=481)
     with pytest.raises(ValueError, match="multiple of 4"):
-        fit(tmp_path / "c", task, batch_size=30, accumulate=2)
+        fit(tmp_path / "c", task, batch_size=30, accumulate=4)
     assert not task.warmed and not task.trained
 
 

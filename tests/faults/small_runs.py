@@ -65,7 +65,7 @@ IIC = Kind(
     "IIC",
     "sslpp_iic",
     (
-        *("--backbone", "resnet18", "--batch-size", 120, "--num-clusters", 8, "--num-copies", 2),
+        *("--backbone", "resnet18", "--batch-size", 60, "--num-clusters", 8, "--num-copies", 2),
         *("--epochs", 1),
     ),
 )  # fmt: skip
@@ -74,7 +74,7 @@ RANKS = JIGSAW._replace(name="two ranks", num_ranks=2)
 
 def sslpp(labels: Path) -> Kind:
     """Return SSL++'s rotation with the labels of a run of `IIC`."""
-    options = ("--backbone", "resnet18", "--batch-size", 160, "--epochs", 1, "--pseudo-labels", labels)
+    options = ("--backbone", "resnet18", "--batch-size", 40, "--epochs", 1, "--pseudo-labels", labels)
     return Kind("SSL++", "sslpp_rotation", options)
 
 

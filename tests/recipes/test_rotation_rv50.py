@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.pipelines.photos import RAW, photo, write
 from tests.programs import ROOT, newest_checkpoint
@@ -42,13 +43,14 @@ def printed(outcome: Outcome) -> list[str]:
 
 
 def test_all_rotations_through_all_stages(recipe: Start, data: Any, tmp_path: Path) -> None:
-    """Check that the batch counts images after rotation.
+    """Check that the batch of 8 counts images: an epoch has 3 steps of more inputs from level to level.
 
-    A step has 4, 2 and 1 samples, so an epoch has 6, 12 and 24 steps.
+    A checkpoint from when it counted inputs says nothing of them, and is refused.
     """
     lines = printed(recipe(*SMALL, *data, *ALL, "--backbone", "resnet18"))
-    for stage, steps, chance in (("S1", 6, "50.0"), ("S2", 12, "25.0"), ("S3", 24, "12.5")):
-        assert any(line.startswith(f"{stage}: ") and f" of {steps} steps" in line for line in lines), lines
+    assert any("network inputs per step: S1 16, S2 32, S3 64;" in line for line in lines), lines
+    for stage, chance in (("S1", "50.0"), ("S2", "25.0"), ("S3", "12.5")):
+        assert any(line.startswith(f"{stage}: ") and " of 3 steps" in line for line in lines), lines
         assert any(line.startswith(f"{stage} ") and f"(chance {chance} %)" in line for line in lines), lines
     for level in (1, 2, 3):
         assert (tmp_path / "out" / f"contact-sheet-G{level}.png").stat().st_size > 0
@@ -60,6 +62,10 @@ def test_all_rotations_through_all_stages(recipe: Start, data: Any, tmp_path: Pa
     for summary, views in zip(summaries, (20, 40, 80), strict=True):
         right = summary["held_out"]["accuracy"] * views
         assert abs(right - round(right)) < 1e-4, summary
+    assert checkpoint["science"].pop("inputs_per_image") == {"S1": 2, "S2": 4, "S3": 8}
+    torch.save(checkpoint, tmp_path / "earlier.pt")
+    done = recipe(*SMALL, *data, *ALL, "--backbone", "resnet18", "--resume", tmp_path / "earlier.pt")
+    refused(done, "rotation_rv50", "another experiment: inputs_per_image (None there, {'S1': 2,")
 
 
 @pytest.mark.slow
@@ -86,9 +92,6 @@ def test_the_papers_backbone_end_to_end(recipe: Start, data: Any, tmp_path: Path
     [
         (("--levels", "1", "2", "4"), ("level 4", "1 to 3")),
         (("--levels", "1", "2"), ("a level for each",)),
-        ((*ALL, "--batch-size", "12"), ("--batch-size 12", "makes 8", "multiple of 8")),
-        ((*ALL, "--batch-size", "4"), ("--batch-size 4", "multiple of 8")),
-        ((*ALL, "--batch-size", "16", "--accumulate", "4"), ("multiple of 32",)),
         (("--rotations-per-image", "two"), ("two",)),
         (("--size-px", "40"), ("window of 40 px", "36 px")),
         (("--backbone", "revnet18"), ("--backbone revnet18", "revnet50")),
@@ -113,6 +116,7 @@ def test_images_too_small_for_45_degrees_are_refused_before_the_first_stage(
         "fastpsl data write --min-px 53",
     )
     assert recipe(*SMALL, *small, "--out", tmp_path / "b", "--levels", "1", "2", "2").code == 0
+    assert "inputs_per_image" not in newest_checkpoint(tmp_path / "b")["science"]
 
 
 def test_the_papers_values_are_the_defaults(recipe: Start) -> None:
@@ -127,4 +131,7 @@ def test_the_papers_values_are_the_defaults(recipe: Start) -> None:
         0.01,
     )
     assert (options.intervals, options.short_side, options.size_px) == ((20, 20, 10, 10), 256, 224)
-    assert options.rotations_per_image == "one"
+    assert options.rotations_per_image == "one" and parts["RECIPE"].variant(options) == {}
+    for levels, batch_size in (((), 32), ((1, 2, 2), 64), ((1,), 128), ((3, 1), 32)):
+        every = parts["RECIPE"].with_paper(rotations_per_image="all", levels=levels)
+        assert parts["RECIPE"].variant(every) == {"batch_size": batch_size}

@@ -3,6 +3,7 @@ import json
 import runpy
 import signal
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TABLE_II = {
     "colorization": (200, 128, {0: 1e-2, 99: 1e-2, 100: 1e-3, 150: 1e-4}, None, 1.0),
     "context": (200, 512, {0: 1e-2, 99: 1e-2, 100: 1e-3, 150: 1e-4}, False, 1.0),
-    "rotation": (200, 512, {0: 0.1, 59: 0.1, 60: 1e-2, 120: 1e-3, 160: 1e-4}, True, 0.05),
+    "rotation": (200, 128, {0: 0.1, 59: 0.1, 60: 1e-2, 120: 1e-3, 160: 1e-4}, True, 0.05),
     "aet": (
         1500,
         512,
@@ -69,7 +70,10 @@ def test_the_papers_values(task: str) -> None:
         and experiment.task.weight == weight
         and experiment.task.num_classes == 70
     )
-    assert experiment.task.images_per_sample(1) == (4 if task == "rotation" else 1)
+    assert experiment.inputs_per_image() == ({"E": 4} if task == "rotation" else {})
+    # 512 network inputs of rotation are 128 images, or 512 that are not rotated.
+    plain = parts["RECIPE"].variant(replace(options, proxy=False))
+    assert plain == ({"batch_size": 512} if task == "rotation" else {})
     # Labels are computed from whole images, as the network sees them.
     assert experiment.task.pass_views(1) == (
         center_view(experiment.task.views(1)[0].input(), 32, whole=True),

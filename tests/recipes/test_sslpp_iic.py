@@ -145,7 +145,6 @@ def test_images_without_labels_are_enough(recipe: Start, tmp_path: Path) -> None
         (("--augment", "blur"), "--augment"),
         (("--accumulate", 2), "--accumulate 2: each part"),
         (("--apex",), "--apex"),
-        (("--batch-size", 100), "multiple of 3"),
         (("--lr", 0), "above 0"),
     ],
 )

@@ -101,7 +101,7 @@ def test_the_schedules_of_tiny_yfcc100m() -> None:
     assert schedules == {
         "colorization": ((120,), (120,), 128, 0.01),
         "context": ((200,), (100, 50, 50), 512, 0.01),
-        "rotation": ((50,), (15, 20, 10, 5), 512, 0.1),
+        "rotation": ((50,), (15, 20, 10, 5), 128, 0.1),
         "aet": ((200,), (100, 50, 50), 512, 0.1),
     }
 

@@ -117,7 +117,7 @@ def test_learned_it_beats_the_constant_on_held_out_images(kind: Kind) -> None:
 def test_it_is_ssl_pluspluss_proxy_and_aets_task() -> None:
     """One pair per sample, after crop and flip; eight unbounded numbers or six in [-1, 1]."""
     task: Proxy = AET("projective", 32)
-    assert task.images_per_sample(1) == 1
+    assert task.inputs_per_image(1) == 1
     view = task.view()
     assert [type(op).__name__ for op in view.ops] == ["Shift", "Flip", "WarpPair"]
     assert view.ops[0] == Shift(4) and view.ops[-1] == WarpPair(32, "projective")

@@ -147,7 +147,7 @@ def test_it_is_ssl_pluspluss_proxy() -> None:
     8 x 8 maps give 32 px.
     """
     task: Proxy = Context(0.5, 32)
-    assert task.images_per_sample(1) == 1
+    assert task.inputs_per_image(1) == 1
     view = task.view()
     assert [type(op).__name__ for op in view.ops] == ["Shift", "Flip", "Hole"]
     assert view.ops[-1] == Hole(0.5, view.mean)

@@ -104,7 +104,7 @@ def test_all_rotations_hold_the_one_that_would_be_drawn(level: int, photos: Path
     one, one_batch = loaded(photos, ONE.views(level))
     every, every_batch = loaded(photos, ALL.views(level))
     num = LEVELS[level]
-    assert ALL.images_per_sample(level) == num and ONE.images_per_sample(level) == 1
+    assert ALL.inputs_per_image(level) == num and ONE.inputs_per_image(level) == 1
     images = by_sample(joined(every), len(every), NUM)
     degrees = by_sample(image_degrees(every_batch).flatten(), len(every), NUM)
     assert degrees.sort(1).values.tolist() == NUM * [list(range(0, 360, 360 // num))]
@@ -207,7 +207,7 @@ def test_the_contact_sheet_shows_every_angle_and_the_captions_name_it(task: Rota
     batch = noise_batch(views, 2)
     inputs = batch.inputs(views, torch.float32)
     sheet, captions = task.contact_sheet(inputs, batch), task.captions(batch)
-    num = task.images_per_sample(level)
+    num = task.inputs_per_image(level)
     rows, columns = -(-num // 4), min(num, 4)
     step = SIZE + 4
     assert sheet.shape == (2, 3, rows * step - 4, columns * step - 4)

@@ -51,7 +51,7 @@ def beton(noise: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_views(task: Rotation, level: int, beton: Path) -> tuple[Tensor, Tensor]:
     """Return NUM of the network's images, uint8 [NUM, 3, S, S], and their angles in degrees [NUM]."""
     views, images, degrees = task.views(level), [], []
-    batch_size = NUM // 4 // task.images_per_sample(level)
+    batch_size = NUM // 4 // task.inputs_per_image(level)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (views[0].mean, views[0].std))
     with Beton(beton) as data, Loader(
         data, views, batch_size_per_rank=batch_size, train=False,

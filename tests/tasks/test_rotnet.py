@@ -13,7 +13,7 @@ def test_all_four_turns_of_each_image_and_their_labels() -> None:
     _, head = small_modules(task)
     batch = noise_batch([task.view()], 3)
     (inputs,) = batch.inputs([task.view()], torch.float32)
-    assert task.images_per_sample(1) == 4 and inputs.shape == (12, 3, 32, 32)
+    assert task.inputs_per_image(1) == 4 and inputs.shape == (12, 3, 32, 32)
     whole = inputs.unflatten(0, (3, 4))
     for turn in range(4):
         torch.testing.assert_close(whole[:, turn], torch.rot90(whole[:, 0], turn, (-2, -1)))

@@ -115,7 +115,7 @@ def test_held_out_images_have_no_pseudo_labels() -> None:
 
 def test_pseudo_labels_alone() -> None:
     task = task_of(learn_proxy=False, weight=2.0)
-    assert task.views(1) == (PLAIN,) and task.images_per_sample(1) == 1
+    assert task.views(1) == (PLAIN,) and task.inputs_per_image(1) == 1
     trunk, head, inputs, batch = modules_and_batch(task)
     assert list(head) == ["labels"]  # type: ignore[call-overload]
     loss, metrics = task.loss(trunk, head, inputs, batch)

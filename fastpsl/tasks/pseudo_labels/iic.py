@@ -135,10 +135,10 @@ class IIC(Task):
                     f"{flag} {size:,} for {data.num_samples:,} training images: "
                     f"give at most {data.num_samples:,}"
                 )
-        if batch_size < max(self.sizes.values()):
+        num_pairs, most = batch_size * self.num_copies, max(self.sizes.values())
+        if num_pairs < most:
             warnings.warn(
-                f"--batch-size {batch_size}: so few pairs a step say little of how "
-                f"{max(self.sizes.values())} "
+                f"--batch-size {batch_size} makes {num_pairs} pairs a step, which say little of how {most} "
                 "clusters share the images; give several times as many, or fewer clusters",
                 stacklevel=2,
             )
@@ -155,9 +155,9 @@ class IIC(Task):
         return (self.center,)
 
     @override
-    def images_per_sample(self, level: int) -> int:
-        """Return the number of pairs per image, which the batch size counts, as in IIC."""
-        return self.num_copies
+    def inputs_per_image(self, level: int) -> int:
+        """Return the number of crops per image: the weak one and its copies."""
+        return 1 + self.num_copies
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:

@@ -88,7 +88,7 @@ class IICOptions(PretrainOptions):
     num_sub_heads: int
     """Classifiers of a head; the one of lowest loss makes the labels."""
     num_copies: int
-    """Transformed copies that an image is paired with; --batch-size counts pairs."""
+    """Transformed copies that an image is paired with."""
     augment: Annotated[
         Transforms,
         arg(

@@ -57,7 +57,7 @@ class RotNet(Proxy):
         return loss, metrics
 
     @override
-    def images_per_sample(self, level: int) -> int:
+    def inputs_per_image(self, level: int) -> int:
         return NUM_TURNS
 
     @override

@@ -87,8 +87,8 @@ class SSLPlusPlus(Task):
         return (self.center,) if self.center else ()
 
     @override
-    def images_per_sample(self, level: int) -> int:
-        return self._learned.images_per_sample(level)
+    def inputs_per_image(self, level: int) -> int:
+        return self._learned.inputs_per_image(level)
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:
