@@ -37,6 +37,7 @@ SAMPLE: dict[str, Any] = {"size_px": 48, "steps": 600, "lr": 0.01}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainedEvaluationOptions):
+    forms: ClassVar = "VOCdevkit, the folder of PASCAL VOC"
     without: ClassVar = {
         "val": VAL_IS_OF_DATA,
         "whole": "the protocols are scored on random crops; leave it out",

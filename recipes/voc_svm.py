@@ -34,6 +34,7 @@ SAMPLE: dict[str, Any] = {"shots": (1, 2, 4, 8, 16), "size_px": 96, "batch_size"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
+    forms: ClassVar = "VOCdevkit, the folder of PASCAL VOC"
     without: ClassVar = {
         "val": VAL_IS_OF_DATA,
         "whole": "the protocol squashes whole images to squares; leave it out",

@@ -53,7 +53,7 @@ def test_an_error_of_the_training_is_noted_and_raised(
         ({"lr": True}, "lr is True: give another value$"),
         ({"apex": 1}, "apex is 1: give True or False$"),
         ({"counts": ("--help",)}, "counts .* a value cannot begin with --$"),
-        ({"data": "nothere"}, "nothere: cannot be opened"),
+        ({"data": "nothere"}, "^nothere: no such file or folder; give a folder of images, a .beton file"),
         ({"data": 3}, "data is int, not a path: give a folder of images"),
         ({"val": "nothere"}, "^val nothere without data"),
         ({"backbone": "resnet1"}, "^backbone resnet1: allowed are alexnet, "),

@@ -72,6 +72,7 @@ class ExtractionOptions:
             ValueError: Weights are given twice or not at all, or a value is out of range.
         """
         from fastpsl.engine.distributed import join_world, leave_world
+        from fastpsl.engine.given_paths import require_paths
         from fastpsl.evaluation.options import EvaluationOptions
 
         if (checkpoint is not None) == more.get("random_weights", False):
@@ -79,6 +80,7 @@ class ExtractionOptions:
         if more.get("seed", 0) < 0:
             raise ValueError(f"--seed {more['seed']}: it must be 0 or more")
         options = EvaluationOptions(checkpoint=checkpoint, **vars(self), **more)
+        require_paths(options)
         world = join_world(options.device, timeout_s=10 * options.timeout_s)
         try:
             yield options, world

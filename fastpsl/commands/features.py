@@ -44,7 +44,7 @@ class Features:
 
         if self.out.suffix != ".npy":
             raise ValueError(f"--out {self.out}: give a name that ends in .npy")
-        with self.extraction.joined(self.checkpoint) as (options, world):
+        with self.extraction.joined(self.checkpoint, data=self.data) as (options, world):
             pretrained = options.pretrained()
             with closing(open_data(self.data)) as data:
                 extraction = Extraction.of(options, pretrained, data, self.block, world, self.dtype)

@@ -65,7 +65,8 @@ def _show_checks(checks: tuple[Check, ...], without_gpu: bool, log: Callable[...
     for check in checks:
         if check.state != "ok":
             remedy = f": {check.remedy}" if check.remedy else ""
-            log(f"{check.state}: {check.name}: {check.text}{remedy}", _COLOUR[check.state])
+            name = "" if check.name == check.state else f"{check.name}: "
+            log(f"{check.state}: {name}{check.text}{remedy}", _COLOUR[check.state])
 
 
 def _change(change: Change) -> str:

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
+from fastpsl.engine.given_paths import require_paths
 from fastpsl.engine.ranks import own_rank
-from fastpsl.engine.recipe import Evaluation, Recipe
+from fastpsl.engine.recipe import Evaluation, Recipe, print_now
 from fastpsl.engine.terminal import escaped, safe_output
 from fastpsl.pipelines.doing import doing
 
@@ -31,7 +32,11 @@ def launch(
             require_address_space()
             print_warnings_once(script.name, own_rank())
             with doing(script.name):
-                options = script.parse(arguments, prog=prog)
+                lines = list[str]()
+                options = script.parse(arguments, prog=prog, log=lines.append)
+                require_paths(options)
+                for line in lines:
+                    print_now(line)
             from fastpsl.engine.recipe_process import run
         except (ValueError, OSError) as error:
             _end(EXIT_USER_ERROR, f"{script.name}: {' '.join(str(error).split())}")

@@ -11,6 +11,7 @@ from typing_extensions import Self, override
 from tyro.conf import arg
 
 from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.pipelines.files.existing import FORMS
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,8 @@ class RunOptions:
 
     without: ClassVar[Mapping[str, str]] = {}
     """The shared options that a script refuses, each with the reason. --help leaves them out."""
+    forms: ClassVar[str] = FORMS
+    """What may be given as --data and --val."""
 
     data: Annotated[
         str | None,

@@ -27,7 +27,7 @@ from fastpsl.engine.recipe import Evaluation, Recipe, Training
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.stage_summary import summary_line
-from fastpsl.engine.suitability import length_line, unsuitable
+from fastpsl.engine.suitability import data_line, length_line, unsuitable
 from fastpsl.engine.terminal import same_place
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.wording import worded
@@ -133,6 +133,7 @@ def train(
     run = Run(recipe.name, data, experiment.whole_science(), owns_process=owns_process)
     opened.append(run)
     if world.rank == 0 and not run.resumed:
+        run.reporter.log(data_line(run.data))
         run.reporter.log(length_line(experiment, run.data))
         if options.data is not None and isinstance(options, PretrainOptions) and options.preset != "small":
             for line in unsuitable(experiment, run.data):

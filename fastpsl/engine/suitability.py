@@ -8,10 +8,22 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import flag
 from fastpsl.engine.presets import MAX_BATCH_SHARE, MIN_STEPS
 from fastpsl.engine.run_data import RunData
+from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.number_words import number_of
 
 _SAMPLED = 1000  # images whose sizes are looked at
 _SIZES = ("short_side", "cell_px", "tile_px", "size_px")
+
+
+def data_line(data: RunData) -> str:
+    """Return the numbers of images and classes, for training and for validation, in words."""
+    parts = [(data.train, "training"), (data.val, "validation")]
+    return ", ".join(_size(part, what) if part else f"no {what} images" for part, what in parts)
+
+
+def _size(data: Dataset, what: str) -> str:
+    classes = f" in {number_of(data.num_classes, 'class', 'classes')}" if data.num_classes else ""
+    return f"{number_of(data.num_samples, f'{what} image')}{classes}"
 
 
 def length_line(experiment: Experiment, data: RunData) -> str:
@@ -29,7 +41,7 @@ def length_line(experiment: Experiment, data: RunData) -> str:
         for name, number in experiment.inputs_per_image().items()
     ]
     made = f"; network inputs per step: {', '.join(inputs)}" if inputs else ""
-    return f"{number_of(sum(steps), 'step')} on {data.train.num_samples:,} images{parts}{made}{cut}"
+    return f"{number_of(sum(steps), 'step')}{parts}{made}{cut}"
 
 
 def stage_steps(experiment: Experiment, data: RunData) -> list[int]:

@@ -77,6 +77,40 @@ def test_user_errors_are_one_line(
     assert words in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("train jigsaw --data nothere", "jigsaw_r50: nothere: no such file or folder; give a folder of im"),
+        ("train jigsaw --data nothere --preset small", "jigsaw_r50: nothere: no such file or folder; give "),
+        ("train jigsaw --data photos/train --val photos/vall",
+         "jigsaw_r50: photos/vall: no such file or folder; did you mean photos/val? give a folder of images"),
+        ("train jigsaw --data photos --val photos/val",
+         "jigsaw_r50: photos: holds the folders train and val, which are no classes: give one of "),
+        ("train jigsaw --data w.pt", "jigsaw_r50: w.pt: is no beton, and by its name no list of images"),
+        ("eval knn --data nothere --checkpoint w.pt", "knn: nothere: no such file or folder; give a folder"),
+        ("eval knn --data photos/train --val photos/val --checkpoint nothere",
+         "knn: nothere: no such file or folder; give a checkpoint, a run's folder, or a file of weights"),
+        ("eval svm --data nothere --checkpoint w.pt", "voc_svm: nothere: no such file or folder; give VOCd"),
+        ("features w.pt nothere --out f.npy", "fastpsl: nothere: no such file or folder; give a folder of"),
+        ("tsne w.pt --data nothere --out o", "fastpsl: nothere: no such file or folder; give a folder of"),
+        ("retrieve w.pt --gallery photos/train --queries nothere --out o", "fastpsl: nothere: no such file"),
+    ],
+)  # fmt: skip
+def test_paths_that_are_not_there_are_said_first(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / "photos" / part).mkdir(parents=True)
+    (tmp_path / "w.pt").touch()
+    code, out, err = run(capsys, *arguments.split())
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(message)
+
+
 def test_the_list_names_every_recipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

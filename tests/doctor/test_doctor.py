@@ -26,6 +26,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.paged import write_paged
+from tests.pipelines.photos import DECODERS
 from tests.programs import ROOT
 
 JIGSAW = str(ROOT / "recipes" / "jigsaw_r50.py")
@@ -118,7 +119,8 @@ def test_json(doctor) -> None:
     assert {"--decoder torchvision"}.isdisjoint(each["option"] for each in measured["alternatives"])
     assert min(measured["decode"], measured["read"]["images_per_s"], stage["both"]) > 0
     names = [check["name"] for check in report["checks"]]
-    assert {"python", "torch", "gpu", "ffcv", "dali", "compiler", "cores", "disk", "data"} <= set(names)
+    assert {"python", "torch", "gpu", "compiler", "cores", "disk", "data"} <= set(names)
+    assert {"ffcv", "dali"} & set(DECODERS) == {"ffcv", "dali"} & set(names)
     assert "broken" not in {check["state"] for check in report["checks"]}
     assert report["setting"]["data"] == "the embedded sample" and report["setting"]["recipe"] == JIGSAW
     text = (ROOT / "docs" / "doctor.md").read_text()
@@ -163,7 +165,7 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pyt
         ("{jigsaw} --bogus 3", "--bogus"),
         ("{jigsaw} --batch-size 0", "--batch-size 0"),
         ("{jigsaw} --batch-size 999", "fewer than one batch of 999"),
-        ("{jigsaw} --data /nowhere.beton", "/nowhere.beton: cannot be opened"),
+        ("{jigsaw} --data /nowhere.beton", "/nowhere.beton: no such file or folder"),
         ("{jigsaw} --decoder ffvc", "decoder 'ffvc'"),
         ("{root}/recipes/linear_probe.py --data x.beton", "linear_probe.py: an evaluation"),
     ],

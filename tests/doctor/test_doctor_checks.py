@@ -1,22 +1,27 @@
 """The checks of doctor that need no timing: right on this machine, and right if something is missing."""
 
+import io
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from fastpsl.doctor import software
 from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache, usable_cores
 from fastpsl.doctor.measurements import ReadRate
-from fastpsl.doctor.report import Check
+from fastpsl.doctor.report import Check, Report
+from fastpsl.doctor.screen import show
 from fastpsl.doctor.software import check_software, driver_version
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions, TrainingOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.models.backbone import Backbone
+from fastpsl.pipelines.decoders import dali, libffcv
 from fastpsl.pipelines.number_words import number_of
 from fastpsl.tasks.rotation import Rotation
 from tests.doctor.test_doctor_advice import stage
@@ -47,6 +52,20 @@ def test_what_is_installed() -> None:
     assert {check.state for check in checks.values()} <= {"ok", "warning"}
     if not torch.cuda.is_available():
         assert checks["gpu"].state == "ok" and "nccl" not in checks
+
+
+def test_a_missing_decoder_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (libffcv, dali):
+        monkeypatch.setattr(module, "why_missing", lambda *device: "not installed")
+    checks = by_name(check_software(CPU, 1))
+    assert {"ffcv", "dali"}.isdisjoint(checks)
+    warned = Check("warning", "warning", "decoding by torchvision is slow: pip install it")
+    screen = io.StringIO()
+    setting: dict[str, Any] = dict.fromkeys(("recipe", "data", "batch_size", "device", "device_name"))
+    setting |= {"arguments": [], "num_ranks": 1, "precision": "fp32"}
+    show(Report(setting, (*checks.values(), warned), None), Console(file=screen, width=80))
+    assert f"\nwarning: {warned.text}\n" in screen.getvalue()
+    assert "ffcv" not in screen.getvalue() and "dali" not in screen.getvalue()
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.presets import MIN_STEPS, small_values, values_of_config
 from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.engine.suitability import data_line
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.photos import photo
 from tests.programs import ROOT
@@ -109,6 +111,17 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, content: str | None
     assert "\n" not in str(excinfo.value) and str(path) in str(excinfo.value)
 
 
+def test_a_run_says_how_many_images_of_how_many_classes_were_read() -> None:
+    def line(*sizes: tuple[int, int] | None) -> str:
+        parts = [size and SimpleNamespace(num_samples=size[0], num_classes=size[1]) for size in sizes]
+        return data_line(SimpleNamespace(train=parts[0], val=parts[1]))  # type: ignore[arg-type]
+
+    classes = "2,304 training images in 10 classes, 512 validation images in 9 classes"
+    assert line((2304, 10), (512, 9)) == classes
+    assert line((2, 0), (1, 1)) == "2 training images, 1 validation image in 1 class"
+    assert line((2304, 10), None) == "2,304 training images in 10 classes, no validation images"
+
+
 @pytest.mark.parametrize(
     ("recipe", "values"),
     [
@@ -146,7 +159,8 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
         launch(recipe, ["--data", str(photos), "--out", str(tmp_path / "out"), *options])
     assert end.value.code == 0
     text = capfd.readouterr().err
-    steps = "180 steps on 6 images (S1 60, S2 60, S3 60); network inputs per step: S1 8, S2 16, S3 32; "
+    assert "6 training images, no validation images\n" in text
+    steps = "180 steps (S1 60, S2 60, S3 60); network inputs per step: S1 8, S2 16, S3 32; "
     assert f"{steps}--max-steps-per-stage cuts each at 1" in text
     assert "stages of fewer than 2,000 steps learn little: S1 has 60, S2 has 60, S3 has 60" in text
     assert "a step has 67% of the 6 images: give --batch-size 2 or less" in text

@@ -109,7 +109,7 @@ def refused(path: Path, *words: str) -> None:
 
 
 def test_what_is_no_beton_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "missing.beton", "No such file")
+    refused(tmp_path / "missing.beton", "no such file or folder")
     refused(tmp_path / "*.beton", "no file matches")
     refused(tmp_path, "directory")
     for name, data, word in (

@@ -1,6 +1,5 @@
 """Folders as data sets: equal to the beton written from them, indexed once, with errors that name files."""
 
-import io
 import os
 import shutil
 import threading
@@ -22,7 +21,7 @@ from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.data.image_file import decode_any, upright_size
 from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.decoders import dali
+from fastpsl.pipelines.decoders import dali, libffcv
 from fastpsl.pipelines.decoders.choose import choose_decoder
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader.loader import Loader
@@ -277,15 +276,16 @@ def test_an_index_that_is_not_whole_is_made_again(
 
 
 def test_of_many_that_open_a_folder_one_reads_the_headers(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls, make, event = [], header_index._make, threading.Event()
 
-    class Heard(io.StringIO):
+    class Doing(doing):
         @override
-        def write(self, text: str) -> int:
-            event.set()
-            return super().write(text)
+        def __enter__(self) -> doing:
+            if self.what == f"{root}: another process reads the headers, waiting for it":
+                event.set()
+            return super().__enter__()
 
     def when_another_waits(*arguments: object) -> None:
         calls.append(1)
@@ -293,7 +293,7 @@ def test_of_many_that_open_a_folder_one_reads_the_headers(
         make(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(header_index, "_make", when_another_waits)
-    monkeypatch.setattr("sys.stderr", heard := Heard())
+    monkeypatch.setattr(header_index, "doing", Doing)
     folders: list[Folder] = []
     threads = [threading.Thread(target=lambda: folders.append(Folder(root))) for _ in range(4)]
     for thread in threads:
@@ -303,7 +303,7 @@ def test_of_many_that_open_a_folder_one_reads_the_headers(
     for data in folders:
         data.close()
     assert len(folders) == 4 and len(calls) == 1
-    assert "another process reads the headers, waiting for it" in heard.getvalue()
+    assert not capsys.readouterr().err  # every rank but one waits, and one line each says nothing
 
 
 def test_a_folder_that_changes_while_it_is_read_is_refused(
@@ -372,12 +372,18 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with Folder(root) as data:
         if "dali" in READERS:
             assert choose_decoder("auto", data, CPU) == ("dali", "it reads folders")
-        monkeypatch.setattr(dali, "why_missing", lambda device: "DALI is not installed")
-        with pytest.warns(
-            UserWarning, match="by torchvision, which is slower: DALI is not installed"
-        ) as caught:
-            assert choose_decoder("auto", data, CPU)[0] == "torchvision"
-        assert len(caught) == 1
+        monkeypatch.setattr(dali, "why_missing", lambda device: "DALI is not installed; pip install it")
+        beton = "make a beton by `fastpsl data write`, which ffcv reads fast"
+        for device, no_ffcv, advice in (
+            ("cpu", "", f"is slow: {beton}"),
+            ("cpu", "no ffcv", f"is slow: {libffcv.INSTALL}, and {beton}"),
+            ("cuda", "no ffcv", "on the CPU is slow: DALI is not installed; pip install it"),
+        ):
+            monkeypatch.setattr(libffcv, "why_missing", lambda text=no_ffcv: text)
+            with pytest.warns(UserWarning) as caught:
+                chosen = choose_decoder("auto", data, torch.device(device))
+            assert chosen == ("torchvision", "the fastest that can read this here")
+            assert [str(warning.message) for warning in caught] == [f"decoding by torchvision {advice}"]
         with pytest.raises(ValueError, match="'ffcv' cannot read a folder; .* `fastpsl data write`") as error:
             choose_decoder("ffcv", data, CPU)
         assert "\n" not in str(error.value)

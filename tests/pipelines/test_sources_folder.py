@@ -47,6 +47,34 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        ("train val", ("train", "val")),
+        ("test train", ("train", "test")),
+        ("Train Valid test .git", ("Train", "Valid")),
+        ("train validation", ("train", "validation")),
+        ("train", None),
+        ("test val", None),
+        ("plane train val", None),
+    ],
+)
+def test_training_and_validation_parts_are_no_classes(
+    tmp_path: Path, folders: str, parts: tuple[str, str] | None
+) -> None:
+    root = tree(tmp_path / "photos", {f"{name}/cat/a.jpg": b"x" for name in folders.split()})
+    if parts is None:
+        assert image_folder(root).class_names == folders.split()
+        return
+    train, val = parts
+    with pytest.raises(ValueError) as caught:
+        image_folder(root)
+    assert str(caught.value) == (
+        f"{root}: holds the folders {train} and {val}, which are no classes: give one of them, or for "
+        f"training --data {root}/{train} --val {root}/{val}"
+    )
+
+
 def test_folders_within_folders_have_no_limit_of_ours(tmp_path: Path) -> None:
     folder = "d/" * 1200
     root = tmp_path / "photos"

@@ -211,7 +211,7 @@ def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -
         ((*data, *RANDOM, "--episodes", "1"), ("--episodes 1: it must be 2 or more",)),
         ((*data, *five), ("--checkpoint", "--random-weights")),
         ((*data, *five, "--checkpoint", tmp_path / "absent.pt"), ("absent.pt",)),
-        (("--data", tmp_path / "none.csv", *SMALL, *RANDOM, *five), ("none.csv: cannot be read",)),
+        (("--data", tmp_path / "none.csv", *SMALL, *RANDOM, *five), ("none.csv: no such file or folder",)),
     ):
         refused(recipe(*arguments, "--out", out), "few_shot", *words)
         assert not list(out.glob("*.npy"))

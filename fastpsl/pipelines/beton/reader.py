@@ -21,6 +21,7 @@ from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shar
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.existing import require_existing
 
 
 def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
@@ -33,15 +34,9 @@ def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
         paths = [Path(path) for path in source]
         if not paths:
             raise ValueError("no beton given: give a file, a glob or a list of files")
-    elif os.path.lexists(source) or not glob.has_magic(str(source)):
-        paths = [Path(source)]
-    else:
-        paths = [Path(path) for path in glob.glob(str(source))]
-        if not paths:
-            raise ValueError(
-                f"{source}: no file matches; give a beton, or make one with `fastpsl data write`"
-            )
-    return sorted(paths)
+        return sorted(paths)
+    require_existing(source, "a .beton file or a quoted glob of them; `fastpsl data write` makes one")
+    return [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(str(source))))
 
 
 @final

@@ -47,6 +47,7 @@ MAX_LABEL = 2**31 - 1
 CHUNK = 1 << 18  # samples checked at a time, so that temporaries stay near 20 MB
 
 REMEDY = "write it again with `fastpsl data write`"
+_MAKE = "give a .beton file, which `fastpsl data write` makes"
 _OVERWRITTEN = "put the old file back, or start anew; write new data under another name and rename it"
 
 
@@ -100,10 +101,10 @@ class Shard:
         if not head:
             raise self._refuse("is empty")
         if len(head) < HEADER.itemsize:
-            raise self._refuse(f"is no beton ({len(head)} bytes, shorter than a header)")
+            raise self._refuse(f"is no beton ({len(head)} bytes, shorter than a header)", _MAKE)
         header = np.frombuffer(head, HEADER)[0]
         if header["version"] != VERSION or not 1 <= header["num_fields"] <= 256:
-            raise self._refuse("is no beton of FFCV's format 2, as its first bytes show")
+            raise self._refuse("is no beton of FFCV's format 2, as its first bytes show", _MAKE)
         self.num_samples, self.page_size = int(header["num_samples"]), int(header["page_size"])
         num_fields, alloc = int(header["num_fields"]), int(header["alloc_table_ptr"])
 

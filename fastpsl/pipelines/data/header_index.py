@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -129,9 +128,7 @@ def _wait_for(lock: int, root: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        waiting = f"{root}: another process reads the headers, waiting for it"
-        print(waiting, file=sys.stderr, flush=True)
-        with doing(waiting):
+        with doing(f"{root}: another process reads the headers, waiting for it"):
             fcntl.flock(lock, fcntl.LOCK_EX)
 
 

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.shard import VERSION
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.image_files import Folder, Listed
+from fastpsl.pipelines.files.existing import FORMS, require_existing
+from fastpsl.pipelines.sources.folder import refuse_parts
 from fastpsl.pipelines.sources.listed import ENDINGS
 
 
@@ -14,12 +17,35 @@ def open_data(source: str | Path) -> Dataset:
     Raises:
         ValueError: The name is empty, or nothing of that kind is there.
     """
-    if not str(source):
-        raise ValueError(
-            "the data's name is empty; give a beton, a glob of shards, a folder of images or a list of them"
-        )
+    check_form(source)
     if Path(source).is_dir():
         return Folder(source)
-    if str(source).lower().endswith(ENDINGS):
-        return Listed(source)
-    return Beton(source)
+    return Listed(source) if _is_list(source) else Beton(source)
+
+
+def check_form(source: str | Path) -> None:
+    """Check what `open_data` gets, by names and first bytes alone.
+
+    Raises:
+        ValueError: Nothing is there; or a file that is neither a beton nor a list; or a folder of a training
+            and a validation part.
+    """
+    require_existing(source, FORMS)
+    path = Path(source)
+    if path.is_dir():
+        refuse_parts(path)
+    elif path.is_file() and path.suffix != ".beton" and not (_is_list(source) or _begins_as_beton(path)):
+        raise ValueError(f"{source}: is no beton, and by its name no list of images; give {FORMS}")
+
+
+def _is_list(source: str | Path) -> bool:
+    return str(source).lower().endswith(ENDINGS)
+
+
+def _begins_as_beton(path: Path) -> bool:
+    """Return whether a file begins with FFCV's version; True if it cannot be read, which `Beton` reports."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == VERSION.to_bytes(2, "little")
+    except OSError:
+        return True

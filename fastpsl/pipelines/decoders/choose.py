@@ -21,7 +21,6 @@ READS = {
     "synthetic": ("synthetic",),
 }
 NAMES = READS["beton"]
-INSTALL = 'pip install "fastpsl-vision[ffcv]"'
 
 
 def open_decoder(
@@ -93,7 +92,7 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
     """
     if name not in ("auto", *NAMES):
         raise ValueError(
-            f"decoder {name!r}: there are auto, {', '.join(NAMES)}; ffcv is installed by {INSTALL}"
+            f"decoder {name!r}: there are auto, {', '.join(NAMES)}; ffcv is installed by {libffcv.INSTALL}"
         )
     if name == "auto":
         return _automatic(data, device)
@@ -107,7 +106,9 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
         return name, "asked for: pictures are noise, whatever the data holds"
     why_missing = libffcv.why_missing() if name == "ffcv" else ""
     if why_missing:
-        raise ValueError(f"decoder 'ffcv': {why_missing}; install it by {INSTALL}, or use torchvision")
+        raise ValueError(
+            f"decoder 'ffcv': {why_missing}; install it by {libffcv.INSTALL}, or use torchvision"
+        )
     return name, "asked for"
 
 
@@ -120,19 +121,24 @@ def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
     # not compete with torch's for the step.
     if data.kind == "beton" and device.type == "cuda" and resident.is_small(data):
         return "resident", f"raw pictures of one size, {resident.megabytes(data):,.0f} MB: kept on the device"
-    obstacles = []
+    no_dali = ""
     if device.type == "cuda" or data.kind == "folder":
-        why_missing = dali.why_missing(device)
-        if not why_missing:
+        no_dali = dali.why_missing(device)
+        if not no_dali:
             return "dali", "it reads folders" if data.kind == "folder" else "it decodes on the GPU"
-        obstacles.append(why_missing)
-    why_missing = libffcv.why_missing()
-    if data.kind == "beton" and why_missing:
-        obstacles.append(f"{why_missing}; {INSTALL} installs it")
-    name = "ffcv" if data.kind == "beton" and not why_missing else "torchvision"
-    if obstacles:
-        warnings.warn(f"decoding by {name}, which is slower: {'; '.join(obstacles)}", stacklevel=5)
-    return name, "; ".join(obstacles) or "its library is installed"
+    no_ffcv = libffcv.why_missing()
+    name = "ffcv" if data.kind == "beton" and not no_ffcv else "torchvision"
+    if device.type == "cuda":
+        advice = f"on the CPU is slow: {no_dali}"
+    elif name == "ffcv":
+        return name, "its library is installed"
+    else:
+        steps = [libffcv.INSTALL] if no_ffcv else []
+        if data.kind == "folder":
+            steps.append("make a beton by `fastpsl data write`, which ffcv reads fast")
+        advice = f"is slow: {', and '.join(steps)}"
+    warnings.warn(f"decoding by {name} {advice}", stacklevel=5)
+    return name, "the fastest that can read this here"
 
 
 def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: int) -> str:

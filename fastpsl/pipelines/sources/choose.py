@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from fastpsl.pipelines.files.existing import require_existing
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.listed import ENDINGS as LIST_ENDINGS
@@ -114,14 +115,8 @@ def _format_of_file(path: Path) -> str:
 
 def _paths(src: str) -> list[Path]:
     """Return the files that `src` names: one, or the matches of a glob."""
-    if os.path.lexists(src) or not glob.has_magic(src):
-        if not os.path.exists(src):
-            raise ValueError(f"{src}: no such file or folder; give what is there, or a quoted glob")
-        return [Path(src)]
-    paths = [Path(path) for path in glob.glob(src)]
-    if not paths:
-        raise ValueError(f"{src}: no file matches; give a folder, a file, or a glob that finds files")
-    return sorted(paths)
+    require_existing(src, "a folder of images, a file of a known kind (docs/sources.md), or a quoted glob")
+    return [Path(src)] if os.path.exists(src) else sorted(map(Path, glob.glob(src)))
 
 
 def _one_path(src: str) -> Path:

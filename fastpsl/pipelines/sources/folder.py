@@ -12,6 +12,8 @@ from pathlib import Path
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.source import EXTENSIONS, Sample, changed, is_image, shard_range
 
+_VAL = ("val", "valid", "validation", "test")
+
 
 @dataclass
 class ImageFolder:
@@ -82,6 +84,27 @@ def image_folder(root: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageFold
         raise _listing_error(root, error) from None
 
 
+def refuse_parts(root: Path) -> None:
+    """Raise ValueError for a folder whose folders are the parts of a data set: train, and val or test."""
+    try:
+        folders = {name.lower(): name for name in _class_folders(root)}
+    except OSError as error:
+        raise _listing_error(root, error) from None
+    val = next((folders[name] for name in _VAL if name in folders), None)
+    if val is None or "train" not in folders or not folders.keys() <= {"train", *_VAL}:
+        return
+    train = folders["train"]
+    raise ValueError(
+        f"{root}: holds the folders {train} and {val}, which are no classes: give one of them, or for "
+        f"training --data {root / train} --val {root / val}"
+    )
+
+
+def _class_folders(root: Path) -> list[str]:
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
+
+
 def _listing_error(root: Path, error: OSError) -> ValueError:
     return ValueError(
         f"{error.filename or root}: cannot be listed ({error.strerror}); make the folder readable"
@@ -89,10 +112,8 @@ def _listing_error(root: Path, error: OSError) -> ValueError:
 
 
 def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
-    with os.scandir(root) as entries:
-        classes = sorted(
-            entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith(".")
-        )
+    refuse_parts(root)
+    classes = _class_folders(root)
     ignored = [0]
     num_flat = sum(1 for _ in _images(root, True, ignored))
     counts = dict[str, int]()

@@ -1,0 +1,48 @@
+"""The check that what a user names is there, before anything is read."""
+
+import difflib
+import glob
+import os
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+# What may be given as data, for messages.
+FORMS = "a folder of images, a .beton file, a quoted glob of them, or a list of images (.txt, .csv, .json)"
+_MOST_NEIGHBOURS = 1000  # a folder of a million images is not searched for a similar name
+
+
+def require_existing(source: str | Path, allowed: str) -> None:
+    """Check that a name or a glob names anything.
+
+    Args:
+        source: The name or the glob.
+        allowed: What may be given, for the message.
+
+    Raises:
+        ValueError: Nothing is there. The message has the most similar name beside it, if there is one.
+    """
+    if not str(source):
+        raise ValueError(f"the data's name is empty; give {allowed}")
+    if os.path.exists(source):
+        return
+    is_link = os.path.lexists(source)
+    if glob.has_magic(str(source)) and not is_link:
+        if not any(True for _ in glob.iglob(str(source))):
+            raise ValueError(f"{source}: no file matches; give {allowed}")
+        return
+    fault = "is a link to nothing" if is_link else "no such file or folder"
+    raise ValueError(f"{source}: {fault}; {_hint(Path(source))}give {allowed}")
+
+
+def _hint(path: Path) -> str:
+    """Return "did you mean …? " with a path that exists and differs in one name, or nothing without one."""
+    missing = path
+    while not os.path.exists(missing.parent):
+        missing = missing.parent
+    with suppress(OSError), os.scandir(missing.parent) as entries:
+        names = [entry.name for entry in islice(entries, _MOST_NEIGHBOURS) if entry.name[0] != "."]
+        for name in difflib.get_close_matches(missing.name, names, n=1):
+            found = missing.parent / name / path.relative_to(missing)
+            return f"did you mean {found}? " if found.exists() else ""
+    return ""
