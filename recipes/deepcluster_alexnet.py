@@ -3,11 +3,11 @@
 Paper: linear classifiers on conv1 to conv5 have 13.4, 32.3, 41.0, 39.6 and 38.2 % ImageNet top-1. Here: not
 yet run on ImageNet.
 
-    torchrun --nproc-per-node=8 recipes/deepcluster_alexnet.py --data 'imagenet/train-*.beton' \\
+    fastpsl train deepcluster --gpus 8 --data 'imagenet/train-*.beton' \\
         --out runs/deepcluster
-    torchrun --nproc-per-node=8 recipes/linear_probe.py --checkpoint runs/deepcluster \\
+    fastpsl eval linear --gpus 8 --checkpoint runs/deepcluster \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    torchrun recipes/deepcluster_alexnet.py       # the embedded sample, small values, minutes on two cores
+    fastpsl train deepcluster       # the embedded sample, small values, minutes on two cores
 
 Each epoch begins with a pass over all images and their clustering. The labels of the last epoch stay in the
 run's folder as labels.npz.

@@ -6,9 +6,9 @@ to 224, and 52.43, 54.76, 54.40 and 52.85 % for images as they are. Here: not ye
 Give the 20 test classes of 600 images as --data: test.csv beside images/, a folder per class, or a beton.
 Larger images are first resized to 84 x 84.
 
-    torchrun --nproc-per-node=8 recipes/few_shot.py --checkpoint runs/uic_alexnet-001 \\
+    fastpsl eval few-shot --gpus 8 --checkpoint runs/uic_alexnet-001 \\
         --data miniImageNet/test.csv        # and with --size-px 84
-    torchrun recipes/few_shot.py        # random weights, the sample's held-out images, seconds on two cores
+    fastpsl eval few-shot        # random weights, the sample's held-out images, seconds on two cores
 
 The paper states neither the number of episodes nor of queries. Here a class has 15 queries, as is usual, and
 there are 10,000 episodes. The 95 % interval on the sample is ±0.47 points with 1,000 episodes. That

@@ -2,8 +2,8 @@
 
 Paper: a linear classifier on B4 has 50.9 % ImageNet top-1 (45.7 % end to end). Here: not yet run on ImageNet.
 
-    torchrun --nproc-per-node=8 recipes/jigsaw_r50.py --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    torchrun recipes/jigsaw_r50.py            # the embedded sample, small values, minutes on two cores
+    fastpsl train jigsaw --gpus 8 --data 'imagenet/train-*.beton' --val imagenet/val.beton
+    fastpsl train jigsaw            # the embedded sample, small values, minutes on two cores
 """
 
 from __future__ import annotations

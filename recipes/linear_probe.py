@@ -10,13 +10,13 @@ Other data, PSL's Table 9, the best of five blocks of jigsaw and rotation with P
 and 43.0 % (vissl_places205); iNaturalist 2018 24.1 and 25.9 % (vissl_inat18). Its text gives no schedule;
 these are VISSL's. The lists of images are in docs/sources.md. Here: not yet run.
 
-    torchrun --nproc-per-node=8 recipes/linear_probe.py --checkpoint runs/jigsaw_r50-001 \\
+    fastpsl eval linear --gpus 8 --checkpoint runs/jigsaw_r50-001 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    torchrun --nproc-per-node=8 recipes/linear_probe.py --protocol uic --checkpoint runs/uic_alexnet-001 \\
+    fastpsl eval linear --gpus 8 --protocol uic --checkpoint runs/uic_alexnet-001 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    torchrun --nproc-per-node=8 recipes/linear_probe.py --protocol vissl_inat18 \\
+    fastpsl eval linear --gpus 8 --protocol vissl_inat18 \\
         --checkpoint runs/jigsaw_r50-001 --data inat18/train2018.json --val inat18/val2018.json
-    torchrun recipes/linear_probe.py            # random weights on the embedded sample, a minute on two cores
+    fastpsl eval linear            # random weights on the embedded sample, a minute on two cores
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Paper: a linear classifier on the final features has 68.1 % ImageNet top-1 (67.5 % end to end). Here: not yet
 run on ImageNet.
 
-    torchrun --nproc-per-node=8 recipes/mocov2_r50.py --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    torchrun recipes/mocov2_r50.py            # the embedded sample, small values, minutes on two cores
+    fastpsl train mocov2 --gpus 8 --data 'imagenet/train-*.beton' --val imagenet/val.beton
+    fastpsl train mocov2            # the embedded sample, small values, minutes on two cores
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Tables 7 to 9 have it with ResNet-50.
 Paper: a linear classifier on B4 has 53.3 % ImageNet top-1 (48.6 % end to end). Here: not yet run on ImageNet.
 
-    torchrun --nproc-per-node=8 recipes/rotation_rv50.py --data 'imagenet/train-*.beton' \\
+    fastpsl train rotation --gpus 8 --data 'imagenet/train-*.beton' \\
         --val imagenet/val.beton
-    torchrun recipes/rotation_rv50.py            # the embedded sample, small values, minutes on two cores
+    fastpsl train rotation            # the embedded sample, small values, minutes on two cores
 
 The paper's batch of 256 is 256 images in one rotation each. With --rotations-per-image all, the default is 32
 images, because the eight rotations of level 3 make 256 inputs of them. 256 images would be 2,048 inputs.

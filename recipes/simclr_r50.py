@@ -3,9 +3,9 @@
 Paper: a linear classifier on the final features has 64.3 % ImageNet top-1 (61.9 % end to end). Here: not yet
 run on ImageNet.
 
-    torchrun --nproc-per-node=8 recipes/simclr_r50.py --sync-batchnorm \\
+    fastpsl train simclr --gpus 8 --sync-batchnorm \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    torchrun recipes/simclr_r50.py            # the embedded sample, small values, minutes on two cores
+    fastpsl train simclr            # the embedded sample, small values, minutes on two cores
 
 Give --sync-batchnorm with several GPUs. SimCLR's BatchNorm is over the global batch; otherwise the statistics
 of a rank could identify the two views of an image (arXiv 2002.05709, section 2.2). PSL does not mention it.

@@ -5,10 +5,10 @@ Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: AET alone has 9
 IIC clusters (lambda 0.05) 90.9 / 86.8 / 75.7 %, coupled (k-means before each epoch) 85.2 / 81.5 / 67.7 %.
 Here: not yet run at this size.
 
-    torchrun recipes/sslpp_aet.py --data cifar-train.beton --val cifar-test.beton \\
+    fastpsl train sslpp-aet --data cifar-train.beton --val cifar-test.beton \\
         --pseudo-labels runs/iic/labels.npz
-    torchrun recipes/sslpp_aet.py --data cifar-train.beton --val cifar-test.beton --pseudo-labels coupled
-    torchrun recipes/sslpp_aet.py    # the embedded sample, small values, no pseudo-labels, a minute
+    fastpsl train sslpp-aet --data cifar-train.beton --val cifar-test.beton --pseudo-labels coupled
+    fastpsl train sslpp-aet    # the embedded sample, small values, no pseudo-labels, a minute
 
 The folder runs/iic is a run of sslpp_iic. Table II prints 500 epochs, but drops of the rate up to epoch 1000.
 AET's code has 1500 epochs, and so has this recipe. In AET's code the rate falls linearly from epoch 1000 on;

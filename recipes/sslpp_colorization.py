@@ -4,15 +4,15 @@ Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN that sees lightn
 has 78.4 / 71.2 / 66.5 %, with 70 IIC clusters (lambda 1) 81.1 / 76.0 / 74.2 %. Here: not yet run at this
 size.
 
-    torchrun recipes/sslpp_colorization.py --data cifar-train.beton --val cifar-test.beton \\
+    fastpsl train sslpp-colorization --data cifar-train.beton --val cifar-test.beton \\
         --pseudo-labels runs/iic/labels.npz
-    torchrun recipes/sslpp_colorization.py    # the embedded sample, small values, no pseudo-labels, a minute
+    fastpsl train sslpp-colorization    # the embedded sample, small values, no pseudo-labels, a minute
 
 The folder runs/iic is a run of sslpp_iic. Table II states Adam with a rate of 0.01. The next command trains
 an AlexNet on Tiny-YFCC100M (Table VII). The other three tasks take the same options, and so does sslpp_iic
 except for epochs and rate (docs/sslpp.md).
 
-    torchrun recipes/sslpp_colorization.py --backbone alexnet_rotnet --size-px 224 --crop random_resized \\
+    fastpsl train sslpp-colorization --backbone alexnet_rotnet --size-px 224 --crop random_resized \\
         --epochs 120 --intervals 120 --data yfcc.beton --pseudo-labels runs/iic-yfcc/labels.npz
 """
 

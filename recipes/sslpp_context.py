@@ -3,9 +3,9 @@
 Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: Context alone has 78.8 / 70.7 / 63.9 %,
 with 70 IIC clusters (lambda 1) 86.6 / 82.9 / 74.7 %. Here: not yet run at this size.
 
-    torchrun recipes/sslpp_context.py --data cifar-train.beton --val cifar-test.beton \\
+    fastpsl train sslpp-context --data cifar-train.beton --val cifar-test.beton \\
         --pseudo-labels runs/iic/labels.npz
-    torchrun recipes/sslpp_context.py    # the embedded sample, small values, no pseudo-labels, a minute
+    fastpsl train sslpp-context    # the embedded sample, small values, no pseudo-labels, a minute
 
 The folder runs/iic is a run of sslpp_iic. Section V.A states SGD with a momentum of 0.9.
 """

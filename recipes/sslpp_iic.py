@@ -1,22 +1,22 @@
 """IIC, which computes the semantic pseudo-labels of SSL++ (section IV.B; Tables XIII and XIV).
 
 Paper, CIFAR-10: the accuracy of 10, 30, 50, 70 and 100 clusters is 42.1, 46.1, 52.3, 54.4 and 50.4 %. With 70
-clusters the --transforms crop, flip, colour, grey and sobel have 22.3, 23.1, 30.3, 50.1 and 54.4 %. Here: not
+clusters the --augment crop, flip, colour, grey and sobel have 22.3, 23.1, 30.3, 50.1 and 54.4 %. Here: not
 yet run to its end.
 The paper states 70 clusters for all data sets and nothing else. The rest is IIC's for CIFAR-10 (xu-ji/IIC).
 
     fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
-    torchrun recipes/sslpp_iic.py --data cifar-train.beton --decoder resident --out runs/iic
-    torchrun recipes/sslpp_rotation.py --data cifar-train.beton --decoder resident \\
+    fastpsl train iic --data cifar-train.beton --decoder resident --out runs/iic
+    fastpsl train sslpp-rotation --data cifar-train.beton --decoder resident \\
         --pseudo-labels runs/iic/labels.npz
 
     fastpsl data write stl10_binary.tar.gz stl10.beton --split train+unlabeled      # 105,000 images
-    torchrun recipes/sslpp_iic.py --data stl10.beton --decoder resident --num-copies 5 --batch-size 140 \\
+    fastpsl train iic --data stl10.beton --decoder resident --num-copies 5 --batch-size 140 \\
         --crop-share 0.667 --out runs/iic-stl10     # images of 96 px, seen at 32
 
-    torchrun --nproc-per-node=8 recipes/sslpp_iic.py --data 'photos-*.beton' --size-px 224 \\
+    fastpsl train iic --gpus 8 --data 'photos-*.beton' --size-px 224 \\
         --backbone resnet34 --batch-size 224
-    torchrun recipes/sslpp_iic.py             # the embedded sample, small values, a minute on two cores
+    fastpsl train iic             # the embedded sample, small values, a minute on two cores
 """
 
 from __future__ import annotations

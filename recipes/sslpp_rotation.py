@@ -4,10 +4,10 @@ Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: Rotation alone 
 with 70 IIC clusters (lambda 0.05) 90.1 / 86.5 / 75.9 %. Here: not yet run at this size.
 
     fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train     # and test: docs/sources.md
-    torchrun recipes/sslpp_iic.py --data cifar-train.beton --out runs/iic
-    torchrun recipes/sslpp_rotation.py --data cifar-train.beton --val cifar-test.beton \\
+    fastpsl train iic --data cifar-train.beton --out runs/iic
+    fastpsl train sslpp-rotation --data cifar-train.beton --val cifar-test.beton \\
         --pseudo-labels runs/iic/labels.npz
-    torchrun recipes/sslpp_rotation.py    # the embedded sample, small values, no pseudo-labels, a minute
+    fastpsl train sslpp-rotation    # the embedded sample, small values, no pseudo-labels, a minute
 
 Section V.A states SGD with a momentum of 0.9 and a rate that is divided by 10. RotNet's code has Nesterov
 momentum and divides by 5. Here the momentum is Nesterov's and the rate is divided by 10. A step has

@@ -8,11 +8,11 @@ Paper: a linear classifier on B5 has 75.5 % ImageNet top-1 (PSL, Table 5), and 7
 RevNet-50 (Table 6). A NIN block on B4 has 91.7 % on CIFAR-10 (SSL++, Table III). Here: not yet run on
 ImageNet or CIFAR-10.
 
-    torchrun --nproc-per-node=8 recipes/supervised.py --data 'imagenet/train-*.beton' --val imagenet/val.beton
-    torchrun recipes/supervised.py --backbone nin4 --size-px 32 --crop padded --batch-size 128 --lr 0.2 \\
+    fastpsl train supervised --gpus 8 --data 'imagenet/train-*.beton' --val imagenet/val.beton
+    fastpsl train supervised --backbone nin4 --size-px 32 --crop padded --batch-size 128 --lr 0.2 \\
         --weight-decay 5e-4 --epochs 200 --intervals 60 60 40 40 \\
         --data cifar10-train.beton --val cifar10-test.beton
-    torchrun recipes/supervised.py              # the embedded sample, small values, minutes on two cores
+    fastpsl train supervised              # the embedded sample, small values, minutes on two cores
 """
 
 from __future__ import annotations

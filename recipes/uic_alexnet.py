@@ -6,10 +6,10 @@ classes 40.6, 40.8, 37.9 and 42.6. Fine-tuning (3,000 classes) has 41.6, 41.5 an
 augmentation 43.5, 45.6, 44.3 and 40.0, labels by centre crops 39.5, 39.9 and 37.9. Here: not yet run on
 ImageNet.
 
-    torchrun --nproc-per-node=8 recipes/uic_alexnet.py --data 'imagenet/train-*.beton' --out runs/uic
-    torchrun --nproc-per-node=8 recipes/uic_alexnet.py --data 'imagenet/train-*.beton' \\
+    fastpsl train uic-alexnet --gpus 8 --data 'imagenet/train-*.beton' --out runs/uic
+    fastpsl train uic-alexnet --gpus 8 --data 'imagenet/train-*.beton' \\
         --fine-tune runs/uic --out runs/uic-tuned
-    torchrun recipes/uic_alexnet.py       # the embedded sample, small values, a minute or two on two cores
+    fastpsl train uic-alexnet       # the embedded sample, small values, a minute or two on two cores
 
 The paper's single stage is the plan end_to_end; the plans of PSL work, too.
 """

@@ -5,9 +5,9 @@ and strong augmentation (UIC, section 5.1), and more classes than CIFAR has. Her
 whole of it. A short run on a fifth is in docs/runs/uic_cifar10-fifth.
 
     fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
-    torchrun recipes/uic_cifar10.py --data cifar-train.beton --val cifar-test.beton --decoder resident \\
+    fastpsl train uic-cifar10 --data cifar-train.beton --val cifar-test.beton --decoder resident \\
         --out runs/uic-cifar10
-    torchrun recipes/uic_cifar10.py       # the embedded sample, small values, a minute or two on two cores
+    fastpsl train uic-cifar10       # the embedded sample, small values, a minute or two on two cores
 """
 
 from __future__ import annotations

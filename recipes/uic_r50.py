@@ -4,12 +4,12 @@ Paper, ImageNet top-1 of a linear classifier and NMI with the true labels, in %:
 ResNet-50 has 62.7 and 50.6, ResNet-50 with an MLP head that is kept has 64.4 and 53.3. All have strong
 augmentation; ResNet-50 trains for 500 epochs. Here: not yet run on ImageNet.
 
-    torchrun --nproc-per-node=8 recipes/uic_r50.py --data 'imagenet/train-*.beton' --out runs/uic-r50
-    torchrun --nproc-per-node=8 recipes/uic_r50.py --backbone resnet50_mlp \\
+    fastpsl train uic --gpus 8 --data 'imagenet/train-*.beton' --out runs/uic-r50
+    fastpsl train uic --gpus 8 --backbone resnet50_mlp \\
         --data 'imagenet/train-*.beton' --out runs/uic-r50-mlp
-    torchrun --nproc-per-node=8 recipes/uic_r50.py --backbone vgg16 \\
+    fastpsl train uic --gpus 8 --backbone vgg16 \\
         --data 'imagenet/train-*.beton' --out runs/uic-vgg16
-    torchrun recipes/uic_r50.py           # the embedded sample, small values, a minute or two on two cores
+    fastpsl train uic           # the embedded sample, small values, a minute or two on two cores
 
 The paper does not state whether these networks see Sobel's gradients. Here they see colour, as SimCLR's do;
 section 5.2 takes its augmentation from SimCLR.

@@ -7,13 +7,13 @@ BatchNorm learns. UIC has fast_rcnn, and SSL++ has sslpp.
 Paper (AP, AP50, AP75): Jigsaw 48.9, 75.1, 52.9, with PSL 51.1, 78.9, 55.3; Rotation 46.3, 72.5, 49.3, with
 PSL 47.6, 74.6, 51.1. UIC's AlexNet has 54.9 AP50. Here: not yet run.
 
-    torchrun --nproc-per-node=8 recipes/voc_detection.py --checkpoint runs/jigsaw_r50-001 --data VOCdevkit
-    torchrun --nproc-per-node=8 recipes/voc_detection.py --protocol moco --sync-batchnorm \\
+    fastpsl eval detect --gpus 8 --checkpoint runs/jigsaw_r50-001 --data VOCdevkit
+    fastpsl eval detect --gpus 8 --protocol moco --sync-batchnorm \\
         --checkpoint runs/mocov2_r50-001 --data VOCdevkit
     python recipes/voc_detection.py --protocol fast_rcnn --checkpoint runs/uic_alexnet-001 --data VOCdevkit \\
         --proposals selective_search_data/voc_2007_trainval.mat selective_search_data/voc_2007_test.mat
     python recipes/voc_detection.py --protocol sslpp --checkpoint runs/sslpp_rotation-001 --data VOCdevkit
-    torchrun recipes/voc_detection.py            # random weights on synthetic images, minutes on two cores
+    fastpsl eval detect            # random weights on synthetic images, minutes on two cores
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ table. SSL++ only plots its numbers. AlexNet and VGG16 become FCN-32s; others ar
 torchvision's FCN head. What each protocol leaves open is stated in
 fastpsl/transfer/segmentation/protocols.py. Here: not yet run on VOC.
 
-    torchrun recipes/voc_segmentation.py --protocol fcn_alexnet --checkpoint runs/uic_alexnet-001 \\
+    fastpsl eval segment --protocol fcn_alexnet --checkpoint runs/uic_alexnet-001 \\
         --data VOCdevkit --sbd benchmark_RELEASE
-    torchrun recipes/voc_segmentation.py --checkpoint runs/sslpp_rotation-001 --data VOCdevkit
-    torchrun --nproc-per-node=4 recipes/voc_segmentation.py --protocol mmseg --sync-batchnorm \\
+    fastpsl eval segment --checkpoint runs/sslpp_rotation-001 --data VOCdevkit
+    fastpsl eval segment --gpus 4 --protocol mmseg --sync-batchnorm \\
         --checkpoint runs/jigsaw_r50-001 --data VOCdevkit --sbd benchmark_RELEASE
-    torchrun recipes/voc_segmentation.py        # random weights on synthetic images, a minute on two cores
+    fastpsl eval segment        # random weights on synthetic images, a minute on two cores
 """
 
 from __future__ import annotations

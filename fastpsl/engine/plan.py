@@ -106,7 +106,7 @@ def make_plan(
         levels = (*rising, num_levels)
     if len(levels) != num_stages:
         raise ValueError(
-            f"--levels {_words(levels)} for {num_stages} stages: give a level for each of --stage-epochs"
+            f"--levels {_words(levels)} for {num_stages} stages: give a level for each of --epochs"
         )
     unknown = [level for level in levels if not 1 <= level <= num_levels]
     if unknown:

@@ -1,0 +1,58 @@
+"""The commands of `fastpsl` that pages and recipes print have names and options that exist."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from fastpsl.cli import Fastpsl
+from fastpsl.commands.doctor import Doctor
+from fastpsl.commands.train import Eval, Train
+from fastpsl.engine.recipe_files import find_recipe
+from tests.programs import ROOT
+
+PAGES = (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*.py"))
+# In backticks, indented as code, or with an option.
+COMMAND = re.compile(r"(?:`|^ {4,}|^(?=fastpsl .* --))(fastpsl [a-z](?:[^`\n\\]|\\{1,2}\n)*)", re.MULTILINE)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Yield the words of the page's commands, without comments."""
+    for match in COMMAND.finditer(page.read_text()):
+        line = re.sub(r"\\+\n", " ", match[1]).split("  #")[0].replace("…", "")
+        yield shlex.split(line.replace("'", "") if line.count("'") % 2 else line, comments=True)[1:]
+
+
+def names(kind: type) -> set[str]:
+    """Return the names of a command's options, those of its groups too."""
+    hints = get_type_hints(kind)
+    groups = [hints[field.name] for field in fields(kind) if is_dataclass(hints[field.name])]
+    return {field.name for field in fields(kind)}.union(*(names(group) for group in groups))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if next(commands(page), None)], ids=lambda p: p.name)
+def test_printed_commands_exist(page: Path) -> None:
+    for words in commands(page):
+        kind: Any = Fastpsl
+        while words and (known := getattr(kind, "commands", None)):
+            if words[0] not in known:
+                break
+            kind = known[words.pop(0)]
+        assert kind is not Fastpsl, words
+        options = {"help", "help_all"} | (names(kind) if is_dataclass(kind) else set())
+        if kind in (Train, Eval) and words and words[0] in kind.names:
+            options |= names(find_recipe(kind.names[words[0]]).options)
+        elif kind is Doctor:
+            recipes = [word for word in words if word.endswith(".py")]
+            options = options.union(*(names(find_recipe(Path(recipe).stem).options) for recipe in recipes))
+        elif kind in (Train, Eval):
+            assert not words or words[0] == words[0].upper() or words[0].endswith(".py"), words
+            continue
+        for word in words:
+            if word.startswith("--"):
+                option = word[2:].partition("=")[0].replace("-", "_")
+                assert option in options or option.removeprefix("no_") in options, (page.name, words)
