@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is one line on stderr.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    with safe_output(goes_on("fastpsl") if given[:1] in (["train"], ["eval"]) else _lose):
+    with safe_output(goes_on("fastpsl", given) if given[:1] in (["train"], ["eval"]) else _lose):
         _main(given)
 
 

@@ -15,7 +15,7 @@ distance; here it is the cosine. One pass over the images serves all blocks. Her
     fastpsl eval knn --checkpoint runs/sslpp_rotation-001 --data cifar10-train.beton \\
         --val cifar10-test.beton --size-px 32 --whole --block B2 B3 B4 --vote majority --k 1 3 5 10 15 20
 
-Options of training have no effect here. The features stay in the run's folder and are used again for other k.
+The features stay in the run's folder and are used again for other k.
 """
 
 from __future__ import annotations

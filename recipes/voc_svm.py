@@ -9,7 +9,7 @@ source's costs give --costs fsb. Here: not yet run on VOC2007.
 
 The features take minutes on a GPU. The SVMs take about 2 core hours (low-shot 1), and more where they
 converge slowly (docs/transfer.md), in --workers processes of 1.5 GB. The same command with --out
-continues an interrupted run. Options of training have no effect here.
+continues an interrupted run.
 """
 
 from __future__ import annotations

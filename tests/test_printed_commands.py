@@ -27,7 +27,7 @@ def commands(page: Path) -> Iterator[list[str]]:
         yield shlex.split(line.replace("'", "") if line.count("'") % 2 else line, comments=True)[1:]
 
 
-def names(kind: type) -> set[str]:
+def names(kind: Any) -> set[str]:
     """Return the names of a command's options, those of its groups too."""
     hints = get_type_hints(kind)
     groups = [hints[field.name] for field in fields(kind) if is_dataclass(hints[field.name])]

@@ -156,14 +156,15 @@ def wrapped(text: str, width: int) -> str:
             command, _, comment = line.strip().partition("  # ")
             if comment:
                 commands.append(f"    # {comment.strip()}")
+            # A flag and its value stay on one line.
             parts = textwrap.wrap(
-                command.strip(),
+                re.sub(r"(--[\w-]+) (?=[^-\s])", "\\1\0", command.strip()),
                 width - 6,
                 subsequent_indent="    ",
                 break_long_words=False,
                 break_on_hyphens=False,
             )
-            commands.append(" \\\n    ".join(["    " + parts[0], *parts[1:]]))
+            commands.append(" \\\n    ".join(["    " + parts[0], *parts[1:]]).replace("\0", " "))
         lines.append(
             "\n".join(
                 [

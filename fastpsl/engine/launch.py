@@ -12,7 +12,7 @@ from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
 from fastpsl.engine.given_paths import require_paths
 from fastpsl.engine.ranks import own_rank
-from fastpsl.engine.recipe import Evaluation, Recipe, print_now
+from fastpsl.engine.recipe import HELP, Evaluation, Recipe, print_now
 from fastpsl.engine.terminal import escaped, safe_output
 from fastpsl.pipelines.doing import doing
 
@@ -27,13 +27,14 @@ def launch(
         arguments: Its arguments, or None for those of this process.
         prog: The command's name in --help and errors; None for the name by which it was started.
     """
-    with safe_output(goes_on(script.name)):
+    given = sys.argv[1:] if arguments is None else arguments
+    with safe_output(goes_on(script.name, given)):
         try:
             require_address_space()
             print_warnings_once(script.name, own_rank())
             with doing(script.name):
                 lines = list[str]()
-                options = script.parse(arguments, prog=prog, log=lines.append)
+                options = script.parse(given, prog=prog, log=lines.append)
                 require_paths(options)
                 for line in lines:
                     print_now(line)
@@ -45,15 +46,16 @@ def launch(
         run(script, options)
 
 
-def goes_on(name: str) -> Callable[[str, OSError], None]:
+def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], None]:
     """Return what `safe_output` calls for a program that goes on when its stdout is lost.
 
     Args:
         name: The program's name, for the message.
+        arguments: Its arguments. Of a lost --help nothing is said.
     """
 
     def say(stream: str, error: OSError) -> None:
-        if stream == "stdout":
+        if stream == "stdout" and not HELP.intersection(arguments):
             message = f"{name}: stdout cannot be written ({error.strerror}); the run goes on without it"
             print(message, file=sys.stderr)
 
