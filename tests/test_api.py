@@ -120,7 +120,7 @@ def test_a_second_call_is_equal_and_leaves_nothing(
     assert state() == before
     assert again.metrics == run.metrics
     said = "".join(capfd.readouterr())
-    assert "steps on 480 images; max_steps_per_stage cuts each at 2\n" in said
+    assert "; max_steps_per_stage cuts each at 2\n" in said and "480 training images in 8 classes" in said
     assert "give more epochs, a smaller batch_size, or preset small" in said and " --" not in said
     threads = {thread.name for thread in threading.enumerate()}
     assert not {name for name in threads if "last-step" in name}, threads

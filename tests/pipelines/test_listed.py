@@ -305,7 +305,7 @@ def test_what_is_wrong_is_one_line_naming_the_list(
 
 
 def test_what_is_no_file_or_has_no_splits(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.txt: cannot be read \(No such file or directory\)"):
+    with pytest.raises(ValueError, match=r"none\.txt: no such file or folder; give"):
         open_data(tmp_path / "none.txt")
     write_images(tmp_path)
     (tmp_path / "l.txt").write_text("\n".join(NAMES))

@@ -66,7 +66,7 @@ def test_a_result_says_its_protocol(
     assert {key: settings[key] for key in rate} == rate | {"intervals": list(PROTOCOLS[name].all.intervals)}
     assert (settings["layers"], settings["num_scored"]) == ("all", 39)
     assert (record["data"]["num_train"], record["data"]["num_val"]) == (num_train, 39)
-    assert record["cut"] and f"2 of {num_steps} steps" in outcome.out
+    assert record["cut"] and f"2 of {num_steps:,} steps" in outcome.out
     with VOC(voc, ("2007_test",), "boxes") as test:
         assert record["data"]["val"] == test.digest() and test.class_names == ["cross", "disc", "triangle"]
         predictions = read_predictions(tmp_path / NAME)
