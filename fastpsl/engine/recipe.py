@@ -18,6 +18,7 @@ from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions,
 from fastpsl.engine.presets import small_values, values_of_config
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.terminal import plain
+from fastpsl.engine.wording import worded
 
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
@@ -28,7 +29,8 @@ HELP = frozenset({"-h", "--help", "--help-all"})
 
 
 def print_now(line: str) -> None:
-    """Print a line; on a terminal, broken between words."""
+    """Print a line, in the caller's words; on a terminal, broken between them."""
+    line = worded(line)
     if plain(sys.stdout).isatty():
         width = shutil.get_terminal_size().columns
         line = textwrap.fill(
