@@ -14,16 +14,10 @@ from fastpsl.engine.block_runner import Runner, run_blocks
 from fastpsl.engine.options import compile_flag
 from fastpsl.engine.plan import Stage
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.revnet import RevNet
+from fastpsl.models.step_speeds import GAINS, MEASURED_PRECISIONS
 
 StepName = Literal["auto", "eager", "fused", "compiled", "graphed"]
 
-# (backbone, first and last learning block, side of the images in px) → the fastest mode, and its speed
-# relative to eager. Measured with ResNet-50 in fp16, batch 256, on one H200 with torch 2.11: S1 ran at 9,900
-# images/s against 8,400, and end to end at 6,700 against 5,800. Other cases, and the mode `fused`, have not
-# been measured.
-GAINS = {("resnet50", 1, 3, 224): ("compiled", 1.18), ("resnet50", 1, 5, 224): ("compiled", 1.16)}
-MEASURED_PRECISIONS = ("fp16", "bf16")  # bf16 by analogy: it has fp16's kernels and its layout
 # Triton, torch.compile's GPU backend, requires it.
 MIN_CAPABILITY = (7, 0)
 
@@ -168,8 +162,8 @@ def _measured(
 
 
 def _why_not_fused(backbone: Backbone, stage: Stage, device: torch.device) -> str:
-    if isinstance(backbone, RevNet):
-        return "RevNet recomputes its blocks in the backward pass, which torch.fx cannot follow"
+    if backbone.why_untraceable:
+        return backbone.why_untraceable
     if device.type != "cuda":
         return "its kernels need CUDA"
     why_not = _why_no_triton(device)
@@ -197,11 +191,8 @@ def _why_no_triton(device: torch.device) -> str:
 
 
 def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: bool) -> str:
-    if isinstance(backbone, RevNet):
-        return (
-            "RevNet's backward pass, which recomputes its inputs, is a function that torch.compile does "
-            "not take"
-        )
+    if backbone.why_untraceable:
+        return backbone.why_untraceable
     if sync_batchnorm:
         return "torch.compile does not take SyncBatchNorm, which talks to other ranks in its forward pass"
     if device.type == "cuda":

@@ -81,6 +81,14 @@ def current_record(record: Mapping[str, Any], names: Collection[str] = _NEW) -> 
     return current
 
 
+def counted_inputs(science: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Return whether a run's batch_size, by its record, counted network inputs and not images."""
+    recipe = science["recipe"]
+    has_copies = recipe == "sslpp_iic" or options.get("rotations_per_image") == "all"
+    has_copies |= recipe == "sslpp_rotation" and options.get("proxy", True)
+    return has_copies and "inputs_per_image" not in science
+
+
 def _current(name: str, names: Collection[str], value: Any) -> str:
     if name == "augment" and value in _BACKENDS and "augment_backend" in names:
         return "augment_backend"  # UIC and IIC have another option of this name today

@@ -17,13 +17,14 @@ from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.epoch_log import EpochLog
 from fastpsl.engine.fetch import Fetch
 from fastpsl.engine.gpu_memory import memory_held
+from fastpsl.engine.metric_words import metric_words
 from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.screen import Screen
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.terminal import escaped
 from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
-from fastpsl.engine.training_lines import Numbers, metric_words
+from fastpsl.engine.training_lines import Numbers
 from fastpsl.engine.trunk import Metrics
 from fastpsl.engine.wandb_run import start_wandb
 from fastpsl.pipelines.batch import BadSample, Batch

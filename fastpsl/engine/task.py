@@ -57,7 +57,7 @@ class Task:
             batch: The batch.
 
         Returns:
-            The mean over samples with `batch.indices >= 0`, and metrics.
+            The mean over samples with `batch.indices >= 0`, and metrics, named as `metric_words` tells.
         """
         raise NotImplementedError
 

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from fastpsl.engine.fitted_line import GAP, Part, bar_line, fitted, text_line
 from fastpsl.engine.gpu_memory import gibibytes
+from fastpsl.engine.metric_words import metric_words
 from fastpsl.pipelines.doing import clock
-from fastpsl.pipelines.number_words import percent
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,6 @@ def plain_line(numbers: Numbers) -> str:
         "epoch": f"{numbers.epoch}/{numbers.num_epochs}",
     }
     return GAP.join(f"{name} {value}" for name, value in cells.items() if value is not None)
-
-
-def metric_words(name: str, value: float, form: str = ".4g") -> str:
-    """Return a metric's value: an accuracy in percent, others by a format.
-
-    Metrics with "accuracy" in their names and those whose names begin with top1 or top5 are fractions.
-    """
-    is_share = "accuracy" in name or name.startswith(("top1", "top5"))
-    return percent(value) if is_share else f"{value:{form}}"
 
 
 class TrainingLines:

@@ -23,12 +23,14 @@ class Backbone(nn.Module):
         channels: The output width of each block.
         block_names: The names of the blocks in the network's paper.
         min_px: The smallest side of an image that all blocks can read.
+        why_untraceable: Why torch.compile and torch.fx cannot follow the blocks; empty where they can.
     """
 
     name: str
     channels: tuple[int, ...]
     block_names: tuple[str, ...]
     min_px: int = 1
+    why_untraceable: str = ""
 
     def blocks(self) -> list[nn.Module]:
         """Return B1, B2, … in order. They share this module's parameters."""

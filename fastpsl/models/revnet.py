@@ -47,6 +47,9 @@ class RevNet(Backbone):
     """
 
     block_names = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
+    why_untraceable = (
+        "RevNet recomputes its blocks in the backward pass, which torch.compile and torch.fx cannot follow"
+    )
 
     def __init__(
         self,
