@@ -25,7 +25,7 @@ from fastpsl.commands.tsne import TSNE
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distribution import REMEDY, stranger, version_line
-from fastpsl.engine.exit_codes import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from fastpsl.engine.exit_codes import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
 from fastpsl.engine.help_screen import show_command_help
 from fastpsl.engine.launch import goes_on
 from fastpsl.engine.nearest_word import hint
@@ -98,8 +98,8 @@ def _main(arguments: list[str]) -> None:
         arguments, notes = current_arguments(arguments, ("gpus", "workers", "short_side", "num_clusters"))
         for note in notes:
             print(f"fastpsl: {note}", file=sys.stderr)
-        prog, kind, arguments = _command(arguments)
-        command = parse(kind, arguments, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+        prog, kind, rest = _command(arguments)
+        command = parse(kind, rest, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
         if isinstance(command, (Train, Eval)):  # a recipe reports by itself
             sys.exit(command.run(*recipe_options))
         with _one_line_warnings(), doing(prog):
@@ -115,6 +115,8 @@ def _main(arguments: list[str]) -> None:
         cause = f" ({str(error).strip()})" if str(error).strip() else ""
         _exit(EXIT_USER_ERROR, f"out of memory{cause}: free some, or give fewer --workers or a smaller batch")
     except KeyboardInterrupt:
+        if arguments[:1] in (["train"], ["eval"]):  # before the recipe has begun
+            _exit(EXIT_PREEMPTED, INTERRUPTED)
         _exit(EXIT_INTERRUPTED, "interrupted; nothing was left under the final name")
 
 

@@ -87,5 +87,6 @@ def _end(code: int, message: str) -> NoReturn:
     if rank != 0:
         time.sleep(1.0)
         message = f"rank {rank}: {message}"
-    print(message, file=sys.stderr, flush=True)
+    if rank == 0 or code != EXIT_PREEMPTED:  # interrupted ranks end by themselves, and say the same
+        print(message, file=sys.stderr, flush=True)
     sys.exit(code)

@@ -58,7 +58,8 @@ def run(script: Recipe[Any] | Evaluation[Any], options: Any) -> NoReturn:
         _report_failure(opened, rank, f"{recipe}: {reason}", reason)
     except KeyboardInterrupt:  # only before the run installs its own handler
         code = EXIT_PREEMPTED
-        _report_failure(opened, rank, f"{recipe}: {INTERRUPTED}", "interrupted")
+        if rank == 0 or opened:
+            _report_failure(opened, rank, f"{recipe}: {INTERRUPTED}", "interrupted")
     except Exception as error:  # noqa: BLE001  (reported in full; the process ends here)
         if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
             # Ctrl-C in a terminal also interrupts the compiler that torch.compile calls.

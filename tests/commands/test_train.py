@@ -198,3 +198,14 @@ def test_a_reader_that_goes_does_not_end_a_run(tmp_path: Path) -> None:
     err = process.stderr.read()
     assert process.wait(240) == 0 and err.count("stdout cannot be written") == 1
     assert json.loads((tmp_path / "out" / "status.json").read_text())["state"] == "finished"
+
+
+def test_an_interruption_before_the_ranks_are_there_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastpsl.engine.local_ranks.run_ranks", interrupt)
+    code, _, err = run(capsys, "train", "jigsaw", "--gpus", "2")
+    assert code == 75 and err.startswith("fastpsl: interrupted; the same command ") and err.count("\n") == 1
