@@ -117,7 +117,7 @@ def _main(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         if arguments[:1] in (["train"], ["eval"]):  # before the recipe has begun
             _exit(EXIT_PREEMPTED, INTERRUPTED)
-        _exit(EXIT_INTERRUPTED, "interrupted; nothing was left under the final name")
+        _exit(EXIT_INTERRUPTED, "interrupted")
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -180,10 +180,15 @@ def _exit(code: int, message: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _one_line_warnings() -> Iterator[None]:
-    """Print each warning as one line on stderr."""
+    """Print each warning once, as one line on stderr."""
+
+    messages = set[str]()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"fastpsl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        line = " ".join(str(message).split())
+        if line not in messages:
+            messages.add(line)
+            print(f"fastpsl: warning: {line}", file=sys.stderr)
 
     with warnings.catch_warnings():
         # PIL warns about single images, which are judged by their pixels.

@@ -8,7 +8,7 @@ import tyro
 
 Gpus = Annotated[
     int | None,
-    tyro.conf.arg(metavar="N", help="GPUs of this machine to train on, one process each; by default one."),
+    tyro.conf.arg(metavar="N", help="GPUs of this machine to use, one process each; by default one."),
 ]
 
 

@@ -60,7 +60,7 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
         except (ValueError, OSError) as error:
             reason = error_line(error, opened)
             note_failure(opened, own_rank(), reason)
-            raise ValueError(in_words_of_python(reason)) from error
+            raise ValueError(in_words_of_python(reason)) from None
         except Exception as error:
             if compiler_failed(error) and any(run.stop_signal.stop_requested for run in opened):
                 note_failure(opened, own_rank(), "interrupted", "preempted")
@@ -79,7 +79,7 @@ def user_errors() -> Iterator[None]:
         with words_of_python():
             yield
     except (ValueError, OSError) as error:
-        raise ValueError(in_words_of_python(error_line(error, ()))) from error
+        raise ValueError(in_words_of_python(error_line(error, ()))) from None
 
 
 def require_data(name: str, value: Any) -> None:

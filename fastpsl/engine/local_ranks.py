@@ -53,7 +53,11 @@ def run_ranks(command: Sequence[str], num_ranks: int) -> int:
             elastic_launch(config, sys.executable)("-u", *command)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        return next((code for code in codes if code > 0), EXIT_CRASHED)  # below 0: killed by a signal
+        if own := [code for code in codes if code > 0]:
+            return own[0]
+        killer = signal.Signals(-codes[0]).name  # a code below 0 is a signal's number
+        print(f"fastpsl: a process was killed by {killer}", file=sys.stderr, flush=True)
+        return EXIT_CRASHED
     except SignalException:  # an older torch has stopped the processes itself
         return EXIT_PREEMPTED
     return EXIT_FINISHED

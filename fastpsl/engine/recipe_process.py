@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -113,6 +114,8 @@ def _exit_now(code: int) -> NoReturn:
 def _train(recipe: Recipe[Any], options: Any, opened: list[Run]) -> int:
     finished = train(recipe, options, opened)
     opened[-1].close()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # all is done, and the exit code shall say so
     return EXIT_FINISHED if finished else EXIT_PREEMPTED
 
 

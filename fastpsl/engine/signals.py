@@ -1,5 +1,7 @@
 """Decisions to stop or to write a checkpoint, by signals and the clock, after the same step on every rank."""
 
+import contextlib
+import os
 import signal
 import threading
 import time
@@ -52,7 +54,11 @@ class StopSignal:
             signal.signal(number, self._request_stop)
 
     def _request_stop(self, *_: object) -> None:
-        self.stop_requested = True  # under torchrun, Ctrl-C arrives twice
+        if self.world.rank == 0 and not self.stop_requested:  # under torchrun, Ctrl-C arrives twice
+            # A print might be interrupted by this very signal, and stderr's lock is not reentrant.
+            with contextlib.suppress(OSError):
+                os.write(2, b"\ninterrupted: stopping after this step\n")
+        self.stop_requested = True
 
     def after_step(self) -> Decision:
         """Return the decision after a step. Every rank calls it after every step."""

@@ -37,9 +37,9 @@ def words_of_python() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if type(error) is not ValueError:
-            raise
-        raise ValueError(in_words_of_python(str(error))) from error
+        if type(error) is ValueError:
+            error.args = (in_words_of_python(str(error)),)
+        raise
     finally:
         warnings.showwarning = show
         _called_from_python.reset(token)

@@ -88,5 +88,5 @@ def result_line(path: Path) -> str:
     """Return the line that names a result, with a warning if it was cut short."""
     cut = read_result(path)["cut"]
     return f"result {path}" + (
-        ", of a training or an evaluation that was cut short: it says nothing" if cut else ""
+        ", which is not comparable: the training or the evaluation was cut short" if cut else ""
     )

@@ -138,7 +138,7 @@ def _table(results: Sequence[Mapping[str, Any]]) -> str:
     rows = ["| protocol | result | validation images | |", "|---|---|---|---|"]
     for result in sorted(results, key=lambda result: (str(result["protocol"]), str(result.get("date")))):
         numbers = ", ".join(f"{name} {value:g}" for name, value in result["numbers"].items())
-        remark = "cut short: it says nothing" if result["cut"] else ""
+        remark = "cut short: not comparable" if result["cut"] else ""
         cells = (result["protocol"], numbers, result["data"].get("num_val") or "", remark)
         rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)

@@ -8,5 +8,5 @@ def number_of(number: float | str, noun: str, plural: str = "") -> str:
 
 
 def percent(share: float) -> str:
-    """Return a fraction in percent, such as "12.3 %"."""
-    return f"{100 * share:.1f} %"
+    """Return a fraction in percent, such as "12.3 %", or "0.05 %" below 0.1 %."""
+    return f"{100 * share:{'.2g' if 0 < share < 0.001 else '.1f'}} %"

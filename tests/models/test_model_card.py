@@ -90,7 +90,7 @@ def test_results_of_these_weights_alone(pretrained: Pretrained) -> None:
     card = model_card(pretrained, RECORD, "resnet18", chosen, "mine")
     assert card.endswith(
         "| protocol | result | validation images | |\n|---|---|---|---|\n"
-        "| knn | top1_B4 34.25, top1_B5 30 | 5000 | cut short: it says nothing |\n"
+        "| knn | top1_B4 34.25, top1_B5 30 | 5000 | cut short: not comparable |\n"
         "| linear\\|vissl | top1_B4 34.25, top1_B5 30 | 5000 |  |\n"
     )
 

@@ -226,7 +226,7 @@ def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     ) as caught:
         decoder, why = open_decoder("auto", beton)  # type: ignore[arg-type]
     assert (decoder.name, len(caught)) == ("torchvision", 1)
-    assert why == "the fastest that can read this here"  # not the advice a second time
+    assert why == "no faster one can read this here"  # not the advice a second time
     with pytest.raises(
         ValueError, match=r"ffcv is not installed; install it by pip install 'fastpsl-vision\[ffcv\]'"
     ):

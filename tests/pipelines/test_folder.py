@@ -382,7 +382,7 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             monkeypatch.setattr(libffcv, "why_missing", lambda text=no_ffcv: text)
             with pytest.warns(UserWarning) as caught:
                 chosen = choose_decoder("auto", data, torch.device(device))
-            assert chosen == ("torchvision", "the fastest that can read this here")
+            assert chosen == ("torchvision", "no faster one can read this here")
             assert [str(warning.message) for warning in caught] == [f"decoding by torchvision {advice}"]
         with pytest.raises(ValueError, match="'ffcv' cannot read a folder; .* `fastpsl data write`") as error:
             choose_decoder("ffcv", data, CPU)

@@ -138,7 +138,7 @@ def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
             steps.append("make a beton by `fastpsl data write`, which ffcv reads fast")
         advice = f"is slow: {', and '.join(steps)}"
     warnings.warn(f"decoding by {name} {advice}", stacklevel=5)
-    return name, "the fastest that can read this here"
+    return name, "no faster one can read this here"
 
 
 def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: int) -> str:
