@@ -42,7 +42,7 @@ def test_a_run_writes_its_rows(tmp_path: Path) -> None:
     assert (
         rows["S2", "eager"]["gmac_per_sample"] > 0.01 and rows["S2", "eager+fold"]["gmac_per_sample"] is None
     )
-    assert rows["S1", "eager"]["samples_per_step"] == 8 // 2
+    assert rows["S1", "eager"]["samples_per_step"] == 8
     assert [(r["what"], r["stage"], r["mode"]) for r in result["ratios"]] == [(GAIN, "S2", "eager+fold")]
     assert [missing["what"] for missing in result["not_measured"]] == [
         f"rotation {stage} resnet18 {mode}" for stage in ("S1", "S2") for mode in ("fused", "graphed")
