@@ -272,7 +272,7 @@ def test_coupled_is_resumed_anywhere(tmp_path: Path) -> None:
     """The stops are in the first pass, in an epoch, in the second pass and after it."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
-        run: Run = tiny_run(out, batch_size=128, epochs=(2,))
+        run: Run = tiny_run(out, batch_size=32, epochs=(2,))
         signal_at_question(run, stop_at)
         finished = pretrain(experiment_of(coupled()), run)
         run.close()
