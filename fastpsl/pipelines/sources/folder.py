@@ -5,7 +5,7 @@ the files by name. A tree is walked twice, to count and to yield, so that no lis
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,9 +87,13 @@ def image_folder(root: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageFold
 def refuse_parts(root: Path) -> None:
     """Raise ValueError for a folder whose folders are the parts of a data set: train, and val or test."""
     try:
-        folders = {name.lower(): name for name in _class_folders(root)}
+        _refuse_parts(root, _class_folders(root))
     except OSError as error:
         raise _listing_error(root, error) from None
+
+
+def _refuse_parts(root: Path, classes: Sequence[str]) -> None:
+    folders = {name.lower(): name for name in classes}
     val = next((folders[name] for name in _VAL if name in folders), None)
     if val is None or "train" not in folders or not folders.keys() <= {"train", *_VAL}:
         return
@@ -112,8 +116,8 @@ def _listing_error(root: Path, error: OSError) -> ValueError:
 
 
 def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
-    refuse_parts(root)
     classes = _class_folders(root)
+    _refuse_parts(root, classes)
     ignored = [0]
     num_flat = sum(1 for _ in _images(root, True, ignored))
     counts = dict[str, int]()
