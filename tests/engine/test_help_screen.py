@@ -80,7 +80,7 @@ def test_defaults_and_texts() -> None:
 
 def test_long_commands_go_on_after_a_backslash() -> None:
     text = wrapped("One two three.\n\n    run --a b \\\n        --c d             # a minute", 20)
-    assert text == "One two three.\n\n    # a minute\n    run --a b --c \\\n        d"
+    assert text == "One two three.\n\n    # a minute\n    run --a b \\\n        --c d"
 
 
 @pytest.mark.parametrize("columns", [80, 60])

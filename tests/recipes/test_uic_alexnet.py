@@ -141,8 +141,9 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
 
 @pytest.mark.slow
 def test_the_papers_fine_tuning_has_its_own_length(recipe: Start, tmp_path: Path) -> None:
-    arguments = ("--data", tmp_path / "none.beton", "--fine-tune", tmp_path, "--out", tmp_path / "out")
-    assert recipe(*arguments).out.splitlines()[0].endswith("none.beton: all values as in the paper")
+    data = sample_paths().train
+    arguments = ("--data", data, "--fine-tune", tmp_path, "--out", tmp_path / "out")
+    assert recipe(*arguments).out.splitlines()[0].endswith(f"{data.name}: all values as in the paper")
     assert "epochs 500 (paper 30)" in recipe(*arguments, "--epochs", 500).out.splitlines()[0]
 
 
