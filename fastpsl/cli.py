@@ -27,7 +27,7 @@ from fastpsl.engine.command_line import parse
 from fastpsl.engine.distribution import REMEDY, stranger, version_line
 from fastpsl.engine.exit_codes import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
 from fastpsl.engine.help_screen import show_command_help
-from fastpsl.engine.launch import goes_on
+from fastpsl.engine.launch import goes_on, one_line_once
 from fastpsl.engine.nearest_word import hint
 from fastpsl.engine.old_names import current_arguments
 from fastpsl.engine.recipe import HELP
@@ -181,14 +181,10 @@ def _exit(code: int, message: str) -> NoReturn:
 @contextlib.contextmanager
 def _one_line_warnings() -> Iterator[None]:
     """Print each warning once, as one line on stderr."""
-
-    messages = set[str]()
+    show_line = one_line_once("fastpsl")
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        line = " ".join(str(message).split())
-        if line not in messages:
-            messages.add(line)
-            print(f"fastpsl: warning: {line}", file=sys.stderr)
+        show_line(message)
 
     with warnings.catch_warnings():
         # PIL warns about single images, which are judged by their pixels.

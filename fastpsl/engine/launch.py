@@ -69,16 +69,32 @@ def print_warnings_once(name: str, rank: int) -> None:
         name: The script's name.
         rank: The rank of this process.
     """
-    messages, show = set[str](), warnings.showwarning
+    show, show_line = warnings.showwarning, one_line_once(name)
 
     def show_once(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
         if category is not UserWarning:
             show(message, category, *rest, **more)
-        elif rank == 0 and str(message) not in messages:
-            messages.add(str(message))
-            print(escaped(f"{name}: warning: {' '.join(str(message).split())}"), file=sys.stderr)
+        elif rank == 0:
+            show_line(message)
 
     warnings.showwarning = show_once
+
+
+def one_line_once(name: str) -> Callable[[Warning | str], None]:
+    """Return what prints a warning as one line on stderr, the first time that it is given.
+
+    Args:
+        name: The program's name, with which the line begins.
+    """
+    lines = set[str]()
+
+    def show(message: Warning | str) -> None:
+        line = escaped(f"{name}: warning: {' '.join(str(message).split())}")
+        if line not in lines:
+            lines.add(line)
+            print(line, file=sys.stderr)
+
+    return show
 
 
 def _end(code: int, message: str) -> NoReturn:
