@@ -1,10 +1,11 @@
 """Hand over to setuptools what pyproject.toml cannot say: the folder of the recipes, and PyPI's page."""
 
 import ast
+import os
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -77,7 +78,23 @@ def absolute_links(markdown: str, tag: str) -> str:
     return ADDRESS.sub(replaced, markdown)
 
 
+# The C library of the turbo decoder, without Python in it: ctypes loads it, so one build serves every version.
+# FASTPSL_LIBJPEG names a folder with a static libjpeg-turbo and its headers, in the place of the system's.
+libjpeg = os.environ.get("FASTPSL_LIBJPEG", "")
+turbo = Extension(
+    "fastpsl.pipelines.decoders._turbo",
+    ["fastpsl/pipelines/decoders/turbo.c", "fastpsl/pipelines/decoders/area.c"],
+    include_dirs=[f"{libjpeg}/include"] if libjpeg else [],
+    extra_objects=[f"{libjpeg}/lib/libjpeg.a"] if libjpeg else [],
+    libraries=["m"] if libjpeg else ["jpeg", "m"],
+    extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden"],
+    extra_link_args=["-Wl,--exclude-libs,ALL"],
+    py_limited_api=True,
+    optional=True,  # without a compiler or libjpeg the other decoders serve
+)
+
 setup(
+    ext_modules=[turbo],
     cmdclass={"build_py": BuildWithRecipes},
     long_description=absolute_links((ROOT / "README.md").read_text(encoding="utf-8"), f"v{version()}"),
     long_description_content_type="text/markdown",

@@ -63,6 +63,12 @@ def margin_px(side: Any, size_px: int) -> Any:
 _margin_px = numba.njit(margin_px)
 
 
+@numba.njit(cache=True, nogil=True)
+def isotropic_margin_px(side: int, size_px: int) -> int:
+    """Return `margin_px` of one square, in compiled code."""
+    return int(_margin_px(side, size_px))
+
+
 def largest_side_px(shorter_px: np.ndarray, size_px: int) -> np.ndarray:
     """Return the largest float64 side with side + 2 * margin_px(side) <= shorter_px, within two pixels.
 
@@ -236,7 +242,7 @@ def fits_isotropic(
     """Return whether a box is a square around which both windows lie in the image with the kernel's reach."""
     if height != width or height < 1:
         return False
-    margin = int(_margin_px(height, size_px))
+    margin = isotropic_margin_px(height, size_px)
     return (
         top >= margin
         and left >= margin

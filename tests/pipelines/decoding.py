@@ -36,6 +36,10 @@ def make(name: str) -> Decoder | BatchDecoder:
         plain_decoder.cache_clear()
         assert plain_decoder() is not by_pillow
         return decoder
+    if name == "turbo":
+        from fastpsl.pipelines.decoders.turbo import TurboDecoder
+
+        return TurboDecoder()
     assert name == "ffcv", name
     from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile
-from fastpsl.pipelines.decoders import dali, libffcv
+from fastpsl.pipelines.decoders import dali, libffcv, libturbo
 
-# The decoders that can run here; ffcv and DALI are optional.
+# The decoders that can run here; our C library, ffcv and DALI are optional.
 DECODERS = ["torchvision"]
+DECODERS += [] if libturbo.why_missing() else ["turbo"]
 DECODERS += [] if libffcv.why_missing() else ["ffcv"]
 DECODERS += [] if dali.why_missing(torch.device("cpu")) else ["dali"]
 
@@ -64,32 +65,32 @@ def pil_decode(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def area_mean(image: np.ndarray, box: Sequence[int], size: int) -> np.ndarray:
-    """Compute the exact mean of the source area under each output pixel, by running sums.
+def area_mean(image: np.ndarray, box: Sequence[float], size: int) -> np.ndarray:
+    """Compute the exact mean of the source area under each output pixel, as a product with two matrices.
+
+    The area is at least one source pixel wide and high, and cut off at the box.
 
     Args:
         image: uint8 [H, W, 3].
-        box: (top, left, height, width, ...), in whole pixels.
+        box: (top, left, height, width, ...), in pixels.
         size: The side of the output.
 
     Returns:
         float64 [size, size, 3].
     """
 
-    def edges(num: int) -> tuple[np.ndarray, np.ndarray]:
-        edge = np.arange(size + 1) * (num / size)
-        whole = np.minimum(edge.astype(int), num - 1)
-        return whole, edge - whole
+    def shares(start: float, length: float, num: int) -> np.ndarray:
+        """Return the share of source pixel i in output pixel r, [size, num]."""
+        step = length / size
+        centres, half = start + (np.arange(size) + 0.5) * step, max(step, 1) / 2
+        low, high = np.maximum(centres - half, start), np.minimum(centres + half, start + length)
+        pixels = np.arange(num)
+        covered = np.minimum(high[:, None], pixels + 1) - np.maximum(low[:, None], pixels)
+        return covered.clip(0) / (high - low)[:, None]
 
-    top, left, height, width = (int(value) for value in box)
-    part = image[top : top + height, left : left + width].astype(np.float64)
-    sums = np.concatenate([np.zeros((1, width, 3)), part.cumsum(0)])
-    whole, rest = edges(height)
-    rows = np.diff(sums[whole] * (1 - rest)[:, None, None] + sums[whole + 1] * rest[:, None, None], axis=0)
-    sums = np.concatenate([np.zeros((size, 1, 3)), rows.cumsum(1)], axis=1)
-    whole, rest = edges(width)
-    both = np.diff(sums[:, whole] * (1 - rest)[:, None] + sums[:, whole + 1] * rest[:, None], axis=1)
-    return both * (size / height) * (size / width)
+    top, left, height, width = (float(value) for value in box[:4])
+    rows = np.tensordot(shares(top, height, image.shape[0]), image.astype(np.float64), 1)
+    return np.einsum("cw,rwk->rck", shares(left, width, image.shape[1]), rows, optimize=True)
 
 
 def write(path: Path, samples: Sequence[tuple[bytes, int, int, int]]) -> Path:

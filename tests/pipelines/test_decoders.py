@@ -16,9 +16,17 @@ from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.decoders import codes, libffcv
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.choose import NAMES, open_decoder
-from fastpsl.pipelines.decoders.ffcv import _denominator
+from fastpsl.pipelines.decoders.compiled import _denominator
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
-from tests.pipelines.decoding import KINDS, Samples, decode, make, samples_are_closed, whole  # noqa: F401
+from tests.pipelines.decoding import (  # noqa: F401
+    KINDS,
+    Samples,
+    decode,
+    make,
+    samples_are_closed,
+    whole,
+    with_resampling,
+)
 from tests.pipelines.photos import DECODERS, JPG, RAW, area_mean, jpeg, photo, pil_decode
 
 # Source size, smallest crop side as a share of the source's, output size, the ffcv decoder's scale, bounds.
@@ -31,20 +39,53 @@ CASES = {
         0.8,
         151,
         1,
-        {"torchvision": (0.45, 1.6), "ffcv": (1.3, 3.7), "dali": (0.48, 1.9)},
+        {"torchvision": (0.34, 0.7), "turbo": (0.34, 0.7), "ffcv": (1.3, 3.7), "dali": (0.48, 1.9)},
     ),
-    "near": ((301, 225), 0.6, 225, 1, {"torchvision": (0.85, 4.6), "ffcv": (1.4, 4.2), "dali": (0.48, 2.4)}),
-    "enlarge": ((61, 47), 0.3, 96, 1, {"torchvision": (1.35, 11), "ffcv": (1.4, 4.2), "dali": (1.87, 13.4)}),
-    "half": ((640, 801), 0.9, 111, 2, {"torchvision": (0.55, 2.1), "ffcv": (1.0, 3.2), "dali": (0.72, 3)}),
-    "quarter": ((640, 801), 0.9, 57, 4, {"torchvision": (0.7, 2.9), "ffcv": (0.7, 2.7), "dali": (0.94, 4.2)}),
-    "eighth": ((640, 801), 0.9, 45, 8, {"torchvision": (0.75, 3.2), "ffcv": (1.4, 7), "dali": (0.98, 4.4)}),
+    "near": (
+        (301, 225),
+        0.6,
+        225,
+        1,
+        {"torchvision": (0.34, 0.7), "turbo": (0.34, 0.7), "ffcv": (1.4, 4.2), "dali": (0.36, 1.1)},
+    ),
+    "enlarge": (
+        (61, 47),
+        0.3,
+        96,
+        1,
+        {"torchvision": (0.34, 0.7), "turbo": (0.34, 0.7), "ffcv": (1.4, 4.2), "dali": (0.46, 4.2)},
+    ),
+    "half": (
+        (640, 801),
+        0.9,
+        111,
+        2,
+        {"torchvision": (0.34, 0.7), "turbo": (0.5, 2), "ffcv": (1.0, 3.2), "dali": (0.72, 3)},
+    ),
+    "quarter": (
+        (640, 801),
+        0.9,
+        57,
+        4,
+        {"torchvision": (0.34, 0.7), "turbo": (0.7, 2.7), "ffcv": (0.7, 2.7), "dali": (0.94, 4.2)},
+    ),
+    "eighth": (
+        (640, 801),
+        0.9,
+        45,
+        8,
+        {"torchvision": (0.34, 0.7), "turbo": (1.4, 7), "ffcv": (1.4, 7), "dali": (0.98, 4.4)},
+    ),
 }
 
 # Bounds for the difference between two decoders, over all cases.
 PAIRS = {
-    ("torchvision", "ffcv"): (2.1, 10.7),
-    ("torchvision", "dali"): (0.7, 4),
-    ("ffcv", "dali"): (2.5, 13.4),
+    ("torchvision", "turbo"): (1.4, 7),
+    ("torchvision", "ffcv"): (1.4, 7),
+    ("torchvision", "dali"): (0.95, 4.1),
+    ("turbo", "ffcv"): (1.4, 4.1),
+    ("turbo", "dali"): (0.85, 4.1),
+    ("ffcv", "dali"): (1.4, 5.4),
 }
 
 
@@ -61,7 +102,7 @@ def test_crops_agree_with_a_full_decode_and_with_each_other(case: str, tmp_path:
     )
     boxes = boxes.astype(np.int32)
     for i in range(6):
-        assert _denominator(boxes[None], np.array([size]), i) == denominator
+        assert _denominator(with_resampling(boxes)[None], np.array([size]), i) == denominator
     exact = np.stack(
         [area_mean(pil_decode(data), box, size) for data, box in zip(images, boxes, strict=True)]
     )
@@ -93,7 +134,7 @@ def test_the_scale_is_that_of_the_most_demanding_crop() -> None:
         (((10, 10), (600, 600)), 1),
         (((4000, 4000), (4000, 4000)), 8),
     ]:
-        boxes = np.array([[[0, 0, *crop]] for crop in crops], np.int32)
+        boxes = np.array([[[0, 0, *crop, codes.AREA]] for crop in crops], np.int32)
         assert _denominator(boxes, sizes, 0) == expected, crops
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable, read_bytes
-from fastpsl.pipelines.decoders import libffcv
+from fastpsl.pipelines.decoders import libffcv, libturbo
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # writing a beton imports this file but not torch, which take
 
 # The decoders for each kind of data.
 READS = {
-    "beton": ("ffcv", "dali", "torchvision", "resident", "synthetic"),
+    "beton": ("turbo", "ffcv", "dali", "torchvision", "resident", "synthetic"),
     "folder": ("dali", "torchvision", "synthetic"),
     "synthetic": ("synthetic",),
 }
@@ -68,10 +68,14 @@ def open_decoder(
         from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 
         return TorchvisionDecoder(), why
-    assert name == "ffcv", name
-    from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
+    if name == "ffcv":
+        from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
 
-    return FfcvDecoder(), why
+        return FfcvDecoder(), why
+    assert name == "turbo", name
+    from fastpsl.pipelines.decoders.turbo import TurboDecoder
+
+    return TurboDecoder(), why
 
 
 def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[str, str]:

@@ -57,6 +57,9 @@ def _address(function: object) -> int:
 
 # Registered at import, because libc needs no library() and DALI's path reads by it without libffcv.
 llvmlite.binding.add_symbol("fastpsl_pread", _address(ctypes.CDLL(None).pread))
+# abort() fills the places of libffcv's, so that code of the turbo decoder can be linked without libffcv.
+for _name in ("fastpsl_tj_decode", "fastpsl_tj_decompress"):
+    llvmlite.binding.add_symbol(_name, _address(ctypes.CDLL(None).abort))
 
 
 @functools.cache

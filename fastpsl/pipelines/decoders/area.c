@@ -1,0 +1,192 @@
+// Area resize in 16-bit fixed point; area.py has the same in floating point, with the definition.
+//
+// Rows are mixed first, then columns. A value has 8 bits behind the point, a weight 16, and the product's high
+// half is kept, which is one instruction for 8 or 16 values. The result is within 0.52 of the exact mean for
+// up to MAX_TAPS taps.
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#define PUBLIC __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
+#define FOR_EACH_CPU __attribute__((target_clones("avx2", "default")))
+#else
+#define FOR_EACH_CPU
+#endif
+
+#define MAX_TAPS 34
+#define LANES 4 // of a pixel: red, green, blue, and the next one's red, which is ignored
+
+// Compute each output pixel's first source pixel and its weights, which sum to 65535. Returns the most taps.
+static int make_taps(
+    double start, double length, int size, int32_t *first, uint16_t (*weights)[MAX_TAPS], int32_t *counts
+) {
+    double step = length / size, half = (step > 1 ? step : 1) / 2;
+    int most = 1;
+    for (int c = 0; c < size; c++) {
+        double centre = start + (c + 0.5) * step;
+        double low = fmax(centre - half, start), high = fmin(centre + half, start + length);
+        int from = (int)low, to = (int)ceil(high - 1e-6);
+        if (to <= from) to = from + 1;
+        first[c] = from;
+        int count = to - from, sum = 0, largest = 0;
+        if (count > MAX_TAPS) count = MAX_TAPS;
+        for (int t = 0; t < count; t++) {
+            double share = fmin(high, from + t + 1) - fmax(low, from + t);
+            weights[c][t] = share > 0 ? (uint16_t)(share / (high - low) * 65535 + 0.5) : 0;
+            sum += weights[c][t];
+            if (weights[c][t] > weights[c][largest]) largest = t;
+        }
+        weights[c][largest] += (uint16_t)(65535 - sum);
+        for (int t = count; t < MAX_TAPS; t++) weights[c][t] = 0;
+        counts[c] = count;
+        if (count > most) most = count;
+    }
+    return most;
+}
+
+INLINE uint16_t scaled(uint8_t value, uint16_t weight) {
+    return (uint16_t)(((uint32_t)(uint16_t)(value << 8) * weight) >> 16);
+}
+
+// Mix `count` rows of `num` bytes into `out`.
+FOR_EACH_CPU static void mix_rows(
+    const uint8_t *restrict rows, size_t stride, int count, const uint16_t *weights, int num, uint16_t *restrict out
+) {
+    const uint8_t *a = rows, *b = a + stride, *c = b + stride, *d = c + stride;
+    uint16_t w0 = weights[0], w1 = weights[1], w2 = weights[2], w3 = weights[3];
+    uint16_t bias = (uint16_t)(count / 2); // of what the products' low halves would add up to
+    switch (count) {
+    case 1:
+        for (int j = 0; j < num; j++) out[j] = (uint16_t)(a[j] << 8);
+        return;
+    case 2:
+        for (int j = 0; j < num; j++) out[j] = scaled(a[j], w0) + scaled(b[j], w1) + bias;
+        return;
+    case 3:
+        for (int j = 0; j < num; j++) out[j] = scaled(a[j], w0) + scaled(b[j], w1) + scaled(c[j], w2) + bias;
+        return;
+    }
+    for (int j = 0; j < num; j++)
+        out[j] = scaled(a[j], w0) + scaled(b[j], w1) + scaled(c[j], w2) + scaled(d[j], w3) + bias;
+    for (int t = 4; t < count; t++) {
+        const uint8_t *row = rows + t * stride;
+        uint16_t w = weights[t];
+        for (int j = 0; j < num; j++) out[j] += scaled(row[j], w);
+    }
+}
+
+#ifdef __SSE2__
+typedef char Bytes __attribute__((vector_size(16)));
+
+// Return the sums for two output pixels, whose taps begin at `a` and `b`.
+INLINE __m128i mixed_pair(const uint16_t *a, const uint16_t *b, const uint16_t *weights, int num_taps) {
+    __m128i sum = _mm_set1_epi16((short)(128 + num_taps / 2));
+    for (int t = 0; t < num_taps; t++) {
+        __m128d pair = _mm_castsi128_pd(_mm_loadl_epi64((const void *)(a + 3 * t)));
+        pair = _mm_loadh_pd(pair, (const void *)(b + 3 * t));
+        __m128i weight = _mm_loadu_si128((const void *)(weights + 2 * LANES * t));
+        sum = _mm_add_epi16(sum, _mm_mulhi_epu16(_mm_castpd_si128(pair), weight));
+    }
+    return _mm_srli_epi16(sum, 8);
+}
+
+// Return four output pixels in the first 12 bytes.
+INLINE Bytes mixed_four(const uint16_t *line, const int32_t *first, const uint16_t *weights, int num_taps) {
+    __m128i low = mixed_pair(line + first[0], line + first[1], weights, num_taps);
+    __m128i high = mixed_pair(line + first[2], line + first[3], weights + 2 * LANES * num_taps, num_taps);
+    const Bytes order = {0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15};
+    return __builtin_shuffle((Bytes)_mm_packus_epi16(low, high), order);
+}
+#else
+typedef struct { uint8_t bytes[16]; } Bytes;
+
+INLINE Bytes mixed_four(const uint16_t *line, const int32_t *first, const uint16_t *weights, int num_taps) {
+    Bytes out = {{0}};
+    for (int c = 0; c < 4; c++)
+        for (int i = 0; i < 3; i++) {
+            uint16_t sum = (uint16_t)(128 + num_taps / 2);
+            for (int t = 0; t < num_taps; t++) {
+                uint16_t weight = weights[(c / 2 * num_taps + t) * 2 * LANES + c % 2 * LANES];
+                sum += (uint16_t)((uint32_t)line[first[c] + 3 * t + i] * weight >> 16);
+            }
+            out.bytes[3 * c + i] = (uint8_t)(sum >> 8);
+        }
+    return out;
+}
+#endif
+
+INLINE void mix_columns_of(
+    const uint16_t *line, const int32_t *first, const uint16_t *weights, int num_taps, int size, uint8_t *out
+) {
+    int c = 0;
+    for (; c + 6 <= size; c += 4, weights += 4 * LANES * num_taps) {
+        Bytes four = mixed_four(line, first + c, weights, num_taps);
+        memcpy(out + 3 * c, &four, 16); // the last four bytes are the next pixels', which follow
+    }
+    for (; c < size; c += 4, weights += 4 * LANES * num_taps) {
+        Bytes four = mixed_four(line, first + c, weights, num_taps);
+        memcpy(out + 3 * c, &four, 3 * (size_t)(size - c < 4 ? size - c : 4));
+    }
+}
+
+// Compute a row of output pixels, four at a time. `weights` has 2 x LANES for each pair of pixels and tap.
+FOR_EACH_CPU static void mix_columns(
+    const uint16_t *line, const int32_t *first, const uint16_t *weights, int num_taps, int size, uint8_t *out
+) {
+    switch (num_taps) { // so that the compiler unrolls the usual ones
+    case 1: mix_columns_of(line, first, weights, 1, size, out); return;
+    case 2: mix_columns_of(line, first, weights, 2, size, out); return;
+    case 3: mix_columns_of(line, first, weights, 3, size, out); return;
+    case 4: mix_columns_of(line, first, weights, 4, size, out); return;
+    }
+    mix_columns_of(line, first, weights, num_taps, size, out);
+}
+
+// Resize a box to `out`, uint8 [height, width, 3].
+//
+// Returns 0, or 1 where memory lacks. The box lies in the image and is at most 32 times as large as `out`.
+PUBLIC int fastpsl_area_resize(
+    const uint8_t *pixels, int64_t stride, // the image, RGB, and its bytes per row
+    double top, double left, double box_height, double box_width, // in pixels
+    uint8_t *out, int64_t height, int64_t width
+) {
+    // Taps of rows and of columns, then the columns' weights for pairs, then a line of sums. Columns are made up
+    // to a multiple of four, the last ones without weight.
+    size_t longest = (size_t)(height > width ? height : width) + 4, columns = ((size_t)width + 3) / 4 * 4;
+    size_t line_values = ((size_t)box_width + 3 + MAX_TAPS + 2) * 3;
+    uint8_t *memory = malloc(longest * (2 * MAX_TAPS * sizeof(uint16_t) + 4 * sizeof(int32_t)) +
+                             (columns * MAX_TAPS * LANES + line_values) * sizeof(uint16_t));
+    if (!memory) return 1;
+    int32_t *first_row = (void *)memory, *first_column = first_row + longest;
+    int32_t *row_counts = first_column + longest, *column_counts = row_counts + longest;
+    uint16_t(*row_weights)[MAX_TAPS] = (void *)(column_counts + longest);
+    uint16_t(*column_weights)[MAX_TAPS] = row_weights + longest;
+    make_taps(top, box_height, (int)height, first_row, row_weights, row_counts);
+    int taps = make_taps(left, box_width, (int)width, first_column, column_weights, column_counts);
+    int32_t start = first_column[0];
+    int num = 3 * (first_column[width - 1] + column_counts[width - 1] - start);
+    for (int64_t c = 0; c < (int64_t)columns; c++) {
+        if (c >= width) memset(column_weights[c], 0, sizeof column_weights[c]);
+        first_column[c] = c < width ? 3 * (first_column[c] - start) : 0;
+    }
+    uint16_t *pairs = (void *)(column_weights + longest), *weight = pairs;
+    for (size_t c = 0; c < columns; c += 2)
+        for (int t = 0; t < taps; t++)
+            for (int i = 0; i < 2 * LANES; i++) *weight++ = column_weights[c + i / LANES][t];
+    uint16_t *line = weight;
+    memset(line + num, 0, (MAX_TAPS + 2) * 3 * sizeof(uint16_t)); // taps behind the last pixel have weight 0
+    for (int r = 0; r < height; r++, out += 3 * width) {
+        const uint8_t *row = pixels + first_row[r] * stride + 3 * (int64_t)start;
+        mix_rows(row, (size_t)stride, row_counts[r], row_weights[r], num, line);
+        mix_columns(line, first_column, pairs, taps, (int)width, out);
+    }
+    free(memory);
+    return 0;
+}

@@ -1,0 +1,399 @@
+// Decoding of a part of a JPEG, area resize and encoding, on libjpeg-turbo. The bindings are in turbo.py.
+//
+// A crop needs a part of its image only. The rows below it are never decoded; those above it and the columns
+// beside it go through the entropy decoder alone. What is decoded equals a full decode with the accurate DCT
+// and smooth ("fancy") upsampling bit for bit. The Huffman decoder of libjpeg-turbo, which takes two thirds
+// of the time, is replaced for the usual JPEG: baseline, one scan, no restart markers. Others take libjpeg's own.
+
+#include <math.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+#include <jerror.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#ifndef LIBJPEG_TURBO_VERSION_NUMBER
+#error "libjpeg-turbo is needed; this is another libjpeg"
+#endif
+
+#define PUBLIC __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
+#define FOR_EACH_CPU __attribute__((target_clones("avx2", "default")))
+#else
+#define FOR_EACH_CPU
+#endif
+
+#define LOOKUP_BITS 10
+#define NUM_TABLES 4       // of DC and of AC, as JPEG allows
+#define END_OF_BLOCK 64    // a run that ends the block
+#define PADDING 4096       // zeros after the scan's bytes: more than the largest MCU takes
+
+// One Huffman table of JPEG (ITU-T T.81, Annex C), with what `LOOKUP_BITS` bits tell at once.
+typedef struct {
+    int is_valid;
+    uint8_t bits[17], values[256];    // as in the file; the table is built again where they differ
+    int32_t symbol[1 << LOOKUP_BITS]; // value << 16 | run << 8 | bits of code and value, or 0: take two steps
+    uint16_t code[1 << LOOKUP_BITS];  // bits of the code << 8 | symbol, or 0: the code is longer
+    int32_t limit[17], offset[17];    // by the code's bits: its 16-bit upper limit, and where its values begin
+} HuffmanTable;
+
+typedef struct {
+    uint8_t *bytes; // the scan without the stuffed zeros, then PADDING zeros
+    size_t capacity;
+    const uint8_t *next, *end;
+    uint64_t reservoir; // the next bits, from the top
+    int num_bits;       // in the reservoir
+    int predictor[MAX_COMPS_IN_SCAN];
+    int component[D_MAX_BLOCKS_IN_MCU];
+    int needs_ac[D_MAX_BLOCKS_IN_MCU];
+    const HuffmanTable *dc[D_MAX_BLOCKS_IN_MCU], *ac[D_MAX_BLOCKS_IN_MCU];
+    HuffmanTable tables[2][NUM_TABLES];
+    uint32_t column, num_columns, first_column, stop_column; // MCUs; those outside of the crop are skipped
+    uint64_t num_left;                                       // MCUs
+} Scan;
+
+typedef struct {
+    struct jpeg_decompress_struct decompress; // first: libjpeg's pointer to it is ours
+    struct jpeg_compress_struct compress;
+    struct jpeg_error_mgr errors;
+    jmp_buf escape;
+    Scan scan;
+    uint8_t *scratch; // of the resize
+    size_t scratch_capacity;
+} Turbo;
+
+static void escape(j_common_ptr info) { longjmp(((Turbo *)info->client_data)->escape, 1); }
+
+static void count_warning(j_common_ptr info, int level) {
+    if (level < 0) info->err->num_warnings++;
+}
+
+// Return a handle for one thread at a time, or NULL.
+PUBLIC void *fastpsl_turbo_open(void) {
+    Turbo *turbo = calloc(1, sizeof(Turbo));
+    if (!turbo) return NULL;
+    turbo->decompress.err = turbo->compress.err = jpeg_std_error(&turbo->errors);
+    turbo->errors.error_exit = escape;
+    turbo->errors.emit_message = count_warning;
+    turbo->decompress.client_data = turbo->compress.client_data = turbo;
+    if (setjmp(turbo->escape)) { // such as another version's header
+        free(turbo);
+        return NULL;
+    }
+    jpeg_create_decompress(&turbo->decompress);
+    jpeg_create_compress(&turbo->compress);
+    return turbo;
+}
+
+PUBLIC void fastpsl_turbo_close(Turbo *turbo) {
+    jpeg_destroy_decompress(&turbo->decompress);
+    jpeg_destroy_compress(&turbo->compress);
+    free(turbo->scan.bytes);
+    free(turbo->scratch);
+    free(turbo);
+}
+
+static int reserve(uint8_t **memory, size_t *capacity, size_t needed) {
+    if (*capacity >= needed) return 1;
+    free(*memory);
+    *capacity = needed + needed / 4;
+    *memory = malloc(*capacity);
+    if (!*memory) *capacity = 0;
+    return *memory != NULL;
+}
+
+// ---- Huffman decoding -----------------------------------------------------------------------------------
+
+static const uint8_t zigzag[64] = {
+    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
+    41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
+    30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+};
+
+INLINE int extended(uint32_t bits, int size) { // T.81, F.2.2.1
+    return bits < 1u << (size - 1) ? (int)bits - (1 << size) + 1 : (int)bits;
+}
+
+// Fill in the lookup of a code of `length` bits, for every continuation by the bits of its value.
+static void enter(HuffmanTable *table, uint32_t code, int length, int symbol, int is_ac) {
+    int size = is_ac ? symbol & 15 : symbol, run = is_ac ? symbol >> 4 : 0, is_end = is_ac && size == 0;
+    uint32_t first = code << (LOOKUP_BITS - length), num = 1u << (LOOKUP_BITS - length);
+    for (uint32_t i = 0; i < num; i++) {
+        table->code[first + i] = (uint16_t)(length << 8 | symbol);
+        if (is_end) // the end of the block, or sixteen zeros
+            table->symbol[first + i] = (run == 15 ? 16 : END_OF_BLOCK) << 8 | length;
+        else if (length + size <= LOOKUP_BITS) {
+            uint32_t bits = i >> (LOOKUP_BITS - length - size) & ((1u << size) - 1);
+            int value = size ? extended(bits, size) : 0;
+            table->symbol[first + i] = (int32_t)((uint32_t)value << 16) | run << 8 | (length + size);
+        }
+    }
+}
+
+static const HuffmanTable *derived(HuffmanTable *table, const JHUFF_TBL *source, int is_ac) {
+    if (!source) return NULL;
+    if (table->is_valid && !memcmp(table->bits, source->bits, 17) && !memcmp(table->values, source->huffval, 256))
+        return table;
+    memset(table, 0, sizeof *table);
+    memcpy(table->bits, source->bits, 17);
+    memcpy(table->values, source->huffval, 256);
+    int32_t code = 0, k = 0;
+    for (int length = 1; length <= 16; length++, code <<= 1) {
+        table->offset[length] = k - code;
+        for (int i = 0; i < source->bits[length]; i++, k++, code++) {
+            if (k >= 256 || code >= 1 << length) return NULL;
+            if (length <= LOOKUP_BITS) enter(table, code, length, source->huffval[k], is_ac);
+        }
+        table->limit[length] = code << (16 - length);
+    }
+    table->is_valid = 1;
+    return table;
+}
+
+static int long_code(const HuffmanTable *table, uint64_t reservoir) {
+    int32_t bits = (int32_t)(reservoir >> 48);
+    for (int length = LOOKUP_BITS + 1; length <= 16; length++)
+        if (bits < table->limit[length])
+            return length << 8 | table->values[(table->offset[length] + (bits >> (16 - length))) & 255];
+    return 0;
+}
+
+// The reservoir as local variables: 56 bits or more after a refill, and a symbol takes at most 31.
+#define REFILL                                                                                                     \
+    do {                                                                                                           \
+        uint64_t word;                                                                                             \
+        memcpy(&word, next, 8);                                                                                    \
+        reservoir |= __builtin_bswap64(word) >> num_bits;                                                          \
+        next += (63 - num_bits) >> 3;                                                                              \
+        num_bits |= 56;                                                                                            \
+    } while (0)
+#define TAKE(count)                                                                                                \
+    do {                                                                                                           \
+        int taken = (count);                                                                                       \
+        reservoir <<= taken;                                                                                       \
+        num_bits -= taken;                                                                                         \
+    } while (0)
+
+// Decode an MCU, or skip its values where `blocks` is NULL or its column lies outside of the crop.
+static boolean decode_mcu(j_decompress_ptr info, JBLOCKROW *blocks) {
+    Scan *scan = &((Turbo *)info->client_data)->scan;
+    const uint8_t *next = scan->next;
+    uint64_t reservoir = scan->reservoir;
+    int num_bits = scan->num_bits;
+    int is_inside = scan->column >= scan->first_column && scan->column < scan->stop_column;
+    if (++scan->column == scan->num_columns) scan->column = 0;
+    for (int b = 0; b < info->blocks_in_MCU; b++) {
+        const HuffmanTable *table = scan->dc[b];
+        if (num_bits < 32) REFILL;
+        int32_t entry = table->symbol[reservoir >> (64 - LOOKUP_BITS)];
+        int value = entry >> 16;
+        if (entry)
+            TAKE(entry & 255);
+        else {
+            int code = table->code[reservoir >> (64 - LOOKUP_BITS)];
+            if (!code) code = long_code(table, reservoir);
+            int size = code & 255;
+            if (!code || size > 15) goto bad;
+            TAKE(code >> 8);
+            value = size ? extended((uint32_t)(reservoir >> (64 - size)), size) : 0;
+            TAKE(size);
+        }
+        value = scan->predictor[scan->component[b]] += value;
+        table = scan->ac[b];
+        if (blocks && is_inside && scan->needs_ac[b]) {
+            JCOEF *block = *blocks[b];
+            block[0] = (JCOEF)value;
+            for (int k = 1; k < 64; k++) {
+                if (num_bits < 32) REFILL;
+                entry = table->symbol[reservoir >> (64 - LOOKUP_BITS)];
+                if (!UNLIKELY(!entry)) {
+                    TAKE(entry & 255);
+                    int run = entry >> 8 & 255;
+                    k += run;
+                    if (k > 63) {
+                        if (run == END_OF_BLOCK) break;
+                        goto bad;
+                    }
+                    if (run < 16)
+                        block[zigzag[k]] = (JCOEF)(entry >> 16);
+                    else
+                        k--;
+                    continue;
+                }
+                int code = table->code[reservoir >> (64 - LOOKUP_BITS)];
+                if (!code) code = long_code(table, reservoir);
+                if (!code) goto bad;
+                TAKE(code >> 8);
+                int size = code & 15, run = code >> 4 & 15;
+                if (!size) {
+                    if (run != 15) break;
+                    k += 15;
+                    continue;
+                }
+                k += run;
+                if (k > 63) goto bad;
+                block[zigzag[k]] = (JCOEF)extended((uint32_t)(reservoir >> (64 - size)), size);
+                TAKE(size);
+            }
+        } else {
+            if (blocks) (*blocks[b])[0] = (JCOEF)value;
+            for (int k = 1; k < 64; k++) {
+                if (num_bits < 32) REFILL;
+                entry = table->symbol[reservoir >> (64 - LOOKUP_BITS)];
+                if (!UNLIKELY(!entry)) {
+                    TAKE(entry & 255);
+                    int run = entry >> 8 & 255;
+                    k += run;
+                    if (k > 63) {
+                        if (run == END_OF_BLOCK) break;
+                        goto bad;
+                    }
+                    k -= run == 16;
+                    continue;
+                }
+                int code = table->code[reservoir >> (64 - LOOKUP_BITS)];
+                if (!code) code = long_code(table, reservoir);
+                if (!code) goto bad;
+                TAKE(code >> 8);
+                int size = code & 15, run = code >> 4 & 15;
+                if (!size) {
+                    if (run != 15) break;
+                    k += 15;
+                    continue;
+                }
+                k += run;
+                if (k > 63) goto bad;
+                TAKE(size);
+            }
+        }
+    }
+    // Zeros stand behind the end; a few MCUs of them may pass before this sees it.
+    if (next - (num_bits >> 3) > scan->end) goto bad;
+    scan->next = next, scan->reservoir = reservoir, scan->num_bits = num_bits;
+    if (!--scan->num_left && next - (num_bits >> 3) < scan->end) WARNMS(info, JWRN_EXTRANEOUS_DATA);
+    return TRUE;
+bad:
+    ERREXIT(info, JERR_INPUT_EOF);
+    return FALSE;
+}
+
+// Let our decode_mcu read the scan that begins, if it is of the usual kind. Return 0 where memory lacks.
+static int take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column) {
+    j_decompress_ptr info = &turbo->decompress;
+    Scan *scan = &turbo->scan;
+    if (info->progressive_mode || info->arith_code || info->restart_interval) return 1;
+    if (info->comps_in_scan != info->num_components || info->buffered_image) return 1;
+    struct jpeg_source_mgr *source = info->src;
+    const uint8_t *byte = source->next_input_byte, *stop = byte + source->bytes_in_buffer;
+    if (!reserve(&scan->bytes, &scan->capacity, source->bytes_in_buffer + PADDING)) return 0;
+    uint8_t *out = scan->bytes;
+    while (byte < stop) { // 0xFF in data is followed by 0; by anything else it is a marker
+        const uint8_t *found = memchr(byte, 0xFF, stop - byte);
+        const uint8_t *to = found ? found : stop;
+        memcpy(out, byte, to - byte);
+        out += to - byte, byte = to;
+        if (!found) break;
+        while (byte < stop && *byte == 0xFF) byte++;
+        if (byte == stop) break;
+        if (*byte) {
+            if (*byte != JPEG_EOI) return 1; // libjpeg knows what to make of it
+            byte--;
+            break;
+        }
+        *out++ = 0xFF, byte++;
+    }
+    if (byte == stop) WARNMS(info, JWRN_JPEG_EOF);
+    memset(out, 0, PADDING);
+    for (int b = 0; b < info->blocks_in_MCU; b++) {
+        int i = info->MCU_membership[b];
+        jpeg_component_info *component = info->cur_comp_info[i];
+        int dc = component->dc_tbl_no, ac = component->ac_tbl_no;
+        if (dc < 0 || dc >= NUM_TABLES || ac < 0 || ac >= NUM_TABLES) return 1;
+        scan->component[b] = i;
+        scan->needs_ac[b] = component->component_needed && component->DCT_scaled_size > 1;
+        if (!b || info->MCU_membership[b - 1] != i) {
+            scan->dc[b] = derived(&scan->tables[0][dc], info->dc_huff_tbl_ptrs[dc], 0);
+            scan->ac[b] = derived(&scan->tables[1][ac], info->ac_huff_tbl_ptrs[ac], 1);
+        } else
+            scan->dc[b] = scan->dc[b - 1], scan->ac[b] = scan->ac[b - 1];
+        if (!scan->dc[b] || !scan->ac[b]) return 1;
+    }
+    memset(scan->predictor, 0, sizeof scan->predictor);
+    scan->next = scan->bytes, scan->end = out;
+    scan->reservoir = 0, scan->num_bits = 0;
+    scan->column = 0, scan->num_columns = info->MCUs_per_row;
+    scan->first_column = first_column, scan->stop_column = stop_column;
+    scan->num_left = (uint64_t)info->MCUs_per_row * info->MCU_rows_in_scan;
+    source->bytes_in_buffer = stop - byte, source->next_input_byte = byte; // libjpeg goes on at the marker
+    // The beginning of jpegint.h's struct jpeg_entropy_decoder, the same since version 6b.
+    struct {
+        void (*start_pass)(j_decompress_ptr);
+        boolean (*decode_mcu)(j_decompress_ptr, JBLOCKROW *);
+    } *entropy = (void *)info->entropy;
+    entropy->decode_mcu = decode_mcu;
+    return 1;
+}
+
+// ---- Decoding -------------------------------------------------------------------------------------------
+
+// Decode the part of a JPEG that contains a region, to RGB.
+//
+// Returns 0, or 1 where the JPEG has no end, another size, or what libjpeg finds an error in or warns of as far
+// as it was decoded.
+PUBLIC int fastpsl_turbo_decode(
+    Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes, uint32_t height, uint32_t width, uint32_t denominator,
+    const int64_t region[4], // top, left, height, width, in pixels of the image scaled by 1 / denominator
+    uint8_t *pixels,         // room for the whole scaled image
+    int64_t placed[4]        // the part that was decoded, as in `region`; its rows follow each other in `pixels`
+) {
+    j_decompress_ptr info = &turbo->decompress;
+    if (setjmp(turbo->escape)) {
+        jpeg_abort_decompress(info);
+        return 1;
+    }
+    turbo->errors.num_warnings = 0;
+    jpeg_mem_src(info, jpeg, num_bytes);
+    jpeg_read_header(info, TRUE);
+    if (info->image_height != height || info->image_width != width) ERREXIT(info, JERR_IMAGE_TOO_BIG);
+    info->out_color_space = JCS_RGB;
+    info->dct_method = JDCT_ISLOW;
+    info->scale_num = 1, info->scale_denom = denominator;
+    jpeg_start_decompress(info);
+    // Upsampling at the left and right of the crop looks at its neighbours: one MCU more there, and a few rows.
+    uint32_t mcu = (uint32_t)(info->max_h_samp_factor * info->min_DCT_scaled_size);
+    uint32_t full_width = info->output_width, full_height = info->output_height;
+    uint32_t left = (uint32_t)region[1] / mcu * mcu, stop = (uint32_t)(region[1] + region[3]);
+    left = left > mcu ? left - mcu : 0;
+    stop = (stop + 2 * mcu - 1) / mcu * mcu;
+    if (stop > full_width) stop = full_width;
+    if (!take_over(turbo, left / mcu, (stop + mcu - 1) / mcu)) ERREXIT1(info, JERR_OUT_OF_MEMORY, 0);
+    if (left > 0 || stop < full_width) {
+        JDIMENSION offset = left, columns = stop - left;
+        jpeg_crop_scanline(info, &offset, &columns);
+        left = offset, stop = offset + columns;
+    }
+    uint32_t top = (uint32_t)region[0], bottom = top + (uint32_t)region[2];
+    if (top) jpeg_skip_scanlines(info, top);
+    size_t stride = (size_t)(stop - left) * 3;
+    while (info->output_scanline < bottom) {
+        JSAMPROW rows[16];
+        for (int i = 0; i < 16; i++) rows[i] = pixels + (info->output_scanline - top + i) * stride;
+        uint32_t num = bottom - info->output_scanline;
+        jpeg_read_scanlines(info, rows, num < 16 ? num : 16);
+    }
+    placed[0] = top, placed[1] = left, placed[2] = bottom - top, placed[3] = stop - left;
+    if (bottom == full_height)
+        jpeg_finish_decompress(info); // reads on to the end, where a marker may be missing
+    else
+        jpeg_abort_decompress(info);
+    return turbo->errors.num_warnings != 0;
+}
