@@ -78,7 +78,7 @@ def absolute_links(markdown: str, tag: str) -> str:
     return ADDRESS.sub(replaced, markdown)
 
 
-# The C library of the turbo decoder, without Python in it: ctypes loads it, so one build serves every version.
+# The C library of the turbo decoder, without Python in it: ctypes loads it, and it serves every version.
 # FASTPSL_LIBJPEG names a folder with a static libjpeg-turbo and its headers, in the place of the system's.
 libjpeg = os.environ.get("FASTPSL_LIBJPEG", "")
 turbo = Extension(
@@ -95,6 +95,7 @@ turbo = Extension(
 
 setup(
     ext_modules=[turbo],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
     cmdclass={"build_py": BuildWithRecipes},
     long_description=absolute_links((ROOT / "README.md").read_text(encoding="utf-8"), f"v{version()}"),
     long_description_content_type="text/markdown",

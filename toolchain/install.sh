@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv with every extra: system packages, Python packages, and ffcv, which alone has to be compiled.
+# Sets up .venv with every extra: system packages, Python packages, our C library, and ffcv, which has to be
+# compiled, too.
 # Each step leaves in .venv/.done what it was made from; where that still holds, the step does nothing.
 set -euo pipefail
 export LC_ALL=C
@@ -77,6 +78,17 @@ if ! is_done packages "$inputs"; then
     set_done packages "$inputs"
 fi
 
+# pip built it the first time; it is built again where its source or the libraries have changed
+source=$(cat fastpsl/pipelines/decoders/*.c setup.py | sha256sum)
+built=(fastpsl/pipelines/decoders/_turbo.*.so)
+if ! is_done turbo "$source $missing" || [ ! -e "${built[0]}" ]; then
+    say "C library"
+    .venv/bin/python setup.py -q build_ext --inplace --force >.venv/.done/turbo.log 2>&1 || true
+    built=(fastpsl/pipelines/decoders/_turbo.*.so)
+    set_done turbo "$source $missing"
+    [ -e "${built[0]}" ] || say "no turbo decoder: it does not build (.venv/.done/turbo.log)"
+fi
+
 ffcv_works() { .venv/bin/python -c "import ffcv.libffcv" >>.venv/.done/ffcv.log 2>&1; }
 if ! is_done ffcv "yes $inputs" && ! is_done ffcv "no $missing $inputs"; then
     say "ffcv"
@@ -90,5 +102,5 @@ if ! is_done ffcv "yes $inputs" && ! is_done ffcv "no $missing $inputs"; then
 fi
 if ! is_done ffcv "yes $inputs"; then
     if [ -n "$missing" ]; then why="system packages are missing and cannot be installed here: $missing"; else why="it does not build"; fi
-    say "no ffcv, the torchvision decoder serves: $why (logs in .venv/.done)"
+    say "no ffcv decoder: $why (logs in .venv/.done)"
 fi

@@ -23,7 +23,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset, read_bytes
 from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.decoders import dali, libffcv, resident
+from fastpsl.pipelines.decoders import dali, libffcv, libturbo, resident
 from fastpsl.pipelines.decoders.choose import READS
 from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.sources.source import Sample
@@ -98,7 +98,9 @@ class Feed:
             if name in (chosen, "synthetic"):
                 continue
             reason = ""
-            if name == "ffcv":
+            if name == "turbo":
+                reason = libturbo.why_missing()
+            elif name == "ffcv":
                 reason = libffcv.why_missing()
             elif name == "dali":
                 reason = dali.why_missing(device)

@@ -90,7 +90,7 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE)
     """Where to compute; auto is CUDA if there is a GPU."""
     decoder: str = field(default="auto", metadata=MACHINE)
-    """Reader of the images: ffcv, dali, torchvision, resident, synthetic, or auto."""
+    """Reader of the images: turbo, ffcv, dali, torchvision, resident, synthetic, or auto."""
     workers: int | None = field(default=None, metadata=MACHINE)
     """Decoding threads per GPU; by default the machine's cores divided by its GPUs' processes."""
     prefetch_batches: int = field(default=4, metadata=MACHINE)

@@ -9,9 +9,9 @@ def crop_area(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
 
     The area is at least one pixel wide and high, and cut off at the box, so that enlarging interpolates
     linearly. The means come from running sums over the image. Between the corners of pixels these sums are
-    linear along either axis, and four of them give the sum over any rectangle. The values equal those of the CPU decoders'
-    exact resize up to rounding. Sums of bytes are integers and all else is float64, so the result does not
-    depend on the process's TF32 setting.
+    linear along either axis, and four of them give the sum over any rectangle. The values equal
+    those of the CPU decoders' exact resize up to rounding. Sums of bytes are integers and all else is
+    float64, so the result does not depend on the process's TF32 setting.
 
     Not measured on a GPU.
 
@@ -51,7 +51,7 @@ def _means(sums: Tensor, starts: Tensor, lengths: Tensor, size: int) -> Tensor:
 
 
 def _at(sums: Tensor, positions: Tensor) -> Tensor:
-    """Return float64 [B, S, ...]: `sums` [B, N + 1, ...] interpolated at positions [B, S] of its first axis."""
+    """Return `sums` [B, N + 1, ...] interpolated at positions [B, S] of axis 1, float64 [B, S, ...]."""
     below = positions.floor().clamp_(max=sums.shape[1] - 2)
     share = (positions - below).view(-1, 1)
     # An edge that falls on a pixel's edge takes nothing of the next pixel.

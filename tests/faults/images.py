@@ -87,8 +87,8 @@ class _Subject:
             file.write(data)
 
     def _read_by(self, decoder: str) -> Path:
-        """Return the beton for ffcv, which reads nothing else, and the folder for other decoders."""
-        return self.out if decoder == "ffcv" else self.root
+        """Return the beton for turbo and ffcv, which read nothing else, and the folder for other decoders."""
+        return self.out if decoder in ("turbo", "ffcv") else self.root
 
     def _write(self) -> CommandOutput:
         arguments = beton_command.Write(str(self.root), self.out, max_bad="2", workers=1, overwrite=True)

@@ -17,6 +17,8 @@ from fastpsl.pipelines.decoders import dali, libffcv, libturbo
 DECODERS = ["torchvision"]
 DECODERS += [] if libturbo.why_missing() else ["turbo"]
 DECODERS += [] if libffcv.why_missing() else ["ffcv"]
+# These read betons only.
+COMPILED = DECODERS[1:]
 DECODERS += [] if dali.why_missing(torch.device("cpu")) else ["dali"]
 
 

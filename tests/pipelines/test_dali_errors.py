@@ -22,7 +22,7 @@ ROOM = 8 << 30
             ROOM,
             "out of GPU memory while decoding on cuda:0 (Can't allocate",
         ),
-        ("CUDA allocation failed", ROOM, "lower --prefetch-batches or --batch-size, or use --decoder ffcv"),
+        ("CUDA allocation failed", ROOM, "lower --prefetch-batches or --batch-size, or use --decoder turbo"),
         (
             "CUDA out of memory. Tried to allocate 36.00 MiB. GPU 0 has",
             ROOM,
@@ -54,7 +54,7 @@ ROOM = 8 << 30
                 "the provided PTX was compiled with an unsupported toolchain."
             ),
             ROOM,
-            "update the driver, install the DALI of an older CUDA, or use --decoder ffcv",
+            "update the driver, install the DALI of an older CUDA, or use --decoder turbo",
         ),
         ("CUDA runtime API error cudaErrorIllegalAddress (700)", ROOM, ""),
     ],

@@ -13,7 +13,7 @@ from PIL import Image
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, isotropic_resize
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
 from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.decoders import codes, libffcv
+from fastpsl.pipelines.decoders import codes, libffcv, libturbo
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.choose import NAMES, open_decoder
 from fastpsl.pipelines.decoders.compiled import _denominator
@@ -260,10 +260,14 @@ def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Synthetic(4)
     assert open_decoder("auto", data)[0].name == "synthetic"
     beton = SimpleNamespace(kind="beton", is_raw=False, image_sizes=lambda: (1, 1, 1, 1))
+    monkeypatch.setattr(libturbo, "why_missing", lambda: "installed without it")
+    if "ffcv" in DECODERS:
+        with pytest.warns(UserWarning, match="^decoding by ffcv is slow: installed without it; .* gcc"):
+            assert open_decoder("auto", beton)[0].name == "ffcv"  # type: ignore[arg-type]
     monkeypatch.setattr(libffcv, "why_missing", lambda: "ffcv is not installed")
     with pytest.warns(
         UserWarning,
-        match=r"^decoding by torchvision is slow: pip install 'fastpsl-vision\[ffcv\]' \(needs g\+\+, .*\)$",
+        match=r"^decoding by torchvision is slow: installed without it; .* gcc libjpeg",
     ) as caught:
         decoder, why = open_decoder("auto", beton)  # type: ignore[arg-type]
     assert (decoder.name, len(caught)) == ("torchvision", 1)
@@ -275,17 +279,18 @@ def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_decoder("torchvision", beton)[0].name == "torchvision"  # type: ignore[arg-type]
-        if "ffcv" in DECODERS:
-            monkeypatch.undo()
+        monkeypatch.undo()
+        if "turbo" in DECODERS:
             decoder, why = open_decoder("auto", beton)  # type: ignore[arg-type]
-            assert (decoder.name, why) == ("ffcv", "its library is installed")
+            assert (decoder.name, why) == ("turbo", "it decodes what the crops need")
     with pytest.raises(
-        ValueError, match="decoder 'dalli': there are auto, ffcv, dali, torchvision, resident, synthetic;"
+        ValueError,
+        match="'dalli': there are auto, turbo, ffcv, dali, torchvision, resident, synthetic$",
     ):
         open_decoder("dalli", data)
     with pytest.raises(ValueError, match="decoder 'torchvision' cannot read synthetic data"):
         open_decoder("torchvision", data)
-    assert NAMES == ("ffcv", "dali", "torchvision", "resident", "synthetic")
+    assert NAMES == ("turbo", "ffcv", "dali", "torchvision", "resident", "synthetic")
 
 
 def test_torchvisions_deprecation_is_not_said_a_thousand_times(tmp_path: Path) -> None:

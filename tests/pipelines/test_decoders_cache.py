@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from numba.core.caching import NullCache
 
-from fastpsl.pipelines.decoders import codes, libffcv
-from fastpsl.pipelines.decoders import ffcv as ffcv_decoder
+from fastpsl.pipelines.decoders import codes, compiled, libffcv
 
 FRESH = """
 import gc, sys, tempfile, numpy as np, numba, torch
@@ -58,14 +57,15 @@ def test_a_second_process_compiles_nothing_and_never_imports_ffcv() -> None:
 def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> None:
     # numba's key has the date of the function's own file and the free variables (numba/core/caching.py).
     modules = (
-        ffcv_decoder.area,
+        compiled.area,
         codes,
-        ffcv_decoder.encoded,
-        ffcv_decoder.isotropic,
+        compiled.encoded,
+        compiled.isotropic,
         libffcv,
-        ffcv_decoder.dataset,
+        compiled.libturbo,
+        compiled.dataset,
     )
     files = [Path(str(module.__file__)) for module in modules]
-    cells = [cell.cell_contents for cell in ffcv_decoder._decode_chunk.py_func.__closure__]  # type: ignore[attr-defined]
+    cells = [cell.cell_contents for cell in compiled._decode_chunk.py_func.__closure__]  # type: ignore[attr-defined]
     assert zlib.crc32(b"".join(file.read_bytes() for file in files)) in cells
-    assert isinstance(ffcv_decoder._decode_one._cache, NullCache)  # type: ignore[attr-defined]
+    assert isinstance(compiled._decode_one._cache, NullCache)  # type: ignore[attr-defined]

@@ -21,16 +21,16 @@ from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.data.image_file import decode_any, upright_size
 from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.decoders import dali, libffcv
+from fastpsl.pipelines.decoders import dali
 from fastpsl.pipelines.decoders.choose import choose_decoder
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo
+from tests.pipelines.photos import COMPILED, DECODERS, area_mean, jpeg, photo
 
 # The decoders that read folders.
-READERS = [decoder for decoder in DECODERS if decoder != "ffcv"]
+READERS = [decoder for decoder in DECODERS if decoder not in COMPILED]
 every_reader = pytest.mark.parametrize("decoder", READERS)
 VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(40))]
 CPU = torch.device("cpu")
@@ -373,13 +373,11 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         if "dali" in READERS:
             assert choose_decoder("auto", data, CPU) == ("dali", "it reads folders")
         monkeypatch.setattr(dali, "why_missing", lambda device: "DALI is not installed; pip install it")
-        beton = "make a beton by `fastpsl data write`, which ffcv reads fast"
-        for device, no_ffcv, advice in (
-            ("cpu", "", f"is slow: {beton}"),
-            ("cpu", "no ffcv", f"is slow: {libffcv.INSTALL}, and {beton}"),
-            ("cuda", "no ffcv", "on the CPU is slow: DALI is not installed; pip install it"),
+        beton = "make a beton by `fastpsl data write`, which turbo reads fast"
+        for device, advice in (
+            ("cpu", f"is slow: {beton}"),
+            ("cuda", "on the CPU is slow: DALI is not installed; pip install it"),
         ):
-            monkeypatch.setattr(libffcv, "why_missing", lambda text=no_ffcv: text)
             with pytest.warns(UserWarning) as caught:
                 chosen = choose_decoder("auto", data, torch.device(device))
             assert chosen == ("torchvision", "no faster one can read this here")

@@ -21,7 +21,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import write_folder
 from tests.pipelines.memory import own_memory
-from tests.pipelines.photos import DECODERS, jpeg, photo
+from tests.pipelines.photos import COMPILED, DECODERS, jpeg, photo
 from tests.pipelines.test_beton_convert import KINDS, file_of
 
 
@@ -63,7 +63,7 @@ def test_a_huge_file_is_refused_unread_by_the_writer(folder: Path, tmp_path: Pat
     assert peak.grown_mb < 100
 
 
-@pytest.mark.parametrize("decoder", [decoder for decoder in DECODERS if decoder != "ffcv"])
+@pytest.mark.parametrize("decoder", [decoder for decoder in DECODERS if decoder not in COMPILED])
 def test_a_huge_file_is_a_bad_sample_of_its_folder(folder: Path, decoder: str) -> None:
     views = [ViewSpec(RandomResizedCrop(24))]
     with pytest.warns(UserWarning, match=f"1 of 3 images cannot be read, the first is b.jpg: {WHY}"):

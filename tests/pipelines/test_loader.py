@@ -25,7 +25,7 @@ from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.loader.workers import default_num_threads
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import tree
-from tests.pipelines.photos import DECODERS, RAW, photo, photo_samples, write
+from tests.pipelines.photos import COMPILED, DECODERS, RAW, photo, photo_samples, write
 
 NUM, GLOBAL_BATCH = 38, 6
 VIEW = ViewSpec(RandomResizedCrop(33), (Flip(), Grey(0.5)))
@@ -33,7 +33,7 @@ CENTRE = ViewSpec(ShorterSideCrop(40, 35, where="center"))
 VIEWS = (VIEW, CENTRE)
 # Sources and decoders, which all keep the same contract.
 CASES = [(source, decoder) for source in ("jpeg", "raw") for decoder in DECODERS]
-CASES += [("folder", decoder) for decoder in DECODERS if decoder != "ffcv"]
+CASES += [("folder", decoder) for decoder in DECODERS if decoder not in COMPILED]
 CASES += [("raw", "resident"), ("synthetic", "synthetic")]
 every_case = pytest.mark.parametrize(("source", "decoder"), CASES)
 
@@ -137,7 +137,7 @@ def test_orders_and_views_differ_by_epoch_and_repeat_by_seed(
                 # Equal up to the scale at which a JPEG is decoded, which depends on the other view's crop.
                 away = [np.abs(a[index][1].astype(int) - b[index][1]) for index in shared]
                 assert max(part.mean() for part in away) < (
-                    4 if source == "jpeg" and decoder == "ffcv" else 1e-9
+                    4 if source == "jpeg" and decoder in COMPILED else 1e-9
                 )
 
 
@@ -292,7 +292,7 @@ def test_synthetic_data_need_no_file() -> None:
         ({"on_bad_sample": "ignore"}, "'ignore'; it must be 'raise' or 'skip'"),
         ({"views": []}, "no views"),
         ({"batch_size_per_rank": 20, "world": 2}, "38 samples are fewer than one global batch of 40"),
-        ({"decoder": "turbo"}, "decoder 'turbo': there are auto, ffcv"),
+        ({"decoder": "jpegturbo"}, "decoder 'jpegturbo': there are auto, turbo"),
         ({"device": "cuda"}, "device cuda was asked for, but torch finds no CUDA device"),
         ({"device": "abacus"}, "device abacus"),
     ],
@@ -335,7 +335,7 @@ def test_threads_are_this_ranks_share_of_the_cores(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("source", "decoder"),
-    [("jpeg", "ffcv"), ("jpeg", "dali"), ("raw", "resident")],
+    [("jpeg", "turbo"), ("jpeg", "dali"), ("raw", "resident")],
 )
 def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
     sources: dict[str, Path], source: str, decoder: str

@@ -16,7 +16,7 @@ from fastpsl.pipelines.decoders import resident
 from fastpsl.pipelines.decoders.choose import choose_decoder, open_decoder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.photos import DECODERS, RAW, jpeg, photo, photo_samples, write
+from tests.pipelines.photos import COMPILED, DECODERS, RAW, jpeg, photo, photo_samples, write
 
 NUM = 30
 VIEWS = [ViewSpec(RandomResizedCrop(32)), ViewSpec(ShorterSideCrop(40, 32, where="center"))]
@@ -39,9 +39,9 @@ def test_the_pixels_are_those_of_the_other_decoders(raw: Path, decoder: str) -> 
 
     for view, expected_view in zip(read_images("resident"), read_images(decoder), strict=True):
         difference = (view - expected_view).abs()
-        # Both are exact area means, except torchvision's, which is Pillow's closest filter.
-        if decoder == "ffcv":
-            assert difference.max() <= 1 and difference.float().mean() < 1e-3
+        # All are exact area means, turbo's within 0.52, but DALI's, whose filters come close.
+        if decoder != "dali":
+            assert difference.max() <= 1 and difference.float().mean() < (5e-3 if decoder == "turbo" else 1e-3)
         else:
             assert difference.float().mean() < 2
 
@@ -162,7 +162,7 @@ def test_it_is_chosen_for_a_small_raw_set_of_one_size_on_a_gpu(
             "raw pictures of one size, 0 MB: kept on the device",
         )
         assert choose_decoder("auto", data, torch.device("cpu"))[0] == (
-            "ffcv" if "ffcv" in DECODERS else "torchvision"
+            COMPILED[0] if COMPILED else "torchvision"
         )
         monkeypatch.setattr(resident, "SMALL_BYTES", NUM * 40 * 36 * 3 - 1)
         assert not resident.is_small(data)

@@ -25,18 +25,17 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
 from fastpsl.pipelines.decoders import codes, libffcv
 from fastpsl.pipelines.decoders.decoder import Decoder
-from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
-from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.decoding import make
 from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
-from tests.pipelines.photos import DECODERS, JPG, RAW, jpeg, photo, pil_decode, write
+from tests.pipelines.photos import COMPILED, DECODERS, JPG, RAW, jpeg, photo, pil_decode, write
 
 NUM, SIZE = 1200, 64
 # Height and width, some odd: windows of 67, 35 and 129 px, so 1.05, 0.55 and 2.02 source pixels per pixel.
 SCALES = {"as it is": (137, 144), "enlarged": (88, 85), "shrunk": (243, 236)}
 CROP = RotationCrop(SIZE)
-COMPILED = "ffcv" if "ffcv" in DECODERS else "torchvision"
+FASTEST = [*COMPILED, "torchvision"][0]
 PROBE_CHANCE = 0.5 + 4.5 * (0.25 / (NUM // 2)) ** 0.5
 NETWORK_CHANCE = 1 / 8 + 4 * (7 / 64 / (NUM // 2)) ** 0.5
 
@@ -80,7 +79,7 @@ def noise(request: pytest.FixtureRequest) -> tuple[str, list[Sample]]:
     return scale, samples
 
 
-def views_of(path: Path, crop: RotationCrop = CROP, decoder: str = COMPILED) -> tuple[Tensor, Tensor]:
+def views_of(path: Path, crop: RotationCrop = CROP, decoder: str = FASTEST) -> tuple[Tensor, Tensor]:
     """Return a view of each sample before normalisation, uint8 [N, 3, S, S], and labels from 0 to 7."""
     op, images, labels = Rotate45(), [], []
     with Beton(path) as data, Loader(
@@ -119,7 +118,7 @@ def test_noise_does_not_tell_its_angle(noise: tuple[str, list[Sample]], tmp_path
         other = (
             "resident"
             if samples[0][3] == RAW
-            else next(name for name in ("dali", "ffcv", "torchvision") if name in DECODERS)
+            else next(name for name in ("dali", *COMPILED, "torchvision") if name in DECODERS)
         )
         assert probe_accuracy(*views_of(path, decoder=other)) < PROBE_CHANCE
 
@@ -188,7 +187,7 @@ def test_flat_images_give_eight_equal_views(mode: int, tmp_path: Path) -> None:
         samples.append((jpeg(image) if mode == JPG else image.tobytes(), height, width, mode))
     views = [ViewSpec(RotationCrop(31, share=1.0, base=base)) for base in (0, 45)]
     with Beton(write(tmp_path / "flat.beton", samples)) as data, Loader(
-        data, views, batch_size_per_rank=60, train=False, decoder=COMPILED, num_threads=2
+        data, views, batch_size_per_rank=60, train=False, decoder=FASTEST, num_threads=2
     ) as loader:  # fmt: skip
         (batch,) = loader.epoch(0)
     every = all_rotations(batch.images).numpy()
@@ -209,7 +208,9 @@ def decode_whole(decoder: Decoder, sample: Sample) -> np.ndarray:
 
 @pytest.fixture(params=[name for name in DECODERS if name != "dali"])
 def decoder(request: pytest.FixtureRequest) -> Decoder:
-    return FfcvDecoder() if request.param == "ffcv" else TorchvisionDecoder()
+    made = make(request.param)
+    assert isinstance(made, Decoder)
+    return made
 
 
 def test_decoders_sample_from_the_whole_decode(decoder: Decoder, tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_all_rotations_come_from_one_decode(tmp_path: Path) -> None:
     crops = [RotationCrop(32, base=base) for base in (0, 45)]
     views = [ViewSpec(RotationCrop(32), (Rotate45(),)), *(ViewSpec(crop) for crop in crops)]
     with Beton(write(tmp_path / "photos.beton", samples)) as data, Loader(
-        data, views, batch_size_per_rank=40, train=False, decoder=COMPILED, num_threads=2
+        data, views, batch_size_per_rank=40, train=False, decoder=FASTEST, num_threads=2
     ) as loader:  # fmt: skip
         (batch,) = loader.epoch(0)
     draw = batch.draws[0][0]

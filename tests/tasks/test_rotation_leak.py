@@ -21,7 +21,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.tasks.rotation import Rotation, image_degrees
 from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
-from tests.pipelines.photos import DECODERS, RAW, write
+from tests.pipelines.photos import COMPILED, RAW, write
 from tests.slow import slow
 
 NUM, HEIGHT, WIDTH, SIZE, SHORTER = 640, 113, 118, 48, 55
@@ -55,7 +55,7 @@ def own_views(task: Rotation, level: int, beton: Path) -> tuple[Tensor, Tensor]:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (views[0].mean, views[0].std))
     with Beton(beton) as data, Loader(
         data, views, batch_size_per_rank=batch_size, train=False,
-        decoder="ffcv" if "ffcv" in DECODERS else "torchvision",
+        decoder=[*COMPILED, "torchvision"][0],
         num_threads=2,
     ) as loader:  # fmt: skip
         for batch in islice(loader.epoch(0), 4):

@@ -55,6 +55,6 @@ class Arenas:
             raise ValueError(
                 f"no {num_bytes >> 20:,} MiB of pinned host memory for a batch "
                 f"({' '.join(str(error).split())[:200]}): "
-                "lower --prefetch-batches or --batch-size, or use --decoder ffcv"
+                "lower --prefetch-batches or --batch-size, or use --decoder turbo"
             ) from error
         return memory

@@ -83,7 +83,7 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
 
     Args:
         name: A decoder's name, or "auto". On a GPU that is resident for a small set of raw images of one
-            size, else dali. On a CPU it is ffcv for betons and dali for folders. It warns if only a slower
+            size, else dali. On a CPU it is turbo for betons and dali for folders. It warns if only a slower
             one is available.
         data: The open data set.
         device: The device of the batches.
@@ -95,9 +95,7 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
         ValueError: If there is no such decoder, it cannot read the data, or libffcv is missing.
     """
     if name not in ("auto", *NAMES):
-        raise ValueError(
-            f"decoder {name!r}: there are auto, {', '.join(NAMES)}; ffcv is installed by {libffcv.INSTALL}"
-        )
+        raise ValueError(f"decoder {name!r}: there are auto, {', '.join(NAMES)}")
     if name == "auto":
         return _automatic(data, device)
     if name not in READS[data.kind]:
@@ -108,10 +106,10 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
         )
     if name == "synthetic" and data.kind != "synthetic":
         return name, "asked for: pictures are noise, whatever the data holds"
-    why_missing = libffcv.why_missing() if name == "ffcv" else ""
-    if why_missing:
+    library = {"turbo": libturbo, "ffcv": libffcv}.get(name)
+    if library and library.why_missing():
         raise ValueError(
-            f"decoder 'ffcv': {why_missing}; install it by {libffcv.INSTALL}, or use torchvision"
+            f"decoder {name!r}: {library.why_missing()}; install it by {library.INSTALL}, or use torchvision"
         )
     return name, "asked for"
 
@@ -130,17 +128,18 @@ def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
         no_dali = dali.why_missing(device)
         if not no_dali:
             return "dali", "it reads folders" if data.kind == "folder" else "it decodes on the GPU"
-    no_ffcv = libffcv.why_missing()
-    name = "ffcv" if data.kind == "beton" and not no_ffcv else "torchvision"
+    no_turbo = libturbo.why_missing()
+    name = "turbo" if data.kind == "beton" and not no_turbo else "torchvision"
+    if no_turbo and data.kind == "beton" and not libffcv.why_missing():
+        name = "ffcv"
     if device.type == "cuda":
         advice = f"on the CPU is slow: {no_dali}"
-    elif name == "ffcv":
-        return name, "its library is installed"
+    elif name == "turbo":
+        return name, "it decodes what the crops need"
+    elif data.kind == "folder":
+        advice = "is slow: make a beton by `fastpsl data write`, which turbo reads fast"
     else:
-        steps = [libffcv.INSTALL] if no_ffcv else []
-        if data.kind == "folder":
-            steps.append("make a beton by `fastpsl data write`, which ffcv reads fast")
-        advice = f"is slow: {', and '.join(steps)}"
+        advice = f"is slow: {no_turbo}; {libturbo.INSTALL}"
     warnings.warn(f"decoding by {name} {advice}", stacklevel=5)
     return name, "no faster one can read this here"
 

@@ -13,6 +13,7 @@ from fastpsl.pipelines.decoders.boxes import cannot
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
 
+
 class TorchvisionDecoder(Decoder):
     """A decoder on the CPU for betons and folders."""
 

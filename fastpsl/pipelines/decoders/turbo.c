@@ -5,7 +5,6 @@
 // and smooth ("fancy") upsampling bit for bit. The Huffman decoder of libjpeg-turbo, which takes two thirds
 // of the time, is replaced for the usual JPEG: baseline, one scan, no restart markers. Others take libjpeg's own.
 
-#include <math.h>
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -15,10 +14,6 @@
 
 #include <jpeglib.h>
 #include <jerror.h>
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
-
 #ifndef LIBJPEG_TURBO_VERSION_NUMBER
 #error "libjpeg-turbo is needed; this is another libjpeg"
 #endif
@@ -26,10 +21,12 @@
 #define PUBLIC __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-#define FOR_EACH_CPU __attribute__((target_clones("avx2", "default")))
+#if JPEG_LIB_VERSION >= 70 // the interface of libjpeg 7 and 8, as Ubuntu builds it
+#define SCALED_BLOCK(component) (component)->DCT_h_scaled_size
+#define MIN_SCALED_BLOCK(info) (info)->min_DCT_h_scaled_size
 #else
-#define FOR_EACH_CPU
+#define SCALED_BLOCK(component) (component)->DCT_scaled_size
+#define MIN_SCALED_BLOCK(info) (info)->min_DCT_scaled_size
 #endif
 
 #define LOOKUP_BITS 10
@@ -67,8 +64,6 @@ typedef struct {
     struct jpeg_error_mgr errors;
     jmp_buf escape;
     Scan scan;
-    uint8_t *scratch; // of the resize
-    size_t scratch_capacity;
 } Turbo;
 
 static void escape(j_common_ptr info) { longjmp(((Turbo *)info->client_data)->escape, 1); }
@@ -98,7 +93,6 @@ PUBLIC void fastpsl_turbo_close(Turbo *turbo) {
     jpeg_destroy_decompress(&turbo->decompress);
     jpeg_destroy_compress(&turbo->compress);
     free(turbo->scan.bytes);
-    free(turbo->scratch);
     free(turbo);
 }
 
@@ -319,7 +313,7 @@ static int take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column) 
         int dc = component->dc_tbl_no, ac = component->ac_tbl_no;
         if (dc < 0 || dc >= NUM_TABLES || ac < 0 || ac >= NUM_TABLES) return 1;
         scan->component[b] = i;
-        scan->needs_ac[b] = component->component_needed && component->DCT_scaled_size > 1;
+        scan->needs_ac[b] = component->component_needed && SCALED_BLOCK(component) > 1;
         if (!b || info->MCU_membership[b - 1] != i) {
             scan->dc[b] = derived(&scan->tables[0][dc], info->dc_huff_tbl_ptrs[dc], 0);
             scan->ac[b] = derived(&scan->tables[1][ac], info->ac_huff_tbl_ptrs[ac], 1);
@@ -369,7 +363,7 @@ PUBLIC int fastpsl_turbo_decode(
     info->scale_num = 1, info->scale_denom = denominator;
     jpeg_start_decompress(info);
     // Upsampling at the left and right of the crop looks at its neighbours: one MCU more there, and a few rows.
-    uint32_t mcu = (uint32_t)(info->max_h_samp_factor * info->min_DCT_scaled_size);
+    uint32_t mcu = (uint32_t)(info->max_h_samp_factor * MIN_SCALED_BLOCK(info));
     uint32_t full_width = info->output_width, full_height = info->output_height;
     uint32_t left = (uint32_t)region[1] / mcu * mcu, stop = (uint32_t)(region[1] + region[3]);
     left = left > mcu ? left - mcu : 0;

@@ -1,0 +1,117 @@
+"""The C library's parts of images are those of Pillow's whole decode bit for bit, and its resize is exact."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastpsl.pipelines.decoders import libturbo
+from fastpsl.pipelines.decoders.libturbo import LARGEST_SHRINK, Handle, decode_region, resize_region
+from tests.pipelines.photos import area_mean, jpeg, photo, pil_decode
+
+pytestmark = pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C library was not built")
+
+SIZES = [(61, 47), (128, 128), (200, 333), (17, 301), (8, 8), (1, 1), (3, 400)]
+# How a JPEG may be stored: Pillow's subsampling 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0. Quality 100 has the
+# longest codes. Restart markers, scans of their own and a single component take libjpeg's own Huffman decoder.
+FORMS: dict[str, dict[str, object]] = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "optimised tables": {"optimize": True, "quality": 75},
+    "quality 100": {"quality": 100, "subsampling": 0},
+    "quality 5": {"quality": 5},
+    "restart markers": {"restart_marker_blocks": 3},
+    "progressive": {"progressive": True},
+}
+
+
+def decode(
+    data: bytes, height: int, width: int, region: tuple[int, int, int, int], denominator: int = 1
+) -> tuple[int, np.ndarray, list[int]]:
+    """Return the status, the part that was decoded, and where it lies."""
+    pixels, placed = np.empty(height * width * 3, np.uint8), np.zeros(4, np.int64)
+    handle, encoded = Handle(), np.frombuffer(data, np.uint8).copy()
+    status = decode_region(
+        encoded, len(data), height, width, denominator, np.array(region), pixels, placed, handle.address
+    )
+    rows, columns = placed[2:].tolist()
+    return status, pixels[: rows * columns * 3].reshape(rows, columns, 3), placed.tolist()
+
+
+def check_regions(data: bytes, height: int, width: int) -> None:
+    expected, random = pil_decode(data), np.random.default_rng(height)
+    for _ in range(8):
+        rows, columns = int(random.integers(1, height + 1)), int(random.integers(1, width + 1))
+        top, left = int(random.integers(height - rows + 1)), int(random.integers(width - columns + 1))
+        status, part, placed = decode(data, height, width, (top, left, rows, columns))
+        y, x = top - placed[0], left - placed[1]
+        assert status == 0 and y >= 0 and x >= 0
+        part = part[y : y + rows, x : x + columns]
+        np.testing.assert_array_equal(part, expected[top : top + rows, left : left + columns])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_a_region_is_that_of_the_whole_decode(form: str, height: int, width: int) -> None:
+    check_regions(jpeg(photo(height, height, width), **FORMS[form]), height, width)
+
+
+def test_noise_and_grey_are_decoded() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    check_regions(jpeg(noise, quality=100, subsampling=0), 90, 70)
+    check_regions(jpeg(photo(0, 90, 70)[..., 0]), 90, 70)
+
+
+@pytest.mark.parametrize("denominator", [2, 4, 8])
+def test_a_scaled_region_is_that_of_the_scaled_decode(denominator: int) -> None:
+    data = jpeg(photo(1, 203, 333))
+    image = Image.open(io.BytesIO(data))
+    image.draft("RGB", (333 // denominator, 203 // denominator))
+    expected = np.asarray(image)
+    rows, columns, _ = expected.shape
+    assert (rows, columns) == (-(-203 // denominator), -(-333 // denominator))
+    for region in [(0, 0, rows, columns), (3, 5, rows - 6, 9), (rows - 4, columns - 7, 3, 2)]:
+        status, part, placed = decode(data, 203, 333, region, denominator)
+        y, x = region[0] - placed[0], region[1] - placed[1]
+        part = part[y : y + region[2], x : x + region[3]]
+        top, left = region[:2]
+        assert status == 0
+        np.testing.assert_array_equal(part, expected[top : top + region[2], left : left + region[3]])
+
+
+def test_damage_is_refused_as_far_as_it_is_read() -> None:
+    data = jpeg(photo(2, 120, 140))
+    whole, first_rows = (0, 0, 120, 140), (0, 0, 8, 140)
+    for region in (whole, first_rows):
+        assert decode(data, 120, 140, region)[0] == 0
+        assert decode(data[:-2], 120, 140, region)[0] == 1  # no end-of-image marker
+        assert decode(data[: len(data) // 2], 120, 140, region)[0] == 1
+        assert decode(data, 120, 139, region[:3] + (139,))[0] == 1  # another size
+        assert decode(b"\xff\xd8 no JPEG", 120, 140, region)[0] == 1
+    middle = len(data) * 3 // 4
+    cut = data[:middle] + data[-2:]  # ends too early: the rows that it has are read
+    assert decode(cut, 120, 140, whole)[0] == 1 and decode(cut, 120, 140, first_rows)[0] == 0
+    more = data[:-2] + bytes(20) + data[-2:]
+    assert decode(more, 120, 140, whole)[0] == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 97])
+def test_resizes_are_exact_means(size: int) -> None:
+    random = np.random.default_rng(size)
+    image = random.integers(0, 256, (201, 333, 3), np.uint8)
+    white = np.full_like(image, 255)
+    boxes = [(0, 0, 201, 333), (200, 332, 1, 1), (7.25, 11.5, 60.5, 97), (0, 0, 201, 1), (3, 5, size, size)]
+    for box in boxes:
+        top, left, height, width = (float(value) for value in box)
+        if max(height, width) > LARGEST_SHRINK * size:
+            continue
+        for source in (image, white):
+            out = np.full((size, size, 3), 7, np.uint8)
+            assert resize_region(source.reshape(-1), 333, top, left, height, width, out) == 0
+            assert np.abs(out - area_mean(source, box, size)).max() < 0.52, box
+        if top == 3:
+            np.testing.assert_array_equal(out, 255)
+            resize_region(image.reshape(-1), 333, top, left, height, width, out)
+            np.testing.assert_array_equal(out, image[3 : 3 + size, 5 : 5 + size])
