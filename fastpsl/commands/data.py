@@ -58,6 +58,9 @@ class Write:
     """Shrink images to this longer side; with --short-side, both hold."""
     quality: Annotated[int, tyro.conf.arg(metavar="1..100")] = 90
     """Quality of the JPEGs that are made."""
+    reencode: Literal["larger", "all"] = "larger"
+    """Which JPEGs are encoded anew: those that cannot be taken over (larger than wanted, turned, progressive,
+    ...), or all, as ffcv's own ImageNet script does, but for those that --quality would make no smaller."""
     shard: Annotated[str, tyro.conf.arg(metavar="i/n")] = "0/1"
     """Write only the i-th (from 0) of n runs of neighbouring images; read them together with a glob, e.g.
     'train-*.beton'."""
@@ -108,13 +111,17 @@ class Write:
         for line in source.warnings:
             warnings.warn(f"{self.src}: {line}", stacklevel=1)
         mode = source.mode if self.mode == "auto" else self.mode
+        if mode == "raw" and self.reencode == "all":
+            raise ValueError(
+                "--reencode all: makes JPEGs, and raw images are stored; give --mode jpg, or leave it away"
+            )
         with Progress("images", source.num_samples, f"{self.out}: writing") as progress:
             report = write_beton(
                 source.samples(),
                 self.out,
                 num_samples=source.num_samples,
                 class_names=source.class_names,
-                target=Target(self.short_side, self.max_side, self.quality, mode, self.min_px),
+                target=Target(self.short_side, self.max_side, self.quality, mode, self.min_px, self.reencode),
                 num_workers=self.workers,
                 max_bad=self.max_bad,
                 overwrite=self.overwrite,
