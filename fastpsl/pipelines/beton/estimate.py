@@ -58,9 +58,10 @@ class Estimate:
 
     def line(self, out: Path) -> str:
         """Return size, time and free space in one line."""
+        threads = number_of(self.num_threads, "thread")
         return (
             f"{out}: about {self.size()} of {self.num_total:,} images, {clock(self.seconds)} with "
-            f"{number_of(self.num_threads, 'thread')} if the disk keeps up, {self.by()}; {_gb(free_bytes(out))} are free"
+            f"{threads} if the disk keeps up, {self.by()}; {_gb(free_bytes(out))} are free"
         )
 
     def size(self) -> str:
