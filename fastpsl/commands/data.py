@@ -65,7 +65,7 @@ class Write:
     """Quality of the JPEGs that are made."""
     reencode: Literal["larger", "all"] = "larger"
     """Which JPEGs are encoded anew: those that cannot be taken over (larger than wanted, turned, progressive,
-    ...), or all, as ffcv's own ImageNet script does, but for those that --quality would make no smaller."""
+    ...), or all, as by ffcv's own writer, but for those that --quality would make no smaller."""
     shard: Annotated[str, tyro.conf.arg(metavar="i/n")] = "0/1"
     """Write only the i-th (from 0) of n runs of neighbouring images; read them together with a glob, e.g.
     'train-*.beton'."""
