@@ -42,6 +42,7 @@ TARGETS = {
     "--short-side 256": Target(short_side=256),
     "--short-side 256 --quality 90 --reencode all": Target(short_side=256, quality=90, reencode="all"),
 }
+BATCH = 50
 DECODING = "CPU time of decoding / as is"
 
 
@@ -62,6 +63,8 @@ def main() -> None:
         raise ValueError("--photos is missing: give a folder of original JPEGs")
 
     machine, source, rows = environment(), image_folder(options.photos), []
+    if source.num_samples < BATCH:
+        raise ValueError(f"--photos {options.photos}: {source.num_samples} images; give {BATCH} at least")
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         betons = {name: Path(scratch) / f"{i}.beton" for i, name in enumerate(TARGETS)}
         for name, beton in betons.items():
@@ -89,8 +92,8 @@ def main() -> None:
     print(options.out)
 
 
-def psnr_db(source: ImageFolder, beton: Path) -> float:
-    """Return the median PSNR over the images that differ from their originals."""
+def psnr_db(source: ImageFolder, beton: Path) -> float | None:
+    """Return the median PSNR over the images that are not taken over; None where all are."""
     values = []
     with Beton(beton) as data:
         for i, sample in enumerate(source.samples()):
@@ -102,7 +105,7 @@ def psnr_db(source: ImageFolder, beton: Path) -> float:
             wanted = shrink(decode_any(original), *pixels.shape[:2])
             error = np.square(pixels.astype(np.float64) - wanted).mean()
             values.append(10 * np.log10(255**2 / error))
-    return round(float(np.median(values)), 2)
+    return round(float(np.median(values)), 2) if values else None
 
 
 def cpu_times(betons: Mapping[str, Path], repeats: int, log: Callable[[str], None]) -> dict[str, list[float]]:
@@ -113,7 +116,7 @@ def cpu_times(betons: Mapping[str, Path], repeats: int, log: Callable[[str], Non
             name: stack.enter_context(
                 Loader(
                     stack.enter_context(Beton(path)), [ViewSpec(RandomResizedCrop(224))],
-                    batch_size_per_rank=50, decoder="ffcv", num_threads=1,
+                    batch_size_per_rank=BATCH, decoder="ffcv", num_threads=1,
                 )
             )
             for name, path in betons.items()
@@ -140,12 +143,12 @@ def sizes_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             continue
         times = {ratio["target"]: ratio["median"] for ratio in result["ratios"]}
         for row in result["rows"]:
-            name = row["measured"]
+            name, psnr = row["measured"], row["psnr_db"]
             lines.append(
                 f"| {name if name == 'as is' else f'`{name}`'} | {row['median'] / 1e3:.0f} KB "
                 f"| {row['median'] * result['settings']['num_images_of_imagenet'] / 1e9:.0f} GB "
-                f"| {row['num_taken_over'] / result['data']['num_samples']:.1%} | {row['psnr_db']:.1f} dB "
-                f"| {times[name]:.2f} |"
+                f"| {row['num_taken_over'] / result['data']['num_samples']:.1%} "
+                f"| {'-' if psnr is None else f'{psnr:.1f} dB'} | {times[name]:.2f} |"
             )
     return "\n".join(lines)
 
