@@ -1,5 +1,5 @@
-"""Writes the tables of docs/performance.md, docs/scale.md's arithmetic and all charts from the
-committed results.
+"""Writes the tables of docs/performance.md, the sizes in docs/data.md, docs/scale.md's arithmetic and all
+charts from the committed results.
 
     python bench/performance.py                    after a new file in bench/results/
     python bench/performance.py results-b.tgz ...  puts what parts of bench/gpu_day/ brought back there first
@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
 from bench.archive import read_archives
+from bench.beton_size import sizes_table
 from bench.how_fast import how_fast_table
 from bench.program import run_program
 from bench.ratios import PATHS, draw_ratios, kernel_ratios
@@ -147,6 +148,7 @@ def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
             "machines": machines(results),
             "results": sections,
         },
+        DOCS / "data.md": {"sizes": sizes_table(results)},
         DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus)},
     }
 

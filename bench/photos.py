@@ -182,7 +182,7 @@ def decode_ms(jpegs: Sequence[bytes], decoder: str, repeats: int = 5) -> float:
         tensors = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in jpegs]
         calls = [lambda tensor=tensor: decode_jpeg(tensor) for tensor in tensors]  # type: ignore[misc]
     else:
-        from fastpsl.pipelines.decoders.libffcv import Codec
+        from fastpsl.pipelines.decoders.codec import Codec
 
         codec = Codec()
         sizes = [Image.open(io.BytesIO(jpeg)).size for jpeg in jpegs]

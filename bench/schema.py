@@ -39,7 +39,7 @@ from fastpsl.pipelines.data.dataset import Dataset, read_bytes
 SCHEMA = 1
 MAX_COMPARED = 20_000  # samples that are compared with each other
 # These may have fewer values than repeats: a time limit ends them, a run stops early, or nothing varies.
-MAY_BE_FEWER = ("throughput", "time_to_accuracy", "scaling", "small", "detection")
+MAY_BE_FEWER = ("beton_size", "throughput", "time_to_accuracy", "scaling", "small", "detection")
 REHEARSAL = "a rehearsal at tiny values: its figures mean nothing"
 SHARED_LOAD = 0.5  # a higher load average before a bench starts means that other work ran
 PACKAGES = (
@@ -69,7 +69,7 @@ MISSING = {"what": str, "reason": str}
 THROUGHPUT = {"decoder": str | None, "num_views": int, "stage": str | None}
 # Bench → additional keys of its rows.
 LABELS: dict[str, dict[str, Any]] = {
-    "beton_size": {},
+    "beton_size": {"num_taken_over": int, "psnr_db": float | None},
     "beton_write": {},
     "decode": {"decoder": str, "num_threads": int, "num_views": int, "cores_used": float},
     "detection": {"variant": str, "backbone": str, "pictures_per_s": float, "peak_mib": int | None},

@@ -6,12 +6,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
 from fastpsl.commands.show import Show
 
+if TYPE_CHECKING:
+    from fastpsl.pipelines.beton.encode import Target
+    from fastpsl.pipelines.sources.source import Source
+
+_FORESEEN_FROM = 1000  # images: fewer are written about as soon as some are looked at
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
 
@@ -58,6 +63,9 @@ class Write:
     """Shrink images to this longer side; with --short-side, both hold."""
     quality: Annotated[int, tyro.conf.arg(metavar="1..100")] = 90
     """Quality of the JPEGs that are made."""
+    reencode: Literal["larger", "all"] = "larger"
+    """Which JPEGs are encoded anew: those that cannot be taken over (larger than wanted, turned, progressive,
+    ...), or all, as by ffcv's own writer, but for those that --quality would make no smaller."""
     shard: Annotated[str, tyro.conf.arg(metavar="i/n")] = "0/1"
     """Write only the i-th (from 0) of n runs of neighbouring images; read them together with a glob, e.g.
     'train-*.beton'."""
@@ -68,6 +76,8 @@ class Write:
     min_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 0
     """Leave out images whose shorter side, as stored, is less, and list them in OUT.small.csv; they count as
     none of the broken."""
+    dry_run: bool = False
+    """Write nothing; say by some of the images what OUT will weigh, how long it takes, and what is free."""
     overwrite: bool = False
     """Replace OUT, which is refused otherwise."""
 
@@ -108,13 +118,20 @@ class Write:
         for line in source.warnings:
             warnings.warn(f"{self.src}: {line}", stacklevel=1)
         mode = source.mode if self.mode == "auto" else self.mode
+        if mode == "raw" and self.reencode == "all":
+            raise ValueError(
+                "--reencode all: makes JPEGs, and raw images are stored; give --mode jpg, or leave it away"
+            )
+        target = Target(self.short_side, self.max_side, self.quality, mode, self.min_px, self.reencode)
+        if self._foresee(source, target):
+            return
         with Progress("images", source.num_samples, f"{self.out}: writing") as progress:
             report = write_beton(
                 source.samples(),
                 self.out,
                 num_samples=source.num_samples,
                 class_names=source.class_names,
-                target=Target(self.short_side, self.max_side, self.quality, mode, self.min_px),
+                target=target,
                 num_workers=self.workers,
                 max_bad=self.max_bad,
                 overwrite=self.overwrite,
@@ -144,6 +161,27 @@ class Write:
                 f"{small_path(self.out)}: {num:,} {was} left out as smaller than {self.min_px} px, "
                 f"the first is {report.first_small}"
             )
+
+    def _foresee(self, source: "Source", target: "Target") -> bool:
+        """Print what is expected of writing; return whether that is all that was asked for.
+
+        Raises:
+            ValueError: The disk lacks the space.
+        """
+        from fastpsl.pipelines.beton.estimate import estimate
+        from fastpsl.pipelines.loader.workers import default_num_threads
+
+        num_threads = self.workers or default_num_threads()
+        if self.dry_run:
+            expected = estimate(source, target, num_threads)
+            print(
+                "\n".join([expected.line(self.out), *expected.details(self.max_bad), "nothing was written"])
+            )
+        elif source.num_samples >= _FORESEEN_FROM:
+            expected = estimate(source, target, num_threads, num=64, limit_s=0.7)
+            print(expected.line(self.out))
+            expected.require_space(self.out)
+        return self.dry_run
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.decoders import libffcv
+from fastpsl.pipelines.decoders.codec import Codec
 from fastpsl.pipelines.decoders.libffcv import (
     HEADER_BROKEN,
     HEADER_GOOD,
     HEADER_NOT_JPEG,
     HEADER_UNSUPPORTED,
-    Codec,
     Handle,
     decode_into,
     jpeg_header,

@@ -134,6 +134,11 @@ def more_classes(tmp_path: Path) -> Path:
         ),
         (None, ["--shard", "1/4", "--mode", "raw"], "was written with --mode raw, {} with --mode jpg"),
         (None, ["--shard", "1/4", "--quality", 50], "was written with --quality 50, {} with --quality 90"),
+        (
+            None,
+            ["--shard", "1/4", "--reencode", "all"],
+            "was written with --reencode all, {} with --reencode larger",
+        ),
         (other_photos, ["--shard", "1/4"], "was written from other, {} from photos"),
         (more_photos, ["--shard", "1/4"], "from a source of 19 images, {} from a source of 18 images"),
         (more_classes, ["--shard", "1/4"], "its class names differ from those of {}"),

@@ -23,7 +23,7 @@ from fastpsl.pipelines.beton.shard import RAW
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import quarantine_path, write_beton
-from fastpsl.pipelines.decoders.libffcv import Codec
+from fastpsl.pipelines.decoders.codec import Codec
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.views import ViewSpec

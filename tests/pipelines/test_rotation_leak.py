@@ -23,7 +23,8 @@ from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
-from fastpsl.pipelines.decoders import codes, libffcv
+from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.decoders.codec import Codec
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
@@ -200,7 +201,7 @@ def decode_whole(decoder: Decoder, sample: Sample) -> np.ndarray:
     """Decode like the given decoder, because Pillow and libffcv differ by up to a few levels."""
     data, height, width, _ = sample
     if decoder.name == "ffcv":
-        return libffcv.Codec().decode(data, height, width)[0]
+        return Codec().decode(data, height, width)[0]
     image = plain_decoder()(data)
     assert image is not None
     return image

@@ -1,9 +1,9 @@
 """Conversion of one image to its stored form: the original JPEG where possible, else a new one, or raw RGB.
 
-A file is stored byte for byte if it is a baseline (or extended sequential) 8-bit JPEG of 3 components,
+A file can be stored byte for byte if it is a baseline (or extended sequential) 8-bit JPEG of 3 components,
 upright and of the wanted size, which the readers' decode call takes without a libjpeg warning. Any other
 image is decoded, turned upright by its EXIF orientation, converted to 8-bit RGB (image_file.py), shrunk
-(never enlarged) and encoded again without metadata.
+(never enlarged) and encoded again without metadata. Decoding is libjpeg's accurate one, as Pillow's.
 """
 
 import io
@@ -26,7 +26,8 @@ from fastpsl.pipelines.data.image_file import (
 )
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
 from fastpsl.pipelines.decoders.area import shrink
-from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, Codec, jpeg_header, why_missing
+from fastpsl.pipelines.decoders.codec import Codec
+from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header, why_missing
 
 MAX_SIDE_PX = 65535  # the table has two bytes for it
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where the result is still this many times the wanted size. On 31
@@ -46,6 +47,8 @@ class Target:
         quality: The JPEG quality, in percent.
         mode: "jpg" or "raw".
         min_px: Images with a shorter side below it, after shrinking, are left out.
+        reencode: Which JPEGs are encoded anew, "larger" or "all". With "larger" those that cannot be stored
+            byte for byte; with "all" the others too, unless that makes them no smaller.
     """
 
     short_side: int | None = None
@@ -53,6 +56,7 @@ class Target:
     quality: int = 90
     mode: str = "jpg"
     min_px: int = 0
+    reencode: str = "larger"
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) to shrink to, within both limits; nothing is enlarged."""
@@ -115,13 +119,19 @@ def _convert_jpeg(data: bytes, height: int, width: int, is_progressive: bool, ta
     may_pass = (
         target.mode == "jpg" and not is_progressive and orientation == UPRIGHT and size == (height, width)
     )
-    if may_pass and decodes_cleanly(data, height, width):
-        return Stored(data, height, width, JPG, "passed")
-    how = "mended" if may_pass else "encoded"
-    image = None if may_pass else _decode_shrunk(data, height, width, size)
-    if image is not None:
-        return _store(turn(image, orientation), target, how)
-    return _store(_shrink(decode_any(data), target), target, how)
+    original = Stored(data, height, width, JPG, "passed") if may_pass else None
+    if original and target.reencode == "larger":
+        if decodes_cleanly(data, height, width):
+            return original
+        image = None
+    else:
+        image = _decode_shrunk(data, height, width, size)
+    if image is None:
+        return _store(_shrink(decode_any(data), target), target, "mended" if original else "encoded")
+    stored = _store(turn(image, orientation), target, "encoded")
+    if original and len(data) <= len(stored.data) and decodes_cleanly(data, height, width):
+        return original
+    return stored
 
 
 def store_array(image: np.ndarray, target: Target) -> Stored:
@@ -145,14 +155,15 @@ def decodes_cleanly(data: bytes, height: int, width: int) -> bool:
 
 
 def _decode_shrunk(data: bytes, height: int, width: int, size: tuple[int, int]) -> np.ndarray | None:
-    """Decode by libffcv, at 1/2, 1/4 or 1/8 where large enough, and shrink; return None after any warning."""
+    """Decode, at 1/2, 1/4 or 1/8 where that is large enough, and shrink; return None after any warning."""
     codec = _codec()
-    if codec is None:
-        return None
+    if codec is None or not codec.reaches_turbojpeg:
+        whole = plain_decoder()(data)
+        return shrink(whole, *size) if whole is not None and whole.shape == (height, width, 3) else None
     rows, columns = (side * _SCALE_MARGIN for side in size)
     denominator = next((d for d in (8, 4, 2) if -(-height // d) >= rows and -(-width // d) >= columns), 1)
     is_halved = height >= rows and width >= columns
-    image, is_good = codec.decode(data, height, width, denominator, to_shrink=is_halved)
+    image, is_good = codec.decode(data, height, width, denominator, accurate=True, to_shrink=is_halved)
     return shrink(image, *size) if is_good else None
 
 

@@ -23,6 +23,7 @@ _COMMON = {
     "short_side": "with --short-side {}",
     "max_side": "with --max-side {}",
     "quality": "with --quality {}",
+    "reencode": "with --reencode {}",
     "mode": "with --mode {}",
 }
 _MAX_SHARDS = 1_000_000
@@ -53,7 +54,7 @@ def how_written(path: Path, written: dict[str, Any], class_names: list[str] | No
     if not int(index) < int(num_shards) <= _MAX_SHARDS:
         return None
     source = str(written["source"])
-    entries = {**written, "shards": num_shards, "source": os.path.basename(source)}
+    entries = {"reencode": "larger", **written, "shards": num_shards, "source": os.path.basename(source)}
     common = tuple((name, str(entries.get(name))) for name in _COMMON)
     return Written(path, int(index), source, common, None if class_names is None else tuple(class_names))
 

@@ -116,13 +116,13 @@ class _List:
             self._file.discard()
 
 
-class _TooSmall(str):
+class TooSmall(str):
     """The size of an image that is sound but smaller than wanted."""
 
 
-def _convert_one(
+def convert_one(
     image: "Path | bytes | np.ndarray | BrokenImage", target: Target
-) -> Stored | BrokenImage | _TooSmall:
+) -> Stored | BrokenImage | TooSmall:
     """Convert an image in a worker, and return the error where this one image fails."""
     if isinstance(image, BrokenImage):
         return image
@@ -135,7 +135,7 @@ def _convert_one(
     except BrokenImage as error:
         return error
     if min(stored.height, stored.width) < target.min_px:
-        return _TooSmall(f"{stored.width} x {stored.height} px")
+        return TooSmall(f"{stored.width} x {stored.height} px")
     if len(stored.data) > MAX_PAGE_BYTES:
         return BrokenImage(f"{len(stored.data):,} bytes; a page holds {MAX_PAGE_BYTES:,}")
     return stored
@@ -193,7 +193,7 @@ def write_beton(
     quarantine, small = _List(quarantine_path(out)), _List(small_path(out))
     packer, report = PathPacker(), WriteReport()
     results = map_in_order(
-        lambda sample: _convert_one(sample.image, target), samples, num_workers, "beton-write"
+        lambda sample: convert_one(sample.image, target), samples, num_workers, "beton-write"
     )
     try:
         for sample, result in results:
@@ -210,7 +210,7 @@ def write_beton(
                             f"(the first is {report.first_broken}); "
                             f"repair or remove them, or raise --max-bad"
                         )
-            elif isinstance(result, _TooSmall):
+            elif isinstance(result, TooSmall):
                 report.num_small += 1
                 report.first_small = report.first_small or " ".join(f"{sample.name}: {result}".split())
                 with output_errors(out):

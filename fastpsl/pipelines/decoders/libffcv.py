@@ -3,10 +3,10 @@
 The package ffcv itself is never imported, because that takes 4.2 s and 860 MB, and sets torch's and numba's
 thread counts to 1.
 
-`Codec` is for plain Python, through ctypes, which releases the GIL. `decode_into` and `pread_into` are for
-functions compiled with `njit(cache=True, nogil=True)`. They name external symbols, which `library()`
-registers in each process, so that their callers can be cached. A ctypes function object instead would be a
-"dynamic global", and every process would compile again.
+`decode_into` and `pread_into` are for functions compiled with `njit(cache=True, nogil=True)`; plain Python
+has codec.py. They name external symbols, which `library()` registers in each process, so that their callers
+can be cached. A ctypes function object instead would be a "dynamic global", and every process would compile
+again.
 
 The C code trusts its caller. Check `jpeg_header` against the table before decoding a buffer.
 """
@@ -23,7 +23,6 @@ from numba import njit, types
 
 INSTALL = "pip install 'fastpsl-vision[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
 
-_MAX_KEPT_BYTES = 3 << 23  # larger buffers are freed after each image
 # The status of `jpeg_header`.
 HEADER_GOOD, HEADER_NOT_JPEG, HEADER_BROKEN, HEADER_UNSUPPORTED = 0, 1, 2, 3
 HEADER_REASONS = {
@@ -34,7 +33,7 @@ HEADER_REASONS = {
 }
 
 # turbojpeg.h: the pixel format, and flags of decoding and encoding.
-_RGB, _FAST_UPSAMPLING, _NO_REALLOC, _FAST_DCT, _ACCURATE_DCT = 0, 256, 1024, 2048, 4096
+RGB, FAST_UPSAMPLING, NO_REALLOC, FAST_DCT, ACCURATE_DCT = 0, 256, 1024, 2048, 4096
 _pointer, _u32 = types.intp, types.uint32
 _tj_decode: Any = types.ExternalFunction(
     "fastpsl_tj_decode",
@@ -197,9 +196,7 @@ def decode_into(
     if handle != 0:  # the call that imdecode makes, but its own handles outlive their threads: 6 kB each
         columns = (width * scale_num + scale_denom - 1) // scale_denom
         rows = (height * scale_num + scale_denom - 1) // scale_denom
-        return _tj_decompress(
-            handle, source, num_bytes, pixels, columns, 0, rows, _RGB, _FAST_DCT | _NO_REALLOC
-        )
+        return _tj_decompress(handle, source, num_bytes, pixels, columns, 0, rows, RGB, FAST_DCT | NO_REALLOC)
     return _tj_decode(
         source, num_bytes, height, width, pixels, height, width, 0, 0, scale_num, scale_denom, 0, 0
     )
@@ -248,76 +245,3 @@ class Handle:
     def __del__(self) -> None:
         if self.address:
             self._library.tjDestroy(ctypes.c_void_p(self.address))
-
-
-class Codec:
-    """A decoder and encoder of whole images for plain Python; every call releases the GIL.
-
-    Use one per thread: the next call of the same method overwrites the result. (Fresh arrays of this size are
-    mapped and cleared page by page each time, which takes 0.1 to 1 ms per image.)
-    """
-
-    def __init__(self) -> None:
-        self._library = library()
-        self._buffers: dict[str, np.ndarray] = {}
-        self._compressor, self._decompressor = Handle("tjInitCompress"), Handle("tjInitDecompress")
-
-    def _buffer(self, use: str, num_bytes: int) -> np.ndarray:
-        if num_bytes > _MAX_KEPT_BYTES:
-            return np.empty(num_bytes, np.uint8)
-        buffer = self._buffers.get(use)
-        if buffer is None or len(buffer) < num_bytes:
-            buffer = self._buffers[use] = np.empty(num_bytes, np.uint8)
-        return buffer[:num_bytes]
-
-    def decode(
-        self, jpeg: bytes, height: int, width: int, denominator: int = 1, *, to_shrink: bool = False
-    ) -> tuple[np.ndarray, bool]:
-        """Decode to RGB as `decode_into` does.
-
-        Args:
-            jpeg: The JPEG.
-            height: The height in its header.
-            width: The width in its header.
-            denominator: The divisor of the size, 1, 2, 4 or 8.
-            to_shrink: Whether the image will be halved at least, so that colour needs no interpolation: 0.38
-                ms instead of 0.49 for 400 x 533 px.
-
-        Returns:
-            uint8 [h, w, 3] with sides rounded up, and whether libjpeg had neither error nor warning.
-        """
-        rows, columns = -(-height // denominator), -(-width // denominator)
-        out = self._buffer("decode", rows * columns * 3)
-        if self._decompressor.address:
-            flags = _FAST_DCT | (_FAST_UPSAMPLING if to_shrink else _NO_REALLOC)
-            status = self._library.tjDecompress2(
-                self._decompressor.address, jpeg, len(jpeg), out.ctypes.data, columns, 0, rows, _RGB, flags
-            )
-        else:
-            whole = (height, width, 0, 0, 1, denominator, False, False)
-            status = self._library.imdecode(jpeg, len(jpeg), height, width, out.ctypes.data, *whole)
-        return out.reshape(rows, columns, 3), status == 0
-
-    def encode(self, image: np.ndarray, quality: int) -> bytes | None:
-        """Encode an image as a baseline JPEG, 4:2:0, with the accurate DCT.
-
-        Args:
-            image: Contiguous uint8 [H, W, 3].
-            quality: libjpeg's quality, 1 to 100.
-
-        Returns:
-            The JPEG, or None if libffcv gives no access to libturbojpeg or that fails.
-        """
-        if not self._compressor.address:
-            return None
-        assert image.dtype == np.uint8 and image.flags.c_contiguous and image.size
-        rows, columns = image.shape[:2]
-        subsampling = 2  # 4:2:0
-        capacity = self._library.tjBufSize(columns, rows, subsampling)
-        out = self._buffer("encode", capacity)
-        address, size = ctypes.c_void_p(out.ctypes.data), ctypes.c_ulong(capacity)
-        status = self._library.tjCompress2(
-            self._compressor.address, image.ctypes.data, columns, 0, rows, _RGB,
-            ctypes.byref(address), ctypes.byref(size), subsampling, quality, _NO_REALLOC | _ACCURATE_DCT,
-        )  # fmt: skip
-        return out[: size.value].tobytes() if status == 0 else None

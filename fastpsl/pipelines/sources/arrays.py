@@ -13,13 +13,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import IO
 
 import numpy as np
 from typing_extensions import override
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.sources.source import Sample, shard_range
+from fastpsl.pipelines.sources.source import Picks, Sample, shard_range
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "data", "x")
 LABEL_WORDS = ("labels", "label", "targets", "target", "y")
@@ -81,6 +82,10 @@ class Arrays:
             for index, image in enumerate(_rows(archive, self.images, positions), positions.start):
                 label = -1 if labels is None else int(labels[index])
                 yield Sample(f"{self.images.key}[{index}]", _rgb(image, self.layout), label)
+
+    def picks(self, num: int, random: Random) -> Picks:
+        """Choose the first images, because all have one size."""
+        return Picks("the first", False, self.samples())
 
     def _labels(self, archive: zipfile.ZipFile) -> np.ndarray | None:
         """Return all labels, int32 [N]."""

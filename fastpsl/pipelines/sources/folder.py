@@ -5,12 +5,15 @@ the files by name. A tree is walked twice, to count and to yield, so that no lis
 """
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
+from random import Random
 
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.sources.source import EXTENSIONS, Sample, changed, is_image, shard_range
+from fastpsl.pipelines.sources.source import EXTENSIONS, Picks, Sample, changed, is_image, shard_range
 
 _VAL = ("val", "valid", "validation", "test")
 
@@ -24,12 +27,17 @@ class ImageFolder:
 
     root: Path
     class_names: list[str] | None
-    num_total: int  # images in all shards
+    counts: list[int]  # images in each class, of all shards
     num_ignored: int  # files that are no images, by their names
     shard: tuple[int, int] = (0, 1)
     empty_classes: list[str] = field(default_factory=list)
     mode: str = "jpg"
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_total(self) -> int:
+        """The number of images in all shards."""
+        return sum(self.counts)
 
     @property
     def num_samples(self) -> int:
@@ -56,17 +64,40 @@ class ImageFolder:
             raise _listing_error(self.root, error) from None
 
     def _samples(self) -> Iterator[Sample]:
-        position, positions = 0, shard_range(self.num_total, self.shard)
-        for label, name in enumerate(self.class_names) if self.class_names else [(-1, "")]:
-            folder = self.root / name
-            # Not os.path.relpath, which takes a third of the time of listing a million files.
-            start = len(os.path.join(folder, ""))
-            for path in _images(folder, not self.class_names):
+        position, num_total = 0, self.num_total
+        positions = shard_range(num_total, self.shard)
+        for number in range(len(self.counts)):
+            for name, path, label in self._class(number):
                 if position in positions:
-                    yield Sample(os.path.join(name, path[start:]), Path(path), label)
+                    yield Sample(name, Path(path), label)
                 position += 1
-        if position != self.num_total:
-            raise changed(self.root, self.num_total, position)
+        if position != num_total:
+            raise changed(self.root, num_total, position)
+
+    def _class(self, number: int) -> Iterator[tuple[str, str, int]]:
+        """Yield each image's name below the root, its path and its label; a flat folder is one class."""
+        name, label = (self.class_names[number], number) if self.class_names else ("", -1)
+        folder = self.root / name
+        # Not os.path.relpath, which takes a third of the time of listing a million files.
+        start = len(os.path.join(folder, ""))
+        for path in _images(folder, not self.class_names):
+            yield os.path.join(name, path[start:]), path, label
+
+    def picks(self, num: int, random: Random) -> Picks:
+        """Choose images at random; only the folders of their classes are listed, in random order."""
+        here = shard_range(self.num_total, self.shard)
+        starts = [0, *accumulate(self.counts)]
+        wanted = dict[int, set[int]]()
+        for position in random.sample(here, min(num, len(here))):
+            number = bisect_right(starts, position) - 1
+            wanted.setdefault(number, set()).add(position - starts[number])
+        samples = (
+            Sample(name, Path(path), label)
+            for number, places in wanted.items()
+            for place, (name, path, label) in enumerate(self._class(number))
+            if place in places
+        )
+        return Picks("picked at random", True, samples)
 
 
 def image_folder(root: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageFolder:
@@ -139,13 +170,13 @@ def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
             "give either a flat folder or one folder per class"
         )
     if num_flat:
-        return ImageFolder(root, None, num_flat, ignored[0], shard)
+        return ImageFolder(root, None, [num_flat], ignored[0], shard)
     empty = [name for name, count in counts.items() if not count]
     examples = ", ".join(" ".join(name.split()) for name in classes[:3]) + (
         ", ..." if len(classes) > 3 else ""
     )
     notes = [f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: {examples}"]
-    return ImageFolder(root, classes, num_tree, ignored[0], shard, empty, notes=notes)
+    return ImageFolder(root, classes, list(counts.values()), ignored[0], shard, empty, notes=notes)
 
 
 def _images(root: Path, is_flat: bool, ignored: list[int] | None = None) -> Iterator[str]:

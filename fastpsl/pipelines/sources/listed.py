@@ -17,13 +17,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import IO, NamedTuple
 
 import numpy as np
 
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader.workers import map_in_order
-from fastpsl.pipelines.sources.source import Sample, is_image, shard_range
+from fastpsl.pipelines.sources.source import Picks, Sample, is_image, shard_range
 
 ENDINGS = (".json", ".csv", ".txt")
 # Searched beside a list and beside its folder: the layouts of miniImageNet's usual archive, and of
@@ -68,9 +69,16 @@ class ImageList:
 
     def samples(self) -> Iterator[Sample]:
         """Yield this shard's images in the list's order."""
-        for i in shard_range(self.num_total, self.shard):
-            path = self.names.paths[i]
-            yield Sample(path, Path(os.path.join(self.root, path)), self.names.labels[i])
+        return map(self._sample, shard_range(self.num_total, self.shard))
+
+    def picks(self, num: int, random: Random) -> Picks:
+        """Choose images at random."""
+        here = shard_range(self.num_total, self.shard)
+        return Picks("picked at random", True, map(self._sample, random.sample(here, min(num, len(here)))))
+
+    def _sample(self, i: int) -> Sample:
+        path = self.names.paths[i]
+        return Sample(path, Path(os.path.join(self.root, path)), self.names.labels[i])
 
 
 def image_list(path: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageList:

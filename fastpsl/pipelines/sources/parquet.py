@@ -6,19 +6,22 @@ Nothing is ever downloaded, and no code of a data set runs. Rows are read a few 
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
-from fastpsl.pipelines.sources.source import Sample, changed, parts_of, shard_range
+from fastpsl.pipelines.sources.source import Picks, Sample, changed, parts_of, shard_range
 
 INSTALL = "pip install 'fastpsl-vision[datasets]'"
 _BATCH_ROWS = 32
+_PICKED = 16  # neighbouring rows, for an estimate
 _BUFFER_BYTES = 1 << 22
 _SPLIT_OF_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")  # the names that datasets gives
 
@@ -66,7 +69,28 @@ class Tables:
         Raises:
             ValueError: A file is damaged or has changed since it was counted.
         """
-        for i, positions in parts_of(shard_range(self.num_total, self.shard), self.counts):
+        return self._samples_of(parts_of(shard_range(self.num_total, self.shard), self.counts))
+
+    def picks(self, num: int, random: Random) -> Picks:
+        """Choose rows at random; of parquet files the first ones of some row groups."""
+        parts = list(parts_of(shard_range(self.num_total, self.shard), self.counts))
+        random.shuffle(parts)
+        each = max(_PICKED, -(-num // len(parts)))
+        runs = ((i, run) for i, positions in parts for run in self._runs(i, positions, each, random))
+        how = ("the first of row groups " if isinstance(self.parts[0], Path) else "") + "picked at random"
+        return Picks(how, True, self._samples_of(runs))
+
+    def _runs(self, i: int, positions: range, num: int, random: Random) -> list[range]:
+        """Return runs of `num` rows of a part in all, within `positions`."""
+        if not isinstance(self.parts[i], Path):
+            return [range(p, p + 1) for p in random.sample(positions, min(num, len(positions)))]
+        with _errors(self.parts[i]):
+            groups = _row_groups(self.parts[i], positions)
+        chosen = random.sample(groups, min(len(groups), -(-num // _PICKED)))
+        return [group[: -(-num // len(chosen))] for group in chosen]
+
+    def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
+        for i, positions in parts:
             part, position = self.parts[i], positions.start
             is_file = isinstance(part, Path)
             what = str(part) if is_file else self.what
@@ -236,6 +260,16 @@ def _rows_of_file(path: Path, columns: Columns, positions: range) -> Iterator[tu
                 position += len(batch)
                 if position >= group_positions.stop:
                     break
+
+
+def _row_groups(path: Path, positions: range) -> list[range]:
+    """Return the part of each row group that lies within `positions`."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    starts = [0, *accumulate(sizes)]
+    return [range(starts[i] + p.start, starts[i] + p.stop) for i, p in parts_of(positions, sizes)]
 
 
 def _rows_of_dataset(dataset: Any, columns: Columns, positions: range) -> Iterator[tuple[Any, Any]]:

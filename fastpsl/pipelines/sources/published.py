@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import IO
 
 import numpy as np
 
 from fastpsl.pipelines.sources.editions import EDITIONS, MD5, PAGES, Edition
 from fastpsl.pipelines.sources.plain_pickle import load_plain
-from fastpsl.pipelines.sources.source import Sample, changed, parts_of, shard_range
+from fastpsl.pipelines.sources.source import Picks, Sample, changed, parts_of, shard_range
 
 _BLOCK_BYTES = 1 << 22
 
@@ -53,6 +54,10 @@ class Published:
         """
         with _errors(self.where):
             yield from self._samples()
+
+    def picks(self, num: int, random: Random) -> Picks:
+        """Choose the first images, because all have one size."""
+        return Picks("the first", False, self.samples())
 
     def _samples(self) -> Iterator[Sample]:
         for i, positions in parts_of(shard_range(self.num_total, self.shard), self.counts):

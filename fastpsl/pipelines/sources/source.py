@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from random import Random
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +21,14 @@ class Sample:
     # A file, a file's bytes, RGB uint8 [H, W, 3], or the reason why there is none.
     image: "Path | bytes | np.ndarray | BrokenImage"
     label: int
+
+
+class Picks(NamedTuple):
+    """A choice of images of a source, for an estimate: how they are chosen, in words, and the images."""
+
+    how: str
+    is_random: bool  # otherwise the first images, which may differ from the rest
+    samples: Iterator[Sample]
 
 
 class Source(Protocol):
@@ -49,6 +58,9 @@ class Source(Protocol):
 
     def samples(self) -> Iterator[Sample]:
         """Yield this shard's images in order; raise ValueError when the source has changed since counting."""
+
+    def picks(self, num: int, random: Random) -> Picks:
+        """Choose about `num` images of this shard, at random where that is possible without reading all."""
 
 
 def is_image(name: str) -> bool:

@@ -11,14 +11,17 @@ The order is that of the tars' names and, in each, of its members. Tars are read
 The first time, uncompressed ones are only skimmed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 from fastpsl.pipelines.data.image_file import BrokenImage
-from fastpsl.pipelines.sources.source import EXTENSIONS, Sample, changed, parts_of, shard_range
+from fastpsl.pipelines.sources.source import EXTENSIONS, Picks, Sample, changed, parts_of, shard_range
 from fastpsl.pipelines.sources.tar_samples import Folders, Group, Grouper, label_of
 from fastpsl.pipelines.sources.tar_stream import Damage, open_tar, tar_members
+
+_PICKED = 16  # images of each tar, for an estimate
 
 
 @dataclass
@@ -49,11 +52,26 @@ class TarSource:
         Raises:
             ValueError: A tar has changed since it was counted.
         """
-        labels = {name: label for label, name in enumerate(self.class_names or ())}
-        for i, positions in parts_of(shard_range(self.num_total, self.shard), self.counts):
-            yield from self._samples_of(self.paths[i], self.counts[i], positions, labels)
+        return self._samples_of(parts_of(shard_range(self.num_total, self.shard), self.counts))
 
-    def _samples_of(
+    def picks(self, num: int, random: Random) -> Picks:
+        """Choose the first images, of some tars at random where there are several."""
+        parts = list(parts_of(shard_range(self.num_total, self.shard), self.counts))
+        random.shuffle(parts)
+        each = max(_PICKED, -(-num // len(parts)))
+        how = (
+            "the first"
+            if len(parts) == 1
+            else f"the first of {min(len(parts), -(-num // each))} tars picked at random"
+        )
+        return Picks(how, False, self._samples_of((i, positions[:each]) for i, positions in parts))
+
+    def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
+        labels = {name: label for label, name in enumerate(self.class_names or ())}
+        for i, positions in parts:
+            yield from self._samples_of_tar(self.paths[i], self.counts[i], positions, labels)
+
+    def _samples_of_tar(
         self, path: Path, count: int, positions: range, labels: dict[str, int]
     ) -> Iterator[Sample]:
         position = 0
