@@ -29,7 +29,7 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.image_file import decode_any, read_image_file
-from fastpsl.pipelines.decoders.area import shrink
+from fastpsl.pipelines.decoders.codec import shrink
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import ImageFolder, image_folder
 from fastpsl.pipelines.views import ViewSpec

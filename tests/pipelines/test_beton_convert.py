@@ -14,8 +14,7 @@ from PIL import Image, ImageOps
 
 from fastpsl.pipelines.beton import encode
 from fastpsl.pipelines.beton.encode import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
-from fastpsl.pipelines.decoders import libffcv
-from fastpsl.pipelines.decoders.area import shrink
+from fastpsl.pipelines.decoders.codec import shrink
 from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
 from tests.pipelines.photos import jpeg, needs_ffcv, photo, pil_decode
 
@@ -289,10 +288,11 @@ def test_150_mutated_jpegs() -> None:
     assert refused > 20 and changed > 20
 
 
-WITHOUT_FFCV = """
+PLAIN = """
 import io, sys, warnings
 import numpy as np
-from fastpsl.pipelines.decoders import libffcv
+from fastpsl.pipelines.decoders import libffcv, libturbo
+libturbo._load = lambda: (None, "installed without it")
 from fastpsl.pipelines.beton.encode import Target, BrokenImage, convert
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
@@ -315,7 +315,7 @@ with warnings.catch_warnings(record=True) as caught:
     progressive = jpeg(photo(2, 50, 60), progressive=True)
     samples = [Sample("good", good, 0), Sample("cut", good[:-900], 1), Sample("progressive", progressive, 2)]
     report = write_beton(samples, out, num_samples=3, max_bad="1")
-assert sum(str(w.message).startswith("ffcv is not installed") for w in caught) == 1
+assert sum(str(w.message).startswith("installed without it: torchvision") for w in caught) == 1
 assert (report.num_passed, report.num_encoded, report.num_quarantined) == (1, 1, 1), report
 assert list(verify(out)) == []
 data = bytearray(out.read_bytes())
@@ -328,12 +328,12 @@ print("fine")
 
 
 @pytest.mark.slow
-def test_without_ffcv_torchvision_and_pillow_serve(tmp_path: Path) -> None:
+def test_without_c_libraries_torchvision_and_pillow_serve(tmp_path: Path) -> None:
     (tmp_path / "ffcv").mkdir()
     # A package without its library, which hides an installed one.
     (tmp_path / "ffcv" / "__init__.py").touch()
     process = subprocess.run(
-        [sys.executable, "-c", WITHOUT_FFCV, str(tmp_path / "a.beton")],
+        [sys.executable, "-c", PLAIN, str(tmp_path / "a.beton")],
         env={
             "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}",
             "PATH": "/usr/bin:/bin",
@@ -347,6 +347,6 @@ def test_without_ffcv_torchvision_and_pillow_serve(tmp_path: Path) -> None:
     assert process.stdout == "fine\n", process.stderr
 
 
-def test_libffcv_is_used_where_it_is_installed() -> None:
+def test_the_c_library_is_used_where_it_was_built() -> None:
     """So the tests above have not used the slow path."""
-    assert (encode._codec() is None) == bool(libffcv.why_missing())
+    assert (encode._codec() is None) == bool(libturbo.why_missing())

@@ -23,12 +23,11 @@ from fastpsl.pipelines.beton.shard import RAW
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import quarantine_path, write_beton
-from fastpsl.pipelines.decoders.codec import Codec
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import photo_tree, write_folder
-from tests.pipelines.photos import DECODERS, needs_ffcv, photo, photo_samples, write
+from tests.pipelines.photos import DECODERS, ffcv_decode, needs_ffcv, photo, photo_samples, write
 from tests.pipelines.test_beton import stock
 
 
@@ -99,7 +98,7 @@ def test_ffcv_reads_ours(tmp_path: Path) -> None:
             assert has_checksums(beton.shards[0])  # which ffcv ignores
             assert list(arrays["names"]) == ["image", "label"] and arrays["num_samples"] == 8
             for i in range(8):
-                expected = images[i] if mode == "raw" else Codec().decode(beton.read(i), 40, 50)[0]
+                expected = images[i] if mode == "raw" else ffcv_decode(beton.read(i), 40, 50)
                 for os_cache in (True, False):
                     assert list(arrays[f"labels_{os_cache}"]) == list(range(7, -1, -1))
                     assert (arrays[f"images_{os_cache}"][i] == expected).all()

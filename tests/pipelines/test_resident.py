@@ -41,7 +41,9 @@ def test_the_pixels_are_those_of_the_other_decoders(raw: Path, decoder: str) -> 
         difference = (view - expected_view).abs()
         # All are exact area means, turbo's within 0.52, but DALI's, whose filters come close.
         if decoder != "dali":
-            assert difference.max() <= 1 and difference.float().mean() < (5e-3 if decoder == "turbo" else 1e-3)
+            assert difference.max() <= 1 and difference.float().mean() < (
+                5e-3 if decoder == "turbo" else 1e-3
+            )
         else:
             assert difference.float().mean() < 2
 

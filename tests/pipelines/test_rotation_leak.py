@@ -24,13 +24,12 @@ from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
 from fastpsl.pipelines.decoders import codes
-from fastpsl.pipelines.decoders.codec import Codec
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import make
 from tests.pipelines.isotropy import bilinear, network_accuracy, probe_accuracy
-from tests.pipelines.photos import COMPILED, DECODERS, JPG, RAW, jpeg, photo, pil_decode, write
+from tests.pipelines.photos import COMPILED, DECODERS, JPG, RAW, ffcv_decode, jpeg, photo, pil_decode, write
 
 NUM, SIZE = 1200, 64
 # Height and width, some odd: windows of 67, 35 and 129 px, so 1.05, 0.55 and 2.02 source pixels per pixel.
@@ -201,7 +200,7 @@ def decode_whole(decoder: Decoder, sample: Sample) -> np.ndarray:
     """Decode like the given decoder, because Pillow and libffcv differ by up to a few levels."""
     data, height, width, _ = sample
     if decoder.name == "ffcv":
-        return Codec().decode(data, height, width)[0]
+        return ffcv_decode(data, height, width)
     image = plain_decoder()(data)
     assert image is not None
     return image

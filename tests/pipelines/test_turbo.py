@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from fastpsl.pipelines.decoders import libturbo
+from fastpsl.pipelines.decoders.codec import Codec, shrink
 from fastpsl.pipelines.decoders.libturbo import LARGEST_SHRINK, Handle, decode_region, resize_region
 from tests.pipelines.photos import area_mean, jpeg, photo, pil_decode
 
@@ -115,3 +116,32 @@ def test_resizes_are_exact_means(size: int) -> None:
             np.testing.assert_array_equal(out, 255)
             resize_region(image.reshape(-1), 333, top, left, height, width, out)
             np.testing.assert_array_equal(out, image[3 : 3 + size, 5 : 5 + size])
+
+
+def test_the_codec_is_pillows() -> None:
+    codec = Codec()
+    for height, width in ((90, 121), (1, 1), (7, 300)):
+        image = photo(3, height, width)
+        data = jpeg(image, subsampling=0)
+        pixels, is_good = codec.decode(data, height, width)
+        assert is_good and codec.decodes_cleanly(data, height, width)
+        np.testing.assert_array_equal(pixels, pil_decode(data))
+        assert codec.decode(data, height, width, 4)[0].shape == (-(-height // 4), -(-width // 4), 3)
+        assert codec.encode(image, 83) == jpeg(image, quality=83)
+    for damaged in (data[: len(data) // 2], data[:-2], data[:-2] + bytes(20) + data[-2:]):
+        assert not codec.decode(damaged, height, width)[1]
+        assert not codec.decodes_cleanly(damaged, height, width)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)  # larger than its pixels
+    assert codec.encode(noise, 100) == jpeg(noise, quality=100, subsampling=2)
+    assert codec.encode(np.zeros((1, 65_501, 3), np.uint8), 90) is None
+
+
+def test_whole_images_shrink_to_exact_means() -> None:
+    image = photo(0, 90, 100)
+    assert shrink(image, 90, 100) is image
+    for height, width in ((45, 50), (31, 77), (1, 1)):  # the last shrinks by more than the C library does
+        out = np.empty((height, width, 3))
+        for k in range(3):
+            rows = np.add.reduceat(image[..., k].astype(float).repeat(height, 0), np.arange(height) * 90) / 90
+            out[..., k] = np.add.reduceat(rows.repeat(width, 1), np.arange(width) * 100, axis=1) / 100
+        assert np.abs(shrink(image, height, width) - out).max() < 0.52

@@ -25,9 +25,9 @@ from fastpsl.pipelines.data.image_file import (
     turn,
 )
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
-from fastpsl.pipelines.decoders.area import shrink
-from fastpsl.pipelines.decoders.codec import Codec
-from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header, why_missing
+from fastpsl.pipelines.decoders.codec import Codec, shrink
+from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.decoders.libturbo import why_missing
 
 MAX_SIDE_PX = 65535  # the table has two bytes for it
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where the result is still this many times the wanted size. On 31
@@ -87,7 +87,7 @@ _large = LargeImages()
 
 
 def _codec() -> Codec | None:
-    """Return this thread's libffcv codec; None where ffcv is not installed."""
+    """Return this thread's codec; None where the C library was not built."""
     if not hasattr(_local, "codec"):
         _local.codec = None if why_missing() else Codec()
     return _local.codec
@@ -149,21 +149,21 @@ def decodes_cleanly(data: bytes, height: int, width: int) -> bool:
     """Return whether the readers decode the JPEG without an error or warning, at the size of its header."""
     codec = _codec()
     if codec:
-        return codec.decode(data, height, width)[1]
-    image = plain_decoder()(data)  # as readers without libffcv do
+        return codec.decodes_cleanly(data, height, width)
+    image = plain_decoder()(data)  # as readers without the C library do
     return image is not None and image.shape == (height, width, 3)
 
 
 def _decode_shrunk(data: bytes, height: int, width: int, size: tuple[int, int]) -> np.ndarray | None:
     """Decode, at 1/2, 1/4 or 1/8 where that is large enough, and shrink; return None after any warning."""
     codec = _codec()
-    if codec is None or not codec.reaches_turbojpeg:
+    if codec is None:
         whole = plain_decoder()(data)
         return shrink(whole, *size) if whole is not None and whole.shape == (height, width, 3) else None
     rows, columns = (side * _SCALE_MARGIN for side in size)
     denominator = next((d for d in (8, 4, 2) if -(-height // d) >= rows and -(-width // d) >= columns), 1)
     is_halved = height >= rows and width >= columns
-    image, is_good = codec.decode(data, height, width, denominator, accurate=True, to_shrink=is_halved)
+    image, is_good = codec.decode(data, height, width, denominator, to_shrink=is_halved)
     return shrink(image, *size) if is_good else None
 
 

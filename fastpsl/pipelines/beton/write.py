@@ -21,7 +21,7 @@ from fastpsl.pipelines.beton.encode import BrokenImage, Stored, Target, convert,
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES, BetonFile
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, sidecar_path
 from fastpsl.pipelines.data.image_file import read_image_file
-from fastpsl.pipelines.decoders.libffcv import INSTALL, why_missing
+from fastpsl.pipelines.decoders.libturbo import INSTALL, why_missing
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import (
     PartialFile,
@@ -241,7 +241,7 @@ def write_beton(
             report.num_bytes = os.fstat(file.file.fd).st_size
             written = {
                 "fastpsl": fastpsl.__version__,
-                "by": "torchvision, Pillow" if why_missing() else "libffcv",
+                "by": "torchvision, Pillow" if why_missing() else "libjpeg-turbo",
                 **asdict(target),
                 **{name: value for name, value in asdict(report).items() if name.startswith("num_")},
                 **(record or {}),

@@ -1,18 +1,9 @@
-"""A decoder and encoder of whole JPEGs for plain Python: libffcv through ctypes, which releases the GIL."""
-
-import ctypes
+"""A decoder and encoder of whole JPEGs for plain Python, by our C library."""
 
 import numpy as np
 
-from fastpsl.pipelines.decoders.libffcv import (
-    ACCURATE_DCT,
-    FAST_DCT,
-    FAST_UPSAMPLING,
-    NO_REALLOC,
-    RGB,
-    Handle,
-    library,
-)
+from fastpsl.pipelines.decoders.area import area_resize
+from fastpsl.pipelines.decoders.libturbo import LARGEST_SHRINK, Handle, library, why_missing
 
 _MAX_KEPT_BYTES = 3 << 23  # larger buffers are freed after each image
 
@@ -22,17 +13,14 @@ class Codec:
 
     Use one per thread: the next call of the same method overwrites the result. (Fresh arrays of this size are
     mapped and cleared page by page each time, which takes 0.1 to 1 ms per image.)
+
+    Raises:
+        ValueError: If the C library was not built.
     """
 
     def __init__(self) -> None:
-        self._library = library()
+        self._library, self._handle = library(), Handle()
         self._buffers: dict[str, np.ndarray] = {}
-        self._compressor, self._decompressor = Handle("tjInitCompress"), Handle("tjInitDecompress")
-
-    @property
-    def reaches_turbojpeg(self) -> bool:
-        """Return whether libffcv gives access to libturbojpeg, which alone decodes accurately and encodes."""
-        return bool(self._compressor.address and self._decompressor.address)
 
     def _buffer(self, use: str, num_bytes: int) -> np.ndarray:
         if num_bytes > _MAX_KEPT_BYTES:
@@ -43,64 +31,95 @@ class Codec:
         return buffer[:num_bytes]
 
     def decode(
-        self,
-        jpeg: bytes,
-        height: int,
-        width: int,
-        denominator: int = 1,
-        *,
-        accurate: bool = False,
-        to_shrink: bool = False,
+        self, jpeg: bytes, height: int, width: int, denominator: int = 1, *, to_shrink: bool = False
     ) -> tuple[np.ndarray, bool]:
-        """Decode to RGB as `decode_into` does, or exactly as Pillow does.
+        """Decode to RGB. At full size the pixels are Pillow's, bit for bit.
 
         Args:
             jpeg: The JPEG.
             height: The height in its header.
             width: The width in its header.
             denominator: The divisor of the size, 1, 2, 4 or 8.
-            accurate: Whether by the accurate DCT, which costs 3 % more: at full size the pixels are then
-                Pillow's. Needs `reaches_turbojpeg`.
-            to_shrink: Whether the image will be halved at least, so that colour needs no interpolation: 0.38
-                ms instead of 0.49 for 400 x 533 px.
+            to_shrink: Whether the image will be halved at least, so that colour needs no interpolation.
 
         Returns:
             uint8 [h, w, 3] with sides rounded up, and whether libjpeg had neither error nor warning.
         """
         rows, columns = -(-height // denominator), -(-width // denominator)
         out = self._buffer("decode", rows * columns * 3)
-        if self._decompressor.address:
-            flags = ACCURATE_DCT if accurate else FAST_DCT
-            flags |= FAST_UPSAMPLING if to_shrink else NO_REALLOC
-            status = self._library.tjDecompress2(
-                self._decompressor.address, jpeg, len(jpeg), out.ctypes.data, columns, 0, rows, RGB, flags
-            )
-        else:
-            assert not accurate
-            whole = (height, width, 0, 0, 1, denominator, False, False)
-            status = self._library.imdecode(jpeg, len(jpeg), height, width, out.ctypes.data, *whole)
-        return out.reshape(rows, columns, 3), status == 0
+        region = (0, 0, rows, columns)
+        is_good = self._decode(jpeg, height, width, denominator, not to_shrink, region, out)
+        return out.reshape(rows, columns, 3), is_good
+
+    def decodes_cleanly(self, jpeg: bytes, height: int, width: int) -> bool:
+        """Return whether `decode` has neither error nor warning, at half its price.
+
+        All are of the entropy decoder, so the other steps are left out but for the last row.
+        """
+        out = self._buffer("check", 3 * width)
+        return self._decode(jpeg, height, width, 1, True, (height - 1, 0, 1, width), out)
+
+    def _decode(
+        self,
+        jpeg: bytes,
+        height: int,
+        width: int,
+        denominator: int,
+        is_smooth: bool,
+        region: tuple[int, int, int, int],
+        out: np.ndarray,
+    ) -> bool:
+        wanted, placed = np.array(region, np.int64), np.empty(4, np.int64)
+        status: int = self._library.fastpsl_turbo_decode(
+            self._handle.address, jpeg, len(jpeg), height, width, denominator, is_smooth,
+            wanted.ctypes.data, out.ctypes.data, placed.ctypes.data,
+        )  # fmt: skip
+        return status == 0
 
     def encode(self, image: np.ndarray, quality: int) -> bytes | None:
-        """Encode an image as a baseline JPEG, 4:2:0, with the accurate DCT.
+        """Encode an image as a baseline JPEG, 4:2:0, with the accurate DCT, as Pillow does.
 
         Args:
             image: Contiguous uint8 [H, W, 3].
             quality: libjpeg's quality, 1 to 100.
 
         Returns:
-            The JPEG, or None if libffcv gives no access to libturbojpeg or that fails.
+            The JPEG, or None if libjpeg fails, as for a side longer than 65,500 px.
         """
-        if not self._compressor.address:
-            return None
         assert image.dtype == np.uint8 and image.flags.c_contiguous and image.size
         rows, columns = image.shape[:2]
-        subsampling = 2  # 4:2:0
-        capacity = self._library.tjBufSize(columns, rows, subsampling)
-        out = self._buffer("encode", capacity)
-        address, size = ctypes.c_void_p(out.ctypes.data), ctypes.c_ulong(capacity)
-        status = self._library.tjCompress2(
-            self._compressor.address, image.ctypes.data, columns, 0, rows, RGB,
-            ctypes.byref(address), ctypes.byref(size), subsampling, quality, NO_REALLOC | ACCURATE_DCT,
-        )  # fmt: skip
-        return out[: size.value].tobytes() if status == 0 else None
+        out = self._buffer("encode", 3 * (rows + 16) * (columns + 16) + 2048)
+        num_bytes: int = self._library.fastpsl_turbo_encode(
+            self._handle.address, image.ctypes.data, rows, columns, quality, out.ctypes.data, len(out)
+        )
+        return out[:num_bytes].tobytes() if num_bytes else None
+
+
+def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Shrink a whole image by exact means over areas, without holding the GIL.
+
+    Args:
+        image: RGB, uint8 [H, W, 3].
+        height: The new height, at most H.
+        width: The new width, at most W.
+
+    Returns:
+        uint8 [height, width, 3]; `image` itself if it has that size.
+    """
+    assert image.dtype == np.uint8 and 0 < height <= image.shape[0] and 0 < width <= image.shape[1]
+    rows, columns = image.shape[:2]
+    if (rows, columns) == (height, width):
+        return image
+    out = np.empty((height, width, 3), np.uint8)
+    if not why_missing() and rows <= LARGEST_SHRINK * height and columns <= LARGEST_SHRINK * width:
+        image = np.ascontiguousarray(image)
+        box = (0.0, 0.0, float(rows), float(columns))
+        status = library().fastpsl_area_resize(
+            image.ctypes.data, 3 * columns, *box, out.ctypes.data, height, width
+        )
+        if status == 0:
+            return out
+    # Contiguous and writable, so that numba compiles a single variant.
+    pixels = np.require(image, requirements=("C", "W")).reshape(-1)
+    area_resize(pixels, rows, columns, 0.0, 0.0, float(rows), float(columns), out)
+    return out

@@ -22,4 +22,4 @@ class FfcvDecoder(CompiledDecoder):
 
     @override
     def _new_handle(self) -> Handle:
-        return Handle("tjInitDecompress")
+        return Handle()

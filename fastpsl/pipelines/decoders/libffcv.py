@@ -3,8 +3,7 @@
 The package ffcv itself is never imported, because that takes 4.2 s and 860 MB, and sets torch's and numba's
 thread counts to 1.
 
-`decode_into` and `pread_into` are for functions compiled with `njit(cache=True, nogil=True)`; plain Python
-has codec.py. They name external symbols, which `library()` registers in each process, so that their callers
+`decode_into` and `pread_into` are for functions compiled with `njit(cache=True, nogil=True)`. They name external symbols, which `library()` registers in each process, so that their callers
 can be cached. A ctypes function object instead would be a "dynamic global", and every process would compile
 again.
 
@@ -32,8 +31,8 @@ HEADER_REASONS = {
     HEADER_UNSUPPORTED: "JPEG of a kind that is not decoded (lossless, hierarchical or arithmetic)",
 }
 
-# turbojpeg.h: the pixel format, and flags of decoding and encoding.
-RGB, FAST_UPSAMPLING, NO_REALLOC, FAST_DCT, ACCURATE_DCT = 0, 256, 1024, 2048, 4096
+# turbojpeg.h: the pixel format, and flags of decoding.
+_RGB, _NO_REALLOC, _FAST_DCT = 0, 1024, 2048
 _pointer, _u32 = types.intp, types.uint32
 _tj_decode: Any = types.ExternalFunction(
     "fastpsl_tj_decode",
@@ -88,13 +87,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 def _reach_turbojpeg(library: ctypes.CDLL) -> bool:
     """Declare the types of libturbojpeg's functions, and return whether libffcv gives access to them."""
     try:
-        library.tjInitCompress.restype = library.tjInitDecompress.restype = ctypes.c_void_p
+        library.tjInitDecompress.restype = ctypes.c_void_p
+        library.tjDestroy.argtypes = [ctypes.c_void_p]
         library.tjDecompress2.argtypes = [
             *(ctypes.c_void_p,) * 2, ctypes.c_ulong, ctypes.c_void_p, *(ctypes.c_int,) * 5,
-        ]  # fmt: skip
-        library.tjBufSize.restype = ctypes.c_ulong
-        library.tjCompress2.argtypes = [
-            *(ctypes.c_void_p,) * 2, *(ctypes.c_int,) * 4, *(ctypes.c_void_p,) * 2, *(ctypes.c_int,) * 3,
         ]  # fmt: skip
     except AttributeError:
         return False
@@ -196,7 +192,9 @@ def decode_into(
     if handle != 0:  # the call that imdecode makes, but its own handles outlive their threads: 6 kB each
         columns = (width * scale_num + scale_denom - 1) // scale_denom
         rows = (height * scale_num + scale_denom - 1) // scale_denom
-        return _tj_decompress(handle, source, num_bytes, pixels, columns, 0, rows, RGB, FAST_DCT | NO_REALLOC)
+        return _tj_decompress(
+            handle, source, num_bytes, pixels, columns, 0, rows, _RGB, _FAST_DCT | _NO_REALLOC
+        )
     return _tj_decode(
         source, num_bytes, height, width, pixels, height, width, 0, 0, scale_num, scale_denom, 0, 0
     )
@@ -227,21 +225,18 @@ def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
 
 
 class Handle:
-    """A handle of libturbojpeg for one thread, freed with this object.
-
-    Args:
-        made_by: The function that creates it, "tjInitCompress" or "tjInitDecompress".
+    """A handle of libturbojpeg's decoder for one thread, freed with this object.
 
     Attributes:
         address: The handle, or 0 if libffcv gives no access to libturbojpeg.
     """
 
-    def __init__(self, made_by: str) -> None:
+    def __init__(self) -> None:
         self.address: int = 0
         self._library = library()
         if _reach_turbojpeg(self._library):
-            self.address = getattr(self._library, made_by)() or 0
+            self.address = self._library.tjInitDecompress() or 0
 
     def __del__(self) -> None:
         if self.address:
-            self._library.tjDestroy(ctypes.c_void_p(self.address))
+            self._library.tjDestroy(self.address)

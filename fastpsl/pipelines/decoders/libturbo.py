@@ -21,7 +21,9 @@ LARGEST_SHRINK = 32
 _pointer, _i64, _u32, _f64 = types.intp, types.int64, types.uint32, types.float64
 _decode: Any = types.ExternalFunction(
     "fastpsl_turbo_decode",
-    types.int32(_pointer, _pointer, types.uint64, _u32, _u32, _u32, _pointer, _pointer, _pointer),
+    types.int32(
+        _pointer, _pointer, types.uint64, _u32, _u32, _u32, types.int32, _pointer, _pointer, _pointer
+    ),
 )
 _resize: Any = types.ExternalFunction(
     "fastpsl_area_resize",
@@ -40,8 +42,19 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:  # such as a libjpeg that is no longer installed
         return None, f"fastpsl's C library does not load ({error})"
-    library.fastpsl_turbo_open.restype = ctypes.c_void_p
-    library.fastpsl_turbo_close.argtypes = [ctypes.c_void_p]
+    pointer, u32, u64, f64 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_double
+    library.fastpsl_turbo_open.restype = pointer
+    library.fastpsl_turbo_close.argtypes = [pointer]
+    library.fastpsl_turbo_decode.argtypes = [*(pointer,) * 2, u64, *(u32,) * 3, ctypes.c_int, *(pointer,) * 3]
+    library.fastpsl_turbo_encode.argtypes = [*(pointer,) * 2, *(u32,) * 2, ctypes.c_int, pointer, u64]
+    library.fastpsl_turbo_encode.restype = u64
+    library.fastpsl_area_resize.argtypes = [
+        pointer,
+        ctypes.c_int64,
+        *(f64,) * 4,
+        pointer,
+        *(ctypes.c_int64,) * 2,
+    ]
     return library, ""
 
 
@@ -138,6 +151,7 @@ def decode_region(
         height,
         width,
         denominator,
+        1,
         region.ctypes.data,
         pixels.ctypes.data,
         placed.ctypes.data,

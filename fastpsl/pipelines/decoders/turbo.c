@@ -345,6 +345,7 @@ static int take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column) 
 // as it was decoded.
 PUBLIC int fastpsl_turbo_decode(
     Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes, uint32_t height, uint32_t width, uint32_t denominator,
+    int is_smooth,           // whether colour of half the size is interpolated, which equals a usual decode
     const int64_t region[4], // top, left, height, width, in pixels of the image scaled by 1 / denominator
     uint8_t *pixels,         // room for the whole scaled image
     int64_t placed[4]        // the part that was decoded, as in `region`; its rows follow each other in `pixels`
@@ -360,6 +361,7 @@ PUBLIC int fastpsl_turbo_decode(
     if (info->image_height != height || info->image_width != width) ERREXIT(info, JERR_IMAGE_TOO_BIG);
     info->out_color_space = JCS_RGB;
     info->dct_method = JDCT_ISLOW;
+    info->do_fancy_upsampling = is_smooth;
     info->scale_num = 1, info->scale_denom = denominator;
     jpeg_start_decompress(info);
     // Upsampling at the left and right of the crop looks at its neighbours: one MCU more there, and a few rows.
@@ -390,4 +392,41 @@ PUBLIC int fastpsl_turbo_decode(
     else
         jpeg_abort_decompress(info);
     return turbo->errors.num_warnings != 0;
+}
+
+// ---- Encoding -------------------------------------------------------------------------------------------
+
+// Encode an image, RGB, as a baseline JPEG, 4:2:0, with the accurate DCT.
+//
+// Returns the JPEG's bytes, or 0 where libjpeg has an error. `capacity` is 3 * (height + 16) * (width + 16) + 2048
+// or more, which is enough for every image.
+PUBLIC uint64_t fastpsl_turbo_encode(
+    Turbo *turbo, const uint8_t *pixels, uint32_t height, uint32_t width, int quality, uint8_t *out, uint64_t capacity
+) {
+    j_compress_ptr info = &turbo->compress;
+    unsigned char *memory = out;
+    unsigned long num_bytes = capacity;
+    if (setjmp(turbo->escape)) {
+        jpeg_abort_compress(info);
+        return 0;
+    }
+    jpeg_mem_dest(info, &memory, &num_bytes);
+    info->image_height = height, info->image_width = width;
+    info->input_components = 3, info->in_color_space = JCS_RGB;
+    jpeg_set_defaults(info);
+    jpeg_set_quality(info, quality, TRUE);
+    info->dct_method = JDCT_ISLOW;
+    jpeg_start_compress(info, TRUE);
+    while (info->next_scanline < height) {
+        JSAMPROW rows[16];
+        for (uint32_t i = 0; i < 16; i++) rows[i] = (JSAMPROW)pixels + (size_t)(info->next_scanline + i) * width * 3;
+        uint32_t num = height - info->next_scanline;
+        jpeg_write_scanlines(info, rows, num < 16 ? num : 16);
+    }
+    jpeg_finish_compress(info);
+    if (memory != out) { // libjpeg took memory of its own, which an ample capacity prevents
+        free(memory);
+        return 0;
+    }
+    return num_bytes;
 }
