@@ -208,7 +208,7 @@ def compare(made: Sequence[bytes], real: Sequence[bytes]) -> Iterator[str]:
             "Mpx, "
             f"{sum(num_bytes) / sum(counts):.3f} bytes a pixel (log spread {log_densities.std():.2f})"
         )
-    for decoder in ("ffcv", "torchvision"):
+    for decoder in ("turbo", "torchvision"):
         ours, theirs = (decode_ms(jpegs, decoder) for jpegs in (made, real))
         per_pixel = ours / theirs * np.mean(pixels[1]) / np.mean(pixels[0])
         yield (

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from fastpsl.pipelines.beton import encode
 from fastpsl.pipelines.beton.encode import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
+from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codec import shrink
 from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
 from tests.pipelines.photos import jpeg, needs_ffcv, photo, pil_decode

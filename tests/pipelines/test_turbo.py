@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C libr
 
 SIZES = [(61, 47), (128, 128), (200, 333), (17, 301), (8, 8), (1, 1), (3, 400)]
 # How a JPEG may be stored: Pillow's subsampling 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0. Quality 100 has the
-# longest codes. Restart markers, scans of their own and a single component take libjpeg's own Huffman decoder.
+# longest codes. Restart markers and progressive scans take libjpeg's own Huffman decoder.
 FORMS: dict[str, dict[str, object]] = {
     "4:4:4": {"subsampling": 0},
     "4:2:2": {"subsampling": 1},

@@ -3,9 +3,9 @@
 The package ffcv itself is never imported, because that takes 4.2 s and 860 MB, and sets torch's and numba's
 thread counts to 1.
 
-`decode_into` and `pread_into` are for functions compiled with `njit(cache=True, nogil=True)`. They name external symbols, which `library()` registers in each process, so that their callers
-can be cached. A ctypes function object instead would be a "dynamic global", and every process would compile
-again.
+`decode_into` and `pread_into` are for functions compiled with `njit(cache=True, nogil=True)`. They name
+external symbols, which are registered in each process, so that their callers can be cached. A ctypes function
+object instead would be a "dynamic global", and every process would compile again.
 
 The C code trusts its caller. Check `jpeg_header` against the table before decoding a buffer.
 """
