@@ -118,10 +118,10 @@ def _without_classes(root: Path, classes: Sequence[str]) -> str | None:
         ValueError: As `folder_classes`.
     """
     parts = [name for name in classes if name.lower() in PARTS]
-    if parts and _are_all(root, parts, classes):
+    if parts and not _others_hold_images(root, parts, classes):
         raise parts_error(root, parts)
     only = [name for name in classes if name.lower() in WITHOUT_CLASSES]
-    if len(only) != 1 or not _are_all(root, only, classes):
+    if len(only) != 1 or _others_hold_images(root, only, classes) or not _holds_image(root / only[0]):
         return None
     if labels := list_beside(root, only[0]):
         raise ValueError(
@@ -132,11 +132,8 @@ def _without_classes(root: Path, classes: Sequence[str]) -> str | None:
     return only[0]
 
 
-def _are_all(root: Path, names: Sequence[str], classes: Sequence[str]) -> bool:
-    """Return whether no folder but those of `names` holds an image, and one of them does."""
-    if any(_holds_image(root / name) for name in classes if name not in names):
-        return False
-    return any(_holds_image(root / name) for name in names)
+def _others_hold_images(root: Path, names: Sequence[str], classes: Sequence[str]) -> bool:
+    return any(_holds_image(root / name) for name in classes if name not in names)
 
 
 def _holds_image(folder: Path) -> bool:
