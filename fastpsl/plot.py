@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fastpsl.embedding import embed
 from fastpsl.engine.call import require_data, user_errors
 from fastpsl.evaluation import tsne as t_sne
-from fastpsl.evaluation.retrieval import nearest_others
+from fastpsl.evaluation.retrieval import nearest_others, why_no_precision
 from fastpsl.model import Model
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.data.subset import Subset
@@ -187,6 +187,13 @@ def neighbours(
         of_queries = features[numbers] if same else embed(model, Subset(asked, numbers), block=block)[0]
         found = nearest_others(of_queries, features, k, numbers if same else None, torch.device("cpu"))
         sheet = neighbour_sheet(
-            asked, bank, numbers, found.rows.numpy(), found.similarities.numpy(), {}, called="query"
+            asked,
+            bank,
+            numbers,
+            found.rows.numpy(),
+            found.similarities.numpy(),
+            {},
+            called="query",
+            judged=not why_no_precision(bank, asked),
         )
     return figure_of(sheet)

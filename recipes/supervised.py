@@ -70,6 +70,7 @@ class Options(SGDOptions):
 
 
 def build(options: Options) -> engine.Experiment:
+    engine.require_given_classes(options)
     input, padded = pipelines.Input(size_px=options.size_px), options.crop == "padded"
     views = (
         pipelines.train_view(input, options.size_px, options.crop),

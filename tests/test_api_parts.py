@@ -21,6 +21,7 @@ from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.inline import png_bytes
 from fastpsl.training import Trained
+from tests.pipelines.folders import photo_tree
 
 # views
 
@@ -279,11 +280,14 @@ def test_views_are_shown_as_the_loader_draws_them() -> None:
         fastpsl.plot.views(views=[tiles])
 
 
-def test_neighbours_of_an_image_are_those_of_its_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, shown = fastpsl.Model(random_weights("nin3", 0), 32), list[Any]()
+def test_neighbours_of_an_image_are_those_of_its_features(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, shown, judged = fastpsl.Model(random_weights("nin3", 0), 32), list[Any](), list[bool]()
 
-    def sheet(*arguments: Any, **_: Any) -> Image.Image:
+    def sheet(*arguments: Any, **options: Any) -> Image.Image:
         shown.append(arguments)
+        judged.append(options["judged"])
         return Image.new("RGB", (30, 20))
 
     monkeypatch.setattr("fastpsl.plot.neighbour_sheet", sheet)
@@ -295,6 +299,9 @@ def test_neighbours_of_an_image_are_those_of_its_features(monkeypatch: pytest.Mo
     similarities[[7, 0], [0, 1]] = -2  # an image does not find itself
     assert shown[0][2].tolist() == [7, 0]
     np.testing.assert_allclose(shown[0][4], -np.sort(-similarities, axis=0)[:3].T, atol=1e-5)
+    others = photo_tree(tmp_path / "others")
+    fastpsl.plot.neighbours(model, sample_paths().train_32, others, indices=[1], k=2)
+    assert judged == [True, False]  # equal numbers of other classes are not equal classes
     for arguments, words in (
         ({"k": 0}, "k is 0"),
         ({"k": 480}, "1 to 479"),

@@ -51,6 +51,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def lists(root: Path) -> None:
     """Write lists of two images each, with their images."""
     files = {"0": jpeg(photo(0, 40, 50)), "1": jpeg(photo(1, 40, 50))}
+    train = {
+        f"{name}/train/n0{i}/0.jpg": files["0"]
+        for name in ("tiny-imagenet-200", "imagenet")
+        for i in (1, 2, 3)
+    }
+    val = {
+        f"{name}/{i}.jpg": files["1"]
+        for name in ("tiny-imagenet-200/val/images", "imagenet/val")
+        for i in (0, 1)
+    }
+    tree(root, train | val)
     for folder in ("inat18/train_val2018/Aves", "miniImageNet/images", "yfcc/a"):
         tree(root / folder, {f"{name}.jpg": data for name, data in files.items()})
     images256 = root / "places205" / "data" / "vision" / "torralba" / "deeplearning" / "images256"
@@ -66,6 +77,8 @@ def lists(root: Path) -> None:
             "inat18/train2018.json": json.dumps(record).encode(),
             "miniImageNet/test.csv": b"filename,label\n0.jpg,n01\n1.jpg,n02\n",
             "places205/trainvalsplit_places205/val_places205.csv": b"a/abbey/0.jpg 0\na/abbey/1.jpg 0\n",
+            "tiny-imagenet-200/val/val_annotations.txt": b"1.jpg\tn03\t0\t0\t9\t9\n0.jpg\tn01\t1\t1\t8\t8\n",
+            "synset_labels.txt": b"n03\nn01\n",
             "tiny-yfcc.txt": b"yfcc/a/0.jpg\nyfcc/a/1.jpg\n",
         },
     )
@@ -89,7 +102,7 @@ def test_each_command_runs(
 ) -> None:
     if find_spec("datasets"):
         data_sets(here, monkeypatch)
-    assert len(COMMANDS) == 18
+    assert len(COMMANDS) == 20
     for command in COMMANDS:
         arguments = [argument.strip("'") for argument in command.split()]
         if arguments[2] in ("pets/", "saved/", "hf:me/pets") and not find_spec("datasets"):

@@ -55,6 +55,17 @@ class Write:
     """Of parquet and hf:, where several may hold images."""
     label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Of parquet and hf:, where several may hold labels; none for no labels."""
+    labels: Annotated[str | None, tyro.conf.arg(metavar="LIST")] = None
+    """Of a folder without class folders: a list of PATH CLASS, or of a class a line in the files' order."""
+    classes: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="DATA|LIST|folders|none",
+            help="Class names in the order of the labels: those of a training set (a folder, a beton), or a "
+            "list with a class a line. folders: folders are classes, even train and val; none: no labels. "
+            "[SRC's own, sorted]",
+        ),
+    ] = None
     mode: Literal["auto", "jpg", "raw"] = "auto"
     """How images are stored: jpg, or raw RGB. [raw for .npz, CIFAR and STL-10, else jpg]"""
     short_side: Pixels = None
@@ -111,6 +122,8 @@ class Write:
                 shard=shard,
                 image_column=self.image_column,
                 label_column=self.label_column,
+                labels=self.labels,
+                classes=self.classes,
                 on_progress=on_progress,
             )
         for line in source.notes:

@@ -2,6 +2,7 @@ from .dataset_pass import EpochContext as EpochContext
 from .distributed import World as World
 from .distributed import join_world as join_world
 from .experiment import Experiment as Experiment
+from .given_paths import require_given_classes as require_given_classes
 from .options import PretrainOptions as PretrainOptions
 from .options import RunOptions as RunOptions
 from .plan import Stage as Stage

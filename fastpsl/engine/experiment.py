@@ -23,7 +23,12 @@ from fastpsl.engine.trunk import Trunk
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
 from fastpsl.pipelines.augment import choose_augment
-from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes
+from fastpsl.pipelines.data.dataset import (
+    Dataset,
+    all_labelled,
+    require_labels,
+    require_same_classes,
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,8 @@ class Experiment:
             require_labels(data.train, "this recipe")
             if data.val is not None:
                 require_labels(data.val, "this recipe")
-                require_same_classes(data.train, data.val)
+        if data.val is not None and (task.needs_labels or _is_probed(data)):
+            require_same_classes(data.train, data.val, options.data, options.val)
         task.check_data(data.train, options.batch_size)
         if task.has_own_order and options.order != "random":
             raise ValueError(
@@ -140,6 +146,12 @@ class Experiment:
             options.step_mode, self.backbone, stage, world.device, precision, side_px,
             num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
         )  # fmt: skip
+
+
+def _is_probed(data: RunData) -> bool:
+    """Return whether the online monitor compares classes of held-out images with those of training images."""
+    probes = getattr(data.options, "probe_every", 0) > 0
+    return probes and all(each is not None and all_labelled(each) for each in (data.train, data.val))
 
 
 def place_backbone(experiment: Experiment, options: TrainingOptions, world: World) -> None:

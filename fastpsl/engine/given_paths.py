@@ -1,4 +1,4 @@
-"""The check of the paths that options name, before anything is printed or read."""
+"""The checks of the data that options name: paths before anything is printed, classes before work begins."""
 
 from pathlib import Path
 
@@ -25,3 +25,19 @@ def require_paths(options: RunOptions) -> None:
     checkpoint: Path | None = getattr(options, "checkpoint", None)
     if checkpoint is not None:
         require_existing(checkpoint, "a checkpoint, a run's folder, or a file of weights")
+
+
+def require_given_classes(options: RunOptions) -> None:
+    """Check that --val has the classes of --data, without looking at images.
+
+    Args:
+        options: The options.
+
+    Raises:
+        ValueError: It has others, or one of them cannot be read.
+    """
+    from fastpsl.pipelines.data.classes import classes_of
+    from fastpsl.pipelines.data.dataset import require_same_classes
+
+    if options.data is not None and options.val is not None:
+        require_same_classes(classes_of(options.data), classes_of(options.val), options.data, options.val)

@@ -22,7 +22,7 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.nearest import count_correct
-from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
+from fastpsl.pipelines.data.dataset import Dataset, all_labelled
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.json_lines import read_lines
@@ -59,7 +59,7 @@ class OnlineProbe:
         every: The number of epochs between probes, counted over all stages; 0 for no probes.
 
     Raises:
-        ValueError: The held-out data has other classes, or some images are too small for the crop.
+        ValueError: Some images are too small for the crop.
     """
 
     def __init__(self, run: Run, trunk: Trunk, stage: Stage, view: ViewSpec | None, every: int):
@@ -71,8 +71,7 @@ class OnlineProbe:
         self.view = center_view(input_spec, input_spec.size_px)
         self.train = _some(run.data.train, MAX_TRAIN, (run.options.seed, _TRAIN))
         self.held_out: Subset | None = None
-        if run.data.val is not None and _all_labelled(run.data.train) and _all_labelled(run.data.val):
-            require_same_classes(run.data.train, run.data.val)
+        if run.data.val is not None and all_labelled(run.data.train) and all_labelled(run.data.val):
             self.held_out = _some(run.data.val, MAX_HELD_OUT, (run.options.seed, _HELD_OUT))
         for part in (self.train, self.held_out):
             if part is not None:
@@ -264,7 +263,3 @@ def _some(data: Dataset, limit: int, seed: tuple[int, int]) -> Subset:
     if data.num_samples <= limit:
         return Subset(data, np.arange(data.num_samples))
     return Subset(data, np.sort(np.random.default_rng(seed).choice(data.num_samples, limit, replace=False)))
-
-
-def _all_labelled(data: Dataset) -> bool:
-    return bool((data.labels() >= 0).all())

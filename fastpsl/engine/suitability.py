@@ -22,8 +22,10 @@ def data_line(data: RunData) -> str:
 
 
 def _size(data: Dataset, what: str) -> str:
-    classes = f" in {number_of(data.num_classes, 'class', 'classes')}" if data.num_classes else ""
-    return f"{number_of(data.num_samples, f'{what} image')}{classes}"
+    classes = (
+        f"in {number_of(data.num_classes, 'class', 'classes')}" if data.num_classes else "without labels"
+    )
+    return f"{number_of(data.num_samples, f'{what} image')} {classes}"
 
 
 def length_line(experiment: Experiment, data: RunData) -> str:

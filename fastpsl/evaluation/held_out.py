@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastpsl.engine.given_paths import require_given_classes
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import Run
 from fastpsl.engine.task import Task
@@ -12,9 +13,10 @@ from fastpsl.pipelines.data.subset import Subset
 
 
 def require_held_out(options: RunOptions) -> None:
-    """Raise ValueError if there are no held-out images to score."""
+    """Raise ValueError if there are no held-out images to score, or their classes are not the training's."""
     if options.data is not None and options.val is None:
         raise ValueError("an evaluation scores held-out images: give --val besides --data")
+    require_given_classes(options)
 
 
 def refuse_val(options: RunOptions) -> None:

@@ -85,7 +85,7 @@ def test_user_errors_are_one_line(
         ("train jigsaw --data photos/train --val photos/vall",
          "jigsaw_r50: photos/vall: no such file or folder; did you mean photos/val? give a folder of images"),
         ("train jigsaw --data photos --val photos/val",
-         "jigsaw_r50: photos: holds the folders train and val, which are no classes: give one of "),
+         "jigsaw_r50: photos: its folders train, val are parts of a data set and no class: write each"),
         ("train jigsaw --data w.pt", "jigsaw_r50: w.pt: is no beton, and by its name no list of images"),
         ("eval knn --data nothere --checkpoint w.pt", "knn: nothere: no such file or folder; give a folder"),
         ("eval knn --data photos/train --val photos/val --checkpoint nothere",

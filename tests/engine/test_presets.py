@@ -118,7 +118,7 @@ def test_a_run_says_how_many_images_of_how_many_classes_were_read() -> None:
 
     classes = "2,304 training images in 10 classes, 512 validation images in 9 classes"
     assert line((2304, 10), (512, 9)) == classes
-    assert line((2, 0), (1, 1)) == "2 training images, 1 validation image in 1 class"
+    assert line((2, 0), (1, 1)) == "2 training images without labels, 1 validation image in 1 class"
     assert line((2304, 10), None) == "2,304 training images in 10 classes, no validation images"
 
 
@@ -159,7 +159,7 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
         launch(recipe, ["--data", str(photos), "--out", str(tmp_path / "out"), *options])
     assert end.value.code == 0
     text = capfd.readouterr().err
-    assert "6 training images, no validation images\n" in text
+    assert "6 training images without labels, no validation images\n" in text
     steps = "180 steps (S1 60, S2 60, S3 60); network inputs per step: S1 8, S2 16, S3 32; "
     assert f"{steps}--max-steps-per-stage cuts each at 1" in text
     assert "stages of fewer than 2,000 steps learn little: S1 has 60, S2 has 60, S3 has 60" in text

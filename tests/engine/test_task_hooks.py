@@ -23,6 +23,7 @@ from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.classes import Classes
 from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
@@ -167,23 +168,36 @@ class _Classes:
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "message"),
+    ("train", "val", "difference"),
     [
-        (["cat", "dog"], ["cat", "fox"], "'fox' is not in the training data"),
-        (["cat", "dog"], ["cat"], "'dog' is missing"),
-        (["cat", "dog"], ["dog", "cat"], "their order differs"),
+        (["cat", "dog"], ["cat", "fox"], "2 classes, t s 2; class 1 is 'fox', in the training data 'dog'"),
+        (["cat", "dog"], ["cat"], "1 classes, t s 2; class 1 is none, in the training data 'dog'"),
+        (["cat"], ["cat", "dog"], "2 classes, t s 1; class 1 is 'dog', in the training data none"),
+        (["cat", "dog"], ["dog", "cat"], "2 classes, t s 2; class 0 is 'dog', in the training data 'cat'"),
+        (3, 5, "5 classes, t s 3"),
+        (["cat", "dog"], 3, "3 classes, t s 2"),
+        (1, ["cat", "dog"], "2 classes, t s 1"),
     ],
 )
-def test_held_out_classes_must_be_the_training_datas(train: list[str], val: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        require_same_classes(_Classes(train, 2), _Classes(val, len(val)))  # type: ignore[arg-type]
-    require_same_classes(_Classes(train, 2), _Classes(list(train), 2))  # type: ignore[arg-type]
+def test_held_out_classes_must_be_the_training_datas(
+    train: list[str] | int, val: list[str] | int, difference: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        require_same_classes(classes(train), classes(val), "t s", "v")
+    assert str(caught.value) == (
+        f"v: other classes than in training ({difference}); give held-out images of the same ones, "
+        "numbered by fastpsl data write SRC OUT --classes 't s'"
+    )
 
 
-def test_held_out_labels_without_names_must_exist_in_training() -> None:
-    with pytest.raises(ValueError, match="labels up to 4, training data up to 2"):
-        require_same_classes(_Classes(None, 3), _Classes(None, 5))  # type: ignore[arg-type]
-    require_same_classes(_Classes(None, 5), _Classes(None, 3))  # type: ignore[arg-type]
+def classes(names: list[str] | int) -> Classes:
+    return Classes(None, names) if isinstance(names, int) else Classes(names, len(names))
+
+
+def test_equal_classes_and_fewer_numbers_pass() -> None:
+    require_same_classes(classes(["cat", "dog"]), classes(["cat", "dog"]))
+    require_same_classes(classes(5), classes(3))
+    require_same_classes(classes(["cat", "dog"]), classes(1))
     with Beton(sample_paths().train) as one, Beton(sample_paths().test) as other:
         require_same_classes(one, other)
 

@@ -69,7 +69,7 @@ def test_files_folders_and_globs_pass(here: Path, source: str) -> None:
         ("empty", "empty: holds no images (.jpg, .jpeg, "),
         (
             "photos",
-            "photos: holds the folders train and val, which are no classes: give one of them, or",
+            "photos: its folders train, val are parts of a data set and no class: write each alone, as in",
         ),
     ],
 )

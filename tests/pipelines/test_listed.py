@@ -176,6 +176,20 @@ def test_a_plain_list_with_labels(tmp_path: Path) -> None:
         assert Path(data.name(0)).name == "a b.jpg"
 
 
+def test_a_list_with_class_names(same_as_its_beton: Callable[[Path], Listed], tmp_path: Path) -> None:
+    """Tiny-ImageNet's val has a box behind the class, and ImageNet's val has FILE WNID."""
+    root = write_images(tmp_path / "val" / "images", ["a b.JPEG", "c.JPEG", "d.JPEG", "e.JPEG"]).parent
+    rows = (("d.JPEG", "n03"), ("a b.JPEG", "n01"), ("c.JPEG", "n03"), ("e.JPEG", "n01"))
+    (root / "boxes.txt").write_text("".join(f"{file}\t{name}\t0\t32\t44\t62\n" for file, name in rows))
+    (root / "names.txt").write_text("".join(f"{file} {name}\n" for file, name in rows))
+    for name in ("boxes.txt", "names.txt"):
+        data = same_as_its_beton(root / name)
+        assert data.class_names == ["n01", "n03"] and data.labels().tolist() == [1, 0, 1, 0]
+        assert [Path(data.name(i)).name for i in range(4)] == [file for file, _ in rows]
+    (root / "words.csv").write_text("c.JPEG\tgreat white shark\n")
+    assert image_list(root / "words.csv").class_names == ["great white shark"]
+
+
 def test_miniimagenets_csv(same_as_its_beton: Callable[[Path], Listed], tmp_path: Path) -> None:
     """`filename,label`, with the images in images/ beside it, and classes in the order of their names."""
     names = [f"n0{9 - i // 3}{i:04}.jpg" for i in range(9)]
@@ -243,10 +257,17 @@ BAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "twice": ("l.txt", "cow/1.jpg\nant/0.jpg\n./ant//0.jpg\ncow/1.jpg",
               ("2 of 2 images more than once", "cow/1.jpg")),
     "no label": ("l.csv", "ant/0.jpg 0\nant/1.jpg\n",
-                 ("line 2, 'ant/1.jpg', has no label, and the first image has one",)),
+                 ("line 2, 'ant/1.jpg', has no label behind the path, and the first image has a number",)),
     "a label": ("l.txt", "ant/0.jpg\nant/1.jpg 3\n",
-                ("line 2, 'ant/1.jpg 3', has a label, and the first image has none",)),
-    "a word": ("l.csv", "ant/0.jpg ant\n", ("line 1, 'ant/0.jpg ant': the label is no integer from 0",)),
+                ("line 2, 'ant/1.jpg 3', has a number behind the path, and the first image has no label",)),
+    "a number and a word": ("l.csv", "ant/0.jpg 0\nant/1.jpg ant\n",
+                            ("has a name behind the path, and the first image has a number",)),
+    "words": ("l.txt", "ant/0.jpg red ant\n", ("line 1, 'ant/0.jpg red ant', has several words",)),
+    "numbers": ("l.txt", "ant/0.jpg 1 0 1\n", ("several words behind the path; give one label",)),
+    "columns": ("l.txt", "ant/0.jpg\tant\t0\t1\n", ("has more behind the path than a class and a box",)),
+    "nothing": ("l.txt", "ant/0.jpg nan\n", ("no integer from 0",)),
+    "classes alone": ("l.txt", "n01\nn02\n",
+                      ("classes alone goes with the folder of its images: fastpsl data",)),
     "a fraction": ("l.csv", "ant/0.jpg 1.5\n", ("no integer from 0",)),
     "below 0": ("l.csv", "ant/0.jpg -1\n", ("no integer from 0",)),
     "digits of others": ("l.csv", "ant/0.jpg ٣\n", ("no integer from 0",)),

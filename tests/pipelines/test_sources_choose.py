@@ -9,6 +9,7 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.sources import arrays, folder, listed, published, tar
 from fastpsl.pipelines.sources.choose import open_source
 from tests.pipelines.folders import tree
@@ -108,3 +109,109 @@ def test_modes(
         if expected.startswith("0") and src == "a.npz":
             assert beton.read(1) == images[1].tobytes()
         assert beton.is_raw is expected.startswith("0")
+
+
+VAL = {"val_2.JPEG": "n03", "val_0.JPEG": "n01", "val_1.JPEG": "n03"}
+
+
+def labelled(out: Path) -> tuple[list[str] | None, dict[str, int]]:
+    """Return the class names of a beton and the label of each image."""
+    sidecar = read_sidecar(out)
+    assert sidecar is not None
+    with Beton(out) as beton:
+        names = [name.rpartition("/")[2] for name in sidecar.source_paths()]
+        return beton.class_names, dict(zip(names, beton.labels().tolist(), strict=True))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write train/ of three classes and val/images with lists of the classes, of which n02 has no image."""
+    tree(tmp_path, {f"train/{name}/images/0.JPEG": PHOTO for name in ("n03", "n01", "n02")})
+    tree(tmp_path, {f"val/images/{name}": PHOTO for name in VAL})
+    lists = {
+        "val/val_annotations.txt": [f"{file}\t{name}\t0\t0\t9\t9" for file, name in VAL.items()],
+        "files.txt": [f"val/images/{file} {name}" for file, name in VAL.items()],
+        "synsets.txt": [VAL[file] for file in sorted(VAL)],
+        "devkit.txt": ["490", "361", "171"],
+        "wnids.txt": ["n03", "n02", "n01"],
+        "few.txt": ["n01", "n02"],
+        "twice.txt": ["n01", "n03", "n01", "n02"],
+    }
+    tree(tmp_path, {name: "\n".join(lines).encode() for name, lines in lists.items()})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        ["val/val_annotations.txt"],
+        ["val/images", "--labels", "val/val_annotations.txt"],
+        ["val", "--labels", "val/val_annotations.txt"],
+        ["val/images", "--labels", "files.txt"],
+        ["val/images", "--labels", "synsets.txt"],
+    ],
+)
+def test_val_has_the_classes_of_train(tiny: Path, source: list[str]) -> None:
+    main(["data", "write", "train", "train.beton"])
+    src, *options = source
+    assert labelled_as(src, options) == (["n01", "n03"], {"n01": 0, "n03": 1})
+    for classes in ("train", "train.beton"):
+        names, labels = labelled_as(src, [*options, "--classes", classes])
+        assert (names, labels) == (["n01", "n02", "n03"], {"n01": 0, "n03": 2})
+    names, labels = labelled_as(src, [*options, "--classes", "wnids.txt"])
+    assert (names, labels) == (["n03", "n02", "n01"], {"n01": 2, "n03": 0})
+    assert labelled_as(src, [*options, "--classes", "none"]) == (None, {"n01": -1, "n03": -1})
+
+
+def labelled_as(src: str, options: list[str]) -> tuple[list[str] | None, dict[str, int]]:
+    """Write val and return its class names, and the label of the images of each class."""
+    main(["data", "write", src, "val.beton", "--overwrite", *options])
+    names, labels = labelled(Path("val.beton"))
+    by_class = {VAL[file]: label for file, label in labels.items()}
+    assert len(labels) == 3 and {file: by_class[VAL[file]] for file in labels} == labels
+    return names, by_class
+
+
+def test_folders_and_tars_take_given_classes(tiny: Path) -> None:
+    tree(tiny, {"few/n03/1.jpg": PHOTO, "few/n01/0.jpg": PHOTO})
+    make_tar(tiny / "few.tar", {"n03/1.jpg": PHOTO, "n01/0.jpg": PHOTO})
+    make_tar(tiny / "parts.tar", {"train/a/1.jpg": PHOTO, "val/b/0.jpg": PHOTO})
+    for src in ("few", "few.tar"):
+        main(["data", "write", src, "few.beton", "--classes", "train", "--overwrite"])
+        names, labels = labelled(tiny / "few.beton")
+        assert names == ["n01", "n02", "n03"] and sorted(labels.values()) == [0, 2]
+        assert [label for name, label in labels.items() if "1.jpg" in name] == [2]
+    main(["data", "write", "few", "none.beton", "--classes", "none"])
+    assert labelled(tiny / "none.beton") == (None, {"0.jpg": -1, "1.jpg": -1})
+    for src, classes in ((".", ["few", "train", "val"]), ("parts.tar", ["train", "val"])):
+        assert open_source(src, classes="folders").class_names == classes
+    with pytest.raises(ValueError, match="its folders train, val are parts of a data set and no class"):
+        open_source("parts.tar")
+
+
+@pytest.mark.parametrize(
+    ("src", "options", "words"),
+    [
+        ("val", {}, "its only folder, images, is no class, and val_annotations.txt tells"),
+        ("val/images", {"labels": "devkit.txt"}, "devkit.txt: has numbers alone, and what they count is not"),
+        ("val/images", {"labels": "few.txt"}, "few.txt: has 2 lines, and val/images 3 images"),
+        ("val/images", {"labels": "no.txt"}, "no.txt: no such file"),
+        ("train", {"labels": "synsets.txt"}, "train: has class folders (n01, ...), and synsets.txt a class"),
+        ("val/val_annotations.txt", {"labels": "few.txt"}, "is for a folder, and val/val_annotations.txt is"),
+        ("val/val_annotations.txt", {"classes": "few.txt"},
+         "1 of 2 classes are not among the 2 of --classes few.txt, the first is 'n03' (there: 'n01', ...)"),
+        ("train", {"classes": "twice.txt"}, "--classes twice.txt: 'n01' is there twice"),
+        ("train", {"classes": "devkit.txt"}, "devkit.txt: has numbers alone"),
+        ("train", {"classes": "val/images"}, "val/images: has no class names"),
+        ("train", {"classes": "."}, "its folders train, val are parts"),
+        ("val/images", {"classes": "train"}, "the classes of val/images have no names; leave it out"),
+        ("files.txt", {"classes": "folders"}, "--classes folders: it is for folders and tars"),
+    ],
+)  # fmt: skip
+def test_labels_and_classes_that_do_not_fit(
+    tiny: Path, src: str, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        open_source(src, **options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -9,7 +9,9 @@ import pytest
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import info
 from fastpsl.pipelines.beton.write import quarantine_path, write_beton
-from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.data.image_files import Folder
+from fastpsl.pipelines.data.open import check_form
+from fastpsl.pipelines.sources.folder import folder_classes, image_folder
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 
@@ -48,31 +50,73 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folders", "parts"),
+    ("folders", "words", "training"),
     [
-        ("train val", ("train", "val")),
-        ("test train", ("train", "test")),
-        ("Train Valid test .git", ("Train", "Valid")),
-        ("train validation", ("train", "validation")),
-        ("train", None),
-        ("test val", None),
-        ("plane train val", None),
+        ("train val", "folders train, val are parts", ("train", "val")),
+        ("test train", "folders test, train are parts", ("train", "test")),
+        ("Train Valid test .git", "folders Train, Valid, test are parts", ("Train", "Valid")),
+        ("train validation", "folders train, validation are parts", ("train", "validation")),
+        ("train", "folder train is a part", ("train", None)),
+        ("test val", "folders test, val are parts", ("test", "val")),
+        ("plane train val", None, ("", None)),
     ],
 )
-def test_training_and_validation_parts_are_no_classes(
-    tmp_path: Path, folders: str, parts: tuple[str, str] | None
+def test_the_parts_of_a_data_set_are_no_classes(
+    tmp_path: Path, folders: str, words: str | None, training: tuple[str, str | None]
 ) -> None:
-    root = tree(tmp_path / "photos", {f"{name}/cat/a.jpg": b"x" for name in folders.split()})
-    if parts is None:
-        assert image_folder(root).class_names == folders.split()
+    root = tree(tmp_path / "my photos", {f"{name}/cat/a.jpg": b"x" for name in folders.split()})
+    tree(root, {"annotations/a.xml": b"x"})  # holds no image, and so it is no class beside them
+    classes = sorted(name for name in ("annotations", *folders.split()) if name != ".git")
+    assert image_folder(root, are_classes=True).class_names == classes
+    if words is None:
+        assert image_folder(root).class_names == folder_classes(root) == classes
         return
-    train, val = parts
-    with pytest.raises(ValueError) as caught:
-        image_folder(root)
-    assert str(caught.value) == (
-        f"{root}: holds the folders {train} and {val}, which are no classes: give one of them, or for "
-        f"training --data {root}/{train} --val {root}/{val}"
-    )
+    train, val = training
+    held_out = f" --val '{root}/{val}'" if val else ""
+    for opening in (image_folder, folder_classes, check_form):
+        with pytest.raises(ValueError) as caught:
+            opening(root)
+        assert str(caught.value) == (
+            f"{root}: its {words} of a data set and no class: write each alone, as in fastpsl data write "
+            f"'{root}/{train}' {train}.beton, or train with --data '{root}/{train}'{held_out}; "
+            f"fastpsl data write '{root}' OUT --classes folders takes them as classes"
+        )
+
+
+@pytest.mark.parametrize("name", ["images", "IMG", "Photos"])
+def test_one_folder_of_all_images_is_no_class(tmp_path: Path, name: str) -> None:
+    root = tree(tmp_path / "photos", {f"{name}/{i}.jpg": jpeg(photo(i, 30, 30)) for i in range(2)})
+    tree(root, {"readme.txt": b"All my photos", f"{name}/deep/2.jpg": jpeg(photo(2, 30, 30))})
+    (root / "labels").mkdir()
+    source = image_folder(root)
+    assert source.class_names is None is folder_classes(root) and source.num_samples == 3
+    samples = [(sample.name, sample.label) for sample in source.samples()]
+    assert samples == [(f"{name}/{rest}.jpg", -1) for rest in ("0", "1", "deep/2")]
+    assert source.warnings[0].startswith(f"the only folder, {name}, is taken as no class: images without")
+    with pytest.warns(UserWarning, match=f"photos: the only folder, {name}, is taken"), Folder(root) as data:
+        assert data.labels().tolist() == [-1] * 3 and data.class_names is None
+    assert image_folder(root, are_classes=True).class_names == [name, "labels"]
+    tree(root, {"cat/0.jpg": jpeg(photo(3, 30, 30))})
+    assert image_folder(root).class_names == folder_classes(root) == sorted([name, "cat", "labels"])
+
+
+def test_a_list_beside_the_images_has_their_classes(tmp_path: Path) -> None:
+    root = tree(tmp_path / "val", {"images/val_0.JPEG": b"x", "a.txt": b"no list", "b.txt": b""})
+    tree(root, {"val_annotations.txt": b"val_0.JPEG\tn03444034\t0\t32\t44\t62\n"})
+    for opening in (image_folder, folder_classes, check_form):
+        with pytest.raises(ValueError) as caught:
+            opening(root)
+        assert str(caught.value) == (
+            f"{root}: its only folder, images, is no class, and val_annotations.txt tells the images' "
+            f"classes: fastpsl data write {root}/val_annotations.txt OUT takes them (and --data the list); "
+            f"for images without labels give {root}/images"
+        )
+    flat = tree(tmp_path / "flat", {"0.jpg": b"x"})
+    assert image_folder(flat).notes == ["no class folders: images without labels"]
+    tree(flat, {"labels.csv": b"0.jpg 7\n"})
+    assert image_folder(flat).notes == [
+        "no class folders: images without labels; labels.csv names their classes, and may be given instead"
+    ]
 
 
 def test_folders_within_folders_have_no_limit_of_ours(tmp_path: Path) -> None:

@@ -268,7 +268,11 @@ def test_impossible_requests_are_refused(recipe: Start, supervised: Path, tmp_pa
     )
     is_refused(*DATA, "--checkpoint", tmp_path, words=("holds no checkpoint",))
     is_refused(
-        *DATA[:2], "--val", other_classes(tmp_path), *RANDOM, words=("'unicorn' is not in the training data",)
+        *DATA[:2],
+        "--val",
+        other_classes(tmp_path),
+        *RANDOM,
+        words=("class 2 is 'unicorn', in the training data 'flower'",),
     )
     is_refused(*DATA, *RANDOM, "--lr", "0", "--protocol", "deepcluster", words=("above 0",))
     is_refused(*DATA, "--random-weights", "--backbone", "alexnet", words=("32 px", "63 px and more"))

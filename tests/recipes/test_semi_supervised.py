@@ -142,4 +142,4 @@ def test_impossible_requests_are_refused(recipe: Start, tmp_path: Path) -> None:
     is_refused(*DATA, "--order", "quasi_random", words=("--order quasi_random",))
     is_refused(*DATA[:2], words=("give --val",))
     val = ("--data", sample_paths().train_32, "--val", dogs, "--percent", "50", "--out", tmp_path / "val")
-    refused(recipe(*SMALL, *val), "semi_supervised", "is not in the training data")
+    refused(recipe(*SMALL, *val), "semi_supervised", "class 0 is 'cat', in the training data 'balloon'")

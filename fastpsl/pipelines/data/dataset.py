@@ -1,6 +1,9 @@
 """The interface of data sets, and the table of samples that it returns."""
 
 import os
+from itertools import zip_longest
+from pathlib import Path
+from shlex import quote
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -97,6 +100,11 @@ class Dataset(Protocol):
     def close(self) -> None: ...
 
 
+def all_labelled(data: Dataset) -> bool:
+    """Return whether every sample has a label."""
+    return bool((data.labels() >= 0).all())
+
+
 def require_labels(data: Dataset, what: str) -> None:
     """Raise ValueError unless every sample has a label; the message says that `what` needs them."""
     num_without = int((data.labels() < 0).sum())
@@ -108,28 +116,49 @@ def require_labels(data: Dataset, what: str) -> None:
         )
 
 
-def require_same_classes(train: Dataset, val: Dataset) -> None:
+class HasClasses(Protocol):
+    """The part of a data set that says which classes it has."""
+
+    @property
+    def class_names(self) -> list[str] | None: ...
+    @property
+    def num_classes(self) -> int: ...
+
+
+def require_same_classes(
+    train: HasClasses,
+    val: HasClasses,
+    train_name: str | Path | None = None,
+    val_name: str | Path | None = None,
+) -> None:
     """Check that both data sets have the same classes under the same numbers.
+
+    Where one has no class names, only the numbers of classes are compared: the held-out data may have fewer.
+
+    Args:
+        train: The training data, or its classes.
+        val: The held-out data, or its classes.
+        train_name: What the user gave as training data, for the message; None for the embedded sample.
+        val_name: What the user gave as held-out data, likewise.
 
     Raises:
         ValueError: The held-out data has other classes than the training data, or numbers them differently.
     """
-    if train.class_names and val.class_names:
-        if train.class_names != val.class_names:
-            unknown = [name for name in val.class_names if name not in train.class_names]
-            missing = [name for name in train.class_names if name not in val.class_names]
-            difference = "their order differs"
-            if unknown or missing:
-                difference = (
-                    f"{unknown[0]!r} is not in the training data" if unknown else f"{missing[0]!r} is missing"
-                )
-            raise ValueError(
-                f"held-out data has {len(val.class_names):,} classes, "
-                f"training data {len(train.class_names):,}, and {difference}: "
-                f"write both from folders of the same classes"
-            )
-    elif val.num_classes > train.num_classes or int(val.labels().max()) > int(train.labels().max()):
-        raise ValueError(
-            f"held-out data has labels up to {int(val.labels().max())}, "
-            f"training data up to {int(train.labels().max())}: write both from the same classes"
-        )
+    names, others = train.class_names, val.class_names
+    counts = f"{val.num_classes:,} classes, {train_name or 'the training data'} {train.num_classes:,}"
+    if names and others:
+        if names == others:
+            return
+        pairs = list(zip_longest(others, names))
+        at = next(i for i, (other, name) in enumerate(pairs) if other != name)
+        here, there = ("none" if name is None else repr(name) for name in pairs[at])
+        difference = f"{counts}; class {at} is {here}, in the training data {there}"
+    elif val.num_classes > train.num_classes:
+        difference = counts
+    else:
+        return
+    source = quote(str(train_name)) if train_name else "TRAIN"
+    raise ValueError(
+        f"{val_name or 'the held-out data'}: other classes than in training ({difference}); give "
+        f"held-out images of the same ones, numbered by fastpsl data write SRC OUT --classes {source}"
+    )

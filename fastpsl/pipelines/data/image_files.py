@@ -109,7 +109,10 @@ class Folder(ImageFiles):
     """The images below `root`: an ImageFolder tree (a class per folder), or a flat folder without labels."""
 
     def __init__(self, root: str | Path) -> None:
-        super().__init__(image_folder(root), Path(root), Path(root))
+        files = image_folder(root)
+        if files.hint:
+            warnings.warn(f"{root}: {files.hint}", stacklevel=2)
+        super().__init__(files, Path(root), Path(root))
 
 
 @final

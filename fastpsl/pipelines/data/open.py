@@ -7,7 +7,7 @@ from fastpsl.pipelines.beton.shard import VERSION
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.image_files import Folder, Listed
 from fastpsl.pipelines.files.existing import FORMS, require_existing
-from fastpsl.pipelines.sources.folder import refuse_parts
+from fastpsl.pipelines.sources.folder import folder_classes
 from fastpsl.pipelines.sources.listed import ENDINGS
 
 
@@ -27,13 +27,13 @@ def check_form(source: str | Path) -> None:
     """Check what `open_data` gets, by names and first bytes alone.
 
     Raises:
-        ValueError: Nothing is there; or a file that is neither a beton nor a list; or a folder of a training
-            and a validation part.
+        ValueError: Nothing is there; or a file that is neither a beton nor a list; or a folder whose folders
+            are no classes, such as train and val.
     """
     require_existing(source, FORMS)
     path = Path(source)
     if path.is_dir():
-        refuse_parts(path)
+        folder_classes(path)  # refuses those that are no classes
     elif path.is_file() and path.suffix != ".beton" and not (_is_list(source) or _begins_as_beton(path)):
         raise ValueError(f"{source}: is no beton, and by its name no list of images; give {FORMS}")
 

@@ -5,13 +5,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from fastpsl.pipelines.data.classes import named_classes
 from fastpsl.pipelines.files.existing import require_existing
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.listed import ENDINGS as LIST_ENDINGS
-from fastpsl.pipelines.sources.listed import image_list
+from fastpsl.pipelines.sources.listed import image_list, labelled_folder
 from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
 from fastpsl.pipelines.sources.published import published, published_name
+from fastpsl.pipelines.sources.renumbered import Renumbered, renumbered
 from fastpsl.pipelines.sources.source import Source
 from fastpsl.pipelines.sources.tar import tar_source
 
@@ -26,6 +28,8 @@ _ENDINGS = {
     **dict.fromkeys(LIST_ENDINGS, "list"),
 }
 HUGGING_FACE = "hf:"
+# What --classes may be besides data.
+FOLDERS, NONE = "folders", "none"
 
 
 def open_source(
@@ -36,6 +40,8 @@ def open_source(
     shard: tuple[int, int] = (0, 1),
     image_column: str | None = None,
     label_column: str | None = None,
+    labels: str | None = None,
+    classes: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Source:
     """Open `src` and count its images.
@@ -47,13 +53,39 @@ def open_source(
         shard: (i, n) keeps the i-th of n runs of neighbours.
         image_column: The column of images, for parquet.
         label_column: The column of labels, for parquet.
+        labels: A list with the labels of a folder's images.
+        classes: Data or a list with the class names in the order of the labels; "folders" for classes by
+            folders of any name; "none" for no labels; None for the source's own.
         on_progress: Called with (MB done, MB in all) while long files are counted.
 
     Raises:
         ValueError: The source is missing, of another kind or holds no image. The message is one line.
     """
+    names = None if classes is None or classes in (FOLDERS, NONE) else named_classes(classes)
     if format == "auto":
         format = _format_of(src)
+    if labels is not None and format != "folder":
+        raise ValueError(f"--labels {labels}: it is for a folder, and {src} is {format}; leave it out")
+    if classes == FOLDERS and (format not in ("folder", "tar") or labels is not None):
+        raise ValueError(f"--classes {FOLDERS}: it is for folders and tars of class folders; leave it out")
+    source = _open(src, format, split, shard, image_column, label_column, labels, classes, on_progress)
+    if classes == NONE:
+        return Renumbered(source, None)
+    return source if names is None else renumbered(src, source, names, str(classes))
+
+
+def _open(
+    src: str,
+    format: str,
+    split: str | None,
+    shard: tuple[int, int],
+    image_column: str | None,
+    label_column: str | None,
+    labels: str | None,
+    classes: str | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> Source:
+    are_classes = classes in (FOLDERS, NONE)
     if split is not None and format in ("folder", "list", "tar"):
         raise ValueError(f"--split {split}: a {format} has no splits; give the {format} of that split as SRC")
     if format == "parquet":
@@ -63,11 +95,14 @@ def open_source(
     if image_column is not None or label_column is not None:
         raise ValueError(f"--image-column and --label-column are for parquet and hf:NAME; {src} is {format}")
     if format == "tar":
-        return tar_source(_paths(src), shard, on_progress)
+        return tar_source(_paths(src), shard, on_progress, are_classes)
     if format == "npz":
         return arrays(_one_path(src), split, shard)
     if format == "folder":
-        return image_folder(src, shard)
+        if labels is not None:
+            require_existing(labels, "a list with the labels of the folder's images")
+            return labelled_folder(Path(src), Path(labels), shard)
+        return image_folder(src, shard, are_classes=are_classes)
     if format == "list":
         return image_list(_one_path(src), shard)
     return published(_one_path(src), format, split, shard, on_progress)

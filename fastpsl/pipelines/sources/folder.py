@@ -1,5 +1,7 @@
 """Folders of images as a list of samples: an ImageFolder tree (class = top folder) or one flat folder.
 
+A tree whose only folder is called images or alike has no classes, and one of train, val and test is refused.
+
 The order is that of torchvision's ImageFolder: classes sorted, in each the folders sorted by path, in each
 the files by name. A tree is walked twice, to count and to yield, so that no list of all its files is held.
 """
@@ -11,11 +13,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from random import Random
+from shlex import quote
 
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.sources.layout import PARTS, WITHOUT_CLASSES, list_beside, parts_error
 from fastpsl.pipelines.sources.source import EXTENSIONS, Picks, Sample, changed, is_image, shard_range
-
-_VAL = ("val", "valid", "validation", "test")
 
 
 @dataclass
@@ -26,6 +28,7 @@ class ImageFolder:
     """
 
     root: Path
+    folders: list[str]  # directly in the root, in the order of labels; none of a flat folder
     class_names: list[str] | None
     counts: list[int]  # images in each class, of all shards
     num_ignored: int  # files that are no images, by their names
@@ -33,6 +36,7 @@ class ImageFolder:
     empty_classes: list[str] = field(default_factory=list)
     mode: str = "jpg"
     notes: list[str] = field(default_factory=list)
+    hint: str = ""  # why there are no classes, where a user may expect some
 
     @property
     def num_total(self) -> int:
@@ -46,8 +50,9 @@ class ImageFolder:
 
     @property
     def warnings(self) -> list[str]:
-        """The classes without an image, and the number of other files."""
-        lines = [f"class {name} holds no image; it keeps its label" for name in self.empty_classes]
+        """The reason for no classes, the classes without an image, and the number of other files."""
+        lines = [self.hint] if self.hint else []
+        lines += [f"class {name} holds no image; it keeps its label" for name in self.empty_classes]
         if self.num_ignored:
             lines.append(f"{self.num_ignored:,} files are no images by their names; left out")
         return lines
@@ -76,11 +81,12 @@ class ImageFolder:
 
     def _class(self, number: int) -> Iterator[tuple[str, str, int]]:
         """Yield each image's name below the root, its path and its label; a flat folder is one class."""
-        name, label = (self.class_names[number], number) if self.class_names else ("", -1)
+        name = self.folders[number] if self.folders else ""
+        label = number if self.class_names else -1
         folder = self.root / name
         # Not os.path.relpath, which takes a third of the time of listing a million files.
         start = len(os.path.join(folder, ""))
-        for path in _images(folder, not self.class_names):
+        for path in _images(folder, not self.folders):
             yield os.path.join(name, path[start:]), path, label
 
     def picks(self, num: int, random: Random) -> Picks:
@@ -100,39 +106,69 @@ class ImageFolder:
         return Picks("picked at random", True, samples)
 
 
-def image_folder(root: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageFolder:
+def image_folder(
+    root: str | Path, shard: tuple[int, int] = (0, 1), *, are_classes: bool = False
+) -> ImageFolder:
     """Count the images below `root`, which are in one folder or in a folder per class.
 
+    Args:
+        root: The folder.
+        shard: (i, n) keeps the i-th of n runs of neighbours.
+        are_classes: Whether folders are classes whatever they are called.
+
     Raises:
-        ValueError: There are none, or some lie beside the class folders.
+        ValueError: There are none, some lie beside the class folders, or the folders are no classes.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; give a folder of images, or one with a folder per class")
     try:
-        return _count(root, shard)
+        return _count(root, shard, are_classes)
     except OSError as error:
         raise _listing_error(root, error) from None
 
 
-def refuse_parts(root: Path) -> None:
-    """Raise ValueError for a folder whose folders are the parts of a data set: train, and val or test."""
+def folder_classes(root: Path) -> list[str] | None:
+    """Return the names of a folder's classes, without counting its images; None of a folder without.
+
+    Raises:
+        ValueError: Its folders are the parts of a data set, or a list in it has the labels.
+    """
     try:
-        _refuse_parts(root, _class_folders(root))
+        classes = _class_folders(root)
+        without = _without_classes(root, classes) or next(_images(root, True), None)
     except OSError as error:
         raise _listing_error(root, error) from None
+    return None if without else classes or None
 
 
-def _refuse_parts(root: Path, classes: Sequence[str]) -> None:
-    folders = {name.lower(): name for name in classes}
-    val = next((folders[name] for name in _VAL if name in folders), None)
-    if val is None or "train" not in folders or not folders.keys() <= {"train", *_VAL}:
-        return
-    train = folders["train"]
-    raise ValueError(
-        f"{root}: holds the folders {train} and {val}, which are no classes: give one of them, or for "
-        f"training --data {root / train} --val {root / val}"
-    )
+def _without_classes(root: Path, classes: Sequence[str]) -> str | None:
+    """Return the only folder of images if its name is that of no class.
+
+    Raises:
+        ValueError: As `folder_classes`.
+    """
+    parts = [name for name in classes if name.lower() in PARTS]
+    if parts and not _others_hold_images(root, parts, classes):
+        raise parts_error(root, parts)
+    only = [name for name in classes if name.lower() in WITHOUT_CLASSES]
+    if len(only) != 1 or _others_hold_images(root, only, classes) or not _holds_image(root / only[0]):
+        return None
+    if labels := list_beside(root, only[0]):
+        raise ValueError(
+            f"{root}: its only folder, {only[0]}, is no class, and {labels.name} tells the images' classes: "
+            f"fastpsl data write {quote(str(labels))} OUT takes them (and --data the list); "
+            f"for images without labels give {quote(str(root / only[0]))}"
+        )
+    return only[0]
+
+
+def _others_hold_images(root: Path, names: Sequence[str], classes: Sequence[str]) -> bool:
+    return any(_holds_image(root / name) for name in classes if name not in names)
+
+
+def _holds_image(folder: Path) -> bool:
+    return any(next(_images(Path(each), True), None) for each in _folders(str(folder)))
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -146,9 +182,9 @@ def _listing_error(root: Path, error: OSError) -> ValueError:
     )
 
 
-def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
+def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder:
     classes = _class_folders(root)
-    _refuse_parts(root, classes)
+    without = None if are_classes else _without_classes(root, classes)
     ignored = [0]
     num_flat = sum(1 for _ in _images(root, True, ignored))
     counts = dict[str, int]()
@@ -170,13 +206,22 @@ def _count(root: Path, shard: tuple[int, int]) -> ImageFolder:
             "give either a flat folder or one folder per class"
         )
     if num_flat:
-        return ImageFolder(root, None, [num_flat], ignored[0], shard)
+        labels = list_beside(root, "")
+        told = f"; {labels.name} names their classes, and may be given instead" if labels else ""
+        notes = [f"no class folders: images without labels{told}"]
+        return ImageFolder(root, [], None, [num_flat], ignored[0], shard, notes=notes)
+    if without:
+        hint = (
+            f"the only folder, {without}, is taken as no class: images without labels; give the folder above "
+            "the class folders, or a list with the classes"
+        )
+        return ImageFolder(root, [without], None, [num_tree], ignored[0], shard, hint=hint)
     empty = [name for name, count in counts.items() if not count]
     examples = ", ".join(" ".join(name.split()) for name in classes[:3]) + (
         ", ..." if len(classes) > 3 else ""
     )
     notes = [f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: {examples}"]
-    return ImageFolder(root, classes, list(counts.values()), ignored[0], shard, empty, notes=notes)
+    return ImageFolder(root, classes, classes, list(counts.values()), ignored[0], shard, empty, notes=notes)
 
 
 def _images(root: Path, is_flat: bool, ignored: list[int] | None = None) -> Iterator[str]:

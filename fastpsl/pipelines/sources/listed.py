@@ -3,8 +3,10 @@
     .json        iNaturalist's: {"images": [{"id", "file_name"}], "categories": [{"id", "name"}],
                  "annotations": [{"image_id", "category_id"}]}
     .csv         with the first line "filename,label": miniImageNet's (Ravi and Larochelle), with class names
-    .csv, .txt   otherwise: a path per line, and after white space its label, a number from 0, on all lines
-                 or none: Places205's
+    .csv, .txt   otherwise: a path per line, and after white space its label on all lines or none: a number
+                 from 0 (Places205's), or a class name, also with a box behind it (Tiny-ImageNet's val)
+
+The labels of a folder may also be a list with a class per line, in the order of the folder's files.
 
 All images of a list lie below one folder. It is the one of `_places` in which most of a sample of its names
 are files.
@@ -13,18 +15,26 @@ are files.
 import csv
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import IO, NamedTuple
 
 import numpy as np
 
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader.workers import map_in_order
-from fastpsl.pipelines.sources.source import Picks, Sample, is_image, shard_range
+from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.sources.lines import (
+    Names,
+    has_images,
+    numbered,
+    open_text,
+    read_classes,
+    read_lines,
+    shorten,
+)
+from fastpsl.pipelines.sources.source import Picks, Sample, shard_range
 
 ENDINGS = (".json", ".csv", ".txt")
 # Searched beside a list and beside its folder: the layouts of miniImageNet's usual archive, and of
@@ -33,14 +43,6 @@ _BELOW = ("", "images", "images256", "data/vision/torralba/deeplearning/images25
 _NUM_TRIED = 64
 _THREADS, _NAMES_A_TASK = 16, 512  # remote storage answers slowly, but many requests at once
 _KEYS = ("images", "annotations", "categories")
-
-
-class Names(NamedTuple):
-    """The contents of a list: paths, a label each (-1 for none), and the class names where it has them."""
-
-    paths: list[str]
-    labels: list[int]
-    class_names: list[str] | None
 
 
 @dataclass
@@ -81,43 +83,86 @@ class ImageList:
         return Sample(path, Path(os.path.join(self.root, path)), self.names.labels[i])
 
 
-def image_list(path: str | Path, shard: tuple[int, int] = (0, 1)) -> ImageList:
+def image_list(path: str | Path, shard: tuple[int, int] = (0, 1), folder: Path | None = None) -> ImageList:
     """Read the list at `path` and check that its images exist.
+
+    Args:
+        path: The list.
+        shard: (i, n) keeps the i-th of n runs of neighbours.
+        folder: The folder of the images; None to look for it around the list.
 
     Raises:
         ValueError: It is no such list or empty, names an image twice, labels only some, or an image is
             absent. The message is one line and names the list.
     """
     path = Path(path)
-    try:
-        names = _read(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a list of images") from None
-    if not names.paths:
-        raise ValueError(f"{path}: names no image; give a list with a path a line, or iNaturalist's json")
+    names = read_list(path)
     _require_each_once(path, names.paths)
-    places = _places(path)
+    places = _places(path) if folder is None else _places_in(folder)
     root = _best_place(places, names.paths)
     _require_there(path, names.paths, root, places)
+    return _image_list(names, root, shard)
+
+
+def labelled_folder(folder: Path, labels: Path, shard: tuple[int, int] = (0, 1)) -> ImageList:
+    """Return the images in a folder with the labels of a list.
+
+    Args:
+        folder: The folder, without a folder per class.
+        labels: A list of its images, or one with a class per line, in the order of the folder's sorted files.
+        shard: (i, n) keeps the i-th of n runs of neighbours.
+
+    Raises:
+        ValueError: As in `image_list`; also where the folder has classes or another number of images.
+    """
+    if labels.suffix.lower() == ".json" or has_images(labels) or _has_header(labels):
+        return image_list(labels, shard, folder)
+    classes, files = read_classes(labels), image_folder(folder)
+    if files.class_names:
+        raise ValueError(
+            f"{folder}: has class folders ({files.class_names[0]}, ...), and {labels} a class a line for "
+            "files in one folder; leave --labels out, or name the images in the list"
+        )
+    if len(classes) != files.num_total:
+        raise ValueError(
+            f"{labels}: has {len(classes):,} lines, and {folder} {files.num_total:,} images; give a list "
+            "with the class of each image, in the order of the files' names"
+        )
+    return _image_list(numbered([sample.name for sample in files.samples()], classes), folder, shard)
+
+
+def _image_list(names: Names, root: Path, shard: tuple[int, int]) -> ImageList:
     num, classes = len(names.paths), names.class_names
     labels = "no labels" if max(names.labels) < 0 else f"labels up to {max(names.labels):,}"
     labels = labels if classes is None else f"{len(classes):,} classes"
     return ImageList(names, root, shard, notes=[f"{num:,} images below {root}, {labels}"])
 
 
+def read_list(path: Path) -> Names:
+    """Read the list at `path`, without looking for its images.
+
+    Raises:
+        ValueError: It is no such list or empty, or labels only some images.
+    """
+    try:
+        names = _read(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give a list of images") from None
+    if not names.paths:
+        raise ValueError(f"{path}: names no image; give a list with a path a line, or iNaturalist's json")
+    return names
+
+
 def _read(path: Path) -> Names:
     if path.suffix.lower() == ".json":
         return _inaturalist(path)
-    with _open(path) as file:
+    return _with_header(path) if _has_header(path) else read_lines(path)
+
+
+def _has_header(path: Path) -> bool:
+    with open_text(path) as file:
         first = next(file, "").strip()
-    if path.suffix.lower() == ".csv" and first.replace('"', "").replace(" ", "") == "filename,label":
-        return _with_header(path)
-    return _lines(path)
-
-
-def _open(path: Path) -> IO[str]:
-    """Open a list as text; names that are no UTF-8 pass unchanged."""
-    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return path.suffix.lower() == ".csv" and first.replace('"', "").replace(" ", "") == "filename,label"
 
 
 def _inaturalist(path: Path) -> Names:
@@ -177,7 +222,7 @@ def _labels(
 
 
 def _with_header(path: Path) -> Names:
-    with _open(path) as file:
+    with open_text(path) as file:
         try:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row][1:]
         except csv.Error as error:
@@ -185,51 +230,10 @@ def _with_header(path: Path) -> Names:
     for number, row in rows:
         if len(row) != 2 or not all(cell.strip() for cell in row):
             raise ValueError(
-                f"{path}: line {number}, {_shorten(','.join(row))}, is no file's name and a label"
+                f"{path}: line {number}, {shorten(','.join(row))}, is no file's name and a label"
             )
-    classes = sorted({row[1].strip() for _, row in rows})
-    numbers = {name: number for number, name in enumerate(classes)}
     paths = [os.path.normpath(row[0].strip()) for _, row in rows]
-    return Names(paths, [numbers[row[1].strip()] for _, row in rows], classes)
-
-
-def _lines(path: Path) -> Names:
-    paths, labels = list[str](), list[int]()
-    with _open(path) as file:
-        for number, text in enumerate(file, start=1):
-            line = text.strip()
-            if not line:
-                continue
-            name, label = _path_and_label(path, number, line)
-            if labels and (label < 0) != (labels[0] < 0):
-                has, other = ("no label", "has one") if label < 0 else ("a label", "has none")
-                raise ValueError(
-                    f"{path}: line {number}, {_shorten(line)}, has {has}, "
-                    f"and the first image {other}; label all or none"
-                )
-            paths.append(os.path.normpath(name))
-            labels.append(label)
-    return Names(paths, labels, None)
-
-
-def _path_and_label(path: Path, number: int, line: str) -> tuple[str, int]:
-    if is_image(os.path.basename(line)):  # white space within a file's name begins no label
-        return line, -1
-    name, *label = line.rsplit(maxsplit=1)
-    if not is_image(os.path.basename(name)):
-        raise ValueError(
-            f"{path}: line {number}, {_shorten(line)}, is neither an image's PATH nor PATH LABEL"
-        )
-    # Python's int accepts other numbers, such as 1_000.
-    if not (re.fullmatch("0*[0-9]{1,10}", label[0]) and int(label[0][-10:]) < 2**31):
-        raise ValueError(
-            f"{path}: line {number}, {_shorten(line)}: the label is no integer from 0; number the classes"
-        )
-    return name, int(label[0][-10:])
-
-
-def _shorten(line: str) -> str:
-    return repr(line if len(line) < 100 else f"{line[:100]}...")
+    return numbered(paths, [row[1].strip() for _, row in rows])
 
 
 def _require_each_once(path: Path, paths: list[str]) -> None:
@@ -248,6 +252,12 @@ def _places(path: Path) -> list[Path]:
     parent = Path(os.path.abspath(path)).parent
     places = [folder / below for folder in (parent, parent.parent) for below in _BELOW]
     return [place for place in dict.fromkeys([*places, Path.cwd()]) if place.is_dir()]
+
+
+def _places_in(folder: Path) -> list[Path]:
+    """Return the folders that the names of a folder's images may be relative to: it, within it, or above."""
+    within = [folder / below for below in _BELOW]
+    return [place for place in (*within, *list(folder.absolute().parents)[:2]) if place.is_dir()]
 
 
 def _best_place(places: list[Path], paths: list[str]) -> Path:

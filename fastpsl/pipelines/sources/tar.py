@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.sources.layout import PARTS, tar_parts_error
 from fastpsl.pipelines.sources.source import EXTENSIONS, Picks, Sample, changed, parts_of, shard_range
 from fastpsl.pipelines.sources.tar_samples import Folders, Group, Grouper, label_of
 from fastpsl.pipelines.sources.tar_stream import Damage, open_tar, tar_members
@@ -162,6 +163,7 @@ def tar_source(
     paths: Sequence[Path],
     shard: tuple[int, int] = (0, 1),
     on_progress: Callable[[int, int], None] | None = None,
+    are_classes: bool = False,
 ) -> TarSource:
     """Count the images in tars.
 
@@ -169,9 +171,10 @@ def tar_source(
         paths: The tars.
         shard: (i, n) keeps the i-th of n runs of neighbours.
         on_progress: Called with (MB done, MB in all).
+        are_classes: Whether folders are classes even where they are called train or test.
 
     Raises:
-        ValueError: A tar cannot be read or is none, or they hold no image.
+        ValueError: A tar cannot be read or is none, they hold no image, or their folders are no classes.
     """
     paths = sorted(paths)
     try:
@@ -212,6 +215,8 @@ def tar_source(
             f"{name}: {folders.beside} lies beside the class folders {min(folders.below)}, ...; "
             "make a tar either of images alone or of one folder per class"
         )
+    if not are_classes and folders.below and all(folder.lower() in PARTS for folder in folders.below):
+        raise tar_parts_error(name, sorted(folders.below))
     where = f" below {'/'.join(folders.shared)}" if folders.shared else ""
     classes = sorted(folders.below) or None
     notes = [f"{len(classes):,} class folders{where}" if classes else f"images without labels{where}"]

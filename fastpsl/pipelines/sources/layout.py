@@ -1,0 +1,63 @@
+"""Names of folders that are no classes, and the search for a list with the classes."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastpsl.pipelines.sources.lines import open_text
+from fastpsl.pipelines.sources.source import is_image
+
+# Names in lower case.
+PARTS = ("train", "val", "valid", "validation", "test")
+WITHOUT_CLASSES = ("images", "image", "imgs", "img", "jpegs", "jpeg", "jpegimages", "photos", "pictures")
+_MAX_LINE = 4096
+
+
+def parts_error(root: Path, parts: Sequence[str]) -> ValueError:
+    """Build the error of a folder whose folders are the parts of a data set.
+
+    Args:
+        root: The folder.
+        parts: Their names.
+    """
+    by_name = {name.lower(): root / name for name in parts}
+    first = by_name.get("train", root / parts[0])
+    second = next((path for name, path in by_name.items() if name != "train" and path != first), None)
+    training = f"--data {_quoted(first)}" + (f" --val {_quoted(second)}" if second else "")
+    return ValueError(
+        f"{root}: {_subject(parts)} of a data set and no class: write each alone, as in fastpsl data write "
+        f"{_quoted(first)} {first.name}.beton, or train with {training}; "
+        f"fastpsl data write {_quoted(root)} OUT --classes folders takes them as classes"
+    )
+
+
+def tar_parts_error(name: str, parts: Sequence[str]) -> ValueError:
+    """Build the error of tars whose folders are the parts of a data set, as in `parts_error`."""
+    return ValueError(
+        f"{name}: {_subject(parts)} of a data set and no class: make a tar of each, or unpack it and write "
+        "each folder alone; --classes folders takes them as classes"
+    )
+
+
+def _subject(parts: Sequence[str]) -> str:
+    one = len(parts) == 1
+    return f"its {'folder' if one else 'folders'} {', '.join(parts)} {'is a part' if one else 'are parts'}"
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def list_beside(root: Path, folder: str) -> Path | None:
+    """Return a list in `root` that names a label of an image in `root`/`folder`, or None."""
+    for name in sorted(os.listdir(root)):
+        path = root / name
+        if not name.lower().endswith((".txt", ".csv")) or not path.is_file():
+            continue
+        with open_text(path) as file:
+            words = file.readline(_MAX_LINE).split()
+        places = (root, root / folder) if len(words) > 1 and is_image(os.path.basename(words[0])) else ()
+        if any(os.path.isfile(os.path.join(place, words[0])) for place in places):
+            return path
+    return None
