@@ -18,11 +18,12 @@ from fastpsl.pipelines.beton import file as beton_file
 from fastpsl.pipelines.beton.checksums import has_checksums
 from fastpsl.pipelines.beton.encode import Stored, Target
 from fastpsl.pipelines.beton.file import BetonFile
+from fastpsl.pipelines.beton.left_out import quarantine_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import RAW
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
-from fastpsl.pipelines.beton.write import quarantine_path, write_beton
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.decoders.libffcv import Codec
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.source import Sample
@@ -75,7 +76,7 @@ def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
     for label, (data, height, width, mode) in enumerate(samples):
         file.add(Stored(data, height, width, mode, "passed"), label)
         if label == 0:
-            file._flush()
+            file.flush()
             file._written = file._end = (5 << 30) + file.data_start
     file.finish()
     file.file.publish()

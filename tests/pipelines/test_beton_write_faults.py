@@ -16,10 +16,11 @@ import pytest
 
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.file import BetonFile
+from fastpsl.pipelines.beton.left_out import quarantine_path, small_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
-from fastpsl.pipelines.beton.write import max_bad_count, quarantine_path, small_path, write_beton
+from fastpsl.pipelines.beton.write import max_bad_count, write_beton
 from fastpsl.pipelines.files.atomic import PartialFile, output_errors, partial_path
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.source import Sample

@@ -44,19 +44,19 @@ class ImageFolder:
             lines.append(f"{self.num_ignored:,} files are no images by their names; left out")
         return lines
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order.
 
         Raises:
             ValueError: The tree has changed since it was counted.
         """
         try:
-            yield from self._samples()
+            yield from self._samples(skip)
         except OSError as error:
             raise _listing_error(self.root, error) from None
 
-    def _samples(self) -> Iterator[Sample]:
-        position, positions = 0, shard_range(self.num_total, self.shard)
+    def _samples(self, skip: int) -> Iterator[Sample]:
+        position, positions = 0, shard_range(self.num_total, self.shard)[skip:]
         for label, name in enumerate(self.class_names) if self.class_names else [(-1, "")]:
             folder = self.root / name
             # Not os.path.relpath, which takes a third of the time of listing a million files.

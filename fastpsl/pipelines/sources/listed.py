@@ -66,9 +66,9 @@ class ImageList:
         """The number of images in this shard."""
         return len(shard_range(self.num_total, self.shard))
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in the list's order."""
-        for i in shard_range(self.num_total, self.shard):
+        for i in shard_range(self.num_total, self.shard)[skip:]:
             path = self.names.paths[i]
             yield Sample(path, Path(os.path.join(self.root, path)), self.names.labels[i])
 

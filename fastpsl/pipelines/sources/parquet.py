@@ -60,13 +60,13 @@ class Tables:
     def num_samples(self) -> int:
         return len(shard_range(self.num_total, self.shard))
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's rows in order.
 
         Raises:
             ValueError: A file is damaged or has changed since it was counted.
         """
-        for i, positions in parts_of(shard_range(self.num_total, self.shard), self.counts):
+        for i, positions in parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts):
             part, position = self.parts[i], positions.start
             is_file = isinstance(part, Path)
             what = str(part) if is_file else self.what

@@ -47,8 +47,12 @@ class Source(Protocol):
     def warnings(self) -> list[str]:
         """The oddities that the user should look at, a line each."""
 
-    def samples(self) -> Iterator[Sample]:
-        """Yield this shard's images in order; raise ValueError when the source has changed since counting."""
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
+        """Yield this shard's images in order; raise ValueError when the source has changed since counting.
+
+        Args:
+            skip: How many images to leave out at the beginning. They are not read where the source allows it.
+        """
 
 
 def is_image(name: str) -> bool:

@@ -43,14 +43,14 @@ class TarSource:
     def num_samples(self) -> int:
         return len(shard_range(self.num_total, self.shard))
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's samples in order; damaged ones carry the reason.
 
         Raises:
             ValueError: A tar has changed since it was counted.
         """
         labels = {name: label for label, name in enumerate(self.class_names or ())}
-        for i, positions in parts_of(shard_range(self.num_total, self.shard), self.counts):
+        for i, positions in parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts):
             yield from self._samples_of(self.paths[i], self.counts[i], positions, labels)
 
     def _samples_of(
