@@ -91,6 +91,8 @@ def test_ffcv_reads_ours(tmp_path: Path) -> None:
     outs = {mode: tmp_path / f"{mode}.beton" for mode in ("raw", "jpg")}
     for mode, out in outs.items():
         write_beton(samples, out, num_samples=10, target=Target(mode=mode))  # fewer come than announced
+    write_beton(samples, tmp_path / "a.beton", num_samples=10, target=Target(mode="raw"), shard_mb=16)
+    outs["raw shard"] = tmp_path / "a-00000-of-00001.beton"
     far_beton(tmp_path / "far.beton", [(image.tobytes(), 40, 50, RAW) for image in images[:8]])
     stock("read", *outs.values(), tmp_path / "far.beton")
     with np.load(tmp_path / "far.beton.npz") as arrays:
@@ -100,7 +102,7 @@ def test_ffcv_reads_ours(tmp_path: Path) -> None:
             assert has_checksums(beton.shards[0])  # which ffcv ignores
             assert list(arrays["names"]) == ["image", "label"] and arrays["num_samples"] == 8
             for i in range(8):
-                expected = images[i] if mode == "raw" else Codec().decode(beton.read(i), 40, 50)[0]
+                expected = Codec().decode(beton.read(i), 40, 50)[0] if mode == "jpg" else images[i]
                 for os_cache in (True, False):
                     assert list(arrays[f"labels_{os_cache}"]) == list(range(7, -1, -1))
                     assert (arrays[f"images_{os_cache}"][i] == expected).all()

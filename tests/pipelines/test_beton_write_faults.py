@@ -263,9 +263,12 @@ def test_killed_at_any_byte_nothing_stands_under_the_final_name(tmp_path: Path) 
         assert process.returncode == -signal.SIGXFSZ, process.stderr
         assert partial_path(out).exists() and not out.exists()
     process = subprocess.run(
-        [*CLI, "data", "write", photos, out], capture_output=True, text=True, timeout=240, check=False
-    )
+        [*CLI, "data", "write", photos, out, "--resume"],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
     assert process.returncode == 0 and list(verify(out)) == []
+    assert "60 samples, 60 of them before the interruption" in process.stdout
+    assert out.read_bytes() == whole.read_bytes()
     names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("whole"))
     assert names == ["a.beton", "a.beton.json", "photos"]
 

@@ -74,10 +74,13 @@ def appendix(data: str, source: Source, record: dict[str, object]) -> Appendix:
     sidecars = [_sidecar(path) for path in paths]
     targets = [_target(sidecar) for sidecar in sidecars]
     for path, target in zip(paths, targets, strict=True):
-        if target != targets[0]:
-            raise ValueError(
-                f"{path}: was written with {target}, {paths[0]} with {targets[0]}; append to one of them"
-            )
+        for name, first in vars(targets[0]).items():
+            if (value := getattr(target, name)) != first:
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{path}: was written with {option} {value}, {paths[0]} with {option} {first}; "
+                    f"append to one of them"
+                )
     out = _next(paths)
     written = [how_written(p, s.written, s.class_names) for p, s in zip(paths, sidecars, strict=True)]
     new = how_written(out, record, class_names)
