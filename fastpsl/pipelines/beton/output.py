@@ -105,7 +105,7 @@ class Output:
         self.page_bytes, self.shard_bytes = page_bytes, shard_bytes
         self.max_samples = min(max_samples, rows_in_a_page(page_bytes)) if shard_bytes else max_samples
         self.quarantine, self.small = LeftOut(quarantine_path(out)), LeftOut(small_path(out))
-        self.num_done = self.num_data_bytes = 0
+        self.num_done = self._num_whole_bytes = 0
         self.whole, self.report, self.packer = list[WriteReport](), WriteReport(), PathPacker()
         self.file: BetonFile | None = None
         self._is_published = False
@@ -121,6 +121,12 @@ class Output:
     def _begun(self, index: int) -> Path:
         """Return the name of a shard, or of the whole beton, before the number of shards is known."""
         return shard_path(self.out, index) if self.shard_bytes else self.out
+
+    @property
+    def num_bytes(self) -> int:
+        """The size so far, but for the tables of the present file."""
+        present = 0 if self.file is None else self.file.num_bytes - self.file.data_start
+        return self._num_whole_bytes + present
 
     def take(self, name: str, label: int, image: Stored) -> None:
         """Add an image."""
@@ -148,7 +154,6 @@ class Output:
         checksum = self.file.add(image, label)
         self.packer.add(name)
         self.num_done += 1
-        self.num_data_bytes += len(image.data)
         count = f"num_{image.how}"
         setattr(self.report, count, getattr(self.report, count) + 1)
         return checksum
@@ -181,7 +186,6 @@ class Output:
                         self._list(*image)
                     elif len(self.whole) < journal.num_whole:
                         self.num_done += 1
-                        self.num_data_bytes += image[6]
                     else:
                         self._add_again(*image)
                     progress.update(self.num_done)
@@ -219,6 +223,7 @@ class Output:
         ):
             raise self._refuse(partial)
         self.whole.append(report)
+        self._num_whole_bytes += report.num_bytes
         self.report = WriteReport()
 
     def _refuse(self, partial: Path) -> ValueError:
@@ -244,6 +249,7 @@ class Output:
         self.journal.end_shard(report.counts(), is_last)
         file.file.close()
         self.whole.append(report)
+        self._num_whole_bytes += report.num_bytes
         self.report, self.packer, self.file = WriteReport(), PathPacker(), None
 
     def finish(self) -> WriteReport:

@@ -117,8 +117,7 @@ def write_beton(
             train.beton.
         page_bytes: The size of a page, a power of two.
         record: Further entries of the JSON's `written`.
-        on_progress: Called with (num_done, num_bad, bytes of images so far) at the start and after each
-            image.
+        on_progress: Called with (num_done, num_bad, bytes so far) at the start and after each image.
 
     Raises:
         ValueError: `out` cannot be written, exists, too many images are broken, or `resume` finds what was
@@ -166,7 +165,7 @@ def write_beton(
                 output.take_again()
             num_before = output.num_done - output.quarantine.num - output.small.num
         if on_progress:
-            on_progress(output.num_done, output.quarantine.num, output.num_data_bytes)
+            on_progress(output.num_done, output.quarantine.num, output.num_bytes)
         rest = () if is_resumed and journal.is_whole else _rest(samples, output, num_samples)
         results = map_in_order(
             lambda sample: _convert_one(sample.image, target), rest, num_workers, "beton-write"
@@ -189,7 +188,7 @@ def write_beton(
                         f"repair or remove them, or raise --max-bad"
                     )
             if on_progress:
-                on_progress(output.num_done, output.quarantine.num, output.num_data_bytes)
+                on_progress(output.num_done, output.quarantine.num, output.num_bytes)
         if output.num_done == output.quarantine.num + output.small.num:
             keep = False
             why = (
