@@ -18,12 +18,17 @@ from fastpsl.pipelines.files.atomic import PartialFile, sync_folder, write_all
 
 # Both must have passed since the last batch. An interruption costs what was written since then.
 EVERY_BYTES, EVERY_S = 16 << 20, 3.0
+_MAX_TEXT_BYTES = 1 << 20  # a batch is written when its text is this long, so that memory is bounded
 _Entry = dict[str, Any]
 
 
 def journal_path(out: Path) -> Path:
     """Return .train.beton.journal for train.beton."""
     return out.with_name(f".{out.name}.journal")
+
+
+def _dumped(entry: object) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode()
 
 
 class Journal:
@@ -44,7 +49,7 @@ class Journal:
         self.file = PartialFile(out, journal_path(out), keep=True)
         self.command: _Entry | None = None
         self.num_images, self.last_name, self.num_whole, self.is_whole = 0, "", 0, False
-        self._end, self._pending, self._num_bytes = 0, list[Any](), 0
+        self._end, self._pending, self._num_bytes = 0, bytearray(), 0
         self._last_commit = time.monotonic()
         for num_bytes, entry in self._lines():
             self._end += num_bytes
@@ -95,9 +100,11 @@ class Journal:
             image: Its name, and what `output.py` needs to take it up again.
             num_bytes: The bytes that were written for it.
         """
-        self._pending.append(image)
+        self._pending += (b"," if self._pending else b"") + _dumped(image)
         self._num_bytes += num_bytes
-        return self._num_bytes >= EVERY_BYTES and time.monotonic() - self._last_commit >= EVERY_S
+        return len(self._pending) >= _MAX_TEXT_BYTES or (
+            self._num_bytes >= EVERY_BYTES and time.monotonic() - self._last_commit >= EVERY_S
+        )
 
     def commit(self, sync: Callable[[], None]) -> None:
         """Write the images noted so far.
@@ -107,22 +114,24 @@ class Journal:
         """
         sync()
         if self._pending:
-            self._write({"images": self._pending})
-        self._pending, self._num_bytes, self._last_commit = [], 0, time.monotonic()
+            self._write_text(b'{"images":[%b]}\n' % self._pending)
+        self._pending, self._num_bytes, self._last_commit = bytearray(), 0, time.monotonic()
 
     def end_shard(self, report: _Entry, is_last: bool) -> None:
         """Note that a shard is whole, with its counts; all of its images must be committed."""
         self._write({"shard": report, "is_last": is_last})
 
     def _write(self, entry: _Entry) -> None:
-        text = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        self._write_text(_dumped(entry) + b"\n")
+
+    def _write_text(self, text: bytes) -> None:
         line = b"%08x %b" % (zlib.crc32(text), text)
         write_all(self.file.fd, line, self._end)
         os.fsync(self.file.fd)
         if self._end == 0:
             sync_folder(self.file.partial.parent)
         self._end += len(line)
-        self._count(entry)
+        self._count(json.loads(text))
 
     @property
     def holds_images(self) -> bool:
