@@ -36,10 +36,10 @@ class Journal:
 
     Attributes:
         command: What the interrupted writing was asked for; None where none was begun.
-        num_images: The images that it had done, those included that were left out.
-        last_name: The name of the last one.
-        num_whole: The shards that are whole.
-        is_whole: All images are written, and only the publication is left.
+        num_images: The images that are on the disk, those included that were left out.
+        last_name: The name of the last one of the interrupted writing.
+        num_whole: The shards of the interrupted writing that are whole.
+        is_whole: It had written all images, and only the publication is left.
 
     Raises:
         ValueError: Another process is writing the same beton.
@@ -49,7 +49,7 @@ class Journal:
         self.file = PartialFile(out, journal_path(out), keep=True)
         self.command: _Entry | None = None
         self.num_images, self.last_name, self.num_whole, self.is_whole = 0, "", 0, False
-        self._end, self._pending, self._num_bytes = 0, bytearray(), 0
+        self._end, self._pending, self._num_pending, self._num_bytes = 0, bytearray(), 0, 0
         self._last_commit = time.monotonic()
         for num_bytes, entry in self._lines():
             self._end += num_bytes
@@ -86,6 +86,7 @@ class Journal:
         """Start anew, for this command."""
         os.ftruncate(self.file.fd, 0)
         self._end, self.num_images, self.last_name, self.num_whole, self.is_whole = 0, 0, "", 0, False
+        self.command = command
         self._write({"command": command})
 
     def go_on(self) -> None:
@@ -100,6 +101,7 @@ class Journal:
             image: Its name, and what `output.py` needs to take it up again.
             num_bytes: The bytes that were written for it.
         """
+        self._num_pending += 1
         self._pending += (b"," if self._pending else b"") + _dumped(image)
         self._num_bytes += num_bytes
         return len(self._pending) >= _MAX_TEXT_BYTES or (
@@ -115,7 +117,9 @@ class Journal:
         sync()
         if self._pending:
             self._write_text(b'{"images":[%b]}\n' % self._pending)
-        self._pending, self._num_bytes, self._last_commit = bytearray(), 0, time.monotonic()
+            self.num_images += self._num_pending
+        self._pending, self._num_pending, self._num_bytes = bytearray(), 0, 0
+        self._last_commit = time.monotonic()
 
     def end_shard(self, report: _Entry, is_last: bool) -> None:
         """Note that a shard is whole, with its counts; all of its images must be committed."""
@@ -131,7 +135,6 @@ class Journal:
         if self._end == 0:
             sync_folder(self.file.partial.parent)
         self._end += len(line)
-        self._count(json.loads(text))
 
     @property
     def holds_images(self) -> bool:
