@@ -114,10 +114,10 @@ def _main(arguments: list[str]) -> None:
     except MemoryError as error:
         cause = f" ({str(error).strip()})" if str(error).strip() else ""
         _exit(EXIT_USER_ERROR, f"out of memory{cause}: free some, or give fewer --workers or a smaller batch")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if arguments[:1] in (["train"], ["eval"]):  # before the recipe has begun
             _exit(EXIT_PREEMPTED, INTERRUPTED)
-        _exit(EXIT_INTERRUPTED, "interrupted")
+        _exit(EXIT_INTERRUPTED, str(error) or "interrupted")
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

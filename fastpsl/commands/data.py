@@ -1,16 +1,15 @@
-"""`fastpsl data write | verify | info | show`."""
+"""`fastpsl data write | append | verify | info | show`."""
 
-import contextlib
 import os
-import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
+from fastpsl.commands.append import Append
 from fastpsl.commands.show import Show
+from fastpsl.commands.writing import counted, write_and_tell
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.beton.encode import Target
@@ -27,7 +26,7 @@ class Write:
     JPEGs that need no change are taken over byte for byte; others (progressive, CMYK, grey, PNG, WebP,
     16-bit, ...) become baseline JPEGs, upright by their EXIF orientation, alpha over white. Nothing is
     enlarged. Broken images are listed in OUT.quarantine.csv, class names and origin in OUT.json. OUT appears
-    when it is whole.
+    when it is whole; the same command with --resume goes on with a writing that was interrupted.
     """
 
     src: tyro.conf.Positional[
@@ -80,6 +79,9 @@ class Write:
     shard: Annotated[str, tyro.conf.arg(metavar="i/n")] = "0/1"
     """Write only the i-th (from 0) of n runs of neighbouring images; read them together with a glob, e.g.
     'train-*.beton'."""
+    shard_mb: Annotated[int | None, tyro.conf.arg(metavar="MB")] = None
+    """Write shards of about this size, e.g. 1000, named train-00000-of-00003.beton for OUT train.beton. [one
+    file]"""
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Threads; the file does not depend on it. [one per core]"""
     max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
@@ -90,7 +92,9 @@ class Write:
     dry_run: bool = False
     """Write nothing; say by some of the images what OUT will weigh, how long it takes, and what is free."""
     overwrite: bool = False
-    """Replace OUT, which is refused otherwise."""
+    """Replace OUT, which is refused otherwise; without --resume, an interrupted writing of it, too."""
+    resume: bool = False
+    """Go on where an interrupted writing of OUT was; the files become as if it had not been."""
 
     def run(self) -> None:
         """Write the beton and print what became of the images.
@@ -98,38 +102,33 @@ class Write:
         Raises:
             ValueError: A number is out of range, the source cannot be read, or too many images are broken.
         """
-        from fastpsl.engine.console import Progress
         from fastpsl.pipelines.beton.encode import Target
-        from fastpsl.pipelines.beton.write import max_bad_count, quarantine_path, small_path, write_beton
-        from fastpsl.pipelines.sources.choose import open_source
+        from fastpsl.pipelines.beton.write import max_bad_count
 
         for name, value, low, high in (
             ("--short-side", self.short_side, 1, 65535),
             ("--max-side", self.max_side, 1, 65535),
             ("--quality", self.quality, 1, 100),
             ("--workers", self.workers, 1, 4096),
+            ("--shard-mb", self.shard_mb, 16, 1_000_000),
             ("--min-px", self.min_px, 0, 65535),
         ):
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} {value}: give a number from {low} to {high}")
         shard = _shard(self.shard)
+        if self.shard_mb is not None and shard != (0, 1):
+            raise ValueError(f"--shard {self.shard} with --shard-mb {self.shard_mb}: give one of them")
         max_bad_count(self.max_bad, 0)  # fails before the source is counted
-        with _counting() as on_progress:
-            source = open_source(
-                self.src,
-                self.format,
-                split=self.split,
-                shard=shard,
-                image_column=self.image_column,
-                label_column=self.label_column,
-                labels=self.labels,
-                classes=self.classes,
-                on_progress=on_progress,
-            )
-        for line in source.notes:
-            print(f"{self.src}: {line}")
-        for line in source.warnings:
-            warnings.warn(f"{self.src}: {line}", stacklevel=1)
+        source = counted(
+            self.src,
+            self.format,
+            split=self.split,
+            shard=shard,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            labels=self.labels,
+            classes=self.classes,
+        )
         mode = source.mode if self.mode == "auto" else self.mode
         if mode == "raw" and self.reencode == "all":
             raise ValueError(
@@ -138,42 +137,26 @@ class Write:
         target = Target(self.short_side, self.max_side, self.quality, mode, self.min_px, self.reencode)
         if self._foresee(source, target):
             return
-        with Progress("images", source.num_samples, f"{self.out}: writing") as progress:
-            report = write_beton(
-                source.samples(),
-                self.out,
-                num_samples=source.num_samples,
-                class_names=source.class_names,
-                target=target,
-                num_workers=self.workers,
-                max_bad=self.max_bad,
-                overwrite=self.overwrite,
-                record={
-                    "source": self.src if self.src.startswith("hf:") else os.path.abspath(self.src),
-                    "split": self.split,
-                    "shard": self.shard,
-                    "num_total": source.num_total,
-                },
-                on_progress=progress.update,
-            )
-        print(
-            f"{self.out}: {report.num_samples:,} samples, {report.num_bytes / 1e6:,.1f} MB, "
-            f"{report.seconds:.1f} s ({report.num_samples / max(report.seconds, 1e-9):,.0f} images/s): "
-            f"{report.num_passed:,} taken over, "
-            f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
+        write_and_tell(
+            "write",
+            self,
+            self.out,
+            source.num_samples,
+            source.samples,
+            class_names=source.class_names,
+            target=target,
+            num_workers=self.workers,
+            max_bad=self.max_bad,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            shard_mb=self.shard_mb,
+            record={
+                "source": self.src if self.src.startswith("hf:") else os.path.abspath(self.src),
+                "split": self.split,
+                "shard": self.shard,
+                "num_total": source.num_total,
+            },
         )
-        if report.num_quarantined:
-            num, was = report.num_quarantined, "was" if report.num_quarantined == 1 else "were"
-            print(
-                f"{quarantine_path(self.out)}: {num:,} {was} left out as broken, "
-                f"the first is {report.first_broken}"
-            )
-        if report.num_small:
-            num, was = report.num_small, "was" if report.num_small == 1 else "were"
-            print(
-                f"{small_path(self.out)}: {num:,} {was} left out as smaller than {self.min_px} px, "
-                f"the first is {report.first_small}"
-            )
 
     def _foresee(self, source: "Source", target: "Target") -> bool:
         """Print what is expected of writing; return whether that is all that was asked for.
@@ -269,7 +252,13 @@ class Info:
 class Data:
     """Write, check and show data sets in FFCV's format."""
 
-    commands: ClassVar[dict[str, type]] = {"write": Write, "verify": Verify, "info": Info, "show": Show}
+    commands: ClassVar[dict[str, type]] = {
+        "write": Write,
+        "append": Append,
+        "verify": Verify,
+        "info": Info,
+        "show": Show,
+    }
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -278,19 +267,3 @@ def _shard(text: str) -> tuple[int, int]:
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ValueError(f"--shard {text}: not a shard; give i/n with i from 0 to n - 1, e.g. 0/8")
     return int(index), int(count)
-
-
-@contextlib.contextmanager
-def _counting() -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback that shows the progress (MB done, MB in all) of counting a source."""
-    from fastpsl.engine.console import Progress
-
-    with contextlib.ExitStack() as stack:
-        bars: list[Progress] = []
-
-        def show(done: int, total: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(Progress("MB", total, "counting")))
-            bars[0].update(done, 0)
-
-        yield show

@@ -49,9 +49,13 @@ class Progress:
             self._display.stop()
         self._doing.__exit__()
 
-    def update(self, num_done: int, num_bad: int = 0) -> None:
-        """Set how many items are done, and how many of these are broken."""
-        self._doing.update(num_done, num_bad)
+    def begin_at(self, num_done: int) -> None:
+        """Start the clock now, with items that an earlier run has done."""
+        self._doing.begin_at(num_done)
+
+    def update(self, num_done: int, num_bad: int = 0, note: str = "") -> None:
+        """Set how many items are done, how many of these are broken, and a text after the pace."""
+        self._doing.update(num_done, num_bad, note)
         if self._display is not None and time.monotonic() - self._last_drawn >= _DRAW_EVERY_S:
             self._tick(None)
 

@@ -48,12 +48,20 @@ class doing:
             what: The operation in words.
             early: Report it after five seconds of silence, not ten, because nobody expects it to take long.
         """
-        self.what, self.started, self.num_done, self.num_bad = what, time.monotonic(), 0, 0
-        self.early = early
+        self.what, self.num_bad, self.note, self.early = what, 0, "", early
+        self.begin_at(0)
 
-    def update(self, num_done: int, num_bad: int = 0) -> None:
-        """Set the number of finished units, and of broken ones among them; cheap enough for every unit."""
-        self.num_done, self.num_bad = num_done, num_bad
+    def begin_at(self, num_done: int) -> None:
+        """Start the clock now, with units that are done already, so that they count for no speed."""
+        self.num_done = self.num_before = num_done
+        self.started = time.monotonic()
+
+    def update(self, num_done: int, num_bad: int = 0, note: str = "") -> None:
+        """Set the number of finished units, of broken ones among them, and a text to be shown after the pace.
+
+        It is cheap enough for every unit.
+        """
+        self.num_done, self.num_bad, self.note = num_done, num_bad, note
 
     def over(self, items: Iterable[Item], each: int = 1) -> Iterator[Item]:
         """Yield `items`, and count `each` more units as finished when the next item is asked for."""
@@ -75,13 +83,15 @@ class doing:
 
     def pace(self, elapsed_s: float) -> str:
         """Return the speed, the time left and the number of broken units as text."""
-        if not self.num_done:
+        num_new = self.num_done - self.num_before
+        if not num_new:
             return f"{clock(elapsed_s)} so far"
-        speed = self.num_done / max(elapsed_s, 1e-9)
+        speed = num_new / max(elapsed_s, 1e-9)
         pace = f"{speed:{',.0f' if speed >= 10 else '.2g'}} {self.unit}/s"
         if self.total:
             pace += f", ETA {clock(max(self.total - self.num_done, 0) / speed)}"
-        return pace + (f", {self.num_bad:,} broken" if self.num_bad else "")
+        note = f", {self.note}" if self.note else ""
+        return pace + note + (f", {self.num_bad:,} broken" if self.num_bad else "")
 
     def __enter__(self) -> "doing":  # noqa: PYI034  (typing.Self is 3.11's)
         _heartbeat.begin(self)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastpsl.commands import data as beton_command
 from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL
-from fastpsl.pipelines.beton.write import quarantine_path
+from fastpsl.pipelines.beton.left_out import quarantine_path
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
 from fastpsl.pipelines.data.image_file import MAX_PIXELS
 from tests.faults import image_mutants, odd_files

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.beton.write import WriteReport, write_beton
+from fastpsl.pipelines.beton.output import WriteReport
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources.folder import image_folder
 from tests.pipelines.photos import jpeg, photo
 

@@ -74,7 +74,8 @@ def test_verify_tells_interrupted_from_complete(
     lines = output.out.splitlines()
     assert end.value.code == 2 and "2 faults" in output.err
     assert lines[0] == (
-        f"{shards[3]}: is only there as .train-3.beton.partial, its writing was interrupted; write it again"
+        f"{shards[3]}: is only there as .train-3.beton.partial, its writing was interrupted; "
+        f"go on with the same command and --resume"
     )
     assert lines[1].startswith(
         f"{tmp_path}: shard 3/4 of {tmp_path}/photos is missing; write it with --shard 3/4"

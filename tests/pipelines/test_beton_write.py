@@ -18,11 +18,12 @@ from fastpsl.pipelines.beton import file as beton_file
 from fastpsl.pipelines.beton.checksums import has_checksums
 from fastpsl.pipelines.beton.encode import Stored, Target
 from fastpsl.pipelines.beton.file import BetonFile
+from fastpsl.pipelines.beton.left_out import quarantine_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import RAW
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
-from fastpsl.pipelines.beton.write import quarantine_path, write_beton
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.views import ViewSpec
@@ -74,7 +75,7 @@ def far_beton(path: Path, samples: list[tuple[bytes, int, int, int]]) -> Path:
     for label, (data, height, width, mode) in enumerate(samples):
         file.add(Stored(data, height, width, mode, "passed"), label)
         if label == 0:
-            file._flush()
+            file.flush()
             file._written = file._end = (5 << 30) + file.data_start
     file.finish()
     file.file.publish()
@@ -89,6 +90,8 @@ def test_ffcv_reads_ours(tmp_path: Path) -> None:
     outs = {mode: tmp_path / f"{mode}.beton" for mode in ("raw", "jpg")}
     for mode, out in outs.items():
         write_beton(samples, out, num_samples=10, target=Target(mode=mode))  # fewer come than announced
+    write_beton(samples, tmp_path / "a.beton", num_samples=10, target=Target(mode="raw"), shard_mb=16)
+    outs["raw shard"] = tmp_path / "a-00000-of-00001.beton"
     far_beton(tmp_path / "far.beton", [(image.tobytes(), 40, 50, RAW) for image in images[:8]])
     stock("read", *outs.values(), tmp_path / "far.beton")
     with np.load(tmp_path / "far.beton.npz") as arrays:

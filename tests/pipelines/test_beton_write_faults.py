@@ -16,10 +16,11 @@ import pytest
 
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.file import BetonFile
+from fastpsl.pipelines.beton.left_out import quarantine_path, small_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
-from fastpsl.pipelines.beton.write import max_bad_count, quarantine_path, small_path, write_beton
+from fastpsl.pipelines.beton.write import max_bad_count, write_beton
 from fastpsl.pipelines.files.atomic import PartialFile, output_errors, partial_path
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.source import Sample
@@ -262,9 +263,12 @@ def test_killed_at_any_byte_nothing_stands_under_the_final_name(tmp_path: Path) 
         assert process.returncode == -signal.SIGXFSZ, process.stderr
         assert partial_path(out).exists() and not out.exists()
     process = subprocess.run(
-        [*CLI, "data", "write", photos, out], capture_output=True, text=True, timeout=240, check=False
-    )
+        [*CLI, "data", "write", photos, out, "--resume"],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
     assert process.returncode == 0 and list(verify(out)) == []
+    assert "60 samples, 60 of them before the interruption" in process.stdout
+    assert out.read_bytes() == whole.read_bytes()
     names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("whole"))
     assert names == ["a.beton", "a.beton.json", "photos"]
 

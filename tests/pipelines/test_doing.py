@@ -170,3 +170,15 @@ def test_without_a_reader_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     for stream in (None, no_more, Closed()):
         monkeypatch.setattr(sys, "stderr", stream)
         module._to_stderr("line")
+
+
+def test_units_of_an_earlier_run_count_for_no_speed(voice: Heartbeat, clock: list[float]) -> None:
+    with doing("a.beton: writing", "images", 1000) as progress:
+        clock[0] += 60  # reads what is there
+        progress.begin_at(600)
+        assert progress.line(clock[0]) == "a.beton: writing: 600 of 1,000 images, 0:00:00 so far"
+        clock[0] += 10
+        progress.update(800, 1, "80 of about 100 MB")
+        assert progress.line(clock[0]) == (
+            "a.beton: writing: 800 of 1,000 images, 20 images/s, ETA 0:00:10, 80 of about 100 MB, 1 broken"
+        )

@@ -328,7 +328,7 @@ def test_long_work_is_said(
 
     class Told(doing):
         @override
-        def update(self, num_done: int, num_bad: int = 0) -> None:
+        def update(self, num_done: int, num_bad: int = 0, note: str = "") -> None:
             super().update(num_done, num_bad)
             lines.append(self.line(self.started + 2).split(",")[0])
 

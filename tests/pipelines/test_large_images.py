@@ -12,7 +12,7 @@ from PIL import Image
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.encode import Target, convert
 from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL, LARGE_PIXELS, LargeImages
-from fastpsl.pipelines.beton.write import quarantine_path
+from fastpsl.pipelines.beton.left_out import quarantine_path
 from fastpsl.pipelines.data import image_file
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.data.image_file import decode_any, upright_size

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from fastpsl.pipelines.beton.left_out import quarantine_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import info
-from fastpsl.pipelines.beton.write import quarantine_path, write_beton
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.open import check_form
 from fastpsl.pipelines.sources.folder import folder_classes, image_folder

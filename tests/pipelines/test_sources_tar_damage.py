@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton.write import quarantine_path, write_beton
+from fastpsl.pipelines.beton.left_out import quarantine_path
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources.choose import open_source
 from tests.pipelines.photos import jpeg
 from tests.pipelines.tars import make_tar, tar_bytes

@@ -31,8 +31,10 @@ class Checksums:
         self._each = array("I")
         assert self._each.itemsize == _ITEM_BYTES and sys.byteorder == "little"
 
-    def add(self, row: bytes, data: bytes) -> None:
+    def add(self, row: bytes, data: bytes) -> int:
+        """Add a sample and return its checksum."""
         self._each.append(zlib.crc32(data, zlib.crc32(row)))
+        return self._each[-1]
 
     @property
     def num_bytes(self) -> int:

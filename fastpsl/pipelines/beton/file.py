@@ -19,12 +19,25 @@ _ROW = row_dtype((IMAGE_TYPE, INT_TYPE))
 _TABLE_START = HEADER.itemsize + 2 * FIELD.itemsize
 
 
-class BetonFile:
-    """A beton that is being written, sample by sample; it holds a few MB and 8 bytes per sample."""
+def rows_in_a_page(page_bytes: int) -> int:
+    """Return how many samples' rows fit before the data, where these begin with the second page."""
+    return (page_bytes - _TABLE_START) // _ROW.itemsize
 
-    def __init__(self, path: Path, max_samples: int, page_bytes: int):
+
+class BetonFile:
+    """A beton that is being written, sample by sample; it holds a few MB and 8 bytes per sample.
+
+    Args:
+        path: The final name.
+        max_samples: The number of samples to make room for.
+        page_bytes: The size of a page, a power of two.
+        again: The partial file is there already. Samples are added to it as before, read by `next_data`, and
+            no data are written until `go_on` is called.
+    """
+
+    def __init__(self, path: Path, max_samples: int, page_bytes: int, again: bool = False):
         assert page_bytes & (page_bytes - 1) == 0 and MIN_PAGE_BYTES <= page_bytes <= MAX_PAGE_BYTES
-        self.file = PartialFile(path)
+        self.file, self._again = PartialFile(path, keep=again), again
         self.page_bytes, self.max_samples, self.num_samples = page_bytes, max_samples, 0
         table_end = _TABLE_START + max_samples * _ROW.itemsize
         self.data_start = -(-table_end // page_bytes) * page_bytes
@@ -36,37 +49,67 @@ class BetonFile:
         self._checksums = Checksums()
         self._digest = hashlib.sha256()
 
-    def add(self, stored: Stored, label: int) -> None:
-        """Append one sample.
+    @property
+    def num_bytes(self) -> int:
+        """The bytes up to the last sample, the tables not counted that follow it."""
+        return self._end
+
+    def has_room(self, num_bytes: int, max_bytes: int) -> bool:
+        """Return whether one more sample leaves the file, with its tables, within `max_bytes`."""
+        after = (self.num_samples + 1) * (ALLOCATION.itemsize + 4)
+        return self.num_samples < self.max_samples and self._end + num_bytes + after <= max_bytes
+
+    def next_data(self, num_bytes: int) -> bytes:
+        """Return the data of the next sample as a former run has written it; fewer bytes where it has not."""
+        return os.pread(self.file.fd, num_bytes, self._end + self._padding(num_bytes))
+
+    def go_on(self) -> None:
+        """Write from here on; what the partial file holds beyond this point is dropped."""
+        self.flush()
+        self._again = False
+        os.ftruncate(self.file.fd, self._end)
+
+    def _padding(self, num_bytes: int) -> int:
+        """Return how far a sample lies behind the one before it.
 
         A sample larger than a page doubles the page. The larger pages begin where smaller ones did, so
         earlier samples do not cross them either.
         """
-        assert self.num_samples < self.max_samples and len(stored.data) <= MAX_PAGE_BYTES
-        while len(stored.data) > self.page_bytes:
+        while num_bytes > self.page_bytes:
             self.page_bytes *= 2
         page_rest = -self._end % self.page_bytes
-        if len(stored.data) > page_rest:
-            self._append(bytes(page_rest))
+        return page_rest if num_bytes > page_rest else 0
+
+    def add(self, stored: Stored, label: int) -> int:
+        """Append one sample.
+
+        Returns:
+            The checksum of its row and its data.
+        """
+        assert self.num_samples < self.max_samples and len(stored.data) <= MAX_PAGE_BYTES
+        self._append(bytes(self._padding(len(stored.data))))
         row = self._rows[self.num_samples % _ROWS_BUFFERED]
         image = row["f0"]
         image["mode"], image["width"], image["height"] = stored.mode, stored.width, stored.height
         image["data_ptr"], row["f1"] = self._end, label
         self._append(stored.data)
         self._sizes.append(len(stored.data))
-        self._checksums.add(row.tobytes(), stored.data)
+        checksum = self._checksums.add(row.tobytes(), stored.data)
         self.num_samples += 1
         if self.num_samples % _ROWS_BUFFERED == 0:
             self._flush_rows(_ROWS_BUFFERED)
+        return checksum
 
     def _append(self, data: bytes) -> None:
         self._buffer += data
         self._end += len(data)
         if len(self._buffer) >= _BUFFER_BYTES:
-            self._flush()
+            self.flush()
 
-    def _flush(self) -> None:
-        write_all(self.file.fd, memoryview(self._buffer), self._written)
+    def flush(self) -> None:
+        """Write the samples' data that are in memory; their rows may stay there."""
+        if not self._again:
+            write_all(self.file.fd, memoryview(self._buffer), self._written)
         self._digest.update(self._buffer)
         self._written += len(self._buffer)
         self._buffer = bytearray()
@@ -93,7 +136,7 @@ class BetonFile:
             table["ptr"] = np.frombuffer(raw, _ROW)["f0"]["data_ptr"]
             table["size"] = self._sizes[first : first + num]
             self._append(table.tobytes())
-        self._flush()
+        self.flush()
         write_all(fd, head, 0)
         for offset in range(0, self.data_start, _BUFFER_BYTES):
             self._digest.update(os.pread(fd, min(_BUFFER_BYTES, self.data_start - offset), offset))

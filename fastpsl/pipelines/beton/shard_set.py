@@ -1,7 +1,8 @@
 """The rules by which betons belong together: shards i/n of one source, written with the same options.
 
 The JSONs hold what is needed. Whole betons of different sources may be read together, too. Shards of
-different runs are refused, and so are images that would appear twice. A beton without this information
+different runs are refused, and so are images that would appear twice. An appended beton, which comes from
+another source, belongs to shards whose class names it has. A beton without this information
 belongs anywhere.
 """
 
@@ -25,6 +26,7 @@ _COMMON = {
     "quality": "with --quality {}",
     "reencode": "with --reencode {}",
     "mode": "with --mode {}",
+    "shard_mb": "with --shard-mb {}",
 }
 _MAX_SHARDS = 1_000_000
 _AGAIN = "write them all again in one way, or read them one by one"
@@ -39,6 +41,7 @@ class Written:
     source: str
     common: tuple[tuple[str, str], ...]
     class_names: tuple[str, ...] | None
+    is_appended: bool = False  # by `fastpsl data append`, from another source than the others
 
     @property
     def num_shards(self) -> int:
@@ -56,11 +59,16 @@ def how_written(path: Path, written: dict[str, Any], class_names: list[str] | No
     source = str(written["source"])
     entries = {"reencode": "larger", **written, "shards": num_shards, "source": os.path.basename(source)}
     common = tuple((name, str(entries.get(name))) for name in _COMMON)
-    return Written(path, int(index), source, common, None if class_names is None else tuple(class_names))
+    names = None if class_names is None else tuple(class_names)
+    return Written(path, int(index), source, common, names, bool(written.get("appended")))
 
 
 def set_faults(shards: Sequence[Written]) -> list[str]:
     """Return what keeps these betons from being one data set, a line each: other runs, repeated images."""
+    appended = [shard for shard in shards if shard.is_appended]
+    if appended:
+        others = [shard for shard in shards if not shard.is_appended]
+        return (set_faults(others) if others else []) + _appended_twice(others, appended)
     if all(shard.num_shards == 1 for shard in shards):
         return _twice(shards)
     first = _usual(shards)[0]
@@ -99,12 +107,27 @@ def _twice(shards: Sequence[Written]) -> list[str]:
     return faults
 
 
+def _appended_twice(others: Sequence[Written], appended: Sequence[Written]) -> list[str]:
+    """Return a line per appended beton whose source is that of another file."""
+    first_of, faults = dict[object, Written](), list[str]()
+    for shard in (*others, *appended):
+        other = first_of.setdefault((shard.source, dict(shard.common)["split"]), shard)
+        if other is not shard and shard.is_appended:
+            faults.append(
+                f"{shard.path}: holds images of {shard.source}, as {other.path} does; remove one of them"
+            )
+    return faults
+
+
 def missing_shards(shards: Sequence[Written]) -> list[str]:
     """Return a line per missing shard of the run that most of these belong to."""
+    shards = [shard for shard in shards if not shard.is_appended]
     run = _usual(shards) if shards else []
     missing = set(range(run[0].num_shards)) - {shard.index for shard in run} if run else set()
+    is_by_size = bool(run) and dict(run[0].common)["shard_mb"] != "None"
+    again = "copy it, or write all again" if is_by_size else "write it with --shard {}/{}"
     return [
         f"{run[0].path.parent}: shard {index}/{run[0].num_shards} of {run[0].source} is missing; "
-        f"write it with --shard {index}/{run[0].num_shards}"
+        f"{again.format(index, run[0].num_shards)}"
         for index in sorted(missing)
     ]

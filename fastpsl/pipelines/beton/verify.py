@@ -14,6 +14,8 @@ from typing_extensions import override
 from fastpsl.pipelines.beton.checksums import has_checksums, matches_checksum, read_checksums
 from fastpsl.pipelines.beton.encode import decodes_cleanly
 from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES
+from fastpsl.pipelines.beton.journal import journal_path
+from fastpsl.pipelines.beton.output import whole_of
 from fastpsl.pipelines.beton.reader import Beton, SampleTable, shard_paths
 from fastpsl.pipelines.beton.shard import JPG, chunks
 from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
@@ -71,10 +73,11 @@ def _interrupted(name: str) -> list[str]:
     for partial in sorted(glob.glob(os.path.join(folder, f".{base}.partial"))):
         path = Path(partial).with_name(Path(partial).name[1 : -len(".partial")])
         if not path.exists():
+            locks = Path(partial), journal_path(whole_of(path))
             why = (
                 "is being written"
-                if is_locked(Path(partial))
-                else "its writing was interrupted; write it again"
+                if any(map(is_locked, locks))
+                else "its writing was interrupted; go on with the same command and --resume"
             )
             faults.append(f"{path}: is only there as {os.path.basename(partial)}, {why}")
     return faults

@@ -1,56 +1,39 @@
 """The writer of betons: images from a folder or from memory to a stock FFCV file with its JSON.
 
-Threads convert (libffcv, Pillow and read() release the GIL), and the calling thread writes in the order of
-the samples, so the file does not depend on the number of workers. Memory grows by 8 bytes and a packed path
-per sample.
+Threads convert (the C library, Pillow and read() release the GIL), and the calling thread writes in the order
+of the samples, so the file does not depend on the number of workers. Memory grows by 8 bytes and a packed
+path per sample of a file. A journal (journal.py) keeps what an interrupted writing has brought to the disk.
 """
 
-import csv
-import io
+import contextlib
+import hashlib
+import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 import fastpsl
 from fastpsl.pipelines.beton.encode import BrokenImage, Stored, Target, convert, store_array
-from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES, BetonFile
-from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, sidecar_path
+from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
+from fastpsl.pipelines.beton.journal import Journal, journal_path
+from fastpsl.pipelines.beton.left_out import quarantine_path
+from fastpsl.pipelines.beton.output import BROKEN, SMALL, Output, WriteReport, shards_of, unfinished
 from fastpsl.pipelines.data.image_file import read_image_file
 from fastpsl.pipelines.decoders.libturbo import INSTALL, why_missing
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import (
-    PartialFile,
-    output_errors,
-    sync_folder,
-    write_all,
-    write_atomically,
-)
+from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.sources.source import Sample
 
 DEFAULT_PAGE_BYTES = 1 << 23  # ffcv's
 _AS_THEY_ARE = Target()
-
-
-@dataclass
-class WriteReport:
-    """The outcome of writing; its counts add up to the number of images."""
-
-    num_samples: int = 0
-    num_passed: int = 0  # byte for byte
-    num_encoded: int = 0
-    num_mended: int = 0  # encoded again because libjpeg warned, though Pillow could read them
-    num_quarantined: int = 0
-    num_small: int = 0  # left out, because the shorter side is below the target's min_px
-    first_broken: str = ""  # the first quarantined image and its fault
-    first_small: str = ""  # the first image that was too small and its size
-    num_bytes: int = 0
-    seconds: float = 0.0
 
 
 def max_bad_count(max_bad: str, num_total: int) -> int:
@@ -71,49 +54,6 @@ def max_bad_count(max_bad: str, num_total: int) -> int:
     if count < 0:
         raise ValueError(f"--max-bad {max_bad}: not a number of images or a share; give e.g. 20 or 0.5%")
     return count
-
-
-def quarantine_path(out: Path) -> Path:
-    """Return train.beton.quarantine.csv for train.beton."""
-    return out.with_name(out.name + ".quarantine.csv")
-
-
-def small_path(out: Path) -> Path:
-    """Return train.beton.small.csv for train.beton."""
-    return out.with_name(out.name + ".small.csv")
-
-
-class _List:
-    """A CSV of images that are left out, with the reasons; the file appears with its first image."""
-
-    def __init__(self, path: Path):
-        self._path, self._offset = path, 0
-        self._file: PartialFile | None = None
-
-    def add(self, name: str, reason: str) -> None:
-        if self._file is None:
-            self._file = PartialFile(self._path)
-            self._write("path", "reason")
-        # "./" leaves the path the same, and keeps spreadsheets from taking it for a formula.
-        self._write(f"./{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name, reason)
-
-    def _write(self, *cells: str) -> None:
-        assert self._file is not None
-        line = io.StringIO()
-        csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(cells)
-        data = line.getvalue().encode("utf-8", "surrogateescape")
-        write_all(self._file.fd, data, self._offset)
-        self._offset += len(data)
-
-    def publish(self) -> None:
-        if self._file:
-            self._file.publish()
-        else:
-            self._path.unlink(missing_ok=True)  # from an older run
-
-    def discard(self) -> None:
-        if self._file:
-            self._file.discard()
 
 
 class TooSmall(str):
@@ -142,7 +82,7 @@ def convert_one(
 
 
 def write_beton(
-    samples: Iterable[Sample],
+    samples: Iterable[Sample] | Callable[[int], Iterable[Sample]],
     out: str | Path,
     *,
     num_samples: int,
@@ -151,14 +91,18 @@ def write_beton(
     num_workers: int | None = None,
     max_bad: str = "1%",
     overwrite: bool = False,
+    resume: bool = False,
+    shard_mb: int | None = None,
     page_bytes: int = DEFAULT_PAGE_BYTES,
     record: dict[str, object] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int, int], None] | None = None,
 ) -> WriteReport:
     """Write a beton with its JSON and, if any, the lists of broken and of too small images.
 
+    Where it is interrupted, what has come to the disk stays beside `out` under hidden names.
+
     Args:
-        samples: The images, at most `num_samples`.
+        samples: The images, at most `num_samples`; or a function that gives them from the i-th on.
         out: The beton.
         num_samples: The number of samples to make room for.
         class_names: The name of each label; None for images without classes.
@@ -166,99 +110,193 @@ def write_beton(
         num_workers: The number of threads; None for one per core.
         max_bad: How many broken images are left out and listed, as "20" or "1%" of num_samples; one more is
             an error.
-        overwrite: Replace an existing beton.
+        overwrite: Replace an existing beton, and an interrupted one unless `resume`.
+        resume: Go on with an interrupted writing, if there is one. The files become what they would have been
+            without the interruption.
+        shard_mb: Write shards of about this many MB, named after `out`: train-00000-of-00003.beton for
+            train.beton.
         page_bytes: The size of a page, a power of two.
         record: Further entries of the JSON's `written`.
-        on_progress: Called with (num_done, num_bad) after each image.
+        on_progress: Called with (num_done, num_bad, bytes so far) at the start and after each image.
 
     Raises:
-        ValueError: `out` cannot be written, exists, or too many images are broken. It is then as before. The
-            message is one line.
+        ValueError: `out` cannot be written, exists, too many images are broken, or `resume` finds what was
+            begun by another command. What was published before is as it was. The message is one line.
     """
     out = Path(out)
     allowed_bad = max_bad_count(max_bad, num_samples)
     num_workers = num_workers or len(os.sched_getaffinity(0))
     started = time.monotonic()
+    shard_bytes = None if shard_mb is None else shard_mb * 1_000_000
+    by = "torchvision, Pillow" if why_missing() else "libjpeg-turbo"
+    before = {"fastpsl": fastpsl.__version__, "by": by, **asdict(target)}
+    after = dict(record or {})
+    if shard_mb is not None:
+        after |= {"shard": "", "shard_mb": shard_mb}  # the shard is told when all are whole
+    command = {
+        "shard_mb": shard_mb,
+        **before,
+        **after,
+        "versions": _versions(),
+        "num_samples": num_samples,
+        "page_bytes": page_bytes,
+        "class_names": _digest(class_names),
+    }
     with output_errors(out):
-        if out.is_dir() or (out.exists() and not overwrite):
-            if out.is_dir():
-                raise ValueError(f"{out}: is a folder; choose another name, e.g. {out / 'train.beton'}")
-            raise ValueError(f"{out}: exists already; remove it, give --overwrite, or choose another name")
-        file = BetonFile(out, num_samples, page_bytes)
+        journal = _open_journal(out, command, overwrite=overwrite, resume=resume, shards=shard_mb is not None)
+        try:
+            is_resumed = resume and journal.holds_images
+            output = Output(
+                out, journal, num_samples, page_bytes, shard_bytes, class_names, (before, after), command,
+                again=is_resumed,
+            )  # fmt: skip
+        except BaseException:
+            _leave(journal)
+            raise
     if why_missing():
         warnings.warn(
             f"{why_missing()}: torchvision and Pillow check and make the JPEGs, slower; {INSTALL}",
             stacklevel=2,
         )
-    quarantine, small = _List(quarantine_path(out)), _List(small_path(out))
-    packer, report = PathPacker(), WriteReport()
-    results = map_in_order(
-        lambda sample: convert_one(sample.image, target), samples, num_workers, "beton-write"
-    )
+    results, keep, num_before = None, True, 0
     try:
+        if is_resumed:
+            with output_errors(out):
+                output.take_again()
+            num_before = output.num_done - output.quarantine.num - output.small.num
+        if on_progress:
+            on_progress(output.num_done, output.quarantine.num, output.num_bytes)
+        rest = () if is_resumed and journal.is_whole else _rest(samples, output, num_samples)
+        results = map_in_order(
+            lambda sample: convert_one(sample.image, target), rest, num_workers, "beton-write"
+        )
         for sample, result in results:
-            if isinstance(result, BrokenImage):
-                report.num_quarantined += 1
-                report.first_broken = report.first_broken or " ".join(f"{sample.name}: {result}".split())
-                with output_errors(out):
-                    quarantine.add(sample.name, str(result))
-                    if report.num_quarantined > allowed_bad:
-                        quarantine.publish()
-                        raise ValueError(
-                            f"{quarantine_path(out)}: lists {report.num_quarantined} broken images, "
-                            f"--max-bad {max_bad} allows {allowed_bad} of {num_samples:,} "
-                            f"(the first is {report.first_broken}); "
-                            f"repair or remove them, or raise --max-bad"
-                        )
-            elif isinstance(result, TooSmall):
-                report.num_small += 1
-                report.first_small = report.first_small or " ".join(f"{sample.name}: {result}".split())
-                with output_errors(out):
-                    small.add(sample.name, result)
-            else:
-                with output_errors(out):
-                    file.add(result, sample.label)
-                packer.add(sample.name)
-                report.num_passed += result.how == "passed"
-                report.num_encoded += result.how == "encoded"
-                report.num_mended += result.how == "mended"
+            with output_errors(out):
+                if isinstance(result, BrokenImage):
+                    output.leave_out(sample.name, BROKEN, str(result))
+                elif isinstance(result, TooSmall):
+                    output.leave_out(sample.name, SMALL, result)
+                else:
+                    output.take(sample.name, sample.label, result)
+                if isinstance(result, BrokenImage) and output.quarantine.num > allowed_bad:
+                    keep = False
+                    output.quarantine.publish()
+                    raise ValueError(
+                        f"{quarantine_path(out)}: lists {output.quarantine.num} broken images, "
+                        f"--max-bad {max_bad} allows {allowed_bad} of {num_samples:,} "
+                        f"(the first is {output.quarantine.first}); "
+                        f"repair or remove them, or raise --max-bad"
+                    )
             if on_progress:
-                num_done = file.num_samples + report.num_quarantined + report.num_small
-                on_progress(num_done, report.num_quarantined)
-        if not file.num_samples:
+                on_progress(output.num_done, output.quarantine.num, output.num_bytes)
+        if output.num_done == output.quarantine.num + output.small.num:
+            keep = False
             why = (
-                f"{report.num_small:,} are below --min-px {target.min_px}"
-                if report.num_small
+                f"{output.small.num:,} are below --min-px {target.min_px}"
+                if output.small.num
                 else "see the source"
             )
             raise ValueError(f"{out}: nothing to write, no image could be used; {why}")
-        report.num_samples = file.num_samples
         with (
             output_errors(out),
             doing(f"{out}: writing its tables, and waiting until all of it is on the disk"),
         ):
-            sha256 = file.finish()
-            report.num_bytes = os.fstat(file.file.fd).st_size
-            written = {
-                "fastpsl": fastpsl.__version__,
-                "by": "torchvision, Pillow" if why_missing() else "libjpeg-turbo",
-                **asdict(target),
-                **{name: value for name, value in asdict(report).items() if name.startswith("num_")},
-                **(record or {}),
-            }
-            sidecar = Sidecar(
-                file.num_samples, class_names, written, file.data_start, sha256, packer.finish()
-            )
-            os.fsync(file.file.fd)  # this takes long, so it precedes the first rename
-            quarantine.publish()
-            small.publish()
-            write_atomically(sidecar_path(out), dump_sidecar(sidecar))
-            file.file.publish()
-            sync_folder(out.parent)
+            report = output.finish()
     finally:
-        results.close()
-        file.file.discard()
-        quarantine.discard()
-        small.discard()
-    report.seconds = time.monotonic() - started
+        if results is not None:
+            results.close()
+        output.close(keep)
+    report.seconds, report.num_before = time.monotonic() - started, num_before
     return report
+
+
+def can_go_on(out: Path) -> bool:
+    """Return whether an interrupted writing of `out` is there that `resume` goes on with."""
+    if not journal_path(out).exists():
+        return False
+    journal = Journal(out)
+    try:
+        return journal.holds_images
+    finally:
+        _leave(journal)
+
+
+def _leave(journal: Journal) -> None:
+    """Close a journal, and remove one that holds nothing."""
+    if journal.holds_images:
+        journal.close()
+    else:
+        journal.discard()
+
+
+def _open_journal(
+    out: Path, command: dict[str, object], *, overwrite: bool, resume: bool, shards: bool
+) -> Journal:
+    """Open the journal of a beton that may be written; raise ValueError if it may not."""
+    if out.is_dir():
+        raise ValueError(f"{out}: is a folder; choose another name, e.g. {out / 'train.beton'}")
+    journal = Journal(out)
+    try:
+        if journal.holds_images and not unfinished(out):
+            journal.begin({})  # somebody has removed what it speaks of
+        there = shards_of(out)[:1] if shards else [path for path in (out,) if path.exists()]
+        if there and not overwrite and not (resume and journal.is_whole):
+            raise ValueError(
+                f"{there[0]}: exists already; remove it, give --overwrite, or choose another name"
+            )
+        if journal.holds_images and resume:
+            _require_same(out, journal.command or {}, json.loads(json.dumps(command)))
+        elif journal.holds_images and not overwrite:
+            raise ValueError(
+                f"{out}: an interrupted writing of it is there, with {journal.num_images:,} images; "
+                f"--resume goes on with it, --overwrite starts anew"
+            )
+    except BaseException:
+        _leave(journal)
+        raise
+    return journal
+
+
+def _require_same(out: Path, begun: dict[str, object], command: dict[str, object]) -> None:
+    """Raise ValueError unless both commands write the same bytes."""
+    for name in command | begun:
+        if begun.get(name) != command.get(name):
+            raise ValueError(
+                f"{out}: cannot go on, it was begun with {name} {begun.get(name)}, now it is "
+                f"{command.get(name)}; give the same command and source as then, or --overwrite instead of "
+                f"--resume to start anew"
+            )
+
+
+def _rest(
+    samples: Iterable[Sample] | Callable[[int], Iterable[Sample]], output: Output, num_samples: int
+) -> Iterator[Sample]:
+    """Yield the images that are not done; raise ValueError if the last one that is done is another now."""
+    num_done, last = output.num_done, output.journal.last_name
+    skip = max(num_done - 1, 0)
+    rest = iter(samples(skip) if callable(samples) else islice(samples, skip, None))
+    if num_done:
+        sample = next(rest, None)
+        if sample is None or sample.name != last:
+            now = "missing" if sample is None else sample.name
+            raise ValueError(
+                f"{output.out}: cannot go on, the source has changed: image {num_done:,} of {num_samples:,} "
+                f"was {last}, now it is {now}; --overwrite instead of --resume starts anew"
+            )
+    yield from rest
+
+
+def _versions() -> str:
+    """Return the versions of what decodes and encodes."""
+    versions = []
+    for name in ("pillow", "torchvision"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    return ", ".join(versions)
+
+
+def _digest(class_names: list[str] | None) -> str:
+    """Return class names in short."""
+    if class_names is None:
+        return "none"
+    return f"{len(class_names):,} names ({hashlib.sha256(json.dumps(class_names).encode()).hexdigest()[:8]})"

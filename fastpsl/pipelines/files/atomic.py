@@ -46,12 +46,17 @@ class PartialFile:
 
     `publish` renames it and `discard` removes it. A killed run leaves it for the next run.
 
+    Args:
+        path: The final name.
+        partial: The name until then; None for `partial_path(path)`.
+        keep: Keep what the file holds already.
+
     Raises:
         ValueError: Another process is writing the same file.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.partial = path, partial_path(path)
+    def __init__(self, path: Path, partial: Path | None = None, keep: bool = False):
+        self.path, self.partial = path, partial or partial_path(path)
         while True:
             self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -67,7 +72,8 @@ class PartialFile:
                 break
             # Another writer renamed it between open and lock, so it is no partial file any more.
             os.close(self.fd)
-        os.ftruncate(self.fd, 0)
+        if not keep:
+            os.ftruncate(self.fd, 0)
 
     def _is_in_place(self) -> bool:
         try:

@@ -70,13 +70,13 @@ class Arrays:
     def num_samples(self) -> int:
         return len(shard_range(self.num_total, self.shard))
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order, uint8 [H, W, 3].
 
         Raises:
             ValueError: The file is damaged or holds labels out of range.
         """
-        positions = shard_range(self.num_total, self.shard)
+        positions = shard_range(self.num_total, self.shard)[skip:]
         with _errors(self.path), zipfile.ZipFile(self.path) as archive:
             labels = self._labels(archive)
             for index, image in enumerate(_rows(archive, self.images, positions), positions.start):

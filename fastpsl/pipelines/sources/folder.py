@@ -57,20 +57,20 @@ class ImageFolder:
             lines.append(f"{self.num_ignored:,} files are no images by their names; left out")
         return lines
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order.
 
         Raises:
             ValueError: The tree has changed since it was counted.
         """
         try:
-            yield from self._samples()
+            yield from self._samples(skip)
         except OSError as error:
             raise _listing_error(self.root, error) from None
 
-    def _samples(self) -> Iterator[Sample]:
+    def _samples(self, skip: int) -> Iterator[Sample]:
         position, num_total = 0, self.num_total
-        positions = shard_range(num_total, self.shard)
+        positions = shard_range(num_total, self.shard)[skip:]
         for number in range(len(self.counts)):
             for name, path, label in self._class(number):
                 if position in positions:

@@ -69,9 +69,9 @@ class ImageList:
         """The number of images in this shard."""
         return len(shard_range(self.num_total, self.shard))
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in the list's order."""
-        return map(self._sample, shard_range(self.num_total, self.shard))
+        return map(self._sample, shard_range(self.num_total, self.shard)[skip:])
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose images at random."""

@@ -63,13 +63,13 @@ class Tables:
     def num_samples(self) -> int:
         return len(shard_range(self.num_total, self.shard))
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's rows in order.
 
         Raises:
             ValueError: A file is damaged or has changed since it was counted.
         """
-        return self._samples_of(parts_of(shard_range(self.num_total, self.shard), self.counts))
+        return self._samples_of(parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts))
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose rows at random; of parquet files the first ones of some row groups."""

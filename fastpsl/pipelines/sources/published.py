@@ -46,21 +46,21 @@ class Published:
     def num_samples(self) -> int:
         return len(shard_range(self.num_total, self.shard))
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order, uint8 [S, S, 3] with S = 32 or 96.
 
         Raises:
             ValueError: The files have changed since they were counted.
         """
         with _errors(self.where):
-            yield from self._samples()
+            yield from self._samples(skip)
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose the first images, because all have one size."""
         return Picks("the first", False, self.samples())
 
-    def _samples(self) -> Iterator[Sample]:
-        for i, positions in parts_of(shard_range(self.num_total, self.shard), self.counts):
+    def _samples(self, skip: int) -> Iterator[Sample]:
+        for i, positions in parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts):
             name, position = self.files[i], 0
             for planes, labels in self._batches(name):
                 for image_planes, label in zip(planes, labels, strict=True):

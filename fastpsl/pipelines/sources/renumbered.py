@@ -39,11 +39,11 @@ class Renumbered:
         """Choose images of the source, with its own labels, which an estimate does not need."""
         return self.source.picks(num, random)
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield the source's samples with other labels."""
         numbers = {name: number for number, name in enumerate(self.class_names or ())}
         labels = [numbers.get(name, -1) for name in self.source.class_names or ()]
-        for sample in self.source.samples():
+        for sample in self.source.samples(skip):
             yield replace(sample, label=labels[sample.label] if numbers and sample.label >= 0 else -1)
 
 

@@ -56,8 +56,12 @@ class Source(Protocol):
     def warnings(self) -> list[str]:
         """The oddities that the user should look at, a line each."""
 
-    def samples(self) -> Iterator[Sample]:
-        """Yield this shard's images in order; raise ValueError when the source has changed since counting."""
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
+        """Yield this shard's images in order; raise ValueError when the source has changed since counting.
+
+        Args:
+            skip: How many images to leave out at the beginning. They are not read where the source allows it.
+        """
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose about `num` images of this shard, at random where that is possible without reading all."""

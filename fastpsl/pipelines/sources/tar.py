@@ -47,13 +47,13 @@ class TarSource:
     def num_samples(self) -> int:
         return len(shard_range(self.num_total, self.shard))
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's samples in order; damaged ones carry the reason.
 
         Raises:
             ValueError: A tar has changed since it was counted.
         """
-        return self._samples_of(parts_of(shard_range(self.num_total, self.shard), self.counts))
+        return self._samples_of(parts_of(shard_range(self.num_total, self.shard)[skip:], self.counts))
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose the first images, of some tars at random where there are several."""

@@ -1,0 +1,304 @@
+"""The files of one writing: its beton or its shards one after the other, their JSONs, and the journal.
+
+A beton is written under its partial name, as are all shards, until the last one is whole; how many there are
+is known only then. `take` adds an image. `take_again` does so with the images of an interrupted writing, by
+the journal: their bytes are read from the partial file and checked, so everything that follows from them (the
+tables, checksums and counts) becomes what it was. Shards that are whole are not read again.
+"""
+
+import glob
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastpsl.pipelines.beton.encode import Stored
+from fastpsl.pipelines.beton.file import BetonFile, rows_in_a_page
+from fastpsl.pipelines.beton.journal import Journal, journal_path
+from fastpsl.pipelines.beton.left_out import LeftOut, quarantine_path, small_path
+from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, read_sidecar, sidecar_path
+from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.files.atomic import partial_path, sync_folder, write_atomically
+
+_NUMBER = "-[0-9][0-9][0-9][0-9][0-9]-of-"
+BROKEN, SMALL = "broken", "small"
+
+
+@dataclass
+class WriteReport:
+    """The outcome of writing; its counts add up to the number of images."""
+
+    num_samples: int = 0
+    num_passed: int = 0  # byte for byte
+    num_encoded: int = 0
+    num_mended: int = 0  # encoded again because libjpeg warned, though Pillow could read them
+    num_quarantined: int = 0
+    num_small: int = 0  # left out, because the shorter side is below the target's min_px
+    first_broken: str = ""  # the first quarantined image and its fault
+    first_small: str = ""  # the first image that was too small and its size
+    num_bytes: int = 0
+    seconds: float = 0.0
+    num_shards: int = 1
+    num_before: int = 0  # of num_samples, those that an interrupted run had written
+
+    def counts(self) -> dict[str, int]:
+        """Return the counts of one file for its JSON."""
+        names = "samples", "passed", "encoded", "mended", "quarantined", "small", "bytes"
+        return {f"num_{name}": getattr(self, f"num_{name}") for name in names}
+
+
+def shard_path(out: Path, index: int, num_shards: int | None = None) -> Path:
+    """Return train-00000-of-00003.beton for train.beton; with "xxxxx" while their number is not known."""
+    of = "xxxxx" if num_shards is None else f"{num_shards:05}"
+    return out.with_name(f"{out.stem}-{index:05}-of-{of}{out.suffix}")
+
+
+def whole_of(shard: Path) -> Path:
+    """Return train.beton for a shard whose number of shards is not known yet, or for itself."""
+    return shard.with_name(re.sub(r"-[0-9]{5}-of-xxxxx(?=(\.[^.]*)?$)", "", shard.name))
+
+
+def shards_of(out: Path) -> list[Path]:
+    """Return the whole shards of `out` that are there."""
+    pattern = f"{glob.escape(out.stem)}{_NUMBER}[0-9][0-9][0-9][0-9][0-9]{glob.escape(out.suffix)}"
+    return sorted(out.parent.glob(pattern))
+
+
+def unfinished(out: Path) -> list[Path]:
+    """Return what a killed writing has left under hidden names, but for its journal."""
+    shard = f".{glob.escape(out.stem)}{_NUMBER}xxxxx{glob.escape(out.suffix)}.partial"
+    patterns = [
+        f"{name}{end}" for name in (f".{glob.escape(out.name)}.partial", shard) for end in ("", ".json")
+    ]
+    return sorted(path for pattern in patterns for path in out.parent.glob(pattern))
+
+
+class Output:
+    """The files of one writing.
+
+    Args:
+        out: The beton.
+        journal: Its journal, open.
+        max_samples: The number of samples to make room for.
+        page_bytes: The size of a page.
+        shard_bytes: The size of a shard; None for one file.
+        class_names: The name of each label.
+        written: The entries of the JSON's `written`, those before the counts and those after them.
+        command: What a resumed writing must have in common with this one.
+        again: Go on with what the journal holds; `take_again` comes next.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        journal: Journal,
+        max_samples: int,
+        page_bytes: int,
+        shard_bytes: int | None,
+        class_names: list[str] | None,
+        written: tuple[dict[str, Any], dict[str, Any]],
+        command: dict[str, Any],
+        again: bool,
+    ):
+        self.out, self.journal, self.class_names, self.written = out, journal, class_names, written
+        self.page_bytes, self.shard_bytes = page_bytes, shard_bytes
+        self.max_samples = min(max_samples, rows_in_a_page(page_bytes)) if shard_bytes else max_samples
+        self.quarantine, self.small = LeftOut(quarantine_path(out)), LeftOut(small_path(out))
+        self.num_done = self._num_whole_bytes = 0
+        self.whole, self.report, self.packer = list[WriteReport](), WriteReport(), PathPacker()
+        self.file: BetonFile | None = None
+        self._is_published = False
+        if not again:
+            for path in unfinished(out):
+                path.unlink(missing_ok=True)
+        if not (again and journal.is_whole):
+            first = journal.num_whole if again else 0
+            self.file = BetonFile(self._begun(first), self.max_samples, page_bytes, again)
+        if not again:
+            journal.begin(command)
+
+    def _begun(self, index: int) -> Path:
+        """Return the name of a shard, or of the whole beton, before the number of shards is known."""
+        return shard_path(self.out, index) if self.shard_bytes else self.out
+
+    @property
+    def num_bytes(self) -> int:
+        """The size so far, but for the tables of the present file."""
+        present = 0 if self.file is None else self.file.num_bytes - self.file.data_start
+        return self._num_whole_bytes + present
+
+    def take(self, name: str, label: int, image: Stored) -> None:
+        """Add an image."""
+        assert self.file is not None
+        num_bytes = len(image.data)
+        if self.shard_bytes and self.file.num_samples and not self.file.has_room(num_bytes, self.shard_bytes):
+            self._end_shard(is_last=False)
+            self.file = BetonFile(self._begun(len(self.whole)), self.max_samples, self.page_bytes)
+            sync_folder(self.out.parent)
+        checksum = self._add(name, label, image)
+        record = [name, label, image.height, image.width, image.mode, image.how, num_bytes, checksum]
+        self._note(record, num_bytes)
+
+    def leave_out(self, name: str, kind: str, reason: str) -> None:
+        """Add an image to the list of those that are BROKEN or SMALL."""
+        self._list(name, kind, reason)
+        self._note([name, kind, reason], 0)
+
+    def _note(self, record: list[Any], num_bytes: int) -> None:
+        if self.journal.add(record, num_bytes):
+            self.journal.commit(self._sync)
+
+    def _add(self, name: str, label: int, image: Stored) -> int:
+        assert self.file is not None
+        checksum = self.file.add(image, label)
+        self.packer.add(name)
+        self.num_done += 1
+        count = f"num_{image.how}"
+        setattr(self.report, count, getattr(self.report, count) + 1)
+        return checksum
+
+    def _list(self, name: str, kind: str, reason: str) -> None:
+        self.num_done += 1
+        if kind == BROKEN:
+            self.quarantine.add(name, reason)
+            self.report.num_quarantined += 1
+        else:
+            self.small.add(name, reason)
+            self.report.num_small += 1
+
+    def _sync(self) -> None:
+        if self.file is not None:
+            self.file.flush()
+            os.fsync(self.file.file.fd)
+
+    def take_again(self) -> None:
+        """Take up the images of the journal.
+
+        Raises:
+            ValueError: The partial files are not as the journal says.
+        """
+        journal, num = self.journal, self.journal.num_images
+        with doing(f"{self.out}: checking what was written before", "images", num) as progress:
+            for entry in journal.entries():
+                for image in entry.get("images", ()):
+                    if len(image) == 3:
+                        self._list(*image)
+                    elif len(self.whole) < journal.num_whole:
+                        self.num_done += 1
+                    else:
+                        self._add_again(*image)
+                    progress.update(self.num_done)
+                if "shard" in entry:
+                    self._end_again(WriteReport(**entry["shard"]))
+        if self.file is not None:
+            self.file.go_on()
+        journal.go_on()
+
+    def _add_again(
+        self,
+        name: str,
+        label: int,
+        height: int,
+        width: int,
+        mode: int,
+        how: str,
+        num_bytes: int,
+        checksum: int,
+    ) -> None:
+        assert self.file is not None
+        data = self.file.next_data(num_bytes)
+        if (
+            len(data) != num_bytes
+            or self._add(name, label, Stored(data, height, width, mode, how)) != checksum
+        ):
+            raise self._refuse(self.file.file.partial)
+
+    def _end_again(self, report: WriteReport) -> None:
+        partial = partial_path(self._begun(len(self.whole)))
+        # Of those that are missing, all may be published already.
+        is_there = partial.exists()
+        if not (is_there or self.journal.is_whole) or (
+            is_there and partial.stat().st_size != report.num_bytes
+        ):
+            raise self._refuse(partial)
+        self.whole.append(report)
+        self._num_whole_bytes += report.num_bytes
+        self.report = WriteReport()
+
+    def _refuse(self, partial: Path) -> ValueError:
+        return ValueError(
+            f"{self.out}: cannot go on, {partial.name} is not as {journal_path(self.out).name} says; "
+            f"--overwrite instead of --resume starts anew"
+        )
+
+    def _end_shard(self, is_last: bool) -> None:
+        """Finish the present file; it keeps its partial name."""
+        assert self.file is not None
+        self.journal.commit(self._sync)
+        file, report = self.file, self.report
+        report.num_samples = file.num_samples
+        sha256, fd = file.finish(), file.file.fd
+        report.num_bytes = os.fstat(fd).st_size
+        written = {**self.written[0], **report.counts(), **self.written[1]}
+        sidecar = Sidecar(
+            file.num_samples, self.class_names, written, file.data_start, sha256, self.packer.finish()
+        )
+        os.fsync(fd)
+        write_atomically(sidecar_path(file.file.partial), dump_sidecar(sidecar))
+        self.journal.end_shard(report.counts(), is_last)
+        file.file.close()
+        self.whole.append(report)
+        self._num_whole_bytes += report.num_bytes
+        self.report, self.packer, self.file = WriteReport(), PathPacker(), None
+
+    def finish(self) -> WriteReport:
+        """Finish the last file, publish all under their final names, and return the counts of all."""
+        if self.file is not None:
+            self._end_shard(is_last=True)
+        self.quarantine.publish()
+        self.small.publish()
+        num, finals = len(self.whole), list[Path]()
+        for index in range(num):
+            begun = self._begun(index)
+            finals.append(shard_path(self.out, index, num) if self.shard_bytes else self.out)
+            self._publish(partial_path(begun), finals[-1], f"{index}/{num}")
+        for path in set(shards_of(self.out)) - set(finals) if self.shard_bytes else ():
+            path.unlink()  # of an older writing, which had another number of shards
+            sidecar_path(path).unlink(missing_ok=True)
+        sync_folder(self.out.parent)
+        self.journal.discard()
+        self._is_published = True
+        total = {name: sum(report.counts()[name] for report in self.whole) for name in self.report.counts()}
+        return WriteReport(
+            **total, first_broken=self.quarantine.first, first_small=self.small.first, num_shards=num
+        )
+
+    def _publish(self, partial: Path, final: Path, shard: str) -> None:
+        sidecar = read_sidecar(partial)
+        if sidecar is None:
+            return  # before the interruption
+        if self.shard_bytes:
+            sidecar.written["shard"] = shard
+        write_atomically(sidecar_path(final), dump_sidecar(sidecar))
+        if partial.exists():
+            os.replace(partial, final)
+        sync_folder(final.parent)
+        sidecar_path(partial).unlink()
+
+    def close(self, keep: bool) -> None:
+        """Close what is open; remove what is not published, unless `keep` and the journal holds images."""
+        self.quarantine.discard()
+        self.small.discard()
+        if self._is_published:
+            return
+        if keep and self.journal.holds_images:
+            if self.file is not None:
+                self.file.file.close()
+            self.journal.close()
+            return
+        if self.file is not None:
+            self.file.file.discard()
+        for path in unfinished(self.out):
+            path.unlink(missing_ok=True)
+        self.journal.discard()
