@@ -116,7 +116,7 @@ class Journal:
         """
         sync()
         if self._pending:
-            self._write_text(b'{"images":[%b]}\n' % self._pending)
+            self._write_text(b'{"images":[%b]}\n' % bytes(self._pending))
             self.num_images += self._num_pending
         self._pending, self._num_pending, self._num_bytes = bytearray(), 0, 0
         self._last_commit = time.monotonic()
