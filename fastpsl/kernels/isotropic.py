@@ -47,7 +47,7 @@ HALF = np.float32(0.5 + 2**-13)
 # Called by compiled functions only. Those with fastmath are inlined: the process that compiles the caller
 # would otherwise call what was compiled alone, and processes that load the caller from numba's cache the
 # copies in it. Their optimisations differ, and so would the sums' last bits.
-_CALLED = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_CALLED: Any = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def margin_px(side: Any, size_px: int) -> Any:

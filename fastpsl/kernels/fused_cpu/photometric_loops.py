@@ -5,6 +5,8 @@ memory. Numba's cache does not notice an edit of another file, so everything com
 value of another file.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -17,7 +19,7 @@ _THIRD, _SIXTH, _EIGHTH = np.float32(1 / 3), np.float32(1 / 6), np.float32(1 / 8
 # Everything is inlined in process_images. The process that compiles it would otherwise call functions that
 # were compiled alone, and processes that load it from numba's cache the copies in it. Their optimisations
 # differ, and so would the last bits. Without wrappers for Python, compiling takes 10 % less.
-_INLINED = {"nogil": True, "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INLINED: Any = {"nogil": True, "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 @numba.njit(fastmath=True, **_INLINED)

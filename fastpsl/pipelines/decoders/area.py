@@ -6,12 +6,14 @@ equal those of OpenCV's INTER_AREA through libffcv where both sides shrink. A cr
 0.11 ms, by OpenCV 0.49 (one EPYC core).
 """
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
 _HALF = np.float32(0.5)
 # Called by area_resize only. The sums are inlined in it, as kernels/isotropic.py says.
-_CALLED = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_CALLED: Any = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 @njit(**_CALLED)
