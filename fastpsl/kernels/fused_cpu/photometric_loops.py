@@ -18,7 +18,7 @@ _ZERO, _ONE, _TWO, _FOUR, _SIX = (np.float32(value) for value in (0, 1, 2, 4, 6)
 _THIRD, _SIXTH, _EIGHTH = np.float32(1 / 3), np.float32(1 / 6), np.float32(1 / 8)
 # Everything is inlined in process_images. The process that compiles it would otherwise call functions that
 # were compiled alone, and processes that load it from numba's cache the copies in it. Their optimisations
-# differ, and so would the last bits. Without wrappers for Python, compiling takes 10 % less.
+# differ, and so would the last bits.
 _INLINED: Any = {"nogil": True, "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
