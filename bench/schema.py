@@ -80,6 +80,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "order": {},
     "scaling": {"num_ranks": int, "recipe": str | None, "stage": str | None},
     "small": {"recipe": str, **THROUGHPUT},
+    "start": {"cache": str | None, "cpu_s": float},
     "step": {
         "recipe": str, "stage": str, "backbone": str, "mode": str, "samples_per_s": float,
         "peak_mib": int | None,

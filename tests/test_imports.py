@@ -75,3 +75,14 @@ def test_importing_every_module_changes_nothing_of_the_process() -> None:
     )
     result = json.loads(process.stdout)
     assert not result["changed"] and set(result["missing"]) <= {*OPTIONAL, "triton"}
+
+
+def test_a_training_imports_no_large_library_before_it_is_needed() -> None:
+    """Each takes 0.3 s to 3 s: Kornia, torchvision, matplotlib's figures, and torch's compiler."""
+    large = {"kornia", "torchvision", "matplotlib.figure", "sklearn", "torch._dynamo"}
+    modules = "fastpsl.engine.recipe_process, fastpsl.kernels.fused_cpu.photometric"
+    program = f"import sys, {modules}; print(*{large} & sys.modules.keys())"
+    process = subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=240
+    )
+    assert process.stdout.split() == []

@@ -28,7 +28,6 @@ from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.json_lines import read_lines
 from fastpsl.pipelines.standard_views import center_view
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.plots.online_probe import draw_probes
 
 MAX_TRAIN, MAX_HELD_OUT = 5_000, 10_000
 K, TEMPERATURE = 20, 0.07
@@ -141,6 +140,8 @@ class OnlineProbe:
         reporter, step = self.run.reporter, line["run_step"]
         self.file.append([line])
         self.file.sync()
+        from fastpsl.plots.online_probe import draw_probes  # needs matplotlib, which takes 0.3 s
+
         draw_probes(read_probes(self.file), self.run.folder / "probe.png")
         reporter.log(f"{probe_line(line)}; {seconds:.1f} s")
         scalars = {f"probe/{name}": line[name] for name in FIGURES if line[name] is not None}

@@ -34,7 +34,6 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.wording import worded
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors, write_atomically
-from fastpsl.plots.training_curve import draw_curve
 
 
 def run(script: Recipe[Any] | Evaluation[Any], options: Any) -> NoReturn:
@@ -170,6 +169,8 @@ def _print_results(run: Run, finished: bool) -> None:
     paths = run.checkpoints.paths()
     if paths or run.resumed:
         print(f"checkpoint {paths[-1] if paths else run.options.resume}")
+    from fastpsl.plots.training_curve import draw_curve  # needs matplotlib, which takes 0.3 s
+
     print(f"training curve {draw_curve(run.folder)}")
     for probes in run.folder.glob("probe.png"):
         print(f"probes {probes}")

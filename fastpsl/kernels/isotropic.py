@@ -44,6 +44,10 @@ REACH_SIGMAS = 4.25
 RED, GREEN, BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
 # Rounds halves up although the sums depend on the order of addition.
 HALF = np.float32(0.5 + 2**-13)
+# Called by compiled functions only. Those with fastmath are inlined: the process that compiles the caller
+# would otherwise call what was compiled alone, and processes that load the caller from numba's cache the
+# copies in it. Their optimisations differ, and so would the sums' last bits.
+_CALLED: Any = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def margin_px(side: Any, size_px: int) -> Any:
@@ -80,7 +84,7 @@ def largest_side_px(shorter_px: np.ndarray, size_px: int) -> np.ndarray:
     return np.minimum(enlarged, shrunk)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(**_CALLED)
 def _taps(
     centre: float, pitch: float, sigma: float, limit: int, first: np.ndarray, weights: np.ndarray
 ) -> None:
@@ -106,7 +110,7 @@ def _taps(
             weights[i, k] /= total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, forceinline=True, **_CALLED)
 def _convert(row: np.ndarray, luma: np.ndarray, blue: np.ndarray, red: np.ndarray) -> None:
     """Convert bytes of RGB to luma, blue - luma and red - luma.
 
@@ -119,7 +123,7 @@ def _convert(row: np.ndarray, luma: np.ndarray, blue: np.ndarray, red: np.ndarra
         luma[j], blue[j], red[j] = y, b - y, r - y
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, forceinline=True, **_CALLED)
 def _mix_rows(ring: np.ndarray, first: int, weights: np.ndarray, start: int, line: np.ndarray) -> None:
     """Write the weighted sum of consecutive rows, from row `first` on, into `line`.
 
@@ -127,7 +131,8 @@ def _mix_rows(ring: np.ndarray, first: int, weights: np.ndarray, start: int, lin
     """
     num_rows, num_taps, num = len(ring), len(weights), len(line)
     stop = start + num
-    line[:] = 0
+    for j in range(num):
+        line[j] = 0
     k = 0
     while k + 3 <= num_taps:
         a, b = ring[(first + k) % num_rows, start:stop], ring[(first + k + 1) % num_rows, start:stop]
@@ -143,7 +148,7 @@ def _mix_rows(ring: np.ndarray, first: int, weights: np.ndarray, start: int, lin
         k += 1
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, forceinline=True, **_CALLED)
 def _dot(line: np.ndarray, start: int, weights: np.ndarray) -> np.float32:
     part, total = line[start : start + len(weights)], np.float32(0)
     for k in range(len(weights)):
@@ -151,7 +156,7 @@ def _dot(line: np.ndarray, start: int, weights: np.ndarray) -> np.float32:
     return total
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(**_CALLED)
 def _byte(value: np.float32) -> np.uint8:
     return np.uint8(min(max(value + HALF, np.float32(0)), np.float32(255)))
 
@@ -201,8 +206,9 @@ def isotropic_resize(
     # The ring holds the last source rows that are still needed, as planes. Its columns count from the first
     # one needed.
     start = first_colour_column[0]
-    first_column -= start
-    first_colour_column -= start
+    for k in range(num):
+        first_column[k] -= start
+        first_colour_column[k] -= start
     width = first_colour_column[num - 1] + colour_taps
     ring = np.empty((3, colour_taps, width), np.float32)
     luma, blue, red = (

@@ -53,7 +53,7 @@ def test_the_policy_reaches_libgomp() -> None:
 def test_these_programs_write_results() -> None:
     assert WITH_RESULTS == [
         "beton_size", "beton_write", "detection", "kernels", "labels", "loaders", "order", "scaling", "small",
-        "step", "throughput", "time_to_accuracy",
+        "start", "step", "throughput", "time_to_accuracy",
     ]  # fmt: skip
 
 

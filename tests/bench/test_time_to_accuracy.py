@@ -11,11 +11,11 @@ import pytest
 
 from bench.schema import SCHEMA, command_line, environment, finish, validate
 from bench.time_to_accuracy import Clock, Options, Trained, draw_times, read_line, seconds_to, tabulate
-from fastpsl.engine import online_probe as online
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trainer import pretrain
+from fastpsl.plots import online_probe as charts
 from fastpsl.tasks.rotation import Rotation
 from tests.engine.tiny import TinyNet, tiny_run
 
@@ -25,7 +25,7 @@ LOOK_S = 0.4
 def test_the_clock_stands_still_while_the_monitor_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(online, "draw_probes", lambda lines, path: time.sleep(LOOK_S))
+    monkeypatch.setattr(charts, "draw_probes", lambda lines, path: time.sleep(LOOK_S))
     run = tiny_run(tmp_path / "run", batch_size=96, probe_every=1, epochs=(1, 1, 1))
     task = Rotation(shorter_px=32, size_px=32)
     experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1), levels=(1, 2, 2)), cosine(0.1))

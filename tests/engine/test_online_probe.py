@@ -29,6 +29,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.plots import online_probe as charts
 from fastpsl.plots.online_probe import draw_probes
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, tiny_run
@@ -99,7 +100,7 @@ def test_a_look_without_labels_or_with_features_that_are_not_finite() -> None:
 @pytest.fixture(autouse=True)
 def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no plots, which take longer than these runs. `whole` draws its own."""
-    monkeypatch.setattr(online, "draw_probes", lambda lines, path: path)
+    monkeypatch.setattr(charts, "draw_probes", lambda lines, path: path)
 
 
 def probed_run(out: Path, **options: Any) -> Run:
@@ -125,7 +126,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("probed")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            online, "draw_probes", lambda lines, path: len(lines) == 6 and draw_probes(lines, path)
+            charts, "draw_probes", lambda lines, path: len(lines) == 6 and draw_probes(lines, path)
         )
         fit(out)
     return out

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine import online_probe as online
 from fastpsl.engine.dataset_pass import undisturbed
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.online_probe import OnlineProbe, figures
@@ -34,6 +33,7 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.evaluation.retrieval import retrieve
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.plots import online_probe as charts
 from tests.engine.test_online_probe import probes, stop_at
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, one_process, tiny_run
@@ -104,7 +104,7 @@ def monitor(folder: Path, world: World) -> None:
 
     The signal arrives during the first evaluation.
     """
-    online.draw_probes = lambda lines, path: path
+    charts.draw_probes = lambda lines, path: path
     paths = sample_paths()
 
     @contextmanager

@@ -1,7 +1,7 @@
 """The compiled loops of geometric.py: images copied from others along a walk, and normalised.
 
 Numba's cache does not notice an edit of another file, so everything compiled is here and uses no value of
-another file.
+another file. Rows are copied in loops: numba takes 3 s to compile the error of a slice that does not fit.
 """
 
 import numba
@@ -22,7 +22,7 @@ def walks(
     num, height, values = out.shape
     width = values // 3
     source_height, source_width = pixels.shape[1], pixels.shape[2]
-    row = np.zeros(values, np.uint8)
+    row = np.empty(values, np.uint8)
     for n in range(first, num, step):
         source, y, x, down_y, down_x, along_y, along_x = steps[n]
         image = pixels[source].reshape(-1)
@@ -32,7 +32,8 @@ def walks(
             left, right = _inside(x, along_x, source_width, width)
             start, stop = max(start, left), min(stop, right)
             if start > 0 or stop < width:
-                row[:] = 0
+                for k in range(values):
+                    row[k] = 0
             if start < stop:
                 at = 3 * (y * source_width + x) + start * along
                 _copy(image, at, along, row[3 * start : 3 * stop])
@@ -47,7 +48,9 @@ def walks(
 def _copy(image: np.ndarray, at: int, along: int, row: np.ndarray) -> None:
     """Copy pixels of three bytes that are `along` bytes apart."""
     if along == 3:
-        row[:] = image[at : at + len(row)]
+        piece = image[at : at + len(row)]
+        for k in range(len(row)):
+            row[k] = piece[k]
         return
     for j in range(np.uint64(len(row) // 3)):
         p, q = np.uint64(at + np.int64(j) * along), np.uint64(3) * j

@@ -5,6 +5,8 @@ memory. Numba's cache does not notice an edit of another file, so everything com
 value of another file.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -14,9 +16,13 @@ _RED, _GREEN, _BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 _UNIT = np.float32(1 / 255)
 _ZERO, _ONE, _TWO, _FOUR, _SIX = (np.float32(value) for value in (0, 1, 2, 4, 6))
 _THIRD, _SIXTH, _EIGHTH = np.float32(1 / 3), np.float32(1 / 6), np.float32(1 / 8)
+# Everything is inlined in process_images. The process that compiles it would otherwise call functions that
+# were compiled alone, and processes that load it from numba's cache the copies in it. Their optimisations
+# differ, and so would the last bits.
+_INLINED: Any = {"nogil": True, "forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _load(pixels: np.ndarray, row: np.ndarray) -> None:
     """Convert a row's bytes [3 W], R G B R G B, to float32 [3, W] in [0, 1]."""
     red, green, blue = row[0], row[1], row[2]
@@ -27,7 +33,7 @@ def _load(pixels: np.ndarray, row: np.ndarray) -> None:
         blue[j] = np.float32(pixels[p + np.uint64(2)]) * _UNIT
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _mirror(row: np.ndarray, out: np.ndarray) -> None:
     """Copy a row [3, W], reversed, to [3, W or more]."""
     for channel in range(3):
@@ -36,7 +42,7 @@ def _mirror(row: np.ndarray, out: np.ndarray) -> None:
             mirrored[j] = line[width - 1 - j]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _store(row: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarray) -> None:
     """Normalise a row [3, W or more] into [W, 3]."""
     red, green, blue, line = row[0], row[1], row[2], out.reshape(-1)
@@ -48,7 +54,7 @@ def _store(row: np.ndarray, scale: np.ndarray, shift: np.ndarray, out: np.ndarra
         line[p + np.uint64(2)] = blue[j] * s2 + t2
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _grey_sum(row: np.ndarray) -> np.float32:
     red, green, blue = row[0], row[1], row[2]
     total = _ZERO
@@ -57,7 +63,7 @@ def _grey_sum(row: np.ndarray) -> np.float32:
     return total
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _blend(row: np.ndarray, factor: np.float32, other: np.float32) -> None:
     """Blend a row with black (brightness) or with the mean grey (contrast)."""
     line, addend = row.reshape(-1), other * (_ONE - factor)
@@ -65,7 +71,7 @@ def _blend(row: np.ndarray, factor: np.float32, other: np.float32) -> None:
         line[j] = min(max(line[j] * factor + addend, _ZERO), _ONE)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _saturate(row: np.ndarray, factor: np.float32) -> None:
     """Blend each pixel of a row with its grey (saturation); factor 0 makes the row grey."""
     red, green, blue = row[0], row[1], row[2]
@@ -77,14 +83,14 @@ def _saturate(row: np.ndarray, factor: np.float32) -> None:
         blue[j] = min(max(blue[j] * factor + grey, _ZERO), _ONE)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _less(sixths: np.float32) -> np.float32:
     """Return the share of the chroma that a channel lacks: 1 at whole turns, 0 from two sixths away on."""
     distance = abs(sixths - _SIX * np.floor(sixths * _SIXTH + np.float32(0.5)))
     return min(max(_TWO - distance, _ZERO), _ONE)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _shift_hue(row: np.ndarray, turns: np.float32) -> None:
     """Move the hue of a row as colour.shift_hue. Its offsets 5, 3, 1 are less by 2 here, for `_less`."""
     red, green, blue = row[0], row[1], row[2]
@@ -102,7 +108,7 @@ def _shift_hue(row: np.ndarray, turns: np.float32) -> None:
         blue[j] = value - chroma * _less(sixths - _ONE)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(**_INLINED)
 def _distort(image: np.ndarray, order: np.ndarray, factors: np.ndarray) -> None:
     """Distort an image [H, 3, W] in place by the four operations in the given order.
 
@@ -125,7 +131,7 @@ def _distort(image: np.ndarray, order: np.ndarray, factors: np.ndarray) -> None:
                 _blend(image[i], factors[op], mean)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _weighted(weights: np.ndarray, lines: np.ndarray, at: np.ndarray, width: int, out: np.ndarray) -> None:
     """Write the sum over k of weights[k] times the parts of `lines` that start at at[k, 0] and at[k, 1]."""
     middle, w0 = lines[at[0, 0] : at[0, 0] + width], weights[0]
@@ -138,7 +144,7 @@ def _weighted(weights: np.ndarray, lines: np.ndarray, at: np.ndarray, width: int
             out[j] += weight * (one[j] + other[j])
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(**_INLINED)
 def _blur(image: np.ndarray, between: np.ndarray, weights: np.ndarray) -> None:
     """Blur an image [H, C, W] in place, reflected at the border; `between` is memory of the same shape."""
     height, channels, width = image.shape
@@ -150,7 +156,8 @@ def _blur(image: np.ndarray, between: np.ndarray, weights: np.ndarray) -> None:
     for i in range(height):
         for channel in range(channels):
             line = image[i, channel]
-            padded[reach : reach + width] = line
+            for j in range(width):
+                padded[reach + j] = line[j]
             for k in range(1, reach + 1):
                 padded[reach - k] = line[k]
                 padded[reach + width - 1 + k] = line[width - 1 - k]
@@ -164,8 +171,7 @@ def _blur(image: np.ndarray, between: np.ndarray, weights: np.ndarray) -> None:
         _weighted(weights, rows, at, channels * width, lines[i])
 
 
-# Inlined because a call makes _sobel take half as long again.
-@numba.njit(cache=True, nogil=True, fastmath=True, inline="always")
+@numba.njit(fastmath=True, **_INLINED)
 def _down(
     above: np.ndarray, middle: np.ndarray, below: np.ndarray, smooth: np.ndarray, steep: np.ndarray
 ) -> None:
@@ -178,7 +184,7 @@ def _down(
     smooth[width + 1], steep[width + 1] = smooth[width], steep[width]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _sobel(
     above: np.ndarray, middle: np.ndarray, below: np.ndarray, spare: np.ndarray, out: np.ndarray
 ) -> None:
@@ -192,7 +198,7 @@ def _sobel(
         out[j] = np.sqrt(gx * gx + gy * gy)
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _mean(row: np.ndarray, mirrored: bool, out: np.ndarray) -> None:
     """Compute the mean of a row's channels, [3, W] to [W], reversed if `mirrored`."""
     red, green, blue, width = row[0], row[1], row[2], len(out)
@@ -203,7 +209,7 @@ def _mean(row: np.ndarray, mirrored: bool, out: np.ndarray) -> None:
             out[j], out[width - 1 - j] = out[width - 1 - j], out[j]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=True)
+@numba.njit(fastmath=True, **_INLINED)
 def _sobel_xy(
     above: np.ndarray, middle: np.ndarray, below: np.ndarray, spare: np.ndarray, scale: np.ndarray,
     shift: np.ndarray, out: np.ndarray,
@@ -219,7 +225,7 @@ def _sobel_xy(
         line[np.uint64(2) * j + np.uint64(1)] = (steep[j] + _TWO * steep[k] + steep[after]) * s1 + t1
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(**_INLINED)
 def _gradients(
     image: np.ndarray, mirrored: bool, weights: np.ndarray, memory: np.ndarray, spare: np.ndarray,
     scale: np.ndarray, shift: np.ndarray, out: np.ndarray,

@@ -1,0 +1,76 @@
+"""Compiled loops give the same bits in the process that compiles them as in those that load them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.programs import ENVIRONMENT, ROOT
+
+PROGRAM = """
+import hashlib, json, re, sys
+from importlib import import_module
+import numpy as np
+
+rng, name = np.random.default_rng(0), sys.argv[1]
+module = import_module(name)
+if name.endswith("photometric_loops"):
+    loop, num, side = module.process_images, 4, 33
+    yes, weights = np.ones(num, bool), np.array([[0.4, 0.2, 0.1]] * num, np.float32)
+    pixels = rng.integers(0, 256, (num, side, 3 * side), dtype=np.uint8)
+    orders, factors = np.array([[0, 1, 2, 3]] * num), rng.uniform(0.6, 1.4, (num, 4)).astype(np.float32)
+    out = np.empty((num, side, side, 3), np.float32)
+    sobel, taps = np.array([False, True, False, True]), np.array([0, 0, 3, 3])
+    norm = np.array([3.7, 3.6, 3.9], np.float32)
+    loop(pixels, yes, yes, orders, factors, ~yes, weights, taps, sobel, norm, norm, out, 0, 1)
+else:
+    pixels, out = rng.integers(0, 256, 100 * 90 * 3, dtype=np.uint8), np.empty((17, 17, 3), np.uint8)
+    if name.endswith("isotropic"):
+        loop, box = module.isotropic_resize, (30, 27, 35, True)
+    else:
+        loop, box = module.area_resize, (3.5, 2.25, 80.5, 61.0)
+    loop(pixels, 100, 90, *box, out)
+parts = []
+if not loop.stats.cache_hits:  # code from the cache has no listing
+    (listing,) = loop.inspect_asm().values()
+    fast = [key for key, each in vars(module).items() if "fastmath" in getattr(each, "targetoptions", {})]
+    own = rf"^_ZN(?!08NumbaEnv)\\S*\\d{{}}B\\S*:$"
+    parts = [key for key in fast if re.search(own.format(key), listing, re.M)]
+result = {"digest": hashlib.sha256(out).hexdigest(), "hits": sum(loop.stats.cache_hits.values())}
+print(json.dumps(result | {"parts": parts}))
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "fastpsl.pipelines.decoders.area",
+        pytest.param("fastpsl.kernels.isotropic", marks=pytest.mark.slow),
+        pytest.param("fastpsl.kernels.fused_cpu.photometric_loops", marks=pytest.mark.slow),
+    ],
+)
+def test_the_process_that_compiles_computes_the_same_bits_as_those_that_load(
+    module: str, tmp_path: Path
+) -> None:
+    """On most processors the bits are equal by luck, so no reordered sum may be left outside the loop."""
+    compiled, loaded = (_run(module, tmp_path) for _ in range(2))
+    assert compiled["hits"] == 0 and loaded["hits"] == 1
+    assert compiled["parts"] == []
+    assert compiled["digest"] == loaded["digest"]
+
+
+def _run(module: str, cache: Path) -> dict[str, object]:
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, module],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT, "NUMBA_CACHE_DIR": str(cache)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+    result: dict[str, object] = json.loads(process.stdout)
+    return result
