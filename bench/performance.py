@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md, docs/scale.md's arithmetic and all charts from the
+"""Writes the tables of docs/performance.md, docs/data.md, docs/scale.md and README, and all charts, from the
 committed results.
 
     python bench/performance.py                    after a new file in bench/results/
@@ -26,6 +26,7 @@ from bench.scale_arithmetic import scale_tables
 from bench.schema import REHEARSAL, validate, write_result
 from bench.show import draw_throughput
 from bench.show_kernels import draw_kernels
+from bench.size_tables import best_table, size_tables
 from bench.targets import targets_table
 from bench.time_to_accuracy import draw_times
 
@@ -143,11 +144,14 @@ def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
     return {
         DOCS / "performance.md": {
             "how fast": how_fast_table(results),
+            "sizes": size_tables(results),
             "targets": targets_table(of_gpus),
             "machines": machines(results),
             "results": sections,
         },
         DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus)},
+        DOCS / "data.md": {"sizes": best_table(results)},
+        ROOT / "README.md": {"sizes": best_table(results)},
     }
 
 

@@ -45,7 +45,7 @@ SHARED_LOAD = 0.5  # a higher load average before a bench starts means that othe
 PACKAGES = (
     "fastpsl-vision", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python",
     "triton",
-    "nvidia-dali-cuda120", "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120", "nvidia-dali-cuda130", "spdl",
 )  # fmt: skip
 
 # The default folder of results, which git ignores; --out names another.
@@ -79,6 +79,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "loader": {},
     "order": {},
     "scaling": {"num_ranks": int, "recipe": str | None, "stage": str | None},
+    "sizes": {"decoder": str, "num_views": int, "size": str, "size_px": int},
     "small": {"recipe": str, **THROUGHPUT},
     "step": {
         "recipe": str, "stage": str, "backbone": str, "mode": str, "samples_per_s": float,
