@@ -19,6 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
 from bench.archive import read_archives
+from bench.gil_tables import gil_table
 from bench.how_fast import how_fast_table
 from bench.program import run_program
 from bench.ratios import PATHS, draw_ratios, kernel_ratios
@@ -149,7 +150,7 @@ def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
             "machines": machines(results),
             "results": sections,
         },
-        DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus)},
+        DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus), "lock": gil_table(results)},
         DOCS / "data.md": {"sizes": best_table(results)},
         ROOT / "README.md": {"sizes": best_table(results)},
     }

@@ -73,6 +73,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "beton_write": {},
     "decode": {"decoder": str, "num_threads": int, "num_views": int, "cores_used": float},
     "detection": {"variant": str, "backbone": str, "pictures_per_s": float, "peak_mib": int | None},
+    "gil": {"size": str, "num_threads": int, "decoder": str},
     "gpu_day": {"exit": int, "said": str},
     "kernels": {"chain": str, "path": str, "num_bytes": int, "gb_per_s": float, "percent_of_copy": float},
     "labels": {},

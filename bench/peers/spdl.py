@@ -42,7 +42,7 @@ def with_cv2(work: Work, num_views: int) -> Iterator[int]:
     def decode(paths: list[Path]) -> np.ndarray:
         out = np.empty((num_views, len(paths), size, size, 3), np.uint8)
         for number, path in enumerate(paths):
-            image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
+            image: Any = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
             for view in range(num_views):
                 top, left, height, width = random_box(*image.shape[:2])
                 crop = image[top : top + height, left : left + width]
