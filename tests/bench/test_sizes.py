@@ -14,7 +14,7 @@ from bench.interleaved import Rates
 from bench.peers import Work
 from bench.photos import Fields, photo
 from bench.schema import validate
-from bench.size_data import SIZES, crop_px, drawn
+from bench.size_data import SIZES, crop_px, drawn, own
 from bench.size_tables import CPU, RATE, best_table, ratios_of, rows_of, size_tables
 from bench.sizes import Options, Size
 from fastpsl.pipelines.beton.reader import Beton
@@ -96,9 +96,13 @@ def test_ratios_are_over_each_peers_better_form_and_tables_over_the_best_peer() 
 
 
 @pytest.mark.slow
-def test_a_run_writes_every_cell(tmp_path: Path) -> None:
-    out = tmp_path / "result.json"
-    arguments = ["--sizes", "64", "originals", "--crops", "1", "2", "--num", "12", "--batch-size", "2"]
+def test_a_run_with_pictures_of_ones_own_writes_every_cell(tmp_path: Path) -> None:
+    out, folder = tmp_path / "result.json", tmp_path / "own" / "a class"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        Image.new("RGB", (90, 70 + number)).save(folder / f"{number}.jpg")
+    arguments = ["--sizes", "originals", "--data", str(tmp_path / "own"), "--crops", "1", "2"]
+    arguments += ["--num", "2", "--batch-size", "2"]
     arguments += ["--decoders", "torchvision", "--peers", "dataloader", "--repeats", "2", "--workers", "1"]
     arguments += ["--seconds", "0.01", "--drawn", str(tmp_path / "drawn"), "--out", str(out)]
     process = call(*arguments)
@@ -107,16 +111,29 @@ def test_a_run_writes_every_cell(tmp_path: Path) -> None:
     validate(result)
     keys = {(row["measured"], row["decoder"], row["size"], row["num_views"]) for row in result["rows"]}
     assert keys == {
-        (measured, kind, size, num)
+        (measured, kind, "originals", num)
         for kind, rate in (("torchvision", "loader"), ("dataloader", "peer"))
         for measured in (rate, "cpu")
-        for size in ("64", "originals")
         for num in (1, 2)
     }
-    assert len(result["ratios"]) == 2 * 2 * 2
-    assert result["data"]["num_samples"] == 24
-    with Beton(drawn("64", 12, tmp_path / "drawn")) as data:
-        assert data.image_sizes() == (64, 64, 64, 64)
+    assert len(result["ratios"]) == 2 * 2
+    assert result["data"]["num_samples"] == 6 and result["data"]["mean_pixels_originals"] == 6525
+    assert not (tmp_path / "drawn").exists()
+
+
+def test_pictures_are_drawn_once(tmp_path: Path) -> None:
+    path = drawn("64", 3, tmp_path)
+    written = path.stat().st_mtime_ns
+    with Beton(path) as data:
+        assert data.num_samples == 3 and data.image_sizes() == (64, 64, 64, 64)
+    assert drawn("64", 3, tmp_path) == path and path.stat().st_mtime_ns == written
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"--data .*empty: .+"):
+        own(str(tmp_path / "empty"), tmp_path)
+    assert own("a.beton", tmp_path) == "a.beton"
 
 
 @pytest.mark.parametrize(
