@@ -1,10 +1,11 @@
 """Measurements of loaders alone, in turn, each in its own process.
 
 ffcv sets thread counts when it is imported, and DataLoader forks, so that neither can share a process with
-another loader. bench/peers.py holds the loaders.
+another loader. bench/peers/ holds the loaders.
 """
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench import peers
-from bench.peers import NEED_FILES, Work, copy_out
+from bench.peers import ALL, TITLES, Work
+from bench.peers.files import copy_out
 from bench.schema import spread
 
+_ROOT = Path(__file__).resolve().parents[1]
 _TIMEOUT_S = 120.0  # compilation included; ffcv's Loader can hang for ever
 
 
@@ -28,7 +30,7 @@ class Rates:
 
     Attributes:
         values: Samples/s, one value per repeat.
-        cores: CPU seconds per second, one value per repeat; empty for a loader that works in other processes.
+        cores: CPU seconds per second of all its processes, one value per repeat.
     """
 
     name: str
@@ -44,9 +46,19 @@ class Rates:
             "measured": measured, "decoder": self.work.kind, "num_views": self.num_views, **labels,
             "unit": "samples/s",
             "first_batch_s": round(self.first_batch_s, 2),
-            "cores_used": round(spread(self.cores)["median"], 3) if self.cores else None,
+            "cores_used": round(spread(self.cores)["median"], 3),
             **spread(self.values),
         }  # fmt: skip
+
+    @property
+    def cpu_ms(self) -> list[float]:
+        """The CPU milliseconds of a sample, one value per repeat: other load changes them less than rates."""
+        return [1e3 * cores / rate for cores, rate in zip(self.cores, self.values, strict=True)]
+
+    @property
+    def measured(self) -> str:
+        """ "loader" for ours, else "peer"."""
+        return "peer" if self.work.kind in TITLES else "loader"
 
 
 def measure(
@@ -74,7 +86,7 @@ def measure(
         The rates; what failed, with the reason; notes.
     """
     missing, notes = [], []
-    readers = [name for name, work in works.items() if work.kind in NEED_FILES]
+    readers = [name for name, work in works.items() if work.kind in ALL and ALL[work.kind].needs_files]
     if readers:
         log(f"the pictures as files, for {' and '.join(readers)}")
         first_work = works[readers[0]]
@@ -105,7 +117,7 @@ def measure(
             for each in rates if number % 2 else rates[::-1]:
                 rate, cores = running[each.name].measure(each.num_views, seconds, num_batches)
                 each.values.append(rate)
-                each.cores += [] if cores is None else [cores]
+                each.cores.append(cores)
     finally:
         for process in running.values():
             process.close()
@@ -122,18 +134,18 @@ class Process:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         start = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, peers.__file__, json.dumps(asdict(work))],
+            [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(_ROOT), *_paths()))},
         )  # fmt: skip
         self._answer()
         self.first_batch_s = time.perf_counter() - start
 
-    def measure(self, num_views: int, seconds: float, num_batches: int = 0) -> tuple[float, float | None]:
+    def measure(self, num_views: int, seconds: float, num_batches: int = 0) -> tuple[float, float]:
         """Measure for at least `seconds` and `num_batches`.
 
         Returns:
-            Samples/s, and the CPU seconds per second of the process; None for a loader that works in other
-            processes.
+            Samples/s, and the CPU seconds per second of the process and those that it has started.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(f"{json.dumps([num_views, seconds, num_batches])}\n".encode())
@@ -165,3 +177,8 @@ class Process:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
+
+
+def _paths() -> list[str]:
+    """Return the folders of PYTHONPATH."""
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

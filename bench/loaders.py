@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a fold
 from bench import peers
 from bench.interleaved import Rates, measure
 from bench.peers import TITLES, Work
+from bench.peers.ours import decoder_names, open_ours, why_no_decoder
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import loaders_alone
@@ -46,17 +47,17 @@ NUM_EPOCHS = 3  # epochs after which device memory is read
 
 
 class Beside(NamedTuple):
-    """A comparison: our decoders, the peers beside them, and the name of each peer's ratio."""
+    """A comparison: our decoders that it leaves out, the peers, and the name of each peer's ratio."""
 
-    decoders: tuple[str, ...]
+    without: tuple[str, ...]
     peers: tuple[str, ...]
     ratios: dict[str, str]
 
 
 BESIDE = {
-    "loader": Beside(("ffcv", "torchvision"), ("ffcv_loader",), {"ffcv_loader": "samples/s / ffcv_loader's"}),
+    "loader": Beside(("dali", "synthetic"), ("ffcv_loader",), {"ffcv_loader": "samples/s / ffcv_loader's"}),
     "decode": Beside(
-        ("dali", "ffcv"), ("ffcv_loader", "dali_reader", "dali_whole"),
+        ("torchvision", "synthetic"), ("ffcv_loader", "dali_reader", "dali_whole"),
         {kind: f"samples/s / {TITLES[kind]}" for kind in ("ffcv_loader", "dali_whole")},
     ),
 }  # fmt: skip
@@ -68,8 +69,8 @@ class Options:
     """loader: whole epochs. decode: timed regions, with the hardware decoder and DALI's readers."""
     data: str | None = None
     """A beton, or a quoted glob of shards. Without it: the embedded sample."""
-    decoders: tuple[Literal["dali", "ffcv", "torchvision"], ...] | None = None
-    """Ours. Default: ffcv and torchvision for loader, dali and ffcv for decode."""
+    decoders: tuple[str, ...] | None = None
+    """Ours. Default: that of `auto` first; dali for decode alone, torchvision for loader alone."""
     views: tuple[int, ...] = (1, 2)
     """Crops of each sample."""
     shares: Annotated[
@@ -133,8 +134,13 @@ def variants(options: Options, work: Work) -> tuple[list[Work], list[dict[str, s
             works.extend(these)
 
     beside, threads = BESIDE[options.what], _threads(options, is_cuda)
-    for name in options.decoders or beside.decoders:
-        reason = peers.why_no_decoder(name, torch.device(work.device))
+    device = torch.device(work.device)
+    with Beton(work.data) as data:
+        names = decoder_names(data, device)
+        reasons = {name: why_no_decoder(name, data, device) for name in options.decoders or names}
+    for name, reason in reasons.items():
+        if options.decoders is None and name in beside.without:
+            continue
         if name != "dali":
             add(f"decoder {name}", reason, replace(work, kind=name))
             continue
@@ -185,7 +191,6 @@ def tabulate(rates: list[Rates], what: str) -> tuple[list[dict[str, Any]], list[
         rows.append(row | {"views_per_s": round(ours.num_views * row["median"], 1)})
         if what == "loader":
             # CPU time, because other load on the machine changes it less than the rate.
-            cpu_ms = [1e3 * cores / rate for cores, rate in zip(ours.cores, ours.values, strict=True)]
             unit = "ms of all cores a sample"
             rows.append(
                 {
@@ -193,7 +198,7 @@ def tabulate(rates: list[Rates], what: str) -> tuple[list[dict[str, Any]], list[
                     "decoder": ours.work.kind,
                     "num_views": ours.num_views,
                     "unit": unit,
-                    **spread(cpu_ms),
+                    **spread(ours.cpu_ms),
                 }
             )
         for theirs in rates if ours.work.kind not in TITLES else ():
@@ -213,7 +218,7 @@ def tabulate(rates: list[Rates], what: str) -> tuple[list[dict[str, Any]], list[
 def memory_by_epoch(work: Work, num_views: int) -> list[dict[str, int]]:
     """Return `Loader.device_memory()` after each of NUM_EPOCHS epochs."""
     memory = []
-    with peers.open_ours(work, num_views) as loader:
+    with open_ours(work, num_views) as loader:
         for epoch in range(NUM_EPOCHS):
             for _ in loader.epoch(epoch):
                 pass

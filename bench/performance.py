@@ -1,5 +1,5 @@
-"""Writes the tables of docs/performance.md, the sizes in docs/data.md, docs/scale.md's arithmetic and all
-charts from the committed results.
+"""Writes the tables of docs/performance.md, docs/data.md, docs/scale.md and README, and all charts, from the
+committed results.
 
     python bench/performance.py                    after a new file in bench/results/
     python bench/performance.py results-b.tgz ...  puts what parts of bench/gpu_day/ brought back there first
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
 from bench.archive import read_archives
 from bench.beton_size import sizes_table
+from bench.gil_tables import gil_table
 from bench.how_fast import how_fast_table
 from bench.program import run_program
 from bench.ratios import PATHS, draw_ratios, kernel_ratios
@@ -27,6 +28,7 @@ from bench.scale_arithmetic import scale_tables
 from bench.schema import REHEARSAL, validate, write_result
 from bench.show import draw_throughput
 from bench.show_kernels import draw_kernels
+from bench.size_tables import best_table, size_tables
 from bench.targets import targets_table
 from bench.time_to_accuracy import draw_times
 
@@ -144,12 +146,14 @@ def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
     return {
         DOCS / "performance.md": {
             "how fast": how_fast_table(results),
+            "sizes": size_tables(results),
             "targets": targets_table(of_gpus),
             "machines": machines(results),
             "results": sections,
         },
-        DOCS / "data.md": {"sizes": sizes_table(results)},
-        DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus)},
+        DOCS / "data.md": {"sizes": sizes_table(results), "loaders": best_table(results)},
+        DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus), "lock": gil_table(results)},
+        ROOT / "README.md": {"loaders": best_table(results)},
     }
 
 

@@ -44,7 +44,8 @@ from fastpsl.pipelines.sources.source import Sample
 LONG_SIDE_PX, QUALITY, NUM_CLASSES = 500, 90, 100
 # Height, width and share. These are the two usual frames of cameras, upright and across, squares, and images
 # that were small from the start: 0.165 Mpx in the mean, as 500 ImageNet originals had.
-SIDES = (
+Side = tuple[int, int, float]
+SIDES: tuple[Side, ...] = (
     (375, 500, 0.42), (333, 500, 0.20), (500, 375, 0.10), (500, 333, 0.07), (500, 500, 0.03),
     (281, 500, 0.05),
     (240, 320, 0.06), (300, 400, 0.04), (200, 260, 0.03),
@@ -55,7 +56,7 @@ BYTES_PER_PIXEL = 0.333  # 55 KB over 0.165 Mpx
 SPREAD_OF_BYTES = 0.35
 SPREAD_OF_CONTRAST = 0.9
 _FIELD_PX = 1024
-_ENCODINGS = 3  # the last one counts; its bytes are within about 2 % of the drawn number
+_ENCODINGS = 5  # the last one counts; its bytes are within some percent of the drawn number
 _POWER = 0.75  # bytes grow with about this power of the contrast
 
 
@@ -103,10 +104,24 @@ class Fields:
             assert field.shape == (2 * _FIELD_PX, 2 * _FIELD_PX)
 
 
-def photo(fields: Fields, index: int, bytes_per_pixel: float = BYTES_PER_PIXEL) -> bytes:
-    """Return JPEG `index` of the fields' seed, with `bytes_per_pixel` in the mean over many."""
+def photo(
+    fields: Fields,
+    index: int,
+    bytes_per_pixel: float = BYTES_PER_PIXEL,
+    sides: Sequence[Side] = SIDES,
+    quality: int = QUALITY,
+) -> bytes:
+    """Return JPEG `index` of the fields' seed, with `bytes_per_pixel` in the mean over many.
+
+    Args:
+        fields: The noise.
+        index: The picture's number.
+        bytes_per_pixel: Bytes of the JPEG over its pixels.
+        sides: Height, width (1,024 at most) and share; the shares' sum is 1.
+        quality: Quality of the JPEG.
+    """
     random = np.random.default_rng((fields.seed, 10, index))
-    height, width, _ = SIDES[random.choice(len(SIDES), p=[share for _, _, share in SIDES])]
+    height, width, _ = sides[random.choice(len(sides), p=[share for _, _, share in sides])]
     target_bytes = bytes_per_pixel * np.exp(
         SPREAD_OF_BYTES * random.standard_normal() - SPREAD_OF_BYTES**2 / 2
     )
@@ -126,7 +141,7 @@ def photo(fields: Fields, index: int, bytes_per_pixel: float = BYTES_PER_PIXEL) 
     contrast = 12.0
     for _ in range(_ENCODINGS):
         pixels = np.clip((flat + contrast * detail)[..., None] + colour, 0, 255).astype(np.uint8)
-        data = store_array(np.ascontiguousarray(pixels), Target(quality=QUALITY)).data
+        data = store_array(np.ascontiguousarray(pixels), Target(quality=quality)).data
         contrast *= float(target_bytes / len(data)) ** (1 / _POWER)
     return data
 
@@ -137,6 +152,8 @@ def write_photos(
     seed: int = 0,
     num_workers: int | None = None,
     bytes_per_pixel: float = BYTES_PER_PIXEL,
+    sides: Sequence[Side] = SIDES,
+    quality: int = QUALITY,
 ) -> None:
     """Write a beton of photos 0 to num - 1 of a seed, with made-up labels."""
     fields = Fields(seed)
@@ -144,7 +161,9 @@ def write_photos(
     num_workers = num_workers or len(os.sched_getaffinity(0))
 
     def samples() -> Iterator[Sample]:
-        jpegs = map_in_order(lambda i: photo(fields, i, bytes_per_pixel), range(num), num_workers, "photos")
+        jpegs = map_in_order(
+            lambda i: photo(fields, i, bytes_per_pixel, sides, quality), range(num), num_workers, "photos"
+        )
         for index, jpeg in jpegs:
             yield Sample(f"{index:06}.jpg", jpeg, index % NUM_CLASSES)
 

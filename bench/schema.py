@@ -44,8 +44,7 @@ REHEARSAL = "a rehearsal at tiny values: its figures mean nothing"
 SHARED_LOAD = 0.5  # a higher load average before a bench starts means that other work ran
 PACKAGES = (
     "fastpsl-vision", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python",
-    "triton",
-    "nvidia-dali-cuda120", "nvidia-dali-cuda130",
+    "triton", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "spdl",
 )  # fmt: skip
 
 # The default folder of results, which git ignores; --out names another.
@@ -73,12 +72,14 @@ LABELS: dict[str, dict[str, Any]] = {
     "beton_write": {},
     "decode": {"decoder": str, "num_threads": int, "num_views": int, "cores_used": float},
     "detection": {"variant": str, "backbone": str, "pictures_per_s": float, "peak_mib": int | None},
+    "gil": {"size": str, "num_threads": int, "decoder": str},
     "gpu_day": {"exit": int, "said": str},
     "kernels": {"chain": str, "path": str, "num_bytes": int, "gb_per_s": float, "percent_of_copy": float},
     "labels": {},
     "loader": {},
     "order": {},
     "scaling": {"num_ranks": int, "recipe": str | None, "stage": str | None},
+    "sizes": {"decoder": str, "num_views": int, "size": str, "size_px": int},
     "small": {"recipe": str, **THROUGHPUT},
     "start": {"cache": str | None, "cpu_s": float},
     "step": {

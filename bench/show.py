@@ -17,8 +17,9 @@ from bench.program import counted
 COLOURS = {
     "step": "#777777", "ffcv": "#0072B2", "dali": "#009E73", "torchvision": "#D55E00", "resident": "#000000",
     "synthetic": "#999999", "ffcv_loader": "#7FB8D8", "dali_reader": "#7FCEB8", "dataloader": "#EAAE7F",
-    "webdataset": "#F0E442",
+    "webdataset": "#F0E442", "spdl_cv2": "#CC79A7", "spdl_ffmpeg": "#E0B0CB",
 }  # fmt: skip
+_OTHER = "#56B4E9"
 _CUT = 1.5  # times the longest bar of real data, because a synthetic loader is far faster than any other
 _LOWER = "both / min(loader, step)"
 
@@ -44,13 +45,13 @@ def _panel(result: dict[str, Any], title: str, *measured: str) -> Panel:
     rows = [row for row in result["rows"] if row["measured"] in measured]
     longest = max((row["quartile_3"] for row in rows if row["decoder"] != "synthetic"), default=math.inf)
     headings = {_heading(row): None for row in rows}  # a dict keeps the order of the rows
-    rows.sort(key=lambda row: ([*headings].index(_heading(row)), [*COLOURS].index(_name(row))))
+    rows.sort(key=lambda row: ([*headings].index(_heading(row)), _place(_name(row))))
     bars = []
     for row in rows:
         text = f"{row['median']:,.0f}" if row["median"] >= 100 else f"{row['median']:.1f}"
         if row["measured"] == "both":
             text += f"  (×{ratios[_key(row)]:.2f})"
-        bars.append((_heading(row), Bar(_title(row), row, COLOURS[_name(row)], text)))
+        bars.append((_heading(row), Bar(_title(row), row, COLOURS.get(_name(row), _OTHER), text)))
     return Panel(title, "samples/s (median, quartiles)", grouped(bars), edge=_CUT * longest)
 
 
@@ -60,6 +61,11 @@ def _heading(row: dict[str, Any]) -> str:
     if row["stage"] is None:
         return f"{views}, random resized crops"
     return f"{row.get('recipe', 'jigsaw')} {row['stage']}, {views}"
+
+
+def _place(name: str) -> int:
+    """Return the place of a bar in its group; a decoder without a colour of its own comes last."""
+    return [*COLOURS].index(name) if name in COLOURS else len(COLOURS)
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -129,6 +135,7 @@ def loaders_alone(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], s
         loaders.setdefault(name(row), {})[row["num_views"]] = row
     for text, by_views in loaders.items():
         first = by_views[min(by_views)]
+        # Older results have none for peers with worker processes.
         cores = "" if first["cores_used"] is None else f"{first['cores_used']:.1f}"
         rates = (f"{by_views[num]['median']:,.0f}" for num in views)
         table.add_row(text, *rates, cores, f"{first['first_batch_s']:.1f} s")

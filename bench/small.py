@@ -27,12 +27,13 @@ from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
-from bench import throughput
 from bench.program import check_out, check_positive, progress, run_program, wide_console
 from bench.recipe_stages import recipe_of
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import show_throughput
-from bench.throughput import Setting, try_stage
+from bench.throughput import try_stage
+from bench.throughput_options import Options as StageOptions
+from bench.throughput_options import Setting
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.pipelines.beton.encode import Stored
@@ -115,7 +116,7 @@ class Bench:
     def setting(self, recipe: str) -> Setting:
         """Return the setting of bench/throughput.py for a recipe."""
         given_options = self.options
-        options = throughput.Options(
+        options = StageOptions(
             data=str(self.paths[0]), device=given_options.device, precision=given_options.precision,
             compile=given_options.compile,
             backbone="nin4" if recipe == "block_probe" else None,

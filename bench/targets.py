@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.program import counted
+from fastpsl.pipelines.decoders.choose import NAMES
 
 NO_GPU, NOT_MEASURED = "not measured: no GPU was at hand", "not measured"
 Results = Mapping[str, dict[str, Any]]
@@ -67,7 +68,7 @@ def best(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict
         yield max(pairs, key=lambda pair: pair[1]["median"])
 
 
-JPEG_DECODERS = ("dali", "ffcv", "torchvision")
+JPEG_DECODERS = tuple(name for name in NAMES if name not in ("resident", "synthetic"))
 
 
 def headline(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.schema import validate
-from bench.step import COST, FLOOR, GAIN, MEMORY, Key, Options, Timed, ratios_of
+from bench.step import Options
+from bench.step_rows import COST, FLOOR, GAIN, MEMORY, Key, Timed, ratios_of
 from tests.programs import ROOT, run
 
 

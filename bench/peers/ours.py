@@ -1,0 +1,80 @@
+"""Our Loader, by decoder."""
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from bench.peers.peer import Work
+
+
+def decoder_names(data: Any, device: torch.device) -> tuple[str, ...]:
+    """Return the decoders of JPEGs, and synthetic: that of `auto` first.
+
+    Args:
+        data: An open beton.
+        device: The device of the batches.
+    """
+    from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a slow decoder is measured as such
+        first, _ = choose_decoder("auto", data, device)
+    return first, *(name for name in NAMES if name not in (first, "resident"))
+
+
+def why_no_decoder(name: str, data: Any, device: torch.device) -> str | None:
+    """Return the reason why our Loader cannot run with a decoder, or None if it can.
+
+    Args:
+        name: Name of the decoder.
+        data: An open beton.
+        device: The device of the batches.
+
+    Raises:
+        ValueError: There is no such decoder.
+    """
+    from fastpsl.pipelines.decoders import dali
+    from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder
+
+    if name not in NAMES:
+        raise ValueError(f"--decoders {name}: there are {', '.join(NAMES)}")
+    if name == "dali":
+        return dali.why_missing(device) or None
+    if name == "synthetic":
+        return None
+    try:
+        choose_decoder(name, data, device)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def open_ours(work: Work, num_views: int) -> Iterator[Any]:
+    """Open our Loader with `num_views` random resized crops."""
+    from fastpsl.kernels.crops import RandomResizedCrop
+    from fastpsl.pipelines.beton.reader import Beton
+    from fastpsl.pipelines.loader.loader import Loader
+    from fastpsl.pipelines.views import ViewSpec
+
+    view = ViewSpec(RandomResizedCrop(work.size_px))
+    with (
+        Beton(work.data) as data,
+        Loader(
+            data, [view] * num_views, batch_size_per_rank=work.batch_size, decoder=work.kind,
+            num_threads=work.num_threads, device=work.device, hw_decoder_load=work.hw_decoder_load,
+        ) as loader,
+    ):  # fmt: skip
+        yield loader
+
+
+def batches(work: Work, num_views: int) -> Iterator[int]:
+    """Yield the numbers of samples in our Loader's batches, epoch after epoch."""
+    with open_ours(work, num_views) as loader:
+        for epoch in itertools.count():
+            for batch in loader.epoch(epoch):
+                yield len(batch.indices)

@@ -1,0 +1,61 @@
+"""What a loader is told, and what a peer is."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+SHUFFLE = 1000  # samples in the shuffle buffers of DALI's reader and WebDataset, as in their examples
+
+
+@dataclass(frozen=True)
+class Work:
+    """A loader and its task.
+
+    Attributes:
+        kind: A key of PEERS, or one of our decoders.
+        data: A beton, or a glob of shards.
+        files: A folder written by `copy_out`, for loaders that need files.
+        hw_decoder_load: The share of DALI's hardware decoder on a GPU, 0 to 1; None for the default.
+    """
+
+    kind: str
+    data: str
+    files: str
+    batch_size: int
+    num_threads: int
+    size_px: int
+    device: str
+    hw_decoder_load: float | None = None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A loader beside which ours is measured.
+
+    Attributes:
+        title: Its name for people.
+        batches: Function of the work and the number of views. It returns an endless iterator over the numbers
+            of samples in the batches.
+        packages: What must be installed, by names of imports.
+        needs_files: Whether it reads files that were copied out of a beton.
+        why_missing: Function that returns a further reason why it cannot run here, or None.
+    """
+
+    title: str
+    batches: Callable[[Work, int], Iterator[int]]
+    packages: tuple[str, ...] = ()
+    needs_files: bool = False
+    why_missing: Callable[[], str | None] = lambda: None
+
+    def reason(self) -> str | None:
+        """Return why it cannot run on this machine, or None if it can."""
+        if not all(map(_is_installed, self.packages)):
+            return "not installed"
+        return self.why_missing()
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # its parent package is missing
+        return False

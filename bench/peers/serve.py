@@ -1,0 +1,52 @@
+"""The program of one loader's process, python -m bench.peers.serve; bench/interleaved.py starts and asks it.
+
+It is no file to be run by its path: its folder would stand first where Python looks for `ffcv`.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+
+from bench.cpu_time import tree_cpu_s
+from bench.peers import ALL, Work, ours
+from fastpsl.engine.timing import samples_per_s
+
+_AHEAD = 4  # batches discarded before a timed region: more than our loaders prefetch
+
+
+def open_batches(work: Work, num_views: int) -> Iterator[int]:
+    """Return an endless iterator over the numbers of samples in the batches."""
+    return (ALL[work.kind].batches if work.kind in ALL else ours.batches)(work, num_views)
+
+
+def serve(work: Work) -> None:
+    """Print a line at the first batch, then an answer to each request of `interleaved.Process.measure`."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # because libraries' own prints must not mix with the answers
+    ahead = max(_AHEAD, 2 * work.num_threads + 1)  # because each of DataLoader's processes prefetches two
+    running: dict[int, Iterator[int]] = {1: open_batches(work, 1)}
+    next(running[1])
+    print("first batch", file=answers, flush=True)
+    for line in sys.stdin:
+        num_views, seconds, num_batches = json.loads(line)
+        if num_views not in running:
+            running[num_views] = open_batches(work, num_views)
+        batches = running[num_views]
+        for _ in range(ahead):
+            next(batches)
+        cpu_s, start = tree_cpu_s(os.getpid()), time.perf_counter()
+        rate = samples_per_s(partial(next, batches), seconds, work.device, max(ahead, num_batches))
+        cores = (tree_cpu_s(os.getpid()) - cpu_s) / (time.perf_counter() - start)
+        # Wait until its prefetching is over, which would disturb other loaders.
+        time.sleep(min(2 * ahead * work.batch_size / rate, 2.0))
+        print(json.dumps([rate, cores]), file=answers, flush=True)
+    answers.close()
+    running.clear()  # ends the processes of DataLoader
+    os._exit(0)  # because ffcv's threads never end
+
+
+if __name__ == "__main__":
+    serve(Work(**json.loads(sys.argv[1])))

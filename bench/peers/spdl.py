@@ -1,0 +1,115 @@
+"""SPDL: its pipeline's threads, with OpenCV or with its own FFmpeg functions.
+
+A task decodes a whole batch, as `spdl.io.load_image_batch` has it: tasks of one picture pass the pipeline's
+event loop each, which costs more than decoding a small one. Both decode once for all views.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.peers.peer import Peer, Work
+
+Box = tuple[int, int, int, int]
+
+
+def random_box(height: int, width: int) -> Box:
+    """Draw a box (top, left, height, width) as torchvision's RandomResizedCrop does."""
+    for _ in range(10):
+        area = height * width * random.uniform(0.08, 1)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top, left = random.randint(0, height - box_height), random.randint(0, width - box_width)
+            return top, left, box_height, box_width
+    box_height = min(height, round(width / (3 / 4)))
+    box_width = min(width, round(height * 4 / 3))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def with_cv2(work: Work, num_views: int) -> Iterator[int]:
+    """Yield the numbers of samples in batches that OpenCV decodes and resizes."""
+    import cv2
+
+    cv2.setNumThreads(1)  # the pipeline has the threads
+    size = work.size_px
+
+    def decode(paths: list[Path]) -> np.ndarray:
+        out = np.empty((num_views, len(paths), size, size, 3), np.uint8)
+        for number, path in enumerate(paths):
+            image: Any = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB)
+            for view in range(num_views):
+                top, left, height, width = random_box(*image.shape[:2])
+                crop = image[top : top + height, left : left + width]
+                cv2.resize(crop, (size, size), dst=out[view, number], interpolation=cv2.INTER_AREA)
+        return out
+
+    return _batches(work, decode)
+
+
+def with_ffmpeg(work: Work, num_views: int) -> Iterator[int]:
+    """Yield the numbers of samples in batches that SPDL's FFmpeg functions decode, crop and scale."""
+    import spdl.io
+
+    def decode(paths: list[Path]) -> np.ndarray:
+        frames = []
+        for path in paths:
+            packets = spdl.io.demux_image(path.read_bytes())
+            boxes = [random_box(packets.codec.height, packets.codec.width) for _ in range(num_views)]
+            frames.append(spdl.io.decode_packets(packets, filter_desc=filter_graph(boxes, work.size_px)))
+        buffer = spdl.io.to_numpy(spdl.io.convert_frames(frames))
+        return buffer.reshape(len(paths), num_views, work.size_px, work.size_px, 3).swapaxes(0, 1)
+
+    return _batches(work, decode)
+
+
+def filter_graph(boxes: list[Box], size_px: int) -> str:
+    """Return FFmpeg's filters that cut the boxes out of a picture and stack them in one RGB picture."""
+    crops = [
+        f"crop=w={width}:h={height}:x={left}:y={top},scale=w={size_px}:h={size_px}:flags=area"
+        for top, left, height, width in boxes
+    ]
+    if len(crops) == 1:
+        return f"{crops[0]},format=pix_fmts=rgb24"
+    names = [f"[out{number}]" for number in range(len(crops))]
+    views = ";".join(f"[in{i}]{crop}{name}" for i, (crop, name) in enumerate(zip(crops, names, strict=True)))
+    split = f"split={len(crops)}" + "".join(f"[in{number}]" for number in range(len(crops)))
+    return f"{split};{views};{''.join(names)}vstack=inputs={len(crops)},format=pix_fmts=rgb24"
+
+
+def _batches(work: Work, decode: Callable[[list[Path]], np.ndarray]) -> Iterator[int]:
+    """Yield the numbers of samples in the batches of a pipeline whose threads run `decode`."""
+    from spdl.pipeline import PipelineBuilder
+
+    paths = sorted((Path(work.files) / "images").glob("*/*.jpg"))
+    labels = {path: int(path.parent.name) for path in paths}
+
+    def source() -> Iterator[list[Path]]:
+        while True:
+            random.shuffle(paths)
+            for start in range(0, len(paths) - work.batch_size + 1, work.batch_size):
+                yield paths[start : start + work.batch_size]
+
+    def load(batch: list[Path]) -> tuple[Any, Any]:
+        return torch.from_numpy(decode(batch)), torch.tensor([labels[path] for path in batch])
+
+    builder = PipelineBuilder().add_source(source()).pipe(load, concurrency=work.num_threads)
+    pipeline = builder.add_sink().build(
+        num_threads=work.num_threads, max_failures=0, use_thread_output_queue=True
+    )
+    with pipeline.auto_stop():
+        for images, numbers in pipeline:
+            if work.device != "cpu":
+                images, numbers = (
+                    each.pin_memory().to(work.device, non_blocking=True) for each in (images, numbers)
+                )
+            yield len(numbers)
+
+
+WITH_CV2 = Peer("SPDL, OpenCV", with_cv2, ("spdl.pipeline", "cv2"), needs_files=True)
+WITH_FFMPEG = Peer("SPDL, its FFmpeg", with_ffmpeg, ("spdl.pipeline", "spdl.io"), needs_files=True)
