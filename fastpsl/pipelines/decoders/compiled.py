@@ -5,8 +5,8 @@ scratch memory. libffcv trusts its caller, so headers, sizes and boxes are check
 """
 
 import threading
-from abc import abstractmethod
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 from numba import njit
@@ -182,17 +182,18 @@ _decode_chunk = _compiled(stamp(area, codes, encoded, isotropic, libffcv, libtur
 
 
 class CompiledDecoder(Decoder):
-    """A decoder on the CPU for betons."""
+    """A decoder on the CPU for betons.
+
+    Raises:
+        ValueError: If its library is missing.
+    """
 
     reasons = REASONS
-    _is_turbo: bool
+    _bindings: ModuleType  # libturbo or libffcv
 
     def __init__(self) -> None:
+        self._bindings.library()
         self._scratch = threading.local()
-
-    @abstractmethod
-    def _new_handle(self) -> "libffcv.Handle | libturbo.Handle":
-        """Return a new handle of the library, for one thread."""
 
     @override
     def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
@@ -215,7 +216,7 @@ class CompiledDecoder(Decoder):
             self._memory("encoded", int(rows.num_bytes.max())),
             self._memory("pixels", int((heights * widths).max()) * 3),
             status,
-            self._is_turbo,
+            self._bindings is libturbo,
             self._handle().address,
         )
         return status
@@ -223,7 +224,7 @@ class CompiledDecoder(Decoder):
     def _handle(self) -> "libffcv.Handle | libturbo.Handle":
         """Return this thread's handle, which is freed with the thread."""
         if not hasattr(self._scratch, "handle"):
-            self._scratch.handle = self._new_handle()
+            self._scratch.handle = self._bindings.Handle()
         handle: libffcv.Handle | libturbo.Handle = self._scratch.handle
         return handle
 

@@ -43,12 +43,18 @@ typedef struct {
     int32_t limit[17], offset[17];    // by the code's bits: its 16-bit upper limit, and where its values begin
 } HuffmanTable;
 
+// The bits of a scan, in local variables while an MCU is decoded.
+typedef struct {
+    const uint8_t *next;
+    uint64_t reservoir; // the next bits, from the top
+    int num_bits;       // in the reservoir
+} Bits;
+
 typedef struct {
     uint8_t *bytes; // the scan without the stuffed zeros, then PADDING zeros
     size_t capacity;
-    const uint8_t *next, *end;
-    uint64_t reservoir; // the next bits, from the top
-    int num_bits;       // in the reservoir
+    const uint8_t *end;
+    Bits bits;
     int predictor[MAX_COMPS_IN_SCAN];
     int component[D_MAX_BLOCKS_IN_MCU];
     int needs_ac[D_MAX_BLOCKS_IN_MCU];
@@ -161,123 +167,99 @@ static int long_code(const HuffmanTable *table, uint64_t reservoir) {
     return 0;
 }
 
-// The reservoir as local variables: 56 bits or more after a refill, and a symbol takes at most 31.
-#define REFILL                                                                                                     \
-    do {                                                                                                           \
-        uint64_t word;                                                                                             \
-        memcpy(&word, next, 8);                                                                                    \
-        reservoir |= __builtin_bswap64(word) >> num_bits;                                                          \
-        next += (63 - num_bits) >> 3;                                                                              \
-        num_bits |= 56;                                                                                            \
-    } while (0)
-#define TAKE(count)                                                                                                \
-    do {                                                                                                           \
-        int taken = (count);                                                                                       \
-        reservoir <<= taken;                                                                                       \
-        num_bits -= taken;                                                                                         \
-    } while (0)
+// Have 32 bits or more: a code and its value take at most 31.
+INLINE void refill(Bits *bits) {
+    if (bits->num_bits >= 32) return;
+    uint64_t word;
+    memcpy(&word, bits->next, 8);
+    bits->reservoir |= __builtin_bswap64(word) >> bits->num_bits;
+    bits->next += (63 - bits->num_bits) >> 3;
+    bits->num_bits |= 56;
+}
+
+INLINE void drop(Bits *bits, int count) {
+    bits->reservoir <<= count;
+    bits->num_bits -= count;
+}
+
+INLINE int32_t whole_symbol(const HuffmanTable *table, const Bits *bits) {
+    return table->symbol[bits->reservoir >> (64 - LOOKUP_BITS)];
+}
+
+// Take a code and return its symbol, or -1 where there is no such code.
+INLINE int take_code(const HuffmanTable *table, Bits *bits) {
+    int code = table->code[bits->reservoir >> (64 - LOOKUP_BITS)];
+    if (!code) code = long_code(table, bits->reservoir);
+    drop(bits, code >> 8);
+    return code ? code & 255 : -1;
+}
+
+INLINE int take_value(Bits *bits, int size) {
+    int value = size ? extended((uint32_t)(bits->reservoir >> (64 - size)), size) : 0;
+    drop(bits, size);
+    return value;
+}
+
+// Decode the AC values of a block into `block`, or skip them where it is NULL. Returns 0 if they are damaged.
+INLINE int take_ac(const HuffmanTable *table, Bits *bits, JCOEF *block) {
+    for (int k = 1; k < 64; k++) {
+        refill(bits);
+        int32_t entry = whole_symbol(table, bits);
+        if (!UNLIKELY(!entry)) {
+            drop(bits, entry & 255);
+            int run = entry >> 8 & 255;
+            k += run;
+            if (k > 63) return run == END_OF_BLOCK;
+            if (run == 16)
+                k--;
+            else if (block)
+                block[zigzag[k]] = (JCOEF)(entry >> 16);
+            continue;
+        }
+        int symbol = take_code(table, bits), size = symbol & 15, run = symbol >> 4;
+        if (symbol < 0) return 0;
+        if (!size) {
+            if (run != 15) return 1;
+            k += 15;
+            continue;
+        }
+        k += run;
+        if (k > 63) return 0;
+        int value = take_value(bits, size);
+        if (block) block[zigzag[k]] = (JCOEF)value;
+    }
+    return 1;
+}
 
 // Decode an MCU, or skip its values where `blocks` is NULL or its column lies outside of the crop.
 static boolean decode_mcu(j_decompress_ptr info, JBLOCKROW *blocks) {
     Scan *scan = &((Turbo *)info->client_data)->scan;
-    const uint8_t *next = scan->next;
-    uint64_t reservoir = scan->reservoir;
-    int num_bits = scan->num_bits;
+    Bits bits = scan->bits;
     int is_inside = scan->column >= scan->first_column && scan->column < scan->stop_column;
     if (++scan->column == scan->num_columns) scan->column = 0;
     for (int b = 0; b < info->blocks_in_MCU; b++) {
-        const HuffmanTable *table = scan->dc[b];
-        if (num_bits < 32) REFILL;
-        int32_t entry = table->symbol[reservoir >> (64 - LOOKUP_BITS)];
+        refill(&bits);
+        int32_t entry = whole_symbol(scan->dc[b], &bits);
         int value = entry >> 16;
         if (entry)
-            TAKE(entry & 255);
+            drop(&bits, entry & 255);
         else {
-            int code = table->code[reservoir >> (64 - LOOKUP_BITS)];
-            if (!code) code = long_code(table, reservoir);
-            int size = code & 255;
-            if (!code || size > 15) goto bad;
-            TAKE(code >> 8);
-            value = size ? extended((uint32_t)(reservoir >> (64 - size)), size) : 0;
-            TAKE(size);
+            int size = take_code(scan->dc[b], &bits);
+            if (size < 0 || size > 15) ERREXIT(info, JERR_INPUT_EOF);
+            value = take_value(&bits, size);
         }
         value = scan->predictor[scan->component[b]] += value;
-        table = scan->ac[b];
-        if (blocks && is_inside && scan->needs_ac[b]) {
-            JCOEF *block = *blocks[b];
-            block[0] = (JCOEF)value;
-            for (int k = 1; k < 64; k++) {
-                if (num_bits < 32) REFILL;
-                entry = table->symbol[reservoir >> (64 - LOOKUP_BITS)];
-                if (!UNLIKELY(!entry)) {
-                    TAKE(entry & 255);
-                    int run = entry >> 8 & 255;
-                    k += run;
-                    if (k > 63) {
-                        if (run == END_OF_BLOCK) break;
-                        goto bad;
-                    }
-                    if (run < 16)
-                        block[zigzag[k]] = (JCOEF)(entry >> 16);
-                    else
-                        k--;
-                    continue;
-                }
-                int code = table->code[reservoir >> (64 - LOOKUP_BITS)];
-                if (!code) code = long_code(table, reservoir);
-                if (!code) goto bad;
-                TAKE(code >> 8);
-                int size = code & 15, run = code >> 4 & 15;
-                if (!size) {
-                    if (run != 15) break;
-                    k += 15;
-                    continue;
-                }
-                k += run;
-                if (k > 63) goto bad;
-                block[zigzag[k]] = (JCOEF)extended((uint32_t)(reservoir >> (64 - size)), size);
-                TAKE(size);
-            }
-        } else {
-            if (blocks) (*blocks[b])[0] = (JCOEF)value;
-            for (int k = 1; k < 64; k++) {
-                if (num_bits < 32) REFILL;
-                entry = table->symbol[reservoir >> (64 - LOOKUP_BITS)];
-                if (!UNLIKELY(!entry)) {
-                    TAKE(entry & 255);
-                    int run = entry >> 8 & 255;
-                    k += run;
-                    if (k > 63) {
-                        if (run == END_OF_BLOCK) break;
-                        goto bad;
-                    }
-                    k -= run == 16;
-                    continue;
-                }
-                int code = table->code[reservoir >> (64 - LOOKUP_BITS)];
-                if (!code) code = long_code(table, reservoir);
-                if (!code) goto bad;
-                TAKE(code >> 8);
-                int size = code & 15, run = code >> 4 & 15;
-                if (!size) {
-                    if (run != 15) break;
-                    k += 15;
-                    continue;
-                }
-                k += run;
-                if (k > 63) goto bad;
-                TAKE(size);
-            }
-        }
+        if (blocks) (*blocks[b])[0] = (JCOEF)value;
+        int is_whole = blocks && is_inside && scan->needs_ac[b] ? take_ac(scan->ac[b], &bits, *blocks[b])
+                                                                 : take_ac(scan->ac[b], &bits, NULL);
+        if (!is_whole) ERREXIT(info, JERR_INPUT_EOF);
     }
-    // Zeros stand behind the end; a few MCUs of them may pass before this sees it.
-    if (next - (num_bits >> 3) > scan->end) goto bad;
-    scan->next = next, scan->reservoir = reservoir, scan->num_bits = num_bits;
-    if (!--scan->num_left && next - (num_bits >> 3) < scan->end) WARNMS(info, JWRN_EXTRANEOUS_DATA);
+    // Zeros stand behind the end; some of them may pass before this sees it.
+    const uint8_t *read = bits.next - (bits.num_bits >> 3);
+    if (read > scan->end) ERREXIT(info, JERR_INPUT_EOF);
+    scan->bits = bits;
+    if (!--scan->num_left && read < scan->end) WARNMS(info, JWRN_EXTRANEOUS_DATA);
     return TRUE;
-bad:
-    ERREXIT(info, JERR_INPUT_EOF);
-    return FALSE;
 }
 
 // Let our decode_mcu read the scan that begins, if it is of the usual kind. Return 0 where memory lacks.
@@ -322,8 +304,7 @@ static int take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column) 
         if (!scan->dc[b] || !scan->ac[b]) return 1;
     }
     memset(scan->predictor, 0, sizeof scan->predictor);
-    scan->next = scan->bytes, scan->end = out;
-    scan->reservoir = 0, scan->num_bits = 0;
+    scan->bits = (Bits){.next = scan->bytes}, scan->end = out;
     scan->column = 0, scan->num_columns = info->MCUs_per_row;
     scan->first_column = first_column, scan->stop_column = stop_column;
     scan->num_left = (uint64_t)info->MCUs_per_row * info->MCU_rows_in_scan;
