@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
+from bench.agreement import agreement_table
 from bench.archive import read_archives
 from bench.beton_size import sizes_table
 from bench.gil_tables import gil_table
@@ -151,7 +152,11 @@ def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
             "machines": machines(results),
             "results": sections,
         },
-        DOCS / "data.md": {"sizes": sizes_table(results), "loaders": best_table(results)},
+        DOCS / "data.md": {
+            "agreement": agreement_table(results),
+            "sizes": sizes_table(results),
+            "loaders": best_table(results),
+        },
         DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus), "lock": gil_table(results)},
         ROOT / "README.md": {"loaders": best_table(results)},
     }

@@ -68,6 +68,7 @@ MISSING = {"what": str, "reason": str}
 THROUGHPUT = {"decoder": str | None, "num_views": int, "stage": str | None}
 # Bench → additional keys of its rows.
 LABELS: dict[str, dict[str, Any]] = {
+    "agreement": {"size_px": int, "percentile_99": int, "largest": int, "share_equal": float},
     "beton_size": {"num_taken_over": int, "psnr_db": float | None},
     "beton_write": {},
     "decode": {"decoder": str, "num_threads": int, "num_views": int, "cores_used": float},
