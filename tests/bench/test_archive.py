@@ -133,7 +133,8 @@ def test_one_line_and_exit_2(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_results_come_to_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "root"
-    for name in ("docs/performance.md", "docs/scale.md", "bench/results/kernels-cpu.json"):
+    pages = "README.md", "docs/performance.md", "docs/scale.md", "docs/data.md"
+    for name in (*pages, "bench/results/kernels-cpu.json"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / "docs" / "images").mkdir()

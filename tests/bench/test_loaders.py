@@ -13,7 +13,7 @@ from bench import loaders, peers
 from bench.interleaved import Rates
 from bench.loaders import Options, tabulate, variants
 from bench.schema import validate
-from fastpsl.pipelines.decoders import dali, libffcv
+from fastpsl.pipelines.decoders import dali, libffcv, libturbo
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, run
 
@@ -31,7 +31,8 @@ def test_a_run_on_a_cpu_writes_what_can_be_measured_and_names_the_rest(tmp_path:
     assert process.returncode == 0, process.stderr
     result = json.loads(out.read_text())
     validate(result)
-    decoders = {"ffcv"} if not libffcv.why_missing() else set()
+    decoders = {"turbo"} if not libturbo.why_missing() else set()
+    decoders |= {"ffcv"} if not libffcv.why_missing() else set()
     decoders |= {"dali"} if not dali.why_missing(torch.device("cpu")) else set()
     assert {(row["decoder"], row["num_views"]) for row in result["rows"]} == {(name, 2) for name in decoders}
     assert all(row["views_per_s"] == pytest.approx(2 * row["median"], rel=1e-3) for row in result["rows"])
@@ -52,7 +53,9 @@ def test_whole_epochs_of_ours_beside_ffcvs_loader(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     validate(result)
     missing = {each["what"] for each in result["not_measured"]}
-    kinds = {"ffcv", "torchvision", "ffcv_loader"} - ({"ffcv", "ffcv_loader"} if missing else set())
+    kinds = {"torchvision"} | ({"turbo"} if not libturbo.why_missing() else set())
+    kinds |= {"ffcv", "ffcv_loader"} if not libffcv.why_missing() else set()
+    assert bool(missing) == (len(kinds) < 4)
     rows = {(row["measured"], row["decoder"]): row for row in result["rows"]}
     assert rows.keys() == {(measured, kind) for measured in ("loader", "cpu") for kind in kinds}
     for kind in kinds:
@@ -103,13 +106,15 @@ def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch)
         return ""
 
     monkeypatch.setattr(dali, "why_missing", why_missing)
-    monkeypatch.setattr(libffcv, "why_missing", lambda: "")
+    for library in (libturbo, libffcv):
+        monkeypatch.setattr(library, "why_missing", lambda: "")
     monkeypatch.setattr(peers, "why_missing", lambda *_: None)
     work = peers.Work("dali", str(sample_paths().train), "", 256, 12, 224, "cuda:0")
     works, missing = variants(Options(what="decode"), work)
     ours = {(each.num_threads, each.hw_decoder_load) for each in works if each.kind == "dali"}
     assert ours == {(4, 0.9), (8, 0.9), (12, 0.9), (12, 0.65), (12, 1.0), (4, 1.0)}
     assert [(each.kind, each.device, each.hw_decoder_load) for each in works if each.kind != "dali"] == [
+        ("turbo", "cuda:0", None),
         ("ffcv", "cuda:0", None),
         ("ffcv_loader", "cuda:0", None),
         ("dali_reader", "cuda:0", None),

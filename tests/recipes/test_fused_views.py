@@ -16,6 +16,7 @@ from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels import fused
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.transfer.few_shot import SmallImages
 from tests.programs import ROOT
@@ -47,7 +48,7 @@ TRAINED: dict[str, list[dict[str, Any]]] = {
     "uic_cifar10": UIC,
     "uic_r50": UIC,
 }
-WEIGHTS = {"random_weights": True, "backbone": "alexnet", "val": "val.beton"}
+WEIGHTS = {"random_weights": True, "backbone": "alexnet", "val": str(sample_paths().test)}
 EVALUATED: dict[str, dict[str, Any]] = {
     "block_probe": WEIGHTS | {"backbone": "nin4"},
     "linear_probe": WEIGHTS,
@@ -77,7 +78,7 @@ def check(views: tuple[ViewSpec, ...]) -> None:
 def views_of(recipe: str, **asked: Any) -> tuple[ViewSpec, ...]:
     """Return the training, held-out and pass views of all levels; the backbone is on the meta device."""
     parts = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))
-    options = parts["RECIPE"].with_paper(data="data.beton", **asked)
+    options = parts["RECIPE"].with_paper(data=str(sample_paths().train), **asked)
     with torch.device("meta"):
         task = parts["build"](options).task
     levels = range(1, task.num_levels + 1)
