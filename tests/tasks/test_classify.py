@@ -148,5 +148,5 @@ def test_held_out_data_of_other_classes_is_refused(tmp_path: Path) -> None:
     names = [f"class {i}" for i in range(17)]
     samples = [Sample(f"p{i}", image, i) for i, image in enumerate(images)]
     write_beton(samples, with_more, num_samples=17, class_names=names)
-    with pytest.raises(ValueError, match="17 classes, training data 8"):
+    with pytest.raises(ValueError, match=r"\(17 classes, .*train_32.beton 8; class 0 is 'class 0', "):
         fit(tmp_path / "out", 1, val=str(with_more), data=str(sample_paths().train_32))
