@@ -1,12 +1,11 @@
 """`fastpsl data append`."""
 
-import os
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
-from fastpsl.commands.writing import counted, write_and_tell
+from fastpsl.commands.writing import counted, record_of, write_and_tell
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,7 @@ class Append:
             image_column=self.image_column,
             label_column=self.label_column,
         )
-        record: dict[str, object] = {
-            "source": self.src if self.src.startswith("hf:") else os.path.abspath(self.src),
-            "split": self.split,
-            "shard": "0/1",
-            "num_total": source.num_total,
-            "appended": True,
-        }
+        record = record_of(self.src, self.split, "0/1", source) | {"appended": True}
         new = appendix(self.data, source, record)
         write_and_tell(
             "append",

@@ -1,6 +1,5 @@
 """`fastpsl data write | append | verify | info | show`."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -9,7 +8,7 @@ import tyro
 
 from fastpsl.commands.append import Append
 from fastpsl.commands.show import Show
-from fastpsl.commands.writing import counted, write_and_tell
+from fastpsl.commands.writing import counted, record_of, write_and_tell
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.beton.encode import Target
@@ -150,12 +149,7 @@ class Write:
             overwrite=self.overwrite,
             resume=self.resume,
             shard_mb=self.shard_mb,
-            record={
-                "source": self.src if self.src.startswith("hf:") else os.path.abspath(self.src),
-                "split": self.split,
-                "shard": self.shard,
-                "num_total": source.num_total,
-            },
+            record=record_of(self.src, self.split, self.shard, source),
         )
 
     def _foresee(self, source: "Source", target: "Target") -> bool:

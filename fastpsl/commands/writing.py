@@ -1,6 +1,7 @@
 """What `fastpsl data write` and `append` share: opening a source, and writing it with its progress."""
 
 import contextlib
+import os
 import shlex
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,6 +39,16 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
             bars[0].update(done, 0)
 
         yield show
+
+
+def record_of(src: str, split: str | None, shard: str, source: Source) -> dict[str, object]:
+    """Return what a beton's JSON tells of its source."""
+    return {
+        "source": src if src.startswith("hf:") else os.path.abspath(src),
+        "split": split,
+        "shard": shard,
+        "num_total": source.num_total,
+    }
 
 
 def write_and_tell(

@@ -8,14 +8,15 @@ samples before stay as they are.
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton, shard_paths
 from fastpsl.pipelines.beton.shard_set import how_written, set_faults
 from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
+from fastpsl.pipelines.sources.renumbered import Renumbered
 from fastpsl.pipelines.sources.source import Sample, Source
 
 _MORE = ".more-"
@@ -29,26 +30,17 @@ class Appendix:
         out: Its path.
         target: The form in which the set's images are stored.
         class_names: The set's.
-        labels: The set's label for each label of the source; None where they are the same.
         pattern: What names the set with this file.
     """
 
     out: Path
     target: Target
     class_names: list[str] | None
-    labels: list[int] | None
     pattern: str
 
     def samples(self, source: Source) -> Callable[[int], Iterator[Sample]]:
         """Return the function that yields the source's images from the i-th on, with the set's labels."""
-        return lambda skip: self._relabelled(source.samples(skip))
-
-    def _relabelled(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        for sample in samples:
-            if self.labels is None or sample.label < 0:
-                yield sample
-            else:
-                yield replace(sample, label=self.labels[sample.label])
+        return source.samples if self.class_names is None else Renumbered(source, self.class_names).samples
 
 
 def appendix(data: str, source: Source, record: dict[str, object]) -> Appendix:
@@ -87,8 +79,8 @@ def appendix(data: str, source: Source, record: dict[str, object]) -> Appendix:
     faults = set_faults([each for each in (*written, new) if each])
     if faults:
         raise ValueError(faults[0].replace("remove one of them", "they are there already"))
-    labels = _labels(paths[0], class_names, source)
-    return Appendix(out, targets[0], class_names, labels, _pattern(data, paths, out))
+    _require_known(paths[0], class_names, source)
+    return Appendix(out, targets[0], class_names, _pattern(data, paths, out))
 
 
 def _stem(path: Path) -> str:
@@ -133,19 +125,18 @@ def _target(sidecar: Sidecar) -> Target:
     return Target(**{name: value for name, value in sidecar.written.items() if name in names})
 
 
-def _labels(path: Path, class_names: list[str] | None, source: Source) -> list[int] | None:
-    """Return the set's label of each of the source's classes, which go by their names."""
+def _require_known(path: Path, class_names: list[str] | None, source: Source) -> None:
+    """Raise ValueError unless the set has all of the source's classes, which go by their names."""
     if source.class_names is None or class_names is None:
         if source.class_names != class_names:
             has, other = ("none", "has some") if class_names is None else ("class names", "has none")
             raise ValueError(f"{path}: has {has}, the source {other}; give a source of the same kind")
-        return None
-    labels = {name: label for label, name in enumerate(class_names)}
-    new = [name for name in source.class_names if name not in labels]
+        return
+    known = set(class_names)
+    new = [name for name in source.class_names if name not in known]
     if new:
         more = f" (and {len(new) - 1:,} more)" if len(new) > 1 else ""
         raise ValueError(
             f"{path}: has no class {' '.join(new[0].split())}{more}, which the source has; "
             f"leave it out, or write all anew with all classes"
         )
-    return [labels[name] for name in source.class_names]

@@ -20,7 +20,7 @@
 
 #define PUBLIC __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
-#define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+#define LIKELY(condition) __builtin_expect(!!(condition), 1)
 #if JPEG_LIB_VERSION >= 70 // the interface of libjpeg 7 and 8, as Ubuntu builds it
 #define SCALED_BLOCK(component) (component)->DCT_h_scaled_size
 #define MIN_SCALED_BLOCK(info) (info)->min_DCT_h_scaled_size
@@ -205,7 +205,7 @@ INLINE int take_ac(const HuffmanTable *table, Bits *bits, JCOEF *block) {
     for (int k = 1; k < 64; k++) {
         refill(bits);
         int32_t entry = whole_symbol(table, bits);
-        if (!UNLIKELY(!entry)) {
+        if (LIKELY(entry)) {
             drop(bits, entry & 255);
             int run = entry >> 8 & 255;
             k += run;
