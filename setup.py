@@ -86,7 +86,7 @@ turbo = Extension(
     ["fastpsl/pipelines/decoders/turbo.c", "fastpsl/pipelines/decoders/area.c"],
     include_dirs=[f"{libjpeg}/include"] if libjpeg else [],
     extra_objects=[f"{libjpeg}/lib/libjpeg.a"] if libjpeg else [],
-    libraries=["m"] if libjpeg else ["jpeg", "m"],
+    libraries=[] if libjpeg else ["jpeg"],
     extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden"],
     extra_link_args=["-Wl,--exclude-libs,ALL"],
     py_limited_api=True,

@@ -19,7 +19,7 @@ from fastpsl.pipelines.loader.workers import map_in_order
 
 # Training never reaches these epochs, so that its most recent reads do not favour this measurement.
 FIRST_EPOCH = 1 << 30
-_CHUNK = 16  # samples per task of a thread, as in the loader
+_CHUNK = 16  # samples per task of a thread
 _NUM_PROBED = 512
 
 

@@ -1,5 +1,6 @@
 """Arenas: memory in use is never handed out, and free memory is used again."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,22 @@ def test_memory_is_used_again_when_its_last_holder_lets_it_go() -> None:
     del second, third, larger
     sizes = [len(arenas.take(1).memory) for _ in range(3)]
     assert max(sizes) >= 5000 and len(arenas._free) == 3
+
+
+def test_arrays_and_tensors_keep_their_arena_and_a_pool_keeps_no_more_than_its_limit() -> None:
+    arenas = Arenas(limit=2)
+    array = np.asarray(arenas.take(1000))
+    part = torch.from_numpy(array).view(10, -1)[3, 5:7]
+    part.fill_(7)
+    place, inside = array.ctypes.data, part.data_ptr()
+    del array
+    assert arenas.take(1000).memory.ctypes.data != place and part.tolist() == [7, 7]
+    assert inside - place == 3 * (1250 // 10) + 5
+    del part
+    assert arenas.take(1000).memory.ctypes.data == place
+    held = [arenas.take(10) for _ in range(5)]
+    held.clear()
+    assert len(arenas._free) == 2
 
 
 def test_pinned_memory_is_torchs_and_lives_as_long_as_its_array(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -258,6 +258,25 @@ def test_the_first_samples_are_those_of_the_batch(beton: Path, num: int) -> None
     assert (part.epoch, part.step, len(part.indices)) == (whole.epoch, whole.step, min(num, GLOBAL_BATCH))
 
 
+@pytest.mark.parametrize("decoder", ["turbo", "ffcv", "torchvision"])
+def test_images_stay_as_they_are_while_anything_refers_to_them_and_then_their_memory_serves_again(
+    beton: Path, decoder: str
+) -> None:
+    with (
+        Beton(beton) as data,
+        Loader(data, VIEWS, batch_size_per_rank=2, decoder=decoder, prefetch_batches=2) as loader,
+    ):
+        expected = [batch.images[-1][1].clone() for batch in loader.epoch(0)]
+        kept = [batch.images[-1][1].numpy() for batch in loader.epoch(0)]  # of a batch of two views, one image
+        for _ in loader.epoch(1):
+            pass
+        for image, as_it_was in zip(kept, expected, strict=True):
+            np.testing.assert_array_equal(image, as_it_was.numpy())
+        places = [batch.images[0].data_ptr() for batch in loader.epoch(2)]
+        assert len(set(places)) < len(places) // 2
+    np.testing.assert_array_equal(kept[-1], expected[-1].numpy())  # also behind the loader's end
+
+
 def test_prefetch_is_bounded(beton: Path) -> None:
     with (
         Beton(beton) as data,

@@ -1,16 +1,25 @@
-"""Reusable memory for the bytes of batches."""
+"""Reusable memory for the bytes and the images of batches."""
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 import torch
 
 
 class Arena:
-    """The memory of one batch; it returns to its pool when this object is deleted."""
+    """The memory of one batch; it returns to its pool when this object is deleted.
+
+    `np.asarray(arena)` is an array of the memory, uint8, that keeps the arena alive.
+    """
 
     def __init__(self, memory: np.ndarray, is_pinned: bool, free: "deque[np.ndarray]") -> None:
         self.memory, self.is_pinned, self._free = memory, is_pinned, free
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """Hand the memory over to numpy, whose array then refers to this object."""
+        return self.memory.__array_interface__
 
     def __del__(self) -> None:
         self._free.append(self.memory)
@@ -19,16 +28,17 @@ class Arena:
 class Arenas:
     """A pool of arenas.
 
-    Fresh memory is mapped and cleared page by page, under a lock of the whole process. The pool keeps as many
-    arenas as were ever in use at once. Each is a quarter larger than the batch it was allocated for.
+    Fresh memory is mapped and cleared page by page, under a lock of the whole process. Each arena is a quarter
+    larger than the batch it was allocated for.
 
     Args:
         pinned: Whether the memory is page-locked, which needs a CUDA device.
+        limit: The most arenas to keep while they are not in use; by default as many as were ever in use.
     """
 
-    def __init__(self, pinned: bool = False) -> None:
+    def __init__(self, pinned: bool = False, limit: int | None = None) -> None:
         self._pinned = pinned
-        self._free: deque[np.ndarray] = deque()
+        self._free: deque[np.ndarray] = deque(maxlen=limit)
 
     def take(self, num_bytes: int) -> Arena:
         """Take an arena of at least `num_bytes`, in any thread.

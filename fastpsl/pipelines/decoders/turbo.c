@@ -34,12 +34,27 @@
 #define END_OF_BLOCK 64    // a run that ends the block
 #define PADDING 4096       // zeros after the scan's bytes: more than the largest MCU takes
 
+// What `LOOKUP_BITS` bits tell of a block's AC values. `room` is how many places they take, with the one of the
+// end's mark if it is among them; NO_ROOM where the bits tell too little. `bits` has END where the block ends.
+#define NO_ROOM 127
+#define END 128
+typedef struct { // one value or two
+    int16_t value[2];
+    uint8_t place[2]; // from the block's present one; a second value that is missing is 0 at the first one's place
+    uint8_t room, bits;
+} Step;
+typedef struct { // as many values as begin in the bits, to be skipped
+    uint8_t room, bits;
+} Skip;
+
 // One Huffman table of JPEG (ITU-T T.81, Annex C), with what `LOOKUP_BITS` bits tell at once.
 typedef struct {
     int is_valid;
     uint8_t bits[17], values[256];    // as in the file; the table is built again where they differ
     int32_t symbol[1 << LOOKUP_BITS]; // value << 16 | run << 8 | bits of code and value, or 0: take two steps
     uint16_t code[1 << LOOKUP_BITS];  // bits of the code << 8 | symbol, or 0: the code is longer
+    Step step[1 << LOOKUP_BITS];      // of AC
+    Skip skip[1 << LOOKUP_BITS];
     int32_t limit[17], offset[17];    // by the code's bits: its 16-bit upper limit, and where its values begin
 } HuffmanTable;
 
@@ -139,6 +154,41 @@ static void enter(HuffmanTable *table, uint32_t code, int length, int symbol, in
     }
 }
 
+// Fill in the steps of AC values, from the lookup of single ones.
+static void enter_steps(HuffmanTable *table) {
+    const uint32_t mask = (1u << LOOKUP_BITS) - 1;
+    for (uint32_t i = 0; i <= mask; i++) {
+        Step step = {.room = NO_ROOM};
+        for (int num = 0, used = 0, room = 0; num < 2; num++) {
+            int32_t entry = table->symbol[i << used & mask];
+            int length = entry & 255, run = entry >> 8 & 255, is_end = run == END_OF_BLOCK;
+            if (!entry || used + length > LOOKUP_BITS) break;
+            used += length;
+            if (!is_end) {
+                int is_value = run < 16; // or sixteen zeros
+                step.place[1] = (uint8_t)(room + run - !is_value), step.value[1] = (int16_t)(entry >> 16);
+                if (!num) step.place[0] = step.place[1], step.value[0] = step.value[1];
+                room += run + is_value;
+            }
+            step.room = (uint8_t)(room + is_end), step.bits = (uint8_t)(used | (is_end ? END : 0));
+            if (is_end) break;
+        }
+        table->step[i] = step;
+
+        Skip skip = {.room = NO_ROOM};
+        for (int used = 0, room = 0; used < LOOKUP_BITS;) {
+            int code = table->code[i << used & mask], size = code & 15, run = code >> 4 & 15;
+            if (!code || used + (code >> 8) > LOOKUP_BITS) break;
+            int is_end = !size && run != 15;
+            used += (code >> 8) + size;
+            room += is_end ? 1 : run + 1;
+            skip.room = (uint8_t)room, skip.bits = (uint8_t)(used | (is_end ? END : 0));
+            if (is_end) break;
+        }
+        table->skip[i] = skip;
+    }
+}
+
 static const HuffmanTable *derived(HuffmanTable *table, const JHUFF_TBL *source, int is_ac) {
     if (!source) return NULL;
     if (table->is_valid && !memcmp(table->bits, source->bits, 17) && !memcmp(table->values, source->huffval, 256))
@@ -155,6 +205,7 @@ static const HuffmanTable *derived(HuffmanTable *table, const JHUFF_TBL *source,
         }
         table->limit[length] = code << (16 - length);
     }
+    if (is_ac) enter_steps(table);
     table->is_valid = 1;
     return table;
 }
@@ -167,7 +218,7 @@ static int long_code(const HuffmanTable *table, uint64_t reservoir) {
     return 0;
 }
 
-// Have 32 bits or more: a code and its value take at most 31.
+// Have 32 bits or more: a code and its value take at most 31, and what a lookup finds takes less.
 INLINE void refill(Bits *bits) {
     if (bits->num_bits >= 32) return;
     uint64_t word;
@@ -202,31 +253,35 @@ INLINE int take_value(Bits *bits, int size) {
 
 // Decode the AC values of a block into `block`, or skip them where it is NULL. Returns 0 if they are damaged.
 INLINE int take_ac(const HuffmanTable *table, Bits *bits, JCOEF *block) {
-    for (int k = 1; k < 64; k++) {
+    for (int k = 1; k < 64;) {
         refill(bits);
-        int32_t entry = whole_symbol(table, bits);
-        if (LIKELY(entry)) {
-            drop(bits, entry & 255);
-            int run = entry >> 8 & 255;
-            k += run;
-            if (k > 63) return run == END_OF_BLOCK;
-            if (run == 16)
-                k--;
-            else if (block)
-                block[zigzag[k]] = (JCOEF)(entry >> 16);
+        uint32_t next = (uint32_t)(bits->reservoir >> (64 - LOOKUP_BITS));
+        int room, taken;
+        if (block) {
+            Step step = table->step[next];
+            room = step.room, taken = step.bits;
+            if (LIKELY(room <= 64 - k)) {
+                block[zigzag[k + step.place[1]]] = step.value[1];
+                block[zigzag[k + step.place[0]]] = step.value[0];
+            }
+        } else {
+            Skip skip = table->skip[next];
+            room = skip.room, taken = skip.bits;
+        }
+        if (LIKELY(room <= 64 - k)) {
+            drop(bits, taken & ~END);
+            if (taken & END) return 1;
+            k += room;
             continue;
         }
         int symbol = take_code(table, bits), size = symbol & 15, run = symbol >> 4;
         if (symbol < 0) return 0;
-        if (!size) {
-            if (run != 15) return 1;
-            k += 15;
-            continue;
-        }
+        if (!size && run != 15) return 1;
         k += run;
-        if (k > 63) return 0;
+        if (k > 63 && size) return 0;
         int value = take_value(bits, size);
-        if (block) block[zigzag[k]] = (JCOEF)value;
+        if (block && size) block[zigzag[k]] = (JCOEF)value;
+        k++;
     }
     return 1;
 }

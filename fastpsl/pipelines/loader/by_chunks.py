@@ -1,12 +1,18 @@
 """The engine of a loader for a `Decoder` (ffcv, torchvision, synthetic): chunks of a batch, in threads."""
 
+import math
 from functools import partial
 
+import numpy as np
 import torch
 
+from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.pending_batch import PendingBatch
 from fastpsl.pipelines.loader.workers import Workers
+
+
+_MAX_FREE = 8  # arenas to keep where the consumer has held many batches and dropped them
 
 
 class ByChunks:
@@ -15,13 +21,14 @@ class ByChunks:
     def __init__(self, decoder: Decoder, num_threads: int) -> None:
         self._decoder = decoder
         self._workers = Workers(num_threads, "fastpsl-loader")
+        self._arenas = Arenas(limit=_MAX_FREE)
 
     def start(self, pending: PendingBatch) -> None:
         self._workers.submit(self._run, pending)
 
     def _run(self, pending: PendingBatch) -> None:
         pending.guard(pending.plan)
-        pending.guard(_allocate, pending)
+        pending.guard(_allocate, pending, self._arenas)
         pending.decode_in_chunks(self._workers, partial(_decode, self._decoder, pending), pending.finish)
 
     @property
@@ -32,14 +39,20 @@ class ByChunks:
         self._workers.close(limit_s)
 
 
-def _allocate(pending: PendingBatch) -> None:
+def _allocate(pending: PendingBatch, arenas: Arenas) -> None:
     """Allocate the batch's images, with zeros for padding."""
     spec, num = pending.spec, len(pending.indices)
-    for view in spec.views:
-        # No ring of buffers, because torch's pinned allocator reuses a block after its copies have ended.
-        shape, is_pinned = (num, view.crop.size_px, view.crop.size_px, 3), spec.copy_stream is not None
-        pending.images.append(torch.empty(shape, dtype=torch.uint8, pin_memory=is_pinned))
-        pending.images[-1][pending.num_valid :] = 0
+    shapes = [(num, view.crop.size_px, view.crop.size_px, 3) for view in spec.views]
+    if spec.copy_stream is None:
+        # One arena for all views. It goes back to the pool with the last tensor that refers to it.
+        memory = torch.from_numpy(np.asarray(arenas.take(sum(map(math.prod, shapes)))))
+        for shape in shapes:
+            pending.images.append(memory[: math.prod(shape)].view(shape))
+            memory = memory[math.prod(shape) :]
+    else:  # torch's pinned allocator reuses a block after its copies have ended
+        pending.images += [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
+    for images in pending.images:
+        images[pending.num_valid :] = 0
 
 
 def _decode(decoder: Decoder, pending: PendingBatch, part: slice) -> None:

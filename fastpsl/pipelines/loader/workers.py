@@ -29,9 +29,10 @@ def default_num_threads() -> int:
 
 
 class Workers:
-    """A number of threads that run submitted functions, which must not raise, in order."""
+    """Threads, `num_threads` of them, that run submitted functions, which must not raise, in order."""
 
     def __init__(self, num_threads: int, name: str) -> None:
+        self.num_threads = num_threads
         self._queue: _Queue = SimpleQueue()
         # The threads refer to the queue, never to this object, so deleting it ends them, as does the exit.
         self._threads = [
