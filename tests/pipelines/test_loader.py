@@ -267,7 +267,7 @@ def test_images_stay_as_they_are_while_anything_refers_to_them_and_then_their_me
         Loader(data, VIEWS, batch_size_per_rank=2, decoder=decoder, prefetch_batches=2) as loader,
     ):
         expected = [batch.images[-1][1].clone() for batch in loader.epoch(0)]
-        kept = [batch.images[-1][1].numpy() for batch in loader.epoch(0)]  # of a batch of two views, one image
+        kept = [batch.images[-1][1].numpy() for batch in loader.epoch(0)]  # one of its four images
         for _ in loader.epoch(1):
             pass
         for image, as_it_was in zip(kept, expected, strict=True):

@@ -28,8 +28,8 @@ class Arena:
 class Arenas:
     """A pool of arenas.
 
-    Fresh memory is mapped and cleared page by page, under a lock of the whole process. Each arena is a quarter
-    larger than the batch it was allocated for.
+    Fresh memory is mapped and cleared page by page, under a lock of the whole process. Each arena is a
+    quarter larger than the batch it was allocated for.
 
     Args:
         pinned: Whether the memory is page-locked, which needs a CUDA device.

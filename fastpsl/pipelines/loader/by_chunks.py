@@ -11,7 +11,6 @@ from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.pending_batch import PendingBatch
 from fastpsl.pipelines.loader.workers import Workers
 
-
 _MAX_FREE = 8  # arenas to keep where the consumer has held many batches and dropped them
 
 

@@ -20,8 +20,8 @@ from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.loader.workers import Workers
 from fastpsl.pipelines.views import Crop, ViewSpec
 
-# A chunk's samples. Small pictures are decoded a tenth faster in chunks of 64 than of 16, because Python has less
-# to do; many threads need many chunks.
+# A chunk's samples. Small pictures are decoded a tenth faster in chunks of 64 than of 16, because Python has
+# less to do; many threads need many chunks.
 _MIN_CHUNK, _MAX_CHUNK = 8, 64
 _MAX_NAMES = 3  # samples named in one line of an error
 
