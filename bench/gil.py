@@ -4,7 +4,8 @@
     python bench/gil.py --sizes 64 --threads 32
 
 A batch's CPU time under the lock is that of its Python: plan, allocation, hand-over and assembly, measured
-with a decoder that does nothing, and the decoder's own Python, once a chunk. All else runs without the lock.
+with a decoder that does nothing, and the decoder's own Python, once a chunk; chunks are those of 32 threads.
+All else runs without the lock.
 The whole over the part under the lock is the number of cores at which the lock is always taken: more add
 nothing. Threads beyond the cores show what waiting, switching and their memory cost: CPU time, page faults,
 switches; cores that work at once are not simulated. Crops are those of bench/sizes.py. See bench/README.md.
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,16 +36,19 @@ from bench.size_data import crop_px, drawn
 from fastpsl.engine.command_line import parse
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.codes import AREA
 from fastpsl.pipelines.decoders.decoder import Decoder
-from fastpsl.pipelines.loader.by_chunks import _allocate
+from fastpsl.pipelines.loader.by_chunks import ByChunks, _allocate
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order, step_indices
-from fastpsl.pipelines.loader.pending_batch import _CHUNK_SAMPLES, PendingBatch
+from fastpsl.pipelines.loader.pending_batch import PendingBatch, chunk_samples
 from fastpsl.pipelines.loader.workers import default_num_threads
 from fastpsl.pipelines.views import ViewSpec
 
 Size = Literal["64", "160", "224", "256", "500", "originals"]
+_MANY = 32  # threads whose chunks are counted
+_MAX_CHUNK = 64
 _CALLS = 200  # of the decoder, for the Python around it
 
 
@@ -98,11 +103,13 @@ def without_decoding(loader: Loader) -> None:
 def python_parts(loader: Loader, epoch: int) -> dict[str, float]:
     """Return the CPU milliseconds of a batch's plan, allocation and assembly, each the median of an epoch."""
     order = epoch_order(loader.seed, epoch, loader.num_samples)
+    arenas = Arenas()
     times: dict[str, list[float]] = {"plan": [], "allocation": [], "assembly": []}
     for step in range(loader.num_steps):
         numbers = step_indices(order, step, loader.batch_size_per_rank, 0, 1)
         pending = PendingBatch(loader._spec, epoch, step, numbers)
-        works: tuple[Callable[[], None], ...] = (pending.plan, lambda: _allocate(pending), pending.finish)  # noqa: B023
+        allocate = partial(_allocate, pending, arenas)
+        works: tuple[Callable[[], None], ...] = (pending.plan, allocate, pending.finish)
         for name, work in zip(times, works, strict=True):
             times[name].append(cpu_ms(work))
     return {name: statistics.median(values) for name, values in times.items()}
@@ -114,24 +121,25 @@ def cpu_ms(work: Callable[[], object]) -> float:
     return 1e3 * (time.thread_time() - start)
 
 
-def decoder_call_ms(decoder: Decoder, data: Beton) -> float:
+def decoder_call_ms(decoder: Decoder, data: Beton, num_samples: int) -> float:
     """Return the CPU milliseconds of a decoder's Python around a chunk, by chunks of one and of more samples.
 
     Args:
         decoder: The decoder.
-        data: Pictures of few pixels, a chunk of them at least.
+        data: Pictures of few pixels.
+        num_samples: How many make a chunk.
     """
-    rows = data.rows(np.arange(_CHUNK_SAMPLES))
+    rows = data.rows(np.arange(num_samples))
     boxes = np.stack([0 * rows.height, 0 * rows.width, rows.height, rows.width, 0 * rows.height + AREA], 1)
-    boxes, out = boxes.astype(np.int32), np.empty((_CHUNK_SAMPLES, 1, 1, 3), np.uint8)
+    boxes, out = boxes.astype(np.int32), np.empty((num_samples, 1, 1, 3), np.uint8)
 
     def chunk(num: int) -> float:
         part = rows.part(slice(0, num))
         times = [cpu_ms(lambda: decoder.decode(part, [boxes[:num]], [out[:num]])) for _ in range(_CALLS)]
         return statistics.median(times)
 
-    one, many = chunk(1), chunk(_CHUNK_SAMPLES)
-    return max(0.0, one - (many - one) / (_CHUNK_SAMPLES - 1))
+    one, many = chunk(1), chunk(num_samples)
+    return max(0.0, one - (many - one) / (num_samples - 1))
 
 
 def measure_size(
@@ -154,14 +162,18 @@ def measure_size(
         without_decoding(idle)
         for loader in (*loaders.values(), idle):
             costs(loader, 0)
-        num_chunks = -(-options.batch_size // _CHUNK_SAMPLES)
+        assert isinstance(idle._engine, ByChunks)
+        idle._engine._workers.num_threads = _MANY  # for the size of its chunks; there is one thread
+        samples = chunk_samples(options.batch_size, _MANY)
         for repeat in range(options.repeats):
             log(f"{size}: repeat {repeat + 1} of {options.repeats}")
             for num in counts[:: -1 if repeat % 2 else 1]:
                 for measured, value in costs(loaders[num], 1 + repeat).items():
                     values.setdefault((measured, num), []).append(value)
             parts = python_parts(idle, 1 + repeat)
-            parts["decoder's Python"] = num_chunks * decoder_call_ms(decoder, tiny)
+            parts["decoder's Python"] = -(-options.batch_size // samples) * decoder_call_ms(
+                decoder, tiny, samples
+            )
             all_python = costs(idle, 1 + repeat)["cpu"] + parts["decoder's Python"]
             parts["hand-over"] = max(1e-6, all_python - sum(parts.values()))
             for measured, value in (parts | {"under the lock": all_python}).items():
@@ -194,11 +206,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     ratios: list[dict[str, Any]] = []
     record: dict[str, Any] = {"num_samples": 0, "name": "drawn pictures"}
-    tiny_path = options.drawn / f"16-px-{_CHUNK_SAMPLES}.beton"
+    tiny_path = options.drawn / f"16-px-{_MAX_CHUNK}.beton"
     with progress() as log:
         if not tiny_path.exists():
             options.drawn.mkdir(parents=True, exist_ok=True)
-            write_photos(tiny_path, _CHUNK_SAMPLES, sides=((16, 16, 1.0),))
+            write_photos(tiny_path, _MAX_CHUNK, sides=((16, 16, 1.0),))
         with Beton(tiny_path) as tiny:
             for size in options.sizes:
                 log(f"{size}: the pictures")
@@ -214,8 +226,9 @@ def main() -> None:
     result = save_result(
         options.out, "gil", machine, data=record,
         settings={
-            "repeats": options.repeats, "batch_size": options.batch_size, "chunk_samples": _CHUNK_SAMPLES,
+            "repeats": options.repeats, "batch_size": options.batch_size,
             "num_cores": default_num_threads(), "num_views": 1,
+            "chunk_samples": chunk_samples(options.batch_size, _MANY),
         },
         rows=rows, ratios=ratios,
     )  # fmt: skip

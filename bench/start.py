@@ -4,9 +4,10 @@
 
 Rows: a bare interpreter, `import torch`, `import fastpsl`; the first batch of `fastpsl.loader` and the first
 step of `fastpsl train`, both on the embedded sample, with numba's cache filled (warm) and empty (cold). Files
-are in the page cache. The clock begins with the start of the process and ends with the line that says that
-it is done; `cpu_s` is the processor time until then, of all threads, which a busy machine changes less. What
-torch's import takes is a part of all that follows it: the ratios are over it. Writes a JSON.
+are in the page cache, and Python's modules are compiled. The clock begins with the start of the process and
+ends with the line that says that it is done; `cpu_s` is the processor time until then, of all threads, which
+a busy machine changes less. What torch's import takes is a part of all that follows it: the ratios are over
+it. Writes a JSON.
 """
 
 import argparse
@@ -41,12 +42,13 @@ class Start(NamedTuple):
     cpu_s: float
 
 
-def start(command: Sequence[str], done: str, cache: Path) -> Start:
-    """Run a command with this folder of numba's cache until a line of its output contains `done`; kill it.
+def start(command: Sequence[str], done: str, cache: Path, bytecode: Path) -> Start:
+    """Run a command until a line of its output contains `done`; kill it.
 
-    Raises OSError if the process ended without that line.
+    `cache` is numba's cache, `bytecode` Python's. Raises OSError if the process ended without that line.
     """
     variables = os.environ | {"NUMBA_CACHE_DIR": str(cache), "CUDA_VISIBLE_DEVICES": ""}
+    variables |= {"PYTHONPYCACHEPREFIX": str(bytecode), "PYTHONDONTWRITEBYTECODE": ""}
     root, begin, lines = str(Path(__file__).resolve().parents[1]), time.perf_counter(), list[str]()
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     with subprocess.Popen(
@@ -90,7 +92,7 @@ def measure(
             place = Path(scratch, f"{name}-{number}")
             command, done = commands(options.batch_size, options.recipe, place / "run")[variant]
             cache = place / "cache" if variant[1] == "cold" else Path(scratch, "warm")
-            return start(command, done, cache)
+            return start(command, done, cache, Path(scratch, "bytecode"))
 
         variants = list(commands(options.batch_size, options.recipe, Path(scratch)))
         for number, variant in enumerate(variants):

@@ -45,7 +45,7 @@ def test_a_decoders_python_is_what_does_not_grow_with_the_chunk(monkeypatch: pyt
     decoder = SyntheticDecoder()
     monkeypatch.setattr(decoder, "decode", decode)
     with Beton(sample_paths().train) as data:
-        assert decoder_call_ms(decoder, data) == pytest.approx(0.5)
+        assert decoder_call_ms(decoder, data, 16) == pytest.approx(0.5)
 
 
 def test_the_table_tells_cores_and_what_threads_cost() -> None:

@@ -39,10 +39,10 @@ def test_each_start_is_a_row_and_a_ratio_to_torchs_import(
 def test_the_commands_reach_their_lines_and_fill_the_cache(tmp_path: Path) -> None:
     for variant in (("first step of jigsaw", "cold"), ("first batch", "warm")):
         command, done = commands(4, "jigsaw", tmp_path / "run")[variant]
-        assert start(command, done, tmp_path / "cache").cpu_s > 0
+        assert start(command, done, tmp_path / "cache", tmp_path / "bytecode").cpu_s > 0
     assert list((tmp_path / "cache").rglob("*.nbc"))
 
 
 def test_a_command_that_ends_without_its_line_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"ended without 'all done': no such thing"):
-        start([sys.executable, "-c", "print('no such thing')"], "all done", tmp_path)
+        start([sys.executable, "-c", "print('no such thing')"], "all done", tmp_path, tmp_path)

@@ -7,7 +7,8 @@ import pytest
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
-from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, SamplePaths, _make, sample_paths
+from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, SamplePaths, sample_paths
+from fastpsl.pipelines.sample.drawn_betons import draw_part
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from tests.pipelines.photos import pil_decode
 from tests.programs import said_at_once
@@ -25,7 +26,7 @@ def small(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def test_several_processes_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = said_at_once(MAKE, {"XDG_CACHE_HOME": str(tmp_path)})
     monkeypatch.setattr(
-        "fastpsl.pipelines.sample.betons._make", lambda *arguments: pytest.fail("drawn again")
+        "fastpsl.pipelines.sample.drawn_betons.draw_part", lambda *arguments: pytest.fail("drawn again")
     )
     paths = sample_paths(tmp_path / "fastpsl")
     assert outputs == {f"{paths}\n"}
@@ -61,7 +62,7 @@ def test_images_are_drawn_from_the_seed() -> None:
 
 @pytest.mark.usefixtures("own_seeds")
 def test_what_is_there_is_what_is_drawn_now(tmp_path: Path) -> None:
-    _make(tmp_path / "part.beton", tmp_path / "small.beton", NUM_TRAIN, 8)
+    draw_part(tmp_path / "part.beton", tmp_path / "small.beton", NUM_TRAIN, 8, "sample")
     paths = sample_paths()
     for name, path in (("part.beton", paths.test), ("small.beton", paths.test_32)):
         with Beton(tmp_path / name) as few, Beton(path) as many:

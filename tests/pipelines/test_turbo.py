@@ -103,8 +103,9 @@ def test_resizes_are_exact_means(size: int) -> None:
     random = np.random.default_rng(size)
     image = random.integers(0, 256, (201, 333, 3), np.uint8)
     white = np.full_like(image, 255)
+    boxes: list[tuple[float, float, float, float]]
     boxes = [(0, 0, 201, 333), (200, 332, 1, 1), (7.25, 11.5, 60.5, 97), (0, 0, 201, 1), (3, 5, size, size)]
-    boxes[-1:-1] = [(7.25, 11.5, 3.5, 90), (7.25, 11.5, 90, 3.5)]  # one side grows, the other one shrinks
+    boxes[-1:-1] = [(7.25, 11.5, 3.5, 90), (7.25, 11.5, 90.5, 3)]  # one side grows, the other one shrinks
     for box in boxes:
         top, left, height, width = (float(value) for value in box)
         if max(height, width) > LARGEST_SHRINK * size:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.files.existing import FORMS, require_existing
+from fastpsl.pipelines.files.existing import FORMS, LIST_ENDINGS, require_existing
 from fastpsl.pipelines.sources.folder import folder_classes
 from fastpsl.pipelines.sources.lines import has_images, read_classes
-from fastpsl.pipelines.sources.listed import ENDINGS, read_list
+from fastpsl.pipelines.sources.listed import read_list
 
 
 class Classes(NamedTuple):
@@ -28,7 +28,7 @@ def classes_of(source: str | Path) -> Classes:
     if path.is_dir():
         names = folder_classes(path)
         return Classes(names, len(names or ()))
-    if str(source).lower().endswith(ENDINGS):
+    if str(source).lower().endswith(LIST_ENDINGS):
         listed = read_list(path)
         names = listed.class_names
         return Classes(names, len(names) if names else max(listed.labels) + 1)

@@ -5,10 +5,7 @@ from pathlib import Path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import VERSION
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.image_files import Folder, Listed
-from fastpsl.pipelines.files.existing import FORMS, require_existing
-from fastpsl.pipelines.sources.folder import folder_classes
-from fastpsl.pipelines.sources.listed import ENDINGS
+from fastpsl.pipelines.files.existing import FORMS, LIST_ENDINGS, require_existing
 
 
 def open_data(source: str | Path) -> Dataset:
@@ -18,9 +15,12 @@ def open_data(source: str | Path) -> Dataset:
         ValueError: The name is empty, or nothing of that kind is there.
     """
     check_form(source)
-    if Path(source).is_dir():
-        return Folder(source)
-    return Listed(source) if _is_list(source) else Beton(source)
+    is_folder = Path(source).is_dir()
+    if not is_folder and not _is_list(source):
+        return Beton(source)
+    from fastpsl.pipelines.data.image_files import Folder, Listed
+
+    return Folder(source) if is_folder else Listed(source)
 
 
 def check_form(source: str | Path) -> None:
@@ -33,13 +33,15 @@ def check_form(source: str | Path) -> None:
     require_existing(source, FORMS)
     path = Path(source)
     if path.is_dir():
+        from fastpsl.pipelines.sources.folder import folder_classes  # with Pillow, slow to import
+
         folder_classes(path)  # refuses those that are no classes
     elif path.is_file() and path.suffix != ".beton" and not (_is_list(source) or _begins_as_beton(path)):
         raise ValueError(f"{source}: is no beton, and by its name no list of images; give {FORMS}")
 
 
 def _is_list(source: str | Path) -> bool:
-    return str(source).lower().endswith(ENDINGS)
+    return str(source).lower().endswith(LIST_ENDINGS)
 
 
 def _begins_as_beton(path: Path) -> bool:

@@ -115,16 +115,20 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
 
 
 def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
-    from fastpsl.pipelines.decoders import dali, resident
-
     if data.kind == "synthetic":
         return "synthetic", "the data is synthetic"
     # Not on a CPU, where the page cache serves as well: ffcv reads 68,000 CIFAR images/s, and its threads do
     # not compete with torch's for the step.
-    if data.kind == "beton" and device.type == "cuda" and resident.is_small(data):
-        return "resident", f"raw pictures of one size, {resident.megabytes(data):,.0f} MB: kept on the device"
+    if data.kind == "beton" and device.type == "cuda":
+        from fastpsl.pipelines.decoders import resident
+
+        if resident.is_small(data):
+            size = f"{resident.megabytes(data):,.0f} MB"
+            return "resident", f"raw pictures of one size, {size}: kept on the device"
     no_dali = ""
     if device.type == "cuda" or data.kind == "folder":
+        from fastpsl.pipelines.decoders import dali
+
         no_dali = dali.why_missing(device)
         if not no_dali:
             return "dali", "it reads folders" if data.kind == "folder" else "it decodes on the GPU"

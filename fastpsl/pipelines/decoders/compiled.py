@@ -113,6 +113,16 @@ def _decode_one(
 
 
 @njit(nogil=True)
+def _crop_in_c(
+    pixels: np.ndarray, placed: np.ndarray, box: np.ndarray, denominator: int, out: np.ndarray
+) -> int:
+    """Crop a box that `_is_plain` holds for, as `_crop` does."""
+    top, left = box[0] / denominator - placed[0], box[1] / denominator - placed[1]
+    height, width = box[2] / denominator, box[3] / denominator
+    return CORRUPT if resize_region(pixels, placed[3], top, left, height, width, out) else GOOD
+
+
+@njit(nogil=True)
 def _crop(
     pixels: np.ndarray, placed: np.ndarray, box: np.ndarray, denominator: int, is_turbo: bool, out: np.ndarray
 ) -> int:
@@ -122,16 +132,29 @@ def _crop(
         top, left = int(box[0]) - placed[0], int(box[1]) - placed[1]
         isotropic_resize(pixels, rows, columns, top, left, int(box[2]), box[4] == DIAGONAL, out)
         return GOOD
-    top, left = box[0] / denominator - placed[0], box[1] / denominator - placed[1]
-    height, width = box[2] / denominator, box[3] / denominator
-    if is_turbo and max(height, width) <= LARGEST_SHRINK * len(out):
-        return CORRUPT if resize_region(pixels, columns, top, left, height, width, out) else GOOD
-    area_resize(pixels, rows, columns, top, left, height, width, out)
+    if is_turbo and max(box[2], box[3]) <= LARGEST_SHRINK * denominator * len(out):
+        return _crop_in_c(pixels, placed, box, denominator, out)
+    area_resize(
+        pixels,
+        rows,
+        columns,
+        box[0] / denominator - placed[0],
+        box[1] / denominator - placed[1],
+        box[2] / denominator,
+        box[3] / denominator,
+        out,
+    )
     return GOOD
 
 
-def _compiled(stamp: int) -> Callable[..., None]:
-    """Compile the loop. It contains code of other files, so `stamp` makes them a part of the cache's key."""
+def _compiled(stamp: int, is_plain: bool) -> Callable[..., None]:
+    """Return the loop, which is compiled when it is first called.
+
+    Args:
+        stamp: A number for the code of other files that it contains: a part of the cache's key.
+        is_plain: Whether it is for what `_is_plain` says, which leaves out most of the code. It is compiled
+            in half the time.
+    """
 
     @njit(cache=True, nogil=True)
     def decode_chunk(
@@ -173,12 +196,22 @@ def _compiled(stamp: int) -> Callable[..., None]:
             )
             for k in range(len(outs)):
                 if codes[i] == GOOD:
-                    codes[i] = _crop(pixels, placed, boxes[k, i], denominator, is_turbo, outs[k][i])
+                    if is_plain:  # numba leaves out what the other branch calls
+                        codes[i] = _crop_in_c(pixels, placed, boxes[k, i], denominator, outs[k][i])
+                    else:
+                        codes[i] = _crop(pixels, placed, boxes[k, i], denominator, is_turbo, outs[k][i])
 
     return decode_chunk
 
 
-_decode_chunk = _compiled(stamp(area, codes, encoded, isotropic, libffcv, libturbo, dataset))
+_STAMP = stamp(area, codes, encoded, isotropic, libffcv, libturbo, dataset)
+_decode_chunk = _compiled(_STAMP, is_plain=False)
+_decode_plain_chunk = _compiled(_STAMP, is_plain=True)
+
+
+def _is_plain(boxes: np.ndarray, sizes: np.ndarray) -> bool:
+    """Return whether the C library can make all crops: of areas, and none too large for it."""
+    return bool((boxes[..., 4] == AREA).all() and boxes[..., 2:4].max() <= LARGEST_SHRINK * sizes.min())
 
 
 class CompiledDecoder(Decoder):
@@ -203,20 +236,23 @@ class CompiledDecoder(Decoder):
         if num == 0:
             return status
         heights, widths = rows.height.astype(np.int64), rows.width.astype(np.int64)
-        _decode_chunk(
+        all_boxes, sizes = np.stack(boxes), np.array([out.shape[1] for out in outs], np.int64)
+        is_turbo = self._bindings is libturbo
+        function = _decode_plain_chunk if is_turbo and _is_plain(all_boxes, sizes) else _decode_chunk
+        function(
             rows.fd,
             rows.offset,
             rows.num_bytes,
             heights,
             widths,
             rows.mode,
-            np.stack(boxes),
-            np.array([out.shape[1] for out in outs], np.int64),
+            all_boxes,
+            sizes,
             tuple(outs),
             self._memory("encoded", int(rows.num_bytes.max())),
             self._memory("pixels", int((heights * widths).max()) * 3),
             status,
-            self._bindings is libturbo,
+            is_turbo,
             self._handle().address,
         )
         return status

@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+LIST_ENDINGS = (".json", ".csv", ".txt")  # of lists of images
 # What may be given as data, for messages.
 FORMS = "a folder of images, a .beton file, a quoted glob of them, or a list of images (.txt, .csv, .json)"
 _MOST_NEIGHBOURS = 1000  # a folder of a million images is not searched for a similar name

@@ -20,10 +20,16 @@ from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.loader.workers import Workers
 from fastpsl.pipelines.views import Crop, ViewSpec
 
-# A chunk's samples. Small pictures are decoded a tenth faster in chunks of 64 than of 16, because Python has
-# less to do; many threads need many chunks.
-_MIN_CHUNK, _MAX_CHUNK = 8, 64
 _MAX_NAMES = 3  # samples named in one line of an error
+
+
+def chunk_samples(num_samples: int, num_threads: int) -> int:
+    """Return how many samples of a batch a thread decodes at a time, 8 to 64.
+
+    Images of 64 px are decoded a tenth faster in chunks of 64 than of 16, because Python has less to do. Many
+    threads need many chunks: with the 4 batches that a loader has in flight by default, two for each.
+    """
+    return min(max(8, 2 * num_samples // num_threads), 64)
 
 
 @final
@@ -122,7 +128,7 @@ class PendingBatch:
             then: Called once, after the last chunk, also where the batch has failed.
         """
         num = 0 if self.is_over else self.num_valid
-        step = min(max(_MIN_CHUNK, self.num_valid // workers.num_threads), _MAX_CHUNK)
+        step = chunk_samples(self.num_valid, workers.num_threads)
         self._waiting = {i: min(i + step, num) for i in range(0, num, step)}
         chunks = list(self._waiting.items())
 

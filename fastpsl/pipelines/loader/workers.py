@@ -29,7 +29,7 @@ def default_num_threads() -> int:
 
 
 class Workers:
-    """Threads, `num_threads` of them, that run submitted functions, which must not raise, in order."""
+    """A number of threads that run submitted functions, which must not raise, in order."""
 
     def __init__(self, num_threads: int, name: str) -> None:
         self.num_threads = num_threads

@@ -6,25 +6,13 @@ that start at the same time wait for one another.
 """
 
 import fcntl
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from fastpsl.pipelines.beton.encode import Target
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.files.cache_folder import cache_folder
-from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
-from fastpsl.pipelines.sources.source import Sample
 
 VERSION = "sample-v1"  # a new name whenever the images change
-SEED = 20240
 NUM_TRAIN, NUM_TEST = 480, 160
-_PAGE_BYTES = 1 << 21
 
 
 class SamplePaths(NamedTuple):
@@ -51,6 +39,8 @@ def sample_paths(cache: Path | None = None) -> SamplePaths:
     paths = SamplePaths(*(folder / f"{name}.beton" for name in SamplePaths._fields))
     if all(path.exists() for path in paths):
         return paths
+    from fastpsl.pipelines.sample.drawn_betons import draw_part  # seldom needed, and slow to import
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "lock", "w") as lock:
@@ -60,43 +50,10 @@ def sample_paths(cache: Path | None = None) -> SamplePaths:
                 (paths.test, paths.test_32, NUM_TRAIN, NUM_TEST),
             ):
                 if not (part.exists() and small.exists()):
-                    _make(part, small, first, num)
+                    draw_part(part, small, first, num, VERSION)
     except OSError as error:
         raise ValueError(
             f"{folder}: the sample cannot be made there ({error.strerror}); "
             f"set XDG_CACHE_HOME to a folder that can be written"
         ) from None
     return paths
-
-
-def _make(part: Path, small: Path, first: int, num: int) -> None:
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        originals = list(pool.map(_draw, range(first, first + num)))
-    for path, images, target in (
-        (small, [_square(image) for image in originals], Target(mode="raw")),
-        (part, originals, Target(quality=92)),
-    ):
-        write_beton(
-            _samples(images, first), path, num_samples=num, class_names=CLASS_NAMES, target=target,
-            overwrite=True, page_bytes=_PAGE_BYTES, record={"source": f"{VERSION}, drawn from seed {SEED}"},
-        )  # fmt: skip
-
-
-def _draw(index: int) -> np.ndarray:
-    height, width = np.random.default_rng((SEED, index, 1)).integers((128, 144), (153, 201))
-    return draw_image(SEED, index, int(height), int(width))
-
-
-def _square(image: np.ndarray) -> np.ndarray:
-    """Return the middle square at 32 x 32."""
-    height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    middle = Image.fromarray(image[top : top + side, left : left + side])
-    return np.asarray(middle.resize((32, 32), Image.Resampling.BOX))
-
-
-def _samples(images: list[np.ndarray], first: int) -> Iterator[Sample]:
-    for position, image in enumerate(images):
-        label = (first + position) % len(CLASS_NAMES)
-        yield Sample(f"{CLASS_NAMES[label]}/{first + position:04}", image, label)

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastpsl.pipelines.data.classes import named_classes
-from fastpsl.pipelines.files.existing import require_existing
+from fastpsl.pipelines.files.existing import LIST_ENDINGS, require_existing
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.folder import image_folder
-from fastpsl.pipelines.sources.listed import ENDINGS as LIST_ENDINGS
 from fastpsl.pipelines.sources.listed import image_list, labelled_folder
 from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
 from fastpsl.pipelines.sources.published import published, published_name

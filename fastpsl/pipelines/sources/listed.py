@@ -36,7 +36,6 @@ from fastpsl.pipelines.sources.lines import (
 )
 from fastpsl.pipelines.sources.source import Picks, Sample, shard_range
 
-ENDINGS = (".json", ".csv", ".txt")
 # Searched beside a list and beside its folder: the layouts of miniImageNet's usual archive, and of
 # Places205's, which contains the folders of its authors.
 _BELOW = ("", "images", "images256", "data/vision/torralba/deeplearning/images256")
