@@ -5,7 +5,7 @@
 FOLDER holds original JPEGs of ImageNet, such as one of each class. The size of the whole training set is the
 mean of these times its number of images. PSNR is the median of the images that are not taken over, against
 the original decoded in full by Pillow and shrunk to the same size by the mean of the area. The time of
-decoding is CPU time of the `ffcv` decoder with one random resized crop to 224 px, in one thread: all betons
+decoding is CPU time of the `turbo` decoder with one random resized crop to 224 px, in one thread: all betons
 in turn, every other time in reverse order. Writes a JSON.
 """
 
@@ -116,7 +116,7 @@ def cpu_times(betons: Mapping[str, Path], repeats: int, log: Callable[[str], Non
             name: stack.enter_context(
                 Loader(
                     stack.enter_context(Beton(path)), [ViewSpec(RandomResizedCrop(224))],
-                    batch_size_per_rank=BATCH, decoder="ffcv", num_threads=1,
+                    batch_size_per_rank=BATCH, decoder="turbo", num_threads=1,
                 )
             )
             for name, path in betons.items()

@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 from bench.schema import spread
+from bench.size_tables import RATE
 from bench.targets import best, headline, rows_of
 
 Result = Mapping[str, Any]
@@ -71,6 +72,11 @@ def views(**labels: Any) -> list[dict[str, Any]]:
     return [labels | {"num_views": num} for num in (1, 2)]
 
 
+def by_size(peer: str) -> Find:
+    """Return a search for ratios of samples/s over a peer, by images of 500 px, with one and two crops."""
+    return ratios(RATE, *views(size="500", peer=peer))
+
+
 T3 = ratios("kornia_modules / fused", {"chain": "SimCLR T3"})
 COST = ratios(
     "PSL's cost per epoch / end to end's", {"recipe": "rotation", "mode": "eager", "backbone": "resnet50"},
@@ -78,19 +84,13 @@ COST = ratios(
 WHOLE = ratios("samples/s / DALI's reader, whole pictures", *views(decoder="dali"))
 LINES = (
     Line(
-        "photos of 500 px → one 224 crop", "ffcv's Loader", "loader.json",
-        ratios("samples/s / ffcv_loader's", {"decoder": "ffcv", "num_views": 1}),
+        "images of 500 px → one / two 224 crops", "ffcv's Loader (it decodes twice for two)", "sizes.json",
+        by_size("ffcv Loader"),
     ),
-    Line(
-        "→ two crops of each", "ffcv's Loader (it decodes twice)", "loader.json",
-        ratios("samples/s / ffcv_loader's", {"decoder": "ffcv", "num_views": 2}),
-    ),
-    Line(
-        "photos of 500 px → one / two crops", "torchvision with DataLoader", "throughput-photos.json",
-        loaders("ffcv", "dataloader"),
-    ),
-    Line("", "WebDataset", "throughput-photos.json", loaders("ffcv", "webdataset")),
-    Line("", "DALI's own reader, on the CPU", "throughput-photos.json", loaders("ffcv", "dali_reader")),
+    Line("", "SPDL", "sizes.json", by_size("SPDL")),
+    Line("", "DALI's own reader, on the CPU", "sizes.json", by_size("DALI's reader")),
+    Line("", "WebDataset", "sizes.json", by_size("WebDataset")),
+    Line("", "torchvision with DataLoader", "sizes.json", by_size("torchvision + DataLoader")),
     Line(
         "the `dali` decoder, on the CPU", "DALI's own reader, which decodes less than the picture",
         "throughput-photos.json", loaders("dali", "dali_reader"),

@@ -159,7 +159,8 @@ class Process:
         if not line:
             self._end()
             self._errors.seek(0)
-            words = self._errors.read().decode(errors="replace").strip().splitlines()
+            lines = self._errors.read().decode(errors="replace").splitlines()
+            words = [text for line in lines if (text := line.strip(" |+-"))]  # frames are of error groups
             self._errors.close()
             raise RuntimeError(words[-1] if ready and words else f"no batch within {_TIMEOUT_S:g} s")
         return line

@@ -10,16 +10,21 @@ NAMES = {
     "dali_reader": "DALI",
     "dataloader": "PyTorch DataLoader",
     "webdataset": "WebDataset",
+    "spdl_cv2": "SPDL",
+    "spdl_ffmpeg": "SPDL",
 }
 OURS = "fastpsl"
+SIZE = "500"  # of those in a result of bench/sizes.py
 _SAMPLE = "the embedded sample"
 
 
 def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the words of the throughput picture.
 
-    The file is that of a GPU if there is one, with the most peers, with the fastest of ours. The embedded
-    sample does not count, because its images are smaller than photos. Ours is the fastest JPEG decoder.
+    The file is that of a GPU if there is one, with the most peers, with the fastest of ours. It is one of
+    bench/sizes.py, of which the images of SIZE are shown, or one of bench/throughput.py. The embedded sample
+    does not count, because its images are smaller than photos. Ours is the fastest JPEG decoder. Of two forms
+    of a peer the faster one is shown.
 
     Args:
         results: File name → result.
@@ -30,27 +35,30 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     found = {
         name: rates
         for name, result in results.items()
-        if result["bench"] == "throughput" and result["data"]["name"] != _SAMPLE
+        if result["bench"] in ("sizes", "throughput") and result["data"]["name"] != _SAMPLE
         if fastest(rates := loader_rates(result), JPEG_DECODERS) and fastest(rates, NAMES)
     }
     if not found:
         raise ValueError(
             "no file in bench/results/ has our loader and a peer on photos: "
-            "run bench/throughput.py --data PHOTOS"
+            "run bench/sizes.py, or bench/throughput.py --data PHOTOS"
         )
 
     def merit(name: str) -> tuple[bool, int, float]:
         rates = found[name]
         ours = rates[fastest(rates, JPEG_DECODERS)[0]]
-        return results[name]["environment"]["gpu"] is not None, len(rates.keys() & NAMES), max(ours.values())
+        peers = {NAMES[peer] for peer in rates if peer in NAMES}
+        return results[name]["environment"]["gpu"] is not None, len(peers), max(ours.values())
 
     file = max(sorted(found), key=merit)
     rates, machine = found[file], results[file]["environment"]
     data, repeats = results[file]["data"], results[file]["settings"]["repeats"]
     decoder = fastest(rates, JPEG_DECODERS)[0]
     views = sorted(rates[decoder])
-    names = {decoder: OURS} | {peer: NAMES[peer] for peer in fastest(rates, NAMES)}
-    rows = [(text, [rates[name].get(num) for num in views]) for name, text in names.items()]
+    names = {OURS: decoder}
+    for peer in fastest(rates, NAMES):
+        names.setdefault(NAMES[peer], peer)
+    rows = [(text, [rates[name].get(num) for num in views]) for text, name in names.items()]
     crops = [f"{num} crop{'' if num == 1 else 's'} of each image" for num in views]
     spoken = [
         f"{crop}: " + ", ".join(f"{name} {values[i]:,.0f}" for name, values in rows if values[i])
@@ -58,12 +66,15 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     ]
     cores = f"{machine['num_cores']} CPU cores"
     beside_gpu = f", {cores}" if machine["gpu"] else ""
-    longest_px = max(data["max_height_px"], data["max_width_px"])
+    if results[file]["bench"] == "sizes":
+        images = f"images of {SIZE} px and {data[f'mean_bytes_{SIZE}'] / 1000:.0f} KB"
+    else:
+        images = f"images of up to {max(data['max_height_px'], data['max_width_px'])} px"
     title = f"Images per second on {machine['gpu'] or cores}"
     return {
         "title": title,
         "description": f"{title}, higher is better. {'. '.join(spoken)}.",
-        "about": f"Higher is better. Loaders alone, images of up to {longest_px} px{beside_gpu}.",
+        "about": f"Higher is better. Loaders alone, {images}{beside_gpu}.",
         "source": f"fastpsl's decoder: {decoder}. Medians of {repeats} repeats: bench/results/{file}",
         "crops": crops,
         "rows": rows,
@@ -76,7 +87,8 @@ def loader_rates(result: Mapping[str, Any]) -> dict[str, dict[int, float]]:
     """Return decoder or peer → number of views → median images per second, of loaders alone."""
     rates: dict[str, dict[int, float]] = {}
     for row in result["rows"]:
-        if row["measured"] in ("loader", "peer") and row["stage"] is None:
+        is_shown = row.get("stage") is None and row.get("size", SIZE) == SIZE
+        if row["measured"] in ("loader", "peer") and is_shown:
             rates.setdefault(row["decoder"], {})[row["num_views"]] = row["median"]
     return rates
 

@@ -222,10 +222,10 @@ def test_readmes_table_has_lines_of_gpus_when_there_are_files() -> None:
     assert "On a GPU: not measured yet." in table and "on a GPU |" not in table
     ours = {
         row["num_views"]: row["median"]
-        for row in committed["loader.json"]["ratios"]
-        if row["decoder"] == "ffcv"
+        for row in committed["sizes.json"]["ratios"]
+        if (row["what"], row["size"], row["peer"]) == ("samples/s / the peer's", "500", "SPDL")
     }
-    assert f"| photos of 500 px → one 224 crop | {ours[1]:.1f}x | ffcv's Loader | [loader.json]" in table
+    assert f"|  | {ours[1]:.1f}x / {ours[2]:.1f}x | SPDL | [sizes.json]" in table
     lines = how_fast_table(committed | gpu_results()).splitlines()
     assert lines[0].endswith("On a GPU: NVIDIA H200.") and len(lines) == len(table.splitlines()) + 6
     cells = {tuple(cell.strip() for cell in line.split("|")[1:4]) for line in lines if "-h200.json" in line}
