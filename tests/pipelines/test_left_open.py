@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +76,14 @@ def test_data_that_is_closed_warns_of_nothing(
     with unclosed() as caught:
         del data
     assert not caught
+
+
+@pytest.mark.slow
+def test_a_loader_left_open_to_the_end_of_the_process_says_nothing() -> None:
+    """It is released when the names of its module are gone already."""
+    command = [sys.executable, "-c", "import fastpsl; loader = fastpsl.loader(batch_size=8, device='cpu')"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_what_is_refused_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ then causes an error message and not a SIGBUS.
 import glob
 import hashlib
 import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -212,8 +213,10 @@ class Beton:
         for shard in self.shards:
             shard.close()
 
-    def __del__(self) -> None:
+    def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         """Close what was left open, and warn of it as Python's own files do."""
+        if is_exiting():  # globals may be gone
+            return
         if any(shard.fd >= 0 for shard in getattr(self, "shards", ())):
             warnings.warn(f"unclosed beton {self.paths[0]}", ResourceWarning, stacklevel=2, source=self)
             self.close()

@@ -1,7 +1,9 @@
 """Image files as a data set: a folder or a list, with the order and the labels of a beton written from it."""
 
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -91,8 +93,10 @@ class ImageFiles:
         """Release the index; rows returned before stay as they are."""
         self._index.records, self._index.names = np.empty(0, RECORD), np.empty(0, np.uint8)
 
-    def __del__(self) -> None:
+    def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         """Release the index if it was left open, and warn of it as Python's own files do."""
+        if is_exiting():  # globals may be gone
+            return
         if "_index" in self.__dict__ and len(self._index.records):
             warnings.warn(f"unclosed images of {self.root}", ResourceWarning, stacklevel=2, source=self)
             self.close()

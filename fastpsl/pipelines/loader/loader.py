@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import final
 
 import numpy as np
@@ -267,10 +267,10 @@ class Loader:
         """
         self._engine.close(self.timeout_s if limit_s is None else limit_s)
 
-    def __del__(self) -> None:
+    def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         """Warn about a missing `close`; the engine's finalizers end the threads."""
         engine = getattr(self, "_engine", None)
-        if engine is not None and not engine.closed:
+        if engine is not None and not engine.closed and not is_exiting():  # then globals may be gone
             warnings.warn(
                 f"unclosed loader of {self.num_samples:,} samples", ResourceWarning, stacklevel=2, source=self
             )
