@@ -48,7 +48,6 @@ from fastpsl.pipelines.views import ViewSpec
 
 Size = Literal["64", "160", "224", "256", "500", "originals"]
 _MANY = 32  # threads whose chunks are counted
-_MAX_CHUNK = 64
 _CALLS = 200  # of the decoder, for the Python around it
 
 
@@ -164,7 +163,7 @@ def measure_size(
             costs(loader, 0)
         assert isinstance(idle._engine, ByChunks)
         idle._engine._workers.num_threads = _MANY  # for the size of its chunks; there is one thread
-        samples = chunk_samples(options.batch_size, _MANY)
+        samples = tiny.num_samples
         for repeat in range(options.repeats):
             log(f"{size}: repeat {repeat + 1} of {options.repeats}")
             for num in counts[:: -1 if repeat % 2 else 1]:
@@ -206,11 +205,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     ratios: list[dict[str, Any]] = []
     record: dict[str, Any] = {"num_samples": 0, "name": "drawn pictures"}
-    tiny_path = options.drawn / f"16-px-{_MAX_CHUNK}.beton"
+    samples = chunk_samples(options.batch_size, _MANY)
+    tiny_path = options.drawn / f"16-px-{samples}.beton"
     with progress() as log:
         if not tiny_path.exists():
             options.drawn.mkdir(parents=True, exist_ok=True)
-            write_photos(tiny_path, _MAX_CHUNK, sides=((16, 16, 1.0),))
+            write_photos(tiny_path, samples, sides=((16, 16, 1.0),))
         with Beton(tiny_path) as tiny:
             for size in options.sizes:
                 log(f"{size}: the pictures")
@@ -228,7 +228,7 @@ def main() -> None:
         settings={
             "repeats": options.repeats, "batch_size": options.batch_size,
             "num_cores": default_num_threads(), "num_views": 1,
-            "chunk_samples": chunk_samples(options.batch_size, _MANY),
+            "chunk_samples": samples,
         },
         rows=rows, ratios=ratios,
     )  # fmt: skip

@@ -113,12 +113,18 @@ def _decode_one(
 
 
 @njit(nogil=True)
+def _area_of(box: np.ndarray, placed: np.ndarray, denominator: int) -> tuple[float, float, float, float]:
+    """Return a box's top, left, height and width in the part that was decoded, in scaled pixels."""
+    top, left = box[0] / denominator - placed[0], box[1] / denominator - placed[1]
+    return top, left, box[2] / denominator, box[3] / denominator
+
+
+@njit(nogil=True)
 def _crop_in_c(
     pixels: np.ndarray, placed: np.ndarray, box: np.ndarray, denominator: int, out: np.ndarray
 ) -> int:
     """Crop a box that `_is_plain` holds for, as `_crop` does."""
-    top, left = box[0] / denominator - placed[0], box[1] / denominator - placed[1]
-    height, width = box[2] / denominator, box[3] / denominator
+    top, left, height, width = _area_of(box, placed, denominator)
     return CORRUPT if resize_region(pixels, placed[3], top, left, height, width, out) else GOOD
 
 
@@ -134,16 +140,8 @@ def _crop(
         return GOOD
     if is_turbo and max(box[2], box[3]) <= LARGEST_SHRINK * denominator * len(out):
         return _crop_in_c(pixels, placed, box, denominator, out)
-    area_resize(
-        pixels,
-        rows,
-        columns,
-        box[0] / denominator - placed[0],
-        box[1] / denominator - placed[1],
-        box[2] / denominator,
-        box[3] / denominator,
-        out,
-    )
+    within = _area_of(box, placed, denominator)
+    area_resize(pixels, rows, columns, within[0], within[1], within[2], within[3], out)
     return GOOD
 
 

@@ -51,7 +51,7 @@ typedef struct { // as many values as begin in the bits, to be skipped
 typedef struct {
     int is_valid;
     uint8_t bits[17], values[256];    // as in the file; the table is built again where they differ
-    int32_t symbol[1 << LOOKUP_BITS]; // value << 16 | run << 8 | bits of code and value, or 0: take two steps
+    int32_t symbol[1 << LOOKUP_BITS]; // value << 16 | run << 8 | bits of code and value, or 0: they are longer
     uint16_t code[1 << LOOKUP_BITS];  // bits of the code << 8 | symbol, or 0: the code is longer
     Step step[1 << LOOKUP_BITS];      // of AC
     Skip skip[1 << LOOKUP_BITS];

@@ -1,4 +1,4 @@
-"""The engine of a loader for a `Decoder` (ffcv, torchvision, synthetic): chunks of a batch, in threads."""
+"""The engine of a loader for a `Decoder` (such as turbo, ffcv): chunks of a batch, in threads."""
 
 import math
 from functools import partial
