@@ -81,13 +81,16 @@ def absolute_links(markdown: str, tag: str) -> str:
 # The C library of the turbo decoder, without Python in it: ctypes loads it, and it serves every version.
 # FASTPSL_LIBJPEG names a folder with a static libjpeg-turbo and its headers, in the place of the system's.
 libjpeg = os.environ.get("FASTPSL_LIBJPEG", "")
+DECODERS = "fastpsl/pipelines/decoders"
 turbo = Extension(
     "fastpsl.pipelines.decoders._turbo",
-    ["fastpsl/pipelines/decoders/turbo.c", "fastpsl/pipelines/decoders/area.c"],
+    [f"{DECODERS}/{name}.c" for name in ("samples", "turbo", "area", "isotropic")],
+    depends=[f"{DECODERS}/turbo.h"],
     include_dirs=[f"{libjpeg}/include"] if libjpeg else [],
     extra_objects=[f"{libjpeg}/lib/libjpeg.a"] if libjpeg else [],
-    libraries=[] if libjpeg else ["jpeg"],
-    extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden"],
+    libraries=["m"] if libjpeg else ["jpeg", "m"],
+    # No fused products and sums: crops are the same bits on every CPU.
+    extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off"],
     extra_link_args=["-Wl,--exclude-libs,ALL"],
     py_limited_api=True,
     optional=True,  # without a compiler or libjpeg the other decoders serve

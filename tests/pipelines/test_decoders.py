@@ -16,7 +16,7 @@ from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.decoders import codes, libffcv, libturbo
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.choose import NAMES, open_decoder
-from fastpsl.pipelines.decoders.compiled import _denominator
+from fastpsl.pipelines.decoders.ffcv import _denominator
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from tests.pipelines.decoding import (  # noqa: F401
     KINDS,

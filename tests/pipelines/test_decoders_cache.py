@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from numba.core.caching import NullCache
 
-from fastpsl.pipelines.decoders import codes, compiled, libffcv
+from fastpsl.pipelines.decoders import codes, ffcv, libffcv
 
 FRESH = """
 import gc, sys, tempfile, numpy as np, numba, torch
@@ -26,7 +26,7 @@ from fastpsl.pipelines.views import ViewSpec
 view = ViewSpec(RandomResizedCrop(32), (Flip(),))
 with tempfile.TemporaryDirectory() as folder:
     path = write(Path(folder) / "a.beton", photo_samples(4))
-    with Beton(path) as data, Loader(data, [view, view], batch_size_per_rank=2) as loader:
+    with Beton(path) as data, Loader(data, [view, view], batch_size_per_rank=2, decoder="ffcv") as loader:
         assert len(list(loader.epoch(0))) == 2
 from numba.core.dispatcher import Dispatcher
 compiled = [
@@ -57,15 +57,15 @@ def test_a_second_process_compiles_nothing_and_never_imports_ffcv() -> None:
 def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> None:
     # numba's key has the date of the function's own file and the free variables (numba/core/caching.py).
     modules = (
-        compiled.area,
+        ffcv.area,
+        ffcv.by_chunk,
         codes,
-        compiled.encoded,
-        compiled.isotropic,
+        ffcv.encoded,
+        ffcv.isotropic,
         libffcv,
-        compiled.libturbo,
-        compiled.dataset,
+        ffcv.dataset,
     )
     files = [Path(str(module.__file__)) for module in modules]
-    cells = [cell.cell_contents for cell in compiled._decode_chunk.py_func.__closure__]  # type: ignore[attr-defined]
+    cells = [cell.cell_contents for cell in ffcv._decode_chunk.py_func.__closure__]  # type: ignore[attr-defined]
     assert zlib.crc32(b"".join(file.read_bytes() for file in files)) in cells
-    assert isinstance(compiled._decode_one._cache, NullCache)  # type: ignore[attr-defined]
+    assert isinstance(ffcv._decode_one._cache, NullCache)  # type: ignore[attr-defined]

@@ -1,26 +1,25 @@
-// Area resize in 16-bit fixed point; area.py has the same in floating point, with the definition.
+// Area resize in 16-bit fixed point; area.py has the definition.
 //
 // Where the height shrinks, rows are mixed first, then columns; where it grows, each source row's columns once,
 // then rows. A value has 8 bits behind the point, a weight 16, and the product's high half is kept, which is
 // one instruction for 8 or 16 values. The result is within 0.52 of the exact mean for up to MAX_TAPS taps.
 
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #ifdef __SSE2__
 #include <emmintrin.h>
 #endif
 
-#define PUBLIC __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-#define FOR_EACH_CPU __attribute__((target_clones("avx2", "default")))
-#else
-#define FOR_EACH_CPU
-#endif
+#include "turbo.h"
 
 #define MAX_TAPS 34
+#define LARGEST_SHRINK 32 // of either side, by fixed point
 #define LANES 4 // of a pixel: red, green, blue, and the next one's red, which is ignored
+
+// Return how much of pixel i the interval from `low` to `high` covers.
+INLINE double share_of(double low, double high, int64_t i) {
+    return (high < (double)i + 1 ? high : (double)i + 1) - (low > (double)i ? low : (double)i);
+}
 
 // Compute each output pixel's first source pixel and its weights, which sum to 65535. Returns the most taps.
 static int make_taps(
@@ -36,7 +35,7 @@ static int make_taps(
         int count = to - from < bound ? to - from : bound;
         double unit = 65535 / (high - low);
         for (int t = 0; t < count; t++) {
-            double share = (high < from + t + 1 ? high : from + t + 1) - (low > from + t ? low : from + t);
+            double share = share_of(low, high, from + t);
             weights[c][t] = share > 0 ? (uint16_t)(share * unit + 0.5) : 0;
             sum += weights[c][t];
             if (weights[c][t] > weights[c][largest]) largest = t;
@@ -202,14 +201,43 @@ FOR_EACH_CPU static void mix_lines(
     }
 }
 
+// Resize a box as below, pixel by pixel in floating point, by any factor.
+static void resize_exactly(
+    const uint8_t *pixels, int64_t stride, double top, double left, double box_height, double box_width,
+    uint8_t *out, int64_t height, int64_t width
+) {
+    const double start[2] = {top, left}, end[2] = {top + box_height, left + box_width};
+    const double step[2] = {box_height / (double)height, box_width / (double)width};
+    for (int64_t i = 0; i < height * width; i++) {
+        double low[2], high[2], total = 0, sums[3] = {0};
+        for (int axis = 0; axis < 2; axis++) {
+            double half = (step[axis] > 1 ? step[axis] : 1) / 2;
+            double centre = start[axis] + ((double)(axis ? i % width : i / width) + 0.5) * step[axis];
+            low[axis] = centre - half > start[axis] ? centre - half : start[axis];
+            high[axis] = centre + half < end[axis] ? centre + half : end[axis];
+        }
+        for (int64_t y = (int64_t)low[0]; (double)y < high[0] - 1e-6; y++)
+            for (int64_t x = (int64_t)low[1]; (double)x < high[1] - 1e-6; x++) {
+                double share = share_of(low[0], high[0], y) * share_of(low[1], high[1], x);
+                total += share;
+                for (int c = 0; c < 3; c++) sums[c] += share * pixels[y * stride + 3 * x + c];
+            }
+        for (int c = 0; c < 3; c++) out[3 * i + c] = (uint8_t)(sums[c] / total + 0.5);
+    }
+}
+
 // Resize a box to `out`, uint8 [height, width, 3].
 //
-// Returns 0, or 1 where memory lacks. The box lies in the image and is at most 32 times as large as `out`.
+// Returns 0, or 1 where memory lacks. The box lies in the image.
 PUBLIC int fastpsl_area_resize(
     const uint8_t *pixels, int64_t stride, // the image, RGB, and its bytes per row
     double top, double left, double box_height, double box_width, // in pixels
     uint8_t *out, int64_t height, int64_t width
 ) {
+    if (box_height > (double)(LARGEST_SHRINK * height) || box_width > (double)(LARGEST_SHRINK * width)) {
+        resize_exactly(pixels, stride, top, left, box_height, box_width, out, height, width);
+        return 0;
+    }
     // Taps of rows and of columns, then the columns' weights for pairs, two lines of sums, and a line of values.
     // Columns are made up to a multiple of four, the last ones without weight.
     size_t longest = (size_t)(height > width ? height : width) + 4, columns = ((size_t)width + 3) / 4 * 4;

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from fastpsl.pipelines.decoders.area import area_resize
-from fastpsl.pipelines.decoders.libturbo import LARGEST_SHRINK, Handle, library, why_missing
+from fastpsl.pipelines.decoders.libturbo import Handle, library, why_missing
 
 _MAX_KEPT_BYTES = 3 << 23  # larger buffers are freed after each image
 
@@ -111,15 +110,18 @@ def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if (rows, columns) == (height, width):
         return image
     out = np.empty((height, width, 3), np.uint8)
-    if not why_missing() and rows <= LARGEST_SHRINK * height and columns <= LARGEST_SHRINK * width:
-        image = np.ascontiguousarray(image)
-        box = (0.0, 0.0, float(rows), float(columns))
-        status = library().fastpsl_area_resize(
-            image.ctypes.data, 3 * columns, *box, out.ctypes.data, height, width
-        )
-        if status == 0:
-            return out
-    # Contiguous and writable, so that numba compiles a single variant.
-    pixels = np.require(image, requirements=("C", "W")).reshape(-1)
-    area_resize(pixels, rows, columns, 0.0, 0.0, float(rows), float(columns), out)
+    if why_missing():
+        from fastpsl.pipelines.decoders.area import area_resize  # imports numba
+
+        # Contiguous and writable, so that numba compiles a single variant.
+        pixels = np.require(image, requirements=("C", "W")).reshape(-1)
+        area_resize(pixels, rows, columns, 0.0, 0.0, float(rows), float(columns), out)
+        return out
+    image = np.ascontiguousarray(image)
+    box = (0.0, 0.0, float(rows), float(columns))
+    status = library().fastpsl_area_resize(
+        image.ctypes.data, 3 * columns, *box, out.ctypes.data, height, width
+    )
+    if status:
+        raise MemoryError(f"no memory to shrink {columns} x {rows} px")
     return out

@@ -1,11 +1,162 @@
-"""The ffcv decoder: libffcv decodes whole images. It is the reference for betons as stock FFCV reads them."""
+"""The ffcv decoder: libffcv decodes whole images. It is the reference for betons as stock FFCV reads them.
 
-from fastpsl.pipelines.decoders import libffcv
-from fastpsl.pipelines.decoders.compiled import CompiledDecoder
+Its loop, compiled by numba, reads, checks, decodes and crops a chunk of samples. libffcv trusts its caller,
+so headers, sizes and boxes are checked here first.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+from typing_extensions import override
+
+from fastpsl.kernels import isotropic
+from fastpsl.kernels.isotropic import DIAGONAL, fits_isotropic, isotropic_resize
+from fastpsl.pipelines.data import dataset
+from fastpsl.pipelines.data.dataset import MODE_RAW, SampleTable
+from fastpsl.pipelines.decoders import area, by_chunk, codes, encoded, libffcv
+from fastpsl.pipelines.decoders.area import area_resize
+from fastpsl.pipelines.decoders.by_chunk import SCALE_MARGIN, ChunkDecoder
+from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD
+from fastpsl.pipelines.decoders.encoded import read_checked, stamp
+from fastpsl.pipelines.decoders.libffcv import decode_into
 
 
-class FfcvDecoder(CompiledDecoder):
+@njit(nogil=True)  # cached only within the loop below, because its key includes the stamp of all files called
+def _denominator(boxes: np.ndarray, sizes: np.ndarray, i: int) -> int:
+    """Return by what factor (1, 2, 4 or 8) sample i may be decoded smaller."""
+    denominator = 8
+    for k in range(boxes.shape[0]):
+        if boxes[k, i, 4] != AREA:  # it must not show the image's axes as libjpeg's scaling does
+            return 1
+        shorter = min(boxes[k, i, 2], boxes[k, i, 3])
+        while denominator > 1 and shorter < SCALE_MARGIN * denominator * sizes[k]:
+            denominator //= 2
+    return denominator
+
+
+@njit(nogil=True)
+def _are_inside(boxes: np.ndarray, sizes: np.ndarray, i: int, height: int, width: int) -> bool:
+    """Return whether all boxes of sample i lie in its image, with their kernels' margins."""
+    for k in range(boxes.shape[0]):
+        top, left, box_height, box_width = boxes[k, i, 0], boxes[k, i, 1], boxes[k, i, 2], boxes[k, i, 3]
+        if top < 0 or left < 0 or box_height < 1 or box_width < 1:
+            return False
+        if box_height > height - top or box_width > width - left:
+            return False
+        if boxes[k, i, 4] != AREA and not fits_isotropic(
+            height, width, top, left, box_height, box_width, sizes[k]
+        ):
+            return False
+    return True
+
+
+@njit(nogil=True)
+def _decode_one(
+    fd: int,
+    offset: int,
+    num_bytes: int,
+    height: int,
+    width: int,
+    mode: int,
+    boxes: np.ndarray,
+    sizes: np.ndarray,
+    i: int,
+    encoded: np.ndarray,
+    pixels: np.ndarray,
+    handle: int,
+) -> tuple[int, int]:
+    """Decode a sample into `pixels`, and return its code and denominator."""
+    if not _are_inside(boxes, sizes, i, height, width):
+        return BAD_BOX, 1
+    code = read_checked(fd, offset, num_bytes, height, width, mode, pixels if mode == MODE_RAW else encoded)
+    if code != GOOD or mode == MODE_RAW:
+        return code, 1
+    denominator = _denominator(boxes, sizes, i)
+    status = decode_into(encoded, num_bytes, height, width, pixels, 1, denominator, handle)
+    return GOOD if status == 0 else CORRUPT, denominator
+
+
+@njit(nogil=True)
+def _crop(
+    pixels: np.ndarray, rows: int, columns: int, box: np.ndarray, denominator: int, out: np.ndarray
+) -> None:
+    """Crop a box of an image, which was decoded at 1 / denominator."""
+    if box[4] != AREA:
+        isotropic_resize(
+            pixels, rows, columns, int(box[0]), int(box[1]), int(box[2]), box[4] == DIAGONAL, out
+        )
+        return
+    top, left = box[0] / denominator, box[1] / denominator
+    area_resize(pixels, rows, columns, top, left, box[2] / denominator, box[3] / denominator, out)
+
+
+def _compiled(stamp: int) -> Callable[..., None]:
+    """Return the loop, which is compiled when it is first called.
+
+    `stamp` is a number for the code of other files that it contains: a part of the cache's key.
+    """
+
+    @njit(cache=True, nogil=True)
+    def decode_chunk(
+        fds: np.ndarray,
+        offsets: np.ndarray,
+        num_bytes: np.ndarray,
+        heights: np.ndarray,
+        widths: np.ndarray,
+        modes: np.ndarray,
+        boxes: np.ndarray,
+        sizes: np.ndarray,
+        outs: tuple[np.ndarray, ...],
+        encoded: np.ndarray,
+        pixels: np.ndarray,
+        codes: np.ndarray,
+        handle: int,
+    ) -> None:
+        if stamp < 0:  # never true: it makes `stamp` a part of the cache's key
+            return
+        # outs is a tuple of arrays, so numba compiles and caches this short loop for each number of views.
+        for i in range(len(codes)):
+            codes[i], denominator = _decode_one(
+                fds[i],
+                offsets[i],
+                num_bytes[i],
+                int(heights[i]),
+                int(widths[i]),
+                modes[i],
+                boxes,
+                sizes,
+                i,
+                encoded,
+                pixels,
+                handle,
+            )
+            if codes[i] == GOOD:
+                rows, columns = -(-int(heights[i]) // denominator), -(-int(widths[i]) // denominator)
+                for k in range(len(outs)):
+                    _crop(pixels, rows, columns, boxes[k, i], denominator, outs[k][i])
+
+    return decode_chunk
+
+
+_decode_chunk = _compiled(stamp(area, by_chunk, codes, encoded, isotropic, libffcv, dataset))
+
+
+class FfcvDecoder(ChunkDecoder):
     """A decoder on the CPU for betons, by libffcv."""
 
     name = "ffcv"
     _bindings = libffcv
+
+    @override
+    def _decode_chunk(
+        self, rows: SampleTable, boxes: np.ndarray, outs: list[np.ndarray], scratch: list[np.ndarray]
+    ) -> np.ndarray:
+        status = np.zeros(len(rows.offset), np.int8)
+        sizes = np.array([out.shape[1] for out in outs], np.int64)
+        heights, widths = rows.height.astype(np.int64), rows.width.astype(np.int64)
+        _decode_chunk(
+            rows.fd, rows.offset, rows.num_bytes, heights, widths, rows.mode, boxes, sizes, tuple(outs),
+            *scratch, status, self._handle(),
+        )  # fmt: skip
+        return status

@@ -1,4 +1,4 @@
-// Decoding of a part of a JPEG, area resize and encoding, on libjpeg-turbo. The bindings are in turbo.py.
+// Decoding of a part of a JPEG, area resize and encoding, on libjpeg-turbo. The bindings are in libturbo.py.
 //
 // A crop needs a part of its image only. The rows below it are never decoded; those above it and the columns
 // beside it go through the entropy decoder alone. What is decoded equals a full decode with the accurate DCT
@@ -14,12 +14,12 @@
 
 #include <jpeglib.h>
 #include <jerror.h>
+
+#include "turbo.h"
 #ifndef LIBJPEG_TURBO_VERSION_NUMBER
 #error "libjpeg-turbo is needed; this is another libjpeg"
 #endif
 
-#define PUBLIC __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 #if JPEG_LIB_VERSION >= 70 // the interface of libjpeg 7 and 8, as Ubuntu builds it
 #define SCALED_BLOCK(component) (component)->DCT_h_scaled_size
@@ -79,13 +79,13 @@ typedef struct {
     uint64_t num_left;                                       // MCUs
 } Scan;
 
-typedef struct {
+struct Turbo {
     struct jpeg_decompress_struct decompress; // first: libjpeg's pointer to it is ours
     struct jpeg_compress_struct compress;
     struct jpeg_error_mgr errors;
     jmp_buf escape;
     Scan scan;
-} Turbo;
+};
 
 static void escape(j_common_ptr info) { longjmp(((Turbo *)info->client_data)->escape, 1); }
 

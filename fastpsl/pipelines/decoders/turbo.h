@@ -1,0 +1,27 @@
+// What the files of the C library call of each other.
+
+#include <stdint.h>
+
+#define PUBLIC __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
+#define FOR_EACH_CPU __attribute__((target_clones("avx2", "default")))
+#else
+#define FOR_EACH_CPU
+#endif
+
+typedef struct Turbo Turbo;
+
+int fastpsl_turbo_decode(
+    Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes, uint32_t height, uint32_t width, uint32_t denominator,
+    int is_smooth, const int64_t region[4], uint8_t *pixels, int64_t placed[4]
+);
+int fastpsl_area_resize(
+    const uint8_t *pixels, int64_t stride, double top, double left, double box_height, double box_width,
+    uint8_t *out, int64_t height, int64_t width
+);
+int fastpsl_isotropic_resize(
+    const uint8_t *pixels, int64_t rows, int64_t columns, int64_t top, int64_t left, int64_t side, int is_diagonal,
+    uint8_t *out, int64_t size
+);
+int64_t isotropic_margin(int64_t side, int64_t size);
