@@ -78,10 +78,20 @@ def absolute_links(markdown: str, tag: str) -> str:
     return ADDRESS.sub(replaced, markdown)
 
 
-# The C library of the turbo decoder, without Python in it: ctypes loads it, and it serves every version.
+# The C libraries have no Python in them: ctypes loads them, and they serve every version. Without a compiler
+# or libjpeg other code does their work. No product is fused with a sum, so all CPUs compute the same bits.
+COMPILE_ARGS = ["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off"]
+DECODERS = "fastpsl/pipelines/decoders"
+draws = Extension(
+    "fastpsl.kernels._draws",
+    ["fastpsl/kernels/draws.c"],
+    libraries=["m"],
+    extra_compile_args=COMPILE_ARGS,
+    py_limited_api=True,
+    optional=True,
+)
 # FASTPSL_LIBJPEG names a folder with a static libjpeg-turbo and its headers, in the place of the system's.
 libjpeg = os.environ.get("FASTPSL_LIBJPEG", "")
-DECODERS = "fastpsl/pipelines/decoders"
 turbo = Extension(
     "fastpsl.pipelines.decoders._turbo",
     [f"{DECODERS}/{name}.c" for name in ("samples", "turbo", "area", "isotropic")],
@@ -89,15 +99,14 @@ turbo = Extension(
     include_dirs=[f"{libjpeg}/include"] if libjpeg else [],
     extra_objects=[f"{libjpeg}/lib/libjpeg.a"] if libjpeg else [],
     libraries=["m"] if libjpeg else ["jpeg", "m"],
-    # No fused products and sums: crops are the same bits on every CPU.
-    extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off"],
+    extra_compile_args=COMPILE_ARGS,
     extra_link_args=["-Wl,--exclude-libs,ALL"],
     py_limited_api=True,
-    optional=True,  # without a compiler or libjpeg the other decoders serve
+    optional=True,
 )
 
 setup(
-    ext_modules=[turbo],
+    ext_modules=[draws, turbo],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
     cmdclass={"build_py": BuildWithRecipes},
     long_description=absolute_links((ROOT / "README.md").read_text(encoding="utf-8"), f"v{version()}"),

@@ -29,8 +29,9 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused import fused_modules, module_for
 from fastpsl.kernels.grey import Grey
-from fastpsl.kernels.isotropic import DIAGONAL, isotropic_resize, margin_px
+from fastpsl.kernels.isotropic import DIAGONAL, margin_px
 from fastpsl.kernels.isotropic_batch import crop_densely
+from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.layout import joined
 from fastpsl.kernels.lightness import Lightness

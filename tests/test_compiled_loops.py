@@ -28,7 +28,7 @@ if name.endswith("photometric_loops"):
     loop(pixels, yes, yes, orders, factors, ~yes, weights, taps, sobel, norm, norm, out, 0, 1)
 else:
     pixels, out = rng.integers(0, 256, 100 * 90 * 3, dtype=np.uint8), np.empty((17, 17, 3), np.uint8)
-    if name.endswith("isotropic"):
+    if name.endswith("isotropic_loops"):
         loop, box = module.isotropic_resize, (30, 27, 35, True)
     else:
         loop, box = module.area_resize, (3.5, 2.25, 80.5, 61.0)
@@ -48,7 +48,7 @@ print(json.dumps(result | {"parts": parts}))
     "module",
     [
         "fastpsl.pipelines.decoders.area",
-        pytest.param("fastpsl.kernels.isotropic", marks=pytest.mark.slow),
+        pytest.param("fastpsl.kernels.isotropic_loops", marks=pytest.mark.slow),
         pytest.param("fastpsl.kernels.fused_cpu.photometric_loops", marks=pytest.mark.slow),
     ],
 )

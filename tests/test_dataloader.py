@@ -16,6 +16,7 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
@@ -222,3 +223,17 @@ def test_operations_go_the_way_that_is_asked_for() -> None:
         assert plain.augment.path == "unfused"
     with pytest.raises(ValueError, match="augment 'fusd': there are auto, unfused, fused"):
         fastpsl.loader(batch_size=4, size_px=16, augment="fusd")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C library was not built")
+def test_the_first_batch_of_a_beton_waits_for_no_compiler(beton: Path) -> None:
+    """Importing numba and loading what it compiled takes a second, and compiling 10 s."""
+    code = (
+        "import fastpsl, sys\n"
+        "with fastpsl.loader(sys.argv[1], batch_size=4, device='cpu') as batches: next(iter(batches))\n"
+        "assert 'numba' not in sys.modules"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(beton)], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert process.returncode == 0, process.stderr

@@ -22,6 +22,7 @@ from typing_extensions import override
 
 import fastpsl
 from fastpsl.engine.distribution import NAME
+from fastpsl.kernels import c_draws
 from fastpsl.pipelines.decoders import libturbo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,11 +131,17 @@ def test_wheel_from_sdist_holds_every_file(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
         shipped = {name for name in archive.namelist() if name.startswith("fastpsl/")}
     files = (path.relative_to(built.tree) for path in (built.tree / "fastpsl").rglob("*") if path.is_file())
-    # The C library is shipped built, where it can be built, and not as source.
-    expected = {path.as_posix() for path in files if "__pycache__" not in path.parts and path.suffix != ".c"}
+    # The C libraries are shipped built, where they can be built, and not as source.
+    expected = {
+        path.as_posix()
+        for path in files
+        if "__pycache__" not in path.parts and path.suffix not in (".c", ".h")
+    }
     expected = {name for name in expected if not name.endswith(".so")}
     libraries = {name for name in shipped if name.endswith(".so")}
-    assert libraries == (set() if libturbo.why_missing() else {"fastpsl/pipelines/decoders/_turbo.abi3.so"})
+    built_here = {"fastpsl/kernels/_draws.abi3.so"} if c_draws.library() else set()
+    built_here |= set() if libturbo.why_missing() else {"fastpsl/pipelines/decoders/_turbo.abi3.so"}
+    assert libraries == built_here
     expected |= {f"fastpsl/recipes/{path.name}" for path in (built.tree / "recipes").glob("*.py")}
     assert {
         "fastpsl/kernels/new/__init__.py",

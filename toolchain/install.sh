@@ -78,11 +78,11 @@ if ! is_done packages "$inputs"; then
     set_done packages "$inputs"
 fi
 
-# pip built it the first time; it is built again where its source or the libraries have changed
-source=$(cat fastpsl/pipelines/decoders/*.c setup.py | sha256sum)
+# pip built them the first time; they are built again where their source or the libraries have changed
+source=$(cat fastpsl/kernels/*.c fastpsl/pipelines/decoders/*.[ch] setup.py | sha256sum)
 built=(fastpsl/pipelines/decoders/_turbo.*.so)
 if ! is_done turbo "$source $missing" || [ ! -e "${built[0]}" ]; then
-    say "C library"
+    say "C libraries"
     .venv/bin/python setup.py -q build_ext --inplace --force >.venv/.done/turbo.log 2>&1 || true
     built=(fastpsl/pipelines/decoders/_turbo.*.so)
     set_done turbo "$source $missing"

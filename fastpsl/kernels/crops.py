@@ -6,13 +6,11 @@ A box is (top, left, height, width) in source pixels. The decoder resizes it to 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numba
 import numpy as np
 
+from fastpsl.kernels.c_draws import library
 from fastpsl.kernels.draws import Keys, Slot, words
 
-# The compiled functions get random words and call no function of another file, because numba's cache would
-# not notice an edit of that file.
 _TRIES = 10  # as in torchvision
 Where = Literal["random", "random_middle", "center", "top_left", "top_right", "bottom_left", "bottom_right"]
 # The position of a box that is not random: its top and left in halves of the room that it leaves.
@@ -25,80 +23,44 @@ _HALVES = {
 }
 
 
-@numba.njit(cache=True, nogil=True)
-def _uniform(word: np.uint32) -> np.float64:
-    return np.float64(word >> np.uint32(8)) * 2.0**-24
+def _uniform(random_words: np.ndarray) -> np.ndarray:
+    return (random_words >> np.uint32(8)) * 2.0**-24
 
 
-@numba.njit(cache=True, nogil=True)
-def _below(word: np.uint32, high: int) -> int:
-    return int((np.uint64(word) * np.uint64(high)) >> np.uint64(32))
+def _below(random_words: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return (random_words.astype(np.int64) * high) >> 32
 
 
-@numba.njit(cache=True, nogil=True)
 def _random_resized(
-    out: np.ndarray,
     random_words: np.ndarray,
     heights: np.ndarray,
     widths: np.ndarray,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-) -> None:
+) -> np.ndarray:
     # torchvision.transforms.RandomResizedCrop.get_params. A try takes four words: area, ratio, top, left.
+    tried = random_words.reshape(-1, _TRIES, 4)
+    areas = (heights.astype(np.int64) * widths)[:, None] * (
+        scale[0] + (scale[1] - scale[0]) * _uniform(tried[..., 0])
+    )
     log_low, log_high = np.log(ratio[0]), np.log(ratio[1])
-    for row in range(out.shape[0]):
-        height, width = int(heights[row]), int(widths[row])
-        found = False
-        for attempt in range(_TRIES):
-            tried = random_words[row, 4 * attempt : 4 * attempt + 4]
-            target = height * width * (scale[0] + (scale[1] - scale[0]) * _uniform(tried[0]))
-            aspect = np.exp(log_low + (log_high - log_low) * _uniform(tried[1]))
-            box_width = int(np.rint(np.sqrt(target * aspect)))
-            box_height = int(np.rint(np.sqrt(target / aspect)))
-            if 0 < box_width <= width and 0 < box_height <= height:
-                out[row, 0] = _below(tried[2], height - box_height + 1)
-                out[row, 1] = _below(tried[3], width - box_width + 1)
-                out[row, 2] = box_height
-                out[row, 3] = box_width
-                found = True
-                break
-        if not found:
-            box_height, box_width = height, width
-            if width / height < ratio[0]:
-                box_height = min(height, max(1, int(np.rint(width / ratio[0]))))
-            elif width / height > ratio[1]:
-                box_width = min(width, max(1, int(np.rint(height * ratio[1]))))
-            out[row, 0] = (height - box_height) // 2
-            out[row, 1] = (width - box_width) // 2
-            out[row, 2] = box_height
-            out[row, 3] = box_width
-
-
-@numba.njit(cache=True, nogil=True)
-def _shorter_side(
-    out: np.ndarray,
-    random_words: np.ndarray,
-    heights: np.ndarray,
-    widths: np.ndarray,
-    shorter_px: int,
-    size_px: int,
-    random: bool,
-    middle: bool,
-    halves: tuple[int, int],
-) -> None:
-    for row in range(out.shape[0]):
-        height, width = int(heights[row]), int(widths[row])
-        short = min(height, width)
-        side = min(short, max(1, int(np.rint(size_px * short / shorter_px))))
-        if random:
-            rows, columns = (short, short) if middle else (height, width)
-            out[row, 0] = (height - rows) // 2 + _below(random_words[row, 0], rows - side + 1)
-            out[row, 1] = (width - columns) // 2 + _below(random_words[row, 1], columns - side + 1)
-        else:
-            out[row, 0] = (height - side) * halves[0] // 2
-            out[row, 1] = (width - side) * halves[1] // 2
-        out[row, 2] = side
-        out[row, 3] = side
+    ratios = np.exp(log_low + (log_high - log_low) * _uniform(tried[..., 1]))
+    sides = np.rint(np.sqrt(np.stack([areas / ratios, areas * ratios], -1)))  # heights and widths
+    limits = np.stack([heights, widths], -1)
+    fits = ((sides > 0) & (sides <= limits[:, None])).all(-1)
+    first = np.arange(len(fits)), fits.argmax(1)
+    sides = sides[first].astype(np.int64)
+    starts = _below(tried[first][:, 2:], limits - sides + 1)
+    # None of the tries: the middle, cut to the nearest ratio.
+    shapes = widths / heights
+    low = np.clip(np.rint(widths / ratio[0]), 1, heights)
+    high = np.clip(np.rint(heights * ratio[1]), 1, widths)
+    rest = np.stack(
+        [np.where(shapes < ratio[0], low, heights), np.where(shapes > ratio[1], high, widths)], -1
+    ).astype(np.int64)
+    is_found = fits.any(1)[:, None]
+    boxes = np.where(is_found, starts, (limits - rest) // 2), np.where(is_found, sides, rest)
+    return np.concatenate(boxes, 1).astype(np.int32)
 
 
 def _check_size(size_px: int) -> None:
@@ -139,11 +101,12 @@ class RandomResizedCrop:
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """Return int32 [B, 4]: top, left, height, width, in images of `heights` x `widths` (int32 [B])."""
+        inputs, draws = _inputs(keys, heights, widths, 4 * _TRIES), library()
+        if draws is None:
+            return _random_resized(*inputs, self.scale, self.ratio)
         out = np.empty((len(keys.indices), 4), np.int32)
-        inputs = _inputs(keys, heights, widths, 4 * _TRIES)
-        scale = (float(self.scale[0]), float(self.scale[1]))
-        ratio = (float(self.ratio[0]), float(self.ratio[1]))
-        _random_resized(out, *inputs, scale, ratio)
+        addresses = (column.ctypes.data for column in inputs)
+        draws.fastpsl_random_resized(*addresses, len(out), *self.scale, *self.ratio, out.ctypes.data)
         return out
 
 
@@ -188,12 +151,16 @@ class ShorterSideCrop:
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """Return int32 [B, 4]: top, left, height, width, in images of `heights` x `widths` (int32 [B])."""
-        out = np.empty((len(keys.indices), 4), np.int32)
-        inputs = _inputs(keys, heights, widths, 2)
-        random, middle = self.where.startswith("random"), self.where == "random_middle"
-        halves = _HALVES.get(self.where, (1, 1))
-        _shorter_side(out, *inputs, self.shorter_px, self.size_px, random, middle, halves)
-        return out
+        random_words, heights, widths = _inputs(keys, heights, widths, 2)
+        limits = np.stack([heights, widths], -1).astype(np.int64)
+        short = limits.min(1, keepdims=True)
+        sides = np.clip(np.rint(self.size_px * short / self.shorter_px), 1, short).astype(np.int64)
+        if self.where in _HALVES:
+            starts = (limits - sides) * np.array(_HALVES[self.where]) // 2
+        else:
+            room = np.where(self.where == "random_middle", short, limits)
+            starts = (limits - room) // 2 + _below(random_words, room - sides + 1)
+        return np.concatenate([starts, sides, sides], 1).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -218,7 +185,7 @@ class Squashed:
 def _inputs(
     keys: Keys, heights: np.ndarray, widths: np.ndarray, num_words: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # A single dtype and memory layout, because numba compiles anew for any other.
+    # A single dtype and memory layout, for C.
     assert len(heights) == len(widths) == len(keys.indices)
     sizes = [np.ascontiguousarray(sizes, np.int32) for sizes in (heights, widths)]
     return words(keys, Slot.CROP, num_words), sizes[0], sizes[1]

@@ -12,9 +12,11 @@ op uses its words is its own matter: a change there changes the draws of that op
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeAlias
 
-import numba
 import numpy as np
+
+from fastpsl.kernels.c_draws import library
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
@@ -22,6 +24,8 @@ _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
 _WEYL_0 = np.uint64(0x9E3779B9)
 _WEYL_1 = np.uint64(0xBB67AE85)
+_Words: TypeAlias = "np.ndarray | np.uint64"
+_ROWS = 1 << 14  # so many fit into the cache
 MAX_WORDS = 4 * 256  # the block number has 8 bits of the counter's last word
 
 
@@ -77,11 +81,10 @@ class Keys:
         )
 
 
-@numba.njit(cache=True, nogil=True)
 def philox(
-    c0: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64
-) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
-    """Return the Philox4x32-10 output for one counter and key, all uint64 that hold 32-bit words."""
+    c0: _Words, c1: _Words, c2: _Words, c3: _Words, k0: np.uint64, k1: np.uint64
+) -> tuple[_Words, _Words, _Words, _Words]:
+    """Return the Philox4x32-10 outputs for counters and a key, all uint64 that hold 32-bit words."""
     for _ in range(10):
         product_0 = _MULTIPLIER_0 * c0
         product_1 = _MULTIPLIER_1 * c2
@@ -94,17 +97,15 @@ def philox(
     return c0, c1, c2, c3
 
 
-@numba.njit(cache=True, nogil=True)
 def _fill(
-    out: np.ndarray, indices: np.ndarray, epoch: np.uint64, place: np.uint64, k0: np.uint64, k1: np.uint64
+    indices: np.ndarray, epoch: np.uint64, place: np.uint64, k0: np.uint64, k1: np.uint64, out: np.ndarray
 ) -> None:
-    num = out.shape[1]
-    for row in range(indices.shape[0]):
-        index = np.uint64(indices[row])
-        for block in range((num + 3) // 4):
-            words4 = philox(index & _MASK, index >> _SHIFT, epoch, place | np.uint64(block), k0, k1)
-            for lane in range(min(4, num - 4 * block)):
-                out[row, 4 * block + lane] = words4[lane]
+    for first in range(0, len(indices), _ROWS):
+        index = indices[first : first + _ROWS].view(np.uint64)
+        for block in range(0, out.shape[1], 4):
+            counter = index & _MASK, index >> _SHIFT, epoch, place | np.uint64(block // 4)
+            for lane, random_words in enumerate(philox(*counter, k0, k1)[: out.shape[1] - block]):
+                out[first : first + _ROWS, block + lane] = random_words
 
 
 def _counter_words(keys: Keys, slot: int) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
@@ -137,8 +138,12 @@ def words(keys: Keys, slot: int, num: int) -> np.ndarray:
         )
     assert 0 <= slot < 2**16, slot
     out = np.empty((len(keys.indices), num), np.uint32)
-    # A single memory layout, because numba compiles anew for any other.
-    _fill(out, np.ascontiguousarray(keys.indices), *_counter_words(keys, slot))
+    indices, counter_words, draws = np.ascontiguousarray(keys.indices), _counter_words(keys, slot), library()
+    if draws:
+        numbers = map(int, counter_words)
+        draws.fastpsl_words(indices.ctypes.data, len(indices), num, *numbers, out.ctypes.data)
+    else:
+        _fill(indices, *counter_words, out)
     return out
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
+from fastpsl.kernels import crops
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Squashed, Where
 from fastpsl.kernels.draws import Keys, Slot, words
 
@@ -54,7 +55,12 @@ def assert_inside(boxes, heights, widths):
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 1.0), (0.9, 1.0), (1.0, 1.0)])
 @pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (1.0, 1.0), (0.5, 3.0)])
-def test_random_resized_crop_equals_the_loop(scale, ratio):
+@pytest.mark.parametrize("by", ["C", "NumPy"])
+def test_random_resized_crop_equals_the_loop(scale, ratio, by, monkeypatch):
+    if by == "NumPy":
+        monkeypatch.setattr(crops, "library", lambda: None)
+    elif crops.library() is None:
+        pytest.skip("the C library was not built")
     keys, heights, widths = images()
     boxes = RandomResizedCrop(224, scale, ratio).boxes(keys, heights, widths)
     assert boxes.dtype == np.int32

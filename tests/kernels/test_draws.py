@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastpsl.kernels import draws
+from fastpsl.kernels import c_draws, draws
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms, words
 
 # Random123's kat_vectors, the lines "philox4x32 10": counter, key, result.
@@ -29,6 +29,15 @@ def philox_in_integers(counter, key):
     return c
 
 
+@pytest.fixture(params=["C", "NumPy"])
+def by(request, monkeypatch):
+    """Run a test by the C library, where it was built, and by NumPy."""
+    if request.param == "NumPy":
+        monkeypatch.setattr(draws, "library", lambda: None)
+    elif c_draws.library() is None:
+        pytest.skip("the C library was not built")
+
+
 @pytest.mark.parametrize("line", KNOWN_ANSWERS.strip().splitlines())
 def test_known_answers(line):
     numbers = [int(word, 16) for word in line.split()]
@@ -49,6 +58,7 @@ def test_words_of_known_answer_through_the_front_door():
 @pytest.mark.parametrize(
     "epoch, view, slot", [(0, 0, Slot.ORDER), (3, 1, Slot.TASK), (2**32 - 1, 255, Slot.CROP)]
 )
+@pytest.mark.usefixtures("by")
 def test_counter_layout(seed, epoch, view, slot):
     indices = np.array([0, 1, -1, 2**32, 2**32 + 1, 2**40 + 3, 2**62], np.int64)
     result = words(Keys(seed, epoch, indices, view), slot, 11)
@@ -97,6 +107,7 @@ def test_integers(high):
         assert result.max() == high - 1 and result.min() == 0
 
 
+@pytest.mark.usefixtures("by")
 def test_a_draw_knows_nothing_of_its_batch():
     whole = words(Keys(1, 2, np.arange(100, dtype=np.int64)), Slot.CROP, 6)
     shuffled = np.random.default_rng(0).permutation(100)
@@ -120,6 +131,7 @@ def test_nothing_collides():
     assert len(np.unique(blocks, axis=0)) == len(blocks)
 
 
+@pytest.mark.usefixtures("by")
 def test_batch_of_none():
     none = Keys(1, 2, np.zeros(0, np.int64))
     assert words(none, Slot.CROP, 5).shape == (0, 5)

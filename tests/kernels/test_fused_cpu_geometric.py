@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.kernels import warp
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused import module_for
@@ -208,6 +209,10 @@ def test_two_percent_of_a_constant_are_seen(which, channel, make_images, as_tens
         draws = make_draws(CHAINS[name], 2, as_tensors)
         with pytest.raises(AssertionError):
             check(fused(images, CHAINS[name], draws, **moved), images, CHAINS[name], draws)
+
+
+def test_the_loops_constant_is_that_of_the_operation():
+    assert warped_loops._GREY == warp._GREY
 
 
 def test_it_is_compiled_once_for_all_operations(make_images, as_tensors):

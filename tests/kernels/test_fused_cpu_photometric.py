@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.kernels import colour, fused_cpu
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ORDERS, ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cpu import photometric as numba_photometric
 from fastpsl.kernels.fused_cpu import photometric_loops
-from fastpsl.kernels.grey import Grey
+from fastpsl.kernels.grey import WEIGHTS, Grey
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import normalise
@@ -174,6 +175,14 @@ def test_it_is_compiled_once_for_all_operations(make_images, as_tensors):
     assert len(photometric_loops.process_images.signatures) == 1
 
 
+def test_the_loops_constants_are_those_of_the_operations():
+    loops = photometric_loops
+    assert (loops._CONTRAST, loops._SATURATION, loops._HUE) == (
+        colour.CONTRAST, colour.SATURATION, colour.HUE,
+    )  # fmt: skip
+    assert [loops._RED, loops._GREEN, loops._BLUE] == [np.float32(weight) for weight in WEIGHTS]
+
+
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Load the compiled functions again as plain Python, so that their constants can be moved."""
@@ -182,7 +191,7 @@ def uncompiled(monkeypatch):
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(numba_photometric, "photometric_loops", module)
+    monkeypatch.setattr(fused_cpu, "photometric_loops", module)
     return module
 
 

@@ -10,14 +10,9 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels import isotropic_batch
-from fastpsl.kernels.isotropic import (
-    DIAGONAL,
-    ISOTROPIC,
-    fits_isotropic,
-    largest_side_px,
-    margin_px,
-)
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px
 from fastpsl.kernels.isotropic_batch import crop_densely, crop_isotropic
+from fastpsl.kernels.isotropic_loops import fits_isotropic
 from tests.fake_cuda import fake_cuda
 from tests.kernels.tf32 import RoundedProducts
 from tests.kernels.windows import noise, plain, window

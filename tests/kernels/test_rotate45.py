@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, fits_isotropic, isotropic_resize, margin_px
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
+from fastpsl.kernels.isotropic_loops import fits_isotropic, isotropic_resize
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.rotation_crops import RotationCrop

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.kernels.isotropic import DIAGONAL, REACH_SIGMAS, fits_isotropic, isotropic_resize
+from fastpsl.kernels.isotropic import DIAGONAL, REACH_SIGMAS
+from fastpsl.kernels.isotropic_loops import fits_isotropic, isotropic_resize
 
 LUMA = np.array([0.299, 0.587, 0.114])
 

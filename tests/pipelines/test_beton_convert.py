@@ -16,7 +16,7 @@ from fastpsl.pipelines.beton import encode
 from fastpsl.pipelines.beton.encode import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codec import shrink
-from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 from tests.pipelines.photos import jpeg, needs_ffcv, photo, pil_decode
 
 PHOTO = photo(1, 90, 121)
@@ -40,7 +40,7 @@ def mean_difference(stored: Stored, expected: np.ndarray) -> float:
 
 
 def is_plain_jpeg(stored: Stored) -> bool:
-    header = jpeg_header(np.frombuffer(stored.data, np.uint8), len(stored.data))
+    header = jpeg_header(stored.data, len(stored.data))
     has_metadata = b"Exif\x00\x00" in stored.data
     return header == (HEADER_GOOD, stored.height, stored.width, 3, 0, 8) and not has_metadata
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.decoders import libffcv
-from fastpsl.pipelines.decoders.libffcv import (
+from fastpsl.pipelines.decoders.encoded import _jpeg_header
+from fastpsl.pipelines.decoders.jpeg_header import (
     HEADER_BROKEN,
     HEADER_GOOD,
     HEADER_NOT_JPEG,
     HEADER_UNSUPPORTED,
-    Handle,
-    decode_into,
     jpeg_header,
 )
+from fastpsl.pipelines.decoders.libffcv import Handle, decode_into
 from tests.pipelines.photos import jpeg, needs_ffcv, photo, pil_decode
 
 CACHED = """
@@ -36,7 +36,10 @@ print(out, hits, misses, "ffcv" in sys.modules, "torch" in sys.modules)
 """
 USER_LOOP = """
 from numba import njit
-from fastpsl.pipelines.decoders.libffcv import decode_into, jpeg_header, pread_into
+from fastpsl.pipelines.decoders import jpeg_header as headers
+from fastpsl.pipelines.decoders.libffcv import decode_into, pread_into
+
+jpeg_header = njit(headers.jpeg_header)
 
 @njit(cache=True, nogil=True)
 def load(fd, num_bytes, data, pixels):
@@ -95,7 +98,9 @@ def test_a_handle_decodes_as_imdecode_does(denominator: int) -> None:
 
 
 def header(data: "bytes | bytearray") -> tuple[int, ...]:
-    return tuple(jpeg_header(np.frombuffer(data, np.uint8), len(data)))
+    plain = jpeg_header(bytes(data), len(data))
+    assert tuple(_jpeg_header(np.frombuffer(data, np.uint8), len(data))) == plain
+    return plain
 
 
 def test_jpeg_header() -> None:
@@ -136,8 +141,10 @@ def test_jpeg_header_never_reads_past_the_end() -> None:
     frame_end = bytes(data).find(b"\xff\xc0") + 19
     padded = np.concatenate([data, np.full(70000, 0xFF, np.uint8)])
     for num in range(frame_end):
-        assert jpeg_header(padded, num)[0] != HEADER_GOOD  # nothing beyond `num` is read
-    assert jpeg_header(padded, frame_end)[0] == HEADER_GOOD
+        for buffer in (bytes(padded), padded):
+            parse = _jpeg_header if buffer is padded else jpeg_header
+            assert parse(buffer, num)[0] != HEADER_GOOD  # nothing beyond `num` is read
+    assert jpeg_header(bytes(padded), frame_end)[0] == HEADER_GOOD
 
 
 def test_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, isotropic_resize
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC
+from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.decoders import codes, libffcv, libturbo

@@ -62,6 +62,8 @@ def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> Non
         codes,
         ffcv.encoded,
         ffcv.isotropic,
+        ffcv.isotropic_loops,
+        ffcv.jpeg_header,
         libffcv,
         ffcv.dataset,
     )

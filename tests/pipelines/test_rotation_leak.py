@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fastpsl.kernels import isotropic, isotropic_batch
 from fastpsl.kernels.draws import Keys
-from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, isotropic_resize, margin_px
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_batch import crop_isotropic
+from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.rotation_crops import RotationCrop

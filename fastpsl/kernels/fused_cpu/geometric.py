@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu import geometric_loops
 from fastpsl.kernels.fused_cpu.threads import in_threads
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
@@ -81,6 +80,8 @@ def run(
         pixels, _walks(ops, draws, pixels.shape), scale, shift,
         result.permute(0, 2, 3, 1).numpy().reshape(num, height, -1),
     )  # fmt: skip
+    from fastpsl.kernels.fused_cpu import geometric_loops  # imports numba, which takes 0.7 s
+
     in_threads(geometric_loops.walks, arguments, num, result.numel() // _VALUES_PER_THREAD)
     if result is not out:
         out.copy_(result)

@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.kernels import colour
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu import photometric_loops
 from fastpsl.kernels.fused_cpu.threads import in_threads
-from fastpsl.kernels.grey import WEIGHTS, Grey
+from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SobelXY
@@ -26,13 +24,6 @@ _ORDERS = (
     (Flip, ColourDistortion, Grey, GaussianBlur, Sobel),
     (Flip, ColourDistortion, Grey, GaussianBlur, SobelXY),
 )
-# images.py uses no value of another file, so its copies are compared here.
-assert (colour.CONTRAST, colour.SATURATION, colour.HUE) == (
-    photometric_loops._CONTRAST, photometric_loops._SATURATION, photometric_loops._HUE,
-)  # fmt: skip
-assert [np.float32(weight) for weight in WEIGHTS] == [
-    photometric_loops._RED, photometric_loops._GREEN, photometric_loops._BLUE,
-]  # fmt: skip
 # Taps beyond this many sigmas weigh less than 2e-8 of the middle one, nothing in float32.
 _REACH_SIGMAS = 6.0
 # Bytes of input per thread: about 1 ms of work, because starting a thread takes 0.1 ms, and several ms on a
@@ -99,6 +90,8 @@ def run(
         *_taps(sigma, blurred, kernel_px), sobel, scale.numpy(), shift.numpy(),
         result.permute(0, 2, 3, 1).numpy(),
     )  # fmt: skip
+    from fastpsl.kernels.fused_cpu import photometric_loops  # imports numba, which takes 0.7 s
+
     in_threads(photometric_loops.process_images, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
     if result is not out:
         out.copy_(result)

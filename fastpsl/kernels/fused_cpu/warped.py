@@ -11,16 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.kernels import warp
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu import warped_loops
 from fastpsl.kernels.fused_cpu.threads import in_threads
 from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.warp import WarpPair
 
-# pairs.py uses no value of another file, so its copy is compared here.
-assert warped_loops._GREY == warp._GREY
 # About 1 ms of work, because starting a thread takes 0.1 ms, and several ms on a busy machine.
 _PIXELS_PER_THREAD = 1 << 17
 
@@ -61,6 +57,8 @@ def run(
     shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
     result = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
     arguments = (pixels, flip, moves, matrices, scale, shift, result.permute(0, 2, 3, 1).numpy())
+    from fastpsl.kernels.fused_cpu import warped_loops  # imports numba, which takes 0.7 s
+
     in_threads(warped_loops.pairs, arguments, num, pixels.size // 3 // _PIXELS_PER_THREAD)
     if result is not out:
         out.copy_(result)

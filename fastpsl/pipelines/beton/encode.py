@@ -26,7 +26,7 @@ from fastpsl.pipelines.data.image_file import (
 )
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
 from fastpsl.pipelines.decoders.codec import Codec, shrink
-from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.decoders.libturbo import why_missing
 
 MAX_SIDE_PX = 65535  # the table has two bytes for it
@@ -103,9 +103,7 @@ def convert(data: bytes, target: Target) -> Stored:
     """
     if not data:
         raise BrokenImage("empty file")
-    status, height, width, components, is_progressive, precision = jpeg_header(
-        np.frombuffer(data, np.uint8), len(data)
-    )
+    status, height, width, components, is_progressive, precision = jpeg_header(data, len(data))
     if status != HEADER_GOOD or components != 3 or precision != 8 or height * width > MAX_PIXELS:
         with _large.room_for(num_pixels(data)):
             return _store(_shrink(decode_any(data), target), target, "encoded")

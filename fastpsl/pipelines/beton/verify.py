@@ -20,7 +20,7 @@ from fastpsl.pipelines.beton.reader import Beton, SampleTable, shard_paths
 from fastpsl.pipelines.beton.shard import JPG, chunks
 from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
-from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, HEADER_REASONS, jpeg_header
+from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, HEADER_REASONS, jpeg_header
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import is_locked
 from fastpsl.pipelines.loader.workers import map_in_order
@@ -196,9 +196,7 @@ def _decoded(sample: tuple[int, SampleTable, int]) -> tuple[bytes, str]:
 
 
 def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
-    status, header_height, header_width, components, _, precision = jpeg_header(
-        np.frombuffer(data, np.uint8), len(data)
-    )
+    status, header_height, header_width, components, _, precision = jpeg_header(data, len(data))
     if status != HEADER_GOOD:
         return HEADER_REASONS[status]
     if (header_height, header_width) != (height, width):

@@ -24,7 +24,7 @@ from fastpsl.pipelines.data.image_file import (
     jpeg_orientation,
     upright_size,
 )
-from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.loader.workers import map_in_order
@@ -186,10 +186,10 @@ def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
     """Return height, width, mode and orientation of a JPEG that every decoder takes; None for other files."""
     with open(path, "rb") as file:
         data = file.read(_HEAD_BYTES)
-        header = jpeg_header(np.frombuffer(data, np.uint8), len(data))
+        header = jpeg_header(data, len(data))
         if data[:2] == b"\xff\xd8" and header[0] != HEADER_GOOD and num_bytes > len(data):
             data += file.read(_LONG_HEAD_BYTES)
-            header = jpeg_header(np.frombuffer(data, np.uint8), len(data))
+            header = jpeg_header(data, len(data))
     status, height, width, components, _, precision = header
     if status != HEADER_GOOD or components not in (1, 3) or precision != 8 or height * width > MAX_PIXELS:
         return None

@@ -3,15 +3,16 @@
 import warnings
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable, read_bytes
-from fastpsl.pipelines.decoders import libffcv, libturbo
+from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
+from fastpsl.pipelines.decoders.jpeg_header import jpeg_header
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
 
 if TYPE_CHECKING:  # writing a beton imports this file but not torch, which takes seconds and half a GB
+    from types import ModuleType
+
     import torch
 
 # The decoders for each kind of data.
@@ -106,12 +107,21 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
         )
     if name == "synthetic" and data.kind != "synthetic":
         return name, "asked for: pictures are noise, whatever the data holds"
-    library = {"turbo": libturbo, "ffcv": libffcv}.get(name)
+    library = _library(name)
     if library and library.why_missing():
         raise ValueError(
             f"decoder {name!r}: {library.why_missing()}; install it by {library.INSTALL}, or use torchvision"
         )
     return name, "asked for"
+
+
+def _library(name: str) -> "ModuleType | None":
+    """Return the bindings of the library that a decoder needs, if any."""
+    if name == "ffcv":
+        from fastpsl.pipelines.decoders import libffcv  # imports numba, which takes 0.7 s
+
+        return libffcv
+    return libturbo if name == "turbo" else None
 
 
 def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
@@ -134,8 +144,10 @@ def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
             return "dali", "it reads folders" if data.kind == "folder" else "it decodes on the GPU"
     no_turbo = libturbo.why_missing()
     name = "turbo" if data.kind == "beton" and not no_turbo else "torchvision"
-    if no_turbo and data.kind == "beton" and not libffcv.why_missing():
-        name = "ffcv"
+    if no_turbo and data.kind == "beton":
+        from fastpsl.pipelines.decoders import libffcv
+
+        name = "torchvision" if libffcv.why_missing() else "ffcv"
     if device.type == "cuda":
         advice = f"on the CPU is slow: {no_dali}"
     elif name == "turbo":
@@ -164,8 +176,8 @@ def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: 
     if code in (CHANGED, BAD_FILE):
         return f"{text}: {_what_is_wrong(rows, i)}"
     if code in (WRONG_SIZE, WRONG_COMPONENTS):
-        jpeg = np.frombuffer(read_bytes(rows, i), np.uint8)
-        _, height, width, components, _, _ = libffcv.jpeg_header(jpeg, len(jpeg))
+        jpeg = read_bytes(rows, i)
+        _, height, width, components, _, _ = jpeg_header(jpeg, len(jpeg))
         if code == WRONG_COMPONENTS:
             return f"{text}: the header says {components}"
         return f"the header says {height}x{width} px, the table {rows.height[i]}x{rows.width[i]}"

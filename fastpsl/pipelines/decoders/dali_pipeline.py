@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.kernels.isotropic import DIAGONAL, isotropic_resize
+from fastpsl.kernels.isotropic import DIAGONAL
 from fastpsl.kernels.isotropic_batch import crop_isotropic
+from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.decoders.boxes import windows
 from fastpsl.pipelines.decoders.dali_errors import named_sample, reason, user_error
 from fastpsl.pipelines.decoders.dali_graph import Graph, build, feeds, sample_feeds

@@ -12,7 +12,7 @@ from numba import njit
 from fastpsl.pipelines.data import dataset, image_file
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable
 from fastpsl.pipelines.data.image_file import TURNED
-from fastpsl.pipelines.decoders import codes, libffcv
+from fastpsl.pipelines.decoders import codes, jpeg_header, libffcv
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.codes import (
     BAD_MODE,
@@ -24,7 +24,10 @@ from fastpsl.pipelines.decoders.codes import (
     WRONG_COMPONENTS,
     WRONG_SIZE,
 )
-from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header, pread_into
+from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD
+from fastpsl.pipelines.decoders.libffcv import pread_into
+
+_jpeg_header = njit(nogil=True)(jpeg_header.jpeg_header)
 
 
 @njit(nogil=True)  # cached only within the loops that call it, because their keys include this file's stamp
@@ -53,7 +56,7 @@ def read_checked(
         return BAD_MODE
     if pread_into(fd, offset, num_bytes, out) != num_bytes:
         return SHORT_READ
-    status, header_height, header_width, components, _, _ = jpeg_header(out, num_bytes)
+    status, header_height, header_width, components, _, _ = _jpeg_header(out, num_bytes)
     if status != HEADER_GOOD:
         return NOT_JPEG
     if header_height != height or header_width != width:
@@ -148,7 +151,7 @@ def stamp(*modules: ModuleType) -> int:
     return zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
-_read_part = _compiled(stamp(codes, image_file, libffcv, dataset))
+_read_part = _compiled(stamp(codes, image_file, jpeg_header, libffcv, dataset))
 
 
 class Encoded:

@@ -10,11 +10,12 @@ import numpy as np
 from numba import njit
 from typing_extensions import override
 
-from fastpsl.kernels import isotropic
-from fastpsl.kernels.isotropic import DIAGONAL, fits_isotropic, isotropic_resize
+from fastpsl.kernels import isotropic, isotropic_loops
+from fastpsl.kernels.isotropic import DIAGONAL
+from fastpsl.kernels.isotropic_loops import fits_isotropic, isotropic_resize
 from fastpsl.pipelines.data import dataset
 from fastpsl.pipelines.data.dataset import MODE_RAW, SampleTable
-from fastpsl.pipelines.decoders import area, by_chunk, codes, encoded, libffcv
+from fastpsl.pipelines.decoders import area, by_chunk, codes, encoded, jpeg_header, libffcv
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.by_chunk import SCALE_MARGIN, ChunkDecoder
 from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD
@@ -139,7 +140,9 @@ def _compiled(stamp: int) -> Callable[..., None]:
     return decode_chunk
 
 
-_decode_chunk = _compiled(stamp(area, by_chunk, codes, encoded, isotropic, libffcv, dataset))
+_decode_chunk = _compiled(
+    stamp(area, by_chunk, codes, encoded, isotropic, isotropic_loops, jpeg_header, libffcv, dataset)
+)
 
 
 class FfcvDecoder(ChunkDecoder):

@@ -7,7 +7,7 @@ thread counts to 1.
 external symbols, which are registered in each process, so that their callers can be cached. A ctypes function
 object instead would be a "dynamic global", and every process would compile again.
 
-The C code trusts its caller. Check `jpeg_header` against the table before decoding a buffer.
+The C code trusts its caller. Check the header (jpeg_header.py) against the table before decoding a buffer.
 """
 
 import ctypes
@@ -21,15 +21,6 @@ import numpy as np
 from numba import njit, types
 
 INSTALL = "pip install 'fastpsl-vision[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
-
-# The status of `jpeg_header`.
-HEADER_GOOD, HEADER_NOT_JPEG, HEADER_BROKEN, HEADER_UNSUPPORTED = 0, 1, 2, 3
-HEADER_REASONS = {
-    HEADER_GOOD: "good",
-    HEADER_NOT_JPEG: "not a JPEG",
-    HEADER_BROKEN: "broken JPEG header",
-    HEADER_UNSUPPORTED: "JPEG of a kind that is not decoded (lossless, hierarchical or arithmetic)",
-}
 
 # turbojpeg.h: the pixel format, and flags of decoding.
 _RGB, _NO_REALLOC, _FAST_DCT = 0, 1024, 2048
@@ -115,54 +106,6 @@ def why_missing() -> str:
 
 
 @njit(cache=True, nogil=True)
-def _big_endian_16(buffer: np.ndarray, at: int) -> Any:
-    return np.int64(buffer[at]) << 8 | np.int64(buffer[at + 1])
-
-
-@njit(cache=True, nogil=True)
-def jpeg_header(buffer: np.ndarray, num_bytes: int) -> tuple[int, int, int, int, int, int]:
-    """Parse a JPEG to its frame header (ITU-T T.81, Annex B); unlike libjpeg, refuse bytes between segments.
-
-    Args:
-        buffer: The JPEG, uint8.
-        num_bytes: The JPEG's size. Nothing beyond is read.
-
-    Returns:
-        (status, height, width, num_components, is_progressive, precision_bits). All but the status are 0
-        unless it is HEADER_GOOD.
-    """
-    if num_bytes < 4 or buffer[0] != 0xFF or buffer[1] != 0xD8:
-        return HEADER_NOT_JPEG, 0, 0, 0, 0, 0
-    at = 2
-    while at + 4 <= num_bytes:
-        if buffer[at] != 0xFF:
-            return HEADER_BROKEN, 0, 0, 0, 0, 0
-        marker = buffer[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xDA or marker == 0:  # restart, start or end before any frame
-            return HEADER_BROKEN, 0, 0, 0, 0, 0
-        length = _big_endian_16(buffer, at + 2)
-        if length < 2 or at + 2 + length > num_bytes:
-            return HEADER_BROKEN, 0, 0, 0, 0, 0
-        if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-            if marker > 0xC2:
-                return HEADER_UNSUPPORTED, 0, 0, 0, 0, 0
-            if length < 8:
-                return HEADER_BROKEN, 0, 0, 0, 0, 0
-            precision = int(buffer[at + 4])
-            height = _big_endian_16(buffer, at + 5)
-            width = _big_endian_16(buffer, at + 7)
-            components = int(buffer[at + 9])
-            if height == 0 or width == 0 or length != 8 + 3 * components:
-                return HEADER_BROKEN, 0, 0, 0, 0, 0
-            return HEADER_GOOD, height, width, components, 1 if marker == 0xC2 else 0, precision
-        at += 2 + length
-    return HEADER_BROKEN, 0, 0, 0, 0, 0
-
-
-@njit(cache=True, nogil=True)
 def decode_into(
     jpeg: np.ndarray,
     num_bytes: int,
@@ -178,7 +121,7 @@ def decode_into(
     Args:
         jpeg: The JPEG, uint8.
         num_bytes: The JPEG's size.
-        height: The height in its header, checked by `jpeg_header`.
+        height: The height in its header.
         width: The width in its header.
         out: The destination, contiguous uint8 of at least h * w * 3, where h is height * scale rounded up.
         scale_num: The numerator of the scale, which is 1/1, 1/2, 1/4 or 1/8.

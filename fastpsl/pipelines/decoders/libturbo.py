@@ -2,8 +2,8 @@
 
 import ctypes
 import functools
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
+
+from fastpsl.kernels.c_library import open_library
 
 INSTALL = "a wheel of fastpsl-vision has it; from source: apt install gcc libjpeg62-turbo-dev, pip install ."
 
@@ -11,12 +11,10 @@ INSTALL = "a wheel of fastpsl-vision has it; from source: apt install gcc libjpe
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
     """Return the library, or None and why it is missing."""
-    files = [Path(__file__).with_name("_turbo" + suffix) for suffix in EXTENSION_SUFFIXES]
-    found = [file for file in files if file.exists()]
-    if not found:
-        return None, "fastpsl was installed without its C library"
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = open_library("fastpsl.pipelines.decoders._turbo")
+    except FileNotFoundError:
+        return None, "fastpsl was installed without its C library"
     except OSError as error:  # such as a libjpeg that is no longer installed
         return None, f"fastpsl's C library does not load ({error})"
     pointer, i64, u32, u64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32, ctypes.c_uint64

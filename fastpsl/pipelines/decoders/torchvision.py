@@ -3,7 +3,8 @@
 import numpy as np
 from typing_extensions import override
 
-from fastpsl.kernels.isotropic import DIAGONAL, isotropic_resize
+from fastpsl.kernels.isotropic import DIAGONAL
+from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable, read_bytes
 from fastpsl.pipelines.data.image_file import TURNED, BrokenImage, decode_any, turn
 from fastpsl.pipelines.data.plain_jpeg import Decode, plain_decoder
@@ -11,7 +12,7 @@ from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.boxes import cannot
 from fastpsl.pipelines.decoders.decoder import Decoder
-from fastpsl.pipelines.decoders.libffcv import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 
 
 class TorchvisionDecoder(Decoder):
@@ -62,7 +63,7 @@ def _decode_one(rows: SampleTable, i: int, decode_jpeg: Decode) -> tuple[int, np
     if rows.mode[i] != MODE_JPEG:
         return codes.BAD_MODE, None
     # Checked first, because the decoder would allocate memory for any size in a damaged header.
-    status, height, width, components, _, _ = jpeg_header(np.frombuffer(data, np.uint8), len(data))
+    status, height, width, components, _, _ = jpeg_header(data, len(data))
     if status != HEADER_GOOD:
         return codes.NOT_JPEG, None
     orientation = int(rows.orientation[i])

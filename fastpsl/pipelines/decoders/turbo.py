@@ -19,8 +19,10 @@ class TurboDecoder(ChunkDecoder):
         self, rows: SampleTable, boxes: np.ndarray, outs: list[np.ndarray], scratch: list[np.ndarray]
     ) -> np.ndarray:
         status = np.empty(len(rows.offset), np.int8)
-        columns = rows.fd, rows.offset, rows.num_bytes, rows.height, rows.width, rows.mode
-        columns = tuple(np.ascontiguousarray(column) for column in columns)
+        columns = [
+            np.ascontiguousarray(column)
+            for column in (rows.fd, rows.offset, rows.num_bytes, rows.height, rows.width, rows.mode)
+        ]
         sizes = np.array([out.shape[1] for out in outs], np.int64)
         addresses = np.array([out.ctypes.data for out in outs], np.uintp)
         libturbo.library().fastpsl_decode_samples(

@@ -1,0 +1,20 @@
+"""The opening of our C libraries, which are built as extension modules without Python in them."""
+
+import ctypes
+from importlib.util import find_spec
+
+
+def open_library(name: str) -> ctypes.CDLL:
+    """Open a library; every call of its functions releases the GIL.
+
+    Args:
+        name: The extension module's full name.
+
+    Raises:
+        FileNotFoundError: It was not built.
+        OSError: It does not load, as where a library that it needs is missing.
+    """
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"{name} was not built")
+    return ctypes.CDLL(spec.origin)
