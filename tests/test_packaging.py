@@ -132,12 +132,8 @@ def test_wheel_from_sdist_holds_every_file(built: Built) -> None:
         shipped = {name for name in archive.namelist() if name.startswith("fastpsl/")}
     files = (path.relative_to(built.tree) for path in (built.tree / "fastpsl").rglob("*") if path.is_file())
     # The C libraries are shipped built, where they can be built, and not as source.
-    expected = {
-        path.as_posix()
-        for path in files
-        if "__pycache__" not in path.parts and path.suffix not in (".c", ".h")
-    }
-    expected = {name for name in expected if not name.endswith(".so")}
+    expected = {path.as_posix() for path in files if "__pycache__" not in path.parts}
+    expected = {name for name in expected if not name.endswith((".c", ".h", ".so"))}
     libraries = {name for name in shipped if name.endswith(".so")}
     built_here = {"fastpsl/kernels/_draws.abi3.so"} if c_draws.library() else set()
     built_here |= set() if libturbo.why_missing() else {"fastpsl/pipelines/decoders/_turbo.abi3.so"}
