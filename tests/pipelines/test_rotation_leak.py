@@ -231,7 +231,9 @@ def test_decoders_sample_from_the_whole_decode(decoder: Decoder, tmp_path: Path)
         top, left, side, _, base = boxes[i].tolist()
         pixels = decode_whole(decoder, sample).reshape(-1)
         isotropic_resize(pixels, 301, 411, top, left, side, base == DIAGONAL, expected[i])
-    np.testing.assert_array_equal(outs[0], expected)
+    # turbo adds in another order, which may change a rounding.
+    np.testing.assert_allclose(outs[0], expected, rtol=0, atol=1)
+    assert (outs[0] != expected).mean() < 0.01
     assert outs[1].any()
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastpsl.kernels.isotropic import largest_side_px, margin_px
+from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codec import Codec, shrink
 from fastpsl.pipelines.decoders.libturbo import Handle, library
@@ -125,6 +127,29 @@ def test_resizes_are_exact_means(size: int) -> None:
             np.testing.assert_array_equal(out, 255)
             resize(image, (top, left, height, width), out)
             np.testing.assert_array_equal(out, image[3 : 3 + size, 5 : 5 + size])
+
+
+@pytest.mark.parametrize("is_diagonal", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 7, 60])
+def test_isotropic_windows_are_those_of_the_compiled_loops(size: int, is_diagonal: bool) -> None:
+    height, width = 151, 168
+    noise = np.random.default_rng(size).integers(0, 256, (height, width, 3), np.uint8)
+    for image in (noise, photo(4, height, width), np.full_like(noise, 255)):
+        for side in (1, 20, 83):
+            side = min(side, int(largest_side_px(np.array(height), size)))
+            if side < 1:
+                continue
+            margin = int(margin_px(side, size))
+            for top, left in ((margin, margin), (height - side - margin, width - side - margin)):
+                out, expected = (np.full((size, size, 3), fill, np.uint8) for fill in (7, 9))
+                status = library().fastpsl_isotropic_resize(
+                    image.ctypes.data, height, width, top, left, side, is_diagonal, out.ctypes.data, size
+                )
+                isotropic_resize(image.reshape(-1), height, width, top, left, side, is_diagonal, expected)
+                assert status == 0
+                # The sums' order differs, which may change a rounding.
+                np.testing.assert_allclose(out, expected, rtol=0, atol=1)
+                assert (out != expected).mean() < 0.01
 
 
 def test_the_codec_is_pillows() -> None:
