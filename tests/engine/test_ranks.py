@@ -55,12 +55,12 @@ def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -
 @pytest.mark.slow
 def test_ranks_do_not_each_compile(tmp_path: Path) -> None:
     """With an empty numba cache, only one of two ranks saves each compiled function."""
-    arguments = (*ARGUMENTS, "--max-steps-per-stage", "1", "--out", tmp_path / "out")
+    arguments = (*ARGUMENTS, "--decoder", "ffcv", "--max-steps-per-stage", "1", "--out", tmp_path / "out")
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DEBUG_CACHE": "1"}
     process = run_fresh(RECIPE, *arguments, ranks=2, environment=cache)
     assert process.returncode == 0, process.stderr
     saved = re.findall(r"data saved to '([^']+)'", process.stdout)
-    assert len(saved) > 3 and len(saved) == len(set(saved)), sorted(saved)
+    assert saved and len(saved) == len(set(saved)), sorted(saved)
     assert "data loaded from" in process.stdout
 
 

@@ -51,7 +51,7 @@ def test_a_second_process_compiles_nothing_and_never_imports_ffcv() -> None:
 
     fresh()  # fills the cache if it is empty
     misses, hits = fresh()
-    assert misses == 0 and hits >= 3
+    assert misses == 0 and hits >= 1  # the loop; what it calls is cached in it
 
 
 def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> None:
