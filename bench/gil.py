@@ -39,7 +39,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.codes import AREA
 from fastpsl.pipelines.decoders.decoder import Decoder
-from fastpsl.pipelines.loader.by_chunks import ByChunks, _allocate
+from fastpsl.pipelines.loader.by_chunks import ByChunks, _begin
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order, step_indices
 from fastpsl.pipelines.loader.pending_batch import PendingBatch, chunk_samples
@@ -96,19 +96,20 @@ def costs(loader: Loader, epoch: int) -> dict[str, float]:
 
 def without_decoding(loader: Loader) -> None:
     """Make a loader's decoder do nothing, so that its batches cost their Python alone."""
-    loader.decoder.decode = lambda rows, boxes, outs: np.zeros(len(rows.offset), np.int8)  # type: ignore[method-assign,union-attr]
+    loader.decoder.decode_part = lambda request, part: None  # type: ignore[method-assign,union-attr]
 
 
 def python_parts(loader: Loader, epoch: int) -> dict[str, float]:
     """Return the CPU milliseconds of a batch's plan, allocation and assembly, each the median of an epoch."""
+    assert isinstance(loader.decoder, Decoder)
     order = epoch_order(loader.seed, epoch, loader.num_samples)
     arenas = Arenas()
     times: dict[str, list[float]] = {"plan": [], "allocation": [], "assembly": []}
     for step in range(loader.num_steps):
         numbers = step_indices(order, step, loader.batch_size_per_rank, 0, 1)
         pending = PendingBatch(loader._spec, epoch, step, numbers)
-        allocate = partial(_allocate, pending, arenas)
-        works: tuple[Callable[[], None], ...] = (pending.plan, allocate, pending.finish)
+        begin = partial(_begin, pending, loader.decoder, arenas)
+        works: tuple[Callable[[], None], ...] = (pending.plan, begin, pending.finish)
         for name, work in zip(times, works, strict=True):
             times[name].append(cpu_ms(work))
     return {name: statistics.median(values) for name, values in times.items()}
@@ -131,10 +132,10 @@ def decoder_call_ms(decoder: Decoder, data: Beton, num_samples: int) -> float:
     rows = data.rows(np.arange(num_samples))
     boxes = np.stack([0 * rows.height, 0 * rows.width, rows.height, rows.width, 0 * rows.height + AREA], 1)
     boxes, out = boxes.astype(np.int32), np.empty((num_samples, 1, 1, 3), np.uint8)
+    request = decoder.begin(rows, [boxes], [out])
 
     def chunk(num: int) -> float:
-        part = rows.part(slice(0, num))
-        times = [cpu_ms(lambda: decoder.decode(part, [boxes[:num]], [out[:num]])) for _ in range(_CALLS)]
+        times = [cpu_ms(lambda: decoder.decode_part(request, slice(0, num))) for _ in range(_CALLS)]
         return statistics.median(times)
 
     one, many = chunk(1), chunk(num_samples)

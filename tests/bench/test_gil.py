@@ -5,13 +5,13 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bench.gil import Options, decoder_call_ms, open_loader, python_parts, without_decoding
 from bench.gil_tables import SATURATED, gil_table, growth
 from bench.schema import validate
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders.decoder import Request
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, run
@@ -35,15 +35,14 @@ def test_a_decoders_python_is_what_does_not_grow_with_the_chunk(monkeypatch: pyt
     """A decoder with 0.5 ms a call and 0.1 ms a sample, by a clock of its own."""
     clock = 0.0
 
-    def decode(rows, boxes, outs):
+    def decode_part(request: Request, part: slice) -> None:
         nonlocal clock
-        clock += 0.5e-3 + 0.1e-3 * len(rows.offset)
-        assert boxes[0].shape == (len(rows.offset), 5) and outs[0].shape == (len(rows.offset), 1, 1, 3)
-        return np.zeros(len(rows.offset), np.int8)
+        clock += 0.5e-3 + 0.1e-3 * (part.stop - part.start)
+        assert request.boxes.shape == (1, 16, 5) and request.outs[0].shape == (16, 1, 1, 3)
 
     monkeypatch.setattr(time, "thread_time", lambda: clock)
     decoder = SyntheticDecoder()
-    monkeypatch.setattr(decoder, "decode", decode)
+    monkeypatch.setattr(decoder, "decode_part", decode_part)
     with Beton(sample_paths().train) as data:
         assert decoder_call_ms(decoder, data, 16) == pytest.approx(0.5)
 

@@ -58,7 +58,6 @@ def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> Non
     # numba's key has the date of the function's own file and the free variables (numba/core/caching.py).
     modules = (
         ffcv.area,
-        ffcv.by_chunk,
         codes,
         ffcv.encoded,
         ffcv.isotropic,

@@ -20,6 +20,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.decoders.decoder import Request
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.loader.workers import default_num_threads
@@ -191,19 +192,19 @@ def test_an_epoch_can_be_entered_anywhere_without_decoding_what_came_before(
 def count_decoded(loader: Loader) -> list[int]:
     """Record the numbers of samples in the calls of the loader's decoder, which works as before."""
     decoder: Any = loader.decoder
-    decode: Any = getattr(decoder, "decode", None)
+    decode_part: Any = getattr(decoder, "decode_part", None)
     encode: Any = getattr(decoder, "encode", None)
     decoded: list[int] = []
 
-    def counted_decode(rows: SampleTable, *arguments: Any) -> Any:
-        decoded.append(len(rows.fd))
-        return decode(rows, *arguments)
+    def counted_decode_part(request: Request, part: slice) -> None:
+        decoded.append(part.stop - part.start)
+        decode_part(request, part)
 
     def counted_encode(rows: SampleTable, encoded: Any, part: slice) -> None:
         decoded.append(part.stop - part.start)
         encode(rows, encoded, part)
 
-    decoder.decode, decoder.encode = counted_decode, counted_encode
+    decoder.decode_part, decoder.encode = counted_decode_part, counted_encode
     return decoded
 
 

@@ -18,6 +18,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.decoders.codes import REASONS
+from fastpsl.pipelines.decoders.decoder import Request
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, JPG, photo_samples, write
@@ -129,11 +130,10 @@ def test_a_file_cut_short_while_it_is_read_is_an_error(
 def break_decoder(loader: Loader, act: Callable[[SampleTable], None]) -> None:
     """Replace the loader's decoder by the test's function and leave everything else."""
 
-    def decode(rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
-        act(rows)
-        return np.zeros(len(rows.fd), np.int8)
+    def decode_part(request: Request, part: slice) -> None:
+        act(request.rows.part(part))
 
-    loader.decoder.decode = decode  # type: ignore[union-attr, method-assign]
+    loader.decoder.decode_part = decode_part  # type: ignore[union-attr, method-assign]
 
 
 def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
@@ -262,11 +262,12 @@ STUCK = """
 import sys, time
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.decoders.decoder import Request
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.views import ViewSpec
 loader = Loader(Synthetic(64), [ViewSpec(RandomResizedCrop(8))], batch_size_per_rank=4, timeout_s=0.3)
-loader.decoder.decode = lambda rows, boxes, outs: time.sleep(1000)
+loader.decoder.decode_part = lambda request, part: time.sleep(1000)
 next(loader.epoch(0))
 """
 

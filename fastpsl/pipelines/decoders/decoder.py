@@ -1,4 +1,4 @@
-"""The two interfaces of decoders: `Decoder` for chunks of a batch, `BatchDecoder` for whole batches.
+"""The two interfaces of decoders: `Decoder` for parts of a batch, `BatchDecoder` for whole batches.
 
 A box is int32 (top, left, height, width, resampling). The first four are in source pixels of the upright
 image, the last is AREA, ISOTROPIC or DIAGONAL (codes.py). A code is int8, 0 = good. The image of a sample
@@ -6,18 +6,39 @@ with another code is undefined.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.decoders.codes import check_request
 
 if TYPE_CHECKING:  # writing a beton imports this file but not torch, which takes seconds and half a GB
     from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A batch to be decoded, part by part.
+
+    Attributes:
+        rows: The samples, n of them.
+        boxes: For V views int32 [V, n, 5].
+        outs: For each view uint8 [n, S, S, 3], RGB, written in place.
+        codes: int8 [n], written.
+        native: What a decoder keeps for the batch.
+    """
+
+    rows: SampleTable
+    boxes: np.ndarray
+    outs: list[np.ndarray]
+    codes: np.ndarray
+    native: Any = None
+
+
 class Decoder(ABC):
-    """A decoder of any number of samples (ffcv, torchvision, synthetic).
+    """A decoder of samples, part by part (turbo, ffcv, torchvision, synthetic).
 
     Attributes:
         name: The name for messages and logs.
@@ -27,18 +48,30 @@ class Decoder(ABC):
     name: str
     reasons: dict[int, str]
 
-    @abstractmethod
-    def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
-        """Decode n samples, on any number of threads at once.
+    def begin(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> Request:
+        """Return a request for the decoding of a batch. Any thread may call it.
 
         Args:
             rows: The samples, n of them.
             boxes: For each view int32 [n, 5].
             outs: For each view uint8 [n, S, S, 3], RGB, written in place.
-
-        Returns:
-            Codes, int8 [n].
         """
+        check_request(boxes, outs, len(rows.indices))
+        return Request(rows, np.stack(boxes), outs, np.zeros(len(rows.indices), np.int8))
+
+    @abstractmethod
+    def decode_part(self, request: Request, part: slice) -> None:
+        """Decode a slice of a request's samples, with a start and a stop.
+
+        Any number of threads may call it at once, each with a slice of its own.
+        """
+
+    def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
+        """Decode samples at once; the arguments are those of `begin`. Returns codes, int8 [n]."""
+        request = self.begin(rows, boxes, outs)
+        if len(request.codes):
+            self.decode_part(request, slice(0, len(request.codes)))
+        return request.codes
 
 
 class BatchDecoder(ABC):

@@ -4,6 +4,7 @@ Its loop, compiled by numba, reads, checks, decodes and crops a chunk of samples
 so headers, sizes and boxes are checked here first.
 """
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -14,13 +15,18 @@ from fastpsl.kernels import isotropic, isotropic_loops
 from fastpsl.kernels.isotropic import DIAGONAL
 from fastpsl.kernels.isotropic_loops import fits_isotropic, isotropic_resize
 from fastpsl.pipelines.data import dataset
-from fastpsl.pipelines.data.dataset import MODE_RAW, SampleTable
-from fastpsl.pipelines.decoders import area, by_chunk, codes, encoded, jpeg_header, libffcv
+from fastpsl.pipelines.data.dataset import MODE_RAW
+from fastpsl.pipelines.decoders import area, codes, encoded, jpeg_header, libffcv
 from fastpsl.pipelines.decoders.area import area_resize
-from fastpsl.pipelines.decoders.by_chunk import SCALE_MARGIN, ChunkDecoder
-from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD
+from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD, REASONS
+from fastpsl.pipelines.decoders.decoder import Decoder, Request
 from fastpsl.pipelines.decoders.encoded import read_checked, stamp
 from fastpsl.pipelines.decoders.libffcv import decode_into
+
+# A JPEG is decoded at 1/d (2, 4, 8) where every box is at least 1.5 d times as large as its crop. The mean
+# difference to a full decode in 1/255 on 40 photos, for d = 2 / 4 / 8: with 1.0 d 2.2 / 2.4 / 3.1, with 1.5 d
+# 1.5 / 1.6 / 2.0, with 2 d 1.1 / 1.1 / 1.4.
+SCALE_MARGIN = 1.5
 
 
 @njit(nogil=True)  # cached only within the loop below, because its key includes the stamp of all files called
@@ -141,25 +147,48 @@ def _compiled(stamp: int) -> Callable[..., None]:
 
 
 _decode_chunk = _compiled(
-    stamp(area, by_chunk, codes, encoded, isotropic, isotropic_loops, jpeg_header, libffcv, dataset)
+    stamp(area, codes, encoded, isotropic, isotropic_loops, jpeg_header, libffcv, dataset)
 )
 
 
-class FfcvDecoder(ChunkDecoder):
-    """A decoder on the CPU for betons, by libffcv."""
+class FfcvDecoder(Decoder):
+    """A decoder on the CPU for betons, by libffcv.
+
+    Raises:
+        ValueError: If the library is missing.
+    """
 
     name = "ffcv"
-    _bindings = libffcv
+    reasons = REASONS
+
+    def __init__(self) -> None:
+        libffcv.library()
+        self._local = threading.local()  # each thread has a handle and scratch memory of its own
 
     @override
-    def _decode_chunk(
-        self, rows: SampleTable, boxes: np.ndarray, outs: list[np.ndarray], scratch: list[np.ndarray]
-    ) -> np.ndarray:
-        status = np.zeros(len(rows.offset), np.int8)
+    def decode_part(self, request: Request, part: slice) -> None:
+        rows, outs = request.rows.part(part), [out[part] for out in request.outs]
+        boxes = np.ascontiguousarray(request.boxes[:, part])
         sizes = np.array([out.shape[1] for out in outs], np.int64)
         heights, widths = rows.height.astype(np.int64), rows.width.astype(np.int64)
+        encoded = self._memory("encoded", int(rows.num_bytes.max()))
+        pixels = self._memory("pixels", 3 * int((heights * widths).max()))
         _decode_chunk(
             rows.fd, rows.offset, rows.num_bytes, heights, widths, rows.mode, boxes, sizes, tuple(outs),
-            *scratch, status, self._handle(),
+            encoded, pixels, request.codes[part], self._handle(),
         )  # fmt: skip
-        return status
+
+    def _handle(self) -> int:
+        """Return the address of this thread's handle, which is freed with the thread."""
+        if not hasattr(self._local, "handle"):
+            self._local.handle = libffcv.Handle()
+        address: int = self._local.handle.address
+        return address
+
+    def _memory(self, use: str, num_bytes: int) -> np.ndarray:
+        """Return this thread's scratch memory for a use; it grows to the largest sample."""
+        memory: np.ndarray | None = getattr(self._local, use, None)
+        if memory is None or len(memory) < num_bytes:
+            memory = np.empty(num_bytes, np.uint8)
+            setattr(self._local, use, memory)
+        return memory

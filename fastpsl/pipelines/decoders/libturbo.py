@@ -23,10 +23,22 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     library.fastpsl_turbo_decode.argtypes = [*(pointer,) * 2, u64, *(u32,) * 3, ctypes.c_int, *(pointer,) * 3]
     library.fastpsl_turbo_encode.argtypes = [*(pointer,) * 2, *(u32,) * 2, ctypes.c_int, pointer, u64]
     library.fastpsl_turbo_encode.restype = u64
-    library.fastpsl_decode_samples.argtypes = [pointer, i64, *(pointer,) * 6, i64, *(pointer,) * 6]
+    library.fastpsl_decode_samples.argtypes = [pointer, pointer, i64, i64]
+    library.fastpsl_decode_samples.restype = None
     library.fastpsl_area_resize.argtypes = [pointer, i64, *(ctypes.c_double,) * 4, pointer, *(i64,) * 2]
     library.fastpsl_isotropic_resize.argtypes = [pointer, *(i64,) * 5, ctypes.c_int, pointer, i64]
     return library, ""
+
+
+class Batch(ctypes.Structure):
+    """The struct of samples.c: arrays of a batch, by their addresses."""
+
+    _fields_ = [("num", ctypes.c_int64), ("num_views", ctypes.c_int64)] + [
+        (name, ctypes.c_void_p)
+        for name in (
+            "files", "offsets", "num_bytes", "heights", "widths", "modes", "boxes", "sizes", "outs", "codes",
+        )
+    ]  # fmt: skip
 
 
 def library() -> ctypes.CDLL:

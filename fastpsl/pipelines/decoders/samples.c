@@ -13,10 +13,23 @@ enum { AREA, ISOTROPIC, DIAGONAL };
 enum { MODE_JPEG, MODE_RAW };
 
 // A JPEG is decoded at 1/d (2, 4, 8) where every box is at least this many times d as large as its crop.
-// decoders/by_chunk.py says why.
+// ffcv.py says why.
 #define SCALE_MARGIN 1.5
 
 typedef int32_t Box[5]; // top, left, height, width, resampling
+
+// A batch's samples, as they are stored, and its views. libturbo.py has the same.
+typedef struct {
+    int64_t num, num_views;
+    const int32_t *files;
+    const int64_t *offsets, *num_bytes;
+    const int32_t *heights, *widths;
+    const uint8_t *modes;
+    const Box *boxes;     // [num_views][num]
+    const int64_t *sizes; // [num_views]
+    uint8_t *const *outs; // [num_views], uint8 [num, size, size, 3]
+    int8_t *codes;        // written
+} Batch;
 
 // One sample and its views; view k's box is boxes[k * stride].
 typedef struct {
@@ -139,37 +152,36 @@ static int crop(
     );
 }
 
-// Decode samples and crop their views: sample i's of view k to outs[k][i], uint8 [sizes[k], sizes[k], 3].
-PUBLIC void fastpsl_decode_samples(
-    Turbo *turbo, int64_t num, const int32_t *files, const int64_t *offsets, const int64_t *num_bytes,
-    const int32_t *heights, const int32_t *widths, const uint8_t *modes, // the stored images
-    int64_t num_views, const Box *boxes,                                 // [num_views][num]
-    const int64_t *sizes, uint8_t *const *outs,
-    uint8_t *encoded, // room for the largest sample
-    uint8_t *pixels,  // room for the largest image
-    int8_t *codes     // written
-) {
-    for (int64_t i = 0; i < num; i++) {
-        Request request = {num_views, num, heights[i], widths[i], boxes + i, sizes};
-        int64_t placed[4] = {0, 0, request.height, request.width};
-        int denominator = 1, code = BAD_BOX;
-        if (are_inside(&request))
-            code = read_checked(files[i], offsets[i], num_bytes[i], &request, modes[i], encoded, pixels);
-        if (code == GOOD && modes[i] == MODE_JPEG) {
-            int64_t region[4];
-            denominator = find_denominator(&request);
-            find_region(&request, denominator, region);
-            if (fastpsl_turbo_decode(
-                    turbo, encoded, (uint64_t)num_bytes[i], (uint32_t)heights[i], (uint32_t)widths[i],
-                    (uint32_t)denominator, 1, region, pixels, placed
-                ))
-                code = CORRUPT;
-        }
-        for (int64_t k = 0; k < num_views && code == GOOD; k++) {
-            int64_t size = sizes[k];
-            if (crop(pixels, placed, boxes[k * num + i], denominator, outs[k] + i * size * size * 3, size))
-                code = CORRUPT;
-        }
-        codes[i] = (int8_t)code;
+// Decode a sample, crop its views, and return its code.
+static int decode_sample(Turbo *turbo, const Batch *batch, int64_t i) {
+    int64_t num = batch->num, height = batch->heights[i], width = batch->widths[i], num_bytes = batch->num_bytes[i];
+    Request request = {batch->num_views, num, height, width, batch->boxes + i, batch->sizes};
+    if (!are_inside(&request)) return BAD_BOX;
+    uint8_t *encoded = turbo_memory(turbo, 0, num_bytes), *pixels = turbo_memory(turbo, 1, height * width * 3);
+    if (!encoded || !pixels) return CORRUPT;
+    int mode = batch->modes[i], denominator = 1;
+    int code = read_checked(batch->files[i], batch->offsets[i], num_bytes, &request, mode, encoded, pixels);
+    if (code != GOOD) return code;
+    int64_t placed[4] = {0, 0, height, width};
+    if (mode == MODE_JPEG) {
+        int64_t region[4];
+        denominator = find_denominator(&request);
+        find_region(&request, denominator, region);
+        if (fastpsl_turbo_decode(
+                turbo, encoded, (uint64_t)num_bytes, (uint32_t)height, (uint32_t)width, (uint32_t)denominator, 1,
+                region, pixels, placed
+            ))
+            return CORRUPT;
     }
+    for (int64_t k = 0; k < batch->num_views; k++) {
+        int64_t size = batch->sizes[k];
+        uint8_t *out = batch->outs[k] + i * size * size * 3;
+        if (crop(pixels, placed, batch->boxes[k * num + i], denominator, out, size)) return CORRUPT;
+    }
+    return GOOD;
+}
+
+// Decode samples `start` to `stop` of a batch, and crop their views.
+PUBLIC void fastpsl_decode_samples(Turbo *turbo, const Batch *batch, int64_t start, int64_t stop) {
+    for (int64_t i = start; i < stop; i++) batch->codes[i] = (int8_t)decode_sample(turbo, batch, i);
 }

@@ -11,7 +11,7 @@ from fastpsl.pipelines.data.plain_jpeg import Decode, plain_decoder
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.boxes import cannot
-from fastpsl.pipelines.decoders.decoder import Decoder
+from fastpsl.pipelines.decoders.decoder import Decoder, Request
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 
 
@@ -25,22 +25,18 @@ class TorchvisionDecoder(Decoder):
         self._decode_jpeg = plain_decoder()
 
     @override
-    def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
-        num = len(rows.offset)
-        codes.check_request(boxes, outs, num)
-        status = np.zeros(num, np.int8)
-        outside = np.zeros(num, bool)
-        for box, out in zip(boxes, outs, strict=True):
-            outside |= cannot(box, out.shape[1], rows.height, rows.width)
-        for i in range(num):
+    def decode_part(self, request: Request, part: slice) -> None:
+        rows, outside = request.rows, np.zeros(part.stop - part.start, bool)
+        for box, out in zip(request.boxes, request.outs, strict=True):
+            outside |= cannot(box[part], out.shape[1], rows.height[part], rows.width[part])
+        for i in range(part.start, part.stop):
             code, image = self.decode_image(rows, i)
-            if image is None or outside[i]:
-                status[i] = code or codes.BAD_BOX
+            if image is None or outside[i - part.start]:
+                request.codes[i] = code or codes.BAD_BOX
                 continue
             image = np.ascontiguousarray(image)
-            for box, out in zip(boxes, outs, strict=True):
+            for box, out in zip(request.boxes, request.outs, strict=True):
                 _crop(image, box[i], out[i])
-        return status
 
     def decode_image(self, rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
         """Return the code of row i and its whole image, upright, uint8 [H, W, 3], or None."""

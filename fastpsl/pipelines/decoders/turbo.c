@@ -85,6 +85,8 @@ struct Turbo {
     struct jpeg_error_mgr errors;
     jmp_buf escape;
     Scan scan;
+    uint8_t *memory[2];
+    size_t capacities[2];
 };
 
 static void escape(j_common_ptr info) { longjmp(((Turbo *)info->client_data)->escape, 1); }
@@ -114,6 +116,8 @@ PUBLIC void fastpsl_turbo_close(Turbo *turbo) {
     jpeg_destroy_decompress(&turbo->decompress);
     jpeg_destroy_compress(&turbo->compress);
     free(turbo->scan.bytes);
+    free(turbo->memory[0]);
+    free(turbo->memory[1]);
     free(turbo);
 }
 
@@ -124,6 +128,11 @@ static int reserve(uint8_t **memory, size_t *capacity, size_t needed) {
     *memory = malloc(*capacity);
     if (!*memory) *capacity = 0;
     return *memory != NULL;
+}
+
+uint8_t *turbo_memory(Turbo *turbo, int use, int64_t num_bytes) {
+    size_t needed = num_bytes > 0 ? (size_t)num_bytes : 1;
+    return reserve(&turbo->memory[use], &turbo->capacities[use], needed) ? turbo->memory[use] : NULL;
 }
 
 // ---- Huffman decoding -----------------------------------------------------------------------------------

@@ -12,6 +12,8 @@
 
 typedef struct Turbo Turbo;
 
+// Return memory of at least `num_bytes` for a use, 0 or 1, which lasts until the next call; NULL where it lacks.
+uint8_t *turbo_memory(Turbo *turbo, int use, int64_t num_bytes);
 int fastpsl_turbo_decode(
     Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes, uint32_t height, uint32_t width, uint32_t denominator,
     int is_smooth, const int64_t region[4], uint8_t *pixels, int64_t placed[4]

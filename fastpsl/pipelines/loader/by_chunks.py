@@ -27,8 +27,8 @@ class ByChunks:
 
     def _run(self, pending: PendingBatch) -> None:
         pending.guard(pending.plan)
-        pending.guard(_allocate, pending, self._arenas)
-        pending.decode_in_chunks(self._workers, partial(_decode, self._decoder, pending), pending.finish)
+        pending.guard(_begin, pending, self._decoder, self._arenas)
+        pending.decode_in_chunks(self._workers, partial(_decode, pending, self._decoder), pending.finish)
 
     @property
     def closed(self) -> bool:
@@ -38,8 +38,8 @@ class ByChunks:
         self._workers.close(limit_s)
 
 
-def _allocate(pending: PendingBatch, arenas: Arenas) -> None:
-    """Allocate the batch's images, with zeros for padding."""
+def _begin(pending: PendingBatch, decoder: Decoder, arenas: Arenas) -> None:
+    """Allocate the batch's images, with zeros for padding, and request them of the decoder."""
     spec, num = pending.spec, len(pending.indices)
     shapes = [(num, view.crop.size_px, view.crop.size_px, 3) for view in spec.views]
     if spec.copy_stream is None:
@@ -52,9 +52,11 @@ def _allocate(pending: PendingBatch, arenas: Arenas) -> None:
         pending.images += [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
     for images in pending.images:
         images[pending.num_valid :] = 0
+    outs = [images.numpy()[: pending.num_valid] for images in pending.images]
+    pending.request = decoder.begin(pending.rows, pending.boxes, outs)
+    pending.codes = pending.request.codes
 
 
-def _decode(decoder: Decoder, pending: PendingBatch, part: slice) -> None:
-    boxes = [boxes[part] for boxes in pending.boxes]
-    outs = [images.numpy()[part] for images in pending.images]
-    pending.codes[part] = decoder.decode(pending.rows.part(part), boxes, outs)
+def _decode(pending: PendingBatch, decoder: Decoder, part: slice) -> None:
+    assert pending.request is not None
+    decoder.decode_part(pending.request, part)

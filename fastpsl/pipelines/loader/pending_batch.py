@@ -15,7 +15,7 @@ from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import AREA, GOOD
-from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, Request
 from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.loader.workers import Workers
 from fastpsl.pipelines.views import Crop, ViewSpec
@@ -81,6 +81,7 @@ class PendingBatch:
         draws: From `plan`: for each view a dict per op, padding included.
         codes: From decoding: int8 [num_valid].
         images: From decoding: for each view uint8 [B, S, S, 3], padding included.
+        request: What a `Decoder` works on, until the batch is finished.
     """
 
     rows: SampleTable
@@ -94,6 +95,7 @@ class PendingBatch:
         self.indices = indices = index_of(numbers)
         self.num_valid = int((indices != PADDING).sum())  # padding stands at the end
         self.images = []
+        self.request: Request | None = None
         self.done = threading.Event()
         self.cancelled = False
         self._error: BaseException | None = None
@@ -148,7 +150,8 @@ class PendingBatch:
     def finish(self) -> None:
         """Assemble the batch from `images` and `codes`, and wake the consumer, also after an error."""
         self.guard(self._assemble)
-        self.images = []  # so that torch reuses pinned memory as soon as its copies have ended
+        # So that torch reuses pinned memory as soon as its copies have ended.
+        self.images, self.request = [], None
         self.done.set()
 
     def _assemble(self) -> None:
