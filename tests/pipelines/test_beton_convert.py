@@ -193,7 +193,9 @@ def test_reencode_all_keeps_a_jpeg_that_would_not_become_smaller() -> None:
     target = Target(quality=90, reencode="all")
     stored = convert(fine, target)
     assert stored.how == "encoded" and is_plain_jpeg(stored)
-    assert stored.data == convert(file_of(Image.fromarray(pil_decode(fine)), "PNG"), target).data
+    by_rgb = convert(file_of(Image.fromarray(pil_decode(fine)), "PNG"), target)
+    ours, theirs = (np.abs(pil_decode(fine).astype(int) - pil_decode(x.data)) for x in (stored, by_rgb))
+    assert ours.mean() <= theirs.mean() < 6
     assert convert(coarse, target) == Stored(coarse, 90, 121, JPG, "passed")
 
 

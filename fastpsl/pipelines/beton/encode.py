@@ -3,7 +3,8 @@
 A file can be stored byte for byte if it is a baseline (or extended sequential) 8-bit JPEG of 3 components,
 upright and of the wanted size, which the readers' decode call takes without a libjpeg warning. Any other
 image is decoded, turned upright by its EXIF orientation, converted to 8-bit RGB (image_file.py), shrunk
-(never enlarged) and encoded again without metadata. Decoding is libjpeg's accurate one, as Pillow's.
+(never enlarged) and encoded again without metadata. Decoding is libjpeg's accurate one, as Pillow's. From a
+JPEG to a JPEG, luma and colours are shrunk as they are stored, without RGB between them.
 """
 
 import io
@@ -121,12 +122,11 @@ def _convert_jpeg(data: bytes, height: int, width: int, is_progressive: bool, ta
     if original and target.reencode == "larger":
         if decodes_cleanly(data, height, width):
             return original
-        image = None
+        stored = None
     else:
-        image = _decode_shrunk(data, height, width, size)
-    if image is None:
+        stored = _convert_sound(data, height, width, size, orientation, target)
+    if stored is None:
         return _store(_shrink(decode_any(data), target), target, "mended" if original else "encoded")
-    stored = _store(turn(image, orientation), target, "encoded")
     if original and len(data) <= len(stored.data) and decodes_cleanly(data, height, width):
         return original
     return stored
@@ -152,17 +152,25 @@ def decodes_cleanly(data: bytes, height: int, width: int) -> bool:
     return image is not None and image.shape == (height, width, 3)
 
 
-def _decode_shrunk(data: bytes, height: int, width: int, size: tuple[int, int]) -> np.ndarray | None:
-    """Decode, at 1/2, 1/4 or 1/8 where that is large enough, and shrink; return None after any warning."""
+def _convert_sound(
+    data: bytes, height: int, width: int, size: tuple[int, int], orientation: int, target: Target
+) -> Stored | None:
+    """Convert a JPEG to a size, before it is turned upright; return None after any warning of libjpeg."""
     codec = _codec()
     if codec is None:
         whole = plain_decoder()(data)
-        return shrink(whole, *size) if whole is not None and whole.shape == (height, width, 3) else None
+        if whole is None or whole.shape != (height, width, 3):
+            return None
+        return _store(turn(shrink(whole, *size), orientation), target, "encoded")
     rows, columns = (side * _SCALE_MARGIN for side in size)
     denominator = next((d for d in (8, 4, 2) if -(-height // d) >= rows and -(-width // d) >= columns), 1)
+    if target.mode == "jpg" and orientation == UPRIGHT:
+        shrunk = codec.shrink_jpeg(data, *size, target.quality, denominator)
+        if shrunk is not None:
+            return Stored(shrunk, *size, JPG, "encoded")
     is_halved = height >= rows and width >= columns
     image, is_good = codec.decode(data, height, width, denominator, to_shrink=is_halved)
-    return shrink(image, *size) if is_good else None
+    return _store(turn(shrink(image, *size), orientation), target, "encoded") if is_good else None
 
 
 def _shrink(image: np.ndarray, target: Target) -> np.ndarray:

@@ -281,3 +281,95 @@ PUBLIC int fastpsl_area_resize(
     free(memory);
     return 0;
 }
+
+// ---- One plane ------------------------------------------------------------------------------------------
+
+#define GROUP 8 // taps, a multiple of which every pixel has
+
+#ifdef __SSE2__
+INLINE __m128i products(const uint16_t *values, const int16_t *weights, int num_taps) {
+    __m128i sum = _mm_setzero_si128();
+    for (int t = 0; t < num_taps; t += GROUP) {
+        __m128i group = _mm_srli_epi16(_mm_loadu_si128((const void *)(values + t)), 1);
+        sum = _mm_add_epi32(sum, _mm_madd_epi16(group, _mm_loadu_si128((const void *)(weights + t))));
+    }
+    return sum;
+}
+
+INLINE void mix_four(
+    const uint16_t *line, const int32_t *first, const int16_t *weights, int num_taps, uint8_t *out
+) {
+    __m128i sums[4], pairs[2];
+    for (int i = 0; i < 4; i++) sums[i] = products(line + first[i], weights + i * num_taps, num_taps);
+    for (int i = 0; i < 2; i++) {
+        __m128i low = _mm_unpacklo_epi32(sums[2 * i], sums[2 * i + 1]);
+        pairs[i] = _mm_add_epi32(low, _mm_unpackhi_epi32(sums[2 * i], sums[2 * i + 1]));
+    }
+    __m128i sum = _mm_add_epi32(_mm_unpacklo_epi64(pairs[0], pairs[1]), _mm_unpackhi_epi64(pairs[0], pairs[1]));
+    sum = _mm_srli_epi32(_mm_add_epi32(sum, _mm_set1_epi32(1 << 21)), 22);
+    sum = _mm_packs_epi32(sum, sum);
+    int32_t four = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
+    memcpy(out, &four, 4);
+}
+#else
+INLINE void mix_four(
+    const uint16_t *line, const int32_t *first, const int16_t *weights, int num_taps, uint8_t *out
+) {
+    for (int i = 0; i < 4; i++) {
+        int32_t sum = 1 << 21;
+        for (int t = 0; t < num_taps; t++) sum += (line[first[i] + t] >> 1) * weights[i * num_taps + t];
+        out[i] = (uint8_t)(sum >> 22);
+    }
+}
+#endif
+
+// Mix the columns of a line to bytes, four at a time. A value has 7 bits behind the point, a weight 15.
+FOR_EACH_CPU static void mix_plane(
+    const uint16_t *line, const int32_t *first, const int16_t *weights, int num_taps, int size, uint8_t *out
+) {
+    for (int c = 0; c < size; c += 4, weights += 4 * num_taps)
+        if (num_taps == GROUP) // so that the compiler unrolls the usual one
+            mix_four(line, first + c, weights, GROUP, out + c);
+        else
+            mix_four(line, first + c, weights, num_taps, out + c);
+}
+
+int area_resize_plane(
+    const uint8_t *plane, int64_t stride, double box_height, double box_width, uint8_t *out, int64_t out_stride,
+    int64_t height, int64_t width
+) {
+    if (box_height > (double)(LARGEST_SHRINK * height) || box_width > (double)(LARGEST_SHRINK * width)) return 1;
+    size_t longest = (size_t)(height > width ? height : width) + 3, padded = (MAX_TAPS / GROUP + 1) * GROUP;
+    size_t line_values = (size_t)box_width + 2 + padded;
+    uint8_t *memory = malloc(longest * (2 * MAX_TAPS * sizeof(uint16_t) + 4 * sizeof(int32_t)) +
+                             (longest * padded + line_values) * sizeof(uint16_t));
+    if (!memory) return 1;
+    int32_t *first_row = (void *)memory, *first_column = first_row + longest;
+    int32_t *row_counts = first_column + longest, *column_counts = row_counts + longest;
+    uint16_t(*row_weights)[MAX_TAPS] = (void *)(column_counts + longest);
+    uint16_t(*column_weights)[MAX_TAPS] = row_weights + longest;
+    make_taps(0, box_height, (int)height, first_row, row_weights, row_counts);
+    int taps = make_taps(0, box_width, (int)width, first_column, column_weights, column_counts);
+    taps = (taps + GROUP - 1) / GROUP * GROUP;
+    int16_t *weights = (void *)(column_weights + longest), *weight = weights;
+    memset(first_column + width, 0, 3 * sizeof *first_column);
+    memset(weights, 0, longest * (size_t)taps * sizeof *weights);
+    for (int64_t c = 0; c < width; c++, weight += taps) {
+        int left = 32767, largest = 0;
+        for (int t = 0; t < column_counts[c]; t++) {
+            weight[t] = (int16_t)(column_weights[c][t] / 2);
+            left -= weight[t];
+            if (weight[t] > weight[largest]) largest = t;
+        }
+        weight[largest] += (int16_t)left;
+    }
+    uint16_t *line = (uint16_t *)weights + longest * (size_t)taps;
+    int num = first_column[width - 1] + column_counts[width - 1];
+    memset(line + num, 0, padded * sizeof(uint16_t)); // taps behind the last pixel have weight 0
+    for (int64_t r = 0; r < height; r++) {
+        mix_rows(plane + first_row[r] * stride, (size_t)stride, row_counts[r], row_weights[r], num, line);
+        mix_plane(line, first_column, weights, taps, (int)width, out + r * out_stride);
+    }
+    free(memory);
+    return 0;
+}

@@ -87,11 +87,49 @@ class Codec:
         """
         assert image.dtype == np.uint8 and image.flags.c_contiguous and image.size
         rows, columns = image.shape[:2]
-        out = self._buffer("encode", 3 * (rows + 16) * (columns + 16) + 2048)
+        out = self._buffer("encode", _encoded_bytes(rows, columns))
         num_bytes: int = self._library.fastpsl_turbo_encode(
             self._handle.address, image.ctypes.data, rows, columns, quality, out.ctypes.data, len(out)
         )
         return out[:num_bytes].tobytes() if num_bytes else None
+
+    def shrink_jpeg(
+        self, jpeg: bytes, height: int, width: int, quality: int, denominator: int = 1
+    ) -> bytes | None:
+        """Shrink a JPEG of luma and colours to one like those of `encode`, by exact means over areas.
+
+        Colours that are stored at half the size are neither enlarged nor converted, so this is faster than
+        `decode`, `shrink` and `encode`, and loses less.
+
+        Args:
+            jpeg: The JPEG.
+            height: The new height, at most the old one.
+            width: The new width, at most the old one.
+            quality: libjpeg's quality, 1 to 100.
+            denominator: The divisor of the size at which it is decoded, 1, 2, 4 or 8.
+
+        Returns:
+            The JPEG, or None if it stores other colours, they or luma shrink more than 32 times by a side, or
+            libjpeg has an error or warning.
+        """
+        out = self._buffer("encode", _encoded_bytes(height, width))
+        num_bytes: int = self._library.fastpsl_turbo_shrink(
+            self._handle.address,
+            jpeg,
+            len(jpeg),
+            denominator,
+            height,
+            width,
+            quality,
+            out.ctypes.data,
+            len(out),
+        )
+        return out[:num_bytes].tobytes() if num_bytes else None
+
+
+def _encoded_bytes(height: int, width: int) -> int:
+    """Return the most bytes of a JPEG that `Codec` makes."""
+    return 3 * (height + 16) * (width + 16) + 2048
 
 
 def shrink(image: np.ndarray, height: int, width: int) -> np.ndarray:

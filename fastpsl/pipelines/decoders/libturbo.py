@@ -23,6 +23,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     library.fastpsl_turbo_decode.argtypes = [*(pointer,) * 2, u64, *(u32,) * 3, ctypes.c_int, *(pointer,) * 3]
     library.fastpsl_turbo_encode.argtypes = [*(pointer,) * 2, *(u32,) * 2, ctypes.c_int, pointer, u64]
     library.fastpsl_turbo_encode.restype = u64
+    library.fastpsl_turbo_shrink.argtypes = [*(pointer,) * 2, u64, *(u32,) * 3, ctypes.c_int, pointer, u64]
+    library.fastpsl_turbo_shrink.restype = u64
     library.fastpsl_decode_samples.argtypes = [pointer, pointer, i64, i64]
     library.fastpsl_decode_samples.restype = None
     library.fastpsl_area_resize.argtypes = [pointer, i64, *(ctypes.c_double,) * 4, pointer, *(i64,) * 2]

@@ -22,6 +22,12 @@ int fastpsl_area_resize(
     const uint8_t *pixels, int64_t stride, double top, double left, double box_height, double box_width,
     uint8_t *out, int64_t height, int64_t width
 );
+// Resize the first `box_height` x `box_width` of a plane. `out_stride` is a multiple of 4, up to which pixels may be
+// written over. Returns 0, or 1 where memory lacks or the factor is too large.
+int area_resize_plane(
+    const uint8_t *plane, int64_t stride, double box_height, double box_width, uint8_t *out, int64_t out_stride,
+    int64_t height, int64_t width
+);
 int fastpsl_isotropic_resize(
     const uint8_t *pixels, int64_t rows, int64_t columns, int64_t top, int64_t left, int64_t side, int is_diagonal,
     uint8_t *out, int64_t size
