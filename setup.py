@@ -94,8 +94,8 @@ draws = Extension(
 libjpeg = os.environ.get("FASTPSL_LIBJPEG", "")
 turbo = Extension(
     "fastpsl.pipelines.decoders._turbo",
-    [f"{DECODERS}/{name}.c" for name in ("samples", "turbo", "area", "isotropic")],
-    depends=[f"{DECODERS}/turbo.h"],
+    [f"{DECODERS}/{name}.c" for name in ("samples", "turbo", "huffman", "shrink", "area", "isotropic")],
+    depends=[f"{DECODERS}/turbo.h", f"{DECODERS}/handle.h"],
     include_dirs=[f"{libjpeg}/include"] if libjpeg else [],
     extra_objects=[f"{libjpeg}/lib/libjpeg.a"] if libjpeg else [],
     libraries=["m"] if libjpeg else ["jpeg", "m"],

@@ -1,0 +1,92 @@
+// The handle of one thread: libjpeg's structs, and the scan that huffman.c decodes.
+
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+#include <jerror.h>
+
+#include "turbo.h"
+#ifndef LIBJPEG_TURBO_VERSION_NUMBER
+#error "libjpeg-turbo is needed; this is another libjpeg"
+#endif
+
+#if JPEG_LIB_VERSION >= 70 // the interface of libjpeg 7 and 8, as Ubuntu builds it
+#define SCALED_BLOCK(component) (component)->DCT_h_scaled_size
+#define MIN_SCALED_BLOCK(info) (info)->min_DCT_h_scaled_size
+#else
+#define SCALED_BLOCK(component) (component)->DCT_scaled_size
+#define MIN_SCALED_BLOCK(info) (info)->min_DCT_scaled_size
+#endif
+
+#define LOOKUP_BITS 10
+#define NUM_TABLES 4 // of DC and of AC, as JPEG allows
+
+// What `LOOKUP_BITS` bits tell of a block's AC values. `room` is how many places they take, with the one of the
+// end's mark if it is among them; NO_ROOM where the bits tell too little. `bits` has END where the block ends.
+typedef struct { // one value or two
+    int16_t value[2];
+    uint8_t place[2]; // from the block's present one; a second value that is missing is 0 at the first one's place
+    uint8_t room, bits;
+} Step;
+typedef struct { // as many values as begin in the bits, to be skipped
+    uint8_t room, bits;
+} Skip;
+
+// One Huffman table of JPEG (ITU-T T.81, Annex C), with what `LOOKUP_BITS` bits tell at once.
+typedef struct {
+    int is_valid;
+    uint8_t bits[17], values[256];    // as in the file; the table is built again where they differ
+    int32_t symbol[1 << LOOKUP_BITS]; // value << 16 | run << 8 | bits of code and value, or 0: they are longer
+    uint16_t code[1 << LOOKUP_BITS];  // bits of the code << 8 | symbol, or 0: the code is longer
+    Step step[1 << LOOKUP_BITS];      // of AC
+    Skip skip[1 << LOOKUP_BITS];
+    int32_t limit[17], offset[17];    // by the code's bits: its 16-bit upper limit, and where its values begin
+} HuffmanTable;
+
+// The bits of a scan, in local variables while an MCU is decoded.
+typedef struct {
+    const uint8_t *next;
+    uint64_t reservoir; // the next bits, from the top
+    int num_bits;       // in the reservoir
+} Bits;
+
+typedef struct {
+    uint8_t *bytes; // the scan without the stuffed zeros, then zeros
+    size_t capacity;
+    const uint8_t *end;
+    Bits bits;
+    int predictor[MAX_COMPS_IN_SCAN];
+    int component[D_MAX_BLOCKS_IN_MCU];
+    int needs_ac[D_MAX_BLOCKS_IN_MCU];
+    const HuffmanTable *dc[D_MAX_BLOCKS_IN_MCU], *ac[D_MAX_BLOCKS_IN_MCU];
+    HuffmanTable tables[2][NUM_TABLES];
+    uint32_t column, num_columns, first_column, stop_column; // MCUs; those outside of the crop are skipped
+    uint64_t num_left;                                       // MCUs
+} Scan;
+
+struct Turbo {
+    struct jpeg_decompress_struct decompress; // first: libjpeg's pointer to it is ours
+    struct jpeg_compress_struct compress;
+    struct jpeg_error_mgr errors;
+    jmp_buf escape;
+    Scan scan;
+    uint8_t *memory[2];
+    size_t capacities[2];
+};
+
+// Make `memory` hold `needed` bytes at least; what it held is lost. Return 0 where memory lacks.
+int turbo_reserve(uint8_t **memory, size_t *capacity, size_t needed);
+
+// Let our Huffman decoder read the scan that begins, if it is of the usual kind. Return 0 where memory lacks.
+// The columns are those of MCUs; values of the others are skipped.
+int turbo_take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column);
+
+// Set a baseline JPEG, 4:2:0, with the accurate DCT.
+void turbo_set_encoder(
+    j_compress_ptr info, uint32_t height, uint32_t width, J_COLOR_SPACE colours, int quality
+);
