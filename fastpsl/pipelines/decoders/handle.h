@@ -82,6 +82,9 @@ struct Turbo {
 // Make `memory` hold `needed` bytes at least; what it held is lost. Return 0 where memory lacks.
 int turbo_reserve(uint8_t **memory, size_t *capacity, size_t needed);
 
+// Free memory of more than 24 MB.
+void turbo_free_large(Turbo *turbo);
+
 // Let our Huffman decoder read the scan that begins, if it is of the usual kind. Return 0 where memory lacks.
 // The columns are those of MCUs; values of the others are skipped.
 int turbo_take_over(Turbo *turbo, uint32_t first_column, uint32_t stop_column);

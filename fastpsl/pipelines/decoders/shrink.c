@@ -81,13 +81,9 @@ static void decode_planes(j_decompress_ptr info, const Plane planes[3]) {
         extend(&planes[c], info->comp_info[c].downsampled_height, info->comp_info[c].downsampled_width);
 }
 
-// Shrink a JPEG to a baseline one, 4:2:0, plane by plane: colours are neither enlarged nor converted.
-//
-// Returns the bytes in `out`, or 0 where the JPEG is not of luma and two colour planes, shrinks too far, or has what
-// libjpeg finds an error in or warns of. `capacity` is as for encoding.
-PUBLIC uint64_t fastpsl_turbo_shrink(
-    Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes, uint32_t denominator, // decoded at 1 / denominator
-    uint32_t height, uint32_t width, int quality, uint8_t *out, uint64_t capacity
+static uint64_t shrink(
+    Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes, uint32_t denominator, uint32_t height, uint32_t width,
+    int quality, uint8_t *out, uint64_t capacity
 ) {
     j_decompress_ptr info = &turbo->decompress;
     j_compress_ptr to = &turbo->compress;
@@ -143,4 +139,17 @@ PUBLIC uint64_t fastpsl_turbo_shrink(
         return 0;
     }
     return num_written;
+}
+
+// Shrink a JPEG to a baseline one, 4:2:0, plane by plane: colours are neither enlarged nor converted.
+//
+// Returns the bytes in `out`, or 0 where the JPEG is not of luma and two colour planes, shrinks too far, or has what
+// libjpeg finds an error in or warns of. `capacity` is as for encoding.
+PUBLIC uint64_t fastpsl_turbo_shrink(
+    Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes, uint32_t denominator, // decoded at 1 / denominator
+    uint32_t height, uint32_t width, int quality, uint8_t *out, uint64_t capacity
+) {
+    num_bytes = shrink(turbo, jpeg, num_bytes, denominator, height, width, quality, out, capacity);
+    turbo_free_large(turbo);
+    return num_bytes;
 }

@@ -52,6 +52,14 @@ uint8_t *turbo_memory(Turbo *turbo, int use, int64_t num_bytes) {
     return turbo_reserve(&turbo->memory[use], &turbo->capacities[use], needed) ? turbo->memory[use] : NULL;
 }
 
+void turbo_free_large(Turbo *turbo) {
+    for (int use = 0; use < 2; use++)
+        if (turbo->capacities[use] > 24 << 20) {
+            free(turbo->memory[use]);
+            turbo->memory[use] = NULL, turbo->capacities[use] = 0;
+        }
+}
+
 // Decode the part of a JPEG that contains a region, to RGB.
 //
 // Returns 0, or 1 where the JPEG has no end, another size, or what libjpeg finds an error in or warns of as far
