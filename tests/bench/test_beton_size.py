@@ -9,6 +9,7 @@ import pytest
 
 from bench import beton_size
 from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources.folder import image_folder
 from tests.pipelines.folders import tree
@@ -21,11 +22,14 @@ def test_psnr_is_that_of_the_images_that_changed(tmp_path: Path) -> None:
     source = image_folder(tree(tmp_path / "photos", {f"{i}.jpg": data for i, data in enumerate(images)}))
     beton = tmp_path / "a.beton"
     write_beton(source.samples(), beton, num_samples=4, target=Target(quality=50, reencode="all"))
-    values = []
-    for data in images[:3]:
-        made = pil_decode(jpeg(pil_decode(data), quality=50)).astype(float)
-        values.append(20 * np.log10(255) - 10 * np.log10(((made - pil_decode(data)) ** 2).mean()))
+    values, by_pillow = list[float](), list[float]()
+    with Beton(beton) as stored:
+        for i, data in enumerate(images[:3]):
+            image = pil_decode(data).astype(float)
+            for made, each in ((stored.read(i), values), (jpeg(pil_decode(data), quality=50), by_pillow)):
+                each.append(20 * np.log10(255) - 10 * np.log10(((pil_decode(made) - image) ** 2).mean()))
     assert beton_size.psnr_db(source, beton) == pytest.approx(sorted(values)[1], abs=0.01)
+    assert all(by_pillow[i] < values[i] < by_pillow[i] + 1 for i in range(3))
     write_beton(source.samples(), beton, num_samples=4, overwrite=True)
     assert beton_size.psnr_db(source, beton) is None
 
