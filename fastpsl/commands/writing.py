@@ -70,10 +70,10 @@ def write_and_tell(
     """
     from fastpsl.engine.console import Progress
     from fastpsl.pipelines.beton.left_out import quarantine_path, small_path
-    from fastpsl.pipelines.beton.output import shard_path
+    from fastpsl.pipelines.beton.output import shard_path, shards_of
     from fastpsl.pipelines.beton.write import can_go_on, write_beton
 
-    if options.resume and not can_go_on(out):
+    if options.resume and not (can_go_on(out) or out.exists() or shards_of(out)):
         print(f"{out}: there is nothing to go on with, so it is begun")
     is_begun = False
 

@@ -79,9 +79,9 @@ def test_a_run_writes_all_rows(tmp_path: Path) -> None:
     values = {(row["measured"], row["num_threads"]): row["values"] for row in result["rows"]}
     cores = result["settings"]["num_cores"]
     parts = [values[name, 1] for name in ("plan", "allocation", "assembly", "decoder's Python", "hand-over")]
-    assert [sum(each) for each in zip(*parts, strict=True)] == pytest.approx(
-        values["under the lock", 1], rel=0.05
-    )
+    # Hand-over is the rest, or nothing where the parts' medians are more than the whole.
+    for each, whole in zip(zip(*parts, strict=True), values["under the lock", 1], strict=True):
+        assert min(each) > 0 and sum(each) >= 0.99 * whole
     ratios = {ratio["what"]: ratio["values"] for ratio in result["ratios"]}
     assert ratios[growth(3)] == pytest.approx(
         [a / b for a, b in zip(values["cpu", 3], values["cpu", cores], strict=True)], rel=1e-3

@@ -296,8 +296,13 @@ def test_ctrl_c_tells_the_command_that_goes_on(
     assert "18 samples, 9 of them before the interruption" in capsys.readouterr().out
     assert files(out.parent) == files(whole.parent)
     shutil.rmtree(out.parent)
-    main(["data", "write", str(photos), str(folder(out.parent) / "b.beton"), "--resume", "--workers", "1"])
+    anew = ["data", "write", str(photos), str(folder(out.parent) / "b.beton"), "--resume", "--workers", "1"]
+    main(anew)
     assert "b.beton: there is nothing to go on with, so it is begun" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(anew)
+    told = capsys.readouterr()
+    assert "b.beton: exists already" in told.err and "so it is begun" not in told.out
 
 
 def test_shards_by_size(tmp_path: Path) -> None:
