@@ -14,7 +14,8 @@ from bench.cpu_time import tree_cpu_s
 from bench.peers import ALL, Work, ours
 from fastpsl.engine.timing import samples_per_s
 
-_AHEAD = 4  # batches discarded before a timed region: more than our loaders prefetch
+_AHEAD = 5  # batches that queues hold, beside two for each thread or process
+_PAUSE_S, _IDLE_CORES, _SETTLE_S = 0.2, 0.1, 10.0
 
 
 def open_batches(work: Work, num_views: int) -> Iterator[int]:
@@ -22,11 +23,24 @@ def open_batches(work: Work, num_views: int) -> Iterator[int]:
     return (ALL[work.kind].batches if work.kind in ALL else ours.batches)(work, num_views)
 
 
+def wait_until_idle() -> None:
+    """Wait until the prefetching is over, which would disturb other loaders; 10 s at most."""
+    end = time.monotonic() + _SETTLE_S
+    before = tree_cpu_s(os.getpid())
+    while time.monotonic() < end:
+        time.sleep(_PAUSE_S)
+        now = tree_cpu_s(os.getpid())
+        if now - before < _IDLE_CORES * _PAUSE_S:
+            return
+        before = now
+
+
 def serve(work: Work) -> None:
     """Print a line at the first batch, then an answer to each request of `interleaved.Process.measure`."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # because libraries' own prints must not mix with the answers
-    ahead = max(_AHEAD, 2 * work.num_threads + 1)  # because each of DataLoader's processes prefetches two
+    # What was prefetched while other loaders ran must not count as work of the timed region.
+    ahead = _AHEAD + 2 * work.num_threads
     running: dict[int, Iterator[int]] = {1: open_batches(work, 1)}
     next(running[1])
     print("first batch", file=answers, flush=True)
@@ -40,8 +54,7 @@ def serve(work: Work) -> None:
         cpu_s, start = tree_cpu_s(os.getpid()), time.perf_counter()
         rate = samples_per_s(partial(next, batches), seconds, work.device, max(ahead, num_batches))
         cores = (tree_cpu_s(os.getpid()) - cpu_s) / (time.perf_counter() - start)
-        # Wait until its prefetching is over, which would disturb other loaders.
-        time.sleep(min(2 * ahead * work.batch_size / rate, 2.0))
+        wait_until_idle()
         print(json.dumps([rate, cores]), file=answers, flush=True)
     answers.close()
     running.clear()  # ends the processes of DataLoader
