@@ -122,7 +122,7 @@ def main() -> None:
         log("writing the photos")
         write_beton(source.samples(), beton, num_samples=source.num_samples, class_names=source.class_names)
         with Beton(beton) as data:
-            record = data_record(data, None)
+            record = data_record(data, str(options.photos))
             rows = measure(data, options.sizes_px, log)
     missing = [{"what": name, "reason": why} for name, why in missing_decoders().items() if why]
     result = save_result(

@@ -30,6 +30,7 @@ def test_its_table_has_every_decoder(
     monkeypatch.setattr(sys, "argv", words)
     agreement.main()
     result = json.loads(out.read_text())
+    assert result["data"]["name"] == "photos"
     names = [name for name in agreement.missing_decoders() if name in DECODERS]
     assert [(row["size_px"], row["measured"]) for row in result["rows"]] == [
         (size, name) for size in (40, 70) for name in names
