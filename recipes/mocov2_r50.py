@@ -37,6 +37,7 @@ PAPER = {  # PSL states "MoCov2" and 200 epochs; the other values are MoCo v2's
     "key_group": 32,  # images per GPU: 256 on 8
     "size_px": 224,
     "embedding_width": 128,
+    "sobel_p": 0.2,  # PSL's: Table 3 has Sobel, and does not say how often
 }
 SAMPLE = {
     "backbone": "resnet18",
@@ -67,6 +68,8 @@ class Options(SGDOptions):
     """Side of the crops."""
     embedding_width: int
     """Width of a key."""
+    sobel_p: float
+    """Probability of Sobel at level 3. MoCo v2 as published has none: 0."""
 
 
 def build(options: Options) -> engine.Experiment:
@@ -79,6 +82,7 @@ def build(options: Options) -> engine.Experiment:
         key_group=options.key_group,
         width=options.embedding_width,
         size_px=options.size_px,
+        sobel_p=options.sobel_p,
     )
     backbone = models.make_backbone(options.backbone)
     return engine.Experiment(

@@ -55,6 +55,8 @@ class Options(SGDOptions):
     """Shares of a stage between tenfold drops of the rate."""
     rotations_per_image: Literal["one", "all"] = "one"
     """one at random, or all of the level's 2, 4 or 8."""
+    same_window: bool = False
+    """Give levels 1 and 2 the windows and the blur of level 3, so that they differ in the angles alone."""
     short_side: int
     """Shorter side of the image, before the window is cropped."""
     size_px: int
@@ -73,6 +75,7 @@ def build(options: Options) -> engine.Experiment:
         shorter_px=options.short_side,
         size_px=options.size_px,
         rotations_per_image=options.rotations_per_image,
+        same_window=options.same_window,
     )
     backbone = models.make_backbone(options.backbone)
     return engine.Experiment(

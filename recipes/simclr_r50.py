@@ -37,6 +37,7 @@ PAPER = {
     "temperature": 0.1,  # from SimCLR's code; PSL states none
     "size_px": 224,
     "embedding_width": 128,  # section 4.1
+    "sobel_p": 0.2,  # Table 3 has Sobel, and does not say how often
 }
 SAMPLE = {
     "backbone": "resnet18",
@@ -71,6 +72,8 @@ class Options(PretrainOptions):
     """Side of the crops."""
     embedding_width: int
     """Width of the head's output for a view."""
+    sobel_p: float
+    """Probability of Sobel at level 3. SimCLR as published has none: 0."""
 
 
 def build(options: Options) -> engine.Experiment:
@@ -80,6 +83,7 @@ def build(options: Options) -> engine.Experiment:
         size_px=options.size_px,
         temperature=options.temperature,
         embedding_width=options.embedding_width,
+        sobel_p=options.sobel_p,
     )
     return engine.Experiment(
         task=task,

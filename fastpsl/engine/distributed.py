@@ -154,6 +154,14 @@ def sum_over_ranks(world: World, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def total_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a tensor that is summed over all ranks, on every rank; all must call it."""
+    total = tensor.clone()
+    if place_among_ranks()[1] > 1:
+        dist.all_reduce(total)
+    return total
+
+
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate all ranks' tensors [B, ...], of equal B, in the order of ranks and without gradients."""
     tensor = tensor.detach()

@@ -29,6 +29,13 @@ _VALUES: dict[str, dict[Any, Any]] = {
     "compile": {"eager": "off", "compiled": "on", "graphed": "graphs"},
     "num_heads": {"one": 1, "two": 2},
 }
+# Values of options that older runs of a recipe do not record.
+_UNSAID: dict[str, dict[str, Any]] = {
+    "mocov2_r50": {"sobel_p": 0.2},
+    "rotation_rv50": {"same_window": False},
+    "simclr_r50": {"sobel_p": 0.2},
+    "supervised": {"crop": "random_resized", "labels_per_class": None},
+}
 _NEW = frozenset(new for _, new in _RENAMED) - {"pseudo_labels", "gpus"}
 _BACKENDS = ("auto", "kornia", "fused")
 
@@ -58,13 +65,13 @@ def current_arguments(arguments: Sequence[str], names: Collection[str]) -> tuple
 
 
 def current_record(record: Mapping[str, Any], names: Collection[str] = _NEW) -> dict[str, Any]:
-    """Return the values of a run's record under today's names.
+    """Return the values of a run's record under today's names, with those that older runs do not record.
 
     Args:
         record: Values by name, such as the science of a checkpoint.
         names: Today's names. Others are kept as they are.
     """
-    current = dict[str, Any]()
+    current = dict(_UNSAID.get(record.get("recipe", ""), {}))
     for old, value in record.items():
         # `heads` of block_probe is a list of names, and `channels` of an input is a number.
         name = _current(old, names, value) if isinstance(value, (str, int, tuple, list)) else old

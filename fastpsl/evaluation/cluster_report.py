@@ -18,7 +18,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
 from fastpsl.plots.filters import draw_filters
 from fastpsl.tasks.pseudo_labels.figures import collapse_warning, label_figures
-from fastpsl.tasks.pseudo_labels.file import NAME, Labels, read_labels
+from fastpsl.tasks.pseudo_labels.file import NAME, SECOND_NAME, Labels, read_labels
 from fastpsl.tasks.pseudo_labels.scores import (
     ABSENT,
     ari,
@@ -27,6 +27,8 @@ from fastpsl.tasks.pseudo_labels.scores import (
     many_to_one_accuracy,
 )
 
+# Numbers of IIC's second head, which get the suffix _b.
+_OF_SECOND = ("nmi_true", "hungarian_accuracy", "many_to_one_accuracy")
 # The "checkpoint" of result.json where the labels come from a file, without weights.
 _NO_CHECKPOINT = {
     "path": None, "sha256": None, "kind": "labels", "backbone": None, "run_step": None, "science": None,
@@ -96,6 +98,12 @@ def report(
                 f"--require-labels: {ABSENT} in {source}; give data that is written from a folder per class"
             )
         measured = measure(pseudo_labels, true, seed)
+        numbers = dict(measured.numbers)
+        second_path = path.with_name(SECOND_NAME)
+        second = read_labels(second_path, opened) if path.name == NAME and second_path.exists() else None
+        if second is not None:
+            of_second = measure(second, true, seed).numbers
+            numbers |= {f"{name}_b": of_second[name] for name in _OF_SECOND if name in of_second}
         entropies = (
             class_entropies(pseudo_labels.labels, true, pseudo_labels.num_classes)
             if measured.num_labelled
@@ -120,7 +128,7 @@ def report(
                 "num_split": pseudo_labels.num_split, "nmi_average": "arithmetic", "seed": seed,
             }  # fmt: skip
             result = write_result(
-                out, recipe="clusters", protocol="clusters", numbers=measured.numbers, settings=settings,
+                out, recipe="clusters", protocol="clusters", numbers=numbers, settings=settings,
                 checkpoint=record, data=data_record(opened, None), seconds=time.monotonic() - started,
                 cut=bool(record.get("cut")),
             )  # fmt: skip
@@ -133,6 +141,7 @@ def report(
     return [
         *([f"weights: {pretrained}"] if pretrained is not None else []),
         *label_lines(path, measured),
+        *(label_lines(second_path, measure(second, true, seed)) if second is not None else []),
         f"pictures in {out}: {charts} of the {len(chart_classes)} classes with {which}",
         result_line(result),
     ]

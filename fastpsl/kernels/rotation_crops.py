@@ -53,7 +53,7 @@ class RotationCrop:
             raise ValueError(
                 f"an image of {min_height} x {min_width} px given to a crop for steps of 45 degrees; "
                 f"allowed are sides of {least} px and more: leave such images out "
-                f"(fastpsl data write --min-px {least}), or use quarter turns"
+                f"(fastpsl data write --min-px {least}), or use quarter turns of ordinary crops"
             )
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:

@@ -7,12 +7,6 @@ from fastpsl.engine.old_names import current_record
 from fastpsl.tables.needs import COUPLED, NO_LABELS, Weights
 from fastpsl.tables.scales import Scale
 
-# Values of older runs and evaluations that do not record them.
-UNSAID: dict[str, dict[str, Any]] = {
-    "supervised": {"crop": "random_resized", "labels_per_class": None},
-    "evaluation": {"whole": False},
-}
-
 
 def training_differences(science: Mapping[str, Any], weights: Weights, scale: Scale) -> list[str]:
     """Return why a run with this science has not made the weights; empty if it has.
@@ -20,7 +14,7 @@ def training_differences(science: Mapping[str, Any], weights: Weights, scale: Sc
     The backbone is not compared, because a result records it itself.
     """
     wanted = {name: value for name, value in scale.training_science(weights).items() if name != "backbone"}
-    reasons = differences("pre-trained", UNSAID.get(str(weights.recipe), {}) | dict(science), wanted)
+    reasons = differences("pre-trained", science, wanted)
     if "labels" in science:
         reasons.append("pre-trained on labels of a file")
     reasons += _label_differences(science, weights, scale)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastpsl.engine.old_names import current_record
 from fastpsl.tables.data_sets import DataSet, data_of, learned_from, one_data_set
-from fastpsl.tables.differences import UNSAID, differences, label_source, training_differences
+from fastpsl.tables.differences import differences, label_source, training_differences
 from fastpsl.tables.evaluations import CLUSTERS
 from fastpsl.tables.needs import Evaluation, Weights
 from fastpsl.tables.papers import TABLES
@@ -18,6 +18,8 @@ from fastpsl.tables.rows import Table
 from fastpsl.tables.scales import Scale
 
 Need = tuple[Weights, Evaluation]
+# Settings of older evaluations that do not record them.
+_UNSAID = {"whole": False}
 
 
 @dataclass
@@ -150,9 +152,7 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
     settings = current_record(result.record["settings"])
     if evaluation == CLUSTERS and Path(settings["labels"]).parent != Path(checkpoint["path"]).parent.parent:
         reasons.append("of other labels than its run left")
-    return reasons + differences(
-        "evaluated", UNSAID["evaluation"] | settings, scale.evaluation_settings(evaluation)
-    )
+    return reasons + differences("evaluated", _UNSAID | settings, scale.evaluation_settings(evaluation))
 
 
 def _wrong_images(result: Result, need: Need, table: Table) -> list[str]:

@@ -35,6 +35,9 @@ WEIGHTS = {
         for task, (backbone, recipe) in _TASKS.items()
         for plan in ("end_to_end", "sl", "psl", "psl_f")
     },
+    "rotation four angles": Weights("resnet50", "rotation_rv50", "end_to_end", "four_angles"),
+    "simclr as published": Weights("resnet50", "simclr_r50", "end_to_end", "as_published"),
+    "mocov2 as published": Weights("resnet50", "mocov2_r50", "end_to_end", "as_published"),
     **{f"jigsaw psl {name}": Weights("resnet50", "jigsaw_r50", "psl", name) for name in _ABLATIONS},
 }
 
@@ -69,7 +72,13 @@ VALUES = {
     "jigsaw_r50/rising": {"epochs": (30, 60, 90)},
     "jigsaw_r50/two_stages": {"epochs": (90, 90)},
     "jigsaw_r50/no_overlap": {"partition": ("1-2", "3-4", "5")},
+    # Levels differ in their angles alone; otherwise easy ones are also wider and sharper.
+    "rotation_rv50": {"same_window": True},
+    # Table 4's caption: "Rotation [21] uses R2".
+    "rotation_rv50/four_angles": {"levels": (2, 2, 2)},
     "simclr_r50": {"sync_batchnorm": True},
+    "simclr_r50/as_published": {"sobel_p": 0.0},
+    "mocov2_r50/as_published": {"sobel_p": 0.0},
     "semi_supervised/1": {"protocol": "pirl", "percent": 1.0},
     "semi_supervised/10": {"protocol": "pirl", "percent": 10.0},
 }

@@ -34,7 +34,8 @@ TRANSFORMS = ("crop", "flip", "colour", "grey")
 _IIC = Weights("resnet34_iic", "sslpp_iic", "end_to_end")
 _YFCC_IIC = Weights("resnet34", "sslpp_iic", "end_to_end", "yfcc")
 _IIC_VARIANTS = {
-    f"iic {name}": replace(_IIC, variant=str(name)) for name in ("stl", *NUMS_CLUSTERS, *TRANSFORMS)
+    f"iic {name}": replace(_IIC, variant=str(name))
+    for name in ("stl", "two_heads", *NUMS_CLUSTERS, *TRANSFORMS)
 }
 _LABELS: dict[str, Weights | str] = {"iic": _IIC, **_IIC_VARIANTS}
 _LABELS |= {source: source for source in ("true", "random", "k-means", COUPLED)}
@@ -89,6 +90,9 @@ COLUMNS: dict[str, Columns] = {
     "clusters, B2, B4": side_by_side(
         each(CLUSTERS, "many_to_one_accuracy"), each(BLOCK_PROBE, _CONVS[0], _CONVS[2])
     ),
+    "clusters of the second head, B2, B4": side_by_side(
+        each(CLUSTERS, "hungarian_accuracy_b"), each(BLOCK_PROBE, _CONVS[0], _CONVS[2])
+    ),
     "mean of blocks, each task": side_by_side(*[mean(BLOCK_PROBE, *_CONVS)] * len(TASKS)),
     "retrieval": each(RETRIEVAL, "precision_top8"),
     "t-SNE": each(TSNE, "same_class_2d"),
@@ -138,6 +142,7 @@ VALUES = {
     **{f"sslpp_iic/{number}": {"num_clusters": number} for number in NUMS_CLUSTERS},
     **{f"sslpp_iic/{name}": {"augment": name} for name in TRANSFORMS},
     "sslpp_iic/stl": {"num_copies": 5, "batch_size": 140},
+    "sslpp_iic/two_heads": {"num_heads": 2},
     # As many pictures as its 2000 epochs of CIFAR-10 have.
     "sslpp_iic/yfcc": {"size_px": 224, "batch_size": 224, "epochs": (333,)},
     "supervised/32px": _SUPERVISED_32,

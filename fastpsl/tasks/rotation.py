@@ -30,6 +30,7 @@ class Rotation(Task):
     At level 3 windows have 224/256 of the largest side that lies in the image at all eight angles
     (`RotationCrop`), upright or turned, so neither a border nor the scale tells the angle. At levels 1 and 2
     the window is cut first and turned exactly. Windows may lie anywhere in the image, as in the jigsaw task.
+    So level 3 also shows less of an image, enlarged and less sharp, unless `same_window` is set.
     Paper: no flip. Here: none either.
     Paper: does not state how many rotations of an image are shown, nor whether its batch counts images or
     rotated copies. Here it counts images.
@@ -38,6 +39,8 @@ class Rotation(Task):
         shorter_px: The image's shorter side after resizing.
         size_px: Side of the window, at most `shorter_px`.
         rotations_per_image: "one", drawn for each image, or "all" rotations of each image from one decode.
+        same_window: Whether levels 1 and 2 have the windows and the kernel of level 3, so that levels differ
+            in their angles alone. Otherwise their windows are wider and sharper.
 
     Raises:
         ValueError: A value is out of range.
@@ -51,6 +54,7 @@ class Rotation(Task):
         shorter_px: int,
         size_px: int,
         rotations_per_image: Literal["one", "all"] = "one",
+        same_window: bool = False,
     ):
         if not 1 <= size_px <= shorter_px:
             raise ValueError(
@@ -62,16 +66,20 @@ class Rotation(Task):
                 f"rotations_per_image {rotations_per_image!r} given; allowed are 'one' and 'all'"
             )
         self.shorter_px, self.size_px = shorter_px, size_px
-        self.rotations_per_image = rotations_per_image
+        self.rotations_per_image, self.same_window = rotations_per_image, same_window
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """Return one view, or two for all eight rotations: upright and turned by 45°, four turns each."""
         num, every = NUM_ROTATIONS[level - 1], self.rotations_per_image == "all"
-        if num < 8:
-            window = ShorterSideCrop(self.shorter_px, self.size_px)
-            return (ViewSpec(window, (AllTurns(num) if every else Rotate90(num),)),)
         share = self.size_px / self.shorter_px
+        if num < 8:
+            window = (
+                RotationCrop(self.size_px, share, base=0)
+                if self.same_window
+                else ShorterSideCrop(self.shorter_px, self.size_px)
+            )
+            return (ViewSpec(window, (AllTurns(num) if every else Rotate90(num),)),)
         if every:
             crops = (RotationCrop(self.size_px, share, base=0), RotationCrop(self.size_px, share, base=45))
             return tuple(ViewSpec(crop, (AllTurns(4),)) for crop in crops)

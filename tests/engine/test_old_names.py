@@ -49,6 +49,12 @@ def test_a_record_of_uic_and_of_iic() -> None:
     assert current_record({"heads": "two", "transforms": "sobel"}) == {"num_heads": 2, "augment": "sobel"}
 
 
+def test_options_that_a_run_is_older_than() -> None:
+    assert current_record({"recipe": "mocov2_r50"}) == {"recipe": "mocov2_r50", "sobel_p": 0.2}
+    assert current_record({"recipe": "simclr_r50", "sobel_p": 0.0})["sobel_p"] == 0
+    assert current_record({"recipe": "rotation_rv50"})["same_window"] is False
+
+
 def test_what_is_kept() -> None:
     labels = {"source": "random", "num_classes": 16}
     for record in (

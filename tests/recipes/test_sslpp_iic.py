@@ -1,5 +1,6 @@
 """Test IIC's recipe as a user runs it: labels and images of a run, kill and resume, and errors."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 from PIL import Image
 
 from fastpsl.engine.options import RunOptions
+from fastpsl.evaluation.cluster_report import report
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels
+from fastpsl.tasks.pseudo_labels.scores import hungarian_accuracy, many_to_one_accuracy
 from tests.programs import ROOT, digests, epoch_records, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 
@@ -81,6 +84,27 @@ def test_the_file_holds_the_checkpoints_labels_and_how_they_were_made(trained: P
         labels_of(trained / "labels.npz", RunOptions(data=str(sample_paths().test_32))).labels.tolist()
         == stored.labels.tolist()
     )
+
+
+@pytest.mark.usefixtures("published_widths")
+def test_the_second_heads_clusters_are_scored_one_to_one(trained: Path, tmp_path: Path) -> None:
+    """At the run's end and by `fastpsl clusters`; the file is not taken for the first head's."""
+    second = newest_checkpoint(trained)["task"]["second_labels"].numpy()
+    with Beton(sample_paths().test_32) as data:
+        stored, true = read_labels(trained / "labels_b.npz", data), data.labels()
+    assert np.array_equal(stored.labels, second) and stored.num_classes == 8
+    assert stored.configuration["source"] == "iic_b"
+    accuracy, purity = hungarian_accuracy(second, true), many_to_one_accuracy(second, true)
+    said = (trained / "said.txt").read_text()
+    assert f"; the second head's 8 clusters: accuracy {100 * accuracy:.1f} % matched one to one\n" in said
+    lines = report(trained, data=None, labels=None, out=tmp_path, seed=0, require_labels=True)
+    assert f"(one-to-one) {100 * accuracy:.1f} %" in lines[-3]
+    numbers = json.loads((tmp_path / "result.json").read_text())["numbers"]
+    assert numbers["hungarian_accuracy_b"] == pytest.approx(100 * accuracy, abs=1e-4)
+    assert numbers["many_to_one_accuracy_b"] == pytest.approx(100 * purity, abs=1e-4)
+    with Beton(sample_paths().test_32) as data:
+        first = read_labels(trained / "labels.npz", data).labels
+    assert numbers["hungarian_accuracy"] == pytest.approx(100 * hungarian_accuracy(first, true), abs=1e-4)
 
 
 def test_each_head_has_figures_of_its_own(trained: Path) -> None:

@@ -10,9 +10,23 @@ import pytest
 from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
-from fastpsl.tasks.pseudo_labels.figures import collapse_warning, draw_label_curves, label_figures
+from fastpsl.tasks.pseudo_labels.figures import (
+    Settling,
+    collapse_warning,
+    draw_label_curves,
+    label_figures,
+)
 
-NAMES = ["non_empty", "entropy", "entropy_share", "biggest", "nmi_previous", "nmi_true", "nmi_true_shuffled"]
+NAMES = [
+    "non_empty",
+    "entropy",
+    "entropy_share",
+    "biggest",
+    "nmi_previous",
+    "nmi_previous_shuffled",
+    "nmi_true",
+    "nmi_true_shuffled",
+]
 
 
 def random_labels(num: int, num_classes: int, seed: int) -> np.ndarray:
@@ -41,8 +55,40 @@ def test_figures_are_those_of_plain_loops() -> None:
     assert figures["biggest"] == max(shares)
     assert figures["nmi_previous"] == pytest.approx(normalized_mutual_info_score(previous, labels))
     assert figures["nmi_true"] == pytest.approx(normalized_mutual_info_score(true, labels))
+    by_chance = figures["nmi_previous_shuffled"]
+    assert by_chance is not None and figures["nmi_previous"] is not None
+    assert 0 < by_chance < figures["nmi_previous"] / 2
     shuffled = figures["nmi_true_shuffled"]
     assert shuffled is not None and figures["nmi_true"] is not None and 0 < shuffled < figures["nmi_true"] / 3
+
+
+@pytest.mark.parametrize(
+    ("shares", "warned_at"),
+    [
+        ([0.24] * 20, [10, 20]),
+        ([0.4] * 5 + [0.24] * 5 + [0.3] * 5 + [0.31] * 5, [10]),
+        ([0.24] * 9, []),
+        ([0.5] * 20, []),
+        ([0.1] * 5 + [0.11] * 5, []),
+        ([0.9] * 5 + [0.49] * 5, [10]),
+    ],
+)
+def test_labels_that_do_not_settle_are_warned_of_every_ten_epochs(
+    shares: list[float], warned_at: list[int]
+) -> None:
+    settling, chance = Settling(), 0.2
+    assert settling.see({"nmi_previous": None, "nmi_previous_shuffled": None}) is None
+    warnings = [
+        settling.see({"nmi_previous": chance + (1 - chance) * share, "nmi_previous_shuffled": chance})
+        for share in shares
+    ]
+    assert [epoch for epoch, text in enumerate(warnings, start=1) if text] == warned_at
+    assert settling.shares == pytest.approx(shares)
+    if warned_at:
+        text = warnings[warned_at[0] - 1]
+        assert text and text.startswith(
+            f"unsettled: labels agree with those of the epoch before by {shares[9]:.0%}"
+        )
 
 
 def test_shuffled_labels_are_a_function_of_the_seed() -> None:

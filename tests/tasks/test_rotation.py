@@ -28,6 +28,8 @@ from tests.pipelines.photos import RAW, photo, write
 NUM, SIZE, SHORTER = 24, 40, 50
 ONE = Rotation(shorter_px=SHORTER, size_px=SIZE)
 ALL = Rotation(shorter_px=SHORTER, size_px=SIZE, rotations_per_image="all")
+SAME_ONE = Rotation(shorter_px=SHORTER, size_px=SIZE, same_window=True)
+SAME_ALL = Rotation(shorter_px=SHORTER, size_px=SIZE, rotations_per_image="all", same_window=True)
 LEVELS = {1: 2, 2: 4, 3: 8}
 every_way = pytest.mark.parametrize(
     ("task", "level"), [(task, level) for task in (ONE, ALL) for level in LEVELS]
@@ -91,6 +93,31 @@ def test_turns_of_the_square_angles_are_exact(level: int, photos: Path) -> None:
     (upright,), _ = loaded(photos, [ViewSpec(view.crop)])
     for i, angle in enumerate(image_degrees(batch).flatten().tolist()):
         assert torch.equal(inputs[0][i], torch.rot90(upright[i], angle // 90, (1, 2)))
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_the_same_window_leaves_nothing_but_the_angle_to_the_level(level: int, photos: Path) -> None:
+    """Each image of levels 1 and 2 is, bit for bit, one of the upright images of level 3.
+
+    By default levels 1 and 2 have a larger window.
+    """
+    hardest, hardest_batch = loaded(photos, SAME_ALL.views(3))
+    of_angle = dict(zip(range(0, 360, 90), hardest[0].unflatten(0, (NUM, 4)).unbind(1), strict=True))
+    assert image_degrees(hardest_batch)[0, 0].tolist() == list(of_angle)
+    inputs, batch = loaded(photos, SAME_ONE.views(level))
+    for i, angle in enumerate(image_degrees(batch).flatten().tolist()):
+        assert torch.equal(inputs[0][i], of_angle[angle][i])
+    inputs, batch = loaded(photos, SAME_ALL.views(level))
+    degrees = image_degrees(batch)[0]
+    for i, images in enumerate(inputs[0].unflatten(0, (NUM, LEVELS[level]))):
+        for image, angle in zip(images, degrees[i].tolist(), strict=True):
+            assert torch.equal(image, of_angle[angle][i])
+    keys, sides = Keys(0, 0, np.arange(1)), np.array([150], np.int32)
+    of_default, of_same = (
+        task.views(level)[0].crop.boxes(keys, sides, sides)[0, 2] for task in (ONE, SAME_ONE)
+    )
+    assert (of_default, of_same) == (120, SAME_ONE.views(3)[0].crop.boxes(keys, sides, sides)[0, 2])
+    assert SAME_ONE.views(3) == ONE.views(3) and SAME_ALL.views(3) == ALL.views(3)
 
 
 def by_sample(values: Tensor, num_views: int, num_samples: int) -> Tensor:

@@ -65,6 +65,16 @@ def test_levels_add_colour_then_blur_and_sobel_with_simclrs_values() -> None:
     assert view.ops[2].p == 0.2  # type: ignore[attr-defined]
 
 
+def test_without_sobel_the_hardest_level_is_simclr_as_published() -> None:
+    task = SimCLR(256, size_px=224, temperature=0.1, embedding_width=128, sobel_p=0)
+    usual = SimCLR(256, size_px=224, temperature=0.1, embedding_width=128)
+    for level in (1, 2, 3):
+        for view, other in zip(task.views(level), usual.views(level), strict=True):
+            assert view.crop == other.crop and view.ops == other.ops[:4]
+    with pytest.raises(ValueError, match=r"--sobel-p 1\.5: it is a probability, 0 to 1"):
+        SimCLR(256, size_px=224, temperature=0.1, embedding_width=128, sobel_p=1.5).views(3)
+
+
 def test_loss_and_accuracy_are_over_valid_pairs_of_both_views() -> None:
     """Six pairs are on the axes, the last two of them padding. One view of sample 1 is more like sample 2."""
     first = torch.eye(BATCH)

@@ -22,7 +22,7 @@ from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
 from fastpsl.tasks.contrastive.shuffled_batchnorm import encode_shuffled, shuffled_order
-from fastpsl.tasks.contrastive.views import NUM_LEVELS, contrastive_view, drawn, side_by_side
+from fastpsl.tasks.contrastive.views import NUM_LEVELS, SOBEL_P, contrastive_view, drawn, side_by_side
 
 
 class MoCo(Task):
@@ -45,6 +45,7 @@ class MoCo(Task):
         key_group: Images that are normalised together, 2 or more.
         width: Numbers of a key.
         size_px: Side of a view.
+        sobel_p: Probability of Sobel at level T3; 0 for MoCo v2 as published.
     """
 
     num_levels = NUM_LEVELS
@@ -60,6 +61,7 @@ class MoCo(Task):
         key_group: int,
         width: int,
         size_px: int,
+        sobel_p: float = SOBEL_P,
     ):
         if key_group < 2:
             raise ValueError(f"--key-group {key_group}: statistics need 2 images or more")
@@ -72,6 +74,7 @@ class MoCo(Task):
             )
         self.seed, self.batch_size, self.queue_size, self.key_group = seed, batch_size, queue_size, key_group
         self.momentum, self.temperature, self.width, self.size_px = momentum, temperature, width, size_px
+        self.sobel_p = sobel_p
         self.num_filled = self.next_slot = 0
         self.new_keys: list[Tensor] = []  # of the current step
 
@@ -79,7 +82,8 @@ class MoCo(Task):
     def views(self, level: int) -> tuple[ViewSpec, ...]:
         """Return two views of one kind, for query and key: MoCo v2's, with PSL's Sobel."""
         colour = ColourDistortion(0.4, 0.4, 0.4, 0.1)
-        return (contrastive_view(level, self.size_px, scale=(0.2, 1.0), colour=colour),) * 2
+        view = contrastive_view(level, self.size_px, scale=(0.2, 1.0), colour=colour, sobel_p=self.sobel_p)
+        return (view, view)
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:

@@ -13,7 +13,14 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.nt_xent import nt_xent
-from fastpsl.tasks.contrastive.views import NUM_LEVELS, SIMCLR_COLOUR, contrastive_view, drawn, side_by_side
+from fastpsl.tasks.contrastive.views import (
+    NUM_LEVELS,
+    SIMCLR_COLOUR,
+    SOBEL_P,
+    contrastive_view,
+    drawn,
+    side_by_side,
+)
 
 
 class SimCLR(Task):
@@ -29,7 +36,7 @@ class SimCLR(Task):
         size_px: Side of the crops.
         temperature: Divisor of the similarities, above 0.
         embedding_width: Width of the embeddings.
-        sobel_p: Probability of Sobel at level T3.
+        sobel_p: Probability of Sobel at level T3; 0 for SimCLR as published.
     """
 
     num_levels = NUM_LEVELS
@@ -41,7 +48,7 @@ class SimCLR(Task):
         size_px: int,
         temperature: float,
         embedding_width: int,
-        sobel_p: float = 0.2,
+        sobel_p: float = SOBEL_P,
     ):
         if batch_size < 2:
             raise ValueError(

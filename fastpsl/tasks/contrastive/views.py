@@ -15,6 +15,8 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import Op, ViewSpec
 
 NUM_LEVELS = 3
+# PSL does not state it.
+SOBEL_P = 0.2
 # SimCLR's colour jitter for ImageNet, at strength 1.
 SIMCLR_COLOUR = ColourDistortion(0.8, 0.8, 0.8, 0.2, p=0.8)
 
@@ -32,7 +34,7 @@ def contrastive_view(
     colour: ColourDistortion,
     grey_p: float = 0.2,
     blur_p: float = 0.5,
-    sobel_p: float = 0.2,
+    sobel_p: float = SOBEL_P,
 ) -> ViewSpec:
     """Return the view of a level: T1 crops, T2 adds colour distortion, T3 adds Gaussian blur and Sobel.
 
@@ -40,6 +42,7 @@ def contrastive_view(
     then grey, as in SimCLR.
     Paper: does not state how Sobel is combined. Here: it comes last, and with probability `sobel_p` each
     channel becomes the magnitude of its gradient, so the network has three input channels in every level.
+    SimCLR and MoCo v2 as published have no Sobel: `sobel_p` 0 leaves it out, and T3 is theirs.
 
     Args:
         level: 1, 2 or 3.
@@ -48,13 +51,18 @@ def contrastive_view(
         colour: The jitter.
         grey_p: Probability of grey.
         blur_p: Probability of blur.
-        sobel_p: Probability of Sobel.
+        sobel_p: Probability of Sobel, in [0, 1].
+
+    Raises:
+        ValueError: `sobel_p` is out of range.
     """
+    if not 0 <= sobel_p <= 1:
+        raise ValueError(f"--sobel-p {sobel_p:g}: it is a probability, 0 to 1")
     ops: tuple[Op, ...] = (Flip(0.5),)
     if level >= 2:
         ops += (colour, Grey(grey_p))
     if level >= 3:
-        ops += (simclr_blur(size_px, blur_p), Sobel(sobel_p))
+        ops += (simclr_blur(size_px, blur_p), *((Sobel(sobel_p),) if sobel_p else ()))
     return ViewSpec(RandomResizedCrop(size_px, scale=scale), ops=ops)
 
 

@@ -18,6 +18,8 @@ MIN_ENTROPY_SHARE = 0.5
 # Both limits must be exceeded: each of few classes holds a tenth of the images, and one of many classes may
 # hold 20 times its even share without a collapse.
 MAX_BIGGEST, MAX_TIMES_EVEN = 0.1, 20
+MIN_SETTLED = 0.5
+_WINDOW = 5  # epochs
 
 
 def label_figures(
@@ -40,23 +42,29 @@ def label_figures(
         entropy_share: Entropy divided by its maximum, log num_classes.
         biggest: Share of the images in the biggest class.
         nmi_previous, nmi_true: NMI with the epoch before and with the true labels; None without them.
-        nmi_true_shuffled: NMI of the shuffled labels with the true ones, because many classes alone raise NMI
-            (UIC, section 4.1).
+        nmi_previous_shuffled, nmi_true_shuffled: NMI of the shuffled labels with the same, because many
+            classes alone raise NMI (UIC, section 4.1).
     """
     sizes = np.bincount(labels, minlength=num_classes)
-    shares = sizes[sizes > 0] / len(labels)
-    entropy = abs(float((shares * np.log(shares)).sum()))
-    has_true = true is not None and bool((true >= 0).any())
-    shuffled = np.random.default_rng(seed).permutation(labels) if has_true else None
+    entropy = class_entropy(sizes)
+    true = None if true is None or not (true >= 0).any() else true
+    shuffled = np.random.default_rng(seed).permutation(labels)
     return {
-        "non_empty": float(len(shares)),
+        "non_empty": float((sizes > 0).sum()),
         "entropy": entropy,
         "entropy_share": entropy / math.log(num_classes) if num_classes > 1 else 1.0,
-        "biggest": float(shares.max()),
+        "biggest": float(sizes.max() / len(labels)),
         "nmi_previous": None if previous is None else nmi(labels, previous),
-        "nmi_true": nmi(labels, true) if has_true else None,
-        "nmi_true_shuffled": None if shuffled is None else nmi(shuffled, true),
+        "nmi_previous_shuffled": None if previous is None else nmi(shuffled, previous),
+        "nmi_true": None if true is None else nmi(labels, true),
+        "nmi_true_shuffled": None if true is None else nmi(shuffled, true),
     }
+
+
+def class_entropy(sizes: np.ndarray) -> float:
+    """Return the entropy of classes of these sizes, in nats: the loss of naming each by its frequency."""
+    shares = sizes[sizes > 0] / sizes.sum()
+    return abs(float((shares * np.log(shares)).sum()))
 
 
 def watched_figures(
@@ -88,6 +96,42 @@ def collapse(figures: Mapping[str, float | None], num_classes: int) -> str | Non
         f"({biggest * num_classes:,.1f} times its even share), {non_empty:,.0f} have any, "
         f"and the entropy is {100 * share:.0f} % of even classes'"
     )
+
+
+class Settling:
+    """A watch over whether labels settle: whether they agree more and more with those of the epoch before.
+
+    Agreement is `nmi_previous` as a share of the way from the NMI of shuffled labels to 1, which can be
+    compared between different numbers of classes.
+
+    Attributes:
+        shares: The agreement of each epoch so far.
+    """
+
+    def __init__(self) -> None:
+        self.shares: list[float] = []
+
+    def see(self, figures: Mapping[str, float | None]) -> str | None:
+        """Add the `label_figures` of an epoch, and return a warning every 10 epochs if labels do not settle.
+
+        They do not if the mean of the last 5 shares is below 0.5 and no higher than that of the 5 before.
+        """
+        value, chance = figures["nmi_previous"], figures["nmi_previous_shuffled"]
+        if value is None or chance is None:
+            return None
+        self.shares.append((value - chance) / (1 - chance) if chance < 1 else 1.0)
+        if len(self.shares) % (2 * _WINDOW):
+            return None
+        before, last = (
+            float(np.mean(self.shares[start : start + _WINDOW or None])) for start in (-2 * _WINDOW, -_WINDOW)
+        )
+        if last >= MIN_SETTLED or last > before:
+            return None
+        return (
+            f"unsettled: labels agree with those of the epoch before by {last:.0%} in the last {_WINDOW} "
+            f"epochs and by {before:.0%} in the {_WINDOW} before (shuffled ones: 0 %), so images go on "
+            "changing their class (docs/uic.md)"
+        )
 
 
 def draw_label_curves(folder: Path) -> Path | None:

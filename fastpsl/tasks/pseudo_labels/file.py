@@ -19,6 +19,7 @@ from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.pipelines.files.bounded import check_zip
 
 NAME = "labels.npz"
+SECOND_NAME = "labels_b.npz"  # of IIC's second head, for comparison alone
 FORMAT = 2
 _HELD_OUT = {"test", "val", "valid", "validation"}
 _AGAIN = "write the labels anew"

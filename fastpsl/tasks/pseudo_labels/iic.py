@@ -6,6 +6,7 @@ Values that the paper does not state are those of xu-ji/IIC.
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -170,6 +171,7 @@ class IIC(Task):
         self.epochs = ClusterEpochs(len(self.sizes), self.num_sub_heads, self.num_samples, device)
         self.first_epoch = 0
         self.labels: Tensor | None = None
+        self.second_labels: Tensor | None = None
         self.entropy: Tensor | None = None
 
     @override
@@ -210,13 +212,22 @@ class IIC(Task):
 
     @override
     def end_stage(self, context: EpochContext) -> None:
-        """Label all training images by head A's best sub-head on centre crops in eval mode."""
-        best, num, world = self.epochs.best[0], self.num_samples, context.world
+        """Label all training images by each head's best sub-head on centre crops in eval mode.
+
+        The labels of head B are for comparison alone: by them IIC's code reports its accuracy.
+        """
+        self.labels, self.entropy = self._label(context, 0)
+        if len(self.sizes) == 2:
+            self.second_labels, _ = self._label(context, 1)
+
+    def _label(self, context: EpochContext, number: int) -> tuple[Tensor, Tensor]:
+        """Return the labels int32 [N] and entropies float32 [N] of head `number`, on the CPU."""
+        best, num, world = self.epochs.best[number], self.num_samples, context.world
         entropy = torch.full((num + 1,), -1.0, device=world.device)
 
         def outputs() -> Iterator[tuple[Tensor, Tensor]]:
-            assert isinstance(context.head, ClusterHeads)
-            for indices, logits in context.forward_dataset(self.center, context.head):
+            head = partial(context.head, number=number)
+            for indices, logits in context.forward_dataset(self.center, head):
                 logs = logits[:, best].float().log_softmax(1)
                 entropy[torch.where(indices >= 0, indices, num)] = -(logs.exp() * logs).sum(1)
                 yield indices, logits[:, best]
@@ -225,11 +236,16 @@ class IIC(Task):
         if world.size > 1:
             dist.all_reduce(entropy, op=dist.ReduceOp.MAX)
         entropy = entropy[:num].cpu()
-        self.labels, self.entropy = labels, torch.where(entropy < 0, math.nan, entropy)
+        return labels, torch.where(entropy < 0, math.nan, entropy)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        results = {"labels": self.labels, "entropy": self.entropy, "best_sub_head": self.epochs.best[0]}
+        results = {
+            "labels": self.labels,
+            "entropy": self.entropy,
+            "best_sub_head": self.epochs.best[0],
+            "second_labels": self.second_labels,
+        }
         return {
             "first_epoch": self.first_epoch,
             "epochs": self.epochs.state_dict(),
@@ -241,6 +257,7 @@ class IIC(Task):
         self.first_epoch = state["first_epoch"]
         self.epochs.load_state_dict(state["epochs"])
         self.labels, self.entropy = state.get("labels"), state.get("entropy")
+        self.second_labels = state.get("second_labels")
 
     @override
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor:

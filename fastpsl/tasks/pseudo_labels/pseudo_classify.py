@@ -1,5 +1,6 @@
 """Learn classes from pseudo-labels: the base of UIC (sections 3.2 and 4.2) and DeepCluster."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
-from fastpsl.tasks.pseudo_labels.figures import watched_figures
+from fastpsl.tasks.pseudo_labels.figures import Settling, watched_figures
 from fastpsl.tasks.pseudo_labels.store import LabelStore
 
 _NOT_FINITE = 2**31 - 1
@@ -86,6 +87,7 @@ class PseudoClassify(Task):
         """Forget the labels, because the new head does not know the classes of the previous one."""
         device = next(head.parameters()).device
         self.store = LabelStore(self.num_samples, self.num_classes, device, self.seed)
+        self.settling = Settling()  # on rank 0
 
     @override
     def epoch_order(self, epoch: int) -> np.ndarray:
@@ -123,18 +125,25 @@ class PseudoClassify(Task):
         }
 
     def figures(self, made: np.ndarray, previous: np.ndarray | None) -> Figures:
-        """Return the figures of labels int [N] before empty classes are split, on rank 0 alone."""
+        """Return the figures of labels int [N] before empty classes are split, on rank 0 alone.
+
+        Warn there if the labels have collapsed or do not settle.
+        """
         if place_among_ranks()[0] != 0:
             return {}
-        return watched_figures(made, previous, self.true_labels, self.num_classes, self.seed)
+        figures = watched_figures(made, previous, self.true_labels, self.num_classes, self.seed)
+        if (warning := self.settling.see(figures)) is not None:
+            warnings.warn(warning, stacklevel=2)
+        return figures
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"store": self.store.state_dict()}
+        return {"store": self.store.state_dict(), "settling": list(self.settling.shares)}
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.store.load_state_dict(state["store"])
+        self.settling.shares = list(state.get("settling", ()))  # older checkpoints have none
 
     @override
     def chance(self, level: int) -> float:

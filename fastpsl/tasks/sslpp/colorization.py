@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from fastpsl.engine.distributed import place_among_ranks
+from fastpsl.engine.distributed import place_among_ranks, total_over_ranks
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
 from fastpsl.engine.trunk import Metrics, Trunk
@@ -105,7 +104,7 @@ class Colorization(Proxy):
         self.counts.scatter_add_(0, indices[..., 0].flatten(), is_counted.flatten().long())
         self.num_to_come -= 1
         if not self.num_to_come:
-            self.counts = _over_ranks(self.counts)
+            self.counts = total_over_ranks(self.counts)
             self._take_prior()
 
     def _take_prior(self) -> None:
@@ -164,7 +163,7 @@ class Colorization(Proxy):
     @override
     def end_epoch(self) -> Figures:
         """Return num_grey, the number of grey images of the epoch."""
-        num = int(_over_ranks(self.num_grey))
+        num = int(total_over_ranks(self.num_grey))
         self.num_grey.zero_()
         return {"num_grey": float(num)}
 
@@ -174,7 +173,7 @@ class Colorization(Proxy):
 
         A run with another number of ranks may load it.
         """
-        return {"counts": self.counts.cpu(), "num_grey": int(_over_ranks(self.num_grey))}
+        return {"counts": self.counts.cpu(), "num_grey": int(total_over_ranks(self.num_grey))}
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -203,11 +202,3 @@ class Colorization(Proxy):
 def _has_colours(ab: Tensor) -> Tensor:
     """Return whether images [B, 2, h, w] of ab have colours, bool [B]."""
     return ab.abs().amax((1, 2, 3)) > GREY_AB
-
-
-def _over_ranks(counts: Tensor) -> Tensor:
-    """Return a copy that is summed over all ranks, on every rank."""
-    counts = counts.clone()
-    if place_among_ranks()[1] > 1:
-        dist.all_reduce(counts)
-    return counts

@@ -22,6 +22,7 @@ from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
 from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features, renew
 from fastpsl.tasks.pseudo_labels.figures import watched_figures
+from fastpsl.tasks.sslpp.label_loss import LabelLoss
 from fastpsl.tasks.sslpp.proxy import Proxy
 
 PCA_WIDTH, K_MEANS_ITERATIONS = 256, 20  # DeepCluster's
@@ -117,6 +118,7 @@ class SSLPlusPlus(Task):
         if self.num_classes:
             labels = np.full(self.num_samples, _NONE_YET) if self.given is None else self.given
             self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
+            self.label_loss = LabelLoss(self.labels, self.num_classes, stage.max_epochs)
         self._learned.start_stage(stage, trunk, head)
 
     @override
@@ -138,6 +140,7 @@ class SSLPlusPlus(Task):
         renew(context.head["labels"], context.optimiser, torch_seed(self.seed, context.epoch))  # type: ignore[index]
         previous = self.labels.cpu().numpy()
         self.labels = labels.long()
+        self.label_loss.labels_are(self.labels)
         if place_among_ranks()[0] != 0:
             return {}
         array = labels.cpu().numpy()
@@ -151,7 +154,8 @@ class SSLPlusPlus(Task):
     ) -> tuple[Tensor, Metrics]:
         """Return equation 5, or 4 without a proxy, or the proxy's loss alone on held-out images.
 
-        accuracy_labels is the share of images with the right pseudo-label.
+        accuracy_labels is the share of images with the right pseudo-label. loss_labels_constant is the
+        entropy of the pseudo-labels: the loss of naming each as often as it occurs.
         """
         assert isinstance(head, nn.ModuleDict)
         features = trunk(inputs[0])
@@ -170,16 +174,20 @@ class SSLPlusPlus(Task):
         num = valid.sum()
         logits = head["labels"](features).float()
         labels_loss = masked_cross_entropy(logits, labels, valid)
+        self.label_loss.see(labels_loss.detach(), num)
         total = loss + (self.weight if self.learn_proxy else 1.0) * labels_loss
         right = ((logits.argmax(1) == labels) * valid).sum()
         return total, {"loss": (total.detach() * num, num)} | metrics | {
             "loss_labels": (labels_loss.detach() * num, num),
+            "loss_labels_constant": (self.label_loss.entropy * num, num),
             "accuracy_labels": (right, num),
         }
 
     @override
     def end_epoch(self) -> Figures | None:
-        return self._learned.end_epoch()
+        """Return the proxy's figures with those of `LabelLoss`, and warn if the labels are not learned."""
+        figures = self._learned.end_epoch()
+        return {**(figures or {}), **self.label_loss.end_epoch()} if self.num_classes else figures
 
     @override
     def chance(self, level: int) -> float | None:
@@ -207,11 +215,15 @@ class SSLPlusPlus(Task):
     def state_dict(self) -> dict[str, Any]:
         """Return the proxy's state and coupled labels; given labels are in a file."""
         labels = {"labels": self.labels.cpu()} if self.center else {}
-        return {"proxy": self._learned.state_dict()} | labels
+        label_loss = {"label_loss": self.label_loss.state_dict()} if self.num_classes else {}
+        return {"proxy": self._learned.state_dict()} | labels | label_loss
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.center:
             self.labels = state["labels"].to(self.labels.device)
+            self.label_loss.labels_are(self.labels)
+        if "label_loss" in state:  # older checkpoints have none
+            self.label_loss.load_state_dict(state["label_loss"])
         if state["proxy"]:
             self._learned.load_state_dict(state["proxy"])

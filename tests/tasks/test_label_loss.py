@@ -1,0 +1,61 @@
+"""Test the watch over the loss of SSL++'s pseudo-labels against plain means."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from fastpsl.tasks.sslpp.label_loss import LabelLoss
+
+LABELS = torch.tensor([0] * 8 + [1] * 4 + [2] * 4)
+ENTROPY = 0.5 * math.log(2) + 2 * 0.25 * math.log(4)
+
+
+def epochs(watch: LabelLoss, losses: list[float]) -> list[int]:
+    """Run an epoch of two steps for each mean loss, and return the epochs after which there was a warning."""
+    warned = []
+    for epoch, loss in enumerate(losses, start=1):
+        watch.see(torch.tensor(loss + 0.3), torch.tensor(10.0))
+        watch.see(torch.tensor(loss - 0.1), torch.tensor(30.0))
+        watch.see(torch.tensor(math.nan), torch.tensor(30.0))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            figures = watch.end_epoch()
+        assert figures == {
+            "loss_labels": pytest.approx(loss, abs=1e-6),
+            "entropy_labels": pytest.approx(ENTROPY),
+        }
+        warned += [epoch] * len(caught)
+        assert all("the second head has not learned the pseudo-labels" in str(w.message) for w in caught)
+    return warned
+
+
+def test_a_loss_that_is_not_below_the_entropy_is_warned_of_after_a_tenth_and_at_the_end() -> None:
+    assert epochs(LabelLoss(LABELS, 5, 20), [ENTROPY] * 20) == [2, 20]
+    assert epochs(LabelLoss(LABELS, 5, 20), [2.0] + [0.98 * ENTROPY] * 19) == []
+    assert epochs(LabelLoss(LABELS, 5, 1), [0.995 * ENTROPY]) == [1]
+
+
+def test_new_labels_have_their_own_entropy_and_an_epoch_without_steps_no_figures() -> None:
+    watch = LabelLoss(torch.full((16,), -1), 3, 1)
+    assert math.isnan(watch.entropy) and watch.end_epoch() == {}
+    watch.labels_are(LABELS)
+    assert watch.entropy == pytest.approx(ENTROPY)
+
+
+def test_a_watch_that_is_stopped_and_goes_on_has_the_same_figures() -> None:
+    """The losses are such that floating-point sums would depend on the order."""
+    losses = torch.rand(30, generator=torch.Generator().manual_seed(0)) * 5
+    whole, parts = LabelLoss(LABELS, 5, 3), LabelLoss(LABELS, 5, 3)
+    for number, loss in enumerate(losses):
+        whole.see(loss, torch.tensor(7.0))
+        parts.see(loss, torch.tensor(7.0))
+        if number == 11:
+            state = parts.state_dict()
+            parts = LabelLoss(LABELS, 5, 3)
+            parts.load_state_dict(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert whole.end_epoch() == parts.end_epoch()
+    assert whole.state_dict()["epoch"] == 1 and not whole.state_dict()["sums"].any()
