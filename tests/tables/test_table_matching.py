@@ -13,29 +13,8 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.evaluations import FEW_LABELS, MOCO, MORE_LABELS
 from fastpsl.tables.needs import Weights
-from fastpsl.tables.papers import TABLES
 from fastpsl.tables.render import markdown
 from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, PSL, ours, put, report
-
-
-def test_what_the_rows_are_measured_on() -> None:
-    by_row = {
-        (name, row.method): {
-            (m.weights.recipe, m.weights.plan, m.weights.backbone, m.evaluation.protocol)
-            for m in row.measures
-        }
-        for name, table in TABLES.items()
-        for row in table.rows
-    }
-    assert by_row["psl/4", "Rotation+PSL"] == {("rotation_rv50", "psl", "revnet50", "linear/vissl")}
-    assert by_row["psl/4", "SimCLR [10]"] == {("simclr_r50", "end_to_end", "resnet50", "linear/moco")}
-    assert by_row["psl/6", "SL"] == {("rotation_rv50", "sl", "revnet50", "linear/vissl")}
-    assert by_row["psl/6", "Supervised"] == {("supervised", "end_to_end", "revnet50", "linear/vissl")}
-    assert by_row["psl/7", "Rotation [21]"] == {
-        ("rotation_rv50", "end_to_end", "resnet50", "semi_supervised")
-    }
-    assert by_row["psl/7", "Supervised"] == {(None, None, "resnet50", "semi_supervised")}
-    assert not by_row["psl/4", "SwAV [9]"] and not by_row["psl/4", "Rotation [21]"]
 
 
 def test_mean_and_standard_deviation_over_the_seeds(tmp_path: Path) -> None:

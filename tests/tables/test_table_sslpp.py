@@ -33,8 +33,6 @@ def test_the_forms_of_the_tables() -> None:
         tuple(row.method for row in of_all[0].rows)
     }
     assert len(TABLES["sslpp/fig4"].rows) == 8 and len(TABLES["sslpp/fig6"].rows) == 10
-    for name in ("fig4", "fig5", "fig6"):
-        assert not any(row.printed for row in TABLES[f"sslpp/{name}"].rows)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +43,7 @@ def test_the_forms_of_the_tables() -> None:
         ("sslpp/5", "ours of our cells."),
         ("sslpp/5-stl", "0.1: Ours+Color. 53.4, its cells' mean is 53.3."),
         ("sslpp/8", "0.1: Color. [6] 62.6, its cells' mean is 63.5."),
-        ("sslpp/11-stl", "0.1: Re-training: SPL 72.9, its cells' mean is 73.0."),
+        ("sslpp/11-stl", "ours of our cells."),
     ],
 )
 def test_printed_means_that_are_none_are_told(name: str, told: str) -> None:

@@ -1,0 +1,67 @@
+"""Small backbones for experiments on a few cores: `--backbone bench/evidence/networks.py:SmallResNet`."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+
+def convolution(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Sequential:
+    """Build a convolution of `side` x `side` without a bias, BatchNorm and ReLU."""
+    layer = nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False)
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class BasicBlock(nn.Module):
+    """A residual block of two 3x3 convolutions, with a 1x1 convolution beside them."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.first = convolution(inputs, outputs, 3, stride)
+        self.second = convolution(outputs, outputs, 3)[:2]
+        self.shortcut = convolution(inputs, outputs, 1, stride)[:2]
+
+    @override
+    def forward(self, features: Tensor) -> Tensor:
+        return functional.relu(self.second(self.first(features)) + self.shortcut(features))
+
+
+class SmallResNet(nn.Module):
+    """A ResNet of five blocks, each of one unit: 3.6 million multiply-adds for 16 px, 0.8 million weights.
+
+    B1 halves the side of the image, B3, B4 and B5 halve it again.
+    """
+
+    channels: Sequence[int] = (32, 32, 64, 128, 256)
+
+    def __init__(self) -> None:
+        super().__init__()
+        first, *widths = self.channels
+        self.conv1 = convolution(3, first, 3, stride=2)
+        units = zip(self.channels, widths, (1, 2, 2, 2), strict=False)
+        self.units = nn.ModuleList(BasicBlock(*unit) for unit in units)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return B1 to B5."""
+        return [self.conv1, *self.units]
+
+
+class SmallNIN(nn.Module):
+    """The network in network of RotNet with three blocks, a quarter as wide: for images of 8 px or more."""
+
+    channels: Sequence[int] = (24, 48, 48)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(
+            convolution(3, 48, 5), convolution(48, 40, 1), convolution(40, 24, 1), nn.MaxPool2d(3, 2, 1)
+        )
+        self.two = nn.Sequential(
+            convolution(24, 48, 5), convolution(48, 48, 1), convolution(48, 48, 1), nn.AvgPool2d(3, 2, 1)
+        )
+        self.three = nn.Sequential(convolution(48, 48, 3), convolution(48, 48, 1), convolution(48, 48, 1))
+
+    def blocks(self) -> list[nn.Module]:
+        """Return B1 to B3."""
+        return [self.one, self.two, self.three]
