@@ -1,8 +1,8 @@
 """Choose the images of the small experiments, and write them as .npz or as lists for `fastpsl data write`.
 
-    python -m bench.evidence.data tiny-imagenet FOLDER OUT   FOLDER is tiny-imagenet-200
-    python -m bench.evidence.data cifar10 FOLDER OUT         FOLDER has train.npz and test.npz (images, labels)
-    python -m bench.evidence.data digits OUT                 scikit-learn's 1,797 digits of 8 px
+python -m bench.evidence.data tiny-imagenet FOLDER OUT   FOLDER is tiny-imagenet-200
+python -m bench.evidence.data cifar10 FOLDER OUT         FOLDER has train.npz and test.npz (images, labels)
+python -m bench.evidence.data digits OUT                 scikit-learn's 1,797 digits of 8 px
 """
 
 import sys
@@ -42,7 +42,7 @@ def _number(path: Path) -> int:
 
 
 def cifar10(folder: Path, out: Path) -> None:
-    """Write the first 1,000 training images of each class, the next 200 for the search, and all test images."""
+    """Write the first 1,000 training images of each class, 200 more for the search, and all test images."""
     with np.load(folder / "train.npz") as file:
         images, labels = file["images"], file["labels"]
     of_class = [np.flatnonzero(labels == number) for number in range(10)]

@@ -124,7 +124,7 @@ def test_pseudo_labels_alone() -> None:
     valid = [0, 1, 3, 4]
     wanted = torch.stack([cross_entropy(logits[i], int(LABELS[batch.indices[i]])) for i in valid]).mean()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)  # the weight does not matter
-    assert set(metrics) == {"loss", "loss_labels", "accuracy_labels"}
+    assert set(metrics) == {"loss", "loss_labels", "loss_labels_constant", "accuracy_labels"}
     loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
     assert float(loss) == 0 and not metrics
 
@@ -206,7 +206,7 @@ def test_the_proxys_hooks_are_called(tmp_path: Path) -> None:
     assert pretrain(experiment_of(task), run)
     run.close()
     assert proxy.calls == ["check_data", "start_stage", "warm_up", "warm_up"]
-    assert newest_checkpoint(tmp_path)["task"] == {"proxy": {"number": 3}}
+    assert newest_checkpoint(tmp_path)["task"]["proxy"] == {"number": 3}
     assert '"seen": 3.0' in (tmp_path / "epochs.jsonl").read_text()
 
 

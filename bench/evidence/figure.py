@@ -1,0 +1,90 @@
+"""Draw an experiment: the scores of every block and seed, the differences that decide, and curves."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.evidence.plan import RANDOM, Plan
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f00")
+_GREY = "#777777"
+
+
+def draw_figure(plan: Plan, results: Mapping[str, Any], path: Path) -> Path:
+    """Draw results.json as a PNG.
+
+    Left: the numbers of the endpoint's evaluation by block, a line through the means of an arm and a point
+    for each seed. Middle: the paired differences, a point for each seed, with the interval of their mean.
+    Right, if the plan has a curve: its values over the epochs, a line for each training.
+    """
+    num = 3 if results["curves"] else 2
+    figure = Figure(figsize=(5.6 * num, 4.6), dpi=130, layout="constrained")
+    axes = figure.subplots(1, num)
+    colours = dict(zip(plan.arms, _COLOURS, strict=False)) | {RANDOM: _GREY}
+    _draw_scores(axes[0], plan, results, colours)
+    _draw_differences(axes[1], results["differences"])
+    if results["curves"]:
+        _draw_curves(axes[2], plan, results["curves"], colours)
+    figure.suptitle(plan.title, fontsize=11)
+    figure.savefig(path)
+    return path
+
+
+def _draw_scores(axes: Axes, plan: Plan, results: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+    of_endpoint = [
+        row
+        for row in results["means"]
+        if row["evaluation"] == plan.endpoint.evaluation and _is_block(row["number"], plan.endpoint.numbers)
+    ]
+    numbers = list(dict.fromkeys(row["number"] for row in of_endpoint))
+    for arm in dict.fromkeys(row["arm"] for row in of_endpoint):
+        rows = [row for row in of_endpoint if row["arm"] == arm]
+        axes.plot(
+            range(len(rows)), [row["mean"] for row in rows], color=colours[arm], label=arm, linewidth=1.4
+        )
+        for place, row in enumerate(rows):
+            axes.scatter([place] * len(row["values"]), row["values"], color=colours[arm], s=12, zorder=3)
+    axes.set_xticks(range(len(numbers)), [number.rpartition("_")[2] for number in numbers])
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_title(f"{plan.endpoint.evaluation}, a point for each seed", fontsize=10, loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _is_block(number: str, deciding: Sequence[str]) -> bool:
+    """Return whether a number is one of the endpoint's but for the block at its end, such as top1_B3."""
+    stem, _, block = number.rpartition("_")
+    return block[:1] == "B" and stem == deciding[0].rpartition("_")[0]
+
+
+def _draw_differences(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    axes.axvline(0, color="black", linewidth=0.8)
+    for place, row in enumerate(rows):
+        if row["interval"]:
+            axes.plot(row["interval"], [place, place], color=_COLOURS[0], linewidth=2)
+        axes.scatter(row["values"], [place] * len(row["values"]), color=_GREY, s=12, zorder=3)
+        axes.scatter([row["mean"]], [place], color=_COLOURS[0], s=36, zorder=4)
+    names = [f"{' - '.join(row['pair'])}, {row['number'].rpartition('_')[2]}" for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("points of accuracy")
+    axes.set_title("paired differences: seeds, mean, 95 % interval", fontsize=10, loc="left")
+    axes.grid(alpha=0.3, axis="x")
+
+
+def _draw_curves(axes: Axes, plan: Plan, curves: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+    for arm, of_arm in curves.items():
+        for values in of_arm["values"]:
+            axes.plot(of_arm["epochs"], values, color=colours[arm], linewidth=0.6, alpha=0.5)
+        means = [statistics.fmean(values) for values in zip(*of_arm["values"], strict=True)]
+        axes.plot(of_arm["epochs"], means, color=colours[arm], linewidth=1.8, label=arm)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("%")
+    assert plan.curve is not None
+    axes.set_title(f"{plan.curve.name.replace('_', ' ')}", fontsize=10, loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)

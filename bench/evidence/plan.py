@@ -1,0 +1,151 @@
+"""Read an experiment's plan: what is compared, by which commands, and by which numbers it is judged.
+
+A plan is a JSON file that is committed before anything is run. Its commands have places for {data} and {runs}
+(folders), {seed}, {rate}, {out} and {weights}.
+
+    title, claim     what is asked, in words
+    paper            the paper's table, such as psl/5
+    first            by name: commands that run once, such as those that write labels; {out} is RUNS/NAME
+    training         the command of every training
+    arms             by name: what an arm adds to it
+    search           rates, and the seed, evaluation and numbers by whose mean the rate of an arm is chosen;
+                     the seed counts nowhere else
+    seeds            the seeds that count
+    evaluations      by name: commands that score a training's features; those of the search are not counted
+    random           what an evaluation gets as {weights} for random weights; else --checkpoint FOLDER
+    endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared
+    curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, to be drawn over
+                     the epochs, and two epochs between which its change is reported
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+RANDOM = "random weights"
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the rate of an arm is chosen."""
+
+    rates: Sequence[float]
+    seed: int
+    evaluation: str
+    numbers: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The numbers that decide, in percent, and the pairs of arms whose paired difference is reported."""
+
+    evaluation: str
+    numbers: Sequence[str]
+    pairs: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure of a file of lines, and the epochs between which it changes."""
+
+    file: str
+    name: str
+    first_epoch: int
+    last_epoch: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment; the module describes its fields."""
+
+    title: str
+    claim: str
+    paper: str
+    first: Mapping[str, str]
+    training: str
+    arms: Mapping[str, str]
+    search: Search
+    seeds: Sequence[int]
+    evaluations: Mapping[str, str]
+    random: str
+    endpoint: Endpoint
+    curve: Curve | None
+
+    def searched(self) -> Iterator["Run"]:
+        """Yield the trainings by which rates are chosen; none where there is one rate."""
+        if len(self.search.rates) > 1:
+            for arm in self.arms:
+                for rate in self.search.rates:
+                    yield Run(arm, rate, self.search.seed, counts=False)
+
+    def counted(self, rates: Mapping[str, float]) -> Iterator["Run"]:
+        """Yield the trainings that count, seed by seed, of the arms that have a rate, and random weights."""
+        for seed in self.seeds:
+            for arm in self.arms:
+                if arm in rates:
+                    yield Run(arm, rates[arm], seed, counts=True)
+            yield Run(RANDOM, None, seed, counts=True)
+
+    def evaluations_of(self, run: "Run") -> list[str]:
+        """Return the names of the evaluations of a training: the search's, or all others if it counts."""
+        others = [name for name in self.evaluations if name != self.search.evaluation]
+        return others if run.counts else [self.search.evaluation]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training of one arm, or random weights.
+
+    Attributes:
+        arm: The arm's name.
+        rate: The rate; None for random weights.
+        seed: The seed.
+        counts: Whether it counts; otherwise it serves the search for the rate.
+    """
+
+    arm: str
+    rate: float | None
+    seed: int
+    counts: bool
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        rate = "" if self.rate is None else f"-lr{self.rate:g}"
+        return f"{self.arm.replace(' ', '_')}{rate}-s{self.seed}"
+
+
+def read_plan(path: Path) -> Plan:
+    """Return the plan in a JSON file.
+
+    Raises:
+        ValueError: It cannot be read, has unknown or missing keys, names an arm or an evaluation that it does
+            not have, or chooses rates by what decides.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record |= {"search": _made(Search, record["search"]), "endpoint": _made(Endpoint, record["endpoint"])}
+        plan = _made(Plan, record | {"curve": record["curve"] and _made(Curve, record["curve"])})
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; give a plan, such as those in bench/evidence") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    arms, evaluations = {*plan.arms, RANDOM}, plan.evaluations
+    unknown = {arm for pair in plan.endpoint.pairs for arm in pair} - arms
+    unknown |= {plan.search.evaluation, plan.endpoint.evaluation} - evaluations.keys()
+    if unknown:
+        raise ValueError(f"{path}: {', '.join(sorted(unknown))}: no such arm or evaluation")
+    if plan.search.seed in plan.seeds:
+        raise ValueError(f"{path}: seed {plan.search.seed} chooses rates, so it cannot count: give another")
+    if plan.search.evaluation == plan.endpoint.evaluation:
+        raise ValueError(f"{path}: {plan.search.evaluation} chooses rates, so it cannot decide: give another")
+    return plan
+
+
+def _made(kind: type[Any], record: Mapping[str, Any]) -> Any:
+    names = {field.name for field in fields(kind)}
+    if different := names ^ record.keys():
+        raise ValueError(f"keys that are unknown or missing: {', '.join(sorted(different))}")
+    return kind(**record)

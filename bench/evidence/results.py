@@ -1,0 +1,197 @@
+"""Collect an experiment's runs: scores with all that they came from, rates, means and paired differences."""
+
+import hashlib
+import json
+import statistics
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from bench.evidence.plan import RANDOM, Curve, Plan, Run
+from bench.schema import environment
+
+CONFIDENCE = 0.95
+Record = dict[str, Any]
+
+
+def collect(path: Path, plan: Plan, runs: Path) -> Record:
+    """Return the results of a plan's runs so far, as plain values.
+
+    Args:
+        path: The plan's file.
+        plan: The plan.
+        runs: The folder of the runs.
+
+    Raises:
+        ValueError: A run was cut short, or it learned or was scored on other data than the others.
+    """
+    rates = _rates_so_far(plan, runs)
+    search = [score for run in plan.searched() for score in _scores(plan, run, runs)]
+    counted = list(plan.counted(rates))
+    scores = [score for run in counted for score in _scores(plan, run, runs)]
+    training = [record for run in counted if (record := _training(run, runs)) is not None]
+    _check_data([*search, *scores])
+    names = [path for name in plan.first for path in sorted(runs.glob(f"{name}*.done.json"))]
+    return {
+        "title": plan.title,
+        "claim": plan.claim,
+        "paper": plan.paper,
+        "plan": path.name,
+        "plan_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "plan_commit": _commit_of(path),
+        "environment": environment(),
+        "first": [_read(done) for done in names],
+        "search": search,
+        "rates": rates,
+        "training": training,
+        "scores": scores,
+        "means": list(_means(plan, scores)),
+        "differences": list(_differences(plan, scores)),
+        **({"curves": _curves(plan.curve, counted, runs)} if plan.curve else {"curves": {}}),
+    }
+
+
+def chosen_rates(plan: Plan, runs: Path) -> dict[str, float]:
+    """Return each arm's rate, by the best mean of the search's numbers; the lower one of equal ones."""
+    rates = _rates_so_far(plan, runs)
+    assert rates.keys() == plan.arms.keys(), rates
+    return rates
+
+
+def _rates_so_far(plan: Plan, runs: Path) -> dict[str, float]:
+    """Return the rates of the arms whose search is complete."""
+    if len(plan.search.rates) == 1:
+        return dict.fromkeys(plan.arms, plan.search.rates[0])
+    means: dict[str, dict[float, float]] = {arm: {} for arm in plan.arms}
+    for run in plan.searched():
+        for score in _scores(plan, run, runs):
+            assert run.rate is not None
+            means[run.arm][run.rate] = statistics.fmean(
+                score["numbers"][name] for name in plan.search.numbers
+            )
+    complete = {arm: found for arm, found in means.items() if len(found) == len(plan.search.rates)}
+    return {arm: max(sorted(found), key=lambda rate: found[rate]) for arm, found in complete.items()}
+
+
+def _scores(plan: Plan, run: Run, runs: Path) -> Iterator[Record]:
+    """Yield the results of a training's evaluations that are done."""
+    for name in plan.evaluations_of(run):
+        folder = runs / f"{run.name}-{name}"
+        if not (done := _done(folder)):
+            continue
+        result = _read(folder / "result.json")
+        if result["cut"]:
+            raise ValueError(f"{folder}: it was cut short, so it shows nothing: remove it")
+        yield {
+            "arm": run.arm, "rate": run.rate, "seed": run.seed, "evaluation": name,
+            "protocol": result["protocol"], "numbers": result["numbers"], "data": result["data"],
+            "weights_sha256": result["checkpoint"].get("sha256"), "commit": result["commit"], **done,
+        }  # fmt: skip
+
+
+def _training(run: Run, runs: Path) -> Record | None:
+    """Return the losses of a training by stages; None if it is not done."""
+    folder = runs / run.name
+    if not (done := _done(folder)):
+        return None
+    stages = _read(folder / "results.json")
+    if any(stage["num_steps"] != stage["num_steps_planned"] for stage in stages):
+        raise ValueError(f"{folder}: it was cut short, so it shows nothing: remove it")
+    science, machine = _read(folder / "config.json")["science"], _read(folder / "environment.json")
+    return {
+        "arm": run.arm, "rate": run.rate, "seed": run.seed, "stages": stages,
+        "data_digest": science["data_digest"], "commit": machine["commit"], **done,
+    }  # fmt: skip
+
+
+def _done(folder: Path) -> Record:
+    """Return the command and the seconds of what is done; else nothing."""
+    path = folder.with_name(f"{folder.name}.done.json")
+    return _read(path) if path.exists() else {}
+
+
+def _check_data(scores: Sequence[Record]) -> None:
+    for part, of in (
+        ("train", scores),
+        ("val", [score for score in scores if score["evaluation"] == scores[-1]["evaluation"]]),
+    ):
+        if len({score["data"][part] for score in of}) > 1:
+            raise ValueError(f"the scores are of several {part} sets; give another --runs for other data")
+
+
+def _means(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
+    """Yield mean and sample standard deviation of each number of an arm, in percent."""
+    for arm in (*plan.arms, RANDOM):
+        for name in plan.evaluations:
+            of_arm = [score for score in scores if (score["arm"], score["evaluation"]) == (arm, name)]
+            for number in of_arm[0]["numbers"] if of_arm else ():
+                values = [score["numbers"][number] for score in of_arm]
+                yield {
+                    "arm": arm, "evaluation": name, "number": number, "values": values,
+                    "mean": round(statistics.fmean(values), 3),
+                    "deviation": round(statistics.stdev(values), 3) if len(values) > 1 else None,
+                }  # fmt: skip
+
+
+def _differences(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
+    """Yield the differences of the endpoint's pairs, seed by seed, with the t interval of their mean."""
+    end = plan.endpoint
+    of = {(s["arm"], s["seed"]): s["numbers"] for s in scores if s["evaluation"] == end.evaluation}
+    for first, second in end.pairs:
+        seeds = [seed for seed in plan.seeds if (first, seed) in of and (second, seed) in of]
+        for number in end.numbers if seeds else ():
+            values = [of[first, seed][number] - of[second, seed][number] for seed in seeds]
+            yield {"pair": [first, second], "number": number, "seeds": seeds, **difference(values)}
+
+
+def difference(values: Sequence[float]) -> Record:
+    """Return the mean of paired differences and its two-sided 95 % interval by Student's t."""
+    mean, interval = statistics.fmean(values), None
+    if len(values) > 1:
+        error = statistics.stdev(values) / len(values) ** 0.5
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+        interval = [round(mean - half, 3), round(mean + half, 3)]
+    return {"values": [round(value, 3) for value in values], "mean": round(mean, 3), "interval": interval}
+
+
+def _curves(curve: Curve, counted: Sequence[Run], runs: Path) -> Record:
+    """Return the curve's values in percent by arm, one list for each training, and their change."""
+    curves = dict[str, Record]()
+    for run in counted:
+        if run.arm == RANDOM or not _done(runs / run.name):
+            continue
+        lines = [json.loads(line) for line in (runs / run.name / curve.file).read_text().splitlines()]
+        values = {
+            line["epoch"]: round(100 * line[curve.name], 2)
+            for line in lines
+            if line.get(curve.name) is not None
+        }
+        of_arm = curves.setdefault(run.arm, {"seeds": [], "epochs": list(values), "values": []})
+        of_arm["seeds"].append(run.seed)
+        of_arm["values"].append(list(values.values()))
+    for of_arm in curves.values():
+        epochs = of_arm["epochs"]
+        if {curve.first_epoch, curve.last_epoch} <= set(epochs):
+            first, last = epochs.index(curve.first_epoch), epochs.index(curve.last_epoch)
+            of_arm["change"] = difference([values[last] - values[first] for values in of_arm["values"]])
+    return curves
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _commit_of(path: Path) -> str | None:
+    """Return the commit that last changed the plan; None if it is not committed as it is."""
+    git = ("git", "-C", str(path.resolve().parent))
+    if subprocess.run(
+        [*git, "diff", "--quiet", "HEAD", "--", path.name], check=False, stderr=subprocess.DEVNULL
+    ).returncode:
+        return None
+    found = subprocess.run(
+        [*git, "log", "-1", "--format=%H", "--", path.name], check=False, capture_output=True, text=True
+    )
+    return found.stdout.strip() or None

@@ -1,0 +1,235 @@
+"""Run an experiment of bench/evidence by its plan, in pieces, and write results.json and a figure.
+
+    python -m bench.evidence.run bench/evidence/psl_jigsaw-small.json --data DATA --runs RUNS --minutes 9
+
+The same command goes on where it was stopped: it ends by itself after --minutes (exit 75), trainings keep
+their place, and what is done is not done again. Each number comes with its command, seed, data and commit.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional, arg
+
+from bench.evidence.figure import draw_figure
+from bench.evidence.plan import RANDOM, Plan, Run, read_plan
+from bench.evidence.results import chosen_rates, collect
+from bench.program import run_program
+from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from fastpsl.pipelines.files.atomic import write_atomically
+
+ROOT = Path(__file__).resolve().parents[2]
+_SAY_EVERY_S = 10.0
+_END_S = 120.0  # for a training to write its checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    plan: Positional[Annotated[Path, arg(metavar="PLAN")]]
+    """The plan, a JSON file."""
+    data: Path
+    """The folder of its data (see the script beside the plan)."""
+    runs: Path
+    """The folder of its runs."""
+    out: Path | None = None
+    """Where results.json and figure.png go. [RUNS]"""
+    minutes: float = 9.0
+    """After so long everything is stopped, to be gone on with."""
+    jobs: int = 1
+    """Trainings at a time; each has its part of the cores."""
+
+
+class OutOfTime(Exception):
+    """The time is over; the same command goes on."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs the commands of a plan that are not done yet.
+
+    Attributes:
+        plan: The plan.
+        options: The options.
+        deadline: When to stop, by time.monotonic().
+        stopping: Set when something failed or the time is over.
+    """
+
+    plan: Plan
+    options: Options
+    deadline: float
+    stopping: threading.Event
+
+    def first(self) -> None:
+        """Run the commands that come first, those of a seed for each."""
+        for name, command in self.plan.first.items():
+            if "{seed}" not in command:
+                self._run(name, command, {})
+                continue
+            for seed in (self.plan.search.seed, *self.plan.seeds):
+                self._run(f"{name}-s{seed}", command, {"seed": str(seed)})
+
+    def run(self, run: Run) -> None:
+        """Train and evaluate; random weights are evaluated alone."""
+        values = {"seed": str(run.seed), "rate": f"{run.rate or 0:g}"}
+        weights = self.plan.random
+        if run.arm != RANDOM:
+            self._run(run.name, f"{self.plan.training} {self.plan.arms[run.arm]}", values)
+            weights = f"--checkpoint {self.options.runs / run.name}"
+        for name in self.plan.evaluations_of(run):
+            self._run(f"{run.name}-{name}", self.plan.evaluations[name], {**values, "weights": weights})
+
+    def _run(self, name: str, template: str, values: dict[str, str]) -> None:
+        """Run a command unless it is done, and note that it is.
+
+        Raises:
+            ValueError: It failed, or another command was run under this name.
+            OutOfTime: The time was over before it ended.
+        """
+        runs = self.options.runs
+        places = {"data": str(self.options.data), "runs": str(runs), "out": str(runs / name), **values}
+        words = shlex.split(template.format(**places))
+        done, log = runs / f"{name}.done.json", runs / f"{name}.log"
+        command = shlex.join(words).replace(str(self.options.data), "DATA").replace(str(runs), "RUNS")
+        if done.exists():
+            before = json.loads(done.read_text())["command"]
+            if before != command:
+                raise ValueError(f"{done} is of another command ({before}): give another --runs")
+            return
+        started = time.monotonic()
+        with log.open("a") as file:
+            process = subprocess.Popen(
+                _program(words), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=self._environment()
+            )
+            try:
+                self._wait(process, name, log)
+            finally:
+                _end(process)
+        if process.returncode == EXIT_PREEMPTED:
+            raise OutOfTime
+        if process.returncode:
+            raise ValueError(
+                f"{name} failed with exit code {process.returncode}: {_last_line(log)} (all in {log})"
+            )
+        record = {"command": command, "seconds": round(time.monotonic() - started, 1)}
+        write_atomically(done, json.dumps(record).encode())
+
+    def _wait(self, process: "subprocess.Popen[bytes]", name: str, log: Path) -> None:
+        said = time.monotonic()
+        while process.poll() is None:
+            time.sleep(0.2)
+            if time.monotonic() > self.deadline or self.stopping.is_set():
+                _end(process)
+                raise OutOfTime
+            if time.monotonic() - said >= _SAY_EVERY_S:
+                said = time.monotonic()
+                print(f"{name}: {_last_line(log)}", file=sys.stderr, flush=True)
+
+    def _environment(self) -> dict[str, str]:
+        threads = max(1, len(os.sched_getaffinity(0)) // self.options.jobs)
+        return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
+def _program(words: Sequence[str]) -> list[str]:
+    """Return the command with this interpreter: `fastpsl ...` or a script."""
+    if words[0] == "fastpsl":
+        return [str(Path(sys.executable).with_name("fastpsl")), *words[1:]]
+    return [sys.executable, *words]
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process by SIGTERM, which trainings answer by a checkpoint, or after two minutes by SIGKILL."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return lines[-1][:200] if lines else "begun"
+
+
+def all_of(runner: Runner, runs: Iterable[Run]) -> None:
+    """Run all, some at a time; the first failure stops the others.
+
+    Raises:
+        ValueError: A command failed.
+        OutOfTime: The time is over.
+    """
+
+    def one(run: Run) -> None:
+        if runner.stopping.is_set():
+            raise OutOfTime
+        try:
+            runner.run(run)
+        except BaseException:
+            runner.stopping.set()
+            raise
+
+    with ThreadPoolExecutor(runner.options.jobs) as pool:
+        futures = [pool.submit(one, run) for run in runs]
+        try:
+            errors = [error for future in futures if (error := future.exception()) is not None]
+        except BaseException:
+            runner.stopping.set()
+            raise
+    raise_worst(errors)
+
+
+def raise_worst(errors: Sequence[BaseException]) -> None:
+    """Raise the first error that is no end of the time, or that."""
+    for error in sorted(errors, key=lambda each: isinstance(each, OutOfTime)):
+        raise error
+
+
+def main() -> int:
+    """Run what is missing, and write the results so far."""
+    options = tyro.cli(Options, description=__doc__)
+    if options.minutes <= 0 or options.jobs < 1:
+        raise ValueError(f"--minutes {options.minutes:g}, --jobs {options.jobs}: both must be above 0")
+    plan = read_plan(options.plan)
+    if not options.data.is_dir():
+        raise ValueError(f"--data {options.data}: no such folder")
+    options.runs.mkdir(parents=True, exist_ok=True)
+    out = options.out or options.runs
+    runner = Runner(plan, options, time.monotonic() + 60 * options.minutes, threading.Event())
+    code = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(_write, options.plan, plan, options.runs, out)
+            runner.first()
+            all_of(runner, plan.searched())
+            all_of(runner, plan.counted(chosen_rates(plan, options.runs)))
+    except OutOfTime:
+        print("the time is over; the same command goes on", file=sys.stderr)
+        code = EXIT_PREEMPTED
+    print(out / "results.json")
+    return code
+
+
+def _write(path: Path, plan: Plan, runs: Path, out: Path) -> None:
+    results = collect(path, plan, runs)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    if results["scores"]:
+        draw_figure(plan, results, out / "figure.png")
+
+
+if __name__ == "__main__":
+    run_program(main)
