@@ -29,7 +29,7 @@ RANDOM = "random weights"
 
 @dataclass(frozen=True)
 class Search:
-    """How the rate of an arm is chosen."""
+    """A choice of the rate of each arm."""
 
     rates: Sequence[float]
     seed: int
