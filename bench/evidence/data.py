@@ -1,59 +1,103 @@
-"""Choose the images of the small experiments, and write them as .npz or as lists for `fastpsl data write`.
+"""Write the images of an experiment as betons: `python -m bench.evidence.data PLAN SOURCE OUT`.
 
-python -m bench.evidence.data tiny-imagenet FOLDER OUT   FOLDER is tiny-imagenet-200
-python -m bench.evidence.data cifar10 FOLDER OUT         FOLDER has train.npz and test.npz (images, labels)
-python -m bench.evidence.data digits OUT                 scikit-learn's 1,797 digits of 8 px
+    psl_jigsaw-*        SOURCE is the folder tiny-imagenet-200; -small takes 50 of its 200 classes
+    uic_cifar10-*       SOURCE has CIFAR-10 as train.npz and test.npz (images, labels); -small takes 10,000
+    sslpp_cifar10-gpu   the same
+    sslpp_digits-small  SOURCE is -, as scikit-learn has them: 1,797 digits of 8 px
+
+Each set has three parts: train, search, by which rates are chosen, and held-out, by which all is scored.
 """
 
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from bench.program import run_program
 
-CLASSES_OF_TINY_IMAGENET = 4  # every fourth: 50 of 200
 TRAIN, HELD_OUT, SEARCH = "train", "held-out", "search"
 
 
 def tiny_imagenet(folder: Path, out: Path) -> None:
-    """Write three lists of images of 50 classes.
+    """Write lists of all 200 classes.
 
-    Train has the first 400 images of a class in the training folder, held-out the other 100, and search, by
-    which rates are chosen, the 50 of the validation folder.
+    Train has the first 450 images of a class in the training folder, search the other 50, and held-out the 50
+    of the validation folder.
     """
-    classes = sorted(path.name for path in (folder / "train").iterdir())[::CLASSES_OF_TINY_IMAGENET]
-    lists: dict[str, list[str]] = {TRAIN: [], HELD_OUT: [], SEARCH: []}
+    classes = _classes(folder)
+    _write_lists(
+        out, _of_training(folder, classes, TRAIN, 450, SEARCH) | {HELD_OUT: _validation(folder, classes)}
+    )
+
+
+def tiny_imagenet_50(folder: Path, out: Path) -> None:
+    """Write lists of every fourth class.
+
+    Train has the first 400 images of a class in the training folder, held-out the other 100, and search the
+    50 of the validation folder.
+    """
+    classes = _classes(folder)[::4]
+    _write_lists(
+        out, _of_training(folder, classes, TRAIN, 400, HELD_OUT) | {SEARCH: _validation(folder, classes)}
+    )
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "train").iterdir())
+
+
+def _of_training(
+    folder: Path, classes: Sequence[str], first: str, num: int, others: str
+) -> dict[str, list[str]]:
+    """Return the lines of two parts: the first `num` images of each class by number, and the others."""
+    lists: dict[str, list[str]] = {first: [], others: []}
     for name in classes:
-        images = sorted((folder / "train" / name / "images").glob("*.JPEG"), key=_number)
-        lists[TRAIN] += [f"{path.resolve()} {name}" for path in images[:400]]
-        lists[HELD_OUT] += [f"{path.resolve()} {name}" for path in images[400:]]
-    for line in (folder / "val" / "val_annotations.txt").read_text().splitlines():
-        file, name, *_ = line.split("\t")
-        if name in classes:
-            lists[SEARCH].append(f"{(folder / 'val' / 'images' / file).resolve()} {name}")
-    for part, lines in lists.items():
-        (out / f"{part}.txt").write_text("\n".join(lines) + "\n")
+        images = (folder / "train" / name / "images").glob("*.JPEG")
+        lines = [f"{path.resolve()} {name}" for path in sorted(images, key=_number)]
+        lists[first] += lines[:num]
+        lists[others] += lines[num:]
+    return lists
 
 
 def _number(path: Path) -> int:
     return int(path.stem.rpartition("_")[2])
 
 
+def _validation(folder: Path, classes: Sequence[str]) -> list[str]:
+    """Return the lines of the validation folder's images of these classes."""
+    rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+    return [f"{(folder / 'val' / 'images' / row[0]).resolve()} {row[1]}" for row in rows if row[1] in classes]
+
+
+def _write_lists(out: Path, lists: Mapping[str, Sequence[str]]) -> None:
+    for part, lines in lists.items():
+        (out / f"{part}.txt").write_text("\n".join(lines) + "\n")
+
+
 def cifar10(folder: Path, out: Path) -> None:
+    """Write the first 4,800 training images of each class, the other 200 for the search, all test images."""
+    _cifar10(folder, out, 4800)
+
+
+def cifar10_10000(folder: Path, out: Path) -> None:
     """Write the first 1,000 training images of each class, 200 more for the search, and all test images."""
+    _cifar10(folder, out, 1000)
+
+
+def _cifar10(folder: Path, out: Path, num: int) -> None:
     with np.load(folder / "train.npz") as file:
         images, labels = file["images"], file["labels"]
     of_class = [np.flatnonzero(labels == number) for number in range(10)]
-    for part, places in ((TRAIN, slice(0, 1000)), (SEARCH, slice(1000, 1200))):
+    for part, places in ((TRAIN, slice(0, num)), (SEARCH, slice(num, num + 200))):
         chosen = np.sort(np.concatenate([indices[places] for indices in of_class]))
         np.savez(out / f"{part}.npz", images=images[chosen], labels=labels[chosen])
     with np.load(folder / "test.npz") as file:
         np.savez(out / f"{HELD_OUT}.npz", images=file["images"], labels=file["labels"])
 
 
-def digits(out: Path) -> None:
+def digits(folder: Path, out: Path) -> None:
     """Write 1,000 digits to train on, 300 for the search and 497 held-out ones, in scikit-learn's order."""
     from sklearn.datasets import load_digits
 
@@ -64,23 +108,51 @@ def digits(out: Path) -> None:
         np.savez(out / f"{part}.npz", images=images[places], labels=labels[places])
 
 
-SETS: Mapping[str, Callable[..., None]] = {
-    "tiny-imagenet": tiny_imagenet, "cifar10": cifar10, "digits": digits,
-}  # fmt: skip
+SETS: Mapping[str, Callable[[Path, Path], None]] = {
+    "psl_jigsaw-small": tiny_imagenet_50,
+    "psl_jigsaw-gpu": tiny_imagenet,
+    "uic_cifar10-small": cifar10_10000,
+    "uic_cifar10-gpu": cifar10,
+    "sslpp_cifar10-gpu": cifar10,
+    "sslpp_digits-small": digits,
+}
+
+
+def write_betons(folder: Path) -> None:
+    """Write a raw beton of each part, which `--decoder resident` keeps on the device."""
+    fastpsl = Path(sys.executable).with_name("fastpsl")
+    for part in (TRAIN, SEARCH, HELD_OUT):
+        source = next(path for path in (folder / f"{part}.npz", folder / f"{part}.txt") if path.exists())
+        command: list[str | Path] = [
+            fastpsl,
+            "data",
+            "write",
+            source,
+            folder / f"{part}.beton",
+            "--mode",
+            "raw",
+            "--overwrite",
+        ]
+        # A list numbers its classes by the names that it has.
+        if source.suffix == ".txt" and part != TRAIN:
+            command += ["--classes", folder / f"{TRAIN}.beton"]
+        subprocess.run(command, check=True)
 
 
 def main() -> None:
-    """Write the set that the command line names.
+    """Write the data of the plan that the command line names, unless it is there.
 
     Raises:
-        ValueError: The set is unknown, or folders are missing.
+        ValueError: The plan is unknown, or its source is missing.
     """
-    name, *folders = sys.argv[1:] or [""]
-    if name not in SETS or len(folders) != (1 if name == "digits" else 2):
-        raise ValueError("give tiny-imagenet FOLDER OUT, cifar10 FOLDER OUT or digits OUT")
-    paths = [Path(folder) for folder in folders]
-    paths[-1].mkdir(parents=True, exist_ok=True)
-    SETS[name](*paths)
+    if len(sys.argv) != 4 or sys.argv[1] not in SETS:
+        raise ValueError(f"give PLAN SOURCE OUT; plans with data are {', '.join(SETS)}")
+    plan, source, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    if all((out / f"{part}.beton").exists() for part in (TRAIN, SEARCH, HELD_OUT)):
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    SETS[plan](source, out)
+    write_betons(out)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
         "plan_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "plan_commit": _commit_of(path),
         "environment": environment(),
-        "first": [_read(done) for done in names],
+        "first": [_read(done)["command"] for done in names],
         "search": search,
         "rates": rates,
         "training": training,
@@ -88,7 +88,8 @@ def _scores(plan: Plan, run: Run, runs: Path) -> Iterator[Record]:
         yield {
             "arm": run.arm, "rate": run.rate, "seed": run.seed, "evaluation": name,
             "protocol": result["protocol"], "numbers": result["numbers"], "data": result["data"],
-            "weights_sha256": result["checkpoint"].get("sha256"), "commit": result["commit"], **done,
+            "weights_sha256": result["checkpoint"].get("sha256"), "seconds": result.get("seconds"),
+            "commit": result["commit"], **done,
         }  # fmt: skip
 
 
@@ -108,9 +109,9 @@ def _training(run: Run, runs: Path) -> Record | None:
 
 
 def _done(folder: Path) -> Record:
-    """Return the command and the seconds of what is done; else nothing."""
+    """Return the command of what is done; else nothing."""
     path = folder.with_name(f"{folder.name}.done.json")
-    return _read(path) if path.exists() else {}
+    return {"command": _read(path)["command"]} if path.exists() else {}
 
 
 def _check_data(scores: Sequence[Record]) -> None:

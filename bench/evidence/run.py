@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -71,18 +71,18 @@ class Runner:
     options: Options
     deadline: float
     stopping: threading.Event
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def first(self) -> None:
-        """Run the commands that come first, those of a seed for each."""
+    def first(self, seed: int) -> None:
+        """Run the commands that come before a training of this seed."""
         for name, command in self.plan.first.items():
-            if "{seed}" not in command:
-                self._run(name, command, {})
-                continue
-            for seed in (self.plan.search.seed, *self.plan.seeds):
-                self._run(f"{name}-s{seed}", command, {"seed": str(seed)})
+            of_seed = "{seed}" in command
+            self._run(f"{name}-s{seed}" if of_seed else name, command, {"seed": str(seed)})
 
     def run(self, run: Run) -> None:
         """Train and evaluate; random weights are evaluated alone."""
+        with self.lock:  # because others may need the same
+            self.first(run.seed)
         values = {"seed": str(run.seed), "rate": f"{run.rate or 0:g}"}
         weights = self.plan.random
         if run.arm != RANDOM:
@@ -108,7 +108,6 @@ class Runner:
             if before != command:
                 raise ValueError(f"{done} is of another command ({before}): give another --runs")
             return
-        started = time.monotonic()
         with log.open("a") as file:
             process = subprocess.Popen(
                 _program(words), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=self._environment()
@@ -123,8 +122,7 @@ class Runner:
             raise ValueError(
                 f"{name} failed with exit code {process.returncode}: {_last_line(log)} (all in {log})"
             )
-        record = {"command": command, "seconds": round(time.monotonic() - started, 1)}
-        write_atomically(done, json.dumps(record).encode())
+        write_atomically(done, json.dumps({"command": command}).encode())
 
     def _wait(self, process: "subprocess.Popen[bytes]", name: str, log: Path) -> None:
         said = time.monotonic()
@@ -213,7 +211,6 @@ def main() -> int:
     try:
         with contextlib.ExitStack() as stack:
             stack.callback(_write, options.plan, plan, options.runs, out)
-            runner.first()
             all_of(runner, plan.searched())
             all_of(runner, plan.counted(chosen_rates(plan, options.runs)))
     except OutOfTime:

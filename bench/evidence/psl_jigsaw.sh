@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# PSL, SL, end to end, reversed levels and restarts, jigsaw puzzles.
+# usage: psl_jigsaw.sh small|gpu SOURCE RUNS [MINUTES [JOBS]]; SOURCE is tiny-imagenet-200. See experiment.sh.
+exec bash "$(dirname "${BASH_SOURCE[0]}")/experiment.sh" "psl_jigsaw-${1:?give small|gpu, SOURCE and RUNS}" "${@:2}"

@@ -1,0 +1,224 @@
+"""Test the experiments' plans, their running in pieces and their statistics, with made-up trainings."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from bench.evidence.plan import RANDOM, read_plan
+from bench.evidence.results import chosen_rates, collect, difference
+from bench.evidence.run import main
+from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from tests.programs import ROOT
+from tests.recipes.in_process import starter
+from tests.slow import slow
+
+PLANS = sorted((ROOT / "bench" / "evidence").glob("*.json"))
+# A recipe that writes what a training or an evaluation leaves. Its accuracy is a function of its options.
+FAKE = """
+import json, pathlib, signal, sys, time
+words = sys.argv[1:]
+kind, flags = words[0], dict(zip(words[1::2], words[2::2]))
+out = pathlib.Path(flags["--out"])
+out.mkdir(exist_ok=True)
+if flags.get("--fail") == "yes":
+    sys.exit("it broke")
+if "--wait" in flags and not (out / "half").exists():
+    (out / "half").touch()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    time.sleep(60)
+    sys.exit("nobody stopped it")
+write = lambda name, value: (out / name).write_text(json.dumps(value))
+if kind == "train":
+    write("results.json", [{"num_steps": 5, "num_steps_planned": 5, "loss_end": 1.0}])
+    write("config.json", {"science": {"data_digest": "d" * 32}})
+    write("environment.json", {"commit": "c" * 40})
+    write("score.json", 10 * float(flags["--gain"]) - abs(float(flags["--lr"]) - 0.2) + int(flags["--seed"]))
+    lines = [{"epoch": epoch, "knn_accuracy": 0.1 * epoch} for epoch in (1, 2)]
+    (out / "probe.jsonl").write_text("".join(json.dumps(line) + chr(10) for line in lines))
+else:
+    checkpoint = flags.get("--checkpoint")
+    score = json.loads((pathlib.Path(checkpoint) / "score.json").read_text()) if checkpoint else 1.5
+    numbers = {"top1_B1": score, "top1_B2": score + 1}
+    write("result.json", {"cut": False, "protocol": "fake", "numbers": numbers,
+          "data": {"train": "d" * 32, "val": kind}, "checkpoint": {}, "commit": "c" * 40})
+"""
+
+
+def plan_of(folder: Path, **changes: Any) -> Path:
+    """Write a plan of two arms and two rates whose commands run `FAKE`, and its data folder."""
+    (folder / "data").mkdir(exist_ok=True)
+    fake = folder / "fake.py"
+    fake.write_text(FAKE)
+    evaluate = f"{fake} %s {{weights}} --seed {{seed}} --out {{out}}"
+    plan = {
+        "title": "A title", "claim": "A claim", "paper": "psl/5", "first": {},
+        "training": f"{fake} train --lr {{rate}} --seed {{seed}} --out {{out}}",
+        "arms": {"good": "--gain 2", "plain one": "--gain 1"},
+        "search": {"rates": [0.1, 0.2, 0.3], "seed": 9, "evaluation": "search", "numbers": ["top1_B1"]},
+        "seeds": [0, 1],
+        "evaluations": {"search": evaluate % "search", "linear": evaluate % "linear"},
+        "random": "--random yes",
+        "endpoint": {"evaluation": "linear", "numbers": ["top1_B1"],
+                     "pairs": [["good", "plain one"], ["good", RANDOM]]},
+        "curve": {"file": "probe.jsonl", "name": "knn_accuracy", "first_epoch": 1, "last_epoch": 2},
+    } | changes  # fmt: skip
+    path = folder / "plan.json"
+    path.write_text(json.dumps(plan))
+    return path
+
+
+def arguments(plan: Path, *options: str) -> list[str]:
+    return [str(plan), "--data", str(plan.with_name("data")), "--runs", str(plan.with_name("runs")), *options]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, plan: Path, *options: str) -> int:
+    """Run a plan in this process, and return the exit code."""
+    monkeypatch.setattr(sys, "argv", ["run", *arguments(plan, *options)])
+    return main()
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_commands_of_the_plans_are_of_options_that_exist(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each recipe takes them up to the data, which is missing."""
+    plan = read_plan(path)
+    values = {"data": "missing", "runs": "runs", "out": "out", "seed": "0", "rate": "0.1"}
+    commands = [f"{plan.training} {flags}" for flags in plan.arms.values()]
+    commands += [text for text in plan.first.values() if text.startswith("recipes/")]
+    commands += list(plan.evaluations.values())
+    for command in commands:
+        for weights in (plan.random, "--checkpoint missing"):
+            script, *words = command.format(**values, weights=weights).split()
+            ended = starter(Path(script).stem, monkeypatch, capsys)(*words)
+            assert ended.code == 2 and "missing" in ended.err, (command, ended.err)
+    blocks = {number.rpartition("_")[2] for number in plan.endpoint.numbers}
+    assert all(block in plan.evaluations[plan.endpoint.evaluation] for block in blocks) or "linear" in (
+        plan.endpoint.evaluation
+    )
+
+
+def test_an_experiment_runs_and_says_what_its_numbers_are_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = plan_of(tmp_path)
+    assert call(monkeypatch, path, "--jobs", "2") == 0
+    results = json.loads((tmp_path / "runs" / "results.json").read_text())
+    assert results["rates"] == {"good": 0.2, "plain one": 0.2} and results["plan_commit"] is None
+    assert len(results["search"]) == 6 and {score["seed"] for score in results["search"]} == {9}
+    arms = [(score["arm"], score["seed"]) for score in results["scores"]]
+    assert arms == [(arm, seed) for seed in (0, 1) for arm in ("good", "plain one", RANDOM)]
+    first = results["scores"][0]
+    assert first["numbers"] == {"top1_B1": 20.0, "top1_B2": 21.0} and first["data"]["val"] == "linear"
+    assert first["command"].endswith(
+        "linear --checkpoint RUNS/good-lr0.2-s0 --seed 0 --out RUNS/good-lr0.2-s0-linear"
+    )
+    assert str(tmp_path / "data") not in json.dumps(results) and len(results["training"]) == 4
+    values = {(row["arm"], row["number"]): (row["mean"], row["deviation"]) for row in results["means"]}
+    assert values["good", "top1_B2"] == (21.5, 0.707) and values[RANDOM, "top1_B1"] == (1.5, 0.0)
+    gain, over_random = results["differences"]
+    assert (gain["pair"], gain["values"], gain["interval"]) == (
+        ["good", "plain one"],
+        [10.0, 10.0],
+        [10.0, 10.0],
+    )
+    assert over_random["values"] == [18.5, 19.5] and over_random["interval"] == [12.647, 25.353]
+    assert results["curves"]["good"]["change"]["values"] == [10.0, 10.0]
+    assert (tmp_path / "runs" / "figure.png").stat().st_size > 10_000
+    before = {done: done.stat().st_mtime_ns for done in (tmp_path / "runs").glob("*.done.json")}
+    assert call(monkeypatch, path) == 0
+    assert before == {done: done.stat().st_mtime_ns for done in (tmp_path / "runs").glob("*.done.json")}
+
+
+@pytest.mark.parametrize("how", ["minutes", "SIGTERM", *map(slow, ["SIGINT"])])
+def test_what_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """The time is over while the first training waits, or a signal comes; the training hears SIGTERM."""
+    path = plan_of(tmp_path, arms={"good": "--gain 2 --wait yes", "plain one": "--gain 1"})
+    half = tmp_path / "runs" / "good-lr0.1-s9" / "half"
+    if how == "minutes":
+        assert call(monkeypatch, path, "--minutes", "0.02") == EXIT_PREEMPTED
+    else:
+        process = subprocess.Popen([sys.executable, "-m", "bench.evidence.run", *arguments(path)], cwd=ROOT)
+        while process.poll() is None and not half.exists():
+            time.sleep(0.05)
+        process.send_signal(getattr(signal, how))
+        assert process.wait(60) == {"SIGTERM": 143, "SIGINT": 130}[how]
+    assert half.exists() and not half.parent.with_name("good-lr0.1-s9.done.json").exists()
+    for other in ("good-lr0.2-s9", "good-lr0.3-s9", "good-lr0.2-s0", "good-lr0.2-s1"):
+        (tmp_path / "runs" / other).mkdir()
+        (tmp_path / "runs" / other / "half").touch()
+    assert call(monkeypatch, path) == 0
+
+
+def test_a_failure_is_named_and_changed_commands_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {"good": "--gain 2", "plain one": "--gain 1 --fail yes"}
+    with pytest.raises(ValueError, match=r"plain_one-lr0\.1-s9 failed with exit code 1: it broke \(all in "):
+        call(monkeypatch, plan_of(tmp_path, arms=arms))
+    changed = plan_of(tmp_path, arms={"good": "--gain 3", "plain one": "--gain 1"})
+    with pytest.raises(ValueError, match="is of another command .*: give another --runs"):
+        call(monkeypatch, changed)
+    with pytest.raises(ValueError, match="absent.json: No such file or directory; give a plan"):
+        call(monkeypatch, tmp_path / "absent.json")
+    with pytest.raises(ValueError, match="both must be above 0"):
+        call(monkeypatch, changed, "--minutes", "0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": [9]}, "seed 9 chooses rates, so it cannot count"),
+        ({"unknown": 1}, "keys that are unknown or missing: unknown"),
+        (
+            {"endpoint": {"evaluation": "search", "numbers": ["a"], "pairs": []}},
+            "search chooses rates, so it",
+        ),
+        (
+            {"endpoint": {"evaluation": "linear", "numbers": ["a"], "pairs": [["good", "bad"]]}},
+            "bad: no such",
+        ),
+        ({"search": {"rates": [1]}}, "keys that are unknown or missing: evaluation, numbers, seed"),
+    ],
+)
+def test_plans_that_cannot_be(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_plan(plan_of(tmp_path, **changes))
+
+
+def test_scores_that_were_cut_or_are_of_other_data_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = plan_of(tmp_path, search={"rates": [0.2], "seed": 9, "evaluation": "search", "numbers": ["a"]})
+    assert call(monkeypatch, path) == 0
+    plan, runs = read_plan(path), tmp_path / "runs"
+    assert chosen_rates(plan, runs) == {"good": 0.2, "plain one": 0.2}
+    result = runs / "good-lr0.2-s1-linear" / "result.json"
+    sound = result.read_text()
+    for change, words in (
+        ({"cut": True}, "it was cut short"),
+        ({"data": {"train": "e", "val": "linear"}}, "several train sets"),
+    ):
+        result.write_text(json.dumps(json.loads(sound) | change))
+        with pytest.raises(ValueError, match=words):
+            collect(path, plan, runs)
+    result.write_text(sound)
+    stages = runs / "good-lr0.2-s1" / "results.json"
+    stages.write_text(json.dumps([{"num_steps": 4, "num_steps_planned": 5}]))
+    with pytest.raises(ValueError, match="it was cut short"):
+        collect(path, plan, runs)
+
+
+def test_the_interval_is_students() -> None:
+    values = [1.2, 3.4, 2.9, 0.7]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = difference(values)
+    assert found["mean"] == 2.05 and found["interval"] == pytest.approx(list(expected), abs=1e-3)
+    assert difference([2.0])["interval"] is None
