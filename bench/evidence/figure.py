@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.evidence.plan import RANDOM, Plan
+from bench.evidence.results import block_means
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f00")
 _GREY = "#777777"
@@ -35,14 +36,8 @@ def draw_figure(plan: Plan, results: Mapping[str, Any], path: Path) -> Path:
 
 
 def _draw_scores(axes: Axes, plan: Plan, results: Mapping[str, Any], colours: Mapping[str, str]) -> None:
-    of_endpoint = [
-        row
-        for row in results["means"]
-        if row["evaluation"] == plan.endpoint.evaluation and _is_block(row["number"], plan.endpoint.numbers)
-    ]
-    numbers = list(dict.fromkeys(row["number"] for row in of_endpoint))
-    for arm in dict.fromkeys(row["arm"] for row in of_endpoint):
-        rows = [row for row in of_endpoint if row["arm"] == arm]
+    numbers, means = block_means(results)
+    for arm, rows in means.items():
         axes.plot(
             range(len(rows)), [row["mean"] for row in rows], color=colours[arm], label=arm, linewidth=1.4
         )
@@ -53,12 +48,6 @@ def _draw_scores(axes: Axes, plan: Plan, results: Mapping[str, Any], colours: Ma
     axes.set_title(f"{plan.endpoint.evaluation}, a point for each seed", fontsize=10, loc="left")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-
-
-def _is_block(number: str, deciding: Sequence[str]) -> bool:
-    """Return whether a number is one of the endpoint's but for the block at its end, such as top1_B3."""
-    stem, _, block = number.rpartition("_")
-    return block[:1] == "B" and stem == deciding[0].rpartition("_")[0]
 
 
 def _draw_differences(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:

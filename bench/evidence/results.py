@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 import statistics
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,8 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
         "plan_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "plan_commit": _commit_of(path),
         "environment": environment(),
+        "endpoint": asdict(plan.endpoint),
+        "curve": plan.curve and asdict(plan.curve),
         "first": [_read(done)["command"] for done in names],
         "search": search,
         "rates": rates,
@@ -135,6 +139,20 @@ def _means(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
                     "mean": round(statistics.fmean(values), 3),
                     "deviation": round(statistics.stdev(values), 3) if len(values) > 1 else None,
                 }  # fmt: skip
+
+
+def block_means(results: Mapping[str, Any]) -> tuple[list[str], dict[str, list[Record]]]:
+    """Return the numbers of the endpoint's kind, one for each block, and each arm's means in their order."""
+    end = results["endpoint"]
+    stem = end["numbers"][0].rpartition("_")[0]
+    rows = [
+        row
+        for row in results["means"]
+        if row["evaluation"] == end["evaluation"] and re.fullmatch(rf"{stem}_B\d+", row["number"])
+    ]
+    numbers = list(dict.fromkeys(row["number"] for row in rows))
+    arms = dict.fromkeys(row["arm"] for row in rows)
+    return numbers, {arm: [row for row in rows if row["arm"] == arm] for arm in arms}
 
 
 def _differences(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:

@@ -14,6 +14,7 @@ from fastpsl.tables.matching import needs_of
 from fastpsl.tables.needs import Measure
 from fastpsl.tables.report import Report
 from fastpsl.tables.rows import Row
+from fastpsl.tables.small_scale import small_scale
 
 NOTHING = "–"
 
@@ -38,9 +39,10 @@ class Group:
 def words_of(report: Report) -> dict[str, Any]:
     """Return all that a page says, by the names that the templates use.
 
-    "head" has the titles of the columns before the numbers, "rows" and "gains" have groups, "used" has a
-    word by title for each result that went in, "missing" has lines for a shell, "unused" has pairs of a path
-    and a reason, and "sizes" has the values in words, by recipe or evaluation.
+    "head" has the titles of the columns before the numbers, "rows" and "gains" have groups, "small" has our
+    small experiments, "used" has a word by title for each result that went in, "missing" has lines for a
+    shell, "unused" has pairs of a path and a reason, and "sizes" has the values in words, by recipe or
+    evaluation.
     """
     table = report.table
     about = report.scale.about[table.paper]
@@ -51,6 +53,7 @@ def words_of(report: Report) -> dict[str, Any]:
         "head": ("Method", "Arch", *(["# Param (M)"] if with_size else []), ""),
         "rows": [_group(report, row, with_size) for row in table.rows],
         "gains": _gains(report),
+        "small": small_scale(table.name),
         "used": _used(report),
         "missing": missing_lines(report),
         "unused": [(str(path), reason) for path, reason in sorted(report.matches.unused.items())],

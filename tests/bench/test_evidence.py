@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from bench.evidence.page import filled, part, texts
 from bench.evidence.plan import RANDOM, read_plan
 from bench.evidence.results import chosen_rates, collect, difference
 from bench.evidence.run import main
@@ -214,6 +215,31 @@ def test_scores_that_were_cut_or_are_of_other_data_are_refused(
     stages.write_text(json.dumps([{"num_steps": 4, "num_steps_planned": 5}]))
     with pytest.raises(ValueError, match="it was cut short"):
         collect(path, plan, runs)
+
+
+def test_pages_and_tables_are_what_the_results_say() -> None:
+    for path, text in texts().items():
+        assert path.read_text() == text, f"{path}: run python -m bench.evidence.page"
+
+
+def test_an_experiment_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = plan_of(tmp_path)
+    assert call(monkeypatch, path) == 0
+    result = collect(path, read_plan(path), tmp_path / "runs") | {"plan_commit": "e" * 40}
+    result["scores"] = [
+        s | {"data": s["data"] | {"num_train": 4000, "num_val": 500}} for s in result["scores"]
+    ]
+    result["training"] = [t | {"stages": [{"seconds": 900.0}]} for t in result["training"]]
+    text = part("name", result)
+    lines = text.splitlines()
+    assert "| arm | rate | B1 | B2 |" in lines and "| good | 0.2 | 20.5 ± 0.7 (2) | 21.5 ± 0.7 (2) |" in lines
+    assert "| random weights |  | 1.5 ± 0.0 (2) | 2.5 ± 0.0 (2) |" in lines
+    assert "| good - random weights | B1 | +19.0 | +12.6 to +25.4 | +18.5 +19.5 |" in lines
+    assert "Change of knn accuracy from epoch 1 to 2, in points:" in lines
+    assert "commit eeeeeeeeee, before the runs; code: cccccccccc." in text and "took 1.0 hours." in text
+    assert "train dddddddddddd (4,000 images), held out linear (500)." in text
+    page = filled("a\n<!-- name begin -->\nold\n<!-- name end -->\nb\n", "name", "new\n")
+    assert page == "a\n<!-- name begin -->\nnew\n<!-- name end -->\nb\n"
 
 
 def test_the_interval_is_students() -> None:

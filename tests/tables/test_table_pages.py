@@ -19,8 +19,10 @@ from typing_extensions import override
 
 from fastpsl.cli import main
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
+from fastpsl.tables import page as page_words
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.scales import SCALES
+from fastpsl.tables.small_scale import SmallScale
 from tests.programs import ENVIRONMENT, ROOT
 from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, put, put_run, report
 
@@ -135,6 +137,23 @@ def test_at_the_papers_scale_the_difference_is_shown(
     assert "| ours | 10.0 | 20.0 | 30.0 | 40.0 | 35.0 |" in markdown
     assert "1,281,167 training and 50,000 held-out pictures" in markdown and "ImageNet's numbers" in markdown
     assert "| ours − paper | −0.9 | −7.0 | −13.2 | −10.9 | −3.5 |" in markdown
+
+
+def test_small_experiments_stand_beside_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    rows = (("psl", ("20.1 ± 0.3 (3)", "19.9 ± 0.2 (3)")), ("random weights", ("10.0", "9.0")))
+    small = SmallScale(
+        "PSL on few images", "linear, top-1 accuracy, %", "docs/evidence/psl.md", ("B3", "B4"), rows
+    )
+    monkeypatch.setattr(page_words, "small_scale", {"psl/5": [small]}.__getitem__)
+    _, markdown, page = rendered(tmp_path / "runs", tmp_path / "out", capsys)
+    part = markdown.partition("## Ours, small scale\n\n")[2]
+    assert part.startswith("PSL on few images. linear, top-1 accuracy, %: mean ± standard deviation (seeds).")
+    assert "|  | B3 | B4 |\n| --- | --: | --: |\n| psl | 20.1 ± 0.3 (3) | 19.9 ± 0.2 (3) |\n" in part
+    assert "| random weights | 10.0 | 9.0 |\n" in part and "docs/evidence/psl.md has protocol" in part
+    assert "Ours, small scale" in page.text and "19.9 ± 0.2 (3)" in page.text and not page.open
 
 
 def test_a_row_that_is_the_papers_alone_says_so(tmp_path: Path) -> None:

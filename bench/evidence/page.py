@@ -1,0 +1,124 @@
+"""Write the experiments' numbers into docs/evidence and fastpsl's tables: `python -m bench.evidence.page`.
+
+docs/runs/NAME/results.json of an experiment fills what stands between <!-- NAME begin --> and
+<!-- NAME end --> of the page that has these marks. --check changes nothing and exits with 1 where a file
+would be another.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bench.evidence.results import block_means
+from bench.program import run_program
+from fastpsl.pipelines.files.atomic import write_atomically
+
+ROOT = Path(__file__).resolve().parents[2]
+RUNS, PAGES = ROOT / "docs" / "runs", ROOT / "docs" / "evidence"
+ROWS = ROOT / "fastpsl" / "tables" / "small_scale.json"
+EXPERIMENTS = {path.stem for path in Path(__file__).parent.glob("*.json")}
+
+
+def texts() -> dict[Path, str]:
+    """Return the files as the results make them, by path.
+
+    Raises:
+        ValueError: No page has the marks of a result, or a result does not come from a committed plan.
+    """
+    made = {page: page.read_text() for page in sorted(PAGES.glob("*.md"))}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(RUNS.glob("*/results.json")):
+        name, result = path.parent.name, json.loads(path.read_text())
+        if name not in EXPERIMENTS:
+            continue
+        if result["plan_commit"] is None:
+            raise ValueError(f"docs/runs/{name}: its plan was not committed before it was run")
+        page = next((page for page, text in made.items() if f"<!-- {name} begin -->" in text), None)
+        if page is None:
+            raise ValueError(f"no page of docs/evidence has the marks of {name}")
+        made[page] = filled(made[page], name, part(name, result))
+        rows.setdefault(result["paper"], []).append(_small_scale(result, page))
+    return {**made, ROWS: json.dumps(rows, indent=1, ensure_ascii=False) + "\n"}
+
+
+def filled(text: str, name: str, part: str) -> str:
+    """Return a page with `part` between the marks of an experiment."""
+    before, begin, rest = text.partition(f"<!-- {name} begin -->\n")
+    _, end, after = rest.partition(f"<!-- {name} end -->")
+    assert begin and end, name
+    return before + begin + part + end + after
+
+
+def part(name: str, result: Mapping[str, Any]) -> str:
+    """Return the figure, the tables and the origin of an experiment as Markdown."""
+    columns, arms = _cells(result)
+    scores = result["scores"]
+    stages = [stage for training in result["training"] for stage in training["stages"]]
+    return _TEMPLATES.get_template("experiment.md.jinja").render(
+        result,
+        name=name,
+        columns=columns,
+        arms=arms,
+        changes={arm: of["change"] for arm, of in result["curves"].items() if "change" in of},
+        seeds=sorted({score["seed"] for score in scores}),
+        search_seeds=sorted({score["seed"] for score in result["search"]}),
+        commits=sorted({score["commit"][:10] for score in scores}),
+        train=next(s["data"] for s in scores if s["evaluation"] == result["endpoint"]["evaluation"]),
+        hours=sum(stage["seconds"] for stage in stages) / 3600,
+    )
+
+
+def _small_scale(result: Mapping[str, Any], page: Path) -> dict[str, Any]:
+    """Return the record of `fastpsl.tables.small_scale`."""
+    columns, arms = _cells(result)
+    return {
+        "title": result["title"],
+        "number": f"{result['endpoint']['evaluation']}, top-1 accuracy, %",
+        "page": page.relative_to(ROOT).as_posix(),
+        "columns": columns,
+        "rows": [[arm, cells] for arm, cells in arms.items()],
+    }
+
+
+def _cells(result: Mapping[str, Any]) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names of the blocks, and the means of each arm in words."""
+    numbers, means = block_means(result)
+    blocks = [number.rpartition("_")[2] for number in numbers]
+    return blocks, {arm: [_words(row) for row in rows] for arm, rows in means.items()}
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    num = len(row["values"])
+    return f"{row['mean']:.1f} ± {row['deviation']:.1f} ({num})" if num > 1 else f"{row['mean']:.1f}"
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # Markdown
+)
+_TEMPLATES.filters["signed"] = "{:+.1f}".format
+
+
+def main() -> int:
+    """Write the files, or compare them."""
+    check = sys.argv[1:] == ["--check"]
+    if sys.argv[1:] and not check:
+        raise ValueError("give nothing, or --check")
+    changed = {path: text for path, text in texts().items() if path.read_text() != text}
+    for path, text in changed.items():
+        print(f"{path.relative_to(ROOT)}: {'is not what the results say' if check else 'written'}")
+        if not check:
+            write_atomically(path, text.encode())
+    return int(check and bool(changed))
+
+
+if __name__ == "__main__":
+    run_program(main)
