@@ -4,13 +4,15 @@ seeds.
     fastpsl data write cifar10/ cifar-train.beton --split train &&
         fastpsl data write cifar10/ cifar-test.beton --split test
     python bench/time_to_accuracy.py --data cifar-train.beton --val cifar-test.beton
+    python bench/time_to_accuracy.py --recipe jigsaw --plan end_to_end --accuracy 0.15 --at-s 300 --data ...
     python bench/time_to_accuracy.py  the embedded sample at 32 px: shows that it works, and no more
 
-A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and
-length (--epochs, --batch-size); the online monitor looks after each epoch (docs/knn.md). The clock
-starts when the data is open and the weights are drawn: loaders, compiling, first batches, checkpoints, and
-the pretext task's own held-out pass at a stage's end are on it, the looks are not. A target counts from the
-end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of the accuracies.
+A whole run of the recipe as `recipes/` trains it, cut to small pictures and a short length (--epochs,
+--batch-size): ResNet-18 for those of 32 px, a small ResNet for the jigsaw of those of 64 px, such as
+Tiny-ImageNet's. The online monitor looks after each epoch (docs/knn.md). The clock starts when the data is
+open and the weights are drawn: loaders, compiling, first batches, checkpoints, and the pretext task's own
+held-out pass at a stage's end are on it, the looks are not. A target counts from the end of the epoch after
+which the accuracy was first reached. Writes a JSON and a PNG of the accuracies.
 """
 
 import contextlib
@@ -49,6 +51,11 @@ from fastpsl.pipelines.sample.betons import sample_paths
 # For images of 32 px, enlarged twofold: ResNet-18's stem divides by four, so that B5 of 32 px would be one
 # pixel.
 VALUES: dict[str, dict[str, Any]] = {
+    "jigsaw": {  # for images of 64 px, as evidence/psl_jigsaw-small.json
+        "backbone": f"{Path(__file__).parent / 'evidence' / 'networks.py'}:SmallResNet",
+        "epochs": (2, 2, 2), "lr": 0.05, "short_side": 64, "cell_px": 18, "tile_px": 16,
+        "counts": (50, 100, 200), "permutations_per_image": 8, "embedding_width": 128,
+    },
     "rotation": {
         "backbone": "resnet18", "epochs": (10, 10, 10), "lr": 0.1, "intervals": (3, 1, 1),
         "short_side": 72, "size_px": 64, "rotations_per_image": "all",
@@ -59,9 +66,13 @@ VALUES: dict[str, dict[str, Any]] = {
         "temperature": 0.2, "size_px": 64,
     },
 }  # fmt: skip
-BATCH_SIZE = {"rotation": 256, "simclr": 512}  # rotation shows two or four rotations of each image
-SAMPLE: dict[str, Any] = {"epochs": (1, 1, 1), "short_side": 36, "size_px": 32}
-ACCURACIES = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 30 to 80 %
+BATCH_SIZE = {
+    "jigsaw": 64,
+    "rotation": 256,
+    "simclr": 512,
+}  # rotation shows two or four rotations of each image
+SAMPLE: dict[str, Any] = {"epochs": (1, 1, 1), "short_side": 36, "size_px": 32, "cell_px": 10, "tile_px": 9}
+ACCURACIES = tuple(round(0.05 * step, 2) for step in range(1, 17))  # 5 to 80 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +81,23 @@ class Options:
     """Labelled training images; without it: the embedded sample at 32 px, an epoch a stage."""
     val: str | None = None
     """Held-out images of the same classes."""
-    recipe: Literal["rotation", "simclr"] = "rotation"
-    plan: Literal["psl", "end_to_end"] = "psl"
+    recipe: Literal["jigsaw", "rotation", "simclr"] = "rotation"
+    plan: Literal["psl", "sl", "end_to_end"] = "psl"
     accuracy: float = 0.5
-    """The target that is stated, in (0, 1); 30, 35, ... 80 % are recorded besides."""
+    """The target that is stated, in (0, 1); 5, 10, ... 80 % are recorded besides."""
+    at_s: tuple[float, ...] = ()
+    """Also report the accuracy of the last look by so many seconds of training."""
     monitor: Literal["knn", "linear"] = "knn"
     """Whose accuracy: nearest neighbours', or the linear classifier's of least squares."""
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: tuple[int, ...] | None = None
-    """Epochs of S1, S2 and S3. Default: 10 10 10 for rotation, 10 15 15 for simclr, 1 1 1 for the sample."""
+    """Epochs of S1, S2 and S3. Default: jigsaw 2 2 2, rotation 10 10 10, simclr 10 15 15; 1 1 1 for the
+    sample."""
     batch_size: Annotated[
         int | None,
         arg(
             help="Images a step, as the recipe counts them. "
-            "Default: 1024 for rotation (turns count), 512 for simclr, 32 for the sample."
+            "Default: 64 for jigsaw, 256 for rotation, 512 for simclr, 32 for the sample."
         ),
     ] = None
     decoder: str = "auto"
@@ -99,6 +113,8 @@ class Options:
         """Raise ValueError if options are out of range or contradict each other."""
         if not 0 < self.accuracy < 1:
             raise ValueError(f"--accuracy {self.accuracy:g}: it must be between 0 and 1")
+        if any(seconds <= 0 for seconds in self.at_s):
+            raise ValueError(f"--at-s {' '.join(map(str, self.at_s))}: each must be above 0")
         if not self.seeds:
             raise ValueError("--seeds: give one at least")
         if (self.data is None) != (self.val is None):
@@ -183,6 +199,11 @@ def seconds_to(looks: list[dict[str, Any]], accuracy: float) -> float | None:
     return next((look["seconds"] for look in looks if look["accuracy"] >= accuracy), None)
 
 
+def accuracy_at(looks: list[dict[str, Any]], seconds: float) -> float:
+    """Return the accuracy of the last look by so many seconds of training; 0 before the first."""
+    return next((look["accuracy"] for look in reversed(looks) if look["seconds"] <= seconds), 0.0)
+
+
 def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
     """Return rows, ratios and not_measured: seconds to accuracies and of training, accuracy by epoch."""
     labels = {"recipe": options.recipe, "monitor": options.monitor}
@@ -214,6 +235,12 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
         {"measured": "training and looks", **labels, "accuracy": ends["median"], **of_all, "unit": "s",
          **spread([each.whole_s for each in runs])},
     ]  # fmt: skip
+    for seconds in options.at_s:
+        at = spread([max(accuracy_at(each.looks, seconds), 1e-6) for each in runs])
+        rows.append(
+            {"measured": "accuracy by a time", **labels, "accuracy": at["median"], **of_all, "unit": "share",
+             "seconds": seconds, **at}
+        )  # fmt: skip
     for looks in zip(*(each.looks for each in runs), strict=True):
         at = {"epoch": looks[0]["epoch"], "stage": looks[0]["stage"], "num_reached": len(runs)}
         # max(), because a row's values must be above 0.

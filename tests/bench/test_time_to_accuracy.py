@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from bench.schema import SCHEMA, command_line, environment, finish, validate
-from bench.time_to_accuracy import Clock, Options, Trained, draw_times, read_line, seconds_to, tabulate
+from bench.time_to_accuracy import (
+    Clock,
+    Options,
+    Trained,
+    accuracy_at,
+    draw_times,
+    read_line,
+    seconds_to,
+    tabulate,
+)  # fmt: skip
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
@@ -66,6 +75,14 @@ def test_a_target_is_reached_at_the_first_look_that_shows_it() -> None:
     assert read_line('{"stage": "S1", "epoch": 1.0, "knn_accuracy": null}', "knn")["accuracy"] == 0
 
 
+def test_at_equal_times_the_last_look_counts() -> None:
+    found = [accuracy_at(RUNS[0].looks, seconds) for seconds in (1.9, 2.0, 5.9, 6.0, 99.0)]
+    assert found == [0.0, 0.2, 0.52, 0.49, 0.49]
+    rows = tabulate(RUNS, Options(accuracy=0.5, at_s=(4.5, 7.0)))["rows"]
+    by_time = {row["seconds"]: row["values"] for row in rows if row["measured"] == "accuracy by a time"}
+    assert by_time == {4.5: [0.52, 0.31], 7.0: [0.49, 0.58]}
+
+
 def result(options: Options) -> dict[str, Any]:
     machine = environment()
     settings = {"repeats": 2, "seeds": [0, 1], "plan": "psl", "target": options.accuracy}
@@ -101,6 +118,7 @@ def test_what_is_not_reached_is_named() -> None:
     [
         (Options(accuracy=1.0), "--accuracy 1"),
         (Options(seeds=()), "--seeds"),
+        (Options(at_s=(5.0, 0.0)), "--at-s 5.0 0.0"),
         (Options(data="a.beton"), "--val"),
     ],
 )

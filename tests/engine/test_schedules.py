@@ -2,7 +2,15 @@ import math
 
 import pytest
 
-from fastpsl.engine.optim.schedules import Moment, cosine, inverse_root, polynomial, step_drops, warmed_up
+from fastpsl.engine.optim.schedules import (
+    Moment,
+    cosine,
+    inverse_root,
+    linear_decay,
+    polynomial,
+    step_drops,
+    warmed_up,
+)
 
 STEPS_PER_EPOCH = 7
 
@@ -86,6 +94,28 @@ def test_warm_up_rises_in_a_line_and_the_cosine_follows_it() -> None:
         cosine(0.0)
     with pytest.raises(ValueError, match="0 or more"):
         cosine(0.1, -1)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "expected"), [(0, 0.1), (1, 0.0998), (125, 0.075), (250, 0.05), (400, 0.02), (499, 0.0002)]
+)
+def test_a_line_falls_to_0(epoch: int, expected: float) -> None:
+    """UIC, section 4.2: 500 epochs with "0.1 learning rate decaying linearly"."""
+    steps = 500 * STEPS_PER_EPOCH
+    rate = linear_decay(0.1)(Moment(epoch * STEPS_PER_EPOCH, steps, 0, 500, 500))
+    assert rate == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_line_falls_at_each_step_through_all_stages() -> None:
+    rate = linear_decay(0.1)
+    rates = [
+        rate(Moment(step, epochs * 5, first, epochs, 200))
+        for first, epochs in ((0, 60), (60, 70), (130, 70))
+        for step in range(epochs * 5)
+    ]
+    assert rates == pytest.approx([0.1 - 0.0001 * step for step in range(1000)], rel=1e-9)
+    with pytest.raises(ValueError, match="above 0"):
+        linear_decay(0.0)
 
 
 @pytest.mark.parametrize(

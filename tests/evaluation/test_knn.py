@@ -166,6 +166,30 @@ def test_majority_goes_to_the_nearer_of_equal_classes(k: int) -> None:
     assert counted[f"top1_k{k}_majority"] == int((predicted == truth).sum())
 
 
+@pytest.mark.parametrize(
+    ("votes", "winner"),
+    [
+        ([2, 0, 1], 2),
+        ([0, 2, 1], 0),
+        ([1, 2, 0], 1),
+        ([3, 0, 0, 3], 3),  # by the nearest member, and not by the farthest
+        ([0, 3, 3, 0], 0),
+        ([4, 1, 2, 2, 1], 1),
+        ([4, 2, 1, 1, 2], 2),
+        ([0, 1, 1, 1, 2, 3, 4, 0, 0], 0),  # by one member, and not by the mean of all
+        ([3, 0, 0], 0),  # no tie: two votes outweigh the nearest
+    ],
+)
+def test_the_nearest_neighbour_decides_a_tie(votes: list[int], winner: int) -> None:
+    k = len(votes)
+    neighbours = Neighbours(torch.linspace(0.9, 0.1, k)[None], torch.arange(k)[None])
+    labels = torch.tensor(votes)
+    assert int(majority_scores(neighbours, labels, NUM_CLASSES, k).argmax()) == winner
+    for truth in range(NUM_CLASSES):
+        counted = count_correct(neighbours, labels, torch.tensor([truth]), NUM_CLASSES, (k,), 0.07)
+        assert counted[f"top1_k{k}_majority"] == (truth == winner)
+
+
 def test_places_count_classes_ahead() -> None:
     scores = torch.tensor([[0.0, 2.0, 2.0, 1.0, 0.0, 3.0]]).double().expand(6, 6)
     # Class 5 leads. Of the equal 1 and 2 the lower is first. 0 and 4 have no vote and come last.

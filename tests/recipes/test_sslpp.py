@@ -11,9 +11,13 @@ import pytest
 import torch
 
 from fastpsl.engine.optim.schedules import Moment
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.shift import Shift
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.standard_views import center_view
+from fastpsl.pipelines.views import Crop, Op, ViewSpec
 from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels, write_labels
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import refused, starter
@@ -78,6 +82,28 @@ def test_the_papers_values(task: str) -> None:
     assert experiment.task.pass_views(1) == (
         center_view(experiment.task.views(1)[0].input(), 32, whole=True),
     )
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("asked", "crop", "ops"),
+    [
+        # RotNet's and AET's code for CIFAR-10: 4 px around the 32 px.
+        ({}, ShorterSideCrop(32, 32, "center"), (Shift(4), Flip(0.5))),
+        ({"crop": "padded"}, ShorterSideCrop(32, 32, "center"), (Shift(4), Flip(0.5))),
+        ({"crop": "random_resized"}, RandomResizedCrop(32, (0.08, 1.0), (3 / 4, 4 / 3)), (Flip(0.5),)),
+    ],
+)
+def test_pseudo_labels_alone_have_plain_views(
+    task: str, asked: dict[str, str], crop: Crop, ops: tuple[Op, ...]
+) -> None:
+    """SSL++, Table XI, "SPL": without the proxy, images are cropped as --crop says, and stay in colour."""
+    parts = runpy.run_path(str(ROOT / "recipes" / f"sslpp_{task}.py"))
+    options = parts["RECIPE"].with_paper(data="T.beton", pseudo_labels="coupled", proxy=False, **asked)
+    with torch.device("meta"):
+        experiment = parts["build"](options)
+    plain = ViewSpec(crop, ops, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert experiment.task.plain == plain and experiment.task.views(1) == (plain,)
 
 
 # Each task and each kind of labels once; `make test-all` runs all pairs.

@@ -140,7 +140,7 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_as_never_killed(trained: Path, 
 
 
 def test_images_without_labels_are_enough(recipe: Start, tmp_path: Path) -> None:
-    """Train on a folder without classes, as YFCC has none, in RGB for --transforms grey."""
+    """Train on a folder without classes, as YFCC has none, in RGB for --augment grey."""
     random = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
     for number in range(24):
