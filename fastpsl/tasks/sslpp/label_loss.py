@@ -23,6 +23,9 @@ class LabelLoss:
     The entropy is the loss of a head that looks at no image and names each cluster as often as it occurs. A
     head whose loss is not below it has taught the network nothing about the clusters.
 
+    Attributes:
+        entropy: float32 [], on the device of the labels.
+
     Args:
         labels: int64 [N], negative before the first labels are made.
         num_classes: Number of pseudo-classes.
@@ -33,12 +36,14 @@ class LabelLoss:
         self.num_classes, self.num_epochs, self.epoch = num_classes, num_epochs, 0
         # The sum of the losses and the number of labels, of this rank in the current epoch.
         self._sums = torch.zeros(2, dtype=torch.int64, device=labels.device)
+        # The same tensor for all labels, because a captured step goes on reading it.
+        self.entropy = torch.zeros((), device=labels.device)
         self.labels_are(labels)
 
     def labels_are(self, labels: Tensor) -> None:
-        """Set the labels whose entropy, in nats, is compared with."""
+        """Set the labels whose entropy, in nats, is compared with; NaN if there are none yet."""
         sizes = np.bincount(labels[labels >= 0].cpu().numpy(), minlength=self.num_classes)
-        self.entropy = class_entropy(sizes) if sizes.any() else math.nan
+        self.entropy.fill_(class_entropy(sizes) if sizes.any() else math.nan)
 
     def see(self, loss: Tensor, num: Tensor) -> None:
         """Add the mean loss of a step over `num` labels; one that is not finite is left out."""
@@ -55,16 +60,16 @@ class LabelLoss:
         self.epoch += 1
         if not num:
             return {}
-        loss = total / _ONE_NAT / num
+        loss, entropy = total / _ONE_NAT / num, float(self.entropy)
         is_due = self.epoch in (math.ceil(self.num_epochs / 10), self.num_epochs)
-        if is_due and loss > _LEARNED * self.entropy and place_among_ranks()[0] == 0:
+        if is_due and loss > _LEARNED * entropy and place_among_ranks()[0] == 0:
             warnings.warn(
                 f"the second head has not learned the pseudo-labels: its loss was {loss:.3f} in epoch "
-                f"{self.epoch} of {self.num_epochs}, and {self.entropy:.3f} is the loss of naming each "
+                f"{self.epoch} of {self.num_epochs}, and {entropy:.3f} is the loss of naming each "
                 "cluster by its frequency; more epochs or a higher --lambda may help (docs/sslpp.md)",
                 stacklevel=2,
             )
-        return {"loss_labels": loss, "entropy_labels": self.entropy}
+        return {"loss_labels": loss, "entropy_labels": entropy}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, the same on every rank; every rank must call it."""
