@@ -3,12 +3,13 @@
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from fastpsl.tasks.sslpp.label_loss import LabelLoss
 
-LABELS = torch.tensor([0] * 8 + [1] * 4 + [2] * 4)
+LABELS, CPU = np.array([0] * 8 + [1] * 4 + [2] * 4), torch.device("cpu")
 ENTROPY = 0.5 * math.log(2) + 2 * 0.25 * math.log(4)
 
 
@@ -32,13 +33,13 @@ def epochs(watch: LabelLoss, losses: list[float]) -> list[int]:
 
 
 def test_a_loss_that_is_not_below_the_entropy_is_warned_of_after_a_tenth_and_at_the_end() -> None:
-    assert epochs(LabelLoss(LABELS, 5, 20), [ENTROPY] * 20) == [2, 20]
-    assert epochs(LabelLoss(LABELS, 5, 20), [2.0] + [0.98 * ENTROPY] * 19) == []
-    assert epochs(LabelLoss(LABELS, 5, 1), [0.995 * ENTROPY]) == [1]
+    assert epochs(LabelLoss(LABELS, 5, 20, CPU), [ENTROPY] * 20) == [2, 20]
+    assert epochs(LabelLoss(LABELS, 5, 20, CPU), [2.0] + [0.98 * ENTROPY] * 19) == []
+    assert epochs(LabelLoss(LABELS, 5, 1, CPU), [0.995 * ENTROPY]) == [1]
 
 
 def test_new_labels_have_their_own_entropy_and_an_epoch_without_steps_no_figures() -> None:
-    watch = LabelLoss(torch.full((16,), -1), 3, 1)
+    watch = LabelLoss(np.full(16, -1), 3, 1, CPU)
     assert watch.entropy.isnan() and watch.end_epoch() == {}
     entropy = watch.entropy
     watch.labels_are(LABELS)
@@ -48,13 +49,13 @@ def test_new_labels_have_their_own_entropy_and_an_epoch_without_steps_no_figures
 def test_a_watch_that_is_stopped_and_goes_on_has_the_same_figures() -> None:
     """The losses are such that floating-point sums would depend on the order."""
     losses = torch.rand(30, generator=torch.Generator().manual_seed(0)) * 5
-    whole, parts = LabelLoss(LABELS, 5, 3), LabelLoss(LABELS, 5, 3)
+    whole, parts = LabelLoss(LABELS, 5, 3, CPU), LabelLoss(LABELS, 5, 3, CPU)
     for number, loss in enumerate(losses):
         whole.see(loss, torch.tensor(7.0))
         parts.see(loss, torch.tensor(7.0))
         if number == 11:
             state = parts.state_dict()
-            parts = LabelLoss(LABELS, 5, 3)
+            parts = LabelLoss(LABELS, 5, 3, CPU)
             parts.load_state_dict(state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -24,25 +24,26 @@ class LabelLoss:
     head whose loss is not below it has taught the network nothing about the clusters.
 
     Attributes:
-        entropy: float32 [], on the device of the labels.
+        entropy: float32 [], on the device.
 
     Args:
-        labels: int64 [N], negative before the first labels are made.
+        labels: Integers [N], negative before the first labels are made.
         num_classes: Number of pseudo-classes.
         num_epochs: Epochs of the stage.
+        device: Where the losses are.
     """
 
-    def __init__(self, labels: Tensor, num_classes: int, num_epochs: int):
+    def __init__(self, labels: np.ndarray, num_classes: int, num_epochs: int, device: torch.device):
         self.num_classes, self.num_epochs, self.epoch = num_classes, num_epochs, 0
         # The sum of the losses and the number of labels, of this rank in the current epoch.
-        self._sums = torch.zeros(2, dtype=torch.int64, device=labels.device)
+        self._sums = torch.zeros(2, dtype=torch.int64, device=device)
         # The same tensor for all labels, because a captured step goes on reading it.
-        self.entropy = torch.zeros((), device=labels.device)
+        self.entropy = torch.zeros((), device=device)
         self.labels_are(labels)
 
-    def labels_are(self, labels: Tensor) -> None:
+    def labels_are(self, labels: np.ndarray) -> None:
         """Set the labels whose entropy, in nats, is compared with; NaN if there are none yet."""
-        sizes = np.bincount(labels[labels >= 0].cpu().numpy(), minlength=self.num_classes)
+        sizes = np.bincount(labels[labels >= 0], minlength=self.num_classes)
         self.entropy.fill_(class_entropy(sizes) if sizes.any() else math.nan)
 
     def see(self, loss: Tensor, num: Tensor) -> None:

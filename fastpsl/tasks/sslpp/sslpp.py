@@ -118,7 +118,7 @@ class SSLPlusPlus(Task):
         if self.num_classes:
             labels = np.full(self.num_samples, _NONE_YET) if self.given is None else self.given
             self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
-            self.label_loss = LabelLoss(self.labels, self.num_classes, stage.max_epochs)
+            self.label_loss = LabelLoss(labels, self.num_classes, stage.max_epochs, device)
         self._learned.start_stage(stage, trunk, head)
 
     @override
@@ -140,10 +140,10 @@ class SSLPlusPlus(Task):
         renew(context.head["labels"], context.optimiser, torch_seed(self.seed, context.epoch))  # type: ignore[index]
         previous = self.labels.cpu().numpy()
         self.labels = labels.long()
-        self.label_loss.labels_are(self.labels)
+        array = labels.cpu().numpy()
+        self.label_loss.labels_are(array)
         if place_among_ranks()[0] != 0:
             return {}
-        array = labels.cpu().numpy()
         previous_or_none = None if previous[0] == _NONE_YET else previous
         figures = watched_figures(array, previous_or_none, self.true_labels, self.num_classes, self.seed)
         return {**figures, "distance": distance}
@@ -222,7 +222,7 @@ class SSLPlusPlus(Task):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.center:
             self.labels = state["labels"].to(self.labels.device)
-            self.label_loss.labels_are(self.labels)
+            self.label_loss.labels_are(state["labels"].numpy())
         if "label_loss" in state:  # older checkpoints have none
             self.label_loss.load_state_dict(state["label_loss"])
         if state["proxy"]:
