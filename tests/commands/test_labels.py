@@ -17,7 +17,13 @@ from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources.source import Sample
-from fastpsl.tasks.pseudo_labels.baselines import _components, k_means_labels, make_labels, random_labels
+from fastpsl.tasks.pseudo_labels.baselines import (
+    _components,
+    _pixels,
+    k_means_labels,
+    make_labels,
+    random_labels,
+)
 from fastpsl.tasks.pseudo_labels.file import Labels, labels_of, read_labels
 from fastpsl.tasks.pseudo_labels.scores import ari
 from tests.pipelines.photos import jpeg, photo
@@ -150,6 +156,16 @@ def test_the_same_again_and_another_by_another_seed() -> None:
     with Beton(sample_paths().train_32) as data:
         once, again, other = (k_means_labels(data, 20, 8, 32, seed) for seed in (0, 0, 2**40))
     assert np.array_equal(once, again) and not np.array_equal(once, other)
+
+
+def test_pixels_are_those_of_the_middle(tmp_path: Path) -> None:
+    """Images brighten from left to right, by more than their compression changes them."""
+    rise = np.broadcast_to(4 * np.arange(60, dtype=np.uint8)[:, None], (32, 60, 3))
+    samples = [Sample(f"p{number}", np.ascontiguousarray(rise), -1) for number in range(9)]
+    write_beton(samples, tmp_path / "wide.beton", num_samples=9)
+    with Beton(tmp_path / "wide.beton") as data:
+        rows = _pixels(data, 32).numpy().reshape(9, 3, 32, 32)
+    assert np.abs(rows.astype(int) - 4 * np.arange(14, 46)).max() <= 3
 
 
 def test_clear_clusters_are_found(tmp_path: Path) -> None:

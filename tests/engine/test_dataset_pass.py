@@ -71,6 +71,17 @@ def test_in_eval_mode_an_image_does_not_depend_on_its_batch(run: Run) -> None:
         assert torch.allclose(result, torch.cat([network(one[None]) for one in inputs]), atol=1e-5)
 
 
+def test_each_batch_of_each_pass_has_its_own_dropout(run: Run) -> None:
+    def seeds(draws: int) -> list[int]:
+        passed = context_of(run, draws).forward_dataset(
+            RANDOM, lambda maps: torch.tensor(torch.initial_seed()), training=True
+        )
+        return [int(seed) for _, seed in passed]
+
+    first, other = seeds(1000), seeds(1001)
+    assert len(first) == 3 and len({*first, *other}) == 6 and seeds(1000) == first
+
+
 def test_in_train_mode_statistics_are_the_batchs_without_its_padding(run: Run) -> None:
     context = context_of(run)
     network = context.train_step.module.trunk

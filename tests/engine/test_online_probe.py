@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,38 @@ def test_ridge_is_the_solution_of_its_normal_equations() -> None:
     scores = queries @ np.linalg.lstsq(stacked, targets, rcond=None)[0] + y.mean(0)
     result = ridge_classes(features, labels, others, 4)
     assert result.tolist() == scores.argmax(1).tolist() and len(set(result.tolist())) > 2
+
+
+def test_the_looked_at_images_are_drawn_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(online, "MAX_TRAIN", 30)
+    monkeypatch.setattr(online, "MAX_HELD_OUT", 20)
+    stage, parts = Stage("S3", 3, 3, 5, 2), []
+    for number, seed in enumerate((0, 1, 0)):
+        with closing(probed_run(tmp_path / str(number), seed=seed)) as run:
+            monitor = OnlineProbe(run, Trunk(TinyNet(), stage), stage, VIEW(), 1)
+        assert monitor.held_out is not None
+        parts += [tuple(part.indices.tolist()) for part in (monitor.train, monitor.held_out)]
+    assert [len(set(part)) for part in parts] == [30, 20] * 3 and parts == [tuple(sorted(p)) for p in parts]
+    assert len(set(parts)) == 4 and parts[:2] == parts[-2:]
+
+
+def test_neighbours_vote_by_the_usual_weights() -> None:
+    """Each of the 20 nearest weighs exp(cosine / 0.07), as in kNN evaluations; the ridge is a tenth."""
+    assert online.RIDGE == 0.1
+    labels, truth = torch.arange(90) % 3, torch.arange(60) % 3
+    features, others = noise(90, 4, 2) + 0.7 * labels[:, None], noise(60, 4, 52) + 0.7 * truth[:, None]
+    rows, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features.numpy(), others.numpy()))
+    accuracies = []
+    for k, temperature in ((20, 0.07), (20, 0.7), (10, 0.07)):
+        right = 0
+        for query, label in zip(queries, truth.tolist(), strict=True):
+            cosines, votes = rows @ query, [0.0, 0.0, 0.0]
+            for row in np.argsort(-cosines)[:k]:
+                votes[int(labels[row])] += float(np.exp(cosines[row] / temperature))
+            right += votes.index(max(votes)) == label
+        accuracies.append(right / 60)
+    found = figures(Features(features, labels), Features(others, truth))["knn_accuracy"]
+    assert found == pytest.approx(accuracies[0]) and accuracies[0] not in accuracies[1:]
 
 
 def test_a_look_without_labels_or_with_features_that_are_not_finite() -> None:

@@ -1,7 +1,9 @@
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.sgd_adam import adam, sgd
 
 
 def test_biases_do_not_decay() -> None:
@@ -57,3 +59,29 @@ def test_a_skipped_first_step_leaves_no_garbage_behind() -> None:
             optimiser.step()
         results.append(module.weight.detach().clone())
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.9)])
+def test_adam_is_the_plain_formula(betas: tuple[float, float], weight_decay: float) -> None:
+    """Kingma and Ba, algorithm 1, with the decay of weights and biases in the gradient."""
+    torch.manual_seed(0)
+    module, (first, second), rate = nn.Linear(3, 2), betas, 0.01
+    optimiser = adam(module.named_parameters(), betas, weight_decay)
+    expected = [parameter.detach().double().numpy().copy() for parameter in module.parameters()]
+    moments = [(np.zeros_like(values), np.zeros_like(values)) for values in expected]
+    for step in range(1, 5):
+        for place, parameter in enumerate(module.parameters()):
+            parameter.grad = torch.randn_like(parameter)
+            gradient = parameter.grad.double().numpy() + weight_decay * expected[place]
+            mean, square = moments[place]
+            mean = first * mean + (1 - first) * gradient
+            square = second * square + (1 - second) * gradient**2
+            moments[place] = mean, square
+            scale = np.sqrt(square / (1 - second**step)) + 1e-8
+            expected[place] -= rate * mean / (1 - first**step) / scale
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+    for parameter, values in zip(module.parameters(), expected, strict=True):
+        np.testing.assert_allclose(parameter.detach().numpy(), values, rtol=1e-4, atol=1e-6)

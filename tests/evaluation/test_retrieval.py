@@ -10,14 +10,16 @@ import torch
 from PIL import Image
 
 from fastpsl.cli import main
+from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.result import read_result
-from fastpsl.evaluation.retrieval import nearest_others
+from fastpsl.evaluation.retrieval import Search, nearest_others
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.tables.results import index_runs
+from tests.engine.tiny import one_process
 from tests.pipelines.photos import jpeg, photo
 
 RANDOM = ("--random-weights", "--backbone", "resnet18")
@@ -216,6 +218,37 @@ def test_a_broken_image_is_no_query_and_no_neighbour(
     ):
         code, _, errors = run(capsys, *options, *more, *out)
         assert code == 2 and words in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_precision_and_chance_count_no_image_that_could_not_be_decoded(tmp_path: Path, same: bool) -> None:
+    random, bad = np.random.default_rng(0), [0, 4, 5]
+    classes = np.array([0, 0, 1, 2, 0, 0, 1, 2, 2, 2, 1, 0], np.int32)
+    files = []
+    for name, labels in (("gallery", classes), ("queries", classes[::-1].copy())):
+        rows = random.normal(size=(12, 4)).astype(np.float32)
+        rows[bad] = np.nan
+        np.save(tmp_path / f"{name}.npy", rows)
+        np.save(tmp_path / f"{name}-labels.npy", labels)
+        record = {"labels": f"{name}-labels.npy", "shape": [12, 4], "bad": bad}
+        files.append(FeatureFile(tmp_path / f"{name}.npy", record))
+    gallery, queries = files[0], files[0] if same else files[1]
+    truth = queries.labels()
+    assert truth is not None
+    good = [i for i in range(12) if i not in bad]
+    hits, shares = [], []
+    for query in good:
+        cosines = {
+            row: float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+            for row in good
+            if not (same and row == query)
+            for a, b in [(queries.features()[query], gallery.features()[row])]
+        }
+        right = {row: classes[row] == truth[query] for row in cosines}
+        hits += [right[row] for row in sorted(cosines, key=lambda row: -cosines[row])[:3]]
+        shares.append(np.mean(list(right.values())))
+    found = Search(gallery, queries, 3, same, torch.device("cpu")).precision(one_process())
+    assert found == pytest.approx((100 * np.mean(hits), 100 * np.mean(shares)))
 
 
 def test_an_image_is_left_out_of_its_own_neighbours_among_equals() -> None:

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastpsl.evaluation.feature_file import FeatureFile
+from fastpsl.evaluation.knn_score import score
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.plots.neighbours import draw_neighbours
+from tests.engine.tiny import one_process
 from tests.programs import ROOT
 from tests.recipes.in_process import Start, refused, starter
 
@@ -147,6 +150,26 @@ def beton(path: Path, labels: list[int], names: list[str] | None = None) -> Path
     ]
     write_beton(samples, path, num_samples=len(labels), class_names=names)
     return path
+
+
+def test_images_that_could_not_be_decoded_are_neither_scored_nor_found(tmp_path: Path) -> None:
+    def written(name: str, rows: np.ndarray, labels: np.ndarray, bad: list[int]) -> FeatureFile:
+        np.save(tmp_path / f"{name}.npy", rows.astype(np.float32))
+        np.save(tmp_path / f"{name}-labels.npy", labels.astype(np.int32))
+        record = {"labels": f"{name}-labels.npy", "shape": list(rows.shape), "bad": bad}
+        return FeatureFile(tmp_path / f"{name}.npy", record)
+
+    random, damaged, whole = np.random.default_rng(0), [], []
+    for name, num, bad in (("train", 60, [3, 7, 59]), ("val", 30, [0, 5])):
+        rows, labels = random.normal(size=(num, 6)), np.arange(num) % 3
+        rows[bad] = np.nan
+        damaged.append(written(name, rows, labels, bad))
+        rows, labels = np.delete(rows, bad, 0), np.delete(labels, bad)
+        whole.append(written(f"{name}-whole", rows, labels, []))
+    found, expected = (score(train, val, (1, 5, 57), 0.07, one_process()) for train, val in (damaged, whole))
+    assert (found.num, found.num_bank) == (expected.num, expected.num_bank) == (28, 57)
+    assert found.queries.tolist() == [i for i in range(30) if i not in (0, 5)]
+    assert found.correct == expected.correct and found.numbers("both") == expected.numbers("both")
 
 
 def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -> None:

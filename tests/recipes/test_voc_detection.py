@@ -186,6 +186,25 @@ def test_what_learns_and_on_what_is_as_published() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Detectron2's values for VOC, C4.
+        *((name, ((32, 64, 128, 256, 512), (12_000, 2000), (6000, 1000), 512, 0.0, 0.5, True, True, 1e-4))
+          for name in ("pirl", "vissl", "moco")),
+        # Girshick, "Fast R-CNN", section 2.3 and its code: 64 RoIs of an image, backgrounds from 0.1 on.
+        ("fast_rcnn", (None, None, None, 64, 0.1, 0.3, False, False, 5e-4)),
+        # Ren et al., "Faster R-CNN", section 3.3 and its code.
+        ("sslpp", ((128, 256, 512), (12_000, 2000), (6000, 300), 128, 0.0, 0.3, False, False, 5e-4)),
+    ],
+)  # fmt: skip
+def test_boxes_and_decay_are_the_published_ones(name: str, expected: tuple[Any, ...]) -> None:
+    p = PROTOCOLS[name]
+    of_rpn = (p.anchor_px, p.rpn_train, p.rpn_test) if p.boxes_from == "rpn" else (None,) * 3
+    heads = (p.num_rois, p.min_background_iou, p.nms, p.with_difficult, p.decay_biases, p.weight_decay)
+    assert (*of_rpn, *heads) == expected and p.roi_side == 14
+
+
 def test_another_length_warms_up_for_the_same_share() -> None:
     options: dict[str, Any] = {"lr": None, "short_side": (), "anchor_px": ()}
     changed = PROTOCOLS["pirl"].changed(steps=2500, **options)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.predictions import read_predictions
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.result import read_result
@@ -19,7 +20,7 @@ from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.masks import mask_png
 from fastpsl.transfer.segmentation.mask_scores import mask_scores, with_background
-from fastpsl.transfer.segmentation.protocols import PROTOCOLS
+from fastpsl.transfer.segmentation.protocols import PROTOCOLS, changed
 from tests.pipelines.voc_folders import sbd, voc_2012
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Outcome, Start, refused, starter
@@ -127,6 +128,14 @@ def test_without_more_words_the_values_are_the_protocols(
     assert options.constants() == PROTOCOLS[protocol]
     chosen = json.loads(json.dumps(asdict(options.constants()) | {"size_px": options.size_px}))
     assert {name: chosen[name] for name in ROWS[protocol]} == ROWS[protocol]
+
+
+def test_another_rate_falls_to_the_same_share_of_itself() -> None:
+    protocol = changed(PROTOCOLS["mmseg"], None, 0.05, None)
+    assert (protocol.lr, protocol.end_lr) == pytest.approx((0.05, 5e-4))
+    rates = [protocol.schedule()(Moment(step, 20_000, 0, 1, 1)) for step in (0, 10_000, 20_000)]
+    assert rates == pytest.approx([0.05, 5e-4 + 0.0495 * 0.5**0.9, 5e-4])
+    assert changed(PROTOCOLS["mmseg"], None, None, None) == PROTOCOLS["mmseg"]
 
 
 @pytest.mark.slow

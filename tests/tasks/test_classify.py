@@ -81,6 +81,17 @@ def test_padding_has_no_say() -> None:
     assert loss == 0 and metrics["top1"][1] == 0
 
 
+@pytest.mark.parametrize("num_valid", [0, 1, 4, 6])
+def test_right_answers_of_padding_do_not_count(num_valid: int) -> None:
+    module = module_of(task_of(9)).eval()
+    images = torch.randn(6, 3, 32, 32)
+    answers = module.head(module.trunk(images)).argmax(1)
+    batch = batch_of(answers)
+    batch.indices[num_valid:] = -1
+    _, metrics = module([images], batch)
+    assert [float(v) for v in metrics["top1"]] == [float(v) for v in metrics["top5"]] == [num_valid] * 2
+
+
 def part_of_four(batch: Batch) -> Batch:
     return Batch([], [], batch.indices[:4], batch.labels[:4], epoch=0, step=0)
 

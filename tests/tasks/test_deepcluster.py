@@ -3,6 +3,7 @@
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,22 @@ def test_the_classifier_is_new_each_epoch() -> None:
     assert not torch.equal(top.weight, first)
     renew(head, optimiser, 1)
     assert torch.equal(top.weight, first)
+
+
+def test_each_epoch_and_seed_has_a_classifier_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clusters = torch.arange(NUM, dtype=torch.int32) % 12, 0.5
+    monkeypatch.setattr("fastpsl.tasks.pseudo_labels.deepcluster.clustered_features", lambda *_: clusters)
+    weights = []
+    for seed, epoch in ((3, 0), (3, 1), (4, 0), (3, 0)):
+        task = DeepCluster(12, Input(size_px=32), 32, seed=seed, pca_width=6, k_means_iterations=5)
+        task.check_data(Synthetic(NUM), 4)
+        head = task.head(1, 16)
+        task.start_stage(WHOLE[0], Trunk(TinyNet(), WHOLE[0]), head)
+        optimiser = torch.optim.SGD(head.parameters(), lr=0.1)
+        context: Any = SimpleNamespace(head=head, optimiser=optimiser, epoch=epoch)
+        assert task.start_epoch(context)["distance"] == 0.5
+        weights.append(tuple(head[-1].weight.flatten().tolist()))  # type: ignore[index]
+    assert len(set(weights)) == 3 and weights[0] == weights[-1]
 
 
 def test_the_classifier_has_no_momentum_and_everything_decays() -> None:

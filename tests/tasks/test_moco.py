@@ -116,6 +116,11 @@ def test_the_loss_is_that_of_plain_loops() -> None:
     assert (float(metrics["accuracy"][0]), float(metrics["accuracy"][1])) == (right, 7)
 
 
+@pytest.mark.parametrize("queue_size", [8, 24, 65536])
+def test_chance_is_that_of_one_key_among_the_queues(queue_size: int) -> None:
+    assert make_task(queue_size=queue_size).chance(3) == 1 / (queue_size + 1)
+
+
 def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
     """Two batches of 4 make a step of 8. Three steps fill a queue of 24, then two more follow."""
     task = make_task(batch_size=4)

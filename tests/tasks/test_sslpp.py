@@ -1,3 +1,4 @@
+import math
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -253,6 +254,30 @@ def test_coupled_labels_that_collapse_are_told(tmp_path: Path, monkeypatch: pyte
     with pytest.warns(UserWarning, match="collapse: the biggest"):
         task.start_epoch(context)
     run.close()
+
+
+def test_coupled_labels_and_classifiers_are_deepclusters() -> None:
+    """Given labels have a classifier with torch's first weights, uniform up to 1 / √channels."""
+    assert (PCA_WIDTH, K_MEANS_ITERATIONS, TOP_STD) == (256, 20, 0.01)
+    torch.manual_seed(0)
+    for task, std, has_bias in ((coupled(), 0.01, False), (task_of(), (3 * 900) ** -0.5, True)):
+        classifier = task.head(1, 900)["labels"][2]  # type: ignore[index]
+        assert float(classifier.weight.detach().std()) == pytest.approx(std, rel=0.05)
+        assert bool(classifier.bias.any()) == has_bias
+
+
+def test_a_resumed_run_compares_with_the_entropy_of_its_coupled_labels() -> None:
+    tasks = [coupled(), coupled()]
+    for task in tasks:
+        task.check_data(Synthetic(NUM, CLUSTERS), 8)
+        trunk, head, inputs, batch = modules_and_batch(task)
+    first, resumed = tasks
+    first.labels = torch.from_numpy(LABELS)
+    resumed.load_state_dict(first.state_dict())
+    assert resumed.labels.tolist() == LABELS.tolist()
+    shares = (np.bincount(LABELS, minlength=CLUSTERS) / NUM).tolist()
+    value, num = resumed.loss(trunk, head, inputs, batch)[1]["loss_labels_constant"]
+    assert float(value / num) == pytest.approx(-sum(share * math.log(share) for share in shares), rel=1e-5)
 
 
 def test_a_step_can_be_timed_before_labels_are_made() -> None:

@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageTrainer, pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.backbone import Backbone
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.balanced_order import balanced_order
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -308,6 +310,21 @@ def test_given_labels_stay(tmp_path: Path) -> None:
     assert fit(tmp_path, task, max_steps_per_stage=18)
     assert task.store.current.tolist() == (np.arange(NUM) % CLASSES).tolist()
     assert [line["epoch"] for line in epoch_records(tmp_path)] == [0]
+
+
+def test_empty_classes_of_given_labels_are_split_alike_in_every_stage() -> None:
+    given = np.arange(NUM) % (CLASSES - 1)
+    task, head = make_task(given=given), nn.Linear(1, 1)
+    task.check_data(Synthetic(NUM, CLASSES), BATCH)
+    expected, _ = split_empty(given, CLASSES, 0, 0)
+    assert expected.tolist() != split_empty(given, CLASSES, 0, 7)[0].tolist()
+    for first_epoch in (0, 7):
+        (stage,) = make_plan("end_to_end", (3,), num_levels=1)
+        task.start_stage(stage, Trunk(TinyNet(), stage), head)
+        for epoch in range(first_epoch, first_epoch + 3):
+            context: Any = SimpleNamespace(epoch=epoch, first=epoch == first_epoch)
+            assert (task.start_epoch(context) is not None) == context.first
+            assert task.store.current.tolist() == expected.tolist()
 
 
 def test_all_images_in_one_class_go_on_by_splitting(tmp_path: Path) -> None:

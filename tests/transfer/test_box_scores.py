@@ -188,6 +188,8 @@ def test_at_most_a_hundred_of_a_class_in_an_image_count_for_coco() -> None:
     wrong = [(0, FAR, CAT, 0.9)] * 100
     result = scores(Drawn([(A, CAT)]), *wrong, (0, A, CAT, 0.1))
     assert (result["AP50"], result["coco_AP50"]) == pytest.approx((100 / 101, 0))
+    result = scores(Drawn([(A, CAT)]), *wrong[:99], (0, A, CAT, 0.1))
+    assert (result["AP50"], result["coco_AP50"]) == pytest.approx((1, 1))
 
 
 def random_boxes(rng: np.random.Generator, num: int) -> np.ndarray:

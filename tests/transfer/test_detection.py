@@ -222,6 +222,28 @@ def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> Non
     task.end_stage(EpochContext(run, train_step, 0, False, 0))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("short_side", [(32, 48), (48, 40, 32), (100,)])
+def test_images_of_the_test_have_the_largest_size_and_boxes_are_the_originals(
+    devkit: Path, short_side: tuple[int, ...]
+) -> None:
+    """The detector finds the whole of what it sees, as class 2 of its own count from 1."""
+    task, seen = opened(devkit, replace(SMALL, short_side=short_side)), []
+
+    def detections(image: Tensor, proposals: Tensor | None) -> dict[str, Tensor]:
+        seen.append(tuple(image.shape[1:]))
+        box = torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]])
+        return {"boxes": box, "labels": torch.tensor([2]), "scores": torch.tensor([0.5])}
+
+    detector: Any = SimpleNamespace(detections=detections)
+    for index in range(NUM_TEST):
+        height, width = read_image(task.test, index).shape[1:]
+        found = task.detected(detector, index, torch.device("cpu"))
+        assert seen[-1] == resized_sides(height, width, max(short_side), SMALL.max_long_px)
+        assert min(seen[-1]) == max(short_side)
+        np.testing.assert_allclose(found["boxes"], [[0, 0, width, height]], rtol=1e-6)
+        assert (found["labels"].tolist(), found["scores"].tolist()) == ([1], [0.5])
+
+
 def in_a_process(rank: int, size: int, root: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)

@@ -4,9 +4,10 @@ import math
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,50 @@ def test_crops_of_image_and_mask_are_the_same_place() -> None:
     assert min(firsts) < 10 and max(firsts) > 120
     others = [crop(*annotated(40, 60), keys(index, epoch=1))[1].shape[0] for index in range(200)]
     assert others != heights
+
+
+@pytest.mark.parametrize("side", [5, 8, 12, 30])
+def test_a_resized_mask_has_the_classes_at_the_middles_of_its_pixels(side: int) -> None:
+    mask = torch.arange(side * side, dtype=torch.uint8).view(side, side) % 200
+    middles = [int((place + 0.5) * side / 12) for place in range(12)]
+    expected = mask[middles][:, middles].tolist()
+    mirrored = [row[::-1] for row in expected]
+    found = [
+        ScaledCrop(12, (1.0, 1.0), 1.0)(mask[None].repeat(3, 1, 1), mask, keys(index))[1].tolist()
+        for index in range(8)
+    ]
+    assert expected in found and mirrored in found and all(one in (expected, mirrored) for one in found)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((10, 100), (6, 16)), ((10, 40), (16, 16)), ((90, 9), (16, 6))])
+def test_the_longer_side_is_at_most_four_times_the_crops(
+    size: tuple[int, int], wanted: tuple[int, int]
+) -> None:
+    """With a crop of 16 px, 10 x 100 px become 6 x 64 and not 16 x 160."""
+    crop = ScaledCrop(16, (1.0, 1.0), 1.0)
+    assert [tuple(crop(*annotated(*size), keys(i))[1].shape) for i in range(4)] == [wanted] * 4
+
+
+@dataclass(frozen=True)
+class Ramp(TwoHeads):
+    """A network that finds class 1 right of a column of the image that it reads."""
+
+    column: float = 0.0
+
+    @override
+    def scores(self, trunk: Any, head: nn.Module, images: Tensor) -> list[Tensor]:
+        rise = torch.arange(images.shape[-1]) - self.column
+        return [torch.stack([0 * rise, rise])[None, :, None].expand(-1, -1, images.shape[-2], -1)]
+
+
+@pytest.mark.parametrize("column", [0.1, 0.8, 3.6, 5.2, 6.9])
+def test_scores_stand_at_the_middles_of_the_pixels_that_were_read(column: float) -> None:
+    """An image of 16 x 24 px is read at 8 x 12."""
+    task = Segmentation(Ramp(column=column), Input(), ScaledCrop(8, (1.0, 1.0), 1.0))
+    step: Any = SimpleNamespace(module=SimpleNamespace(trunk=None, head=None), autocast=nullcontext)
+    places = np.clip((np.arange(24) + 0.5) / 2 - 0.5, 0, 11)
+    found = task.found(torch.zeros(3, 16, 24, dtype=torch.uint8), step)
+    assert found.tolist() == [(places > column).astype(int).tolist()] * 16
 
 
 def test_a_crop_of_one_class_is_drawn_anew() -> None:

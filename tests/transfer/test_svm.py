@@ -14,6 +14,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
 from fastpsl.evaluation.feature_file import FeatureFile
+from fastpsl.transfer.svm.blocks import Classes, solve
 from fastpsl.transfer.svm.protocol import COSTS, VISSL
 from fastpsl.transfer.svm.scores import interpolated_ap, low_shot_scores
 from fastpsl.transfer.svm.solver import OneClass, few, in_own_span, l2_normalised
@@ -185,6 +186,17 @@ def test_images_that_could_not_be_decoded_are_left_out(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows @ rows.T, train @ train.T, atol=1e-12)
     assert targets.tolist() == np.delete(work.train_targets, [2, 50]).tolist()
     assert 0.3 < work.outcome()["ap"] <= 1
+
+
+def test_images_of_the_test_that_could_not_be_decoded_are_not_scored(tmp_path: Path) -> None:
+    work, bad = one_class(tmp_path, margin=0.1, bad=(4, 9)), [4, 9]
+    labels = work.test_targets.copy()
+    labels[bad] = 1, 0
+    classes = Classes(("one",), (0,), (), work.train_targets[:, None], labels[:, None])
+    blocks = {"B1": (work.train, work.test)}
+    outcomes = solve(tmp_path, blocks, classes, VISSL, COSTS_TRIED, (), 0, 1, one_process())
+    assert outcomes is not None and labels[bad].tolist() == [1, 0]
+    assert outcomes["B1"]["one"]["ap"] == pytest.approx(work.outcome()["ap"], abs=1e-12)
 
 
 def test_machines_that_do_not_converge_are_counted_and_not_spoken_of(
