@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,18 @@ from matplotlib.figure import Figure
 from bench.evidence.plan import RANDOM, Plan
 from bench.evidence.results import block_means
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f00")
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8c564b",
+    "#7f7f00",
+    "#332288",
+    "#882255",
+)
 _GREY = "#777777"
 
 
@@ -25,7 +37,7 @@ def draw_figure(plan: Plan, results: Mapping[str, Any], path: Path) -> Path:
     num = 3 if results["curves"] else 2
     figure = Figure(figsize=(5.6 * num, 4.6), dpi=130, layout="constrained")
     axes = figure.subplots(1, num)
-    colours = dict(zip(plan.arms, _COLOURS, strict=False)) | {RANDOM: _GREY}
+    colours = dict(zip(plan.arms, cycle(_COLOURS), strict=False)) | {RANDOM: _GREY}
     _draw_scores(axes[0], plan, results, colours)
     _draw_differences(axes[1], results["differences"])
     if results["curves"]:

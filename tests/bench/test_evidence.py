@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
+from bench.evidence.figure import _COLOURS as COLOURS
 from bench.evidence.page import filled, part, texts
 from bench.evidence.plan import RANDOM, read_plan
 from bench.evidence.results import chosen_rates, collect, difference
@@ -100,6 +101,7 @@ def test_the_commands_of_the_plans_are_of_options_that_exist(
             script, *words = command.format(**values, weights=weights).split()
             ended = starter(Path(script).stem, monkeypatch, capsys)(*words)
             assert ended.code == 2 and "missing" in ended.err, (command, ended.err)
+    assert len(plan.arms) <= len(COLOURS)  # arms of one colour could not be told apart
     blocks = {number.rpartition("_")[2] for number in plan.endpoint.numbers}
     assert all(block in plan.evaluations[plan.endpoint.evaluation] for block in blocks) or "linear" in (
         plan.endpoint.evaluation
