@@ -113,6 +113,34 @@ def test_what_is_joined(
     assert nn.ReLU not in left
 
 
+def test_running_statistics_are_used_for_both_terms_of_a_sum() -> None:
+    """In eval mode torch computes relu(norm(x) + z_norm(z)), without the kernels."""
+    torch.manual_seed(0)
+    norm, z_norm = nn.BatchNorm2d(3, eps=0.1), nn.BatchNorm2d(3, eps=0.5)
+    for part in (norm, z_norm):
+        for value in (*part.parameters(), part.running_mean, part.running_var):
+            assert value is not None
+            nn.init.uniform_(value, 0.5, 2.0)
+    x, z = noise(2, 3, 4, 4), noise(2, 3, 4, 4)
+    found = FusedNorm(norm, z_norm, relu=True).eval()(x, z)
+    terms = [
+        (t - part.running_mean.view(1, 3, 1, 1)) / (part.running_var.view(1, 3, 1, 1) + part.eps).sqrt()  # type: ignore[union-attr]
+        * part.weight.view(1, 3, 1, 1) + part.bias.view(1, 3, 1, 1)
+        for t, part in ((x, norm), (z, z_norm))
+    ]  # fmt: skip
+    torch.testing.assert_close(found, (terms[0] + terms[1]).clamp(min=0))
+
+
+def test_epsilon_and_momentum_are_the_batchnorms(calls: list[tuple[str, bool, bool]]) -> None:
+    torch.manual_seed(0)
+    norm, x = nn.BatchNorm2d(8, eps=0.5, momentum=0.3), noise(4, 8, 4, 4)
+    expected = copy.deepcopy(norm)
+    torch.testing.assert_close(FusedNorm(norm)(x), expected(x), rtol=1e-4, atol=1e-5)
+    assert calls == [("nothing", False, False)]
+    torch.testing.assert_close(norm.running_mean, expected.running_mean)
+    torch.testing.assert_close(norm.running_var, expected.running_var)
+
+
 class Awkward(nn.Module):
     """A block with BatchNorms that must not be fused with what follows.
 
