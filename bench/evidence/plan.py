@@ -73,6 +73,11 @@ class Plan:
     endpoint: Endpoint
     curve: Curve | None
 
+    def first_of(self, seed: int) -> Iterator[tuple[str, str]]:
+        """Yield name and command of what runs before a training of this seed; the name has it if used."""
+        for name, command in self.first.items():
+            yield (f"{name}-s{seed}" if "{seed}" in command else name), command
+
     def searched(self) -> Iterator["Run"]:
         """Yield the trainings by which rates are chosen; none where there is one rate."""
         if len(self.search.rates) > 1:

@@ -36,7 +36,8 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
     scores = [score for run in counted for score in _scores(plan, run, runs)]
     training = [record for run in counted if (record := _training(run, runs)) is not None]
     _check_data([*search, *scores])
-    names = [path for name in plan.first for path in sorted(runs.glob(f"{name}*.done.json"))]
+    seeds = (plan.search.seed, *plan.seeds)
+    firsts = dict.fromkeys(name for seed in seeds for name, _ in plan.first_of(seed))
     return {
         "title": plan.title,
         "claim": plan.claim,
@@ -47,7 +48,7 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
         "environment": environment(),
         "endpoint": asdict(plan.endpoint),
         "curve": plan.curve and asdict(plan.curve),
-        "first": [_read(done)["command"] for done in names],
+        "first": [done["command"] for name in firsts if (done := _done(runs / name))],
         "search": search,
         "rates": rates,
         "training": training,

@@ -6,7 +6,6 @@ The same command goes on where it was stopped: it ends by itself after --minutes
 their place, and what is done is not done again. Each number comes with its command, seed, data and commit.
 """
 
-import contextlib
 import json
 import os
 import shlex
@@ -75,9 +74,8 @@ class Runner:
 
     def first(self, seed: int) -> None:
         """Run the commands that come before a training of this seed."""
-        for name, command in self.plan.first.items():
-            of_seed = "{seed}" in command
-            self._run(f"{name}-s{seed}" if of_seed else name, command, {"seed": str(seed)})
+        for name, command in self.plan.first_of(seed):
+            self._run(name, command, {"seed": str(seed)})
 
     def run(self, run: Run) -> None:
         """Train and evaluate; random weights are evaluated alone."""
@@ -209,13 +207,13 @@ def main() -> int:
     runner = Runner(plan, options, time.monotonic() + 60 * options.minutes, threading.Event())
     code = 0
     try:
-        with contextlib.ExitStack() as stack:
-            stack.callback(_write, options.plan, plan, options.runs, out)
-            all_of(runner, plan.searched())
-            all_of(runner, plan.counted(chosen_rates(plan, options.runs)))
+        all_of(runner, plan.searched())
+        all_of(runner, plan.counted(chosen_rates(plan, options.runs)))
     except OutOfTime:
         print("the time is over; the same command goes on", file=sys.stderr)
         code = EXIT_PREEMPTED
+    finally:
+        _write(options.plan, plan, options.runs, out)
     print(out / "results.json")
     return code
 

@@ -100,10 +100,10 @@ def report(
         measured = measure(pseudo_labels, true, seed)
         numbers = dict(measured.numbers)
         second_path = path.with_name(SECOND_NAME)
-        second = read_labels(second_path, opened) if path.name == NAME and second_path.exists() else None
-        if second is not None:
-            of_second = measure(second, true, seed).numbers
-            numbers |= {f"{name}_b": of_second[name] for name in _OF_SECOND if name in of_second}
+        second = None
+        if path.name == NAME and second_path.exists():
+            second = measure(read_labels(second_path, opened), true, seed)
+            numbers |= {f"{name}_b": second.numbers[name] for name in _OF_SECOND if name in second.numbers}
         entropies = (
             class_entropies(pseudo_labels.labels, true, pseudo_labels.num_classes)
             if measured.num_labelled
@@ -141,7 +141,7 @@ def report(
     return [
         *([f"weights: {pretrained}"] if pretrained is not None else []),
         *label_lines(path, measured),
-        *(label_lines(second_path, measure(second, true, seed)) if second is not None else []),
+        *(label_lines(second_path, second) if second is not None else []),
         f"pictures in {out}: {charts} of the {len(chart_classes)} classes with {which}",
         result_line(result),
     ]

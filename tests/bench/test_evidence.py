@@ -160,6 +160,24 @@ def test_what_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert call(monkeypatch, path) == 0
 
 
+def test_what_comes_first_is_of_a_seed_and_not_taken_for_an_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of the arms begin with those of the commands, as "true 1" does with "true"."""
+    fake = f"{tmp_path / 'fake.py'} train --gain 0 --lr 0 --out {{out}} --seed"
+    first = {"good": f"{fake} {{seed}}", "plain": f"{fake} 5"}
+    path = plan_of(tmp_path, first=first)
+    assert call(monkeypatch, path) == 0
+    found = json.loads((tmp_path / "runs" / "results.json").read_text())["first"]
+    outs = [command.split("--out ")[1] for command in found]
+    assert outs == [
+        "RUNS/good-s9 --seed 9",
+        "RUNS/plain --seed 5",
+        "RUNS/good-s0 --seed 0",
+        "RUNS/good-s1 --seed 1",
+    ]
+
+
 def test_a_failure_is_named_and_changed_commands_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
