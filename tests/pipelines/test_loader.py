@@ -1,6 +1,5 @@
 """The loader's contract: the samples and the views, for any number of ranks and threads and every decoder."""
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from fastpsl.pipelines.loader.workers import default_num_threads
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import COMPILED, DECODERS, RAW, photo, photo_samples, write
+from tests.pipelines.threads import loader_threads
 
 NUM, GLOBAL_BATCH = 38, 6
 VIEW = ViewSpec(RandomResizedCrop(33), (Flip(), Grey(0.5)))
@@ -321,11 +321,10 @@ def test_wrong_options_are_one_line(
     beton: Path, options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    before = threading.active_count()
     with Beton(beton) as data, pytest.raises(ValueError, match=message) as error:
         Loader(data, **{"views": VIEWS, "batch_size_per_rank": 6, **options})  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
-    assert threading.active_count() == before
+    assert loader_threads() == []
 
 
 def test_a_crop_that_can_never_be_made_is_refused_at_once(beton: Path) -> None:

@@ -1,7 +1,6 @@
 """The loader in quasi-random order: 1, 2 and 4 ranks, from any step on, by every decoder of raw images."""
 
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.paged import write_paged
 from tests.pipelines.photos import DECODERS
+from tests.pipelines.threads import loader_threads
 
 NUM, LANES, GLOBAL_BATCH = 403, 4, 16
 VIEW = ViewSpec(RandomResizedCrop(12))
@@ -78,7 +78,7 @@ def test_epochs_differ_repeat_and_can_be_entered_anywhere(beton: Path) -> None:
 
 
 def test_leaving_early_leaves_nothing(beton: Path) -> None:
-    threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    files = len(os.listdir("/proc/self/fd"))
     with (
         Beton(beton) as data,
         Loader(data, [VIEW], batch_size_per_rank=16, order="quasi_random", lanes=LANES) as loader,
@@ -87,7 +87,7 @@ def test_leaving_early_leaves_nothing(beton: Path) -> None:
         next(batches)
         batches.close()
         assert len(list(loader.epoch(0))) == loader.num_steps
-    assert threading.active_count() == threads and len(os.listdir("/proc/self/fd")) == files
+    assert loader_threads() == [] and len(os.listdir("/proc/self/fd")) == files
 
 
 @pytest.mark.parametrize(("decoder", "reads"), [("torchvision", True), ("resident", False)])
@@ -117,10 +117,9 @@ def test_only_what_will_be_read_is_asked_for(
     ],
 )
 def test_what_does_not_go_together_is_refused(beton: Path, options: dict[str, Any], message: str) -> None:
-    threads = threading.active_count()
     with Beton(beton) as data, pytest.raises(ValueError, match=message) as error:
         epoch(data, **options)
-    assert "\n" not in str(error.value) and threading.active_count() == threads
+    assert "\n" not in str(error.value) and loader_threads() == []
 
 
 def test_data_without_pages_is_refused() -> None:
