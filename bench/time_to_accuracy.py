@@ -4,15 +4,13 @@ seeds.
     fastpsl data write cifar10/ cifar-train.beton --split train &&
         fastpsl data write cifar10/ cifar-test.beton --split test
     python bench/time_to_accuracy.py --data cifar-train.beton --val cifar-test.beton
-    python bench/time_to_accuracy.py --recipe jigsaw --plan end_to_end --accuracy 0.15 --at-s 300 --data ...
     python bench/time_to_accuracy.py  the embedded sample at 32 px: shows that it works, and no more
 
-A whole run of the recipe as `recipes/` trains it, cut to small pictures and a short length (--epochs,
---batch-size): ResNet-18 for those of 32 px, a small ResNet for the jigsaw of those of 64 px, such as
-Tiny-ImageNet's. The online monitor looks after each epoch (docs/knn.md). The clock starts when the data is
-open and the weights are drawn: loaders, compiling, first batches, checkpoints, and the pretext task's own
-held-out pass at a stage's end are on it, the looks are not. A target counts from the end of the epoch after
-which the accuracy was first reached. Writes a JSON and a PNG of the accuracies.
+A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and
+length (--epochs, --batch-size); the online monitor looks after each epoch (docs/knn.md). The clock
+starts when the data is open and the weights are drawn: loaders, compiling, first batches, checkpoints, and
+the pretext task's own held-out pass at a stage's end are on it, the looks are not. A target counts from the
+end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of the accuracies.
 """
 
 import contextlib
@@ -30,7 +28,9 @@ from typing import Annotated, Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tyro.conf import arg
 
 # bench/ and recipes/ are folders of programs, not installed.
@@ -41,6 +41,8 @@ from bench.recipe_stages import MODULES, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.timing import synchronise
@@ -51,11 +53,6 @@ from fastpsl.pipelines.sample.betons import sample_paths
 # For images of 32 px, enlarged twofold: ResNet-18's stem divides by four, so that B5 of 32 px would be one
 # pixel.
 VALUES: dict[str, dict[str, Any]] = {
-    "jigsaw": {  # for images of 64 px, as evidence/psl_jigsaw-small.json
-        "backbone": f"{Path(__file__).parent / 'evidence' / 'networks.py'}:SmallResNet",
-        "epochs": (2, 2, 2), "lr": 0.05, "short_side": 64, "cell_px": 18, "tile_px": 16,
-        "counts": (50, 100, 200), "permutations_per_image": 8, "embedding_width": 128,
-    },
     "rotation": {
         "backbone": "resnet18", "epochs": (10, 10, 10), "lr": 0.1, "intervals": (3, 1, 1),
         "short_side": 72, "size_px": 64, "rotations_per_image": "all",
@@ -66,13 +63,9 @@ VALUES: dict[str, dict[str, Any]] = {
         "temperature": 0.2, "size_px": 64,
     },
 }  # fmt: skip
-BATCH_SIZE = {
-    "jigsaw": 64,
-    "rotation": 256,
-    "simclr": 512,
-}  # rotation shows two or four rotations of each image
-SAMPLE: dict[str, Any] = {"epochs": (1, 1, 1), "short_side": 36, "size_px": 32, "cell_px": 10, "tile_px": 9}
-ACCURACIES = tuple(round(0.05 * step, 2) for step in range(1, 17))  # 5 to 80 %
+BATCH_SIZE = {"rotation": 256, "simclr": 512}  # rotation shows two or four rotations of each image
+SAMPLE: dict[str, Any] = {"epochs": (1, 1, 1), "short_side": 36, "size_px": 32}
+ACCURACIES = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 30 to 80 %
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,23 +74,20 @@ class Options:
     """Labelled training images; without it: the embedded sample at 32 px, an epoch a stage."""
     val: str | None = None
     """Held-out images of the same classes."""
-    recipe: Literal["jigsaw", "rotation", "simclr"] = "rotation"
-    plan: Literal["psl", "sl", "end_to_end"] = "psl"
+    recipe: Literal["rotation", "simclr"] = "rotation"
+    plan: Literal["psl", "end_to_end"] = "psl"
     accuracy: float = 0.5
-    """The target that is stated, in (0, 1); 5, 10, ... 80 % are recorded besides."""
-    at_s: tuple[float, ...] = ()
-    """Also report the accuracy of the last look by so many seconds of training."""
+    """The target that is stated, in (0, 1); 30, 35, ... 80 % are recorded besides."""
     monitor: Literal["knn", "linear"] = "knn"
     """Whose accuracy: nearest neighbours', or the linear classifier's of least squares."""
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: tuple[int, ...] | None = None
-    """Epochs of S1, S2 and S3. Default: jigsaw 2 2 2, rotation 10 10 10, simclr 10 15 15; 1 1 1 for the
-    sample."""
+    """Epochs of S1, S2 and S3. Default: 10 10 10 for rotation, 10 15 15 for simclr, 1 1 1 for the sample."""
     batch_size: Annotated[
         int | None,
         arg(
             help="Images a step, as the recipe counts them. "
-            "Default: 64 for jigsaw, 256 for rotation, 512 for simclr, 32 for the sample."
+            "Default: 1024 for rotation (turns count), 512 for simclr, 32 for the sample."
         ),
     ] = None
     decoder: str = "auto"
@@ -113,8 +103,6 @@ class Options:
         """Raise ValueError if options are out of range or contradict each other."""
         if not 0 < self.accuracy < 1:
             raise ValueError(f"--accuracy {self.accuracy:g}: it must be between 0 and 1")
-        if any(seconds <= 0 for seconds in self.at_s):
-            raise ValueError(f"--at-s {' '.join(map(str, self.at_s))}: each must be above 0")
         if not self.seeds:
             raise ValueError("--seeds: give one at least")
         if (self.data is None) != (self.val is None):
@@ -122,23 +110,32 @@ class Options:
 
 
 class Clock:
-    """A stopwatch for the seconds of training: it stops while the monitor measures the accuracy."""
+    """A stopwatch for the seconds of training: it stops while the monitor measures the accuracy.
+
+    Attributes:
+        at_look: By look: the "seconds" of training before it, and the "cpu_seconds" of this process's cores.
+    """
 
     def __init__(self, run: Run):
-        self.at_look: list[float] = []
+        self.at_look: list[dict[str, float]] = []
         self._off_the_clock = run.reporter.off_the_clock
-        self._looked_s, self._device = 0.0, run.world.device
+        self._device = run.world.device
         run.reporter.off_the_clock = self._look  # type: ignore[method-assign]
-        self._start = time.perf_counter()
+        self._start = _now()
 
     @contextlib.contextmanager
     def _look(self) -> Iterator[None]:
         with self._off_the_clock():
             synchronise(self._device)
-            began = time.perf_counter()
-            self.at_look.append(began - self._start - self._looked_s)
+            began = _now()
+            seconds, cpu_seconds = (began - self._start).tolist()
+            self.at_look.append({"seconds": seconds, "cpu_seconds": cpu_seconds})
             yield
-            self._looked_s += time.perf_counter() - began
+            self._start += _now() - began
+
+
+def _now() -> NDArray[np.float64]:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 @dataclass(frozen=True)
@@ -171,10 +168,25 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained | 
         device=options.device, decoder=options.decoder, compile=options.compile, probe_every=1,
         checkpoint_minutes=0.0, keep_checkpoints=1, tensorboard=False, **values,
     )  # fmt: skip
+    return timed(MODULES[options.recipe], recipe_of(options.recipe), recipe, world, options.monitor)
+
+
+def timed(
+    name: str, recipe: Recipe[Any], options: PretrainOptions, world: World, monitor: Literal["knn", "linear"]
+) -> Trained | None:
+    """Train a recipe with these options, whose monitor looks; return None if a signal stopped it.
+
+    Args:
+        name: The recipe's name, without .py.
+        recipe: The recipe.
+        options: Its options: a new folder, --val and --probe-every.
+        world: The ranks and the device.
+        monitor: Whose accuracy is taken.
+    """
     started = time.perf_counter()
-    torch.manual_seed(torch_seed(seed))
-    experiment = recipe_of(options.recipe).build(recipe)
-    run = Run(MODULES[options.recipe], experiment.open_data(recipe, world), experiment.science)
+    torch.manual_seed(torch_seed(options.seed))
+    experiment = recipe.build(options)
+    run = Run(name, experiment.open_data(options, world), experiment.science)
     try:
         clock = Clock(run)
         if not pretrain(experiment, run):
@@ -182,8 +194,9 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained | 
         num_steps = run.position.run_step
     finally:
         run.close()
-    lines = [read_line(line, options.monitor) for line in (folder / "probe.jsonl").read_text().splitlines()]
-    looks = [line | {"seconds": seconds} for line, seconds in zip(lines, clock.at_look, strict=True)]
+    assert options.out is not None
+    lines = [read_line(line, monitor) for line in (options.out / "probe.jsonl").read_text().splitlines()]
+    looks = [line | at for line, at in zip(lines, clock.at_look, strict=True)]
     return Trained(looks, time.perf_counter() - started, num_steps)
 
 
@@ -197,11 +210,6 @@ def read_line(text: str, monitor: str) -> dict[str, Any]:
 def seconds_to(looks: list[dict[str, Any]], accuracy: float) -> float | None:
     """Return the seconds of training until `accuracy` is first measured, or None if it is never reached."""
     return next((look["seconds"] for look in looks if look["accuracy"] >= accuracy), None)
-
-
-def accuracy_at(looks: list[dict[str, Any]], seconds: float) -> float:
-    """Return the accuracy of the last look by so many seconds of training; 0 before the first."""
-    return next((look["accuracy"] for look in reversed(looks) if look["seconds"] <= seconds), 0.0)
 
 
 def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
@@ -235,12 +243,6 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
         {"measured": "training and looks", **labels, "accuracy": ends["median"], **of_all, "unit": "s",
          **spread([each.whole_s for each in runs])},
     ]  # fmt: skip
-    for seconds in options.at_s:
-        at = spread([max(accuracy_at(each.looks, seconds), 1e-6) for each in runs])
-        rows.append(
-            {"measured": "accuracy by a time", **labels, "accuracy": at["median"], **of_all, "unit": "share",
-             "seconds": seconds, **at}
-        )  # fmt: skip
     for looks in zip(*(each.looks for each in runs), strict=True):
         at = {"epoch": looks[0]["epoch"], "stage": looks[0]["stage"], "num_reached": len(runs)}
         # max(), because a row's values must be above 0.

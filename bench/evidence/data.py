@@ -1,7 +1,8 @@
 """Write the images of an experiment as betons: `python -m bench.evidence.data PLAN SOURCE OUT`.
 
     psl_jigsaw-*        SOURCE is the folder tiny-imagenet-200; -small takes 50 of its 200 classes
-    uic_cifar10-*       SOURCE has CIFAR-10 as train.npz and test.npz (images, labels); -small takes 10,000
+    uic_cifar10-*       SOURCE is CIFAR-10 as published (docs/sources.md), or a folder with train.npz and
+                        test.npz (images, labels); -small takes 10,000
     sslpp_cifar10-gpu   the same
     sslpp_digits-small  SOURCE is -, as scikit-learn has them: 1,797 digits of 8 px
 
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.program import run_program
+from fastpsl.pipelines.sources.published import published
 
 TRAIN, HELD_OUT, SEARCH = "train", "held-out", "search"
 
@@ -87,14 +89,24 @@ def cifar10_10000(folder: Path, out: Path) -> None:
 
 
 def _cifar10(folder: Path, out: Path, num: int) -> None:
-    with np.load(folder / "train.npz") as file:
-        images, labels = file["images"], file["labels"]
+    images, labels = _cifar10_arrays(folder, "train")
     of_class = [np.flatnonzero(labels == number) for number in range(10)]
     for part, places in ((TRAIN, slice(0, num)), (SEARCH, slice(num, num + 200))):
         chosen = np.sort(np.concatenate([indices[places] for indices in of_class]))
         np.savez(out / f"{part}.npz", images=images[chosen], labels=labels[chosen])
-    with np.load(folder / "test.npz") as file:
-        np.savez(out / f"{HELD_OUT}.npz", images=file["images"], labels=file["labels"])
+    images, labels = _cifar10_arrays(folder, "test")
+    np.savez(out / f"{HELD_OUT}.npz", images=images, labels=labels)
+
+
+def _cifar10_arrays(source: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return all images, uint8 [N, 32, 32, 3], and their labels, int64 [N]."""
+    arrays = source / f"{split}.npz"
+    if arrays.exists():
+        with np.load(arrays) as file:
+            return file["images"], file["labels"]
+    samples = list(published(source, "cifar10", split).samples())
+    labels = np.array([sample.label for sample in samples])
+    return np.stack([np.asarray(sample.image) for sample in samples]), labels
 
 
 def digits(folder: Path, out: Path) -> None:

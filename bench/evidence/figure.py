@@ -43,6 +43,8 @@ def draw_figure(plan: Plan, results: Mapping[str, Any], path: Path) -> Path:
     if results["curves"]:
         _draw_curves(axes[2], plan, results["curves"], colours)
     figure.suptitle(plan.title, fontsize=11)
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
     figure.savefig(path)
     return path
 
@@ -59,7 +61,6 @@ def _draw_scores(axes: Axes, plan: Plan, results: Mapping[str, Any], colours: Ma
     axes.set_ylabel("top-1 accuracy, %")
     axes.set_title(f"{plan.endpoint.evaluation}, a point for each seed", fontsize=10, loc="left")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
 
 
 def _draw_differences(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -82,10 +83,8 @@ def _draw_curves(axes: Axes, plan: Plan, curves: Mapping[str, Any], colours: Map
         for values in of_arm["values"]:
             axes.plot(of_arm["epochs"], values, color=colours[arm], linewidth=0.6, alpha=0.5)
         means = [statistics.fmean(values) for values in zip(*of_arm["values"], strict=True)]
-        axes.plot(of_arm["epochs"], means, color=colours[arm], linewidth=1.8, label=arm)
+        axes.plot(of_arm["epochs"], means, color=colours[arm], linewidth=1.8)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("%")
     assert plan.curve is not None
-    axes.set_title(f"{plan.curve.name.replace('_', ' ')}", fontsize=10, loc="left")
+    axes.set_title(f"{plan.curve.name.replace('_', ' ')} while training, %", fontsize=10, loc="left")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)

@@ -1,8 +1,8 @@
 """Write the experiments' numbers into docs/evidence and fastpsl's tables: `python -m bench.evidence.page`.
 
-docs/runs/NAME/results.json of an experiment fills what stands between <!-- NAME begin --> and
-<!-- NAME end --> of the page that has these marks. --check changes nothing and exits with 1 where a file
-would be another.
+docs/runs/NAME/results.json of an experiment, and times.json if it is there, fill what stands between
+<!-- NAME begin --> and <!-- NAME end --> of the page that has these marks. --check changes nothing and exits
+with 1 where a file would be another.
 """
 
 import json
@@ -40,7 +40,10 @@ def texts() -> dict[Path, str]:
         page = next((page for page, text in made.items() if f"<!-- {name} begin -->" in text), None)
         if page is None:
             raise ValueError(f"no page of docs/evidence has the marks of {name}")
-        made[page] = filled(made[page], name, part(name, result))
+        times = path.with_name("times.json")
+        made[page] = filled(
+            made[page], name, part(name, result, json.loads(times.read_text()) if times.exists() else None)
+        )
         rows.setdefault(result["paper"], []).append(_small_scale(result, page))
     return {**made, ROWS: json.dumps(rows, indent=1, ensure_ascii=False) + "\n"}
 
@@ -53,8 +56,8 @@ def filled(text: str, name: str, part: str) -> str:
     return before + begin + part + end + after
 
 
-def part(name: str, result: Mapping[str, Any]) -> str:
-    """Return the figure, the tables and the origin of an experiment as Markdown."""
+def part(name: str, result: Mapping[str, Any], times: Mapping[str, Any] | None = None) -> str:
+    """Return the figure, the tables and the origin of an experiment as Markdown, with its times if given."""
     columns, arms = _cells(result)
     scores = result["scores"]
     stages = [stage for training in result["training"] for stage in training["stages"]]
@@ -68,6 +71,8 @@ def part(name: str, result: Mapping[str, Any]) -> str:
         search_seeds=sorted({score["seed"] for score in result["search"]}),
         commits=sorted({score["commit"][:10] for score in scores}),
         train=next(s["data"] for s in scores if s["evaluation"] == result["endpoint"]["evaluation"]),
+        times=times,
+        percent=f"{100 * times['accuracy']:g}" if times else "",
         hours=sum(stage["seconds"] for stage in stages) / 3600,
     )
 
@@ -105,6 +110,8 @@ _TEMPLATES = Environment(
     autoescape=False,  # Markdown
 )
 _TEMPLATES.filters["signed"] = "{:+.1f}".format
+_TEMPLATES.filters["tenths"] = "{:.1f}".format
+_TEMPLATES.filters["seconds"] = lambda seconds: "never" if seconds is None else f"{seconds:.0f}"
 
 
 def main() -> int:

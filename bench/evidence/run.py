@@ -97,10 +97,9 @@ class Runner:
             OutOfTime: The time was over before it ended.
         """
         runs = self.options.runs
-        places = {"data": str(self.options.data), "runs": str(runs), "out": str(runs / name), **values}
-        words = shlex.split(template.format(**places))
+        words = words_of(template, self.options.data, runs, out=str(runs / name), **values)
         done, log = runs / f"{name}.done.json", runs / f"{name}.log"
-        command = shlex.join(words).replace(str(self.options.data), "DATA").replace(str(runs), "RUNS")
+        command = without_folders(shlex.join(words), self.options.data, runs)
         if done.exists():
             before = json.loads(done.read_text())["command"]
             if before != command:
@@ -136,6 +135,16 @@ class Runner:
     def _environment(self) -> dict[str, str]:
         threads = max(1, len(os.sched_getaffinity(0)) // self.options.jobs)
         return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
+def words_of(template: str, data: Path, runs: Path, **values: str) -> list[str]:
+    """Return the words of a plan's command, with its folders and values in their places."""
+    return shlex.split(template.format(data=data, runs=runs, **values))
+
+
+def without_folders(command: str, data: Path, runs: Path) -> str:
+    """Return a command that names DATA and RUNS in place of this machine's folders."""
+    return command.replace(str(data), "DATA").replace(str(runs), "RUNS")
 
 
 def _program(words: Sequence[str]) -> list[str]:

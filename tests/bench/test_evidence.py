@@ -8,15 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
+from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.figure import _COLOURS as COLOURS
 from bench.evidence.page import filled, part, texts
 from bench.evidence.plan import RANDOM, read_plan
 from bench.evidence.results import chosen_rates, collect, difference
 from bench.evidence.run import main
+from bench.evidence.times import accuracy_at, compare
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from tests.pipelines.published_files import cifar10, publish, random_images
 from tests.programs import ROOT
 from tests.recipes.in_process import starter
 from tests.slow import slow
@@ -268,3 +272,43 @@ def test_the_interval_is_students() -> None:
     found = difference(values)
     assert found["mean"] == 2.05 and found["interval"] == pytest.approx(list(expected), abs=1e-3)
     assert difference([2.0])["interval"] is None
+
+
+def test_arms_are_compared_when_the_first_of_them_is_done() -> None:
+    def record(arm: str, seed: int, *looks: tuple[float, float]) -> dict[str, Any]:
+        return {
+            "arm": arm,
+            "seed": seed,
+            "looks": [{"seconds": s, "cpu_seconds": 2 * s, "accuracy": accuracy} for s, accuracy in looks],
+        }
+
+    records = [
+        record("fast", 0, (2.0, 0.2), (4.0, 0.5)),
+        record("slow", 0, (3.0, 0.3), (6.0, 0.7)),
+        record("slow", 1, (5.0, 0.45), (7.0, 0.4)),
+        record("fast", 1, (2.0, 0.3), (4.0, 0.35)),
+    ]
+    found = compare(records, ("fast", "slow"), 0.4)
+    assert found["seeds"] == [0, 1] and found["equal_s"] == [4.0, 4.0]
+    fast, slow = found["rows"]
+    assert fast["seconds_to"] == [4.0, None] and slow["seconds_to"] == [6.0, 5.0]
+    assert fast["at_equal_time"] == [50.0, 35.0] and slow["at_equal_time"] == [30.0, 0.0]
+    assert slow["at_the_end"] == [70.0, 40.0] and slow["cpu_seconds"] == [12.0, 14.0]
+    assert found["differences"] == [{"pair": ["fast", "slow"], **difference([20.0, 35.0])}]
+    looks = records[0]["looks"]
+    assert [accuracy_at(looks, seconds) for seconds in (1.9, 2.0, 3.9, 4.0, 9.0)] == [0, 0.2, 0.2, 0.5, 0.5]
+
+
+def test_cifar10_is_read_as_published_and_as_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = random_images(60), np.arange(60) % 10
+    files = cifar10(images, labels, [f"class {number}" for number in range(10)], True)
+    archive, _ = publish(tmp_path, "cifar-10-python.tar.gz", "cifar-10-batches-py", files, monkeypatch)
+    np.savez(tmp_path / "train.npz", images=images[:50], labels=labels[:50])
+    for source in (archive, tmp_path):
+        found, found_labels = _cifar10_arrays(source, "train")
+        assert np.array_equal(found, images[:50]) and found_labels.tolist() == labels[:50].tolist()
+    _cifar10(archive, tmp_path, 3)
+    for name, of_class in ((TRAIN, [0, 1, 2]), (SEARCH, [3, 4])):  # by their place in a class
+        with np.load(tmp_path / f"{name}.npz") as file:
+            indices = [10 * place + number for place in of_class for number in range(10)]
+            assert np.array_equal(file["images"], images[indices])

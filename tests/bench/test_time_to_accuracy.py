@@ -14,7 +14,6 @@ from bench.time_to_accuracy import (
     Clock,
     Options,
     Trained,
-    accuracy_at,
     draw_times,
     read_line,
     seconds_to,
@@ -47,7 +46,8 @@ def test_the_clock_stands_still_while_the_monitor_looks(
     whole_s = time.perf_counter() - started
     lines = (tmp_path / "run" / "probe.jsonl").read_text().splitlines()
     assert len(clock.at_look) == len(lines) == 3
-    assert 0 < clock.at_look[0] < clock.at_look[1] < clock.at_look[2] < whole_s - 3 * LOOK_S
+    seconds = [at["seconds"] for at in clock.at_look]
+    assert 0 < seconds[0] < seconds[1] < seconds[2] < whole_s - 3 * LOOK_S
     looks = [read_line(line, "linear") for line in lines]
     assert [(look["stage"], look["epoch"]) for look in looks] == [("S1", 1), ("S2", 2), ("S3", 3)]
     assert all(
@@ -73,14 +73,6 @@ def test_a_target_is_reached_at_the_first_look_that_shows_it() -> None:
     assert seconds_to(RUNS[1].looks, 0.5) == 7.0
     assert seconds_to(RUNS[0].looks, 0.55) is None
     assert read_line('{"stage": "S1", "epoch": 1.0, "knn_accuracy": null}', "knn")["accuracy"] == 0
-
-
-def test_at_equal_times_the_last_look_counts() -> None:
-    found = [accuracy_at(RUNS[0].looks, seconds) for seconds in (1.9, 2.0, 5.9, 6.0, 99.0)]
-    assert found == [0.0, 0.2, 0.52, 0.49, 0.49]
-    rows = tabulate(RUNS, Options(accuracy=0.5, at_s=(4.5, 7.0)))["rows"]
-    by_time = {row["seconds"]: row["values"] for row in rows if row["measured"] == "accuracy by a time"}
-    assert by_time == {4.5: [0.52, 0.31], 7.0: [0.49, 0.58]}
 
 
 def result(options: Options) -> dict[str, Any]:
@@ -118,7 +110,6 @@ def test_what_is_not_reached_is_named() -> None:
     [
         (Options(accuracy=1.0), "--accuracy 1"),
         (Options(seeds=()), "--seeds"),
-        (Options(at_s=(5.0, 0.0)), "--at-s 5.0 0.0"),
         (Options(data="a.beton"), "--val"),
     ],
 )

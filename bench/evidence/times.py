@@ -1,0 +1,185 @@
+"""Measure how long an experiment's arms train until their features are worth something.
+
+    python -m bench.evidence.times bench/evidence/psl_jigsaw-small.json --data DATA --runs RUNS \\
+        --arms psl "end to end" --accuracy 0.2
+
+Each arm trains anew, at the rate that the experiment in RUNS chose for it, alone on the machine, and the arms
+take turns. The online monitor (docs/knn.md) looks after every few epochs: nearest neighbours of the last
+block that learns, on the images by which rates were chosen. Its looks are not on the clock. The arms are also
+compared at equal time: when the first of them is done. Writes RUNS/times.json; the same command goes on after
+the last training that came to its end.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
+
+import tyro
+from tyro.conf import Positional, arg
+
+from bench.evidence.plan import Plan, read_plan
+from bench.evidence.results import chosen_rates, difference
+from bench.evidence.run import without_folders, words_of
+from bench.program import progress, run_program
+from bench.recipe_stages import recipe_of
+from bench.schema import commit, environment, finish
+from bench.time_to_accuracy import seconds_to, timed
+from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from fastpsl.pipelines.files.atomic import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    plan: Positional[Annotated[Path, arg(metavar="PLAN")]]
+    """The experiment's plan, a JSON file."""
+    data: Path
+    """The folder of its data."""
+    runs: Path
+    """The folder of its runs, whose rates are chosen."""
+    arms: tuple[str, ...]
+    """The arms that are compared; the first is set against each of the others."""
+    accuracy: float
+    """The accuracy that is to be reached, in (0, 1)."""
+    every: int = 1
+    """Epochs between two looks."""
+    out: Path | None = None
+    """Where times.json goes. [RUNS]"""
+
+    def check(self, plan: Plan) -> None:
+        """Raise ValueError if options are out of range or the plan has no such arm."""
+        if not 0 < self.accuracy < 1:
+            raise ValueError(f"--accuracy {self.accuracy:g}: it must be between 0 and 1")
+        if self.every < 1:
+            raise ValueError(f"--every {self.every}: it must be 1 or more")
+        if unknown := [arm for arm in self.arms if arm not in plan.arms]:
+            raise ValueError(f"--arms {', '.join(unknown)}: the plan has {', '.join(plan.arms)}")
+        if len(self.arms) < 2:
+            raise ValueError("--arms: give two or more")
+
+
+def train(options: Options, plan: Plan, arm: str, rate: float, seed: int, world: World) -> dict[str, Any]:
+    """Train an arm with a monitor, or read what it left; return its looks with all that they came from.
+
+    Raises:
+        ValueError: Another command was run under this name.
+        InterruptedError: A signal stopped it.
+    """
+    name = f"{arm.replace(' ', '_')}-lr{rate:g}-s{seed}"
+    done, folder = options.runs / "times" / f"{name}.json", options.runs / "times" / name
+    places = {"seed": str(seed), "rate": f"{rate:g}", "out": str(folder)}
+    words = words_of(f"{plan.training} {plan.arms[arm]}", options.data, options.runs, **places)
+    command = without_folders(shlex.join(words), options.data, options.runs)
+    if done.exists():
+        record: dict[str, Any] = json.loads(done.read_text())
+        if (record["command"], record["every"]) != (command, options.every):
+            raise ValueError(f"{done} is of another command ({record['command']}): remove it")
+        return record
+    shutil.rmtree(
+        folder, ignore_errors=True
+    )  # a part of a training; time on the clock cannot be gone on with
+    recipe_name = Path(words[0]).stem
+    recipe = recipe_of(recipe_name)
+    recipe_options = replace(recipe.parse(words[1:], log=lambda line: None), probe_every=options.every)
+    trained = timed(recipe_name, recipe, recipe_options, world, "knn")
+    if trained is None:
+        raise InterruptedError
+    record = {
+        "arm": arm, "rate": rate, "seed": seed, "command": command, "every": options.every,
+        "commit": commit(), "num_steps": trained.num_steps, "looks": trained.looks,
+    }  # fmt: skip
+    write_atomically(done, json.dumps(record).encode())
+    return record
+
+
+def accuracy_at(looks: Sequence[Mapping[str, Any]], seconds: float) -> float:
+    """Return the accuracy of the last look by so many seconds of training; 0 before the first."""
+    return next((look["accuracy"] for look in reversed(looks) if look["seconds"] <= seconds), 0.0)
+
+
+def compare(records: Sequence[Mapping[str, Any]], arms: Sequence[str], accuracy: float) -> dict[str, Any]:
+    """Return each arm's times and accuracies, a value for each seed, and the differences at equal time.
+
+    Args:
+        records: The trainings of all arms and seeds.
+        arms: The arms; the first is set against each of the others.
+        accuracy: The accuracy that is to be reached.
+    """
+    seeds = sorted({record["seed"] for record in records})
+    looks = {(record["arm"], record["seed"]): record["looks"] for record in records}
+    equal_s = {seed: min(looks[arm, seed][-1]["seconds"] for arm in arms) for seed in seeds}
+    at_equal_time = {
+        arm: [100 * accuracy_at(looks[arm, seed], equal_s[seed]) for seed in seeds] for arm in arms
+    }
+    rows = [
+        {
+            "arm": arm,
+            "seconds": [looks[arm, seed][-1]["seconds"] for seed in seeds],
+            "cpu_seconds": [looks[arm, seed][-1]["cpu_seconds"] for seed in seeds],
+            "seconds_to": [seconds_to(looks[arm, seed], accuracy) for seed in seeds],
+            "at_equal_time": at_equal_time[arm],
+            "at_the_end": [100 * looks[arm, seed][-1]["accuracy"] for seed in seeds],
+        }
+        for arm in arms
+    ]
+    first, *others = arms
+    differences = [
+        {
+            "pair": [first, other],
+            **difference([a - b for a, b in zip(at_equal_time[first], at_equal_time[other], strict=True)]),
+        }
+        for other in others
+    ]
+    return {"seeds": seeds, "equal_s": list(equal_s.values()), "rows": rows, "differences": differences}
+
+
+def main() -> int:
+    """Train what is missing, and write the comparison of what is complete."""
+    options = tyro.cli(Options, description=__doc__)
+    plan = read_plan(options.plan)
+    options.check(plan)
+    rates = chosen_rates(plan, options.runs)
+    (options.runs / "times").mkdir(parents=True, exist_ok=True)
+    world = join_world("auto", timeout_s=600)
+    machine = environment(world.device)
+    records: list[dict[str, Any]] = []
+    num = len(plan.seeds) * len(options.arms)
+    with progress() as log:
+        for place, seed in enumerate(plan.seeds):
+            turn = place % len(options.arms)
+            for arm in options.arms[turn:] + options.arms[:turn]:
+                log(f"{arm}, seed {seed}: training {len(records) + 1} of {num}")
+                try:
+                    records.append(train(options, plan, arm, rates[arm], seed, world))
+                except InterruptedError:
+                    print("stopped; the same command goes on", file=sys.stderr)
+                    return EXIT_PREEMPTED
+    notes = finish(machine)
+    result = {
+        "plan": options.plan.name,
+        "command": without_folders(
+            shlex.join(["python", "-m", "bench.evidence.times", *sys.argv[1:]]), options.data, options.runs
+        ),
+        "environment": machine, "accuracy": options.accuracy, "every": options.every, "notes": notes,
+        **compare(records, options.arms, options.accuracy), "training": records,
+    }  # fmt: skip
+    out = (options.out or options.runs) / "times.json"
+    write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+    for row in result["rows"]:
+        reached = ", ".join("never" if s is None else f"{s:.0f} s" for s in row["seconds_to"])
+        at_equal_time = ", ".join(f"{percent:.1f} %" for percent in row["at_equal_time"])
+        print(f"{row['arm']}: {100 * options.accuracy:g} % after {reached}; at equal time {at_equal_time}")
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    run_program(main)
