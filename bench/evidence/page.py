@@ -82,7 +82,7 @@ def _small_scale(result: Mapping[str, Any], page: Path) -> dict[str, Any]:
     columns, arms = _cells(result)
     return {
         "title": result["title"],
-        "number": f"{result['endpoint']['evaluation']}, top-1 accuracy, %",
+        "number": f"Top-1 accuracy by {result['endpoint']['evaluation']} in %",
         "page": page.relative_to(ROOT).as_posix(),
         "columns": columns,
         "rows": [[arm, cells] for arm, cells in arms.items()],
