@@ -57,7 +57,7 @@ class Table:
     Attributes:
         name: The paper and the table, such as psl/5.
         title: The title of the page.
-        number: What the numbers are, such as "Top-1 accuracy by linear in %".
+        number: What the numbers are, such as "top-1 accuracy, %".
         columns: The titles of the columns.
         rows: The rows.
         notes: The notes below the table.
