@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastpsl.tasks.pseudo_labels.iic_epochs import ClusterEpochs
+from fastpsl.tasks.pseudo_labels.scores import nmi
 
 
 def test_a_collapse_is_told() -> None:
@@ -36,3 +37,17 @@ def test_what_is_not_finite_and_padding_count_for_nothing() -> None:
     assert figures["non_empty"] == 2 and figures["biggest"] == 0.5  # images 5 and 1
     nothing = ClusterEpochs(1, 2, 6, torch.device("cpu"))
     assert nothing.end(3, None, 0) == {}
+
+
+def test_each_head_is_compared_with_its_own_last_epoch() -> None:
+    """Two heads learn in turn: the first keeps its clusters, the second gives each image another one."""
+    epochs = ClusterEpochs(2, 1, 40, torch.device("cpu"))
+    images = torch.arange(40)
+    first, second = images % 4, images // 10
+    found = []
+    for number, clusters in ((0, first), (1, second), (0, first), (1, first)):
+        logits = torch.nn.functional.one_hot(clusters, 4).float()[:, None]
+        epochs.see(number, images, torch.zeros(1), logits)
+        found.append(epochs.end(4, None, 0)["nmi_previous"])
+    changed = nmi(second.numpy(), first.numpy())
+    assert found == [None, None, pytest.approx(1), pytest.approx(changed)] and changed < 0.1

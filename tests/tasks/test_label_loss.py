@@ -2,12 +2,17 @@
 
 import math
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
+from fastpsl.engine.distributed import leave_world
 from fastpsl.tasks.sslpp.label_loss import LabelLoss
+from tests.warm import on_ranks
 
 LABELS, CPU = np.array([0] * 8 + [1] * 4 + [2] * 4), torch.device("cpu")
 ENTROPY = 0.5 * math.log(2) + 2 * 0.25 * math.log(4)
@@ -61,3 +66,34 @@ def test_a_watch_that_is_stopped_and_goes_on_has_the_same_figures() -> None:
         warnings.simplefilter("ignore")
         assert whole.end_epoch() == parts.end_epoch()
     assert whole.state_dict()["epoch"] == 1 and not whole.state_dict()["sums"].any()
+
+
+def watched(rank: int, num_ranks: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """See this rank's part of 8 losses; return the state after 4, and the figures of what went on from it."""
+    watch = LabelLoss(LABELS, 5, 30, CPU)
+    for step in range(8):
+        if step == 4:
+            state = watch.state_dict()
+            watch = LabelLoss(LABELS, 5, 30, CPU)
+            watch.load_state_dict(state)
+        if step % num_ranks == rank:
+            watch.see(torch.tensor(0.1 + 0.2 * step), torch.tensor(step + 1.0))
+    return state, watch.end_epoch()
+
+
+def in_a_process(rank: int, num_ranks: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
+    torch.save(watched(rank, num_ranks), f"{folder}/{rank}.pt")
+    leave_world()
+
+
+@pytest.mark.slow
+def test_two_ranks_count_each_loss_once(tmp_path: Path) -> None:
+    """A state has all ranks' sums, so only one rank may go on from them."""
+    on_ranks(in_a_process, (2, str(tmp_path)), 2)
+    state, figures = watched(0, 1)
+    mean = sum((0.1 + 0.2 * step) * (step + 1) for step in range(8)) / 36
+    assert figures["loss_labels"] == pytest.approx(mean, abs=1e-6)
+    for rank in range(2):
+        state_of_rank, figures_of_rank = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(state_of_rank["sums"], state["sums"]) and figures_of_rank == figures

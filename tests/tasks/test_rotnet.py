@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from tests.engine.tiny import noise_batch
@@ -27,6 +28,23 @@ def test_all_four_turns_of_each_image_and_their_labels() -> None:
     assert loss.item() < 1e-6 and means(metrics)["accuracy"] == 1
     assert means(metrics)["loss_constant"] == pytest.approx(np.log(4)) and task.chance(1) == 0.25
     assert task.contact_sheet([inputs], batch).shape == (3, 3, 32, 4 * 33 - 1)
+
+
+def test_padding_counts_for_none_of_its_turns() -> None:
+    """The loss is the mean over the four turns of the images that are there."""
+    task = RotNet(32)
+    _, head = small_modules(task)
+    batch = noise_batch([task.view()], 3)
+    features = torch.randn(12, 16, 2, 2, generator=torch.Generator().manual_seed(0))
+    logits = head.eval()(features)
+    turns = batch.draw(AllTurns)["turns"].flatten()
+    of_each = torch.nn.functional.cross_entropy(logits, turns, reduction="none")
+    right = (logits.argmax(1) == turns).float()
+    batch.indices[1] = -1
+    loss, metrics = task.features_loss(features, head, batch)
+    kept = [0, 1, 2, 3, 8, 9, 10, 11]
+    torch.testing.assert_close(loss, of_each[kept].mean())
+    assert means(metrics)["accuracy"] == pytest.approx(float(right[kept].mean()))
 
 
 @pytest.mark.slow
