@@ -173,3 +173,20 @@ def test_a_pass_runs_nothing_that_was_compiled(run: Run) -> None:
     trunk.runner = refuse  # type: ignore[assignment]
     list(context.forward_dataset(CENTER, lambda maps: maps, training=True))
     assert trunk.runner is refuse
+
+
+def test_predictions_are_of_trunk_and_head(tmp_path: Path) -> None:
+    """What is kept of a pass over held-out images serves no other weights, of the head alone either."""
+    run = tiny_run(tmp_path)
+    context = context_of(run)
+    before = context.held_out_science(crop=1)
+    assert run.data.val is not None
+    assert before == context.held_out_science(crop=1) and before["data"] == run.data.val.digest()
+    assert before != context.held_out_science(crop=2)
+    found = [before["weights"]]
+    for part in (context.train_step.module.head, context.train_step.module.trunk):
+        with torch.no_grad():
+            next(part.parameters()).flatten()[0] += 1
+        found.append(context.held_out_science()["weights"])
+    assert len(set(found)) == 3
+    run.close()

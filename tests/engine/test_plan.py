@@ -49,6 +49,7 @@ def test_partitions_and_levels_are_free() -> None:
         ("S3", 2, 3, 5, 7),
     ]
     assert rows("psl", (1, 1, 1), levels=(3, 2, 1))[0] == ("S1", 3, 1, 3, 1)
+    assert [level for _, level, *_ in rows("sl", (1, 1, 1), levels=(1, 3, 2))] == [3, 3, 3]  # the hardest
     assert rows("end_to_end", (5, 6), levels=(1, 1)) == [("E", 1, 1, 5, 11)]
 
 

@@ -114,6 +114,22 @@ def test_a_task_is_asked_for_all_it_wants(tmp_path: Path) -> None:
     assert len(set(first)) == 16 * NUM_WARM_UP  # no batch is repeated
 
 
+def test_epochs_are_counted_over_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hooks around an epoch get its number in the run, and whether it is its stage's first."""
+    started, ordered = [], []
+    monkeypatch.setattr(Asking, "num_warm_up_batches", lambda self, stage: 0)
+    monkeypatch.setattr(
+        Asking, "start_epoch", lambda self, context: started.append((context.epoch, context.first))
+    )
+    monkeypatch.setattr(Asking, "epoch_order", lambda self, epoch: ordered.append(epoch))
+    three = replace(experiment(Asking()), stages=make_plan("psl", (2, 1, 2), num_levels=3))
+    run = tiny_run(tmp_path, batch_size=96, epochs=(2, 1, 2))
+    assert pretrain(three, run)
+    run.close()
+    assert started == [(0, True), (1, False), (2, True), (3, True), (4, False)]
+    assert ordered == [0, 1, 2, 3, 4]
+
+
 def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -283,10 +283,15 @@ def test_resume_from_a_path_starts_a_new_line_in_its_own_folder(whole: Path, tmp
 
 def test_resume_from_a_path_in_another_folder_takes_the_metrics_along(whole: Path, tmp_path: Path) -> None:
     fit(tmp_path / "a", max_steps_per_stage=4, keep_checkpoints=10)
+    line = {"run_step": 4, "epoch": 0.5, "stage": "S1", "figure": 1.0}
+    for name in ("probe.jsonl", "epochs.jsonl"):
+        (tmp_path / "a" / name).write_text(json.dumps(line) + "\n")
     chosen = tmp_path / "a" / "checkpoints" / "step-00000004.pt"
     run = tiny_run(tmp_path / "b", resume=str(chosen))
     run.close()
     assert lines(tmp_path / "b") == lines(tmp_path / "a")[:4]
+    for name in ("probe.jsonl", "epochs.jsonl"):
+        assert json.loads((tmp_path / "b" / name).read_text()) == line
     stray = tmp_path / "stray.pt"
     stray.write_bytes(chosen.read_bytes())
     with pytest.raises(ValueError, match="give --out"):
