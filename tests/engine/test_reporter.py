@@ -99,6 +99,13 @@ def test_lines_past_the_resumed_step_are_cut(tmp_path: Path) -> None:
     assert path.read_text() == ""
 
 
+def test_losses_are_those_of_a_stages_steps_that_have_one(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    rows = [("S1", 2.0), ("S1", None), ("S2", 3.0), ("S1", 1.0)]
+    file.append([{"run_step": step, "stage": stage, "loss": loss} for step, (stage, loss) in enumerate(rows)])
+    assert file.losses("S1") == [2.0, 1.0] and file.losses("S2") == [3.0] and file.losses("S3") == []
+
+
 def test_the_screen_shows_what_a_person_looks_for(tmp_path: Path) -> None:
     for terminal in (False, True):
         folder = tmp_path / str(terminal)

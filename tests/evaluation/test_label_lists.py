@@ -41,6 +41,11 @@ def test_counts_are_those_of_simclrs_published_lists() -> None:
         assert (np.diff(chosen) > 0).all() and chosen.dtype == np.int64
 
 
+def test_a_share_that_is_a_whole_number_of_images_loses_none_to_rounding() -> None:
+    """32.3 % of 1,000 in floating point is a little less than 323."""
+    assert len(draw_label_list(np.arange(1000) % 10, 10, 32.3, 0)) == 323
+
+
 def test_the_choice_is_the_seeds_and_even() -> None:
     labels = labels_of([40] * 10)
     first = draw_label_list(labels, 10, 10, 0)

@@ -150,7 +150,9 @@ def test_small_experiments_stand_beside_the_table(
     monkeypatch.setattr(page_words, "small_scale", {"psl/5": [small]}.__getitem__)
     _, markdown, page = rendered(tmp_path / "runs", tmp_path / "out", capsys)
     part = markdown.partition("## Ours, small scale\n\n")[2]
-    assert part.startswith("PSL on few images. Top-1 accuracy by linear in %: mean ± standard deviation (seeds).")
+    assert part.startswith(
+        "PSL on few images. Top-1 accuracy by linear in %: mean ± standard deviation (seeds)."
+    )
     assert "|  | B3 | B4 |\n| --- | --: | --: |\n| psl | 20.1 ± 0.3 (3) | 19.9 ± 0.2 (3) |\n" in part
     assert "| random weights | 10.0 | 9.0 |\n" in part and "docs/evidence/psl.md has protocol" in part
     assert "Ours, small scale" in page.text and "19.9 ± 0.2 (3)" in page.text and not page.open

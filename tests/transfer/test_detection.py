@@ -76,7 +76,8 @@ def batch_of(task: Detection, indices: list[int], epoch: int = 0) -> AnnotatedBa
 @pytest.mark.parametrize(
     ("sides", "short", "longest", "wanted"),
     [((375, 500), 800, 1333, (800, 1067)), ((500, 375), 480, 1333, (640, 480)),
-     ((100, 400), 600, 1000, (250, 1000)), ((7, 3), 3, 9, (7, 3))],
+     ((100, 400), 600, 1000, (250, 1000)), ((7, 3), 3, 9, (7, 3)),
+     ((500, 333), 600, 1333, (901, 600)), ((333, 500), 600, 1333, (600, 901))],
 )  # fmt: skip
 def test_sides_are_detectron2s(
     sides: tuple[int, int], short: int, longest: int, wanted: tuple[int, int]

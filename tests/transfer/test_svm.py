@@ -79,6 +79,8 @@ def test_low_shot_scores_by_hand() -> None:
     """
     aps = np.array([[[[0.2, 0.7]], [[0.4, 0.8]]], [[[0.4, 0.5]], [[0.6, 0.6]]]])
     assert low_shot_scores(aps, (4,)) == {4: (pytest.approx(65.0), pytest.approx(5.0))}
+    uneven = np.array([[[[0.9, 0.6]], [[0.1, 0.6]]]])  # the first cost is best on one sample, not on both
+    assert low_shot_scores(uneven, (4,)) == {4: (pytest.approx(60.0), pytest.approx(0.0))}
     equal = np.repeat(aps[..., :1], 2, -1)
     assert low_shot_scores(equal, (4,)) == {4: (pytest.approx(40.0), pytest.approx(10.0))}
 
