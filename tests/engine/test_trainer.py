@@ -181,6 +181,9 @@ def test_a_finished_run_is_not_run_again(whole: Path, capsys: pytest.CaptureFixt
 def test_another_experiment_is_refused_by_its_fields(whole: Path) -> None:
     with pytest.raises(ValueError, match=r"batch_size \(32 there, 16 now\), seed \(0 there, 1 now\)"):
         tiny_run(whole, batch_size=16, seed=1)
+    with pytest.raises(ValueError, match=r"precision \(fp32 there, bf16 now\)"):
+        tiny_run(whole, precision="bf16")
+    tiny_run(whole, precision="fp32").close()  # as auto on a CPU
     with pytest.raises(ValueError, match="holds checkpoints"):
         tiny_run(whole, resume="never")
 
