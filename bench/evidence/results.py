@@ -30,7 +30,7 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
     Raises:
         ValueError: A run was cut short, or it learned or was scored on other data than the others.
     """
-    rates = _rates_so_far(plan, runs)
+    rates = rates_so_far(plan, runs)
     search = [score for run in plan.searched() for score in _scores(plan, run, runs)]
     counted = list(plan.counted(rates))
     scores = [score for run in counted for score in _scores(plan, run, runs)]
@@ -61,12 +61,12 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
 
 def chosen_rates(plan: Plan, runs: Path) -> dict[str, float]:
     """Return each arm's rate, by the best mean of the search's numbers; the lower one of equal ones."""
-    rates = _rates_so_far(plan, runs)
+    rates = rates_so_far(plan, runs)
     assert rates.keys() == plan.arms.keys(), rates
     return rates
 
 
-def _rates_so_far(plan: Plan, runs: Path) -> dict[str, float]:
+def rates_so_far(plan: Plan, runs: Path) -> dict[str, float]:
     """Return the rates of the arms whose search is complete."""
     if len(plan.search.rates) == 1:
         return dict.fromkeys(plan.arms, plan.search.rates[0])

@@ -26,7 +26,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from bench.evidence.plan import Plan, read_plan
-from bench.evidence.results import chosen_rates, difference
+from bench.evidence.results import difference, rates_so_far
 from bench.evidence.run import without_folders, words_of
 from bench.program import progress, run_program
 from bench.recipe_stages import recipe_of
@@ -146,7 +146,12 @@ def main() -> int:
     options = tyro.cli(Options, description=__doc__)
     plan = read_plan(options.plan)
     options.check(plan)
-    rates = chosen_rates(plan, options.runs)
+    rates = rates_so_far(plan, options.runs)
+    if without := [arm for arm in options.arms if arm not in rates]:
+        raise ValueError(
+            f"--runs {options.runs}: no rate is chosen yet for {', '.join(without)}: "
+            "run bench.evidence.run to its end first"
+        )
     (options.runs / "times").mkdir(parents=True, exist_ok=True)
     world = join_world("auto", timeout_s=600)
     machine = environment(world.device)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from bench.evidence import times
 from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.figure import _COLOURS as COLOURS
 from bench.evidence.page import filled, part, texts
@@ -20,6 +21,7 @@ from bench.evidence.results import chosen_rates, collect, difference
 from bench.evidence.run import main
 from bench.evidence.times import accuracy_at, compare
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.published_files import cifar10, publish, random_images
 from tests.programs import ROOT
 from tests.recipes.in_process import starter
@@ -312,3 +314,62 @@ def test_cifar10_is_read_as_published_and_as_arrays(tmp_path: Path, monkeypatch:
         with np.load(tmp_path / f"{name}.npz") as file:
             indices = [10 * place + number for place in of_class for number in range(10)]
             assert np.array_equal(file["images"], images[indices])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("good", "plain one"), "no rate is chosen yet for good, plain one"),
+        (("good", "bad"), "--arms bad: the plan has good, plain one"),
+        (("good",), "--arms: give two or more"),
+        (("good", "plain one", "--accuracy", "20"), "--accuracy 20: it must be between 0 and 1"),
+        (("good", "plain one", "--every", "0"), "--every 0: it must be 1 or more"),
+    ],
+)
+def test_times_that_cannot_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    flags = (*arguments(plan_of(tmp_path)), "--accuracy", "0.2", "--arms", *words)
+    monkeypatch.setattr(sys, "argv", ["times", *flags])
+    with pytest.raises(ValueError, match=says):
+        times.main()
+
+
+@pytest.mark.slow
+def test_arms_train_once_each_with_looks_off_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = (
+        "recipes/sslpp_rotation.py --backbone bench/evidence/networks.py:SmallNIN --data {data}/train.beton "
+        "--val {data}/search.beton --size-px 8 --batch-size 120 --epochs 2 --intervals 1 1 --lr {rate} "
+        "--seed {seed} --out {out}"
+    )
+    search = {"rates": [0.03], "seed": 9, "evaluation": "search", "numbers": ["a"]}
+    arms = {"plain one": "", "decayed": "--weight-decay 0.01"}
+    endpoint = {"evaluation": "linear", "numbers": ["a"], "pairs": []}
+    path = plan_of(tmp_path, training=training, search=search, arms=arms, endpoint=endpoint)
+    for name, sample in (("train", sample_paths().train_32), ("search", sample_paths().test_32)):
+        (tmp_path / "data" / f"{name}.beton").symlink_to(sample)
+    monkeypatch.chdir(ROOT)
+    flags = [*arguments(path), "--arms", *arms, "--accuracy", "0.05"]
+    monkeypatch.setattr(sys, "argv", ["times", *flags])
+    assert times.main() == 0
+    result = json.loads((tmp_path / "runs" / "times.json").read_text())
+    assert [(row["arm"], len(row["seconds_to"])) for row in result["rows"]] == [
+        ("plain one", 2),
+        ("decayed", 2),
+    ]
+    assert [(r["arm"], r["seed"]) for r in result["training"]] == [
+        ("plain one", 0), ("decayed", 0), ("decayed", 1), ("plain one", 1),  # in turn
+    ]  # fmt: skip
+    for record in result["training"]:
+        first, last = record["looks"]
+        assert (first["epoch"], last["epoch"]) == (1, 2) and record["num_steps"] == 8
+        assert 0 < first["seconds"] < last["seconds"] and 0 < first["cpu_seconds"] < last["cpu_seconds"]
+        assert str(tmp_path / "data") not in record["command"] and "--lr 0.03" in record["command"]
+    assert "plain one: 5 % after " in capsys.readouterr().out
+    monkeypatch.setattr(times, "timed", None)  # all is done
+    assert times.main() == 0
+    monkeypatch.setattr(sys, "argv", ["times", *flags, "--every", "2"])
+    with pytest.raises(ValueError, match="is of another command"):
+        times.main()
