@@ -22,15 +22,18 @@ from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.trainer import pretrain
+from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.standard_views import train_view
+from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.jigsaw import Jigsaw
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, one_process, tiny_run
@@ -363,6 +366,28 @@ def test_quasi_random_order_is_resumed_in_mid_epoch(tmp_path: Path, monkeypatch:
     assert digests(newest_checkpoint(tmp_path / "whole")) == digests(newest_checkpoint(tmp_path / "stopped"))
     with pytest.raises(ValueError, match=r"lanes \(4 there, 8 now\)"):
         tiny_run(tmp_path / "whole", **(options | {"lanes": 8}))
+
+
+def test_the_order_of_training_is_the_one_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_paged(monkeypatch, tmp_path / "paged.beton", 400, sides_px=(32,))
+    view = ViewSpec(RandomResizedCrop(8))
+
+    def indices(loader: Loader) -> list[list[int]]:
+        with loader:
+            return [batch.indices.tolist() for batch in loader.epoch(1)]
+
+    of_orders = {}
+    for order in ("random", "quasi_random"):
+        run = tiny_run(
+            tmp_path / order, data=str(path), val=None, batch_size=16, seed=3, order=order, lanes=4
+        )
+        of_orders[order] = indices(run.data.loader(run.data.train, [view], train=True))
+        expected = Loader(run.data.train, [view], batch_size_per_rank=16, seed=3, order=order, lanes=4)
+        assert of_orders[order] == indices(expected)
+        run.close()
+    assert of_orders["random"] != of_orders["quasi_random"]
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
