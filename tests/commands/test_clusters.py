@@ -1,6 +1,7 @@
 """`fastpsl clusters` as a user types it: numbers, images, and a one-line error with exit code 2."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -9,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from fastpsl.cli import main
 from fastpsl.evaluation.result import read_result
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.plots.clusters import NUM_SHOWN
 from fastpsl.tables.results import index_runs
 from fastpsl.tasks.pseudo_labels.file import write_labels
@@ -169,6 +173,8 @@ def test_other_labels_and_collapse(
     code, output, _ = run(capsys, run_folder, "--labels", path, "--out", tmp_path / "out")
     assert code == 0 and "(by hand)" in output and "2 not empty" in output and "\ncollapse: " in output
     assert "contents.png of the 2 classes" in output
+    settings = read_result(tmp_path / "out" / "result.json")["settings"]
+    assert (settings["labels"], settings["made_by"], settings["non_empty"]) == (str(path), "by hand", 2)
 
 
 def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,3 +310,33 @@ def test_classes_that_were_filled_are_told(run_folder: Path, capsys: pytest.Capt
     code, output, _ = run(capsys, run_folder)
     assert code == 0 and "3 of them were empty and have halves of others" in output
     assert json.loads((run_folder / "clusters" / "result.json").read_text())["settings"]["num_split"] == 3
+
+
+def test_images_without_a_true_label_are_told_and_empty_classes_are_not_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Thirty of 40 images have a true label, and four of five classes have 20, 10, 5 and 5 images."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    true = [i % 3 if i < 30 else -1 for i in range(40)]
+    samples = [
+        Sample(f"p{i}", image, label) for i, (image, label) in enumerate(zip(images, true, strict=True))
+    ]
+    write_beton(samples, tmp_path / "some.beton", num_samples=40)
+    with Beton(tmp_path / "some.beton") as data:
+        labels = np.repeat([0, 1, 3, 4], [20, 10, 5, 5])
+        path = write_labels(tmp_path / "labels.npz", labels, 5, data, "by hand")
+    code, output, error = run(capsys, path, "--data", tmp_path / "some.beton")
+    assert (code, error) == (0, "")
+    (line,) = [line for line in output.splitlines() if line.startswith("with the true labels: ")]
+    assert line.endswith("; 30 of 40 images have one")
+    record = read_result(tmp_path / "labels-clusters" / "result.json")
+    settings, numbers = record["settings"], record["numbers"]
+    assert (settings["num_classes"], settings["non_empty"], settings["num_labelled"]) == (5, 4, 30)
+    entropy = -sum(share * math.log(share) for share in (0.5, 0.25, 0.125, 0.125))
+    assert settings["entropy_nats"] == pytest.approx(entropy)
+    assert numbers["entropy_share"] == pytest.approx(100 * entropy / math.log(5), abs=1e-4)
+    with_one = np.array(true[:30])
+    assert numbers["ari"] == pytest.approx(100 * adjusted_rand_score(with_one, labels[:30]), abs=1e-4)
+    assert numbers["nmi_true"] == pytest.approx(
+        100 * normalized_mutual_info_score(with_one, labels[:30]), abs=1e-4
+    )

@@ -141,6 +141,8 @@ def test_k_means_is_as_good_as_scikit_learns(tmp_path: Path, capsys: pytest.Capt
     assert labels_file.made_by == "fastpsl labels k-means"
     assert labels_file.configuration["source"] == "k-means"
     assert labels_file.configuration["pca_width"] == 16 and labels_file.configuration["num_classes"] == 12
+    starts = [labels_file.configuration[name] for name in ("num_starts", "num_iterations", "size_px", "seed")]
+    assert starts == [10, 100, 32, 0]
     components = PCA(16, svd_solver="full").fit_transform(pixels(source))
     means = np.stack([components[labels_file.labels == number].mean(0) for number in range(12)])
     again = KMeans(12, init=means, n_init=1, tol=0).fit(components)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastpsl.engine.distributed import World, choose_device
+from fastpsl.engine.distributed import World, choose_device, join_world, total_over_ranks
 from fastpsl.engine.signals import StopSignal
 from tests.engine.tiny import one_process
 
@@ -65,3 +65,50 @@ def test_ranks_ask_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     stop_signal.close()
     gaps = [b - a for a, b in pairwise(times)]
     assert 9 <= len(times) <= 12 and all(0.85 < gap < 1.05 for gap in gaps)
+
+
+def test_checkpoints_are_due_by_minutes_since_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stop_signal, due = StopSignal(one_process(), checkpoint_minutes=2.0), []
+    for seconds in (60.0, 59.0, 1.0, 119.0, 1.0):
+        now[0] += seconds
+        due.append(stop_signal.after_step().checkpoint)
+        if due[-1]:
+            now[0] += 30.0  # of writing
+            stop_signal.checkpointed()
+    stop_signal.close()
+    assert due == [False, False, True, False, True]
+    never = StopSignal(one_process(), checkpoint_minutes=0.0)
+    now[0] += 1e6
+    assert not never.after_step().checkpoint
+    never.close()
+
+
+def test_ranks_with_short_steps_ask_at_every_64th(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock stands still, so that steps seem to take no time."""
+    asked, made = list[int](), [0]
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flags, op: asked.append(made[0]))
+    stop_signal = StopSignal(World(0, 2, 0, 2, torch.device("cpu")), checkpoint_minutes=0)
+    for made[0] in range(1, 200):
+        stop_signal.after_step()
+    stop_signal.close()
+    assert asked == [1, 65, 129, 193]
+
+
+def test_a_process_knows_its_place_on_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a process group, torchrun's other numbers are still those of its environment."""
+    for name, value in (("LOCAL_RANK", "3"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    assert join_world("cpu", timeout_s=1) == World(0, 1, 3, 4, torch.device("cpu"))
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    assert join_world("cpu", timeout_s=1) == one_process()
+
+
+def test_a_total_is_a_copy() -> None:
+    counts = torch.arange(3)
+    total = total_over_ranks(counts)
+    total += 1
+    assert counts.tolist() == [0, 1, 2] and total.tolist() == [1, 2, 3]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -251,3 +252,21 @@ def test_signals_go_where_they_went_before(tmp_path: Path) -> None:
     fit(tmp_path, Hanging())
     after = signal.set_wakeup_fd(before)
     assert after == before
+
+
+@pytest.mark.parametrize(("steps_since", "leaves"), [(0, True), (1, True), (2, False)])
+def test_a_process_leaves_only_if_nothing_but_a_step_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_since: int, leaves: bool
+) -> None:
+    """One more step may have ended, which waits for other ranks."""
+    run = tiny_run(tmp_path)
+    keeper, gone = last_step.LastStep(run), list[int]()
+    monkeypatch.setattr(keeper, "_leave", lambda: gone.append(run.position.run_step))
+    keeper._reader, writer = socket.socketpair()
+    run.position.run_step += steps_since
+    writer.send(bytes([signal.SIGTERM]))
+    keeper._watch()
+    assert gone == ([steps_since] if leaves else [])
+    for end in (keeper._reader, writer):
+        end.close()
+    run.close()

@@ -1,6 +1,6 @@
 import pytest
 
-from fastpsl.engine.old_names import current_arguments, current_record
+from fastpsl.engine.old_names import counted_inputs, current_arguments, current_record
 from fastpsl.engine.recipe_files import find_recipe
 
 SCIENCE = ("epochs", "num_clusters", "input_channels", "augment", "num_heads", "batch_size")
@@ -53,6 +53,34 @@ def test_options_that_a_run_is_older_than() -> None:
     assert current_record({"recipe": "mocov2_r50"}) == {"recipe": "mocov2_r50", "sobel_p": 0.2}
     assert current_record({"recipe": "simclr_r50", "sobel_p": 0.0})["sobel_p"] == 0
     assert current_record({"recipe": "rotation_rv50"})["same_window"] is False
+    assert current_record({"recipe": "simclr_r50"})["sobel_p"] == 0.2
+    older = {"recipe": "supervised", "epochs": [9]}
+    assert current_record(older) == older | {"crop": "random_resized", "labels_per_class": None}
+    assert current_record(older | {"crop": "padded"})["crop"] == "padded"
+
+
+def test_former_values_are_todays() -> None:
+    for old, new in (("color", "colour"), ("gray", "grey"), ("sobel", "sobel")):
+        assert current_record({"transforms": old}) == {"augment": new}
+    for word, number in (("one", 1), ("two", 2)):
+        assert current_record({"heads": word}) == {"num_heads": number}
+    for old, new in (("eager", "off"), ("fused", "fused"), ("compiled", "on"), ("graphed", "graphs")):
+        assert current_record({"step": old}) == {"compile": new}
+
+
+def test_which_batches_counted_inputs() -> None:
+    """Those of methods that make several inputs of an image, in runs that do not tell their number."""
+    for recipe, options, counted in (
+        ("sslpp_iic", {}, True),
+        ("sslpp_rotation", {}, True),
+        ("sslpp_rotation", {"proxy": True}, True),
+        ("sslpp_rotation", {"proxy": False}, False),
+        ("sslpp_context", {}, False),
+        ("rotation_rv50", {"rotations_per_image": "all"}, True),
+        ("rotation_rv50", {"rotations_per_image": "one"}, False),
+    ):
+        assert counted_inputs({"recipe": recipe}, options) is counted, (recipe, options)
+        assert not counted_inputs({"recipe": recipe, "inputs_per_image": {"E": 4}}, options)
 
 
 def test_what_is_kept() -> None:

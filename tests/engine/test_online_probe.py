@@ -29,9 +29,11 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.plots import online_probe as charts
 from fastpsl.plots.online_probe import draw_probes
+from tests.engine.test_reporter import Board
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.programs import digests, newest_checkpoint
@@ -313,3 +315,59 @@ def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPat
     assert chosen(0) == chosen(0) == sorted(set(chosen(0))) and len(chosen(0)) == 100
     assert chosen(0) != chosen(1) != chosen(1, 2) and max(chosen(0)) > 400
     run.close()
+
+
+def test_at_most_5_000_training_and_10_000_held_out_images_are_looked_at(tmp_path: Path) -> None:
+    stage = Stage("S3", 3, 3, 5, 2)
+    with closing(probed_run(tmp_path)) as run:
+        run.data.train, run.data.val = Synthetic(12_000, 8), Synthetic(12_001, 8)
+        monitor = OnlineProbe(run, Trunk(TinyNet(), stage), stage, VIEW(), 1)
+        assert monitor.held_out is not None
+        assert (monitor.train.num_samples, monitor.held_out.num_samples) == (5_000, 10_000)
+
+
+@pytest.mark.parametrize(("deviation", "is_used"), [(1e-3, True), (1e-5, False)])
+def test_a_channel_that_hardly_varies_is_left_out_of_the_ridge(deviation: float, is_used: bool) -> None:
+    """Only the last channel tells the classes apart."""
+    labels = torch.arange(200) % 2
+    features = torch.cat([noise(200, 3), deviation * (2.0 * labels[:, None] - 1)], 1)
+    right = (ridge_classes(features, labels, features, 2) == labels).float().mean()
+    assert (float(right) == 1) == is_used
+
+
+def test_classes_are_those_of_both_parts() -> None:
+    features = nn.functional.one_hot(torch.arange(30) % 3, 3).float()
+    train, held_out = Features(features, torch.arange(30) % 3), Features(features, torch.arange(30) % 3 + 2)
+    for parts, num_classes in (((train, held_out), 5), ((held_out, train), 5), ((train, train), 3)):
+        assert figures(*parts)["num_classes"] == num_classes
+
+
+def test_a_line_for_people_has_chance_and_full_rank() -> None:
+    line = {
+        "epoch": 2.6, "stage": "S2", "block": "B4", "knn_accuracy": 0.5, "linear_accuracy": 0.625,
+        "feature_std": 0.75, "effective_rank": 12.34, "num_train": 480, "num_held_out": 1160,
+        "num_classes": 8, "channels": 16,
+    }  # fmt: skip
+    signs = "std 0.750 of 1, rank 12.3 of 16"
+    assert probe_line(line) == (
+        "probe after epoch 2.6 (S2, B4): kNN 50.0 %, linear 62.5 % of 1,160 held-out images (chance 12.5 %), "
+        + signs
+    )
+    assert probe_line(line | {"num_held_out": 0}) == f"probe after epoch 2.6 (S2, B4): {signs}"
+    assert probe_line(line | {"num_train": 14}).endswith("rank 12.3 of 14")
+
+
+def test_a_look_is_recorded_with_its_place_and_drawn_at_the_runs_step(tmp_path: Path) -> None:
+    """The stages of two epochs of five steps are cut after three."""
+    run, board = probed_run(tmp_path, max_steps_per_stage=3), Board()
+    run.reporter.board = board  # type: ignore[assignment]
+    assert pretrain(tiny_experiment(), run)
+    run.close()
+    lines = probes(tmp_path)
+    names = ("run_step", "stage", "level", "step", "epoch", "block")
+    assert [tuple(line[name] for name in names) for line in lines] == [
+        (3, "S1", 1, 3, 0.6, "B3"), (6, "S2", 2, 3, 2.6, "B4"), (9, "S3", 3, 3, 4.6, "B5"),
+    ]  # fmt: skip
+    for line in lines:
+        for name in online.FIGURES:
+            assert board.values[f"probe/{name}", line["run_step"]] == line[name]

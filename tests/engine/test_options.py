@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.engine import recipe_process
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.engine.recipe import Recipe, describe_choice
 from fastpsl.engine.recipe_files import find_recipe
+from tests.engine.tiny import tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = {"batch_size": 256, "lr": 0.01}
@@ -172,3 +174,38 @@ def test_first_line_tells_tuples_like_lists() -> None:
     assert describe_choice(PretrainOptions(data="d", epochs=(1, 2, 3)), {"epochs": (1, 2, 3)}).endswith(
         "paper"
     )
+
+
+def test_values_that_no_option_gives_stay() -> None:
+    """A run without a flag must find its checkpoint again, whose values they were."""
+    assert PretrainOptions().science() == {
+        "batch_size": 256, "seed": 0, "precision": "auto", "order": "random", "lanes": 64,
+        "sync_batchnorm": False, "plan": "psl", "epochs": [60, 60, 60], "partition": [], "levels": [],
+        "frozen_batchnorm": "eval",
+    }  # fmt: skip
+
+
+def test_one_value_of_epochs_stands_for_each_of_the_papers_stages() -> None:
+    lines = list[str]()
+    recipe = Recipe("r", "", PretrainOptions, {"epochs": (9, 8)}, {}, lambda options: pytest.fail("built"))
+    recipe.parse(["--data", "x", "--epochs", "3"], log=lines.append)
+    assert lines[0] == "x: epochs 3 (paper 9 8)"
+    assert lines[1].endswith("the paper's 2 stages are --epochs 3 3")
+
+
+@pytest.mark.parametrize(("values", "seconds"), [({}, 1200.0), ({"timeout_s": 7.0}, 70.0)])
+def test_another_rank_is_waited_for_ten_times_as_long_as_a_batch(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], seconds: float
+) -> None:
+    """By default these are the twenty minutes of docs/scale.md."""
+    asked = list[tuple[str, float]]()
+
+    def join(device: str, timeout_s: float) -> None:
+        asked.append((device, timeout_s))
+        raise ValueError("no ranks")
+
+    monkeypatch.setattr(recipe_process, "join_world", join)
+    options = PretrainOptions(device="cpu", **values)
+    with pytest.raises(ValueError, match="no ranks"):
+        recipe_process.train(tiny_recipe(PretrainOptions, None), options, [])
+    assert asked == [("cpu", seconds)]

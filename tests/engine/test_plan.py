@@ -79,3 +79,7 @@ def test_impossible_plans_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_plan(name, epochs, **settings)
+
+
+def test_end_to_end_is_at_the_hardest_level_wherever_it_stands() -> None:
+    assert rows("end_to_end", (5, 6, 7), levels=(1, 3, 2)) == [("E", 3, 1, 5, 18)]

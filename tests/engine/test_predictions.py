@@ -211,3 +211,10 @@ def test_ranks_write_the_same_bytes_as_one(tmp_path: Path, world_size: int) -> N
         twice = {image for image in images if images.count(image) == 2}
         begun = range((world_size + rank) * PART, (world_size + rank) * PART + 4)
         assert twice == {image for image in begun if image < COUNTS[-1]}
+
+
+def test_the_order_of_a_science_means_nothing(tmp_path: Path) -> None:
+    predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE)
+    again = Predictor()
+    predict(tmp_path, 5, again.predict_images, one_process(), dict(reversed(SCIENCE.items())))
+    assert not again.asked

@@ -1,8 +1,12 @@
+import csv
 import io
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +18,8 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.time_left import WorkAhead
+from fastpsl.engine.training_lines import Numbers
+from fastpsl.pipelines.batch import BadSample
 from fastpsl.plots.training_curve import draw_curve
 from tests.engine.tiny import one_process
 
@@ -169,3 +175,185 @@ def test_the_runs_length_is_told_once(tmp_path: Path, monkeypatch: pytest.Monkey
     # The first step is not counted; 10 s for the second, of 60 to come, and of 300 in the next stage.
     lines = [line for line in text.getvalue().splitlines() if line.startswith("the run takes")]
     assert lines == ["the run takes 1:00:00 from here, at the pace of its first steps"]
+
+
+class Board:
+    """A stand-in for TensorBoard's writer: the values by name and step."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, int], float] = {}
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.values[name, step] = value
+
+    def close(self) -> None:
+        pass
+
+
+def numbers_shown(report: Reporter, monkeypatch: pytest.MonkeyPatch) -> list[Numbers]:
+    """Return a list of what the reporter will show."""
+    shown: list[Numbers] = []
+    assert report.screen
+    monkeypatch.setattr(report.screen, "begin", shown.append)
+    monkeypatch.setattr(report.screen, "show", shown.append)
+    return shown
+
+
+def lines_logged(report: Reporter, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list of the lines that the reporter will print."""
+    logged: list[str] = []
+    assert report.screen
+    monkeypatch.setattr(report.screen, "log", logged.append)
+    return logged
+
+
+def test_an_intervals_numbers_are_means_and_rates_over_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step of 4 images waits 1 s of its 5 s for them. A pass between two steps does not count."""
+    now = [0.0]
+    monkeypatch.setattr(reporter_module.time, "perf_counter", lambda: now[0])
+
+    def batches() -> Iterator[Any]:
+        while True:
+            now[0] += 1.0
+            yield SimpleNamespace(bad=[])
+
+    report, board = reporter(tmp_path, log_steps=2), Board()
+    report.board = board  # type: ignore[assignment]
+    shown = numbers_shown(report, monkeypatch)
+    report.stage_begins(STAGE, 0, 6, 3)
+    watched = report.watched(batches())
+    for number, loss in enumerate((9.0, 8.0, None, 2.0, 1.0, 4.0), start=1):
+        if number == 5:
+            with report.off_the_clock():
+                next(watched)
+                now[0] += 100.0
+        next(watched)
+        now[0] += 4.0
+        pair = torch.tensor(2 * (loss or 0.0)), torch.tensor(0.0 if loss is None else 2.0)
+        report.step(number, 100 + number, 0.1 * number, {"loss": pair}, torch.zeros(()))
+    report.close()
+    assert [n.step for n in shown] == [0, 1, 2, 4, 6]
+    assert [n.metrics.get("loss") for n in shown] == [None, 9.0, 8.0, 2.0, 2.5]
+    # The first step builds what the others use.
+    assert [n.images_per_s for n in shown] == [None, None, *[pytest.approx(4 / 5)] * 3]
+    assert [n.data_wait_percent for n in shown] == [None, None, *[pytest.approx(20.0)] * 3]
+    assert [n.eta_s for n in shown[2:]] == pytest.approx([4 * 5.0, 2 * 5.0, 0.0])
+    for run_step, loss, lr in ((101, 9.0, 0.1), (102, 8.0, 0.2), (104, 2.0, 0.4), (106, 2.5, 0.6)):
+        assert board.values["loss", run_step] == loss and board.values["lr", run_step] == pytest.approx(lr)
+    assert board.values["images_per_s", 104] == pytest.approx(0.8)
+    assert {step for _, step in board.values} == {101, 102, 104, 106}
+
+
+def test_each_stage_has_a_pace_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(reporter_module.time, "perf_counter", lambda: now[0])
+    report = reporter(tmp_path, log_steps=1)
+    shown = numbers_shown(report, monkeypatch)
+    for number, seconds in ((1, 10.0), (2, 1.0)):
+        report.stage_begins(STAGE, 0, 20, 20, WorkAhead(number, 3, 30.0))
+        for number_of_step in range(1, 5):
+            now[0] += seconds
+            step(report, number_of_step, 0.5)
+    report.close()
+    assert [n.eta_s for n in shown] == [None, None, 180, 170, 160, None, None, 18, 17, 16]
+    assert [n.run_eta_s for n in shown[-3:]] == [48, 47, 46]
+
+
+def test_a_stage_that_has_passed_a_lower_limit_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = reporter(tmp_path)
+    shown = numbers_shown(report, monkeypatch)
+    report.stage_begins(STAGE, 12, 10, 5)
+    report.close()
+    assert (shown[0].step, shown[0].num_steps, shown[0].epoch, shown[0].num_epochs) == (12, 12, 3, 3)
+
+
+def test_steps_that_changed_nothing_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device counts them over a stage, and each interval tells of its own."""
+    report = reporter(tmp_path, log_steps=2)
+    logged = lines_logged(report, monkeypatch)
+    metrics = {"loss": (torch.tensor(1.0), torch.tensor(1.0))}
+    for skipped in ((0, 1, 2, 4, 4, 4), (3, 3)):
+        report.stage_begins(STAGE, 0, len(skipped), 2)
+        for number, num in enumerate(skipped, start=1):
+            report.step(number, number, 0.1, metrics, torch.tensor(float(num)))
+    report.close()
+    told = [line.split(" had ")[0] for line in logged if "not finite" in line]
+    assert told == ["1 of steps 2 to 2", "3 of steps 3 to 4", "3 of steps 1 to 1"]
+
+
+def test_a_row_has_the_stages_level_and_both_counts_of_steps(tmp_path: Path) -> None:
+    report = reporter(tmp_path)
+    report.stage_begins(make_plan("psl", (1, 1, 1))[2], 0, 5, 2)
+    metrics = {name: (torch.tensor(v), torch.tensor(4.0)) for name, v in (("loss", 2.0), ("accuracy", 1.0))}
+    report.step(1, 41, 0.25, metrics, torch.zeros(()))
+    report.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+        "run_step": 41, "stage": "S3", "level": 3, "step": 1, "lr": 0.25, "loss": 0.5, "accuracy": 0.25,
+    }  # fmt: skip
+
+
+def test_figures_of_an_epoch_go_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown ones are in the file alone."""
+    report, board = reporter(tmp_path), Board()
+    report.board = board  # type: ignore[assignment]
+    logged = lines_logged(report, monkeypatch)
+    report.stage_begins(STAGE, 0, 5, 2)
+    report.epoch({"label_accuracy": 0.5, "entropy": 1.23456, "change": None}, 2.34567, 17)
+    report.epoch(None, 3.0, 20)
+    report.close()
+    assert json.loads((tmp_path / "epochs.jsonl").read_text()) == {
+        "run_step": 17, "epoch": 2.346, "stage": "S1", "label_accuracy": 0.5, "entropy": 1.23456,
+        "change": None,
+    }  # fmt: skip
+    assert logged[1:] == ["after epoch 2.35: label_accuracy 50.0 %, entropy 1.235"]
+    assert board.values == {("epoch/label_accuracy", 17): 0.5, ("epoch/entropy", 17): 1.23456}
+
+
+def test_a_skipped_sample_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = reporter(tmp_path)
+    first, second = BadSample(7, "a, b.jpg", "no JPEG"), BadSample(9, "c.jpg", "cut\nshort")
+    batches = [SimpleNamespace(bad=bad) for bad in ([first], [], [first, second], [second])]
+    assert len(list(report.watched(iter(batches)))) == 4  # type: ignore[arg-type]
+    report.close()
+    with open(tmp_path / "bad-samples.csv", newline="") as file:
+        assert list(csv.reader(file)) == [["7", "a, b.jpg", "no JPEG"], ["9", "c.jpg", "cut\nshort"]]
+    assert capsys.readouterr().err.splitlines() == [
+        "skipped a, b.jpg: no JPEG", "skipped c.jpg: cut short",
+    ]  # fmt: skip
+
+
+def test_curves_of_steps_that_a_resume_repeats_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard drops what was logged at the purged step and later."""
+    purged = list[int]()
+
+    def open_board(folder: Path, purge_step: int) -> Board:
+        purged.append(purge_step)
+        return Board()
+
+    monkeypatch.setattr(reporter_module, "SummaryWriter", open_board)
+    for resumed in (0, 12):
+        reporter(tmp_path, resumed=resumed).close()
+    assert purged == [1, 13]
+
+
+def test_a_summary_tells_both_counts_of_gpu_memory(tmp_path: Path) -> None:
+    report = reporter(tmp_path)
+    report.stage_begins(STAGE, 0, 1, 2)
+    step(report, 1, 3.0)
+    memory = {"peak_allocated_bytes": 3 * 2**29, "device_used_bytes": 5 * 2**30}
+    summary = report.stage_summary(STAGE, (1, 30), 61.26, {"loss": 0.5}, None, memory)
+    report.close()
+    assert summary == {
+        "stage": "S1", "level": 1, "num_steps": 1, "num_steps_planned": 30, "seconds": 61.3,
+        "loss_start": 3.0, "loss_end": 3.0, "held_out": {"loss": 0.5}, "chance": None, **memory,
+    }  # fmt: skip
+    assert summary_line(summary) == (
+        "S1 (level G1): 1 of 30 steps in 0:01:01, loss 3.000 → 3.000, held-out loss 0.500, GPU memory "
+        "1.5 GiB at most (5.0 GiB with all else)"
+    )

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastpsl.engine.optim.lars import lars
 from fastpsl.engine.optim.sgd_adam import adam, sgd
 
 
@@ -85,3 +86,16 @@ def test_adam_is_the_plain_formula(betas: tuple[float, float], weight_decay: flo
         optimiser.step()
     for parameter, values in zip(module.parameters(), expected, strict=True):
         np.testing.assert_allclose(parameter.detach().numpy(), values, rtol=1e-4, atol=1e-6)
+
+
+def test_usual_settings() -> None:
+    """SGD's are PSL's (section 4.1), Adam's those of Kingma and Ba, and the decay of LARS is SimCLR's."""
+    named = list(nn.Linear(3, 2).named_parameters())
+    decayed, biases = sgd(named).param_groups
+    assert (decayed["momentum"], decayed["weight_decay"], decayed["nesterov"]) == (0.9, 1e-4, False)
+    assert (biases["momentum"], biases["weight_decay"]) == (0.9, 0.0)
+    (group,) = adam(named).param_groups
+    assert (group["betas"], group["weight_decay"], group["eps"]) == ((0.9, 0.999), 0.0, 1e-8)
+    adapted, others = lars(named).param_groups
+    assert (adapted["momentum"], adapted["weight_decay"], adapted["eeta"]) == (0.9, 1e-6, 0.001)
+    assert (others["momentum"], others["weight_decay"]) == (0.9, 0.0)

@@ -123,3 +123,45 @@ def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precisio
     train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
     assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
     assert float(train_step.num_skipped) == 1.0
+
+
+def train_step_of(precision: str, task: Task | None = None) -> TrainStep:
+    task = task or Brightness()
+    module = StageModule(Trunk(TinyNet(), make_plan("psl", (1, 1, 1))[0]), task.head(1, 12), task.loss)
+    return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
+
+
+@pytest.mark.parametrize(("precision", "scale"), [("fp32", 1.0), ("bf16", 1.0), ("fp16", 65536.0)])
+def test_the_first_scale_of_gradients(precision: str, scale: float) -> None:
+    """In fp16 it is torch's own, 2 to the 16."""
+    assert train_step_of(precision).scaler.get_scale() == scale
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_a_warm_up_computes_in_the_steps_precision(precision: str, dtype: torch.dtype) -> None:
+    seen: list[torch.dtype] = []
+    train_step_of(precision).warm_up(
+        lambda trunk, head, inputs, batch: seen.append(head(trunk(inputs[0])).dtype), noise_batch(VIEWS, 4)
+    )
+    assert seen == [dtype]
+
+
+def test_an_evaluation_is_of_the_samples_that_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metrics are sums over samples. One that no sample counts for is left out."""
+    pairs = [{"loss": (3.0, 2.0), "none": (0.0, 0.0)}, {"loss": (1.0, 6.0), "late": (2.0, 4.0)}]
+    pending = iter(pairs)
+
+    class Told(Brightness):
+        @override
+        def loss(self, trunk: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> Any:
+            assert not trunk.training and not head.training
+            values = next(pending).items()
+            return torch.zeros(()), {name: tuple(map(torch.tensor, pair)) for name, pair in values}
+
+    train_step = train_step_of("fp32", Told())
+    batches = [noise_batch(VIEWS, 4)] * 2
+    result = train_step.evaluate(batches, VIEWS, lambda: False)
+    assert result == {"loss": 0.5, "late": 0.5} and train_step.module.training
+    assert train_step.evaluate(batches, VIEWS, lambda: True) is None

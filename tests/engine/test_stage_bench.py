@@ -1,5 +1,10 @@
 """A stage's rates are measured with the trainer's own step and loader."""
 
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch
 
 from fastpsl.engine.distributed import World
@@ -7,11 +12,13 @@ from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.stage_bench import StageBench
+from fastpsl.engine.stage_bench import StageBench, endless
+from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.rotation import Rotation
+from tests.engine.tiny import TinyNet, noise_batch
 
 
 def test_rates_of_a_stage() -> None:
@@ -35,3 +42,47 @@ def test_rates_of_a_stage() -> None:
         before = len(steps)
         assert len(bench.step_ms(3)) == 3 and len(steps) == before + 4
         assert len(bench.augment_ms(2)) == 2 and len(steps) == before + 4
+
+
+def bench_of(data: Beton) -> StageBench:
+    """Return a benchmark of a stage whose step has two batches of two images."""
+    options = PretrainOptions(batch_size=4, accumulate=2, epochs=(1, 1, 1), decoder="torchvision")
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+    experiment = Experiment(
+        Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1)
+    )
+    return StageBench(experiment, 1, options, data, world, seconds=0.0)
+
+
+def test_a_step_counts_the_images_of_all_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Beton(sample_paths().train) as data:
+        bench = bench_of(data)
+    passes, rates = list[tuple[int, bool]](), list[float]()
+    monkeypatch.setattr(
+        bench.train_step, "backward", lambda batch, num, is_last: passes.append((num, is_last))
+    )
+    monkeypatch.setattr(bench.train_step, "update", rates.append)
+    assert bench._step(itertools.repeat(noise_batch(bench.views, 2))) == 4
+    assert passes == [(2, False), (2, True)] and rates == [0.1]
+
+
+def test_batches_that_were_ready_before_are_not_timed() -> None:
+    """The loader prefetches two, and one more may have waited."""
+    loader: Any = SimpleNamespace(
+        prefetch_batches=2, epoch=lambda epoch: iter([(epoch, step) for step in range(4)])
+    )
+    batches = endless(loader, itertools.count(5))
+    assert [next(batches) for _ in range(6)] == [(5, 3), *((6, step) for step in range(4)), (7, 0)]
+
+
+def test_times_are_per_sample_and_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def work() -> int:
+        now[0] += 0.25
+        return 3
+
+    assert samples_per_s(work, 1.0, "cpu") == pytest.approx(12.0) and now[0] == 1.0
+    assert samples_per_s(work, 0.0, "cpu", min_calls=3) == pytest.approx(12.0) and now[0] == 1.75
+    assert milliseconds(work, "cpu", 2) == pytest.approx([250.0, 250.0]) and now[0] == 2.5

@@ -1,5 +1,6 @@
 """The trainer's calls of a task's optional methods."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +11,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from fastpsl.engine import experiment as experiment_module
+from fastpsl.engine.compile_modes import EAGER, StepChoice
 from fastpsl.engine.distributed import gathered
-from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.task import Task
 from fastpsl.engine.trainer import pretrain
@@ -28,7 +33,8 @@ from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.plots.contact_sheet import NUM_IMAGES
-from tests.engine.tiny import TinyNet, tiny_run
+from fastpsl.tasks.contrastive.simclr import SimCLR
+from tests.engine.tiny import TinyNet, one_process, tiny_run
 from tests.programs import ROOT
 
 NUM_WARM_UP = 20  # more than the 15 batches of an epoch
@@ -274,3 +280,100 @@ def test_the_page_names_every_hook_and_nothing_else() -> None:
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)[`(]", row.split("|")[1])}
     assert named == {name for name in vars(Task) if not name.startswith("_")}
+
+
+def test_figures_are_logged_with_the_steps_and_epochs_they_belong_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages of two and one epochs of five steps, of which the first is cut short after eight steps."""
+    monkeypatch.setattr(Asking, "num_warm_up_batches", lambda self, stage: 0)
+    monkeypatch.setattr(Asking, "start_epoch", lambda self, context: {"began": context.epoch})
+    monkeypatch.setattr(Asking, "end_epoch", lambda self: {"ended": len(self.trained)})
+    run = tiny_run(tmp_path, batch_size=96, max_steps_per_stage=8)
+    two = replace(experiment(Asking()), stages=make_plan("psl", (2, 1), num_levels=3))
+    assert pretrain(two, run)
+    run.close()
+    rows = [json.loads(line) for line in (tmp_path / "epochs.jsonl").read_text().splitlines()]
+    found = [
+        (row["run_step"], row["epoch"], row["stage"], row.get("began"), row.get("ended")) for row in rows
+    ]
+    assert found == [
+        (1, 0, "S1", 0, None), (5, 1, "S1", None, 5),
+        (6, 1, "S1", 1, None), (8, 1.6, "S1", None, 8),
+        (9, 2, "S2", 2, None), (13, 3, "S2", None, 13),
+    ]  # fmt: skip
+
+
+def test_each_stages_sheet_is_of_its_first_epoch(tmp_path: Path) -> None:
+    run, task = tiny_run(tmp_path, max_steps_per_stage=1, batch_size=48), Shown()
+    stages = make_plan("psl", (3, 2, 1))
+    assert pretrain(Experiment(task, TinyNet(), stages, step_drops(1e-3, (1,))), run)
+    run.close()
+    assert [batch.epoch for batch in task.drawn[::2]] == [0, 3, 5]
+
+
+def test_inputs_are_told_of_the_stages_that_make_several_of_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Asking, "inputs_per_image", lambda self, level: {1: 1, 2: 2, 3: 4}[level])
+    three = replace(experiment(Asking()), stages=make_plan("psl", (1, 1, 1)), science={"labels": "abc"})
+    assert three.inputs_per_image() == {"S2": 2, "S3": 4}
+    assert three.whole_science() == {"labels": "abc", "inputs_per_image": {"S2": 2, "S3": 4}}
+    first = replace(three, stages=three.stages[:1])
+    assert first.whole_science() == {"labels": "abc"}
+
+
+def test_blocks_that_cannot_be_folded_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    """In the second stage, the first block is frozen. Its BatchNorm follows no convolution."""
+    refused = replace(experiment(Asking()), stages=make_plan("psl", (1, 1, 1)))
+    refused.backbone.blocks()[0][0] = nn.Identity()  # type: ignore[index, operator]
+    run = tiny_run(tmp_path, batch_size=16, fold_frozen=True)
+    with pytest.raises(ValueError, match="fold"):
+        refused.check(run.data)
+    replace(refused, stages=refused.stages[:1]).check(run.data)
+    run.close()
+
+
+def test_batchnorms_of_backbone_and_head_are_synchronised_if_asked() -> None:
+    for is_asked in (False, True):
+        options = TrainingOptions(batch_size=16, sync_batchnorm=is_asked)
+        simclr = SimCLR(16, size_px=32, temperature=0.1, embedding_width=4)
+        experiment = Experiment(simclr, TinyNet(), make_plan("psl", (1, 1, 1)), step_drops(1e-3, (1,)))
+        place_backbone(experiment, options, one_process())
+        module = make_train_step(experiment, 1, options, one_process()).module
+        kinds = [
+            {type(part) for part in side.modules() if isinstance(part, _BatchNorm)}
+            for side in (module.trunk, module.head)
+        ]
+        assert kinds == ([{nn.SyncBatchNorm}] * 2 if is_asked else [{nn.BatchNorm2d}, {nn.BatchNorm1d}])
+
+
+def test_a_steps_mode_is_chosen_for_the_largest_view_and_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (24, 32, 16)
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(
+        Asking, "views", lambda self, level: tuple(ViewSpec(ShorterSideCrop(40, size)) for size in sizes)
+    )
+
+    def choose(*given: object, **more: object) -> StepChoice:
+        asked.append((*given, more))
+        return EAGER
+
+    monkeypatch.setattr(experiment_module, "choose_step", choose)
+    options, two = TrainingOptions(precision="bf16", compile="on", sync_batchnorm=True), experiment(Asking())
+    world = replace(one_process(), rank=1, size=4)
+    assert two.choose_step(two.stages[1], options, world) == EAGER
+    more = {"num_ranks": 4, "sync_batchnorm": True}
+    assert asked == [("compiled", two.backbone, two.stages[1], world.device, "bf16", 32, more)]
+
+
+@pytest.mark.parametrize("which", ["views", "held_out_views", "pass_views"])
+def test_no_view_is_smaller_than_the_backbone_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    two = experiment(Asking())
+    monkeypatch.setattr(TinyNet, "min_px", 24)
+    run = tiny_run(tmp_path, batch_size=16)
+    two.check(run.data)
+    monkeypatch.setattr(Asking, which, lambda self, level: (ViewSpec(ShorterSideCrop(32, 23)),))
+    with pytest.raises(ValueError, match="23"):
+        two.check(run.data)
+    run.close()

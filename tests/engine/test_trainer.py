@@ -1,30 +1,36 @@
 """The trainer over whole plans: which blocks change, stops and resumes, and written files."""
 
+import itertools
 import json
+import math
 import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fastpsl.engine import recipe_process
+from fastpsl.engine import recipe_process, trainer
 from fastpsl.engine.experiment import Experiment, make_train_step
-from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.optim.schedules import cosine, step_drops
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.plan import make_plan
+from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Position, Run
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.signals import Decision
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.trainer import pretrain
-from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.permutations import permutation_set
+from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.input_record import Input
@@ -413,3 +419,150 @@ def test_half_a_line_and_lines_past_the_checkpoint_are_cut(whole: Path, tmp_path
     run = tiny_run(tmp_path)
     run.close()
     assert [row["run_step"] for row in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_a_schedule_over_all_stages_goes_on_in_the_next(tmp_path: Path) -> None:
+    """A stage that is cut after two steps has two of the cosine's six epochs, as a whole one has."""
+    run = tiny_run(tmp_path, max_steps_per_stage=2, val=None)
+    assert pretrain(replace(tiny_experiment(), schedule=cosine(0.1)), run)
+    run.close()
+    epochs = [2 * stage + step / STEPS_PER_EPOCH for stage in range(3) for step in range(2)]
+    expected = [0.1 * (1 + math.cos(math.pi * epoch / 6)) / 2 for epoch in epochs]
+    assert [row["lr"] for row in lines(tmp_path)] == pytest.approx(expected)
+
+
+def test_checkpoints_are_counted_in_steps_of_the_run(tmp_path: Path) -> None:
+    """There is one after each fourth step and at each stage's end, and each knows the number of stages."""
+    finished, run = fit(
+        tmp_path, max_steps_per_stage=6, checkpoint_steps=4, keep_checkpoints=100, batch_size=96, val=None
+    )
+    assert finished
+    paths = run.checkpoints.paths()
+    assert [int(path.stem.split("-")[1]) for path in paths] == [4, 6, 8, 12, 16, 18]
+    assert run.last_checkpoint() == paths[-1]
+    states = [read_checkpoint(path) for path in paths]
+    assert [state["position"]["stage"] for state in states] == [0, 0, 1, 1, 2, 2]
+    assert [state["num_stages"] for state in states] == [3] * 6
+
+
+def test_a_stage_guesses_among_its_own_levels_permutations(whole: Path) -> None:
+    summaries = newest_checkpoint(whole)["position"]["summaries"]
+    assert [summary["chance"] for summary in summaries] == [1 / 4, 1 / 8, 1 / 16]
+
+
+def test_a_checkpoint_records_the_input_of_its_stages_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Jigsaw, "input_record", lambda task, level: {"level": level})
+    _, run = fit(tmp_path, max_steps_per_stage=1, checkpoint_steps=1, keep_checkpoints=9, val=None)
+    assert [read_checkpoint(path)["input"]["level"] for path in run.checkpoints.paths()] == [1, 2, 3]
+
+
+def test_a_stages_seconds_are_those_of_its_steps_also_over_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reading of the clock is a second after the last, and a step reads it twice."""
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    options: dict[str, Any] = {"max_steps_per_stage": 5, "val": None}
+    run = tiny_run(tmp_path, **options)
+    signal_at_step(run, 7)
+    assert not pretrain(tiny_experiment(), run)
+    run.close()
+    assert newest_checkpoint(tmp_path)["position"]["seconds"] == 2
+    _, run = fit(tmp_path, **options)
+    assert [summary["seconds"] for summary in run.position.summaries] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(("seconds", "is_kept"), [(4.9, False), (5.1, True)])
+def test_a_step_of_five_seconds_is_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, is_kept: bool
+) -> None:
+    """Then each step is kept in memory, because the next may not end before torchrun loses its patience."""
+    kept: list[int] = []
+    monkeypatch.setattr(
+        trainer.StageTrainer, "keep", lambda stage_trainer: kept.append(stage_trainer.position.step)
+    )
+    run = tiny_run(tmp_path, plan="end_to_end", max_steps_per_stage=3, val=None)
+    run.stop_signal.after_step = lambda: Decision(False, False, seconds)  # type: ignore[method-assign]
+    assert pretrain(tiny_experiment("end_to_end"), run)
+    run.close()
+    assert kept == ([1, 2, 3] if is_kept else [])
+
+
+def test_a_resumed_run_says_where_it_is_and_what_is_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"max_steps_per_stage": 2, "checkpoint_steps": 1, "val": None}
+    run = tiny_run(tmp_path, **options)
+    signal_at_step(run, 3)
+    assert not pretrain(tiny_experiment(), run)
+    run.close()
+    capsys.readouterr()
+    copied = tmp_path / "copy.beton"
+    copied.write_bytes(sample_paths().train_32.read_bytes())
+    tiny_run(tmp_path, **{**options, "log_steps": 7, "timeout_s": 60.0, "data": str(copied)}).close()
+    chosen = tmp_path / "checkpoints" / "step-00000003.pt"
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        f"resuming {chosen}: stage 2, step 1",
+        "changed since then (allowed): log_steps 10 → 7, timeout_s 120.0 → 60.0",
+    ]
+    machine = read_checkpoint(chosen)["machine"]
+    assert (machine["world_size"], machine["device"]) == (1, "cpu") and "data" not in machine
+
+
+def test_a_line_in_another_folder_keeps_what_is_there(tmp_path: Path) -> None:
+    """Figures of the checkpoint's folder are copied only where the new folder has none."""
+    fit(tmp_path / "a", max_steps_per_stage=1, val=None)
+    line = {"run_step": 1, "epoch": 0.5, "stage": "S1", "figure": 1.0}
+    (tmp_path / "a" / "epochs.jsonl").write_text(json.dumps(line | {"figure": 2.0}) + "\n")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "epochs.jsonl").write_text(json.dumps(line) + "\n")
+    tiny_run(tmp_path / "b", resume=str(max((tmp_path / "a" / "checkpoints").iterdir()))).close()
+    assert json.loads((tmp_path / "b" / "epochs.jsonl").read_text()) == line
+    assert lines(tmp_path / "b") == lines(tmp_path / "a")
+
+
+def test_the_reporter_counts_all_images_of_a_step(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, batch_size=64, accumulate=4, log_steps=3)
+    assert (run.data.batch_size, run.reporter.batch_size, run.reporter.log_steps) == (16, 64, 3)
+    run.close()
+
+
+def test_a_batch_of_all_images_is_allowed(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, batch_size=480)
+    run.data.check_batch()
+    run.close()
+
+
+def test_held_out_images_are_checked_for_their_own_views(tmp_path: Path) -> None:
+    """An image of 32 px has less than one pixel of a crop of 24 of 2,400 px."""
+    small, large = ViewSpec(ShorterSideCrop(32, 24)), ViewSpec(ShorterSideCrop(2400, 24))
+    run = tiny_run(tmp_path)
+    run.data.check_views([small], [small])
+    for views, held_out_views in (([small], [large]), ([large], [small])):
+        with pytest.raises(ValueError, match="less than one of its pixels"):
+            run.data.check_views(views, held_out_views)
+    run.close()
+
+
+def test_a_reporter_is_told_what_is_done_and_what_comes(tmp_path: Path) -> None:
+    """Each block has one convolution, which costs a pass, and two more where it learns, as does the head."""
+    run, told = tiny_run(tmp_path, max_steps_per_stage=9, val=None), list[tuple[Any, ...]]()
+    signal_at_step(run, 7)
+    assert not pretrain(tiny_experiment(), run)
+    run.close()
+    run = tiny_run(tmp_path, max_steps_per_stage=9, val=None)
+
+    def listen(stage: Stage, *numbers: Any) -> None:
+        told.append((stage.name, *numbers))
+        Reporter.stage_begins(run.reporter, stage, *numbers)
+
+    run.reporter.stage_begins = listen  # type: ignore[method-assign, assignment]
+    assert pretrain(tiny_experiment(), run)
+    run.close()
+    costs = 3 + 2 * 3 + 3, 4 + 2 * 3 + 3, 5 + 2 * 3 + 3
+    assert told == [
+        ("S1", 7, 9, 15, (1, 3, pytest.approx(9 * (costs[1] + costs[2]) / costs[0]))),
+        ("S2", 0, 9, 15, (2, 3, pytest.approx(9 * costs[2] / costs[1]))),
+        ("S3", 0, 9, 15, (3, 3, 0)),
+    ]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fastpsl.evaluation.label_lists import draw_label_list, read_label_list, source_names, write_label_list
+from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.open import open_data
@@ -238,3 +239,24 @@ def test_names_of_any_bytes_are_found_or_named(tmp_path: Path, monkeypatch: pyte
         path.write_bytes(b"\xff\xfe\n")
         with pytest.raises(ValueError, match=r"list\.txt names .*, which is not in the data"):
             read_label_list(path, data)
+
+
+def test_the_classes_that_give_one_more_are_drawn_by_words_of_their_own() -> None:
+    """Six images of four classes: those two classes give two whose 64 random bits in epoch 1 are smallest."""
+    labels = np.arange(60) % 4
+    for seed in range(20):
+        high, low = words(Keys(seed, 1, np.arange(4)), Slot.TASK, 2).astype(object).T
+        more = sorted(range(4), key=lambda label: (high[label] << 32) | low[label])[:2]
+        chosen = draw_label_list(labels, 4, 10, seed)
+        counts = np.bincount(labels[chosen], minlength=4).tolist()
+        assert counts == [2 if label in more else 1 for label in range(4)]
+
+
+def test_a_percentage_may_be_exactly_one_image_of_the_smallest_class() -> None:
+    labels = labels_of([10, 30, 20])
+    chosen = draw_label_list(labels, 3, 10, 0)
+    assert np.bincount(labels[chosen]).tolist() == [2, 2, 2]
+    labels = labels_of([10] * 5)
+    assert np.bincount(labels[draw_label_list(labels, 5, 10, 0)]).tolist() == [1] * 5
+    with pytest.raises(ValueError, match="class 0, which has 10 images, is not one image"):
+        draw_label_list(labels, 5, 9.9, 0)

@@ -90,6 +90,8 @@ def test_neighbours_precision_and_figure(
     assert 15 < precision < 95
     assert (record["data"]["train"], record["data"]["val"]) == digests
     settings = record["settings"]
+    written = [out / f"{name}.json" for name in ("gallery", "gallery" if same else "queries")]
+    assert settings["features"] == [json.loads(path.read_text())["digest"] for path in written]
     assert settings["queries_in_gallery"] == same and settings["block"] == "B5" and settings["whole"]
     entries = settings["shown"]
     assert len({each["query"] for each in entries}) == 3
@@ -142,6 +144,7 @@ def test_the_seed_draws_and_indices_choose(tmp_path: Path, capsys: pytest.Captur
         assert run(capsys, *common, *more)[0] == 0
         record = read_result(out / "result.json")
         charts.append([each["query"] for each in record["settings"]["shown"]])
+        assert record["settings"]["num"] == len(charts[-1])
         numbers.append(record["numbers"])
         times.add((out / "gallery.npy").stat().st_mtime_ns)
     assert len(charts[0]) == len(charts[1]) == 4 and charts[0] != charts[1] and charts[2] == [7, 3, 7]

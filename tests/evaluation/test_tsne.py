@@ -13,7 +13,9 @@ from fastpsl.cli import main
 from fastpsl.evaluation.result import read_result
 from fastpsl.evaluation.tsne import same_class
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.sources.source import Sample
 from fastpsl.plots.tsne import MAX_NAMED, draw_map
 from fastpsl.tables.results import index_runs
 from tests.pipelines.photos import jpeg, photo
@@ -200,3 +202,17 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert code == 2 and errors.count("\n") == 1 and errors.startswith("fastpsl: "), (arguments, errors)
         assert all(word in errors for word in words), errors
     assert not out.exists()
+
+
+def test_nothing_is_counted_where_one_image_has_no_label(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    samples = [Sample(f"p{i}", image, -1 if i == 7 else i % 2) for i, image in enumerate(images)]
+    data, out = tmp_path / "some.beton", tmp_path / "out"
+    write_beton(samples, data, num_samples=12)
+    code, lines, _ = run(
+        capsys, *RANDOM, *SMALL, "--data", data, "--num", 12, "--perplexity", 3, "--out", out
+    )
+    assert code == 0 and "not every image has a label, so nothing is counted" in lines
+    assert read_result(out / "result.json")["numbers"] == {}

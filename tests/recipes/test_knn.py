@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fastpsl.engine.distributed import World
+from fastpsl.evaluation import knn_score
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.knn_score import score
 from fastpsl.pipelines.beton.reader import Beton
@@ -213,3 +216,42 @@ def test_frames_tell_the_neighbours_class(tmp_path: Path) -> None:
             red, green, _ = image[8 + i * 158 + 30, 18 + 1 + (j + 1) * 126]
             assert (green > red) == same[i, j], (i, j)
     assert same.any() and not same.all()
+
+
+def test_the_chart_shows_a_ranks_own_queries_with_their_own_neighbours(tmp_path: Path) -> None:
+    """Rank 1 of 2 has every second image of those that could be decoded; rows are found by a plain sort.
+
+    The chart has more neighbours than the largest k.
+    """
+    files, random = [], np.random.default_rng(1)
+    for name, num, bad in (("train", 40, [4]), ("val", 50, [0, 6])):
+        rows, labels = random.normal(size=(num, 5)).astype(np.float32), np.arange(num) % 4
+        rows[bad] = np.nan
+        np.save(tmp_path / f"{name}.npy", rows)
+        np.save(tmp_path / f"{name}-labels.npy", labels.astype(np.int32))
+        record = {"labels": f"{name}-labels.npy", "shape": [num, 5], "bad": bad}
+        files.append(FeatureFile(tmp_path / f"{name}.npy", record))
+    counted: list[torch.Tensor] = []
+
+    def own_sum(world: World, values: torch.Tensor) -> torch.Tensor:
+        counted.append(values)
+        return values
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(knn_score, "sum_over_ranks", own_sum)
+        scores = score(files[0], files[1], (1, 2), 0.07, World(1, 2, 1, 2, torch.device("cpu")))
+    own = [i for i in range(50) if i not in (0, 6)][1::2]
+    assert scores.queries.tolist() == own and scores.num == 48 and len(counted) == 1
+    queries, rows, similarities = scores.shown(seed=5)
+    assert len(set(queries.tolist())) == 8 and set(queries.tolist()) <= set(own)
+    assert rows.shape == similarities.shape == (8, 7)
+    bank = np.delete(files[0].features().astype(np.float64), 4, 0)
+    places = np.delete(np.arange(40), 4)
+    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+    for query, found, values in zip(queries, rows, similarities, strict=True):
+        features = files[1].features()[query].astype(np.float64)
+        cosines = bank @ (features / np.linalg.norm(features))
+        order = np.argsort(-cosines)[:7]
+        assert found.tolist() == places[order].tolist()
+        assert values == pytest.approx(cosines[order], abs=1e-5)
+    assert scores.shown(seed=6)[0].tolist() != queries.tolist() == scores.shown(seed=5)[0].tolist()

@@ -55,8 +55,9 @@ TABLE_II = {
 def test_the_papers_values(task: str) -> None:
     epochs, batch_size, rates, nesterov, weight = TABLE_II[task]
     parts = runpy.run_path(str(ROOT / "recipes" / f"sslpp_{task}.py"))
-    options = parts["RECIPE"].with_paper(data="T.beton", pseudo_labels="coupled")
+    options = parts["RECIPE"].with_paper(data="T.beton", pseudo_labels="coupled", seed=5)
     experiment = parts["build"](options)
+    assert experiment.task.seed == 5  # of the clusters and of each epoch's classifier
     assert options.batch_size == batch_size and [stage.epochs for stage in experiment.stages] == [epochs]
     for epoch, rate in rates.items():
         assert experiment.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs)) == pytest.approx(

@@ -184,6 +184,8 @@ def test_what_learns_and_on_what_is_as_published() -> None:
         (600,),
         1000,
     )
+    fast = PROTOCOLS["fast_rcnn"]
+    assert (fast.short_side, fast.max_long_px, fast.steps, fast.lr_batch) == ((600,), 1000, 40_000, 2)
 
 
 @pytest.mark.parametrize(

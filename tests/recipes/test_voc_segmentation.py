@@ -70,16 +70,19 @@ def test_a_run_puts_scores_masks_and_figures_on_record(recipe: Start, drawn: Pat
 ROWS: dict[str, dict[str, Any]] = {
     "sslpp": {
         "epochs": 50, "steps": None, "batch_size": 2, "lr": 0.001, "momentum": 0.9, "weight_decay": 5e-4,
-        "intervals": [1], "power": None, "scales": None, "needs_sbd": False,
+        "intervals": [1], "power": None, "scales": None, "needs_sbd": False, "decay_biases": False,
+        "batchnorm": "eval", "train": ["2012_train"], "test": ["2012_val"],
     },
     "fcn_alexnet": {
         "epochs": 0, "steps": 150_000, "batch_size": 20, "accumulate": 20, "lr": 1e-4,
         "intervals": [1, 1, 1], "momentum": 0.9, "weight_decay": 5e-4, "scales": None, "needs_sbd": True,
+        "decay_biases": False, "batchnorm": "eval", "train": ["2012_train"], "test": ["2012_val"],
     },
     "mmseg": {
         "epochs": 0, "steps": 20_000, "batch_size": 16, "lr": 0.01, "power": 0.9, "end_lr": 1e-4,
         "momentum": 0.9, "weight_decay": 5e-4, "scales": [0.5, 2.0], "size_px": 512, "auxiliary_weight": 0.4,
-        "needs_sbd": True,
+        "needs_sbd": True, "max_share": 0.75, "decay_biases": True, "batchnorm": "train",
+        "train": ["2012_train"], "test": ["2012_val"],
     },
 }  # fmt: skip
 

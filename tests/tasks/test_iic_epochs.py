@@ -51,3 +51,23 @@ def test_each_head_is_compared_with_its_own_last_epoch() -> None:
         found.append(epochs.end(4, None, 0)["nmi_previous"])
     changed = nmi(second.numpy(), first.numpy())
     assert found == [None, None, pytest.approx(1), pytest.approx(changed)] and changed < 0.1
+
+
+def test_an_epoch_that_is_stopped_goes_on_as_that_heads() -> None:
+    """It is stopped before its last step, or after it; the losses of both parts count."""
+    logits = torch.eye(4)[torch.arange(8) % 4][:, None].expand(-1, 3, -1)
+    first, second = torch.tensor([-1.0, -2.0, -1.5]), torch.tensor([-1.0, -0.25, -1.5])
+    for num_before in (1, 2):
+        before, after = (ClusterEpochs(2, 3, 8, torch.device("cpu")) for _ in range(2))
+        before.best = [1, 2]
+        steps = [(torch.arange(4), first, logits[:4]), (torch.arange(4, 8), second, logits[4:])]
+        for step in steps[:num_before]:
+            before.see(1, *step)
+        after.load_state_dict(before.state_dict())
+        assert (after.number, after.best) == (1, [1, 2])
+        for step in steps[num_before:]:
+            after.see(1, *step)
+        figures = after.end(4, None, 0)
+        # Means of -1, -1.125 and -1.5; the second head's best becomes the third sub-head, as it was.
+        assert (figures["best_sub_head"], figures["mutual_information"]) == (2, 1.5)
+        assert after.best == [1, 2] and figures["non_empty"] == 4

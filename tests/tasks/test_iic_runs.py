@@ -3,6 +3,7 @@
 import math
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -360,3 +361,27 @@ def test_two_ranks_learn_and_label_as_one(tmp_path: Path) -> None:
         assert torch.equal(one["clusters"] >= 0, two["clusters"] >= 0)
         assert int((one["clusters"] >= 0).sum()) == step % STEPS * BATCH
         assert (one["clusters"] == two["clusters"]).float().mean() > 0.98
+
+
+def test_each_head_is_read_by_its_own_best_sub_head_and_a_resume_keeps_it() -> None:
+    torch.manual_seed(3)
+    task, resumed = Watched(second_clusters=SECOND), Watched(second_clusters=SECOND)
+    for each in (task, resumed):
+        train_step_of(each)
+    task.epochs.best, task.first_epoch = [2, 1], 4
+    heads, features, indices = task.head(1, 16), torch.randn(NUM, 16, 1, 1), torch.arange(NUM)
+    context: Any = SimpleNamespace(
+        world=one_process(), data=SimpleNamespace(num_samples=NUM), epoch=5, head=heads,
+        forward_dataset=lambda view, head: iter([(indices, head(features).detach())]),
+    )  # fmt: skip
+    task.end_stage(context)
+    resumed.load_state_dict(task.state_dict())
+    for number, best, found in ((0, 2, resumed.labels), (1, 1, resumed.second_labels)):
+        logits = heads(features, number).detach()
+        assert found is not None and found.tolist() == logits[:, best].argmax(1).tolist()
+        assert found.tolist() != logits[:, 3 - best].argmax(1).tolist()
+    shares = heads(features, 0).detach()[:, 2].double().softmax(1)
+    assert resumed.entropy is not None
+    assert torch.allclose(resumed.entropy.double(), -(shares * shares.log()).sum(1), atol=1e-5)
+    assert task.state_dict()["best_sub_head"] == resumed.state_dict()["best_sub_head"] == 2
+    assert [resumed.head_of(epoch) for epoch in range(4, 9)] == [0, 1, 1, 0, 1]

@@ -97,3 +97,11 @@ def test_two_ranks_count_each_loss_once(tmp_path: Path) -> None:
     for rank in range(2):
         state_of_rank, figures_of_rank = torch.load(tmp_path / f"{rank}.pt")
         assert torch.equal(state_of_rank["sums"], state["sums"]) and figures_of_rank == figures
+
+
+def test_a_watch_that_goes_on_warns_after_the_same_epochs() -> None:
+    """A resume after the first of 20 epochs leaves the second and the last to warn after."""
+    before, after = (LabelLoss(LABELS, 5, 20, CPU) for _ in range(2))
+    assert epochs(before, [ENTROPY]) == []
+    after.load_state_dict(before.state_dict())
+    assert epochs(after, [ENTROPY] * 19) == [1, 19]

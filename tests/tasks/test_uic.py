@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -30,6 +31,9 @@ from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.balanced_order import balanced_order
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.tasks.pseudo_labels import uic_experiment
+from fastpsl.tasks.pseudo_labels.figures import Settling
+from fastpsl.tasks.pseudo_labels.file import read_labels
 from fastpsl.tasks.pseudo_labels.uic import UIC
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, tiny_run
@@ -455,3 +459,37 @@ def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
         assert all(nearly_all_equal(first, second) for first, second in zip(labels, expected, strict=True))
     one, two = (newest_checkpoint(tmp_path / name)["task"]["store"]["current"] for name in ("one", "two"))
     assert nearly_all_equal(one, two) and (expected[0] != expected[2]).any()
+
+
+def test_figures_are_compared_with_labels_that_the_runs_seed_shuffles() -> None:
+    random = np.random.default_rng(0)
+    made, previous, true = (random.integers(0, num, 200) for num in (CLASSES, CLASSES, 5))
+    found = {}
+    for seed in (0, 7):
+        task = make_task(seed=seed)
+        task.true_labels, task.settling = true, Settling()
+        figures = task.figures(made, previous)
+        shuffled = np.random.default_rng(seed).permutation(made)
+        assert figures["nmi_true"] == pytest.approx(normalized_mutual_info_score(true, made))
+        for name, others in (("nmi_true_shuffled", true), ("nmi_previous_shuffled", previous)):
+            assert figures[name] == pytest.approx(normalized_mutual_info_score(others, shuffled))
+        found[seed] = figures["nmi_true_shuffled"]
+    assert found[0] != found[7]
+
+
+def test_the_file_of_labels_has_the_last_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the number of classes that were split, which makes the labels comparable, and the science."""
+    current = torch.tensor([2, 0, 1, 1, 0, 2, 2, 0, 1, 1, 0, 2], dtype=torch.int32)
+    state = {"task": {"store": {"current": current, "num_split": 2}}}
+    monkeypatch.setattr(uic_experiment, "read_checkpoint", lambda _: state)
+    data = Synthetic(12, 3)
+    run: Any = SimpleNamespace(
+        folder=tmp_path, last_checkpoint=lambda: None, data=SimpleNamespace(train=data),
+        science={"recipe": "uic_r50", "seed": 4},
+    )  # fmt: skip
+    task: Any = SimpleNamespace(num_classes=3)
+    assert uic_experiment.leave_labels(task, run) == [f"labels {tmp_path / 'labels.npz'}"]
+    labels = read_labels(tmp_path / "labels.npz", data)
+    assert labels.labels.tolist() == current.tolist()
+    assert (labels.num_classes, labels.num_split, labels.made_by) == (3, 2, "uic_r50")
+    assert labels.configuration == {"recipe": "uic_r50", "seed": 4, "source": "uic_r50"}

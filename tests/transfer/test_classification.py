@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.transfer.classification import task
 from fastpsl.transfer.classification.label_scores import label_scores
 from fastpsl.transfer.classification.protocols import PROTOCOLS, changed, constants_of, fc6
 from fastpsl.transfer.classification.task import MultiLabel, crop_view, masked_bce, reinitialise_fc
@@ -387,3 +389,23 @@ def test_it_learns_what_is_in_the_images(tmp_path: Path) -> None:
     root = draw_voc(tmp_path / "VOCdevkit", 240, 80, side_px=64, num_train_masks=2, num_test_masks=2)
     assert learned(root, tmp_path / "true", 1_200, False) >= 65
     assert learned(root, tmp_path / "shuffled", 400, True) <= 58
+
+
+def test_predictions_of_other_crops_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The description that stored predictions are compared with has seed, number and view of the crops."""
+    given: list[dict[str, Any]] = []
+    stand_in = SimpleNamespace(predict_images=None, close=lambda: None)
+    monkeypatch.setattr(task, "open_loader", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(task, "MultiCropPredictor", lambda *_: stand_in)
+    small = crop_view(Input(), SIZE_PX, (0.2, 0.5), (1.0, 1.0))
+    for seed, view, num_crops in ((0, VIEW, 10), (1, VIEW, 10), (0, small, 10), (0, VIEW, 9), (0, VIEW, 10)):
+        context: Any = SimpleNamespace(
+            run=SimpleNamespace(
+                data=SimpleNamespace(val=0), options=SimpleNamespace(seed=seed), world=one_process()
+            ),
+            train_step=None,
+            held_out_science=lambda **more: more,
+            predict=lambda images, science: given.append(science),
+        )
+        MultiLabel(view, num_crops).end_stage(context)
+    assert given[0] == given[4] and len({repr(science) for science in given}) == 4

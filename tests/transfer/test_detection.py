@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor, nn
 
 from fastpsl.engine import predictions
@@ -27,6 +28,7 @@ from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.standard_views import center_view
 from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.transfer.detection.detector import Detector
 from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
 from fastpsl.transfer.detection.task import Detection, mirrored, scaled
 from fastpsl.transfer.image_input import normalised, padded, resized, resized_sides
@@ -83,6 +85,16 @@ def test_sides_are_detectron2s(
     sides: tuple[int, int], short: int, longest: int, wanted: tuple[int, int]
 ) -> None:
     assert resized_sides(*sides, short, longest) == wanted
+
+
+@pytest.mark.parametrize("sides", [(20, 33), (61, 40), (33, 20)])
+def test_images_are_resized_as_by_pil(sides: tuple[int, int]) -> None:
+    """Bilinearly, and smoothed where they shrink; single values may round in another way."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 66, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize(sides[::-1], Image.Resampling.BILINEAR)).astype(int)
+    found = resized(torch.from_numpy(pixels).permute(2, 0, 1), sides)
+    assert found.dtype == torch.uint8
+    assert np.abs(found.permute(1, 2, 0).int().numpy() - expected).max() <= 1
 
 
 @pytest.mark.parametrize("channels", CHANNELS)
@@ -365,3 +377,28 @@ def test_two_ranks_learn_as_one_where_the_loss_is_a_mean_of_equals(two_ranks: Pa
         assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name
     moved = [name for name, value in alone.items() if value.ndim > 1 and not torch.equal(value, before[name])]
     assert any(name.startswith("trunk.learning.0") for name in moved) and any("bbox_pred" in n for n in moved)
+
+
+def test_the_loss_is_the_sum_of_the_detectors_and_reported_per_image(devkit: Path) -> None:
+    task = opened(devkit)
+    detector = train_step_of(task, one_process()).module.head
+    parts = {"loss_classifier": torch.tensor(1.5), "loss_box_reg": torch.tensor(0.25)}
+    detector.losses = lambda images, targets, proposals: parts  # type: ignore[assignment]
+    loss, metrics = task.loss(None, detector, (), batch_of(task, [0, 1, 2]))  # type: ignore[arg-type]
+    assert float(loss) == 1.75
+    assert {name: (float(total), float(num)) for name, (total, num) in metrics.items()} == {
+        "loss": (5.25, 3), "loss_classifier": (4.5, 3), "loss_box_reg": (0.75, 3),
+    }  # fmt: skip
+
+
+def test_predictions_of_another_run_are_not_taken(devkit: Path) -> None:
+    given: list[dict[str, Any]] = []
+    for seed in (0, 1, 0):
+        context: Any = SimpleNamespace(
+            head=Detector.__new__(Detector),
+            run=SimpleNamespace(science={"seed": seed}),
+            held_out_science=lambda **more: more,
+            predict=lambda images, science: given.append(science),
+        )
+        opened(devkit).end_stage(context)
+    assert given[0] == given[2] != given[1]

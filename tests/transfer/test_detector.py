@@ -27,7 +27,16 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.vgg import VGG
-from fastpsl.transfer.detection.detector import Anchors, Detector, Maps, RoIPool, layout_of, stride_of
+from fastpsl.transfer.detection.detector import (
+    Anchors,
+    Detector,
+    Float32Predictor,
+    Float32RPNHead,
+    Maps,
+    RoIPool,
+    layout_of,
+    stride_of,
+)
 from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
 from fastpsl.transfer.image_input import padded
 from tests.engine.tiny import TinyNet
@@ -245,6 +254,13 @@ def test_images_without_objects_keep_all_proposals() -> None:
     assert len(detector._near_objects(proposals, torch.tensor([[0.0, 0, 30, 20]]))) == 1
 
 
+def test_an_overlap_of_exactly_the_least_is_a_background() -> None:
+    """Fast R-CNN takes backgrounds from the least overlap on; here the overlaps are 1/4 and 1/8."""
+    _, detector = bound(alexnet(), replace(FAST, min_background_iou=0.25))
+    boxes, objects = torch.tensor([[0.0, 0, 8, 2], [0, 0, 8, 1]]), torch.tensor([[0.0, 0, 8, 8]])
+    assert detector._near_objects(boxes, objects).tolist() == boxes[:1].tolist()
+
+
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_rotnet", "vgg16"])
 def test_first_position_lies_half_a_stride_from_the_images_edge(name: str) -> None:
     """Compute the position from kernels, strides and paddings."""
@@ -337,6 +353,16 @@ def test_values_are_the_published_ones() -> None:
     )
     assert layout_of(TinyNet()).roi_side == 14 and layout_of(alexnet()).roi_side == 6
     assert np.isclose(float(heads.box_predictor.bbox_pred.weight.detach().std()), 0.001, rtol=0.2)
+    assert np.isclose(float(heads.box_predictor.cls_score.weight.detach().std()), 0.01, rtol=0.3)
+    assert not heads.box_predictor.cls_score.bias.any() and not heads.box_predictor.bbox_pred.bias.any()
+
+
+def test_boxes_and_scores_are_float32_under_autocast() -> None:
+    """Half precision would place boxes on every second px near 1,333."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, boxes = Float32RPNHead(8, 3)([torch.randn(1, 8, 4, 4)])
+        scores, moves = Float32Predictor(8, 5)(torch.randn(2, 8))
+    assert {each.dtype for each in (*logits, *boxes, scores, moves)} == {torch.float32}
 
 
 def test_fixed_batchnorm_and_frozen_blocks_stay_bit_for_bit() -> None:

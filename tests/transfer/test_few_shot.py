@@ -1,6 +1,7 @@
 """Test few-shot classification: episodes by hand, scores in plain loops, features, and errors."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +212,13 @@ def works(
 ) -> list[SmallImages]:
     """Return the extractions of an AlexNet with random weights, optionally with other input channels."""
     source_px, channels = options.pop("source_px", 84), options.pop("channels", "RGB")
+    world = options.pop("world", one_process())
     input = Input.usual(channels, 224)
     torch.manual_seed(0)
     backbone = make_backbone(options.pop("backbone", "alexnet"), num_channels=input.num_channels)
     weights = Pretrained(backbone, input, {"sha256": "x", "backbone": "alexnet"})
     chosen = EvaluationOptions(random_weights=True, backbone="alexnet", batch_size=2, workers=1, **options)
-    return few_shot_works(chosen, weights, data, blocks, source_px, one_process())
+    return few_shot_works(chosen, weights, data, blocks, source_px, world)
 
 
 def network_input(work: SmallImages) -> torch.Tensor:
@@ -298,7 +300,18 @@ def test_images_and_sizes_are_part_of_what_features_are(of_84: Beton) -> None:
 
 
 def test_ranks_see_batches_of_one_shape(of_84: Beton) -> None:
-    assert {work.batch_size for work in works(of_84)} == {2}
+    """Two ranks have batches of two images each, and not of one."""
+    for size in (1, 2):
+        world = replace(one_process(), size=size)
+        assert {work.batch_size for work in works(of_84, world=world)} == {2}
+
+
+def test_the_shorter_side_of_the_data_must_reach_the_sources(tmp_path: Path) -> None:
+    image = np.zeros((84, 120, 3), np.uint8)
+    with beton(tmp_path / "wide.beton", [image, image]) as data:
+        with pytest.raises(ValueError, match="--source-px 100: the data has pictures of 84 px"):
+            works(data, source_px=100)
+        assert works(data, source_px=84)[0].source_px == 84
 
 
 @pytest.mark.parametrize(

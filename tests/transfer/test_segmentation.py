@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ from fastpsl.engine.trainer import StageTrainer, pretrain
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.alexnet import AlexNet
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.loader.annotated import AnnotatedBatch
+from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.pipelines.voc.masks import VOID, palette
@@ -436,3 +436,86 @@ def test_training_mode_is_as_it_was_after_the_predictions(folder: Path, tmp_path
         stage_trainer._end_stage()
         assert modes == {name: part.training for name, part in module.named_modules()}
         assert modes["trunk"] and not modes["trunk.learning.0.1"]
+
+
+def test_training_crops_are_draws_of_seed_epoch_and_image(tmp_path: Path) -> None:
+    root = draw_voc(tmp_path / "VOCdevkit", 2, 2, side_px=40, num_train_masks=3, num_test_masks=2)
+    crop = ScaledCrop(24, (0.5, 2.0), 0.75)
+    task = Segmentation(TwoHeads(), Input(), crop)
+    with VOC(root, ("2012_train",), "masks") as voc:
+        data: Any = SimpleNamespace(
+            train=voc, options=SimpleNamespace(seed=3), annotated_loader=lambda read: read
+        )
+        read: Any = task.train_loader(data)
+        shown = []
+        for index in range(3):
+            for epoch in (0, 1, 5):
+                image, target = read(index, epoch)
+                mask = torch.from_numpy(voc.mask(index))
+                expected = crop(read_image(voc, index), mask, keys(index, epoch))
+                assert torch.equal(image, expected[0]) and torch.equal(target["mask"], expected[1])
+                shown.append(image.numpy().tobytes())
+        assert len(set(shown)) == len(shown)
+        whole = Segmentation(TwoHeads(), Input()).train_loader(data)
+        image, target = whole(1, 0)  # type: ignore[operator]  # the stand-in returns the reader itself
+        assert torch.equal(image, read_image(voc, 1)) and torch.equal(
+            target["mask"], torch.from_numpy(voc.mask(1))
+        )
+
+
+def test_long_images_are_read_within_four_times_the_crop() -> None:
+    """With a crop of 16 px, 8 x 100 px are read at 5 x 64, and not at 16 x 200."""
+    sizes: list[tuple[int, ...]] = []
+
+    class Seen(TwoHeads):
+        @override
+        def scores(self, trunk: Any, head: nn.Module, images: Tensor) -> list[Tensor]:
+            sizes.append(tuple(images.shape[-2:]))
+            return [torch.zeros(1, 2, *images.shape[-2:])]
+
+    task = Segmentation(Seen(), Input(), ScaledCrop(16, (1.0, 1.0), 1.0))
+    step: Any = SimpleNamespace(module=SimpleNamespace(trunk=None, head=None), autocast=nullcontext)
+    for height, width in ((8, 100), (8, 16)):
+        assert task.found(torch.zeros(3, height, width, dtype=torch.uint8), step).shape == (height, width)
+    assert sizes == [(5, 64), (16, 32)]
+
+
+def test_a_crop_is_drawn_anew_ten_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has eleven places in all, which differ, and the last one is shown."""
+    tried: list[Tensor] = []
+    monkeypatch.setattr(ScaledCrop, "_is_mixed", lambda crop, mask: tried.append(mask.clone()))
+    mask = torch.arange(200, dtype=torch.uint8).repeat(200, 1)
+    _, shown = ScaledCrop(20, (10.0, 10.0), 0.75)(mask[None].repeat(3, 1, 1), mask, keys(0))
+    assert len(tried) == 11 and len({int(each[0, 0]) for each in tried}) > 5
+    assert torch.equal(shown, tried[-1]) or torch.equal(shown, tried[-1].flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_mixed"),
+    [
+        ([1] * 11 + [2] * 5, True),
+        ([1] * 12 + [2] * 4, False),  # three quarters, and it must be less, as in mmsegmentation
+        ([1] * 3 + [2] + [VOID] * 12, False),  # void does not count
+        ([0] * 5 + [20] * 3 + [VOID] * 8, True),
+        ([7] * 16, False),
+        ([7] * 8 + [VOID] * 8, False),
+        ([VOID] * 16, False),
+    ],
+)
+def test_a_crop_needs_two_classes_and_less_than_the_largest_share(numbers: list[int], is_mixed: bool) -> None:
+    mask = torch.tensor(numbers, dtype=torch.uint8).view(4, 4)
+    assert ScaledCrop(4, (1.0, 1.0), 0.75)._is_mixed(mask) == is_mixed
+
+
+def test_predictions_of_another_input_or_crop_are_not_taken() -> None:
+    """The description that stored predictions are compared with has the crop and the input."""
+    given: list[dict[str, Any]] = []
+    context: Any = SimpleNamespace(
+        world=replace(one_process(), rank=1), train_step=None,
+        run=SimpleNamespace(data=SimpleNamespace(val=VOC.__new__(VOC)), folder=Path("none")),
+        held_out_science=lambda **more: more, predict=lambda images, science: given.append(science),
+    )  # fmt: skip
+    for crop, channels in ((None, "RGB"), (16, "RGB"), (32, "RGB"), (16, "L"), (16, "RGB")):
+        chosen = None if crop is None else ScaledCrop(crop, (0.5, 2.0), 0.75)
+        Segmentation(TwoHeads(), Input.usual(channels, 32), chosen).end_stage(context)
+    assert given[1] == given[4] and len({repr(science) for science in given}) == 4

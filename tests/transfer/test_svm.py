@@ -5,6 +5,7 @@ import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
 from fastpsl.evaluation.feature_file import FeatureFile
+from fastpsl.transfer.svm import blocks
 from fastpsl.transfer.svm.blocks import Classes, solve
 from fastpsl.transfer.svm.protocol import COSTS, VISSL
 from fastpsl.transfer.svm.scores import interpolated_ap, low_shot_scores
 from fastpsl.transfer.svm.solver import OneClass, few, in_own_span, l2_normalised
-from fastpsl.transfer.svm.work import run_resumable
+from fastpsl.transfer.svm.work import default_processes, run_resumable
 from tests.engine.tiny import one_process
 
 
@@ -195,8 +197,8 @@ def test_images_of_the_test_that_could_not_be_decoded_are_not_scored(tmp_path: P
     labels = work.test_targets.copy()
     labels[bad] = 1, 0
     classes = Classes(("one",), (0,), (), work.train_targets[:, None], labels[:, None])
-    blocks = {"B1": (work.train, work.test)}
-    outcomes = solve(tmp_path, blocks, classes, VISSL, COSTS_TRIED, (), 0, 1, one_process())
+    files = {"B1": (work.train, work.test)}
+    outcomes = solve(tmp_path, files, classes, VISSL, COSTS_TRIED, (), 0, 1, one_process())
     assert outcomes is not None and labels[bad].tolist() == [1, 0]
     assert outcomes["B1"]["one"]["ap"] == pytest.approx(work.outcome()["ap"], abs=1e-12)
 
@@ -335,3 +337,85 @@ def test_the_protocol_is_the_published_one() -> None:
     assert [pool.window for pool in VISSL.pools] == [
         (112, 10, 10, 4), (56, 16, 8, 0), (28, 13, 5, 0), (14, 8, 3, 0), (7, 6, 1, 0),
     ]  # fmt: skip
+
+
+def images_of(split: str, num_with: int, num_without: int, num_difficult: int = 0) -> Any:
+    """Return a data set of three classes; the first is in `num_with` images, the others in many."""
+    first = np.repeat([1, 0, -1], [num_with, num_without, num_difficult])
+    others = np.arange(len(first)) % 2
+    targets = np.stack([first, others, 1 - others], 1).astype(np.int8)
+    return SimpleNamespace(class_names=["a", "b", "c"], targets=lambda: targets, split=split)
+
+
+def test_the_number_of_shots_that_can_be_drawn_is_told() -> None:
+    """Two negatives are drawn for each positive: 17 give 8 shots, and 7 positives give 7."""
+    test = images_of("test", 5, 5)
+    for num_with, num_without, most in ((12, 17, 8), (7, 30, 7)):
+        train = images_of("trainval", num_with, num_without, 3)
+        assert Classes.of(train, test, VISSL, (1, most)).numbers == (0, 1, 2)
+        message = rf"--shots {most + 1}: .* {2 * (most + 1)} are drawn: give up to {most} shots"
+        with pytest.raises(ValueError, match=message):
+            Classes.of(train, test, VISSL, (1, most + 1))
+
+
+def test_outcomes_are_of_their_settings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other seeds, shots, costs, protocols, features and broken images have other files; repeated ones the
+    same.
+    """
+    asked: list[dict[Path, OneClass]] = []
+
+    def noted(tasks: dict[Path, OneClass], *_: Any) -> None:
+        asked.append(tasks)
+
+    monkeypatch.setattr(blocks, "run_resumable", noted)
+    targets = np.arange(12).reshape(4, 3).astype(np.int8) % 2
+    classes = Classes(("b", "c"), (1, 2), ("a",), targets, 1 - targets)
+    features = {
+        name: FeatureFile(tmp_path / name, {"digest": name, "bad": [0] if name == "broken" else []})
+        for name in ("train", "test", "other", "broken")
+    }
+    same: dict[str, Any] = {
+        "train": "train", "test": "test", "protocol": VISSL, "costs": (1.0, 2.0), "shots": (1, 2), "seed": 3,
+    }  # fmt: skip
+    changes: tuple[dict[str, Any], ...] = (
+        {}, {"seed": 4}, {"shots": (1,)}, {"costs": (1.0,)}, {"train": "other"}, {"test": "other"},
+        {"test": "broken"}, {"protocol": replace(VISSL, folds=4)}, {},
+    )  # fmt: skip
+    for change in changes:
+        chosen = same | change
+        files = features[chosen["train"]], features[chosen["test"]]
+        settings = chosen["protocol"], chosen["costs"], chosen["shots"], chosen["seed"]
+        assert solve(tmp_path, {"B2": files}, classes, *settings, 1, one_process()) is None
+    folders = [{path.parent for path in tasks} for tasks in asked]
+    assert folders[0] == folders[-1] and all(len(each) == 1 for each in folders)
+    assert len(set().union(*folders)) == len(changes) - 1
+    assert [path.name for path in asked[0]] == ["001.json", "002.json"]
+    task = list(asked[0].values())[1]
+    # The draws of negatives count all classes, also those that no test image shows.
+    assert (task.number, task.num_classes, task.costs, task.shots, task.seed) == (2, 3, (1.0, 2.0), (1, 2), 3)
+    assert task.train_targets.tolist() == targets[:, 2].tolist()
+    assert task.test_targets.tolist() == (1 - targets[:, 2]).tolist()
+
+
+def test_fits_that_were_stopped_are_told() -> None:
+    outcomes: dict[str, Any] = {
+        "B1": {"a": {"ap": 0.5, "cost": 1.0, "fits": 1000, "not_converged": 700}},
+        "B2": {"a": {"ap": 0.25, "cost": 2.0, "fits": 500, "not_converged": 501}},
+    }
+    assert blocks.details_of(outcomes) == {
+        "fits": 1500, "not_converged": 1201, "chosen_costs": {"B1": {"a": 1.0}, "B2": {"a": 2.0}},
+    }  # fmt: skip
+    targets = np.array([[1], [0], [0], [-1]], np.int8)
+    classes = Classes(("a",), (0,), (), targets, targets)
+    numbers = blocks.numbers_of(outcomes, ())
+    assert numbers == {"mAP_B1": 50.0, "mAP_B2": 25.0, "mAP": 50.0, "AP_a_B1": 50.0, "AP_a_B2": 25.0}
+    lines = blocks.score_lines(numbers, classes, outcomes, ())
+    assert lines[0] == "1 classes, 1,500 SVMs of 4 pictures, scored on 4; by chance 33.3 %"
+    assert lines[-1].startswith("1,201 of 1,500 SVMs were stopped")
+
+
+def test_processes_are_a_ranks_share_of_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    world = replace(one_process(), size=8, local_size=3)
+    assert default_processes(world) == 4 and default_processes(one_process()) == 12
+    assert default_processes(replace(world, local_size=16, size=16)) == 1

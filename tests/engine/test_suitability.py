@@ -1,0 +1,53 @@
+"""Which values do not suit the data, at the very numbers where they begin to."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.suitability import stage_steps, unsuitable
+
+LONG = (Stage("A", 1, 1, 5, 0, num_steps=2000),)
+
+
+def told(
+    stages: tuple[Stage, ...] = LONG, batch_size: int = 10, side_px: int = 8, **options: Any
+) -> tuple[list[int], list[str]]:
+    """Return the stages' steps and what is said of them, for 100 images, by a task with one view."""
+    heights, widths = np.resize([10, 50, 60], 100), np.resize([90, 40, 70], 100)
+    train = SimpleNamespace(
+        num_samples=100, rows=lambda which: SimpleNamespace(height=heights[which], width=widths[which])
+    )
+    data: Any = SimpleNamespace(train=train, options=SimpleNamespace(batch_size=batch_size, **options))
+    view = SimpleNamespace(crop=SimpleNamespace(size_px=side_px))
+    experiment: Any = SimpleNamespace(stages=stages, task=SimpleNamespace(views=lambda level: (view,)))
+    return stage_steps(experiment, data), list(unsuitable(experiment, data))
+
+
+def test_2_000_steps_are_enough() -> None:
+    stages = (
+        *LONG,
+        Stage("B", 1, 1, 5, 0, num_steps=1999),
+        Stage("C", 1, 1, 5, 200),
+        Stage("D", 1, 1, 5, 199),
+    )
+    steps, lines = told(stages)
+    assert steps == [2000, 1999, 2000, 1990] and len(lines) == 1
+    assert "fewer than 2,000 steps learn little: B has 1,999, D has 1,990;" in lines[0]
+
+
+@pytest.mark.parametrize(("batch_size", "share"), [(10, None), (11, "11%"), (50, "50%")])
+def test_a_tenth_of_the_images_is_a_large_batch(batch_size: int, share: str | None) -> None:
+    _, lines = told(batch_size=batch_size)
+    expected = f"a step has {share} of the 100 images: give --batch-size 10 or less, or --preset small"
+    assert lines == ([] if share is None else [expected])
+
+
+def test_half_of_the_images_are_as_large_as_what_is_cut_from_them() -> None:
+    """The shorter sides are 10, 40 and 60 px."""
+    assert told(side_px=40)[1] == []
+    (line,) = told(side_px=41, short_side=48, size_px=41)[1]
+    assert line.startswith("half of the images have a side of 40 px or less and are enlarged to 41 px: ")
+    assert line.endswith("give smaller --short-side, --size-px")

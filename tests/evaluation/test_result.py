@@ -1,0 +1,113 @@
+"""Test result.json: what is written of an evaluation and of a run, to which precision, and what is read."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastpsl.evaluation.held_out import scores, write_held_out, write_run
+from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.evaluation.result import data_record, read_result, result_line, write_result
+from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.data.synthetic import Synthetic
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    values: dict[str, Any] = {
+        "recipe": "knn", "protocol": "knn/both", "numbers": {"top1": 12.345678}, "settings": {"k": 3},
+        "checkpoint": {"kind": "random"}, "data": {"num_train": 4}, "seconds": 1.26, "cut": False,
+    }  # fmt: skip
+    return write_result(folder, **(values | changes))
+
+
+def test_a_record_has_its_numbers_to_four_decimals(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    record = json.loads(path.read_text())
+    assert path == tmp_path / "result.json" and read_result(path) == record
+    kept = ("format", "protocol", "recipe", "numbers", "settings", "checkpoint", "data", "cut", "seconds")
+    assert {name: record[name] for name in kept} == {
+        "format": 1, "protocol": "knn/both", "recipe": "knn", "numbers": {"top1": 12.3457},
+        "settings": {"k": 3}, "checkpoint": {"kind": "random"}, "data": {"num_train": 4}, "cut": False,
+        "seconds": 1.3,
+    }  # fmt: skip
+    assert result_line(path) == f"result {path}"
+    assert "not comparable" in result_line(written(tmp_path, cut=True))
+    path.write_text(json.dumps(record | {"format": 2}))
+    with pytest.raises(ValueError, match="no result of format 1"):
+        read_result(path)
+
+
+def test_the_data_of_both_sides_are_on_record() -> None:
+    train, val = Synthetic(12, 3), Synthetic(5, 3)
+    assert data_record(train, val) == {
+        "train": train.digest(), "val": val.digest(), "num_train": 12, "num_val": 5,
+    }  # fmt: skip
+    assert data_record(val, None) == {"train": val.digest(), "val": None, "num_train": 5, "num_val": None}
+
+
+@pytest.mark.parametrize(
+    ("steps", "base_cut", "cut"),
+    [(((4, 4), (2, 2)), False, False), (((3, 4), (2, 2)), False, True), (((4, 4), (2, 2)), True, True)],
+)
+def test_a_runs_record_is_of_all_its_stages(
+    tmp_path: Path, steps: tuple[tuple[int, int], ...], base_cut: bool, cut: bool
+) -> None:
+    """Seconds add up, a stage cut short counts whichever it is, and scores are the last stage's."""
+    summaries = [
+        {
+            "level": level, "seconds": seconds, "num_steps": num, "num_steps_planned": planned,
+            "held_out": {"loss": 1.0, "top1_B1": share, "top5_B1": 2 * share},
+        }
+        for level, seconds, share, (num, planned) in zip(
+            (1, 2), (2.5, 4.0), (0.125, 0.25), steps, strict=True
+        )
+    ]  # fmt: skip
+    whole = Synthetic(12, 3)
+    part = Subset(whole, whole.labels().argsort(kind="stable")[:6])
+    run: Any = SimpleNamespace(
+        position=SimpleNamespace(summaries=summaries),
+        data=SimpleNamespace(train=part, val=None),
+        options=EvaluationOptions(seed=4),
+        folder=tmp_path,
+    )
+    numbers = scores(run)
+    assert numbers == {"top1_B1": 25.0, "top5_B1": 50.0}
+    write_run(
+        run, recipe="r", protocol="p", numbers=numbers, settings={"lr": 0.5}, checkpoint={"cut": base_cut}
+    )
+    record = read_result(tmp_path / "result.json")
+    assert (record["seconds"], record["cut"], record["numbers"]) == (6.5, cut, numbers)
+    assert (record["settings"]["lr"], record["settings"]["seed"]) == (0.5, 4)
+    assert (record["data"]["train"], record["data"]["whole_train"]) == (part.digest(), whole.digest())
+    assert record["data"]["train"] != record["data"]["whole_train"] and record["data"]["num_train"] == 6
+    task: Any = SimpleNamespace(
+        views=lambda level: (f"crop {level}",),
+        held_out_views=lambda level: (f"left {level}", f"right {level}"),
+    )
+    base = {"cut": base_cut}
+    write_held_out(task, run, recipe="r", protocol="p", constants={"lr": 0.5}, checkpoint=base)
+    again = read_result(tmp_path / "result.json")
+    assert (again["numbers"], again["cut"], again["settings"]["lr"]) == (numbers, cut, 0.5)
+    assert again["settings"]["train_view"] == "'crop 2'"
+    assert again["settings"]["held_out_view"] == "'left 2' and 'right 2'"
+
+
+def test_random_weights_are_those_of_the_seed() -> None:
+    weights = [
+        EvaluationOptions(random_weights=True, backbone="nin3", seed=seed).pretrained().backbone
+        for seed in (0, 0, 1)
+    ]
+    first, again, other = (next(backbone.parameters()).detach() for backbone in weights)
+    assert first.equal(again) and not first.equal(other)
+
+
+def test_the_side_of_the_pictures_is_part_of_a_given_input() -> None:
+    options = EvaluationOptions(
+        size_px=96, input_channels="L", input_mean=(0.5,), input_std=(0.25,), random_weights=True
+    )
+    given = options.given_input()
+    assert given is not None
+    assert (given.channels, given.mean, given.std, given.size_px) == ("L", (0.5,), (0.25,), 96)
+    assert EvaluationOptions(size_px=96).given_input() is None
