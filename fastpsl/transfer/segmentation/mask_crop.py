@@ -22,7 +22,7 @@ class ScaledCrop:
 
     The shorter side is resized to `size_px` times a random scale, then a square of `size_px` is cropped at
     random. Images that are smaller than the crop stay so. A crop that shows one class alone, or one class in
-    more than `max_share` of its pixels, is drawn anew, ten times at most. Void pixels do not count.
+    at least `max_share` of its pixels, is drawn anew, ten times at most. Void pixels do not count.
 
     Attributes:
         size_px: Side of the crop.
