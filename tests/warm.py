@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import torch.multiprocessing
+import torch
+import torch.distributed as dist
 
+from fastpsl.engine.distributed import leave_world
 from tests import cheaper, seeds
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -132,6 +134,25 @@ def on_ranks(function: Callable[..., None], arguments: tuple[Any, ...], num_rank
     torch.multiprocessing.start_processes(
         _call_as_test, (function, arguments, seeds.added), num_ranks, start_method="forkserver"
     )
+
+
+def results_of_ranks(function: Callable[[int, int], object], num_ranks: int, folder: Path) -> list[Any]:
+    """Call `function(rank, num_ranks)` in a group of processes on the CPU; return its results, rank by rank.
+
+    Args:
+        function: A function of a module, which returns tensors, numbers and containers of these.
+        num_ranks: The number of processes.
+        folder: A new folder, by which the processes meet.
+    """
+    on_ranks(_save_result, (function, num_ranks, folder), num_ranks)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(num_ranks)]
+
+
+def _save_result(rank: int, function: Callable[[int, int], object], num_ranks: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
+    torch.save(function(rank, num_ranks), folder / f"{rank}.pt")
+    leave_world()
 
 
 def _call_as_test(rank: int, function: Callable[..., None], arguments: tuple[Any, ...], added: int) -> None:

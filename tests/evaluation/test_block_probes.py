@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
@@ -36,7 +35,7 @@ from fastpsl.pipelines.standard_views import center_view, train_view
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint
-from tests.warm import on_ranks
+from tests.warm import results_of_ranks
 
 ALL = ("conv_B2", "fc1_B4", "fc2_B3", "fc3_B1")
 INPUT = Input(size_px=32)
@@ -350,17 +349,9 @@ def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.head.named_parameters()}
 
 
-def in_a_process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    torch.save(weights_after_a_step(rank, world_size), f"{folder}/{rank}.pt")
-    leave_world()
-
-
 @pytest.mark.slow
 def test_two_ranks_learn_as_one(tmp_path: Path) -> None:
-    on_ranks(in_a_process, (2, str(tmp_path)), 2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = results_of_ranks(weights_after_a_step, 2, tmp_path)
     for key, value in weights_after_a_step(0, 1).items():
         assert torch.equal(first[key], second[key]), key
         assert torch.allclose(first[key], value, atol=1e-5 * float(value.abs().max() + 1)), key

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from skimage.color import rgb2lab
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam, sgd
@@ -34,7 +33,7 @@ from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import noise_batch, part_of, tiny_run
 from tests.pipelines.photos import RAW, write
 from tests.programs import digests, epoch_records, newest_checkpoint
-from tests.warm import on_ranks
+from tests.warm import results_of_ranks
 
 SIZE, MAP = 16, 4
 (STAGE,) = make_plan("end_to_end", (1,), num_levels=1, num_blocks=2)
@@ -364,19 +363,10 @@ def one_step(rank: int, world_size: int) -> dict[str, Any]:
     }
 
 
-def in_a_process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    torch.save(one_step(rank, world_size), f"{folder}/{rank}.pt")
-    leave_world()
-
-
 def test_two_ranks_count_and_learn_as_one(tmp_path: Path) -> None:
-    on_ranks(in_a_process, (2, str(tmp_path)), 2)
     alone = one_step(0, 1)
     assert int(alone["num_grey"]) == 3 and int(alone["counts"].sum()) == 33 * MAP**2
-    for rank in (0, 1):
-        result = torch.load(tmp_path / f"{rank}.pt")
+    for rank, result in enumerate(results_of_ranks(one_step, 2, tmp_path)):
         for name, value in alone.items():
             assert torch.allclose(result[name], value, atol=1e-5 * float(value.abs().max() + 1)), (rank, name)
 

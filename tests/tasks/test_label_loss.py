@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
-from fastpsl.engine.distributed import leave_world
 from fastpsl.tasks.sslpp.label_loss import LabelLoss
-from tests.warm import on_ranks
+from tests.warm import results_of_ranks
 
 LABELS, CPU = np.array([0] * 8 + [1] * 4 + [2] * 4), torch.device("cpu")
 ENTROPY = 0.5 * math.log(2) + 2 * 0.25 * math.log(4)
@@ -81,21 +79,13 @@ def watched(rank: int, num_ranks: int) -> tuple[dict[str, Any], dict[str, float]
     return state, watch.end_epoch()
 
 
-def in_a_process(rank: int, num_ranks: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
-    torch.save(watched(rank, num_ranks), f"{folder}/{rank}.pt")
-    leave_world()
-
-
 @pytest.mark.slow
 def test_two_ranks_count_each_loss_once(tmp_path: Path) -> None:
     """A state has all ranks' sums, so only one rank may go on from them."""
-    on_ranks(in_a_process, (2, str(tmp_path)), 2)
     state, figures = watched(0, 1)
     mean = sum((0.1 + 0.2 * step) * (step + 1) for step in range(8)) / 36
     assert figures["loss_labels"] == pytest.approx(mean, abs=1e-6)
-    for rank in range(2):
-        state_of_rank, figures_of_rank = torch.load(tmp_path / f"{rank}.pt")
+    for state_of_rank, figures_of_rank in results_of_ranks(watched, 2, tmp_path):
         assert torch.equal(state_of_rank["sums"], state["sums"]) and figures_of_rank == figures
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from fastpsl.engine.distributed import World, leave_world
+from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.optim.sgd_adam import sgd
@@ -30,7 +29,7 @@ from fastpsl.tasks.contrastive.shuffled_batchnorm import shuffled_order
 from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint
-from tests.warm import on_ranks
+from tests.warm import results_of_ranks
 
 QUEUE, BATCH, GROUP = 24, 8, 2
 STAGES = make_plan("psl", (1, 1, 1))
@@ -334,17 +333,9 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
     return state | keys | {"queue": task.queue}
 
 
-def in_a_process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    torch.save(after_steps(rank, world_size), f"{folder}/{rank}.pt")
-    leave_world()
-
-
 def test_two_ranks_hold_equal_keys_and_learn_as_one(tmp_path: Path) -> None:
     """The tolerance is 1e-5 of the largest value, because float32 sums have another order."""
-    on_ranks(in_a_process, (2, str(tmp_path)), 2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = results_of_ranks(after_steps, 2, tmp_path)
     for name, value in after_steps(0, 1).items():
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name

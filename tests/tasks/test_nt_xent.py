@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,10 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from fastpsl.engine.distributed import leave_world
 from fastpsl.tasks.contrastive.nt_xent import nt_xent
 from tests.pipelines.memory import printed_by
-from tests.warm import on_ranks
+from tests.warm import results_of_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 MASKS = {
@@ -214,17 +212,9 @@ def learned(rank: int, world_size: int) -> dict[str, Tensor]:
     return {**gradients, "loss": result.loss.detach(), "loss_sum": result.loss_sum, "inputs": inputs.grad}
 
 
-def in_a_process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
-    torch.save(learned(rank, world_size), f"{folder}/{rank}.pt")
-    leave_world()
-
-
 def test_two_ranks_with_unequal_data_have_the_gradients_of_one(tmp_path: Path) -> None:
     """DDP takes the mean over ranks, so a rank has twice its part of the global mean's gradient."""
-    on_ranks(in_a_process, (2, str(tmp_path)), 2)
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    parts = results_of_ranks(learned, 2, tmp_path)
     alone = learned(0, 1)
     inputs = torch.cat([part.pop("inputs") for part in parts], 1) / 2
     loss_sum = sum(part.pop("loss_sum") for part in parts)
