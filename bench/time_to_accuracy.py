@@ -42,7 +42,6 @@ from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.timing import synchronise
@@ -168,24 +167,23 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained | 
         device=options.device, decoder=options.decoder, compile=options.compile, probe_every=1,
         checkpoint_minutes=0.0, keep_checkpoints=1, tensorboard=False, **values,
     )  # fmt: skip
-    return timed(MODULES[options.recipe], recipe_of(options.recipe), recipe, world, options.monitor)
+    return timed(MODULES[options.recipe], recipe, world, options.monitor)
 
 
 def timed(
-    name: str, recipe: Recipe[Any], options: PretrainOptions, world: World, monitor: Literal["knn", "linear"]
+    name: str, options: PretrainOptions, world: World, monitor: Literal["knn", "linear"]
 ) -> Trained | None:
     """Train a recipe with these options, whose monitor looks; return None if a signal stopped it.
 
     Args:
         name: The recipe's name, without .py.
-        recipe: The recipe.
         options: Its options: a new folder, --val and --probe-every.
         world: The ranks and the device.
         monitor: Whose accuracy is taken.
     """
     started = time.perf_counter()
     torch.manual_seed(torch_seed(options.seed))
-    experiment = recipe.build(options)
+    experiment = recipe_of(name).build(options)
     run = Run(name, experiment.open_data(options, world), experiment.science)
     try:
         clock = Clock(run)

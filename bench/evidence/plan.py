@@ -78,6 +78,10 @@ class Plan:
         for name, command in self.first.items():
             yield (f"{name}-s{seed}" if "{seed}" in command else name), command
 
+    def training_of(self, run: "Run") -> str:
+        """Return the command of a training, with places for its values."""
+        return f"{self.training} {self.arms[run.arm]}"
+
     def searched(self) -> Iterator["Run"]:
         """Yield the trainings by which rates are chosen; none where there is one rate."""
         if len(self.search.rates) > 1:
@@ -114,6 +118,11 @@ class Run:
     rate: float | None
     seed: int
     counts: bool
+
+    @property
+    def values(self) -> dict[str, str]:
+        """What stands for {seed} and {rate} in its commands."""
+        return {"seed": str(self.seed), "rate": f"{self.rate or 0:g}"}
 
     @property
     def name(self) -> str:

@@ -81,13 +81,12 @@ class Runner:
         """Train and evaluate; random weights are evaluated alone."""
         with self.lock:  # because others may need the same
             self.first(run.seed)
-        values = {"seed": str(run.seed), "rate": f"{run.rate or 0:g}"}
         weights = self.plan.random
         if run.arm != RANDOM:
-            self._run(run.name, f"{self.plan.training} {self.plan.arms[run.arm]}", values)
+            self._run(run.name, self.plan.training_of(run), run.values)
             weights = f"--checkpoint {self.options.runs / run.name}"
         for name in self.plan.evaluations_of(run):
-            self._run(f"{run.name}-{name}", self.plan.evaluations[name], {**values, "weights": weights})
+            self._run(f"{run.name}-{name}", self.plan.evaluations[name], {**run.values, "weights": weights})
 
     def _run(self, name: str, template: str, values: dict[str, str]) -> None:
         """Run a command unless it is done, and note that it is.

@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see t
 import tyro
 from tyro.conf import Positional, arg
 
-from bench.evidence.plan import Plan, read_plan
+from bench.evidence.plan import Plan, Run, read_plan
 from bench.evidence.results import difference, rates_so_far
 from bench.evidence.run import without_folders, words_of
 from bench.program import progress, run_program
@@ -66,34 +66,30 @@ class Options:
             raise ValueError("--arms: give two or more")
 
 
-def train(options: Options, plan: Plan, arm: str, rate: float, seed: int, world: World) -> dict[str, Any]:
-    """Train an arm with a monitor, or read what it left; return its looks with all that they came from.
+def train(options: Options, plan: Plan, run: Run, world: World) -> dict[str, Any]:
+    """Train an arm's run with a monitor, or read what it left; return its looks with all that they came from.
 
     Raises:
         ValueError: Another command was run under this name.
         InterruptedError: A signal stopped it.
     """
-    name = f"{arm.replace(' ', '_')}-lr{rate:g}-s{seed}"
-    done, folder = options.runs / "times" / f"{name}.json", options.runs / "times" / name
-    places = {"seed": str(seed), "rate": f"{rate:g}", "out": str(folder)}
-    words = words_of(f"{plan.training} {plan.arms[arm]}", options.data, options.runs, **places)
+    folder = options.runs / "times" / run.name
+    done = options.runs / "times" / f"{run.name}.json"
+    words = words_of(plan.training_of(run), options.data, options.runs, out=str(folder), **run.values)
     command = without_folders(shlex.join(words), options.data, options.runs)
     if done.exists():
         record: dict[str, Any] = json.loads(done.read_text())
         if (record["command"], record["every"]) != (command, options.every):
             raise ValueError(f"{done} is of another command ({record['command']}): remove it")
         return record
-    shutil.rmtree(
-        folder, ignore_errors=True
-    )  # a part of a training; time on the clock cannot be gone on with
-    recipe_name = Path(words[0]).stem
-    recipe = recipe_of(recipe_name)
-    recipe_options = replace(recipe.parse(words[1:], log=lambda line: None), probe_every=options.every)
-    trained = timed(recipe_name, recipe, recipe_options, world, "knn")
+    shutil.rmtree(folder, ignore_errors=True)  # a part of a training, whose time cannot be gone on with
+    recipe = Path(words[0]).stem
+    parsed = recipe_of(recipe).parse(words[1:], log=lambda line: None)
+    trained = timed(recipe, replace(parsed, probe_every=options.every), world, "knn")
     if trained is None:
         raise InterruptedError
     record = {
-        "arm": arm, "rate": rate, "seed": seed, "command": command, "every": options.every,
+        "arm": run.arm, "rate": run.rate, "seed": run.seed, "command": command, "every": options.every,
         "commit": commit(), "num_steps": trained.num_steps, "looks": trained.looks,
     }  # fmt: skip
     write_atomically(done, json.dumps(record).encode())
@@ -163,7 +159,8 @@ def main() -> int:
             for arm in options.arms[turn:] + options.arms[:turn]:
                 log(f"{arm}, seed {seed}: training {len(records) + 1} of {num}")
                 try:
-                    records.append(train(options, plan, arm, rates[arm], seed, world))
+                    run = Run(arm, rates[arm], seed, counts=True)
+                    records.append(train(options, plan, run, world))
                 except InterruptedError:
                     print("stopped; the same command goes on", file=sys.stderr)
                     return EXIT_PREEMPTED
