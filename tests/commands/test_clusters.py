@@ -17,15 +17,14 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
 from fastpsl.plots.clusters import NUM_SHOWN
 from fastpsl.tables.results import index_runs
 from fastpsl.tasks.pseudo_labels.file import write_labels
 from fastpsl.tasks.pseudo_labels.scores import ari, hungarian_accuracy, many_to_one_accuracy, nmi
+from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
 from tests.plots.png_pixels import pixels
 
@@ -316,16 +315,12 @@ def test_images_without_a_true_label_are_told_and_empty_classes_are_not_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Thirty of 40 images have a true label, and four of five classes have 20, 10, 5 and 5 images."""
-    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     true = [i % 3 if i < 30 else -1 for i in range(40)]
-    samples = [
-        Sample(f"p{i}", image, label) for i, (image, label) in enumerate(zip(images, true, strict=True))
-    ]
-    write_beton(samples, tmp_path / "some.beton", num_samples=40)
-    with Beton(tmp_path / "some.beton") as data:
+    some = write_labelled(tmp_path / "some.beton", true)
+    with Beton(some) as data:
         labels = np.repeat([0, 1, 3, 4], [20, 10, 5, 5])
         path = write_labels(tmp_path / "labels.npz", labels, 5, data, "by hand")
-    code, output, error = run(capsys, path, "--data", tmp_path / "some.beton")
+    code, output, error = run(capsys, path, "--data", some)
     assert (code, error) == (0, "")
     (line,) = [line for line in output.splitlines() if line.startswith("with the true labels: ")]
     assert line.endswith("; 30 of 40 images have one")

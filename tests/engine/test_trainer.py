@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -31,18 +30,17 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.checkpoint import read_checkpoint
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.standard_views import train_view
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.jigsaw import Jigsaw
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, one_process, tiny_run
+from tests.pipelines.labelled import write_labelled
 from tests.pipelines.paged import write_paged
 from tests.programs import digests, newest_checkpoint
 from tests.slow import slow
@@ -344,13 +342,8 @@ def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
         finally:
             run.close()
 
-    labelled, without = tmp_path / "labelled.beton", tmp_path / "without.beton"
-    images = [np.full((40, 40, 3), 10 * i, np.uint8) for i in range(8)]
-    for path, labels in ((labelled, range(8)), (without, (0, 1, -1, 3, -1, 5, 6, 7))):
-        samples = [
-            Sample(f"p{i}", image, label) for i, (image, label) in enumerate(zip(images, labels, strict=True))
-        ]
-        write_beton(samples, path, num_samples=8)
+    labelled = write_labelled(tmp_path / "labelled.beton", range(8))
+    without = write_labelled(tmp_path / "without.beton", (0, 1, -1, 3, -1, 5, 6, 7))
     with pytest.raises(
         ValueError, match=r"this recipe needs labels, and 2 of 8 samples have none .*sample 2 \(p2\)"
     ):

@@ -26,14 +26,13 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.standard_views import center_view
 from tests.engine.tiny import TinyNet, one_process
+from tests.pipelines.labelled import write_labelled
 from tests.slow import slow
 
 BATCH = 48
@@ -448,13 +447,8 @@ def test_the_options_reach_the_extraction_and_its_loader(data: Beton) -> None:
 
 
 def test_labels_are_kept_where_only_some_images_have_one(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     labels = [1, -1, 0, -1]
-    samples = [
-        Sample(f"p{i}", image, label) for i, (image, label) in enumerate(zip(images, labels, strict=True))
-    ]
-    write_beton(samples, tmp_path / "some.beton", num_samples=4)
-    with Beton(tmp_path / "some.beton") as data:
+    with Beton(write_labelled(tmp_path / "some.beton", labels)) as data:
         file = extraction(data).to_file(tmp_path / "F.npy", one_process())
     assert file.record["labels"] == "F-labels.npy"
     stored = file.labels()

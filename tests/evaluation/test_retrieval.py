@@ -15,11 +15,10 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.evaluation.retrieval import Search, nearest_others
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
 from fastpsl.tables.results import index_runs
 from tests.engine.tiny import one_process
+from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
 
 RANDOM = ("--random-weights", "--backbone", "resnet18")
@@ -305,10 +304,8 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_classes_by_number_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Betons have no class names, and equal numbers are equal classes."""
-    images = np.random.default_rng(0).integers(0, 256, (7, 40, 40, 3), dtype=np.uint8)
     for name, labels in (("a", [0, 1, 0, 1, 0, 1, 1]), ("b", [0, 1, 1]), ("c", [0, 2, 1])):
-        samples = [Sample(f"p{i}", images[i], label) for i, label in enumerate(labels)]
-        write_beton(samples, tmp_path / f"{name}.beton", num_samples=len(labels))
+        write_labelled(tmp_path / f"{name}.beton", labels)
     for queries, judged in (("b", True), ("c", False)):
         out = tmp_path / queries
         sets = ("--gallery", tmp_path / "a.beton", "--queries", tmp_path / f"{queries}.beton")

@@ -13,11 +13,10 @@ from fastpsl.cli import main
 from fastpsl.evaluation.result import read_result
 from fastpsl.evaluation.tsne import same_class
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
 from fastpsl.plots.tsne import MAX_NAMED, draw_map
 from fastpsl.tables.results import index_runs
+from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
 
 RANDOM = ("--random-weights", "--backbone", "nin3")
@@ -207,10 +206,8 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_nothing_is_counted_where_one_image_has_no_label(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    samples = [Sample(f"p{i}", image, -1 if i == 7 else i % 2) for i, image in enumerate(images)]
-    data, out = tmp_path / "some.beton", tmp_path / "out"
-    write_beton(samples, data, num_samples=12)
+    data = write_labelled(tmp_path / "some.beton", [-1 if i == 7 else i % 2 for i in range(12)])
+    out = tmp_path / "out"
     code, lines, _ = run(
         capsys, *RANDOM, *SMALL, "--data", data, "--num", 12, "--perplexity", 3, "--out", out
     )

@@ -5,7 +5,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,9 +15,8 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.shift import Shift
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
+from tests.pipelines.labelled import write_labelled
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 
@@ -132,11 +130,8 @@ def test_values_are_the_papers_and_rotnets() -> None:
 
 def unlabelled(tmp_path: Path) -> Path:
     """Return a beton with an unlabelled last image, as STL-10 has them."""
-    path = tmp_path / "some.beton"
-    samples = [Sample(f"p{i}", np.zeros((32, 32, 3), np.uint8), i % 8 if i < 31 else -1) for i in range(32)]
     names = runpy.run_path(str(ROOT / "fastpsl" / "pipelines" / "sample" / "landscapes.py"))["CLASS_NAMES"]
-    write_beton(samples, path, num_samples=32, class_names=names)
-    return path
+    return write_labelled(tmp_path / "some.beton", [*(i % 8 for i in range(31)), -1], names)
 
 
 def test_impossible_requests_are_refused(recipe: Start, tmp_path: Path) -> None:

@@ -10,12 +10,10 @@ import torch
 from PIL import Image
 
 from fastpsl.evaluation.features import Extraction, extract
-from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
 from fastpsl.transfer.few_shot import classes_of, draw_episodes, num_hits
+from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo
 from tests.programs import ROOT, run
 from tests.recipes.in_process import Start, refused, starter
@@ -164,14 +162,8 @@ def test_an_interrupted_pass_goes_on(
     assert numbers[0] == numbers[1] and list(numbers[0])[::2] == ["accuracy_B3", "accuracy_B5_max_pool"]
 
 
-def beton(path: Path, labels: list[int], side: int = 84) -> Path:
-    images = np.random.default_rng(0).integers(0, 256, (len(labels), side, side, 3), dtype=np.uint8)
-    samples = [
-        Sample(f"p{i}", image, label) for i, (image, label) in enumerate(zip(images, labels, strict=True))
-    ]
-    names = ["boat", "house", "tree"]
-    write_beton(samples, path, num_samples=len(labels), class_names=names, target=Target(mode="raw"))
-    return path
+def beton(path: Path, labels: list[int], side_px: int = 84) -> Path:
+    return write_labelled(path, labels, ["boat", "house", "tree"], side_px=side_px)
 
 
 def test_an_image_that_cannot_be_decoded_is_in_no_episode(recipe: Any, tmp_path: Path) -> None:
@@ -193,7 +185,7 @@ def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -
     five = ("--ways", "2", "--shots", "2", "--queries", "2")
     uneven = beton(tmp_path / "uneven.beton", [0] * 6 + [1] * 3 + [2] * 6)
     without = beton(tmp_path / "without.beton", [0, 1, -1, 0, 1])
-    tiny = beton(tmp_path / "tiny.beton", [0, 1] * 4, side=40)
+    tiny = beton(tmp_path / "tiny.beton", [0, 1] * 4, side_px=40)
     for arguments, words in (
         ((*data, *RANDOM), ("--ways 5", "3 classes")),
         ((*data, *RANDOM, *five, "--queries", "3"), ("5 pictures of a class", "class boat has 4")),

@@ -14,12 +14,11 @@ from fastpsl.evaluation import knn_score
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.knn_score import score
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
 from fastpsl.plots.neighbours import draw_neighbours
 from tests.engine.tiny import one_process
+from tests.pipelines.labelled import write_labelled
 from tests.programs import ROOT
 from tests.recipes.in_process import Start, refused, starter
 
@@ -146,15 +145,6 @@ def test_several_blocks_are_each_as_alone(
     assert len(numbers) == 9 and len(set(map(tuple, table))) == 3
 
 
-def beton(path: Path, labels: list[int], names: list[str] | None = None) -> Path:
-    images = np.random.default_rng(0).integers(0, 256, (len(labels), 40, 40, 3), dtype=np.uint8)
-    samples = [
-        Sample(f"p{i}", image, label) for i, (image, label) in enumerate(zip(images, labels, strict=True))
-    ]
-    write_beton(samples, path, num_samples=len(labels), class_names=names)
-    return path
-
-
 def test_images_that_could_not_be_decoded_are_neither_scored_nor_found(tmp_path: Path) -> None:
     def written(name: str, rows: np.ndarray, labels: np.ndarray, bad: list[int]) -> FeatureFile:
         np.save(tmp_path / f"{name}.npy", rows.astype(np.float32))
@@ -178,9 +168,9 @@ def test_images_that_could_not_be_decoded_are_neither_scored_nor_found(tmp_path:
 def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -> None:
     paths, out = sample_paths(), tmp_path / "out"
     sample = ("--data", paths.train_32, "--val", paths.test_32)
-    two = beton(tmp_path / "two.beton", [0, 1] * 4, ["boat", "house"])
-    three = beton(tmp_path / "three.beton", [0, 1, 2, 0], ["boat", "house", "tree"])
-    without = beton(tmp_path / "without.beton", [0, -1, 1, 0])
+    two = write_labelled(tmp_path / "two.beton", [0, 1] * 4, ["boat", "house"])
+    three = write_labelled(tmp_path / "three.beton", [0, 1, 2, 0], ["boat", "house", "tree"])
+    without = write_labelled(tmp_path / "without.beton", [0, -1, 1, 0])
     for arguments, words in (
         ((*sample, *RANDOM, "--k", "481"), ("--k 481", "480")),
         ((*sample, *RANDOM, "--k", "0"), ("--k 0",)),

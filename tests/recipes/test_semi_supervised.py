@@ -4,7 +4,6 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,10 +12,9 @@ from fastpsl.evaluation.label_lists import draw_label_list
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
+from tests.pipelines.labelled import write_labelled
 from tests.programs import ROOT, newest_checkpoint
 from tests.recipes.in_process import Start, refused, starter
 
@@ -108,15 +106,6 @@ def test_small_images_are_scored_whole() -> None:
         assert view.crop == ShorterSideCrop(shorter_px, 32, "center")
 
 
-def small_class(tmp_path: Path) -> Path:
-    """Return a beton of 300 cats and 3 dogs."""
-    path = tmp_path / "dogs.beton"
-    image = np.zeros((32, 32, 3), np.uint8)
-    samples = [Sample(f"p{i}", image, int(i >= 300)) for i in range(303)]
-    write_beton(samples, path, num_samples=303, class_names=["cat", "dog"])
-    return path
-
-
 def test_impossible_requests_are_refused(recipe: Start, tmp_path: Path) -> None:
     outs: list[Path] = []
 
@@ -125,7 +114,7 @@ def test_impossible_requests_are_refused(recipe: Start, tmp_path: Path) -> None:
         refused(recipe(*SMALL, "--out", outs[-1], *arguments), "semi_supervised", *words)
         assert not outs[-1].exists()
 
-    dogs = small_class(tmp_path)
+    dogs = write_labelled(tmp_path / "dogs.beton", [0] * 300 + [1] * 3, ["cat", "dog"])
     both = ("--data", dogs, "--val", dogs)
     is_refused(
         *both, "--percent", "1", words=("dog, which has 3 images", "--percent 33.3 or more", "--label-list")

@@ -15,14 +15,13 @@ from fastpsl.engine.train_step import StageModule
 from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.tasks.classify import Classify
 from tests.engine.tiny import TinyNet, part_of, tiny_run
+from tests.pipelines.labelled import write_labelled
 from tests.programs import digests, newest_checkpoint
 
 WHOLE = Stage("E", 1, 1, 5, 4)
@@ -154,10 +153,6 @@ def test_it_learns_scores_the_middle_and_resumes(tmp_path: Path) -> None:
 
 
 def test_held_out_data_of_other_classes_is_refused(tmp_path: Path) -> None:
-    with_more = tmp_path / "val.beton"
-    images = [torch.full((40, 40, 3), i, dtype=torch.uint8).numpy() for i in range(17)]
-    names = [f"class {i}" for i in range(17)]
-    samples = [Sample(f"p{i}", image, i) for i, image in enumerate(images)]
-    write_beton(samples, with_more, num_samples=17, class_names=names)
+    with_more = write_labelled(tmp_path / "val.beton", range(17), [f"class {i}" for i in range(17)])
     with pytest.raises(ValueError, match=r"\(17 classes, .*train_32.beton 8; class 0 is 'class 0', "):
         fit(tmp_path / "out", 1, val=str(with_more), data=str(sample_paths().train_32))
