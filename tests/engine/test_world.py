@@ -3,6 +3,7 @@
 Tolerance: 1e-5 of the largest gradient, because float32 sums have another order.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
+from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
@@ -117,12 +119,33 @@ def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
     return buffers
 
 
+def report_steps(rank: int, world_size: int, folder: Path) -> None:
+    """Report two steps, in which rank 1 counts other numbers of samples than rank 0."""
+    world = World(rank, world_size, rank, world_size, torch.device("cpu"))
+    report = Reporter(
+        folder,
+        world,
+        batch_size=8,
+        log_steps=2,
+        resumed_run_step=0,
+        tensorboard=False,
+        wandb=False,
+        config={},
+    )
+    report.stage_begins(make_plan("psl", (1, 1, 1))[0], 0, 2, 2)
+    for step, num in ((1, 4.0), (2, (0.0, 2.0)[rank])):
+        metrics = {"loss": (torch.tensor((1 + 2 * rank) * num), torch.tensor(num))}
+        report.step(step, step, 0.1, metrics, torch.zeros(()))
+    report.close()
+
+
 def in_a_process(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     for name in TASKS:
         torch.save(weights_after_a_step(name, rank, world_size), f"{folder}/{name}-{rank}.pt")
     torch.save(running_statistics(rank, world_size), f"{folder}/statistics-{rank}.pt")
+    report_steps(rank, world_size, Path(folder))
     leave_world()
 
 
@@ -156,3 +179,9 @@ def test_running_statistics_are_rank_0s_where_they_are_read(folder: Path) -> Non
     assert all(
         torch.equal(one, other) for one, other in zip(first["before"][:3], second["stepped"][:3], strict=True)
     )
+
+
+def test_reported_metrics_are_means_over_the_samples_of_all_ranks(folder: Path) -> None:
+    """Each of rank 0's samples has the loss 1, and each of rank 1's 3. Rank 0 has none in the second step."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [2.0, 3.0]
