@@ -377,3 +377,17 @@ def test_no_view_is_smaller_than_the_backbone_can_read(
     with pytest.raises(ValueError, match="23"):
         two.check(run.data)
     run.close()
+
+
+@pytest.mark.parametrize("which", ["views", "held_out_views", "pass_views"])
+def test_every_view_must_fit_into_the_smallest_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """A crop's pixel is at most two of an image's. The images have 32 px, and the other views fit."""
+    two, run = experiment(Asking()), tiny_run(tmp_path, batch_size=16)
+    monkeypatch.setattr(Asking, which, lambda self, level: (ViewSpec(ShorterSideCrop(64 * 24, 24)),))
+    two.check(run.data)
+    monkeypatch.setattr(Asking, which, lambda self, level: (ViewSpec(ShorterSideCrop(64 * 24 + 1, 24)),))
+    with pytest.raises(ValueError, match="32 x 32 px .* allowed are sides of 33"):
+        two.check(run.data)
+    run.close()
