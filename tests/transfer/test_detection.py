@@ -257,6 +257,31 @@ def test_images_of_the_test_have_the_largest_size_and_boxes_are_the_originals(
         assert (found["labels"].tolist(), found["scores"].tolist()) == ([1], [0.5])
 
 
+def test_published_proposals_of_the_test_are_those_of_the_resized_image(devkit: Path) -> None:
+    """The detector takes each for an object: its boxes are then the file's, in px of the original image."""
+    files = [str(devkit / "proposals" / f"voc_2007_{split}.mat") for split in ("trainval", "test")]
+    task, seen = opened(devkit, replace(SMALL, boxes_from="published"), proposals=files), []
+
+    def detections(image: Tensor, proposals: Tensor) -> dict[str, Tensor]:
+        seen.append((image.shape[1:], proposals))
+        return {
+            "boxes": proposals,
+            "labels": torch.ones(len(proposals)),
+            "scores": torch.ones(len(proposals)),
+        }
+
+    detector: Any = SimpleNamespace(detections=detections)
+    assert task.test_proposals is not None
+    for index in range(NUM_TEST):
+        found = task.detected(detector, index, torch.device("cpu"))["boxes"]
+        original = task.test_proposals.boxes(index)
+        (height, width), (sides, proposals) = read_image(task.test, index).shape[1:], seen[-1]
+        scale = np.array([sides[1] / width, sides[0] / height] * 2)
+        assert len(original) and scale.max() != 1
+        np.testing.assert_allclose(proposals.numpy(), original * scale, rtol=1e-5)
+        np.testing.assert_allclose(found, original, rtol=1e-5)
+
+
 def in_a_process(rank: int, size: int, root: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)

@@ -365,6 +365,16 @@ def test_boxes_and_scores_are_float32_under_autocast() -> None:
     assert {each.dtype for each in (*logits, *boxes, scores, moves)} == {torch.float32}
 
 
+@pytest.mark.parametrize("name", ["vgg16", "resnet18"])
+def test_maps_in_half_precision_are_pooled_as_their_values_in_float32(name: str) -> None:
+    """torchvision refuses maps of another dtype than the boxes'. The RoIs are in that of the maps."""
+    pool = RoIPool(layout_of(make_backbone(name)))
+    values, box = torch.randn(1, 2, 12, 12).bfloat16(), torch.tensor([[3.25, 5.5, 120.0, 90.75]])
+    rois = pool(Maps(values, 16), [box], [(192, 192)])
+    expected = pool(Maps(values.float(), 16), [box], [(192, 192)])
+    assert rois.dtype == torch.bfloat16 and torch.equal(rois, expected.bfloat16())
+
+
 def test_fixed_batchnorm_and_frozen_blocks_stay_bit_for_bit() -> None:
     backbone = resnet18()
     before = copy.deepcopy(backbone.state_dict())
