@@ -185,6 +185,13 @@ def test_values_that_no_option_gives_stay() -> None:
     }  # fmt: skip
 
 
+def test_logs_and_checkpoints_are_as_often_as_the_help_tells() -> None:
+    """A checkpoint every 20 minutes, the last 3 of which are kept, and a record every 10 steps."""
+    options = TrainingOptions()
+    assert (options.checkpoint_minutes, options.checkpoint_steps, options.keep_checkpoints) == (20.0, 0, 3)
+    assert options.log_steps == 10 and options.tensorboard and not options.wandb
+
+
 def test_one_value_of_epochs_stands_for_each_of_the_papers_stages() -> None:
     lines = list[str]()
     recipe = Recipe("r", "", PretrainOptions, {"epochs": (9, 8)}, {}, lambda options: pytest.fail("built"))

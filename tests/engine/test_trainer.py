@@ -515,9 +515,11 @@ def test_a_line_in_another_folder_keeps_what_is_there(tmp_path: Path) -> None:
     assert lines(tmp_path / "b") == lines(tmp_path / "a")
 
 
-def test_the_reporter_counts_all_images_of_a_step(tmp_path: Path) -> None:
-    run = tiny_run(tmp_path, batch_size=64, accumulate=4, log_steps=3)
+def test_a_runs_parts_have_its_options(tmp_path: Path) -> None:
+    """The reporter counts all images of a step."""
+    run = tiny_run(tmp_path, batch_size=64, accumulate=4, log_steps=3, checkpoint_minutes=1.5)
     assert (run.data.batch_size, run.reporter.batch_size, run.reporter.log_steps) == (16, 64, 3)
+    assert run.stop_signal._checkpoint_s == 90.0
     run.close()
 
 
