@@ -1,17 +1,21 @@
 """EpochContext passes over every training sample once, as requested, and leaves the network unchanged."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped, _without_padding, undisturbed
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
+from fastpsl.engine.train_step import DTYPES
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.input_record import Input
@@ -173,6 +177,44 @@ def test_a_pass_runs_nothing_that_was_compiled(run: Run) -> None:
     trunk.runner = refuse  # type: ignore[assignment]
     list(context.forward_dataset(CENTER, lambda maps: maps, training=True))
     assert trunk.runner is refuse
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_pass_shows_the_trunk_images_in_the_steps_precision(tmp_path: Path, precision: str) -> None:
+    with closing(tiny_run(tmp_path, precision=precision)) as run:
+        context, seen = context_of(run), set[torch.dtype]()
+        trunk = context.train_step.module.trunk
+        trunk.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
+        for _, features in context.forward_dataset(CENTER, lambda maps: maps):
+            assert (features.dtype == torch.bfloat16) == (precision == "bf16")
+    assert seen == {DTYPES[precision]}
+
+
+def test_a_pass_is_no_part_of_the_steps_pace(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is no step's, and a signal is heard after its first batch, however fast the steps were."""
+    context, is_off, seen = context_of(run), [False], list[bool]()
+
+    @contextmanager
+    def off_the_clock() -> Iterator[None]:
+        is_off.append(True)
+        yield
+        is_off.append(False)
+
+    def note(batch: Any) -> Tensor:
+        seen.append(is_off[-1])
+        return torch.zeros(1)
+
+    monkeypatch.setattr(run.reporter, "off_the_clock", off_the_clock)
+    passes: tuple[Callable[[], object], ...] = (
+        lambda: list(context.forward_dataset(CENTER, note)),
+        lambda: context.predict(lambda images: ({"row": note(image).numpy()} for image in images), {}),
+    )
+    for make_pass in passes:
+        run.stop_signal.stop_requested, run.stop_signal._ask_after = True, 64
+        with pytest.raises(PassStopped):
+            make_pass()
+        is_off.append(False)
+    assert seen == [True, True]
 
 
 def test_predictions_are_of_trunk_and_head(tmp_path: Path) -> None:
