@@ -1,6 +1,7 @@
 """Predictions by parts: equal bytes for any number of ranks, resumed passes, and other sciences."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,12 +34,14 @@ def predictions_of(image: int) -> Predictions:
 
 
 class Predictor:
-    """A predictor that returns `predictions_of` and records its images."""
+    """A predictor that returns `predictions_of` and records its images, after a wait for each part."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait_s: float = 0.0) -> None:
         self.asked: list[int] = []
+        self.wait_s = wait_s
 
     def predict_images(self, images: range) -> Iterator[Predictions]:
+        time.sleep(self.wait_s)
         for image in images:
             self.asked.append(image)
             yield predictions_of(image)
@@ -166,7 +169,8 @@ def in_a_process(rank: int, world_size: int, folder: str) -> None:
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     out = Path(folder)
     for num in COUNTS:
-        place, predictor, calls = out / str(num), Predictor(), []  # type: ignore[var-annotated]
+        # Rank 0 has the first of two parts, and joins them when the slower rank 1 has made the second.
+        place, predictor, calls = out / str(num), Predictor(0.3 * rank * (num == PART + 1)), []  # type: ignore[var-annotated]
         if rank == 0:
             place.mkdir()
         dist.barrier()
