@@ -31,6 +31,7 @@ from fastpsl.engine.trunk import Trunk
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots import online_probe as charts
 from fastpsl.plots.online_probe import draw_probes
 from tests.engine.test_reporter import Board
@@ -89,14 +90,14 @@ def test_ridge_is_the_solution_of_its_normal_equations() -> None:
 
 def test_the_looked_at_images_are_drawn_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(online, "MAX_TRAIN", 30)
-    monkeypatch.setattr(online, "MAX_HELD_OUT", 20)
-    stage, parts = Stage("S3", 3, 3, 5, 2), []
+    monkeypatch.setattr(online, "MAX_HELD_OUT", 30)
+    stage, parts, data = Stage("S3", 3, 3, 5, 2), [], str(sample_paths().train_32)
     for number, seed in enumerate((0, 1, 0)):
-        with closing(probed_run(tmp_path / str(number), seed=seed)) as run:
+        with closing(probed_run(tmp_path / str(number), seed=seed, data=data, val=data)) as run:
             monitor = OnlineProbe(run, Trunk(TinyNet(), stage), stage, VIEW(), 1)
         assert monitor.held_out is not None
         parts += [tuple(part.indices.tolist()) for part in (monitor.train, monitor.held_out)]
-    assert [len(set(part)) for part in parts] == [30, 20] * 3 and parts == [tuple(sorted(p)) for p in parts]
+    assert [len(set(part)) for part in parts] == [30] * 6 and parts == [tuple(sorted(p)) for p in parts]
     assert len(set(parts)) == 4 and parts[:2] == parts[-2:]
 
 
@@ -117,6 +118,13 @@ def test_neighbours_vote_by_the_usual_weights() -> None:
         accuracies.append(right / 60)
     found = figures(Features(features, labels), Features(others, truth))["knn_accuracy"]
     assert found == pytest.approx(accuracies[0]) and accuracies[0] not in accuracies[1:]
+
+
+def test_fewer_images_than_neighbours_all_vote() -> None:
+    """A query is next to one image of class 0, but the two of class 1 are hardly farther."""
+    train = Features(torch.tensor([[1.0, 0], [0.99, 0.1], [0.99, 0.1]]), torch.tensor([0, 1, 1]))
+    found = figures(train, Features(torch.tensor([[1.0, 0.0], [1.0, 0.1]]), torch.tensor([0, 1])))
+    assert found["knn_accuracy"] == 0.5
 
 
 def test_a_look_without_labels_or_with_features_that_are_not_finite() -> None:

@@ -31,8 +31,8 @@ def test_later_stages_count_in_steps_of_this_one() -> None:
     assert ahead == (1, 3, pytest.approx((20 * costs[1] + 40 * costs[2]) / costs[0]))
     ahead = work_ahead(PLAN, 1, blocks(), lambda level: 1, 10, 25)
     assert ahead == (2, 3, pytest.approx(25 * costs[2] / costs[1]))
-    # A step of four inputs of each image takes four times as long.
-    ahead = work_ahead(PLAN, 1, blocks(), {2: 1, 3: 4}.__getitem__, 10, None)
+    # A step of eight inputs of each image takes four times as long as one of two.
+    ahead = work_ahead(PLAN, 1, blocks(), {2: 2, 3: 8}.__getitem__, 10, None)
     assert ahead == (2, 3, pytest.approx(160 * costs[2] / costs[1]))
     assert work_ahead(PLAN, 2, blocks(), lambda level: 1, 10, None) == (3, 3, 0)
     in_steps = (PLAN[0], Stage("S2", 2, 2, 4, 0, num_steps=7))
