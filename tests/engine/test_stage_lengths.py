@@ -53,6 +53,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_a_signal_after_the_last_step_leaves_the_run_finished(tmp_path: Path) -> None:
+    """Without held-out images, nothing is left that would take long."""
+    finished, position = fit(tmp_path, stop=4, max_steps_per_stage=2, val=None)
+    assert finished and [summary["num_steps"] for summary in position.summaries] == [2, 2]
+
+
 def test_a_stage_has_so_many_steps(whole: Path) -> None:
     rows = lines(whole)
     assert [row["stage"] for row in rows] == ["A"] * NUM_STEPS + ["B"] * STEPS_PER_EPOCH
