@@ -125,7 +125,7 @@ def test_numbers_and_images(run_folder: Path, capsys: pytest.CaptureFixture[str]
         record["settings"] | {"num_classes": 20, "num_labelled": 160, "nmi_average": "arithmetic"}
         == record["settings"]
     )
-    assert "160 images, 20 classes" in output
+    assert "160 images, 20 classes" in output and "images have one" not in output  # all have a true label
     for words, name in (
         ("NMI", "nmi_true"),
         ("shuffled:", "nmi_true_shuffled"),
@@ -167,11 +167,12 @@ def test_other_labels_and_collapse(
 ) -> None:
     with Beton(sample_paths().test_32) as data:
         labels = np.zeros(160, int)
-        labels[:10] = 1
+        labels[0] = 1
         path = write_labels(tmp_path / "other.npz", labels, 20, data, "by hand")
     code, output, _ = run(capsys, run_folder, "--labels", path, "--out", tmp_path / "out")
     assert code == 0 and "(by hand)" in output and "2 not empty" in output and "\ncollapse: " in output
-    assert "contents.png of the 2 classes" in output
+    # The larger one has 159/160 of the images, and its even share would be 1/20.
+    assert "contents.png of the 2 classes" in output and "(19.9 times its even share)" in output
     settings = read_result(tmp_path / "out" / "result.json")["settings"]
     assert (settings["labels"], settings["made_by"], settings["non_empty"]) == (str(path), "by hand", 2)
 

@@ -18,6 +18,7 @@ from fastpsl.evaluation.blocks import block_shapes
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import PROTOCOLS, Pool, pooled, pooled_width
+from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.reader import Beton
@@ -171,6 +172,9 @@ def test_the_published_widths_at_224_px(data: Beton) -> None:
     widths = [pooled_width(shape, pool) for shape, pool in zip(shapes, PROTOCOLS["vissl"].pools, strict=True)]
     assert widths == [9216, 9216, 8192, 9216, 8192]
     assert net.training and block_shapes(net, center_view(INPUT, 224), 2) == shapes[:2]
+    enlarged = replace(center_view(INPUT, 24), ops=(Enlarge(224, 224), *center_view(INPUT, 24).ops))
+    net.min_px = 32  # of what the network is shown
+    assert block_shapes(net, enlarged) == shapes
     conv3 = Extraction(Pretrained(make_backbone("alexnet"), INPUT, {}), data, 3, 224, pool=AS_IT_IS)
     assert conv3.width == 384 * 13 * 13
 
