@@ -4,7 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from fastpsl.evaluation import features as features_module
 from fastpsl.evaluation.blocks import block_shapes
+from fastpsl.evaluation.feature_file import PartialFeatures
 from fastpsl.evaluation.features import Extraction, extract
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import PROTOCOLS, Pool, pooled, pooled_width
@@ -28,7 +32,7 @@ from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.standard_views import center_view
-from tests.engine.tiny import one_process
+from tests.engine.tiny import TinyNet, one_process
 
 INPUT = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 32)
 AS_IT_IS = Pool(None)
@@ -209,3 +213,42 @@ def test_an_image_squashed(tmp_path: Path) -> None:
         rows = batch.images[0][0, 0].float().mean(1)
         assert rows[:3].max() < 9 and rows[5:11].min() > 246 and rows[13:].max() < 9
         assert work.to_file(tmp_path / "F.npy", one_process()).features().shape == (1, 64)
+
+
+def test_features_are_those_of_the_block_if_the_next_one_writes_into_them(
+    data: Beton, tmp_path: Path
+) -> None:
+    work = extraction(data, "resnet18", 1, AS_IT_IS)
+    net = TinyNet()
+    net.parts[1].insert(0, nn.Threshold(0.5, 9.0, inplace=True))  # type: ignore[operator]
+    work = replace(work, pretrained=Pretrained(net, INPUT, work.pretrained.record))
+    alone, first, second = (tmp_path / f"{name}.npy" for name in ("alone", "first", "second"))
+    work.to_file(alone, one_process())
+    extract([work, replace(work, block=2)], [first, second], one_process())
+    assert np.array_equal(np.load(first), np.load(alone)) and np.load(alone).max() < 9
+
+
+def test_blocks_run_in_the_precision_that_is_asked_for(data: Beton, tmp_path: Path) -> None:
+    work = extraction(data, "resnet18", 1, None, precision="bf16")
+    rows = work.to_file(tmp_path / "F.npy", one_process()).features()
+    plain = maps_by_hand(data, work.pretrained.backbone, 1, 4).mean((2, 3)).numpy()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = maps_by_hand(data, work.pretrained.backbone, 1, 4).float().mean((2, 3)).numpy()
+    assert np.abs(rows[:4] - half).max() < 0.2 * np.abs(plain - half).max()
+
+
+def test_rows_are_saved_every_so_many_seconds(
+    data: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 16 images takes a second, and so does saving. The last step is saved in any case."""
+    save, saved = PartialFeatures.save, list[int]()
+
+    def note(file: PartialFeatures, num_rows: int) -> None:
+        saved.append(num_rows)
+        save(file, num_rows)
+
+    monkeypatch.setattr(PartialFeatures, "save", note)
+    monkeypatch.setattr(features_module, "time", SimpleNamespace(monotonic=count(0.0).__next__))
+    work = extraction(data, "resnet18", 1, None, batch_size=16)
+    work.to_file(tmp_path / "F.npy", one_process(), save_every_s=3.0)
+    assert saved == [48, 96, 144, 160]
