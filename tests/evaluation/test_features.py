@@ -224,22 +224,23 @@ def test_an_extraction_under_way_is_not_disturbed(data: Beton, tmp_path: Path) -
     extraction(data).to_file(out, one_process())
 
 
-def test_a_broken_sample_is_a_row_of_nan(
+def test_broken_samples_are_rows_of_nan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "broken.beton"
     shutil.copy(sample_paths().test, path)
     with Beton(path) as data:
-        rows = data.rows(np.array([17]))
+        rows = data.rows(np.array([2, 17]))  # in a set, 17 comes first
     with open(path, "r+b") as file:
-        file.seek(int(rows.offset[0]))
-        file.write(b"\0" * int(rows.num_bytes[0]))
+        for offset, num_bytes in zip(rows.offset.tolist(), rows.num_bytes.tolist(), strict=True):
+            file.seek(offset)
+            file.write(b"\0" * num_bytes)
     with Beton(path) as data:
         options: dict[str, Any] = {"batch_size": 20, "loader": {"num_threads": 1, "on_bad_sample": "skip"}}
         leave_at(100, tmp_path / "F.npy", monkeypatch, data, **options)
         features_file = extraction(data, **options).to_file(tmp_path / "F.npy", one_process())
-    assert features_file.record["bad"] == [17] and "1 broken" in str(features_file)
-    assert np.flatnonzero(np.isnan(features_file.features()).any(1)).tolist() == [17]
+    assert features_file.record["bad"] == [2, 17] and "2 broken" in str(features_file)
+    assert np.flatnonzero(np.isnan(features_file.features()).any(1)).tolist() == [2, 17]
     assert "sample 17" in capsys.readouterr().err
 
 
@@ -437,6 +438,7 @@ def test_the_options_reach_the_extraction_and_its_loader(data: Beton) -> None:
         device="cpu",
     )  # fmt: skip
     pretrained = options.pretrained()
+    pretrained.backbone.min_px = 24  # just allowed
     work = Extraction.of(options, pretrained, data, "B2", replace(one_process(), size=3), "float16")
     assert (work.pretrained, work.data, work.block, work.size_px) == (pretrained, data, 2, 24)
     assert (work.batch_size, work.precision, work.dtype, work.whole) == (4, "bf16", "float16", True)
