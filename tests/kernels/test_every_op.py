@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fastpsl.kernels.blur import GaussianBlur
-from fastpsl.kernels.colour import ColourDistortion
-from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.colour import ORDERS, ColourDistortion
+from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
@@ -118,6 +118,47 @@ def test_the_device_agrees_with_the_cpu_and_never_waits(op, device, make_images,
             torch.cuda.set_sync_debug_mode("default")
     assert out.device.type == device
     assert_close(out.cpu(), expected)
+
+
+def shares(slot, num=1):
+    """Return each sample's first numbers in [0, 1) of a slot, float64 [num, 50]."""
+    return (words(keys(50), slot, num).T >> 8) / 2**24
+
+
+def wholes(slot, num, high):
+    """Return each sample's first integers below `high` of a slot, int64 [50, num]."""
+    return words(keys(50), slot, num).astype(np.int64) * high >> 32
+
+
+def test_every_op_draws_from_its_own_slot():
+    """Two ops of one slot would depend on each other: all flipped images would be grey, say."""
+    low, high = np.array([0.2, 0.6, 0.8, -0.1]), np.array([1.8, 1.4, 1.2, 0.1])
+    label, sigma, factors = wholes(Slot.ROTATION, 1, 8)[:, 0], shares(Slot.BLUR, 2)[1], shares(Slot.COLOUR, 6)
+    colours = {"apply": factors[0] < 0.3, "order": ORDERS[wholes(Slot.COLOUR, 2, 24)[:, 1]]}
+    places = wholes(Slot.TILES, 18, 4).reshape(50, 9, 2)
+    for op, expected in (
+        (Flip(0.3), {"flip": shares(Slot.FLIP)[0] < 0.3}),
+        (Grey(0.3), {"apply": shares(Slot.GREY)[0] < 0.3}),
+        (Sobel(0.3), {"apply": shares(Slot.SOBEL)[0] < 0.3}),
+        (Solarise(0.3), {"apply": shares(Slot.SOLARISE)[0] < 0.3}),
+        (GaussianBlur(9, (0.5, 2), 0.3), {"apply": shares(Slot.BLUR)[0] < 0.3, "sigma": 0.5 + 1.5 * sigma}),
+        (
+            ColourDistortion(0.8, 0.4, 0.2, 0.1, p=0.3),
+            colours | {"factors": low + (high - low) * factors[2:].T},
+        ),
+        (Rotate90(4), {"turns": wholes(Slot.ROTATION, 1, 4)[:, 0]}),
+        (Rotate90(2), {"turns": 2 * wholes(Slot.ROTATION, 1, 2)[:, 0]}),
+        (Rotate45(), {"label": label, "turns": label // 2}),
+        (
+            JigsawTiles(3, 11, 8, 500, 2),
+            {"offsets": places, "permutation": wholes(Slot.PERMUTATION, 2, 500)},
+        ),
+        (Shift(3), {"shift": wholes(Slot.SHIFT, 2, 7)}),
+    ):
+        draw = op.draw(keys(50))
+        assert draw.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_allclose(draw[name], values, atol=1e-6, err_msg=f"{op}: {name}")
 
 
 @pytest.mark.parametrize("op", RANDOM, ids=lambda op: type(op).__name__)

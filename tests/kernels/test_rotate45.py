@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_loops import fits_isotropic, isotropic_resize
 from fastpsl.kernels.rotate45 import Rotate45
@@ -130,6 +130,8 @@ def test_every_place_comes_and_the_angle_has_no_say() -> None:
     margin = int(margin_px(215, 224))
     for axis, length in enumerate((375, 380)):
         num_places = length - 215 - 2 * margin + 1
+        drawn = words(keys(20_000), Slot.CROP, 2)[:, axis].astype(np.int64) * num_places >> 32
+        np.testing.assert_array_equal(boxes[:, axis], margin + drawn)
         for base in (ISOTROPIC, DIAGONAL):
             counts = np.bincount(boxes[crop.resampling(keys(20_000)) == base, axis] - margin)
             assert len(counts) == num_places and counts.min() > 0
