@@ -217,7 +217,9 @@ def test_views_epochs_and_batches(crop):
         ),
         (lambda: ShorterSideCrop(224, 225), "225 px given for a shorter side of 224"),
         (lambda: RandomResizedCrop(8).check(0, 5), "0 x 5 px"),
+        (lambda: RandomResizedCrop(8).check(5, 0), "5 x 0 px"),
         (lambda: ShorterSideCrop(256, 2).check(63, 500), "63 x 500 px .* 64 px and more"),
+        (lambda: ShorterSideCrop(256, 3).check(500, 42), "500 x 42 px .* 43 px and more"),
     ],
 )
 def test_impossible_crops_are_one_line(make, message):
