@@ -166,7 +166,13 @@ def test_steps_follow_the_order_that_balances_the_classes(whole: tuple[Path, Wat
 
 @pytest.mark.parametrize(
     ("options", "passes"),
-    [({}, 1), ({"label_view": "center"}, 3), ({"fixed": True}, 1), ({"given": np.arange(NUM) % CLASSES}, 0)],
+    [
+        ({}, 1),
+        ({"label_view": "center"}, 3),
+        ({"fixed": True}, 1),
+        ({"fixed": True, "label_view": "center"}, 1),
+        ({"given": np.arange(NUM) % CLASSES}, 0),
+    ],
 )
 def test_no_image_is_looked_at_once_more_for_its_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], passes: int
