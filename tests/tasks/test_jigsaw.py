@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.batch import Batch
 from fastpsl.tasks.jigsaw import Jigsaw, JigsawHead
@@ -113,7 +116,8 @@ def test_levels_are_the_papers() -> None:
     )
     for level, count in enumerate(counts, start=1):
         (view,) = task.views(level)
-        assert view.crop.size_px == 225
+        assert view.crop == ShorterSideCrop(256, 225)
+        assert view.ops == (Flip(0.5), JigsawTiles(3, 75, 64, count, 1))
         head = task.head(level, 512)
         assert isinstance(head, JigsawHead)
         assert head.classify.weight.shape == (count, 9000)
@@ -127,7 +131,7 @@ def test_contact_sheet_shows_the_window_and_the_puzzle() -> None:
     shades = torch.arange(NUM_TILES).float().view(9, 1, 1, 1).expand(9, 3, TILE_PX, TILE_PX) / 10
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (view.mean, view.std))
     label = 4
-    sheet = task.contact_sheet([(shades - mean) / std], batch_of(torch.tensor([[label]])))
+    sheet = task.contact_sheet([(shades - mean) / std], batch_of(torch.tensor([[label, 1]])))
     step = TILE_PX + 2
     assert sheet.shape == (1, 3, 3 * step, 6 * step + 4)
     middles = sheet[0, 0, step // 2 :: step]

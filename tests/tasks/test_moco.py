@@ -299,10 +299,11 @@ def test_impossible_sizes_are_refused(values: dict[str, Any], words: str) -> Non
     with pytest.raises(ValueError, match=words):
         make_task(**values).check_data(Synthetic(100), BATCH)
     make_task().check_data(Synthetic(100), BATCH)
+    make_task(momentum=1.0).check_data(Synthetic(QUEUE), BATCH)  # the limits themselves
 
 
 def test_values_out_of_range_are_refused() -> None:
-    for values in ({"key_group": 1}, {"temperature": 0.0}, {"momentum": 1.5}):
+    for values in ({"key_group": 1}, {"temperature": 0.0}, {"momentum": 1.5}, {"momentum": -0.1}):
         with pytest.raises(ValueError, match=f"--{next(iter(values)).replace('_', '-')}"):
             make_task(**values)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastpsl.tasks import permutation_files
 from fastpsl.tasks.permutation_files import read_permutations
 
 ROWS = np.array([[2, 0, 1], [0, 1, 2], [1, 2, 0], [1, 0, 2]])
@@ -23,6 +24,7 @@ def test_npy_counted_from_0_or_1(tmp_path: Path) -> None:
     [
         (np.array([[0, 1, 1]]), "row 0 is no permutation of 3"),
         (np.array([[1, 2, 3], [0, 1, 2]]), "row 0 is no permutation"),
+        (np.array([[2, 3, 4], [4, 2, 3]]), "row 0 is no permutation of 3: .2, 3, 4."),
         (np.array([[0, 1], [1, 0], [0, 1]]), "1 of 3 permutations are there twice"),
         (np.zeros((0, 9), np.int64), "wanted"),
         (np.arange(9), "wanted"),
@@ -42,7 +44,7 @@ def noroozi(rows: list[list[int]]) -> bytes:
     return struct.pack(f"<{len(values)}i", *values)
 
 
-def test_noroozis_bin(tmp_path: Path) -> None:
+def test_noroozis_bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "permutations_4_max.bin"
     path.write_bytes(noroozi((ROWS + 1).tolist()))
     assert path.stat().st_size == 4 * (2 + 4 * 3)
@@ -50,6 +52,9 @@ def test_noroozis_bin(tmp_path: Path) -> None:
     assert (rows == ROWS).all() and rows.dtype == np.int64
     path.write_bytes(noroozi([[2, 3, 1], [2, 2, 1]]))
     with pytest.raises(ValueError, match="row 1 is no permutation of 3: .2, 2, 1.;"):
+        read_permutations(path)
+    monkeypatch.setattr(permutation_files, "_MAX_BYTES", 31)
+    with pytest.raises(ValueError, match="its size is 32 bytes"):
         read_permutations(path)
 
 

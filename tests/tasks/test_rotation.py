@@ -269,5 +269,6 @@ def test_impossible_tasks_are_one_line() -> None:
     ) as error:
         Rotation(shorter_px=50, size_px=60)
     assert "\n" not in str(error.value)
+    assert Rotation(shorter_px=50, size_px=50).views(1)[0].crop.size_px == 50
     with pytest.raises(ValueError, match="rotations_per_image 'two' given; allowed are 'one' and 'all'"):
         Rotation(shorter_px=60, size_px=50, rotations_per_image="two")  # type: ignore[arg-type]
