@@ -54,7 +54,9 @@ def bench_of(data: Beton) -> StageBench:
     return StageBench(experiment, 1, options, data, world, seconds=0.0)
 
 
-def test_a_step_counts_the_images_of_all_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_the_trainers_and_counts_the_images_of_all_its_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with Beton(sample_paths().train) as data:
         bench = bench_of(data)
     passes, rates = list[tuple[int, bool]](), list[float]()
@@ -62,8 +64,15 @@ def test_a_step_counts_the_images_of_all_its_batches(monkeypatch: pytest.MonkeyP
         bench.train_step, "backward", lambda batch, num, is_last: passes.append((num, is_last))
     )
     monkeypatch.setattr(bench.train_step, "update", rates.append)
-    assert bench._step(itertools.repeat(noise_batch(bench.views, 2))) == 4
-    assert passes == [(2, False), (2, True)] and rates == [0.1]
+    task, calls = bench.experiment.task, list[str]()
+    monkeypatch.setattr(task, "num_warm_up_batches", lambda stage: 3)
+    monkeypatch.setattr(bench.train_step, "warm_up", lambda *_: calls.append("warm-up"))
+    monkeypatch.setattr(bench, "synthetic_batch", lambda: None)
+    monkeypatch.setattr(task, "after_step", lambda: calls.append("after a step"))
+    for _ in range(2):
+        assert bench._step(itertools.repeat(noise_batch(bench.views, 2))) == 4
+    assert passes == [(2, False), (2, True)] * 2 and rates == [0.1] * 2
+    assert calls == ["warm-up"] * 3 + ["after a step"] * 2
 
 
 def test_batches_that_were_ready_before_are_not_timed() -> None:

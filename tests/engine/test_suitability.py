@@ -13,7 +13,7 @@ LONG = (Stage("A", 1, 1, 5, 0, num_steps=2000),)
 
 
 def told(
-    stages: tuple[Stage, ...] = LONG, batch_size: int = 10, side_px: int = 8, **options: Any
+    stages: tuple[Stage, ...] = LONG, batch_size: int = 10, crop: Any = None, **options: Any
 ) -> tuple[list[int], list[str]]:
     """Return the stages' steps and what is said of them, for 100 images, by a task with one view."""
     heights, widths = np.resize([10, 50, 60], 100), np.resize([90, 40, 70], 100)
@@ -21,7 +21,7 @@ def told(
         num_samples=100, rows=lambda which: SimpleNamespace(height=heights[which], width=widths[which])
     )
     data: Any = SimpleNamespace(train=train, options=SimpleNamespace(batch_size=batch_size, **options))
-    view = SimpleNamespace(crop=SimpleNamespace(size_px=side_px))
+    view = SimpleNamespace(crop=crop or SimpleNamespace(size_px=8))
     experiment: Any = SimpleNamespace(stages=stages, task=SimpleNamespace(views=lambda level: (view,)))
     return stage_steps(experiment, data), list(unsuitable(experiment, data))
 
@@ -46,8 +46,10 @@ def test_a_tenth_of_the_images_is_a_large_batch(batch_size: int, share: str | No
 
 
 def test_half_of_the_images_are_as_large_as_what_is_cut_from_them() -> None:
-    """The shorter sides are 10, 40 and 60 px."""
-    assert told(side_px=40)[1] == []
-    (line,) = told(side_px=41, short_side=48, size_px=41)[1]
-    assert line.startswith("half of the images have a side of 40 px or less and are enlarged to 41 px: ")
-    assert line.endswith("give smaller --short-side, --size-px")
+    """The shorter sides are 10, 40 and 60 px. Some crops are of resized images."""
+    for crop in ({"size_px": 40}, {"size_px": 8, "shorter_px": 40}):
+        assert told(crop=SimpleNamespace(**crop))[1] == []
+        larger = SimpleNamespace(**{name: px + (px == 40) for name, px in crop.items()})
+        (line,) = told(crop=larger, short_side=48, size_px=41)[1]
+        assert line.startswith("half of the images have a side of 40 px or less and are enlarged to 41 px: ")
+        assert line.endswith("give smaller --short-side, --size-px")
