@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,8 +112,20 @@ def test_what_cannot_be_given_is_not_offered() -> None:
 
     lowered = list(gpu_failures._less(Whole(batch_size=32, compile="graphs"), "fp16", 1))
     assert lowered == ["--compile off", "or --batch-size 16 with the learning rate in proportion"]
-    odd = list(gpu_failures._less(PretrainOptions(batch_size=3), "fp16", 1))
-    assert odd == ["or --batch-size 1 with the learning rate in proportion"]
+    for batch_size in (3, 1):
+        odd = list(gpu_failures._less(PretrainOptions(batch_size=batch_size), "fp16", 1))
+        assert odd == ["or --batch-size 1 with the learning rate in proportion"]
+    first, _ = gpu_failures._less(PretrainOptions(batch_size=32), "fp16", 4)
+    assert first == "--accumulate 2 (the same batch, 4 images a pass)"
+
+
+def test_the_last_of_several_runs_is_the_one_that_goes_on(tmp_path: Path) -> None:
+    runs: list[Any] = [
+        SimpleNamespace(folder=tmp_path / name, checkpoints=SimpleNamespace(paths=lambda paths=paths: paths))
+        for name, paths in (("a", []), ("b", [Path("step-1.pt"), Path("step-2.pt")]))
+    ]
+    hint = f"; the same command with --out {tmp_path / 'b'} goes on from step-2.pt"
+    assert gpu_failures.resume_hint(runs) == hint and gpu_failures.resume_hint([]) == ""
 
 
 @pytest.mark.parametrize(
