@@ -99,14 +99,18 @@ def test_every_option_has_a_help_text(path: Path) -> None:
         {"workers": 0},
         {"timeout_s": 0.0},
         {"checkpoint_minutes": -1.0},
+        {"checkpoint_steps": -1},
         {"keep_checkpoints": 0},
         {"log_steps": 0},
+        {"prefetch_batches": 0},
+        {"lanes": 0},
+        {"probe_every": -1},
     ],
 )
 def test_impossible_values_name_their_flag(values: dict[str, Any]) -> None:
     (name,) = values
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
-        TrainingOptions(**values)
+        PretrainOptions(**values)
 
 
 def test_ranks_must_divide_the_batch() -> None:
@@ -185,11 +189,12 @@ def test_values_that_no_option_gives_stay() -> None:
     }  # fmt: skip
 
 
-def test_logs_and_checkpoints_are_as_often_as_the_help_tells() -> None:
+def test_logs_and_checkpoints_are_as_often_as_the_docs_tell() -> None:
     """A checkpoint every 20 minutes, the last 3 of which are kept, and a record every 10 steps."""
     options = TrainingOptions()
     assert (options.checkpoint_minutes, options.checkpoint_steps, options.keep_checkpoints) == (20.0, 0, 3)
     assert options.log_steps == 10 and options.tensorboard and not options.wandb
+    assert (options.prefetch_batches, options.accumulate, options.max_steps_per_stage) == (4, 1, None)
 
 
 def test_one_value_of_epochs_stands_for_each_of_the_papers_stages() -> None:
