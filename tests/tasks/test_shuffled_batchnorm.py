@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.tasks.contrastive.shuffled_batchnorm import encode_shuffled, shuffled_order, substitutes
 
 
@@ -21,7 +22,8 @@ def test_an_order_is_a_permutation_of_its_own_seed_epoch_and_step() -> None:
     for order in orders:
         assert order.dtype == np.int64 and sorted(order) == list(range(64))
     assert len({tuple(order) for order in orders}) == len(orders)
-    assert np.array_equal(orders[0], shuffled_order(0, 0, 0, 64))
+    words_of_step_2 = words(Keys(1, 1, np.arange(128, 192)), Slot.TASK, 2).tolist()
+    assert orders[-1].tolist() == sorted(range(64), key=words_of_step_2.__getitem__)
 
 
 def test_groups_mix_all_ranks_and_change_each_step() -> None:
