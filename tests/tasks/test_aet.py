@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fastpsl.engine.trunk import Trunk
+from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.warp import Kind, WarpPair
@@ -121,10 +124,12 @@ def test_it_is_ssl_pluspluss_proxy_and_aets_task() -> None:
     view = task.view()
     assert [type(op).__name__ for op in view.ops] == ["Shift", "Flip", "WarpPair"]
     assert view.ops[0] == Shift(4) and view.ops[-1] == WarpPair(32, "projective")
-    assert AET("projective", 64, "random_resized").view().ops[-1] == WarpPair(64)
+    assert AET("projective", 64, "random_resized").view().ops == (Flip(0.5), WarpPair(64))
     for kind, num in (("projective", 8), ("affine", 6)):
         head = AET(kind, 32).head(1, 192)  # type: ignore[arg-type]
         assert isinstance(head, AETHead) and head.regress.weight.shape == (num, 384)
+        targets = WarpPair(32, kind).draw(Keys(0, 0, np.arange(10_000)))["target"]  # type: ignore[arg-type]
+        np.testing.assert_allclose(head.mean_target, targets.mean(0), atol=1e-6)
         answers = head(1000 * torch.randn(8, 192, 2, 3))
         assert answers.shape == (4, num) and (answers.abs().max() <= 1) == (kind == "affine")
     with pytest.raises(ValueError, match="'similar' given; allowed are projective and affine"):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.normalise import normalise
 from fastpsl.pipelines.batch import Batch
@@ -106,6 +107,8 @@ def test_the_loss_is_in_float32() -> None:
 def test_maps_of_any_size_become_the_image(size_px: int, map_px: int) -> None:
     head = ContextHead(5, size_px).eval()
     features = torch.randn(2, 5, map_px, map_px)
+    layers = [type(layer).__name__ for layer in head.decode]
+    assert layers == ["ConvTranspose2d", "BatchNorm2d", "ReLU", "ConvTranspose2d"]
     decoded = head.decode(features)
     assert decoded.shape == (2, 3, 4 * map_px, 4 * map_px)
     if 4 * map_px != size_px:
@@ -154,6 +157,7 @@ def test_it_is_ssl_pluspluss_proxy() -> None:
     batch = noise_batch([view], 2)
     (inputs,) = batch.inputs([view], torch.float32)
     assert inputs[:, :, 8:24, 8:24].abs().max() < 0.01
+    assert Context(0.5, 64, "random_resized").view().ops == (Flip(0.5), Hole(0.5, view.mean))
     for bad in (0, 1, -1, 0.01, 0.99):
         with pytest.raises(ValueError, match="a hole of .*; allowed"):
             Context(bad, 32)

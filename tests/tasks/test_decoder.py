@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.trunk import Trunk
@@ -12,18 +13,21 @@ from fastpsl.tasks.sslpp.context import Context
 from fastpsl.tasks.sslpp.decoder import FromVectors
 
 
-@pytest.mark.parametrize("side", [7, 8, 15, 56, 64])
+@pytest.mark.parametrize("side", [4, 7, 8, 15, 56, 64])
 def test_sides_and_gradients(side: int) -> None:
     decoder = FromVectors(6, 3, side)
     vectors = torch.randn(2, 6, 1, 1, requires_grad=True)
     maps = decoder(vectors)
     assert maps.shape == (2, 3, side, side)
+    whole = functional.interpolate(decoder.decode(vectors), (side, side), mode="bilinear")
+    torch.testing.assert_close(maps, whole)
     maps.square().sum().backward()
     assert vectors.grad is not None and (vectors.grad != 0).all()
 
 
 def test_of_224_px_there_are_six_doublings_and_halved_widths() -> None:
     decoder = FromVectors(4096, 3, 224)
+    assert [type(part) for part in decoder.decode[1:4]] == [nn.BatchNorm2d, nn.ReLU, nn.ConvTranspose2d]
     widths = [
         (part.in_channels, part.out_channels)
         for part in decoder.decode
@@ -56,5 +60,7 @@ def test_colorization_names_the_colours_of_a_quarter_of_the_side() -> None:
 
 def test_context_restores_images_in_their_own_size() -> None:
     head = Context(0.5, 64, "random_resized", of_vectors=True).head(1, 128)
-    images = head(100 * torch.randn(2, 128, 1, 1))
-    assert images.shape == (2, 3, 64, 64) and images.abs().max() <= 1
+    vectors = 100 * torch.randn(2, 128, 1, 1)
+    images = head(vectors)
+    assert images.shape == (2, 3, 64, 64)
+    assert isinstance(head, nn.Sequential) and torch.equal(images, head[0](vectors).tanh())

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.rotnet import RotNet
@@ -27,7 +28,12 @@ def test_all_four_turns_of_each_image_and_their_labels() -> None:
     loss, metrics = task.features_loss(features, head.eval(), batch)
     assert loss.item() < 1e-6 and means(metrics)["accuracy"] == 1
     assert means(metrics)["loss_constant"] == pytest.approx(np.log(4)) and task.chance(1) == 0.25
-    assert task.contact_sheet([inputs], batch).shape == (3, 3, 32, 4 * 33 - 1)
+    sheet, view = task.contact_sheet([inputs], batch), task.view()
+    assert sheet.shape == (3, 3, 32, 4 * 33 - 1) and (sheet[..., 32::33] == 1).all()
+    for turn in range(4):
+        shown = sheet[..., 33 * turn : 33 * turn + 32]
+        torch.testing.assert_close(shown, view.denormalise(whole[:, turn]))
+    assert RotNet(64, "random_resized").view().ops == (Flip(0.5), AllTurns(4))
 
 
 def test_padding_counts_for_none_of_its_turns() -> None:
