@@ -143,6 +143,12 @@ def test_a_class_that_grows_too_big(share: float, num_classes: int, expected: bo
         assert warning.startswith("collapse: ") and "\n" not in warning and f"{100 * share:.1f} %" in warning
 
 
+def test_the_limits_themselves_are_no_collapse() -> None:
+    for num_classes, biggest, share in ((1000, 0.1, 0.9), (80, 0.25, 0.9), (80, 0.01, 0.5)):
+        figures = {"entropy_share": share, "biggest": biggest, "non_empty": 70.0}
+        assert collapse_warning(figures, num_classes) is None
+
+
 def test_few_classes_that_hold_all() -> None:
     """50 of 3,000 even classes have less than half of the maximal entropy, 60 have more."""
     for num, expected in ((50, True), (60, False)):

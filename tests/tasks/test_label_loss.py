@@ -36,7 +36,7 @@ def epochs(watch: LabelLoss, losses: list[float]) -> list[int]:
 
 
 def test_a_loss_that_is_not_below_the_entropy_is_warned_of_after_a_tenth_and_at_the_end() -> None:
-    assert epochs(LabelLoss(LABELS, 5, 20, CPU), [ENTROPY] * 20) == [2, 20]
+    assert epochs(LabelLoss(LABELS, 5, 15, CPU), [ENTROPY] * 15) == [2, 15]
     assert epochs(LabelLoss(LABELS, 5, 20, CPU), [2.0] + [0.98 * ENTROPY] * 19) == []
     assert epochs(LabelLoss(LABELS, 5, 1, CPU), [0.995 * ENTROPY]) == [1]
 
@@ -66,27 +66,33 @@ def test_a_watch_that_is_stopped_and_goes_on_has_the_same_figures() -> None:
     assert whole.state_dict()["epoch"] == 1 and not whole.state_dict()["sums"].any()
 
 
-def watched(rank: int, num_ranks: int) -> tuple[dict[str, Any], dict[str, float]]:
-    """See this rank's part of 8 losses; return the state after 4, and the figures of what went on from it."""
-    watch = LabelLoss(LABELS, 5, 30, CPU)
+def watched(rank: int, num_ranks: int) -> tuple[dict[str, Any], dict[str, float], int]:
+    """See this rank's part of 8 losses.
+
+    Return the state after 4, and the figures of what went on from it, with their number of warnings.
+    """
+    watch = LabelLoss(LABELS, 5, 10, CPU)
     for step in range(8):
         if step == 4:
             state = watch.state_dict()
-            watch = LabelLoss(LABELS, 5, 30, CPU)
+            watch = LabelLoss(LABELS, 5, 10, CPU)
             watch.load_state_dict(state)
         if step % num_ranks == rank:
             watch.see(torch.tensor(0.1 + 0.2 * step), torch.tensor(step + 1.0))
-    return state, watch.end_epoch()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return state, watch.end_epoch(), len(caught)
 
 
 @pytest.mark.slow
 def test_two_ranks_count_each_loss_once(tmp_path: Path) -> None:
-    """A state has all ranks' sums, so only one rank may go on from them."""
-    state, figures = watched(0, 1)
+    """A state has all ranks' sums, so only one rank may go on from them. One rank warns."""
+    state, figures, num_warnings = watched(0, 1)
+    assert num_warnings == 1
     mean = sum((0.1 + 0.2 * step) * (step + 1) for step in range(8)) / 36
     assert figures["loss_labels"] == pytest.approx(mean, abs=1e-6)
-    for state_of_rank, figures_of_rank in results_of_ranks(watched, 2, tmp_path):
-        assert torch.equal(state_of_rank["sums"], state["sums"]) and figures_of_rank == figures
+    for rank, (state_of_rank, *others) in enumerate(results_of_ranks(watched, 2, tmp_path)):
+        assert torch.equal(state_of_rank["sums"], state["sums"]) and others == [figures, int(rank == 0)]
 
 
 def test_a_watch_that_goes_on_warns_after_the_same_epochs() -> None:

@@ -16,6 +16,7 @@ from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.tasks.contrastive.simclr import ProjectionHead, SimCLR
 from tests.engine.tiny import TinyNet, noise_batch, one_process
 
@@ -178,6 +179,9 @@ def test_a_part_of_the_batch_is_never_trained_on() -> None:
     batch = noise_batch(task.views(1), BATCH // 2)
     with pytest.raises(AssertionError, match="accumulation"):
         measured(task, torch.randn(BATCH, 4), batch)
+    task.check_data(Synthetic(100), BATCH)
+    with pytest.raises(AssertionError):
+        task.check_data(Synthetic(100), 2 * BATCH)  # the trainer's step, of which chance would be wrong
 
 
 def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:

@@ -288,8 +288,9 @@ def test_a_step_can_be_timed_before_labels_are_made() -> None:
     trunk, head, inputs, batch = modules_and_batch(task)
     loss, _ = task.loss(trunk, head, inputs, batch)
     assert bool(loss.isfinite()) and task.captions(batch) == [""] * 5
-    task.labels.fill_(3)
-    assert task.captions(batch) == ["cluster 3"] * 5
+    task.labels = torch.from_numpy(LABELS)
+    captions = task.captions(batch)
+    assert [captions[i] for i in (0, 1, 3, 4)] == [f"cluster {LABELS[i]}" for i in (7, 300, 2, 479)]
 
 
 @pytest.mark.slow
