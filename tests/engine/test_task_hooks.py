@@ -148,14 +148,14 @@ def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(
     ]
 
 
-def test_warm_up_is_not_done_again_on_resume(tmp_path: Path) -> None:
+def test_warm_up_and_contact_sheet_are_not_done_again_on_resume(tmp_path: Path) -> None:
     assert fit(tmp_path, Asking(), max_steps_per_stage=2)
     run = tiny_run(tmp_path, batch_size=16, epochs=(1, 1))
     run.position.summaries.pop()  # go on in the second stage, from its second step
-    task = Asking()
+    task = Shown()
     assert pretrain(experiment(task), run)
     run.close()
-    assert task.warmed == [] and task.trained[0] == (1, 2)
+    assert task.warmed == [] and task.drawn == [] and task.trained[0] == (1, 2)
 
 
 def test_a_signal_during_warm_up_is_heard(tmp_path: Path) -> None:
