@@ -109,3 +109,24 @@ def test_errors_of_the_device_are_left_to_others() -> None:
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: unknown error")):
         with pytest.raises(type(error)), loading("step-00000001.pt"):
             raise error
+
+
+def test_a_checkpoint_follows_its_metrics_and_restarts_the_clock(tmp_path: Path) -> None:
+    """A resume can cut off lines after the checkpoint, but not restore missing ones."""
+    run, calls = tiny_run(tmp_path, max_steps_per_stage=1, val=None), list[str]()
+
+    def note(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        def noted(*arguments: Any) -> None:
+            calls.append(name)
+            call(*arguments)
+
+        setattr(owner, name, noted)
+
+    note(run.reporter.file, "sync")
+    note(run.checkpoints, "write")
+    note(run.stop_signal, "checkpointed")
+    assert pretrain(tiny_experiment(), run)
+    run.close()
+    assert calls == ["sync", "write", "checkpointed"] * 6  # each stage after its step and after its summary
