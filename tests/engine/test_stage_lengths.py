@@ -23,6 +23,7 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import was_cut_short
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.jigsaw import Jigsaw
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.test_stage import CPU, VIEWS, Brightness, snapshot
 from tests.engine.test_trainer import STEPS_PER_EPOCH, lines, tiny_experiment
@@ -57,6 +58,16 @@ def test_a_signal_after_the_last_step_leaves_the_run_finished(tmp_path: Path) ->
     """Without held-out images, nothing is left that would take long."""
     finished, position = fit(tmp_path, stop=4, max_steps_per_stage=2, val=None)
     assert finished and [summary["num_steps"] for summary in position.summaries] == [2, 2]
+
+
+def test_a_stage_in_steps_ends_after_as_many_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes after its end have epochs of their own, however few steps an epoch has."""
+    ended = list[tuple[int, bool]]()
+    monkeypatch.setattr(
+        Jigsaw, "end_stage", lambda self, context: ended.append((context.epoch, context.first))
+    )
+    assert fit(tmp_path, max_steps_per_stage=1, val=None)[0]
+    assert ended == [(NUM_STEPS, False), (NUM_STEPS + 1, False)]
 
 
 def test_a_stage_has_so_many_steps(whole: Path) -> None:
