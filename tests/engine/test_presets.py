@@ -36,6 +36,13 @@ def test_small_values_suit_the_data(num_images: int, expected: dict[str, Any]) -
     assert all(epochs * per_epoch >= MIN_STEPS for epochs in values["epochs"])
 
 
+def test_a_batch_of_exactly_a_tenth_stays() -> None:
+    """It need not be a power of two. Ten steps of an epoch make 2,000 in 200."""
+    paper = {"batch_size": 192, "lr": 0.4, "epochs": (300, 7)}
+    assert small_values(paper, {}, 1920) == {"epochs": (300, 200)}
+    assert small_values(paper, {}, 1919)["batch_size"] == 128
+
+
 WITH_PRESETS = [
     path.stem
     for path in sorted((ROOT / "recipes").glob("*.py"))
