@@ -1,11 +1,15 @@
 import math
 import os
 import signal
+from collections.abc import Iterator
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from fastpsl.engine import distributed
 from fastpsl.engine.distributed import World, choose_device, join_world, total_over_ranks
 from fastpsl.engine.signals import StopSignal
 from tests.engine.tiny import one_process
@@ -105,6 +109,25 @@ def test_a_process_knows_its_place_on_its_machine(monkeypatch: pytest.MonkeyPatc
     for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name)
     assert join_world("cpu", timeout_s=1) == one_process()
+
+
+def test_ranks_wait_for_each_other_as_long_as_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, joined = list[float](), list[tuple[str, int, int]]()
+
+    def rendezvous(url: str, timeout: timedelta) -> Iterator[tuple[dist.Store, int, int]]:
+        waits.append(timeout.total_seconds())
+        yield dist.HashStore(), 1, 2
+
+    def join(backend: str, timeout: timedelta, store: dist.Store, rank: int, world_size: int) -> None:
+        waits.append(timeout.total_seconds())
+        joined.append((backend, rank, world_size))
+
+    monkeypatch.setattr(distributed, "rendezvous", rendezvous)
+    monkeypatch.setattr("torch.distributed.init_process_group", join)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert join_world("cpu", timeout_s=7.5) == World(1, 2, 1, 2, torch.device("cpu"))
+    assert waits == [7.5, 7.5] and joined == [("gloo", 1, 2)]
 
 
 def test_a_total_is_a_copy() -> None:
