@@ -56,6 +56,7 @@ def test_draw():
     draw = GaussianBlur(23).draw(Keys(1, 2, np.arange(250_000, dtype=np.int64)))
     assert abs(draw["apply"].mean() - 0.5) < 0.005 and draw["sigma"].dtype == np.float32
     np.testing.assert_allclose([draw["sigma"].min(), draw["sigma"].max()], [0.1, 2], atol=1e-4)
+    assert (GaussianBlur(23, (1.5, 1.5)).draw(Keys(1, 2, np.arange(9)))["sigma"] == 1.5).all()
     assert abs(draw["sigma"].mean() - 1.05) < 0.006 and abs(draw["sigma"][draw["apply"]].mean() - 1.05) < 0.01
 
 

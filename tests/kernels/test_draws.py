@@ -141,7 +141,8 @@ def test_batch_of_none():
 
 
 @pytest.mark.parametrize(
-    "field, value", [("seed", -1), ("seed", 2**64), ("epoch", -1), ("epoch", 2**32), ("view", 256)]
+    "field, value",
+    [("seed", -1), ("seed", 2**64), ("epoch", -1), ("epoch", 2**32), ("view", 256), ("view", -1)],
 )
 def test_keys_out_of_range(field, value):
     with pytest.raises(ValueError, match=f"{field} {value} given; allowed"):
@@ -151,7 +152,9 @@ def test_keys_out_of_range(field, value):
 def test_too_many_words_or_too_high():
     keys = Keys(0, 0, np.arange(2))
     assert words(keys, 0, 1024).shape == (2, 1024)
-    with pytest.raises(ValueError, match="1025 words"):
-        words(keys, 0, 1025)
-    with pytest.raises(ValueError, match="below 0"):
-        integers(keys, 0, 1, 0)
+    for num in (-1, 1025):
+        with pytest.raises(ValueError, match=f"{num} words"):
+            words(keys, 0, num)
+    for high in (0, 2**31 + 1):
+        with pytest.raises(ValueError, match=f"below {high} asked"):
+            integers(keys, 0, 1, high)

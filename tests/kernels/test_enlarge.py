@@ -40,6 +40,7 @@ def test_other_dtypes_are_kept_and_the_input_is_left(dtype, make_images):
     assert torch.equal(Enlarge(20, 16)(images[1:], {}), out[1:])
 
 
-def test_a_middle_that_is_larger_is_refused():
-    with pytest.raises(ValueError, match="a middle of 9 px of 8 px given"):
-        Enlarge(8, 9)
+def test_a_middle_that_is_larger_or_nothing_is_refused():
+    for size in (0, 9):
+        with pytest.raises(ValueError, match=f"a middle of {size} px of 8 px given"):
+            Enlarge(8, size)
