@@ -91,6 +91,13 @@ def test_labels_that_do_not_settle_are_warned_of_every_ten_epochs(
         )
 
 
+def test_labels_that_agree_by_half_or_by_chance_alone_are_settled() -> None:
+    settling = Settling()
+    for value, chance in ((0.5, 0.0),) * 10 + ((1.0, 1.0),):  # of one class, chance is 1
+        assert settling.see({"nmi_previous": value, "nmi_previous_shuffled": chance}) is None
+    assert settling.shares == [0.5] * 10 + [1.0]
+
+
 def test_shuffled_labels_are_a_function_of_the_seed() -> None:
     labels, true = random_labels(400, 30, 1), random_labels(400, 5, 3)
     before = labels.copy()
@@ -113,6 +120,7 @@ def test_one_class() -> None:
     assert (one["non_empty"], one["entropy"], one["entropy_share"], one["biggest"]) == (1, 0, 0, 1)
     assert math.copysign(1, one["entropy"] or 0) == 1
     assert figures_of(np.zeros(10, np.int32), 1)["entropy_share"] == 1
+    assert figures_of(np.arange(10) // 8, 2)["entropy_share"] == pytest.approx(0.7219, abs=1e-4)
     json.dumps(one)  # so the numbers are not numpy's
 
 

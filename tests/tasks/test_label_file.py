@@ -135,6 +135,8 @@ def test_labels_of_other_data_are_refused(path: Path) -> None:
 def test_labels_out_of_range_are_refused(path: Path, wrong: int) -> None:
     rewrite(path, labels=np.array([0, 1, wrong, 2, 0], np.int32))
     assert f"sample 2 has label {wrong}, and there are classes 0 to 2" in refused(path)
+    rewrite(path, indices=np.array([4, 3, 1, 2, 0]))
+    assert f"sample 1 has label {wrong}" in refused(path)
     with pytest.raises(AssertionError):
         write(path, [0, wrong], 3)
 
@@ -177,6 +179,7 @@ def rewrite(path: Path, **changed: Any) -> None:
         ({"configuration": np.array("{")}, "no readable file of labels"),
         ({"configuration": np.array("[1]")}, "no readable file of labels"),
         ({"num_classes": np.array("three")}, "numbers of classes that are no integers"),
+        ({"num_split": np.array(0.5)}, "numbers of classes that are no integers"),
         ({"num_classes": np.arange(3)}, "no readable file of labels"),
         ({"format": np.array(99)}, "is of format 99, and this version reads 2"),
         ({"format": np.array(1), "indices": None, "entropy": None, "split": None, "configuration": None},
