@@ -247,6 +247,17 @@ def test_hardly_any_proposals_are_no_error(num: int) -> None:
     assert detections["boxes"].shape[1] == 4 and (num or not len(detections["boxes"]))
 
 
+def test_an_image_that_the_network_cannot_read_is_refused() -> None:
+    """Padded to multiples of 32 with 8 px around it, an image of 16 px has 32 px, and one of 17 has 64."""
+    trunk, detector = bound(alexnet(), FAST)
+    trunk.eval()
+    detector.eval()
+    box = torch.tensor([[0.0, 0, 12, 12]])
+    detector.detections(torch.zeros(3, 17, 40), box)
+    with pytest.raises(ValueError, match=f"{trunk.min_px} px"):
+        detector.detections(torch.zeros(3, 16, 40), box)
+
+
 def test_images_without_objects_keep_all_proposals() -> None:
     _, detector = bound(alexnet(), FAST)
     proposals = torch.tensor([[0.0, 0, 30, 30], [5, 5, 9, 9]])
