@@ -196,7 +196,7 @@ def test_fewer_queries_than_are_wanted_are_all_shown(
 ) -> None:
     data, out = folder(tmp_path / "flat", 3), tmp_path / "out"
     options = (*RANDOM, *SMALL, "--gallery", data, "--queries", data, "--k", 2, "--out", out)
-    assert run(capsys, *options)[0] == 0
+    assert run(capsys, *options, "--num", 100)[0] == 0  # the most
     assert pixels(out / "retrieval.png").shape[0] == 3 * 142 + 6  # without a line for the class
     entries = read_result(out / "result.json")["settings"]["shown"]
     assert sorted(each["query"] for each in entries) == [0, 1, 2]
