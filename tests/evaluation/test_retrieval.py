@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 
 from fastpsl.cli import main
+from fastpsl.evaluation import retrieval
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.result import read_result
 from fastpsl.evaluation.retrieval import Search, nearest_others
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.plots.neighbours import draw_neighbours
 from fastpsl.tables.results import index_runs
 from tests.engine.tiny import one_process
 from tests.pipelines.labelled import write_labelled
@@ -191,12 +193,20 @@ def test_queries_without_labels_or_of_other_classes(
         assert (sheet[8 + 30, 18 + 1 + (j + 1) * 126] == 48).all()  # no frame
 
 
-def test_fewer_queries_than_are_wanted_are_all_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_fewer_queries_than_are_wanted_are_all_shown_as_the_network_sees_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    drawn = list[dict[str, Any]]()
+
+    def draw(*arguments: Any, **options: Any) -> Path:
+        drawn.append(options)
+        return draw_neighbours(*arguments, **options)
+
+    monkeypatch.setattr(retrieval, "draw_neighbours", draw)
     data, out = folder(tmp_path / "flat", 3), tmp_path / "out"
     options = (*RANDOM, *SMALL, "--gallery", data, "--queries", data, "--k", 2, "--out", out)
-    assert run(capsys, *options, "--num", 100)[0] == 0  # the most
+    assert run(capsys, *options, "--whole", "--num", 100)[0] == 0  # the most
+    assert [options["whole"] for options in drawn] == [True]
     assert pixels(out / "retrieval.png").shape[0] == 3 * 142 + 6  # without a line for the class
     entries = read_result(out / "result.json")["settings"]["shown"]
     assert sorted(each["query"] for each in entries) == [0, 1, 2]
