@@ -1,5 +1,6 @@
 """Test DeepCluster against sklearn's PCA and k-means on features of plain loops, and its resumes."""
 
+import warnings
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,10 @@ def test_the_trunk_has_its_relu_again(tmp_path: Path) -> None:
         with pytest.raises(KeyError), without_last_relu(trunk):
             raise KeyError
         assert torch.equal(trunk(images), usual)
+        layers = nn.Sequential(nn.ReLU(), nn.Linear(3, 3), nn.ReLU())
+        of_two: Any = SimpleNamespace(frozen_as_run=[nn.Sequential(nn.ReLU())], learning=[layers])
+        with without_last_relu(of_two):
+            assert [type(layer) for layer in layers] == [nn.ReLU, nn.Linear, nn.Identity]
         resnet = Trunk(ResNet("resnet18"), Stage("E", 1, 1, 5, 1)).eval()
         usual = resnet(images)
         with without_last_relu(resnet):
@@ -207,6 +212,9 @@ def test_fewer_directions_than_asked_for_are_said(tmp_path: Path) -> None:
         context = context_of(experiment_of(task), run)
     task.start_epoch(context)
     run.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task_of(pca_width=16).head(1, 16)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Test IIC's task: the pairs of Table XIV, crops, first weights, refusals."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.tasks.pseudo_labels.iic import IIC, ClusterHeads, Transforms
 from tests.engine.tiny import noise_batch
@@ -102,8 +104,21 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], words: str) -> None:
         iic(**options)
 
 
+def test_the_limits_themselves_are_possible() -> None:
+    """As many clusters as images, and as many pairs of a step as clusters, of either head."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        iic(crop_share=1.0, num_copies=1, num_sub_heads=1, num_clusters=2).check_data(Synthetic(2), 2)
+        iic(num_copies=2).check_data(Synthetic(70), 35)
+    with pytest.warns(UserWarning, match="--batch-size 35 makes 70 pairs a step, .* how 72 clusters"):
+        iic(num_copies=2, second_clusters=72).check_data(Synthetic(72), 35)
+
+
 def test_contact_sheet_shows_all_views_of_each_image() -> None:
     task = iic(num_copies=2)
     batch = noise_batch(task.views(1), 3)
-    sheet = task.contact_sheet(batch.inputs(task.views(1), torch.float32), batch)
+    inputs = batch.inputs(task.views(1), torch.float32)
+    sheet = task.contact_sheet(inputs, batch)
+    for number, (view, images) in enumerate(zip(task.views(1), inputs, strict=True)):
+        assert torch.equal(sheet[..., 36 * number : 36 * number + 32], view.denormalise(images))
     assert sheet.shape == (3, 3, 32, 3 * 32 + 2 * 4) and 0 <= sheet.min() and sheet.max() == 1

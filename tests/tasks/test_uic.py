@@ -483,6 +483,25 @@ def test_figures_are_compared_with_labels_that_the_runs_seed_shuffles() -> None:
     assert found[0] != found[7]
 
 
+def test_labels_of_a_stage_have_the_tasks_seed_and_a_watch_that_is_resumed() -> None:
+    """The watch over settling begins anew in the next stage, as the labels do."""
+    (stage,), head = make_plan("end_to_end", (3,), num_levels=1), nn.Linear(1, 1)
+    task, resumed = make_task(seed=5), make_task(seed=5)
+    for each in (task, resumed):
+        each.check_data(Synthetic(NUM, CLASSES), BATCH)
+        each.start_stage(stage, Trunk(TinyNet(), stage), head)
+    zeros = np.zeros(NUM, np.int64)
+    with pytest.warns(UserWarning, match="collapse"):
+        figures = task.relabel(zeros, 2)
+    assert figures["nmi_previous"] is None and figures["num_split"] == CLASSES - 1
+    assert task.store.current.tolist() == split_empty(zeros, CLASSES, 5, 2)[0].tolist()
+    task.settling.shares = [0.25, 0.5]
+    resumed.load_state_dict(task.state_dict())
+    assert resumed.settling.shares == [0.25, 0.5] and resumed.store.num_split == CLASSES - 1
+    resumed.start_stage(stage, Trunk(TinyNet(), stage), head)
+    assert resumed.settling.shares == [] and (resumed.store.current == -1).all()
+
+
 def test_the_file_of_labels_has_the_last_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the number of classes that were split, which makes the labels comparable, and the science."""
     current = torch.tensor([2, 0, 1, 1, 0, 2, 2, 0, 1, 1, 0, 2], dtype=torch.int32)
