@@ -150,6 +150,9 @@ def test_nothing_to_learn_and_too_many_clusters() -> None:
         task_of(learn_proxy=False, num_classes=0, labels=None)
     with pytest.raises(ValueError, match="9 clusters of 8 training images: give at most 8"):
         task_of(labels=None, center=CENTER, num_classes=9).check_data(Synthetic(8, SIZE, 2), 4)
+    task_of(labels=None, center=CENTER, num_classes=8).check_data(Synthetic(8, SIZE, 2), 4)
+    with pytest.raises(ValueError, match="--num-clusters 1: coupled labels are of 2 or more"):
+        task_of(labels=None, center=CENTER, num_classes=1)
 
 
 class Noted(RotNet):
@@ -227,6 +230,7 @@ def test_coupled_labels_are_clusters_of_the_features(tmp_path: Path) -> None:
     assert torch.equal(task.labels, wanted.long()) and len(wanted) == NUM
     assert first is not None and first["distance"] == distance and first["nmi_previous"] is None
     assert len(task.labels.unique()) == CLUSTERS == first["non_empty"]
+    assert float(task.label_loss.entropy) == pytest.approx(first["entropy"])
     classifier = train_step.module.head["labels"][2]  # type: ignore[index]
     assert float(classifier.weight.std()) == pytest.approx(TOP_STD, rel=0.3)
     before, proxy = classifier.weight.detach().clone(), train_step.module.head["proxy"].classify  # type: ignore[index]
@@ -272,9 +276,9 @@ def test_a_resumed_run_compares_with_the_entropy_of_its_coupled_labels() -> None
         task.check_data(Synthetic(NUM, CLUSTERS), 8)
         trunk, head, inputs, batch = modules_and_batch(task)
     first, resumed = tasks
-    first.labels = torch.from_numpy(LABELS)
+    first.labels, first.label_loss.epoch = torch.from_numpy(LABELS), 3
     resumed.load_state_dict(first.state_dict())
-    assert resumed.labels.tolist() == LABELS.tolist()
+    assert resumed.labels.tolist() == LABELS.tolist() and resumed.label_loss.epoch == 3
     shares = (np.bincount(LABELS, minlength=CLUSTERS) / NUM).tolist()
     value, num = resumed.loss(trunk, head, inputs, batch)[1]["loss_labels_constant"]
     assert float(value / num) == pytest.approx(-sum(share * math.log(share) for share in shares), rel=1e-5)
