@@ -254,3 +254,12 @@ def test_rows_are_saved_every_so_many_seconds(
     work = extraction(data, "resnet18", 1, None, batch_size=16)
     work.to_file(tmp_path / "F.npy", one_process(), save_every_s=3.0)
     assert saved == [48, 96, 144, 160]
+
+
+def test_random_weights_are_of_the_backbone_that_is_given() -> None:
+    """They are taken where there is neither data nor a checkpoint."""
+    assert EvaluationOptions().completed().backbone == "resnet18"
+    given = EvaluationOptions(backbone="nin3").completed()
+    assert (given.backbone, given.random_weights) == ("nin3", True)
+    for options in (EvaluationOptions(data="photos"), EvaluationOptions(checkpoint=Path("a.pth"))):
+        assert options.completed() == options and not options.random_weights
