@@ -57,6 +57,7 @@ def test_loss_and_scores_are_torchs() -> None:
     assert metrics["top1"][0] < sum(i % 9 in row[:4] for i, row in enumerate(order)) < metrics["top5"][0] < 90
     assert all(num == 90 and total.dtype == torch.float32 for total, num in metrics.values())
     assert task.chance(1) == 1 / 9
+    assert task.views(1) == (task.train_view,) and task.held_out_views(1) == (task.held_out_view,)
 
 
 def test_padding_has_no_say() -> None:

@@ -241,7 +241,7 @@ def test_the_constant_answer_is_nearly_the_best() -> None:
 
 
 def test_grey_images_teach_nothing_and_are_counted() -> None:
-    task, _, head = ready([smooth_batch(Colorization(SIZE), 40)])
+    task, trunk, head = ready([smooth_batch(Colorization(SIZE), 40)])
     batch = smooth_batch(task, 5, seed=3, grey=range(5))
     batch.indices[4] = -1
     features = torch.randn(5, 48, MAP, MAP, requires_grad=True)
@@ -258,6 +258,10 @@ def test_grey_images_teach_nothing_and_are_counted() -> None:
     task.features_loss(features, head, some)
     assert task.captions(some) == ["", "grey", "", "grey", ""]
     assert task.end_epoch() == {"num_grey": 6.0} and task.end_epoch() == {"num_grey": 0.0}
+    task.features_loss(features, head, some)
+    assert task.num_grey == 2 and task.counts.any()
+    task.start_stage(STAGE, trunk, head)
+    assert not task.num_grey and not task.counts.any()
 
 
 def test_one_coloured_pixel_makes_an_image_coloured() -> None:

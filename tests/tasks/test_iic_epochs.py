@@ -1,5 +1,6 @@
 """Test what IIC keeps of an epoch: figures, collapse, the best sub-head."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +36,8 @@ def test_what_is_not_finite_and_padding_count_for_nothing() -> None:
     figures = epochs.end(3, None, 0)
     assert epochs.best == [0] and figures["mutual_information"] == 2  # (-3 - 1) / 2 is below -1.5
     assert figures["non_empty"] == 2 and figures["biggest"] == 0.5  # images 5 and 1
+    epochs.see(0, torch.tensor([5, 1, 2, -1]), torch.tensor([-3.0, torch.nan]), logits)
+    assert epochs.end(3, None, 0)["best_sub_head"] == 0  # the other one had no loss at all
     nothing = ClusterEpochs(1, 2, 6, torch.device("cpu"))
     assert nothing.end(3, None, 0) == {}
 
@@ -44,11 +47,18 @@ def test_each_head_is_compared_with_its_own_last_epoch() -> None:
     epochs = ClusterEpochs(2, 1, 40, torch.device("cpu"))
     images = torch.arange(40)
     first, second = images % 4, images // 10
-    found = []
+    true = (images % 5).numpy()
+    found: list[float | None] = []
     for number, clusters in ((0, first), (1, second), (0, first), (1, first)):
         logits = torch.nn.functional.one_hot(clusters, 4).float()[:, None]
-        epochs.see(number, images, torch.zeros(1), logits)
-        found.append(epochs.end(4, None, 0)["nmi_previous"])
+        num = 40 if found else 39  # the first epoch leaves an image out
+        epochs.see(number, images[:num], torch.zeros(1), logits[:num])
+        figures = epochs.end(4, true, 7)
+        found.append(figures["nmi_previous"])
+        drawn = clusters[:num].numpy()
+        assert figures["nmi_true"] == pytest.approx(nmi(drawn, true[:num]))
+        shuffled = np.random.default_rng(7).permutation(drawn)
+        assert figures["nmi_true_shuffled"] == pytest.approx(nmi(shuffled, true[:num]))
     changed = nmi(second.numpy(), first.numpy())
     assert found == [None, None, pytest.approx(1), pytest.approx(changed)] and changed < 0.1
 

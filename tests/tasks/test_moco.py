@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment
@@ -26,6 +26,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
 from fastpsl.tasks.contrastive.shuffled_batchnorm import shuffled_order
+from fastpsl.tasks.contrastive.views import drawn, side_by_side
 from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint
@@ -208,16 +209,24 @@ def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
     fill(task, train_step)
     train_step.step([batch_of(task, 0)], lr=0.5)
     task.after_step()
+    train_step.step([batch_of(task, 1)], lr=0.5)
+    assert task.next_slot == BATCH and task.new_keys
     trunk = Trunk(TinyNet(), STAGES[1])
     head = task.head(2, 16)
     task.start_stage(STAGES[1], trunk, head)
-    assert task.num_filled == 0 and not task.queue.any() and not task.new_keys
+    assert task.num_filled == task.next_slot == 0 and not task.queue.any() and not task.new_keys
     query_parameters = [*trunk.learning.parameters(), *head.parameters()]
     key_parameters = [*task.key_encoder.learning.parameters(), *task.key_encoder.head.parameters()]
     assert all(
         torch.equal(a, b) and a is not b for a, b in zip(key_parameters, query_parameters, strict=True)
     )
     assert [tuple(p.shape) for p in head.parameters()] == [(16, 16), (16,), (6, 16), (6,)]
+    features, images = torch.randn(2, 16, 3, 3), batch_of(task, 2)
+    first, last = (layer for layer in head.modules() if isinstance(layer, nn.Linear))
+    torch.testing.assert_close(head(features), last(first(features.mean((2, 3))).relu()))
+    inputs = images.inputs(task.views(3), torch.float32)
+    assert torch.equal(task.contact_sheet(inputs, images), side_by_side(inputs, task.views(3)))
+    assert task.captions(images) == drawn(images, task.views(3)[0])
 
 
 def test_state_goes_on_where_it_was() -> None:

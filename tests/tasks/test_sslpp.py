@@ -128,6 +128,8 @@ def test_pseudo_labels_alone() -> None:
     assert set(metrics) == {"loss", "loss_labels", "loss_labels_constant", "accuracy_labels"}
     loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
     assert float(loss) == 0 and not metrics
+    assert task.chance(1) is None and task_of().chance(1) == 0.25
+    assert torch.equal(task.contact_sheet(inputs, batch), PLAIN.denormalise(inputs[0]))
 
 
 @pytest.mark.parametrize("size", [0, 1])

@@ -500,6 +500,7 @@ def test_labels_of_a_stage_have_the_tasks_seed_and_a_watch_that_is_resumed() -> 
     assert resumed.settling.shares == [0.25, 0.5] and resumed.store.num_split == CLASSES - 1
     resumed.start_stage(stage, Trunk(TinyNet(), stage), head)
     assert resumed.settling.shares == [] and (resumed.store.current == -1).all()
+    assert task.chance(1) == 1 / CLASSES
 
 
 def test_the_file_of_labels_has_the_last_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
