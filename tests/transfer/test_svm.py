@@ -19,7 +19,7 @@ from fastpsl.transfer.svm import blocks
 from fastpsl.transfer.svm.blocks import Classes, solve
 from fastpsl.transfer.svm.protocol import COSTS, VISSL
 from fastpsl.transfer.svm.scores import interpolated_ap, low_shot_scores
-from fastpsl.transfer.svm.solver import OneClass, few, in_own_span, l2_normalised
+from fastpsl.transfer.svm.solver import OneClass, cross_validated, few, in_own_span, l2_normalised
 from fastpsl.transfer.svm.work import default_processes, run_resumable
 from tests.engine.tiny import one_process
 
@@ -228,6 +228,34 @@ def test_a_few_of_each_are_vissls(tmp_path: Path) -> None:
     assert len(set(drawn.values())) == 9
     again, _ = few(targets, 8, 4, (0, 2, 5))
     assert tuple(again.tolist()) == drawn[8, 2]
+
+
+def test_each_number_of_shots_has_draws_of_its_own() -> None:
+    """They do not begin with those of fewer shots, as one generator's would."""
+    targets = np.array([1, 0, 0, -1] * 50, np.int8)
+    for k in (1, 2, 4):
+        random, (rows, signs) = np.random.default_rng((7, 3, 5, k)), few(targets, k, 4, (7, 3, 5))
+        drawn = [
+            random.choice(np.flatnonzero(targets == value), num, False) for value, num in ((1, k), (0, 3 * k))
+        ]
+        assert rows.tolist() == np.concatenate(drawn).tolist() and signs.tolist() == [1] * k + [-1] * 3 * k
+
+
+def test_folds_and_tolerance_are_the_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, fitted = LinearSVC.fit, list[tuple[float, int]]()
+
+    def note(machine: LinearSVC, *arguments: Any) -> LinearSVC:
+        fitted.append((machine.tol, len(arguments[0])))
+        return fit(machine, *arguments)
+
+    monkeypatch.setattr(LinearSVC, "fit", note)
+    machine = replace(VISSL.machine, tolerance=0.05)
+    work = replace(
+        one_class(tmp_path, margin=0.3), costs=(1.0,), protocol=replace(VISSL, folds=2, machine=machine)
+    )
+    num = len(work.train_targets)
+    assert cross_validated(work)["fits"] == 3
+    assert fitted == [(0.05, num // 2), (0.05, num // 2), (0.05, num)]
 
 
 def test_low_shot_is_plain_svms_of_the_drawn(tmp_path: Path) -> None:
