@@ -245,6 +245,9 @@ def test_settings_of_the_tasks() -> None:
     # SSL++ needs one head; IIC's code has five sub-heads and three copies of each image of CIFAR-10.
     iic: Any = build("sslpp_iic").task
     assert (iic.num_sub_heads, iic.num_copies, iic.sizes) == (5, 3, {"--num-clusters": 70})
+    for name in VALUES:
+        task: Any = build(name, seed=5).task
+        assert task.seed == 5
     two: Any = build("sslpp_iic", num_heads=2).task
     assert two.sizes == {"--num-clusters": 70, "--second-clusters": 10}
 

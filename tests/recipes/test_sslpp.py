@@ -58,6 +58,8 @@ def test_the_papers_values(task: str) -> None:
     options = parts["RECIPE"].with_paper(data="T.beton", pseudo_labels="coupled", seed=5)
     experiment = parts["build"](options)
     assert experiment.task.seed == 5  # of the clusters and of each epoch's classifier
+    for mode in ("eval", "train"):
+        assert parts["build"](replace(options, frozen_batchnorm=mode)).frozen_batchnorm == mode
     assert options.batch_size == batch_size and [stage.epochs for stage in experiment.stages] == [epochs]
     for epoch, rate in rates.items():
         assert experiment.schedule(Moment(epoch * 10, epochs * 10, 0, epochs, epochs)) == pytest.approx(
