@@ -121,8 +121,12 @@ def test_a_task_is_asked_for_all_it_wants(tmp_path: Path) -> None:
 
 
 def test_epochs_are_counted_over_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hooks around an epoch get its number in the run, and whether it is its stage's first."""
-    started, ordered = [], []
+    """The hooks around an epoch get its number in the run, and whether it is its stage's first.
+
+    A hook follows each of the five steps of an epoch.
+    """
+    started, ordered, stepped = [], [], []
+    monkeypatch.setattr(Asking, "after_step", lambda self: stepped.append(len(self.trained)))
     monkeypatch.setattr(Asking, "num_warm_up_batches", lambda self, stage: 0)
     monkeypatch.setattr(
         Asking, "start_epoch", lambda self, context: started.append((context.epoch, context.first))
@@ -133,7 +137,7 @@ def test_epochs_are_counted_over_all_stages(tmp_path: Path, monkeypatch: pytest.
     assert pretrain(three, run)
     run.close()
     assert started == [(0, True), (1, False), (2, True), (3, True), (4, False)]
-    assert ordered == [0, 1, 2, 3, 4]
+    assert ordered == [0, 1, 2, 3, 4] and stepped == list(range(1, 26))
 
 
 def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(
