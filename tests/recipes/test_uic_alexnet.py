@@ -130,6 +130,7 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
         "uic_alexnet",
         "num-clusters 16, not 8",
     )
+    assert after["science"]["fine_tuned"] == before["science"] and len(after["science"]["fine_tune"]) == 64
     psl = ("--plan", "psl", "--epochs", 1, 1)
     refused(
         recipe(*SMALL, "--fine-tune", trained, *psl, "--out", tmp_path / "c"),

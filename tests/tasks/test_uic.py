@@ -503,6 +503,26 @@ def test_labels_of_a_stage_have_the_tasks_seed_and_a_watch_that_is_resumed() -> 
     assert task.chance(1) == 1 / CLASSES
 
 
+def test_what_cannot_be_fine_tuned_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    science = {"recipe": "uic", "backbone": "alexnet", "num_clusters": 16, "input_channels": "SobelXY"}
+    monkeypatch.setattr(uic_experiment, "read_checkpoint", lambda _: {"science": science, "learner": {}})
+
+    def trained(**changed: Any) -> dict[str, Any]:
+        options: Any = SimpleNamespace(**{**science, "plan": "end_to_end", **changed})
+        return uic_experiment._trained(tmp_path / "step.pt", options)[1]["science"]
+
+    assert trained() == science
+    for name, value in (("backbone", "vgg16"), ("num_clusters", 8), ("input_channels", "RGB")):
+        flag, needed = name.replace("_", "-"), science[name]
+        with pytest.raises(ValueError, match=f"has {flag} {needed}, not {value}: give --{flag} {needed}"):
+            trained(**{name: value})
+    with pytest.raises(ValueError, match="give --plan end_to_end, not psl"):
+        trained(plan="psl")
+    del science["num_clusters"]
+    with pytest.raises(ValueError, match="a checkpoint of uic, which has no pseudo-labels"):
+        trained(num_clusters=16)
+
+
 def test_the_file_of_labels_has_the_last_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has the number of classes that were split, which makes the labels comparable, and the science."""
     current = torch.tensor([2, 0, 1, 1, 0, 2, 2, 0, 1, 1, 0, 2], dtype=torch.int32)
