@@ -333,7 +333,7 @@ def test_the_contact_sheet_shows_lightness_beside_the_colours() -> None:
     task, _, _ = ready([smooth_batch(Colorization(SIZE), 40)])
     batch = smooth_batch(task, 3)
     sheet = task.contact_sheet(batch.inputs([task.view()], torch.float32), batch)
-    assert sheet.shape == (3, 3, SIZE, 2 * SIZE + 4)
+    assert sheet.shape == (3, 3, SIZE, 2 * SIZE + 4) and (sheet[..., SIZE:-SIZE] == 1).all()
     left, right = sheet[..., :SIZE], sheet[..., -SIZE:]
     assert torch.allclose(left, lightness(right).expand(-1, 3, -1, -1), atol=1e-5)
     assert torch.equal(right, task._coloured_images(batch))

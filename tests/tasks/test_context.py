@@ -169,7 +169,8 @@ def test_the_contact_sheet_shows_the_masked_images_and_the_whole() -> None:
     batch = noise_batch([view], 2)
     (inputs,) = batch.inputs([view], torch.float32)
     sheet = task.contact_sheet([inputs], batch)
-    assert sheet.shape == (2, 3, 32, 65) and sheet.min() >= 0 and sheet.max() <= 1
+    assert sheet.shape == (2, 3, 32, 65) and (sheet[..., 32] == 1).all()
+    assert sheet.min() >= 0 and sheet.max() <= 1
     whole = view.before_last_op(batch.images[0], batch.draws[0]).float() / 255
     torch.testing.assert_close(sheet[..., 33:], whole)
     torch.testing.assert_close(

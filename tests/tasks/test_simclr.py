@@ -15,6 +15,7 @@ from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.kernels.sobel import Sobel
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.tasks.contrastive.simclr import ProjectionHead, SimCLR
@@ -72,8 +73,11 @@ def test_without_sobel_the_hardest_level_is_simclr_as_published() -> None:
     for level in (1, 2, 3):
         for view, other in zip(task.views(level), usual.views(level), strict=True):
             assert view.crop == other.crop and view.ops == other.ops[:4]
-    with pytest.raises(ValueError, match=r"--sobel-p 1\.5: it is a probability, 0 to 1"):
-        SimCLR(256, size_px=224, temperature=0.1, embedding_width=128, sobel_p=1.5).views(3)
+    always = SimCLR(256, size_px=224, temperature=0.1, embedding_width=128, sobel_p=1.0)
+    assert always.views(3)[0].ops[4] == Sobel(1.0)
+    for wrong in (1.5, -0.1):
+        with pytest.raises(ValueError, match=rf"--sobel-p {wrong}: it is a probability, 0 to 1"):
+            SimCLR(256, size_px=224, temperature=0.1, embedding_width=128, sobel_p=wrong).views(3)
 
 
 def test_loss_and_accuracy_are_over_valid_pairs_of_both_views() -> None:
@@ -139,7 +143,7 @@ def test_contact_sheet_and_captions_show_what_the_network_gets(level: int) -> No
     batch = noise_batch(views, BATCH)
     inputs = batch.inputs(views, torch.float32)
     sheet = task.contact_sheet(inputs, batch)
-    assert sheet.shape == (BATCH, 3, 32, 32 + 4 + 32)
+    assert sheet.shape == (BATCH, 3, 32, 32 + 4 + 32) and (sheet[..., 32:36] == 1).all()
     for left, number in ((0, 0), (36, 1)):
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (views[number].mean, views[number].std))
         assert torch.allclose((sheet[..., left : left + 32] - mean) / std, inputs[number], atol=1e-5)
