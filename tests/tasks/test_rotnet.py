@@ -4,6 +4,7 @@ import torch
 
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotate90 import AllTurns
+from fastpsl.kernels.shift import Shift
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from tests.engine.tiny import noise_batch
@@ -33,7 +34,8 @@ def test_all_four_turns_of_each_image_and_their_labels() -> None:
     for turn in range(4):
         shown = sheet[..., 33 * turn : 33 * turn + 32]
         torch.testing.assert_close(shown, view.denormalise(whole[:, turn]))
-    assert RotNet(64, "random_resized").view().ops == (Flip(0.5), AllTurns(4))
+    assert view.ops == (Shift(4), Flip(0.5), AllTurns(4))
+    assert RotNet(64, "random_resized").view().ops == view.ops[1:]
 
 
 def test_padding_counts_for_none_of_its_turns() -> None:
