@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from fastpsl.engine import last_step, trainer
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
@@ -224,6 +225,22 @@ def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.M
     run.close()
     assert newest_step(tmp_path) == run.position.run_step > 0
     assert newest_checkpoint(tmp_path)["position"]["step"] == run.position.step
+
+
+def test_before_the_monitor_looks_at_a_stages_end_the_last_step_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
+
+    def probe(monitor: OnlineProbe, steps_per_epoch: int, last_step: int) -> bool:
+        if monitor.run.position.step == last_step:
+            raise RuntimeError("Connection reset by peer")
+        return True
+
+    monkeypatch.setattr(OnlineProbe, "probe", probe)
+    with pytest.raises(RuntimeError, match="reset by peer"):
+        fit(tmp_path, Hanging(), probe_every=1)
+    assert newest_step(tmp_path) == NUM_STEPS
 
 
 def test_a_disk_that_is_full_ends_nothing(
