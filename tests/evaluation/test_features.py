@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 from torch import nn
 
 from fastpsl.cli import main
-from fastpsl.engine.distributed import World
 from fastpsl.evaluation import feature_file
 from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.feature_file import read_features
@@ -455,54 +453,3 @@ def test_labels_are_kept_where_only_some_images_have_one(tmp_path: Path) -> None
     assert file.record["labels"] == "F-labels.npy"
     stored = file.labels()
     assert stored is not None and stored.dtype == np.int32 and stored.tolist() == labels
-
-
-def partial(out: Path, world: World) -> feature_file.PartialFeatures:
-    wanted = {"shape": [10, 3], "dtype": "float32"}
-    return feature_file.PartialFeatures(out, "digest", wanted, world)
-
-
-def test_broken_samples_of_all_ranks_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks have told of samples 3 and 8; rank 0's note and rank 0 itself know both."""
-    others: list[set[int]] = [{8}]
-    monkeypatch.setattr(feature_file, "gather_objects", lambda world, own: [own, *others])
-    with closing(partial(tmp_path / "F.npy", one_process())) as file:
-        file.bad.add(3)
-        file.save(6)
-        assert file.bad == {3, 8}
-    assert json.loads((tmp_path / ".F.npy.progress").read_text()) == {
-        "digest": "digest", "num_rows": 6, "bad": [3, 8],
-    }  # fmt: skip
-
-
-def test_rows_past_the_last_one_are_dropped(tmp_path: Path) -> None:
-    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
-    with closing(partial(tmp_path / "F.npy", one_process())) as file:
-        size = file.partial.stat().st_size
-        file.write(8, rows)
-        file.write(10, rows)
-        assert file.partial.stat().st_size == size
-        assert file.partial.read_bytes()[-2 * 12 :] == rows[:2].tobytes()
-
-
-@pytest.mark.parametrize("change", [{"shape": [10, 4]}, {"shape": [9, 3]}, {"format": 2}, {"format": None}])
-def test_a_record_of_other_rows_or_of_another_format_is_none(tmp_path: Path, change: dict[str, Any]) -> None:
-    np.save(tmp_path / "F.npy", np.zeros((10, 3), np.float32))
-    record = {"format": 1, "shape": [10, 3]}
-    (tmp_path / "F.json").write_text(json.dumps(record))
-    assert read_features(tmp_path / "F.npy") is not None
-    (tmp_path / "F.json").write_text(json.dumps(record | change))
-    assert read_features(tmp_path / "F.npy") is None
-
-
-def test_a_partial_file_that_was_cut_is_begun_anew(tmp_path: Path) -> None:
-    rows = np.ones((6, 3), np.float32)
-    with closing(partial(tmp_path / "F.npy", one_process())) as file:
-        file.write(0, rows)
-        file.save(6)
-        path, size = file.partial, file.partial.stat().st_size
-    with closing(partial(tmp_path / "F.npy", one_process())) as file:
-        assert file.num_rows == 6
-    os.truncate(path, size - 12)
-    with closing(partial(tmp_path / "F.npy", one_process())) as file:
-        assert file.num_rows == 0 and path.stat().st_size == size

@@ -1,0 +1,53 @@
+"""A run's data: which are refused before the first step."""
+
+from pathlib import Path
+
+import pytest
+
+from fastpsl.engine.trainer import pretrain
+from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.pipelines.views import ViewSpec
+from tests.engine.test_trainer import fit, tiny_experiment
+from tests.engine.tiny import tiny_run
+from tests.pipelines.labelled import write_labelled
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fewer than one batch of 960"):
+        fit(tmp_path, batch_size=960, accumulate=2)
+
+
+def test_a_task_that_needs_labels_refuses_data_without(tmp_path: Path) -> None:
+    def fit_with_labels(data: Path) -> bool:
+        experiment = tiny_experiment()
+        experiment.task.needs_labels = True  # type: ignore[attr-defined]
+        run = tiny_run(tmp_path / "out", data=str(data), val=None, batch_size=4, max_steps_per_stage=1)
+        try:
+            return pretrain(experiment, run)
+        finally:
+            run.close()
+
+    labelled = write_labelled(tmp_path / "labelled.beton", range(8))
+    without = write_labelled(tmp_path / "without.beton", (0, 1, -1, 3, -1, 5, 6, 7))
+    with pytest.raises(
+        ValueError, match=r"this recipe needs labels, and 2 of 8 samples have none .*sample 2 \(p2\)"
+    ):
+        fit_with_labels(without)
+    assert fit_with_labels(labelled)
+
+
+def test_a_batch_of_all_images_is_allowed(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, batch_size=480)
+    run.data.check_batch()
+    run.close()
+
+
+def test_held_out_images_are_checked_for_their_own_views(tmp_path: Path) -> None:
+    """An image of 32 px has less than one pixel of a crop of 24 of 2,400 px."""
+    small, large = ViewSpec(ShorterSideCrop(32, 24)), ViewSpec(ShorterSideCrop(2400, 24))
+    run = tiny_run(tmp_path)
+    run.data.check_views([small], [small])
+    for views, held_out_views in (([small], [large]), ([large], [small])):
+        with pytest.raises(ValueError, match="less than one of its pixels"):
+            run.data.check_views(views, held_out_views)
+    run.close()
