@@ -202,6 +202,18 @@ def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
     assert at_once == [75] and newest_step(tmp_path) == run.position.run_step > 0
 
 
+def test_a_checkpoint_that_was_saved_is_not_written_over_by_the_step_before(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path)
+    with pytest.raises(RuntimeError), last_step.LastStep(run) as keeper:
+        run.position.run_step = 1
+        keeper.keep({"backbone": 1})
+        run.position.run_step = 2
+        keeper.save({"backbone": 2})
+        raise RuntimeError("Connection reset by peer")
+    run.close()
+    assert newest_step(tmp_path) == 2 and newest_checkpoint(tmp_path)["backbone"] == 2
+
+
 def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Examples are a lost rank, or data that fail, during the clustering of a million images."""
     monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)

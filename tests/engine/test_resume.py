@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine.resume import _POSITION, loading, refuse_incomplete
+from fastpsl.engine.resume import _POSITION, loading, refuse_incomplete, refuse_other_science
 from fastpsl.engine.run import Position
 from fastpsl.engine.trainer import pretrain
 from tests.engine.test_trainer import tiny_experiment
@@ -103,6 +103,18 @@ def test_what_does_not_fit_inside_is_named(
 
 def test_the_position_is_the_runs_own() -> None:
     assert list(_POSITION) == [field.name for field in dataclasses.fields(Position)]
+
+
+def test_a_value_that_one_of_two_experiments_lacks_is_named() -> None:
+    """It is a value that an older version did not have, or no longer has."""
+    same = {"recipe": "jigsaw", "seed": 3}
+    refuse_other_science(dict(same), dict(same), "a.pt")
+    for saved, asked, words in (
+        ({"grid": 3}, {}, r"grid \(3 there, None now\)"),
+        ({}, {"data_digest": "ab"}, r"the data: its digest \(None there, ab now\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            refuse_other_science({**same, **saved}, {**same, **asked}, "a.pt")
 
 
 def test_errors_of_the_device_are_left_to_others() -> None:

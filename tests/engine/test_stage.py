@@ -81,6 +81,23 @@ def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) ->
         assert all(not torch.equal(head_before[n], v) for n, v in module.head.state_dict().items())
 
 
+def test_every_group_of_parameters_has_the_steps_rate() -> None:
+    """A common optimiser has one group with weight decay and one without."""
+    stage = make_plan("end_to_end", (1, 1, 1))[0]
+    weights = []
+    for is_split in (False, True):
+        torch.manual_seed(0)
+        module = StageModule(Trunk(TinyNet(), stage), Brightness().head(1, 16), Brightness().loss)
+        parameters = [p for _, p in module.learning_parameters()]
+        groups = [parameters[::2], parameters[1::2]] if is_split else [parameters]
+        optimiser = torch.optim.SGD([{"params": group} for group in groups], lr=9.0, fused=True)
+        train_step = TrainStep(module, optimiser, VIEWS, "fp32", CPU)
+        for rate in (0.1, 0.05):
+            train_step.step([noise_batch(VIEWS, 4)], lr=rate)
+        weights.append(torch.cat([p.detach().flatten() for p in parameters]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-6)
+
+
 def test_frozen_blocks_leave_no_graph() -> None:
     backbone = TinyNet()
     stage = make_plan("psl", (1, 1, 1))[2]

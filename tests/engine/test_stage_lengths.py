@@ -101,6 +101,13 @@ def test_it_can_be_cut_short(whole: Path, tmp_path: Path) -> None:
     assert lines(tmp_path)[:12] == lines(whole)[:12], "the schedule is that of the whole stage"
 
 
+def test_more_steps_than_a_stage_has_leave_it_as_it_is(whole: Path, tmp_path: Path) -> None:
+    assert fit(tmp_path, max_steps_per_stage=NUM_STEPS + 5)[0]
+    result = newest_checkpoint(tmp_path)
+    assert [s["num_steps"] for s in result["position"]["summaries"]] == [NUM_STEPS, STEPS_PER_EPOCH]
+    assert lines(tmp_path) == lines(whole)
+
+
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     """An epoch of fifteen batches of 32 has seven steps of two batches. The stage keeps its length."""
     finished, position = fit(tmp_path, batch_size=64, accumulate=2)

@@ -1,5 +1,6 @@
 """Test kNN scores of features on hand-made numbers: few images, the limit of k, and the table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from tests.engine.tiny import one_process
 
 
-def features(path: Path, rows: list[list[float]], labels: list[int]) -> FeatureFile:
+def features(path: Path, rows: list[list[float]], labels: list[int], bad: Sequence[int] = ()) -> FeatureFile:
     np.save(path, np.array(rows, np.float32))
     np.save(path.with_name(f"{path.stem}-labels.npy"), np.array(labels, np.int32))
-    record = {"labels": f"{path.stem}-labels.npy", "shape": [len(rows), 2], "bad": []}
+    record = {"labels": f"{path.stem}-labels.npy", "shape": [len(rows), 2], "bad": list(bad)}
     return FeatureFile(path, record)
 
 
@@ -30,6 +31,14 @@ def test_a_bank_may_be_smaller_than_a_row_of_the_chart(tmp_path: Path) -> None:
     chosen, rows, similarities = scores.shown(seed=0)
     assert rows.shape == similarities.shape == (4, 3)
     assert rows[chosen.argsort()].tolist() == [[0, 2, 1], [1, 2, 0], [2, 0, 1], [1, 2, 0]]
+
+
+def test_images_that_could_not_be_decoded_are_in_no_count(tmp_path: Path) -> None:
+    bank = features(tmp_path / "bank.npy", [[1, 0], [0, 1], [4, 1]], [0, 1, 0])
+    queries = features(tmp_path / "queries.npy", [[3, 1], [1, 4], [5, 4], [0, 1]], [0, 1, 0, 1], bad=(1,))
+    scores = score(bank, queries, (1,), 0.07, one_process())
+    assert (scores.num, scores.num_bank, scores.correct["top1_k1"]) == (3, 3, 3)
+    assert scores.queries.tolist() == [0, 2, 3]
 
 
 def test_all_training_images_may_be_neighbours() -> None:

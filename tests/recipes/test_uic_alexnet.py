@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,9 @@ def test_a_file_of_labels_must_be_the_datas(recipe: Start, tmp_path: Path) -> No
         write_labels(labels, np.arange(data.num_samples) % 16, 16, data, "test")
     done = start(labels)
     assert done.code == 0, done.err
-    assert newest_checkpoint(tmp_path / "out")["task"]["store"]["current"].tolist() == 30 * list(range(16))
+    state = newest_checkpoint(tmp_path / "out")
+    assert state["task"]["store"]["current"].tolist() == 30 * list(range(16))
+    assert state["science"]["labels"] == sha256(labels.read_bytes()).hexdigest()
     short, other_data, wrong, test = (
         tmp_path / f"{name}.npz" for name in ("short", "other", "wrong", "test")
     )

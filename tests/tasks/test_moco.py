@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.engine.distributed import World
@@ -114,6 +115,22 @@ def test_the_loss_is_that_of_plain_loops() -> None:
     assert float(loss) == pytest.approx(total / 7, rel=1e-5)
     assert float(metrics["loss"][0]) == pytest.approx(total, rel=1e-5)
     assert (float(metrics["accuracy"][0]), float(metrics["accuracy"][1])) == (right, 7)
+
+
+def test_an_image_that_could_not_be_decoded_is_not_counted_as_right() -> None:
+    """The queue holds the opposite of all keys, so that every query has its own key before it."""
+    task = make_task()
+    train_step = make_train_step(task)
+    fill(task, train_step)
+    batch = batch_of(task, 0)
+    batch.indices[5] = -1
+    inputs = batch.inputs(task.views(3), torch.float32)
+    train_step.module.eval()
+    with torch.no_grad():
+        queries = F.normalize(train_step.module.head(train_step.module.trunk(inputs[0])))
+        task.queue.copy_(-F.normalize(queries.mean(0), dim=0).expand_as(task.queue))
+        _, metrics = train_step.module(inputs, batch)
+    assert [float(value) for value in metrics["accuracy"]] == [7, 7]
 
 
 @pytest.mark.parametrize("queue_size", [8, 24, 65536])
