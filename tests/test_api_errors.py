@@ -39,6 +39,12 @@ def test_an_error_of_the_training_is_noted_and_raised(
             match=f"^out of this machine's memory .* batch_size; the same call with out {tmp_path} ",
         ):
             pretrain(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe_process, "pretrain", lambda *_: (_ for _ in ()).throw(ValueError("bad labels")))
+        with pytest.raises(ValueError, match="bad labels"):
+            pretrain(tmp_path)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("failed", "bad labels")
     assert len(pretrain(tmp_path).metrics) == 2  # the folder's lock is free
 
 

@@ -13,6 +13,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from fastpsl.cli import main
+from fastpsl.evaluation import cluster_report
 from fastpsl.evaluation.result import read_result
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.factory import make_backbone
@@ -311,6 +312,19 @@ def test_classes_that_were_filled_are_told(run_folder: Path, capsys: pytest.Capt
     code, output, _ = run(capsys, run_folder)
     assert code == 0 and "3 of them were empty and have halves of others" in output
     assert json.loads((run_folder / "clusters" / "result.json").read_text())["settings"]["num_split"] == 3
+
+
+def test_the_sheet_begins_with_the_purest_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is class 1 of three with 80, 40 and 40 images: the others hold images of two true labels."""
+    data_path = write_labelled(tmp_path / "some.beton", [*[0, 1] * 40, *[2] * 40, *[0, 3] * 20])
+    with Beton(data_path) as data:
+        path = write_labels(tmp_path / "labels.npz", np.repeat([0, 1, 2], [80, 40, 40]), 3, data, "by hand")
+    shown = list[list[int]]()
+    monkeypatch.setattr(cluster_report, "draw_contents", lambda *arguments: shown.append(arguments[3]))
+    code, output, _ = run(capsys, path, "--data", data_path)
+    assert code == 0 and shown == [[1, 0, 2]] and "contents.png of the 3 classes" in output
 
 
 def test_images_without_a_true_label_are_told_and_empty_classes_are_not_counted(

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 import fastpsl.engine.train_step
 from fastpsl.engine import compile_modes
-from fastpsl.engine.compile_modes import choose_step, make_runner
+from fastpsl.engine.compile_modes import EAGER, choose_step, make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.train_step import StageModule, TrainStep
@@ -257,6 +257,10 @@ def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.
     assert result.mode == "fused" and "1.25" in result.reason and "minute" not in result.reason
     for stage, side_px in ((STAGES[0], 224), (STAGES[1], 64)):
         assert choose_step("auto", backbone, stage, CUDA, "bf16", side_px).mode == "eager"
+
+
+def test_eager_is_possible_wherever_it_is_asked_for() -> None:
+    assert choose_step("eager", RevNet(), STAGES[0], torch.device("cpu"), "fp32", 64) == EAGER
 
 
 def test_the_size_is_what_the_network_reads() -> None:

@@ -28,6 +28,17 @@ def test_devices_are_chosen_or_refused() -> None:
             choose_device("cuda", 0)
 
 
+def test_where_there_are_two_gpus_a_rank_has_its_own_and_the_cpu_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cpu", 1) == torch.device("cpu")
+    assert [choose_device(name, 1) for name in ("auto", "cuda")] == 2 * [torch.device("cuda", 1)]
+    with pytest.raises(ValueError, match="local rank 2, but 2 CUDA devices"):
+        choose_device("auto", 2)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_and_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)

@@ -1,4 +1,8 @@
-"""Test how many processes of one run a machine has places for."""
+"""Test the processes of one run on one machine: how many have a place, and that all get a signal."""
+
+import os
+import signal
+import subprocess
 
 import pytest
 
@@ -15,3 +19,17 @@ def test_each_process_has_a_gpu_or_a_core(
     assert capsys.readouterr().err == ("" if num_gpus else told)
     with pytest.raises(ValueError, match=f"--gpus {most + 1}: .*; give {most} or less"):
         local_ranks._require_places(most + 1, num_gpus)
+
+
+def test_every_process_gets_a_signal_of_the_first() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    children = [subprocess.Popen(["sleep", "600"], start_new_session=True) for _ in range(2)]
+    try:
+        with local_ranks._forwarding():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert [child.wait(60) for child in children] == 2 * [-signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()

@@ -146,6 +146,20 @@ def test_no_colour() -> None:
     assert not re.search(r"\x1b\[[\d;]*(3|4|9)\dm", stream.getvalue()) and "64 images/s" in newest(stream)
 
 
+def test_lines_on_stdout_stand_above_a_display_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file or a pipe gets them as they are."""
+    for is_terminal in (True, False):
+        file = io.StringIO()
+        monkeypatch.setattr(file, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        monkeypatch.setattr("sys.stdout", file)
+        screen, stream = on_terminal()
+        screen.show(NUMBERS)
+        print("a line of the user's")
+        screen.close()
+        assert ("a line of the user's" in stream.getvalue()) == is_terminal
+        assert ("a line of the user's" in file.getvalue()) != is_terminal
+
+
 def test_plain_lines_and_the_voice_do_not_speak_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """If numbers arrive twice a second, a plain line comes within ten seconds, and the voice stays silent."""
     now, stream = [100.0], io.StringIO()

@@ -1,6 +1,9 @@
 """A stage's rates are measured with the trainer's own step and loader."""
 
 import itertools
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +19,7 @@ from fastpsl.engine.stage_bench import StageBench, endless
 from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.rotation import Rotation
 from tests.engine.tiny import TinyNet, noise_batch
@@ -73,6 +77,40 @@ def test_a_step_is_the_trainers_and_counts_the_images_of_all_its_batches(
         assert bench._step(itertools.repeat(noise_batch(bench.views, 2))) == 4
     assert passes == [(2, False), (2, True)] * 2 and rates == [0.1] * 2
     assert calls == ["warm-up"] * 3 + ["after a step"] * 2
+
+
+def test_a_loader_alone_is_timed_over_as_many_epochs_as_the_time_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Beton(sample_paths().train) as data:
+        bench = bench_of(data)
+    loader: Any = SimpleNamespace(
+        prefetch_batches=2, epoch=lambda epoch: (SimpleNamespace(indices=[epoch, step]) for step in range(4))
+    )
+    monkeypatch.setattr(bench, "loader", lambda decoder: nullcontext(loader))
+    counted = list[int]()
+
+    def rate(work: Callable[[], int], min_calls: int) -> float:
+        assert min_calls == bench.ahead
+        counted.extend(work() for _ in range(11))
+        return 3.0
+
+    monkeypatch.setattr(bench, "_rate", rate)
+    assert bench.loader_alone() == 3.0 and counted == 11 * [2]
+
+
+def test_synthetic_data_are_drawn_in_random_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Beton(sample_paths().train) as data:
+        bench = bench_of(data)
+    bench.options = replace(bench.options, order="quasi_random")
+    orders = list[str]()
+    monkeypatch.setattr(
+        "fastpsl.engine.stage_bench.open_loader",
+        lambda data, views, options, *_, **__: orders.append(options.order),
+    )
+    bench.loader()
+    bench.loader(data=Synthetic(12, 3))
+    assert orders == ["quasi_random", "random"]
 
 
 def test_batches_that_were_ready_before_are_not_timed() -> None:

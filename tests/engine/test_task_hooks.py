@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
+from fastpsl.pipelines import doing
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.classes import Classes
@@ -138,6 +140,23 @@ def test_epochs_are_counted_over_all_stages(tmp_path: Path, monkeypatch: pytest.
     run.close()
     assert started == [(0, True), (1, False), (2, True), (3, True), (4, False)]
     assert ordered == [0, 1, 2, 3, 4] and stepped == list(range(1, 26))
+
+
+def test_a_step_that_lasts_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str | None]()
+    monkeypatch.setattr(doing, "_heartbeat", voice := doing.Heartbeat())
+
+    class Slow(Asking):
+        @override
+        def loss(
+            self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        ) -> tuple[Tensor, Metrics]:
+            told.append(voice.line(time.monotonic() + 60.0 * (1 + len(told))))
+            return super().loss(trunk, head, inputs, batch)
+
+    assert fit(tmp_path, Slow(), max_steps_per_stage=3, val=None)
+    assert len(told) == 6 and None not in told
+    assert str(told[1]).startswith("S1: step 2 of 3: 0:02:00") and str(told[5]).startswith("S2: step 3 of 3")
 
 
 def test_warm_up_longer_than_an_epoch_goes_on_in_the_next(

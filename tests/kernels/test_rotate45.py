@@ -104,6 +104,7 @@ def test_one_draw_gives_label_turns_and_base() -> None:
     assert (RotationCrop().resampling(keys(view=1)) != resampling).mean() > 0.4
     part = Keys(5, 2, np.array([70, -1, 9], np.int64))
     np.testing.assert_array_equal(RotationCrop().resampling(part)[[0, 2]], resampling[[70, 9]])
+    assert RotationCrop() == RotationCrop(size_px=224, share=7 / 8, random=True, base="drawn")
     assert (RotationCrop(base=0).resampling(keys()) == ISOTROPIC).all()
     assert (RotationCrop(base=45).resampling(keys()) == DIAGONAL).all()
 

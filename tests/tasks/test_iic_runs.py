@@ -361,6 +361,8 @@ def test_two_ranks_learn_and_label_as_one(tmp_path: Path) -> None:
         assert torch.equal(one["clusters"] >= 0, two["clusters"] >= 0)
         assert int((one["clusters"] >= 0).sum()) == step % STEPS * BATCH
         assert (one["clusters"] == two["clusters"]).float().mean() > 0.98
+        for before, on_ranks_before in zip(one["previous"], two["previous"], strict=True):
+            assert torch.equal(before >= 0, on_ranks_before >= 0)
 
 
 def test_each_head_is_read_by_its_own_best_sub_head_and_a_resume_keeps_it() -> None:

@@ -90,6 +90,18 @@ def test_clusters_that_run_empty_come_back() -> None:
     assert (centroids - means).norm(dim=1).max() < 0.3
 
 
+def test_the_mean_of_the_biggest_is_split_where_others_have_no_rows() -> None:
+    rows = rows_of(200, 6)
+    initial = torch.cat([rows[:5], torch.full((3, 6), 50.0)])
+    nearest = [min(range(8), key=lambda i: float((row - initial[i]).square().sum())) for row in rows]
+    counts = [nearest.count(number) for number in range(8)]
+    means = torch.zeros(8, 6)
+    for number, row in zip(nearest, rows, strict=True):
+        means[number] += row / counts[number]
+    _, centroids, _ = k_means(rows, initial, 1, one_process())
+    torch.testing.assert_close(centroids, split_biggest(means, counts), rtol=0, atol=1e-6)
+
+
 def test_rows_that_are_all_alike_do_no_harm() -> None:
     for rows in (torch.zeros(9, 4), rows_of(1, 4).expand(9, 4).contiguous()):
         labels, centroids, distance = k_means(rows, rows[:5], 3, one_process())

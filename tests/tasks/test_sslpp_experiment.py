@@ -1,5 +1,6 @@
 """Test what SSL++ says of the labels in a file before it learns from them."""
 
+import runpy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from fastpsl.tasks.pseudo_labels.file import Labels
 from fastpsl.tasks.sslpp import experiment
+from tests.programs import ROOT
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -41,3 +43,16 @@ def test_labels_that_were_cut_or_have_collapsed_are_warned_of_on_rank_0(
     shares = ("5", "96.0%") if collapsed else ("60", "2.0%")
     told = "pseudo-labels: {}, by sslpp_iic: {} of 70 classes have images, the biggest {} of them\n"
     assert capsys.readouterr().out == (told.format(path, *shares) if rank == 0 else "")
+
+
+def test_all_classes_of_a_file_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--num-clusters is the number of coupled clusters and not of a file's classes."""
+    path = tmp_path / "labels.npz"
+    path.touch()
+    numbers = np.arange(100, dtype=np.int32) % 70
+    file = Labels(numbers, 70, "sslpp_iic", 0, np.zeros(100, np.float32), configuration={})
+    monkeypatch.setattr(experiment, "labels_of", lambda *_: file)
+    parts = runpy.run_path(str(ROOT / "recipes" / "sslpp_rotation.py"))
+    options = parts["RECIPE"].with_paper(data="T.beton", pseudo_labels=str(path), num_clusters=5)
+    task = parts["build"](options).task
+    assert task.num_classes == 70 and np.array_equal(task.given, numbers)
