@@ -190,6 +190,7 @@ def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[
     record = read_result(out / "result.json")
     assert record["numbers"] == read_result(run_folder / "clusters" / "result.json")["numbers"]
     assert record["checkpoint"]["kind"] == "labels" and not record["cut"]
+    assert record["settings"]["labels"] == str(path)
     assert not index_runs(out).unreadable
     assert "another data set" in refused(capsys, path)
     assert "give one of them" in refused(capsys, path, "--data", source, "--labels", path)

@@ -1,6 +1,7 @@
 """Test UIC: labels of the previous training forward pass, resumes, and any number of ranks."""
 
 import copy
+import math
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -34,7 +35,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.pseudo_labels.figures import Settling
 from fastpsl.tasks.pseudo_labels.uic import UIC
 from tests.engine.exact_signals import signal_at_step
-from tests.engine.tiny import TinyNet, tiny_run
+from tests.engine.tiny import TinyNet, noise_batch, tiny_run
 from tests.programs import digests, epoch_records, newest_checkpoint
 from tests.slow import slow
 from tests.warm import on_ranks
@@ -463,6 +464,29 @@ def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
         assert all(nearly_all_equal(first, second) for first, second in zip(labels, expected, strict=True))
     one, two = (newest_checkpoint(tmp_path / name)["task"]["store"]["current"] for name in ("one", "two"))
     assert nearly_all_equal(one, two) and (expected[0] != expected[2]).any()
+
+
+def test_the_loss_is_that_of_plain_loops_over_the_images_that_were_decoded() -> None:
+    task, (stage,), head = make_task(), make_plan("end_to_end", (3,), num_levels=1), nn.Linear(6, CLASSES)
+    task.check_data(Synthetic(NUM, CLASSES), BATCH)
+    task.start_stage(stage, Trunk(TinyNet(), stage), head)
+    random = np.random.default_rng(0)
+    task.store.current.copy_(torch.from_numpy(random.integers(0, CLASSES, NUM)))
+    batch = noise_batch(task.views(1), 5)
+    batch.indices = torch.tensor([7, 0, -1, 479, 3])
+    features = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    trunk: Any = nn.Identity()
+    logits = head(features).tolist()
+    total, right = 0.0, 0
+    for row, sample in enumerate(batch.indices.tolist()):
+        if sample >= 0:
+            label = int(task.store.current[sample])
+            total += math.log(sum(math.exp(value) for value in logits[row])) - logits[row][label]
+            right += max(logits[row]) == logits[row][label]
+    loss, metrics = task.loss(trunk, head, (features,), batch)
+    assert float(loss.detach()) == pytest.approx(total / 4, rel=1e-5)
+    assert [float(value) for value in metrics["loss"]] == pytest.approx([total, 4], rel=1e-5)
+    assert [float(value) for value in metrics["accuracy"]] == [right, 4]
 
 
 def test_figures_are_compared_with_labels_that_the_runs_seed_shuffles() -> None:
