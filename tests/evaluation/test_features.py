@@ -446,8 +446,8 @@ def test_the_options_reach_the_extraction_and_its_loader(data: Beton) -> None:
     }  # fmt: skip
 
 
-def test_labels_are_kept_where_only_some_images_have_one(tmp_path: Path) -> None:
-    labels = [1, -1, 0, -1]
+@pytest.mark.parametrize("labels", [[1, -1, 0, -1], [0, 0]])
+def test_labels_are_kept_where_only_some_images_have_one(labels: list[int], tmp_path: Path) -> None:
     with Beton(write_labelled(tmp_path / "some.beton", labels)) as data:
         file = extraction(data).to_file(tmp_path / "F.npy", one_process())
     assert file.record["labels"] == "F-labels.npy"

@@ -171,6 +171,7 @@ def test_protocols_are_the_published_ones(protocol: str) -> None:
     assert settings == {"momentum": 0.9, "nesterov": nesterov, "weight_decay": decay}
     (train,), held_out = experiment.task.views(1), experiment.task.held_out_views(1)
     assert (experiment.task.batchnorm, train.crop, train.ops) == (batchnorm, crop, (Flip(),))
+    assert experiment.task.head_std == {"moco": 0.01, "rotnet": 0.002**0.5}.get(protocol)
     assert held_out[0].crop == ShorterSideCrop(256, 224, "center") and held_out[0].ops == ()
     assert len(held_out) == num_crops == len(set(held_out))
     if protocol == "rotnet":  # its table of rates changes after epochs 5, 15, 25 and 35

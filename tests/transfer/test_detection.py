@@ -182,6 +182,18 @@ def test_a_contact_sheet_shows_boxes_and_classes(devkit: Path) -> None:
     assert captions[0] == ", ".join(names[np.unique(task.train.objects(0).labels)])
 
 
+def test_large_images_are_averaged_on_a_contact_sheet(devkit: Path) -> None:
+    """One pixel black and one white are grey at half the size, away from the box."""
+    task = opened(devkit)
+    batch = batch_of(task, [0])
+    squares = 255 * ((torch.arange(640)[:, None] + torch.arange(480)) % 2)
+    batch.images = [squares.to(torch.uint8).expand(3, 640, 480)]
+    batch.targets[0]["boxes"] = torch.tensor([[2.0, 2.0, 20.0, 20.0]])
+    (image,) = task.contact_sheet([], batch)
+    assert image.shape == (3, 320, 240)
+    assert float((image[:, 20:] - 0.5).abs().max()) < 0.01
+
+
 # Errors
 
 
