@@ -19,6 +19,7 @@ def test_sides_and_gradients(side: int) -> None:
     vectors = torch.randn(2, 6, 1, 1, requires_grad=True)
     maps = decoder(vectors)
     assert maps.shape == (2, 3, side, side)
+    assert decoder.decode(vectors).shape[-1] == next(power for power in (8, 16, 32, 64) if power >= side)
     whole = functional.interpolate(decoder.decode(vectors), (side, side), mode="bilinear")
     torch.testing.assert_close(maps, whole)
     maps.square().sum().backward()
