@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from fastpsl.engine.exit_codes import EXIT_USER_ERROR
-from fastpsl.engine.launch import print_warnings_once
+from fastpsl.engine.launch import launch, print_warnings_once
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.resume import choose_folder, lock_folder
 from tests.engine.test_gpu_failures import launched
+from tests.engine.tiny import tiny_recipe
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -23,6 +24,17 @@ def test_warnings_are_one_line_said_once_by_rank_0(rank: int, capsys: pytest.Cap
             warnings.warn("decoding by torchvision,\nwhich is slower", stacklevel=1)
     expected = "jigsaw: warning: decoding by torchvision, which is slower\n" if rank == 0 else ""
     assert capsys.readouterr().err == expected
+
+
+def test_a_recipes_warnings_have_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    def make_options() -> PretrainOptions:
+        warnings.warn("few images", stacklevel=1)
+        raise ValueError("--data x: nothing is there")
+
+    with warnings.catch_warnings(), pytest.raises(SystemExit, match="2"):
+        warnings.simplefilter("always")
+        launch(tiny_recipe(make_options, None), [])
+    assert capsys.readouterr().err == "tiny: warning: few images\ntiny: --data x: nothing is there\n"
 
 
 @pytest.mark.parametrize("named", [False, True])

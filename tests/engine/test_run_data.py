@@ -1,11 +1,18 @@
 """A run's data: which are refused before the first step."""
 
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from fastpsl.engine.distributed import World
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.run_data import RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from tests.engine.test_trainer import fit, tiny_experiment
 from tests.engine.tiny import tiny_run
@@ -51,3 +58,17 @@ def test_held_out_images_are_checked_for_their_own_views(tmp_path: Path) -> None
         with pytest.raises(ValueError, match="less than one of its pixels"):
             run.data.check_views(views, held_out_views)
     run.close()
+
+
+def test_options_reach_the_loader_of_whole_images() -> None:
+    options = PretrainOptions(
+        data=str(sample_paths().train_32), batch_size=64, accumulate=2, seed=5, workers=3, prefetch_batches=7,
+        timeout_s=33.0,
+    )  # fmt: skip
+    run_data = RunData(options, World(1, 2, 1, 2, torch.device("cpu")))
+    read: Any = None
+    with closing(run_data), run_data.annotated_loader(read) as loader:
+        assert (loader.num_samples, loader.batch_size_per_rank) == (480, 16)
+        assert (loader.rank, loader.world, loader.device) == (1, 2, torch.device("cpu"))
+        assert (loader.seed, loader.prefetch_batches, loader.timeout_s) == (5, 7, 33.0)
+        assert loader._workers.num_threads == 3
