@@ -99,6 +99,23 @@ def test_a_loader_alone_is_timed_over_as_many_epochs_as_the_time_takes(
     assert bench.loader_alone() == 3.0 and counted == 11 * [2]
 
 
+def test_the_first_step_on_a_loaders_batches_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Beton(sample_paths().train) as data:
+        bench = bench_of(data)
+    calls = list[str]()
+    loader: Any = SimpleNamespace(prefetch_batches=2, epoch=lambda epoch: iter([]))
+    monkeypatch.setattr(bench, "loader", lambda decoder: nullcontext(loader))
+    monkeypatch.setattr(bench, "_step", lambda batches: calls.append("step"))
+
+    def rate(work: Callable[[], int]) -> float:
+        calls.append("clock")
+        work()
+        return 5.0
+
+    monkeypatch.setattr(bench, "_rate", rate)
+    assert bench.both() == 5.0 and calls == ["step", "clock", "step"]
+
+
 def test_synthetic_data_are_drawn_in_random_order(monkeypatch: pytest.MonkeyPatch) -> None:
     with Beton(sample_paths().train) as data:
         bench = bench_of(data)

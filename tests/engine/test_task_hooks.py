@@ -142,6 +142,18 @@ def test_epochs_are_counted_over_all_stages(tmp_path: Path, monkeypatch: pytest.
     assert ordered == [0, 1, 2, 3, 4] and stepped == list(range(1, 26))
 
 
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_a_heads_batchnorm_is_synchronised_where_it_is_asked_for(is_asked: bool) -> None:
+    class Normalising(Asking):
+        @override
+        def head(self, level: int, channels: int) -> nn.Module:
+            return nn.Sequential(nn.Linear(channels, 16), nn.BatchNorm1d(16))
+
+    options = TrainingOptions(batch_size=16, sync_batchnorm=is_asked)
+    head = make_train_step(experiment(Normalising()), 0, options, one_process()).module.head
+    assert isinstance(head[1], nn.SyncBatchNorm) == is_asked  # type: ignore[index]
+
+
 def test_a_step_that_lasts_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = list[str | None]()
     monkeypatch.setattr(doing, "_heartbeat", voice := doing.Heartbeat())
