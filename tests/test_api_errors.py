@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,28 @@ run, model, images = api_runs.run, api_runs.model, api_runs.images
 def test_an_error_of_the_training_is_noted_and_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("a bug")
+    def failing(error: Exception) -> Callable[..., None]:
+        def train(*_: object) -> None:
+            raise error
+
+        return train
 
     before = state()
     with monkeypatch.context() as patch:
-        patch.setattr(recipe_process, "pretrain", fail)
+        patch.setattr(recipe_process, "pretrain", failing(RuntimeError("a bug")))
         with pytest.raises(RuntimeError, match="a bug"):
             pretrain(tmp_path)
     assert state() == before
     assert json.loads((tmp_path / "status.json").read_text())["reason"] == "RuntimeError: a bug"
     with monkeypatch.context() as patch:
-        patch.setattr(recipe_process, "pretrain", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        patch.setattr(recipe_process, "pretrain", failing(MemoryError()))
         with pytest.raises(
             ValueError,
             match=f"^out of this machine's memory .* batch_size; the same call with out {tmp_path} ",
         ):
             pretrain(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(recipe_process, "pretrain", lambda *_: (_ for _ in ()).throw(ValueError("bad labels")))
+        patch.setattr(recipe_process, "pretrain", failing(ValueError("bad labels")))
         with pytest.raises(ValueError, match="bad labels"):
             pretrain(tmp_path)
     status = json.loads((tmp_path / "status.json").read_text())

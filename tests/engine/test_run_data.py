@@ -1,4 +1,4 @@
-"""A run's data: which are refused before the first step."""
+"""A run's data: which are refused before the first step, and the options of their loader."""
 
 from contextlib import closing
 from pathlib import Path

@@ -69,9 +69,13 @@ def batch_of(task: MoCo, number: int, size: int = BATCH) -> Batch:
     return batch
 
 
-def fill(task: MoCo, train_step: TrainStep) -> None:
+def filled(stage: int = 1, precision: str = "fp32", **values: Any) -> tuple[MoCo, TrainStep]:
+    """Return a task with these values and its train step, after the warm-up."""
+    task = make_task(**values)
+    train_step = make_train_step(task, stage, precision=precision)
     for number in range(task.num_warm_up_batches(STAGES[1])):
         train_step.warm_up(task.warm_up, batch_of(task, 100 + number, task.batch_size))
+    return task, train_step
 
 
 def keys_by_hand(
@@ -91,9 +95,7 @@ def keys_by_hand(
 
 
 def test_the_loss_is_that_of_plain_loops() -> None:
-    task = make_task()
-    train_step = make_train_step(task)
-    fill(task, train_step)
+    task, train_step = filled()
     module, batch = train_step.module, batch_of(task, 0)
     batch.indices[5] = -1
     inputs = batch.inputs(task.views(3), torch.float32)
@@ -119,9 +121,7 @@ def test_the_loss_is_that_of_plain_loops() -> None:
 
 def test_an_image_that_could_not_be_decoded_is_not_counted_as_right() -> None:
     """The queue holds the opposite of all keys, so that every query has its own key before it."""
-    task = make_task()
-    train_step = make_train_step(task)
-    fill(task, train_step)
+    task, train_step = filled()
     batch = batch_of(task, 0)
     batch.indices[5] = -1
     inputs = batch.inputs(task.views(3), torch.float32)
@@ -161,9 +161,7 @@ def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
 
 
 def test_the_momentum_copy_follows_once_a_step() -> None:
-    task = make_task(batch_size=4)
-    train_step = make_train_step(task)
-    fill(task, train_step)
+    task, train_step = filled(batch_size=4)
     encoder = task.key_encoder
     key_parameters = [*encoder.learning.parameters(), *encoder.head.parameters()]
     query_parameters = [*train_step.module.trunk.learning.parameters(), *train_step.module.head.parameters()]
@@ -178,9 +176,7 @@ def test_the_momentum_copy_follows_once_a_step() -> None:
 
 
 def test_held_out_passes_change_nothing() -> None:
-    task = make_task()
-    train_step = make_train_step(task)
-    fill(task, train_step)
+    task, train_step = filled()
     before = task.state_dict()
     queue, weights = before["queue"].clone(), {n: v.clone() for n, v in before["key_encoder"]["head"].items()}
     padded = batch_of(task, 1)
@@ -193,9 +189,7 @@ def test_held_out_passes_change_nothing() -> None:
 
 
 def test_a_skipped_sample_leaves_the_key_of_a_real_one() -> None:
-    task = make_task()
-    train_step = make_train_step(task)
-    fill(task, train_step)
+    task, train_step = filled()
     batch = batch_of(task, 0)
     batch.indices[2] = -1
     train_step.step([batch], lr=0.1)
@@ -204,9 +198,7 @@ def test_a_skipped_sample_leaves_the_key_of_a_real_one() -> None:
 
 
 def test_half_precision_is_the_encoders_alone() -> None:
-    task = make_task(queue_size=BATCH)
-    train_step = make_train_step(task, precision="bf16")
-    fill(task, train_step)
+    task, train_step = filled(precision="bf16", queue_size=BATCH)
     _, lengths = train_step.step([batch_of(task, 0)], lr=0.1), task.queue.norm(dim=1)
     assert task.new_keys[0].dtype == torch.float32
     assert torch.allclose(lengths, torch.ones(BATCH), atol=1e-6)  # so they are not rounded to bfloat16
@@ -221,9 +213,7 @@ def test_an_empty_queue_is_never_used() -> None:
 
 
 def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
-    task = make_task()
-    train_step = make_train_step(task, stage=0)
-    fill(task, train_step)
+    task, train_step = filled(stage=0)
     train_step.step([batch_of(task, 0)], lr=0.5)
     task.after_step()
     train_step.step([batch_of(task, 1)], lr=0.5)
@@ -248,9 +238,7 @@ def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
 
 def test_state_goes_on_where_it_was() -> None:
     """Two steps, a save and two more equal the two from the loaded state."""
-    task = make_task()
-    train_step = make_train_step(task)
-    fill(task, train_step)
+    task, train_step = filled()
 
     def two_steps(task: MoCo, train_step: TrainStep, first: int) -> None:
         for number in (first, first + 1):

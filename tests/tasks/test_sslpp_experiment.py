@@ -1,4 +1,4 @@
-"""Test what SSL++ says of the labels in a file before it learns from them."""
+"""Test SSL++ with labels in a file: what it says of them, and that it learns them all."""
 
 import runpy
 import warnings

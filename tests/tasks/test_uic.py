@@ -1,17 +1,14 @@
 """Test UIC: labels of the previous training forward pass, resumes, and any number of ranks."""
 
 import copy
-import math
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -28,14 +25,12 @@ from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageTrainer, pretrain
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.balanced_order import balanced_order
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.tasks.pseudo_labels.figures import Settling
 from fastpsl.tasks.pseudo_labels.uic import UIC
 from tests.engine.exact_signals import signal_at_step
-from tests.engine.tiny import TinyNet, noise_batch, tiny_run
+from tests.engine.tiny import TinyNet, tiny_run
 from tests.programs import digests, epoch_records, newest_checkpoint
 from tests.slow import slow
 from tests.warm import on_ranks
@@ -321,21 +316,6 @@ def test_given_labels_stay(tmp_path: Path) -> None:
     assert [line["epoch"] for line in epoch_records(tmp_path)] == [0]
 
 
-def test_empty_classes_of_given_labels_are_split_alike_in_every_stage() -> None:
-    given = np.arange(NUM) % (CLASSES - 1)
-    task, head = make_task(given=given), nn.Linear(1, 1)
-    task.check_data(Synthetic(NUM, CLASSES), BATCH)
-    expected, _ = split_empty(given, CLASSES, 0, 0)
-    assert expected.tolist() != split_empty(given, CLASSES, 0, 7)[0].tolist()
-    for first_epoch in (0, 7):
-        (stage,) = make_plan("end_to_end", (3,), num_levels=1)
-        task.start_stage(stage, Trunk(TinyNet(), stage), head)
-        for epoch in range(first_epoch, first_epoch + 3):
-            context: Any = SimpleNamespace(epoch=epoch, first=epoch == first_epoch)
-            assert (task.start_epoch(context) is not None) == context.first
-            assert task.store.current.tolist() == expected.tolist()
-
-
 def test_all_images_in_one_class_go_on_by_splitting(tmp_path: Path) -> None:
     task = make_task(given=np.zeros(NUM, np.int64))
     with pytest.warns(UserWarning, match="collapse"):
@@ -464,62 +444,3 @@ def test_two_ranks_make_the_labels_of_one(tmp_path: Path) -> None:
         assert all(nearly_all_equal(first, second) for first, second in zip(labels, expected, strict=True))
     one, two = (newest_checkpoint(tmp_path / name)["task"]["store"]["current"] for name in ("one", "two"))
     assert nearly_all_equal(one, two) and (expected[0] != expected[2]).any()
-
-
-def test_the_loss_is_that_of_plain_loops_over_the_images_that_were_decoded() -> None:
-    task, (stage,), head = make_task(), make_plan("end_to_end", (3,), num_levels=1), nn.Linear(6, CLASSES)
-    task.check_data(Synthetic(NUM, CLASSES), BATCH)
-    task.start_stage(stage, Trunk(TinyNet(), stage), head)
-    random = np.random.default_rng(0)
-    task.store.current.copy_(torch.from_numpy(random.integers(0, CLASSES, NUM)))
-    batch = noise_batch(task.views(1), 5)
-    batch.indices = torch.tensor([7, 0, -1, 479, 3])
-    features = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
-    trunk: Any = nn.Identity()
-    logits = head(features).tolist()
-    total, right = 0.0, 0
-    for row, sample in enumerate(batch.indices.tolist()):
-        if sample >= 0:
-            label = int(task.store.current[sample])
-            total += math.log(sum(math.exp(value) for value in logits[row])) - logits[row][label]
-            right += max(logits[row]) == logits[row][label]
-    loss, metrics = task.loss(trunk, head, (features,), batch)
-    assert float(loss.detach()) == pytest.approx(total / 4, rel=1e-5)
-    assert [float(value) for value in metrics["loss"]] == pytest.approx([total, 4], rel=1e-5)
-    assert [float(value) for value in metrics["accuracy"]] == [right, 4]
-
-
-def test_figures_are_compared_with_labels_that_the_runs_seed_shuffles() -> None:
-    random = np.random.default_rng(0)
-    made, previous, true = (random.integers(0, num, 200) for num in (CLASSES, CLASSES, 5))
-    found = {}
-    for seed in (0, 7):
-        task = make_task(seed=seed)
-        task.true_labels, task.settling = true, Settling()
-        figures = task.figures(made, previous)
-        shuffled = np.random.default_rng(seed).permutation(made)
-        assert figures["nmi_true"] == pytest.approx(normalized_mutual_info_score(true, made))
-        for name, others in (("nmi_true_shuffled", true), ("nmi_previous_shuffled", previous)):
-            assert figures[name] == pytest.approx(normalized_mutual_info_score(others, shuffled))
-        found[seed] = figures["nmi_true_shuffled"]
-    assert found[0] != found[7]
-
-
-def test_labels_of_a_stage_have_the_tasks_seed_and_a_watch_that_is_resumed() -> None:
-    """The watch over settling begins anew in the next stage, as the labels do."""
-    (stage,), head = make_plan("end_to_end", (3,), num_levels=1), nn.Linear(1, 1)
-    task, resumed = make_task(seed=5), make_task(seed=5)
-    for each in (task, resumed):
-        each.check_data(Synthetic(NUM, CLASSES), BATCH)
-        each.start_stage(stage, Trunk(TinyNet(), stage), head)
-    zeros = np.zeros(NUM, np.int64)
-    with pytest.warns(UserWarning, match="collapse"):
-        figures = task.relabel(zeros, 2)
-    assert figures["nmi_previous"] is None and figures["num_split"] == CLASSES - 1
-    assert task.store.current.tolist() == split_empty(zeros, CLASSES, 5, 2)[0].tolist()
-    task.settling.shares = [0.25, 0.5]
-    resumed.load_state_dict(task.state_dict())
-    assert resumed.settling.shares == [0.25, 0.5] and resumed.store.num_split == CLASSES - 1
-    resumed.start_stage(stage, Trunk(TinyNet(), stage), head)
-    assert resumed.settling.shares == [] and (resumed.store.current == -1).all()
-    assert task.chance(1) == 1 / CLASSES
