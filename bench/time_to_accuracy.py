@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -205,7 +205,7 @@ def read_line(text: str, monitor: str) -> dict[str, Any]:
     return {"stage": line["stage"], "epoch": line["epoch"], "accuracy": 0.0 if accuracy is None else accuracy}
 
 
-def seconds_to(looks: list[dict[str, Any]], accuracy: float) -> float | None:
+def seconds_to(looks: Sequence[Mapping[str, Any]], accuracy: float) -> float | None:
     """Return the seconds of training until `accuracy` is first measured, or None if it is never reached."""
     return next((look["seconds"] for look in looks if look["accuracy"] >= accuracy), None)
 

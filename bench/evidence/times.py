@@ -4,8 +4,9 @@
         --arms psl "end to end" --accuracy 0.2
 
 Each arm trains anew, at the rate that the experiment in RUNS chose for it, alone on the machine, and the arms
-take turns. The online monitor (docs/knn.md) looks after every few epochs: nearest neighbours of the last
-block that learns, on the images by which rates were chosen. Its looks are not on the clock. The arms are also
+take turns. The online monitor (docs/knn.md) looks after every few epochs: nearest neighbours of the stage's
+last block, on the images by which rates were chosen. Its looks are not on the clock. The accuracy counts as
+reached in an arm's last stage alone, because stages before it may end at another block. The arms are also
 compared at equal time: when the first of them is done. Writes RUNS/times.json; the same command goes on after
 the last training that came to its end.
 """
@@ -101,6 +102,11 @@ def accuracy_at(looks: Sequence[Mapping[str, Any]], seconds: float) -> float:
     return next((look["accuracy"] for look in reversed(looks) if look["seconds"] <= seconds), 0.0)
 
 
+def of_last_stage(looks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the looks of the training's last stage, which are all at the block of the last one."""
+    return [look for look in looks if look["stage"] == looks[-1]["stage"]]
+
+
 def compare(records: Sequence[Mapping[str, Any]], arms: Sequence[str], accuracy: float) -> dict[str, Any]:
     """Return each arm's times and accuracies, a value for each seed, and the differences at equal time.
 
@@ -120,7 +126,7 @@ def compare(records: Sequence[Mapping[str, Any]], arms: Sequence[str], accuracy:
             "arm": arm,
             "seconds": [looks[arm, seed][-1]["seconds"] for seed in seeds],
             "cpu_seconds": [looks[arm, seed][-1]["cpu_seconds"] for seed in seeds],
-            "seconds_to": [seconds_to(looks[arm, seed], accuracy) for seed in seeds],
+            "seconds_to": [seconds_to(of_last_stage(looks[arm, seed]), accuracy) for seed in seeds],
             "at_equal_time": at_equal_time[arm],
             "at_the_end": [100 * looks[arm, seed][-1]["accuracy"] for seed in seeds],
         }

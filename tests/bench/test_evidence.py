@@ -277,15 +277,18 @@ def test_the_interval_is_students() -> None:
 
 
 def test_arms_are_compared_when_the_first_of_them_is_done() -> None:
-    def record(arm: str, seed: int, *looks: tuple[float, float]) -> dict[str, Any]:
+    def record(arm: str, seed: int, *looks: tuple[float, float], first_stage: float = 0.0) -> dict[str, Any]:
         return {
             "arm": arm,
             "seed": seed,
-            "looks": [{"seconds": s, "cpu_seconds": 2 * s, "accuracy": accuracy} for s, accuracy in looks],
+            "looks": [
+                {"seconds": s, "cpu_seconds": 2 * s, "accuracy": accuracy, "stage": 1 + (s > first_stage)}
+                for s, accuracy in looks
+            ],
         }
 
     records = [
-        record("fast", 0, (2.0, 0.2), (4.0, 0.5)),
+        record("fast", 0, (1.0, 0.9), (2.0, 0.2), (4.0, 0.5), first_stage=1.5),  # 90 % of another block
         record("slow", 0, (3.0, 0.3), (6.0, 0.7)),
         record("slow", 1, (5.0, 0.45), (7.0, 0.4)),
         record("fast", 1, (2.0, 0.3), (4.0, 0.35)),
@@ -298,7 +301,7 @@ def test_arms_are_compared_when_the_first_of_them_is_done() -> None:
     assert slow["at_the_end"] == [70.0, 40.0] and slow["cpu_seconds"] == [12.0, 14.0]
     assert found["differences"] == [{"pair": ["fast", "slow"], **difference([20.0, 35.0])}]
     looks = records[0]["looks"]
-    assert [accuracy_at(looks, seconds) for seconds in (1.9, 2.0, 3.9, 4.0, 9.0)] == [0, 0.2, 0.2, 0.5, 0.5]
+    assert [accuracy_at(looks, seconds) for seconds in (0.9, 2.0, 3.9, 4.0, 9.0)] == [0, 0.2, 0.2, 0.5, 0.5]
 
 
 def test_cifar10_is_read_as_published_and_as_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
