@@ -154,7 +154,9 @@ def main() -> int:
             f"--runs {options.runs}: no rate is chosen yet for {', '.join(without)}: "
             "run bench.evidence.run to its end first"
         )
-    (options.runs / "times").mkdir(parents=True, exist_ok=True)
+    out = options.out or options.runs
+    for folder in (options.runs / "times", out):
+        folder.mkdir(parents=True, exist_ok=True)
     world = join_world("auto", timeout_s=600)
     machine = environment(world.device)
     records: list[dict[str, Any]] = []
@@ -179,13 +181,12 @@ def main() -> int:
         "environment": machine, "accuracy": options.accuracy, "every": options.every, "notes": notes,
         **compare(records, options.arms, options.accuracy), "training": records,
     }  # fmt: skip
-    out = (options.out or options.runs) / "times.json"
-    write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(out / "times.json", (json.dumps(result, indent=1) + "\n").encode())
     for row in result["rows"]:
         reached = ", ".join("never" if s is None else f"{s:.0f} s" for s in row["seconds_to"])
         at_equal_time = ", ".join(f"{percent:.1f} %" for percent in row["at_equal_time"])
         print(f"{row['arm']}: {100 * options.accuracy:g} % after {reached}; at equal time {at_equal_time}")
-    print(out)
+    print(out / "times.json")
     return 0
 
 

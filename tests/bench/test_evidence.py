@@ -372,7 +372,10 @@ def test_arms_train_once_each_with_looks_off_the_clock(
         assert str(tmp_path / "data") not in record["command"] and "--lr 0.03" in record["command"]
     assert "plain one: 5 % after " in capsys.readouterr().out
     monkeypatch.setattr(times, "timed", None)  # all is done
+    monkeypatch.setattr(sys, "argv", ["times", *flags, "--out", str(tmp_path / "new" / "folder")])
     assert times.main() == 0
+    again = json.loads((tmp_path / "new" / "folder" / "times.json").read_text())
+    assert again["rows"] == result["rows"]
     monkeypatch.setattr(sys, "argv", ["times", *flags, "--every", "2"])
     with pytest.raises(ValueError, match="is of another command"):
         times.main()

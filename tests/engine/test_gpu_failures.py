@@ -1,6 +1,7 @@
 """Failures of a GPU are one line with a remedy and exit code 2. Summaries report the peak memory."""
 
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -294,8 +295,11 @@ def test_why_there_is_no_cuda_is_told(
     with pytest.warns(UserWarning, match="the CPU computes, though there is an NVIDIA driver") as warned:
         choose_device("auto", 0)
     assert remedy in str(warned[0].message)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert choose_device("auto", 0) == torch.device("cpu")
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert choose_device("auto", 0) == torch.device("cpu")
 
 
 def test_a_summary_says_its_memory() -> None:

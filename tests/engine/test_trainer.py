@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fastpsl.engine import recipe_process, trainer
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.optim.schedules import cosine, step_drops
 from fastpsl.engine.options import PretrainOptions
@@ -25,7 +26,7 @@ from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.signals import Decision
 from fastpsl.engine.stage_summary import summary_line
-from fastpsl.engine.trainer import pretrain
+from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.permutations import permutation_set
@@ -264,6 +265,23 @@ def test_each_step_of_each_rank_has_its_own_dropout(tmp_path: Path, monkeypatch:
         assert pretrain(tiny_experiment(), run)
         run.close()
     assert len(seen) == 4 * 6 and len(set(seen)) == 3 * 6 and seen[:6] == seen[-6:]
+
+
+def test_passes_of_each_epoch_have_draws_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their numbers come after those of all training epochs, with room for each stage's warm-up."""
+    seen: list[int] = []
+
+    def listen(_: Jigsaw, context: EpochContext) -> None:
+        seen.append(context.draws_epoch)
+
+    monkeypatch.setattr(Jigsaw, "start_epoch", listen)
+    run = tiny_run(tmp_path, max_steps_per_stage=STEPS_PER_EPOCH + 1, val=None)
+    assert pretrain(tiny_experiment(), run)
+    run.close()
+    half = MAX_WARM_UP_EPOCHS // 2
+    assert seen == [6 + stage * 2 * half + half + epoch for stage in range(3) for epoch in range(2)]
 
 
 @pytest.mark.parametrize("plan", ["sl", "psl_f", "end_to_end"])

@@ -109,6 +109,7 @@ def test_maps_of_any_size_become_the_image(size_px: int, map_px: int) -> None:
     features = torch.randn(2, 5, map_px, map_px)
     layers = [type(layer).__name__ for layer in head.decode]
     assert layers == ["ConvTranspose2d", "BatchNorm2d", "ReLU", "ConvTranspose2d"]
+    assert head.decode[:2](features).shape == (2, 64, 2 * map_px, 2 * map_px)
     decoded = head.decode(features)
     assert decoded.shape == (2, 3, 4 * map_px, 4 * map_px)
     if 4 * map_px != size_px:
