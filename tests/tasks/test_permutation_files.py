@@ -1,5 +1,6 @@
 """Test files of permutations: every layout that is read, and the errors for others."""
 
+import hashlib
 import struct
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastpsl.tasks import permutation_files
-from fastpsl.tasks.permutation_files import read_permutations
+from fastpsl.tasks.permutation_files import permutations_digest, read_permutations
 
 ROWS = np.array([[2, 0, 1], [0, 1, 2], [1, 2, 0], [1, 0, 2]])
 
@@ -86,3 +87,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "p.npy").write_bytes((tmp_path / "p.npy").read_bytes()[:-8])
     with pytest.raises(ValueError, match="p.npy: cannot be read"):
         read_permutations(tmp_path / "p.npy")
+
+
+def test_a_digest_is_of_the_numbers_alone() -> None:
+    """Checkpoints record it, so it may not change: the first 16 digits of int64's SHA-256."""
+    rows = np.array([[0, 1, 2], [2, 0, 1]])
+    expected = hashlib.sha256(struct.pack("<6q", 0, 1, 2, 2, 0, 1)).hexdigest()[:16]
+    for same in (rows, rows.astype(np.int32), np.asfortranarray(rows)):
+        assert permutations_digest(same) == expected
+    assert permutations_digest(rows[::-1]) != expected

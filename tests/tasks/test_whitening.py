@@ -52,6 +52,12 @@ def test_whitened_rows_have_no_covariance() -> None:
     assert whitened[:0].shape == (0, 6)
 
 
+def test_it_is_the_same_again_and_draws_nothing_of_the_trainings() -> None:
+    rows, before = rows_of(9, 24), torch.get_rng_state()
+    first, again = (fit_whitening([rows], 8, one_process()).matrix for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), before)
+
+
 def test_directions_without_variance_are_zeros() -> None:
     """Units are dead or copies of others, rows are fewer than directions or all equal."""
     rows = rows_of(40, 6).float()
