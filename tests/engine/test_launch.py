@@ -15,6 +15,12 @@ from tests.engine.test_gpu_failures import launched
 from tests.engine.tiny import tiny_recipe
 
 
+def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
+    out = tmp_path / "of a day" / "seed 0"
+    for _ in range(2):  # a run that is there already goes on
+        assert choose_folder("tiny", PretrainOptions(out=out)) == out and out.is_dir()
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_warnings_are_one_line_said_once_by_rank_0(rank: int, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
