@@ -116,7 +116,7 @@ def test_arrays_are_judged_by_their_headers(tmp_path: Path) -> None:
     with closing(open_data(str(sample_paths().test_32))) as data:
         line = refused(read_label_list, zeros(tmp_path / "list.npy", "<i8", 1 << 33), data)
     assert "list.npy cannot be read (8,589,934,592 bytes" in line
-    (tmp_path / "permutations.bin").write_bytes(b"\x01\x00\x00\x00\x00\x00\x00\x04")
+    (tmp_path / "permutations.bin").write_bytes(b"\x00\x00\x00\x01\x04\x00\x00\x00")
     with open(tmp_path / "permutations.bin", "r+b") as file:
         file.truncate(8 + (1 << 28))  # as its header says, and 8 bytes more than are read
     assert "permutations.bin: cannot be read" in refused(read_permutations, tmp_path / "permutations.bin")
