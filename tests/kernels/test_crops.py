@@ -208,6 +208,7 @@ def test_views_epochs_and_batches(crop):
     "make, message",
     [
         (lambda: RandomResizedCrop(0), "crop size 0 px"),
+        (lambda: ShorterSideCrop(256, 0), "crop size 0 px"),
         (lambda: RandomResizedCrop(8, scale=(0.5, 1.5)), "crop scale"),
         (lambda: RandomResizedCrop(8, scale=(0.5, 0.2)), "crop scale"),
         (lambda: RandomResizedCrop(8, ratio=(0.0, 1.0)), "crop ratio"),

@@ -38,6 +38,9 @@ def test_what_is_not_finite_and_padding_count_for_nothing() -> None:
     assert figures["non_empty"] == 2 and figures["biggest"] == 0.5  # images 5 and 1
     epochs.see(0, torch.tensor([5, 1, 2, -1]), torch.tensor([-3.0, torch.nan]), logits)
     assert epochs.end(3, None, 0)["best_sub_head"] == 0  # the other one had no loss at all
+    for loss in (torch.nan, -4.0):  # the one step that had a loss counts alone
+        epochs.see(0, torch.tensor([5, 1, 2, -1]), torch.tensor([-3.5, loss]), logits)
+    assert epochs.end(3, None, 0)["mutual_information"] == 4
     nothing = ClusterEpochs(1, 2, 6, torch.device("cpu"))
     assert nothing.end(3, None, 0) == {}
 
