@@ -8,8 +8,8 @@ seeds.
 
 A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and
 length (--epochs, --batch-size); the online monitor looks after each epoch (docs/knn.md). The clock
-starts when the data is open and the weights are drawn: loaders, compiling, first batches, checkpoints, and
-the pretext task's own held-out pass at a stage's end are on it, the looks are not. A target counts from the
+starts when the data is open and the weights are drawn: loaders, compiling, first batches, checkpoints, passes
+for labels, and the held-out pass at a stage's end are on it, the looks are not. A target counts from the
 end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of the accuracies.
 """
 
@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
@@ -41,6 +42,7 @@ from bench.recipe_stages import MODULES, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
@@ -108,29 +110,29 @@ class Options:
             raise ValueError("--data and --val: give both, or neither for the embedded sample")
 
 
-class Clock:
-    """A stopwatch for the seconds of training: it stops while the monitor measures the accuracy.
+@contextlib.contextmanager
+def clock_of_looks(device: torch.device) -> Iterator[list[dict[str, float]]]:
+    """Run a stopwatch for the seconds of training, which stops while the monitor looks, and for that alone.
 
-    Attributes:
-        at_look: By look: the "seconds" of training before it, and the "cpu_seconds" of this process's cores.
+    Yields:
+        A list that grows by an entry per look: "seconds" of training before it, and "cpu_seconds" of this
+            process's cores.
     """
+    at_looks: list[dict[str, float]] = []
+    start, look = _now(), OnlineProbe.look
 
-    def __init__(self, run: Run):
-        self.at_look: list[dict[str, float]] = []
-        self._off_the_clock = run.reporter.off_the_clock
-        self._device = run.world.device
-        run.reporter.off_the_clock = self._look  # type: ignore[method-assign]
-        self._start = _now()
+    def look_off_the_clock(monitor: OnlineProbe, epochs: float) -> bool:
+        nonlocal start
+        synchronise(device)
+        began = _now()
+        seconds, cpu_seconds = (began - start).tolist()
+        at_looks.append({"seconds": seconds, "cpu_seconds": cpu_seconds})
+        has_looked = look(monitor, epochs)
+        start += _now() - began
+        return has_looked
 
-    @contextlib.contextmanager
-    def _look(self) -> Iterator[None]:
-        with self._off_the_clock():
-            synchronise(self._device)
-            began = _now()
-            seconds, cpu_seconds = (began - self._start).tolist()
-            self.at_look.append({"seconds": seconds, "cpu_seconds": cpu_seconds})
-            yield
-            self._start += _now() - began
+    with mock.patch.object(OnlineProbe, "look", look_off_the_clock):
+        yield at_looks
 
 
 def _now() -> NDArray[np.float64]:
@@ -186,15 +188,15 @@ def timed(
     experiment = recipe_of(name).build(options)
     run = Run(name, experiment.open_data(options, world), experiment.science)
     try:
-        clock = Clock(run)
-        if not pretrain(experiment, run):
-            return None
+        with clock_of_looks(world.device) as at_looks:
+            if not pretrain(experiment, run):
+                return None
         num_steps = run.position.run_step
     finally:
         run.close()
     assert options.out is not None
     lines = [read_line(line, monitor) for line in (options.out / "probe.jsonl").read_text().splitlines()]
-    looks = [line | at for line, at in zip(lines, clock.at_look, strict=True)]
+    looks = [line | at for line, at in zip(lines, at_looks, strict=True)]
     return Trained(looks, time.perf_counter() - started, num_steps)
 
 

@@ -95,6 +95,18 @@ class OnlineProbe:
         epochs = position.first_epoch + position.step / steps_per_epoch
         if position.step != last_step and epochs % self.every:
             return True
+        return self.look(epochs)
+
+    def look(self, epochs: float) -> bool:
+        """Probe the features now.
+
+        Args:
+            epochs: The run's epochs until now.
+
+        Returns:
+            False if a signal stopped the probe.
+        """
+        position = self.run.position
         with self.run.reporter.off_the_clock():
             started = time.perf_counter()
             self.run.stop_signal.other_pace()

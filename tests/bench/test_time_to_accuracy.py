@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from bench.schema import SCHEMA, command_line, environment, finish, validate
 from bench.time_to_accuracy import (
-    Clock,
     Options,
     Trained,
+    clock_of_looks,
     draw_times,
     read_line,
     seconds_to,
     tabulate,
 )  # fmt: skip
+from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
@@ -28,26 +30,37 @@ from fastpsl.tasks.rotation import Rotation
 from tests.engine.tiny import TinyNet, tiny_run
 
 LOOK_S = 0.4
+PASS_S = 0.3
 
 
-def test_the_clock_stands_still_while_the_monitor_looks(
+class RotationWithPasses(Rotation):
+    """A task that also passes over the data before each epoch, as methods of pseudo-labels do."""
+
+    @override
+    def start_epoch(self, context: EpochContext) -> None:
+        with context.run.reporter.off_the_clock():
+            time.sleep(PASS_S)
+
+
+def test_the_clock_stands_still_while_the_monitor_looks_and_for_no_other_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(charts, "draw_probes", lambda lines, path: time.sleep(LOOK_S))
     run = tiny_run(tmp_path / "run", batch_size=96, probe_every=1, epochs=(1, 1, 1))
-    task = Rotation(shorter_px=32, size_px=32)
+    task = RotationWithPasses(shorter_px=32, size_px=32)
     experiment = Experiment(task, TinyNet(), make_plan("psl", (1, 1, 1), levels=(1, 2, 2)), cosine(0.1))
     started = time.perf_counter()
     try:
-        clock = Clock(run)
-        assert pretrain(experiment, run)
+        with clock_of_looks(run.world.device) as at_looks:
+            assert pretrain(experiment, run)
     finally:
         run.close()
     whole_s = time.perf_counter() - started
     lines = (tmp_path / "run" / "probe.jsonl").read_text().splitlines()
-    assert len(clock.at_look) == len(lines) == 3
-    seconds = [at["seconds"] for at in clock.at_look]
-    assert 0 < seconds[0] < seconds[1] < seconds[2] < whole_s - 3 * LOOK_S
+    assert len(at_looks) == len(lines) == 3
+    seconds = [at["seconds"] for at in at_looks]
+    passes = [later - earlier for earlier, later in zip([0.0, *seconds], seconds, strict=False)]
+    assert min(passes) >= PASS_S and seconds[2] < whole_s - 3 * LOOK_S
     looks = [read_line(line, "linear") for line in lines]
     assert [(look["stage"], look["epoch"]) for look in looks] == [("S1", 1), ("S2", 2), ("S3", 3)]
     assert all(
