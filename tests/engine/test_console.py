@@ -62,6 +62,17 @@ def test_a_bar_without_a_total_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0 images" in without_styles(stream)
 
 
+def test_a_changing_line_takes_what_takes_long_until_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal(monkeypatch, 80)
+    monkeypatch.setattr(doing, "_heartbeat", doing.Heartbeat())
+    with status("measuring"):
+        assert doing._heartbeat.log is not doing._to_stderr
+    assert doing._heartbeat.log is doing._to_stderr
+    with pytest.raises(ZeroDivisionError), status("measuring"):
+        _ = 1 / 0
+    assert doing._heartbeat.log is doing._to_stderr
+
+
 @pytest.mark.parametrize("make", [lambda: Progress("images", 10), lambda: status("measuring")])
 def test_a_dumb_terminal_gets_the_lines_of_a_file(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[], Progress]

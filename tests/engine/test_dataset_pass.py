@@ -149,6 +149,9 @@ def test_undisturbed_puts_modes_and_statistics_back() -> None:
         assert digests(network.state_dict()) != before
     assert digests(network.state_dict()) == before
     assert [part.training for part in network.parts] == [True, True, False, True, True]
+    with undisturbed(network, one_process()):
+        assert not any(part.training for part in network.modules())
+    assert [part.training for part in network.parts] == [True, True, False, True, True]
 
 
 def test_dropout_in_a_pass_is_its_own(run: Run) -> None:

@@ -164,7 +164,8 @@ def test_schedules_are_the_published_ones() -> None:
     assert PROTOCOLS["moco"].steps == 24_000
     for step, value in ((0, 0.001), (29_999, 0.001), (30_000, 0.0001)):
         assert rate("fast_rcnn", step, 40_000, 2) == pytest.approx(value)
-    assert PROTOCOLS["sslpp"].epochs == 12 and PROTOCOLS["sslpp"].lr_batch == 2
+    assert {name: p.epochs for name, p in PROTOCOLS.items() if p.epochs} == {"sslpp": 12}
+    assert PROTOCOLS["sslpp"].lr_batch == 2
     assert rate("sslpp", 0, 100, 2) == rate("sslpp", 99, 100, 2) == 0.001
 
 
