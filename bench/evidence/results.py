@@ -43,7 +43,7 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
         "claim": plan.claim,
         "paper": plan.paper,
         "plan": path.name,
-        "plan_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "plan_sha256": digest_of(path),
         "plan_commit": _commit_of(path),
         "environment": environment(),
         "endpoint": asdict(plan.endpoint),
@@ -57,6 +57,11 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
         "differences": list(_differences(plan, scores)),
         **({"curves": _curves(plan.curve, counted, runs)} if plan.curve else {"curves": {}}),
     }
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a plan's file in hexadecimal, by which results name it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def chosen_rates(plan: Plan, runs: Path) -> dict[str, float]:

@@ -3,12 +3,13 @@
     python -m bench.evidence.times bench/evidence/psl_jigsaw-small.json --data DATA --runs RUNS \\
         --arms psl "end to end" --accuracy 0.2
 
-Each arm trains anew, at the rate that the experiment in RUNS chose for it, alone on the machine, and the arms
-take turns. The online monitor (docs/knn.md) looks after every few epochs: nearest neighbours of the stage's
-last block, on the images by which rates were chosen. Its looks are not on the clock. The accuracy counts as
-reached in an arm's last stage alone, because stages before it may end at another block. The arms are also
-compared at equal time: when the first of them is done. Writes RUNS/times.json; the same command goes on after
-the last training that came to its end.
+Each arm trains anew, at the rate that results.json of --out names for it, alone on the machine, and the
+arms take turns. What a plan runs before its trainings, such as random labels, must be in RUNS. The online
+monitor (docs/knn.md) looks after every few epochs: nearest neighbours of the stage's last block, on the
+images by which rates were chosen. Its looks are not on the clock. The accuracy counts as reached in an
+arm's last stage alone, because stages before it may end at another block. The arms are also compared at
+equal time: when the first of them is done. Writes times.json beside results.json; the same command goes on
+after the last training that came to its end.
 """
 
 import json
@@ -27,7 +28,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from bench.evidence.plan import Plan, Run, read_plan
-from bench.evidence.results import difference, rates_so_far
+from bench.evidence.results import difference, digest_of
 from bench.evidence.run import without_folders, words_of
 from bench.program import progress, run_program
 from bench.recipe_stages import recipe_of
@@ -45,7 +46,7 @@ class Options:
     data: Path
     """The folder of its data."""
     runs: Path
-    """The folder of its runs, whose rates are chosen."""
+    """The folder of its runs; the trainings go into its subfolder times."""
     arms: tuple[str, ...]
     """The arms that are compared; the first is set against each of the others."""
     accuracy: float
@@ -53,7 +54,7 @@ class Options:
     every: int = 1
     """Epochs between two looks."""
     out: Path | None = None
-    """Where times.json goes. [RUNS]"""
+    """Where results.json of the experiment is, and times.json goes. [RUNS]"""
 
     def check(self, plan: Plan) -> None:
         """Raise ValueError if options are out of range or the plan has no such arm."""
@@ -65,6 +66,21 @@ class Options:
             raise ValueError(f"--arms {', '.join(unknown)}: the plan has {', '.join(plan.arms)}")
         if len(self.arms) < 2:
             raise ValueError("--arms: give two or more")
+
+
+def rates_of(results: Path, plan: Path) -> dict[str, float]:
+    """Return the rates that an experiment's results.json names for its arms.
+
+    Raises:
+        ValueError: There is no such file, or it is of another plan.
+    """
+    if not results.exists():
+        raise ValueError(f"{results}: there is no such file: run bench.evidence.run to its end first")
+    record: dict[str, Any] = json.loads(results.read_text())
+    if record["plan_sha256"] != digest_of(plan):
+        raise ValueError(f"{results} is of another plan than {plan}, or of an earlier state of it")
+    rates: dict[str, float] = record["rates"]
+    return rates
 
 
 def train(options: Options, plan: Plan, run: Run, world: World) -> dict[str, Any]:
@@ -148,15 +164,14 @@ def main() -> int:
     options = tyro.cli(Options, description=__doc__)
     plan = read_plan(options.plan)
     options.check(plan)
-    rates = rates_so_far(plan, options.runs)
+    out = options.out or options.runs
+    rates = rates_of(out / "results.json", options.plan)
     if without := [arm for arm in options.arms if arm not in rates]:
         raise ValueError(
-            f"--runs {options.runs}: no rate is chosen yet for {', '.join(without)}: "
+            f"{out / 'results.json'}: no rate is chosen yet for {', '.join(without)}: "
             "run bench.evidence.run to its end first"
         )
-    out = options.out or options.runs
-    for folder in (options.runs / "times", out):
-        folder.mkdir(parents=True, exist_ok=True)
+    (options.runs / "times").mkdir(parents=True, exist_ok=True)
     world = join_world("auto", timeout_s=600)
     machine = environment(world.device)
     records: list[dict[str, Any]] = []

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.figure import _COLOURS as COLOURS
 from bench.evidence.page import filled, part, texts
 from bench.evidence.plan import RANDOM, read_plan
-from bench.evidence.results import chosen_rates, collect, difference
+from bench.evidence.results import chosen_rates, collect, difference, digest_of
 from bench.evidence.run import main
-from bench.evidence.times import accuracy_at, compare
+from bench.evidence.times import accuracy_at, compare, rates_of
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.published_files import cifar10, publish, random_images
@@ -319,10 +320,15 @@ def test_cifar10_is_read_as_published_and_as_arrays(tmp_path: Path, monkeypatch:
             assert np.array_equal(file["images"], images[indices])
 
 
+def write_rates(folder: Path, plan: Path, rates: Mapping[str, float]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"plan_sha256": digest_of(plan), "rates": rates}))
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("good", "plain one"), "no rate is chosen yet for good, plain one"),
+        (("good", "plain one"), "no rate is chosen yet for plain one: run bench.evidence.run"),
         (("good", "bad"), "--arms bad: the plan has good, plain one"),
         (("good",), "--arms: give two or more"),
         (("good", "plain one", "--accuracy", "20"), "--accuracy 20: it must be between 0 and 1"),
@@ -332,10 +338,23 @@ def test_cifar10_is_read_as_published_and_as_arrays(tmp_path: Path, monkeypatch:
 def test_times_that_cannot_be_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
 ) -> None:
-    flags = (*arguments(plan_of(tmp_path)), "--accuracy", "0.2", "--arms", *words)
+    plan = plan_of(tmp_path)
+    write_rates(tmp_path / "runs", plan, {"good": 0.1})
+    flags = (*arguments(plan), "--accuracy", "0.2", "--arms", *words)
     monkeypatch.setattr(sys, "argv", ["times", *flags])
     with pytest.raises(ValueError, match=says):
         times.main()
+
+
+def test_rates_are_those_of_this_plans_results(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    with pytest.raises(ValueError, match=r"results\.json: there is no such file: run bench\.evidence\.run"):
+        rates_of(tmp_path / "results.json", plan)
+    write_rates(tmp_path, plan, {"good": 0.1, "bad": 0.3})
+    assert rates_of(tmp_path / "results.json", plan) == {"good": 0.1, "bad": 0.3}
+    plan.write_text(plan.read_text() + " ")
+    with pytest.raises(ValueError, match="is of another plan than"):
+        rates_of(tmp_path / "results.json", plan)
 
 
 @pytest.mark.slow
@@ -354,6 +373,8 @@ def test_arms_train_once_each_with_looks_off_the_clock(
     for name, sample in (("train", sample_paths().train_32), ("search", sample_paths().test_32)):
         (tmp_path / "data" / f"{name}.beton").symlink_to(sample)
     monkeypatch.chdir(ROOT)
+    for folder in ("runs", "new"):
+        write_rates(tmp_path / folder, path, dict.fromkeys(arms, 0.03))
     flags = [*arguments(path), "--arms", *arms, "--accuracy", "0.05"]
     monkeypatch.setattr(sys, "argv", ["times", *flags])
     assert times.main() == 0
@@ -372,9 +393,9 @@ def test_arms_train_once_each_with_looks_off_the_clock(
         assert str(tmp_path / "data") not in record["command"] and "--lr 0.03" in record["command"]
     assert "plain one: 5 % after " in capsys.readouterr().out
     monkeypatch.setattr(times, "timed", None)  # all is done
-    monkeypatch.setattr(sys, "argv", ["times", *flags, "--out", str(tmp_path / "new" / "folder")])
+    monkeypatch.setattr(sys, "argv", ["times", *flags, "--out", str(tmp_path / "new")])
     assert times.main() == 0
-    again = json.loads((tmp_path / "new" / "folder" / "times.json").read_text())
+    again = json.loads((tmp_path / "new" / "times.json").read_text())
     assert again["rows"] == result["rows"]
     monkeypatch.setattr(sys, "argv", ["times", *flags, "--every", "2"])
     with pytest.raises(ValueError, match="is of another command"):
