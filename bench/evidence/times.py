@@ -27,8 +27,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see t
 import tyro
 from tyro.conf import Positional, arg
 
+from bench.evidence.data import SEARCH, TRAIN
 from bench.evidence.plan import Plan, Run, read_plan
-from bench.evidence.results import difference, digest_of
+from bench.evidence.results import Record, difference, digest_of
 from bench.evidence.run import without_folders, words_of
 from bench.program import progress, run_program
 from bench.recipe_stages import recipe_of
@@ -36,6 +37,8 @@ from bench.schema import commit, environment, finish
 from bench.time_to_accuracy import seconds_to, timed
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from fastpsl.evaluation.result import data_record
+from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.files.atomic import write_atomically
 
 
@@ -68,22 +71,37 @@ class Options:
             raise ValueError("--arms: give two or more")
 
 
-def rates_of(results: Path, plan: Path) -> dict[str, float]:
-    """Return the rates that an experiment's results.json names for its arms.
+def published_results(path: Path, plan: Path) -> Record:
+    """Return an experiment's results.json.
 
     Raises:
         ValueError: There is no such file, or it is of another plan.
     """
-    if not results.exists():
-        raise ValueError(f"{results}: there is no such file: run bench.evidence.run to its end first")
-    record: dict[str, Any] = json.loads(results.read_text())
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file: run bench.evidence.run to its end first")
+    record: Record = json.loads(path.read_text())
     if record["plan_sha256"] != digest_of(plan):
-        raise ValueError(f"{results} is of another plan than {plan}, or of an earlier state of it")
-    rates: dict[str, float] = record["rates"]
-    return rates
+        raise ValueError(f"{path} is of another plan than {plan}, or of an earlier state of it")
+    return record
 
 
-def train(options: Options, plan: Plan, run: Run, world: World) -> dict[str, Any]:
+def data_of(folder: Path, results: Record) -> Record:
+    """Return digests and sizes of the images that train and of those that the monitor looks at.
+
+    Raises:
+        ValueError: The published results are of other images.
+    """
+    data = data_record(*(open_data(folder / f"{part}.beton") for part in (TRAIN, SEARCH)))
+    published = {training["data_digest"] for training in results["training"]}
+    if others := published - {data["train"]}:
+        raise ValueError(
+            f"--data {folder}: its training images have the digest {data['train']}, "
+            f"those of results.json {', '.join(sorted(others))}"
+        )
+    return data
+
+
+def train(options: Options, plan: Plan, run: Run, world: World) -> Record:
     """Train an arm's run with a monitor, or read what it left; return its looks with all that they came from.
 
     Raises:
@@ -95,7 +113,7 @@ def train(options: Options, plan: Plan, run: Run, world: World) -> dict[str, Any
     words = words_of(plan.training_of(run), options.data, options.runs, out=str(folder), **run.values)
     command = without_folders(shlex.join(words), options.data, options.runs)
     if done.exists():
-        record: dict[str, Any] = json.loads(done.read_text())
+        record: Record = json.loads(done.read_text())
         if (record["command"], record["every"]) != (command, options.every):
             raise ValueError(f"{done} is of another command ({record['command']}): remove it")
         return record
@@ -123,7 +141,7 @@ def of_last_stage(looks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return [look for look in looks if look["stage"] == looks[-1]["stage"]]
 
 
-def compare(records: Sequence[Mapping[str, Any]], arms: Sequence[str], accuracy: float) -> dict[str, Any]:
+def compare(records: Sequence[Mapping[str, Any]], arms: Sequence[str], accuracy: float) -> Record:
     """Return each arm's times and accuracies, a value for each seed, and the differences at equal time.
 
     Args:
@@ -165,7 +183,8 @@ def main() -> int:
     plan = read_plan(options.plan)
     options.check(plan)
     out = options.out or options.runs
-    rates = rates_of(out / "results.json", options.plan)
+    results = published_results(out / "results.json", options.plan)
+    data, rates = data_of(options.data, results), results["rates"]
     if without := [arm for arm in options.arms if arm not in rates]:
         raise ValueError(
             f"{out / 'results.json'}: no rate is chosen yet for {', '.join(without)}: "
@@ -174,7 +193,7 @@ def main() -> int:
     (options.runs / "times").mkdir(parents=True, exist_ok=True)
     world = join_world("auto", timeout_s=600)
     machine = environment(world.device)
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
     num = len(plan.seeds) * len(options.arms)
     with progress() as log:
         for place, seed in enumerate(plan.seeds):
@@ -193,8 +212,8 @@ def main() -> int:
         "command": without_folders(
             shlex.join(["python", "-m", "bench.evidence.times", *sys.argv[1:]]), options.data, options.runs
         ),
-        "environment": machine, "accuracy": options.accuracy, "every": options.every, "notes": notes,
-        **compare(records, options.arms, options.accuracy), "training": records,
+        "environment": machine, "data": data, "accuracy": options.accuracy, "every": options.every,
+        "notes": notes, **compare(records, options.arms, options.accuracy), "training": records,
     }  # fmt: skip
     write_atomically(out / "times.json", (json.dumps(result, indent=1) + "\n").encode())
     for row in result["rows"]:

@@ -20,8 +20,9 @@ from bench.evidence.page import filled, part, texts
 from bench.evidence.plan import RANDOM, read_plan
 from bench.evidence.results import chosen_rates, collect, difference, digest_of
 from bench.evidence.run import main
-from bench.evidence.times import accuracy_at, compare, rates_of
+from bench.evidence.times import accuracy_at, compare, data_of, published_results
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.published_files import cifar10, publish, random_images
 from tests.programs import ROOT
@@ -320,9 +321,20 @@ def test_cifar10_is_read_as_published_and_as_arrays(tmp_path: Path, monkeypatch:
             assert np.array_equal(file["images"], images[indices])
 
 
-def write_rates(folder: Path, plan: Path, rates: Mapping[str, float]) -> None:
+def publish_results(folder: Path, plan: Path, rates: Mapping[str, float], data_digest: str) -> None:
+    record = {
+        "plan_sha256": digest_of(plan), "rates": rates,
+        "training": [{"data_digest": data_digest}] * 2,
+    }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps({"plan_sha256": digest_of(plan), "rates": rates}))
+    (folder / "results.json").write_text(json.dumps(record))
+
+
+def with_sample(folder: Path) -> str:
+    """Make the sample the data of an experiment, and return its digest."""
+    for name, sample in (("train", sample_paths().train_32), ("search", sample_paths().test_32)):
+        (folder / f"{name}.beton").symlink_to(sample)
+    return open_data(sample_paths().train_32).digest()
 
 
 @pytest.mark.parametrize(
@@ -339,22 +351,32 @@ def test_times_that_cannot_be_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
 ) -> None:
     plan = plan_of(tmp_path)
-    write_rates(tmp_path / "runs", plan, {"good": 0.1})
+    publish_results(tmp_path / "runs", plan, {"good": 0.1}, with_sample(tmp_path / "data"))
     flags = (*arguments(plan), "--accuracy", "0.2", "--arms", *words)
     monkeypatch.setattr(sys, "argv", ["times", *flags])
     with pytest.raises(ValueError, match=says):
         times.main()
 
 
-def test_rates_are_those_of_this_plans_results(tmp_path: Path) -> None:
+def test_published_results_are_of_this_plan_and_data(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
+    path, digest = tmp_path / "results.json", with_sample(tmp_path / "data")
     with pytest.raises(ValueError, match=r"results\.json: there is no such file: run bench\.evidence\.run"):
-        rates_of(tmp_path / "results.json", plan)
-    write_rates(tmp_path, plan, {"good": 0.1, "bad": 0.3})
-    assert rates_of(tmp_path / "results.json", plan) == {"good": 0.1, "bad": 0.3}
+        published_results(path, plan)
+    publish_results(tmp_path, plan, {"good": 0.1, "bad": 0.3}, digest)
+    results = published_results(path, plan)
+    assert results["rates"] == {"good": 0.1, "bad": 0.3}
+    assert data_of(tmp_path / "data", results) == {
+        "train": digest, "val": open_data(sample_paths().test_32).digest(),
+        "num_train": open_data(sample_paths().train_32).num_samples,
+        "num_val": open_data(sample_paths().test_32).num_samples,
+    }  # fmt: skip
+    results["training"][1]["data_digest"] = "of another"
+    with pytest.raises(ValueError, match=f"have the digest {digest}, those of results.json of another"):
+        data_of(tmp_path / "data", results)
     plan.write_text(plan.read_text() + " ")
     with pytest.raises(ValueError, match="is of another plan than"):
-        rates_of(tmp_path / "results.json", plan)
+        published_results(path, plan)
 
 
 @pytest.mark.slow
@@ -370,11 +392,10 @@ def test_arms_train_once_each_with_looks_off_the_clock(
     arms = {"plain one": "", "decayed": "--weight-decay 0.01"}
     endpoint = {"evaluation": "linear", "numbers": ["a"], "pairs": []}
     path = plan_of(tmp_path, training=training, search=search, arms=arms, endpoint=endpoint)
-    for name, sample in (("train", sample_paths().train_32), ("search", sample_paths().test_32)):
-        (tmp_path / "data" / f"{name}.beton").symlink_to(sample)
+    digest = with_sample(tmp_path / "data")
     monkeypatch.chdir(ROOT)
     for folder in ("runs", "new"):
-        write_rates(tmp_path / folder, path, dict.fromkeys(arms, 0.03))
+        publish_results(tmp_path / folder, path, dict.fromkeys(arms, 0.03), digest)
     flags = [*arguments(path), "--arms", *arms, "--accuracy", "0.05"]
     monkeypatch.setattr(sys, "argv", ["times", *flags])
     assert times.main() == 0
@@ -383,6 +404,7 @@ def test_arms_train_once_each_with_looks_off_the_clock(
         ("plain one", 2),
         ("decayed", 2),
     ]
+    assert result["data"]["train"] == digest
     assert [(r["arm"], r["seed"]) for r in result["training"]] == [
         ("plain one", 0), ("decayed", 0), ("decayed", 1), ("plain one", 1),  # in turn
     ]  # fmt: skip
