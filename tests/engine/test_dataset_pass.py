@@ -109,6 +109,7 @@ def test_padding_is_filled_with_the_batchs_own_images() -> None:
         ([5, -1, 7, 8, -1, -1], [0, 2, 2, 3, 2, 3]),
         ([1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5]),
         ([-1] * 6, [0, 1, 2, 3, 4, 5]),
+        ([-1, 0, -1, -1, -1, -1], [1] * 6),
     ):
         batch.indices = torch.tensor(indices)
         filled = _without_padding(images, batch)[:, 0, 0, 0].tolist()

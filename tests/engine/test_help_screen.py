@@ -108,6 +108,14 @@ def test_commands_have_help_of_the_same_kind(
     assert not re.search(r"\{None\}|\(default", text)
 
 
+def test_commands_of_a_command_stand_in_a_box(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["recipes", "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: fastpsl recipes COMMAND\n")
+    assert re.findall(r"╭─ ([a-z]+) ─", text) == ["commands"]
+    assert re.findall(r"^│ (\w+)  +\w", text, re.MULTILINE) == ["list", "copy"]
+
+
 def test_a_commands_arguments_options_and_requirements(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["features", "-h"])
     text = capsys.readouterr().out

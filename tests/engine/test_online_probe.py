@@ -88,6 +88,18 @@ def test_ridge_is_the_solution_of_its_normal_equations() -> None:
     assert result.tolist() == scores.argmax(1).tolist() and len(set(result.tolist())) > 2
 
 
+def test_ridge_standardises_by_the_deviation_that_has_n_below() -> None:
+    """Of few images n - 1 would show.
+
+    Images at 0, 2 and 2 are standardised to x = -√2, 1/√2 and 1/√2 by 4/3 and 2√2/3. The classes' scores are
+    2/3 + W x and 1/3 - W x with W = √2/3 / (1 + 1/10). They are equal where x is -1/(6 W), which is at
+    4/3 - 1.1/3. With n - 1, it would be at 4/3 - 1.15/3.
+    """
+    features, labels = torch.tensor([[0.0], [2.0], [2.0]]), torch.tensor([0, 1, 1])
+    others = 4 / 3 - 1.1 / 3 + torch.tensor([[-0.01], [0.01]])
+    assert ridge_classes(features, labels, others, 2).tolist() == [0, 1]
+
+
 def test_the_looked_at_images_are_drawn_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(online, "MAX_TRAIN", 30)
     monkeypatch.setattr(online, "MAX_HELD_OUT", 30)

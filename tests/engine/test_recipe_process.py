@@ -7,7 +7,11 @@ from fastpsl.engine import recipe_process
 
 @pytest.mark.parametrize(
     ("rank", "waits", "printed"),
-    [(0, [], "out of memory\n"), (1, [1.0], "rank 1: out of memory\n"), (2, [1.0], "rank 2: out of memory\n")],
+    [
+        (0, [], "out of memory\n"),
+        (1, [1.0], "rank 1: out of memory\n"),
+        (2, [1.0], "rank 2: out of memory\n"),
+    ],
 )
 def test_rank_0_reports_at_once_and_the_others_name_themselves(
     rank: int,

@@ -91,6 +91,17 @@ def test_a_stage_leaves_its_summary_alone_and_a_stopped_one_its_last_numbers() -
     assert place.startswith("stage 2 of 3 (S2, level G1)") and "images/s" in pace and "loss" in learning
 
 
+def test_numbers_come_back_after_what_was_drawn_aside() -> None:
+    screen, stream = on_terminal()
+    screen.show(NUMBERS)
+    with screen.aside():
+        screen.console.print("a bar")
+        assert rows(stream.getvalue()) == ["a bar"]
+    bar, place, *_ = rows(stream.getvalue())
+    assert bar == "a bar" and place.startswith("stage 1 of 3")
+    screen.close()
+
+
 def test_steps_are_counted_between_their_numbers_and_drawn_once() -> None:
     screen, stream = on_terminal()
     screen.reach(1)  # before any stage

@@ -109,6 +109,18 @@ def test_frozen_blocks_leave_no_graph() -> None:
     assert [outputs[n].grad_fn is None for n in (1, 2, 3, 4, 5)] == [True, True, False, False, False]
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_features_are_those_of_every_block_of_the_stage(number: int) -> None:
+    """The stages of PSL have none, one and two frozen blocks."""
+    backbone, images = TinyNet().eval(), torch.randn(2, 3, 32, 32)
+    stage = make_plan("psl", (1, 1, 1))[number]
+    features = Trunk(backbone, stage).eval().features(images)
+    assert len(features) == stage.last_block == number + 3
+    for block, output in zip(backbone.blocks(), features, strict=False):
+        images = block(images)
+        torch.testing.assert_close(output, images, rtol=0, atol=0)
+
+
 def test_accumulated_batches_give_the_mean_gradient() -> None:
     batch = noise_batch(VIEWS, 8)
     weights = []

@@ -54,6 +54,15 @@ def test_print_escapes_and_what_draws_does_not(capsys: pytest.CaptureFixture[str
     assert stream.getvalue() == "decoder \\x1b]0;x\\x07\n"
 
 
+def test_all_is_written_when_the_output_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out"
+    with path.open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        with safe_output(lambda *told: None):
+            print("the last line")
+        assert path.read_text() == "the last line\n"
+
+
 def test_two_streams_lead_to_one_place_or_not(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with open(path, "w") as one, open(path, "a") as other, open(tmp_path / "other", "w") as third:

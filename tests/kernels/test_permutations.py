@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from fastpsl.kernels import permutations
+from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.kernels.permutations import (
     greedy_permutations,
     hamming_bound,
@@ -99,8 +101,7 @@ def test_the_rows_are_frozen():
     )
 
 
-def greedy_in_plain_loops(num_pieces, count):
-    candidates = list(itertools.permutations(range(num_pieces)))
+def greedy_in_plain_loops(candidates, count):
     chosen = [candidates[0]]
     while len(chosen) < count:
         scores = []
@@ -115,7 +116,19 @@ def greedy_in_plain_loops(num_pieces, count):
 def test_greedy_equals_the_loop(num_pieces, count):
     rows = permutation_set(num_pieces, [count]).permutations
     assert_permutations(rows, num_pieces)
-    np.testing.assert_array_equal(rows, greedy_in_plain_loops(num_pieces, count))
+    candidates = list(itertools.permutations(range(num_pieces)))
+    np.testing.assert_array_equal(rows, greedy_in_plain_loops(candidates, count))
+
+
+def test_greedy_among_eight_times_as_many_candidates_as_are_wanted(monkeypatch):
+    """If n! is more, candidates are drawn: as many as the pool has, or 8 for each that is wanted."""
+    monkeypatch.setattr(permutations, "_POOL", 30)
+    for count, num_candidates in ((3, 30), (5, 40)):
+        keys = Keys(seed=0, epoch=0, indices=np.arange(num_candidates, dtype=np.int64))
+        drawn = np.argsort(words(keys, Slot.PERMUTATION, 11), axis=1, kind="stable")
+        candidates = sorted({tuple(range(11)), *map(tuple, drawn.tolist())})
+        expected = greedy_in_plain_loops(candidates, count)
+        np.testing.assert_array_equal(greedy_permutations(11, count), expected)
 
 
 def test_greedy_of_nine():

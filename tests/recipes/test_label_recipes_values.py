@@ -4,6 +4,7 @@ All numbers stand here once more, because a test that read them in a recipe woul
 Networks are on the meta device, so they take neither time nor memory.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.pipelines.views import Op, ViewSpec
+from fastpsl.tasks.pseudo_labels import uic_experiment
 
 pytestmark = pytest.mark.usefixtures("published_widths")
 STEPS_PER_EPOCH = 10
@@ -232,11 +234,23 @@ def test_dropout_of_alexnet(name: str, values: dict[str, Any], p: float) -> None
     }
 
 
-def test_settings_of_the_tasks() -> None:
+def test_settings_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     uic: Any = build("uic_alexnet").task
     assert (uic.label_view, uic.fixed, uic.from_training, uic.head_std) == ("train", False, True, None)
     center: Any = build("uic_alexnet", label_view="center").task  # Table 3
     assert (center.label_view, center.from_training) == ("center", False)
+    # Section 4.3: fine-tuned on the labels of the finished network, which then stay as they are.
+    science = {"backbone": "alexnet", "num_clusters": 3000, "input_channels": "SobelXY"}
+    head = {"2.weight": torch.zeros(3000, 4096)}
+    state = {
+        "science": science,
+        "backbone": build("uic_alexnet").backbone.state_dict(),
+        "learner": {"head": head},
+    }
+    monkeypatch.setattr(uic_experiment, "_trained", lambda *given: (Path("step.pt"), state))
+    monkeypatch.setattr(uic_experiment, "sha256_of_file", lambda path: "d" * 64)
+    tuned: Any = build("uic_alexnet", fine_tune="runs/uic", label_view="center").task
+    assert (tuned.label_view, tuned.fixed, tuned.classifier) == ("center", True, head)
     # DeepCluster, section 4: "PCA-reduced to 256 dimensions"; its code: 20 iterations, and a classifier of
     # N(0, .01²).
     deepcluster: Any = build("deepcluster_alexnet").task
