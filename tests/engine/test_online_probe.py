@@ -293,6 +293,24 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
 
 
+def test_without_held_out_images_a_stopped_look_leaves_the_stage_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnlineProbe, "_features", lambda monitor, data: None)  # as after a signal
+    run = probed_run(tmp_path, val=None)
+    assert not pretrain(tiny_experiment(), run)
+    run.close()
+    assert newest_checkpoint(tmp_path)["position"]["run_step"] == STEPS_PER_EPOCH
+
+
+def test_a_look_is_on_disk_before_it_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(online.MetricsFile, "sync", lambda file: done.append(file.path.name))
+    monkeypatch.setattr(charts, "draw_probes", lambda lines, path: done.append(path.name))
+    fit(tmp_path, val=None, max_steps_per_stage=1)
+    assert [name for name in done if name.startswith("probe")] == ["probe.jsonl", "probe.png"] * 3
+
+
 def test_lines_past_the_checkpoint_are_cut_and_made_again(whole: Path, tmp_path: Path) -> None:
     """The run resumes from step 5, which was probed. As after a kill, the file has a line and a half more."""
     run = probed_run(tmp_path, checkpoint_steps=STEPS_PER_EPOCH)

@@ -49,6 +49,15 @@ def test_a_batch_of_all_images_is_allowed(tmp_path: Path) -> None:
     run.close()
 
 
+def test_a_run_closes_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, closed = tiny_run(tmp_path), list[RunData]()
+    with monkeypatch.context() as patch:
+        patch.setattr(RunData, "close", lambda data: closed.append(data))
+        run.close()
+    assert closed == [run.data]
+    run.data.close()
+
+
 def test_held_out_images_are_checked_for_their_own_views(tmp_path: Path) -> None:
     """An image of 32 px has less than one pixel of a crop of 24 of 2,400 px."""
     small, large = ViewSpec(ShorterSideCrop(32, 24)), ViewSpec(ShorterSideCrop(2400, 24))
