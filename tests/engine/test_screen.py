@@ -64,9 +64,9 @@ def test_what_is_done_stands_below_the_numbers_until_it_changes() -> None:
     assert "step 4 of 90" in output and "so far" not in output
     redraw("S1: held-out pass: 0:00:10 so far")
     newest(stream)
-    screen.log("a line for good")
+    screen.log("a [line] for good")
     output = newest(stream)
-    assert "a line for good" in output and "so far" not in output
+    assert "a [line] for good" in output and "so far" not in output
     redraw("S1: ending the stage: 0:00:10 so far")
     newest(stream)
     screen.close()
