@@ -228,6 +228,7 @@ def test_fewer_directions_than_asked_for_are_said(tmp_path: Path) -> None:
 def test_impossible_values_are_refused(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         task_of(**values)
+    task_of(**{name: value + 1 for name, value in values.items()})
 
 
 def test_more_clusters_than_images_are_refused() -> None:
