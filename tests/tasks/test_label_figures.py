@@ -12,6 +12,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from fastpsl.tasks.pseudo_labels.figures import (
     Settling,
+    class_entropy,
     collapse_warning,
     draw_label_curves,
     label_figures,
@@ -113,6 +114,12 @@ def test_without_true_or_previous_labels_their_figures_are_none() -> None:
         assert [name for name in NAMES if figures[name] is None] == NAMES[4:]
     some = np.where(np.arange(40) < 30, labels, -1)
     assert label_figures(labels, None, some, 3, seed=0)["nmi_true"] == pytest.approx(1)
+
+
+def test_the_entropy_of_classes() -> None:
+    """Also of one image, of none and of all."""
+    assert class_entropy(np.array([1, 0, 3])) == pytest.approx(math.log(4) / 4 + 3 * math.log(4 / 3) / 4)
+    assert class_entropy(np.array([0, 5])) == 0
 
 
 def test_one_class() -> None:

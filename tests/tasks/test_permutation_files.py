@@ -51,6 +51,8 @@ def test_noroozis_bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert path.stat().st_size == 4 * (2 + 4 * 3)
     rows = read_permutations(path)
     assert (rows == ROWS).all() and rows.dtype == np.int64
+    monkeypatch.setattr(permutation_files, "_MAX_BYTES", 56)
+    assert (read_permutations(path) == ROWS).all()
     path.write_bytes(noroozi([[2, 3, 1], [2, 2, 1]]))
     with pytest.raises(ValueError, match="row 1 is no permutation of 3: .2, 2, 1.;"):
         read_permutations(path)

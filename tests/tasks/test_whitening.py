@@ -70,6 +70,16 @@ def test_directions_without_variance_are_zeros() -> None:
     assert (fit_whitening([rows[:1].expand(5, 6)], 4, one_process())(rows) == 0).all()
 
 
+@pytest.mark.parametrize(("ratio", "is_whitened"), [(1.2e-7, True), (0.8e-7, False)])
+def test_the_least_variance_that_counts(ratio: float, is_whitened: bool) -> None:
+    """It is a ten-millionth of the largest."""
+    rows = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]) * torch.tensor([1, ratio**0.5])
+    largest, least = fit_whitening([rows], 2, one_process())(rows).abs().unbind(1)
+    expected = torch.full((4,), 0.75**0.5)  # of four rows, whose sample variance has 3 below
+    torch.testing.assert_close(largest, expected)
+    torch.testing.assert_close(least, expected * is_whitened, rtol=1e-3, atol=0)
+
+
 def test_more_directions_than_there_are_is_our_fault() -> None:
     for rows, width in ((rows_of(9, 4), 5), (rows_of(3, 9), 4), (rows_of(9, 4), 0)):
         with pytest.raises(AssertionError):
