@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.engine.block_runner import run_blocks
 from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
@@ -119,6 +120,7 @@ def test_features_are_those_of_every_block_of_the_stage(number: int) -> None:
     for block, output in zip(backbone.blocks(), features, strict=False):
         images = block(images)
         torch.testing.assert_close(output, images, rtol=0, atol=0)
+    assert len(run_blocks(backbone.blocks(), torch.randn(2, 3, 32, 32))) == 1  # others are not kept in memory
 
 
 def test_accumulated_batches_give_the_mean_gradient() -> None:

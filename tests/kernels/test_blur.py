@@ -62,7 +62,12 @@ def test_draw():
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [((4,), "kernel of 4 px"), ((0,), "kernel of 0 px"), ((3, (0.0, 1.0)), "blur sigma")],
+    [
+        ((4,), "kernel of 4 px"),
+        ((0,), "kernel of 0 px"),
+        ((3, (0.0, 1.0)), "blur sigma"),
+        ((3, (0.1, 1.0), 1.5), "probability 1.5"),
+    ],
 )
 def test_bad_values(arguments, message):
     with pytest.raises(ValueError, match=f"{message}.* given; allowed"):
