@@ -1,6 +1,5 @@
 """Collect an experiment's runs: scores with all that they came from, rates, means and paired differences."""
 
-import hashlib
 import json
 import re
 import statistics
@@ -14,6 +13,7 @@ from scipy import stats
 
 from bench.evidence.plan import RANDOM, Curve, Plan, Run
 from bench.schema import environment
+from fastpsl.models.weight_files import sha256_of_file
 
 CONFIDENCE = 0.95
 Record = dict[str, Any]
@@ -43,7 +43,7 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
         "claim": plan.claim,
         "paper": plan.paper,
         "plan": path.name,
-        "plan_sha256": digest_of(path),
+        "plan_sha256": sha256_of_file(path),
         "plan_commit": _commit_of(path),
         "environment": environment(),
         "endpoint": asdict(plan.endpoint),
@@ -57,11 +57,6 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
         "differences": list(_differences(plan, scores)),
         **({"curves": _curves(plan.curve, counted, runs)} if plan.curve else {"curves": {}}),
     }
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a plan's file in hexadecimal, by which results name it."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def chosen_rates(plan: Plan, runs: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ from tyro.conf import Positional, arg
 
 from bench.evidence.data import SEARCH, TRAIN
 from bench.evidence.plan import Plan, Run, read_plan
-from bench.evidence.results import Record, difference, digest_of
+from bench.evidence.results import Record, difference
 from bench.evidence.run import without_folders, words_of
 from bench.program import progress, run_program
 from bench.recipe_stages import recipe_of
@@ -38,6 +39,7 @@ from bench.time_to_accuracy import seconds_to, timed
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
 from fastpsl.evaluation.result import data_record
+from fastpsl.models.weight_files import sha256_of_file
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.files.atomic import write_atomically
 
@@ -80,7 +82,7 @@ def published_results(path: Path, plan: Path) -> Record:
     if not path.exists():
         raise ValueError(f"{path}: there is no such file: run bench.evidence.run to its end first")
     record: Record = json.loads(path.read_text())
-    if record["plan_sha256"] != digest_of(plan):
+    if record["plan_sha256"] != sha256_of_file(plan):
         raise ValueError(f"{path} is of another plan than {plan}, or of an earlier state of it")
     return record
 
@@ -91,7 +93,11 @@ def data_of(folder: Path, results: Record) -> Record:
     Raises:
         ValueError: The published results are of other images.
     """
-    data = data_record(*(open_data(folder / f"{part}.beton") for part in (TRAIN, SEARCH)))
+    with (
+        closing(open_data(folder / f"{TRAIN}.beton")) as train,
+        closing(open_data(folder / f"{SEARCH}.beton")) as val,
+    ):
+        data = data_record(train, val)
     published = {training["data_digest"] for training in results["training"]}
     if others := published - {data["train"]}:
         raise ValueError(

@@ -18,10 +18,11 @@ from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.figure import _COLOURS as COLOURS
 from bench.evidence.page import filled, part, texts
 from bench.evidence.plan import RANDOM, read_plan
-from bench.evidence.results import chosen_rates, collect, difference, digest_of
+from bench.evidence.results import chosen_rates, collect, difference
 from bench.evidence.run import main
 from bench.evidence.times import accuracy_at, compare, data_of, published_results
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from fastpsl.models.weight_files import sha256_of_file
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.published_files import cifar10, publish, random_images
@@ -323,7 +324,7 @@ def test_cifar10_is_read_as_published_and_as_arrays(tmp_path: Path, monkeypatch:
 
 def publish_results(folder: Path, plan: Path, rates: Mapping[str, float], data_digest: str) -> None:
     record = {
-        "plan_sha256": digest_of(plan), "rates": rates,
+        "plan_sha256": sha256_of_file(plan), "rates": rates,
         "training": [{"data_digest": data_digest}] * 2,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
