@@ -93,7 +93,7 @@ def open_folder(recipe: str, options: RunOptions, world: World) -> Iterator[Path
 
 def new_numbered_folder(parent: Path, name: str) -> Path:
     """Create and return the next of parent/name-001, -002, …; several runs may do so at once."""
-    parent.mkdir(exist_ok=True)
+    parent.mkdir(parents=True, exist_ok=True)
     taken = (re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name) for path in parent.iterdir())
     number = 1 + max((int(match[1]) for match in taken if match), default=0)
     while True:

@@ -320,6 +320,7 @@ def test_numbered_folders_never_collide(tmp_path: Path) -> None:
     for name in ("jigsaw-1234", "jigsaw-9999-baseline", "jigsaw-2000.tar"):
         (tmp_path / name).mkdir()
     assert new_numbered_folder(tmp_path, "jigsaw").name == "jigsaw-1235"
+    assert new_numbered_folder(tmp_path / "not" / "there", "jigsaw").is_dir()
 
 
 def test_half_a_line_and_lines_past_the_checkpoint_are_cut(whole: Path, tmp_path: Path) -> None:
