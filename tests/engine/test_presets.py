@@ -66,11 +66,16 @@ def test_every_preset_of_every_recipe_gives_options(recipe: str) -> None:
 
 
 def test_counting_images_leaves_no_data_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed: list[str] = []
-    data = SimpleNamespace(num_samples=280, close=lambda: closed.append("data"))
-    monkeypatch.setattr("fastpsl.pipelines.data.open.open_data", lambda source: data)
+    events: list[str] = []
+
+    def open_data(source: Any) -> SimpleNamespace:
+        events.append("opened")
+        return SimpleNamespace(num_samples=280, close=lambda: events.append("closed"))
+
+    monkeypatch.setattr("fastpsl.pipelines.data.open.open_data", open_data)
     small: Any = find_recipe("jigsaw_r50").parse(["--preset", "small"], log=lambda line: None)
-    assert small.batch_size == 16 and closed == ["data"] * len(closed) and closed
+    assert small.batch_size == 16
+    assert events and events == ["opened", "closed"] * (len(events) // 2)
 
 
 def test_a_config_repeats_a_run_but_for_what_is_given(tmp_path: Path) -> None:
