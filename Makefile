@@ -1,6 +1,6 @@
 # Every target sets up .venv first (toolchain/install.sh); a second call installs nothing again.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all faults lint format clean
+.PHONY: help install demo docs docs-serve test test-all faults lint format clean
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c
 PYTHON_IN_VENV := .venv/bin/python
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all  the tests that take longer"
 	@echo "make faults    faults by the thousand, hours in all; ARGS=\"--only betons --betons 200\" takes some"
 	@echo "make lint      ruff and mypy over everything"
+	@echo "make docs      the documentation, into build/docs; make docs-serve shows it on http://localhost:8000"
 	@echo "make format    ruff rewrites what it can"
 	@echo "make clean     removes what was built, .venv too; runs/ stays"
 
@@ -41,6 +42,14 @@ lint: install
 	$(PYTHON_IN_VENV) -m ruff check .
 	$(PYTHON_IN_VENV) -m ruff format --check .
 	$(PYTHON_IN_VENV) -m mypy
+
+# A warning is an error: a lost link, a page in no list of contents, a docstring that cannot be read.
+docs: install
+	$(PYTHON_IN_VENV) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "build/docs/index.html"
+
+docs-serve: docs
+	$(PYTHON_IN_VENV) -m http.server --bind 127.0.0.1 --directory build/docs 8000
 
 format: install
 	$(PYTHON_IN_VENV) -m ruff check --fix .

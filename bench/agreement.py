@@ -81,7 +81,7 @@ def measure(data: Beton, sizes_px: list[int], log: Callable[[str], None]) -> lis
 
 
 def agreement_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table of docs/data.md: a line for each size, a column for each decoder."""
+    """Return the table of docs/reference/decoders.md: a line for each size, a column for each decoder."""
     rows = [row for result in results.values() if result["bench"] == "agreement" for row in result["rows"]]
     if not rows:
         return "Not measured yet."

@@ -133,9 +133,9 @@ def cpu_times(betons: Mapping[str, Path], repeats: int, log: Callable[[str], Non
 
 
 def sizes_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table of docs/data.md: a line for each way of writing."""
+    """Return the table of docs/how_to/pack_imagenet.md: a line for each way of writing."""
     lines = [
-        "| options | an image | ImageNet-1k | taken over | PSNR of the others | CPU time of decoding |",
+        "| options | per image | ImageNet-1k | taken over | PSNR of the others | CPU time of decoding |",
         "|---|---|---|---|---|---|",
     ]
     for result in results.values():

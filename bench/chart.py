@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # In inches. The height of a panel grows with its lines.
-_LINE, _NAMES, _WIDTH, _TEXTS, _BELOW = 0.22, 2.3, 4.8, 0.5, 0.6
+_LINE, _NAMES, _WIDTH, _TEXTS, _BELOW = 0.22, 2.3, 4.8, 0.5, 0.8
+_DPI = 110  # as a page shows it; a chart then is about as wide as a page's text
 # Readable on top of a line across the bars.
 _HEADING = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 
@@ -57,16 +58,17 @@ def grouped(pairs: Iterable[tuple[str, Bar]]) -> dict[str, list[Bar]]:
 
 
 def draw(path: Path, panels: Sequence[Panel], title: str = "") -> Path:
-    """Draw panels side by side as a PNG, and return its path."""
+    """Draw panels one below the other as a PNG for screens of twice the pixels, and return its path."""
     # max(1, ...), because a panel without bars still needs an axis.
     heights = [_LINE * max(1, sum(len(bars) + 1 for bars in panel.groups.values())) for panel in panels]
-    width, height = (_NAMES + _WIDTH + _TEXTS) * len(panels), max(heights) + _BELOW
-    figure = Figure(figsize=(width, height), dpi=110)
-    for number, (panel, inches) in enumerate(zip(panels, heights, strict=True)):
-        left = _NAMES + number * (_NAMES + _WIDTH + _TEXTS)
-        _draw_panel(
-            figure.add_axes((left / width, 1 - inches / height, _WIDTH / width, inches / height)), panel
-        )
+    width, height = _NAMES + _WIDTH + _TEXTS, sum(heights) + _BELOW * len(panels)
+    figure = Figure(figsize=(width, height), dpi=2 * _DPI)
+    top = height
+    for panel, inches in zip(panels, heights, strict=True):
+        top -= inches
+        area = (_NAMES / width, top / height, _WIDTH / width, inches / height)
+        _draw_panel(figure.add_axes(area), panel)
+        top -= _BELOW
     figure.text(_NAMES / width, 1 + 0.38 / height, title, fontsize=10, va="bottom")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight")

@@ -1,4 +1,4 @@
-"""The table of docs/scale.md that bench/gil.py's results make."""
+"""The table of docs/explanation/scale.md that bench/gil.py's results make."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,9 +22,9 @@ def gil_table(results: Mapping[str, dict[str, Any]]) -> str:
         rows = {(row["size"], row["measured"], row["num_threads"]): row["median"] for row in result["rows"]}
         ratios = {(row["size"], row["what"]): row["median"] for row in result["ratios"]}
         counts = sorted({num for _, measured, num in rows if measured == "cpu" and num != cores})
-        titles = ["px", "CPU time of a batch", "under the lock", "the lock is taken all the time at"]
+        titles = ["px", "CPU time per batch", "under the lock", "cores at which the lock is always taken"]
         titles += [f"CPU time, {num} threads" for num in counts]
-        titles += [f"page faults a batch, {num} threads" for num in (cores, *counts)]
+        titles += [f"page faults per batch, {num} threads" for num in (cores, *counts)]
         lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
         for size in dict.fromkeys(size for size, *_ in rows):
             cells = [
@@ -37,5 +37,5 @@ def gil_table(results: Mapping[str, dict[str, Any]]) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
         run = f"{machine['cpu']}, {cores} cores, batch {settings['batch_size']}, one view"
-        parts.append(f"{run} (bench/results/{name}):\n\n" + "\n".join(lines))
+        parts.append(f"{run} ([{name}](/bench/results/{name})):\n\n" + "\n".join(lines))
     return "\n\n".join(parts) or "Not measured yet: `python bench/gil.py`."

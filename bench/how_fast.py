@@ -1,4 +1,4 @@
-"""The table of speed-ups in docs/performance.md over other libraries, from the committed results.
+"""The table of speed-ups over other libraries, from the committed results.
 
 Lines of a GPU appear as soon as their files exist.
 """
@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
-from bench.schema import spread
 from bench.size_tables import RATE
 from bench.targets import best, headline, rows_of
 
@@ -45,23 +44,6 @@ def ratios(what: str, *labels: Mapping[str, Any]) -> Find:
     return find
 
 
-def loaders(ours: str, peer: str) -> Find:
-    """Return a search for ratios of loaders alone, repeat by repeat, with one and two crops."""
-
-    def find(result: Result) -> list[float]:
-        rows = {
-            (row["decoder"], row["num_views"]): row["values"]
-            for row in result["rows"]
-            if row["stage"] is None and row["measured"] in ("loader", "peer")
-        }
-        if not all((decoder, num) in rows for decoder in (ours, peer) for num in (1, 2)):
-            return []
-        pairs = [zip(rows[ours, num], rows[peer, num], strict=False) for num in (1, 2)]
-        return [spread([mine / theirs for mine, theirs in each])["median"] for each in pairs]
-
-    return find
-
-
 def slowest_stage(result: Result) -> list[float]:
     """Return the ratio of the recipe and stage that wait the most."""
     medians = [median for median, _ in headline(result).values()]
@@ -84,39 +66,38 @@ COST = ratios(
 WHOLE = ratios("samples/s / DALI's reader, whole pictures", *views(decoder="dali"))
 LINES = (
     Line(
-        "images of 500 px → one / two 224 crops", "ffcv's Loader (it decodes twice for two)", "sizes.json",
-        by_size("ffcv Loader"),
+        "loading images of 500 px: one / two crops of 224 px",
+        "ffcv's Loader, which decodes twice for two crops", "sizes.json", by_size("ffcv Loader"),
     ),
     Line("", "SPDL", "sizes.json", by_size("SPDL")),
     Line("", "DALI's own reader, on the CPU", "sizes.json", by_size("DALI's reader")),
     Line("", "WebDataset", "sizes.json", by_size("WebDataset")),
     Line("", "torchvision with DataLoader", "sizes.json", by_size("torchvision + DataLoader")),
+    Line("SimCLR's augmentations at level 3 (T3)", "Kornia's modules", "kernels-cpu.json", T3),
     Line(
-        "the `dali` decoder, on the CPU", "DALI's own reader, which decodes less than the picture",
-        "throughput-photos.json", loaders("dali", "dali_reader"),
-    ),
-    Line("SimCLR's views after the crop (T3), on the CPU", "Kornia's modules", "kernels-cpu.json", T3),
-    Line(
-        "writing a beton, photos taken over", "ffcv's DatasetWriter", "beton_write.json",
+        "writing a dataset file, JPEGs copied", "ffcv's DatasetWriter", "beton_write.json",
         ratios("fastpsl data write / ffcv DatasetWriter", {"photos": "taken over"}),
     ),
     Line(
-        "writing a beton, photos shrunk to 256 px", "ffcv's DatasetWriter", "beton_write.json",
+        "writing a dataset file, images shrunk to 256 px", "ffcv's DatasetWriter", "beton_write.json",
         ratios("fastpsl data write / ffcv DatasetWriter", {"photos": "longer side 256"}),
     ),
     Line(
-        "the `dali` decoder, one / two 224 crops", "ffcv's Loader", "decode-*.json",
+        "loading with the decoder `dali`: one / two crops of 224 px", "ffcv's Loader", "decode-*.json",
         ratios("samples/s / ffcv Loader", *views(decoder="dali")), True,
     ),
     Line("", "DALI's own reader and random_resized_crop", "decode-*.json", WHOLE, True),
-    Line("SimCLR's views after the crop (T3)", "Kornia's modules", "kernels-*.json", T3, True),
+    Line("SimCLR's augmentations at level 3 (T3)", "Kornia's modules", "kernels-*.json", T3, True),
     Line(
-        "training from JPEGs, the stage that waits the most", "the slower of its loader and its step alone",
+        "training from JPEGs, the stage that waits the most", "the slower of its loader and its step, alone",
         "throughput-*.json", slowest_stage, True,
     ),
-    Line("seconds of an epoch of PSL, rotation, eager", "one end to end", "step-*.json", COST, True),
     Line(
-        "detection's step, ResNet-50 C4", "torchvision's FasterRCNN", "detection-*.json",
+        "cost of an epoch of PSL, rotation, eager (below 1: cheaper)", "an epoch of end-to-end training",
+        "step-*.json", COST, True,
+    ),
+    Line(
+        "a step of detection, ResNet-50 C4", "torchvision's FasterRCNN", "detection-*.json",
         ratios("torchvision's ms / ours", {"backbone": "resnet50"}), True,
     ),
 )  # fmt: skip
@@ -129,7 +110,7 @@ def times(ratio: float) -> str:
 
 def how_fast_table(results: Mapping[str, Result]) -> str:
     """Return a Markdown table of our ratios over other libraries, below a line with the machines."""
-    lines = ["| | fastpsl | beside | |", "|---|---|---|---|"]
+    lines = ["| what | ratio | beside | file |", "|---|---|---|---|"]
     cpus: set[str] = set()
     gpus: set[str] = set()
     for line in LINES:
@@ -143,7 +124,8 @@ def how_fast_table(results: Mapping[str, Result]) -> str:
                 )
                 what = f"{line.what}, on a GPU" if line.is_gpu and line.what else line.what
                 ratio = " / ".join(map(times, figures))
-                lines.append(f"| {what} | {ratio} | {line.beside} | [{name}](../bench/results/{name}) |")
+                lines.append(f"| {what} | {ratio} | {line.beside} | [{name}](/bench/results/{name}) |")
     gpu_names = " and ".join(sorted(gpus)) or "not measured yet"
     machines = f"Without a GPU: {' and '.join(sorted(cpus))}. On a GPU: {gpu_names}."
-    return "\n".join([f"Ratios within one run; each line has its results file. {machines}", "", *lines])
+    words = "A ratio above 1 means that fastpsl is faster. Each is of one run with both in turn."
+    return "\n".join([f"{words} {machines}", "", *lines])

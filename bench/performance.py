@@ -1,18 +1,18 @@
-"""Writes the tables of docs/performance.md, docs/data.md, docs/scale.md and README, and all charts, from the
-committed results.
+"""Writes the tables of README and docs, and the charts of results, from the committed results.
 
     python bench/performance.py                    after a new file in bench/results/
     python bench/performance.py results-b.tgz ...  puts what parts of bench/gpu_day/ brought back there first
     python bench/performance.py --check            says whether the pages are what the files say; exit 1 where
                                                    not
 
-What stands between <!-- NAME begin --> and <!-- NAME end --> is written, the rest of a page is people's.
+What stands between <!-- NAME begin --> and <!-- NAME end --> is written, on every page that has these marks
+(bench/pages.py). The rest of a page is people's. PARTS has the names.
 """
 
 import argparse
 import json
-import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from bench.archive import read_archives
 from bench.beton_size import sizes_table
 from bench.gil_tables import gil_table
 from bench.how_fast import how_fast_table
-from bench.program import run_program
-from bench.ratios import PATHS, draw_ratios, kernel_ratios
+from bench.pages import written
+from bench.program import counted, run_program
+from bench.ratios import PATHS, kernel_ratios, losses_table
 from bench.scale_arithmetic import scale_tables
 from bench.schema import REHEARSAL, validate, write_result
 from bench.show import draw_throughput
@@ -34,8 +35,29 @@ from bench.targets import targets_table
 from bench.time_to_accuracy import draw_times
 
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
-OVERVIEW = DOCS / "images" / "performance.png"
+Results = Mapping[str, dict[str, Any]]
 DRAWN = {"throughput": draw_throughput, "kernels": draw_kernels, "time_to_accuracy": draw_times}
+WHAT = {
+    "agreement": "How far the crops of each decoder are from exact ones, on photos.",
+    "beton_size": "The size of an image in a dataset file, by the options of `fastpsl data write`.",
+    "beton_write": "`fastpsl data write` beside ffcv's DatasetWriter.",
+    "decode": "Decoding alone: the decoder `dali` by threads, DALI's own reader and ffcv's Loader.",
+    "detection": "A training step of detection beside torchvision's FasterRCNN.",
+    "determinism": "Which losses are equal on other numbers of processes, and after a kill.",
+    "gil": "CPU time per batch, in all and under the interpreter lock, and the cost of many threads.",
+    "gpu_day": "The steps of a part of `bench/gpu_day/`, with their exit codes.",
+    "kernels": "Augmentations of a batch: fused, one by one, by Kornia's modules and by torchvision.",
+    "labels": "The work on pseudo-labels between two epochs.",
+    "loader": "fastpsl's loader, by decoder, beside ffcv's Loader on the same dataset file.",
+    "order": "Random and quasi-random order, read from storage.",
+    "scaling": "The step and the loader on 1 to all GPUs of a node.",
+    "sizes": "Loaders alone, by image size, beside all others.",
+    "small": "Training and evaluation on 32 px images that stay on the device.",
+    "start": "Seconds from a command to its first batch and its first training step.",
+    "step": "The training step by recipe, stage and mode.",
+    "throughput": "The loader alone, the step alone and both together, and loaders beside others.",
+    "time_to_accuracy": "Seconds of training to a validation accuracy.",
+}
 _SPREAD = ("median", "quartile_1", "quartile_3", "values")
 
 
@@ -81,7 +103,7 @@ def plain(value: Any) -> str:
     return str(value)
 
 
-def machines(results: dict[str, dict[str, Any]]) -> str:
+def machines(results: Results) -> str:
     """Return a table with one line per file: machine, versions, load and repeats."""
     rows = []
     for name, result in results.items():
@@ -94,7 +116,7 @@ def machines(results: dict[str, dict[str, Any]]) -> str:
             if package in versions
         ]
         rows.append([
-            f"[{name}](../bench/results/{name})", result["bench"], machine["gpu"] or f"{machine['cpu']}, no "
+            f"[{name}](/bench/results/{name})", result["bench"], machine["gpu"] or f"{machine['cpu']}, no "
             "GPU", plain(machine["num_cores"]), plain(machine["driver"]),
             ", ".join(packages + ([f"dali {dali}"] if dali else [])),
             plain(machine["commit"]), f"{machine['load_average_before']:g}", str(settings["repeats"]),
@@ -119,63 +141,60 @@ def spreads(rows: list[dict[str, Any]], first: str) -> str:
 
 
 def section(name: str, result: dict[str, Any]) -> str:
-    """Return a file's section: its command, data, notes, ratios, rows and what was not measured."""
-    parts = [f"### {name}", f"`{result['command']}`"]
-    data = result["data"]
-    parts.append(
-        f"Data: {data.get('name', '-')}, {data['num_samples']:,} samples. "
-        + " ".join(f"Note: {note}." for note in result["notes"])
-    )
-    if result["bench"] in DRAWN:
-        chart = Path(name).with_suffix(".png")
-        parts.append(f"![{result['bench']}](../bench/results/{chart})")
+    """Return a file's section: what it measures, and folded its command, data, ratios, rows and gaps."""
+    machine, data = result["environment"], result["data"]
     ratios, rows = result["ratios"], result["rows"]
     if result["bench"] == "kernels":
         ratios = kernel_ratios(result)
         rows = [row | {"path": PATHS.get(row["path"])} for row in rows]
+    counts = [counted(len(rows), "row")] + ([counted(len(ratios), "ratio")] if ratios else [])
+    device = machine["gpu"] or f"{machine['cpu']}, {machine['num_cores']} cores"
+    notes = " ".join(f"Note: {note}." for note in result["notes"])
+    folded = [
+        f"Command: `{result['command']}`",
+        f"Data: `{data.get('name', 'no name')}`, {data['num_samples']:,} samples. {notes}",
+    ]
+    if result["bench"] in DRAWN:
+        chart = Path(name).with_suffix(".png")
+        folded.append(f"![Bars of the medians in {name}](/bench/results/{chart})")
     if ratios:
-        parts.append(spreads(ratios, "what"))
-    parts.append(f"<details><summary>{len(rows)} rows</summary>\n\n{spreads(rows, 'measured')}\n\n</details>")
+        folded.append(spreads(ratios, "what"))
+    folded.append(spreads(rows, "measured"))
     missing = [f"- not measured: {line['what']}: {line['reason']}" for line in result["not_measured"]]
-    return "\n\n".join(part.strip() for part in parts + ["\n".join(missing)] if part.strip())
+    folded.append("\n".join(missing))
+    return "\n\n".join([
+        f"### {name}",
+        f"{WHAT[result['bench']]} The file: [{name}](/bench/results/{name}).",
+        f"<details><summary>{' and '.join(counts)}, measured on {device}</summary>",
+        *(part.strip() for part in folded if part.strip()),
+        "</details>",
+    ])  # fmt: skip
 
 
-def pages(results: dict[str, dict[str, Any]]) -> dict[Path, dict[str, str]]:
-    """Return page → part → the text between its markers."""
-    of_gpus = {name: result for name, result in results.items() if result["environment"]["gpu"]}
-    sections = "\n\n".join(section(name, result) for name, result in results.items())
-    return {
-        DOCS / "performance.md": {
-            "how fast": how_fast_table(results),
-            "sizes": size_tables(results),
-            "targets": targets_table(of_gpus),
-            "machines": machines(results),
-            "results": sections,
-        },
-        DOCS / "data.md": {
-            "agreement": agreement_table(results),
-            "sizes": sizes_table(results),
-            "loaders": best_table(results),
-        },
-        DOCS / "scale.md": {"arithmetic": scale_tables(of_gpus), "lock": gil_table(results)},
-        ROOT / "README.md": {"loaders": best_table(results)},
-    }
+def of_gpus(results: Results) -> Results:
+    """Return the results of a GPU."""
+    return {name: result for name, result in results.items() if result["environment"]["gpu"]}
 
 
-def filled(text: str, parts: dict[str, str]) -> str:
-    """Return a page with its marked parts replaced.
+# Name of a part → the function that makes it of all results.
+PARTS: dict[str, Callable[[Results], str]] = {
+    "how fast": how_fast_table,
+    "losses": losses_table,
+    "loader sizes": size_tables,
+    "loaders": best_table,
+    "targets": lambda results: targets_table(of_gpus(results)),
+    "machines": machines,
+    "results": lambda results: "\n\n".join(section(name, result) for name, result in results.items()),
+    "agreement": agreement_table,
+    "sizes": sizes_table,
+    "arithmetic": lambda results: scale_tables(of_gpus(results)),
+    "lock": gil_table,
+}
 
-    Raises:
-        ValueError: A marker is missing or repeated.
-    """
-    for name, content in parts.items():
-        marked = re.compile(rf"(<!-- {name} begin[^>]*-->\n).*?(<!-- {name} end -->)", re.DOTALL)
-        text, num = marked.subn(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)  # noqa: B023
-        if num != 1:
-            raise ValueError(
-                f"{num} parts are marked <!-- {name} begin --> ... <!-- {name} end -->; there must be one"
-            )
-    return text
+
+def pages(results: Results) -> dict[Path, str]:
+    """Return page → its text with the parts that the results make."""
+    return written(ROOT, {name: part(results) for name, part in PARTS.items()})
 
 
 def main() -> int:
@@ -195,14 +214,8 @@ def main() -> int:
     for name, result in read_archives(options.archives).items():
         write_result(RESULTS / name, result)
     results = read_results(RESULTS)
-    stale = []
-    for path, parts in pages(results).items():
-        before = path.read_text()
-        after = filled(before, parts)
-        if after != before:
-            stale.append(path)
-            if not options.check:
-                path.write_text(after)
+    made = pages(results)
+    stale = [path for path, text in made.items() if path.read_text() != text]
     if options.check:
         for path in stale:
             print(
@@ -213,11 +226,9 @@ def main() -> int:
     for name, result in results.items():
         if result["bench"] in DRAWN:
             DRAWN[result["bench"]](result, (RESULTS / name).with_suffix(".png"))
-    draw_ratios(results, OVERVIEW)
-    print(
-        f"{len(results)} files: {', '.join(str(path.relative_to(ROOT)) for path in pages(results))}, "
-        f"{OVERVIEW.relative_to(ROOT)}"
-    )
+    for path in stale:
+        path.write_text(made[path])
+    print(f"{len(results)} files: {', '.join(str(path.relative_to(ROOT)) for path in made)}")
     return 0
 
 

@@ -1,48 +1,60 @@
-"""The overview of all results: our speed-ups over others, wins and losses, and how much training waits."""
+"""Our speed-ups over others in all results, wins and losses, and how much training waits."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from bench.chart import Bar, Panel, draw, grouped
 from bench.peers import TITLES
 from bench.program import counted
 from bench.schema import spread
 from bench.show_kernels import TITLES as PATHS
 
-_WIN, _LOSS, _PLAIN = "#0072B2", "#D55E00", "#777777"
+Result = Mapping[str, Any]
+WAITS_FOR = "the slower of its loader and its step, alone"
 
 
 class Ratio(NamedTuple):
-    """The spread of one of our ratios, and the file of its result."""
+    """One of our ratios, above 1 if ours is faster.
 
-    text: str
+    Attributes:
+        what: What is measured.
+        ours: Which of ours.
+        beside: What it is compared with.
+        case: The views, stage or size; ratios that differ in it alone share a line of a table.
+        file: The file of the result.
+        row: Mapping with median, quartile_1 and quartile_3.
+    """
+
+    what: str
+    ours: str
+    beside: str
+    case: str
     file: str
     row: Mapping[str, Any]
 
 
-def against_others(results: Mapping[str, dict[str, Any]]) -> list[Ratio]:
-    """Return every ratio of ours to another's, and of fused to unfused, above 1 if the former is faster."""
+def against_others(results: Mapping[str, Result]) -> list[Ratio]:
+    """Return every ratio of ours to another's, and of fused augmentations to ours one by one."""
     ratios = []
     for name, result in results.items():
-        for row in kernel_ratios(result) if result["bench"] == "kernels" else result["ratios"]:
-            views = f", {counted(row['num_views'], 'view')}" if row.get("num_views") else ""
-            text = None
-            if result["bench"] == "beton_write":
-                text = f"{row['what']}, {row['photos']}"
-            elif result["bench"] in ("loader", "decode") and row["decoder"] != "ffcv_loader":
-                threads = f", {row['num_threads']} threads" if "num_threads" in row else ""
-                text = f"ours by {row['decoder']}{threads} / {_other(row['what'])}{views}"
-            elif result["bench"] == "kernels":
-                text = f"{row['chain']}: {row['what']}, ms"
-            if text:
-                ratios.append(Ratio(text, name, row))
-        if result["bench"] == "throughput":
+        if result["bench"] == "beton_write":
+            for row in result["ratios"]:
+                what = f"writing a dataset file, {row['photos']}"
+                ratios.append(Ratio(what, "fastpsl data write", "ffcv's DatasetWriter", "", name, row))
+        elif result["bench"] == "kernels":
+            for row in kernel_ratios(result):
+                beside, ours = row["what"].split(" / ")
+                ratios.append(Ratio(f"augmentation: {row['chain']}", ours, beside, "", name, row))
+        elif result["bench"] in ("loader", "decode"):
+            for row in result["ratios"]:
+                if row["decoder"] != "ffcv_loader":
+                    case = counted(row["num_views"], "view")
+                    ratios.append(Ratio("loader alone", _decoder(row), _other(row["what"]), case, name, row))
+        elif result["bench"] in ("throughput", "sizes"):
             ratios += _loaders(name, result)
     return ratios
 
 
-def kernel_ratios(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def kernel_ratios(result: Result) -> list[dict[str, Any]]:
     """Return each path's time over ours in a result of bench/kernels.py, with titles as names of paths.
 
     Ours is fused; where there is no fused kernel it is unfused, repeat by repeat.
@@ -67,51 +79,54 @@ def _other(what: str) -> str:
     return TITLES.get(other, other)
 
 
-def _loaders(name: str, result: dict[str, Any]) -> list[Ratio]:
-    """Return our fastest decoder over each peer, loaders alone, repeat by repeat."""
-    ratios = []
-    rows = [row for row in result["rows"] if row["measured"] in ("loader", "peer") and row["stage"] is None]
-    for num in sorted({row["num_views"] for row in rows}):
-        rows_here = [row for row in rows if row["num_views"] == num and row["decoder"] != "synthetic"]
-        our_rows = [row for row in rows_here if row["measured"] == "loader"]
-        best = max(our_rows, key=lambda row: row["median"], default=None)
-        for peer in rows_here:
-            if best and peer["measured"] == "peer":
-                both = spread([a / b for a, b in zip(best["values"], peer["values"], strict=False)])
-                text = f"ours by {best['decoder']} / {TITLES[peer['decoder']]}, {counted(num, 'view')}"
-                ratios.append(Ratio(text, name, both))
-    return ratios
+def _decoder(row: Mapping[str, Any]) -> str:
+    threads = f", {counted(row['num_threads'], 'thread')}" if "num_threads" in row else ""
+    return f"decoder `{row['decoder']}`{threads}"
 
 
-def waiting(results: Mapping[str, dict[str, Any]]) -> list[Ratio]:
-    """Return the rates of both together over the slower of loader and step; 1 means no mutual slow-down."""
-    ratios = []
-    for name, result in results.items():
-        for row in result["ratios"] if result["bench"] == "throughput" else ():
-            if row["what"] == "both / min(loader, step)" and row["decoder"] != "synthetic":
-                stage = f"{row.get('recipe', 'jigsaw')} {row['stage']}"
-                ratios.append(
-                    Ratio(f"{stage}, {row['decoder']}, {counted(row['num_views'], 'view')}", name, row)
-                )
-    return ratios
-
-
-def draw_ratios(results: Mapping[str, dict[str, Any]], path: Path) -> Path:
-    """Draw two panels with the bars of each file below its name, and return the chart's path."""
-    ours = _panel(
-        "ours over others', and fused over unfused (times as fast; 1: equal)",
-        against_others(results),
-        _WIN,
-        _LOSS,
-    )
-    both = _panel("both together / the slower of loader and step", waiting(results), _PLAIN, _PLAIN)
-    return draw(path, [ours, both])
-
-
-def _panel(title: str, ratios: list[Ratio], from_one: str, below: str) -> Panel:
-    bars = [
-        (file, Bar(text, row, below if row["median"] < 1 else from_one, f"{row['median']:.2f}"))
-        for text, file, row in ratios
+def _loaders(name: str, result: Result) -> Iterator[Ratio]:
+    """Yield the ratio of each of our decoders to each peer, loaders alone, repeat by repeat."""
+    rows = [
+        row
+        for row in result["rows"]
+        if row["measured"] in ("loader", "peer")
+        and row.get("stage") is None
+        and row["decoder"] != "synthetic"
     ]
-    is_log = any(bar.row["median"] > 20 for _, bar in bars)
-    return Panel(title, "ratio (median, quartiles)", grouped(bars), line=1.0, is_log=is_log)
+    for ours in rows:
+        for peer in rows:
+            is_pair = ours["measured"] == "loader" and peer["measured"] == "peer"
+            if is_pair and all(ours.get(label) == peer.get(label) for label in ("num_views", "size")):
+                both = spread([a / b for a, b in zip(ours["values"], peer["values"], strict=False)])
+                case = counted(ours["num_views"], "view") + (
+                    f" of {ours['size']} px" if "size" in ours else ""
+                )
+                yield Ratio("loader alone", _decoder(ours), TITLES[peer["decoder"]], case, name, both)
+
+
+def waiting(results: Mapping[str, Result]) -> list[Ratio]:
+    """Return the rates of training over the slower of loader and step; 1 means no mutual slow-down."""
+    return [
+        Ratio(
+            f"training, {row.get('recipe', 'jigsaw')}", f"decoder `{row['decoder']}`", WAITS_FOR,
+            f"{row['stage']} with {counted(row['num_views'], 'view')}", name, row,
+        )
+        for name, result in results.items()
+        if result["bench"] == "throughput"
+        for row in result["ratios"]
+        if row["what"] == "both / min(loader, step)" and row["decoder"] != "synthetic"
+    ]  # fmt: skip
+
+
+def losses_table(results: Mapping[str, Result]) -> str:
+    """Return a Markdown table of all ratios below 1; a line has those of one of ours on one task."""
+    lines: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for each in (*against_others(results), *waiting(results)):
+        if round(each.row["median"], 2) < 1:
+            beside = lines.setdefault((each.what, each.ours, each.file), {}).setdefault(each.beside, [])
+            beside.append(f"{each.row['median']:.2f}x" + (f" ({each.case})" if each.case else ""))
+    rows = ["| what | fastpsl | slower than, with the ratio of the speeds | file |", "|---|---|---|---|"]
+    for (what, ours, file), peers in lines.items():
+        cells = "; ".join(f"{peer}: {', '.join(ratios)}" for peer, ratios in peers.items())
+        rows.append(f"| {what} | {ours} | {cells} | [{file}](/bench/results/{file}) |")
+    return "\n".join(rows)

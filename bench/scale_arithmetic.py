@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scale.md: the demands of 8 and 64 GPUs on storage, decoders and network.
+"""The arithmetic of docs/explanation/scale.md: the demands of 8 and 64 GPUs on storage, decoders and network.
 
 They are derived from measurements on one GPU. The networks' bandwidths are assumptions, and are called so.
 Gradient bytes are counted in the recipe's own stages.
@@ -64,7 +64,7 @@ def all_reduce_ms(num_bytes: int, num_gpus: int, gb_per_s: float) -> float:
 
 
 def scale_tables(results: Mapping[str, dict[str, Any]]) -> str:
-    """Return the Markdown of docs/scale.md's arithmetic.
+    """Return the Markdown of the arithmetic of docs/explanation/scale.md.
 
     Args:
         results: File name → result of a GPU. First tries stand in for missing figures, and are called so.
@@ -82,25 +82,25 @@ def scale_tables(results: Mapping[str, dict[str, Any]]) -> str:
         source = f"Steps and decoding: {', '.join(files)}."
     else:
         source = (
-            "Steps are first tries on one H200 (ResNet-50, eager, batch 256, jigsaw's tiles), as no results "
-            "file of a GPU is "
-            "here yet."
+            "Steps are first tries on one H200 (ResNet-50, eager, batch 256, jigsaw's tiles), as there is no "
+            "results file of a GPU yet."
         )
     inputs = [
         StageInput(stage, rates.get(stage, FIRST_TRIES[stage]), num) for stage, num in gradients().items()
     ]
     assumptions = (
-        f"{source} Bytes are counted. All else is arithmetic, with these assumptions: a ring's all-reduce, "
-        "none of it hidden "
-        f"behind the backward pass (DDP hides most of it); {NVLINK_GB_PER_S:g} GB/s of bus bandwidth within "
-        "a node of 8 (of "
-        f"NVLink's 450 in one direction), {NETWORK_GB_PER_S:g} GB/s a GPU between nodes (of a 400 Gbit/s "
-        "port's 50); pictures of "
-        f"{BYTES_PER_IMAGE // 1000} KB; nothing for stragglers."
+        f"{source}\nBytes are counted. All else is arithmetic, with these assumptions:\n\n"
+        "- The all-reduce is a ring, and none of it is hidden behind the backward pass. (DDP hides most of "
+        "it.)\n"
+        f"- A node of 8 GPUs has {NVLINK_GB_PER_S:g} GB/s of bus bandwidth, of NVLink's 450 in one "
+        "direction.\n"
+        f"- Between nodes, each GPU has {NETWORK_GB_PER_S:g} GB/s, of a 400 Gbit/s port's 50.\n"
+        f"- An image has {BYTES_PER_IMAGE // 1000} KB.\n"
+        "- No rank is slower than the others."
     )
     titles = (
-        "jigsaw", "images/s of a GPU", "step of 256", "gradients", "all-reduce, 8 GPUs", "64 GPUs",
-        "at least of linear, 8 / 64", "storage, 8 / 64",
+        "jigsaw", "images/s per GPU", "step of 256", "gradients", "all-reduce, 8 GPUs", "64 GPUs",
+        "share of linear scaling, at least, 8 / 64", "storage, 8 / 64",
     )  # fmt: skip
     lines = [assumptions, "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for stage, rate, num_bytes in inputs:
@@ -118,19 +118,18 @@ def scale_tables(results: Mapping[str, dict[str, Any]]) -> str:
     if decoded:
         row = min(decoded, key=lambda row: row["median"])
         decoding = (
-            f"{row['median']:,.0f} a second by {row['cores_used']:.1f} cores ({row['stage']}), "
-            f"{row['median'] / fastest:.1f} times"
+            f"{row['median']:,.0f} images per second were decoded by {row['cores_used']:.1f} cores "
+            f"({row['stage']}). That is {row['median'] / fastest:.1f} times"
         )
     else:
         decoding = (
-            f"{FIRST_DECODED:,.0f} a second (of 55 KB each) were decoded and cropped with 16 threads, "
-            f"{FIRST_DECODED_4:,.0f} with 4 (first "
-            f"tries), the latter {FIRST_DECODED_4 / fastest:.1f} times"
+            f"In first tries, {FIRST_DECODED:,.0f} images per second (of 55 KB each) were decoded and "
+            f"cropped with 16 threads,\nand {FIRST_DECODED_4:,.0f} with 4. The latter is "
+            f"{FIRST_DECODED_4 / fastest:.1f} times"
         )
     end = (
-        f"Each GPU decodes its own pictures: {decoding} what the fastest stage asks. Storage is read once "
-        "an epoch at most, and not "
-        f"at all where the nodes' page caches hold their shares: ImageNet's 1.28 M pictures are "
-        f"{IMAGENET_GB} GB."
+        f"Each GPU decodes its own images. {decoding} what the fastest stage asks for.\n\nStorage is read at "
+        "most once per epoch. It is not read at all if the nodes' page caches hold their shares.\nImageNet's "
+        f"1.28 M images are {IMAGENET_GB} GB."
     )
     return "\n".join([*lines, "", end])

@@ -5,8 +5,8 @@
 
 Each number of ranks is a torchrun of its own: the trainer's TrainStep under DDP, as many images a rank each
 time, a fixed number of steps, since all ranks must make as many. On one GPU there is nothing to compare; the
-inputs of docs/scale.md's arithmetic are measured either way: the loader's rate and cores, the step, bytes of
-the gradients that are summed (those of learning blocks alone), bytes/s of storage.
+inputs of the arithmetic in docs/explanation/scale.md are measured either way: the loader's rate and cores,
+the step, bytes of the gradients that are summed (those of learning blocks alone), bytes/s of storage.
 """
 
 import json

@@ -39,7 +39,9 @@ from fastpsl.pipelines.data.dataset import Dataset, read_bytes
 SCHEMA = 1
 MAX_COMPARED = 20_000  # samples that are compared with each other
 # These may have fewer values than repeats: a time limit ends them, a run stops early, or nothing varies.
-MAY_BE_FEWER = ("beton_size", "throughput", "time_to_accuracy", "scaling", "small", "detection")
+MAY_BE_FEWER = (
+    "beton_size", "throughput", "time_to_accuracy", "scaling", "small", "detection", "determinism",
+)  # fmt: skip
 REHEARSAL = "a rehearsal at tiny values: its figures mean nothing"
 SHARED_LOAD = 0.5  # a higher load average before a bench starts means that other work ran
 PACKAGES = (
@@ -73,6 +75,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "beton_write": {},
     "decode": {"decoder": str, "num_threads": int, "num_views": int, "cores_used": float},
     "detection": {"variant": str, "backbone": str, "pictures_per_s": float, "peak_mib": int | None},
+    "determinism": {"recipe": str, "network": str, "num_processes": int, "killed_at": int | None},
     "gil": {"size": str, "num_threads": int, "decoder": str},
     "gpu_day": {"exit": int, "said": str},
     "kernels": {"chain": str, "path": str, "num_bytes": int, "gb_per_s": float, "percent_of_copy": float},

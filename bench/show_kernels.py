@@ -16,7 +16,8 @@ COLOURS = {
 # `kornia` is the value of --augment: our own operations, one after the other.
 TITLES = {
     "fused": "fused", "kornia": "unfused", "kornia_modules": "Kornia's modules",
-    "torchvision_batch": "torchvision, one draw a batch", "torchvision_images": "torchvision, image by image",
+    "torchvision_batch": "torchvision, one draw per batch",
+    "torchvision_images": "torchvision, image by image",
 }  # fmt: skip
 # 256 samples of 224 px to fp16 on one H200: milliseconds of the fused path, and Kornia's modules over it.
 TO_REACH = {"SimCLR T3": (0.17, 100.0), "jigsaw": (0.1, None), "rotation, all 8": (0.5, None)}
@@ -41,7 +42,7 @@ def draw_kernels(result: dict[str, Any], path: Path) -> Path:
         f"copy {copy['gb_per_s']:,.0f} GB/s\n{machine['gpu'] or machine['cpu']}, "
         f"{machine['num_cores']} cores, load average {machine['load_average_before']} before"
     )
-    axis = "ms a batch (median, quartiles; logarithmic)"
+    axis = "ms per batch (median, quartiles; logarithmic)"
     return draw(path, [Panel("black line: at the speed of a copy", axis, grouped(bars), is_log=True)], title)
 
 
@@ -60,7 +61,7 @@ def show_kernels(result: dict[str, Any], console: Console) -> None:
         "GB/s",
         "% of a copy",
         "x fused",
-        title="a batch (medians)",
+        title="per batch (medians)",
         caption="x fused: the median over repeats of each repeat's ratio, not the ratio of the medians",
     )
     ratios = {(row["chain"], row["what"]): row["median"] for row in result["ratios"]}

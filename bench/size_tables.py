@@ -81,10 +81,10 @@ def best_table(results: Mapping[str, Result]) -> str:
 
 
 def size_tables(results: Mapping[str, Result]) -> str:
-    """Return the Markdown of docs/performance.md: the best peers, and below them all loaders."""
+    """Return Markdown tables of the best peers, and below them of all loaders."""
     if not (best := best_table(results)):
         return "Not measured yet: `python bench/sizes.py`."
-    parts = [f"Ours by the decoder that `auto` takes, over the best peer of each cell. {best}"]
+    parts = [f"fastpsl, by the decoder that `auto` takes, over the best other loader of each cell. {best}"]
     for name, result in _files(results):
         by_loader: dict[tuple[str, int], dict[str, dict[str, str]]] = {}
         sizes = list(dict.fromkeys(row["size"] for row in result["rows"]))
@@ -100,7 +100,9 @@ def size_tables(results: Mapping[str, Result]) -> str:
                 f"{cells[size]['rate']}, {cells[size]['cpu']}" if size in cells else "-" for size in sizes
             )
             lines.append(_line([str(num), loader, *texts]))
-        parts.append(f"Samples/s, and CPU time of all cores a sample ({name}):\n\n" + "\n".join(lines))
+        parts.append(
+            f"Samples per second, and CPU time of all cores per sample ({name}):\n\n" + "\n".join(lines)
+        )
     return "\n\n".join(parts)
 
 

@@ -220,7 +220,7 @@ TARGETS = (
         ">= 0.98", "-", _headline("throughput", 0.98, *JPEG_DECODERS),
     ),
     Target(
-        "the same on 32-px pictures kept on the GPU", ">= 0.95", "-", _headline("small", 0.95, "resident"),
+        "the same on 32 px images that stay on the GPU", ">= 0.95", "-", _headline("small", 0.95, "resident"),
     ),
     Target(
         "cores that the loader takes at those rates", "<= 4 of 16",

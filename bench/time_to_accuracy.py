@@ -7,10 +7,10 @@ seeds.
     python bench/time_to_accuracy.py  the embedded sample at 32 px: shows that it works, and no more
 
 A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and
-length (--epochs, --batch-size); the online monitor looks after each epoch (docs/knn.md). The clock
-starts when the data is open and the weights are drawn: loaders, compiling, first batches, checkpoints, passes
-for labels, and the held-out pass at a stage's end are on it, the looks are not. A target counts from the
-end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of the accuracies.
+length (--epochs, --batch-size); the online monitor looks after each epoch (docs/how_to/monitoring.md). The
+clock starts when the data is open and the weights are drawn: loaders, compiling, first batches, checkpoints,
+passes for labels, and the held-out pass at a stage's end are on it, the looks are not. A target counts from
+the end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of the accuracies.
 """
 
 import contextlib

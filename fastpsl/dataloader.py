@@ -30,18 +30,26 @@ _SHORTER_OF_SIZE = 256 / 224  # for evaluation: ImageNet's usual resize to 256 a
 
 @final
 class EpochLoader:
-    """An iterable over epochs, returned by `loader`: each `for` loop over it is one epoch.
+    """An iterable over epochs, returned by `fastpsl.loader`: each `for` loop over it is one epoch.
 
-    In training each loop is the next epoch, with another order and other draws, and all batches are full. In
-    evaluation each sample comes once, in the data set's order and without padding. The last batch may be
-    smaller, and some ranks may have one batch fewer, so sum over the ranks after the loop and not within it.
+    In training, each loop is the next epoch, with another order and other augmentations, and all batches are
+    full. In evaluation, each sample comes once, in the order of the data and without padding. The last batch
+    may be smaller, and some ranks may have one batch fewer. Sum over the ranks after the loop, not within it.
 
     Attributes:
+        loader: The `fastpsl.Loader` that it reads from.
         dataset: The open data set.
-        batch_size: Samples of a step over all ranks.
-        batch_size_per_rank: Samples of a step on this rank.
-        mean: The mean of the first view's normalisation.
-        std: The standard deviation of the first view's normalisation.
+        batch_size: Samples per step over all ranks.
+        batch_size_per_rank: Samples per step on this rank.
+        num_samples: Samples of the data set.
+        num_classes: Classes of the data set.
+        class_names: The names of the classes, or None.
+        mean: The mean of the first view's normalisation, one value per channel, for pixels in [0, 1].
+        std: The standard deviation of the first view's normalisation, one value per channel.
+        device: The device of the batches.
+        dtype: The dtype of the inputs.
+        with_indices: Whether batches have indices.
+        augment: The implementation of the views' operations.
         epoch: The epoch of the next loop.
     """
 
@@ -74,7 +82,11 @@ class EpochLoader:
         self._owns_data = owns_data
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next loop, to resume or to repeat one."""
+        """Set the epoch of the next loop, to resume or to repeat one.
+
+        Args:
+            epoch: The epoch, from 0.
+        """
         self.epoch = epoch
 
     @property
@@ -91,7 +103,11 @@ class EpochLoader:
         return max(0, -(-(num_parts - loader.rank) // loader.world))
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """Yield (inputs, labels) or (inputs, labels, indices), as described in `loader`."""
+        """Iterate over one epoch.
+
+        Yields:
+            Tuples (inputs, labels) or (inputs, labels, indices), as `fastpsl.loader` describes them.
+        """
         epoch = self.epoch
         if self.loader.train:
             self.epoch += 1
@@ -148,7 +164,7 @@ def _without_padding(batch: Batch, num: int) -> Batch:
 
 
 class LoaderOptions(TypedDict, total=False):
-    """The further options of `loader`, which are those of `Loader`."""
+    """The further options of `loader`, which are those of `fastpsl.Loader`."""
 
     seed: int
     order: str
@@ -178,37 +194,39 @@ def loader(
     world: int | None = None,
     **options: Unpack[LoaderOptions],
 ) -> EpochLoader:
-    """Open data for a training loop of one's own, where `batch_size` is that of all ranks together.
+    """Open data for a training loop that you write, where `batch_size` is that of all ranks together.
 
-    Use it as `for inputs, labels in fastpsl.loader(...)`; each loop is an epoch.
+    Use it as `for inputs, labels in fastpsl.loader(...)`. Each loop is an epoch.
 
     Args:
-        data: A beton, a glob of shards, a folder of images, or an open data set. None is the embedded sample
-            (its training or test part).
-        views: The views of each sample. By default `num_views` views of `size_px`: for training torchvision's
-            RandomResizedCrop and a flip, for evaluation the middle square of 7/8 of the shorter side.
+        data: The path of a folder of images, a list of images, a dataset file (.beton) or a glob of such
+            files; or an open data set. None means the generated sample (its training or its test part).
+        views: The views of each sample. By default, `num_views` views of `size_px`. In training, a default
+            view is torchvision's RandomResizedCrop and a flip; in evaluation, the middle square of 7/8 of the
+            shorter side.
         batch_size: Samples per step over all ranks, which share them equally.
-        train: Whether to train or to evaluate.
-        num_views: The number of default views (1).
-        size_px: The side of the default views (224).
+        train: Whether to train (shuffled, full batches) or to evaluate (in order, each sample once).
+        num_views: The number of default views; 1 if it is not given.
+        size_px: The side of the default views in pixels; 224 if it is not given.
         with_indices: Whether to yield indices, too.
-        dtype: The dtype of the inputs.
-        device: The device of the batches; "auto" is this process's CUDA device if there is one.
-        augment: The implementation of the views' operations: "unfused" for one after the other, "fused" for
-            few kernels, "auto" for fused if possible.
-        rank: This process's rank; by default torch.distributed's, else that of torchrun's environment, or 0.
-        world: The number of ranks; by default from the same place, or 1.
-        options: Further arguments of `pipelines.loader.Loader`: seed, order, lanes, decoder,
-            hw_decoder_load, num_threads, prefetch_batches, timeout_s, on_bad_sample.
+        dtype: The floating dtype of the inputs.
+        device: The device of the batches. "auto" is this process's CUDA device if there is one.
+        augment: How the views' operations run: "unfused" (one after the other), "fused" (few kernels), or
+            "auto" (fused if possible).
+        rank: This process's rank. By default, torch.distributed's, or else that of torchrun's environment, or
+            0.
+        world: The number of ranks. By default, from the same place, or 1.
+        **options: Further options of `fastpsl.Loader`: seed, order, lanes, decoder, hw_decoder_load,
+            num_threads, prefetch_batches, timeout_s and on_bad_sample.
 
     Returns:
-        An iterable that yields tuples on the device: inputs, `dtype` [B, 3, size_px, size_px], normalised, in
-        channels-last memory (a list of such tensors for several views); labels, int64 [B], -1 if the data has
-        none; and `with_indices` the dataset indices, int64 [B], -1 for a skipped sample that another
-        replaces. B is this rank's share, `batch_size` over the number of ranks.
+        An iterable that yields tuples on the device. The inputs are `dtype` [B, C, size_px, size_px],
+        normalised, in channels-last memory; for several views, a list of such tensors. The labels are int64
+        [B], -1 if the data has none. With `with_indices`, the data set's indices follow, int64 [B], -1 for a
+        skipped sample that another replaces. B is this rank's share, `batch_size` over the number of ranks.
 
     Raises:
-        ValueError: If an argument is out of its range or the arguments do not fit together.
+        ValueError: An argument is out of range, or the arguments do not fit together.
     """
     if views is not None and (num_views is not None or size_px is not None):
         raise ValueError("loader: views were given, and num_views or size_px too; give either")

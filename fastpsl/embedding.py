@@ -35,27 +35,30 @@ def embed(
     precision: Precision = "auto",
     on_bad_sample: Literal["raise", "skip"] = "raise",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features and labels of all images, in the data set's order.
+    """Return the features and labels of all images, in the order of the data.
 
-    The model stays as it is, and computes on a copy. Under torchrun each process computes all images.
+    The model stays as it is, because the call computes on a copy. Under torchrun, each process computes all
+    images.
 
     Args:
-        model: A model, or what `load` takes.
-        data: A folder of images, a list of them, a beton, a glob of shards, or an open data set. None is the
-            training part of the embedded sample.
-        block: "final" (the last block), "B1", "B2", … or the network's own name, such as "conv5".
-        size_px: Side of the images; by default that of the model's `transform`.
-        whole: Whether to show an image's whole middle square, and not 224/256 of it.
+        model: A model, or whatever `fastpsl.load` takes.
+        data: The path of a folder of images, a list of images, a dataset file (.beton) or a glob of such
+            files; or an open data set, such as `fastpsl.Beton`. None means the training part of the generated
+            sample.
+        block: "final" (the last block), "B1", "B2", …, or the network's own name, such as "conv5".
+        size_px: Side of the images, in pixels. By default, that of the model's `transform`.
+        whole: Whether to show the whole middle square of an image, instead of the middle 224/256 of it.
         batch_size: Images per pass.
-        device: "auto" is CUDA where there is one.
-        precision: "auto" is fp16 on CUDA and fp32 on the CPU.
-        on_bad_sample: "skip" gives images that cannot be decoded rows of NaN.
+        device: "auto" (CUDA if there is a GPU), "cpu" or "cuda".
+        precision: "auto" (fp16 on CUDA, fp32 on the CPU), "fp32", "bf16" or "fp16".
+        on_bad_sample: For images that cannot be decoded: "raise", or "skip" to give them rows of NaN.
 
     Returns:
-        The features, float32 [N, C], averages over all positions; the labels, int64 [N], -1 for none.
+        The features, a float32 array [N, C], averaged over all positions of the block's maps; and the labels,
+        an int64 array [N], -1 for images without a label.
 
     Raises:
-        ValueError: Model, data or an option is wrong; in one line.
+        ValueError: The model, the data or an option is wrong. The message is one line.
     """
     if not isinstance(model, Model):
         model = load(model)

@@ -1,6 +1,6 @@
-"""The evaluation recipes as functions: each returns the numbers of its result.json, in percent.
+"""Run the evaluation recipes as functions. Each returns the numbers of its result.json, in percent.
 
-They print and write what the recipes' commands do. Options are the recipes' own, with _ for -.
+They print and write what the recipes' commands do. Their options are the recipes' own, with `_` for `-`.
 """
 
 import os
@@ -37,23 +37,25 @@ def knn(
     model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
     **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Score held-out images by their nearest neighbours among the training images.
+    """Score validation images by their nearest neighbours among the training images.
 
     Args:
-        model: A model, or what `fastpsl.load` takes. None stands for random weights: give
-            random_weights=True and a backbone, unless the data is the sample.
-        data: Training images: a folder, a list of images, a beton or a glob of shards. None is the embedded
-            sample, with its own held-out images.
-        val: Held-out images, likewise.
-        out: The folder of results; by default a new numbered one under runs/.
-        options: Such as k, temperature, vote, block, size_px, batch_size.
+        model: A model, or whatever `fastpsl.load` takes. None stands for random weights: give
+            random_weights=True and a backbone, unless the data is the generated sample.
+        data: Training images with labels: the path of a folder, a dataset file (.beton), a glob of such
+            files, or a list of images. None means the generated sample, with its own validation images.
+        val: Validation images with labels, in the same forms.
+        out: The folder of the results. By default, a new numbered folder under runs/.
+        **options: Further options of `fastpsl eval knn`, such as k, temperature, vote, block, size_px and
+            batch_size.
 
     Returns:
-        Such as {"top1_k20": 71.2, "top1_k20_majority": 70.8, …}.
+        Accuracies by name: "top1_k20" for the weighted vote of 20 neighbours, "top1_k20_majority" for their
+        majority vote.
 
     Raises:
-        ValueError: A path, an option or a value is wrong; in one line.
-        KeyboardInterrupt: It was interrupted.
+        ValueError: A path, an option or a value is wrong. The message is one line.
+        KeyboardInterrupt: The evaluation was interrupted.
     """
     return _numbers("knn", model, {"data": data, "val": val, "out": out, **options})
 
@@ -62,17 +64,22 @@ def linear(
     model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
     **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Train a linear classifier on each frozen block, and score it on held-out images.
+    """Train a linear classifier on each frozen block, and score it on validation images.
 
     Args:
         model: As in `knn`.
         data: As in `knn`.
         val: As in `knn`.
         out: As in `knn`.
-        options: Such as protocol, epochs, lr, size_px, batch_size, max_steps_per_stage.
+        **options: Further options of `fastpsl eval linear`, such as protocol, epochs, lr, size_px, batch_size
+            and max_steps_per_stage.
 
     Returns:
-        Such as {"top1_B1": 12.3, …}.
+        Accuracies by name, such as "top1_B1" for block B1.
+
+    Raises:
+        ValueError: As in `knn`.
+        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
     """
     return _numbers("linear_probe", model, {"data": data, "val": val, "out": out, **options})
 
@@ -81,17 +88,22 @@ def semi_supervised(
     model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
     **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Train a copy of the model further on a few labels, and score it on held-out images.
+    """Train a copy of the model further on a few labels, and score it on validation images.
 
     Args:
         model: As in `knn`. It does not change.
         data: As in `knn`.
         val: As in `knn`.
         out: As in `knn`.
-        options: Such as percent, protocol, label_list, epochs, lr.
+        **options: Further options of `fastpsl eval few-labels`, such as percent, protocol, label_list, epochs
+            and lr.
 
     Returns:
-        top1 and top5.
+        The accuracies "top1" and, for more than five classes, "top5".
+
+    Raises:
+        ValueError: As in `knn`.
+        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
     """
     return _numbers("semi_supervised", model, {"data": data, "val": val, "out": out, **options})
 
@@ -100,17 +112,21 @@ def block_probe(
     model: Weights, data: Place | None = None, val: Place | None = None, *, out: Place | None = None,
     **options: Any,
 ) -> dict[str, float]:  # fmt: skip
-    """Train SSL++'s classifiers of several layers on frozen blocks, and score them on held-out images.
+    """Train SSL++'s classifiers of several layers on frozen blocks, and score them on validation images.
 
     Args:
         model: As in `knn`.
         data: As in `knn`.
         val: As in `knn`.
         out: As in `knn`.
-        options: Such as heads, epochs, labels_per_class, lr.
+        **options: Further options of `fastpsl eval blocks`, such as heads, epochs, labels_per_class and lr.
 
     Returns:
-        Such as {"top1_conv_B2": 89.1, …}.
+        Accuracies by name, such as "top1_conv_B2" for a NIN block on block B2.
+
+    Raises:
+        ValueError: As in `knn`.
+        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
     """
     return _numbers("block_probe", model, {"data": data, "val": val, "out": out, **options})
 
@@ -118,16 +134,22 @@ def block_probe(
 def few_shot(
     model: Weights, data: Place | None = None, *, out: Place | None = None, **options: Any
 ) -> dict[str, float]:
-    """Classify images of new classes by the mean of a few examples, in many drawn episodes.
+    """Classify images of new classes by the mean features of a few examples, in many random episodes.
 
     Args:
         model: As in `knn`.
-        data: Images of classes that the model has not seen; None is the embedded sample's test part.
+        data: Images of classes that the model has not seen, in the forms of `knn`. None means the test part
+            of the generated sample.
         out: As in `knn`.
-        options: Such as ways, shots, queries, episodes, block.
+        **options: Further options of `fastpsl eval few-shot`, such as ways, shots, queries, episodes and
+            block.
 
     Returns:
-        accuracy_B3, interval_B3, … (the interval is half of the 95 % confidence interval).
+        Mean accuracies such as "accuracy_B3", and half of their 95 % confidence intervals, "interval_B3".
+
+    Raises:
+        ValueError: As in `knn`.
+        KeyboardInterrupt: As in `knn`.
     """
     return _numbers("few_shot", model, {"data": data, "out": out, **options})
 
@@ -139,12 +161,17 @@ def svm(
 
     Args:
         model: As in `knn`.
-        data: The folder of VOC (VOCdevkit); None is a drawn one.
+        data: The folder of PASCAL VOC (VOCdevkit). None means generated images in its form.
         out: As in `knn`.
-        options: Such as costs, low_shot, shots.
+        **options: Further options of `fastpsl eval svm`, such as costs, low_shot and shots.
 
     Returns:
-        Average precisions: mAP_B5, AP_cat_B5, …
+        Average precisions: "mAP" of the best block, "mAP_B5" of each block, and "AP_cat_B5" of each class
+        and block. With low_shot=True, "mAP_4_B5" of 4 positives per class, and so on.
+
+    Raises:
+        ValueError: As in `knn`.
+        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
     """
     return _numbers("voc_svm", model, {"data": data, "out": out, **options})
 
@@ -158,10 +185,14 @@ def classification(
         model: As in `knn`. It does not change.
         data: As in `svm`.
         out: As in `knn`.
-        options: Such as protocol, layers, num_steps, lr.
+        **options: Further options of `fastpsl eval multilabel`, such as protocol, layers, steps and lr.
 
     Returns:
-        mAP, and AP_cat, … of each class.
+        Average precisions: "AP_cat" of each class, and "mAP", their mean.
+
+    Raises:
+        ValueError: As in `knn`.
+        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
     """
     return _numbers("voc_classification", model, {"data": data, "out": out, **options})
 
@@ -175,13 +206,15 @@ def detection(
         model: As in `knn`. It does not change.
         data: As in `svm`.
         out: As in `knn`.
-        options: Such as protocol, num_steps, lr.
+        **options: Further options of `fastpsl eval detect`, such as protocol, steps and lr.
 
     Returns:
-        AP, AP50, AP75, …
+        The average precisions "AP", "AP50" and "AP75" by VOC's matching, the same by COCO's ("coco_AP", …),
+        and "AP50_cat" of each class.
 
     Raises:
-        ValueError: As in `knn`; also where pycocotools is not installed.
+        ValueError: As in `knn`, or pycocotools is not installed.
+        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
     """
     return _numbers("voc_detection", model, {"data": data, "out": out, **options})
 
@@ -195,13 +228,14 @@ def segmentation(
         model: As in `knn`. It does not change.
         data: As in `svm`.
         out: As in `knn`.
-        options: Such as protocol, sbd, epochs, lr.
+        **options: Further options of `fastpsl eval segment`, such as protocol, sbd, epochs and lr.
 
     Returns:
-        mIoU and others.
+        "IoU_cat", the intersection over union, of each class, and "mIoU", their mean.
 
     Raises:
-        ValueError: As in `knn`; also where torchmetrics is not installed.
+        ValueError: As in `knn`, or torchmetrics is not installed.
+        KeyboardInterrupt: As in `knn`. The same call with the same `out` continues.
     """
     return _numbers("voc_segmentation", model, {"data": data, "out": out, **options})
 

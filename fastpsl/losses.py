@@ -1,4 +1,4 @@
-"""Losses for a training loop of one's own."""
+"""Losses for a training loop that you write."""
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -11,11 +11,14 @@ __all__ = ["NTXent"]
 class NTXent(nn.Module):
     """A module of NT-Xent, SimCLR's contrastive loss (arXiv 2002.05709, equation 1), in float32.
 
-    Under torch.distributed all ranks' embeddings are negatives, and DDP's mean over ranks is the gradient of
-    the global batch's loss.
+    Under torch.distributed, the embeddings of all ranks are negatives. The mean over ranks that DDP takes is
+    then the gradient of the global batch's loss.
 
     Args:
         temperature: Divisor of the similarities, above 0.
+
+    Raises:
+        ValueError: The temperature is not above 0.
     """
 
     def __init__(self, temperature: float = 0.1):
@@ -26,12 +29,15 @@ class NTXent(nn.Module):
 
     @override
     def forward(self, first: Tensor, second: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Return the mean loss of the anchors, a float32 scalar.
+        """Return the mean loss of the anchors.
 
         Args:
-            first: Embeddings [B, D] of the first view, of any length; B is the same on all ranks.
-            second: Embeddings [B, D] of the second view.
-            valid: bool [B]: which samples count, such as `indices >= 0`; None for all.
+            first: Embeddings of the first view, float [B, D], of any length. B is the same on all ranks.
+            second: Embeddings of the second view, float [B, D].
+            valid: Which samples count, bool [B], such as `indices >= 0`. None means all.
+
+        Returns:
+            The loss, a float32 scalar.
 
         Raises:
             ValueError: The shapes differ, or are not [B, D].

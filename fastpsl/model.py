@@ -27,15 +27,17 @@ Channels = Literal["RGB", "L", "Sobel", "SobelXY"]
 
 
 class Transform:
-    """A picture's middle as a tensor that a model reads, as `embed` and the evaluations show it.
+    """A callable that turns the middle of an image into a tensor that a model reads.
 
-    torchvision's v2 resizes and crops. The loaders' decoders resize in another way, so their pixels differ
-    by rounding where a picture is resized.
+    It shows what `fastpsl.embed` and the evaluations show. It resizes and crops by torchvision's v2
+    transforms. The loaders' decoders resize in another way, so their pixels differ by rounding wherever an
+    image is resized.
 
     Attributes:
-        input: The input that the weights expect.
-        size_px: The side of the result.
-        whole: Whether the result shows the whole middle square, and not 224/256 of it.
+        input: The input that the weights expect: channels, mean, standard deviation and side.
+        size_px: The side of the result, in pixels.
+        whole: Whether the result shows the whole middle square of the image. Otherwise, it shows the middle
+            224/256 of it, as is usual for ImageNet.
     """
 
     input: Input
@@ -50,13 +52,16 @@ class Transform:
         self._crop = v2.Compose([v2.Resize(shorter_px, antialias=True), v2.CenterCrop(self.size_px)])
 
     def __call__(self, picture: Picture) -> Tensor:
-        """Return the normalised float32 tensor [C, size_px, size_px] of one picture.
+        """Return one image as the model reads it.
 
         Args:
-            picture: A path, a PIL image, an array uint8 [H, W, 3] or [H, W], or a tensor uint8 [3, H, W].
+            picture: A path, a PIL image, a uint8 array [H, W, 3] or [H, W], or a uint8 tensor [3, H, W].
+
+        Returns:
+            A float32 tensor [C, size_px, size_px], normalised. C is the number of the model's input channels.
 
         Raises:
-            ValueError: The picture is none of these, or the file cannot be read.
+            ValueError: The argument is none of these, or the file cannot be read.
         """
         pixels: Tensor = self._crop(_pixels(picture))[None].contiguous(memory_format=torch.channels_last)
         draws = self._view.draw(Keys(0, 0, np.zeros(1, np.int64)))  # of ops that draw nothing
@@ -69,13 +74,14 @@ class Transform:
 
 
 class Model(nn.Module):
-    """A trained backbone, in eval mode.
+    """A trained backbone as a torch module, in eval mode.
 
     Attributes:
         backbone: The backbone, a sequence of blocks.
-        input: The input that its weights expect: channels, mean, std and side.
-        transform: Turns a picture into what the model reads.
-        record: Where the weights are from: path, sha256, kind, backbone, run_step, science, cut, …
+        input: The input that its weights expect: channels, mean, standard deviation and side.
+        transform: Turns one image into what the model reads.
+        record: The weights' origin. Its keys include "path", "sha256", "kind", "backbone", "run_step",
+            "science" and "cut".
     """
 
     backbone: Backbone
@@ -92,18 +98,31 @@ class Model(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return the maps [B, C, h, w] of the last block for images [B, C, H, W] of `transform`."""
+        """Return the feature maps of the last block.
+
+        Args:
+            images: Float [B, C, H, W], normalised as by `transform`, on the model's device.
+
+        Returns:
+            The maps, float [B, channels, h, w].
+
+        Raises:
+            ValueError: The images have another number of channels, or are too small for the backbone.
+        """
         self._check(images)
         maps: Tensor = self.backbone(images)
         return maps
 
     @user_errors()
     def features(self, images: Tensor, block: str = "final") -> Tensor:
-        """Return a block's maps, averaged over all positions: float32 [B, C].
+        """Return a block's feature maps, averaged over all positions.
 
         Args:
-            images: Images [B, C, H, W] of `transform`.
-            block: "final" (the last block), "B1", "B2", … or the network's own name, such as "conv5".
+            images: Float [B, C, H, W], normalised as by `transform`, on the model's device.
+            block: "final" (the last block), "B1", "B2", …, or the network's own name, such as "conv5".
+
+        Returns:
+            The features, float32 [B, channels].
 
         Raises:
             ValueError: There is no such block, or the images do not fit the network.
@@ -122,21 +141,29 @@ class Model(nn.Module):
     def export(
         self, path: str | os.PathLike[str], to: str = "torchvision", *, overwrite: bool = False
     ) -> Path:
-        """Write the present weights for another library, and return the path.
+        """Write the present weights for another library.
 
         Args:
-            path: The file to write.
-            to: The library, as `fastpsl export --to` names it: "torchvision", "timm", "detectron2", …
+            path: The file to write; for "hf", a new folder.
+            to: The library: "torchvision", "timm", "detectron2", "safetensors", "onnx" or "hf" (a folder for
+                the Hugging Face Hub).
             overwrite: Whether to replace an existing file.
 
+        Returns:
+            The path.
+
         Raises:
-            ValueError: The library lacks this backbone or needs another file ending, or the file exists.
+            ValueError: The library lacks this backbone or needs another file ending, the file exists, or a
+                package is missing.
         """
         export(self.pretrained(), to, Path(path), overwrite=overwrite)
         return Path(path)
 
     def pretrained(self) -> Pretrained:
-        """Return a copy of the weights and their record, which tells if they were changed after loading."""
+        """Return a copy of the weights with their record, on the CPU.
+
+        If the weights were changed after loading, the record's "kind" is "changed", and its "sha256" is new.
+        """
         digest, record = sha256_of_tensors(self.backbone.state_dict()), dict(self.record)
         if digest != self._digest:
             record |= {"sha256": digest, "kind": "changed"}
@@ -164,16 +191,20 @@ def load(
     """Load a trained backbone.
 
     Args:
-        weights: A run's folder (its newest checkpoint), the result of `pretrain`, a checkpoint, a file of
-            `fastpsl export`, or another project's weights.
-        backbone: The backbone's name, for another project's weights; fastpsl's own record it.
-        size_px: Side of the pictures of `transform`; by default that of the weights' record.
-        input_channels: What another project's weights were trained on: "RGB", "L", "Sobel" or "SobelXY".
-        input_mean: The mean that was subtracted, a value per channel, of pixels in [0, 1].
-        input_std: The standard deviation that was divided by, likewise.
+        weights: A run's folder (its newest checkpoint), the result of `fastpsl.pretrain`, a checkpoint, a
+            file of `fastpsl export`, or another project's weights.
+        backbone: The backbone's name, for another project's weights. fastpsl's own files record it.
+        size_px: Side of the images of `Model.transform`, in pixels. By default, that of the weights' record.
+        input_channels: What another project's weights were trained on: "RGB", "L" (lightness), "Sobel" or
+            "SobelXY". Give it together with `input_mean` and `input_std`, or give none of the three.
+        input_mean: The mean that was subtracted from pixels in [0, 1], one value per channel.
+        input_std: The standard deviation that pixels were divided by, one value per channel.
+
+    Returns:
+        The model, in eval mode on the CPU.
 
     Raises:
-        ValueError: There are no such weights, or they do not fit the backbone.
+        ValueError: There are no such weights, they do not fit the backbone, or `size_px` is below 1.
     """
     path = Path(weights)
     if size_px is not None and size_px < 1:

@@ -1,4 +1,4 @@
-"""Optimisers for a training loop of one's own."""
+"""Optimizers for a training loop that you write."""
 
 from fastpsl.engine.optim.lars import LARS, lars_groups
 

@@ -1,4 +1,4 @@
-"""Figures of runs, features and data. A notebook shows them; `figure.savefig(path)` writes them."""
+"""Draw figures of runs, features and data. A notebook shows them, and `figure.savefig(path)` writes them."""
 
 import os
 from collections.abc import Sequence
@@ -35,6 +35,9 @@ def curve(run: Place) -> Figure:
     Args:
         run: The run's folder, or the result of `fastpsl.pretrain`.
 
+    Returns:
+        A matplotlib figure.
+
     Raises:
         ValueError: It is no run's folder.
     """
@@ -53,18 +56,21 @@ def tsne(
     seed: int = 0,
     title: str | None = None,
 ) -> Figure:
-    """Map features to the plane by t-SNE, and draw a point per row in the colour of its class.
+    """Map features to the plane by t-SNE, and draw one point per row in the colour of its class.
 
     Args:
-        features: Float [N, C], such as those of `fastpsl.embed`; rows with NaN are left out.
-        labels: Int [N], -1 for none; None draws all points in grey.
-        class_names: Names of the classes, or None.
-        perplexity: Of t-SNE, above 0 and below N.
-        seed: Seed of t-SNE.
-        title: Title; by default the number of images and the perplexity.
+        features: Float array [N, C], such as that of `fastpsl.embed`. Rows with NaN are left out.
+        labels: Integer array [N], -1 for no label. None draws all points in grey.
+        class_names: Names of the classes, for the legend.
+        perplexity: The perplexity of t-SNE, above 0 and below N.
+        seed: The seed of t-SNE.
+        title: The title. By default, the number of images and the perplexity.
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
-        ValueError: The shapes do not fit, or there are too few rows.
+        ValueError: The shapes do not fit, or there are too few rows for the perplexity.
     """
     features = np.asarray(features)
     every = np.full(len(features), -1) if labels is None else np.asarray(labels)
@@ -84,15 +90,18 @@ def tsne(
 
 
 def blocks(numbers: dict[str, float], *, chance: float | None = None, title: str = "") -> Figure:
-    """Draw the accuracies of `fastpsl.evaluate.linear` or `block_probe` as bars.
+    """Draw the accuracies of `fastpsl.evaluate.linear` or `fastpsl.evaluate.block_probe` as bars.
 
     Args:
-        numbers: top1_B1, top1_B2, … and perhaps top5_B1, …, in percent.
-        chance: Accuracy of chance, in percent, for a dotted line.
-        title: Title.
+        numbers: The accuracies in percent: "top1_B1", "top1_B2", … and, if you have them, "top5_B1", ….
+        chance: The accuracy of guessing in percent, for a dotted line.
+        title: The title.
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
-        ValueError: There is no top1_… among the numbers.
+        ValueError: No name among the numbers begins with `top1_`.
     """
     if not any(name.startswith("top1_") for name in numbers):
         raise ValueError(f"numbers {', '.join(numbers) or 'without any'}: give top1_B1, top1_B2, …")
@@ -107,17 +116,21 @@ def views(
     indices: Sequence[int] = (0, 1, 2, 3),
     seed: int = 0,
 ) -> Figure:
-    """Draw images in all their views, with random draws like those of a training.
+    """Draw images in all their views, with random augmentations like those of a training.
 
     Args:
-        data: A folder of images, a list of them, a beton or a glob of shards; None is the embedded sample.
-        views: The views, such as those of `fastpsl.views.simclr()`, which are the default. Each gives three
-            channels and one image per sample.
-        indices: The images, by their places in the data set.
-        seed: Seed of the draws.
+        data: The path of a folder of images, a list of them, a dataset file (.beton) or a glob of such
+            files. None means the generated sample.
+        views: The views. By default, those of `fastpsl.views.simclr`. Each view must give three channels and
+            one image per sample.
+        indices: The images, by their positions in the data.
+        seed: The seed of the augmentations.
+
+    Returns:
+        A matplotlib figure with one row or more per image.
 
     Raises:
-        ValueError: There are no such images, or a view gives other images.
+        ValueError: There are no such images, or a view gives something else.
     """
     if views is None:
         from fastpsl.views import simclr
@@ -160,15 +173,22 @@ def neighbours(
     k: int = 7,
     block: str = "final",
 ) -> Figure:
-    """Draw images and the nearest ones of a gallery by the cosine of their features, framed by class.
+    """Draw images and their nearest images in a gallery, framed by class.
+
+    Nearness is the cosine of features.
 
     Args:
-        model: A model, or what `fastpsl.load` takes.
-        gallery: Data to search; None is the embedded sample's training part.
-        queries: Data with the queries; None is the gallery, where a query does not find itself.
-        indices: The queries, by their places in their data set.
-        k: Number of neighbours.
-        block: The block of the features.
+        model: A model, or whatever `fastpsl.load` takes.
+        gallery: The data to search: the path of a folder of images, a list of them, a dataset file (.beton)
+            or a glob of such files. None means the training part of the generated sample.
+        queries: The data with the queries, in the same forms. None means the gallery; then a query does not
+            find itself.
+        indices: The queries, by their positions in their data.
+        k: The number of neighbours.
+        block: The block whose features are compared, as in `fastpsl.embed`.
+
+    Returns:
+        A matplotlib figure with one row per query.
 
     Raises:
         ValueError: There are no such images, or too few for `k`.

@@ -31,9 +31,11 @@ class Trained(os.PathLike[str]):
     """A finished pre-training. It stands for its folder wherever a path is expected.
 
     Attributes:
-        folder: The run's folder.
-        checkpoint: The newest checkpoint.
-        summaries: A dict per stage: its steps, seconds, first and last loss, held-out scores and chance.
+        folder: The run's folder, an absolute path.
+        checkpoint: The newest checkpoint in it, an absolute path.
+        summaries: One dict per stage. Its keys include "stage", "level", "num_steps", "seconds",
+            "loss_start", "loss_end", "chance" (a fraction, or None), and "held_out", the scores on the
+            validation images.
     """
 
     folder: Path
@@ -42,15 +44,27 @@ class Trained(os.PathLike[str]):
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The numbers of each step: run_step, stage, level, step, lr, and the task's, such as loss."""
+        """The lines of the run's metrics.jsonl, one dict per recorded step.
+
+        Its keys include "run_step", "stage", "level", "step", "lr" and the task's own numbers, such as
+        "loss".
+        """
         return [line.row for line in read_lines(self.folder / "metrics.jsonl")]
 
     def curve(self) -> InlineFigure:
-        """Draw each number of `metrics` over the steps."""
+        """Draw each number of `metrics` over the steps.
+
+        Returns:
+            A matplotlib figure, which a notebook shows.
+        """
         return curve(self.folder)
 
     def load(self) -> Model:
-        """Return the trained model (`fastpsl.load`)."""
+        """Load the trained model, as `fastpsl.load` does.
+
+        Returns:
+            The model, in eval mode on the CPU.
+        """
         return load(self.checkpoint)
 
     @override
@@ -91,29 +105,35 @@ def pretrain(
     epochs: int | Sequence[int] | None = None,
     **options: Any,
 ) -> Trained:
-    """Train a backbone by a recipe, and return where it is and how it went.
+    """Train a backbone by a recipe.
 
-    It prints and writes what the recipe's command does, and resumes like it: the same call with the `out` of
-    a stopped run goes on from its newest checkpoint. Ctrl-C (in a notebook: Interrupt) stops after the
-    present step, writes a checkpoint and raises KeyboardInterrupt. In a thread other than the main one the
-    call works, and cannot be interrupted. Signal handlers, random states and torch's settings are as before
-    when it returns.
+    The call prints and writes what the recipe's command does, and resumes like it. The same call with the
+    `out` of a stopped run continues from its newest checkpoint. If you interrupt it (Ctrl-C, or Interrupt in
+    a notebook), it finishes the present step and writes a checkpoint. In a thread other than the main one,
+    the call works but cannot be interrupted. Afterwards, signal handlers, random states and torch's settings
+    are as before.
 
     Args:
-        recipe: One of `RECIPES`, such as "jigsaw", or a recipe file's name, such as "jigsaw_r50".
-        data: Training images: a folder, a list of images, a beton or a glob of shards. The other defaults are
-            the paper's then. None is the embedded sample, with small values.
-        val: Held-out images, likewise, for the score at each stage's end.
-        out: The run's folder; by default a new numbered one under runs/.
-        backbone: The backbone's name (`fastpsl.backbones.BACKBONES`); by default the recipe's.
-        epochs: Epochs of each stage; by default the recipe's.
-        options: The recipe's other options, with _ for -: lr, batch_size (images over all ranks), seed,
-            max_steps_per_stage, … `fastpsl.training.option_names(recipe)` lists them.
+        recipe: One of `fastpsl.training.RECIPES`, such as "jigsaw", or a recipe file's name, such as
+            "jigsaw_r50".
+        data: Training images: the path of a folder, a dataset file (.beton), a glob of such files, or a
+            list of images. The other defaults are then the paper's. None means the generated sample, with
+            small values.
+        val: Validation images, in the same forms, for the score at each stage's end. The generated sample has
+            its own.
+        out: The run's folder. By default, a new numbered folder under runs/.
+        backbone: The backbone's name, as in `fastpsl.backbones.make_backbone`. By default, the recipe's.
+        epochs: Epochs of each stage, one number or one per stage. By default, the recipe's.
+        **options: The recipe's other options, with `_` for `-`, such as lr, seed, max_steps_per_stage or
+            batch_size (images per step over all ranks). `fastpsl.training.option_names` lists them.
+
+    Returns:
+        The run's folder, its newest checkpoint and a summary of each stage.
 
     Raises:
-        ValueError: A name, an option or a value is wrong, or the training cannot go on. One line says what
-            to do.
-        KeyboardInterrupt: The training was interrupted; the message names the folder.
+        ValueError: A name, an option or a value is wrong, or the training cannot continue. The message is one
+            line that says what to do.
+        KeyboardInterrupt: The training was interrupted. The message names the run's folder.
     """
     script = find(recipe)
     require_data("data", data)
@@ -129,7 +149,17 @@ def pretrain(
 
 
 def option_names(recipe: str) -> list[str]:
-    """Return the names of a recipe's options, for `pretrain`."""
+    """Return the names of a recipe's options, as `pretrain` takes them.
+
+    Args:
+        recipe: The recipe, as in `pretrain`.
+
+    Returns:
+        The names, with `_` for `-`.
+
+    Raises:
+        ValueError: There is no such recipe. The message has the most similar name.
+    """
     return [field.name for field in fields(find(recipe).options)]
 
 

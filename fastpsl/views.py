@@ -1,4 +1,4 @@
-"""The views of published methods, for `fastpsl.loader`."""
+"""Make the views of published methods, for `fastpsl.loader`."""
 
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
@@ -15,10 +15,14 @@ __all__ = ["byol", "mocov2", "multicrop", "simclr"]
 def simclr(size_px: int = 224) -> list[ViewSpec]:
     """Return SimCLR's two views (Chen et al., 2020, arXiv 2002.05709, appendix A; strength 1).
 
-    Crops of area .08 to 1, flip, jitter of .8, .8, .8 and .2 with probability .8, grey .2, blur .5.
+    A view is a crop of .08 to 1 of the area, a flip, colour jitter of .8, .8, .8 and .2 with probability .8,
+    grey with probability .2 and blur with probability .5.
 
     Args:
-        size_px: Side of the views.
+        size_px: Side of the views, in pixels.
+
+    Returns:
+        Two equal views.
     """
     return [_view(size_px, (0.08, 1.0), SIMCLR_COLOUR, simclr_blur(size_px))] * 2
 
@@ -26,25 +30,33 @@ def simclr(size_px: int = 224) -> list[ViewSpec]:
 def mocov2(size_px: int = 224) -> list[ViewSpec]:
     """Return MoCo v2's two views (Chen et al., 2020, arXiv 2003.04297, and its code, main_moco.py).
 
-    Crops of area .2 to 1, flip, jitter of .4, .4, .4 and .1 with probability .8, grey .2, blur .5. The code's
-    blur has no fixed kernel; here it has SimCLR's.
+    A view is a crop of .2 to 1 of the area, a flip, colour jitter of .4, .4, .4 and .1 with probability .8,
+    grey with probability .2 and blur with probability .5. MoCo's code has no fixed kernel size for the blur.
+    Here it has SimCLR's.
 
     Args:
-        size_px: Side of the views.
+        size_px: Side of the views, in pixels.
+
+    Returns:
+        Two equal views.
     """
     colour = ColourDistortion(0.4, 0.4, 0.4, 0.1, p=0.8)
     return [_view(size_px, (0.2, 1.0), colour, simclr_blur(size_px))] * 2
 
 
 def byol(size_px: int = 224) -> list[ViewSpec]:
-    """Return BYOL's two views, which differ (Grill et al., 2020, arXiv 2006.07733, appendix B, table 6).
+    """Return BYOL's two views (Grill et al., 2020, arXiv 2006.07733, appendix B, table 6).
 
-    Crops of area .08 to 1, flip, jitter of .4, .4, .2 and .1 with probability .8, grey .2. The first is
-    always blurred and never solarised; the second is blurred with probability .1 and solarised with .2. No
-    fused kernel solarises, so the ops of the second run one by one.
+    A view is a crop of .08 to 1 of the area, a flip, colour jitter of .4, .4, .2 and .1 with probability .8
+    and grey with probability .2. The first view is always blurred and never solarised. The second is blurred
+    with probability .1 and solarised with probability .2. No fused kernel solarises, so the operations of the
+    second view run one by one.
 
     Args:
-        size_px: Side of the views; the blur's kernel is 23 px at 224.
+        size_px: Side of the views, in pixels. The blur's kernel is 23 px at 224.
+
+    Returns:
+        Two views that differ.
     """
     colour = ColourDistortion(0.4, 0.4, 0.2, 0.1, p=0.8)
     kernel_px = 2 * round(11 * size_px / 224) + 1
@@ -56,16 +68,19 @@ def byol(size_px: int = 224) -> list[ViewSpec]:
 def multicrop(
     size_px: int = 224, small_px: int = 96, num_large: int = 2, num_small: int = 6
 ) -> list[ViewSpec]:
-    """Return SwAV's multi-crop, large views first (Caron et al., 2020, arXiv 2006.09882, appendix A).
+    """Return SwAV's multi-crop views (Caron et al., 2020, arXiv 2006.09882, appendix A).
 
     Large crops have .14 to 1 of the area, small ones .05 to .14. All have SimCLR's flip, jitter, grey and
     blur.
 
     Args:
-        size_px: Side of the large views.
-        small_px: Side of the small views.
+        size_px: Side of the large views, in pixels.
+        small_px: Side of the small views, in pixels.
         num_large: Number of large views.
         num_small: Number of small views.
+
+    Returns:
+        The large views, then the small ones.
 
     Raises:
         ValueError: A number of views is below 0, or both are 0.

@@ -1,8 +1,8 @@
 """Classifiers of more than one layer on frozen blocks (SSL++, Tables III, IV and VIII).
 
 A classifier is a NIN block or one to three fully-connected layers. The paper states SGD with a momentum
-of 0.9, a rate of 0.1 with a tenth of it after 100 and 150 of 200 epochs, a decay of 5e-4 and batches
-of 128 (STL-10: 64). Nesterov momentum, decay of all parameters and initial weights follow RotNet and AET, as
+of 0.9, a decay of 5e-4 and batches of 128 (STL-10: 64). The rate is 0.1, and a tenth of it after 100 and
+150 of 200 epochs. Nesterov momentum, decay of all parameters and initial weights follow RotNet and AET, as
 SSL++ does.
 Paper, CIFAR-10, a NIN block on B2, B3 and B4: Rotation 90.8, 86.4 and 60.1 %, with SSL++ 90.1, 86.5
 and 75.9 % (Table III). Here: not yet run on CIFAR-10.

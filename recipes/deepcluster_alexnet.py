@@ -53,7 +53,7 @@ SAMPLE = {
 class Options(SGDOptions):
     without: ClassVar = OWN_ORDER
     backbone: str
-    """Any backbone of fastpsl (docs/backbones.md)."""
+    """Any backbone of fastpsl (docs/reference/backbones.md)."""
     num_clusters: int
     """Number of clusters, which are the classes of the classifier; none is ever empty."""
     pca_width: int

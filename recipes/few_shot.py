@@ -1,14 +1,15 @@
 """Few-shot classification by class means on frozen features (UIC, Table 6). Nothing is learned.
 
 Paper, 5-way 5-shot on miniImageNet's test classes, AlexNet after UIC with 3,000 classes, on conv3, conv4,
-conv5 and max-pooled conv5: 48.79, 53.03, 62.46 and 65.05 % for images of 84 px, enlarged to 256 and cropped
-to 224, and 52.43, 54.76, 54.40 and 52.85 % for images as they are. Here: not yet run on miniImageNet.
-Give the 20 test classes of 600 images as --data: test.csv beside images/, a folder per class, or a beton.
-Larger images are first resized to 84 x 84.
+conv5 and max-pooled conv5: 48.79, 53.03, 62.46 and 65.05 %. These are for images of 84 px, enlarged to 256
+and cropped to 224; 52.43, 54.76, 54.40 and 52.85 % are for images as they are. Here: not yet run on
+miniImageNet.
+Give the 20 test classes of 600 images as --data: test.csv beside images/, a folder per class, or a .beton
+file. Larger images are first resized to 84 x 84.
 
     fastpsl eval few-shot --gpus 8 --checkpoint runs/uic_alexnet-001 \\
         --data miniImageNet/test.csv        # and with --size-px 84
-    fastpsl eval few-shot        # random weights, the sample's held-out images, seconds on two cores
+    fastpsl eval few-shot        # random weights, the sample's validation images, seconds on two cores
 
 The paper states neither the number of episodes nor of queries. Here a class has 15 queries, as is usual, and
 there are 10,000 episodes. The 95 % interval on the sample is ±0.47 points with 1,000 episodes. That

@@ -60,7 +60,7 @@ class Options(SGDOptions):
     permutations: Path | None = field(default=None, metadata=MACHINE)  # because `build` records its content
     """File of `fastpsl permutations`, VISSL or bbrattoli (.npy) or Noroozi (.bin); by default generated."""
     permutations_per_image: int
-    """Puzzles per image, made by permuting its tiles' embeddings after one pass of the trunk."""
+    """Puzzles per image, made by permuting its tiles' embeddings after one pass of the backbone."""
     grid: int = 3
     """Cells on a side of a puzzle."""
     short_side: int

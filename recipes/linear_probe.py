@@ -8,7 +8,7 @@ ImageNet.
 
 Other data, PSL's Table 9, the best of five blocks of jigsaw and rotation with PSL: Places205 44.7
 and 43.0 % (vissl_places205); iNaturalist 2018 24.1 and 25.9 % (vissl_inat18). Its text gives no schedule;
-these are VISSL's. The lists of images are in docs/sources.md. Here: not yet run.
+these are VISSL's. The lists of images are in docs/how_to/pack_a_dataset.md. Here: not yet run.
 
     fastpsl eval linear --gpus 8 --checkpoint runs/jigsaw_r50-001 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton

@@ -45,7 +45,7 @@ class Options(TrainedEvaluationOptions):
     """Percentage of the training images that keep their labels, balanced over classes, drawn by --seed."""
     # MACHINE, because the data's digest records which images are learned from.
     label_list: Path | None = field(default=None, metadata=MACHINE)
-    """These images instead: names, paths or positions, one per line, or a .npy (docs/evaluation.md)."""
+    """These images instead: names, paths or positions, one per line, or a .npy."""
     epochs: int | None = None
     """Epochs; by default the protocol's. Drops of the rate keep their share of the training."""
     lr: float | None = None

@@ -10,7 +10,7 @@ size.
 
 The folder runs/iic is a run of sslpp_iic. Table II states Adam with a rate of 0.01. The next command trains
 an AlexNet on Tiny-YFCC100M (Table VII). The other three tasks take the same options, and so does sslpp_iic
-except for epochs and rate (docs/sslpp.md).
+except for epochs and rate (docs/explanation/sslpp.md).
 
     fastpsl train sslpp-colorization --backbone alexnet_rotnet --size-px 224 --crop random_resized \\
         --epochs 120 --intervals 120 --data yfcc.beton --pseudo-labels runs/iic-yfcc/labels.npz

@@ -5,7 +5,7 @@ clusters the --augment crop, flip, colour, grey and sobel have 22.3, 23.1, 30.3,
 yet run to its end.
 The paper states 70 clusters for all data sets and nothing else. The rest is IIC's for CIFAR-10 (xu-ji/IIC).
 
-    fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
+    fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train
     fastpsl train iic --data cifar-train.beton --decoder resident --out runs/iic
     fastpsl train sslpp-rotation --data cifar-train.beton --decoder resident \\
         --pseudo-labels runs/iic/labels.npz

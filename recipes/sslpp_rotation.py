@@ -3,7 +3,7 @@
 Paper, CIFAR-10, NIN-block classifiers on B2 / B3 / B4 of a NIN: Rotation alone has 90.8 / 86.4 / 60.1 %,
 with 70 IIC clusters (lambda 0.05) 90.1 / 86.5 / 75.9 %. Here: not yet run at this size.
 
-    fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train     # and test: docs/sources.md
+    fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train     # and test
     fastpsl train iic --data cifar-train.beton --out runs/iic
     fastpsl train sslpp-rotation --data cifar-train.beton --val cifar-test.beton \\
         --pseudo-labels runs/iic/labels.npz

@@ -1,9 +1,9 @@
 """Supervised training from random weights: the Supervised rows of PSL, Tables 5 to 7, and of SSL++.
 
-PSL does not state the schedule. This is the usual one of torchvision and VISSL for ResNet-50: 90 epochs, a
-rate of .1 for a batch of 256, a tenth of it after 30, 60 and 80, and a decay of 1e-4 on everything.
-SSL++ (Tables III to VIII) does not state its schedule either. The second command has that of RotNet's
-supervised NIN, without Nesterov momentum and its factor of 5.
+PSL does not state the schedule. This is the usual one of torchvision and VISSL for ResNet-50. It has
+90 epochs, a decay of 1e-4 on everything, and a rate of .1 for a batch of 256. After 30, 60 and 80 epochs it
+is a tenth. SSL++ (Tables III to VIII) does not state its schedule either. The second command has that of
+RotNet's supervised NIN, without Nesterov momentum and its factor of 5.
 Paper: a linear classifier on B5 has 75.5 % ImageNet top-1 (PSL, Table 5), and 74.3 % with
 RevNet-50 (Table 6). A NIN block on B4 has 91.7 % on CIFAR-10 (SSL++, Table III). Here: not yet run on
 ImageNet or CIFAR-10.

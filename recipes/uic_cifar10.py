@@ -4,7 +4,7 @@ The paper has ImageNet alone, so all values here are our choice: a ResNet-18 wit
 and strong augmentation (UIC, section 5.1), and more classes than CIFAR has. Here: not yet run on the
 whole of it. On a fifth it is compared with fixed random labels in docs/evidence/uic.md.
 
-    fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train       # docs/sources.md
+    fastpsl data write cifar-10-python.tar.gz cifar-train.beton --split train
     fastpsl train uic-cifar10 --data cifar-train.beton --val cifar-test.beton --decoder resident \\
         --out runs/uic-cifar10
     fastpsl train uic-cifar10       # the embedded sample, small values, a minute or two on two cores

@@ -8,8 +8,8 @@ source's costs give --costs fsb. Here: not yet run on VOC2007.
     fastpsl eval svm            # random weights on synthetic images, a minute on two cores
 
 The features take minutes on a GPU. The SVMs take about 2 core hours (low-shot 1), and more where they
-converge slowly (docs/transfer.md), in --workers processes of 1.5 GB. The same command with --out
-continues an interrupted run.
+converge slowly (docs/reference/protocols/svm.md), in --workers processes of 1.5 GB. The same command with
+--out continues an interrupted run.
 """
 
 from __future__ import annotations

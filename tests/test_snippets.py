@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^<!-- test -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")])
-PEERS = ("timm", "lightly")  # optional packages with training loops in the documentation
+PEERS = ("timm", "lightly", "pytorch_lightning", "ffcv")  # optional packages that the documentation uses
 
 
 def peers_of(code: str) -> set[str]:

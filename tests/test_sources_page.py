@@ -1,4 +1,4 @@
-"""Each command of docs/sources.md runs as printed, on small sources with the same names."""
+"""Each `fastpsl data` of two pages of docs/how_to/ runs as printed, on small sources with the same names."""
 
 import json
 import re
@@ -15,10 +15,11 @@ from tests.pipelines.folders import photo_tree, tree
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.tars import make_tar, tar_bytes
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "sources.md").read_text()
+HOW_TO = Path(__file__).resolve().parents[1] / "docs" / "how_to"
+TEXT = "".join((HOW_TO / name).read_text() for name in ("pack_a_dataset.md", "pack_imagenet.md"))
 COMMANDS = re.findall(
-    r"^fastpsl (.*)$",
-    "\n".join(re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)),
+    r"^fastpsl (data .*)$",
+    "\n".join(re.findall(r"^```bash\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)),
     re.MULTILINE,
 )
 
@@ -27,7 +28,8 @@ COMMANDS = re.findall(
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Create a folder with every source that the page names, except parquet files."""
     photos = [jpeg(photo(i, 40, 50)) for i in range(6)]
-    photo_tree(tmp_path / "photos" / "train")
+    for folder in (tmp_path / "photos" / "train", tmp_path / "more"):
+        photo_tree(folder)
     for i in range(2):
         make_tar(tmp_path / "shards" / f"train-{i}.tar", {f"{i}.jpg": photos[i], f"{i}.cls": b"1"})
     inner = {f"n{i}.tar": tar_bytes({f"n{i}_1.JPEG": photos[i]}) for i in range(2)}
@@ -102,14 +104,22 @@ def test_each_command_runs(
 ) -> None:
     if find_spec("datasets"):
         data_sets(here, monkeypatch)
-    assert len(COMMANDS) == 20
+    assert len(COMMANDS) == 33
     for command in COMMANDS:
         arguments = [argument.strip("'") for argument in command.split()]
         if arguments[2] in ("pets/", "saved/", "hf:me/pets") and not find_spec("datasets"):
             continue
+        if arguments[1] == "append":  # other commands have written other images to the same name
+            main(["data", "write", "photos/train", arguments[3], "--overwrite"])
         main([*arguments, "--overwrite"] if arguments[1] == "write" else arguments)
-        if arguments[1] == "write":
-            with Beton(arguments[3]) as beton:
+        if arguments[1] == "append":
+            with Beton("train.*beton") as beton:
+                assert len(beton.paths) == 2
+        if arguments[1] == "write" and "--dry-run" not in arguments:
+            out = Path(arguments[3])
+            name = f"{out.stem}-*-of-*.beton" if "--shard-mb" in arguments else arguments[3]
+            with Beton(name) as beton:
                 assert len(beton) > 0, command
     output = capsys.readouterr()
+    assert "nothing was written" in output.out and "'train.*beton' names all of it" in output.out
     assert "2 samples" in output.out and "all sound" in output.out and "Traceback" not in output.err

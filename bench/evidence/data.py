@@ -1,8 +1,8 @@
 """Write the images of an experiment as betons: `python -m bench.evidence.data PLAN SOURCE OUT`.
 
     psl_jigsaw-*        SOURCE is the folder tiny-imagenet-200; -small takes 50 of its 200 classes
-    uic_cifar10-*       SOURCE is CIFAR-10 as published (docs/sources.md), or a folder with train.npz and
-                        test.npz (images, labels); -small takes 10,000
+    uic_cifar10-*       SOURCE is CIFAR-10 as published, or a folder with train.npz and test.npz
+                        (images, labels); -small takes 10,000
     sslpp_cifar10-gpu   the same
     sslpp_digits-small  SOURCE is -, as scikit-learn has them: 1,797 digits of 8 px
 

@@ -25,18 +25,19 @@ _COLOURS = (
     "#882255",
 )
 _GREY = "#777777"
+_EVALUATIONS = {"linear": "linear classifiers", "neighbours": "nearest neighbours"}
 
 
 def draw_figure(plan: Plan, results: Mapping[str, Any], path: Path) -> Path:
-    """Draw results.json as a PNG.
+    """Draw results.json as a PNG of a page's width, for screens of twice the pixels.
 
-    Left: the numbers of the endpoint's evaluation by block, a line through the means of an arm and a point
-    for each seed. Middle: the paired differences, a point for each seed, with the interval of their mean.
-    Right, if the plan has a curve: its values over the epochs, a line for each training.
+    First come the numbers of the endpoint's evaluation by block, a line through the means of an arm and a
+    point for each seed. Below are the paired differences, a point for each seed, with the interval of their
+    mean. Last, if the plan has a curve, come its values over the epochs, a line for each training.
     """
-    num = 3 if results["curves"] else 2
-    figure = Figure(figsize=(5.6 * num, 4.6), dpi=130, layout="constrained")
-    axes = figure.subplots(1, num)
+    heights = [3.4, 0.8 + 0.26 * len(results["differences"]), *([3.4] if results["curves"] else [])]
+    figure = Figure(figsize=(7.6, sum(heights) + 0.8), dpi=220, layout="constrained")
+    axes = figure.subplots(len(heights), 1, height_ratios=heights)
     colours = dict(zip(plan.arms, cycle(_COLOURS), strict=False)) | {RANDOM: _GREY}
     _draw_scores(axes[0], plan, results, colours)
     _draw_differences(axes[1], results["differences"])
@@ -44,9 +45,16 @@ def draw_figure(plan: Plan, results: Mapping[str, Any], path: Path) -> Path:
         _draw_curves(axes[2], plan, results["curves"], colours)
     figure.suptitle(plan.title, fontsize=11)
     lines, names = axes[0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+    figure.legend(
+        lines, names, loc="outside lower center", ncols=min(5, len(names)), fontsize=8, frameon=False
+    )
     figure.savefig(path)
     return path
+
+
+def in_words(evaluation: str) -> str:
+    """Return the name of an evaluation for people."""
+    return _EVALUATIONS.get(evaluation, evaluation)
 
 
 def _draw_scores(axes: Axes, plan: Plan, results: Mapping[str, Any], colours: Mapping[str, str]) -> None:
@@ -59,7 +67,7 @@ def _draw_scores(axes: Axes, plan: Plan, results: Mapping[str, Any], colours: Ma
             axes.scatter([place] * len(row["values"]), row["values"], color=colours[arm], s=12, zorder=3)
     axes.set_xticks(range(len(numbers)), [number.rpartition("_")[2] for number in numbers])
     axes.set_ylabel("top-1 accuracy, %")
-    axes.set_title(f"{plan.endpoint.evaluation}, a point for each seed", fontsize=10, loc="left")
+    axes.set_title(f"by {in_words(plan.endpoint.evaluation)}, a point for each seed", fontsize=10, loc="left")
     axes.grid(alpha=0.3)
 
 
@@ -74,7 +82,7 @@ def _draw_differences(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("points of accuracy")
-    axes.set_title("paired differences: seeds, mean, 95 % interval", fontsize=10, loc="left")
+    axes.set_title("differences of one seed: seeds, mean, 95 % interval", fontsize=10, loc="left")
     axes.grid(alpha=0.3, axis="x")
 
 

@@ -13,12 +13,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from bench.evidence.figure import in_words
 from bench.evidence.results import block_means
+from bench.pages import marks, written
 from bench.program import run_program
 from fastpsl.pipelines.files.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS, PAGES = ROOT / "docs" / "runs", ROOT / "docs" / "evidence"
+RUNS = ROOT / "docs" / "runs"
 ROWS = ROOT / "fastpsl" / "tables" / "small_scale.json"
 EXPERIMENTS = {path.stem for path in Path(__file__).parent.glob("*.json")}
 
@@ -29,31 +31,23 @@ def texts() -> dict[Path, str]:
     Raises:
         ValueError: No page has the marks of a result, or a result does not come from a committed plan.
     """
-    made = {page: page.read_text() for page in sorted(PAGES.glob("*.md"))}
-    rows: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, Mapping[str, Any]] = {}
+    parts: dict[str, str] = {}
     for path in sorted(RUNS.glob("*/results.json")):
         name, result = path.parent.name, json.loads(path.read_text())
         if name not in EXPERIMENTS:
             continue
         if result["plan_commit"] is None:
             raise ValueError(f"docs/runs/{name}: its plan was not committed before it was run")
-        page = next((page for page, text in made.items() if f"<!-- {name} begin -->" in text), None)
-        if page is None:
-            raise ValueError(f"no page of docs/evidence has the marks of {name}")
         times = path.with_name("times.json")
-        made[page] = filled(
-            made[page], name, part(name, result, json.loads(times.read_text()) if times.exists() else None)
-        )
+        found[name] = result
+        parts[name] = part(name, result, json.loads(times.read_text()) if times.exists() else None)
+    made = written(ROOT, parts)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name, result in found.items():
+        page = next(page for page, text in made.items() if name in marks(text))
         rows.setdefault(result["paper"], []).append(_small_scale(result, page))
     return {**made, ROWS: json.dumps(rows, indent=1, ensure_ascii=False) + "\n"}
-
-
-def filled(text: str, name: str, part: str) -> str:
-    """Return a page with `part` between the marks of an experiment."""
-    before, begin, rest = text.partition(f"<!-- {name} begin -->\n")
-    _, end, after = rest.partition(f"<!-- {name} end -->")
-    assert begin and end, name
-    return before + begin + part + end + after
 
 
 def part(name: str, result: Mapping[str, Any], times: Mapping[str, Any] | None = None) -> str:
@@ -72,6 +66,7 @@ def part(name: str, result: Mapping[str, Any], times: Mapping[str, Any] | None =
         commits=sorted({score["commit"][:10] for score in scores}),
         train=next(s["data"] for s in scores if s["evaluation"] == result["endpoint"]["evaluation"]),
         times=times,
+        evaluation=in_words(result["endpoint"]["evaluation"]),
         percent=f"{100 * times['accuracy']:g}" if times else "",
         hours=sum(stage["seconds"] for stage in stages) / 3600,
     )

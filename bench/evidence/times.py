@@ -5,11 +5,11 @@
 
 Each arm trains anew, at the rate that results.json of --out names for it, alone on the machine, and the
 arms take turns. What a plan runs before its trainings, such as random labels, must be in RUNS. The online
-monitor (docs/knn.md) looks after every few epochs: nearest neighbours of the stage's last block, on the
-images by which rates were chosen. Its looks are not on the clock. The accuracy counts as reached in an
-arm's last stage alone, because stages before it may end at another block. The arms are also compared at
-equal time: when the first of them is done. Writes times.json beside results.json; the same command goes on
-after the last training that came to its end.
+monitor (docs/how_to/monitoring.md) looks after every few epochs: nearest neighbours of the stage's last
+block, on the images by which rates were chosen. Its looks are not on the clock. The accuracy counts as
+reached in an arm's last stage alone, because stages before it may end at another block. The arms are also
+compared at equal time: when the first of them is done. Writes times.json beside results.json; the same
+command goes on after the last training that came to its end.
 """
 
 import json

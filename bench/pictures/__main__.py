@@ -1,4 +1,6 @@
-"""Draws README's pictures anew from what is committed, light and dark, as SVG in docs/images/.
+"""Draws the pictures of README and docs anew from what is committed, light and dark, as SVG in docs/images/.
+
+The lines that show CHARTS on pages of docs/ are written too, because their descriptions have the numbers.
 
 python -m bench.pictures     after a new file in bench/results/, or a change of the plan, task or sample
 """
@@ -10,18 +12,33 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from bench.pages import written
 from bench.performance import DOCS, RESULTS, ROOT, read_results
+from bench.pictures.determinism import determinism_words
 from bench.pictures.psl_stages import stages_words
+from bench.pictures.ratios import augmentations_words, sizes_words
+from bench.pictures.sslpp import sslpp_words
 from bench.pictures.svg import THEMES, WIDTH_PX, render
 from bench.pictures.throughput import throughput_words
+from bench.pictures.views import views_words
 from bench.program import run_program
 
-# Picture → what it shows; data-path's words are all in its template.
+# Picture → what it shows. Where there is `dict`, all words are in the template.
 PICTURES: dict[str, Callable[[], dict[str, Any]]] = {
     "throughput": lambda: throughput_words(read_results(RESULTS)),
+    "sizes": lambda: sizes_words(read_results(RESULTS)),
+    "augmentations": lambda: augmentations_words(read_results(RESULTS)),
+    "determinism": lambda: determinism_words(read_results(RESULTS)),
     "psl-stages": stages_words,
     "data-path": dict,
+    "views": views_words,
+    "uic": dict,
+    "sslpp": sslpp_words,
+    "evaluation": dict,
+    "run-folder": dict,
 }
+# NAME of the marks <!-- NAME chart begin -->.
+CHARTS = ("throughput", "sizes", "augmentations", "determinism")
 IMAGES = DOCS / "images"
 
 
@@ -32,11 +49,26 @@ def picture_path(name: str, theme: str) -> Path:
 def picture_lines(name: str) -> str:
     """Return the HTML that shows a committed picture in README.md, with its description as alt text."""
     light, dark = (picture_path(name, theme).relative_to(ROOT) for theme in ("light", "dark"))
-    alt = ElementTree.parse(ROOT / light).findtext("{http://www.w3.org/2000/svg}desc")
     return (
         f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
-        f'  <img src="{light}" width="{WIDTH_PX}" alt="{escape(alt or "")}">\n</picture>\n'
+        f'  <img src="{light}" width="{WIDTH_PX}" alt="{escape(description(name))}">\n</picture>\n'
     )
+
+
+def chart_parts() -> dict[str, str]:
+    """Return name of a part → the lines that show a committed chart on a page of docs/."""
+    return {
+        f"{name} chart": "\n".join(
+            f"![{description(name)}](/{picture_path(name, theme).relative_to(ROOT)}){{.only-{theme}}}"
+            for theme in THEMES
+        )
+        for name in CHARTS
+    }
+
+
+def description(name: str) -> str:
+    """Return the description of a committed picture."""
+    return ElementTree.parse(picture_path(name, "light")).findtext("{http://www.w3.org/2000/svg}desc") or ""
 
 
 def main() -> None:
@@ -48,6 +80,8 @@ def main() -> None:
         for theme in THEMES:
             picture_path(name, theme).write_text(render(name, theme, words))
         print(picture_lines(name))
+    for page, text in written(ROOT, chart_parts()).items():
+        page.write_text(text)
 
 
 if __name__ == "__main__":

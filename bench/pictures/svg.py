@@ -14,16 +14,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 WIDTH_PX = 838  # of a README on GitHub
 FONTS = "-apple-system, BlinkMacSystemFont, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
-# Greys and grounds are GitHub's. Ours is blue, from Okabe and Ito's colours for colour-blind readers.
+# Greys and grounds are GitHub's. Ours is blue and a loss is orange, from Okabe and Ito's
+# colours for colour-blind readers.
 # `on_X` is the text on a box filled with X.
 THEMES = {
     "light": {
         "page": "#ffffff", "ink": "#1f2328", "muted": "#59636e", "line": "#818b98", "other": "#afb8c1",
-        "ours": "#0072b2", "on_ours": "#ffffff", "still": "#e6eaef", "on_still": "#1f2328",
+        "ours": "#0072b2", "on_ours": "#ffffff", "loss": "#d55e00", "still": "#e6eaef", "on_still": "#1f2328",
     },
     "dark": {
         "page": "#0d1117", "ink": "#f0f6fc", "muted": "#9198a1", "line": "#7d8590", "other": "#656c76",
-        "ours": "#56b4e9", "on_ours": "#0d1117", "still": "#262c36", "on_still": "#f0f6fc",
+        "ours": "#56b4e9", "on_ours": "#0d1117", "loss": "#e69f00", "still": "#262c36", "on_still": "#f0f6fc",
     },
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from fastpsl.commands.writing import counted, record_of, write_and_tell
 
 @dataclass(frozen=True)
 class Append:
-    """Append the images of another source to a beton or to shards, as one more file beside them.
+    """Append the images of another source to a dataset file or to shards, as one more file beside them.
 
     What is there is not touched: to train.beton comes train.more-00001.beton, and 'train.*beton' names both.
     Images are stored as those of DATA (sizes, quality, mode). Labels go by the names of the classes; a class
@@ -20,7 +20,7 @@ class Append:
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
     """What to append: a folder, a list, tars, ..., as for fastpsl data write."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
-    """A beton, or a quoted glob of shards."""
+    """A dataset file, or a quoted glob of shards."""
     format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (
         "auto"
     )

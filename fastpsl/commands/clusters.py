@@ -12,7 +12,8 @@ class Clusters:
     """Say what pseudo-labels are worth: NMI with the true labels and others, sizes and contents of the
     classes, a run's first filters.
 
-    OUT gets result.json (for `fastpsl table`), sizes.png, contents.png and filters.png. See docs/clusters.md.
+    OUT gets result.json (for `fastpsl table`), sizes.png, contents.png and filters.png.
+    See docs/how_to/evaluate/clusters.md.
     """
 
     run_or_file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(name="run", metavar="RUN|FILE.npz")]]
@@ -21,8 +22,8 @@ class Clusters:
         str | None,
         tyro.conf.arg(
             metavar="DATA",
-            help="What is labelled: a beton, a quoted glob of shards, a folder of images or a list of "
-            "them (docs/sources.md). [the run's own --data; of FILE the embedded sample]",
+            help="What is labelled: a dataset file, a quoted glob of shards, a folder or a list of "
+            "them (docs/how_to/pack_a_dataset.md). [the run's own --data; of FILE the embedded sample]",
         ),
     ] = None
     labels: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
@@ -30,7 +31,7 @@ class Clusters:
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """The folder to write to. [RUN/clusters; FILE-clusters]"""
     seed: int = 0
-    """Of the shuffled labels that NMI is compared with, and of the pictures that are shown."""
+    """Seed of the shuffled labels that NMI is compared with, and of the images that are shown."""
     require_labels: bool = False
     """Stop where the data has no true labels. Without, what needs them is left out."""
 

@@ -20,7 +20,7 @@ Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
 
 @dataclass(frozen=True)
 class Write:
-    """Write images as one beton: FFCV's format, which ffcv's own Reader and Loader read too.
+    """Write images as one dataset file: FFCV's format, which ffcv's own Reader and Loader read too.
 
     JPEGs that need no change are taken over byte for byte; others (progressive, CMYK, grey, PNG, WebP,
     16-bit, ...) become baseline JPEGs, upright by their EXIF orientation, alpha over white. Nothing is
@@ -33,11 +33,11 @@ class Write:
             str,
             tyro.conf.arg(
                 metavar="SRC",
-                help="A folder with a folder per class (images at any depth), or a flat folder of images "
-                "(label -1); a list of image files (.txt, .csv, or iNaturalist's .json); a tar or a "
-                "quoted glob of tars, also WebDataset's; an .npz of uint8 images; parquet files or "
-                "hf:NAME, a data set in Hugging Face's cache; CIFAR-10, CIFAR-100 or STL-10 as "
-                "published. See docs/sources.md.",
+                help="The images. A folder with a folder per class, or a flat folder (label -1). "
+                "A list of image files (.txt, .csv, or iNaturalist's .json). A tar, or a quoted glob of "
+                "tars, also WebDataset's. An .npz of uint8 images. Parquet files, or hf:NAME for a data "
+                "set in Hugging Face's cache. CIFAR-10, CIFAR-100 or STL-10 as published. "
+                "See docs/how_to/pack_a_dataset.md.",
             ),
         ]
     ]
@@ -59,9 +59,9 @@ class Write:
         str | None,
         tyro.conf.arg(
             metavar="DATA|LIST|folders|none",
-            help="Class names in the order of the labels: those of a training set (a folder, a beton), or a "
-            "list with a class a line. folders: folders are classes, even train and val; none: no labels. "
-            "[SRC's own, sorted]",
+            help="Class names in the order of the labels: those of a training set (a folder, a .beton "
+            "file), or a list with one class per line. folders: folders are classes, even train and val. "
+            "none: no labels. [SRC's own, sorted]",
         ),
     ] = None
     mode: Literal["auto", "jpg", "raw"] = "auto"
@@ -176,8 +176,9 @@ class Write:
 
 @dataclass(frozen=True)
 class Verify:
-    """Check betons: header, tables, bounds, checksum, and that every sample decodes; of shards also that all
-    are there, whole, and of one run. Names what is bad and exits 2."""
+    """Check dataset files: header, tables, bounds, checksum, and that every sample decodes.
+
+    Of shards, it also checks that all are there, whole, and of one run. Names what is bad and exits 2."""
 
     betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
     """Files or quoted globs; each glob is one data set."""
@@ -222,7 +223,7 @@ class Verify:
 
 @dataclass(frozen=True)
 class Info:
-    """Show what is in a beton: counts, sizes, classes, how it was written."""
+    """Show what is in a dataset file: counts, sizes, classes, how it was written."""
 
     betons: tyro.conf.Positional[Annotated[list[str], tyro.conf.arg(metavar="BETON...")]]
     """Files or globs; each is shown as one data set."""

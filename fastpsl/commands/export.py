@@ -15,7 +15,7 @@ class Export:
     """Write a checkpoint's backbone alone, under the names and in the file of another library.
 
     What the weights expect to see goes along in OUT.json (safetensors, onnx: in the file's metadata; hf: in
-    config.json and the model card). See docs/weights.md.
+    config.json and the model card). See docs/how_to/export.md.
     """
 
     checkpoint: tyro.conf.Positional[
@@ -24,7 +24,7 @@ class Export:
             tyro.conf.arg(
                 metavar="CHECKPOINT",
                 help="A checkpoint, a run's folder (its newest), or others' weights, of which the flags "
-                "below must tell; see docs/weights.md.",
+                "below must tell; see docs/how_to/export.md.",
             ),
         ]
     ]
@@ -46,7 +46,7 @@ class Export:
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="MEAN...")] = None
     """Of others' weights: what was taken off pixels in [0, 1], a value a channel."""
     input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="STD...")] = None
-    """Of others' weights: what they were divided by, likewise."""
+    """Of others' weights: the standard deviation, what inputs were divided by."""
     input_size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
     """Of others' weights: side of their crops."""
 

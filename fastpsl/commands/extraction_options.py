@@ -30,9 +30,9 @@ class ExtractionOptions:
     """The options of the weights and the extraction of features."""
 
     size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
-    """Side of the middle that is cut from each picture, whose shorter side becomes PX * 256 / 224."""
+    """Side of the middle that is cut from each image, whose shorter side becomes PX * 256 / 224."""
     whole: bool = False
-    """The shorter side becomes PX, so that small pictures are seen whole."""
+    """The shorter side becomes PX, so that small images are seen whole."""
     backbone: Annotated[
         str | None,
         tyro.conf.arg(metavar="NAME", help=f"For others' and for random weights: {ANY_BACKBONE}."),

@@ -21,7 +21,7 @@ class Features:
 
     checkpoint: tyro.conf.Positional[Annotated[Path, CHECKPOINT]]
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
-    """A beton, a quoted glob of shards, a folder of images or a list of them (docs/sources.md)."""
+    """A dataset file, a quoted glob of shards, a folder or list of images (docs/how_to/pack_a_dataset.md)."""
     out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]
     """The file to write."""
     block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"

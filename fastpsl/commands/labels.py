@@ -16,7 +16,7 @@ class MakeLabels:
     learned ones are compared with.
 
     k-means: clusters of the pixels. random: drawn by --seed. true: the true classes, for an ablation only:
-    what learns from them is supervised. See docs/clusters.md.
+    what learns from them is supervised. See docs/how_to/evaluate/clusters.md.
     """
 
     source: tyro.conf.Positional[
@@ -29,8 +29,8 @@ class MakeLabels:
         str | None,
         tyro.conf.arg(
             metavar="DATA",
-            help="The training images: a beton, a quoted glob of shards, a folder of images or a list "
-            "of them (docs/sources.md). [the embedded sample]",
+            help="The training images: a dataset file, a quoted glob of shards, a folder or a list "
+            "of them (docs/how_to/pack_a_dataset.md). [the embedded sample]",
         ),
     ] = None
     num_clusters: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
@@ -38,7 +38,7 @@ class MakeLabels:
     pca_width: Annotated[int, tyro.conf.arg(metavar="NUM")] = 64
     """Of k-means: principal components of the pixels that are clustered."""
     size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 32
-    """Of k-means: side to which the pictures' middle squares are resized."""
+    """Of k-means: side to which the images' middle squares are resized."""
     seed: int = 0
     """Of random labels, and of the clusters that k-means starts from."""
     overwrite: bool = False

@@ -15,7 +15,7 @@ class Retrieve:
     of one block.
 
     OUT gets retrieval.png (a query a line, its neighbours in falling similarity), result.json (for `fastpsl
-    table`) and the features, which serve again. See docs/knn.md.
+    table`) and the features, which serve again. See docs/how_to/evaluate/retrieval.md.
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path | None, CHECKPOINT]] = None
@@ -23,12 +23,12 @@ class Retrieve:
         str,
         tyro.conf.arg(
             metavar="DATA",
-            help="Where neighbours are looked for: a beton, a quoted glob of shards, a folder of "
-            "images or a list of them (docs/sources.md).",
+            help="Where neighbours are looked for: a dataset file, a quoted glob of shards, a folder of "
+            "images or a list of them (docs/how_to/pack_a_dataset.md).",
         ),
     ]
     queries: Annotated[str, tyro.conf.arg(metavar="DATA")]
-    """Likewise. An image of the same data does not find itself."""
+    """The query images, in the same forms. An image of the same data does not find itself."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder to write to."""
     block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
@@ -39,12 +39,12 @@ class Retrieve:
         int,
         tyro.conf.arg(
             metavar="NUM",
-            help="Queries in the picture, drawn by --seed; all where there are fewer. The precision is "
+            help="Queries in the figure, drawn by --seed; all where there are fewer. The precision is "
             "of all queries in any case.",
         ),
     ] = 16
     query_indices: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INDEX...")] = ()
-    """Queries in the picture, from 0, instead of drawn ones."""
+    """Queries in the figure, from 0, instead of drawn ones."""
     seed: int = 0
     """Of the queries that are shown, and of random weights."""
     random_weights: bool = False

@@ -30,7 +30,7 @@ class Show:
     """Draw a contact sheet of what the network sees: a task's views at the paper's sizes, or the decoder's
     crops.
 
-    Each picture's caption tells the sample's number, its class, and what the task drew.
+    Each image's caption tells the sample's number, its class, and what the task drew.
     """
 
     data: tyro.conf.Positional[
@@ -38,8 +38,8 @@ class Show:
             str | None,
             tyro.conf.arg(
                 metavar="DATA",
-                help="A beton, a quoted glob of shards, a folder of images or a list of them "
-                "(docs/sources.md). [the embedded sample]",
+                help="A dataset file, a quoted glob of shards, a folder of images or a list of them "
+                "(docs/how_to/pack_a_dataset.md). [the embedded sample]",
             ),
         ]
     ] = None
@@ -48,7 +48,7 @@ class Show:
         tyro.conf.arg(
             metavar="|".join(TASKS),
             help="crops: two random resized crops of each sample, no task. From iic on: SSL++'s, whose "
-            "pictures are of --short-side 32 in the paper.",
+            "images are of --short-side 32 in the paper.",
         ),
     ] = "crops"
     level: Annotated[int, tyro.conf.arg(metavar="LEVEL")] = 1
@@ -61,7 +61,7 @@ class Show:
         int,
         tyro.conf.arg(
             metavar="PX",
-            help="Shorter side of the picture that is cut from; the task's other sizes keep the "
+            help="Shorter side of the image that is cut from; the task's other sizes keep the "
             "paper's proportion to it.",
         ),
     ] = 256

@@ -14,9 +14,9 @@ class Table:
     """Render a table of PSL's, UIC's or SSL++'s paper beside our own results, and print the commands of the
     missing ones.
 
-    Of the result.json files under RUNS those count that were measured with the scale's very values, whole, on
-    one data set; the others are listed with the reason. OUT gets NAME.md, NAME.png and NAME.html. Something
-    missing is no error. See docs/tables.md.
+    Those result.json files under RUNS count that were measured whole, on one data set, with the values of
+    the scale. The others are listed with the reason. OUT gets NAME.md, NAME.png and NAME.html. Something
+    missing is no error. See docs/how_to/reproduce_a_table.md.
     """
 
     name: tyro.conf.Positional[
@@ -46,7 +46,7 @@ class Table:
         str,
         tyro.conf.arg(
             metavar="paper|tiny",
-            help="tiny: small sizes for any folder of pictures of 64 px or more (sslpp: 32), three "
+            help="tiny: small sizes for any folder of images of 64 px or more (sslpp: 32), three "
             "seeds; two cores do a row in less than an hour.",
         ),
     ] = "paper"
@@ -54,33 +54,33 @@ class Table:
         str | None,
         tyro.conf.arg(
             metavar="DATA",
-            help="Training images, for the commands: a beton, a quoted glob of shards, a folder of "
-            "images or a list of them (docs/sources.md). Where it is there, results of other "
-            "pictures do not count. [TRAIN.beton]",
+            help="Training images, for the commands: a dataset file, a quoted glob of shards, a folder of "
+            "images or a list of them (docs/how_to/pack_a_dataset.md). If it is given, results of other "
+            "images do not count. [TRAIN.beton]",
         ),
     ] = None
     val: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """Held-out images, likewise. [VAL.beton]"""
+    """Validation images, in the same forms. [VAL.beton]"""
     pretrain_data: Annotated[
         str | None,
         tyro.conf.arg(
             metavar="DATA",
             help="What trainings without labels learn from, in the tables of STL-10 and Tiny-YFCC100M, "
-            "likewise. [PRETRAIN.beton]",
+            "in the same forms. [PRETRAIN.beton]",
         ),
     ] = None
     voc: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
-    """VOCdevkit, of what is evaluated on Pascal VOC, likewise. [VOCdevkit]"""
+    """The folder VOCdevkit, for what is evaluated on Pascal VOC. [VOCdevkit]"""
     proposals: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="TRAIN TEST")] = None
     """Published proposals for Fast R-CNN (uic/5). [voc_2007_trainval.mat voc_2007_test.mat]"""
     sbd: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """SBD's masks (uic/5). [SBD]"""
     places205: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="TRAIN VAL")] = None
-    """Places205 (psl/9): betons, lists or folders, likewise. [PLACES-TRAIN PLACES-VAL]"""
+    """Places205 (psl/9): dataset files, lists or folders. [PLACES-TRAIN PLACES-VAL]"""
     inat18: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="TRAIN VAL")] = None
-    """iNaturalist 2018 (psl/9), likewise. [INAT-TRAIN INAT-VAL]"""
+    """iNaturalist 2018 (psl/9), in the same forms. [INAT-TRAIN INAT-VAL]"""
     mini_imagenet: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
-    """miniImageNet's test classes (uic/6), likewise. [MINI-IMAGENET-TEST]"""
+    """miniImageNet's test classes (uic/6), in the same forms. [MINI-IMAGENET-TEST]"""
     gpus: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """GPUs, for the commands. [8; tiny: 1]"""
 

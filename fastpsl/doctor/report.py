@@ -63,7 +63,7 @@ class Report:
         return changes(self.measured) if self.measured else []
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain values, as docs/doctor.md lists them."""
+        """Return the report as plain values, as docs/how_to/bottleneck.md lists them."""
         limit = self.bottleneck()
         return {
             "format": FORMAT,

@@ -40,7 +40,7 @@ class EpochContext:
         train_step: The stage's training step.
         epoch: The number of the epoch, counted over all stages.
         first: Whether it is the stage's first epoch.
-        draws_epoch: The epoch number that seeds the random draws of passes. No epoch of training has it.
+        draws_epoch: The epoch number that seeds the random numbers of passes. No epoch of training has it.
     """
 
     run: Run
@@ -51,18 +51,22 @@ class EpochContext:
 
     @property
     def data(self) -> Dataset:
+        """The training data."""
         return self.run.data.train
 
     @property
     def world(self) -> World:
+        """This process's place among the ranks: its device, rank and the number of ranks."""
         return self.run.world
 
     @property
     def head(self) -> nn.Module:
+        """The stage's head."""
         return self.train_step.module.head
 
     @property
     def optimiser(self) -> torch.optim.Optimizer:
+        """The stage's optimizer."""
         return self.train_step.optimiser
 
     def forward_dataset(
@@ -74,13 +78,13 @@ class EpochContext:
 
         Args:
             view: The view of each sample that the trunk reads.
-            function: Maps features of the stage's last block to [B, ...].
-            training: Whether to use the dropout and batch statistics of a training step. Otherwise the pass
+            function: Maps features of the stage's last block, [B, C, h, w], to [B, ...].
+            training: Whether to use the dropout and batch statistics of a training step. Otherwise, the pass
                 runs in eval mode with rank 0's running statistics.
 
         Yields:
-            For each batch: indices int64 [B] and function(features) [B, ...]. Padding and bad samples have
-                index -1.
+            For each batch, the indices, int64 [B], and function(features), [B, ...]. Padding and bad samples
+            have index -1.
 
         Raises:
             PassStopped: A signal arrived.
@@ -115,15 +119,15 @@ class EpochContext:
     def predict(
         self, predict_images: Callable[[range], Iterator[Predictions]], science: Mapping[str, Any]
     ) -> None:
-        """Write predictions.npz in the run's folder, with the predictions for every held-out image.
+        """Write predictions.npz in the run's folder, with the predictions for every validation image.
 
-        `predictions.predict` describes the file. Gradients are off, and modules run in eval mode with rank
-        0's running statistics.
+        fastpsl/engine/predictions.py describes the file. Gradients are off, and modules run in eval mode with
+        rank 0's running statistics.
 
         Args:
-            predict_images: Predicts the held-out images of a range, this rank's share.
-            science: The result of `held_out_science`. Parts of an interrupted pass are reused if they have
-                the same.
+            predict_images: Predicts the validation images of a range, this rank's share.
+            science: The result of `held_out_science`. Parts of an interrupted pass are used again if they
+                have the same.
 
         Raises:
             PassStopped: A signal arrived.
@@ -149,7 +153,11 @@ class EpochContext:
             raise PassStopped
 
     def held_out_science(self, **more: Any) -> dict[str, Any]:
-        """Return what predictions depend on: weights, held-out data and `more`. Only rank 0's is used."""
+        """Return what predictions depend on: weights, validation data and `more`. Only rank 0's is used.
+
+        Args:
+            **more: Further plain values.
+        """
         assert self.run.data.val is not None
         weights = sha256_of_tensors(self.train_step.module.state_dict())
         return {"weights": weights, "data": self.run.data.val.digest()} | more

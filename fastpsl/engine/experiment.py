@@ -40,15 +40,18 @@ class Experiment:
         backbone: The backbone to train.
         stages: The stages, in order.
         schedule: The learning rate over the steps.
-        optimiser: Builds the optimiser from named parameters.
+        optimiser: Builds the optimizer from named parameters.
         science: What must not change on resume besides options, such as digests of files.
-        frozen_batchnorm: How BatchNorms of frozen blocks normalise.
+        frozen_batchnorm: How BatchNorms of frozen blocks normalise, "eval" or "train".
         part: Selects the part of --data to train on (such as `Subset`); None for all of it.
-        open: Opens the training and held-out data, if --data and --val are not folders of images or betons.
+        open: Opens the training and validation data, if --data and --val are not images.
         batchnorm: The BatchNorms of learning blocks: "train"; "eval", which normalises by fixed running
             statistics; or "fixed", which is "eval" with scales and shifts that do not learn.
         clip_norm: The largest norm of all gradients together, or None.
-        finish: Called on rank 0 after a complete run; returns lines for people.
+        finish: Called on rank 0 after a complete run. It returns lines to print.
+
+    Raises:
+        ValueError: A stage's views cannot be built.
     """
 
     task: Task

@@ -20,7 +20,9 @@ from fastpsl.pipelines.doing import doing
 def launch(
     script: Recipe[Any] | Evaluation[Any], arguments: Sequence[str] | None = None, prog: str | None = None
 ) -> NoReturn:
-    """Run a script and exit: 0 finished, 2 user error, 75 preempted (resume it), 1 crashed.
+    """Run a script and exit.
+
+    The exit code is 0 (finished), 2 (user error), 75 (preempted; the same command resumes) or 1 (crashed).
 
     Args:
         script: The recipe or evaluation.

@@ -28,7 +28,7 @@ class Stage:
         first_learning: The first block that learns.
         last_block: The last block that runs.
         epochs: The length in epochs; 0 if `num_steps` is given.
-        num_steps: The length in steps instead, or None.
+        num_steps: The length in steps, or None.
     """
 
     name: str
@@ -70,13 +70,13 @@ def make_plan(
     """Return the stages of a plan.
 
     - psl: Stage i learns the blocks of its part of the `partition`, at level i.
-    - sl: The same stages, all at the hardest level (section 4.5, "SL").
-    - psl_f: As psl, but all blocks that run learn ("full gradient", section 4.5).
+    - sl: The same stages, all at the hardest level (PSL, section 4.5, "SL").
+    - psl_f: As psl, but all blocks that run learn ("full gradient", PSL, section 4.5).
     - end_to_end: One stage over all blocks at the hardest level. The paper does not state the length of its
       end-to-end baselines; here it is the sum of all stages.
 
     Args:
-        name: One of `PLANS`.
+        name: One of "psl", "sl", "psl_f" and "end_to_end".
         stage_epochs: The number of epochs of each stage.
         num_levels: The number of the task's levels.
         num_blocks: The number of the backbone's blocks.
@@ -85,6 +85,9 @@ def make_plan(
             the paper's S1 = B1-B3, S2 = B2-B4 and S3 = B3-B5.
         levels: The level of each stage. By default, they rise in even steps from the easiest to the hardest.
             The paper has one partition and one choice of levels.
+
+    Returns:
+        The stages, in order.
 
     Raises:
         ValueError: The name is unknown, or lengths, parts or levels do not fit.

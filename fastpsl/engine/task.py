@@ -19,7 +19,7 @@ from fastpsl.pipelines.views import ViewSpec
 class Task:
     """A pretext task. Subclasses override `views`, `head` and `loss`; all other methods have defaults.
 
-    docs/add_a_task.md shows a short example.
+    docs/how_to/add_a_task.md shows a short example.
     """
 
     num_levels: int = 1
@@ -37,32 +37,53 @@ class Task:
     # What is learned
 
     def views(self, level: int) -> tuple[ViewSpec, ...]:
-        """Return the views of each sample at a level; none if `train_loader` makes its own batches."""
+        """Return the views of each sample at a level.
+
+        Args:
+            level: The level, from 1 to `num_levels`.
+
+        Returns:
+            The views; none if `train_loader` makes its own batches.
+        """
         raise NotImplementedError
 
     def head(self, level: int, channels: int) -> nn.Module:
-        """Build the head of a stage, for `channels` feature maps of the stage's last block."""
+        """Build the head of a stage.
+
+        Args:
+            level: The stage's level.
+            channels: The number of channels of the feature maps of the stage's last block.
+
+        Returns:
+            A new module.
+        """
         raise NotImplementedError
 
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Compute the loss of a batch, in training or, if `head.training` is false, on held-out data.
+        """Compute the loss of a batch, in training or, if `head.training` is false, on validation data.
 
         Args:
             trunk: The trunk.
             head: The stage's head.
-            inputs: The batch's views, each [N, C, H, W] and ready for the trunk. N is B times the images
-                that the view's ops make of one.
+            inputs: The batch's views, each [N, C, H, W] and ready for the trunk. N is B times the images that
+                the view's operations make of one.
             batch: The batch.
 
         Returns:
-            The mean over samples with `batch.indices >= 0`, and metrics, named as `metric_words` tells.
+            The mean loss over samples with `batch.indices >= 0`, and metrics. A metric is a pair of float32
+            scalars on the device, the sum over valid samples and their number. fastpsl/engine/metric_words.py
+            tells how names are shown.
         """
         raise NotImplementedError
 
     def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
-        """Return the views of the held-out pass; none to skip the pass."""
+        """Return the views of the pass over the validation data; none to skip the pass.
+
+        Args:
+            level: The stage's level.
+        """
         return self.views(level)
 
     def inputs_per_image(self, level: int) -> int:
@@ -70,6 +91,9 @@ class Task:
 
         It is for tasks that show several turns or copies of an image as options choose. The views that a
         method always has, such as SimCLR's two crops, are not counted.
+
+        Args:
+            level: The stage's level.
         """
         return 1
 
@@ -91,33 +115,64 @@ class Task:
 
         A task with long passes must return them here, because the last step is then kept in case a pass is
         stopped.
+
+        Args:
+            level: The stage's level.
         """
         return ()
 
     def train_loader(self, data: RunData) -> BatchSource | None:
-        """Return a loader of batches other than views, such as annotated images; None for the usual one."""
+        """Return a loader of batches other than views, such as annotated images; None for the usual one.
+
+        Args:
+            data: The opened data of the run.
+        """
         return None
 
     def input_record(self, level: int) -> dict[str, Any]:
-        """Return the input record for the checkpoint. Override it if `views` returns none."""
+        """Return the input record for the checkpoint. Override it if `views` returns none.
+
+        Args:
+            level: The stage's level.
+        """
         return self.views(level)[0].input_record()
 
     # A stage
 
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
-        """Prepare for a stage with its new modules, such as building momentum copies and emptying queues."""
+        """Prepare for a stage with its new modules, such as by building momentum copies and emptying queues.
+
+        Args:
+            stage: The stage.
+            trunk: Its trunk, on the device.
+            head: Its head, on the device.
+        """
 
     def num_warm_up_batches(self, stage: Stage) -> int:
-        """Return the number of batches for `warm_up` before a new stage's first step."""
+        """Return the number of batches for `warm_up` before a new stage's first step.
+
+        Args:
+            stage: The stage.
+        """
         return 0
 
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
-        """Process a warm-up batch, without gradients and in train mode. No epoch has the same draws."""
+        """Process a warm-up batch, without gradients and in train mode. No epoch has the same augmentations.
+
+        Args:
+            trunk: The trunk.
+            head: The stage's head.
+            inputs: As in `loss`.
+            batch: The batch.
+        """
 
     def start_epoch(self, context: EpochContext) -> Figures | None:
         """Prepare for an epoch before its first step, for example by passes over all training samples.
 
         It is not called if training resumes within the epoch. It is called again if a signal stopped it.
+
+        Args:
+            context: The epoch, with the operations that are allowed.
 
         Returns:
             Figures for epochs.jsonl, of which rank 0's are logged; None for none.
@@ -131,13 +186,13 @@ class Task:
             epoch: The epoch, counted over all stages.
 
         Returns:
-            Indices of samples, int64 [num_samples], where each may occur any number of times. A task that
-            returns one sets `has_own_order`.
+            Indices of samples, int64 [num_samples], each any number of times. A task that returns an order
+            sets `has_own_order`.
         """
         return None
 
     def after_step(self) -> None:
-        """Update momentum copies and queues after an optimiser step."""
+        """Update momentum copies and queues after an optimizer step."""
 
     def end_epoch(self) -> Figures | None:
         """Finish an epoch after its last step, also if --max-steps-per-stage cut it short.
@@ -148,9 +203,12 @@ class Task:
         return None
 
     def end_stage(self, context: EpochContext) -> None:
-        """Finish a stage after its last step and held-out pass, for example by predictions for the data.
+        """Finish a stage after its last step and its pass over the validation data.
 
-        It is called again if a signal stopped one of its passes.
+        A task may make predictions here. The method is called again if a signal stopped one of its passes.
+
+        Args:
+            context: The stage's last epoch, with the operations that are allowed.
         """
 
     # Resume
@@ -163,18 +221,41 @@ class Task:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore, on every rank, the result of rank 0's `state_dict`."""
+        """Restore, on every rank, the result of rank 0's `state_dict`.
+
+        Args:
+            state: The state.
+        """
 
     # For people
 
     def chance(self, level: int) -> float | None:
-        """Return the accuracy of guessing, to be shown with the held-out accuracy; None if there is none."""
+        """Return the accuracy of guessing, to be shown with the validation accuracy; None if there is none.
+
+        Args:
+            level: The stage's level.
+
+        Returns:
+            A fraction in [0, 1], or None.
+        """
         return None
 
     def contact_sheet(self, inputs: Sequence[Tensor], batch: Batch) -> Tensor | None:
-        """Return the network's input as images, float32 [n, 3, h, w] in [0, 1]; None for no sheet."""
+        """Return the network's input as images for people.
+
+        Args:
+            inputs: As in `loss`.
+            batch: The batch, on the CPU.
+
+        Returns:
+            Images, float32 [n, 3, h, w] in [0, 1]; None for no sheet.
+        """
         return None
 
     def captions(self, batch: Batch) -> list[str]:
-        """Return a caption with the random draws for each sample; none for no captions."""
+        """Return a caption with the random draws for each sample; none for no captions.
+
+        Args:
+            batch: The batch, on the CPU.
+        """
         return []

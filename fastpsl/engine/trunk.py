@@ -92,14 +92,28 @@ class Trunk(nn.Module):
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features of the stage's last block, for images [B,C,H,W]."""
+        """Return the features of the stage's last block.
+
+        Args:
+            images: Float [B, C, H, W].
+
+        Returns:
+            Float [B, channels, h, w].
+        """
         check_size(min(images.shape[-2:]), self.min_px)
         with torch.no_grad():
             images = self.run(self.frozen_as_run, images)
         return self.run(self.learning, images)  # type: ignore[arg-type]
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the features of every block that runs, B1 first."""
+        """Return the features of every block that runs, B1 first.
+
+        Args:
+            images: Float [B, C, H, W].
+
+        Returns:
+            One tensor [B, channels, h, w] per block.
+        """
         check_size(min(images.shape[-2:]), self.min_px)
         outputs: list[Tensor] = []
         with torch.no_grad():

@@ -40,7 +40,7 @@ class EvaluationOptions(RunOptions):
         Path | None,
         arg(
             help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, "
-            "or others' weights (docs/weights.md)."
+            "or others' weights (docs/how_to/others_weights.md)."
         ),
     ] = field(default=None, metadata=MACHINE)
     random_weights: Annotated[
@@ -61,20 +61,20 @@ class EvaluationOptions(RunOptions):
         Literal["RGB", "L", "Sobel", "SobelXY"] | None,
         arg(
             help="What others' weights were trained on: "
-            "RGB, L (lightness alone), Sobel or SobelXY (docs/weights.md)."
+            "RGB, L (lightness alone), Sobel or SobelXY (docs/how_to/others_weights.md)."
         ),
     ] = field(default=None, metadata=MACHINE)
     input_mean: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
-    """Mean that was taken off, a value a channel, of pixels in [0, 1]."""
+    """Mean that was subtracted, one value per channel, of pixels in [0, 1]."""
     input_std: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
-    """Standard deviation that was divided by, likewise."""
+    """Standard deviation that was divided by, one value per channel."""
     size_px: int = 224
-    """Side of the evaluation's pictures, whatever the size in pre-training."""
+    """Side of the evaluation's images, whatever the size in pre-training."""
     whole: Annotated[
         bool,
         arg(
-            help="Show a picture's whole middle square, and not the 224/256 of it that are usual: "
-            "for small pictures, such as CIFAR's."
+            help="Show an image's whole middle square, and not the 224/256 of it that are usual: "
+            "for small images, such as CIFAR's."
         ),
     ] = False
 

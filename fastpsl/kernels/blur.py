@@ -17,12 +17,15 @@ from fastpsl.kernels.layout import check_probability, finish, per_sample, result
 
 @dataclass(frozen=True)
 class GaussianBlur:
-    """A Gaussian blur.
+    """A Gaussian blur of each sample with probability `p`.
 
     Attributes:
         kernel_px: The number of taps per axis, odd.
-        sigma: The range of the blur's sigma in pixels, drawn uniformly.
-        p: The probability that a sample is blurred.
+        sigma: The range of the blur's sigma in pixels, drawn uniformly, 0 < low <= high.
+        p: The probability that a sample is blurred, in [0, 1].
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     kernel_px: int

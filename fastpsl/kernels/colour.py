@@ -27,10 +27,13 @@ class ColourDistortion:
 
     Attributes:
         brightness: The factor is drawn from [max(0, 1 - brightness), 1 + brightness].
-        contrast: Likewise.
-        saturation: Likewise.
+        contrast: The factor is drawn in the same way from contrast.
+        saturation: The factor is drawn in the same way from saturation.
         hue: The hue is moved by -hue to hue turns, at most 0.5.
-        p: The probability that a sample is distorted.
+        p: The probability that a sample is distorted, in [0, 1].
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     brightness: float
@@ -53,8 +56,8 @@ class ColourDistortion:
         """Draw which samples to distort, in what order and how far.
 
         Returns:
-            "apply": bool [B]; "order": int64 [B, 4], operation numbers; "factors": float32 [B, 4], by
-                operation number.
+            A dict of "apply", bool [B]; "order", int64 [B, 4], operation numbers; and "factors", float32 [B,
+            4], by operation number. Operations 0 to 3 are brightness, contrast, saturation and hue.
         """
         # Word 0 decides whether to distort, word 1 gives the order, words 2 to 5 the factors.
         numbers = uniforms(keys, Slot.COLOUR, 6)

@@ -77,9 +77,12 @@ class RandomResizedCrop:
     Any image of at least one pixel can be cropped.
 
     Attributes:
-        size_px: The side of the view.
-        scale: The range of the crop's share of the area.
+        size_px: The side of the view, in pixels.
+        scale: The range of the crop's share of the area, 0 < low <= high <= 1.
         ratio: The range of width / height, log-uniform.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     size_px: int
@@ -118,10 +121,13 @@ class ShorterSideCrop:
     steps.
 
     Attributes:
-        shorter_px: The shorter side after the resize.
-        size_px: The side of the view.
-        where: "random" is anywhere in the image, "random_middle" anywhere in its central square. The other
-            values name the centre or a corner.
+        shorter_px: The shorter side after the resize, in pixels.
+        size_px: The side of the view in pixels, at most `shorter_px`.
+        where: "random" is anywhere in the image, "random_middle" anywhere in its central square. "center",
+            "top_left", "top_right", "bottom_left" and "bottom_right" are fixed places.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     shorter_px: int = 256
@@ -165,7 +171,14 @@ class ShorterSideCrop:
 
 @dataclass(frozen=True)
 class Squashed:
-    """The whole image, resized to a square without regard to its aspect ratio."""
+    """The whole image, resized to a square without regard to its aspect ratio.
+
+    Attributes:
+        size_px: The side of the view, in pixels.
+
+    Raises:
+        ValueError: The side is below 1.
+    """
 
     size_px: int
 

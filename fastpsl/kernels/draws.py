@@ -53,14 +53,17 @@ class Slot(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Keys:
-    """The keys of a batch's draws.
+    """The keys of a batch's random numbers.
 
     Attributes:
-        seed: The run's seed, below 2**64.
-        epoch: The epoch, from 0.
-        indices: int64 [B]: the samples' numbers of `pipelines.loader.order`, which are their indices in the
-            data set where none is repeated; -1 for padding.
-        view: The view's number, below 256.
+        seed: The run's seed, 0 to 2**64 - 1.
+        epoch: The epoch, from 0 to 2**32 - 1.
+        indices: The samples' numbers in the epoch's order, int64 [B]. They are the indices in the data set,
+            unless an index occurs several times; -1 for padding.
+        view: The view's number, 0 to 255.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     seed: int
@@ -148,7 +151,16 @@ def words(keys: Keys, slot: int, num: int) -> np.ndarray:
 
 
 def uniforms(keys: Keys, slot: int, num: int) -> np.ndarray:
-    """Return float32 [B, num] in [0, 1): the top 24 bits of each word times 2**-24."""
+    """Return uniform random numbers, the top 24 bits of each word times 2**-24.
+
+    Args:
+        keys: The samples.
+        slot: The purpose of the numbers, a `Slot`.
+        num: The number of values per sample, 0 to 1,024.
+
+    Returns:
+        A float32 array [B, num] in [0, 1).
+    """
     return (words(keys, slot, num) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
 
 
@@ -164,5 +176,15 @@ def scaled(random_words: np.ndarray, high: int) -> np.ndarray:
 
 
 def integers(keys: Keys, slot: int, num: int, high: int) -> np.ndarray:
-    """Return int64 [B, num] in [0, high), with `high` from 1 to 2**31."""
+    """Return uniform random integers.
+
+    Args:
+        keys: The samples.
+        slot: The purpose of the numbers, a `Slot`.
+        num: The number of values per sample, 0 to 1,024.
+        high: The bound, 1 to 2**31.
+
+    Returns:
+        An int64 array [B, num] in [0, high).
+    """
     return scaled(words(keys, slot, num), high)

@@ -18,7 +18,17 @@ from fastpsl.kernels.layout import finish
 
 @dataclass(frozen=True)
 class Enlarge:
-    """A resize of any shape to a square of `side_px`, then a centre crop of `size_px` x `size_px`."""
+    """A bilinear resize of any shape to a square of `side_px`, then a centre crop of `size_px` x `size_px`.
+
+    A network for 224 px can so read images of 84 px (UIC, Table 6).
+
+    Attributes:
+        side_px: The side of the square, in pixels.
+        size_px: The side of the centre crop, 1 to `side_px`.
+
+    Raises:
+        ValueError: `size_px` is out of its range.
+    """
 
     side_px: int
     size_px: int

@@ -13,7 +13,14 @@ from fastpsl.kernels.layout import check_probability, finish, per_sample
 
 @dataclass(frozen=True)
 class Flip:
-    """A horizontal flip of each sample with probability `p`, for any dtype."""
+    """A horizontal flip of each sample with probability `p`, for any dtype.
+
+    Attributes:
+        p: The probability, in [0, 1].
+
+    Raises:
+        ValueError: The probability is out of its range.
+    """
 
     p: float = 0.5
 

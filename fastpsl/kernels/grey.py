@@ -22,7 +22,14 @@ def luma(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Grey:
-    """A removal of each sample's colour with probability `p`."""
+    """A removal of each sample's colour with probability `p`. Three equal channels remain.
+
+    Attributes:
+        p: The probability, in [0, 1].
+
+    Raises:
+        ValueError: The probability is out of its range.
+    """
 
     p: float = 0.2
 

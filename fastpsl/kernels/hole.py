@@ -12,14 +12,17 @@ from fastpsl.kernels.layout import finish
 
 @dataclass(frozen=True)
 class Hole:
-    """A filled square in the middle of each image.
+    """A filled square in the middle of each image, which Context-Encoder learns to fill (arXiv 1604.07379).
 
     Context-Encoder hides 64 of 128 px. It leaves a ring of 4 px inside the hole visible, which is not done
     here.
 
     Attributes:
-        share: The hole's side as a share of the image's, along x and y.
-        fill: The value of each channel in [0, 1], by default ImageNet's mean colour.
+        share: The hole's side as a share of the image's, along x and y, in (0, 1).
+        fill: The value of each channel in [0, 1]. The default is ImageNet's mean colour.
+
+    Raises:
+        ValueError: The share is out of its range.
     """
 
     share: float = 0.5

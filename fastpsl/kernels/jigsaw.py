@@ -17,14 +17,21 @@ from fastpsl.kernels.layout import finish
 
 @dataclass(frozen=True)
 class JigsawTiles:
-    """A grid of randomly placed tiles per image, with a draw of permutations for them.
+    """A grid of cells on each image, with a randomly placed tile in each cell and random permutations of the
+    tiles.
+
+    The permutations are drawn here (PSL, section 3.3.1). The task applies them to the tiles' embeddings, so
+    one pass of the trunk serves several permutations of an image.
 
     Attributes:
-        grid: The number of cells per side.
-        cell_px: The side of a cell.
-        tile_px: The side of a tile.
+        grid: The number of cells per side, 1 to 22.
+        cell_px: The side of a cell, in pixels.
+        tile_px: The side of a tile in pixels, at most `cell_px`.
         num_permutations: The size of the permutation set.
-        permutations_per_image: The number of permutations drawn for each image, with replacement.
+        permutations_per_image: The number of permutations drawn for each image, with replacement, 1 to 1,024.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     grid: int = 3
@@ -54,8 +61,8 @@ class JigsawTiles:
         """Draw the tiles' positions in their cells, and the permutations.
 
         Returns:
-            "offsets": int64 [B, grid², 2], y and x from 0 to cell_px - tile_px; "permutation": int64
-                [B, permutations_per_image].
+            A dict of "offsets", int64 [B, grid², 2], y and x from 0 to cell_px - tile_px; and "permutation",
+            int64 [B, permutations_per_image].
         """
         num_tiles = self.grid**2
         offsets = integers(keys, Slot.TILES, 2 * num_tiles, self.cell_px - self.tile_px + 1)
@@ -73,14 +80,18 @@ class JigsawTiles:
             )
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """Cut the tiles of images [B, C, H, W], of any dtype, from cells at the top left.
+        """Cut the tiles of a batch from cells at the top left.
+
+        Args:
+            images: [B, C, H, W], of any dtype.
+            draw: The result of `draw`, on the device of the images.
 
         Returns:
-            [B * grid², C, tile_px, tile_px] in the same dtype, channels-last. Tile t of image b is at b *
-                grid² + t; tiles are row-major.
+            Tiles [B * grid², C, tile_px, tile_px] in the same dtype, in channels-last memory. Tile t of image
+            b is at b * grid² + t. Tiles are row-major.
 
         Raises:
-            ValueError: If the cells do not fit into the images.
+            ValueError: The cells do not fit into the images.
         """
         num_images, num_channels, height, width = images.shape
         self.check(height, width)

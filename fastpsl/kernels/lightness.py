@@ -41,7 +41,10 @@ def lightness(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Lightness:
-    """A reduction to lightness, for a network that must not see colour, such as colorization's."""
+    """A reduction to CIE lightness, for a network that must not see colour, such as colorization's.
+
+    The value is L* / 100, in [0, 1], in one channel.
+    """
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw nothing: the op is deterministic."""

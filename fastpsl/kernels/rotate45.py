@@ -26,10 +26,11 @@ def rotation_labels(keys: Keys) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rotate45:
-    """The quarter turns of a view with a `RotationCrop` of base "drawn".
+    """The turns of a view whose crop is a `RotationCrop` of base "drawn": eight rotations in steps of 45
+    degrees.
 
-    Such a view must not have a `Flip`, because an image turned by 45 degrees and mirrored is turned by -45,
-    which is another label.
+    Label l shows the image turned by 45 * l degrees counter-clockwise. Such a view must not have a `Flip`. An
+    image that is turned by 45 degrees and mirrored is turned by -45, which is another label.
     """
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:

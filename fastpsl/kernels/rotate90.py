@@ -13,7 +13,14 @@ from fastpsl.kernels.layout import finish, per_sample
 
 @dataclass(frozen=True)
 class Rotate90:
-    """A random turn: by 0, 90, 180 or 270 degrees (`num` = 4) or by 0 or 180 (`num` = 2), equally likely."""
+    """A random turn by 0, 90, 180 or 270 degrees, or by 0 or 180, all equally likely. Turns are exact.
+
+    Attributes:
+        num: The number of turns, 4 or 2.
+
+    Raises:
+        ValueError: `num` is neither.
+    """
 
     num: int = 4
 
@@ -40,7 +47,14 @@ class Rotate90:
 
 @dataclass(frozen=True)
 class AllTurns:
-    """A stack of all turns that `Rotate90(num)` may draw, for each image."""
+    """A stack of all turns that `Rotate90(num)` may draw, for each image.
+
+    Attributes:
+        num: The number of turns, 4 or 2.
+
+    Raises:
+        ValueError: `num` is neither.
+    """
 
     num: int = 4
 
@@ -53,10 +67,17 @@ class AllTurns:
         return {"turns": np.tile(turns, (len(keys.indices), 1))}
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """Return all turns, [num * B, C, H, W], image by image, channels-last, in the same dtype.
+        """Return all turns of a batch, image by image.
+
+        Args:
+            images: [B, C, H, W], of any dtype.
+            draw: The result of `draw`.
+
+        Returns:
+            [num * B, C, H, W] in the same dtype, in channels-last memory.
 
         Raises:
-            ValueError: If `num` is 4 and the images are not square.
+            ValueError: `num` is 4 and the images are not square.
         """
         check_square(images.shape[-2], images.shape[-1], self.num)
         rotations = [torch.rot90(images, turns, (-2, -1)) for turns in range(0, 4, 4 // self.num)]

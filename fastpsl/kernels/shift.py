@@ -18,6 +18,12 @@ class Shift:
 
     RotNet and AET crop small images in this way: they pad each side with 4 black px and take 32 x 32 of the
     40 x 40.
+
+    Attributes:
+        max_px: The largest distance in pixels, 0 or more.
+
+    Raises:
+        ValueError: The distance is below 0.
     """
 
     max_px: int = 4

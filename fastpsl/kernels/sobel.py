@@ -23,7 +23,16 @@ from fastpsl.kernels.layout import check_probability, finish, per_sample, result
 
 @dataclass(frozen=True)
 class Sobel:
-    """A replacement of each sample by its channels' gradient magnitudes with probability `p`."""
+    """A replacement of each sample by its channels' gradient magnitudes with probability `p`.
+
+    The gradients are Sobel's, divided by 8, with the border repeated. Values are in [0, 0.71].
+
+    Attributes:
+        p: The probability, in [0, 1].
+
+    Raises:
+        ValueError: The probability is out of its range.
+    """
 
     p: float = 0.2
 

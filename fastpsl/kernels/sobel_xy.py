@@ -25,7 +25,11 @@ SOBEL_XY_STD = 0.226 / 8
 
 @dataclass(frozen=True)
 class SobelXY:
-    """A replacement of each sample by its gradients, the last op of a view."""
+    """A replacement of each sample by its grey value's gradients along x and y, the last operation of a view.
+
+    It is the network's input in DeepCluster and UIC. The gradients are Sobel's, divided by 8, with the border
+    repeated. Values are in [-0.5, 0.5], in two channels.
+    """
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:
         """Draw nothing: the op is deterministic."""

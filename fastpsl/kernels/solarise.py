@@ -15,11 +15,14 @@ from fastpsl.kernels.layout import check_probability, finish, per_sample, result
 class Solarise:
     """An inversion of each sample's values from `threshold` on, with probability `p` (BYOL, appendix B).
 
-    No fused kernel has it, so the ops of a view with it run one by one.
+    No fused kernel has it, so the operations of a view with it run one by one.
 
     Attributes:
-        p: The probability.
-        threshold: The lowest value that is inverted, in [0, 1]; BYOL's is 0.5.
+        p: The probability, in [0, 1].
+        threshold: The lowest value that is inverted, in [0, 1]. BYOL's is 0.5.
+
+    Raises:
+        ValueError: A value is out of its range.
     """
 
     p: float = 0.2

@@ -56,17 +56,21 @@ def warp(images: Tensor, matrices: Tensor, fill: float) -> Tensor:
 
 @dataclass(frozen=True)
 class WarpPair:
-    """A pair of each image and a copy under a random transformation, on grey (128 of 255).
+    """A pair of each image and a copy under a random transformation, on grey (128 of 255), for AET.
 
-    "projective" scales the four corners about the middle by 0.8 to 1.2, turns them by 0, 90, 180 or 270
-    degrees and moves each by up to an eighth of the side, in whole pixels, along x and y. "affine" turns by
-    up to 180 degrees, moves by up to a fifth of the side along x and y in whole pixels, scales by 0.7 to 1.3
-    and shears by up to 30 degrees. All are uniform in their ranges. The middle is half a pixel right of and
-    below the image's, as in AET's code and the torchvision of its time.
+    AET is Zhang et al., arXiv 1901.04596. "projective" scales the four corners about the middle by 0.8 to
+    1.2, turns them by 0, 90, 180 or 270 degrees and moves each by up to an eighth of the side, in whole
+    pixels, along x and y. "affine" turns by up to 180 degrees, moves by up to a fifth of the side along x and
+    y in whole pixels, scales by 0.7 to 1.3 and shears by up to 30 degrees. All are uniform in their ranges.
+    The middle is half a pixel right of and below the image's, as in AET's code and the torchvision of its
+    time.
 
     Attributes:
-        size_px: The side of the images.
+        size_px: The side of the images, in pixels.
         kind: "projective" or "affine".
+
+    Raises:
+        ValueError: A value is not allowed.
     """
 
     size_px: int = 32
@@ -90,8 +94,8 @@ class WarpPair:
         then the moves along x and y, the scale and the shear, each relative to its range, so in [-1, 1].
 
         Returns:
-            "matrix": float32 [B, 3, 3], of the copies, for `warp`; "target": float32 [B, 8 or 6], for the
-                network to predict.
+            A dict of "matrix", float32 [B, 3, 3], of the copies, for `warp`; and "target", float32 [B, 8 or
+            6], for the network to predict.
         """
         draw_transforms = _projective if self.kind == "projective" else _affine
         matrix, target = draw_transforms(keys, self.size_px)

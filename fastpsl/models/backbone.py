@@ -14,16 +14,16 @@ def check_size(side_px: int, min_px: int) -> None:
 
 
 class Backbone(nn.Module):
-    """A sequence of blocks B1, B2, …: each block's output [B,C,h,w] is the input of the next one.
+    """A sequence of blocks B1, B2, …, where each block's output [B, C, h, w] is the input of the next.
 
-    Plans, probes and exports refer to blocks alone.
+    Plans, evaluations and exports refer to blocks alone.
 
     Attributes:
         name: The name that `make_backbone` takes.
-        channels: The output width of each block.
+        channels: The number of output channels of each block.
         block_names: The names of the blocks in the network's paper.
-        min_px: The smallest side of an image that all blocks can read.
-        why_untraceable: Why torch.compile and torch.fx cannot follow the blocks; empty where they can.
+        min_px: The smallest side of an image that all blocks can read, in pixels.
+        why_untraceable: Why torch.compile and torch.fx cannot follow the blocks. Empty if they can.
     """
 
     name: str
@@ -42,11 +42,19 @@ class Backbone(nn.Module):
 
     @property
     def num_blocks(self) -> int:
+        """The number of blocks."""
         return len(self.channels)
 
     @override
     def forward(self, images: Tensor) -> Tensor:
-        """Return the output of the last block for `images` [B,C,H,W]."""
+        """Return the output of the last block.
+
+        Args:
+            images: Float [B, C, H, W].
+
+        Returns:
+            Float [B, channels[-1], h, w].
+        """
         for block in self.blocks():
             images = block(images)
         return images

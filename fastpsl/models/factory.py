@@ -13,13 +13,17 @@ def make_backbone(name: str, *, num_channels: int = 3, dropout: float | None = N
     """Build a backbone with random weights.
 
     Args:
-        name: One of `BACKBONES`, timm/NAME (`timm_backbone`) or FILE.py:CLASS (`own_backbone`).
+        name: One of `BACKBONES`, "timm/NAME" for a model of timm, or "FILE.py:CLASS" for your own module.
         num_channels: The number of channels of the images.
-        dropout: The probability of dropout, or None for the network's default.
+        dropout: The probability of dropout, in [0, 1), for alexnet and vgg16. None means the network's
+            default.
+
+    Returns:
+        The backbone, in train mode on the CPU.
 
     Raises:
-        ValueError: The name is unknown, the backbone has no dropout, `dropout` is outside [0, 1), or the
-            network of timm or of one's own is not as it must be.
+        ValueError: The name is unknown, the backbone has no dropout, `dropout` is out of range, or the
+            network of timm or of your file cannot be used.
     """
     if name not in BACKBONES and not is_timm(name) and not is_own(name):
         raise ValueError(f"--backbone {name}: allowed are {ANY_BACKBONE}")

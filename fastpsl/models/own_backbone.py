@@ -17,7 +17,7 @@ CHECK_PX = 64
 
 
 class OwnBackbone(Wrapped):
-    """A user's module with `blocks()` and `channels`, as docs/backbones.md describes it.
+    """A user's module with `blocks()` and `channels`, as docs/how_to/own_backbone.md describes it.
 
     A `Backbone` is such a module, but any torch.nn.Module will do. `block_names` and `min_px` are optional.
     """
@@ -54,7 +54,7 @@ class OwnBackbone(Wrapped):
         return list(self.network.blocks())  # type: ignore[operator]
 
     def _wrong(self, problem: str) -> ValueError:
-        return ValueError(f"--backbone {self.name}: {problem} (docs/backbones.md, Your own module)")
+        return ValueError(f"--backbone {self.name}: {problem} (docs/how_to/own_backbone.md)")
 
     def _read_attributes(self) -> None:
         """Set `channels`, `block_names` and `min_px`, and check that they fit to `blocks`."""

@@ -19,7 +19,13 @@ class BadSampleError(ValueError):
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that was skipped because it cannot be decoded."""
+    """A sample that was skipped because it cannot be decoded.
+
+    Attributes:
+        index: Its index in the data set.
+        name: The sample in words.
+        reason: Why it cannot be decoded.
+    """
 
     index: int
     name: str
@@ -33,19 +39,20 @@ class BadSample:
 @final
 @dataclass
 class Batch:
-    """One rank's part of a step.
+    """One rank's part of a step, as a `Loader` yields it.
 
     Attributes:
-        images: uint8 [B, 3, S, S] per view, in channels-last memory, on the device.
-        draws: Per view, one dict of tensors [B, ...] per op, in the order of the view's ops, on the device.
-        indices: int64 [B], dataset indices; -1 for padding and for skipped samples, which metrics and stores
+        images: One tensor per view, uint8 [B, 3, S, S], in channels-last memory, on the device.
+        draws: Per view, one dict of tensors [B, ...] per operation, in the order of the view's operations, on
+            the device.
+        indices: Dataset indices, int64 [B]; -1 for padding and for skipped samples, which metrics and stores
             must not read.
-        labels: int64 [B]; -1 for padding and where the data has none. A skipped sample has the label of the
-            sample that fills its place.
+        labels: Labels, int64 [B]; -1 for padding and if the data has none. A skipped sample has the label of
+            the sample that fills its place.
         epoch: The epoch of this step.
         step: The step within its epoch.
-        bad: The samples skipped in this batch (`on_bad_sample="skip"`).
-        ops: The ops of each view, by which `draw` finds their draws.
+        bad: The samples skipped in this batch, with `on_bad_sample="skip"`.
+        ops: The operations of each view, by which `draw` finds their draws.
     """
 
     images: list[Tensor]
@@ -58,7 +65,14 @@ class Batch:
     ops: Sequence[tuple[Op, ...]] = ()
 
     def draw(self, kind: type[Op]) -> dict[str, Tensor]:
-        """Return the draw of the views' only op of type `kind`: tensors [B, ...], on the device."""
+        """Return the draw of the views' only operation of a type.
+
+        Args:
+            kind: The type, such as `fastpsl.ops.Rotate90`.
+
+        Returns:
+            Tensors [B, ...] by name, on the device.
+        """
         draws = [
             draw
             for ops, of_view in zip(self.ops, self.draws, strict=False)
@@ -72,7 +86,18 @@ class Batch:
         return draws[0]
 
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
-        """Return what `ViewSpec.apply` gives for each view; `views` are those of the loader."""
+        """Return what the network reads of each view, as `ViewSpec.apply` gives it.
+
+        Args:
+            views: The views of the loader.
+            dtype: The floating dtype of the result.
+
+        Returns:
+            One tensor [N, C, T, T] per view, on the batch's device.
+
+        Raises:
+            ValueError: There is not one view per tensor of images.
+        """
         self.check_views(views)
         parts = zip(views, self.images, self.draws, strict=True)
         return [view.apply(images, draws, dtype) for view, images, draws in parts]
@@ -88,21 +113,27 @@ class Batch:
         """Copy the first samples to the host, to be shown to people.
 
         Args:
-            num: The number of samples; all of them where the batch has fewer.
+            num: The number of samples. If the batch has fewer, all of them.
 
         Returns:
-            A batch of `num` samples or fewer, on the CPU, in the same memory format. On a GPU the host waits
-                for it.
+            A batch of `num` samples or fewer on the CPU, in the same memory format. On a GPU, the host waits
+            for it.
         """
         small = list(self._small())
         images = [images[:num].cpu() for images in self.images]
         return self._with(images, small, [tensor[:num].cpu() for tensor in small])
 
     def to(self, device: torch.device) -> "Batch":
-        """Start a copy to a CUDA device on the current stream and return it.
+        """Start a copy to a CUDA device on the current stream.
 
         Each tensor of images is copied by itself from pinned memory. The small tensors (draws, indices,
         labels) share one copy. torch keeps pinned memory until the copies from it have ended.
+
+        Args:
+            device: The device.
+
+        Returns:
+            The copy.
         """
 
         def move(tensor: Tensor) -> Tensor:

@@ -20,43 +20,88 @@ _DARKER = 4
 
 
 class Crop(Protocol):
-    """A choice of the part of the source image that a view shows, which the decoder resizes to a square.
+    """A choice of the part of the source image that a view shows. The decoder resizes it to a square.
 
-    A crop may also have a method `resampling(keys)`, which returns int32 [B] of AREA, ISOTROPIC or DIAGONAL.
-    Without it, all are AREA.
+    A crop may also have a method `resampling(keys)`, which returns int32 [B]: AREA, ISOTROPIC or DIAGONAL of
+    fastpsl/kernels/isotropic.py for each sample. Without it, all are AREA.
     """
 
     @property
-    def size_px(self) -> int: ...
+    def size_px(self) -> int:
+        """The side of the square, in pixels."""
+        ...
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """Return int32 [B, 4] = (top, left, height, width) in source pixels, inside the image."""
+        """Choose the boxes of a batch.
+
+        Args:
+            keys: The keys of the random numbers, for B samples.
+            heights: Heights of the source images in pixels, int32 [B].
+            widths: Widths of the source images in pixels, int32 [B].
+
+        Returns:
+            An int32 array [B, 4] of (top, left, height, width) in source pixels, inside the images.
+        """
         ...
 
     def check(self, min_height: int, min_width: int) -> None:
-        """Raise ValueError where this crop can never be taken from an image of this size."""
+        """Check that this crop can be taken from every image of a data set.
+
+        Args:
+            min_height: The smallest height of the images, in pixels.
+            min_width: The smallest width of the images, in pixels.
+
+        Raises:
+            ValueError: It can never be taken from an image of this size.
+        """
         ...
 
 
 class Op(Protocol):
-    """An operation of a view: its draw is a pure function of the keys, its arithmetic runs on the device."""
+    """An operation of a view.
 
-    def draw(self, keys: Keys) -> Draw: ...
+    Its random numbers are a pure function of the keys. Its arithmetic runs on the device.
+    """
 
-    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor: ...
+    def draw(self, keys: Keys) -> Draw:
+        """Draw the random numbers of a batch.
+
+        Args:
+            keys: The keys, for B samples.
+
+        Returns:
+            Arrays [B, ...] by name; no array for an operation without randomness.
+        """
+        ...
+
+    def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
+        """Apply the operation to a batch.
+
+        Args:
+            images: [B, C, H, W] on the device: uint8, or floating in [0, 1].
+            draw: The result of `draw` as tensors on the same device.
+
+        Returns:
+            The images, in channels-last memory.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """One view: `crop`, then `ops` in order, then (x - mean) / std.
+    """One view of a sample: `crop`, then `ops` in order, then the normalisation (x - mean) / std.
 
     The channels are R, G, B. Lightness leaves one channel, SobelXY two.
 
     Attributes:
         crop: The part of the source image that the view shows.
         ops: The operations, at most one of each type.
-        mean: One value per channel, for values in [0, 1].
-        std: One value per channel, for values in [0, 1].
+        mean: One value per channel, for pixels in [0, 1]. The default is ImageNet's.
+        std: One value per channel, for pixels in [0, 1]. The default is ImageNet's.
+
+    Raises:
+        ValueError: Two operations are of one type, an operation cannot stand where it is, or `mean` and `std`
+            do not fit the channels.
     """
 
     crop: Crop
@@ -105,24 +150,31 @@ class ViewSpec:
         return tiles[0] if tiles else self.crop.size_px
 
     def draw(self, keys: Keys) -> tuple[Draw, ...]:
-        """Return every random number of this view's ops: numpy arrays on the host, in the order of `ops`."""
+        """Draw every random number of this view's operations.
+
+        Args:
+            keys: The keys, for B samples.
+
+        Returns:
+            One dict of numpy arrays [B, ...] per operation, in the order of `ops`.
+        """
         return tuple(op.draw(keys) for op in self.ops)
 
     def apply(self, images: Tensor, draws: Sequence[Mapping[str, Tensor]], dtype: torch.dtype) -> Tensor:
-        """Return the normalised result of the ops, [N, 3, T, T].
-
-        N is B times the images that the ops make of one: JigsawTiles its tiles, AllTurns its turns, WarpPair
-        two. T is the side of these images.
-
-        Lightness leaves one channel, SobelXY two.
+        """Apply the operations and the normalisation.
 
         Args:
             images: uint8 [B, 3, S, S], in channels-last memory.
-            draws: The draws of this view, one dict per op.
-            dtype: The floating-point dtype of the result.
+            draws: The draws of this view, one dict per operation.
+            dtype: The floating dtype of the result.
+
+        Returns:
+            The normalised images, `dtype` [N, C, T, T]. N is B times the images that the operations make of
+            one: JigsawTiles makes its tiles, AllTurns its turns, WarpPair two. T is the side of these images.
+            C is 3, or 1 with Lightness, or 2 with SobelXY.
 
         Raises:
-            ValueError: The number of draws is not the number of ops.
+            ValueError: The number of draws is not the number of operations.
         """
         if len(draws) != len(self.ops):
             raise ValueError(
@@ -133,11 +185,14 @@ class ViewSpec:
         return normalise(images, self.mean, self.std, dtype)
 
     def before_last_op(self, images: Tensor, draws: Sequence[Mapping[str, Tensor]]) -> Tensor:
-        """Return the images as the last op receives them, which a task may use as its target.
+        """Return the images as the last operation receives them, which a task may use as its target.
 
         Args:
             images: uint8 [B, 3, S, S].
-            draws: The draws of this view, one dict per op.
+            draws: The draws of this view, one dict per operation.
+
+        Returns:
+            The images, in the dtype that the operations give.
         """
         for op, draw in zip(self.ops[:-1], draws[:-1], strict=True):
             images = op(images, draw)
@@ -150,8 +205,8 @@ class ViewSpec:
             inputs: [n, c, h, w], normalised.
 
         Returns:
-            float32 [n, 3, h, w] in [0, 1] on the CPU. A single channel becomes grey, gradients along x and y
-                become dark lines on white.
+            Images, float32 [n, 3, h, w] in [0, 1] on the CPU. A single channel becomes grey. Gradients along
+            x and y become dark lines on white.
         """
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         values = inputs.float().cpu() * std + mean
@@ -160,7 +215,7 @@ class ViewSpec:
         return values.clamp(0, 1).expand(-1, 3, -1, -1)
 
     def input(self) -> Input:
-        """Return what this view gives the network; Sobel counts only where every sample has it."""
+        """Return the input that this view gives the network. Sobel counts only if every sample has it."""
         channels = "RGB"
         for op in self.ops:
             kind = type(op).__name__

@@ -24,9 +24,9 @@ class Classify(Task):
     The number of classes is that of the training data.
 
     Attributes:
-        train_view: View of the training images (`standard_views` has the usual ones).
-        held_out_view: View of the held-out images.
-        head_std: Initial weights are N(0, head_std²) and biases 0; None means torch's uniform initialisation.
+        train_view: View of the training images. `fastpsl.pipelines` has the usual ones.
+        held_out_view: View of the validation images.
+        head_std: Initial weights are N(0, head_std²) and biases 0. None means torch's uniform initialisation.
     """
 
     train_view: ViewSpec

@@ -20,21 +20,25 @@ from fastpsl.pipelines.views import ViewSpec
 class Jigsaw(Task):
     """A task that predicts which of `counts[level - 1]` permutations shuffled the tiles of an image.
 
-    Paper: the tiles "are stacked along the channels". Here: one shared trunk per tile and concatenated
-    embeddings, as in its sources [23] and [38], because a 27-channel conv1 could not be probed on images.
-    Paper: tiles are permuted before the network. Here: embeddings are permuted after it. The trunk and the
-    embedding are shared by all tiles and so commute with the permutation. One permutation per image therefore
-    gives the paper's loss and gradients, and several (`permutations_per_image`) cost one trunk pass.
-    Paper: no grey. Here: none either (its sources make 30 to 66 % of images grey).
+    Its source is PSL, section 3.3.1, Table 1 and section 4.1 "Jigsaw puzzle". Compared with the paper:
+
+    - The paper stacks the tiles along the channels. Here, one shared trunk reads each tile and the embeddings
+      are concatenated, as in its sources [23] and [38], because a 27-channel conv1 could not be probed on
+      images.
+    - The paper permutes tiles before the network. Here, embeddings are permuted after it. The trunk and the
+      embedding are shared by all tiles and so commute with the permutation. One permutation per image
+      therefore gives the paper's loss and gradients, and several (`permutations_per_image`) cost one trunk
+      pass.
+    - No image is made grey, as in the paper. Its sources make 30 to 66 % of images grey.
 
     Args:
         permutations: Integers [N, grid²] from 0. Position j of a puzzle shows tile permutations[label, j].
             The levels' sets are prefixes.
-        counts: Number of permutations of each level, rising and at most N.
-        shorter_px: The image's shorter side after resizing.
+        counts: Number of permutations of each level, rising, from 2 to N.
+        shorter_px: The image's shorter side after resizing, in pixels.
         grid: Cells per side.
-        cell_px: Side of a cell.
-        tile_px: Side of the tile in a cell.
+        cell_px: Side of a cell, in pixels.
+        tile_px: Side of the tile in a cell, in pixels.
         permutations_per_image: Puzzles per image.
         embedding_width: Features per tile in the head.
 

@@ -18,10 +18,13 @@ def read_permutations(path: str | Path) -> np.ndarray:
     The first bytes of the file tell its kind. Files of `fastpsl permutations`, VISSL's
     hamming_perms_N_patches_9_max.npy and bbrattoli's permutations_N.npy are integer arrays that count from 0
     or from 1. Noroozi's permutations_701.bin and permutations_100_max.bin are little-endian int32: N, n, then
-    N rows of n, which count from 1. In all of them position j shows tile row[j].
+    N rows of n, which count from 1. In all of them, position j shows tile row[j].
+
+    Args:
+        path: The file.
 
     Returns:
-        int64 [N, n] with values 0 … n - 1.
+        An int64 array [N, n] with values 0 … n - 1.
 
     Raises:
         ValueError: The file is something else, a row is no permutation, or two rows are equal.
@@ -76,5 +79,9 @@ def _read_bin(path: str | Path) -> np.ndarray:
 
 
 def permutations_digest(permutations: np.ndarray) -> str:
-    """Return 16 hexadecimal digits that identify a set of permutations in a run's science."""
+    """Return 16 hexadecimal digits that identify a set of permutations in a run's record.
+
+    Args:
+        permutations: Integers [N, n].
+    """
     return hashlib.sha256(np.ascontiguousarray(permutations, np.int64).tobytes()).hexdigest()[:16]

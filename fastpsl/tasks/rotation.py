@@ -25,22 +25,25 @@ _GAP_PX = 4
 class Rotation(Task):
     """A task that names the angle by which an image was turned: one of 2, 4 or 8, at levels 1, 2 and 3.
 
-    Paper: shorter side to 256, rotate, "a center crop on the rotated image remaining the resolution", random
-    224. It does not state how the corners of a turn by 45 degrees are filled. Here no corner is ever shown.
-    At level 3 windows have 224/256 of the largest side that lies in the image at all eight angles
-    (`RotationCrop`), upright or turned, so neither a border nor the scale tells the angle. At levels 1 and 2
-    the window is cut first and turned exactly. Windows may lie anywhere in the image, as in the jigsaw task.
-    So level 3 also shows less of an image, enlarged and less sharp, unless `same_window` is set.
-    Paper: no flip. Here: none either.
-    Paper: does not state how many rotations of an image are shown, nor whether its batch counts images or
-    rotated copies. Here it counts images.
+    Its source is PSL, section 3.3.2, Table 2 and section 4.1 "Image rotation". Compared with the paper:
+
+    - The paper resizes the shorter side to 256, rotates, takes "a center crop on the rotated image remaining
+      the resolution" and a random 224 of it. It does not state how the corners of a turn by 45 degrees are
+      filled. Here, no corner is ever shown. At level 3, windows have 224/256 of the largest side that lies in
+      the image at all eight angles (`fastpsl.ops.RotationCrop`), upright or turned, so neither a border nor
+      the scale tells the angle. At levels 1 and 2, the window is cut first and turned exactly. Windows may
+      lie anywhere in the image, as in the jigsaw task. So level 3 also shows less of an image, enlarged and
+      less sharp, unless `same_window` is set.
+    - No image is mirrored, as in the paper.
+    - The paper does not state how many rotations of an image are shown, nor whether its batch counts images
+      or rotated copies. Here, it counts images.
 
     Args:
-        shorter_px: The image's shorter side after resizing.
-        size_px: Side of the window, at most `shorter_px`.
+        shorter_px: The image's shorter side after resizing, in pixels.
+        size_px: Side of the window in pixels, at most `shorter_px`.
         rotations_per_image: "one", drawn for each image, or "all" rotations of each image from one decode.
         same_window: Whether levels 1 and 2 have the windows and the kernel of level 3, so that levels differ
-            in their angles alone. Otherwise their windows are wider and sharper.
+            in their angles alone. Otherwise, their windows are wider and sharper.
 
     Raises:
         ValueError: A value is out of range.

@@ -133,25 +133,26 @@ def test_one_line_and_exit_2(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_results_come_to_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "root"
-    pages = "README.md", "docs/performance.md", "docs/scale.md", "docs/data.md"
-    for name in (*pages, "bench/results/kernels-cpu.json"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
-    (root / "docs" / "images").mkdir()
+    pages = performance.pages(performance.read_results(performance.RESULTS))
+    for path in (*pages, ROOT / "bench" / "results" / "kernels-cpu.json"):
+        copy = root / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     monkeypatch.setattr(performance, "ROOT", root)
     monkeypatch.setattr(performance, "DOCS", root / "docs")
     monkeypatch.setattr(performance, "RESULTS", root / "bench" / "results")
-    monkeypatch.setattr(performance, "OVERVIEW", root / "docs" / "images" / "performance.png")
     monkeypatch.setattr(sys, "argv", ["performance", str(write(tmp_path / "results-b.tgz", files()))])
     assert performance.main() == 0
     assert json.loads((root / "bench" / "results" / NAME).read_text()) == result()
-    line = f"| SimCLR's views after the crop (T3), on a GPU | 123x | Kornia's modules | [{NAME}]"
-    page = (root / "docs" / "performance.md").read_text()
+    line = f"| SimCLR's augmentations at level 3 (T3), on a GPU | 123x | Kornia's modules | [{NAME}]"
+    page = (root / "docs" / "project" / "benchmarks.md").read_text()
     assert line in page
-    assert "reached: 123x Kornia's modules" in page and "| NVIDIA H200 |" in page and "0123456789ab" in page
+    tables = (root / "docs" / "project" / "benchmark_tables.md").read_text()
+    assert "reached: 123x Kornia's modules" in tables and "| NVIDIA H200 |" in tables
+    assert "0123456789ab" in tables
     monkeypatch.setattr(sys, "argv", ["performance", "--check"])
     assert performance.main() == 0
-    (root / "docs" / "performance.md").write_text(page.replace("123x", "124x"))
+    (root / "docs" / "project" / "benchmarks.md").write_text(page.replace("123x", "124x"))
     assert performance.main() == 1
     monkeypatch.setattr(sys, "argv", ["performance", "--check", "results-b.tgz"])
     with pytest.raises(ValueError, match="give it no archives"):

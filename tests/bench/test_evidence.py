@@ -16,7 +16,7 @@ from scipy import stats
 from bench.evidence import times
 from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.figure import _COLOURS as COLOURS
-from bench.evidence.page import filled, part, texts
+from bench.evidence.page import part, texts
 from bench.evidence.plan import RANDOM, read_plan
 from bench.evidence.results import chosen_rates, collect, difference
 from bench.evidence.run import main
@@ -265,10 +265,9 @@ def test_an_experiment_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "| random weights |  | 1.5 ± 0.0 (2) | 2.5 ± 0.0 (2) |" in lines
     assert "| good - random weights | B1 | +19.0 | +12.6 to +25.4 | +18.5 +19.5 |" in lines
     assert "Change of knn accuracy from epoch 1 to 2, in points:" in lines
-    assert "commit eeeeeeeeee, before the runs; code: cccccccccc." in text and "took 1.0 hours." in text
-    assert "train dddddddddddd (4,000 images), held out linear (500)." in text
-    page = filled("a\n<!-- name begin -->\nold\n<!-- name end -->\nb\n", "name", "new\n")
-    assert page == "a\n<!-- name begin -->\nnew\n<!-- name end -->\nb\n"
+    assert "commit eeeeeeeeee, before the runs. Code: cccccccccc." in text and "took 1.0 hours." in text
+    assert "training dddddddddddd (4,000 images), validation linear (500 images)." in text
+    assert "](/docs/runs/name/figure.png)" in text and "by linear classifiers, as mean" in text
 
 
 def test_the_interval_is_students() -> None:

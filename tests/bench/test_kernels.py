@@ -166,7 +166,7 @@ def test_what_is_missing_stands_by_its_reason() -> None:
     ]  # fmt: skip
     assert not_measured({"not_measured": [{"what": what, "reason": reason} for what, reason in pairs]}) == [
         (
-            "not measured by torchvision, one draw a batch or torchvision, image by image: Sobel; T3, 9 "
+            "not measured by torchvision, one draw per batch or torchvision, image by image: Sobel; T3, 9 "
             "(torchvision has no Sobel)"
         ),
         "not measured by fused: lightness (no fused kernel does it)",

@@ -17,9 +17,11 @@ import torch
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageFont
 
-from bench.performance import RESULTS, ROOT
-from bench.pictures.__main__ import PICTURES, picture_lines, picture_path
+from bench.pages import written
+from bench.performance import RESULTS, ROOT, read_results
+from bench.pictures.__main__ import PICTURES, chart_parts, picture_lines, picture_path
 from bench.pictures.psl_stages import BATCH_SIZE, IMAGE
+from bench.pictures.ratios import CHAINS, OTHERS, augmentations_words, newest
 from bench.pictures.svg import THEMES, WIDTH_PX, render
 from bench.pictures.throughput import throughput_words
 from fastpsl.kernels.jigsaw import JigsawTiles
@@ -241,6 +243,78 @@ def test_bars_are_the_results(theme: str) -> None:
     assert found[0][0] == "fastpsl" and len({(name, column) for name, column, *_ in found}) == len(found)
     measured = {row["decoder"] for row in result["rows"] if row["measured"] == "peer"}
     assert {name for name, *_ in found} == {"fastpsl"} | {name for name in NAMES if measured & {*NAMES[name]}}
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_bars_of_sizes_are_the_results_and_begin_at_no_speed(theme: str) -> None:
+    result = json.loads((RESULTS / "sizes.json").read_text())
+    lowest: dict[tuple[str, int], tuple[float, str]] = {}
+    for ratio in result["ratios"]:
+        if ratio["what"] == "samples/s / the peer's":
+            size = "original sizes" if ratio["size"] == "originals" else f"{ratio['size']} px"
+            name = next(name for name, kinds in NAMES.items() if ratio["form"] in kinds)
+            cell = (size, ratio["num_views"] - 1)
+            lowest[cell] = min(lowest.get(cell, (9e9, "")), (ratio["median"], name))
+    found = bars(committed("sizes", theme))
+    assert {(name, column): words for name, column, _, words in found} == {
+        cell: f"{ratio:.2f}× {name}" for cell, (ratio, name) in lowest.items()
+    }
+    lengths = [length / lowest[name, column][0] for name, column, length, _ in found]
+    np.testing.assert_allclose(lengths, lengths[0], rtol=2e-3)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_bars_of_augmentations_are_wins_to_the_right_and_losses_to_the_left(theme: str) -> None:
+    root, (_, result) = committed("augmentations", theme), newest(read_results(RESULTS), "kernels")
+    values = {
+        (row["chain"], row["path"]): np.array(row["values"])
+        for row in result["rows"]
+        if row["measured"] == "kernel"
+    }
+    lines = sorted(
+        float(re.match(r"M([\d.]+)", path.attrib["d"])[1])  # type: ignore[index]
+        for path in root.iter(f"{SVG}path")
+    )
+    found = [element for element in root.iter(f"{SVG}rect") if element.get("class") == "bar"]
+    shown, names = [*texts(root)], {title: chain for chain, title in CHAINS.items()}
+    seen = set()
+    for bar in found:
+        x, y, wide = (number(bar, key) for key in ("x", "y", "width"))
+        is_loss = bar.attrib["fill"] == THEMES[theme]["loss"]
+        column = min((0, 1), key=lambda place: abs(lines[place] - (x + wide if is_loss else x)))
+        assert (x + wide if is_loss else x) == pytest.approx(lines[column], abs=0.15)
+        beside = [text for text in shown if y < text.anchor.top < y + number(bar, "height")]
+        chain = names[min(beside, key=lambda text: text.area.left).words]
+        theirs = values[chain, ("kornia_modules", "torchvision_batch")[column]]
+        ours = values.get((chain, "fused"), values[chain, "kornia"])
+        words = min((t for t in beside if t.area.left > lines[column]), key=lambda text: text.area.left).words
+        ratio = float(np.median(theirs / ours))
+        assert words == (f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.2f}×")
+        assert is_loss == (ratio < 1)
+        seen.add((chain, column))
+    measured = {
+        (chain, column)
+        for column, path in enumerate(("kornia_modules", "torchvision_batch"))
+        for chain in CHAINS
+        if (chain, path) in values
+    }
+    assert seen == measured and len(OTHERS) == 2
+
+
+def test_of_kernels_a_gpus_file_is_taken() -> None:
+    results = read_results(RESULTS)
+    gpu = results["kernels-cpu.json"] | {"environment": {"gpu": "NVIDIA H200", "num_cores": 16}}
+    words = augmentations_words(results | {"kernels-a.json": gpu})
+    assert words["title"].endswith("on NVIDIA H200") and words["source"].endswith("/kernels-a.json")
+    with pytest.raises(ValueError, match=r"no file in bench/results/ is of bench/kernels\.py"):
+        augmentations_words({})
+
+
+def test_pages_of_docs_have_charts_with_their_descriptions() -> None:
+    for page, text in written(ROOT, chart_parts()).items():
+        assert page.read_text() == text, f"{page.name}: run python -m bench.pictures"
+        for path in re.findall(r"^!\[[^\]]+\]\((\S+)\)\{\.only-(?:light|dark)\}$", text, re.MULTILINE):
+            assert (page.parent / path).exists()
 
 
 def throughput(

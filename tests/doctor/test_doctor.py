@@ -123,7 +123,7 @@ def test_json(doctor) -> None:
     assert {"ffcv", "dali"} & set(DECODERS) == {"ffcv", "dali"} & set(names)
     assert "broken" not in {check["state"] for check in report["checks"]}
     assert report["setting"]["data"] == "the embedded sample" and report["setting"]["recipe"] == JIGSAW
-    text = (ROOT / "docs" / "doctor.md").read_text()
+    text = (ROOT / "docs" / "how_to" / "bottleneck.md").read_text()
     keys = [*report, *report["setting"], *measured, *measured["read"], *stage, *report["checks"][0], *names]
     assert not [key for key in keys if f"`{key}`" not in text]
 

@@ -209,7 +209,7 @@ def test_one_value_of_epochs_stands_for_each_of_the_papers_stages() -> None:
 def test_another_rank_is_waited_for_ten_times_as_long_as_a_batch(
     monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], seconds: float
 ) -> None:
-    """By default these are the twenty minutes of docs/scale.md."""
+    """By default these are the twenty minutes of docs/how_to/several_gpus.md."""
     asked = list[tuple[str, float]]()
 
     def join(device: str, timeout_s: float) -> None:

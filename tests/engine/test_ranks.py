@@ -1,4 +1,4 @@
-"""The task of docs/add_a_task.md, with a queue and a momentum copy, under torchrun: preempted and resumed."""
+"""The task of docs/tutorials/example_task.py under torchrun: preempted and resumed."""
 
 import json
 import re

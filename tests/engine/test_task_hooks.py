@@ -311,7 +311,7 @@ def test_only_what_is_shown_is_augmented_for_the_contact_sheet(tmp_path: Path) -
 
 
 def test_the_page_names_every_hook_and_nothing_else() -> None:
-    page = (ROOT / "docs" / "add_a_task.md").read_text()
+    page = (ROOT / "docs" / "how_to" / "add_a_task.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)[`(]", row.split("|")[1])}
     assert named == {name for name in vars(Task) if not name.startswith("_")}

@@ -33,7 +33,7 @@ from fastpsl.tasks.sslpp.rotnet import RotNet
 from fastpsl.tasks.sslpp.sslpp import Proxy, SSLPlusPlus
 from tests.engine.tiny import TinyNet, noise_batch, part_of
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "docs" / "tutorials"))
 from example_task import NearestKey
 
 from tests.warm import on_ranks

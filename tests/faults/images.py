@@ -23,7 +23,7 @@ from tests.faults.readings import CONTROL, CommandOutput, command, read, verify
 from tests.faults.report import Finding
 from tests.pipelines.photos import DECODERS, jpeg, photo
 
-# docs/sources.md: the most memory of one image and its file. The results show that most take a hundredth.
+# The most memory of one image and its file. The results show that most take a hundredth.
 _MOST_BYTES = BYTES_PER_PIXEL * MAX_PIXELS + MAX_FILE_BYTES
 LIMITS = Limits(wall_s=400.0, cpu_s=120, resident_bytes=_MOST_BYTES, address_bytes=24 << 30)
 NUM_SOUND = 4

@@ -1,4 +1,4 @@
-"""The writer of the tables in docs/reliability.md, from the results in docs/runs/faults/.
+"""The writer of the tables of faults in docs/, from the results in docs/runs/faults/.
 
 python -m tests.faults.page            after a new file there
 """
@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.performance import filled, table
+from bench.pages import written
+from bench.performance import table
 from tests.faults.report import FAILURES
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS, PAGE = ROOT / "docs" / "runs" / "faults", ROOT / "docs" / "reliability.md"
+RESULTS = ROOT / "docs" / "runs" / "faults"
 # Categories that show every case in a row of its own, with its first detail.
 IN_FULL = ("surroundings", "ranks", "openings", "training")
 _LONGEST = 320
@@ -29,7 +30,7 @@ def newest(folder: Path) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]
 
 
 def pages(folder: Path) -> dict[str, str]:
-    """Return part of the page → the text between its marks."""
+    """Return name of a part → the text between its marks."""
     latest = newest(folder)
     return {"counts": _counts(latest), "failures": _failures(latest), "cases": _cases(latest)}
 
@@ -47,7 +48,7 @@ def _counts(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> st
         machine = results["machine"]
         rows.append(
             [
-                f"[{name}](runs/faults/{file})",
+                f"[`{name}`](/docs/runs/faults/{file})",
                 num_done,
                 ended_well or "-",
                 f"{failed:,}",
@@ -61,7 +62,7 @@ def _counts(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> st
 
 def _failures(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
     rows = [
-        [name, failure["case"], failure["outcome"], _cell(failure["detail"])]
+        [name, _cell(failure["case"]), failure["outcome"], _cell(failure["detail"])]
         for name, (_, _, category) in latest.items()
         for failure in category["failures"]
     ]
@@ -70,7 +71,12 @@ def _failures(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> 
 
 def _cases(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
     rows = [
-        [name, case, f"{outcome} ({what['count']})" if what["count"] > 1 else outcome, _cell(what["first"])]
+        [
+            name,
+            _cell(case),
+            f"{outcome} ({what['count']})" if what["count"] > 1 else outcome,
+            _cell(what["first"]),
+        ]
         for name in IN_FULL
         if name in latest
         for case, outcomes in latest[name][2]["cases"].items()
@@ -91,11 +97,9 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    before = PAGE.read_text()
-    after = filled(before, pages(RESULTS))
-    if after != before:
-        PAGE.write_text(after)
-    print(f"{PAGE.relative_to(ROOT)}: {', '.join(newest(RESULTS)) or 'no results yet'}")
+    for page, text in written(ROOT, pages(RESULTS)).items():
+        page.write_text(text)
+        print(f"{page.relative_to(ROOT)}: {', '.join(newest(RESULTS)) or 'no results yet'}")
 
 
 if __name__ == "__main__":

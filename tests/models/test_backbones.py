@@ -48,7 +48,7 @@ SMALL: dict[str, Callable[[], Backbone]] = {
     "vgg16": lambda: VGG(fc_width=16),
 }
 LARGE = ("resnet34_iic", "resnet50_mlp", "vgg16")
-# The suggestions of docs/backbones.md, which has none for networks of up to five blocks in three stages.
+# The suggestions of docs/reference/backbones.md, which has none for up to five blocks in three stages.
 SUGGESTED = {6: ("1-3", "2-4", "3-6"), 7: ("1-3", "2-4", "3-7")}
 
 

@@ -23,7 +23,7 @@ from tests.slow import slow
 timm = pytest.importorskip("timm")
 pytest.importorskip("safetensors")
 
-WEIGHTS_PAGE = Path(__file__).resolve().parents[2] / "docs" / "weights.md"
+EXPORT_PAGE = Path(__file__).resolve().parents[2] / "docs" / "how_to" / "export.md"
 FILES = ["README.md", "config.json", "model.safetensors"]
 
 
@@ -105,7 +105,7 @@ def test_a_step_of_fine_tuning_as_documented(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     export(run[0], "hf", Path("resnet18-rotation"))
-    (code,) = re.findall(r"```python\n(import timm\n.*?)```", WEIGHTS_PAGE.read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(import timm\n.*?)```", EXPORT_PAGE.read_text(), re.DOTALL)
     Path("snippet.py").write_text(code)
     names = runpy.run_path("snippet.py")
     model = names["model"]

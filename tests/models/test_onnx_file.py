@@ -73,7 +73,7 @@ def test_the_documented_code_runs(
     monkeypatch.chdir(tmp_path)
     checkpoint(tmp_path, "nin3", Input(size_px=32))
     export(tmp_path, "onnx", Path("resnet50.onnx"))
-    page = Path(__file__).resolve().parents[2] / "docs" / "weights.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "how_to" / "export.md"
     (code,) = re.findall(r"```python\n(import json\nimport onnxruntime\n.*?)```", page.read_text(), re.DOTALL)
     Path("snippet.py").write_text(code)
     names = runpy.run_path("snippet.py", {"images": np.ones((2, 3, 32, 32), np.float32)})

@@ -178,7 +178,9 @@ def test_weights_of_a_file_that_has_moved(
 
 def test_the_documented_module_is_sound(here: Path) -> None:
     (code,) = re.findall(
-        r"```python\n(from torch import nn\n.*?)```", (ROOT / "docs/backbones.md").read_text(), re.DOTALL
+        r"```python\n(from torch import nn\n.*?)```",
+        (ROOT / "docs/how_to/own_backbone.md").read_text(),
+        re.DOTALL,
     )
     (here / "my_net.py").write_text(code)
     assert make_backbone("my_net.py:MyNet", num_channels=1).channels == (16, 32, 64)

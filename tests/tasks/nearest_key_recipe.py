@@ -1,11 +1,11 @@
-"""Run the task of docs/example_task.py as a recipe, for tests with two ranks, kills and resumes."""
+"""Run the task of docs/tutorials/example_task.py as a recipe, for tests with two ranks, kills and resumes."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "docs"), str(ROOT)]
+sys.path[:0] = [str(ROOT / "docs" / "tutorials"), str(ROOT)]
 
 from example_task import NearestKey
 

@@ -384,7 +384,7 @@ def test_it_learns_what_is_in_the_images(tmp_path: Path) -> None:
     """Check a long training on three shapes that are in half of the images each.
 
     Crops often miss the shapes. A network of a few thousand weights had 70 % after 1,000 steps, and 46 % with
-    labels of other images (the recipe's ResNet-18: docs/transfer.md).
+    labels of other images (the recipe's ResNet-18: docs/reference/protocols/multilabel.md).
     """
     root = draw_voc(tmp_path / "VOCdevkit", 240, 80, side_px=64, num_train_masks=2, num_test_masks=2)
     assert learned(root, tmp_path / "true", 1_200, False) >= 65

@@ -9,9 +9,9 @@ from typing_extensions import override
 
 
 class LARS(torch.optim.Optimizer):
-    """An optimiser with layer-wise adaptive rates (You et al., arXiv 1708.03888) and SimCLR's momentum.
+    """An optimizer with layer-wise adaptive rates (You et al., arXiv 1708.03888) and SimCLR's momentum.
 
-    The update is that of google-research/simclr, lars_optimizer:
+    The update is that of google-research/simclr, lars_optimizer::
 
         g ← g + weight_decay · w
         trust = eeta · |w| / |g|, or 1 if either norm is 0
@@ -19,16 +19,15 @@ class LARS(torch.optim.Optimizer):
         w ← w - v
 
     The rate is inside the momentum, so the buffer keeps past rates. A group with "adapt": False has trust 1.
-    Parameters must be float32. Norms are those of unscaled gradients. The scaler's grad_scale and found_inf
-    are read as tensors, so a step with non-finite gradients changes neither weights nor momentum, and the
-    host never waits.
+    Norms are those of unscaled gradients. With torch's gradient scaler, a step with non-finite gradients
+    changes neither weights nor momentum, and the host never waits.
 
     Args:
-        groups: Parameters, or groups of them such as `lars_groups`.
-        lr: The rate; schedulers of torch change it.
-        momentum: The momentum.
-        weight_decay: The weight decay.
-        eeta: The trust coefficient.
+        groups: Parameters, all float32, or groups of them such as those of `lars_groups`.
+        lr: The learning rate. torch's schedulers can change it.
+        momentum: The momentum, 0 or more.
+        weight_decay: The weight decay, 0 or more.
+        eeta: The trust coefficient, 0 or more.
         adapt: Whether rates adapt to layers.
 
     Raises:
@@ -68,7 +67,11 @@ class LARS(torch.optim.Optimizer):
     @torch.no_grad()
     @override
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Make one step, with the groups' present rates."""
+        """Make one step with the groups' present rates.
+
+        Args:
+            closure: Must be None.
+        """
         assert closure is None, "a closure would have to be scaled and checked too"
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
@@ -119,14 +122,17 @@ def lars(
 
 
 def lars_groups(parameters: Iterable[nn.Parameter], weight_decay: float = 1e-6) -> list[dict[str, Any]]:
-    """Return SimCLR's two parameter groups: biases and BatchNorms have no weight decay and no trust ratio.
+    """Return SimCLR's two parameter groups.
 
-    They are recognised by having at most one dimension. Weights of convolutions and linear layers have two or
-    more.
+    Biases and BatchNorm's parameters have no weight decay and no trust ratio. They are recognised by having
+    at most one dimension. Weights of convolutions and linear layers have two or more.
 
     Args:
         parameters: The parameters, such as `model.parameters()`.
-        weight_decay: The decay of the other parameters.
+        weight_decay: The weight decay of the other parameters.
+
+    Returns:
+        Two groups for `LARS`.
     """
     every = list(parameters)
     return [

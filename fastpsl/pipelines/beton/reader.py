@@ -42,15 +42,27 @@ def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
 
 @final
 class Beton:
-    """One beton or several shards as one list of samples, in sorted order of the shards' names.
+    """One dataset file in FFCV's format (.beton), or several shards as one list of samples.
+
+    Opening checks every pointer, size, mode and label of the tables. Shards are in the sorted order of their
+    names.
 
     Args:
         source: A file, a glob, or several files.
 
+    Attributes:
+        paths: The files.
+        num_samples: The number of samples, which `len` returns, too.
+        num_classes: The number of classes.
+        class_names: The names of the classes, or None.
+        split: The name of the part of the source, such as "train"; empty if it is not known.
+        max_bytes: The largest number of bytes of a sample.
+        is_raw: Whether all images are stored as raw pixels, not as JPEGs.
+
     Raises:
-        ValueError: A file is missing, empty, truncated, foreign, out of bounds or has labels out of range, or
-            the JSONs belong to shards of different runs. The message is one line with the path and the
-            remedy.
+        ValueError: A file is missing, empty, truncated, of another format, out of bounds or has labels out of
+            range, or the files' JSONs belong to different data sets. The message is one line with the path
+            and the remedy.
     """
 
     kind: str = "beton"
@@ -118,7 +130,11 @@ class Beton:
         return self.num_samples
 
     def image_sizes(self) -> tuple[int, int, int, int]:
-        """Return (min height, min width, max height, max width) over all samples, in px."""
+        """Return the extreme sizes of the images.
+
+        Returns:
+            A tuple (min height, min width, max height, max width) over all samples, in pixels.
+        """
         shards = self.shards
         return (
             min(shard.min_height for shard in shards), min(shard.min_width for shard in shards),
@@ -129,7 +145,10 @@ class Beton:
         """Return where samples lie in the files.
 
         Args:
-            indices: int64 [B], in [0, num_samples).
+            indices: The samples, int64 [B] in [0, num_samples).
+
+        Returns:
+            A table with one row per sample: file, offset, bytes, size, mode and label.
 
         Raises:
             IndexError: An index is out of range.
@@ -156,7 +175,11 @@ class Beton:
         return rows
 
     def labels(self) -> np.ndarray:
-        """Return all labels, int32 [num_samples]; -1 for none."""
+        """Return all labels.
+
+        Returns:
+            An int32 array [num_samples], -1 for samples without a label.
+        """
         out = np.empty(self.num_samples, np.int32)
         for start, shard in zip(self._starts, self.shards, strict=False):
             for part in chunks(shard.num_samples):
@@ -164,7 +187,13 @@ class Beton:
         return out
 
     def read(self, index: int) -> bytes:
-        """Return the stored bytes of one sample: a JPEG, or height * width * 3 raw values.
+        """Return the stored bytes of one sample.
+
+        Args:
+            index: The sample, in [0, num_samples).
+
+        Returns:
+            A JPEG, or height * width * 3 raw values.
 
         Raises:
             ValueError: They cannot be read whole.
@@ -182,9 +211,12 @@ class Beton:
         return data
 
     def name(self, index: int) -> str:
-        """Return the sample in words for messages, such as "train.beton sample 17 (n01440764/a.JPEG)".
+        """Return a sample in words for messages, such as "train.beton sample 17 (n01440764/a.JPEG)".
 
-        The path of the source is left out where it is not known.
+        The path in the source is left out if it is not known.
+
+        Args:
+            index: The sample.
         """
         number = int(np.searchsorted(self._starts, index, "right")) - 1
         local, path = int(index - self._starts[number]), self.shards[number].path
@@ -199,7 +231,9 @@ class Beton:
         return f"{path} sample {local}" + (f" ({source})" if source else "")
 
     def digest(self) -> str:
-        """Return a hex digest of headers and tables, without the data; 30 ms for a million samples."""
+        """Return a hexadecimal digest of headers and tables, without the data. It takes 30 ms for a million
+        samples.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for shard in self.shards:
             digest.update(os.pread(shard.fd, HEADER.itemsize, 0))
@@ -209,7 +243,7 @@ class Beton:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Close the files; rows returned before must not be read any more."""
+        """Close the files. Tables that `rows` returned must not be used any more."""
         for shard in self.shards:
             shard.close()
 

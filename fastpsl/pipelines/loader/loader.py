@@ -41,25 +41,32 @@ class Loader:
     Args:
         data: The open data set. The caller closes it.
         views: The views of each sample, at least one.
-        batch_size_per_rank: Samples of this rank's batch; a step has `world` times as many.
-        seed: The seed of the order and of the draws.
+        batch_size_per_rank: Samples of this rank's batch. A step has `world` times as many.
+        seed: The seed of the order and of the augmentations, 0 to 2**64 - 1.
         rank: This process's rank, 0 to world - 1.
         world: The number of ranks.
         train: Whether to train or to evaluate.
-        order: "random", or "quasi_random" for training on betons larger than the page cache.
-        lanes: The number of lanes of the quasi-random order (quasi_random.py).
-        decoder: A decoder's name, or "auto" (`choose_decoder`).
-        num_threads: Threads that read and decode; by default this process's share of the cores.
+        order: "random", or "quasi_random" for training on dataset files larger than the page cache.
+        lanes: For "quasi_random", the number of places of the data that are read at a time.
+        decoder: The decoder's name, or "auto".
+        num_threads: Threads that read and decode. By default, this process's share of the cores.
         device: The device of the batches.
-        prefetch_batches: The most batches in flight or ready, not counting the consumer's own.
+        prefetch_batches: The most batches in flight or ready, not counting the one that the caller has.
         timeout_s: The longest wait for one batch, in seconds.
-        on_bad_sample: "raise", or "skip" to fill a bad sample's place with another of the batch.
-        hw_decoder_load: The share of each batch for a GPU's hardware JPEG decoder, 0 to 1 (dali only; by
-            default what measured best).
+        on_bad_sample: For a sample that cannot be decoded: "raise", or "skip" to fill its place with another
+            sample of the batch.
+        hw_decoder_load: For the decoder dali, the share of each batch for the GPU's hardware JPEG decoder, in
+            [0, 1]. By default, the share that measured best.
+
+    Attributes:
+        num_steps: Steps of an epoch.
+        num_samples: Samples of the data set.
+        decoder_name: The name of the decoder.
+        decoder_reason: Why this decoder was chosen, in words.
 
     Raises:
-        ValueError: If an argument is out of its range, or if the data, the views, the order, the decoder and
-            the device do not fit together.
+        ValueError: An argument is out of range, or the data, the views, the order, the decoder and the device
+            do not fit together.
     """
 
     data: Dataset
@@ -160,21 +167,25 @@ class Loader:
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
     ) -> Generator[Batch, None, None]:
-        """Return an iterator over the batches of an epoch, which may be left early.
+        """Return an iterator over the batches of an epoch. You may leave it early.
 
         Args:
             epoch: The epoch, from 0.
             first_step: The first step to yield. Nothing before it is decoded.
-            order: An order in place of the loader's own, for training only: dataset indices, int64
-                [num_samples], the same on all ranks. Repeats of an index have draws of their own.
+            order: An order that replaces the loader's own, for training only: dataset indices, int64
+                [num_samples], the same on all ranks. If an index occurs several times, each time has its own
+                augmentation.
+
+        Returns:
+            A generator of `Batch`.
 
         Raises:
-            ValueError: If there is no such epoch or step, if the loader is closed, or if `order` is given to
-                a quasi-random loader. From the iterator, if a file has been cut short.
-            BadSampleError: From the iterator, if a sample cannot be decoded and `on_bad_sample` is "raise",
-                or if no sample of a batch can be decoded.
-            TimeoutError: From the iterator, if a batch takes longer than `timeout_s`. It closes the loader.
-            OSError: From the iterator, if a file cannot be read.
+            ValueError: There is no such epoch or step, the loader is closed, or `order` is given to a
+                quasi-random loader. From the iterator: a file has been cut short.
+            BadSampleError: From the iterator: a sample cannot be decoded and `on_bad_sample` is "raise", or
+                no sample of a batch can be decoded.
+            TimeoutError: From the iterator: a batch takes longer than `timeout_s`. This closes the loader.
+            OSError: From the iterator: a file cannot be read.
         """
         if epoch < 0 or not 0 <= first_step <= self.num_steps:
             raise ValueError(f"epoch {epoch}, step {first_step}: an epoch has steps 0 to {self.num_steps}")
@@ -247,11 +258,12 @@ class Loader:
                 readahead.close(0.0 if self._engine.closed else 5.0)
 
     def device_memory(self) -> dict[str, int]:
-        """Return the bytes in use on the CUDA device now; empty on the CPU.
+        """Return the bytes in use on the CUDA device now.
 
         Returns:
-            "used", the total; "torch", reserved by torch's allocator; and "other", all the rest: DALI's pools
-            (which DALI does not report), CUDA's contexts and libraries, other processes.
+            A dict, which is empty on the CPU. "used" is the total. "torch" is reserved by torch's allocator.
+            "other" is all the rest, such as DALI's pools (which DALI does not report), CUDA's contexts and
+            libraries, and other processes.
         """
         if self.device.type != "cuda":
             return {}

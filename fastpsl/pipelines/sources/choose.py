@@ -149,7 +149,9 @@ def _format_of_file(path: Path) -> str:
 
 def _paths(src: str) -> list[Path]:
     """Return the files that `src` names: one, or the matches of a glob."""
-    require_existing(src, "a folder of images, a file of a known kind (docs/sources.md), or a quoted glob")
+    require_existing(
+        src, "a folder of images, a file of a known kind (docs/how_to/pack_a_dataset.md), or a quoted glob"
+    )
     return [Path(src)] if os.path.exists(src) else sorted(map(Path, glob.glob(src)))
 
 

@@ -28,13 +28,13 @@ from fastpsl.tasks.contrastive.views import NUM_LEVELS, SOBEL_P, contrastive_vie
 class MoCo(Task):
     """A task that tells the key of an image's other view from a queue of earlier images' keys.
 
-    Keys are computed in shuffled groups of `key_group` images (shuffled_batchnorm.py), in held-out passes
-    too, so that held-out keys and those in the queue are computed alike. The query of a held-out pass is
-    normalised by running statistics.
+    It is MoCo v2 in the levels of PSL, section 3.3.3 and Table 3. Keys are computed in shuffled groups of
+    `key_group` images, in validation passes too, so that all keys are computed alike. The query of a
+    validation pass is normalised by running statistics.
 
-    The papers do not state what happens at a stage change. Here the key encoder becomes a copy of the query's
-    blocks and new head. Batches without a step then fill the queue anew, because keys of the previous stage
-    have another meaning.
+    The papers do not state what happens at a stage change. Here, the key encoder becomes a copy of the
+    query's blocks and new head. Batches without a step then fill the queue anew, because keys of the previous
+    stage have another meaning.
 
     Args:
         seed: Seed of the shuffled order.
@@ -43,9 +43,12 @@ class MoCo(Task):
         momentum: Momentum of the key encoder, in [0, 1].
         temperature: Divisor of the similarities, above 0.
         key_group: Images that are normalised together, 2 or more.
-        width: Numbers of a key.
-        size_px: Side of a view.
+        width: Length of a key.
+        size_px: Side of a view, in pixels.
         sobel_p: Probability of Sobel at level T3; 0 for MoCo v2 as published.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     num_levels = NUM_LEVELS

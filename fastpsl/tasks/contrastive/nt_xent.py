@@ -17,11 +17,11 @@ BLOCK_ELEMENTS = 2**24
 
 
 class NTXent(NamedTuple):
-    """The loss and its metrics, which are scalars of this rank's valid anchors without gradients.
+    """The loss of NT-Xent and its metrics, which are scalars of this rank's valid anchors.
 
     Attributes:
-        loss: float32 scalar with a gradient.
-        loss_sum: Sum of the anchors' losses.
+        loss: The loss, a float32 scalar with a gradient.
+        loss_sum: The sum of the anchors' losses, without a gradient.
         num_correct: Number of anchors whose positive is nearer than all other embeddings.
         num_anchors: Number of anchors.
     """

@@ -26,17 +26,21 @@ from fastpsl.tasks.contrastive.views import (
 class SimCLR(Task):
     """A task that tells the other crop of an image from all other crops of the global batch, by NT-Xent.
 
-    Levels: T1 crops (with flip), T2 adds colour distortion, T3 adds blur and Sobel (`contrastive_view`).
-    Paper: does not state the strengths. Here: SimCLR's for ImageNet, which are crops of area .08 to 1, jitter
-    of .8, .8, .8 and .2 turns (strength 1) with probability .8, grey .2 and blur .5.
-    Paper: does not state the temperature. Here: the recipe has the default of SimCLR's code for ImageNet.
+    It is SimCLR in the levels of PSL, section 3.3.3 and Table 3: T1 crops (with flip), T2 adds colour
+    distortion, T3 adds blur and Sobel. PSL does not state the strengths. Here they are SimCLR's for ImageNet:
+    crops of area .08 to 1, jitter of .8, .8, .8 and .2 turns (strength 1) with probability .8, grey with .2
+    and blur with .5. PSL does not state the temperature. The recipe has the default of SimCLR's code for
+    ImageNet.
 
     Args:
-        batch_size: Images of a step over all ranks, 2 or more; chance depends on it.
-        size_px: Side of the crops.
+        batch_size: Images of a step over all ranks, 2 or more. `chance` depends on it.
+        size_px: Side of the crops, in pixels.
         temperature: Divisor of the similarities, above 0.
-        embedding_width: Width of the embeddings.
+        embedding_width: Length of the embeddings.
         sobel_p: Probability of Sobel at level T3; 0 for SimCLR as published.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     num_levels = NUM_LEVELS

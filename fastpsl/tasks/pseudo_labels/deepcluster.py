@@ -35,21 +35,23 @@ TOP_STD = 0.01
 
 
 class DeepCluster(PseudoClassify):
-    """A task that learns the clusters of all images' features; clusters and classifier are new in each epoch.
+    """A task that learns the clusters of all images' features. Clusters and classifier are new in each epoch.
 
-    Features are those of centre crops in eval mode, average-pooled; fc7 is read before its ReLU, as in the
-    code (`without_last_relu`). They are reduced to `pca_width` by PCA, whitened, scaled to length 1 and
-    clustered by k-means.
-    Code: an empty cluster has no influence in an epoch. Here: the biggest cluster is halved, as in UIC, so
-    none is empty.
+    Features are those of centre crops in eval mode, average-pooled. fc7 is read before its ReLU, as in the
+    authors' code. The features are reduced to `pca_width` by PCA, whitened, scaled to length 1 and clustered
+    by k-means. In the authors' code, an empty cluster has no influence in an epoch. Here, the biggest cluster
+    is halved, as in UIC, so none is empty.
 
     Args:
-        num_classes: Number of clusters.
+        num_classes: Number of clusters, 2 or more.
         input: The network's input (SobelXY in the paper).
-        size_px: Side of the crops.
+        size_px: Side of the crops, in pixels.
         seed: Seed of the initial centroids, the classifiers and the orders.
-        pca_width: Number of principal components.
-        k_means_iterations: Iterations of k-means.
+        pca_width: Number of principal components, 1 or more.
+        k_means_iterations: Iterations of k-means, 1 or more.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     def __init__(

@@ -130,7 +130,7 @@ class Settling:
         return (
             f"unsettled: labels agree with those of the epoch before by {last:.0%} in the last {_WINDOW} "
             f"epochs and by {before:.0%} in the {_WINDOW} before (shuffled ones: 0 %), so images go on "
-            "changing their class (docs/uic.md)"
+            "changing their class (docs/explanation/uic.md)"
         )
 
 

@@ -32,13 +32,13 @@ class Labels:
     """The pseudo-labels of a data set.
 
     Attributes:
-        labels: int32 [N] in 0 … num_classes - 1; row i is sample i of the data.
+        labels: int32 [N] in 0 … num_classes - 1. Row i is sample i of the data.
         num_classes: Number of classes.
         made_by: The recipe, in words.
         num_split: Number of classes that would be empty and were given halves of others.
-        entropy: float32 [N], in nats: entropy of the distribution over classes that the label is the maximum
-            of; NaN if there was none.
-        split: Name of the data's split in its source, or "" if it is not known.
+        entropy: float32 [N], in nats: entropy of the distribution over classes whose maximum the label is;
+            NaN if there was none.
+        split: Name of the data's split in its source; empty if it is not known.
         configuration: "source" and the settings that the labels depend on, as JSON values.
     """
 
@@ -66,10 +66,20 @@ def write_labels(
     entropy: np.ndarray | None = None,
     configuration: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write labels to `path`, which is absent, old or complete at any moment, and return `path`.
+    """Write labels to a file, which is absent, old or complete at any moment.
 
-    `labels` are integers [N] in 0 … num_classes - 1, and row i is sample i of `data`. The other arguments are
-    fields of `Labels`.
+    Args:
+        path: The file to write, such as labels.npz.
+        labels: Integers [N] in 0 … num_classes - 1. Row i is sample i of `data`.
+        num_classes: Number of classes.
+        data: The data set that is labelled.
+        made_by: The recipe, in words.
+        num_split: As in `Labels`.
+        entropy: As in `Labels`; None for none.
+        configuration: As in `Labels`.
+
+    Returns:
+        The path.
 
     Raises:
         ValueError: `path` cannot be written.
@@ -98,10 +108,17 @@ def write_labels(
 
 
 def read_labels(path: Path, data: Dataset) -> Labels:
-    """Return the labels in `path`.
+    """Read the labels of a data set.
+
+    Args:
+        path: The file, such as labels.npz of a run.
+        data: The data set.
+
+    Returns:
+        The labels, in the order of the data.
 
     Raises:
-        ValueError: `path` is no file of labels, they are not `data`'s, or one is out of range.
+        ValueError: `path` is no file of labels, they are not the data's, or one is out of range.
     """
     return _checked(path, _read(path, data.num_samples), data)
 

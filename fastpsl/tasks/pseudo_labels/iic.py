@@ -52,34 +52,40 @@ _GAP_PX = 4
 
 
 class IIC(Task):
-    """A task that maximises the mutual information of the clusters of an image and its copies (equation 2).
+    """A task that maximises the mutual information of the clusters of an image and its copies.
 
-    A pair is a random crop ("weak") and a random crop that `transforms` changes further ("strong", Table
-    XIV). Each image has `num_copies` pairs, which share the weak crop, from one decode.
+    The loss is SSL++'s equation 2. A pair is a random crop ("weak") and a random crop that `transforms`
+    changes further ("strong", SSL++, Table XIV). Each image has `num_copies` pairs, which share the weak
+    crop, from one decode.
 
     Head A makes the labels. IIC clusters by another head, B, and uses A to learn better features; SSL++ needs
-    one set of labels, the 70 of A. Epochs of both heads alternate (`HEAD_EPOCHS`) from the stage's first. A
+    one set of labels, the 70 of A. One epoch of head A and two of head B alternate, from the stage's first. A
     head has several classifiers, the sub-heads, and its loss is their mean. The best sub-head has the lowest
     loss in its head's last epoch, so no true label is used.
 
-    Paper: does not state network, batch, heads and crops. Here: IIC's.
-    Paper: does not state how grey is made. Here: the mean of the colours for Sobel, and luma for "grey".
-    IIC's code learns from CIFAR-10's test images, too. Here: from --data alone.
-    IIC's code makes grey by luma for both.
-    IIC's code has separate batch statistics for weak and strong crops, in evaluation, too. Here: all crops
-    pass through the network as one batch, and labels are made with running statistics, so that an image's
-    label does not depend on other images. As in IIC's code, Adam's momentum also moves the head whose turn it
-    is not.
+    Compared with the paper and with IIC's code:
+
+    - The paper does not state network, batch, heads and crops. Here, they are IIC's.
+    - The paper does not state how grey is made. Here, it is the mean of the colours for Sobel, and luma for
+      "grey". IIC's code makes grey by luma for both.
+    - IIC's code learns from CIFAR-10's test images, too. Here, it learns from --data alone.
+    - IIC's code has separate batch statistics for weak and strong crops, in evaluation, too. Here, all crops
+      pass through the network as one batch, and labels are made with running statistics, so that an image's
+      label does not depend on other images.
+    - As in IIC's code, Adam's momentum also moves the head whose turn it is not.
 
     Args:
-        num_clusters: Clusters of head A.
-        size_px: Side to which the crops are resized.
+        num_clusters: Clusters of head A, 2 or more.
+        size_px: Side to which the crops are resized, in pixels.
         crop_share: Side of the crops as a share of the image's shorter side, in (0, 1].
-        transforms: A column of Table XIV.
+        transforms: A column of SSL++'s Table XIV: "crop", "flip", "colour", "grey" or "sobel".
         num_copies: Pairs per image.
         num_sub_heads: Sub-heads per head.
         second_clusters: Clusters of head B; None for no such head.
         seed: Seed of the shuffled labels that NMI is compared with.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     num_levels = 1

@@ -33,7 +33,7 @@ class UICOptions(SGDOptions):
     num_clusters: int
     """Of the classifier; none is ever empty."""
     input_channels: Literal["RGB", "SobelXY"]
-    """What the network sees: the picture, or its grey value's two gradients."""
+    """What the network sees: the image, or its grey value's two gradients."""
     augment: Augmentation
     """standard: crops and flip; strong: SimCLR's colour distortion and blur too."""
     label_view: Annotated[
@@ -97,7 +97,7 @@ class IICOptions(PretrainOptions):
         ),
     ]
     crop_share: float
-    """Side of the crops, as a share of the picture's shorter side."""
+    """Side of the crops, as a share of the image's shorter side."""
     size_px: int
     """Side to which the crops are resized."""
     lr: float

@@ -26,25 +26,28 @@ class UIC(PseudoClassify):
     """A task that learns in epoch t the labels that the network gave to other crops in epoch t - 1.
 
     The label of epoch t + 1 is the arg max of the training forward pass of epoch t, so no pass is made for it
-    (equations 5 and 6). An image that the balanced order did not draw keeps its label; of several draws the
-    latest counts. The paper does not state either.
-    Paper: does not state the labels of epoch 0. Here: those of one pass over all images, with draws of its
-    own.
-    Paper: does not state whether dropout is active when labels are made. Here it is, because they come from
-    the training forward pass.
+    (UIC, equations 5 and 6). Choices where the paper is silent:
+
+    - An image that the balanced order did not draw keeps its label. Of several draws, the latest counts.
+    - The labels of epoch 0 are those of one pass over all images, with augmentations of its own.
+    - Dropout is active when labels are made, because they come from the training forward pass.
 
     Args:
-        num_classes: Number of classes.
+        num_classes: Number of classes, 2 or more.
         input: The network's input (Sobel in the paper).
-        size_px: Side of the crops.
+        size_px: Side of the crops, in pixels.
         seed: Seed of orders and splits.
-        augmentation: "standard" has crops and flip; "strong" adds SimCLR's colour distortion and blur
-            (section 5.1), before Sobel.
-        label_view: "train", or "center" (Table 3) for labels by a pass over centre crops before each epoch.
-        fixed: Whether labels are made once, by centre crops in eval mode (section 4.3, "Further
+        augmentation: "standard" has crops and flip; "strong" adds SimCLR's colour distortion and blur (UIC,
+            section 5.1), before Sobel.
+        label_view: "train", or "center" (UIC, Table 3) for labels by a pass over centre crops before each
+            epoch.
+        fixed: Whether labels are made once, by centre crops in eval mode (UIC, section 4.3, "Further
             Fine-Tuning").
-        given: Labels, int [N], to learn from instead.
+        given: Labels to learn from instead, integers [N].
         classifier: State of the initial head.
+
+    Raises:
+        ValueError: There are fewer than two classes.
     """
 
     def __init__(

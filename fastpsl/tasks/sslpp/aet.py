@@ -25,11 +25,16 @@ _NUM_FOR_MEAN = 10_000
 
 
 class AET(Proxy):
-    """A `Proxy` that predicts the transformation of `WarpPair`; crop and flip come first, as in AET's code.
+    """A proxy task that predicts the transformation between an image and its copy (arXiv 1901.04596).
 
-    SSL++ does not state which of AET's two kinds of transformation it uses; "projective" is the more general.
-    A sample is one pair, which the batch size counts once, as AET's 512 does; the network sees two images of
-    each.
+    Crop and flip come first, as in AET's code; `fastpsl.ops.WarpPair` makes the copy. SSL++ does not state
+    which of AET's two kinds of transformation it uses. "projective" is the more general. A sample is one
+    pair, which the batch size counts once, as AET's 512 does; the network sees two images of each.
+
+    Args:
+        transform: "projective" or "affine".
+        size_px: Side of the images, in pixels.
+        crop: "padded", "random_resized" or a place of `fastpsl.ops.ShorterSideCrop`.
     """
 
     def __init__(self, transform: Kind, size_px: int, crop: TrainCrop = "padded"):

@@ -34,19 +34,24 @@ _MIN_SHARE = 1e-6  # of a bin that does not occur in the smoothed training data
 
 
 class Colorization(Proxy):
-    """A `Proxy` that predicts, from the lightness, the ab bin (of 313) at each position of the feature map.
+    """A proxy task that predicts, from lightness, the ab bin (of 313) at each position of the feature map.
 
     As in Zhang et al., the target is soft, over the 10 nearest bins. Rare colours weigh more, by the inverse
     of 0.5 p + 0.5 / 313 for the target's nearest bin, scaled to a mean of 1 over p. The prior p is the
     frequency of bins in the training data, smoothed by the target's Gaussian. It is estimated on about 50,000
-    images, as they are shown, before the first step. An image in which no pixel has |a| or |b| above 5 is
-    grey, and nothing is learned from it. A grey image counts as 0 in the mean of the loss that is minimised,
-    and not at all in the metrics.
+    images, as they are shown, before the first step. An image in which no pixel has abs(a) or abs(b) above 5
+    is grey, and nothing is learned from it. A grey image counts as 0 in the mean of the loss that is
+    minimised, and not at all in the metrics.
 
-    SSL++ does not state the decoder and the target's resolution. Here: one 1x1 convolution, and the mean
-    colour over the area of a position of the feature map, which is 4 x 4 px with NIN at 32 px. Zhang et al.
-    take every fourth pixel. A backbone that ends in fully-connected layers (`of_vectors`) gets `FromVectors`,
-    to a quarter of the image's side.
+    SSL++ does not state the decoder and the target's resolution. Here, the decoder is one 1x1 convolution,
+    and the target is the mean colour over the area of a position of the feature map, which is 4 x 4 px with
+    NIN at 32 px. Zhang et al. take every fourth pixel. A backbone that ends in fully-connected layers gets a
+    decoder from vectors, to a quarter of the image's side.
+
+    Args:
+        size_px: Side of the images, in pixels.
+        crop: "padded", "random_resized" or a place of `fastpsl.ops.ShorterSideCrop`.
+        of_vectors: Whether the backbone ends in fully-connected layers.
     """
 
     def __init__(self, size_px: int, crop: TrainCrop = "padded", of_vectors: bool = False):

@@ -25,16 +25,16 @@ _WIDTH = 64
 
 
 class Context(Proxy):
-    """A `Proxy` that restores a hole in the image, by reconstruction alone.
+    """A proxy task that restores a hole in the image, by reconstruction alone.
 
-    "We just use the reconstruction loss", so there is no adversarial loss. The paper does not state the size
-    of the hole; Context-Encoder hides 64 of 128 px. Its ring of 4 px that overlaps the surroundings is left
-    out.
+    "We just use the reconstruction loss" (SSL++), so there is no adversarial loss. The paper does not state
+    the size of the hole; Context-Encoder hides 64 of 128 px. Its ring of 4 px that overlaps the surroundings
+    is left out.
 
     Args:
-        hole_share: Side of the hole as a share of the image's side.
-        size_px: Side of the images.
-        crop: The crop.
+        hole_share: Side of the hole as a share of the image's side, in (0, 1).
+        size_px: Side of the images, in pixels.
+        crop: "padded", "random_resized" or a place of `fastpsl.ops.ShorterSideCrop`.
         of_vectors: Whether the backbone ends in fully-connected layers.
     """
 

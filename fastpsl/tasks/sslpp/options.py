@@ -44,11 +44,11 @@ class SSLPlusPlusOptions(PretrainOptions):
     weight_decay: float
     """On weights, biases and BatchNorm."""
     size_px: int
-    """Side of the pictures that the network sees."""
+    """Side of the images that the network sees."""
     crop: Annotated[
         Literal["padded", "random_resized"],
         arg(
-            help="padded: the whole picture, moved by up to an eighth of its side "
+            help="padded: the whole image, moved by up to an eighth of its side "
             "(RotNet's and AET's on CIFAR); random_resized: as is usual for larger ones."
         ),
     ] = "padded"

@@ -22,9 +22,14 @@ NUM_TURNS = 4
 
 
 class RotNet(Proxy):
-    """A `Proxy` that names all four quarter turns of an image; crop and flip come first, as in RotNet's code.
+    """A proxy task that names all four quarter turns of an image (Gidaris et al., arXiv 1803.07728).
 
-    The turns are exact, pixel for pixel. PSL's task, in levels and without a flip, is in tasks/rotation.py.
+    Crop and flip come first, as in RotNet's code. The turns are exact, pixel for pixel. PSL's task, in levels
+    and without a flip, is `fastpsl.tasks.Rotation`.
+
+    Args:
+        size_px: Side of the images, in pixels.
+        crop: "padded", "random_resized" or a place of `fastpsl.ops.ShorterSideCrop`.
     """
 
     def __init__(self, size_px: int, crop: TrainCrop = "padded"):

@@ -32,19 +32,18 @@ _NONE_YET = -1  # before the first epoch, which makes coupled labels
 class SSLPlusPlus(Task):
     """A task of a proxy's loss and the cross-entropy of a linear classifier on pseudo-labels.
 
-    L = Ls + weight * Lc (equation 5). Without the proxy ("SPL", Table XI) the loss is Lc alone (equation 4),
-    on `plain` images that no proxy has changed.
+    The loss is Ls + weight * Lc (SSL++, equation 5). Without the proxy ("SPL", Table XI) it is Lc alone
+    (equation 4), on `plain` images that no proxy has changed.
 
     Coupled labels (Table XII) are made before each epoch by k-means on the features of `center`, as in
     DeepCluster: with PCA, whitening and a new classifier. The paper states only that it follows DeepCluster.
 
-    Paper: V2 is "a parameterized classifier". Here: linear, on average-pooled features.
-    Paper: does not state which images V2 sees. Here: all that the network sees, such as each turn of an
-    image.
-    Held-out images have no pseudo-labels, so the proxy alone is scored.
+    The paper's V2 is "a parameterized classifier". Here, it is linear, on average-pooled features. The paper
+    does not state which images V2 sees. Here, it sees all that the network sees, such as each turn of an
+    image. Validation images have no pseudo-labels, so the proxy alone is scored.
 
     Args:
-        proxy: The pretext task.
+        proxy: The pretext task, such as `RotNet`.
         plain: View of the images without a proxy.
         learn_proxy: Whether the proxy is learned.
         weight: The paper's lambda, 0 or more.
@@ -52,6 +51,9 @@ class SSLPlusPlus(Task):
         labels: Pseudo-labels of the training images, integers [N] in 0 … num_classes - 1.
         center: View of the features for coupled labels.
         seed: Seed of the clusters and classifiers.
+
+    Raises:
+        ValueError: A value is out of range, or there is nothing to learn.
     """
 
     def __init__(

@@ -1,0 +1,133 @@
+"""What the pictures of ratios show: ours over the best peer by image size, and augmentations over others'."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bench.pictures.throughput import NAMES
+from bench.ratios import kernel_ratios
+from bench.size_tables import RATE, best_peers
+
+Result = Mapping[str, Any]
+Row = tuple[str, Sequence[tuple[float, str] | None]]
+"""Name → ratio and words of each column, None where there is none."""
+OTHERS = {"Kornia's modules": "Kornia", "torchvision, one draw per batch": "torchvision"}
+CHAINS = {
+    "normalise": "normalise", "flip": "flip", "colour": "colour jitter", "grey": "greyscale",
+    "blur": "Gaussian blur", "Sobel": "Sobel", "SimCLR T1": "SimCLR, level 1", "SimCLR T2": "SimCLR, level 2",
+    "SimCLR T3": "SimCLR, level 3", "SimCLR T3, no Sobel": "level 3, no Sobel",
+    "MoCo v2 T3": "MoCo v2, level 3", "rotation, one of 4": "one rotation of 4",
+    "rotation, all 8": "all 8 rotations", "area crop": "crop (unfused)",
+}  # fmt: skip
+
+
+def sizes_words(results: Mapping[str, Result]) -> dict[str, Any]:
+    """Return the words of the picture of image sizes: ours over the fastest other loader of each size."""
+    file, result = newest(results, "sizes")
+    best = {cell: ratios[RATE] for cell, ratios in best_peers(result).items()}
+    crops = sorted({num for _, num in best})
+    rows: list[Row] = []
+    for size in dict.fromkeys(size for size, _ in best):
+        cells = [best.get((size, num)) for num in crops]
+        name = "original sizes" if size == "originals" else f"{size} px"
+        rows.append((name, [(cell["median"], f" {NAMES[cell['form']]}") if cell else None for cell in cells]))
+    return _words(
+        f"Speed over the fastest other loader, on {_device(result)}",
+        "Images per second of fastpsl over its own. The line is equal speed.",
+        f"Batches of {result['settings']['batch_size']}. {_medians(file, result)}",
+        [f"{num} crop{'' if num == 1 else 's'} of each image" for num in crops],
+        rows,
+        lambda ratio: ratio,
+    )
+
+
+def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:
+    """Return the words of the picture of augmentations: others' times over ours."""
+    file, result = newest(results, "kernels")
+    settings = result["settings"]
+    found = {(row["chain"], row["what"].split(" / ")[0]): row["median"] for row in kernel_ratios(result)}
+    rows: list[Row] = []
+    for chain, name in CHAINS.items():
+        ratios = [found.get((chain, other)) for other in OTHERS]
+        if any(ratios):
+            rows.append((name, [(ratio, "") if ratio else None for ratio in ratios]))
+    return _words(
+        f"Speed of augmentations, on {_device(result)}",
+        "Their time over fastpsl's, logarithmic. The line is equal speed.",
+        f"Batches of {settings['batch_size']} images of {settings['size_px']} px. {_medians(file, result)}",
+        [f"beside {other}" for other in OTHERS.values()],
+        rows,
+        math.log,
+    )
+
+
+def newest(results: Mapping[str, Result], bench: str) -> tuple[str, Result]:
+    """Return the file of a bench and its result: that of a GPU if there is one, else the last by name.
+
+    Raises:
+        ValueError: No file is of this bench.
+    """
+    found = {name: result for name, result in results.items() if result["bench"] == bench}
+    if not found:
+        raise ValueError(f"no file in bench/results/ is of bench/{bench}.py")
+    name = max(found, key=lambda name: (found[name]["environment"]["gpu"] is not None, name))
+    return name, found[name]
+
+
+def _device(result: Result) -> str:
+    machine = result["environment"]
+    return machine["gpu"] or f"{machine['num_cores']} CPU cores"
+
+
+def _medians(file: str, result: Result) -> str:
+    return f"Medians of {result['settings']['repeats']} repeats: bench/results/{file}"
+
+
+def _words(
+    title: str,
+    about: str,
+    source: str,
+    columns: Sequence[str],
+    rows: Sequence[Row],
+    scale: Callable[[float], float],
+) -> dict[str, Any]:
+    """Return the words of a picture whose bars begin where `scale` is 0: at no speed, or at an equal one.
+
+    Args:
+        title: What is shown.
+        about: How to read it.
+        source: Where it is from.
+        columns: Heading of each column.
+        rows: Rows from top to bottom.
+        scale: Callable that turns a ratio into a length.
+    """
+    lengths = [scale(cell[0]) for _, cells in rows for cell in cells if cell]
+    low, high = min(0.0, *lengths), max(lengths)
+
+    def place(length: float) -> float:
+        return (length - low) / (high - low)
+
+    shown = [
+        (name, [_shown(cell[0], cell[1], place(scale(cell[0]))) if cell else None for cell in cells])
+        for name, cells in rows
+    ]
+    spoken = [
+        f"{column}: " + ", ".join(f"{name} {cell['text']}" for name, cells in shown if (cell := cells[i]))
+        for i, column in enumerate(columns)
+    ]
+    return {
+        "title": title,
+        "description": f"{title}, higher is better. {'. '.join(spoken)}.",
+        "about": about,
+        "source": source,
+        "columns": columns,
+        "rows": shown,
+        "start": place(0.0),
+        "equal": place(scale(1.0)),
+        "missing": "not measured",
+    }
+
+
+def _shown(ratio: float, words: str, place: float) -> dict[str, Any]:
+    digits = 0 if ratio >= 10 else 2
+    return {"place": place, "text": f"{ratio:.{digits}f}×{words}", "is_loss": ratio < 1}

@@ -1,0 +1,76 @@
+"""What GitHub and pre-commit read: the files parse, and what they name exists."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_architecture import ROOT
+
+yaml = pytest.importorskip("yaml")
+
+GITHUB = ROOT / ".github"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+FILES = [*WORKFLOWS, *sorted((GITHUB / "ISSUE_TEMPLATE").glob("*.yml")), ROOT / ".pre-commit-config.yaml"]
+BLOB = "https://github.com/fastpsl/fastpsl/blob/main/"
+SPHINX = re.compile(r"-m sphinx (.*)")
+
+
+def read(path: Path) -> dict[Any, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+def jobs() -> dict[str, dict[str, Any]]:
+    return {f"{path.stem}/{name}": job for path in WORKFLOWS for name, job in read(path)["jobs"].items()}
+
+
+def commands() -> list[str]:
+    return [step["run"] for job in jobs().values() for step in job["steps"] if "run" in step]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_file_is_a_mapping(path: Path) -> None:
+    assert isinstance(read(path), dict)
+
+
+@pytest.mark.parametrize("name", jobs())
+def test_a_job_has_a_limit_and_steps_that_do_one_thing(name: str) -> None:
+    job = jobs()[name]
+    assert 0 < job["timeout-minutes"] <= 45 and job["steps"]
+    assert all(("run" in step) != ("uses" in step) for step in job["steps"])
+
+
+def test_an_action_has_one_version_everywhere() -> None:
+    found = {step["uses"] for job in jobs().values() for step in job["steps"] if "uses" in step}
+    assert len({action.partition("@")[0] for action in found}) == len(found)
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@v\d+", action) for action in found)
+
+
+def test_commands_name_files_and_extras_that_exist() -> None:
+    text = "\n".join(commands())
+    paths = set(re.findall(r"(?<![\w/.])(?:\.ci|tests|toolchain)/[\w./]+|constraints\.txt", text))
+    assert {"tests/kernels", ".ci/run", "constraints.txt"} <= paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    declared = set(re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    extras = {name for names in re.findall(r'"\.\[([\w,-]+)\]"', text) for name in names.split(",")}
+    assert {"dev", "docs"} <= extras <= declared
+
+
+def test_the_site_is_built_as_make_docs_builds_it() -> None:
+    by_hand = SPHINX.findall((ROOT / "Makefile").read_text())
+    built = SPHINX.findall("\n".join(commands()))
+    assert len(by_hand) == 1 and len(built) == 2
+    assert {re.sub(r"--jobs \w+ ", "", words) for words in by_hand + built} == {built[0]}
+
+
+def test_linters_are_those_of_the_constraints() -> None:
+    (version,) = re.findall(r"^ruff==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    repositories = {entry["repo"]: entry["rev"] for entry in read(ROOT / ".pre-commit-config.yaml")["repos"]}
+    assert repositories["https://github.com/astral-sh/ruff-pre-commit"] == f"v{version}"
+
+
+def test_links_of_issue_templates_lead_to_pages() -> None:
+    text = (GITHUB / "ISSUE_TEMPLATE" / "config.yml").read_text()
+    pages = re.findall(re.escape(BLOB) + r"(\S+)", text)
+    assert pages and not [page for page in pages if not (ROOT / page).exists()]
