@@ -29,6 +29,8 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["**/__pycache__", "runs"]
+default_role = "py:obj"
+napoleon_use_ivar = True
 nb_execution_mode = "off"  # the notebooks' outputs are stored; tests/test_notebooks.py runs them
 myst_enable_extensions = ["attrs_inline", "colon_fence"]
 myst_heading_anchors = 4
@@ -61,7 +63,7 @@ def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
         found = inspect.unwrap(found)
         path = Path(os.path.realpath(inspect.getsourcefile(found) or ""))
         lines, first = inspect.getsourcelines(found)
-    except (AttributeError, ImportError, OSError, TypeError):
+    except (AttributeError, ImportError, OSError, TypeError, ValueError):
         return None
     if not path.is_relative_to(ROOT):
         return None
