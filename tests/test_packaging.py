@@ -167,7 +167,7 @@ def test_metadata_for_pypi(built: Built) -> None:
     assert minors == set(range(10, 14))
     extras = metadata.get_all("Provides-Extra", [])
     assert {"ffcv", "dali-cu12", "dali-cu13", "datasets", "wandb", "transfer", "export", "timm", "onnx",
-            "hub", "bench", "dev"} == set(extras)  # fmt: skip
+            "hub", "bench", "docs", "dev"} == set(extras)  # fmt: skip
     assert metadata["Description-Content-Type"] == "text/markdown"
 
 
