@@ -1,6 +1,7 @@
 """What users read is plain English by the rules of toolchain/prose_rules.py."""
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,14 @@ def words(token: Token) -> str:
     return token.content if token.type == "text" else ""
 
 
+def markdown_of(page: Path) -> str:
+    """Return a page's Markdown; of a notebook, that of its cells."""
+    if page.suffix == ".md":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 def faults(markdown: str) -> list[str]:
     """Return a line per fault: its line number, the rule's message, and where it is."""
     return [
@@ -50,12 +59,15 @@ def faults(markdown: str) -> list[str]:
 
 
 NOT_YET = {"bench/README.md"}
-READ = [page for page in PAGES if str(page.relative_to(ROOT)) not in NOT_YET]
+READ = [
+    *(page for page in PAGES if str(page.relative_to(ROOT)) not in NOT_YET),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.ipynb")),
+]
 
 
 @pytest.mark.parametrize("page", READ, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_is_plain_english(page: Path) -> None:
-    found = faults(page.read_text())
+    found = faults(markdown_of(page))
     assert not found, f"{len(found)} in {page.relative_to(ROOT)}:\n" + "\n".join(found)
 
 
