@@ -1,26 +1,11 @@
 """The pictures of the training screen, and the script that draws them."""
 
-import importlib.util
 import re
 from html import unescape
-from types import ModuleType
 from xml.etree import ElementTree
 
-import pytest
-
+from docs.images import make_training_screen as script
 from fastpsl.engine.training_lines import Numbers
-from tests.test_architecture import ROOT
-
-SCRIPT = ROOT / "docs" / "images" / "make_training_screen.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_training_screen", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def words(svg: str) -> str:
@@ -28,7 +13,7 @@ def words(svg: str) -> str:
     return " ".join(unescape(re.sub("<style>.*?</style>|<[^>]*>", " ", svg, flags=re.DOTALL)).split())
 
 
-def test_a_picture_has_the_lines_and_the_numbers(script: ModuleType) -> None:
+def test_a_picture_has_the_lines_and_the_numbers() -> None:
     numbers = Numbers(
         "S2", 2, 2, 3, 15, 30, 45, {"loss": 0.25}, 0.1, images_per_s=640.0, eta_s=61.0, run_eta_s=610.0
     )
@@ -44,9 +29,9 @@ def test_a_picture_has_the_lines_and_the_numbers(script: ModuleType) -> None:
             assert expected in text
 
 
-def test_the_committed_pictures_show_one_run(script: ModuleType) -> None:
+def test_the_committed_pictures_show_one_run() -> None:
     light, dark = (
-        words((SCRIPT.parent / f"training-screen-{name}.svg").read_text()) for name in script.THEMES
+        words((script.FOLDER / f"training-screen-{name}.svg").read_text()) for name in script.THEMES
     )
     assert light == dark and script.TITLE in light
     for expected in ("stage 2 of 3 (S2, level G2)", "stage ETA", "run ETA", "images/s", "data wait", "loss"):
