@@ -1,13 +1,12 @@
 """What the picture of PSL's stages shows: the recipe's plan, and a puzzle of each level from its task."""
 
-import base64
-import io
 from contextlib import closing
 from typing import Any
 
 import torch
 from PIL import Image
 
+from bench.pictures.svg import png_uri
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.recipe_files import find_recipe
@@ -51,7 +50,7 @@ def stages_words() -> dict[str, Any]:
         "about": "Each stage continues the one before. Frozen: runs, does not learn.",
         "grid": task.grid,
         "tiles": [
-            _data_uri(tile) for tile in tiles
+            png_uri(Image.fromarray(tile.numpy())) for tile in tiles
         ],  # the same in all stages, because draws do not depend on the level
         "stages": stages,
     }
@@ -85,9 +84,3 @@ def puzzle(task: Jigsaw, level: int) -> tuple[torch.Tensor, list[int]]:
     label = batch.draw(JigsawTiles)["permutation"][place, 0]
     pixels = (tiles[place].permute(0, 2, 3, 1) * 255).round().clamp(0, 255).byte()
     return pixels, task.permutations[label].tolist()
-
-
-def _data_uri(tile: torch.Tensor) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(tile.numpy()).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

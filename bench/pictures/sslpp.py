@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.pictures.views import IMAGE, png_uri
+from bench.pictures.svg import png_uri
+from bench.pictures.views import IMAGE
 from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.pipelines.beton.reader import Beton

@@ -6,11 +6,14 @@ Sans, which is wider than these. The page's colour lies behind each picture, bec
 the reader's scheme.
 """
 
+import base64
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 WIDTH_PX = 838  # of a README on GitHub
 FONTS = "-apple-system, BlinkMacSystemFont, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif"
@@ -39,6 +42,13 @@ def render(name: str, theme: str, words: Mapping[str, Any]) -> str:
     """
     template = _TEMPLATES.get_template(f"{name}.svg.jinja")
     return template.render(words, name=name, theme=THEMES[theme], fonts=FONTS, width=WIDTH_PX)
+
+
+def png_uri(image: Image.Image) -> str:
+    """Return an image as a PNG in a data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 _TEMPLATES = Environment(

@@ -1,6 +1,5 @@
 """What the picture of views shows: one image of the sample, its two crops for SimCLR, and both augmented."""
 
-import base64
 import io
 from contextlib import closing
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bench.pictures.svg import png_uri
 from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.kernels.draws import Keys
@@ -91,10 +91,3 @@ def _small(pixels: Tensor) -> str:
     """Return a PNG of an image [3, H, W] in [0, 1]."""
     array = (pixels.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
     return png_uri(Image.fromarray(array).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.BOX))
-
-
-def png_uri(image: Image.Image) -> str:
-    """Return an image as a PNG in a data URI."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
