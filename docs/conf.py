@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import os
 import re
 import sys
 from pathlib import Path
@@ -61,7 +60,7 @@ def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
         for name in info["fullname"].split("."):
             found = getattr(found, name)
         found = inspect.unwrap(found)
-        path = Path(os.path.realpath(inspect.getsourcefile(found) or ""))
+        path = Path(inspect.getsourcefile(found) or "").resolve()
         lines, first = inspect.getsourcelines(found)
     except (AttributeError, ImportError, OSError, TypeError, ValueError):
         return None

@@ -48,7 +48,10 @@ def test_what_is_not_there_is_said_and_what_may_be_given(here: Path, source: str
             lambda: shard_paths(source),
             "a .beton file or a quoted glob of them; `fastpsl data write` makes one",
         ),
-        (lambda: open_source(source), "a folder of images, a file of a known kind (docs/how_to/"),
+        (
+            lambda: open_source(source),
+            "a folder of images, a file of a known kind (docs/how_to/pack_a_dataset.md), or",
+        ),
         (lambda: fastpsl.loader(source, batch_size=1), FORMS),
     ):
         with pytest.raises(ValueError) as caught:
