@@ -75,8 +75,8 @@ def _lead_to_repository(app: Sphinx, name: str, source: list[str]) -> None:
 
     def address(match: re.Match[str]) -> str:
         target = (folder / match[2]).resolve()
-        is_page = target.is_relative_to(DOCS) and target.suffix in (".md", ".ipynb", ".png", ".svg")
-        if is_page or not target.exists():
+        is_page = target.is_relative_to(DOCS) and target.suffix in (".md", ".ipynb")
+        if is_page or target.suffix in (".png", ".svg") or not target.exists():
             return match[0]
         return f"{match[1]}{REPOSITORY}/blob/main/{target.relative_to(ROOT)}{match[3]}"
 

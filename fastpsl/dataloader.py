@@ -113,7 +113,7 @@ class EpochLoader:
             self.epoch += 1
         for batch in self.loader.epoch(epoch):
             for bad in batch.bad:
-                warnings.warn(f"skipped {bad}", stacklevel=2)
+                warnings.warn(f"skipped a bad sample: {bad}", stacklevel=2)
             if not self.loader.train:
                 batch = _without_padding(batch, self._num_in(batch.step))
                 if not len(batch.indices):
@@ -200,7 +200,7 @@ def loader(
 
     Args:
         data: The path of a folder of images, a list of images, a dataset file (.beton) or a glob of such
-            files; or an open data set. None means the generated sample (its training or its test part).
+            files. Or an open data set. None means the generated sample (its training or its test part).
         views: The views of each sample. By default, `num_views` views of `size_px`. In training, a default
             view is torchvision's RandomResizedCrop and a flip; in evaluation, the middle square of 7/8 of the
             shorter side.

@@ -43,7 +43,7 @@ def embed(
     Args:
         model: A model, or whatever `fastpsl.load` takes.
         data: The path of a folder of images, a list of images, a dataset file (.beton) or a glob of such
-            files; or an open data set, such as `fastpsl.Beton`. None means the training part of the generated
+            files. Or an open data set, such as `fastpsl.Beton`. None means the training part of the generated
             sample.
         block: "final" (the last block), "B1", "B2", …, or the network's own name, such as "conv5".
         size_px: Side of the images, in pixels. By default, that of the model's `transform`.
@@ -54,8 +54,8 @@ def embed(
         on_bad_sample: For images that cannot be decoded: "raise", or "skip" to give them rows of NaN.
 
     Returns:
-        The features, a float32 array [N, C], averaged over all positions of the block's maps; and the labels,
-        an int64 array [N], -1 for images without a label.
+        The features and the labels. The features are a float32 array [N, C], averaged over all positions of
+        the block's maps. The labels are an int64 array [N], -1 for images without a label.
 
     Raises:
         ValueError: The model, the data or an option is wrong. The message is one line.

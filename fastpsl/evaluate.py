@@ -268,7 +268,9 @@ def _without_training(script: Evaluation[Any], options: Any) -> dict[str, float]
         script.run(options)
         return _read(options.out)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"{script.name}: several processes write to one folder; give it as out")
+        raise ValueError(
+            f'{script.name}: several processes must share one folder; give it, such as out="runs/a"'
+        )
     folder = new_numbered_folder(Path("runs"), script.name)
     try:
         script.run(replace(options, out=folder))

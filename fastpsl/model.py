@@ -173,7 +173,7 @@ class Model(nn.Module):
         if images.ndim != 4 or images.shape[1] != self.input.num_channels:
             raise ValueError(
                 f"images of shape {tuple(images.shape)}: the model reads [B, {self.input.num_channels}, H, "
-                "W], such as model.transform(picture)[None]"
+                "W], such as model.transform(image)[None]"
             )
         check_size(min(images.shape[2:]), self.backbone.min_px)
 
@@ -214,7 +214,7 @@ def load(
 
 
 def _pixels(picture: Picture) -> Tensor:
-    """Return a picture as uint8 [3, H, W], turned upright."""
+    """Return an image as uint8 [3, H, W], turned upright."""
     if isinstance(picture, Tensor):
         if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
             raise ValueError(f"a tensor {picture.dtype} {tuple(picture.shape)}: give uint8 [3, H, W]")
@@ -230,12 +230,12 @@ def _pixels(picture: Picture) -> Tensor:
                 loaded: Image.Image = file
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{os.fspath(picture)} cannot be read as a picture ({' '.join(str(error).split())}): give "
+                f"{os.fspath(picture)} cannot be read as an image ({' '.join(str(error).split())}): give "
                 "the path of an image file"
             ) from None
         picture = loaded
     if not isinstance(picture, Image.Image):
         kind = type(picture).__name__
-        raise ValueError(f"{kind} is no picture: give a path, a PIL image or a uint8 array")  # noqa: TRY004
+        raise ValueError(f"{kind} is no image: give a path, a PIL image or a uint8 array")  # noqa: TRY004
     upright = ImageOps.exif_transpose(picture).convert("RGB")
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1)

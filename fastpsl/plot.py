@@ -152,7 +152,8 @@ def views(
             for view, images in zip(views, batch.inputs(views, torch.float32), strict=True):
                 if len(images) != len(indices):
                     raise ValueError(
-                        "a view makes several images of one, which this picture has no place for"
+                        "a view makes several images of one, for which this figure has no place: "
+                        "give other views"
                     )
                 rows.append(view.denormalise(images))
     side = max(image.shape[-1] for image in rows)

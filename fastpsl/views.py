@@ -15,8 +15,8 @@ __all__ = ["byol", "mocov2", "multicrop", "simclr"]
 def simclr(size_px: int = 224) -> list[ViewSpec]:
     """Return SimCLR's two views (Chen et al., 2020, arXiv 2002.05709, appendix A; strength 1).
 
-    A view is a crop of .08 to 1 of the area, a flip, colour jitter of .8, .8, .8 and .2 with probability .8,
-    grey with probability .2 and blur with probability .5.
+    A view is a crop of .08 to 1 of the area and a flip. Then come colour jitter of .8, .8, .8 and .2 with
+    probability .8, grey with probability .2 and blur with probability .5.
 
     Args:
         size_px: Side of the views, in pixels.
@@ -30,9 +30,9 @@ def simclr(size_px: int = 224) -> list[ViewSpec]:
 def mocov2(size_px: int = 224) -> list[ViewSpec]:
     """Return MoCo v2's two views (Chen et al., 2020, arXiv 2003.04297, and its code, main_moco.py).
 
-    A view is a crop of .2 to 1 of the area, a flip, colour jitter of .4, .4, .4 and .1 with probability .8,
-    grey with probability .2 and blur with probability .5. MoCo's code has no fixed kernel size for the blur.
-    Here it has SimCLR's.
+    A view is a crop of .2 to 1 of the area and a flip. Then come colour jitter of .4, .4, .4 and .1 with
+    probability .8, grey with probability .2 and blur with probability .5. MoCo's code has no fixed kernel
+    size for the blur. Here it has SimCLR's.
 
     Args:
         size_px: Side of the views, in pixels.
@@ -47,10 +47,10 @@ def mocov2(size_px: int = 224) -> list[ViewSpec]:
 def byol(size_px: int = 224) -> list[ViewSpec]:
     """Return BYOL's two views (Grill et al., 2020, arXiv 2006.07733, appendix B, table 6).
 
-    A view is a crop of .08 to 1 of the area, a flip, colour jitter of .4, .4, .2 and .1 with probability .8
-    and grey with probability .2. The first view is always blurred and never solarised. The second is blurred
-    with probability .1 and solarised with probability .2. No fused kernel solarises, so the operations of the
-    second view run one by one.
+    A view is a crop of .08 to 1 of the area and a flip. Then come colour jitter of .4, .4, .2 and .1 with
+    probability .8 and grey with probability .2. The first view is always blurred and never solarised. The
+    second is blurred with probability .1 and solarised with probability .2. No fused kernel solarises, so the
+    operations of the second view run one by one.
 
     Args:
         size_px: Side of the views, in pixels. The blur's kernel is 23 px at 224.

@@ -90,7 +90,7 @@ def run(options: Options) -> int:
             num_queries, backbone = options.ways * options.queries, weights.record["backbone"]
             title = f"{options.ways}-way {options.shots}-shot, {options.episodes:,} episodes "
             title += f"of {num_queries} queries, {backbone}"
-            print(f"{title}; {data.num_samples:,} pictures of {len(members)} classes", flush=True)
+            print(f"{title}; {data.num_samples:,} images of {len(members)} classes", flush=True)
             accuracies = {}
             for work, file in zip(works, files, strict=True):
                 right = transfer.num_hits(file.features(), episodes, world.device)

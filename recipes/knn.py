@@ -52,7 +52,9 @@ class Options(EvaluationOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.k or min(self.k) < 1:
-            raise ValueError(f"--k {' '.join(map(str, self.k))}: give numbers of neighbours from 1")
+            raise ValueError(
+                f"--k {' '.join(map(str, self.k))}: give one or more numbers of neighbours, each 1 or more"
+            )
         if self.temperature <= 0:
             raise ValueError(f"--temperature {self.temperature}: it must be above 0")
 

@@ -8,7 +8,8 @@ ImageNet.
 
 Other data, PSL's Table 9, the best of five blocks of jigsaw and rotation with PSL: Places205 44.7
 and 43.0 % (vissl_places205); iNaturalist 2018 24.1 and 25.9 % (vissl_inat18). Its text gives no schedule;
-these are VISSL's. The lists of images are in docs/how_to/pack_a_dataset.md. Here: not yet run.
+these are VISSL's. For the lists of images see
+https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html. Here: not yet run.
 
     fastpsl eval linear --gpus 8 --checkpoint runs/jigsaw_r50-001 \\
         --data 'imagenet/train-*.beton' --val imagenet/val.beton
@@ -62,8 +63,8 @@ def build(options: Options) -> engine.Experiment:
     num_blocks = weights.backbone.num_blocks
     if options.whole and protocol.num_crops == 10:
         raise ValueError(
-            f"--whole: --protocol {options.protocol} is scored on ten crops; leave it out, "
-            f"or choose another one"
+            f"--whole: --protocol {options.protocol} is scored on ten crops; leave --whole out, "
+            "or choose another --protocol"
         )
     _, *more_crops = pipelines.ten_crop_views(weights.input, options.size_px)
     task = evaluation.LinearProbes(

@@ -60,7 +60,8 @@ def build(options: Options) -> engine.Experiment:
     evaluation.require_held_out(options)
     if options.order != "random":
         raise ValueError(
-            "--order quasi_random reads whole pages, and few of their images are used: leave it out"
+            "--order quasi_random reads whole pages of a dataset file, and few of their images are used; "
+            "leave it out"
         )
     weights, values = options.pretrained(), options.constants()
     num_blocks = weights.backbone.num_blocks

@@ -1,9 +1,12 @@
-"""Supervised training from random weights: the Supervised rows of PSL, Tables 5 to 7, and of SSL++.
+"""Supervised training from random weights, for the rows with all labels in the papers' tables.
 
-PSL does not state the schedule. This is the usual one of torchvision and VISSL for ResNet-50. It has
-90 epochs, a decay of 1e-4 on everything, and a rate of .1 for a batch of 256. After 30, 60 and 80 epochs it
-is a tenth. SSL++ (Tables III to VIII) does not state its schedule either. The second command has that of
-RotNet's supervised NIN, without Nesterov momentum and its factor of 5.
+They are "Supervised" in PSL, Tables 5, 6, 8 and 9, and in SSL++, Tables III to VIII and Figures 1 and 5. In
+UIC, Tables 4 and 5, they are "ImageNet labels". The Supervised row of PSL's Table 7 learns from few labels
+alone: fastpsl eval few-labels --random-weights.
+PSL does not state the schedule. This is the usual one of torchvision and VISSL for ResNet-50. It has 90
+epochs, a decay of 1e-4 on everything, and a rate of .1 for a batch of 256. After 30, 60 and 80 epochs it is a
+tenth. SSL++ does not state its schedule either. The second command has that of RotNet's supervised NIN,
+without Nesterov momentum and its factor of 5.
 Paper: a linear classifier on B5 has 75.5 % ImageNet top-1 (PSL, Table 5), and 74.3 % with
 RevNet-50 (Table 6). A NIN block on B4 has 91.7 % on CIFAR-10 (SSL++, Table III). Here: not yet run on
 ImageNet or CIFAR-10.

@@ -23,7 +23,7 @@ from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.recipe import Recipe
-from fastpsl.evaluation.options import VAL_IS_OF_DATA, TrainedEvaluationOptions
+from fastpsl.evaluation.options import VAL_IS_OF_DATA, TrainedEvaluationOptions, VocOptions
 from fastpsl.transfer import classification
 
 PAPER: dict[str, Any] = {
@@ -36,8 +36,7 @@ SAMPLE: dict[str, Any] = {"size_px": 48, "steps": 600, "lr": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainedEvaluationOptions):
-    forms: ClassVar = "VOCdevkit, the folder of PASCAL VOC"
+class Options(VocOptions, TrainedEvaluationOptions):
     without: ClassVar = {
         "val": VAL_IS_OF_DATA,
         "whole": "the protocols are scored on random crops; leave it out",

@@ -29,7 +29,7 @@ from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import MACHINE
 from fastpsl.engine.recipe import Recipe
-from fastpsl.evaluation.options import WHOLE_IMAGES, TrainedEvaluationOptions
+from fastpsl.evaluation.options import WHOLE_IMAGES, TrainedEvaluationOptions, VocOptions
 from fastpsl.transfer import detection
 
 PAPER: dict[str, Any] = {"protocol": "pirl", "batch_size": 16}
@@ -37,8 +37,7 @@ SAMPLE: dict[str, Any] = {"protocol": "small", "batch_size": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainedEvaluationOptions):
-    forms: ClassVar = "VOCdevkit, the folder of PASCAL VOC"
+class Options(VocOptions, TrainedEvaluationOptions):
     without: ClassVar = (
         dict.fromkeys(
             ("whole", "size_px"), "it is for square views; detection sees whole images: give --short-side"

@@ -27,7 +27,7 @@ from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import MACHINE, RunOptions
 from fastpsl.engine.recipe import Recipe
-from fastpsl.evaluation.options import WHOLE_IMAGES, TrainedEvaluationOptions
+from fastpsl.evaluation.options import WHOLE_IMAGES, TrainedEvaluationOptions, VocOptions
 from fastpsl.transfer import segmentation
 
 PAPER: dict[str, Any] = {"protocol": "sslpp", "batch_size": 2, "size_px": 512}
@@ -35,8 +35,7 @@ SAMPLE: dict[str, Any] = {"batchnorm": "train", "batch_size": 4, "epochs": 5, "l
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrainedEvaluationOptions):
-    forms: ClassVar = "VOCdevkit, the folder of PASCAL VOC"
+class Options(VocOptions, TrainedEvaluationOptions):
     without: ClassVar = WHOLE_IMAGES | {"whole": "images are always seen whole; leave it out"}
     protocol: Literal["sslpp", "fcn_alexnet", "mmseg"]
     """sslpp: 50 epochs of 2 images; with SBD fcn_alexnet: 150,000 steps of 20, mmseg: 20,000 of 16 crops."""
@@ -101,7 +100,7 @@ def finish(options: Options, weights: models.Pretrained, run: engine.Run) -> Seq
         run.folder / "masks.png", run.folder / segmentation.MASKS, val, segmentation.with_background(val)
     )
     each = [f"{name.replace('_', ' ', 1)} {value:.1f} %" for name, value in numbers.items()]
-    return [*each, evaluation.result_line(path), f"pictures {sheet}"]
+    return [*each, evaluation.result_line(path), f"masks {sheet}"]
 
 
 RECIPE = Recipe(

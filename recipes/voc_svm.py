@@ -8,8 +8,9 @@ source's costs give --costs fsb. Here: not yet run on VOC2007.
     fastpsl eval svm            # random weights on synthetic images, a minute on two cores
 
 The features take minutes on a GPU. The SVMs take about 2 core hours (low-shot 1), and more where they
-converge slowly (docs/reference/protocols/svm.md), in --workers processes of 1.5 GB. The same command with
---out continues an interrupted run.
+converge slowly, in --workers processes of 1.5 GB. See
+https://fastpsl.github.io/fastpsl/reference/protocols/svm.html. The same command with --out continues an
+interrupted run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fastpsl import engine, evaluation, pipelines, plots
 from fastpsl.engine.exit_codes import EXIT_FINISHED
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Evaluation
-from fastpsl.evaluation.options import VAL_IS_OF_DATA, EvaluationOptions
+from fastpsl.evaluation.options import VAL_IS_OF_DATA, VocOptions
 from fastpsl.transfer import svm
 
 PAPER: dict[str, Any] = {"shots": (1, 2, 4, 8, 16, 32, 64, 96), "size_px": 224, "batch_size": 256}
@@ -33,8 +34,7 @@ SAMPLE: dict[str, Any] = {"shots": (1, 2, 4, 8, 16), "size_px": 96, "batch_size"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(EvaluationOptions):
-    forms: ClassVar = "VOCdevkit, the folder of PASCAL VOC"
+class Options(VocOptions):
     without: ClassVar = {
         "val": VAL_IS_OF_DATA,
         "whole": "the protocol squashes whole images to squares; leave it out",
@@ -50,7 +50,9 @@ class Options(EvaluationOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
-            raise ValueError(f"--shots {' '.join(map(str, self.shots))}: give numbers from 1, each once")
+            raise ValueError(
+                f"--shots {' '.join(map(str, self.shots))}: give numbers of 1 or more, each once"
+            )
 
 
 def run(options: Options) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^<!-- test -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").rglob("*.md")])
 PEERS = ("timm", "lightly", "pytorch_lightning", "ffcv")  # optional packages that the documentation uses
 
 
@@ -27,6 +27,7 @@ SNIPPETS = [
     for number, code in enumerate(BLOCK.findall(page.read_text()))
 ]
 FENCED = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+ADDRESS = re.compile(r"https://fastpsl\.github\.io/fastpsl/([\w/]+)\.html(?:#([\w-]+))?")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -70,3 +71,16 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (fragment and fragment not in anchors(target)):
             lost.append(link)
     assert not lost
+
+
+def test_addresses_of_the_site_lead_to_its_pages() -> None:
+    folders = ("fastpsl", "recipes", "docs", "bench")
+    files = [
+        file for folder in folders for kind in ("*.py", "*.json") for file in (ROOT / folder).rglob(kind)
+    ]
+    found = {address for file in [*PAGES, *files] for address in ADDRESS.findall(file.read_text())}
+    assert ("how_to/pack_a_dataset", "") in found
+    for name, fragment in found:
+        page = ROOT / "docs" / f"{name}.md"
+        assert page.exists() or page.with_suffix(".ipynb").exists(), name
+        assert not fragment or fragment in anchors(page), f"{name}#{fragment}"

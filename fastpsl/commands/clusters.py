@@ -13,7 +13,9 @@ class Clusters:
     classes, a run's first filters.
 
     OUT gets result.json (for `fastpsl table`), sizes.png, contents.png and filters.png.
-    See docs/how_to/evaluate/clusters.md.
+    See
+    https://fastpsl.github.io/fastpsl/how_to/evaluate/clusters.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
     run_or_file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(name="run", metavar="RUN|FILE.npz")]]
@@ -23,7 +25,7 @@ class Clusters:
         tyro.conf.arg(
             metavar="DATA",
             help="What is labelled: a dataset file, a quoted glob of shards, a folder or a list of "
-            "them (docs/how_to/pack_a_dataset.md). [the run's own --data; of FILE the embedded sample]",
+            "them. [the run's own --data; of FILE the embedded sample]",
         ),
     ] = None
     labels: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None

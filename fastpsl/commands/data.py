@@ -37,7 +37,7 @@ class Write:
                 "A list of image files (.txt, .csv, or iNaturalist's .json). A tar, or a quoted glob of "
                 "tars, also WebDataset's. An .npz of uint8 images. Parquet files, or hf:NAME for a data "
                 "set in Hugging Face's cache. CIFAR-10, CIFAR-100 or STL-10 as published. "
-                "See docs/how_to/pack_a_dataset.md.",
+                "See https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.",
             ),
         ]
     ]
@@ -54,7 +54,7 @@ class Write:
     label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Of parquet and hf:, where several may hold labels; none for no labels."""
     labels: Annotated[str | None, tyro.conf.arg(metavar="LIST")] = None
-    """Of a folder without class folders: a list of PATH CLASS, or of a class a line in the files' order."""
+    """Of a folder without class folders: a list of PATH CLASS, or one class per line in the files' order."""
     classes: Annotated[
         str | None,
         tyro.conf.arg(
@@ -96,7 +96,7 @@ class Write:
     """Go on where an interrupted writing of OUT was; the files become as if it had not been."""
 
     def run(self) -> None:
-        """Write the beton and print what became of the images.
+        """Write the dataset file and print what became of the images.
 
         Raises:
             ValueError: A number is out of range, the source cannot be read, or too many images are broken.
@@ -131,7 +131,8 @@ class Write:
         mode = source.mode if self.mode == "auto" else self.mode
         if mode == "raw" and self.reencode == "all":
             raise ValueError(
-                "--reencode all: makes JPEGs, and raw images are stored; give --mode jpg, or leave it away"
+                "--reencode all: it makes JPEGs, but this source is stored as raw pixels; "
+                "give --mode jpg, or leave --reencode out"
             )
         target = Target(self.short_side, self.max_side, self.quality, mode, self.min_px, self.reencode)
         if self._foresee(source, target):
@@ -186,7 +187,7 @@ class Verify:
     """Threads. [one per core]"""
 
     def run(self) -> None:
-        """Print the faults of each beton, or that it is sound.
+        """Print the faults of each dataset file, or that it is sound.
 
         Raises:
             ValueError: There is a fault.
@@ -196,7 +197,9 @@ class Verify:
         from fastpsl.pipelines.beton.verify import betons_to_verify, unchecked, verify
 
         if not self.betons:
-            raise ValueError("no beton given: name files or globs; see fastpsl data verify --help")
+            raise ValueError(
+                "no dataset file given; name files or quoted globs, as in fastpsl data verify train.beton"
+            )
         paths, faults = betons_to_verify(self.betons)
         for fault in faults:
             print(fault)
@@ -229,16 +232,18 @@ class Info:
     """Files or globs; each is shown as one data set."""
 
     def run(self) -> None:
-        """Print what each beton holds.
+        """Print what each dataset file holds.
 
         Raises:
-            ValueError: A beton cannot be opened.
+            ValueError: A dataset file cannot be opened.
         """
         from fastpsl.pipelines.beton.reader import Beton as OpenBeton
         from fastpsl.pipelines.beton.verify import info
 
         if not self.betons:
-            raise ValueError("no beton given: name files or globs; see fastpsl data info --help")
+            raise ValueError(
+                "no dataset file given; name files or quoted globs, as in fastpsl data info train.beton"
+            )
         for pattern in self.betons:
             with OpenBeton(pattern) as beton:
                 print(info(beton))

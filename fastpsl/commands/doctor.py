@@ -32,7 +32,8 @@ class Doctor:
     fastpsl doctor [its own options] [recipes/NAME.py OPTIONS]: OPTIONS are given as to the recipe itself.
     Reads, decodes, copies, augments and steps, each alone and all together; looks at driver, libraries,
     limits, disk and data. Trains nothing and makes no run. Exit 0: no stage waits (both/synthetic >= .95); 1:
-    one does, or noise hides it; 2: something is broken. See docs/how_to/bottleneck.md.
+    one does, or noise hides it; 2: something is broken. See
+    https://fastpsl.github.io/fastpsl/how_to/bottleneck.html.
     """
 
     recipe: tyro.conf.Positional[

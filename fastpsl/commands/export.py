@@ -15,7 +15,7 @@ class Export:
     """Write a checkpoint's backbone alone, under the names and in the file of another library.
 
     What the weights expect to see goes along in OUT.json (safetensors, onnx: in the file's metadata; hf: in
-    config.json and the model card). See docs/how_to/export.md.
+    config.json and the model card). See https://fastpsl.github.io/fastpsl/how_to/export.html.
     """
 
     checkpoint: tyro.conf.Positional[
@@ -24,14 +24,14 @@ class Export:
             tyro.conf.arg(
                 metavar="CHECKPOINT",
                 help="A checkpoint, a run's folder (its newest), or others' weights, of which the flags "
-                "below must tell; see docs/how_to/export.md.",
+                "below must tell (https://fastpsl.github.io/fastpsl/how_to/others_weights.html).",
             ),
         ]
     ]
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
     """The file to write: resnet50.pth, .pkl for Detectron2, .safetensors, .onnx; of hf, a new folder."""
     to: Annotated[str, tyro.conf.arg(metavar="|".join(EXPORTS))]
-    """Who shall read it; hf is a folder for the Hugging Face Hub."""
+    """The library that shall read it; hf is a folder for the Hugging Face Hub."""
     overwrite: bool = False
     """Replace OUT, which is refused otherwise; of hf, its three files and no others."""
     results: Annotated[Path | None, tyro.conf.arg(metavar="RUNS")] = None
@@ -44,7 +44,7 @@ class Export:
     ] = None
     """Of others' weights: what they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="MEAN...")] = None
-    """Of others' weights: what was taken off pixels in [0, 1], a value a channel."""
+    """Of others' weights: what was taken off pixels in [0, 1], one value per channel."""
     input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="STD...")] = None
     """Of others' weights: the standard deviation, what inputs were divided by."""
     input_size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
@@ -78,7 +78,7 @@ class Export:
         if self.to != "hf":
             raise ValueError(f"--results goes into the model card of --to hf; leave it out of --to {self.to}")
         if not self.results.is_dir():
-            raise ValueError(f"--results {self.results}: no such folder; give the one of your evaluations")
+            raise ValueError(f"--results {self.results}: no such folder; give that of your evaluations")
         from fastpsl.tables.results import index_runs
 
         index = index_runs(self.results)

@@ -42,7 +42,7 @@ class ExtractionOptions:
     ] = None
     """For others' weights: what they were trained on."""
     input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
-    """For others' weights: the mean that was taken off, a value a channel, of pixels in [0, 1]."""
+    """For others' weights: the mean that was taken off, one value per channel, of pixels in [0, 1]."""
     input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
     """For others' weights: the standard deviation that was divided by."""
     batch_size: Annotated[int, tyro.conf.arg(metavar="NUM")] = 256

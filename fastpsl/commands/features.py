@@ -21,7 +21,8 @@ class Features:
 
     checkpoint: tyro.conf.Positional[Annotated[Path, CHECKPOINT]]
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
-    """A dataset file, a quoted glob of shards, a folder or list of images (docs/how_to/pack_a_dataset.md)."""
+    """A dataset file, a quoted glob of shards, a folder or list of images
+    (https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html)."""
     out: Annotated[Path, tyro.conf.arg(metavar="F.npy")]
     """The file to write."""
     block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"

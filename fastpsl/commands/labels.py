@@ -16,7 +16,7 @@ class MakeLabels:
     learned ones are compared with.
 
     k-means: clusters of the pixels. random: drawn by --seed. true: the true classes, for an ablation only:
-    what learns from them is supervised. See docs/how_to/evaluate/clusters.md.
+    what learns from them is supervised. See https://fastpsl.github.io/fastpsl/how_to/evaluate/clusters.html.
     """
 
     source: tyro.conf.Positional[
@@ -29,8 +29,8 @@ class MakeLabels:
         str | None,
         tyro.conf.arg(
             metavar="DATA",
-            help="The training images: a dataset file, a quoted glob of shards, a folder or a list "
-            "of them (docs/how_to/pack_a_dataset.md). [the embedded sample]",
+            help="The training images: a dataset file, a quoted glob of shards, a folder of images or a list "
+            "of them. [the embedded sample]",
         ),
     ] = None
     num_clusters: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None

@@ -35,7 +35,8 @@ class Permutations:
 
         if any(one >= other for one, other in zip(self.counts, self.counts[1:], strict=False)):
             raise ValueError(
-                f"--counts {' '.join(map(str, self.counts))}: the sets are nested; give rising numbers"
+                f"--counts {' '.join(map(str, self.counts))}: each set begins with the one before it; "
+                "give rising numbers"
             )
         if self.out.exists() and not self.overwrite:
             raise ValueError(

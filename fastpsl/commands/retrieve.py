@@ -15,7 +15,9 @@ class Retrieve:
     of one block.
 
     OUT gets retrieval.png (a query a line, its neighbours in falling similarity), result.json (for `fastpsl
-    table`) and the features, which serve again. See docs/how_to/evaluate/retrieval.md.
+    table`) and the features, which serve again. See
+    https://fastpsl.github.io/fastpsl/how_to/evaluate/retrieval.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path | None, CHECKPOINT]] = None
@@ -24,7 +26,7 @@ class Retrieve:
         tyro.conf.arg(
             metavar="DATA",
             help="Where neighbours are looked for: a dataset file, a quoted glob of shards, a folder of "
-            "images or a list of them (docs/how_to/pack_a_dataset.md).",
+            "images or a list of them.",
         ),
     ]
     queries: Annotated[str, tyro.conf.arg(metavar="DATA")]

@@ -30,7 +30,8 @@ class Show:
     """Draw a contact sheet of what the network sees: a task's views at the paper's sizes, or the decoder's
     crops.
 
-    Each image's caption tells the sample's number, its class, and what the task drew.
+    Each image's caption tells the sample's number, its class, and what the task drew. For the forms of DATA,
+    see https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
     data: tyro.conf.Positional[
@@ -38,8 +39,8 @@ class Show:
             str | None,
             tyro.conf.arg(
                 metavar="DATA",
-                help="A dataset file, a quoted glob of shards, a folder of images or a list of them "
-                "(docs/how_to/pack_a_dataset.md). [the embedded sample]",
+                help="A dataset file, a quoted glob of shards, a folder of images or a list of them. "
+                "[the embedded sample]",
             ),
         ]
     ] = None
@@ -90,7 +91,7 @@ class Show:
         from fastpsl.plots.contact_sheet import captions, save_contact_sheet
 
         if self.task not in TASKS:
-            raise ValueError(f"--task {self.task}: there are {', '.join(TASKS)}")
+            raise ValueError(f"--task {self.task}: allowed are {', '.join(TASKS)}")
         for name, value, low, high in (
             ("num", self.num, 1, MAX_IMAGES),
             ("short-side", self.short_side, 16, 4096),  # below 16, three cells of whole pixels may not fit

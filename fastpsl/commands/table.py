@@ -16,7 +16,9 @@ class Table:
 
     Those result.json files under RUNS count that were measured whole, on one data set, with the values of
     the scale. The others are listed with the reason. OUT gets NAME.md, NAME.png and NAME.html. Something
-    missing is no error. See docs/how_to/reproduce_a_table.md.
+    missing is no error. See
+    https://fastpsl.github.io/fastpsl/how_to/reproduce_a_table.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
     name: tyro.conf.Positional[
@@ -55,8 +57,7 @@ class Table:
         tyro.conf.arg(
             metavar="DATA",
             help="Training images, for the commands: a dataset file, a quoted glob of shards, a folder of "
-            "images or a list of them (docs/how_to/pack_a_dataset.md). If it is given, results of other "
-            "images do not count. [TRAIN.beton]",
+            "images or a list of them. If it is given, results of other images do not count. [TRAIN.beton]",
         ),
     ] = None
     val: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None

@@ -15,12 +15,14 @@ class TSNE:
     class.
 
     OUT gets tsne.png, tsne.npy (float32 [NUM, 2]), tsne-indices.npy (int64 [NUM], which images they are),
-    result.json and the features, which serve again. See docs/how_to/evaluate/retrieval.md.
+    result.json and the features, which serve again. See
+    https://fastpsl.github.io/fastpsl/how_to/evaluate/retrieval.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
     """
 
     checkpoint: tyro.conf.Positional[Annotated[Path | None, CHECKPOINT]] = None
     data: Annotated[str, tyro.conf.arg(metavar="DATA")]
-    """A dataset file, a quoted glob of shards, a folder or list of images (docs/how_to/pack_a_dataset.md)."""
+    """A dataset file, a quoted glob of shards, a folder or a list of images."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """The folder to write to."""
     block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"

@@ -42,7 +42,7 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
 
 
 def record_of(src: str, split: str | None, shard: str, source: Source) -> dict[str, object]:
-    """Return what a beton's JSON tells of its source."""
+    """Return what the JSON beside a dataset file has about its source."""
     return {
         "source": src if src.startswith("hf:") else os.path.abspath(src),
         "split": split,
@@ -54,12 +54,12 @@ def record_of(src: str, split: str | None, shard: str, source: Source) -> dict[s
 def write_and_tell(
     command: str, options: Any, out: Path, num_samples: int, samples: Any, **more: Any
 ) -> None:
-    """Write a beton, show the progress, and print what became of the images.
+    """Write a dataset file, show the progress, and print what became of the images.
 
     Args:
-        command: The command's name, to be told where it is interrupted.
+        command: The command's name, for the line that says how to go on.
         options: The command's dataclass.
-        out: The beton.
+        out: The dataset file.
         num_samples: The number of images.
         samples: The function that yields the images from the i-th on.
         more: Further arguments of `write_beton`.
@@ -74,7 +74,7 @@ def write_and_tell(
     from fastpsl.pipelines.beton.write import can_go_on, write_beton
 
     if options.resume and not (can_go_on(out) or out.exists() or shards_of(out)):
-        print(f"{out}: there is nothing to go on with, so it is begun")
+        print(f"{out}: there is nothing to go on with, so writing starts at the first image")
     is_begun = False
 
     with Progress("images", num_samples, f"{out}: writing") as progress:

@@ -1,9 +1,9 @@
 """The search for the bottleneck and for changes with a predicted gain, by pure functions.
 
-The model: a step that needs 1/s seconds per image and a loader that needs 1/l run side by side, so that an
-image takes the longer of the two. If both share the CPU's cores, an image takes at least their work divided
-by the cores. The gain of a change is the model's rate after it over the model's rate before it. The real rate
-is below the model's; their ratio is assumed to stay as measured.
+The model: a step needs 1/s seconds per image, a loader needs 1/l, and both run side by side. An image takes
+the longer of the two. If both share the CPU's cores, an image takes at least their work divided by the cores.
+The gain of a change is the model's rate after it over the model's rate before it. The real rate is below the
+model's; their ratio is assumed to stay as measured.
 """
 
 from collections.abc import Callable
@@ -271,7 +271,7 @@ def _untried(measured: Measurements) -> list[Change]:
         ]
     ideas = [Change(option, measured.untried[option], None) for option in reading_options]
     if limit.part == "read" and not measured.read.fits:
-        text = f"{measured.read.fitting}; smaller pictures are fewer bytes, and less detail"
+        text = f"{measured.read.fitting}; smaller images are fewer bytes, and less detail"
         ideas.append(Change(f"{BETON_WRITE} --short-side PX", text, None))
     return ideas
 

@@ -22,19 +22,23 @@ def check_data(data: Dataset, options: TrainingOptions) -> Check:
     decoder = TorchvisionDecoder()
     codes = np.array([decoder.decode_image(rows, i)[0] for i in range(len(indices))])
     bad = np.flatnonzero(codes != GOOD)
-    size = f"{data.num_samples:,} {'pictures' if data.num_samples > 1 else 'picture'}"
+    size = f"{data.num_samples:,} {'images' if data.num_samples > 1 else 'image'}"
     source = f"{size} in {options.data or 'the embedded sample'}"
     if not len(bad):
         return Check("data", "ok", f"{source}, {len(indices)} of them decoded")
     first = int(bad[0])
     text = f"{data.name(int(indices[first]))}: {reason_of(decoder, int(codes[first]), rows, first)}"
     text += f" ({len(bad)} bad of {len(indices)} tried)"
-    remedy = "fastpsl data verify names all" if isinstance(data, Beton) else "remove it, or write a beton"
+    remedy = (
+        "fastpsl data verify names all"
+        if isinstance(data, Beton)
+        else "remove it, or write a dataset file with fastpsl data write"
+    )
     if options.on_bad_sample == "skip":
         return Check("data", "warning", text, f"each is skipped; {remedy}")
     return Check("data", "broken", text, f"{remedy}; --on-bad-sample skip leaves them out")
 
 
 def num_open_files(data: Dataset) -> int:
-    """Return the number of files that the data keeps open: a beton's shards, or none of a folder."""
+    """Return the number of files that the data keeps open: a dataset file's shards, or none of a folder."""
     return len(data.shards) if isinstance(data, Beton) else 0

@@ -39,7 +39,7 @@ class Feed:
     """The loaders of one set of views.
 
     Attributes:
-        warm: Data in memory, because it has just been read.
+        warm: Data in memory, because it was read before.
     """
 
     def __init__(
@@ -133,16 +133,16 @@ class Feed:
         return Alternative("--order quasi_random", rate, loader, note, "read")
 
     def written(self, views: Sequence[ViewSpec]) -> list[Alternative]:
-        """Time some images written as a beton, beside the same images as they are.
+        """Time some images written as a dataset file, beside the same images as they are.
 
-        They are shrunk if the crops allow it; a folder's images are also tried at full size. The beton is
+        They are shrunk if the crops allow it; a folder's images are also tried at full size. The file is
         written into the cache folder and removed.
 
         Args:
             views: Views of all stages; their crops decide the size that is needed.
 
         Raises:
-            ValueError: The images cannot be written as a beton.
+            ValueError: The images cannot be written as a dataset file.
             OSError: The cache folder cannot be written.
         """
         rows = self.warm.rows(np.arange(self.warm.num_samples))

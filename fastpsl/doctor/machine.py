@@ -76,7 +76,9 @@ def check_page_cache(read: ReadRate) -> Check:
     text = f"{read.fitting}, {cached}"
     if read.fits:
         return Check("page cache", "ok", text)
-    return Check("page cache", "warning", text, "--order quasi_random reads whole pages; or smaller pictures")
+    return Check(
+        "page cache", "warning", text, "--order quasi_random reads whole pages; or write smaller images"
+    )
 
 
 def check_noise(stages: Sequence[StageRates]) -> list[Check]:

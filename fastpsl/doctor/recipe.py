@@ -15,7 +15,7 @@ from fastpsl.engine.recipe_files import load_script, recipe_path
 
 DEFAULT = "jigsaw_r50.py"
 DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure it in less than a minute
-_REMEDY = f"give a script with a RECIPE, such as recipes/{DEFAULT}"
+_REMEDY = "give a recipe that trains; `fastpsl recipes copy jigsaw my_jigsaw.py` writes one"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LoadedRecipe:
             experiment: Any = self.recipe.build(options)
         if not isinstance(experiment, Experiment):
             raise ValueError(  # noqa: TRY004 - a user error
-                f"{self.path}: its build() gives {type(experiment).__name__}, no Experiment"
+                f"{self.path}: its build() gives {type(experiment).__name__}; let it return an Experiment"
             )
         return experiment
 
@@ -67,7 +67,7 @@ def load_recipe(path: Path, arguments: Sequence[str]) -> LoadedRecipe:
         raise ValueError(f"{path}: is no recipe; {_REMEDY}")
     recipe = getattr(_load(path), "RECIPE", None)
     if isinstance(recipe, Evaluation):
-        reason = "nothing of it is trained in stages"
+        reason = "it is an evaluation, of which nothing is trained in stages"
         raise ValueError(f"{path}: {reason}; {_REMEDY}")  # noqa: TRY004 - a user error
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{path}: has no RECIPE, so it is no recipe; {_REMEDY}")  # noqa: TRY004

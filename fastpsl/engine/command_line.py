@@ -68,7 +68,7 @@ def error_line(event: Any, kind: type, see: str) -> str | None:
         return getattr(event, "message", None)
     called, wanted = _called(argument), _wanted(argument.field.type_stripped)
     if name == "BadValue":
-        return f"{called} has no value: {wanted}; {see}"
+        return f"{called} has no value: {wanted or 'give one'}; {see}"
     if name == "InvalidChoice":
         near = nearest(event.value, event.choices)
         return f"{called} {event.value}: {wanted}" + (f"; perhaps you meant {near}" if near else "")

@@ -43,14 +43,14 @@ _numbers = itertools.count()
 def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] = "inductor") -> Runner:
     """Return a stage's version of `run_blocks`. Compilation happens at its first call.
 
-    The blocks are arguments, so the runner holds nothing of a stage, and a copy of a trunk runs its own
-    blocks.
+    The blocks are arguments, so the runner holds nothing of a stage, and a copy of a stage's blocks runs as
+    its own.
 
-    torch.compile is called with dynamic=False, and each runner has its own code object, because torch stores
-    its caches and the sizes it has seen per code object. If a second stage shared one, its other height and
-    width would make torch compile for symbolic sizes (S2's learning blocks had two SymInt inputs), and
-    inductor does not use channels-last for convolutions of symbolic size. S2 was then slower compiled than
-    eager: 5,000 against 7,000 images/s. Within a stage, all steps have the same sizes.
+    torch.compile is called with dynamic=False, and each runner has its own code object. For torch stores its
+    caches and the sizes it has seen per code object. If a second stage shared one, its other height and width
+    would make torch compile for symbolic sizes: S2's learning blocks had two SymInt inputs. Inductor does not
+    use channels-last for convolutions of symbolic size. S2 was then slower compiled than eager: 5,000 against
+    7,000 images/s. Within a stage, all steps have the same sizes.
 
     With fullgraph=True, a graph break, or more variants than torch keeps per code object (8), raises an
     error. Otherwise torch would silently run eagerly from then on.
@@ -88,8 +88,8 @@ def begin_pass(mode: str) -> None:
     """Mark the start of a forward pass in training.
 
     From here on, graphs may overwrite the outputs of the last pass. Without the mark, torch guesses where an
-    iteration begins. It takes the frozen blocks, which no backward pass follows, for a whole iteration, and
-    would overwrite their output before the learning blocks have read it.
+    iteration begins. It takes the frozen blocks, which no backward pass follows, for a whole iteration. Then
+    it would overwrite their output before the learning blocks have read it.
     """
     if mode == "graphed":
         torch.compiler.cudagraph_mark_step_begin()

@@ -1,4 +1,4 @@
-"""Passes over data outside the steps: labels for the training images, predictions of held-out images."""
+"""Passes over data outside the steps: labels for the training images, predictions of validation images."""
 
 import contextlib
 import time
@@ -77,7 +77,7 @@ class EpochContext:
         Gradients are off. Weights, running statistics and modes are unchanged afterwards.
 
         Args:
-            view: The view of each sample that the trunk reads.
+            view: The view of each sample that the network reads.
             function: Maps features of the stage's last block, [B, C, h, w], to [B, ...].
             training: Whether to use the dropout and batch statistics of a training step. Otherwise, the pass
                 runs in eval mode with rank 0's running statistics.
@@ -140,7 +140,7 @@ class EpochContext:
             torch.no_grad(),
             undisturbed(train_step.module, run.world),
             run_eagerly(train_step.module.trunk),
-            self._progress("held-out images", num) as progress,
+            self._progress("validation images", num) as progress,
         ):
 
             def after_image(done: int) -> bool:
@@ -210,7 +210,7 @@ def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iter
 
 @contextlib.contextmanager
 def run_eagerly(trunk: Trunk) -> Iterator[None]:
-    """Run the trunk eagerly, because a pass without gradients would compile compiled blocks once more."""
+    """Run the blocks eagerly, because a pass without gradients would compile compiled blocks once more."""
     runner, trunk.runner = trunk.runner, run_blocks
     try:
         yield

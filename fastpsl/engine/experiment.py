@@ -142,7 +142,7 @@ class Experiment:
                     f"--compile {options.compile}: it needs images of one size, and this recipe's have "
                     "many; leave it out"
                 )
-            return StepChoice("eager", "pictures of many sizes")
+            return StepChoice("eager", "images of many sizes")
         precision = options.resolved_precision(world.device)
         side_px = max(view.side_px for view in self.task.views(stage.level))
         return choose_step(
@@ -152,7 +152,7 @@ class Experiment:
 
 
 def _is_probed(data: RunData) -> bool:
-    """Return whether the online monitor compares classes of held-out images with those of training images."""
+    """Return whether the online monitor compares the classes of validation and of training images."""
     probes = getattr(data.options, "probe_every", 0) > 0
     return probes and all(each is not None and all_labelled(each) for each in (data.train, data.val))
 

@@ -87,7 +87,7 @@ def _out_of_memory(run: Run | None) -> str:
     options, position, device = run.options, run.position, run.world.device
     line = (
         f"out of GPU memory in stage {position.stage + 1}, step {position.step}, with "
-        f"{run.data.batch_size} images a pass of each GPU in {run.precision}{_in_use(device)}; what takes "
+        f"{run.data.batch_size} images per pass on each GPU in {run.precision}{_in_use(device)}; what takes "
         "less: "
     )
     return line + ", ".join(_less(options, run.precision, run.world.size))
@@ -114,7 +114,8 @@ def _less(options: TrainingOptions, precision: str, num_ranks: int) -> Iterator[
         yield "--compile off"
     try:
         parts = replace(options, accumulate=2 * options.accumulate)
-        yield f"--accumulate {parts.accumulate} (the same batch, {parts.rank_batch(num_ranks)} images a pass)"
+        images = parts.rank_batch(num_ranks)
+        yield f"--accumulate {parts.accumulate} (the same batch, {images} images per pass)"
     except ValueError:
         pass  # the task needs the whole batch, or the batch is not divisible
     if precision == "fp32":

@@ -43,7 +43,8 @@ _OF_DRIVERS = (
     Fault(
         ("system not yet initialized", "cudaErrorSystemNotReady"),
         "the machine's GPUs are not ready",
-        "start what links them (systemctl start nvidia-fabricmanager), of the driver's own version",
+        "start the service that links them (systemctl start nvidia-fabricmanager), of the driver's own "
+        "version",
     ),
     Fault(
         ("busy or unavailable", "cudaErrorDevicesUnavailable", "exclusive-"),
@@ -65,8 +66,9 @@ _IN_A_RUN = (
             "_STATUS_EXECUTION_FAILED",
         ),
         "a kernel failed on the GPU",
-        "CUDA_LAUNCH_BLOCKING=1 before the command names it in error.txt, and --augment-backend unfused "
-        "--compile off does without ours; where it comes and goes, look at the GPU (nvidia-smi -q -d ECC)",
+        "with CUDA_LAUNCH_BLOCKING=1 before the command, error.txt names the kernel; --augment-backend "
+        "unfused --compile off does without fastpsl's own; if it comes and goes, test the GPU (nvidia-smi "
+        "-q -d ECC)",
     ),
     Fault(
         ("ECC error", "NVLink error", "nvlink or a hardware error", "hardware stack error"),
@@ -91,7 +93,7 @@ _IN_A_RUN = (
             "CUDA error: unknown error",
         ),
         "the GPU has gone",
-        "nvidia-smi says whether it is there, and dmesg | grep Xid why not; restart the machine, or take "
+        "nvidia-smi tells whether it is there, and dmesg | grep Xid why not; restart the machine, or take "
         "another one (CUDA_VISIBLE_DEVICES)",
     ),
     Fault(
@@ -130,7 +132,7 @@ _ADVICE = (
     " Search for `",
     " CUDA kernel errors might",
     " For debugging consider",
-    ". Please ",
+    ". Please",
     ". This is typically caused",
     ". This may indicate",
     " Exception raised from",

@@ -15,7 +15,7 @@ def metric_words(name: str, value: float, form: str = ".4g") -> str:
 
 
 def held_out_words(held_out: dict[str, float], chance: str) -> str:
-    """Return the held-out metrics as one line; `chance` follows the first accuracy.
+    """Return the metrics of the validation pass as one line; `chance` follows the first accuracy.
 
     Accuracies are the plain one, top-1 and top-5, or the top-1 of several classifiers ("top1_B4"). A loss is
     added if there is its value for a constant answer ("loss_constant"), or if there is no accuracy (IIC).

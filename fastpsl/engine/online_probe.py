@@ -1,8 +1,8 @@
 """The online monitor (`--probe-every`), which measures the quality and collapse of features during training.
 
-At the end of an epoch, it takes average-pooled features of the trunk's last block, in eval mode and from
-center crops, for a fixed part of the training images and of the held-out images. The training is not
-affected.
+At the end of an epoch, it takes average-pooled features of the last block that runs, in eval mode and from
+center crops. The images are a fixed part of the training images and of the validation images. The training is
+not affected.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ class OnlineProbe:
 
     Args:
         run: The run.
-        trunk: The stage's trunk.
+        trunk: The stage's blocks.
         stage: The stage.
         view: A view of the training steps; None without probes.
         every: The number of epochs between probes, counted over all stages; 0 for no probes.
@@ -81,7 +81,10 @@ class OnlineProbe:
             self._last_look = max((line["run_step"] for line in read_probes(self.file)), default=-1)
         self._last_look = share(run.world, self._last_look)
         if self.held_out is None:
-            run.reporter.log("probe: no held-out data with labels; it shows signs of collapse alone")
+            run.reporter.log(
+                "probe: training and validation images with labels are not both given; it shows signs of "
+                "collapse alone"
+            )
 
     def probe(self, steps_per_epoch: int, last_step: int) -> bool:
         """Probe the features if it is time to. Every rank calls this between the same two steps.
@@ -169,7 +172,7 @@ def figures(train: Features, held_out: Features | None) -> dict[str, Any]:
 
     Args:
         train: The features of training images.
-        held_out: The features of held-out images, or None.
+        held_out: The features of validation images, or None.
 
     Returns:
         The figures of probe.jsonl. Accuracies are in [0, 1], and None without labels. If some feature is not
@@ -256,7 +259,7 @@ def probe_line(line: dict[str, Any]) -> str:
     if line["num_held_out"]:
         text += (
             f"kNN {100 * line['knn_accuracy']:.1f} %, linear {100 * line['linear_accuracy']:.1f} % of "
-            f"{line['num_held_out']:,} held-out images (chance {100 / line['num_classes']:.1f} %), "
+            f"{line['num_held_out']:,} validation images (chance {100 / line['num_classes']:.1f} %), "
         )
     return (
         text + f"std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f} of {_full_rank(line)}"

@@ -43,7 +43,7 @@ class Stage:
 
     @property
     def max_epochs(self) -> int:
-        """The largest number of epochs of the stage, however few steps an epoch has."""
+        """The largest number of epochs of the stage, however few steps each epoch has."""
         return self.num_steps or self.epochs
 
     @override

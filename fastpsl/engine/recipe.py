@@ -79,8 +79,8 @@ class Script(Generic[Options]):
         Args:
             arguments: The script's arguments; None for those of this process.
             prog: The script's name in --help; None for the name by which it was started.
-            log: Called on rank 0 with a line that lists the values that differ from `paper` or from defaults,
-                and with one if a single value of --epochs replaces the paper's stages.
+            log: Called on rank 0 with a line that lists the values that differ from `paper` or from defaults.
+                If a single value of --epochs replaces the paper's stages, it gets a line about that, too.
 
         Raises:
             ValueError: The arguments cannot be parsed. The message is one line.
@@ -163,7 +163,7 @@ class Script(Generic[Options]):
             if name not in names:
                 raise unknown(f"option of {self.name}", name, names)
             if value is not None and isinstance(value, bool) != (kinds[name] is bool):
-                allowed = "another value" if isinstance(value, bool) else "True or False"
+                allowed = "a value other than True and False" if isinstance(value, bool) else "True or False"
                 raise ValueError(f"{name} is {value!r}: give {allowed}")
         return self.parse(list(_arguments(values)), prog=self.name, log=log)
 

@@ -36,8 +36,16 @@ def find_recipe(name: str) -> Recipe[Any] | Evaluation[Any]:
     """
     path = recipe_path(name)
     if path is None:
-        raise ValueError(f"there is no recipes/{name}.py in or beside {_PACKAGE}")
+        raise _not_installed(name)
     return load_recipe(path)
+
+
+def _not_installed(name: str) -> ValueError:
+    """Return an error for a recipe that comes with fastpsl and is not there."""
+    return ValueError(
+        f"there is no recipes/{name}.py in or beside {_PACKAGE}: install it again, by pip install "
+        "--force-reinstall --no-deps fastpsl-vision"
+    )
 
 
 def load_script(path: Path) -> ModuleType:
@@ -75,7 +83,7 @@ def named_path(name: str, names: Mapping[str, str]) -> Path:
         raise ValueError(f"there is no recipe {name}; {similar}allowed are {', '.join(names)}")
     path = recipe_path(stem)
     if path is None:
-        raise ValueError(f"there is no recipes/{stem}.py in or beside {_PACKAGE}")
+        raise _not_installed(stem)
     return path
 
 
@@ -87,5 +95,7 @@ def load_recipe(path: Path) -> Recipe[Any] | Evaluation[Any]:
     """
     recipe = getattr(load_script(path), "RECIPE", None)
     if not isinstance(recipe, (Recipe, Evaluation)):
-        raise ValueError(f"{path}: it defines no RECIPE, as the scripts of `fastpsl recipes` do")  # noqa: TRY004
+        raise ValueError(  # noqa: TRY004 - a user error
+            f"{path}: it defines no RECIPE; `fastpsl recipes copy NAME FILE` writes a script that does"
+        )
     return recipe

@@ -213,7 +213,8 @@ class Reporter:
             if skipped > self._skipped:
                 self.log(
                     f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had "
-                    "gradients that are not finite and changed nothing (usual while fp16 finds its scale)"
+                    "gradients that are not finite and changed nothing (usual in the first steps of a "
+                    "stage in fp16; if it goes on, start anew with a lower --lr, or with --precision bf16)"
                 )
         self._skipped, self._is_timed = skipped, True
         self._window_started, self._wait_s = time.perf_counter(), 0.0

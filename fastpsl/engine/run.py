@@ -72,7 +72,9 @@ class Run:
         self._lock: IO[str] | None = None
         try:
             if self.options.sync_batchnorm and self.world.device.type != "cuda":
-                raise ValueError("--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU")
+                raise ValueError(
+                    "--sync-batchnorm needs CUDA: torch's SyncBatchNorm does not run on the CPU; leave it out"
+                )
             self._begin(recipe, science)
         except BaseException:
             self._close_files()

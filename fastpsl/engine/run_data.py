@@ -18,7 +18,7 @@ from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 
 OpenData = Callable[[RunOptions], tuple[Dataset, Dataset | None]]
-"""A function that opens the training and held-out data."""
+"""A function that opens the training and validation data."""
 
 
 class BatchSource(Protocol):
@@ -45,11 +45,11 @@ class BatchSource(Protocol):
 
 
 class RunData:
-    """The training and held-out data of a recipe, and this rank's share of each batch.
+    """The training and validation data of a recipe, and this rank's share of each batch.
 
     Attributes:
         train: The training data.
-        val: The held-out data, or None.
+        val: The validation data, or None.
         batch_size: The number of images that this rank takes at a time.
     """
 
@@ -141,7 +141,7 @@ class RunData:
 
 
 def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
-    """Open training and held-out data: --data and --val, or the embedded sample."""
+    """Open training and validation data: --data and --val, or the embedded sample."""
     train: str | Path | None = options.data
     val: str | Path | None = options.val
     if train is None:

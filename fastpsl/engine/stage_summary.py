@@ -18,7 +18,7 @@ def summary_line(summary: dict[str, Any]) -> str:
         text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
     chance = "" if summary["chance"] is None else f" (chance {percent(summary['chance'])})"
     if held_out := held_out_words(summary["held_out"], chance):
-        text += f", held-out {held_out}"
+        text += f", validation {held_out}"
     if "peak_allocated_bytes" in summary:
         peak, used = gibibytes(summary["peak_allocated_bytes"]), gibibytes(summary["device_used_bytes"])
         text += f", GPU memory {peak} at most ({used} with all else)"

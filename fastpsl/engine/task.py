@@ -25,7 +25,7 @@ class Task:
     num_levels: int = 1
     """The number of difficulties. Levels are counted from 1."""
     needs_labels: bool = False
-    """Whether data without labels, and held-out data with other classes, are rejected."""
+    """Whether data without labels, and validation data with other classes, are rejected."""
     has_own_order: bool = False
     """Whether `epoch_order` defines the order of every epoch, so that --order cannot be chosen."""
 
@@ -65,10 +65,10 @@ class Task:
         """Compute the loss of a batch, in training or, if `head.training` is false, on validation data.
 
         Args:
-            trunk: The trunk.
+            trunk: The blocks of the backbone that the stage runs.
             head: The stage's head.
-            inputs: The batch's views, each [N, C, H, W] and ready for the trunk. N is B times the images that
-                the view's operations make of one.
+            inputs: The batch's views, each [N, C, H, W] and ready for the network. N is B times the images
+                that the view's operations make of one.
             batch: The batch.
 
         Returns:
@@ -87,7 +87,7 @@ class Task:
         return self.views(level)
 
     def inputs_per_image(self, level: int) -> int:
-        """Return how many network inputs a step has of each image.
+        """Return the number of network inputs that a step has of each image.
 
         It is for tasks that show several turns or copies of an image as options choose. The views that a
         method always has, such as SimCLR's two crops, are not counted.
@@ -144,7 +144,7 @@ class Task:
 
         Args:
             stage: The stage.
-            trunk: Its trunk, on the device.
+            trunk: The blocks that it runs, on the device.
             head: Its head, on the device.
         """
 
@@ -160,7 +160,7 @@ class Task:
         """Process a warm-up batch, without gradients and in train mode. No epoch has the same augmentations.
 
         Args:
-            trunk: The trunk.
+            trunk: The blocks of the backbone that the stage runs.
             head: The stage's head.
             inputs: As in `loss`.
             batch: The batch.

@@ -64,7 +64,7 @@ def work_ahead(
     """Estimate the work of the stages after the one at `position`.
 
     The rule: a step's time grows with the layers that it passes (`step_cost`), and with the inputs that the
-    task makes of an image. Passes between steps, such as the held-out pass, are not counted.
+    task makes of an image. Passes between steps, such as the validation pass, are not counted.
 
     Args:
         stages: The stages of the run.

@@ -1,4 +1,4 @@
-"""The training step of a stage: module, optimiser and scaler, and the evaluation on held-out data."""
+"""The training step of a stage: module, optimiser and scaler, and the evaluation on validation data."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ Loss = Callable[[Trunk, nn.Module, Sequence[Tensor], Batch], tuple[Tensor, Metri
 
 
 class StageModule(nn.Module):
-    """A module with trunk, head and loss in one forward, because DDP needs exactly one forward per step."""
+    """A module with blocks, head and loss in one forward, because DDP needs exactly one forward per step."""
 
     def __init__(self, trunk: Trunk, head: nn.Module, loss: Loss):
         super().__init__()
@@ -51,7 +51,7 @@ class TrainStep:
     without a transfer to the host.
 
     Args:
-        module: Trunk, head and loss.
+        module: The blocks, the head and the loss.
         optimiser: The optimiser of the module's learning parameters.
         views: The views of each sample.
         precision: "fp32", "bf16" or "fp16".

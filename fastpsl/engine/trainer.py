@@ -117,7 +117,7 @@ class StageTrainer:
                 stopped = lambda: run.stop_signal.after_step().stop
                 run.stop_signal.other_pace()
                 num, batch_size = val_loader.num_samples, val_loader.batch_size_per_rank * run.world.size
-                with doing(f"{self.stage.name}: held-out pass", "images", num) as evaluation:
+                with doing(f"{self.stage.name}: validation pass", "images", num) as evaluation:
                     held_out = self.train_step.evaluate(
                         evaluation.over(batches, batch_size), self.held_out_views, stopped
                     )

@@ -52,7 +52,7 @@ def read_heads(names: Sequence[str], backbone: Backbone) -> tuple[BlockHead, ...
     for name in names:
         match = re.fullmatch(rf"({'|'.join(KINDS)})_B(\d+)", name)
         if match is None:
-            raise ValueError(f"--heads {name}: there is no such one; allowed are {kinds}, such as conv_B2")
+            raise ValueError(f"--heads {name}: unknown classifier; allowed are {kinds}, such as conv_B2")
         head = BlockHead(name, match[1], int(match[2]))
         if not 1 <= head.block <= backbone.num_blocks:
             raise ValueError(

@@ -142,7 +142,7 @@ def report(
         *([f"weights: {pretrained}"] if pretrained is not None else []),
         *label_lines(path, measured),
         *(label_lines(second_path, second) if second is not None else []),
-        f"pictures in {out}: {charts} of the {len(chart_classes)} classes with {which}",
+        f"charts in {out}: {charts} of the {len(chart_classes)} classes with {which}",
         result_line(result),
     ]
 
@@ -174,7 +174,7 @@ def label_lines(path: Path, measured: Measured) -> list[str]:
         entropies = labels.entropy[np.isfinite(labels.entropy)]
         lines.append(
             f"an image's own distribution over the classes has an entropy of {entropies.mean():.3f} nats "
-            f"on average, {entropy_percent:.1f} % of an even one's (median {np.median(entropies):.3f}, "
+            f"on average: {entropy_percent:.1f} % of an even one's (median {np.median(entropies):.3f}, "
             f"90 % of the images below {np.quantile(entropies, 0.9):.3f})"
         )
     return [*lines, _numbers_line(numbers, measured.num_labelled, len(labels.labels))]
@@ -186,7 +186,7 @@ def _paths(
     """Return the file of labels, the data, and the folder to write to."""
     if run.is_file():
         if labels is not None:
-            raise ValueError(f"--labels {labels}, and {run} is a file of labels itself: give one of them")
+            raise ValueError(f"--labels {labels}: {run} is a file of labels itself; give one of the two")
         source = data if data is not None else sample_paths().train
         return run, source, out if out is not None else run.with_name(f"{run.stem}-clusters")
     if not run.is_dir():
@@ -194,7 +194,7 @@ def _paths(
     path = labels if labels is not None else run / NAME
     if labels is None and not path.exists():
         raise ValueError(
-            f"{run} has no {NAME}: it made no pseudo-labels or has not come to its end; "
+            f"{run} has no {NAME}: it made no pseudo-labels or has not finished; "
             "give another run, or --labels FILE"
         )
     return path, data if data is not None else _data_of(run), out if out is not None else run / "clusters"

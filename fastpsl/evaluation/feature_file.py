@@ -67,7 +67,7 @@ class FeatureFile:
             return read_npy(path, 8 * int(self.record["shape"][0]))
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(
-                f"{path} cannot be read ({' '.join(str(error).split())}): write the features anew"
+                f"{path} cannot be read ({' '.join(str(error).split())}): compute the features again"
             ) from None
 
 
@@ -140,7 +140,7 @@ class PartialFeatures:
             pass  # a file system without locks
         if busy:
             raise ValueError(
-                f"{self.path}: another process is writing it; wait for it, or choose another name"
+                f"{self.path}: another process is writing it; wait for it, or give another --out"
             )
         size = len(self._header) + self._num_rows * self._row_bytes
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -88,7 +88,8 @@ class Extraction:
         number = block_number(block, backbone.num_blocks, backbone.block_names)
         if options.size_px < backbone.min_px:
             raise ValueError(
-                f"--size-px {options.size_px}: this backbone reads pictures of {backbone.min_px} px and more"
+                f"--size-px {options.size_px}: this backbone reads images of {backbone.min_px} px or more; "
+                "give a larger --size-px"
             )
         names = ("decoder", "prefetch_batches", "timeout_s", "on_bad_sample")
         return cls(
@@ -206,7 +207,7 @@ def extract(
         file = read_features(out)
         if file is None or file.record["digest"] != work.digest():
             if out.exists() and not overwrite:
-                raise ValueError(f"{out} exists and holds other features; give --overwrite, or another name")
+                raise ValueError(f"{out} exists and holds other features; give --overwrite, or another --out")
             missing[out] = work
     wait_for_all(world)  # because every rank must look at the files before one writes
     if missing:
@@ -308,9 +309,8 @@ def _stored(features: np.ndarray, work: Extraction, skipped: np.ndarray) -> np.n
     with np.errstate(over="ignore"):
         values = features.astype(work.dtype)
     if not np.isfinite(values).all():
-        remedy = (
-            "fastpsl features --dtype float32 can" if np.isfinite(features).all() else "look at the weights"
-        )
+        other = "fastpsl features --dtype float32 can; or give another --block"
+        remedy = other if np.isfinite(features).all() else "check the weights and their input record"
         raise ValueError(
             f"features of B{work.block} reach {np.abs(features).max():.3g}, which {work.dtype} cannot hold: "
             f"{remedy}"

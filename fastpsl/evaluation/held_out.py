@@ -1,4 +1,4 @@
-"""Write the held-out scores of a run to its result.json."""
+"""Write the validation scores of a run to its result.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +13,9 @@ from fastpsl.pipelines.data.subset import Subset
 
 
 def require_held_out(options: RunOptions) -> None:
-    """Raise ValueError if there are no held-out images to score, or their classes are not the training's."""
+    """Raise ValueError if there are no validation images, or their classes are not the training's."""
     if options.data is not None and options.val is None:
-        raise ValueError("an evaluation scores held-out images: give --val besides --data")
+        raise ValueError("an evaluation scores validation images: give --val besides --data")
     require_given_classes(options)
 
 
@@ -40,7 +40,7 @@ def overridden(values: Mapping[str, Any], epochs: int | None, lr: float | None) 
 
 
 def scores(run: Run) -> dict[str, float]:
-    """Return the held-out top1… and top5… of the run's last stage, in percent."""
+    """Return the validation scores top1… and top5… of the run's last stage, in percent."""
     held_out: Mapping[str, float] = run.position.summaries[-1]["held_out"]
     return {name: 100 * value for name, value in held_out.items() if name.startswith(("top1", "top5"))}
 

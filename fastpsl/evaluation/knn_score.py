@@ -1,4 +1,4 @@
-"""Score held-out features by their nearest neighbours, on all ranks together."""
+"""Score validation features by their nearest neighbours, on all ranks together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Scores:
 
     Attributes:
         correct: Number of correct samples per score, with the names of `count_correct`.
-        num: Number of held-out samples that could be decoded.
+        num: Number of validation samples that could be decoded.
         num_bank: Number of training samples that could be decoded.
-        queries: The held-out samples of this rank, int64: every world-size-th one.
+        queries: The validation samples of this rank, int64: every world-size-th one.
         neighbours: The neighbours of `queries`.
     """
 
@@ -58,10 +58,8 @@ def score_lines(scores: Sequence[Scores], blocks: Sequence[str], vote: str, back
 
     Several lines or columns also get their mean, as in SSL++, Tables V and VI.
     """
-    first = scores[0]
-    lines = [
-        f"{first.num:,} held-out images, neighbours of {first.num_bank:,}; {', '.join(blocks)} of {backbone}"
-    ]
+    first, named = scores[0], f"{', '.join(blocks)} of {backbone}"
+    lines = [f"{first.num:,} validation images, neighbours of {first.num_bank:,}; {named}"]
     for title, end in (("weighted", ""), ("majority", "_majority")):
         if vote not in (title, "both"):
             continue
@@ -98,7 +96,7 @@ def require_neighbours(train: Dataset, val: Dataset, ks: Sequence[int]) -> None:
 def score(
     train: FeatureFile, val: FeatureFile, ks: Sequence[int], temperature: float, world: World
 ) -> Scores:
-    """Score the held-out samples of `val` by their neighbours in `train`.
+    """Score the validation samples of `val` by their neighbours in `train`.
 
     The samples are divided among the ranks; each rank searches the whole of `train`.
 
@@ -109,7 +107,9 @@ def score(
     assert labels is not None and truth is not None
     num_bank = len(labels) - len(train.record["bad"])
     if max(ks) > num_bank:
-        raise ValueError(f"--k {max(ks)}: {num_bank:,} training images could be decoded; give a smaller k")
+        raise ValueError(
+            f"--k {max(ks)}: only {num_bank:,} training images could be decoded; give a smaller k"
+        )
     good = np.setdiff1d(np.arange(len(truth)), val.record["bad"])
     queries = good[world.rank :: world.size]
     # The chart may show more neighbours than the largest k.

@@ -113,7 +113,7 @@ def read_label_list(path: Path, data: Dataset) -> np.ndarray:
     entries = _read_npy(path) if path.suffix == ".npy" else os.fsdecode(path.read_bytes()).splitlines()
     entries = [entry for entry in map(str.strip, entries) if entry]
     if not entries:
-        raise ValueError(f"--label-list {path} names no image: give one a line")
+        raise ValueError(f"--label-list {path} names no image: give one per line")
     if all(entry.isdecimal() for entry in entries):
         last = str(data.num_samples - 1)
         largest = max((entry.lstrip("0") for entry in entries), key=lambda digits: (len(digits), digits))
@@ -142,7 +142,7 @@ def _read_npy(path: Path) -> list[str]:
             f"--label-list {path} cannot be read ({error}): save it as an array of strings or integers"
         ) from None
     if array.dtype.kind not in "iuUS":
-        raise ValueError(f"--label-list {path} holds no strings and no integers: give paths or places")
+        raise ValueError(f"--label-list {path} holds no strings and no integers: give paths or positions")
     if array.dtype.kind == "S":
         return [os.fsdecode(entry) for entry in array.ravel().tolist()]
     return [str(entry) for entry in array.ravel().tolist()]
@@ -168,7 +168,7 @@ def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
         matches = by_path[_last_two(entry)] or ([] if in_class else by_name[_stem(entry)])
         if len(matches) > 1:
             raise ValueError(
-                f"--label-list {path} names {entry}, and {len(matches)} samples are called so (the first: "
+                f"--label-list {path} names {entry}, and {len(matches)} samples have that name (the first: "
                 f"{data.name(matches[0])}): give their folders too, as class/name"
             )
         if matches:
@@ -199,7 +199,7 @@ def source_names(data: Dataset) -> Iterator[str]:
     """Yield each sample's path in the folder or archive that the data was made from, in the data's order.
 
     Raises:
-        ValueError: A beton lacks the JSON file with the paths.
+        ValueError: A dataset file lacks the JSON file with the paths.
     """
     if not isinstance(data, Beton):
         yield from (data.name(i) for i in range(data.num_samples))
@@ -210,7 +210,7 @@ def source_names(data: Dataset) -> Iterator[str]:
             raise ValueError(
                 f"{shard.path} does not know its images' names, "
                 f"which are in the JSON beside it ({shard.path.name}.json): "
-                "copy that too, or let the list give places in the data"
+                "copy that too, or let the list give positions in the data"
             )
         yield from sidecar.source_paths()
 

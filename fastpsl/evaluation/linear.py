@@ -57,8 +57,8 @@ class ProbeHead(nn.Module):
         super().__init__()
         if len(shapes) < len(pools):
             raise ValueError(
-                f"a backbone of {len(shapes)} blocks: this protocol has pools for B1 to B{len(pools)}; "
-                "give --protocol moco"
+                f"a backbone of {len(shapes)} blocks: this protocol scores B1 to B{len(pools)}; "
+                "give --protocol moco, which scores the last block alone"
             )
         parts = [
             (f"B{i + 1}", shape, pools[i] if i < len(pools) else WHOLE) for i, shape in enumerate(shapes)
@@ -102,7 +102,7 @@ def best_block_lines(numbers: Mapping[str, float]) -> list[str]:
     if not scores:
         return []
     best = max(scores, key=scores.__getitem__)
-    return [f"best of {len(scores)} blocks: {best}, held-out top-1 {scores[best]:.1f} %"]
+    return [f"best of {len(scores)} blocks: {best}, validation top-1 {scores[best]:.1f} %"]
 
 
 def probe_sgd(

@@ -40,7 +40,7 @@ class EvaluationOptions(RunOptions):
         Path | None,
         arg(
             help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, "
-            "or others' weights (docs/how_to/others_weights.md)."
+            "or others' weights (the documentation has them under Use weights of other projects)."
         ),
     ] = field(default=None, metadata=MACHINE)
     random_weights: Annotated[
@@ -61,7 +61,7 @@ class EvaluationOptions(RunOptions):
         Literal["RGB", "L", "Sobel", "SobelXY"] | None,
         arg(
             help="What others' weights were trained on: "
-            "RGB, L (lightness alone), Sobel or SobelXY (docs/how_to/others_weights.md)."
+            "RGB, L (lightness alone), or the gradients Sobel or SobelXY."
         ),
     ] = field(default=None, metadata=MACHINE)
     input_mean: tuple[float, ...] | None = field(default=None, metadata=MACHINE)
@@ -105,7 +105,7 @@ class EvaluationOptions(RunOptions):
         if self.checkpoint is not None:
             weights = load_pretrained(self.checkpoint, self.backbone, self.given_input())
         elif self.backbone is None:
-            raise ValueError("--random-weights needs --backbone")
+            raise ValueError("--random-weights needs --backbone, such as --backbone resnet50")
         else:
             weights = random_weights(self.backbone, self.seed, self.given_input())
         if own_rank() == 0:
@@ -115,6 +115,21 @@ class EvaluationOptions(RunOptions):
     def given_input(self) -> Input | None:
         """Return the input record of the --input options, or None without them."""
         return given_input(self.input_channels, self.input_mean, self.input_std, self.size_px)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocOptions(EvaluationOptions):
+    """The options of evaluations on PASCAL VOC."""
+
+    forms: ClassVar = "VOCdevkit, the folder of PASCAL VOC"
+
+    data: Annotated[
+        str | None,
+        arg(
+            help="VOCdevkit, the folder of PASCAL VOC that holds VOC2007 and VOC2012 as their archives "
+            "extract, or the folder around it. Without it: small images that the package generates."
+        ),
+    ] = field(default=None, metadata=MACHINE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ class Probes(Classify):
 
     Attributes:
         backbone: The backbone of the run.
-        more_crops: Held-out views besides `held_out_view`; the softmaxes of all views are averaged.
+        more_crops: Validation views besides `held_out_view`; the softmaxes of all views are averaged.
     """
 
     backbone: Backbone
@@ -37,7 +37,7 @@ class Probes(Classify):
         return (self.held_out_view, *self.more_crops)
 
     def block_shapes(self) -> list[tuple[int, ...]]:
-        """Return (channels, height, width) of every block in held-out images."""
+        """Return (channels, height, width) of every block in validation images."""
         return block_shapes(self.backbone, self.held_out_view)
 
     @override
@@ -46,9 +46,9 @@ class Probes(Classify):
     ) -> tuple[Tensor, Metrics]:
         """Return the sum of all classifiers' cross-entropies, and the metrics.
 
-        The metrics are top1 of the last classifier in training, and top1 and top5 of each on held-out images.
-        Several held-out crops of an image are scored by the mean of their softmaxes, as in DeepCluster; UIC
-        does not say.
+        The metrics are top1 of the last classifier in training, and top1 and top5 of each on validation
+        images. Several validation crops of an image are scored by the mean of their softmaxes, as in
+        DeepCluster; UIC does not say.
         """
         valid = (batch.indices >= 0).float()
         num, total = valid.sum(), torch.zeros((), device=valid.device)

@@ -18,7 +18,7 @@ class Pool:
     Attributes:
         grid: Side of the result; None leaves the map as it is.
         kind: "average" or "max".
-        window: The published pool (side, kernel, stride, padding), applied to maps of that side only; a side
+        window: The published pool (side, kernel, stride, padding), applied to maps of that side only. A side
             of None applies it to every map that the kernel fits into.
     """
 
@@ -35,7 +35,7 @@ def pooled(features: Tensor, pool: Pool) -> Tensor:
     """Return features [B, C, h, w] pooled to [B, C, grid, grid].
 
     The pool's window is used where the map has its side, as in images of 224 px. Maps of other sizes, which
-    the protocols do not have, are pooled adaptively to the same grid; a side shorter than the grid stays as
+    the protocols do not have, are pooled adaptively to the same grid. A side shorter than the grid stays as
     it is.
     """
     if pool.window is not None:
@@ -66,7 +66,7 @@ class LinearProtocol:
             ("plain").
         head_std: Initial weights are N(0, head_std²) and biases 0; None means torch's initialisation.
         train_crop: "random_resized", or the position of a `kernels.crops.ShorterSideCrop`.
-        num_crops: Held-out crops, whose softmaxes are averaged: 1 (the middle) or 10.
+        num_crops: Validation crops, whose softmaxes are averaged: 1 (the middle) or 10.
         lr: First learning rate for a batch of `lr_batch`.
         intervals: Epochs between drops of the rate by `factor`; if empty, it falls as DeepCluster's
             (`schedules.inverse_root`).

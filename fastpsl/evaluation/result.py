@@ -60,7 +60,7 @@ def write_result(
 
 
 def data_record(train: Dataset, val: Dataset | None) -> dict[str, Any]:
-    """Return the "data" of result.json: digests and sizes of the training and held-out data."""
+    """Return the "data" of result.json: digests and sizes of the training and validation data."""
     return {
         "train": train.digest(),
         "val": val.digest() if val is not None else None,
@@ -78,9 +78,11 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as a result ({error})") from error
+        raise ValueError(f"{path} cannot be read as a result ({error}); evaluate again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{path} is no result of format {FORMAT}: it was written by another version")
+        raise ValueError(
+            f"{path} is no result of format {FORMAT}: it was written by another version; evaluate again"
+        )
     return record
 
 

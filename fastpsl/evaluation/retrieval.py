@@ -88,9 +88,13 @@ def retrieve(
     """
     started = time.monotonic()
     if k < 1:
-        raise ValueError(f"--k {k}: give a number of neighbours from 1")
-    if not 1 <= (len(indices) or num) <= MAX_SHOWN:
-        raise ValueError(f"--num {len(indices) or num}: the picture has room for 1 to {MAX_SHOWN} queries")
+        raise ValueError(f"--k {k}: it must be 1 or more")
+    if len(indices) > MAX_SHOWN:
+        raise ValueError(
+            f"--query-indices names {len(indices)} queries: the figure has room for {MAX_SHOWN}; give fewer"
+        )
+    if not indices and not 1 <= num <= MAX_SHOWN:
+        raise ValueError(f"--num {num}: the figure has room for 1 to {MAX_SHOWN} queries")
     weights = options.pretrained()
     with ExitStack() as stack:
         gallery, queries = open_both(options)
@@ -115,10 +119,10 @@ def retrieve(
         _require_enough(k, search.num_others())
         good, reason = search.good(), why_no_precision(gallery, queries)
         wrong = np.setdiff1d(indices, good)
-        if len(wrong) or not len(good):
-            raise ValueError(
-                f"query {wrong[0] if len(wrong) else 0} could not be decoded; give --query-indices of others"
-            )
+        if not len(good):
+            raise ValueError("no query could be decoded; give readable images as --queries")
+        if len(wrong):
+            raise ValueError(f"query {wrong[0]} could not be decoded; leave it out of --query-indices")
         precision, chance = (None, None) if reason else search.precision(world)
         if world.rank != 0:
             return []
@@ -162,9 +166,7 @@ def retrieve(
 
 def _require_enough(k: int, num: int) -> None:
     if k > num:
-        raise ValueError(
-            f"--k {k}: a query has {num:,} images of the gallery for neighbours; give a smaller k"
-        )
+        raise ValueError(f"--k {k}: the gallery has only {num:,} neighbours for a query; give a smaller --k")
 
 
 def why_no_precision(gallery: Dataset, queries: Dataset) -> str:

@@ -57,7 +57,7 @@ def make_map(
         good = np.setdiff1d(np.arange(num), file.record["bad"])
         if perplexity >= len(good):
             raise ValueError(
-                f"--perplexity {perplexity:g}: {len(good):,} images could be decoded; give a smaller one"
+                f"--perplexity {perplexity:g}: only {len(good):,} images could be decoded; give a smaller one"
             )
         labels = subset.labels()[good]
         points, divergence = embed(file.features()[good], perplexity, options.seed)

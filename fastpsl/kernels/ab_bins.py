@@ -2,9 +2,9 @@
 
 A class is a bin of the ab plane, a point of a grid with a spacing of 10. Zhang et al. keep the 313 points
 "which are in-gamut" and do not define that further. Here a point is kept if one of the four grid cells at it
-meets the convex hull of the ab values of all sRGB colours, so that the four grid points around any colour are
-bins. This gives 313 bins, with a from -90 to 100 and b from -110 to 100. They are the points that Zhang et
-al. publish with their network.
+meets the hull of the colours. This is the convex hull of the ab values of all sRGB colours. So the four grid
+points around any colour are bins. This gives 313 bins, with a from -90 to 100 and b from -110 to 100. They
+are the points that Zhang et al. publish with their network.
 """
 
 from functools import cache

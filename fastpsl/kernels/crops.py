@@ -150,9 +150,9 @@ class ShorterSideCrop:
         least = -(-self.shorter_px // (2 * self.size_px))
         if min(min_height, min_width) < least:
             raise ValueError(
-                f"an image of {min_height} x {min_width} px given to a crop of {self.size_px} of "
-                f"{self.shorter_px} px, which is less than one of its pixels; allowed are sides of {least} "
-                f"px and more: leave it out"
+                f"an image of {min_height} x {min_width} px is too small for a crop of {self.size_px} px "
+                f"from a shorter side of {self.shorter_px} px; allowed are sides of {least} px and more: "
+                f"leave smaller images out (fastpsl data write --min-px {least})"
             )
 
     def boxes(self, keys: Keys, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ compiles those for the CPU, Triton those for CUDA. Each kernel is a module with 
     run(images, ops, draws, mean, std, out)    computes the result into `out`
 
 `out_shape` raises ValueError for images that an operation refuses. `run` takes images as uint8 [B, 3, H, W]
-of any strides, the draws of the operations as tensors on the images' device, and one mean and std per channel
-in units of [0, 1]. `out` is float16, bfloat16 or float32, of `out_shape`, in channels-last memory. The
-operations one after the other, then `normalise`, define the result.
+of any strides, and the draws of the operations as tensors on the images' device. It also takes one mean and
+std per channel, in units of [0, 1]. `out` is float16, bfloat16 or float32, of `out_shape`, in channels-last
+memory. The operations one after the other, then `normalise`, define the result.
 """
 
 import importlib
@@ -44,7 +44,7 @@ def fused_modules(device: torch.device) -> tuple[tuple[ModuleType, ...], str]:
     if device.type != "cuda":
         return (
             tuple(importlib.import_module(f"fastpsl.kernels.fused_cpu.{name}") for name in CPU_MODULES),
-            "numba, a picture at a time",
+            "numba, an image at a time",
         )
     if importlib.util.find_spec("triton") is None:
         return (), "Triton is not installed (pip install triton)"

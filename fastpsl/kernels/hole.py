@@ -52,7 +52,7 @@ class Hole:
         if len(self.fill) != num_channels:
             raise ValueError(
                 f"a hole's colour {self.fill} given for {num_channels} channels; "
-                f"allowed is one value a channel"
+                f"allowed is one value per channel: give fill as many"
             )
         return self.hidden(height), self.hidden(width)
 

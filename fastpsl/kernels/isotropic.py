@@ -12,12 +12,12 @@ below the rounding to 8 bits:
                cut is visible: at 3 sigma (100 %), 3.5 (66 %) and, for enlarged windows, 4 (54 %)
 
 These percentages are accuracies for the base, 0 or 45 degrees; chance is 50 %. The detector is a ridge
-regression on spectra of luma, of colour and of their local power, trained on 400 to 3,000 views of 96 to 224
-px. White noise gives 49 to 51 %. Stored as JPEG 4:2:0 of quality 90 it gives at most 52 % (standard error
-1.3); with sigma 1 for colour that is 100 %, with 1.5 96 %, with 2 57 %. Quality 75 gives 61 %. What remains
-is in the file and not in the resampling: photos that were turned by random angles and then stored with
-quality 90 (75) give 60 % (77 %) for views of 128 px, by the blocks of their colour, and 99 % (100 %) with
-sigma 1 for colour. tests/pipelines/test_rotation_leak.py checks these claims.
+regression on spectra of luma, of colour and of their local power. It was trained on 400 to 3,000 views of 96
+to 224 px. White noise gives 49 to 51 %. Stored as JPEG 4:2:0 of quality 90 it gives at most 52 % (standard
+error 1.3). With sigma 1 for colour that is 100 %, with 1.5 96 %, with 2 57 %. Quality 75 gives 61 %. What
+remains is in the file and not in the resampling. It shows in photos that were turned by random angles and
+then stored with quality 90 (75). They give 60 % (77 %) for views of 128 px, by the blocks of their colour,
+and 99 % (100 %) with sigma 1 for colour. tests/pipelines/test_rotation_leak.py checks these claims.
 
 The price is sharpness: for photos with a shorter side of 375 (500), a default view keeps 64 % (74 %) of the
 mean gradient of an area resize. It takes 0.9 ms upright and 1.15 ms turned, for 375 x 500 to 224 on one EPYC

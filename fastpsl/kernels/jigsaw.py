@@ -1,7 +1,7 @@
 """Jigsaw tiles: a grid of cells on each image, and a random square in each cell (PSL section 3.3.1).
 
-The permutation of the tiles is drawn here. The task applies it to the tiles' embeddings: the trunk treats all
-tiles alike, so one pass of it serves several permutations of an image.
+The permutation of the tiles is drawn here. The task applies it to the tiles' embeddings: the backbone treats
+all tiles alike, so one pass of it serves several permutations of an image.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class JigsawTiles:
     tiles.
 
     The permutations are drawn here (PSL, section 3.3.1). The task applies them to the tiles' embeddings, so
-    one pass of the trunk serves several permutations of an image.
+    one pass of the backbone serves several permutations of an image.
 
     Attributes:
         grid: The number of cells per side, 1 to 22.
@@ -48,13 +48,13 @@ class JigsawTiles:
         if not 1 <= self.tile_px <= self.cell_px:
             raise ValueError(
                 f"tiles of {self.tile_px} px given for cells of {self.cell_px} px; allowed are "
-                f"1 px to the cell's side"
+                f"1 px to the cell's side: lower tile_px or raise cell_px"
             )
         if self.num_permutations < 1 or not 1 <= self.permutations_per_image <= MAX_WORDS:
             raise ValueError(
-                f"{self.permutations_per_image} permutations an image of a set of "
+                f"{self.permutations_per_image} permutations per image of a set of "
                 f"{self.num_permutations} given; allowed are a set of 1 and more, and 1 to "
-                f"{MAX_WORDS} an image"
+                f"{MAX_WORDS} per image"
             )
 
     def draw(self, keys: Keys) -> dict[str, np.ndarray]:

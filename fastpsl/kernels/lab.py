@@ -4,8 +4,8 @@
     L*      = 116 f(Y / Yn) - 16                                                      (CIE 15)
     a*      = 500 (f(X / Xn) - f(Y / Yn)),     b* = 200 (f(Y / Yn) - f(Z / Zn))
 
-with f from `kernels.lightness`. Xn, Yn, Zn belong to R = G = B = 1 and are the sums of the matrix's rows, so
-that greys have a* = b* = 0 up to rounding. scikit-image and kornia have a matrix of six digits and a white
+with f from `kernels.lightness`. Xn, Yn, Zn belong to R = G = B = 1 and are the sums of the matrix's rows. So
+greys have a* = b* = 0 up to rounding. scikit-image and kornia have a matrix of six digits and a white
 point of five: their values differ from these by up to 0.02, and their greys from 0 by up to 0.005.
 """
 

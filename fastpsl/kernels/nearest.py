@@ -62,7 +62,7 @@ def nearest(
 
     Args:
         queries: [Q, C], of any floating dtype, on any device or in a memory map.
-        bank: [M, C], likewise. Rows that are not finite are never neighbours.
+        bank: [M, C], of the same kinds. Rows that are not finite are never neighbours.
         k: The number of neighbours, from 1 to M.
         device: Where to compute.
         query_part: The number of queries for which the bank streams once.

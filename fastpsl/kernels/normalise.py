@@ -12,7 +12,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype
     Args:
         images: [B, C, H, W], uint8 in [0, 255] or floating in [0, 1].
         mean: One value per channel, in units of [0, 1].
-        std: Likewise.
+        std: One value per channel, in the same units.
         dtype: The dtype of the result.
 
     Returns:
@@ -39,7 +39,7 @@ def check_mean_and_std(mean: Sequence[float], std: Sequence[float], num_channels
     if len(mean) != num_channels or len(std) != num_channels or min(std) <= 0:
         raise ValueError(
             f"mean {tuple(mean)} and std {tuple(std)} given for {num_channels} channels; "
-            f"allowed is one value a channel each, std above 0"
+            f"allowed is one value per channel each, std above 0"
         )
 
 

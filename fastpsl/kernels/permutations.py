@@ -6,11 +6,11 @@ because two random permutations of n agree in one place on average. For N permut
 
 For nine pieces the set comes from group theory. The pieces are the points of the projective line over GF(8).
 PGL(2,8), x → (ax + b) / (cx + d), has 504 elements that agree pairwise in at most 2 places. With the
-Frobenius map x → x² it grows to PΓL(2,8), 1,512 elements that agree in at most 3. Its cosets, each chosen to
-be the farthest from those before, give a minimum distance of 4 up to 16,632 permutations, and of 3 or 2 up to
-all 9!. So sets of 500, 1,000 and 2,000 have minima of 7, 6 and 4 (greedily 5, 5 and 4). 7 and 6 are the best
-possible, because at most 9! / 6! = 504 permutations can differ in 7 places. Every prefix has the best mean
-for its size.
+Frobenius map x → x² it grows to PΓL(2,8), 1,512 elements that agree in at most 3. Its cosets are each chosen
+to be the farthest from those before. They give a minimum distance of 4 up to 16,632 permutations, and of 3 or
+2 up to all 9!. So sets of 500, 1,000 and 2,000 have minima of 7, 6 and 4 (greedily 5, 5 and 4). 7 and 6 are
+the best possible, because at most 9! / 6! = 504 permutations can differ in 7 places. Every prefix has the
+best mean for its size.
 
 For any other number of pieces the search is greedy, by the minimum distance and then by the mean. It covers
 all permutations if there are few, else a seeded pool of random ones.
@@ -54,7 +54,10 @@ def permutation_set(num_pieces: int, counts: Sequence[int]) -> PermutationSet:
         ValueError: If a count is below 2 or above num_pieces!.
     """
     if not 2 <= num_pieces <= 255:
-        raise ValueError(f"{num_pieces} pieces given; allowed are 2 to 255: choose another number")
+        raise ValueError(
+            f"{num_pieces} pieces given; allowed are 2 to 255, in a grid 2 to 15 cells per side: "
+            "choose another number"
+        )
     possible = math.factorial(num_pieces)
     if not counts or min(counts) < 2 or max(counts) > possible:
         shown = f"{possible:,}" if num_pieces <= 20 else f"{num_pieces}!"
@@ -153,7 +156,8 @@ def greedy_permutations(num_pieces: int, count: int) -> np.ndarray:
     The first is the identity. Each next one is the candidate with the greatest minimum distance to those
     chosen. Ties go to the greatest mean distance, then to the lexicographic order. Candidates are all
     permutations if there are at most max(2**17, 8 * count, 9!). Otherwise they are max(2**17, 8 * count)
-    random ones from a fixed Philox key, each the argsort of its words, so the result is good but not optimal.
+    random ones from a fixed Philox key, each the argsort of its words. The result is then good but not
+    optimal.
 
     Args:
         num_pieces: The number of pieces.

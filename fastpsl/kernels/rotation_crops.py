@@ -21,7 +21,7 @@ class RotationCrop:
     and place of a window have one distribution for all angles: the square turned by 45 degrees and the
     kernel's reach lie inside the image for each.
 
-    PSL (section 4.1, "Image rotation") resizes the shorter side to 256, rotates, takes the centre crop
+    PSL (section 4.1, "Image rotation") resizes the shorter side to 256 and rotates. It takes the centre crop
     "remaining the resolution" and a random 224 px of it. It does not say how the corners are filled. Here the
     largest window replaces its centre crop, 224/256 is its share, and places are drawn over the whole image.
 
@@ -30,7 +30,7 @@ class RotationCrop:
         share: The window's share of the largest side, in (0, 1].
         random: Whether the place is random. Otherwise, it is the centre.
         base: "drawn" is upright or turned, by the draw that gives `Rotate45` its label. 0 or 45 is always
-            this base, with the window of view 0 in every view, so that two views, one per base, show the same
+            this base, with the window of view 0 in every view. So two views, one per base, show the same
             window.
 
     Raises:

@@ -5,7 +5,7 @@
 The border is repeated. Three channels go in and three come out. The absolute values of a kernel add up to 1,
 so images in [0, 1] give values in [0, 0.71]. The gradients equal those of Kornia's
 `spatial_gradient(normalized=True)` within 6e-8. Kornia's function is not used because it copies its kernel
-from host memory in every call, and on a GPU the host waits for that copy. Kornia's `sobel` adds 1e-6 under
+from host memory in every call. On a GPU the host waits for that copy. Kornia's `sobel` adds 1e-6 under
 the root for the sake of gradients, which an augmentation does not need.
 """
 

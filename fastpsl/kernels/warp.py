@@ -58,12 +58,12 @@ def warp(images: Tensor, matrices: Tensor, fill: float) -> Tensor:
 class WarpPair:
     """A pair of each image and a copy under a random transformation, on grey (128 of 255), for AET.
 
-    AET is Zhang et al., arXiv 1901.04596. "projective" scales the four corners about the middle by 0.8 to
-    1.2, turns them by 0, 90, 180 or 270 degrees and moves each by up to an eighth of the side, in whole
-    pixels, along x and y. "affine" turns by up to 180 degrees, moves by up to a fifth of the side along x and
-    y in whole pixels, scales by 0.7 to 1.3 and shears by up to 30 degrees. All are uniform in their ranges.
-    The middle is half a pixel right of and below the image's, as in AET's code and the torchvision of its
-    time.
+    AET is Zhang et al., arXiv 1901.04596. "projective" scales the four corners about the middle by 0.8 to 1.2
+    and turns them by 0, 90, 180 or 270 degrees. It moves each by up to an eighth of the side, in whole
+    pixels, along x and y. "affine" turns by up to 180 degrees and moves by up to a fifth of the side along x
+    and y, in whole pixels. It scales by 0.7 to 1.3 and shears by up to 30 degrees. All are uniform in their
+    ranges. The middle is half a pixel right of and below the image's, as in AET's code and the torchvision of
+    its time.
 
     Attributes:
         size_px: The side of the images, in pixels.
@@ -78,7 +78,7 @@ class WarpPair:
 
     def __post_init__(self) -> None:
         if self.size_px < 1:
-            raise ValueError(f"pictures of {self.size_px} px given to WarpPair; allowed are 1 px and more")
+            raise ValueError(f"images of {self.size_px} px given to WarpPair; allowed are 1 px and more")
         if self.kind not in get_args(Kind):
             raise ValueError(
                 f"transformation {self.kind!r} given; allowed are {' and '.join(get_args(Kind))}"
@@ -91,7 +91,7 @@ class WarpPair:
         minus a mean, over a deviation. AET's constants, (0, 0, 16, 0, 0, 16, 0, 0) and (1, 1, 20, 1, 1, 20,
         0.015, 0.015), are for 32 px. They follow the side: numbers in px (the third and sixth) grow with it,
         numbers per px (the last two) shrink. For "affine", the targets are the cosine and sine of the turn,
-        then the moves along x and y, the scale and the shear, each relative to its range, so in [-1, 1].
+        then the moves along x and y, the scale and the shear. Each is relative to its range, so in [-1, 1].
 
         Returns:
             A dict of "matrix", float32 [B, 3, 3], of the copies, for `warp`; and "target", float32 [B, 8 or
@@ -105,7 +105,7 @@ class WarpPair:
         """Raise ValueError unless the images are squares of `size_px`."""
         if (height, width) != (self.size_px, self.size_px):
             raise ValueError(
-                f"pictures of {height} x {width} px given to WarpPair({self.size_px}); "
+                f"images of {height} x {width} px given to WarpPair({self.size_px}); "
                 f"allowed are squares of {self.size_px} px: give the crop and WarpPair the same size_px"
             )
 

@@ -8,7 +8,7 @@ def check_size(side_px: int, min_px: int) -> None:
     """Raise ValueError if images of `side_px` are smaller than the network's `min_px`."""
     if side_px < min_px:
         raise ValueError(
-            f"pictures of {side_px} px: this backbone reads {min_px} px and more; give larger views, or "
+            f"images of {side_px} px: this backbone reads {min_px} px and more; choose a larger size, or "
             "another --backbone"
         )
 

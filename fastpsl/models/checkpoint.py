@@ -97,7 +97,8 @@ class CheckpointManager:
             torch.load(buffer, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise TypeError(
-                "a checkpoint may hold tensors, numbers, strings, lists and dicts only"
+                "a checkpoint may hold tensors, numbers, strings, lists and dicts only; return nothing else "
+                "in state_dict()"
             ) from error
         self._tried = True
 

@@ -22,7 +22,7 @@ def make_backbone(name: str, *, num_channels: int = 3, dropout: float | None = N
         The backbone, in train mode on the CPU.
 
     Raises:
-        ValueError: The name is unknown, the backbone has no dropout, `dropout` is out of range, or the
+        ValueError: The name is unknown, the backbone has no dropout, or `dropout` is out of range. Or the
             network of timm or of your file cannot be used.
     """
     if name not in BACKBONES and not is_timm(name) and not is_own(name):

@@ -60,7 +60,7 @@ def folded(block: nn.Module, dtype: torch.dtype) -> nn.Module:
             "--fold-frozen: RevNet's BatchNorms stand before its convolutions, behind a ReLU; leave it out"
         )
     if why_not := foreign_batchnorm(clone):
-        raise ValueError(f"--fold-frozen: {why_not}; leave it out")
+        raise ValueError(f"--fold-frozen: {why_not}, so it cannot be folded; leave it out")
     try:
         traced = fx.symbolic_trace(clone)
         _unsynchronise(traced)
@@ -119,8 +119,8 @@ class ConvReLU(nn.Module):
     """A convolution with a ReLU behind it: relu(conv(x) + z), or relu(conv(x)) without z.
 
     On a GPU in half precision, one cuDNN kernel computes it and writes the result once. Without this kernel,
-    folding would save next to nothing, because adding the bias is one more pass over the result, as BatchNorm
-    is in eval mode. torch.compile gets the plain operations, because it fuses them itself.
+    folding would save next to nothing. Adding the bias is one more pass over the result, as BatchNorm is in
+    eval mode. torch.compile gets the plain operations, because it fuses them itself.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -153,8 +153,8 @@ class ConvReLU(nn.Module):
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:120]
             warnings.warn(
-                f"--fold-frozen: cuDNN has no kernel that joins convolution and ReLU here ({reason}), and "
-                "gains little without",
+                "--fold-frozen gains little here: cuDNN has no kernel that joins convolution and ReLU "
+                f"({reason}); you may leave it out",
                 stacklevel=2,
             )
             return False

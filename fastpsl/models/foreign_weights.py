@@ -194,8 +194,8 @@ def _check_sobel(path: Path, kernels: Tensor | None) -> None:
     gx = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     if kernels is not None and not torch.equal(kernels.float(), -torch.stack([gx, gx.T])[:, None]):
         raise ValueError(
-            f"{path}: its {SOBEL} is not DeepCluster's, so SobelXY is not what the network saw; no "
-            "--input-channels is"
+            f"{path}: its {SOBEL} is not DeepCluster's, so the network saw other gradients than SobelXY's; "
+            "use other weights, because no --input-channels fits"
         )
 
 

@@ -54,7 +54,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     present = [name for name in FILES if os.path.lexists(folder / name)]
     if present and not _is_ours(folder / WEIGHTS):
         raise ValueError(
-            f"{folder / present[0]} is of no export to hf and is not replaced: choose another folder"
+            f"{folder / present[0]} is no file of an export to hf, so it is not replaced: choose another "
+            "folder"
         )
 
 

@@ -31,16 +31,8 @@ def normal_weights(network: nn.Module) -> None:
 
 
 def read_channels(network: nn.Module, num_channels: int) -> None:
-    """Replace the first convolution by a newly initialised one that reads `num_channels` channels.
-
-    Raises:
-        ValueError: The network has no convolution.
-    """
-    place, first = next(
-        ((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d)), ("", None)
-    )
-    if first is None:
-        raise ValueError(f"it has no convolution that could read {num_channels} channels")
+    """Replace the first convolution, which must exist, by a new one that reads `num_channels` channels."""
+    place, first = next((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
     new = nn.Conv2d(
         num_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
         dilation=first.dilation, bias=first.bias is not None, padding_mode=first.padding_mode,  # type: ignore[arg-type]

@@ -192,7 +192,8 @@ def _largest_difference(
             if expected.shape != value.shape:
                 raise ValueError(
                     f"--to onnx: onnxruntime returns {value.shape} where torch returns {expected.shape}, for "
-                    f"{batch} images of {width} x {height} px; nothing was written"
+                    f"{batch} images of {width} x {height} px; nothing was written; try another version of "
+                    "torch, onnxscript or onnxruntime"
                 )
             scale = float(np.abs(expected).max()) or 1.0
             difference = float(np.abs(expected - value).max()) / scale

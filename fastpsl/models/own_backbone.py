@@ -12,6 +12,7 @@ from typing_extensions import override
 from fastpsl.models.layers import read_channels
 from fastpsl.models.wrapped import Wrapped, reason_of
 
+_GUIDE = "https://fastpsl.github.io/fastpsl/how_to/own_backbone.html"
 # The side of the images of the first pass, unless the network needs larger ones.
 CHECK_PX = 64
 
@@ -36,10 +37,12 @@ class OwnBackbone(Wrapped):
         network = _made(name)
         super().__init__(name, network)
         if num_channels != 3:
-            try:
-                read_channels(network, num_channels)
-            except ValueError as error:
-                raise self._wrong(str(error)) from None
+            if not any(isinstance(part, nn.Conv2d) for part in network.modules()):
+                raise self._wrong(
+                    f"it has no convolution that could read {num_channels} channels; let it begin with a "
+                    "torch.nn.Conv2d"
+                )
+            read_channels(network, num_channels)
         self._read_attributes()
         modes = [(part, part.training) for part in self.modules()]
         self.eval()
@@ -54,7 +57,7 @@ class OwnBackbone(Wrapped):
         return list(self.network.blocks())  # type: ignore[operator]
 
     def _wrong(self, problem: str) -> ValueError:
-        return ValueError(f"--backbone {self.name}: {problem} (docs/how_to/own_backbone.md)")
+        return ValueError(f"--backbone {self.name}: {problem} ({_GUIDE})")
 
     def _read_attributes(self) -> None:
         """Set `channels`, `block_names` and `min_px`, and check that they fit to `blocks`."""
@@ -77,7 +80,9 @@ class OwnBackbone(Wrapped):
         default = tuple(f"B{number}" for number in range(1, len(blocks) + 1))
         self.block_names = tuple(getattr(network, "block_names", default))
         if len(self.block_names) != len(blocks):
-            raise self._wrong(f"it has {len(blocks)} blocks and {len(self.block_names)} block_names")
+            raise self._wrong(
+                f"it has {len(blocks)} blocks and {len(self.block_names)} block_names; give as many"
+            )
         self.min_px = getattr(network, "min_px", 1)
         if not isinstance(self.min_px, int) or self.min_px < 1:
             raise self._wrong(f"its min_px is {self.min_px!r}; give a whole number from 1")
@@ -153,12 +158,12 @@ def _made(name: str) -> nn.Module:
         network = maker()
     except Exception as error:
         raise ValueError(
-            f"--backbone {name}: {attribute}() failed ({reason_of(error)}); it is called without arguments"
+            f"--backbone {name}: {attribute}() failed ({reason_of(error)}); it must work without arguments"
         ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(  # noqa: TRY004
-            f"--backbone {name}: {attribute}() returned a {type(network).__name__}, and a torch.nn.Module is "
-            "needed"
+            f"--backbone {name}: {attribute}() returned a {type(network).__name__}; let it return a "
+            "torch.nn.Module"
         )
     return network
 

@@ -58,8 +58,7 @@ class ResNet(Backbone):
 
     def __init__(self, name: str = "resnet50"):
         super().__init__()
-        if name not in VARIANTS:
-            raise ValueError(f"unknown backbone {name!r}: allowed are {', '.join(VARIANTS)}")
+        assert name in VARIANTS, name
         variant = VARIANTS[name]
         source = torchvision.models.get_model(variant.source, weights=None)
         self.name, self.channels = name, variant.channels

@@ -1,7 +1,7 @@
 """RevNet-50: a residual network that recomputes activations in the backward pass instead of storing them.
 
-Sources: Gomez, Ren, Urtasun and Grosse, "The Reversible Residual Network", 2017; PSL, section 4.1 and
-Tables 4 and 6 ("Rv50", 24 M parameters), which do not state the widths.
+One source is Gomez, Ren, Urtasun and Grosse, "The Reversible Residual Network", 2017. The other is PSL,
+section 4.1 and Tables 4 and 6 ("Rv50", 24 M parameters), which do not state the widths.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class RevNet(Backbone):
     halves of the channels (equation 6): y1 = x1 + F(x2), y2 = x2 + G(y1). The first unit of a group changes
     size and width and is not reversible: y1 = P1 x1 + F(x2), y2 = P2 x2 + G(y1). P1 and P2 are strided 1x1
     convolutions, as in the original. F has its stride in the 3x3 convolution, as in torchvision's ResNet-50.
-    The pre-activation of that unit (BatchNorm and ReLU) is at the end of the block before it, so that each
+    The pre-activation of that unit (BatchNorm and ReLU) is at the end of the block before it. So each
     block's output is normalised and not negative, as in ResNet. After the last block, it is the original's
     final BatchNorm and ReLU.
 
@@ -189,7 +189,10 @@ class _Recomputed(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         output, *_ = ctx.saved_tensors
         if ctx.training != [module.training for module in ctx.units.modules()]:
-            raise RuntimeError("train() or eval() was called between RevNet's forward and backward pass")
+            raise RuntimeError(
+                "train() or eval() was called between RevNet's forward and backward pass; call it before or "
+                "after both"
+            )
         y1, y2 = (half.clone() for half in output.chunk(2, dim=1))
         dy1, dy2 = gradient.chunk(2, dim=1)
         gradients: dict[Tensor, Tensor] = {}

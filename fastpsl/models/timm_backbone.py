@@ -65,8 +65,12 @@ class TimmBackbone(Wrapped):
                 model, pretrained=False, num_classes=0, in_chans=num_channels, **sizes
             )
         except _UNREADABLE as error:
-            raise ValueError(f"--backbone {name}: timm cannot build it ({reason_of(error)})") from error
+            raise ValueError(
+                f"--backbone {name}: timm cannot build it ({reason_of(error)}); give another model"
+            ) from error
         super().__init__(name, network)
+        if not any(isinstance(part, nn.Conv2d) for part in network.modules()):
+            raise self._refusal("it has no convolution that reads images")
         self.sizes = sizes
         self._tokens = _is_vision_transformer(timm, network)
         # Whether the layers read and return [B, h, w, C].

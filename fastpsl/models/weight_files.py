@@ -42,7 +42,14 @@ def read_weights(path: Path) -> dict[str, Any]:
             check_zip(path, path.stat().st_size)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(_explain_unpickling(path, error)) from None
+        what = _foreign_object(error)
+        if not what:
+            raise ValueError(f"{path} is no readable file of weights: fetch or copy it again") from None
+        raise ValueError(
+            f"{path} holds objects besides tensors ({what}), which could run code and are not read: with the "
+            "project that wrote it, save its tensors alone, torch.save(model.state_dict(), 'weights.pt'), "
+            "and give that file"
+        ) from None
     except Exception as error:  # noqa: BLE001  (zipfile, pickle and torch raise different errors for damage)
         # torch's message is about its archive reader, though the usual cause is a truncated file.
         reason = (
@@ -100,16 +107,10 @@ def _why(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:120]
 
 
-def _explain_unpickling(path: Path, error: Exception) -> str:
+def _foreign_object(error: Exception) -> str:
+    """Return the name of the object that torch refused to make, or "" if the file is damaged."""
     reason = " ".join(str(error).split())
-    what = reason.partition("GLOBAL ")[2].split(" ")[0] or "something"
-    if "GLOBAL " not in reason:
-        return f"{path} is no readable file of weights: fetch or copy it again"
-    return (
-        f"{path} holds objects besides tensors ({what}), which could run code and are not read: with the "
-        "project that wrote it, save its tensors alone, torch.save(model.state_dict(), 'weights.pt'), and "
-        "give that file"
-    )
+    return (reason.partition("GLOBAL ")[2].split(" ")[0] or "something") if "GLOBAL " in reason else ""
 
 
 def safetensors_bytes(tensors: dict[str, torch.Tensor], told: dict[str, Any]) -> bytes:

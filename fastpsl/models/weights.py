@@ -142,7 +142,8 @@ def _from_checkpoint(
 ) -> Pretrained:
     if state.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is a checkpoint of format {state.get('format')}, and this version reads {FORMAT}"
+            f"{path} is a checkpoint of format {state.get('format')}, and this version reads {FORMAT}; use "
+            "the version of fastpsl that wrote it"
         )
     science = state["science"]
     input_record = _input(state["input"])
@@ -250,7 +251,7 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
     if extra:
         raise ValueError(
             f"{source} holds {len(extra)} tensors that {name} has not ({first_three(extra)}): give the "
-            "--backbone"
+            "--backbone that it holds"
         )
     backbone.load_state_dict(dict(tensors))
 

@@ -177,7 +177,7 @@ class Heartbeat:
         return None if innermost.quiet else innermost.line(now)
 
     def caption(self, now: float) -> str | None:
-        """Return the line for a display that is redrawn, or None if the operation has just begun."""
+        """Return the line for a display that is redrawn, or None in the first seconds of an operation."""
         innermost = self._doing[-1] if self._doing else None
         if innermost is None or innermost.quiet or now - innermost.started < EARLY_S:
             return None

@@ -94,6 +94,6 @@ class Input:
             mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"input record {record}: it needs channels, mean, std and size_px (no {error})"
+                f"input record {record}: it needs channels, mean, std and size_px ({error!r})"
             ) from None
         return cls(channels, mean, std, size_px)

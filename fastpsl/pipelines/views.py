@@ -113,7 +113,7 @@ class ViewSpec:
         kinds = [type(op).__name__ for op in self.ops]
         if len(set(kinds)) != len(kinds):
             raise ValueError(
-                f"ViewSpec.ops holds {', '.join(kinds)}: two of one kind would share their draws; "
+                f"ViewSpec.ops holds {', '.join(kinds)}: two of one kind would share their random numbers; "
                 f"keep one of each"
             )
         if "Rotate45" in kinds:

@@ -42,12 +42,12 @@ def captions(
 def save_contact_sheet(
     images: Tensor, path: Path, captions: Sequence[str] = (), num_images: int = NUM_IMAGES
 ) -> None:
-    """Write the picture of `contact_sheet` to the file `path`."""
+    """Write the image of `contact_sheet` to the file `path`."""
     write_png(contact_sheet(images, captions, num_images), path)
 
 
 def contact_sheet(images: Tensor, captions: Sequence[str] = (), num_images: int = NUM_IMAGES) -> Image.Image:
-    """Return images as one picture, each above its caption.
+    """Return images as one sheet, each above its caption.
 
     Args:
         images: float [N, 3, H, W] in [0, 1].

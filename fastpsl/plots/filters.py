@@ -23,7 +23,10 @@ def draw_filters(network: nn.Module, path: Path) -> Path:
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None:
-        raise ValueError("the network has no convolution, so no filters to draw")
+        raise ValueError(
+            "the network has no convolution, so no filters to draw: "
+            "give labels.npz of the run instead of the run"
+        )
     weights = first.weight.detach().cpu().float().numpy()
     weights = weights / np.maximum(np.abs(weights).max((1, 2, 3), keepdims=True), 1e-12)
     values = np.rint(127.5 + 127.5 * weights).astype(np.uint8).transpose(0, 2, 3, 1)

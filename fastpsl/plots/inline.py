@@ -24,8 +24,8 @@ def png_bytes(figure: Figure, dpi: float = DPI) -> bytes:
     return buffer.getvalue()
 
 
-def figure_of(picture: Image.Image) -> InlineFigure:
-    """Return a figure that shows a picture, a pixel of it per pixel at `DPI`."""
-    figure = InlineFigure(figsize=(picture.width / DPI, picture.height / DPI), dpi=DPI)
-    figure.figimage(np.asarray(picture))
+def figure_of(image: Image.Image) -> InlineFigure:
+    """Return a figure that shows an image, a pixel of it per pixel at `DPI`."""
+    figure = InlineFigure(figsize=(image.width / DPI, image.height / DPI), dpi=DPI)
+    figure.figimage(np.asarray(image))
     return figure

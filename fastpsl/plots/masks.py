@@ -15,7 +15,7 @@ from fastpsl.plots.png import write_png
 
 HEIGHT_PX, GAP_PX, LINE_PX, FONT_PX = 150, 8, 18, 13
 GROUND, INK = 64, (235, 235, 235)
-COLUMNS = "picture, truth, prediction:"
+COLUMNS = "image, truth, prediction:"
 
 
 def draw_predicted_masks(

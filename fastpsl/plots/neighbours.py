@@ -21,7 +21,7 @@ _GREEN, _RED, _WHITE, _BACK = (64, 190, 90), (225, 70, 60), (235, 235, 235), (48
 
 
 def draw_neighbours(path: Path, *arguments: Any, **options: Any) -> Path:
-    """Write the picture of `neighbour_sheet` to the file `path`."""
+    """Write the image of `neighbour_sheet` to the file `path`."""
     return write_png(neighbour_sheet(*arguments, **options), path)
 
 
@@ -33,7 +33,7 @@ def neighbour_sheet(
     similarities: np.ndarray,
     loader: Mapping[str, Any],
     *,
-    called: str = "held out",
+    called: str = "validation",
     judged: bool = True,
     whole: bool = False,
 ) -> Image.Image:

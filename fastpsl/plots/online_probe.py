@@ -1,4 +1,4 @@
-"""The chart of the online probe over a run: scores by held-out labels, and signs of collapse."""
+"""The chart of the online probe over a run: scores by validation labels, and signs of collapse."""
 
 from collections.abc import Sequence
 from itertools import groupby

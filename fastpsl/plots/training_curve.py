@@ -20,8 +20,8 @@ def draw_curve(folder: Path) -> Path:
 def curve(folder: Path) -> InlineFigure:
     """Draw each metric of a run's metrics.jsonl over steps, in one colour per stage, with its running mean.
 
-    A diamond marks the held-out value at a stage's end, from results.json if it exists. The learning rate has
-    no mean, and its axis begins at 0. Of long runs only every n-th step is drawn, MAX_POINTS at most.
+    A diamond marks the validation value at a stage's end, from results.json if it exists. The learning rate
+    has no mean, and its axis begins at 0. Of long runs only every n-th step is drawn, MAX_POINTS at most.
     """
     with open(folder / "metrics.jsonl") as file:
         stride = 1 + sum(1 for _ in file) // MAX_POINTS
@@ -44,7 +44,7 @@ def curve(folder: Path) -> InlineFigure:
             axis.plot(steps, running_mean(values), color=colour, label=stage)
             if name in held_out.get(stage, {}):
                 point = (held_out[stage]["run_step"], held_out[stage][name])
-                axis.plot(*point, "D", color=colour, markeredgecolor="black", label=f"{stage}, held out")
+                axis.plot(*point, "D", color=colour, markeredgecolor="black", label=f"{stage}, validation")
         axis.set_ylabel(name)
         if name == "lr":
             axis.set_ylim(bottom=0)
@@ -59,7 +59,7 @@ def curve(folder: Path) -> InlineFigure:
 
 
 def _held_out(results: Path) -> dict[str, dict[str, Any]]:
-    """Return stage → its held-out metrics, with the run's step at its end as "run_step"."""
+    """Return stage → its validation metrics, with the run's step at its end as "run_step"."""
     summaries = json.loads(results.read_text()) if results.exists() else []
     ends = accumulate(summary["num_steps"] for summary in summaries)
     return {s["stage"]: s["held_out"] | {"run_step": end} for s, end in zip(summaries, ends, strict=True)}

@@ -4,7 +4,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Place:
     Attributes:
         runs: The folder of runs.
         data: The training images.
-        val: The held-out images.
+        val: The validation images.
         pretrain: The images that trainings without labels learn from, in tables that have a set for that.
         num_processes: The number of processes that torchrun starts.
         others: The paths of the data that evaluations read instead of these, by name (see `other_data`).
@@ -223,18 +223,16 @@ class _Writer:
         The folder of an evaluation of `checkpoint` that was begun is free for this evaluation.
         """
         preferred = self.place.runs / self._folder_name / name
-        for number in count(1):
-            folder = preferred if number == 1 else preferred.with_name(f"{preferred.name}-{number}")
-            if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-                return folder
-            unfinished = [
-                run
-                for run in self.index.runs
-                if run.folder == folder and run.state != "finished" and not run.cut
-            ]
-            if checkpoint and any(run.options.get("checkpoint") == checkpoint for run in unfinished):
-                return folder
-        raise AssertionError("numbers do not end")
+        numbered = (preferred.with_name(f"{preferred.name}-{number}") for number in count(2))
+        return next(folder for folder in chain([preferred], numbered) if self._is_free(folder, checkpoint))
+
+    def _is_free(self, folder: Path, checkpoint: str | None) -> bool:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return True
+        unfinished = [
+            run for run in self.index.runs if run.folder == folder and run.state != "finished" and not run.cut
+        ]
+        return bool(checkpoint) and any(run.options.get("checkpoint") == checkpoint for run in unfinished)
 
 
 def _name(weights: Weights, seed: int) -> str:

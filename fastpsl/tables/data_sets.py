@@ -20,7 +20,7 @@ class DataSet:
 
     Attributes:
         train: Of the training images.
-        val: Of the held-out images.
+        val: Of the validation images.
         pretrain: Of the images that trainings without labels learn from, if the table has a set for that.
         others: Pairs of a part and its digest, for evaluations that read other data than the table's. A part
             names the data, the protocol and the split: "voc detection/pirl train".

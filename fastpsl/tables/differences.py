@@ -24,7 +24,7 @@ def training_differences(science: Mapping[str, Any], weights: Weights, scale: Sc
     if base is None:
         return [*reasons, "pre-trained without saying what it fine-tunes"]
     if base["data_digest"] != science.get("data_digest"):
-        reasons.append("fine-tuned on other pictures")
+        reasons.append("fine-tuned on other images")
     of_base = training_differences(base, weights.base, scale)
     return reasons + [f"before it was fine-tuned: {reason}" for reason in of_base]
 
@@ -47,7 +47,7 @@ def _label_differences(science: Mapping[str, Any], weights: Weights, scale: Scal
     if record.get("seed", science.get("seed")) != science.get("seed"):
         reasons.append(f"its pseudo-labels of seed {record['seed']}, its own is {science.get('seed')}")
     if record.get("data_digest", science.get("data_digest")) != science.get("data_digest"):
-        reasons.append("its pseudo-labels made from other pictures")
+        reasons.append("its pseudo-labels made from other images")
     return reasons
 
 

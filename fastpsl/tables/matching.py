@@ -82,7 +82,7 @@ def match(table: Table, scale: Scale, index: RunIndex, asked: DataSet) -> Matche
     for need, result in sorted(fitting, key=lambda pair: str(pair[1].record.get("date"))):
         if not (data := data_of(result, table, need[1])).agrees(matches.data):
             parts = "train/val/pre-training" if data.pretrain else "train/val"
-            matches.unused[result.path] = f"of other pictures ({data}, {parts})"
+            matches.unused[result.path] = f"of other images ({data}, {parts})"
             continue
         seeds = matches.used.setdefault(need, {})
         if (older := seeds.get(result.seed)) is not None:
@@ -145,7 +145,7 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
         reasons += training_differences(result.science, weights, scale)
         reasons += _wrong_images(result, need, table)
     if result.data[0] == result.data[1]:
-        reasons.append("scored on the pictures that it learned from")
+        reasons.append("scored on the images that it learned from")
     channels = (checkpoint.get("input") or {}).get("channels", "RGB")
     if channels != scale.channels(weights):
         reasons.append(f"its network sees {channels}, here {scale.channels(weights)}")
@@ -161,9 +161,9 @@ def _wrong_images(result: Result, need: Need, table: Table) -> list[str]:
     (train, val), learned = result.data, result.science.get("data_digest")
     if evaluation.reads or (table.pretrains_elsewhere and not weights.with_labels):
         images = "other ones" if evaluation.reads else "more than those to train with"
-        reason = f"pre-trained on the pictures that it was evaluated on: here, on {images}"
+        reason = f"pre-trained on the images that it was evaluated on: here, on {images}"
         return [reason] if learned in (train, val) else []
-    return ["pre-trained on other pictures than it was evaluated on"] if learned != train else []
+    return ["pre-trained on other images than it was evaluated on"] if learned != train else []
 
 
 def trains(run: TrainingRun, weights: Weights, scale: Scale) -> bool:

@@ -39,9 +39,9 @@ class Group:
 def words_of(report: Report) -> dict[str, Any]:
     """Return all that a page says, by the names that the templates use.
 
-    "head" has the titles of the columns before the numbers, "rows" and "gains" have groups, "small" has our
-    small experiments, "used" has a word by title for each result that went in, "missing" has lines for a
-    shell, "unused" has pairs of a path and a reason, and "sizes" has the values in words, by recipe or
+    "head" has the titles of the columns before the numbers. "rows" and "gains" have groups, and "small" has
+    our small experiments. "used" has a word by title for each result that went in. "missing" has lines for a
+    shell, and "unused" has pairs of a path and a reason. "sizes" has the values in words, by recipe or
     evaluation.
     """
     table = report.table

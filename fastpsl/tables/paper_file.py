@@ -44,8 +44,8 @@ def read_paper(path: Path, weights: Mapping[str, Weights], columns: Mapping[str,
         columns: What the names behind "measured" mean.
 
     Raises:
-        ValueError: The file has an unknown or a missing field, one of a wrong type, a name that means
-            nothing, a row that does not fit its table, or a key twice. The error says where.
+        ValueError: A field is unknown, missing or of a wrong type, or a name means nothing. Or a row does not
+            fit its table, or a key stands twice. The error says where.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
@@ -131,14 +131,14 @@ def _meaning(names: Mapping[Any, Any], name: str | None, where: str) -> Any:
 def _check(record: Any, fields: Fields, needed: Iterable[str], where: str) -> None:
     """Raise ValueError where `record` has not all of the needed fields, others, or values of other types."""
     if not _fits(record, (dict,)):
-        raise ValueError(f"{where}: {record!r} is no object")
+        raise ValueError(f"{where}: {record!r} is no JSON object")
     for field, value in record.items():
         if field not in fields:
             raise ValueError(f"{where}: unknown field {field!r}: allowed are {', '.join(fields)}")
         if not _fits(value, fields[field]):
-            raise ValueError(f"{where}: {field} cannot be {value!r}")
+            raise ValueError(f"{where}: the field {field} cannot be {value!r}")
     if missing := [field for field in needed if field not in record]:
-        raise ValueError(f"{where}: {', '.join(missing)} is missing")
+        raise ValueError(f"{where}: lacks the fields {', '.join(missing)}")
 
 
 def _fits(value: Any, kinds: Iterable[Any]) -> bool:

@@ -62,7 +62,7 @@ COLUMNS: dict[str, Columns] = {
 # the tiny scale, TINY replaces some of these values and of SAMPLE.
 ABOUT = "The paper's sizes: crops of 224 px (jigsaw: tiles of 64), batches of 256, 180 or 200 epochs."
 ABOUT_TINY = (
-    "Tiny sizes, for any folder of pictures of 64 px or more: crops of 48 to 96 px, batches of 32, networks "
+    "Tiny sizes, for any folder of images of 64 px or more: crops of 48 to 96 px, batches of 32, networks "
     "are the paper's; 10 % and 50 % of the labels stand for 1 % and 10 %. It says nothing about ImageNet."
 )
 NUM_PROCESSES = 8

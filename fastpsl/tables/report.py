@@ -85,7 +85,7 @@ class Report:
             parts = [_images_words("Ours:", str(data), result.counts, paper)]
         else:
             learned = data.pretrain if self.table.pretrains_elsewhere else data.train
-            parts = [(f"Ours: pre-trained on pictures of digest {learned[:8]}.", True)] if learned else []
+            parts = [(f"Ours: pre-trained on images of digest {learned[:8]}.", True)] if learned else []
         others = {
             evaluation.protocol: result for _, evaluation, result in reversed(self.used) if evaluation.reads
         }
@@ -102,11 +102,11 @@ def _images_words(
 ) -> tuple[str, bool]:
     """Return of which images numbers are, and whether they are as many as the paper's."""
     of_paper = (paper.num_train, paper.num_val)
-    parts = [part for part in zip(("training", "held-out"), counts, of_paper, strict=True) if part[1]]
+    parts = [part for part in zip(("training", "validation"), counts, of_paper, strict=True) if part[1]]
     words = " and ".join(f"{num:,} {kind}" for kind, num, _ in parts)
-    words = f"{whose} {words} pictures (digests {digests})."
+    words = f"{whose} {words} images (digests {digests})."
     if all(num == num_of_paper for _, num, num_of_paper in parts):
-        return f"{words} These are {paper.name}'s numbers of pictures.", True
+        return f"{words} These are {paper.name}'s numbers of images.", True
     return f"{words} The paper's numbers are of {paper.name}.", False
 
 

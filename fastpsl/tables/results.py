@@ -38,7 +38,7 @@ class Result:
 
     @property
     def data(self) -> tuple[str | None, str | None]:
-        """The digests of all training images and of the held-out ones; None where the record has none."""
+        """The digests of all training images and of the validation images; None where the record has none."""
         data = self.record["data"]
         if self.record["protocol"] == TSNE.protocol:  # its data are the images that it shows
             return self.science.get("data_digest"), data["train"]
@@ -49,7 +49,7 @@ class Result:
 
     @property
     def counts(self) -> tuple[int | None, int | None]:
-        """The numbers of training and of held-out images, as far as `data` tells them."""
+        """The numbers of training and of validation images, as far as `data` tells them."""
         data = self.record["data"]
         if self.record["protocol"] in (TSNE.protocol, FEW_SHOT):
             return None, data["num_train"]

@@ -12,7 +12,7 @@ class PaperImages:
     Attributes:
         name: The name of the data set.
         num_train: The number of training images, of classifiers too.
-        num_val: The number of held-out images.
+        num_val: The number of validation images.
         num_pretrain: The number of images that trainings without labels learn from, if these are others.
     """
 

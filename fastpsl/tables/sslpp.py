@@ -110,13 +110,13 @@ COLUMNS: dict[str, Columns] = {
 # clusters and its transformations (IIC's own values), how the Supervised rows learn (the schedule of
 # Rotation), how many classes random and k-means labels have (70, as IIC's), and k-means' PCA.
 ABOUT = (
-    "The paper's sizes: pictures of 32 px, a NIN of four blocks, 200 epochs (AET: 1500), 70 clusters; "
+    "The paper's sizes: images of 32 px, a NIN of four blocks, 200 epochs (AET: 1500), 70 clusters; "
     "from Tiny-YFCC100M AlexNet, 224 px, 50 to 200 epochs."
 )
 ABOUT_TINY = (
-    "Tiny sizes, for any folder of some hundred pictures: pictures of 32 px, the paper's networks, a few "
-    "epochs; 2, 6, 12, 16 and 24 clusters stand for 10, 30, 50, 70 and 100; 2, 4, 6 and 8 labels a class for "
-    "20, 100, 400 and 1000. From Tiny-YFCC100M AlexNet and pictures of 64 px. It says nothing about CIFAR-10."
+    "Tiny sizes, for any folder of some hundred images: 32 px, the paper's networks, a few epochs; 2, 6, 12, "
+    "16 and 24 clusters stand for 10, 30, 50, 70 and 100; 2, 4, 6 and 8 labels per class for 20, 100, 400 "
+    "and 1000. From Tiny-YFCC100M AlexNet and images of 64 px. It says nothing about CIFAR-10."
 )
 NUM_PROCESSES = 1
 _HEADS = ("conv_B2", "conv_B3", "conv_B4", "fc1_B4", "fc2_B4", "fc3_B4")
@@ -143,7 +143,7 @@ VALUES = {
     **{f"sslpp_iic/{name}": {"augment": name} for name in TRANSFORMS},
     "sslpp_iic/stl": {"num_copies": 5, "batch_size": 140},
     "sslpp_iic/two_heads": {"num_heads": 2},
-    # As many pictures as its 2000 epochs of CIFAR-10 have.
+    # As many images as its 2000 epochs of CIFAR-10 have.
     "sslpp_iic/yfcc": {"size_px": 224, "batch_size": 224, "epochs": (333,)},
     "supervised/32px": _SUPERVISED_32,
     "supervised/stl10": {**_SUPERVISED, "weight_decay": 5e-4, "size_px": 224},

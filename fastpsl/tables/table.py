@@ -43,15 +43,16 @@ def make_table(
         out: The folder to write to.
         scale: The scale, paper or tiny.
         data: The training images, for the commands. If they can be opened, only results on them count.
-        val: The held-out images, likewise.
-        pretrain_data: The images that trainings without labels learn from, likewise, in tables that have a
-            set for that.
-        others: The data that evaluations read instead of these, likewise, by its name in `other_data`.
+        val: The validation images, for the same use.
+        pretrain_data: The images that trainings without labels learn from, for the same use, in tables that
+            have a set for that.
+        others: The data that evaluations read instead of these, for the same use, by its name in
+            `other_data`.
         num_processes: The processes of the commands; None for the scale's.
 
     Raises:
-        ValueError: The table or the scale is unknown, the table does not read such data, `runs` is no
-            folder, or there are results of several data sets and nothing tells which counts.
+        ValueError: The table or the scale is unknown, the table does not read such data, or `runs` is no
+            folder. Or there are results of several data sets, and nothing tells which counts.
     """
     if name not in TABLES:
         raise ValueError(f"unknown table {name!r}: allowed are {', '.join(TABLES)}")

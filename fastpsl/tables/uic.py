@@ -51,7 +51,7 @@ COLUMNS: dict[str, Columns] = {
 # The sizes of the tables, as in psl.
 ABOUT = "The paper's sizes: crops of 224 px, batches of 256, 500 epochs."
 ABOUT_TINY = (
-    "Tiny sizes, for any folder of pictures of 64 px or more: crops of 64 or 96 px, batches of 32, networks "
+    "Tiny sizes, for any folder of images of 64 px or more: crops of 64 or 96 px, batches of 32, networks "
     "are the paper's; 16, 24 and 32 pseudo-classes stand for 3,000, 5,000 and 10,000. "
     "It says nothing about ImageNet."
 )

@@ -1,4 +1,4 @@
-"""Learn classes from labels: supervised learning and fine-tuning (PSL, section 4.3 and Tables 5 to 7)."""
+"""Learn classes from labels: supervised learning and fine-tuning (PSL, section 4.3, Tables 5, 6, 8, 9)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -87,7 +87,10 @@ def checked_num_classes(data: Dataset) -> int:
         ValueError: There are fewer than two.
     """
     if data.num_classes < 2:
-        raise ValueError(f"{data.num_classes} class in the training data: a classifier needs two or more")
+        raise ValueError(
+            f"classes in the training data: {data.num_classes}; a classifier needs two or more: "
+            "give a folder per class"
+        )
     return data.num_classes
 
 

@@ -22,13 +22,13 @@ class Jigsaw(Task):
 
     Its source is PSL, section 3.3.1, Table 1 and section 4.1 "Jigsaw puzzle". Compared with the paper:
 
-    - The paper stacks the tiles along the channels. Here, one shared trunk reads each tile and the embeddings
-      are concatenated, as in its sources [23] and [38], because a 27-channel conv1 could not be probed on
-      images.
-    - The paper permutes tiles before the network. Here, embeddings are permuted after it. The trunk and the
-      embedding are shared by all tiles and so commute with the permutation. One permutation per image
-      therefore gives the paper's loss and gradients, and several (`permutations_per_image`) cost one trunk
-      pass.
+    - The paper stacks the tiles along the channels. Here, one shared backbone reads each tile and the
+      embeddings are concatenated, as in its sources [23] and [38]. The reason: a 27-channel conv1 could not
+      be probed on images.
+    - The paper permutes tiles before the network. Here, embeddings are permuted after it. The backbone and
+      the embedding are shared by all tiles and so commute with the permutation. One permutation per image
+      therefore gives the paper's loss and gradients. Several (`permutations_per_image`) cost one pass of the
+      backbone.
     - No image is made grey, as in the paper. Its sources make 30 to 66 % of images grey.
 
     Args:
@@ -43,7 +43,8 @@ class Jigsaw(Task):
         embedding_width: Features per tile in the head.
 
     Raises:
-        ValueError: `permutations` does not fit the grid, or `counts` is out of range.
+        ValueError: `permutations` does not fit the grid, `counts` is out of range, or the cells do not fit
+            into the image.
     """
 
     def __init__(
@@ -65,7 +66,12 @@ class Jigsaw(Task):
         if list(counts) != sorted(counts) or min(counts) < 2 or max(counts) > len(permutations):
             raise ValueError(
                 f"levels of {tuple(counts)} permutations: "
-                f"they must rise and lie within 2 and {len(permutations)}"
+                f"give --counts that rise, from 2 to {len(permutations)}"
+            )
+        if grid * cell_px > shorter_px:
+            raise ValueError(
+                f"{grid} cells of {cell_px} px are {grid * cell_px} px, more than the shorter side of "
+                f"{shorter_px} px: lower --cell-px or --grid, or raise --short-side"
             )
         self.permutations = torch.from_numpy(permutations.astype(np.int64))
         self.counts = tuple(counts)

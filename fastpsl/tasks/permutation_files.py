@@ -38,8 +38,8 @@ def read_permutations(path: str | Path) -> np.ndarray:
         raise ValueError(f"{path}: cannot be read ({reason}); make one with `fastpsl permutations`") from None
     if stored.ndim != 2 or stored.dtype.kind not in "iu" or not stored.size:
         raise ValueError(
-            f"{path}: {stored.dtype} {list(stored.shape)}; integers [N, pieces] are wanted, make them with "
-            "`fastpsl permutations`"
+            f"{path}: holds {stored.dtype} {list(stored.shape)}; integers [N, pieces] are wanted, "
+            "a permutation per row; make them with `fastpsl permutations`"
         )
     num_pieces, start = stored.shape[1], int(stored.min())
     rows = stored.astype(np.int64) - (1 if start == 1 else 0)
@@ -47,12 +47,12 @@ def read_permutations(path: str | Path) -> np.ndarray:
     if len(bad_rows):
         raise ValueError(
             f"{path}: row {bad_rows[0]} is no permutation of {num_pieces}: {stored[bad_rows[0]].tolist()}; "
-            "give whole rows"
+            "each row must hold every number from 0 (or from 1) once"
         )
     num_different = len(np.unique(rows, axis=0))
     if num_different != len(rows):
         raise ValueError(
-            f"{path}: {len(rows) - num_different} of {len(rows)} permutations are there twice; "
+            f"{path}: {len(rows) - num_different} of {len(rows)} permutations repeat another; "
             "remove the copies"
         )
     return rows

@@ -27,13 +27,13 @@ class Rotation(Task):
 
     Its source is PSL, section 3.3.2, Table 2 and section 4.1 "Image rotation". Compared with the paper:
 
-    - The paper resizes the shorter side to 256, rotates, takes "a center crop on the rotated image remaining
-      the resolution" and a random 224 of it. It does not state how the corners of a turn by 45 degrees are
-      filled. Here, no corner is ever shown. At level 3, windows have 224/256 of the largest side that lies in
-      the image at all eight angles (`fastpsl.ops.RotationCrop`), upright or turned, so neither a border nor
-      the scale tells the angle. At levels 1 and 2, the window is cut first and turned exactly. Windows may
-      lie anywhere in the image, as in the jigsaw task. So level 3 also shows less of an image, enlarged and
-      less sharp, unless `same_window` is set.
+    - The paper resizes the shorter side to 256 and rotates. It takes "a center crop on the rotated image
+      remaining the resolution" and a random 224 of it. It does not state how the corners of a turn by 45
+      degrees are filled. Here, no corner is ever shown. At level 3, windows have 224/256 of the largest side
+      that lies in the image at all eight angles (`fastpsl.ops.RotationCrop`), upright or turned. So neither a
+      border nor the scale tells the angle. At levels 1 and 2, the window is cut first and turned exactly.
+      Windows may lie anywhere in the image, as in the jigsaw task. So level 3 also shows less of an image,
+      enlarged and less sharp, unless `same_window` is set.
     - No image is mirrored, as in the paper.
     - The paper does not state how many rotations of an image are shown, nor whether its batch counts images
       or rotated copies. Here, it counts images.
@@ -62,7 +62,7 @@ class Rotation(Task):
         if not 1 <= size_px <= shorter_px:
             raise ValueError(
                 f"a window of {size_px} px given for a shorter side of {shorter_px} px; "
-                "allowed are windows of 1 px up to the shorter side"
+                "allowed are windows of 1 px up to the shorter side: lower --size-px or raise --short-side"
             )
         if rotations_per_image not in ("one", "all"):
             raise ValueError(

@@ -94,12 +94,12 @@ def few_shot_works(
     smallest = min(min_height, min_width)
     if smallest < source_px:
         raise ValueError(
-            f"--source-px {source_px}: the data has pictures of {smallest} px, which would be enlarged "
-            f"before they are shrunk; give --source-px {smallest}, or larger pictures"
+            f"--source-px {source_px}: the data has images of {smallest} px, which would be enlarged "
+            f"before they are shrunk; give --source-px {smallest}, or larger images"
         )
     if options.size_px < source_px:
         raise ValueError(
-            f"--size-px {options.size_px}: the network is shown pictures of --source-px {source_px} as they "
+            f"--size-px {options.size_px}: the network is shown images of --source-px {source_px} as they "
             f"are or enlarged; give {source_px} or more"
         )
     plain = [block.removesuffix(MAX_POOL) for block in blocks]
@@ -114,7 +114,7 @@ def few_shot_works(
         if work.pool == _POOLS[MAX_POOL] and min(height, width) < 3:
             raise ValueError(
                 f"--block {block}: its maps of {height} x {width} are smaller than the pool's 3 x 3; "
-                f"give larger pictures, or {plain[-1]}"
+                f"give a larger --size-px, or {block.removesuffix(MAX_POOL)}"
             )
         works.append(work)
     return works
@@ -144,8 +144,8 @@ def classes_of(data: Dataset, ways: int, num_each: int, bad: Sequence[int] = ())
         label = int(classes[fewest])
         name = data.class_names[label] if data.class_names else str(label)
         raise ValueError(
-            f"--shots and --queries ask for {num_each:,} pictures of a class, "
-            f"and class {name} has {len(members[fewest]):,}; lower them, or leave it out"
+            f"--shots and --queries ask for {num_each:,} images of a class, "
+            f"and class {name} has {len(members[fewest]):,}; lower them, or leave the class out"
         )
     return members
 
@@ -187,7 +187,7 @@ def draw_episodes(
     if ways > _MAX_WAYS or each > MAX_WORDS:
         raise ValueError(
             f"--ways {ways}, --shots {shots} and --queries {queries}: allowed are {_MAX_WAYS} classes "
-            f"and {MAX_WORDS:,} pictures of one"
+            f"and {MAX_WORDS:,} images of each"
         )
     numbers = np.arange(num, dtype=np.int64)
     sizes = np.array([len(rows) for rows in members])

@@ -32,7 +32,7 @@ def check_options(options: RunOptions) -> None:
         value = getattr(options, name)
         if value not in allowed:
             raise ValueError(
-                f"--{name.replace('_', '-')} {value}: whole pictures are read with {' or '.join(allowed)}; "
+                f"--{name.replace('_', '-')} {value}: whole images are read with {' or '.join(allowed)}; "
                 f"leave it out"
             )
 

@@ -193,7 +193,7 @@ def test_a_file_of_labels_alone(run_folder: Path, capsys: pytest.CaptureFixture[
     assert record["settings"]["labels"] == str(path)
     assert not index_runs(out).unreadable
     assert "another data set" in refused(capsys, path)
-    assert "give one of them" in refused(capsys, path, "--data", source, "--labels", path)
+    assert "give one of the two" in refused(capsys, path, "--data", source, "--labels", path)
     with Beton(sample_paths().train) as data:
         path_of_own_labels = write_labels(run_folder / "ours.npz", np.arange(480) % 8, 8, data, "by hand")
     code, output, _ = run(capsys, path_of_own_labels)
@@ -230,7 +230,7 @@ def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     record = read_result(tmp_path / "clusters" / "result.json")
     assert record["numbers"]["label_entropy_share"] == pytest.approx(50, abs=1e-3) and record["cut"]
     assert record["settings"]["configuration"] == configuration and record["settings"]["split"] == ""
-    assert f"{np.log(20) / 2:.3f} nats on average, 50.0 % of an even one's (median 1.498, 90 % of" in output
+    assert f"{np.log(20) / 2:.3f} nats on average: 50.0 % of an even one's (median 1.498, 90 % of" in output
     assert f"below {np.quantile(entropy, 0.9):.3f})" in output
     filters = pixels(tmp_path / "clusters" / "filters.png")  # 64 of 3 x 3, both gradients side by side
     assert filters.shape == (11 * (48 + 4) + 4, 6 * (2 * 48 + 4) + 4, 3)

@@ -198,7 +198,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         error = refused(capsys, kind, *to)
         assert "70 classes for 24 images: there can be no more classes than images" in error
     few = (*to, "--num-clusters", 4)
-    assert "--pca-width 64: 24 pictures of 32 px have 1 to 24 components" in refused(capsys, "k-means", *few)
+    assert "--pca-width 64: 24 images of 32 px have 1 to 24 components" in refused(capsys, "k-means", *few)
     assert "--pca-width 0" in refused(capsys, "k-means", *few, "--pca-width", 0)
     assert "--num-clusters 1: give a number from 2" in refused(capsys, "random", *to, "--num-clusters", 1)
     assert "--size-px 3: give a number from 4 to 64" in refused(capsys, "k-means", *few, "--size-px", 3)

@@ -133,7 +133,7 @@ def test_a_folder_of_images_with_names_of_all_kinds(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--task", "puzzle"), "--task puzzle: there are crops, jigsaw, rotation, simclr, moco"),
+        (("--task", "puzzle"), "--task puzzle: allowed are crops, jigsaw, rotation, simclr, moco"),
         (("--task", "jigsaw", "--level", 4), "--level 4: jigsaw has levels 1 to 3"),
         (("--level", 0), "--level 0: crops has level 1 alone"),
         (("--num", 0), "--num 0: give a number from 1 to 400"),

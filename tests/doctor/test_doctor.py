@@ -144,14 +144,14 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("none.py", "none.py: no such file; give a script"),
+        ("none.py", "none.py: no such file; give a recipe that trains"),
         ("{root}/recipes", "recipes: is a folder, not a script"),
         (".", "path is empty, or this folder"),
         ("/dev/null", "/dev/null: is a device or a pipe, not a script"),
         ("--stages", "--stages: names no stage"),
         ("--stages {jigsaw}", "--stages: names no stage"),
         ("{root}/README.md", "is no recipe"),
-        ("{root}/recipes/knn.py", "nothing of it is trained in stages"),
+        ("{root}/recipes/knn.py", "it is an evaluation, of which nothing is trained in stages"),
         ("{root}/fastpsl/engine/timing.py", "has no RECIPE, so it is no recipe"),
         ("--bogus", "--bogus"),
         ("--seconds 0", "--seconds 0: it must be above 0"),

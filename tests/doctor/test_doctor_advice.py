@@ -143,7 +143,7 @@ def test_storage_and_a_page_cache_that_is_too_small() -> None:
     ]
     assert [change.text for change in changes(stored)] == [
         "7 pages of data",
-        "100 GB of the data's 800 GB fit into memory; smaller pictures are fewer bytes, and less detail",
+        "100 GB of the data's 800 GB fit into memory; smaller images are fewer bytes, and less detail",
     ]
     tried = replace(
         stored, alternatives=(Alternative("--order quasi_random", 500.0, 250.0, read.fitting, "read"),)

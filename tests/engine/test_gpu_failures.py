@@ -88,9 +88,10 @@ def test_out_of_memory_in_a_step_says_where_and_what_takes_less(
 ) -> None:
     assert launched(tmp_path, error, monkeypatch) == 2
     (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("tiny: "))
-    assert "out of GPU memory in stage 1, step 2, with 32 images a pass of each GPU in fp32" in line
+    assert "out of GPU memory in stage 1, step 2, with 32 images per pass on each GPU in fp32" in line
     assert (
-        "--accumulate 2 (the same batch, 16 images a pass), --precision fp16, or --batch-size 16 with" in line
+        "--accumulate 2 (the same batch, 16 images per pass), --precision fp16, or --batch-size 16 with"
+        in line
     )
     status = json.loads((tmp_path / "status.json").read_text())
     assert status["state"] == "failed" and "out of GPU memory" in status["reason"]
@@ -117,7 +118,7 @@ def test_what_cannot_be_given_is_not_offered() -> None:
         odd = list(gpu_failures._less(PretrainOptions(batch_size=batch_size), "fp16", 1))
         assert odd == ["or --batch-size 1 with the learning rate in proportion"]
     first, _ = gpu_failures._less(PretrainOptions(batch_size=32), "fp16", 4)
-    assert first == "--accumulate 2 (the same batch, 4 images a pass)"
+    assert first == "--accumulate 2 (the same batch, 4 images per pass)"
 
 
 def test_the_last_of_several_runs_is_the_one_that_goes_on(tmp_path: Path) -> None:

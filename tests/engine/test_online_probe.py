@@ -388,8 +388,8 @@ def test_a_line_for_people_has_chance_and_full_rank() -> None:
     }  # fmt: skip
     signs = "std 0.750 of 1, rank 12.3 of 16"
     assert probe_line(line) == (
-        "probe after epoch 2.6 (S2, B4): kNN 50.0 %, linear 62.5 % of 1,160 held-out images (chance 12.5 %), "
-        + signs
+        "probe after epoch 2.6 (S2, B4): kNN 50.0 %, linear 62.5 % of 1,160 validation images "
+        f"(chance 12.5 %), {signs}"
     )
     assert probe_line(line | {"num_held_out": 0}) == f"probe after epoch 2.6 (S2, B4): {signs}"
     assert probe_line(line | {"num_train": 14}).endswith("rank 12.3 of 14")

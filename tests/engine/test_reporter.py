@@ -61,10 +61,10 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
     # The means of the first and last three of 7 steps.
     assert (summary["loss_start"], summary["loss_end"]) == (2.0, 6.0)
     assert summary_line(summary) == (
-        "S1 (level G1): 7 steps in 0:01:01, loss 2.000 → 6.000, held-out accuracy 25.0 % (chance 12.5 %)"
+        "S1 (level G1): 7 steps in 0:01:01, loss 2.000 → 6.000, validation accuracy 25.0 % (chance 12.5 %)"
     )
     assert summary_line(summary | {"held_out": {"loss": -1.25}, "chance": None}).endswith(
-        ", held-out loss -1.250"
+        ", validation loss -1.250"
     )
     assert list((tmp_path / "tensorboard").iterdir())
 
@@ -354,6 +354,6 @@ def test_a_summary_tells_both_counts_of_gpu_memory(tmp_path: Path) -> None:
         "loss_start": 3.0, "loss_end": 3.0, "held_out": {"loss": 0.5}, "chance": None, **memory,
     }  # fmt: skip
     assert summary_line(summary) == (
-        "S1 (level G1): 1 of 30 steps in 0:01:01, loss 3.000 → 3.000, held-out loss 0.500, GPU memory "
+        "S1 (level G1): 1 of 30 steps in 0:01:01, loss 3.000 → 3.000, validation loss 0.500, GPU memory "
         "1.5 GiB at most (5.0 GiB with all else)"
     )

@@ -62,7 +62,7 @@ def test_what_is_done_stands_below_the_numbers_until_it_changes() -> None:
     screen.show(replace(NUMBERS, step=4))
     output = newest(stream)
     assert "step 4 of 90" in output and "so far" not in output
-    redraw("S1: held-out pass: 0:00:10 so far")
+    redraw("S1: validation pass: 0:00:10 so far")
     newest(stream)
     screen.log("a [line] for good")
     output = newest(stream)
@@ -216,14 +216,14 @@ def test_a_notebook_gets_html_that_is_replaced_in_place(monkeypatch: pytest.Monk
     screen.show(NUMBERS)
     redraw = doing._heartbeat.redraw
     assert redraw is not None
-    redraw("S1: held-out pass <here>")
+    redraw("S1: validation pass <here>")
     screen.end_stage()
     screen.begin(replace(NUMBERS, stage="S2"))
     screen.close()
     first, second = [[page._repr_mimebundle_([], []) for page in output.pages] for output in outputs]
     html = [re.sub("<[^>]*>", "", page["text/html"]) for page in (*first, *second)]
     assert "step 0 of 90" in html[0] and "step 3 of 90" in html[1] and "loss 2.5" in first[1]["text/plain"]
-    assert "held-out pass &lt;here&gt;" in html[2] and html[3] == ""
+    assert "validation pass &lt;here&gt;" in html[2] and html[3] == ""
     assert all("S2, level G1" in text for text in html[4:]) and len(html) > 4
     assert '<span style="' in first[0]["text/html"] and "class=" not in first[0]["text/html"]
     assert "\x1b" not in "".join(page["text/html"] + page["text/plain"] for page in (*first, *second))

@@ -242,7 +242,7 @@ def test_held_out_classes_must_be_the_training_datas(
     with pytest.raises(ValueError) as caught:
         require_same_classes(classes(train), classes(val), "t s", "v")
     assert str(caught.value) == (
-        f"v: other classes than in training ({difference}); give held-out images of the same ones, "
+        f"v: other classes than in training ({difference}); give validation images of the same ones, "
         "numbered by fastpsl data write SRC OUT --classes 't s'"
     )
 

@@ -224,7 +224,7 @@ def test_what_heads_cannot_be() -> None:
         ((), "without any.*fc3_B<k>"),
         (("conv_B7",), "conv_B7: nin4 has the blocks B1 to B4"),
         (("conv_B0",), "B1 to B4"),
-        (("conv_B2", "fc4_B2"), "fc4_B2: there is no such one; allowed are conv_B<k>"),
+        (("conv_B2", "fc4_B2"), "fc4_B2: unknown classifier; allowed are conv_B<k>"),
         (("conv_B22x",), "conv_B22x"),
         (("fc1_B2", "conv_B2", "fc1_B2"), "fc1_B2 2 times"),
     ):

@@ -57,7 +57,7 @@ def test_a_table_has_means_over_blocks_and_over_ks() -> None:
 
     scores = [scored(10, 40, 20, 45, 15, 5), scored(30, 41, 25, 46, 35, 15)]
     lines = score_lines(scores, ["B4", "B5"], "both", "resnet18")
-    assert lines[0] == "50 held-out images, neighbours of 400; B4, B5 of resnet18"
+    assert lines[0] == "50 validation images, neighbours of 400; B4, B5 of resnet18"
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "weighted % k 5 k 20 mean", "B4 20.0 40.0 30.0", "B5 60.0 50.0 55.0", "mean 40.0 45.0 42.5",
         "majority % k 5 k 20 mean", "B4 30.0 10.0 20.0", "B5 70.0 30.0 50.0", "mean 50.0 20.0 35.0",

@@ -165,7 +165,7 @@ def test_what_is_written_is_read(data: Beton | Folder, tmp_path: Path) -> None:
             "n00_0.JPEG\nn09_1.JPEG\nn09_2.JPEG\n",
             r"names n09_1.JPEG, which is not in the data \(2 of 3 names",
         ),
-        ("same.JPEG\n", r"names same.JPEG, and 2 samples are called so .*class/name"),
+        ("same.JPEG\n", r"names same.JPEG, and 2 samples have that name .*class/name"),
         ("n00_0.JPEG\nn00/n00_0.JPEG\n", r"names .*n00/n00_0.JPEG.* 2 times"),
         ("3\n14\n", "names sample 14, and the data has 0 to 13"),
         ("3\n3\n", "2 times"),

@@ -219,7 +219,7 @@ def test_protocols_for_other_data_are_vissls_but_for_their_epochs() -> None:
 
 def test_the_best_block_is_that_of_the_highest_top1() -> None:
     numbers = {"top1_B1": 10.94, "top5_B1": 99.0, "top1_B2": 50.06, "top1_B3": 50.05, "top1_final": 80.0}
-    assert best_block_lines(numbers) == ["best of 3 blocks: B2, held-out top-1 50.1 %"]
+    assert best_block_lines(numbers) == ["best of 3 blocks: B2, validation top-1 50.1 %"]
     assert best_block_lines({"top1_final": 80.0, "top5_final": 90.0}) == []
 
 
@@ -447,7 +447,7 @@ def test_held_out_scores_are_those_of_ten_crops() -> None:
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 class"):
+    with pytest.raises(ValueError, match="classes in the training data: 1;"):
         probes(TinyNet(), 2).check_data(Synthetic(4, 1), 2)
 
 

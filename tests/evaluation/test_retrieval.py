@@ -225,7 +225,7 @@ def test_a_broken_image_is_no_query_and_no_neighbour(
     entries = read_result(tmp_path / "out" / "result.json")["settings"]["shown"]
     assert len(entries) == 5 and all(2 not in (each["query"], *each["neighbours"]) for each in entries)
     for more, words in (
-        (("--k", 5), "--k 5: a query has 4 images"),
+        (("--k", 5), "--k 5: the gallery has only 4 neighbours"),
         (("--k", 2, "--query-indices", 2), "query 2 could"),
     ):
         code, _, errors = run(capsys, *options, *more, *out)
@@ -282,9 +282,9 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     sets = ("--gallery", paths.train_32, "--queries", paths.test_32)
     gallery_and_queries = ("--gallery", paths.test_32, "--queries", paths.test_32)
     cases: list[tuple[tuple[Any, ...], tuple[str, ...]]] = [
-        ((*RANDOM, *sets, "--k", 481), ("--k 481", "480 images")),
-        ((*RANDOM, *gallery_and_queries, "--k", 160), ("--k 160", "159 images")),
-        ((*RANDOM, *sets, "--k", 0), ("--k 0", "from 1")),
+        ((*RANDOM, *sets, "--k", 481), ("--k 481", "480 neighbours")),
+        ((*RANDOM, *gallery_and_queries, "--k", 160), ("--k 160", "159 neighbours")),
+        ((*RANDOM, *sets, "--k", 0), ("--k 0", "1 or more")),
         ((*RANDOM, *sets, "--block", "B6"), ("--block B6", "B1 to B5", "conv5_x")),
         ((*RANDOM, *sets, "--block", "fc7"), ("--block fc7", "B1 to B5")),
         ((*RANDOM, *sets, "--num", 0), ("--num 0", "1 to 100")),

@@ -257,7 +257,7 @@ def test_shapes_and_what_is_refused(make_images):
         BLUR(images, {})
     assert str(error.value) == str(op_error.value)
     out = torch.empty(1, 1, 4, 30).contiguous(memory_format=torch.channels_last)
-    with pytest.raises(ValueError, match="given for 1 channels; allowed is one value a channel"):
+    with pytest.raises(ValueError, match="given for 1 channels; allowed is one value per channel"):
         photometric.run(images, (LIGHTNESS,), ({},), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), out)
 
 

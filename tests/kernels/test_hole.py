@@ -46,7 +46,7 @@ def test_bad_input_is_one_line():
         (lambda: Hole(0.97)(images, {}), "hole of 0.97 of 8 px is 8 px; allowed are 1 to 7 px"),
         (
             lambda: Hole(0.5, (0.5,))(images, {}),
-            "0.5,. given for 3 channels; allowed is one value a channel",
+            "0.5,. given for 3 channels; allowed is one value per channel",
         ),
     ):
         with pytest.raises(ValueError, match=message) as error:

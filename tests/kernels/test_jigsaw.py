@@ -86,8 +86,8 @@ def test_several_permutations_begin_with_the_one():
         ((3, 64, 75), "tiles of 75 px given for cells of 64"),
         ((3, 75, 64, 0), "a set of 0"),
         ((3, 75, 0), "tiles of 0 px given"),
-        ((3, 75, 64, 5, 0), "0 permutations an image"),
-        ((3, 75, 64, 5, 1025), "1025 permutations an image"),
+        ((3, 75, 64, 5, 0), "0 permutations per image"),
+        ((3, 75, 64, 5, 1025), "1025 permutations per image"),
     ],
 )
 def test_bad_values(arguments, message):

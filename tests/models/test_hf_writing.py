@@ -76,7 +76,7 @@ def test_others_files_of_the_same_name_are_not_replaced(
 ) -> None:
     """A run's folder, say, has a config.json, too."""
     (tmp_path / name).write_text("another's")
-    with pytest.raises(ValueError, match=f"{name} is of no export to hf and is not replaced"):
+    with pytest.raises(ValueError, match=f"{name} is no file of an export to hf, so it is not replaced"):
         export(run[0], "hf", tmp_path, overwrite=True)
     assert names(tmp_path) == [name] and (tmp_path / name).read_text() == "another's"
 

@@ -108,7 +108,7 @@ def test_a_block_for_classifiers_is_the_third() -> None:
 def test_images_of_less_than_four_pixels_are_refused() -> None:
     backbone = NIN("nin3")
     trunk = Trunk(backbone, make_plan("end_to_end", (1,), num_blocks=3)[0]).eval()
-    with pytest.raises(ValueError, match="pictures of 3 px: this backbone reads 4 px and more"):
+    with pytest.raises(ValueError, match="images of 3 px: this backbone reads 4 px and more"):
         trunk(torch.zeros(1, 3, 32, 3))
     assert trunk(torch.zeros(1, 3, 4, 4)).shape == (1, 192, 1, 1)
 

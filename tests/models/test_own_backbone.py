@@ -112,7 +112,11 @@ BREACHES = {
     "no class": ("class Net", "class Other", "has no class or function Net; its classes are Other"),
     "no class at all": (SOUND, "x = 1", "has no class or function Net; it has no class"),
     "a number": (SOUND, "Net = 1", "has no class or function Net; it has no class"),
-    "a function of a number": (SOUND, "def Net(): return 1", "Net() returned a int, and a torch.nn.Module"),
+    "a function of a number": (
+        SOUND,
+        "def Net(): return 1",
+        "Net() returned a int; let it return a torch.nn.Module",
+    ),
     "no parameters": (
         SOUND,
         "from torch import nn\nclass Net(nn.ReLU):\n    channels = (3,)\n    def blocks(self): return [self]",

@@ -320,6 +320,12 @@ def test_what_is_no_chain_of_maps_is_refused(name: str, reason: str) -> None:
     assert reason in text and "such as ResNet, RegNet, EfficientNet, ConvNeXt, Swin and ViT" in text
 
 
+def test_a_model_without_a_convolution_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's NaFlexViT embeds patches by a linear layer."""
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: nn.Linear(2, 2))
+    assert "it has no convolution that reads images" in refusal("timm/resnet10t")
+
+
 def test_layers_that_give_another_result_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     resnet = timm.models.resnet.ResNet
     forward = resnet.forward_features

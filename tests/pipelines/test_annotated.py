@@ -113,7 +113,7 @@ def test_a_stuck_read_is_a_timeout() -> None:
         return read(index, epoch)
 
     loader = make_loader(read=stuck, timeout_s=0.2)
-    with pytest.raises(TimeoutError, match="no picture within 0.2 s"):
+    with pytest.raises(TimeoutError, match="no image within 0.2 s"):
         next(loader.epoch(0))
     assert not release  # the loader did not wait for the read
     free.set()

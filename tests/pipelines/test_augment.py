@@ -108,7 +108,7 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_the_cpu_numba_fuses_what_costs_there(ops, module, difference) -> None:  # type: ignore[no-untyped-def]
     views = [ViewSpec(RandomResizedCrop(16), ops)] * 2
     augment = choose_augment("auto", views, CPU)
-    assert (augment.path, augment.reason) == ("fused", "numba, a picture at a time")
+    assert (augment.path, augment.reason) == ("fused", "numba, an image at a time")
     assert module_for(augment.modules, ops) is module
     with Loader(Synthetic(20), views, batch_size_per_rank=5) as loader:
         batch = next(loader.epoch(0))

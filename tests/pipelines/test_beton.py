@@ -115,8 +115,8 @@ def test_what_is_no_beton_is_refused(tmp_path: Path) -> None:
     for name, data, word in (
         ("empty", b"", "empty"),
         ("short", b"\x02\x00\x02", "shorter than a header"),
-        ("zip", b"PK\x03\x04" + bytes(5000), "is no beton"),
-        ("zeros", bytes(100_000), "is no beton"),
+        ("zip", b"PK\x03\x04" + bytes(5000), "is no dataset file"),
+        ("zeros", bytes(100_000), "is no dataset file"),
     ):
         (tmp_path / name).write_bytes(data)
         refused(tmp_path / name, word)

@@ -298,7 +298,10 @@ def test_ctrl_c_tells_the_command_that_goes_on(
     shutil.rmtree(out.parent)
     anew = ["data", "write", str(photos), str(folder(out.parent) / "b.beton"), "--resume", "--workers", "1"]
     main(anew)
-    assert "b.beton: there is nothing to go on with, so it is begun" in capsys.readouterr().out
+    assert (
+        "b.beton: there is nothing to go on with, so writing starts at the first image"
+        in capsys.readouterr().out
+    )
     with pytest.raises(SystemExit):
         main(anew)
     told = capsys.readouterr()

@@ -115,8 +115,8 @@ def test_damaged_source_paths_are_told_by_verify_and_cost_readers_the_names_alon
     out, beside = tmp_path / "a.beton", tmp_path / "a.beton.json"
     write_folder(photos, out)
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"source_paths": paths}))
-    expected = "its source_paths are damaged; copy it again, or remove it (betons are read without it too)"
-    assert list(verify(out)) == [f"{beside}: {expected}"]
+    (fault,) = verify(out)
+    assert fault.startswith(f"{beside}: its source_paths are damaged; copy it again, or remove it (")
     with Beton(out) as beton:
         assert all(beton.name(i).startswith(f"{out} sample {i}") for i in range(18))
     sidecar = read_sidecar(out)

@@ -290,7 +290,7 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
 def test_a_source_that_changes_or_fails_leaves_nothing(photos: Path, tmp_path: Path) -> None:
     source = image_folder(photos)
     (photos / "dog/0/00.jpg").unlink()
-    with pytest.raises(ValueError, match="18 images at the start, 17 at the end"):
+    with pytest.raises(ValueError, match="18 images were counted at the start, 17 at the end"):
         write_beton(source.samples(), tmp_path / "a.beton", num_samples=18)
 
     def failing() -> Iterator[Sample]:

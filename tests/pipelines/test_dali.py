@@ -336,7 +336,7 @@ def test_no_dali_is_said_with_the_install_line(
     with pytest.raises(ValueError, match="decoder 'dali': DALI is not installed") as error:
         DaliDecoder("beton", 1, 1, CPU)
     assert f'pip install "fastpsl-vision[{extra}]"' in str(error.value) and "\n" not in str(error.value)
-    assert "ffcv or torchvision" in str(error.value)
+    assert "turbo or torchvision" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_what_is_not_there_is_said_and_what_may_be_given(here: Path, source: str
         ),
         (
             lambda: open_source(source),
-            "a folder of images, a file of a known kind (docs/how_to/pack_a_dataset.md), or",
+            "a folder of images, a quoted glob, or a file of a known kind (https://fastpsl.github.io/fastpsl/how",
         ),
         (lambda: fastpsl.loader(source, batch_size=1), FORMS),
     ):
@@ -68,11 +68,11 @@ def test_files_folders_and_globs_pass(here: Path, source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("notes.md", f"notes.md: is no beton, and by its name no list of images; give {FORMS}"),
+        ("notes.md", f"notes.md: is no dataset file, and by its name no list of images; give {FORMS}"),
         ("empty", "empty: holds no images (.jpg, .jpeg, "),
         (
             "photos",
-            "photos: its folders train, val are parts of a data set and no class: write each alone, as in",
+            "photos: holds parts of a data set (train, val), not classes: write each alone, as in",
         ),
     ],
 )

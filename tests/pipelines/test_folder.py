@@ -201,7 +201,7 @@ def test_what_cannot_be_read_is_a_bad_sample(root: Path, decoder: str) -> None:
             batches(data, decoder, train=False)
     for path in flat.glob("Ü*"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"none of 4 images can be read \(a\.jpg: "):
+    with pytest.raises(ValueError, match=r"none of 4 images can be read, the first is a\.jpg: "):
         Folder(flat)
 
 
@@ -373,9 +373,9 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         if "dali" in READERS:
             assert choose_decoder("auto", data, CPU) == ("dali", "it reads folders")
         monkeypatch.setattr(dali, "why_missing", lambda device: "DALI is not installed; pip install it")
-        beton = "make a beton by `fastpsl data write`, which turbo reads fast"
+        pack = "pack the images with `fastpsl data write`, for turbo to read them"
         for device, advice in (
-            ("cpu", f"is slow: {beton}"),
+            ("cpu", f"is slow: {pack}"),
             ("cuda", "on the CPU is slow: DALI is not installed; pip install it"),
         ):
             with pytest.warns(UserWarning) as caught:

@@ -93,7 +93,7 @@ def test_what_is_refused_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"none")
     with unclosed() as caught:
-        with pytest.raises(ValueError, match="is no beton"):
+        with pytest.raises(ValueError, match="is no dataset file"):
             Beton(tmp_path / "*.beton")
         with pytest.raises(ValueError, match="none of 1 images can be read"):
             Folder(tmp_path / "images")

@@ -131,6 +131,6 @@ def test_an_order_of_ones_own_is_refused(beton: Path) -> None:
     with (
         Beton(beton) as data,
         Loader(data, [VIEW], batch_size_per_rank=16, order="quasi_random", lanes=LANES) as loader,
-        pytest.raises(ValueError, match="exclude each other; give order random"),
+        pytest.raises(ValueError, match="exclude each other; choose order random"),
     ):
         loader.epoch(0, 0, np.arange(NUM))

@@ -158,15 +158,15 @@ REFUSED = {
 def test_what_no_sound_file_holds(what: str) -> None:
     head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
     assert read_mat(head + NUMBER, ("a",))["a"].item() == 0
-    with pytest.raises(ValueError, match="fetch it again|are read here"):
+    with pytest.raises(ValueError, match="download it again|are read here"):
         read_mat(head + REFUSED[what], ("a",))
 
 
 def test_other_versions() -> None:
     for head, words in (
         (b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM", "7.3 .* with -v7"),
-        (b"no such thing" * 20, "fetch it again"),
-        (bytes(200), "fetch it again"),
+        (b"no such thing" * 20, "download it again"),
+        (bytes(200), "download it again"),
     ):
         with pytest.raises(ValueError, match=words):
             read_mat(head + bytes(64), ("a",))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -289,7 +290,7 @@ def test_epochs_of_a_beton_are_those_of_its_pages(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("lanes", "batch_size", "world", "message"),
     [
-        (0, 4, 1, "--lanes 0: must be 1 or more"),
+        (0, 4, 1, "--lanes 0: it must be 1 or more"),
         (
             4,
             4,
@@ -328,13 +329,16 @@ def test_the_lanes_that_a_refusal_names_work(tmp_path: Path, monkeypatch: pytest
 def test_data_without_pages_is_refused() -> None:
     with pytest.raises(ValueError, match="synthetic data lies in no pages; .* choose --order random"):
         QuasiRandom(Synthetic(100), lanes=2, batch_size_per_rank=4)
+    part = SimpleNamespace(kind="beton")  # as a Subset says
+    with pytest.raises(ValueError, match="subset data lies in no pages; .* choose --order random"):
+        QuasiRandom(part, lanes=2, batch_size_per_rank=4)  # type: ignore[arg-type]
 
 
 def test_a_header_with_impossible_pages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_paged(monkeypatch, tmp_path / "a.beton", 60)
     with Beton(path) as data:
         data.shards[0].page_size = 0
-        with pytest.raises(ValueError, match="a.beton: says that its pages have 0 bytes; write it again"):
+        with pytest.raises(ValueError, match="a.beton: says that its pages have 0 bytes, .*; write it again"):
             pages_of(data)
 
 

@@ -161,7 +161,7 @@ def test_it_is_chosen_for_a_small_raw_set_of_one_size_on_a_gpu(
         gpu = torch.device("cuda", 0)
         assert choose_decoder("auto", data, gpu) == (
             "resident",
-            "raw pictures of one size, 0 MB: kept on the device",
+            "raw images of one size, 0 MB: kept on the device",
         )
         assert choose_decoder("auto", data, torch.device("cpu"))[0] == (
             COMPILED[0] if COMPILED else "torchvision"
@@ -175,7 +175,7 @@ def test_it_is_chosen_for_a_small_raw_set_of_one_size_on_a_gpu(
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ([(jpeg(photo(0, 40, 36)), 40, 36, 0)], "some of its pictures are JPEGs"),
+        ([(jpeg(photo(0, 40, 36)), 40, 36, 0)], "some images are JPEGs"),
         ([(bytes(30), 5, 2, RAW), (bytes(30), 2, 5, RAW)], "sizes from 2 x 2 to 5 x 5 px"),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_set_that_does_not_fit_is_refused_with_figures(raw: Path, monkeypatch:
     with (
         Beton(raw) as data,
         pytest.raises(
-            ValueError, match=r"raw\.beton is 0\.00 GB, and cpu has 0\.00 GB free; use ffcv or dali"
+            ValueError, match=r"raw\.beton is 0\.00 GB, and cpu has 0\.00 GB free; use turbo or dali"
         ),
     ):
         Loader(data, VIEWS, batch_size_per_rank=4, decoder="resident")

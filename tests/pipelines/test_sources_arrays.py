@@ -120,13 +120,13 @@ def test_shards_together_are_the_whole(tmp_path: Path) -> None:
     [
         ({"images": IMAGES.astype(np.float32)}, "images float32"),
         ({"images": IMAGES.astype(np.int64)}, "images int64"),
-        ({"images": IMAGES[..., [0, 1, 2, 0]]}, "no images"),
+        ({"images": IMAGES[..., [0, 1, 2, 0]]}, "of another shape"),
         ({"images": IMAGES[:, :3]}, "channels may be first or last"),
-        ({"images": IMAGES[None]}, "no images"),
-        ({"images": IMAGES[0, 0]}, "no images [N, H, W, 3] by name"),
+        ({"images": IMAGES[None]}, "of another shape"),
+        ({"images": IMAGES[0, 0]}, "none is images [N, H, W, 3] by its name"),
         ({"images": IMAGES[:0]}, "no pixel"),
         ({"images": np.asfortranarray(IMAGES)}, "Fortran"),
-        ({"pictures": IMAGES}, "holds pictures uint8 [10, 8, 6, 3]; no images"),
+        ({"pictures": IMAGES}, "holds pictures uint8 [10, 8, 6, 3]; none is images"),
         ({}, "holds nothing"),
         (
             {"images": IMAGES, "x": IMAGES},

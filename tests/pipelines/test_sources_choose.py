@@ -46,7 +46,7 @@ def test_auto_tells_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("none", {}, "no such file or folder"),
         ("none-*.tar", {}, "no file matches"),
-        ("notes.md", {}, "no folder and no file of a known kind (.tar, .tar.gz"),
+        ("notes.md", {}, "neither a folder nor a file of a known kind (.tar, .tar.gz"),
         ("notes.txt", {}, "line 1, 'x', is neither an image's PATH nor PATH LABEL"),
         ("a.*", {}, "files of several kinds (npz, tar)"),
         ("a.npz", {"format": "cifar10"},
@@ -60,7 +60,7 @@ def test_auto_tells_sources_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("a.tar", {"split": "train"}, "a tar has no splits"),
         ("a.tar", {"image_column": "x"}, "--image-column and --label-column are for parquet"),
         ("photos", {"label_column": "x"}, "--image-column and --label-column are for parquet"),
-        ("?.tar", {"format": "npz"}, "2 files match; write them one by one"),
+        ("?.tar", {"format": "npz"}, "2 files match, and one is wanted; write them one by one"),
     ],
 )  # fmt: skip
 def test_what_is_no_source(src: str, options: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -186,26 +186,26 @@ def test_folders_and_tars_take_given_classes(tiny: Path) -> None:
     assert labelled(tiny / "none.beton") == (None, {"0.jpg": -1, "1.jpg": -1})
     for src, classes in ((".", ["few", "train", "val"]), ("parts.tar", ["train", "val"])):
         assert open_source(src, classes="folders").class_names == classes
-    with pytest.raises(ValueError, match="its folders train, val are parts of a data set and no class"):
+    with pytest.raises(ValueError, match=r"holds parts of a data set \(train, val\), not classes"):
         open_source("parts.tar")
 
 
 @pytest.mark.parametrize(
     ("src", "options", "words"),
     [
-        ("val", {}, "its only folder, images, is no class, and val_annotations.txt tells"),
-        ("val/images", {"labels": "devkit.txt"}, "devkit.txt: has numbers alone, and what they count is not"),
-        ("val/images", {"labels": "few.txt"}, "few.txt: has 2 lines, and val/images 3 images"),
+        ("val", {}, "its only folder, images, is not a class, and val_annotations.txt has"),
+        ("val/images", {"labels": "devkit.txt"}, "devkit.txt: has numbers alone, and does not tell which"),
+        ("val/images", {"labels": "few.txt"}, "few.txt: has 2 classes, and val/images has 3 images"),
         ("val/images", {"labels": "no.txt"}, "no.txt: no such file"),
-        ("train", {"labels": "synsets.txt"}, "train: has class folders (n01, ...), and synsets.txt a class"),
+        ("train", {"labels": "synsets.txt"}, "train: has class folders (n01, ...), and synsets.txt has one"),
         ("val/val_annotations.txt", {"labels": "few.txt"}, "is for a folder, and val/val_annotations.txt is"),
         ("val/val_annotations.txt", {"classes": "few.txt"},
          "1 of 2 classes are not among the 2 of --classes few.txt, the first is 'n03' (there: 'n01', ...)"),
         ("train", {"classes": "twice.txt"}, "--classes twice.txt: 'n01' is there twice"),
         ("train", {"classes": "devkit.txt"}, "devkit.txt: has numbers alone"),
         ("train", {"classes": "val/images"}, "val/images: has no class names"),
-        ("train", {"classes": "."}, "its folders train, val are parts"),
-        ("val/images", {"classes": "train"}, "the classes of val/images have no names; leave it out"),
+        ("train", {"classes": "."}, "holds parts of a data set (train, val)"),
+        ("val/images", {"classes": "train"}, "the classes of val/images have no names; leave --classes out"),
         ("files.txt", {"classes": "folders"}, "--classes folders: it is for folders and tars"),
     ],
 )  # fmt: skip

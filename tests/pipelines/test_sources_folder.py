@@ -53,12 +53,12 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "words", "training"),
     [
-        ("train val", "folders train, val are parts", ("train", "val")),
-        ("test train", "folders test, train are parts", ("train", "test")),
-        ("Train Valid test .git", "folders Train, Valid, test are parts", ("Train", "Valid")),
-        ("train validation", "folders train, validation are parts", ("train", "validation")),
-        ("train", "folder train is a part", ("train", None)),
-        ("test val", "folders test, val are parts", ("test", "val")),
+        ("train val", "train, val", ("train", "val")),
+        ("test train", "test, train", ("train", "test")),
+        ("Train Valid test .git", "Train, Valid, test", ("Train", "Valid")),
+        ("train validation", "train, validation", ("train", "validation")),
+        ("train", "train", ("train", None)),
+        ("test val", "test, val", ("test", "val")),
         ("plane train val", None, ("", None)),
     ],
 )
@@ -78,8 +78,9 @@ def test_the_parts_of_a_data_set_are_no_classes(
         with pytest.raises(ValueError) as caught:
             opening(root)
         assert str(caught.value) == (
-            f"{root}: its {words} of a data set and no class: write each alone, as in fastpsl data write "
-            f"'{root}/{train}' {train}.beton, or train with --data '{root}/{train}'{held_out}; "
+            f"{root}: holds parts of a data set ({words}), not classes: write each alone, "
+            f"as in fastpsl data write '{root}/{train}' {train}.beton, "
+            f"or train with --data '{root}/{train}'{held_out}; "
             f"fastpsl data write '{root}' OUT --classes folders takes them as classes"
         )
 
@@ -108,8 +109,8 @@ def test_a_list_beside_the_images_has_their_classes(tmp_path: Path) -> None:
         with pytest.raises(ValueError) as caught:
             opening(root)
         assert str(caught.value) == (
-            f"{root}: its only folder, images, is no class, and val_annotations.txt tells the images' "
-            f"classes: fastpsl data write {root}/val_annotations.txt OUT takes them (and --data the list); "
+            f"{root}: its only folder, images, is not a class, and val_annotations.txt has the images' "
+            f"classes: give the list, as in fastpsl data write {root}/val_annotations.txt OUT; "
             f"for images without labels give {root}/images"
         )
     flat = tree(tmp_path / "flat", {"0.jpg": b"x"})

@@ -132,7 +132,7 @@ def test_what_is_not_as_published(cifar: dict[str, Any], monkeypatch: pytest.Mon
             list(open_source(str(src), format, **options).samples())
         assert all(word in str(caught.value) for word in (str(src), *words)) and "\n" not in str(caught.value)
 
-    with pytest.raises(ValueError, match="--split val: cifar100? has train, test"):
+    with pytest.raises(ValueError, match="--split val: cifar100? has no such split; give one of train, test"):
         open_source(str(archive), split="val")
     for checked in folder.iterdir():
         if f"{folder.name}/{checked.name}" in editions.MD5:

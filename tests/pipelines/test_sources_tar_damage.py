@@ -151,7 +151,7 @@ def test_a_tar_that_changes_is_told(tmp_path: Path) -> None:
     for num in (2, 4):
         source = open_source(str(src))
         make_tar(src, {f"{i}.jpg": PHOTOS[i] for i in range(num)})
-        with pytest.raises(ValueError, match=f"3 images at the start, {num} at the end"):
+        with pytest.raises(ValueError, match=f"3 images were counted at the start, {num} at the end"):
             list(source.samples())
         make_tar(src, {f"{i}.jpg": PHOTOS[i] for i in range(3)})
 

@@ -54,7 +54,7 @@ def test_draws_are_the_samples_own() -> None:
 
 
 def test_two_ops_of_a_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match="Flip, Flip: two of one kind would share their draws"):
+    with pytest.raises(ValueError, match="Flip, Flip: two of one kind would share their random numbers"):
         ViewSpec(RandomResizedCrop(31), (Flip(), Flip(0.1)))
 
 

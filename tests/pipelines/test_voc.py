@@ -214,7 +214,7 @@ BOXES: dict[str, tuple[Spoil, str]] = {
     "right of it": (text("000007", "<xmax>64", "<xmax>65"),
                     r"000007.xml: the box 45.7 2 65 30.5 .* of a person is outside"),
     "below": (text("000007", "<ymax>48", "<ymax>48.5"),
-              "000007.xml: .* outside of the picture; its pixels are 1 to 64 and 1 to 48"),
+              "000007.xml: .* outside of the image; its pixels are 1 to 64 and 1 to 48"),
     "left, from 0": (text("000007", "<xmin>1<", "<xmin>0<"),
                      "000007.xml: the box 0 11 20 48 .* outside .* counted from 1"),
     "above": (text("000007", "<ymin>2.0", "<ymin>-3"), "000007.xml: .* outside"),
@@ -228,16 +228,16 @@ BOXES: dict[str, tuple[Spoil, str]] = {
     "strange class": (
         text("000007", "<name>dog", "<name>wolf"),
         r"000007.xml: class 'wolf' is none of the 20 \(aeroplane, bicycle, bird, ...\); "
-        + "name own classes in VOCdevkit/classes.txt",
+        + "write your own classes into VOCdevkit/classes.txt",
     ),
     "another size": (
         text("000007", "<width>64", "<width>65"),
-        "000007.xml: says 65 x 48 px, and the picture has 64 x 48",
+        "000007.xml: says 65 x 48 px, and the image has 64 x 48",
     ),
     "broken XML": (text("000007", "</annotation>", ""), "000007.xml: broken XML .* extract it again"),
     "an absent picture": (
         lists("000007\n000008\n000005\n000011\n"),
-        "2 of the 4 pictures .*trainval.txt names are missing, the first is 000008.jpg; "
+        "2 of the 4 images .*trainval.txt names are missing, the first is 000008.jpg; "
         + "extract .* VOCtrainval_06-Nov-2007.tar",
     ),
     "an absent annotation": (
@@ -245,7 +245,7 @@ BOXES: dict[str, tuple[Spoil, str]] = {
         "Annotations: 1 of the 2 annotations that .*trainval.txt names are missing, the first is 000005.xml",
     ),
     "twice": (lists("000007\n000005\n000007\n"), "trainval.txt: names 000007 twice"),
-    "nothing": (lists("\n"), "trainval.txt: names no picture"),
+    "nothing": (lists("\n"), "trainval.txt: names no image"),
     "a list of a class": (lists("000007  1\n"), "trainval.txt: the line '000007  1' is no id"),
     "no list": (
         lambda year: (year / "ImageSets" / "Main" / "trainval.txt").unlink(),
@@ -257,7 +257,7 @@ BOXES: dict[str, tuple[Spoil, str]] = {
     "no annotations": (lambda year: shutil.rmtree(year / "Annotations"), "VOC2007: holds no Annotations"),
     "an empty picture": (
         lambda year: (year / "JPEGImages" / "000007.jpg").write_bytes(b""),
-        "000007.jpg: cannot be read as a picture .*; extract the whole of VOCtrainval_06-Nov-2007.tar",
+        "000007.jpg: cannot be read as an image .*; extract the whole of VOCtrainval_06-Nov-2007.tar",
     ),
     "no such year": (
         lambda year: year.rename(year.with_name("VOC2008")),
@@ -298,8 +298,8 @@ def wrong_mask(change: Callable[[np.ndarray], np.ndarray | None]) -> Spoil:
 
 MASKS: dict[str, tuple[Spoil, str]] = {
     "another size": (wrong_mask(lambda mask: mask[:, 1:]),
-                     "2007_000032.png: has 69 x 50 px, and the picture 70 x 50"),
-    "turned": (wrong_mask(lambda mask: mask.T), "2007_000032.png: has 50 x 70 px, and the picture 70 x 50"),
+                     "2007_000032.png: has 69 x 50 px, and the image 70 x 50"),
+    "turned": (wrong_mask(lambda mask: mask.T), "2007_000032.png: has 50 x 70 px, and the image 70 x 50"),
     "no such class": (
         wrong_mask(lambda mask: mask.put(99, 21)),
         r"2007_000032.png: holds the number 21, which is no class; "
@@ -349,7 +349,7 @@ def test_what_is_wrong_with_sbd_is_said(root: Path, tmp_path: Path) -> None:
 
     file = place / "dataset" / "cls" / "2008_000001.mat"
     write_sbd_mask(file, mask_of(2, 44, 61), savemat)
-    refuse("2008_000001.mat: has 61 x 44 px, and the picture 60 x 44")
+    refuse("2008_000001.mat: has 61 x 44 px, and the image 60 x 44")
     write_sbd_mask(file, np.full((44, 60), 21, np.uint8), savemat)
     refuse("2008_000001.mat: holds the number 21")
     savemat(file, {"GTinst": {"Segmentation": np.zeros((44, 60), np.uint8)}})
@@ -364,7 +364,7 @@ def test_what_is_wrong_with_sbd_is_said(root: Path, tmp_path: Path) -> None:
         "extract the whole of benchmark.tgz"
     )
     (place / "dataset" / "val.txt").unlink()
-    refuse("dataset: holds no val.txt; extract the whole of benchmark.tgz")
+    refuse("dataset: holds no val.txt of SBD; extract the whole of benchmark.tgz")
     shutil.rmtree(place)
     refuse("benchmark_RELEASE: no SBD")
 
@@ -379,9 +379,7 @@ def test_what_is_learned_from_is_not_scored(root: Path) -> None:
     learned, scored = open_train_and_test(root, TRAINVAL, ("2007_test",), "boxes")
     assert (learned.num_samples, scored.image_id(0)) == (2, "000009")
     (root / "VOC2007" / "ImageSets" / "Main" / "test.txt").write_text("000009\n000007\n")
-    with pytest.raises(
-        ValueError, match=r"1 pictures are learned from .* and scored .*, the first is 000007"
-    ):
+    with pytest.raises(ValueError, match=r"1 images are learned from .* and scored .*, the first is 000007"):
         open_train_and_test(root, TRAINVAL, ("2007_test",), "boxes")
 
 

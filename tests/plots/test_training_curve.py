@@ -54,7 +54,7 @@ def test_the_curve_draws_means_held_out_points_and_the_rate_as_it_was(tmp_path: 
     ]  # fmt: skip
     legend = loss.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["S1", "S1, held out", "S2"]
+    assert [text.get_text() for text in legend.get_texts()] == ["S1", "S1, validation", "S2"]
 
 
 def test_a_curve_of_a_run_with_an_odd_name(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_scores_result_and_figure_of_the_sample(recipe: Any, tmp_path: Path) -> 
         "the embedded sample: size_px 84 (default 224), batch_size 32 (default 256), "
         "episodes 200 (default 10000)"
     )
-    assert lines[2] == "5-way 5-shot, 200 episodes of 75 queries, alexnet; 160 pictures of 8 classes", lines
+    assert lines[2] == "5-way 5-shot, 200 episodes of 75 queries, alexnet; 160 images of 8 classes", lines
     result = json.loads((out / "result.json").read_text())
     numbers, blocks = result["numbers"], ("B3", "B4", "B5", "B5_max_pool")
     assert list(numbers) == [f"{what}_{block}" for block in blocks for what in ("accuracy", "interval")]
@@ -113,7 +113,7 @@ def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
     for name, ranks in (("one", 0), ("two", 2)):
         done = run(RECIPE, *arguments, "--out", tmp_path / name, ranks=ranks)
         assert done.returncode == 0, done.stderr
-        assert "7 pictures of 2 classes" in done.stdout
+        assert "7 images of 2 classes" in done.stdout
         results.append(json.loads((tmp_path / name / "result.json").read_text()))
     assert results[0]["numbers"] == results[1]["numbers"] and len(results[0]["numbers"]) == 8
     assert results[0]["settings"]["features"] == results[1]["settings"]["features"]
@@ -176,7 +176,7 @@ def test_an_image_that_cannot_be_decoded_is_in_no_episode(recipe: Any, tmp_path:
     outcome = recipe(*arguments, "3", "--out", tmp_path / "b")
     refused(outcome, "few_shot", "n0100000002.jpg")
     outcome = recipe(*arguments, "3", "--out", tmp_path / "c", "--on-bad-sample", "skip")
-    refused(outcome, "few_shot", "5 pictures of a class", "class n01 has 4")
+    refused(outcome, "few_shot", "5 images of a class", "class n01 has 4")
 
 
 def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -> None:
@@ -188,10 +188,10 @@ def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -
     tiny = beton(tmp_path / "tiny.beton", [0, 1] * 4, side_px=40)
     for arguments, words in (
         ((*data, *RANDOM), ("--ways 5", "3 classes")),
-        ((*data, *RANDOM, *five, "--queries", "3"), ("5 pictures of a class", "class boat has 4")),
+        ((*data, *RANDOM, *five, "--queries", "3"), ("5 images of a class", "class boat has 4")),
         (("--data", uneven, *SMALL, *RANDOM, *five), ("class house has 3",)),
         (("--data", without, *SMALL, *RANDOM, *five), ("few-shot classification needs labels", "1 of 5")),
-        (("--data", tiny, *SMALL, *RANDOM, *five), ("--source-px 84: the data has pictures of 40 px",)),
+        (("--data", tiny, *SMALL, *RANDOM, *five), ("--source-px 84: the data has images of 40 px",)),
         ((*data, *RANDOM, *five, "--size-px", "70"), ("--size-px 70",)),
         ((*data, *RANDOM, *five, "--block", "B3", "B9"), ("--block B9", "B1 to B7")),
         ((*data, *RANDOM, *five, "--block", "B3", "conv3"), ("each once",)),

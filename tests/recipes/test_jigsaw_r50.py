@@ -50,7 +50,7 @@ def test_smallest_run_ends_with_lines_and_figures(
     lines = outcome.out.splitlines()
     assert lines[0].startswith(f"the embedded sample: {told}") and "(paper 256)" in lines[0]
     assert [line[:2] for line in lines[1:4]] == ["S1", "S2", "S3"]
-    assert all("held-out accuracy" in line and "chance" in line for line in lines[1:4])
+    assert all("validation accuracy" in line and "chance" in line for line in lines[1:4])
     paths = [Path(line.rsplit(" ", 1)[1]) for line in lines[4:]]
     assert [p.name for p in paths] == [
         "step-00000003.pt",
@@ -104,7 +104,7 @@ def test_data_that_cannot_be_read_is_refused(recipe: Start, tmp_path: Path) -> N
         (("--batch-size", "32", "--accumulate", "5"), ("does not divide", "multiple of 5")),
         (("--batch-size", "1000"), ("480", "1000")),
         (("--short-side", "90"), ("90", "96")),
-        (("--counts", "9", "8", "7"), ("must rise",)),
+        (("--counts", "9", "8", "7"), ("give --counts that rise",)),
         (("--counts", "8", "9", "--levels", "1", "2", "3"), ("--levels 1 2 3", "1 to 2")),
         (("--epochs", *"111111"), ("(1, 1, 1, 1, 1, 1)", "at most 5")),
         (("--partition", "1-2", "2-3", "5"), ("hole", "B4")),

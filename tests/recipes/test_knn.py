@@ -63,7 +63,7 @@ def test_scores_result_and_figure_of_the_sample(recipe: Any, tmp_path: Path) -> 
     lines = outcome.out.splitlines()
     assert lines[0].startswith("the embedded sample: k 1 5 10 20 (default 10 20 100 200)")
     assert lines[1].startswith("weights: resnet18, random weights; input RGB")
-    assert lines[2] == "160 held-out images, neighbours of 480; B5 of resnet18"
+    assert lines[2] == "160 validation images, neighbours of 480; B5 of resnet18"
     assert " ".join(lines[3].split()) == "weighted % k 1 k 5 k 10 k 20 mean"
     assert " ".join(lines[5].split()) == "majority % k 1 k 5 k 10 k 20 mean"
     assert lines[7:] == [f"result {out / 'result.json'}", f"neighbours {out / 'neighbours.png'}"]
@@ -121,7 +121,7 @@ def test_several_blocks_are_each_as_alone(
     assert all(crop.shorter_px == crop.size_px for crop in crops)  # --whole holds for the sheets, too
     numbers = json.loads((tmp_path / "all" / "result.json").read_text())["numbers"]
     lines = outcome.out.splitlines()[2:]
-    assert lines[0] == "160 held-out images, neighbours of 480; B2, B4, B5 of resnet18"
+    assert lines[0] == "160 validation images, neighbours of 480; B2, B4, B5 of resnet18"
     assert " ".join(lines[1].split()) == "majority % k 1 k 3 k 15 mean"
     table = []
     for number, block in enumerate(("B2", "B4", "B5")):
@@ -178,7 +178,7 @@ def test_requests_that_cannot_be_met_are_one_line(recipe: Any, tmp_path: Path) -
         ((*sample, *RANDOM, "--k", "5", "--block", "B6"), ("B6", "B1 to B5")),
         ((*sample, *ALEXNET, "--k", "5", "--block", "B8"), ("--block B8", "B1 to B7", "fc7")),
         ((*sample, *RANDOM, "--k", "5", "--block", "B2", "B5", "final"), ("B2 B5 final", "each once")),
-        ((*sample, *ALEXNET, "--k", "5"), ("--size-px 32", "63 px and more")),
+        ((*sample, *ALEXNET, "--k", "5"), ("--size-px 32", "63 px or more")),
         ((*sample, "--k", "5"), ("--checkpoint", "--random-weights")),
         ((*sample, "--k", "5", "--checkpoint", tmp_path / "absent.pt"), ("absent.pt",)),
         (("--data", paths.train_32, *RANDOM, "--k", "5"), ("--val",)),

@@ -78,7 +78,7 @@ def test_a_run_puts_every_block_on_record(recipe: Start, supervised: Path, tmp_p
         assert float(score) == pytest.approx(record["numbers"][f"top1_{block}"], abs=0.051)
     highest = max(record["numbers"][f"top1_{block}"] for block in BLOCKS[:5])
     (best,) = [line for line in outcome.out.splitlines() if line.startswith("best of 5 blocks: B")]
-    assert best.endswith(f", held-out top-1 {highest:.1f} %")
+    assert best.endswith(f", validation top-1 {highest:.1f} %")
     assert record["numbers"][f"top1_{best.split()[4].strip(',')}"] == highest
     with Image.open(tmp_path / "result.png") as chart:
         assert chart.size[0] > 600
@@ -239,8 +239,8 @@ def test_a_summary_has_each_block() -> None:
         "held_out": {"loss": 3.0, **{f"top{k}_{b}": 0.5 for b in BLOCKS for k in (1, 5)}},
     }  # fmt: skip
     assert summary_line(summary) == (
-        "linear (level G1): 4 steps in 0:00:05, held-out top-1 B1 50.0, B2 50.0, B3 50.0, B4 50.0, B5 50.0, "
-        "final 50.0 % (chance 0.1 %)"
+        "linear (level G1): 4 steps in 0:00:05, validation top-1 B1 50.0, B2 50.0, B3 50.0, B4 50.0, "
+        "B5 50.0, final 50.0 % (chance 0.1 %)"
     )
 
 

@@ -49,7 +49,7 @@ def test_smallest_run_ends_with_lines_and_figures(
     assert code == 0, err
     lines = printed.splitlines()
     assert lines[0].startswith("the embedded sample: ") and "batch_size 8 (paper 256)" in lines[0]
-    ends = [line for line in err.splitlines() if "held-out accuracy" in line]
+    ends = [line for line in err.splitlines() if "validation accuracy" in line]
     assert [line[:13] for line in ends] == ["S1 (level G1)", "S2 (level G2)", "S3 (level G3)"]
     assert all("(chance 6.7 %)" in line for line in ends)
     sheets = [Path(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("contact sheet ")]
@@ -125,7 +125,7 @@ def test_two_ranks_train_all_stages(tmp_path: Path) -> None:
     arguments = (*SMALL, *images_of_32_px(), "--val", sample_paths().test_32)
     done = run(RECIPE, *arguments, "--max-steps-per-stage", 1, "--out", out, ranks=2, timeout=280)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("held-out accuracy") == 3, done.stderr
+    assert done.stderr.count("validation accuracy") == 3, done.stderr
     state = newest_checkpoint(out)
     assert state["position"]["run_step"] == 3
     assert all(torch.isfinite(p).all() for p in state["backbone"].values())

@@ -189,7 +189,10 @@ def test_two_ranks(labels: Path, tmp_path: Path) -> None:
         (("--lambda", "-1"), ("--lambda -1", "0 or more")),
         (("--no-proxy",), ("leaves nothing to learn", "give --pseudo-labels")),
         (("--pseudo-labels", "nowhere.npz"), ("nowhere.npz",)),
-        (("--pseudo-labels", "coupled", "--num-clusters", "481"), ("481 clusters of 480", "at most 480")),
+        (
+            ("--pseudo-labels", "coupled", "--num-clusters", "481"),
+            ("--num-clusters 481 for 480", "at most 480"),
+        ),
         (("--pseudo-labels", "coupled", "--num-clusters", "1"), ("--num-clusters 1", "2 or more")),
         (("--backbone", "nin7"), ("--backbone nin7", "nin5")),
     ],

@@ -174,7 +174,7 @@ def test_a_file_of_labels_must_be_the_datas(recipe: Start, tmp_path: Path) -> No
     refused(start(short), "uic_alexnet", "short.npz", "sample 479 not at all")
     refused(start(other_data), "uic_alexnet", "other.npz", "another data set")
     refused(start(wrong), "uic_alexnet", "wrong.npz", "classes 0 to 7")
-    refused(start(test), "uic_alexnet", "test.npz", "the test pictures")
+    refused(start(test), "uic_alexnet", "test.npz", "the test images")
     refused(start(tmp_path / "none.npz"), "uic_alexnet", "none.npz")
     refused(start(labels, "--num-clusters", 8), "uic_alexnet", "16 classes, not 8")
 

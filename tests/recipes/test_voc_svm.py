@@ -86,7 +86,7 @@ def test_scores_result_and_image(recipe: Any, devkit: Path, tmp_path: Path) -> N
         assert numbers[f"mAP_{block}"] == pytest.approx(means[-1], abs=1e-3)
     assert numbers["mAP"] == pytest.approx(max(means), abs=1e-3) and len(numbers) == 5 + 1 + 15
     assert result["settings"]["fits"] == 15 * 34
-    assert lines[2].startswith("3 classes, 510 SVMs of 36 pictures, scored on 20; by chance ")
+    assert lines[2].startswith("3 classes, 510 SVMs of 36 images, scored on 20; by chance ")
     table = [line.split() for line in lines if line[:2] in BLOCKS or line.startswith("best")]
     assert table == [
         [name, f"{value:.1f}"] for name, value in zip((*BLOCKS, "best"), (*means, max(means)), strict=True)
@@ -214,7 +214,7 @@ def test_requests_that_cannot_be_met_are_one_line(recipe: Any, devkit: Path, tmp
         ((*data, "--costs", "mine"), ("mine", "vissl", "fsb")),
         ((*data, "--backbone", "nin4"), ("nin4 has the blocks B1 to B4", "B1 to B5")),
         (("--data", tmp_path / "absent"), ("absent",)),
-        (("--data", single), ("of the 2 pictures of 2007_trainval", "3 folds")),
+        (("--data", single), ("of the 2 images of 2007_trainval", "3 folds")),
     ):  # fmt: skip
         backbone = () if "--backbone" in arguments else ("--backbone", "resnet18")
         refused(recipe(*SMALL, "--random-weights", *backbone, *arguments, "--out", out), "voc_svm", *words)

@@ -52,11 +52,11 @@ def test_the_best_block_is_one_for_all_seeds(tmp_path: Path) -> None:
         ({"science": {"levels": [2, 1, 3]}}, "levels 2 1 3, here default"),
         ({"science": {"partition": ["1-2", "3-5"]}}, "partition 1-2 3-5"),
         ({"science": {"frozen_batchnorm": "train"}}, "frozen_batchnorm train"),
-        ({"science": {"data_digest": "f" * 32}}, "pre-trained on other pictures"),
+        ({"science": {"data_digest": "f" * 32}}, "pre-trained on other images"),
         ({"science": {"permutations": "of a file"}}, "pre-trained with permutations of a file"),
         ({"settings": {"size_px": 64}}, "evaluated with size_px 64, here 96"),
         ({"checkpoint": {"input": {"channels": "L"}}}, "sees L, here RGB"),
-        ({"data": {"train": "a" * 32, "val": "a" * 32}}, "scored on the pictures that it learned from"),
+        ({"data": {"train": "a" * 32, "val": "a" * 32}}, "scored on the images that it learned from"),
         ({"numbers": {"top1_B1": 1.0}}, "it has no top1_B2, top1_B3"),
     ],
 )
@@ -121,7 +121,7 @@ def test_data_sets_are_never_mixed(tmp_path: Path) -> None:
         report(tmp_path)
     made = report(tmp_path, asked=DataSet("e" * 32))
     assert [result.path for _, _, result in made.used] == [two]
-    assert "of other pictures (aaaaaaaa/bbbbbbbb" in made.matches.unused[one]
+    assert "of other images (aaaaaaaa/bbbbbbbb" in made.matches.unused[one]
     assert not report(tmp_path, asked=DataSet("0" * 32)).used
     assert not report(tmp_path, asked=DataSet("e" * 32, "0" * 32)).used
 

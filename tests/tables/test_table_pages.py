@@ -135,7 +135,7 @@ def test_at_the_papers_scale_the_difference_is_shown(
     assert "1 of 5 results" in capsys.readouterr().out
     markdown = (tmp_path / "out" / "psl-5.md").read_text()
     assert "| ours | 10.0 | 20.0 | 30.0 | 40.0 | 35.0 |" in markdown
-    assert "1,281,167 training and 50,000 held-out pictures" in markdown and "ImageNet's numbers" in markdown
+    assert "1,281,167 training and 50,000 validation images" in markdown and "ImageNet's numbers" in markdown
     assert "| ours − paper | −0.9 | −7.0 | −13.2 | −10.9 | −3.5 |" in markdown
 
 

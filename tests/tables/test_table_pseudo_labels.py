@@ -53,8 +53,8 @@ def test_neighbours_clusters_and_figures(tmp_path: Path) -> None:
     assert ours(report(tmp_path, "sslpp/fig4"), "Ours+Rot.") == ["33.0"]
     made = report(tmp_path, "sslpp/fig5")
     assert ours(made, "Ours+Rot.") == ["44.0"] and ours(made, "Random") == ["22.0"]
-    assert "Ours: 160 held-out pictures (digests aaaaaaaa/bbbbbbbb)" in made.data_words()
-    assert "paper shows pictures and prints no number" in markdown(made)
+    assert "Ours: 160 validation images (digests aaaaaaaa/bbbbbbbb)" in made.data_words()
+    assert "paper shows images and prints no number" in markdown(made)
 
 
 def refused(runs: Path, table: str, path: Path, why: str) -> bool:
@@ -73,7 +73,7 @@ def refused(runs: Path, table: str, path: Path, why: str) -> bool:
         ({"epochs": [99]}, "its pseudo-labels made with epochs 99, here 4"),
         ({"backbone": "resnet18"}, "its pseudo-labels made with backbone resnet18, here resnet34_iic"),
         ({"seed": 1}, "its pseudo-labels of seed 1, its own is 0"),
-        ({"data_digest": "f" * 32}, "its pseudo-labels made from other pictures"),
+        ({"data_digest": "f" * 32}, "its pseudo-labels made from other images"),
         ({"cut": True}, "its pseudo-labels made by a run that --max-steps-per-stage cut short"),
     ],
 )
@@ -220,7 +220,7 @@ def test_stl_10_learns_from_other_images_than_it_is_evaluated_on(tmp_path: Path)
     learned = {"data_digest": STL["val"]}
     path = put(tmp_path, ROTATION, KNN, NEIGHBOURS, data=STL, science=learned, seed=2)
     assert (
-        "pre-trained on the pictures that it was evaluated on"
+        "pre-trained on the images that it was evaluated on"
         in report(tmp_path, "sslpp/5-stl").matches.unused[path]
     )
 

@@ -126,8 +126,8 @@ def test_the_distance_from_the_supervised_row(tmp_path: Path) -> None:
     assert gain.ours[2:] == (8.0, 8.0) and gain.paper[3] == pytest.approx(2.4)
     page = markdown(made)
     assert "| **Jigsaw \\[38\\]** | R50 | paper | 48.9 | 75.1 | 52.9 | −4.5 |" in page
-    assert "pre-trained on pictures of digest aaaaaaaa" in page
-    assert "detection/pirl: 480 training and 160 held-out pictures (digests 11111111/22222222)" in page
+    assert "pre-trained on images of digest aaaaaaaa" in page
+    assert "detection/pirl: 480 training and 160 validation images (digests 11111111/22222222)" in page
     assert "The paper's numbers are of VOC07+12" in page
 
 
@@ -145,7 +145,7 @@ def test_other_folders_of_voc_are_not_mixed(tmp_path: Path) -> None:
         report(tmp_path, "psl/8")
     made = report(tmp_path, "psl/8", asked=DataSet(others=(("voc detection/pirl val", "9" * 32),)))
     assert [result.path for _, _, result in made.used] == [two]
-    assert "of other pictures" in made.matches.unused[one]
+    assert "of other images" in made.matches.unused[one]
     assert "detection/pirl val 22222222" in made.matches.unused[one]
 
 
@@ -154,8 +154,8 @@ def test_other_folders_of_voc_are_not_mixed(tmp_path: Path) -> None:
     [
         ({"settings": {"steps": 7}}, "evaluated with steps 7, here 40"),
         ({"science": {"plan": "other"}}, "plan other"),
-        ({"data": VOC_DIGESTS | {"own": "1" * 32}}, "pre-trained on the pictures that it was evaluated on"),
-        ({"data": VOC_DIGESTS | {"val": "1" * 32}}, "scored on the pictures that it learned from"),
+        ({"data": VOC_DIGESTS | {"own": "1" * 32}}, "pre-trained on the images that it was evaluated on"),
+        ({"data": VOC_DIGESTS | {"val": "1" * 32}}, "scored on the images that it learned from"),
         ({"numbers": {"AP": 1.0}}, "it has no AP50, AP75"),
         ({"cut": True}, "cut short"),
     ],
@@ -200,7 +200,7 @@ def test_what_has_no_held_out_images_and_two_sizes(tmp_path: Path) -> None:
     assert ours(made, "UIC 3k, 84 px")[3] == "55.0" and ours(made, "DeepCluster, 84 px") == ["None"] * 4
     page = markdown(made)
     assert "| paper | 48.79 | 53.03 | 62.46 | 65.05 |" in page  # the digits that the paper prints
-    assert "few_shot: 160 held-out pictures (digests 22222222)" in page
+    assert "few_shot: 160 validation images (digests 22222222)" in page
 
 
 def test_random_weights_tell_nothing_of_what_was_pre_trained_on(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_the_voc_that_is_named_decides(tmp_path: Path, capsys: pytest.CaptureFix
         put(runs, measure.weights, measure.evaluation, number, data=data | {"val": "9" * 32}, seed=1)
     words = ("--scale", "tiny", "--voc", str(root))
     said, _ = commands_said(capsys, "sslpp/fig3", runs, *words)
-    assert "4 of 108 results" in said and said.count("of other pictures") == 4
+    assert "4 of 108 results" in said and said.count("of other images") == 4
     broken = next((root / "VOC2012" / "SegmentationClass").glob("*.png"))
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(broken)
     with pytest.raises(SystemExit) as caught:

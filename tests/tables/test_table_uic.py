@@ -62,7 +62,7 @@ def test_nmi_and_probes_are_of_one_data_set(tmp_path: Path) -> None:
         put(tmp_path, RAW, CLUSTERS, {"nmi_true": 40.0 + seed}, seed=seed)
     made = report(tmp_path, "uic/1")
     assert ours(made, "UIC 3k") == ["30.0 ± 0.0 (3)", "40.0 ± 0.0 (3)", "50.0 ± 0.0 (3)", "41.0 ± 1.0 (3)"]
-    assert "480 training and 160 held-out pictures" in made.data_words()
+    assert "480 training and 160 validation images" in made.data_words()
     assert not [one for one in made.missing if one.weights == RAW]
     put(tmp_path, replace(RAW, variant="5k"), CLUSTERS, {"nmi_true": 1.0}, data=DIGESTS | {"train": "e" * 32})
     with pytest.raises(ValueError, match="2 data sets"):
@@ -72,7 +72,7 @@ def test_nmi_and_probes_are_of_one_data_set(tmp_path: Path) -> None:
 def test_nmi_alone_needs_no_held_out_images(tmp_path: Path) -> None:
     put(tmp_path, RAW, CLUSTERS, {"nmi_true": 38.0})
     made = report(tmp_path, "uic/1")
-    assert ours(made, "UIC 3k")[3] == "38.0" and "Ours: 480 training pictures (digests" in made.data_words()
+    assert ours(made, "UIC 3k")[3] == "38.0" and "Ours: 480 training images (digests" in made.data_words()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_of_the_random_rows_each_has_its_channels(tmp_path: Path) -> None:
         ({}, ""),
         ({"augment": "strong"}, "before it was fine-tuned: pre-trained with augment strong"),
         ({"epochs": [3]}, "before it was fine-tuned: pre-trained with epochs 3, here 12"),
-        ({"data_digest": "f" * 32}, "fine-tuned on other pictures"),
+        ({"data_digest": "f" * 32}, "fine-tuned on other images"),
         ({"fine_tune": "e" * 64}, "before it was fine-tuned: fine-tuned"),
         (None, "without saying what it fine-tunes"),
     ],

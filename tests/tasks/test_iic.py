@@ -91,7 +91,7 @@ def test_first_weights_are_iics() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_copies": 0}, "--num-copies 0: IIC compares a picture with transformed copies, so it needs 1"),
+        ({"num_copies": 0}, "--num-copies 0: IIC compares an image with transformed copies, so it needs 1"),
         ({"num_clusters": 1}, "--num-clusters 1: .* give 2 or more"),
         ({"second_clusters": 1}, "--second-clusters 1: .* give 2 or more"),
         ({"num_sub_heads": 0}, "--num-sub-heads 0"),
@@ -110,7 +110,7 @@ def test_the_limits_themselves_are_possible() -> None:
         warnings.simplefilter("error")
         iic(crop_share=1.0, num_copies=1, num_sub_heads=1, num_clusters=2).check_data(Synthetic(2), 2)
         iic(num_copies=2).check_data(Synthetic(70), 35)
-    with pytest.warns(UserWarning, match="--batch-size 35 makes 70 pairs a step, .* how 72 clusters"):
+    with pytest.warns(UserWarning, match="--batch-size 35 makes 70 pairs per step, .* how 72 clusters"):
         iic(num_copies=2, second_clusters=72).check_data(Synthetic(72), 35)
 
 

@@ -301,7 +301,7 @@ def test_clusters_must_find_images_and_pairs(tmp_path: Path) -> None:
         fit(tmp_path / "a", Watched(num_clusters=481))
     with pytest.raises(ValueError, match="--second-clusters 481 for 480 training images"):
         fit(tmp_path / "b", Watched(second_clusters=481))
-    with Beton(sample_paths().train_32) as data, pytest.warns(UserWarning, match="5 makes 10 pairs a step"):
+    with Beton(sample_paths().train_32) as data, pytest.warns(UserWarning, match="5 makes 10 pairs per step"):
         Watched().check_data(data, (CLUSTERS - 1) // COPIES)
 
 

@@ -152,7 +152,7 @@ def test_impossible_levels_are_refused() -> None:
         "embedding_width": 5,
     }
     for counts in ((12, 6, 24), (6, 12, 25), (1, 2, 3)):
-        with pytest.raises(ValueError, match="must rise"):
+        with pytest.raises(ValueError, match="give --counts that rise"):
             Jigsaw(permutations, counts, **sizes)
     with pytest.raises(ValueError, match="grid"):
         Jigsaw(permutations, (6,), grid=2, **sizes)

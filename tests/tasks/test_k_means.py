@@ -56,7 +56,7 @@ def test_samples_without_a_row_are_not_drawn() -> None:
     rows, numbers = rows_of(3, 4), np.array([1, 3, 5])
     initial = drawn_rows(rows, numbers, 3, 7, 0, 0, one_process())
     assert sorted(initial.tolist()) == sorted(rows.tolist())
-    with pytest.raises(ValueError, match="3 images can be decoded, for 4 clusters"):
+    with pytest.raises(ValueError, match="--num-clusters 4: only 3 images can be decoded"):
         drawn_rows(rows, numbers, 4, 7, 0, 0, one_process())
 
 

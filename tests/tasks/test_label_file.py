@@ -239,7 +239,7 @@ def test_labels_to_learn_from(tmp_path: Path) -> None:
     assert labels_of(own_file, RunOptions()) is labels
     for options in (RunOptions(), RunOptions(data=str(paths.train), val=str(paths.test))):
         message = one_line(labels_of, other_file, options)
-        assert message.startswith(f"{other_file} labels the held-out images: these are the test pictures")
+        assert message.startswith(f"{other_file} labels the validation images: these are the test images")
     assert "another data set" in one_line(labels_of, other_file, RunOptions(data=str(paths.train)))
     assert "no labels" in one_line(labels_of, tmp_path / "none.npz", RunOptions())
 
@@ -299,9 +299,9 @@ def test_nothing_is_learned_from_a_split_made_for_testing(tmp_path: Path, split:
         path = write(tmp_path / "labels.npz", [0, 1, 0, 1], 2, data)
         assert read_labels(path, data).split == split  # reading them for a report is allowed
     message = one_line(labels_of, path, RunOptions(data=str(source)))
-    assert message.startswith(f"{path} labels a split named {split}: these are the test pictures")
+    assert message.startswith(f"{path} labels a split named {split}: these are the test images")
     (tmp_path / "some.beton.json").unlink()  # the file of labels still has the split
-    assert "the test pictures" in one_line(labels_of, path, RunOptions(data=str(source), seed=1))
+    assert "the test images" in one_line(labels_of, path, RunOptions(data=str(source), seed=1))
 
 
 def test_a_file_that_knows_no_split_is_still_of_the_datas(tmp_path: Path) -> None:

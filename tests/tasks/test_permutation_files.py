@@ -26,7 +26,7 @@ def test_npy_counted_from_0_or_1(tmp_path: Path) -> None:
         (np.array([[0, 1, 1]]), "row 0 is no permutation of 3"),
         (np.array([[1, 2, 3], [0, 1, 2]]), "row 0 is no permutation"),
         (np.array([[2, 3, 4], [4, 2, 3]]), "row 0 is no permutation of 3: .2, 3, 4."),
-        (np.array([[0, 1], [1, 0], [0, 1]]), "1 of 3 permutations are there twice"),
+        (np.array([[0, 1], [1, 0], [0, 1]]), "1 of 3 permutations repeat another"),
         (np.zeros((0, 9), np.int64), "wanted"),
         (np.arange(9), "wanted"),
         (np.array([[0.0, 1.0]]), "wanted"),

@@ -164,7 +164,7 @@ def test_every_choice_is_as_likely() -> None:
 def test_more_than_the_draws_give_is_refused() -> None:
     members = [np.arange(i, 2000 * 300, 300) for i in range(300)]
     for ways, shots in ((256, 1), (2, 1024)):
-        with pytest.raises(ValueError, match="allowed are 255 classes and 1,024 pictures of one"):
+        with pytest.raises(ValueError, match="allowed are 255 classes and 1,024 images of each"):
             draw_episodes(members, 2, ways, shots, 1, 0)
     assert draw_episodes(members, 2, 255, 1, 1, 0).support.shape == (2, 255, 1)
 
@@ -182,7 +182,7 @@ def test_classes_and_what_is_too_few() -> None:
     assert [rows.tolist() for rows in classes_of(data, 2, 3)] == [[1, 4, 5], [0, 2, 6, 7]]
     assert [rows.tolist() for rows in classes_of(data, 2, 2, bad=[4])] == [[1, 5], [0, 2, 6, 7]]
     assert data.labels()[4] == 2
-    with pytest.raises(ValueError, match="ask for 4 pictures of a class, and class boat has 3"):
+    with pytest.raises(ValueError, match="ask for 4 images of a class, and class boat has 3"):
         classes_of(data, 2, 4)
     with pytest.raises(ValueError, match="class boat has 2"):
         classes_of(data, 2, 3, bad=[4])
@@ -309,7 +309,7 @@ def test_ranks_see_batches_of_one_shape(of_84: Beton) -> None:
 def test_the_shorter_side_of_the_data_must_reach_the_sources(tmp_path: Path) -> None:
     image = np.zeros((84, 120, 3), np.uint8)
     with beton(tmp_path / "wide.beton", [image, image]) as data:
-        with pytest.raises(ValueError, match="--source-px 100: the data has pictures of 84 px"):
+        with pytest.raises(ValueError, match="--source-px 100: the data has images of 84 px"):
             works(data, source_px=100)
         assert works(data, source_px=84)[0].source_px == 84
 
@@ -326,9 +326,9 @@ def test_the_shorter_side_of_the_data_must_reach_the_sources(tmp_path: Path) -> 
             {"blocks": ("B6_max_pool",)},
             ("--block B6_max_pool", "maps of 1 x 1 are smaller than the pool's 3 x 3"),
         ),
-        ({"source_px": 85}, ("--source-px 85: the data has pictures of 84 px",)),
+        ({"source_px": 85}, ("--source-px 85: the data has images of 84 px",)),
         ({"size_px": 83}, ("--size-px 83", "--source-px 84 as they are or enlarged")),
-        ({"size_px": 50, "source_px": 50}, ("--size-px 50", "63 px and more")),
+        ({"size_px": 50, "source_px": 50}, ("--size-px 50", "63 px or more")),
     ],
 )  # fmt: skip
 def test_what_cannot_be_had_is_one_line(

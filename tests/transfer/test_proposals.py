@@ -151,7 +151,7 @@ def test_at_most_so_many(tmp_path: Path) -> None:
 def test_several_files(tmp_path: Path) -> None:
     paths = write_mat(tmp_path / "a.mat", IDS[:2]), write_mat(tmp_path / "b.mat", IDS[2:])
     assert opened(NamedImages(*IDS), *paths).boxes(2).tolist() == BOXES
-    with pytest.raises(ValueError, match=r"b\.mat: proposals for 5, which there were before"):
+    with pytest.raises(ValueError, match=r"b\.mat: holds proposals for 5 a second time"):
         opened(NamedImages(*IDS), paths[0], write_mat(tmp_path / "b.mat"))
 
 
@@ -198,13 +198,13 @@ def test_proposals_for_other_images(tmp_path: Path) -> None:
 def test_boxes_outside(tmp_path: Path, pixels: list[float]) -> None:
     boxes = [PIXELS, np.concatenate([PIXELS, [pixels]]), PIXELS]
     message = refused(write_mat(tmp_path / "a.mat", boxes=boxes))
-    assert "7: box " in message and "is not inside of the picture of 500 x 375 px" in message
+    assert "7: box " in message and "is not inside of the image of 500 x 375 px" in message
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     whole = write_mat(tmp_path / "whole.mat").read_bytes()
     files: dict[str, tuple[str, bytes | Callable[[Path], Any]]] = {
-        "proposals are Fast R-CNN's .mat": ("a.txt", b""),
+        "no file of proposals; give Fast R-CNN's .mat": ("a.txt", b""),
         "it does not begin as one of version 5": ("a.mat", b"no such thing" * 100),
         "cannot be read as a MATLAB file": ("b.mat", whole[:-50]),
         "lacks the cells images and boxes": (
@@ -219,10 +219,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             "f.mat",
             lambda path: savemat(path, {"images": cells([3.0], True), "boxes": cells([PIXELS], True)}),
         ),
-        "float64 [3, 3] in place of numbers [k, 4]": (
+        "float64 [3, 3] instead of numbers [k, 4]": (
             "g.mat", lambda path: write_mat(path, boxes=[PIXELS[:, :3]] * 3),
         ),
-        "in place of numbers": ("h.mat", lambda path: write_mat(path, boxes=["four"] * 3)),
+        "instead of numbers": ("h.mat", lambda path: write_mat(path, boxes=["four"] * 3)),
         "is not let in": ("a.pkl", lambda path: write_pkl(path, boxes=[Path])),
         "a pickle that is no dictionary": ("b.pkl", pickle.dumps([1])),
         "lacks boxes, scores and ids (or indexes)": ("c.pkl", lambda path: write_pkl(path, boxes=None)),
@@ -232,7 +232,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             "f.pkl", lambda path: write_pkl(path, scores=[np.zeros(2)] * 4),
         ),
         "2008000002: its scores": ("g.pkl", lambda path: write_pkl(path, boxes=[None] * 4)),
-        "float32 [3] in place of numbers": (
+        "float32 [3] instead of numbers": (
             "h.pkl", lambda path: write_pkl(path, boxes=[np.zeros(3, np.float32)] * 4),
         ),
     }  # fmt: skip
@@ -243,7 +243,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         else:
             how(path)
         assert words in refused(path), words
-    assert "there is no such file of proposals" in refused(tmp_path / "none.mat")
+    assert "no such file; give the published proposals" in refused(tmp_path / "none.mat")
 
 
 def test_equal_scores_stay_in_order(tmp_path: Path) -> None:

@@ -381,7 +381,7 @@ def test_the_number_of_shots_that_can_be_drawn_is_told() -> None:
     for num_with, num_without, most in ((12, 17, 8), (7, 30, 7)):
         train = images_of("trainval", num_with, num_without, 3)
         assert Classes.of(train, test, VISSL, (1, most)).numbers == (0, 1, 2)
-        message = rf"--shots {most + 1}: .* {2 * (most + 1)} are drawn: give up to {most} shots"
+        message = rf"--shots {most + 1}: .* {2 * (most + 1)} are drawn; give up to {most} shots"
         with pytest.raises(ValueError, match=message):
             Classes.of(train, test, VISSL, (1, most + 1))
 
@@ -438,7 +438,7 @@ def test_fits_that_were_stopped_are_told() -> None:
     numbers = blocks.numbers_of(outcomes, ())
     assert numbers == {"mAP_B1": 50.0, "mAP_B2": 25.0, "mAP": 50.0, "AP_a_B1": 50.0, "AP_a_B2": 25.0}
     lines = blocks.score_lines(numbers, classes, outcomes, ())
-    assert lines[0] == "1 classes, 1,500 SVMs of 4 pictures, scored on 4; by chance 33.3 %"
+    assert lines[0] == "1 classes, 1,500 SVMs of 4 images, scored on 4; by chance 33.3 %"
     assert lines[-1].startswith("1,201 of 1,500 SVMs were stopped")
 
 

@@ -54,7 +54,7 @@ SEE: dict[str, tuple[str, ...]] = {
     "data append": ("how_to/pack_a_dataset.md",),
     "data verify": ("how_to/broken_images.md",),
     "data info": ("reference/file_formats.md",),
-    "features": ("how_to/evaluate/knn.md",),
+    "features": ("how_to/evaluate/retrieval.md", "how_to/evaluate/knn.md"),
     "retrieve": ("how_to/evaluate/retrieval.md",),
     "tsne": ("how_to/evaluate/retrieval.md",),
     "clusters": ("how_to/evaluate/clusters.md",),

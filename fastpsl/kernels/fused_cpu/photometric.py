@@ -1,8 +1,8 @@
 """Flip, colour, grey, blur, Sobel or SobelXY and normalisation in one pass on the CPU, image by image.
 
 Each image stays in its core's cache (images.py). The operations one after the other define the result. This
-computes the same from the same draws in float32, rounded once. With the operations one by one, they took 5 to
-15 % of a step of SimCLR or MoCo v2 on two cores, at levels 2 and 3.
+computes the same from the same draws in float32, rounded once. One by one, the operations took 5 to 15 % of a
+step of SimCLR or MoCo v2. This was on two cores, at levels 2 and 3.
 """
 
 from collections.abc import Mapping, Sequence

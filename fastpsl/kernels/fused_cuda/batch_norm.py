@@ -48,8 +48,8 @@ class Norm(NamedTuple):
         eps: Added to the variance.
         momentum: The step of the running statistics.
         running_mean: float32 [C], or None if the running statistics stay.
-        running_var: Likewise.
-        num_batches: int64, or None likewise.
+        running_var: float32 [C], or None if the running statistics stay.
+        num_batches: int64, or None if the running statistics stay.
         group: The ranks that share statistics, or None for each rank its own.
     """
 

@@ -4,7 +4,7 @@ mean_pass     the grey mean that each sample's contrast needs, as sums of blocks
 colour_pass   flip, colour distortion, grey and lightness of uint8 images
 
 colour_pass writes normalised values. For samples with a blur or Sobel it writes values in [0, 1] to a planar
-buffer for the neighbourhood pass, and for SobelXY the mean of the three channels minus 0.5.
+buffer for the neighbourhood pass. For SobelXY it writes the mean of the three channels minus 0.5 there.
 
 A program works on one sample, so each choice that depends on the sample's draws is a branch for the whole
 program. It works on units of PIXELS pixels. A unit of four is three words of the image, eight bytes of a

@@ -3,8 +3,8 @@
 This is for views without colour and blur. The cost for 256 samples of 224 px (12.8 Mpx), counted as in
 photometric.py and not measured: uint8 once and two halves per pixel are 90 MB, 0.021 ms; 64 instructions per
 pixel are 0.028 ms. A thread goes down its column and keeps the results of the two rows above. So a pixel
-loads three bytes of three neighbours, and a quarter more at the ends of the walk, instead of the 24 bytes of
-its eight neighbours.
+loads three bytes of three neighbours, and a quarter more at the ends of the walk. Otherwise, it would load
+the 24 bytes of its eight neighbours.
 """
 
 import triton

@@ -27,9 +27,9 @@ FALL = tl.constexpr(-0.5 * math.log2(math.e))
 def lattice_of(box, size):
     """Return the lattice of a box, as a tuple.
 
-    It has whether the window is turned, the number of points along each axis, half their distance in source
-    pixels, twice the centre's row and column, the reach of the luma and colour kernels, and FALL / sigma² of
-    both.
+    It begins with whether the window is turned, the number of points along each axis, and half their distance
+    in source pixels. Then come twice the centre's row and column, the reach of the luma and colour kernels,
+    and FALL / sigma² of both.
     """
     side = tl.load(box + 2)
     step = side.to(tl.float32) / size

@@ -1,9 +1,9 @@
 """A channel's mean and variance over a batch, and the division of a map that BatchNorm's kernels share.
 
-A map [B, C, H, W] in channels-last memory is a matrix of B * H * W rows and C columns, cut into tiles of ROWS
-x CHANNELS. A program has the columns of one tile and every `stride`-th tile of rows. So all programs together
-go through the map from end to end, and the next pass, in the other direction, finds the last part in the L2
-cache. A thread has columns side by side: 16 bytes per load of halves.
+A map [B, C, H, W] in channels-last memory is a matrix of B * H * W rows and C columns. It is cut into tiles
+of ROWS x CHANNELS. A program has the columns of one tile and every `stride`-th tile of rows. So all programs
+together go through the map from end to end. The next pass goes in the other direction, and finds the last
+part in the L2 cache. A thread has columns side by side: 16 bytes per load of halves.
 
 Means and squared deviations are combined by Chan's formula: first GROUP rows of a thread with its rows
 before, then threads, then programs. So nothing is the difference of two large sums, and the errors are those
@@ -57,7 +57,10 @@ def combined(means, squares, counts):
 
 @triton.jit
 def combined_programs(parts, channel, is_channel, num_channels, stride, LANES: tl.constexpr):
-    """Combine all programs' `parts` likewise, LANES programs at a time; each lane first adds up its own."""
+    """Combine all programs' `parts` as `combined` does, LANES of them at a time.
+
+    Each lane first adds up its own.
+    """
     lane = tl.arange(0, LANES)[:, None]
     means = tl.zeros([LANES, channel.shape[0]], tl.float32)
     squares = tl.zeros([LANES, channel.shape[0]], tl.float32)

@@ -1,18 +1,18 @@
 """Gaussian blur and Sobel as products with banded matrices: kernels/{blur,sobel,sobel_xy}.py on tensor cores.
 
 Both are separable, and linear up to Sobel's root. Let G be the Gaussian's matrix along one axis (reflected at
-the border), S and D Sobel's sums (1 2 1) and differences (-1 0 1) of neighbours (with the border repeated),
-and y and x the two axes. Then
+the border), and y and x the two axes. Let S and D be Sobel's sums (1 2 1) and differences (-1 0 1) of
+neighbours (with the border repeated). Then
 
     blur   G_y X G_xᵀ
     Sobel  gx = (S G)_y X (D G)_xᵀ / 8,  gy = (D G)_y X (S G)_xᵀ / 8,  sqrt(gx² + gy²) or, for SobelXY, both
 
 where G is the identity for a sample that is not blurred. A tile of the result needs the pixels of the tile
-and of a margin around it, read in chunks, and TILE rows of these matrices.
+and of a margin around it, read in chunks. It also needs TILE rows of these matrices.
 
-band_pass             computes these rows, for each sample and tile of an axis
-neighbourhood_pass    blurs, filters and normalises the planes tile by tile; strips.py does it for margins of
-                      at most half a tile
+    band_pass             computes these rows, for each sample and tile of an axis
+    neighbourhood_pass    blurs, filters and normalises the planes tile by tile; strips.py does it for margins
+                          of at most half a tile
 """
 
 import triton

@@ -1,6 +1,6 @@
 """BatchNorm's passes after the moments, one forward and two backward, with the sum and the ReLU.
 
-They compute y = relu(n(x) + n(z)), relu(n(x) + z) or relu(n(x)), or these without the ReLU, with n(x) = (x -
+They compute y = relu(n(x) + n(z)), relu(n(x) + z) or relu(n(x)), or these without the ReLU. Here n(x) = (x -
 mean) / sqrt(var + eps) * weight + bias. Maps are matrices as in moments.py, of one dtype. Arithmetic is
 float32; y and z's gradient are rounded once.
 
@@ -176,7 +176,7 @@ def gradient_pass(
     """Compute dx = weight / deviation * (g - mean of g - n(x) * mean of g * n(x)), [num_rows, C].
 
     The means are `sums` * `share`. RELU means that g is not cut yet; the cut follows from x. `dz` is z's
-    gradient, likewise, if z_mean is not None.
+    gradient, by the same formula, if z_mean is not None.
     """
     channel, is_channel, _, number = part_of_program(num_channels, CHANNELS)
     row = tl.arange(0, ROWS)[:, None]

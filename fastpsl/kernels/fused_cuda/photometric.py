@@ -12,7 +12,7 @@ are by bytes at 4.25 TB/s, by the instructions of warps in the compiled code (be
     strip    planes, weights (0.23 GB from L2); the result  92 MB  0.022          19.7 M  0.021   9.0 G  0.023
 
 The floor, uint8 once and halves once, is 0.027 ms. A third of colour's instructions are hue's, a sixth those
-of the three blends. Two pixels per instruction, as halves, would save half of the blends', but in a
+of the three blends. Two pixels per instruction, as halves, would save half of the blends'. But in a
 simulation with T3's draws (without hue) the error was two to three times the tests' limit. A list of the
 samples that a launch handles would spare the programs of all others, which return after some eleven
 instructions: 0.1 M of the 67.7 M.

@@ -1,8 +1,8 @@
 """A launch for Shift or Enlarge, in bytes, before the launches of photometric.py.
 
 This serves probes of networks with Sobel's input, and the small images of few-shot classification. The cost
-for 512 samples of 32 px, and for 256 of 84 px enlarged to 256 and cut to 224, to float16, counted as in
-shifted.py:
+is for 512 samples of 32 px, and for 256 of 84 px enlarged to 256 and cut to 224, to float16. It is counted as
+in shifted.py:
 
     chain                                one by one              fused
     Shift, Flip, SobelXY          33 launches,   137 MB    2 launches, 6.8 MB

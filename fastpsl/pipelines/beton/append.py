@@ -1,4 +1,4 @@
-"""What it takes to append the images of another source to a beton or to a set of shards.
+"""What it takes to append the images of another source to a dataset file or to a set of shards.
 
 Nothing that is there is touched: the images become one more file of the set, train.more-00001.beton for
 train.beton, which readers open with the others by a glob. Its name follows theirs, so the indices of the
@@ -44,7 +44,7 @@ class Appendix:
 
 
 def appendix(data: str, source: Source, record: dict[str, object]) -> Appendix:
-    """Return what is to be written to append `source` to `data`, a beton or a glob of shards.
+    """Return what is to be written to append `source` to `data`, a dataset file or a glob of shards.
 
     Args:
         data: The set.
@@ -71,7 +71,7 @@ def appendix(data: str, source: Source, record: dict[str, object]) -> Appendix:
                 option = f"--{name.replace('_', '-')}"
                 raise ValueError(
                     f"{path}: was written with {option} {value}, {paths[0]} with {option} {first}; "
-                    f"append to one of them"
+                    f"append to one of the two"
                 )
     out = _next(paths)
     written = [how_written(p, s.written, s.class_names) for p, s in zip(paths, sidecars, strict=True)]
@@ -115,7 +115,7 @@ def _sidecar(path: Path) -> Sidecar:
     if sidecar is None or "mode" not in sidecar.written:
         raise ValueError(
             f"{path}: does not tell how it was written ({path.name}.json is missing, or of another writer); "
-            f"write a beton of its own with `fastpsl data write`, and read both with a glob"
+            f"write the new images to a file of their own by `fastpsl data write`, and read both with a glob"
         )
     return sidecar
 

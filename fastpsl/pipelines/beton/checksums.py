@@ -1,11 +1,11 @@
-"""Checksums within a beton, by which `verify` finds every change of the data even without the JSON.
+"""Checksums within a dataset file, by which `verify` finds every change even without the JSON.
 
-They lie between the last sample and the allocation table, where no pointer leads, so ffcv and older versions
-of fastpsl read such betons as any other. A mark in the arguments of the first field, which ffcv's image field
+They lie between the last sample and the allocation table, where no pointer leads. So ffcv and older versions
+of fastpsl read such files as any other. A mark in the arguments of the first field, which ffcv's image field
 ignores, shows that they exist.
 
-All are CRC-32, uint32: one per sample, over its row of the table (size, pointer, label) and its data; one
-over everything before the table (header, field descriptors); and one over all of these. A CRC-32 finds
+All are CRC-32, uint32. Each sample has one, over its row of the table (size, pointer, label) and its data.
+One is over everything before the table (header, field descriptors), and one over all of these. A CRC-32 finds
 accidents; it does not protect against forgery.
 """
 
@@ -49,7 +49,7 @@ class Checksums:
 
 
 def has_checksums(shard: Shard) -> bool:
-    """Return whether the beton is marked to have checksums; those of ffcv and older versions have none."""
+    """Return whether the file is marked to have checksums; those of ffcv and older versions have none."""
     return os.pread(shard.fd, len(MARK), _MARK_START) == MARK
 
 

@@ -1,8 +1,8 @@
 """Conversion of one image to its stored form: the original JPEG where possible, else a new one, or raw RGB.
 
-A file can be stored byte for byte if it is a baseline (or extended sequential) 8-bit JPEG of 3 components,
-upright and of the wanted size, which the readers' decode call takes without a libjpeg warning. Any other
-image is decoded, turned upright by its EXIF orientation, converted to 8-bit RGB (image_file.py), shrunk
+A file can be stored byte for byte if it is a baseline (or extended sequential) 8-bit JPEG of 3 components. It
+must be upright and of the wanted size, and the readers' decode call takes it without a libjpeg warning. Any
+other image is decoded, turned upright by its EXIF orientation, converted to 8-bit RGB (image_file.py), shrunk
 (never enlarged) and encoded again without metadata. Decoding is libjpeg's accurate one, as Pillow's. From a
 JPEG to a JPEG, luma and colours are shrunk as they are stored, without RGB between them.
 """
@@ -34,7 +34,7 @@ MAX_SIDE_PX = 65535  # the table has two bytes for it
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where the result is still this many times the wanted size. On 31
 # photos, the mean difference to shrinking the whole image, and the edges left (mean gradient; the whole image
 # keeps .93 of Lanczos's): margin 2: 1.5 to 2.1 of 255, .91 to .94; 1.4: 2.0 to 3.1, .83; 1: 2.1 to 3.9, .77
-# to .91. Betons are kept for years, so sharpness is worth more than speed.
+# to .91. Dataset files are kept for years, so sharpness is worth more than speed.
 _SCALE_MARGIN = 2
 
 

@@ -1,4 +1,4 @@
-"""What a beton will weigh, and how long it takes to write: an estimate from some of its images, in memory."""
+"""What a dataset file will weigh, and how long it takes to write, estimated from some images in memory."""
 
 import math
 import shutil
@@ -128,7 +128,9 @@ def estimate(
     picks = source.picks(num, Random(0))
     samples = islice(picks.samples, num)
     if (first := next(samples, None)) is None:
-        raise ValueError("nothing to write: the source holds no image; see it, and --shard")
+        raise ValueError(
+            "nothing to write: the source holds no image; give another SRC, or leave out --shard"
+        )
     sizes, sides, counts, first_broken = list[int](), list[tuple[int, int]](), Counter[str](), ""
     done = list[None]()
 

@@ -1,4 +1,4 @@
-"""The writer of a beton's bytes: pages, tables and checksums, with the allocation table in sample order."""
+"""The writer of a dataset file's bytes: pages, tables, checksums; its allocation table is in sample order."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ def rows_in_a_page(page_bytes: int) -> int:
 
 
 class BetonFile:
-    """A beton that is being written, sample by sample; it holds a few MB and 8 bytes per sample.
+    """A dataset file that is being written, sample by sample; it holds a few MB and 8 bytes per sample.
 
     Args:
         path: The final name.

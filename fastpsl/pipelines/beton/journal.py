@@ -1,9 +1,9 @@
-"""The journal of a beton that is being written, by which an interrupted writing goes on.
+"""The journal of a dataset file that is being written, by which an interrupted writing goes on.
 
-It lies beside the partial file, `.train.beton.journal` for `train.beton`, and is removed when the beton is
+It lies beside the partial file, `.train.beton.journal` for `train.beton`, and is removed when the file is
 whole. Each line is a JSON with its CRC-32: first the command, then the images whose bytes are on the disk, in
-batches, and the ends of shards. A line is written after the bytes that it speaks of have been
-synced, so what the journal holds is true after a loss of power, too. A last line that is torn is dropped.
+batches, and the ends of shards. A line is written after the bytes that it speaks of have been synced. So what
+the journal holds is true after a loss of power, too. A last line that is torn is dropped.
 """
 
 import json
@@ -32,7 +32,7 @@ def _dumped(entry: object) -> bytes:
 
 
 class Journal:
-    """The journal of a beton, locked against other writers while it is open.
+    """The journal of a dataset file, locked against other writers while it is open.
 
     Attributes:
         command: What the interrupted writing was asked for; None where none was begun.
@@ -42,7 +42,7 @@ class Journal:
         is_whole: It had written all images, and only the publication is left.
 
     Raises:
-        ValueError: Another process is writing the same beton.
+        ValueError: Another process is writing the same file.
     """
 
     def __init__(self, out: Path):

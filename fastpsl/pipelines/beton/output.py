@@ -1,9 +1,9 @@
-"""The files of one writing: its beton or its shards one after the other, their JSONs, and the journal.
+"""The files of one writing: its dataset file or its shards in turn, their JSONs, and the journal.
 
-A beton is written under its partial name, as are all shards, until the last one is whole; how many there are
-is known only then. `take` adds an image. `take_again` does so with the images of an interrupted writing, by
-the journal: their bytes are read from the partial file and checked, so everything that follows from them (the
-tables, checksums and counts) becomes what it was. Shards that are whole are not read again.
+A dataset file is written under its partial name, as are all shards, until the last one is whole. How many
+there are is known only then. `take` adds an image. `take_again` does so with the images of an interrupted
+writing, by the journal: their bytes are read from the partial file and checked, so everything that follows
+from them (the tables, checksums and counts) becomes what it was. Shards that are whole are not read again.
 """
 
 import glob
@@ -78,7 +78,7 @@ class Output:
     """The files of one writing.
 
     Args:
-        out: The beton.
+        out: The dataset file.
         journal: Its journal, open.
         max_samples: The number of samples to make room for.
         page_bytes: The size of a page.

@@ -1,4 +1,4 @@
-"""Pages: the stretches of a beton's data that no sample crosses, by default 8 MiB each.
+"""Pages: the stretches of a dataset file's data that no sample crosses, by default 8 MiB each.
 
 One read takes a whole page. An order that goes page by page reads a file nearly as fast as from front to
 back.
@@ -34,24 +34,26 @@ class Pages(NamedTuple):
 
 
 def pages_of(data: Dataset) -> Pages:
-    """Return the pages of a beton, computed from its tables at 4 bytes per sample.
+    """Return the pages of a dataset file, computed from its tables at 4 bytes per sample.
 
     Raises:
-        ValueError: The data is no beton, or a file was written to since it was opened.
+        ValueError: The data is no dataset file, or a file was written to since it was opened.
     """
-    if data.kind != "beton":
+    if data.kind != "beton" or not isinstance(data, Beton):
+        kind = "subset" if data.kind == "beton" else data.kind
         raise ValueError(
-            f"--order quasi_random: {data.kind} data lies in no pages; "
-            f"write a beton of it, or choose --order random"
+            f"--order quasi_random: {kind} data lies in no pages; "
+            f"pack it with `fastpsl data write`, or choose --order random"
         )
-    assert isinstance(data, Beton)
     of_sample = np.empty(data.num_samples, np.int32)
     files: list[Extents] = []
     first_sample = first_page = 0
     for shard in data.shards:
         size = shard.page_size
         if size < _MIN_PAGE_BYTES:
-            raise ValueError(f"{shard.path}: says that its pages have {size} bytes; {REMEDY}")
+            raise ValueError(
+                f"{shard.path}: says that its pages have {size} bytes, which is too few; {REMEDY}"
+            )
         shard.check_unchanged()
         shard_pages = of_sample[first_sample : first_sample + shard.num_samples]
         is_used = np.zeros(shard.alloc // size + 1, bool)

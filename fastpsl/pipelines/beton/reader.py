@@ -1,4 +1,4 @@
-"""The reader of betons: one file or several shards of the stock FFCV format as one list of samples.
+"""The reader of dataset files: one file or several shards of the stock FFCV format as one list of samples.
 
 Opening checks every pointer, size, mode and label of the tables, so that C code may trust them later. The
 tables are memory-mapped. Memory per sample is zero, or 4 bytes where the allocation table is not in sample
@@ -17,10 +17,10 @@ from typing import final
 
 import numpy as np
 
-from fastpsl.pipelines.beton.shard import HEADER, REMEDY, Shard, chunks
+from fastpsl.pipelines.beton.shard import COPY_AGAIN, HEADER, Shard, chunks
 from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton.sidecar import read_sidecar
-from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.data.dataset import SampleTable, out_of_range
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.existing import require_existing
 
@@ -34,7 +34,7 @@ def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
     if not isinstance(source, str | Path):
         paths = [Path(path) for path in source]
         if not paths:
-            raise ValueError("no beton given: give a file, a glob or a list of files")
+            raise ValueError("no dataset file given: give a file, a glob or a list of files")
         return sorted(paths)
     require_existing(source, "a .beton file or a quoted glob of them; `fastpsl data write` makes one")
     return [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(str(source))))
@@ -61,7 +61,7 @@ class Beton:
 
     Raises:
         ValueError: A file is missing, empty, truncated, of another format, out of bounds or has labels out of
-            range, or the files' JSONs belong to different data sets. The message is one line with the path
+            range. Or the files' JSONs belong to different data sets. The message is one line with the path
             and the remedy.
     """
 
@@ -116,12 +116,13 @@ class Beton:
         self.shards.append(shard)
         if sidecar and sidecar.num_samples != shard.num_samples:
             raise ValueError(
-                f"{path}: {shard.num_samples:,} samples, its JSON tells of {sidecar.num_samples:,}; "
-                f"remove {path.name}.json"
+                f"{path}: holds {shard.num_samples:,} samples, and {path.name}.json tells of "
+                f"{sidecar.num_samples:,}; copy both again, or remove the JSON"
             )
         if names and self.class_names and names != self.class_names:
             raise ValueError(
-                f"{path}: its class names differ from those of {self.paths[0]}; give shards of one data set"
+                f"{path}: its class names differ from those of {self.paths[0]}; give files with the same "
+                f"classes, or write it again with --classes {self.paths[0]}"
             )
         self.class_names = self.class_names or names
         return str((sidecar.written.get("split") if sidecar else None) or "")
@@ -156,7 +157,7 @@ class Beton:
         """
         indices = np.asarray(indices, np.int64)
         if len(indices) and not (0 <= indices.min() and indices.max() < self.num_samples):
-            raise IndexError(f"sample {indices.min()} .. {indices.max()} of {self.num_samples}")
+            raise out_of_range(indices, self.num_samples)
         rows = SampleTable.empty(indices)
         shard_numbers = np.searchsorted(self._starts, indices, "right") - 1
         for number in np.unique(shard_numbers):
@@ -203,10 +204,12 @@ class Beton:
         try:
             data = os.pread(int(rows.fd[0]), num_bytes, int(rows.offset[0]))
         except OSError as error:
-            raise ValueError(f"{self.name(index)}: cannot be read ({error.strerror})") from None
+            raise ValueError(
+                f"{self.name(index)}: cannot be read ({error.strerror}); look at the disk"
+            ) from None
         if len(data) != num_bytes:
             raise ValueError(
-                f"{self.name(index)}: {len(data)} of {num_bytes} bytes; the file was truncated, {REMEDY}"
+                f"{self.name(index)}: {len(data)} of {num_bytes} bytes; the file was truncated, {COPY_AGAIN}"
             )
         return data
 
@@ -252,7 +255,9 @@ class Beton:
         if is_exiting():  # globals may be gone
             return
         if any(shard.fd >= 0 for shard in getattr(self, "shards", ())):
-            warnings.warn(f"unclosed beton {self.paths[0]}", ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(
+                f"unclosed dataset file {self.paths[0]}", ResourceWarning, stacklevel=2, source=self
+            )
             self.close()
 
     def __enter__(self) -> "Beton":

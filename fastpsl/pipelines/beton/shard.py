@@ -1,4 +1,4 @@
-"""One beton file: FFCV's format, version 2, with its tables opened and checked.
+"""One dataset file: FFCV's format, version 2, with its tables opened and checked.
 
 The file begins with a header, the field descriptors and a table with one row per sample (per field: image
 mode, width, height, pointer; label). Pages of data follow, and no sample crosses two of them. At the end is
@@ -6,6 +6,7 @@ the allocation table (sample, pointer, size), the only place that holds each sam
 checksums before it (checksums.py). The layout follows ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
 """
 
+import errno
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -47,7 +48,9 @@ MAX_LABEL = 2**31 - 1
 CHUNK = 1 << 18  # samples checked at a time, so that temporaries stay near 20 MB
 
 REMEDY = "write it again with `fastpsl data write`"
+COPY_AGAIN = f"copy it again, or {REMEDY}"
 _MAKE = "give a .beton file, which `fastpsl data write` makes"
+_MORE_FILES = "raise the limit of open files (ulimit -n)"
 _OVERWRITTEN = "put the old file back, or start anew; write new data under another name and rename it"
 
 
@@ -61,16 +64,15 @@ def chunks(num: int) -> Iterator[slice]:
 
 
 class Shard:
-    """One beton file, opened and checked; `Beton` is the interface."""
+    """One dataset file, opened and checked; `Beton` is the interface."""
 
     def __init__(self, path: Path, num_classes: int | None = None):
         self.path = path
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise ValueError(
-                f"{path}: cannot be opened ({error.strerror}); give a beton, or {REMEDY}"
-            ) from None
+            remedy = _MORE_FILES if error.errno == errno.EMFILE else "give a .beton file that you may read"
+            raise ValueError(f"{path}: cannot be opened ({error.strerror}); {remedy}") from None
         try:
             self._open_tables()
             self._check_tables(num_classes)
@@ -78,7 +80,7 @@ class Shard:
         except OSError as error:
             self.close()
             raise ValueError(
-                f"{path}: cannot be read ({error.strerror}); give a beton file or a glob of them"
+                f"{path}: cannot be read ({error.strerror}); give a .beton file or a quoted glob of them"
             ) from None
         except BaseException:
             self.close()
@@ -99,18 +101,18 @@ class Shard:
         self.file_size, self._time_ns = status.st_size, status.st_mtime_ns
         head = os.pread(self.fd, HEADER.itemsize, 0)
         if not head:
-            raise self._refuse("is empty")
+            raise self._refuse("is empty", COPY_AGAIN)
         if len(head) < HEADER.itemsize:
-            raise self._refuse(f"is no beton ({len(head)} bytes, shorter than a header)", _MAKE)
+            raise self._refuse(f"is no dataset file ({len(head)} bytes, shorter than a header)", _MAKE)
         header = np.frombuffer(head, HEADER)[0]
         if header["version"] != VERSION or not 1 <= header["num_fields"] <= 256:
-            raise self._refuse("is no beton of FFCV's format 2, as its first bytes show", _MAKE)
+            raise self._refuse("is no dataset file of FFCV's format 2, as its first bytes show", _MAKE)
         self.num_samples, self.page_size = int(header["num_samples"]), int(header["page_size"])
         num_fields, alloc = int(header["num_fields"]), int(header["alloc_table_ptr"])
 
         raw = os.pread(self.fd, num_fields * FIELD.itemsize, HEADER.itemsize)
         if len(raw) < num_fields * FIELD.itemsize:
-            raise self._refuse("is truncated within its field descriptors")
+            raise self._refuse("is truncated within its field descriptors", COPY_AGAIN)
         type_ids = [int(type_id) for type_id in np.frombuffer(raw, FIELD)["type_id"]]
         for type_id in type_ids:
             if type_id not in ROW_OF_TYPE:
@@ -131,7 +133,8 @@ class Shard:
         if self.table_end > alloc or num_allocations < self.num_samples or rest:
             raise self._refuse(
                 f"is truncated or damaged ({self.file_size:,} bytes do not hold the tables "
-                f"of {self.num_samples:,} samples)"
+                f"of {self.num_samples:,} samples)",
+                COPY_AGAIN,
             )
         with open(self.fd, "rb", closefd=False) as file:
             self._table = np.memmap(file, row, "r", self.table_start, (self.num_samples,))
@@ -187,7 +190,7 @@ class Shard:
         """
         status = os.fstat(self.fd)
         if status.st_size < self.file_size:  # reading the mapped tables would raise SIGBUS
-            raise self._refuse("was truncated while it was in use")
+            raise self._refuse("was truncated while it was in use", COPY_AGAIN)
         if status.st_mtime_ns != self._time_ns:
             # `touch` changes the time alone. Other samples have other tables or other checksums.
             if status.st_size != self.file_size or self._tables_crc() != self._opened_crc:

@@ -1,9 +1,8 @@
-"""The rules by which betons belong together: shards i/n of one source, written with the same options.
+"""The rules by which dataset files belong together: shards i/n of one source, written with the same options.
 
-The JSONs hold what is needed. Whole betons of different sources may be read together, too. Shards of
-different runs are refused, and so are images that would appear twice. An appended beton, which comes from
-another source, belongs to shards whose class names it has. A beton without this information
-belongs anywhere.
+The JSONs hold what is needed. Whole files of different sources may be read together, too. Shards of
+different runs are refused, and so are images that would appear twice. An appended file, which comes from
+another source, belongs to shards whose class names it has. A file without this information belongs anywhere.
 """
 
 import os
@@ -34,7 +33,7 @@ _AGAIN = "write them all again in one way, or read them one by one"
 
 @dataclass(frozen=True)
 class Written:
-    """The part of a beton's JSON that describes how it was written."""
+    """The part of a dataset file's JSON that describes how it was written."""
 
     path: Path
     index: int  # of num_shards
@@ -64,7 +63,7 @@ def how_written(path: Path, written: dict[str, Any], class_names: list[str] | No
 
 
 def set_faults(shards: Sequence[Written]) -> list[str]:
-    """Return what keeps these betons from being one data set, a line each: other runs, repeated images."""
+    """Return what keeps these files from being one data set, a line each: other runs, repeated images."""
     appended = [shard for shard in shards if shard.is_appended]
     if appended:
         others = [shard for shard in shards if not shard.is_appended]

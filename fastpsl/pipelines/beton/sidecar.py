@@ -1,14 +1,14 @@
-r"""The JSON beside a beton, `train.beton.json` for `train.beton`, with what the format has no place for.
+r"""The JSON beside a dataset file, `train.beton.json` for `train.beton`: what the format has no place for.
 
-Betons are read without it, too.
+Dataset files are read without it, too.
 
 format        1
-num_samples   as in the beton
+num_samples   as in the dataset file
 class_names   list, label = position; null for a flat folder
 source_paths  of each sample, relative to the source: newline-joined ("\" and newline escaped), zlib, base64
-written       how it was written: options (split: what readers call the data's split), version, counts
-data_start, sha256   checksum of the bytes from data_start to the end of the file, then of those before it:
-              the order in which a beton is written, so that the checksum needs no second reading
+written       how it was written: options (split is what readers call the data's split), version, counts.
+data_start, sha256   checksum of the bytes from data_start to the end of the file, then of those before it.
+              The bytes are written in this order, so the checksum needs no second reading.
 """
 
 import base64
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+_REMEDY = "copy it again, or remove it (the dataset file is read without it, but loses its class names)"
 
 
 @dataclass
@@ -55,10 +56,7 @@ class Sidecar:
         except (ValueError, zlib.error):
             num = -1
         if self.packed_paths and num != self.num_samples:
-            raise ValueError(
-                f"{self.path}: its source_paths are damaged; "
-                f"copy it again, or remove it (betons are read without it too)"
-            )
+            raise ValueError(f"{self.path}: its source_paths are damaged; {_REMEDY}")
 
 
 _PIECE_BYTES = 1 << 16
@@ -138,7 +136,7 @@ def dump_sidecar(sidecar: Sidecar) -> bytes:
 
 
 def read_sidecar(beton: Path) -> Sidecar | None:
-    """Return the sidecar of a beton; None where it has none.
+    """Return the sidecar of a dataset file; None where it has none.
 
     Raises:
         ValueError: It exists and cannot be understood.
@@ -149,9 +147,7 @@ def read_sidecar(beton: Path) -> Sidecar | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}); remove it (betons are read without it too)"
-        ) from None
+        raise ValueError(f"{path}: cannot be read ({error}); {_REMEDY}") from None
     try:
         names = record["class_names"]
         sidecar = Sidecar(
@@ -168,9 +164,7 @@ def read_sidecar(beton: Path) -> Sidecar | None:
         base64.b64decode(sidecar.packed_paths, validate=True)
         is_known_format = record["format"] == FORMAT
     except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
-        raise ValueError(
-            f"{path}: not a beton's JSON ({error!r}); remove it (betons are read without it too)"
-        ) from None
+        raise ValueError(f"{path}: not the JSON of a dataset file ({error!r}); {_REMEDY}") from None
     if not is_known_format:
         raise ValueError(
             f"{path}: format {record['format']}, known is {FORMAT}; update fastpsl, or remove the file"

@@ -1,4 +1,4 @@
-"""The summary of a beton and the search for its faults: `fastpsl data info` and `fastpsl data verify`."""
+"""The summary of a dataset file and the search for its faults: `fastpsl data info` and `verify`."""
 
 import glob
 import hashlib
@@ -86,10 +86,10 @@ def _interrupted(name: str) -> list[str]:
 def verify(
     path: Path, num_workers: int | None = None, on_progress: Callable[[int, int], None] | None = None
 ) -> Iterator[str]:
-    """Yield the faults of one beton, a line each, with path and sample.
+    """Yield the faults of one dataset file, a line each, with path and sample.
 
-    It checks header, tables, bounds and pages, the checksums in the beton and in its JSON (see `unchecked`),
-    and that each sample decodes without a libjpeg warning.
+    It checks header, tables, bounds and pages, and the checksums in the file and its JSON (see `unchecked`).
+    It also checks that each sample decodes without a libjpeg warning.
     """
     try:
         beton = Beton(path)
@@ -209,7 +209,7 @@ def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
 
 
 def unchecked(beton: Beton) -> str:
-    """Return what `verify` could not check in this beton, in words; "" where checksums cover everything."""
+    """Return what `verify` could not check in this file, in words; "" where checksums cover everything."""
     if has_checksums(beton.shards[0]) or read_sidecar(beton.paths[0]):
         return ""
     return (
@@ -232,7 +232,7 @@ class _Spread:
 
 
 def info(beton: Beton) -> str:
-    """Return counts, sizes, classes and origin of a beton (or shards), as text for people."""
+    """Return counts, sizes, classes and origin of a dataset file (or shards), as text for people."""
     heights, widths = np.zeros(65536, np.int64), np.zeros(65536, np.int64)
     kilobytes, modes = np.zeros(65536, np.int64), np.zeros(2, np.int64)
     num_bytes = 0

@@ -1,7 +1,7 @@
-"""The writer of betons: images from a folder or from memory to a stock FFCV file with its JSON.
+"""The writer of dataset files: images from a folder or from memory to a stock FFCV file with its JSON.
 
-Threads convert (the C library, Pillow and read() release the GIL), and the calling thread writes in the order
-of the samples, so the file does not depend on the number of workers. Memory grows by 8 bytes and a packed
+Threads convert (the C library, Pillow and read() release the GIL). The calling thread writes in the order of
+the samples, so the file does not depend on the number of workers. Memory grows by 8 bytes and a packed
 path per sample of a file. A journal (journal.py) keeps what an interrupted writing has brought to the disk.
 """
 
@@ -97,20 +97,20 @@ def write_beton(
     record: dict[str, object] | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
 ) -> WriteReport:
-    """Write a beton with its JSON and, if any, the lists of broken and of too small images.
+    """Write a dataset file with its JSON and, if any, the lists of broken and of too small images.
 
     Where it is interrupted, what has come to the disk stays beside `out` under hidden names.
 
     Args:
         samples: The images, at most `num_samples`; or a function that gives them from the i-th on.
-        out: The beton.
+        out: The dataset file.
         num_samples: The number of samples to make room for.
         class_names: The name of each label; None for images without classes.
         target: The form in which images are stored.
         num_workers: The number of threads; None for one per core.
         max_bad: How many broken images are left out and listed, as "20" or "1%" of num_samples; one more is
             an error.
-        overwrite: Replace an existing beton, and an interrupted one unless `resume`.
+        overwrite: Replace an existing file, and an interrupted one unless `resume`.
         resume: Go on with an interrupted writing, if there is one. The files become what they would have been
             without the interruption.
         shard_mb: Write shards of about this many MB, named after `out`: train-00000-of-00003.beton for
@@ -194,7 +194,7 @@ def write_beton(
             why = (
                 f"{output.small.num:,} are below --min-px {target.min_px}"
                 if output.small.num
-                else "see the source"
+                else f"look at {quarantine_path(out)}"
             )
             raise ValueError(f"{out}: nothing to write, no image could be used; {why}")
         with (

@@ -18,7 +18,7 @@ class Classes(NamedTuple):
 
 
 def classes_of(source: str | Path) -> Classes:
-    """Return the classes of a folder of images, a list of images, or else a beton or a glob of shards.
+    """Return the classes of a folder of images, a list of images, or else a dataset file or a glob of shards.
 
     Raises:
         ValueError: It is not there, or cannot be read.
@@ -47,4 +47,6 @@ def named_classes(source: str) -> list[str]:
         return read_classes(path)
     if names := classes_of(source).class_names:
         return names
-    raise ValueError(f"{source}: has no class names; give a folder per class, or a list with a class a line")
+    raise ValueError(
+        f"{source}: has no class names; give a folder per class, or a list with a class per line"
+    )

@@ -64,8 +64,15 @@ def read_bytes(rows: SampleTable, i: int) -> bytes:
         return b""
 
 
+def out_of_range(indices: np.ndarray, num_samples: int) -> IndexError:
+    """Return the error for indices of which one lies outside of the data set."""
+    return IndexError(
+        f"samples {indices.min()} to {indices.max()} were asked for; the data has 0 to {num_samples - 1}"
+    )
+
+
 class Dataset(Protocol):
-    """A data set as the Loader needs it: betons, folders and synthetic data."""
+    """A data set as the Loader needs it: dataset files, folders and synthetic data."""
 
     kind: str  # "beton", "folder" or "synthetic"
     num_samples: int
@@ -80,8 +87,8 @@ class Dataset(Protocol):
     def rows(self, indices: np.ndarray) -> SampleTable:
         """Return the table of the samples `indices`, int64 [B] in [0, num_samples).
 
-        Raises IndexError for an index out of range. Of a beton, raises ValueError where a file has changed
-        since it was opened; a changed file of a folder is a bad sample for the decoder.
+        Raises IndexError for an index out of range. Of a dataset file, raises ValueError where it has changed
+        since it was opened. A changed file of a folder is a bad sample for the decoder.
         """
         ...
 
@@ -133,16 +140,17 @@ def require_same_classes(
 ) -> None:
     """Check that both data sets have the same classes under the same numbers.
 
-    Where one has no class names, only the numbers of classes are compared: the held-out data may have fewer.
+    Where one has no class names, only the numbers of classes are compared. The validation data may then have
+    fewer.
 
     Args:
         train: The training data, or its classes.
-        val: The held-out data, or its classes.
+        val: The validation data, or its classes.
         train_name: What the user gave as training data, for the message; None for the embedded sample.
-        val_name: What the user gave as held-out data, likewise.
+        val_name: What the user gave as validation data, for the message.
 
     Raises:
-        ValueError: The held-out data has other classes than the training data, or numbers them differently.
+        ValueError: The validation data has other classes than the training data, or numbers them differently.
     """
     names, others = train.class_names, val.class_names
     counts = f"{val.num_classes:,} classes, {train_name or 'the training data'} {train.num_classes:,}"
@@ -159,6 +167,6 @@ def require_same_classes(
         return
     source = quote(str(train_name)) if train_name else "TRAIN"
     raise ValueError(
-        f"{val_name or 'the held-out data'}: other classes than in training ({difference}); give "
-        f"held-out images of the same ones, numbered by fastpsl data write SRC OUT --classes {source}"
+        f"{val_name or 'the validation data'}: other classes than in training ({difference}); give "
+        f"validation images of the same ones, numbered by fastpsl data write SRC OUT --classes {source}"
     )

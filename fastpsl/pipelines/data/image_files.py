@@ -1,4 +1,4 @@
-"""Image files as a data set: a folder or a list, with the order and the labels of a beton written from it."""
+"""Image files as a data set: a folder or a list, in the order and with the labels that a packed file has."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from typing import TypeVar, final
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.data.dataset import SampleTable, out_of_range
 from fastpsl.pipelines.data.header_index import RECORD, Files, folder_index
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.listed import image_list
@@ -43,7 +43,8 @@ class ImageFiles:
         if summary.num_broken == summary.num_samples:
             self.close()
             raise ValueError(
-                f"{origin}: none of {summary.num_samples:,} images can be read ({summary.first_broken})"
+                f"{origin}: none of {summary.num_samples:,} images can be read, the first is "
+                f"{summary.first_broken}; repair them, or give other images"
             )
         if summary.num_broken:
             warnings.warn(
@@ -64,7 +65,7 @@ class ImageFiles:
         rows = SampleTable.empty(indices)
         num = len(rows.indices)
         if num and not (0 <= rows.indices.min() and rows.indices.max() < self.num_samples):
-            raise IndexError(f"sample {rows.indices.min()} .. {rows.indices.max()} of {self.num_samples}")
+            raise out_of_range(rows.indices, self.num_samples)
         records = self._index.records[rows.indices]
         rows.fd[:], rows.offset[:] = -1, 0
         for column in ("num_bytes", "height", "width", "mode", "label", "orientation"):

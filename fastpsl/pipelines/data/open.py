@@ -1,4 +1,4 @@
-"""The data that a command line names: a folder or a list of images, or betons."""
+"""The data that a command line names: a folder or a list of images, or dataset files."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from fastpsl.pipelines.files.existing import FORMS, LIST_ENDINGS, require_existi
 
 
 def open_data(source: str | Path) -> Dataset:
-    """Open a folder of images, a list of images, or else a beton or a glob of shards.
+    """Open a folder of images, a list of images, or else a dataset file or a glob of shards.
 
     Raises:
         ValueError: The name is empty, or nothing of that kind is there.
@@ -27,8 +27,8 @@ def check_form(source: str | Path) -> None:
     """Check what `open_data` gets, by names and first bytes alone.
 
     Raises:
-        ValueError: Nothing is there; or a file that is neither a beton nor a list; or a folder whose folders
-            are no classes, such as train and val.
+        ValueError: Nothing is there. Or a file is neither a dataset file nor a list. Or the folders of a
+            folder are no classes, such as train and val.
     """
     require_existing(source, FORMS)
     path = Path(source)
@@ -37,7 +37,7 @@ def check_form(source: str | Path) -> None:
 
         folder_classes(path)  # refuses those that are no classes
     elif path.is_file() and path.suffix != ".beton" and not (_is_list(source) or _begins_as_beton(path)):
-        raise ValueError(f"{source}: is no beton, and by its name no list of images; give {FORMS}")
+        raise ValueError(f"{source}: is no dataset file, and by its name no list of images; give {FORMS}")
 
 
 def _is_list(source: str | Path) -> bool:

@@ -5,7 +5,7 @@ from typing import Any, final
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import Dataset, SampleTable
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable, out_of_range
 
 _CHUNK = 65_536  # rows per read
 
@@ -47,7 +47,7 @@ class Subset:
         """Return an attribute that only some kinds of data have, such as a beton's `is_raw` and `paths`."""
         if name in ("is_raw", "paths"):
             return getattr(self.data, name)
-        raise AttributeError(f"{type(self).__name__} has no {name}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def image_sizes(self) -> tuple[int, int, int, int]:
         """Return (min height, min width, max height, max width) over these samples, in px."""
@@ -66,7 +66,7 @@ class Subset:
         """Return where samples lie; the rows' `indices` are positions in the subset."""
         positions = np.asarray(indices, np.int64)
         if len(positions) and not (0 <= positions.min() and positions.max() < self.num_samples):
-            raise IndexError(f"sample {positions.min()} .. {positions.max()} of {self.num_samples}")
+            raise out_of_range(positions, self.num_samples)
         return self.data.rows(self.indices[positions])._replace(indices=positions)
 
     def labels(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Synthetic data: samples without files, to find the ceiling of a loader's speed or replace a beton."""
+"""Synthetic data: samples without files, to find the ceiling of a loader's speed or replace a file."""
 
 from typing import final
 

@@ -84,8 +84,8 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
 
     Args:
         name: A decoder's name, or "auto". On a GPU that is resident for a small set of raw images of one
-            size, else dali. On a CPU it is turbo for betons and dali for folders. It warns if only a slower
-            one is available.
+            size, else dali. On a CPU it is turbo for dataset files and dali for folders. It warns if only a
+            slower one is available.
         data: The open data set.
         device: The device of the batches.
 
@@ -100,18 +100,16 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
     if name == "auto":
         return _automatic(data, device)
     if name not in READS[data.kind]:
-        remedy = "make a beton with `fastpsl data write`" if data.kind == "folder" else "give a beton"
+        remedy = "pack it with `fastpsl data write`" if data.kind == "folder" else "give a dataset file"
         raise ValueError(
             f"decoder {name!r} cannot read {'a folder' if data.kind == 'folder' else 'synthetic data'}; "
             f"use auto or {' or '.join(READS[data.kind])}, or {remedy}"
         )
     if name == "synthetic" and data.kind != "synthetic":
-        return name, "asked for: pictures are noise, whatever the data holds"
+        return name, "asked for: images are noise, whatever the data holds"
     library = _library(name)
     if library and library.why_missing():
-        raise ValueError(
-            f"decoder {name!r}: {library.why_missing()}; install it by {library.INSTALL}, or use torchvision"
-        )
+        raise ValueError(f"decoder {name!r}: {library.why_missing()}: {library.INSTALL}; or use torchvision")
     return name, "asked for"
 
 
@@ -134,7 +132,7 @@ def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
 
         if resident.is_small(data):
             size = f"{resident.megabytes(data):,.0f} MB"
-            return "resident", f"raw pictures of one size, {size}: kept on the device"
+            return "resident", f"raw images of one size, {size}: kept on the device"
     no_dali = ""
     if device.type == "cuda" or data.kind == "folder":
         from fastpsl.pipelines.decoders import dali
@@ -153,7 +151,7 @@ def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
     elif name == "turbo":
         return name, "it decodes what the crops need"
     elif data.kind == "folder":
-        advice = "is slow: make a beton by `fastpsl data write`, which turbo reads fast"
+        advice = "is slow: pack the images with `fastpsl data write`, for turbo to read them"
     else:
         advice = f"is slow: {no_turbo}; {libturbo.INSTALL}"
     warnings.warn(f"decoding by {name} {advice}", stacklevel=5)

@@ -109,8 +109,8 @@ class Codec:
             denominator: The divisor of the size at which it is decoded, 1, 2, 4 or 8.
 
         Returns:
-            The JPEG, or None if it stores other colours, they or luma shrink more than 32 times by a side, or
-            libjpeg has an error or warning.
+            The JPEG. None if it stores other colours. None if they or luma shrink more than 32 times by a
+            side, or libjpeg has an error or warning.
         """
         out = self._buffer("encode", _encoded_bytes(height, width))
         num_bytes: int = self._library.fastpsl_turbo_shrink(

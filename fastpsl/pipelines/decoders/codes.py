@@ -25,7 +25,7 @@ REASONS: dict[int, str] = {
     WRONG_SIZE: "the JPEG header's size is not the table's",
     WRONG_COMPONENTS: "a JPEG of neither 1 nor 3 components (CMYK is converted at writing)",
     CORRUPT: "libjpeg error or warning while decoding",
-    BAD_BOX: "the crop lies outside of the picture",
+    BAD_BOX: "the crop lies outside of the image",
     RAW_SIZE: "raw pixels of another size than height x width x 3",
     BAD_MODE: "neither a JPEG nor raw pixels by the table",
     CHANGED: "the file is not as it was when the folder was listed",

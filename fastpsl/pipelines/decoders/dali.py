@@ -44,7 +44,7 @@ class DaliDecoder(BatchDecoder):
     """A decoder on DALI's pipelines.
 
     Args:
-        kind: The kind of the data, "beton" or "folder". Folders' files are rotated by EXIF.
+        kind: The kind of the data, `beton` or `folder`. Folders' files are rotated by EXIF.
         batch_size: The largest batch.
         num_threads: The number of DALI's threads.
         device: The device of the batches; a CUDA device needs its index.
@@ -74,7 +74,7 @@ class DaliDecoder(BatchDecoder):
             raise ValueError(f"hw_decoder_load {hw_decoder_load}: a share of the batch, from 0 to 1")
         why = why_missing(device)
         if why:
-            alternatives = "torchvision" if kind == "folder" else "ffcv or torchvision"
+            alternatives = "torchvision" if kind == "folder" else "turbo or torchvision"
             raise ValueError(f"decoder 'dali': {why}; or use {alternatives}")
         assert device.type == "cpu" or device.index is not None, device  # DALI takes None for the CPU
         self.remark = why_slower(device)

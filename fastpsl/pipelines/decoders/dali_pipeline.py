@@ -102,7 +102,7 @@ class DaliPipeline:
         """Return the crops of the oldest batch; on a GPU they are in flight on the current stream.
 
         Returns:
-            For each size the crops, uint8 [n, S, S, 3] on the device, and the reason for each position that
+            For each size the crops, uint8 [n, S, S, 3] on the device. Then the reason for each position that
             DALI could not decode (its crops are black).
 
         Raises:
@@ -141,7 +141,10 @@ class DaliPipeline:
                 pipe.release_outputs()
         except Exception as error:
             self._check_user(str(error), of_all=True)
-            raise RuntimeError(f"DALI does not work here: {reason(str(error))}") from error
+            raise RuntimeError(
+                f"DALI does not work here ({reason(str(error))}); "
+                "use --decoder turbo (for folders: torchvision)"
+            ) from error
         self._pipe = pipe
 
     def _feed(self, run: _Run) -> None:

@@ -1,4 +1,4 @@
-"""The ffcv decoder: libffcv decodes whole images. It is the reference for betons as stock FFCV reads them.
+"""The ffcv decoder: libffcv decodes whole images. It is the reference for files as stock FFCV reads them.
 
 Its loop, compiled by numba, reads, checks, decodes and crops a chunk of samples. libffcv trusts its caller,
 so headers, sizes and boxes are checked here first.
@@ -152,7 +152,7 @@ _decode_chunk = _compiled(
 
 
 class FfcvDecoder(Decoder):
-    """A decoder on the CPU for betons, by libffcv.
+    """A decoder on the CPU for dataset files, by libffcv.
 
     Raises:
         ValueError: If the library is missing.

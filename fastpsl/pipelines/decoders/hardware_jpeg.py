@@ -26,7 +26,7 @@ def why_slower(device: torch.device) -> str:
         return ""
     return (
         f"{torch.cuda.get_device_name(device)} has no hardware JPEG decoder: "
-        "the host's cores take a part of each picture"
+        "the host's cores take a part of each image"
     )
 
 

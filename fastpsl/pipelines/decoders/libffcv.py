@@ -96,7 +96,7 @@ def library() -> ctypes.CDLL:
     """
     loaded, reason = _load()
     if loaded is None:
-        raise ValueError(f"{reason}: {INSTALL}, or choose the torchvision decoder")
+        raise ValueError(f"{reason}: {INSTALL}, or choose another decoder")
     return loaded
 
 

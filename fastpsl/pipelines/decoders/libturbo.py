@@ -5,7 +5,7 @@ import functools
 
 from fastpsl.kernels.c_library import open_library
 
-INSTALL = "a wheel of fastpsl-vision has it; from source: apt install gcc libjpeg62-turbo-dev, pip install ."
+INSTALL = "a wheel of fastpsl-vision has it; from source: apt install gcc libjpeg-dev, pip install ."
 
 
 @functools.cache

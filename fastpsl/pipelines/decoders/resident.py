@@ -1,4 +1,4 @@
-"""A decoder that keeps all raw images of a beton on the device, and gathers and crops batches there."""
+"""A decoder that keeps all raw images of a dataset file on the device, and makes batches there."""
 
 import os
 from collections import deque
@@ -27,7 +27,7 @@ _CHUNK = 4096  # samples read at a time
 
 
 def num_bytes(data: "Beton") -> int:
-    """Return the size of a beton's images on the device."""
+    """Return the size of a dataset file's images on the device."""
     _, _, height, width = data.image_sizes()
     return data.num_samples * height * width * 3
 
@@ -38,7 +38,7 @@ def megabytes(data: Dataset) -> float:
 
 
 def is_small(data: Dataset) -> bool:
-    """Return whether a beton has raw images of one size, small enough for any device."""
+    """Return whether a dataset file has raw images of one size, small enough for any device."""
     beton = cast("Beton", data)
     return not _why_not(beton) and num_bytes(beton) <= SMALL_BYTES
 
@@ -46,9 +46,9 @@ def is_small(data: Dataset) -> bool:
 def _why_not(data: "Beton") -> str:
     low_height, low_width, height, width = data.image_sizes()
     if not data.is_raw:
-        return "some of its pictures are JPEGs"
+        return "some images are JPEGs"
     if (low_height, low_width) != (height, width):
-        return f"its pictures have sizes from {low_height} x {low_width} to {height} x {width} px"
+        return f"the images have sizes from {low_height} x {low_width} to {height} x {width} px"
     return ""
 
 
@@ -62,10 +62,10 @@ def free_bytes(device: torch.device) -> int:
 
 
 class ResidentDecoder(BatchDecoder):
-    """A decoder with all images of a beton on the device.
+    """A decoder with all images of a dataset file on the device.
 
     Args:
-        data: An open beton of raw images of one size.
+        data: An open dataset file of raw images of one size.
         device: The device of the images and of the batches.
 
     Raises:
@@ -80,16 +80,16 @@ class ResidentDecoder(BatchDecoder):
         beton = cast("Beton", data)
         why_not = _why_not(beton)
         if why_not:
-            remedy = ", or write pictures of one size with `fastpsl data write --mode raw`"
+            remedy = ", or write images of one size with `fastpsl data write --mode raw`"
             raise ValueError(
-                f"decoder 'resident' keeps raw pictures of one size, and of {beton.paths[0]} {why_not}; "
-                f"use ffcv or dali{'' if beton.is_raw else remedy}"
+                f"decoder 'resident' keeps raw images of one size, and of {beton.paths[0]} {why_not}; "
+                f"use turbo or dali{'' if beton.is_raw else remedy}"
             )
         needed, free = num_bytes(beton), free_bytes(device)
         if needed > free:
             raise ValueError(
                 f"decoder 'resident': {beton.paths[0]} is {needed / 1e9:.2f} GB, and {device} has "
-                f"{free / 1e9:.2f} GB free; use ffcv or dali, which read as they go"
+                f"{free / 1e9:.2f} GB free; use turbo or dali, which read as they go"
             )
         self._device = device
         self._images = _load(beton, device)
@@ -159,7 +159,7 @@ def _load(data: "Beton", device: torch.device) -> Tensor:
             for i, (fd, offset) in enumerate(zip(rows.fd.tolist(), rows.offset.tolist(), strict=True)):
                 if os.preadv(fd, [pixels[i].reshape(-1)], offset) != pixels[i].size:
                     raise ValueError(
-                        f"{data.name(start + i)}: the file ends before the sample does; copy it again"
+                        f"{data.name(start + i)}: the file ends before the sample does; copy the file again"
                     )
             if host is not part:
                 part.copy_(host)

@@ -16,7 +16,7 @@ from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 
 
 class TorchvisionDecoder(Decoder):
-    """A decoder on the CPU for betons and folders."""
+    """A decoder on the CPU for dataset files and folders."""
 
     name = "torchvision"
     reasons = codes.REASONS

@@ -13,7 +13,7 @@ from fastpsl.pipelines.decoders.decoder import Decoder, Request
 
 
 class TurboDecoder(Decoder):
-    """A decoder on the CPU for betons, by our own library on libjpeg-turbo.
+    """A decoder on the CPU for dataset files, by our own library on libjpeg-turbo.
 
     Raises:
         ValueError: If the library is missing.

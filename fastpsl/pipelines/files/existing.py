@@ -32,8 +32,10 @@ def require_existing(source: str | Path, allowed: str) -> None:
         if not any(True for _ in glob.iglob(str(source))):
             raise ValueError(f"{source}: no file matches; give {allowed}")
         return
-    fault = "is a link to nothing" if is_link else "no such file or folder"
-    raise ValueError(f"{source}: {fault}; {_hint(Path(source))}give {allowed}")
+    hint = _hint(Path(source))
+    if is_link:
+        raise ValueError(f"{source}: is a link to nothing; {hint}give {allowed}")
+    raise ValueError(f"{source}: no such file or folder; {hint}give {allowed}")
 
 
 def _hint(path: Path) -> str:

@@ -96,7 +96,7 @@ class AnnotatedLoader:
     """
 
     decoder_name = "torchvision"
-    decoder_reason = "whole pictures"
+    decoder_reason = "whole images"
     views: tuple[ViewSpec, ...] = ()
 
     def __init__(
@@ -123,7 +123,7 @@ class AnnotatedLoader:
         self.rank, self.world, self.device = rank, world, device or torch.device("cpu")
         self.prefetch_batches, self.timeout_s = prefetch_batches, timeout_s
         self.num_steps = num_steps(num_samples, batch_size_per_rank * world, train=True)
-        self._workers = Workers(num_threads or default_num_threads(), "pictures")
+        self._workers = Workers(num_threads or default_num_threads(), "images")
 
     def epoch(
         self, epoch: int, first_step: int = 0, order: np.ndarray | None = None
@@ -184,7 +184,7 @@ class AnnotatedLoader:
         if not done:
             self.close(0.0)
             raise TimeoutError(
-                f"no picture within {self.timeout_s:g} s: look at the storage, or raise --timeout-s"
+                f"no image within {self.timeout_s:g} s: look at the storage, or raise --timeout-s"
             )
         return reading.result()
 

@@ -198,7 +198,7 @@ class Loader:
         assert order.min() >= 0 and order.max() < self.num_samples
         if self._quasi_random is not None:
             raise ValueError(
-                "an order of one's own and the quasi-random order exclude each other; give order random"
+                "an order of your own and the quasi-random order exclude each other; choose order random"
             )
         return numbered(order)
 

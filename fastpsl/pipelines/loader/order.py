@@ -46,8 +46,8 @@ def num_steps(num_samples: int, global_batch: int, train: bool) -> int:
 def step_indices(order: np.ndarray, step: int, batch_size: int, rank: int, world: int) -> np.ndarray:
     """Return the dataset indices of one rank at one step: int64 [batch_size].
 
-    With a global batch of G = world * batch_size, step s covers the positions from s * G to (s + 1) * G, and
-    rank r takes the r-th part of them. Positions past the end are PADDING (-1).
+    With a global batch of G = world * batch_size, step s covers the positions from s * G to (s + 1) * G. Rank
+    r takes the r-th part of them. Positions past the end are PADDING (-1).
     """
     start = (step * world + rank) * batch_size
     part = order[start : start + batch_size]

@@ -110,7 +110,7 @@ class PendingBatch:
         try:
             self.rows = spec.data.rows(self.indices[:num])
         except ValueError as error:  # a file was cut short: the message names the file, and here the samples
-            raise ValueError(f"{error} (wanted: {self._names(self.indices[:num])})") from None
+            raise ValueError(f"{error} (while reading {self._names(self.indices[:num])})") from None
         self.boxes, self.draws = [], []
         for number, view in enumerate(spec.views):
             keys = Keys(spec.seed, self.epoch, self.numbers[:num], number)

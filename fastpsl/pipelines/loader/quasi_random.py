@@ -4,7 +4,7 @@ Whole pages of a file are read, and a batch still mixes the samples of hundreds 
 
 Each epoch deals the pages to a fixed number of lanes. A lane opens its pages in random order, GROUP_PAGES at
 a time, and visits the samples of such a group in random order. Every global batch takes k samples of each
-lane, lane by lane, so a rank owns whole lanes (from lane r * lanes / world) and `order.step_indices` applies.
+lane, lane by lane. So a rank owns whole lanes (from lane r * lanes / world) and `order.step_indices` applies.
 
 The content of a lane depends on (seed, epoch, lanes) alone, never on ranks, batch size or accumulation. An
 epoch ends with the shortest lane. The surplus of the other lanes is dropped, and it differs between epochs.
@@ -136,10 +136,10 @@ def quasi_random_order(
 
 @final
 class QuasiRandom:
-    """The quasi-random epochs of a beton, for one rank.
+    """The quasi-random epochs of a dataset file, for one rank.
 
     Args:
-        data: An open beton.
+        data: An open dataset file.
         lanes: The number of lanes.
         batch_size_per_rank: Samples per rank and step.
         seed: The run's seed.
@@ -197,7 +197,7 @@ class QuasiRandom:
         """Return this rank's pages from `first_step` on, and when each is asked for and given back.
 
         A group is given back when its last step has been read. It is asked for when the group two before it
-        is given back, so that a lane holds two groups, or at its own first step if that is earlier.
+        is given back, so a lane holds two groups. If its own first step is earlier, it is asked for then.
         """
         sizes = _group_sizes(groups, self._page_sizes)
         starts = np.cumsum(sizes) - sizes - _lane_starts(groups, sizes, self._lanes)[0][groups.lane]
@@ -227,7 +227,7 @@ def check_lanes(page_sizes: np.ndarray, lanes: int, global_batch: int, world: in
         ValueError: If they do not. The message has one line and says what to choose.
     """
     if lanes < 1:
-        raise ValueError(f"--lanes {lanes}: must be 1 or more")
+        raise ValueError(f"--lanes {lanes}: it must be 1 or more")
     # The numbers of lanes that the ranks can share and that divide a batch.
     allowed = [number for number in range(world, global_batch + 1, world) if global_batch % number == 0]
     fewer = [number for number in allowed if number < lanes] or allowed[:1]

@@ -106,7 +106,7 @@ def piece_bytes(fd: int) -> int:
     """Return how many bytes of an open file one WILLNEED reads at most, whatever length it is given.
 
     That is the larger of the disk's read-ahead and its largest request (Linux, mm/readahead.c,
-    force_page_cache_ra), or the usual read-ahead of 128 KiB if neither is known.
+    force_page_cache_ra). If neither is known, it is the usual read-ahead of 128 KiB.
     """
     device = os.fstat(fd).st_dev
     block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"

@@ -1,6 +1,6 @@
 """Daemon threads with a queue, and a map in order that runs on them.
 
-ThreadPoolExecutor does not serve: the interpreter joins its threads without a limit at exit, so a stuck
+ThreadPoolExecutor does not serve, because the interpreter joins its threads without a limit at exit. A stuck
 thread (a read from storage that hangs) would keep the process alive after the consumer has raised its error.
 """
 
@@ -116,8 +116,8 @@ def map_in_order(
     """Yield each item with its result, in order; the results are computed in threads.
 
     A bounded number of items is in memory at once. Leaving the iterator early, as Ctrl-C does, cancels the
-    calls that have not begun and waits one second for those that have, so that a read that hangs does not
-    block. Errors of `function` and of `items` are raised here.
+    calls that have not begun. It waits one second for those that have, so a read that hangs does not block.
+    Errors of `function` and of `items` are raised here.
 
     Args:
         function: Maps an item to its result. It must be safe to call from several threads at once.

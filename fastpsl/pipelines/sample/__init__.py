@@ -1,1 +1,1 @@
-"""The embedded sample: drawn images in beton files and in VOC's layout, with nothing to download."""
+"""The embedded sample: drawn images in dataset files and in VOC's layout, with nothing to download."""

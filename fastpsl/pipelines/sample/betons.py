@@ -1,6 +1,6 @@
-"""The embedded sample: 640 small images that the project draws itself, as betons in the user's cache folder.
+"""The embedded sample: 640 small images that the project draws itself, as dataset files in the user's cache.
 
-Every recipe without `--data` uses it. Train and test hold JPEGs of 128 to 200 px a side. The 32-px betons
+Every recipe without `--data` uses it. Train and test hold JPEGs of 128 to 200 px a side. The 32-px files
 hold the middle squares of the same images as raw 32 x 32. The first use draws them in seconds, and processes
 that start at the same time wait for one another.
 """
@@ -16,7 +16,7 @@ NUM_TRAIN, NUM_TEST = 480, 160
 
 
 class SamplePaths(NamedTuple):
-    """The paths of the sample's betons."""
+    """The paths of the sample's dataset files."""
 
     train: Path
     test: Path
@@ -25,7 +25,7 @@ class SamplePaths(NamedTuple):
 
 
 def sample_paths(cache: Path | None = None) -> SamplePaths:
-    """Return the sample's betons, which the first use draws.
+    """Return the sample's dataset files, which the first use draws.
 
     They are equal on every machine but for the version of the JPEG encoder.
 

@@ -1,4 +1,4 @@
-"""The drawing and writing of the embedded sample's betons, at its first use."""
+"""The drawing and writing of the embedded sample's dataset files, at its first use."""
 
 import os
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ _PAGE_BYTES = 1 << 21
 
 
 def draw_part(part: Path, small: Path, first: int, num: int, version: str) -> None:
-    """Draw a part of the sample and write it as two betons.
+    """Draw a part of the sample and write it as two dataset files.
 
     Args:
-        part: The beton of JPEGs.
-        small: The beton of raw images of 32 x 32.
+        part: The dataset file of JPEGs.
+        small: The dataset file of raw images of 32 x 32.
         first: The number of the first image.
         num: The number of images.
-        version: The name of the sample's version, for the betons' records.
+        version: The name of the sample's version, for the files' records.
     """
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         originals = list(pool.map(_draw, range(first, first + num)))

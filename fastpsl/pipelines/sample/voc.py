@@ -62,7 +62,7 @@ def drawn_voc(cache: Path | None = None) -> Path:
                 os.rename(partial, folder)
     except OSError as error:
         raise ValueError(
-            f"{folder.parent}: the drawn pictures cannot be made there ({error.strerror}); "
+            f"{folder.parent}: the drawn images cannot be made there ({error.strerror}); "
             f"set XDG_CACHE_HOME to a folder that can be written"
         ) from None
     return folder

@@ -1,1 +1,1 @@
-"""The sources of the images that are written to a beton: folders, tars, arrays, parquet files."""
+"""The sources of the images that are written to a dataset file: folders, tars, arrays, parquet files."""

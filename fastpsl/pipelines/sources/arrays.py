@@ -1,9 +1,11 @@
 """.npz files of images and labels, read in chunks from the zip, so that the whole array is never in memory.
 
 Images are uint8 [N, H, W, 3]; [N, H, W, 1] and [N, H, W] are grey. [N, 3, H, W] and [N, 1, H, W] are accepted
-where no other reading is possible. Labels are integers [N] or [N, 1], or missing. Names consist of the words
-below and a split before or after them, such as images and labels, x_train and y_train (Keras), train_images
-and train_labels (MedMNIST). numpy.savez calls arrays without a name arr_0 and arr_1.
+where no other reading is possible. Labels are integers [N] or [N, 1], or missing.
+
+Names consist of the words below, and of a split before or after them. So images and labels are found, Keras's
+x_train and y_train, and MedMNIST's train_images and train_labels. numpy.savez calls arrays without a name
+arr_0 and arr_1.
 """
 
 import contextlib
@@ -20,13 +22,13 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.sources.source import Picks, Sample, shard_range
+from fastpsl.pipelines.sources.source import Picks, Sample, choose_split, shard_range
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "data", "x")
 LABEL_WORDS = ("labels", "label", "targets", "target", "y")
 _UNNAMED = {"arr_0": "images", "arr_1": "labels"}
 _CHUNK_BYTES = 1 << 22
-_SAVE = "save it by np.savez(file, images=..., labels=...)"
+_SAVE = "save it with np.savez(file, images=..., labels=...)"
 
 
 @dataclass(frozen=True)
@@ -131,20 +133,17 @@ def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)
     labels = {split: member for (role, split), member in by_name.items() if role == "labels"}
     if not images:
         raise ValueError(
-            f"{path}: holds {contents}; no images [N, H, W, 3] by name ({', '.join(IMAGE_WORDS)}), {_SAVE}"
+            f"{path}: holds {contents}; none is images [N, H, W, 3] by its name "
+            f"({', '.join(IMAGE_WORDS)}), {_SAVE}"
         )
-    if split is None:
-        split = "" if "" in images else next(iter(images)) if len(images) == 1 else None
-    if split is None or split.lower() not in images:
-        problem = f"--split {split} is not among its splits" if split else "has several splits"
-        raise ValueError(f"{path}: {problem}; give --split {' or '.join(sorted(images))}")
-    image, label = images[split.lower()], labels.get(split.lower())
+    split = choose_split(path, split.lower() if split else None, images)
+    image, label = images[split], labels.get(split)
     layout = _layout(path, image)
     notes = [f"images from {image}" + (", channels first" if layout == "NCHW" else "")]
     notes.append(f"labels from {label}" if label else "no labels: -1")
     num = image.shape[0]
     if label and (label.dtype.kind not in "iu" or label.shape not in ((num,), (num, 1))):
-        raise ValueError(f"{path}: {label} beside {image}; one integer label an image is wanted, {_SAVE}")
+        raise ValueError(f"{path}: {label} beside {image}; one integer label per image is wanted, {_SAVE}")
     return Arrays(path, image, label, layout, notes, shard)
 
 
@@ -165,24 +164,24 @@ def _split(key: str) -> str:
 
 def _layout(path: Path, images: Member) -> str:
     """Return NHWC, NHW or NCHW; raise ValueError for any other type or shape."""
-    shape, remedy = images.shape, f"uint8 [N, H, W, 3] is wanted, {_SAVE}"
+    shape = images.shape
     if images.dtype != np.uint8:
-        raise ValueError(f"{path}: {images}; {remedy}")
+        raise ValueError(f"{path}: {images}; uint8 from 0 to 255 is wanted, convert it and {_SAVE}")
     if not all(shape):
-        raise ValueError(f"{path}: {images} holds no pixel; {remedy}")
+        raise ValueError(f"{path}: {images} holds no pixel; uint8 [N, H, W, 3] is wanted, {_SAVE}")
     if images.is_fortran:
         raise ValueError(
-            f"{path}: {images} is in Fortran's order; np.ascontiguousarray(images), then {_SAVE}"
+            f"{path}: {images} is in Fortran's order; call np.ascontiguousarray(images), then {_SAVE}"
         )
     if len(shape) == 3:
         return "NHW"
     is_first, is_last = len(shape) == 4 and shape[1] in (1, 3), len(shape) == 4 and shape[3] in (1, 3)
-    if is_first == is_last:
+    if is_first and is_last:
         raise ValueError(
-            f"{path}: {images}, "
-            + ("channels may be first or last" if is_first else "no images")
-            + f"; {remedy}"
+            f"{path}: {images}, channels may be first or last; uint8 [N, H, W, 3] is wanted, {_SAVE}"
         )
+    if not is_first and not is_last:
+        raise ValueError(f"{path}: {images} is of another shape; uint8 [N, H, W, 3] is wanted, {_SAVE}")
     return "NCHW" if is_first else "NHWC"
 
 
@@ -205,12 +204,18 @@ def _header(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
             }
             shape, is_fortran, dtype = readers[version](file)
         except (ValueError, KeyError, EOFError, SyntaxError, TypeError):
-            raise ValueError(f"{path}: {key} is no array; {_SAVE}") from None
+            raise ValueError(f"{path}: {key} is no array; copy the file again, or {_SAVE}") from None
         member = Member(key, shape, dtype, is_fortran, file.tell())
     if dtype.hasobject:
-        raise ValueError(f"{path}: {key} holds Python objects, which are not unpickled; {_SAVE}")
+        raise ValueError(
+            f"{path}: {key} holds Python objects, such as arrays of several sizes, which are not unpickled; "
+            "save arrays of numbers, or give a folder of images"
+        )
     if shape and info.file_size - member.start != shape[0] * member.row_bytes:
-        raise ValueError(f"{path}: {member} does not have the length that its header tells; {_SAVE}")
+        raise ValueError(
+            f"{path}: {member} does not have the length that its header tells; "
+            f"copy the file again, or {_SAVE}"
+        )
     return member
 
 

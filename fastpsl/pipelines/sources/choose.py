@@ -53,8 +53,8 @@ def open_source(
         image_column: The column of images, for parquet.
         label_column: The column of labels, for parquet.
         labels: A list with the labels of a folder's images.
-        classes: Data or a list with the class names in the order of the labels; "folders" for classes by
-            folders of any name; "none" for no labels; None for the source's own.
+        classes: Data or a list with the class names in the order of the labels. "folders" takes folders of
+            any name as classes, "none" writes no labels. None for the source's own.
         on_progress: Called with (MB done, MB in all) while long files are counted.
 
     Raises:
@@ -64,7 +64,9 @@ def open_source(
     if format == "auto":
         format = _format_of(src)
     if labels is not None and format != "folder":
-        raise ValueError(f"--labels {labels}: it is for a folder, and {src} is {format}; leave it out")
+        raise ValueError(
+            f"--labels {labels}: it is for a folder, and {src} is read as {format}; leave it out"
+        )
     if classes == FOLDERS and (format not in ("folder", "tar") or labels is not None):
         raise ValueError(f"--classes {FOLDERS}: it is for folders and tars of class folders; leave it out")
     source = _open(src, format, split, shard, image_column, label_column, labels, classes, on_progress)
@@ -92,7 +94,10 @@ def _open(
             return hugging_face(src.removeprefix(HUGGING_FACE), split, shard, image_column, label_column)
         return parquet_files(_parquet_paths(src), split, shard, image_column, label_column)
     if image_column is not None or label_column is not None:
-        raise ValueError(f"--image-column and --label-column are for parquet and hf:NAME; {src} is {format}")
+        raise ValueError(
+            f"--image-column and --label-column are for parquet and hf:NAME; {src} is read as {format}, "
+            "leave them out"
+        )
     if format == "tar":
         return tar_source(_paths(src), shard, on_progress, are_classes)
     if format == "npz":
@@ -116,7 +121,9 @@ def _format_of(src: str) -> str:
         return "parquet" if _parquet_in(src) else "folder"
     formats = {_format_of_file(path) for path in _paths(src)}
     if len(formats) > 1:
-        raise ValueError(f"{src}: files of several kinds ({', '.join(sorted(formats))}); give those of one")
+        raise ValueError(
+            f"{src}: files of several kinds ({', '.join(sorted(formats))}); give files of one kind"
+        )
     return formats.pop()
 
 
@@ -143,14 +150,17 @@ def _format_of_file(path: Path) -> str:
         if path.name.lower().endswith(ending):
             return format
     raise ValueError(
-        f"{path}: no folder and no file of a known kind ({', '.join(_ENDINGS)}); give one, or say --format"
+        f"{path}: neither a folder nor a file of a known kind ({', '.join(_ENDINGS)}); "
+        "give one, or name its kind by --format"
     )
 
 
 def _paths(src: str) -> list[Path]:
     """Return the files that `src` names: one, or the matches of a glob."""
     require_existing(
-        src, "a folder of images, a file of a known kind (docs/how_to/pack_a_dataset.md), or a quoted glob"
+        src,
+        "a folder of images, a quoted glob, or a file of a known kind "
+        "(https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html)",
     )
     return [Path(src)] if os.path.exists(src) else sorted(map(Path, glob.glob(src)))
 
@@ -158,5 +168,5 @@ def _paths(src: str) -> list[Path]:
 def _one_path(src: str) -> Path:
     paths = _paths(src)
     if len(paths) > 1:
-        raise ValueError(f"{src}: {len(paths)} files match; write them one by one")
+        raise ValueError(f"{src}: {len(paths)} files match, and one is wanted; write them one by one")
     return paths[0]

@@ -84,10 +84,11 @@ def _column(
     """Return the given column, or the only one of the first kind in `allowed` that occurs."""
     option = f"--{role}-column"
     if column is not None:
-        if kinds.get(column) not in allowed:
+        if column not in kinds:
+            raise ValueError(f"{what}: {option} {column}: there is no such column; {all_columns}")
+        if kinds[column] not in allowed:
             holds = {"image": "images or their bytes", "label": "integers or a ClassLabel"}[role]
-            why = f"does not hold {holds}" if column in kinds else "there is no such column"
-            raise ValueError(f"{what}: {option} {column}: {why}; {all_columns}")
+            raise ValueError(f"{what}: {option} {column}: does not hold {holds}; {all_columns}")
         return column
     for kind in allowed:
         matches = [name for name in kinds if kinds[name] == kind]

@@ -26,8 +26,8 @@ def parts_error(root: Path, parts: Sequence[str]) -> ValueError:
     second = next((path for name, path in by_name.items() if name != "train" and path != first), None)
     training = f"--data {_quoted(first)}" + (f" --val {_quoted(second)}" if second else "")
     return ValueError(
-        f"{root}: {_subject(parts)} of a data set and no class: write each alone, as in fastpsl data write "
-        f"{_quoted(first)} {first.name}.beton, or train with {training}; "
+        f"{root}: holds parts of a data set ({', '.join(parts)}), not classes: write each alone, "
+        f"as in fastpsl data write {_quoted(first)} {first.name}.beton, or train with {training}; "
         f"fastpsl data write {_quoted(root)} OUT --classes folders takes them as classes"
     )
 
@@ -35,14 +35,9 @@ def parts_error(root: Path, parts: Sequence[str]) -> ValueError:
 def tar_parts_error(name: str, parts: Sequence[str]) -> ValueError:
     """Build the error of tars whose folders are the parts of a data set, as in `parts_error`."""
     return ValueError(
-        f"{name}: {_subject(parts)} of a data set and no class: make a tar of each, or unpack it and write "
-        "each folder alone; --classes folders takes them as classes"
+        f"{name}: holds parts of a data set ({', '.join(parts)}), not classes: make a tar of each, "
+        "or unpack it and write each folder alone; --classes folders takes them as classes"
     )
-
-
-def _subject(parts: Sequence[str]) -> str:
-    one = len(parts) == 1
-    return f"its {'folder' if one else 'folders'} {', '.join(parts)} {'is a part' if one else 'are parts'}"
 
 
 def _quoted(path: Path) -> str:

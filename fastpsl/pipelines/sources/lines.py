@@ -1,4 +1,4 @@
-"""Plain text lists: an image a line, with a class number or name or without, or a class a line."""
+"""Plain text lists: one image per line, with a class number or name or without, or one class per line."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 from fastpsl.pipelines.sources.source import EXTENSIONS, is_image
 
 _PATH = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))}))(\s+)(\S.*)", re.IGNORECASE)
-_BOX = re.compile(r"[0-9]+(\t[0-9]+){3}")  # Tiny-ImageNet's val_annotations.txt has one behind the class
+_BOX = re.compile(r"[0-9]+(\t[0-9]+){3}")  # Tiny-ImageNet's val_annotations.txt has one after the class
 _KINDS = {type(None): "no label", int: "a number", str: "a name"}
 
 
@@ -34,7 +34,7 @@ def numbered(paths: list[str], classes: Sequence[str]) -> Names:
 
 
 def read_lines(path: Path) -> Names:
-    """Read a list with a path a line, and behind it a class number or name on all lines, or on none.
+    """Read a list with a path per line, and after it a class number or name on all lines, or on none.
 
     Raises:
         ValueError: A line is of another form than that or than the first one.
@@ -47,8 +47,9 @@ def read_lines(path: Path) -> Names:
             name, label = _path_and_label(path, number, line)
             if labels and type(label) is not type(labels[0]):
                 raise ValueError(
-                    f"{path}: line {number}, {shorten(line)}, has {_KINDS[type(label)]} behind the path, and "
-                    f"the first image has {_KINDS[type(labels[0])]}; label all alike, or none"
+                    f"{path}: line {number}, {shorten(line)}, has {_KINDS[type(label)]} after the path, and "
+                    f"the first image has {_KINDS[type(labels[0])]}; "
+                    "give all images a number, all a name, or none a label"
                 )
             paths.append(os.path.normpath(name))
             labels.append(label)
@@ -71,16 +72,18 @@ def _path_and_label(path: Path, number: int, line: str) -> tuple[str, int | str 
     label, _, more = rest.partition("\t")
     label = label.strip()
     if more and not _BOX.fullmatch(more):
-        raise ValueError(f"{where}, has more behind the path than a class and a box; give PATH LABEL alone")
+        raise ValueError(f"{where}, has more after the path than a class and a box; give PATH LABEL alone")
     # Python's int accepts other numbers, such as 1_000.
     if re.fullmatch("0*[0-9]{1,10}", label) and int(label[-10:]) < 2**31:
         return name, int(label[-10:])
     if len(label.split()) > 1 and "\t" not in space:
         raise ValueError(
-            f"{where}, has several words behind the path; give one label, or a tab before a name of several"
+            f"{where}, has several words after the path; give one word, or a tab before a name of several"
         )
     if _is_number(label):
-        raise ValueError(f"{where}: the label is no integer from 0; number the classes so, or name them")
+        raise ValueError(
+            f"{where}: the label is no integer from 0 to 2147483647; number the classes so, or name them"
+        )
     return name, label
 
 
@@ -111,11 +114,11 @@ def read_classes(path: Path) -> list[str]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a list of classes") from None
     if not names:
-        raise ValueError(f"{path}: names no class; give a list with a class a line")
+        raise ValueError(f"{path}: names no class; give a list with one class per line")
     if all(map(_is_number, names)):
         raise ValueError(
-            f"{path}: has numbers alone, and what they count is not in it (ImageNet's devkit counts its own "
-            "order of synsets, not the sorted one); give a list with a WNID a line, or FILE WNID"
+            f"{path}: has numbers alone, and does not tell which classes they are (ImageNet's devkit counts "
+            "its own order of synsets, not the sorted one); give a list with one WNID per line, or FILE WNID"
         )
     return names
 

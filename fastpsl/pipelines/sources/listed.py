@@ -119,13 +119,13 @@ def labelled_folder(folder: Path, labels: Path, shard: tuple[int, int] = (0, 1))
     classes, files = read_classes(labels), image_folder(folder)
     if files.class_names:
         raise ValueError(
-            f"{folder}: has class folders ({files.class_names[0]}, ...), and {labels} a class a line for "
-            "files in one folder; leave --labels out, or name the images in the list"
+            f"{folder}: has class folders ({files.class_names[0]}, ...), and {labels} has one class per line "
+            "for the files of one folder; leave --labels out, or name the images in the list"
         )
     if len(classes) != files.num_total:
         raise ValueError(
-            f"{labels}: has {len(classes):,} lines, and {folder} {files.num_total:,} images; give a list "
-            "with the class of each image, in the order of the files' names"
+            f"{labels}: has {len(classes):,} classes, and {folder} has {files.num_total:,} images; "
+            "give a list with the class of each image, in the order of the files' names"
         )
     return _image_list(numbered([sample.name for sample in files.samples()], classes), folder, shard)
 
@@ -148,7 +148,7 @@ def read_list(path: Path) -> Names:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a list of images") from None
     if not names.paths:
-        raise ValueError(f"{path}: names no image; give a list with a path a line, or iNaturalist's json")
+        raise ValueError(f"{path}: names no image; give a list with one path per line, or iNaturalist's json")
     return names
 
 
@@ -168,11 +168,13 @@ def _inaturalist(path: Path) -> Names:
     try:
         record = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON ({error})") from None
+        raise ValueError(
+            f"{path}: is no JSON ({error}); copy it again, or give a .txt with one path per line"
+        ) from None
     if not isinstance(record, dict) or not all(isinstance(record.get(key), list) for key in _KEYS):
         raise ValueError(
             f"{path}: is no list of images as iNaturalist's ({', '.join(_KEYS)}, a list each); "
-            f"give train2018.json or its like"
+            f"give one such as train2018.json, or a .txt with one path per line"
         )
     try:
         categories = {int(entry["id"]): str(entry["name"]) for entry in record["categories"]}
@@ -184,7 +186,7 @@ def _inaturalist(path: Path) -> Names:
             f"annotations: image_id, category_id; categories: id, name): {error!r}"
         ) from None
     if len(files) < len(record["images"]):
-        raise ValueError(f"{path}: two of its images have one id; each needs its own")
+        raise ValueError(f"{path}: two of its images share an id; give each its own")
     # Labels follow the order of the ids; iNaturalist's ids, 0 to 8,141, are the labels themselves.
     numbers = {category: number for number, category in enumerate(sorted(categories))}
     labels = _labels(path, files, annotations, numbers)
@@ -200,22 +202,25 @@ def _labels(
     labels = dict.fromkeys(files, -1)
     for image, category in annotations:
         if image not in files:
-            raise ValueError(f"{path}: an annotation is of image {image}, which is not among its images")
+            raise ValueError(
+                f"{path}: an annotation is of image {image}, which is not among its images; "
+                "remove it, or add the image"
+            )
         if category not in numbers:
             raise ValueError(
                 f"{path}: {files[image]} is of category {category}, "
-                f"which is not among its {len(numbers):,} categories"
+                f"which is not among its {len(numbers):,} categories; add the category"
             )
         if labels[image] >= 0:
             raise ValueError(
-                f"{path}: {files[image]} has two annotations; give a list with one class an image"
+                f"{path}: {files[image]} has two annotations; give a list with one class per image"
             )
         labels[image] = numbers[category]
     unlabelled = [image for image, label in labels.items() if label < 0]
     if unlabelled:
         raise ValueError(
             f"{path}: {len(unlabelled):,} of {len(files):,} images have no annotation, "
-            f"the first is {files[unlabelled[0]]}"
+            f"the first is {files[unlabelled[0]]}; annotate or remove them, or give a .txt of paths alone"
         )
     return labels
 
@@ -225,11 +230,14 @@ def _with_header(path: Path) -> Names:
         try:
             rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row][1:]
         except csv.Error as error:
-            raise ValueError(f"{path}: is no table of filename,label ({error})") from None
+            raise ValueError(
+                f"{path}: is no table of filename,label ({error}); write one image and its class per line"
+            ) from None
     for number, row in rows:
         if len(row) != 2 or not all(cell.strip() for cell in row):
             raise ValueError(
-                f"{path}: line {number}, {shorten(','.join(row))}, is no file's name and a label"
+                f"{path}: line {number}, {shorten(','.join(row))}, is no file's name and a label; "
+                "give FILE,LABEL"
             )
     paths = [os.path.normpath(row[0].strip()) for _, row in rows]
     return numbered(paths, [row[1].strip() for _, row in rows])

@@ -17,7 +17,7 @@ from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
-from fastpsl.pipelines.sources.source import Picks, Sample, changed, parts_of, shard_range
+from fastpsl.pipelines.sources.source import Picks, Sample, changed, choose_split, parts_of, shard_range
 
 INSTALL = "pip install 'fastpsl-vision[datasets]'"
 _BATCH_ROWS = 32
@@ -111,7 +111,7 @@ class Tables:
         last = len(self.class_names) - 1 if self.class_names else MAX_LABEL
         label = -1 if label is None else label
         if not -1 <= label <= last:
-            return Sample(name, BrokenImage(f"its label is {label}, the last one is {last}"), -1)
+            return Sample(name, BrokenImage(f"its label is {label}; -1 (none) to {last} are allowed"), -1)
         if data is not None:
             return Sample(name, data, label)
         return Sample(name, self._named(path) if path else BrokenImage("the row has no image"), label)
@@ -120,7 +120,7 @@ class Tables:
         """Return the file that a row names.
 
         Files elsewhere are refused, because an untrusted table could copy any image of this machine into a
-        beton.
+        dataset file.
         """
         try:
             target = os.path.realpath(os.path.join(self.roots[0], path))
@@ -161,11 +161,12 @@ def parquet_files(
     what = str(paths[0].parent if len(paths) > 1 else paths[0])
     split_of = {path: match[1] for path in paths if (match := _SPLIT_OF_FILE.fullmatch(path.name))}
     if split_of:
-        split = _split(what, split, set(split_of.values()))
+        split = choose_split(what, split, set(split_of.values()))
         paths = [path for path in paths if split_of.get(path) == split]
     elif split:
         raise ValueError(
-            f"{what}: --split {split}: the names of its files tell of none; give that split's files"
+            f"{what}: --split {split}: the files' names tell no split, as train-00000-of-00002.parquet does; "
+            "give that split's files as SRC"
         )
     paths, schemas, counts = sorted(paths), list[Any](), list[int]()
     with doing(f"{what}: counting rows", "files", len(paths)) as progress:
@@ -217,25 +218,15 @@ def hugging_face(
             f"hf:{name}: neither a folder nor in the local cache, and nothing is downloaded; "
             f"load_dataset({path!r}) in Python puts it there"
         )
+    split = choose_split(name, split, dataset if isinstance(dataset, dict) else {""})
     if isinstance(dataset, dict):
-        dataset = dataset[_split(name, split, set(dataset))]
-    elif split:
-        raise ValueError(f"{name}: --split {split}: it has no splits; leave --split away")
+        dataset = dataset[split]
     if not len(dataset):
         raise ValueError(f"{name}: has no rows; give a data set of images")
     columns = choose_columns(name, dataset.features.arrow_schema, image_column, label_column)
     cache = (Path(datasets.config.HF_DATASETS_CACHE), Path(datasets.config.HF_CACHE_HOME))
     roots = (Path(name),) if os.path.isdir(name) else cache
     return Tables(name, roots, [dataset], [len(dataset)], columns, shard)
-
-
-def _split(what: str, split: str | None, splits: set[str]) -> str:
-    if split is None and len(splits) == 1:
-        return next(iter(splits))
-    if split is None or split not in splits:
-        problem = f"--split {split} is not among its splits" if split else "has several splits"
-        raise ValueError(f"{what}: {problem}; give --split {' or '.join(sorted(splits))}")
-    return split
 
 
 def _missing(error: ImportError) -> ValueError:
@@ -297,5 +288,5 @@ def _errors(what: str | Path) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"{what}: cannot be read ({type(error).__name__}: {reason}); give a data set that is on disk"
+            f"{what}: cannot be read ({type(error).__name__}: {reason}); copy or download it again"
         ) from None

@@ -70,7 +70,9 @@ class _Unpickler(pickle.Unpickler):
             ("__builtin__", "bytes"): lambda: b"",
         }
         if (module, name) not in known:
-            raise pickle.UnpicklingError(f"{module}.{name} is not let in")
+            raise pickle.UnpicklingError(
+                f"{module}.{name} is not let in: plain data are numbers, text, lists and arrays"
+            )
         return known[module, name]
 
 

@@ -125,7 +125,7 @@ def published(
     notes = [] if split else [f"--split train of {', '.join(splits)}"]
     split = split or "train"
     if split not in splits:
-        raise ValueError(f"--split {split}: {name} has {', '.join(splits)}")
+        raise ValueError(f"--split {split}: {name} has no such split; give one of {', '.join(splits)}")
     with _errors(src):
         edition, where = _find(src, name, split, on_progress)
         return _count(edition, where, edition.splits[split], notes, shard)

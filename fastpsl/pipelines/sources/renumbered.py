@@ -61,7 +61,7 @@ def renumbered(what: str, source: Source, class_names: Sequence[str], origin: st
     """
     if not source.class_names:
         raise ValueError(
-            f"--classes {origin}: the classes of {what} have no names; leave it out, or name those of "
+            f"--classes {origin}: the classes of {what} have no names; leave --classes out, or name those of "
             "a folder's images by --labels LIST"
         )
     names = list(class_names)

@@ -1,6 +1,6 @@
 """The interface of sources of images: named images with labels, in a fixed order, counted beforehand."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -88,9 +88,32 @@ def parts_of(here: range, counts: Sequence[int]) -> Iterator[tuple[int, range]]:
         start += count
 
 
+def choose_split(what: object, split: str | None, splits: Collection[str]) -> str:
+    """Return the wanted split of a source: the given one, else the part without a name or the only one.
+
+    Args:
+        what: The source's name, for messages.
+        split: The split that was given, if any.
+        splits: The source's splits; "" is a part without a name.
+
+    Raises:
+        ValueError: There are several and none was given, or the given one is not among them.
+    """
+    if not split and ("" in splits or len(splits) == 1):
+        return "" if "" in splits else next(iter(splits))
+    names = " or ".join(sorted(filter(None, splits)))
+    if not split:
+        raise ValueError(f"{what}: has several splits; give --split {names}")
+    if not names:
+        raise ValueError(f"{what}: --split {split}: it has no splits; leave --split out")
+    if split not in splits:
+        raise ValueError(f"{what}: --split {split} is not among its splits; give --split {names}")
+    return split
+
+
 def changed(what: object, num_before: int, num_after: int) -> ValueError:
     """Build the error of a source that yields other images than were counted."""
     return ValueError(
-        f"{what}: {num_before:,} images at the start, {num_after:,} at the end; "
+        f"{what}: {num_before:,} images were counted at the start, {num_after:,} at the end; "
         f"write again when nothing changes it"
     )

@@ -181,7 +181,7 @@ def tar_source(
         sizes = [path.stat().st_size for path in paths]
     except OSError as error:
         raise ValueError(
-            f"{error.filename}: cannot be read ({error.strerror}); give a tar, or a glob of tars"
+            f"{error.filename}: cannot be read ({error.strerror}); give tars that can be read"
         ) from None
     count, starts = _Count(), [sum(sizes[:i]) for i in range(len(sizes))]
     for path, start in zip(paths, starts, strict=True):

@@ -130,5 +130,5 @@ def label_of(group: Group) -> int:
     except (ValueError, RecursionError):
         label = None
     if type(label) is not int or not -1 <= label <= MAX_LABEL:
-        raise BrokenImage(f"its label in {group.label_name} is no integer from 0 to {MAX_LABEL}")
+        raise BrokenImage(f"its label in {group.label_name} is no integer from -1 (none) to {MAX_LABEL}")
     return label

@@ -116,7 +116,7 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
             # Not next(), because it keeps every member, and takes a damaged header for the end.
             info = tarfile.TarInfo.fromtarfile(tar)
             if tar.offset <= start or info.size < 0:
-                raise tarfile.ReadError("a size of nonsense")
+                raise tarfile.ReadError  # a size of nonsense
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             info = None
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
@@ -139,7 +139,9 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
 def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[int], bytes]:
     def read(max_bytes: int = MAX_PAGE_BYTES) -> bytes:
         if not info.isreg():
-            raise BrokenImage("a link within a tar is not followed")
+            raise BrokenImage(
+                "a link within a tar is not followed; tar --dereference --hard-dereference makes one without"
+            )
         if info.size > max_bytes:
             raise BrokenImage(f"{info.size:,} bytes; at most {max_bytes:,} are taken")
         try:

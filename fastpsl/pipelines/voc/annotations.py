@@ -43,7 +43,7 @@ def read_objects(path: Path, text: bytes, numbers: Mapping[str, int], size: tupl
         size: (height, width) of the image in px.
 
     Raises:
-        ValueError: The XML is broken, holds no object or has another size; or an object's class is unknown,
+        ValueError: The XML is broken, holds no object or has another size. Or an object's class is unknown,
             or its box is missing, empty or outside of the image.
     """
     try:
@@ -58,14 +58,14 @@ def read_objects(path: Path, text: bytes, numbers: Mapping[str, int], size: tupl
             examples = ", ".join(list(numbers)[:3]) + (", ..." if len(numbers) > 3 else "")
             raise ValueError(
                 f"{path}: class {name!r} is none of the {len(numbers)} ({examples}); "
-                f"name own classes in VOCdevkit/classes.txt, a line each"
+                f"write your own classes into VOCdevkit/classes.txt, one per line"
             )
         boxes.append(_box(path, element, name, size))
         labels.append(numbers[name])
         difficult.append(_number(path, element, "difficult", 0.0) != 0)
     if not boxes:
         raise ValueError(
-            f"{path}: holds no object with a box, and pictures here need one; "
+            f"{path}: holds no object with a box, and images here need one; "
             f"take {path.stem} out of the list, or annotate it"
         )
     return Objects.of(boxes, labels, difficult)
@@ -79,9 +79,9 @@ def _check_size(path: Path, root: Element, size: tuple[int, int]) -> None:
     if stated != size and stated != (0, 0):  # some tools write 0 for an unknown size
         raise ValueError(
             f"{path}: says {stated[1]:g} x {stated[0]:g} px, "
-            f"and the picture has {size[1]} x {size[0]} (upright): "
-            "annotation and picture are not of one another; "
-            "put the picture that was annotated there, or correct <size>"
+            f"and the image has {size[1]} x {size[0]} (upright): "
+            "the annotation is of another image; "
+            "put the image that was annotated there, or correct <size>"
         )
 
 
@@ -99,7 +99,7 @@ def _box(path: Path, element: Element, name: str, size: tuple[int, int]) -> list
     # all of 2007 and 2012.
     if box[0] < 0 or box[1] < 0 or box[2] > width or box[3] > height:
         raise ValueError(
-            f"{path}: {words} is outside of the picture; "
+            f"{path}: {words} is outside of the image; "
             f"its pixels are 1 to {width} and 1 to {height}, counted from 1"
         )
     return box

@@ -192,9 +192,9 @@ def open_train_and_test(
     learned, scored = ({data.image_id(i) for i in range(data.num_samples)} for data in both)
     if shared := sorted(learned & scored):
         raise ValueError(
-            f"{root}: {len(shared):,} pictures are learned from ({' '.join(train)}) "
+            f"{root}: {len(shared):,} images are learned from ({' '.join(train)}) "
             f"and scored ({' '.join(test)}), the first is {shared[0]}: "
-            "take them out of one of the lists in ImageSets"
+            "take them out of one list in ImageSets"
         )
     return both
 
@@ -219,8 +219,6 @@ def _rows(part: ImageSet) -> SampleTable:
         try:
             upright_size(rows.path[i])
         except BrokenImage as error:
-            raise ValueError(
-                f"{rows.path[i]}: cannot be read as a picture ({error}); {part.remedy}"
-            ) from None
+            raise ValueError(f"{rows.path[i]}: cannot be read as an image ({error}); {part.remedy}") from None
     rows.label[:] = -1
     return rows

@@ -31,7 +31,7 @@ _ARCHIVES = {
 
 
 class ImageSet(NamedTuple):
-    """The images of a list and their annotations: pictures/ID.jpg, annotations/ID.xml, .png or .mat."""
+    """The images of a list and their annotations: images/ID.jpg, annotations/ID.xml, .png or .mat."""
 
     ids: list[str]
     images: Path
@@ -59,8 +59,8 @@ def devkit(root: Path) -> Path:
     if _is_year(root.name) and (root / "JPEGImages").is_dir():
         raise ValueError(f"{root}: is one year of PASCAL VOC; give the folder that holds it, {root.parent}")
     raise ValueError(
-        f"{root}: no folder of PASCAL VOC, which holds VOC2007 or VOC2012, itself or in VOCdevkit; "
-        f"give VOCdevkit"
+        f"{root}: no folder of PASCAL VOC, because neither it nor a VOCdevkit in it holds VOC2007 or "
+        f"VOC2012; give VOCdevkit"
     )
 
 
@@ -87,10 +87,10 @@ def class_names(folder: Path) -> list[str]:
         return list(CLASSES)
     names = _lines(path)
     if not 1 <= len(names) <= MAX_CLASSES:
-        raise ValueError(f"{path}: names {len(names)} classes; give 1 to {MAX_CLASSES}, a name a line")
+        raise ValueError(f"{path}: names {len(names)} classes; give 1 to {MAX_CLASSES}, one name per line")
     repeated = _first_repeated(names)
     if repeated:
-        raise ValueError(f"{path}: names {repeated!r} twice; give each class a line")
+        raise ValueError(f"{path}: names {repeated!r} twice; name each class once")
     return names
 
 
@@ -98,7 +98,7 @@ def image_set(folder: Path, name: str, needs: Needs) -> ImageSet:
     """Return the set `name`, such as "2007_trainval", below the VOCdevkit `folder`.
 
     Raises:
-        ValueError: The year, one of its folders, the list or a file that it names is missing; or the list is
+        ValueError: The year, one of its folders, the list or a file that it names is missing. Or the list is
             empty or names an image twice.
     """
     if not re.fullmatch(r"\d{4}_\w+", name):
@@ -146,7 +146,7 @@ def sbd_set(root: Path, folder: Path) -> ImageSet:
     for list_file in (sbd_folder / "train.txt", sbd_folder / "val.txt"):
         if not list_file.is_file() or not (sbd_folder / "img").is_dir():
             raise ValueError(
-                f"{sbd_folder}: holds no {'img' if list_file.is_file() else list_file.name}; {remedy}"
+                f"{sbd_folder}: holds no {'img' if list_file.is_file() else list_file.name} of SBD; {remedy}"
             )
         ids += _read_ids(list_file)
     lists = folder / "VOC2012" / "ImageSets" / "Segmentation"
@@ -165,13 +165,13 @@ def check_disjoint(parts: Sequence[ImageSet]) -> None:
             other = lists.setdefault((part.images, name), part.list_file)
             if other is not part.list_file:
                 raise ValueError(
-                    f"{part.list_file}: names {name}, as {other} does; give sets without common pictures"
+                    f"{part.list_file}: names {name}, as {other} does; give sets without common images"
                 )
 
 
 def _check_files(part: ImageSet) -> None:
     for kind, folder, names in (
-        ("pictures", part.images, part.image_names()),
+        ("images", part.images, part.image_names()),
         ("annotations", part.annotations, [path.name for path in part.annotation_files()]),
     ):
         files = set(_names(folder))
@@ -186,13 +186,13 @@ def _check_files(part: ImageSet) -> None:
 def _read_ids(list_file: Path) -> list[str]:
     ids = _lines(list_file)
     if not ids:
-        raise ValueError(f"{list_file}: names no picture; give an id a line, such as 000005")
+        raise ValueError(f"{list_file}: names no image; give one id per line, such as 000005")
     for line in ids:
         if len(line.split()) != 1 or "/" in line:
-            raise ValueError(f"{list_file}: the line {line!r} is no id; give an id a line, such as 000005")
+            raise ValueError(f"{list_file}: the line {line!r} is no id; give one id per line, such as 000005")
     repeated = _first_repeated(ids)
     if repeated:
-        raise ValueError(f"{list_file}: names {repeated} twice; name each picture once")
+        raise ValueError(f"{list_file}: names {repeated} twice; name each image once")
     return ids
 
 

@@ -17,7 +17,7 @@ VOID = 255
 def palette() -> np.ndarray:
     """Return VOC's colours of the class numbers, uint8 [256, 3].
 
-    Bits 0, 1 and 2 of a number are the highest bits of red, green and blue, the next three bits are the
+    Bits 0, 1 and 2 of a number are the highest bits of red, green and blue. The next three bits are the
     second highest, and so on.
     """
     colours = np.zeros((256, 3), np.uint8)
@@ -52,7 +52,7 @@ def read_mask(path: Path, data: bytes, num_classes: int, size: tuple[int, int]) 
     if mask.shape != size:
         raise ValueError(
             f"{path}: has {mask.shape[1]} x {mask.shape[0]} px, "
-            f"and the picture {size[1]} x {size[0]} (upright); give the mask of the picture itself"
+            f"and the image {size[1]} x {size[0]} (upright); give the mask of this image"
         )
     numbers = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
     unknown = numbers[(numbers > num_classes) & (numbers != VOID)]

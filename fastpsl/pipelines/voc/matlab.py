@@ -47,7 +47,7 @@ def read_mat(data: bytes, names: Collection[str]) -> dict[str, Any]:
 
 
 def _damage_error(what: str) -> ValueError:
-    return ValueError(f"cannot be read as a MATLAB file ({what}); fetch it again")
+    return ValueError(f"cannot be read as a MATLAB file ({what}); download it again")
 
 
 def _check_structure(data: bytes) -> None:
@@ -100,7 +100,7 @@ class _Parts:
         """Return the next part's 32-bit integers; raise ValueError unless it has this type."""
         part_kind, body = self.next()
         if part_kind != kind or len(body) % 4:
-            raise _damage_error(f"type {part_kind} of {len(body)} bytes stands in the place of type {kind}")
+            raise _damage_error(f"type {part_kind} of {len(body)} bytes instead of type {kind}")
         return [self._number(body[i : i + 4]) for i in range(0, len(body), 4)]
 
     def values(self, num: int) -> None:
@@ -108,7 +108,7 @@ class _Parts:
         for _ in range(num):
             kind, _body = self.next()
             if kind not in _VALUES:
-                raise _damage_error(f"type {kind} stands in the place of numbers")
+                raise _damage_error(f"type {kind} instead of numbers")
 
     def _number(self, data: memoryview) -> int:
         return int.from_bytes(data, self.order)
@@ -117,7 +117,7 @@ class _Parts:
 def _check_array(kind: int, parts: _Parts, levels: int) -> None:
     """Raise ValueError unless a part is an array, with arrays nested at most `levels` deep."""
     if kind != _MATRIX:
-        raise _damage_error(f"type {kind} stands in an array's place")
+        raise _damage_error(f"type {kind} instead of an array")
     if parts.at_end():  # an empty array
         return
     if not levels:
@@ -160,6 +160,6 @@ def _inflated(body: memoryview, most_bytes: int) -> memoryview:
         raise _damage_error(str(error)) from None
     if len(data) > most_bytes:
         raise ValueError(
-            f"inflates to more than {_MOST_TIMES} times its size, which no sound file does; fetch it again"
+            f"inflates to more than {_MOST_TIMES} times its size, which no sound file does; download it again"
         )
     return memoryview(data)

@@ -67,14 +67,13 @@ class MoCo(Task):
         sobel_p: float = SOBEL_P,
     ):
         if key_group < 2:
-            raise ValueError(f"--key-group {key_group}: statistics need 2 images or more")
+            raise ValueError(f"--key-group {key_group}: statistics need 2 images; give 2 or more")
         if width < 1:
             raise ValueError(f"--embedding-width {width}: it must be 1 or more")
-        if temperature <= 0 or not 0 <= momentum <= 1:
-            raise ValueError(
-                f"--temperature {temperature}, --momentum {momentum}: "
-                "the first must be above 0, the second in [0, 1]"
-            )
+        if temperature <= 0:
+            raise ValueError(f"--temperature {temperature}: it must be above 0")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"--momentum {momentum}: it must be 0 to 1")
         self.seed, self.batch_size, self.queue_size, self.key_group = seed, batch_size, queue_size, key_group
         self.momentum, self.temperature, self.width, self.size_px = momentum, temperature, width, size_px
         self.sobel_p = sobel_p
@@ -105,10 +104,11 @@ class MoCo(Task):
         size, most = self.queue_size, data.num_samples // batch_size * batch_size
         if size < 1 or size % batch_size:
             raise ValueError(
-                f"--queue-size {size} is no multiple of --batch-size {batch_size}, and a step's keys must "
-                f"replace as many: give {max(size // batch_size, 1) * batch_size}, or another batch"
+                f"--queue-size {size} is no multiple of --batch-size {batch_size}, so steps could not "
+                f"replace all keys in turn: give {max(size // batch_size, 1) * batch_size}, or another "
+                f"--batch-size"
             )
-        if size > data.num_samples:
+        if size > data.num_samples >= batch_size:  # fewer images than one batch are refused after this
             raise ValueError(
                 f"--queue-size {size} for {data.num_samples} training images, so an image would meet "
                 f"its own key as a negative: give at most {most}"

@@ -17,15 +17,15 @@ Module = TypeVar("Module", bound=nn.Module)
 class KeyEncoder:
     """A copy of the learning blocks and the head, without gradients, that follows them by momentum.
 
-    Its BatchNorm always uses the statistics of the images of the call, in training and in held-out passes, so
-    a key does not depend on a rank's history. Frozen blocks are the trunk's own, because they are equal in
-    both encoders. Only if frozen BatchNorm uses batch statistics (frozen_batchnorm "train") are they copied,
-    because keys would otherwise change their running statistics. The encoder is not part of the stage's
-    module, so DDP and the optimiser do not see it. Its blocks run as the trunk's do, folded and compiled
-    where those are.
+    Its BatchNorm always uses the statistics of the images of the call, in training and in validation passes.
+    So a key does not depend on a rank's history. Frozen blocks are the backbone's own, because they are equal
+    in both encoders. Only if frozen BatchNorm uses batch statistics (frozen_batchnorm "train") are they
+    copied, because keys would otherwise change their running statistics. The encoder is not part of the
+    stage's module, so DDP and the optimiser do not see it. Its blocks run as the backbone's do, folded and
+    compiled where those are.
 
     Under autocast, copies with weights of its type run. Autocast would cast weights without gradients in
-    every call, and there is a call per group: 424 casts a step for ResNet-50 and 8 groups instead of 53.
+    every call, and there is a call per group: 424 casts per step for ResNet-50 and 8 groups instead of 53.
     """
 
     def __init__(self, trunk: Trunk, head: nn.Module, momentum: float):

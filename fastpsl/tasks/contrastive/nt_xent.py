@@ -45,7 +45,7 @@ def nt_xent(
     view; its negatives are the 2N - 2 other embeddings. Invalid embeddings are neither anchors nor negatives.
 
     The loss is this rank's sum over its anchors, times the number of ranks, divided by the number of all
-    ranks' anchors, so its mean over ranks is the global mean. Its gradient is that of the *sum* of all ranks'
+    ranks' anchors. So its mean over ranks is the global mean. Its gradient is that of the *sum* of all ranks'
     losses, because embeddings of this rank are negatives elsewhere. The mean over ranks that DDP takes is
     therefore the gradient of the global mean, even if ranks have different numbers of valid samples. Without
     a valid sample the loss is 0.

@@ -1,8 +1,8 @@
 """Shuffle the images of keys for BatchNorm (MoCo, section 3.3), the same for any number of ranks.
 
 Query and key must not share batch statistics, because the network could match them by these alone. MoCo
-shuffles the keys' images between GPUs, so a group is a GPU's share. Here a group has a fixed size, the order
-is a function of (seed, epoch, step) and the groups are cut from the batch of all ranks. One GPU therefore
+shuffles the keys' images between GPUs, so a group is a GPU's share. Here a group has a fixed size, and the
+order is a function of (seed, epoch, step). The groups are cut from the batch of all ranks. One GPU therefore
 computes the same keys as eight.
 """
 

@@ -28,9 +28,9 @@ class SimCLR(Task):
 
     It is SimCLR in the levels of PSL, section 3.3.3 and Table 3: T1 crops (with flip), T2 adds colour
     distortion, T3 adds blur and Sobel. PSL does not state the strengths. Here they are SimCLR's for ImageNet:
-    crops of area .08 to 1, jitter of .8, .8, .8 and .2 turns (strength 1) with probability .8, grey with .2
-    and blur with .5. PSL does not state the temperature. The recipe has the default of SimCLR's code for
-    ImageNet.
+    crops of area .08 to 1, and jitter of .8, .8, .8 and .2 turns (strength 1). The probability of jitter is
+    .8, of grey .2, of blur .5. PSL does not state the temperature. The recipe has the default of SimCLR's
+    code for ImageNet.
 
     Args:
         batch_size: Images of a step over all ranks, 2 or more. `chance` depends on it.

@@ -44,9 +44,10 @@ def make_labels(
         labels, num_classes = data.labels(), data.num_classes
     assert num_classes is not None
     if num_classes > data.num_samples:
+        remedy = "images" if source == "true" else f"images, or --num-clusters {data.num_samples} or less"
         raise ValueError(
             f"{num_classes:,} classes for {data.num_samples:,} images: "
-            "there can be no more classes than images"
+            f"there can be no more classes than images; give more {remedy}"
         )
     if source == "random":
         labels = random_labels(data.num_samples, num_classes, seed)
@@ -73,9 +74,9 @@ def k_means_labels(data: Dataset, num_classes: int, pca_width: int, size_px: int
     """Cluster the images' central squares by k-means on the principal components of their pixels.
 
     Paper (section V.E): PCA, then k-means, and no details. Here: components are not whitened, and the
-    clustering with the smallest distances of NUM_STARTS is taken. Memory: the pixels as bytes (3,072 per
-    image at 32 px, 4 GB for 1.3 million images), 20 * pca_width bytes per image for its components, and
-    floats of 4,096 images.
+    clustering with the smallest distances of NUM_STARTS is taken. Memory: the pixels as bytes, 3,072 per
+    image at 32 px, which are 4 GB for 1.3 million images. Each image's components take 20 * pca_width bytes.
+    Floats of 4,096 images come on top.
 
     Returns:
         The cluster of each image, int64 [N].
@@ -86,8 +87,8 @@ def k_means_labels(data: Dataset, num_classes: int, pca_width: int, size_px: int
     most = min(data.num_samples, 3 * size_px**2)
     if not 1 <= pca_width <= most:
         raise ValueError(
-            f"--pca-width {pca_width}: {data.num_samples:,} pictures of {size_px} px have 1 to {most:,} "
-            "components"
+            f"--pca-width {pca_width}: {data.num_samples:,} images of {size_px} px have 1 to {most:,} "
+            "components; give a number in this range"
         )
     rows = _components(_pixels(data, size_px), pca_width)
     return _clusters(rows, num_classes, seed)

@@ -64,9 +64,10 @@ class DeepCluster(PseudoClassify):
         pca_width: int,
         k_means_iterations: int,
     ):
-        for name, value in (("pca-width", pca_width), ("k-means-iterations", k_means_iterations)):
-            if value < 1:
-                raise ValueError(f"--{name} {value}: it must be 1 or more")
+        if pca_width < 1:
+            raise ValueError(f"--pca-width {pca_width}: it must be 1 or more")
+        if k_means_iterations < 1:
+            raise ValueError(f"--k-means-iterations {k_means_iterations}: it must be 1 or more")
         views = train_view(input, size_px), center_view(input, size_px)
         super().__init__(num_classes, *views, seed=seed, head_std=TOP_STD)
         self.pca_width, self.k_means_iterations = pca_width, k_means_iterations
@@ -160,17 +161,16 @@ def features_of(context: EpochContext, view: ViewSpec) -> Features:
     if bad:
         raise ValueError(
             f"epoch {context.epoch}: features of {bad:,} of {num_rows:,} images are no finite float16 "
-            "numbers, "
-            "so they cannot be clustered; lower --lr, give --precision bf16, or look at the weights"
+            "numbers, so they cannot be clustered; lower --lr, give --precision bf16, or look at the weights"
         )
     return Features(blocks, np.concatenate(indices), num_rows)
 
 
 @contextlib.contextmanager
 def without_last_relu(trunk: Trunk) -> Iterator[None]:
-    """Remove the trunk's last ReLU for the duration of the context.
+    """Remove the last ReLU of the stage's blocks for the duration of the context.
 
-    The trunk stays as it is if its last block is no nn.Sequential with a ReLU, as in ResNet.
+    They stay as they are if the last block is no nn.Sequential with a ReLU, as in ResNet.
     """
     last = [*trunk.frozen_as_run, *trunk.learning][-1]
     names = [name for name, layer in last.named_children() if isinstance(layer, nn.ReLU)]

@@ -93,7 +93,7 @@ def collapse(figures: Mapping[str, float | None], num_classes: int) -> str | Non
         return None
     return (
         f"collapse: the biggest of {num_classes:,} classes holds {100 * biggest:.1f} % of the images "
-        f"({biggest * num_classes:,.1f} times its even share), {non_empty:,.0f} have any, "
+        f"({biggest * num_classes:,.1f} times its even share); {non_empty:,.0f} classes have images, "
         f"and the entropy is {100 * share:.0f} % of even classes'"
     )
 
@@ -101,8 +101,8 @@ def collapse(figures: Mapping[str, float | None], num_classes: int) -> str | Non
 class Settling:
     """A watch over whether labels settle: whether they agree more and more with those of the epoch before.
 
-    Agreement is `nmi_previous` as a share of the way from the NMI of shuffled labels to 1, which can be
-    compared between different numbers of classes.
+    Agreement is `nmi_previous` as a share of the way from the NMI of shuffled labels to 1. It can be compared
+    between different numbers of classes.
 
     Attributes:
         shares: The agreement of each epoch so far.
@@ -130,7 +130,7 @@ class Settling:
         return (
             f"unsettled: labels agree with those of the epoch before by {last:.0%} in the last {_WINDOW} "
             f"epochs and by {before:.0%} in the {_WINDOW} before (shuffled ones: 0 %), so images go on "
-            "changing their class (docs/explanation/uic.md)"
+            "changing their class: https://fastpsl.github.io/fastpsl/how_to/monitoring.html"
         )
 
 

@@ -128,7 +128,7 @@ def labels_of(path: Path, options: RunOptions) -> Labels:
     """Return the labels in `path` to learn from, which must be those of --data.
 
     Raises:
-        ValueError: As in `read_labels`, or the labels are those of the held-out images or of a test split.
+        ValueError: As in `read_labels`, or the labels are those of the validation images or of a test split.
     """
     data, val = open_both(options)
     try:
@@ -136,9 +136,9 @@ def labels_of(path: Path, options: RunOptions) -> Labels:
         held_out = val is not None and file.digest == val.digest() != data.digest()
         split = next((split for split in (file.labels.split, data.split) if _is_held_out(split)), None)
         if held_out or split is not None:
-            which = "the held-out images" if held_out else f"a split named {split}"
+            which = "the validation images" if held_out else f"a split named {split}"
             raise ValueError(
-                f"{path} labels {which}: these are the test pictures, of which nothing may be learned; "
+                f"{path} labels {which}: these are the test images, of which nothing may be learned; "
                 "give labels of the training images"
             )
         return _checked(path, file, data)
@@ -204,7 +204,8 @@ def _checked(path: Path, file: _File, data: Dataset) -> Labels:
 def _read(path: Path, num_samples: int) -> _File:
     if not path.exists():
         raise ValueError(
-            f"no labels {path}: a recipe of pseudo-labels writes them at its end, `fastpsl labels` others"
+            f"no labels {path}: there is no such file; a recipe of pseudo-labels writes it at its end, "
+            "`fastpsl labels` writes others"
         )
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give a file of labels, such as the {NAME} in a run's folder")

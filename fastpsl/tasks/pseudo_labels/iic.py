@@ -70,8 +70,8 @@ class IIC(Task):
       "grey". IIC's code makes grey by luma for both.
     - IIC's code learns from CIFAR-10's test images, too. Here, it learns from --data alone.
     - IIC's code has separate batch statistics for weak and strong crops, in evaluation, too. Here, all crops
-      pass through the network as one batch, and labels are made with running statistics, so that an image's
-      label does not depend on other images.
+      pass through the network as one batch. Labels are made with running statistics, so that an image's label
+      does not depend on other images.
     - As in IIC's code, Adam's momentum also moves the head whose turn it is not.
 
     Args:
@@ -103,12 +103,10 @@ class IIC(Task):
         seed: int = 0,
     ):
         if not 0 < crop_share <= 1:
-            raise ValueError(
-                f"--crop-share {crop_share:g}: a share of the picture's side, above 0 and up to 1"
-            )
+            raise ValueError(f"--crop-share {crop_share:g}: a share of the image's side, above 0 and up to 1")
         if num_copies < 1:
             raise ValueError(
-                f"--num-copies {num_copies}: IIC compares a picture with transformed copies, "
+                f"--num-copies {num_copies}: IIC compares an image with transformed copies, "
                 "so it needs 1 or more"
             )
         if num_sub_heads < 1:
@@ -118,7 +116,7 @@ class IIC(Task):
             self.sizes["--second-clusters"] = second_clusters
         for flag, size in self.sizes.items():
             if size < 2:
-                raise ValueError(f"{flag} {size}: one cluster says nothing of a picture; give 2 or more")
+                raise ValueError(f"{flag} {size}: one cluster says nothing of an image; give 2 or more")
         self.num_clusters, self.num_copies, self.num_sub_heads = num_clusters, num_copies, num_sub_heads
         self.seed = seed
         input = input_of(transforms, size_px)
@@ -145,7 +143,7 @@ class IIC(Task):
         num_pairs, most = batch_size * self.num_copies, max(self.sizes.values())
         if num_pairs < most:
             warnings.warn(
-                f"--batch-size {batch_size} makes {num_pairs} pairs a step, which say little of how {most} "
+                f"--batch-size {batch_size} makes {num_pairs} pairs per step, which say little of how {most} "
                 "clusters share the images; give several times as many, or fewer clusters",
                 stacklevel=2,
             )
@@ -196,7 +194,7 @@ class IIC(Task):
     ) -> tuple[Tensor, Metrics]:
         """Return minus the mutual information of the global batch's pairs, in nats, the sub-heads' mean.
 
-        Held-out images are scored by head A.
+        Validation images are scored by head A.
         """
         assert isinstance(head, ClusterHeads)
         number = self.head_of(batch.epoch) if head.training else 0

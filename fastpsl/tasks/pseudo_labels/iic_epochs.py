@@ -65,7 +65,7 @@ class ClusterEpochs:
 
         Returns:
             On rank 0 `label_figures` of the images that were drawn, the best sub-head and its mutual
-            information, in nats, averaged over the epoch's batches; on other ranks nothing.
+            information. This is in nats, averaged over the epoch's batches. On other ranks nothing.
         """
         number = self.number
         if place_among_ranks()[1] > 1:

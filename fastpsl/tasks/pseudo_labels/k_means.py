@@ -80,7 +80,9 @@ def drawn_rows(
     has_row[on_device] = 1
     samples = np.flatnonzero(sum_over_ranks(world, has_row).cpu().numpy())
     if len(samples) < num:
-        raise ValueError(f"{len(samples)} images can be decoded, for {num} clusters: ask for fewer")
+        raise ValueError(
+            f"--num-clusters {num}: only {len(samples)} images can be decoded; give at most {len(samples)}"
+        )
     high, low = words(Keys(seed, epoch, samples), Slot.TASK, 2).astype(np.uint64).T
     chosen = samples[np.argsort((high << np.uint64(32)) | low, kind="stable")[:num]]
     place = torch.full((num_samples,), -1, dtype=torch.long, device=rows.device)

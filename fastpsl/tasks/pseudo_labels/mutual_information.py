@@ -19,13 +19,14 @@ EPS = sys.float_info.epsilon
 def mutual_information_loss(first: Tensor, others: Tensor, valid: Tensor) -> Tensor:
     """Return -I(z, z') of equation 2 in nats, float32 [S] for S sub-heads, even under autocast.
 
-        P = mean over all ranks' pairs of z z'^T, then (P + P^T) / 2 over its sum, no cell and no marginal
-        below EPS loss = -sum of P_cd (log P_cd - log P_c - log P_d)
+        P    = mean over all ranks' pairs of z z'^T, then (P + P^T) / 2 over its sum,
+               no cell and no marginal below EPS
+        loss = -sum of P_cd (log P_cd - log P_c - log P_d)
 
     The loss is -log C at best, and 0 for one cluster or for independent views. It is that of all ranks'
-    pairs, on every rank. The gradient of this rank's inputs is multiplied by the number of ranks, so that the
-    mean over ranks that DDP takes is the gradient of the loss. Without a valid sample, the loss is within C^2
-    * 1e-14 of 0.
+    pairs, on every rank. The gradient of this rank's inputs is multiplied by the number of ranks. So the mean
+    over ranks that DDP takes is the gradient of the loss. Without a valid sample, the loss is within C^2 *
+    1e-14 of 0.
 
     Args:
         first: Distributions over C clusters, [B, S, C], of a view of this rank's samples. B may be 0 and may

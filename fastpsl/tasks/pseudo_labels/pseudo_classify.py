@@ -32,8 +32,8 @@ class PseudoClassify(Task):
     A subclass sets the labels, which a `LabelStore` holds.
     Paper: "Avoid empty classes", "Class balance sampling" (section 4.2).
 
-    Held-out images have no labels. There the first of two views is scored against the arg max of the second,
-    and accuracy is the share of equal answers.
+    Validation images have no labels. There the first of two views is scored against the arg max of the
+    second, and accuracy is the share of equal answers.
 
     Args:
         num_classes: Number of classes, 2 or more.

@@ -45,7 +45,7 @@ class LabelStore:
     It has two arrays of 4 bytes per image on the device: the labels of this epoch, and those that `write`
     makes for the next one. `end_epoch` exchanges the latter between the ranks in one all-reduce.
 
-    If an image is drawn several times, its latest draw counts, in the order of the epoch's positions; if its
+    If an image is drawn several times, its latest draw counts, in the order of the epoch's positions. If its
     logits were not finite, the image keeps its label. So labels do not depend on the number of ranks. The
     paper does not state what happens to images that are drawn several times or not at all.
 

@@ -25,7 +25,7 @@ from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify, gathered
 class UIC(PseudoClassify):
     """A task that learns in epoch t the labels that the network gave to other crops in epoch t - 1.
 
-    The label of epoch t + 1 is the arg max of the training forward pass of epoch t, so no pass is made for it
+    The label of epoch t + 1 is the arg max of the training forward pass of epoch t. So no pass is made for it
     (UIC, equations 5 and 6). Choices where the paper is silent:
 
     - An image that the balanced order did not draw keeps its label. Of several draws, the latest counts.

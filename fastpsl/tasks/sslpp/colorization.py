@@ -43,9 +43,9 @@ class Colorization(Proxy):
     is grey, and nothing is learned from it. A grey image counts as 0 in the mean of the loss that is
     minimised, and not at all in the metrics.
 
-    SSL++ does not state the decoder and the target's resolution. Here, the decoder is one 1x1 convolution,
-    and the target is the mean colour over the area of a position of the feature map, which is 4 x 4 px with
-    NIN at 32 px. Zhang et al. take every fourth pixel. A backbone that ends in fully-connected layers gets a
+    SSL++ does not state the decoder and the target's resolution. Here, the decoder is one 1x1 convolution.
+    The target is the mean colour over the area of a position of the feature map. This is 4 x 4 px with NIN at
+    32 px. Zhang et al. take every fourth pixel. A backbone that ends in fully-connected layers gets a
     decoder from vectors, to a quarter of the image's side.
 
     Args:
@@ -116,7 +116,7 @@ class Colorization(Proxy):
         counts, bins = self.counts.cpu().double(), self.bins.cpu()
         if not counts.sum():
             raise ValueError(
-                f"all pictures that were looked at are grey, no pixel's a or b is above {GREY_AB:g}: "
+                f"all images that were looked at are grey, no pixel's a or b is above {GREY_AB:g}: "
                 "Colorization needs coloured ones; give other --data, or another recipe"
             )
         indices, shares = soft_bins(bins, bins)

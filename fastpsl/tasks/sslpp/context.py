@@ -27,7 +27,7 @@ _WIDTH = 64
 class Context(Proxy):
     """A proxy task that restores a hole in the image, by reconstruction alone.
 
-    "We just use the reconstruction loss" (SSL++), so there is no adversarial loss. The paper does not state
+    SSL++ uses "the reconstruction loss" alone, so there is no adversarial loss. The paper does not state
     the size of the hole; Context-Encoder hides 64 of 128 px. Its ring of 4 px that overlaps the surroundings
     is left out.
 

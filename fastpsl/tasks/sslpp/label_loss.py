@@ -67,8 +67,8 @@ class LabelLoss:
             warnings.warn(
                 f"the second head has not learned the pseudo-labels: its loss was {loss:.3f} in epoch "
                 f"{self.epoch} of {self.num_epochs}, and {entropy:.3f} is the loss of naming each "
-                "cluster by its frequency; more epochs or a higher --lambda may help "
-                "(docs/explanation/sslpp.md)",
+                "cluster by its frequency; more epochs or a higher --lambda may help: "
+                "https://fastpsl.github.io/fastpsl/explanation/sslpp.html",
                 stacklevel=2,
             )
         return {"loss_labels": loss, "entropy_labels": entropy}

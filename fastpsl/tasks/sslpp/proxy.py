@@ -12,7 +12,7 @@ from fastpsl.pipelines.views import ViewSpec
 
 
 class Proxy(Task):
-    """A task of one view with a loss on the trunk's features, so that another head can share them.
+    """A task of one view with a loss on the backbone's features, so that another head can share them.
 
     Override `view`, `head` (the paper's V1) and `features_loss`.
     """
@@ -33,8 +33,8 @@ class Proxy(Task):
             batch: The batch.
 
         Returns:
-            The mean over samples with `batch.indices >= 0`, and metrics. Held out (`head.training` is False)
-            these include `loss_constant`, the loss of the best answer without looking at any image.
+            The mean over samples with `batch.indices >= 0`, and metrics. In validation (`head.training` is
+            False) these include `loss_constant`, the loss of the best answer without looking at any image.
         """
         raise NotImplementedError
 

@@ -98,7 +98,7 @@ class SSLPlusPlus(Task):
         """Raise ValueError if there are more clusters than images, or the proxy refuses the data."""
         if self.num_classes > data.num_samples:
             raise ValueError(
-                f"{self.num_classes:,} clusters of {data.num_samples:,} training images: "
+                f"--num-clusters {self.num_classes:,} for {data.num_samples:,} training images: "
                 f"give at most {data.num_samples:,}"
             )
         assert self.given is None or len(self.given) == data.num_samples
@@ -154,7 +154,7 @@ class SSLPlusPlus(Task):
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Return equation 5, or 4 without a proxy, or the proxy's loss alone on held-out images.
+        """Return equation 5, or 4 without a proxy, or the proxy's loss alone on validation images.
 
         accuracy_labels is the share of images with the right pseudo-label. loss_labels_constant is the
         entropy of the pseudo-labels: the loss of naming each as often as it occurs.
@@ -166,7 +166,7 @@ class SSLPlusPlus(Task):
             loss, metrics = self.proxy.features_loss(features, head["proxy"], batch)
         if not self.num_classes:
             return loss, metrics
-        # "loss" is the sum of both losses, so the proxy's has another name, on held-out images too.
+        # "loss" is the sum of both losses, so the proxy's has another name, on validation images too.
         metrics = {name.replace("loss", "loss_proxy", 1): pair for name, pair in metrics.items()}
         if not head.training:
             return loss, metrics

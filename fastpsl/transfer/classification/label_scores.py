@@ -34,7 +34,7 @@ def label_scores(
     truths = targets[image]
     assert scores.shape == truths.shape == (len(image), len(class_names)), (scores.shape, truths.shape)
     if not np.isfinite(scores).all():
-        raise ValueError("scores that are no numbers: the training has diverged; lower --lr")
+        raise ValueError("the scores are not numbers: the training has diverged; lower --lr")
     each = {}
     for number, name in enumerate(class_names):
         counted = truths[:, number] >= 0
@@ -42,5 +42,7 @@ def label_scores(
             truth = truths[counted, number]
             each[f"AP_{name}"] = 100 * float(average_precision_score(truth, scores[counted, number]))
     if not each:
-        raise ValueError("no image of the test set has any class: nothing can be scored")
+        raise ValueError(
+            "no image of the test set has any class that is not difficult: nothing can be scored"
+        )
     return {"mAP": sum(each.values()) / len(each)} | each

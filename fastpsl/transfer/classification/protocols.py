@@ -1,9 +1,9 @@
 """Published protocols of multi-label classification on VOC2007 by fine-tuning, as data.
 
-Both protocols follow philkr/voc-classification (Krähenbühl et al., cited by UIC and SSL++): crops of
-.1 to .5 of the area, BatchNorm by its running statistics, gradients clipped at 10, a new classifier of N(0,
-.01) with biases .1, the outputs of ten random crops summed. That code crops as Caffe does (a scale of .5 to
-2); DeepCluster's script states an area.
+Both protocols follow philkr/voc-classification (Krähenbühl et al., cited by UIC and SSL++). Crops have .1
+to .5 of the area, BatchNorm uses its running statistics, and gradients are clipped at 10. The new classifier
+is N(0, .01) with biases .1, and the outputs of ten random crops are summed. That code crops as Caffe does (a
+scale of .5 to 2); DeepCluster's script states an area.
 """
 
 from dataclasses import asdict, dataclass, replace

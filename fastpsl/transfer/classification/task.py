@@ -54,7 +54,7 @@ def reinitialise(block: nn.Module) -> None:
     """Initialise fully-connected layers as the classifier's: weights N(0, .01), biases .1.
 
     A BatchNorm between them (alexnet_rotnet's, whose layers have no bias) gets mean 0, variance 1, scale 1
-    and shift .1, because its statistics were those of the old layer. Used with its running statistics, it
+    and shift .1. Its statistics were those of the old layer. Used with its running statistics, it
     then equals such a bias.
     """
     for part in block.modules():

@@ -1,6 +1,6 @@
 """Faster and Fast R-CNN on the blocks of a backbone, made of torchvision's parts.
 
-The detector is the head of a stage; the stage's trunk is bound to it. ResNets and similar backbones have
+The detector is the head of a stage; the stage's backbone is bound to it. ResNets and similar backbones have
 Detectron2's C4 layout: B4's maps, RoIs of 14 x 14 positions, B5 on each RoI and the average of its positions.
 AlexNet and VGG have B5's maps, RoIs of the size that fc6 reads, fc6 and fc7. Two differences between
 torchvision's parts and Detectron2's remain: box losses are L1 with a parabola below 1/9 (Detectron2: L1), and
@@ -89,8 +89,8 @@ class Maps(NamedTuple):
 class Detector(nn.Module):
     """The parts of a detector that a backbone lacks.
 
-    `bind` passes it the trunk, which is not registered here a second time. Boxes are float32 [n, 4] = x1 y1
-    x2 y2 in px of the input images. Labels are int64 from 1, and 0 is the background.
+    `bind` passes it the backbone, which is not registered here a second time. Boxes are float32 [n, 4] = x1
+    y1 x2 y2 in px of the input images. Labels are int64 from 1, and 0 is the background.
 
     Args:
         backbone: The network below.
@@ -121,7 +121,7 @@ class Detector(nn.Module):
         self._make_maps: Callable[[Tensor], Tensor] | None = None
 
     def bind(self, trunk: Trunk) -> None:
-        """Use a trunk's blocks from now on.
+        """Use a backbone's blocks from now on.
 
         They are held in closures, because modules would be registered as parts of this one. The blocks that
         read RoIs must be among those that learn.
@@ -202,8 +202,8 @@ class Detector(nn.Module):
 def stride_of(images: Tensor, maps: Tensor) -> int:
     """Return the stride of maps, a power of two.
 
-    The ratio of the sides is rounded to one, because maps may be a position smaller than the image's side
-    over the stride, as AlexNet's are.
+    The ratio of the sides is rounded to one. Maps may be a position smaller than the image's side over the
+    stride, as AlexNet's are.
     """
     side = 2 if images.shape[2] >= images.shape[3] else 3
     return int(2 ** round(math.log2(images.shape[side] / maps.shape[side])))

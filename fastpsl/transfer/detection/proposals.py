@@ -33,8 +33,8 @@ class Proposals:
         max_num: Only the first so many proposals of an image are used.
 
     Raises:
-        ValueError: With one line that names the file, if it cannot be read or holds none of the images, if
-            images are in no file, or if a box is outside of its image.
+        ValueError: A file cannot be read or holds none of the images, images are in no file, or a box is
+            outside of its image. The message is one line and names the file.
     """
 
     def __init__(self, paths: Sequence[str | Path], data: VOC, max_num: int = MAX_NUM) -> None:
@@ -50,7 +50,9 @@ class Proposals:
                 if key in sizes:
                     has_images = True
                     if key in self._boxes:
-                        raise ValueError(f"{path}: proposals for {key}, which there were before; {remedy}")
+                        raise ValueError(
+                            f"{path}: holds proposals for {key} a second time; {remedy}, each once"
+                        )
                     self._boxes[key] = _checked(boxes[:max_num], sizes[key], f"{path}: {key}")
             if not has_images:
                 raise ValueError(
@@ -92,7 +94,7 @@ def _checked(boxes: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray
         return np.zeros((0, 4), np.float32)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in _NUMBERS:
         raise ValueError(
-            f"{where}: {boxes.dtype} {list(boxes.shape)} in place of numbers [k, 4], a box a row"
+            f"{where}: {boxes.dtype} {list(boxes.shape)} instead of numbers [k, 4], one box per row"
         )
     boxes = np.array(boxes, np.float32)
     x1, y1, x2, y2 = boxes.T
@@ -100,8 +102,8 @@ def _checked(boxes: np.ndarray, size: tuple[int, int], where: str) -> np.ndarray
     if not is_inside.all():
         wrong = " ".join(f"{side:g}" for side in boxes[is_inside.argmin()])
         raise ValueError(
-            f"{where}: box {wrong} (x1 y1 x2 y2 from 0) is not inside of the picture of {size[0]} x "
-            f"{size[1]} px; are they of other pictures?"
+            f"{where}: box {wrong} (x1 y1 x2 y2 from 0) is not inside of the image of {size[0]} x "
+            f"{size[1]} px; give proposals that were made for these images"
         )
     return boxes
 
@@ -114,11 +116,11 @@ def _read(path: Path) -> Iterable[tuple[object, np.ndarray]]:
     """
     if path.suffix not in (".mat", ".pkl"):
         raise ValueError(
-            f"{path}: proposals are Fast R-CNN's .mat (images, boxes) or Detectron's .pkl (boxes, scores, "
-            f"ids)"
+            f"{path}: no file of proposals; give Fast R-CNN's .mat (images, boxes) or Detectron's .pkl "
+            f"(boxes, scores, ids)"
         )
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file of proposals")
+        raise ValueError(f"{path}: no such file; give the published proposals")
     return _selective_search(path) if path.suffix == ".mat" else _detectrons(path)
 
 
@@ -132,10 +134,10 @@ def _selective_search(path: Path) -> Iterator[tuple[object, np.ndarray]]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     if not {"images", "boxes"} <= cells.keys() or cells["boxes"].dtype != object:
-        raise ValueError(f"{path}: lacks the cells images and boxes of Fast R-CNN's selective search")
+        raise ValueError(f"{path}: lacks the cells images and boxes; give Fast R-CNN's selective search")
     names, boxes = cells["images"].ravel(), cells["boxes"].ravel()
     if len(names) != len(boxes):
-        raise ValueError(f"{path}: {len(names):,} images and boxes of {len(boxes):,}; fetch it again")
+        raise ValueError(f"{path}: {len(names):,} images and boxes of {len(boxes):,}; download it again")
     for cell, stored in zip(names, boxes, strict=True):
         is_usual = stored.ndim == 2 and stored.shape[1] == 4 and stored.dtype.kind in _NUMBERS
         yield (

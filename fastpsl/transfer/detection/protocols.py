@@ -32,7 +32,7 @@ class DetectionProtocol:
         decay_biases: Whether biases decay, too.
         anchor_px: Roots of the anchors' areas.
         rpn_train: Boxes of the RPN before and after non-maximum suppression, in training.
-        rpn_test: Likewise, in the test.
+        rpn_test: The same, in the test.
         num_rois: Boxes of an image that the head learns from; at most a quarter of them are objects.
         min_background_iou: Least overlap of a background box with an object.
         roi_side: Positions on a side of a pooled RoI, for ResNets and similar backbones; fc6 fixes it for

@@ -88,9 +88,8 @@ class Detection(Task):
         if protocol.boxes_from == "published" and num != num_sets:
             sets = " ".join((*protocol.train_sets, *protocol.test_sets))
             raise ValueError(
-                f"--proposals: {num or 'no'} files, and Fast R-CNN needs one of each set, "
-                f"in the order of {sets}: "
-                f"selective search's .mat, or Detectron's .pkl"
+                f"--proposals: {num or 'no'} files, and Fast R-CNN needs one of each set; "
+                f"give those of {sets} in this order (selective search's .mat, or Detectron's .pkl)"
             )
         if missing := [path for path in self.proposals if path and not Path(path).is_file()]:
             raise ValueError(f"--proposals {missing[0]}: no such file; give the published ones")

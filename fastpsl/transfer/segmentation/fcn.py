@@ -25,7 +25,7 @@ LAST_BLOCK = 5
 
 
 class Network(Protocol):
-    """A network for segmentation on the blocks of a trunk."""
+    """A network for segmentation on the blocks of a backbone."""
 
     @property
     def last_block(self) -> int:
@@ -40,7 +40,7 @@ class Network(Protocol):
         """Score the classes of every pixel.
 
         Args:
-            trunk: The blocks.
+            trunk: The backbone's blocks.
             head: Made by `head`.
             images: Normalised images [B, channels, H, W].
 
@@ -87,7 +87,8 @@ class FCN32s:
     """A network of fc6 and fc7 as convolutions, a 1x1 convolution and bilinear upsampling from 32 px.
 
     The 1x1 convolution is initialised with zeros. The published net upsamples by a fixed deconvolution
-    (kernel 63, VGG's 64, stride 32) and crops the result by 18 px (19); `laid_out` gives the same numbers.
+    of kernel 63 (VGG's 64) and stride 32. It crops the result by 18 px (19). `laid_out` gives the same
+    numbers.
     The published net rounds the sides of pooled maps up, and ours rounds them down. Zeros are therefore added
     at the right and at the bottom, up to a size that is read whole. This gives as many scores, or one more
     where the published conv1 leaves out the last 1 to 3 rows.

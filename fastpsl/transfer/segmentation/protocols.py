@@ -108,7 +108,7 @@ def check_options(options: Any) -> None:
     """
     whole_input.check_options(options)
     if options.whole:
-        raise ValueError("--whole: pictures are not cut to squares here; leave it out")
+        raise ValueError("--whole: images are not cut to squares here; leave it out")
     if PROTOCOLS[options.protocol].needs_sbd and options.data is not None and options.sbd is None:
         raise ValueError(
             f"--protocol {options.protocol} learns from SBD's masks too: give its folder, "

@@ -39,13 +39,13 @@ MASKS = "masks"
 
 @dataclass
 class Segmentation(Task):
-    """A task that learns each pixel's class and writes masks of the held-out images.
+    """A task that learns each pixel's class and writes masks of the validation images.
 
-    The loss is the cross-entropy of an image's pixels that are not void. Held-out images are read whole.
+    The loss is the cross-entropy of an image's pixels that are not void. Validation images are read whole.
     Their shorter side is resized to `crop.size_px` if there is a crop.
 
     Attributes:
-        network: The network on the trunk.
+        network: The network on the backbone.
         input: Record of what the network reads.
         crop: Crop of training images; without it they are read as they are.
         auxiliary_weight: Weight of the auxiliary head's loss.
@@ -136,7 +136,7 @@ class Segmentation(Task):
 
     @override
     def end_stage(self, context: EpochContext) -> None:
-        """Write the results of the held-out images.
+        """Write the results of the validation images.
 
         predictions.npz gets "confusion", int64 [N, C, C] (truth, prediction), and masks/<id>.png the
         predicted masks.
@@ -155,7 +155,7 @@ class Segmentation(Task):
 
         Args:
             images: Numbers of the images.
-            data: Held-out images.
+            data: Validation images.
             train_step: Holds the trained network.
             masks: Folder of the masks.
         """

@@ -60,7 +60,7 @@ class Classes:
         numbers: Their numbers.
         left_out: Names of the other classes.
         train: Labels of the training images, int8 [N, C], as `VOC.targets`.
-        test: Labels of the test images, likewise.
+        test: Labels of the test images, in the same form.
     """
 
     names: tuple[str, ...]
@@ -87,7 +87,7 @@ class Classes:
         shown = (of_test == 1).any(0)
         numbers = tuple(np.flatnonzero(shown).tolist())
         if not numbers:
-            raise ValueError(f"no picture of {test.split} shows a class: nothing can be scored")
+            raise ValueError(f"no image of {test.split} shows a class: nothing can be scored")
         for number in numbers:
             _require_enough(
                 of_train[:, number], train.class_names[number], train.split, protocol, shots, len(shown)
@@ -112,14 +112,15 @@ def _require_enough(
     if shots and (max(shots) > num or max(shots) * (num_classes - 1) > num_without):
         most = min(num, num_without // max(1, num_classes - 1))
         raise ValueError(
-            f"--shots {max(shots)}: {num:,} pictures of {split} show {name!r} and {num_without:,} do not "
+            f"--shots {max(shots)}: {num:,} images of {split} show {name!r} and {num_without:,} do not "
             f"(difficult ones count for neither), and {max(shots)} and {max(shots) * (num_classes - 1):,} "
-            f"are drawn: give up to {most} shots"
+            f"are drawn; give {f'up to {most} shots' if most > 0 else 'data with more of both'}"
         )
     if not shots and min(num, len(targets) - num) < protocol.folds:
         raise ValueError(
-            f"{num:,} of the {len(targets):,} pictures of {split} show {name!r}: a cross-validation of "
-            f"{protocol.folds} folds needs {protocol.folds} that show it and {protocol.folds} that do not"
+            f"{num:,} of the {len(targets):,} images of {split} show {name!r}: a cross-validation of "
+            f"{protocol.folds} folds needs {protocol.folds} that show it and {protocol.folds} that do not; "
+            "add such images to the list"
         )
 
 
@@ -234,11 +235,11 @@ def score_lines(
         outcomes: From `solve`.
         shots: As for `solve`.
     """
-    details, sizes = details_of(outcomes), f"{len(classes.train):,} pictures, scored on {len(classes.test):,}"
+    details, sizes = details_of(outcomes), f"{len(classes.train):,} images, scored on {len(classes.test):,}"
     chance = f"by chance {classes.frequency:.1f} %"
     lines = [f"{len(classes.names)} classes, {details['fits']:,} SVMs of {sizes}; {chance}"]
     if classes.left_out:
-        lines.append(f"left out, as no test picture shows them: {', '.join(classes.left_out)}")
+        lines.append(f"left out, as no test image shows them: {', '.join(classes.left_out)}")
     names = [f"_{k}" for k in shots] or [""]
     heads = [f"k {k}" for k in shots] or [""]
     lines.append(f"{'mAP %':<8}" + "".join(f"{head:>7}" for head in heads))

@@ -4,8 +4,8 @@ The cost is chosen by cross-validation, or the SVMs learn from a few shots (VISS
 One class of one block is one task, and its outcome is a small file; `work.py` runs many of them.
 
 The solver uses only inner products of features. It therefore gets samples in a basis of their span
-(`in_own_span`), which gives the same iterations and the same SVM except for rounding, in a fraction of the
-time. Measured on 240 samples of 9,216 features: 0.01 s in place of 0.7 s.
+(`in_own_span`). That gives the same iterations and the same SVM except for rounding, in a fraction of the
+time. Measured on 240 samples of 9,216 features: 0.01 s instead of 0.7 s.
 """
 
 import functools
@@ -36,7 +36,7 @@ class OneClass:
         train: Features of the training images [N, D].
         test: Features of the test images [N, D].
         train_targets: int8 [N]: 1 if the class is in the image, 0 if not, -1 if only difficult objects are.
-        test_targets: Likewise, and -1 for images that could not be decoded.
+        test_targets: The same of the test images, and -1 for images that could not be decoded.
         number: Number of the class.
         num_classes: Number of all classes.
         costs: Costs to choose from.

@@ -106,8 +106,8 @@ def _run(wanted: Mapping[Path, SvmTask], num_processes: int) -> Iterator[None]:
         yield from run(delayed(_make)(path, task) for path, task in wanted.items())
     except TerminatedWorkerError as error:
         raise ValueError(
-            f"one of {num_processes} processes was ended from outside, most likely for want of memory: "
-            f"give fewer --workers; what is done is kept"
+            f"one of {num_processes} processes was ended from outside, most likely for want of memory; "
+            f"repeat the command with fewer --workers (what is done is kept)"
         ) from error
     finally:
         # joblib would keep the processes and their memory for five minutes.
