@@ -44,6 +44,7 @@ html_title = f"fastpsl {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_domain_indices = False
 html_theme_options = {
     "source_repository": REPOSITORY,
     "source_branch": "main",

@@ -19,7 +19,7 @@ from fastpsl.pipelines.views import ViewSpec
 class Task:
     """A pretext task. Subclasses override `views`, `head` and `loss`; all other methods have defaults.
 
-    docs/how_to/add_a_task.md shows a short example.
+    https://fastpsl.github.io/fastpsl/how_to/add_a_task.html shows a short example.
     """
 
     num_levels: int = 1
