@@ -61,7 +61,7 @@ class Options(PretrainOptions):
     lr: float
     """LARS's learning rate at the end of the warm-up."""
     warmup_epochs: float
-    """Epochs in which the rate rises from 0, only in the first stage."""
+    """Epochs in which the rate rises from 0, counted from the start of the run."""
     trust: float
     """LARS's eeta: the relative change of a layer's norm by a step of rate 1."""
     weight_decay: float

@@ -80,7 +80,7 @@ def test_wrong_arguments_are_one_line(arguments: dict[str, Any], words: str, tmp
 
 
 def test_data_and_runs_are_not_mistaken(run: fastpsl.Trained, images: Path, model: fastpsl.Model) -> None:
-    is_run = "is a run's folder: give images, not what was trained$"
+    is_run = "is a run's folder; give images, not what was trained$"
     for call in (
         lambda: fastpsl.pretrain("jigsaw", run),
         lambda: fastpsl.pretrain("jigsaw", images, val=run),

@@ -159,6 +159,7 @@ def test_metadata_for_pypi(built: Built) -> None:
     assert "self-supervised learning" in metadata["Keywords"].split(",")
     links = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL", []))
     assert set(links) == {"Homepage", "Repository", "Documentation", "Changelog", "Issues"}
+    assert links.pop("Documentation") == "https://fastpsl.github.io/fastpsl/"
     assert all(link.startswith(REPOSITORY) for link in links.values())
     classifiers = metadata.get_all("Classifier", [])
     for classifier in ("Typing :: Typed", "Operating System :: POSIX :: Linux"):

@@ -94,8 +94,6 @@ def require_data(name: str, value: Any) -> None:
     if not isinstance(value, str | os.PathLike):
         kinds = "the path of a folder, a list, a dataset file (.beton) or a glob of such files"
         raise ValueError(f"{name} is {type(value).__name__}, not a path: give {kinds}")  # noqa: TRY004
-    if os.path.isfile(os.path.join(value, "metrics.jsonl")):
-        raise ValueError(f"{name} {os.fspath(value)} is a run's folder: give images, not what was trained")
 
 
 def _close(opened: Sequence[Run]) -> Any:

@@ -138,7 +138,7 @@ def train(
     if world.rank == 0 and not run.resumed:
         run.reporter.log(data_line(run.data))
         run.reporter.log(length_line(experiment, run.data))
-        if options.data is not None and isinstance(options, PretrainOptions) and options.preset != "small":
+        if options.data is not None and isinstance(options, PretrainOptions):
             for line in unsuitable(experiment, run.data):
                 run.reporter.log(f"warning: {line}")
     finished = pretrain(experiment, run)

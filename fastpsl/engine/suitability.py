@@ -65,6 +65,12 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
             f"stages of fewer than {MIN_STEPS:,} steps learn little: {', '.join(few)}; give more --epochs, a "
             "smaller --batch-size, or --preset small"
         )
+    warmup, epochs = getattr(options, "warmup_epochs", 0), sum(stage.epochs for stage in experiment.stages)
+    if warmup and warmup >= epochs:
+        yield (
+            f"the rate rises for {warmup:g} epochs, and the run has {epochs}, so it never reaches --lr: give "
+            "a smaller --warmup-epochs"
+        )
     if options.batch_size > MAX_BATCH_SHARE * num_images:
         limit = max(2, int(MAX_BATCH_SHARE * num_images))
         yield (

@@ -127,10 +127,3 @@ def test_parameters(name: str) -> None:
     if name == "resnet50_mlp":
         expected += 2048 * 2048 + 2 * 2048
     assert sum(p.numel() for p in network.parameters()) == expected
-
-
-def test_unknown_backbone_names_the_known() -> None:
-    with pytest.raises(
-        ValueError, match="resnet18, resnet50, resnet18_cifar, resnet34, resnet34_iic, resnet50_mlp"
-    ):
-        ResNet("resnet51")

@@ -218,4 +218,4 @@ def test_a_full_disk_is_refused_before_writing(
 
 def test_raw_images_are_not_reencoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, errors = run(capsys, npz(tmp_path), tmp_path / "a.beton", "--reencode", "all")
-    assert code == 2 and "--reencode all: makes JPEGs" in errors and "--mode jpg" in errors
+    assert code == 2 and "--reencode all: it makes JPEGs" in errors and "--mode jpg" in errors

@@ -30,6 +30,7 @@ from fastpsl.pipelines.decoders.libturbo import INSTALL, why_missing
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.pipelines.loader.workers import map_in_order
+from fastpsl.pipelines.number_words import number_of
 from fastpsl.pipelines.sources.source import Sample
 
 DEFAULT_PAGE_BYTES = 1 << 23  # ffcv's
@@ -182,7 +183,7 @@ def write_beton(
                     keep = False
                     output.quarantine.publish()
                     raise ValueError(
-                        f"{quarantine_path(out)}: lists {output.quarantine.num} broken images, "
+                        f"{quarantine_path(out)}: lists {number_of(output.quarantine.num, 'broken image')}, "
                         f"--max-bad {max_bad} allows {allowed_bad} of {num_samples:,} "
                         f"(the first is {output.quarantine.first}); "
                         f"repair or remove them, or raise --max-bad"
@@ -191,10 +192,11 @@ def write_beton(
                 on_progress(output.num_done, output.quarantine.num, output.num_bytes)
         if output.num_done == output.quarantine.num + output.small.num:
             keep = False
+            output.quarantine.publish()
             why = (
                 f"{output.small.num:,} are below --min-px {target.min_px}"
                 if output.small.num
-                else f"look at {quarantine_path(out)}"
+                else f"{quarantine_path(out)} lists them (the first is {output.quarantine.first})"
             )
             raise ValueError(f"{out}: nothing to write, no image could be used; {why}")
         with (

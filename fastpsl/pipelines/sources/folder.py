@@ -117,11 +117,14 @@ def image_folder(
         are_classes: Whether folders are classes whatever they are called.
 
     Raises:
-        ValueError: There are none, some lie beside the class folders, or the folders are no classes.
+        ValueError: There are none, some lie beside the class folders, or the folders are no classes. Or it is
+            the folder of a run, whose figures are no images to learn from.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; give a folder of images, or one with a folder per class")
+    if (root / "metrics.jsonl").is_file():
+        raise ValueError(f"{root}: is a run's folder; give images, not what was trained")
     try:
         return _count(root, shard, are_classes)
     except OSError as error:
