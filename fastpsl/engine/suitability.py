@@ -66,7 +66,7 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
             "smaller --batch-size, or --preset small"
         )
     warmup, epochs = getattr(options, "warmup_epochs", 0), sum(stage.epochs for stage in experiment.stages)
-    if warmup and warmup >= epochs:
+    if 0 < epochs <= warmup:
         yield (
             f"the rate rises for {warmup:g} epochs, and the run has {epochs}, so it never reaches --lr: give "
             "a smaller --warmup-epochs"

@@ -46,10 +46,10 @@ def test_a_tenth_of_the_images_is_a_large_batch(batch_size: int, share: str | No
 
 
 def test_a_warm_up_ends_before_the_run() -> None:
-    stages = (Stage("A", 1, 1, 5, 3, num_steps=2000), Stage("B", 1, 1, 5, 2, num_steps=2000))
-    assert told(stages)[1] == told(stages, warmup_epochs=4.9)[1] == []
-    (line,) = told(stages, warmup_epochs=5.0)[1]
-    assert line.startswith("the rate rises for 5 epochs, and the run has 5, so it never reaches --lr: ")
+    stages = (Stage("A", 1, 1, 5, 200), Stage("B", 1, 1, 5, 300))
+    assert told(stages)[1] == told(stages, warmup_epochs=499.0)[1] == told(warmup_epochs=500.0)[1] == []
+    (line,) = told(stages, warmup_epochs=500.0)[1]
+    assert line.startswith("the rate rises for 500 epochs, and the run has 500, so it never reaches --lr: ")
 
 
 def test_half_of_the_images_are_as_large_as_what_is_cut_from_them() -> None:
