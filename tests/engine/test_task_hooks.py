@@ -243,7 +243,7 @@ def test_held_out_classes_must_be_the_training_datas(
         require_same_classes(classes(train), classes(val), "t s", "v")
     assert str(caught.value) == (
         f"v: other classes than in training ({difference}); give validation images of the same ones, "
-        "numbered by fastpsl data write SRC OUT --classes 't s'"
+        "numbered by `fastpsl data write SRC OUT --classes 't s'`"
     )
 
 

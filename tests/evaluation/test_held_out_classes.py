@@ -23,8 +23,8 @@ def test_other_classes_are_refused_first(
     outcome = starter(recipe, monkeypatch, capsys)("--data", train, "--val", val, *weights)
     line = (
         f"{recipe}: {val}: other classes than in training (2 classes, {train} 2; class 1 is 'fox', in the "
-        "training data 'dog'); give validation images of the same ones, numbered by fastpsl data write SRC "
-        f"OUT --classes {train}"
+        "training data 'dog'); give validation images of the same ones, numbered by `fastpsl data write SRC "
+        f"OUT --classes {train}`"
     )
     refused(outcome, recipe, line)
     assert "weights:" not in outcome.out

@@ -267,7 +267,7 @@ BAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "columns": ("l.txt", "ant/0.jpg\tant\t0\t1\n", ("has more after the path than a class and a box",)),
     "nothing": ("l.txt", "ant/0.jpg nan\n", ("no integer from 0",)),
     "classes alone": ("l.txt", "n01\nn02\n",
-                      ("classes alone goes with the folder of its images: fastpsl data",)),
+                      ("classes alone goes with the folder of its images: `fastpsl data",)),
     "a fraction": ("l.csv", "ant/0.jpg 1.5\n", ("no integer from 0",)),
     "below 0": ("l.csv", "ant/0.jpg -1\n", ("no integer from 0",)),
     "digits of others": ("l.csv", "ant/0.jpg ٣\n", ("no integer from 0",)),

@@ -85,9 +85,9 @@ def test_the_parts_of_a_data_set_are_no_classes(
             opening(root)
         assert str(caught.value) == (
             f"{root}: holds parts of a data set ({words}), not classes: write each alone, "
-            f"as in fastpsl data write '{root}/{train}' {train}.beton, "
+            f"as in `fastpsl data write '{root}/{train}' {train}.beton`, "
             f"or train with --data '{root}/{train}'{held_out}; "
-            f"fastpsl data write '{root}' OUT --classes folders takes them as classes"
+            f"`fastpsl data write '{root}' OUT --classes folders` takes them as classes"
         )
 
 
@@ -116,7 +116,7 @@ def test_a_list_beside_the_images_has_their_classes(tmp_path: Path) -> None:
             opening(root)
         assert str(caught.value) == (
             f"{root}: its only folder, images, is not a class, and val_annotations.txt has the images' "
-            f"classes: give the list, as in fastpsl data write {root}/val_annotations.txt OUT; "
+            f"classes: give the list, as in `fastpsl data write {root}/val_annotations.txt OUT`; "
             f"for images without labels give {root}/images"
         )
     flat = tree(tmp_path / "flat", {"0.jpg": b"x"})

@@ -168,5 +168,5 @@ def require_same_classes(
     source = quote(str(train_name)) if train_name else "TRAIN"
     raise ValueError(
         f"{val_name or 'the validation data'}: other classes than in training ({difference}); give "
-        f"validation images of the same ones, numbered by fastpsl data write SRC OUT --classes {source}"
+        f"validation images of the same ones, numbered by `fastpsl data write SRC OUT --classes {source}`"
     )

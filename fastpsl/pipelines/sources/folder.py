@@ -160,7 +160,7 @@ def _without_classes(root: Path, classes: Sequence[str]) -> str | None:
     if labels := list_beside(root, only[0]):
         raise ValueError(
             f"{root}: its only folder, {only[0]}, is not a class, and {labels.name} has the images' classes: "
-            f"give the list, as in fastpsl data write {quote(str(labels))} OUT; "
+            f"give the list, as in `fastpsl data write {quote(str(labels))} OUT`; "
             f"for images without labels give {quote(str(root / only[0]))}"
         )
     return only[0]

@@ -27,8 +27,8 @@ def parts_error(root: Path, parts: Sequence[str]) -> ValueError:
     training = f"--data {_quoted(first)}" + (f" --val {_quoted(second)}" if second else "")
     return ValueError(
         f"{root}: holds parts of a data set ({', '.join(parts)}), not classes: write each alone, "
-        f"as in fastpsl data write {_quoted(first)} {first.name}.beton, or train with {training}; "
-        f"fastpsl data write {_quoted(root)} OUT --classes folders takes them as classes"
+        f"as in `fastpsl data write {_quoted(first)} {first.name}.beton`, or train with {training}; "
+        f"`fastpsl data write {_quoted(root)} OUT --classes folders` takes them as classes"
     )
 
 

@@ -66,7 +66,7 @@ def _path_and_label(path: Path, number: int, line: str) -> tuple[str, int | str 
     if match is None or not is_image(os.path.basename(match[1])):
         raise ValueError(
             f"{where}, is neither an image's PATH nor PATH LABEL; a list of classes alone goes with the "
-            f"folder of its images: fastpsl data write FOLDER OUT --labels {path}"
+            f"folder of its images: `fastpsl data write FOLDER OUT --labels {path}`"
         )
     name, space, rest = match.groups()
     label, _, more = rest.partition("\t")
