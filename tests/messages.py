@@ -3,9 +3,9 @@
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.test_architecture import ROOT, python_files
+
 GAP = "…"
 
 
@@ -27,7 +27,7 @@ def messages(*folders: str) -> list[Message]:
     trees = {
         str(path.relative_to(ROOT)): ast.parse(path.read_text())
         for folder in folders
-        for path in sorted((ROOT / folder).rglob("*.py"))
+        for path in python_files(folder)
     }
     found = [
         Message(" ".join(text.split()), f"{path}:{node.lineno}")

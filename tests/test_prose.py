@@ -11,13 +11,14 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from tests.test_architecture import python_files
 from tests.test_snippets import PAGES, ROOT
 from toolchain.prose_rules import __register__ as CHECKS
 
-# What Sphinx reads and Markdown does not: marks of directives, attributes of pictures, names of roles.
 MAX_WORDS_OF_A_PAGE = 1500  # of prose: code and tables are not counted
 CODE = re.compile(r"`+[^`]+`+")
 PARAMETER = re.compile(r"^    \w+: ", re.MULTILINE)  # of a docstring: the name, which may be any word
+# What Sphinx reads and Markdown does not: marks of directives, attributes of pictures, names of roles.
 MYST = re.compile(r"^:{3,}.*$|^:[\w-]+:.*$|\{[.\w-]+\}", re.MULTILINE)
 
 
@@ -123,7 +124,7 @@ def test_a_page_is_read_in_minutes(page: Path) -> None:
 
 @pytest.mark.parametrize("of", [literal_faults, docstring_faults])
 def test_what_the_source_says_is_plain_english(of: Callable[[Path], list[str]]) -> None:
-    paths = [path for folder in ("fastpsl", "recipes") for path in sorted((ROOT / folder).rglob("*.py"))]
+    paths = [*python_files("fastpsl"), *python_files("recipes")]
     found = [fault for path in paths for fault in of(path)]
     assert not found, f"{len(found)}:\n" + "\n".join(found)
 

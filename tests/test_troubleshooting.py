@@ -8,7 +8,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
-from tests.messages import GAP, ROOT, Message, messages
+from tests.messages import GAP, Message, messages
+from tests.test_architecture import ROOT
 
 FOLDER = ROOT / "docs" / "how_to" / "troubleshooting"
 HEADER = ["Message", "Cause", "Remedy"]

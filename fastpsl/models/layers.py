@@ -30,9 +30,16 @@ def normal_weights(network: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
+def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    """Return the name and the module of the convolution that reads the images, or None without one."""
+    return next(((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d)), None)
+
+
 def read_channels(network: nn.Module, num_channels: int) -> None:
     """Replace the first convolution, which must exist, by a new one that reads `num_channels` channels."""
-    place, first = next((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
+    found = first_convolution(network)
+    assert found is not None
+    place, first = found
     new = nn.Conv2d(
         num_channels, first.out_channels, first.kernel_size, first.stride, first.padding,  # type: ignore[arg-type]
         dilation=first.dilation, bias=first.bias is not None, padding_mode=first.padding_mode,  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.models.layers import read_channels
+from fastpsl.models.layers import first_convolution, read_channels
 from fastpsl.models.wrapped import Wrapped, reason_of
 
 _GUIDE = "https://fastpsl.github.io/fastpsl/how_to/own_backbone.html"
@@ -37,7 +37,7 @@ class OwnBackbone(Wrapped):
         network = _made(name)
         super().__init__(name, network)
         if num_channels != 3:
-            if not any(isinstance(part, nn.Conv2d) for part in network.modules()):
+            if first_convolution(network) is None:
                 raise self._wrong(
                     f"it has no convolution that could read {num_channels} channels; let it begin with a "
                     "torch.nn.Conv2d"

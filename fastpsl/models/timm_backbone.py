@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import Permute
 from typing_extensions import override
 
+from fastpsl.models.layers import first_convolution
 from fastpsl.models.names import TIMM
 from fastpsl.models.token_maps import Embedding, OnTokens, maps_of
 from fastpsl.models.wrapped import Wrapped, reason_of
@@ -69,7 +70,7 @@ class TimmBackbone(Wrapped):
                 f"--backbone {name}: timm cannot build it ({reason_of(error)}); give another model"
             ) from error
         super().__init__(name, network)
-        if not any(isinstance(part, nn.Conv2d) for part in network.modules()):
+        if first_convolution(network) is None:
             raise self._refusal("it has no convolution that reads images")
         self.sizes = sizes
         self._tokens = _is_vision_transformer(timm, network)
@@ -230,7 +231,9 @@ def _stage_groups(network: nn.Module) -> dict[str, list[str]]:
 
 def _image(network: nn.Module, height: int, width: int) -> Tensor:
     """Return an image whose pixels differ, without a random draw."""
-    convolution = next(part for part in network.modules() if isinstance(part, nn.Conv2d))
+    found = first_convolution(network)
+    assert found is not None
+    _, convolution = found
     size = (1, convolution.in_channels, height, width)
     return torch.linspace(-1, 1, prod(size), device=convolution.weight.device).mul(99).sin().reshape(size)
 

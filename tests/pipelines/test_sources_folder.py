@@ -52,8 +52,11 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
 
 def test_a_runs_folder_is_no_source(tmp_path: Path) -> None:
     root = tree(tmp_path / "run", {"curve.png": b"x", "metrics.jsonl": b""})
-    with pytest.raises(ValueError, match="^.*/run: is a run's folder; give images, not what was trained$"):
-        image_folder(root)
+    for opening in (image_folder, folder_classes, check_form):
+        with pytest.raises(
+            ValueError, match="^.*/run: is a run's folder; give images, not what was trained$"
+        ):
+            opening(root)
 
 
 @pytest.mark.parametrize(

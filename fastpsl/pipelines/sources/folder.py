@@ -123,8 +123,6 @@ def image_folder(
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; give a folder of images, or one with a folder per class")
-    if (root / "metrics.jsonl").is_file():
-        raise ValueError(f"{root}: is a run's folder; give images, not what was trained")
     try:
         return _count(root, shard, are_classes)
     except OSError as error:
@@ -135,7 +133,8 @@ def folder_classes(root: Path) -> list[str] | None:
     """Return the names of a folder's classes, without counting its images; None of a folder without.
 
     Raises:
-        ValueError: Its folders are the parts of a data set, or a list in it has the labels.
+        ValueError: Its folders are the parts of a data set, or a list in it has the labels. Or it is the
+            folder of a run.
     """
     try:
         classes = _class_folders(root)
@@ -175,6 +174,9 @@ def _holds_image(folder: Path) -> bool:
 
 
 def _class_folders(root: Path) -> list[str]:
+    """Return the names of the folders in `root`, sorted; a run's folder is refused."""
+    if (root / "metrics.jsonl").is_file():
+        raise ValueError(f"{root}: is a run's folder; give images, not what was trained")
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
 
