@@ -72,12 +72,13 @@ def test_the_documented_code_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint(tmp_path, "nin3", Input(size_px=32))
-    export(tmp_path, "onnx", Path("resnet50.onnx"))
+    export(tmp_path, "onnx", Path("resnet18.onnx"))
     page = Path(__file__).resolve().parents[2] / "docs" / "how_to" / "export.md"
-    (code,) = re.findall(r"```python\n(import json\nimport onnxruntime\n.*?)```", page.read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(import json\n[^`]*import onnxruntime\n.*?)```", page.read_text(), re.DOTALL)
     Path("snippet.py").write_text(code)
-    names = runpy.run_path("snippet.py", {"images": np.ones((2, 3, 32, 32), np.float32)})
-    assert names["features"].shape == (2, 192) and names["maps"].shape == (2, 192, 8, 8)
+    names = runpy.run_path("snippet.py")
+    assert names["images"].shape == (2, 3, 224, 224)
+    assert names["features"].shape == (2, 192) and names["maps"].shape == (2, 192, 56, 56)
     assert capsys.readouterr().out.startswith(
         "RGB in [0, 1], minus mean 0.485 0.456 0.406, divided by std 0.229 0.224 0.225; height and width"
     )
