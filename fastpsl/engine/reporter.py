@@ -21,6 +21,7 @@ from fastpsl.engine.metric_words import metric_words
 from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.screen import Screen
+from fastpsl.engine.skipped_steps import SkippedSteps
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.terminal import escaped
 from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
@@ -73,7 +74,7 @@ class Reporter:
         self._names: list[str] = []
         self._wait_s = 0.0
         self._window_started = time.perf_counter()
-        self._skipped = 0.0
+        self._skipped_steps = SkippedSteps()
         self._num_skipped: Tensor | None = None
         self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
         self._is_timed = False
@@ -95,7 +96,7 @@ class Reporter:
         self, stage: Stage, step: int, num_steps: int, steps_per_epoch: int, ahead: WorkAhead = ONLY_STAGE
     ) -> None:
         """Begin a stage of `num_steps` steps after `step` of them."""
-        self._stage, self._num_steps, self._skipped = stage, num_steps, 0.0
+        self._stage, self._num_steps, self._skipped_steps = stage, num_steps, SkippedSteps()
         self._steps_per_epoch, self._ahead = steps_per_epoch, ahead
         self._wait_s, self._is_timed, self._pace = 0.0, False, Pace()
         per_epoch = number_of(steps_per_epoch, "step")
@@ -151,7 +152,11 @@ class Reporter:
                 csv.writer(file).writerow([sample.index, sample.name, sample.reason])
 
     def step(self, step: int, run_step: int, lr: float, metrics: Metrics, num_skipped: Tensor) -> None:
-        """Note one step. `num_skipped` counts the stage's steps with non-finite gradients, on the device."""
+        """Note one step. `num_skipped` counts the stage's steps with non-finite gradients, on the device.
+
+        Raises:
+            ValueError: So many steps in a row had such gradients that the training has diverged.
+        """
         self._finish_look()
         self._names = list(metrics)
         row = {
@@ -210,14 +215,11 @@ class Reporter:
         if self.file and self.screen:
             self.file.append(lines)
             self._show(lines, names, elapsed if self._is_timed else None)
-            if skipped > self._skipped:
-                self.log(
-                    f"{skipped - self._skipped:.0f} of steps {lines[0]['step']} to {lines[-1]['step']} had "
-                    "gradients that are not finite and changed nothing (usual in the first steps of a "
-                    "stage in fp16; if it goes on, start anew with a lower --lr, or with --precision bf16)"
-                )
-        self._skipped, self._is_timed = skipped, True
+        if text := self._skipped_steps.line(int(skipped), lines[0]["step"], lines[-1]["step"]):
+            self.log(text)
+        self._is_timed = True
         self._window_started, self._wait_s = time.perf_counter(), 0.0
+        self._skipped_steps.require_effect()
 
     def _show(self, lines: list[dict[str, Any]], names: list[str], elapsed: float | None) -> None:
         """Show the mean metrics of some steps, and the pace if their time is known."""
