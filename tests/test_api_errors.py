@@ -93,7 +93,10 @@ def test_data_and_runs_are_not_mistaken(run: fastpsl.Trained, images: Path, mode
     for wrong, words in (
         (images, "holds no checkpoint: give a run's folder, or a file of weights$"),
         (images / "class 0" / "0.png", "no readable file of weights"),
-        ("nothere", "^no file nothere: give a checkpoint, a run's folder, or a file of weights$"),
+        (
+            "nothere",
+            "^nothere: no such file or folder; give a checkpoint, a run's folder, or a file of weights$",
+        ),
     ):
         for function in (fastpsl.load, fastpsl.embed, fastpsl.evaluate.knn, fastpsl.plot.neighbours):
             with pytest.raises(ValueError, match=words):

@@ -101,6 +101,7 @@ class Write:
         Raises:
             ValueError: A number is out of range, the source cannot be read, or too many images are broken.
         """
+        from fastpsl.pipelines.beton.begin import require_writable
         from fastpsl.pipelines.beton.encode import Target
         from fastpsl.pipelines.beton.write import max_bad_count
 
@@ -117,7 +118,10 @@ class Write:
         shard = _shard(self.shard)
         if self.shard_mb is not None and shard != (0, 1):
             raise ValueError(f"--shard {self.shard} with --shard-mb {self.shard_mb}: give one of them")
-        max_bad_count(self.max_bad, 0)  # fails before the source is counted
+        max_bad_count(self.max_bad, 0)  # what can be refused is refused before the source is counted
+        if not self.dry_run:
+            shards = self.shard_mb is not None
+            require_writable(self.out, overwrite=self.overwrite, resume=self.resume, shards=shards)
         source = counted(
             self.src,
             self.format,

@@ -69,9 +69,10 @@ def write_and_tell(
         ValueError: It cannot be written.
     """
     from fastpsl.engine.console import Progress
+    from fastpsl.pipelines.beton.begin import can_go_on
     from fastpsl.pipelines.beton.left_out import quarantine_path, small_path
     from fastpsl.pipelines.beton.output import shard_path, shards_of
-    from fastpsl.pipelines.beton.write import can_go_on, write_beton
+    from fastpsl.pipelines.beton.write import write_beton
 
     if options.resume and not (can_go_on(out) or out.exists() or shards_of(out)):
         print(f"{out}: there is nothing to go on with, so writing starts at the first image")

@@ -1,19 +1,20 @@
 """The checks of the data that options name: paths before anything is printed, classes before work begins."""
 
+import os
 from pathlib import Path
 
 from fastpsl.engine.options import RunOptions
-from fastpsl.pipelines.files.existing import FORMS, require_existing
+from fastpsl.pipelines.files.existing import FORMS, WEIGHTS, require_existing
 
 
 def require_paths(options: RunOptions) -> None:
-    """Check that --data, --val and --checkpoint name something of a kind that they may.
+    """Check that --data, --val and --checkpoint name what they may, and that --out can be made.
 
     Args:
         options: The options.
 
     Raises:
-        ValueError: Nothing is there, or it is of another kind.
+        ValueError: Nothing is there, it is of another kind, or --out is in no folder that can be written.
     """
     from fastpsl.pipelines.data.open import check_form  # imports numba, which --help does without
 
@@ -24,7 +25,19 @@ def require_paths(options: RunOptions) -> None:
             require_existing(source, options.forms)
     checkpoint: Path | None = getattr(options, "checkpoint", None)
     if checkpoint is not None:
-        require_existing(checkpoint, "a checkpoint, a run's folder, or a file of weights")
+        require_existing(checkpoint, WEIGHTS)
+    if options.out is not None:
+        _require_writable(options.out)
+
+
+def _require_writable(out: Path) -> None:
+    """Raise ValueError unless `out` is a folder that can be written, or can be made; nothing is made."""
+    place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
+        which = out if place == out else f"{out}: {place}"
+        raise ValueError(f"--out {which} is a file: give a folder, or a path that does not exist yet")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {place} cannot be written; choose a folder that can be written")
 
 
 def require_given_classes(options: RunOptions) -> None:

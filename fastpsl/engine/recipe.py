@@ -205,7 +205,12 @@ def describe_choice(options: RunOptions, paper: Mapping[str, Any], source: str =
 
 
 def _is_one_stage(options: RunOptions) -> bool:
-    return isinstance(options, PretrainOptions) and options.plan == "psl" and len(options.epochs) == 1
+    return (
+        isinstance(options, PretrainOptions)
+        and options.plan == "psl"
+        and len(options.epochs) == 1
+        and options.epochs[0] >= 1
+    )
 
 
 def _num_images(options: RunOptions) -> int:

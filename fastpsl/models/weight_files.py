@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastpsl.pipelines.files.bounded import check_zip
+from fastpsl.pipelines.files.existing import WEIGHTS, require_existing
 
 _CHUNK = 1 << 22
 _NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl-vision[export]"'
@@ -33,8 +34,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing, damaged, or not a dict.
     """
-    if not path.exists():
-        raise ValueError(f"no file {path}: give a checkpoint, a run's folder, or a file of weights")
+    require_existing(path, WEIGHTS)
     if path.suffix == ".safetensors":
         return dict(_read_safetensors(path)[0])
     try:

@@ -130,6 +130,8 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, capsys: pytest.C
     [
         ("data write {photos} {tmp}/no/a.beton", "cannot be written (No such file or directory)"),
         ("data write {tmp}/none {tmp}/a.beton", "no such file or folder"),
+        ("data write {tmp}/none {photos}/cat/a.jpg", "a.jpg: exists already"),
+        ("data write {tmp}/none {photos}", "is a folder; choose another name"),
         ("data write {tmp}/none-*.tar {tmp}/a.beton", "no file matches"),
         ("data write {photos}/cat/a.jpg {tmp}/a.beton", "neither a folder nor a file of a known kind"),
         ("data write {photos}/cat/a.jpg {tmp}/a.beton --format tar", "is no tar"),

@@ -87,6 +87,9 @@ def test_user_errors_are_one_line(
          "jigsaw_r50: photos: holds parts of a data set (train, val), not classes: write each alone"),
         ("train jigsaw --data w.pt",
          "jigsaw_r50: w.pt: is no dataset file, and by its name no list of images"),
+        ("train jigsaw --out w.pt", "jigsaw_r50: --out w.pt is a file: give a folder, or a path that does"),
+        ("eval knn --data photos/train --val photos/val --checkpoint w.pt --out w.pt/a/b",
+         "knn: --out w.pt/a/b: {here}/w.pt is a file: give a folder"),
         ("eval knn --data nothere --checkpoint w.pt", "knn: nothere: no such file or folder; give a folder"),
         ("eval knn --data photos/train --val photos/val --checkpoint nothere",
          "knn: nothere: no such file or folder; give a checkpoint, a run's folder, or a file of weights"),
@@ -108,7 +111,8 @@ def test_paths_that_are_not_there_are_said_first(
         (tmp_path / "photos" / part).mkdir(parents=True)
     (tmp_path / "w.pt").touch()
     code, out, err = run(capsys, *arguments.split())
-    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(message)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(message.format(here=tmp_path))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_list_names_every_recipe(

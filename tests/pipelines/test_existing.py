@@ -59,6 +59,15 @@ def test_what_is_not_there_is_said_and_what_may_be_given(here: Path, source: str
         assert str(caught.value).startswith(f"{words} {allowed}")
 
 
+def test_what_is_not_whole_is_said(here: Path) -> None:
+    (here / ".train.beton.partial").touch()
+    words = "train.beton: is not whole, only .train.beton.partial is there; wait until it is written, "
+    for look in (lambda: require_existing("train.beton", "tea"), lambda: open_data("train.beton")):
+        with pytest.raises(ValueError) as caught:
+            look()
+        assert str(caught.value) == f"{words}or give the command again that was interrupted"
+
+
 @pytest.mark.parametrize("source", ["photos", "phot*", "photos/*/cat/a.jpg"])
 def test_files_folders_and_globs_pass(here: Path, source: str) -> None:
     require_existing(source, "tea")

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 import fastpsl
+from fastpsl.pipelines.beton.begin import leave, open_journal
 from fastpsl.pipelines.beton.encode import BrokenImage, Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
-from fastpsl.pipelines.beton.journal import Journal, journal_path
 from fastpsl.pipelines.beton.left_out import quarantine_path
-from fastpsl.pipelines.beton.output import BROKEN, SMALL, Output, WriteReport, shards_of, unfinished
+from fastpsl.pipelines.beton.output import BROKEN, SMALL, Output, WriteReport
 from fastpsl.pipelines.data.image_file import read_image_file
 from fastpsl.pipelines.decoders.libturbo import INSTALL, why_missing
 from fastpsl.pipelines.doing import doing
@@ -144,7 +144,7 @@ def write_beton(
         "class_names": _digest(class_names),
     }
     with output_errors(out):
-        journal = _open_journal(out, command, overwrite=overwrite, resume=resume, shards=shard_mb is not None)
+        journal = open_journal(out, command, overwrite=overwrite, resume=resume, shards=shard_mb is not None)
         try:
             is_resumed = resume and journal.holds_images
             output = Output(
@@ -152,7 +152,7 @@ def write_beton(
                 again=is_resumed,
             )  # fmt: skip
         except BaseException:
-            _leave(journal)
+            leave(journal)
             raise
     if why_missing():
         warnings.warn(
@@ -210,64 +210,6 @@ def write_beton(
         output.close(keep)
     report.seconds, report.num_before = time.monotonic() - started, num_before
     return report
-
-
-def can_go_on(out: Path) -> bool:
-    """Return whether an interrupted writing of `out` is there that `resume` goes on with."""
-    if not journal_path(out).exists():
-        return False
-    journal = Journal(out)
-    try:
-        return journal.holds_images
-    finally:
-        _leave(journal)
-
-
-def _leave(journal: Journal) -> None:
-    """Close a journal, and remove one that holds nothing."""
-    if journal.holds_images:
-        journal.close()
-    else:
-        journal.discard()
-
-
-def _open_journal(
-    out: Path, command: dict[str, object], *, overwrite: bool, resume: bool, shards: bool
-) -> Journal:
-    """Open the journal of a beton that may be written; raise ValueError if it may not."""
-    if out.is_dir():
-        raise ValueError(f"{out}: is a folder; choose another name, e.g. {out / 'train.beton'}")
-    journal = Journal(out)
-    try:
-        if journal.holds_images and not unfinished(out):
-            journal.begin({})  # somebody has removed what it speaks of
-        there = shards_of(out)[:1] if shards else [path for path in (out,) if path.exists()]
-        if there and not overwrite and not (resume and journal.is_whole):
-            raise ValueError(
-                f"{there[0]}: exists already; remove it, give --overwrite, or choose another name"
-            )
-        if journal.holds_images and resume:
-            _require_same(out, journal.command or {}, json.loads(json.dumps(command)))
-        elif journal.holds_images and not overwrite:
-            raise ValueError(
-                f"{out}: an interrupted writing of it is there, with {journal.num_images:,} images; "
-                f"--resume goes on with it, --overwrite starts anew"
-            )
-    except BaseException:
-        _leave(journal)
-        raise
-    return journal
-
-
-def _require_same(out: Path, begun: dict[str, object], command: dict[str, object]) -> None:
-    """Raise ValueError unless both commands write the same bytes."""
-    for name in command | begun:
-        if begun.get(name) != command.get(name):
-            raise ValueError(
-                f"{out}: cannot go on, it was begun with {name} {begun.get(name)}, now it is "
-                f"{command.get(name)}; give the same command and source as then, or --overwrite instead of "
-                f"--resume to start anew"
-            )
 
 
 def _rest(

@@ -7,9 +7,12 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from fastpsl.pipelines.files.atomic import partial_path
+
 LIST_ENDINGS = (".json", ".csv", ".txt")  # of lists of images
 # What may be given as data, for messages.
 FORMS = "a folder of images, a .beton file, a quoted glob of them, or a list of images (.txt, .csv, .json)"
+WEIGHTS = "a checkpoint, a run's folder, or a file of weights"
 _MOST_NEIGHBOURS = 1000  # a folder of a million images is not searched for a similar name
 
 
@@ -32,6 +35,12 @@ def require_existing(source: str | Path, allowed: str) -> None:
         if not any(True for _ in glob.iglob(str(source))):
             raise ValueError(f"{source}: no file matches; give {allowed}")
         return
+    partial = partial_path(Path(source))
+    if not is_link and os.path.exists(partial):
+        raise ValueError(
+            f"{source}: is not whole, only {partial.name} is there; wait until it is written, or give the "
+            f"command again that was interrupted"
+        )
     hint = _hint(Path(source))
     if is_link:
         raise ValueError(f"{source}: is a link to nothing; {hint}give {allowed}")
