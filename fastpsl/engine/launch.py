@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from fastpsl.engine.address_space import require_address_space
@@ -40,12 +42,29 @@ def launch(
                 require_paths(options)
                 for line in lines:
                     print_now(line)
-            from fastpsl.engine.recipe_process import run
+            with interrupts_held():
+                from fastpsl.engine.recipe_process import run
         except (ValueError, OSError) as error:
             _end(EXIT_USER_ERROR, f"{script.name}: {' '.join(str(error).split())}")
         except KeyboardInterrupt:
             _end(EXIT_PREEMPTED, f"{script.name}: {INTERRUPTED}")
         run(script, options)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the block's end, because in the import of torch it may abort the process."""
+    held = []
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default:
+        signal.signal(signal.SIGINT, lambda *_: held.append(True))
+    try:
+        yield
+    finally:
+        if is_default:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], None]:
