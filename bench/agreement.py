@@ -1,10 +1,10 @@
-"""How far the crops of the decoders are from exact ones, on photos of one's own.
+"""How far the crops of the decoders are from exact ones, on your own photos.
 
     python bench/agreement.py --photos FOLDER --out bench/results/agreement.json
 
 Exact is what the `torchvision` decoder makes: the pixels of libjpeg's accurate transform, which are Pillow's,
-and the mean of the area under each output pixel, rounded. The photos are taken over byte for byte into a
-beton. Each case is a random resized crop of every photo, the same of all decoders. Writes a JSON.
+and the mean of the area under each output pixel, rounded. The photos are copied byte for byte into a dataset
+file. Each case is a random resized crop of every photo, the same for all decoders. Writes a JSON.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def missing_decoders() -> dict[str, str]:
 
 
 def crops(data: Beton, decoder: str, size_px: int) -> Iterator[np.ndarray]:
-    """Yield batches of crops of all photos, uint8 [n, S, S, 3], in the order of the beton."""
+    """Yield batches of crops of all photos, uint8 [n, S, S, 3], in the order of the dataset file."""
     view = ViewSpec(RandomResizedCrop(size_px))
     loader = Loader(data, [view], batch_size_per_rank=BATCH, train=False, decoder=decoder, seed=0)
     with loader:

@@ -1,12 +1,15 @@
-"""The bytes of an image in a beton, by the options of `fastpsl data write`, and what they cost.
+"""The bytes of an image in a dataset file, by the options of `fastpsl data write`, and what they cost.
 
     python bench/beton_size.py --photos FOLDER --out bench/results/beton_size.json
 
 FOLDER holds original JPEGs of ImageNet, such as one of each class. The size of the whole training set is the
-mean of these times its number of images. PSNR is the median of the images that are not taken over, against
-the original decoded in full by Pillow and shrunk to the same size by the mean of the area. The time of
-decoding is CPU time of the `turbo` decoder with one random resized crop to 224 px, in one thread: all betons
-in turn, every other time in reverse order. Writes a JSON.
+mean of these times its number of images.
+
+PSNR is the median of the images that are not taken over. Each is compared with its original, which Pillow
+decodes in full. The original is shrunk to the same size by the mean of the area.
+
+The time of decoding is CPU time of the `turbo` decoder with one random resized crop to 224 px, in one thread.
+All dataset files are read in turn, every other time in reverse order. Writes a JSON.
 """
 
 import argparse
@@ -53,7 +56,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder of JPEGs")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--repeats", type=int, default=5, help="epochs of each beton, for the time of decoding"
+        "--repeats", type=int, default=5, help="epochs of each dataset file, for the time of decoding"
     )
     parser.add_argument("--out", type=Path, default=RUNS / "beton_size.json")
     options = parser.parse_args()
@@ -109,7 +112,7 @@ def psnr_db(source: ImageFolder, beton: Path) -> float | None:
 
 
 def cpu_times(betons: Mapping[str, Path], repeats: int, log: Callable[[str], None]) -> dict[str, list[float]]:
-    """Return the seconds of CPU time of an epoch of each beton, a value a repeat."""
+    """Return the seconds of CPU time of an epoch of each dataset file, one value per repeat."""
     times: dict[str, list[float]] = {name: [] for name in betons}
     with ExitStack() as stack:
         loaders = {

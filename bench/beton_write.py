@@ -3,10 +3,11 @@ run.
 
     python bench/beton_write.py --photos FOLDER --repeats 5
 
-Without --photos: the embedded sample's pictures at 640 x 480. Rows: photos taken over as they are, shrunk by
-the longer side (both writers at --max-side). ffcv's side is its documented use: an ImageFolder of PIL images,
-write_mode "jpg", jpeg_quality 90, max_resolution. Images/s from the listing of the folder to the closed file;
-ours also checks every JPEG it takes over, hashes and fsyncs. Writes a JSON (median and interquartile range).
+Without --photos it takes the embedded sample's images at 640 x 480. Rows: photos taken over as they are, and
+photos shrunk by the longer side (both writers at --max-side). ffcv's side is its documented use: an
+ImageFolder of PIL images, write_mode "jpg", jpeg_quality 90, max_resolution. Images/s count from the listing
+of the folder to the closed file. Ours also checks every JPEG it takes over, hashes and fsyncs. Writes a JSON
+(median and interquartile range).
 """
 
 import argparse
@@ -43,7 +44,7 @@ def draw_photos(folder: Path, num: int) -> None:
 
 
 def write_ours(photos: Path, out: Path, max_side: int | None, num_workers: int) -> float:
-    """Write a beton with `fastpsl data write`, and return images/s."""
+    """Write a dataset file with `fastpsl data write`, and return images/s."""
     from fastpsl.pipelines.beton.encode import Target
     from fastpsl.pipelines.beton.write import write_beton
     from fastpsl.pipelines.sources.folder import image_folder
@@ -60,7 +61,7 @@ def write_ours(photos: Path, out: Path, max_side: int | None, num_workers: int) 
 
 
 def write_theirs(photos: Path, out: Path, max_side: int | None, num_workers: int) -> float:
-    """Write a beton with ffcv's DatasetWriter, and return images/s."""
+    """Write a dataset file with ffcv's DatasetWriter, and return images/s."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
     from torchvision.datasets import ImageFolder
@@ -80,7 +81,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", type=Path, help="ImageFolder tree of JPEGs")
-    parser.add_argument("--num-drawn", type=int, default=400, help="pictures drawn where there are no photos")
+    parser.add_argument("--num-drawn", type=int, default=400, help="images to draw if there are no photos")
     parser.add_argument("--max-side", type=int, default=256, help="px")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,10 +1,10 @@
 """How long detection's training step takes: ours beside torchvision's FasterRCNN of the same parts, and
-Detectron2's where it is installed.
+Detectron2's if it is installed.
 
     python bench/detection.py  ResNet-50 C4 at the protocol's values on a GPU; on a CPU ResNet-18, small
     python bench/detection.py --device cuda --size 800 --batch-size 8 --precision fp32
 
-Forward, backward, optimiser on uint8 pictures that lie on the device, interleaved. See bench/README.md and
+Forward, backward, optimiser on uint8 images that lie on the device, interleaved. See bench/README.md and
 detection_peers.py.
 """
 
@@ -59,7 +59,7 @@ class Options:
     size: Annotated[
         int | None,
         arg(
-            help="Shorter side of the pictures, px; the longer one is 4/3 of it. "
+            help="Shorter side of the images, px; the longer one is 4/3 of it. "
             "Default: 640 on CUDA, the middle of the protocol's 480 to 800; else 128."
         ),
     ] = None
@@ -182,8 +182,8 @@ def rows_of(timed: Mapping[str, Timed], backbone: str, batch_size: int) -> list[
     return [
         {
             "measured": "step", "variant": name, "backbone": backbone, "unit": "ms",
-            "pictures_per_s": round(1e3 * batch_size / statistics.median(entry.ms), 2),
-            "boxes_per_picture": None if entry.boxes is None else entry.boxes / batch_size,
+            "images_per_s": round(1e3 * batch_size / statistics.median(entry.ms), 2),
+            "boxes_per_image": None if entry.boxes is None else entry.boxes / batch_size,
             "learning_parameters": entry.peer.num_learning, "first_step_s": round(entry.first_step_s, 2),
             "peak_mib": round(entry.peak_bytes / 2**20) or None, **spread(entry.ms),
         }
@@ -208,12 +208,12 @@ def ratios_of(timed: Mapping[str, Timed], backbone: str) -> list[dict[str, Any]]
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    table = Table("variant", "backbone", "ms", "pictures/s", "boxes a picture", "peak GPU memory")
+    table = Table("variant", "backbone", "ms", "images/s", "boxes per image", "peak GPU memory")
     for row in result["rows"]:
         memory = "" if row["peak_mib"] is None else f"{row['peak_mib'] / 1024:.1f} GiB"
-        boxes = "" if row["boxes_per_picture"] is None else f"{row['boxes_per_picture']:g}"
+        boxes = "" if row["boxes_per_image"] is None else f"{row['boxes_per_image']:g}"
         table.add_row(
-            row["variant"], row["backbone"], f"{row['median']:.1f}", f"{row['pictures_per_s']:,.1f}", boxes,
+            row["variant"], row["backbone"], f"{row['median']:.1f}", f"{row['images_per_s']:,.1f}", boxes,
             memory
         )  # fmt: skip
     console.print(table)

@@ -9,7 +9,7 @@ order of their sums alone. The same without ReLU, whose gradient jumps. Rows are
 order, and their differences from those on 1 process; a difference below 1e-9 is written as 1e-9. `num_equal`
 counts the steps whose loss is equal bit for bit, `weights` is a digest of all tensors of the last checkpoint.
 Further rows count the steps whose images, views and labels are equal bit for bit. Writes a JSON;
-`python -m bench.pictures` draws it.
+`python -m bench.figures` draws it.
 """
 
 import argparse

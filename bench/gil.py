@@ -3,12 +3,14 @@
     python bench/gil.py                    the decoder that `auto` takes on the CPU, batch 256; minutes
     python bench/gil.py --sizes 64 --threads 32
 
-A batch's CPU time under the lock is that of its Python: plan, allocation, hand-over and assembly, measured
-with a decoder that does nothing, and the decoder's own Python, once a chunk; chunks are those of 32 threads.
-All else runs without the lock.
-The whole over the part under the lock is the number of cores at which the lock is always taken: more add
-nothing. Threads beyond the cores show what waiting, switching and their memory cost: CPU time, page faults,
-switches; cores that work at once are not simulated. Crops are those of bench/sizes.py. See bench/README.md.
+A batch's CPU time under the lock is that of its Python, which has two parts. One is plan, allocation,
+hand-over and assembly, measured with a decoder that does nothing. The other is the decoder's own Python, once
+per chunk; chunks are those of 32 threads. All else runs without the lock.
+
+The whole over the part under the lock is the number of cores at which the lock is always taken. More cores
+add nothing. Threads beyond the cores show what waiting, switching and their memory cost: CPU time, page
+faults, switches. Cores that work at once are not simulated. Crops are those of bench/sizes.py. See
+bench/README.md.
 """
 
 import os
@@ -55,14 +57,14 @@ _CALLS = 200  # of the decoder, for the Python around it
 class Options:
     sizes: tuple[Size, ...] = ("64", "224", "500")
     threads: tuple[int, ...] = (32, 96)
-    """Beside one a core."""
+    """Beside one per core."""
     decoder: str = "auto"
     """Of the CPU, by chunks of a batch."""
     batch_size: int = 256
     num: int = 2048
-    """Drawn pictures of a size; a repeat is an epoch of them."""
+    """Drawn images of a size; a repeat is an epoch of them."""
     drawn: Path = RUNS / "drawn"
-    """Folder of the drawn pictures, kept for the next run."""
+    """Folder of the drawn images, kept for the next run."""
     repeats: int = 5
     out: Path = RUNS / "gil.json"
 
@@ -126,7 +128,7 @@ def decoder_call_ms(decoder: Decoder, data: Beton, num_samples: int) -> float:
 
     Args:
         decoder: The decoder.
-        data: Pictures of few pixels.
+        data: Images of few pixels.
         num_samples: How many make a chunk.
     """
     rows = data.rows(np.arange(num_samples))
@@ -205,7 +207,7 @@ def main() -> None:
     machine = environment()
     rows: list[dict[str, Any]] = []
     ratios: list[dict[str, Any]] = []
-    record: dict[str, Any] = {"num_samples": 0, "name": "drawn pictures"}
+    record: dict[str, Any] = {"num_samples": 0, "name": "drawn images"}
     samples = chunk_samples(options.batch_size, _MANY)
     tiny_path = options.drawn / f"16-px-{samples}.beton"
     with progress() as log:
@@ -214,7 +216,7 @@ def main() -> None:
             write_photos(tiny_path, samples, sides=((16, 16, 1.0),))
         with Beton(tiny_path) as tiny:
             for size in options.sizes:
-                log(f"{size}: the pictures")
+                log(f"{size}: the images")
                 path = drawn(size, options.num, options.drawn)
                 with Beton(path) as data:
                     about = data_record(data, str(path))

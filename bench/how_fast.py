@@ -63,7 +63,7 @@ T3 = ratios("kornia_modules / fused", {"chain": "SimCLR T3"})
 COST = ratios(
     "PSL's cost per epoch / end to end's", {"recipe": "rotation", "mode": "eager", "backbone": "resnet50"},
 )  # fmt: skip
-WHOLE = ratios("samples/s / DALI's reader, whole pictures", *views(decoder="dali"))
+WHOLE = ratios("samples/s / DALI's reader, whole images", *views(decoder="dali"))
 LINES = (
     Line(
         "loading images of 500 px: one / two crops of 224 px",

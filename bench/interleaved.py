@@ -88,13 +88,13 @@ def measure(
     missing, notes = [], []
     readers = [name for name, work in works.items() if work.kind in ALL and ALL[work.kind].needs_files]
     if readers:
-        log(f"the pictures as files, for {' and '.join(readers)}")
+        log(f"the images as files, for {' and '.join(readers)}")
         first_work = works[readers[0]]
         num_files, num_samples = copy_out(
             first_work.data, Path(first_work.files), num_shards=4 * first_work.num_threads
         )
         if num_files < num_samples:
-            notes.append(f"{' and '.join(readers)}: {num_files:,} of the pictures, taken in even steps")
+            notes.append(f"{' and '.join(readers)}: {num_files:,} of the images, taken in even steps")
     running: dict[str, Process] = {}
     rates: list[Rates] = []
     try:

@@ -1,17 +1,20 @@
-"""Our Loader beside others, nothing else running: the same beton, crops, batch and cores, interleaved in one
-run.
+"""Our Loader beside others, nothing else running: the same dataset file, crops, batch and cores, interleaved
+in one run.
 
     python bench/loaders.py --data photos.beton                by decoder beside ffcv's Loader, whole epochs
                                                                on the CPU
     python bench/loaders.py --what decode --data photos.beton  `dali` by threads and by the hardware decoder's
                                                                share
 
-One and two random resized crops of each sample (ffcv's Loader decodes for each), uint8 on the device, each
-loader in a process of its own; epochs' ends count. Without --data: the embedded sample, whose pictures are
-smaller than photos; bench/photos.py makes some. `decode` stands beside ffcv's Loader and DALI's own reader:
-as its users have it for one crop (it decodes only what the crop needs), and with whole pictures and its own
-random_resized_crop, which is what ours is held to. On a GPU it also tells the memory that is in use after
-each of three epochs. Writes a JSON; see bench/README.md.
+Each loader has a process of its own. It makes one and two random resized crops of each sample, uint8 on the
+device. ffcv's Loader decodes for each crop. Epochs' ends count. Without --data it reads the embedded sample,
+whose images are smaller than photos; bench/photos.py makes some.
+
+`decode` stands beside ffcv's Loader and two forms of DALI's own reader. One is as its users have it for one
+crop: it decodes only what the crop needs. The other has whole images and its own random_resized_crop, and
+ours is held to it. On a GPU, `decode` also tells the memory that is in use after each of three epochs.
+
+Writes a JSON; see bench/README.md.
 """
 
 import math
@@ -68,7 +71,7 @@ class Options:
     what: Literal["loader", "decode"] = "loader"
     """loader: whole epochs. decode: timed regions, with the hardware decoder and DALI's readers."""
     data: str | None = None
-    """A beton, or a quoted glob of shards. Without it: the embedded sample."""
+    """A dataset file, or a quoted glob of shards. Without it: the embedded sample."""
     decoders: tuple[str, ...] | None = None
     """Ours. Default: that of `auto` first; dali for decode alone, torchvision for loader alone."""
     views: tuple[int, ...] = (1, 2)

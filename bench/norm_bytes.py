@@ -1,7 +1,7 @@
 """What BatchNorm, ReLU and shortcuts move through memory in a training step, counted, not measured: eager,
 compiled at its best, fused.
 
-    python bench/norm_bytes.py                        ResNet-50, 256 pictures of 224 px, values of 2 bytes
+    python bench/norm_bytes.py                        ResNet-50, 256 images of 224 px, values of 2 bytes
     python bench/norm_bytes.py --side-px 64 --batch-size 2304
 
 A pass over a map counts once for each map that it reads or writes whole; a kernel may read more. eager:

@@ -3,14 +3,17 @@ epoch.
 
     python bench/order.py --data 'imagenet/train-*.beton' --lanes 64
 
-`reads`: the samples' bytes and nothing else, by the loader's number of threads; beside the two orders stands
+`reads`: the samples' bytes and nothing else, by the loader's number of threads. Beside the two orders stands
 one thread that reads the file from front to back, a page at a time. `loader`: our Loader, with small crops.
-All interleaved. Without --data: raw noise in a temporary folder under --folder, on the disk that is to be
-measured. Before each epoch mincore says what share of the file is left in the page cache; the bytes that came
-from storage are those of /proc/self/io, the size of a request is the disk's own count, of all processes;
-`share_waited_for` is that of the samples which a thread did not find in the page cache. What a host below a
-virtual machine caches, nothing here shows. A set that fits into memory flatters the random order: what the
-kernel reads beside a sample is still there when that one's turn comes. Writes a JSON.
+All are interleaved. Without --data it reads raw noise in a temporary folder under --folder, on the disk that
+is to be measured.
+
+Before each epoch, mincore says what share of the file is left in the page cache. The bytes that came from
+storage are those of /proc/self/io. The size of a request is the disk's own count, of all processes.
+`share_waited_for` is that of the samples which a thread did not find in the page cache.
+
+What a host below a virtual machine caches, nothing here shows. A set that fits into memory flatters the
+random order: what the kernel reads beside a sample is still there when that one's turn comes. Writes a JSON.
 """
 
 import argparse
@@ -54,7 +57,7 @@ PREFETCH_BATCHES = 3
 
 
 def write_noise(path: Path, num_bytes: int) -> None:
-    """Write a beton of raw noise images with about `num_bytes` bytes."""
+    """Write a dataset file of raw noise images with about `num_bytes` bytes."""
     size = 3 * NOISE_SIDE_PX**2
     noise = memoryview(np.random.default_rng(0).bytes(64 << 20))
     starts = np.random.default_rng(1).integers(0, len(noise) - size, num_bytes // size)
@@ -167,7 +170,7 @@ def reads_by_order(data: Beton, order_name: str, epoch: int, options: argparse.N
 
 
 def reads_from_front_to_back(data: Beton) -> int:
-    """Read all files from front to back, a page of the beton at a time, and return the number of samples."""
+    """Read all files from front to back, a page at a time, and return the number of samples."""
     buffer = bytearray(data.shards[0].page_size)
     for shard in data.shards:
         offset = 0
@@ -253,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default="", help="a beton or a glob of shards")
+    parser.add_argument("--data", default="", help="a dataset file or a glob of shards")
     parser.add_argument("--folder", help="where noise is written without --data")
     parser.add_argument("--gigabytes", type=float, default=4.0, help="of noise")
     parser.add_argument("--batch-size", type=int, default=256)

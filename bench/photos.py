@@ -1,18 +1,20 @@
-"""A beton of many distinct JPEGs with a photo's bytes and decoding time, for machines where few photos can be
-had.
+"""A dataset file of many distinct JPEGs with a photo's bytes and decoding time, for machines where few photos
+can be had.
 
     python bench/photos.py photos.beton --num 6000
 
-Sides, bytes a pixel and their spread are those of 500 ImageNet originals re-encoded at a longer side of
+Sides, bytes per pixel and their spread are those of 500 ImageNet originals re-encoded at a longer side of
 500 px, quality 90: 0.165 Mpx, 55 KB in the mean. (`fastpsl data write --max-side 500` takes small originals
-over as they are: 109 KB in the mean.) The pictures are noise with a photo's statistics, not photos: amplitude
-falls as 1/f (Field 1987, doi 10.1364/JOSAA.4.002379), local contrast varies by a smooth field, so that flat
-blocks stand beside busy ones, and colour is smoother than brightness. Each is cut at random, mirrored or
-turned, from the same few fields; its contrast is set so that its JPEG has as many bytes as were drawn for it.
-The same seed gives the
-same pictures (bytes depend on the JPEG encoder's version). Beside 300 clothing photos at 500 px, which have
-.22 bytes a pixel, and with as many bytes, a pixel took 1.00 of a real one's time with ffcv, 1.09 with
-torchvision (2 shared cores).
+over as they are: 109 KB in the mean.)
+
+The images are noise with a photo's statistics, not photos. Amplitude falls as 1/f (Field 1987, doi
+10.1364/JOSAA.4.002379). Local contrast varies by a smooth field, so that flat blocks stand beside busy ones.
+Colour is smoother than brightness. Each image is cut at random, mirrored or turned, from the same few fields.
+Its contrast is set so that its JPEG has as many bytes as were drawn for it. The same seed gives the same
+images (bytes depend on the JPEG encoder's version).
+
+They were timed beside 300 clothing photos at 500 px, which have .22 bytes per pixel. With as many bytes, a
+pixel took 1.00 of a real one's time with ffcv, 1.09 with torchvision (2 shared cores).
 
     python bench/photos.py photos.beton --beside 'photos/**/*.jpg'  decoding times of both, real photos shrunk
                                                                     to 500 px
@@ -115,7 +117,7 @@ def photo(
 
     Args:
         fields: The noise.
-        index: The picture's number.
+        index: The image's number.
         bytes_per_pixel: Bytes of the JPEG over its pixels.
         sides: Height, width (1,024 at most) and share; the shares' sum is 1.
         quality: Quality of the JPEG.
@@ -155,7 +157,7 @@ def write_photos(
     sides: Sequence[Side] = SIDES,
     quality: int = QUALITY,
 ) -> None:
-    """Write a beton of photos 0 to num - 1 of a seed, with made-up labels."""
+    """Write a dataset file of photos 0 to num - 1 of a seed, with made-up labels."""
     fields = Fields(seed)
     fields.make()
     num_workers = num_workers or len(os.sched_getaffinity(0))
@@ -225,7 +227,7 @@ def compare(made: Sequence[bytes], real: Sequence[bytes]) -> Iterator[str]:
         yield (
             f"{name}: {len(jpegs)} JPEGs, {np.mean(num_bytes) / 1e3:.1f} KB, {np.mean(counts) / 1e6:.3f} "
             "Mpx, "
-            f"{sum(num_bytes) / sum(counts):.3f} bytes a pixel (log spread {log_densities.std():.2f})"
+            f"{sum(num_bytes) / sum(counts):.3f} bytes per pixel (log spread {log_densities.std():.2f})"
         )
     for decoder in ("turbo", "torchvision"):
         ours, theirs = (decode_ms(jpegs, decoder) for jpegs in (made, real))
@@ -242,19 +244,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "out", type=Path, help="the beton to write, over what was there; with --beside: one that was written"
+        "out", type=Path, help="the dataset file to write, over what was there; with --beside: a written one"
     )
     parser.add_argument("--num", type=int, default=6000, help="JPEGs (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same one gives the same pictures (default: 0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="the same one gives the same images (default: 0)")
     parser.add_argument(
         "--bytes-per-pixel",
         type=float,
         default=BYTES_PER_PIXEL,
         help="of the JPEGs, in the mean (default: ImageNet's, %(default)s)",
     )
-    parser.add_argument("--workers", type=int, help="threads that draw and encode (default: one a core)")
+    parser.add_argument("--workers", type=int, help="threads that draw and encode (default: one per core)")
     parser.add_argument(
         "--beside", help="a quoted glob of real photos, whose decoding is timed beside; nothing is written"
     )
@@ -277,7 +277,7 @@ def main() -> None:
     started = time.perf_counter()
     write_photos(options.out, options.num, options.seed, options.workers, options.bytes_per_pixel)
     seconds = time.perf_counter() - started
-    print(f"{written(options.out)}; {seconds:.1f} s ({options.num / seconds:,.1f} a second)")
+    print(f"{written(options.out)}; {seconds:.1f} s ({options.num / seconds:,.1f} per second)")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ Recipe = Literal[
 ]  # fmt: skip
 StageName = Literal["S1", "S2", "S3", "E"]
 DATA = arg(
-    help="A beton, or a quoted glob of shards. "
+    help="A dataset file, or a quoted glob of shards. "
     "Without it: the embedded sample, with the recipes' small values."
 )
 # Recipes with another file name.

@@ -6,9 +6,9 @@ It compiles T3's launches for sm_90 as tests/kernels/cubins.py does, and disasse
 nvdisasm. The trip count of a basic block follows from its loops. The share of samples that run it follows
 from the source lines of most of its instructions: see KERNELS.
 
-It prints for 256 samples of 224 px: registers; millions of warp instructions; the same per thread and pixel
-of all samples; ms at one instruction per cycle and scheduler; and ms of each pipe in PIPES. These are counts,
-not times: nothing waits for memory here.
+For 256 samples of 224 px it prints registers, and millions of warp instructions, these also per thread and
+pixel of all samples. Then come ms at one instruction per cycle and scheduler, and ms of each pipe in PIPES.
+These are counts, not times: nothing waits for memory here.
 """
 
 import linecache

@@ -3,10 +3,11 @@
     python bench/scaling.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
     python bench/scaling.py --device cpu --ranks 1 2  two processes on a CPU: shows that it works, and no more
 
-Each number of ranks is a torchrun of its own: the trainer's TrainStep under DDP, as many images a rank each
-time, a fixed number of steps, since all ranks must make as many. On one GPU there is nothing to compare; the
-inputs of the arithmetic in docs/explanation/scale.md are measured either way: the loader's rate and cores,
-the step, bytes of the gradients that are summed (those of learning blocks alone), bytes/s of storage.
+Each number of ranks is a torchrun of its own: the trainer's TrainStep under DDP, with as many images per rank
+each time. The number of steps is fixed, since all ranks must make as many. On one GPU there is nothing to
+compare. The inputs of the arithmetic in docs/explanation/scale.md are measured either way: the loader's rate
+and cores, the step, bytes of the gradients that are summed (those of learning blocks alone), bytes/s of
+storage.
 """
 
 import json

@@ -74,7 +74,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "beton_size": {"num_taken_over": int, "psnr_db": float | None},
     "beton_write": {},
     "decode": {"decoder": str, "num_threads": int, "num_views": int, "cores_used": float},
-    "detection": {"variant": str, "backbone": str, "pictures_per_s": float, "peak_mib": int | None},
+    "detection": {"variant": str, "backbone": str, "images_per_s": float, "peak_mib": int | None},
     "determinism": {"recipe": str, "network": str, "num_processes": int, "killed_at": int | None},
     "gil": {"size": str, "num_threads": int, "decoder": str},
     "gpu_day": {"exit": int, "said": str},

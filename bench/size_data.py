@@ -1,4 +1,4 @@
-"""The pictures of bench/sizes.py: drawn ones with the bytes of real JPEGs, or a folder of one's own."""
+"""The images of bench/sizes.py: drawn ones with the bytes of real JPEGs, or a folder of your own."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ from typing import NamedTuple
 from bench.photos import QUALITY, SIDES, Side, write_photos
 
 
-class Pictures(NamedTuple):
-    """The form of the pictures of one size.
+class Form(NamedTuple):
+    """The form of the images of one size.
 
     Attributes:
         sides: Height, width and share.
@@ -29,7 +29,7 @@ class Pictures(NamedTuple):
 
 
 def _shorter(side: int) -> tuple[Side, ...]:
-    """Return the shapes of pictures with this shorter side: 4:3 and 3:2, three quarters of them upright."""
+    """Return the shapes of images with this shorter side: 4:3 and 3:2, three quarters of them upright."""
     across = ((side, round(side * 4 / 3), 0.6), (side, round(side * 3 / 2), 0.15))
     return *across, *((width, height, share / 3) for height, width, share in across)
 
@@ -38,13 +38,13 @@ def _shorter(side: int) -> tuple[Side, ...]:
 # `--max-side 500` makes of ImageNet. Where JPEGs of cameras are taken over as they are, as there, quality is
 # 96: noise at 90 would need more contrast than 8 bits have to be as heavy.
 SIZES = {
-    "64": Pictures(((64, 64, 1.0),), 2_050, "Tiny ImageNet: 248 MB for 120,000 pictures"),
-    "160": Pictures(_shorter(160), 7_300, "Imagenette of 160 px: 99 MB for 13,394 pictures"),
-    "224": Pictures(((224, 224, 1.0),), 13_000, "ImageNet's middle squares at quality 75"),
-    "256": Pictures(_shorter(256), 36_900, "ImageNet with --short-side 256, bench/results/beton_size.json"),
-    "500": Pictures(SIDES, 108_600, "ImageNet with --max-side 500, bench/results/beton_size.json", 96),
+    "64": Form(((64, 64, 1.0),), 2_050, "Tiny ImageNet: 248 MB for 120,000 images"),
+    "160": Form(_shorter(160), 7_300, "Imagenette of 160 px: 99 MB for 13,394 images"),
+    "224": Form(((224, 224, 1.0),), 13_000, "ImageNet's middle squares at quality 75"),
+    "256": Form(_shorter(256), 36_900, "ImageNet with --short-side 256, bench/results/beton_size.json"),
+    "500": Form(SIDES, 108_600, "ImageNet with --max-side 500, bench/results/beton_size.json", 96),
     # Shapes whose mean is 473 x 386, ImageNet's; the frames of 500 px are its usual ones.
-    "originals": Pictures(
+    "originals": Form(
         (
             (375, 500, 0.38), (333, 500, 0.18), (500, 375, 0.09), (500, 333, 0.06), (500, 500, 0.03),
             (281, 500, 0.04), (240, 320, 0.05), (300, 400, 0.04), (200, 260, 0.04), (480, 640, 0.03),
@@ -61,20 +61,20 @@ def crop_px(size: str) -> int:
 
 
 def drawn(size: str, num: int, folder: Path) -> Path:
-    """Return the beton of the drawn pictures of a size, which the first call writes."""
-    pictures = SIZES[size]
-    path = folder / f"{size}-{pictures.mean_bytes}-{num}.beton"
+    """Return the dataset file of the drawn images of a size, which the first call writes."""
+    form = SIZES[size]
+    path = folder / f"{size}-{form.mean_bytes}-{num}.beton"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_photos(path, num, 0, None, pictures.bytes_per_pixel, pictures.sides, pictures.quality)
+        write_photos(path, num, 0, None, form.bytes_per_pixel, form.sides, form.quality)
     return path
 
 
 def own(source: str, folder: Path) -> str:
-    """Return a beton of one's own pictures; those of a folder are taken over as they are.
+    """Return a dataset file of your own images; those of a folder are taken over as they are.
 
     Raises:
-        ValueError: `fastpsl data write` cannot write the folder's pictures.
+        ValueError: `fastpsl data write` cannot write the folder's images.
     """
     if not Path(source).is_dir():
         return source

@@ -1,12 +1,12 @@
-"""Our Loader beside ffcv's, DALI's, WebDataset, DataLoader and SPDL, by the size of the pictures.
+"""Our Loader beside ffcv's, DALI's, WebDataset, DataLoader and SPDL, by the size of the images.
 
     python bench/sizes.py                        64 to 500 px and originals, one crop and two; an hour
     python bench/sizes.py --sizes 64 --crops 1   one cell
     python bench/sizes.py --sizes originals --data photos/train
 
-Random resized crops to min(size, 224) px, uint8 on the device. Pictures are drawn as heavy as real ones
-(bench/size_data.py) and kept in --drawn; --data gives originals of one's own. Each loader has a process of
-its own; repeats of all are interleaved. CPU milliseconds a sample are those of the whole process tree. Ratios
+Random resized crops to min(size, 224) px, uint8 on the device. Images are drawn as heavy as real ones
+(bench/size_data.py) and kept in --drawn; --data gives originals of your own. Each loader has a process of its
+own; repeats of all are interleaved. CPU milliseconds per sample are those of the whole process tree. Ratios
 are ours, by the decoder that `auto` takes, over each peer's better form. See bench/README.md.
 """
 
@@ -46,11 +46,11 @@ class Options:
     crops: tuple[int, ...] = (1, 2)
     """Of each sample."""
     data: str | None = None
-    """Originals: a beton, or a folder. Default: drawn ones."""
+    """Originals: a dataset file, or a folder. Default: drawn ones."""
     num: int = 4000
-    """Drawn pictures of a size."""
+    """Drawn images of a size."""
     drawn: Path = RUNS / "drawn"
-    """Folder of the drawn pictures, kept for the next run."""
+    """Folder of the drawn images, kept for the next run."""
     decoders: tuple[str, ...] | None = None
     """Ours; ratios are the first one's. Default: all but resident and synthetic, that of `auto` first."""
     peers: tuple[str, ...] = tuple(PEERS)
@@ -87,7 +87,7 @@ def works_of(
         if data.num_samples < options.batch_size:
             raise ValueError(
                 f"--batch-size {options.batch_size}: {path} has {counted(data.num_samples, 'sample')}; "
-                "lower it or give more pictures"
+                "lower it or give more images"
             )
         names = options.decoders or tuple(n for n in decoder_names(data, device) if n != "synthetic")
         reasons = {name: why_no_decoder(name, data, device) for name in names}
@@ -118,7 +118,7 @@ def main() -> None:
     record: dict[str, Any] = {"num_samples": 0}
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         for size in options.sizes:
-            log(f"{size}: the pictures")
+            log(f"{size}: the images")
             folder = Path(scratch) / size
             folder.mkdir()
             is_own = size == "originals" and options.data is not None
@@ -141,7 +141,7 @@ def main() -> None:
             ]
             parts["notes"] += [f"{size}: {note}" for note in notes]
     name = Path(options.data).name if options.data else None
-    record["name"] = "drawn pictures" + (f", originals of {name}" if name else "")
+    record["name"] = "drawn images" + (f", originals of {name}" if name else "")
     result = save_result(
         options.out, "sizes", machine, data=record,
         settings={

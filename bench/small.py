@@ -1,13 +1,13 @@
-"""Small pictures that stay on the device: training SSL++'s tasks and IIC on 32 px, and a checkpoint's
+"""Small images that stay on the device: training SSL++'s tasks and IIC on 32 px, and a checkpoint's
 evaluation.
 
     python bench/small.py  noise of CIFAR-10's size and number; on a CPU little of it, small batches
     python bench/small.py --data cifar-train.beton --val cifar-test.beton
 
 Of each recipe three rows as bench/throughput.py has them, at the paper's batch: its loader alone, its step on
-synthetic data, both together; both / step is the headline. The evaluation: the same rows of block_probe with
-six classifiers (`epochs` of the data are its whole length), and recipes/knn.py on B2, B3 and B4, a program
-from its start to its end. Random weights, no pseudo-labels.
+synthetic data, both together. The headline is both / step. The evaluation has the same rows, of block_probe
+with six classifiers (`epochs` of the data are its whole length). It also has recipes/knn.py on B2, B3 and B4,
+a program from its start to its end. Random weights, no pseudo-labels.
 """
 
 import os
@@ -52,9 +52,9 @@ SmallRecipe = Literal["sslpp_rotation", "sslpp_aet", "sslpp_context", "sslpp_col
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: str | None = None
-    """A beton of raw pictures of one size. Default: noise of 32 px, 50,000 pictures on CUDA, else 2,000."""
+    """A dataset file of raw images of one size. Default: noise of 32 px, 50,000 on CUDA, else 2,000."""
     val: str | None = None
-    """Another one, which kNN looks up. Default: 10,000 pictures of noise, 400 on a CPU."""
+    """Another one, which kNN looks up. Default: 10,000 images of noise, 400 on a CPU."""
     recipes: tuple[SmallRecipe, ...] = (
         "sslpp_rotation", "sslpp_aet", "sslpp_context", "sslpp_colorization", "sslpp_iic",
     )  # fmt: skip
@@ -87,7 +87,7 @@ class Options:
 
 
 def write_noise(path: Path, num: int, seed: int) -> None:
-    """Write a beton of `num` raw noise images with labels."""
+    """Write a dataset file of `num` raw noise images with labels."""
     random, beton = np.random.default_rng(seed), BetonFile(path, num, DEFAULT_PAGE_BYTES)
     for number in range(num):
         image = random.bytes(3 * SIDE_PX**2)
@@ -97,7 +97,7 @@ def write_noise(path: Path, num: int, seed: int) -> None:
 
 
 class Bench:
-    """The measurements of one run of the program, on the betons `data` and `val`."""
+    """The measurements of one run of the program, on the dataset files `data` and `val`."""
 
     def __init__(self, options: Options, world: World, data: Path, val: Path):
         self.options, self.world, self.paths = options, world, (data, val)

@@ -3,11 +3,12 @@
     python bench/start.py --repeats 5
 
 Rows: a bare interpreter, `import torch`, `import fastpsl`; the first batch of `fastpsl.loader` and the first
-step of `fastpsl train`, both on the embedded sample, with numba's cache filled (warm) and empty (cold). Files
-are in the page cache, and Python's modules are compiled. The clock begins with the start of the process and
-ends with the line that says that it is done; `cpu_s` is the processor time until then, of all threads, which
-a busy machine changes less. What torch's import takes is a part of all that follows it: the ratios are over
-it. Writes a JSON.
+step of `fastpsl train`. The last two are on the embedded sample, with numba's cache filled (warm) and empty
+(cold). Files are in the page cache, and Python's modules are compiled.
+
+The clock begins with the start of the process. It ends with the line that says that it is done. `cpu_s` is
+the processor time until then, of all threads, which a busy machine changes less. What torch's import takes is
+a part of all that follows it: the ratios are over it. Writes a JSON.
 """
 
 import argparse

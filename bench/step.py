@@ -1,14 +1,14 @@
-"""How long a training step takes, by recipe, stage and mode, on a batch that lies on the device; its GPU
-memory; PSL over end to end.
+"""How long a training step takes, by recipe, stage and mode; its GPU memory; PSL over end to end.
 
     python bench/step.py  the recipes at their paper's values on a GPU; on a CPU two recipes, small, eager and
                           compiled
     python bench/step.py --recipes rotation --backbone resnet50 --modes eager compiled
 
-The step is the trainer's: augmentation, forward, backward, optimiser, momentum copies. Modes: --compile's,
-and with `+fold` --fold-frozen, where a stage has frozen blocks. PSL's cost per epoch over end to end's, at
-one mode: the stages' seconds a sample, weighted by their epochs. Beside it the same by multiply-adds, counted
-by torch: the floor. What the clock leaves no time for is named. See bench/README.md.
+The step is the trainer's, on a batch that lies on the device: augmentation, forward, backward, optimiser,
+momentum copies. Modes: --compile's, and with `+fold` --fold-frozen, where a stage has frozen blocks. PSL's
+cost per epoch over end to end's, at one mode: the stages' seconds per sample, weighted by their epochs.
+Beside it the same by multiply-adds, counted by torch: the floor. What the clock leaves no time for is named.
+See bench/README.md.
 """
 
 import gc

@@ -94,7 +94,7 @@ def _headline(bench: str, goal: float, *decoders: str) -> Callable[[Results], It
 
 
 def _decode_against_dali(results: Results) -> Iterator[Found]:
-    what = "samples/s / DALI's reader, whole pictures"
+    what = "samples/s / DALI's reader, whole images"
     for num in (1, 2):
         for name, row in best(rows_of(results, "decode", "ratios", what=what, decoder="dali", num_views=num)):
             yield at_least(row["median"], 0.95, f"{counted(num, 'view')} {row['median']:.2f}x", name)

@@ -1,4 +1,4 @@
-"""How long until the features are worth something: seconds of training to a held-out accuracy, by several
+"""How long until the features are worth something: seconds of training to a validation accuracy, by several
 seeds.
 
     fastpsl data write cifar10/ cifar-train.beton --split train &&
@@ -6,11 +6,13 @@ seeds.
     python bench/time_to_accuracy.py --data cifar-train.beton --val cifar-test.beton
     python bench/time_to_accuracy.py  the embedded sample at 32 px: shows that it works, and no more
 
-A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small pictures, cut to CIFAR's size and
-length (--epochs, --batch-size); the online monitor looks after each epoch (docs/how_to/monitoring.md). The
-clock starts when the data is open and the weights are drawn: loaders, compiling, first batches, checkpoints,
-passes for labels, and the held-out pass at a stage's end are on it, the looks are not. A target counts from
-the end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of the accuracies.
+A whole run of the recipe as `recipes/` trains it, with ResNet-18 on small images. It is cut to CIFAR's size
+and length (--epochs, --batch-size). The online monitor looks after each epoch (docs/how_to/monitoring.md).
+
+The clock starts when the data is open and the weights are drawn. Loaders, compiling, first batches,
+checkpoints, passes for labels, and the validation pass at a stage's end are on it. The looks are not. A
+target counts from the end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of
+the accuracies.
 """
 
 import contextlib
@@ -72,9 +74,9 @@ ACCURACIES = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))  # 30 to 8
 @dataclass(frozen=True, kw_only=True)
 class Options:
     data: str | None = None
-    """Labelled training images; without it: the embedded sample at 32 px, an epoch a stage."""
+    """Labelled training images; without it: the embedded sample at 32 px, one epoch per stage."""
     val: str | None = None
-    """Held-out images of the same classes."""
+    """Validation images of the same classes."""
     recipe: Literal["rotation", "simclr"] = "rotation"
     plan: Literal["psl", "end_to_end"] = "psl"
     accuracy: float = 0.5
@@ -87,7 +89,7 @@ class Options:
     batch_size: Annotated[
         int | None,
         arg(
-            help="Images a step, as the recipe counts them. "
+            help="Images per step, as the recipe counts them. "
             "Default: 1024 for rotation (turns count), 512 for simclr, 32 for the sample."
         ),
     ] = None
@@ -98,7 +100,7 @@ class Options:
     limit_s: float = math.inf
     """No further seed begins when it would end later than this."""
     out: Path = RUNS / "time_to_accuracy.json"
-    """The result; the picture stands beside it as .png."""
+    """The result; the chart stands beside it as .png."""
 
     def check(self) -> None:
         """Raise ValueError if options are out of range or contradict each other."""
@@ -284,7 +286,7 @@ def draw_times(result: dict[str, Any], path: Path) -> Path:
     ]
     panel = Panel(
         "seconds of training, the looks left out",
-        f"held-out accuracy ({looks[0]['monitor']}), % (median, quartiles)",
+        f"validation accuracy ({looks[0]['monitor']}), % (median, quartiles)",
         grouped(bars),
         line=100 * target,
     )

@@ -1,4 +1,4 @@
-"""Write the images of an experiment as betons: `python -m bench.evidence.data PLAN SOURCE OUT`.
+"""Write the images of an experiment as dataset files: `python -m bench.evidence.data PLAN SOURCE OUT`.
 
     psl_jigsaw-*        SOURCE is the folder tiny-imagenet-200; -small takes 50 of its 200 classes
     uic_cifar10-*       SOURCE is CIFAR-10 as published, or a folder with train.npz and test.npz
@@ -6,7 +6,8 @@
     sslpp_cifar10-gpu   the same
     sslpp_digits-small  SOURCE is -, as scikit-learn has them: 1,797 digits of 8 px
 
-Each set has three parts: train, search, by which rates are chosen, and held-out, by which all is scored.
+Each set has three parts: `train`; `search`, by which rates are chosen; and `held-out`, the validation
+images, by which all is scored.
 """
 
 import subprocess
@@ -25,8 +26,8 @@ TRAIN, HELD_OUT, SEARCH = "train", "held-out", "search"
 def tiny_imagenet(folder: Path, out: Path) -> None:
     """Write lists of all 200 classes.
 
-    Train has the first 450 images of a class in the training folder, search the other 50, and held-out the 50
-    of the validation folder.
+    `train` has the first 450 images of a class in the training folder, and `search` the other 50. `held-out`
+    has the 50 of the validation folder.
     """
     classes = _classes(folder)
     _write_lists(
@@ -37,8 +38,8 @@ def tiny_imagenet(folder: Path, out: Path) -> None:
 def tiny_imagenet_50(folder: Path, out: Path) -> None:
     """Write lists of every fourth class.
 
-    Train has the first 400 images of a class in the training folder, held-out the other 100, and search the
-    50 of the validation folder.
+    `train` has the first 400 images of a class in the training folder, and `held-out` the other 100. `search`
+    has the 50 of the validation folder.
     """
     classes = _classes(folder)[::4]
     _write_lists(
@@ -110,7 +111,7 @@ def _cifar10_arrays(source: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def digits(folder: Path, out: Path) -> None:
-    """Write 1,000 digits to train on, 300 for the search and 497 held-out ones, in scikit-learn's order."""
+    """Write 1,000 digits to train on, 300 for the search and 497 for validation, in scikit-learn's order."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -131,7 +132,7 @@ SETS: Mapping[str, Callable[[Path, Path], None]] = {
 
 
 def write_betons(folder: Path) -> None:
-    """Write a raw beton of each part, which `--decoder resident` keeps on the device."""
+    """Write a raw dataset file of each part, which `--decoder resident` keeps on the device."""
     fastpsl = Path(sys.executable).with_name("fastpsl")
     for part in (TRAIN, SEARCH, HELD_OUT):
         source = next(path for path in (folder / f"{part}.npz", folder / f"{part}.txt") if path.exists())

@@ -135,8 +135,8 @@ def read_plan(path: Path) -> Plan:
     """Return the plan in a JSON file.
 
     Raises:
-        ValueError: It cannot be read, has unknown or missing keys, names an arm or an evaluation that it does
-            not have, or chooses rates by what decides.
+        ValueError: It cannot be read, or has unknown or missing keys. Or it names an arm or an evaluation
+            that it does not have. Or it chooses rates by what decides.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Part D: small pictures that stay on the GPU; seconds to an accuracy on CIFAR-10 (without .gpu/cifar: noise, and the embedded sample).
+# Part D: small images that stay on the GPU; seconds to an accuracy on CIFAR-10 (without .gpu/cifar: noise, and the embedded sample).
 part=d
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if [ -n "$SMALL" ]; then
@@ -11,7 +11,7 @@ if [ -e .gpu/cifar/train.packed ] || [ -n "$LIST" ]; then
     data=(--data "$WORK/cifar-train.beton" --val "$WORK/cifar-test.beton")
     for each in train test; do
         [ ! -e "$WORK/cifar-$each.beton" ] || continue
-        step "unpack-$each" 60 "$PYTHON" bench/pack_pictures.py unpack ".gpu/cifar/$each.packed" "$WORK/$each.npz"
+        step "unpack-$each" 60 "$PYTHON" bench/pack_images.py unpack ".gpu/cifar/$each.packed" "$WORK/$each.npz"
         step "beton-$each" 80 "$PYTHON" -c 'from fastpsl.cli import main; main()' data write "$WORK/$each.npz" "$WORK/cifar-$each.beton"
     done
 fi

@@ -2,24 +2,24 @@
 # Makes .gpu/: what a GPU machine without a network lacks, to be carried there with the tree. No GPU needed. In the checkout's root, after
 # `make install`:
 #
-#   bash bench/gpu_day/prepare.sh FFCV_WHEEL [PICTURES]
+#   bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES]
 #
 #   FFCV_WHEEL   ffcv 1.0.2 for CPython 3.12 (or abi3) with its libraries inside; README.md says how to build one
-#   PICTURES     a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; without it part D takes noise
+#   IMAGES       a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; without it part D takes noise
 #
 #   .gpu/whl     wheels of CPython 3.12 at the versions of constraints.txt, and sources.sha256, which says what was measured
 #   .gpu/dali1   DALI, its codecs and nvJPEG, without other GPUs' code and other Pythons', first part
 #   .gpu/dali2   and second part: a call that carries one of them with the tree stays below 64 MiB
-#   .gpu/cifar   16,000 + 4,000 pictures, packed (bench/pack_pictures.py)
+#   .gpu/cifar   16,000 + 4,000 images, packed (bench/pack_images.py)
 set -euo pipefail
-usage='usage: bash bench/gpu_day/prepare.sh FFCV_WHEEL [PICTURES]'
+usage='usage: bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES]'
 wheel=${1:-}
-pictures=${2:-}
+images=${2:-}
 python=${PYTHON:-.venv/bin/python}
 most_mib=63 # of a call: the tree and two folders
 [[ $wheel == *.whl && -e $wheel ]] || { echo "prepare: '$wheel' is no wheel; $usage" >&2; exit 2; }
-[[ -z $pictures || ( -e $pictures/train.npz && -e $pictures/test.npz ) ]] || {
-    echo "prepare: $pictures has no train.npz and test.npz; $usage" >&2
+[[ -z $images || ( -e $images/train.npz && -e $images/test.npz ) ]] || {
+    echo "prepare: $images has no train.npz and test.npz; $usage" >&2
     exit 2
 }
 rm -rf .gpu/new
@@ -59,10 +59,10 @@ if [ ! -s .gpu/dali2/dali.tar.xz.1 ]; then # remove it for another version
     mv "$work/dali.tar.xz.1" .gpu/dali2/
 fi
 
-if [ -n "$pictures" ]; then
+if [ -n "$images" ]; then
     mkdir -p .gpu/cifar
-    "$python" bench/pack_pictures.py pack "$pictures/train.npz" .gpu/cifar/train.packed --num 16000
-    "$python" bench/pack_pictures.py pack "$pictures/test.npz" .gpu/cifar/test.packed --num 4000
+    "$python" bench/pack_images.py pack "$images/train.npz" .gpu/cifar/train.packed --num 16000
+    "$python" bench/pack_images.py pack "$images/test.npz" .gpu/cifar/test.packed --num 4000
 fi
 
 # There is no git on the GPU machine: the commit, and a sum of each file, by which setup.sh sees whether the tree is another.

@@ -4,7 +4,7 @@
 #
 # PYTHON   default python3
 # OUT      where results-PART.tgz goes; default runs/gpu_day
-# WORK     packages, pictures and runs, kept from part to part; default a folder in TMPDIR
+# WORK     packages, images and runs, kept from part to part; default a folder in TMPDIR
 # SMALL    set: a rehearsal at tiny values, for a machine without a GPU; its results are marked so
 # SLOW     each step has this many times its seconds; default 1
 # LIST     set: nothing is done; a line a step: its name, its last second, its command

@@ -1,8 +1,8 @@
-"""The loaders that are measured: ours, and each peer as its users write it, one a file.
+"""The loaders that are measured: ours, and each peer as its users write it, one per file.
 
-All do the same work: decode each sample, crop it `num_views` times with torchvision's RandomResizedCrop (area
-0.08 to 1, ratio 3/4 to 4/3) to size_px, and put uint8 on the device. Imports of their libraries stand in
-functions, because the process of one loader must not import another's.
+All do the same work. They decode each sample, crop it `num_views` times to size_px, and put uint8 on the
+device. The crop is torchvision's RandomResizedCrop (area 0.08 to 1, ratio 3/4 to 4/3). Imports of their
+libraries stand in functions, because the process of one loader must not import another's.
 """
 
 from bench.peers import dali, dataloader, ffcv, spdl, webdataset
@@ -17,13 +17,13 @@ PEERS: dict[str, Peer] = {
     "spdl_cv2": spdl.WITH_CV2,
     "spdl_ffmpeg": spdl.WITH_FFMPEG,
 }
-# Beside them bench/loaders.py measures DALI's reader with whole pictures.
+# Beside them bench/loaders.py measures DALI's reader with whole images.
 ALL = PEERS | {"dali_whole": dali.WHOLE}
 TITLES = {kind: peer.title for kind, peer in ALL.items()}
 
 
 def why_missing(kind: str, data: str) -> str | None:
-    """Return the reason why a peer cannot be measured on a beton, or None if it can."""
+    """Return the reason why a peer cannot be measured on a dataset file, or None if it can."""
     from fastpsl.pipelines.beton.reader import Beton
 
     peer = ALL[kind]
@@ -33,7 +33,7 @@ def why_missing(kind: str, data: str) -> str | None:
         if kind == "ffcv_loader" and len(opened.paths) > 1:
             return f"it reads one file, and these are {len(opened.paths)} shards"
         if peer.needs_files and has_raw(opened):
-            return "it reads JPEGs, and these are raw pictures"
+            return "it reads JPEGs, and these are raw images"
     return None
 
 

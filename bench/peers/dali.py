@@ -11,7 +11,7 @@ from bench.peers.peer import SHUFFLE, Peer, Work
 
 
 def batches(work: Work, num_views: int, *, whole: bool = False) -> Iterator[int]:
-    """Yield the numbers of samples in its batches; with `whole`, one view has whole pictures decoded, too."""
+    """Yield the numbers of samples in its batches; with `whole`, one view has whole images decoded, too."""
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
@@ -48,6 +48,4 @@ def batches(work: Work, num_views: int, *, whole: bool = False) -> Iterator[int]
 
 
 PEER = Peer("DALI's reader", batches, ("nvidia.dali",), needs_files=True)
-WHOLE = Peer(
-    "DALI's reader, whole pictures", partial(batches, whole=True), ("nvidia.dali",), needs_files=True
-)
+WHOLE = Peer("DALI's reader, whole images", partial(batches, whole=True), ("nvidia.dali",), needs_files=True)

@@ -1,4 +1,4 @@
-"""JPEGs copied out of a beton, for peers that cannot read one."""
+"""JPEGs copied out of a dataset file, for peers that cannot read one."""
 
 import io
 import tarfile
@@ -17,12 +17,12 @@ def copied(num_samples: int) -> np.ndarray:
 
 
 def has_raw(data: Beton) -> bool:
-    """Return whether raw pictures are among the samples that are copied out."""
+    """Return whether raw images are among the samples that are copied out."""
     return bool(data.rows(copied(data.num_samples)).mode.any())
 
 
 def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
-    """Write the JPEGs of a beton as images/LABEL/NUMBER.jpg and into shards/*.tar.
+    """Write the JPEGs of a dataset file as images/LABEL/NUMBER.jpg and into shards/*.tar.
 
     Returns:
         The number of JPEGs written, and the number of samples.

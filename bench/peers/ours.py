@@ -15,7 +15,7 @@ def decoder_names(data: Any, device: torch.device) -> tuple[str, ...]:
     """Return the decoders of JPEGs, and synthetic: that of `auto` first.
 
     Args:
-        data: An open beton.
+        data: An open dataset file.
         device: The device of the batches.
     """
     from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder
@@ -31,7 +31,7 @@ def why_no_decoder(name: str, data: Any, device: torch.device) -> str | None:
 
     Args:
         name: Name of the decoder.
-        data: An open beton.
+        data: An open dataset file.
         device: The device of the batches.
 
     Raises:

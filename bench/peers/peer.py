@@ -13,7 +13,7 @@ class Work:
 
     Attributes:
         kind: A key of PEERS, or one of our decoders.
-        data: A beton, or a glob of shards.
+        data: A dataset file, or a glob of shards.
         files: A folder written by `copy_out`, for loaders that need files.
         hw_decoder_load: The share of DALI's hardware decoder on a GPU, 0 to 1; None for the default.
     """
@@ -37,7 +37,7 @@ class Peer:
         batches: Function of the work and the number of views. It returns an endless iterator over the numbers
             of samples in the batches.
         packages: What must be installed, by names of imports.
-        needs_files: Whether it reads files that were copied out of a beton.
+        needs_files: Whether it reads files that were copied out of a dataset file.
         why_missing: Function that returns a further reason why it cannot run here, or None.
     """
 

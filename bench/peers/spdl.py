@@ -1,6 +1,6 @@
 """SPDL: its pipeline's threads, with OpenCV or with its own FFmpeg functions.
 
-A task decodes a whole batch, as `spdl.io.load_image_batch` has it: tasks of one picture pass the pipeline's
+A task decodes a whole batch, as `spdl.io.load_image_batch` has it: tasks of one image pass the pipeline's
 event loop each, which costs more than decoding a small one. Both decode once for all views.
 """
 
@@ -69,7 +69,7 @@ def with_ffmpeg(work: Work, num_views: int) -> Iterator[int]:
 
 
 def filter_graph(boxes: list[Box], size_px: int) -> str:
-    """Return FFmpeg's filters that cut the boxes out of a picture and stack them in one RGB picture."""
+    """Return FFmpeg's filters that cut the boxes out of an image and stack them in one RGB image."""
     crops = [
         f"crop=w={width}:h={height}:x={left}:y={top},scale=w={size_px}:h={size_px}:flags=area"
         for top, left, height, width in boxes

@@ -51,9 +51,9 @@ def test_a_run_writes_its_rows(tmp_path: Path) -> None:
     rows = {row["variant"]: row for row in result["rows"]}
     assert list(rows) == ["ours", "torchvision"]
     assert all(len(row["values"]) == 1 for row in rows.values())  # the time limit ends them after the first
-    for label in ("learning_parameters", "boxes_per_picture", "backbone"):
+    for label in ("learning_parameters", "boxes_per_image", "backbone"):
         assert rows["ours"][label] == rows["torchvision"][label]
-    assert rows["ours"]["boxes_per_picture"] == 32
+    assert rows["ours"]["boxes_per_image"] == 32
     assert [ratio["what"] for ratio in result["ratios"]] == ["torchvision's ms / ours"]
     (missing,) = result["not_measured"]
     assert missing == {"what": "detectron2", "reason": "Detectron2 is not installed"}
@@ -77,7 +77,7 @@ def test_ratios_by_arithmetic() -> None:
     )  # fmt: skip
     assert ratios_of({"torchvision": measured["torchvision"]}, "resnet50") == []
     first, _ = rows_of(measured, "resnet50", 2)
-    assert (first["pictures_per_s"], first["boxes_per_picture"], first["peak_mib"]) == (100.0, 32, None)
+    assert (first["images_per_s"], first["boxes_per_image"], first["peak_mib"]) == (100.0, 32, None)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", slow("resnet50")])

@@ -9,8 +9,8 @@ import torch
 
 from bench.determinism import KINDS, LEAST, Kind, Trained, command, digest, equal_inputs, tensors
 from bench.determinism import losses_and_differences as rows_of
+from bench.figures.determinism import determinism_words
 from bench.performance import DOCS, RESULTS, ROOT
-from bench.pictures.determinism import determinism_words
 from bench.small_networks import batch_norm, group_norm, smooth
 
 KIND = KINDS[0]

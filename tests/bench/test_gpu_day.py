@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bench.archive import read_archive
-from bench.pack_pictures import pack, unpack
+from bench.pack_images import pack, unpack
 from bench.schema import REHEARSAL, validate
 from bench.step import Mode
 from fastpsl.engine.command_line import parse
@@ -95,7 +95,7 @@ RESULTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("part", PARTS)
 def test_a_rehearsal_brings_back_its_results_and_is_refused_as_one(part: str, tmp_path: Path) -> None:
     process = call(

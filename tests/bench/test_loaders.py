@@ -24,7 +24,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run(ROOT / "bench" / "loaders.py", *arguments, environment={"COLUMNS": "120"})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_on_a_cpu_writes_what_can_be_measured_and_names_the_rest(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     process = call("--what", "decode", *SMALLEST, "--no-peers", "--device", "cpu", "--out", str(out))
@@ -43,7 +43,7 @@ def test_a_run_on_a_cpu_writes_what_can_be_measured_and_names_the_rest(tmp_path:
     assert str(out) in process.stdout.replace("\n", "")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_whole_epochs_of_ours_beside_ffcvs_loader(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     process = call(
@@ -138,4 +138,4 @@ def test_ratios_are_taken_repeat_by_repeat() -> None:
         ("dali_whole", 4.5, 9.0, 1.0),
     ]
     (ratio,) = ratios
-    assert ratio["values"] == [2.0, 3.0] and "whole pictures" in ratio["what"]
+    assert ratio["values"] == [2.0, 3.0] and "whole images" in ratio["what"]

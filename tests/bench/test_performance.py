@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from bench.evidence.page import EXPERIMENTS
+from bench.figures.__main__ import chart_parts
 from bench.how_fast import how_fast_table
 from bench.pages import filled, marks, written
 from bench.performance import DOCS, PARTS, RESULTS, ROOT, WHAT, pages, read_results, section
-from bench.pictures.__main__ import chart_parts
 from bench.ratios import against_others, losses_table, waiting
 from bench.scale_arithmetic import all_reduce_ms, gradients, scale_tables
 from bench.schema import LABELS, REHEARSAL, spread
@@ -122,8 +122,8 @@ def gpu_results() -> dict[str, dict[str, Any]]:
             *(row(rate, num_views=2, **ours) for rate in (27_000.0, 28_000.0)),
         ],
         "ratios": [
-            row(1.01, what="samples/s / DALI's reader, whole pictures", num_views=1, **ours),
-            row(0.93, what="samples/s / DALI's reader, whole pictures", num_views=2, **ours),
+            row(1.01, what="samples/s / DALI's reader, whole images", num_views=1, **ours),
+            row(0.93, what="samples/s / DALI's reader, whole images", num_views=2, **ours),
             row(4.5, what="samples/s / ffcv Loader", num_views=1, **ours),
             row(8.5, what="samples/s / ffcv Loader", num_views=2, **ours),
         ],
@@ -290,7 +290,7 @@ def test_all_losses_are_told() -> None:
     lines = losses_table(gpu_results()).splitlines()[2:]
     step = "the slower of its loader and its step, alone"
     assert [line.rpartition(" | [")[0] for line in lines] == [
-        "| loader alone | decoder `dali`, 8 threads | DALI's reader, whole pictures: 0.93x (2 views)",
+        "| loader alone | decoder `dali`, 8 threads | DALI's reader, whole images: 0.93x (2 views)",
         "| augmentation: area crop | unfused | torchvision, one draw per batch: 0.25x",
         f"| training, simclr | decoder `dali` | {step}: 0.99x (S1 with 2 views), 0.98x (S2 with 2 views)",
         f"| training, moco | decoder `dali` | {step}: 0.97x (S1 with 2 views)",

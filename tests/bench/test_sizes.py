@@ -1,4 +1,4 @@
-"""bench/sizes.py: the drawn pictures' form and weight, its ratios and tables, and a run at its smallest."""
+"""bench/sizes.py: the drawn images' form and weight, its ratios and tables, and a run at its smallest."""
 
 import io
 import json
@@ -32,15 +32,15 @@ def test_crops_are_224_px_at_most() -> None:
 
 def test_shapes_are_those_of_the_named_sets() -> None:
     means = {}
-    for size, pictures in SIZES.items():
-        assert sum(share for *_, share in pictures.sides) == pytest.approx(1)
-        means[size] = [sum(side[axis] * side[2] for side in pictures.sides) for axis in (0, 1)]
+    for size, form in SIZES.items():
+        assert sum(share for *_, share in form.sides) == pytest.approx(1)
+        means[size] = [sum(side[axis] * side[2] for side in form.sides) for axis in (0, 1)]
         if size in ("64", "224"):
             assert means[size] == [int(size), int(size)]
         elif size in ("160", "256"):
-            assert {min(side[:2]) for side in pictures.sides} == {int(size)}
+            assert {min(side[:2]) for side in form.sides} == {int(size)}
     assert means["originals"] == pytest.approx([387, 469], rel=0.02)
-    assert max(side for pictures in SIZES.values() for sides in pictures.sides for side in sides[:2]) <= 1024
+    assert max(side for form in SIZES.values() for sides in form.sides for side in sides[:2]) <= 1024
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +49,18 @@ def fields() -> Fields:
 
 
 @pytest.mark.parametrize("size", ["64", "224", "500"])
-def test_drawn_pictures_are_as_heavy_as_real_ones(size: str, fields: Fields) -> None:
-    pictures = SIZES[size]
+def test_drawn_images_are_as_heavy_as_real_ones(size: str, fields: Fields) -> None:
+    form = SIZES[size]
     densities = []
     for index in range(8):
-        jpeg = photo(fields, index, pictures.bytes_per_pixel, pictures.sides, pictures.quality)
+        jpeg = photo(fields, index, form.bytes_per_pixel, form.sides, form.quality)
         width, height = Image.open(io.BytesIO(jpeg)).size
-        assert (height, width) in {sides[:2] for sides in pictures.sides}
+        assert (height, width) in {sides[:2] for sides in form.sides}
         target = np.random.default_rng((1, 10, index))
-        target.choice(len(pictures.sides), p=[share for *_, share in pictures.sides])
+        target.choice(len(form.sides), p=[share for *_, share in form.sides])
         drawn_factor = np.exp(0.35 * target.standard_normal() - 0.35**2 / 2)
         densities.append(len(jpeg) / (height * width) / drawn_factor)
-    assert np.median(densities) == pytest.approx(pictures.bytes_per_pixel, rel=0.05)
+    assert np.median(densities) == pytest.approx(form.bytes_per_pixel, rel=0.05)
 
 
 def rates(kind: str, values: list[float], cores: list[float]) -> Rates:
@@ -96,7 +96,7 @@ def test_ratios_are_over_each_peers_better_form_and_tables_over_the_best_peer() 
 
 
 @pytest.mark.slow
-def test_a_run_with_pictures_of_ones_own_writes_every_cell(tmp_path: Path) -> None:
+def test_a_run_with_your_own_images_writes_every_cell(tmp_path: Path) -> None:
     out, folder = tmp_path / "result.json", tmp_path / "own" / "a class"
     folder.mkdir(parents=True)
     for number in range(6):
@@ -121,7 +121,7 @@ def test_a_run_with_pictures_of_ones_own_writes_every_cell(tmp_path: Path) -> No
     assert not (tmp_path / "drawn").exists()
 
 
-def test_pictures_are_drawn_once(tmp_path: Path) -> None:
+def test_images_are_drawn_once(tmp_path: Path) -> None:
     path = drawn("64", 3, tmp_path)
     written = path.stat().st_mtime_ns
     with Beton(path) as data:
@@ -129,7 +129,7 @@ def test_pictures_are_drawn_once(tmp_path: Path) -> None:
     assert drawn("64", 3, tmp_path) == path and path.stat().st_mtime_ns == written
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"--data .*empty: .+"):
         own(str(tmp_path / "empty"), tmp_path)

@@ -35,7 +35,7 @@ def test_each_start_is_a_row_and_a_ratio_to_torchs_import(
     } == compared
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_commands_reach_their_lines_and_fill_the_cache(tmp_path: Path) -> None:
     for variant in (("first step of jigsaw", "cold"), ("first batch", "warm")):
         command, done = commands(4, "jigsaw", tmp_path / "run")[variant]

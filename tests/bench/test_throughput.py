@@ -123,7 +123,7 @@ def test_images_are_copied_out_as_they_are(beton: Path) -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", peers.PEERS)
 def test_peers_are_measured_or_named(kind: str, beton: Path) -> None:
     package = kind.partition("_")[0].replace("dali", "nvidia").replace("dataloader", "torch")
@@ -147,10 +147,10 @@ def test_raw_images_are_no_work_for_readers_of_files(tmp_path: Path) -> None:
     write_beton([Sample("0", image, 0)], path, num_samples=1, class_names=["a"], target=Target(mode="raw"))
     for kind in (kind for kind, peer in peers.ALL.items() if peer.needs_files):
         reason = peers.why_missing(kind, str(path))
-        assert reason in ("it reads JPEGs, and these are raw pictures", "not installed")
+        assert reason in ("it reads JPEGs, and these are raw images", "not installed")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_loaders_alone_are_rows_beside_each_other(beton: Path) -> None:
     works = {f"decoder {kind}": work(kind, beton) for kind in ("torchvision", "dataloader", "nobody")}
     rates, missing, notes = interleaved.measure(

@@ -1,4 +1,4 @@
-"""README's pictures are what is committed makes them, say what it says, and can be read."""
+"""README's figures are what is committed makes them, say what it says, and can be read."""
 
 import base64
 import functools
@@ -17,13 +17,13 @@ import torch
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageFont
 
+from bench.figures.__main__ import FIGURES, chart_parts, figure_lines, figure_path
+from bench.figures.psl_stages import BATCH_SIZE, IMAGE
+from bench.figures.ratios import CHAINS, OTHERS, augmentations_words, newest
+from bench.figures.svg import THEMES, WIDTH_PX, render
+from bench.figures.throughput import throughput_words
 from bench.pages import written
 from bench.performance import RESULTS, ROOT, read_results
-from bench.pictures.__main__ import PICTURES, chart_parts, picture_lines, picture_path
-from bench.pictures.psl_stages import BATCH_SIZE, IMAGE
-from bench.pictures.ratios import CHAINS, OTHERS, augmentations_words, newest
-from bench.pictures.svg import THEMES, WIDTH_PX, render
-from bench.pictures.throughput import throughput_words
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.beton.reader import Beton
@@ -41,7 +41,7 @@ STATES = {
     "S2": [FROZEN, LEARNS, LEARNS, LEARNS, NOT_RUN],
     "S3": [FROZEN, FROZEN, LEARNS, LEARNS, LEARNS],
 }
-# Name in the picture → whose rates these are in a result; ours is the fastest of several decoders.
+# Name in the figure → whose rates these are in a result; ours is the fastest of several decoders.
 NAMES = {
     "fastpsl": ("turbo", "ffcv", "dali", "torchvision"),
     "FFCV": ("ffcv_loader",),
@@ -52,7 +52,7 @@ NAMES = {
 }
 SVG = "{http://www.w3.org/2000/svg}"
 DATA_URI = re.compile(r"data:image/png;base64,([^\"]+)")
-EACH = [(name, theme) for name in PICTURES for theme in THEMES]
+EACH = [(name, theme) for name in FIGURES for theme in THEMES]
 
 
 class Area(NamedTuple):
@@ -87,11 +87,11 @@ class Text(NamedTuple):
 
 @functools.cache
 def words_of(name: str) -> dict[str, Any]:
-    return PICTURES[name]()
+    return FIGURES[name]()
 
 
 def committed(name: str, theme: str = "light") -> ElementTree.Element:
-    return ElementTree.fromstring(picture_path(name, theme).read_text())
+    return ElementTree.fromstring(figure_path(name, theme).read_text())
 
 
 def number(element: ElementTree.Element, key: str) -> float:
@@ -99,7 +99,7 @@ def number(element: ElementTree.Element, key: str) -> float:
 
 
 def texts(root: ElementTree.Element) -> Iterator[Text]:
-    """Yield the texts, measured in DejaVu Sans, which is wider than the fonts of the picture."""
+    """Yield the texts, measured in DejaVu Sans, which is wider than the fonts of the figure."""
     for element in root.iter(f"{SVG}text"):
         weight = "bold" if number(element, "font-weight") > 400 else "normal"
         size, x, y = (number(element, key) for key in ("font-size", "x", "y"))
@@ -155,18 +155,18 @@ def pixels(uri: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name, theme", EACH)
-def test_the_committed_picture_is_what_is_drawn(name: str, theme: str) -> None:
+def test_the_committed_figure_is_what_is_drawn(name: str, theme: str) -> None:
     """PNGs are compared as pixels: their bytes depend on zlib, and their pixels a little on the decoder."""
-    old, new = picture_path(name, theme).read_text(), render(name, theme, words_of(name))
-    assert DATA_URI.sub("", old) == DATA_URI.sub("", new), "run python -m bench.pictures"
+    old, new = figure_path(name, theme).read_text(), render(name, theme, words_of(name))
+    assert DATA_URI.sub("", old) == DATA_URI.sub("", new), "run python -m bench.figures"
     pairs = zip(DATA_URI.finditer(old), DATA_URI.finditer(new), strict=True)
     for before, after in pairs:
-        assert np.abs(pixels(before[0]) - pixels(after[0])).mean() < 3, "run python -m bench.pictures"
+        assert np.abs(pixels(before[0]) - pixels(after[0])).mean() < 3, "run python -m bench.figures"
 
 
 @pytest.mark.parametrize("name, theme", EACH)
-def test_a_picture_can_be_read(name: str, theme: str) -> None:
-    path, root = picture_path(name, theme), committed(name, theme)
+def test_a_figure_can_be_read(name: str, theme: str) -> None:
+    path, root = figure_path(name, theme), committed(name, theme)
     assert path.stat().st_size <= MAX_BYTES
     assert number(root, "width") == WIDTH_PX and root.attrib["viewBox"].split()[2] == str(WIDTH_PX)
     parts = [root.find(f"{SVG}{tag}") for tag in ("title", "desc")]
@@ -312,7 +312,7 @@ def test_of_kernels_a_gpus_file_is_taken() -> None:
 
 def test_pages_of_docs_have_charts_with_their_descriptions() -> None:
     for page, text in written(ROOT, chart_parts()).items():
-        assert page.read_text() == text, f"{page.name}: run python -m bench.pictures"
+        assert page.read_text() == text, f"{page.name}: run python -m bench.figures"
         for path in re.findall(r"^!\[[^\]]+\]\((\S+)\)\{\.only-(?:light|dark)\}$", text, re.MULTILINE):
             assert (page.parent / path).exists()
 
@@ -360,7 +360,7 @@ def test_a_gpus_file_is_taken_as_soon_as_it_is_there() -> None:
     assert [column for _, column, *_ in bars(root)] == [0, 1, 0, 0, 1]
 
 
-def test_of_sizes_the_pictures_of_500_px_are_shown_and_of_two_forms_the_faster_one() -> None:
+def test_of_sizes_the_images_of_500_px_are_shown_and_of_two_forms_the_faster_one() -> None:
     rates = {"turbo": (900.0, 700.0), "spdl_cv2": (500.0, 300.0), "spdl_ffmpeg": (400.0, 350.0)}
     sizes = throughput(None, rates) | {"bench": "sizes", "data": {"name": "drawn", "mean_bytes_500": 104_126}}
     rows = sizes["rows"]
@@ -387,7 +387,7 @@ def test_of_files_of_one_kind_the_one_with_most_peers_then_the_fastest_is_taken(
     check_layout(ElementTree.fromstring(render("throughput", "light", words)))
 
 
-def test_without_photos_ours_or_peers_there_is_no_picture() -> None:
+def test_without_photos_ours_or_peers_there_is_no_figure() -> None:
     rates = {"ffcv": (9.0,), "ffcv_loader": (5.0,)}
     for wrong in (
         {},
@@ -474,11 +474,11 @@ def test_the_data_path_names_what_a_draw_depends_on() -> None:
     assert steps == sorted(steps)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", FIGURES)
 def test_the_lines_for_readme_tell_what_is_drawn(name: str) -> None:
-    """README has them, or none of this picture yet; it may have another address in front of the path."""
-    lines = picture_lines(name)
+    """README has them, or none of this figure yet; it may have another address in front of the path."""
+    lines = figure_lines(name)
     sources = re.findall(r'(?:src|srcset)="([^"]+)"', lines)
-    assert [ROOT / source for source in sources] == [picture_path(name, theme) for theme in ("dark", "light")]
+    assert [ROOT / source for source in sources] == [figure_path(name, theme) for theme in ("dark", "light")]
     alts = re.findall(rf'{name}-light\.svg"[^>]* alt="([^"]*)"', lines + (ROOT / "README.md").read_text())
     assert {*map(html.unescape, alts)} == {committed(name).findtext(f"{SVG}desc")}

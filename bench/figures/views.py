@@ -1,4 +1,4 @@
-"""What the picture of views shows: one image of the sample, its two crops for SimCLR, and both augmented."""
+"""What the figure of views shows: one image of the sample, its two crops for SimCLR, and both augmented."""
 
 import io
 from contextlib import closing
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.pictures.svg import png_uri
+from bench.figures.svg import png_uri
 from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.kernels.draws import Keys
@@ -33,7 +33,7 @@ NAMES = {
 
 
 def views_words() -> dict[str, Any]:
-    """Return the words of the picture, with the draws of the recipe's default seed."""
+    """Return the words of the figure, with the draws of the recipe's default seed."""
     recipe = find_recipe(RECIPE)
     assert isinstance(recipe, Recipe)
     options = recipe.with_paper()

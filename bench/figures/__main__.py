@@ -1,8 +1,8 @@
-"""Draws the pictures of README and docs anew from what is committed, light and dark, as SVG in docs/images/.
+"""Draws the figures of README and docs anew from what is committed, light and dark, as SVG in docs/images/.
 
 The lines that show CHARTS on pages of docs/ are written too, because their descriptions have the numbers.
 
-python -m bench.pictures     after a new file in bench/results/, or a change of the plan, task or sample
+python -m bench.figures     after a new file in bench/results/, or a change of the plan, task or sample
 """
 
 import argparse
@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from bench.figures.determinism import determinism_words
+from bench.figures.psl_stages import stages_words
+from bench.figures.ratios import augmentations_words, sizes_words
+from bench.figures.sslpp import sslpp_words
+from bench.figures.svg import THEMES, WIDTH_PX, render
+from bench.figures.throughput import throughput_words
+from bench.figures.views import views_words
 from bench.pages import written
 from bench.performance import DOCS, RESULTS, ROOT, read_results
-from bench.pictures.determinism import determinism_words
-from bench.pictures.psl_stages import stages_words
-from bench.pictures.ratios import augmentations_words, sizes_words
-from bench.pictures.sslpp import sslpp_words
-from bench.pictures.svg import THEMES, WIDTH_PX, render
-from bench.pictures.throughput import throughput_words
-from bench.pictures.views import views_words
 from bench.program import run_program
 
-# Picture → what it shows. Where there is `dict`, all words are in the template.
-PICTURES: dict[str, Callable[[], dict[str, Any]]] = {
+# Figure → what it shows. Where there is `dict`, all words are in the template.
+FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "throughput": lambda: throughput_words(read_results(RESULTS)),
     "sizes": lambda: sizes_words(read_results(RESULTS)),
     "augmentations": lambda: augmentations_words(read_results(RESULTS)),
@@ -42,24 +42,27 @@ CHARTS = ("throughput", "sizes", "augmentations", "determinism")
 IMAGES = DOCS / "images"
 
 
-def picture_path(name: str, theme: str) -> Path:
+def figure_path(name: str, theme: str) -> Path:
     return IMAGES / f"{name}-{theme}.svg"
 
 
-def picture_lines(name: str) -> str:
-    """Return the HTML that shows a committed picture in README.md, with its description as alt text."""
-    light, dark = (picture_path(name, theme).relative_to(ROOT) for theme in ("light", "dark"))
-    return (
-        f'<picture>\n  <source media="(prefers-color-scheme: dark)" srcset="{dark}">\n'
-        f'  <img src="{light}" width="{WIDTH_PX}" alt="{escape(description(name))}">\n</picture>\n'
+def figure_lines(name: str) -> str:
+    """Return the HTML that shows a committed figure in README.md, with its description as alt text."""
+    light, dark = (figure_path(name, theme).relative_to(ROOT) for theme in ("light", "dark"))
+    lines = (
+        "<picture>",
+        f'  <source media="(prefers-color-scheme: dark)" srcset="{dark}">',
+        f'  <img src="{light}" width="{WIDTH_PX}" alt="{escape(description(name))}">',
+        "</picture>\n",
     )
+    return "\n".join(lines)
 
 
 def chart_parts() -> dict[str, str]:
     """Return name of a part → the lines that show a committed chart on a page of docs/."""
     return {
         f"{name} chart": "\n".join(
-            f"![{description(name)}](/{picture_path(name, theme).relative_to(ROOT)}){{.only-{theme}}}"
+            f"![{description(name)}](/{figure_path(name, theme).relative_to(ROOT)}){{.only-{theme}}}"
             for theme in THEMES
         )
         for name in CHARTS
@@ -67,19 +70,19 @@ def chart_parts() -> dict[str, str]:
 
 
 def description(name: str) -> str:
-    """Return the description of a committed picture."""
-    return ElementTree.parse(picture_path(name, "light")).findtext("{http://www.w3.org/2000/svg}desc") or ""
+    """Return the description of a committed figure."""
+    return ElementTree.parse(figure_path(name, "light")).findtext("{http://www.w3.org/2000/svg}desc") or ""
 
 
 def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    for name, words_of in PICTURES.items():
+    for name, words_of in FIGURES.items():
         words = words_of()
         for theme in THEMES:
-            picture_path(name, theme).write_text(render(name, theme, words))
-        print(picture_lines(name))
+            figure_path(name, theme).write_text(render(name, theme, words))
+        print(figure_lines(name))
     for page, text in written(ROOT, chart_parts()).items():
         page.write_text(text)
 

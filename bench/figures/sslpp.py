@@ -1,4 +1,4 @@
-"""What the picture of SSL++ shows: an image of the sample, and the number of IIC's clusters in its recipe."""
+"""What the figure of SSL++ shows: an image of the sample, and the number of IIC's clusters in its recipe."""
 
 import io
 from contextlib import closing
@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.pictures.svg import png_uri
-from bench.pictures.views import IMAGE
+from bench.figures.svg import png_uri
+from bench.figures.views import IMAGE
 from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.pipelines.beton.reader import Beton
@@ -20,7 +20,7 @@ TILE_PX = 76
 
 
 def sslpp_words() -> dict[str, Any]:
-    """Return the words of the picture, with the paper's values."""
+    """Return the words of the figure, with the paper's values."""
     recipe = find_recipe(RECIPE)
     assert isinstance(recipe, Recipe)
     with closing(Beton(sample_paths().train)) as data:

@@ -1,10 +1,10 @@
-"""What the pictures of ratios show: ours over the best peer by image size, and augmentations over others'."""
+"""What the figures of ratios show: ours over the best peer by image size, and augmentations over others'."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bench.pictures.throughput import NAMES
+from bench.figures.throughput import NAMES
 from bench.ratios import kernel_ratios
 from bench.size_tables import RATE, best_peers
 
@@ -22,7 +22,7 @@ CHAINS = {
 
 
 def sizes_words(results: Mapping[str, Result]) -> dict[str, Any]:
-    """Return the words of the picture of image sizes: ours over the fastest other loader of each size."""
+    """Return the words of the figure of image sizes: ours over the fastest other loader of each size."""
     file, result = newest(results, "sizes")
     best = {cell: ratios[RATE] for cell, ratios in best_peers(result).items()}
     crops = sorted({num for _, num in best})
@@ -42,7 +42,7 @@ def sizes_words(results: Mapping[str, Result]) -> dict[str, Any]:
 
 
 def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:
-    """Return the words of the picture of augmentations: others' times over ours."""
+    """Return the words of the figure of augmentations: others' times over ours."""
     file, result = newest(results, "kernels")
     settings = result["settings"]
     found = {(row["chain"], row["what"].split(" / ")[0]): row["median"] for row in kernel_ratios(result)}
@@ -91,7 +91,7 @@ def _words(
     rows: Sequence[Row],
     scale: Callable[[float], float],
 ) -> dict[str, Any]:
-    """Return the words of a picture whose bars begin where `scale` is 0: at no speed, or at an equal one.
+    """Return the words of a figure whose bars begin where `scale` is 0: at no speed, or at an equal one.
 
     Args:
         title: What is shown.

@@ -1,4 +1,4 @@
-"""What the picture of PSL's stages shows: the recipe's plan, and a puzzle of each level from its task."""
+"""What the figure of PSL's stages shows: the recipe's plan, and a puzzle of each level from its task."""
 
 from contextlib import closing
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from bench.pictures.svg import png_uri
+from bench.figures.svg import png_uri
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.recipe_files import find_recipe
@@ -23,7 +23,7 @@ LEARNS, FROZEN, NOT_RUN = "learns", "frozen", "not run"
 
 
 def stages_words() -> dict[str, Any]:
-    """Return the words of the picture, with the paper's values."""
+    """Return the words of the figure, with the paper's values."""
     recipe = find_recipe(RECIPE)
     assert isinstance(recipe, Recipe)
     experiment = recipe.build(recipe.with_paper())

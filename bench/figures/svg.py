@@ -1,8 +1,8 @@
-"""Render README's pictures from templates as SVG, light and dark.
+"""Render README's figures from templates as SVG, light and dark.
 
 Text stays text, in GitHub's own fonts. So it looks like the page around it, a test can read it, and the same
 source gives the same bytes on every machine. Fonts differ in width: a test measures every text in DejaVu
-Sans, which is wider than these. The page's colour lies behind each picture, because a page need not follow
+Sans, which is wider than these. The page's colour lies behind each figure, because a page need not follow
 the reader's scheme.
 """
 
@@ -33,7 +33,7 @@ THEMES = {
 
 
 def render(name: str, theme: str, words: Mapping[str, Any]) -> str:
-    """Return a picture as SVG.
+    """Return a figure as SVG.
 
     Args:
         name: The template's name, such as "data-path".

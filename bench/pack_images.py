@@ -1,11 +1,11 @@
-"""Small pictures to be carried to a machine without a network: an .npz as `fastpsl data write` reads it,
-packed without loss, and back.
+"""Carries small images to a machine without a network: packs an .npz, as `fastpsl data write` reads it,
+without loss, and unpacks it.
 
-    python bench/pack_pictures.py pack cifar10/train.npz train.packed --num 30000  1.7 KB a picture of
-                                                                                   CIFAR-10 instead of 3
-    python bench/pack_pictures.py unpack train.packed train.npz
+    python bench/pack_images.py pack cifar10/train.npz train.packed --num 30000  1.7 KB per image of CIFAR-10
+                                                                                 instead of 3
+    python bench/pack_images.py unpack train.packed train.npz
 
-Sheets of 1,024 pictures as lossless WebP, and the labels. --num takes the first so many, as they stand.
+Sheets of 1,024 images as lossless WebP, and the labels. --num takes the first so many, as they stand.
 """
 
 import argparse
@@ -84,13 +84,13 @@ def main() -> None:
     parser.add_argument("what", choices=("pack", "unpack"))
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--num", type=int, help="pictures; default: all")
+    parser.add_argument("--num", type=int, help="images; default: all")
     options = parser.parse_args()
     if options.what == "pack":
         num = pack(options.source, options.out, options.num)
     else:
         num = unpack(options.source, options.out)
-    print(f"{options.out}: {num:,} pictures, {options.out.stat().st_size / 1e6:.1f} MB")
+    print(f"{options.out}: {num:,} images, {options.out.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

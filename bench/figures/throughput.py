@@ -1,4 +1,4 @@
-"""What the picture of loaders shows: images per second of ours and of each peer, from a results file."""
+"""What the figure of loaders shows: images per second of ours and of each peer, from a results file."""
 
 from collections.abc import Container, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ _SAMPLE = "the embedded sample"
 
 
 def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the words of the throughput picture.
+    """Return the words of the throughput figure.
 
     The file is that of a GPU if there is one, with the most peers, with the fastest of ours. It is one of
     bench/sizes.py, of which the images of SIZE are shown, or one of bench/throughput.py. The embedded sample
