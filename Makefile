@@ -1,6 +1,6 @@
 # Every target sets up .venv first (toolchain/install.sh); a second call installs nothing again.
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs docs-serve test test-all faults lint format clean
+.PHONY: help install demo docs docs-serve test test-all test-nightly faults lint format clean
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c
 PYTHON_IN_VENV := .venv/bin/python
@@ -13,6 +13,7 @@ help:
 	@echo "make demo      the main job on the embedded sample; ARGS=\"--data my.beton\" adds options"
 	@echo "make test      the tests, in minutes; ARGS=\"-k jigsaw\" adds options"
 	@echo "make test-all  the tests that take longer"
+	@echo "make test-nightly  those that take longest, which CI runs each night"
 	@echo "make faults    faults by the thousand, hours in all; ARGS=\"--only betons --betons 200\" takes some"
 	@echo "make lint      ruff and mypy over everything"
 	@echo "make docs      the documentation, into build/docs; make docs-serve shows it on http://localhost:8000"
@@ -32,7 +33,10 @@ test: install
 	$(PYTEST) $(ARGS)
 
 test-all: install
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m "slow and not nightly" $(ARGS)
+
+test-nightly: install
+	$(PYTEST) -m nightly $(ARGS)
 
 # The categories, their counts and the options: python -m tests.faults --help
 faults: install

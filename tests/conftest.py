@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-SLOW_TEST_S = 8000  # the timeout of a slow test; the longest one takes 390 s on idle cores
+SLOW_TEST_S = 8000  # the timeout of slow and nightly tests; the longest one takes 390 s on idle cores
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,5 +19,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+        is_slow = item.get_closest_marker("slow") or item.get_closest_marker("nightly")
+        if is_slow and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TEST_S))

@@ -1,8 +1,9 @@
-"""A mark for tests that `make test-all` runs and `make test` does not."""
+"""Marks of tests for `make test-all` and for `make test-nightly`, which `make test` does not run."""
 
 from functools import partial
 
 import pytest
 
-# It marks a set of parameters, as in `[1, 15, *map(slow, (22, 36))]`.
+# They mark a set of parameters, as in `[1, 15, *map(slow, (22, 36))]`.
 slow = partial(pytest.param, marks=pytest.mark.slow)
+nightly = partial(pytest.param, marks=pytest.mark.nightly)

@@ -11,6 +11,7 @@ from fastpsl import cli
 from fastpsl.commands.train import Eval, Train, split
 from fastpsl.engine.recipe_files import recipe_path
 from tests.programs import ENVIRONMENT, ROOT
+from tests.slow import nightly, slow
 
 TINY = ("--backbone", "nin3", "--batch-size", "16", "--size-px", "16", "--short-side", "20", "--workers", "1")
 
@@ -144,28 +145,30 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "data", "info", "none.beton") == run(capsys, "beton", "info", "none.beton")
 
 
+TWO = [sys.executable, "-m", "fastpsl.cli", "train", "rotation", "--gpus", "2", *TINY]
+
+
 @pytest.mark.slow
-def test_two_processes_stop_upon_a_signal_with_the_runs_own_code(tmp_path: Path) -> None:
-    """Upon SIGINT, then SIGTERM; the same command then ends. A wrong option's code is the run's, too."""
-    out, environment = tmp_path / "out", ENVIRONMENT
-    command = [sys.executable, "-m", "fastpsl.cli", "train", "rotation", "--gpus", "2", *TINY]
-    command += ["--epochs", "2", "1", "1", "--log-steps", "1", "--out", str(out)]
-    bad = subprocess.run([*command, "--batch-size", "7"], check=False, capture_output=True, text=True,
-                         timeout=240, env=environment)  # fmt: skip
+def test_two_processes_refuse_in_one_line(tmp_path: Path) -> None:
+    command = [*TWO, "--batch-size", "7", "--out", str(tmp_path / "out")]
+    bad = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
     assert bad.returncode == 2 and "Traceback" not in bad.stderr and "multiple of 2" in bad.stderr
-    metrics = out / "metrics.jsonl"
-    for number in (signal.SIGINT, signal.SIGTERM):
-        written = metrics.stat().st_size if metrics.exists() else 0
-        begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        limit = time.monotonic() + 240
-        while not (metrics.exists() and metrics.stat().st_size > written):
-            assert begun.poll() is None and time.monotonic() < limit
-            time.sleep(0.05)
-        begun.send_signal(number)
-        _, err = begun.communicate(timeout=240)
-        assert begun.returncode == 75 and "Traceback" not in err
-        assert json.loads((out / "status.json").read_text())["state"] == "preempted"
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=480, env=environment)
+
+
+@pytest.mark.parametrize("number", [slow(signal.SIGINT), nightly(signal.SIGTERM)])
+def test_two_processes_stop_upon_a_signal_and_go_on(tmp_path: Path, number: int) -> None:
+    out = tmp_path / "out"
+    command = [*TWO, "--epochs", "2", "1", "1", "--log-steps", "1", "--out", str(out)]
+    begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    metrics, limit = out / "metrics.jsonl", time.monotonic() + 240
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert begun.poll() is None and time.monotonic() < limit
+        time.sleep(0.05)
+    begun.send_signal(number)
+    _, err = begun.communicate(timeout=240)
+    assert begun.returncode == 75 and "Traceback" not in err
+    assert json.loads((out / "status.json").read_text())["state"] == "preempted"
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=480, env=ENVIRONMENT)
     assert done.returncode == 0 and "resuming" in done.stderr
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
 

@@ -200,7 +200,7 @@ def test_inside_ddp_graphs_end_where_buckets_do(process_group: None) -> None:
     assert torch.equal(*results)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_by_inductor_too() -> None:
     """The real compiler sums in another order. Tolerance: 1e-4 of the largest change in three steps."""
     start = values(make_train_step(STAGES[1]))

@@ -90,14 +90,14 @@ def name_of(row: Row) -> str:
     return "-".join([*words, *map(str, options.values())])
 
 
-# `make test` runs each recipe once, SimCLR with folded blocks.
+# `make test` runs each recipe once, SimCLR with folded blocks; `make test-nightly` the others.
 QUICK = (
     [row for row in PLANNED if row[1] == "S2" and row[0] != "simclr"]
     + END_TO_END[::3]
     + [row for row in OTHERS if "fold_frozen" in row[4]]
 )
 ROWS = [
-    pytest.param(row, id=name_of(row), marks=() if row in QUICK else pytest.mark.slow)
+    pytest.param(row, id=name_of(row), marks=() if row in QUICK else pytest.mark.nightly)
     for row in PLANNED + END_TO_END + OTHERS
 ]
 

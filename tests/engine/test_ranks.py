@@ -52,7 +52,7 @@ def test_two_ranks_preempted_in_mid_epoch_end_as_never_stopped(tmp_path: Path) -
     )  # the first step's loss is low, because the queue is noise
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ranks_do_not_each_compile(tmp_path: Path) -> None:
     """With an empty numba cache, only one of two ranks saves each compiled function."""
     arguments = (*ARGUMENTS, "--decoder", "ffcv", "--max-steps-per-stage", "1", "--out", tmp_path / "out")

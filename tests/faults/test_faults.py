@@ -12,9 +12,9 @@ from tests.faults.report import Category
 @pytest.mark.parametrize(
     ("name", "seed", "count"),
     [
-        ("betons", 0, 60),
-        ("side_files", 0, 40),
-        ("images", 0, 40),
+        ("betons", 0, 30),
+        ("side_files", 0, 20),
+        ("images", 0, 20),
         ("hostile", 0, 10),  # code in pickles
         ("hostile", 18, 34),  # weights, checkpoints, arrays
     ],

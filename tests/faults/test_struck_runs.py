@@ -19,7 +19,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert [(finding.case, finding.outcome) for finding in findings] == [("jigsaw", "goes on")], findings
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     (finding,) = signals.run(tmp_path, seed=0, count=1)
     assert (finding.case, finding.outcome) == ("SIGTERM", "goes on"), finding

@@ -1,8 +1,9 @@
 """The compilation of the fused modules' launches without a GPU: `python -m tests.kernels.cubins 90 80 100`.
 
-The launches of training are compiled for all of these architectures, the others for the first. The modules'
-own code runs on CPU tensors. Triton itself derives from each launch what to compile: types, alignments,
-constants. Only the launch is left out.
+The launches of training are compiled for all of these architectures, the others for the first. With
+--training, others are compiled only if no launch of training has their kernel. The modules' own code runs on
+CPU tensors. Triton itself derives from each launch what to compile: types, alignments, constants. Only the
+launch is left out.
 
 The program prints one JSON list with {"arch", "name", "registers", "shared", "spills", "error"} for each
 distinct kernel and architecture. Shared memory and spills are in bytes. They are null if triton's ptxas does
@@ -59,8 +60,12 @@ class Compiler:
         self.rows: dict[tuple[int, str], dict[str, Any]] = {}
         self.kernels: set[JITFunction] = set()
 
-    def compile(self, arch: int, launch: Launch) -> None:
+    def compile(self, arch: int, launch: Launch, only_new: bool) -> None:
+        """Compile a launch's kernels, with `only_new` those that no launch before it has."""
+
         def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **constants: Any) -> None:
+            if only_new and kernel in self.kernels:
+                return
             self.kernels.add(kernel)
             name = f"{kernel.__name__}, {launch.name}"
             row: dict[str, Any] = {"arch": arch, "name": name, "error": None}
@@ -115,11 +120,12 @@ def check_all_are_launched(kernels: set[JITFunction]) -> None:
 
 
 def main() -> None:
-    archs = [int(arch) for arch in sys.argv[1:]]
+    archs = [int(arch) for arch in sys.argv[1:] if arch != "--training"]
+    is_short = "--training" in sys.argv
     compiler = Compiler()
-    for launch in launches():
+    for launch in sorted(launches(), key=lambda launch: not launch.on_all):
         for arch in archs if launch.on_all else archs[:1]:
-            compiler.compile(arch, launch)
+            compiler.compile(arch, launch, only_new=is_short and not launch.on_all)
     check_all_are_launched(compiler.kernels)
     print(json.dumps(list(compiler.rows.values())))
 

@@ -1,4 +1,4 @@
-"""All launches of the fused modules compile for their GPUs without one, and spill no register."""
+"""Launches of the fused modules compile for their GPUs without one, and spill no register."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import pytest
 from fastpsl.pipelines.files.cache_folder import cache_folder
 
 pytest.importorskip("triton", reason="triton is not installed: nothing to compile")
-pytestmark = pytest.mark.slow  # because compiling takes minutes
 
 # H100 and H200, for which everything is compiled; A100; B200.
 ARCHITECTURES = (90, 80, 100)
@@ -21,27 +20,21 @@ ARCHITECTURES = (90, 80, 100)
 SPILLED = {"neighbourhood_pass, T3, lightness, 51 taps, float32, 64 x 97 px"}
 
 
-def compiled() -> list[dict[str, Any]]:
-    """Return the rows that `tests.kernels.cubins` prints in its own process.
+def compiled(*arguments: str) -> list[dict[str, Any]]:
+    """Return the rows that `tests.kernels.cubins` prints in its own process, after looking at each.
 
     This process may run kernels by the interpreter, which cannot compile them. Triton's cache outlives the
     test: its keys contain the sources, so only what has changed is compiled (all of it takes ten minutes).
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(cache_folder() / "cubins")
-    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.cubins", *map(str, ARCHITECTURES)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.cubins", *arguments]
     root = Path(__file__).parents[2]
     process = subprocess.run(
         command, check=False, cwd=root, capture_output=True, text=True, env=environment, timeout=7900
     )
     assert process.returncode == 0, process.stderr[-3000:]
     rows: list[dict[str, Any]] = json.loads(process.stdout)
-    return rows
-
-
-def test_each_compiles_and_spills_no_register() -> None:
-    """This is one test because workers that share a file's tests would each compile."""
-    rows = compiled()
     print("\n| kernel | registers | shared memory, bytes |\n|---|---|---|")
     for row in rows:
         print(f"| sm_{row['arch']}: {row['name']} | {row['registers']} | {row['shared']} |")
@@ -50,7 +43,20 @@ def test_each_compiles_and_spills_no_register() -> None:
     # Newer architectures may have null, if Triton's ptxas does not know them.
     assert all(row["shared"] is not None for row in rows if row["arch"] < 100)
     assert not [row for row in rows if row["spills"] and row["name"] not in SPILLED]
+    return rows
 
+
+@pytest.mark.slow
+def test_each_kernel_and_what_training_launches_compile() -> None:
+    rows = compiled("--training", str(ARCHITECTURES[0]))
+    names = " ".join(row["name"] for row in rows)
+    assert all(chain in names for chain in ("SimCLR T3", "jigsaw", "SSL++, AET", "enlarge", "BatchNorms"))
+
+
+@pytest.mark.nightly
+def test_all_launches_compile() -> None:
+    """This is one test because workers that share a file's tests would each compile."""
+    rows = compiled(*map(str, ARCHITECTURES))
     names = {arch: {row["name"] for row in rows if row["arch"] == arch} for arch in ARCHITECTURES}
     assert names[80] == names[100] and names[80] < names[90], "what training launches is compiled for all"
     assert len(names[80]) >= 12 and len(names[90]) >= 100

@@ -125,7 +125,7 @@ def test_nothing_is_off_as_it_is(name, request):
     request.getfixturevalue(COMPARISONS[name])()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name, constant", [(name, key) for name in COMPARISONS for key in constants(name)])
 def test_two_percent_of_a_constant_are_seen(name, constant, request, monkeypatch):
     moved = getattr(module(name), constant).value * FACTORS.get(constant, 1.02)
@@ -134,7 +134,7 @@ def test_two_percent_of_a_constant_are_seen(name, constant, request, monkeypatch
         request.getfixturevalue(COMPARISONS[name])()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "ops, argument",
     [((Grey(0.5),), (statistic, channel)) for statistic in ("mean", "std") for channel in range(3)]

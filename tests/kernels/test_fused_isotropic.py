@@ -170,7 +170,7 @@ CONSTANTS = [(lattice, name) for name in ("LUMA_SIGMA", "COLOUR_SIGMA", "SHRINK"
 CONSTANTS += [(planes, name) for name in ("RED", "GREEN", "BLUE")]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="a compiled kernel keeps its constants")
 @pytest.mark.parametrize(("module", "name"), CONSTANTS, ids=[name for _, name in CONSTANTS])
 def test_two_percent_of_a_constant_are_seen(

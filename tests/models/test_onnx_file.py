@@ -20,11 +20,13 @@ from fastpsl.models.onnx_file import onnx_bytes
 from fastpsl.models.weights import Pretrained, random_weights
 from fastpsl.pipelines.input_record import Input
 from tests.models.test_export import checkpoint
+from tests.slow import nightly, slow
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 VECTORS = {"alexnet", "alexnet_rotnet", "resnet50_mlp", "vgg16"}
+OFTEN = {"resnet18", "alexnet_rotnet"}
 QUICK = {"nin3", "alexnet"}  # alexnet pools to 6 x 6, which ONNX has no operator for
 
 
@@ -47,7 +49,7 @@ def assert_same(model: bytes | Path, network: nn.Module, images: Tensor) -> None
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
+    "name", [name if name in QUICK else slow(name) if name in OFTEN else nightly(name) for name in BACKBONES]
 )
 def test_every_backbone_computes_our_features_for_any_size(name: str, tmp_path: Path) -> None:
     network = checkpoint(tmp_path, name, Input(size_px=36))

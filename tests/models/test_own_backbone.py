@@ -198,7 +198,7 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
     assert states[0] == states[1] != states[2]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_ranks_train_and_resume_it(here: Path) -> None:
     arguments = (
         *("--backbone", here / "net.py:Net", "--batch-size", 8, "--num-threads", 1, "--size-px", 32),

@@ -276,7 +276,7 @@ def test_frozen_blocks_fold_where_batchnorms_are_torchs() -> None:
         folded(make_backbone("timm/regnetx_002").blocks()[0], torch.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_blocks_are_the_eager_ones(name: str) -> None:
     torch.manual_seed(0)

@@ -331,7 +331,7 @@ def shuffled(devkit: Path, folder: Path) -> Path:
     return copy
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("annotations", ["true", "shuffled"])
 @pytest.mark.usefixtures("published_widths")
 def test_it_learns_to_detect_and_by_chance_it_does_not(

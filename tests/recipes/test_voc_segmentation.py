@@ -185,7 +185,7 @@ def shuffled(root: Path, to: Path) -> Path:
     return to
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("published_widths")
 def test_it_learns_and_of_shuffled_masks_nothing(recipe: Start, tmp_path: Path) -> None:
     """Train on a part of the sample.

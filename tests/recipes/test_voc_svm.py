@@ -169,7 +169,7 @@ def test_two_ranks_make_the_same_files(recipe: Any, devkit: Path, tmp_path: Path
     assert read(both_ranks)["numbers"] == read(one_rank)["numbers"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_random_features_tell_the_drawn_shapes(recipe: Any, tmp_path: Path) -> None:
     """Check 240 images, where chance is 48.9 %."""
     outcome = recipe("--workers", "1", "--out", tmp_path / "out")

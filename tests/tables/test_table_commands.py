@@ -19,7 +19,7 @@ from fastpsl.tables.other_data import inputs
 from fastpsl.tables.papers import TABLES
 from fastpsl.tables.scales import FREE, SCALES, Scale, plain
 from tests.programs import ROOT
-from tests.slow import slow
+from tests.slow import nightly
 from tests.tables.table_results import (
     END_TO_END,
     PAPER,
@@ -50,11 +50,11 @@ EACH_SCALE = [
 ]
 
 
-# In `make test` a table of each paper, and one of each kind of evaluation.
+# In `make test` and `make test-all` a table of each paper, and one of each kind of evaluation.
 QUICK = ("psl/5", "psl/8", "uic/2", "uic/6", "sslpp/3", "sslpp/fig4", "sslpp/13")
 
 
-@pytest.mark.parametrize("table", [table if table in QUICK else slow(table) for table in TABLES])
+@pytest.mark.parametrize("table", [table if table in QUICK else nightly(table) for table in TABLES])
 @pytest.mark.parametrize("scale", EACH_SCALE)
 def test_every_command_parses_and_makes_what_is_missing(
     table: str, scale: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

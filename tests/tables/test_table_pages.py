@@ -207,7 +207,7 @@ def as_if_trained(runs: Path, seed: int) -> None:
             result.write_text(json.dumps(record))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_row_of_the_tiny_scale_for_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The printed commands train and evaluate a row of Table 5 on images of 64 px.
 
