@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.slow import nightly, slow
-
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-OFTEN = {"add_a_task", "jigsaw_psl", "simclr_own_loop"}  # the others run each night
 MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|usr|work)/")
 
 
@@ -37,9 +34,8 @@ def test_a_notebook_holds_the_outputs_of_one_run(path: Path) -> None:
     assert not MACHINE.search(text), MACHINE.search(text)
 
 
-@pytest.mark.parametrize(
-    "path", [slow(p) if p.stem in OFTEN else nightly(p) for p in NOTEBOOKS], ids=lambda path: path.stem
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "timm" in path.stem and find_spec("timm") is None:
         pytest.skip("timm is not installed")

@@ -39,7 +39,7 @@ def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run(ROOT / "bench" / "detection.py", "--device", "cpu", *arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_writes_its_rows(tmp_path: Path) -> None:
     out = tmp_path / "detection.json"
     process = call(

@@ -95,7 +95,7 @@ def test_ratios_are_over_each_peers_better_form_and_tables_over_the_best_peer() 
     assert best_table({}) == "" and size_tables({}).startswith("Not measured yet")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_with_your_own_images_writes_every_cell(tmp_path: Path) -> None:
     out, folder = tmp_path / "result.json", tmp_path / "own" / "a class"
     folder.mkdir(parents=True)

@@ -36,7 +36,7 @@ def test_noise_can_be_kept_on_any_device(betons: tuple[Path, Path]) -> None:
         assert len({data.read(i) for i in range(60)} | {other.read(i) for i in range(20)}) == 80
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_writes_three_rows_of_tasks_and_probe_and_knn_as_a_whole(
     betons: tuple[Path, Path], tmp_path: Path
 ) -> None:
