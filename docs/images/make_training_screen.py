@@ -38,7 +38,7 @@ THEMES = {"light": ON_WHITE, "dark": SVG_EXPORT_THEME}
 
 
 def svg(lines: Sequence[str], numbers: Numbers, theme: TerminalTheme) -> str:
-    """Return a picture of a screen: the lines that stay, and the numbers below them."""
+    """Return the image of a screen: the lines that stay, and the numbers below them."""
     console = Console(
         record=True, file=io.StringIO(), width=WIDTH, force_terminal=True, color_system="truecolor",
         highlight=False, _environ={},
@@ -74,7 +74,7 @@ class KeptScreen(Screen):
 
 
 def main() -> None:
-    """Train, and write the pictures."""
+    """Train, and write the images."""
     reporter.Screen = KeptScreen  # type: ignore[misc, assignment]
     try:
         launch(RECIPE, [*OPTIONS, *sys.argv[1:]])
