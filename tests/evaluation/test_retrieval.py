@@ -309,7 +309,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not out.exists()
     (tmp_path / "file").touch()
     code, _, errors = run(capsys, *RANDOM, *sets, *SMALL, "--out", tmp_path / "file")
-    assert code == 2 and "cannot be written" in errors
+    assert code == 2 and "is a file: give a folder" in errors
 
 
 def test_classes_by_number_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -398,7 +398,10 @@ def test_the_command(run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest
         ((folder, "--to", "hf", str(tmp_path)), "exists already; give --overwrite"),
         ((folder, "--to", "timm", "--results", folder, "y"), "leave it out of --to timm"),
         ((folder, "--to", "hf", "--results", "none", str(tmp_path / "y")), "--results none: no such folder"),
-        ((str(tmp_path / "none.pt"), "--to", "hf", str(tmp_path / "y")), "none.pt: give a checkpoint"),
+        (
+            (str(tmp_path / "none.pt"), "--to", "hf", str(tmp_path / "y")),
+            "none.pt: no such file or folder; give a checkpoint",
+        ),
         ((out + ".json", "--to", "hf", str(tmp_path / "y")), "is no readable file of weights"),
         ((str(tmp_path), "--to", "timm", str(tmp_path / "y.pth")), "holds no checkpoint"),
         ((folder, "--to", "timm", str(tmp_path / "y.pth"), "--backbone", "resnet50"), "another backbone"),

@@ -208,7 +208,7 @@ class Opens:
 
 
 def test_what_is_no_file_of_weights_is_said_in_a_line(tmp_path: Path) -> None:
-    assert "no file" in error_line(tmp_path / "absent.pt")
+    assert "no such file" in error_line(tmp_path / "absent.pt")
     assert "holds no checkpoint" in error_line(tmp_path)
     path = tmp_path / "x.pt"
     torch.save([torch.zeros(2)], path)
