@@ -55,6 +55,7 @@ def test_printed_commands_exist(page: Path) -> None:
             options |= names(find_recipe(kind.names[words[0]]).options)
         elif kind is Doctor:
             recipes = [Path(word).stem for word in words if word.endswith(".py") or word == "RECIPE"]
+            recipes += [Train.names[word] for word in words if word in Train.names]
             if not all(map(recipe_path, recipes)):
                 continue  # a script of the reader's
             options = options.union(*(names(find_recipe(recipe).options) for recipe in recipes))

@@ -9,18 +9,20 @@ from typing import Annotated
 
 import tyro
 
+from fastpsl.commands.train import Train
 from fastpsl.engine.exit_codes import EXIT_INTERRUPTED
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return `fastpsl`'s own arguments, and those behind a recipe's path in `doctor`, which the recipe gets.
+    """Return `fastpsl`'s own arguments, and those behind a recipe in `doctor`, which the recipe gets.
 
-    The path moves to the front, because an option before it could take it for one of its values.
+    The recipe moves to the front, because an option before it could take it for one of its values.
     """
     own_arguments = list(arguments)
     if own_arguments[:1] == ["doctor"]:
-        for i, argument in enumerate(own_arguments):
-            if argument.endswith(".py"):
+        names = {*Train.names, *Train.names.values()}
+        for i, argument in enumerate(own_arguments[1:], start=1):
+            if argument.endswith(".py") or argument in names or (i == 1 and not argument.startswith("-")):
                 return ["doctor", argument, *own_arguments[1:i]], own_arguments[i + 1 :]
     return own_arguments, []
 
@@ -29,20 +31,19 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 class Doctor:
     """Time a recipe's parts on this machine, name the bottleneck, and say what to change and what that gains.
 
-    fastpsl doctor [its own options] [recipes/NAME.py OPTIONS]: OPTIONS are given as to the recipe itself.
-    Reads, decodes, copies, augments and steps, each alone and all together; looks at driver, libraries,
-    limits, disk and data. Trains nothing and makes no run. Exit 0: no stage waits (both/synthetic >= .95); 1:
-    one does, or noise hides it; 2: something is broken. See
-    https://fastpsl.github.io/fastpsl/how_to/bottleneck.html.
+    fastpsl doctor [its own options] [NAME OPTIONS]: OPTIONS are given as to `fastpsl train NAME`. Reads,
+    decodes, copies, augments and steps, each alone and all together; looks at driver, libraries, limits, disk
+    and data. Trains nothing and makes no run. Exit 0: no stage waits (both/synthetic >= .95); 1: one does, or
+    noise hides it; 2: something is broken. See https://fastpsl.github.io/fastpsl/how_to/bottleneck.html.
     """
 
     recipe: tyro.conf.Positional[
         Annotated[
-            Path | None,
+            str | None,
             tyro.conf.arg(
-                metavar="RECIPE.py",
-                help="The recipe's path; everything behind it is the recipe's. [recipes/jigsaw_r50.py of "
-                "this checkout, with a ResNet-18]",
+                metavar="NAME",
+                help="A name of `fastpsl recipes`, or the path of a script; its options follow. [jigsaw, "
+                "with a ResNet-18]",
             ),
         ]
     ] = None
@@ -81,9 +82,13 @@ class Doctor:
         """
         try:
             from fastpsl.doctor.examination import examine
+            from fastpsl.engine.recipe_files import recipe_path
 
+            path = None if self.recipe is None else Path(self.recipe)
+            if self.recipe in {*Train.names, *Train.names.values()}:
+                path = recipe_path(Train.names.get(self.recipe, self.recipe)) or path
             return examine(
-                self.recipe,
+                path,
                 recipe_options,
                 as_json=self.json,
                 stages=self.stages,

@@ -83,7 +83,7 @@ def _no_file(path: Path) -> str:
     if path.is_dir():
         return f"{path}: is a folder, not a script"
     if not path.exists():
-        return f"{path}: no such file"
+        return f"{path}: no such recipe"
     return "" if path.is_file() else f"{path}: is a device or a pipe, not a script"
 
 

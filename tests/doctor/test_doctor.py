@@ -144,7 +144,10 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("none.py", "none.py: no such file; give a recipe that trains"),
+        ("none.py", "none.py: no such recipe; give a recipe that trains"),
+        ("jigsw --data x.beton", "jigsw: no such recipe; give a recipe that trains"),
+        ("jigsaw --data /nowhere.beton", "/nowhere.beton: no such file or folder"),
+        ("--stages S9 simclr", "S9: the plan has S1, S2, S3"),
         ("{root}/recipes", "recipes: is a folder, not a script"),
         (".", "path is empty, or this folder"),
         ("/dev/null", "/dev/null: is a device or a pipe, not a script"),
@@ -253,6 +256,10 @@ def test_what_stands_behind_the_path_is_the_recipes() -> None:
     assert split(["doctor", "--stages", "S1", "a.py", "--json", "b.py"]) == (
         ["doctor", "a.py", "--stages", "S1"],
         ["--json", "b.py"],
+    )
+    assert split(["doctor", "--stages", "S1", "simclr_r50", "--json"]) == (
+        ["doctor", "simclr_r50", "--stages", "S1"],
+        ["--json"],
     )
     assert split(["doctor", "--json"]) == (["doctor", "--json"], [])
     assert split(["data", "write", "a.py", "b"]) == (["data", "write", "a.py", "b"], [])

@@ -259,7 +259,7 @@ def test_the_first_samples_are_those_of_the_batch(beton: Path, num: int) -> None
     assert (part.epoch, part.step, len(part.indices)) == (whole.epoch, whole.step, min(num, GLOBAL_BATCH))
 
 
-@pytest.mark.parametrize("decoder", ["turbo", "ffcv", "torchvision"])
+@pytest.mark.parametrize("decoder", [name for name in DECODERS if name != "dali"])
 def test_images_stay_as_they_are_while_anything_refers_to_them_and_then_their_memory_serves_again(
     beton: Path, decoder: str
 ) -> None:
@@ -354,7 +354,7 @@ def test_threads_are_this_ranks_share_of_the_cores(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("source", "decoder"),
-    [("jpeg", "turbo"), ("jpeg", "dali"), ("raw", "resident")],
+    [*[("jpeg", name) for name in ("turbo", "dali") if name in DECODERS], ("raw", "resident")],
 )
 def test_an_order_of_ones_own_may_hold_an_index_again_and_shows_it_otherwise(
     sources: dict[str, Path], source: str, decoder: str

@@ -32,7 +32,7 @@ EXAMPLES = {
     "labels": "fastpsl labels k-means --data train.beton --num-clusters 70 --out labels.npz",
     "export": "fastpsl export runs/jigsaw resnet50.pth --to torchvision",
     "table": "fastpsl table psl/5 --runs runs --out tables",
-    "doctor": "fastpsl doctor recipes/jigsaw_r50.py --data train.beton",
+    "doctor": "fastpsl doctor jigsaw --data train.beton",
     "permutations": "fastpsl permutations --out permutations.npy --counts 500 1000 2000",
 }
 
