@@ -51,7 +51,7 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SGDOptions):
-    without: ClassVar = OWN_ORDER
+    without: ClassVar[dict[str, str]] = OWN_ORDER
     backbone: str
     """Any backbone of fastpsl (docs/reference/backbones.md)."""
     num_clusters: int

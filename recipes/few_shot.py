@@ -40,7 +40,7 @@ SAMPLE: dict[str, Any] = {"episodes": 1000, "batch_size": 32, "size_px": 84}
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
     sample_backbone = "alexnet"
-    without: ClassVar = {
+    without: ClassVar[dict[str, str]] = {
         "val": "nothing is learned; give the test classes as --data alone",
         "whole": "images are always seen as --source-px has them; leave it out",
     }

@@ -53,7 +53,7 @@ SAMPLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options(PretrainOptions):
-    without: ClassVar = {
+    without: ClassVar[dict[str, str]] = {
         "accumulate": "each part would lack the negatives of the others, which is another loss; use more "
         "GPUs, or a smaller --batch-size"
     }

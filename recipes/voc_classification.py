@@ -37,7 +37,7 @@ SAMPLE: dict[str, Any] = {"size_px": 48, "steps": 600, "lr": 0.01}
 
 @dataclass(frozen=True, kw_only=True)
 class Options(VocOptions, TrainedEvaluationOptions):
-    without: ClassVar = {
+    without: ClassVar[dict[str, str]] = {
         "val": VAL_IS_OF_DATA,
         "whole": "the protocols are scored on random crops; leave it out",
     }

@@ -35,7 +35,7 @@ SAMPLE: dict[str, Any] = {"shots": (1, 2, 4, 8, 16), "size_px": 96, "batch_size"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(VocOptions):
-    without: ClassVar = {
+    without: ClassVar[dict[str, str]] = {
         "val": VAL_IS_OF_DATA,
         "whole": "the protocol squashes whole images to squares; leave it out",
     }

@@ -121,7 +121,7 @@ class EvaluationOptions(RunOptions):
 class VocOptions(EvaluationOptions):
     """The options of evaluations on PASCAL VOC."""
 
-    forms: ClassVar = "VOCdevkit, the folder of PASCAL VOC"
+    forms: ClassVar[str] = "VOCdevkit, the folder of PASCAL VOC"
 
     data: Annotated[
         str | None,

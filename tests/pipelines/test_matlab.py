@@ -92,7 +92,7 @@ def test_the_other_order_of_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["boxes", "parts", "few", "complex"])
 def test_any_byte_may_be_wrong(name: str) -> None:
-    """Wrong types, missing parts or sizes of 0, which can crash the process in scipy 1.17, are errors."""
+    """Wrong types, missing parts or sizes of 0, which can crash the process in scipy, are errors."""
     data = written({name: ARRAYS[name]})
     numbers = (0, 1, 2, 8, 14, 15, 17, 255)
     refused = 0

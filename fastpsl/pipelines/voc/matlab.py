@@ -7,6 +7,7 @@ https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf
 """
 
 import io
+import itertools
 import math
 import zlib
 from collections.abc import Collection
@@ -130,7 +131,8 @@ def _check_array(kind: int, parts: _Parts, levels: int) -> None:
     if array_class == _CHAR or array_class in _NUMBERS:
         parts.values(2 if is_complex else 1)
     elif array_class == _SPARSE:
-        parts.values(4 if is_complex else 3)
+        _check_sparse(parts, sizes)
+        parts.values(2 if is_complex else 1)
     elif array_class == _CELL:
         num_arrays = math.prod(sizes)
     elif array_class == _STRUCT:
@@ -144,6 +146,14 @@ def _check_array(kind: int, parts: _Parts, levels: int) -> None:
         _check_array(kind, _Parts(body, parts.order), levels - 1)
     if not parts.at_end():
         raise _damage_error("more parts than an array of its class has")
+
+
+def _check_sparse(parts: _Parts, sizes: list[int]) -> None:
+    """Raise ValueError unless a sparse matrix's values lie within it; scipy 1.15 writes them anywhere."""
+    rows, starts = parts.numbers(_INT32), parts.numbers(_INT32)
+    rises = all(first <= second for first, second in itertools.pairwise([0, *starts, len(rows)]))
+    if len(sizes) != 2 or len(starts) != sizes[1] + 1 or not rises or any(row >= sizes[0] for row in rows):
+        raise _damage_error("values outside a sparse matrix")
 
 
 def _num_fields(parts: _Parts) -> int:

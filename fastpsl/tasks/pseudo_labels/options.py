@@ -26,7 +26,7 @@ FINE_TUNE = {"epochs": (30,), "lr": 0.01}
 class UICOptions(SGDOptions):
     """The options of UIC's recipes."""
 
-    without: ClassVar = OWN_ORDER
+    without: ClassVar[dict[str, str]] = OWN_ORDER
 
     backbone: str
     """Name of the network, as in other recipes."""
@@ -72,7 +72,7 @@ def fine_tuning(options: UICOptions) -> Mapping[str, Any]:
 class IICOptions(PretrainOptions):
     """The options of IIC's recipes."""
 
-    without: ClassVar = {
+    without: ClassVar[dict[str, str]] = {
         "accumulate": "each part would have the mutual information of its own pairs, which is another loss; "
         "use more GPUs, or a smaller --batch-size"
     }
