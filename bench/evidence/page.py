@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from bench.evidence.figure import in_words
 from bench.evidence.results import block_means
 from bench.pages import marks, written
 from bench.program import run_program
 from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.tables.templates import templates
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "docs" / "runs"
@@ -96,14 +95,7 @@ def _words(row: Mapping[str, Any]) -> str:
     return f"{row['mean']:.1f} ± {row['deviation']:.1f} ({num})" if num > 1 else f"{row['mean']:.1f}"
 
 
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-    autoescape=False,  # Markdown
-)
+_TEMPLATES = templates(Path(__file__).parent)
 _TEMPLATES.filters["signed"] = "{:+.1f}".format
 _TEMPLATES.filters["tenths"] = "{:.1f}".format
 _TEMPLATES.filters["seconds"] = lambda seconds: "never" if seconds is None else f"{seconds:.0f}"

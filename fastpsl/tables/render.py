@@ -8,11 +8,11 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
 from fastpsl.tables.page import words_of
 from fastpsl.tables.report import Report
+from fastpsl.tables.templates import templates
 
 MAX_WIDTH_PX = 1100
 
@@ -98,12 +98,5 @@ def _plain(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "*_[]" else letter for letter in text)
 
 
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=select_autoescape(["html.jinja"]),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
+_TEMPLATES = templates(Path(__file__).parent)
 _TEMPLATES.filters["plain"] = _plain
