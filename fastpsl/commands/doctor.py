@@ -20,9 +20,9 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     own_arguments = list(arguments)
     if own_arguments[:1] == ["doctor"]:
-        names = {*Train.names, *Train.names.values()}
         for i, argument in enumerate(own_arguments[1:], start=1):
-            if argument.endswith(".py") or argument in names or (i == 1 and not argument.startswith("-")):
+            is_first = i == 1 and not argument.startswith("-")
+            if is_first or argument.endswith(".py") or Train.knows(argument):
                 return ["doctor", argument, *own_arguments[1:i]], own_arguments[i + 1 :]
     return own_arguments, []
 
@@ -82,11 +82,11 @@ class Doctor:
         """
         try:
             from fastpsl.doctor.examination import examine
-            from fastpsl.engine.recipe_files import recipe_path
+            from fastpsl.engine.recipe_files import named_path
 
-            path = None if self.recipe is None else Path(self.recipe)
-            if self.recipe in {*Train.names, *Train.names.values()}:
-                path = recipe_path(Train.names.get(self.recipe, self.recipe)) or path
+            path = None
+            if self.recipe is not None:
+                path = named_path(self.recipe, Train.names) if Train.knows(self.recipe) else Path(self.recipe)
             return examine(
                 path,
                 recipe_options,

@@ -44,6 +44,11 @@ class _Start:
     """A name of `fastpsl recipes`, or the path of a script; its options follow."""
     gpus: Gpus = None
 
+    @classmethod
+    def knows(cls, name: str) -> bool:
+        """Return whether this is a recipe's short name, or its script's name without .py."""
+        return name in cls.names or name in cls.names.values()
+
     def run(self, *options: str) -> int:
         """Run the recipe in this process, or in one for each of --gpus.
 
@@ -65,7 +70,7 @@ class _Start:
             raise ValueError(f"--gpus {self.gpus}: it must be 1 or more")
         command = type(self).__name__.lower()
         for other in (Train, Eval):
-            if other.__name__.lower() != command and self.recipe in {*other.names, *other.names.values()}:
+            if other.__name__.lower() != command and other.knows(self.recipe):
                 hint = f"fastpsl {other.__name__.lower()} {self.recipe}"
                 raise ValueError(f"fastpsl {command} has no {self.recipe}; did you mean `{hint}`?")
         path = named_path(self.recipe, self.names)
