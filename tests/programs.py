@@ -33,6 +33,7 @@ def run(
     *arguments: object,
     ranks: int = 0,
     environment: dict[str, str] | None = None,
+    cwd: Path = ROOT,
     timeout: float = 1200,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script to its end and capture its output.
@@ -43,10 +44,11 @@ def run(
         ranks: The number of processes, without torchrun's agent (see `warm.Running`); 0 for one plain
             process.
         environment: Variables that no import reads.
+        cwd: The working directory.
         timeout: The timeout in seconds.
     """
     words = [str(script), *map(str, arguments)]
-    code, out, err = Running(words, ENVIRONMENT | (environment or {}), ROOT, ranks).wait(timeout)
+    code, out, err = Running(words, ENVIRONMENT | (environment or {}), cwd, ranks).wait(timeout)
     return subprocess.CompletedProcess(words, code, out, err)
 
 
@@ -55,6 +57,7 @@ def run_fresh(
     *arguments: object,
     ranks: int = 0,
     environment: dict[str, str] | None = None,
+    cwd: Path = ROOT,
     timeout: float = 1200,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script as `run` does, but in fresh interpreters, and under torchrun itself if there are ranks.
@@ -65,7 +68,7 @@ def run_fresh(
         command(script, *arguments, ranks=ranks),
         check=False,
         env=ENVIRONMENT | (environment or {}),
-        cwd=ROOT,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -1,15 +1,12 @@
 """Code under `<!-- test -->` in the documentation runs, and relative links have targets."""
 
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.programs import ENVIRONMENT
-from tests.warm import Running
+from tests.programs import run, run_fresh
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^<!-- test -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -38,16 +35,12 @@ def test_a_snippet_runs(code: str, tmp_path: Path) -> None:
     for peer in peers_of(code):
         if find_spec(peer) is None:
             pytest.skip(f"{peer} is not installed")
-    if "ffcv" in peers_of(code):  # its shared memory wants a resource tracker, which forks of a server lack
-        process = subprocess.run(
-            [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=240,
-            cwd=tmp_path, env=ENVIRONMENT,
-        )  # fmt: skip
-        exit_code, errors = process.returncode, process.stderr
-    else:
-        (tmp_path / "snippet.py").write_text(code)
-        exit_code, _, errors = Running([str(tmp_path / "snippet.py")], ENVIRONMENT, tmp_path).wait(240)
-    assert exit_code == 0, errors
+    script = tmp_path / "snippet.py"
+    script.write_text(code)
+    # ffcv's shared memory wants a resource tracker, which forks of a server lack.
+    start = run_fresh if "ffcv" in peers_of(code) else run
+    process = start(script, cwd=tmp_path, timeout=240)
+    assert process.returncode == 0, process.stderr
 
 
 def test_what_is_promised_is_shown_and_every_mark_is_a_block() -> None:
