@@ -6,6 +6,7 @@ import pytest
 
 from tests.faults.process import run
 from tests.faults.report import Category
+from tests.slow import nightly
 
 
 @pytest.mark.slow
@@ -17,6 +18,9 @@ from tests.faults.report import Category
         ("images", 0, 20),
         ("hostile", 0, 10),  # code in pickles
         ("hostile", 18, 34),  # weights, checkpoints, arrays
+        nightly("betons", 30, 30),
+        nightly("side_files", 20, 20),
+        nightly("images", 20, 20),
     ],
 )
 def test_no_fault_of_a_few_does_harm(name: str, seed: int, count: int, tmp_path: Path) -> None:
