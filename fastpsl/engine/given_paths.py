@@ -27,11 +27,11 @@ def require_paths(options: RunOptions) -> None:
     if checkpoint is not None:
         require_existing(checkpoint, WEIGHTS)
     if options.out is not None:
-        _require_writable(options.out)
+        require_folder(options.out)
 
 
-def _require_writable(out: Path) -> None:
-    """Raise ValueError unless `out` is a folder that can be written, or can be made; nothing is made."""
+def require_folder(out: Path) -> None:
+    """Raise ValueError unless --out is a folder that can be written, or that can be made; make nothing."""
     place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     if not place.is_dir():
         which = out if place == out else f"{out}: {place}"

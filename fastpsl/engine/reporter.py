@@ -74,7 +74,6 @@ class Reporter:
         self._names: list[str] = []
         self._wait_s = 0.0
         self._window_started = time.perf_counter()
-        self._skipped_steps = SkippedSteps()
         self._num_skipped: Tensor | None = None
         self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
         self._is_timed = False

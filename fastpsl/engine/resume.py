@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastpsl.engine.distributed import World, share, wait_for_all
+from fastpsl.engine.given_paths import require_folder
 from fastpsl.engine.old_names import current_record
 from fastpsl.engine.options import RunOptions
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
@@ -54,13 +55,9 @@ def choose_folder(recipe: str, options: RunOptions) -> Path:
     else:
         with output_errors(Path("runs").absolute()):
             return new_numbered_folder(Path("runs"), recipe)
+    require_folder(folder)
     with output_errors(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise ValueError(
-                f"--out {folder} is a file: give a folder, or a path that does not exist yet"
-            ) from None
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -22,7 +22,7 @@ def require_writable(out: Path, *, overwrite: bool, resume: bool, shards: bool) 
             process is writing it.
     """
     with output_errors(out):
-        leave(open_journal(out, None, overwrite=overwrite, resume=resume, shards=shards))
+        leave(open_journal(out, overwrite=overwrite, resume=resume, shards=shards))
 
 
 def can_go_on(out: Path) -> bool:
@@ -44,15 +44,11 @@ def leave(journal: Journal) -> None:
         journal.discard()
 
 
-def open_journal(
-    out: Path, command: dict[str, object] | None, *, overwrite: bool, resume: bool, shards: bool
-) -> Journal:
+def open_journal(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> Journal:
     """Open the journal of a dataset file that may be written.
 
     Args:
         out: The dataset file.
-        command: What an interrupted writing must have been asked for, too, where `resume` goes on with it;
-            None for anything.
         overwrite: As in `write_beton`.
         resume: As in `write_beton`.
         shards: Whether shards are written.
@@ -71,10 +67,7 @@ def open_journal(
             raise ValueError(
                 f"{there[0]}: exists already; remove it, give --overwrite, or choose another name"
             )
-        if journal.holds_images and resume:
-            if command is not None:
-                _require_same(out, journal.command or {}, json.loads(json.dumps(command)))
-        elif journal.holds_images and not overwrite:
+        if journal.holds_images and not resume and not overwrite:
             raise ValueError(
                 f"{out}: an interrupted writing of it is there, with {journal.num_images:,} images; "
                 f"--resume goes on with it, --overwrite starts anew"
@@ -85,8 +78,9 @@ def open_journal(
     return journal
 
 
-def _require_same(out: Path, begun: dict[str, object], command: dict[str, object]) -> None:
-    """Raise ValueError unless both commands write the same bytes."""
+def require_same(out: Path, journal: Journal, command: dict[str, object]) -> None:
+    """Raise ValueError unless the interrupted writing and `command` write the same bytes."""
+    begun, command = journal.command or {}, json.loads(json.dumps(command))
     for name in command | begun:
         if begun.get(name) != command.get(name):
             raise ValueError(

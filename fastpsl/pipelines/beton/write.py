@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import fastpsl
-from fastpsl.pipelines.beton.begin import leave, open_journal
+from fastpsl.pipelines.beton.begin import leave, open_journal, require_same
 from fastpsl.pipelines.beton.encode import BrokenImage, Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.beton.left_out import quarantine_path
@@ -144,9 +144,11 @@ def write_beton(
         "class_names": _digest(class_names),
     }
     with output_errors(out):
-        journal = open_journal(out, command, overwrite=overwrite, resume=resume, shards=shard_mb is not None)
+        journal = open_journal(out, overwrite=overwrite, resume=resume, shards=shard_mb is not None)
         try:
             is_resumed = resume and journal.holds_images
+            if is_resumed:
+                require_same(out, journal, command)
             output = Output(
                 out, journal, num_samples, page_bytes, shard_bytes, class_names, (before, after), command,
                 again=is_resumed,

@@ -35,15 +35,15 @@ def require_existing(source: str | Path, allowed: str) -> None:
         if not any(True for _ in glob.iglob(str(source))):
             raise ValueError(f"{source}: no file matches; give {allowed}")
         return
+    hint = _hint(Path(source))
+    if is_link:
+        raise ValueError(f"{source}: is a link to nothing; {hint}give {allowed}")
     partial = partial_path(Path(source))
-    if not is_link and os.path.exists(partial):
+    if os.path.exists(partial):
         raise ValueError(
             f"{source}: is not whole, only {partial.name} is there; wait until it is written, or give the "
             f"command again that was interrupted"
         )
-    hint = _hint(Path(source))
-    if is_link:
-        raise ValueError(f"{source}: is a link to nothing; {hint}give {allowed}")
     raise ValueError(f"{source}: no such file or folder; {hint}give {allowed}")
 
 
