@@ -90,6 +90,13 @@ draws = Extension(
     py_limited_api=True,
     optional=True,
 )
+read_rows = Extension(
+    "fastpsl.pipelines.beton._read_rows",
+    ["fastpsl/pipelines/beton/read_rows.c"],
+    extra_compile_args=COMPILE_ARGS,
+    py_limited_api=True,
+    optional=True,
+)
 # FASTPSL_LIBJPEG names a folder with a static libjpeg-turbo and its headers, in the place of the system's.
 libjpeg = os.environ.get("FASTPSL_LIBJPEG", "")
 turbo = Extension(
@@ -106,7 +113,7 @@ turbo = Extension(
 )
 
 setup(
-    ext_modules=[draws, turbo],
+    ext_modules=[draws, read_rows, turbo],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
     cmdclass={"build_py": BuildWithRecipes},
     long_description=absolute_links((ROOT / "README.md").read_text(encoding="utf-8"), f"v{version()}"),

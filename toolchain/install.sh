@@ -79,7 +79,7 @@ if ! is_done packages "$inputs"; then
 fi
 
 # pip built them the first time; they are built again where their source or the libraries have changed
-source=$(cat fastpsl/kernels/*.c fastpsl/pipelines/decoders/*.[ch] setup.py | sha256sum)
+source=$(cat fastpsl/kernels/*.c fastpsl/pipelines/beton/*.c fastpsl/pipelines/decoders/*.[ch] setup.py | sha256sum)
 built=(fastpsl/pipelines/decoders/_turbo.*.so)
 if ! is_done turbo "$source $missing" || [ ! -e "${built[0]}" ]; then
     say "C libraries"

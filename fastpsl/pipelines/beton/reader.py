@@ -1,9 +1,9 @@
 """The reader of dataset files: one file or several shards of the stock FFCV format as one list of samples.
 
 Opening checks every pointer, size, mode and label of the tables, so that C code may trust them later. The
-tables are memory-mapped. Memory per sample is zero, or 4 bytes where the allocation table is not in sample
-order, as ffcv's writer with several processes leaves it. Data are read by pread, because a file that shrinks
-then causes an error message and not a SIGBUS.
+tables stay on disk. Memory per sample is zero, or 4 bytes where the allocation table is not in sample order,
+as ffcv's writer with several processes leaves it. All is read by pread, because a file that shrinks then
+causes an error message and not a SIGBUS.
 """
 
 import glob
@@ -246,7 +246,7 @@ class Beton:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Close the files. Tables that `rows` returned must not be used any more."""
+        """Close the files. What `rows` returned must not be used any more."""
         for shard in self.shards:
             shard.close()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastpsl.pipelines.beton.table import Table, TruncatedError
 from fastpsl.pipelines.data.dataset import MAX_PIXELS
 
 VERSION = 2
@@ -87,7 +88,7 @@ class Shard:
             raise
 
     def close(self) -> None:
-        for name in ("_table", "_allocations", "_sizes"):  # the maps have descriptors of their own
+        for name in ("_table", "_allocations", "_sizes"):  # the number of a closed file may be another's soon
             self.__dict__.pop(name, None)
         if self.fd >= 0:
             os.close(self.fd)
@@ -136,30 +137,30 @@ class Shard:
                 f"of {self.num_samples:,} samples)",
                 COPY_AGAIN,
             )
-        with open(self.fd, "rb", closefd=False) as file:
-            self._table = np.memmap(file, row, "r", self.table_start, (self.num_samples,))
-            self._allocations = np.memmap(file, ALLOCATION, "r", alloc, (num_allocations,))
+        self._table = Table(self.fd, self.table_start, row, self.num_samples)
+        self._allocations = Table(self.fd, alloc, ALLOCATION, num_allocations)
         self._sizes = self._joined_sizes()
 
     def _joined_sizes(self) -> np.ndarray | None:
         """Return sizes by sample (uint32); None when the allocation table is in sample order."""
-        pointers, allocated = self._table[self._image]["data_ptr"], self._allocations["ptr"]
-        if len(allocated) == self.num_samples and all(
-            np.array_equal(pointers[part], allocated[part]) for part in chunks(self.num_samples)
+        if len(self._allocations) == self.num_samples and all(
+            np.array_equal(self._pointers(part), self._read(self._allocations, part)["ptr"])
+            for part in chunks(self.num_samples)
         ):
             return None
-        order = np.argsort(allocated, kind="stable")
-        ordered = np.asarray(allocated[order])
+        allocations = self._read(self._allocations, slice(None))
+        allocations = allocations[np.argsort(allocations["ptr"], kind="stable")]
+        ordered = np.ascontiguousarray(allocations["ptr"])
         sizes = np.empty(self.num_samples, np.uint32)
         for part in chunks(self.num_samples):
-            part_pointers = np.asarray(pointers[part])
+            part_pointers = self._pointers(part)
             places = np.minimum(np.searchsorted(ordered, part_pointers), len(ordered) - 1)
             unallocated = np.flatnonzero(ordered[places] != part_pointers)
             if len(unallocated):
                 raise self._refuse(
                     f"sample {part.start + unallocated[0]} has no entry in the allocation table"
                 )
-            part_sizes = self._allocations["size"][order[places]]
+            part_sizes = allocations["size"][places]
             if part_sizes.max() > 0xFFFFFFFF:
                 raise self._refuse(
                     f"sample {part.start + int(part_sizes.argmax())} is larger than a page can be"
@@ -169,16 +170,25 @@ class Shard:
 
     def sizes(self, index: "slice | np.ndarray") -> np.ndarray:
         """Return the sizes of samples in bytes, uint32 or uint64."""
-        return np.asarray((self._allocations["size"] if self._sizes is None else self._sizes)[index])
+        return self._read(self._allocations, index)["size"] if self._sizes is None else self._sizes[index]
 
     def table(self, index: "slice | np.ndarray") -> tuple[np.ndarray, np.ndarray]:
         """Return the image parts (IMAGE) and the labels (int64) of samples' rows."""
-        rows = self._table[index]
+        rows = self._read(self._table, index)
         return rows[self._image], rows[self._label]
 
     def row_bytes(self, index: int) -> bytes:
         """Return a sample's row of the table as it is on disk."""
-        return bytes(self._table[index : index + 1].tobytes())
+        return self._read(self._table, slice(index, index + 1)).tobytes()
+
+    def _pointers(self, part: slice) -> np.ndarray:
+        return np.ascontiguousarray(self.table(part)[0]["data_ptr"])
+
+    def _read(self, table: Table, index: "slice | np.ndarray") -> np.ndarray:
+        try:
+            return table[index]
+        except TruncatedError:
+            raise self._refuse("was truncated while it was in use", COPY_AGAIN) from None
 
     def check_unchanged(self) -> None:
         """Check that nobody has written to the file since it was opened.
@@ -189,7 +199,7 @@ class Shard:
             ValueError: The file was truncated or overwritten.
         """
         status = os.fstat(self.fd)
-        if status.st_size < self.file_size:  # reading the mapped tables would raise SIGBUS
+        if status.st_size < self.file_size:
             raise self._refuse("was truncated while it was in use", COPY_AGAIN)
         if status.st_mtime_ns != self._time_ns:
             # `touch` changes the time alone. Other samples have other tables or other checksums.
@@ -202,7 +212,8 @@ class Shard:
         start = max(self.alloc - 4 * (self.num_samples + 2), self.table_end)
         crc = zlib.crc32(os.pread(self.fd, self.alloc - start, start))
         for part in chunks(self.num_samples):
-            crc = zlib.crc32(self._allocations[part].tobytes(), zlib.crc32(self._table[part].tobytes(), crc))
+            for table in (self._table, self._allocations):
+                crc = zlib.crc32(self._read(table, part).tobytes(), crc)
         return crc
 
     def check_rows(self, images: np.ndarray, sizes: np.ndarray, labels: np.ndarray) -> None:
