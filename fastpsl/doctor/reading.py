@@ -13,7 +13,7 @@ import numpy as np
 from fastpsl.doctor.measurements import CACHED, ReadRate
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
-from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
+from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.workers import map_in_order
 
@@ -97,7 +97,7 @@ def _chunks(data: Dataset, options: TrainingOptions, batch_size: int) -> Generat
     for epoch in range(FIRST_EPOCH, FIRST_EPOCH + 1_000_000):
         readahead = None
         if quasi_random is None:
-            order = epoch_order(options.seed, epoch, data.num_samples)
+            order = training_order(options.seed, epoch, data.num_samples)
         else:
             order, readahead = quasi_random.epoch(epoch, 0, options.prefetch_batches)
         try:

@@ -49,6 +49,7 @@ class Slot(IntEnum):
     SHIFT = 14
     WARP = 15
     SOLARISE = 16
+    KEYED_ORDER = 17
 
 
 @dataclass(frozen=True, eq=False)

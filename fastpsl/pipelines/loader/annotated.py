@@ -18,7 +18,7 @@ from torch import Tensor
 from fastpsl.pipelines.batch import BadSample, BadSampleError
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
-from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
+from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.loader.workers import Workers, default_num_threads
 from fastpsl.pipelines.views import ViewSpec
 
@@ -146,7 +146,7 @@ class AnnotatedLoader:
         return self._batches(epoch, first_step)
 
     def _batches(self, epoch: int, first_step: int) -> Generator[AnnotatedBatch, None, None]:
-        places = epoch_order(self.seed, epoch, self.num_samples)
+        places = training_order(self.seed, epoch, self.num_samples)
         under_way: deque[tuple[int, np.ndarray, list[Future[AnnotatedImage]]]] = deque()
         steps = iter(range(first_step, self.num_steps))
 

@@ -22,7 +22,7 @@ from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.by_chunks import ByChunks
-from fastpsl.pipelines.loader.order import epoch_order, num_steps, numbered, step_indices
+from fastpsl.pipelines.loader.order import InOrder, Order, num_steps, numbered, step_indices, training_order
 from fastpsl.pipelines.loader.pending_batch import LoaderSpec, PendingBatch
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.workers import default_num_threads
@@ -206,7 +206,7 @@ class Loader:
         if self._engine.closed:
             raise ValueError("the loader is closed; make a new one")
 
-    def _batches(self, epoch: int, first_step: int, order: np.ndarray | None) -> Generator[Batch, None, None]:
+    def _batches(self, epoch: int, first_step: int, order: Order | None) -> Generator[Batch, None, None]:
         readahead = None
         if order is not None:
             pass
@@ -216,9 +216,9 @@ class Loader:
                 readahead.close()
                 readahead = None
         elif self.train:
-            order = epoch_order(self.seed, epoch, self.num_samples)
+            order = training_order(self.seed, epoch, self.num_samples)
         else:
-            order = np.arange(self.num_samples)
+            order = InOrder(self.num_samples)
         # Local names, because the module's globals may be gone when the interpreter's exit closes this.
         monotonic, is_finalizing = time.monotonic, sys.is_finalizing
         under_way: deque[PendingBatch] = deque()

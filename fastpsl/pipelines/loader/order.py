@@ -4,17 +4,57 @@ A position of an epoch is an index into an array, so a run resumes in mid-epoch 
 before it. A step is a slice of positions, split between any number of ranks without changing its samples.
 """
 
+from typing import Protocol
+
 import numpy as np
 
 from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.pipelines.loader.keyed_permutation import KeyedPermutation
 
 PADDING = -1
+MAX_SORTED = 1 << 25  # samples; their order takes 268 MB on each rank, and three times that while sorted
 _BLOCK = 1 << 20  # samples per call of `words`: bounds the temporary memory
 _TIMES_SHIFT = 40  # bits of an index: a million million samples, each up to 2**23 times an epoch
 
 
+class Order(Protocol):
+    """The dataset indices at the positions of an epoch: an array, or what computes its slices."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, positions: slice, /) -> np.ndarray:
+        """Return int64 of the slice's length."""
+        ...
+
+
+class InOrder:
+    """The order of an evaluation, that of the data set.
+
+    Args:
+        num: The number of samples.
+    """
+
+    def __init__(self, num: int) -> None:
+        self._num = num
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __getitem__(self, positions: slice) -> np.ndarray:
+        return np.arange(*positions.indices(self._num), dtype=np.int64)
+
+
+def training_order(seed: int, epoch: int, num_samples: int) -> Order:
+    """Return the random order of a training epoch: sorted, or computed for more than MAX_SORTED samples.
+
+    The choice depends on the data set alone, so that a run may be resumed anywhere.
+    """
+    if num_samples > MAX_SORTED:
+        return KeyedPermutation(seed, epoch, num_samples)
+    return epoch_order(seed, epoch, num_samples)
+
+
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    """Return the order of a training epoch: int64 [num_samples], a permutation of 0 to num_samples - 1.
+    """Return a sorted order of an epoch: int64 [num_samples], a permutation of 0 to num_samples - 1.
 
     Samples are sorted (stably) by their `sort_keys`.
     """
@@ -43,7 +83,7 @@ def num_steps(num_samples: int, global_batch: int, train: bool) -> int:
     return num_samples // global_batch if train else -(-num_samples // global_batch)
 
 
-def step_indices(order: np.ndarray, step: int, batch_size: int, rank: int, world: int) -> np.ndarray:
+def step_indices(order: Order, step: int, batch_size: int, rank: int, world: int) -> np.ndarray:
     """Return the dataset indices of one rank at one step: int64 [batch_size].
 
     With a global batch of G = world * batch_size, step s covers the positions from s * G to (s + 1) * G. Rank
