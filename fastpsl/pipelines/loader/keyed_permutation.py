@@ -2,9 +2,9 @@
 
 It is a generalised Feistel network (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002)
 with Philox as the round function. The numbers 0 to a * b - 1 are pairs (left, right) with left < a and
-right < b. In turn, one of the two is shifted by random words keyed by the other, so every round can be undone.
-A result of `num` or more is permuted again until it is below ("cycle walking"). With a and b near the root of
-`num` that happens to one in a root of `num`.
+right < b. In turn, one of the two is shifted by random words that the other keys, so every round can be
+undone. A result of `num` or more is permuted again until it is below ("cycle walking"). With a and b near the
+root of `num` that happens to one in a root of `num`.
 """
 
 import math
