@@ -80,6 +80,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "gpu_day": {"exit": int, "said": str},
     "kernels": {"chain": str, "path": str, "num_bytes": int, "gb_per_s": float, "percent_of_copy": float},
     "labels": {},
+    "large_set": {"order": str},
     "loader": {},
     "order": {},
     "scaling": {"num_ranks": int, "recipe": str | None, "stage": str | None},

@@ -8,6 +8,7 @@ import pytest
 
 from fastpsl.pipelines.beton import file as beton_file
 from fastpsl.pipelines.beton.encode import Stored
+from fastpsl.pipelines.beton.pages import Extents, Pages
 from tests.pipelines.photos import RAW
 
 PAGE_BYTES = 4096
@@ -37,3 +38,18 @@ def write_paged(
     beton.finish()
     beton.file.publish()
     return path
+
+
+def page_of_each(pages: Pages) -> np.ndarray:
+    """Return the page of each sample, int64 [num_samples]."""
+    page_of_sample = np.full(int(pages.starts[-1]), -1)
+    for page in range(len(pages.starts) - 1):
+        page_of_sample[pages.samples_of(page)] = page
+    return page_of_sample
+
+
+def pages_with(page_of_sample: np.ndarray, num_pages: int) -> Pages:
+    """Return pages that lie in no file, with these samples."""
+    starts = np.append(0, np.cumsum(np.bincount(page_of_sample, minlength=num_pages)))
+    nowhere = Extents(*(np.zeros(num_pages, np.int64) for _ in range(3)))
+    return Pages(nowhere, starts, np.argsort(page_of_sample, kind="stable"))

@@ -17,7 +17,7 @@ from fastpsl.pipelines.loader import readahead as readahead_module
 from fastpsl.pipelines.loader.order import step_indices
 from fastpsl.pipelines.loader.quasi_random import GROUP_PAGES, QuasiRandom, deal_pages
 from fastpsl.pipelines.loader.readahead import Readahead, piece_bytes
-from tests.pipelines.paged import SAMPLES_A_PAGE, write_paged
+from tests.pipelines.paged import SAMPLES_A_PAGE, page_of_each, write_paged
 
 ASK, GIVE = os.POSIX_FADV_WILLNEED, os.POSIX_FADV_DONTNEED
 LANES, UNDER_WAY = 4, 3
@@ -69,13 +69,14 @@ def run(
     quasi = QuasiRandom(data, lanes=LANES, batch_size_per_rank=share * LANES // world, rank=rank, world=world)
     order, readahead = quasi.epoch(1, first_step, UNDER_WAY)
     pages = pages_of(data)
+    page_of_sample = page_of_each(pages)
     page_at = {(fd, offset): i for i, (fd, offset) in enumerate(zip(*pages.extents[:2], strict=True))}
     read: list[set[int]] = [set() for _ in range(first_step)]
     for step in range(first_step, quasi.num_steps if stop is None else stop):
         advance(readahead, step)
         calls.append(step)
         indices = step_indices(order, step, share * LANES // world, rank, world)
-        read.append(set(pages.of_sample[indices].tolist()))
+        read.append(set(page_of_sample[indices].tolist()))
     readahead.close()
     held: set[int] = set()
     given_back: set[int] = set()
@@ -163,14 +164,14 @@ def test_groups_past_the_end_of_the_epoch_are_not_asked_for(
     """41 equal pages in 4 lanes: one lane has one more page, sometimes as a group of its own."""
     num_left_out = 0
     with Beton(write_paged(monkeypatch, tmp_path / "c.beton", 41 * SAMPLES_A_PAGE)) as data:
-        page_of_sample = pages_of(data).of_sample
+        page_of_sample = page_of_each(pages_of(data))
         quasi = QuasiRandom(data, lanes=LANES, batch_size_per_rank=LANES)
         for epoch in range(20):
             groups = deal_pages(0, epoch, np.full(41, SAMPLES_A_PAGE), LANES)
             order, readahead = quasi.epoch(epoch, 0, UNDER_WAY)
             readahead.close()
             requested = set(quasi.page_steps(groups, 0, UNDER_WAY)[0].tolist())
-            read = set(page_of_sample[order].tolist())
+            read = set(page_of_sample[order[:]].tolist())
             for start, stop in itertools.pairwise(groups.starts.tolist()):
                 group = set(groups.pages[start:stop].tolist())
                 assert requested & group == (group if read & group else set())

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.shard import REMEDY, chunks
+from fastpsl.pipelines.beton.shard import REMEDY, Shard, chunks
 from fastpsl.pipelines.data.dataset import Dataset
 
 _MIN_PAGE_BYTES = 4096  # a header with less is damaged; ffcv's own minimum is 2 MiB
@@ -27,14 +27,36 @@ class Extents(NamedTuple):
 
 
 class Pages(NamedTuple):
-    """The pages that hold samples, numbered through all shards in the order of the files."""
+    """The pages that hold samples, numbered through all shards in the order of the files.
 
-    of_sample: np.ndarray  # int32 [num_samples], the page of each sample
-    extents: Extents  # [num_pages]
+    Attributes:
+        extents: Where each page lies [num_pages].
+        starts: int64 [num_pages + 1]: the samples of page i are at the places starts[i] to starts[i + 1].
+        samples: The sample at each place, int32 or int64 [num_samples], ascending in each page. None where
+            place and sample are the same, as in all files that fastpsl writes.
+    """
+
+    extents: Extents
+    starts: np.ndarray
+    samples: np.ndarray | None
+
+    def sizes(self) -> np.ndarray:
+        """Return the number of samples of each page, int64 [num_pages]."""
+        return np.diff(self.starts)
+
+    def samples_of(self, page: int) -> np.ndarray:
+        """Return the samples of a page, ascending, int64."""
+        start, stop = self.starts[page], self.starts[page + 1]
+        if self.samples is None:
+            return np.arange(start, stop)
+        return self.samples[start:stop].astype(np.int64)
 
 
 def pages_of(data: Dataset) -> Pages:
-    """Return the pages of a dataset file, computed from its tables at 4 bytes per sample.
+    """Return the pages of a dataset file, computed from its tables.
+
+    It takes no memory per sample, or 4 bytes (8 above 2**31 samples) where another writer has scattered the
+    samples over the pages.
 
     Raises:
         ValueError: The data is no dataset file, or a file was written to since it was opened.
@@ -45,9 +67,7 @@ def pages_of(data: Dataset) -> Pages:
             f"--order quasi_random: {kind} data lies in no pages; "
             f"pack it with `fastpsl data write`, or choose --order random"
         )
-    of_sample = np.empty(data.num_samples, np.int32)
-    files: list[Extents] = []
-    first_sample = first_page = 0
+    files, sizes, is_in_order = list[Extents](), list[np.ndarray](), True
     for shard in data.shards:
         size = shard.page_size
         if size < _MIN_PAGE_BYTES:
@@ -55,18 +75,34 @@ def pages_of(data: Dataset) -> Pages:
                 f"{shard.path}: says that its pages have {size} bytes, which is too few; {REMEDY}"
             )
         shard.check_unchanged()
-        shard_pages = of_sample[first_sample : first_sample + shard.num_samples]
-        is_used = np.zeros(shard.alloc // size + 1, bool)
+        counts, last = np.zeros(shard.alloc // size + 1, np.int64), 0
         for part in chunks(shard.num_samples):
-            shard_pages[part] = shard.table(part)[0]["data_ptr"] // size
-            is_used[shard_pages[part]] = True
-        # Pages without a sample, such as those of the tables, get no number.
-        numbers = np.cumsum(is_used) - 1 + first_page
-        for part in chunks(shard.num_samples):
-            shard_pages[part] = numbers[shard_pages[part]]
-        offset = np.flatnonzero(is_used).astype(np.int64) * size
+            pages = _pages_in_file(shard, part)
+            is_in_order &= bool(pages[0] >= last and (pages[1:] >= pages[:-1]).all())
+            first, last = int(pages.min()), int(pages[-1])
+            here = np.bincount(pages - first)
+            counts[first : first + len(here)] += here
+        used = np.flatnonzero(counts)  # pages without a sample, such as those of the tables, get no number
+        offset = used.astype(np.int64) * size
         num_bytes = np.minimum(offset + size, shard.alloc) - offset
         files.append(Extents(np.full(len(offset), shard.fd, np.int32), offset, num_bytes))
-        first_sample += shard.num_samples
-        first_page += len(offset)
-    return Pages(of_sample, Extents(*(np.concatenate(columns) for columns in zip(*files, strict=True))))
+        sizes.append(counts[used])
+    starts = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
+    extents = Extents(*(np.concatenate(columns) for columns in zip(*files, strict=True)))
+    return Pages(extents, starts, None if is_in_order else _samples_by_page(data))
+
+
+def _pages_in_file(shard: Shard, part: slice) -> np.ndarray:
+    """Return the page of each sample, counted from the beginning of the file, int64."""
+    return (shard.table(part)[0]["data_ptr"] // shard.page_size).astype(np.int64)
+
+
+def _samples_by_page(data: Beton) -> np.ndarray:
+    """Return all samples, page after page."""
+    samples = np.empty(data.num_samples, np.int32 if data.num_samples <= 2**31 else np.int64)
+    first = 0
+    for shard in data.shards:
+        pages = np.concatenate([_pages_in_file(shard, part) for part in chunks(shard.num_samples)])
+        samples[first : first + shard.num_samples] = first + np.argsort(pages, kind="stable")
+        first += shard.num_samples
+    return samples

@@ -63,16 +63,18 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 
 def sort_keys(seed: int, epoch: int, num_samples: int, slot: Slot = Slot.ORDER) -> np.ndarray:
-    """Return 64 random bits per sample, uint64 [num_samples].
-
-    They are the slot's first two words for (seed, epoch, index).
-    """
+    """Return 64 random bits per sample (`keys_of`), uint64 [num_samples]."""
     keys = np.empty(num_samples, np.uint64)
     for start in range(0, num_samples, _BLOCK):
         indices = np.arange(start, min(start + _BLOCK, num_samples), dtype=np.int64)
-        high, low = words(Keys(seed, epoch, indices), slot, 2).astype(np.uint64).T
-        keys[start : start + len(indices)] = (high << np.uint64(32)) | low
+        keys[start : start + len(indices)] = keys_of(seed, epoch, indices, slot)
     return keys
+
+
+def keys_of(seed: int, epoch: int, indices: np.ndarray, slot: Slot = Slot.ORDER) -> np.ndarray:
+    """Return 64 random bits for each index, the slot's first two words for (seed, epoch, index), uint64."""
+    high, low = words(Keys(seed, epoch, indices), slot, 2).astype(np.uint64).T
+    return (high << np.uint64(32)) | low
 
 
 def num_steps(num_samples: int, global_batch: int, train: bool) -> int:

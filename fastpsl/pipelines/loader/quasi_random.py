@@ -16,9 +16,9 @@ from typing import NamedTuple, final
 import numpy as np
 
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.pipelines.beton.pages import pages_of
+from fastpsl.pipelines.beton.pages import Pages, pages_of
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.loader.order import sort_keys
+from fastpsl.pipelines.loader.order import Order, keys_of
 from fastpsl.pipelines.loader.readahead import Readahead
 
 GROUP_PAGES = 4  # 64 lanes x 4 pages of 8 MiB: 2 GiB open, and as much read ahead
@@ -91,47 +91,57 @@ def _lane_starts(groups: Groups, sizes: np.ndarray, lanes: int) -> tuple[np.ndar
     return np.concatenate([[0], ends[:-1]]), np.diff(ends, prepend=0)
 
 
-def quasi_random_order(
-    seed: int,
-    epoch: int,
-    page_of_sample: np.ndarray,
-    page_sizes: np.ndarray,
-    groups: Groups,
-    lanes: int,
-    samples_a_step: int,
-) -> np.ndarray:
-    """Return the quasi-random order of an epoch.
+@final
+class QuasiRandomOrder:
+    """The quasi-random order of an epoch, an `order.Order` that sorts a group when a step first reads it.
 
     With k = samples_a_step, position (step * lanes + lane) * k + i is sample step * k + i of the lane. Within
-    a group, samples are sorted (stably) by the high bits of their `order.sort_keys`.
+    a group, samples are sorted (stably) by the high bits of their `order.keys_of`.
 
     Args:
         seed: The run's seed.
         epoch: The epoch, from 0.
-        page_of_sample: The page of each sample, int [num_samples].
-        page_sizes: Samples per page, int64 [num_pages].
+        pages: The pages of the data.
         groups: The result of `deal_pages` for the same arguments.
         lanes: The number of lanes.
         samples_a_step: Samples of each lane in each global batch.
-
-    Returns:
-        Dataset indices, int64 [num_steps * lanes * k].
     """
-    group_of_page = np.empty(len(page_sizes), np.uint64)
-    group_of_page[groups.pages] = np.repeat(np.arange(len(groups.lane)), np.diff(groups.starts))
-    bits = np.uint64(max(1, len(groups.lane).bit_length()))
-    keys = sort_keys(seed, epoch, len(page_of_sample))
-    keys >>= bits
-    keys |= (group_of_page << (np.uint64(64) - bits))[page_of_sample]
-    by_lane = np.argsort(keys, kind="stable")
-    del keys
-    starts, lengths = _lane_starts(groups, _group_sizes(groups, page_sizes), lanes)
-    num_steps = int(lengths.min()) // samples_a_step
-    order = np.empty((num_steps, lanes, samples_a_step), np.int64)
-    for lane, start in enumerate(starts.tolist()):
-        samples = by_lane[start : start + num_steps * samples_a_step]
-        order[:, lane] = samples.reshape(num_steps, samples_a_step)
-    return order.reshape(-1)
+
+    def __init__(
+        self, seed: int, epoch: int, pages: Pages, groups: Groups, lanes: int, samples_a_step: int
+    ) -> None:
+        self._seed, self._epoch, self._pages, self._groups = seed, epoch, pages, groups
+        self._lanes, self._samples_a_step = lanes, samples_a_step
+        self._bits = np.uint64(max(1, len(groups.lane).bit_length()))
+        sizes = _group_sizes(groups, pages.sizes())
+        self._group_starts = np.cumsum(sizes) - sizes
+        self._lane_starts, lengths = _lane_starts(groups, sizes, lanes)
+        self._num = int(lengths.min()) // samples_a_step * samples_a_step * lanes
+        self._open: dict[int, tuple[int, np.ndarray]] = {}  # lane → its last group, and that one's samples
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __getitem__(self, positions: slice) -> np.ndarray:
+        step, rest = np.divmod(np.arange(*positions.indices(self._num)), self._lanes * self._samples_a_step)
+        lane, i = np.divmod(rest, self._samples_a_step)
+        places = self._lane_starts[lane] + step * self._samples_a_step + i
+        group_of_place = np.searchsorted(self._group_starts, places, "right") - 1
+        out = np.empty(len(places), np.int64)
+        for group in np.unique(group_of_place).tolist():
+            here = group_of_place == group
+            out[here] = self._samples(group)[places[here] - self._group_starts[group]]
+        return out
+
+    def _samples(self, group: int) -> np.ndarray:
+        """Return the samples of a group in their order."""
+        lane = int(self._groups.lane[group])
+        if self._open.get(lane, (-1,))[0] != group:
+            pages = self._groups.pages[self._groups.starts[group] : self._groups.starts[group + 1]]
+            samples = np.sort(np.concatenate([self._pages.samples_of(page) for page in pages.tolist()]))
+            keys = keys_of(self._seed, self._epoch, samples) >> self._bits
+            self._open[lane] = group, samples[np.argsort(keys, kind="stable")]
+        return self._open[lane][1]
 
 
 @final
@@ -160,15 +170,14 @@ class QuasiRandom:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        pages = pages_of(data)
-        self._data, self._extents = data, pages.extents
-        self._page_sizes = np.bincount(pages.of_sample, minlength=len(pages.extents.fd))
-        check_lanes(self._page_sizes, lanes, world * batch_size_per_rank, world)
+        self._pages = pages_of(data)
+        self._page_sizes = self._pages.sizes()
+        num_used = check_lanes(self._page_sizes, lanes, world * batch_size_per_rank, world)
         self._lanes, self._seed, self._rank, self._world = lanes, seed, rank, world
         self._samples_a_step = world * batch_size_per_rank // lanes
-        self.num_steps = samples_per_lane(self._page_sizes, lanes) // self._samples_a_step
+        self.num_steps = num_used // lanes // self._samples_a_step
 
-    def epoch(self, epoch: int, first_step: int, steps_under_way: int) -> tuple[np.ndarray, Readahead]:
+    def epoch(self, epoch: int, first_step: int, steps_under_way: int) -> tuple[Order, Readahead]:
         """Return the order of the whole epoch, and the read-ahead of this rank's lanes.
 
         The caller calls the read-ahead's `advance(step)` before it reads a step, and `close()` at the end.
@@ -179,17 +188,9 @@ class QuasiRandom:
             steps_under_way: When a step begins, all up to step - steps_under_way have been read.
         """
         groups = deal_pages(self._seed, epoch, self._page_sizes, self._lanes)
-        order = quasi_random_order(
-            self._seed,
-            epoch,
-            pages_of(self._data).of_sample,
-            self._page_sizes,
-            groups,
-            self._lanes,
-            self._samples_a_step,
-        )
+        order = QuasiRandomOrder(self._seed, epoch, self._pages, groups, self._lanes, self._samples_a_step)
         pages, ask_at, give_at = self.page_steps(groups, first_step, steps_under_way)
-        return order, Readahead(self._extents.part(pages), ask_at, give_at)
+        return order, Readahead(self._pages.extents.part(pages), ask_at, give_at)
 
     def page_steps(
         self, groups: Groups, first_step: int, steps_under_way: int
@@ -214,8 +215,8 @@ class QuasiRandom:
         return groups.pages[places], ask_at[group_of_page[places]], give_at[group_of_page[places]]
 
 
-def check_lanes(page_sizes: np.ndarray, lanes: int, global_batch: int, world: int) -> None:
-    """Check that the lanes fit the batch, the ranks and the pages.
+def check_lanes(page_sizes: np.ndarray, lanes: int, global_batch: int, world: int) -> int:
+    """Check that the lanes fit the batch, the ranks and the pages; return the samples of an epoch's lanes.
 
     Args:
         page_sizes: Samples per page, int64 [num_pages].
@@ -259,3 +260,4 @@ def check_lanes(page_sizes: np.ndarray, lanes: int, global_batch: int, world: in
             f"{num_used} samples in {lanes} lanes are fewer than a batch of {global_batch} over all ranks; "
             "choose a smaller batch"
         )
+    return num_used
