@@ -10,7 +10,10 @@ import errno
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,7 +49,8 @@ ROW_OF_TYPE = {
 INT_TYPE, IMAGE_TYPE = 1, 2
 JPG, RAW = 0, 1
 MAX_LABEL = 2**31 - 1
-CHUNK = 1 << 18  # samples checked at a time, so that temporaries stay near 20 MB
+CHUNK = 1 << 18  # samples checked at a time, so that a thread's temporaries stay near 20 MB
+_NUM_CHECKERS = 4  # one computes the checksum, which takes as long as the other checks on one core
 
 REMEDY = "write it again with `fastpsl data write`"
 COPY_AGAIN = f"copy it again, or {REMEDY}"
@@ -64,6 +68,24 @@ def chunks(num: int) -> Iterator[slice]:
     return (slice(start, min(start + CHUNK, num)) for start in range(0, num, CHUNK))
 
 
+class _Ranges(NamedTuple):
+    """The ranges that the rows of samples keep to."""
+
+    min_height: int
+    min_width: int
+    max_height: int
+    max_width: int
+    max_bytes: int
+    max_label: int
+    num_raw: int
+
+    @classmethod
+    def of_all(cls, parts: "Sequence[_Ranges]") -> "_Ranges":
+        height, width, max_height, max_width, num_bytes, label, num_raw = zip(*parts, strict=True)
+        largest = max(max_height), max(max_width), max(num_bytes), max(label)
+        return cls(min(height), min(width), *largest, sum(num_raw))
+
+
 class Shard:
     """One dataset file, opened and checked; `Beton` is the interface."""
 
@@ -76,8 +98,13 @@ class Shard:
             raise ValueError(f"{path}: cannot be opened ({error.strerror}); {remedy}") from None
         try:
             self._open_tables()
-            self._check_tables(num_classes)
-            self._opened_crc = self._tables_crc()
+            with ThreadPoolExecutor(_NUM_CHECKERS) as pool:
+                crc = pool.submit(self._tables_crc)
+                check = partial(self._check_rows_of, num_classes)
+                ranges = _Ranges.of_all(list(pool.map(check, chunks(self.num_samples))))
+                self._opened_crc = crc.result()
+            self.min_height, self.min_width, self.max_height, self.max_width = ranges[:4]
+            self.max_bytes, self.max_label, self.num_raw = ranges[4:]
         except OSError as error:
             self.close()
             raise ValueError(
@@ -227,54 +254,45 @@ class Shard:
         if not is_known.all():
             raise self._refuse("was overwritten while it was in use", _OVERWRITTEN)
 
-    def _check_tables(self, num_classes: int | None) -> None:
-        self.min_height, self.min_width, self.max_height, self.max_width = 65536, 65536, 0, 0
-        self.max_bytes, self.max_label, self.num_raw = 0, -1, 0
-        for part in chunks(self.num_samples):
-            images, labels = self.table(part)
-            pointers, sizes = images["data_ptr"].astype(np.uint64), self.sizes(part).astype(np.uint64)
-            heights, widths, modes = images["height"], images["width"], images["mode"]
-            end = np.uint64(self.alloc)
-            self._refuse_where(part, (heights == 0) | (widths == 0), "has a side of 0 px")
-            self._refuse_where(part, modes > RAW, "has an unknown image mode (known: 0 jpg, 1 raw)")
-            self._refuse_where(
-                part,
-                # This order avoids overflow.
-                (pointers < self.table_end)
-                | (pointers > end)
-                | (sizes > end)
-                | (sizes == 0)
-                | (pointers + sizes > end),
-                "lies outside of the file's data",
-            )
-            pixels = heights.astype(np.uint64) * widths
-            self._refuse_where(
-                part,
-                (modes == RAW) & (sizes != 3 * pixels),
-                "is raw, and its length is not height * width * 3",
-            )
-            self._refuse_where(
-                part, (modes == JPG) & (pixels > MAX_PIXELS), f"is a JPEG of more than {MAX_PIXELS:,} pixels"
-            )
-            self._refuse_where(part, labels < -1, "has a label below -1")
-            allowed = MAX_LABEL if num_classes is None else num_classes - 1
-            label_fault = (
-                "a label beyond int32"
-                if num_classes is None
-                else f"a label above {allowed}, the last of its class names"
-            )
-            self._refuse_where(part, labels > allowed, f"has {label_fault}")
-            self.min_height, self.max_height = (
-                min(self.min_height, int(heights.min())),
-                max(self.max_height, int(heights.max())),
-            )
-            self.min_width, self.max_width = (
-                min(self.min_width, int(widths.min())),
-                max(self.max_width, int(widths.max())),
-            )
-            self.max_bytes = max(self.max_bytes, int(sizes.max()))
-            self.num_raw += int((modes == RAW).sum())
-            self.max_label = max(self.max_label, int(labels.max()))
+    def _check_rows_of(self, num_classes: int | None, part: slice) -> "_Ranges":
+        """Check the rows of a chunk of samples, and return their ranges."""
+        images, labels = self.table(part)
+        pointers, sizes = images["data_ptr"].astype(np.uint64), self.sizes(part).astype(np.uint64)
+        heights, widths, modes = images["height"], images["width"], images["mode"]
+        end = np.uint64(self.alloc)
+        self._refuse_where(part, (heights == 0) | (widths == 0), "has a side of 0 px")
+        self._refuse_where(part, modes > RAW, "has an unknown image mode (known: 0 jpg, 1 raw)")
+        self._refuse_where(
+            part,
+            # This order avoids overflow.
+            (pointers < self.table_end)
+            | (pointers > end)
+            | (sizes > end)
+            | (sizes == 0)
+            | (pointers + sizes > end),
+            "lies outside of the file's data",
+        )
+        pixels = heights.astype(np.uint64) * widths
+        self._refuse_where(
+            part,
+            (modes == RAW) & (sizes != 3 * pixels),
+            "is raw, and its length is not height * width * 3",
+        )
+        self._refuse_where(
+            part, (modes == JPG) & (pixels > MAX_PIXELS), f"is a JPEG of more than {MAX_PIXELS:,} pixels"
+        )
+        self._refuse_where(part, labels < -1, "has a label below -1")
+        allowed = MAX_LABEL if num_classes is None else num_classes - 1
+        label_fault = (
+            "a label beyond int32"
+            if num_classes is None
+            else f"a label above {allowed}, the last of its class names"
+        )
+        self._refuse_where(part, labels > allowed, f"has {label_fault}")
+        return _Ranges(
+            int(heights.min()), int(widths.min()), int(heights.max()), int(widths.max()),
+            int(sizes.max()), int(labels.max()), int((modes == RAW).sum()),
+        )  # fmt: skip
 
     def _refuse_where(self, part: slice, bad: np.ndarray, fault: str) -> None:
         if bad.any():
