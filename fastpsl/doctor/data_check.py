@@ -18,6 +18,7 @@ def check_data(data: Dataset, options: TrainingOptions) -> Check:
     indices = np.unique(
         np.linspace(0, data.num_samples - 1, min(_NUM_SAMPLES, data.num_samples)).astype(np.int64)
     )
+    data.wait(indices)
     rows = data.rows(indices)
     decoder = TorchvisionDecoder()
     codes = np.array([decoder.decode_image(rows, i)[0] for i in range(len(indices))])

@@ -73,6 +73,7 @@ class _Reader:
 
     def read(self, indices: np.ndarray) -> None:
         """Read the samples' bytes and discard them; errors are ignored."""
+        self._data.wait(indices)
         rows = self._data.rows(indices)
         max_bytes = int(rows.num_bytes.max())
         if len(getattr(self._of_thread, "memory", b"")) < max_bytes:

@@ -68,6 +68,7 @@ def run(
     """
     quasi = QuasiRandom(data, lanes=LANES, batch_size_per_rank=share * LANES // world, rank=rank, world=world)
     order, readahead = quasi.epoch(1, first_step, UNDER_WAY)
+    assert isinstance(readahead, Readahead)
     pages = pages_of(data)
     page_of_sample = page_of_each(pages)
     page_at = {(fd, offset): i for i, (fd, offset) in enumerate(zip(*pages.extents[:2], strict=True))}

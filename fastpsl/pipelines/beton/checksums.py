@@ -17,9 +17,10 @@ from array import array
 import numpy as np
 
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, REMEDY, Shard
+from fastpsl.pipelines.beton.table import Table
 
 MARK = b"fastpsl crc32 1"  # in the arguments of the first field
-_MARK_START = HEADER.itemsize + 1 + FIELD["name"].itemsize
+MARK_START = HEADER.itemsize + 1 + FIELD["name"].itemsize
 _ITEM_BYTES = 4
 _NUM_FURTHER = 2
 
@@ -39,7 +40,7 @@ class Checksums:
     @property
     def num_bytes(self) -> int:
         """The number of bytes that `finish` returns."""
-        return _ITEM_BYTES * (len(self._each) + _NUM_FURTHER)
+        return num_checksum_bytes(len(self._each))
 
     def finish(self, head: bytes) -> bytes:
         """Return the bytes before the allocation table; `head` is the header and the field descriptors."""
@@ -48,9 +49,14 @@ class Checksums:
         return self._each.tobytes()
 
 
+def num_checksum_bytes(num_samples: int) -> int:
+    """Return the bytes of all checksums of a file."""
+    return _ITEM_BYTES * (num_samples + _NUM_FURTHER)
+
+
 def has_checksums(shard: Shard) -> bool:
     """Return whether the file is marked to have checksums; those of ffcv and older versions have none."""
-    return os.pread(shard.fd, len(MARK), _MARK_START) == MARK
+    return os.pread(shard.fd, len(MARK), MARK_START) == MARK
 
 
 def read_checksums(shard: Shard) -> np.ndarray:
@@ -59,15 +65,21 @@ def read_checksums(shard: Shard) -> np.ndarray:
     Raises:
         ValueError: The checksums, the header or the field descriptors are damaged.
     """
-    num_bytes = _ITEM_BYTES * (shard.num_samples + _NUM_FURTHER)
+    num_bytes = num_checksum_bytes(shard.num_samples)
     start = shard.alloc - num_bytes
     data = os.pread(shard.fd, num_bytes, start) if start >= shard.table_end else b""
     checksums = np.frombuffer(data[: len(data) // _ITEM_BYTES * _ITEM_BYTES], "<u4")
     if len(data) < num_bytes or checksums[-1] != zlib.crc32(data[:-_ITEM_BYTES]):
-        raise ValueError(f"{shard.path}: its checksums are damaged; copy it again, or {REMEDY}")
+        raise ValueError(f"{shard.name}: its checksums are damaged; copy it again, or {REMEDY}")
     if checksums[-2] != zlib.crc32(os.pread(shard.fd, shard.table_start, 0)):
-        raise ValueError(f"{shard.path}: its header is not as it was written; copy it again, or {REMEDY}")
+        raise ValueError(f"{shard.name}: its header is not as it was written; copy it again, or {REMEDY}")
     return checksums[:-_NUM_FURTHER]
+
+
+def sample_checksums(shard: Shard, samples: np.ndarray) -> np.ndarray:
+    """Return the checksums of some samples, uint32 [n], of a file whose checksums are sound."""
+    start = shard.alloc - num_checksum_bytes(shard.num_samples)
+    return Table(shard.fd, start, np.dtype("<u4"), shard.num_samples)[samples]
 
 
 def matches_checksum(shard: Shard, index: int, data: bytes, checksum: int) -> bool:

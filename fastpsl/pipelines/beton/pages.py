@@ -4,11 +4,11 @@ One read takes a whole page. An order that goes page by page reads a file nearly
 back.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import REMEDY, Shard, chunks
 from fastpsl.pipelines.data.dataset import Dataset
 
@@ -53,26 +53,36 @@ class Pages(NamedTuple):
 
 
 def pages_of(data: Dataset) -> Pages:
-    """Return the pages of a dataset file, computed from its tables.
-
-    It takes no memory per sample, or 4 bytes (8 above 2**31 samples) where another writer has scattered the
-    samples over the pages.
+    """Return the pages of a dataset file; see `pages_of_shards`.
 
     Raises:
         ValueError: The data is no dataset file, or a file was written to since it was opened.
     """
-    if data.kind != "beton" or not isinstance(data, Beton):
+    shards: Sequence[Shard] | None = getattr(data, "shards", None)
+    if data.kind != "beton" or shards is None:
         kind = "subset" if data.kind == "beton" else data.kind
         raise ValueError(
             f"--order quasi_random: {kind} data lies in no pages; "
             f"pack it with `fastpsl data write`, or choose --order random"
         )
+    return pages_of_shards(shards)
+
+
+def pages_of_shards(shards: Sequence[Shard]) -> Pages:
+    """Return the pages of dataset files, computed from their tables.
+
+    It takes no memory per sample, or 4 bytes (8 above 2**31 samples) where another writer has scattered the
+    samples over the pages.
+
+    Raises:
+        ValueError: A file was written to since it was opened.
+    """
     files, sizes, is_in_order = list[Extents](), list[np.ndarray](), True
-    for shard in data.shards:
+    for shard in shards:
         size = shard.page_size
         if size < _MIN_PAGE_BYTES:
             raise ValueError(
-                f"{shard.path}: says that its pages have {size} bytes, which is too few; {REMEDY}"
+                f"{shard.name}: says that its pages have {size} bytes, which is too few; {REMEDY}"
             )
         shard.check_unchanged()
         counts, last = np.zeros(shard.alloc // size + 1, np.int64), 0
@@ -89,7 +99,7 @@ def pages_of(data: Dataset) -> Pages:
         sizes.append(counts[used])
     starts = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
     extents = Extents(*(np.concatenate(columns) for columns in zip(*files, strict=True)))
-    return Pages(extents, starts, None if is_in_order else _samples_by_page(data))
+    return Pages(extents, starts, None if is_in_order else _samples_by_page(shards))
 
 
 def _pages_in_file(shard: Shard, part: slice) -> np.ndarray:
@@ -97,11 +107,12 @@ def _pages_in_file(shard: Shard, part: slice) -> np.ndarray:
     return (shard.table(part)[0]["data_ptr"] // shard.page_size).astype(np.int64)
 
 
-def _samples_by_page(data: Beton) -> np.ndarray:
+def _samples_by_page(shards: Sequence[Shard]) -> np.ndarray:
     """Return all samples, page after page."""
-    samples = np.empty(data.num_samples, np.int32 if data.num_samples <= 2**31 else np.int64)
+    num_samples = sum(shard.num_samples for shard in shards)
+    samples = np.empty(num_samples, np.int32 if num_samples <= 2**31 else np.int64)
     first = 0
-    for shard in data.shards:
+    for shard in shards:
         pages = np.concatenate([_pages_in_file(shard, part) for part in chunks(shard.num_samples)])
         samples[first : first + shard.num_samples] = first + np.argsort(pages, kind="stable")
         first += shard.num_samples

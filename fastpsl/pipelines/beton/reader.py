@@ -23,6 +23,9 @@ from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.data.dataset import SampleTable, out_of_range
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.existing import require_existing
+from fastpsl.pipelines.remote.address import is_remote
+from fastpsl.pipelines.remote.cache import Cache
+from fastpsl.pipelines.remote.pages import RemotePages
 
 
 def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
@@ -48,10 +51,13 @@ class Beton:
     names.
 
     Args:
-        source: A file, a glob, or several files.
+        source: A file, a glob, or several files. Or an address, or a glob of addresses, such as
+            s3://bucket/train-*.beton.
+        cache: The cache for files that live elsewhere; by default one in the folder for temporary files.
 
     Attributes:
-        paths: The files.
+        paths: The files; of files that live elsewhere, their places in the cache.
+        remote: What fetches the pages of files that live elsewhere; None for local ones.
         num_samples: The number of samples, which `len` returns, too.
         num_classes: The number of classes.
         class_names: The names of the classes, or None.
@@ -73,20 +79,26 @@ class Beton:
     split: str
     is_raw: bool
 
-    def __init__(self, source: "str | Path | Sequence[str | Path]"):
-        self.paths = shard_paths(source)
+    def __init__(self, source: "str | Path | Sequence[str | Path]", cache: Cache | None = None):
+        self.remote = RemotePages(str(source), cache or Cache()) if is_remote(source) else None
+        self.paths = self.remote.paths if self.remote else shard_paths(source)
+        names = self.remote.names if self.remote else [str(path) for path in self.paths]
         self.class_names: list[str] | None = None
         self.shards: list[Shard] = []  # for `verify` and `info`
         self._written: list[Written] = []
         splits = set[str]()
         try:
-            name = str(self.paths[0]) + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "")
+            name = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
             with doing(f"{name}: checking its tables", "files", len(self.paths)) as progress:
-                for path in progress.over(self.paths):
-                    splits.add(self._add(path))
+                for path, name in progress.over(list(zip(self.paths, names, strict=True))):
+                    splits.add(self._add(path, name))
             if faults := set_faults(self._written):
                 raise ValueError(faults[0])
-            if isinstance(source, str | Path) and self.paths != [Path(source)]:
+            if self.remote:
+                if missing := missing_shards(self._written):
+                    raise ValueError(f"{source}: is incomplete; {missing[0]}")
+                self.remote.open(self.shards)
+            elif isinstance(source, str | Path) and self.paths != [Path(source)]:
                 self._warn_of_missing_shards()
         except BaseException:
             self.close()
@@ -106,23 +118,27 @@ class Beton:
             more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
             warnings.warn(f"{missing[0]}{more}", stacklevel=3)
 
-    def _add(self, path: Path) -> str:
-        """Open one file and return the split that its JSON names, or ""."""
+    def _add(self, path: Path, name: str) -> str:
+        """Open one file, called `name` in messages, and return the split that its JSON names, or ""."""
         sidecar = read_sidecar(path)
         names = sidecar.class_names if sidecar else None
-        if sidecar and (written := how_written(path, sidecar.written, names)):
+        if sidecar and (written := how_written(name, sidecar.written, names)):
             self._written.append(written)
-        shard = Shard(path, len(names) if names else None)
+        num_classes = len(names) if names else None
+        if self.remote:
+            shard = self.remote.open_shard(len(self.shards), num_classes)
+        else:
+            shard = Shard(path, num_classes)
         self.shards.append(shard)
         if sidecar and sidecar.num_samples != shard.num_samples:
             raise ValueError(
-                f"{path}: holds {shard.num_samples:,} samples, and {path.name}.json tells of "
+                f"{name}: holds {shard.num_samples:,} samples, and {path.name}.json tells of "
                 f"{sidecar.num_samples:,}; copy both again, or remove the JSON"
             )
         if names and self.class_names and names != self.class_names:
             raise ValueError(
-                f"{path}: its class names differ from those of {self.paths[0]}; give files with the same "
-                f"classes, or write it again with --classes {self.paths[0]}"
+                f"{name}: its class names differ from those of {self.shards[0].name}; give files with the "
+                f"same classes, or write it again with --classes {self.shards[0].name}"
             )
         self.class_names = self.class_names or names
         return str((sidecar.written.get("split") if sidecar else None) or "")
@@ -199,6 +215,7 @@ class Beton:
         Raises:
             ValueError: They cannot be read whole.
         """
+        self.wait(np.array([index]))
         rows = self.rows(np.array([index]))
         num_bytes = int(rows.num_bytes[0])
         try:
@@ -213,6 +230,18 @@ class Beton:
             )
         return data
 
+    def wait(self, indices: np.ndarray) -> None:
+        """Wait until the bytes of samples are on this machine, which those of local files are.
+
+        Args:
+            indices: The samples, int64 [B] in [0, num_samples).
+
+        Raises:
+            ValueError: They cannot be fetched.
+        """
+        if self.remote is not None:
+            self.remote.wait(indices)
+
     def name(self, index: int) -> str:
         """Return a sample in words for messages, such as "train.beton sample 17 (n01440764/a.JPEG)".
 
@@ -222,16 +251,16 @@ class Beton:
             index: The sample.
         """
         number = int(np.searchsorted(self._starts, index, "right")) - 1
-        local, path = int(index - self._starts[number]), self.shards[number].path
+        local, shard = int(index - self._starts[number]), self.shards[number]
         try:
             # Read from disk each time, because millions of paths are not worth keeping for this.
-            sidecar = read_sidecar(path)
+            sidecar = read_sidecar(shard.path)
             source = (
                 next((p for i, p in enumerate(sidecar.source_paths()) if i == local), "") if sidecar else ""
             )
         except ValueError:
             source = ""
-        return f"{path} sample {local}" + (f" ({source})" if source else "")
+        return f"{shard.name} sample {local}" + (f" ({source})" if source else "")
 
     def digest(self) -> str:
         """Return a hexadecimal digest of headers and tables, without the data. It takes 30 ms for a million
@@ -249,6 +278,8 @@ class Beton:
         """Close the files. What `rows` returned must not be used any more."""
         for shard in self.shards:
             shard.close()
+        if self.remote is not None:
+            self.remote.close()
 
     def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         """Close what was left open, and warn of it as Python's own files do."""

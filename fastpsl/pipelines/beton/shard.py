@@ -89,8 +89,15 @@ class _Ranges(NamedTuple):
 class Shard:
     """One dataset file, opened and checked; `Beton` is the interface."""
 
-    def __init__(self, path: Path, num_classes: int | None = None):
-        self.path = path
+    def __init__(self, path: Path, num_classes: int | None = None, name: str | None = None):
+        """Open a file and check its tables.
+
+        Args:
+            path: The file.
+            num_classes: The number of its classes, or None where they have no names.
+            name: Its name in messages, by default its path.
+        """
+        self.path, self.name = path, str(path) if name is None else name
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -122,7 +129,7 @@ class Shard:
         self.fd = -1
 
     def _refuse(self, fault: str, remedy: str = REMEDY) -> ValueError:
-        return ValueError(f"{self.path}: {fault}; {remedy}")
+        return ValueError(f"{self.name}: {fault}; {remedy}")
 
     def _open_tables(self) -> None:
         status = os.fstat(self.fd)

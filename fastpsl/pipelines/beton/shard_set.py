@@ -35,7 +35,7 @@ _AGAIN = "write them all again in one way, or read them one by one"
 class Written:
     """The part of a dataset file's JSON that describes how it was written."""
 
-    path: Path
+    name: str  # its path or address
     index: int  # of num_shards
     source: str
     common: tuple[tuple[str, str], ...]
@@ -47,7 +47,7 @@ class Written:
         return int(self.common[0][1])
 
 
-def how_written(path: Path, written: dict[str, Any], class_names: list[str] | None) -> Written | None:
+def how_written(name: "str | Path", written: dict[str, Any], class_names: list[str] | None) -> Written | None:
     """Return the description from a JSON's `written` and `class_names`; None without shard and source."""
     shard = re.fullmatch("([0-9]{1,7})/([0-9]{1,7})", str(written.get("shard")))
     if not shard or not written.get("source"):
@@ -59,7 +59,7 @@ def how_written(path: Path, written: dict[str, Any], class_names: list[str] | No
     entries = {"reencode": "larger", **written, "shards": num_shards, "source": os.path.basename(source)}
     common = tuple((name, str(entries.get(name))) for name in _COMMON)
     names = None if class_names is None else tuple(class_names)
-    return Written(path, int(index), source, common, names, bool(written.get("appended")))
+    return Written(str(name), int(index), source, common, names, bool(written.get("appended")))
 
 
 def set_faults(shards: Sequence[Written]) -> list[str]:
@@ -79,10 +79,10 @@ def set_faults(shards: Sequence[Written]) -> list[str]:
         ]
         if differences:
             wording, value, other = differences[0]
-            text = f"was written {wording.format(value)}, {first.path} {wording.format(other)}"
-            faults.append(f"{shard.path}: {text}; {_AGAIN}")
+            text = f"was written {wording.format(value)}, {first.name} {wording.format(other)}"
+            faults.append(f"{shard.name}: {text}; {_AGAIN}")
         elif shard.class_names != first.class_names:
-            faults.append(f"{shard.path}: its class names differ from those of {first.path}; {_AGAIN}")
+            faults.append(f"{shard.name}: its class names differ from those of {first.name}; {_AGAIN}")
         else:
             same.append(shard)
     return faults + _twice(same)
@@ -102,7 +102,7 @@ def _twice(shards: Sequence[Written]) -> list[str]:
         other = first_of.setdefault(whole_beton if shard.num_shards == 1 else shard.index, shard)
         if other is not shard:
             of = f"shard {shard.index}/{shard.num_shards} of {shard.source}"
-            faults.append(f"{shard.path}: holds the same images as {other.path} ({of}); remove one of them")
+            faults.append(f"{shard.name}: holds the same images as {other.name} ({of}); remove one of them")
     return faults
 
 
@@ -113,7 +113,7 @@ def _appended_twice(others: Sequence[Written], appended: Sequence[Written]) -> l
         other = first_of.setdefault((shard.source, dict(shard.common)["split"]), shard)
         if other is not shard and shard.is_appended:
             faults.append(
-                f"{shard.path}: holds images of {shard.source}, as {other.path} does; remove one of them"
+                f"{shard.name}: holds images of {shard.source}, as {other.name} does; remove one of them"
             )
     return faults
 
@@ -125,8 +125,9 @@ def missing_shards(shards: Sequence[Written]) -> list[str]:
     missing = set(range(run[0].num_shards)) - {shard.index for shard in run} if run else set()
     is_by_size = bool(run) and dict(run[0].common)["shard_mb"] != "None"
     again = "copy it, or write all again" if is_by_size else "write it with --shard {}/{}"
+    folder = os.path.dirname(run[0].name) if run else ""
     return [
-        f"{run[0].path.parent}: shard {index}/{run[0].num_shards} of {run[0].source} is missing; "
+        f"{folder or '.'}: shard {index}/{run[0].num_shards} of {run[0].source} is missing; "
         f"{again.format(index, run[0].num_shards)}"
         for index in sorted(missing)
     ]

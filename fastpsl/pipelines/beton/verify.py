@@ -177,6 +177,8 @@ def _samples(beton: Beton) -> Iterator[tuple[int, SampleTable, int]]:
     for part in chunks(beton.num_samples):
         rows = beton.rows(np.arange(part.start, part.stop))
         for i in range(part.stop - part.start):
+            if beton.remote is not None:
+                beton.wait(np.array([part.start + i]))
             yield part.start + i, rows, i
 
 

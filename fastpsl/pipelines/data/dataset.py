@@ -92,6 +92,10 @@ class Dataset(Protocol):
         """
         ...
 
+    def wait(self, indices: np.ndarray) -> None:
+        """Wait until the bytes of samples are on this machine; raise ValueError where they cannot come."""
+        ...
+
     def labels(self) -> np.ndarray:
         """Return all labels, int32 [num_samples]; -1 for none."""
         ...

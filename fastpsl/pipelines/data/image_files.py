@@ -78,6 +78,9 @@ class ImageFiles:
         start = int(record["name_start"])
         return os.fsdecode(self._index.names[start : start + int(record["name_bytes"])].tobytes())
 
+    def wait(self, indices: np.ndarray) -> None:
+        """Do nothing, since all is on this machine."""
+
     def labels(self) -> np.ndarray:
         """Return all labels, int32 [num_samples]; -1 for none."""
         return np.ascontiguousarray(self._index.records["label"])

@@ -69,6 +69,10 @@ class Subset:
             raise out_of_range(positions, self.num_samples)
         return self.data.rows(self.indices[positions])._replace(indices=positions)
 
+    def wait(self, indices: np.ndarray) -> None:
+        """Wait until the bytes of samples are on this machine."""
+        self.data.wait(self.indices[indices])
+
     def labels(self) -> np.ndarray:
         """Return all labels, int32 [num_samples]; -1 for none."""
         return self.data.labels()[self.indices]

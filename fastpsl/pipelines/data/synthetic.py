@@ -42,6 +42,9 @@ class Synthetic:
         rows.label[:] = rows.indices % self.num_classes
         return rows
 
+    def wait(self, indices: np.ndarray) -> None:
+        """Do nothing, since all is on this machine."""
+
     def labels(self) -> np.ndarray:
         return (np.arange(self.num_samples) % self.num_classes).astype(np.int32)
 

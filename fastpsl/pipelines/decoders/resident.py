@@ -155,7 +155,9 @@ def _load(data: "Beton", device: torch.device) -> Tensor:
             part = images[start : start + _CHUNK]
             host = part if device.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
             pixels = host.numpy()
-            rows = data.rows(np.arange(start, start + len(part)))
+            indices = np.arange(start, start + len(part))
+            data.wait(indices)
+            rows = data.rows(indices)
             for i, (fd, offset) in enumerate(zip(rows.fd.tolist(), rows.offset.tolist(), strict=True)):
                 if os.preadv(fd, [pixels[i].reshape(-1)], offset) != pixels[i].size:
                     raise ValueError(

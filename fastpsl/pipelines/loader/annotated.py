@@ -231,7 +231,9 @@ def read_image(data: Dataset, index: int) -> Tensor:
     Raises:
         BadSampleError: If the sample cannot be decoded. The message names it.
     """
-    code, image = _decoder().decode_image(data.rows(np.array([index])), 0)
+    indices = np.array([index])
+    data.wait(indices)
+    code, image = _decoder().decode_image(data.rows(indices), 0)
     if image is None:
         raise BadSampleError(f"{data.name(index)}: {_decoder().reasons[code]}")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

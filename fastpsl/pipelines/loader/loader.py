@@ -22,13 +22,19 @@ from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.by_chunks import ByChunks
+from fastpsl.pipelines.loader.elsewhere import fetch_ahead, prepare_fetching, result_of
 from fastpsl.pipelines.loader.order import InOrder, Order, num_steps, numbered, step_indices, training_order
 from fastpsl.pipelines.loader.pending_batch import LoaderSpec, PendingBatch
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
+from fastpsl.pipelines.loader.readahead import Readahead
 from fastpsl.pipelines.loader.workers import default_num_threads
+from fastpsl.pipelines.remote.ahead import FetchAhead
 from fastpsl.pipelines.views import ViewSpec
 
 ORDERS = ("random", "quasi_random")
+_SHARE_FOR_FETCHING = (
+    0.8  # of the limit for a batch, so that what the network lacks is said, and not that limit
+)
 
 
 @final
@@ -147,6 +153,7 @@ class Loader:
                 data, lanes=lanes, batch_size_per_rank=batch_size_per_rank, seed=seed, rank=rank, world=world
             )
             self.num_steps = self._quasi_random.num_steps
+        prepare_fetching(data, timeout_s, is_random=train and self._quasi_random is None)
         copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.decoder, self.decoder_reason = open_decoder(
             decoder,
@@ -207,7 +214,7 @@ class Loader:
             raise ValueError("the loader is closed; make a new one")
 
     def _batches(self, epoch: int, first_step: int, order: Order | None) -> Generator[Batch, None, None]:
-        readahead = None
+        readahead: Readahead | FetchAhead | None = None
         if order is not None:
             pass
         elif self._quasi_random is not None:
@@ -219,6 +226,11 @@ class Loader:
             order = training_order(self.seed, epoch, self.num_samples)
         else:
             order = InOrder(self.num_samples)
+        if readahead is None:
+            share = self.batch_size_per_rank, self.rank, self.world
+            readahead = fetch_ahead(
+                self.data, order, range(first_step, self.num_steps), share, self.prefetch_batches, self.train
+            )
         # Local names, because the module's globals may be gone when the interpreter's exit closes this.
         monotonic, is_finalizing = time.monotonic, sys.is_finalizing
         under_way: deque[PendingBatch] = deque()
@@ -237,7 +249,7 @@ class Loader:
         try:
             start_batches()
             while under_way:
-                batch = under_way[0].result(self.timeout_s)
+                batch = result_of(under_way[0], self.timeout_s, readahead)
                 under_way.popleft()
                 start_batches()  # before the yield: the consumer's batch does not count as prefetched
                 yield batch
@@ -251,6 +263,8 @@ class Loader:
             # Wait for the batches in flight, so that the caller may close the data right after.
             for pending in under_way:
                 pending.cancelled = True
+            if readahead is not None:
+                readahead.leave()
             deadline = monotonic() + self.timeout_s
             for pending in () if self._engine.closed or is_finalizing() else under_way:
                 pending.done.wait(max(0.0, deadline - monotonic()))

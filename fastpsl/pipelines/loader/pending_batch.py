@@ -108,6 +108,7 @@ class PendingBatch:
         """Compute rows, boxes and draws, which need no pixels."""
         spec, num = self.spec, self.num_valid
         try:
+            spec.data.wait(self.indices[:num])
             self.rows = spec.data.rows(self.indices[:num])
         except ValueError as error:  # a file was cut short: the message names the file, and here the samples
             raise ValueError(f"{error} (while reading {self._names(self.indices[:num])})") from None

@@ -20,6 +20,8 @@ from fastpsl.pipelines.beton.pages import Pages, pages_of
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.order import Order, keys_of
 from fastpsl.pipelines.loader.readahead import Readahead
+from fastpsl.pipelines.remote.ahead import FetchAhead, require_room
+from fastpsl.pipelines.remote.pages import remote_pages
 
 GROUP_PAGES = 4  # 64 lanes x 4 pages of 8 MiB: 2 GiB open, and as much read ahead
 MAX_DROPPED = 0.1  # share of an epoch's samples; unequal lanes come near it below 32 pages per lane
@@ -175,9 +177,17 @@ class QuasiRandom:
         num_used = check_lanes(self._page_sizes, lanes, world * batch_size_per_rank, world)
         self._lanes, self._seed, self._rank, self._world = lanes, seed, rank, world
         self._samples_a_step = world * batch_size_per_rank // lanes
+        self._remote = remote_pages(data)
+        if self._remote is not None:
+            # A lane that turns to its next group has two of them open.
+            open_pages = min(lanes // world * 2 * GROUP_PAGES, len(self._page_sizes))
+            needed = open_pages * int(self._pages.extents.num_bytes.max())
+            require_room(self._remote, "quasi_random", needed, "fewer --lanes, or ")
         self.num_steps = num_used // lanes // self._samples_a_step
 
-    def epoch(self, epoch: int, first_step: int, steps_under_way: int) -> tuple[Order, Readahead]:
+    def epoch(
+        self, epoch: int, first_step: int, steps_under_way: int
+    ) -> tuple[Order, Readahead | FetchAhead]:
         """Return the order of the whole epoch, and the read-ahead of this rank's lanes.
 
         The caller calls the read-ahead's `advance(step)` before it reads a step, and `close()` at the end.
@@ -190,6 +200,8 @@ class QuasiRandom:
         groups = deal_pages(self._seed, epoch, self._page_sizes, self._lanes)
         order = QuasiRandomOrder(self._seed, epoch, self._pages, groups, self._lanes, self._samples_a_step)
         pages, ask_at, give_at = self.page_steps(groups, first_step, steps_under_way)
+        if self._remote is not None:
+            return order, FetchAhead(self._remote, pages, give_at)
         return order, Readahead(self._pages.extents.part(pages), ask_at, give_at)
 
     def page_steps(

@@ -60,6 +60,9 @@ class Readahead:
             self._workers.submit(self._ask, self._to_ask[self._num_asked : num_asked].tolist())
             self._num_asked = num_asked
 
+    def leave(self) -> None:
+        """Do nothing, since nobody waits for a part."""
+
     def close(self, limit_s: float = 5.0) -> None:
         """Give back all parts that are held and end the thread, waiting at most `limit_s` seconds."""
         if self._workers is not None and not self._workers.closed:

@@ -111,7 +111,12 @@ class _Group:
 
 
 def map_in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int, name: str
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    num_threads: int,
+    name: str,
+    *,
+    group: int = _GROUP,
 ) -> Generator[tuple[Item, Result], None, None]:
     """Yield each item with its result, in order; the results are computed in threads.
 
@@ -124,12 +129,13 @@ def map_in_order(
         items: The items.
         num_threads: The number of threads.
         name: The prefix of the threads' names.
+        group: Neighbours that one thread takes at a time; 1 for items that take long.
     """
     waiting, source, is_left = deque[_Group](), iter(items), threading.Event()
     workers = Workers(num_threads, name)
     try:
-        while group := list(islice(source, _GROUP)):
-            waiting.append(_Group(group))
+        while items_now := list(islice(source, group)):
+            waiting.append(_Group(items_now))
             workers.submit(waiting[-1].run, function, is_left)
             if len(waiting) >= _WINDOW * num_threads:
                 yield from waiting.popleft().pairs()

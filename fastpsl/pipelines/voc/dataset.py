@@ -151,6 +151,9 @@ class VOC:
             raise IndexError(f"sample {positions.min()} .. {positions.max()} of {self.num_samples}")
         return self._rows.part(positions)
 
+    def wait(self, indices: np.ndarray) -> None:
+        """Do nothing, since all is on this machine."""
+
     def labels(self) -> np.ndarray:
         """Return int32 [num_samples], all -1, because an image has several classes (`targets`)."""
         return np.full(self.num_samples, -1, np.int32)

@@ -1,0 +1,152 @@
+"""A dataset file that lives elsewhere: its layout, and its place in the cache, from its first bytes."""
+
+import os
+import threading
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+from typing_extensions import override
+
+from fastpsl.pipelines.beton.checksums import MARK, MARK_START, num_checksum_bytes
+from fastpsl.pipelines.beton.shard import FIELD, HEADER, ROW_OF_TYPE, VERSION, Shard, row_dtype
+from fastpsl.pipelines.beton.sidecar import sidecar_path
+from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.pipelines.remote.cache import Cache
+from fastpsl.pipelines.remote.failures import persistently
+from fastpsl.pipelines.remote.objects import LIMIT_S, RemoteObject, read_whole
+
+_HEAD_BYTES = 1 << 14  # a header with 15 fields
+_DISK_BLOCK = 4096
+_PIECE_BYTES = 16 << 20  # of the tables
+
+
+class Layout(NamedTuple):
+    """Where the parts of a dataset file lie, in bytes."""
+
+    table_start: int
+    table_end: int
+    tail: int  # the checksums, if there are some, and the allocation table
+    alloc: int
+    page_bytes: int
+    num_samples: int
+    has_checksums: bool
+
+    def parts(self, num_bytes: int) -> np.ndarray:
+        """Return the start and stop of each part of a file: of its tables, then of its pages."""
+        tables = [
+            (start, min(start + _PIECE_BYTES, stop))
+            for begin, stop in ((0, self.table_end), (self.tail, num_bytes))
+            for start in range(begin, stop, _PIECE_BYTES)
+        ]
+        start = np.arange(0, self.tail, self.page_bytes)
+        stop = np.minimum(start + self.page_bytes, self.tail)
+        pages = np.stack([np.clip(start, self.table_end, stop), stop], 1)
+        return np.concatenate([np.array(tables, np.int64).reshape(-1, 2), pages])
+
+    def num_table_parts(self, num_bytes: int) -> int:
+        """Return how many of the parts are those of tables."""
+        return -(-self.table_end // _PIECE_BYTES) + -(-(num_bytes - self.tail) // _PIECE_BYTES)
+
+
+def _layout(remote: RemoteObject, head: bytes) -> Layout:
+    """Return the layout that a file's first bytes tell.
+
+    Raises:
+        ValueError: They are those of no dataset file.
+    """
+    header = np.frombuffer(head, HEADER, 1)[0] if len(head) >= HEADER.itemsize else np.zeros((), HEADER)
+    num_fields, num_samples = int(header["num_fields"]), int(header["num_samples"])
+    table_start, page_bytes = HEADER.itemsize + num_fields * FIELD.itemsize, int(header["page_size"])
+    is_known = header["version"] == VERSION and 1 <= num_fields <= 256
+    if is_known and len(head) < table_start <= remote.num_bytes:  # it has many fields
+        return _layout(remote, _read(remote, 0, table_start))
+    is_known &= len(head) >= table_start
+    types = np.frombuffer(head, FIELD, num_fields, HEADER.itemsize)["type_id"].tolist() if is_known else []
+    if not types or not set(types) <= ROW_OF_TYPE.keys():
+        raise ValueError(
+            f"{remote.address}: is no dataset file of FFCV's format 2, as its first bytes show; give a "
+            ".beton file, which `fastpsl data write` makes"
+        )
+    table_end = table_start + num_samples * row_dtype(types).itemsize
+    alloc = int(header["alloc_table_ptr"])
+    has_checksums = head[MARK_START : MARK_START + len(MARK)] == MARK
+    tail = alloc - (num_checksum_bytes(num_samples) if has_checksums else 0)
+    if not table_end <= tail <= alloc <= remote.num_bytes or page_bytes < HEADER.itemsize:
+        raise ValueError(
+            f"{remote.address}: is not whole, or damaged ({remote.num_bytes:,} bytes do not hold the tables "
+            f"of {num_samples:,} samples); upload it again"
+        )
+    return Layout(table_start, table_end, tail, alloc, page_bytes, num_samples, has_checksums)
+
+
+class CachedShard(Shard):
+    """A dataset file in the cache. It changes while its pages come, and nobody else writes to it."""
+
+    @override
+    def check_unchanged(self) -> None:
+        """Do nothing."""
+
+
+def _read(remote: RemoteObject, start: int, stop: int) -> bytes:
+    """Return a stretch of a file, which may end before `stop`."""
+    stop = min(stop, remote.num_bytes)
+    return persistently(lambda: remote.read(start, stop), remote.address, LIMIT_S, threading.Event())
+
+
+class RemoteBeton:
+    """A remote dataset file with a place in the cache.
+
+    Args:
+        remote: The file.
+        cache: The cache.
+
+    Attributes:
+        remote: As given.
+        layout: Where its parts lie.
+        file: Its place in the cache. The first `num_tables` parts are those of the tables, all others are
+            pages.
+
+    Raises:
+        ValueError: It cannot be reached, or is no dataset file. The message is one line.
+    """
+
+    def __init__(self, remote: RemoteObject, cache: Cache) -> None:
+        self.remote = remote
+        self.layout = _layout(remote, _read(remote, 0, _HEAD_BYTES))
+        self.file = cache.open(remote, self.layout.parts(remote.num_bytes))
+        self.num_tables = self.layout.num_table_parts(remote.num_bytes)
+        sidecar, local = read_whole(f"{remote.address}.json"), sidecar_path(self.file.path)
+        if sidecar is not None:
+            write_atomically(local, sidecar)
+        else:
+            local.unlink(missing_ok=True)
+
+    def table_bytes(self) -> int:
+        """Return the bytes that the tables take on the disk, about: in whole blocks, with the list of parts."""
+        parts = self.file.parts
+        return int(np.diff(parts[: self.num_tables]).sum()) + 24 * len(parts) + 4 * _DISK_BLOCK
+
+    def mend_tables(self) -> bool:
+        """Read the tables again, and correct those here where they came damaged; return whether they had.
+
+        Only the header and the samples' checksums have checksums of their own.
+        """
+        were_damaged = False
+        for start, stop in self.file.parts[: self.num_tables].tolist():
+            again = {_read(self.remote, start, stop) for _ in range(2)}
+            if len(again) == 1 and os.pread(self.file.fd, stop - start, start) not in again:
+                os.pwrite(self.file.fd, again.pop(), start)
+                were_damaged = True
+        return were_damaged
+
+    def are_tables_whole(self) -> bool:
+        """Return whether the tables match their checksums, or have none."""
+        layout = self.layout
+        if not layout.has_checksums:
+            return True
+        checksums = os.pread(self.file.fd, layout.alloc - layout.tail, layout.tail)
+        head = os.pread(self.file.fd, layout.table_start, 0)
+        return zlib.crc32(checksums[:-4]) == int.from_bytes(checksums[-4:], "little") and zlib.crc32(
+            head
+        ) == int.from_bytes(checksums[-8:-4], "little")

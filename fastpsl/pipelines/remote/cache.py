@@ -1,0 +1,291 @@
+"""A bounded cache of remote files on local disk, which all processes of a machine share.
+
+A remote file is a sparse local file of its size. Its parts, such as the pages of a dataset file, are fetched
+one by one, and given up by punching holes. So what reads a local dataset file reads this one, too.
+
+    CACHE/lock                     held while room is made
+    CACHE/files/ID/NAME            the sparse file; ID is a digest of its address, size and version
+    CACHE/files/ID/NAME.parts      a row per part: start, stop, time of last use, which is 0 for an absent one
+    CACHE/files/ID/NAME.json       the JSON beside a dataset file
+
+Each process holds a shared lock (part_locks.py, in the file of parts) on each part that it uses. An exclusive
+one is needed to fetch a part, and to give it up. A process that is killed leaves no lock. A part counts as
+present only after its bytes are written. Since they may not be on the disk yet, a cache is good until the
+machine starts anew: ID contains its boot.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from fastpsl.pipelines.remote.objects import RemoteObject
+from fastpsl.pipelines.remote.part_locks import PartLocks
+
+_PUNCH_HOLE = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_SHARE_OF_DISK = 0.8  # of what is free, where no bound is given
+_SHARE_AT_ONCE = 32  # room is made for a 32nd of the bound more than is needed
+_POLL_S, _OPEN_LIMIT_S = 0.02, 30.0
+_PART = np.dtype([("start", "<i8"), ("stop", "<i8"), ("time", "<u4")], align=True)
+_IS_OPEN = 1 << 40  # the lock of every process that has the file open, beyond all parts
+
+
+class CacheFullError(OSError):
+    """A cache of which all parts are in use."""
+
+
+def default_cache_dir() -> Path:
+    """Return a folder of this user's in the folder for temporary files, which is local on most machines."""
+    return Path(tempfile.gettempdir()) / f"fastpsl-data-{os.getuid()}"
+
+
+class Cache:
+    """A bounded cache in a folder.
+
+    Args:
+        folder: The folder, made if it is missing; by default `default_cache_dir()`.
+        max_gb: The bound, in 10^9 bytes. By default, 80 % of what the disk has free and the cache holds.
+
+    Raises:
+        ValueError: The folder cannot be used, or has less space than `max_gb`. The message is one line.
+    """
+
+    def __init__(self, folder: Path | None = None, max_gb: float | None = None) -> None:
+        self.folder = default_cache_dir() if folder is None else folder
+        if max_gb is not None and not max_gb > 0:
+            raise ValueError(f"--cache-gb {max_gb:g}: it must be above 0")
+        try:
+            self._files = self.folder / "files"
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.folder.stat().st_uid != os.getuid():
+                raise ValueError(
+                    f"--cache-dir {self.folder}: belongs to another user; give a folder of your own"
+                )
+            self._files.mkdir(exist_ok=True)
+            (self.folder / "lock").touch()
+            _require_holes(self.folder)
+            free = shutil.disk_usage(self.folder).free + self.num_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"--cache-dir {self.folder}: cannot be used ({error.strerror}); give a folder on a local disk"
+            ) from None
+        self.max_bytes = int(max_gb * 1e9 if max_gb is not None else _SHARE_OF_DISK * free)
+        if self.max_bytes > free:
+            raise ValueError(
+                f"--cache-gb {max_gb:g}: {self.folder} has {free / 1e9:.1f} GB; "
+                f"give at most --cache-gb {int(free / 1e9)}, or another --cache-dir"
+            )
+
+    def open(self, remote: RemoteObject, parts: np.ndarray) -> "CachedFile":
+        """Open a remote file's place in the cache.
+
+        Args:
+            remote: The file.
+            parts: The start and stop of each part, int64 [num_parts, 2], in bytes. They do not overlap.
+        """
+        key = f"{remote.address}\n{remote.num_bytes}\n{remote.version}\n{_boot()}\n".encode()
+        place = self._files / blake2b(key + parts.tobytes(), digest_size=10).hexdigest()
+        with self._locked(_OPEN_LIMIT_S):
+            place.mkdir(exist_ok=True)
+            return CachedFile(self, place / remote.name, remote, parts)
+
+    def make_room(self, file: "CachedFile", part: int, limit_s: float) -> None:
+        """Allocate the disk's space for a part, and give up what was not used for longest if there is none.
+
+        Raises:
+            CacheFullError: All other parts are in use.
+            OSError: The disk is full all the same.
+        """
+        start, stop = file.parts[part].tolist()
+        with self._locked(limit_s):
+            too_many = self.num_bytes() + stop - start - self.max_bytes
+            if too_many > 0:
+                freed = self._give_up(too_many + self.max_bytes // _SHARE_AT_ONCE)
+                if freed < too_many:
+                    raise CacheFullError(errno.ENOSPC, f"all of its {self.max_bytes / 1e9:.1f} GB are in use")
+            os.posix_fallocate(file.fd, start, stop - start)
+
+    def num_bytes(self) -> int:
+        """Return the bytes that the cache's files take on the disk."""
+        num_blocks = 0
+        for place in os.scandir(self._files):
+            with suppress(FileNotFoundError):
+                num_blocks += sum(entry.stat().st_blocks for entry in os.scandir(place.path))
+        return 512 * num_blocks
+
+    def _give_up(self, num_bytes: int) -> int:
+        """Give up parts that nobody uses, the oldest first, for `num_bytes`; return how many were freed."""
+        opened, oldest_first = list[_Evictable](), list[tuple[int, int, int]]()
+        num_freed = 0
+        try:
+            for table in self._files.glob("*/*.parts"):
+                opened.append(_Evictable(table))
+                times = opened[-1].table["time"]
+                oldest_first += [(int(times[i]), len(opened) - 1, int(i)) for i in np.flatnonzero(times)]
+            for _, number, part in sorted(oldest_first):
+                if num_freed >= num_bytes:
+                    break
+                num_freed += opened[number].give_up(part)
+        finally:
+            for file in opened:
+                file.close()
+        return num_freed
+
+    @contextmanager
+    def _locked(self, limit_s: float) -> Iterator[None]:
+        deadline = time.monotonic() + limit_s
+        with open(self.folder / "lock") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise CacheFullError(errno.EBUSY, "another process does not leave its lock") from None
+                    time.sleep(_POLL_S)
+            yield
+
+
+class CachedFile:
+    """A remote file in the cache, opened by `Cache.open`. Any thread may use it, for a part one at a time.
+
+    Attributes:
+        path: The sparse file.
+        remote: The remote file.
+        parts: The start and stop of each part, int64 [num_parts, 2].
+        fd: The sparse file, open to be written.
+    """
+
+    def __init__(self, cache: Cache, path: Path, remote: RemoteObject, parts: np.ndarray) -> None:
+        self._cache, self.path, self.remote, self.parts = cache, path, remote, parts
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.ftruncate(self.fd, remote.num_bytes)
+        self._table_fd = os.open(f"{path}.parts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        is_new = os.fstat(self._table_fd).st_size < len(parts) * _PART.itemsize
+        os.ftruncate(self._table_fd, len(parts) * _PART.itemsize)
+        # By a descriptor of its own: one that shares the locks' would keep them after `close`.
+        self._table = np.memmap(f"{path}.parts", _PART, "r+", shape=(len(parts),))
+        if is_new:
+            self._table["start"], self._table["stop"] = parts.T
+        self._locks = PartLocks(self._table_fd)
+        self._locks.try_shared(_IS_OPEN)
+
+    def is_present(self, part: int) -> bool:
+        """Return whether the bytes of a part are there. They stay only if the part is held or claimed."""
+        return bool(self._table["time"][part])
+
+    def hold(self, part: int) -> bool:
+        """Keep a part from being given up, if it is there; return whether it is."""
+        if not self.is_present(part) or not self._locks.try_shared(part):
+            return False
+        if not self.is_present(part):  # it was given up in between
+            self._locks.release(part)
+            return False
+        return True
+
+    def claim(self, part: int) -> bool:
+        """Claim the fetching of a part; return False where another process has it or fetches it."""
+        return self._locks.try_exclusive(part)
+
+    def fill(self, part: int, data: bytes, limit_s: float) -> None:
+        """Write the bytes of a claimed part, which is held from then on.
+
+        Args:
+            part: The part.
+            data: Its bytes.
+            limit_s: How long to wait for another process that makes room.
+
+        Raises:
+            OSError: There is no room, or the disk fails.
+        """
+        self._cache.make_room(self, part, limit_s)
+        start, view = int(self.parts[part, 0]), memoryview(data)
+        while view:
+            num = os.pwrite(self.fd, view, start)
+            view, start = view[num:], start + num
+        self._table["time"][part] = _now()
+        self._locks.try_shared(part)
+
+    def give_back(self, part: int) -> None:
+        """End the hold or the claim of a part. It stays until its room is needed."""
+        if self.is_present(part):
+            self._table["time"][part] = _now()
+        self._locks.release(part)
+
+    def forget(self, part: int) -> None:
+        """Make a held part count as absent, as its bytes are wrong, unless another process uses it."""
+        if self._locks.try_exclusive(part):
+            self._table["time"][part] = 0
+        self._locks.release(part)
+
+    def close(self) -> None:
+        """Close the files, which ends all holds."""
+        self.__dict__.pop("_table", None)
+        for fd in (self.fd, self._table_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._table_fd = -1
+
+
+class _Evictable:
+    """A file of the cache, opened to give up its parts. This process's own holds exclude it, too."""
+
+    def __init__(self, table: Path) -> None:
+        self._place = table.parent
+        self._table_fd = os.open(table, os.O_RDWR | os.O_CLOEXEC)
+        self._fd = os.open(table.with_suffix(""), os.O_RDWR | os.O_CLOEXEC)
+        self.table = np.memmap(table, _PART, "r+")
+        self._locks = PartLocks(self._table_fd)
+
+    def give_up(self, part: int) -> int:
+        """Punch out a part unless it is in use; return its bytes, or 0."""
+        if not self._locks.try_exclusive(part):
+            return 0
+        start, stop = int(self.table["start"][part]), int(self.table["stop"][part])
+        self.table["time"][part] = 0
+        _punch(self._fd, start, stop - start)
+        self._locks.release(part)
+        return stop - start
+
+    def close(self) -> None:
+        """Close the file, and remove it if it is empty and nobody has it open."""
+        is_empty = not self.table["time"].any()
+        del self.table
+        if is_empty and self._locks.try_exclusive(_IS_OPEN):
+            shutil.rmtree(self._place, ignore_errors=True)
+        os.close(self._fd)
+        os.close(self._table_fd)
+
+
+def _punch(fd: int, start: int, num_bytes: int) -> None:
+    """Give a stretch of a file back to the disk; it reads as zeros then."""
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if fallocate(fd, _PUNCH_HOLE, start, num_bytes):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _require_holes(folder: Path) -> None:
+    """Raise OSError unless files in the folder can be written, and parts of them given up."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(8192))
+        file.flush()
+        _punch(file.fileno(), 0, 4096)
+
+
+def _boot() -> str:
+    """Return what tells a machine's starts apart."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _now() -> int:
+    return int(time.time())

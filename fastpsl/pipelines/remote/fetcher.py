@@ -1,0 +1,244 @@
+"""Threads that fetch pages of remote files into the cache, when they are asked for or ahead of that."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, final
+
+import numpy as np
+
+from fastpsl.pipelines.loader.workers import Workers
+from fastpsl.pipelines.remote.cache import CachedFile, CacheFullError
+from fastpsl.pipelines.remote.failures import RemoteDataError, WrongBytesError, persistently
+from fastpsl.pipelines.remote.objects import LIMIT_S
+
+NUM_CONNECTIONS = 16  # 16 requests of 8 MiB are what a line of 10 Gbit/s holds at a latency of 100 ms
+_MAX_WRONG = 4  # answers with wrong bytes, before they count as the file's own
+_MAX_LOOSE = 4 * NUM_CONNECTIONS  # pages held that no plan gives back
+_POLL_S = 0.02
+
+
+class Page(NamedTuple):
+    """A page: a part of a file in the cache, and the check of its bytes."""
+
+    file: CachedFile
+    part: int
+    is_sound: Callable[[bytes], bool]
+
+    @property
+    def num_bytes(self) -> int:
+        start, stop = self.file.parts[self.part].tolist()
+        return int(stop - start)
+
+
+class _Fetch:
+    """A page that was asked for."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.error: Exception | None = None
+        self.is_wanted = True
+
+
+@final
+class Fetcher:
+    """The pages of a data set that this process holds or fetches.
+
+    Args:
+        pages: The pages, by number.
+
+    Attributes:
+        limit_s: How long a page is tried for, in seconds.
+        stalled_s: Seconds in which somebody waited for a page.
+        num_bytes: Bytes that came over the network.
+    """
+
+    def __init__(self, pages: list[Page]) -> None:
+        self._pages = pages
+        self.limit_s = LIMIT_S
+        self.stalled_s, self.num_bytes = 0.0, 0
+        self._fetches: dict[int, _Fetch] = {}
+        self._is_planned = np.zeros(len(pages), bool)
+        self._loose: deque[int] = deque()
+        self._left = threading.Event()
+        self._lock = threading.Lock()
+        self._num_waiting, self._waiting_since = 0, 0.0
+        self._workers = Workers(NUM_CONNECTIONS, "fastpsl-fetch")
+
+    def plan(self, pages: Iterable[int]) -> None:
+        """Fetch pages, and hold them until they are given back."""
+        with self._lock:
+            for page in pages:
+                self._is_planned[page] = True
+                self._ask(page)
+
+    def wait(self, pages: Iterable[int]) -> None:
+        """Wait until pages are there.
+
+        Those that are not planned are held until many others have been asked for.
+
+        Raises:
+            ValueError: One cannot be fetched. The message is one line.
+        """
+        with self._lock:
+            fetches = {page: self._asked(page) for page in pages}
+        missing = {page: fetch for page, fetch in fetches.items() if not fetch.done.is_set()}
+        if missing:
+            self._count_waiting(1)
+            try:
+                for page, fetch in missing.items():
+                    self._wait_for(page, fetch)
+            finally:
+                self._count_waiting(-1)
+        for fetch in fetches.values():
+            if fetch.error is not None:
+                raise fetch.error
+
+    def give_back(self, pages: Iterable[int]) -> None:
+        """End the hold of pages. They stay in the cache until their room is needed."""
+        with self._lock:
+            for page in pages:
+                self._is_planned[page] = False
+                self._give_back(page)
+
+    def leave(self) -> None:
+        """End all waits with an error, because nobody wants the pages any more."""
+        self._left.set()
+
+    def begin(self) -> None:
+        """Allow waits again after `leave`."""
+        self._left.clear()
+
+    def close(self) -> None:
+        """End the threads, and close the files after them."""
+        self.leave()
+        self._workers.close(5.0)
+        for file in {id(page.file): page.file for page in self._pages}.values():
+            file.close()
+
+    def _asked(self, page: int) -> _Fetch:
+        """Return the fetch of a page that is needed now; a failed one is tried again."""
+        fetch = self._fetches.get(page)
+        if fetch is not None and fetch.error is not None:
+            del self._fetches[page]
+            fetch = None
+        if fetch is None and not self._is_planned[page]:
+            self._loose.append(page)
+            while len(self._loose) > _MAX_LOOSE:
+                oldest = self._loose.popleft()
+                if not self._is_planned[oldest]:
+                    self._give_back(oldest)
+        return self._ask(page)
+
+    def _ask(self, page: int) -> _Fetch:
+        fetch = self._fetches.get(page)
+        if fetch is None:
+            fetch = self._fetches[page] = _Fetch()
+            self._workers.submit(self._run, page, fetch)
+        fetch.is_wanted = True
+        return fetch
+
+    def _give_back(self, page: int) -> None:
+        fetch = self._fetches.get(page)
+        if fetch is not None:
+            fetch.is_wanted = False
+            if fetch.done.is_set():
+                self._end(page, fetch)
+
+    def _end(self, page: int, fetch: _Fetch) -> None:
+        del self._fetches[page]
+        if fetch.error is None:
+            self._pages[page].file.give_back(self._pages[page].part)
+
+    def _run(self, page: int, fetch: _Fetch) -> None:
+        """Fetch a page in a thread; its error is for those who wait for it."""
+        with self._lock:
+            if not fetch.is_wanted:
+                del self._fetches[page]
+                return
+        try:
+            self._bring(self._pages[page])
+        except Exception as error:  # noqa: BLE001 - raised in `wait`
+            fetch.error = error
+        with self._lock:
+            fetch.done.set()
+            if not fetch.is_wanted:
+                self._end(page, fetch)
+
+    def _bring(self, page: Page) -> None:
+        file, part, deadline = page.file, page.part, time.monotonic() + self.limit_s
+        while not file.hold(part):
+            if file.claim(part):
+                if not file.is_present(part):
+                    try:
+                        self._fill(page, self._read(page))
+                    except BaseException:
+                        file.give_back(part)
+                        raise
+                    self.num_bytes += page.num_bytes
+                    return
+            elif time.monotonic() > deadline or self._left.is_set():
+                raise RemoteDataError(
+                    f"{file.remote.address}: another process of this machine does not bring a part that it "
+                    "has begun; look for a process that hangs"
+                )
+            else:
+                time.sleep(_POLL_S)
+
+    def _fill(self, page: Page, data: bytes) -> None:
+        deadline = time.monotonic() + self.limit_s
+        while True:
+            try:
+                return page.file.fill(page.part, data, self.limit_s)
+            except OSError as error:
+                is_passing = isinstance(error, CacheFullError) and not self._left.is_set()
+                if is_passing and time.monotonic() < deadline:
+                    time.sleep(10 * _POLL_S)
+                    continue
+                raise RemoteDataError(
+                    f"{page.file.path}: the cache cannot take more ({error.strerror}); raise --cache-gb, or "
+                    "give another --cache-dir"
+                ) from None
+
+    def _read(self, page: Page) -> bytes:
+        """Read a page's bytes from its server until they are sound."""
+        remote, num_wrong = page.file.remote, 0
+        start, stop = page.file.parts[page.part].tolist()
+
+        def read() -> bytes:
+            nonlocal num_wrong
+            data = remote.read(start, stop)
+            if page.is_sound(data):
+                return data
+            num_wrong += 1
+            if not remote.is_unchanged():
+                raise RemoteDataError(
+                    f"{remote.address}: was replaced while it was in use; put the old one back, or start anew"
+                )
+            if num_wrong >= _MAX_WRONG:
+                raise RemoteDataError(
+                    f"{remote.address}: its bytes {start:,} to {stop:,} do not match their checksums; upload "
+                    "the file again"
+                )
+            raise WrongBytesError(f"bytes {start:,} to {stop:,} do not match their checksums")
+
+        return persistently(read, remote.address, self.limit_s, self._left)
+
+    def _wait_for(self, page: int, fetch: _Fetch) -> None:
+        # Another thread tries for `limit_s`, perhaps after others before it in the queue.
+        deadline = time.monotonic() + 1.5 * self.limit_s
+        while not fetch.done.wait(0.1):
+            if self._left.is_set() or time.monotonic() > deadline:
+                address = self._pages[page].file.remote.address
+                raise RemoteDataError(
+                    f"{address}: a page did not come within {1.5 * self.limit_s:.0f} s; look at the network, "
+                    "or raise --timeout-s"
+                )
+
+    def _count_waiting(self, change: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self._num_waiting:
+                self.stalled_s += now - self._waiting_since
+            self._num_waiting, self._waiting_since = self._num_waiting + change, now

@@ -1,0 +1,122 @@
+"""The files behind an address: their sizes, their versions, and stretches of their bytes."""
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastpsl.pipelines.remote.address import file_system
+from fastpsl.pipelines.remote.failures import WrongBytesError, persistently
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+LIMIT_S = 60.0  # of tries before there is a loader with a limit of its own
+_ANSWER_S = 60.0  # a single answer; several are under way at a time
+# What tells two versions of a file apart, by the names that fsspec's file systems have for it.
+_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime")
+_NEVER = threading.Event()
+
+
+@dataclass(frozen=True)
+class RemoteObject:
+    """A file elsewhere, in one version.
+
+    Attributes:
+        address: Its address, such as s3://bucket/train.beton.
+        path: Its path in `files`.
+        num_bytes: Its size.
+        version: What its server tells versions apart by; empty if it has nothing of the kind.
+        files: The file system.
+    """
+
+    address: str
+    path: str
+    num_bytes: int
+    version: str
+    files: "AbstractFileSystem"
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from `start` to `stop`, by one request.
+
+        Raises:
+            WrongBytesError: There are fewer or more, as from a server that does not answer ranges.
+            Exception: What fsspec raises.
+        """
+        data: bytes = _answer(self.files, "cat_file", self.path, start=start, end=stop)
+        if len(data) != stop - start:
+            raise WrongBytesError(f"{len(data):,} bytes came, {stop - start:,} were asked for")
+        return data
+
+    def is_unchanged(self) -> bool:
+        """Return whether the server still has this version; raises what fsspec raises."""
+        info = _answer(self.files, "info", self.path)
+        return _size_and_version(info) == (self.num_bytes, self.version)
+
+
+def remote_objects(address: str, limit_s: float = LIMIT_S) -> list[RemoteObject]:
+    """Return the files that an address or a glob of addresses names, sorted by name.
+
+    Raises:
+        ValueError: There are none, or they cannot be reached. The message is one line.
+    """
+    files = file_system(address)
+    scheme = address.partition("://")[0]
+
+    def found() -> list[dict[str, Any]]:
+        path = files._strip_protocol(address)
+        if not any(character in path for character in "*?["):
+            return [files.info(path)]
+        return [
+            info if info.get("size") is not None else files.info(name)
+            for name, info in files.glob(path, detail=True).items()
+        ]
+
+    infos = [info for info in persistently(found, address, limit_s, _NEVER) if info["type"] != "directory"]
+    if not infos:
+        raise ValueError(
+            f"{address}: no file matches; give the address of a .beton file, or a quoted glob of them"
+        )
+    objects = []
+    for info in sorted(infos, key=lambda info: str(info["name"])):
+        path, (num_bytes, version) = str(info["name"]), _size_and_version(info)
+        full = path if path.startswith(f"{scheme}://") else f"{scheme}://{path}"
+        if num_bytes <= 0:
+            raise ValueError(f"{full}: is empty, or its server does not tell its size; upload it again")
+        objects.append(RemoteObject(full, path, num_bytes, version, files))
+    return objects
+
+
+def read_whole(address: str, limit_s: float = LIMIT_S) -> bytes | None:
+    """Return a small file's bytes, or None where there is none.
+
+    Raises:
+        ValueError: It cannot be reached.
+    """
+    files = file_system(address)
+
+    def call() -> bytes | None:
+        try:
+            return bytes(_answer(files, "cat_file", files._strip_protocol(address)))
+        except FileNotFoundError:
+            return None
+
+    return persistently(call, address, limit_s, _NEVER)
+
+
+def _answer(files: "AbstractFileSystem", name: str, *arguments: Any, **options: Any) -> Any:
+    """Call a function of fsspec's with a limit of time, where the file system has one to give."""
+    if not files.async_impl:
+        return getattr(files, name)(*arguments, **options)
+    from fsspec.asyn import sync
+
+    return sync(files.loop, getattr(files, f"_{name}"), *arguments, timeout=_ANSWER_S, **options)
+
+
+def _size_and_version(info: dict[str, Any]) -> tuple[int, str]:
+    version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
+    return int(info.get("size") or 0), version

@@ -1,0 +1,223 @@
+"""Dataset files on an S3 server: batches equal those of local files, whatever the network does."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto.server", reason="the extra dev has moto")
+
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.remote import failures
+from fastpsl.pipelines.remote.cache import Cache
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.views import ViewSpec
+from tests.pipelines.paged import write_paged
+from tests.pipelines.s3_server import BUCKET, S3Server, s3_server
+
+NUM_SHARDS, NUM_EACH = 3, 200
+GLOB = f"s3://{BUCKET}/train-*.beton"
+VIEWS = [ViewSpec(RandomResizedCrop(8))]
+LANES, BATCH = 4, 16
+HEAD = "bytes=0-16383"
+STREAMING_GB = 3e-4  # the shards have 540 KB, 4 lanes use 131 KB
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    with s3_server(monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def local(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write shards, upload them, and return their folder."""
+    folder = tmp_path / "local"
+    folder.mkdir()
+    for number in range(NUM_SHARDS):
+        path = write_paged(monkeypatch, folder / f"train-{number}.beton", NUM_EACH + number)
+        server.put(path.name, path.read_bytes())
+    return folder
+
+
+def small_cache(tmp_path: Path, gb: float = 1e-3, name: str = "cache") -> Cache:
+    return Cache(tmp_path / name, gb)
+
+
+def batches_of(
+    data: Beton, order: str = "quasi_random", epochs: range = range(2), first_step: int = 0, **options: object
+) -> list[tuple[list[int], bytes]]:
+    """Return the indices and the bytes of each batch."""
+    with Loader(
+        data, VIEWS, batch_size_per_rank=BATCH, seed=3, order=order, lanes=LANES, num_threads=2, **options  # type: ignore[arg-type]
+    ) as loader:
+        return [
+            (batch.indices.tolist(), batch.images[0].numpy().tobytes())
+            for epoch in epochs
+            for batch in loader.epoch(epoch, first_step if epoch == epochs.start else 0)
+        ]
+
+
+@pytest.mark.parametrize("order", ["random", "quasi_random"])
+def test_batches_are_those_of_local_files(order: str, server: S3Server, local: Path, tmp_path: Path) -> None:
+    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
+        assert remote.num_samples == data.num_samples and remote.digest() == data.digest()
+        assert (remote.labels() == data.labels()).all() and remote.read(250) == data.read(250)
+        assert remote.name(250).startswith(f"s3://{BUCKET}/train-1.beton sample 50")
+        assert batches_of(remote, order) == batches_of(data, order)
+        assert batches_of(remote, order, range(1, 2), 7) == batches_of(data, order, range(1, 2))[7:]
+        assert batches_of(remote, order, train=False) == batches_of(data, order, train=False)
+
+
+def reads_of_pages(server: S3Server) -> Counter[tuple[str, str]]:
+    """Count the reads of the shards' parts, without their first bytes, which every opening reads."""
+    parts = [(key, part) for key, part in server.ranges if key.endswith(".beton") and part != HEAD]
+    server.ranges.clear()
+    return Counter(parts)
+
+
+def test_nothing_is_read_twice_where_all_fits(server: S3Server, local: Path, tmp_path: Path) -> None:
+    with Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
+        batches_of(remote, "random", range(3))
+        num_pages = len(remote.remote.pages.starts) - 1  # type: ignore[union-attr]
+    reads = reads_of_pages(server)
+    assert set(reads.values()) == {1} and len(reads) == num_pages + 2 * NUM_SHARDS  # two tables each
+    with Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:  # as another process, or a resumed run
+        batches_of(remote)
+    assert not reads_of_pages(server)
+
+
+def test_a_set_larger_than_the_cache_streams(server: S3Server, local: Path, tmp_path: Path) -> None:
+    cache = small_cache(tmp_path, STREAMING_GB)
+    most_bytes = 0
+    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, cache) as remote:
+        assert remote.remote is not None and remote.remote.total_bytes > 1.5 * cache.max_bytes
+        reads_of_pages(server)
+        expected = batches_of(data, epochs=range(3))
+        for epoch in range(3):
+            num = len(expected) // 3
+            assert batches_of(remote, epochs=range(epoch, epoch + 1)) == expected[epoch * num : (epoch + 1) * num]
+            reads = reads_of_pages(server)
+            assert set(reads.values()) == {1} and len(reads) <= len(remote.remote.pages.starts) - 1
+            most_bytes = max(most_bytes, cache.num_bytes())
+        assert most_bytes <= cache.max_bytes
+        assert batches_of(remote, train=False) == batches_of(data, train=False)
+        with pytest.raises(ValueError, match="--order random: of s3://images/train.* give --order quasi_random"):
+            batches_of(remote, "random")
+        with pytest.raises(ValueError, match="--order quasi_random: .* give fewer --lanes, or --cache-gb 0.1"):
+            Loader(remote, VIEWS, batch_size_per_rank=BATCH, order="quasi_random", lanes=16)
+
+
+def test_two_ranks_share_what_comes(server: S3Server, local: Path, tmp_path: Path) -> None:
+    got: dict[int, list[tuple[list[int], bytes]]] = {}
+
+    def rank(number: int) -> None:
+        with Beton(GLOB, small_cache(tmp_path, 0.1)) as data:
+            got[number] = batches_of(data, "random", rank=number, world=2)
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert set(reads_of_pages(server).values()) == {1}
+    with Beton(str(local / "train-*.beton")) as data:
+        for number in range(2):
+            assert got[number] == batches_of(data, "random", rank=number, world=2)
+
+
+FAULTS = ["503", "reset", "wrong"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_passes_costs_no_batch(fault: str, server: S3Server, local: Path, tmp_path: Path) -> None:
+    num = Counter[str]()
+
+    def strike(key: str) -> str | None:
+        num[key] += 1
+        return fault if num[key] % 4 == 2 else None
+
+    server.fault = strike
+    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
+        assert batches_of(remote) == batches_of(data)
+    assert sum(num.values()) > 50
+
+
+def test_a_server_that_is_gone_for_a_while(
+    server: S3Server, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "TELL_AFTER_S", 0.0)
+    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
+        expected, got = batches_of(data), []
+        with Loader(remote, VIEWS, batch_size_per_rank=BATCH, seed=3, order="quasi_random", lanes=LANES) as loader:
+            for step, batch in enumerate(loader.epoch(0)):
+                got.append((batch.indices.tolist(), batch.images[0].numpy().tobytes()))
+                if step == 3:
+                    server.stop()
+                    threading.Timer(1.5, server.start).start()
+    assert got == expected[: len(got)] and len(got) == len(expected) // 2
+    assert "s3://images/train-" in (told := capsys.readouterr().err) and "trying for" in told
+
+
+def test_a_server_that_stays_away_is_a_line(server: S3Server, local: Path, tmp_path: Path) -> None:
+    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
+        began = time.monotonic()
+        with pytest.raises(ValueError, match=r"s3://images/train-\d.beton: cannot be reached .*; look at the network"):
+            for step, _ in enumerate(_loader(remote, timeout_s=3).epoch(0)):
+                if step == 3:
+                    server.stop()
+        assert time.monotonic() - began < 30
+    server.start()
+
+
+def _loader(data: Beton, timeout_s: float = 120) -> Loader:
+    return Loader(
+        data, VIEWS, batch_size_per_rank=BATCH, seed=3, order="quasi_random", lanes=LANES, timeout_s=timeout_s
+    )
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ("expired", "cannot be reached .*expired.*; log in anew"),
+        ("wrong", "do not match their checksums; upload the file again"),
+    ],
+)
+def test_what_does_not_pass_is_a_line(
+    fault: str, message: str, server: S3Server, local: Path, tmp_path: Path
+) -> None:
+    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote, _loader(remote) as loader:
+        with pytest.raises(ValueError, match=f"s3://images/train-.*{message}"):
+            for step, _ in enumerate(loader.epoch(0)):
+                if step == 3:
+                    server.fault = lambda key: fault
+
+
+def test_a_shard_replaced_in_mid_epoch_is_a_line(
+    server: S3Server, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_paged(monkeypatch, tmp_path / "other.beton", NUM_EACH + 7).read_bytes()
+    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote, _loader(remote) as loader:
+        with pytest.raises(ValueError, match=r"s3://images/train-\d.beton: was replaced while it was in use"):
+            for step, _ in enumerate(loader.epoch(0)):
+                if step == 3:
+                    for number in range(NUM_SHARDS):
+                        server.put(f"train-{number}.beton", other)
+
+
+def test_leaving_an_epoch_while_the_server_is_gone_takes_no_time(
+    server: S3Server, local: Path, tmp_path: Path
+) -> None:
+    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote, _loader(remote) as loader:
+        epoch = loader.epoch(0)
+        next(epoch)
+        server.stop()
+        began = time.monotonic()
+        epoch.close()
+    assert time.monotonic() - began < 20  # not the 120 s of a batch
+    server.start()
