@@ -192,6 +192,8 @@ def loader(
     augment: AugmentName = "auto",
     rank: int | None = None,
     world: int | None = None,
+    cache_dir: str | Path | None = None,
+    cache_gb: float | None = None,
     **options: Unpack[LoaderOptions],
 ) -> EpochLoader:
     """Open data for a training loop that you write, where `batch_size` is that of all ranks together.
@@ -200,7 +202,8 @@ def loader(
 
     Args:
         data: The path of a folder of images, a list of images, a dataset file (.beton) or a glob of such
-            files. Or an open data set. None means the generated sample (its training or its test part).
+            files. Or the address of dataset files that live elsewhere (s3://, gs://, hf://, https://). Or an
+            open data set. None means the generated sample (its training or its test part).
         views: The views of each sample. By default, `num_views` views of `size_px`. In training, a default
             view is torchvision's RandomResizedCrop and a flip; in evaluation, the middle square of 7/8 of the
             shorter side.
@@ -216,6 +219,10 @@ def loader(
         rank: This process's rank. By default, torch.distributed's, or else that of torchrun's environment, or
             0.
         world: The number of ranks. By default, from the same place, or 1.
+        cache_dir: For an address: a folder on a local disk for what is in use. By default, in the folder for
+            temporary files.
+        cache_gb: For an address: the most that the folder may hold, in GB. By default, 80 % of what the disk
+            has free.
         **options: Further options of `fastpsl.Loader`: seed, order, lanes, decoder, hw_decoder_load,
             num_threads, prefetch_batches, timeout_s and on_bad_sample.
 
@@ -244,7 +251,8 @@ def loader(
         paths = sample_paths()
         data = paths.train if train else paths.test
     owns_data = isinstance(data, str | Path)
-    dataset = open_data(data) if isinstance(data, str | Path) else data
+    folder = None if cache_dir is None else Path(cache_dir)
+    dataset = open_data(data, folder, cache_gb) if isinstance(data, str | Path) else data
     try:
         batches = Loader(
             dataset,

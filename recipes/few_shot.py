@@ -72,7 +72,7 @@ def run(options: Options) -> int:
     weights = options.pretrained()
     with ExitStack() as stack:
         data = stack.enter_context(
-            closing(pipelines.open_data(options.data or pipelines.sample_paths().test))
+            closing(engine.open_given(options, options.data or pipelines.sample_paths().test))
         )
         pipelines.require_labels(data, "few-shot classification")
         num_each = options.shots + options.queries

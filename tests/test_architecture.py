@@ -35,6 +35,11 @@ MAX_LINES = {"recipes": 120, "fastpsl": 320}
 OPTIONAL = (
     "datasets",
     "pyarrow",
+    "fsspec",
+    "s3fs",
+    "gcsfs",
+    "aiohttp",
+    "huggingface_hub",
     "ffcv",
     "nvidia",
     "wandb",

@@ -53,4 +53,7 @@ def require_given_classes(options: RunOptions) -> None:
     from fastpsl.pipelines.data.dataset import require_same_classes
 
     if options.data is not None and options.val is not None:
-        require_same_classes(classes_of(options.data), classes_of(options.val), options.data, options.val)
+        train, val = (
+            classes_of(source, options.cache_dir, options.cache_gb) for source in (options.data, options.val)
+        )
+        require_same_classes(train, val, options.data, options.val)

@@ -16,7 +16,8 @@ from rich.panel import Panel
 from rich.text import Text
 from tyro.conf import Positional
 
-from fastpsl.engine.options import BOXES, MACHINE_BOX, METHOD, flag
+from fastpsl.engine.option_boxes import BOXES, MACHINE_BOX, METHOD
+from fastpsl.engine.options import flag
 
 _MAX_WIDTH = 100
 _COLUMN = 26  # where the texts begin at the latest

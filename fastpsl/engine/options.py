@@ -12,35 +12,13 @@ from tyro.conf import arg
 
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.pipelines.files.existing import FORMS
+from fastpsl.pipelines.remote.address import is_remote
 
 if TYPE_CHECKING:
     import torch
 
 # Fields with this metadata may change on resume. All others are science and must stay equal.
 MACHINE = {"machine": True}
-# The boxes of --help, in their order. Options of a recipe that stand in none are its method's.
-METHOD, MACHINE_BOX = "this method", "speed and machine"
-BOXES: dict[str, tuple[str, ...]] = {
-    "data": (
-        "data", "val", "checkpoint", "random_weights", "pseudo_labels", "label_list", "sbd", "order", "lanes",
-        "on_bad_sample",
-    ),
-    METHOD: (),
-    "plan": ("preset", "backbone", "plan", "epochs", "steps", "levels", "partition", "frozen_batchnorm"),
-    "optimisation": (
-        "batch_size", "lr", "intervals", "warmup_epochs", "weight_decay", "momentum", "trust", "dropout",
-        "accumulate", "sync_batchnorm", "apex",
-    ),
-    "output and resume": (
-        "out", "resume", "config", "seed", "max_steps_per_stage", "checkpoint_minutes", "checkpoint_steps",
-        "keep_checkpoints",
-    ),
-    "monitoring": ("log_steps", "probe_every", "tensorboard", "wandb"),
-    MACHINE_BOX: (
-        "device", "precision", "decoder", "workers", "augment_backend", "compile", "fold_frozen",
-        "prefetch_batches", "timeout_s",
-    ),
-}  # fmt: skip
 # The modes of `train_step`, by the values of --compile.
 StepMode = Literal["auto", "eager", "fused", "compiled", "graphed"]
 STEP_MODES: dict[str, StepMode] = {
@@ -65,11 +43,16 @@ class RunOptions:
         str | None,
         arg(
             help="Training images: a folder, a .beton file (FFCV's format), a quoted glob of such files, or "
-            "a list of images. Without it: a small sample that the package generates."
+            "a list of images. Dataset files may live elsewhere: s3://bucket/train-*.beton, gs://, hf:// or "
+            "https://. Without it: a small sample that the package generates."
         ),
     ] = field(default=None, metadata=MACHINE)
     val: str | None = field(default=None, metadata=MACHINE)
     """Validation images, in the same forms. The generated sample has its own."""
+    cache_dir: Path | None = field(default=None, metadata=MACHINE)
+    """For data that live elsewhere: a folder on a local disk for what is in use; by default in $TMPDIR."""
+    cache_gb: float | None = field(default=None, metadata=MACHINE)
+    """The most that --cache-dir may hold, in GB; by default 80 % of what the disk has free."""
     out: Path | None = field(default=None, metadata=MACHINE)
     """Folder of the run; by default a new numbered one under runs/."""
     resume: Annotated[
@@ -110,6 +93,13 @@ class RunOptions:
             raise ValueError(
                 f"--val {self.val} without --data: give both, or neither for the embedded sample"
             )
+        if not any(map(is_remote, (self.data, self.val))):
+            for name in ("cache_dir", "cache_gb"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{flag(name)} {getattr(self, name)}: it is for data that live elsewhere, such as "
+                        "s3://bucket/train-*.beton; leave it out"
+                    )
         self._require_positive("batch_size", "prefetch_batches", "timeout_s")
         self._require_positive_or_none("workers")
 

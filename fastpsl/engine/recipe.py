@@ -214,10 +214,10 @@ def _is_one_stage(options: RunOptions) -> bool:
 
 
 def _num_images(options: RunOptions) -> int:
-    from fastpsl.pipelines.data.open import open_data
+    from fastpsl.engine.run_data import open_given
     from fastpsl.pipelines.sample.betons import sample_paths
 
-    data = open_data(options.data or sample_paths().train)
+    data = open_given(options, options.data or sample_paths().train)
     try:
         return data.num_samples
     finally:

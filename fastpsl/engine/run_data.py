@@ -146,12 +146,17 @@ def open_both(options: RunOptions) -> tuple[Dataset, Dataset | None]:
     val: str | Path | None = options.val
     if train is None:
         train, val = sample_paths()[:2]
-    opened = open_data(train)
+    opened = open_given(options, train)
     try:
-        return opened, open_data(val) if val else None
+        return opened, open_given(options, val) if val else None
     except BaseException:
         opened.close()
         raise
+
+
+def open_given(options: RunOptions, source: str | Path) -> Dataset:
+    """Open data, with the cache that the options give for data that live elsewhere."""
+    return open_data(source, options.cache_dir, options.cache_gb)
 
 
 def open_loader(

@@ -6,7 +6,8 @@ import pytest
 
 from fastpsl import cli
 from fastpsl.engine.help_screen import described, wrapped
-from fastpsl.engine.options import BOXES, MACHINE_BOX, METHOD, RunOptions
+from fastpsl.engine.option_boxes import BOXES, MACHINE_BOX, METHOD
+from fastpsl.engine.options import RunOptions
 from fastpsl.engine.recipe_files import find_recipe
 from tests.programs import ROOT
 

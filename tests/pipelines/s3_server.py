@@ -16,7 +16,11 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
 
 BUCKET = "images"
-_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 class S3Server:
@@ -25,7 +29,8 @@ class S3Server:
     Attributes:
         latency_s: A pause before each answer.
         ranges: The key and the range of each GET of an object that was answered.
-        fault: Called with each GET's key before it is answered. It may return "503", "reset", "wrong" or "expired".
+        fault: Called with each GET's key before it is answered. It may return "503", "reset", "wrong" or
+            "expired".
     """
 
     def __init__(self) -> None:
@@ -58,7 +63,7 @@ class S3Server:
     def put(self, key: str, data: bytes) -> None:
         self.client().put_object(Bucket=BUCKET, Key=key, Body=data)
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         return [item["Key"] for item in self.client().list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
     def get(self, key: str) -> bytes:
@@ -104,7 +109,7 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         client.create_bucket(Bucket=BUCKET)
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         yield server
-        for key in server.keys():
+        for key in server.all_keys():
             client.delete_object(Bucket=BUCKET, Key=key)
         client.delete_bucket(Bucket=BUCKET)
     finally:

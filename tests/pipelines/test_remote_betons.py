@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server", reason="the extra dev has moto")
 
+from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.remote import failures
 from fastpsl.pipelines.remote.cache import Cache
-from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.paged import write_paged
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server
@@ -54,7 +54,14 @@ def batches_of(
 ) -> list[tuple[list[int], bytes]]:
     """Return the indices and the bytes of each batch."""
     with Loader(
-        data, VIEWS, batch_size_per_rank=BATCH, seed=3, order=order, lanes=LANES, num_threads=2, **options  # type: ignore[arg-type]
+        data,
+        VIEWS,
+        batch_size_per_rank=BATCH,
+        seed=3,
+        order=order,
+        lanes=LANES,
+        num_threads=2,
+        **options,  # type: ignore[arg-type]
     ) as loader:
         return [
             (batch.indices.tolist(), batch.images[0].numpy().tobytes())
@@ -101,15 +108,22 @@ def test_a_set_larger_than_the_cache_streams(server: S3Server, local: Path, tmp_
         expected = batches_of(data, epochs=range(3))
         for epoch in range(3):
             num = len(expected) // 3
-            assert batches_of(remote, epochs=range(epoch, epoch + 1)) == expected[epoch * num : (epoch + 1) * num]
+            assert (
+                batches_of(remote, epochs=range(epoch, epoch + 1))
+                == expected[epoch * num : (epoch + 1) * num]
+            )
             reads = reads_of_pages(server)
             assert set(reads.values()) == {1} and len(reads) <= len(remote.remote.pages.starts) - 1
             most_bytes = max(most_bytes, cache.num_bytes())
         assert most_bytes <= cache.max_bytes
         assert batches_of(remote, train=False) == batches_of(data, train=False)
-        with pytest.raises(ValueError, match="--order random: of s3://images/train.* give --order quasi_random"):
+        with pytest.raises(
+            ValueError, match="--order random: of s3://images/train.* give --order quasi_random"
+        ):
             batches_of(remote, "random")
-        with pytest.raises(ValueError, match="--order quasi_random: .* give fewer --lanes, or --cache-gb 0.1"):
+        with pytest.raises(
+            ValueError, match="--order quasi_random: .* give fewer --lanes, or --cache-gb 0.1"
+        ):
             Loader(remote, VIEWS, batch_size_per_rank=BATCH, order="quasi_random", lanes=16)
 
 
@@ -143,18 +157,30 @@ def test_what_passes_costs_no_batch(fault: str, server: S3Server, local: Path, t
         return fault if num[key] % 4 == 2 else None
 
     server.fault = strike
-    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
+    with (
+        Beton(str(local / "train-*.beton")) as data,
+        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
+    ):
         assert batches_of(remote) == batches_of(data)
     assert sum(num.values()) > 50
 
 
 def test_a_server_that_is_gone_for_a_while(
-    server: S3Server, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: S3Server,
+    local: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(failures, "TELL_AFTER_S", 0.0)
-    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
+    with (
+        Beton(str(local / "train-*.beton")) as data,
+        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
+    ):
         expected, got = batches_of(data), []
-        with Loader(remote, VIEWS, batch_size_per_rank=BATCH, seed=3, order="quasi_random", lanes=LANES) as loader:
+        with Loader(
+            remote, VIEWS, batch_size_per_rank=BATCH, seed=3, order="quasi_random", lanes=LANES
+        ) as loader:
             for step, batch in enumerate(loader.epoch(0)):
                 got.append((batch.indices.tolist(), batch.images[0].numpy().tobytes()))
                 if step == 3:
@@ -167,7 +193,9 @@ def test_a_server_that_is_gone_for_a_while(
 def test_a_server_that_stays_away_is_a_line(server: S3Server, local: Path, tmp_path: Path) -> None:
     with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
         began = time.monotonic()
-        with pytest.raises(ValueError, match=r"s3://images/train-\d.beton: cannot be reached .*; look at the network"):
+        with pytest.raises(
+            ValueError, match=r"s3://images/train-\d.beton: cannot be reached .*; look at the network"
+        ):
             for step, _ in enumerate(_loader(remote, timeout_s=3).epoch(0)):
                 if step == 3:
                     server.stop()
@@ -191,23 +219,29 @@ def _loader(data: Beton, timeout_s: float = 120) -> Loader:
 def test_what_does_not_pass_is_a_line(
     fault: str, message: str, server: S3Server, local: Path, tmp_path: Path
 ) -> None:
-    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote, _loader(remote) as loader:
-        with pytest.raises(ValueError, match=f"s3://images/train-.*{message}"):
-            for step, _ in enumerate(loader.epoch(0)):
-                if step == 3:
-                    server.fault = lambda key: fault
+    with (
+        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
+        _loader(remote) as loader,
+        pytest.raises(ValueError, match=f"s3://images/train-.*{message}"),
+    ):
+        for step, _ in enumerate(loader.epoch(0)):
+            if step == 3:
+                server.fault = lambda key: fault
 
 
 def test_a_shard_replaced_in_mid_epoch_is_a_line(
     server: S3Server, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = write_paged(monkeypatch, tmp_path / "other.beton", NUM_EACH + 7).read_bytes()
-    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote, _loader(remote) as loader:
-        with pytest.raises(ValueError, match=r"s3://images/train-\d.beton: was replaced while it was in use"):
-            for step, _ in enumerate(loader.epoch(0)):
-                if step == 3:
-                    for number in range(NUM_SHARDS):
-                        server.put(f"train-{number}.beton", other)
+    with (
+        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
+        _loader(remote) as loader,
+        pytest.raises(ValueError, match=r"s3://images/train-\d.beton: was replaced while it was in use"),
+    ):
+        for step, _ in enumerate(loader.epoch(0)):
+            if step == 3:
+                for number in range(NUM_SHARDS):
+                    server.put(f"train-{number}.beton", other)
 
 
 def test_leaving_an_epoch_while_the_server_is_gone_takes_no_time(

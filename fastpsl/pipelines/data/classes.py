@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.files.existing import FORMS, LIST_ENDINGS, require_existing
+from fastpsl.pipelines.remote.address import is_remote
+from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.sources.folder import folder_classes
 from fastpsl.pipelines.sources.lines import has_images, read_classes
 from fastpsl.pipelines.sources.listed import read_list
@@ -17,12 +19,20 @@ class Classes(NamedTuple):
     num_classes: int
 
 
-def classes_of(source: str | Path) -> Classes:
+def classes_of(source: str | Path, cache_dir: Path | None = None, cache_gb: float | None = None) -> Classes:
     """Return the classes of a folder of images, a list of images, or else a dataset file or a glob of shards.
+
+    Args:
+        source: The data; see `open_data`.
+        cache_dir: As for `open_data`.
+        cache_gb: As for `open_data`.
 
     Raises:
         ValueError: It is not there, or cannot be read.
     """
+    if is_remote(source):
+        with Beton(source, Cache(cache_dir, cache_gb)) as beton:
+            return Classes(beton.class_names, beton.num_classes)
     require_existing(source, FORMS)
     path = Path(source)
     if path.is_dir():

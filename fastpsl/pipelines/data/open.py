@@ -6,15 +6,24 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import VERSION
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.files.existing import FORMS, LIST_ENDINGS, require_existing
+from fastpsl.pipelines.remote.address import check_address, is_remote
+from fastpsl.pipelines.remote.cache import Cache
 
 
-def open_data(source: str | Path) -> Dataset:
+def open_data(source: str | Path, cache_dir: Path | None = None, cache_gb: float | None = None) -> Dataset:
     """Open a folder of images, a list of images, or else a dataset file or a glob of shards.
+
+    Args:
+        source: The path, the glob, or the address of dataset files that live elsewhere.
+        cache_dir: For an address, the cache's folder; see `Cache`.
+        cache_gb: For an address, the bound of the cache.
 
     Raises:
         ValueError: The name is empty, or nothing of that kind is there.
     """
     check_form(source)
+    if is_remote(source):
+        return Beton(source, Cache(cache_dir, cache_gb))
     is_folder = Path(source).is_dir()
     if not is_folder and not _is_list(source):
         return Beton(source)
@@ -24,12 +33,14 @@ def open_data(source: str | Path) -> Dataset:
 
 
 def check_form(source: str | Path) -> None:
-    """Check what `open_data` gets, by names and first bytes alone.
+    """Check what `open_data` gets, by names and first bytes alone; of an address, by its form.
 
     Raises:
         ValueError: Nothing is there. Or a file is neither a dataset file nor a list. Or the folders of a
             folder are no classes, such as train and val.
     """
+    if is_remote(source):
+        return check_address(str(source))
     require_existing(source, FORMS)
     path = Path(source)
     if path.is_dir():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HELP = "https://fastpsl.github.io/fastpsl/how_to/remote_data.html#credentials"
 ALLOWED = "s3://, gs://, hf:// or https://"
 _CONNECT_S, _READ_S = 10, 30  # waits for a connection, and for the next bytes of an answer
+_ANSWER_S = 60.0  # a single answer; several are under way at a time
 
 
 class _Scheme(NamedTuple):
@@ -86,3 +87,22 @@ def file_system(address: str) -> "AbstractFileSystem":
     if hasattr(files, "retries"):  # `persistently` tries again, and says so
         files.retries = 1
     return files
+
+
+def answer(files: "AbstractFileSystem", name: str, *arguments: Any, **options: Any) -> Any:
+    """Call a function of a file system, with a limit of time where it has one to give.
+
+    Args:
+        files: The file system.
+        name: The function's name, such as cat_file.
+        arguments: Its positional arguments.
+        options: Its keyword arguments.
+
+    Raises:
+        Exception: What fsspec raises.
+    """
+    if not files.async_impl:
+        return getattr(files, name)(*arguments, **options)
+    from fsspec.asyn import sync
+
+    return sync(files.loop, getattr(files, f"_{name}"), *arguments, timeout=_ANSWER_S, **options)

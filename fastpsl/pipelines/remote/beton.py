@@ -123,7 +123,7 @@ class RemoteBeton:
             local.unlink(missing_ok=True)
 
     def table_bytes(self) -> int:
-        """Return the bytes that the tables take on the disk, about: in whole blocks, with the list of parts."""
+        """Return about how many bytes the tables take on the disk, with the list of parts."""
         parts = self.file.parts
         return int(np.diff(parts[: self.num_tables]).sum()) + 24 * len(parts) + 4 * _DISK_BLOCK
 

@@ -43,16 +43,12 @@ class CacheFullError(OSError):
     """A cache of which all parts are in use."""
 
 
-def default_cache_dir() -> Path:
-    """Return a folder of this user's in the folder for temporary files, which is local on most machines."""
-    return Path(tempfile.gettempdir()) / f"fastpsl-data-{os.getuid()}"
-
-
 class Cache:
     """A bounded cache in a folder.
 
     Args:
-        folder: The folder, made if it is missing; by default `default_cache_dir()`.
+        folder: The folder, made if it is missing; by default $FASTPSL_CACHE_DIR, or a folder of this user's
+            among temporary files, which are on a local disk on most machines.
         max_gb: The bound, in 10^9 bytes. By default, 80 % of what the disk has free and the cache holds.
 
     Raises:
@@ -60,7 +56,8 @@ class Cache:
     """
 
     def __init__(self, folder: Path | None = None, max_gb: float | None = None) -> None:
-        self.folder = default_cache_dir() if folder is None else folder
+        own = Path(tempfile.gettempdir()) / f"fastpsl-data-{os.getuid()}"
+        self.folder = folder or Path(os.environ.get("FASTPSL_CACHE_DIR") or own)
         if max_gb is not None and not max_gb > 0:
             raise ValueError(f"--cache-gb {max_gb:g}: it must be above 0")
         try:

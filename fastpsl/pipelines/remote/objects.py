@@ -2,16 +2,12 @@
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastpsl.pipelines.remote.address import file_system
+from fastpsl.pipelines.remote.address import answer, file_system
 from fastpsl.pipelines.remote.failures import WrongBytesError, persistently
 
-if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
-
 LIMIT_S = 60.0  # of tries before there is a loader with a limit of its own
-_ANSWER_S = 60.0  # a single answer; several are under way at a time
 # What tells two versions of a file apart, by the names that fsspec's file systems have for it.
 _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime")
 _NEVER = threading.Event()
@@ -33,7 +29,7 @@ class RemoteObject:
     path: str
     num_bytes: int
     version: str
-    files: "AbstractFileSystem"
+    files: Any  # fsspec's AbstractFileSystem
 
     @property
     def name(self) -> str:
@@ -47,14 +43,14 @@ class RemoteObject:
             WrongBytesError: There are fewer or more, as from a server that does not answer ranges.
             Exception: What fsspec raises.
         """
-        data: bytes = _answer(self.files, "cat_file", self.path, start=start, end=stop)
+        data: bytes = answer(self.files, "cat_file", self.path, start=start, end=stop)
         if len(data) != stop - start:
             raise WrongBytesError(f"{len(data):,} bytes came, {stop - start:,} were asked for")
         return data
 
     def is_unchanged(self) -> bool:
         """Return whether the server still has this version; raises what fsspec raises."""
-        info = _answer(self.files, "info", self.path)
+        info = answer(self.files, "info", self.path)
         return _size_and_version(info) == (self.num_bytes, self.version)
 
 
@@ -101,20 +97,11 @@ def read_whole(address: str, limit_s: float = LIMIT_S) -> bytes | None:
 
     def call() -> bytes | None:
         try:
-            return bytes(_answer(files, "cat_file", files._strip_protocol(address)))
+            return bytes(answer(files, "cat_file", files._strip_protocol(address)))
         except FileNotFoundError:
             return None
 
     return persistently(call, address, limit_s, _NEVER)
-
-
-def _answer(files: "AbstractFileSystem", name: str, *arguments: Any, **options: Any) -> Any:
-    """Call a function of fsspec's with a limit of time, where the file system has one to give."""
-    if not files.async_impl:
-        return getattr(files, name)(*arguments, **options)
-    from fsspec.asyn import sync
-
-    return sync(files.loop, getattr(files, f"_{name}"), *arguments, timeout=_ANSWER_S, **options)
 
 
 def _size_and_version(info: dict[str, Any]) -> tuple[int, str]:

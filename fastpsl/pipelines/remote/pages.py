@@ -185,7 +185,9 @@ class RemotePages:
         if total_bytes <= _SHARE_FOR_DATA * self.cache.max_bytes:
             return None
         num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        for_pages = int(_SHARE_FOR_DATA * self.cache.max_bytes) - sum(data.table_bytes for data in self._opened)
+        for_pages = int(_SHARE_FOR_DATA * self.cache.max_bytes) - sum(
+            data.table_bytes for data in self._opened
+        )
         return max(for_pages, 0) // (num_processes * len(self._opened))
 
     def _is_whole(self, number: int, part: int, data: bytes) -> bool:
