@@ -8,10 +8,11 @@ import tyro
 
 from fastpsl.commands.append import Append
 from fastpsl.commands.show import Show
-from fastpsl.commands.writing import counted, record_of, write_and_tell
+from fastpsl.commands.writing import again, counted, record_of, write_and_tell
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.beton.encode import Target
+    from fastpsl.pipelines.remote.upload import Upload
     from fastpsl.pipelines.sources.source import Source
 
 _FORESEEN_FROM = 1000  # images: fewer are written about as soon as some are looked at
@@ -36,13 +37,14 @@ class Write:
                 help="The images. A folder with a folder per class, or a flat folder (label -1). "
                 "A list of image files (.txt, .csv, or iNaturalist's .json). A tar, or a quoted glob of "
                 "tars, also WebDataset's. An .npz of uint8 images. Parquet files, or hf:NAME for a data "
-                "set in Hugging Face's cache. CIFAR-10, CIFAR-100 or STL-10 as published. "
+                "set in Hugging Face's cache. CIFAR-10, CIFAR-100 or STL-10 as published. Tars and Parquet "
+                "files may be elsewhere, e.g. s3://bucket/*.tar. "
                 "See https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.",
             ),
         ]
     ]
-    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
-    """The file to write, e.g. train.beton."""
+    out: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OUT")]]
+    """The file to write, e.g. train.beton; or its address, e.g. s3://bucket/train.beton."""
     format: Literal["auto", "folder", "list", "tar", "npz", "parquet", "cifar10", "cifar100", "stl10"] = (
         "auto"
     )
@@ -90,6 +92,8 @@ class Write:
     none of the broken."""
     dry_run: bool = False
     """Write nothing; say by some of the images what OUT will weigh, how long it takes, and what is free."""
+    cache_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """For an OUT elsewhere: where it is written before it is uploaded. [a folder in $TMPDIR]"""
     overwrite: bool = False
     """Replace OUT, which is refused otherwise; without --resume, an interrupted writing of it, too."""
     resume: bool = False
@@ -104,6 +108,8 @@ class Write:
         from fastpsl.pipelines.beton.begin import require_writable
         from fastpsl.pipelines.beton.encode import Target
         from fastpsl.pipelines.beton.write import max_bad_count
+        from fastpsl.pipelines.remote.address import is_remote
+        from fastpsl.pipelines.remote.upload import Upload
 
         for name, value, low, high in (
             ("--short-side", self.short_side, 1, 65535),
@@ -119,9 +125,18 @@ class Write:
         if self.shard_mb is not None and shard != (0, 1):
             raise ValueError(f"--shard {self.shard} with --shard-mb {self.shard_mb}: give one of them")
         max_bad_count(self.max_bad, 0)  # what can be refused is refused before the source is counted
+        out, upload = Path(self.out), None
+        shards = self.shard_mb is not None
+        if is_remote(self.out):
+            upload = Upload(self.out, self.cache_dir)
+            out = upload.local
+            begun = upload.begin(overwrite=self.overwrite, resume=self.resume, shards=shards)
+            if begun and not self.dry_run:
+                return self._send(upload)
+        elif self.cache_dir is not None:
+            raise ValueError(f"--cache-dir {self.cache_dir}: it is for an OUT elsewhere; leave it out")
         if not self.dry_run:
-            shards = self.shard_mb is not None
-            require_writable(self.out, overwrite=self.overwrite, resume=self.resume, shards=shards)
+            require_writable(out, overwrite=self.overwrite, resume=self.resume, shards=shards)
         source = counted(
             self.src,
             self.format,
@@ -139,12 +154,12 @@ class Write:
                 "give --mode jpg, or leave --reencode out"
             )
         target = Target(self.short_side, self.max_side, self.quality, mode, self.min_px, self.reencode)
-        if self._foresee(source, target):
+        if self._foresee(source, target, out):
             return
         write_and_tell(
             "write",
             self,
-            self.out,
+            out,
             source.num_samples,
             source.samples,
             class_names=source.class_names,
@@ -156,8 +171,18 @@ class Write:
             shard_mb=self.shard_mb,
             record=record_of(self.src, self.split, self.shard, source),
         )
+        if upload is not None:
+            self._send(upload)
 
-    def _foresee(self, source: "Source", target: "Target") -> bool:
+    def _send(self, upload: "Upload") -> None:
+        """Upload what is written, and say so; an interruption says how it goes on."""
+        try:
+            num, num_bytes = upload.send()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; go on with: {again('write', self)}") from None
+        print(f"{self.out}: {num:,} {'file' if num == 1 else 'files'} uploaded, {num_bytes / 1e6:,.1f} MB")
+
+    def _foresee(self, source: "Source", target: "Target", out: Path) -> bool:
         """Print what is expected of writing; return whether that is all that was asked for.
 
         Raises:
@@ -169,13 +194,11 @@ class Write:
         num_threads = self.workers or default_num_threads()
         if self.dry_run:
             expected = estimate(source, target, num_threads)
-            print(
-                "\n".join([expected.line(self.out), *expected.details(self.max_bad), "nothing was written"])
-            )
+            print("\n".join([expected.line(out), *expected.details(self.max_bad), "nothing was written"]))
         elif source.num_samples >= _FORESEEN_FROM:
             expected = estimate(source, target, num_threads, num=64, limit_s=0.7)
-            print(expected.line(self.out))
-            expected.require_space(self.out)
+            print(expected.line(out))
+            expected.require_space(out)
         return self.dry_run
 
 

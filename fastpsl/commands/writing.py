@@ -9,6 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from fastpsl.pipelines.remote.address import is_remote
 from fastpsl.pipelines.sources.source import Source
 
 
@@ -44,7 +45,7 @@ def _counting() -> Iterator[Callable[[int, int], None]]:
 def record_of(src: str, split: str | None, shard: str, source: Source) -> dict[str, object]:
     """Return what the JSON beside a dataset file has about its source."""
     return {
-        "source": src if src.startswith("hf:") else os.path.abspath(src),
+        "source": src if src.startswith("hf:") or is_remote(src) else os.path.abspath(src),
         "split": split,
         "shard": shard,
         "num_total": source.num_total,
@@ -94,7 +95,7 @@ def write_and_tell(
         except KeyboardInterrupt:
             if not can_go_on(out):
                 raise
-            raise KeyboardInterrupt(f"interrupted; go on with: {_again(command, options)}") from None
+            raise KeyboardInterrupt(f"interrupted; go on with: {again(command, options)}") from None
     what, shards = out, ""
     if more.get("shard_mb"):
         what = shard_path(out, 0, report.num_shards)
@@ -118,7 +119,7 @@ def write_and_tell(
         )
 
 
-def _again(command: str, options: Any) -> str:
+def again(command: str, options: Any) -> str:
     """Return the command that goes on, with the options that differ from their defaults."""
     words = ["fastpsl", "data", command]
     for field in fields(options):

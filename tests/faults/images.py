@@ -91,7 +91,7 @@ class _Subject:
         return self.out if decoder in ("turbo", "ffcv") else self.root
 
     def _write(self) -> CommandOutput:
-        arguments = beton_command.Write(str(self.root), self.out, max_bad="2", workers=1, overwrite=True)
+        arguments = beton_command.Write(str(self.root), str(self.out), max_bad="2", workers=1, overwrite=True)
         return command(arguments)
 
     def _judge_writing(self) -> tuple[str, str] | None:

@@ -31,12 +31,14 @@ class S3Server:
         ranges: The key and the range of each GET of an object that was answered.
         fault: Called with each GET's key before it is answered. It may return "503", "reset", "wrong" or
             "expired".
+        put_fault: The same of each PUT and POST.
     """
 
     def __init__(self) -> None:
         self.latency_s = 0.0
         self.ranges: list[tuple[str, str]] = []
         self.fault: Callable[[str], str | None] = lambda key: None
+        self.put_fault: Callable[[str], str | None] = lambda key: None
         self._app = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
         self.port = 0
@@ -73,7 +75,8 @@ class S3Server:
         key = environ["PATH_INFO"].removeprefix(f"/{BUCKET}/")
         is_read = environ["REQUEST_METHOD"] == "GET" and key != environ["PATH_INFO"] and key != ""
         time.sleep(self.latency_s)
-        fault = self.fault(key) if is_read else None
+        is_written = environ["REQUEST_METHOD"] in ("PUT", "POST")
+        fault = self.fault(key) if is_read else self.put_fault(key) if is_written else None
         if fault == "503":
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>"]

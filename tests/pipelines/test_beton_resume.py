@@ -330,11 +330,11 @@ def test_shards_by_size(tmp_path: Path) -> None:
 
 
 def test_options_that_exclude_each_other(tmp_path: Path) -> None:
-    options = Write("photos", tmp_path / "a.beton", shard_mb=100, shard="0/2")
+    options = Write("photos", str(tmp_path / "a.beton"), shard_mb=100, shard="0/2")
     with pytest.raises(ValueError, match=r"--shard 0/2 with --shard-mb 100: give one of them"):
         options.run()
     with pytest.raises(ValueError, match=r"--shard-mb 3: give a number from 16 to 1000000"):
-        Write("photos", tmp_path / "a.beton", shard_mb=3).run()
+        Write("photos", str(tmp_path / "a.beton"), shard_mb=3).run()
 
 
 def test_a_folder_that_loses_a_photo_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

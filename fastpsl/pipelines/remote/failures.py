@@ -21,7 +21,7 @@ class WrongBytesError(OSError):
 
 
 class RemoteDataError(ValueError):
-    """A failure that no other try mends, as one line with the remedy."""
+    """A failure of the network or a server that no other try mends, as one line with the remedy."""
 
 
 def is_final(error: BaseException) -> bool:
@@ -60,7 +60,7 @@ def _status(error: BaseException) -> int:
     return 0
 
 
-def explained(address: str, error: BaseException) -> ValueError:
+def explained(address: str, error: BaseException) -> RemoteDataError:
     """Return the error as one line with a remedy.
 
     Args:
@@ -78,7 +78,7 @@ def explained(address: str, error: BaseException) -> ValueError:
         case _:
             remedy = "look at the network and the server"
             reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-    return ValueError(f"{address}: cannot be reached ({reason}); {remedy}")
+    return RemoteDataError(f"{address}: cannot be reached ({reason}); {remedy}")
 
 
 def persistently(call: Callable[[], Result], address: str, limit_s: float, left: threading.Event) -> Result:

@@ -4,6 +4,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import override
+
 from fastpsl.pipelines.remote.address import answer, file_system
 from fastpsl.pipelines.remote.failures import WrongBytesError, persistently
 
@@ -30,6 +32,10 @@ class RemoteObject:
     num_bytes: int
     version: str
     files: Any  # fsspec's AbstractFileSystem
+
+    @override
+    def __str__(self) -> str:
+        return self.address
 
     @property
     def name(self) -> str:

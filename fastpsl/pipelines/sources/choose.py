@@ -1,13 +1,14 @@
 """The choice of a source for SRC of `fastpsl data write`, by its name and content or by --format."""
 
-import glob
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from fastpsl.pipelines.data.classes import named_classes
 from fastpsl.pipelines.files.existing import LIST_ENDINGS, require_existing
+from fastpsl.pipelines.remote.address import is_remote
 from fastpsl.pipelines.sources.arrays import arrays
+from fastpsl.pipelines.sources.files import SourceFile, source_files
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.listed import image_list, labelled_folder
 from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
@@ -63,6 +64,10 @@ def open_source(
     names = None if classes is None or classes in (FOLDERS, NONE) else named_classes(classes)
     if format == "auto":
         format = _format_of(src)
+    if is_remote(src) and format not in ("tar", "parquet"):
+        raise ValueError(
+            f"{src}: a {format} is read from this machine alone; copy it here, or give tars or parquet files"
+        )
     if labels is not None and format != "folder":
         raise ValueError(
             f"--labels {labels}: it is for a folder, and {src} is read as {format}; leave it out"
@@ -113,12 +118,18 @@ def _open(
 
 
 def _format_of(src: str) -> str:
+    if is_remote(src):
+        return _format_of_files(src)
     if src.startswith(HUGGING_FACE) or _is_saved(src):
         return "parquet"
     if name := published_name(Path(src)):
         return name
     if os.path.isdir(src):
         return "parquet" if _parquet_in(src) else "folder"
+    return _format_of_files(src)
+
+
+def _format_of_files(src: str) -> str:
     formats = {_format_of_file(path) for path in _paths(src)}
     if len(formats) > 1:
         raise ValueError(
@@ -137,15 +148,15 @@ def _parquet_in(folder: str) -> list[Path]:
     return sorted(Path(folder).glob("*.parquet")) or sorted(Path(folder, "data").glob("*.parquet"))
 
 
-def _parquet_paths(src: str) -> list[Path]:
+def _parquet_paths(src: str) -> list[SourceFile]:
     if not os.path.isdir(src):
         return _paths(src)
     if not (paths := _parquet_in(src)):
         raise ValueError(f"{src}: no .parquet file in it; give a folder of them, or what save_to_disk wrote")
-    return paths
+    return list(paths)
 
 
-def _format_of_file(path: Path) -> str:
+def _format_of_file(path: SourceFile) -> str:
     for ending, format in _ENDINGS.items():
         if path.name.lower().endswith(ending):
             return format
@@ -155,18 +166,19 @@ def _format_of_file(path: Path) -> str:
     )
 
 
-def _paths(src: str) -> list[Path]:
+def _paths(src: str) -> list[SourceFile]:
     """Return the files that `src` names: one, or the matches of a glob."""
-    require_existing(
+    return source_files(
         src,
         "a folder of images, a quoted glob, or a file of a known kind "
         "(https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html)",
     )
-    return [Path(src)] if os.path.exists(src) else sorted(map(Path, glob.glob(src)))
 
 
 def _one_path(src: str) -> Path:
     paths = _paths(src)
     if len(paths) > 1:
         raise ValueError(f"{src}: {len(paths)} files match, and one is wanted; write them one by one")
-    return paths[0]
+    (path,) = paths
+    assert isinstance(path, Path)  # others were refused
+    return path

@@ -16,7 +16,10 @@ from typing import Any
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.remote.failures import RemoteDataError
+from fastpsl.pipelines.remote.objects import RemoteObject
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
+from fastpsl.pipelines.sources.files import SourceFile, open_file
 from fastpsl.pipelines.sources.source import Picks, Sample, changed, choose_split, parts_of, shard_range
 
 INSTALL = "pip install 'fastpsl-vision[datasets]'"
@@ -77,12 +80,12 @@ class Tables:
         random.shuffle(parts)
         each = max(_PICKED, -(-num // len(parts)))
         runs = ((i, run) for i, positions in parts for run in self._runs(i, positions, each, random))
-        how = ("the first of row groups " if isinstance(self.parts[0], Path) else "") + "picked at random"
+        how = ("the first of row groups " if _is_file(self.parts[0]) else "") + "picked at random"
         return Picks(how, True, self._samples_of(runs))
 
     def _runs(self, i: int, positions: range, num: int, random: Random) -> list[range]:
         """Return runs of `num` rows of a part in all, within `positions`."""
-        if not isinstance(self.parts[i], Path):
+        if not _is_file(self.parts[i]):
             return [range(p, p + 1) for p in random.sample(positions, min(num, len(positions)))]
         with _errors(self.parts[i]):
             groups = _row_groups(self.parts[i], positions)
@@ -92,7 +95,7 @@ class Tables:
     def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
         for i, positions in parts:
             part, position = self.parts[i], positions.start
-            is_file = isinstance(part, Path)
+            is_file = _is_file(part)
             what = str(part) if is_file else self.what
             with _errors(what):
                 for image, label in (_rows_of_file if is_file else _rows_of_dataset)(
@@ -122,6 +125,8 @@ class Tables:
         Files elsewhere are refused, because an untrusted table could copy any image of this machine into a
         dataset file.
         """
+        if not self.roots:
+            return BrokenImage("the row holds no bytes, and names a file that is not beside it")
         try:
             target = os.path.realpath(os.path.join(self.roots[0], path))
             is_below = any(Path(target).is_relative_to(os.path.realpath(root)) for root in self.roots)
@@ -136,7 +141,7 @@ class Tables:
 
 
 def parquet_files(
-    paths: Sequence[Path],
+    paths: Sequence[SourceFile],
     split: str | None = None,
     shard: tuple[int, int] = (0, 1),
     image_column: str | None = None,
@@ -155,10 +160,10 @@ def parquet_files(
         ValueError: Something is missing, damaged or ambiguous.
     """
     try:
-        from pyarrow.parquet import ParquetFile
+        import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise _missing(error) from None
-    what = str(paths[0].parent if len(paths) > 1 else paths[0])
+    what = os.path.dirname(str(paths[0])) if len(paths) > 1 else str(paths[0])
     split_of = {path: match[1] for path in paths if (match := _SPLIT_OF_FILE.fullmatch(path.name))}
     if split_of:
         split = choose_split(what, split, set(split_of.values()))
@@ -168,10 +173,10 @@ def parquet_files(
             f"{what}: --split {split}: the files' names tell no split, as train-00000-of-00002.parquet does; "
             "give that split's files as SRC"
         )
-    paths, schemas, counts = sorted(paths), list[Any](), list[int]()
+    paths, schemas, counts = sorted(paths, key=str), list[Any](), list[int]()
     with doing(f"{what}: counting rows", "files", len(paths)) as progress:
         for path in progress.over(paths):
-            with _errors(path), ParquetFile(path) as file:
+            with _errors(path), _parquet(path) as file:
                 schemas.append(file.schema_arrow)
                 counts.append(file.metadata.num_rows)
             if schemas[-1].names != schemas[0].names:
@@ -179,7 +184,8 @@ def parquet_files(
     if not sum(counts):
         raise ValueError(f"{what}: has no rows; give a data set of images")
     columns = choose_columns(what, schemas[0], image_column, label_column)
-    return Tables(what, (paths[0].parent,), paths, counts, columns, shard)
+    roots = tuple(path.parent for path in paths[:1] if isinstance(path, Path))
+    return Tables(what, roots, paths, counts, columns, shard)
 
 
 def hugging_face(
@@ -229,15 +235,31 @@ def hugging_face(
     return Tables(name, roots, [dataset], [len(dataset)], columns, shard)
 
 
+def _is_file(part: object) -> bool:
+    """Return whether a part is a parquet file, not a data set of the package datasets."""
+    return isinstance(part, Path | RemoteObject)
+
+
 def _missing(error: ImportError) -> ValueError:
     return ValueError(f"parquet files and hf: need Hugging Face's datasets ({error}); {INSTALL}")
 
 
-def _rows_of_file(path: Path, columns: Columns, positions: range) -> Iterator[tuple[Any, Any]]:
+@contextlib.contextmanager
+def _parquet(path: SourceFile, **options: Any) -> Iterator[Any]:
+    """Open a parquet file."""
     from pyarrow.parquet import ParquetFile
 
+    if isinstance(path, Path):
+        with ParquetFile(path, **options) as file:
+            yield file
+    else:
+        with open_file(path) as stream, ParquetFile(stream, **options) as file:
+            yield file
+
+
+def _rows_of_file(path: SourceFile, columns: Columns, positions: range) -> Iterator[tuple[Any, Any]]:
     # pre_buffer would hold whole row groups.
-    with ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+    with _parquet(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         for group, group_positions in parts_of(positions, sizes):
             position = 0
@@ -253,11 +275,9 @@ def _rows_of_file(path: Path, columns: Columns, positions: range) -> Iterator[tu
                     break
 
 
-def _row_groups(path: Path, positions: range) -> list[range]:
+def _row_groups(path: SourceFile, positions: range) -> list[range]:
     """Return the part of each row group that lies within `positions`."""
-    from pyarrow.parquet import ParquetFile
-
-    with ParquetFile(path) as file:
+    with _parquet(path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     starts = [0, *accumulate(sizes)]
     return [range(starts[i] + p.start, starts[i] + p.stop) for i, p in parts_of(positions, sizes)]
@@ -278,13 +298,15 @@ def _pairs(table: Any, columns: Columns) -> Iterator[tuple[Any, Any]]:
 
 
 @contextlib.contextmanager
-def _errors(what: str | Path) -> Iterator[None]:
+def _errors(what: object) -> Iterator[None]:
     """Turn errors into a ValueError of one line.
 
     For missing data sets and damaged files, datasets and pyarrow raise nearly any type.
     """
     try:
         yield
+    except RemoteDataError:
+        raise
     except Exception as error:  # noqa: BLE001
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -13,10 +13,10 @@ The first time, uncompressed ones are only skimmed.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 
 from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.sources.files import SourceFile, size_of
 from fastpsl.pipelines.sources.layout import PARTS, tar_parts_error
 from fastpsl.pipelines.sources.source import EXTENSIONS, Picks, Sample, changed, parts_of, shard_range
 from fastpsl.pipelines.sources.tar_samples import Folders, Group, Grouper, label_of
@@ -29,7 +29,7 @@ _PICKED = 16  # images of each tar, for an estimate
 class TarSource:
     """A list of tars of images, counted; see the module's docstring."""
 
-    paths: list[Path]
+    paths: list[SourceFile]
     counts: list[int]  # samples in each tar, damages included
     is_web: bool
     folders: Folders
@@ -73,7 +73,7 @@ class TarSource:
             yield from self._samples_of_tar(self.paths[i], self.counts[i], positions, labels)
 
     def _samples_of_tar(
-        self, path: Path, count: int, positions: range, labels: dict[str, int]
+        self, path: SourceFile, count: int, positions: range, labels: dict[str, int]
     ) -> Iterator[Sample]:
         position = 0
         for item in _groups(path, Grouper(self.is_web, positions)):
@@ -91,7 +91,7 @@ class TarSource:
         if position != count:
             raise changed(path, count, position)
 
-    def _sample(self, path: Path, group: Group, labels: dict[str, int]) -> Sample:
+    def _sample(self, path: SourceFile, group: Group, labels: dict[str, int]) -> Sample:
         name = f"{path.name}/{group.image_name}"
         if isinstance(group.image, BrokenImage):
             return Sample(name, group.image, -1)
@@ -108,7 +108,7 @@ class TarSource:
             return Sample(name, error, -1)
 
 
-def _groups(path: Path, grouper: Grouper) -> Iterator[Group | Damage]:
+def _groups(path: SourceFile, grouper: Grouper) -> Iterator[Group | Damage]:
     """Yield the samples that `grouper` makes of a tar's members."""
     with open_tar(path) as (stream, _):
         for item in tar_members(stream, path.name):
@@ -129,7 +129,7 @@ class _Count:
     num_no_images: int = 0
     first_damage: str = ""
 
-    def add(self, path: Path, on_bytes: Callable[[int], None]) -> None:
+    def add(self, path: SourceFile, on_bytes: Callable[[int], None]) -> None:
         by_key, one_by_one = Grouper(True), Grouper(False)
         with open_tar(path) as (stream, tell):
             for item in tar_members(stream, path.name):
@@ -160,7 +160,7 @@ class _Count:
 
 
 def tar_source(
-    paths: Sequence[Path],
+    paths: Sequence[SourceFile],
     shard: tuple[int, int] = (0, 1),
     on_progress: Callable[[int, int], None] | None = None,
     are_classes: bool = False,
@@ -176,9 +176,9 @@ def tar_source(
     Raises:
         ValueError: A tar cannot be read or is none, they hold no image, or their folders are no classes.
     """
-    paths = sorted(paths)
+    paths = sorted(paths, key=str)
     try:
-        sizes = [path.stat().st_size for path in paths]
+        sizes = [size_of(path) for path in paths]
     except OSError as error:
         raise ValueError(
             f"{error.filename}: cannot be read ({error.strerror}); give tars that can be read"

@@ -8,11 +8,12 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.remote.failures import RemoteDataError
+from fastpsl.pipelines.sources.files import SourceFile, open_file
 
 # The errors of reading a damaged tar. ValueError and OverflowError come from senseless numbers and names,
 # RuntimeError from bz2 when it is read again after an error.
@@ -47,7 +48,7 @@ class Damage(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_tar(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
+def open_tar(path: SourceFile) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
     """Open a tar, compressed or not.
 
     Yields:
@@ -57,7 +58,7 @@ def open_tar(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
         ValueError: It cannot be opened.
     """
     try:
-        raw = open(path, "rb")  # noqa: SIM115  closed below
+        raw = open_file(path)
         head = raw.read(6)
         raw.seek(0)
     except OSError as error:
@@ -155,6 +156,8 @@ def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[int], byte
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, RemoteDataError):  # the network failed, and the tar may be sound
+        raise error
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
     if isinstance(error, EOFError) or str(error) in (
