@@ -107,7 +107,8 @@ def bottleneck(measured: Measurements) -> Bottleneck | None:
         text = f"{waits}, though {crowded}"
         return Bottleneck("overlap", stage.name, text)
     if stage.loader < 0.8 * stage.decode:
-        reason = "storage: the data is not in the page cache"
+        storage = "the network: the data is not on this machine" if measured.read.is_remote else ""
+        reason = storage or "storage: the data is not in the page cache"
         return Bottleneck("read", stage.name, f"{waits} for {reason} ({_rate(stage.loader)} images/s)")
     if measured.copy is not None and measured.copy < 1.1 * stage.loader:
         return Bottleneck(

@@ -71,14 +71,15 @@ def check_machine(
 
 
 def check_page_cache(read: ReadRate) -> Check:
-    """Check whether the data fits into memory."""
+    """Check whether the data fits into memory, or into --cache-dir if they live elsewhere."""
+    name = "cache on disk" if read.is_remote else "page cache"
     cached = "unknown how much is there" if read.cached is None else f"{read.cached:.0%} of it there now"
     text = f"{read.fitting}, {cached}"
     if read.fits:
-        return Check("page cache", "ok", text)
-    return Check(
-        "page cache", "warning", text, "--order quasi_random reads whole pages; or write smaller images"
-    )
+        return Check(name, "ok", text)
+    larger = "a larger --cache-gb, " if read.is_remote else ""
+    remedy = f"{larger}--order quasi_random reads whole pages; or write smaller images"
+    return Check(name, "warning", text, remedy)
 
 
 def check_noise(stages: Sequence[StageRates]) -> list[Check]:

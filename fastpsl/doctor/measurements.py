@@ -15,8 +15,9 @@ class ReadRate:
 
     Attributes:
         data_bytes: Size of the data.
-        memory_bytes: Capacity of the page cache.
-        cached: Share of the data in the page cache before the measurement; None if unknown.
+        memory_bytes: Capacity of the page cache; of --cache-dir for data that live elsewhere.
+        cached: Share of the data in that cache before the measurement; None if unknown.
+        is_remote: Whether the data live elsewhere.
     """
 
     images_per_s: float
@@ -24,6 +25,7 @@ class ReadRate:
     data_bytes: int
     memory_bytes: int
     cached: float | None
+    is_remote: bool = False
 
     @property
     def from_storage(self) -> bool:
@@ -32,15 +34,16 @@ class ReadRate:
 
     @property
     def fits(self) -> bool:
-        """Whether the page cache can hold the data."""
+        """Whether the cache can hold the data."""
         return self.data_bytes <= self.memory_bytes
 
     @property
     def fitting(self) -> str:
-        """How much of the data fits into memory, in words."""
+        """How much of the data fits into memory, or into --cache-dir, in words."""
+        place = "--cache-dir" if self.is_remote else "memory"
         if self.fits:
-            return f"the data's {gigabytes(self.data_bytes)} fit into memory"
-        return f"{gigabytes(self.memory_bytes)} of the data's {gigabytes(self.data_bytes)} fit into memory"
+            return f"the data's {gigabytes(self.data_bytes)} fit into {place}"
+        return f"{gigabytes(self.memory_bytes)} of the data's {gigabytes(self.data_bytes)} fit into {place}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.workers import map_in_order
+from fastpsl.pipelines.remote.pages import remote_pages
 
 # Training never reaches these epochs, so that its most recent reads do not favour this measurement.
 FIRST_EPOCH = 1 << 30
@@ -42,7 +43,8 @@ def measure_read(
     assert options.workers is not None
     probed = np.linspace(0, data.num_samples - 1, min(_NUM_PROBED, data.num_samples)).astype(np.int64)
     rows = data.rows(probed)
-    cached = cached_share(rows)
+    remote = remote_pages(data)
+    cached = cached_share(rows) if remote is None else remote.share_here(probed)
     bytes_per_image = float(rows.num_bytes.mean())
     reader, chunks_read = _Reader(data), list[np.ndarray]()
     num_read, start = 0, time.perf_counter()
@@ -61,7 +63,8 @@ def measure_read(
     reads.close()
     chunks.close()
     data_bytes = round(bytes_per_image * data.num_samples)
-    read = ReadRate(rate, bytes_per_image, data_bytes, page_cache_bytes(), cached)
+    capacity = page_cache_bytes() if remote is None else remote.cache.max_bytes
+    read = ReadRate(rate, bytes_per_image, data_bytes, capacity, cached, remote is not None)
     return read, np.unique(np.concatenate(chunks_read))
 
 

@@ -6,17 +6,22 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server", reason="the extra dev has moto")
 
+from fastpsl.commands.data import Info, Verify
+from fastpsl.doctor.reading import measure_read
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.remote import failures
 from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.views import ViewSpec
+from tests.faults.changed_data import beton as write_beton_of_photos
 from tests.pipelines.paged import write_paged
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server
 
@@ -255,3 +260,37 @@ def test_leaving_an_epoch_while_the_server_is_gone_takes_no_time(
         epoch.close()
     assert time.monotonic() - began < 20  # not the 120 s of a batch
     server.start()
+
+
+def test_info_and_verify_read_an_address(
+    server: S3Server,
+    local: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FASTPSL_CACHE_DIR", str(tmp_path / "cache"))
+    Info([GLOB]).run()
+    assert f"s3://{BUCKET}/train-0.beton and 2 more: {3 * NUM_EACH + 3} samples" in capsys.readouterr().out
+    path = write_beton_of_photos(tmp_path / "photos.beton")
+    data = bytearray(path.read_bytes())
+    server.put("sound.beton", bytes(data))
+    Verify([f"s3://{BUCKET}/sound.beton"], workers=1).run()
+    assert f"s3://{BUCKET}/sound.beton: 80 samples, all sound" in capsys.readouterr().out
+    data[len(data) // 2] ^= 1
+    server.put("damaged.beton", bytes(data))
+    with pytest.raises(ValueError, match="damaged.beton: its bytes .* do not match their checksums"):
+        Verify([f"s3://{BUCKET}/damaged.beton"], workers=1).run()
+
+
+def test_doctor_knows_what_is_here(server: S3Server, local: Path, tmp_path: Path) -> None:
+    with Beton(GLOB, small_cache(tmp_path, 0.1)) as data:
+        assert data.remote is not None
+        everything = np.arange(data.num_samples)
+        assert data.remote.share_here(everything) == 0
+        data.wait(everything[:5])
+        assert data.remote.share_here(everything[:5]) == 1 > data.remote.share_here(everything) > 0
+        options = TrainingOptions(data=GLOB, workers=2)
+        read, _ = measure_read(data, options, BATCH, 0.1)
+    assert read.is_remote and read.cached is not None and read.cached < 0.5
+    assert read.fitting == "the data's 0.0 GB fit into --cache-dir" and read.memory_bytes == 10**8

@@ -17,20 +17,23 @@ from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES
 from fastpsl.pipelines.beton.journal import journal_path
 from fastpsl.pipelines.beton.output import whole_of
 from fastpsl.pipelines.beton.reader import Beton, SampleTable, shard_paths
-from fastpsl.pipelines.beton.shard import JPG, chunks
+from fastpsl.pipelines.beton.shard import JPG, Shard, chunks
 from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, HEADER_REASONS, jpeg_header
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import is_locked
 from fastpsl.pipelines.loader.workers import map_in_order
+from fastpsl.pipelines.remote.address import is_remote
 
 _BLOCK_BYTES = 1 << 22
 _BARS = 30  # classes with a bar of their own
 
 
-def betons_to_verify(names: Sequence[str]) -> tuple[list[Path], list[str]]:
+def betons_to_verify(names: Sequence[str]) -> "tuple[list[Path | str], list[str]]":
     """Return the files that `names` (files and globs) name, and their faults as data sets, a line each.
+
+    Of an address, the files' addresses are returned. That they belong together is judged when it is opened.
 
     Such faults are shards that were interrupted, are missing, come from different runs, or appear twice. Each
     glob is one data set; files named one by one are grouped by source.
@@ -38,8 +41,12 @@ def betons_to_verify(names: Sequence[str]) -> tuple[list[Path], list[str]]:
     Raises:
         ValueError: A name matches nothing.
     """
-    paths, faults, singles = list[Path](), list[str](), dict[object, list[Written]]()
+    paths, faults, singles = list[Path | str](), list[str](), dict[object, list[Written]]()
     for name in names:
+        if is_remote(name):
+            with Beton(name) as beton:
+                paths += [shard.name for shard in beton.shards]
+            continue
         interrupted = _interrupted(name)
         faults += interrupted
         is_glob = glob.has_magic(name) and not os.path.lexists(name)
@@ -84,7 +91,7 @@ def _interrupted(name: str) -> list[str]:
 
 
 def verify(
-    path: Path, num_workers: int | None = None, on_progress: Callable[[int, int], None] | None = None
+    path: "Path | str", num_workers: int | None = None, on_progress: Callable[[int, int], None] | None = None
 ) -> Iterator[str]:
     """Yield the faults of one dataset file, a line each, with path and sample.
 
@@ -97,7 +104,7 @@ def verify(
         yield str(error)
         return
     with beton:
-        sidecar = read_sidecar(path)
+        sidecar = read_sidecar(beton.paths[0])
         yield from _pages(beton)
         sources: Iterator[str] = iter(())
         try:
@@ -129,9 +136,10 @@ def verify(
                 yield f"{path} sample {index}{f' ({source})' if source else ''}: {reason}"
             if on_progress:
                 on_progress(index + 1, num_bad)
-        if sidecar and _checksum(path, sidecar) != sidecar.sha256:
+        # Of a remote file, the samples' own checksums are enough, as it may be larger than the cache.
+        if sidecar and beton.remote is None and _checksum(beton.paths[0], sidecar) != sidecar.sha256:
             yield (
-                f"{path}: its bytes do not have the checksum in {path.name}.json; "
+                f"{path}: its bytes do not have the checksum in {beton.paths[0].name}.json; "
                 f"copy it again, or write it again"
             )
 
@@ -141,19 +149,19 @@ def _pages(beton: Beton) -> Iterator[str]:
     shard = beton.shards[0]
     page = shard.page_size
     if page < MIN_PAGE_BYTES or page & (page - 1):
-        yield f"{shard.path}: a page of {page:,} bytes; a power of two from 2 MiB is needed, write it again"
+        yield f"{shard.name}: a page of {page:,} bytes; a power of two from 2 MiB is needed, write it again"
         return
     all_samples = slice(0, shard.num_samples)
     first = shard.table(all_samples)[0]["data_ptr"].astype(np.int64)
     last = first + shard.sizes(all_samples).astype(np.int64) - 1
     across = np.flatnonzero(first // page != last // page)
     if len(across):
-        yield f"{shard.path} sample {across[0]}: lies across two pages, ffcv cannot read it; write it again"
+        yield f"{shard.name} sample {across[0]}: lies across two pages, ffcv cannot read it; write it again"
     order = np.argsort(first)
     shared = np.flatnonzero(last[order[:-1]] >= first[order[1:]])
     if len(shared):
         one, other = order[shared[0]], order[shared[0] + 1]
-        yield f"{shard.path} sample {one}: its bytes run into those of sample {other}; write it again"
+        yield f"{shard.name} sample {one}: its bytes run into those of sample {other}; write it again"
 
 
 def _checksum(path: Path, sidecar: Sidecar) -> str:
@@ -212,7 +220,7 @@ def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
 
 def unchecked(beton: Beton) -> str:
     """Return what `verify` could not check in this file, in words; "" where checksums cover everything."""
-    if has_checksums(beton.shards[0]) or read_sidecar(beton.paths[0]):
+    if has_checksums(beton.shards[0]) or (read_sidecar(beton.paths[0]) and beton.remote is None):
         return ""
     return (
         "no checksums in it and no JSON beside it, "
@@ -249,7 +257,7 @@ def info(beton: Beton) -> str:
     mean_kb = num_bytes / beton.num_samples / 1e3
     file_bytes = sum(shard.file_size for shard in beton.shards)
     lines = [
-        f"{_names(beton.paths)}: {beton.num_samples:,} samples, {file_bytes / 1e6:,.1f} MB",
+        f"{_names(beton.shards)}: {beton.num_samples:,} samples, {file_bytes / 1e6:,.1f} MB",
         f"  height min / median / max  {_Spread(heights)} px",
         f"  width  min / median / max  {_Spread(widths)} px",
         f"  bytes  min / median / max  {_Spread(kilobytes)} kB, mean {mean_kb:.1f} kB",
@@ -260,8 +268,8 @@ def info(beton: Beton) -> str:
     return "\n".join(lines + _classes(beton) + _origin(beton))
 
 
-def _names(paths: list[Path]) -> str:
-    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+def _names(shards: list[Shard]) -> str:
+    return shards[0].name if len(shards) == 1 else f"{shards[0].name} and {len(shards) - 1} more"
 
 
 def _classes(beton: Beton) -> list[str]:

@@ -95,6 +95,10 @@ class Fetcher:
             if fetch.error is not None:
                 raise fetch.error
 
+    def is_here(self, page: int) -> bool:
+        """Return whether a page is in the cache now."""
+        return self._pages[page].file.is_present(self._pages[page].part)
+
     def give_back(self, pages: Iterable[int]) -> None:
         """End the hold of pages. They stay in the cache until their room is needed."""
         with self._lock:

@@ -168,6 +168,16 @@ class RemotePages:
         """
         self.fetcher.wait(self._part_of_page[np.unique(self.pages_with(samples))].tolist())
 
+    def share_here(self, samples: np.ndarray) -> float:
+        """Return the share of some samples whose bytes are here.
+
+        Args:
+            samples: Their numbers, int64 [n], n > 0.
+        """
+        parts, counts = np.unique(self._part_of_page[self.pages_with(samples)], return_counts=True)
+        here = [self.fetcher.is_here(part) for part in parts.tolist()]
+        return float(counts[here].sum() / counts.sum())
+
     def plan(self, pages: Sequence[int]) -> None:
         """Fetch pages, in this order, and hold them until they are given back."""
         self.fetcher.plan(self._part_of_page[list(pages)].tolist())
