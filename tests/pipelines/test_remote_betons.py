@@ -277,7 +277,8 @@ def test_info_and_verify_read_an_address(
     server.put("sound.beton", bytes(data))
     Verify([f"s3://{BUCKET}/sound.beton"], workers=1).run()
     assert f"s3://{BUCKET}/sound.beton: 80 samples, all sound" in capsys.readouterr().out
-    data[len(data) // 2] ^= 1
+    with Beton(path) as photos:
+        data[int(photos.rows(np.array([40])).offset[0]) + 500] ^= 1
     server.put("damaged.beton", bytes(data))
     with pytest.raises(ValueError, match="damaged.beton: its bytes .* do not match their checksums"):
         Verify([f"s3://{BUCKET}/damaged.beton"], workers=1).run()
@@ -293,4 +294,4 @@ def test_doctor_knows_what_is_here(server: S3Server, local: Path, tmp_path: Path
         options = TrainingOptions(data=GLOB, workers=2)
         read, _ = measure_read(data, options, BATCH, 0.1)
     assert read.is_remote and read.cached is not None and read.cached < 0.5
-    assert read.fitting == "the data's 0.0 GB fit into --cache-dir" and read.memory_bytes == 10**8
+    assert read.fitting == "the data's 0.000463 GB fit into --cache-dir" and read.memory_bytes == 10**8
