@@ -1,6 +1,6 @@
 # Every target sets up .venv first (toolchain/install.sh); a second call installs nothing again.
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs docs-serve test test-all test-nightly faults lint format clean
+.PHONY: help install demo docs docs-serve test test-all test-nightly cluster faults lint format clean
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c
 PYTHON_IN_VENV := .venv/bin/python
@@ -14,6 +14,7 @@ help:
 	@echo "make test      the tests, in minutes; ARGS=\"-k jigsaw\" adds options"
 	@echo "make test-all  the tests that take longer"
 	@echo "make test-nightly  those that take longest, which CI runs each night"
+	@echo "make cluster   jobs of Slurm on two nodes that this machine plays, some minutes; installs Slurm by apt"
 	@echo "make faults    faults by the thousand, hours in all; ARGS=\"--only betons --betons 200\" takes some"
 	@echo "make lint      ruff and mypy over everything"
 	@echo "make docs      the documentation, into build/docs; make docs-serve shows it on http://localhost:8000"
@@ -37,6 +38,12 @@ test-all: install
 
 test-nightly: install
 	$(PYTEST) -m nightly $(ARGS)
+
+# Its files are in build/slurm; SLURM_CONF=build/slurm/slurm.conf lets sinfo and others see it.
+cluster: install
+	bash toolchain/slurm.sh start build/slurm
+	trap "bash toolchain/slurm.sh stop build/slurm" EXIT; \
+	SLURM_CONF=$(CURDIR)/build/slurm/slurm.conf $(PYTHON_IN_VENV) -m pytest -m cluster tests/cluster $(ARGS)
 
 # The categories, their counts and the options: python -m tests.faults --help
 faults: install

@@ -8,13 +8,14 @@ from typing import ClassVar, NoReturn
 
 import tyro
 
-from fastpsl.commands import doctor, train
+from fastpsl.commands import doctor, launch, train
 from fastpsl.commands.clusters import Clusters
 from fastpsl.commands.data import Data
 from fastpsl.commands.doctor import Doctor
 from fastpsl.commands.export import Export
 from fastpsl.commands.features import Features
 from fastpsl.commands.labels import MakeLabels
+from fastpsl.commands.launch import Launch
 from fastpsl.commands.permutations import Permutations
 from fastpsl.commands.recipes import Recipes
 from fastpsl.commands.retrieve import Retrieve
@@ -47,6 +48,7 @@ class Fastpsl:
     commands: ClassVar[dict[str, type]] = {
         "train": Train,
         "eval": Eval,
+        "launch": Launch,
         "recipes": Recipes,
         "data": Data,
         "show": Show,
@@ -103,7 +105,7 @@ def _main(arguments: list[str]) -> None:
         if isinstance(command, (Train, Eval)):  # a recipe reports by itself
             sys.exit(command.run(*recipe_options))
         with _one_line_warnings(), doing(prog):
-            exit_code = command.run(*recipe_options)  # recipe_options is empty except for doctor
+            exit_code = command.run(*recipe_options)  # recipe_options is empty but for doctor and launch
         sys.stdout.flush()
         if exit_code:
             sys.exit(exit_code)
@@ -129,6 +131,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         return train.split(arguments)
     if name == "doctor":
         return doctor.split(arguments)
+    if name == "launch":
+        return launch.split(arguments)
     if name == "beton":  # the former name
         return ["data", *arguments[1:]], []
     return list(arguments), []

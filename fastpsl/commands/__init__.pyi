@@ -4,6 +4,7 @@ from .doctor import Doctor as Doctor
 from .export import Export as Export
 from .features import Features as Features
 from .labels import MakeLabels as MakeLabels
+from .launch import Launch as Launch
 from .permutations import Permutations as Permutations
 from .recipes import Recipes as Recipes
 from .retrieve import Retrieve as Retrieve

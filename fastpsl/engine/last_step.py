@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import Any
 
-from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from fastpsl.engine.exit_codes import EXIT_CRASHED, EXIT_PREEMPTED
 from fastpsl.engine.run import Run
 
 LEAVE_AFTER_S = 15.0  # half of torchrun's limit; the other half is for writing
@@ -114,9 +114,11 @@ class LastStep:
 
     def _leave(self) -> None:
         run = self._run
+        lost = run.status() == "failed"  # another rank has reported why, and its launcher stops this one
         try:
             self._write()
-            run.write_status("preempted", "interrupted")
+            if not lost:
+                run.write_status("preempted", "interrupted")
         except OSError as error:  # do not exit, because the loop may still finish
             print(f"interrupted, but what was learned cannot be saved: {error}", file=sys.stderr)
             return
@@ -132,4 +134,4 @@ class LastStep:
             )
         except OSError:
             pass  # stdout is closed
-        os._exit(EXIT_PREEMPTED)
+        os._exit(EXIT_CRASHED if lost else EXIT_PREEMPTED)

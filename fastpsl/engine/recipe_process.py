@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -13,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from fastpsl.engine.distributed import join_world, leave_world
+from fastpsl.engine.distributed import join_world, leave_world, wait_for_all
 from fastpsl.engine.exit_codes import (
     EXIT_CRASHED,
     EXIT_FINISHED,
@@ -112,9 +111,8 @@ def _exit_now(code: int) -> NoReturn:
 
 def _train(recipe: Recipe[Any], options: Any, opened: list[Run]) -> int:
     finished = train(recipe, options, opened)
+    opened[-1].stop_signal.ignore()  # srun sends SIGTERM when the first rank has left
     opened[-1].close()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # all is done, and the exit code shall say so
     return EXIT_FINISHED if finished else EXIT_PREEMPTED
 
 
@@ -149,6 +147,8 @@ def train(
             run.write_status("finished", "")
         for line in lines:
             print(line)
+    if not finished:
+        wait_for_all(world)  # srun and others end the processes that are left soon after the first has gone
     return finished
 
 
@@ -185,7 +185,7 @@ def _report_failure(opened: Sequence[Run], rank: int, error: str, reason: str, s
     If all ranks fail alike, the others wait a moment while rank 0 prints the error, and torchrun ends them.
     """
     for run in opened:
-        run.stop_signal.close()
+        run.stop_signal.ignore()
         if run.reporter.screen:
             run.reporter.screen.close()
     if rank != 0:

@@ -84,7 +84,13 @@ class StopSignal:
         self._last_checkpoint = time.monotonic()
         self.other_pace()
 
+    def ignore(self) -> None:
+        """Ignore the signals from here on, because the process is about to end and its exit code shall say how."""
+        for number in self._handlers:
+            signal.signal(number, signal.SIG_IGN)
+        self._handlers.clear()
+
     def close(self) -> None:
-        """Restore the former signal handlers."""
+        """Restore the former signal handlers, unless the signals are ignored."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

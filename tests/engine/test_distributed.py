@@ -52,6 +52,19 @@ def test_a_signal_stops_after_the_step_and_handlers_come_back(number: signal.Sig
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_ignored_to_the_end_of_the_process(number: signal.Signals) -> None:
+    """srun sends SIGTERM to the ranks that are left. Their handlers must not come back, or they would die of it."""
+    before = signal.getsignal(number)
+    stop_signal = StopSignal(one_process(), checkpoint_minutes=0)
+    try:
+        stop_signal.ignore()
+        stop_signal.close()
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 def test_the_checkpoint_clock() -> None:
     stop_signal = StopSignal(one_process(), checkpoint_minutes=1e-9)
     try:

@@ -131,6 +131,23 @@ def test_the_last_step_is_saved_and_gone_on_from(
     assert (tmp_path / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
+def test_a_failure_that_another_rank_has_reported_stays_on_record(tmp_path: Path, at_once: list[int]) -> None:
+    """A launcher stops rank 0, which waits for a rank that failed. A script must not start that run again."""
+
+    class Lost(Hanging):
+        @override
+        def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
+            if arguments[1].training and len(self.trained) + 1 == self.at:
+                failed = {"state": "failed", "stage": 1, "step": 2, "reason": "rank 1: ValueError: no"}
+                (tmp_path / "status.json").write_text(json.dumps(failed))
+            return super().loss(*arguments)
+
+    with pytest.raises(Left):
+        fit(tmp_path, Lost(3))
+    assert at_once == [1] and newest_step(tmp_path) == 2
+    assert status(tmp_path)["reason"] == "rank 1: ValueError: no"
+
+
 def test_the_first_step_leaves_nothing_to_save(
     tmp_path: Path, at_once: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Run a recipe in the test's own process, because starting one takes seconds."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,8 +30,13 @@ def starter(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         texts = [*map(str, arguments)]
         monkeypatch.setattr(sys, "argv", [str(ROOT / "recipes" / f"{name}.py"), *texts])
         capsys.readouterr()
-        with runs_closed(monkeypatch), pytest.raises(SystemExit) as caught:
-            launch(recipe, texts)
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with runs_closed(monkeypatch), pytest.raises(SystemExit) as caught:
+                launch(recipe, texts)
+        finally:
+            for number, handler in before.items():  # a recipe's process ignores them at its end
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return Outcome(int(caught.value.code or 0), captured.out, captured.err)
 

@@ -1,0 +1,166 @@
+"""`fastpsl launch slurm`: a recipe as a job of a cluster."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+
+from fastpsl.commands.train import Eval, Train
+from fastpsl.engine.options import flag
+from fastpsl.engine.recipe import HELP
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return `fastpsl`'s own arguments, and those behind a recipe's name, which the recipe gets.
+
+    The options of `launch slurm` are its own wherever they stand.
+    """
+    own, rest, words = list(arguments[:2]), list[str](), iter(arguments[2:])
+    if own[1:] != ["slurm"] or HELP.intersection(arguments):
+        return [*own, *(["--help"] if HELP.intersection(arguments) else words)], []
+    takes_value = {flag(f.name): f.type is not bool for f in fields(Slurm) if f.name != "recipe"}
+    for word in words:
+        if (name := word.partition("=")[0]) not in takes_value:
+            rest.append(word)
+        elif takes_value[name] and name == word:
+            own += [word, *(value for value in [next(words, None)] if value is not None)]
+        else:
+            own.append(word)
+    if rest and not rest[0].startswith("-"):
+        own.insert(2, rest.pop(0))
+        return own, rest
+    return own + rest, []
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Submit a training to Slurm, on one or more nodes: fastpsl launch slurm NAME [options] [NAME's options].
+
+        fastpsl launch slurm jigsaw --nodes 2 --gpus 8 --time 24:00:00 --data 'train-*.beton' --out runs/jigsaw
+
+    Writes OUT/slurm.sh, gives it to sbatch, and shows the job's state and its log until Ctrl-C, which leaves the
+    job alone. A job that is stopped by a signal is requeued and continues. sbatch runs the script again.
+    """
+
+    recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
+    """A name of `fastpsl recipes`, or the path of a script; its options follow, --out among them."""
+    nodes: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Machines."""
+    gpus: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """GPUs of each node, a process each; 0: one process on the CPU."""
+    cpus: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Cores for each process. [the cluster's default]"""
+    time: Annotated[str | None, tyro.conf.arg(metavar="D-HH:MM:SS")] = None
+    """Time limit of each start. [the cluster's default]"""
+    signal_s: Annotated[int, tyro.conf.arg(metavar="S")] = 120
+    """Seconds before the time limit at which the training stops and writes a checkpoint."""
+    sbatch: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS")] = None
+    """More options of sbatch in one word, such as --sbatch="--partition=gpu --account=lab --qos=high"."""
+    setup: Annotated[str | None, tyro.conf.arg(metavar="COMMAND")] = None
+    """Shell command before the start, such as "module load cuda && source .venv/bin/activate". [the job has the
+    environment of this command]"""
+    container: Annotated[str | None, tyro.conf.arg(metavar="IMAGE")] = None
+    """Image that has fastpsl, in which apptainer runs the processes."""
+    print: bool = False
+    """Print the script; write and submit nothing."""
+
+    def run(self, *recipe_options: str) -> int:
+        """Submit the job and follow it, or print its script.
+
+        Args:
+            *recipe_options: The recipe's own arguments.
+
+        Returns:
+            0 if the training finished, or 1 if the job ended in another way.
+
+        Raises:
+            ValueError: An option is wrong, or sbatch is not there or refuses the job.
+        """
+        from fastpsl.commands.slurm_job import follow, require_slurm, submit
+        from fastpsl.pipelines.files.atomic import output_errors, write_atomically
+
+        script, out = self.script(recipe_options)
+        if self.print:
+            print(script, end="")
+            return 0
+        require_slurm(has_environment=bool(self.setup or self.container))
+        path = out / "slurm.sh"
+        with output_errors(path):
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, script.encode())
+        job = submit(path)
+        print(f"job {job}: {path}, log {out / f'slurm-{job}.log'}", flush=True)
+        return follow(job, out)
+
+    def script(self, recipe_options: Sequence[str]) -> tuple[str, Path]:
+        """Return the text for sbatch, and the run's folder.
+
+        Raises:
+            ValueError: An option of the launch or of the recipe is wrong.
+        """
+        from jinja2 import Environment, StrictUndefined
+
+        for name, value, least in (
+            ("--nodes", self.nodes, 1),
+            ("--gpus", self.gpus, 0),
+            ("--cpus", self.cpus, 1),
+            ("--signal-s", self.signal_s, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name} {value}: give {least} or more")
+        command, out = _command(self.recipe, recipe_options)
+        ranks = self.gpus or 1
+        cpus = f" --cpus-per-task={self.cpus}" if self.cpus else ""
+        if self.container is not None:
+            image = ["apptainer", "exec", *(["--nv"] if self.gpus else []), self.container]
+            command = [*image, *command]
+        return Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True).from_string(
+            Path(__file__).with_name("slurm.sh.jinja").read_text()
+        ).render(
+            name=shlex.quote(out.name or "fastpsl"),
+            nodes=self.nodes,
+            ranks=ranks,
+            resources=(f" --gpus-per-node={self.gpus}" if self.gpus else "")
+            + cpus
+            + (f" --time={shlex.quote(self.time)}" if self.time else ""),
+            signal_s=self.signal_s,
+            log=shlex.quote(f"{str(out).replace('%', '%%')}/slurm-%j.log"),
+            sbatch=shlex.join(shlex.split(self.sbatch or "")),
+            setup=self.setup,
+            out=shlex.quote(str(out)),
+            # Processes of a node share its cores, as with torchrun. srun takes no --cpus-per-task from sbatch.
+            step=cpus + (" --cpu-bind=none" if ranks > 1 else ""),
+            command=shlex.join(command),
+        ), out  # fmt: skip
+
+
+def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Path]:
+    """Return the command that each process runs, and --out.
+
+    Raises:
+        ValueError: There is no such recipe, it does not train, or its options are wrong.
+    """
+    from fastpsl.engine.command_line import parse
+    from fastpsl.engine.old_names import current_arguments
+    from fastpsl.engine.recipe import Recipe
+    from fastpsl.engine.recipe_files import load_recipe, named_path
+
+    script = load_recipe(named_path(recipe, Train.names | Eval.names))
+    verb = "eval" if Eval.knows(recipe) else "train"
+    prog = f"fastpsl {verb} {recipe}"
+    if not isinstance(script, Recipe):
+        raise ValueError(f"{recipe}: it does not train, so nothing of it continues; write a script that calls `{prog}`")
+    words, _ = current_arguments(recipe_options, {field.name for field in fields(script.options)})
+    options = parse(script.options, words, default=script.with_paper(), prog=prog)
+    if options.out is None:
+        raise ValueError("--out is missing: give the run's folder, in which each start of the job continues")
+    return ["fastpsl", verb, recipe, *recipe_options], options.out
+
+
+class Launch:
+    """Submit a training to a cluster's queue, and follow it."""
+
+    commands: ClassVar[dict[str, type]] = {"slurm": Slurm}
