@@ -11,6 +11,7 @@ import pytest
 
 from fastpsl.cli import Fastpsl
 from fastpsl.commands.doctor import Doctor
+from fastpsl.commands.launch import Slurm
 from fastpsl.commands.train import Eval, Train
 from fastpsl.engine.recipe_files import find_recipe, recipe_path
 from tests.programs import ROOT
@@ -53,6 +54,8 @@ def test_printed_commands_exist(page: Path) -> None:
         options = {"help", "help_all"} | (names(kind) if is_dataclass(kind) else set())
         if kind in (Train, Eval) and words and words[0] in kind.names:
             options |= names(find_recipe(kind.names[words[0]]).options)
+        elif kind is Slurm and words and words[0] in Train.names:
+            options |= names(find_recipe(Train.names[words[0]]).options)
         elif kind is Doctor:
             recipes = [Path(word).stem for word in words if word.endswith(".py") or word == "RECIPE"]
             recipes += [Train.names[word] for word in words if word in Train.names]

@@ -37,12 +37,12 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Slurm:
-    """Submit a training to Slurm, on one or more nodes: fastpsl launch slurm NAME [options] [NAME's options].
+    """Submit a training to Slurm, on one or more nodes.
 
-        fastpsl launch slurm jigsaw --nodes 2 --gpus 8 --time 24:00:00 --data 'train-*.beton' --out runs/jigsaw
+        fastpsl launch slurm jigsaw --nodes 2 --gpus 8 --time 24:00:00 --data 'train-*.beton' --out runs/j
 
-    Writes OUT/slurm.sh, gives it to sbatch, and shows the job's state and its log until Ctrl-C, which leaves the
-    job alone. A job that is stopped by a signal is requeued and continues. sbatch runs the script again.
+    Writes slurm.sh in --out, gives it to sbatch, and shows the job's state and its log until Ctrl-C, which
+    leaves the job alone. A job that is stopped by a signal is requeued and continues.
     """
 
     recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME")]]
@@ -60,8 +60,8 @@ class Slurm:
     sbatch: Annotated[str | None, tyro.conf.arg(metavar="OPTIONS")] = None
     """More options of sbatch in one word, such as --sbatch="--partition=gpu --account=lab --qos=high"."""
     setup: Annotated[str | None, tyro.conf.arg(metavar="COMMAND")] = None
-    """Shell command before the start, such as "module load cuda && source .venv/bin/activate". [the job has the
-    environment of this command]"""
+    """Shell command before the start, such as "source .venv/bin/activate". The job also has the environment
+    of this command."""
     container: Annotated[str | None, tyro.conf.arg(metavar="IMAGE")] = None
     """Image that has fastpsl, in which apptainer runs the processes."""
     print: bool = False
@@ -101,7 +101,7 @@ class Slurm:
         Raises:
             ValueError: An option of the launch or of the recipe is wrong.
         """
-        from jinja2 import Environment, StrictUndefined
+        from fastpsl.tables.templates import templates
 
         for name, value, least in (
             ("--nodes", self.nodes, 1),
@@ -112,29 +112,27 @@ class Slurm:
             if value is not None and value < least:
                 raise ValueError(f"{name} {value}: give {least} or more")
         command, out = _command(self.recipe, recipe_options)
-        ranks = self.gpus or 1
-        cpus = f" --cpus-per-task={self.cpus}" if self.cpus else ""
         if self.container is not None:
-            image = ["apptainer", "exec", *(["--nv"] if self.gpus else []), self.container]
-            command = [*image, *command]
-        return Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True).from_string(
-            Path(__file__).with_name("slurm.sh.jinja").read_text()
-        ).render(
-            name=shlex.quote(out.name or "fastpsl"),
-            nodes=self.nodes,
-            ranks=ranks,
-            resources=(f" --gpus-per-node={self.gpus}" if self.gpus else "")
-            + cpus
-            + (f" --time={shlex.quote(self.time)}" if self.time else ""),
-            signal_s=self.signal_s,
-            log=shlex.quote(f"{str(out).replace('%', '%%')}/slurm-%j.log"),
-            sbatch=shlex.join(shlex.split(self.sbatch or "")),
-            setup=self.setup,
-            out=shlex.quote(str(out)),
-            # Processes of a node share its cores, as with torchrun. srun takes no --cpus-per-task from sbatch.
-            step=cpus + (" --cpu-bind=none" if ranks > 1 else ""),
-            command=shlex.join(command),
-        ), out  # fmt: skip
+            command = ["apptainer", "exec", *(["--nv"] if self.gpus else []), self.container, *command]
+        script = (
+            templates(Path(__file__).parent)
+            .get_template("slurm.sh.jinja")
+            .render(
+                name=shlex.quote(out.name or "fastpsl"),
+                nodes=self.nodes,
+                gpus=self.gpus,
+                ranks=self.gpus or 1,  # of each node
+                cpus=self.cpus,
+                time=self.time,
+                signal_s=self.signal_s,
+                log=shlex.quote(f"{str(out).replace('%', '%%')}/slurm-%j.log"),
+                sbatch=shlex.join(shlex.split(self.sbatch or "")),
+                setup=self.setup,
+                out=shlex.quote(str(out)),
+                command=shlex.join(command),
+            )
+        )
+        return script, out
 
 
 def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Path]:
@@ -152,7 +150,9 @@ def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Pat
     verb = "eval" if Eval.knows(recipe) else "train"
     prog = f"fastpsl {verb} {recipe}"
     if not isinstance(script, Recipe):
-        raise ValueError(f"{recipe}: it does not train, so nothing of it continues; write a script that calls `{prog}`")
+        raise ValueError(  # noqa: TRY004 - a user error
+            f"{recipe}: it does not train, so nothing of it continues; write a script that calls `{prog}`"
+        )
     words, _ = current_arguments(recipe_options, {field.name for field in fields(script.options)})
     options = parse(script.options, words, default=script.with_paper(), prog=prog)
     if options.out is None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fastpsl.pipelines.doing import doing, note_output
 
+LOOK_EVERY_S = 1.0  # for new lines of the log
 ASK_EVERY_S = 5.0  # squeue, which all users of a cluster ask
 _ANSWER_S = 60.0
 _LEFT = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
@@ -32,11 +33,13 @@ def require_slurm(*, has_environment: bool) -> None:
     """
     if shutil.which("sbatch") is None:
         raise ValueError(
-            "there is no sbatch here: give this command on a login node of a Slurm cluster; --print shows the script"
+            "there is no sbatch here: give this command on a login node of a Slurm cluster; "
+            "--print shows the script"
         )
     if not has_environment and shutil.which("fastpsl") is None:
         raise ValueError(
-            "fastpsl is not on PATH, which the job inherits: activate its environment first, or let --setup do it"
+            "fastpsl is not on PATH, which the job inherits: activate its environment first, or let --setup "
+            "do it"
         )
 
 
@@ -85,18 +88,18 @@ def follow(job: str, out: Path) -> int:
             while True:
                 if time.monotonic() - asked >= ASK_EVERY_S:
                     state, asked = state_of(job), time.monotonic()
-                    if (now := f"job {job}: {state.words}; {_status(out)}") != line:
-                        line = now
-                        print(line, flush=True)
-                        progress.turn_to(line)
-                        note_output()
                 position = _print_from(log, position)
+                if (now := f"job {job}: {state.words}; {_status(out)}") != line:
+                    line = now
+                    print(line, flush=True)
+                    progress.turn_to(line)
+                    note_output()
                 if state.has_ended:
                     return 0 if _status(out).startswith("the run finished") else 1
-                time.sleep(1.0)
+                time.sleep(LOOK_EVERY_S)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"job {job} goes on; `tail -f {log}` and `squeue --jobs {job}` show it, `scancel {job}` cancels it"
+            f"job {job} goes on; `tail -f {log}` and `squeue --jobs {job}` show it, `scancel {job}` ends it"
         ) from None
 
 

@@ -85,7 +85,7 @@ class StopSignal:
         self.other_pace()
 
     def ignore(self) -> None:
-        """Ignore the signals from here on, because the process is about to end and its exit code shall say how."""
+        """Ignore the signals from here on: the process is about to end, and its exit code shall say how."""
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)
         self._handlers.clear()

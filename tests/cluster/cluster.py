@@ -31,6 +31,19 @@ def slurm(*command: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
+def fastpsl(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a command of `fastpsl` to its end."""
+    return subprocess.run(
+        ["fastpsl", *arguments],
+        env=ENVIRONMENT,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+    )
+
+
 def submit(*arguments: str, **environment: str) -> str:
     """Give arguments to sbatch, and return the job's number."""
     return slurm("sbatch", "--parsable", *arguments, **environment)
@@ -42,7 +55,7 @@ def job(number: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def wait_for(what: Callable[[], T], why: Callable[[], object] = lambda: None) -> T:
+def wait_for(what: Callable[[], T | None], why: Callable[[], object] = lambda: None) -> T:
     """Return the first value of `what` that is true.
 
     Args:
@@ -69,7 +82,7 @@ def wait_for_end(number: str) -> dict[str, str]:
 def kill_node(name: str) -> None:
     """Kill a node's slurmd and all processes of its jobs, with the daemons that look after these."""
     tasks = processes(f"SLURMD_NODENAME={name}")
-    parents = {int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[1]) for pid in tasks}
+    parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in tasks}
     daemons = [pid for pid in parents if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"slurmstepd")]
     assert daemons, "nothing of a job runs there"
     slurmd = int((Path(os.environ["SLURM_CONF"]).parent / f"{name}.pid").read_text())
@@ -90,8 +103,8 @@ def processes(*variables: str) -> list[int]:
 
 def start_nodes() -> None:
     """Start the daemons that are gone, and wait until both nodes can be used."""
-    command = ["bash", str(ROOT / "toolchain" / "slurm.sh"), "start", str(Path(os.environ["SLURM_CONF"]).parent)]
-    subprocess.run(command, check=True, timeout=120)
+    script, folder = ROOT / "toolchain" / "slurm.sh", Path(os.environ["SLURM_CONF"]).parent
+    subprocess.run(["bash", str(script), "start", str(folder)], check=True, timeout=120)
 
 
 def why_not() -> str | None:

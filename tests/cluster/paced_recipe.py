@@ -1,4 +1,4 @@
-"""recipes/jigsaw_r50.py with a pause after each step of a job's first start, so that a test can interrupt it."""
+"""recipes/jigsaw_r50.py with a pause after each step of a job's first start, which a test interrupts."""
 
 import os
 import time
@@ -7,13 +7,14 @@ from typing import Any
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
+from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.recipe_files import find_recipe
 
-JIGSAW = find_recipe("jigsaw_r50")
+JIGSAW: Recipe[Any] = find_recipe("jigsaw_r50")  # type: ignore[assignment]
 
 
 def build(options: Any) -> Experiment:
-    experiment: Experiment = JIGSAW.build(options)  # type: ignore[union-attr]
+    experiment = JIGSAW.build(options)
     after_step = experiment.task.after_step
 
     def pause() -> None:
@@ -25,7 +26,7 @@ def build(options: Any) -> Experiment:
     return experiment
 
 
-RECIPE = replace(JIGSAW, build=build)  # type: ignore[call-arg]
+RECIPE = replace(JIGSAW, build=build)
 
 if __name__ == "__main__":
     launch(RECIPE)

@@ -6,7 +6,6 @@ Each interrupted job goes on, and ends as one that was left alone, bit for bit.
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from fastpsl.commands.launch import Slurm
 from tests.cluster.cluster import (
-    ENVIRONMENT,
+    fastpsl,
     job,
     kill_node,
     processes,
@@ -41,17 +40,10 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a job that is left alone: `fastpsl launch slurm` follows it to its end."""
+    """Return the folder of a job that is left alone. `fastpsl launch slurm` follows it to its end."""
     out = tmp_path_factory.mktemp("cluster") / "a whole run"
-    command = ["fastpsl", "launch", "slurm", "jigsaw", "--nodes", "2", "--gpus", "0", "--time", "5"]
-    done = subprocess.run(
-        [*command, *OPTIONS, "--out", str(out)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    job = ("--nodes", "2", "--gpus", "0", "--time", "5")
+    done = fastpsl("launch", "slurm", "jigsaw", *job, *OPTIONS, "--out", str(out))
     assert done.returncode == 0, done
     (out / "followed.txt").write_text(done.stdout)
     return out
@@ -92,7 +84,8 @@ def assert_equal_runs(out: Path, whole: Path) -> None:
 def test_a_job_on_two_nodes_finishes_and_is_followed(whole: Path) -> None:
     told = (whole / "followed.txt").read_text()
     assert "RUNNING on node[1-2]" in told and "S3 (level G3)" in told
-    assert told.splitlines()[-1].endswith(f"COMPLETED on node[1-2]; the run finished, stage 3, step {NUM_STEPS}")
+    last = f"COMPLETED on node[1-2]; the run finished, stage 3, step {NUM_STEPS}"
+    assert told.splitlines()[-1].endswith(last), told
     assert state(whole) == "finished" and newest_checkpoint(whole)["machine"]["world_size"] == 2
 
 
@@ -106,7 +99,7 @@ def test_a_preempted_job_is_requeued_and_ends_as_one_left_alone(whole: Path, tmp
         slurm("scancel", "--signal=TERM", number)
     elif by == "urgent job":
         submit("--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 2")
-    wait_for(lambda: job(number)["Restarts"] != "0", lambda: (job(number), log(out)))
+    wait_for(lambda: job(number)["JobState"] == "PENDING", lambda: (job(number), log(out)))
     assert state(out) == "preempted" and newest_step(out) < 3 * NUM_STEPS
     ended = wait_for_end(number)
     assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", log(out)
@@ -126,8 +119,7 @@ def test_where_a_node_dies_the_job_ends_with_a_reason_and_goes_on_when_it_is_bac
     wait_for(lambda: job(number)["JobState"] == "PENDING", lambda: (job(number), log(out)))
     reason = json.loads((out / "status.json").read_text())
     assert reason["state"] == "failed" and "has gone or hangs" in reason["reason"], reason
-    wait_for(lambda: "DOWN" in job(number)["Reason"] or job(number)["Reason"] == "Resources", lambda: job(number))
-    assert "Not_responding" in slurm("sinfo", "--noheader", "--format=%E", f"--nodes={name}").replace(" ", "_")
+    assert slurm("sinfo", "--noheader", "--format=%E", f"--nodes={name}") == "Not responding"
     start_nodes()
     ended = wait_for_end(number)
     assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", log(out)

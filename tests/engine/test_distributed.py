@@ -54,7 +54,7 @@ def test_a_signal_stops_after_the_step_and_handlers_come_back(number: signal.Sig
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_ignored_to_the_end_of_the_process(number: signal.Signals) -> None:
-    """srun sends SIGTERM to the ranks that are left. Their handlers must not come back, or they would die of it."""
+    """srun sends SIGTERM to the ranks that are left, which would die of it if the handlers came back."""
     before = signal.getsignal(number)
     stop_signal = StopSignal(one_process(), checkpoint_minutes=0)
     try:

@@ -49,6 +49,8 @@ SEE: dict[str, tuple[str, ...]] = {
     },
     "train": ("get_started/choosing_a_recipe.md", "how_to/several_gpus.md"),
     "eval": FEATURES,
+    "launch": ("how_to/slurm.md",),
+    "launch slurm": ("how_to/slurm.md",),
     "recipes copy": ("how_to/add_a_task.md",),
     "data write": ("how_to/pack_a_dataset.md", "how_to/pack_imagenet.md", "reference/file_formats.md"),
     "data append": ("how_to/pack_a_dataset.md",),

@@ -1,0 +1,231 @@
+"""`fastpsl launch slurm`, where sbatch and squeue are shell scripts. tests/cluster has a real Slurm."""
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fastpsl import cli
+from fastpsl.commands import slurm_job
+from fastpsl.commands.launch import Slurm, split
+from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.recipe_files import find_recipe
+from tests.programs import ROOT
+
+JIGSAW = ("launch", "slurm", "jigsaw", "--out", "runs/j")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = 0
+    try:
+        cli.main(arguments)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of programs, the first of PATH, in an empty working directory."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm_job, "ASK_EVERY_S", 0.0)
+    monkeypatch.setattr(slurm_job, "LOOK_EVERY_S", 0.0)
+    program(folder, "fastpsl", "")
+    return folder
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "rest"),
+    [
+        ("jigsaw --data x --nodes 2 --lr 1", "launch slurm jigsaw --nodes 2", "--data x --lr 1"),
+        ("--print jigsaw --epochs 1 2 3 --gpus=8", "launch slurm jigsaw --print --gpus=8", "--epochs 1 2 3"),
+        ("--data x jigsaw", "launch slurm --data x jigsaw", ""),
+        ("jigsaw --data x --help", "launch slurm --help", ""),
+        ("jigsaw --lr 1 --nodes", "launch slurm jigsaw --nodes", "--lr 1"),
+    ],
+)
+def test_options_of_the_launch_stand_anywhere(words: str, own: str, rest: str) -> None:
+    assert tuple(map(" ".join, split(["launch", "slurm", *words.split()]))) == (own, rest)
+
+
+def test_no_recipe_has_an_option_of_the_launch() -> None:
+    recipes = [find_recipe(stem) for stem in cli.train.Train.names.values()]
+    recipes += [find_recipe(stem) for stem in cli.train.Eval.names.values()]
+    names = {name for recipe in recipes for name in recipe.options.__dataclass_fields__}
+    assert not names & (Slurm.__dataclass_fields__.keys() - {"recipe"})
+    assert "lr" in names and PretrainOptions.__dataclass_fields__.keys() <= names
+
+
+def test_the_script_of_two_nodes(capsys: pytest.CaptureFixture[str], programs: Path) -> None:
+    code, out, err = run(
+        capsys, *JIGSAW, "--nodes", "2", "--gpus", "8", "--cpus", "12", "--time", "1-00:00:00",
+        "--signal-s", "90", "--sbatch=--partition=gpu --comment='a b'", "--setup", "source a/bin/activate",
+        "--container", "i.sif", "--data", "s3://a/train-*.beton", "--epochs", "1", "2", "3", "--print",
+    )  # fmt: skip
+    lines = out.splitlines()
+    assert (code, err) == (0, "") and not (programs.parent / "runs").exists()
+    assert subprocess.run(["bash", "-n"], input=out, text=True, check=False).returncode == 0
+    options = [word for line in lines if line.startswith("#SBATCH ") for word in shlex.split(line)[1:]]
+    assert options == [
+        "--job-name=j", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=12",
+        "--time=1-00:00:00", "--signal=TERM@90", "--requeue", "--open-mode=append",
+        "--output=runs/j/slurm-%j.log", "--partition=gpu", "--comment=a b",
+    ]  # fmt: skip
+    assert lines.index("source a/bin/activate") == lines.index("set -e") + 1
+    (command,) = (line for line in lines if "fastpsl train" in line)
+    assert command == (
+        "    apptainer exec --nv i.sif fastpsl train jigsaw --out runs/j --data 's3://a/train-*.beton' "
+        "--epochs 1 2 3 || code=$?"
+    )
+
+
+@pytest.mark.parametrize(("gpus", "ranks"), [("0", 1), ("1", 1), ("2", 2)])
+@pytest.mark.parametrize(("code", "requeues"), [(0, False), (1, False), (75, True), (143, False)])
+def test_each_rank_knows_its_place_and_a_stopped_run_alone_is_requeued(
+    capsys: pytest.CaptureFixture[str], programs: Path, gpus: str, ranks: int, code: int, requeues: bool
+) -> None:
+    """srun starts the processes of one node, and the run's exit code is srun's."""
+    places = f"for i in $(seq 0 {ranks - 1}); do SLURM_PROCID=$((4 + i)) SLURM_LOCALID=$i"
+    program(programs, "srun", f'while [ "$1" != bash ]; do shift; done\n{places} "$@"; done\nexit {code}')
+    program(programs, "scontrol", 'echo "scontrol $@"')
+    variables = "$RANK $LOCAL_RANK of $WORLD_SIZE $LOCAL_WORLD_SIZE at $MASTER_PORT"
+    program(programs, "fastpsl", f'echo "$@ as {variables}"')
+    _, script, _ = run(capsys, *JIGSAW[:-1], "a run's", "--gpus", gpus, "--print")
+    folder = programs.parent / "a run's"
+    folder.mkdir()
+    (folder / "status.json").write_text("old")
+    environment = os.environ | {"SLURM_JOB_ID": "31234", "SLURM_NTASKS": "6"}
+    done = subprocess.run(
+        ["bash"], input=script, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    expected = [f"train jigsaw --out a run's as {4 + i} {i} of 6 {ranks} at 21234" for i in range(ranks)]
+    assert done.stdout.splitlines() == expected + ["scontrol requeue 31234"] * requeues
+    assert done.returncode == code and not (folder / "status.json").exists()
+
+
+def test_a_job_is_submitted_and_followed_to_its_end(
+    capsys: pytest.CaptureFixture[str], programs: Path
+) -> None:
+    program(programs, "sbatch", '[ "$*" = "--parsable runs/j/slurm.sh" ] && echo "7;cluster"')
+    finished = json.dumps({"state": "finished", "stage": 3, "step": 9, "reason": ""})
+    program(
+        programs,
+        "squeue",
+        f"""[ "$*" = "--noheader --states=all --format=%T|%r|%N|%S --jobs=7" ] || exit 1
+        echo x >>asked
+        case $(wc -l <asked) in
+            1) echo "PENDING|Priority||2026-01-02T03:04:05" ;;
+            2) echo "RUNNING|None|node[1-2]|N/A"; echo "a step" >>runs/j/slurm-7.log ;;
+            3) echo "squeue: error: timeout" >&2; exit 1 ;;
+            4) echo "COMPLETED|None|node[1-2]|N/A"; echo "the last step" >>runs/j/slurm-7.log
+               echo '{finished}' >runs/j/status.json ;;
+        esac""",
+    )
+    code, out, _ = run(capsys, *JIGSAW)
+    assert out.splitlines() == [
+        "job 7: runs/j/slurm.sh, log runs/j/slurm-7.log",
+        "job 7: PENDING (Priority), to start by 2026-01-02T03:04:05; the run has not begun",
+        "a step",
+        "job 7: RUNNING on node[1-2]; the run has not begun",
+        "job 7: squeue does not answer (squeue: error: timeout); the run has not begun",
+        "the last step",
+        "job 7: COMPLETED on node[1-2]; the run finished, stage 3, step 9",
+    ]
+    _, script, _ = run(capsys, *JIGSAW, "--print")
+    assert code == 0 and Path("runs/j/slurm.sh").read_text() == script
+
+
+@pytest.mark.parametrize(
+    ("squeue", "told"),
+    [
+        ('echo "FAILED|NonZeroExitCode|n|N/A"', "FAILED on n (NonZeroExitCode)"),
+        ('echo "squeue: error: Invalid job id specified" >&2; exit 1', "no longer in the queue"),
+    ],
+)
+def test_a_job_that_failed_is_told_with_the_runs_reason(
+    capsys: pytest.CaptureFixture[str], programs: Path, squeue: str, told: str
+) -> None:
+    program(programs, "sbatch", "echo 7")
+    program(programs, "squeue", squeue)
+    Path("runs/j").mkdir(parents=True)
+    failed = {"state": "failed", "stage": 1, "step": 2, "reason": "why"}
+    Path("runs/j/status.json").write_text(json.dumps(failed))
+    code, out, _ = run(capsys, *JIGSAW)
+    assert code == 1 and out.splitlines()[-1] == f"job 7: {told}; the run failed, stage 1, step 2: why"
+
+
+def test_ctrl_c_leaves_the_job_alone(
+    capsys: pytest.CaptureFixture[str], programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    program(programs, "sbatch", "echo 7")
+    program(programs, "squeue", 'echo "RUNNING|None|n|N/A"')
+    program(programs, "scancel", "touch cancelled")
+    monkeypatch.setattr(slurm_job, "_print_from", interrupt)
+    code, _, err = run(capsys, *JIGSAW)
+    assert code == 130 and not Path("cancelled").exists()
+    assert err == (
+        "fastpsl: job 7 goes on; `tail -f runs/j/slurm-7.log` and `squeue --jobs 7` show it, "
+        "`scancel 7` ends it\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("launch slurm jigsaw --out runs/j", "there is no sbatch here: give this command on a login node"),
+        ("launch slurm jigsaw", "--out is missing: give the run's folder"),
+        ("launch slurm jigsaw --out x --lrr 1", "--lrr: there is no such option; perhaps you meant --lr"),
+        ("launch slurm jigsaw --out x --gpus -1", "--gpus -1: give 0 or more"),
+        ("launch slurm jigsaw --out x --nodes 0", "--nodes 0: give 1 or more"),
+        ("launch slurm jigsaw --out x --cpus 0", "--cpus 0: give 1 or more"),
+        ("launch slurm jigsaw --out x --signal-s 0", "--signal-s 0: give 1 or more"),
+        ("launch slurm jigsw --out x", "there is no recipe jigsw; did you mean jigsaw?"),
+        ("launch slurm knn --out x --checkpoint y", "knn: it does not train, so nothing of it continues"),
+        ("launch slurm", "NAME is missing"),
+        ("launch", "name a command: slurm"),
+    ],
+)
+def test_user_errors_are_one_line(
+    capsys: pytest.CaptureFixture[str],
+    programs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv("PATH", str(programs))  # a Slurm of this machine must not be found
+    code, out, err = run(capsys, *arguments.split())
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(f"fastpsl: {message}")
+    assert not Path("runs").exists()
+
+
+def test_a_refused_job_and_a_job_without_fastpsl_are_one_line(
+    capsys: pytest.CaptureFixture[str], programs: Path
+) -> None:
+    program(programs, "sbatch", "echo 'sbatch: error: invalid partition' >&2; exit 1")
+    code, _, err = run(capsys, *JIGSAW)
+    assert (code, err) == (2, "fastpsl: sbatch does not take the job: sbatch: error: invalid partition\n")
+    (programs / "fastpsl").unlink()
+    code, _, err = run(capsys, *JIGSAW)
+    assert code == 2 and err.startswith("fastpsl: fastpsl is not on PATH, which the job inherits")
+
+
+def test_the_page_has_the_script_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = (ROOT / "docs" / "how_to" / "slurm.md").read_text().split("```bash\n")
+    command, script = (block.partition("```")[0] for block in blocks[1:3])
+    words = shlex.split(command.replace("\\\n", " "))
+    assert run(capsys, *words[1:], "--print") == (0, script, "")
