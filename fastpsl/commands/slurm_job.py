@@ -95,7 +95,7 @@ def follow(job: str, out: Path) -> int:
                     progress.turn_to(line)
                     note_output()
                 if state.has_ended:
-                    return 0 if _status(out).startswith("the run finished") else 1
+                    return 0 if _status(out).startswith("status.json finished") else 1
                 time.sleep(LOOK_EVERY_S)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -115,8 +115,8 @@ def _status(out: Path) -> str:
     try:
         status = json.loads((out / "status.json").read_text())
     except (OSError, ValueError):
-        return "the run has not begun"
-    where = f"the run {status['state']}, stage {status['stage']}, step {status['step']}"
+        return "no status.json yet"
+    where = f"status.json {status['state']}, stage {status['stage']}, step {status['step']}"
     return where + (f": {status['reason']}" if status["reason"] else "")
 
 

@@ -84,7 +84,7 @@ def assert_equal_runs(out: Path, whole: Path) -> None:
 def test_a_job_on_two_nodes_finishes_and_is_followed(whole: Path) -> None:
     told = (whole / "followed.txt").read_text()
     assert "RUNNING on node[1-2]" in told and "S3 (level G3)" in told
-    last = f"COMPLETED on node[1-2]; the run finished, stage 3, step {NUM_STEPS}"
+    last = f"COMPLETED on node[1-2]; status.json finished, stage 3, step {NUM_STEPS}"
     assert told.splitlines()[-1].endswith(last), told
     assert state(whole) == "finished" and newest_checkpoint(whole)["machine"]["world_size"] == 2
 

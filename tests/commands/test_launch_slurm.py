@@ -136,12 +136,12 @@ def test_a_job_is_submitted_and_followed_to_its_end(
     code, out, _ = run(capsys, *JIGSAW)
     assert out.splitlines() == [
         "job 7: runs/j/slurm.sh, log runs/j/slurm-7.log",
-        "job 7: PENDING (Priority), to start by 2026-01-02T03:04:05; the run has not begun",
+        "job 7: PENDING (Priority), to start by 2026-01-02T03:04:05; no status.json yet",
         "a step",
-        "job 7: RUNNING on node[1-2]; the run has not begun",
-        "job 7: squeue does not answer (squeue: error: timeout); the run has not begun",
+        "job 7: RUNNING on node[1-2]; no status.json yet",
+        "job 7: squeue does not answer (squeue: error: timeout); no status.json yet",
         "the last step",
-        "job 7: COMPLETED on node[1-2]; the run finished, stage 3, step 9",
+        "job 7: COMPLETED on node[1-2]; status.json finished, stage 3, step 9",
     ]
     _, script, _ = run(capsys, *JIGSAW, "--print")
     assert code == 0 and Path("runs/j/slurm.sh").read_text() == script
@@ -163,7 +163,7 @@ def test_a_job_that_failed_is_told_with_the_runs_reason(
     failed = {"state": "failed", "stage": 1, "step": 2, "reason": "why"}
     Path("runs/j/status.json").write_text(json.dumps(failed))
     code, out, _ = run(capsys, *JIGSAW)
-    assert code == 1 and out.splitlines()[-1] == f"job 7: {told}; the run failed, stage 1, step 2: why"
+    assert code == 1 and out.splitlines()[-1] == f"job 7: {told}; status.json failed, stage 1, step 2: why"
 
 
 def test_ctrl_c_leaves_the_job_alone(

@@ -1,11 +1,18 @@
 """A failure of all ranks is reported by rank 0; the others wait, so that it is first."""
 
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from fastpsl.engine import recipe_process
+from fastpsl.engine.distributed import World, leave_world
+from tests.warm import on_ranks
 
 
 @pytest.mark.parametrize(
@@ -44,3 +51,30 @@ def test_one_of_several_ranks_exits_at_once_with_all_that_it_printed(
         with pytest.raises(SystemExit, match="at once with 3"):
             recipe_process._exit_now(3)
         assert path.read_text() == "the last line\n"
+
+
+def leave_a_stopped_run(rank: int, folder: Path) -> None:
+    """Stop a run whose rank 0 takes long to write, and note whether that was done when this rank leaves."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+
+    def write(*_: object) -> None:
+        time.sleep(1.0)
+        (folder / "written").touch()
+
+    steps: Any = recipe_process
+    steps.join_world = lambda *_, **__: World(rank, 2, rank, 2, torch.device("cpu"))
+    steps.Run = lambda *_, **__: SimpleNamespace(resumed=True)
+    steps.pretrain = lambda *_: False
+    steps._print_results = write
+    experiment = SimpleNamespace(open_data=lambda *_: None, whole_science=dict)
+    recipe: Any = SimpleNamespace(name="", build=lambda _: experiment)
+    options: Any = SimpleNamespace(device="cpu", timeout_s=60, seed=0)
+    assert not recipe_process.train(recipe, options, [])
+    (folder / f"{rank}").write_text(str((folder / "written").exists()))
+    leave_world()
+
+
+def test_no_rank_leaves_a_stopped_run_before_rank_0_has_written(tmp_path: Path) -> None:
+    """When the first process has gone, srun ends the others after a while."""
+    on_ranks(leave_a_stopped_run, (tmp_path,), 2)
+    assert [(tmp_path / f"{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
