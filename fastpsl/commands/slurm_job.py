@@ -38,8 +38,8 @@ def require_slurm(*, has_environment: bool) -> None:
         )
     if not has_environment and shutil.which("fastpsl") is None:
         raise ValueError(
-            "fastpsl is not on PATH, which the job inherits: activate its environment first, or let --setup "
-            "do it"
+            "the job would not find fastpsl, which is not on PATH: activate its environment first, or let "
+            "--setup do it"
         )
 
 

@@ -221,7 +221,7 @@ def test_a_refused_job_and_a_job_without_fastpsl_are_one_line(
     assert (code, err) == (2, "fastpsl: sbatch does not take the job: sbatch: error: invalid partition\n")
     (programs / "fastpsl").unlink()
     code, _, err = run(capsys, *JIGSAW)
-    assert code == 2 and err.startswith("fastpsl: fastpsl is not on PATH, which the job inherits")
+    assert code == 2 and err.startswith("fastpsl: the job would not find fastpsl, which is not on PATH")
 
 
 def test_the_page_has_the_script_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
