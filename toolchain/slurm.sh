@@ -18,7 +18,7 @@ nodes=(node1 node2)
 
 install_slurm() {
     local as_root=(env)
-    if command -v slurmctld slurmd munged sbatch >/dev/null; then return; fi
+    if [ "$(command -v slurmctld slurmd munged sbatch | wc -l)" = 4 ]; then return; fi
     command -v apt-get >/dev/null || die "Slurm is not installed, and there is no apt-get to install slurm-wlm and munge"
     if [ "$(id -u)" != 0 ]; then as_root=(sudo -n env); fi
     as_root+=(DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300)

@@ -3,6 +3,7 @@
 Each interrupted job goes on, and ends as one that was left alone, bit for bit.
 """
 
+import getpass
 import json
 import os
 import signal
@@ -52,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_job_is_left() -> Iterator[None]:
     yield
-    slurm("scancel", "--user=root")
+    slurm("scancel", f"--user={getpass.getuser()}")
     wait_for(lambda: not slurm("squeue", "--noheader"))
     start_nodes()
 
@@ -111,7 +112,11 @@ def test_a_preempted_job_is_requeued_and_ends_as_one_left_alone(whole: Path, tmp
 def test_where_a_node_dies_the_job_ends_with_a_reason_and_goes_on_when_it_is_back(
     whole: Path, tmp_path: Path, name: str
 ) -> None:
-    """The script itself runs on node1."""
+    """The script itself runs on node1.
+
+    Slurm may repeat to the node, when it is back, the SIGTERM that was meant for the processes before. Then
+    the job is requeued once more.
+    """
     path, out = script(tmp_path)
     number = submit(path, PAUSE_S="0.5")
     wait_for(lambda: newest_step(out) >= 4, lambda: (job(number), log(out)))
@@ -122,7 +127,7 @@ def test_where_a_node_dies_the_job_ends_with_a_reason_and_goes_on_when_it_is_bac
     assert slurm("sinfo", "--noheader", "--format=%E", f"--nodes={name}") == "Not responding"
     start_nodes()
     ended = wait_for_end(number)
-    assert ended["JobState"] == "COMPLETED" and ended["Restarts"] == "1", log(out)
+    assert ended["JobState"] == "COMPLETED" and ended["Restarts"] in ("1", "2"), log(out)
     assert_equal_runs(out, whole)
 
 
