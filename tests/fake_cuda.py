@@ -237,17 +237,20 @@ def _driver(cuda: FakeCuda) -> dict[str, Any]:
 
 def _patch_pinned_memory(patch: pytest.MonkeyPatch) -> None:
     """Mark pinned tensors by an attribute."""
-    empty = torch.empty
 
-    @functools.wraps(empty)
-    def make_empty(*args: Any, pin_memory: bool = False, **more: Any) -> Tensor:
-        tensor_made = empty(*args, **more)
-        return _pinned(tensor_made) if pin_memory else tensor_made
+    def pinning(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(make)
+        def make_pinned(*args: Any, pin_memory: bool = False, **more: Any) -> Tensor:
+            tensor_made = make(*args, **more)
+            return _pinned(tensor_made) if pin_memory else tensor_made
+
+        return make_pinned
 
     def is_pinned(tensor: Tensor, *_: object) -> bool:
         return getattr(tensor._base if tensor._base is not None else tensor, "stands_pinned", False)
 
-    patch.setattr(torch, "empty", make_empty)
+    for make in (torch.empty, torch.empty_like):
+        patch.setattr(torch, make.__name__, pinning(make))
     patch.setattr(Tensor, "pin_memory", lambda tensor, *_: _pinned(tensor.clone()))
     patch.setattr(Tensor, "is_pinned", is_pinned)
 

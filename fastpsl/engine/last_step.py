@@ -1,26 +1,44 @@
-"""Saving of the last step if a stop request arrives during a step that takes too long to finish.
+"""Saving of steps beside the training, also if a stop request arrives during a step that takes too long.
+
+A checkpoint's state is copied on the host between two steps, and a thread writes the copy. The training
+waits for it before the next copy, and at the end.
 
 torchrun kills its ranks 30 s after it forwards a signal, as do Slurm and Kubernetes. The loop checks for
 requests between steps, but a step that compiles, or first clusters a million images, takes minutes. Before
-such a step, rank 0 therefore keeps the bytes of a checkpoint in memory. After a request, a thread waits for
-the loop. If the loop does not stop in time, the thread writes the bytes and exits, whatever the main thread
-is doing. In a process that is not the run's own, such as a notebook's, nothing exits. The bytes are also
+such a step, rank 0 therefore keeps a copy of the state in memory. After a request, a thread waits for
+the loop. If the loop does not stop in time, the copy is written and the thread exits, whatever the main
+thread is doing. In a process that is not the run's own, such as a notebook's, nothing exits. The copy is also
 written if an error ends the run.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import sys
 import threading
+import time
+from dataclasses import dataclass
 from typing import Any
 
+from fastpsl.engine.distributed import wait_for_all
 from fastpsl.engine.exit_codes import EXIT_CRASHED, EXIT_PREEMPTED
 from fastpsl.engine.run import Run
+from fastpsl.engine.snapshot import Snapshot
+from fastpsl.pipelines.doing import doing
 
 LEAVE_AFTER_S = 15.0  # half of torchrun's limit; the other half is for writing
 LONG_STEP_S = LEAVE_AFTER_S / 3  # longer steps are copied to memory, which takes a fraction of a second
+
+
+@dataclass(eq=False)
+class _Kept:
+    """A copy of the state after a step of the run."""
+
+    step: int
+    state: dict[str, Any]
+    is_written: bool = False
 
 
 class LastStep:
@@ -32,11 +50,14 @@ class LastStep:
 
     def __init__(self, run: Run):
         self._run = run
-        # The number of steps that are safe, and the checkpoint's bytes if they are not on the disk. At the
-        # start, the steps before the resume are safe.
+        # The number of steps that are safe, and their copy, which may be on the disk already. At the start,
+        # the steps before the resume are safe.
         self._safe: int | None = run.position.run_step
-        self._data: memoryview | None = None
-        self._lock = threading.Lock()
+        self._kept: _Kept | None = None
+        self._snapshot = Snapshot()
+        self._writing: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._lock = threading.RLock()
         self._over = threading.Event()
         self._watches = run.world.rank == 0 and run.owns_process
 
@@ -52,52 +73,109 @@ class LastStep:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._run.world.rank == 0 and error[0] is not None:
-            with contextlib.suppress(ValueError, OSError):  # the error that ended the run matters more
-                self.write()
-        if self._watches:
-            signal.set_wakeup_fd(self._previous_fd)
-            self._over.set()
-            self._writer.send(b"\0")
-            self._thread.join(LEAVE_AFTER_S)  # it may be writing
-            self._writer.close()
-            self._reader.close()
+        try:
+            if error[0] is None:
+                self.wait()
+                wait_for_all(self._run.world)  # torchrun ends ranks that write when another one has left
+            else:
+                with contextlib.suppress(Exception):  # the error that ended the run matters more
+                    self.write()
+        finally:
+            if self._watches:
+                self._end_watch()
+
+    def _end_watch(self) -> None:
+        signal.set_wakeup_fd(self._previous_fd)
+        self._over.set()
+        self._writer.send(b"\0")
+        self._thread.join(LEAVE_AFTER_S)  # it may be writing
+        self._writer.close()
+        self._reader.close()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint of the run's present step. Every rank calls it."""
-        run = self._run
-        with self._lock:  # a write in progress must finish
-            if run.world.rank == 0:
-                run.checkpoints.write(run.position.run_step, run.packed(state))
-            self._safe, self._data = run.position.run_step, None
+        """Begin to write a checkpoint of the run's present step. Every rank calls it."""
+        self.keep(state)
+        self._begin_to_write()
 
     def keep(self, state: dict[str, Any]) -> None:
-        """Keep a checkpoint of the present step in memory, instead of the one before. Every rank calls it."""
+        """Keep a copy of the present step's state in memory, instead of the one before. Every rank calls it.
+
+        Raises:
+            OSError: The last checkpoint could not be written.
+        """
         run = self._run
-        data = run.packed(state) if run.world.rank == 0 else None
         with self._lock:
-            self._safe, self._data = run.position.run_step, data
+            self.wait()  # the new copy takes the memory of the one that is being written
+            if run.world.rank == 0:
+                self._kept = _Kept(run.position.run_step, self._snapshot.take(state))
+            self._safe = run.position.run_step
 
     def write(self) -> None:
-        """Write the kept checkpoint, if it is not on the disk yet."""
-        with self._lock:
-            self._write()
+        """Write the kept copy, if it is not on the disk yet, and wait until it is.
 
-    def _write(self) -> None:
-        if self._data is not None:
-            assert self._run.reporter.file is not None and self._safe is not None
-            self._run.reporter.file.sync()
-            self._run.checkpoints.write(self._safe, self._data)
-            self._data = None
+        Raises:
+            OSError: It could not be written.
+        """
+        with self._lock:
+            self._begin_to_write()
+            self.wait()
 
     def release(self) -> None:
-        """Drop the kept checkpoint, after a step that is not kept because steps are short."""
+        """Drop the kept copy, after a step that is not kept because steps are short.
+
+        Raises:
+            OSError: The last checkpoint could not be written.
+        """
         with self._lock:
-            self._safe = self._data = None
+            self._safe = self._kept = None
+            self._raise_error()
 
     def is_safe(self) -> bool:
         """Return whether the run's present step is kept or saved."""
         return self._safe == self._run.position.run_step
+
+    def wait(self) -> None:
+        """Wait until no checkpoint is being written.
+
+        Raises:
+            OSError: It could not be written, or not in time.
+        """
+        with self._lock:
+            if self._writing is not None:
+                with doing("writing a checkpoint"):
+                    self._writing.join(max(self._deadline - time.monotonic(), 0))
+                if self._writing.is_alive():
+                    reason = f"it takes more than {self._limit_s:g} s"
+                    raise TimeoutError(errno.ETIMEDOUT, reason, str(self._run.checkpoints.folder))
+                self._writing = None
+            self._raise_error()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _begin_to_write(self) -> None:
+        kept = self._kept
+        if kept is not None and not kept.is_written and self._writing is None:
+            self._deadline = time.monotonic() + self._limit_s
+            self._writing = threading.Thread(
+                target=self._write, args=(kept,), name="fastpsl-checkpoint", daemon=True
+            )
+            self._writing.start()
+
+    def _write(self, kept: _Kept) -> None:
+        try:
+            self._snapshot.wait()
+            self._run.save(kept.step, kept.state)
+            kept.is_written = True
+        except Exception as error:  # noqa: BLE001  (raised in the thread that waits)
+            self._error = error
+
+    @property
+    def _limit_s(self) -> float:
+        """The longest time of writing: half of what the other ranks wait for this one."""
+        return 5 * self._run.options.timeout_s
 
     def _watch(self) -> None:
         numbers = set[int]()
@@ -116,10 +194,10 @@ class LastStep:
         run = self._run
         lost = run.status() == "failed"  # another rank has reported why, and its launcher stops this one
         try:
-            self._write()
+            self.write()
             if not lost:
                 run.write_status("preempted", "interrupted")
-        except OSError as error:  # do not exit, because the loop may still finish
+        except Exception as error:  # noqa: BLE001  (it does not exit, because the loop may still finish)
             print(f"interrupted, but what was learned cannot be saved: {error}", file=sys.stderr)
             return
         assert run.reporter.screen is not None

@@ -176,14 +176,12 @@ class Reporter:
             if self.world.device.type == "cpu":
                 self._finish_look()
 
-    def flush(self, durably: bool = False) -> None:
+    def flush(self) -> None:
         """Fetch and write the pending metrics, summed over ranks. Every rank calls it at the same step."""
         self._finish_look()
         if self._pending:
             self._begin_look()
             self._finish_look()
-        if durably and self.file:
-            self.file.sync()
 
     def _begin_look(self) -> None:
         """Sum the pending metrics over the ranks, and start their transfer to the host."""

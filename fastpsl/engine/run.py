@@ -131,9 +131,14 @@ class Run:
             self.folder / "environment.json", json.dumps(environment(self.world), indent=1).encode()
         )
 
-    def packed(self, state: dict[str, Any]) -> memoryview:
-        """Return the bytes of a checkpoint file, given the training's state."""
-        return self.checkpoints.packed({"science": self.science, "machine": self._machine(), **state})
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the training's state as the checkpoint of `step`, after the metrics up to it.
+
+        A resume cuts off lines after the checkpoint but cannot restore missing ones.
+        """
+        assert self.reporter.file is not None
+        self.reporter.file.sync()
+        self.checkpoints.save(step, {"science": self.science, "machine": self._machine(), **state})
 
     def last_checkpoint(self) -> Path:
         """Return a finished run's newest checkpoint, or that of --resume if nothing was left to train."""

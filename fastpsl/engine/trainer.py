@@ -169,7 +169,7 @@ class StageTrainer:
         waiting = "waiting for its batch" + (" on every rank" if self.run.world.size > 1 else "")
         name, building = self.stage.name, f", the first: {what_is_built(self.train_step.step_choice.mode)}"
         experiment, run, position, options = self.experiment, self.run, self.position, self.run.options
-        steps_per_epoch, end_step = self.steps_per_epoch, self.end_step
+        steps_per_epoch, end_step, begin_step = self.steps_per_epoch, self.end_step, position.step
         while position.step < end_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             progress.turn_to(f"{name}: before epoch {epoch + 1}")
@@ -213,8 +213,8 @@ class StageTrainer:
                 due = options.checkpoint_steps and position.run_step % options.checkpoint_steps == 0
                 if decision.checkpoint or due:
                     self.save()
-                elif decision.seconds > LONG_STEP_S:
-                    self.keep()
+                elif decision.seconds > LONG_STEP_S or position.step == begin_step + 1:
+                    self.keep()  # the first time, it also takes the memory that later checkpoints need
                 else:
                     self.last_step.release()
             batches.close()
@@ -260,10 +260,11 @@ class StageTrainer:
         if not self.position.step:
             return None  # the stage before has been saved
         try:
-            if self.last_step.is_safe():
-                self.last_step.write()  # from before `start_epoch`, which a resume calls again
-            else:
+            if (
+                not self.last_step.is_safe()
+            ):  # else it is from before `start_epoch`, which a resume calls again
                 self.save()
+            self.last_step.write()
         except (ValueError, OSError):
             return None
         return f"stage {self.position.stage + 1}, step {self.position.step}"
@@ -281,16 +282,13 @@ class StageTrainer:
         return Moment(position.step, self.num_steps, position.first_epoch, self.stage.max_epochs, all_epochs)
 
     def save(self) -> None:
-        """Write a checkpoint on rank 0. Every rank calls it, because tasks may gather their state."""
-        # Metrics are written first: a resume cuts off lines after the checkpoint but cannot restore missing
-        # ones.
-        self.run.reporter.flush(durably=True)
-        with doing("writing a checkpoint"):
-            self.last_step.save(self._state())
+        """Begin to write a checkpoint on rank 0. Every rank calls it, as tasks may gather their state."""
+        self.run.reporter.flush()
+        self.last_step.save(self._state())
         self.run.stop_signal.checkpointed()
 
     def keep(self) -> None:
-        """Keep a checkpoint in memory, in case the next work is stopped (`LastStep`). Every rank calls it."""
+        """Keep the state in memory, in case the next work is stopped (`LastStep`). Every rank calls it."""
         self.run.reporter.flush()
         self.last_step.keep(self._state())
         self.run.stop_signal.other_pace()  # the copy's time is not part of a step

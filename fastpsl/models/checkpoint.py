@@ -1,16 +1,15 @@
 """Checkpoints of a run: atomic writes, removal of old files, and fallback to older files."""
 
-import io
 import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.pipelines.files.atomic import atomic_file
 from fastpsl.pipelines.files.bounded import check_zip
 
 FORMAT = 1
@@ -58,43 +57,30 @@ class CheckpointManager:
 
         Raises:
             OSError: The file cannot be written. The older checkpoints are unchanged.
-        """
-        return self.write(step, self.packed(state))
-
-    def packed(self, state: dict[str, Any]) -> memoryview:
-        """Serialise `state` into the bytes of a checkpoint file.
-
-        Raises:
-            MemoryError: There is not enough memory for the bytes.
             TypeError: The state holds an object that weights_only would refuse to read.
         """
-        buffer = io.BytesIO()
-        try:
-            torch.save({"format": FORMAT, **state}, buffer)
-        except RuntimeError as error:
-            # torch's writer only reports missing bytes. The cause is the error's context.
-            if isinstance(error.__context__, MemoryError):
-                raise error.__context__ from None
-            raise
-        if not self._tried:
-            self._try_to_read(buffer)
-        return buffer.getbuffer()
-
-    def write(self, step: int, data: memoryview) -> Path:
-        """Write the bytes from `packed` as the checkpoint of `step`, then delete all but the last `keep`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
-        write_atomically(path, data)
+        with atomic_file(path) as file:
+            try:
+                torch.save({"format": FORMAT, **state}, file)
+            except RuntimeError as error:
+                # torch's writer only reports missing bytes. The cause is the error's context.
+                if isinstance(error.__context__, (OSError, MemoryError)):
+                    raise error.__context__ from None
+                raise
+            if not self._tried:
+                self._try_to_read(file)
         for old in self.paths()[: -self.keep]:
             if old != path:
                 old.unlink()
         return path
 
-    def _try_to_read(self, buffer: io.BytesIO) -> None:
+    def _try_to_read(self, file: BinaryIO) -> None:
         """Raise TypeError now, instead of at a resume, for a state that weights_only cannot read."""
-        buffer.seek(0)
+        file.seek(0)
         try:
-            torch.load(buffer, map_location="cpu", weights_only=True)
+            torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise TypeError(
                 "a checkpoint may hold tensors, numbers, strings, lists and dicts only; return nothing else "

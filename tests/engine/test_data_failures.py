@@ -114,7 +114,7 @@ def test_a_disk_that_fails_too_does_not_hide_the_data(
         raise OSError(28, "No space left on device")
 
     error = OSError(5, "Input/output error")
-    monkeypatch.setattr(CheckpointManager, "write", full)
+    monkeypatch.setattr(CheckpointManager, "save", full)
     fail_at(3, error, monkeypatch)
     with pytest.raises(OSError) as excinfo:
         fit(tmp_path)

@@ -188,8 +188,8 @@ def test_where_steps_are_short_none_is_kept_and_none_is_lost(
             return Asking.loss(self, *arguments)
 
     with pytest.raises(AssertionError):  # it stopped after that step
-        fit(tmp_path, Long(2))
-    assert not at_once and newest_step(tmp_path) == 2
+        fit(tmp_path, Long(3))  # the first step is kept
+    assert not at_once and newest_step(tmp_path) == 3
 
 
 def test_before_an_epoch_that_clusters_first_the_last_step_is_kept(
@@ -283,7 +283,7 @@ def test_a_disk_that_is_full_ends_nothing(
         @override
         def loss(self, *arguments: Any) -> tuple[Tensor, Metrics]:
             if arguments[1].training and len(self.trained) + 1 == self.at:
-                monkeypatch.setattr("fastpsl.models.checkpoint.CheckpointManager.write", full)
+                monkeypatch.setattr("fastpsl.models.checkpoint.CheckpointManager.save", full)
             return super().loss(*arguments)
 
     with pytest.raises(Left):

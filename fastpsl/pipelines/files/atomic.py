@@ -10,6 +10,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _SPACE = "free some space or choose another disk"
 _REMEDIES = {
@@ -135,20 +136,36 @@ def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = Tr
         durable: Wait until the file is on the disk. Otherwise a crash of the machine may lose it.
 
     Raises:
+        OSError: As `atomic_file`.
+    """
+    with atomic_file(path, durable=durable) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Yield a file to write and read, which gets its name at the end of the block.
+
+    Args:
+        path: The file, which is at any moment absent, old or whole.
+        durable: As in `write_atomically`.
+
+    Raises:
         OSError: The disk is full or read-only, for example. The error names `path`, and no partial file
             remains.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
+        with open(temporary, "w+b") as file:
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        # An error of writing names no file.
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, OSError):  # an error of writing names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     if durable:
         sync_folder(path.parent)
