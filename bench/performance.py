@@ -41,6 +41,7 @@ WHAT = {
     "agreement": "How far the crops of each decoder are from exact ones, on photos.",
     "beton_size": "The size of an image in a dataset file, by the options of `fastpsl data write`.",
     "beton_write": "`fastpsl data write` beside ffcv's DatasetWriter.",
+    "checkpoint": "How long a checkpoint holds up the training, and the bytes of the state by recipe.",
     "decode": "Decoding alone: the decoder `dali` by threads, DALI's own reader and ffcv's Loader.",
     "detection": "A training step of detection beside torchvision's FasterRCNN.",
     "determinism": "Which losses are equal on other numbers of processes, and after a kill.",

@@ -41,6 +41,7 @@ MAX_COMPARED = 20_000  # samples that are compared with each other
 # These may have fewer values than repeats: a time limit ends them, a run stops early, or nothing varies.
 MAY_BE_FEWER = (
     "beton_size", "throughput", "time_to_accuracy", "scaling", "small", "detection", "determinism",
+    "checkpoint",
 )  # fmt: skip
 REHEARSAL = "a rehearsal at tiny values: its figures mean nothing"
 SHARED_LOAD = 0.5  # a higher load average before a bench starts means that other work ran
@@ -73,6 +74,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "agreement": {"size_px": int, "percentile_99": int, "largest": int, "share_equal": float},
     "beton_size": {"num_taken_over": int, "psnr_db": float | None},
     "beton_write": {},
+    "checkpoint": {"recipe": str, "how": str | None, "num_images": int, "num_bytes": int},
     "decode": {"decoder": str, "num_threads": int, "num_views": int, "cores_used": float},
     "detection": {"variant": str, "backbone": str, "images_per_s": float, "peak_mib": int | None},
     "determinism": {"recipe": str, "network": str, "num_processes": int, "killed_at": int | None},
