@@ -1,6 +1,6 @@
 """How long a checkpoint holds up the training, and the bytes of the state by recipe.
 
-    python bench/checkpoint.py    ResNet-50 of SimCLR and MoCo, and the bytes of all recipes, with the papers' values
+    python bench/checkpoint.py    ResNet-50 of SimCLR and MoCo; the bytes of the recipes' states
 
 `call` is the time that the training waits for a checkpoint, `step` that of the step after it.
 
@@ -41,6 +41,7 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.tasks.contrastive.moco import MoCo
 
 IMAGENET, MANY = 1_281_167, 100_000_000
 COUNTED = (
@@ -60,7 +61,9 @@ class Training:
         self.experiment, number = stage_experiment(recipe, "E", self.options, WORLD)
         data = Synthetic(num_images)
         self.bench = StageBench(self.experiment, number, self.options, data, WORLD)
-        self.bench._warmed_up = True  # passes that fill MoCo's queue change no times of steps
+        self.bench._warmed_up = True
+        if isinstance(task := self.experiment.task, MoCo):
+            task.num_filled = task.queue_size  # noise will do, and to fill it takes 65,536 images
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the training."""

@@ -1,4 +1,4 @@
-"""Run the recipe of two ranks with BatchNorm's fixed statistics, so that weights hardly depend on the ranks."""
+"""Run a recipe with BatchNorm's fixed statistics, so that the number of ranks hardly changes the weights."""
 
 import sys
 from dataclasses import replace
