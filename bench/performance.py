@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
 from bench.agreement import agreement_table
 from bench.archive import read_archives
 from bench.beton_size import sizes_table
+from bench.checkpoint_tables import checkpoint_table, states_table
 from bench.gil_tables import gil_table
 from bench.how_fast import how_fast_table
 from bench.pages import written
@@ -190,6 +191,8 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "sizes": sizes_table,
     "arithmetic": lambda results: scale_tables(of_gpus(results)),
     "lock": gil_table,
+    "checkpoint": checkpoint_table,
+    "states": states_table,
 }
 
 

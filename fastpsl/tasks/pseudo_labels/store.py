@@ -158,14 +158,14 @@ class LabelStore:
         return int(total)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state on the CPU, the same on every rank; every rank must call it.
+        """Return the state, the same on every rank; every rank must call it.
 
-        A run with another number of ranks may load it.
+        It has the store's own tensors, which steps write on. A run with another number of ranks may load it.
         """
         self._exchange()
         return {
-            "current": self.current.cpu(),
-            "next": self._next[:-1].clone().cpu(),  # a copy, because steps write it on
+            "current": self.current,
+            "next": self._next[:-1],
             "num_split": self.num_split,
             "num_positions": self._num_positions,
             "num_not_finite": self._sum_not_finite(),
