@@ -94,8 +94,9 @@ class LastStep:
 
     def save(self, state: dict[str, Any]) -> None:
         """Begin to write a checkpoint of the run's present step. Every rank calls it."""
-        self.keep(state)
-        self._begin_to_write()
+        with self._lock:
+            self.keep(state)
+            self._begin_to_write()
 
     def keep(self, state: dict[str, Any]) -> None:
         """Keep a copy of the present step's state in memory, instead of the one before. Every rank calls it.
