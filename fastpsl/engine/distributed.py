@@ -167,11 +167,9 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     if not dist.is_initialized():
         return tensor
-    parts = [
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())
-    ]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)
+    whole = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
+    dist.all_gather_into_tensor(whole, tensor.contiguous())
+    return whole
 
 
 def place_among_ranks() -> tuple[int, int]:

@@ -1,12 +1,20 @@
 """Test the drawn shuffle of BatchNorm groups against plain loops."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.tasks.contrastive.shuffled_batchnorm import encode_shuffled, shuffled_order, substitutes
+from fastpsl.tasks.contrastive.shuffled_batchnorm import (
+    encode_shuffled,
+    redistributed,
+    shuffled_order,
+    substitutes,
+)
+from tests.warm import results_of_ranks
 
 
 def by_group_mean(images: Tensor, group_size: int) -> Tensor:
@@ -59,21 +67,34 @@ def test_what_is_not_valid_is_replaced_before_it_meets_others() -> None:
     order = shuffled_order(0, 0, 0, 8)
     keys = encode_shuffled(by_group_mean, images, valid, order, 4)
     filled = images.clone()
-    filled[[1, 4, 5]] = images[[2, 7, 0]]  # place p takes number p modulo 5 of the valid places 0, 2, 3, 6, 7
+    for group in order.reshape(2, 4).tolist():
+        members = [i for i in group if valid[i]]
+        for number, i in enumerate(group):  # member p takes number p, modulo their number, of the valid ones
+            filled[i] = images[i] if valid[i] else images[members[number % len(members)]]
     assert torch.equal(keys, encode_shuffled(by_group_mean, filled, valid | True, order, 4))
     assert keys.isfinite().all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 9])
-def test_substitutes_are_valid_places(size: int) -> None:
-    for number in range(2**size):
-        valid = [bool(number >> i & 1) for i in range(size)]
-        places = [i for i in range(size) if valid[i]]
-        expected = [i if valid[i] or not places else places[i % len(places)] for i in range(size)]
-        if places:
-            assert substitutes(torch.tensor(valid)).tolist() == expected
-        else:
-            assert set(substitutes(torch.tensor(valid)).tolist()) <= set(range(size))
+def test_substitutes_are_valid_places_of_the_group(size: int) -> None:
+    valid = torch.tensor([[bool(number >> i & 1) for i in range(size)] for number in range(2**size)])
+    for group, found in zip(valid.tolist(), substitutes(valid).tolist(), strict=True):
+        places = [i for i in range(size) if group[i]] or [0]
+        assert found == [i if group[i] else places[i % len(places)] for i in range(size)]
+
+
+def test_ranks_send_each_other_what_each_encodes(tmp_path: Path) -> None:
+    order = shuffled_order(5, 0, 0, 24)
+    rows = torch.arange(24 * 6.0).view(24, 3, 2)
+    assert torch.equal(redistributed(rows, order), rows[order])
+    assert torch.equal(torch.cat(results_of_ranks(part_in_order, 2, tmp_path)), rows[order])
+
+
+def part_in_order(rank: int, world: int) -> Tensor:
+    """Return a rank's part of the rows of the test above."""
+    size = 24 // world
+    rows = torch.arange(24 * 6.0).view(24, 3, 2)[rank * size : (rank + 1) * size]
+    return redistributed(rows.transpose(1, 2), shuffled_order(5, 0, 0, 24)).transpose(1, 2)
 
 
 def test_a_group_that_does_not_divide_the_batch_is_refused() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
@@ -32,8 +33,9 @@ def encode_shuffled(
 ) -> Tensor:
     """Encode all ranks' images in shuffled groups, each rank its share of the groups.
 
-    An invalid image (padding, or one that could not be decoded) is replaced by a valid one of the batch. So
-    it is in no group's statistics, and its row holds the key of a real image.
+    An invalid image (padding, or one that could not be decoded) is replaced by a valid one of its group. So
+    it is in no group's statistics, and its row holds the key of a real image, unless its group has none. A
+    rank receives as many images as it has, whatever the number of ranks.
 
     Args:
         encode: A function from images [n * group_size, C, H, W] and group_size to keys [n * group_size,
@@ -55,22 +57,53 @@ def encode_shuffled(
             f"--key-group {group_size} does not divide the {size} images of a rank's batch: "
             f"choose a divisor of {size}, or another --batch-size or --accumulate"
         )
-    places = on_device(order, images.device)
+    share, places = redistributed(images, order), on_device(order, images.device)
     first = size * place_among_ranks()[0]
-    sources = substitutes(valid)[places[first : first + size]]
-    share = gathered(images)[sources].contiguous(memory_format=torch.channels_last)
+    groups = valid[places[first : first + size]].view(-1, group_size)
+    starts = torch.arange(0, size, group_size, device=images.device)[:, None]
+    share = share[(starts + substitutes(groups)).flatten()].contiguous(memory_format=torch.channels_last)
     shuffled = gathered(encode(share, group_size))
     return torch.empty_like(shuffled).index_copy_(0, places, shuffled)
 
 
-def substitutes(valid: Tensor) -> Tensor:
-    """Map valid places to themselves and the others to valid places in turn, int64 [N] from bool [N].
+def redistributed(rows: Tensor, order: np.ndarray) -> Tensor:
+    """Return this rank's part of the rows of all ranks in another order, without gradients.
 
-    If no place is valid, the result is arbitrary.
+    Args:
+        rows: This rank's rows [B, ...], the part of its rank among world * B.
+        order: A permutation of 0 … world * B - 1, equal on every rank; place p gets row order[p].
+
+    Returns:
+        The rows [B, ...] of the places from rank * B on.
     """
-    places = torch.arange(len(valid), device=valid.device)
-    valid_first = torch.argsort(~valid, stable=True)
-    return torch.where(valid, places, valid_first[places % valid.sum().clamp(min=1)])
+    size, (rank, world) = len(rows), place_among_ranks()
+    owners = order // size
+    places = np.flatnonzero(owners == rank)  # of this rank's rows; ascending, so by the rank that gets them
+    sent = rows.detach()[on_device(order[places] - rank * size, rows.device)].contiguous()
+    if world == 1:
+        return sent
+    senders = owners[rank * size : (rank + 1) * size]
+    num_sent, num_received = (np.bincount(ranks, minlength=world) for ranks in (places // size, senders))
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, num_received.tolist(), num_sent.tolist())
+    by_sender = on_device(np.argsort(senders, kind="stable"), rows.device)
+    return torch.empty_like(received).index_copy_(0, by_sender, received)
+
+
+def substitutes(valid: Tensor) -> Tensor:
+    """Map the valid places of each group to themselves and the others to its valid places in turn.
+
+    If no place of a group is valid, all are mapped to the first.
+
+    Args:
+        valid: bool [groups, n].
+
+    Returns:
+        int64 [groups, n] in [0, n).
+    """
+    places = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    valid_first = torch.argsort(~valid, dim=1, stable=True)
+    return torch.where(valid, places, valid_first.gather(1, places % valid.sum(1, keepdim=True).clamp(min=1)))
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
