@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.loader import order as order_module
-from fastpsl.pipelines.loader.order import PADDING, epoch_order, index_of, num_steps, numbered, step_indices
+from fastpsl.pipelines.loader.keyed_permutation import KeyedPermutation
+from fastpsl.pipelines.loader.order import (
+    PADDING,
+    InOrder,
+    Order,
+    epoch_order,
+    index_of,
+    num_steps,
+    numbered,
+    step_indices,
+)
 
 NUM, GLOBAL_BATCH = 103, 12
 GOLDEN = [[2, 8, 0, 5, 9, 7, 6, 3, 4, 1], [3, 9, 4, 1, 8, 2, 5, 6, 0, 7]]
@@ -65,6 +75,17 @@ def test_the_global_batch_of_a_step_is_the_same_for_any_number_of_ranks(world: i
     for (whole,), parts in zip(alone, together, strict=True):
         assert np.concatenate(parts).tolist() == whole.tolist()
         assert all(len(part) == GLOBAL_BATCH // world for part in parts)
+
+
+@pytest.mark.parametrize("world", [64, 256])
+@pytest.mark.parametrize("order", [epoch_order(1, 2, 3001), KeyedPermutation(1, 2, 3001), InOrder(3001)])
+def test_many_ranks_see_each_position_once(order: Order, world: int) -> None:
+    for train in (True, False):
+        steps = range(num_steps(3001, 4 * world, train))
+        parts = [step_indices(order, step, 4, rank, world) for step in steps for rank in range(world)]
+        expected = order[: len(parts) * 4].tolist()
+        assert np.concatenate(parts).tolist() == expected + [PADDING] * (len(parts) * 4 - len(expected))
+        assert len(expected) == (3001 // (4 * world) * 4 * world if train else 3001)
 
 
 def test_another_remainder_is_dropped_each_epoch() -> None:
