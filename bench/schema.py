@@ -86,6 +86,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "loader": {},
     "order": {},
     "scaling": {"num_ranks": int, "recipe": str | None, "stage": str | None},
+    "simulated_world": {"part": str, "num_ranks": int},
     "sizes": {"decoder": str, "num_views": int, "size": str, "size_px": int},
     "small": {"recipe": str, **THROUGHPUT},
     "start": {"cache": str | None, "cpu_s": float},
