@@ -28,6 +28,7 @@ from bench.pages import written
 from bench.program import counted, run_program
 from bench.ratios import PATHS, kernel_ratios, losses_table
 from bench.scale_arithmetic import scale_tables
+from bench.scale_counts import counts_table, large_set_table
 from bench.schema import REHEARSAL, validate, write_result
 from bench.show import draw_throughput
 from bench.show_kernels import draw_kernels
@@ -50,9 +51,11 @@ WHAT = {
     "gpu_day": "The steps of a part of `bench/gpu_day/`, with their exit codes.",
     "kernels": "Augmentations of a batch: fused, one by one, by Kornia's modules and by torchvision.",
     "labels": "The work on pseudo-labels between two epochs.",
+    "large_set": "Opening, entering and resuming a data set of very many images.",
     "loader": "fastpsl's loader, by decoder, beside ffcv's Loader on the same dataset file.",
     "order": "Random and quasi-random order, read from storage.",
     "scaling": "The step and the loader on 1 to all GPUs of a node.",
+    "simulated_world": "What one rank of 1 to 256 exchanges, holds and computes.",
     "sizes": "Loaders alone, by image size, beside all others.",
     "small": "Training and evaluation on 32 px images that stay on the device.",
     "start": "Seconds from a command to its first batch and its first training step.",
@@ -193,6 +196,8 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "lock": gil_table,
     "checkpoint": checkpoint_table,
     "states": states_table,
+    "counts": counts_table,
+    "large set": large_set_table,
 }
 
 

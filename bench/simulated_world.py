@@ -8,8 +8,8 @@ and memory are those of a real world, and times are those of one rank without an
 a network. `tests/tasks/test_many_ranks.py` has worlds whose ranks all exist.
 
 `start, random` and `start, quasi_random`: a loader is made on an open data set and yields its first batch.
-`labels`: a pseudo-label epoch of ImageNet's size; the next order, and the exchange at its end. `nt_xent`: loss
-and gradient of a step. `moco`: the images that are sent to be encoded, keys and queue of a step, with an
+`labels`: a pseudo-label epoch of ImageNet's size; its order, and the exchange at its end. `nt_xent`: loss and
+gradient of a step. `moco`: the images that are sent to be encoded, keys and queue of a step, with an
 encoder that only copies. `gradients`: a step of each stage of jigsaw with ResNet-50 through
 DistributedDataParallel. `resume`: rank 0 writes 100 MB, and each rank reads them.
 
@@ -43,7 +43,7 @@ from bench.recipe_stages import recipe_options, stage_experiment
 from bench.scale_arithmetic import STAGES
 from bench.schema import RUNS, environment, save_result, spread
 from bench.sparse_set import write_sparse_set
-from fastpsl.engine.distributed import World
+from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.experiment import make_train_step
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.resume import find_checkpoint, open_folder
@@ -211,7 +211,10 @@ def measure(part: str, num_ranks: int, source: str) -> Figures:
     if num_ranks > 1:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=num_ranks)
     figures: Figures = {}
-    parts(source)[part](world, figures)
+    try:
+        parts(source)[part](world, figures)
+    finally:
+        leave_world()
     return figures
 
 

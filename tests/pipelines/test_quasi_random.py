@@ -9,6 +9,7 @@ import pytest
 
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.shard import FIELD, HEADER, IMAGE_TYPE, INT_TYPE, row_dtype
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.order import epoch_order, sort_keys, step_indices
 from fastpsl.pipelines.loader.quasi_random import (
@@ -304,6 +305,29 @@ def test_pages_are_those_of_the_pointers_in_all_shards(
         assert len(page_at) == len(pages.extents.fd) == len(set(page_of_sample.tolist()))
         assert pages.sizes().tolist() == np.bincount(page_of_sample).tolist()
         assert len(page_at) > 5 + 31 // SAMPLES_A_PAGE
+
+
+def test_pages_of_a_file_whose_samples_are_scattered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files by ffcv's writer with several processes are so; the second of three files is in order."""
+    paths = [write_paged(monkeypatch, tmp_path / f"{i}.beton", 23 + i) for i in range(3)]
+    for number in (0, 2):
+        start, row_bytes = HEADER.itemsize + 2 * FIELD.itemsize, row_dtype((IMAGE_TYPE, INT_TYPE)).itemsize
+        content = bytearray(paths[number].read_bytes())
+        end = start + (23 + number) * row_bytes
+        rows = np.frombuffer(content[start:end], f"V{row_bytes}")
+        content[start:end] = np.random.default_rng(number).permutation(rows).tobytes()
+        paths[number].write_bytes(content)
+    with Beton(paths) as data:
+        pages = pages_of(data)
+        rows_of_data = data.rows(np.arange(data.num_samples))
+        by_place: dict[tuple[int, int], list[int]] = {}
+        for i, (fd, offset) in enumerate(zip(rows_of_data.fd, rows_of_data.offset, strict=True)):
+            by_place.setdefault((int(fd), int(offset) // PAGE_BYTES), []).append(i)
+        assert pages.samples is not None and pages.samples.dtype == np.int32
+        places = zip(pages.extents.fd.tolist(), (pages.extents.offset // PAGE_BYTES).tolist(), strict=True)
+        for page, place in enumerate(places):
+            assert pages.samples_of(page).tolist() == by_place.pop(place)
+        assert not by_place
 
 
 def test_epochs_of_a_beton_are_those_of_its_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
