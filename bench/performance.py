@@ -196,7 +196,7 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "lock": gil_table,
     "checkpoint": checkpoint_table,
     "states": states_table,
-    "counts": counts_table,
+    "one rank": counts_table,
     "large set": large_set_table,
 }
 

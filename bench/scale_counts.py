@@ -68,7 +68,8 @@ MEMORY = {
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join([f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)])
+    lines = [f"| {' | '.join(cells)} |" for cells in (titles, *rows)]
+    return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
 
 
 def _bytes(value: float | None) -> str:
