@@ -67,6 +67,12 @@ MEMORY = {
 }
 
 
+BYTES_ARE = (
+    "Counted bytes of one rank, and its calls in a world of more than one. Gradients are those of a first "
+    "step, which DistributedDataParallel sends in one bucket. Later steps have buckets of 25 MB:"
+)
+
+
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(cells)} |" for cells in (titles, *rows)]
     return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
@@ -106,7 +112,7 @@ def counts_table(results: Results) -> str:
         for part, title in WHAT.items()
     ]  # fmt: skip
     memory_rows = [
-        [title, *(f"{values[part, num, 'memory']:,.0f} MiB" for num in worlds)]
+        [title, *(f"{values.get((part, num, 'memory'), 0):,.0f} MiB" for num in worlds)]
         for part, title in MEMORY.items()
     ]
     alone_rows = [
@@ -123,7 +129,7 @@ def counts_table(results: Results) -> str:
     )  # fmt: skip
     return "\n\n".join([
         about,
-        "Counted bytes of one rank. The calls are of more than one rank:",
+        BYTES_ARE,
         _table(byte_titles, bytes_rows),
         "Memory that one rank needs beyond what it had before:",
         _table(["what", *ranks], memory_rows),

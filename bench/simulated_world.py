@@ -10,7 +10,7 @@ a network. `tests/tasks/test_many_ranks.py` has worlds whose ranks all exist.
 `start, random` and `start, quasi_random`: a loader is made on an open data set and yields its first batch.
 `labels`: a pseudo-label epoch of ImageNet's size; its order, and the exchange at its end. `nt_xent`: loss and
 gradient of a step. `moco`: the images that are sent to be encoded, keys and queue of a step, with an
-encoder that only copies. `gradients`: a step of each stage of jigsaw with ResNet-50 through
+encoder that only copies. `gradients`: a first step of each stage of jigsaw with ResNet-50 through
 DistributedDataParallel. `resume`: rank 0 writes 100 MB, and each rank reads them.
 
 `memory`: the largest anonymous memory beyond that before the part. `handed over`: the bytes that the rank

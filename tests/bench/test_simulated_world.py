@@ -1,9 +1,11 @@
 """bench/simulated_world.py: the page's arithmetic is what is counted, in the committed result and anew."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,6 +16,8 @@ from bench.scale_counts import counts_table, exchanged, large_set_table
 from bench.schema import validate
 from bench.simulated_world import WORLDS, counted_collectives, measure
 from fastpsl.engine.distributed import gathered
+from fastpsl.pipelines.loader.balanced_order import balanced_order
+from fastpsl.pipelines.loader.order import numbered
 from tests.programs import ROOT, run
 from tests.threaded_world import results_of_threads
 
@@ -30,8 +34,8 @@ def test_the_arithmetic_is_what_was_counted() -> None:
         if row["measured"] in ("handed over", "received") and row["part"] != "resume":
             num_samples = result["data"]["num_samples"]
             expected = exchanged(row["part"], row["num_ranks"], result["settings"], num_samples)
-            counted = expected.handed_over if row["measured"] == "handed over" else expected.received
-            assert set(row["values"]) == {counted}, row
+            num = expected.handed_over if row["measured"] == "handed over" else expected.received
+            assert {*row["values"]} == {float(f"{num:.6g}")}, row  # results keep six digits
             num_checked += 1
     assert num_checked == 2 * 7 * (len(WORLDS) - 1)
 
@@ -43,6 +47,24 @@ def test_only_what_all_ranks_compare_grows_with_them() -> None:
     for part, limit in (("start, random", 1.5), ("start, quasi_random", 1.5), ("labels", 1.5), ("moco", 1.5)):
         assert values[part, "memory", 256] < limit * values[part, "memory", 8], part
     assert values["resume", "handed over", 256] < 1000
+
+
+def test_the_page_counts_the_arrays_of_a_balanced_order() -> None:
+    """66 bytes per image while an order is made and numbered, and little beside."""
+    labels, num = np.arange(300_000, dtype=np.int32) % 1000, 300_000
+    tracemalloc.start()
+    try:
+        numbers = numbered(balanced_order(labels, 0, 0))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(numbers) == num and 60 < peak / num < 69
+    page = (ROOT / "docs" / "explanation" / "scale.md").read_text()
+    assert "66 bytes" in page
+    for images, num_bytes in ((1_281_167, "85 MB"), (10**8, "6.6 GB"), (10**9, "66 GB")):
+        assert f"| {num_bytes} |" in page
+        number, unit = num_bytes.split()
+        assert float(number) == pytest.approx(66 * images / {"MB": 1e6, "GB": 1e9}[unit], rel=0.01)
 
 
 @pytest.fixture
