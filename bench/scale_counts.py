@@ -67,12 +67,6 @@ MEMORY = {
 }
 
 
-BYTES_ARE = (
-    "Counted bytes of one rank, and its calls in a world of more than one. Gradients are those of a first "
-    "step, which DistributedDataParallel sends in one bucket. Later steps have buckets of 25 MB:"
-)
-
-
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(cells)} |" for cells in (titles, *rows)]
     return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
@@ -129,7 +123,7 @@ def counts_table(results: Results) -> str:
     )  # fmt: skip
     return "\n\n".join([
         about,
-        BYTES_ARE,
+        "Counted bytes of one rank, and its calls in a world of more than one:",
         _table(byte_titles, bytes_rows),
         "Memory that one rank needs beyond what it had before:",
         _table(["what", *ranks], memory_rows),

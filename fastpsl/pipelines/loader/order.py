@@ -12,8 +12,8 @@ from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.loader.keyed_permutation import KeyedPermutation
 
 PADDING = -1
-MAX_SORTED = 1 << 25  # samples; their order takes 268 MB on each rank, and three times that while sorted
-_BLOCK = 1 << 20  # samples per call of `words`: bounds the temporary memory
+MAX_SORTED = 1 << 25  # samples; their order takes 268 MB on each rank, and 671 MB while it is sorted
+_BLOCK = 1 << 16  # samples per call of `words`: bounds the temporary memory to 3 MB
 _TIMES_SHIFT = 40  # bits of an index: a million million samples, each up to 2**23 times an epoch
 
 
