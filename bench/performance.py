@@ -27,6 +27,7 @@ from bench.how_fast import how_fast_table
 from bench.pages import written
 from bench.program import counted, run_program
 from bench.ratios import PATHS, kernel_ratios, losses_table
+from bench.remote_tables import remote_table
 from bench.scale_arithmetic import scale_tables
 from bench.scale_counts import counts_table, large_set_table
 from bench.schema import REHEARSAL, validate, write_result
@@ -54,6 +55,7 @@ WHAT = {
     "large_set": "Opening, entering and resuming a data set of very many images.",
     "loader": "fastpsl's loader, by decoder, beside ffcv's Loader on the same dataset file.",
     "order": "Random and quasi-random order, read from storage.",
+    "remote": "An epoch from a server with a latency and a rate, beside a local file and others.",
     "scaling": "The step and the loader on 1 to all GPUs of a node.",
     "simulated_world": "What one rank of 1 to 256 exchanges, holds and computes.",
     "sizes": "Loaders alone, by image size, beside all others.",
@@ -198,6 +200,7 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "states": states_table,
     "one rank": counts_table,
     "large set": large_set_table,
+    "remote": remote_table,
 }
 
 

@@ -85,6 +85,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "large_set": {"order": str},
     "loader": {},
     "order": {},
+    "remote": {"loader": str, "latency_ms": float},
     "scaling": {"num_ranks": int, "recipe": str | None, "stage": str | None},
     "simulated_world": {"part": str, "num_ranks": int},
     "sizes": {"decoder": str, "num_views": int, "size": str, "size_px": int},
