@@ -21,10 +21,13 @@ def remote_table(results: Results) -> str:
     rows = {(row["loader"], row["measured"], row["latency_ms"]): row for row in result["rows"]}
     latencies = sorted({latency for _, _, latency in rows})
     machine, data, settings = result["environment"], result["data"], result["settings"]
-    lines = [
+    about = (
         f"{machine['cpu']}, {machine['num_cores']} cores, load {machine['load_average_before']:g} before; "
         f"{data['num_samples']:,} images, {data['num_bytes'] / 1e6:,.0f} MB, {settings['gbit']:g} Gbit/s "
-        f"([{name}](/bench/results/{name})). Medians of {settings['repeats']}, with the quartiles:",
+        f"([{name}](/bench/results/{name})). Medians of {settings['repeats']}, with the quartiles:"
+    )
+    lines = [
+        about,
         "",
         f"| | {' | '.join(f'latency {latency:g} ms' for latency in latencies)} |",
         "|---" * (len(latencies) + 1) + "|",
