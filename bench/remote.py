@@ -5,8 +5,8 @@
 
 All decode each image once and crop it to 224 px, with as many threads or processes, each in a process of its
 own. Their caches are empty, so that all comes over the line once. It has 1 Gbit/s, and a latency of 0, 20 or
-100 ms (object_server.py, on the same machine and its cores). `epoch` counts from the opening of the data to the last
-batch. `fetch` is fastpsl without decoding, in MB/s.
+100 ms (object_server.py, on the same machine and its cores). `epoch` counts from the opening of the data to
+the last batch. `fetch` is fastpsl without decoding, in MB/s.
 
 WebDataset reads tars by curl. MosaicML Streaming reads its own format by boto3; it wants other versions of
 packages than fastpsl has, so it may have a Python of its own. Interleaved. Writes a JSON.

@@ -18,12 +18,13 @@ from fastpsl.engine.options import TrainingOptions
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.remote import failures
+from fastpsl.pipelines.remote import ahead, failures
 from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.views import ViewSpec
 from tests.faults.changed_data import beton as write_beton_of_photos
 from tests.pipelines.paged import write_paged
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server
+from tests.slow import nightly
 
 NUM_SHARDS, NUM_EACH = 3, 200
 GLOB = f"s3://{BUCKET}/train-*.beton"
@@ -170,7 +171,9 @@ def test_what_passes_costs_no_batch(fault: str, server: S3Server, local: Path, t
     assert sum(num.values()) > 50
 
 
+@pytest.mark.parametrize("seconds", [1.5, nightly(30.0)])
 def test_a_server_that_is_gone_for_a_while(
+    seconds: float,
     server: S3Server,
     local: Path,
     tmp_path: Path,
@@ -190,7 +193,7 @@ def test_a_server_that_is_gone_for_a_while(
                 got.append((batch.indices.tolist(), batch.images[0].numpy().tobytes()))
                 if step == 3:
                     server.stop()
-                    threading.Timer(1.5, server.start).start()
+                    threading.Timer(seconds, server.start).start()
     assert got == expected[: len(got)] and len(got) == len(expected) // 2
     assert "s3://images/train-" in (told := capsys.readouterr().err) and "trying for" in told
 
@@ -206,6 +209,25 @@ def test_a_server_that_stays_away_is_a_line(server: S3Server, local: Path, tmp_p
                     server.stop()
         assert time.monotonic() - began < 30
     server.start()
+
+
+def test_a_network_that_is_slower_than_training_is_said_once(
+    server: S3Server,
+    local: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ahead, "_JUDGED_AFTER_S", 0.0)
+    with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
+        server.latency_s = 0.05
+        batches_of(remote, epochs=range(1))
+        told = capsys.readouterr().err
+        assert told.count(f"{GLOB}: the network is slower than training: steps wait ") == 1
+        server.latency_s = 0.0
+        monkeypatch.setattr(ahead, "_JUDGED_AFTER_S", 30.0)
+        batches_of(remote, epochs=range(1))
+    assert "slower" not in capsys.readouterr().err
 
 
 def _loader(data: Beton, timeout_s: float = 120) -> Loader:
