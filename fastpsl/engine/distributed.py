@@ -1,8 +1,10 @@
 """The process group under torchrun, and collective operations by which ranks agree."""
 
 import gc
-import itertools
+import hashlib
 import os
+import time
+import uuid
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from fastpsl.engine.gpu_faults import unused_gpu, why_no_cuda
 from fastpsl.engine.gpu_flags import allow_tf32, restore_flags, set_cudnn_benchmark
 
-_times_joined = itertools.count()
+_LOOK_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,36 @@ def join_world(device_name: str, timeout_s: float) -> World:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=timeout_s)
         store, _, _ = next(rendezvous("env://", timeout=timeout))
-        # A process may join several times, and Gloo must not find the addresses of the time before.
-        own = dist.PrefixStore(f"world-{next(_times_joined)}", store)
+        own = dist.PrefixStore(_new_name(store, rank, size, timeout_s), store)
         dist.init_process_group(backend, timeout=timeout, store=own, rank=rank, world_size=size)
     if device.type == "cuda":
         set_cudnn_benchmark(True)  # shapes are fixed within a stage
         allow_tf32()
     return World(rank, size, local_rank, local_size, device)
+
+
+def _new_name(store: dist.Store, rank: int, size: int, timeout_s: float) -> str:
+    """Agree with the other ranks on a name for keys that their store does not have yet.
+
+    A store may have keys of earlier starts: a process joins again, or torchrun has restarted the ranks. There
+    Gloo would find the addresses of processes that have ended.
+
+    Raises:
+        RuntimeError: The others have not come in time.
+    """
+    store.set(f"start-{rank}", uuid.uuid4().hex)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        # What another rank has set may be of its earlier start. Then that rank computes another name.
+        starts = store.multi_get([f"start-{other}" for other in range(size)])
+        name = hashlib.sha256(b"".join(starts)).hexdigest()
+        store.set(f"{name}-{rank}", "")
+        try:
+            store.wait([f"{name}-{other}" for other in range(size)], timedelta(seconds=_LOOK_AGAIN_S))
+            return name
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
 
 
 def leave_world() -> None:

@@ -1,6 +1,7 @@
 import math
 import os
 import signal
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import pairwise
@@ -13,6 +14,7 @@ from fastpsl.engine import distributed
 from fastpsl.engine.distributed import World, choose_device, join_world, total_over_ranks
 from fastpsl.engine.signals import StopSignal
 from tests.engine.tiny import one_process
+from tests.warm import on_ranks
 
 
 def test_devices_are_chosen_or_refused() -> None:
@@ -147,6 +149,7 @@ def test_ranks_wait_for_each_other_as_long_as_is_asked(monkeypatch: pytest.Monke
         joined.append((backend, rank, world_size))
 
     monkeypatch.setattr(distributed, "rendezvous", rendezvous)
+    monkeypatch.setattr(distributed, "_new_name", lambda *_: "world")  # the other rank is not here
     monkeypatch.setattr("torch.distributed.init_process_group", join)
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
@@ -159,3 +162,24 @@ def test_a_total_is_a_copy() -> None:
     total = total_over_ranks(counts)
     total += 1
     assert counts.tolist() == [0, 1, 2] and total.tolist() == [1, 2, 3]
+
+
+def join_again(rank: int, port: int, start: int) -> None:
+    """Join a world of two, whose store torchrun keeps, and end without leaving it. Rank 1 comes late."""
+    os.environ |= {
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
+    }  # fmt: skip
+    time.sleep(rank * start)
+    world = join_world("cpu", timeout_s=60)
+    values = torch.tensor([rank + 1.0])
+    dist.all_reduce(values)
+    assert world.rank == rank and values.item() == 3
+    os._exit(0)
+
+
+def test_ranks_that_torchrun_restarts_do_not_meet_those_before() -> None:
+    """torchrun's store still has the addresses of the ranks before, which nobody answers."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for start in range(2):
+        on_ranks(join_again, (store.port, start), 2)
