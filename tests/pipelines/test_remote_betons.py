@@ -24,7 +24,7 @@ from fastpsl.pipelines.views import ViewSpec
 from tests.faults.changed_data import beton as write_beton_of_photos
 from tests.pipelines.paged import write_paged
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server
-from tests.slow import nightly
+from tests.slow import nightly, slow
 
 NUM_SHARDS, NUM_EACH = 3, 200
 GLOB = f"s3://{BUCKET}/train-*.beton"
@@ -151,7 +151,7 @@ def test_two_ranks_share_what_comes(server: S3Server, local: Path, tmp_path: Pat
             assert got[number] == batches_of(data, "random", rank=number, world=2)
 
 
-FAULTS = ["503", "reset", "wrong"]
+FAULTS = ["wrong", slow("503"), slow("reset")]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

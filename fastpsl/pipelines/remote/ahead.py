@@ -145,3 +145,4 @@ class FetchAhead:
         """Give back all pages. `limit_s` is not used, since nothing is waited for."""
         asked = np.arange(self._num_asked)
         self._remote.give_back(self._pages[asked[~self._is_given[asked]]].tolist())
+        self._remote.fetcher.begin()

@@ -16,7 +16,7 @@ from fastpsl.pipelines.remote.objects import LIMIT_S
 NUM_CONNECTIONS = 16  # 16 requests of 8 MiB are what a line of 10 Gbit/s holds at a latency of 100 ms
 _MAX_WRONG = 4  # answers with wrong bytes, before they count as the file's own
 _MAX_LOOSE = 4 * NUM_CONNECTIONS  # pages held that no plan gives back
-_POLL_S = 0.02
+_POLL_S, _CLOSE_LIMIT_S = 0.02, 5.0
 
 
 class Page(NamedTuple):
@@ -115,11 +115,12 @@ class Fetcher:
         self._left.clear()
 
     def close(self) -> None:
-        """End the threads, and close the files after them."""
+        """End the threads. The caller closes the files."""
         self.leave()
-        self._workers.close(5.0)
-        for file in {id(page.file): page.file for page in self._pages}.values():
-            file.close()
+        with self._lock:
+            for fetch in self._fetches.values():
+                fetch.is_wanted = False
+        self._workers.close(_CLOSE_LIMIT_S)
 
     def _asked(self, page: int) -> _Fetch:
         """Return the fetch of a page that is needed now; a failed one is tried again."""

@@ -60,19 +60,25 @@ class RemotePages:
             objects = remote_objects(address)
         self.names = [remote.address for remote in objects]
         self.total_bytes = sum(remote.num_bytes for remote in objects)
-        with doing(f"{address}: fetching its tables", "files", len(objects)) as progress:
-            files = map_in_order(
-                lambda remote: RemoteBeton(remote, cache), objects, NUM_CONNECTIONS, "fastpsl-open", group=1
-            )
-            self._files = [file for _, file in progress.over(files)]
-            self.paths = [file.file.path for file in self._files]
-            self._first_parts = np.cumsum([0] + [len(file.file.parts) for file in self._files])
-            self.fetcher = Fetcher(list(self._all_parts()))
-            try:
+        self._files = list[RemoteBeton]()
+        try:
+            with doing(f"{address}: fetching its tables", "files", len(objects)) as progress:
+                files = map_in_order(
+                    lambda remote: RemoteBeton(remote, cache),
+                    objects,
+                    NUM_CONNECTIONS,
+                    "fastpsl-open",
+                    group=1,
+                )
+                for _, file in progress.over(files):
+                    self._files.append(file)
+                self.paths = [file.file.path for file in self._files]
+                self._first_parts = np.cumsum([0] + [len(file.file.parts) for file in self._files])
+                self.fetcher = Fetcher(list(self._all_parts()))
                 self._fetch_tables()
-            except BaseException:
-                self.close()
-                raise
+        except BaseException:
+            self.close()
+            raise
         self.table_bytes = sum(file.table_bytes() for file in self._files)
         self._opened.add(self)
 
@@ -223,4 +229,7 @@ class RemotePages:
     def close(self) -> None:
         """End the threads, and close the files in the cache."""
         self._opened.discard(self)
-        self.fetcher.close()
+        if hasattr(self, "fetcher"):
+            self.fetcher.close()
+        for file in self._files:
+            file.file.close()
