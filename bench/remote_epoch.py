@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--cache-gb", type=float, default=1.0)
     parser.add_argument("--size-px", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lanes", type=int, default=4)
+    parser.add_argument("--lanes", type=int, default=2, help="8 pages are mixed, some 1,200 images")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.kind in ("local", "fastpsl", "fetch"):  # not counted, as others' imports are not
