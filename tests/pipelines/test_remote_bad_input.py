@@ -42,17 +42,26 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     ],
 )  # fmt: skip
 def test_addresses(source: str, message: str, server: S3Server, tmp_path: Path) -> None:
-    data = sample_paths().test_32.read_bytes()
-    sidecar: dict[str, Any] = json.loads(Path(f"{sample_paths().test_32}.json").read_bytes())
-    sidecar["written"] |= {"shard": "0/2", "source": "/photos"}
     server.put("text.beton", b"no beton")
-    server.put("cut.beton", data[:20000])
-    server.put("part-0.beton", data)
-    server.put("part-0.beton.json", json.dumps(sidecar).encode())
+    server.put("cut.beton", sample_paths().test_32.read_bytes()[:20000])
+    put_a_shard_of_two(server)
     with pytest.raises(ValueError) as caught:
         open_data(source, tmp_path, 0.1)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def put_a_shard_of_two(server: S3Server) -> None:
+    sidecar: dict[str, Any] = json.loads(Path(f"{sample_paths().test_32}.json").read_bytes())
+    sidecar["written"] |= {"shard": "0/2", "source": "/photos"}
+    server.put("part-0.beton", sample_paths().test_32.read_bytes())
+    server.put("part-0.beton.json", json.dumps(sidecar).encode())
+
+
+def test_one_shard_may_be_named_alone(server: S3Server, tmp_path: Path) -> None:
+    put_a_shard_of_two(server)
+    with open_data(f"s3://{BUCKET}/part-0.beton", tmp_path, 0.1) as data:
+        assert data.num_samples == 160
 
 
 def test_credentials_are_asked_for(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ class Beton:
             if faults := set_faults(self._written):
                 raise ValueError(faults[0])
             if self.remote:
-                if missing := missing_shards(self._written):
+                if glob.has_magic(str(source)) and (missing := missing_shards(self._written)):
                     raise ValueError(f"{source}: is incomplete; {missing[0]}")
                 self.remote.open(self.shards)
             elif isinstance(source, str | Path) and self.paths != [Path(source)]:

@@ -182,7 +182,8 @@ class QuasiRandom:
             # A lane that turns to its next group has two of them open.
             open_pages = min(lanes // world * 2 * GROUP_PAGES, len(self._page_sizes))
             needed = open_pages * int(self._pages.extents.num_bytes.max())
-            require_room(self._remote, "quasi_random", needed, "fewer --lanes, or ")
+            fewer = "fewer --lanes, or " if lanes > world else ""
+            require_room(self._remote, "quasi_random", needed, fewer)
         self.num_steps = num_used // lanes // self._samples_a_step
 
     def epoch(

@@ -129,10 +129,15 @@ class FetchAhead:
         if os.environ.get("RANK", "0") == "0":
             share = self._blocked_s / elapsed_s
             rate = (self._remote.fetcher.num_bytes - self._bytes_before) / elapsed_s / 1e6
+            remedy = (
+                "it ends when all of the data are in the cache"
+                if self._room is None
+                else "smaller images (`fastpsl data write --short-side 256`), or a cache that holds all of "
+                "the data (--cache-gb), help"
+            )
             print(
                 f"{self._remote.address}: the network is slower than training: steps wait {share:.0%} of the "
-                f"time at {rate:,.0f} MB/s; smaller images (`fastpsl data write --short-side 256`), or a "
-                "cache that holds all of the data (--cache-gb), help",
+                f"time at {rate:,.1f} MB/s; {remedy}",
                 file=sys.stderr,
                 flush=True,
             )

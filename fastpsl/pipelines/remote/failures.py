@@ -13,7 +13,26 @@ from fastpsl.pipelines.remote.address import HELP
 Result = TypeVar("Result")
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.2, 5.0
 TELL_AFTER_S = 5.0
+_TELL_AGAIN_S = 30.0  # many parts wait for one server
 _FINAL = {401: "credentials", 403: "credentials", 404: "missing", 410: "missing"}
+
+
+class _Told:
+    """The time at which this process last told of a server without an answer, for all threads."""
+
+    def __init__(self) -> None:
+        self._lock, self._at = threading.Lock(), float("-inf")
+
+    def is_due(self) -> bool:
+        """Return whether it is time for a line, which the caller prints then."""
+        with self._lock:
+            is_due = time.monotonic() >= self._at + _TELL_AGAIN_S
+            if is_due:
+                self._at = time.monotonic()
+            return is_due
+
+
+_told = _Told()
 
 
 class WrongBytesError(OSError):
@@ -82,7 +101,7 @@ def explained(address: str, error: BaseException) -> RemoteDataError:
 
 
 def persistently(call: Callable[[], Result], address: str, limit_s: float, left: threading.Event) -> Result:
-    """Call a function until it succeeds, with growing pauses, and say once where that lasts.
+    """Call a function until it succeeds, with growing pauses, and say where that lasts.
 
     Args:
         call: The function.
@@ -104,7 +123,7 @@ def persistently(call: Callable[[], Result], address: str, limit_s: float, left:
             now = time.monotonic()
             if is_final(error) or now + pause_s > deadline or left.is_set():
                 raise explained(address, error) from error
-            if now > tell_at:
+            if now > tell_at and _told.is_due():
                 tell_at = float("inf")
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
                 print(

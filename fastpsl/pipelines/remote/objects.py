@@ -60,8 +60,14 @@ class RemoteObject:
         return _size_and_version(info) == (self.num_bytes, self.version)
 
 
-def remote_objects(address: str, limit_s: float = LIMIT_S) -> list[RemoteObject]:
+def remote_objects(
+    address: str, allowed: str = "the address of a .beton file, or a quoted glob of them"
+) -> list[RemoteObject]:
     """Return the files that an address or a glob of addresses names, sorted by name.
+
+    Args:
+        address: The address.
+        allowed: What may be given, for the message.
 
     Raises:
         ValueError: There are none, or they cannot be reached. The message is one line.
@@ -78,11 +84,9 @@ def remote_objects(address: str, limit_s: float = LIMIT_S) -> list[RemoteObject]
             for name, info in files.glob(path, detail=True).items()
         ]
 
-    infos = [info for info in persistently(found, address, limit_s, _NEVER) if info["type"] != "directory"]
+    infos = [info for info in persistently(found, address, LIMIT_S, _NEVER) if info["type"] != "directory"]
     if not infos:
-        raise ValueError(
-            f"{address}: no file matches; give the address of a .beton file, or a quoted glob of them"
-        )
+        raise ValueError(f"{address}: no file matches; give {allowed}")
     objects = []
     for info in sorted(infos, key=lambda info: str(info["name"])):
         path, (num_bytes, version) = str(info["name"]), _size_and_version(info)

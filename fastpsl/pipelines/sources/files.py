@@ -19,13 +19,13 @@ def source_files(src: str, allowed: str) -> list[SourceFile]:
 
     Args:
         src: The name.
-        allowed: What may be given, for the message.
+        allowed: What may be given as a path, for the message.
 
     Raises:
         ValueError: There are none.
     """
     if is_remote(src):
-        return list(remote_objects(src))
+        return list(remote_objects(src, "the address of tars or Parquet files, or a quoted glob of them"))
     require_existing(src, allowed)
     names = [src] if os.path.exists(src) else sorted(glob.glob(src))
     return [Path(name) for name in names]
