@@ -92,12 +92,13 @@ def _table(measured: Measurements) -> Table:
 def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
     """Yield name, method, cells (one per stage, or one for all) and style of each row."""
     stages, read = measured.stages, measured.read
+    storage, cache = ("the network", "--cache-dir") if read.is_remote else ("storage", "the page cache")
     if read.cached is None:
         source = "page cache or storage"
     elif read.from_storage:
-        source = f"{1 - read.cached:.0%} from storage"
+        source = f"{1 - read.cached:.0%} from {storage}"
     else:
-        source = "from the page cache"
+        source = f"from {cache}"
     yield "read", source, (_rate(read.images_per_s),), ""
     threads = number_of(measured.num_threads, "thread")
     decode = _each(stages, lambda stage: stage.decode) or (_rate(measured.decode),)

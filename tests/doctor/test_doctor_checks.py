@@ -156,6 +156,8 @@ def test_no_room_for_checkpoints(tmp_path: Path) -> None:
 def test_the_page_cache() -> None:
     fits = check_page_cache(ReadRate(1.0, 1.0, 10**9, 2 * 10**9, 1.0))
     assert fits.state == "ok" and fits.text == "the data's 1 GB fit into memory, 100% of it there now"
+    remote = check_page_cache(ReadRate(1.0, 1.0, 4 * 10**9, 2 * 10**9, 0.5, is_remote=True))
+    assert remote.remedy.startswith("a larger --cache-gb") and "fit into --cache-dir" in remote.text
     short = check_page_cache(ReadRate(1.0, 1.0, 4 * 10**9, 2 * 10**9, None))
     assert (
         short.state == "warning"

@@ -2,7 +2,10 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ pytest.importorskip("moto.server", reason="the extra dev has moto")
 import fsspec
 
 from fastpsl.engine.options import RunOptions
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.remote import address
 from fastpsl.pipelines.remote.cache import Cache
@@ -60,8 +64,18 @@ def put_a_shard_of_two(server: S3Server) -> None:
 
 def test_one_shard_may_be_named_alone(server: S3Server, tmp_path: Path) -> None:
     put_a_shard_of_two(server)
-    with open_data(f"s3://{BUCKET}/part-0.beton", tmp_path, 0.1) as data:
+    with Beton(f"s3://{BUCKET}/part-0.beton", Cache(tmp_path, 0.1)) as data:
         assert data.num_samples == 160
+
+
+def test_a_web_server_without_ranges_is_a_line(tmp_path: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=sample_paths().test_32.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{sample_paths().test_32.name}"
+        with pytest.raises(ValueError, match=f"{address}: its server sends whole files, not the part"):
+            open_data(address, tmp_path, 0.1)
+        server.shutdown()
 
 
 def test_credentials_are_asked_for(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

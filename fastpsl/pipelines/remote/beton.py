@@ -22,7 +22,7 @@ _PIECE_BYTES = 16 << 20  # of the tables
 
 
 class Layout(NamedTuple):
-    """Where the parts of a dataset file lie, in bytes."""
+    """The places of the parts of a dataset file, in bytes."""
 
     table_start: int
     table_end: int

@@ -47,7 +47,7 @@ class Cache:
     """A bounded cache in a folder.
 
     Args:
-        folder: The folder, made if it is missing; by default $FASTPSL_CACHE_DIR, or a folder of this user's
+        folder: The folder, made if it is missing. By default $FASTPSL_CACHE_DIR, or a folder of this user's
             among temporary files, which are on a local disk on most machines.
         max_gb: The bound, in 10^9 bytes. By default, 80 % of what the disk has free and the cache holds.
 

@@ -7,7 +7,7 @@ from typing import Any
 from typing_extensions import override
 
 from fastpsl.pipelines.remote.address import answer, file_system
-from fastpsl.pipelines.remote.failures import WrongBytesError, persistently
+from fastpsl.pipelines.remote.failures import RemoteDataError, WrongBytesError, persistently
 
 LIMIT_S = 60.0  # of tries before there is a loader with a limit of its own
 # What tells two versions of a file apart, by the names that fsspec's file systems have for it.
@@ -46,10 +46,16 @@ class RemoteObject:
         """Return the bytes from `start` to `stop`, by one request.
 
         Raises:
-            WrongBytesError: There are fewer or more, as from a server that does not answer ranges.
+            WrongBytesError: There are fewer.
+            RemoteDataError: There are more, as from a server that does not answer range requests.
             Exception: What fsspec raises.
         """
         data: bytes = answer(self.files, "cat_file", self.path, start=start, end=stop)
+        if len(data) > stop - start:
+            raise RemoteDataError(
+                f"{self.address}: its server sends whole files, not the part that is asked for; choose one "
+                "that answers range requests, or download the file"
+            )
         if len(data) != stop - start:
             raise WrongBytesError(f"{len(data):,} bytes came, {stop - start:,} were asked for")
         return data

@@ -8,9 +8,9 @@ _FLOCK = "hhqqi4x"
 
 
 class PartLocks:
-    """Locks by number, through an open file. Each opening of the file is a holder of its own.
+    """The locks of a file's parts, by number, through an open file.
 
-    These are Linux's "open file description" locks (F_OFD_SETLK). Unlike those of lockf, they also exclude
+    Each opening of the file is a holder of its own. These are Linux's "open file description" locks (F_OFD_SETLK). Unlike those of lockf, they also exclude
     two holders in one process.
 
     Args:
