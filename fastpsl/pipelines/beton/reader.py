@@ -52,7 +52,7 @@ class Beton:
 
     Args:
         source: A file, a glob, or several files. Or an address, or a glob of addresses, such as
-            s3://bucket/train-*.beton.
+            `s3://bucket/train-*.beton`.
         cache: The cache for files that live elsewhere; by default one in the folder for temporary files.
 
     Attributes:

@@ -10,8 +10,8 @@ _FLOCK = "hhqqi4x"
 class PartLocks:
     """The locks of a file's parts, by number, through an open file.
 
-    Each opening of the file is a holder of its own. These are Linux's "open file description" locks (F_OFD_SETLK). Unlike those of lockf, they also exclude
-    two holders in one process.
+    Each opening of the file is a holder of its own. These are Linux's "open file description" locks
+    (F_OFD_SETLK). Unlike those of lockf, they also exclude two holders in one process.
 
     Args:
         fd: The open file, readable and writable. Closing it ends the locks.
