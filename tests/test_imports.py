@@ -17,6 +17,7 @@ import dateutil.parser  # matplotlib's: so does the six of its version 2
 import tensorboard.summary  # imports boto3 where that is installed, which changes the warnings
 import matplotlib, numpy, torch, torchvision
 import rich.style  # draws from random for its styles
+import tensorboard.compat.tensorflow_stub  # imports botocore where it is installed, which filters a warning
 from torch.backends import cuda, cudnn
 
 
