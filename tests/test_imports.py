@@ -14,7 +14,6 @@ from pathlib import Path
 
 import absl.flags  # tensorboard's: adds a finder to sys.meta_path
 import dateutil.parser  # matplotlib's: so does the six of its version 2
-import tensorboard.summary  # imports boto3 where that is installed, which changes the warnings
 import matplotlib, numpy, torch, torchvision
 import rich.style  # draws from random for its styles
 import tensorboard.compat.tensorflow_stub  # imports botocore where it is installed, which filters a warning
