@@ -58,6 +58,7 @@ def application(folder: Path, line: Line) -> web.Application:
         )
         if is_part:
             response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        response.force_close()  # MosaicML's worker processes inherit connections, and would hang with them
         await response.prepare(request)
         if request.method == "GET":
             fd = os.open(path, os.O_RDONLY)
