@@ -17,6 +17,7 @@ from fastpsl.doctor.reading import measure_read
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.remote import ahead, failures
 from fastpsl.pipelines.remote.cache import Cache
@@ -56,18 +57,21 @@ def small_cache(tmp_path: Path, gb: float = 1e-3, name: str = "cache") -> Cache:
 
 
 def batches_of(
-    data: Beton, order: str = "quasi_random", epochs: range = range(2), first_step: int = 0, **options: object
+    data: Beton | Subset,
+    order: str = "quasi_random",
+    epochs: range = range(2),
+    first_step: int = 0,
+    **options: object,
 ) -> list[tuple[list[int], bytes]]:
     """Return the indices and the bytes of each batch."""
     with Loader(
         data,
         VIEWS,
-        batch_size_per_rank=BATCH,
         seed=3,
         order=order,
         lanes=LANES,
         num_threads=2,
-        **options,  # type: ignore[arg-type]
+        **{"batch_size_per_rank": BATCH, **options},  # type: ignore[arg-type]
     ) as loader:
         return [
             (batch.indices.tolist(), batch.images[0].numpy().tobytes())
@@ -131,6 +135,32 @@ def test_a_set_larger_than_the_cache_streams(server: S3Server, local: Path, tmp_
             ValueError, match="--order quasi_random: .* give fewer --lanes, or --cache-gb 0.1"
         ):
             Loader(remote, VIEWS, batch_size_per_rank=BATCH, order="quasi_random", lanes=16)
+
+
+def test_a_subset_is_read_without_a_plan(server: S3Server, local: Path, tmp_path: Path) -> None:
+    chosen = np.random.default_rng(0).permutation(3 * NUM_EACH + 3)[:320]
+    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path, 0.1)) as remote:
+        subsets = (Subset(data, chosen), Subset(remote, chosen))
+        # More pages in a batch than connections, and than are held of single images.
+        expected, got = (batches_of(subset, "random", batch_size_per_rank=160) for subset in subsets)
+        assert got == expected
+    with (
+        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
+        pytest.raises(ValueError, match="--order random"),
+    ):
+        batches_of(Subset(remote, chosen), "random")
+
+
+def test_what_no_plan_holds_is_given_back_in_turn(server: S3Server, local: Path, tmp_path: Path) -> None:
+    with (
+        Beton(str(local / "train-*.beton")) as data,
+        Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,
+    ):
+        assert remote.remote is not None
+        remote.remote.fetcher._max_loose = 40
+        for index in (*range(0, 600, 7), *range(0, 600, 7)):
+            assert remote.read(index) == data.read(index)
+        assert len(remote.remote.fetcher._loose) == 40
 
 
 def test_two_ranks_share_what_comes(server: S3Server, local: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.loader.order import PADDING, Order, index_of, step_indices
 from fastpsl.pipelines.loader.pending_batch import PendingBatch
 from fastpsl.pipelines.loader.readahead import Readahead
@@ -27,7 +28,7 @@ def prepare_fetching(data: Dataset, timeout_s: float, *, is_random: bool) -> Non
     Raises:
         ValueError: It has no room for a random order.
     """
-    remote = remote_pages(data)
+    remote = remote_pages(data.data if isinstance(data, Subset) else data)
     if remote is not None:
         remote.fetcher.limit_s = _SHARE_OF_LIMIT * timeout_s
         if is_random:

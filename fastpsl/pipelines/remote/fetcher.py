@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, final
 
@@ -15,7 +15,9 @@ from fastpsl.pipelines.remote.objects import LIMIT_S
 
 NUM_CONNECTIONS = 16  # 16 requests of 8 MiB are what a line of 10 Gbit/s holds at a latency of 100 ms
 _MAX_WRONG = 4  # answers with wrong bytes, before they count as the file's own
-_MAX_LOOSE = 4 * NUM_CONNECTIONS  # pages held that no plan gives back
+_NUM_LOOSE = (
+    8  # waits whose pages stay held where no plan gives them back; a loader has fewer batches in flight
+)
 _POLL_S, _CLOSE_LIMIT_S = 0.02, 5.0
 
 
@@ -60,7 +62,8 @@ class Fetcher:
         self.stalled_s, self.num_bytes = 0.0, 0
         self._fetches: dict[int, _Fetch] = {}
         self._is_planned = np.zeros(len(pages), bool)
-        self._loose: deque[int] = deque()
+        self._loose: OrderedDict[int, None] = OrderedDict()  # the last one used is the last
+        self._max_loose = _NUM_LOOSE * NUM_CONNECTIONS
         self._left = threading.Event()
         self._lock = threading.Lock()
         self._num_waiting, self._waiting_since = 0, 0.0
@@ -76,13 +79,21 @@ class Fetcher:
     def wait(self, pages: Iterable[int]) -> None:
         """Wait until pages are there.
 
-        Those that are not planned are held until many others have been asked for.
+        Those that are not planned are held until many others have been waited for.
+
+        Args:
+            pages: The pages, each once.
 
         Raises:
             ValueError: One cannot be fetched. The message is one line.
         """
         with self._lock:
             fetches = {page: self._asked(page) for page in pages}
+            self._max_loose = max(self._max_loose, _NUM_LOOSE * len(fetches))
+            while len(self._loose) > self._max_loose:
+                oldest, _ = self._loose.popitem(last=False)
+                if not self._is_planned[oldest]:
+                    self._give_back(oldest)
         missing = {page: fetch for page, fetch in fetches.items() if not fetch.done.is_set()}
         if missing:
             self._count_waiting(1)
@@ -128,12 +139,9 @@ class Fetcher:
         if fetch is not None and fetch.error is not None:
             del self._fetches[page]
             fetch = None
-        if fetch is None and not self._is_planned[page]:
-            self._loose.append(page)
-            while len(self._loose) > _MAX_LOOSE:
-                oldest = self._loose.popleft()
-                if not self._is_planned[oldest]:
-                    self._give_back(oldest)
+        if not self._is_planned[page]:
+            self._loose[page] = None
+            self._loose.move_to_end(page)
         return self._ask(page)
 
     def _ask(self, page: int) -> _Fetch:
@@ -161,6 +169,7 @@ class Fetcher:
         with self._lock:
             if not fetch.is_wanted:
                 del self._fetches[page]
+                fetch.done.set()
                 return
         try:
             self._bring(self._pages[page])
