@@ -17,12 +17,13 @@ from fastpsl.pipelines.remote.pages import remote_pages
 _SHARE_OF_LIMIT = 0.8
 
 
-def prepare_fetching(data: Dataset, timeout_s: float, *, is_random: bool) -> None:
-    """Set how long pages are tried for, and check that the cache has room for them.
+def prepare_fetching(data: Dataset, timeout_s: float, prefetch_batches: int, *, is_random: bool) -> None:
+    """Set how long pages are tried for and held, and check that the cache has room for them.
 
     Args:
         data: The data.
         timeout_s: The longest wait for one batch, in seconds.
+        prefetch_batches: How many batches are in flight.
         is_random: Whether any image may follow any other.
 
     Raises:
@@ -31,6 +32,7 @@ def prepare_fetching(data: Dataset, timeout_s: float, *, is_random: bool) -> Non
     remote = remote_pages(data.data if isinstance(data, Subset) else data)
     if remote is not None:
         remote.fetcher.limit_s = _SHARE_OF_LIMIT * timeout_s
+        remote.fetcher.num_waits = max(remote.fetcher.num_waits, 2 * prefetch_batches)
         if is_random:
             require_room(remote, "random", remote.total_bytes, "--order quasi_random, or ")
 

@@ -153,7 +153,7 @@ class Loader:
                 data, lanes=lanes, batch_size_per_rank=batch_size_per_rank, seed=seed, rank=rank, world=world
             )
             self.num_steps = self._quasi_random.num_steps
-        prepare_fetching(data, timeout_s, is_random=train and self._quasi_random is None)
+        prepare_fetching(data, timeout_s, prefetch_batches, is_random=train and self._quasi_random is None)
         copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.decoder, self.decoder_reason = open_decoder(
             decoder,

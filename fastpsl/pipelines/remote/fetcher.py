@@ -15,9 +15,7 @@ from fastpsl.pipelines.remote.objects import LIMIT_S
 
 NUM_CONNECTIONS = 16  # 16 requests of 8 MiB are what a line of 10 Gbit/s holds at a latency of 100 ms
 _MAX_WRONG = 4  # answers with wrong bytes, before they count as the file's own
-_NUM_LOOSE = (
-    8  # waits whose pages stay held where no plan gives them back; a loader has fewer batches in flight
-)
+_NUM_WAITS = 8
 _POLL_S, _CLOSE_LIMIT_S = 0.02, 5.0
 
 
@@ -52,18 +50,20 @@ class Fetcher:
 
     Attributes:
         limit_s: How long a page is tried for, in seconds.
+        num_waits: Waits, the last ones, whose pages stay held where no plan gives them back. A loader needs
+            more than it has batches in flight.
         stalled_s: Seconds in which somebody waited for a page.
         num_bytes: Bytes that came over the network.
     """
 
     def __init__(self, pages: list[Page]) -> None:
         self._pages = pages
-        self.limit_s = LIMIT_S
+        self.limit_s, self.num_waits = LIMIT_S, _NUM_WAITS
         self.stalled_s, self.num_bytes = 0.0, 0
         self._fetches: dict[int, _Fetch] = {}
         self._is_planned = np.zeros(len(pages), bool)
         self._loose: OrderedDict[int, None] = OrderedDict()  # the last one used is the last
-        self._max_loose = _NUM_LOOSE * NUM_CONNECTIONS
+        self._max_loose = _NUM_WAITS * NUM_CONNECTIONS
         self._left = threading.Event()
         self._lock = threading.Lock()
         self._num_waiting, self._waiting_since = 0, 0.0
@@ -89,7 +89,7 @@ class Fetcher:
         """
         with self._lock:
             fetches = {page: self._asked(page) for page in pages}
-            self._max_loose = max(self._max_loose, _NUM_LOOSE * len(fetches))
+            self._max_loose = max(self._max_loose, self.num_waits * len(fetches))
             while len(self._loose) > self._max_loose:
                 oldest, _ = self._loose.popitem(last=False)
                 if not self._is_planned[oldest]:
