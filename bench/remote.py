@@ -1,14 +1,14 @@
 """An epoch from a server: fastpsl, WebDataset and MosaicML Streaming, beside a local file.
 
     python bench/photos.py photos.beton --num 4000
-    python bench/remote.py photos.beton --streaming-python OTHER/bin/python
+    python bench/remote.py --data photos.beton --streaming-python OTHER/bin/python
 
 All decode each image once and crop it to 224 px, with as many threads or processes, each in a process of its
 own. Their caches are empty, so that all comes over the line once. It has 1 Gbit/s, and a latency of 0, 20 or
 100 ms (object_server.py, on the same machine and its cores). `epoch` counts from the opening of the data to
 the last batch. `fetch` is fastpsl without decoding, in MB/s.
 
-WebDataset reads tars by curl. MosaicML Streaming reads its own format by boto3; it wants other versions of
+WebDataset reads tars by curl. MosaicML Streaming reads its own format by boto3. It wants other versions of
 packages than fastpsl has, so it may have a Python of its own. Interleaved. Writes a JSON.
 """
 
@@ -52,7 +52,7 @@ def serve(folder: Path, latency_ms: float, gbit: float) -> Iterator[str]:
 
 
 class Epochs:
-    """Runs of `remote_epoch.py`, with the data of each kind."""
+    """The runs of `remote_epoch.py`, with the data of each kind."""
 
     def __init__(self, folder: Path, data: Path, options: argparse.Namespace) -> None:
         self._folder, self._data, self._options = folder, data, options
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path, help="a dataset file of JPEGs")
+    parser.add_argument("--data", type=Path, help="a dataset file of JPEGs, such as photos.py makes")
     parser.add_argument("--latencies-ms", type=float, nargs="+", default=[0, 20, 100])
     parser.add_argument("--gbit", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -108,6 +108,8 @@ def main() -> None:
     options = parser.parse_args()
     check_out(options.out)
     check_positive(options, "gbit", "threads", "repeats")
+    if options.data is None:
+        raise ValueError("no --data: give a dataset file of JPEGs, such as bench/photos.py makes")
     machine = environment()
     with Beton(options.data) as data:
         num_samples, num_bytes = data.num_samples, options.data.stat().st_size

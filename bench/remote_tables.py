@@ -16,7 +16,7 @@ def remote_table(results: Results) -> str:
     """Return the Markdown of images per second by latency and loader."""
     found = [(name, result) for name, result in results.items() if result["bench"] == "remote"]
     if not found:
-        return "Not measured yet: `python bench/remote.py photos.beton`."
+        return "Not measured yet: `python bench/remote.py --data photos.beton`."
     name, result = found[-1]
     rows = {(row["loader"], row["measured"], row["latency_ms"]): row for row in result["rows"]}
     latencies = sorted({latency for _, _, latency in rows})
