@@ -68,11 +68,11 @@ def test_every_preset_of_every_recipe_gives_options(recipe: str) -> None:
 def test_counting_images_leaves_no_data_open(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
 
-    def open_data(source: Any) -> SimpleNamespace:
+    def open_data(source: Any, *cache: object) -> SimpleNamespace:
         events.append("opened")
         return SimpleNamespace(num_samples=280, close=lambda: events.append("closed"))
 
-    monkeypatch.setattr("fastpsl.pipelines.data.open.open_data", open_data)
+    monkeypatch.setattr("fastpsl.engine.run_data.open_data", open_data)
     small: Any = find_recipe("jigsaw_r50").parse(["--preset", "small"], log=lambda line: None)
     assert small.batch_size == 16
     assert events and events == ["opened", "closed"] * (len(events) // 2)
