@@ -1,7 +1,6 @@
 """A dataset file that lives elsewhere: its layout, and its place in the cache, from its first bytes."""
 
 import os
-import threading
 import zlib
 from typing import NamedTuple
 
@@ -91,7 +90,7 @@ class CachedShard(Shard):
 def _read(remote: RemoteObject, start: int, stop: int) -> bytes:
     """Return a stretch of a file, which may end before `stop`."""
     stop = min(stop, remote.num_bytes)
-    return persistently(lambda: remote.read(start, stop), remote.address, LIMIT_S, threading.Event())
+    return persistently(lambda: remote.read(start, stop), remote.address, LIMIT_S)
 
 
 class RemoteBeton:

@@ -14,6 +14,7 @@ Result = TypeVar("Result")
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.2, 5.0
 TELL_AFTER_S = 5.0
 _TELL_AGAIN_S = 30.0  # many parts wait for one server
+_NEVER = threading.Event()
 _FINAL = {401: "credentials", 403: "credentials", 404: "missing", 410: "missing"}
 
 
@@ -100,14 +101,16 @@ def explained(address: str, error: BaseException) -> RemoteDataError:
     return RemoteDataError(f"{address}: cannot be reached ({reason}); {remedy}")
 
 
-def persistently(call: Callable[[], Result], address: str, limit_s: float, left: threading.Event) -> Result:
+def persistently(
+    call: Callable[[], Result], address: str, limit_s: float, left: threading.Event = _NEVER
+) -> Result:
     """Call a function until it succeeds, with growing pauses, and say where that lasts.
 
     Args:
         call: The function.
         address: What it reads or writes, for messages.
         limit_s: How long to try, in seconds.
-        left: Set when nobody waits for the result any more.
+        left: Set when nobody waits for the result any more; by default never.
 
     Raises:
         ValueError: It failed for good, or for `limit_s` seconds. The message is one line.

@@ -1,6 +1,5 @@
 """The files behind an address: their sizes, their versions, and stretches of their bytes."""
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ from fastpsl.pipelines.remote.failures import RemoteDataError, WrongBytesError, 
 LIMIT_S = 60.0  # of tries before there is a loader with a limit of its own
 # What tells two versions of a file apart, by the names that fsspec's file systems have for it.
 _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime")
-_NEVER = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def remote_objects(
             for name, info in files.glob(path, detail=True).items()
         ]
 
-    infos = [info for info in persistently(found, address, LIMIT_S, _NEVER) if info["type"] != "directory"]
+    infos = [info for info in persistently(found, address, LIMIT_S) if info["type"] != "directory"]
     if not infos:
         raise ValueError(f"{address}: no file matches; give {allowed}")
     objects = []
@@ -103,7 +101,7 @@ def remote_objects(
     return objects
 
 
-def read_whole(address: str, limit_s: float = LIMIT_S) -> bytes | None:
+def read_whole(address: str) -> bytes | None:
     """Return a small file's bytes, or None where there is none.
 
     Raises:
@@ -117,7 +115,7 @@ def read_whole(address: str, limit_s: float = LIMIT_S) -> bytes | None:
         except FileNotFoundError:
             return None
 
-    return persistently(call, address, limit_s, _NEVER)
+    return persistently(call, address, LIMIT_S)
 
 
 def _size_and_version(info: dict[str, Any]) -> tuple[int, str]:

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -102,14 +101,12 @@ class Upload:
             answer(self._files, "rm_file", probe)
 
         if not self.address.startswith("hf://"):  # each would be a commit
-            persistently(call, self.address, LIMIT_S, threading.Event())
+            persistently(call, self.address, LIMIT_S)
 
     def _there(self, shards: bool) -> str | None:
         """Return the address of a file that is there already."""
         name = f"{self.local.stem}-?????-of-?????.beton" if shards else self.local.name
-        found = persistently(
-            lambda: self._files.glob(self._beside(name)), self.address, LIMIT_S, threading.Event()
-        )
+        found = persistently(lambda: self._files.glob(self._beside(name)), self.address, LIMIT_S)
         return f"{self.address.partition('://')[0]}://{found[0]}" if found else None
 
     def _beside(self, name: str) -> str:
@@ -145,7 +142,7 @@ class Upload:
                     answer(self._files, "rm_file", found)
 
         if counts:
-            persistently(call, self.address, LIMIT_S, threading.Event())
+            persistently(call, self.address, LIMIT_S)
 
     def _send(self, path: Path) -> int:
         address, num_bytes = self._beside(path.name), path.stat().st_size
@@ -155,5 +152,5 @@ class Upload:
             if (there := int(answer(self._files, "info", address)["size"])) != num_bytes:
                 raise WrongBytesError(f"{there:,} bytes are there, {num_bytes:,} were sent")
 
-        persistently(call, address, _FILE_LIMIT_S, threading.Event())
+        persistently(call, address, _FILE_LIMIT_S)
         return num_bytes
