@@ -30,12 +30,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    """Skip `gpu` tests without a GPU. With one, modules whose DEVICE is the GPU are `gpu` tests, too."""
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if not torch.cuda.is_available():
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        elif getattr(getattr(item, "module", None), "DEVICE", None) == torch.device("cuda"):
+            item.add_marker(pytest.mark.gpu)
 
 
 def pytest_collection_finish() -> None:

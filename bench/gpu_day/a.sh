@@ -18,27 +18,30 @@ tests() { # tests NAME LAST SECONDS OPTIONS...: those that only a GPU can run
     step "$1" "$2" "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o "session_timeout=$(until_end "$2" "$3")" "${@:4}"
 }
 
-# Alone and first: numba's and Triton's caches are filled for all that follow.
 [ -n "$LIST" ] || rm -rf "$WORK/runs"
-make_photos 80
-jigsaw recipe 170 "$run" --checkpoint-steps $((few / 4 + 1)) --keep-checkpoints 99
-middle=$(find "$run/checkpoints" -name 'step-*.pt' 2>/dev/null | sort | sed -n 2p) # resumed in the middle of a stage: the same but for rounding
-jigsaw resume 210 "$run-resumed" --resume "${middle:-no checkpoint}"
-step same-losses 215 "$PYTHON" bench/gpu_day/same_losses.py "$run" "$run-resumed"
+run_recipe() {
+    make_photos 120
+    jigsaw recipe 200 "$run" --checkpoint-steps $((few / 4 + 1)) --keep-checkpoints 99
+    # Resumed in the middle of a stage: the same but for rounding.
+    middle=$(find "$run/checkpoints" -name 'step-*.pt' 2>/dev/null | sort | sed -n 2p)
+    jigsaw resume 260 "$run-resumed" --resume "${middle:-no checkpoint}"
+    step same-losses 265 "$PYTHON" bench/gpu_day/same_losses.py "$run" "$run-resumed"
+}
 if [ -n "$SMALL" ]; then
+    run_recipe
     step two-ranks 500 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=2 bench/gpu_day/two_ranks.py recipes/simclr_r50.py \
         --backbone resnet18 --size-px 32 --batch-size 16 --out "$WORK/runs/two-ranks" --max-steps-per-stage 2
     step tests 500 "$PYTHON" -m pytest -q -p no:cacheprovider tests/pipelines/test_arenas.py
 else
-    # Resumes and two ranks of one GPU among them.
-    tests tests-recipes 480 60 -n 7 --dist worksteal -o timeout=300 tests/recipes &
-    tests tests-kernels 330 25 -n 8 --dist worksteal -o timeout=150 -k 'not memory' tests/kernels
-    rooms=(tests/pipelines tests/models tests/engine tests/tasks tests/evaluation tests/transfer)
+    # Nothing is timed here: all at once. Resumes and two ranks of one GPU are among the recipes' tests.
+    run_recipe &
+    tests tests-recipes 300 20 -n 10 --dist worksteal -o timeout=150 tests/recipes &
+    rooms=(tests/kernels tests/pipelines tests/models tests/engine tests/tasks tests/evaluation tests/transfer)
     # What DALI decodes is tested in part B, where it is at hand.
-    without_dali=(--ignore tests/pipelines/test_cuda.py --ignore-glob '*/test_dali*')
-    tests tests-fastpsl 440 45 -n 8 --dist worksteal -o timeout=200 -k 'not memory' "${without_dali[@]}" "${rooms[@]}"
+    mapfile -t files < <(grep -rlE --include 'test_*.py' --exclude 'test_dali*' 'mark\.gpu|^DEVICE' "${rooms[@]}" | grep -v tests/pipelines/test_cuda.py)
+    tests tests-fastpsl 300 20 -n 8 --dist worksteal -o timeout=150 -k 'not memory' "${files[@]}"
     wait
     # They read how much of the device is in use.
-    tests tests-memory 520 10 -o timeout=60 -k memory "${without_dali[@]}" tests/kernels "${rooms[@]}"
+    tests tests-memory 330 10 -o timeout=60 -k memory "${files[@]}"
 fi
 [ -n "$LIST" ] || find "$run" -maxdepth 1 \( -name '*.png' -o -name '*.json' -o -name '*.jsonl' \) -exec cp {} "$RESULTS/runs/" \;

@@ -12,8 +12,9 @@ if [ -n "$SMALL" ]; then
     exit
 fi
 # One after the other: some read how much of the device is in use.
-step tests-dali 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o timeout=110 -o "session_timeout=$(until_end 150 20)" tests/pipelines
+step tests-dali 85 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o timeout=60 -o "session_timeout=$(until_end 85 15)" tests/pipelines/test_cuda.py
 # Nine processes, whose starts take most of the time.
-decode 330 --data "$photos" --threads 4 16 --shares 0.9 1 --repeats 3 --seconds 1.2 --limit-s "$(share 330 85)"
-bench kernels 425 kernels --repeats 7
-bench loaders 520 throughput --recipe --data "$photos" --decoders dali --views 1 2 --repeats 2 --seconds 1.2 --limit-s "$(share 520 75)"
+decode 150 --data "$photos" --threads 16 --shares 0.9 --repeats 3 --seconds 1.2 --limit-s "$(share 150 70)"
+bench kernels 195 kernels --chains 'SimCLR T3' jigsaw 'rotation, all 8' 'UIC' --repeats 7
+bench recipes 245 throughput --data "$photos" --recipe simclr jigsaw --stages S1 --decoders dali --compile off --epochs 1 \
+    --seconds 1.2 --repeats 2 --limit-s "$(share 245 60)" --no-peers

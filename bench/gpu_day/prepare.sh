@@ -10,13 +10,14 @@
 #   .gpu/whl     wheels of CPython 3.12 at the versions of constraints.txt, and sources.sha256, which says what was measured
 #   .gpu/dali1   DALI, its codecs and nvJPEG, without other GPUs' code and other Pythons', first part
 #   .gpu/dali2   and second part: a call that carries one of them with the tree stays below 64 MiB
-#   .gpu/cifar   16,000 + 4,000 images, packed (bench/pack_images.py)
+#   .gpu/cifar   12,000 + 3,000 images, packed (bench/pack_images.py)
 set -euo pipefail
 usage='usage: bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES]'
 wheel=${1:-}
 images=${2:-}
 python=${PYTHON:-.venv/bin/python}
-most_mib=63 # of a call: the tree and two folders
+most_mib=63 # of a call: the tree and what is carried beside it
+first_bytes=24500000 # of DALI
 [[ $wheel == *.whl && -e $wheel ]] || { echo "prepare: '$wheel' is no wheel; $usage" >&2; exit 2; }
 [[ -z $images || ( -e $images/train.npz && -e $images/test.npz ) ]] || {
     echo "prepare: $images has no train.npz and test.npz; $usage" >&2
@@ -54,15 +55,14 @@ if [ ! -s .gpu/dali2/dali.tar.xz.1 ]; then # remove it for another version
     find "$work" -name '*.so*' -type f -print0 | xargs -0 "$python" bench/gpu_day/prune_fatbins.py 90 >/dev/null
     echo "compressing DALI: some minutes" # one thread: several would compress blocks apart
     (cd "$work" && tar c nvidia*) | nice xz --x86 --lzma2=preset=6 -T1 >"$work/dali.tar.xz"
-    split -n 2 -d -a 1 "$work/dali.tar.xz" "$work/dali.tar.xz."
-    mv "$work/dali.tar.xz.0" .gpu/dali1/
-    mv "$work/dali.tar.xz.1" .gpu/dali2/
+    head -c $first_bytes "$work/dali.tar.xz" >.gpu/dali1/dali.tar.xz.0 # travels with the wheels
+    tail -c +$((first_bytes + 1)) "$work/dali.tar.xz" >.gpu/dali2/dali.tar.xz.1
 fi
 
 if [ -n "$images" ]; then
     mkdir -p .gpu/cifar
-    "$python" bench/pack_images.py pack "$images/train.npz" .gpu/cifar/train.packed --num 16000
-    "$python" bench/pack_images.py pack "$images/test.npz" .gpu/cifar/test.packed --num 4000
+    "$python" bench/pack_images.py pack "$images/train.npz" .gpu/cifar/train.packed --num 12000
+    "$python" bench/pack_images.py pack "$images/test.npz" .gpu/cifar/test.packed --num 3000
 fi
 
 # There is no git on the GPU machine: the commit, and a sum of each file, by which setup.sh sees whether the tree is another.
@@ -72,7 +72,7 @@ fi
 } >.gpu/whl/sources.sha256
 
 tree=$(git ls-files -z --cached --others --exclude-standard | xargs -0 du -cb | tail -n 1 | cut -f 1)
-for parts in 'whl dali1' 'whl dali2' 'whl cifar'; do
+for parts in 'whl dali1' dali2 'whl cifar'; do
     bytes=$tree
     for part in $parts; do
         if [ -d ".gpu/$part" ]; then bytes=$((bytes + $(du -sb ".gpu/$part" | cut -f 1))); fi

@@ -15,7 +15,7 @@ ffffffff ffffffff ffffffff ffffffff ffffffff ffffffff 408f276d 41c83b0e a20bc7c6
 """
 SLOTS = (
     "ORDER CROP FLIP COLOUR GREY BLUR SOBEL ROTATION TILES PERMUTATION TASK PAGES BALANCE SPLIT SHIFT WARP "
-    "SOLARISE"
+    "SOLARISE KEYED_ORDER"
 )
 
 

@@ -18,6 +18,7 @@ from fastpsl.pipelines.remote.objects import LIMIT_S, RemoteObject, read_whole
 _HEAD_BYTES = 1 << 14  # a header with 15 fields
 _DISK_BLOCK = 4096
 _PIECE_BYTES = 16 << 20  # of the tables
+_MAX_READINGS = 4  # of a stretch whose bytes are in doubt
 
 
 class Layout(NamedTuple):
@@ -133,11 +134,21 @@ class RemoteBeton:
         """
         were_damaged = False
         for start, stop in self.file.parts[: self.num_tables].tolist():
-            again = {_read(self.remote, start, stop) for _ in range(2)}
-            if len(again) == 1 and os.pread(self.file.fd, stop - start, start) not in again:
-                os.pwrite(self.file.fd, again.pop(), start)
+            again = self._read_alike(start, stop)
+            if again is not None and os.pread(self.file.fd, stop - start, start) != again:
+                os.pwrite(self.file.fd, again, start)
                 were_damaged = True
         return were_damaged
+
+    def _read_alike(self, start: int, stop: int) -> bytes | None:
+        """Return what two readings of a stretch agree on, or None where all of them differ."""
+        seen = set[bytes]()
+        for _ in range(_MAX_READINGS):
+            data = _read(self.remote, start, stop)
+            if data in seen:
+                return data
+            seen.add(data)
+        return None
 
     def are_tables_whole(self) -> bool:
         """Return whether the tables match their checksums, or have none."""
