@@ -21,7 +21,7 @@ ImageNet or CIFAR-10.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
 
@@ -30,7 +30,7 @@ from tyro.conf import arg
 from fastpsl import engine, evaluation, models, pipelines, tasks
 from fastpsl.engine import optim
 from fastpsl.engine.launch import launch
-from fastpsl.engine.options import MACHINE, SGDOptions
+from fastpsl.engine.options import SGDOptions
 from fastpsl.engine.recipe import Recipe
 from fastpsl.models.names import ANY_BACKBONE
 
@@ -65,8 +65,7 @@ class Options(SGDOptions):
     """Decay of weights, biases and BatchNorm."""
     size_px: int
     """Side of the images."""
-    # MACHINE, because older checkpoints have no such value; `build` records it if it is not the usual one.
-    crop: Literal["random_resized", "padded"] = field(default="random_resized", metadata=MACHINE)
+    crop: Literal["random_resized", "padded"] = "random_resized"
     """padded, for small images: the middle square, shifted by up to an eighth of it, and scored whole."""
     labels_per_class: int | None = None
     """Learn from the first N images of each class, in as many steps (SSL++, Table VIII)."""
@@ -90,7 +89,6 @@ def build(options: Options) -> engine.Experiment:
         schedule=optim.step_drops(options.lr * options.batch_size / 256, options.intervals),
         optimiser=partial(options.sgd(), weight_decay=options.weight_decay, decay_biases=True),
         frozen_batchnorm=options.frozen_batchnorm,
-        science={"crop": options.crop} if padded else {},
         finish=partial(finish, task),
     )
 

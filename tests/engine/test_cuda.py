@@ -67,7 +67,7 @@ class NoSync:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
-def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
+def test_ten_steps_without_a_hidden_sync(precision: str, published_widths: None) -> None:
     """The loader is included."""
     counts = (500, 1000, 2000)
     task = Jigsaw(
@@ -98,10 +98,10 @@ def stage_bench(recipe: str, **values: Any) -> StageBench:
 
 
 @pytest.mark.parametrize("recipe", ["jigsaw", "rotation", "simclr", "moco"])
-@pytest.mark.parametrize("step", ["eager", "fused", "compiled", "graphed"])
-def test_no_task_and_no_mode_waits(recipe: str, step: str) -> None:
+@pytest.mark.parametrize("mode", ["off", "fused", "on", "graphs"])
+def test_no_task_and_no_mode_waits(recipe: str, mode: str) -> None:
     """Covers momentum copies and queues. Twelve steps, because CUDA graphs are recorded in the first ones."""
-    bench = stage_bench(recipe, step=step, fold_frozen=step == "compiled")
+    bench = stage_bench(recipe, compile=mode, fold_frozen=mode == "on")
     batches = itertools.repeat(bench.synthetic_batch())
     for _ in range(4):
         bench._step(batches)
@@ -230,7 +230,7 @@ def peak_of_a_step(name: str, stage: Stage) -> int:
     return peak_memory(DEVICE)["peak_allocated_bytes"]
 
 
-def test_revnet_takes_less_memory() -> None:
+def test_revnet_takes_less_memory(published_widths: None) -> None:
     """It recomputes what ResNet-50 stores. At 1,024 images of 32 px, activations need most of the memory."""
     (stage,) = make_plan("end_to_end", (1,))
     resnet, revnet = peak_of_a_step("resnet50", stage), peak_of_a_step("revnet50", stage)

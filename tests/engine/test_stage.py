@@ -43,7 +43,7 @@ class Brightness(Task):
         self, trunk: nn.Module, head: nn.Module, inputs: Any, batch: Batch
     ) -> tuple[Tensor, dict[str, Any]]:
         loss = (head(trunk(inputs[0]))[:, 0] - inputs[0].mean((1, 2, 3))).square().mean() * self.factor
-        return loss, {"loss": (loss.detach(), torch.ones(()))}
+        return loss, {"loss": (loss.detach(), torch.ones((), device=loss.device))}
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

@@ -334,7 +334,9 @@ def test_on_a_gpu_no_step_waits_for_the_device() -> None:
     device = torch.device("cuda", 0)
     store, alone = LabelStore(NUM, CLASSES, device, SEED), new_store()
     store.set(first_labels(), 0)
-    batches = [(indices_of(alone.order(0), step, 0, 1), logits_of(0, step)) for step in range(5)]
+    order = store.order(0)
+    assert np.array_equal(order, alone.order(0))
+    batches = [(indices_of(order, step, 0, 1), logits_of(0, step)) for step in range(5)]
     on_device = [[part.to(device) for part in batch] for batch in batches]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
