@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Part A: what runs other code on a GPU than without. A recipe at its paper's size and its resume, every CUDA test but DALI's, all recipes,
-# two ranks.
+# Part A: what runs other code on a GPU than without. A recipe at its paper's size and its resume; every CUDA test but DALI's (part B) and
+# those of the recipes (part D).
 part=a
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2
@@ -14,34 +14,27 @@ run=$WORK/runs/jigsaw
 jigsaw() { # jigsaw NAME LAST OUT OPTIONS...
     step "$1" "$2" "$PYTHON" recipes/jigsaw_r50.py --data "$photos" --out "$3" --max-steps-per-stage $few "${options[@]}" "${@:4}"
 }
-tests() { # tests NAME LAST SECONDS OPTIONS...: those that only a GPU can run
-    step "$1" "$2" "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o "session_timeout=$(until_end "$2" "$3")" "${@:4}"
-}
 
 [ -n "$LIST" ] || rm -rf "$WORK/runs"
 run_recipe() {
-    make_photos 120
-    jigsaw recipe 200 "$run" --checkpoint-steps $((few / 4 + 1)) --keep-checkpoints 99
+    make_photos 60
+    jigsaw recipe 120 "$run" --checkpoint-steps $((few / 4 + 1)) --keep-checkpoints 99
     # Resumed in the middle of a stage: the same but for rounding.
     middle=$(find "$run/checkpoints" -name 'step-*.pt' 2>/dev/null | sort | sed -n 2p)
-    jigsaw resume 260 "$run-resumed" --resume "${middle:-no checkpoint}"
-    step same-losses 265 "$PYTHON" bench/gpu_day/same_losses.py "$run" "$run-resumed"
+    jigsaw resume 150 "$run-resumed" --resume "${middle:-no checkpoint}"
+    step same-losses 155 "$PYTHON" bench/gpu_day/same_losses.py "$run" "$run-resumed"
 }
 if [ -n "$SMALL" ]; then
     run_recipe
-    step two-ranks 500 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=2 bench/gpu_day/two_ranks.py recipes/simclr_r50.py \
-        --backbone resnet18 --size-px 32 --batch-size 16 --out "$WORK/runs/two-ranks" --max-steps-per-stage 2
     step tests 500 "$PYTHON" -m pytest -q -p no:cacheprovider tests/pipelines/test_arenas.py
 else
-    # Nothing is timed here: all at once. Resumes and two ranks of one GPU are among the recipes' tests.
-    run_recipe &
-    tests tests-recipes 300 20 -n 10 --dist worksteal -o timeout=150 tests/recipes &
+    run_recipe & # nothing is timed here
     rooms=(tests/kernels tests/pipelines tests/models tests/engine tests/tasks tests/evaluation tests/transfer)
     # What DALI decodes is tested in part B, where it is at hand.
     mapfile -t files < <(grep -rlE --include 'test_*.py' --exclude 'test_dali*' 'mark\.gpu|^DEVICE' "${rooms[@]}" | grep -v tests/pipelines/test_cuda.py)
-    tests tests-fastpsl 300 20 -n 8 --dist worksteal -o timeout=150 -k 'not memory' "${files[@]}"
+    tests tests-fastpsl 160 15 -n 12 --dist worksteal -o timeout=150 -k 'not memory' "${files[@]}"
     wait
     # They read how much of the device is in use.
-    tests tests-memory 330 10 -o timeout=60 -k memory "${files[@]}"
+    tests tests-memory 190 10 -o timeout=60 -k memory "${files[@]}"
 fi
 [ -n "$LIST" ] || find "$run" -maxdepth 1 \( -name '*.png' -o -name '*.json' -o -name '*.jsonl' \) -exec cp {} "$RESULTS/runs/" \;

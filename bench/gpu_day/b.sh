@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Part B: DALI's tests; decoding, kernels and loaders beside their peers.
+# Part B: DALI's tests; decoding and kernels beside their peers; loader, step and both together where the step is shortest.
 part=b
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 make_photos 80
@@ -12,9 +12,9 @@ if [ -n "$SMALL" ]; then
     exit
 fi
 # One after the other: some read how much of the device is in use.
-step tests-dali 85 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o timeout=60 -o "session_timeout=$(until_end 85 15)" tests/pipelines/test_cuda.py
+tests tests-dali 85 15 -o timeout=60 tests/pipelines/test_cuda.py
 # Nine processes, whose starts take most of the time.
 decode 150 --data "$photos" --threads 16 --shares 0.9 --repeats 3 --seconds 1.2 --limit-s "$(share 150 70)"
-bench kernels 195 kernels --chains 'SimCLR T3' jigsaw 'rotation, all 8' 'UIC' --repeats 7
+bench kernels 195 kernels --chains 'SimCLR T3' jigsaw 'rotation, all 8' UIC --repeats 7
 bench recipes 245 throughput --data "$photos" --recipe simclr jigsaw --stages S1 --decoders dali --compile off --epochs 1 \
     --seconds 1.2 --repeats 2 --limit-s "$(share 245 60)" --no-peers

@@ -1,21 +1,11 @@
 #!/usr/bin/env bash
-# Part D: small images that stay on the GPU; seconds to an accuracy on CIFAR-10 (without .gpu/cifar: noise, and the embedded sample).
+# Part D: every recipe on a GPU, with its resume, and two ranks of one GPU.
 part=d
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2
 if [ -n "$SMALL" ]; then
-    bench small 300 small --recipes sslpp_rotation --no-evaluation --decoders torchvision --batch-size 8 --seconds 0.1 --repeats 1
+    step two-ranks 500 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=2 bench/gpu_day/two_ranks.py recipes/simclr_r50.py \
+        --backbone resnet18 --size-px 32 --batch-size 16 --out "$WORK/runs/two-ranks" --max-steps-per-stage 2
     exit
 fi
-data=()
-if [ -e .gpu/cifar/train.packed ] || [ -n "$LIST" ]; then
-    data=(--data "$WORK/cifar-train.beton" --val "$WORK/cifar-test.beton")
-    for each in train test; do
-        [ ! -e "$WORK/cifar-$each.beton" ] || continue
-        step "unpack-$each" 60 "$PYTHON" bench/pack_images.py unpack ".gpu/cifar/$each.packed" "$WORK/$each.npz"
-        step "beton-$each" 80 "$PYTHON" -c 'from fastpsl.cli import main; main()' data write "$WORK/$each.npz" "$WORK/cifar-$each.beton"
-    done
-fi
-bench small 210 small "${data[@]}" --repeats 3 --seconds 1.5 --limit-s "$(share 210 80)"
-bench graphed 270 small "${data[@]}" --recipes sslpp_rotation --compile graphs --no-evaluation --repeats 3 --seconds 1.5 --limit-s "$(share 270 75)"
-bench rotation 440 time_to_accuracy "${data[@]}" --recipe rotation --seeds 0 1 --limit-s "$(share 440 95)"
-bench simclr 520 time_to_accuracy "${data[@]}" --recipe simclr --seeds 0 --limit-s "$(share 520 95)"
+tests tests-recipes 300 20 -n 14 --dist worksteal -o timeout=200 tests/recipes

@@ -7,7 +7,8 @@
 #   FFCV_WHEEL   ffcv 1.0.2 for CPython 3.12 (or abi3) with its libraries inside; README.md says how to build one
 #   IMAGES       a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; without it part D takes noise
 #
-#   .gpu/whl     wheels of CPython 3.12 at the versions of constraints.txt, and sources.sha256, which says what was measured
+#   .gpu/whl     wheels of CPython 3.12 at the versions of constraints.txt, fastpsl's C libraries, and sources.sha256, which says what was
+#                measured
 #   .gpu/dali1   DALI, its codecs and nvJPEG, without other GPUs' code and other Pythons', first part
 #   .gpu/dali2   and second part: a call that carries one of them with the tree stays below 64 MiB
 #   .gpu/cifar   12,000 + 3,000 images, packed (bench/pack_images.py)
@@ -36,6 +37,10 @@ for year in 2014 2010 1; do platforms+=(--platform "manylinux${year}_x86_64"); d
     astunparse gast makefun nvtx optree libcst
 "$python" -m pip wheel -qq --no-deps -c constraints.txt -w .gpu/new assertpy fastargs # have no wheels
 cp "$wheel" .gpu/new/
+# fastpsl's own C, and the JPEG library that it needs.
+mkdir .gpu/new/built .gpu/new/lib
+find fastpsl -name '*.abi3.so' -exec cp --parents {} .gpu/new/built/ \;
+ldd fastpsl/pipelines/decoders/_turbo.abi3.so | awk '/libjpeg/ { print $3 }' | xargs -I {} cp -L {} .gpu/new/lib/
 rm -rf .gpu/whl
 mv .gpu/new .gpu/whl
 

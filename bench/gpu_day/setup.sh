@@ -53,10 +53,25 @@ bench() { # bench NAME LAST SCRIPT OPTIONS...: its result is SCRIPT-GPU-NAME.jso
     step "$name" "$last" "$PYTHON" "bench/$script.py" "$@" --out "$RESULTS/results/$script-$gpu$([ "$name" = "$script" ] || echo "-$name").json"
 }
 
+tests() { # tests NAME LAST SECONDS OPTIONS...: those that only a GPU can run; none begins in the last SECONDS
+    step "$1" "$2" "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o "session_timeout=$(until_end "$2" "$3")" "${@:4}"
+}
+
 make_photos() { # make_photos LAST: JPEGs as long and as dear as ImageNet's, unless an earlier part left them
-    local num=6000
+    local num=3000
     [ -z "$SMALL" ] || num=32
     [ -e "$photos" ] || step photos "$1" "$PYTHON" bench/photos.py "$photos" --num $num
+}
+
+unpack_cifar() { # unpack_cifar LAST: sets `cifar` to options for CIFAR-10's images, or to none where they were not carried
+    cifar=()
+    [ -e .gpu/cifar/train.packed ] || [ -n "$LIST" ] || return 0
+    cifar=(--data "$WORK/cifar-train.beton" --val "$WORK/cifar-test.beton")
+    for each in train test; do
+        [ ! -e "$WORK/cifar-$each.beton" ] || continue
+        step "unpack-$each" "$1" "$PYTHON" bench/pack_images.py unpack ".gpu/cifar/$each.packed" "$WORK/$each.npz"
+        step "beton-$each" "$1" "$PYTHON" -c 'from fastpsl.cli import main; main()' data write "$WORK/$each.npz" "$WORK/cifar-$each.beton"
+    done
 }
 
 # All of it in one archive. What is printed last is the summary: little else may come back.
@@ -79,6 +94,8 @@ if [ -z "$LIST" ]; then
     if [ -d .gpu/whl ] && [ -z "$SMALL" ]; then
         export XDG_CACHE_HOME=$WORK/cache
         [ -e "$SITE/.done" ] || { "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE" .gpu/whl/*.whl && touch "$SITE/.done"; }
+        cp -r .gpu/whl/built/. .
+        export LD_LIBRARY_PATH=$PWD/.gpu/whl/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
         # DALI comes in two calls; it is there from the second on.
         for piece in .gpu/dali[12]/dali.tar.xz.[01]; do [ ! -e "$piece" ] || cp "$piece" "$WORK/"; done
         if [ -e "$WORK/dali.tar.xz.0" ] && [ -e "$WORK/dali.tar.xz.1" ] && [ ! -e "$SITE/nvidia/dali" ]; then

@@ -24,7 +24,7 @@ from fastpsl.engine.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PART_S, FINISH_S = 540, 20
-PARTS = ("a", "b", "c", "d", "e")
+PARTS = ("a", "b", "c", "d", "e", "f")
 
 
 def call(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def steps(part: str) -> dict[str, tuple[int, list[str]]]:
     assert process.returncode == 0 and not process.stderr
     lines = [line.split("\t") for line in process.stdout.splitlines()]
     limits = {name: (int(last), shlex.split(command)) for name, last, command in lines}
-    assert len(limits) == len(lines) >= 3
+    assert len(limits) == len(lines) >= 1
     return limits
 
 
@@ -76,8 +76,8 @@ def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by
         rest = words[words.index("--modes") + 1 :]
         return rest[: next(number for number, word in enumerate(rest) if word.startswith("--"))]
 
-    modes_of_c, modes_of_e = modes(plan["c"]["step"][1]), modes(plan["e"]["graphed"][1])
-    assert {*modes_of_c, *modes_of_e} == set(get_args(Mode)) and "graphed" in modes_of_e not in modes_of_c
+    measured = modes(plan["c"]["step"][1]) + modes(plan["e"]["compiled"][1])
+    assert set(measured) == set(get_args(Mode))
     words = {word for listed in plan.values() for _, command in listed.values() for word in command}
     by_hand = (ROOT / "bench" / "gpu_day" / "README.md").read_text().split("## By hand")[1]
     for path in (ROOT / "bench").glob("*.py"):
@@ -89,9 +89,10 @@ def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by
 RESULTS = {
     "a": set(),
     "b": {"decode-cpu.json", "kernels-cpu.json"},
-    "c": {"step-cpu.json", "throughput-cpu-recipes.json"},
-    "d": {"small-cpu.json"},
-    "e": {"detection-cpu.json"},
+    "c": {"step-cpu.json", "small-cpu.json"},
+    "d": set(),
+    "e": {"throughput-cpu-recipes.json"},
+    "f": {"detection-cpu.json"},
 }
 
 
