@@ -45,8 +45,8 @@ from fastpsl.pipelines.loader.by_chunks import ByChunks, _begin
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order, step_indices
 from fastpsl.pipelines.loader.pending_batch import PendingBatch, chunk_samples
-from fastpsl.pipelines.loader.workers import default_num_threads
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.workers import default_num_threads
 
 Size = Literal["64", "160", "224", "256", "500", "originals"]
 _MANY = 32  # threads whose chunks are counted

@@ -154,6 +154,8 @@ def section(name: str, result: dict[str, Any]) -> str:
     if result["bench"] == "kernels":
         ratios = kernel_ratios(result)
         rows = [row | {"path": PATHS.get(row["path"])} for row in rows]
+    if result["bench"] == "gpu_day":
+        rows = [row | {"measured": f"`{row['measured']}`"} for row in rows]  # the name of a step
     counts = [counted(len(rows), "row")] + ([counted(len(ratios), "ratio")] if ratios else [])
     device = machine["gpu"] or f"{machine['cpu']}, {machine['num_cores']} cores"
     notes = " ".join(f"Note: {note}." for note in result["notes"])
@@ -178,9 +180,17 @@ def section(name: str, result: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
+def sections(results: Results) -> str:
+    return "\n\n".join(section(name, result) for name, result in results.items())
+
+
 def of_gpus(results: Results) -> Results:
     """Return the results of a GPU."""
     return {name: result for name, result in results.items() if result["environment"]["gpu"]}
+
+
+def without_gpus(results: Results) -> Results:
+    return {name: result for name, result in results.items() if not result["environment"]["gpu"]}
 
 
 # Name of a part → the function that makes it of all results.
@@ -191,7 +201,8 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "loaders": best_table,
     "targets": lambda results: targets_table(of_gpus(results)),
     "machines": machines,
-    "results": lambda results: "\n\n".join(section(name, result) for name, result in results.items()),
+    "results": lambda results: sections(without_gpus(results)),
+    "gpu results": lambda results: sections(of_gpus(results)),
     "agreement": agreement_table,
     "sizes": sizes_table,
     "arithmetic": lambda results: scale_tables(of_gpus(results)),

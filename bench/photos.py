@@ -40,8 +40,8 @@ from fastpsl.pipelines.beton.encode import Target, store_array
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import read_bytes
-from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.workers import map_in_order
 
 LONG_SIDE_PX, QUALITY, NUM_CLASSES = 500, 90, 100
 # Height, width and share. These are the two usual frames of cameras, upright and across, squares, and images

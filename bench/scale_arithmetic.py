@@ -82,8 +82,8 @@ def scale_tables(results: Mapping[str, dict[str, Any]]) -> str:
         source = f"Steps and decoding: {', '.join(files)}."
     else:
         source = (
-            "Steps are first tries on one H200 (ResNet-50, eager, batch 256, jigsaw's tiles), as there is no "
-            "results file of a GPU yet."
+            "Steps are first tries on one H200 (ResNet-50, eager, batch 256, jigsaw's tiles), as "
+            "bench/scaling.py has not run on a GPU yet."
         )
     inputs = [
         StageInput(stage, rates.get(stage, FIRST_TRIES[stage]), num) for stage, num in gradients().items()

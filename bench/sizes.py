@@ -35,7 +35,7 @@ from bench.size_tables import ratios_of, rows_of, size_tables
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.loader.workers import default_num_threads
+from fastpsl.pipelines.workers import default_num_threads
 
 Size = Literal["64", "160", "224", "256", "500", "originals"]
 

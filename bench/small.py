@@ -41,7 +41,7 @@ from fastpsl.pipelines.beton.file import BetonFile
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES
 from fastpsl.pipelines.data.dataset import MODE_RAW
-from fastpsl.pipelines.loader.workers import default_num_threads
+from fastpsl.pipelines.workers import default_num_threads
 
 SIDE_PX, NUM_CLASSES = 32, 10
 HEADS = ("conv_B2", "conv_B3", "conv_B4", "fc1_B4", "fc2_B4", "fc3_B4")

@@ -43,7 +43,7 @@ def sizes_words(results: Mapping[str, Result]) -> dict[str, Any]:
 
 def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:
     """Return the words of the figure of augmentations: others' times over ours."""
-    file, result = newest(results, "kernels")
+    file, result = newest(of_all_chains(results), "kernels")
     settings = result["settings"]
     found = {(row["chain"], row["what"].split(" / ")[0]): row["median"] for row in kernel_ratios(result)}
     rows: list[Row] = []
@@ -59,6 +59,15 @@ def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:
         rows,
         math.log,
     )
+
+
+def of_all_chains(results: Mapping[str, Result]) -> dict[str, Result]:
+    """Return the results that have each of CHAINS, and not some that were asked for."""
+    return {
+        name: result
+        for name, result in results.items()
+        if CHAINS.keys() <= {row.get("chain") for row in result["rows"]}
+    }
 
 
 def newest(results: Mapping[str, Result], bench: str) -> tuple[str, Result]:

@@ -70,7 +70,7 @@ unpack_cifar() { # unpack_cifar LAST: sets `cifar` to options for CIFAR-10's ima
     for each in train test; do
         [ ! -e "$WORK/cifar-$each.beton" ] || continue
         step "unpack-$each" "$1" "$PYTHON" bench/pack_images.py unpack ".gpu/cifar/$each.packed" "$WORK/$each.npz"
-        step "beton-$each" "$1" "$PYTHON" -c 'from fastpsl.cli import main; main()' data write "$WORK/$each.npz" "$WORK/cifar-$each.beton"
+        step "dataset-$each" "$1" "$PYTHON" -c 'from fastpsl.cli import main; main()' data write "$WORK/$each.npz" "$WORK/cifar-$each.beton"
     done
 }
 

@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.schema import environment, short_name
+from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, nvjpeg_library
 
 PACKAGES = (
     "torch", "torchvision", "triton", "numpy", "numba", "kornia", "kornia-rs", "tyro", "rich", "ffcv",
@@ -43,6 +44,9 @@ def main() -> int:
         except Exception as error:  # noqa: BLE001 - a package for other versions may raise anything
             print(f"{module}: {type(error).__name__}: {error}")
             num_broken += module in OURS
+    if torch.cuda.is_available():
+        torch.cuda.init()
+        print(f"hardware JPEG decoders, by nvJPEG: {num_engines(nvjpeg_library())}")
     print(
         f"{machine['gpu'] or 'no GPU'}, CUDA {torch.version.cuda}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, "

@@ -189,7 +189,7 @@ class Write:
             ValueError: The disk lacks the space.
         """
         from fastpsl.pipelines.beton.estimate import estimate
-        from fastpsl.pipelines.loader.workers import default_num_threads
+        from fastpsl.pipelines.workers import default_num_threads
 
         num_threads = self.workers or default_num_threads()
         if self.dry_run:

@@ -14,8 +14,8 @@ from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
-from fastpsl.pipelines.loader.workers import default_num_threads
 from fastpsl.pipelines.number_words import number_of
+from fastpsl.pipelines.workers import default_num_threads
 
 
 @dataclass(frozen=True)

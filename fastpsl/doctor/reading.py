@@ -15,8 +15,8 @@ from fastpsl.engine.options import TrainingOptions
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
-from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.remote.pages import remote_pages
+from fastpsl.pipelines.workers import map_in_order
 
 # Training never reaches these epochs, so that its most recent reads do not favour this measurement.
 FIRST_EPOCH = 1 << 30

@@ -19,7 +19,7 @@ from PIL import Image, ImageFont
 
 from bench.figures.__main__ import FIGURES, chart_parts, figure_lines, figure_path
 from bench.figures.psl_stages import BATCH_SIZE, IMAGE
-from bench.figures.ratios import CHAINS, OTHERS, augmentations_words, newest
+from bench.figures.ratios import CHAINS, OTHERS, augmentations_words, newest, of_all_chains
 from bench.figures.svg import THEMES, WIDTH_PX, render
 from bench.figures.throughput import throughput_words
 from bench.pages import written
@@ -265,7 +265,10 @@ def test_bars_of_sizes_are_the_results_and_begin_at_no_speed(theme: str) -> None
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_bars_of_augmentations_are_wins_to_the_right_and_losses_to_the_left(theme: str) -> None:
-    root, (_, result) = committed("augmentations", theme), newest(read_results(RESULTS), "kernels")
+    root, (_, result) = (
+        committed("augmentations", theme),
+        newest(of_all_chains(read_results(RESULTS)), "kernels"),
+    )
     values = {
         (row["chain"], row["path"]): np.array(row["values"])
         for row in result["rows"]

@@ -33,7 +33,7 @@ def test_every_mark_has_a_writer() -> None:
 
 
 def test_every_file_has_a_section() -> None:
-    text = (DOCS / "project" / "benchmark_tables.md").read_text()
+    text = "".join((DOCS / "project" / page).read_text() for page in ("benchmark_tables.md", "gpu_tables.md"))
     names = [path.name for path in RESULTS.glob("*.json")]
     assert names and all(
         f"### {name}" in text and f"[{name}](../../bench/results/{name})" in text for name in names
@@ -246,7 +246,7 @@ def test_steps_that_fail_or_have_no_time_are_not_green() -> None:
 
 
 def test_readmes_table_has_lines_of_gpus_when_there_are_files() -> None:
-    committed = read_results(RESULTS)
+    committed = {name: result for name, result in read_results(RESULTS).items() if "h200" not in name}
     table = how_fast_table(committed)
     assert "On a GPU: not measured yet." in table and "on a GPU |" not in table
     ours = {

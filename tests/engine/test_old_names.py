@@ -1,6 +1,6 @@
 import pytest
 
-from fastpsl.engine.old_names import counted_inputs, current_arguments, current_record
+from fastpsl.engine.old_names import _UNSAID, counted_inputs, current_arguments, current_record
 from fastpsl.engine.recipe_files import find_recipe
 
 SCIENCE = ("epochs", "num_clusters", "input_channels", "augment", "num_heads", "batch_size")
@@ -96,3 +96,11 @@ def test_what_is_kept() -> None:
     choices = {"step": "compiled", "augment": "kornia", "fold_frozen": True}
     expected = {"compile": "on", "augment_backend": "unfused", "fold_frozen": True}
     assert current_record(choices, ("compile", "augment_backend")) == expected
+
+
+@pytest.mark.parametrize("name", sorted(_UNSAID))
+def test_a_record_of_today_is_complete(name: str) -> None:
+    """A name that only the record of an older run got would make every run refuse its own checkpoints."""
+    recipe = find_recipe(name)
+    record = {"recipe": name, **recipe.with_paper(data="a.beton").science()}
+    assert current_record(record, record.keys()) == record

@@ -176,7 +176,8 @@ def test_mixed_batches_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.
     assert torch.equal(results["cuda"].indices.cpu(), results["cpu"].indices)
     for images, expected_images in zip(results["cuda"].images, results["cpu"].images, strict=True):
         difference = (images.cpu().int() - expected_images.int()).abs().float().mean((1, 2, 3))
-        assert (difference < 6).all(), difference  # another image or orientation gives 20 or more
+        # 7.0 was seen for the smallest, whose colours have 9 x 7 values. Another image gives 20 or more.
+        assert (difference < 10).all(), difference
 
 
 def kinds_of_files() -> list[tuple[str, bytes]]:

@@ -55,7 +55,7 @@ def test_a_gpu_without_is_said_and_a_cpu_is_not_asked(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
     for engines, says in ((0, "NVIDIA T4 has no hardware JPEG decoder"), (7, "")):
         why_slower.cache_clear()
-        monkeypatch.setattr(hardware_jpeg, "_library", lambda engines=engines: Library(0, engines))
+        monkeypatch.setattr(hardware_jpeg, "nvjpeg_library", lambda engines=engines: Library(0, engines))
         why = why_slower(torch.device("cuda", 0))
         assert why.startswith(says) and bool(why) == bool(says)
     why_slower.cache_clear()
@@ -63,6 +63,6 @@ def test_a_gpu_without_is_said_and_a_cpu_is_not_asked(monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it answers")
 def test_the_real_library_without_a_device_says_nothing() -> None:
-    library = hardware_jpeg._library()
+    library = hardware_jpeg.nvjpeg_library()
     assert library is None or isinstance(library, ctypes.CDLL)
     assert num_engines(library) is None

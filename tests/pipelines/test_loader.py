@@ -22,8 +22,8 @@ from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.decoders.decoder import Request
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order
-from fastpsl.pipelines.loader.workers import default_num_threads
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.workers import default_num_threads
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import COMPILED, DECODERS, RAW, photo, photo_samples, write
 from tests.pipelines.threads import loader_threads

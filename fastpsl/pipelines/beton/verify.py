@@ -23,8 +23,8 @@ from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, HEADER_REASONS, jpeg_header
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import is_locked
-from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.remote.address import is_remote
+from fastpsl.pipelines.workers import map_in_order
 
 _BLOCK_BYTES = 1 << 22
 _BARS = 30  # classes with a bar of their own

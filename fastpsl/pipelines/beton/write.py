@@ -29,9 +29,9 @@ from fastpsl.pipelines.data.image_file import read_image_file
 from fastpsl.pipelines.decoders.libturbo import INSTALL, why_missing
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors
-from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.number_words import number_of
 from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.workers import map_in_order
 
 DEFAULT_PAGE_BYTES = 1 << 23  # ffcv's
 _AS_THEY_ARE = Target()

@@ -27,8 +27,8 @@ from fastpsl.pipelines.data.image_file import (
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.cache_folder import cache_folder
-from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.workers import map_in_order
 
 _VERSION = "folder-v1"  # a new name whenever the contents of the index change
 _THREADS = 16  # remote storage answers slowly, but many requests at once

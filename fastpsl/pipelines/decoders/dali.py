@@ -26,7 +26,7 @@ from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.decoders.encoded import Encoded
 from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
-from fastpsl.pipelines.loader.workers import Workers
+from fastpsl.pipelines.workers import Workers
 
 _CLOSE_LIMIT_S = 5.0
 

@@ -1,7 +1,4 @@
-"""The DALI pipeline from JPEGs or raw images and boxes to crops. Only this file imports DALI.
-
-The paths for a GPU (`is_gpu`) have not been run yet.
-"""
+"""The DALI pipeline from JPEGs or raw images and boxes to crops. Only this file imports DALI."""
 
 import atexit
 import importlib

@@ -1,6 +1,6 @@
 """A DALI pipeline that takes batches and returns their crops, in order, and is rebuilt after an error.
 
-Nothing in it is random or depends on the epoch. The paths for a GPU (`_is_gpu`) have not been run yet.
+Nothing in it is random or depends on the epoch.
 """
 
 import threading
@@ -19,7 +19,7 @@ from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.decoders.boxes import windows
 from fastpsl.pipelines.decoders.dali_errors import named_sample, reason, user_error
 from fastpsl.pipelines.decoders.dali_graph import Graph, build, feeds, sample_feeds
-from fastpsl.pipelines.loader.workers import Workers
+from fastpsl.pipelines.workers import Workers
 
 _CHUNK = 8
 

@@ -1,6 +1,6 @@
 """A query of nvJPEG for hardware JPEG decoders.
 
-A100, H100, H200, B200, Ada's server cards and others have them. The paths for a GPU have not been run yet.
+A100, H100, H200, B200, Ada's server cards and others have them.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ def why_slower(device: torch.device) -> str:
         return ""
     with torch.cuda.device(device):
         torch.cuda.init()
-        num = num_engines(_library())
+        num = num_engines(nvjpeg_library())
     if num != 0:
         return ""
     return (
@@ -53,7 +53,7 @@ def num_engines(library: Any) -> int | None:
     return int(num.value) if status == _SUCCESS else None
 
 
-def _library() -> Any:
+def nvjpeg_library() -> Any:
     """Load the nvJPEG that is installed beside DALI, else the system's; return None without either."""
     major = (torch.version.cuda or "13").split(".")[0]
     name = f"libnvjpeg.so.{major}"

@@ -19,8 +19,8 @@ from fastpsl.pipelines.batch import BadSample, BadSampleError
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
-from fastpsl.pipelines.loader.workers import Workers, default_num_threads
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.workers import Workers, default_num_threads
 
 AnnotatedImage = tuple[Tensor, dict[str, Tensor]]
 """An image, uint8 [3, h, w], and its annotations by name."""

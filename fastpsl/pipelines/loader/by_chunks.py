@@ -9,7 +9,7 @@ import torch
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.pending_batch import PendingBatch
-from fastpsl.pipelines.loader.workers import Workers
+from fastpsl.pipelines.workers import Workers
 
 _MAX_FREE = 8  # arenas to keep where the consumer has held many batches and dropped them
 

@@ -27,9 +27,9 @@ from fastpsl.pipelines.loader.order import InOrder, Order, num_steps, numbered, 
 from fastpsl.pipelines.loader.pending_batch import LoaderSpec, PendingBatch
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.readahead import Readahead
-from fastpsl.pipelines.loader.workers import default_num_threads
 from fastpsl.pipelines.remote.ahead import FetchAhead
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.workers import default_num_threads
 
 ORDERS = ("random", "quasi_random")
 _SHARE_FOR_FETCHING = (

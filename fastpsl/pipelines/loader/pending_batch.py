@@ -17,8 +17,8 @@ from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import AREA, GOOD
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, Request
 from fastpsl.pipelines.loader.order import PADDING, index_of
-from fastpsl.pipelines.loader.workers import Workers
 from fastpsl.pipelines.views import Crop, ViewSpec
+from fastpsl.pipelines.workers import Workers
 
 _MAX_NAMES = 3  # samples named in one line of an error
 

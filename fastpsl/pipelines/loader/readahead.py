@@ -14,7 +14,7 @@ from typing import final
 import numpy as np
 
 from fastpsl.pipelines.beton.pages import Extents
-from fastpsl.pipelines.loader.workers import Workers
+from fastpsl.pipelines.workers import Workers
 
 _MIN_PIECE_KIB = 128
 

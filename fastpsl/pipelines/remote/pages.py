@@ -12,12 +12,12 @@ from fastpsl.pipelines.beton.checksums import matches_checksum, sample_checksums
 from fastpsl.pipelines.beton.pages import Pages, pages_of_shards
 from fastpsl.pipelines.beton.shard import Shard
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.remote.beton import CachedShard, RemoteBeton
 from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.remote.failures import RemoteDataError
 from fastpsl.pipelines.remote.fetcher import NUM_CONNECTIONS, Fetcher, Page
 from fastpsl.pipelines.remote.objects import remote_objects
+from fastpsl.pipelines.workers import map_in_order
 
 _MAX_TRIES = 3  # of tables with wrong checksums
 _SHARE_FOR_DATA = 0.95  # of the cache; all of the data fits if it takes no more

@@ -6,9 +6,9 @@ from typing import IO, final
 
 from typing_extensions import Buffer, override
 
-from fastpsl.pipelines.loader.workers import Workers
 from fastpsl.pipelines.remote.failures import persistently
 from fastpsl.pipelines.remote.objects import LIMIT_S, RemoteObject
+from fastpsl.pipelines.workers import Workers
 
 _BLOCK_BYTES = 8 << 20
 _NUM_AHEAD = 4  # blocks fetched before they are read

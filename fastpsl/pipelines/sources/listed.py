@@ -23,7 +23,6 @@ from random import Random
 import numpy as np
 
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.loader.workers import map_in_order
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.lines import (
     Names,
@@ -35,6 +34,7 @@ from fastpsl.pipelines.sources.lines import (
     shorten,
 )
 from fastpsl.pipelines.sources.source import Picks, Sample, shard_range
+from fastpsl.pipelines.workers import map_in_order
 
 # Searched beside a list and beside its folder: the layouts of miniImageNet's usual archive, and of
 # Places205's, which contains the folders of its authors.

@@ -17,7 +17,6 @@ from fastpsl.pipelines.data.image_file import BrokenImage, upright_size
 from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.checked_once import checked_once
-from fastpsl.pipelines.loader.workers import default_num_threads, map_in_order
 from fastpsl.pipelines.voc.annotations import Objects, read_objects
 from fastpsl.pipelines.voc.layout import (
     CLASSES,
@@ -30,6 +29,7 @@ from fastpsl.pipelines.voc.layout import (
     sbd_set,
 )
 from fastpsl.pipelines.voc.masks import read_mask
+from fastpsl.pipelines.workers import default_num_threads, map_in_order
 
 __all__ = ["CLASSES", "VOC", "Needs", "Objects"]
 
