@@ -17,6 +17,7 @@ from fastpsl.doctor.reading import measure_read
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.shard import HEADER
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.remote import ahead, failures
@@ -337,6 +338,22 @@ def test_info_and_verify_read_an_address(
     server.put("damaged.beton", bytes(data))
     with pytest.raises(ValueError, match="damaged.beton: its bytes .* do not match their checksums"):
         Verify([f"s3://{BUCKET}/damaged.beton"], workers=1).run()
+
+
+@pytest.mark.parametrize(
+    ("is_in_head", "message"),
+    [(True, "its header is not as it was written"), (False, "checksums are damaged")],
+)
+def test_damaged_tables_are_refused(
+    is_in_head: bool, message: str, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTPSL_CACHE_DIR", str(tmp_path / "cache"))
+    data = bytearray(write_beton_of_photos(tmp_path / "photos.beton").read_bytes())
+    alloc = int(np.frombuffer(data, HEADER, 1)[0]["alloc_table_ptr"])
+    data[HEADER.itemsize + 600 if is_in_head else alloc - 5] ^= 1
+    server.put("damaged.beton", bytes(data))
+    with pytest.raises(ValueError, match=message):
+        Beton(f"s3://{BUCKET}/damaged.beton")
 
 
 def test_doctor_knows_what_is_here(server: S3Server, local: Path, tmp_path: Path) -> None:

@@ -92,20 +92,6 @@ def test_a_cache_is_good_until_the_machine_starts_anew(
     assert not opened(tmp_path).is_present(0)
 
 
-def test_wrong_bytes_are_forgotten(tmp_path: Path) -> None:
-    file, other = opened(tmp_path), opened(tmp_path)
-    fill(file, 0)
-    assert other.hold(0)
-    file.forget(0)
-    assert other.is_present(0)  # it uses it
-    other.give_back(0)
-    assert file.hold(0)
-    file.forget(0)
-    assert not other.is_present(0)
-    file.close()
-    other.close()
-
-
 def _claim_and_wait(folder: Path, ready: Any) -> None:
     file = opened(folder)
     fill(file, 1)

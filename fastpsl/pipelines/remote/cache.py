@@ -218,12 +218,6 @@ class CachedFile:
             self._table["time"][part] = _now()
         self._locks.release(part)
 
-    def forget(self, part: int) -> None:
-        """Make a held part count as absent, as its bytes are wrong, unless another process uses it."""
-        if self._locks.try_exclusive(part):
-            self._table["time"][part] = 0
-        self._locks.release(part)
-
     def close(self) -> None:
         """Close the files, which ends all holds."""
         self.__dict__.pop("_table", None)

@@ -8,18 +8,21 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from fastpsl.pipelines.beton.checksums import matches_checksum, sample_checksums
+from fastpsl.pipelines.beton.checksums import (
+    has_checksums,
+    matches_checksum,
+    read_checksums,
+    sample_checksums,
+)
 from fastpsl.pipelines.beton.pages import Pages, pages_of_shards
 from fastpsl.pipelines.beton.shard import Shard
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.remote.beton import CachedShard, RemoteBeton
 from fastpsl.pipelines.remote.cache import Cache
-from fastpsl.pipelines.remote.failures import RemoteDataError
 from fastpsl.pipelines.remote.fetcher import NUM_CONNECTIONS, Fetcher, Page
 from fastpsl.pipelines.remote.objects import remote_objects
 from fastpsl.pipelines.workers import map_in_order
 
-_MAX_TRIES = 3  # of tables with wrong checksums
 _SHARE_FOR_DATA = 0.95  # of the cache; all of the data fits if it takes no more
 
 
@@ -94,22 +97,11 @@ class RemotePages:
             for first, file in zip(firsts, self._files, strict=False)
             for i in range(file.num_tables)
         ]
-        for _ in range(_MAX_TRIES):
-            self.fetcher.plan(tables)
-            self.fetcher.wait(tables)
-            wrong = [file for file in self._files if not file.are_tables_whole()]
-            if not wrong:
-                return
-            self.fetcher.give_back(tables)
-            for file in wrong:
-                for part in range(file.num_tables):
-                    file.file.forget(part)
-        raise RemoteDataError(
-            f"{wrong[0].remote.address}: its tables do not match their checksums; upload it again"
-        )
+        self.fetcher.plan(tables)
+        self.fetcher.wait(tables)
 
     def open_shard(self, number: int, num_classes: int | None) -> Shard:
-        """Open a file by its tables here, which are fetched again if they are none.
+        """Open a file by its tables here, which are fetched again if they are damaged.
 
         Args:
             number: The file, by its place in `names`.
@@ -119,9 +111,15 @@ class RemotePages:
             ValueError: It is no sound dataset file.
         """
         for is_last in (False, True):
+            shard = None
             try:
-                return CachedShard(self.paths[number], num_classes, self.names[number])
+                shard = CachedShard(self.paths[number], num_classes, self.names[number])
+                if has_checksums(shard):
+                    read_checksums(shard)
+                return shard
             except ValueError:
+                if shard is not None:
+                    shard.close()
                 if is_last or not self._files[number].mend_tables():
                     raise
         raise AssertionError
