@@ -73,18 +73,16 @@ def scale_tables(results: Mapping[str, dict[str, Any]]) -> str:
     decoded: list[dict[str, Any]] = []
     files = []
     for name, result in results.items():
-        result_rows = result["rows"] if result["bench"] == "scaling" else ()
-        rows = [row for row in result_rows if row["recipe"] == "jigsaw" and row["num_ranks"] == 1]
+        result_rows = result["rows"] if result["bench"] in ("scaling", "throughput") else ()
+        rows = [row for row in result_rows if row.get("recipe") == "jigsaw" and row.get("num_ranks", 1) == 1]
         rates |= {row["stage"]: row["median"] for row in rows if row["measured"] == "step"}
         decoded += [row for row in rows if row["measured"] == "loader"]
         files += [name] if rows else []
+    source = "Steps are of one H200 (ResNet-50, eager, batch 256, jigsaw's tiles)."
     if files:
-        source = f"Steps and decoding: {', '.join(files)}."
-    else:
-        source = (
-            "Steps are first tries on one H200 (ResNet-50, eager, batch 256, jigsaw's tiles), as "
-            "bench/scaling.py has not run on a GPU yet."
-        )
+        source += f" Measured, with decoding: {', '.join(sorted(rates))} ({', '.join(files)})."
+    if tried := [stage for stage in STAGES if stage not in rates]:
+        source += f" First tries: {', '.join(tried)}."
     inputs = [
         StageInput(stage, rates.get(stage, FIRST_TRIES[stage]), num) for stage, num in gradients().items()
     ]
