@@ -3,10 +3,11 @@
     python bench/gpu_day/kernel_times.py [--small]
 
 For each work it prints how long the host takes to launch it, how long it takes in all, and its kernels by
-total time. If the first two are equal, the GPU waits for the host. --small rehearses it on a CPU.
+total time. If the first two are about equal, the GPU waits for the host. --small rehearses it on a CPU.
 """
 
 import itertools
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -32,13 +33,15 @@ STEPS = (("E", "eager"), ("E", "fused"), ("S2", "eager"), ("S2", "fused"))
 def show(name: str, work: Callable[[], object], device: torch.device) -> None:
     for _ in range(3):
         work()
-    synchronise(device)
-    started = time.perf_counter()
-    for _ in range(NUM_CALLS):
+    times = []
+    for _ in range(NUM_CALLS):  # each alone, because the host waits where a thousand launches are ahead
+        synchronise(device)
+        started = time.perf_counter()
         work()
-    launched = time.perf_counter()
-    synchronise(device)
-    host_ms, all_ms = (1e3 * (end - started) / NUM_CALLS for end in (launched, time.perf_counter()))
+        launched = time.perf_counter()
+        synchronise(device)
+        times.append((launched - started, time.perf_counter() - started))
+    host_ms, all_ms = (1e3 * statistics.median(each) for each in zip(*times, strict=True))
     is_cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU]) as profiler:
         for _ in range(NUM_CALLS):
