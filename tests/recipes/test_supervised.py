@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.engine.old_names import current_record
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
@@ -63,18 +64,14 @@ def test_the_schedule_is_the_usual_one() -> None:
 
 
 def test_small_images_are_padded_and_scored_whole() -> None:
-    """Check that the crop is recorded only if it is not the usual one.
-
-    Runs from before there was a choice can thus be resumed. The same holds for few labels.
-    """
     parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
-    for crop, train, held_out, science in (
-        ("random_resized", RandomResizedCrop(32), ShorterSideCrop(37, 32, "center"), {}),
+    for crop, train, held_out, ops in (
+        ("random_resized", RandomResizedCrop(32), ShorterSideCrop(37, 32, "center"), ["Flip"]),
         (
             "padded",
             ShorterSideCrop(32, 32, "center"),
             ShorterSideCrop(32, 32, "center"),
-            {"crop": "padded"},
+            ["Shift", "Flip"],
         ),
     ):
         options = parts["RECIPE"].with_paper(
@@ -82,10 +79,12 @@ def test_small_images_are_padded_and_scored_whole() -> None:
         )
         experiment = parts["build"](options)
         assert (experiment.task.train_view.crop, experiment.task.held_out_view.crop) == (train, held_out)
-        ops = ["Shift", "Flip"] if science else ["Flip"]
         assert [type(op).__name__ for op in experiment.task.train_view.ops] == ops
-        assert experiment.science == science and "crop" not in options.science()
-        assert options.science()["labels_per_class"] is None and not experiment.task.has_own_order
+        assert options.science()["crop"] == crop and not experiment.task.has_own_order
+        # Runs from before there was a choice can be resumed.
+        record = {"recipe": "supervised", **options.science()}
+        older = {name: value for name, value in record.items() if name not in ("crop", "labels_per_class")}
+        assert (current_record(older, record.keys()) == record) == (crop == "random_resized")
 
 
 def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(recipe: Start, tmp_path: Path) -> None:
@@ -109,7 +108,11 @@ def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(recipe: Start, tmp
     assert (science["crop"], science["labels_per_class"]) == ("padded", 2)
     assert (record["settings"]["crop"], record["data"]["num_train"]) == ("padded", 480)
     assert "3 of 30 steps" in outcome.err  # as many steps as with all 480 images in batches of 16
-    refused(recipe(*nin, *steps, "--out", tmp_path / "out"), "supervised", "crop (padded there, None now)")
+    refused(
+        recipe(*nin, *steps, "--out", tmp_path / "out"),
+        "supervised",
+        "crop (padded there, random_resized now)",
+    )
     refused(
         recipe(*nin, *steps, "--labels-per-class", "61", "--out", tmp_path / "b"),
         "supervised",
