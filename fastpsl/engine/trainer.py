@@ -260,11 +260,9 @@ class StageTrainer:
         if not self.position.step:
             return None  # the stage before has been saved
         try:
-            if (
-                not self.last_step.is_safe()
-            ):  # else it is from before `start_epoch`, which a resume calls again
+            if not self.last_step.is_safe():
                 self.save()
-            self.last_step.write()
+            self.last_step.write()  # a safe one may be from before `start_epoch`, which a resume calls again
         except (ValueError, OSError):
             return None
         return f"stage {self.position.stage + 1}, step {self.position.step}"

@@ -6,7 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from typing_extensions import override
 
-from fastpsl.pipelines.beton.checksums import MARK, MARK_START, num_checksum_bytes
+from fastpsl.pipelines.beton.checksums import (
+    MARK,
+    MARK_START,
+    has_checksums,
+    num_checksum_bytes,
+    read_checksums,
+)
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, ROW_OF_TYPE, VERSION, Shard, row_dtype
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.files.atomic import write_atomically
@@ -78,6 +84,13 @@ def _layout(remote: RemoteObject, head: bytes) -> Layout:
 
 class CachedShard(Shard):
     """A dataset file in the cache. It changes while its pages come, and nobody else writes to it."""
+
+    @override
+    def _open_tables(self) -> None:
+        """Check the checksums, too, because what came over a network may be damaged."""
+        super()._open_tables()
+        if has_checksums(self):
+            read_checksums(self)
 
     @override
     def check_unchanged(self) -> None:

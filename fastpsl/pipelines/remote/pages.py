@@ -8,12 +8,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from fastpsl.pipelines.beton.checksums import (
-    has_checksums,
-    matches_checksum,
-    read_checksums,
-    sample_checksums,
-)
+from fastpsl.pipelines.beton.checksums import matches_checksum, sample_checksums
 from fastpsl.pipelines.beton.pages import Pages, pages_of_shards
 from fastpsl.pipelines.beton.shard import Shard
 from fastpsl.pipelines.doing import doing
@@ -111,15 +106,9 @@ class RemotePages:
             ValueError: It is no sound dataset file.
         """
         for is_last in (False, True):
-            shard = None
             try:
-                shard = CachedShard(self.paths[number], num_classes, self.names[number])
-                if has_checksums(shard):
-                    read_checksums(shard)
-                return shard
+                return CachedShard(self.paths[number], num_classes, self.names[number])
             except ValueError:
-                if shard is not None:
-                    shard.close()
                 if is_last or not self._files[number].mend_tables():
                     raise
         raise AssertionError
