@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-Results = Mapping[str, dict[str, Any]]
+from bench.schema import Results
+
 NAMES = {
     "simclr": "SimCLR, ResNet-50",
     "moco": "MoCo v2, ResNet-50, with the queue and the key encoder",

@@ -12,7 +12,7 @@ What stands between <!-- NAME begin --> and <!-- NAME end --> is written, on eve
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from bench.ratios import PATHS, kernel_ratios, losses_table
 from bench.remote_tables import remote_table
 from bench.scale_arithmetic import scale_tables
 from bench.scale_counts import counts_table, large_set_table
-from bench.schema import REHEARSAL, validate, write_result
+from bench.schema import REHEARSAL, Results, validate, write_result
 from bench.show import draw_throughput
 from bench.show_kernels import draw_kernels
 from bench.size_tables import best_table, size_tables
@@ -38,7 +38,6 @@ from bench.targets import targets_table
 from bench.time_to_accuracy import draw_times
 
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
-Results = Mapping[str, dict[str, Any]]
 DRAWN = {"throughput": draw_throughput, "kernels": draw_kernels, "time_to_accuracy": draw_times}
 WHAT = {
     "agreement": "How far the crops of each decoder are from exact ones, on photos.",

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-Results = Mapping[str, Mapping[str, Any]]
+from bench.schema import Results
+
 TITLES = {
     "local": "fastpsl, a local file",
     "fastpsl": "fastpsl, from the server",

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bench.scale_arithmetic import STAGES, gradients
+from bench.schema import Results
 
-Results = Mapping[str, dict[str, Any]]
 _FLOAT, _INT32, _INT64 = 4, 4, 8
 
 

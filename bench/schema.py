@@ -37,6 +37,8 @@ import torch
 from fastpsl.pipelines.data.dataset import Dataset, read_bytes
 
 SCHEMA = 1
+Results = Mapping[str, dict[str, Any]]
+"""File name → result."""
 MAX_COMPARED = 20_000  # samples that are compared with each other
 # These may have fewer values than repeats: a time limit ends them, a run stops early, or nothing varies.
 MAY_BE_FEWER = (

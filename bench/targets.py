@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.program import counted
+from bench.schema import Results
 from fastpsl.pipelines.decoders.choose import NAMES
 
 NO_GPU, NOT_MEASURED = "not measured: no GPU was at hand", "not measured"
-Results = Mapping[str, dict[str, Any]]
-"""File name → result, those of a GPU only."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Target:
         what: What is measured.
         to_reach: The target, as text.
         known: First tries and others' figures on the same kind of machine, before there were results.
-        find: Callable that yields the figures of the results.
+        find: Callable that yields the figures of the results, which are of a GPU only.
     """
 
     what: str
