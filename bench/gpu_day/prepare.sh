@@ -37,9 +37,10 @@ for year in 2014 2010 1; do platforms+=(--platform "manylinux${year}_x86_64"); d
     astunparse gast makefun nvtx optree libcst
 "$python" -m pip wheel -qq --no-deps -c constraints.txt -w .gpu/new assertpy fastargs # have no wheels
 cp "$wheel" .gpu/new/
-# fastpsl's own C, and the JPEG library that it needs.
+# fastpsl's own C, what makes the tests' JPEGs, and the JPEG library that both need.
 mkdir .gpu/new/built .gpu/new/lib
-find fastpsl -name '*.abi3.so' -exec cp --parents {} .gpu/new/built/ \;
+"$python" -c 'from tests.pipelines.jpeg_kinds import library; library()'
+find fastpsl build/libjpeg_kinds.so -name '*.so' -exec cp --parents {} .gpu/new/built/ \;
 ldd fastpsl/pipelines/decoders/_turbo.abi3.so | awk '/libjpeg/ { print $3 }' | xargs -I {} cp -L {} .gpu/new/lib/
 rm -rf .gpu/whl
 mv .gpu/new .gpu/whl

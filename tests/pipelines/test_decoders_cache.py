@@ -63,6 +63,7 @@ def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> Non
         ffcv.isotropic,
         ffcv.isotropic_loops,
         ffcv.jpeg_header,
+        ffcv.jpeg_scans,
         libffcv,
         ffcv.dataset,
     )

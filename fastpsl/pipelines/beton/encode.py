@@ -1,10 +1,11 @@
 """Conversion of one image to its stored form: the original JPEG where possible, else a new one, or raw RGB.
 
 A file can be stored byte for byte if it is a baseline (or extended sequential) 8-bit JPEG of 3 components. It
-must be upright and of the wanted size, and the readers' decode call takes it without a libjpeg warning. Any
-other image is decoded, turned upright by its EXIF orientation, converted to 8-bit RGB (image_file.py), shrunk
-(never enlarged) and encoded again without metadata. Decoding is libjpeg's accurate one, as Pillow's. From a
-JPEG to a JPEG, luma and colours are shrunk as they are stored, without RGB between them.
+must be upright, of the wanted size and with all of its tables, and the readers' decode call takes it without
+a libjpeg warning. Any other image is decoded, turned upright by its EXIF orientation, converted to 8-bit RGB
+(image_file.py), shrunk (never enlarged) and encoded again without metadata. Decoding is libjpeg's accurate
+one, as Pillow's. From a JPEG to a JPEG, luma and colours are shrunk as they are stored, without RGB between
+them.
 """
 
 import io
@@ -28,6 +29,7 @@ from fastpsl.pipelines.data.image_file import (
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
 from fastpsl.pipelines.decoders.codec import Codec, shrink
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.decoders.jpeg_scans import SCANS_GOOD, jpeg_scans
 from fastpsl.pipelines.decoders.libturbo import why_missing
 
 MAX_SIDE_PX = 65535  # the table has two bytes for it
@@ -118,6 +120,8 @@ def _convert_jpeg(data: bytes, height: int, width: int, is_progressive: bool, ta
     may_pass = (
         target.mode == "jpg" and not is_progressive and orientation == UPRIGHT and size == (height, width)
     )
+    # Readers of other projects take the Huffman tables of the image before, where there are none.
+    may_pass = may_pass and jpeg_scans(data) == SCANS_GOOD
     original = Stored(data, height, width, JPG, "passed") if may_pass else None
     if original and target.reencode == "larger":
         if decodes_cleanly(data, height, width):

@@ -21,6 +21,7 @@ from fastpsl.pipelines.beton.shard import JPG, Shard, chunks
 from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, HEADER_REASONS, jpeg_header
+from fastpsl.pipelines.decoders.jpeg_scans import SCAN_REASONS, jpeg_scans
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import is_locked
 from fastpsl.pipelines.remote.address import is_remote
@@ -213,9 +214,8 @@ def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
         return f"a JPEG of {header_width} x {header_height} px, {width} x {height} by the table"
     if components not in (1, 3) or precision != 8:
         return f"a JPEG of {components} components and {precision} bits; readers take 1 or 3, and 8 bits"
-    return (
-        "" if decodes_cleanly(data, height, width) else "does not decode without a libjpeg error or warning"
-    )
+    reason = SCAN_REASONS.get(jpeg_scans(data), "does not decode without a libjpeg error or warning")
+    return "" if decodes_cleanly(data, height, width) else reason
 
 
 def unchecked(beton: Beton) -> str:

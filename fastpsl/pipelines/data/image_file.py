@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT
+from fastpsl.pipelines.decoders.jpeg_scans import SCAN_REASONS, jpeg_scans
 
 # The formats that Pillow may try. EPS is excluded, because it starts another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
@@ -154,6 +155,9 @@ def decode_any(data: bytes) -> np.ndarray:
     """Decode any known format by Pillow to upright RGB, uint8 [H, W, 3]."""
     with _reasons(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         check_pixels(image.height, image.width)
+        scans = jpeg_scans(data) if data.startswith(b"\xff\xd8") else None
+        if scans in SCAN_REASONS:
+            raise BrokenImage(SCAN_REASONS[scans])
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         rgb = np.empty((image.height, image.width, 3), np.uint8)

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
+from fastpsl.pipelines.decoders.jpeg_scans import SCAN_REASONS, jpeg_scans
+
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 Decode = Callable[[bytes], np.ndarray | None]
@@ -42,6 +44,8 @@ def _by_torchvision() -> Decode:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     def by_torchvision(data: bytes) -> np.ndarray | None:
+        if jpeg_scans(data) in SCAN_REASONS:
+            return None
         try:
             planes = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
         except RuntimeError:
@@ -54,7 +58,7 @@ def _by_torchvision() -> Decode:
 def by_pillow(data: bytes) -> np.ndarray | None:
     """Decode as `plain_decoder` does where torchvision has no decoder."""
     # Pillow may accept a file without an end marker; libjpeg warns.
-    if data.rfind(_END_OF_IMAGE) < data.rfind(_START_OF_SCAN):
+    if data.rfind(_END_OF_IMAGE) < data.rfind(_START_OF_SCAN) or jpeg_scans(data) in SCAN_REASONS:
         return None
     try:
         # Image.open would look for further images in the file.

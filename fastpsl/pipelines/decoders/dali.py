@@ -106,7 +106,8 @@ class DaliDecoder(BatchDecoder):
             elif not encoded.is_sound[i]:
                 # Not by DALI: version 2.4 crashes when its parser refuses a sample of a large batch (its
                 # threads go on in freed memory), and it accepts JPEGs without an end.
-                self._decode_plainly(rows, encoded, i, "its markers are out of place, or its end is missing")
+                why = "its markers are out of place, or its end or its Huffman tables are missing"
+                self._decode_plainly(rows, encoded, i, why)
 
     def _decode_plainly(self, rows: SampleTable, encoded: Encoded, i: int, reason: str) -> None:
         encoded.codes[i], image = self._plain.decode_image(rows, i)

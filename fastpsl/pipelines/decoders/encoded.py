@@ -12,11 +12,12 @@ from numba import njit
 from fastpsl.pipelines.data import dataset, image_file
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable
 from fastpsl.pipelines.data.image_file import TURNED
-from fastpsl.pipelines.decoders import codes, jpeg_header, libffcv
+from fastpsl.pipelines.decoders import codes, jpeg_header, jpeg_scans, libffcv
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.codes import (
     BAD_MODE,
     CHANGED,
+    CORRUPT,
     GOOD,
     NOT_JPEG,
     RAW_SIZE,
@@ -25,16 +26,28 @@ from fastpsl.pipelines.decoders.codes import (
     WRONG_SIZE,
 )
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD
+from fastpsl.pipelines.decoders.jpeg_scans import SCANS_GOOD, SCANS_STANDARD_CODES
 from fastpsl.pipelines.decoders.libffcv import pread_into
 
 _jpeg_header = njit(nogil=True)(jpeg_header.jpeg_header)
 
 
+@njit(nogil=True)
+def _find_ff(buffer: np.ndarray, at: int, num_bytes: int) -> int:
+    for i in range(at, num_bytes):
+        if buffer[i] == 0xFF:
+            return i
+    return -1
+
+
+_jpeg_scans = njit(nogil=True)(jpeg_scans.scans_by(_find_ff))
+
+
 @njit(nogil=True)  # cached only within the loops that call it, because their keys include this file's stamp
 def read_checked(
     fd: int, offset: int, num_bytes: int, height: int, width: int, mode: int, out: np.ndarray
-) -> int:
-    """Read a sample and check its header.
+) -> tuple[int, bool]:
+    """Read a sample and check its header and its scans.
 
     Args:
         fd: The open file.
@@ -46,24 +59,28 @@ def read_checked(
         out: The destination, uint8, at least num_bytes.
 
     Returns:
-        A code (codes.py).
+        A code (codes.py), and whether the sample is a JPEG that lacks the standard Huffman tables.
     """
     if mode == MODE_RAW:
         if num_bytes != height * width * 3:
-            return RAW_SIZE
-        return GOOD if pread_into(fd, offset, num_bytes, out) == num_bytes else SHORT_READ
+            return RAW_SIZE, False
+        return GOOD if pread_into(fd, offset, num_bytes, out) == num_bytes else SHORT_READ, False
     if mode != MODE_JPEG:
-        return BAD_MODE
+        return BAD_MODE, False
     if pread_into(fd, offset, num_bytes, out) != num_bytes:
-        return SHORT_READ
+        return SHORT_READ, False
     status, header_height, header_width, components, _, _ = _jpeg_header(out, num_bytes)
     if status != HEADER_GOOD:
-        return NOT_JPEG
+        return NOT_JPEG, False
     if header_height != height or header_width != width:
-        return WRONG_SIZE
+        return WRONG_SIZE, False
     if components != 1 and components != 3:
-        return WRONG_COMPONENTS
-    return GOOD
+        return WRONG_COMPONENTS, False
+    scans = _jpeg_scans(out, num_bytes)
+    return (
+        GOOD if scans == SCANS_GOOD or scans == SCANS_STANDARD_CODES else CORRUPT,
+        scans == SCANS_STANDARD_CODES,
+    )
 
 
 @njit(nogil=True)
@@ -134,8 +151,8 @@ def _compiled(stamp: int) -> Callable[..., int]:
             if orientations[i] >= TURNED:
                 height, width = width, height
             part = memory[starts[i] : starts[i + 1]]
-            codes[i] = read_checked(fds[i], offsets[i], len(part), height, width, modes[i], part)
-            if codes[i] == GOOD and modes[i] == MODE_JPEG and not _is_sound(part):
+            codes[i], lacks_codes = read_checked(fds[i], offsets[i], len(part), height, width, modes[i], part)
+            if codes[i] == GOOD and modes[i] == MODE_JPEG and (lacks_codes or not _is_sound(part)):
                 is_sound[i] = False
                 num_odd += 1
         return num_odd
@@ -151,7 +168,7 @@ def stamp(*modules: ModuleType) -> int:
     return zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
-_read_part = _compiled(stamp(codes, image_file, jpeg_header, libffcv, dataset))
+_read_part = _compiled(stamp(codes, image_file, jpeg_header, jpeg_scans, libffcv, dataset))
 
 
 class Encoded:
@@ -166,7 +183,7 @@ class Encoded:
     Attributes:
         codes: int8 [n].
         is_sound: bool [n]. False for a JPEG that may upset a decoder: its markers are out of place, it has
-            two frames, or no end-of-image marker.
+            two frames, no end-of-image marker, or no Huffman tables.
         images: Images that are already decoded, uint8 [H, W, 3], by position.
         arena: The memory of the bytes.
     """

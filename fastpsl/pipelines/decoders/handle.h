@@ -60,7 +60,7 @@ typedef struct {
     size_t capacity;
     const uint8_t *end;
     Bits bits;
-    int predictor[MAX_COMPS_IN_SCAN];
+    uint32_t predictor[MAX_COMPS_IN_SCAN];
     int component[D_MAX_BLOCKS_IN_MCU];
     int needs_ac[D_MAX_BLOCKS_IN_MCU];
     const HuffmanTable *dc[D_MAX_BLOCKS_IN_MCU], *ac[D_MAX_BLOCKS_IN_MCU];
@@ -73,6 +73,7 @@ struct Turbo {
     struct jpeg_decompress_struct decompress; // first: libjpeg's pointer to it is ours
     struct jpeg_compress_struct compress;
     struct jpeg_error_mgr errors;
+    struct jpeg_progress_mgr progress;
     jmp_buf escape;
     Scan scan;
     uint8_t *memory[2];
@@ -84,6 +85,10 @@ int turbo_reserve(uint8_t **memory, size_t *capacity, size_t needed);
 
 // Free memory of more than 24 MB.
 void turbo_free_large(Turbo *turbo);
+
+// Read a JPEG's header into a new struct. One that is used again keeps the tables of the image before, and libjpeg
+// decodes with them where a JPEG lacks its own. Huffman tables that are missing are the standard ones then.
+void turbo_read_header(Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes);
 
 // Let our Huffman decoder read the scan that begins, if it is of the usual kind. Return 0 where memory lacks.
 // The columns are those of MCUs; values of the others are skipped.

@@ -185,8 +185,8 @@ static boolean decode_mcu(j_decompress_ptr info, JBLOCKROW *blocks) {
             if (size < 0 || size > 15) ERREXIT(info, JERR_INPUT_EOF);
             value = take_value(&bits, size);
         }
-        value = scan->predictor[scan->component[b]] += value;
-        if (blocks) (*blocks[b])[0] = (JCOEF)value;
+        scan->predictor[scan->component[b]] += (uint32_t)value; // a damaged scan's sum may pass any limit
+        if (blocks) (*blocks[b])[0] = (JCOEF)scan->predictor[scan->component[b]];
         int is_whole = blocks && is_inside && scan->needs_ac[b] ? take_ac(scan->ac[b], &bits, *blocks[b])
                                                                  : take_ac(scan->ac[b], &bits, NULL);
         if (!is_whole) ERREXIT(info, JERR_INPUT_EOF);

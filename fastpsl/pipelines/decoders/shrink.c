@@ -94,9 +94,7 @@ static uint64_t shrink(
         jpeg_abort_compress(to);
         return 0;
     }
-    turbo->errors.num_warnings = 0;
-    jpeg_mem_src(info, jpeg, num_bytes);
-    jpeg_read_header(info, TRUE);
+    turbo_read_header(turbo, jpeg, num_bytes);
     if (info->jpeg_color_space != JCS_YCbCr || info->num_components != 3) ERREXIT(info, JERR_CONVERSION_NOTIMPL);
     info->raw_data_out = TRUE;
     info->dct_method = JDCT_ISLOW;
@@ -111,7 +109,6 @@ static uint64_t shrink(
     if (!place(turbo, 1, planes) || !place(turbo, 0, small)) ERREXIT1(info, JERR_OUT_OF_MEMORY, 0);
     decode_planes(info, planes);
     jpeg_finish_decompress(info);
-    if (turbo->errors.num_warnings) return 0;
     for (int c = 0; c < 3; c++) {
         Plane *from = &planes[c], *plane = &small[c];
         if (area_resize_plane(

@@ -6,10 +6,17 @@
 
 #include "handle.h"
 
+// A progressive JPEG's scans each take as long as the image is large, however few bytes they have.
+#define MAX_SCANS 500 // jpeg_header.py has the same
+
 static void escape(j_common_ptr info) { longjmp(((Turbo *)info->client_data)->escape, 1); }
 
-static void count_warning(j_common_ptr info, int level) {
-    if (level < 0) info->err->num_warnings++;
+static void refuse_warnings(j_common_ptr info, int level) {
+    if (level < 0) escape(info);
+}
+
+static void count_scans(j_common_ptr info) {
+    if (((j_decompress_ptr)info)->input_scan_number > MAX_SCANS) escape(info);
 }
 
 // Return a handle for one thread at a time, or NULL.
@@ -18,7 +25,8 @@ PUBLIC void *fastpsl_turbo_open(void) {
     if (!turbo) return NULL;
     turbo->decompress.err = turbo->compress.err = jpeg_std_error(&turbo->errors);
     turbo->errors.error_exit = escape;
-    turbo->errors.emit_message = count_warning;
+    turbo->errors.emit_message = refuse_warnings;
+    turbo->progress.progress_monitor = count_scans;
     turbo->decompress.client_data = turbo->compress.client_data = turbo;
     if (setjmp(turbo->escape)) { // such as another version's header
         free(turbo);
@@ -60,6 +68,15 @@ void turbo_free_large(Turbo *turbo) {
         }
 }
 
+void turbo_read_header(Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes) {
+    j_decompress_ptr info = &turbo->decompress;
+    jpeg_destroy_decompress(info);
+    jpeg_create_decompress(info);
+    info->progress = &turbo->progress;
+    jpeg_mem_src(info, jpeg, num_bytes);
+    jpeg_read_header(info, TRUE);
+}
+
 // Decode the part of a JPEG that contains a region, to RGB.
 //
 // Returns 0, or 1 where the JPEG has no end, another size, or what libjpeg finds an error in or warns of as far
@@ -76,9 +93,7 @@ PUBLIC int fastpsl_turbo_decode(
         jpeg_abort_decompress(info);
         return 1;
     }
-    turbo->errors.num_warnings = 0;
-    jpeg_mem_src(info, jpeg, num_bytes);
-    jpeg_read_header(info, TRUE);
+    turbo_read_header(turbo, jpeg, num_bytes);
     if (info->image_height != height || info->image_width != width) ERREXIT(info, JERR_IMAGE_TOO_BIG);
     info->out_color_space = JCS_RGB;
     info->dct_method = JDCT_ISLOW;
@@ -86,7 +101,9 @@ PUBLIC int fastpsl_turbo_decode(
     info->scale_num = 1, info->scale_denom = denominator;
     jpeg_start_decompress(info);
     // Upsampling at the left and right of the crop looks at its neighbours: one MCU more there, and a few rows.
-    uint32_t mcu = (uint32_t)(info->max_h_samp_factor * MIN_SCALED_BLOCK(info));
+    // An MCU of one component is one block, whatever its sampling factors say (ITU-T T.81, A.2.2).
+    int num_across = info->num_components == 1 ? 1 : info->max_h_samp_factor;
+    uint32_t mcu = (uint32_t)(num_across * MIN_SCALED_BLOCK(info));
     uint32_t full_width = info->output_width, full_height = info->output_height;
     uint32_t left = (uint32_t)region[1] / mcu * mcu, stop = (uint32_t)(region[1] + region[3]);
     left = left > mcu ? left - mcu : 0;
@@ -112,7 +129,7 @@ PUBLIC int fastpsl_turbo_decode(
         jpeg_finish_decompress(info); // reads on to the end, where a marker may be missing
     else
         jpeg_abort_decompress(info);
-    return turbo->errors.num_warnings != 0;
+    return 0;
 }
 
 void turbo_set_encoder(

@@ -1,0 +1,121 @@
+"""The tables and the number of a JPEG's scans, for plain Python and for numba, which compiles the same lines.
+
+libjpeg keeps an image's tables for the next one, so a decoder that is used for many images must know that
+each brings its own. turbo.c begins each image anew, and libjpeg itself counts the scans for it.
+"""
+
+import functools
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+# The status of `jpeg_scans`.
+SCANS_GOOD, SCANS_STANDARD_CODES, SCANS_NO_TABLES, SCANS_TOO_MANY = 0, 1, 2, 3
+MAX_SCANS = 500  # turbo.c has the same
+SCAN_REASONS = {
+    SCANS_NO_TABLES: "a JPEG without tables of its own, which it needs to be decoded",
+    SCANS_TOO_MANY: f"a JPEG of more than {MAX_SCANS} scans",
+}
+
+
+def scans_by(find_ff: Callable[..., int]) -> Callable[..., int]:
+    """Return `jpeg_scans` for buffers in which `find_ff(buffer, at, num_bytes)` finds the next 0xFF."""
+
+    def scans(buffer: "bytes | np.ndarray", num_bytes: int) -> int:
+        quantisation = huffman = components = num_components = seen = num_scans = 0
+        is_progressive = is_arithmetic = is_standard = False
+        at = 2
+        while at + 4 <= num_bytes:
+            if buffer[at] != 0xFF:  # within a scan
+                at = find_ff(buffer, at, num_bytes)
+                if at < 0:
+                    break
+                continue
+            marker = int(buffer[at + 1])
+            if marker == 0xFF:  # fill byte
+                at += 1
+                continue
+            if marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # a byte of a scan, or a restart
+                at += 2
+                continue
+            length = 256 * int(buffer[at + 2]) + int(buffer[at + 3])
+            end = at + 2 + length
+            if marker == 0xD9 or length < 2 or end > num_bytes:
+                break
+            table = at + 4
+            if marker == 0xDB:
+                while table < end:
+                    quantisation |= 1 << (int(buffer[table]) & 15)
+                    table += 129 if buffer[table] >= 16 else 65
+            elif marker == 0xC4:
+                while table + 17 <= end:
+                    huffman |= 1 << (int(buffer[table]) & 31)  # those of AC from bit 16 on
+                    num_values = 0
+                    for bits in range(1, 17):
+                        num_values += int(buffer[table + bits])
+                    table += 17 + num_values
+            elif 0xC0 <= marker <= 0xCF and marker != 0xC8 and marker != 0xCC:
+                num_components = int(buffer[at + 9]) if length >= 8 else 0
+                components = at + 10
+                if num_components < 1 or num_components > 4 or length != 8 + 3 * num_components or num_scans:
+                    break
+                is_progressive, is_arithmetic = (marker & 3) == 2, marker > 0xC8
+            elif marker == 0xDA:
+                num = int(buffer[at + 4])
+                if length != 6 + 2 * num or num_components == 0:
+                    break
+                num_scans += 1
+                if num_scans > MAX_SCANS:
+                    return SCANS_TOO_MANY
+                begins_with_dc, is_refinement = buffer[end - 3] == 0, buffer[end - 1] >= 16
+                for i in range(num):
+                    name, tables = int(buffer[at + 5 + 2 * i]), int(buffer[at + 6 + 2 * i])
+                    for k in range(num_components):
+                        is_new = buffer[components + 3 * k] == name and not (seen >> k) & 1
+                        if is_new and not (quantisation >> (int(buffer[components + 3 * k + 2]) & 15)) & 1:
+                            return SCANS_NO_TABLES
+                        seen |= is_new << k
+                    needs_dc = not is_arithmetic and (
+                        not is_progressive or (begins_with_dc and not is_refinement)
+                    )
+                    needs_ac = not is_arithmetic and not (is_progressive and begins_with_dc)
+                    lacks_dc = needs_dc and not (huffman >> (tables >> 4)) & 1
+                    lacks_ac = needs_ac and not (huffman >> (16 + (tables & 15))) & 1
+                    if lacks_dc or lacks_ac:
+                        if is_progressive or (lacks_dc and tables >= 32) or (lacks_ac and (tables & 15) > 1):
+                            return SCANS_NO_TABLES
+                        is_standard = True
+                if not is_progressive and num_scans == 1 and num == num_components:
+                    break  # the only one
+            at = end
+        return SCANS_STANDARD_CODES if is_standard else SCANS_GOOD
+
+    return scans
+
+
+_scans = scans_by(lambda jpeg, at, num_bytes: jpeg.find(b"\xff", at, num_bytes))
+
+
+def jpeg_scans(jpeg: bytes) -> int:
+    """Check a JPEG's scans (ITU-T T.81, Annex B) as far as its markers are in place; libjpeg judges the rest.
+
+    Returns:
+        SCANS_GOOD; SCANS_STANDARD_CODES where Huffman tables are missing, which are those of T.81, K.3, then;
+        SCANS_NO_TABLES where others are missing; SCANS_TOO_MANY for more than MAX_SCANS.
+    """
+    return _scans(jpeg, len(jpeg))
+
+
+@functools.cache
+def standard_codes() -> np.ndarray:
+    """Return a JPEG's first two bytes and the Huffman tables of T.81, K.3, as uint8.
+
+    They are those that libjpeg writes by default.
+    """
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    first, *segments = file.getvalue().split(b"\xff\xc4")
+    tables = [b"\xff\xc4" + segment[: int.from_bytes(segment[:2], "big")] for segment in segments]
+    return np.frombuffer(first[:2] + b"".join(tables), np.uint8)
