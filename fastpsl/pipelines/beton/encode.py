@@ -18,14 +18,8 @@ from PIL import Image
 from fastpsl.pipelines.beton.large_images import LargeImages
 from fastpsl.pipelines.beton.shard import JPG, RAW
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT
-from fastpsl.pipelines.data.image_file import (
-    BrokenImage,
-    check_pixels,
-    decode_any,
-    jpeg_orientation,
-    num_pixels,
-    turn,
-)
+from fastpsl.pipelines.data.image_file import BrokenImage, check_pixels, decode_any, num_pixels
+from fastpsl.pipelines.data.orientation import jpeg_orientation, turn
 from fastpsl.pipelines.data.plain_jpeg import plain_decoder
 from fastpsl.pipelines.decoders.codec import Codec, shrink
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header

@@ -17,22 +17,19 @@ from typing import Protocol, final
 import numpy as np
 
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, MODE_FILE, MODE_JPEG, UPRIGHT
-from fastpsl.pipelines.data.image_file import (
-    TURNED,
-    BrokenImage,
-    check_bytes,
-    jpeg_orientation,
-    upright_size,
-)
+from fastpsl.pipelines.data.heic import why_missing
+from fastpsl.pipelines.data.image_file import FORMATS, BrokenImage, check_bytes, upright_size
+from fastpsl.pipelines.data.orientation import TURNED, usual_jpeg_orientation
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.workers import map_in_order
 
-_VERSION = "folder-v1"  # a new name whenever the contents of the index change
+_VERSION = "folder-v2"  # a new name whenever the contents of the index change
+_LISTING = "folder-v1"  # the same for the digest of a listing, which runs are resumed by
 _THREADS = 16  # remote storage answers slowly, but many requests at once
-# Pillow reads the size of a JPEG whose frame header is further back.
+# Pillow reads the size of a JPEG whose first scan is further back.
 _HEAD_BYTES, _LONG_HEAD_BYTES = 1 << 16, 1 << 24
 
 RECORD = np.dtype(
@@ -136,7 +133,9 @@ class _Digests:
     """The two digests of a listing: of names, labels and sizes; and of these together with the times."""
 
     def __init__(self) -> None:
-        self._key, self._contents = (hashlib.blake2b(_VERSION.encode(), digest_size=16) for _ in range(2))
+        # The formats are a part of the key, because another Pillow or an installation adds some.
+        seeds = f"{_VERSION} {FORMATS} {why_missing()}", _LISTING
+        self._key, self._contents = (hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds)
 
     def add(self, name: str, label: int, file: _File) -> None:
         line = b"%s\0%d\0%d\0" % (os.fsencode(name), label, file.num_bytes)
@@ -187,13 +186,16 @@ def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
     with open(path, "rb") as file:
         data = file.read(_HEAD_BYTES)
         header = jpeg_header(data, len(data))
-        if data[:2] == b"\xff\xd8" and header[0] != HEADER_GOOD and num_bytes > len(data):
+        orientation = usual_jpeg_orientation(data)
+        is_good = header[0] == HEADER_GOOD and orientation is not None
+        if data[:2] == b"\xff\xd8" and not is_good and num_bytes > len(data):
             data += file.read(_LONG_HEAD_BYTES)
-            header = jpeg_header(data, len(data))
+            header, orientation = jpeg_header(data, len(data)), usual_jpeg_orientation(data)
     status, height, width, components, _, precision = header
     if status != HEADER_GOOD or components not in (1, 3) or precision != 8 or height * width > MAX_PIXELS:
         return None
-    orientation = jpeg_orientation(data)
+    if orientation is None:
+        return None
     size = (width, height) if orientation >= TURNED else (height, width)
     return (*size, MODE_JPEG, orientation)
 

@@ -9,9 +9,9 @@ from types import ModuleType
 import numpy as np
 from numba import njit
 
-from fastpsl.pipelines.data import dataset, image_file
+from fastpsl.pipelines.data import dataset, orientation
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable
-from fastpsl.pipelines.data.image_file import TURNED
+from fastpsl.pipelines.data.orientation import TURNED
 from fastpsl.pipelines.decoders import codes, jpeg_header, jpeg_scans, libffcv
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.codes import (
@@ -168,7 +168,7 @@ def stamp(*modules: ModuleType) -> int:
     return zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
 
 
-_read_part = _compiled(stamp(codes, image_file, jpeg_header, jpeg_scans, libffcv, dataset))
+_read_part = _compiled(stamp(codes, orientation, jpeg_header, jpeg_scans, libffcv, dataset))
 
 
 class Encoded:

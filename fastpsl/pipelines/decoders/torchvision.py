@@ -6,7 +6,8 @@ from typing_extensions import override
 from fastpsl.kernels.isotropic import DIAGONAL
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable, read_bytes
-from fastpsl.pipelines.data.image_file import TURNED, BrokenImage, decode_any, turn
+from fastpsl.pipelines.data.image_file import BrokenImage, decode_any
+from fastpsl.pipelines.data.orientation import TURNED, turn
 from fastpsl.pipelines.data.plain_jpeg import Decode, plain_decoder
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.area import area_resize

@@ -10,7 +10,10 @@ import numpy as np
 
 from fastpsl.pipelines.data.image_file import BrokenImage
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".avif",
+    ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".heic", ".heif", ".hif",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
