@@ -25,6 +25,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, environment, save_result, spread
+from fastpsl.pipelines.data.image_file import upright_size
 
 OURS = "fastpsl data write"
 THEIRS = "ffcv DatasetWriter"
@@ -115,8 +116,8 @@ def main() -> None:
             figures = ", ".join(f"{row['measured']} {row['median']:,.0f}" for row in rows[-2:])
             print(f"{title}: {figures} images/s, ratio {by_repeat['median']:.2f}", flush=True)
         files = [path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")]
-        with Image.open(files[0]) as first:
-            size = f"first {first.width} x {first.height} px"
+        height, width = upright_size(str(files[0]))
+        size = f"first {width} x {height} px"
         num_bytes = sum(path.stat().st_size for path in files)
         data = {"num_samples": len(files), "mean_bytes": round(num_bytes / len(files)), "size": size}
     save_result(

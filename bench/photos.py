@@ -40,6 +40,7 @@ from fastpsl.pipelines.beton.encode import Target, store_array
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import read_bytes
+from fastpsl.pipelines.data.image_file import decode_any, read_image_file
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.workers import map_in_order
 
@@ -188,9 +189,7 @@ def written(out: Path) -> str:
 
 def shrunk(path: str) -> bytes:
     """Return a photo's JPEG as `fastpsl data write --max-side 500` would store it."""
-    with Image.open(path) as opened:
-        image = np.asarray(opened.convert("RGB"))
-    return store_array(image, Target(max_side=LONG_SIDE_PX, quality=QUALITY)).data
+    return store_array(decode_any(read_image_file(path)), Target(max_side=LONG_SIDE_PX, quality=QUALITY)).data
 
 
 def decode_ms(jpegs: Sequence[bytes], decoder: str, repeats: int = 5) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from typing_extensions import override
@@ -19,6 +19,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.export import export
 from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
+from fastpsl.pipelines.data.image_file import BrokenImage, convert_pillow, decode_any, read_image_file
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE, center_view
 
@@ -31,7 +32,7 @@ class Transform:
 
     It shows what `fastpsl.embed` and the evaluations show. It resizes and crops by torchvision's v2
     transforms. The loaders' decoders resize in another way, so their pixels differ by rounding wherever an
-    image is resized.
+    image is resized. Files and PIL images become RGB as in folders: turned upright, with alpha over white.
 
     Attributes:
         input: The input that the weights expect: channels, mean, standard deviation and side.
@@ -223,19 +224,18 @@ def _pixels(picture: Picture) -> Tensor:
         if picture.dtype != np.uint8 or (picture.ndim != 2 and picture.shape[2:] != (3,)):
             raise ValueError(f"an array {picture.dtype} {picture.shape}: give uint8 [H, W, 3] or [H, W]")
         picture = Image.fromarray(picture)
-    if isinstance(picture, str | os.PathLike):
-        try:
-            with Image.open(picture) as file:
-                file.load()
-                loaded: Image.Image = file
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{os.fspath(picture)} cannot be read as an image ({' '.join(str(error).split())}): give "
-                "the path of an image file"
-            ) from None
-        picture = loaded
-    if not isinstance(picture, Image.Image):
-        kind = type(picture).__name__
-        raise ValueError(f"{kind} is no image: give a path, a PIL image or a uint8 array")  # noqa: TRY004
-    upright = ImageOps.exif_transpose(picture).convert("RGB")
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1)
+    try:
+        if isinstance(picture, Image.Image):
+            pixels = convert_pillow(picture)
+        elif isinstance(picture, str | os.PathLike):
+            pixels = decode_any(read_image_file(Path(picture)))
+        else:
+            kind = type(picture).__name__
+            raise ValueError(f"{kind} is no image: give a path, a PIL image or a uint8 array")  # noqa: TRY004
+    except (OSError, BrokenImage) as error:
+        name = "the PIL image" if isinstance(picture, Image.Image) else os.fspath(picture)
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(
+            f"{name} cannot be read as an image ({reason}): give the path of an image file"
+        ) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)

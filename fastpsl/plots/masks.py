@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.pipelines.voc.masks import VOID, palette
+from fastpsl.pipelines.voc.masks import VOID, palette, read_mask
 from fastpsl.plots.png import write_png
 
 HEIGHT_PX, GAP_PX, LINE_PX, FONT_PX = 150, 8, 18, 13
@@ -34,8 +34,8 @@ def draw_predicted_masks(
     rows = []
     for index in np.linspace(0, data.num_samples - 1, num_images).round().astype(int).tolist():
         truth, name = data.mask(index), data.image_id(index)
-        with Image.open(masks / f"{name}.png") as image:
-            prediction = np.array(image)
+        file = masks / f"{name}.png"
+        prediction = read_mask(file, file.read_bytes(), len(class_names) - 1, truth.shape)
         is_known = truth != VOID
         percent_right = 100 * float((prediction == truth)[is_known].mean()) if is_known.any() else 0.0
         pixels = read_image(data, index).permute(1, 2, 0).numpy()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fastpsl.pipelines.data.image_file import BrokenImage, decode_any, read_image_file
 from fastpsl.tables.page import words_of
 from fastpsl.tables.report import Report
 from fastpsl.tables.templates import templates
@@ -75,14 +76,13 @@ def _galleries(report: Report) -> dict[str, list[Embedded]]:
 def _embedded(path: Path, caption: str, alt: str = "") -> Embedded:
     try:
         return Embedded(path, caption, alt or caption, _data_uri(path))
-    except OSError:
+    except (OSError, BrokenImage):
         return Embedded(path, caption, alt or caption, None)
 
 
 def _data_uri(path: Path) -> str:
     """Return an image, at most 1,100 px wide, in 256 colours where that is smaller than a JPEG."""
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    image = Image.fromarray(decode_any(read_image_file(path)))
     if image.width > MAX_WIDTH_PX:
         size = (MAX_WIDTH_PX, round(image.height * MAX_WIDTH_PX / image.width))
         image = image.resize(size, Image.Resampling.LANCZOS)
