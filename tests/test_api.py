@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 import fastpsl
 from fastpsl.engine import recipe_process
@@ -227,6 +227,56 @@ def test_a_transform_turns_photos_upright(tmp_path: Path, model: fastpsl.Model) 
     exif[0x0112] = 3  # turned by 180 degrees
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     torch.testing.assert_close(model.transform(tmp_path / "turned.png"), model.transform(pixels[::-1].copy()))
+
+
+def files_of_many_kinds(root: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 5, 4), np.uint8)
+    clear = Image.fromarray(np.kron(pixels, np.ones((8, 8, 1), np.uint8)))  # transparent in part
+    image, grey, exif = clear.convert("RGB"), clear.convert("L"), Image.Exif()
+    exif[0x0112] = 6
+    root.mkdir()
+    image.save(root / "rgb.png")
+    grey.save(root / "grey.jpg")
+    image.convert("CMYK").save(root / "cmyk.jpg")
+    image.quantize(16).save(root / "palette.png", transparency=3)
+    clear.save(root / "rgba.png")
+    clear.convert("LA").save(root / "la.png")
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(root / "16 bit.png")
+    image.save(root / "turned.png", exif=exif)
+    image.save(root / "turned.jpg", exif=exif)
+    image.save(root / "image.gif")
+    clear.save(root / "clear.avif")
+    clear.save(root / "clear.jp2")
+
+
+def test_a_transform_sees_in_files_and_pil_images_what_embedding_sees(
+    tmp_path: Path, model: fastpsl.Model
+) -> None:
+    files_of_many_kinds(tmp_path / "kinds")
+    features, _ = fastpsl.embed(model, tmp_path / "kinds", size_px=35)  # 40 px, so nothing is resized
+    transform, paths = Transform(model.input, 35), sorted((tmp_path / "kinds").iterdir())
+    for path, expected in zip(paths, features, strict=True):
+        assert torch.equal(transform(path), transform(Image.open(path))), path
+        with torch.no_grad():
+            values = model.features(transform(path)[None])[0].numpy()
+        difference = np.linalg.norm(values - expected) / np.linalg.norm(expected)
+        assert difference < (0.02 if path.suffix == ".jpg" else 1e-4), path  # decoders differ in JPEGs
+
+
+@pytest.mark.parametrize("read", ["transform", "embed"])
+def test_no_program_is_started_for_an_image(
+    read: str, tmp_path: Path, model: fastpsl.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    path, script = tmp_path / "photos" / "a.jpg", tmp_path / "gs"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it again
+    with pytest.raises(ValueError, match="no image of a known format") as error:
+        model.transform(path) if read == "transform" else fastpsl.embed(model, path.parent)
+    assert "\n" not in str(error.value) and not (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize("channels", ["RGB", "L", "Sobel", "SobelXY"])

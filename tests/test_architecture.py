@@ -50,6 +50,7 @@ OPTIONAL = (
     "torchmetrics",
     "timm",
     "IPython",
+    "pi_heif",
 )
 FILE_MODULES = {"pathlib", "os", "io", "tempfile", "shutil", "glob", "json", "mmap", "pickle"}
 FILE_CALLS = re.compile(r"open|(np|torch)\.(load|save|savez|fromfile|memmap|loadtxt|savetxt)|.*\.tofile")

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from fastpsl.pipelines.beton import encode
 from fastpsl.pipelines.beton.encode import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
+from fastpsl.pipelines.data.image_file import decode_any, num_pixels, upright_size
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codec import shrink
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
@@ -78,6 +79,24 @@ def palette_with_hole() -> tuple[bytes, np.ndarray]:
     )
 
 
+def animation() -> tuple[bytes, np.ndarray]:
+    first, second = (Image.fromarray(photo(seed, 90, 121)).quantize(64) for seed in (1, 2))
+    return file_of(first, "GIF", save_all=True, append_images=[second]), np.asarray(first.convert("RGB"))
+
+
+def gif_with_hole() -> tuple[bytes, np.ndarray]:
+    image = Image.fromarray(PHOTO).quantize(64)
+    hole = np.asarray(image)[..., None] == 5
+    return file_of(image, "GIF", transparency=5), np.where(hole, 255, np.asarray(image.convert("RGB")))
+
+
+def avif_with_alpha() -> tuple[bytes, np.ndarray]:
+    data = file_of(RGBA, "AVIF")
+    pixels = np.asarray(Image.open(io.BytesIO(data))).astype(float)
+    assert np.ptp(pixels[..., 3]) > 200
+    return data, 255 + (pixels[..., :3] - 255) * pixels[..., 3:] / 255
+
+
 KINDS: dict[str, Callable[[], tuple[bytes, np.ndarray]]] = {
     "progressive": lambda: as_pillow_decodes(jpeg(PHOTO, progressive=True)),
     "grey jpeg": lambda: as_pillow_decodes(file_of(Image.fromarray(GREY), "JPEG")),
@@ -101,6 +120,17 @@ KINDS: dict[str, Callable[[], tuple[bytes, np.ndarray]]] = {
         file_of(Image.fromarray(GREY_16), "PNG"),
         np.dstack([GREY_16 * (255 / 65535)] * 3),
     ),
+    "gif": animation,
+    "gif with a hole": gif_with_hole,
+    "jpeg 2000": lambda: (file_of(Image.fromarray(PHOTO), "JPEG2000"), PHOTO),
+    "jpeg 2000 without boxes": lambda: (file_of(Image.fromarray(PHOTO), "JPEG2000", no_jp2=True), PHOTO),
+    "alpha jpeg 2000": lambda: (file_of(RGBA, "JPEG2000"), OVER_WHITE),
+    "16-bit jpeg 2000": lambda: (
+        file_of(Image.fromarray(GREY_16), "JPEG2000"),
+        np.dstack([GREY_16 * (255 / 65535)] * 3),
+    ),
+    "avif": lambda: as_pillow_decodes(file_of(Image.fromarray(PHOTO), "AVIF")),
+    "alpha avif": avif_with_alpha,
     "16-bit tiff": lambda: (
         file_of(Image.fromarray(GREY_16), "TIFF"),
         np.dstack([GREY_16 * (255 / 65535)] * 3),
@@ -240,6 +270,9 @@ def test_broken_images_say_why() -> None:
         (data[:20], ""),
         (file_of(Image.fromarray(PHOTO), "PNG")[:500], ""),
         (file_of(Image.fromarray(GREY.astype(np.float32)), "TIFF"), "floating-point"),
+        (file_of(Image.fromarray(PHOTO), "GIF")[:2000], "truncated"),
+        (file_of(Image.fromarray(PHOTO), "JPEG2000")[:-1], "broken data stream"),
+        (file_of(Image.fromarray(PHOTO), "AVIF")[:-1], "Truncated data"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a known format"),
     ):
         with pytest.raises(BrokenImage) as caught:
@@ -247,6 +280,30 @@ def test_broken_images_say_why() -> None:
         assert word in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(BrokenImage, match="uint8"):
         store_array(np.zeros((4, 4), np.uint8), Target())
+
+
+@pytest.mark.parametrize(
+    ("kind", "no_jp2"), [("GIF", False), ("AVIF", False), ("JPEG2000", False), ("JPEG2000", True)]
+)
+def test_sizes_are_checked_before_any_pixel_is_decoded(
+    kind: str, no_jp2: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = file_of(Image.fromarray(PHOTO), kind, no_jp2=no_jp2)
+    (tmp_path / "x").write_bytes(data)
+    assert num_pixels(data) == 90 * 121 and upright_size(str(tmp_path / "x")) == (90, 121)
+    monkeypatch.setattr("fastpsl.pipelines.data.image_file.MAX_PIXELS", 90 * 121 - 1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("pixels are decoded"))
+    for read in (decode_any, num_pixels, lambda data: upright_size(str(tmp_path / "x"))):
+        with pytest.raises(BrokenImage, match="121 x 90 px are more than 10,889 pixels"):
+            read(data)
+
+
+def test_a_jpeg_2000_whose_boxes_lie_about_its_size_is_refused() -> None:
+    data = bytearray(file_of(Image.fromarray(PHOTO), "JPEG2000"))
+    at = data.index(b"\xff\x4f\xff\x51") + 8  # the size of the codestream, not that in the boxes
+    data[at : at + 8] = (12_000).to_bytes(4, "big") * 2
+    with pytest.raises(BrokenImage, match="broken data stream"):
+        decode_any(bytes(data))
 
 
 @needs_ffcv("torchvision and Pillow keep libjpeg's warnings to themselves")
