@@ -1,6 +1,7 @@
 """HEIC images, and what is said of them without the package that reads them."""
 
 import base64
+import struct
 import sys
 import zlib
 from pathlib import Path
@@ -29,15 +30,16 @@ HEIC = zlib.decompress(
         "96Wt3/9LH3HPcfpXnLfz/6r0+Dnz4x50cN5hfviD7260HDAYGdggEeHry6AF5HEwMDIKgcIKFB4Q+wFnTn9X"
     )
 )
-TURN, EXIF = b"\x09irot\x03", b"\x01\x12\0\x03\0\0\0\x01\0\x06"
+TURN, EXIF = b"\x09irot\x03", b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
 WHY = 'HEIC needs a package; pip install "fastpsl-vision[heic]" installs it'
 
 
 @needs_heic
 @pytest.mark.parametrize("exif", range(1, 9))
-def test_heic_is_turned_by_its_boxes_alone(exif: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("type", "code"), [(1, "B3x"), (3, "H2x"), (4, "I")])
+def test_heic_is_turned_by_its_boxes_alone(exif: int, type: int, code: str, tmp_path: Path) -> None:
     assert HEIC.count(TURN) == HEIC.count(EXIF) == 1
-    told = HEIC.replace(EXIF, EXIF[:-1] + bytes([exif]))
+    told = HEIC.replace(EXIF, struct.pack(f">HHI{code}", 0x112, type, 1, exif))
     boxes = {b"\x09irot" + bytes([turns]): np.rot90(SQUARES, turns) for turns in range(4)}
     boxes |= {b"\x09imir\x00": SQUARES[::-1], b"\x09imir\x01": SQUARES[:, ::-1]}
     for box, expected in boxes.items():
