@@ -111,7 +111,10 @@ def test_an_orientation_behind_the_pixels_is_found_across_blocks(
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "a.png"
-    path.write_bytes(file_of(Image.fromarray(photo(0, 30, 50)), "PNG", exif=exif))
+    data = file_of(Image.fromarray(photo(0, 30, 50)), "PNG", exif=exif)
+    start, end = data.index(b"eXIf") - 4, data.index(b"IDAT") - 4
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    assert decode_any(path.read_bytes()).shape == (50, 30, 3)
     for block_bytes in range(9, 40):
         monkeypatch.setattr(image_file, "_BLOCK_BYTES", block_bytes)
         assert upright_size(str(path)) == (50, 30)

@@ -5,7 +5,7 @@ number of the type BYTE, SHORT or LONG, 1 to 8, in the byte order of the data. O
 first counts. Anything else is upright, and XMP is ignored.
 
 AVIF and HEIC have boxes of their own instead (irot, imir). Pillow reports those of AVIF as the tag, in place
-of the file's own one, and pi-heif applies those of HEIC.
+of the file's own one. pi-heif applies those of HEIC, and sets the tag to 1.
 """
 
 import io
@@ -123,7 +123,7 @@ def exif_orientation(image: Image.Image) -> int:
     if old and not data:
         with suppress(ValueError):
             data = bytes.fromhex("".join(old.split("\n")[3:]))
-    return UPRIGHT if image.format == "HEIF" else tiff_orientation(io.BytesIO(data.removeprefix(_EXIF)))
+    return tiff_orientation(io.BytesIO(data.removeprefix(_EXIF)))
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
