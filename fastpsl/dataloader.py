@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -252,7 +253,10 @@ def loader(
         data = paths.train if train else paths.test
     owns_data = isinstance(data, str | Path)
     folder = None if cache_dir is None else Path(cache_dir)
-    dataset = open_data(data, folder, cache_gb) if isinstance(data, str | Path) else data
+    with warnings.catch_warnings() if rank else nullcontext():
+        if rank:  # rank 0 gives the same ones
+            warnings.simplefilter("ignore", UserWarning)
+        dataset = open_data(data, folder, cache_gb) if isinstance(data, str | Path) else data
     try:
         batches = Loader(
             dataset,

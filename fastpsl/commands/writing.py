@@ -21,7 +21,8 @@ def counted(src: str, format: str, **options: Any) -> Source:
         source = open_source(src, format, on_progress=on_progress, **options)
     for line in source.notes:
         print(f"{src}: {line}")
-    for line in source.warnings:
+    left_out = source.left_out.line()
+    for line in (*source.warnings, *([f"left out: {left_out}"] if left_out else ())):
         warnings.warn(f"{src}: {line}", stacklevel=1)
     return source
 
@@ -49,6 +50,7 @@ def record_of(src: str, split: str | None, shard: str, source: Source) -> dict[s
         "split": split,
         "shard": shard,
         "num_total": source.num_total,
+        "left_out": {kind: num for kind, num in source.left_out.counts.items() if num},
     }
 
 

@@ -17,11 +17,12 @@ from fastpsl.cli import main
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data import header_index
+from fastpsl.pipelines.data.classes import classes_of
 from fastpsl.pipelines.data.image_files import Folder, Listed
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.choose import open_source
-from fastpsl.pipelines.sources.listed import ImageList, image_list
+from fastpsl.pipelines.sources.listed import ImageList, image_list, labelled_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import jpeg, photo
 
@@ -84,7 +85,9 @@ def compare(data: Listed, beton: Beton) -> None:
     views = [ViewSpec(RandomResizedCrop(24))]
     batches = []
     for each in (data, beton):
-        with Loader(each, views, batch_size_per_rank=4, num_threads=1, decoder="torchvision") as loader:
+        with Loader(
+            each, views, batch_size_per_rank=min(4, data.num_samples), num_threads=1, decoder="torchvision"
+        ) as loader:
             batches.append([(batch.indices, batch.labels, batch.images[0]) for batch in loader.epoch(1)])
     for actual, expected in zip(*batches, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
@@ -201,6 +204,60 @@ def test_miniimagenets_csv(same_as_its_beton: Callable[[Path], Listed], tmp_path
     assert Path(data.name(0)).name == names[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "labels", "class_names"),
+    [
+        ('path,label\na.jpg,0\n"b, c.jpg",2\nd.jpg,1\n', [0, 2, 1], None),
+        ('"a.jpg",7.0\r\n"b, c.jpg",0\r\n\r\n"d.jpg",07\r\n', [7, 0, 7], None),
+        ("image;class\na.jpg;cat\nb, c.jpg;a bee\nd.jpg;cat\n", [1, 0, 1], ["a bee", "cat"]),
+        (
+            '\ufeffFile Name\tLabel\na.jpg\tcow\n"b, c.jpg"\tant\nd.jpg\tbee\n',
+            [2, 0, 1],
+            ["ant", "bee", "cow"],
+        ),
+        (
+            ',label,split,image_path\n0,x,val,a.jpg\n1,y,val,"b, c.jpg"\n2,x,val,d.jpg\n',
+            [0, 1, 0],
+            ["x", "y"],
+        ),
+        ('kind,photo\n10,a.jpg\n9,"b, c.jpg"\n10,d.jpg\n', [10, 9, 10], None),
+        ('image\na.jpg\n"b, c.jpg"\nd.jpg\n', [-1, -1, -1], None),
+        (
+            'a.jpg,"b, c"\n"b, c.jpg","say ""d"""\n__MACOSX/._a.jpg,e\nd.jpg,"b, c"\n',
+            [0, 1, 0],
+            ["b, c", 'say "d"'],
+        ),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "txt"])
+def test_tables(
+    text: str, labels: list[int], class_names: list[str] | None, ending: str,
+    same_as_its_beton: Callable[[Path], Listed], tmp_path: Path,
+) -> None:  # fmt: skip
+    """Commas, semicolons and tabs, quoted names, any header or none, labels as numbers or names."""
+    write_images(tmp_path, ["a.jpg", "b, c.jpg", "d.jpg"])
+    path = tmp_path / f"list.{ending}"
+    path.write_text(text, encoding="utf-8", newline="")
+    data = same_as_its_beton(path)
+    assert [Path(data.name(i)).name for i in range(3)] == ["a.jpg", "b, c.jpg", "d.jpg"]
+    assert data.labels().tolist() == labels and data.class_names == class_names
+    assert classes_of(path).class_names == class_names
+    given = labelled_folder(tmp_path, path)
+    assert (given.names.labels, given.class_names) == (labels, class_names)
+
+
+def test_a_list_of_all_files_on_a_disk_holds_leftovers(tmp_path: Path) -> None:
+    """As `find` lists them; a hidden folder that leads to the images is none."""
+    write_images(tmp_path / ".cache", NAMES)
+    others = ["ant/._0.jpg", "__MACOSX/ant/._0.jpg", "bee/@eaDir/0.jpg/THUMB.jpg", "$RECYCLE.BIN/x.jpg"]
+    (tmp_path / "l.txt").write_text("".join(f".cache/{name} 0\n" for name in (*others, *NAMES)))
+    source = image_list(tmp_path / "l.txt")
+    assert source.names.paths == [f".cache/{name}" for name in NAMES]
+    assert source.left_out.line() == (
+        "left out: 4 leftovers of other programs (the first is .cache/ant/._0.jpg)"
+    )
+
+
 def test_shards_are_runs_of_the_list(tmp_path: Path) -> None:
     write_images(tmp_path)
     (tmp_path / "l.txt").write_text("\n".join(NAMES))
@@ -274,12 +331,20 @@ BAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "a large number": ("l.csv", "ant/0.jpg 2147483648\n", ("no integer from 0",)),
     "thousands of digits": ("l.csv", f"ant/0.jpg {'9' * 5000}\n", ("no integer from 0",)),
     "a cell without an end": ("l.csv", 'filename,label\n"' + "x" * 200_000,
-                              ("is no table of filename,label",)),
-    "commas": ("l.csv", "ant/0.jpg,0\n",
-               ("line 1, 'ant/0.jpg,0', is neither an image's PATH nor PATH LABEL",)),
+                              ("is no table (field larger than",)),
+    "an unknown kind": ("l.csv", "ant/0.psd,0\nant/0.jpg,1\n",
+                        ("line 1, 'ant/0.psd,0', is neither an image's PATH nor PATH LABEL",)),
+    "columns without names": ("l.csv", '"ant/0.jpg",ant,1\n', ("has 3 columns ('ant/0.jpg, ant, 1')",)),
+    "columns of other names": ("l.csv", "image,kind,colour\nant/0.jpg,ant,red\n",
+                               ("has 3 columns", "name them path and label there, or keep these two alone")),
+    "two columns of labels": ("l.csv", "image,label,class\nant/0.jpg,1,ant\n", ("has 3 columns",)),
+    "numbers and names": ("l.csv", "path,label\nant/0.jpg,0\nant/1.jpg,ant\n",
+                          ("line 3", "has a name after the path, and the first image has a number")),
+    "a fraction in a table": ("l.csv", "path,label\nant/0.jpg,0.5\n", ("line 2", "no integer from 0")),
+    "hidden alone": ("l.csv", "path,label\nant/._0.jpg,0\n", ("names no image",)),
     "a long line": ("l.txt", "x" * 9999, ("line 1, 'xxxx", "...', is neither")),
     "a third cell": ("l.csv", "filename,label\nant/0.jpg,ant,1\n",
-                     ("line 2, 'ant/0.jpg,ant,1', is no file's name and a label",)),
+                     ("line 2, 'ant/0.jpg,ant,1', lacks a path or a label, or has another number",)),
     "an empty cell": ("l.csv", "filename,label\nant/0.jpg,\n", ("line 2",)),
     "no json": ("l.json", "{", ("is no JSON",)),
     "a beton's": ("l.json", {"format": 1, "num_samples": 3},

@@ -104,6 +104,40 @@ def test_labels_of_other_types(tmp_path: Path) -> None:
     for dtype in (np.uint8, np.int16, ">i4", np.uint64):
         np.savez(src, images=IMAGES, labels=LABELS.astype(dtype))
         assert [sample.label for sample in samples(src)] == list(LABELS)
+    whole = LABELS.astype(np.float32)
+    whole[3] = np.nan  # as pandas writes a missing number
+    for labels in (whole, np.where(np.isnan(whole), "", LABELS.astype(str))):
+        np.savez(src, images=IMAGES, labels=labels)
+        expected = [-1 if i == 3 else label for i, label in enumerate(LABELS.tolist())]
+        assert [sample.label for sample in samples(src)] == expected
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 22])
+def test_labels_that_are_text_are_classes(
+    chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "_CHUNK_BYTES", chunk)
+    numbers = np.arange(10) % 4
+    names = np.array(["cow", "été", "ant 7", "bee"])
+    for labels in (names[numbers], names[numbers][:, None], np.char.encode(names, "utf-8")[numbers]):
+        np.savez(tmp_path / "a.npz", images=IMAGES, labels=labels)
+        source = open_source(str(tmp_path / "a.npz"))
+        assert source.class_names == ["ant 7", "bee", "cow", "été"] and not source.warnings
+        assert [sample.label for sample in source.samples()] == [(2, 3, 0, 1)[label] for label in numbers]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (LABELS + 0.5, "holds 0.5, which is neither a whole number nor a name: no labels"),
+        (np.array(["1", "ant"] * 5), "holds both numbers and names: no labels"),
+    ],
+)
+def test_labels_that_are_none_are_said(labels: np.ndarray, words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=labels)
+    source = open_source(str(tmp_path / "a.npz"))
+    assert source.warnings == [f"labels {words}"] and source.class_names is None
+    assert [sample.label for sample in source.samples()] == [-1] * 10
 
 
 def test_shards_together_are_the_whole(tmp_path: Path) -> None:
@@ -134,7 +168,8 @@ def test_shards_together_are_the_whole(tmp_path: Path) -> None:
         ),
         ({"images": IMAGES, "labels": LABELS[:9]}, "labels int64 [9] beside"),
         ({"images": IMAGES, "labels": np.zeros((10, 4), int)}, "labels int64 [10, 4] beside"),
-        ({"images": IMAGES, "labels": LABELS.astype(float)}, "labels float64 [10]"),
+        ({"images": IMAGES, "labels": LABELS.astype(complex)}, "labels complex128 [10]"),
+        ({"images": IMAGES, "labels": LABELS.astype(float) - 2}, "labels from -2 to"),
         ({"images": IMAGES, "labels": LABELS - 2}, "labels from -2 to"),
         ({"images": IMAGES, "labels": LABELS + 2**31}, "labels from 2147483648"),
         ({"images": IMAGES, "labels": np.array([{}] * 10)}, "labels holds Python objects"),

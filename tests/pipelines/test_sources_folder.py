@@ -1,7 +1,9 @@
 """Folders as sources: trees, flat folders, and errors for anything else."""
 
 import os
+import shutil
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import info
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.data.open import check_form
+from fastpsl.pipelines.data.open import check_form, open_data
 from fastpsl.pipelines.sources.folder import folder_classes, image_folder
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
@@ -23,7 +25,8 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
         {"b.jpg": jpeg(photo(0, 30, 30)), "a.JPEG": jpeg(photo(1, 30, 30)), "notes.txt": b"x"},
     )
     source = image_folder(flat)
-    assert (source.num_samples, source.class_names, source.num_ignored) == (2, None, 1)
+    assert (source.num_samples, source.class_names) == (2, None)
+    assert source.left_out.line() == "1 file of another kind (1 .txt)"
     assert [(sample.name, sample.label) for sample in source.samples()] == [("a.JPEG", -1), ("b.jpg", -1)]
     write_folder(flat, tmp_path / "flat.beton")
     with Beton(tmp_path / "flat.beton") as beton:
@@ -43,10 +46,9 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "gap" / "cow").mkdir()
     (tmp_path / "gap" / "dog" / "circle").symlink_to(tmp_path / "gap" / "dog")
     source = image_folder(tmp_path / "gap")
-    assert (
-        source.class_names == ["cat", "cow", "dog"]
-        and source.empty_classes == ["cow"]
-        and source.num_samples == 2
+    assert source.class_names == ["cat", "cow", "dog"] and source.num_samples == 2
+    assert source.left_out.line() == (
+        "1 leftover of another program (.git), 1 class without an image, which keeps its label (cow)"
     )
 
 
@@ -111,6 +113,63 @@ def test_one_folder_of_all_images_is_no_class(tmp_path: Path, name: str) -> None
     assert image_folder(root).class_names == folder_classes(root) == sorted([name, "cat", "labels"])
 
 
+LEFTOVERS = (
+    "__MACOSX", ".DS_Store", "._cat", ".AppleDouble", "Icon\r", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN",
+    "System Volume Information", "lost+found", "@eaDir", "#recycle", "@Recycle", ".@__thumb", ".Trash-1000",
+    ".thumbnails", ".git", ".dvc", ".ipynb_checkpoints", "__pycache__", ".cache",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["", "cat"])
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_what_other_programs_leave_is_neither_a_class_nor_an_image(
+    where: str, name: str, tmp_path: Path
+) -> None:
+    """As a folder with images, and as a file; beside classes, within one, and beside the images."""
+    root = tree(tmp_path / "photos", {f"{kind}/{i}.jpg": b"x" for kind in ("cat", "dog") for i in range(2)})
+    expected = [("cat/0.jpg", 0), ("cat/1.jpg", 0), ("dog/0.jpg", 1), ("dog/1.jpg", 1)]
+    for make in (
+        lambda: tree(root / where, {f"{name}/cat/a.jpg": b"x", f"{name}/b.jpg": b"x"}),
+        lambda: (root / where / name).write_bytes(b"x"),
+    ):
+        make()
+        source = image_folder(root)
+        assert [(sample.name, sample.label) for sample in source.samples()] == expected
+        assert source.class_names == folder_classes(root) == ["cat", "dog"]
+        told = " ".join(name.split())
+        assert source.left_out.line() == f"1 leftover of another program ({told})"
+        flat = image_folder(root / "cat")
+        assert [(sample.name, sample.label) for sample in flat.samples()] == [("0.jpg", -1), ("1.jpg", -1)]
+        assert flat.left_out.counts == ({"leftovers": 1} if where else {})
+        if (root / where / name).is_dir():
+            shutil.rmtree(root / where / name)
+
+
+def test_a_leftover_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lost+found belongs to root, and nobody else may list it."""
+    root = tree(tmp_path, {"cat/0.jpg": b"x", "lost+found/x.jpg": b"x"})
+    listed, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    assert image_folder(root).num_samples == 1
+    assert set(listed) == {str(root), str(root / "cat")}
+
+
+def test_open_data_tells_what_is_left_out(tmp_path: Path) -> None:
+    """One line, the same for a folder and for the dataset file written from it."""
+    photos = {f"{kind}/{i}.jpg": jpeg(photo(i, 30, 30)) for kind in ("cat", "dog") for i in range(2)}
+    others = {"cat/a.txt": b"x", "cat/b.HEIC": b"x", "dog/c.heic": b"x", "d.md": b"x", "dog/README": b"x"}
+    root = tree(tmp_path / "photos", photos | others | {"__MACOSX/cat/._0.jpg": b"x", "dog/._1.jpg": b"x"})
+    (root / "cow").mkdir()
+    line = (
+        "5 files of other kinds (2 .heic, 1 .md, 1 .txt, ...), 2 leftovers of other programs (the first is "
+        "__MACOSX), 1 class without an image, which keeps its label (cow)"
+    )
+    assert image_folder(root).left_out.line() == line
+    with pytest.warns(UserWarning) as caught, closing(open_data(root)):
+        pass
+    assert [str(warning.message) for warning in caught] == [f"{root}: left out: {line}"]
+
+
 def test_a_list_beside_the_images_has_their_classes(tmp_path: Path) -> None:
     root = tree(tmp_path / "val", {"images/val_0.JPEG": b"x", "a.txt": b"no list", "b.txt": b""})
     tree(root, {"val_annotations.txt": b"val_0.JPEG\tn03444034\t0\t32\t44\t62\n"})
@@ -159,7 +218,7 @@ def test_pipes_are_left_alone_and_links_in_circles_are_named(tmp_path: Path) -> 
     (root / "a" / "4.jpg").symlink_to("nowhere.jpg")
     source = image_folder(root)
     assert [sample.name for sample in source.samples()] == ["a/1.jpg", "a/3.jpg", "a/4.jpg"]
-    assert source.num_ignored == 1
+    assert source.left_out.counts == {"other files": 1}
     out = tmp_path / "out.beton"
     assert write_beton(source.samples(), out, num_samples=3, max_bad="2").num_samples == 1
     rows = quarantine_path(out).read_text().splitlines()[1:]

@@ -173,9 +173,9 @@ def test_columns_without_features(tmp_path: Path) -> None:
             "--image-column n: does not hold images or their bytes",
         ),
         (
-            {"a": [b"x"], "t": ["x"]},
+            {"a": [b"x"], "t": [[1]]},
             {"label_column": "t"},
-            "--label-column t: does not hold integers or a ClassLabel",
+            "--label-column t: does not hold numbers, text or a ClassLabel",
         ),
         ({"a": [b"x"]}, {"image_column": "c"}, "--image-column c"),
         ({"a": pyarrow.array([], pyarrow.binary())}, {}, "has no rows"),
@@ -276,9 +276,48 @@ for path in sys.argv[1:]:
     assert large - small < 40
 
 
-@pytest.mark.parametrize("values", [["cat", "dog"], [0.0, 1.0]])
-def test_a_column_of_labels_that_are_no_integers_is_said(tmp_path: Path, values: list[Any]) -> None:
+def test_labels_that_are_text_are_classes(tmp_path: Path) -> None:
+    """Of all files together; also pandas's categories, numbers as text, and data sets of `datasets`."""
+    names = ["dog", None, "ant", "", "été", "dog"]
+    expected = [1, -1, 0, -1, 2, 1]
+    for values in (
+        names,
+        pyarrow.array(names).dictionary_encode(),
+        pyarrow.array(names, pyarrow.large_string()),
+    ):
+        write_parquet(tmp_path / "t" / "0.parquet", {"image": PHOTOS[:4], "label": values[:4]})
+        write_parquet(tmp_path / "t" / "1.parquet", {"image": PHOTOS[4:6], "label": values[4:]})
+        (tmp_path / "t" / "._1.parquet").write_bytes(b"of macOS")
+        source = open_source(str(tmp_path / "t"))
+        assert source.class_names == ["ant", "dog", "été"] and not source.warnings
+        assert [sample.label for sample in source.samples()] == expected
+        parts = [sample for i in range(3) for sample in samples(tmp_path / "t", shard=(i, 3))]
+        assert [part.label for part in parts] == expected
+    datasets.Dataset.from_dict({"image": PHOTOS[:6], "label": names}).save_to_disk(str(tmp_path / "saved"))
+    assert [sample.label for sample in samples(tmp_path / "saved")] == expected
+    write_parquet(tmp_path / "n.parquet", {"image": PHOTOS[:3], "label": ["10", "9", None]})
+    assert [sample.label for sample in samples(tmp_path / "n.parquet")] == [10, 9, -1]
+    given = open_source(str(tmp_path / "t"), classes="none")
+    assert [sample.label for sample in given.samples()] == [-1] * 6
+
+
+def test_fractions_that_are_whole_are_numbers(tmp_path: Path) -> None:
+    values = pyarrow.array([2.0, None, float("nan"), 0.0])
+    src = write_parquet(tmp_path / "a.parquet", {"image": PHOTOS[:4], "label": values})
+    assert [sample.label for sample in samples(src)] == [2, -1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0.5, 1.0], "holds 0.5, which is neither a whole number nor a name"),
+        (["cat", "1"], "holds both numbers and names"),
+        (["1.5", "2"], "holds '1.5', which is neither a whole number nor a name"),
+        ([[0], [1]], "holds neither numbers nor text"),
+    ],
+)
+def test_a_column_that_holds_no_labels_is_said(tmp_path: Path, values: list[Any], words: str) -> None:
     parquet.write_table(pyarrow.table({"image": PHOTOS[:2], "label": values}), tmp_path / "a.parquet")
     source = open_source(str(tmp_path / "a.parquet"))
-    assert source.warnings == ["column label holds neither integers nor a ClassLabel: no labels"]
+    assert source.warnings == [f"column label {words}: no labels"] and source.class_names is None
     assert [sample.label for sample in source.samples()] == [-1, -1]

@@ -59,7 +59,7 @@ def test_webdataset_shards_become_a_beton(tmp_path: Path) -> None:
     )  # fmt: skip
     source = open_source(str(tmp_path / "train-*.tar"))
     assert source.class_names is None and "WebDataset" in source.notes[0]
-    assert source.warnings == ["2 images share the key of another and are left out"]
+    assert source.warnings == [] and source.left_out.line() == "2 images that share the key of another"
     assert names_and_labels(tmp_path / "train-*.tar") == [
         ("train-0.tar/a/0.jpg", 3), ("train-0.tar/b/0.jpeg", 5), ("train-0.tar/c.webp", -1),
         ("train-1.tar/käfer 1.jpg", 7), ("train-1.tar/new\nline.PNG", 0),
@@ -112,7 +112,9 @@ def test_class_folders(ending: str, format: int, tmp_path: Path) -> None:
     )
     source = open_source(str(src))
     assert source.class_names == ["an ant", "cat", "dog"] and source.notes == ["3 class folders below train"]
-    assert source.warnings == ["3 files are no images by their names; left out"]
+    assert source.left_out.line() == (
+        "2 files of other kinds (1 other, 1 .json), 1 leftover of another program (train/dog/._1.jpg)"
+    )
     names = ["dog/1", "dog/more/é", "an ant/1.v2", "an ant/1.v3", f"cat/{long}"]
     labels = [2, 2, 0, 0, 1]
     assert names_and_labels(src) == [
@@ -196,6 +198,49 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
     assert all(
         f"its label in {name} is no integer" in reason for name, (_, reason) in zip(labels, bad, strict=False)
     )
+
+
+def test_labels_that_are_names(tmp_path: Path) -> None:
+    """Sorted, as the names of folders; a sample may have none, and names of several tars are one set."""
+    make_tar(
+        tmp_path / "0.tar", [("0.jpg", PHOTOS[0]), ("0.cls", b"dog\n"), ("1.cls", b""), ("1.jpg", PHOTOS[1])]
+    )
+    make_tar(
+        tmp_path / "1.tar",
+        [
+            ("2.jpg", PHOTOS[2]),
+            ("2.json", '{"label": "été"}'.encode()),
+            ("3.jpg", PHOTOS[3]),
+            ("3.cls", b"ant"),
+        ],
+    )
+    source = open_source(str(tmp_path / "?.tar"))
+    assert source.class_names == ["ant", "dog", "été"] and source.notes[0].endswith(".json: 3 classes")
+    assert [label for _, label in names_and_labels(tmp_path / "?.tar")] == [1, -1, 2, 0]
+    parts = [sample for i in range(3) for sample in samples(tmp_path / "?.tar", shard=(i, 3))]
+    assert [part.label for part in parts] == [1, -1, 2, 0]
+    src = make_tar(tmp_path / "f.tar", [("0.jpg", PHOTOS[0]), ("0.json", b'{"label": 3.0}')])
+    assert names_and_labels(src) == [("f.tar/0.jpg", 3)]
+    many = [(f"{i}.{ending}", data) for i in range(8) for ending, data in (("cls", b"a"), ("jpg", PHOTOS[i]))]
+    assert [label for _, label in names_and_labels(make_tar(tmp_path / "z.tar.gz", many))] == [0] * 8
+
+
+@pytest.mark.parametrize("web", [False, True])
+def test_leftovers_in_a_tar(web: bool, tmp_path: Path) -> None:
+    """As macOS's tar and zip write them; a tar within a leftover is not opened."""
+    photos = {"cat/0.jpg": PHOTOS[0], "dog/1.jpg": PHOTOS[1]} | ({"dog/1.cls": b"7"} if web else {})
+    others = ["._cat", "cat/._0.jpg", "cat/.DS_Store", "__MACOSX/cat/._0.jpg", "@eaDir/cat/x.jpg", "._x.tar"]
+    members = (
+        [(name, b"x") for name in others[:3]] + [*photos.items()] + [(name, b"x") for name in others[3:]]
+    )
+    src = make_tar(tmp_path / "a.tar", members)
+    source = open_source(str(src))
+    assert source.class_names == (None if web else ["cat", "dog"]) and source.num_samples == 2
+    assert source.left_out.line() == "6 leftovers of other programs (the first is ._cat)"
+    assert names_and_labels(src) == [
+        ("a.tar/cat/0.jpg", -1 if web else 0),
+        ("a.tar/dog/1.jpg", 7 if web else 1),
+    ]
 
 
 def test_shards_together_are_the_whole(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
-"""The lists of images that a writing leaves out, OUT.quarantine.csv and OUT.small.csv."""
+"""The lists of images that a writing leaves out, OUT.quarantine.csv and OUT.small.csv, and their numbers."""
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fastpsl.pipelines.files.atomic import PartialFile, write_all
+from fastpsl.pipelines.sources.tally import BROKEN, SMALL, Tally
 
 
 def quarantine_path(out: Path) -> Path:
@@ -15,6 +18,19 @@ def quarantine_path(out: Path) -> Path:
 def small_path(out: Path) -> Path:
     """Return train.beton.small.csv for train.beton."""
     return out.with_name(out.name + ".small.csv")
+
+
+def left_out_before(records: Sequence[dict[str, Any]]) -> Tally:
+    """Return what was left out when files were written, by their JSONs' `written`."""
+    sources, tally = set[tuple[str, str]](), Tally()
+    for record in records:
+        counts = {BROKEN: record.get("num_quarantined"), SMALL: record.get("num_small")}
+        source = (str(record.get("source")), str(record.get("split")))
+        if source not in sources and isinstance(record.get("left_out"), dict):
+            sources.add(source)  # of which all of its shards tell alike
+            counts |= record["left_out"]
+        tally.counts.update({kind: num for kind, num in counts.items() if type(num) is int and num > 0})
+    return tally
 
 
 class LeftOut:

@@ -13,10 +13,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
+from fastpsl.pipelines.beton.left_out import left_out_before
 from fastpsl.pipelines.beton.shard import COPY_AGAIN, HEADER, Shard, chunks
 from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
 from fastpsl.pipelines.beton.sidecar import read_sidecar
@@ -64,6 +65,7 @@ class Beton:
         split: The name of the part of the source, such as "train"; empty if it is not known.
         max_bytes: The largest number of bytes of a sample.
         is_raw: Whether all images are stored as raw pixels, not as JPEGs.
+        left_out: The numbers of what was left out when it was written, as far as the JSONs tell.
 
     Raises:
         ValueError: A file is missing, empty, truncated, of another format, out of bounds or has labels out of
@@ -86,12 +88,12 @@ class Beton:
         self.class_names: list[str] | None = None
         self.shards: list[Shard] = []  # for `verify` and `info`
         self._written: list[Written] = []
-        splits = set[str]()
+        records = list[dict[str, Any]]()
         try:
             name = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
             with doing(f"{name}: checking its tables", "files", len(self.paths)) as progress:
                 for path, name in progress.over(list(zip(self.paths, names, strict=True))):
-                    splits.add(self._add(path, name))
+                    records.append(self._add(path, name))
             if faults := set_faults(self._written):
                 raise ValueError(faults[0])
             if self.remote:
@@ -100,13 +102,15 @@ class Beton:
                 self.remote.open(self.shards)
             elif isinstance(source, str | Path) and self.paths != [Path(source)]:
                 self._warn_of_missing_shards()
+            self._warn_of_other_labels()
         except BaseException:
             self.close()
             raise
         self._starts = np.cumsum([0] + [shard.num_samples for shard in self.shards])
         self.num_samples = int(self._starts[-1])
         self.max_bytes = max(shard.max_bytes for shard in self.shards)
-        self.split = "+".join(sorted(splits - {""}))
+        self.split = "+".join(sorted({str(record.get("split") or "") for record in records} - {""}))
+        self.left_out = left_out_before(records)
         self.is_raw = all(shard.num_raw == shard.num_samples for shard in self.shards)
         max_label = max(shard.max_label for shard in self.shards)
         self.num_classes = len(self.class_names) if self.class_names else max_label + 1
@@ -118,8 +122,17 @@ class Beton:
             more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
             warnings.warn(f"{missing[0]}{more}", stacklevel=3)
 
-    def _add(self, path: Path, name: str) -> str:
-        """Open one file, called `name` in messages, and return the split that its JSON names, or ""."""
+    def _warn_of_other_labels(self) -> None:
+        """Warn of files whose labels, if they are labels, are no class numbers."""
+        if shard := next((shard for shard in self.shards if shard.no_labels), None):
+            warnings.warn(
+                f"{shard.name}: has no IntField, and {', '.join(shard.no_labels)} is not read: no labels; "
+                "for class labels, write it again with an IntField",
+                stacklevel=3,
+            )
+
+    def _add(self, path: Path, name: str) -> dict[str, Any]:
+        """Open one file, called `name` in messages, and return what its JSON has about its writing."""
         sidecar = read_sidecar(path)
         names = sidecar.class_names if sidecar else None
         if sidecar and (written := how_written(name, sidecar.written, names)):
@@ -141,7 +154,7 @@ class Beton:
                 f"same classes, or write it again with --classes {self.shards[0].name}"
             )
         self.class_names = self.class_names or names
-        return str((sidecar.written.get("split") if sidecar else None) or "")
+        return sidecar.written if sidecar else {}
 
     def __len__(self) -> int:
         return self.num_samples

@@ -148,13 +148,21 @@ class Shard:
         raw = os.pread(self.fd, num_fields * FIELD.itemsize, HEADER.itemsize)
         if len(raw) < num_fields * FIELD.itemsize:
             raise self._refuse("is truncated within its field descriptors", COPY_AGAIN)
-        type_ids = [int(type_id) for type_id in np.frombuffer(raw, FIELD)["type_id"]]
+        fields = np.frombuffer(raw, FIELD)
+        type_ids = [int(type_id) for type_id in fields["type_id"]]
         for type_id in type_ids:
             if type_id not in ROW_OF_TYPE:
                 raise self._refuse(f"has a field of type {type_id}, known are FFCV's own 0 to 6")
-        if IMAGE_TYPE not in type_ids or INT_TYPE not in type_ids:
-            raise self._refuse("lacks an RGBImageField or an IntField")
-        self._image, self._label = f"f{type_ids.index(IMAGE_TYPE)}", f"f{type_ids.index(INT_TYPE)}"
+        if IMAGE_TYPE not in type_ids:
+            raise self._refuse("lacks an RGBImageField")
+        self._image = f"f{type_ids.index(IMAGE_TYPE)}"
+        self._label = f"f{type_ids.index(INT_TYPE)}" if INT_TYPE in type_ids else None
+        # Beside an image, without integers: fields that may be meant as labels.
+        self.no_labels = [
+            bytes(field["name"]).rstrip(b"\0").decode("utf-8", "replace")
+            for field, type_id in zip(fields, type_ids, strict=True)
+            if self._label is None and type_id != IMAGE_TYPE
+        ]
 
         row = row_dtype(type_ids)
         if self.num_samples == 0:
@@ -207,9 +215,10 @@ class Shard:
         return self._read(self._allocations, index)["size"] if self._sizes is None else self._sizes[index]
 
     def table(self, index: "slice | np.ndarray") -> tuple[np.ndarray, np.ndarray]:
-        """Return the image parts (IMAGE) and the labels (int64) of samples' rows."""
+        """Return the image parts (IMAGE) and the labels (int64, -1 without an IntField) of samples' rows."""
         rows = self._read(self._table, index)
-        return rows[self._image], rows[self._label]
+        labels = np.full(len(rows), -1, LABEL) if self._label is None else rows[self._label]
+        return rows[self._image], labels
 
     def row_bytes(self, index: int) -> bytes:
         """Return a sample's row of the table as it is on disk."""

@@ -265,6 +265,8 @@ def info(beton: Beton) -> str:
         f"  page                       {beton.shards[0].page_size / 2**20:g} MiB",
         f"  checksum of each sample    {'CRC-32' if all(map(has_checksums, beton.shards)) else 'none'}",
     ]
+    if left_out := beton.left_out.line():
+        lines.append(f"  left out when written      {left_out}")
     return "\n".join(lines + _classes(beton) + _origin(beton))
 
 
@@ -305,5 +307,6 @@ def _origin(beton: Beton) -> list[str]:
     sidecar = read_sidecar(beton.paths[0])
     if sidecar is None:
         return ["  how it was written         not known (no JSON beside it)"]
-    entries = ", ".join(f"{name} {value}" for name, value in sidecar.written.items() if value is not None)
+    written = {name: value for name, value in sidecar.written.items() if name != "left_out"}
+    entries = ", ".join(f"{name} {value}" for name, value in written.items() if value is not None)
     return [f"  how it was written         {entries}", f"  checksum (sha256)          {sidecar.sha256}"]

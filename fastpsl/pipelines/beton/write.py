@@ -137,7 +137,8 @@ def write_beton(
     command = {
         "shard_mb": shard_mb,
         **before,
-        **after,
+        # Files that are left out may have come meanwhile, such as a .DS_Store.
+        **{name: value for name, value in after.items() if name != "left_out"},
         "versions": _versions(),
         "num_samples": num_samples,
         "page_bytes": page_bytes,

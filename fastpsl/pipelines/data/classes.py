@@ -7,8 +7,9 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.files.existing import FORMS, LIST_ENDINGS, require_existing
 from fastpsl.pipelines.remote.address import is_remote
 from fastpsl.pipelines.remote.cache import Cache
+from fastpsl.pipelines.sources.csv_lists import names_images
 from fastpsl.pipelines.sources.folder import folder_classes
-from fastpsl.pipelines.sources.lines import has_images, read_classes
+from fastpsl.pipelines.sources.lines import read_classes
 from fastpsl.pipelines.sources.listed import read_list
 
 
@@ -53,7 +54,7 @@ def named_classes(source: str) -> list[str]:
         ValueError: It is not there, cannot be read, or has no class names.
     """
     path = Path(source)
-    if path.is_file() and path.suffix.lower() == ".txt" and not has_images(path):
+    if path.is_file() and path.suffix.lower() == ".txt" and not names_images(path):
         return read_classes(path)
     if names := classes_of(source).class_names:
         return names

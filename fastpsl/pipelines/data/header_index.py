@@ -24,6 +24,7 @@ from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.sources.tally import Tally
 from fastpsl.pipelines.workers import map_in_order
 
 _VERSION = "folder-v2"  # a new name whenever the contents of the index change
@@ -53,6 +54,8 @@ class Files(Protocol):
     def class_names(self) -> list[str] | None: ...
     @property
     def num_total(self) -> int: ...
+    @property
+    def left_out(self) -> Tally: ...
 
     def samples(self) -> Iterator[Sample]: ...
 

@@ -52,7 +52,7 @@ class ImageFiles:
                 f"the first is {summary.first_broken}; each is a bad sample",
                 stacklevel=3,
             )
-        self.class_names = files.class_names
+        self.class_names, self.left_out = files.class_names, files.left_out
         self.num_samples = summary.num_samples
         self.num_classes = len(files.class_names or ()) or int(self.labels().max()) + 1
 

@@ -1,6 +1,8 @@
 """The data that a command line names: a folder or a list of images, or dataset files."""
 
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import VERSION
@@ -9,9 +11,14 @@ from fastpsl.pipelines.files.existing import FORMS, LIST_ENDINGS, require_existi
 from fastpsl.pipelines.remote.address import check_address, is_remote
 from fastpsl.pipelines.remote.cache import Cache
 
+if TYPE_CHECKING:
+    from fastpsl.pipelines.data.image_files import ImageFiles
+
 
 def open_data(source: str | Path, cache_dir: Path | None = None, cache_gb: float | None = None) -> Dataset:
     """Open a folder of images, a list of images, or else a dataset file or a glob of shards.
+
+    A warning tells what is left out, or was when a dataset file was written.
 
     Args:
         source: The path, the glob, or the address of dataset files that live elsewhere.
@@ -22,6 +29,14 @@ def open_data(source: str | Path, cache_dir: Path | None = None, cache_gb: float
         ValueError: The name is empty, or nothing of that kind is there.
     """
     check_form(source)
+    data = _open(source, cache_dir, cache_gb)
+    if line := data.left_out.line():
+        when = " when it was written" if isinstance(data, Beton) else ""
+        warnings.warn(f"{source}: left out{when}: {line}", stacklevel=2)
+    return data
+
+
+def _open(source: str | Path, cache_dir: Path | None, cache_gb: float | None) -> "Beton | ImageFiles":
     if is_remote(source):
         return Beton(source, Cache(cache_dir, cache_gb))
     is_folder = Path(source).is_dir()

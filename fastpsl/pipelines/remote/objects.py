@@ -1,5 +1,6 @@
 """The files behind an address: their sizes, their versions, and stretches of their bytes."""
 
+import posixpath
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ from typing_extensions import override
 
 from fastpsl.pipelines.remote.address import answer, file_system
 from fastpsl.pipelines.remote.failures import RemoteDataError, WrongBytesError, persistently
+from fastpsl.pipelines.sources.leftovers import is_leftover
 
 LIMIT_S = 60.0  # of tries before there is a loader with a limit of its own
 # What tells two versions of a file apart, by the names that fsspec's file systems have for it.
@@ -86,6 +88,9 @@ def remote_objects(
         return [
             info if info.get("size") is not None else files.info(name)
             for name, info in files.glob(path, detail=True).items()
+            if not is_leftover(
+                posixpath.basename(name)
+            )  # a shell's * does not match ._x.tar either
         ]
 
     infos = [info for info in persistently(found, address, LIMIT_S) if info["type"] != "directory"]

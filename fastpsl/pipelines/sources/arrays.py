@@ -1,7 +1,7 @@
 """.npz files of images and labels, read in chunks from the zip, so that the whole array is never in memory.
 
 Images are uint8 [N, H, W, 3]; [N, H, W, 1] and [N, H, W] are grey. [N, 3, H, W] and [N, 1, H, W] are accepted
-where no other reading is possible. Labels are integers [N] or [N, 1], or missing.
+where no other reading is possible. Labels are numbers or text [N] or [N, 1], or missing (labels.py).
 
 Names consist of the words below, and of a split before or after them. So images and labels are found, Keras's
 x_train and y_train, and MedMNIST's train_images and train_labels. numpy.savez calls arrays without a name
@@ -22,7 +22,9 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
+from fastpsl.pipelines.sources.labels import Census, class_number
 from fastpsl.pipelines.sources.source import Picks, Sample, choose_split, shard_range
+from fastpsl.pipelines.sources.tally import Tally
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "data", "x")
 LABEL_WORDS = ("labels", "label", "targets", "target", "y")
@@ -56,13 +58,14 @@ class Arrays:
 
     path: Path
     images: Member
-    labels: Member | None
+    labels: np.ndarray  # int32 [N]
     layout: str  # "NHWC", "NHW" or "NCHW"
     notes: list[str] = field(default_factory=list)
     shard: tuple[int, int] = (0, 1)
     class_names: list[str] | None = None
     mode: str = "raw"
     warnings: list[str] = field(default_factory=list)
+    left_out: Tally = field(default_factory=Tally)
 
     @property
     def num_total(self) -> int:
@@ -76,34 +79,17 @@ class Arrays:
         """Yield this shard's images in order, uint8 [H, W, 3].
 
         Raises:
-            ValueError: The file is damaged or holds labels out of range.
+            ValueError: The file is damaged.
         """
         positions = shard_range(self.num_total, self.shard)[skip:]
         with _errors(self.path), zipfile.ZipFile(self.path) as archive:
-            labels = self._labels(archive)
             for index, image in enumerate(_rows(archive, self.images, positions), positions.start):
-                label = -1 if labels is None else int(labels[index])
-                yield Sample(f"{self.images.key}[{index}]", _rgb(image, self.layout), label)
+                name = f"{self.images.key}[{index}]"
+                yield Sample(name, _rgb(image, self.layout), int(self.labels[index]))
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose the first images, because all have one size."""
         return Picks("the first", False, self.samples())
-
-    def _labels(self, archive: zipfile.ZipFile) -> np.ndarray | None:
-        """Return all labels, int32 [N]."""
-        if self.labels is None:
-            return None
-        labels, start = np.empty(self.num_total, np.int32), 0
-        for chunk in _chunks(archive, self.labels, range(self.num_total)):
-            chunk = chunk.reshape(-1)
-            if chunk.size and not (chunk.min() >= -1 and chunk.max() <= MAX_LABEL):
-                raise ValueError(
-                    f"{self.path}: {self.labels.key} holds labels from {chunk.min()} to {chunk.max()}; "
-                    f"give -1 (none) to {MAX_LABEL}"
-                )
-            labels[start : start + len(chunk)] = chunk
-            start += len(chunk)
-        return labels
 
 
 def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)) -> Arrays:
@@ -141,10 +127,40 @@ def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)
     layout = _layout(path, image)
     notes = [f"images from {image}" + (", channels first" if layout == "NCHW" else "")]
     notes.append(f"labels from {label}" if label else "no labels: -1")
-    num = image.shape[0]
-    if label and (label.dtype.kind not in "iu" or label.shape not in ((num,), (num, 1))):
-        raise ValueError(f"{path}: {label} beside {image}; one integer label per image is wanted, {_SAVE}")
-    return Arrays(path, image, label, layout, notes, shard)
+    source = Arrays(path, image, np.full(image.shape[0], -1, np.int32), layout, notes, shard)
+    if label:
+        _take_labels(source, label)
+    return source
+
+
+def _take_labels(source: Arrays, member: Member) -> None:
+    """Read the labels; raise ValueError where they are not one per image, or out of range."""
+    path, num = source.path, source.num_total
+    if member.dtype.kind not in "iufSU" or member.shape not in ((num,), (num, 1)):
+        raise ValueError(
+            f"{path}: {member} beside {source.images}; one label per image is wanted, a number or a name (of "
+            f"one-hot labels, labels.argmax(1)), {_SAVE}"
+        )
+    census = Census()
+    with _errors(path), zipfile.ZipFile(path) as archive:
+        for chunk in _chunks(archive, member, range(num)):
+            for label in np.unique(chunk).tolist():
+                census.add(label)
+        if fault := census.fault:
+            source.warnings.append(f"{member.key} {fault}: no labels")
+            return
+        if census.lowest < -1 or census.highest > MAX_LABEL:
+            raise ValueError(
+                f"{path}: {member.key} holds labels from {census.lowest} to {census.highest}; "
+                f"give -1 (none) to {MAX_LABEL}"
+            )
+        source.class_names, start = census.class_names, 0
+        known = {name: number for number, name in enumerate(source.class_names or ())}
+        for chunk in _chunks(archive, member, range(num)):
+            labels, places = np.unique(chunk, return_inverse=True)
+            numbers = [class_number(label, known) for label in labels.tolist()]
+            source.labels[start : start + len(chunk)] = np.array(numbers, np.int32)[places.reshape(-1)]
+            start += len(chunk)
 
 
 def _tokens(key: str) -> list[str]:

@@ -10,6 +10,7 @@ from fastpsl.pipelines.remote.address import is_remote
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.files import SourceFile, source_files
 from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.sources.leftovers import is_leftover
 from fastpsl.pipelines.sources.listed import image_list, labelled_folder
 from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
 from fastpsl.pipelines.sources.published import published, published_name
@@ -145,7 +146,9 @@ def _is_saved(src: str) -> bool:
 
 def _parquet_in(folder: str) -> list[Path]:
     """Return the parquet files in a folder or in its data/, where the Hub keeps them."""
-    return sorted(Path(folder).glob("*.parquet")) or sorted(Path(folder, "data").glob("*.parquet"))
+    places = (Path(folder), Path(folder, "data"))
+    found = ([path for path in place.glob("*.parquet") if not is_leftover(path.name)] for place in places)
+    return sorted(next((paths for paths in found if paths), []))
 
 
 def _parquet_paths(src: str) -> list[SourceFile]:

@@ -5,8 +5,16 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from fastpsl.pipelines.sources.labels import LABEL_WORDS
+
 NO_COLUMN = "none"
-LABEL_WORDS = ("label", "labels", "cls", "target", "targets")
+_LABEL_KINDS = ("classes", "integer", "number", "text")
+_TYPES = {  # of pyarrow, by their names
+    "bytes": r"(large_)?binary|struct<.*\bbytes: (large_)?binary",
+    "integer": r"u?int\d+$",
+    "number": r"(halffloat|float|double)$",
+    "text": r"(large_)?string|dictionary<values=(large_)?string",
+}
 
 
 @dataclass(frozen=True)
@@ -16,7 +24,8 @@ class Columns:
     image: str
     label: str | None
     class_names: list[str] | None = None
-    left_out: str | None = None  # a column with a label's name that holds no labels
+    is_told_by_values: bool = False  # labels of fractions or text, whose classes are told by all of them
+    left_out: str = ""  # a column with a label's name that holds no labels, and what it holds
 
     @property
     def names(self) -> list[str]:
@@ -26,8 +35,8 @@ class Columns:
 def choose_columns(what: str, schema: Any, image: str | None, label: str | None) -> Columns:
     """Choose the columns that hold images and labels.
 
-    Images are datasets' Image feature, else encoded bytes. Labels are its ClassLabel, else integers with a
-    label's name.
+    Images are datasets' Image feature, else encoded bytes. Labels are its ClassLabel, else integers, else
+    other numbers, else text with a label's name.
 
     Args:
         what: The table's name, for messages.
@@ -46,13 +55,19 @@ def choose_columns(what: str, schema: Any, image: str | None, label: str | None)
     if label == NO_COLUMN:
         return Columns(images, None)
     likely = {name: kind for name, kind in kinds.items() if kind == "classes" or name.lower() in LABEL_WORDS}
-    labels = _column(what, "label", label, kinds if label else likely, ("classes", "integer"), all_columns)
-    unusable = [name for name, kind in likely.items() if not labels and kind not in ("classes", "integer")]
-    return Columns(images, labels, class_names.get(labels or ""), unusable[0] if unusable else None)
+    labels = _column(what, "label", label, kinds if label else likely, _LABEL_KINDS, all_columns)
+    unusable = [f"{name} holds neither numbers nor text" for name in likely if not labels]
+    return Columns(
+        images,
+        labels,
+        class_names.get(labels or ""),
+        labels is not None and kinds[labels] in ("number", "text"),
+        unusable[0] if unusable else "",
+    )
 
 
 def _kinds(schema: Any) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Return each column's content ("image", "classes", "bytes", "integer" or "") and class names."""
+    """Return each column's content ("image", "bytes", one of _LABEL_KINDS or "") and class names."""
     features = (
         json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     )
@@ -65,10 +80,8 @@ def _kinds(schema: Any) -> tuple[dict[str, str], dict[str, list[str]]]:
         elif feature.get("_type") == "ClassLabel":
             kind = "classes"
             class_names[column.name] = [str(name) for name in feature.get("names") or ()]
-        elif re.match(r"(large_)?binary|struct<.*\bbytes: (large_)?binary", type_name):
-            kind = "bytes"
         else:
-            kind = "integer" if re.fullmatch(r"u?int\d+", type_name) else ""
+            kind = next((kind for kind, types in _TYPES.items() if re.match(types, type_name)), "")
         kinds[column.name] = kind
     return kinds, {name: names for name, names in class_names.items() if names}
 
@@ -78,7 +91,7 @@ def _column(
     role: str,
     column: str | None,
     kinds: dict[str, str],
-    allowed: tuple[str, str],
+    allowed: tuple[str, ...],
     all_columns: str,
 ) -> str | None:
     """Return the given column, or the only one of the first kind in `allowed` that occurs."""
@@ -87,7 +100,7 @@ def _column(
         if column not in kinds:
             raise ValueError(f"{what}: {option} {column}: there is no such column; {all_columns}")
         if kinds[column] not in allowed:
-            holds = {"image": "images or their bytes", "label": "integers or a ClassLabel"}[role]
+            holds = {"image": "images or their bytes", "label": "numbers, text or a ClassLabel"}[role]
             raise ValueError(f"{what}: {option} {column}: does not hold {holds}; {all_columns}")
         return column
     for kind in allowed:

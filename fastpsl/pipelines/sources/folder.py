@@ -4,6 +4,7 @@ A tree whose only folder is called images or alike has no classes, and one of tr
 
 The order is that of torchvision's ImageFolder: classes sorted, in each the folders sorted by path, in each
 the files by name. A tree is walked twice, to count and to yield, so that no list of all its files is held.
+What is hidden or left by other programs (`leftovers`) is never looked into.
 """
 
 import os
@@ -17,7 +18,9 @@ from shlex import quote
 
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.layout import PARTS, WITHOUT_CLASSES, list_beside, parts_error
+from fastpsl.pipelines.sources.leftovers import is_leftover
 from fastpsl.pipelines.sources.source import EXTENSIONS, Picks, Sample, changed, is_image, shard_range
+from fastpsl.pipelines.sources.tally import EMPTY, LEFTOVERS, OTHERS, Tally
 
 
 @dataclass
@@ -31,9 +34,8 @@ class ImageFolder:
     folders: list[str]  # directly in the root, in the order of labels; none of a flat folder
     class_names: list[str] | None
     counts: list[int]  # images in each class, of all shards
-    num_ignored: int  # files that are no images, by their names
+    left_out: Tally
     shard: tuple[int, int] = (0, 1)
-    empty_classes: list[str] = field(default_factory=list)
     mode: str = "jpg"
     notes: list[str] = field(default_factory=list)
     hint: str = ""  # why there are no classes, where a user may expect some
@@ -50,12 +52,8 @@ class ImageFolder:
 
     @property
     def warnings(self) -> list[str]:
-        """The reason for no classes, the classes without an image, and the number of other files."""
-        lines = [self.hint] if self.hint else []
-        lines += [f"class {name} holds no image; it keeps its label" for name in self.empty_classes]
-        if self.num_ignored:
-            lines.append(f"{self.num_ignored:,} files are no images by their names; left out")
-        return lines
+        """The reason for no classes."""
+        return [self.hint] if self.hint else []
 
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order.
@@ -178,7 +176,7 @@ def _class_folders(root: Path) -> list[str]:
     if (root / "metrics.jsonl").is_file():
         raise ValueError(f"{root}: is a run's folder; give images, not what was trained")
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if not is_leftover(entry.name) and _is_folder(entry))
 
 
 def _listing_error(root: Path, error: OSError) -> ValueError:
@@ -190,12 +188,12 @@ def _listing_error(root: Path, error: OSError) -> ValueError:
 def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder:
     classes = _class_folders(root)
     without = None if are_classes else _without_classes(root, classes)
-    ignored = [0]
-    num_flat = sum(1 for _ in _images(root, True, ignored))
+    left_out = Tally()
+    num_flat = sum(1 for _ in _images(root, True, left_out))
     counts = dict[str, int]()
     with doing(f"{root}: listing", "class folders", len(classes)) as progress:
         for name in classes:
-            counts[name] = sum(1 for _ in _images(root / name, False, ignored))
+            counts[name] = sum(1 for _ in _images(root / name, False, left_out))
             progress.update(len(counts))
     num_tree = sum(counts.values())
     kinds = ", ".join(EXTENSIONS)
@@ -214,31 +212,36 @@ def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder
         labels = list_beside(root, "")
         told = f"; {labels.name} names their classes, and may be given instead" if labels else ""
         notes = [f"no class folders: images without labels{told}"]
-        return ImageFolder(root, [], None, [num_flat], ignored[0], shard, notes=notes)
+        return ImageFolder(root, [], None, [num_flat], left_out, shard, notes=notes)
     if without:
         hint = (
             f"the only folder, {without}, is taken as no class: images without labels; give the folder above "
             "the class folders, or a list with the classes"
         )
-        return ImageFolder(root, [without], None, [num_tree], ignored[0], shard, hint=hint)
-    empty = [name for name, count in counts.items() if not count]
+        return ImageFolder(root, [without], None, [num_tree], left_out, shard, hint=hint)
+    for name in (name for name, count in counts.items() if not count):
+        left_out.add(EMPTY, name)
     examples = ", ".join(" ".join(name.split()) for name in classes[:3]) + (
         ", ..." if len(classes) > 3 else ""
     )
     notes = [f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: {examples}"]
-    return ImageFolder(root, classes, classes, list(counts.values()), ignored[0], shard, empty, notes=notes)
+    return ImageFolder(root, classes, classes, list(counts.values()), left_out, shard, notes=notes)
 
 
-def _images(root: Path, is_flat: bool, ignored: list[int] | None = None) -> Iterator[str]:
-    """Yield the image files in (or, unless flat, below) a folder, in order; count other files."""
+def _images(root: Path, is_flat: bool, left_out: Tally | None = None) -> Iterator[str]:
+    """Yield the image files in (or, unless flat, below) a folder, in order; count what is left out."""
     for folder in [str(root)] if is_flat else sorted(_folders(str(root))):
         with os.scandir(folder) as entries:
-            files = sorted((entry.name, _can_be_opened(entry)) for entry in entries if not _is_folder(entry))
+            files = sorted(
+                (entry.name, _can_be_opened(entry))
+                for entry in entries
+                if is_leftover(entry.name) or not _is_folder(entry)
+            )
         for name, can_be_opened in files:
             if is_image(name) and can_be_opened:
                 yield os.path.join(folder, name)
-            elif ignored is not None:
-                ignored[0] += 1
+            elif left_out is not None:
+                left_out.add(LEFTOVERS if is_leftover(name) else OTHERS, name)
 
 
 def _folders(root: str) -> Iterator[str]:
@@ -252,7 +255,11 @@ def _folders(root: str) -> Iterator[str]:
             continue
         yield folder
         with os.scandir(folder) as entries:
-            waiting += [(entry.path, above | {identity}) for entry in entries if _is_folder(entry)]
+            waiting += [
+                (entry.path, above | {identity})
+                for entry in entries
+                if not is_leftover(entry.name) and _is_folder(entry)
+            ]
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

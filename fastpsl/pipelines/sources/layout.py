@@ -5,8 +5,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastpsl.pipelines.sources.csv_lists import first_entry
+from fastpsl.pipelines.sources.leftovers import is_leftover
 from fastpsl.pipelines.sources.lines import open_text
-from fastpsl.pipelines.sources.source import is_image
 
 # Names in lower case.
 PARTS = ("train", "val", "valid", "validation", "test")
@@ -48,11 +49,15 @@ def list_beside(root: Path, folder: str) -> Path | None:
     """Return a list in `root` that names a label of an image in `root`/`folder`, or None."""
     for name in sorted(os.listdir(root)):
         path = root / name
-        if not name.lower().endswith((".txt", ".csv")) or not path.is_file():
+        if not name.lower().endswith((".txt", ".csv")) or is_leftover(name) or not path.is_file():
             continue
         with open_text(path) as file:
-            words = file.readline(_MAX_LINE).split()
-        places = (root, root / folder) if len(words) > 1 and is_image(os.path.basename(words[0])) else ()
-        if any(os.path.isfile(os.path.join(place, words[0])) for place in places):
+            is_binary = len(file.readline(_MAX_LINE)) == _MAX_LINE
+        try:
+            entry = None if is_binary else first_entry(path)
+        except ValueError:  # a text that is no list
+            continue
+        places = (root, root / folder) if entry and entry.label is not None else ()
+        if any(entry and os.path.isfile(os.path.join(place, entry.path)) for place in places):
             return path
     return None

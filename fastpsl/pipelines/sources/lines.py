@@ -2,11 +2,15 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from fastpsl.pipelines.sources.source import EXTENSIONS, is_image
+from fastpsl.pipelines.beton.shard import MAX_LABEL
+from fastpsl.pipelines.sources.labels import as_label, is_number
+from fastpsl.pipelines.sources.leftovers import is_in_leftovers
+from fastpsl.pipelines.sources.source import EXTENSIONS, has_image_ending
+from fastpsl.pipelines.sources.tally import LEFTOVERS, Tally
 
 _PATH = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))}))(\s+)(\S.*)", re.IGNORECASE)
 _BOX = re.compile(r"[0-9]+(\t[0-9]+){3}")  # Tiny-ImageNet's val_annotations.txt has one after the class
@@ -19,6 +23,16 @@ class Names(NamedTuple):
     paths: list[str]
     labels: list[int]
     class_names: list[str] | None
+    left_out: Tally
+
+
+class Entry(NamedTuple):
+    """An image in a list: its path, its label as text or None, and the line for messages."""
+
+    path: str
+    label: str | None
+    number: int  # of the line
+    line: str
 
 
 def open_text(path: Path) -> IO[str]:
@@ -26,11 +40,50 @@ def open_text(path: Path) -> IO[str]:
     return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
+def names_of(path: Path, entries: Iterable[Entry]) -> Names:
+    """Return the images of a list, without leftovers of other programs, and number the classes by name.
+
+    Args:
+        path: The list, for messages.
+        entries: The images.
+
+    Raises:
+        ValueError: A label is of another kind than the first one, or no class number.
+    """
+    paths, labels, left_out = list[str](), list[int | str | None](), Tally()
+    for entry in entries:
+        if is_in_leftovers(entry.path):
+            left_out.add(LEFTOVERS, entry.path)
+            continue
+        label = None if entry.label is None else _label(path, entry)
+        if labels and type(label) is not type(labels[0]):
+            raise ValueError(
+                f"{path}: line {entry.number}, {shorten(entry.line)}, has {_KINDS[type(label)]} after the "
+                f"path, and the first image has {_KINDS[type(labels[0])]}; "
+                "give all images a number, all a name, or none a label"
+            )
+        paths.append(os.path.normpath(entry.path))
+        labels.append(label)
+    if labels and isinstance(labels[0], str):
+        return numbered(paths, [str(label) for label in labels])._replace(left_out=left_out)
+    return Names(paths, [label if isinstance(label, int) else -1 for label in labels], None, left_out)
+
+
+def _label(path: Path, entry: Entry) -> int | str:
+    label = as_label(entry.label)
+    if label is None or (isinstance(label, int) and not 0 <= label <= MAX_LABEL):
+        raise ValueError(
+            f"{path}: line {entry.number}, {shorten(entry.line)}: the label is no integer from 0 to "
+            f"{MAX_LABEL}; number the classes so, or name them"
+        )
+    return label
+
+
 def numbered(paths: list[str], classes: Sequence[str]) -> Names:
     """Return a list of images of these classes, an entry each, numbered in the order of their names."""
     names = sorted(set(classes))
     numbers = {name: number for number, name in enumerate(names)}
-    return Names(paths, [numbers[name] for name in classes], names)
+    return Names(paths, [numbers[name] for name in classes], names, Tally())
 
 
 def read_lines(path: Path) -> Names:
@@ -39,33 +92,31 @@ def read_lines(path: Path) -> Names:
     Raises:
         ValueError: A line is of another form than that or than the first one.
     """
-    paths, labels = list[str](), list[int | str | None]()
+    return names_of(path, line_entries(path))
+
+
+def line_entries(path: Path) -> Iterator[Entry]:
+    """Yield the images of a list with a line each, as `read_lines` reads them."""
     with open_text(path) as file:
         for number, text in enumerate(file, start=1):
-            if not (line := text.strip()):
-                continue
-            name, label = _path_and_label(path, number, line)
-            if labels and type(label) is not type(labels[0]):
-                raise ValueError(
-                    f"{path}: line {number}, {shorten(line)}, has {_KINDS[type(label)]} after the path, and "
-                    f"the first image has {_KINDS[type(labels[0])]}; "
-                    "give all images a number, all a name, or none a label"
-                )
-            paths.append(os.path.normpath(name))
-            labels.append(label)
-    if labels and isinstance(labels[0], str):
-        return numbered(paths, [str(label) for label in labels])
-    return Names(paths, [label if isinstance(label, int) else -1 for label in labels], None)
+            if line := text.strip():
+                yield Entry(*_path_and_label(path, number, line), number, line)
 
 
-def _path_and_label(path: Path, number: int, line: str) -> tuple[str, int | str | None]:
+def is_plain(line: str) -> bool:
+    """Return whether a line is PATH or PATH LABEL."""
+    return has_image_ending(line) or _PATH.fullmatch(line) is not None
+
+
+def _path_and_label(path: Path, number: int, line: str) -> tuple[str, str | None]:
     where = f"{path}: line {number}, {shorten(line)}"
-    if is_image(os.path.basename(line)):  # white space within a file's name begins no label
+    if has_image_ending(line):  # white space within a file's name begins no label
         return line, None
     match = _PATH.fullmatch(line)
-    if match is None or not is_image(os.path.basename(match[1])):
+    if match is None:
         raise ValueError(
-            f"{where}, is neither an image's PATH nor PATH LABEL; a list of classes alone goes with the "
+            f"{where}, is neither an image's PATH nor PATH LABEL, and the first line names no columns, as "
+            "path,label does; a list of classes alone goes with the "
             f"folder of its images: `fastpsl data write FOLDER OUT --labels {path}`"
         )
     name, space, rest = match.groups()
@@ -73,33 +124,17 @@ def _path_and_label(path: Path, number: int, line: str) -> tuple[str, int | str 
     label = label.strip()
     if more and not _BOX.fullmatch(more):
         raise ValueError(f"{where}, has more after the path than a class and a box; give PATH LABEL alone")
-    # Python's int accepts other numbers, such as 1_000.
-    if re.fullmatch("0*[0-9]{1,10}", label) and int(label[-10:]) < 2**31:
-        return name, int(label[-10:])
     if len(label.split()) > 1 and "\t" not in space:
         raise ValueError(
             f"{where}, has several words after the path; give one word, or a tab before a name of several"
         )
-    if _is_number(label):
-        raise ValueError(
-            f"{where}: the label is no integer from 0 to 2147483647; number the classes so, or name them"
-        )
     return name, label
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def has_images(path: Path) -> bool:
-    """Return whether the first line of a text file begins with an image's path."""
+def first_line(path: Path) -> str:
+    """Return the first line of a text file that is not empty, or ""."""
     with open_text(path) as file:
-        line = next((line for line in map(str.strip, file) if line), "")
-    return is_image(os.path.basename(line)) or _PATH.fullmatch(line) is not None
+        return next((line for line in map(str.strip, file) if line), "")
 
 
 def read_classes(path: Path) -> list[str]:
@@ -115,7 +150,7 @@ def read_classes(path: Path) -> list[str]:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a list of classes") from None
     if not names:
         raise ValueError(f"{path}: names no class; give a list with one class per line")
-    if all(map(_is_number, names)):
+    if all(map(is_number, names)):
         raise ValueError(
             f"{path}: has numbers alone, and does not tell which classes they are (ImageNet's devkit counts "
             "its own order of synsets, not the sorted one); give a list with one WNID per line, or FILE WNID"

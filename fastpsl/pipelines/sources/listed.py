@@ -2,9 +2,9 @@
 
     .json        iNaturalist's: {"images": [{"id", "file_name"}], "categories": [{"id", "name"}],
                  "annotations": [{"image_id", "category_id"}]}
-    .csv         with the first line "filename,label": miniImageNet's (Ravi and Larochelle), with class names
-    .csv, .txt   otherwise: a path per line, and after white space its label on all lines or none: a number
-                 from 0 (Places205's), or a class name, also with a box behind it (Tiny-ImageNet's val)
+    .csv, .txt   a path per line, and after white space its label on all lines or none: a number from 0
+                 (Places205's), or a class name, also with a box behind it (Tiny-ImageNet's val)
+    .csv, .txt   otherwise a table (csv_lists.py): miniImageNet's (Ravi and Larochelle) has filename,label
 
 The labels of a folder may also be a list with a class per line, in the order of the folder's files.
 
@@ -12,7 +12,6 @@ All images of a list lie below one folder. It is the one of `_places` in which m
 are files.
 """
 
-import csv
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,17 +22,11 @@ from random import Random
 import numpy as np
 
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.sources.csv_lists import names_images, table_of
 from fastpsl.pipelines.sources.folder import image_folder
-from fastpsl.pipelines.sources.lines import (
-    Names,
-    has_images,
-    numbered,
-    open_text,
-    read_classes,
-    read_lines,
-    shorten,
-)
+from fastpsl.pipelines.sources.lines import Names, numbered, read_classes, read_lines
 from fastpsl.pipelines.sources.source import Picks, Sample, shard_range
+from fastpsl.pipelines.sources.tally import Tally
 from fastpsl.pipelines.workers import map_in_order
 
 # Searched beside a list and beside its folder: the layouts of miniImageNet's usual archive, and of
@@ -58,6 +51,10 @@ class ImageList:
     @property
     def class_names(self) -> list[str] | None:
         return self.names.class_names
+
+    @property
+    def left_out(self) -> Tally:
+        return self.names.left_out
 
     @property
     def num_total(self) -> int:
@@ -114,7 +111,7 @@ def labelled_folder(folder: Path, labels: Path, shard: tuple[int, int] = (0, 1))
     Raises:
         ValueError: As in `image_list`; also where the folder has classes or another number of images.
     """
-    if labels.suffix.lower() == ".json" or has_images(labels) or _has_header(labels):
+    if labels.suffix.lower() == ".json" or names_images(labels):
         return image_list(labels, shard, folder)
     classes, files = read_classes(labels), image_folder(folder)
     if files.class_names:
@@ -127,7 +124,8 @@ def labelled_folder(folder: Path, labels: Path, shard: tuple[int, int] = (0, 1))
             f"{labels}: has {len(classes):,} classes, and {folder} has {files.num_total:,} images; "
             "give a list with the class of each image, in the order of the files' names"
         )
-    return _image_list(numbered([sample.name for sample in files.samples()], classes), folder, shard)
+    names = numbered([sample.name for sample in files.samples()], classes)
+    return _image_list(names._replace(left_out=files.left_out), folder, shard)
 
 
 def _image_list(names: Names, root: Path, shard: tuple[int, int]) -> ImageList:
@@ -155,13 +153,8 @@ def read_list(path: Path) -> Names:
 def _read(path: Path) -> Names:
     if path.suffix.lower() == ".json":
         return _inaturalist(path)
-    return _with_header(path) if _has_header(path) else read_lines(path)
-
-
-def _has_header(path: Path) -> bool:
-    with open_text(path) as file:
-        first = next(file, "").strip()
-    return path.suffix.lower() == ".csv" and first.replace('"', "").replace(" ", "") == "filename,label"
+    table = table_of(path)
+    return table.names() if table else read_lines(path)
 
 
 def _inaturalist(path: Path) -> Names:
@@ -190,9 +183,8 @@ def _inaturalist(path: Path) -> Names:
     # Labels follow the order of the ids; iNaturalist's ids, 0 to 8,141, are the labels themselves.
     numbers = {category: number for number, category in enumerate(sorted(categories))}
     labels = _labels(path, files, annotations, numbers)
-    return Names(
-        list(files.values()), list(labels.values()), [categories[category] for category in sorted(categories)]
-    )
+    names = [categories[category] for category in sorted(categories)]
+    return Names(list(files.values()), list(labels.values()), names, Tally())
 
 
 def _labels(
@@ -223,24 +215,6 @@ def _labels(
             f"the first is {files[unlabelled[0]]}; annotate or remove them, or give a .txt of paths alone"
         )
     return labels
-
-
-def _with_header(path: Path) -> Names:
-    with open_text(path) as file:
-        try:
-            rows = [(number, row) for number, row in enumerate(csv.reader(file), start=1) if row][1:]
-        except csv.Error as error:
-            raise ValueError(
-                f"{path}: is no table of filename,label ({error}); write one image and its class per line"
-            ) from None
-    for number, row in rows:
-        if len(row) != 2 or not all(cell.strip() for cell in row):
-            raise ValueError(
-                f"{path}: line {number}, {shorten(','.join(row))}, is no file's name and a label; "
-                "give FILE,LABEL"
-            )
-    paths = [os.path.normpath(row[0].strip()) for _, row in rows]
-    return numbered(paths, [row[1].strip() for _, row in rows])
 
 
 def _require_each_once(path: Path, paths: list[str]) -> None:

@@ -3,12 +3,10 @@
 Nothing is ever downloaded, and no code of a data set runs. Rows are read a few at a time.
 """
 
-import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,16 +14,16 @@ from typing import Any
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.remote.failures import RemoteDataError
-from fastpsl.pipelines.remote.objects import RemoteObject
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
-from fastpsl.pipelines.sources.files import SourceFile, open_file
+from fastpsl.pipelines.sources.files import SourceFile
+from fastpsl.pipelines.sources.labels import Census, class_number
+from fastpsl.pipelines.sources.parquet_rows import is_file, open_parquet, reading_errors, row_groups, rows
 from fastpsl.pipelines.sources.source import Picks, Sample, changed, choose_split, parts_of, shard_range
+from fastpsl.pipelines.sources.tally import Tally
 
 INSTALL = "pip install 'fastpsl-vision[datasets]'"
-_BATCH_ROWS = 32
+_LABEL_ROWS = 1 << 14  # at a time, where labels alone are read
 _PICKED = 16  # neighbouring rows, for an estimate
-_BUFFER_BYTES = 1 << 22
 _SPLIT_OF_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}\.parquet")  # the names that datasets gives
 
 
@@ -40,11 +38,29 @@ class Tables:
     columns: Columns
     shard: tuple[int, int] = (0, 1)
     mode: str = "jpg"
+    left_out: Tally = field(default_factory=Tally)
+
+    def __post_init__(self) -> None:
+        """Read labels that are fractions or text, because all of them tell the classes."""
+        if self.columns.is_told_by_values:
+            self.columns = replace(self.columns, **self._classes())
+        self._numbers = {name: number for number, name in enumerate(self.class_names or ())}
+
+    def _classes(self) -> dict[str, Any]:
+        column, census = self.columns.label, Census()
+        columns = Columns(str(column), None)
+        with doing(f"{self.what}: reading column {column}", "parts", len(self.parts)) as progress:
+            for part, count in zip(progress.over(self.parts), self.counts, strict=True):
+                with reading_errors(self.what):
+                    for label, _ in rows(part, columns, range(count), _LABEL_ROWS):
+                        census.add(label)
+        if fault := census.fault:
+            return {"label": None, "left_out": f"{column} {fault}"}
+        return {"class_names": census.class_names}
 
     @property
     def warnings(self) -> list[str]:
-        column = self.columns.left_out
-        return [f"column {column} holds neither integers nor a ClassLabel: no labels"] if column else []
+        return [f"column {self.columns.left_out}: no labels"] if self.columns.left_out else []
 
     @property
     def class_names(self) -> list[str] | None:
@@ -80,28 +96,26 @@ class Tables:
         random.shuffle(parts)
         each = max(_PICKED, -(-num // len(parts)))
         runs = ((i, run) for i, positions in parts for run in self._runs(i, positions, each, random))
-        how = ("the first of row groups " if _is_file(self.parts[0]) else "") + "picked at random"
+        how = ("the first of row groups " if is_file(self.parts[0]) else "") + "picked at random"
         return Picks(how, True, self._samples_of(runs))
 
     def _runs(self, i: int, positions: range, num: int, random: Random) -> list[range]:
         """Return runs of `num` rows of a part in all, within `positions`."""
-        if not _is_file(self.parts[i]):
+        if not is_file(self.parts[i]):
             return [range(p, p + 1) for p in random.sample(positions, min(num, len(positions)))]
-        with _errors(self.parts[i]):
-            groups = _row_groups(self.parts[i], positions)
+        with reading_errors(self.parts[i]):
+            groups = row_groups(self.parts[i], positions)
         chosen = random.sample(groups, min(len(groups), -(-num // _PICKED)))
         return [group[: -(-num // len(chosen))] for group in chosen]
 
     def _samples_of(self, parts: Iterable[tuple[int, range]]) -> Iterator[Sample]:
         for i, positions in parts:
             part, position = self.parts[i], positions.start
-            is_file = _is_file(part)
-            what = str(part) if is_file else self.what
-            with _errors(what):
-                for image, label in (_rows_of_file if is_file else _rows_of_dataset)(
-                    part, self.columns, positions
-                ):
-                    name = f"{part.name} row {position}" if is_file else f"row {position}"
+            from_file = is_file(part)
+            what = str(part) if from_file else self.what
+            with reading_errors(what):
+                for image, label in rows(part, self.columns, positions):
+                    name = f"{part.name} row {position}" if from_file else f"row {position}"
                     yield self._sample(name, image, label)
                     position += 1
             if position != positions.stop:
@@ -112,8 +126,8 @@ class Tables:
         data = image.get("bytes") if isinstance(image, dict) else image
         name += f" ({os.path.basename(path)})" if path else ""
         last = len(self.class_names) - 1 if self.class_names else MAX_LABEL
-        label = -1 if label is None else label
-        if not -1 <= label <= last:
+        label = class_number(label, self._numbers)
+        if label is None or not -1 <= label <= last:
             return Sample(name, BrokenImage(f"its label is {label}; -1 (none) to {last} are allowed"), -1)
         if data is not None:
             return Sample(name, data, label)
@@ -176,7 +190,7 @@ def parquet_files(
     paths, schemas, counts = sorted(paths, key=str), list[Any](), list[int]()
     with doing(f"{what}: counting rows", "files", len(paths)) as progress:
         for path in progress.over(paths):
-            with _errors(path), _parquet(path) as file:
+            with reading_errors(path), open_parquet(path) as file:
                 schemas.append(file.schema_arrow)
                 counts.append(file.metadata.num_rows)
             if schemas[-1].names != schemas[0].names:
@@ -211,7 +225,7 @@ def hugging_face(
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     path, _, config = name.partition(":")
-    with _errors(name), doing(f"{name}: opening it with the package datasets"):
+    with reading_errors(name), doing(f"{name}: opening it with the package datasets"):
         if os.path.isdir(name):
             dataset = datasets.load_from_disk(name)
         else:
@@ -235,80 +249,5 @@ def hugging_face(
     return Tables(name, roots, [dataset], [len(dataset)], columns, shard)
 
 
-def _is_file(part: object) -> bool:
-    """Return whether a part is a parquet file, not a data set of the package datasets."""
-    return isinstance(part, Path | RemoteObject)
-
-
 def _missing(error: ImportError) -> ValueError:
     return ValueError(f"parquet files and hf: need Hugging Face's datasets ({error}); {INSTALL}")
-
-
-@contextlib.contextmanager
-def _parquet(path: SourceFile, **options: Any) -> Iterator[Any]:
-    """Open a parquet file."""
-    from pyarrow.parquet import ParquetFile
-
-    if isinstance(path, Path):
-        with ParquetFile(path, **options) as file:
-            yield file
-    else:
-        with open_file(path) as stream, ParquetFile(stream, **options) as file:
-            yield file
-
-
-def _rows_of_file(path: SourceFile, columns: Columns, positions: range) -> Iterator[tuple[Any, Any]]:
-    # pre_buffer would hold whole row groups.
-    with _parquet(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        for group, group_positions in parts_of(positions, sizes):
-            position = 0
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns.names):
-                first, last = (
-                    max(group_positions.start - position, 0),
-                    min(group_positions.stop - position, len(batch)),
-                )
-                if first < last:
-                    yield from _pairs(batch.slice(first, last - first), columns)
-                position += len(batch)
-                if position >= group_positions.stop:
-                    break
-
-
-def _row_groups(path: SourceFile, positions: range) -> list[range]:
-    """Return the part of each row group that lies within `positions`."""
-    with _parquet(path) as file:
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    starts = [0, *accumulate(sizes)]
-    return [range(starts[i] + p.start, starts[i] + p.stop) for i, p in parts_of(positions, sizes)]
-
-
-def _rows_of_dataset(dataset: Any, columns: Columns, positions: range) -> Iterator[tuple[Any, Any]]:
-    for table in (
-        dataset.select_columns(columns.names).select(positions).with_format("arrow").iter(_BATCH_ROWS)
-    ):
-        yield from _pairs(table, columns)
-
-
-def _pairs(table: Any, columns: Columns) -> Iterator[tuple[Any, Any]]:
-    """Yield (image, label or None) for each row."""
-    images = table.column(columns.image).to_pylist()
-    labels = table.column(columns.label).to_pylist() if columns.label else [None] * len(images)
-    yield from zip(images, labels, strict=True)
-
-
-@contextlib.contextmanager
-def _errors(what: object) -> Iterator[None]:
-    """Turn errors into a ValueError of one line.
-
-    For missing data sets and damaged files, datasets and pyarrow raise nearly any type.
-    """
-    try:
-        yield
-    except RemoteDataError:
-        raise
-    except Exception as error:  # noqa: BLE001
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{what}: cannot be read ({type(error).__name__}: {reason}); copy or download it again"
-        ) from None

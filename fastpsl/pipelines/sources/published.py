@@ -19,6 +19,7 @@ import numpy as np
 from fastpsl.pipelines.sources.editions import EDITIONS, MD5, PAGES, Edition
 from fastpsl.pipelines.sources.plain_pickle import load_plain
 from fastpsl.pipelines.sources.source import Picks, Sample, changed, parts_of, shard_range
+from fastpsl.pipelines.sources.tally import Tally
 
 _BLOCK_BYTES = 1 << 22
 
@@ -37,6 +38,7 @@ class Published:
     shard: tuple[int, int] = (0, 1)
     mode: str = "raw"
     warnings: list[str] = field(default_factory=list)
+    left_out: Tally = field(default_factory=Tally)
 
     @property
     def num_total(self) -> int:

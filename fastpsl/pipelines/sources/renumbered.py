@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from fastpsl.pipelines.sources.source import Picks, Sample, Source
+from fastpsl.pipelines.sources.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Renumbered:
     @property
     def warnings(self) -> list[str]:
         return self.source.warnings
+
+    @property
+    def left_out(self) -> Tally:
+        return self.source.left_out
 
     def picks(self, num: int, random: Random) -> Picks:
         """Choose images of the source, with its own labels, which an estimate does not need."""

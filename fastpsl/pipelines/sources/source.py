@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.sources.leftovers import is_leftover
+from fastpsl.pipelines.sources.tally import Tally
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".avif",
@@ -59,6 +61,10 @@ class Source(Protocol):
     def warnings(self) -> list[str]:
         """The oddities that the user should look at, a line each."""
 
+    @property
+    def left_out(self) -> Tally:
+        """What is left out, as far as it is known before the images are read."""
+
     def samples(self, skip: int = 0) -> Iterator[Sample]:
         """Yield this shard's images in order; raise ValueError when the source has changed since counting.
 
@@ -71,8 +77,13 @@ class Source(Protocol):
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file is an image by its name; hidden files are not."""
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    """Return whether a file is an image by its name; hidden files and leftovers are not."""
+    return has_image_ending(name) and not is_leftover(name)
+
+
+def has_image_ending(name: str) -> bool:
+    """Return whether a name ends as an image's; a hidden file's may, too."""
+    return name.lower().endswith(EXTENSIONS)
 
 
 def shard_range(num_total: int, shard: tuple[int, int]) -> range:

@@ -2,25 +2,30 @@
 
 A tar is a WebDataset if .cls or .json files share the key of images. The key is everything before the first
 dot of a base name, and neighbours with one key are one sample. Its image is the file with an image's ending
-(a.jpg before a.mask.png). Its label is the integer in .cls, else "label" or "cls" in .json, else -1.
+(a.jpg before a.mask.png). Its label is the number or name in .cls, else "label" or "cls" in .json, else -1.
 
 Any other tar is read as if it were unpacked. The class is the top folder, below the folders that all images
-share; the label is -1 without folders. A tar within a tar is a folder (ImageNet's n01440764.tar).
+share; the label is -1 without folders. A tar within a tar is a folder (ImageNet's n01440764.tar). What is
+hidden or left by other programs is left out.
 
 The order is that of the tars' names and, in each, of its members. Tars are read twice, to count and to yield.
 The first time, uncompressed ones are only skimmed.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
 from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.number_words import number_of
 from fastpsl.pipelines.sources.files import SourceFile, size_of
+from fastpsl.pipelines.sources.labels import Census
 from fastpsl.pipelines.sources.layout import PARTS, tar_parts_error
 from fastpsl.pipelines.sources.source import EXTENSIONS, Picks, Sample, changed, parts_of, shard_range
-from fastpsl.pipelines.sources.tar_samples import Folders, Group, Grouper, label_of
-from fastpsl.pipelines.sources.tar_stream import Damage, open_tar, tar_members
+from fastpsl.pipelines.sources.tally import LEFTOVERS, OTHERS, SAME_KEY, Tally
+from fastpsl.pipelines.sources.tar_samples import Folders, Group, Grouper, label_in, label_of
+from fastpsl.pipelines.sources.tar_stream import Damage, is_left_over, open_tar, tar_members
 
 _PICKED = 16  # images of each tar, for an estimate
 
@@ -36,6 +41,7 @@ class TarSource:
     class_names: list[str] | None
     notes: list[str]
     warnings: list[str]
+    left_out: Tally
     shard: tuple[int, int] = (0, 1)
     mode: str = "jpg"
 
@@ -95,7 +101,7 @@ class TarSource:
         name = f"{path.name}/{group.image_name}"
         if isinstance(group.image, BrokenImage):
             return Sample(name, group.image, -1)
-        if labels:
+        if labels and not self.is_web:
             label = labels.get(self.folders.class_of(group.image_name))
             if label is None:
                 raise ValueError(
@@ -103,7 +109,7 @@ class TarSource:
                 )
             return Sample(name, group.image, label)
         try:
-            return Sample(name, group.image, label_of(group) if self.is_web else -1)
+            return Sample(name, group.image, label_of(group, labels) if self.is_web else -1)
         except BrokenImage as error:
             return Sample(name, error, -1)
 
@@ -112,7 +118,8 @@ def _groups(path: SourceFile, grouper: Grouper) -> Iterator[Group | Damage]:
     """Yield the samples that `grouper` makes of a tar's members."""
     with open_tar(path) as (stream, _):
         for item in tar_members(stream, path.name):
-            yield from grouper.add(item)
+            if isinstance(item, Damage) or not is_left_over(item.name):
+                yield from grouper.add(item)
         yield from grouper.end()
 
 
@@ -125,8 +132,8 @@ class _Count:
     num_one_by_one: list[int] = field(default_factory=list)  # samples of each tar with every image alone
     num_labelled: int = 0
     num_unlabelled: int = 0
-    num_further: int = 0
-    num_no_images: int = 0
+    census: Census = field(default_factory=Census)
+    left_out: Tally = field(default_factory=Tally)
     first_damage: str = ""
 
     def add(self, path: SourceFile, on_bytes: Callable[[int], None]) -> None:
@@ -140,6 +147,9 @@ class _Count:
                     )
                 if isinstance(item, Damage):
                     self.first_damage = self.first_damage or f"{item.name} {item.reason}"
+                elif is_left_over(item.name):
+                    self.left_out.add(LEFTOVERS, item.name)
+                    continue
                 self._add(by_key.add(item), one_by_one.add(item))
                 on_bytes(tell())
             self._add(by_key.end(), one_by_one.end())
@@ -151,12 +161,14 @@ class _Count:
             if isinstance(sample, Group) and sample.image_name:
                 self.num_labelled += bool(sample.label_name)
                 self.num_unlabelled += not sample.label_name
-                self.num_further += sample.num_further
+                self.left_out.counts[SAME_KEY] += sample.num_further
+                with contextlib.suppress(BrokenImage):  # listed when it is read
+                    self.census.add(label_in(sample))
         for image in images:
             if isinstance(image, Group) and image.image_name:
                 self.folders.add(image.image_name)
             elif isinstance(image, Group):
-                self.num_no_images += 1
+                self.left_out.add(OTHERS, image.key)
 
 
 def tar_source(
@@ -200,16 +212,16 @@ def tar_source(
     if folders.shared is None:
         raise ValueError(f"{name}: no images inside ({', '.join(EXTENSIONS)}); give tars of images")
     if count.num_labelled:
-        notes = ["taken as WebDataset samples, with labels from .cls and .json"]
-        warnings = [
-            f"{num:,} {text}"
-            for num, text in (
-                (count.num_unlabelled, "samples have no .cls and no .json beside them: label -1"),
-                (count.num_further, "images share the key of another and are left out"),
-            )
-            if num
-        ]
-        return TarSource(paths, count.num_by_key, True, folders, None, notes, warnings, shard)
+        names = count.census.class_names
+        classes = f": {number_of(len(names), 'class', 'classes')}" if names else ""
+        notes = [f"taken as WebDataset samples, with labels from .cls and .json{classes}"]
+        without = f"{count.num_unlabelled:,} samples have no .cls and no .json beside them: label -1"
+        warnings = [without] if count.num_unlabelled else []
+        del count.left_out.counts[OTHERS]  # further files of samples
+        return TarSource(
+            paths, count.num_by_key, True, folders, names, notes, warnings, count.left_out, shard
+        )
+    del count.left_out.counts[SAME_KEY]
     if folders.below and folders.beside:
         raise ValueError(
             f"{name}: {folders.beside} lies beside the class folders {min(folders.below)}, ...; "
@@ -218,9 +230,8 @@ def tar_source(
     if not are_classes and folders.below and all(folder.lower() in PARTS for folder in folders.below):
         raise tar_parts_error(name, sorted(folders.below))
     where = f" below {'/'.join(folders.shared)}" if folders.shared else ""
-    classes = sorted(folders.below) or None
-    notes = [f"{len(classes):,} class folders{where}" if classes else f"images without labels{where}"]
-    warnings = []
-    if count.num_no_images:
-        warnings.append(f"{count.num_no_images:,} files are no images by their names; left out")
-    return TarSource(paths, count.num_one_by_one, False, folders, classes, notes, warnings, shard)
+    class_names = sorted(folders.below) or None
+    notes = [f"{len(class_names):,} class folders{where}" if class_names else f"images without labels{where}"]
+    return TarSource(
+        paths, count.num_one_by_one, False, folders, class_names, notes, [], count.left_out, shard
+    )

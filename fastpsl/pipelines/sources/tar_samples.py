@@ -2,12 +2,14 @@
 
 import json
 import posixpath
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
 from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.sources.labels import class_number
 from fastpsl.pipelines.sources.source import EXTENSIONS, is_image
 from fastpsl.pipelines.sources.tar_stream import Damage, Member
 
@@ -16,7 +18,10 @@ _MAX_LABEL_BYTES = 1 << 24
 
 @dataclass
 class Group:
-    """The members of one sample: names, and data where they are wanted."""
+    """The members of one sample: names, and data where they are wanted.
+
+    Labels are always wanted of a WebDataset, because all of them tell its classes.
+    """
 
     key: str
     image_name: str = ""
@@ -25,7 +30,7 @@ class Group:
     label: "bytes | BrokenImage" = b""
     num_further: int = 0  # images left out, because they share the key
 
-    def add(self, member: Member, is_wanted: bool) -> None:
+    def add(self, member: Member, is_wanted: bool, has_labels: bool) -> None:
         ending = _ending(member.name)
         if is_image(posixpath.basename(member.name)):
             self.num_further += bool(self.image_name)
@@ -35,7 +40,7 @@ class Group:
                 self.image = _read(member, MAX_FILE_BYTES) if is_wanted else b""
         elif (last := ending.rpartition(".")[2]) == "cls" or (last == "json" and not self.label_name):
             self.label_name = member.name
-            self.label = _read(member, _MAX_LABEL_BYTES) if is_wanted else b""
+            self.label = _read(member, _MAX_LABEL_BYTES) if has_labels else b""
 
 
 def _ending(name: str) -> str:
@@ -75,7 +80,7 @@ class Grouper:
         key = posixpath.join(folder, base.partition(".")[0]) if self._is_web else item.name
         out = self.end() if self._group and self._group.key != key else []
         self._group = self._group or Group(key)
-        self._group.add(item, self.position in self._wanted)
+        self._group.add(item, self.position in self._wanted, self._is_web)
         return out
 
     def end(self) -> list[Group | Damage]:
@@ -112,23 +117,34 @@ class Folders:
         return name.split("/")[len(self.shared or ())]
 
 
-def label_of(group: Group) -> int:
-    """Return the label of a sample; -1 without one.
+def label_in(group: Group) -> object:
+    """Return what a sample of a WebDataset has as its label, -1 for nothing.
 
     Raises:
-        BrokenImage: The label is no integer from -1 to 2**31 - 1.
+        BrokenImage: The file with the label cannot be read.
     """
     if isinstance(group.label, BrokenImage):
         raise group.label
-    label: object = -1
+    if not group.label_name.endswith("json"):
+        return group.label
     try:
-        if group.label_name.endswith("json"):
-            record = json.loads(group.label)
-            label = record.get("label", record.get("cls", -1)) if isinstance(record, dict) else -1
-        elif group.label_name:
-            label = int(group.label)
+        record = json.loads(group.label)
     except (ValueError, RecursionError):
-        label = None
-    if type(label) is not int or not -1 <= label <= MAX_LABEL:
+        return False  # which is no label
+    return record.get("label", record.get("cls", -1)) if isinstance(record, dict) else -1
+
+
+def label_of(group: Group, numbers: Mapping[str, int]) -> int:
+    """Return the class number of a sample of a WebDataset, -1 without one.
+
+    Args:
+        group: The sample.
+        numbers: The number of each class, if classes have names.
+
+    Raises:
+        BrokenImage: The label is no integer from -1 to 2**31 - 1, and no class of these names.
+    """
+    number = class_number(label_in(group), numbers)
+    if number is None or not -1 <= number <= MAX_LABEL:
         raise BrokenImage(f"its label in {group.label_name} is no integer from -1 (none) to {MAX_LABEL}")
-    return label
+    return number

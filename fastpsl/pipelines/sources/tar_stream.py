@@ -14,6 +14,7 @@ from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.remote.failures import RemoteDataError
 from fastpsl.pipelines.sources.files import SourceFile, open_file
+from fastpsl.pipelines.sources.leftovers import is_leftover
 
 # The errors of reading a damaged tar. ValueError and OverflowError come from senseless numbers and names,
 # RuntimeError from bz2 when it is read again after an error.
@@ -45,6 +46,11 @@ class Damage(NamedTuple):
     reason: str
     is_no_tar: bool = False  # not even the first header could be read
     is_last_whole: bool = True  # the last member before it is sound
+
+
+def is_left_over(name: str) -> bool:
+    """Return whether a member is hidden or left by another program, or lies in a folder that is."""
+    return any(map(is_leftover, name.split("/")))
 
 
 @contextlib.contextmanager
@@ -91,7 +97,7 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
         return
     while info:
         name = posixpath.join(folder, posixpath.normpath("/" + info.name).lstrip("/"))
-        is_inner = info.isreg() and name.lower().endswith(".tar") and not folder
+        is_inner = info.isreg() and name.lower().endswith(".tar") and not folder and not is_left_over(name)
         if is_inner:
             try:
                 inner = tar.extractfile(info)

@@ -1,0 +1,154 @@
+"""Lists of images as tables: cells between commas, semicolons or tabs, in quotation marks or not (RFC 4180).
+
+The first line may name the columns. Where it does not, or its words are not known, a table has two columns,
+and the one with images' names has the paths.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from fastpsl.pipelines.sources.labels import LABEL_WORDS, PATH_WORDS, is_number
+from fastpsl.pipelines.sources.lines import (
+    Entry,
+    Names,
+    first_line,
+    is_plain,
+    line_entries,
+    names_of,
+    open_text,
+    shorten,
+)
+from fastpsl.pipelines.sources.source import has_image_ending
+
+_MORE_LABEL_WORDS = (
+    "class", "classes", "classid", "classname", "category", "categoryid", "categoryname", "labelid",
+    "labelname",
+)  # fmt: skip
+
+
+class Table(NamedTuple):
+    """How a list is to be read: its columns of paths and of labels."""
+
+    path: Path
+    delimiter: str
+    has_header: bool
+    num_columns: int
+    image: int
+    label: int | None
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the images.
+
+        Raises:
+            ValueError: It is no table, or a line lacks a cell.
+        """
+        rows = _rows(self.path, self.delimiter)
+        try:
+            for number, row in islice(rows, int(self.has_header), None):
+                line = self.delimiter.join(row)
+                wanted = [row[i] for i in (self.image, self.label) if i is not None and i < len(row)]
+                if len(row) != self.num_columns or not all(wanted):
+                    raise ValueError(
+                        f"{self.path}: line {number}, {shorten(line)}, lacks a path or a label, or has "
+                        "another number of cells than the first line; give every line all cells, and those "
+                        "with a comma in quotation marks"
+                    )
+                yield Entry(row[self.image], None if self.label is None else row[self.label], number, line)
+        except csv.Error as error:
+            raise ValueError(
+                f"{self.path}: is no table ({error}); write one image and its class per line"
+            ) from None
+
+    def names(self) -> Names:
+        """Read the images and their labels.
+
+        Raises:
+            ValueError: As `entries`, or the labels are of several kinds.
+        """
+        return names_of(self.path, self.entries())
+
+
+def table_of(path: Path) -> Table | None:
+    """Return how a list is read as a table; None where its lines are paths, or anything else.
+
+    Raises:
+        ValueError: It has more than two columns, and the first line does not tell which are wanted.
+    """
+    if is_plain(first_line(path)):
+        return None
+    tables = (_table(path, delimiter) for delimiter in ",;\t")
+    return next((table for table in tables if table), None)
+
+
+def names_images(path: Path) -> bool:
+    """Return whether a text file names images, in lines or as a table.
+
+    Raises:
+        ValueError: As `table_of`.
+    """
+    return is_plain(first_line(path)) or table_of(path) is not None
+
+
+def first_entry(path: Path) -> Entry | None:
+    """Return the first image that a list names, or None.
+
+    Raises:
+        ValueError: As `table_of`, or the first line is of no known form.
+    """
+    table = table_of(path)
+    return next(table.entries() if table else line_entries(path), None)
+
+
+def _table(path: Path, delimiter: str) -> Table | None:
+    rows = list[list[str]]()
+    with suppress(csv.Error):  # `entries` reports it
+        rows.extend(row for _, row in islice(_rows(path, delimiter), 2))
+    if not rows:
+        return None
+    first = rows[0]
+    has_header = not _image_columns(first)
+    words = [re.sub(r"[^a-z0-9]", "", cell.lower()) for cell in first]
+    if has_header and not (all(map(_is_name, first)) if len(first) > 1 else words[0] in PATH_WORDS):
+        return None
+    images = _image_columns(rows[-1])
+    paths = [i for i, word in enumerate(words) if word in PATH_WORDS] if has_header else []
+    labels = [i for i, word in enumerate(words) if word in (*LABEL_WORDS, *_MORE_LABEL_WORDS)]
+    if not images and not (paths and labels):
+        return None
+    if len(paths) != 1:
+        paths = [i for i in images if i in paths or not paths]
+    others = [i for i in range(len(first)) if i not in paths]
+    if len(others) > 1:
+        others = [i for i in labels if i in others] if has_header else []
+    if len(paths) != 1 or len(others) != min(1, len(first) - 1):
+        raise ValueError(
+            f"{path}: has {len(first)} columns ({shorten(', '.join(first))}), and the first line does not "
+            "tell which has the paths and which the labels; name them path and label there, or keep these "
+            "two alone"
+        )
+    return Table(path, delimiter, has_header, len(first), paths[0], others[0] if others else None)
+
+
+def _is_name(cell: str) -> bool:
+    """Return whether a cell may be the name of a column, and not a path of an unknown kind or a label."""
+    return not cell or ("/" not in cell and "." not in cell and not is_number(cell))
+
+
+def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not empty, each with the number of its last line."""
+    with open_text(path) as file:
+        reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                yield reader.line_num, cells
+
+
+def _image_columns(row: list[str]) -> list[int]:
+    return [i for i, cell in enumerate(row) if has_image_ending(os.path.basename(cell))]
