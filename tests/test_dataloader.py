@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 import fastpsl
+from fastpsl.cli import main
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
@@ -20,7 +22,8 @@ from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.photos import photo_samples, write
+from tests.pipelines.folders import tree
+from tests.pipelines.photos import jpeg, photo, photo_samples, write
 
 NUM = 13
 
@@ -155,6 +158,43 @@ def test_bad_samples_are_told_and_do_not_count(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="sample 1"):
             ((inputs, labels, indices),) = batches
         assert len(inputs) == 5 and sorted(indices.tolist()) == [-1, 0, 2, 3, 4] and 1 not in labels.tolist()
+
+
+def test_what_is_left_out_is_told_by_rank_0_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder, of a list of its files, and of dataset files, by what is written beside them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    files = {f"{kind}/{i}.jpg": jpeg(photo(i, 30, 30)) for kind in ("cat", "dog") for i in range(4)}
+    others = {"cat/._0.jpg": b"x", "@eaDir/0.jpg": b"x", "dog/notes.txt": b"x", "dog/8.jpg": b"no JPEG"}
+    tree(tmp_path / "photos", files | others)
+    Path("list.csv").write_text(
+        "path,label\n" + "".join(f"photos/{name},0\n" for name in (*files, "cat/._0.jpg"))
+    )
+    main(["data", "write", "photos", "photos.beton", "--max-bad", "1"])
+    main(["data", "write", "photos", "part-0.beton", "--max-bad", "1", "--shard", "0/2"])
+    main(["data", "write", "photos", "part-1.beton", "--max-bad", "1", "--shard", "1/2"])
+    known = "1 file of another kind{}, 2 leftovers of other programs{}"
+    bad = "photos: 1 of 9 images cannot be read, the first is dog/8.jpg: "
+    expected = {
+        "photos": ["photos: left out: " + known.format(" (1 .txt)", " (the first is @eaDir)"), bad],
+        "list.csv": ["list.csv: left out: 1 leftover of another program (photos/cat/._0.jpg)"],
+        "photos.beton": [
+            "photos.beton: left out when it was written: 1 broken image, " + known.format("", "")
+        ],
+        "part-*.beton": [
+            "part-*.beton: left out when it was written: 1 broken image, " + known.format("", "")
+        ],
+    }
+    for data, lines in expected.items():
+        for rank in range(2):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                fastpsl.loader(data, batch_size=4, size_px=24, device="cpu", rank=rank, world=2).close()
+            told = sorted(str(warning.message) for warning in caught)
+            assert len(told) == (0 if rank else len(lines)), told
+            assert all(any(line.startswith(start) for line in told) for start in (() if rank else lines)), (
+                told
+            )
 
 
 def test_an_open_data_set_stays_open_and_a_path_is_closed(beton: Path) -> None:

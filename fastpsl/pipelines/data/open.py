@@ -1,5 +1,7 @@
 """The data that a command line names: a folder or a list of images, or dataset files."""
 
+from __future__ import annotations
+
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +38,7 @@ def open_data(source: str | Path, cache_dir: Path | None = None, cache_gb: float
     return data
 
 
-def _open(source: str | Path, cache_dir: Path | None, cache_gb: float | None) -> "Beton | ImageFiles":
+def _open(source: str | Path, cache_dir: Path | None, cache_gb: float | None) -> Beton | ImageFiles:
     if is_remote(source):
         return Beton(source, Cache(cache_dir, cache_gb))
     is_folder = Path(source).is_dir()

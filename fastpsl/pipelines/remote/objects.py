@@ -88,9 +88,7 @@ def remote_objects(
         return [
             info if info.get("size") is not None else files.info(name)
             for name, info in files.glob(path, detail=True).items()
-            if not is_leftover(
-                posixpath.basename(name)
-            )  # a shell's * does not match ._x.tar either
+            if not is_leftover(posixpath.basename(name))  # a shell's * does not match ._x.tar either
         ]
 
     infos = [info for info in persistently(found, address, LIMIT_S) if info["type"] != "directory"]

@@ -33,7 +33,7 @@ _MORE_LABEL_WORDS = (
 
 
 class Table(NamedTuple):
-    """How a list is to be read: its columns of paths and of labels."""
+    """A list that is read as a table: its delimiter, and its columns of paths and of labels."""
 
     path: Path
     delimiter: str

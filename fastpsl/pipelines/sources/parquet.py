@@ -17,7 +17,14 @@ from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
 from fastpsl.pipelines.sources.files import SourceFile
 from fastpsl.pipelines.sources.labels import Census, class_number
-from fastpsl.pipelines.sources.parquet_rows import is_file, open_parquet, reading_errors, row_groups, rows
+from fastpsl.pipelines.sources.parquet_rows import (
+    is_file,
+    open_parquet,
+    reading_errors,
+    require_pyarrow,
+    row_groups,
+    rows,
+)
 from fastpsl.pipelines.sources.source import Picks, Sample, changed, choose_split, parts_of, shard_range
 from fastpsl.pipelines.sources.tally import Tally
 
@@ -174,7 +181,7 @@ def parquet_files(
         ValueError: Something is missing, damaged or ambiguous.
     """
     try:
-        import pyarrow.parquet  # noqa: F401
+        require_pyarrow()
     except ImportError as error:
         raise _missing(error) from None
     what = os.path.dirname(str(paths[0])) if len(paths) > 1 else str(paths[0])

@@ -21,6 +21,11 @@ def is_file(part: object) -> bool:
     return isinstance(part, Path | RemoteObject)
 
 
+def require_pyarrow() -> None:
+    """Raise ImportError unless parquet files can be read here."""
+    import pyarrow.parquet  # noqa: F401
+
+
 @contextlib.contextmanager
 def open_parquet(path: SourceFile, **options: Any) -> Iterator[Any]:
     """Open a parquet file."""
