@@ -13,6 +13,7 @@ from fastpsl.pipelines.data.dataset import Dataset, require_labels
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.files.bounded import read_npy
+from fastpsl.pipelines.sources.csv_lists import table_of
 
 # These take the place of the epoch in the random words: images, and classes that get one image more.
 _IMAGES, _CLASSES = 0, 1
@@ -101,7 +102,7 @@ def _first_of_shuffled(values: np.ndarray, seed: int, what: int) -> np.ndarray:
 def read_label_list(path: Path, data: Dataset) -> np.ndarray:
     """Return the samples of `data` that a list names, in the list's order, int64.
 
-    The list is a text file with a sample per line, or a .npy array. Both hold indices into the data, file
+    The list is a text file with a sample per line, a table (csv_lists.py) or a .npy array. All hold indices into the data, file
     names (n01440764_10026.JPEG, as in SimCLR's lists) or paths (n01440764/n01440764_10026.JPEG, as in VISSL's
     lists for PIRL). A path names the sample with the same last two parts. If there is none and the path's
     folder is no class, it names the sample with the same file name. File name extensions are ignored.
@@ -110,7 +111,12 @@ def read_label_list(path: Path, data: Dataset) -> np.ndarray:
         ValueError: The list is empty or cannot be read, or names a sample that is missing, ambiguous or
             repeated.
     """
-    entries = _read_npy(path) if path.suffix == ".npy" else os.fsdecode(path.read_bytes()).splitlines()
+    if path.suffix == ".npy":
+        entries = _read_npy(path)
+    elif table := table_of(path):
+        entries = [entry.path for entry in table.entries()]
+    else:
+        entries = os.fsdecode(path.read_bytes()).splitlines()
     entries = [entry for entry in map(str.strip, entries) if entry]
     if not entries:
         raise ValueError(f"--label-list {path} names no image: give one per line")

@@ -125,6 +125,7 @@ WANTED = ["n02/n02_30.JPEG", "n00/n00_0.JPEG", "n01/n01_20.JPEG"]
         "n02/n02_30.JPEG\n\nn00/n00_0.JPEG\r\n n01/n01_20.JPEG",
         "/somewhere/train/n02/n02_30.JPEG\ntrain/n00/n00_0.JPEG\nn01_20\n",
         "n02_30.jpg\nelsewhere/n00_0.png\nn01/n01_20.webp\n",
+        'filename,label\n"n02/n02_30.JPEG",n02\nn00_0.JPEG,n00\nn01/n01_20.JPEG,n01\n',
     ],
 )
 def test_names_of_all_kinds_are_found(data: Beton | Folder, tmp_path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastpsl.kernels.crops import ShorterSideCrop
+from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.checksums import MARK, MARK_START
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, IMAGE_TYPE, INT_TYPE, row_dtype
@@ -77,7 +78,7 @@ def test_images_without_a_class_number_have_the_label_none(kind: str, tmp_path: 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_decoder_reads_them(decoder: str, tmp_path: Path) -> None:
     views = [ViewSpec(ShorterSideCrop(24, 24, where="center"))]
-    batches = []
+    batches = list[Batch]()
     for path in (
         write(tmp_path / "labelled.beton", photo_samples(NUM)),
         with_fields(tmp_path / "a.beton", FIELDS["images"][0]),

@@ -253,9 +253,7 @@ def test_a_list_of_all_files_on_a_disk_holds_leftovers(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("".join(f".cache/{name} 0\n" for name in (*others, *NAMES)))
     source = image_list(tmp_path / "l.txt")
     assert source.names.paths == [f".cache/{name}" for name in NAMES]
-    assert source.left_out.line() == (
-        "left out: 4 leftovers of other programs (the first is .cache/ant/._0.jpg)"
-    )
+    assert source.left_out.line() == ("4 leftovers of other programs (the first is .cache/ant/._0.jpg)")
 
 
 def test_shards_are_runs_of_the_list(tmp_path: Path) -> None:

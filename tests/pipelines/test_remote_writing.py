@@ -128,6 +128,7 @@ def test_tars_elsewhere_are_read_as_local_ones(server: S3Server, tmp_path: Path)
         members = {f"{kind}/{i}.jpg": jpeg(photo(9 * number + i, 50, 40)) for kind in "ab" for i in range(4)}
         make_tar(tmp_path / f"t{number}.tar", members)
         server.put(f"raw/t{number}.tar", tar_bytes(members))
+    server.put("raw/._t0.tar", b"of macOS")
     num = 0
 
     def strike(key: str) -> str | None:

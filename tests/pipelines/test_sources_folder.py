@@ -149,7 +149,12 @@ def test_a_leftover_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """lost+found belongs to root, and nobody else may list it."""
     root = tree(tmp_path, {"cat/0.jpg": b"x", "lost+found/x.jpg": b"x"})
     listed, scandir = [], os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+
+    def noted(path: str) -> object:
+        listed.append(str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", noted)
     assert image_folder(root).num_samples == 1
     assert set(listed) == {str(root), str(root / "cat")}
 
@@ -183,10 +188,15 @@ def test_a_list_beside_the_images_has_their_classes(tmp_path: Path) -> None:
         )
     flat = tree(tmp_path / "flat", {"0.jpg": b"x"})
     assert image_folder(flat).notes == ["no class folders: images without labels"]
-    tree(flat, {"labels.csv": b"0.jpg 7\n"})
-    assert image_folder(flat).notes == [
-        "no class folders: images without labels; labels.csv names their classes, and may be given instead"
-    ]
+    tree(
+        flat, {"._labels.csv": b"0.jpg 7\n", "labels.md": b"0.jpg 7\n", "other.csv": b"id,size\n0.jpg,7,8\n"}
+    )
+    assert image_folder(flat).notes == ["no class folders: images without labels"]
+    for text in ("0.jpg 7\n", "path,label\n0.jpg,cat\n"):
+        (flat / "labels.csv").write_text(text)
+        assert image_folder(flat).notes == [
+            "no class folders: images without labels; labels.csv names their classes, and may be given instead"
+        ]
 
 
 def test_folders_within_folders_have_no_limit_of_ours(tmp_path: Path) -> None:
