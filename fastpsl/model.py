@@ -194,7 +194,8 @@ def load(
     Args:
         weights: A run's folder (its newest checkpoint), the result of `fastpsl.pretrain`, a checkpoint, a
             file of `fastpsl export`, or another project's weights.
-        backbone: The backbone's name, for another project's weights. fastpsl's own files record it.
+        backbone: The backbone's name, for another project's weights. fastpsl's own files record it, but a
+            file of Python code in them ("my_net.py:MyNet") runs only if you name it here as well.
         size_px: Side of the images of `Model.transform`, in pixels. By default, that of the weights' record.
         input_channels: What another project's weights were trained on: "RGB", "L" (lightness), "Sobel" or
             "SobelXY". Give it together with `input_mean` and `input_std`, or give none of the three.
@@ -205,7 +206,8 @@ def load(
         The model, in eval mode on the CPU.
 
     Raises:
-        ValueError: There are no such weights, they do not fit the backbone, or `size_px` is below 1.
+        ValueError: There are no such weights, they do not fit the backbone, or `size_px` is below 1. Or they
+            name a Python file, and `backbone` does not.
     """
     path = Path(weights)
     if size_px is not None and size_px < 1:

@@ -36,11 +36,13 @@ class Trained(os.PathLike[str]):
         summaries: One dict per stage. Its keys include "stage", "level", "num_steps", "seconds",
             "loss_start", "loss_end", "chance" (a fraction, or None), and "held_out", the scores on the
             validation images.
+        backbone: The backbone's name, as in `fastpsl.backbones.make_backbone`.
     """
 
     folder: Path
     checkpoint: Path
     summaries: list[dict[str, Any]]
+    backbone: str
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -65,7 +67,7 @@ class Trained(os.PathLike[str]):
         Returns:
             The model, in eval mode on the CPU.
         """
-        return load(self.checkpoint)
+        return load(self.checkpoint, self.backbone)
 
     @override
     def __fspath__(self) -> str:
@@ -141,9 +143,11 @@ def pretrain(
     values = {"data": data, "val": val, "out": out, "backbone": backbone, "epochs": epochs, **options}
 
     def work(opened: list[Run]) -> Trained:
-        train_or_stop(script, script.from_values(values), opened)
+        options = script.from_values(values)
+        train_or_stop(script, options, opened)
         (run,) = opened
-        return Trained(run.folder.absolute(), run.last_checkpoint().absolute(), run.position.summaries)
+        checkpoint = run.last_checkpoint().absolute()
+        return Trained(run.folder.absolute(), checkpoint, run.position.summaries, options.backbone)
 
     return call(script.name, work)
 

@@ -208,7 +208,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     (folder / "metrics.jsonl").write_text("".join(lines))
     summary = {"stage": "S<1>", "level": 1, "num_steps": 8, "num_steps_planned": 8, "seconds": 2.5,
                "loss_start": 3.0, "loss_end": 2.0, "held_out": {"accuracy": 0.5}, "chance": None}  # fmt: skip
-    return Trained(folder, folder / "checkpoints" / "step-00000008.pt", [summary])
+    return Trained(folder, folder / "checkpoints" / "step-00000008.pt", [summary], "resnet18")
 
 
 def pixels(figure: Figure) -> np.ndarray:

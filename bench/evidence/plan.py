@@ -12,13 +12,15 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
                      the seed counts nowhere else
     seeds            the seeds that count
     evaluations      by name: commands that score a training's features; those of the search are not counted
-    random           what an evaluation gets as {weights} for random weights; else --checkpoint FOLDER
+    random           what an evaluation gets as {weights} for random weights; else --checkpoint FOLDER,
+                     and --backbone as in the training if that is FILE.py:CLASS
     endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared
     curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, to be drawn over
                      the epochs, and two epochs between which its change is reported
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,6 +83,12 @@ class Plan:
     def training_of(self, run: "Run") -> str:
         """Return the command of a training, with places for its values."""
         return f"{self.training} {self.arms[run.arm]}"
+
+    @property
+    def own_backbone(self) -> str:
+        """The training's --backbone FILE.py:CLASS, which evaluations need as well; else nothing."""
+        found = re.search(r" --backbone \S+\.py:\S+", self.training)
+        return found[0] if found else ""
 
     def searched(self) -> Iterator["Run"]:
         """Yield the trainings by which rates are chosen; none where there is one rate."""

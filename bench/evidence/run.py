@@ -84,7 +84,7 @@ class Runner:
         weights = self.plan.random
         if run.arm != RANDOM:
             self._run(run.name, self.plan.training_of(run), run.values)
-            weights = f"--checkpoint {self.options.runs / run.name}"
+            weights = f"--checkpoint {self.options.runs / run.name}{self.plan.own_backbone}"
         for name in self.plan.evaluations_of(run):
             self._run(f"{run.name}-{name}", self.plan.evaluations[name], {**run.values, "weights": weights})
 

@@ -36,6 +36,8 @@ class Clusters:
     """Seed of the shuffled labels that NMI is compared with, and of the images that are shown."""
     require_labels: bool = False
     """Stop where the data has no true labels. Without, what needs them is left out."""
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:CLASS")] = None
+    """Of a run with your own module: the module, as in the training."""
 
     def run(self) -> None:
         """Write the report and print its lines.
@@ -54,5 +56,6 @@ class Clusters:
             out=self.out,
             seed=self.seed,
             require_labels=self.require_labels,
+            backbone=self.backbone,
         )
         print("\n".join(lines))

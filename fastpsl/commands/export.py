@@ -37,7 +37,8 @@ class Export:
     results: Annotated[Path | None, tyro.conf.arg(metavar="RUNS")] = None
     """Of hf: the folder of your evaluations; those of this checkpoint go into the model card."""
     backbone: Annotated[
-        str | None, tyro.conf.arg(metavar="NAME", help=f"Of others' weights: {ANY_BACKBONE}.")
+        str | None,
+        tyro.conf.arg(metavar="NAME", help=f"Of others' weights and of your own module: {ANY_BACKBONE}."),
     ] = None
     input_channels: Annotated[
         Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")

@@ -35,7 +35,10 @@ class ExtractionOptions:
     """The shorter side becomes PX, so that small images are seen whole."""
     backbone: Annotated[
         str | None,
-        tyro.conf.arg(metavar="NAME", help=f"For others' and for random weights: {ANY_BACKBONE}."),
+        tyro.conf.arg(
+            metavar="NAME",
+            help=f"For others' weights, random ones and your own module: {ANY_BACKBONE}.",
+        ),
     ] = None
     input_channels: Annotated[
         Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")

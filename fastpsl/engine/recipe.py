@@ -19,6 +19,7 @@ from fastpsl.engine.presets import small_values, values_of_config
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.terminal import plain
 from fastpsl.engine.wording import worded
+from fastpsl.models.names import is_own, not_given
 
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
@@ -83,7 +84,8 @@ class Script(Generic[Options]):
                 If a single value of --epochs replaces the paper's stages, it gets a line about that, too.
 
         Raises:
-            ValueError: The arguments cannot be parsed. The message is one line.
+            ValueError: The arguments cannot be parsed, or the file of --config names a Python file as backbone
+                and they do not. The message is one line.
             SystemExit: With code 0, after --help is printed.
         """
         is_rank_0 = own_rank() == 0
@@ -101,9 +103,12 @@ class Script(Generic[Options]):
             options: Options = parse(self.options, given, default=self.options(**values), prog=prog)
             return options
 
-        options = parsed(self.paper)
-        paper = {**self.paper, **self.variant(options)}
-        options = parsed({**paper, **self.defaults(options, paper)})
+        first = parsed(self.paper)
+        paper = {**self.paper, **self.variant(first)}
+        options = parsed({**paper, **self.defaults(first, paper)})
+        backbone = getattr(options, "backbone", None)
+        if backbone is not None and is_own(backbone) and backbone != getattr(first, "backbone", None):
+            raise not_given(f"--config {options.config}", backbone)
         if is_rank_0:
             log(describe_choice(options, paper, self.source))
             if _is_one_stage(options) and len(paper["epochs"]) > 1:

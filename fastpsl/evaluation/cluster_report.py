@@ -78,7 +78,14 @@ def measure(labels: Labels, true: np.ndarray, seed: int) -> Measured:
 
 
 def report(
-    run: Path, *, data: str | None, labels: Path | None, out: Path | None, seed: int, require_labels: bool
+    run: Path,
+    *,
+    data: str | None,
+    labels: Path | None,
+    out: Path | None,
+    seed: int,
+    require_labels: bool,
+    backbone: str | None = None,
 ) -> list[str]:
     """Measure pseudo-labels, draw charts of them and return the lines to print.
 
@@ -90,7 +97,7 @@ def report(
     """
     started = time.monotonic()
     path, source, out = _paths(run, data, labels, out)
-    pretrained = load_pretrained(run) if run.is_dir() else None
+    pretrained = load_pretrained(run, backbone) if run.is_dir() else None
     with closing(open_data(source)) as opened:
         pseudo_labels, true = read_labels(path, opened), opened.labels()
         if require_labels and not (true >= 0).any():

@@ -54,7 +54,8 @@ class EvaluationOptions(RunOptions):
         str | None,
         arg(
             help=f"{ANY_BACKBONE}:\n"
-            "for others' and for random weights; fastpsl's checkpoints say it themselves."
+            "for others' weights, random ones and your own module; other checkpoints of fastpsl say it "
+            "themselves."
         ),
     ] = field(default=None, metadata=MACHINE)
     input_channels: Annotated[

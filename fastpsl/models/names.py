@@ -1,5 +1,7 @@
 """The names of the backbones, for help texts and advice. This module does not import torch, which is slow."""
 
+import shlex
+
 BACKBONES = (
     "alexnet",
     "alexnet_rotnet",
@@ -30,3 +32,15 @@ def is_timm(name: str) -> bool:
 def is_own(name: str) -> bool:
     """Return whether the name is of a file of the user's own, with or without a class."""
     return name.endswith(".py") or ".py:" in name
+
+
+def not_given(source: object, name: str) -> ValueError:
+    """Return the error for a file that names a Python file, which runs only if the user names it as well.
+
+    Args:
+        source: The file, which may be a stranger's.
+        name: The name in it, for which `is_own` holds.
+    """
+    return ValueError(
+        f"{source} names {name}, which would run; give --backbone {shlex.quote(name)} if you trust it"
+    )

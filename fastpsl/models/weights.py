@@ -15,7 +15,7 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.checkpoint import FORMAT, CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import first_three, recognise
-from fastpsl.models.names import is_own, is_timm
+from fastpsl.models.names import is_own, is_timm, not_given
 from fastpsl.models.weight_files import read_weights, read_weights_sidecar, sha256_of_file
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.number_words import number_of
@@ -64,7 +64,8 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
     """Load a backbone from a file or a run's folder.
 
     Checkpoints and exported files record their backbone and input, and the arguments must agree with the
-    record. Files of other projects have no such record and require both arguments.
+    record. Files of other projects have no such record and require both arguments. A record may name a file
+    of Python code, which runs only if `backbone` names it as well.
 
     Args:
         path: A checkpoint, a run's folder (its newest readable checkpoint is read), a file of `fastpsl
@@ -74,7 +75,7 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
 
     Raises:
         ValueError: The file is unreadable, lacks a tensor of the backbone, or holds another backbone or
-            tensors that belong to no head.
+            tensors that belong to no head. Or it names a Python file, and `backbone` does not.
     """
     path = Path(path)
     path, state = newest_checkpoint(path) if path.is_dir() else (path, read_weights(path))
@@ -198,12 +199,21 @@ def _input(record: Any) -> Input:
 def _checked_name(
     path: Path, name: str | None, argument: str | None, file_input: Input, argument_input: Input | None
 ) -> str:
-    """Return the backbone's name, and raise ValueError if the arguments contradict the file."""
+    """Return the backbone's name.
+
+    A Python file is always that of the argument, because the path in a file may be a stranger's, or an old
+    one. Its tensors' names and shapes are checked later.
+
+    Raises:
+        ValueError: The arguments contradict the file, or it names a Python file and they do not.
+    """
     if name is None and argument is None:
         raise ValueError(f"{path} does not say which backbone it holds: give --backbone")
-    if name is not None and argument is not None and is_own(name) and is_own(argument):
-        # A file of one's own may have moved since. Its tensors' names and shapes are checked later.
-        name = argument
+    if name is not None and is_own(name):
+        if argument is None:
+            raise not_given(path, name)
+        if is_own(argument):
+            name = argument
     if name is not None and argument is not None and name != argument:
         raise ValueError(
             f"{path} is a checkpoint of another backbone: {name}, not {argument}; leave out --backbone"

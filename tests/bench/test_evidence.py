@@ -106,10 +106,11 @@ def test_the_commands_of_the_plans_are_of_options_that_exist(
     commands += [text for text in plan.first.values() if text.startswith("recipes/")]
     commands += list(plan.evaluations.values())
     for command in commands:
-        for weights in (plan.random, "--checkpoint missing"):
+        for weights in (plan.random, f"--checkpoint missing{plan.own_backbone}"):
             script, *words = command.format(**values, weights=weights).split()
             ended = starter(Path(script).stem, monkeypatch, capsys)(*words)
             assert ended.code == 2 and "missing" in ended.err, (command, ended.err)
+    assert plan.own_backbone in plan.random and bool(plan.own_backbone) == (".py:" in plan.random)
     assert len(plan.arms) <= len(COLOURS)  # arms of one colour could not be told apart
     blocks = {number.rpartition("_")[2] for number in plan.endpoint.numbers}
     assert all(block in plan.evaluations[plan.endpoint.evaluation] for block in blocks) or "linear" in (

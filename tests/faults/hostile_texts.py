@@ -1,9 +1,11 @@
 """Hostile JSON, XML, lists and folder names: endless nesting, odd numbers, markup, escapes, ways out."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from fastpsl.pipelines.input_record import Input
 from tests.faults.hostile_common import DEEP, DIGITS, ESCAPES, MARKUP, Attack, Payload, text, text_attacks
 
 
@@ -63,6 +65,14 @@ def _folder_renamed(text: str) -> Payload:
         path.parent.rename(path.parent.with_name(text.replace("/", "|")))
 
     return make
+
+
+def _names_code(path: Path) -> None:
+    """Name a Python file as the backbone of the weights beside the JSON."""
+    (path.parent / "net.py").write_text(f"open({str(path.parent / 'canary')!r}, 'w')\n")
+    digest = hashlib.sha256(path.with_suffix("").read_bytes()).hexdigest()
+    record = {"sha256": digest, "backbone": f"{path.parent}/net.py:Net", "input": Input().as_dict()}
+    path.write_text(json.dumps(record))
 
 
 _JSON_TEXTS: dict[str, str | bytes] = {
@@ -144,4 +154,5 @@ ATTACKS: list[Attack] = [
     *_value_attacks("config.json", _CONFIG_KEYS, _CONFIG_VALUES),
     ("result.json", "markup as the folder's name", _folder_renamed(MARKUP)),
     ("result.json", "escapes as the folder's name", _folder_renamed(ESCAPES)),
+    ("w.pth.json", "a Python file as the backbone", _names_code),
 ]  # fmt: skip

@@ -1,16 +1,22 @@
 """A module from the user's file: trained, resumed and read again; each breach of its contract is one line."""
 
+import json
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import fastpsl
+from fastpsl import cli
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
+from fastpsl.models.weight_files import safetensors_bytes, sha256_of_file
 from fastpsl.models.weights import load_pretrained, random_weights
 from fastpsl.pipelines.input_record import Input
 from tests.programs import ROOT, digests, newest_checkpoint, run
@@ -164,13 +170,13 @@ def test_weights_of_a_file_that_has_moved(
     outcome = start("--backbone", "net.py:Net", *arguments)
     assert outcome.code == 0, outcome.err
     state = newest_checkpoint(here / "out")
-    loaded = load_pretrained(here / "out")
+    loaded = load_pretrained(here / "out", "net.py:Net")
     assert loaded.record["backbone"] == state["science"]["backbone"] == "net.py:Net"
     assert torch.equal(loaded.backbone.state_dict()["last.weight"], state["backbone"]["last.weight"])
     shutil.move(here / "net.py", here / "other.py")
     refused(start("--backbone", "net.py:Net", *arguments), "simclr_r50", "there is no file net.py")
     with pytest.raises(ValueError, match=r"there is no file net.py; give --backbone NEW_PATH/net.py:Net"):
-        load_pretrained(here / "out")
+        load_pretrained(here / "out", "net.py:Net")
     again = load_pretrained(here / "out", f"{here}/other.py:Net")
     assert again.record["backbone"] == f"{here}/other.py:Net"
     assert torch.equal(again.backbone.state_dict()["last.weight"], state["backbone"]["last.weight"])
@@ -182,6 +188,54 @@ def test_weights_of_a_file_that_has_moved(
     os.utime(here / "other.py", ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(ValueError, match=r"has last.weight of shape \(8, 6, 3, 3\)"):
         load_pretrained(here / "out", "other.py:Net")
+
+
+@pytest.fixture
+def given(here: Path) -> dict[str, Path]:
+    """Write files that name net.py:Net, which leaves a mark when it runs: weights of each kind, by ending."""
+    tensors = make_backbone("net.py:Net").state_dict()
+    (here / "net.py").write_text(f"open('ran', 'w')\n{SOUND}")
+    input = Input.usual("RGB", 32).as_dict()
+    record = {"backbone": "net.py:Net", "input": input, "run_step": 1, "science": {}, "cut": False}
+    state = {"format": 1, "science": {"backbone": "net.py:Net"}, "input": input, "backbone": tensors}
+    torch.save({**state, "position": {"run_step": 1, "summaries": []}}, here / "a.pt")
+    torch.save(tensors, here / "a.pth")
+    digest = sha256_of_file(here / "a.pth")
+    (here / "a.pth.json").write_text(json.dumps(record | {"sha256": digest, "to": "torchvision"}))
+    (here / "a.safetensors").write_bytes(safetensors_bytes(tensors, record))
+    return {path.suffix: path for path in here.glob("a.*") if path.suffix != ".json"}
+
+
+@pytest.mark.parametrize("ending", [".pt", ".pth", ".safetensors"])
+def test_weights_that_name_code_run_it_only_if_the_user_does(
+    ending: str, given: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = given[ending]
+    line = f"{path} names net.py:Net, which would run; give --backbone net.py:Net if you trust it"
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        load_pretrained(path)
+    with pytest.raises(ValueError, match="give backbone net.py:Net if you trust it$"):
+        fastpsl.load(path)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["export", str(path), "out.safetensors", "--to", "safetensors"])
+    assert capsys.readouterr().err == f"fastpsl: {line}\n"
+    assert not Path("ran").exists()
+    assert load_pretrained(path, "net.py:Net").record["backbone"] == "net.py:Net" and Path("ran").exists()
+
+
+@pytest.mark.usefixtures("given")
+def test_a_config_that_names_code_runs_it_only_if_the_user_does(here: Path) -> None:
+    script: Any = find_recipe("simclr_r50")
+    options = script.with_paper(backbone="net.py:Net").as_dict()
+    (here / "config.json").write_text(
+        json.dumps({"options": options, "science": {"recipe": "simclr_r50"}, "command": []})
+    )
+    words = ["--config", "config.json"]
+    with pytest.raises(ValueError, match=r"^--config config.json names net.py:Net, which would run; give"):
+        script.parse(words, log=lambda line: None)
+    assert script.parse([*words, "--backbone", "net.py:Net"]).backbone == "net.py:Net"
+    assert script.parse([*words, "--backbone", "resnet50"]).backbone == "resnet50"  # the paper's
+    assert not Path("ran").exists()
 
 
 def test_the_documented_module_is_sound(here: Path) -> None:
