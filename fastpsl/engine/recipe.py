@@ -84,8 +84,8 @@ class Script(Generic[Options]):
                 If a single value of --epochs replaces the paper's stages, it gets a line about that, too.
 
         Raises:
-            ValueError: The arguments cannot be parsed, or the file of --config names a Python file as backbone
-                and they do not. The message is one line.
+            ValueError: The arguments cannot be parsed. Or the file of --config names a Python file as
+                backbone, and they do not. The message is one line.
             SystemExit: With code 0, after --help is printed.
         """
         is_rank_0 = own_rank() == 0

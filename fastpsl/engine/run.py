@@ -15,7 +15,7 @@ from fastpsl.engine.run_data import RunData
 from fastpsl.engine.signals import StopSignal
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.pipelines.files.atomic import output_errors, write_atomically
+from fastpsl.pipelines.files.atomic import output_errors, remove_leftovers, write_atomically
 
 
 @dataclass
@@ -124,6 +124,7 @@ class Run:
 
     def _write_records(self) -> None:
         (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt may have written it
+        remove_leftovers(self.folder, "*.json*")
         self.write_status("running", "")
         config = {"options": self.options.as_dict(), "science": self.science, "command": sys.argv}
         write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import torch
 
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import atomic_file
+from fastpsl.pipelines.files.atomic import atomic_file, remove_leftovers
 from fastpsl.pipelines.files.bounded import check_zip
 
 FORMAT = 1
@@ -61,6 +61,7 @@ class CheckpointManager:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
+        remove_leftovers(self.folder, "step-*.pt")
         with atomic_file(path) as file:
             try:
                 torch.save({"format": FORMAT, **state}, file)

@@ -2,16 +2,22 @@
 
 `train.beton` is written as `.train.beton.partial` in the same folder. The next run takes over the partial
 file that a killed run left. A lock keeps two writers apart.
+
+Files that are written at once, such as `status.json`, need no lock. Each writing has a temporary name of its
+own, `.status.json.PID-TOKEN.tmp`, and the last one to be renamed stays. A killed process leaves it behind,
+and nothing reads it.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_NAME_LENGTH = 50  # of a file's name within a temporary one, which may have 255 bytes, 4 a letter
 _SPACE = "free some space or choose another disk"
 _REMEDIES = {
     errno.ENOSPC: _SPACE,
@@ -151,12 +157,13 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         durable: As in `write_atomically`.
 
     Raises:
-        OSError: The disk is full or read-only, for example. The error names `path`, and no partial file
+        OSError: The disk is full or read-only, for example. The error names `path`, and no temporary file
             remains.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name[:_NAME_LENGTH]}.{own}.tmp")
     try:
-        with open(temporary, "w+b") as file:
+        with open(temporary, "x+b") as file:
             yield file
             if durable:
                 file.flush()
@@ -169,3 +176,14 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Remove the temporary files that killed processes left of files that nobody else writes now.
+
+    Args:
+        folder: Where the files are.
+        names: A glob of their final names, which are short.
+    """
+    for leftover in folder.glob(f".{names}.*-*.tmp"):
+        leftover.unlink(missing_ok=True)
