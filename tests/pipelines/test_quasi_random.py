@@ -402,6 +402,9 @@ def test_a_header_with_impossible_pages_is_refused(tmp_path: Path, monkeypatch: 
         data.shards[0].page_size = 0
         with pytest.raises(ValueError, match="a.beton: says that its pages have 0 bytes, .*; write it again"):
             pages_of(data)
+        data.shards[0].page_size, data.shards[0].alloc = PAGE_BYTES, 1 << 40
+        with pytest.raises(ValueError, match="a.beton: says that it has 268,435,456 pages for .*; write it"):
+            pages_of(data)
 
 
 def test_a_file_that_shrinks_is_an_error_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastpsl.pipelines.beton.shard import REMEDY, Shard, chunks
+from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
+from fastpsl.pipelines.beton.shard import ALLOCATION, REMEDY, Shard, chunks
 from fastpsl.pipelines.data.dataset import Dataset
 
 _MIN_PAGE_BYTES = 4096  # a header with less is damaged; ffcv's own minimum is 2 MiB
+_MAX_PAGES = 1 << 22  # of a file: 32 TiB in pages of 8 MiB, and object stores take 5 TB
+_MAX_EMPTY_PAGES = 1 << 16  # those of the table of samples: 512 GiB of it in pages of 8 MiB
 
 
 class Extents(NamedTuple):
@@ -68,6 +71,28 @@ def pages_of(data: Dataset) -> Pages:
     return pages_of_shards(shards)
 
 
+def check_pages(name: str, num_bytes: int, page_bytes: int, alloc: int) -> None:
+    """Check what a file's header tells of its pages, before anything of their number is made.
+
+    Args:
+        name: The file's name in messages.
+        num_bytes: Its size.
+        page_bytes: The size of a page.
+        alloc: Where the allocation table begins, which has a row for each sample, or several.
+
+    Raises:
+        ValueError: No page has this size, or the pages are more than a writer would make.
+    """
+    if not _MIN_PAGE_BYTES <= page_bytes <= MAX_PAGE_BYTES:
+        raise ValueError(f"{name}: says that its pages have {page_bytes:,} bytes, which none has; {REMEDY}")
+    num_allocations, num_pages = (num_bytes - alloc) // ALLOCATION.itemsize, -(-alloc // page_bytes)
+    if num_pages > min(num_allocations + _MAX_EMPTY_PAGES, _MAX_PAGES):
+        raise ValueError(
+            f"{name}: says that it has {num_pages:,} pages for {num_allocations:,} parts of samples, which "
+            f"no writer makes; {REMEDY}"
+        )
+
+
 def pages_of_shards(shards: Sequence[Shard]) -> Pages:
     """Return the pages of dataset files, computed from their tables.
 
@@ -80,10 +105,7 @@ def pages_of_shards(shards: Sequence[Shard]) -> Pages:
     files, sizes, is_in_order = list[Extents](), list[np.ndarray](), True
     for shard in shards:
         size = shard.page_size
-        if size < _MIN_PAGE_BYTES:
-            raise ValueError(
-                f"{shard.name}: says that its pages have {size} bytes, which is too few; {REMEDY}"
-            )
+        check_pages(shard.name, shard.file_size, size, shard.alloc)
         shard.check_unchanged()
         counts, last = np.zeros(shard.alloc // size + 1, np.int64), 0
         for part in chunks(shard.num_samples):

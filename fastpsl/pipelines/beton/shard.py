@@ -68,6 +68,12 @@ def chunks(num: int) -> Iterator[slice]:
     return (slice(start, min(start + CHUNK, num)) for start in range(0, num, CHUNK))
 
 
+def holds_tables(num_bytes: int, num_samples: int, table_end: int, alloc: int) -> bool:
+    """Return whether a file of so many bytes has the tables that its header tells of."""
+    num_allocations, rest = divmod(num_bytes - alloc, ALLOCATION.itemsize)
+    return table_end <= alloc and num_samples <= num_allocations and not rest
+
+
 class _Ranges(NamedTuple):
     """The ranges that the rows of samples keep to."""
 
@@ -172,15 +178,14 @@ class Shard:
         # Check the counts against the file's size before mapping anything of that size.
         self.table_start = HEADER.itemsize + num_fields * FIELD.itemsize
         self.table_end, self.alloc = self.table_start + self.num_samples * row.itemsize, alloc
-        num_allocations, rest = divmod(self.file_size - alloc, ALLOCATION.itemsize)
-        if self.table_end > alloc or num_allocations < self.num_samples or rest:
+        if not holds_tables(self.file_size, self.num_samples, self.table_end, alloc):
             raise self._refuse(
                 f"is truncated or damaged ({self.file_size:,} bytes do not hold the tables "
                 f"of {self.num_samples:,} samples)",
                 COPY_AGAIN,
             )
         self._table = Table(self.fd, self.table_start, row, self.num_samples)
-        self._allocations = Table(self.fd, alloc, ALLOCATION, num_allocations)
+        self._allocations = Table(self.fd, alloc, ALLOCATION, (self.file_size - alloc) // ALLOCATION.itemsize)
         self._sizes = self._joined_sizes()
 
     def _joined_sizes(self) -> np.ndarray | None:

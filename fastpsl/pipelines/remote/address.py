@@ -81,9 +81,14 @@ def file_system(address: str) -> "AbstractFileSystem":
     import fsspec
 
     scheme = urlsplit(address).scheme.lower()
+    options = _SCHEMES[scheme].options
+    if scheme in ("http", "https"):  # anybody has such a server
+        from fastpsl.pipelines.remote.bounded_answer import BoundedAnswer
+
+        options = {"client_kwargs": options["client_kwargs"] | {"response_class": BoundedAnswer}}
     # Its tracebacks would come before our line.
     logging.getLogger(_SCHEMES[scheme].package).addHandler(logging.NullHandler())
-    files = fsspec.filesystem(scheme, use_listings_cache=False, **_SCHEMES[scheme].options)
+    files = fsspec.filesystem(scheme, use_listings_cache=False, **options)
     if hasattr(files, "retries"):  # `persistently` tries again, and says so
         files.retries = 1
     return files

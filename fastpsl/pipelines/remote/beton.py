@@ -13,16 +13,25 @@ from fastpsl.pipelines.beton.checksums import (
     num_checksum_bytes,
     read_checksums,
 )
-from fastpsl.pipelines.beton.shard import FIELD, HEADER, ROW_OF_TYPE, VERSION, Shard, row_dtype
+from fastpsl.pipelines.beton.pages import check_pages
+from fastpsl.pipelines.beton.shard import (
+    FIELD,
+    HEADER,
+    ROW_OF_TYPE,
+    VERSION,
+    Shard,
+    holds_tables,
+    row_dtype,
+)
 from fastpsl.pipelines.beton.sidecar import sidecar_path
-from fastpsl.pipelines.files.atomic import write_atomically
-from fastpsl.pipelines.remote.cache import Cache
+from fastpsl.pipelines.remote.cache import Cache, cache_errors
 from fastpsl.pipelines.remote.failures import persistently
 from fastpsl.pipelines.remote.objects import LIMIT_S, RemoteObject, read_whole
 
 _HEAD_BYTES = 1 << 14  # a header with 15 fields
 _DISK_BLOCK = 4096
 _PIECE_BYTES = 16 << 20  # of the tables
+_SIDECAR_BYTES, _MAX_SIDECAR_BYTES = 16 << 20, 1 << 30  # beside a file without samples, and at most
 _MAX_READINGS = 4  # of a stretch whose bytes are in doubt
 
 
@@ -46,6 +55,10 @@ class Layout(NamedTuple):
         pages = np.stack([np.clip(start, self.table_end, stop), stop], 1)
         return np.concatenate([np.array(tables, np.int64).reshape(-1, 2), pages])
 
+    def num_table_bytes(self, num_bytes: int) -> int:
+        """Return the bytes of the tables."""
+        return self.table_end + num_bytes - self.tail
+
     def num_table_parts(self, num_bytes: int) -> int:
         """Return how many of the parts are those of tables."""
         return -(-self.table_end // _PIECE_BYTES) + -(-(num_bytes - self.tail) // _PIECE_BYTES)
@@ -55,7 +68,7 @@ def _layout(remote: RemoteObject, head: bytes) -> Layout:
     """Return the layout that a file's first bytes tell.
 
     Raises:
-        ValueError: They are those of no dataset file.
+        ValueError: They are those of no dataset file, or of none that a writer makes.
     """
     header = np.frombuffer(head, HEADER, 1)[0] if len(head) >= HEADER.itemsize else np.zeros((), HEADER)
     num_fields, num_samples = int(header["num_fields"]), int(header["num_samples"])
@@ -74,11 +87,12 @@ def _layout(remote: RemoteObject, head: bytes) -> Layout:
     alloc = int(header["alloc_table_ptr"])
     has_checksums = head[MARK_START : MARK_START + len(MARK)] == MARK
     tail = alloc - (num_checksum_bytes(num_samples) if has_checksums else 0)
-    if not table_end <= tail <= alloc <= remote.num_bytes or page_bytes < HEADER.itemsize:
+    if not (table_end <= tail and holds_tables(remote.num_bytes, num_samples, table_end, alloc)):
         raise ValueError(
             f"{remote.address}: is not whole, or damaged ({remote.num_bytes:,} bytes do not hold the tables "
             f"of {num_samples:,} samples); upload it again"
         )
+    check_pages(remote.address, remote.num_bytes, page_bytes, alloc)
     return Layout(table_end, tail, page_bytes, has_checksums)
 
 
@@ -122,19 +136,27 @@ class RemoteBeton:
             pages.
 
     Raises:
-        ValueError: It cannot be reached, or is no dataset file. The message is one line.
+        ValueError: It cannot be reached, is no dataset file, or does not fit into the cache. The message is
+            one line.
     """
 
     def __init__(self, remote: RemoteObject, cache: Cache) -> None:
-        self.remote = remote
+        self.remote, self._cache = remote, cache
         self.layout = _layout(remote, _read(remote, 0, _HEAD_BYTES))
+        num_table_bytes = self.layout.num_table_bytes(remote.num_bytes)
+        if num_table_bytes > cache.max_bytes:
+            raise ValueError(
+                f"{remote.address}: its tables take {num_table_bytes / 1e9:,.3g} GB, and the cache at most "
+                f"{cache.max_bytes / 1e9:,.3g} GB; give a larger --cache-gb, or another file"
+            )
         self.file = cache.open(remote, self.layout.parts(remote.num_bytes))
         self.num_tables = self.layout.num_table_parts(remote.num_bytes)
-        sidecar, local = read_whole(f"{remote.address}.json"), sidecar_path(self.file.path)
-        if sidecar is not None:
-            write_atomically(local, sidecar)
-        else:
-            local.unlink(missing_ok=True)
+        most = min(_SIDECAR_BYTES + num_table_bytes, _MAX_SIDECAR_BYTES)
+        try:
+            cache.keep(sidecar_path(self.file.path), read_whole(f"{remote.address}.json", most))
+        except BaseException:
+            self.file.close()
+            raise
 
     def table_bytes(self) -> int:
         """Return about how many bytes the tables take on the disk, with the list of parts."""
@@ -149,9 +171,10 @@ class RemoteBeton:
         were_damaged = False
         for start, stop in self.file.parts[: self.num_tables].tolist():
             again = self._read_alike(start, stop)
-            if again is not None and os.pread(self.file.fd, stop - start, start) != again:
-                os.pwrite(self.file.fd, again, start)
-                were_damaged = True
+            with cache_errors(self._cache.folder):
+                if again is not None and os.pread(self.file.fd, stop - start, start) != again:
+                    os.pwrite(self.file.fd, again, start)
+                    were_damaged = True
         return were_damaged
 
     def _read_alike(self, start: int, stop: int) -> bytes | None:

@@ -4,7 +4,8 @@ A remote file is a sparse local file of its size. Its parts, such as the pages o
 one by one, and given up by punching holes. So what reads a local dataset file reads this one, too.
 
     CACHE/lock                     held while room is made
-    CACHE/files/ID/NAME            the sparse file; ID is a digest of its address, size and version
+    CACHE/files/ID/NAME            the sparse file; ID is a digest of its address, size and version, NAME the
+                                   end of its name
     CACHE/files/ID/NAME.parts      a row per part: start, stop, time of last use, which is 0 for an absent one
     CACHE/files/ID/NAME.json       the JSON beside a dataset file
 
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.remote.objects import RemoteObject
 from fastpsl.pipelines.remote.part_locks import PartLocks
 
@@ -39,8 +41,23 @@ _PART = np.dtype([("start", "<i8"), ("stop", "<i8"), ("time", "<u4")], align=Tru
 _IS_OPEN = 1 << 40  # the lock of every process that has the file open, beyond all parts
 
 
+_NAME_LENGTH = 60  # of a file, with an ending added; a name may have 255 bytes, 4 a letter
+
+
 class CacheFullError(OSError):
     """A cache of which all parts are in use."""
+
+
+@contextmanager
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError of the files in a cache's folder into a ValueError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"--cache-dir {folder}: cannot be used ({error.strerror}); give a folder on a local disk that "
+            "has room"
+        ) from None
 
 
 class Cache:
@@ -60,7 +77,7 @@ class Cache:
         self.folder = folder or Path(os.environ.get("FASTPSL_CACHE_DIR") or own)
         if max_gb is not None and not max_gb > 0:
             raise ValueError(f"--cache-gb {max_gb:g}: it must be above 0")
-        try:
+        with cache_errors(self.folder):
             self._files = self.folder / "files"
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.folder.stat().st_uid != os.getuid():
@@ -71,10 +88,6 @@ class Cache:
             (self.folder / "lock").touch()
             _require_holes(self.folder)
             free = shutil.disk_usage(self.folder).free + self.num_bytes()
-        except OSError as error:
-            raise ValueError(
-                f"--cache-dir {self.folder}: cannot be used ({error.strerror}); give a folder on a local disk"
-            ) from None
         self.max_bytes = int(max_gb * 1e9 if max_gb is not None else _SHARE_OF_DISK * free)
         if self.max_bytes > free:
             raise ValueError(
@@ -88,12 +101,26 @@ class Cache:
         Args:
             remote: The file.
             parts: The start and stop of each part, int64 [num_parts, 2], in bytes. They do not overlap.
+
+        Raises:
+            ValueError: The cache's folder cannot take it.
         """
         key = f"{remote.address}\n{remote.num_bytes}\n{remote.version}\n{_boot()}\n".encode()
         place = self._files / blake2b(key + parts.tobytes(), digest_size=10).hexdigest()
-        with self._locked(_OPEN_LIMIT_S):
+        with cache_errors(self.folder), self._locked(_OPEN_LIMIT_S):
             place.mkdir(exist_ok=True)
-            return CachedFile(self, place / remote.name, remote, parts)
+            return CachedFile(self, place / remote.name[-_NAME_LENGTH:], remote, parts)
+
+    def keep(self, path: Path, data: bytes | None) -> None:
+        """Let a small file beside a cached one hold these bytes, or be absent.
+
+        It is changed only if it differs, because other processes read it. Raises ValueError as `open`.
+        """
+        with cache_errors(self.folder), self._locked(_OPEN_LIMIT_S):
+            if data is None:
+                path.unlink(missing_ok=True)
+            elif not path.exists() or path.read_bytes() != data:
+                write_atomically(path, data)
 
     def make_room(self, file: "CachedFile", part: int, limit_s: float) -> None:
         """Allocate the disk's space for a part, and give up what was not used for longest if there is none.
@@ -115,7 +142,7 @@ class Cache:
         """Return the bytes that the cache's files take on the disk."""
         num_blocks = 0
         for place in os.scandir(self._files):
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 num_blocks += sum(entry.stat().st_blocks for entry in os.scandir(place.path))
         return 512 * num_blocks
 
@@ -164,8 +191,17 @@ class CachedFile:
 
     def __init__(self, cache: Cache, path: Path, remote: RemoteObject, parts: np.ndarray) -> None:
         self._cache, self.path, self.remote, self.parts = cache, path, remote, parts
+        self.fd = self._table_fd = -1
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        path, parts = self.path, self.parts
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self.fd, remote.num_bytes)
+        os.ftruncate(self.fd, self.remote.num_bytes)
         self._table_fd = os.open(f"{path}.parts", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         is_new = os.fstat(self._table_fd).st_size < len(parts) * _PART.itemsize
         os.ftruncate(self._table_fd, len(parts) * _PART.itemsize)

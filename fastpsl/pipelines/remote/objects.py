@@ -104,21 +104,32 @@ def remote_objects(
     return objects
 
 
-def read_whole(address: str) -> bytes | None:
+def read_whole(address: str, max_bytes: int) -> bytes | None:
     """Return a small file's bytes, or None where there is none.
 
+    Args:
+        address: Its address.
+        max_bytes: The most that it may have.
+
     Raises:
-        ValueError: It cannot be reached.
+        ValueError: It cannot be reached, or has more.
     """
     files = file_system(address)
 
     def call() -> bytes | None:
         try:
-            return bytes(answer(files, "cat_file", files._strip_protocol(address)))
+            path = files._strip_protocol(address)
+            return bytes(answer(files, "cat_file", path, start=0, end=max_bytes + 1))
         except FileNotFoundError:
             return None
 
-    return persistently(call, address, LIMIT_S)
+    data = persistently(call, address, LIMIT_S)
+    if data is not None and len(data) > max_bytes:
+        raise RemoteDataError(
+            f"{address}: has more than {max_bytes:,} bytes, and at most so many are read; write the dataset "
+            "file again, and upload both"
+        )
+    return data
 
 
 def _size_and_version(info: dict[str, Any]) -> tuple[int, str]:
