@@ -1,5 +1,6 @@
 """`fastpsl launch slurm`: a recipe as a job of a cluster."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,6 +12,9 @@ import tyro
 from fastpsl.commands.train import Eval, Train
 from fastpsl.engine.options import flag
 from fastpsl.engine.recipe import HELP
+from fastpsl.engine.terminal import escaped
+
+_TIME = re.compile(r"\d+(-\d+(:\d+){0,2}|(:\d+){0,2})|unlimited|infinite", re.IGNORECASE)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -111,6 +115,12 @@ class Slurm:
         ):
             if value is not None and value < least:
                 raise ValueError(f"{name} {value}: give {least} or more")
+        if self.time is not None and not _TIME.fullmatch(self.time):
+            raise ValueError(f"--time {self.time!r}: give D-HH:MM:SS, HH:MM:SS or a number of minutes")
+        values = {"--sbatch": self.sbatch, "--container": self.container, "NAME": self.recipe}
+        for name, text in (*values.items(), *(("argument", word) for word in recipe_options)):
+            _require_plain(name, text or "")
+        _require_plain("--setup", self.setup or "", also="\n\t")
         command, out = _command(self.recipe, recipe_options)
         if self.container is not None:
             command = ["apptainer", "exec", *(["--nv"] if self.gpus else []), self.container, *command]
@@ -126,13 +136,37 @@ class Slurm:
                 time=self.time,
                 signal_s=self.signal_s,
                 log=shlex.quote(f"{str(out).replace('%', '%%')}/slurm-%j.log"),
-                sbatch=shlex.join(shlex.split(self.sbatch or "")),
+                sbatch=shlex.join(_words(self.sbatch or "")),
                 setup=self.setup,
                 out=shlex.quote(str(out)),
                 command=shlex.join(command),
             )
         )
         return script, out
+
+
+def _require_plain(name: str, text: str, also: str = "") -> None:
+    """Check that a value has no character that ends a line of the script, or is not printed as it is.
+
+    Args:
+        name: The option in messages.
+        text: The value.
+        also: Such characters that are allowed.
+
+    Raises:
+        ValueError: It has one, or is no Unicode.
+    """
+    for letter in text:
+        is_lone = "\ud800" <= letter <= "\udfff"  # a byte that is no UTF-8
+        if (escaped(letter) != letter or letter in "\n\t" or is_lone) and letter not in also:
+            raise ValueError(f"{name} {text!a}: a script cannot hold the character {letter!a}; leave it out")
+
+
+def _words(options: str) -> list[str]:
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise ValueError(f"--sbatch {options}: {error}; close the quotation, or leave it out") from None
 
 
 def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Path]:

@@ -1,6 +1,7 @@
 """A job of Slurm: its submission, its state in the queue, and its log."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -49,7 +50,7 @@ def submit(script: Path) -> str:
     Raises:
         ValueError: sbatch refuses it.
     """
-    done = _ask("sbatch", "--parsable", str(script))
+    done = _ask("sbatch", "--parsable", str(script.absolute()))  # whose name may begin as an option does
     if done.returncode:
         raise ValueError(f"sbatch does not take the job: {' '.join(done.stderr.split())}")
     return done.stdout.strip().partition(";")[0]
@@ -99,7 +100,8 @@ def follow(job: str, out: Path) -> int:
                 time.sleep(LOOK_EVERY_S)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"job {job} goes on; `tail -f {log}` and `squeue --jobs {job}` show it, `scancel {job}` ends it"
+            f"job {job} goes on; `tail -f -- {shlex.quote(str(log))}` and `squeue --jobs {job}` show it, "
+            f"`scancel {job}` ends it"
         ) from None
 
 

@@ -115,10 +115,49 @@ def test_each_rank_knows_its_place_and_a_stopped_run_alone_is_requeued(
     assert done.returncode == code and not (folder / "status.json").exists()
 
 
+@pytest.mark.parametrize("out", ["-dash", "a $(touch ran)`touch ran`;touch ran", "\"'%j {{ 7 }} ünï 中"])
+def test_names_reach_the_recipe_as_they_are(
+    capsys: pytest.CaptureFixture[str], programs: Path, out: str
+) -> None:
+    program(programs, "srun", 'while [ "$1" != bash ]; do shift; done\nSLURM_PROCID=0 SLURM_LOCALID=0 "$@"')
+    program(programs, "fastpsl", 'printf "%s\\n" "$@"')
+    code, script, _ = run(capsys, *JIGSAW[:3], f"--out={out}", "--print")
+    (folder := programs.parent / out).mkdir()
+    (folder / "status.json").write_text("old")
+    environment = os.environ | {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}
+    done = subprocess.run(
+        ["bash"], input=script, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert code == done.returncode == 0 and done.stdout.splitlines() == ["train", "jigsaw", f"--out={out}"]
+    assert sorted(path.name for path in programs.parent.iterdir()) == sorted(["bin", out])
+    assert not (folder / "status.json").exists()
+
+
+@pytest.mark.parametrize("name", ["--out", "--data", "--sbatch", "--container", "--setup", "--time"])
+@pytest.mark.parametrize("letter", ["\n", "\r", "\t", "\x1b", "\u2028", "\u202e", "\udcff"])
+def test_characters_that_steer_are_refused(
+    capsys: pytest.CaptureFixture[str], programs: Path, name: str, letter: str
+) -> None:
+    value = f"a{letter}touch ran"
+    code, out, err = run(capsys, *JIGSAW, f"{name}={value}", "--print")
+    if name == "--setup" and letter in "\n\t":  # a command of several lines
+        assert code == 0 and f"\n{value}\n" in out
+        return
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    wanted = f"a script cannot hold the character {letter!a}; leave it out\n"
+    assert err.endswith("or a number of minutes\n" if name == "--time" else wanted)
+
+
+@pytest.mark.parametrize("time", ["90", "24:00:00", "1:30", "1-12", "1-00:00", "2-00:00:00", "UNLIMITED"])
+def test_forms_of_a_time_limit(capsys: pytest.CaptureFixture[str], programs: Path, time: str) -> None:
+    code, out, _ = run(capsys, *JIGSAW, "--time", time, "--print")
+    assert code == 0 and f" --time={time}\n" in out
+
+
 def test_a_job_is_submitted_and_followed_to_its_end(
     capsys: pytest.CaptureFixture[str], programs: Path
 ) -> None:
-    program(programs, "sbatch", '[ "$*" = "--parsable runs/j/slurm.sh" ] && echo "7;cluster"')
+    program(programs, "sbatch", '[ "$*" = "--parsable $PWD/runs/j/slurm.sh" ] && echo "7;cluster"')
     finished = json.dumps({"state": "finished", "stage": 3, "step": 9, "reason": ""})
     program(
         programs,
@@ -179,7 +218,7 @@ def test_ctrl_c_leaves_the_job_alone(
     code, _, err = run(capsys, *JIGSAW)
     assert code == 130 and not Path("cancelled").exists()
     assert err == (
-        "fastpsl: job 7 goes on; `tail -f runs/j/slurm-7.log` and `squeue --jobs 7` show it, "
+        "fastpsl: job 7 goes on; `tail -f -- runs/j/slurm-7.log` and `squeue --jobs 7` show it, "
         "`scancel 7` ends it\n"
     )
 
@@ -193,6 +232,15 @@ def test_ctrl_c_leaves_the_job_alone(
         ("launch slurm jigsaw --out x --gpus -1", "--gpus -1: give 0 or more"),
         ("launch slurm jigsaw --out x --nodes 0", "--nodes 0: give 1 or more"),
         ("launch slurm jigsaw --out x --cpus 0", "--cpus 0: give 1 or more"),
+        (
+            "launch slurm jigsaw --out x --time 1:00:00:00",
+            "--time '1:00:00:00': give D-HH:MM:SS, HH:MM:SS or",
+        ),
+        ("launch slurm jigsaw --out x --time=1:00--wrap=x", "--time '1:00--wrap=x': give D-HH:MM"),
+        (
+            "launch slurm jigsaw --out x --sbatch=--comment='a",
+            "--sbatch --comment='a: No closing quotation; c",
+        ),
         ("launch slurm jigsaw --out x --signal-s 0", "--signal-s 0: give 1 or more"),
         ("launch slurm jigsw --out x", "there is no recipe jigsw; did you mean jigsaw?"),
         ("launch slurm knn --out x --checkpoint y", "knn: it does not train, so nothing of it continues"),
