@@ -20,6 +20,7 @@ from typing_extensions import override
 from fastpsl.engine.distributed import World, gather_objects, share
 from fastpsl.pipelines.files.atomic import output_errors, partial_path, write_all, write_atomically
 from fastpsl.pipelines.files.bounded import read_npy
+from fastpsl.pipelines.files.uncopyable import Uncopyable
 
 FORMAT = 1
 
@@ -91,7 +92,7 @@ def labels_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}-labels.npy")
 
 
-class PartialFeatures:
+class PartialFeatures(Uncopyable):
     """A .npy file that all ranks write under a temporary name, with a note of the rows that are complete.
 
     Attributes:

@@ -15,6 +15,8 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from fastpsl.pipelines.files.uncopyable import Uncopyable
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Queue = SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
@@ -28,11 +30,11 @@ def default_num_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-class Workers:
+class Workers(Uncopyable):
     """A number of threads that run submitted functions, which must not raise, in order."""
 
     def __init__(self, num_threads: int, name: str) -> None:
-        self.num_threads = num_threads
+        self.num_threads, self._process = num_threads, os.getpid()
         self._queue: _Queue = SimpleQueue()
         # The threads refer to the queue, never to this object, so deleting it ends them, as does the exit.
         self._threads = [
@@ -48,7 +50,8 @@ class Workers:
 
     @property
     def closed(self) -> bool:
-        return not self._end.alive
+        """Whether nothing runs any more, as in a process that was forked since: it has no such threads."""
+        return not self._end.alive or self._process != os.getpid()
 
     def close(self, limit_s: float) -> None:
         """Let the threads finish the queue and join them, waiting at most `limit_s` seconds in all."""

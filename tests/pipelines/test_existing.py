@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import fastpsl
-from fastpsl.pipelines.beton.reader import shard_paths
+from fastpsl.pipelines.beton.shard_set import shard_paths
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.files.existing import FORMS, require_existing
 from fastpsl.pipelines.sources.choose import open_source

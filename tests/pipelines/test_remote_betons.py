@@ -1,9 +1,12 @@
 """Dataset files on an S3 server: batches equal those of local files, whatever the network does."""
 
+import copy
+import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +25,10 @@ from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.remote import ahead, failures
 from fastpsl.pipelines.remote.cache import Cache
+from fastpsl.pipelines.remote.part_locks import PartLocks
 from fastpsl.pipelines.views import ViewSpec
 from tests.faults.changed_data import beton as write_beton_of_photos
+from tests.pipelines.forked import in_a_forked_process
 from tests.pipelines.paged import write_paged
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server
 from tests.slow import nightly, slow
@@ -90,6 +95,30 @@ def test_batches_are_those_of_local_files(order: str, server: S3Server, local: P
         assert batches_of(remote, order) == batches_of(data, order)
         assert batches_of(remote, order, range(1, 2), 7) == batches_of(data, order, range(1, 2))[7:]
         assert batches_of(remote, order, train=False) == batches_of(data, order, train=False)
+
+
+def test_a_copy_fetches_by_itself_and_a_fork_not_at_all(
+    server: S3Server, local: Path, tmp_path: Path
+) -> None:
+    """A forked process has the locks of this one's pages, and no threads that fetch."""
+    with Beton(str(local / "train-*.beton")) as data, Beton(GLOB, small_cache(tmp_path)) as remote:
+        epochs = [batches_of(data, epochs=range(1))]
+        with copy.deepcopy(remote) as copied:
+            epochs.append(batches_of(copied, epochs=range(1)))
+        pages = remote.remote
+        assert pages is not None
+        pages.plan([3, 4])
+        remote.wait(pages.pages.samples_of(3))
+        said = in_a_forked_process(lambda: remote.read(0))
+        assert f"{remote.name(0).split()[0]}: is closed, or was opened before this process was forked" in said
+        in_a_forked_process(partial(pages.give_back, [3, 4]))
+        in_a_forked_process(remote.close)
+        other = PartLocks(os.open(f"{pages.paths[0]}.parts", os.O_RDWR))
+        held = [not other.try_exclusive(part) for part in pages._part_of_page[[3, 4]].tolist()]
+        assert held == [True, True]
+        os.close(other._fd)
+        epochs.append(batches_of(remote, epochs=range(1)))
+    assert epochs[0] == epochs[1] == epochs[2]
 
 
 def reads_of_pages(server: S3Server) -> Counter[tuple[str, str]]:

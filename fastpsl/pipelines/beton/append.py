@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fastpsl.pipelines.beton.encode import Target
-from fastpsl.pipelines.beton.reader import Beton, shard_paths
-from fastpsl.pipelines.beton.shard_set import how_written, set_faults
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.shard_set import how_written, set_faults, shard_paths
 from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
 from fastpsl.pipelines.sources.renumbered import Renumbered
 from fastpsl.pipelines.sources.source import Sample, Source

@@ -16,32 +16,17 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.pipelines.beton.left_out import left_out_before
 from fastpsl.pipelines.beton.shard import COPY_AGAIN, HEADER, Shard, chunks
-from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
+from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults, shard_paths
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.data.dataset import SampleTable, out_of_range
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.existing import require_existing
 from fastpsl.pipelines.remote.address import is_remote
 from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.remote.pages import RemotePages
-
-
-def shard_paths(source: "str | Path | Sequence[str | Path]") -> list[Path]:
-    """Return the files that `source` names (a file, a glob, or several files), sorted by name.
-
-    Raises:
-        ValueError: There are none.
-    """
-    if not isinstance(source, str | Path):
-        paths = [Path(path) for path in source]
-        if not paths:
-            raise ValueError("no dataset file given: give a file, a glob or a list of files")
-        return sorted(paths)
-    require_existing(source, "a .beton file or a quoted glob of them; `fastpsl data write` makes one")
-    return [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(str(source))))
 
 
 @final
@@ -49,7 +34,7 @@ class Beton:
     """One dataset file in FFCV's format (.beton), or several shards as one list of samples.
 
     Opening checks every pointer, size, mode and label of the tables. Shards are in the sorted order of their
-    names.
+    names. A copy, also one that another process unpickles, opens the files again. Close it, too.
 
     Args:
         source: A file, a glob, or several files. Or an address, or a glob of addresses, such as
@@ -84,6 +69,7 @@ class Beton:
     def __init__(self, source: "str | Path | Sequence[str | Path]", cache: Cache | None = None):
         self.remote = RemotePages(str(source), cache or Cache()) if is_remote(source) else None
         self.paths = self.remote.paths if self.remote else shard_paths(source)
+        self._places = [os.path.abspath(path) for path in self.paths]  # the working folder may change
         names = self.remote.names if self.remote else [str(path) for path in self.paths]
         self.class_names: list[str] | None = None
         self.shards: list[Shard] = []  # for `verify` and `info`
@@ -304,8 +290,28 @@ class Beton:
             )
             self.close()
 
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a copy opens the files, also in another process."""
+        source = (self.remote.address, self.remote.cache) if self.remote else (self._places, None)
+        return _opened_again, (*source, self._marks())
+
+    def _marks(self) -> object:
+        """Return what tells these files apart from later ones of the same names."""
+        return self.class_names, [(shard.file_size, shard.opened_crc) for shard in self.shards]
+
     def __enter__(self) -> "Beton":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _opened_again(source: "str | list[str]", cache: Cache | None, marks: object) -> Beton:
+    data = Beton(source, cache)
+    if data._marks() != marks:
+        data.close()
+        raise ValueError(
+            f"{data.paths[0]}: is another dataset file than the one that was copied or pickled; open it again"
+        )
+    return data

@@ -19,6 +19,7 @@ import numpy as np
 
 from fastpsl.pipelines.beton.table import Table, TruncatedError
 from fastpsl.pipelines.data.dataset import MAX_PIXELS
+from fastpsl.pipelines.files.uncopyable import Uncopyable
 
 VERSION = 2
 HEADER = np.dtype(
@@ -92,7 +93,7 @@ class _Ranges(NamedTuple):
         return cls(min(height), min(width), *largest, sum(num_raw))
 
 
-class Shard:
+class Shard(Uncopyable):
     """One dataset file, opened and checked; `Beton` is the interface."""
 
     def __init__(self, path: Path, num_classes: int | None = None, name: str | None = None):
@@ -115,7 +116,7 @@ class Shard:
                 crc = pool.submit(self._tables_crc)
                 check = partial(self._check_rows_of, num_classes)
                 ranges = _Ranges.of_all(list(pool.map(check, chunks(self.num_samples))))
-                self._opened_crc = crc.result()
+                self.opened_crc = crc.result()
             self.min_height, self.min_width, self.max_height, self.max_width = ranges[:4]
             self.max_bytes, self.max_label, self.num_raw = ranges[4:]
         except OSError as error:
@@ -251,7 +252,7 @@ class Shard:
             raise self._refuse("was truncated while it was in use", COPY_AGAIN)
         if status.st_mtime_ns != self._time_ns:
             # `touch` changes the time alone. Other samples have other tables or other checksums.
-            if status.st_size != self.file_size or self._tables_crc() != self._opened_crc:
+            if status.st_size != self.file_size or self._tables_crc() != self.opened_crc:
                 raise self._refuse("was overwritten while it was in use", _OVERWRITTEN)
             self._time_ns = status.st_mtime_ns
 

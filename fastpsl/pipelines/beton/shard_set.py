@@ -5,6 +5,7 @@ different runs are refused, and so are images that would appear twice. An append
 another source, belongs to shards whose class names it has. A file without this information belongs anywhere.
 """
 
+import glob
 import os
 import re
 from collections import Counter
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fastpsl.pipelines.files.existing import require_existing
 
 # The entries that all shards of a data set share, and their wording in messages.
 _COMMON = {
@@ -29,6 +32,21 @@ _COMMON = {
 }
 _MAX_SHARDS = 1_000_000
 _AGAIN = "write them all again in one way, or read them one by one"
+
+
+def shard_paths(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the files that `source` names (a file, a glob, or several files), sorted by name.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not isinstance(source, str | Path):
+        paths = [Path(path) for path in source]
+        if not paths:
+            raise ValueError("no dataset file given: give a file, a glob or a list of files")
+        return sorted(paths)
+    require_existing(source, "a .beton file or a quoted glob of them; `fastpsl data write` makes one")
+    return [Path(source)] if os.path.exists(source) else sorted(map(Path, glob.glob(str(source))))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from fastpsl.pipelines.beton.encode import decodes_cleanly
 from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES
 from fastpsl.pipelines.beton.journal import journal_path
 from fastpsl.pipelines.beton.output import whole_of
-from fastpsl.pipelines.beton.reader import Beton, SampleTable, shard_paths
+from fastpsl.pipelines.beton.reader import Beton, SampleTable
 from fastpsl.pipelines.beton.shard import JPG, Shard, chunks
-from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults
+from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults, shard_paths
 from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, HEADER_REASONS, jpeg_header
 from fastpsl.pipelines.decoders.jpeg_scans import SCAN_REASONS, jpeg_scans

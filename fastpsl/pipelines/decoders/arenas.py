@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastpsl.pipelines.files.uncopyable import Uncopyable
 
-class Arena:
+
+class Arena(Uncopyable):
     """The memory of one batch; it returns to its pool when this object is deleted.
 
     `np.asarray(arena)` is an array of the memory, uint8, that keeps the arena alive.

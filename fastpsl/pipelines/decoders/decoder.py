@@ -13,6 +13,7 @@ import numpy as np
 
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.codes import check_request
+from fastpsl.pipelines.files.uncopyable import Uncopyable
 
 if TYPE_CHECKING:  # writing a beton imports this file but not torch, which takes seconds and half a GB
     from torch import Tensor
@@ -37,7 +38,7 @@ class Request:
     native: Any = None
 
 
-class Decoder(ABC):
+class Decoder(Uncopyable, ABC):
     """A decoder of samples, part by part (turbo, ffcv, torchvision, synthetic).
 
     Attributes:
@@ -74,7 +75,7 @@ class Decoder(ABC):
         return request.codes
 
 
-class BatchDecoder(ABC):
+class BatchDecoder(Uncopyable, ABC):
     """A decoder of whole batches that returns images on the loader's device (dali, resident).
 
     Attributes:

@@ -20,6 +20,8 @@ import llvmlite.binding
 import numpy as np
 from numba import njit, types
 
+from fastpsl.pipelines.files.uncopyable import Uncopyable
+
 INSTALL = "pip install 'fastpsl-vision[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
 
 # turbojpeg.h: the pixel format, and flags of decoding.
@@ -167,7 +169,7 @@ def pread_into(file: int, offset: int, num_bytes: int, out: np.ndarray) -> int:
     return num_read
 
 
-class Handle:
+class Handle(Uncopyable):
     """A handle of libturbojpeg's decoder for one thread, freed with this object.
 
     Attributes:

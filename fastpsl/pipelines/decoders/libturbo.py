@@ -4,6 +4,7 @@ import ctypes
 import functools
 
 from fastpsl.kernels.c_library import open_library
+from fastpsl.pipelines.files.uncopyable import Uncopyable
 
 INSTALL = "a wheel of fastpsl-vision has it; from source: apt install gcc libjpeg-dev, pip install ."
 
@@ -60,7 +61,7 @@ def why_missing() -> str:
     return _load()[1]
 
 
-class Handle:
+class Handle(Uncopyable):
     """The memory of one thread, freed with this object.
 
     Attributes:

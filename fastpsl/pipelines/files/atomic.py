@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from fastpsl.pipelines.files.uncopyable import Uncopyable
+
 _NAME_LENGTH = 50  # of a file's name within a temporary one, which may have 255 bytes, 4 a letter
 _SPACE = "free some space or choose another disk"
 _REMEDIES = {
@@ -48,7 +50,7 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-class PartialFile:
+class PartialFile(Uncopyable):
     """A locked file under its partial name.
 
     `publish` renames it and `discard` removes it. A killed run leaves it for the next run.

@@ -142,7 +142,9 @@ class AnnotatedLoader:
         """
         assert order is None and 0 <= first_step <= self.num_steps, first_step
         if self._workers.closed:
-            raise ValueError("the loader is closed; make a new one")
+            raise ValueError(
+                "the loader is closed, or was made before this process was forked; make a new one"
+            )
         return self._batches(epoch, first_step)
 
     def _batches(self, epoch: int, first_step: int) -> Generator[AnnotatedBatch, None, None]:

@@ -20,6 +20,7 @@ from fastpsl.pipelines.batch import Batch, checked_device
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
+from fastpsl.pipelines.files.uncopyable import Uncopyable
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.elsewhere import fetch_ahead, prepare_fetching, result_of
@@ -38,7 +39,7 @@ _SHARE_FOR_FETCHING = (
 
 
 @final
-class Loader:
+class Loader(Uncopyable):
     """A source of one rank's batches of views of a data set, in the order of (seed, epoch).
 
     Training shuffles and drops the last partial global batch. Evaluation keeps the data set's order and pads
@@ -211,7 +212,9 @@ class Loader:
 
     def _check_open(self) -> None:
         if self._engine.closed:
-            raise ValueError("the loader is closed; make a new one")
+            raise ValueError(
+                "the loader is closed, or was made before this process was forked; make a new one"
+            )
 
     def _batches(self, epoch: int, first_step: int, order: Order | None) -> Generator[Batch, None, None]:
         readahead: Readahead | FetchAhead | None = None
@@ -249,6 +252,7 @@ class Loader:
         try:
             start_batches()
             while under_way:
+                self._check_open()  # threads of another process would never finish a batch
                 batch = result_of(under_way[0], self.timeout_s, readahead)
                 under_way.popleft()
                 start_batches()  # before the yield: the consumer's batch does not count as prefetched

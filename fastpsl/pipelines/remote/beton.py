@@ -110,11 +110,6 @@ class CachedShard(Shard):
     def check_unchanged(self) -> None:
         """Do nothing."""
 
-    @override
-    def _tables_crc(self) -> int:
-        """Return 0, because `check_unchanged` compares nothing."""
-        return 0
-
 
 def _read(remote: RemoteObject, start: int, stop: int) -> bytes:
     """Return a stretch of a file, which may end before `stop`."""

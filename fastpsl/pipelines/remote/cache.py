@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.pipelines.files.uncopyable import Uncopyable
 from fastpsl.pipelines.remote.objects import RemoteObject
 from fastpsl.pipelines.remote.part_locks import PartLocks
 
@@ -179,7 +180,7 @@ class Cache:
             yield
 
 
-class CachedFile:
+class CachedFile(Uncopyable):
     """A remote file in the cache, opened by `Cache.open`. Any thread may use it, for a part one at a time.
 
     Attributes:
@@ -263,7 +264,7 @@ class CachedFile:
         self.fd = self._table_fd = -1
 
 
-class _Evictable:
+class _Evictable(Uncopyable):
     """A file of the cache, opened to give up its parts. This process's own holds exclude it, too."""
 
     def __init__(self, table: Path) -> None:

@@ -71,6 +71,7 @@ class Fetcher:
 
     def plan(self, pages: Iterable[int]) -> None:
         """Fetch pages, and hold them until they are given back."""
+        self._check_open()
         with self._lock:
             for page in pages:
                 self._is_planned[page] = True
@@ -87,6 +88,7 @@ class Fetcher:
         Raises:
             ValueError: One cannot be fetched. The message is one line.
         """
+        self._check_open()
         with self._lock:
             fetches = {page: self._asked(page) for page in pages}
             self._max_loose = max(self._max_loose, self.num_waits * len(fetches))
@@ -112,6 +114,8 @@ class Fetcher:
 
     def give_back(self, pages: Iterable[int]) -> None:
         """End the hold of pages. They stay in the cache until their room is needed."""
+        if self._workers.closed:  # a forked process shares the locks, and must leave them to the other one
+            return
         with self._lock:
             for page in pages:
                 self._is_planned[page] = False
@@ -127,11 +131,20 @@ class Fetcher:
 
     def close(self) -> None:
         """End the threads. The caller closes the files."""
+        if self._workers.closed:
+            return
         self.leave()
         with self._lock:
             for fetch in self._fetches.values():
                 fetch.is_wanted = False
         self._workers.close(_CLOSE_LIMIT_S)
+
+    def _check_open(self) -> None:
+        if self._workers.closed:
+            raise RemoteDataError(
+                f"{self._pages[0].file.remote.address}: is closed, or was opened before this process was "
+                "forked; open it again"
+            )
 
     def _asked(self, page: int) -> _Fetch:
         """Return the fetch of a page that is needed now; a failed one is tried again."""

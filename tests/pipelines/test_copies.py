@@ -1,0 +1,175 @@
+"""Copies and other processes: dataset files are opened again, and what cannot be shared refuses a copy."""
+
+import copy
+import gc
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
+
+from fastpsl.engine.distributed import World
+from fastpsl.evaluation.feature_file import PartialFeatures
+from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.decoders import libffcv, libturbo
+from fastpsl.pipelines.decoders.arenas import Arenas
+from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.files.atomic import PartialFile
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.remote.cache import Cache
+from fastpsl.pipelines.remote.objects import RemoteObject
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.workers import Workers
+from tests.pipelines.forked import in_a_forked_process
+from tests.pipelines.photos import photo_samples, write
+from tests.slow import slow
+
+NUM = 12
+VIEWS = [ViewSpec(RandomResizedCrop(16))]
+PICKLED = "pickle"
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    PICKLED: lambda data: pickle.loads(pickle.dumps(data)),
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write(tmp_path / "a.beton", photo_samples(NUM))
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_of_a_dataset_file_has_a_descriptor_of_its_own(
+    path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path.with_name("b.beton"), photo_samples(NUM, seed=NUM))
+    monkeypatch.chdir(path.parent)
+    with Beton("?.beton") as data:
+        stored = [data.read(i) for i in range(2 * NUM)]
+        copied = COPIES[way](data)
+        assert not {shard.fd for shard in data.shards} & {shard.fd for shard in copied.shards}
+        monkeypatch.chdir("/")  # where the pattern matches nothing
+        with COPIES[way](copied) as third:
+            assert [third.read(i) for i in range(2 * NUM)] == stored
+        copied.close()
+        with open(path, "rb"):  # takes the number of the closed file
+            assert [data.read(i) for i in range(2 * NUM)] == stored
+        whole, part = Subset(data, np.array([20, 3])), Subset(data, np.array([20, 3]))
+        with copy.deepcopy(part) if way == "deepcopy" else pickle.loads(pickle.dumps(part)) as subset:
+            assert subset.digest() == whole.digest() and subset.data is not data
+        assert data.read(5) == stored[5]
+
+
+def test_a_copy_of_a_file_that_has_changed_is_refused(path: Path) -> None:
+    with Beton(path) as data:
+        pickled = pickle.dumps(data)
+        os.replace(write(path.with_name("new"), photo_samples(NUM, seed=1)), path)  # of as many samples
+        with pytest.raises(ValueError, match="a.beton: is another dataset file than the one that was copied"):
+            pickle.loads(pickled)
+        assert len(data.read(0))  # the file that was replaced is still open
+
+
+UNPICKLE = """
+import os, pickle, sys
+taken = [os.open('/dev/null', os.O_RDONLY) for _ in range(40)]
+data = pickle.loads(sys.stdin.buffer.read())
+sys.stdout.buffer.write(data.read(3))
+data.close()
+for fd in taken: os.fstat(fd)
+"""
+
+
+def test_another_process_that_unpickles_closes_nothing_but_its_own(path: Path) -> None:
+    with Beton(path) as data:
+        done = subprocess.run(
+            [sys.executable, "-c", UNPICKLE], input=pickle.dumps(data), capture_output=True, check=True
+        )
+        assert done.stdout == data.read(3) and not done.stderr
+
+
+class Sizes(Dataset[int]):
+    """A data set as users write it: an item is read from the dataset file."""
+
+    def __init__(self, data: Beton) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @override
+    def __getitem__(self, index: int) -> int:
+        return len(self.data.read(index))
+
+
+@pytest.mark.parametrize("start", ["fork", slow("forkserver")])
+def test_workers_of_a_dataloader_read_a_dataset_file(path: Path, start: str) -> None:
+    with Beton(path) as data:
+        sizes = DataLoader(Sizes(data), None, num_workers=2, multiprocessing_context=start)
+        assert list(sizes) == [len(data.read(i)) for i in range(NUM)]
+
+
+def test_a_loader_that_was_made_before_a_fork_refuses_at_once(path: Path) -> None:
+    with Beton(path) as data, Loader(data, VIEWS, batch_size_per_rank=4, prefetch_batches=1) as loader:
+        epoch = loader.epoch(0)
+        first = next(epoch).indices.tolist()
+        for use in (lambda: next(loader.epoch(1)), lambda: next(epoch)):
+            assert "ValueError: the loader is closed, or was made before" in in_a_forked_process(use)
+
+        def anew() -> list[list[int]]:
+            loader.close()
+            data.close()
+            with Beton(path) as own, Loader(own, VIEWS, batch_size_per_rank=4) as other:
+                return [batch.indices.tolist() for batch in other.epoch(0)]
+
+        others = in_a_forked_process(anew)
+        assert others == [first, *(batch.indices.tolist() for batch in epoch)]
+
+
+MISSING = {"Handle": libturbo.why_missing, "Handle of ffcv": libffcv.why_missing}
+HELD: dict[str, Callable[[Beton, Path], Any]] = {
+    "Shard": lambda data, _: data.shards[0],
+    "Loader": lambda data, _: Loader(data, VIEWS, batch_size_per_rank=4),
+    "Workers": lambda _, __: Workers(1, "copied"),
+    "TorchvisionDecoder": lambda _, __: TorchvisionDecoder(),
+    "Arena": lambda _, __: Arenas().take(100),
+    "PartialFile": lambda _, folder: PartialFile(folder / "file"),
+    "PartialFeatures": lambda _, folder: PartialFeatures(
+        folder / "x.npy", "", {"dtype": "float32", "shape": [2, 3]}, World(0, 1, 0, 1, torch.device("cpu"))
+    ),
+    "CachedFile": lambda data, folder: Cache(folder, 0.1).open(
+        RemoteObject("memory://a", "a", 10, "1", None), np.array([[0, 10]], np.int64)
+    ),
+    "Handle": lambda _, __: libturbo.Handle(),
+    "Handle of ffcv": lambda _, __: libffcv.Handle(),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_what_holds_files_threads_or_memory_refuses_a_copy(path: Path, kind: str) -> None:
+    if why := MISSING.get(kind, str)():
+        pytest.skip(why)
+    with Beton(path) as data:
+        held = HELD[kind](data, path.parent)
+        before = len(os.listdir("/proc/self/fd"))
+        for way in COPIES.values():
+            for what in (held, {"data": data, "held": held}):
+                if way is copy.copy and what is not held:
+                    continue  # it copies the outermost object alone
+                with pytest.raises(TypeError, match=f"^{type(held).__name__} cannot be copied or pickled"):
+                    way(what)
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+        if isinstance(held, Loader):
+            assert len(list(held.epoch(0))) == NUM // 4
+        getattr(held, "close", int)(*[1.0] * isinstance(held, Workers))
