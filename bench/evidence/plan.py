@@ -142,11 +142,6 @@ class Plan:
         weights = self.random if run.arm == RANDOM else f"--checkpoint {{runs}}/{run.name}{self.own_backbone}"
         return Step(f"{run.name}-{name}", self.evaluations[name].replace("{weights}", weights), run.values)
 
-    def steps_of(self, run: "Run") -> list[Step]:
-        """Return the training of a run, unless it is random weights, and its evaluations."""
-        training = [] if run.arm == RANDOM else [self.training_of(run)]
-        return training + [self.evaluation_of(run, name) for name in self.evaluations_of(run)]
-
     @property
     def own_backbone(self) -> str:
         """The training's --backbone FILE.py:CLASS, which evaluations need as well; else nothing."""
