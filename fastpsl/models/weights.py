@@ -98,7 +98,9 @@ def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pret
     """Build a backbone with weights that depend on `seed` alone.
 
     They are not the start of a training of this seed, which draws by `torch_seed`. BatchNorm keeps torch's
-    running statistics of 0 and 1, so in eval mode it normalises nothing. torch's random state does not change.
+    running statistics of 0 and 1, so in eval mode it normalises nothing.
+
+    torch's random state does not change.
     """
     input = input or Input()
     with torch.random.fork_rng(devices=[]):
