@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step
+from bench.evidence.plan import RANDOM, Curve, Plan, Run, Step, meaning
 
 Record = dict[str, Any]
 
@@ -25,8 +25,8 @@ class Done:
 
     @property
     def earlier_commands(self) -> set[str]:
-        """The commands of the earlier results."""
-        return {record["command"] for record in self._earlier_records()}
+        """The commands of the earlier results, each by its `meaning`."""
+        return {meaning(record["command"]) for record in self._earlier_records()}
 
     def of(self, name: str) -> Record:
         """Return command and date (UTC) of what is done in the folder; else nothing."""
@@ -86,7 +86,8 @@ class Done:
         return dict(zip(earlier["epochs"], earlier["values"][earlier["seeds"].index(run.seed)], strict=True))
 
     def _before(self, step: Step) -> Record | None:
-        return next((one for one in self._earlier_records() if one["command"] == step.command), None)
+        wanted = meaning(step.command)
+        return next((one for one in self._earlier_records() if meaning(one["command"]) == wanted), None)
 
     def _earlier_records(self) -> Iterator[Record]:
         for part in ("search", "training", "scores", "beside"):

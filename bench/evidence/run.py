@@ -25,7 +25,7 @@ from tyro.conf import Positional, arg
 
 from bench.evidence.done import Done, read_earlier
 from bench.evidence.figure import draw_figure
-from bench.evidence.plan import RANDOM, Plan, Run, Step, read_plan
+from bench.evidence.plan import RANDOM, Plan, Run, Step, meaning, read_plan
 from bench.evidence.results import chosen_rates, collect
 from bench.program import run_program
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
@@ -80,7 +80,7 @@ class Runner:
     def run(self, run: Run) -> None:
         """Train and evaluate, unless an earlier results.json has all of it."""
         evaluations = [self.plan.evaluation_of(run, name) for name in self.plan.evaluations_of(run)]
-        if all(step.command in self.earlier for step in evaluations):
+        if all(meaning(step.command) in self.earlier for step in evaluations):
             return
         self._first(run.seed)
         training = [] if run.arm == RANDOM else [self.plan.training_of(run)]
@@ -90,7 +90,7 @@ class Runner:
     def compare(self) -> None:
         """Run the commands of the numbers to compare with."""
         for _, seed, step in self.plan.compared():
-            if step.command not in self.earlier:
+            if meaning(step.command) not in self.earlier:
                 if seed is not None:
                     self._first(seed)
                 self._run(step)
