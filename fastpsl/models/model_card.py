@@ -6,19 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from fastpsl.models.markdown import block, code, plain, table_row
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.number_words import number_of
 
 # Values of a command that have a slash and name no file.
 _NO_FILES = ("timm/",)
-_HOW_TO_LOAD = """```python
-import timm
+_HOW_TO_LOAD = """import timm
 
 model = timm.create_model("hf-hub:YOU/{folder}", pretrained=True, num_classes=0)  # or "local-dir:{folder}"
 """
 _TRANSFORM = """transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-features = model.eval()(transform(image)[None])  # of a PIL image
-```"""
+features = model.eval()(transform(image)[None])  # of a PIL image"""
 
 
 def model_card(
@@ -42,9 +41,13 @@ def model_card(
     science = record["science"] or {}
     config = _config_of_run(Path(pretrained.record["path"]))
     recipe = science.get("recipe")
-    trained = f"trained by the recipe `{recipe}` of fastpsl" if recipe else f"of {record['source']['kind']}"
-    title = f"# {folder}"
-    about = f"A {record['backbone']} without classifier, {trained}. timm calls the network `{architecture}`."
+    kind = plain(record["source"]["kind"])
+    trained = f"trained by the recipe {code(str(recipe))} of fastpsl" if recipe else f"of {kind}"
+    title = f"# {plain(folder)}"
+    about = (
+        f"A {plain(record['backbone'])} without classifier, {trained}. timm calls the network "
+        f"{code(architecture)}."
+    )
     sections = [_header(recipe), title, about]
     if record["cut"]:
         sections.append("**The training was cut short: these weights are of a trial and worth nothing.**")
@@ -92,28 +95,29 @@ def _header(recipe: str | None) -> str:
 
 
 def _how_to_load(pretrained: Pretrained, folder: str) -> str:
-    code = _HOW_TO_LOAD.format(folder=folder)
+    lines = _HOW_TO_LOAD.format(folder=json.dumps(folder, ensure_ascii=False)[1:-1])
     if pretrained.input.channels == "RGB":
-        return code + _TRANSFORM
+        return block(lines + _TRANSFORM, "python")
     num = pretrained.input.num_channels
+    lines += f"features = model.eval()(images)  # [batch, {num}, height, width], made as below"
     return (
-        f"{code}features = model.eval()(images)  # [batch, {num}, height, width], made as below\n```\n\n"
-        "No transform of timm makes this network's input; the next section defines it."
+        f"{block(lines, 'python')}\n\nNo transform of timm makes this network's input; the next section "
+        "defines it."
     )
 
 
 def _training(science: Mapping[str, Any], config: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
     source = record["source"]
     steps = "" if record["run_step"] is None else f", after {number_of(record['run_step'], 'step')}"
-    origin = f"From `{source['name']}`{steps}, SHA-256 `{source['sha256']}`."
+    origin = f"From {code(source['name'])}{steps}, SHA-256 {code(source['sha256'])}."
     command = config.get("command")
     parts = [origin]
     if command:
         words = " ".join(shlex.quote(without_folders(str(word))) for word in command)
-        parts.append(f"The command, without the folders of its files:\n\n```\n{words}\n```")
+        parts.append(f"The command, without the folders of its files:\n\n{block(words)}")
     if science:
         settings = json.dumps(science, indent=1)
-        parts.append(f"The settings that determine the result:\n\n```json\n{settings}\n```")
+        parts.append(f"The settings that determine the result:\n\n{block(settings, 'json')}")
     return parts
 
 
@@ -140,5 +144,5 @@ def _table(results: Sequence[Mapping[str, Any]]) -> str:
         numbers = ", ".join(f"{name} {value:g}" for name, value in result["numbers"].items())
         remark = "cut short: not comparable" if result["cut"] else ""
         cells = (result["protocol"], numbers, result["data"].get("num_val") or "", remark)
-        rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+        rows.append(table_row(plain(str(cell)) for cell in cells))
     return "\n".join(rows)

@@ -129,7 +129,8 @@ def missing_lines(report: Report) -> list[str]:
             remark = f" (its pre-training {state}: {run.folder})"
         reason = "to be fine-tuned" if missing.weights in fine_tuned else "the pseudo-labels that it learns"
         work = ", ".join(evaluation.name for evaluation in missing.evaluations) or reason
-        lines.append(f"# {report.method_of(missing.weights)}, seed {missing.seed}: {work}{remark}")
+        line = f"# {report.method_of(missing.weights)}, seed {missing.seed}: {work}{remark}"
+        lines.append(" ".join(line.split()))  # a comment ends with its line, and folders have any name
         lines += missing.commands
     return lines
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fastpsl.models.markdown import block, code, plain, table_row
 from fastpsl.pipelines.data.image_file import BrokenImage, decode_any, read_image_file
 from fastpsl.tables.page import words_of
 from fastpsl.tables.report import Report
@@ -93,10 +94,5 @@ def _data_uri(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _plain(text: str) -> str:
-    """Return the text without Markdown's meaning: a method's star, an underscore, a citation's brackets."""
-    return "".join(f"\\{letter}" if letter in "*_[]" else letter for letter in text)
-
-
 _TEMPLATES = templates(Path(__file__).parent)
-_TEMPLATES.filters["plain"] = _plain
+_TEMPLATES.filters |= {"plain": plain, "code": code, "block": block, "table_row": table_row}

@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
+from markdown_it.tree import SyntaxTreeNode
 from PIL import Image
 from typing_extensions import override
 
@@ -124,6 +126,27 @@ def test_the_pages_hold_the_table_and_what_is_missing(
         and "http" not in style.replace("http-equiv", "")
         and "url(" not in style
     )
+
+
+def test_words_of_strangers_stay_words_on_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    word = "<b>`\n```\n# owned\n| [x](http://a.b) "
+    runs = tmp_path / word.replace("/", "")
+    put_run(runs, "training", seed=1)
+    path = put(runs, checkpoint={"sha256": word})
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": word, "date": word}))
+    put(runs, END_TO_END, science={"backbone": word, "plan": word})
+    _, markdown, page = rendered(runs, tmp_path / "out", capsys)
+    root = SyntaxTreeNode(MarkdownIt("commonmark").enable("table").parse(markdown))
+    kinds = {node.type for node in root.walk()}
+    assert not kinds & {"html_block", "html_inline", "link", "image"} and "fence" in kinds
+    headings = [node.children[0].content for node in root.walk() if node.type == "heading"]
+    assert headings[-4:] == ["Results that went in", "Missing", "Not used", "Sizes"]
+    (fence,) = (node for node in root.walk() if node.type == "fence")
+    assert "# owned" in fence.content
+    assert "# owned" not in re.sub(r"'[^']*'", "", fence.content).splitlines()  # but within quotation
+    assert "b" not in page.tags and not page.open
 
 
 def test_at_the_papers_scale_the_difference_is_shown(
