@@ -17,7 +17,7 @@ from fastpsl.pipelines.beton import journal, output
 from fastpsl.pipelines.beton.begin import can_go_on
 from fastpsl.pipelines.beton.journal import journal_path
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.verify import betons_to_verify, verify
+from fastpsl.pipelines.beton.verify import betons_to_verify, info, verify
 from fastpsl.pipelines.files.atomic import partial_path
 from fastpsl.pipelines.sources.choose import open_source
 from fastpsl.pipelines.sources.source import Sample
@@ -185,6 +185,18 @@ def test_another_command_or_source_is_refused(options: dict[str, object], words:
         write(out, resume=True, **{"record": {"source": "/a"}, **options})  # type: ignore[arg-type]
     assert words in str(caught.value) and "--overwrite instead of --resume" in str(caught.value)
     assert "\n" not in str(caught.value) and files(tmp_path) == kept
+
+
+@pytest.mark.usefixtures("often")
+def test_other_files_that_came_meanwhile_are_no_other_source(tmp_path: Path) -> None:
+    """Such as a .DS_Store, which macOS writes when somebody looks at the folder."""
+    out = tmp_path / "a.beton"
+    interrupt(out, 8, record={"left_out": {}})
+    write(out, resume=True, record={"left_out": {"leftovers": 1}})
+    with Beton(out) as beton:
+        told = "1 broken image, 1 image that is too small, 1 leftover of another program"
+        assert beton.left_out.line() == told
+        assert f"  left out when written      {told}\n" in info(beton) and "'leftovers'" not in info(beton)
 
 
 @pytest.mark.usefixtures("often")

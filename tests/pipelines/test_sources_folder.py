@@ -194,9 +194,8 @@ def test_a_list_beside_the_images_has_their_classes(tmp_path: Path) -> None:
     assert image_folder(flat).notes == ["no class folders: images without labels"]
     for text in ("0.jpg 7\n", "path,label\n0.jpg,cat\n"):
         (flat / "labels.csv").write_text(text)
-        assert image_folder(flat).notes == [
-            "no class folders: images without labels; labels.csv names their classes, and may be given instead"
-        ]
+        (note,) = image_folder(flat).notes
+        assert note.endswith("; labels.csv names their classes, and may be given instead")
 
 
 def test_folders_within_folders_have_no_limit_of_ours(tmp_path: Path) -> None:
