@@ -5,7 +5,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
@@ -98,7 +98,7 @@ def honest(name: str) -> dict[str, tuple[bytes, int]]:
 def open_in_rounds(address: str, folder: Path, barrier: Any) -> None:
     for number in range(ROUNDS):
         barrier.wait(60)
-        with open_data(address, folder / str(number), 0.1) as data:
+        with closing(open_data(address, folder / str(number), 0.1)) as data:
             assert data.num_samples == 160 and data.class_names
 
 
@@ -194,7 +194,10 @@ def test_long_names_and_strange_files_in_the_cache_do_no_harm(tmp_path: Path) ->
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "stray").touch()
     name = "x" * 245 + ".beton"
-    with serving(honest(name)) as server, open_data(f"{server.address}/{name}", tmp_path, 0.1) as data:
+    with (
+        serving(honest(name)) as server,
+        closing(open_data(f"{server.address}/{name}", tmp_path, 0.1)) as data,
+    ):
         assert data.num_samples == 160 and data.class_names
 
 
