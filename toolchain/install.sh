@@ -72,7 +72,7 @@ inputs=$({ sed '/^\[tool\./,$d' pyproject.toml && cat setup.py constraints.txt &
 if ! is_done packages "$inputs"; then
     say "Python packages into .venv: about 7 GB, some minutes the first time"
     pip uninstall -qq -y fastpsl # another project's, or ours by its former name: either would leave files of its own behind
-    pip install -q --no-compile -c constraints.txt -e ".[dali-cu13,datasets,wandb,bench,transfer,export,onnx,timm,hub,remote,docs,dev]"
+    pip install -q --no-compile -c constraints.txt -e ".[dali-cu13,datasets,heic,wandb,bench,transfer,export,onnx,timm,hub,remote,docs,dev]"
     # pip would compile with one core. A few files are written for newer Pythons: they stay as they are.
     .venv/bin/python -m compileall -qq -j 0 .venv/lib/python3.*/site-packages || true
     set_done packages "$inputs"

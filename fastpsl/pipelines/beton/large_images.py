@@ -4,8 +4,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-# The most that an image takes from decoding to JPEG. Measured: JPEG 2000 with alpha 25, WebP 16, a progressive
-# CMYK JPEG and AVIF 12, HEIC 10, RGBA 7, 16-bit grey and GIF 5.
+# The most that an image takes from decoding to JPEG. Measured: JPEG 2000 with alpha 25, WebP 16, AVIF and
+# a progressive CMYK JPEG 12, HEIC 10, RGBA 7, 16-bit grey and GIF 5.
 BYTES_PER_PIXEL = 25
 LARGE_PIXELS = 1 << 23  # smaller images do not wait: 210 MB per thread at most
 TOGETHER_BYTES = 4 << 30

@@ -17,7 +17,7 @@ from typing import Protocol, final
 import numpy as np
 
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, MODE_FILE, MODE_JPEG, UPRIGHT
-from fastpsl.pipelines.data.heic import why_missing
+from fastpsl.pipelines.data.heic import is_missing
 from fastpsl.pipelines.data.image_file import FORMATS, BrokenImage, check_bytes, upright_size
 from fastpsl.pipelines.data.orientation import TURNED, usual_jpeg_orientation
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
@@ -137,7 +137,7 @@ class _Digests:
 
     def __init__(self) -> None:
         # The formats are a part of the key, because another Pillow or an installation adds some.
-        seeds = f"{_VERSION} {FORMATS} {why_missing()}", _LISTING
+        seeds = f"{_VERSION} {FORMATS} {is_missing()}", _LISTING
         self._key, self._contents = (hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds)
 
     def add(self, name: str, label: int, file: _File) -> None:

@@ -24,13 +24,13 @@ def is_heic(file: BinaryIO) -> bool:
 
 
 @functools.cache
-def why_missing() -> str:
-    """Return why HEIC cannot be read, with the remedy; empty if it can."""
+def is_missing() -> bool:
+    """Return whether the package is not installed, or does not load."""
     try:
         importlib.import_module("pi_heif")
     except ImportError:
-        return 'HEIC needs a package; pip install "fastpsl-vision[heic]" installs it'
-    return ""
+        return True
+    return False
 
 
 def open_heic(file: BinaryIO) -> Image.Image:

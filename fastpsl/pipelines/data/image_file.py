@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT
-from fastpsl.pipelines.data.heic import is_heic, open_heic, why_missing
+from fastpsl.pipelines.data.heic import is_heic, is_missing, open_heic
 from fastpsl.pipelines.data.orientation import (
     ORIENTATION_TAG,
     TURNED,
@@ -85,8 +85,8 @@ def upright_size(path: str) -> tuple[int, int]:
 def _open(file: BinaryIO) -> Image.Image:
     """Open an image of any known format; nothing but its header is decoded."""
     if is_heic(file):
-        if why_missing():
-            raise BrokenImage(why_missing())
+        if is_missing():
+            raise BrokenImage('HEIC needs a package; pip install "fastpsl-vision[heic]" installs it')
         return open_heic(file)
     file.seek(0)
     return Image.open(file, formats=FORMATS)
