@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastpsl.engine.distributed import World, share, wait_for_all
-from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.pipelines.files.atomic import remove_leftovers, write_atomically
 
 PART = 16
 NAME, RECORD = "predictions.npz", "predictions.json"
@@ -105,6 +105,7 @@ def read_predictions(path: Path) -> Predictions:
 def _begin(folder: Path, parts: Path, science: Mapping[str, Any]) -> bool:
     """Return whether the predictions of this science exist; otherwise prepare the folder of parts."""
     record = folder / RECORD
+    remove_leftovers(folder, NAME, RECORD)
     if record.exists() and record.read_text() == _science_text(science) and (folder / NAME).exists():
         shutil.rmtree(parts, ignore_errors=True)  # a run may have been killed while it removed them
         return True

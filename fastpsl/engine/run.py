@@ -17,6 +17,9 @@ from fastpsl.engine.stage_summary import summary_line
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.files.atomic import output_errors, remove_leftovers, write_atomically
 
+# The beginnings of the names of files that a run writes besides its checkpoints.
+_RECORDS = ("config", "environment", "epochs", "labels", "results", "status", "wandb")
+
 
 @dataclass
 class Position:
@@ -124,7 +127,7 @@ class Run:
 
     def _write_records(self) -> None:
         (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt may have written it
-        remove_leftovers(self.folder, "*.json*")
+        remove_leftovers(self.folder, *_RECORDS)
         self.write_status("running", "")
         config = {"options": self.options.as_dict(), "science": self.science, "command": sys.argv}
         write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())

@@ -18,7 +18,13 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.engine.distributed import World, gather_objects, share
-from fastpsl.pipelines.files.atomic import output_errors, partial_path, write_all, write_atomically
+from fastpsl.pipelines.files.atomic import (
+    output_errors,
+    partial_path,
+    remove_leftovers,
+    write_all,
+    write_atomically,
+)
 from fastpsl.pipelines.files.bounded import read_npy
 from fastpsl.pipelines.files.uncopyable import Uncopyable
 
@@ -143,6 +149,7 @@ class PartialFeatures(Uncopyable):
             raise ValueError(
                 f"{self.path}: another process is writing it; wait for it, or give another --out"
             )
+        remove_leftovers(self.path.parent, self.path.name, self.progress.name)
         size = len(self._header) + self._num_rows * self._row_bytes
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             progress = json.loads(self.progress.read_text())

@@ -5,7 +5,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +17,7 @@ from typing_extensions import override
 pytest.importorskip("aiohttp")
 pytest.importorskip("fsspec")
 
+from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import ALLOCATION, HEADER
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.remote import beton
@@ -98,7 +99,7 @@ def honest(name: str) -> dict[str, tuple[bytes, int]]:
 def open_in_rounds(address: str, folder: Path, barrier: Any) -> None:
     for number in range(ROUNDS):
         barrier.wait(60)
-        with closing(open_data(address, folder / str(number), 0.1)) as data:
+        with Beton(address, Cache(folder / str(number), 0.1)) as data:
             assert data.num_samples == 160 and data.class_names
 
 
@@ -196,7 +197,7 @@ def test_long_names_and_strange_files_in_the_cache_do_no_harm(tmp_path: Path) ->
     name = "x" * 245 + ".beton"
     with (
         serving(honest(name)) as server,
-        closing(open_data(f"{server.address}/{name}", tmp_path, 0.1)) as data,
+        Beton(f"{server.address}/{name}", Cache(tmp_path, 0.1)) as data,
     ):
         assert data.num_samples == 160 and data.class_names
 

@@ -19,7 +19,7 @@ from fastpsl.pipelines.beton.journal import Journal, journal_path
 from fastpsl.pipelines.beton.left_out import LeftOut, quarantine_path, small_path
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, read_sidecar, sidecar_path
 from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import partial_path, sync_folder, write_atomically
+from fastpsl.pipelines.files.atomic import partial_path, remove_leftovers, sync_folder, write_atomically
 
 _NUMBER = "-[0-9][0-9][0-9][0-9][0-9]-of-"
 BROKEN, SMALL = "broken", "small"
@@ -245,7 +245,7 @@ class Output:
             file.num_samples, self.class_names, written, file.data_start, sha256, self.packer.finish()
         )
         os.fsync(fd)
-        write_atomically(sidecar_path(file.file.partial), dump_sidecar(sidecar))
+        self._write_sidecar(sidecar_path(file.file.partial), sidecar)
         self.journal.end_shard(report.counts(), is_last)
         file.file.close()
         self.whole.append(report)
@@ -280,11 +280,15 @@ class Output:
             return  # before the interruption
         if self.shard_bytes:
             sidecar.written["shard"] = shard
-        write_atomically(sidecar_path(final), dump_sidecar(sidecar))
+        self._write_sidecar(sidecar_path(final), sidecar)
         if partial.exists():
             os.replace(partial, final)
         sync_folder(final.parent)
         sidecar_path(partial).unlink()
+
+    def _write_sidecar(self, path: Path, sidecar: Sidecar) -> None:
+        remove_leftovers(path.parent, path.name)  # OUT's lock keeps other writers away
+        write_atomically(path, dump_sidecar(sidecar))
 
     def close(self, keep: bool) -> None:
         """Close what is open; remove what is not published, unless `keep` and the journal holds images."""

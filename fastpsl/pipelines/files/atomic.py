@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import BinaryIO
 from fastpsl.pipelines.files.uncopyable import Uncopyable
 
 _NAME_LENGTH = 50  # of a file's name within a temporary one, which may have 255 bytes, 4 a letter
+_TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}\.tmp$")
 _SPACE = "free some space or choose another disk"
 _REMEDIES = {
     errno.ENOSPC: _SPACE,
@@ -180,12 +182,14 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
-def remove_leftovers(folder: Path, names: str) -> None:
+def remove_leftovers(folder: Path, *names: str) -> None:
     """Remove the temporary files that killed processes left of files that nobody else writes now.
 
     Args:
         folder: Where the files are.
-        names: A glob of their final names, which are short.
+        names: Their final names, or how these begin.
     """
-    for leftover in folder.glob(f".{names}.*-*.tmp"):
-        leftover.unlink(missing_ok=True)
+    beginnings = tuple(f".{name[:_NAME_LENGTH]}" for name in names)
+    for path in folder.glob(".*.tmp"):
+        if path.name.startswith(beginnings) and _TEMPORARY.search(path.name):
+            path.unlink(missing_ok=True)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from fastpsl.pipelines.remote.failures import HELP
+
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-HELP = "https://fastpsl.github.io/fastpsl/how_to/remote_data.html#credentials"
 ALLOWED = "s3://, gs://, hf:// or https://"
 _CONNECT_S, _READ_S = 10, 30  # waits for a connection, and for the next bytes of an answer
 _ANSWER_S = 60.0  # a single answer; several are under way at a time

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from fastpsl.pipelines.remote.address import HELP
-
 Result = TypeVar("Result")
+HELP = "https://fastpsl.github.io/fastpsl/how_to/remote_data.html#credentials"
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.2, 5.0
 TELL_AFTER_S = 5.0
 _TELL_AGAIN_S = 30.0  # many parts wait for one server
