@@ -38,15 +38,8 @@ IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_pt
 LABEL = np.dtype("<i8")
 # ffcv's field types and the dtype of each in a sample's row: float, int, image, bytes, array, JSON, tensor.
 _BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
-ROW_OF_TYPE = {
-    0: np.dtype("<f8"),
-    1: LABEL,
-    2: IMAGE,
-    3: _BYTES,
-    4: np.dtype("<u8"),
-    5: _BYTES,
-    6: np.dtype("<u8"),
-}
+_WORD = np.dtype("<u8")
+ROW_OF_TYPE = dict(enumerate([np.dtype("<f8"), LABEL, IMAGE, _BYTES, _WORD, _BYTES, _WORD]))
 INT_TYPE, IMAGE_TYPE = 1, 2
 JPG, RAW = 0, 1
 MAX_LABEL = 2**31 - 1
