@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
 from fastpsl.engine.given_paths import require_paths
+from fastpsl.engine.interrupts import imports_undisturbed
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe import HELP, Evaluation, Recipe, print_now
 from fastpsl.engine.terminal import escaped, safe_output
@@ -42,29 +41,13 @@ def launch(
                 require_paths(options)
                 for line in lines:
                     print_now(line)
-            with interrupts_held():
+            with imports_undisturbed():  # in the import of torch, Ctrl-C may abort the process
                 from fastpsl.engine.recipe_process import run
         except (ValueError, OSError) as error:
             _end(EXIT_USER_ERROR, f"{script.name}: {' '.join(str(error).split())}")
         except KeyboardInterrupt:
             _end(EXIT_PREEMPTED, f"{script.name}: {INTERRUPTED}")
         run(script, options)
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the block's end, because in the import of torch it may abort the process."""
-    held = []
-    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if is_default:
-        signal.signal(signal.SIGINT, lambda *_: held.append(True))
-    try:
-        yield
-    finally:
-        if is_default:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    if held:
-        raise KeyboardInterrupt
 
 
 def goes_on(name: str, arguments: Sequence[str]) -> Callable[[str, OSError], None]:

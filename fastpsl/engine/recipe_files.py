@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import fastpsl
+from fastpsl.engine.interrupts import imports_undisturbed
 from fastpsl.engine.nearest_word import hint
 from fastpsl.engine.recipe import Evaluation, Recipe
 
@@ -57,7 +58,8 @@ def load_script(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look themselves up there
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        spec.loader.exec_module(module)
+        with imports_undisturbed():
+            spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
     return module

@@ -2,14 +2,13 @@
 
 import errno
 import os
-import signal
 import warnings
 from pathlib import Path
 
 import pytest
 
 from fastpsl.engine.exit_codes import EXIT_USER_ERROR
-from fastpsl.engine.launch import interrupts_held, launch, print_warnings_once
+from fastpsl.engine.launch import launch, print_warnings_once
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.resume import choose_folder, lock_folder
 from tests.engine.test_gpu_failures import launched
@@ -82,19 +81,3 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("builtins.open", read_only)
     with pytest.raises(ValueError, match=f"^{out}: {words}"):
         lock_folder(out)
-
-
-def test_ctrl_c_waits_for_the_end_of_an_import() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        come_to = []
-        with pytest.raises(KeyboardInterrupt), interrupts_held():
-            os.kill(os.getpid(), signal.SIGINT)
-            come_to.append("the end")
-        assert come_to and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of jobs in the background
-        with interrupts_held():
-            os.kill(os.getpid(), signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
