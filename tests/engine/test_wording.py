@@ -1,3 +1,4 @@
+import threading
 import warnings
 
 import pytest
@@ -35,3 +36,21 @@ def test_other_kinds_of_warnings_and_errors_stay(recwarn: pytest.WarningsRecorde
         warnings.warn("--a-flag", DeprecationWarning, stacklevel=1)
         b"\xff".decode()
     assert str(recwarn[0].message) == "--a-flag"
+
+
+def test_calls_that_overlap_in_two_threads_leave_the_programs_own_warnings() -> None:
+    show, inside, other_is_over = warnings.showwarning, threading.Event(), threading.Event()
+
+    def longer() -> None:
+        with words_of_python():
+            inside.set()
+            other_is_over.wait(60)
+
+    thread = threading.Thread(target=longer)
+    with words_of_python():
+        thread.start()
+        assert inside.wait(60)
+    assert warnings.showwarning is not show  # of the call that goes on
+    other_is_over.set()
+    thread.join()
+    assert warnings.showwarning is show
