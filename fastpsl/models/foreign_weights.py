@@ -91,6 +91,9 @@ NAMINGS = (
 SOBEL, FIRST = "sobel.1.weight", "features.0.weight"
 # The keys under which a dict holds its tensors, outermost first. VISSL has its heads beside the trunk.
 WRAPPERS = ("classy_state_dict", "base_model", "model_state_dict", "state_dict", "network", "model", "trunk")
+# torch.compile puts "_orig_mod." before a module's names. DistributedDataParallel puts "module." before all
+# names, and a Lightning module "model.".
+_COMPILED, _MODULES = re.compile(r"(?<![^.])_orig_mod\."), ("module.", "model.")
 # Tensors that may accompany a backbone: fixed filters, classifiers, projections, predictions, queues and
 # momentum copies.
 HEADS = re.compile(
@@ -128,7 +131,7 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     Raises:
         ValueError: There are no tensors, or some belong neither to the backbone nor to a head.
     """
-    tensors = _tensors_of(state)
+    tensors = _tensors_of(state, wanted)
     if not tensors:
         raise ValueError(
             f"{path} holds no tensors by name (its keys: {first_three(list(state))}): give a state dict"
@@ -161,16 +164,23 @@ def recognise(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Tensor]
     return RecognisedWeights(naming.kind, backbone, sorted({_group(name, wanted) for name in rest}))
 
 
-def _tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the state dict inside its wrappers, without DistributedDataParallel's prefix "module."."""
+def _tensors_of(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict inside its wrappers, without what wrappers of modules add to the names."""
     while True:
         inner = next((state[name] for name in WRAPPERS if isinstance(state.get(name), Mapping)), None)
         if inner is None:
             break
         state = inner
-    tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    while tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    tensors = {
+        name if name in wanted else _COMPILED.sub("", name): tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor)
+    }
+    while wanted.keys().isdisjoint(tensors):  # a backbone's own names may begin so, too
+        prefix = next((each for each in _MODULES if all(name.startswith(each) for name in tensors)), None)
+        if not tensors or prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 

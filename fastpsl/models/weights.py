@@ -266,7 +266,7 @@ def fill(backbone: nn.Module, tensors: Mapping[str, Any], name: str, source: str
             f"{source} holds {len(extra)} tensors that {name} has not ({first_three(extra)}): give the "
             "--backbone that it holds"
         )
-    backbone.load_state_dict(dict(tensors))
+    backbone.float().load_state_dict(dict(tensors))  # whatever torch's default dtype made it
 
 
 def was_cut_short(state: Mapping[str, Any]) -> bool:

@@ -168,6 +168,38 @@ def test_a_peers_file_gives_its_backbone(peer: str, torchvision_state: Tensors) 
         assert torch.equal(tensor, torchvision_state[name]), name
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "model.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model._orig_mod.",
+        "model.module.",
+    ],
+)
+def test_what_wrappers_put_before_all_names_is_dropped(prefix: str, torchvision_state: Tensors) -> None:
+    result = filled(ResNet("resnet18"), {"state_dict": prefixed(torchvision_state, prefix)})
+    assert result.kind == "torchvision" and result.left_out == ["fc.*"]
+    assert torch.equal(result.tensors["conv1.weight"], torchvision_state["conv1.weight"])
+
+
+def test_a_compiled_part_of_a_peers_model_has_its_own_names(torchvision_state: Tensors) -> None:
+    state = prefixed(body(torchvision_state), "module.encoder_q._orig_mod.") | {
+        "module.queue": torch.zeros(2, 4)
+    }
+    result = filled(ResNet("resnet18"), state)
+    assert result.kind == "moco" and result.left_out == ["queue"]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "net._orig_mod."])
+def test_names_that_are_the_backbones_own_stay(prefix: str, torchvision_state: Tensors) -> None:
+    wanted = prefixed(body(torchvision_state), prefix)
+    assert recognise(PATH, wanted, wanted).tensors.keys() == wanted.keys()
+
+
 def test_its_features_are_torchvisions() -> None:
     """ResNet-50 under numbered names."""
     torch.manual_seed(1)
