@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from fastpsl.engine.distributed import choose_device
+from fastpsl.engine.interrupts import imports_undisturbed
 from fastpsl.engine.wording import words_of_python
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
@@ -26,6 +27,7 @@ from fastpsl.pipelines.views import ViewSpec
 
 Inputs = Tensor | list[Tensor]
 _SIZE_PX = 224
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SHORTER_OF_SIZE = 256 / 224  # for evaluation: ImageNet's usual resize to 256 and centre crop of 224
 
 
@@ -119,7 +121,8 @@ class EpochLoader:
                 batch = _without_padding(batch, self._num_in(batch.step))
                 if not len(batch.indices):
                     continue
-            inputs: Inputs = self.augment.inputs(batch, self.loader.views, self.dtype)
+            with imports_undisturbed():  # of numba or Kornia, before the first batch
+                inputs: Inputs = self.augment.inputs(batch, self.loader.views, self.dtype)
             if len(inputs) == 1:
                 inputs = inputs[0]
             yield (inputs, batch.labels, batch.indices) if self.with_indices else (inputs, batch.labels)
@@ -178,6 +181,7 @@ class LoaderOptions(TypedDict, total=False):
     hw_decoder_load: float | None
 
 
+@imports_undisturbed()
 @words_of_python()
 def loader(
     data: str | Path | Dataset | None = None,
@@ -244,6 +248,8 @@ def loader(
         )
     if device == "auto":
         device = choose_device("auto", int(os.environ.get("LOCAL_RANK", "0")))
+    if dtype not in _DTYPES:
+        raise ValueError(f"loader: dtype is {dtype}; it must be {', '.join(map(str, _DTYPES))}")
     implementation = choose_augment(augment, views, checked_device(device))
     default_rank, default_world = _place()
     rank, world = default_rank if rank is None else rank, default_world if world is None else world

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from fastpsl.engine.call import require_data, user_errors
+from fastpsl.engine.call import require_data, tensors_on_cpu, user_errors
 from fastpsl.engine.distributed import World, choose_device
 from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.features import Extraction, feature_batches
@@ -23,6 +23,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @user_errors()
+@tensors_on_cpu()
 def embed(
     model: Model | str | os.PathLike[str],
     data: str | os.PathLike[str] | Dataset | None = None,

@@ -1,6 +1,7 @@
 """Run the evaluation recipes as functions. Each returns the numbers of its result.json, in percent.
 
-They print and write what the recipes' commands do. Their options are the recipes' own, with `_` for `-`.
+They print and write what the recipes' commands do. Their options are the recipes' own, with `_` for `-`. A
+process makes one such call at a time, because all of its threads share torch's random state.
 """
 
 import os

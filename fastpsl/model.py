@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from fastpsl.engine.call import user_errors
+from fastpsl.engine.call import tensors_on_cpu, user_errors
 from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.options import given_input
 from fastpsl.kernels.draws import Keys
@@ -139,6 +139,7 @@ class Model(nn.Module):
         return self.backbone.blocks()
 
     @user_errors()
+    @tensors_on_cpu()
     def export(
         self, path: str | os.PathLike[str], to: str = "torchvision", *, overwrite: bool = False
     ) -> Path:
@@ -180,6 +181,7 @@ class Model(nn.Module):
 
 
 @user_errors()
+@tensors_on_cpu()
 def load(
     weights: str | os.PathLike[str],
     backbone: str | None = None,

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fastpsl.embedding import embed
-from fastpsl.engine.call import require_data, user_errors
+from fastpsl.engine.call import require_data, tensors_on_cpu, user_errors
 from fastpsl.evaluation import tsne as t_sne
 from fastpsl.evaluation.retrieval import nearest_others, why_no_precision
 from fastpsl.model import Model
@@ -109,6 +109,7 @@ def blocks(numbers: dict[str, float], *, chance: float | None = None, title: str
 
 
 @user_errors()
+@tensors_on_cpu()
 def views(
     data: Place | None = None,
     views: Sequence[ViewSpec] | None = None,
@@ -165,6 +166,7 @@ def views(
 
 
 @user_errors()
+@tensors_on_cpu()
 def neighbours(
     model: Model | Place,
     gallery: Place | None = None,

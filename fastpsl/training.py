@@ -113,7 +113,8 @@ def pretrain(
     `out` of a stopped run continues from its newest checkpoint. If you interrupt it (Ctrl-C, or Interrupt in
     a notebook), it finishes the present step and writes a checkpoint. In a thread other than the main one,
     the call works but cannot be interrupted. Afterwards, signal handlers, random states and torch's settings
-    are as before.
+    are as before. All threads share them, so a process makes one call of this or of `fastpsl.evaluate` at a
+    time.
 
     Args:
         recipe: One of `fastpsl.training.RECIPES`, such as "jigsaw", or a recipe file's name, such as

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +189,79 @@ def test_a_thread_can_train(run: fastpsl.Trained, tmp_path: Path) -> None:
     assert results[0].metrics == run.metrics
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_process_makes_one_call_at_a_time(
+    run: fastpsl.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls in another thread and from within a training are refused, and the training is as if alone."""
+    is_under_way, may_go_on, refused = threading.Event(), threading.Event(), list[str]()
+    others: list[Callable[[], object]] = [
+        partial(pretrain, tmp_path / "b"),
+        partial(fastpsl.evaluate.knn, run, out=tmp_path / "c", size_px=32),
+    ]
+
+    def call_again() -> None:
+        for other in others:
+            with pytest.raises(ValueError) as caught:
+                other()
+            refused.append(str(caught.value).partition(":")[2])
+
+    def open_run(*arguments: Any, **options: Any) -> Run:
+        opened = Run(*arguments, **options)
+
+        def pause() -> None:
+            call_again()
+            is_under_way.set()
+            may_go_on.wait(120)
+
+        before_asking(opened, pause)
+        return opened
+
+    monkeypatch.setattr(recipe_process, "Run", open_run)
+    results: list[fastpsl.Trained] = []
+    thread = threading.Thread(target=lambda: results.append(pretrain(tmp_path / "a")))
+    thread.start()
+    try:
+        assert is_under_way.wait(120)
+        call_again()
+    finally:
+        may_go_on.set()
+        thread.join()
+    assert results[0].metrics == run.metrics and len(refused) >= 6
+    assert all(
+        text.startswith(" this process trains or evaluates already, and all of its") for text in refused
+    )
+    assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()
+    assert others[1]()  # those that were refused have left nothing
+
+
+@pytest.mark.parametrize("default", ["device", "dtype"])
+def test_torchs_defaults_change_nothing(
+    default: str, run: fastpsl.Trained, model: fastpsl.Model, images: Path, tmp_path: Path
+) -> None:
+    """The device "meta", whose tensors have no values, stands for a GPU."""
+    picture = next(images.rglob("*.png"))
+    features, embedded = model.features(model.transform(picture)[None]), fastpsl.embed(model, images)[0]
+    weights = torch.load(run.checkpoint)["backbone"]
+    before = torch.get_default_dtype()
+    try:
+        with torch.device("meta" if default == "device" else "cpu"):
+            torch.set_default_dtype(torch.float64 if default == "dtype" else before)
+            again = pretrain(tmp_path / "run")
+            loaded = fastpsl.load(again)
+            assert torch.equal(loaded.features(loaded.transform(picture)[None]), features)
+            assert np.array_equal(fastpsl.embed(again, images)[0], embedded)
+            assert torch.zeros(()).device.type == ("meta" if default == "device" else "cpu")
+            assert torch.get_default_dtype() == (torch.float64 if default == "dtype" else before)
+    finally:
+        torch.set_default_dtype(before)
+    others = torch.load(again.checkpoint)["backbone"]
+    assert others.keys() == weights.keys()
+    assert all(torch.equal(others[name], tensor) for name, tensor in weights.items())
+    assert [line["loss"] for line in again.metrics] == [line["loss"] for line in run.metrics]
+
+
 # load
-
-
 def test_a_model_is_the_backbone_of_the_checkpoint(run: fastpsl.Trained, model: fastpsl.Model) -> None:
     tensors = torch.load(run.checkpoint)["backbone"]
     for name, tensor in model.backbone.state_dict().items():

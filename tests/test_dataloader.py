@@ -17,6 +17,8 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.warp import WarpPair
+from fastpsl.pipelines.augment import AugmentName
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.loader.loader import Loader
@@ -251,11 +253,55 @@ def test_what_cannot_be_is_refused(beton: Path, tmp_path: Path) -> None:
         ({"data": tmp_path / "none.beton"}, "none.beton"),
         ({"data": ""}, "empty"),
         ({"rank": 2}, "rank is 2"),
+        ({"dtype": torch.uint8}, "dtype is torch.uint8; it must be torch.float32, torch.float16, "),
+        ({"dtype": "float32"}, "dtype is float32; it must be torch.float32, "),
     ):
         with pytest.raises(ValueError, match=says):
             fastpsl.loader(**{"data": beton, "batch_size": 2, "device": "cpu"} | arguments)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="shuffle"):
         fastpsl.loader(beton, batch_size=2, shuffle=True)  # type: ignore[call-arg]
+
+
+VIEWS: dict[str, list[ViewSpec] | None] = {
+    "default": None,
+    "simclr": fastpsl.views.simclr(32),
+    "mocov2": fastpsl.views.mocov2(32),
+    "byol": fastpsl.views.byol(32),
+    "warp": [ViewSpec(RandomResizedCrop(32), (WarpPair(32),))],
+}
+
+
+@pytest.mark.parametrize("augment", ["auto", "unfused"])
+@pytest.mark.parametrize("views", VIEWS)
+def test_torchs_defaults_change_no_batch(beton: Path, views: str, augment: AugmentName) -> None:
+    """The device "meta", whose tensors have no values, stands for a GPU."""
+
+    def first_batch() -> list[torch.Tensor]:
+        size_px = None if VIEWS[views] else 32
+        with fastpsl.loader(
+            beton,
+            VIEWS[views],
+            batch_size=4,
+            size_px=size_px,
+            device="cpu",
+            augment=augment,
+            with_indices=True,
+        ) as loader:
+            inputs, labels, indices = next(iter(loader))
+        return [*(inputs if isinstance(inputs, list) else [inputs]), labels, indices]
+
+    expected = first_batch()
+    with torch.device("meta"):
+        on_other_device = first_batch()
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        of_other_dtype = first_batch()
+    finally:
+        torch.set_default_dtype(before)
+    for batch in (on_other_device, of_other_dtype):
+        for tensor, wanted in zip(batch, expected, strict=True):
+            assert tensor.dtype == wanted.dtype and torch.equal(tensor, wanted)
 
 
 def test_operations_go_the_way_that_is_asked_for() -> None:

@@ -1,13 +1,15 @@
 """Run a script within the user's own program, such as a notebook: errors are raised, and nothing is left.
 
-After the call the process is as it was before: signal handlers, the process group, torch's flags, default
-dtype and random numbers of the CPU (and of this process's GPU where CUDA was in use). Warnings go the
+After the call the process is as it was before: signal handlers, the process group, torch's flags and its
+default dtype. So are the random numbers of the CPU, and of this process's GPU where CUDA was in use. Most of
+these belong to the process and not to a thread, so it makes one such call at a time. Warnings go the
 program's own way, and name options as Python does.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,7 @@ import torch.distributed as dist
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.gpu_failures import compiler_failed, explained
+from fastpsl.engine.interrupts import imports_undisturbed
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe_process import error_line, note_failure
 from fastpsl.engine.run import Run
@@ -23,6 +26,7 @@ from fastpsl.engine.wording import in_words_of_python, words_of_python
 from fastpsl.pipelines.doing import doing
 
 Answer = TypeVar("Answer")
+_calling = threading.Lock()
 
 
 def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
@@ -38,13 +42,21 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
             what to do.
         KeyboardInterrupt: The work was interrupted.
     """
-    if dist.is_available() and dist.is_initialized():
+    if not _calling.acquire(blocking=False):
         raise ValueError(
-            f"{name}: torch.distributed has a process group already, and the call makes its own: call "
-            "torch.distributed.destroy_process_group() before"
+            f"{name}: this process trains or evaluates already, and all of its threads share torch's random "
+            "state: wait until that is done, or start another process"
         )
     opened: list[Run] = []
     with ExitStack() as stack:
+        stack.callback(_calling.release)
+        if dist.is_available() and dist.is_initialized():
+            raise ValueError(
+                f"{name}: torch.distributed has a process group already, and the call makes its own: call "
+                "torch.distributed.destroy_process_group() before"
+            )
+        stack.enter_context(imports_undisturbed())
+        stack.enter_context(tensors_on_cpu())
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
@@ -76,10 +88,18 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
 def user_errors() -> Iterator[None]:
     """Raise ValueError and OSError as ValueError in one line, and name options as Python does."""
     try:
-        with words_of_python():
+        with imports_undisturbed(), words_of_python():
             yield
     except (ValueError, OSError) as error:
         raise ValueError(in_words_of_python(error_line(error, ()))) from None
+
+
+@contextmanager
+def tensors_on_cpu() -> Iterator[None]:
+    """Make tensors without a device on the CPU, whatever `torch.set_default_device` says for this thread."""
+    is_usual = torch.get_default_device().type == "cpu"
+    with nullcontext() if is_usual else torch.device("cpu"):
+        yield
 
 
 def require_data(name: str, value: Any) -> None:

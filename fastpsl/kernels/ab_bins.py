@@ -46,7 +46,8 @@ def _outermost_colours() -> np.ndarray:
 
     Their convex hull is that of all colours.
     """
-    channels = (torch.zeros(256), torch.ones(256), torch.arange(256) / 255)
+    steps = torch.from_numpy(np.arange(256, dtype=np.float32)) / 255
+    channels = (steps * 0, steps * 0 + 1, steps)
     colours = torch.cat([torch.stack(order) for order in permutations(channels)], 1)
     return lab(colours[None, :, :, None])[0, 1:, :, 0].T.double().numpy()
 

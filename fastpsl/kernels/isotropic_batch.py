@@ -64,7 +64,7 @@ def fused_form(device: torch.device) -> ModuleType | None:
     if device.type != "cuda":
         return None
     images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8, device=device)
-    boxes = torch.tensor([[28, 28, 8, 8, DIAGONAL]], dtype=torch.int32).pin_memory()
+    boxes = torch.tensor([[28, 28, 8, 8, DIAGONAL]], dtype=torch.int32, device="cpu").pin_memory()
     try:
         module = importlib.import_module("fastpsl.kernels.fused_cuda.isotropic")
         module.crop(images, boxes.to(device, non_blocking=True), 8)

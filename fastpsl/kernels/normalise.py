@@ -65,4 +65,5 @@ def check_fused_arguments(
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
-    return torch.cat([torch.full((1, 1, 1, 1), value, device=device) for value in values], dim=1)
+    parts = [torch.full((1, 1, 1, 1), value, dtype=torch.float32, device=device) for value in values]
+    return torch.cat(parts, dim=1)

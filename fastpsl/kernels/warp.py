@@ -39,8 +39,8 @@ def warp(images: Tensor, matrices: Tensor, fill: float) -> Tensor:
         Images of the same shape and dtype, channels-last.
     """
     height, width = images.shape[-2:]
-    x = torch.arange(width, device=images.device) + 0.5
-    y = torch.arange(height, device=images.device)[:, None] + 0.5
+    x, y = (torch.arange(side, dtype=torch.float32, device=images.device) + 0.5 for side in (width, height))
+    y = y[:, None]
     # Written out because a matrix product may run in TF32, which is off by 0.1 px at 224 px.
     m = matrices[:, :, :, None, None]
     u, v, w = (m[:, row, 0] * x + m[:, row, 1] * y + m[:, row, 2] for row in range(3))

@@ -189,7 +189,7 @@ def pack(tensors: Sequence[Tensor], *, pin_memory: bool = False) -> tuple[Tensor
     for tensor in tensors:
         starts.append(end)
         end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    buffer = torch.empty(end, dtype=torch.uint8, pin_memory=pin_memory)
+    buffer = torch.empty(end, dtype=torch.uint8, device="cpu", pin_memory=pin_memory)
     for tensor, view in zip(tensors, unpack(buffer, starts, tensors), strict=True):
         view.copy_(tensor)
     return buffer, starts

@@ -208,7 +208,7 @@ class ViewSpec:
             Images, float32 [n, 3, h, w] in [0, 1] on the CPU. A single channel becomes grey. Gradients along
             x and y become dark lines on white.
         """
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = torch.from_numpy(np.array([self.mean, self.std], np.float32)[..., None, None])
         values = inputs.float().cpu() * std + mean
         if self.input().channels == "SobelXY":
             values = 1 - _DARKER * values.square().sum(1, keepdim=True).sqrt()

@@ -58,8 +58,8 @@ def run(
     num = len(images)
     if not num:
         return
-    scale = torch.tensor([1 / value for value in std])
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
+    per_channel = np.array([(1 / s, -m / s) for m, s in zip(mean, std, strict=True)], np.float32)
+    scale, shift = torch.from_numpy(per_channel.T.copy())
     if {type(op) for op in ops} <= {Flip}:
         # Torch is as fast, and a probe's view then compiles nothing.
         for op, draw in zip(ops, draws, strict=True):

@@ -153,7 +153,7 @@ def _load(data: "Beton", device: torch.device) -> Tensor:
     with doing(f"{data.paths[0]}: reading all of it into memory", "images", data.num_samples) as progress:
         for start in progress.over(range(0, data.num_samples, _CHUNK), _CHUNK):
             part = images[start : start + _CHUNK]
-            host = part if device.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8)
+            host = part if device.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8, device="cpu")
             pixels = host.numpy()
             indices = np.arange(start, start + len(part))
             data.wait(indices)
