@@ -47,6 +47,21 @@ class SmallResNet(nn.Module):
         return [self.conv1, *self.units]
 
 
+class Pixels(nn.Module):
+    """No network: an image of 8 px as 192 channels of one position. Larger images are averaged to 8 px."""
+
+    channels: Sequence[int] = (192,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Conv2d(3, 3, 1, bias=False)  # because a backbone must have parameters
+        nn.init.dirac_(self.same.weight)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the one block."""
+        return [nn.Sequential(self.same, nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Unflatten(1, (192, 1, 1)))]
+
+
 class SmallNIN(nn.Module):
     """The network in network of RotNet with three blocks, a quarter as wide: for images of 8 px or more."""
 

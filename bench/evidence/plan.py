@@ -8,23 +8,54 @@ A plan is a JSON file that is committed before anything is run. Its commands hav
     first            by name: commands that run once, such as those that write labels; {out} is RUNS/NAME
     training         the command of every training
     arms             by name: what an arm adds to it
+    untrained        what the row "no training" adds to it: the same training at a rate that moves no weight,
+                     so that BatchNorm's statistics alone change
     search           rates, and the seed, evaluation and numbers by whose mean the rate of an arm is chosen;
                      the seed counts nowhere else
     seeds            the seeds that count
     evaluations      by name: commands that score a training's features; those of the search are not counted
     random           what an evaluation gets as {weights} for random weights; else --checkpoint FOLDER
+    beside           by name: a command whose number is to be compared with, and which of its numbers
     endpoint         the evaluation and the numbers that decide, and the pairs of arms that are compared
     curve            null, or a figure in [0, 1] of a training's probe.jsonl or epochs.jsonl, to be drawn over
                      the epochs, and two epochs between which its change is reported
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-RANDOM = "random weights"
+RANDOM, UNTRAINED = "random weights", "no training"
+UNTRAINED_RATE = 1e-12  # recipes refuse 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command of an experiment.
+
+    Attributes:
+        name: The name of its folder in the folder of the runs.
+        template: The command, with places for {data}, {runs}, {out} and its values.
+        values: What stands for {seed} and {rate}.
+    """
+
+    name: str
+    template: str
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    def words(self, data: Path | str, runs: Path | str) -> list[str]:
+        """Return the words of the command, with its folders and values in their places."""
+        return shlex.split(
+            self.template.format(data=data, runs=runs, out=f"{runs}/{self.name}", **self.values)
+        )
+
+    @property
+    def command(self) -> str:
+        """The command as it is recorded, with DATA and RUNS in place of a machine's folders."""
+        return shlex.join(self.words("DATA", "RUNS"))
 
 
 @dataclass(frozen=True)
@@ -47,6 +78,14 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A command, and the number of its result.json that counts."""
+
+    command: str
+    number: str
+
+
+@dataclass(frozen=True)
 class Curve:
     """A figure of a file of lines, and the epochs between which it changes."""
 
@@ -66,21 +105,45 @@ class Plan:
     first: Mapping[str, str]
     training: str
     arms: Mapping[str, str]
+    untrained: str
     search: Search
     seeds: Sequence[int]
     evaluations: Mapping[str, str]
     random: str
+    beside: Mapping[str, Beside]
     endpoint: Endpoint
     curve: Curve | None
 
-    def first_of(self, seed: int) -> Iterator[tuple[str, str]]:
-        """Yield name and command of what runs before a training of this seed; the name has it if used."""
-        for name, command in self.first.items():
-            yield (f"{name}-s{seed}" if "{seed}" in command else name), command
+    @property
+    def rows(self) -> list[str]:
+        """The names of all that is scored: the arms, and the two rows without training."""
+        return [*self.arms, UNTRAINED, RANDOM]
 
-    def training_of(self, run: "Run") -> str:
-        """Return the command of a training, with places for its values."""
-        return f"{self.training} {self.arms[run.arm]}"
+    def first_of(self, seed: int) -> Iterator[Step]:
+        """Yield what runs before a training of this seed; the name has the seed if it is used."""
+        for name, command in self.first.items():
+            yield _of_seed(name, command, seed)
+
+    def compared(self) -> Iterator[tuple[str, int | None, Step]]:
+        """Yield name, seed and command of each number to compare with; None for those of no seed."""
+        for name, one in self.beside.items():
+            for seed in self.seeds if "{seed}" in one.command else (None,):
+                yield name, seed, _of_seed(name.replace(" ", "_"), one.command, seed)
+
+    def training_of(self, run: "Run") -> Step:
+        """Return the training of a run."""
+        flags = self.untrained if run.arm == UNTRAINED else self.arms[run.arm]
+        return Step(run.name, f"{self.training} {flags}", run.values)
+
+    def evaluation_of(self, run: "Run", name: str) -> Step:
+        """Return an evaluation of a run."""
+        weights = self.random if run.arm == RANDOM else f"--checkpoint {{runs}}/{run.name}"
+        return Step(f"{run.name}-{name}", self.evaluations[name].replace("{weights}", weights), run.values)
+
+    def steps_of(self, run: "Run") -> list[Step]:
+        """Return the training of a run, unless it is random weights, and its evaluations."""
+        training = [] if run.arm == RANDOM else [self.training_of(run)]
+        return training + [self.evaluation_of(run, name) for name in self.evaluations_of(run)]
 
     def searched(self) -> Iterator["Run"]:
         """Yield the trainings by which rates are chosen; none where there is one rate."""
@@ -90,11 +153,12 @@ class Plan:
                     yield Run(arm, rate, self.search.seed, counts=False)
 
     def counted(self, rates: Mapping[str, float]) -> Iterator["Run"]:
-        """Yield the trainings that count, seed by seed, of the arms that have a rate, and random weights."""
+        """Yield what counts, seed by seed: the arms that have a rate, no training and random weights."""
         for seed in self.seeds:
             for arm in self.arms:
                 if arm in rates:
                     yield Run(arm, rates[arm], seed, counts=True)
+            yield Run(UNTRAINED, UNTRAINED_RATE, seed, counts=True)
             yield Run(RANDOM, None, seed, counts=True)
 
     def evaluations_of(self, run: "Run") -> list[str]:
@@ -105,10 +169,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """A training of one arm, or random weights.
+    """A training of one arm, the row without one, or random weights.
 
     Attributes:
-        arm: The arm's name.
+        arm: The arm's name, UNTRAINED or RANDOM.
         rate: The rate; None for random weights.
         seed: The seed.
         counts: Whether it counts; otherwise it serves the search for the rate.
@@ -141,13 +205,14 @@ def read_plan(path: Path) -> Plan:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         record |= {"search": _made(Search, record["search"]), "endpoint": _made(Endpoint, record["endpoint"])}
+        record |= {"beside": {name: _made(Beside, one) for name, one in record["beside"].items()}}
         plan = _made(Plan, record | {"curve": record["curve"] and _made(Curve, record["curve"])})
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; give a plan, such as those in bench/evidence") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
-    arms, evaluations = {*plan.arms, RANDOM}, plan.evaluations
-    unknown = {arm for pair in plan.endpoint.pairs for arm in pair} - arms
+    evaluations = plan.evaluations
+    unknown = {arm for pair in plan.endpoint.pairs for arm in pair} - {*plan.rows}
     unknown |= {plan.search.evaluation, plan.endpoint.evaluation} - evaluations.keys()
     if unknown:
         raise ValueError(f"{path}: {', '.join(sorted(unknown))}: no such arm or evaluation")
@@ -156,6 +221,11 @@ def read_plan(path: Path) -> Plan:
     if plan.search.evaluation == plan.endpoint.evaluation:
         raise ValueError(f"{path}: {plan.search.evaluation} chooses rates, so it cannot decide: give another")
     return plan
+
+
+def _of_seed(name: str, command: str, seed: int | None) -> Step:
+    """Return a command that may be of a seed."""
+    return Step(f"{name}-s{seed}" if "{seed}" in command else name, command, {"seed": str(seed)})
 
 
 def _made(kind: type[Any], record: Mapping[str, Any]) -> Any:

@@ -1,6 +1,5 @@
 """Collect an experiment's runs: scores with all that they came from, rates, means and paired differences."""
 
-import json
 import re
 import statistics
 import subprocess
@@ -9,35 +8,43 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
-from bench.evidence.plan import RANDOM, Curve, Plan, Run
+from bench.evidence.done import Done, Record
+from bench.evidence.plan import RANDOM, Plan, Run
 from bench.schema import environment
 from fastpsl.models.weight_files import sha256_of_file
 
 CONFIDENCE = 0.95
-Record = dict[str, Any]
 
 
-def collect(path: Path, plan: Plan, runs: Path) -> Record:
+def collect(path: Path, plan: Plan, done: Done) -> Record:
     """Return the results of a plan's runs so far, as plain values.
 
     Args:
         path: The plan's file.
         plan: The plan.
-        runs: The folder of the runs.
+        done: What is done.
 
     Raises:
-        ValueError: A run was cut short, or it learned or was scored on other data than the others.
+        ValueError: A run was cut short, it learned or was scored on other data than the others, or random
+            weights saw another input.
     """
-    rates = rates_so_far(plan, runs)
-    search = [score for run in plan.searched() for score in _scores(plan, run, runs)]
+    rates = rates_so_far(plan, done)
+    search = [score for run in plan.searched() for score in _scores(plan, run, done)]
     counted = list(plan.counted(rates))
-    scores = [score for run in counted for score in _scores(plan, run, runs)]
-    training = [record for run in counted if (record := _training(run, runs)) is not None]
+    scores = [score for run in counted for score in _scores(plan, run, done)]
+    training = [record for run in counted if (record := done.training(plan, run)) is not None]
     _check_data([*search, *scores])
-    seeds = (plan.search.seed, *plan.seeds)
-    firsts = dict.fromkeys(name for seed in seeds for name, _ in plan.first_of(seed))
+    _check_inputs(scores)
+    firsts = dict.fromkeys(
+        step.command
+        for seed in (plan.search.seed, *plan.seeds)
+        for step in plan.first_of(seed)
+        if step.command in done.earlier.get("first", ()) or done.of(step.name)
+    )
+    before = ("plan_commit", "plan_sha256", "environment")
     return {
         "title": plan.title,
         "claim": plan.claim,
@@ -46,33 +53,35 @@ def collect(path: Path, plan: Plan, runs: Path) -> Record:
         "plan_sha256": sha256_of_file(path),
         "plan_commit": _commit_of(path),
         "environment": environment(),
+        "earlier": [{key: done.earlier[key] for key in before}] if done.earlier else [],
         "endpoint": asdict(plan.endpoint),
         "curve": plan.curve and asdict(plan.curve),
-        "first": [done["command"] for name in firsts if (done := _done(runs / name))],
+        "first": list(firsts),
         "search": search,
         "rates": rates,
         "training": training,
         "scores": scores,
+        "beside": list(_beside(plan, done)),
         "means": list(_means(plan, scores)),
         "differences": list(_differences(plan, scores)),
-        **({"curves": _curves(plan.curve, counted, runs)} if plan.curve else {"curves": {}}),
+        "curves": _curves(plan, counted, done),
     }
 
 
-def chosen_rates(plan: Plan, runs: Path) -> dict[str, float]:
+def chosen_rates(plan: Plan, done: Done) -> dict[str, float]:
     """Return each arm's rate, by the best mean of the search's numbers; the lower one of equal ones."""
-    rates = rates_so_far(plan, runs)
+    rates = rates_so_far(plan, done)
     assert rates.keys() == plan.arms.keys(), rates
     return rates
 
 
-def rates_so_far(plan: Plan, runs: Path) -> dict[str, float]:
+def rates_so_far(plan: Plan, done: Done) -> dict[str, float]:
     """Return the rates of the arms whose search is complete."""
     if len(plan.search.rates) == 1:
         return dict.fromkeys(plan.arms, plan.search.rates[0])
     means: dict[str, dict[float, float]] = {arm: {} for arm in plan.arms}
     for run in plan.searched():
-        for score in _scores(plan, run, runs):
+        for score in _scores(plan, run, done):
             assert run.rate is not None
             means[run.arm][run.rate] = statistics.fmean(
                 score["numbers"][name] for name in plan.search.numbers
@@ -81,42 +90,18 @@ def rates_so_far(plan: Plan, runs: Path) -> dict[str, float]:
     return {arm: max(sorted(found), key=lambda rate: found[rate]) for arm, found in complete.items()}
 
 
-def _scores(plan: Plan, run: Run, runs: Path) -> Iterator[Record]:
+def _scores(plan: Plan, run: Run, done: Done) -> Iterator[Record]:
     """Yield the results of a training's evaluations that are done."""
     for name in plan.evaluations_of(run):
-        folder = runs / f"{run.name}-{name}"
-        if not (done := _done(folder)):
-            continue
-        result = _read(folder / "result.json")
-        if result["cut"]:
-            raise ValueError(f"{folder}: it was cut short, so it shows nothing: remove it")
-        yield {
-            "arm": run.arm, "rate": run.rate, "seed": run.seed, "evaluation": name,
-            "protocol": result["protocol"], "numbers": result["numbers"], "data": result["data"],
-            "weights_sha256": result["checkpoint"].get("sha256"), "seconds": result.get("seconds"),
-            "commit": result["commit"], **done,
-        }  # fmt: skip
+        if score := done.score(plan.evaluation_of(run, name)):
+            yield {"arm": run.arm, "rate": run.rate, "seed": run.seed, "evaluation": name} | score
 
 
-def _training(run: Run, runs: Path) -> Record | None:
-    """Return the losses of a training by stages; None if it is not done."""
-    folder = runs / run.name
-    if not (done := _done(folder)):
-        return None
-    stages = _read(folder / "results.json")
-    if any(stage["num_steps"] != stage["num_steps_planned"] for stage in stages):
-        raise ValueError(f"{folder}: it was cut short, so it shows nothing: remove it")
-    science, machine = _read(folder / "config.json")["science"], _read(folder / "environment.json")
-    return {
-        "arm": run.arm, "rate": run.rate, "seed": run.seed, "stages": stages,
-        "data_digest": science["data_digest"], "commit": machine["commit"], **done,
-    }  # fmt: skip
-
-
-def _done(folder: Path) -> Record:
-    """Return the command of what is done; else nothing."""
-    path = folder.with_name(f"{folder.name}.done.json")
-    return {"command": _read(path)["command"]} if path.exists() else {}
+def _beside(plan: Plan, done: Done) -> Iterator[Record]:
+    """Yield the numbers to compare with."""
+    for name, seed, step in plan.compared():
+        if score := done.score(step):
+            yield {"name": name, "seed": seed, "number": plan.beside[name].number} | score
 
 
 def _check_data(scores: Sequence[Record]) -> None:
@@ -128,9 +113,20 @@ def _check_data(scores: Sequence[Record]) -> None:
             raise ValueError(f"the scores are of several {part} sets; give another --runs for other data")
 
 
+def _check_inputs(scores: Sequence[Record]) -> None:
+    """Raise ValueError if random weights see another input than what is compared with them."""
+    inputs = {score["arm"]: score["input"] for score in scores if score.get("input")}
+    for arm, seen in inputs.items():
+        if seen != inputs.get(RANDOM, seen):
+            raise ValueError(
+                f"{RANDOM} saw the input {inputs[RANDOM]}, {arm} {seen}: give the plan's random the "
+                "--input-channels, --input-mean and --input-std of the trainings"
+            )
+
+
 def _means(plan: Plan, scores: Sequence[Record]) -> Iterator[Record]:
     """Yield mean and sample standard deviation of each number of an arm, in percent."""
-    for arm in (*plan.arms, RANDOM):
+    for arm in plan.rows:
         for name in plan.evaluations:
             of_arm = [score for score in scores if (score["arm"], score["evaluation"]) == (arm, name)]
             for number in of_arm[0]["numbers"] if of_arm else ():
@@ -177,18 +173,27 @@ def difference(values: Sequence[float]) -> Record:
     return {"values": [round(value, 3) for value in values], "mean": round(mean, 3), "interval": interval}
 
 
-def _curves(curve: Curve, counted: Sequence[Run], runs: Path) -> Record:
+def holm(differences: Sequence[Sequence[float]]) -> list[float]:
+    """Return the p value of each mean by Student's t, corrected by Holm for the number of all that are given.
+
+    Args:
+        differences: Lists of two or more paired differences.
+    """
+    p = np.array([stats.ttest_1samp(values, 0).pvalue for values in differences])
+    order = np.argsort(p)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(adjusted, 1).tolist()  # type: ignore[no-any-return]
+
+
+def _curves(plan: Plan, counted: Sequence[Run], done: Done) -> Record:
     """Return the curve's values in percent by arm, one list for each training, and their change."""
     curves = dict[str, Record]()
+    if (curve := plan.curve) is None:
+        return curves
     for run in counted:
-        if run.arm == RANDOM or not _done(runs / run.name):
+        if run.arm not in plan.arms or not (values := done.curve(curve, run)):
             continue
-        lines = [json.loads(line) for line in (runs / run.name / curve.file).read_text().splitlines()]
-        values = {
-            line["epoch"]: round(100 * line[curve.name], 2)
-            for line in lines
-            if line.get(curve.name) is not None
-        }
         of_arm = curves.setdefault(run.arm, {"seeds": [], "epochs": list(values), "values": []})
         of_arm["seeds"].append(run.seed)
         of_arm["values"].append(list(values.values()))
@@ -198,10 +203,6 @@ def _curves(curve: Curve, counted: Sequence[Run], runs: Path) -> Record:
             first, last = epochs.index(curve.first_epoch), epochs.index(curve.last_epoch)
             of_arm["change"] = difference([values[last] - values[first] for values in of_arm["values"]])
     return curves
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def _commit_of(path: Path) -> str | None:

@@ -8,23 +8,24 @@ their place, and what is done is not done again. Each number comes with its comm
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tyro.conf import Positional, arg
 
+from bench.evidence.done import Done, read_earlier
 from bench.evidence.figure import draw_figure
-from bench.evidence.plan import RANDOM, Plan, Run, read_plan
+from bench.evidence.plan import Plan, Run, Step, read_plan
 from bench.evidence.results import chosen_rates, collect
 from bench.program import run_program
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
@@ -45,6 +46,8 @@ class Options:
     """The folder of its runs."""
     out: Path | None = None
     """Where results.json and figure.png go. [RUNS]"""
+    earlier: Path | None = None
+    """results.json of an earlier state of the plan: runs with the same commands are taken over from it."""
     minutes: float = 9.0
     """After so long everything is stopped, to be gone on with."""
     jobs: int = 1
@@ -62,43 +65,51 @@ class Runner:
     Attributes:
         plan: The plan.
         options: The options.
+        earlier: The commands that an earlier results.json has.
         deadline: When to stop, by time.monotonic().
         stopping: Set when something failed or the time is over.
     """
 
     plan: Plan
     options: Options
+    earlier: Collection[str]
     deadline: float
     stopping: threading.Event
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def first(self, seed: int) -> None:
-        """Run the commands that come before a training of this seed."""
-        for name, command in self.plan.first_of(seed):
-            self._run(name, command, {"seed": str(seed)})
-
     def run(self, run: Run) -> None:
-        """Train and evaluate; random weights are evaluated alone."""
-        with self.lock:  # because others may need the same
-            self.first(run.seed)
-        weights = self.plan.random
-        if run.arm != RANDOM:
-            self._run(run.name, self.plan.training_of(run), run.values)
-            weights = f"--checkpoint {self.options.runs / run.name}"
-        for name in self.plan.evaluations_of(run):
-            self._run(f"{run.name}-{name}", self.plan.evaluations[name], {**run.values, "weights": weights})
+        """Train and evaluate, unless an earlier results.json has all of it."""
+        steps = self.plan.steps_of(run)
+        if all(step.command in self.earlier for step in steps):
+            return
+        self._first(run.seed)
+        for step in steps:
+            self._run(step)
 
-    def _run(self, name: str, template: str, values: dict[str, str]) -> None:
+    def compare(self) -> None:
+        """Run the commands of the numbers to compare with."""
+        for _, seed, step in self.plan.compared():
+            if step.command not in self.earlier:
+                if seed is not None:
+                    self._first(seed)
+                self._run(step)
+
+    def _first(self, seed: int) -> None:
+        """Run what comes before a training of this seed."""
+        with self.lock:  # because others may need the same
+            for step in self.plan.first_of(seed):
+                self._run(step)
+
+    def _run(self, step: Step) -> None:
         """Run a command unless it is done, and note that it is.
 
         Raises:
             ValueError: It failed, or another command was run under this name.
             OutOfTime: The time was over before it ended.
         """
-        runs = self.options.runs
-        words = words_of(template, self.options.data, runs, out=str(runs / name), **values)
+        runs, name = self.options.runs, step.name
+        words, command = step.words(self.options.data, runs), step.command
         done, log = runs / f"{name}.done.json", runs / f"{name}.log"
-        command = without_folders(shlex.join(words), self.options.data, runs)
         if done.exists():
             before = json.loads(done.read_text())["command"]
             if before != command:
@@ -118,7 +129,8 @@ class Runner:
             raise ValueError(
                 f"{name} failed with exit code {process.returncode}: {_last_line(log)} (all in {log})"
             )
-        write_atomically(done, json.dumps({"command": command}).encode())
+        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_atomically(done, json.dumps({"command": command, "date": date}).encode())
 
     def _wait(self, process: "subprocess.Popen[bytes]", name: str, log: Path) -> None:
         said = time.monotonic()
@@ -134,16 +146,6 @@ class Runner:
     def _environment(self) -> dict[str, str]:
         threads = max(1, len(os.sched_getaffinity(0)) // self.options.jobs)
         return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "OMP_NUM_THREADS": str(threads)}
-
-
-def words_of(template: str, data: Path, runs: Path, **values: str) -> list[str]:
-    """Return the words of a plan's command, with its folders and values in their places."""
-    return shlex.split(template.format(data=data, runs=runs, **values))
-
-
-def without_folders(command: str, data: Path, runs: Path) -> str:
-    """Return a command that names DATA and RUNS in place of this machine's folders."""
-    return command.replace(str(data), "DATA").replace(str(runs), "RUNS")
 
 
 def _program(words: Sequence[str]) -> list[str]:
@@ -212,22 +214,26 @@ def main() -> int:
         raise ValueError(f"--data {options.data}: no such folder")
     options.runs.mkdir(parents=True, exist_ok=True)
     out = options.out or options.runs
-    runner = Runner(plan, options, time.monotonic() + 60 * options.minutes, threading.Event())
+    done = Done(options.runs, read_earlier(options.earlier, plan))
+    runner = Runner(
+        plan, options, done.earlier_commands, time.monotonic() + 60 * options.minutes, threading.Event()
+    )
     code = 0
     try:
         all_of(runner, plan.searched())
-        all_of(runner, plan.counted(chosen_rates(plan, options.runs)))
+        all_of(runner, plan.counted(chosen_rates(plan, done)))
+        runner.compare()
     except OutOfTime:
         print("the time is over; the same command goes on", file=sys.stderr)
         code = EXIT_PREEMPTED
     finally:
-        _write(options.plan, plan, options.runs, out)
+        _write(options.plan, plan, done, out)
     print(out / "results.json")
     return code
 
 
-def _write(path: Path, plan: Plan, runs: Path, out: Path) -> None:
-    results = collect(path, plan, runs)
+def _write(path: Path, plan: Plan, done: Done, out: Path) -> None:
+    results = collect(path, plan, done)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     if results["scores"]:

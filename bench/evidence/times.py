@@ -31,7 +31,6 @@ from tyro.conf import Positional, arg
 from bench.evidence.data import SEARCH, TRAIN
 from bench.evidence.plan import Plan, Run, read_plan
 from bench.evidence.results import Record, difference
-from bench.evidence.run import without_folders, words_of
 from bench.program import progress, run_program
 from bench.recipe_stages import recipe_of
 from bench.schema import commit, environment, finish
@@ -116,8 +115,8 @@ def train(options: Options, plan: Plan, run: Run, world: World) -> Record:
     """
     folder = options.runs / "times" / run.name
     done = options.runs / "times" / f"{run.name}.json"
-    words = words_of(plan.training_of(run), options.data, options.runs, out=str(folder), **run.values)
-    command = without_folders(shlex.join(words), options.data, options.runs)
+    step = replace(plan.training_of(run), name=f"times/{run.name}")
+    words, command = step.words(options.data, options.runs), step.command
     if done.exists():
         record: Record = json.loads(done.read_text())
         if (record["command"], record["every"]) != (command, options.every):
@@ -215,9 +214,9 @@ def main() -> int:
     notes = finish(machine)
     result = {
         "plan": options.plan.name,
-        "command": without_folders(
-            shlex.join(["python", "-m", "bench.evidence.times", *sys.argv[1:]]), options.data, options.runs
-        ),
+        "command": shlex.join(["python", "-m", "bench.evidence.times", *sys.argv[1:]])
+        .replace(str(options.data), "DATA")
+        .replace(str(options.runs), "RUNS"),
         "environment": machine, "data": data, "accuracy": options.accuracy, "every": options.every,
         "notes": notes, **compare(records, options.arms, options.accuracy), "training": records,
     }  # fmt: skip
