@@ -140,11 +140,6 @@ class Plan:
         weights = self.random if run.arm == RANDOM else f"--checkpoint {{runs}}/{run.name}"
         return Step(f"{run.name}-{name}", self.evaluations[name].replace("{weights}", weights), run.values)
 
-    def steps_of(self, run: "Run") -> list[Step]:
-        """Return the training of a run, unless it is random weights, and its evaluations."""
-        training = [] if run.arm == RANDOM else [self.training_of(run)]
-        return training + [self.evaluation_of(run, name) for name in self.evaluations_of(run)]
-
     def searched(self) -> Iterator["Run"]:
         """Yield the trainings by which rates are chosen; none where there is one rate."""
         if len(self.search.rates) > 1:

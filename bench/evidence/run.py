@@ -25,7 +25,7 @@ from tyro.conf import Positional, arg
 
 from bench.evidence.done import Done, read_earlier
 from bench.evidence.figure import draw_figure
-from bench.evidence.plan import Plan, Run, Step, read_plan
+from bench.evidence.plan import RANDOM, Plan, Run, Step, read_plan
 from bench.evidence.results import chosen_rates, collect
 from bench.program import run_program
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
@@ -79,11 +79,12 @@ class Runner:
 
     def run(self, run: Run) -> None:
         """Train and evaluate, unless an earlier results.json has all of it."""
-        steps = self.plan.steps_of(run)
-        if all(step.command in self.earlier for step in steps):
+        evaluations = [self.plan.evaluation_of(run, name) for name in self.plan.evaluations_of(run)]
+        if all(step.command in self.earlier for step in evaluations):
             return
         self._first(run.seed)
-        for step in steps:
+        training = [] if run.arm == RANDOM else [self.plan.training_of(run)]
+        for step in (*training, *evaluations):
             self._run(step)
 
     def compare(self) -> None:
