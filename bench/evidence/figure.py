@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.evidence.plan import RANDOM, Plan
+from bench.evidence.plan import RANDOM, UNTRAINED, Plan
 from bench.evidence.results import block_means
 
 _COLOURS = (
@@ -38,7 +38,7 @@ def draw_figure(plan: Plan, results: Mapping[str, Any], path: Path) -> Path:
     heights = [3.4, 0.8 + 0.26 * len(results["differences"]), *([3.4] if results["curves"] else [])]
     figure = Figure(figsize=(7.6, sum(heights) + 0.8), dpi=220, layout="constrained")
     axes = figure.subplots(len(heights), 1, height_ratios=heights)
-    colours = dict(zip(plan.arms, cycle(_COLOURS), strict=False)) | {RANDOM: _GREY}
+    colours = dict(zip(plan.arms, cycle(_COLOURS), strict=False)) | {RANDOM: _GREY, UNTRAINED: "black"}
     _draw_scores(axes[0], plan, results, colours)
     _draw_differences(axes[1], results["differences"])
     if results["curves"]:
