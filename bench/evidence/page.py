@@ -7,12 +7,12 @@ with 1 where a file would be another.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.evidence.figure import in_words
-from bench.evidence.results import block_means
+from bench.evidence.results import block_means, holm
 from bench.pages import marks, written
 from bench.program import run_program
 from fastpsl.pipelines.files.atomic import write_atomically
@@ -52,7 +52,7 @@ def texts() -> dict[Path, str]:
 def part(name: str, result: Mapping[str, Any], times: Mapping[str, Any] | None = None) -> str:
     """Return the figure, the tables and the origin of an experiment as Markdown, with its times if given."""
     columns, arms = _cells(result)
-    scores = result["scores"]
+    scores, earlier = result["scores"], result.get("earlier", [])
     stages = [stage for training in result["training"] for stage in training["stages"]]
     return _TEMPLATES.get_template("experiment.md.jinja").render(
         result,
@@ -62,13 +62,49 @@ def part(name: str, result: Mapping[str, Any], times: Mapping[str, Any] | None =
         changes={arm: of["change"] for arm, of in result["curves"].items() if "change" in of},
         seeds=sorted({score["seed"] for score in scores}),
         search_seeds=sorted({score["seed"] for score in result["search"]}),
-        commits=sorted({score["commit"][:10] for score in scores}),
+        code=_code(scores),
+        machines=[one["environment"] | {"plan_commit": one["plan_commit"]} for one in (*earlier, result)],
+        earlier=earlier,
+        beside=_beside(result.get("beside", [])),
+        p=_p_values([one["values"] for one in result["differences"]]),
         train=next(s["data"] for s in scores if s["evaluation"] == result["endpoint"]["evaluation"]),
         times=times,
         evaluation=in_words(result["endpoint"]["evaluation"]),
         percent=f"{100 * times['accuracy']:g}" if times else "",
         hours=sum(stage["seconds"] for stage in stages) / 3600,
     )
+
+
+def _code(scores: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return each commit of the code with the days on which it ran, and the arms that it scored."""
+    commits = list(dict.fromkeys(score["commit"] for score in scores))
+    return [
+        {
+            "commit": commit[:10],
+            "dates": sorted({score["date"][:10] for score in scores if _is_dated_of(score, commit)}),
+            "rows": list(dict.fromkeys(score["arm"] for score in scores if score["commit"] == commit)),
+        }
+        for commit in commits
+    ]
+
+
+def _is_dated_of(score: Mapping[str, Any], commit: str) -> bool:
+    return score["commit"] == commit and "date" in score  # early records have no dates
+
+
+def _beside(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[float]]]:
+    """Return each number to compare with: its name, what it is, and the values of the seeds."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for one in records:
+        values.setdefault((one["name"], one["number"]), []).append(one["numbers"][one["number"]])
+    return [(name, number, found) for (name, number), found in values.items()]
+
+
+def _p_values(differences: Sequence[Sequence[float]]) -> list[str]:
+    """Return p values in words, corrected for their number; none of single seeds."""
+    if any(len(values) < 2 for values in differences):
+        return [""] * len(differences)
+    return ["< .001" if p < 0.001 else f"{p:.3f}".lstrip("0") for p in holm(differences)]
 
 
 def _small_scale(result: Mapping[str, Any], page: Path) -> dict[str, Any]:

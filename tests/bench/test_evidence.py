@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from scipy import stats
 
 from bench.evidence import times
 from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
+from bench.evidence.done import Done, read_earlier
 from bench.evidence.figure import _COLOURS as COLOURS
 from bench.evidence.page import part, texts
-from bench.evidence.plan import RANDOM, read_plan
-from bench.evidence.results import chosen_rates, collect, difference
+from bench.evidence.plan import RANDOM, UNTRAINED, read_plan
+from bench.evidence.results import chosen_rates, collect, difference, holm
 from bench.evidence.run import main
 from bench.evidence.times import accuracy_at, compare, data_of, published_results
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
@@ -57,8 +59,9 @@ else:
     checkpoint = flags.get("--checkpoint")
     score = json.loads((pathlib.Path(checkpoint) / "score.json").read_text()) if checkpoint else 1.5
     numbers = {"top1_B1": score, "top1_B2": score + 1}
+    seen = {"channels": flags.get("--input", "RGB"), "mean": [0.5], "std": [0.25], "size_px": 8}
     write("result.json", {"cut": False, "protocol": "fake", "numbers": numbers,
-          "data": {"train": "d" * 32, "val": kind}, "checkpoint": {}, "commit": "c" * 40})
+          "data": {"train": "d" * 32, "val": kind}, "checkpoint": {"input": seen}, "commit": "c" * 40})
 """
 
 
@@ -72,10 +75,16 @@ def plan_of(folder: Path, **changes: Any) -> Path:
         "title": "A title", "claim": "A claim", "paper": "psl/5", "first": {},
         "training": f"{fake} train --lr {{rate}} --seed {{seed}} --out {{out}}",
         "arms": {"good": "--gain 2", "plain one": "--gain 1"},
+        "untrained": "--gain 0.5",
         "search": {"rates": [0.1, 0.2, 0.3], "seed": 9, "evaluation": "search", "numbers": ["top1_B1"]},
         "seeds": [0, 1],
         "evaluations": {"search": evaluate % "search", "linear": evaluate % "linear"},
         "random": "--random yes",
+        "beside": {
+            "some labels": {"command": evaluate.format(weights="", seed="{seed}", out="{out}") % "labels",
+                            "number": "top1_B2"},
+            "pixels": {"command": f"{fake} pixels --out {{out}}", "number": "top1_B1"},
+        },
         "endpoint": {"evaluation": "linear", "numbers": ["top1_B1"],
                      "pairs": [["good", "plain one"], ["good", RANDOM]]},
         "curve": {"file": "probe.jsonl", "name": "knn_accuracy", "first_epoch": 1, "last_epoch": 2},
@@ -102,7 +111,8 @@ def test_the_commands_of_the_plans_are_of_options_that_exist(
     """Each recipe takes them up to the data, which is missing."""
     plan = read_plan(path)
     values = {"data": "missing", "runs": "runs", "out": "out", "seed": "0", "rate": "0.1"}
-    commands = [f"{plan.training} {flags}" for flags in plan.arms.values()]
+    commands = [f"{plan.training} {flags}" for flags in (*plan.arms.values(), plan.untrained)]
+    commands += [one.command for one in plan.beside.values() if one.command.startswith("recipes/")]
     commands += [text for text in plan.first.values() if text.startswith("recipes/")]
     commands += list(plan.evaluations.values())
     for command in commands:
@@ -126,13 +136,19 @@ def test_an_experiment_runs_and_says_what_its_numbers_are_of(
     assert results["rates"] == {"good": 0.2, "plain one": 0.2} and results["plan_commit"] is None
     assert len(results["search"]) == 6 and {score["seed"] for score in results["search"]} == {9}
     arms = [(score["arm"], score["seed"]) for score in results["scores"]]
-    assert arms == [(arm, seed) for seed in (0, 1) for arm in ("good", "plain one", RANDOM)]
+    assert arms == [(arm, seed) for seed in (0, 1) for arm in ("good", "plain one", UNTRAINED, RANDOM)]
     first = results["scores"][0]
     assert first["numbers"] == {"top1_B1": 20.0, "top1_B2": 21.0} and first["data"]["val"] == "linear"
     assert first["command"].endswith(
         "linear --checkpoint RUNS/good-lr0.2-s0 --seed 0 --out RUNS/good-lr0.2-s0-linear"
     )
-    assert str(tmp_path / "data") not in json.dumps(results) and len(results["training"]) == 4
+    assert str(tmp_path / "data") not in json.dumps(results) and len(results["training"]) == 6
+    untrained = next(record for record in results["training"] if record["arm"] == UNTRAINED)
+    assert f"--lr {1e-12:g}" in untrained["command"] and untrained["command"].endswith("--gain 0.5")
+    dates = [datetime.fromisoformat(record["date"]) for record in (*results["scores"], untrained)]
+    assert all(date.utcoffset() == timedelta(0) for date in dates)
+    beside = [(one["name"], one["seed"], one["numbers"][one["number"]]) for one in results["beside"]]
+    assert beside == [("some labels", 0, 2.5), ("some labels", 1, 2.5), ("pixels", None, 1.5)]
     values = {(row["arm"], row["number"]): (row["mean"], row["deviation"]) for row in results["means"]}
     assert values["good", "top1_B2"] == (21.5, 0.707) and values[RANDOM, "top1_B1"] == (1.5, 0.0)
     gain, over_random = results["differences"]
@@ -229,21 +245,55 @@ def test_scores_that_were_cut_or_are_of_other_data_are_refused(
     path = plan_of(tmp_path, search={"rates": [0.2], "seed": 9, "evaluation": "search", "numbers": ["a"]})
     assert call(monkeypatch, path) == 0
     plan, runs = read_plan(path), tmp_path / "runs"
-    assert chosen_rates(plan, runs) == {"good": 0.2, "plain one": 0.2}
+    done = Done(runs)
+    assert chosen_rates(plan, done) == {"good": 0.2, "plain one": 0.2}
     result = runs / "good-lr0.2-s1-linear" / "result.json"
     sound = result.read_text()
     for change, words in (
         ({"cut": True}, "it was cut short"),
         ({"data": {"train": "e", "val": "linear"}}, "several train sets"),
+        (
+            {"checkpoint": {"input": {"channels": "L", "mean": [0.5], "std": [0.25]}}},
+            "random weights saw the input .*'RGB'.*, good .*'L'.*: give the plan's random the --input-",
+        ),
     ):
         result.write_text(json.dumps(json.loads(sound) | change))
         with pytest.raises(ValueError, match=words):
-            collect(path, plan, runs)
+            collect(path, plan, done)
     result.write_text(sound)
     stages = runs / "good-lr0.2-s1" / "results.json"
     stages.write_text(json.dumps([{"num_steps": 4, "num_steps_planned": 5}]))
     with pytest.raises(ValueError, match="it was cut short"):
-        collect(path, plan, runs)
+        collect(path, plan, done)
+
+
+def test_an_earlier_results_file_counts_for_what_has_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command of random weights changed; no other command runs again, and dates and means stay."""
+    path = plan_of(tmp_path)
+    assert call(monkeypatch, path) == 0
+    before = tmp_path / "before.json"
+    earlier = json.loads((tmp_path / "runs" / "results.json").read_text())
+    before.write_text(json.dumps(earlier | {"plan_commit": "e" * 40}))
+    (tmp_path / "runs").rename(tmp_path / "old")
+    changed = plan_of(tmp_path, random="--random no", arms={"good": "--gain 2", "plain one": "--gain 1"})
+    assert call(monkeypatch, changed, "--earlier", str(before)) == 0
+    run = {done.name for done in (tmp_path / "runs").glob("*.done.json")}
+    assert run == {f"random_weights-s{seed}-linear.done.json" for seed in (0, 1)}
+    found = json.loads((tmp_path / "runs" / "results.json").read_text())
+    assert [one["plan_commit"] for one in found["earlier"]] == ["e" * 40] and earlier["earlier"] == []
+    new = [score["command"] for score in found["scores"] if score["arm"] == RANDOM]
+    assert all("--random no" in command for command in new)
+    for key in ("search", "training", "beside", "rates", "means", "differences", "curves"):
+        assert found[key] == earlier[key], key
+    others = [score for score in earlier["scores"] if score["arm"] != RANDOM]
+    assert [score for score in found["scores"] if score["arm"] != RANDOM] == others
+    for changes in ({"arms": {"good": "--gain 3", "plain one": "--gain 1"}}, {"untrained": "--gain 0"}):
+        with pytest.raises(ValueError, match=r"the plan has another command than .*: leave it out"):
+            read_earlier(before, read_plan(plan_of(tmp_path, **changes)))
+    with pytest.raises(ValueError, match=r"absent\.json.*; give a results\.json of this experiment"):
+        read_earlier(tmp_path / "absent.json", read_plan(changed))
 
 
 def test_pages_and_tables_are_what_the_results_say() -> None:
@@ -254,7 +304,7 @@ def test_pages_and_tables_are_what_the_results_say() -> None:
 def test_an_experiment_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = plan_of(tmp_path)
     assert call(monkeypatch, path) == 0
-    result = collect(path, read_plan(path), tmp_path / "runs") | {"plan_commit": "e" * 40}
+    result = collect(path, read_plan(path), Done(tmp_path / "runs")) | {"plan_commit": "e" * 40}
     result["scores"] = [
         s | {"data": s["data"] | {"num_train": 4000, "num_val": 500}} for s in result["scores"]
     ]
@@ -263,9 +313,22 @@ def test_an_experiment_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     lines = text.splitlines()
     assert "| arm | rate | B1 | B2 |" in lines and "| good | 0.2 | 20.5 ± 0.7 (2) | 21.5 ± 0.7 (2) |" in lines
     assert "| random weights |  | 1.5 ± 0.0 (2) | 2.5 ± 0.0 (2) |" in lines
-    assert "| good - random weights | B1 | +19.0 | +12.6 to +25.4 | +18.5 +19.5 |" in lines
+    assert "| good - random weights | B1 | +19.0 | +12.6 to +25.4 | +18.5 +19.5 | .017 |" in lines
+    assert "| some labels | top1 B2 | 2.5, 2.5 |" in lines and "| pixels | top1 B1 | 1.5 |" in lines
     assert "Change of knn accuracy from epoch 1 to 2, in points:" in lines
-    assert "commit eeeeeeeeee, before the runs. Code: cccccccccc." in text and "took 1.0 hours." in text
+    assert "commit eeeeeeeeee; committed before the runs." in text and "took 1.5 hours." in text
+    rows = "good, plain one, no training, random weights"
+    day = result["scores"][0]["date"][:10]
+    assert f"- Code: cccccccccc, run on {day}: {rows}." in lines
+    scores = [{key: value for key, value in s.items() if key != "date"} for s in result["scores"]]
+    machine = result["environment"] | {"cpu": "another"}
+    undated = result | {
+        "scores": scores, "earlier": [{"plan_commit": "f" * 40, "environment": machine}]
+    }  # fmt: skip
+    lines_of_both = part("name", undated).splitlines()
+    assert f"- Code: cccccccccc, without a date: {rows}." in lines_of_both
+    assert any(line.endswith("(plan ffffffffff).") and "another" in line for line in lines_of_both)
+    assert any("commit eeeeeeeeee, earlier ffffffffff; committed" in line for line in lines_of_both)
     assert "training dddddddddddd (4,000 images), validation linear (500 images)." in text
     assert "](/docs/runs/name/figure.png)" in text and "by linear classifiers, as mean" in text
 
@@ -276,6 +339,18 @@ def test_the_interval_is_students() -> None:
     found = difference(values)
     assert found["mean"] == 2.05 and found["interval"] == pytest.approx(list(expected), abs=1e-3)
     assert difference([2.0])["interval"] is None
+
+
+def test_p_values_are_corrected_by_holm() -> None:
+    differences = [[1.2, 3.4, 2.9], [0.1, -0.2, 0.3], [5.0, 5.1, 5.3], [1.0, 1.3, 2.0], [-0.1, 0.2, -0.3]]
+    plain = [stats.ttest_1samp(values, 0).pvalue for values in differences]
+    expected, largest = dict[int, float](), 0.0
+    for rank, place in enumerate(sorted(range(5), key=plain.__getitem__)):
+        largest = max(largest, (5 - rank) * plain[place])
+        expected[place] = min(1.0, largest)
+    assert holm(differences) == pytest.approx([expected[place] for place in range(5)])
+    assert holm([[10.0, 10.0], [18.5, 19.5]])[0] == 0
+    assert holm([[2.0, 2.1, 2.3]]) == pytest.approx([stats.ttest_1samp([2.0, 2.1, 2.3], 0).pvalue])
 
 
 def test_arms_are_compared_when_the_first_of_them_is_done() -> None:
