@@ -2,9 +2,11 @@
 
 from fastpsl.engine.metric_words import held_out_words, metric_words
 
+SHARES = ("accuracy", "accuracy_labels", "agreement", "top1", "top5_B4")
+
 
 def test_names_tell_which_metrics_are_shares() -> None:
-    values = {name: metric_words(name, 0.1234) for name in ("accuracy", "accuracy_labels", "top1", "top5_B4")}
+    values = {name: metric_words(name, 0.1234) for name in SHARES}
     assert set(values.values()) == {"12.3 %"}
     assert metric_words("loss", 2.71828) == "2.718" and metric_words("entropy", 2.71828, ".2f") == "2.72"
     assert metric_words("stop1", 0.25) == "0.25"
@@ -13,6 +15,8 @@ def test_names_tell_which_metrics_are_shares() -> None:
 def test_chance_follows_the_first_accuracy() -> None:
     chance = " (chance 10.0 %)"
     assert held_out_words({"loss": 1.5, "accuracy": 0.5}, chance) == "accuracy 50.0 % (chance 10.0 %)"
+    agreement = held_out_words({"loss": 1.5, "agreement": 0.5}, chance)
+    assert agreement == "agreement of two views 50.0 % (chance 10.0 %)"
     assert held_out_words({"top5": 0.75, "top1": 0.5}, chance) == "top-1 50.0 % (chance 10.0 %), top-5 75.0 %"
     blocks = {"top1_B2": 0.12345, "top1_B4": 0.5}
     assert held_out_words(blocks, chance) == "top-1 B2 12.3, B4 50.0 % (chance 10.0 %)"

@@ -60,7 +60,8 @@ def test_the_loss_is_that_of_plain_loops_over_the_images_that_were_decoded() -> 
     loss, metrics = task.loss(trunk, head, (features,), batch)
     assert float(loss.detach()) == pytest.approx(total / 4, rel=1e-5)
     assert [float(value) for value in metrics["loss"]] == pytest.approx([total, 4], rel=1e-5)
-    assert [float(value) for value in metrics["accuracy"]] == [right, 4]
+    assert [float(value) for value in metrics["agreement"]] == [right, 4]
+    assert metrics.keys() == {"loss", "agreement"}
 
 
 def test_figures_are_compared_with_labels_that_the_runs_seed_shuffles() -> None:

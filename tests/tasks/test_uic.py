@@ -124,7 +124,7 @@ def test_empty_classes_were_filled_and_held_out_views_differ(whole: tuple[Path, 
     out, _ = whole
     assert all(line["num_split"] > 0 for line in epoch_records(out)[1:3])
     (summary,) = newest_checkpoint(out)["position"]["summaries"]
-    assert 0 < summary["held_out"]["accuracy"] < 1
+    assert 0 < summary["held_out"]["agreement"] < 1
 
 
 def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ class PseudoClassify(Task):
     A subclass sets the labels, which a `LabelStore` holds.
     Paper: "Avoid empty classes", "Class balance sampling" (section 4.2).
 
-    Validation images have no labels. There the first of two views is scored against the arg max of the
-    second, and accuracy is the share of equal answers.
+    Its metric "agreement" is no accuracy, because no true label is looked at. In training it is the share of
+    images classified as their pseudo-label. Validation images have none: there it is the share whose two
+    views get the same class.
 
     Args:
         num_classes: Number of classes, 2 or more.
@@ -98,7 +99,7 @@ class PseudoClassify(Task):
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Return the cross-entropy; accuracy is the share of images classified as their label."""
+        """Return the cross-entropy and the agreement."""
         logits = head(trunk(inputs[0])).float()
         if head.training:
             labels = self.store.labels_of(batch.indices)
@@ -108,8 +109,8 @@ class PseudoClassify(Task):
         valid = (batch.indices >= 0).float()
         num = valid.sum()
         loss = masked_cross_entropy(logits, labels, valid)
-        right = ((logits.argmax(1) == labels) * valid).sum()
-        return loss, {"loss": (loss.detach() * num, num), "accuracy": (right, num)}
+        same = ((logits.argmax(1) == labels) * valid).sum()
+        return loss, {"loss": (loss.detach() * num, num), "agreement": (same, num)}
 
     def see(self, indices: Tensor, logits: Tensor) -> None:
         """Receive the outputs of a training step; this class ignores them."""
@@ -147,7 +148,7 @@ class PseudoClassify(Task):
 
     @override
     def chance(self, level: int) -> float:
-        """Return the accuracy of guessing."""
+        """Return the agreement of guesses."""
         return 1 / self.num_classes
 
     @override
