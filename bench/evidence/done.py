@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Done:
-    """What is done of a plan; the earlier results count where the folder has nothing.
+    """A record of what is done of a plan; the earlier results count where the folder has nothing.
 
     Attributes:
         runs: The folder of the runs.

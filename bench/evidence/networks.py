@@ -48,7 +48,7 @@ class SmallResNet(nn.Module):
 
 
 class Pixels(nn.Module):
-    """No network: an image of 8 px as 192 channels of one position. Larger images are averaged to 8 px."""
+    """An image of 8 px itself, as 192 channels of one position. Larger images are averaged to 8 px."""
 
     channels: Sequence[int] = (192,)
 
