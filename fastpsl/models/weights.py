@@ -96,6 +96,9 @@ def load_pretrained(path: Path, backbone: str | None = None, input: Input | None
 def random_weights(backbone: str, seed: int, input: Input | None = None) -> Pretrained:
     """Build a backbone with weights that depend on `seed` alone.
 
+    They are not the start of a training of this seed, which draws by `torch_seed`. BatchNorm keeps torch's
+    running statistics of 0 and 1, so in eval mode it normalises nothing.
+
     torch's random state does not change.
     """
     input = input or Input()

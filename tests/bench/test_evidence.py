@@ -321,12 +321,14 @@ def test_an_experiment_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     day = result["scores"][0]["date"][:10]
     assert f"- Code: cccccccccc, run on {day}: {rows}." in lines
     scores = [{key: value for key, value in s.items() if key != "date"} for s in result["scores"]]
+    scores[-1] = result["scores"][-1] | {"commit": "b" * 40}
     machine = result["environment"] | {"cpu": "another"}
     undated = result | {
         "scores": scores, "earlier": [{"plan_commit": "f" * 40, "environment": machine}]
     }  # fmt: skip
     lines_of_both = part("name", undated).splitlines()
     assert f"- Code: cccccccccc, without a date: {rows}." in lines_of_both
+    assert f"- Code: bbbbbbbbbb, run on {day}: random weights." in lines_of_both
     assert any(line.endswith("(plan ffffffffff).") and "another" in line for line in lines_of_both)
     assert any("commit eeeeeeeeee, earlier ffffffffff; committed" in line for line in lines_of_both)
     assert "training dddddddddddd (4,000 images), validation linear (500 images)." in text
