@@ -19,13 +19,16 @@ from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
 from bench.evidence.done import Done, read_earlier
 from bench.evidence.figure import _COLOURS as COLOURS
 from bench.evidence.page import part, texts
-from bench.evidence.plan import RANDOM, UNTRAINED, read_plan
+from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step, read_plan
 from bench.evidence.results import chosen_rates, collect, difference, holm
 from bench.evidence.run import main
 from bench.evidence.times import accuracy_at, compare, data_of, published_results
+from bench.recipe_stages import recipe_of
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.models.weight_files import sha256_of_file
 from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.published_files import cifar10, publish, random_images
 from tests.programs import ROOT
@@ -125,6 +128,18 @@ def test_the_commands_of_the_plans_are_of_options_that_exist(
     assert all(block in plan.evaluations[plan.endpoint.evaluation] for block in blocks) or "linear" in (
         plan.endpoint.evaluation
     )
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_random_weights_see_the_input_of_the_trainings(path: Path) -> None:
+    plan = read_plan(path)
+    template = next(text for text in plan.evaluations.values() if text.startswith("recipes/knn.py"))
+    _, *words = Step("out", template.replace("{weights}", plan.random), {"seed": "0"}).words("data", "runs")
+    expected = (find_recipe("knn").parse(words, log=print).given_input() or Input()).as_dict()
+    script, *words = plan.training_of(Run(UNTRAINED, 0.1, 0, counts=True)).words("data", "runs")
+    recipe = recipe_of(Path(script).stem)
+    seen = recipe.build(recipe.parse(words, log=print)).task.input_record(1)
+    assert all(seen[key] == expected[key] for key in ("channels", "mean", "std")), (seen, expected)
 
 
 def test_an_experiment_runs_and_says_what_its_numbers_are_of(
