@@ -23,6 +23,7 @@ from fastpsl.cli import main
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from fastpsl.tables import page as page_words
 from fastpsl.tables.papers import TABLES
+from fastpsl.tables.render import _embedded
 from fastpsl.tables.scales import SCALES
 from fastpsl.tables.small_scale import SmallScale
 from tests.programs import ENVIRONMENT, ROOT
@@ -179,6 +180,12 @@ def test_small_experiments_stand_beside_the_table(
     assert "|  | B3 | B4 |\n| --- | --: | --: |\n| psl | 20.1 ± 0.3 (3) | 19.9 ± 0.2 (3) |\n" in part
     assert "| random weights | 10.0 | 9.0 |\n" in part and "docs/evidence/psl.md has protocol" in part
     assert "Ours, small scale" in page.text and "19.9 ± 0.2 (3)" in page.text and not page.open
+
+
+@pytest.mark.parametrize("contents", [b"\x89PNG\r\n\x1a\n and no more", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_a_figure_that_cannot_be_read_is_left_out(contents: bytes, tmp_path: Path) -> None:
+    (tmp_path / "curve.png").write_bytes(contents)
+    assert _embedded(tmp_path / "curve.png", "of a run").uri is None
 
 
 def test_a_row_that_is_the_papers_alone_says_so(tmp_path: Path) -> None:
