@@ -67,4 +67,4 @@ format: install
 	$(PYTHON_IN_VENV) -m ruff format .
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist licenses *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,8 +1,9 @@
-"""Hand over to setuptools what pyproject.toml cannot say: the folder of the recipes, and PyPI's page."""
+"""Hand over to setuptools what pyproject.toml cannot say: the recipes' folder, PyPI's page, the licences."""
 
 import ast
 import os
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -97,8 +98,15 @@ read_rows = Extension(
     py_limited_api=True,
     optional=True,
 )
-# FASTPSL_LIBJPEG names a folder with a static libjpeg-turbo and its headers, in the place of the system's.
+# FASTPSL_LIBJPEG names a folder with a static libjpeg-turbo, its headers and its notices, in the place of the
+# system's.
 libjpeg = os.environ.get("FASTPSL_LIBJPEG", "")
+licences = ["LICENSE"]
+if libjpeg:  # what contains libjpeg-turbo must carry these; setuptools takes files below this folder alone
+    (ROOT / "licenses" / "libjpeg-turbo").mkdir(parents=True, exist_ok=True)
+    for name in ("LICENSE.md", "README.ijg"):
+        licences.append(f"licenses/libjpeg-turbo/{name}")
+        shutil.copyfile(Path(libjpeg, "doc", name), ROOT / licences[-1])
 turbo = Extension(
     "fastpsl.pipelines.decoders._turbo",
     [f"{DECODERS}/{name}.c" for name in ("samples", "turbo", "huffman", "shrink", "area", "isotropic")],
@@ -113,6 +121,7 @@ turbo = Extension(
 )
 
 setup(
+    license_files=licences,
     ext_modules=[draws, read_rows, turbo],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
     cmdclass={"build_py": BuildWithRecipes},

