@@ -228,6 +228,6 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, capsys: pytest
     arguments = ("k-means", "--num-clusters", 2, "--pca-width", 2, "--data", tmp_path / "photos", "--out")
     assert run(capsys, *arguments, tmp_path / "whole.npz")[0] == 0
     path = tmp_path / "photos" / "3.jpg"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
     assert "3.jpg" in refused(capsys, *arguments, tmp_path / "broken.npz")
     assert not (tmp_path / "broken.npz").exists()
