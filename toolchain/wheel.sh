@@ -36,11 +36,12 @@ cmake --build "$work/build" --parallel "$(nproc)" --target install
 git -c safe.directory="$root" archive HEAD | tar -x --one-top-level="$work/fastpsl"
 sed -i 's/^license = "Apache-2.0"/license = "Apache-2.0 AND IJG AND BSD-3-Clause"/' "$work/fastpsl/pyproject.toml"
 FASTPSL_LIBJPEG=$work/libjpeg "$work/venv/bin/pip" wheel -q --no-deps --no-build-isolation -w "$work/wheel" "$work/fastpsl"
-PATH=$work/venv/bin:$PATH auditwheel repair -w "$out" "$work"/wheel/*.whl
+contents=$("$python" -m zipfile -l "$work"/wheel/*.whl)
 for part in decoders/_turbo.abi3.so libjpeg-turbo/LICENSE.md libjpeg-turbo/README.ijg; do
-    if ! "$python" -m zipfile -l "$out"/*.whl | grep -qF "$part"; then
+    if [[ $contents != *"$part"* ]]; then
         echo "wheel: it lacks $part" >&2
         exit 1
     fi
 done
+PATH=$work/venv/bin:$PATH auditwheel repair -w "$out" "$work"/wheel/*.whl
 ls -l "$out"/*.whl
