@@ -130,7 +130,7 @@ def test_a_process_group_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
         (lambda m: m.transform("nothere.jpg"), "^nothere.jpg cannot be read as an image"),
         (lambda m: m.transform(__file__), "cannot be read as an image .* image file$"),
         (lambda m: m.transform(3), "int is no image"),
-        (lambda m: m.transform(Image.new("F", (9, 9))), "^the PIL image cannot be read .* floating-point"),
+        (lambda m: m.transform(Image.new("F", (9, 9))), "^the PIL image cannot be read .*floating-point"),
         (lambda m: m.export("x.pth", to="nobody"), "to nobody"),
         (lambda m: fastpsl.load("nothere", size_px=0), "size_px is 0"),
         (lambda m: fastpsl.load(m.record["path"], "vgg16"), "resnet18, not vgg16; leave out backbone$"),

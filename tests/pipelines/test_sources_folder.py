@@ -162,11 +162,11 @@ def test_a_leftover_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_open_data_tells_what_is_left_out(tmp_path: Path) -> None:
     """One line, the same for a folder and for the dataset file written from it."""
     photos = {f"{kind}/{i}.jpg": jpeg(photo(i, 30, 30)) for kind in ("cat", "dog") for i in range(2)}
-    others = {"cat/a.txt": b"x", "cat/b.HEIC": b"x", "dog/c.heic": b"x", "d.md": b"x", "dog/README": b"x"}
+    others = {"cat/a.txt": b"x", "cat/b.MOV": b"x", "dog/c.mov": b"x", "d.md": b"x", "dog/README": b"x"}
     root = tree(tmp_path / "photos", photos | others | {"__MACOSX/cat/._0.jpg": b"x", "dog/._1.jpg": b"x"})
     (root / "cow").mkdir()
     line = (
-        "5 files of other kinds (2 .heic, 1 .md, 1 .txt, ...), 2 leftovers of other programs (the first is "
+        "5 files of other kinds (2 .mov, 1 .md, 1 .txt, ...), 2 leftovers of other programs (the first is "
         "__MACOSX), 1 class without an image, which keeps its label (cow)"
     )
     assert image_folder(root).left_out.line() == line
