@@ -2,8 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -114,6 +114,7 @@ class EpochLoader:
         epoch = self.epoch
         if self.loader.train:
             self.epoch += 1
+        around: Callable[[], AbstractContextManager[None]] = imports_undisturbed
         for batch in self.loader.epoch(epoch):
             for bad in batch.bad:
                 warnings.warn(f"skipped a bad sample: {bad}", stacklevel=2)
@@ -121,8 +122,9 @@ class EpochLoader:
                 batch = _without_padding(batch, self._num_in(batch.step))
                 if not len(batch.indices):
                     continue
-            with imports_undisturbed():  # of numba or Kornia, before the first batch
+            with around():  # the first batch imports numba or Kornia
                 inputs: Inputs = self.augment.inputs(batch, self.loader.views, self.dtype)
+            around = nullcontext
             if len(inputs) == 1:
                 inputs = inputs[0]
             yield (inputs, batch.labels, batch.indices) if self.with_indices else (inputs, batch.labels)

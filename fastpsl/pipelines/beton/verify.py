@@ -214,8 +214,9 @@ def _why_no_jpeg(data: bytes, height: int, width: int) -> str:
         return f"a JPEG of {header_width} x {header_height} px, {width} x {height} by the table"
     if components not in (1, 3) or precision != 8:
         return f"a JPEG of {components} components and {precision} bits; readers take 1 or 3, and 8 bits"
-    reason = SCAN_REASONS.get(jpeg_scans(data), "does not decode without a libjpeg error or warning")
-    return "" if decodes_cleanly(data, height, width) else reason
+    if decodes_cleanly(data, height, width):
+        return ""
+    return SCAN_REASONS.get(jpeg_scans(data), "does not decode without a libjpeg error or warning")
 
 
 def unchecked(beton: Beton) -> str:
