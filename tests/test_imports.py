@@ -40,7 +40,8 @@ def state():
         "environment": dict(os.environ),
         "random": [hash(random.getstate()), numpy.random.get_state(), hash(bytes(torch.get_rng_state()))],
         "logging": [logging.root.manager.disable] + [[log.level, log.handlers, log.disabled] for log in logs],
-        "sys.path": [sys.path, sys.meta_path],
+        # The finder of fastpsl's own modules finds no others.
+        "sys.path": [sys.path, [f for f in sys.meta_path if type(f).__name__ != "GuardedImports"]],
         "working directory": os.getcwd(),
         "threads": [thread.name for thread in threading.enumerate()],
         "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text(),

@@ -85,7 +85,7 @@ class Show:
         from fastpsl.engine.distributed import choose_device
         from fastpsl.engine.task import Task
         from fastpsl.pipelines.data.open import open_data
-        from fastpsl.pipelines.files.atomic import output_errors, partial_path
+        from fastpsl.pipelines.files.atomic import output_errors
         from fastpsl.pipelines.loader.loader import Loader
         from fastpsl.pipelines.sample.betons import sample_paths
         from fastpsl.plots.contact_sheet import captions, save_contact_sheet
@@ -126,11 +126,7 @@ class Show:
         good = batch.indices >= 0
         texts = [text for text, is_good in zip(texts, good.tolist(), strict=True) if is_good]
         with output_errors(out):
-            try:
-                save_contact_sheet(images[good], partial_path(out), texts, self.num)
-                partial_path(out).replace(out)
-            finally:
-                partial_path(out).unlink(missing_ok=True)
+            save_contact_sheet(images[good], out, texts, self.num)
         source = self.data or "the embedded sample"
         decoder = f"decoder {loader.decoder_name} ({loader.decoder_reason})"
         print(f"{out}: {len(texts)} samples of {source}, {decoder}")

@@ -3,9 +3,13 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import FrameType, ModuleType
+
+from typing_extensions import override
 
 _AGAIN_S = 0.05
 
@@ -54,3 +58,33 @@ def _num_imports(frame: FrameType | None) -> int:
         num += frame.f_code.co_filename.startswith("<frozen importlib.")
         frame = frame.f_back
     return num
+
+
+class GuardedImports(MetaPathFinder):
+    """The import of a package's modules, within which `imports_undisturbed` holds.
+
+    Args:
+        package: The package's name.
+    """
+
+    def __init__(self, package: str) -> None:
+        self._beginning = f"{package}."
+
+    @override
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return how Python itself would import the module, but undisturbed; None for other modules."""
+        if not fullname.startswith(self._beginning):
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = _UndisturbedLoader(fullname, spec.loader.path)
+        return spec
+
+
+class _UndisturbedLoader(SourceFileLoader):
+    @override
+    def exec_module(self, module: ModuleType) -> None:
+        with imports_undisturbed():
+            super().exec_module(module)

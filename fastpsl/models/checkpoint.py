@@ -61,7 +61,7 @@ class CheckpointManager:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
-        remove_leftovers(self.folder, "step-")
+        remove_leftovers(self.folder, beginning="step-")
         with atomic_file(path) as file:
             try:
                 torch.save({"format": FORMAT, **state}, file)

@@ -9,7 +9,7 @@ import pytest
 
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.files import atomic
-from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.pipelines.files.atomic import atomic_file, remove_leftovers, write_atomically
 from tests.warm import CONTEXT
 
 ROUNDS, WRITERS = 20, 4
@@ -66,3 +66,11 @@ def test_a_checkpoint_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
     assert checkpoints.newest() is None
     checkpoints.save(8, {})
     assert sorted(os.listdir(tmp_path)) == [".curve.png.4321-0123abcd.tmp", "step-00000008.pt"]
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 60])
+def test_leftovers_of_other_names_stay(name: str, tmp_path: Path) -> None:
+    with atomic_file(tmp_path / name) as own, atomic_file(tmp_path / f"{name}.json") as others:
+        remove_leftovers(tmp_path, name)
+        assert os.listdir(tmp_path) == [os.path.basename(others.name)]
+        Path(own.name).touch()  # for the end of the block

@@ -11,6 +11,7 @@ and nothing reads it.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ from typing import BinaryIO
 from fastpsl.pipelines.files.uncopyable import Uncopyable
 
 _NAME_LENGTH = 50  # of a file's name within a temporary one, which may have 255 bytes, 4 a letter
-_TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}\.tmp$")
+_TEMPORARY = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.tmp", re.DOTALL)
 _SPACE = "free some space or choose another disk"
 _REMEDIES = {
     errno.ENOSPC: _SPACE,
@@ -165,7 +166,7 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
             remains.
     """
     own = f"{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f".{path.name[:_NAME_LENGTH]}.{own}.tmp")
+    temporary = path.with_name(f".{_shortened(path.name)}.{own}.tmp")
     try:
         with open(temporary, "x+b") as file:
             yield file
@@ -182,14 +183,24 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
 
 
-def remove_leftovers(folder: Path, *names: str) -> None:
+def _shortened(name: str) -> str:
+    """Return a name's part of its temporary name, which no other name shares."""
+    if len(name) <= _NAME_LENGTH:
+        return name
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+    return f"{name[: _NAME_LENGTH - len(digest)]}{digest}"
+
+
+def remove_leftovers(folder: Path, *names: str, beginning: str | None = None) -> None:
     """Remove the temporary files that killed processes left of files that nobody else writes now.
 
     Args:
         folder: Where the files are.
-        names: Their final names, or how these begin.
+        names: Their final names.
+        beginning: How further final names begin.
     """
-    beginnings = tuple(f".{name[:_NAME_LENGTH]}" for name in names)
+    written = {_shortened(name) for name in names}
     for path in folder.glob(".*.tmp"):
-        if path.name.startswith(beginnings) and _TEMPORARY.search(path.name):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and (match[1] in written or (beginning and match[1].startswith(beginning))):
             path.unlink(missing_ok=True)
