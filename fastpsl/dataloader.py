@@ -21,6 +21,7 @@ from fastpsl.pipelines.augment import Augment, AugmentName, choose_augment
 from fastpsl.pipelines.batch import Batch, checked_device
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.files.uncopyable import Uncopyable
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
@@ -32,7 +33,7 @@ _SHORTER_OF_SIZE = 256 / 224  # for evaluation: ImageNet's usual resize to 256 a
 
 
 @final
-class EpochLoader:
+class EpochLoader(Uncopyable):
     """An iterable over epochs, returned by `fastpsl.loader`: each `for` loop over it is one epoch.
 
     In training, each loop is the next epoch, with another order and other augmentations, and all batches are

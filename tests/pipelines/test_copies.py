@@ -16,15 +16,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
+import fastpsl
 from fastpsl.engine.distributed import World
 from fastpsl.evaluation.feature_file import PartialFeatures
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import libffcv, libturbo
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.files.atomic import PartialFile
+from fastpsl.pipelines.loader.annotated import AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.remote.objects import RemoteObject
@@ -65,10 +68,20 @@ def test_a_copy_of_a_dataset_file_has_a_descriptor_of_its_own(
         copied.close()
         with open(path, "rb"):  # takes the number of the closed file
             assert [data.read(i) for i in range(2 * NUM)] == stored
-        whole, part = Subset(data, np.array([20, 3])), Subset(data, np.array([20, 3]))
-        with copy.deepcopy(part) if way == "deepcopy" else pickle.loads(pickle.dumps(part)) as subset:
-            assert subset.digest() == whole.digest() and subset.data is not data
+        part = Subset(data, np.array([20, 3]))
+        with COPIES[way](part) as subset:
+            assert subset.digest() == part.digest() and subset.data is not data
         assert data.read(5) == stored[5]
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_of_image_files_is_closed_alone(way: str, tmp_path: Path) -> None:
+    for i, sample in enumerate(photo_samples(2)):
+        (tmp_path / f"{i}.jpg").write_bytes(sample[0])
+    with Folder(tmp_path) as data:
+        with COPIES[way](data) as copied:
+            assert copied.digest() == data.digest()
+        assert data.name(1) == str(tmp_path / "1.jpg") and len(data.rows(np.array([0, 1])).path) == 2
 
 
 def test_a_copy_of_a_file_that_has_changed_is_refused(path: Path) -> None:
@@ -140,6 +153,10 @@ MISSING = {"Handle": libturbo.why_missing, "Handle of ffcv": libffcv.why_missing
 HELD: dict[str, Callable[[Beton, Path], Any]] = {
     "Shard": lambda data, _: data.shards[0],
     "Loader": lambda data, _: Loader(data, VIEWS, batch_size_per_rank=4),
+    "EpochLoader": lambda data, _: fastpsl.loader(data, VIEWS, batch_size=4, device="cpu"),
+    "AnnotatedLoader": lambda _, __: AnnotatedLoader(
+        lambda *_: (torch.zeros(3, 2, 2), {}), 4, batch_size_per_rank=2
+    ),
     "Workers": lambda _, __: Workers(1, "copied"),
     "TorchvisionDecoder": lambda _, __: TorchvisionDecoder(),
     "Arena": lambda _, __: Arenas().take(100),

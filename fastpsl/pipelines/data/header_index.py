@@ -73,7 +73,7 @@ class Summary:
 
 
 @final
-@dataclass
+@dataclass(frozen=True)
 class FolderIndex:
     """The index of a folder or a list."""
 

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, final
 
@@ -95,7 +96,8 @@ class ImageFiles:
 
     def close(self) -> None:
         """Release the index; rows returned before stay as they are."""
-        self._index.records, self._index.names = np.empty(0, RECORD), np.empty(0, np.uint8)
+        # Copies have the same index.
+        self._index = replace(self._index, records=np.empty(0, RECORD), names=np.empty(0, np.uint8))
 
     def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:
         """Release the index if it was left open, and warn of it as Python's own files do."""

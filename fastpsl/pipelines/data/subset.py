@@ -1,5 +1,6 @@
 """Some samples of a data set as a data set of their own."""
 
+import copy
 import hashlib
 from typing import Any, final
 
@@ -48,6 +49,10 @@ class Subset:
         if name in ("is_raw", "paths"):
             return getattr(self.data, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __copy__(self) -> "Subset":
+        """Return a subset that closes a copy of the whole data set."""
+        return Subset(copy.copy(self.data), self.indices)
 
     def image_sizes(self) -> tuple[int, int, int, int]:
         """Return (min height, min width, max height, max width) over these samples, in px."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastpsl.pipelines.batch import BadSample, BadSampleError
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.files.uncopyable import Uncopyable
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.workers import Workers, default_num_threads
@@ -73,7 +74,7 @@ class AnnotatedBatch:
 
 
 @final
-class AnnotatedLoader:
+class AnnotatedLoader(Uncopyable):
     """A source of one rank's shuffled batches of annotated images, in the order of (seed, epoch).
 
     The last partial global batch of an epoch is dropped.
