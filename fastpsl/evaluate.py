@@ -248,11 +248,11 @@ def _numbers(name: str, model: Weights, values: Mapping[str, Any]) -> dict[str, 
     require_data("val", values.get("val"))
     weights = model.pretrained() if isinstance(model, Model) else None
     checkpoint = weights.record["path"] if weights else model
+    backbone = None if weights else getattr(model, "backbone", None)  # of the result of `fastpsl.pretrain`
 
     def work(opened: list[Run]) -> dict[str, float]:
-        given = {
-            key: value for key, value in {**values, "checkpoint": checkpoint}.items() if value is not None
-        }
+        all_values = {"backbone": backbone, **values, "checkpoint": checkpoint}
+        given = {key: value for key, value in all_values.items() if value is not None}
         options = script.from_values(given)
         if weights is not None:
             options = _with_weights(options, weights)

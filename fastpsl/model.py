@@ -212,6 +212,8 @@ def load(
             name a Python file, and `backbone` does not.
     """
     path = Path(weights)
+    if backbone is None:
+        backbone = getattr(weights, "backbone", None)  # of the result of `fastpsl.pretrain`
     if size_px is not None and size_px < 1:
         raise ValueError(f"size_px is {size_px}; it must be 1 or more")
     input = given_input(input_channels, input_mean, input_std, size_px or Input.size_px)

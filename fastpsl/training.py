@@ -114,7 +114,8 @@ def pretrain(
     a notebook), it finishes the present step and writes a checkpoint. In a thread other than the main one,
     the call works but cannot be interrupted. Afterwards, signal handlers, random states and torch's settings
     are as before. All threads share them, so a process makes one call of this or of `fastpsl.evaluate` at a
-    time.
+    time. Other threads must not draw torch's random numbers meanwhile, as `fastpsl.load` does; the run would
+    not be reproducible.
 
     Args:
         recipe: One of `fastpsl.training.RECIPES`, such as "jigsaw", or a recipe file's name, such as

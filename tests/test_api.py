@@ -18,6 +18,7 @@ from PIL import EpsImagePlugin, Image
 
 import fastpsl
 from fastpsl.engine import recipe_process
+from fastpsl.engine.call import call
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.run import Run
@@ -31,6 +32,7 @@ from fastpsl.training import RECIPES, find, option_names
 from tests import api_runs
 from tests.api_runs import TINY, pretrain, state
 from tests.engine.exact_signals import before_asking
+from tests.pipelines.forked import in_a_forked_process
 
 run, model, images = api_runs.run, api_runs.model, api_runs.images
 
@@ -233,6 +235,10 @@ def test_a_process_makes_one_call_at_a_time(
     )
     assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()
     assert others[1]()  # those that were refused have left nothing
+
+
+def test_a_process_that_was_forked_beside_a_call_makes_its_own() -> None:
+    assert call("a", lambda _: in_a_forked_process(lambda: call("b", lambda _: 7))) == 7
 
 
 @pytest.mark.parametrize("default", ["device", "dtype"])

@@ -14,7 +14,7 @@ from fastpsl.engine.options import flag
 from fastpsl.engine.recipe import HELP
 from fastpsl.engine.terminal import escaped
 
-_TIME = re.compile(r"\d+(-\d+(:\d+){0,2}|(:\d+){0,2})|unlimited|infinite", re.IGNORECASE)
+_TIME = re.compile(r"\d+(-\d+(:\d+){0,2}|(:\d+){0,2})|unlimited|infinite", re.ASCII | re.IGNORECASE)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -123,6 +123,8 @@ class Slurm:
         _require_plain("--setup", self.setup or "", also="\n\t")
         command, out = _command(self.recipe, recipe_options)
         if self.container is not None:
+            if self.container.startswith("-"):
+                raise ValueError(f"--container {self.container}: would be an option; give ./{self.container}")
             command = ["apptainer", "exec", *(["--nv"] if self.gpus else []), self.container, *command]
         script = (
             templates(Path(__file__).parent)

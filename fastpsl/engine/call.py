@@ -29,6 +29,15 @@ Answer = TypeVar("Answer")
 _calling = threading.Lock()
 
 
+def _forget_call() -> None:
+    """Let a forked process call, too, since the thread that calls is not in it."""
+    global _calling
+    _calling = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_call)
+
+
 def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
     """Return `work`'s result, and leave the process as it was.
 
@@ -42,14 +51,15 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
             what to do.
         KeyboardInterrupt: The work was interrupted.
     """
-    if not _calling.acquire(blocking=False):
+    calling = _calling
+    if not calling.acquire(blocking=False):
         raise ValueError(
             f"{name}: this process trains or evaluates already, and all of its threads share torch's random "
             "state: wait until that is done, or start another process"
         )
     opened: list[Run] = []
     with ExitStack() as stack:
-        stack.callback(_calling.release)
+        stack.callback(calling.release)
         if dist.is_available() and dist.is_initialized():
             raise ValueError(
                 f"{name}: torch.distributed has a process group already, and the call makes its own: call "

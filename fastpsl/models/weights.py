@@ -213,10 +213,9 @@ def _checked_name(
     if name is None and argument is None:
         raise ValueError(f"{path} does not say which backbone it holds: give --backbone")
     if name is not None and is_own(name):
-        if argument is None:
+        if argument is None or not is_own(argument):
             raise not_given(path, name)
-        if is_own(argument):
-            name = argument
+        name = argument
     if name is not None and argument is not None and name != argument:
         raise ValueError(
             f"{path} is a checkpoint of another backbone: {name}, not {argument}; leave out --backbone"

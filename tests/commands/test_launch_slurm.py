@@ -148,6 +148,14 @@ def test_characters_that_steer_are_refused(
     assert err.endswith("or a number of minutes\n" if name == "--time" else wanted)
 
 
+@pytest.mark.parametrize(("name", "value"), [("--container", "-x.sif"), ("--time", "\u0661:00")])
+def test_values_that_a_program_would_read_otherwise_are_refused(
+    capsys: pytest.CaptureFixture[str], programs: Path, name: str, value: str
+) -> None:
+    code, out, err = run(capsys, *JIGSAW, f"{name}={value}", "--print")
+    assert (code, out, err.count("\n")) == (2, "", 1) and f" {name} " in err
+
+
 @pytest.mark.parametrize("time", ["90", "24:00:00", "1:30", "1-12", "1-00:00", "2-00:00:00", "UNLIMITED"])
 def test_forms_of_a_time_limit(capsys: pytest.CaptureFixture[str], programs: Path, time: str) -> None:
     code, out, _ = run(capsys, *JIGSAW, "--time", time, "--print")

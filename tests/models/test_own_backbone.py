@@ -180,7 +180,7 @@ def test_weights_of_a_file_that_has_moved(
     again = load_pretrained(here / "out", f"{here}/other.py:Net")
     assert again.record["backbone"] == f"{here}/other.py:Net"
     assert torch.equal(again.backbone.state_dict()["last.weight"], state["backbone"]["last.weight"])
-    with pytest.raises(ValueError, match="another backbone: net.py:Net, not resnet18"):
+    with pytest.raises(ValueError, match="give --backbone net.py:Net if you trust it"):
         load_pretrained(here / "out", "resnet18")
     # As if edited within the second of the last reading: neither its time nor its size tells.
     status = (here / "other.py").stat()
@@ -221,6 +221,8 @@ def test_weights_that_name_code_run_it_only_if_the_user_does(
     assert capsys.readouterr().err == f"fastpsl: {line}\n"
     assert not Path("ran").exists()
     assert load_pretrained(path, "net.py:Net").record["backbone"] == "net.py:Net" and Path("ran").exists()
+    own = fastpsl.Trained(path, path, [], "net.py:Net")  # as from a call that named it
+    assert fastpsl.load(own).record["backbone"] == "net.py:Net"
 
 
 @pytest.mark.usefixtures("given")
