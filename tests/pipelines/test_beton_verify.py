@@ -69,6 +69,8 @@ def test_sidecars_that_do_not_fit(photos: Path, tmp_path: Path) -> None:
     for bad in ("", "{", "[1]", "null", '{"format": 1}', text.replace('"format": 1', '"format": 9')):
         beside.write_text(bad)
         refused(out, "remove")
+    beside.write_text(text.replace('"written": {', f'"written": {{"a": [{"[],[]," * (1 << 20)}[]],', 1))
+    refused(out, "more than 2,097,152 values", "remove")
     beside.write_text(json.dumps(record | {"num_samples": 5}))
     refused(out, "18 samples", "of 5")
     beside.write_text(json.dumps(record | {"class_names": ["ant", "cat"]}))

@@ -202,6 +202,9 @@ def test_long_names_and_strange_files_in_the_cache_do_no_harm(tmp_path: Path) ->
         assert data.num_samples == 160 and data.class_names
 
 
+REMEDIES = {errno.ENOSPC: "free", errno.EFBIG: "raise the limit of"}
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG])
 @pytest.mark.parametrize("place", ["ftruncate", "memmap", "write_atomically"])
 def test_a_cache_that_cannot_take_a_file_is_a_line(
@@ -214,7 +217,7 @@ def test_a_cache_that_cannot_take_a_file_is_a_line(
     modules = {"ftruncate": cache_module.os, "memmap": cache_module.np, "write_atomically": cache_module}
     monkeypatch.setattr(modules[place], place, fail)
     message = (
-        f"^--cache-dir {tmp_path}: cannot be used \\({os.strerror(code)}\\); give a folder on a local disk"
+        f"^--cache-dir {tmp_path}: cannot be used \\({os.strerror(code)}\\); {REMEDIES.get(code, 'give')} "
     )
     with serving(honest("x.beton")) as server, pytest.raises(ValueError, match=message):
         open_data(f"{server.address}/x.beton", tmp_path, 0.1)

@@ -60,6 +60,7 @@ class Sidecar:
 
 
 _PIECE_BYTES = 1 << 16
+_MAX_VALUES = 1 << 21  # the paths are one, and a class name has a few commas at most
 _MAX_PATH_BYTES = 1 << 20  # for names in a tar; file systems allow 4,096
 
 
@@ -143,7 +144,10 @@ def read_sidecar(beton: Path) -> Sidecar | None:
     """
     path = sidecar_path(beton)
     try:
-        record = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        if sum(map(data.count, b"[{,:")) > _MAX_VALUES:  # each takes 50 bytes of memory and more
+            raise ValueError(f"more than {_MAX_VALUES:,} values")
+        record = json.loads(data)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -32,6 +32,11 @@ _REMEDIES = {
 }
 
 
+def remedy(error: OSError, otherwise: str) -> str:
+    """Return what helps against an error of writing."""
+    return _REMEDIES.get(error.errno or 0, otherwise)
+
+
 @contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """Turn errors of writing `path`, or a file in that folder, into a ValueError of one line.
@@ -44,8 +49,8 @@ def output_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error.filename, str) and Path(error.filename).is_relative_to(path):
             path = Path(error.filename)
-        remedy = _REMEDIES.get(error.errno or 0, "choose a folder that can be written")
-        raise ValueError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
+        advice = remedy(error, "choose a folder that can be written")
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error}); {advice}") from None
 
 
 def partial_path(path: Path) -> Path:

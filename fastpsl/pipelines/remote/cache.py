@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.pipelines.files.atomic import remedy, write_atomically
 from fastpsl.pipelines.files.uncopyable import Uncopyable
 from fastpsl.pipelines.remote.objects import RemoteObject
 from fastpsl.pipelines.remote.part_locks import PartLocks
@@ -55,10 +55,8 @@ def cache_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
-            f"--cache-dir {folder}: cannot be used ({error.strerror}); give a folder on a local disk that "
-            "has room"
-        ) from None
+        advice = remedy(error, "give a folder on a local disk that has room")
+        raise ValueError(f"--cache-dir {folder}: cannot be used ({error.strerror}); {advice}") from None
 
 
 class Cache:
@@ -153,6 +151,9 @@ class Cache:
         num_freed = 0
         try:
             for table in self._files.glob("*/*.parts"):
+                if not (table.with_suffix("").exists() and table.stat().st_size):
+                    shutil.rmtree(table.parent, ignore_errors=True)  # of a process that was killed meanwhile
+                    continue
                 opened.append(_Evictable(table))
                 times = opened[-1].table["time"]
                 oldest_first += [(int(times[i]), len(opened) - 1, int(i)) for i in np.flatnonzero(times)]

@@ -8,6 +8,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from fastpsl.pipelines.files.atomic import remedy
 from fastpsl.pipelines.remote.cache import CachedFile, CacheFullError
 from fastpsl.pipelines.remote.failures import RemoteDataError, WrongBytesError, persistently
 from fastpsl.pipelines.remote.objects import LIMIT_S
@@ -223,9 +224,11 @@ class Fetcher:
                 if is_passing and time.monotonic() < deadline:
                     time.sleep(10 * _POLL_S)
                     continue
+                advice = remedy(error, "start again")
+                if isinstance(error, CacheFullError):
+                    advice = "raise --cache-gb, or give another --cache-dir"
                 raise RemoteDataError(
-                    f"{page.file.path}: the cache cannot take more ({error.strerror}); raise --cache-gb, or "
-                    "give another --cache-dir"
+                    f"{page.file.path}: the cache cannot take more ({error.strerror}); {advice}"
                 ) from None
 
     def _read(self, page: Page) -> bytes:
