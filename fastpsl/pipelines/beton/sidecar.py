@@ -145,13 +145,14 @@ def read_sidecar(beton: Path) -> Sidecar | None:
     path = sidecar_path(beton)
     try:
         data = path.read_bytes()
-        if sum(map(data.count, b"[{,:")) > _MAX_VALUES:  # each takes 50 bytes of memory and more
-            raise ValueError(f"more than {_MAX_VALUES:,} values")
-        record = json.loads(data)
+        is_too_large = sum(map(data.count, b"[{,:")) > _MAX_VALUES  # each takes 50 bytes of memory and more
+        record = None if is_too_large else json.loads(data)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {_REMEDY}") from None
+    if is_too_large:
+        raise ValueError(f"{path}: holds more than {_MAX_VALUES:,} values; {_REMEDY}")
     try:
         names = record["class_names"]
         sidecar = Sidecar(
