@@ -222,6 +222,14 @@ def test_miniimagenets_csv(same_as_its_beton: Callable[[Path], Listed], tmp_path
         ),
         ('kind,photo\n10,a.jpg\n9,"b, c.jpg"\n10,d.jpg\n', [10, 9, 10], None),
         ('image\na.jpg\n"b, c.jpg"\nd.jpg\n', [-1, -1, -1], None),
+        ('cat,a.jpg\nant,"b, c.jpg"\ncat,d.jpg\n', [1, 0, 1], ["ant", "cat"]),
+        ("7;a.jpg\n0;b, c.jpg\n7;d.jpg\n", [7, 0, 7], None),
+        ('a.jpg ,cat\n"b, c.jpg" , ant\nd.jpg ,cat\n', [1, 0, 1], ["ant", "cat"]),
+        ('img.path,class.name\na.jpg,cat\n"b, c.jpg",ant\nd.jpg,cat\n', [1, 0, 1], ["ant", "cat"]),
+        ("2024;image/path\ncat;a.jpg\nant;b, c.jpg\ncat;d.jpg\n", [1, 0, 1], ["ant", "cat"]),
+        ("0;1\na.jpg;cat\nb, c.jpg;ant\nd.jpg;cat\n", [1, 0, 1], ["ant", "cat"]),
+        ("path;label\na.jpg;\nb, c.jpg;2\nd.jpg;-1\n", [-1, 2, -1], None),
+        ("path;label\na.jpg;-1\nb, c.jpg;1e5\nd.jpg;\n", [-1, 0, -1], ["1e5"]),
         (
             'a.jpg,"b, c"\n"b, c.jpg","say ""d"""\n__MACOSX/._a.jpg,e\nd.jpg,"b, c"\n',
             [0, 1, 0],
@@ -246,10 +254,32 @@ def test_tables(
     assert (given.names.labels, given.class_names) == (labels, class_names)
 
 
+def test_a_path_with_commas_is_no_table(tmp_path: Path) -> None:
+    names = ["Smith, John/0.jpg", "Smith, John/1.jpg"]
+    write_images(tmp_path / "images", names)
+    (tmp_path / "l.txt").write_text("\n".join(names))
+    assert image_list(tmp_path / "l.txt").names.paths == names
+
+
+def test_the_labels_of_a_folder_are_a_class_a_line(tmp_path: Path) -> None:
+    """Quotation marks and empty cells are no part of it; a table without whole names of images is refused."""
+    write_images(tmp_path / "images", ["a.jpg", "b.jpg", "c.jpg"])
+    path = tmp_path / "l.csv"
+    for text in ("cat, big\nant\ncat, big\n", '"cat, big"\n"ant",\n"cat, big"\n'):
+        path.write_text(text)
+        names = labelled_folder(tmp_path / "images", path).names
+        assert (names.labels, names.class_names) == ([1, 0, 1], ["ant", "cat, big"])
+    for text in ("a,cat\nb,dog\nc,cat\n", "id;label\na;cat\nb;dog\nc;cat\n", "a cat\nb dog\nc cat\n",
+                 "0,cat\n1,dog\n2,cat\n"):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(ValueError, match="several cells"):
+            labelled_folder(tmp_path / "images", path)
+
+
 def test_a_list_of_all_files_on_a_disk_holds_leftovers(tmp_path: Path) -> None:
     """As `find` lists them; a hidden folder that leads to the images is none."""
     write_images(tmp_path / ".cache", NAMES)
-    others = ["ant/._0.jpg", "__MACOSX/ant/._0.jpg", "bee/@eaDir/0.jpg/THUMB.jpg", "$RECYCLE.BIN/x.jpg"]
+    others = ["ant/._0.jpg", "__MACOSX/ant/._0.jpg", "bee/@eaDir/0.jpg/THUMB.jpg", "FOUND.001/x.jpg"]
     (tmp_path / "l.txt").write_text("".join(f".cache/{name} 0\n" for name in (*others, *NAMES)))
     source = image_list(tmp_path / "l.txt")
     assert source.names.paths == [f".cache/{name}" for name in NAMES]
@@ -312,22 +342,23 @@ BAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
     "twice": ("l.txt", "cow/1.jpg\nant/0.jpg\n./ant//0.jpg\ncow/1.jpg",
               ("2 of 2 images more than once", "cow/1.jpg")),
     "no label": ("l.csv", "ant/0.jpg 0\nant/1.jpg\n",
-                 ("line 2, 'ant/1.jpg', has no label after the path, and the first image has a number",)),
+                 ("line 2, 'ant/1.jpg', has no label beside the path, and an image before has a number",)),
     "a label": ("l.txt", "ant/0.jpg\nant/1.jpg 3\n",
-                ("line 2, 'ant/1.jpg 3', has a number after the path, and the first image has no label",)),
+                ("line 2, 'ant/1.jpg 3', has a number beside the path, and an image before has no label",)),
     "a number and a word": ("l.csv", "ant/0.jpg 0\nant/1.jpg ant\n",
-                            ("has a name after the path, and the first image has a number",)),
+                            ("has a name beside the path, and an image before has a number",)),
+    "nan among numbers": ("l.csv", "path,label\nant/0.jpg,-1\nant/1.jpg,0\nant/2.jpg,nan\n",
+                          ("line 4", "has a name beside the path, and an image before has a number")),
     "words": ("l.txt", "ant/0.jpg red ant\n", ("line 1, 'ant/0.jpg red ant', has several words",)),
     "numbers": ("l.txt", "ant/0.jpg 1 0 1\n", ("several words after the path; give one word",)),
     "columns": ("l.txt", "ant/0.jpg\tant\t0\t1\n", ("has more after the path than a class and a box",)),
-    "nothing": ("l.txt", "ant/0.jpg nan\n", ("no integer from 0",)),
     "classes alone": ("l.txt", "n01\nn02\n",
                       ("classes alone goes with the folder of its images: `fastpsl data",)),
-    "a fraction": ("l.csv", "ant/0.jpg 1.5\n", ("no integer from 0",)),
-    "below 0": ("l.csv", "ant/0.jpg -1\n", ("no integer from 0",)),
-    "digits of others": ("l.csv", "ant/0.jpg ٣\n", ("no integer from 0",)),
-    "a large number": ("l.csv", "ant/0.jpg 2147483648\n", ("no integer from 0",)),
-    "thousands of digits": ("l.csv", f"ant/0.jpg {'9' * 5000}\n", ("no integer from 0",)),
+    "a fraction": ("l.csv", "ant/0.jpg 1.5\n", ("no integer from -1",)),
+    "below -1": ("l.csv", "ant/0.jpg -2\n", ("no integer from -1",)),
+    "digits of others": ("l.csv", "ant/0.jpg ٣\n", ("no integer from -1",)),
+    "a large number": ("l.csv", "ant/0.jpg 2147483648\n", ("no integer from -1",)),
+    "thousands of digits": ("l.csv", f"ant/0.jpg {'9' * 5000}\n", ("no integer from -1",)),
     "a cell without an end": ("l.csv", 'filename,label\n"' + "x" * 200_000,
                               ("is no table (field larger than",)),
     "an unknown kind": ("l.csv", "ant/0.psd,ant\nant/0.jpg,ant\n",
@@ -337,13 +368,14 @@ BAD: dict[str, tuple[str, Any, tuple[str, ...]]] = {
                                ("has 3 columns", "name them path and label there, or keep these two alone")),
     "two columns of labels": ("l.csv", "image,label,class\nant/0.jpg,1,ant\n", ("has 3 columns",)),
     "numbers and names": ("l.csv", "path,label\nant/0.jpg,0\nant/1.jpg,ant\n",
-                          ("line 3", "has a name after the path, and the first image has a number")),
-    "a fraction in a table": ("l.csv", "path,label\nant/0.jpg,0.5\n", ("line 2", "no integer from 0")),
+                          ("line 3", "has a name beside the path, and an image before has a number")),
+    "a fraction in a table": ("l.csv", "path,label\nant/0.jpg,0.5\n", ("line 2", "no integer from -1")),
     "hidden alone": ("l.csv", "path,label\nant/._0.jpg,0\n", ("names no image",)),
     "a long line": ("l.txt", "x" * 9999, ("line 1, 'xxxx", "...', is neither")),
     "a third cell": ("l.csv", "filename,label\nant/0.jpg,ant,1\n",
-                     ("line 2, 'ant/0.jpg,ant,1', lacks a path or a label, or has another number",)),
-    "an empty cell": ("l.csv", "filename,label\nant/0.jpg,\n", ("line 2",)),
+                     ("line 2, 'ant/0.jpg,ant,1', lacks a path, or has another number of cells",)),
+    "an empty cell": ("l.csv", "filename,label\n,ant\n", ("line 2",)),
+    "a label first, and a third cell": ("l.csv", "0,ant,ant/0.jpg\n1,ant,ant/1.jpg\n", ("has 3 columns",)),
     "no json": ("l.json", "{", ("is no JSON",)),
     "a beton's": ("l.json", {"format": 1, "num_samples": 3},
                   ("no list of images as iNaturalist's (images, annotations, categories",)),

@@ -117,7 +117,15 @@ LEFTOVERS = (
     "__MACOSX", ".DS_Store", "._cat", ".AppleDouble", "Icon\r", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN",
     "System Volume Information", "lost+found", "@eaDir", "#recycle", "@Recycle", ".@__thumb", ".Trash-1000",
     ".thumbnails", ".git", ".dvc", ".ipynb_checkpoints", "__pycache__", ".cache",
+    "PaxHeaders.1234", "PaxHeader", "@PaxHeader", "RECYCLED", "FOUND.017", "_gsdata_", "resource.frk",
+    "Desktop DB", "iPod Photo Cache", "TheVolumeSettingsFolder", "@appstore", "@sharesnap", "@SynoFinder-log",
+    "Previews.lrdata", "[Originals]", "CaptureOne", "0.jpg:Zone.Identifier",
 )  # fmt: skip
+
+
+def test_names_like_those_of_leftovers_are_classes(tmp_path: Path) -> None:
+    names = ["@natgeo", "found.1", "paxton", "recycle", "thumbs"]
+    assert folder_classes(tree(tmp_path, {f"{name}/0.jpg": b"x" for name in names})) == names
 
 
 @pytest.mark.parametrize("where", ["", "cat"])

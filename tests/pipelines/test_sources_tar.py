@@ -189,7 +189,7 @@ def test_only_this_shards_images_are_read(tmp_path: Path, monkeypatch: pytest.Mo
 def test_labels_that_are_none(tmp_path: Path) -> None:
     labels = {
         "0.cls": b"cat", "1.cls": b"-2", "2.cls": b"2147483648", "3.json": b'{"label": "cat"}',
-        "4.json": b'{"label": true}', "5.json": b"{", "6.json": b"[1]", "7.cls": b"-1",
+        "4.json": b'{"label": 0.5}', "5.json": b"{", "6.json": b"[1]", "7.cls": b"-1",
     }  # fmt: skip
     members = [(f"{name[0]}.jpg", PHOTOS[int(name[0])]) for name in labels] + list(labels.items())
     src = make_tar(tmp_path / "a.tar", sorted(members, key=lambda member: member[0][0]))
@@ -219,8 +219,9 @@ def test_labels_that_are_names(tmp_path: Path) -> None:
     assert [label for _, label in names_and_labels(tmp_path / "?.tar")] == [1, -1, 2, 0]
     parts = [sample for i in range(3) for sample in samples(tmp_path / "?.tar", shard=(i, 3))]
     assert [part.label for part in parts] == [1, -1, 2, 0]
-    src = make_tar(tmp_path / "f.tar", [("0.jpg", PHOTOS[0]), ("0.json", b'{"label": 3.0}')])
-    assert names_and_labels(src) == [("f.tar/0.jpg", 3)]
+    for label, number in ((b"3.0", 3), (b"true", 1)):
+        src = make_tar(tmp_path / "f.tar", [("0.jpg", PHOTOS[0]), ("0.json", b'{"label": %b}' % label)])
+        assert names_and_labels(src) == [("f.tar/0.jpg", number)]
     many = [(f"{i}.{ending}", data) for i in range(8) for ending, data in (("cls", b"a"), ("jpg", PHOTOS[i]))]
     assert [label for _, label in names_and_labels(make_tar(tmp_path / "z.tar.gz", many))] == [0] * 8
 

@@ -22,7 +22,7 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.sources.labels import Census, class_number
+from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number
 from fastpsl.pipelines.sources.source import Picks, Sample, choose_split, shard_range
 from fastpsl.pipelines.sources.tally import Tally
 
@@ -136,7 +136,7 @@ def arrays(path: Path, split: str | None = None, shard: tuple[int, int] = (0, 1)
 def _take_labels(source: Arrays, member: Member) -> None:
     """Read the labels; raise ValueError where they are not one per image, or out of range."""
     path, num = source.path, source.num_total
-    if member.dtype.kind not in "iufSU" or member.shape not in ((num,), (num, 1)):
+    if member.dtype.kind not in "biufSU" or member.shape not in ((num,), (num, 1)):
         raise ValueError(
             f"{path}: {member} beside {source.images}; one label per image is wanted, a number or a name (of "
             f"one-hot labels, labels.argmax(1)), {_SAVE}"
@@ -147,7 +147,7 @@ def _take_labels(source: Arrays, member: Member) -> None:
             for label in np.unique(chunk).tolist():
                 census.add(label)
         if fault := census.fault:
-            source.warnings.append(f"{member.key} {fault}: no labels")
+            source.warnings.append(f"{member.key} {fault}: {NO_LABELS}")
             return
         if census.lowest < -1 or census.highest > MAX_LABEL:
             raise ValueError(

@@ -5,13 +5,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fastpsl.pipelines.sources.labels import LABEL_WORDS
+from fastpsl.pipelines.sources.labels import is_label_word
 
 NO_COLUMN = "none"
 _LABEL_KINDS = ("classes", "integer", "number", "text")
 _TYPES = {  # of pyarrow, by their names
     "bytes": r"(large_)?binary|struct<.*\bbytes: (large_)?binary",
-    "integer": r"u?int\d+$",
+    "integer": r"(u?int\d+|bool)$",
     "number": r"(halffloat|float|double)$",
     "text": r"(large_)?string|dictionary<values=(large_)?string",
 }
@@ -35,8 +35,8 @@ class Columns:
 def choose_columns(what: str, schema: Any, image: str | None, label: str | None) -> Columns:
     """Choose the columns that hold images and labels.
 
-    Images are datasets' Image feature, else encoded bytes. Labels are its ClassLabel, else integers, else
-    other numbers, else text with a label's name.
+    Images are datasets' Image feature, else encoded bytes. Labels are its ClassLabel, else, of the columns
+    with a label's name, integers or booleans, else other numbers, else text.
 
     Args:
         what: The table's name, for messages.
@@ -54,7 +54,7 @@ def choose_columns(what: str, schema: Any, image: str | None, label: str | None)
         raise ValueError(f"{what}: no column of images or of their bytes; {all_columns}")
     if label == NO_COLUMN:
         return Columns(images, None)
-    likely = {name: kind for name, kind in kinds.items() if kind == "classes" or name.lower() in LABEL_WORDS}
+    likely = {name: kind for name, kind in kinds.items() if kind == "classes" or is_label_word(name)}
     labels = _column(what, "label", label, kinds if label else likely, _LABEL_KINDS, all_columns)
     unusable = [f"{name} holds neither numbers nor text" for name in likely if not labels]
     return Columns(

@@ -1,23 +1,23 @@
 """Lists of images as tables: cells between commas, semicolons or tabs, in quotation marks or not (RFC 4180).
 
-The first line may name the columns. Where it does not, or its words are not known, a table has two columns,
-and the one with images' names has the paths.
+The first line names the columns if it has no image, and where the second line has one, no path of another
+kind. Where its words are not known, a table has two columns, and the one with images' names has the paths.
 """
 
 import csv
 import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from fastpsl.pipelines.sources.labels import LABEL_WORDS, PATH_WORDS, is_number
+from fastpsl.pipelines.sources.labels import is_label_word, is_path_word
 from fastpsl.pipelines.sources.lines import (
     Entry,
     Names,
     first_line,
+    folders_around,
     is_plain,
     line_entries,
     names_of,
@@ -25,11 +25,6 @@ from fastpsl.pipelines.sources.lines import (
     shorten,
 )
 from fastpsl.pipelines.sources.source import has_image_ending
-
-_MORE_LABEL_WORDS = (
-    "class", "classes", "classid", "classname", "category", "categoryid", "categoryname", "labelid",
-    "labelname",
-)  # fmt: skip
 
 
 class Table(NamedTuple):
@@ -46,18 +41,17 @@ class Table(NamedTuple):
         """Yield the images.
 
         Raises:
-            ValueError: It is no table, or a line lacks a cell.
+            ValueError: It is no table, or a line lacks a path or a cell.
         """
         rows = _rows(self.path, self.delimiter)
         try:
             for number, row in islice(rows, int(self.has_header), None):
                 line = self.delimiter.join(row)
-                wanted = [row[i] for i in (self.image, self.label) if i is not None and i < len(row)]
-                if len(row) != self.num_columns or not all(wanted):
+                if len(row) != self.num_columns or not row[self.image]:
                     raise ValueError(
-                        f"{self.path}: line {number}, {shorten(line)}, lacks a path or a label, or has "
-                        "another number of cells than the first line; give every line all cells, and those "
-                        "with a comma in quotation marks"
+                        f"{self.path}: line {number}, {shorten(line)}, lacks a path, or has another number "
+                        "of cells than the first line; give every line all cells, and those with a comma in "
+                        "quotation marks"
                     )
                 yield Entry(row[self.image], None if self.label is None else row[self.label], number, line)
         except csv.Error as error:
@@ -80,10 +74,18 @@ def table_of(path: Path) -> Table | None:
     Raises:
         ValueError: It has more than two columns, and the first line does not tell which are wanted.
     """
-    if is_plain(first_line(path)):
+    line = first_line(path)
+    delimiters = [each for each in ",;\t" if not is_plain(line) or _has_paths_last(path, each)]
+    if is_plain(line) and any(os.path.isfile(os.path.join(place, line)) for place in folders_around(path)):
         return None
-    tables = (_table(path, delimiter) for delimiter in ",;\t")
+    tables = (_table(path, delimiter) for delimiter in delimiters)
     return next((table for table in tables if table), None)
+
+
+def _has_paths_last(path: Path, delimiter: str) -> bool:
+    """Return whether only the last cells of the first lines name images, as in "cat,im/a.jpg"."""
+    rows = _first_rows(path, delimiter)
+    return all(len(row) > 1 and _image_columns(row) == [len(rows[0]) - 1] for row in rows)
 
 
 def names_images(path: Path) -> bool:
@@ -106,19 +108,15 @@ def first_entry(path: Path) -> Entry | None:
 
 
 def _table(path: Path, delimiter: str) -> Table | None:
-    rows = list[list[str]]()
-    with suppress(csv.Error):  # `entries` reports it
-        rows.extend(row for _, row in islice(_rows(path, delimiter), 2))
+    rows = _first_rows(path, delimiter)
     if not rows:
         return None
-    first = rows[0]
+    first, images = rows[0], _image_columns(rows[-1])
     has_header = not _image_columns(first)
-    words = [re.sub(r"[^a-z0-9]", "", cell.lower()) for cell in first]
-    if has_header and not (all(map(_is_name, first)) if len(first) > 1 else words[0] in PATH_WORDS):
+    if has_header and not _names_columns(first, images):
         return None
-    images = _image_columns(rows[-1])
-    paths = [i for i, word in enumerate(words) if word in PATH_WORDS] if has_header else []
-    labels = [i for i, word in enumerate(words) if word in (*LABEL_WORDS, *_MORE_LABEL_WORDS)]
+    paths = [i for i, cell in enumerate(first) if is_path_word(cell)] if has_header else []
+    labels = [i for i, cell in enumerate(first) if is_label_word(cell)]
     if not images and not (paths and labels):
         return None
     if len(paths) != 1:
@@ -135,9 +133,19 @@ def _table(path: Path, delimiter: str) -> Table | None:
     return Table(path, delimiter, has_header, len(first), paths[0], others[0] if others else None)
 
 
-def _is_name(cell: str) -> bool:
-    """Return whether a cell may be the name of a column, and not a path of an unknown kind or a label."""
-    return not cell or ("/" not in cell and "." not in cell and not is_number(cell))
+def _names_columns(first: list[str], images: list[int]) -> bool:
+    """Return whether a line names columns, and has no path of an unknown kind in those of images."""
+    if len(first) == 1:
+        return is_path_word(first[0])
+    above = [cell for i, cell in enumerate(first) if i in images]
+    return all(is_path_word(cell) or ("/" not in cell and "." not in cell) for cell in above)
+
+
+def _first_rows(path: Path, delimiter: str) -> list[list[str]]:
+    rows = list[list[str]]()
+    with suppress(csv.Error):  # `Table.entries` reports it
+        rows.extend(row for _, row in islice(_rows(path, delimiter), 2))
+    return rows
 
 
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:

@@ -1,8 +1,8 @@
 """What a label of any source is: the number of a class, the name of a class, or none.
 
-Whole numbers are class numbers however they are written: 3, 3.0 or "3". Other text is the name of a class.
-Where no label of a source is a number, its classes are these names in sorted order, as those of folders.
-Nothing, such as an empty cell or NaN, is -1: no label.
+Whole numbers are class numbers however they are written: 3, 3.0 or "3"; true is 1. Other text is the name of
+a class, "nan" and "1e5" too; fractions are no labels. Where no label of a source is a number, its classes are
+these names in sorted order, as those of folders. -1 is no label, and so is nothing: an empty cell or NaN.
 """
 
 import math
@@ -13,12 +13,30 @@ import numpy as np
 
 # Python's int accepts others, such as 1_000 and digits of other scripts.
 _WHOLE = re.compile(r"(-?)0*([0-9]{1,10})(?:\.0*)?")
-# In CSV files "Image_Path" and "image path" are one word.
-PATH_WORDS = (
+# "Image_Path" and "image path" are one word.
+_PATH_WORDS = (
     "path", "paths", "file", "files", "filename", "filenames", "filepath", "filepaths", "image", "images",
     "img", "imagepath", "imagename", "imagefile", "imgpath", "imgname", "imgfile", "relativepath",
 )  # fmt: skip
-LABEL_WORDS = ("label", "labels", "cls", "target", "targets")
+_LABEL_WORDS = (
+    "label", "labels", "labelid", "labelname", "class", "classes", "classid", "classname", "cls", "category",
+    "categoryid", "categoryname", "target", "targets",
+)  # fmt: skip
+NO_LABELS = "no labels; give whole numbers alone or names alone, or leave it out"
+
+
+def is_path_word(name: str) -> bool:
+    """Return whether a column of this name holds paths."""
+    return _word(name) in _PATH_WORDS
+
+
+def is_label_word(name: str) -> bool:
+    """Return whether a column of this name holds labels."""
+    return _word(name) in _LABEL_WORDS
+
+
+def _word(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def as_label(value: object) -> int | str | None:
@@ -33,18 +51,18 @@ def as_label(value: object) -> int | str | None:
         return text or -1 if is_name else None
     if isinstance(value, float | np.floating):
         return -1 if math.isnan(value) else int(value) if float(value).is_integer() else None
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+    if isinstance(value, int | np.integer):
         return int(value)
     return -1 if value is None else None
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a number, whole or not."""
+    """Return whether a text is a number, whole or not, and not a name such as 1e5 or nan."""
     try:
         float(text)
     except ValueError:
         return False
-    return True
+    return not any(map(str.isalpha, text))
 
 
 def class_number(value: object, numbers: Mapping[str, int]) -> int | None:

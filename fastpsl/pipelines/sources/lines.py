@@ -12,9 +12,12 @@ from fastpsl.pipelines.sources.leftovers import is_in_leftovers
 from fastpsl.pipelines.sources.source import EXTENSIONS, has_image_ending
 from fastpsl.pipelines.sources.tally import LEFTOVERS, Tally
 
-_PATH = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))}))(\s+)(\S.*)", re.IGNORECASE)
+_PATH = re.compile(rf"(.*(?:{'|'.join(map(re.escape, EXTENSIONS))}))(\s+)([^\s,;].*)", re.IGNORECASE)
 _BOX = re.compile(r"[0-9]+(\t[0-9]+){3}")  # Tiny-ImageNet's val_annotations.txt has one after the class
 _KINDS = {type(None): "no label", int: "a number", str: "a name"}
+# Searched beside a list and beside its folder: the layouts of miniImageNet's usual archive, and of
+# Places205's, which contains the folders of its authors.
+BELOW = ("", "images", "images256", "data/vision/torralba/deeplearning/images256")
 
 
 class Names(NamedTuple):
@@ -48,42 +51,44 @@ def names_of(path: Path, entries: Iterable[Entry]) -> Names:
         entries: The images.
 
     Raises:
-        ValueError: A label is of another kind than the first one, or no class number.
+        ValueError: A label is of another kind than those before, or no class number.
     """
     paths, labels, left_out = list[str](), list[int | str | None](), Tally()
+    kind: type | None = None
     for entry in entries:
         if is_in_leftovers(entry.path):
             left_out.add(LEFTOVERS, entry.path)
             continue
         label = None if entry.label is None else _label(path, entry)
-        if labels and type(label) is not type(labels[0]):
-            raise ValueError(
-                f"{path}: line {entry.number}, {shorten(entry.line)}, has {_KINDS[type(label)]} after the "
-                f"path, and the first image has {_KINDS[type(labels[0])]}; "
-                "give all images a number, all a name, or none a label"
-            )
+        if label != -1:
+            kind = kind or type(label)
+            if type(label) is not kind:
+                raise ValueError(
+                    f"{path}: line {entry.number}, {shorten(entry.line)}, has {_KINDS[type(label)]} beside "
+                    f"the path, and an image before has {_KINDS[kind]}; "
+                    "give all images a number, all a name, or none a label"
+                )
         paths.append(os.path.normpath(entry.path))
         labels.append(label)
-    if labels and isinstance(labels[0], str):
-        return numbered(paths, [str(label) for label in labels])._replace(left_out=left_out)
-    return Names(paths, [label if isinstance(label, int) else -1 for label in labels], None, left_out)
+    return numbered(paths, labels)._replace(left_out=left_out)
 
 
 def _label(path: Path, entry: Entry) -> int | str:
     label = as_label(entry.label)
-    if label is None or (isinstance(label, int) and not 0 <= label <= MAX_LABEL):
+    if label is None or (isinstance(label, int) and not -1 <= label <= MAX_LABEL):
         raise ValueError(
-            f"{path}: line {entry.number}, {shorten(entry.line)}: the label is no integer from 0 to "
-            f"{MAX_LABEL}; number the classes so, or name them"
+            f"{path}: line {entry.number}, {shorten(entry.line)}: the label is no integer from -1 "
+            f"(none) to {MAX_LABEL}; number the classes so, or name them"
         )
     return label
 
 
-def numbered(paths: list[str], classes: Sequence[str]) -> Names:
-    """Return a list of images of these classes, an entry each, numbered in the order of their names."""
-    names = sorted(set(classes))
-    numbers = {name: number for number, name in enumerate(names)}
-    return Names(paths, [numbers[name] for name in classes], names, Tally())
+def numbered(paths: list[str], classes: Sequence[int | str | None]) -> Names:
+    """Return a list of images of these classes, an entry each; names are numbered in their order."""
+    names = sorted({name for name in classes if isinstance(name, str)})
+    numbers = {None: -1} | {name: number for number, name in enumerate(names)}
+    labels = [label if isinstance(label, int) else numbers[label] for label in classes]
+    return Names(paths, labels, names or None, Tally())
 
 
 def read_lines(path: Path) -> Names:
@@ -137,15 +142,22 @@ def first_line(path: Path) -> str:
         return next((line for line in map(str.strip, file) if line), "")
 
 
+def folders_around(path: Path) -> list[Path]:
+    """Return the folders that a list's names may be relative to, the likeliest first."""
+    parent = Path(os.path.abspath(path)).parent
+    places = [folder / below for folder in (parent, parent.parent) for below in BELOW]
+    return [place for place in dict.fromkeys([*places, Path.cwd()]) if place.is_dir()]
+
+
 def read_classes(path: Path) -> list[str]:
-    """Read a list with the name of a class on each line.
+    """Read a list with the name of a class on each line, in quotation marks or not.
 
     Raises:
         ValueError: It cannot be read, is empty, or has numbers alone, as the list of ImageNet's devkit.
     """
     try:
         with open_text(path) as file:
-            names = [line for line in map(str.strip, file) if line]
+            names = [name for name in map(_class_name, file) if name]
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); give a list of classes") from None
     if not names:
@@ -156,6 +168,12 @@ def read_classes(path: Path) -> list[str]:
             "its own order of synsets, not the sorted one); give a list with one WNID per line, or FILE WNID"
         )
     return names
+
+
+def _class_name(line: str) -> str:
+    line = line.strip().rstrip(",;\t ")  # of a table's empty cells
+    quoted = re.fullmatch(r'"((?:[^"]|"")*)"', line)
+    return quoted[1].replace('""', '"') if quoted else line
 
 
 def shorten(line: str) -> str:

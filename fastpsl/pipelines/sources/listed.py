@@ -8,12 +8,13 @@
 
 The labels of a folder may also be a list with a class per line, in the order of the folder's files.
 
-All images of a list lie below one folder. It is the one of `_places` in which most of a sample of its names
-are files.
+All images of a list lie below one folder. It is the one of `folders_around` in which most of a sample of its
+names are files.
 """
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +25,19 @@ import numpy as np
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.csv_lists import names_images, table_of
 from fastpsl.pipelines.sources.folder import image_folder
-from fastpsl.pipelines.sources.lines import Names, numbered, read_classes, read_lines
+from fastpsl.pipelines.sources.lines import (
+    BELOW,
+    Names,
+    folders_around,
+    numbered,
+    read_classes,
+    read_lines,
+    shorten,
+)
 from fastpsl.pipelines.sources.source import Picks, Sample, shard_range
 from fastpsl.pipelines.sources.tally import Tally
 from fastpsl.pipelines.workers import map_in_order
 
-# Searched beside a list and beside its folder: the layouts of miniImageNet's usual archive, and of
-# Places205's, which contains the folders of its authors.
-_BELOW = ("", "images", "images256", "data/vision/torralba/deeplearning/images256")
 _NUM_TRIED = 64
 _THREADS, _NAMES_A_TASK = 16, 512  # remote storage answers slowly, but many requests at once
 _KEYS = ("images", "annotations", "categories")
@@ -94,7 +100,7 @@ def image_list(path: str | Path, shard: tuple[int, int] = (0, 1), folder: Path |
     path = Path(path)
     names = read_list(path)
     _require_each_once(path, names.paths)
-    places = _places(path) if folder is None else _places_in(folder)
+    places = folders_around(path) if folder is None else _places_in(folder)
     root = _best_place(places, names.paths)
     _require_there(path, names.paths, root, places)
     return _image_list(names, root, shard)
@@ -119,12 +125,19 @@ def labelled_folder(folder: Path, labels: Path, shard: tuple[int, int] = (0, 1))
             f"{folder}: has class folders ({files.class_names[0]}, ...), and {labels} has one class per line "
             "for the files of one folder; leave --labels out, or name the images in the list"
         )
+    paths = [sample.name for sample in files.samples()]
+    first_words = {line.split()[0] for line in classes if " " in line}
+    if all(re.search("[,;\t]", line) for line in classes) or first_words >= {Path(p).stem for p in paths}:
+        raise ValueError(
+            f"{labels}: has several cells in a line ({shorten(classes[-1])}) and no image's whole name; "
+            f"write {paths[-1]},CLASS there, or in all lines the class alone"
+        )
     if len(classes) != files.num_total:
         raise ValueError(
             f"{labels}: has {len(classes):,} classes, and {folder} has {files.num_total:,} images; "
             "give a list with the class of each image, in the order of the files' names"
         )
-    names = numbered([sample.name for sample in files.samples()], classes)
+    names = numbered(paths, classes)
     return _image_list(names._replace(left_out=files.left_out), folder, shard)
 
 
@@ -228,16 +241,9 @@ def _require_each_once(path: Path, paths: list[str]) -> None:
     )
 
 
-def _places(path: Path) -> list[Path]:
-    """Return the folders that a list's names may be relative to, the likeliest first."""
-    parent = Path(os.path.abspath(path)).parent
-    places = [folder / below for folder in (parent, parent.parent) for below in _BELOW]
-    return [place for place in dict.fromkeys([*places, Path.cwd()]) if place.is_dir()]
-
-
 def _places_in(folder: Path) -> list[Path]:
     """Return the folders that the names of a folder's images may be relative to: it, within it, or above."""
-    within = [folder / below for below in _BELOW]
+    within = [folder / below for below in BELOW]
     return [place for place in (*within, *list(folder.absolute().parents)[:2]) if place.is_dir()]
 
 

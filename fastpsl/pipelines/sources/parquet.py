@@ -16,7 +16,7 @@ from fastpsl.pipelines.data.image_file import BrokenImage
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
 from fastpsl.pipelines.sources.files import SourceFile
-from fastpsl.pipelines.sources.labels import Census, class_number
+from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number
 from fastpsl.pipelines.sources.parquet_rows import (
     is_file,
     open_parquet,
@@ -67,7 +67,7 @@ class Tables:
 
     @property
     def warnings(self) -> list[str]:
-        return [f"column {self.columns.left_out}: no labels"] if self.columns.left_out else []
+        return [f"column {self.columns.left_out}: {NO_LABELS}"] if self.columns.left_out else []
 
     @property
     def class_names(self) -> list[str] | None:

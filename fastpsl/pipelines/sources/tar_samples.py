@@ -130,7 +130,7 @@ def label_in(group: Group) -> object:
     try:
         record = json.loads(group.label)
     except (ValueError, RecursionError):
-        return False  # which is no label
+        return ()  # which is no label
     return record.get("label", record.get("cls", -1)) if isinstance(record, dict) else -1
 
 
