@@ -1,5 +1,6 @@
 """Each decoder gives the pixels of libjpeg's decode for every kind of JPEG, whatever it decoded before."""
 
+import io
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Target, convert
-from fastpsl.pipelines.data.image_file import BrokenImage, decode_any
+from fastpsl.pipelines.data.image_file import BrokenImage, convert_pillow, decode_any
 from fastpsl.pipelines.decoders import codes, dali, libturbo
 from fastpsl.pipelines.decoders.codec import Codec
 from fastpsl.pipelines.decoders.dali import DaliDecoder
@@ -220,6 +222,14 @@ def test_scans_are_counted_and_tables_found() -> None:
         (without(KINDS["4:4:4 progressive"].encode(image), DQT, 1), SCANS_NO_TABLES),
         (many_scans(7), SCANS_GOOD),  # 448 scans
         (many_scans(8), SCANS_TOO_MANY),
+        *[
+            (data.replace(b"\xff\xda", b"\xff\xff\xd3\xff\xff\xda"), expected)  # a restart and fill bytes
+            for data, expected in [
+                (progressive, SCANS_GOOD),
+                (without(progressive, DHT), SCANS_NO_TABLES),
+                (many_scans(8), SCANS_TOO_MANY),
+            ]
+        ],
     ]:
         assert jpeg_scans(data) == expected
         buffer = np.frombuffer(data, np.uint8)
@@ -236,5 +246,6 @@ def test_a_jpeg_of_many_scans_is_refused(name: str, tmp_path: Path) -> None:
     with making(name) as decoder:
         status, _ = decode(decoder, samples.rows, [np.array([[0, 0, 16, 16]], np.int32)], [16])
     assert status[0] == codes.CORRUPT
-    with pytest.raises(BrokenImage, match=f"more than {MAX_SCANS} scans"):
-        decode_any(data)
+    for read in (decode_any, lambda data: convert_pillow(Image.open(io.BytesIO(data)))):
+        with pytest.raises(BrokenImage, match=f"more than {MAX_SCANS} scans"):
+            read(data)
