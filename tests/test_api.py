@@ -341,7 +341,7 @@ def test_a_transform_sees_in_files_and_pil_images_what_embedding_sees(
         assert difference < (0.02 if path.suffix == ".jpg" else 1e-4), path  # decoders differ in JPEGs
 
 
-@pytest.mark.parametrize("read", ["transform", "embed"])
+@pytest.mark.parametrize("read", ["transform", "PIL", "embed"])
 def test_no_program_is_started_for_an_image(
     read: str, tmp_path: Path, model: fastpsl.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,9 +352,23 @@ def test_no_program_is_started_for_an_image(
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it again
-    with pytest.raises(ValueError, match="no image of a known format") as error:
-        model.transform(path) if read == "transform" else fastpsl.embed(model, path.parent)
+    with pytest.raises(ValueError, match="no image of a known format|EPS is not opened") as error:
+        if read == "embed":
+            fastpsl.embed(model, path.parent)
+        else:
+            model.transform(path if read == "transform" else Image.open(path))
     assert "\n" not in str(error.value) and not (tmp_path / "started").exists()
+
+
+def test_a_pil_image_of_another_format_is_taken_once_it_is_loaded(
+    tmp_path: Path, model: fastpsl.Model
+) -> None:
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(tmp_path / "a.pcx")
+    with pytest.raises(ValueError, match="PCX"):
+        model.transform(Image.open(tmp_path / "a.pcx"))
+    image = Image.open(tmp_path / "a.pcx")
+    image.load()
+    assert torch.equal(model.transform(image), model.transform(np.asarray(image)))
 
 
 @pytest.mark.parametrize("channels", ["RGB", "L", "Sobel", "SobelXY"])

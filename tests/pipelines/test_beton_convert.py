@@ -1,9 +1,11 @@
 """Conversion of each kind of image file, compared with Pillow or plain arithmetic."""
 
 import io
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from fastpsl.pipelines.beton import encode
 from fastpsl.pipelines.beton.encode import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
-from fastpsl.pipelines.data.image_file import decode_any, num_pixels, upright_size
+from fastpsl.pipelines.data.image_file import convert_pillow, decode_any, num_pixels, upright_size
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codec import shrink
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
@@ -136,6 +138,39 @@ KINDS: dict[str, Callable[[], tuple[bytes, np.ndarray]]] = {
         np.dstack([GREY_16 * (255 / 65535)] * 3),
     ),
 }
+
+
+@pytest.mark.parametrize(
+    ("depth", "clear", "others"),
+    [
+        (1, [1], [[0]]),
+        (2, [1], [[0], [2], [3]]),
+        (4, [9], [[0], [8], [15]]),
+        (8, [117], [[116], [118]]),
+        (16, [30_000], [[29_999], [30_001]]),
+        (8, [9, 8, 7], [[9, 8, 6], [7, 8, 9]]),
+        (16, [9_000, 8_000, 7_000], [[8_000] * 3, [9, 8, 7]]),
+    ],
+)
+def test_a_transparent_value_of_a_png_is_white(depth: int, clear: list[int], others: list[list[int]]) -> None:
+    pixels = [clear, *others]
+    bits = "".join(f"{value:0{depth}b}" for pixel in pixels for value in pixel)
+    row = bytes(int(bits[at : at + 8].ljust(8, "0"), 2) for at in range(0, len(bits), 8))
+    colours = 0 if len(clear) == 1 else 2
+    chunks = [
+        b"IHDR" + struct.pack(">IIBBBBB", len(pixels), 1, depth, colours, 0, 0, 0),
+        b"tRNS" + struct.pack(f">{len(clear)}H", *clear),
+        b"IDAT" + zlib.compress(b"\0" + row),
+        b"IEND",
+    ]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(f">I{len(chunk)}sI", len(chunk) - 4, chunk, zlib.crc32(chunk)) for chunk in chunks
+    )
+    expected = np.array([[255] * len(clear), *others]) * (255 / (2**depth - 1))
+    expected[0] = 255
+    image = Image.open(io.BytesIO(data))
+    for decoded in (decode_any(data), convert_pillow(image), convert_pillow(image)):  # the last one is loaded
+        np.testing.assert_allclose(decoded[0], np.broadcast_to(expected, (len(pixels), 3)), atol=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,6 @@
 """The orientation of image files: EXIF in all its forms, the same for every format and every decoder."""
 
+import io
 import os
 import struct
 import warnings
@@ -8,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
-from fastpsl.pipelines.data.image_file import decode_any, upright_size
+from fastpsl.pipelines.data.image_file import convert_pillow, decode_any, upright_size
 from fastpsl.pipelines.data.image_files import Folder
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import area_mean, jpeg, photo, pil_decode
@@ -197,3 +198,29 @@ def test_a_big_tiff_is_turned(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(data)
     np.testing.assert_array_equal(decode_any(data), turned(PHOTO, 6))
     assert upright_size(str(tmp_path / "x")) == (130, 90)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["", "JPEG", "PNG", "TIFF"])
+def test_a_pil_image_is_turned_by_the_tag_that_is_set(kind: str, orientation: int) -> None:
+    """Pillow's own `exif_transpose` does so, too."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for is_loaded in (False, True):
+        image = Image.fromarray(PHOTO)
+        if kind:
+            image = Image.open(io.BytesIO(file_of(image, kind, exif=exif)))
+        if is_loaded:
+            image.load()
+        image.getexif()[0x112] = orientation
+        first = convert_pillow(image)
+        np.testing.assert_array_equal(first, np.asarray(ImageOps.exif_transpose(image)))
+        np.testing.assert_array_equal(convert_pillow(image), first)
+
+
+def test_a_tag_that_is_deleted_turns_no_pil_image() -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    image = Image.open(io.BytesIO(jpeg(PHOTO, exif=exif.tobytes())))
+    del image.getexif()[0x112]
+    assert convert_pillow(image).shape == PHOTO.shape

@@ -1,5 +1,6 @@
 """Each decoder gives the pixels of libjpeg's decode for every kind of JPEG, whatever it decoded before."""
 
+import io
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Target, convert
-from fastpsl.pipelines.data.image_file import BrokenImage, decode_any
+from fastpsl.pipelines.data.image_file import BrokenImage, convert_pillow, decode_any
 from fastpsl.pipelines.decoders import codes, dali, libturbo
 from fastpsl.pipelines.decoders.codec import Codec
 from fastpsl.pipelines.decoders.dali import DaliDecoder
@@ -60,13 +62,43 @@ def test_parts_are_those_of_the_whole(kind: str, sides: "tuple[int, ...] | range
                 top, left = int(random.integers(rows)), int(random.integers(columns))
                 parts = [(0, 0, rows, columns), (top, left, 1, 1), (top, left, rows - top, columns - left)]
                 for region in parts[: None if denominator == 1 else 2]:
-                    status, part, placed = decode_region(data, height, width, region, denominator)
-                    assert status == 0
-                    top, left, tall, wide = region
-                    y, x = top - placed[0], left - placed[1]
-                    np.testing.assert_array_equal(
-                        part[y : y + tall, x : x + wide], expected[top : top + tall, left : left + wide]
-                    )
+                    check_part(data, (height, width), denominator, region, expected)
+
+
+@needs_turbo
+@pytest.mark.parametrize("num", [1, pytest.param(50, marks=pytest.mark.nightly)])
+def test_parts_of_wide_images_are_those_of_the_whole(num: int) -> None:
+    """Columns beside them are not decoded, at 1/2 to 1/8 either."""
+    image, random = photo(3, 300, 500), np.random.default_rng(num)
+    lumas = [(across, down) for across in range(1, 5) for down in range(1, 5)]
+    kinds = [
+        Kind((luma, colour, (1, 1)), is_interleaved=False) for luma in lumas for colour in (luma, (1, 1))
+    ]
+    for kind in (*KINDS.values(), *kinds) * num:
+        height, width = int(random.integers(1, 301)), int(random.integers(200, 501))
+        data = kind.encode(image[:height, :width])
+        for denominator in (1, 2, 4, 8):
+            expected = whole(data, height, width, denominator)
+            rows, columns = expected.shape[:2]
+            tall, wide = int(random.integers(1, rows + 1)), int(random.integers(1, columns // 4))
+            top, left = int(random.integers(rows - tall + 1)), int(random.integers(columns - wide + 1))
+            check_part(data, (height, width), denominator, (top, left, tall, wide), expected)
+
+
+def check_part(
+    data: bytes,
+    size: tuple[int, int],
+    denominator: int,
+    region: tuple[int, int, int, int],
+    expected: np.ndarray,
+) -> None:
+    status, part, placed = decode_region(data, *size, region, denominator)
+    assert status == 0
+    top, left, tall, wide = region
+    y, x = top - placed[0], left - placed[1]
+    np.testing.assert_array_equal(
+        part[y : y + tall, x : x + wide], expected[top : top + tall, left : left + wide]
+    )
 
 
 @pytest.mark.parametrize("sides", [FEW_SIDES, ALL_SIDES], ids=["few", "all"])
@@ -89,19 +121,22 @@ def check_kinds(
     decoder: Decoder | BatchDecoder, sides: "tuple[int, ...] | range", path: Path, is_gpu: bool = False
 ) -> None:
     image = photo(3, 64, 64)
+    sizes = [*zip(sides, sides, strict=True), *zip(sides, sides[::-1], strict=True)]
     for kind, form in KINDS.items():
-        jpegs = [form.encode(image[:side, :side]) for side in sides]
-        table = [(data, side, side, 0) for data, side in zip(jpegs, sides, strict=True)]
+        jpegs = [form.encode(image[:height, :width]) for height, width in sizes]
+        table = [(data, *size, 0) for data, size in zip(jpegs, sizes, strict=True)]
         rows = Samples(path / "samples", table).rows
-        for i, side in enumerate(sides):
-            box = np.array([[0, 0, side, side]], np.int32)
+        for i, (height, width) in enumerate(sizes):
+            side = min(height, width)  # the square at the lower right
+            box = np.array([[height - side, width - side, side, side]], np.int32)
             status, (out,) = decode(decoder, rows.part(slice(i, i + 1)), [box], [side])
             if form.is_arithmetic:  # encoded anew at writing
                 assert status[0] == codes.NOT_JPEG
                 continue
             assert status[0] == codes.GOOD
-            levels = np.abs(out[0].astype(int) - whole(jpegs[i], side, side))
-            assert levels.max() <= most_levels(decoder.name, form, is_gpu), (kind, side)
+            expected = whole(jpegs[i], height, width)[-side:, -side:]
+            levels = np.abs(out[0].astype(int) - expected)
+            assert levels.max() <= most_levels(decoder.name, form, is_gpu), (kind, height, width)
 
 
 def most_levels(name: str, form: Kind, is_gpu: bool) -> int:
@@ -187,6 +222,14 @@ def test_scans_are_counted_and_tables_found() -> None:
         (without(KINDS["4:4:4 progressive"].encode(image), DQT, 1), SCANS_NO_TABLES),
         (many_scans(7), SCANS_GOOD),  # 448 scans
         (many_scans(8), SCANS_TOO_MANY),
+        *[
+            (data.replace(b"\xff\xda", b"\xff\xff\xd3\xff\xff\xda"), expected)  # a restart and fill bytes
+            for data, expected in [
+                (progressive, SCANS_GOOD),
+                (without(progressive, DHT), SCANS_NO_TABLES),
+                (many_scans(8), SCANS_TOO_MANY),
+            ]
+        ],
     ]:
         assert jpeg_scans(data) == expected
         buffer = np.frombuffer(data, np.uint8)
@@ -203,5 +246,6 @@ def test_a_jpeg_of_many_scans_is_refused(name: str, tmp_path: Path) -> None:
     with making(name) as decoder:
         status, _ = decode(decoder, samples.rows, [np.array([[0, 0, 16, 16]], np.int32)], [16])
     assert status[0] == codes.CORRUPT
-    with pytest.raises(BrokenImage, match=f"more than {MAX_SCANS} scans"):
-        decode_any(data)
+    for read in (decode_any, lambda data: convert_pillow(Image.open(io.BytesIO(data)))):
+        with pytest.raises(BrokenImage, match=f"more than {MAX_SCANS} scans"):
+            read(data)

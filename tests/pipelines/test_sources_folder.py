@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fastpsl.pipelines.beton.left_out import quarantine_path
 from fastpsl.pipelines.beton.reader import Beton
@@ -15,6 +16,7 @@ from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.open import check_form, open_data
 from fastpsl.pipelines.sources.folder import folder_classes, image_folder
+from fastpsl.pipelines.sources.source import is_image
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 
@@ -50,6 +52,11 @@ def test_flat_folders_and_folders_of_nothing(tmp_path: Path) -> None:
     assert source.left_out.line() == (
         "1 leftover of another program (.git), 1 class without an image, which keeps its label (cow)"
     )
+
+
+def test_each_ending_of_a_jpeg_is_an_images() -> None:
+    jpegs = [ending for ending, kind in Image.registered_extensions().items() if kind == "JPEG"]
+    assert ".jpg" in jpegs and all(is_image(f"a{ending}") for ending in jpegs)
 
 
 def test_a_runs_folder_is_no_source(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ high byte). Pillow converts palettes, grey and CMYK.
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT
 from fastpsl.pipelines.data.heic import is_heic, is_missing, open_heic
@@ -23,6 +23,7 @@ from fastpsl.pipelines.data.orientation import (
     TURNED,
     exif_orientation,
     jpeg_orientation,
+    pillow_orientation,
     tiff_orientation,
     turn,
 )
@@ -146,10 +147,17 @@ def num_pixels(data: bytes) -> int:
 def decode_any(data: bytes) -> np.ndarray:
     """Decode an image of any known format to upright RGB, uint8 [H, W, 3]."""
     with _reasons(), _open(io.BytesIO(data)) as image:
-        scans = jpeg_scans(data) if data.startswith(b"\xff\xd8") else None
-        if scans in SCAN_REASONS:
-            raise BrokenImage(SCAN_REASONS[scans])
-        return _pixels(image, _orientation_in(io.BytesIO(data), image))
+        _check_scans(data)
+        orientation = _orientation_in(io.BytesIO(data), image)
+        if image.format == "TIFF":  # Pillow would turn it, by a rule of its own
+            image.getexif()[ORIENTATION_TAG] = UPRIGHT
+        return _pixels(image, lambda image: orientation or exif_orientation(image))
+
+
+def _check_scans(data: bytes) -> None:
+    scans = jpeg_scans(data) if data.startswith(b"\xff\xd8") else None
+    if scans in SCAN_REASONS:
+        raise BrokenImage(SCAN_REASONS[scans])
 
 
 def convert_pillow(image: Image.Image) -> np.ndarray:
@@ -159,22 +167,42 @@ def convert_pillow(image: Image.Image) -> np.ndarray:
         BrokenImage: It cannot be used; the message says why.
     """
     with _reasons():
-        return _pixels(image, None)
+        if isinstance(image, ImageFile.ImageFile) and image.tile:  # it is not loaded yet
+            if image.format not in (*FORMATS, "MPO"):
+                raise BrokenImage(f"{image.format} is not opened here; call the image's load() first")
+            if image.fp and image.format in ("JPEG", "MPO"):
+                image.fp.seek(0)
+                _check_scans(image.fp.read(MAX_FILE_BYTES))
+        return _pixels(image, pillow_orientation)
 
 
-def _pixels(image: Image.Image, orientation: int | None) -> np.ndarray:
+def _pixels(image: Image.Image, orientation_of: Callable[[Image.Image], int]) -> np.ndarray:
     check_pixels(image.height, image.width)
-    if image.format == "TIFF" and orientation:  # Pillow would turn it, by a rule of its own
-        image.getexif()[ORIENTATION_TAG] = UPRIGHT
+    transparency = _transparency(image)
     image.load()
-    orientation = orientation or exif_orientation(image)
+    if transparency is not None:
+        image.info["transparency"] = transparency
     width, height = image.im.size  # a TIFF's image.size is the upright one in some versions of Pillow
     rgb = np.empty((height, width, 3), np.uint8)
     num_rows = max(1, _BAND_PIXELS // max(1, width))
     for top in range(0, height, num_rows):
         bottom = min(top + num_rows, height)
         rgb[top:bottom] = np.asarray(_rgb(image.crop((0, top, width, bottom))))
-    return np.ascontiguousarray(turn(rgb, orientation))
+    return np.ascontiguousarray(turn(rgb, orientation_of(image)))
+
+
+def _transparency(image: Image.Image) -> "int | tuple[int, ...] | None":
+    """Return a PNG's transparent grey or colour, where Pillow scales the pixels to 8 bits and not this value.
+
+    Only an image that is not loaded yet tells how many bits the file has.
+    """
+    value = image.info.get("transparency")
+    if value is None or image.format != "PNG" or not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return None
+    stored = image.tile[0].args
+    if stored == "RGB;16B":
+        return tuple(channel >> 8 for channel in value)
+    return value * {"L;2": 85, "L;4": 17}[stored] if stored in ("L;2", "L;4") else None
 
 
 def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
@@ -185,7 +213,10 @@ def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
         values = np.asarray(image).astype(np.int64)
         if values.size and not (0 <= values.min() and values.max() <= 65535):
             raise BrokenImage("32-bit integer pixels beyond 16 bits have no known range")
-        return ((values * 255 + 32767) // 65535).astype(np.uint8)[:, :, None]
+        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+        if isinstance(clear := image.info.get("transparency"), int):
+            grey[values == clear] = 255
+        return grey[:, :, None]
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert(

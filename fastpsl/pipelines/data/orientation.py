@@ -11,7 +11,7 @@ of the file's own one. pi-heif applies those of HEIC, and sets the tag to 1.
 import io
 import struct
 from contextlib import suppress
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -124,6 +124,20 @@ def exif_orientation(image: Image.Image) -> int:
         with suppress(ValueError):
             data = bytes.fromhex("".join(old.split("\n")[3:]))
     return tiff_orientation(io.BytesIO(data.removeprefix(_EXIF)))
+
+
+def pillow_orientation(image: Image.Image) -> int:
+    """Return the orientation of a loaded image that a caller of Pillow gives.
+
+    It is `exif_orientation`, unless the tag was set or deleted in `image.getexif()`.
+    """
+    stored = Image.Image()
+    stored.info = image.info
+    with suppress(Exception):  # Pillow's parser raises nearly anything on damaged EXIF data
+        tag: Any = image.getexif().get(ORIENTATION_TAG)
+        if tag != stored.getexif().get(ORIENTATION_TAG):
+            return tag if tag in range(1, 9) else UPRIGHT
+    return exif_orientation(image)
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -33,14 +33,15 @@ _jpeg_header = njit(nogil=True)(jpeg_header.jpeg_header)
 
 
 @njit(nogil=True)
-def _find_ff(buffer: np.ndarray, at: int, num_bytes: int) -> int:
-    for i in range(at, num_bytes):
-        if buffer[i] == 0xFF:
+def _find_segment(buffer: np.ndarray, at: int, num_bytes: int) -> int:
+    for i in range(at, num_bytes - 1):
+        marker = buffer[i + 1]
+        if buffer[i] == 0xFF and marker > 0x01 and marker != 0xFF and not 0xD0 <= marker <= 0xD8:
             return i
     return -1
 
 
-_jpeg_scans = njit(nogil=True)(jpeg_scans.scans_by(_find_ff))
+_jpeg_scans = njit(nogil=True)(jpeg_scans.scans_by(_find_segment))
 
 
 @njit(nogil=True)  # cached only within the loops that call it, because their keys include this file's stamp

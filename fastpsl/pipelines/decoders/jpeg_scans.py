@@ -6,6 +6,7 @@ each brings its own. turbo.c begins each image anew, and libjpeg itself counts t
 
 import functools
 import io
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -20,26 +21,21 @@ SCAN_REASONS = {
 }
 
 
-def scans_by(find_ff: Callable[..., int]) -> Callable[..., int]:
-    """Return `jpeg_scans` for buffers in which `find_ff(buffer, at, num_bytes)` finds the next 0xFF."""
+def scans_by(find_segment: Callable[..., int]) -> Callable[..., int]:
+    """Return `jpeg_scans` for buffers in which `find_segment(buffer, at, num_bytes)` finds the next marker.
+
+    It is that of a segment or of the end, or -1 where there is none. Fill bytes and restarts are passed over.
+    """
 
     def scans(buffer: "bytes | np.ndarray", num_bytes: int) -> int:
         quantisation = huffman = components = num_components = seen = num_scans = 0
         is_progressive = is_arithmetic = is_standard = False
         at = 2
         while at + 4 <= num_bytes:
-            if buffer[at] != 0xFF:  # within a scan
-                at = find_ff(buffer, at, num_bytes)
-                if at < 0:
-                    break
-                continue
+            at = find_segment(buffer, at, num_bytes)
+            if at < 0 or at + 4 > num_bytes:
+                break
             marker = int(buffer[at + 1])
-            if marker == 0xFF:  # fill byte
-                at += 1
-                continue
-            if marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # a byte of a scan, or a restart
-                at += 2
-                continue
             length = 256 * int(buffer[at + 2]) + int(buffer[at + 3])
             end = at + 2 + length
             if marker == 0xD9 or length < 2 or end > num_bytes:
@@ -95,7 +91,16 @@ def scans_by(find_ff: Callable[..., int]) -> Callable[..., int]:
     return scans
 
 
-_scans = scans_by(lambda jpeg, at, num_bytes: jpeg.find(b"\xff", at, num_bytes))
+# After 0xFF, a scan has 0. No segment follows 1 and 0xD0 to 0xD8, and another 0xFF makes it a fill byte.
+_SEGMENT = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+
+
+def _find_segment(jpeg: bytes, at: int, num_bytes: int) -> int:
+    found = _SEGMENT.search(jpeg, at, num_bytes)
+    return found.start() if found else -1
+
+
+_scans = scans_by(_find_segment)
 
 
 def jpeg_scans(jpeg: bytes) -> int:

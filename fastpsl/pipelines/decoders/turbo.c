@@ -7,7 +7,7 @@
 #include "handle.h"
 
 // A progressive JPEG's scans each take as long as the image is large, however few bytes they have.
-#define MAX_SCANS 500 // jpeg_header.py has the same
+#define MAX_SCANS 500 // jpeg_scans.py has the same
 
 static void escape(j_common_ptr info) { longjmp(((Turbo *)info->client_data)->escape, 1); }
 
@@ -77,6 +77,20 @@ void turbo_read_header(Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes) {
     jpeg_read_header(info, TRUE);
 }
 
+// Return whether libjpeg crops columns of a scaled decode right. Before 3.0, jpeg_crop_scanline takes a component's
+// width for that of blocks scaled like the others'. This fails where libjpeg enlarges a component in part by larger
+// blocks and in part by upsampling, such as colours of 4x2 at 1/2.
+static int crops_columns(j_decompress_ptr info) {
+    for (int i = 0; i < info->num_components; i++) {
+        jpeg_component_info *component = &info->comp_info[i];
+        int block = SCALED_BLOCK(component), usual = MIN_SCALED_BLOCK(info);
+        int is_whole = component->h_samp_factor * block == info->max_h_samp_factor * usual
+                    && component->v_samp_factor * block == info->max_v_samp_factor * usual;
+        if (block != usual && !is_whole) return 0;
+    }
+    return 1;
+}
+
 // Decode the part of a JPEG that contains a region, to RGB.
 //
 // Returns 0, or 1 where the JPEG has no end, another size, or what libjpeg finds an error in or warns of as far
@@ -109,6 +123,7 @@ PUBLIC int fastpsl_turbo_decode(
     left = left > mcu ? left - mcu : 0;
     stop = (stop + 2 * mcu - 1) / mcu * mcu;
     if (stop > full_width) stop = full_width;
+    if (!crops_columns(info)) left = 0, stop = full_width;
     if (!turbo_take_over(turbo, left / mcu, (stop + mcu - 1) / mcu)) ERREXIT1(info, JERR_OUT_OF_MEMORY, 0);
     if (left > 0 || stop < full_width) {
         JDIMENSION offset = left, columns = stop - left;
