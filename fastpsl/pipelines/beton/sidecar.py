@@ -146,7 +146,7 @@ def read_sidecar(beton: Path) -> Sidecar | None:
     try:
         data = path.read_bytes()
         is_too_large = sum(map(data.count, b"[{,:")) > _MAX_VALUES  # each takes 50 bytes of memory and more
-        record = None if is_too_large else json.loads(data)
+        record: Any = None if is_too_large else json.loads(data)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
