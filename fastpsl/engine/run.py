@@ -127,7 +127,7 @@ class Run:
 
     def _write_records(self) -> None:
         (self.folder / "error.txt").unlink(missing_ok=True)  # an earlier attempt may have written it
-        remove_leftovers(self.folder, *_RECORDS)
+        remove_leftovers(self.folder, beginning=_RECORDS)
         self.write_status("running", "")
         config = {"options": self.options.as_dict(), "science": self.science, "command": sys.argv}
         write_atomically(self.folder / "config.json", json.dumps(config, indent=1).encode())

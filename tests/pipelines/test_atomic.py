@@ -10,6 +10,7 @@ import pytest
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.files import atomic
 from fastpsl.pipelines.files.atomic import atomic_file, remove_leftovers, write_atomically
+from tests.engine.tiny import tiny_run
 from tests.warm import CONTEXT
 
 ROUNDS, WRITERS = 20, 4
@@ -66,6 +67,13 @@ def test_a_checkpoint_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
     assert checkpoints.newest() is None
     checkpoints.save(8, {})
     assert sorted(os.listdir(tmp_path)) == [".curve.png.4321-0123abcd.tmp", "step-00000008.pt"]
+
+
+def test_a_run_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    for name in ("config.json", "epochs.jsonl", "labels.npz", "curve.png"):
+        (tmp_path / f".{name}.4321-0123abcd.tmp").write_bytes(b"half")
+    tiny_run(tmp_path).close()
+    assert [path.name for path in tmp_path.glob(".*.tmp")] == [".curve.png.4321-0123abcd.tmp"]
 
 
 @pytest.mark.parametrize("name", ["a", "x" * 60])

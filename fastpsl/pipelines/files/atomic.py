@@ -196,16 +196,16 @@ def _shortened(name: str) -> str:
     return f"{name[: _NAME_LENGTH - len(digest)]}{digest}"
 
 
-def remove_leftovers(folder: Path, *names: str, beginning: str | None = None) -> None:
+def remove_leftovers(folder: Path, *names: str, beginning: str | tuple[str, ...] = ()) -> None:
     """Remove the temporary files that killed processes left of files that nobody else writes now.
 
     Args:
         folder: Where the files are.
         names: Their final names.
-        beginning: How further final names begin.
+        beginning: How further final names begin, in one way or several.
     """
     written = {_shortened(name) for name in names}
     for path in folder.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match and (match[1] in written or (beginning and match[1].startswith(beginning))):
+        if match and (match[1] in written or match[1].startswith(beginning)):
             path.unlink(missing_ok=True)
