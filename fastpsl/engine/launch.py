@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 from fastpsl.engine.address_space import require_address_space
 from fastpsl.engine.exit_codes import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
 from fastpsl.engine.given_paths import require_paths
-from fastpsl.engine.interrupts import imports_undisturbed
 from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe import HELP, Evaluation, Recipe, print_now
 from fastpsl.engine.terminal import escaped, safe_output
@@ -41,8 +40,7 @@ def launch(
                 require_paths(options)
                 for line in lines:
                     print_now(line)
-            with imports_undisturbed():  # in the import of torch, Ctrl-C may abort the process
-                from fastpsl.engine.recipe_process import run
+            from fastpsl.engine.recipe_process import run
         except (ValueError, OSError) as error:
             _end(EXIT_USER_ERROR, f"{script.name}: {' '.join(str(error).split())}")
         except KeyboardInterrupt:

@@ -20,9 +20,9 @@ from fastpsl.pipelines.beton.left_out import LeftOut, quarantine_path, small_pat
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, read_sidecar, sidecar_path
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import partial_path, remove_leftovers, sync_folder, write_atomically
+from fastpsl.pipelines.sources.tally import BROKEN
 
 _NUMBER = "-[0-9][0-9][0-9][0-9][0-9]-of-"
-BROKEN, SMALL = "broken", "small"
 
 
 @dataclass

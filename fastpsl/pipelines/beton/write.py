@@ -24,13 +24,14 @@ from fastpsl.pipelines.beton.begin import leave, open_journal, require_same
 from fastpsl.pipelines.beton.encode import BrokenImage, Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.beton.left_out import quarantine_path
-from fastpsl.pipelines.beton.output import BROKEN, SMALL, Output, WriteReport
+from fastpsl.pipelines.beton.output import Output, WriteReport
 from fastpsl.pipelines.data.image_file import read_image_file
 from fastpsl.pipelines.decoders.libturbo import INSTALL, why_missing
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.pipelines.number_words import number_of
 from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.sources.tally import BROKEN, SMALL
 from fastpsl.pipelines.workers import map_in_order
 
 DEFAULT_PAGE_BYTES = 1 << 23  # ffcv's

@@ -40,8 +40,6 @@ _SHARE_AT_ONCE = 32  # room is made for a 32nd of the bound more than is needed
 _POLL_S, _OPEN_LIMIT_S = 0.02, 30.0
 _PART = np.dtype([("start", "<i8"), ("stop", "<i8"), ("time", "<u4")], align=True)
 _IS_OPEN = 1 << 40  # the lock of every process that has the file open, beyond all parts
-
-
 _NAME_LENGTH = 60  # of a file, with an ending added; a name may have 255 bytes, 4 a letter
 
 
