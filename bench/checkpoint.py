@@ -79,7 +79,8 @@ class Training:
         train_step.scaler.scale(torch.zeros(()))
         for _, parameter in train_step.module.learning_parameters():
             parameter.grad = torch.zeros_like(parameter)
-        train_step.update(0.0)
+        train_step.scaler.step(train_step.optimiser)
+        train_step.scaler.update()
         return {name: sum(tensor.nbytes for tensor in tensors(part)) for name, part in self.state().items()}
 
 

@@ -1,4 +1,4 @@
-"""The modes of a training step's blocks (`--compile`): eager, fused BatchNorms, compiled and CUDA graphs."""
+"""The modes of a training step's blocks (`--compile`): eager, fused BatchNorms and compiled."""
 
 import importlib.util
 import itertools
@@ -6,17 +6,15 @@ import os
 import shutil
 from collections.abc import Callable
 from types import FunctionType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from fastpsl.engine.block_runner import Runner, run_blocks
-from fastpsl.engine.options import compile_flag
+from fastpsl.engine.options import StepMode, compile_flag
 from fastpsl.engine.plan import Stage
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.step_speeds import GAINS, MEASURED_PRECISIONS
-
-StepName = Literal["auto", "eager", "fused", "compiled", "graphed"]
+from fastpsl.models.step_speeds import CAPTURED, GAINS, MEASURED_PRECISIONS
 
 # Triton, torch.compile's GPU backend, requires it.
 MIN_CAPABILITY = (7, 0)
@@ -26,7 +24,7 @@ class StepChoice(NamedTuple):
     """A mode with the reason for it.
 
     Attributes:
-        mode: "eager", "fused", "compiled" or "graphed".
+        mode: "eager", "fused" or "compiled".
         reason: A text for people.
     """
 
@@ -54,11 +52,6 @@ def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] =
 
     With fullgraph=True, a graph break, or more variants than torch keeps per code object (8), raises an
     error. Otherwise torch would silently run eagerly from then on.
-
-    "graphed" uses torch.compile's CUDA graph trees and not torch.cuda.make_graphed_callables. The latter runs
-    the blocks three times before it captures, which changes BatchNorm's running statistics, copies each input
-    to a fixed address and fuses nothing. The caller marks each pass (`begin_pass`) and keeps gradients in
-    place (see `TrainStep`).
     """
     if mode == "eager":
         return run_blocks
@@ -68,10 +61,7 @@ def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] =
         return fused_runner
     code = run_blocks.__code__.replace(co_name=f"run_blocks_{next(_numbers)}")
     function = FunctionType(code, run_blocks.__globals__, argdefs=run_blocks.__defaults__)
-    inductor_mode = "reduce-overhead" if mode == "graphed" else None
-    runner: Runner = torch.compile(
-        function, backend=backend, dynamic=False, fullgraph=True, mode=inductor_mode
-    )
+    runner: Runner = torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
     return runner
 
 
@@ -80,41 +70,32 @@ def what_is_built(mode: str) -> str:
     return {
         "fused": "Triton builds the kernels of BatchNorm",
         "compiled": "torch.compile builds the step, for a minute or so",
-        "graphed": "torch.compile builds the step and its graphs, for a minute or so",
     }.get(mode, "torch loads what it needs")
 
 
-def begin_pass(mode: str) -> None:
-    """Mark the start of a forward pass in training.
-
-    From here on, graphs may overwrite the outputs of the last pass. Without the mark, torch guesses where an
-    iteration begins. It takes the frozen blocks, which no backward pass follows, for a whole iteration. Then
-    it would overwrite their output before the learning blocks have read it.
-    """
-    if mode == "graphed":
-        torch.compiler.cudagraph_mark_step_begin()
-
-
 def choose_step(
-    asked: StepName,
+    asked: StepMode,
     backbone: Backbone,
     stage: Stage,
     device: torch.device,
     precision: str,
     side_px: int,
     *,
+    captured: bool,
     num_ranks: int = 1,
     sync_batchnorm: bool = False,
 ) -> StepChoice:
     """Choose the mode of a stage's steps.
 
     Args:
-        asked: The mode that --compile asks for. "auto" takes the fastest measured mode, or else eager.
+        asked: The mode that --compile asks for. "auto" takes fused BatchNorms in captured steps, and in
+            launched ones where they were measured to be faster; or else eager.
         backbone: The backbone.
         stage: The stage.
         device: The device of the training.
         precision: The resolved precision, such as "fp16".
         side_px: The side of the images that the backbone reads.
+        captured: Whether the step is captured as a CUDA graph.
         num_ranks: The number of ranks.
         sync_batchnorm: Whether BatchNorm is synchronised over the ranks.
 
@@ -125,20 +106,14 @@ def choose_step(
         return EAGER
     choice = StepChoice(asked, "asked for")
     if asked == "auto":
-        choice = _measured(backbone, stage, device, precision, side_px)
+        choice = _fastest(backbone, stage, device, precision, side_px, captured, num_ranks)
         if choice.mode == "eager":
             return choice
-        if num_ranks > 1:
-            return StepChoice(
-                "eager", f"{choice.mode} was measured on one GPU only; try {compile_flag(choice.mode)}"
-            )
     if choice.mode == "fused":
         why_not = _why_not_fused(backbone, stage, device)
     else:
         why_not = _why_not_compiled(backbone, device, sync_batchnorm)
         choice = choice._replace(reason=f"{choice.reason}; the stage's first step takes a minute or so")
-    if choice.mode == "graphed" and not why_not:
-        why_not = _why_not_graphed(device, num_ranks)
     if why_not and asked == "auto":
         return StepChoice("eager", why_not)
     if why_not:
@@ -146,19 +121,27 @@ def choose_step(
     return choice
 
 
-def _measured(
-    backbone: Backbone, stage: Stage, device: torch.device, precision: str, side_px: int
-) -> StepChoice:
+def _fastest(
+    backbone: Backbone, stage: Stage, device: torch.device, precision: str, side_px: int, captured: bool,
+    num_ranks: int,
+) -> StepChoice:  # fmt: skip
     if device.type != "cuda":
         return StepChoice("eager", "other modes were measured on CUDA only")
-    blocks = f"{backbone.name} B{stage.first_learning}-B{stage.last_block}"
     if stage.first_learning > stage.last_block:
         return StepChoice("eager", "no block learns")
-    measurement = GAINS.get((backbone.name, stage.first_learning, stage.last_block, side_px))
-    if measurement is None or precision not in MEASURED_PRECISIONS:
-        return StepChoice("eager", f"nothing faster was measured for {blocks} on {side_px} px in {precision}")
-    mode, gain = measurement
-    return StepChoice(mode, f"{gain:.2f} times eager's speed was measured for {blocks} on {side_px} px")
+    if precision not in MEASURED_PRECISIONS:
+        return StepChoice("eager", f"nothing faster was measured in {precision}")
+    blocks = f"{backbone.name} B{stage.first_learning}-B{stage.last_block} on {side_px} px"
+    gain = (CAPTURED if captured else GAINS).get(
+        (backbone.name, stage.first_learning, stage.last_block, side_px)
+    )
+    if captured and gain is None:
+        return StepChoice("fused", f"faster for ResNet-50 in captured steps; not measured for {blocks}")
+    if gain is None:
+        return StepChoice("eager", f"nothing faster was measured for launched steps of {blocks}")
+    if num_ranks > 1:
+        return StepChoice("eager", "fused was measured on one GPU only; try --compile fused")
+    return StepChoice("fused", f"{gain} times eager's speed was measured for {blocks}")
 
 
 def _why_not_fused(backbone: Backbone, stage: Stage, device: torch.device) -> str:
@@ -199,12 +182,4 @@ def _why_not_compiled(backbone: Backbone, device: torch.device, sync_batchnorm: 
         return _why_no_triton(device)
     if not shutil.which(os.environ.get("CXX", "g++")):
         return "torch.compile on the CPU needs a C++ compiler (apt-get install g++), and none is on the PATH"
-    return ""
-
-
-def _why_not_graphed(device: torch.device, num_ranks: int) -> str:
-    if device.type != "cuda":
-        return "CUDA graphs need CUDA"
-    if num_ranks > 1:
-        return f"with {num_ranks} ranks DDP moves gradients between graphs, which was never tried"
     return ""

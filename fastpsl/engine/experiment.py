@@ -17,6 +17,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import OpenData, RunData, open_both
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.step_graph import GraphChoice, choose_graph
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trunk import Trunk
@@ -130,25 +131,41 @@ class Experiment:
             if options.fold_frozen:
                 check_foldable(self.backbone.blocks()[: stage.first_learning - 1], self.frozen_batchnorm)
 
-    def choose_step(self, stage: Stage, options: TrainingOptions, world: World) -> StepChoice:
-        """Choose the mode of the stage's steps.
+    def choose_step(
+        self, stage: Stage, options: TrainingOptions, world: World
+    ) -> tuple[StepChoice, GraphChoice]:
+        """Choose the mode of the stage's steps, and whether they are captured.
 
         Raises:
             ValueError: The steps cannot run as the options require.
         """
+        graph = choose_graph(options.graph, world.device, world.size, self._why_not_captured(stage, options))
         if not self.task.views(stage.level):
             if options.compile not in ("auto", "off"):
                 raise ValueError(
                     f"--compile {options.compile}: it needs images of one size, and this recipe's have "
                     "many; leave it out"
                 )
-            return StepChoice("eager", "images of many sizes")
+            return StepChoice("eager", "images of many sizes"), graph
         precision = options.resolved_precision(world.device)
         side_px = max(view.side_px for view in self.task.views(stage.level))
-        return choose_step(
+        step = choose_step(
             options.step_mode, self.backbone, stage, world.device, precision, side_px,
-            num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
+            captured=graph.captures, num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
         )  # fmt: skip
+        return step, graph
+
+    def _why_not_captured(self, stage: Stage, options: TrainingOptions) -> str:
+        """Return why the stage's steps are no function of tensors of fixed sizes; empty if they are."""
+        if not self.task.fixed_sizes:
+            return "images of many sizes"
+        if not self.task.views(stage.level):
+            return "its batches are not views of images"
+        if getattr(options, "apex", False):
+            return "apex's optimiser takes its rate from the host"
+        if self.backbone.why_uncapturable and options.graph == "auto":
+            return self.backbone.why_uncapturable
+        return ""
 
 
 def _is_probed(data: RunData) -> bool:
@@ -175,7 +192,7 @@ def make_train_step(experiment: Experiment, number: int, options: TrainingOption
     if options.sync_batchnorm:
         head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
     trunk = Trunk(experiment.backbone, stage, experiment.frozen_batchnorm, experiment.batchnorm)
-    module = StageModule(trunk, head.to(world.device), task.loss)
+    module = StageModule(trunk, head.to(world.device), task)
     task.start_stage(stage, trunk, head)
     if not task.fixed_sizes:
         set_cudnn_benchmark(False)
@@ -185,7 +202,8 @@ def make_train_step(experiment: Experiment, number: int, options: TrainingOption
         options.augment_backend, (*views, *task.held_out_views(stage.level)), world.device
     )
     precision = options.resolved_precision(world.device)
-    step = experiment.choose_step(stage, options, world)
+    step, graph = experiment.choose_step(stage, options, world)
     return TrainStep(
-        module, optimiser, views, precision, world, augment, step, options.fold_frozen, experiment.clip_norm
-    )
+        module, optimiser, views, precision, world, augment, step, options.fold_frozen, experiment.clip_norm,
+        graph,
+    )  # fmt: skip

@@ -110,8 +110,8 @@ def _in_use(device: torch.device) -> str:
 
 def _less(options: TrainingOptions, precision: str, num_ranks: int) -> Iterator[str]:
     """Yield options that need less memory, first those that do not change the experiment."""
-    if options.compile == "graphs":
-        yield "--compile off"
+    if options.graph == "auto":
+        yield "--graph off"
     try:
         parts = replace(options, accumulate=2 * options.accumulate)
         images = parts.rank_batch(num_ranks)

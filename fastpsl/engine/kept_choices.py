@@ -45,7 +45,8 @@ def report_choices(
         log: Called with the name of each choice, and with the choice in words.
     """
     augment, step, frozen = train_step.augment, train_step.step_choice, stage.first_learning - 1
-    choices = [("compile", compile_value(step.mode), step.reason)]
+    graph = train_step.graph_choice
+    choices = [("compile", compile_value(step.mode), step.reason), ("graph", graph.value, graph.reason)]
     if views:
         choices.insert(0, ("augment_backend", augment.path, augment.reason))
     for name, value, reason in choices:

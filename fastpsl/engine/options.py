@@ -20,14 +20,9 @@ if TYPE_CHECKING:
 # Fields with this metadata may change on resume. All others are science and must stay equal.
 MACHINE = {"machine": True}
 # The modes of `train_step`, by the values of --compile.
-StepMode = Literal["auto", "eager", "fused", "compiled", "graphed"]
-STEP_MODES: dict[str, StepMode] = {
-    "auto": "auto",
-    "off": "eager",
-    "fused": "fused",
-    "on": "compiled",
-    "graphs": "graphed",
-}
+StepMode = Literal["auto", "eager", "fused", "compiled"]
+STEP_MODES: dict[str, StepMode] = {"auto": "auto", "off": "eager", "fused": "fused", "on": "compiled"}
+GraphName = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +178,14 @@ class TrainingOptions(RunOptions):
     augment_backend: Literal["auto", "unfused", "fused"] = field(default="auto", metadata=MACHINE)
     """Augmentation operation by operation (unfused) or in few kernels (fused); auto: fused if possible."""
     compile: Annotated[
-        Literal["auto", "off", "fused", "on", "graphs"],
+        Literal["auto", "off", "fused", "on"],
         arg(
-            help="How the learning blocks run: off, as they are; fused, with fused BatchNorms; on, by "
-            "torch.compile; graphs, in CUDA graphs; auto, as was measured to be fastest."
+            help="How the blocks run: off, as they are; fused, with fused BatchNorms; on, by torch.compile; "
+            "auto, the fastest known way."
         ),
     ] = field(default="auto", metadata=MACHINE)
+    graph: GraphName = field(default="auto", metadata=MACHINE)
+    """Replay each step as one CUDA graph; auto: on one GPU, wherever the stage can be captured."""
     fold_frozen: bool = field(default=False, metadata=MACHINE)
     """Fold BatchNorm into the convolutions of blocks that do not learn."""
 

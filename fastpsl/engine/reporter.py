@@ -26,7 +26,7 @@ from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.terminal import escaped
 from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
 from fastpsl.engine.training_lines import Numbers
-from fastpsl.engine.trunk import Metrics
+from fastpsl.engine.trunk import StepMetrics
 from fastpsl.engine.wandb_run import start_wandb
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.pipelines.doing import clock
@@ -74,7 +74,6 @@ class Reporter:
         self._names: list[str] = []
         self._wait_s = 0.0
         self._window_started = time.perf_counter()
-        self._num_skipped: Tensor | None = None
         self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
         self._is_timed = False
         self._told: dict[str, str] = {}
@@ -150,14 +149,14 @@ class Reporter:
             with open(path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerow([sample.index, sample.name, sample.reason])
 
-    def step(self, step: int, run_step: int, lr: float, metrics: Metrics, num_skipped: Tensor) -> None:
-        """Note one step. `num_skipped` counts the stage's steps with non-finite gradients, on the device.
+    def step(self, step: int, run_step: int, lr: float, metrics: StepMetrics) -> None:
+        """Note one step.
 
         Raises:
-            ValueError: So many steps in a row had such gradients that the training has diverged.
+            ValueError: So many steps had non-finite gradients that the training has diverged.
         """
         self._finish_look()
-        self._names = list(metrics)
+        self._names = list(metrics.names)
         row = {
             "run_step": run_step,
             "stage": self._stage.name,
@@ -165,8 +164,7 @@ class Reporter:
             "step": step,
             "lr": lr,
         }
-        self._pending.append((row, torch.stack([torch.stack(pair).float() for pair in metrics.values()])))
-        self._num_skipped = num_skipped
+        self._pending.append((row, metrics.values))
         if self.screen:
             self.screen.reach(step)
         if step == self._num_steps:
@@ -186,9 +184,7 @@ class Reporter:
     def _begin_look(self) -> None:
         """Sum the pending metrics over the ranks, and start their transfer to the host."""
         sums = sum_over_ranks(self.world, torch.stack([values for _, values in self._pending]))
-        assert self._num_skipped is not None
-        numbers = Fetch(torch.cat([sums.flatten(), self._num_skipped.view(1)]))
-        self._look = [row for row, _ in self._pending], self._names, numbers
+        self._look = [row for row, _ in self._pending], self._names, Fetch(sums)
         self._pending = []
 
     def _finish_look(self) -> None:
@@ -196,23 +192,23 @@ class Reporter:
         if self._look is None:
             return
         (steps, names, numbers), self._look = self._look, None
-        *flat, skipped = numbers.numbers()
-        pairs = list(zip(flat[::2], flat[1::2], strict=True))
-        rows = [pairs[i : i + len(names)] for i in range(0, len(pairs), len(names))]
+        rows = numbers.values().tolist()
         now = time.perf_counter()
         elapsed = max(now - self._window_started, 1e-9)
         lines = [
             row
             | {
                 name: total / count if count else None
-                for name, (total, count) in zip(names, values, strict=True)
+                for name, (total, count) in zip(names, pairs, strict=True)
             }
-            for row, values in zip(steps, rows, strict=True)
+            for row, (*pairs, _) in zip(steps, rows, strict=True)
         ]
         if self.file and self.screen:
             self.file.append(lines)
             self._show(lines, names, elapsed if self._is_timed else None)
-        if text := self._skipped_steps.line(int(skipped), lines[0]["step"], lines[-1]["step"]):
+        # Every rank has the same number.
+        skipped = [round(total / count) for *_, (total, count) in rows]
+        if text := self._skipped_steps.line(skipped, lines[0]["step"]):
             self.log(text)
         self._is_timed = True
         self._window_started, self._wait_s = time.perf_counter(), 0.0

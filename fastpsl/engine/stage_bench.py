@@ -147,19 +147,18 @@ class StageBench:
     def _step(self, batches: Iterator[Batch]) -> int:
         self.warm_up()
         accumulate = self.options.accumulate
-        for number in range(1, accumulate + 1):
-            self.train_step.backward(next(batches), accumulate, is_last=number == accumulate)
-        self.train_step.update(self.lr)
-        self.experiment.task.after_step()
+        self.train_step.step(itertools.islice(batches, accumulate), self.lr, accumulate)
         return self.batch_size * accumulate
 
     def warm_up(self) -> None:
-        """Run, once, the task's passes before a stage's first step, such as those that fill MoCo's queue."""
+        """Run, once, what precedes a stage's usual steps: passes that fill MoCo's queue, and a capture."""
         if self._warmed_up:
             return
         self._warmed_up = True
         for _ in range(self.experiment.task.num_warm_up_batches(self.stage) or 0):
             self.train_step.warm_up(self.experiment.task.warm_up, self.synthetic_batch())
+        for _ in range(self.train_step.num_first_steps):
+            self._step(itertools.repeat(self.synthetic_batch()))
 
     def _rate(self, work: Callable[[], int], min_calls: int = 1) -> float:
         cpu_s, started = time.process_time(), time.perf_counter()

@@ -1,6 +1,6 @@
 """The interface between the trainer and a pretext task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Task:
 
     @property
     def fixed_sizes(self) -> bool:
-        """Whether all images have one size. If not, cuDNN's benchmark, which runs per size, is off."""
+        """Whether all images have one size. If not, no step is captured, and cuDNN's benchmark is off."""
         return True
 
     # What is learned
@@ -63,6 +63,11 @@ class Task:
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Compute the loss of a batch, in training or, if `head.training` is false, on validation data.
+
+        In training, it is captured once and replayed for every batch, so it must be a function of tensors. A
+        number that changes between steps must be a tensor on the device, and a tensor that lasts must be
+        written in place and not replaced. What it writes is in `step_state`. The batch has no `epoch`, `step`
+        and `bad`.
 
         Args:
             trunk: The blocks of the backbone that the stage runs.
@@ -96,6 +101,42 @@ class Task:
             level: The stage's level.
         """
         return 1
+
+    def variant(self, epoch: int) -> int:
+        """Return the variant of the step in an epoch, which `loss` reads as `batch.variant`.
+
+        Each variant is captured by itself, because a captured step cannot branch.
+
+        Args:
+            epoch: The epoch, counted over all stages.
+
+        Returns:
+            A small number, 0 or more.
+        """
+        return 0
+
+    def batch_tensors(self, epoch: int, step: int, num_images: int) -> Mapping[str, Tensor]:
+        """Return small tensors that depend on the epoch or the step, which `loss` reads as `batch.extra`.
+
+        Args:
+            epoch: The epoch of the batch.
+            step: The batch's number in it.
+            num_images: The images of the batch, over all ranks.
+
+        Returns:
+            Tensors on the host by name, of the same sizes for each batch.
+        """
+        return {}
+
+    def step_state(self) -> Iterable[Tensor]:
+        """Return the tensors that `loss` and `after_step` write, such as queues, stores and counts.
+
+        A step with non-finite gradients leaves them as they were.
+
+        Returns:
+            Tensors of the present stage, which `start_stage` has made.
+        """
+        return ()
 
     # The data
 
@@ -192,7 +233,7 @@ class Task:
         return None
 
     def after_step(self) -> None:
-        """Update momentum copies and queues after an optimizer step."""
+        """Update momentum copies and queues after an optimizer step; a function of tensors, as `loss`."""
 
     def end_epoch(self) -> Figures | None:
         """Finish an epoch after its last step, also if --max-steps-per-stage cut it short.

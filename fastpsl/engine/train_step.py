@@ -1,8 +1,8 @@
 """The training step of a stage: module, optimiser and scaler, and the evaluation on validation data."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from fastpsl.engine.compile_modes import EAGER, StepChoice, begin_pass, make_runner
+from fastpsl.engine.compile_modes import EAGER, StepChoice, make_runner
 from fastpsl.engine.distributed import World, sum_over_ranks
-from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.engine.step_graph import LAUNCHED, GraphChoice, StepGraphs, beside
+from fastpsl.engine.step_state import StepState
+from fastpsl.engine.trunk import Metrics, StepMetrics, Trunk
 from fastpsl.pipelines.augment import UNFUSED, Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
@@ -21,37 +23,61 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FP16_INITIAL_SCALE = 65536.0
 
 
-Loss = Callable[[Trunk, nn.Module, Sequence[Tensor], Batch], tuple[Tensor, Metrics]]
-"""The type of `Task.loss`. The task is no submodule, because DDP must not handle its momentum copies."""
+class StepTask(Protocol):
+    """What a step calls of a `Task`."""
+
+    def loss(
+        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]: ...
+
+    def after_step(self) -> None: ...
+
+    def step_state(self) -> Iterable[Tensor]: ...
+
+    def variant(self, epoch: int) -> int: ...
+
+    def batch_tensors(self, epoch: int, step: int, num_images: int) -> Mapping[str, Tensor]: ...
 
 
 class StageModule(nn.Module):
-    """A module with blocks, head and loss in one forward, because DDP needs exactly one forward per step."""
+    """A module with blocks, head and loss in one forward, because DDP needs exactly one forward per step.
 
-    def __init__(self, trunk: Trunk, head: nn.Module, loss: Loss):
+    The task is no submodule, because DDP must not handle its momentum copies.
+    """
+
+    def __init__(self, trunk: Trunk, head: nn.Module, task: StepTask):
         super().__init__()
         self.trunk, self.head = trunk, head
-        self._loss = loss
+        self.task = task
 
     @override
     def forward(self, inputs: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Metrics]:
-        return self._loss(self.trunk, self.head, inputs, batch)
+        return self.task.loss(self.trunk, self.head, inputs, batch)
 
     def learning_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield names and parameters for the stage's optimiser: learning blocks first, then the head."""
         yield from self.trunk.learning.named_parameters(prefix="trunk")
         yield from self.head.named_parameters(prefix="head")
 
+    def written_buffers(self) -> Iterator[Tensor]:
+        """Yield the buffers that a training forward pass writes, such as running statistics."""
+        for part in self.modules():
+            if part.training:
+                yield from part.buffers(recurse=False)
+
 
 class TrainStep:
     """A training step, with the same code for one rank and many.
 
+    A step is a function of tensors, so that it can be captured once and replayed (`StepGraphs`).
+
     The scaler is used in every precision. Outside fp16 its scale is 1 and changes no value, but it passes
     found_inf to the fused optimiser as a tensor. The optimiser then skips steps with non-finite gradients
-    without a transfer to the host.
+    without a transfer to the host. A skipped step changes nothing else either: `StepState` restores what its
+    forward pass and the task have written.
 
     Args:
-        module: The blocks, the head and the loss.
+        module: The blocks, the head and the task.
         optimiser: The optimiser of the module's learning parameters.
         views: The views of each sample.
         precision: "fp32", "bf16" or "fp16".
@@ -60,6 +86,7 @@ class TrainStep:
         step: The mode in which blocks run.
         fold_frozen: Whether frozen blocks run as folded copies (`Trunk.fold_frozen`).
         clip_norm: As in `Experiment`.
+        graph: Whether steps are captured.
     """
 
     def __init__(
@@ -73,19 +100,25 @@ class TrainStep:
         step: StepChoice = EAGER,
         fold_frozen: bool = False,
         clip_norm: float | None = None,
+        graph: GraphChoice = LAUNCHED,
     ):
         self.module, self.optimiser, self.views, self.world = module, optimiser, views, world
         self.augment, self.step_choice, self.fold_frozen = augment, step, fold_frozen
-        self.clip_norm = clip_norm
+        self.clip_norm, self.graph_choice = clip_norm, graph
         self.dtype = DTYPES[precision]
-        scale = FP16_INITIAL_SCALE if precision == "fp16" else 1.0
-        self.scaler = torch.amp.GradScaler(world.device.type, init_scale=scale)
+        self.scaler = self._new_scaler()
         self.num_skipped = torch.zeros((), device=world.device)
-        self._totals: Metrics = {}
+        self.lr = torch.zeros((), device=world.device)
+        self._lr_on_host = 0.0  # for checkpoints
+        self._bind_rate()
         optimiser.register_step_pre_hook(self._count_skipped)
+        self._is_skipped: Tensor | None = None
+        self._state = StepState([*module.written_buffers(), *module.task.step_state()])
+        self._graphs = StepGraphs(self._compute, self._abandon, graph, world) if graph.captures else None
         self.forward: nn.Module = module
         if world.size > 1:
-            parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
+            with beside(world.device) if graph.captures else contextlib.nullcontext():
+                parallel = DistributedDataParallel(module, gradient_as_bucket_view=True)
             # DDP has copied rank 0's buffers to all ranks on construction. Copying them at each forward pass
             # would make the other ranks wait. It is not needed: a training step only reads the running
             # statistics of frozen blocks, which do not change, and rank 0's, which are saved, are its own
@@ -94,37 +127,50 @@ class TrainStep:
             parallel.broadcast_buffers = False
             self.forward = parallel
         module.trunk.runner = make_runner(step.mode)
-        if step.mode == "graphed":
-            # A CUDA graph's outputs are in its own memory, which its next pass overwrites. Gradients that
-            # already exist are added to in place, so they stay outside that memory.
-            for _, parameter in module.learning_parameters():
-                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         if fold_frozen:
             module.trunk.fold_frozen(self.dtype)
 
-    def step(self, batches: Sequence[Batch], lr: float) -> Metrics:
-        """Make one optimiser step on the mean gradient of `batches`, and return the metrics of `update`."""
-        for number, batch in enumerate(batches, start=1):
-            self.backward(batch, len(batches), is_last=number == len(batches))
-        return self.update(lr)
+    def step(self, batches: Iterable[Batch], lr: float, num_batches: int = 1) -> StepMetrics:
+        """Make one optimiser step on the mean gradient of `batches`.
 
-    def backward(self, batch: Batch, num_batches: int, is_last: bool) -> None:
-        """Add the gradient of one of a step's `num_batches` batches. The last one averages over the ranks."""
-        with contextlib.nullcontext() if is_last or self.world.size == 1 else self.forward.no_sync():  # type: ignore[operator]
-            loss, metrics = self._forward(batch, self.views)
-            self.scaler.scale(loss / num_batches).backward()
-        for name, (value, count) in metrics.items():
-            before = self._totals.get(name, (0.0, 0.0))
-            self._totals[name] = (before[0] + value, before[1] + count)
-
-    def update(self, lr: float) -> Metrics:
-        """Make the optimiser's step with the learning rate `lr`.
+        Args:
+            batches: The batches, each of which is taken when the one before is computed or copied.
+            lr: The learning rate.
+            num_batches: The number of batches.
 
         Returns:
-            The metrics of the step's batches, summed, still on the device.
+            The metrics of the batches, summed.
         """
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        self._set_rate(lr)
+        prepared = map(self._of_step, batches)
+        if self._graphs is None:
+            return self._compute(prepared, num_batches)
+        return self._graphs.step(prepared, num_batches)
+
+    @property
+    def num_first_steps(self) -> int:
+        """The number of a stage's steps until the first one that is a replay."""
+        return 0 if self._graphs is None else self._graphs.num_launched + 1
+
+    def release(self) -> None:
+        """Free the captured steps and their memory. Later steps are captured anew."""
+        if self._graphs is not None:
+            self._graphs = StepGraphs(self._compute, self._abandon, self.graph_choice, self.world)
+
+    def _compute(self, batches: Iterable[Batch], num_batches: int) -> StepMetrics:
+        """Launch a whole step, in which no value is read on the host."""
+        self._state.keep()
+        totals: dict[str, tuple[Tensor, Tensor]] = {}
+        number = 0
+        for number, batch in enumerate(batches, start=1):
+            shares = number == num_batches or self.world.size == 1
+            with contextlib.nullcontext() if shares else self.forward.no_sync():  # type: ignore[operator]
+                loss, metrics = self._forward(batch, self.views)
+                self.scaler.scale(loss / num_batches).backward()
+            for name, (value, count) in metrics.items():
+                before = totals.get(name)
+                totals[name] = (value, count) if before is None else (before[0] + value, before[1] + count)
+        assert number == num_batches, (number, num_batches)
         if self.clip_norm is not None:
             # Clipping keeps non-finite gradients non-finite. The scaler has seen them and skips the step.
             self.scaler.unscale_(self.optimiser)
@@ -134,9 +180,48 @@ class TrainStep:
             self.scaler.update()
         else:
             self.scaler.update(new_scale=1.0)
-        self.optimiser.zero_grad(set_to_none=self.step_choice.mode != "graphed")
-        totals, self._totals = self._totals, {}
-        return totals
+        self.optimiser.zero_grad(set_to_none=True)
+        self.module.task.after_step()
+        assert self._is_skipped is not None
+        self._state.restore_if(self._is_skipped)
+        self._is_skipped = None  # it lies in the memory of the graph that is being captured
+        pairs = [*totals.values(), (self.num_skipped, torch.ones_like(self.num_skipped))]
+        return StepMetrics(tuple(totals), torch.stack([torch.stack(pair).float() for pair in pairs]))
+
+    def _abandon(self) -> None:
+        """Forget what half of a step has left on the host, after its capture failed."""
+        self.optimiser.zero_grad(set_to_none=True)
+        state, self.scaler = self.scaler.state_dict(), self._new_scaler()
+        self.scaler.load_state_dict(state)
+        self._is_skipped = None
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        scale = FP16_INITIAL_SCALE if self.dtype == torch.float16 else 1.0
+        return torch.amp.GradScaler(self.world.device.type, init_scale=scale)
+
+    def _bind_rate(self) -> None:
+        """Make the optimiser read its rate from `lr`, which lies on the device.
+
+        apex's optimiser reads a number.
+        """
+        if not getattr(self.optimiser, "needs_rate_on_host", False):
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.lr
+
+    def _set_rate(self, lr: float) -> None:
+        self._lr_on_host = lr
+        self.lr.fill_(lr)
+        if getattr(self.optimiser, "needs_rate_on_host", False):
+            for group in self.optimiser.param_groups:
+                group["lr"] = lr
+
+    def _of_step(self, batch: Batch) -> Batch:
+        """Return the batch as a step sees it, with the task's tensors."""
+        if not isinstance(batch, Batch):
+            return batch  # of a loader of its own, whose steps are never captured
+        task, num_images = self.module.task, len(batch.indices) * self.world.size
+        extra = task.batch_tensors(batch.epoch, batch.step, num_images)
+        return batch.of_step(task.variant(batch.epoch), extra)
 
     @torch.no_grad()
     def evaluate(
@@ -161,7 +246,7 @@ class TrainStep:
         for batch in batches:
             if stopped():
                 return None
-            _, metrics = self._forward(batch, views)
+            _, metrics = self._forward(self._of_step(batch), views)
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, 0) + torch.stack(pair).double()
         self.module.train()
@@ -178,14 +263,13 @@ class TrainStep:
         self, take: Callable[[Trunk, nn.Module, Sequence[Tensor], Batch], None], batch: Batch
     ) -> None:
         """Pass a batch outside the steps to `take` (`Task.warm_up`), augmented and under autocast."""
+        batch = self._of_step(batch)
         inputs = self.augment.inputs(batch, self.views, self.dtype)
-        begin_pass(self.step_choice.mode)
         with self.autocast():
             take(self.module.trunk, self.module.head, inputs, batch)
 
     def _forward(self, batch: Batch, views: Sequence[ViewSpec]) -> tuple[Tensor, Metrics]:
         inputs = self.augment.inputs(batch, views, self.dtype)
-        begin_pass(self.step_choice.mode)
         with self.autocast():
             output: tuple[Tensor, Metrics] = self.forward(inputs, batch)
             return output
@@ -203,17 +287,22 @@ class TrainStep:
         return torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
 
     def _count_skipped(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
-        self.num_skipped += optimiser.found_inf  # type: ignore[attr-defined]  # set by the scaler for fused optimisers
+        # The scaler sets it for fused optimisers.
+        self._is_skipped = optimiser.found_inf  # type: ignore[attr-defined]
+        self.num_skipped += self._is_skipped
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of head, optimiser and scaler. The backbone is saved by its owner."""
+        optimiser = self.optimiser.state_dict()
+        groups = [{**group, "lr": self._lr_on_host} for group in optimiser["param_groups"]]
         return {
             "head": self.module.head.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": {**optimiser, "param_groups": groups},
             "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.head.load_state_dict(state["head"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self._bind_rate()  # loading has replaced it
         self.scaler.load_state_dict(state["scaler"])

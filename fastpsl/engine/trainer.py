@@ -110,6 +110,7 @@ class StageTrainer:
             if self.fresh and not self._warm_up(loader):
                 return False
             finished = self._train(loader, progress)
+            self.train_step.release()  # the pass over the validation data has the memory
             self.save()
             held_out: dict[str, float] | None = {}
             if finished and val_loader:
@@ -190,21 +191,17 @@ class StageTrainer:
                 step_words = f"{name}: step {position.step + 1:,} of {end_step:,}"
                 progress.turn_to(f"{step_words}: {waiting}", early=bool(building))
                 lr = experiment.schedule(self._moment())
-                for number in range(1, options.accumulate + 1):
-                    if number == 1:
-                        batch = next_on_all_ranks(watched, run.world, self._save_last_step)
-                        progress.turn_to(f"{step_words}{building}", early=bool(building))
-                    else:
-                        batch = next(watched)
-                    self.train_step.backward(batch, options.accumulate, is_last=number == options.accumulate)
-                metrics, building = self.train_step.update(lr), ""
-                experiment.task.after_step()
+                first = next_on_all_ranks(watched, run.world, self._save_last_step)
+                progress.turn_to(f"{step_words}{building}", early=bool(building))
+                rest = itertools.islice(watched, options.accumulate - 1)
+                metrics = self.train_step.step(itertools.chain([first], rest), lr, options.accumulate)
+                building = ""
                 position.step += 1
                 position.run_step += 1
                 if position.step % steps_per_epoch == 0:
                     progress.turn_to(f"{name}: after epoch {epoch + 1}")
                     self._end_epoch()
-                run.reporter.step(position.step, position.run_step, lr, metrics, self.train_step.num_skipped)
+                run.reporter.step(position.step, position.run_step, lr, metrics)
                 position.seconds += time.perf_counter() - started  # the reporter has waited for the device
                 decision = run.stop_signal.after_step()
                 if decision.stop and position.step < end_step:

@@ -1,7 +1,7 @@
 """A backbone's blocks as a stage runs them: frozen blocks, then learning blocks."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,19 @@ from fastpsl.models.fold_batchnorm import check_foldable, folded
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
 """Metric name → (sum over valid samples, number of valid samples), both float32 scalars on the device."""
+
+
+class StepMetrics(NamedTuple):
+    """The metrics of a step, still on the device.
+
+    Attributes:
+        names: The names of the task's metrics.
+        values: float32 [len(names) + 1, 2], a sum and a number per metric. The last row is the number of the
+            stage's skipped steps up to this one, and 1.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
 
 
 class Trunk(nn.Module):

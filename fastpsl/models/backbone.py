@@ -24,6 +24,8 @@ class Backbone(nn.Module):
         block_names: The names of the blocks in the network's paper.
         min_px: The smallest side of an image that all blocks can read, in pixels.
         why_untraceable: Why torch.compile and torch.fx cannot follow the blocks. Empty if they can.
+        why_uncapturable: Why a step of the blocks is captured as a CUDA graph only if asked for. Empty if
+            `--graph auto` captures it.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Backbone(nn.Module):
     block_names: tuple[str, ...]
     min_px: int = 1
     why_untraceable: str = ""
+    why_uncapturable: str = ""
 
     def blocks(self) -> list[nn.Module]:
         """Return B1, B2, … in order. They share this module's parameters."""

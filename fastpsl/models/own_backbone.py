@@ -23,6 +23,8 @@ class OwnBackbone(Wrapped):
     A `Backbone` is such a module, but any torch.nn.Module will do. `block_names` and `min_px` are optional.
     """
 
+    why_uncapturable = "an own backbone may decide by values of Python, which a graph keeps; try --graph on"
+
     def __init__(self, name: str, num_channels: int = 3):
         """Run the file, build the module and check it with one forward pass.
 

@@ -1,8 +1,9 @@
 """The batch that a loader hands out: images, draws, indices, labels and the samples that were skipped."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import final
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NoReturn, final
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from typing_extensions import override
 
 from fastpsl.pipelines.views import Op, ViewSpec
 
+# What differs between steps and is no tensor.
+_OUT_OF_REACH = ("epoch", "step", "bad")
 ALIGNMENT = 16  # bytes; enough for vectorised loads and for every dtype
 
 
@@ -53,6 +56,8 @@ class Batch:
         step: The step within its epoch.
         bad: The samples skipped in this batch, with `on_bad_sample="skip"`.
         ops: The operations of each view, by which `draw` finds their draws.
+        extra: What the task has added for this step (`Task.batch_tensors`), by name, on the device.
+        variant: The variant of the step that the task has chosen (`Task.variant`).
     """
 
     images: list[Tensor]
@@ -63,6 +68,51 @@ class Batch:
     step: int
     bad: list[BadSample] = field(default_factory=list)
     ops: Sequence[tuple[Op, ...]] = ()
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    variant: int = 0
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Explain why a batch within a step lacks a field (`of_step`)."""
+            if name in _OUT_OF_REACH:
+                raise AttributeError(
+                    f"Batch.{name} is out of reach within a step, which may be captured once and replayed "
+                    "for every batch; Task.batch_tensors and Task.variant may depend on it"
+                )
+            raise AttributeError(f"Batch has no attribute {name}")
+
+    def of_step(self, variant: int = 0, extra: Mapping[str, Tensor] | None = None) -> "Batch":
+        """Return this batch as a task's `loss` sees it: without `epoch`, `step` and `bad`.
+
+        Args:
+            variant: The variant of the step.
+            extra: Tensors of the task by name, on the host or on the batch's device. From the host they are
+                copied without a wait.
+
+        Returns:
+            A batch of the same tensors.
+        """
+        batch = replace(self, variant=variant, extra=dict(extra or {}))
+        device = self.indices.device
+        if device.type == "cuda":
+            batch.extra = {name: _to_device(tensor, device) for name, tensor in batch.extra.items()}
+        for name in _OUT_OF_REACH:
+            delattr(batch, name)
+        return batch
+
+    def clone(self) -> "Batch":
+        """Return a batch of copies of the tensors, in the same memory formats."""
+        small = list(self._small())
+        return self._with([i.clone() for i in self.images], small, [tensor.clone() for tensor in small])
+
+    def copy_(self, source: "Batch") -> None:
+        """Copy the values of another batch of the same sizes into this one's tensors.
+
+        Args:
+            source: A batch with the same views, draws and sizes, on the same device.
+        """
+        torch._foreach_copy_(list(self.tensors()), list(source.tensors()))
 
     def draw(self, kind: type[Op]) -> dict[str, Tensor]:
         """Return the draw of the views' only operation of a type.
@@ -136,34 +186,28 @@ class Batch:
             The copy.
         """
 
-        def move(tensor: Tensor) -> Tensor:
-            if tensor.device == device:
-                return tensor
-            pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
-            return pinned.to(device, non_blocking=True)
-
         small = [tensor for tensor in self._small() if tensor.device != device]
         buffer, starts = pack(small, pin_memory=True)
         return self._with(
-            [move(images) for images in self.images], small, unpack(move(buffer), starts, small)
+            [_to_device(images, device) for images in self.images],
+            small,
+            unpack(_to_device(buffer, device), starts, small),
         )
 
     def _with(self, images: list[Tensor], small: Sequence[Tensor], moved: Sequence[Tensor]) -> "Batch":
         """Return this batch with other images, and with moved[i] in place of small[i]."""
-        new = {id(tensor): copy for tensor, copy in zip(small, moved, strict=True)}
-        return Batch(
-            images=images,
-            draws=[
-                tuple({key: new.get(id(value), value) for key, value in draw.items()} for draw in draws)
-                for draws in self.draws
-            ],
-            indices=new.get(id(self.indices), self.indices),
-            labels=new.get(id(self.labels), self.labels),
-            epoch=self.epoch,
-            step=self.step,
-            bad=self.bad,
-            ops=self.ops,
-        )
+        new = {id(tensor): moved_tensor for tensor, moved_tensor in zip(small, moved, strict=True)}
+
+        def moved_ones(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: new.get(id(tensor), tensor) for name, tensor in named.items()}
+
+        batch = copy.copy(self)  # which may lack the fields that a step has not
+        batch.images = images
+        batch.draws = [tuple(map(moved_ones, draws)) for draws in self.draws]
+        batch.indices = new.get(id(self.indices), self.indices)
+        batch.labels = new.get(id(self.labels), self.labels)
+        batch.extra = moved_ones(self.extra)
+        return batch
 
     def _small(self) -> Iterator[Tensor]:
         yield self.indices
@@ -171,11 +215,20 @@ class Batch:
         for draws in self.draws:
             for draw in draws:
                 yield from draw.values()
+        yield from self.extra.values()
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield every tensor of the batch."""
         yield from self.images
         yield from self._small()
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Start a copy to a CUDA device from pinned memory; a tensor that is there already is returned."""
+    if tensor.device == device:
+        return tensor
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)
 
 
 def pack(tensors: Sequence[Tensor], *, pin_memory: bool = False) -> tuple[Tensor, list[int]]:

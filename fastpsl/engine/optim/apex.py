@@ -48,6 +48,8 @@ def fused_sgd(
         """
 
         _step_supports_amp_scaling = True
+        # FusedSGD passes its rate to the kernels as a number (`TrainStep`).
+        needs_rate_on_host = True
         # FusedSGD's own method has no argument `set_to_none`.
         zero_grad = torch.optim.Optimizer.zero_grad
 

@@ -43,7 +43,12 @@ def adam(
 ) -> torch.optim.Adam:
     """Build torch's fused Adam with weight decay on all parameters, where decay is added to the gradient."""
     parameters = [parameter for _, parameter in named_parameters]
-    return torch.optim.Adam(parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True)
+    optimiser = torch.optim.Adam(
+        parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True,
+        capturable=parameters[0].is_cuda,  # the fused kernels are the same
+    )  # fmt: skip
+    optimiser._warned_capturable_if_run_uncaptured = True  # the first steps are launched
+    return optimiser
 
 
 def decay_groups(

@@ -4,6 +4,7 @@ PSL: "we apply PSL on the data-augmentation part of MoCov2". We read this as the
 values of MoCo v2.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,8 +78,8 @@ class MoCo(Task):
         self.seed, self.batch_size, self.queue_size, self.key_group = seed, batch_size, queue_size, key_group
         self.momentum, self.temperature, self.width, self.size_px = momentum, temperature, width, size_px
         self.sobel_p = sobel_p
-        self.num_filled = self.next_slot = 0
-        self.new_keys: list[Tensor] = []  # of the current step
+        # The keys of the current step's batches; check_data knows how many these are.
+        self.new_keys: deque[Tensor] = deque(maxlen=1)
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
@@ -113,6 +114,8 @@ class MoCo(Task):
                 f"--queue-size {size} for {data.num_samples} training images, so an image would meet "
                 f"its own key as a negative: give at most {most}"
             )
+        # Those of a step that was given up, such as by a failed capture, give way to the next one's.
+        self.new_keys = deque(maxlen=batch_size // self.batch_size)
         share = self.batch_size // place_among_ranks()[1]
         if share % self.key_group:
             raise ValueError(
@@ -124,8 +127,10 @@ class MoCo(Task):
     def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
         """Copy the query encoder to the key encoder, and empty the queue."""
         self.key_encoder = KeyEncoder(trunk, head, self.momentum)
-        self.queue = torch.zeros(self.queue_size, self.width, device=next(head.parameters()).device)
-        self.num_filled = self.next_slot = 0
+        device = next(head.parameters()).device
+        self.queue = torch.zeros(self.queue_size, self.width, device=device)
+        self.slot = torch.zeros((), dtype=torch.int64, device=device)  # of the next key
+        self.num_filled = 0
         self.new_keys.clear()
 
     @override
@@ -136,7 +141,18 @@ class MoCo(Task):
     @override
     def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         """Add the batch's keys to the queue."""
-        self._enqueue(self._keys(inputs[1], batch, gathered(batch.indices) >= 0))
+        keys = self._keys(inputs[1], batch, gathered(batch.indices) >= 0)
+        self._enqueue(keys)
+        self.num_filled = min(self.num_filled + len(keys), self.queue_size)
+
+    @override
+    def batch_tensors(self, epoch: int, step: int, num_images: int) -> dict[str, Tensor]:
+        """Return the shuffled order of the batch's keys."""
+        return {"order": torch.from_numpy(shuffled_order(self.seed, epoch, step, num_images))}
+
+    @override
+    def step_state(self) -> list[Tensor]:
+        return [self.queue, self.slot, *self.key_encoder.parameters()]
 
     @override
     def loss(
@@ -169,19 +185,20 @@ class MoCo(Task):
     def after_step(self) -> None:
         """Update the key encoder and enqueue the keys of all accumulated batches, once per step."""
         self.key_encoder.follow()
-        self._enqueue(torch.cat(self.new_keys))
+        self._enqueue(torch.cat(list(self.new_keys)))
         self.new_keys.clear()
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        slots = {"num_filled": self.num_filled, "next_slot": self.next_slot}
+        slots = {"num_filled": self.num_filled, "next_slot": self.slot}
         return {"queue": self.queue, "key_encoder": self.key_encoder.state_dict(), **slots}
 
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.queue.copy_(state["queue"])
         self.key_encoder.load_state_dict(state["key_encoder"])
-        self.num_filled, self.next_slot = state["num_filled"], state["next_slot"]
+        self.num_filled = state["num_filled"]
+        self.slot.copy_(torch.as_tensor(state["next_slot"]))  # a number in older checkpoints
 
     @override
     def chance(self, level: int) -> float:
@@ -200,13 +217,14 @@ class MoCo(Task):
 
     def _keys(self, images: Tensor, batch: Batch, all_valid: Tensor) -> Tensor:
         """Return the keys of all ranks' images, float32 [world * B, width], in the order of the ranks."""
-        order = shuffled_order(self.seed, batch.epoch, batch.step, len(all_valid))
-        return encode_shuffled(self.key_encoder, images, all_valid, order, self.key_group)
+        return encode_shuffled(self.key_encoder, images, all_valid, batch.extra["order"], self.key_group)
 
     def _enqueue(self, keys: Tensor) -> None:
-        """Replace the oldest keys, in order, so that the queue is the same for any number of ranks."""
-        end = self.next_slot + len(keys)
-        assert end <= self.queue_size, (self.next_slot, len(keys), self.queue_size)
-        self.queue[self.next_slot : end] = keys
-        self.next_slot = end % self.queue_size
-        self.num_filled = min(self.num_filled + len(keys), self.queue_size)
+        """Replace the oldest keys, in order, so that the queue is the same for any number of ranks.
+
+        A key that is not finite leaves the old one in its place.
+        """
+        places = (self.slot + torch.arange(len(keys), device=keys.device)) % self.queue_size
+        finite = keys.isfinite().all(1, keepdim=True)
+        self.queue.index_copy_(0, places, torch.where(finite, keys, self.queue[places]))
+        self.slot.add_(len(keys)).remainder_(self.queue_size)

@@ -38,7 +38,6 @@ class KeyEncoder:
         self._update = get_ema_multi_avg_fn(momentum)
 
         self._cast: tuple[nn.ModuleList, nn.Module] | None = None
-        self._cast_is_current = False
 
     @torch.no_grad()
     def __call__(self, images: Tensor, group_size: int) -> Tensor:
@@ -76,18 +75,17 @@ class KeyEncoder:
                 for layer in part.modules():
                     if isinstance(layer, nn.Conv2d | nn.Linear):
                         layer.to(dtype)
-        if not self._cast_is_current:
-            cast_parameters: list[Tensor] = [
-                parameter for part in self._cast for parameter in part.parameters()
-            ]
-            torch._foreach_copy_(cast_parameters, self._mine)
-            self._cast_is_current = True
+        cast_parameters: list[Tensor] = [parameter for part in self._cast for parameter in part.parameters()]
+        torch._foreach_copy_(cast_parameters, self._mine)
         return self._cast
 
     def follow(self) -> None:
         """Update every parameter after a step: k ← momentum * k + (1 - momentum) * q (MoCo, equation 2)."""
         self._update(self._mine, self._theirs, None)
-        self._cast_is_current = False
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters that `follow` writes."""
+        return self._mine
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         return {"learning": self.learning.state_dict(), "head": self.head.state_dict()}
@@ -95,7 +93,6 @@ class KeyEncoder:
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         self.learning.load_state_dict(state["learning"])
         self.head.load_state_dict(state["head"])
-        self._cast_is_current = False
 
 
 def _by_batch_statistics(module: Module) -> Module:

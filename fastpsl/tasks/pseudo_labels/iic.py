@@ -189,6 +189,19 @@ class IIC(Task):
         return 0 if len(self.sizes) == 1 or in_turn < HEAD_EPOCHS[0] else 1
 
     @override
+    def variant(self, epoch: int) -> int:
+        """Return the head that learns in `epoch`."""
+        return self.head_of(epoch)
+
+    @override
+    def step_state(self) -> list[Tensor]:
+        return self.epochs.written()
+
+    @override
+    def epoch_order(self, epoch: int) -> None:
+        self.epoch = epoch  # for `end_epoch`
+
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
@@ -197,7 +210,7 @@ class IIC(Task):
         Validation images are scored by head A.
         """
         assert isinstance(head, ClusterHeads)
-        number = self.head_of(batch.epoch) if head.training else 0
+        number = batch.variant if head.training else 0
         logits = head(trunk(joined(inputs)), number).float().unflatten(0, (len(inputs), -1))
         shares = logits.softmax(3)
         valid = batch.indices >= 0
@@ -210,8 +223,8 @@ class IIC(Task):
     @override
     def end_epoch(self) -> Figures:
         """Return the figures of the epoch's clusters; names of head B's end in _b."""
-        number = self.epochs.number
-        figures = self.epochs.end(list(self.sizes.values())[number], self.true_labels, self.seed)
+        number = self.head_of(self.epoch)
+        figures = self.epochs.end(number, list(self.sizes.values())[number], self.true_labels, self.seed)
         return {f"{name}_b": value for name, value in figures.items()} if number else figures
 
     @override
@@ -226,7 +239,7 @@ class IIC(Task):
 
     def _label(self, context: EpochContext, number: int) -> tuple[Tensor, Tensor]:
         """Return the labels int32 [N] and entropies float32 [N] of head `number`, on the CPU."""
-        best, num, world = self.epochs.best[number], self.num_samples, context.world
+        best, num, world = int(self.epochs.best[number]), self.num_samples, context.world
         entropy = torch.full((num + 1,), -1.0, device=world.device)
 
         def outputs() -> Iterator[tuple[Tensor, Tensor]]:
@@ -247,7 +260,7 @@ class IIC(Task):
         results = {
             "labels": self.labels,
             "entropy": self.entropy,
-            "best_sub_head": self.epochs.best[0],
+            "best_sub_head": int(self.epochs.best[0]),
             "second_labels": self.second_labels,
         }
         return {

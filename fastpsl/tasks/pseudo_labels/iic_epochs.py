@@ -21,22 +21,23 @@ class ClusterEpochs:
     epoch began, in 4 bytes per image.
 
     Attributes:
-        number: The head (from 0) of the current epoch.
-        best: For each head, the sub-head with the lowest mean loss in that head's last epoch. The first of
-            equal ones counts; it is 0 before.
+        best: For each head, the sub-head with the lowest mean loss in that head's last epoch, int64 on the
+            device. The first of equal ones counts; it is 0 before.
     """
 
     def __init__(self, num_heads: int, num_sub_heads: int, num_samples: int, device: torch.device):
         self.num_sub_heads, self.num_samples, self.device = num_sub_heads, num_samples, device
-        self.number, self.best = 0, [0] * num_heads
-        self._previous = [torch.full((num_samples,), _NONE, dtype=torch.int32) for _ in range(num_heads)]
-        self._forget()
-
-    def _forget(self) -> None:
+        # Captured steps read and write these tensors, so they are never replaced.
+        self.best = torch.zeros(num_heads, dtype=torch.int64, device=device)
         # The sums of the steps' finite losses, and their counts.
-        self._sums = torch.zeros((2, self.num_sub_heads), dtype=torch.float64, device=self.device)
+        self._sums = torch.zeros((2, num_sub_heads), dtype=torch.float64, device=device)
         # The last place is for padding.
-        self._clusters = torch.full((self.num_samples + 1,), _NONE, dtype=torch.int32, device=self.device)
+        self._clusters = torch.full((num_samples + 1,), _NONE, dtype=torch.int32, device=device)
+        self._previous = [torch.full((num_samples,), _NONE, dtype=torch.int32) for _ in range(num_heads)]
+
+    def written(self) -> list[Tensor]:
+        """Return the tensors that `see` writes."""
+        return [self._sums, self._clusters]
 
     @torch.no_grad()
     def see(self, number: int, indices: Tensor, losses: Tensor, logits: Tensor) -> None:
@@ -48,17 +49,19 @@ class ClusterEpochs:
             losses: [num_sub_heads], the same on all ranks.
             logits: [B, num_sub_heads, clusters] of this rank's images.
         """
-        self.number = number
         counts = losses.isfinite()
         self._sums += torch.stack([torch.where(counts, losses, 0.0), counts.float()])
-        logits = logits[:, self.best[number]]
+        logits = logits.index_select(1, self.best[number : number + 1])[:, 0]
         clusters = torch.where(logits.isfinite().all(1), logits.argmax(1), _NONE)
         self._clusters[torch.where(indices >= 0, indices, self.num_samples)] = clusters.to(torch.int32)
 
-    def end(self, num_clusters: int, true: np.ndarray | None, seed: int) -> dict[str, float | None]:
+    def end(
+        self, number: int, num_clusters: int, true: np.ndarray | None, seed: int
+    ) -> dict[str, float | None]:
         """End the epoch: choose the best sub-head, and warn on rank 0 if the clusters have collapsed.
 
         Args:
+            number: The head (from 0) that has learned.
             num_clusters: Clusters of the head.
             true: True labels, int [N], negative where there is none.
             seed: Seed of the shuffled labels.
@@ -67,16 +70,17 @@ class ClusterEpochs:
             On rank 0 `label_figures` of the images that were drawn, the best sub-head and its mutual
             information. This is in nats, averaged over the epoch's batches. On other ranks nothing.
         """
-        number = self.number
         if place_among_ranks()[1] > 1:
             # All ranks must choose the same sub-head, and their sums may differ by rounding.
             dist.broadcast(self._sums, src=0)
         total, num = self._sums.cpu()
         losses = torch.where(num > 0, total / num, torch.inf)
-        self.best[number] = best = int(losses.argmin())
+        best = int(losses.argmin())
+        self.best[number] = best
         clusters = self._gathered()
         previous, self._previous[number] = self._previous[number], clusters
-        self._forget()
+        self._sums.zero_()
+        self._clusters.fill_(_NONE)
         labels = clusters.numpy()
         is_drawn = labels >= 0
         if place_among_ranks()[0] != 0 or not is_drawn.any():
@@ -100,8 +104,7 @@ class ClusterEpochs:
     def state_dict(self) -> dict[str, Any]:
         """Return the state on the CPU, the same on every rank; every rank must call it."""
         return {
-            "number": self.number,
-            "best": list(self.best),
+            "best": self.best.tolist(),
             "previous": list(self._previous),
             "sums": self._sums.to("cpu", copy=True),
             "clusters": self._gathered(),
@@ -110,7 +113,7 @@ class ClusterEpochs:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of a partial epoch."""
         assert len(state["clusters"]) == self.num_samples, (len(state["clusters"]), self.num_samples)
-        self.number = state["number"]
-        self.best, self._previous = list(state["best"]), list(state["previous"])
-        self._sums = state["sums"].to(self.device)
+        self.best.copy_(torch.tensor(state["best"]))
+        self._previous = list(state["previous"])
+        self._sums.copy_(state["sums"])
         self._clusters[:-1] = state["clusters"].to(self.device)

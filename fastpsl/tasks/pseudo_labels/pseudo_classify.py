@@ -112,13 +112,17 @@ class PseudoClassify(Task):
         same = ((logits.argmax(1) == labels) * valid).sum()
         return loss, {"loss": (loss.detach() * num, num), "agreement": (same, num)}
 
+    @override
+    def step_state(self) -> list[Tensor]:
+        return self.store.written()
+
     def see(self, indices: Tensor, logits: Tensor) -> None:
         """Receive the outputs of a training step; this class ignores them."""
 
     def relabel(self, labels: Tensor | np.ndarray, epoch: int) -> Figures:
         """Set labels int [N], the same on all ranks, for `epoch`, and return their figures."""
         array = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
-        previous = self.store.current.cpu().numpy()
+        previous = self.store.current.cpu().numpy().copy()
         self.store.set(array, epoch)
         return {
             **self.figures(array, previous if previous[0] >= 0 else None),

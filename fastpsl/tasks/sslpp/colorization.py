@@ -166,6 +166,10 @@ class Colorization(Proxy):
         return to_float32(self._view.before_last_op(batch.images[0], batch.draws[0]))
 
     @override
+    def step_state(self) -> list[Tensor]:
+        return [self.num_grey]
+
+    @override
     def end_epoch(self) -> Figures:
         """Return num_grey, the number of grey images of the epoch."""
         num = int(total_over_ranks(self.num_grey))

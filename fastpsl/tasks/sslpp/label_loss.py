@@ -25,6 +25,7 @@ class LabelLoss:
 
     Attributes:
         entropy: float32 [], on the device.
+        sums: int64 [2], the sum of the losses and the number of labels, of this rank in the current epoch.
 
     Args:
         labels: Integers [N], negative before the first labels are made.
@@ -35,8 +36,7 @@ class LabelLoss:
 
     def __init__(self, labels: np.ndarray, num_classes: int, num_epochs: int, device: torch.device):
         self.num_classes, self.num_epochs, self.epoch = num_classes, num_epochs, 0
-        # The sum of the losses and the number of labels, of this rank in the current epoch.
-        self._sums = torch.zeros(2, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(2, dtype=torch.int64, device=device)
         # The same tensor for all labels, because a captured step goes on reading it.
         self.entropy = torch.zeros((), device=device)
         self.labels_are(labels)
@@ -49,15 +49,15 @@ class LabelLoss:
     def see(self, loss: Tensor, num: Tensor) -> None:
         """Add the mean loss of a step over `num` labels; one that is not finite is left out."""
         sums = torch.stack([loss.double() * num * _ONE_NAT, num.double()])
-        self._sums += torch.where(loss.isfinite(), sums, 0.0).round().long()
+        self.sums += torch.where(loss.isfinite(), sums, 0.0).round().long()
 
     def end_epoch(self) -> dict[str, float]:
         """Return the epoch's loss_labels and entropy_labels, in nats, on every rank.
 
         Warn on rank 0 after a tenth of the stage and at its end if the loss is not 1 % below the entropy.
         """
-        total, num = total_over_ranks(self._sums).tolist()
-        self._sums.zero_()
+        total, num = total_over_ranks(self.sums).tolist()
+        self.sums.zero_()
         self.epoch += 1
         if not num:
             return {}
@@ -75,9 +75,9 @@ class LabelLoss:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, the same on every rank; every rank must call it."""
-        return {"epoch": self.epoch, "sums": total_over_ranks(self._sums).cpu()}
+        return {"epoch": self.epoch, "sums": total_over_ranks(self.sums).cpu()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state, for any number of ranks."""
         self.epoch = state["epoch"]
-        self._sums.copy_(state["sums"] * (place_among_ranks()[0] == 0))
+        self.sums.copy_(state["sums"] * (place_among_ranks()[0] == 0))

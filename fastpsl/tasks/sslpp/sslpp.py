@@ -140,8 +140,8 @@ class SSLPlusPlus(Task):
             context, self.center, self.num_classes, PCA_WIDTH, K_MEANS_ITERATIONS, self.seed
         )
         renew(context.head["labels"], context.optimiser, torch_seed(self.seed, context.epoch))  # type: ignore[index]
-        previous = self.labels.cpu().numpy()
-        self.labels = labels.long()
+        previous = self.labels.cpu().numpy().copy()
+        self.labels.copy_(labels)
         array = labels.cpu().numpy()
         self.label_loss.labels_are(array)
         if place_among_ranks()[0] != 0:
@@ -186,6 +186,11 @@ class SSLPlusPlus(Task):
         }
 
     @override
+    def step_state(self) -> list[Tensor]:
+        labels = [self.label_loss.sums] if self.num_classes else []
+        return [*labels, *self._learned.step_state()]
+
+    @override
     def end_epoch(self) -> Figures | None:
         """Return the proxy's figures with those of `LabelLoss`, and warn if the labels are not learned."""
         figures = self._learned.end_epoch()
@@ -223,7 +228,7 @@ class SSLPlusPlus(Task):
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.center:
-            self.labels = state["labels"].to(self.labels.device)
+            self.labels.copy_(state["labels"])
             self.label_loss.labels_are(state["labels"].numpy())
         if "label_loss" in state:  # older checkpoints have none
             self.label_loss.load_state_dict(state["label_loss"])

@@ -1,0 +1,227 @@
+"""The training step as one CUDA graph (`--graph`): captured after a few launched steps, then replayed.
+
+Hundreds of small kernels take longer to launch than to run. A graph has the whole step, from augmentation to
+optimiser and the task's `after_step`, and is launched at once. Each batch is copied to tensors at fixed
+addresses, which the graph reads. Python runs at the capture alone, so a step must be a function of tensors.
+"""
+
+import contextlib
+import copy
+import functools
+import os
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from fastpsl.engine.distributed import World
+from fastpsl.engine.options import GraphName
+from fastpsl.engine.trunk import StepMetrics
+from fastpsl.pipelines.batch import Batch
+
+# Steps of each variant before its capture: they load kernels, choose convolutions and fill the optimiser's
+# state. DDP times its buckets for longer (torch's notes on CUDA graphs).
+NUM_LAUNCHED, NUM_LAUNCHED_BY_DDP = 3, 11
+_NCCL_FLAG = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+
+
+class GraphChoice(NamedTuple):
+    """Whether steps are captured, with the reason for it.
+
+    Attributes:
+        captures: Whether they are.
+        reason: A text for people.
+        must: Whether a step that cannot be captured is an error; otherwise it is launched.
+    """
+
+    captures: bool
+    reason: str
+    must: bool = False
+
+    @property
+    def value(self) -> str:
+        """The value of --graph that asks for it."""
+        return "on" if self.captures else "off"
+
+
+LAUNCHED = GraphChoice(False, "asked for")
+
+
+def choose_graph(asked: GraphName, device: torch.device, num_ranks: int, why_not: str) -> GraphChoice:
+    """Choose whether a stage's steps are captured.
+
+    Args:
+        asked: What --graph asks for. "auto" captures on one GPU wherever the stage can be captured.
+        device: The device of the training.
+        num_ranks: The number of ranks.
+        why_not: Why the stage cannot be captured, such as images of many sizes; empty if it can.
+
+    Raises:
+        ValueError: "on" is asked for, and it cannot be.
+    """
+    if asked == "off":
+        return LAUNCHED
+    if device.type != "cuda":
+        why_not = "CUDA graphs need CUDA"
+    elif num_ranks > 1 and asked == "auto" and not why_not:
+        why_not = f"with {num_ranks} ranks it was never measured; try --graph on"
+    elif num_ranks > 1 and os.environ.get(_NCCL_FLAG) != "0" and not why_not:
+        why_not = f"with {num_ranks} ranks it needs the environment variable {_NCCL_FLAG}=0, as torch states"
+    if why_not and asked == "on":
+        raise ValueError(f"--graph on: {why_not}; use --graph off, or auto")
+    if why_not:
+        return GraphChoice(False, why_not)
+    reason = "asked for" if asked == "on" else "the host launches a step at once"
+    return GraphChoice(True, reason, must=asked == "on")
+
+
+class Compute(Protocol):
+    """A whole step on batches, of which the second argument is the number."""
+
+    def __call__(self, batches: Iterable[Batch], num_batches: int, /) -> StepMetrics: ...
+
+
+Replay = Callable[[], StepMetrics]
+"""A captured step on the batches of its capture. Its metrics are the caller's own."""
+
+
+class StepGraphs:
+    """The steps of a stage: launched at first, then captured, a graph for each variant.
+
+    Args:
+        compute: The step, a function of tensors.
+        abandon: Called after a failed capture, to undo what half a step has left on the host.
+        choice: The choice to capture.
+        world: The ranks.
+    """
+
+    def __init__(self, compute: Compute, abandon: Callable[[], None], choice: GraphChoice, world: World):
+        self._compute, self._abandon, self._choice = compute, abandon, choice
+        self._device = world.device
+        self.num_launched = NUM_LAUNCHED if world.size == 1 else NUM_LAUNCHED_BY_DDP
+        self._given_up = False
+        self._static: list[Batch] = []
+        self._made: Counter[int] = Counter()
+        self._replays: dict[int, Replay] = {}
+
+    def step(self, batches: Iterable[Batch], num_batches: int) -> StepMetrics:
+        """Make a step, as `compute` does."""
+        if self._given_up:
+            return self._compute(batches, num_batches)
+        static = self._copied(batches)
+        variant = static[0].variant
+        if variant in self._replays:
+            return self._replays[variant]()
+        if self._made[variant] < self.num_launched:
+            self._made[variant] += 1
+            with beside(self._device):
+                return self._compute(static, num_batches)
+        try:
+            replay = capture(lambda: self._compute(static, num_batches), self._device)
+        except Exception as error:
+            self._give_up(error)
+            return self._compute(static, num_batches)
+        self._replays[variant] = replay
+        return replay()
+
+    def _copied(self, batches: Iterable[Batch]) -> list[Batch]:
+        """Copy a step's batches to the static ones, which are made of the first step's."""
+        copied = []
+        for place, batch in enumerate(batches):
+            if place == len(self._static):
+                self._static.append(batch.clone())
+            static = copy.copy(self._static[place])  # the variants of a step share tensors
+            static.copy_(batch)
+            static.variant = batch.variant
+            copied.append(static)
+        return copied
+
+    def _give_up(self, error: Exception) -> None:
+        """Launch all further steps after a failed capture, or raise ValueError if it must be captured."""
+        interrupted = error.__context__
+        if isinstance(interrupted, KeyboardInterrupt):  # ending the capture has failed after it
+            raise interrupted
+        self._abandon()
+        why = f"this stage's step cannot be captured as a CUDA graph ({reason_of(error)})"
+        if self._choice.must:
+            raise ValueError(f"--graph on: {why}; use --graph off, or auto") from error
+        self._given_up = True
+        self._replays.clear()
+        warnings.warn(f"{why}; its steps are launched one operation after the other", stacklevel=2)
+
+
+@functools.lru_cache(maxsize=None)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """Run on a side stream of a GPU, where torch wants what precedes a capture."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = _side_stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def capture(compute: Callable[[], StepMetrics], device: torch.device) -> Replay:
+    """Capture a step without running it.
+
+    Args:
+        compute: The step, which has been launched before.
+        device: The GPU.
+
+    Returns:
+        The step's replay.
+
+    Raises:
+        RuntimeError: The step waits for the device, allocates outside torch, or does not fit the memory.
+    """
+    graph = torch.cuda.CUDAGraph()
+    generator = torch.cuda.default_generators[device.index or 0]
+    # A failed capture may leave the generator of dropout as if it went on.
+    spare = generator.clone_state()
+    try:
+        # The loader's threads use CUDA meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            metrics = compute()
+    except BaseException:
+        generator.graphsafe_set_state(spare)
+        raise
+
+    def replay() -> StepMetrics:
+        graph.replay()
+        # The next replay overwrites the graph's own.
+        return metrics._replace(values=metrics.values.clone())
+
+    return replay
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a capture failed: the innermost module, the line that runs there, and the first words."""
+    # The end of the capture fails, too, after the error that has spoiled it.
+    cause = error.__context__ if isinstance(error.__context__, Exception) else error
+    if isinstance(cause, torch.OutOfMemoryError):
+        return "its memory does not fit beside what the device holds"
+    parts = []
+    modules = [
+        type(frame.f_locals["self"]).__name__
+        for frame, _ in traceback.walk_tb(cause.__traceback__)
+        if isinstance(frame.f_locals.get("self"), nn.Module)
+    ]
+    if modules:
+        parts.append(f"in {modules[-1]}")
+    frames = traceback.extract_tb(cause.__traceback__)
+    if frames and frames[-1].line:
+        parts.append(f"at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}: {frames[-1].line}")
+    words = str(cause).strip().splitlines()
+    parts.append(words[0] if words else type(cause).__name__)
+    return ", ".join(parts)[:300]

@@ -1,0 +1,39 @@
+"""The tensors that a step writes before it is known whether its gradients are finite."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+# Values are kept back as integers of their size, because 0 times infinity is not 0.
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class StepState:
+    """Tensors that keep their values in a step that is skipped, without a wait for the device.
+
+    Args:
+        tensors: The tensors, such as running statistics and queues. They must not be replaced.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        of_size: dict[tuple[torch.device, int], list[Tensor]] = defaultdict(list)
+        for tensor in tensors:
+            if tensor.numel():
+                bits = tensor.detach().view(_BITS[tensor.element_size()])
+                of_size[tensor.device, tensor.element_size()].append(bits)
+        self._tensors = list(of_size.values())
+        self._before = [[torch.empty_like(each) for each in group] for group in self._tensors]
+
+    def keep(self) -> None:
+        """Copy the present values."""
+        for tensors, before in zip(self._tensors, self._before, strict=True):
+            torch._foreach_copy_(before, tensors)
+
+    def restore_if(self, is_skipped: Tensor) -> None:
+        """Write the values of the last `keep` back if `is_skipped`, a number on the device, is not 0."""
+        for tensors, before in zip(self._tensors, self._before, strict=True):
+            torch._foreach_sub_(before, tensors)
+            torch._foreach_mul_(before, (is_skipped != 0).to(before[0].dtype))
+            torch._foreach_add_(tensors, before)
