@@ -24,6 +24,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 from typing_extensions import override
 
+from fastpsl.engine import step_graph
 from fastpsl.kernels import isotropic_batch
 from fastpsl.kernels.fused import fused_modules
 from tests.host_waits import Seen, Watch
@@ -124,7 +125,7 @@ class FakeCuda:
 def fake_cuda() -> Iterator[FakeCuda]:
     """Pretend that there is one H200, as far as torch and fastpsl need; see the module's docstring."""
     cuda = FakeCuda()
-    caches = (fused_modules, isotropic_batch.fused_form)
+    caches = (fused_modules, isotropic_batch.fused_form, step_graph._side_stream)
     with (
         pytest.MonkeyPatch.context() as patch,
         python_backward(),

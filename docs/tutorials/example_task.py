@@ -73,15 +73,19 @@ class NearestKey(Task):
         if dist.is_initialized():  # every rank holds the same queue
             keys = [torch.empty_like(new) for _ in range(dist.get_world_size())]
             dist.all_gather(keys, new)
-        self.queue = torch.cat([*keys, self.queue])[: self.queue_size]
+        self.queue.copy_(torch.cat([*keys, self.queue])[: self.queue_size])
         with torch.no_grad():
             for mine, theirs in zip(self.key.parameters(), self.query.parameters(), strict=True):
                 mine.lerp_(theirs, 0.1)
 
     @override
+    def step_state(self):  # a step with non-finite gradients leaves these as they were
+        return [self.queue, self.coming, *self.key.state_dict().values()]
+
+    @override
     def end_epoch(self):
-        self.nearest = self._gathered(self.coming)
-        self.coming = torch.full_like(self.coming, -1)
+        self.nearest.copy_(self._gathered(self.coming))
+        self.coming.fill_(-1)
 
     @override
     def state_dict(self):
@@ -91,7 +95,7 @@ class NearestKey(Task):
     @override
     def load_state_dict(self, state):
         for name in ("nearest", "coming", "queue"):
-            setattr(self, name, state[name].to(self.queue.device))
+            getattr(self, name).copy_(state[name])
         self.key.load_state_dict(state["key"])
 
     def _gathered(self, labels):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from torch import Tensor
+
 from fastpsl.engine.distributed import share
 from fastpsl.engine.environment import environment
 from fastpsl.engine.reporter import Reporter
@@ -139,10 +141,28 @@ class Run:
         """Write the training's state as the checkpoint of `step`, after the metrics up to it.
 
         A resume cuts off lines after the checkpoint but cannot restore missing ones.
+
+        Raises:
+            ValueError: A weight or a buffer is not finite, so nothing is written.
         """
+        self._require_finite(step, state)
         assert self.reporter.file is not None
         self.reporter.file.sync()
         self.checkpoints.save(step, {"science": self.science, "machine": self._machine(), **state})
+
+    def _require_finite(self, step: int, state: Mapping[str, Any]) -> None:
+        head = {f"head.{name}": value for name, value in state["learner"]["head"].items()}
+        tensors = {name: value for name, value in {**state["backbone"], **head}.items() if isinstance(value, Tensor)}
+        names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        if not names:
+            return
+        paths = self.checkpoints.paths()
+        good = f"the last good checkpoint is {paths[-1]}" if paths else "there is no good checkpoint"
+        raise ValueError(
+            f"the training has diverged: after step {step} of the run, {len(names)} of its {len(tensors)} "
+            f"weights and buffers are not finite, such as {names[0]}; {good}; start anew with a lower --lr, "
+            "or with --precision bf16, and with another --out"
+        )
 
     def last_checkpoint(self) -> Path:
         """Return a finished run's newest checkpoint, or that of --resume if nothing was left to train."""

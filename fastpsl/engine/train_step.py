@@ -142,7 +142,7 @@ class TrainStep:
             The metrics of the batches, summed.
         """
         self._set_rate(lr)
-        prepared = map(self._of_step, batches)
+        prepared = (self.prepared(batch).of_step() for batch in batches)
         if self._graphs is None:
             return self._compute(prepared, num_batches)
         return self._graphs.step(prepared, num_batches)
@@ -215,13 +215,11 @@ class TrainStep:
             for group in self.optimiser.param_groups:
                 group["lr"] = lr
 
-    def _of_step(self, batch: Batch) -> Batch:
-        """Return the batch as a step sees it, with the task's tensors."""
-        if not isinstance(batch, Batch):
-            return batch  # of a loader of its own, whose steps are never captured
+    def prepared(self, batch: Batch) -> Batch:
+        """Return the batch with what the task adds to it."""
         task, num_images = self.module.task, len(batch.indices) * self.world.size
         extra = task.batch_tensors(batch.epoch, batch.step, num_images)
-        return batch.of_step(task.variant(batch.epoch), extra)
+        return batch.with_extra(task.variant(batch.epoch), extra)
 
     @torch.no_grad()
     def evaluate(
@@ -246,7 +244,7 @@ class TrainStep:
         for batch in batches:
             if stopped():
                 return None
-            _, metrics = self._forward(self._of_step(batch), views)
+            _, metrics = self._forward(self.prepared(batch).of_step(), views)
             for name, pair in metrics.items():
                 totals[name] = totals.get(name, 0) + torch.stack(pair).double()
         self.module.train()
@@ -263,7 +261,7 @@ class TrainStep:
         self, take: Callable[[Trunk, nn.Module, Sequence[Tensor], Batch], None], batch: Batch
     ) -> None:
         """Pass a batch outside the steps to `take` (`Task.warm_up`), augmented and under autocast."""
-        batch = self._of_step(batch)
+        batch = self.prepared(batch)
         inputs = self.augment.inputs(batch, self.views, self.dtype)
         with self.autocast():
             take(self.module.trunk, self.module.head, inputs, batch)
@@ -304,5 +302,6 @@ class TrainStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.head.load_state_dict(state["head"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self._lr_on_host = float(self.optimiser.param_groups[0]["lr"])
         self._bind_rate()  # loading has replaced it
         self.scaler.load_state_dict(state["scaler"])

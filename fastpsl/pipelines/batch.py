@@ -82,21 +82,24 @@ class Batch:
                 )
             raise AttributeError(f"Batch has no attribute {name}")
 
-    def of_step(self, variant: int = 0, extra: Mapping[str, Tensor] | None = None) -> "Batch":
-        """Return this batch as a task's `loss` sees it: without `epoch`, `step` and `bad`.
+    def with_extra(self, variant: int, extra: Mapping[str, Tensor]) -> "Batch":
+        """Return a batch of the same tensors with what the task adds.
 
         Args:
             variant: The variant of the step.
-            extra: Tensors of the task by name, on the host or on the batch's device. From the host they are
-                copied without a wait.
+            extra: Tensors of the task by name, on the host. They are copied to a GPU without a wait.
 
         Returns:
-            A batch of the same tensors.
+            The batch.
         """
-        batch = replace(self, variant=variant, extra=dict(extra or {}))
         device = self.indices.device
         if device.type == "cuda":
-            batch.extra = {name: _to_device(tensor, device) for name, tensor in batch.extra.items()}
+            extra = {name: _to_device(tensor, device) for name, tensor in extra.items()}
+        return replace(self, variant=variant, extra=dict(extra))
+
+    def of_step(self) -> "Batch":
+        """Return this batch as a task's `loss` sees it: without `epoch`, `step` and `bad`."""
+        batch = copy.copy(self)
         for name in _OUT_OF_REACH:
             delattr(batch, name)
         return batch

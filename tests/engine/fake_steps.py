@@ -1,19 +1,25 @@
-"""A recipe's step on fake CUDA, from augmentation to optimiser, and the evaluation of a held-out batch."""
+"""A recipe's steps on fake CUDA, from augmentation to optimiser, and the evaluation of a held-out batch."""
 
 from typing import Any
 
+import pytest
 import torch
 
 from bench.recipe_stages import recipe_options, stage_experiment
+from fastpsl.engine import step_graph
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.options import TrainingOptions
+from fastpsl.engine.step_graph import NUM_LAUNCHED
 from fastpsl.engine.train_step import TrainStep
+from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.tasks.pseudo_labels.iic import HEAD_EPOCHS
 from tests.engine.tiny import noise_batch
 from tests.fake_cuda import DEVICE, FakeCuda
 from tests.host_waits import Seen
+from tests.step_recorder import Recorder, Step, plain_capture, record_steps
 
 WORLD = World(0, 1, 0, 1, DEVICE)
 NUM_SAMPLES = 96
@@ -34,15 +40,22 @@ def train_step_of(experiment: Experiment, number: int, options: TrainingOptions,
     return make_train_step(experiment, number, options, WORLD)
 
 
-def one_step(
-    cuda: FakeCuda, experiment: Experiment, number: int, options: TrainingOptions, train_step: TrainStep
-) -> Seen:
-    """Record the host's waits and kernels of a stage's warm-up, first step and one held-out batch."""
+# Steps until the first one that is a replay, and three more: the next one, one after a held-out batch, and one
+# of another epoch.
+NUM_STEPS = NUM_LAUNCHED + 4
+
+
+def some_steps(
+    cuda: FakeCuda, experiment: Experiment, number: int, options: TrainingOptions, train_step: TrainStep,
+    other_epoch: int = sum(HEAD_EPOCHS),
+) -> tuple[Seen, list[Step]]:  # fmt: skip
+    """Make a stage's warm-up, `NUM_STEPS` steps and a held-out batch.
+
+    Returns:
+        The host's waits and launches of kernels, and a record of each step from the first replay on.
+    """
     task, stage = experiment.task, experiment.stages[number]
     size = options.rank_batch(1)
-    batches = [
-        noise_batch(train_step.views, size, seed).to(cuda.device) for seed in range(options.accumulate)
-    ]
     held_out = task.held_out_views(stage.level)
     held_out_batch = noise_batch(held_out, size).to(cuda.device)
     with_gradient: list[bool] = []
@@ -51,14 +64,33 @@ def one_step(
             p.grad is not None for _, p in train_step.module.learning_parameters() if p.requires_grad
         )
     )
-    with cuda.watched() as record:
+
+    def batches(step: int) -> list[Batch]:
+        made = []
+        for part in range(options.accumulate):
+            batch = noise_batch(train_step.views, size, step * options.accumulate + part)
+            batch.indices = torch.randint(0, NUM_SAMPLES, (size,))
+            batch.labels, batch.step = batch.indices % 5, step
+            batch.epoch = other_epoch if step == NUM_STEPS - 1 else 0
+            made.append(batch.to(cuda.device))
+        return made
+
+    recorder = Recorder()
+    with pytest.MonkeyPatch.context() as patch, cuda.watched() as seen:
+        patch.setattr(step_graph, "capture", plain_capture)
+        launched = cuda.launched
+        patch.setattr(
+            cuda, "launched", lambda *a, **k: (launched(*a, **k), recorder.launched(*a, **k))[0], raising=False
+        )
         for _ in range(task.num_warm_up_batches(stage) or 0):
-            train_step.warm_up(task.warm_up, batches[0])
-        train_step.step(batches, lr=0.1)
-        task.after_step()
-        if held_out:
-            train_step.module.eval()
-            with torch.no_grad():
-                train_step._forward(held_out_batch, held_out)
+            train_step.warm_up(task.warm_up, batches(0)[0])
+        steps = record_steps(train_step, recorder)
+        for step in range(NUM_STEPS):
+            if step == NUM_STEPS - 2 and held_out:
+                train_step.module.eval()
+                with torch.no_grad():
+                    train_step._forward(train_step.prepared(held_out_batch).of_step(), held_out)
+                train_step.module.train()
+            train_step.step(batches(step), 0.1 * step, options.accumulate)
     assert with_gradient and all(with_gradient)
-    return record
+    return seen, steps[NUM_LAUNCHED:]

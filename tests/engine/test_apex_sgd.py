@@ -82,7 +82,7 @@ def train_step(
 ) -> TrainStep:
     torch.manual_seed(0)
     backbone, task, stage = TinyNet(), Brightness(), make_plan("psl", (1, 1, 1))[1]
-    module = StageModule(Trunk(backbone, stage), task.head(1, 16), task.loss).to(device)
+    module = StageModule(Trunk(backbone, stage), task.head(1, 16), task).to(device)
     optimiser = optimiser_of(module.learning_parameters(), **settings)
     result = TrainStep(module, optimiser, VIEWS, precision, World(0, 1, 0, 1, torch.device(device)))
     if precision == "fp16":

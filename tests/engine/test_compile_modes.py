@@ -1,8 +1,9 @@
-"""Modes of steps: captured graphs, equality with eager steps, rejected cases, and resumed stages."""
+"""Modes of steps: compiled blocks, equality with eager steps, rejected cases, and resumed stages."""
 
 import copy
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from tests.slow import slow
 
 CUDA = torch.device("cuda", 0)
 STAGES = make_plan("psl", (1, 1, 1))
+captured, launched = partial(choose_step, captured=True), partial(choose_step, captured=False)
 
 
 class Capture:
@@ -60,7 +62,7 @@ def make_train_step(
     torch.manual_seed(0)
     net, task = network(), Brightness()
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = StageModule(Trunk(net, stage), task.head(1, net.channels[stage.last_block - 1]), task.loss)  # type: ignore[index, arg-type]
+    module = StageModule(Trunk(net, stage), task.head(1, net.channels[stage.last_block - 1]), task)  # type: ignore[index, arg-type]
     train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
     if backend is not None:
         module.trunk.runner = make_runner("compiled", backend)
@@ -82,7 +84,7 @@ def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) 
         eager, compiled = make_train_step(stage, None, precision), make_train_step(stage, backend, precision)
         for train_step in (eager, compiled):
             for seed in range(3):
-                train_step.step([noise_batch(VIEWS, 4, seed)] * 2, lr=0.1)
+                train_step.step([noise_batch(VIEWS, 4, seed)] * 2, lr=0.1, num_batches=2)
             # Held-out batches have another size and mode, and are not compiled.
             train_step.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
         # Frozen blocks and learning blocks are compiled once each.
@@ -224,25 +226,29 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_what_was_measured(a_gpu: None) -> None:
     end_to_end = make_plan("end_to_end", (1, 1, 1))[0]
     backbone = ResNet("resnet50")
-    modes = [choose_step("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
+    modes = [launched("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
     assert modes == ["fused", "eager", "eager", "fused"]
-    assert "1.26" in choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 224).reason
+    assert "1.26" in launched("auto", backbone, STAGES[0], CUDA, "fp16", 224).reason
+    modes = [captured("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
+    assert modes == ["fused"] * 4
+    assert "1.31" in captured("auto", backbone, STAGES[1], CUDA, "fp16", 224).reason
+    other = captured("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16", 224)
+    assert other.mode == "fused" and "not measured for resnet18" in other.reason
     others = (
-        choose_step("auto", backbone, STAGES[0], CUDA, "fp32", 224),
-        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 64),
-        choose_step("auto", backbone, STAGES[0], torch.device("cpu"), "fp32", 224),
-        choose_step("auto", backbone, Stage("linear", 1, 6, 5, 1), CUDA, "fp16", 224),
-        choose_step("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16", 224),
-        choose_step("auto", backbone, STAGES[0], CUDA, "fp16", 224, num_ranks=2),
-        choose_step("auto", RevNet(), STAGES[0], CUDA, "fp16", 224),
+        captured("auto", backbone, STAGES[0], CUDA, "fp32", 224),
+        captured("auto", backbone, STAGES[0], torch.device("cpu"), "fp32", 224),
+        captured("auto", backbone, Stage("linear", 1, 6, 5, 1), CUDA, "fp16", 224),
+        captured("auto", RevNet(), STAGES[0], CUDA, "fp16", 224),
+        launched("auto", backbone, STAGES[0], CUDA, "fp16", 64),
+        launched("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16", 224),
+        launched("auto", backbone, STAGES[0], CUDA, "fp16", 224, num_ranks=2),
     )
     assert [choice.mode for choice in others] == ["eager"] * 7
-    assert all(choice.reason for choice in others) and "on 64 px" in others[1].reason
-    for mode in ("fused", "graphed"):
-        assert choose_step(mode, backbone, STAGES[1], CUDA, "fp16", 224).mode == mode  # type: ignore[arg-type]
+    assert all(choice.reason for choice in others) and "on 64 px" in others[4].reason
+    assert launched("fused", backbone, STAGES[1], CUDA, "fp16", 224).mode == "fused"
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     assert (
-        choose_step(
+        launched(
             "fused", synchronised, STAGES[1], CUDA, "fp16", 224, num_ranks=2, sync_batchnorm=True
         ).mode
         == "fused"
@@ -250,16 +256,16 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
 
 
 def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile_modes, "GAINS", {("resnet18", 1, 3, 64): ("fused", 1.25)})
+    monkeypatch.setattr(compile_modes, "GAINS", {("resnet18", 1, 3, 64): 1.25})
     backbone = ResNet("resnet18")
-    result = choose_step("auto", backbone, STAGES[0], CUDA, "bf16", 64, sync_batchnorm=True)
+    result = launched("auto", backbone, STAGES[0], CUDA, "bf16", 64, sync_batchnorm=True)
     assert result.mode == "fused" and "1.25" in result.reason and "minute" not in result.reason
     for stage, side_px in ((STAGES[0], 224), (STAGES[1], 64)):
-        assert choose_step("auto", backbone, stage, CUDA, "bf16", side_px).mode == "eager"
+        assert launched("auto", backbone, stage, CUDA, "bf16", side_px).mode == "eager"
 
 
 def test_eager_is_possible_wherever_it_is_asked_for() -> None:
-    assert choose_step("eager", RevNet(), STAGES[0], torch.device("cpu"), "fp32", 64) == EAGER
+    assert captured("eager", RevNet(), STAGES[0], torch.device("cpu"), "fp32", 64) == EAGER
 
 
 def test_the_size_is_what_the_network_reads() -> None:
@@ -285,10 +291,8 @@ class NoNorms(Backbone):
 @pytest.mark.parametrize(
     ("asked", "backbone", "device", "more", "says"),
     [
-        ("graphed", TinyNet, "cpu", {}, "--compile graphs: CUDA graphs need CUDA"),
         ("compiled", RevNet, "cpu", {}, "--compile on: RevNet"),
         ("compiled", TinyNet, "cpu", {"sync_batchnorm": True}, "SyncBatchNorm"),
-        ("graphed", TinyNet, "cuda", {"num_ranks": 2}, "with 2 ranks"),
         ("fused", TinyNet, "cpu", {}, "--compile fused: its kernels need CUDA"),
         ("fused", RevNet, "cuda", {}, "--compile fused: RevNet recomputes"),
         ("fused", lambda: NoNorms(nn.Conv2d(3, 3, 1)), "cuda", {}, "have no BatchNorm of maps"),
@@ -300,7 +304,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     asked: Any, backbone: Any, device: str, more: dict[str, Any], says: str, a_gpu: None
 ) -> None:
     with pytest.raises(ValueError, match=says) as excinfo:
-        choose_step(asked, backbone(), STAGES[0], torch.device(device), "fp32", 224, **more)
+        launched(asked, backbone(), STAGES[0], torch.device(device), "fp32", 224, **more)
     assert "--compile off" in str(excinfo.value) and "\n" not in str(excinfo.value)
 
 
@@ -308,13 +312,13 @@ def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(compile_modes.importlib.util, "find_spec", lambda name: None)
     for mode in ("compiled", "fused"):
         with pytest.raises(ValueError, match="pip install triton"):
-            choose_step(mode, TinyNet(), STAGES[0], CUDA, "fp32", 224)  # type: ignore[arg-type]
+            captured(mode, TinyNet(), STAGES[0], CUDA, "fp32", 224)  # type: ignore[arg-type]
     monkeypatch.setattr(compile_modes.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"C\+\+ compiler"):
-        choose_step("compiled", TinyNet(), STAGES[0], torch.device("cpu"), "fp32", 224)
+        launched("compiled", TinyNet(), STAGES[0], torch.device("cpu"), "fp32", 224)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
     with pytest.raises(ValueError, match=r"compute capability 7\.0"):
-        choose_step("compiled", TinyNet(), STAGES[0], CUDA, "fp32", 224)
+        launched("compiled", TinyNet(), STAGES[0], CUDA, "fp32", 224)
 
 
 def stopped_in_mid_stage(out: Path, **options: Any) -> None:
@@ -356,7 +360,7 @@ def test_a_kept_choice_that_cannot_be_here_is_made_anew(tmp_path: Path) -> None:
     stopped_in_mid_stage(tmp_path)
     path = max((tmp_path / "checkpoints").iterdir())
     state = torch.load(path, weights_only=True)
-    torch.save(state | {"choices": {"step": "graphed", "augment": "fused"}}, path)
+    torch.save(state | {"choices": {"step": "fused", "augment": "fused"}}, path)
     finished, _ = fit(tmp_path, max_steps_per_stage=2)
     assert finished
     assert newest_checkpoint(tmp_path)["choices"]["compile"] == "off"

@@ -75,7 +75,7 @@ def test_ten_steps_without_a_hidden_sync(precision: str, published_widths: None)
         permutations_per_image=1, embedding_width=1000,
     )  # fmt: skip
     backbone = ResNet("resnet50").to(DEVICE).to(memory_format=torch.channels_last)
-    module = StageModule(Trunk(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task.loss)
+    module = StageModule(Trunk(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task)
     train_step = TrainStep(module, sgd(module.learning_parameters()), task.views(2), precision, WORLD)
     with Loader(Synthetic(2000), task.views(2), batch_size_per_rank=16, device=DEVICE) as loader:
         batches = loader.epoch(0)
@@ -140,7 +140,7 @@ def test_the_log_waits_for_no_step_under_way(tmp_path: Path) -> None:
     with NoSync():
         for number in range(1, 10):
             metrics = bench.train_step.step([next(batches)], 0.01)
-            report.step(number, number, 0.01, metrics, bench.train_step.num_skipped)
+            report.step(number, number, 0.01, metrics)
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 8
     report.close()
 
@@ -157,14 +157,14 @@ def train(
     backbone, task = TinyNet(), Brightness()
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
     head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)
-    module = StageModule(Trunk(backbone, stage), head, task.loss)
+    module = StageModule(Trunk(backbone, stage), head, task)
     train_step = TrainStep(
         module, sgd(module.learning_parameters()), VIEWS, precision, WORLD, step=StepChoice(mode, "asked for")
     )
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 1024.0})
     for seed in range(steps):
         batches = [on_device(16, accumulate * seed + part) for part in range(accumulate)]
-        train_step.step(batches, lr=0.1)
+        train_step.step(batches, 0.1, accumulate)
     return torch.cat([value.flatten().double() for value in module.state_dict().values()]), train_step
 
 
@@ -181,7 +181,7 @@ def test_other_modes_equal_eager(stage: Stage, mode: str, precision: str) -> Non
     # A held-out pass between steps of CUDA graphs runs eagerly and changes nothing.
     held_out = train_step.evaluate([on_device(5, 9)], VIEWS, lambda: False)
     assert held_out is not None and held_out["loss"] > 0
-    train_step.step([on_device(16, 10)] * accumulate, lr=0.1)
+    train_step.step([on_device(16, 10)] * accumulate, 0.1, accumulate)
 
 
 def test_half_steps_that_are_not_finite_change_nothing() -> None:
@@ -221,7 +221,7 @@ def peak_of_a_step(name: str, stage: Stage) -> int:
     backbone, task = make_backbone(name), Brightness()
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
     head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)  # type: ignore[index, arg-type]
-    module = StageModule(Trunk(backbone, stage), head, task.loss)  # type: ignore[arg-type]
+    module = StageModule(Trunk(backbone, stage), head, task)  # type: ignore[arg-type]
     train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp16", WORLD)
     batch = on_device(1024, 0)
     train_step.step([batch], 0.01)

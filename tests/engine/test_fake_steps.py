@@ -1,10 +1,12 @@
 """Whole steps of all recipes on fake CUDA: one device per operation, no read of a value, no blocking copy.
 
-Two cases are tested elsewhere or not at all: compiled steps in test_cuda.py, and detection, where torchvision
-indexes proposals with booleans.
+Steps that are captured and replayed are functions of tensors: they have the same operations, sizes, numbers
+and tensors, change no Python value, and what they write is restored if they are skipped. Two cases are tested
+elsewhere or not at all: compiled steps in test_cuda.py, and detection, where torchvision indexes proposals
+with booleans.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -18,9 +20,10 @@ from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.tasks.pseudo_labels.iic import HEAD_EPOCHS
 from fastpsl.tasks.sslpp.colorization import NUM_BINS, Colorization
-from tests.engine.fake_steps import NUM_SAMPLES, WORLD, one_step, recipe_train_step, train_step_of
+from tests.engine.fake_steps import NUM_SAMPLES, WORLD, recipe_train_step, some_steps, train_step_of
 from tests.fake_cuda import DEVICE, fake_cuda
 from tests.slow import slow
+from tests.step_recorder import Step, differences
 
 Row = tuple[str, str, str, str, dict[str, Any]]
 """Recipe, stage, precision, augmentation, and options besides the sample's."""
@@ -102,13 +105,20 @@ ROWS = [
 ]
 
 
+def check_function_of_tensors(steps: Sequence[Step]) -> None:
+    """Compare a replay with the next one, one after a held-out batch, and one of another epoch."""
+    for step in steps:
+        assert not differences(steps[0], step)
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_a_step_never_waits_for_the_device(row: Row) -> None:
     recipe, stage, precision, augment, values = row
     with fake_cuda() as cuda:
         parts = recipe_train_step(recipe, stage, precision=precision, augment_backend=augment, **values)
-        record = one_step(cuda, *parts)
+        record, steps = some_steps(cuda, *parts)
     assert not record.waits, record.waits
+    check_function_of_tensors(steps)
     train_step = parts[-1]
     trunk = train_step.module.trunk
     folded = [
@@ -129,8 +139,9 @@ def test_nor_one_of_iics_second_head() -> None:
         parts = recipe_train_step("sslpp_iic", "E", precision="fp16", augment_backend="fused", num_heads=2)
         parts[0].task.first_epoch = -HEAD_EPOCHS[0]  # type: ignore[attr-defined]
         assert parts[0].task.head_of(0) == 1  # type: ignore[attr-defined]
-        record = one_step(cuda, *parts)
+        record, steps = some_steps(cuda, *parts)
     assert not record.waits, record.waits
+    check_function_of_tensors(steps)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +168,9 @@ def test_nor_one_of_an_evaluation(recipe: str, values: dict[str, Any]) -> None:
     with fake_cuda() as cuda:
         place_backbone(experiment, options, WORLD)
         train_step = train_step_of(experiment, 0, options, data)
-        record = one_step(cuda, experiment, 0, options, train_step)
+        record, steps = some_steps(cuda, experiment, 0, options, train_step)
     assert not record.waits, record.waits
+    check_function_of_tensors(steps)
     assert train_step.augment.path == options.augment_backend
 
 

@@ -236,7 +236,7 @@ def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, 
         train_step = make_train_step(stage)
         train_step.module.trunk.runner = runner or train_step.module.trunk.runner
         for seed in range(2):
-            train_step.step([noise_batch(VIEWS, 4, seed)] * accumulate, lr=0.1)
+            train_step.step([noise_batch(VIEWS, 4, seed)] * accumulate, 0.1, accumulate)
             num_calls = len(calls)
             train_step.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
             assert len(calls) == num_calls

@@ -27,7 +27,7 @@ def launched(
     out: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, fails_at: int | None = 3, **options: Any
 ) -> int:
     """Run a recipe whose step number `fails_at` raises `error`, and return its exit code."""
-    paths, step, steps = sample_paths(), TrainStep.update, list[int]()
+    paths, step, steps = sample_paths(), TrainStep.step, list[int]()
 
     def failing(self: TrainStep, *arguments: Any) -> Any:
         steps.append(1)
@@ -46,7 +46,7 @@ def launched(
         }
         return PretrainOptions(data=str(paths.train_32), val=str(paths.test_32), out=out, **values)
 
-    monkeypatch.setattr(TrainStep, "update", failing)
+    monkeypatch.setattr(TrainStep, "step", failing)
     with runs_closed(monkeypatch), pytest.raises(SystemExit) as excinfo:
         launch(tiny_recipe(parse, lambda options: tiny_experiment()))
     assert isinstance(excinfo.value.code, int)
@@ -112,12 +112,12 @@ def test_what_cannot_be_given_is_not_offered() -> None:
             if self.accumulate > 1:
                 raise ValueError("another loss")
 
-    lowered = list(gpu_failures._less(Whole(batch_size=32, compile="graphs"), "fp16", 1))
-    assert lowered == ["--compile off", "or --batch-size 16 with the learning rate in proportion"]
+    lowered = list(gpu_failures._less(Whole(batch_size=32), "fp16", 1))
+    assert lowered == ["--graph off", "or --batch-size 16 with the learning rate in proportion"]
     for batch_size in (3, 1):
-        odd = list(gpu_failures._less(PretrainOptions(batch_size=batch_size), "fp16", 1))
+        odd = list(gpu_failures._less(PretrainOptions(batch_size=batch_size, graph="off"), "fp16", 1))
         assert odd == ["or --batch-size 1 with the learning rate in proportion"]
-    first, _ = gpu_failures._less(PretrainOptions(batch_size=32), "fp16", 4)
+    first, _ = gpu_failures._less(PretrainOptions(batch_size=32, graph="off"), "fp16", 4)
     assert first == "--accumulate 2 (the same batch, 4 images per pass)"
 
 

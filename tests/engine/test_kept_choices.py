@@ -34,11 +34,12 @@ def test_each_is_told_with_its_reason() -> None:
         assert told == [
             ("augment backend", f"unfused: {train_step.augment.reason}"),
             ("compile", "off: as the stage began"),
+            ("graph", "off: asked for"),
             ("folded:", words),
         ]
     told = []
     report_choices(train_step, stage, (), (), lambda *words: told.append(words))
-    assert told == [("compile", "off: asked for"), ("folded:", "B1 to B2")]
+    assert told == [("compile", "off: asked for"), ("graph", "off: asked for"), ("folded:", "B1 to B2")]
 
 
 def test_a_stage_goes_on_as_it_began_unless_a_flag_or_the_machine_forbids() -> None:
@@ -46,9 +47,9 @@ def test_a_stage_goes_on_as_it_began_unless_a_flag_or_the_machine_forbids() -> N
         if options.augment_backend == "fused":
             raise ValueError("no GPU")
 
-    kept, told = {"compile": "graphs", "augment_backend": "fused", "fold_frozen": True}, list[str]()
+    kept, told = {"compile": "on", "augment_backend": "fused", "fold_frozen": True}, list[str]()
     begun = apply_kept_choices(TrainingOptions(), kept, refuse_fused, told.append)
-    assert (begun.compile, begun.augment_backend, begun.fold_frozen) == ("graphs", "auto", False)
+    assert (begun.compile, begun.augment_backend, begun.fold_frozen) == ("on", "auto", False)
     assert told == [
         "the stage began with augment_backend fused, which cannot be here, and goes on by auto: no GPU",
         "the stage began with fold_frozen True and goes on with False, as this command has it",
@@ -56,4 +57,4 @@ def test_a_stage_goes_on_as_it_began_unless_a_flag_or_the_machine_forbids() -> N
     told.clear()
     given = TrainingOptions(compile="off", augment_backend="fused", fold_frozen=True)
     assert apply_kept_choices(given, kept, refuse_fused, told.append) == given
-    assert told == ["the stage began with compile graphs and goes on with off, as this command has it"]
+    assert told == ["the stage began with compile on and goes on with off, as this command has it"]

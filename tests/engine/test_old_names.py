@@ -11,7 +11,7 @@ SCIENCE = ("epochs", "num_clusters", "input_channels", "augment", "num_heads", "
     [
         ("jigsaw_r50", "--stage-epochs 1 2 3 --num-threads=4", "--epochs 1 2 3 --workers=4"),
         ("jigsaw_r50", "--shorter-px 99 --augment kornia", "--short-side 99 --augment-backend unfused"),
-        ("jigsaw_r50", "--step graphed", "--compile graphs"),
+        ("jigsaw_r50", "--step graphed", "--compile on"),
         ("jigsaw_r50", "--step=eager", "--compile=off"),
         (
             "uic_r50",
@@ -64,7 +64,7 @@ def test_former_values_are_todays() -> None:
         assert current_record({"transforms": old}) == {"augment": new}
     for word, number in (("one", 1), ("two", 2)):
         assert current_record({"heads": word}) == {"num_heads": number}
-    for old, new in (("eager", "off"), ("fused", "fused"), ("compiled", "on"), ("graphed", "graphs")):
+    for old, new in (("eager", "off"), ("fused", "fused"), ("compiled", "on"), ("graphed", "on"), ("graphs", "on")):
         assert current_record({"step": old}) == {"compile": new}
 
 

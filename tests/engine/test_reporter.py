@@ -18,6 +18,7 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.time_left import WorkAhead
+from fastpsl.engine.trunk import StepMetrics
 from fastpsl.engine.training_lines import Numbers
 from fastpsl.pipelines.batch import BadSample
 from fastpsl.plots.training_curve import draw_curve
@@ -39,9 +40,12 @@ def reporter(folder: Path, log_steps: int = 3, resumed: int = 0) -> Reporter:
     )
 
 
+def metrics_of(num_skipped: float = 0.0, **pairs: tuple[float, float]) -> StepMetrics:
+    return StepMetrics(tuple(pairs), torch.tensor([*pairs.values(), (num_skipped, 1.0)]))
+
+
 def step(into: Reporter, number: int, loss: float, count: float = 2.0) -> None:
-    metrics = {"loss": (torch.tensor(loss * count), torch.tensor(count))}
-    into.step(number, number, 0.1, metrics, torch.zeros(()))
+    into.step(number, number, 0.1, metrics_of(loss=(loss * count, count)))
 
 
 def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> None:
@@ -231,8 +235,8 @@ def test_an_intervals_numbers_are_means_and_rates_over_its_steps(
                 now[0] += 100.0
         next(watched)
         now[0] += 4.0
-        pair = torch.tensor(2 * (loss or 0.0)), torch.tensor(0.0 if loss is None else 2.0)
-        report.step(number, 100 + number, 0.1 * number, {"loss": pair}, torch.zeros(()))
+        pair = 2 * (loss or 0.0), 0.0 if loss is None else 2.0
+        report.step(number, 100 + number, 0.1 * number, metrics_of(loss=pair))
     report.close()
     assert [n.step for n in shown] == [0, 1, 2, 4, 6]
     assert [n.metrics.get("loss") for n in shown] == [None, 9.0, 8.0, 2.0, 2.5]
@@ -275,11 +279,10 @@ def test_steps_that_changed_nothing_are_counted_once(tmp_path: Path, monkeypatch
     """The device counts them over a stage, and each interval tells of its own."""
     report = reporter(tmp_path, log_steps=2)
     logged = lines_logged(report, monkeypatch)
-    metrics = {"loss": (torch.tensor(1.0), torch.tensor(1.0))}
     for skipped in ((0, 1, 2, 4, 4, 4), (3, 3)):
         report.stage_begins(STAGE, 0, len(skipped), 2)
         for number, num in enumerate(skipped, start=1):
-            report.step(number, number, 0.1, metrics, torch.tensor(float(num)))
+            report.step(number, number, 0.1, metrics_of(num, loss=(1.0, 1.0)))
     report.close()
     told = [line.split(" had ")[0] for line in logged if "not finite" in line]
     assert told == ["1 of steps 2 to 2", "3 of steps 3 to 4", "3 of steps 1 to 1"]
@@ -288,8 +291,7 @@ def test_steps_that_changed_nothing_are_counted_once(tmp_path: Path, monkeypatch
 def test_a_row_has_the_stages_level_and_both_counts_of_steps(tmp_path: Path) -> None:
     report = reporter(tmp_path)
     report.stage_begins(make_plan("psl", (1, 1, 1))[2], 0, 5, 2)
-    metrics = {name: (torch.tensor(v), torch.tensor(4.0)) for name, v in (("loss", 2.0), ("accuracy", 1.0))}
-    report.step(1, 41, 0.25, metrics, torch.zeros(()))
+    report.step(1, 41, 0.25, metrics_of(loss=(2.0, 4.0), accuracy=(1.0, 4.0)))
     report.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
         "run_step": 41, "stage": "S3", "level": 3, "step": 1, "lr": 0.25, "loss": 0.5, "accuracy": 0.25,

@@ -62,7 +62,7 @@ def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) ->
         module = StageModule(
             Trunk(backbone, stage, frozen_batchnorm),
             task.head(1, backbone.channels[stage.last_block - 1]),
-            task.loss,
+            task,
         )
         train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
         before = [snapshot(block) for block in backbone.blocks()]
@@ -88,7 +88,7 @@ def test_every_group_of_parameters_has_the_steps_rate() -> None:
     weights = []
     for is_split in (False, True):
         torch.manual_seed(0)
-        module = StageModule(Trunk(TinyNet(), stage), Brightness().head(1, 16), Brightness().loss)
+        module = StageModule(Trunk(TinyNet(), stage), Brightness().head(1, 16), Brightness())
         parameters = [p for _, p in module.learning_parameters()]
         groups = [parameters[::2], parameters[1::2]] if is_split else [parameters]
         optimiser = torch.optim.SGD([{"params": group} for group in groups], lr=9.0, fused=True)
@@ -134,10 +134,10 @@ def test_accumulated_batches_give_the_mean_gradient() -> None:
         torch.manual_seed(0)
         backbone, task = TinyNet(), Brightness()
         stage = make_plan("end_to_end", (1, 1, 1))[0]
-        module = StageModule(Trunk(backbone, stage), task.head(1, 16), task.loss)
+        module = StageModule(Trunk(backbone, stage), task.head(1, 16), task)
         module.eval()  # in train mode, BatchNorm's statistics would depend on the batches
         train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
-        train_step.step([part_of(batch, number, parts) for number in range(parts)], lr=0.5)
+        train_step.step([part_of(batch, number, parts) for number in range(parts)], 0.5, parts)
         weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
     assert torch.allclose(weights[0], weights[1], atol=1e-6) and torch.allclose(
         weights[0], weights[2], atol=1e-6
@@ -149,7 +149,7 @@ def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precisio
     torch.manual_seed(0)
     backbone, task = TinyNet(), Brightness()
     stage = make_plan("psl", (1, 1, 1))[0]
-    module = StageModule(Trunk(backbone, stage), task.head(1, 12), task.loss)
+    module = StageModule(Trunk(backbone, stage), task.head(1, 12), task)
     train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 1.0})
     train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
@@ -162,7 +162,7 @@ def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precisio
 
 def train_step_of(precision: str, task: Task | None = None) -> TrainStep:
     task = task or Brightness()
-    module = StageModule(Trunk(TinyNet(), make_plan("psl", (1, 1, 1))[0]), task.head(1, 12), task.loss)
+    module = StageModule(Trunk(TinyNet(), make_plan("psl", (1, 1, 1))[0]), task.head(1, 12), task)
     return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
 
 

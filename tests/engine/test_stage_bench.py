@@ -63,20 +63,16 @@ def test_a_step_is_the_trainers_and_counts_the_images_of_all_its_batches(
 ) -> None:
     with Beton(sample_paths().train) as data:
         bench = bench_of(data)
-    passes, rates = list[tuple[int, bool]](), list[float]()
+    steps, task, calls = list[tuple[int, float, int]](), bench.experiment.task, list[str]()
     monkeypatch.setattr(
-        bench.train_step, "backward", lambda batch, num, is_last: passes.append((num, is_last))
+        bench.train_step, "step", lambda batches, lr, num: steps.append((len(list(batches)), lr, num))
     )
-    monkeypatch.setattr(bench.train_step, "update", rates.append)
-    task, calls = bench.experiment.task, list[str]()
     monkeypatch.setattr(task, "num_warm_up_batches", lambda stage: 3)
     monkeypatch.setattr(bench.train_step, "warm_up", lambda *_: calls.append("warm-up"))
     monkeypatch.setattr(bench, "synthetic_batch", lambda: None)
-    monkeypatch.setattr(task, "after_step", lambda: calls.append("after a step"))
     for _ in range(2):
         assert bench._step(itertools.repeat(noise_batch(bench.views, 2))) == 4
-    assert passes == [(2, False), (2, True)] * 2 and rates == [0.1] * 2
-    assert calls == ["warm-up"] * 3 + ["after a step"] * 2
+    assert steps == [(2, 0.1, 2)] * 2 and calls == ["warm-up"] * 3
 
 
 def test_a_loader_alone_is_timed_over_as_many_epochs_as_the_time_takes(

@@ -154,7 +154,7 @@ def train_step_of(
 ) -> tuple[TrainStep, Brightness]:
     task = Brightness()
     head = task.head(1, backbone.channels[stage.last_block - 1])
-    module = StageModule(Trunk(backbone, stage, batchnorm=batchnorm), head, task.loss)
+    module = StageModule(Trunk(backbone, stage, batchnorm=batchnorm), head, task)
     optimiser = sgd(module.learning_parameters(), momentum=momentum, weight_decay=1e-2, decay_biases=True)
     return TrainStep(module, optimiser, views, precision, CPU, clip_norm=clip_norm), task
 
@@ -234,7 +234,7 @@ def step_of(clip_norm: float | None, parts: int = 1, scale: float = 1.0) -> tupl
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": scale})
     flat = lambda: torch.cat([p.detach().flatten().clone() for p in train_step.module.parameters()])
     before, batch = flat(), noise_batch(VIEWS, 8)
-    train_step.step([part_of(batch, number, parts) for number in range(parts)], lr=1.0)
+    train_step.step([part_of(batch, number, parts) for number in range(parts)], 1.0, parts)
     return before, flat()
 
 

@@ -81,11 +81,16 @@ class Asking(Task):
         return nn.Linear(channels, 16)
 
     @override
+    def batch_tensors(self, epoch: int, step: int, num_images: int) -> dict[str, Tensor]:
+        return {"place": torch.tensor([epoch, step])}
+
+    @override
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         if head.training:
-            self.trained.append((batch.epoch, batch.step))
+            epoch, step = batch.extra["place"].tolist()
+            self.trained.append((epoch, step))
             self.sizes.append(len(batch.indices))
         else:
             self.held_out_draws.append(len(batch.draws[0]))
@@ -395,8 +400,8 @@ def test_a_steps_mode_is_chosen_for_the_largest_view_and_all_ranks(monkeypatch: 
     monkeypatch.setattr(experiment_module, "choose_step", choose)
     options, two = TrainingOptions(precision="bf16", compile="on", sync_batchnorm=True), experiment(Asking())
     world = replace(one_process(), rank=1, size=4)
-    assert two.choose_step(two.stages[1], options, world) == EAGER
-    more = {"num_ranks": 4, "sync_batchnorm": True}
+    assert two.choose_step(two.stages[1], options, world)[0] == EAGER
+    more = {"captured": False, "num_ranks": 4, "sync_batchnorm": True}
     assert asked == [("compiled", two.backbone, two.stages[1], world.device, "bf16", 32, more)]
 
 

@@ -81,7 +81,7 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     stage = make_plan("psl", (1, 1, 1))[1]
     head = task.head(level, backbone.channels[stage.last_block - 1])
     trunk = Trunk(backbone, stage)
-    module = StageModule(trunk, head, task.loss)
+    module = StageModule(trunk, head, task)
     module.eval()
     # Only the flag is set, without the head's BatchNorms: in eval mode, these heads have no loss of
     # pseudo-labels.
@@ -105,7 +105,7 @@ def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
     for buffer in backbone.buffers():
         buffer += rank
     trunk = Trunk(backbone, stage)
-    module = StageModule(trunk, task.head(2, backbone.channels[stage.last_block - 1]), task.loss)
+    module = StageModule(trunk, task.head(2, backbone.channels[stage.last_block - 1]), task)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     views = task.views(2)
     train_step = TrainStep(module, sgd(module.learning_parameters()), views, "fp32", world)

@@ -182,7 +182,7 @@ def test_each_head_reads_its_block_and_counts_once() -> None:
     task = probes(backbone, names)
     stage = Stage("blocks", 1, 5, 4, 1)
     trunk = Trunk(backbone, stage)
-    module = StageModule(trunk, task.head(1, 16), task.loss)
+    module = StageModule(trunk, task.head(1, 16), task)
     head: Any = module.head
     calls: list[int] = []
     for number, block in enumerate(backbone.blocks(), 1):
@@ -340,7 +340,7 @@ def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
     backbone = TinyNet()
     task = probes(backbone, ("conv_B4", "fc1_B5", "fc3_B5"))
-    module = StageModule(Trunk(backbone, Stage("blocks", 1, 6, 5, 1)), task.head(1, 16), task.loss).eval()
+    module = StageModule(Trunk(backbone, Stage("blocks", 1, 6, 5, 1)), task.head(1, 16), task).eval()
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     train_step = TrainStep(module, optimiser, task.views(1), "fp32", world)

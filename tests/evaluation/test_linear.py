@@ -242,7 +242,7 @@ def test_a_feature_planted_in_b2_is_found_by_b2s_head_alone() -> None:
     torch.manual_seed(0)
     backbone = Planted()
     shapes = [(4, 8, 8)] * 5
-    module = StageModule(Trunk(backbone, PROBE), ProbeHead(shapes, 4, **VISSL), probes(backbone, 4).loss)
+    module = StageModule(Trunk(backbone, PROBE), ProbeHead(shapes, 4, **VISSL), probes(backbone, 4))
     optimiser = probe_sgd(module.learning_parameters(), momentum=0.9, weight_decay=0.0, nesterov=True)
     optimiser.param_groups[0]["lr"] = optimiser.param_groups[1]["lr"] = 0.05
     for step in range(60):
@@ -268,7 +268,7 @@ def test_each_head_learns_as_if_it_were_alone() -> None:
     """A head's gradients are those of its own cross-entropy; B2's loss gives the others none."""
     torch.manual_seed(0)
     backbone = TinyNet()
-    module = StageModule(Trunk(backbone, PROBE), probes(backbone, 3).head(1, 16), probes(backbone, 3).loss)
+    module = StageModule(Trunk(backbone, PROBE), probes(backbone, 3).head(1, 16), probes(backbone, 3))
     images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 2, 1, 0])
     loss, _ = module([images], batch_of(labels))
     loss.backward()
@@ -291,7 +291,7 @@ def test_each_head_learns_as_if_it_were_alone() -> None:
 def test_heads_are_float32_under_autocast() -> None:
     backbone = TinyNet()
     task = probes(backbone, 7)
-    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task.loss)
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
     dtypes: list[torch.dtype] = []
     for classifier in module.head.classifiers.values():  # type: ignore[operator, union-attr]
         classifier.linear.register_forward_hook(
@@ -308,7 +308,7 @@ def test_heads_are_float32_under_autocast() -> None:
 def test_metrics_are_few_while_training_and_all_held_out() -> None:
     backbone = TinyNet()
     task = probes(backbone, 7)
-    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task.loss)
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
     batch = batch_of(torch.arange(6))
     batch.indices[4:] = -1  # padding, which is ignored whatever its label
     images = torch.randn(6, 3, 32, 32)
@@ -329,7 +329,7 @@ def test_metrics_are_few_while_training_and_all_held_out() -> None:
     shorter = batch_of(torch.arange(4))
     torch.testing.assert_close(loss, module([images[:4]], shorter)[0])
     few = probes(backbone, 5)
-    module = StageModule(Trunk(backbone, PROBE), few.head(1, 16), few.loss).eval()
+    module = StageModule(Trunk(backbone, PROBE), few.head(1, 16), few).eval()
     assert not [name for name in module([images], batch_of(torch.zeros(6).long()))[1] if "top5" in name]
 
 
@@ -352,7 +352,7 @@ def test_mocos_protocol_is_one_linear_layer_on_the_final_features() -> None:
 def test_decay_leaves_batchnorm_alone() -> None:
     backbone = TinyNet()
     task = probes(backbone, 3)
-    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task.loss)
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
     names = {id(parameter): name for name, parameter in module.learning_parameters()}
     decayed, rest = probe_sgd(
         module.learning_parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -427,7 +427,7 @@ def test_held_out_scores_are_those_of_ten_crops() -> None:
     task = LinearProbes(train_view(input, 32), middle, backbone=backbone, more_crops=tuple(more), **VISSL)
     task.check_data(Synthetic(14, 7), 2)
     assert task.held_out_views(1) == (middle, *more) and len(more) == 9 and len(task.views(1)) == 1
-    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task.loss).eval()
+    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task).eval()
     images, labels = [torch.randn(6, 3, 32, 32) for _ in range(10)], torch.arange(6)
     batch = batch_of(labels)
     batch.indices[5:] = -1

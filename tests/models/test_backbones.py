@@ -75,7 +75,7 @@ def views(backbone: Backbone) -> tuple[ViewSpec, ...]:
 
 def train_step(backbone: Backbone, stage: Stage, precision: str = "fp32", fold: bool = False) -> TrainStep:
     task, width = Brightness(), backbone.channels[stage.last_block - 1]
-    module = StageModule(Trunk(backbone, stage), task.head(1, width), task.loss)
+    module = StageModule(Trunk(backbone, stage), task.head(1, width), task)
     return TrainStep(
         module, sgd(module.learning_parameters()), views(backbone), precision, CPU, fold_frozen=fold
     )
@@ -275,7 +275,7 @@ def test_the_tasks_run_on_alexnet_with_their_own_views(name: str) -> None:
     stage = make_plan("psl", (1,) * 3, num_levels=task.num_levels, num_blocks=7, partition=SUGGESTED[7])[2]
     trunk = Trunk(backbone, stage)
     head = task.head(stage.level, 16)
-    module = StageModule(trunk, head, task.loss)
+    module = StageModule(trunk, head, task)
     if hasattr(task, "start_stage"):
         task.start_stage(stage, trunk, head)
     specs = task.views(stage.level)

@@ -51,7 +51,7 @@ def as_after_training(backbone: nn.Module) -> nn.Module:
 def train_step(name: str, precision: str, fold: bool, stage: Stage = S3) -> TrainStep:
     torch.manual_seed(0)
     backbone, task = as_after_training(ResNet(name)), Brightness()
-    module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[-1]), task.loss)  # type: ignore[arg-type, index]
+    module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[-1]), task)  # type: ignore[arg-type, index]
     return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU, fold_frozen=fold)
 
 

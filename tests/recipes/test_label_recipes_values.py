@@ -127,7 +127,7 @@ def optimiser_of(experiment: Experiment) -> tuple[torch.optim.Optimizer, list[Gr
     (stage,) = experiment.stages
     with torch.device("meta"):
         head = experiment.task.head(stage.level, experiment.backbone.channels[-1])
-        module = StageModule(Trunk(experiment.backbone, stage), head, experiment.task.loss)
+        module = StageModule(Trunk(experiment.backbone, stage), head, experiment.task)
     small = {name: nn.Parameter(torch.zeros(1)) for name, _ in module.learning_parameters()}
     name_of = {id(parameter): name for name, parameter in small.items()}
     optimiser = experiment.optimiser(small.items())

@@ -36,7 +36,7 @@ def task_of(num_classes: int, **more: Any) -> Classify:
 
 def module_of(task: Classify) -> StageModule:
     torch.manual_seed(0)
-    return StageModule(Trunk(TinyNet(), WHOLE), task.head(1, 16), task.loss)
+    return StageModule(Trunk(TinyNet(), WHOLE), task.head(1, 16), task)
 
 
 def batch_of(labels: Tensor) -> Batch:

@@ -347,7 +347,7 @@ def one_step(rank: int, world_size: int) -> dict[str, Any]:
     whole = smooth_batch(Colorization(SIZE), 40, grey=range(7))
     task, trunk, head = ready([part_of(whole, rank, world_size)])
     sslpp = SSLPlusPlus(task, train_view(Input(), SIZE, "padded"), weight=1.0)
-    module = StageModule(trunk, nn.ModuleDict({"proxy": head}), sslpp.loss)
+    module = StageModule(trunk, nn.ModuleDict({"proxy": head}), sslpp)
     module.eval()
     module.head.train()
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))

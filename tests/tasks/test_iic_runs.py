@@ -81,7 +81,7 @@ class Watched(IIC):
     @override
     def end_epoch(self) -> Any:
         figures = super().end_epoch()
-        self.best_after.append(list(self.epochs.best))
+        self.best_after.append(self.epochs.best.tolist())
         return figures
 
 
@@ -114,7 +114,7 @@ def train_step_of(task: IIC) -> TrainStep:
         task.check_data(data, BATCH)
     trunk, head = Trunk(TinyNet(), STAGE), task.head(1, 16)
     task.start_stage(STAGE, trunk, head)
-    module = StageModule(trunk, head, task.loss)
+    module = StageModule(trunk, head, task)
     optimiser = adam(module.learning_parameters())
     return TrainStep(module, optimiser, task.views(1), "fp32", one_process())
 
@@ -151,7 +151,7 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
     for epoch, other in ((0, 1), (1, 0)):
         batch.epoch = epoch
         train_step.module.zero_grad(set_to_none=True)
-        loss, _ = train_step.module(batch.inputs(task.views(1), torch.float32), batch)
+        loss, _ = train_step.module(batch.inputs(task.views(1), torch.float32), train_step.prepared(batch))
         loss.backward()
         parts = train_step.module.head.classify  # type: ignore[union-attr]
         gradients = [[p.grad for p in part.parameters()] for part in parts]  # type: ignore[union-attr]
@@ -160,7 +160,7 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
     train_step.module.eval()  # held-out images are scored by head A in every epoch
     losses = []
     for batch.epoch in (0, 1):
-        losses.append(train_step.module(batch.inputs(task.views(1), torch.float32), batch)[0].item())
+        losses.append(train_step.module(batch.inputs(task.views(1), torch.float32), train_step.prepared(batch))[0].item())
     assert losses[0] == losses[1]
     task = Watched()
     train_step_of(task)
@@ -330,7 +330,7 @@ def a_run(out: Path, world: World) -> None:
     torch.manual_seed(0)
     assert pretrain(make_experiment(task, Plain(), epochs=(2,), lr=1e-4), run)
     run.close()
-    held = {"labels": task.labels, "best": task.epochs.best, "losses": [step[1] for step in task.steps]}
+    held = {"labels": task.labels, "best": task.epochs.best.tolist(), "losses": [step[1] for step in task.steps]}
     torch.save(held, out / f"held-{world.rank}.pt")
 
 
@@ -370,7 +370,8 @@ def test_each_head_is_read_by_its_own_best_sub_head_and_a_resume_keeps_it() -> N
     task, resumed = Watched(second_clusters=SECOND), Watched(second_clusters=SECOND)
     for each in (task, resumed):
         train_step_of(each)
-    task.epochs.best, task.first_epoch = [2, 1], 4
+    task.epochs.best.copy_(torch.tensor([2, 1]))
+    task.first_epoch = 4
     heads, features, indices = task.head(1, 16), torch.randn(NUM, 16, 1, 1), torch.arange(NUM)
     indices[5] = -1  # an image that cannot be decoded: it has label 0 and no entropy
     context: Any = SimpleNamespace(

@@ -87,12 +87,13 @@ def queue_after_steps(
         batch = part_of(batch, rank, num_ranks)
         batch.step = number
         inputs = batch.inputs(task.views(3), torch.float32)
+        batch = batch.with_extra(0, task.batch_tensors(batch.epoch, number, GLOBAL_BATCH))
         if number < 2:
             task.warm_up(trunk, head, inputs, batch)
     with torch.no_grad():
         loss, _ = task.loss(trunk, head, inputs, batch)
     task.after_step()
-    return task.queue, task.next_slot, float(loss)
+    return task.queue, int(task.slot), float(loss)
 
 
 @pytest.mark.parametrize("num_ranks", [8, slow(64)])

@@ -56,7 +56,7 @@ def make_train_step(
     backbone = TinyNet()
     head = task.head(3, backbone.channels[STAGES[stage].last_block - 1])
     trunk = Trunk(backbone, STAGES[stage])
-    module = StageModule(trunk, head, task.loss)
+    module = StageModule(trunk, head, task)
     task.start_stage(STAGES[stage], trunk, head)
     return TrainStep(
         module, sgd(module.learning_parameters()), task.views(3), precision, world or one_process()
@@ -100,7 +100,7 @@ def test_the_loss_is_that_of_plain_loops() -> None:
     keys = keys_by_hand(task.key_encoder, task, batch)
     module.eval()
     with torch.no_grad():
-        loss, metrics = module(inputs, batch)
+        loss, metrics = module(inputs, train_step.prepared(batch))
     queries = module.head(module.trunk(inputs[0])).tolist()
     total, right = 0.0, 0
     for i in range(BATCH):
@@ -127,7 +127,7 @@ def test_an_image_that_could_not_be_decoded_is_not_counted_as_right() -> None:
     with torch.no_grad():
         queries = F.normalize(train_step.module.head(train_step.module.trunk(inputs[0])))
         task.queue.copy_(-F.normalize(queries.mean(0), dim=0).expand_as(task.queue))
-        _, metrics = train_step.module(inputs, batch)
+        _, metrics = train_step.module(inputs, train_step.prepared(batch))
     assert [float(value) for value in metrics["accuracy"]] == [7, 7]
 
 
@@ -141,6 +141,8 @@ def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
     task = make_task(batch_size=4)
     train_step = make_train_step(task)
     plain: deque[list[float]] = deque(maxlen=QUEUE)
+    negatives, loss = list[Tensor](), task.loss
+    task.loss = lambda *args: (negatives.append(task.queue.clone()), loss(*args))[1]  # type: ignore[method-assign]
     assert task.num_warm_up_batches(STAGES[1]) == 6
     for number in range(6):
         batch = batch_of(task, 100 + number, 4)
@@ -149,12 +151,11 @@ def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
     for step in range(5):
         batches = [batch_of(task, 2 * step + half, 4) for half in (0, 1)]
         expected = [keys_by_hand(task.key_encoder, task, batch) for batch in batches]
-        before = task.queue.clone()
-        train_step.step(batches, lr=0.1)
-        assert torch.equal(task.queue, before)  # all batches of a step have the same negatives
-        task.after_step()
+        negatives.clear()
+        train_step.step(batches, 0.1, 2)
+        assert torch.equal(*negatives)  # all batches of a step have the same ones
         plain.extend(torch.cat(expected).tolist())
-        oldest_first = task.queue.roll(-task.next_slot, 0)
+        oldest_first = task.queue.roll(-int(task.slot), 0)
         assert torch.allclose(oldest_first, torch.tensor(list(plain)), atol=1e-6)
 
 
@@ -165,9 +166,7 @@ def test_the_momentum_copy_follows_once_a_step() -> None:
     query_parameters = [*train_step.module.trunk.learning.parameters(), *train_step.module.head.parameters()]
     for step in range(2):
         before = [p.clone() for p in key_parameters]
-        train_step.step([batch_of(task, 2 * step + half, 4) for half in (0, 1)], lr=0.1)
-        assert all(torch.equal(a, b) for a, b in zip(before, key_parameters, strict=True))
-        task.after_step()
+        train_step.step([batch_of(task, 2 * step + half, 4) for half in (0, 1)], 0.1, 2)
         for old, now, query in zip(before, key_parameters, query_parameters, strict=True):
             assert torch.allclose(now, 0.9 * old + 0.1 * query, atol=1e-6)
             assert not torch.equal(now, old)
@@ -182,7 +181,7 @@ def test_held_out_passes_change_nothing() -> None:
     padded.images[1][3:] = 0
     scores = train_step.evaluate([batch_of(task, 0), padded], task.views(3), lambda: False)
     assert scores is not None and 0 <= scores["accuracy"] <= 1 and not task.new_keys
-    assert torch.equal(task.queue, queue) and task.next_slot == 0
+    assert torch.equal(task.queue, queue) and task.slot == 0
     assert all(torch.equal(weights[n], v) for n, v in task.key_encoder.head.state_dict().items())
 
 
@@ -190,16 +189,17 @@ def test_a_skipped_sample_leaves_the_key_of_a_real_one() -> None:
     task, train_step = filled()
     batch = batch_of(task, 0)
     batch.indices[2] = -1
-    train_step.step([batch], lr=0.1)
     expected = keys_by_hand(task.key_encoder, task, batch)
-    assert torch.allclose(task.new_keys[0], expected, atol=1e-6)
+    train_step.step([batch], lr=0.1)
+    assert torch.allclose(task.queue[: len(expected)], expected, atol=1e-6)
 
 
 def test_half_precision_is_the_encoders_alone() -> None:
     task, train_step = filled(precision="bf16", queue_size=BATCH)
-    _, lengths = train_step.step([batch_of(task, 0)], lr=0.1), task.queue.norm(dim=1)
-    assert task.new_keys[0].dtype == torch.float32
-    assert torch.allclose(lengths, torch.ones(BATCH), atol=1e-6)  # so they are not rounded to bfloat16
+    train_step.step([batch_of(task, 0)], lr=0.1)
+    assert task.queue.dtype == torch.float32
+    # So they are not rounded to bfloat16.
+    assert torch.allclose(task.queue.norm(dim=1), torch.ones(BATCH), atol=1e-6)
 
 
 def test_an_empty_queue_is_never_used() -> None:
@@ -213,13 +213,12 @@ def test_an_empty_queue_is_never_used() -> None:
 def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
     task, train_step = filled(stage=0)
     train_step.step([batch_of(task, 0)], lr=0.5)
-    task.after_step()
     train_step.step([batch_of(task, 1)], lr=0.5)
-    assert task.next_slot == BATCH and task.new_keys
+    assert task.slot == 2 * BATCH and task.queue.any()
     trunk = Trunk(TinyNet(), STAGES[1])
     head = task.head(2, 16)
     task.start_stage(STAGES[1], trunk, head)
-    assert task.num_filled == task.next_slot == 0 and not task.queue.any() and not task.new_keys
+    assert task.num_filled == task.slot == 0 and not task.queue.any() and not task.new_keys
     query_parameters = [*trunk.learning.parameters(), *head.parameters()]
     key_parameters = [*task.key_encoder.learning.parameters(), *task.key_encoder.head.parameters()]
     assert all(
@@ -241,7 +240,6 @@ def test_state_goes_on_where_it_was() -> None:
     def two_steps(task: MoCo, train_step: TrainStep, first: int) -> None:
         for number in (first, first + 1):
             train_step.step([batch_of(task, number)], lr=0.1)
-            task.after_step()
 
     two_steps(task, train_step, 0)
     saved = [train_step.module.trunk.state_dict(), train_step.state_dict(), task.state_dict()]
@@ -255,7 +253,7 @@ def test_state_goes_on_where_it_was() -> None:
     resumed.load_state_dict(state)
     again.load_state_dict(of_task)
     two_steps(again, resumed, 2)
-    assert torch.equal(again.queue, task.queue) and again.next_slot == task.next_slot == 8
+    assert torch.equal(again.queue, task.queue) and again.slot == task.slot == 8
     assert task.queue.dtype == torch.float32
     for value, expected in zip(
         again.key_encoder.learning.parameters(), task.key_encoder.learning.parameters(), strict=True
@@ -327,7 +325,7 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
     backbone = TinyNet()
     head, trunk = task.head(3, 16), Trunk(backbone, STAGES[1])
-    module = StageModule(trunk, head, task.loss)
+    module = StageModule(trunk, head, task)
     module.eval()
     head.training = True  # so that keys are kept
     task.start_stage(STAGES[1], trunk, head)
@@ -340,7 +338,6 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
         if number == 1 and rank == 0:
             batch.indices[1] = -1  # ranks may skip different numbers of samples
         train_step.step([batch], lr=1.0)
-        task.after_step()
     state = {name: p.detach().clone() for name, p in module.named_parameters()}
     keys = {f"key.{n}": p.clone() for n, p in task.key_encoder.learning.named_parameters()}
     return state | keys | {"queue": task.queue}
@@ -370,7 +367,7 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
     )
     backbone = ResNet("resnet18").to(device).to(memory_format=torch.channels_last)
     head, trunk = task.head(2, backbone.channels[3]).to(device), Trunk(backbone, STAGES[1])
-    module = StageModule(trunk, head, task.loss)
+    module = StageModule(trunk, head, task)
     task.start_stage(STAGES[1], trunk, head)
     optimiser = sgd(module.learning_parameters(), decay_biases=True)
     train_step = TrainStep(module, optimiser, task.views(3), precision, one_process("cuda"))
@@ -379,12 +376,10 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
         for _ in range(task.num_warm_up_batches(STAGES[1])):
             train_step.warm_up(task.warm_up, next(batches))
         train_step.step([next(batches)], 0.01)  # the first step allocates buffers
-        task.after_step()
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(10):
                 train_step.step([next(batches)], 0.01)
-                task.after_step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
         batches.close()

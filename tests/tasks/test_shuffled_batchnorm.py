@@ -10,7 +10,6 @@ from torch import Tensor
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.tasks.contrastive.shuffled_batchnorm import (
     encode_shuffled,
-    redistributed,
     shuffled_order,
     substitutes,
 )
@@ -51,7 +50,7 @@ def test_groups_mix_all_ranks_and_change_each_step() -> None:
 def test_keys_are_those_of_a_plain_loop_over_groups() -> None:
     images = torch.randn(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     order = shuffled_order(0, 2, 7, 12)
-    keys = encode_shuffled(by_group_mean, images, torch.ones(12, dtype=torch.bool), order, 4)
+    keys = encode_shuffled(by_group_mean, images, torch.ones(12, dtype=torch.bool), torch.from_numpy(order), 4)
     for start in (0, 4, 8):
         group = order[start : start + 4].tolist()
         mean = sum(images[i].mean() for i in group) / 4
@@ -65,13 +64,13 @@ def test_what_is_not_valid_is_replaced_before_it_meets_others() -> None:
     valid = torch.tensor([True, False, True, True, False, False, True, True])
     images[~valid] = float("nan")
     order = shuffled_order(0, 0, 0, 8)
-    keys = encode_shuffled(by_group_mean, images, valid, order, 4)
+    keys = encode_shuffled(by_group_mean, images, valid, torch.from_numpy(order), 4)
     filled = images.clone()
     for group in order.reshape(2, 4).tolist():
         members = [i for i in group if valid[i]]
         for number, i in enumerate(group):  # member p takes number p, modulo their number, of the valid ones
             filled[i] = images[i] if valid[i] else images[members[number % len(members)]]
-    assert torch.equal(keys, encode_shuffled(by_group_mean, filled, valid | True, order, 4))
+    assert torch.equal(keys, encode_shuffled(by_group_mean, filled, valid | True, torch.from_numpy(order), 4))
     assert keys.isfinite().all()
 
 
@@ -83,20 +82,20 @@ def test_substitutes_are_valid_places_of_the_group(size: int) -> None:
         assert found == [i if group[i] else places[i % len(places)] for i in range(size)]
 
 
-def test_ranks_send_each_other_what_each_encodes(tmp_path: Path) -> None:
-    order = shuffled_order(5, 0, 0, 24)
-    rows = torch.arange(24 * 6.0).view(24, 3, 2)
-    assert torch.equal(redistributed(rows, order), rows[order])
-    assert torch.equal(torch.cat(results_of_ranks(part_in_order, 2, tmp_path)), rows[order])
-
-
-def part_in_order(rank: int, world: int) -> Tensor:
-    """Return a rank's part of the rows of the test above."""
+def keys_of(rank: int, world: int) -> Tensor:
+    """Return the keys of 24 images that a rank computes from its part of them."""
     size = 24 // world
-    rows = torch.arange(24 * 6.0).view(24, 3, 2)[rank * size : (rank + 1) * size]
-    return redistributed(rows.transpose(1, 2), shuffled_order(5, 0, 0, 24)).transpose(1, 2)
+    images = torch.randn(24, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    share = images[rank * size : (rank + 1) * size].contiguous(memory_format=torch.channels_last)
+    valid = torch.arange(24) % 5 != 0
+    return encode_shuffled(by_group_mean, share, valid, torch.from_numpy(shuffled_order(5, 0, 0, 24)), 4)
+
+
+def test_ranks_encode_together_what_one_does(tmp_path: Path) -> None:
+    keys = keys_of(0, 1)
+    assert all(torch.equal(each, keys) for each in results_of_ranks(keys_of, 2, tmp_path))
 
 
 def test_a_group_that_does_not_divide_the_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="--key-group 5 does not divide the 12 images"):
-        encode_shuffled(by_group_mean, torch.zeros(12, 3, 4, 4), torch.ones(12) > 0, np.arange(12), 5)
+        encode_shuffled(by_group_mean, torch.zeros(12, 3, 4, 4), torch.ones(12) > 0, torch.arange(12), 5)

@@ -1,6 +1,7 @@
 """Test UIC: labels of the previous training forward pass, resumes, and any number of ranks."""
 
 import copy
+import json
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -357,12 +358,18 @@ def test_outputs_that_are_not_finite_have_no_label(tmp_path: Path) -> None:
         pretrain(make_experiment(make_task(), Broken()), run)
     network, task = Broken(), make_task()
     network.healthy = STEPS + 10  # the first pass and ten steps
-    with (
-        closing(tiny_run(tmp_path / "later", epochs=(3,), max_steps_per_stage=STEPS, val=None)) as run,
-        pytest.warns(UserWarning, match=r"epoch 0: outputs for 160 images were not finite"),
-    ):
+    with closing(tiny_run(tmp_path / "later", epochs=(3,), max_steps_per_stage=STEPS, val=None)) as run:
         pretrain(make_experiment(task, network), run)
-    assert not task.store.current.min() < 0
+    kept = task.store.current.clone()
+    assert not kept.min() < 0
+    # The images of the skipped steps count as not drawn, and keep their labels.
+    epoch = json.loads((tmp_path / "later" / "epochs.jsonl").read_text().splitlines()[-1])
+    assert epoch["num_not_drawn"] >= 480 - 10 * BATCH
+    # Outputs that are not finite may have finite gradients: those of a class that is infinitely unlikely.
+    task.see(torch.arange(32), torch.full((32, 40), -torch.inf))
+    with pytest.warns(UserWarning, match=r"epoch 0: outputs for 32 images were not finite"):
+        task.end_epoch()
+    assert torch.equal(task.store.current, kept)
 
 
 @pytest.mark.parametrize(("num_classes", "message"), [(1, "2 or more"), (481, "481 for 480 training images")])

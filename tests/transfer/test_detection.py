@@ -60,7 +60,7 @@ def train_step_of(task: Detection, world: World, lr: float = 0.0) -> TrainStep:
     stage, head = task.stage(), task.head(1, 16)
     trunk = Trunk(task.backbone, stage, batchnorm=task.protocol.batchnorm)
     task.start_stage(stage, trunk, head)
-    module = StageModule(trunk, head, task.loss)  # type: ignore[arg-type]
+    module = StageModule(trunk, head, task)  # type: ignore[arg-type]
     return TrainStep(
         module, sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0), (), "fp32", world
     )

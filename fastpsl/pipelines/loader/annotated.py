@@ -6,7 +6,7 @@ over ranks and resuming are as in `Loader` (order.py).
 
 import functools
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import final
@@ -59,6 +59,21 @@ class AnnotatedBatch:
         """
         assert not views
         return []
+
+    def with_extra(self, variant: int, extra: Mapping[str, Tensor]) -> "AnnotatedBatch":
+        """Return this batch, to which no task adds anything.
+
+        Args:
+            variant: 0.
+            extra: Nothing.
+        """
+        assert not variant
+        assert not extra
+        return self
+
+    def of_step(self) -> "AnnotatedBatch":
+        """Return this batch, because steps of whole images are never captured."""
+        return self
 
     def first(self, num: int) -> "AnnotatedBatch":
         """Copy the first `num` images (or all, if fewer) and their targets to the host, to be displayed."""

@@ -78,8 +78,7 @@ class MoCo(Task):
         self.seed, self.batch_size, self.queue_size, self.key_group = seed, batch_size, queue_size, key_group
         self.momentum, self.temperature, self.width, self.size_px = momentum, temperature, width, size_px
         self.sobel_p = sobel_p
-        # The keys of the current step's batches; check_data knows how many these are.
-        self.new_keys: deque[Tensor] = deque(maxlen=1)
+        self.new_keys: deque[Tensor] = deque()  # of the current step's batches
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:

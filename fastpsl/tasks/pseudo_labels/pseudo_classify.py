@@ -122,7 +122,7 @@ class PseudoClassify(Task):
     def relabel(self, labels: Tensor | np.ndarray, epoch: int) -> Figures:
         """Set labels int [N], the same on all ranks, for `epoch`, and return their figures."""
         array = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
-        previous = self.store.current.cpu().numpy().copy()
+        previous = self.store.current.to("cpu", copy=True).numpy()
         self.store.set(array, epoch)
         return {
             **self.figures(array, previous if previous[0] >= 0 else None),

@@ -60,10 +60,12 @@ class LabelStore:
         # Captured steps read and write these tensors, so they are never replaced.
         self.current = torch.full((num_samples,), _NONE, dtype=torch.int32, device=device)
         # The last place is for padding.
-        self._next, self._latest = torch.empty(2, num_samples + 1, dtype=torch.int32, device=device)
+        self._next = torch.empty(num_samples + 1, dtype=torch.int32, device=device)
+        self._latest = torch.empty_like(self._next)
         # The draws of this rank, and those of them whose logits were not finite.
-        self._num_draws, self._num_not_finite = torch.zeros(2, dtype=torch.int64, device=device)
-        self._num_positions = torch.zeros((), dtype=torch.int64, device=device)  # of all ranks
+        self._num_draws = torch.zeros((), dtype=torch.int64, device=device)
+        self._num_not_finite = torch.zeros_like(self._num_draws)
+        self._num_positions = torch.zeros_like(self._num_draws)  # of all ranks
         self.num_split = 0
         self._forget()
 
@@ -124,7 +126,7 @@ class LabelStore:
     def end_epoch(self, epoch: int) -> EpochOfLabels:
         """Make the written labels current for `epoch`, the next one; every rank must call it."""
         self._exchange()
-        previous, new = self.current.cpu().numpy().copy(), self._next[:-1].cpu().numpy()
+        previous, new = (tensor.to("cpu", copy=True).numpy() for tensor in (self.current, self._next[:-1]))
         num_draws, num_not_finite = self._sums()
         num_drawn = int((self._latest[:-1] >= 0).sum())
         labels = np.where(new >= 0, new, previous)

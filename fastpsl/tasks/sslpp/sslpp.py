@@ -140,7 +140,7 @@ class SSLPlusPlus(Task):
             context, self.center, self.num_classes, PCA_WIDTH, K_MEANS_ITERATIONS, self.seed
         )
         renew(context.head["labels"], context.optimiser, torch_seed(self.seed, context.epoch))  # type: ignore[index]
-        previous = self.labels.cpu().numpy().copy()
+        previous = self.labels.to("cpu", copy=True).numpy()
         self.labels.copy_(labels)
         array = labels.cpu().numpy()
         self.label_loss.labels_are(array)

@@ -1,0 +1,121 @@
+"""A step with gradients that are not finite changes nothing, whatever its forward pass has written."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves
+
+from bench.recipe_stages import recipe_options, stage_experiment
+from fastpsl.engine.experiment import Experiment, make_train_step
+from fastpsl.engine.step_state import StepState
+from fastpsl.engine.train_step import TrainStep
+from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.data.synthetic import Synthetic
+from tests.engine.test_stage import CPU
+from tests.engine.tiny import TinyNet, noise_batch
+
+SIZE, NUM = 8, 96
+ROWS: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("rotation", "S2", "fp32", {"frozen_batchnorm": "train", "rotations_per_image": "one"}),
+    ("moco", "S2", "fp32", {"queue_size": 24, "key_group": 4}),
+    ("moco", "S1", "bf16", {"queue_size": 32, "key_group": 4, "accumulate": 2, "batch_size": 2 * SIZE,
+                            "frozen_batchnorm": "train", "fold_frozen": False}),
+    ("uic", "E", "fp32", {"num_clusters": 8}),
+    ("sslpp_iic", "E", "bf16", {"num_heads": 2}),
+    ("sslpp_colorization", "E", "fp32", {"pseudo_labels": "coupled"}),
+]  # fmt: skip
+
+
+def built(recipe: str, stage: str, **values: Any) -> tuple[Experiment, TrainStep]:
+    """Return a recipe's experiment with `TinyNet`, and its train step after its warm-up."""
+    options = recipe_options(recipe, is_sample=True, device="cpu", **{"batch_size": SIZE, **values})
+    torch.manual_seed(0)
+    experiment, number = stage_experiment(recipe, stage, options, CPU)
+    channels = experiment.task.views(1)[0].input().num_channels
+    backbone = TinyNet()
+    backbone.parts[0][0] = torch.nn.Conv2d(channels, 8, 3, stride=2, padding=1, bias=False)
+    stages = tuple(replace(stage, last_block=min(stage.last_block, 5)) for stage in experiment.stages)
+    experiment = replace(experiment, backbone=backbone, stages=stages)
+    experiment.task.check_data(Synthetic(NUM), options.batch_size)
+    train_step = make_train_step(experiment, number, options, CPU)
+    for seed in range(experiment.task.num_warm_up_batches(experiment.stages[number])):
+        train_step.warm_up(experiment.task.warm_up, batch_of(train_step, 100 + seed))
+    return experiment, train_step
+
+
+def batch_of(train_step: TrainStep, seed: int) -> Batch:
+    batch = noise_batch(train_step.views, SIZE, seed)
+    return replace(batch, indices=torch.randint(0, NUM, (SIZE,)), step=seed)
+
+
+def state_of(experiment: Experiment, train_step: TrainStep) -> dict[str, Any]:
+    """Return copies of all that a resume needs. The scale and fp16's counter are the scaler's own."""
+    state = {
+        "module": train_step.module.state_dict(),
+        "optimiser": train_step.optimiser.state_dict()["state"],
+        "task": dict(experiment.task.state_dict()),
+    }
+    return copy.deepcopy(state)
+
+
+@pytest.mark.parametrize(("recipe", "stage", "precision", "values"), ROWS, ids=lambda value: str(value)[:12])
+def test_a_skipped_step_changes_nothing(
+    recipe: str, stage: str, precision: str, values: dict[str, Any]
+) -> None:
+    experiment, train_step = built(recipe, stage, precision=precision, **values)
+    accumulate = values.get("accumulate", 1)
+    task = experiment.task
+    loss, factors = task.loss, iter([1.0, *[1.0] * (accumulate - 1), *[torch.inf] * accumulate, *[1.0] * 9])
+
+    def spoiled(*arguments: Any) -> Any:
+        value, metrics = loss(*arguments)
+        return value * next(factors), metrics
+
+    task.loss = spoiled  # type: ignore[method-assign]
+    states = []
+    for seed in range(3):
+        batches = [batch_of(train_step, accumulate * seed + part) for part in range(accumulate)]
+        train_step.step(batches, 0.01, accumulate)
+        states.append(state_of(experiment, train_step))
+    assert float(train_step.num_skipped) == 1
+    paths = [dict(tree_flatten_with_path(state)[0]) for state in states]
+    assert paths[0].keys() == paths[1].keys()
+    for place, value in paths[0].items():
+        assert equal(value, paths[1][place]), place
+    written = [place for place, value in paths[0].items() if not equal(value, paths[2][place])]
+    assert len(written) > 10 and all(torch.isfinite(leaf).all() for leaf in tree_leaves(states[2]["module"]))
+
+
+def equal(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_bits_come_back(dtype: torch.dtype) -> None:
+    """Of numbers that are not finite, too, and of maps in channels-last memory and scalars."""
+    values = torch.tensor([0.0, -1.5, torch.nan, torch.inf, 3e-6, 1e30] * 8)
+    tensors = [
+        values.to(dtype).reshape(2, 3, 4, 2).contiguous(memory_format=torch.channels_last),
+        values[1].to(dtype),
+        torch.empty(0, dtype=dtype),
+    ]
+    before = [tensor.clone() for tensor in tensors]
+    state = StepState(tensors)
+    for skipped in (0.0, 1.0, 2.0):
+        state.keep()
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value * torch.nan if dtype.is_floating_point else value == 0)
+        state.restore_if(torch.tensor(skipped))
+        if not skipped:
+            for tensor, value in zip(tensors, before, strict=True):
+                assert tensor.numel() == 0 or not bits(tensor).equal(bits(value))
+                tensor.copy_(value)
+        assert all(bits(a).equal(bits(b)) for a, b in zip(tensors, before, strict=True))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
