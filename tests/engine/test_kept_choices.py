@@ -34,12 +34,12 @@ def test_each_is_told_with_its_reason() -> None:
         assert told == [
             ("augment backend", f"unfused: {train_step.augment.reason}"),
             ("compile", "off: as the stage began"),
-            ("graph", "off: asked for"),
+            ("graph", "off: CUDA graphs need CUDA"),
             ("folded:", words),
         ]
     told = []
     report_choices(train_step, stage, (), (), lambda *words: told.append(words))
-    assert told == [("compile", "off: asked for"), ("graph", "off: asked for"), ("folded:", "B1 to B2")]
+    assert told == [("compile", "off: asked for"), ("graph", "off: CUDA graphs need CUDA"), ("folded:", "B1 to B2")]
 
 
 def test_a_stage_goes_on_as_it_began_unless_a_flag_or_the_machine_forbids() -> None:

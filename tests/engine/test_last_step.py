@@ -223,12 +223,12 @@ def test_a_checkpoint_that_was_saved_is_not_written_over_by_the_step_before(tmp_
     run = tiny_run(tmp_path)
     with pytest.raises(RuntimeError), last_step.LastStep(run) as keeper:
         run.position.run_step = 1
-        keeper.keep({"backbone": 1})
+        keeper.keep({"backbone": {"w": torch.ones(1)}, "learner": {"head": {}}})
         run.position.run_step = 2
-        keeper.save({"backbone": 2})
+        keeper.save({"backbone": {"w": torch.full((1,), 2.0)}, "learner": {"head": {}}})
         raise RuntimeError("Connection reset by peer")
     run.close()
-    assert newest_step(tmp_path) == 2 and newest_checkpoint(tmp_path)["backbone"] == 2
+    assert newest_step(tmp_path) == 2 and newest_checkpoint(tmp_path)["backbone"]["w"] == 2
 
 
 def test_an_error_too_leaves_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

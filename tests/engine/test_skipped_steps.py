@@ -1,9 +1,11 @@
 """Steps with gradients that are not finite: the lines about them, and the end of a run of them."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastpsl.engine import skipped_steps
 from fastpsl.engine.skipped_steps import FIRST_STEPS, WINDOW, SkippedSteps
@@ -62,3 +64,23 @@ def test_a_diverged_run_ends_and_its_losses_are_on_record(
     rows = lines(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 10)) and rows[0]["loss"] == rows[0]["loss"]
     assert all(row["loss"] != row["loss"] for row in rows[1:])
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    """A running variance overflows in step 5, while the gradients stay finite."""
+    run = tiny_run(tmp_path, checkpoint_steps=2, max_steps_per_stage=8)
+    experiment = tiny_experiment()
+    norm, after_step, steps = experiment.backbone.blocks()[0][1], experiment.task.after_step, list[int]()
+
+    def spoil() -> None:
+        after_step()
+        steps.append(1)
+        if len(steps) == 5:
+            norm.running_var[0] = torch.inf
+
+    experiment.task.after_step = spoil  # type: ignore[method-assign]
+    good = "step-00000004.pt"
+    words = f"after step 6 of the run, 1 of its .* such as parts.0.1.running_var; the last good .*{good};"
+    with closing(run), pytest.raises(ValueError, match=words):
+        pretrain(experiment, run)
+    assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == good

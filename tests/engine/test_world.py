@@ -20,7 +20,7 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.trunk import StepMetrics, Trunk
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import train_view
@@ -83,9 +83,9 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     trunk = Trunk(backbone, stage)
     module = StageModule(trunk, head, task)
     module.eval()
-    # Only the flag is set, without the head's BatchNorms: in eval mode, these heads have no loss of
-    # pseudo-labels.
-    head.training = name in PROXIES
+    # Only the flag is set, without the head's BatchNorms: in eval mode, there is no loss of pseudo-labels, and
+    # no key is kept.
+    head.training = True
     task.start_stage(stage, trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
@@ -134,8 +134,8 @@ def report_steps(rank: int, world_size: int, folder: Path) -> None:
     )
     report.stage_begins(make_plan("psl", (1, 1, 1))[0], 0, 2, 2)
     for step, num in ((1, 4.0), (2, (0.0, 2.0)[rank])):
-        metrics = {"loss": (torch.tensor((1 + 2 * rank) * num), torch.tensor(num))}
-        report.step(step, step, 0.1, metrics, torch.zeros(()))
+        values = torch.tensor([((1 + 2 * rank) * num, num), (0.0, 1.0)])
+        report.step(step, step, 0.1, StepMetrics(("loss",), values))
     report.close()
 
 

@@ -202,7 +202,7 @@ def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
     for step in range(num_steps):
         if step == 1 and device == "cuda":  # the first step allocates buffers
             torch.cuda.set_sync_debug_mode("error")
-        measures.append(train_step.step([batch], lr=10.0)["loss"])
+        measures.append(train_step.step([batch], lr=10.0).values[0])
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("default")
     assert train_step.num_skipped == 0 or precision == "fp16"
