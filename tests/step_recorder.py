@@ -29,7 +29,7 @@ INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 
 @dataclass
 class Step:
-    """A step's operations as texts, what a capture would refuse, Python values it changed, tensors it wrote."""
+    """A step's operations as texts, what a capture would refuse, and what it changed on host and device."""
 
     ops: list[tuple[str, ...]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def record(self, batches: Iterable[Batch], **roots: Any) -> Iterator[Step]:
-        """Record what runs within the context; `roots` are the objects whose Python values must not change."""
+        """Record what runs within the context, in which the Python values of `roots` must not change."""
         self.step, self.new = Step(), {}
         for number, tensor in enumerate(tensor for batch in batches for tensor in batch.tensors()):
             key, storage = _storage(tensor)
@@ -210,6 +210,20 @@ def record_steps(train_step: TrainStep, recorder: Recorder) -> list[Step]:
 
     graphs._compute = recorded
     return steps
+
+
+def not_restored(train_step: TrainStep, recorder: Recorder, step: Step) -> list[str]:
+    """Return the lines that write a tensor which a skipped step would leave changed."""
+    encoder = getattr(train_step.module.task, "key_encoder", None)
+    cast = [p for part in getattr(encoder, "_cast", None) or () for p in part.parameters()]  # written anew
+    scaler, state = train_step.scaler, train_step._state
+    kept = [
+        *train_step.module.parameters(), *tree_leaves(dict(train_step.optimiser.state)), scaler._scale,
+        scaler._growth_tracker, train_step.num_skipped, *tree_leaves((state._tensors, state._before)), *cast,
+    ]  # fmt: skip
+    known = {_storage(tensor)[0] for tensor in kept if isinstance(tensor, Tensor)}
+    names = {name for key, (name, _) in recorder.kept.items() if key in known}
+    return [where for name, where in step.written.items() if name not in names]
 
 
 def plain_capture(compute: Callable[[], StepMetrics], device: torch.device) -> Callable[[], StepMetrics]:

@@ -152,7 +152,9 @@ class Run:
 
     def _require_finite(self, step: int, state: Mapping[str, Any]) -> None:
         head = {f"head.{name}": value for name, value in state["learner"]["head"].items()}
-        tensors = {name: value for name, value in {**state["backbone"], **head}.items() if isinstance(value, Tensor)}
+        tensors = {
+            name: value for name, value in {**state["backbone"], **head}.items() if isinstance(value, Tensor)
+        }
         names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
         if not names:
             return

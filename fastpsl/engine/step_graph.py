@@ -122,7 +122,7 @@ class StepGraphs:
                 return self._compute(static, num_batches)
         try:
             replay = capture(lambda: self._compute(static, num_batches), self._device)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (a capture may fail by any)
             self._give_up(error)
             return self._compute(static, num_batches)
         self._replays[variant] = replay
@@ -154,7 +154,7 @@ class StepGraphs:
         warnings.warn(f"{why}; its steps are launched one operation after the other", stacklevel=2)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 

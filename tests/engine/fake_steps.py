@@ -19,7 +19,7 @@ from fastpsl.tasks.pseudo_labels.iic import HEAD_EPOCHS
 from tests.engine.tiny import noise_batch
 from tests.fake_cuda import DEVICE, FakeCuda
 from tests.host_waits import Seen
-from tests.step_recorder import Recorder, Step, plain_capture, record_steps
+from tests.step_recorder import Recorder, Step, not_restored, plain_capture, record_steps
 
 WORLD = World(0, 1, 0, 1, DEVICE)
 NUM_SAMPLES = 96
@@ -40,8 +40,8 @@ def train_step_of(experiment: Experiment, number: int, options: TrainingOptions,
     return make_train_step(experiment, number, options, WORLD)
 
 
-# Steps until the first one that is a replay, and three more: the next one, one after a held-out batch, and one
-# of another epoch.
+# Steps until the first one that is a replay, and three more: the next one, one after a held-out batch, and
+# one of another epoch.
 NUM_STEPS = NUM_LAUNCHED + 4
 
 
@@ -78,10 +78,13 @@ def some_steps(
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch, cuda.watched() as seen:
         patch.setattr(step_graph, "capture", plain_capture)
-        launched = cuda.launched
-        patch.setattr(
-            cuda, "launched", lambda *a, **k: (launched(*a, **k), recorder.launched(*a, **k))[0], raising=False
-        )
+        check = cuda.launched
+
+        def launched(*arguments: Any, **more: Any) -> None:
+            check(*arguments, **more)
+            recorder.launched(*arguments, **more)
+
+        patch.setattr(cuda, "launched", launched)
         for _ in range(task.num_warm_up_batches(stage) or 0):
             train_step.warm_up(task.warm_up, batches(0)[0])
         steps = record_steps(train_step, recorder)
@@ -93,4 +96,5 @@ def some_steps(
                 train_step.module.train()
             train_step.step(batches(step), 0.1 * step, options.accumulate)
     assert with_gradient and all(with_gradient)
+    assert not not_restored(train_step, recorder, steps[-1])
     return seen, steps[NUM_LAUNCHED:]

@@ -248,9 +248,7 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
     assert launched("fused", backbone, STAGES[1], CUDA, "fp16", 224).mode == "fused"
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
     assert (
-        launched(
-            "fused", synchronised, STAGES[1], CUDA, "fp16", 224, num_ranks=2, sync_batchnorm=True
-        ).mode
+        launched("fused", synchronised, STAGES[1], CUDA, "fp16", 224, num_ranks=2, sync_batchnorm=True).mode
         == "fused"
     )
 

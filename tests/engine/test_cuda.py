@@ -188,7 +188,7 @@ def test_half_steps_that_are_not_finite_change_nothing() -> None:
     _, train_step = train(STAGES[0], "eager", "fp16")
     before = [p.detach().clone() for p in train_step.module.parameters()]
     scale, skipped = train_step.scaler.get_scale(), float(train_step.num_skipped)
-    train_step.module._loss.__self__.factor = float("nan")  # type: ignore[attr-defined]
+    train_step.module.task.factor = float("nan")  # type: ignore[attr-defined]
     batch = on_device(16, 7)
     with NoSync():
         train_step.step([batch], lr=0.1)
@@ -202,8 +202,8 @@ def test_folded_blocks_in_half(name: str) -> None:
     backbone = ResNet(name).to(DEVICE).to(memory_format=torch.channels_last).eval()
     for part in backbone.modules():
         if isinstance(part, nn.BatchNorm2d):
-            part.running_var.uniform_(0.3, 2.0)  # type: ignore[union-attr]
-            part.running_mean.normal_(0.0, 0.3)  # type: ignore[union-attr]
+            part.running_var.uniform_(0.3, 2.0)  # type: ignore[attr-defined]
+            part.running_mean.normal_(0.0, 0.3)  # type: ignore[attr-defined]
     images = torch.randn(8, 3, 64, 64, device=DEVICE).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast("cuda", torch.float16):
         plain = result = images

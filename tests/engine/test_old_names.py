@@ -64,7 +64,13 @@ def test_former_values_are_todays() -> None:
         assert current_record({"transforms": old}) == {"augment": new}
     for word, number in (("one", 1), ("two", 2)):
         assert current_record({"heads": word}) == {"num_heads": number}
-    for old, new in (("eager", "off"), ("fused", "fused"), ("compiled", "on"), ("graphed", "on"), ("graphs", "on")):
+    for old, new in (
+        ("eager", "off"),
+        ("fused", "fused"),
+        ("compiled", "on"),
+        ("graphed", "on"),
+        ("graphs", "on"),
+    ):
         assert current_record({"step": old}) == {"compile": new}
 
 

@@ -1,4 +1,4 @@
-"""Captured steps without a GPU: a replay is a plain call, and what a capture would get wrong is looked for."""
+"""Captured steps without a GPU: a replay is a plain call, and what a capture would get wrong is found."""
 
 import gc
 import weakref
@@ -275,7 +275,7 @@ def captured_on_the_cpu(monkeypatch: pytest.MonkeyPatch, capture: Any = plain_ca
 
 
 def fit(out: Path, stop_at: int | None = None) -> None:
-    """Train three stages of seven steps, with a skipped step in each, until a signal after `stop_at` steps."""
+    """Train three stages of seven steps, with a skipped one in each, until a signal after `stop_at` steps."""
     run = tiny_run(out, batch_size=96, epochs=(2, 2, 2), max_steps_per_stage=7, probe_every=1)
     experiment = tiny_experiment()
     if stop_at is not None:
@@ -294,15 +294,13 @@ def spoil(task: Any) -> None:
         return value * batch.extra["factor"] if head.training else value, metrics
 
     task.loss = spoiled
-    task.batch_tensors = lambda epoch, step, num: {
-        "factor": torch.tensor(torch.inf if step == 3 else 1.0)
-    }
+    task.batch_tensors = lambda epoch, step, num: {"factor": torch.tensor(torch.inf if step == 3 else 1.0)}
 
 
 def test_a_captured_run_is_a_launched_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Bit for bit, through stages, validations, probes, skipped steps, and a resume of either by the other."""
+    """Bit for bit, through stages, validations, probes, skipped steps, and resumes of either by the other."""
     monkeypatch.setattr("fastpsl.plots.online_probe.draw_probes", lambda *_: None)  # it takes seconds
     fit(tmp_path / "launched")
     fit(tmp_path / "launched first", stop_at=9)

@@ -83,8 +83,8 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     trunk = Trunk(backbone, stage)
     module = StageModule(trunk, head, task)
     module.eval()
-    # Only the flag is set, without the head's BatchNorms: in eval mode, there is no loss of pseudo-labels, and
-    # no key is kept.
+    # Only the flag is set, without the head's BatchNorms: in eval mode, there is no loss of pseudo-labels,
+    # and no key is kept.
     head.training = True
     task.start_stage(stage, trunk, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)

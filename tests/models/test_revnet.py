@@ -77,9 +77,7 @@ def after_a_step(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return gradients and buffers after one step of a stage, made as by the trainer (scaler, DDP)."""
     backbone, task, stage = small().to(memory_format=torch.channels_last), Brightness(), STAGES[stage_number]
-    module = StageModule(
-        Trunk(backbone, stage), task.head(1, backbone.channels[stage.last_block - 1]), task
-    )
+    module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[stage.last_block - 1]), task)
     optimiser = sgd(module.learning_parameters(), weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     train_step = TrainStep(module, optimiser, VIEWS, precision, world)

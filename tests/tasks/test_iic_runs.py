@@ -160,7 +160,11 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
     train_step.module.eval()  # held-out images are scored by head A in every epoch
     losses = []
     for batch.epoch in (0, 1):
-        losses.append(train_step.module(batch.inputs(task.views(1), torch.float32), train_step.prepared(batch))[0].item())
+        losses.append(
+            train_step.module(batch.inputs(task.views(1), torch.float32), train_step.prepared(batch))[
+                0
+            ].item()
+        )
     assert losses[0] == losses[1]
     task = Watched()
     train_step_of(task)
@@ -330,7 +334,11 @@ def a_run(out: Path, world: World) -> None:
     torch.manual_seed(0)
     assert pretrain(make_experiment(task, Plain(), epochs=(2,), lr=1e-4), run)
     run.close()
-    held = {"labels": task.labels, "best": task.epochs.best.tolist(), "losses": [step[1] for step in task.steps]}
+    held = {
+        "labels": task.labels,
+        "best": task.epochs.best.tolist(),
+        "losses": [step[1] for step in task.steps],
+    }
     torch.save(held, out / f"held-{world.rank}.pt")
 
 

@@ -142,7 +142,12 @@ def test_the_queue_is_a_deque_of_all_accumulated_keys() -> None:
     train_step = make_train_step(task)
     plain: deque[list[float]] = deque(maxlen=QUEUE)
     negatives, loss = list[Tensor](), task.loss
-    task.loss = lambda *args: (negatives.append(task.queue.clone()), loss(*args))[1]  # type: ignore[method-assign]
+
+    def noted(*arguments: Any) -> Any:
+        negatives.append(task.queue.clone())
+        return loss(*arguments)
+
+    task.loss = noted  # type: ignore[method-assign,assignment]
     assert task.num_warm_up_batches(STAGES[1]) == 6
     for number in range(6):
         batch = batch_of(task, 100 + number, 4)
@@ -383,4 +388,4 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         batches.close()
-    assert task.queue.isfinite().all() and task.next_slot == 16 * 15 % 64
+    assert task.queue.isfinite().all() and task.slot == 16 * 15 % 64

@@ -50,7 +50,9 @@ def test_groups_mix_all_ranks_and_change_each_step() -> None:
 def test_keys_are_those_of_a_plain_loop_over_groups() -> None:
     images = torch.randn(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     order = shuffled_order(0, 2, 7, 12)
-    keys = encode_shuffled(by_group_mean, images, torch.ones(12, dtype=torch.bool), torch.from_numpy(order), 4)
+    keys = encode_shuffled(
+        by_group_mean, images, torch.ones(12, dtype=torch.bool), torch.from_numpy(order), 4
+    )
     for start in (0, 4, 8):
         group = order[start : start + 4].tolist()
         mean = sum(images[i].mean() for i in group) / 4

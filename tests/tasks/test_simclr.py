@@ -191,9 +191,7 @@ def test_a_part_of_the_batch_is_never_trained_on() -> None:
 def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
     torch.manual_seed(0)
     task, place = small_task(), one_process(device)
-    module = StageModule(
-        Trunk(TinyNet().to(place.device), stage(2)), task.head(2, 12).to(place.device), task
-    )
+    module = StageModule(Trunk(TinyNet().to(place.device), stage(2)), task.head(2, 12).to(place.device), task)
     train_step = TrainStep(module, lars(module.learning_parameters()), task.views(2), precision, place)
     batch = noise_batch(task.views(2), BATCH)
     if device == "cuda":

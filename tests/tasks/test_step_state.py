@@ -13,6 +13,7 @@ from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.step_state import StepState
 from fastpsl.engine.train_step import TrainStep
+from fastpsl.models.layers import read_channels
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.synthetic import Synthetic
 from tests.engine.test_stage import CPU
@@ -37,7 +38,7 @@ def built(recipe: str, stage: str, **values: Any) -> tuple[Experiment, TrainStep
     experiment, number = stage_experiment(recipe, stage, options, CPU)
     channels = experiment.task.views(1)[0].input().num_channels
     backbone = TinyNet()
-    backbone.parts[0][0] = torch.nn.Conv2d(channels, 8, 3, stride=2, padding=1, bias=False)
+    read_channels(backbone, channels)
     stages = tuple(replace(stage, last_block=min(stage.last_block, 5)) for stage in experiment.stages)
     experiment = replace(experiment, backbone=backbone, stages=stages)
     experiment.task.check_data(Synthetic(NUM), options.batch_size)
@@ -75,7 +76,7 @@ def test_a_skipped_step_changes_nothing(
         value, metrics = loss(*arguments)
         return value * next(factors), metrics
 
-    task.loss = spoiled  # type: ignore[method-assign]
+    task.loss = spoiled  # type: ignore[method-assign,assignment]
     states = []
     for seed in range(3):
         batches = [batch_of(train_step, accumulate * seed + part) for part in range(accumulate)]
