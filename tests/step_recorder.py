@@ -226,6 +226,6 @@ def not_restored(train_step: TrainStep, recorder: Recorder, step: Step) -> list[
     return [where for name, where in step.written.items() if name not in names]
 
 
-def plain_capture(compute: Callable[[], StepMetrics], device: torch.device) -> Callable[[], StepMetrics]:
+def plain_capture(compute: Callable[[], StepMetrics], *_: Any) -> Callable[[], StepMetrics]:
     """Stand in for `step_graph.capture`: a replay computes the step again."""
     return compute

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -104,6 +104,8 @@ class StepGraphs:
         self._device = world.device
         self.num_launched = NUM_LAUNCHED if world.size == 1 else NUM_LAUNCHED_BY_DDP
         self._given_up = False
+        # The variants share their memory, because they never run at once.
+        self._pool = torch.cuda.graph_pool_handle() if world.device.type == "cuda" else None
         self._static: list[Batch] = []
         self._made: Counter[int] = Counter()
         self._replays: dict[int, Replay] = {}
@@ -121,12 +123,14 @@ class StepGraphs:
             with beside(self._device):
                 return self._compute(static, num_batches)
         try:
-            replay = capture(lambda: self._compute(static, num_batches), self._device)
+            replay = capture(lambda: self._compute(static, num_batches), self._device, self._pool)
         except Exception as error:  # noqa: BLE001  (a capture may fail by any)
             self._give_up(error)
-            return self._compute(static, num_batches)
-        self._replays[variant] = replay
-        return replay()
+        else:
+            self._replays[variant] = replay
+            return replay()
+        # The error holds the memory of the capture no longer.
+        return self._compute(static, num_batches)
 
     def _copied(self, batches: Iterable[Batch]) -> list[Batch]:
         """Copy a step's batches to the static ones, which are made of the first step's."""
@@ -172,12 +176,13 @@ def beside(device: torch.device) -> Iterator[None]:
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def capture(compute: Callable[[], StepMetrics], device: torch.device) -> Replay:
+def capture(compute: Callable[[], StepMetrics], device: torch.device, pool: Any) -> Replay:
     """Capture a step without running it.
 
     Args:
         compute: The step, which has been launched before.
         device: The GPU.
+        pool: The memory of the graph, which other graphs may share.
 
     Returns:
         The step's replay.
@@ -191,7 +196,7 @@ def capture(compute: Callable[[], StepMetrics], device: torch.device) -> Replay:
     spare = generator.clone_state()
     try:
         # The loader's threads use CUDA meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             metrics = compute()
     except BaseException:
         generator.graphsafe_set_state(spare)

@@ -156,7 +156,7 @@ def test_steps_are_launched_captured_and_replayed(monkeypatch: pytest.MonkeyPatc
         done.append(f"{batch.variant}: {batch.labels.tolist()}")
         return StepMetrics((), batch.labels.float())
 
-    def capture(compute: Callable[[], StepMetrics], device: torch.device) -> Callable[[], StepMetrics]:
+    def capture(compute: Callable[[], StepMetrics], *_: Any) -> Callable[[], StepMetrics]:
         done.append("capture")
         return compute
 
@@ -186,7 +186,7 @@ class Failing(Brightness):
     error: BaseException = RuntimeError("operation not permitted when stream is capturing")
 
 
-def failing_capture(compute: Callable[[], StepMetrics], device: torch.device) -> Any:
+def failing_capture(compute: Callable[[], StepMetrics], *_: Any) -> Any:
     Failing.fails = True
     try:
         compute()
@@ -225,7 +225,7 @@ def test_a_failed_capture_is_told_once_and_its_steps_are_launched(monkeypatch: p
 def test_ctrl_c_in_a_capture_is_a_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ending the capture fails, too, with an error of its own."""
 
-    def interrupted(compute: Any, device: torch.device) -> Any:
+    def interrupted(*_: Any) -> Any:
         try:
             raise KeyboardInterrupt
         finally:
@@ -327,7 +327,7 @@ def test_a_stages_graphs_are_freed_at_its_end(tmp_path: Path, monkeypatch: pytes
 
     alive, counts = weakref.WeakSet[Graph](), list[int]()
 
-    def capture(compute: Callable[[], StepMetrics], device: torch.device) -> Graph:
+    def capture(compute: Callable[[], StepMetrics], *_: Any) -> Graph:
         counts.append(len(alive))
         graph = Graph()
         alive.add(graph)
