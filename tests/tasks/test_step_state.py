@@ -1,7 +1,9 @@
 """A step with gradients that are not finite changes nothing, whatever its forward pass has written."""
 
 import copy
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +12,20 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
 from bench.recipe_stages import recipe_options, stage_experiment
+from fastpsl.engine import experiment as experiment_module
+from fastpsl.engine import step_graph
 from fastpsl.engine.experiment import Experiment, make_train_step
+from fastpsl.engine.options import TrainingOptions
+from fastpsl.engine.step_graph import GraphChoice
 from fastpsl.engine.step_state import StepState
 from fastpsl.engine.train_step import TrainStep
+from fastpsl.engine.trainer import pretrain
 from fastpsl.models.layers import read_channels
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.synthetic import Synthetic
 from tests.engine.test_stage import CPU
-from tests.engine.tiny import TinyNet, noise_batch
+from tests.engine.tiny import TinyNet, noise_batch, tiny_run
+from tests.step_recorder import Recorder, Step, differences
 
 SIZE, NUM = 8, 96
 ROWS: list[tuple[str, str, str, dict[str, Any]]] = [
@@ -31,16 +39,21 @@ ROWS: list[tuple[str, str, str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-def built(recipe: str, stage: str, **values: Any) -> tuple[Experiment, TrainStep]:
-    """Return a recipe's experiment with `TinyNet`, and its train step after its warm-up."""
-    options = recipe_options(recipe, is_sample=True, device="cpu", **{"batch_size": SIZE, **values})
+def experiment_of(recipe: str, stage: str, values: dict[str, Any]) -> tuple[Experiment, int, TrainingOptions]:
+    """Return a recipe's experiment with `TinyNet`, the stage's number, and the options."""
+    options = recipe_options(recipe, is_sample=True, device="cpu", **values)
     torch.manual_seed(0)
     experiment, number = stage_experiment(recipe, stage, options, CPU)
     channels = experiment.task.views(1)[0].input().num_channels
     backbone = TinyNet()
     read_channels(backbone, channels)
     stages = tuple(replace(stage, last_block=min(stage.last_block, 5)) for stage in experiment.stages)
-    experiment = replace(experiment, backbone=backbone, stages=stages)
+    return replace(experiment, backbone=backbone, stages=stages), number, options
+
+
+def built(recipe: str, stage: str, **values: Any) -> tuple[Experiment, TrainStep]:
+    """Return a recipe's experiment with `TinyNet`, and its train step after its warm-up."""
+    experiment, number, options = experiment_of(recipe, stage, {"batch_size": SIZE, **values})
     experiment.task.check_data(Synthetic(NUM), options.batch_size)
     train_step = make_train_step(experiment, number, options, CPU)
     for seed in range(experiment.task.num_warm_up_batches(experiment.stages[number])):
@@ -120,3 +133,46 @@ def test_bits_come_back(dtype: torch.dtype) -> None:
 
 def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "values"),
+    [
+        ("uic", {"num_clusters": 8}), ("deepcluster", {"num_clusters": 8, "pca_width": 4}),
+        ("sslpp_iic", {"num_heads": 2, "num_clusters": 8, "second_clusters": 6}),
+        ("sslpp_rotation", {"pseudo_labels": "coupled", "num_clusters": 8}),
+    ],
+    ids=["uic", "deepcluster", "iic", "coupled"],
+)  # fmt: skip
+def test_replays_read_and_write_the_same_tensors_in_every_epoch(
+    recipe: str, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Across the ends of epochs, of which an epoch of another variant has a capture of its own."""
+    nums = list[int]()
+
+    def capture(compute: Any, *_: Any) -> Any:
+        recorder, first, number = Recorder(), list[Step](), len(nums)
+        nums.append(0)
+
+        def replay() -> Any:
+            with recorder.record(()) as step:
+                metrics = compute()
+            first.append(step)
+            step.refused.clear()  # of a GPU
+            assert not differences(first[0], step)
+            nums[number] += 1
+            return metrics
+
+        return replay
+
+    monkeypatch.setattr(step_graph, "capture", capture)
+    monkeypatch.setattr(experiment_module, "choose_graph", lambda *_: GraphChoice(True, "asked for"))
+    values = {"batch_size": 96, "epochs": (4,), **values}
+    experiment, number, _ = experiment_of(recipe, "E", values)
+    stage = replace(experiment.stages[number], epochs=4)
+    experiment = replace(experiment, stages=(stage,))
+    run = tiny_run(tmp_path, batch_size=96, epochs=(4,), val=None, augment_backend="unfused")
+    with closing(run):
+        assert pretrain(experiment, run)
+    # Epochs of five steps, of which the first three of each variant are launched.
+    assert nums == ([7, 7] if recipe == "sslpp_iic" else [17])
