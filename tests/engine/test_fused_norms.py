@@ -36,13 +36,13 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
-    """Record the kernels' calls: what is added, whether a ReLU follows, and whether there are two users."""
+    """Record the kernels' calls: what is added, or a pool, whether a ReLU follows, whether two use it."""
     records = []
 
-    def record_call(of: Any, z: Any = None, *, relu: bool = False, fork: bool = False) -> Any:
-        kind = "nothing" if z is None else "a map" if isinstance(z, Tensor) else "both"
+    def record_call(of: Any, z: Any = None, *, relu: bool, fork: bool, pool: Any) -> Any:
+        kind = "a pool" if pool else "nothing" if z is None else "a map" if isinstance(z, Tensor) else "both"
         records.append((kind, relu, fork))
-        return kernels.batch_norm(of, z, relu=relu, fork=fork)
+        return kernels.batch_norm(of, z, relu=relu, fork=fork, pool=pool)
 
     monkeypatch.setattr(fused_norms, "batch_norm", record_call)
     return records
