@@ -18,13 +18,12 @@ from typing_extensions import override
 from fastpsl.engine.block_runner import Runner, run_blocks
 from fastpsl.kernels.fused_cuda.batch_norm import (
     DTYPES,
-    MAX_PLACES,
     Norm,
     Operand,
-    Windows,
     batch_norm,
     max_pool,
 )
+from fastpsl.kernels.fused_cuda.pool_windows import MAX_PLACES, Windows
 from fastpsl.models.fold_batchnorm import ConvReLU, foreign_batchnorm
 
 
@@ -51,12 +50,13 @@ class FusedPool(nn.Module):
     @override
     def forward(self, x: Tensor) -> Tensor:
         if not (x.requires_grad and torch.is_grad_enabled()):
-            y, bias, conv = x, None, self.joined and self.joined.conv
-            if conv is not None:
-                where = (conv.stride, conv.padding, conv.dilation, conv.groups)
-                y, bias = F.conv2d(x, conv.weight, None, *where), conv.bias
+            y, bias = x, None
+            if self.joined is not None:
+                conv = self.joined.conv
+                y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+                bias = conv.bias
             if self.fits(y):
-                return max_pool(y, self.windows, bias, relu=conv is not None)
+                return max_pool(y, self.windows, bias, relu=self.joined is not None)
         y = self.pool(x if self.joined is None else self.joined(x))
         return y
 
@@ -96,7 +96,7 @@ class FusedNorm(nn.Module):
             if z is not None:
                 z = z.to(x.dtype)
                 other = z if self.z_norm is None else _operand(z, self.z_norm)
-            windows = pool and pool.windows
+            windows = None if pool is None else pool.windows
             return batch_norm(_operand(x, self.norm), other, relu=self.relu, fork=self.fork, pool=windows)
         y: Tensor = self.norm(x)
         if z is not None:

@@ -38,7 +38,7 @@ def mean_of_positions(maps: Tensor) -> Tensor:
 
 
 class AveragePool(nn.Module):
-    """`nn.AdaptiveAvgPool2d(1)` by `mean_of_positions`."""
+    """A pool that computes `nn.AdaptiveAvgPool2d(1)` by `mean_of_positions`."""
 
     @override
     def forward(self, maps: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 from bench import norm_bytes
 from bench.norm_bytes import Group, Moved, Options, groups, totals
 from fastpsl.kernels.fused_cuda import batch_norm as kernels
-from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, Windows, batch_norm
+from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
+from fastpsl.kernels.fused_cuda.pool_windows import Windows
 
 
 class RecordingKernel:

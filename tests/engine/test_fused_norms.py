@@ -119,8 +119,8 @@ def test_blocks_in_sequence_are_fused_across_their_borders(calls: list[tuple[str
     blocks, images = network("resnet18").blocks()[:3], noise(2, 3, 40, 48)  # type: ignore[operator]
     results = []
     for runner, dtype in ((make_fused_runner(), torch.float32), (run_blocks, torch.float64)):
-        chain = copy.deepcopy(nn.Sequential(*blocks)).to(dtype)
-        (result,) = runner(chain, images.to(dtype))  # type: ignore[operator]
+        chain = copy.deepcopy(nn.ModuleList(blocks)).to(dtype)
+        (result,) = runner(list(chain), images.to(dtype))
         result.square().mean().backward()
         results.append([result, *(parameter.grad for parameter in chain.parameters())])
     assert [calls.count(("a pool", True, True)), calls.count(("a map", True, True))] == [1, 2]

@@ -15,7 +15,8 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cuda import geometric, isotropic, photometric, prepared, shifted, warped
-from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, Windows, batch_norm, max_pool
+from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm, max_pool
+from fastpsl.kernels.fused_cuda.pool_windows import Windows
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles

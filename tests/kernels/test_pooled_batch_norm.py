@@ -8,7 +8,8 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fastpsl.kernels.fused_cuda import batch_norm as module
-from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, Windows, batch_norm, max_pool
+from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm, max_pool
+from fastpsl.kernels.fused_cuda.pool_windows import Windows
 from tests.kernels.test_batch_norm import BOUNDS, DEVICE, EPS, MOMENTUM, assert_near, noise
 from tests.slow import slow
 
@@ -44,9 +45,8 @@ def check(shape: tuple[int, ...], windows: Windows, dtype: torch.dtype, relu: bo
     leaves = [x, weight.requires_grad_(), bias.requires_grad_()]
     running = noise(shape[1]), noise(shape[1]).exp(), torch.zeros((), dtype=torch.int64, device=DEVICE)
     exact_running = [each.double() for each in running[:2]]
-    result = batch_norm(
-        Operand(x, weight, bias, Norm(EPS, MOMENTUM, *running)), relu=relu, fork=fork, pool=windows
-    )
+    of = Operand(x, weight, bias, Norm(EPS, MOMENTUM, *running))
+    result = batch_norm(of, relu=relu, fork=fork, pool=windows)
     results = result if isinstance(result, tuple) else (result,)
     unpooled = batch_norm(Operand(x, weight, bias, Norm(EPS)), relu=relu)
     assert isinstance(unpooled, Tensor)
@@ -59,7 +59,8 @@ def check(shape: tuple[int, ...], windows: Windows, dtype: torch.dtype, relu: bo
     gradients = [noise(*pooled.shape, dtype=dtype, seed=seed) for seed in (3, 4)][: len(results)]
     torch.autograd.backward(results, gradients)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    y = F.batch_norm(exact[0], *exact_running, *exact[1:], True, MOMENTUM, EPS)
+    mean, var = exact_running
+    y = F.batch_norm(exact[0], mean, var, exact[1], exact[2], True, MOMENTUM, EPS)
     y = (F.relu(y) if relu else y).flatten(2).gather(2, places.flatten(2)).view(pooled.shape)
     y.backward(torch.stack(gradients).double().sum(0))
     for leaf, wanted in zip(leaves, exact, strict=True):

@@ -27,10 +27,9 @@ from typing_extensions import override
 
 from fastpsl.kernels.fused_cuda.moments import moments_pass
 from fastpsl.kernels.fused_cuda.norm_passes import SIZES, gradient_pass, normalise_pass, pool_pass, sums_pass
+from fastpsl.kernels.fused_cuda.pool_windows import Windows
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-# The places of a window that four bits tell apart, besides NO_PLACE.
-MAX_PLACES = 15
 # The size of a tile. Its rows give a thread 32 values of one map, or 16 of several.
 CHANNELS = 64
 MOMENTS_ROWS, ROWS = 64, 32
@@ -80,30 +79,6 @@ class Operand(NamedTuple):
     weight: Tensor
     bias: Tensor
     norm: Norm
-
-
-class Windows(NamedTuple):
-    """The windows of a max pool, of which the padding has at most half: heights and widths.
-
-    Attributes:
-        kernel: The size of a window, of at most MAX_PLACES values.
-        stride: The distance of windows.
-        padding: The rows and columns on each side that no value has.
-    """
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-
-    def pooled_size(self, x: Tensor) -> list[int]:
-        """Return the height and width of the pooled map of x, which may not be positive."""
-        sizes = zip(x.shape[2:], self.kernel, self.stride, self.padding, strict=True)
-        return [(size + 2 * padding - kernel) // stride + 1 for size, kernel, stride, padding in sizes]
-
-    def pooled(self, x: Tensor) -> Tensor:
-        """Allocate the pooled map of x."""
-        size = (*x.shape[:2], *self.pooled_size(x))
-        return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def batch_norm(

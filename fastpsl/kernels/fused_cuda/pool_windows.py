@@ -8,12 +8,41 @@ A gradient is gathered. Each value looks at all windows that contain it, at most
 no two programs add to one value, and the result is deterministic.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # mypy: disable-error-code="no-untyped-def"
 
+MAX_PLACES = 15
 NO_PLACE = tl.constexpr(15)
+
+
+class Windows(NamedTuple):
+    """The windows of a max pool: heights and widths. Padding is at most half of a window.
+
+    Attributes:
+        kernel: The size of a window, of at most MAX_PLACES values.
+        stride: The distance of windows.
+        padding: The rows and columns on each side that no value has.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def pooled_size(self, x: Tensor) -> list[int]:
+        """Return the height and width of the pooled map of x, which may not be positive."""
+        sizes = zip(x.shape[2:], self.kernel, self.stride, self.padding, strict=True)
+        return [(size + 2 * padding - kernel) // stride + 1 for size, kernel, stride, padding in sizes]
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Allocate the pooled map of x."""
+        size = (*x.shape[:2], *self.pooled_size(x))
+        return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @triton.jit
