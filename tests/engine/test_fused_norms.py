@@ -3,11 +3,14 @@
 import copy
 import gc
 import weakref
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -19,6 +22,7 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.kernels.fused_cuda import batch_norm as kernels
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
+from fastpsl.models.layers import mean_of_positions
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
 from tests.engine.test_compile_modes import make_train_step, values
 from tests.engine.test_stage import VIEWS
@@ -129,6 +133,33 @@ def test_blocks_in_sequence_are_fused_across_their_borders(calls: list[tuple[str
     run = make_fused_runner()
     assert len(run(blocks, images, True)) == 3
     assert ("a pool", True, True) not in calls and calls[0] == ("nothing", True, False)
+
+
+class OpsOnMaps(TorchDispatchMode):
+    """A mode that records torch's operations on tensors with more than one position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, Tensor)]
+        if any(each.dim() == 4 and each.shape[-1] > 1 for each in tensors):
+            self.counts[func.overloadpacket.__name__] += 1
+        return result
+
+
+def test_torch_computes_nothing_but_convolutions_between_blocks() -> None:
+    """There is no sum of gradients, pool or copy to another layout, but one from a mean's gradient."""
+    blocks, images = network("resnet18").blocks()[:3], noise(2, 3, 40, 48)  # type: ignore[operator]
+    with OpsOnMaps() as ops:
+        (result,) = make_fused_runner()(blocks, images)
+        mean_of_positions(result).square().sum().backward()
+    others = ("add", "add_", "div", "relu", "copy_", "max_pool2d_with_indices", "native_batch_norm")
+    assert not any(ops.counts[name] for name in others) and ops.counts["clone"] == 1
+    assert ops.counts["convolution"] == ops.counts["convolution_backward"] == 10
 
 
 @pytest.fixture
