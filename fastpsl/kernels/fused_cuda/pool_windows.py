@@ -83,6 +83,7 @@ def largest(
 
     The first of equal values wins, and the last NaN, as in torch.
     """
+    KERNEL_HEIGHT: tl.constexpr = WINDOWS[0]
     KERNEL_WIDTH: tl.constexpr = WINDOWS[1]
     image, top, left = position(row, pooled_height, pooled_width)
     top, left = top * WINDOWS[2] - WINDOWS[4], left * WINDOWS[3] - WINDOWS[5]
@@ -90,7 +91,7 @@ def largest(
     # If nothing is larger than -inf, the first value within the map wins.
     first = tl.maximum(-top, 0) * KERNEL_WIDTH + tl.maximum(-left, 0)
     place = tl.broadcast_to(first, (row.shape[0], channel.shape[0]))
-    for i in tl.static_range(WINDOWS[0]):
+    for i in tl.static_range(KERNEL_HEIGHT):
         for j in tl.static_range(KERNEL_WIDTH):
             is_inside = is_row & (top + i >= 0) & (top + i < height) & (left + j >= 0) & (left + j < width)
             inner = (image * height + top + i) * width + left + j
