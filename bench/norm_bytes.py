@@ -1,5 +1,5 @@
-"""What BatchNorm, ReLU and shortcuts move through memory in a training step, counted, not measured: eager,
-compiled at its best, fused.
+"""What BatchNorm, ReLU, max pool and shortcuts move through memory in a training step, counted, not measured:
+eager, compiled at its best, fused.
 
     python bench/norm_bytes.py                        ResNet-50, 256 images of 224 px, values of 2 bytes
     python bench/norm_bytes.py --side-px 64 --batch-size 2304
@@ -7,7 +7,7 @@ compiled at its best, fused.
 A pass over a map counts once for each map that it reads or writes whole; a kernel may read more. eager:
 torch's kernels, cuDNN's BatchNorm of two reads forward. compiled: each pass joined with all its neighbours,
 and what a ReLU has cut read from its result: what torch.compile does at best. All three have in common, and
-so is not counted: gradients of two that use a block's result, and what convolutions read and write.
+so is not counted: what convolutions read and write, and pools that follow no BatchNorm that learns.
 """
 
 import os
@@ -32,6 +32,7 @@ from fastpsl.models.factory import make_backbone
 
 COPY_TB_PER_S = 4.25  # measured on one H200
 BIT = 1 / 16  # the share of a two-byte value that one bit takes
+BYTE = 1 / 2
 
 
 class Moved(NamedTuple):
@@ -50,30 +51,43 @@ class Group:
         adds: What is added to the result: "nothing", "map" or "normalised".
         relu: Whether a ReLU follows.
         fork: Whether two consumers use the result.
+        pooled: The share of the map that a max pool leaves, or 0 without a pool.
     """
 
     num_values: int
     adds: str
     relu: bool
     fork: bool
+    pooled: float = 0.0
+
+    @property
+    def _of_result(self) -> float:
+        """The share of the map that the result has."""
+        return self.pooled or 1.0
 
     def eager(self) -> Moved:
         """Count for torch's own kernels.
 
         Forward, they read x twice and write y; ReLU and sum work in place. Backward, the ReLU's pass comes
-        first; then dy and x are read twice and dx is written.
+        first; then dy and x are read twice and dx is written. A pool writes and reads places of eight bytes.
         """
         norms = 2 if self.adds == "normalised" else 1
         adds = self.adds != "nothing"
-        maps = norms * (3 + 5) + 3 * adds + (2 + 3) * self.relu + 3 * self.fork
+        maps = norms * (3 + 5) + 3 * adds + (2 + 3) * self.relu + 3 * self.fork * self._of_result
+        if self.pooled:
+            maps += 2 * (1 + self.pooled * (1 + 8 * BYTE))
         # BatchNorm counts its batches by one more launch.
-        return Moved(maps, norms * 3 + adds + 2 * self.relu + self.fork)
+        return Moved(maps, norms * 3 + adds + 2 * self.relu + self.fork + 2 * bool(self.pooled))
 
     def compiled(self) -> Moved:
         """Count for torch.compile at its best.
 
-        A launch that computes sums needs a second one, which adds up its partial sums.
+        A launch that computes sums needs a second one, which adds up its partial sums. A pool keeps a byte
+        per place, and without a ReLU nothing of what it reads.
         """
+        if self.pooled:
+            of_pooled = 3 * self.pooled * (1 + BYTE) + self.fork * self.pooled
+            return Moved(2 + 3 + 3 * self.relu + of_pooled, 3 + 3)
         if self.adds == "nothing":
             return Moved(3 + 5 + 2 * self.relu + self.fork, 3 + 3)
         of_one = Moved(4 + 3 + self.relu + 3 + self.fork, 3 + 3)
@@ -81,6 +95,8 @@ class Group:
 
     def fused(self) -> Moved:
         """Count for kernels/fused_cuda/batch_norm.py; zeroing and the copy of a sum count as launches."""
+        if self.pooled:
+            return Moved(2 + 3 + self.pooled * (3 * (1 + 4 * BIT) + 2 * self.fork), 3 + 2)
         if self.adds == "nothing":
             return Moved(3 + 5 + 2 * self.fork, 3 + 2)
         bits = 2 * BIT * self.relu
@@ -99,38 +115,35 @@ class Options:
         check_positive(self, "batch_size", "side_px")
 
 
-def groups(options: Options) -> list[list[Group]]:
-    """Return the groups of each block, as `--compile fused` forms them."""
+def groups(options: Options, first: int, last: int) -> list[Group]:
+    """Return the groups of the blocks `first` to `last`, which learn, as `--compile fused` forms them."""
     with torch.device("meta"):
         net = make_backbone(options.backbone)
         images = torch.empty(options.batch_size, 3, options.side_px, options.side_px)
     values: dict[nn.Module, int] = {}
     for part in net.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.register_forward_hook(lambda norm, _, y: values.update({norm: y.numel()}))
-    groups_of_blocks = []
+        if isinstance(part, nn.BatchNorm2d | nn.MaxPool2d):
+            part.register_forward_hook(lambda part, _, y: values.update({part: y.numel()}))
     for block in net.blocks():
-        view = fused(block)
-        arity = {
-            str(node.target): len(node.args) for node in getattr(getattr(view, "graph", None), "nodes", ())
-        }
         images = block(images)
-        groups_of_blocks.append([
-            Group(
-                values[part.norm],
-                "nothing" if arity[name] == 1 else "normalised" if part.z_norm is not None else "map",
-                part.relu, part.fork,
-            )
-            for name, part in view.named_modules() if isinstance(part, FusedNorm)
-        ])  # fmt: skip
-    return groups_of_blocks
+    view = fused(*net.blocks()[first - 1 : last])
+    arity = {str(node.target): len(node.args) for node in getattr(getattr(view, "graph", None), "nodes", ())}
+    return [
+        Group(
+            values[part.norm],
+            "nothing" if arity[name] == 1 else "normalised" if part.z_norm is not None else "map",
+            part.relu, part.fork,
+            0.0 if part.pool is None else values[part.pool.pool] / values[part.norm],
+        )
+        for name, part in view.named_modules() if isinstance(part, FusedNorm)
+    ]  # fmt: skip
 
 
-def totals(blocks: list[list[Group]]) -> dict[str, Moved]:
+def totals(of_stage: list[Group]) -> dict[str, Moved]:
     """Return for each way the bytes moved, at two bytes per value, and the launches."""
     sums = {}
     for way in ("eager", "compiled", "fused"):
-        entries = [(group, getattr(group, way)()) for block in blocks for group in block]
+        entries = [(group, getattr(group, way)()) for group in of_stage]
         num_bytes = sum(2 * group.num_values * moved.maps for group, moved in entries)
         sums[way] = Moved(num_bytes, sum(moved.launches for _, moved in entries))
     return sums
@@ -139,15 +152,16 @@ def totals(blocks: list[list[Group]]) -> dict[str, Moved]:
 def main() -> None:
     options: Options = parse(Options, default=Options(), description=__doc__ or "")
     options.check()
-    blocks = groups(options)
-    stages = {"E": (1, len(blocks))} | {
+    with torch.device("meta"):
+        num_blocks = len(make_backbone(options.backbone).blocks())
+    stages = {"E": (1, num_blocks)} | {
         stage.name: (stage.first_learning, stage.last_block) for stage in make_plan("psl", (1, 1, 1))
     }
     table = Table(
         "stage", "learns", "way", "GB", f"ms at {COPY_TB_PER_S} TB/s", "less than eager", "launches"
     )
     for name, (first, last) in stages.items():
-        sums = totals(blocks[first - 1 : last])
+        sums = totals(groups(options, first, last))
         for way, moved in sums.items():
             ms, eager_ms = (each.maps / COPY_TB_PER_S / 1e9 for each in (moved, sums["eager"]))
             table.add_row(

@@ -1,10 +1,13 @@
-"""Views of blocks in which each BatchNorm is fused with the sum and ReLU after it (`--compile fused`)."""
+"""Views of blocks with each BatchNorm fused with the sum, ReLU and max pool after it (`--compile fused`)."""
 
 import operator
 from collections.abc import Sequence
+from itertools import groupby
+from math import prod
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -13,12 +16,55 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fastpsl.engine.block_runner import Runner, run_blocks
-from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
-from fastpsl.models.fold_batchnorm import foreign_batchnorm
+from fastpsl.kernels.fused_cuda.batch_norm import (
+    DTYPES,
+    Norm,
+    Operand,
+    batch_norm,
+    max_pool,
+)
+from fastpsl.kernels.fused_cuda.pool_windows import MAX_PLACES, Windows
+from fastpsl.models.fold_batchnorm import ConvReLU, foreign_batchnorm
+
+
+class FusedPool(nn.Module):
+    """A max pool by a kernel, with the bias and the ReLU of a folded convolution before it.
+
+    torch computes what needs a gradient, and what it rejects or treats as a special case.
+
+    Attributes:
+        pool: torch's max pool.
+        windows: Its windows.
+        joined: The convolution with its ReLU, or None.
+    """
+
+    def __init__(self, pool: nn.MaxPool2d, windows: Windows, joined: ConvReLU | None = None):
+        super().__init__()
+        self.pool, self.windows, self.joined = pool, windows, joined
+
+    def fits(self, x: Tensor) -> bool:
+        """Return whether the kernels pool a map like x."""
+        is_map = x.dim() == 4 and x.dtype in DTYPES and x.numel() > 0
+        return is_map and min(self.windows.pooled_size(x)) > 0
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            y, bias = x, None
+            if self.joined is not None:
+                conv = self.joined.conv
+                y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+                bias = conv.bias
+            if self.fits(y):
+                return max_pool(y, self.windows, bias, relu=self.joined is not None)
+        y = self.pool(x if self.joined is None else self.joined(x))
+        return y
 
 
 class FusedNorm(nn.Module):
     """A BatchNorm fused with its successors: relu(norm(x) + z), with z_norm(z) for z, or without z or ReLU.
+
+    Without z, a max pool may follow.
 
     It holds the block's own BatchNorms. The kernels run if these normalise by batch statistics, as in
     training. Otherwise torch runs one operation after the other. torch also handles what it rejects or treats
@@ -28,26 +74,35 @@ class FusedNorm(nn.Module):
         norm: The BatchNorm of x.
         z_norm: The BatchNorm of z, or None.
         relu: Whether a ReLU follows.
+        pool: The max pool that follows, or None.
         fork: Whether to return the result twice (see `batch_norm`).
     """
 
     def __init__(self, norm: _BatchNorm, z_norm: _BatchNorm | None = None, relu: bool = False):
         super().__init__()
         self.norm, self.z_norm, self.relu, self.fork = norm, z_norm, relu, False
+        self.pool: FusedPool | None = None
 
     @override
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         norms = [self.norm] if self.z_norm is None else [self.norm, self.z_norm]
-        if all(_fits(norm, x) for norm in norms) and (z is None or z.shape == x.shape):
+        pool = self.pool
+        if (
+            all(_fits(norm, x) for norm in norms)
+            and (z is None or z.shape == x.shape)
+            and (pool is None or pool.fits(x))
+        ):
             other: Tensor | Operand | None = z
             if z is not None:
                 z = z.to(x.dtype)
                 other = z if self.z_norm is None else _operand(z, self.z_norm)
-            return batch_norm(_operand(x, self.norm), other, relu=self.relu, fork=self.fork)
+            windows = None if pool is None else pool.windows
+            return batch_norm(_operand(x, self.norm), other, relu=self.relu, fork=self.fork, pool=windows)
         y: Tensor = self.norm(x)
         if z is not None:
             y = y + (z if self.z_norm is None else self.z_norm(z))
         y = F.relu(y, inplace=True) if self.relu else y
+        y = y if pool is None else pool(y)
         return (y, y) if self.fork else y
 
 
@@ -73,26 +128,28 @@ def _operand(x: Tensor, norm: _BatchNorm) -> Operand:
     return Operand(x, norm.weight, norm.bias, Norm(norm.eps, momentum, *running, _group(norm)))
 
 
-def fused(block: nn.Module) -> nn.Module:
-    """Return a view of `block` with `FusedNorm`s. `block` itself does not change.
+def fused(*blocks: nn.Module) -> nn.Module:
+    """Return a view of `blocks`, run in sequence, with `FusedNorm`s. The blocks themselves do not change.
 
-    The view shares the block's layers, including their parameters, buffers and modes. A block without
-    BatchNorm is its own view.
+    The view shares the blocks' layers, including their parameters, buffers and modes. A block without
+    BatchNorm is its own view, unless it is folded.
 
     Raises:
-        ValueError: torch.fx cannot trace the block, or a BatchNorm is not torch's own.
+        ValueError: torch.fx cannot trace the blocks, or a BatchNorm is not torch's own.
     """
+    block = blocks[0] if len(blocks) == 1 else nn.Sequential(*blocks)
     if why_not := foreign_batchnorm(block):
         raise ValueError(why_not)
-    if not any(_is_fusable(part) for part in block.modules()):
+    if not _has_fusable(block):
         return block
     try:
-        view = fx.symbolic_trace(block)
+        view = fx.GraphModule(block, _Tracer().trace(block))
     except (TraceError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"torch.fx cannot follow a block of this backbone ({' '.join(str(error).split())[:120]})"
         ) from error
     _join(view)
+    _pool(view)
     _fork(view)
     view.graph.lint()
     view.recompile()
@@ -104,6 +161,16 @@ def _is_fusable(part: nn.Module | None) -> bool:
     """Return whether the kernels may support this BatchNorm. SyncBatchNorms of vectors run by torch."""
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
     return isinstance(part, kinds) and part.affine and part.momentum is not None
+
+
+def _has_fusable(block: nn.Module) -> bool:
+    return any(_is_fusable(part) or isinstance(part, ConvReLU) for part in block.modules())
+
+
+class _Tracer(fx.Tracer):
+    @override
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, ConvReLU) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _called_module(view: fx.GraphModule, node: object) -> nn.Module | None:
@@ -147,6 +214,44 @@ def _replace(view: fx.GraphModule, behind: list[fx.Node], terms: list[fx.Node], 
         view.graph.erase_node(node)
 
 
+def _windows(pool: nn.Module | None) -> Windows | None:
+    """Return the windows of a max pool that the kernels support, or None."""
+    if type(pool) is not nn.MaxPool2d or pool.ceil_mode or pool.return_indices:
+        return None
+    values = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    *of_windows, dilation = (value if isinstance(value, tuple) else (value, value) for value in values)
+    windows = Windows(*of_windows)
+    # torch refuses more padding. A value is in at most four windows.
+    fits = all(2 * p <= k <= 2 * s for k, s, p in zip(*windows, strict=True))
+    return windows if fits and dilation == (1, 1) and prod(windows.kernel) <= MAX_PLACES else None
+
+
+def _pool(view: fx.GraphModule) -> None:
+    """Give max pools to `FusedNorm`s that they alone use, and replace others by `FusedPool`s, in place."""
+    for node in list(view.graph.nodes):
+        pool = _called_module(view, node)
+        windows = _windows(pool)
+        if windows is None:
+            continue
+        assert isinstance(pool, nn.MaxPool2d)
+        before = node.args[0]
+        part = _called_module(view, before) if len(before.users) == 1 and len(before.args) == 1 else None
+        if isinstance(part, FusedNorm):
+            part.pool = FusedPool(pool, windows)
+            node.replace_all_uses_with(before)
+            view.graph.erase_node(node)
+            continue
+        joined = part if isinstance(part, ConvReLU) else None
+        name = f"fused_{node.name}"
+        view.add_submodule(name, FusedPool(pool, windows, joined))
+        with view.graph.inserting_before(node):
+            source = before.args[0] if joined else before
+            node.replace_all_uses_with(view.graph.call_module(name, (source,)))
+        view.graph.erase_node(node)
+        if joined:
+            view.graph.erase_node(before)
+
+
 def _fork(view: fx.GraphModule) -> None:
     """Make `FusedNorm`s return their result twice for two convolutions, or a convolution and a shortcut."""
     for node in list(view.graph.nodes):
@@ -166,19 +271,31 @@ def _fork(view: fx.GraphModule) -> None:
 
 
 def make_fused_runner() -> Runner:
-    """Return a version of `run_blocks` that builds the `fused` view of each block at its first call.
+    """Return a version of `run_blocks` that builds `fused` views at the first call.
 
-    A view lives no longer than its block.
+    Blocks in sequence have one view, so that what ends one is fused with what begins the next. If every
+    block's output is asked for, each has its own. A view lives no longer than its first block.
     """
-    # A block that is its own view is stored as None, because a value that is its key would keep the key
-    # alive.
-    views: WeakKeyDictionary[nn.Module, nn.Module | None] = WeakKeyDictionary()
+    views: WeakKeyDictionary[nn.Module, dict[tuple[ReferenceType[nn.Module], ...], nn.Module]] = (
+        WeakKeyDictionary()
+    )
+
+    def view_of(chain: list[nn.Module]) -> nn.Module:
+        of_first = views.setdefault(chain[0], {})
+        rest = tuple(map(ReferenceType, chain[1:]))
+        if rest not in of_first:
+            of_first[rest] = fused(*chain)
+        return of_first[rest]
 
     def run(blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]:
-        for block in blocks:
-            if block not in views:
-                view = fused(block)
-                views[block] = None if view is block else view
-        return run_blocks([views[block] or block for block in blocks], images, every)
+        # What is not fused is no part of a view, which would keep it alive.
+        parts: list[nn.Module] = []
+        for is_fusable, group in groupby(blocks, _has_fusable):
+            chain = list(group)
+            if is_fusable:
+                parts += map(view_of, [[block] for block in chain] if every else [chain])
+            else:
+                parts += chain
+        return run_blocks(parts, images, every)
 
     return run

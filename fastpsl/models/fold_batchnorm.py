@@ -120,7 +120,8 @@ class ConvReLU(nn.Module):
 
     On a GPU in half precision, one cuDNN kernel computes it and writes the result once. Without this kernel,
     folding would save next to nothing. Adding the bias is one more pass over the result, as BatchNorm is in
-    eval mode. torch.compile gets the plain operations, because it fuses them itself.
+    eval mode. torch.compile gets the plain operations, because it fuses them itself. A fused step joins a max
+    pool too (`fused_norms.FusedPool`).
     """
 
     def __init__(self, conv: nn.Conv2d):

@@ -1,6 +1,48 @@
-"""Layers and initial weights that several backbones use."""
+"""Layers and initial weights that several backbones and heads use."""
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
+from typing_extensions import override
+
+
+class _MeanOfPositions(Function):
+    @staticmethod
+    @override
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        ctx.size = maps.shape
+        return maps.mean((2, 3))
+
+    @staticmethod
+    @once_differentiable
+    @override
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        _, _, height, width = ctx.size
+        return (gradient / (height * width))[:, :, None, None].expand(ctx.size)
+
+
+def mean_of_positions(maps: Tensor) -> Tensor:
+    """Return the mean of each channel, whose gradient fits maps of any layout.
+
+    torch's own mean writes its gradient as [B, C, H, W] in this order, and a channels-last network copies it.
+
+    Args:
+        maps: Float [B, C, H, W].
+
+    Returns:
+        [B, C], of the same dtype.
+    """
+    means: Tensor = _MeanOfPositions.apply(maps)
+    return means
+
+
+class AveragePool(nn.Module):
+    """A pool that computes `nn.AdaptiveAvgPool2d(1)` by `mean_of_positions`."""
+
+    @override
+    def forward(self, maps: Tensor) -> Tensor:
+        return mean_of_positions(maps)[:, :, None, None]
 
 
 def on_vectors(width: int, *layers: nn.Module) -> nn.Sequential:

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.models.layers import AveragePool
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
@@ -96,7 +97,7 @@ def checked_num_classes(data: Dataset) -> int:
 
 def average_and_linear(channels: int, num_classes: int, std: float | None = None) -> nn.Sequential:
     """Build a head from features [B, channels, h, w] to logits [B, num_classes]: average and `linear`."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(channels, num_classes, std))
+    return nn.Sequential(AveragePool(), nn.Flatten(), linear(channels, num_classes, std))
 
 
 def linear(num_features: int, num_classes: int, std: float | None = None) -> nn.Linear:

@@ -13,6 +13,7 @@ from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.models.layers import mean_of_positions
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
@@ -156,7 +157,8 @@ class JigsawHead(nn.Module):
             features: [B * tiles, C, h, w].
             labels: int64 [B, k].
         """
-        embeddings = self.embed(features.mean((2, 3))).unflatten(0, (-1, self.num_tiles))  # [B, tiles, width]
+        tiles = self.embed(mean_of_positions(features))
+        embeddings = tiles.unflatten(0, (-1, self.num_tiles))  # [B, tiles, width]
         order = self.permutations[labels].flatten(1)  # [B, k*tiles]
         puzzles = embeddings.gather(1, order[:, :, None].expand(-1, -1, embeddings.shape[2]))
         return self.classify(puzzles.view(*labels.shape, -1))

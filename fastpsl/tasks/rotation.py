@@ -15,6 +15,7 @@ from fastpsl.kernels.layout import joined
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
+from fastpsl.models.layers import mean_of_positions
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
@@ -160,4 +161,4 @@ class RotationHead(nn.Module):
     @override
     def forward(self, features: Tensor) -> Tensor:
         """Return logits [B, num_rotations] of [B, C, h, w]; class l is l * 360 / num_rotations degrees."""
-        return self.classify(features.mean((2, 3)))
+        return self.classify(mean_of_positions(features))

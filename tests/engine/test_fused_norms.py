@@ -3,11 +3,14 @@
 import copy
 import gc
 import weakref
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -18,11 +21,13 @@ from fastpsl.engine.fused_norms import FusedNorm, fused, make_fused_runner
 from fastpsl.engine.plan import make_plan
 from fastpsl.kernels.fused_cuda import batch_norm as kernels
 from fastpsl.models.factory import make_backbone
+from fastpsl.models.fold_batchnorm import folded
+from fastpsl.models.layers import mean_of_positions
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
 from tests.engine.test_compile_modes import make_train_step, values
 from tests.engine.test_stage import VIEWS
 from tests.engine.tiny import TinyNet, noise_batch
-from tests.models.test_fold_batchnorm import Branches
+from tests.models.test_fold_batchnorm import Branches, as_after_training
 from tests.tasks.test_momentum_encoder import query
 
 
@@ -36,13 +41,13 @@ def large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool, bool]]:
-    """Record the kernels' calls: what is added, whether a ReLU follows, and whether there are two users."""
+    """Record the kernels' calls: what is added, or a pool, whether a ReLU follows, whether two use it."""
     records = []
 
-    def record_call(of: Any, z: Any = None, *, relu: bool = False, fork: bool = False) -> Any:
-        kind = "nothing" if z is None else "a map" if isinstance(z, Tensor) else "both"
+    def record_call(of: Any, z: Any = None, *, relu: bool, fork: bool, pool: Any) -> Any:
+        kind = "a pool" if pool else "nothing" if z is None else "a map" if isinstance(z, Tensor) else "both"
         records.append((kind, relu, fork))
-        return kernels.batch_norm(of, z, relu=relu, fork=fork)
+        return kernels.batch_norm(of, z, relu=relu, fork=fork, pool=pool)
 
     monkeypatch.setattr(fused_norms, "batch_norm", record_call)
     return records
@@ -97,7 +102,7 @@ def test_a_whole_resnet_18_is_the_eager_one(calls: list[tuple[str, bool, bool]])
         ("resnet50", 1, {("nothing", True, False): 6, ("both", True, True): 1,
                          ("a map", True, True): 1, ("a map", True, False): 1}),
         ("vgg16", 2, {("nothing", True, False): 3}),
-        ("nin4", 0, {("nothing", True, False): 3}),
+        ("nin4", 0, {("nothing", True, False): 2, ("a pool", True, False): 1}),
         ("alexnet", 1, {("nothing", True, False): 1}),
     ],
 )  # fmt: skip
@@ -111,6 +116,117 @@ def test_what_is_joined(
     assert {kind: calls.count(kind) for kind in calls} == expected
     left = {type(module) for module in view.modules() if not isinstance(module, FusedNorm)}
     assert nn.ReLU not in left
+
+
+def test_blocks_in_sequence_are_fused_across_their_borders(calls: list[tuple[str, bool, bool]]) -> None:
+    """B1's BatchNorm takes B2's pool, and both users of B2's result add their gradients in B2's kernel."""
+    blocks, images = network("resnet18").blocks()[:3], noise(2, 3, 40, 48)  # type: ignore[operator]
+    results = []
+    for runner, dtype in ((make_fused_runner(), torch.float32), (run_blocks, torch.float64)):
+        chain = copy.deepcopy(nn.ModuleList(blocks)).to(dtype)
+        (result,) = runner(list(chain), images.to(dtype))
+        result.square().mean().backward()
+        results.append([result, *(parameter.grad for parameter in chain.parameters())])
+    assert [calls.count(("a pool", True, True)), calls.count(("a map", True, True))] == [1, 2]
+    assert all(apart(a, b) < 1e-4 for a, b in zip(*results, strict=True))
+    calls.clear()
+    run = make_fused_runner()
+    assert len(run(blocks, images, True)) == 3
+    assert ("a pool", True, True) not in calls and calls[0] == ("nothing", True, False)
+
+
+class OpsOnMaps(TorchDispatchMode):
+    """A mode that records torch's operations on tensors with more than one position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    @override
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, Tensor)]
+        if any(each.dim() == 4 and each.shape[-1] > 1 for each in tensors):
+            self.counts[func.overloadpacket.__name__] += 1
+        return result
+
+
+def test_torch_computes_nothing_but_convolutions_between_blocks() -> None:
+    """There is no sum of gradients, pool or copy to another layout, but one from a mean's gradient."""
+    blocks, images = network("resnet18").blocks()[:3], noise(2, 3, 40, 48)  # type: ignore[operator]
+    with OpsOnMaps() as ops:
+        (result,) = make_fused_runner()(blocks, images)
+        mean_of_positions(result).square().sum().backward()
+    others = ("add", "add_", "div", "relu", "copy_", "max_pool2d_with_indices", "native_batch_norm")
+    assert not any(ops.counts[name] for name in others) and ops.counts["clone"] == 1
+    assert ops.counts["convolution"] == ops.counts["convolution_backward"] == 10
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the calls of the kernel that pools by itself, or with a bias."""
+    records = []
+
+    def record_call(x: Tensor, windows: Any, bias: Any = None, relu: bool = False) -> Tensor:
+        records.append("alone" if bias is None else "bias")
+        return kernels.max_pool(x, windows, bias, relu)
+
+    monkeypatch.setattr(fused_norms, "max_pool", record_call)
+    return records
+
+
+def test_in_eval_mode_only_the_pool_is_a_kernel(
+    calls: list[tuple[str, bool, bool]], pools: list[str]
+) -> None:
+    block, images = (
+        nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)).eval(),
+        noise(2, 8, 7, 9),
+    )
+    images.requires_grad_()
+    assert torch.equal(fused(block)(images), block(images)) and not pools
+    with torch.no_grad():
+        assert torch.equal(fused(block)(images), block(images)) and pools == ["alone"]
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("pool", "is_fused"),
+    [
+        (nn.MaxPool2d(2), True),
+        (nn.MaxPool2d((3, 2), (2, 2), (1, 0)), True),
+        (nn.MaxPool2d(4, 2), False),
+        (nn.MaxPool2d(3, 1, 1), False),
+        (nn.MaxPool2d(3, 2, ceil_mode=True), False),
+        (nn.MaxPool2d(2, dilation=2), False),
+    ],
+)
+def test_other_pools_are_torchs(
+    pool: nn.MaxPool2d, is_fused: bool, calls: list[tuple[str, bool, bool]], pools: list[str]
+) -> None:
+    """A pool that nothing precedes has a kernel where it needs no gradient."""
+    block, images = nn.Sequential(pool, nn.BatchNorm2d(8), copy.deepcopy(pool)), noise(2, 8, 12, 12)
+    expected = copy.deepcopy(block)(images)
+    assert apart(fused(block)(images), expected) < 1e-6
+    assert calls == [("a pool" if is_fused else "nothing", False, False)]
+    assert pools == ["alone"] * is_fused
+
+
+def test_a_map_smaller_than_a_window_is_torchs_error() -> None:
+    with pytest.raises(RuntimeError, match="too small"):
+        fused(nn.Sequential(nn.BatchNorm2d(8), nn.MaxPool2d(2)))(noise(2, 8, 1, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_folded_blocks_pool_by_a_kernel(dtype: torch.dtype, pools: list[str]) -> None:
+    """The convolution before it runs without its bias."""
+    blocks = as_after_training(network("resnet18")).blocks()[:2]  # type: ignore[operator]
+    copies, images = [folded(block, dtype) for block in blocks], noise(1, 3, 33, 40).to(dtype)
+    with torch.no_grad():
+        (result,) = make_fused_runner()(copies, images)
+        (expected,) = run_blocks(copies, images)
+    assert pools == ["bias"] and result.dtype == dtype
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    assert apart(result, expected) < (1e-6 if dtype == torch.float32 else 2e-3)
 
 
 def test_running_statistics_are_used_for_both_terms_of_a_sum() -> None:
@@ -191,12 +307,15 @@ def test_a_sum_that_broadcasts_is_torchs(calls: list[tuple[str, bool, bool]]) ->
 
 
 def test_no_block_outlives_its_last_user() -> None:
-    run, blocks = make_fused_runner(), [nn.Sequential(nn.ReLU()), nn.Sequential(nn.BatchNorm2d(8))]
-    run(blocks, noise(2, 8, 3, 3))
+    norms = [nn.Sequential(nn.BatchNorm2d(8)) for _ in range(2)]
+    run, blocks = make_fused_runner(), [nn.Sequential(nn.ReLU()), *norms, nn.Sequential(nn.ReLU())]
+    for every in (False, True):
+        run(blocks, noise(2, 8, 3, 3), every)
     left = [weakref.ref(block) for block in blocks]
+    norms.clear()
     blocks.clear()
     gc.collect()
-    assert [each() for each in left] == [None, None]
+    assert [each() for each in left] == [None] * 4
 
 
 def test_the_block_is_left_as_it_is_and_shared() -> None:

@@ -19,10 +19,11 @@ from tests.warm import on_ranks
 
 
 def network() -> nn.Module:
-    """Build two residual blocks, one with a normalised shortcut and one with a plain one."""
+    """Build a stem with a pool and two residual blocks, with a normalised shortcut and with a plain one."""
     torch.manual_seed(0)
     shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
-    net = nn.Sequential(BasicBlock(8, 16, downsample=shortcut), BasicBlock(16, 16))
+    stem = nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    net = nn.Sequential(*stem, BasicBlock(8, 16, downsample=shortcut), BasicBlock(16, 16))
     return net.to(memory_format=torch.channels_last)
 
 
@@ -54,7 +55,7 @@ def in_a_process(rank: int, folder: str, images: Tensor) -> None:
 
 def test_two_ranks_have_statistics_together(tmp_path: Path) -> None:
     """Ranks with 2 and 3 images get what one process gets for all 5. Gradients add up."""
-    images = torch.randn(5, 8, 6, 6)
+    images = torch.randn(5, 8, 7, 8)
     on_ranks(in_a_process, (str(tmp_path), images), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     alone = of_a_rank([slice(0, 5)], 0, images)

@@ -15,7 +15,8 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cuda import geometric, isotropic, photometric, prepared, shifted, warped
-from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm
+from fastpsl.kernels.fused_cuda.batch_norm import Norm, Operand, batch_norm, max_pool
+from fastpsl.kernels.fused_cuda.pool_windows import Windows
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
@@ -145,7 +146,7 @@ def launches() -> Iterator[Launch]:
 
 
 def _batch_norms(width: int, dtype: torch.dtype, fork: bool) -> None:
-    """Run a BatchNorm alone, with a sum and with two norms, forward and backward."""
+    """Run a BatchNorm alone, with a sum and with two norms, forward and backward, and with a pool."""
     channels_last = torch.channels_last
     x, z, dy = (
         torch.zeros(4, width, 9, 9, dtype=dtype).contiguous(memory_format=channels_last) for _ in range(3)
@@ -157,6 +158,12 @@ def _batch_norms(width: int, dtype: torch.dtype, fork: bool) -> None:
         result = batch_norm(of, other, relu=True, fork=fork)
         results = result if isinstance(result, tuple) else (result,)
         torch.autograd.backward(results, [dy] * len(results))
+    stem = Windows((3, 3), (2, 2), (1, 1))
+    result = batch_norm(of, relu=True, fork=fork, pool=stem)
+    results = result if isinstance(result, tuple) else (result,)
+    torch.autograd.backward(results, [torch.zeros_like(results[0])] * len(results))
+    max_pool(x, stem, bias.detach().to(dtype), relu=True)
+    max_pool(x, stem)
 
 
 def _launch(

@@ -355,7 +355,7 @@ def head_layers(recipe: str, level: int, c: int) -> list[str]:
             "BatchNorm 128 plain",
         ],
         # MoCo v2, section 3: "2-layer MLP head (hidden layer 2048-d, with ReLU)".
-        "mocov2_r50": ["AdaptiveAvgPool2d", "Flatten", f"Linear {c} {c}", "ReLU", f"Linear {c} 128"],
+        "mocov2_r50": ["AveragePool", "Flatten", f"Linear {c} {c}", "ReLU", f"Linear {c} 128"],
     }[recipe]
 
 

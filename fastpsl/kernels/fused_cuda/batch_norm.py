@@ -1,17 +1,20 @@
-"""BatchNorm with batch statistics, fused with the sum and the ReLU behind it, forward and backward.
+"""BatchNorm with batch statistics, fused with the sum, ReLU and max pool behind it, forward and backward.
 
-It computes what torch's batch_norm, add and relu do. The table counts the passes over a map and their bytes
-per value of a half type. A pass is written as "read to written", passes are separated by semicolons. n is the
-normalisation, b one bit per value that is kept for the backward pass:
+It computes what torch's batch_norm, add, relu and max_pool2d do. The table counts the passes over a map and
+their bytes per value of a half type. A pass is written as "read to written", passes are separated by
+semicolons. n is the normalisation. b and p are kept for the backward pass: one bit per value, and four bits
+per pooled value, the place of the maximum. The last row is for windows of stride 2, and bytes are per value
+of x:
 
     result             forward                    bytes    backward                              bytes
     relu(n(x))         x; x to y                    6      dy, x; dy, x to dx                     10
     relu(n(x) + z)     x; x, z to y, b              8 1/8  dy, x, b to dz; dz, x to dx            12 1/8
     relu(n(x) + n(z))  x; z; x, z to y, b          10 1/8  dy, x, z, b to g; g, x, z to dx, dz    18 1/8
+    pool(relu(n(x)))   x; x to y, p                 4 5/8  dy, p, x; dy, p, x to dx                7 1/4
 
 A second gradient of y, if two users share it (`fork`), costs 2 more and saves the 6 of adding the two before.
-bench/norm_bytes.py counts torch's passes beside these. A result without z takes two launches forward, two
-backward and a tensor of zeros. Each n(z) takes one launch more.
+Behind a pool it costs 1 and saves 1 1/2. bench/norm_bytes.py counts torch's passes beside these. A result
+without z takes two launches forward, two backward and a tensor of zeros. Each n(z) takes one launch more.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +26,8 @@ from torch.autograd.function import Function, once_differentiable
 from typing_extensions import override
 
 from fastpsl.kernels.fused_cuda.moments import moments_pass
-from fastpsl.kernels.fused_cuda.norm_passes import gradient_pass, normalise_pass, sums_pass
+from fastpsl.kernels.fused_cuda.norm_passes import SIZES, gradient_pass, normalise_pass, pool_pass, sums_pass
+from fastpsl.kernels.fused_cuda.pool_windows import Windows
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # The size of a tile. Its rows give a thread 32 values of one map, or 16 of several.
@@ -78,9 +82,10 @@ class Operand(NamedTuple):
 
 
 def batch_norm(
-    of: Operand, z: Tensor | Operand | None = None, *, relu: bool = False, fork: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Return relu(n(x) + z), relu(n(x) + n(z)) or relu(n(x)), or these without the ReLU.
+    of: Operand, z: Tensor | Operand | None = None, *, relu: bool = False, fork: bool = False,
+    pool: Windows | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """Return relu(n(x) + z), relu(n(x) + n(z)), relu(n(x)) or its max pool, or these without the ReLU.
 
     The result is deterministic, and nothing waits for the device.
 
@@ -91,30 +96,62 @@ def batch_norm(
         relu: Whether to apply the ReLU.
         fork: Whether to return the result twice, for two users, so that their gradients are added where they
             are read.
+        pool: The windows of a max pool, of a z that is None, or None.
 
     Returns:
-        [B, C, H, W], or a pair of them.
+        [B, C, H, W], or [B, C, pooled H, pooled W], or a pair of them.
     """
     z_arguments: tuple[Any, ...] = (z, None, None, of.norm, None)
     if isinstance(z, Operand):
         z_arguments = (z.x, z.weight, z.bias, of.norm, z.norm)
     result: Tensor | tuple[Tensor, Tensor] = _BatchNorm.apply(
-        of.x, of.weight, of.bias, *z_arguments, relu, fork
+        of.x, of.weight, of.bias, *z_arguments, relu, fork, pool
     )
     return result
+
+
+def max_pool(x: Tensor, windows: Windows, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """Return the max pool of relu(x + bias), without a gradient.
+
+    Args:
+        x: The map, [B, C, H, W], channels-last, float16, bfloat16 or float32, with no size of 0.
+        windows: The windows, of which the map has at least one.
+        bias: [C], or None.
+        relu: Whether to apply the ReLU.
+
+    Returns:
+        [B, C, pooled H, pooled W], of x's dtype.
+    """
+    x = x.detach().contiguous(memory_format=torch.channels_last)
+    y = windows.pooled(x)
+    with torch.cuda.device_of(x):
+        _pool(x, y, None, windows, (None, None, None, bias, 0.0), relu)
+    return y
+
+
+def _pool(
+    x: Tensor, y: Tensor, places: Tensor | None, windows: Windows, affine: tuple[Any, ...], relu: bool
+) -> None:
+    """Run `pool_pass`; `affine` is its mean, var, weight, bias and eps."""
+    *parameters, eps = affine
+    division = _Division(y, ROWS, leaves_sums=False, has_more=True)
+    pool_pass[division.grid](
+        x, y, places, *parameters, *division.sizes, eps, *x.shape[2:], *y.shape[2:],
+        RELU=relu, WINDOWS=sum(windows, ()), **division.constants,
+    )  # fmt: skip
 
 
 class _Division:
     """A division of a map among programs, with `stride` programs per tile of columns."""
 
-    def __init__(self, x: Tensor, rows: int, leaves_sums: bool, num_maps: int = 1):
+    def __init__(self, x: Tensor, rows: int, leaves_sums: bool, has_more: bool = False):
         self.num_channels = x.shape[1]
         self.num_rows = x.numel() // self.num_channels
         self.num_tiles = ceil_div(self.num_channels, CHANNELS)
         # Unaligned rows are read value by value, and their addresses take registers, as do the sums of two
-        # maps. Triton knows whether 16 divides an integer.
+        # maps and the windows of a pool (`has_more`). Triton knows whether 16 divides an integer.
         are_aligned = self.num_channels % 16 == 0
-        num_warps = 4 if are_aligned and num_maps == 1 else 8
+        num_warps = 8 if has_more or not are_aligned else 4
         num_programs = (SUMS_WARPS if leaves_sums else MAPS_WARPS) // num_warps
         self.stride = min(ceil_div(self.num_rows, rows), ceil_div(num_programs, self.num_tiles))
         self.grid = (self.stride * self.num_tiles,)
@@ -135,7 +172,7 @@ class _BatchNorm(Function):
     @override
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, z: Tensor | None, z_weight: Tensor | None,
-        z_bias: Tensor | None, norm: Norm, z_norm: Norm | None, relu: bool, fork: bool,
+        z_bias: Tensor | None, norm: Norm, z_norm: Norm | None, relu: bool, fork: bool, pool: Windows | None,
     ) -> Any:  # fmt: skip
         maps = [x] if z is None else [x, z]
         assert all(each.dtype in DTYPES and each.dtype == x.dtype and each.shape == x.shape for each in maps)
@@ -147,25 +184,33 @@ class _BatchNorm(Function):
         division = _Division(x, ROWS, leaves_sums=False)
         assert division.num_rows >= (2 if norm.group is None else 1), x.shape
         arrived = torch.zeros(division.num_tiles, dtype=torch.int32, device=x.device)
-        y = torch.empty_like(x)
-        bits = None
-        if relu and z is not None and any(ctx.needs_input_grad):
-            size = (division.num_rows, ceil_div(division.num_channels, 8))
-            bits = torch.empty(size, dtype=torch.uint8, device=x.device)
+        y = torch.empty_like(x) if pool is None else pool.pooled(x)
+        bits = places = None
+        if any(ctx.needs_input_grad):
+            eights = ceil_div(division.num_channels, 8)
+            if relu and z is not None:
+                bits = torch.empty((division.num_rows, eights), dtype=torch.uint8, device=x.device)
+            if pool is not None:
+                assert z is None
+                size = (y.numel() // division.num_channels, eights)
+                places = torch.empty(size, dtype=torch.int32, device=x.device)
         with torch.cuda.device_of(x):
             mean, var, total = _moments(x, norm, arrived)
             z_mean = z_var = None
             if z is not None and z_norm is not None:
                 z_mean, z_var, _ = _moments(z, z_norm, arrived)
-            normalise_pass[division.grid](
-                x, z, y, bits, mean, var, weight, bias, z_mean, z_var, z_weight, z_bias, *division.sizes,
-                norm.eps, z_norm.eps if z_norm else 0.0, RELU=relu, **division.constants,
-            )  # fmt: skip
+            if pool is not None:
+                _pool(x, y, places, pool, (mean, var, weight, bias, norm.eps), relu)
+            else:
+                normalise_pass[division.grid](
+                    x, z, y, bits, mean, var, weight, bias, z_mean, z_var, z_weight, z_bias, *division.sizes,
+                    norm.eps, z_norm.eps if z_norm else 0.0, RELU=relu, **division.constants,
+                )  # fmt: skip
         z_again = z if z_norm else None
         ctx.save_for_backward(
-            x, z_again, bits, weight, bias, z_weight, mean, var, z_mean, z_var, arrived, total
+            x, z_again, bits, places, weight, bias, z_weight, mean, var, z_mean, z_var, arrived, total
         )
-        ctx.norm, ctx.z_norm, ctx.relu, ctx.adds = norm, z_norm, relu, z is not None
+        ctx.norm, ctx.z_norm, ctx.relu, ctx.adds, ctx.pool = norm, z_norm, relu, z is not None, pool
         ctx.set_materialize_grads(False)
         return (y, y.detach()) if fork else y
 
@@ -177,19 +222,31 @@ class _BatchNorm(Function):
             each.contiguous(memory_format=torch.channels_last) for each in gradients if each is not None
         ]
         if not incoming:
-            return (None,) * 10
+            return (None,) * 11
         dy, dy_2 = incoming if len(incoming) == 2 else (incoming[0], None)
-        x, z, bits, weight, bias, z_weight, mean, var, z_mean, z_var, arrived, total = ctx.saved_tensors
+        x, z, bits, places, weight, bias, z_weight, mean, var, z_mean, z_var, arrived, total = (
+            ctx.saved_tensors
+        )
         eps = (ctx.norm.eps, ctx.z_norm.eps if ctx.z_norm else 0.0)
+        # The places of a pool tell what the ReLU cut.
+        relu, pooled = ctx.relu and places is None, {}
+        if places is not None:
+            sizes = dict(zip(SIZES, (*x.shape[2:], *dy.shape[2:]), strict=True))
+            pooled = {"places": places, "WINDOWS": sum(ctx.pool, ()), **sizes}
         # g is read again or is z's gradient, and differs from dy.
-        g = torch.empty_like(x) if dy_2 is not None or (ctx.relu and ctx.adds) else None
+        g = None
+        if places is None and (dy_2 is not None or (relu and ctx.adds)):
+            g = torch.empty_like(x)
         with torch.cuda.device_of(x):
-            division = _Division(x, ROWS, leaves_sums=True, num_maps=2 if ctx.z_norm else 1)
+            has_more = ctx.z_norm is not None or ctx.pool is not None
+            # In float32, the windows of two gradients take too many registers for a whole tile.
+            rows = ROWS // 2 if ctx.pool is not None and x.dtype == torch.float32 else ROWS
+            division = _Division(x, rows, leaves_sums=True, has_more=has_more)
             sums = mean.new_empty((3 if ctx.z_norm else 2, division.num_channels))
             sums_pass[division.grid](
                 dy, dy_2, x, z, bits, g, division.parts(x), arrived, sums,
                 mean, var, weight, bias, z_mean, z_var,
-                *division.sizes, *eps, RELU=ctx.relu, GROUP=division.group, **division.constants,
+                *division.sizes, *eps, RELU=relu, GROUP=division.group, **division.constants, **pooled,
             )  # fmt: skip
             dz = g
             if ctx.adds and g is None:
@@ -200,15 +257,16 @@ class _BatchNorm(Function):
                 dist.all_reduce(global_sums, group=ctx.norm.group)
                 global_sums /= total
             dx = torch.empty_like(x)
-            division = _Division(x, ROWS, leaves_sums=False)
+            division = _Division(x, ROWS, leaves_sums=False, has_more=ctx.pool is not None)
             gradient_pass[division.grid](
                 dy if g is None else g, x, z, dx, dz if ctx.z_norm else None, global_sums,
                 mean, var, weight, bias, z_mean, z_var, z_weight,
-                *division.sizes, share, *eps, RELU=ctx.relu and g is None, **division.constants,
+                *division.sizes, share, *eps, RELU=relu and g is None, **division.constants,
+                **(pooled and {"dy_2": dy_2, **pooled}),
             )  # fmt: skip
         # A parameter may keep its gradient tensor, so two parameters must not share one.
         z_gradients = (sums[2], sums[0].clone()) if ctx.z_norm else (None, None)
-        return dx, sums[1], sums[0], dz if ctx.adds else None, *z_gradients, None, None, None, None
+        return dx, sums[1], sums[0], dz if ctx.adds else None, *z_gradients, *(None,) * 5
 
 
 def _moments(x: Tensor, norm: Norm, arrived: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

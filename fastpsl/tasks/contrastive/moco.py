@@ -18,6 +18,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.colour import ColourDistortion
+from fastpsl.models.layers import AveragePool
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
@@ -96,7 +97,7 @@ class MoCo(Task):
         """
         hidden = nn.Linear(channels, channels)
         last = nn.Linear(channels, self.width)
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), hidden, nn.ReLU(inplace=True), last)
+        return nn.Sequential(AveragePool(), nn.Flatten(), hidden, nn.ReLU(inplace=True), last)
 
     @override
     def check_data(self, data: Dataset, batch_size: int) -> None:

@@ -9,6 +9,7 @@ from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.task import Task
 from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.layout import joined
+from fastpsl.models.layers import mean_of_positions
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
@@ -147,5 +148,5 @@ class ProjectionHead(nn.Module):
     @override
     def forward(self, features: Tensor) -> Tensor:
         """Return embeddings [B, width] of any length from features [B, C, h, w]."""
-        embeddings: Tensor = self.layers(features.mean((2, 3)))
+        embeddings: Tensor = self.layers(mean_of_positions(features))
         return embeddings

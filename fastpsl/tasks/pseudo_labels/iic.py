@@ -26,6 +26,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.layout import joined
 from fastpsl.kernels.sobel_xy import SobelXY
+from fastpsl.models.layers import mean_of_positions
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.input_record import Input
@@ -306,7 +307,7 @@ class ClusterHeads(nn.Module):
     @override
     def forward(self, features: Tensor, number: int = 0) -> Tensor:
         """Return the logits [B, num_sub_heads, clusters] of head `number` from features [B, C, h, w]."""
-        logits: Tensor = self.classify[number](features.mean((2, 3)))
+        logits: Tensor = self.classify[number](mean_of_positions(features))
         return logits.unflatten(1, (self.num_sub_heads, -1))
 
     def zero_of_other_heads(self, number: int) -> Tensor | float:

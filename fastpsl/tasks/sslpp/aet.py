@@ -15,6 +15,7 @@ from typing_extensions import override
 from fastpsl.engine.trunk import Metrics
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.warp import NUM_TARGETS, Kind, WarpPair
+from fastpsl.models.layers import mean_of_positions
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import TrainCrop, train_view
@@ -102,5 +103,5 @@ class AETHead(nn.Module):
     @override
     def forward(self, features: Tensor) -> Tensor:
         """Return the answers [B, 8 or 6] from features [2 * B, C, h, w], image-major."""
-        answers: Tensor = self.regress(features.mean((2, 3)).unflatten(0, (-1, 2)).flatten(1))
+        answers: Tensor = self.regress(mean_of_positions(features).unflatten(0, (-1, 2)).flatten(1))
         return answers.tanh() if self.bounded else answers
