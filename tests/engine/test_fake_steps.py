@@ -7,6 +7,7 @@ with booleans.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from fastpsl.engine.experiment import place_backbone
 from fastpsl.kernels.ab_bins import ab_bins
+from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import ConvReLU
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
@@ -51,6 +53,8 @@ END_TO_END: list[Row] = [
 COUPLED = {"pseudo_labels": "coupled"}
 OTHERS: list[Row] = [
     ("jigsaw", "S2", "fp16", "fused", {"accumulate": 2, "frozen_batchnorm": "train"}),
+    ("rotation", "S1", "fp16", "fused", {"backbone": "resnet50", "compile": "fused"}),
+    ("jigsaw", "S3", "fp16", "fused", SMALL | {"fold_frozen": True, "compile": "fused"}),
     ("rotation", "S1", "fp16", "fused", SMALL | {"rotations_per_image": "one"}),
     ("rotation", "S2", "fp16", "fused", {"rotations_per_image": "one"}),
     ("rotation", "E", "fp16", "unfused", SMALL | {"rotations_per_image": "one", "accumulate": 2}),
@@ -132,6 +136,22 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
     assert (
         train_step.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("vit_tiny_patch16_224", {}), slow("resnet18", {"compile": "fused"})]
+)
+def test_nor_one_of_timms_networks(name: str, values: dict[str, Any]) -> None:
+    backbone = make_backbone(f"timm/{name}")
+    with fake_cuda() as cuda:
+        experiment, number, options, _ = recipe_train_step("rotation", "E", precision="fp16", **SMALL | values)
+        stages = (replace(experiment.stages[0], last_block=backbone.num_blocks),)
+        experiment = replace(experiment, backbone=backbone, stages=stages)
+        place_backbone(experiment, options, WORLD)
+        train_step = train_step_of(experiment, 0, options, Synthetic(NUM_SAMPLES))
+        record, steps = some_steps(cuda, experiment, 0, options, train_step)
+    assert not record.waits, record.waits
+    check_function_of_tensors(steps)
 
 
 def test_nor_one_of_iics_second_head() -> None:
