@@ -197,9 +197,7 @@ def differences(one: Step, other: Step) -> list[str]:
 
 def record_steps(train_step: TrainStep, recorder: Recorder) -> list[Step]:
     """Record the further steps of `train_step`, which copies batches to static ones, in the returned list."""
-    steps, graphs, task = list[Step](), train_step._graphs, train_step.module.task
-    assert graphs is not None
-    compute = graphs._compute
+    steps, task, compute = list[Step](), train_step.module.task, train_step._compute
 
     def recorded(batches: Iterable[Batch], num_batches: int) -> StepMetrics:
         batches = list(batches)
@@ -208,7 +206,7 @@ def record_steps(train_step: TrainStep, recorder: Recorder) -> list[Step]:
         steps.append(step)
         return metrics
 
-    graphs._compute = recorded
+    train_step._compute = recorded  # type: ignore[method-assign]
     return steps
 
 

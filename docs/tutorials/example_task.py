@@ -30,7 +30,6 @@ class NearestKey(Task):
         # Of the last whole epoch. The last slot is for padding, which has no image.
         self.nearest = torch.full((num_samples + 1,), -1)
         self.coming = self.nearest.clone()  # of the current epoch; each rank writes its own images
-        self.new_keys: list[torch.Tensor] = []
 
     @override
     def views(self, level):  # harder levels crop smaller parts
@@ -59,16 +58,15 @@ class NearestKey(Task):
         target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         loss = (F.cross_entropy(logits, target, reduction="none") * valid).sum() / valid.sum().clamp(min=1)
         if head.training:
-            self.new_keys.append(key)
+            batch.extra["key"] = key  # for after_step
             slot = torch.where(batch.indices >= 0, batch.indices, len(self.coming) - 1)
             self.coming[slot] = negatives.argmax(1)
         right = ((logits.argmax(1) == 0) * valid).sum()
         return loss, {"loss": (loss.detach() * valid.sum(), valid.sum()), "accuracy": (right, valid.sum())}
 
     @override
-    def after_step(self):
-        new = torch.cat(self.new_keys)  # of all accumulated batches
-        self.new_keys.clear()
+    def after_step(self, extras):
+        new = torch.cat([extra["key"] for extra in extras])  # of all accumulated batches
         keys = [new]
         if dist.is_initialized():  # every rank holds the same queue
             keys = [torch.empty_like(new) for _ in range(dist.get_world_size())]

@@ -139,7 +139,7 @@ def _fastest(
         return StepChoice("fused", f"faster for ResNet-50 in captured steps; not measured for {blocks}")
     if gain is None:
         return StepChoice("eager", f"nothing faster was measured for launched steps of {blocks}")
-    if num_ranks > 1:
+    if num_ranks > 1 and not captured:
         return StepChoice("eager", "fused was measured on one GPU only; try --compile fused")
     return StepChoice("fused", f"{gain} times eager's speed was measured for {blocks}")
 

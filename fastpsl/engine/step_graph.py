@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from fastpsl.engine.distributed import World
+from fastpsl.engine.distributed import World, on_any_rank
 from fastpsl.engine.options import GraphName
 from fastpsl.engine.trunk import StepMetrics
 from fastpsl.pipelines.batch import Batch
@@ -93,15 +93,12 @@ class StepGraphs:
     """The steps of a stage: launched at first, then captured, a graph for each variant.
 
     Args:
-        compute: The step, a function of tensors.
-        abandon: Called after a failed capture, to undo what half a step has left on the host.
         choice: The choice to capture.
         world: The ranks.
     """
 
-    def __init__(self, compute: Compute, abandon: Callable[[], None], choice: GraphChoice, world: World):
-        self._compute, self._abandon, self._choice = compute, abandon, choice
-        self._device = world.device
+    def __init__(self, choice: GraphChoice, world: World):
+        self._choice, self._world, self._device = choice, world, world.device
         self.num_launched = NUM_LAUNCHED if world.size == 1 else NUM_LAUNCHED_BY_DDP
         self._given_up = False
         # The variants share their memory, because they never run at once.
@@ -110,10 +107,19 @@ class StepGraphs:
         self._made: Counter[int] = Counter()
         self._replays: dict[int, Replay] = {}
 
-    def step(self, batches: Iterable[Batch], num_batches: int) -> StepMetrics:
-        """Make a step, as `compute` does."""
+    def step(
+        self, batches: Iterable[Batch], num_batches: int, compute: Compute, abandon: Callable[[], None]
+    ) -> StepMetrics:
+        """Make a step, as `compute` does.
+
+        Args:
+            batches: The batches.
+            num_batches: Their number.
+            compute: The step, a function of tensors.
+            abandon: Called after a failed capture, to undo what half a step has left on the host.
+        """
         if self._given_up:
-            return self._compute(batches, num_batches)
+            return compute(batches, num_batches)
         static = self._copied(batches)
         variant = static[0].variant
         if variant in self._replays:
@@ -121,16 +127,20 @@ class StepGraphs:
         if self._made[variant] < self.num_launched:
             self._made[variant] += 1
             with beside(self._device):
-                return self._compute(static, num_batches)
+                return compute(static, num_batches)
+        why, replay = "", None
         try:
-            replay = capture(lambda: self._compute(static, num_batches), self._device, self._pool)
+            replay = capture(lambda: compute(static, num_batches), self._device, self._pool)
         except Exception as error:  # noqa: BLE001  (a capture may fail by any)
-            self._give_up(error)
-        else:
-            self._replays[variant] = replay
-            return replay()
-        # The error holds the memory of the capture no longer.
-        return self._compute(static, num_batches)
+            why = reason_of(error)
+        # The error, which held the memory of the capture, is gone here.
+        if on_any_rank(self._world, replay is None):
+            abandon()
+            self._give_up(why or "another rank could not")
+            return compute(static, num_batches)
+        assert replay is not None
+        self._replays[variant] = replay
+        return replay()
 
     def _copied(self, batches: Iterable[Batch]) -> list[Batch]:
         """Copy a step's batches to the static ones, which are made of the first step's."""
@@ -140,19 +150,15 @@ class StepGraphs:
                 self._static.append(batch.clone())
             static = copy.copy(self._static[place])  # the variants of a step share tensors
             static.copy_(batch)
-            static.variant = batch.variant
+            static.variant, static.extra = batch.variant, dict(static.extra)  # `loss` may add to it
             copied.append(static)
         return copied
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, reason: str) -> None:
         """Launch all further steps after a failed capture, or raise ValueError if it must be captured."""
-        interrupted = error.__context__
-        if isinstance(interrupted, KeyboardInterrupt):  # ending the capture has failed after it
-            raise interrupted
-        self._abandon()
-        why = f"this stage's step cannot be captured as a CUDA graph ({reason_of(error)})"
+        why = f"this stage's step cannot be captured as a CUDA graph ({reason})"
         if self._choice.must:
-            raise ValueError(f"--graph on: {why}; use --graph off, or auto") from error
+            raise ValueError(f"--graph on: {why}; use --graph off, or auto")
         self._given_up = True
         self._replays.clear()
         warnings.warn(f"{why}; its steps are launched one operation after the other", stacklevel=2)
@@ -188,19 +194,28 @@ def capture(compute: Callable[[], StepMetrics], device: torch.device, pool: Any)
         The step's replay.
 
     Raises:
-        RuntimeError: The step waits for the device, allocates outside torch, or does not fit the memory.
+        Exception: The step waits for the device, allocates outside torch, or does not fit the memory. It is
+            the step's own error, and not that of ending its capture.
     """
-    graph = torch.cuda.CUDAGraph()
-    generator = torch.cuda.default_generators[device.index or 0]
-    # A failed capture may leave the generator of dropout as if it went on.
+    graph, first = torch.cuda.CUDAGraph(), None
+    generator, stream = torch.cuda.default_generators[device.index or 0], torch.cuda.current_stream(device)
     spare = generator.clone_state()
     try:
         # The loader's threads use CUDA meanwhile.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            metrics = compute()
-    except BaseException:
+            try:
+                metrics = compute()
+            except BaseException as error:
+                first = error
+                raise
+    except BaseException as error:  # noqa: BLE001  (it is raised again)
+        # torch 2.11 leaves the stream, the allocator and the generator as if the capture went on.
+        torch.cuda.set_stream(stream)
+        with contextlib.suppress(RuntimeError):  # a newer torch has done both
+            torch._C._cuda_endAllocateToPool(device.index or 0, pool)
+            torch._C._cuda_releasePool(device.index or 0, pool)
         generator.graphsafe_set_state(spare)
-        raise
+        raise first or error from None
 
     def replay() -> StepMetrics:
         graph.replay()
@@ -212,21 +227,19 @@ def capture(compute: Callable[[], StepMetrics], device: torch.device, pool: Any)
 
 def reason_of(error: Exception) -> str:
     """Return why a capture failed: the innermost module, the line that runs there, and the first words."""
-    # The end of the capture fails, too, after the error that has spoiled it.
-    cause = error.__context__ if isinstance(error.__context__, Exception) else error
-    if isinstance(cause, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError):
         return "its memory does not fit beside what the device holds"
     parts = []
     modules = [
         type(frame.f_locals["self"]).__name__
-        for frame, _ in traceback.walk_tb(cause.__traceback__)
+        for frame, _ in traceback.walk_tb(error.__traceback__)
         if isinstance(frame.f_locals.get("self"), nn.Module)
     ]
     if modules:
         parts.append(f"in {modules[-1]}")
-    frames = traceback.extract_tb(cause.__traceback__)
+    frames = traceback.extract_tb(error.__traceback__)
     if frames and frames[-1].line:
         parts.append(f"at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}: {frames[-1].line}")
-    words = str(cause).strip().splitlines()
-    parts.append(words[0] if words else type(cause).__name__)
+    words = str(error).strip().splitlines()
+    parts.append(words[0] if words else type(error).__name__)
     return ", ".join(parts)[:300]

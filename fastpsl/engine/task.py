@@ -232,8 +232,12 @@ class Task:
         """
         return None
 
-    def after_step(self) -> None:
-        """Update momentum copies and queues after an optimizer step; a function of tensors, as `loss`."""
+    def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
+        """Update momentum copies and queues after an optimizer step; a function of tensors, as `loss`.
+
+        Args:
+            extras: `Batch.extra` of each of the step's batches, in which `loss` may have put tensors.
+        """
 
     def end_epoch(self) -> Figures | None:
         """Finish an epoch after its last step, also if --max-steps-per-stage cut it short.

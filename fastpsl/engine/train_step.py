@@ -30,7 +30,7 @@ class StepTask(Protocol):
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]: ...
 
-    def after_step(self) -> None: ...
+    def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None: ...
 
     def step_state(self) -> Iterable[Tensor]: ...
 
@@ -64,6 +64,28 @@ class StageModule(nn.Module):
         for part in self.modules():
             if part.training:
                 yield from part.buffers(recurse=False)
+
+
+class _Skipped:
+    """A hook that counts steps with non-finite gradients in `num`, and tells whether the present one is one.
+
+    It knows no `TrainStep`, which would live until the collector of cycles runs, with its graphs.
+    """
+
+    def __init__(self, num: Tensor):
+        self._num = num
+        self._found_inf: Tensor | None = None
+
+    def __call__(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        # The scaler sets it for fused optimisers.
+        self._found_inf = optimiser.found_inf  # type: ignore[attr-defined]
+        self._num += self._found_inf
+
+    def take(self) -> Tensor:
+        """Return what the scaler has found, and forget it, because it may lie in a graph's memory."""
+        found_inf, self._found_inf = self._found_inf, None
+        assert found_inf is not None
+        return found_inf
 
 
 class TrainStep:
@@ -111,10 +133,10 @@ class TrainStep:
         self.lr = torch.zeros((), device=world.device)
         self._lr_on_host = 0.0  # for checkpoints
         self._bind_rate()
-        optimiser.register_step_pre_hook(self._count_skipped)
-        self._is_skipped: Tensor | None = None
+        self._skipped = _Skipped(self.num_skipped)
+        optimiser.register_step_pre_hook(self._skipped)
         self._state = StepState([*module.written_buffers(), *module.task.step_state()])
-        self._graphs = StepGraphs(self._compute, self._abandon, graph, world) if graph.captures else None
+        self._graphs = StepGraphs(graph, world) if graph.captures else None
         self.forward: nn.Module = module
         if world.size > 1:
             with beside(world.device) if graph.captures else contextlib.nullcontext():
@@ -145,7 +167,7 @@ class TrainStep:
         prepared = (self.prepared(batch).of_step() for batch in batches)
         if self._graphs is None:
             return self._compute(prepared, num_batches)
-        return self._graphs.step(prepared, num_batches)
+        return self._graphs.step(prepared, num_batches, self._compute, self._abandon)
 
     @property
     def num_first_steps(self) -> int:
@@ -155,18 +177,19 @@ class TrainStep:
     def release(self) -> None:
         """Free the captured steps and their memory. Later steps are captured anew."""
         if self._graphs is not None:
-            self._graphs = StepGraphs(self._compute, self._abandon, self.graph_choice, self.world)
+            self._graphs = StepGraphs(self.graph_choice, self.world)
 
     def _compute(self, batches: Iterable[Batch], num_batches: int) -> StepMetrics:
         """Launch a whole step, in which no value is read on the host."""
         self._state.keep()
         totals: dict[str, tuple[Tensor, Tensor]] = {}
-        number = 0
+        extras, number = list[Mapping[str, Tensor]](), 0
         for number, batch in enumerate(batches, start=1):
             shares = number == num_batches or self.world.size == 1
             with contextlib.nullcontext() if shares else self.forward.no_sync():  # type: ignore[operator]
                 loss, metrics = self._forward(batch, self.views)
                 self.scaler.scale(loss / num_batches).backward()
+            extras.append(batch.extra)
             for name, (value, count) in metrics.items():
                 before = totals.get(name)
                 totals[name] = (value, count) if before is None else (before[0] + value, before[1] + count)
@@ -181,10 +204,8 @@ class TrainStep:
         else:
             self.scaler.update(new_scale=1.0)
         self.optimiser.zero_grad(set_to_none=True)
-        self.module.task.after_step()
-        assert self._is_skipped is not None
-        self._state.restore_if(self._is_skipped)
-        self._is_skipped = None  # it lies in the memory of the graph that is being captured
+        self.module.task.after_step(extras)
+        self._state.restore_if(self._skipped.take())
         pairs = [*totals.values(), (self.num_skipped, torch.ones_like(self.num_skipped))]
         return StepMetrics(tuple(totals), torch.stack([torch.stack(pair).float() for pair in pairs]))
 
@@ -193,7 +214,8 @@ class TrainStep:
         self.optimiser.zero_grad(set_to_none=True)
         state, self.scaler = self.scaler.state_dict(), self._new_scaler()
         self.scaler.load_state_dict(state)
-        self._is_skipped = None
+        for name in ("grad_scale", "found_inf"):  # the scaler's, which it deletes after a whole step
+            vars(self.optimiser).pop(name, None)
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         scale = FP16_INITIAL_SCALE if self.dtype == torch.float16 else 1.0
@@ -284,11 +306,6 @@ class TrainStep:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.world.device.type, dtype=self.dtype if enabled else None, enabled=enabled)
 
-    def _count_skipped(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
-        # The scaler sets it for fused optimisers.
-        self._is_skipped = optimiser.found_inf  # type: ignore[attr-defined]
-        self.num_skipped += self._is_skipped
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state of head, optimiser and scaler. The backbone is saved by its owner."""
         optimiser = self.optimiser.state_dict()
@@ -303,5 +320,8 @@ class TrainStep:
         self.module.head.load_state_dict(state["head"])
         self.optimiser.load_state_dict(state["optimiser"])
         self._lr_on_host = float(self.optimiser.param_groups[0]["lr"])
+        for group in self.optimiser.param_groups:
+            if "capturable" in group:  # a checkpoint may come from another device
+                group["capturable"] = group["params"][0].is_cuda
         self._bind_rate()  # loading has replaced it
         self.scaler.load_state_dict(state["scaler"])

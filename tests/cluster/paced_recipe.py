@@ -17,8 +17,8 @@ def build(options: Any) -> Experiment:
     experiment = JIGSAW.build(options)
     after_step = experiment.task.after_step
 
-    def pause() -> None:
-        after_step()
+    def pause(extras: Any) -> None:
+        after_step(extras)
         if "SLURM_RESTART_COUNT" not in os.environ:
             time.sleep(float(os.environ.get("PAUSE_S", "0")))
 

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 from dataclasses import replace
+from typing import Any
 
 from typing_extensions import override
 
@@ -20,8 +21,8 @@ class Hanging(NearestKey):
     num_steps = 0
 
     @override
-    def after_step(self) -> None:
-        super().after_step()  # type: ignore[no-untyped-call]
+    def after_step(self, extras: Any) -> None:
+        super().after_step(extras)  # type: ignore[no-untyped-call]
         self.num_steps += 1
         if os.environ["RANK"] == "0" and self.num_steps == int(os.environ.get("HANG_AT", "0")):
             os.kill(os.getppid(), signal.SIGTERM)

@@ -59,8 +59,8 @@ class Hanging(Asking):
         return 0
 
     @override
-    def after_step(self) -> None:
-        self.queue = (self.queue.roll(1) + torch.arange(8)) / 2
+    def after_step(self, extras: Any) -> None:
+        self.queue.copy_((self.queue.roll(1) + torch.arange(8)) / 2)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,8 +79,8 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
         list[int](),
     )
 
-    def spoil() -> None:
-        after_step()
+    def spoil(extras: Any) -> None:
+        after_step(extras)
         steps.append(1)
         if len(steps) == 5:
             norm.running_var[0] = torch.inf  # type: ignore[index,operator]

@@ -2,10 +2,11 @@
 
 import gc
 import weakref
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -161,11 +162,11 @@ def test_steps_are_launched_captured_and_replayed(monkeypatch: pytest.MonkeyPatc
         return compute
 
     monkeypatch.setattr(step_graph, "capture", capture)
-    graphs = StepGraphs(compute, lambda: None, CAPTURED, CPU)
+    graphs = StepGraphs(CAPTURED, CPU)
     expected = []
     for number, variant in enumerate((0, 0, 1, 0, 0, 1, 1, 1, 0, 1)):
         batch = replace(noise_batch(VIEWS, 2, number), labels=torch.full((2,), number), variant=variant)
-        metrics = graphs.step([batch.of_step()], 1)
+        metrics = graphs.step([batch.of_step()], 1, compute, lambda: None)
         assert metrics.values.tolist() == [number, number]
         expected += ["capture"] * (number in (4, 7)) + [f"{variant}: [{number}, {number}]"]
     assert done == expected and len(places) == 1
@@ -222,30 +223,41 @@ def test_a_failed_capture_is_told_once_and_its_steps_are_launched(monkeypatch: p
         must.step([batches[3]], lr=0.1)
 
 
-def test_ctrl_c_in_a_capture_is_a_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ending the capture fails, too, with an error of its own."""
+@pytest.mark.parametrize("ending_fails", [True, False])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), torch.OutOfMemoryError("20 GiB"), ValueError("operation not permitted")]
+)
+def test_a_failed_capture_is_ended_and_its_first_error_is_raised(
+    error: BaseException, ending_fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch leaves its stream, its allocator and its generator in the capture."""
+    calls = list[object]()
 
-    def interrupted(*_: Any) -> Any:
+    @contextmanager
+    def capturing(graph: Any, **_: Any) -> Iterator[None]:
         try:
-            raise KeyboardInterrupt
+            yield
         finally:
-            raise RuntimeError("capture_end")
+            if ending_fails:
+                raise RuntimeError("capture_end")
 
-    monkeypatch.setattr(step_graph, "capture", interrupted)
-    train_step = train_step_of(Brightness())
-    for seed in range(3):
-        train_step.step([noise_batch(VIEWS, 4, seed)], lr=0.1)
-    with pytest.raises(KeyboardInterrupt):
-        train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
+    generator = SimpleNamespace(clone_state=lambda: "as before", graphsafe_set_state=calls.append)
+    cuda: dict[str, Any] = {
+        "CUDAGraph": object, "graph": capturing, "default_generators": [generator],
+        "current_stream": lambda device: "stream", "set_stream": calls.append,
+    }  # fmt: skip
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    for name in ("endAllocateToPool", "releasePool"):
+        monkeypatch.setattr(torch._C, f"_cuda_{name}", lambda *place: calls.append(place), raising=False)
 
+    def fail() -> StepMetrics:
+        raise error
 
-def test_too_little_memory_is_named() -> None:
-    try:
-        try:
-            raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
-        finally:
-            raise RuntimeError("capture_end")
-    except RuntimeError as error:
+    with pytest.raises(type(error)) as raised:
+        step_graph.capture(fail, torch.device("cuda", 0), (0, 7))
+    assert raised.value is error and calls == ["stream", (0, (0, 7)), (0, (0, 7)), "as before"]
+    if isinstance(error, torch.OutOfMemoryError):
         assert "memory does not fit" in reason_of(error)
 
 

@@ -133,7 +133,7 @@ def test_epochs_are_counted_over_all_stages(tmp_path: Path, monkeypatch: pytest.
     A hook follows each of the five steps of an epoch.
     """
     started, ordered, stepped = [], [], []
-    monkeypatch.setattr(Asking, "after_step", lambda self: stepped.append(len(self.trained)))
+    monkeypatch.setattr(Asking, "after_step", lambda self, extras: stepped.append(len(self.trained)))
     monkeypatch.setattr(Asking, "num_warm_up_batches", lambda self, stage: 0)
     monkeypatch.setattr(
         Asking, "start_epoch", lambda self, context: started.append((context.epoch, context.first))

@@ -92,7 +92,7 @@ def queue_after_steps(
             task.warm_up(trunk, head, inputs, batch)
     with torch.no_grad():
         loss, _ = task.loss(trunk, head, inputs, batch)
-    task.after_step()
+    task.after_step([batch.extra])
     return task.queue, int(task.slot), float(loss)
 
 

@@ -4,7 +4,6 @@ PSL: "we apply PSL on the data-augmentation part of MoCov2". We read this as the
 values of MoCo v2.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,7 +78,6 @@ class MoCo(Task):
         self.seed, self.batch_size, self.queue_size, self.key_group = seed, batch_size, queue_size, key_group
         self.momentum, self.temperature, self.width, self.size_px = momentum, temperature, width, size_px
         self.sobel_p = sobel_p
-        self.new_keys: deque[Tensor] = deque()  # of the current step's batches
 
     @override
     def views(self, level: int) -> tuple[ViewSpec, ...]:
@@ -114,8 +112,6 @@ class MoCo(Task):
                 f"--queue-size {size} for {data.num_samples} training images, so an image would meet "
                 f"its own key as a negative: give at most {most}"
             )
-        # Those of a step that was given up, such as by a failed capture, give way to the next one's.
-        self.new_keys = deque(maxlen=batch_size // self.batch_size)
         share = self.batch_size // place_among_ranks()[1]
         if share % self.key_group:
             raise ValueError(
@@ -131,7 +127,6 @@ class MoCo(Task):
         self.queue = torch.zeros(self.queue_size, self.width, device=device)
         self.slot = torch.zeros((), dtype=torch.int64, device=device)  # of the next key
         self.num_filled = 0
-        self.new_keys.clear()
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
@@ -165,8 +160,7 @@ class MoCo(Task):
         assert self.num_filled == self.queue_size, "the queue is not filled: call warm_up first"
         all_valid = gathered(batch.indices) >= 0
         keys = self._keys(inputs[1], batch, all_valid)
-        if head.training:
-            self.new_keys.append(keys)
+        batch.extra["keys"] = keys
         size, (rank, world) = len(batch.indices), place_among_ranks()
         features = head(trunk(inputs[0]))
         with torch.autocast(features.device.type, enabled=False):
@@ -182,11 +176,10 @@ class MoCo(Task):
         return total * world / all_valid.sum().clamp(min=1), metrics
 
     @override
-    def after_step(self) -> None:
+    def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None:
         """Update the key encoder and enqueue the keys of all accumulated batches, once per step."""
         self.key_encoder.follow()
-        self._enqueue(torch.cat(list(self.new_keys)))
-        self.new_keys.clear()
+        self._enqueue(torch.cat([extra["keys"] for extra in extras]))
 
     @override
     def state_dict(self) -> dict[str, Any]:

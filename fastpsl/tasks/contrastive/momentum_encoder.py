@@ -75,8 +75,12 @@ class KeyEncoder:
                 for layer in part.modules():
                     if isinstance(layer, nn.Conv2d | nn.Linear):
                         layer.to(dtype)
-        cast_parameters: list[Tensor] = [parameter for part in self._cast for parameter in part.parameters()]
-        torch._foreach_copy_(cast_parameters, self._mine)
+        # The two dtypes one after the other: torch 2.10 takes all destinations for the first one's.
+        pairs = list(zip((p for part in self._cast for p in part.parameters()), self._mine, strict=True))
+        for is_cast in (True, False):
+            chosen = [pair for pair in pairs if (pair[0].dtype != pair[1].dtype) == is_cast]
+            if chosen:
+                torch._foreach_copy_([copied for copied, _ in chosen], [mine for _, mine in chosen])
         return self._cast
 
     def follow(self) -> None:
