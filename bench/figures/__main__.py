@@ -31,6 +31,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "determinism": lambda: determinism_words(read_results(RESULTS)),
     "psl-stages": stages_words,
     "data-path": dict,
+    "step-graph": dict,
     "views": views_words,
     "uic": dict,
     "sslpp": sslpp_words,

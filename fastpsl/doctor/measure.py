@@ -24,8 +24,7 @@ from fastpsl.pipelines.decoders.choose import choose_decoder
 from fastpsl.pipelines.views import Crop, ViewSpec
 
 REPEATS = 3
-# Modes that are timed on CUDA besides the one that trains. Graphed is left out: it is torch.compile too, and
-# would take another minute to start.
+# Modes that are timed on CUDA besides the one that trains.
 OTHER_MODES = ("eager", "fused", "compiled")
 _AUGMENT_REPEATS = 5
 # A loader that is this many times as fast as the step does not need smaller images. On the CPU it also takes

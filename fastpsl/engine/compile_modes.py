@@ -129,12 +129,9 @@ def _fastest(
         return StepChoice("eager", "other modes were measured on CUDA only")
     if stage.first_learning > stage.last_block:
         return StepChoice("eager", "no block learns")
-    if precision not in MEASURED_PRECISIONS:
-        return StepChoice("eager", f"nothing faster was measured in {precision}")
-    blocks = f"{backbone.name} B{stage.first_learning}-B{stage.last_block} on {side_px} px"
-    gain = (CAPTURED if captured else GAINS).get(
-        (backbone.name, stage.first_learning, stage.last_block, side_px)
-    )
+    blocks = f"{backbone.name} B{stage.first_learning}-B{stage.last_block} on {side_px} px in {precision}"
+    measured = (CAPTURED if captured else GAINS) if precision in MEASURED_PRECISIONS else {}
+    gain = measured.get((backbone.name, stage.first_learning, stage.last_block, side_px))
     if captured and gain is None:
         return StepChoice("fused", f"faster for ResNet-50 in captured steps; not measured for {blocks}")
     if gain is None:

@@ -91,6 +91,7 @@ class EpochContext:
         """
         run, train_step, trunk = self.run, self.train_step, self.train_step.module.trunk
         augment = choose_augment(run.options.augment_backend, (view,), run.world.device)
+        train_step.release()  # the pass has the memory of the captured steps
         with (
             run.reporter.off_the_clock(),
             torch.no_grad(),

@@ -7,6 +7,7 @@ not affected.
 
 import contextlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,8 +87,13 @@ class OnlineProbe:
                 "collapse alone"
             )
 
-    def probe(self, steps_per_epoch: int, last_step: int) -> bool:
+    def probe(self, steps_per_epoch: int, last_step: int, release: Callable[[], None]) -> bool:
         """Probe the features if it is time to. Every rank calls this between the same two steps.
+
+        Args:
+            steps_per_epoch: The number of steps of an epoch.
+            last_step: The stage's last step.
+            release: Called before, to free the memory of captured steps.
 
         Returns:
             False if a signal stopped the probe.
@@ -98,6 +104,7 @@ class OnlineProbe:
         epochs = position.first_epoch + position.step / steps_per_epoch
         if position.step != last_step and epochs % self.every:
             return True
+        release()
         return self.look(epochs)
 
     def look(self, epochs: float) -> bool:

@@ -30,7 +30,7 @@ _NCCL_FLAG = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 
 
 class GraphChoice(NamedTuple):
-    """Whether steps are captured, with the reason for it.
+    """A choice whether steps are captured, with the reason for it.
 
     Attributes:
         captures: Whether they are.

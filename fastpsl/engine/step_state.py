@@ -11,7 +11,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class StepState:
-    """Tensors that keep their values in a step that is skipped, without a wait for the device.
+    """A set of tensors that keep their values in a skipped step, without a wait for the device.
 
     Args:
         tensors: The tensors, such as running statistics and queues. They must not be replaced.

@@ -65,9 +65,9 @@ class Task:
         """Compute the loss of a batch, in training or, if `head.training` is false, on validation data.
 
         In training, it is captured once and replayed for every batch, so it must be a function of tensors. A
-        number that changes between steps must be a tensor on the device, and a tensor that lasts must be
-        written in place and not replaced. What it writes is in `step_state`. The batch has no `epoch`, `step`
-        and `bad`.
+        number that changes between steps must be a tensor on the device. A tensor that lasts must be written
+        in place and not replaced. What it writes is in `step_state`. The batch has no `epoch`, `step` and
+        `bad`.
 
         Args:
             trunk: The blocks of the backbone that the stage runs.

@@ -24,7 +24,7 @@ FP16_INITIAL_SCALE = 65536.0
 
 
 class StepTask(Protocol):
-    """What a step calls of a `Task`."""
+    """The part of a `Task` that a step calls."""
 
     def loss(
         self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch

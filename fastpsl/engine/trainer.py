@@ -177,7 +177,7 @@ class StageTrainer:
             may_take_long = experiment.task.pass_views(self.stage.level) or self.online_probe.every
             if position.step and may_take_long and not self.last_step.is_safe():
                 self.keep()
-            if not self.online_probe.probe(steps_per_epoch, end_step):
+            if not self.online_probe.probe(steps_per_epoch, end_step, self.train_step.release):
                 return False
             if step_in_epoch == 0 and not self._start_epoch(epoch):
                 return False
@@ -217,7 +217,7 @@ class StageTrainer:
             batches.close()
         if self.online_probe.every and not self.last_step.is_safe():
             self.keep()
-        return self.online_probe.probe(steps_per_epoch, end_step)
+        return self.online_probe.probe(steps_per_epoch, end_step, self.train_step.release)
 
     def _start_epoch(self, epoch: int) -> bool:
         """Call the task before the stage's epoch `epoch`. Return False if a signal stopped it."""

@@ -232,10 +232,11 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
     modes = [captured("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
     assert modes == ["fused"] * 4
     assert "1.31" in captured("auto", backbone, STAGES[1], CUDA, "fp16", 224).reason
-    other = captured("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16", 224)
-    assert other.mode == "fused" and "not measured for resnet18" in other.reason
+    for network, precision in ((ResNet("resnet18"), "fp16"), (backbone, "fp32")):
+        other = captured("auto", network, STAGES[0], CUDA, precision, 224)
+        assert other.mode == "fused" and f"not measured for {network.name}" in other.reason
     others = (
-        captured("auto", backbone, STAGES[0], CUDA, "fp32", 224),
+        launched("auto", backbone, STAGES[0], CUDA, "fp32", 224),
         captured("auto", backbone, STAGES[0], torch.device("cpu"), "fp32", 224),
         captured("auto", backbone, Stage("linear", 1, 6, 5, 1), CUDA, "fp16", 224),
         captured("auto", RevNet(), STAGES[0], CUDA, "fp16", 224),
