@@ -10,6 +10,7 @@ from torch import Tensor
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.tasks.contrastive.shuffled_batchnorm import (
     encode_shuffled,
+    redistributed,
     shuffled_order,
     substitutes,
 )
@@ -84,13 +85,28 @@ def test_substitutes_are_valid_places_of_the_group(size: int) -> None:
         assert found == [i if group[i] else places[i % len(places)] for i in range(size)]
 
 
+def test_ranks_send_each_other_what_each_encodes(tmp_path: Path) -> None:
+    order = shuffled_order(5, 0, 0, 24)
+    rows = torch.arange(24 * 6.0).view(24, 3, 2)
+    assert torch.equal(redistributed(rows, order), rows[order])
+    assert torch.equal(torch.cat(results_of_ranks(part_in_order, 2, tmp_path)), rows[order])
+
+
+def part_in_order(rank: int, world: int) -> Tensor:
+    """Return a rank's part of the rows of the test above."""
+    size = 24 // world
+    rows = torch.arange(24 * 6.0).view(24, 3, 2)[rank * size : (rank + 1) * size]
+    return redistributed(rows.transpose(1, 2), shuffled_order(5, 0, 0, 24)).transpose(1, 2)
+
+
 def keys_of(rank: int, world: int) -> Tensor:
     """Return the keys of 24 images that a rank computes from its part of them."""
     size = 24 // world
     images = torch.randn(24, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     share = images[rank * size : (rank + 1) * size].contiguous(memory_format=torch.channels_last)
     valid = torch.arange(24) % 5 != 0
-    return encode_shuffled(by_group_mean, share, valid, torch.from_numpy(shuffled_order(5, 0, 0, 24)), 4)
+    order = shuffled_order(5, 0, 0, 24)
+    return encode_shuffled(by_group_mean, share, valid, torch.from_numpy(order), 4, order)
 
 
 def test_ranks_encode_together_what_one_does(tmp_path: Path) -> None:

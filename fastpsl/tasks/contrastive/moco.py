@@ -142,8 +142,9 @@ class MoCo(Task):
 
     @override
     def batch_tensors(self, epoch: int, step: int, num_images: int) -> dict[str, Tensor]:
-        """Return the shuffled order of the batch's keys."""
-        return {"order": torch.from_numpy(shuffled_order(self.seed, epoch, step, num_images))}
+        """Return the shuffled order of the batch's keys, and keep it for ranks that exchange images by it."""
+        self.host_order = shuffled_order(self.seed, epoch, step, num_images)
+        return {"order": torch.from_numpy(self.host_order)}
 
     @override
     def step_state(self) -> list[Tensor]:
@@ -210,7 +211,9 @@ class MoCo(Task):
 
     def _keys(self, images: Tensor, batch: Batch, all_valid: Tensor) -> Tensor:
         """Return the keys of all ranks' images, float32 [world * B, width], in the order of the ranks."""
-        return encode_shuffled(self.key_encoder, images, all_valid, batch.extra["order"], self.key_group)
+        return encode_shuffled(
+            self.key_encoder, images, all_valid, batch.extra["order"], self.key_group, self.host_order
+        )
 
     def _enqueue(self, keys: Tensor) -> None:
         """Replace the oldest keys, in order, so that the queue is the same for any number of ranks.

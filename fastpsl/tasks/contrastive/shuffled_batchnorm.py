@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
@@ -28,13 +29,14 @@ def shuffled_order(seed: int, epoch: int, step: int, num: int) -> np.ndarray:
 
 
 def encode_shuffled(
-    encode: Callable[[Tensor, int], Tensor], images: Tensor, valid: Tensor, order: Tensor, group_size: int
-) -> Tensor:
+    encode: Callable[[Tensor, int], Tensor], images: Tensor, valid: Tensor, order: Tensor, group_size: int,
+    host_order: np.ndarray | None = None,
+) -> Tensor:  # fmt: skip
     """Encode all ranks' images in shuffled groups, each rank its share of the groups.
 
     An invalid image (padding, or one that could not be decoded) is replaced by a valid one of its group. So
-    it is in no group's statistics, and its row holds the key of a real image, unless its group has none. As
-    in MoCo's code, every rank gets the images of all ranks, so no size depends on the order.
+    it is in no group's statistics, and its row holds the key of a real image, unless its group has none. A
+    rank receives as many images as it has, whatever the number of ranks.
 
     Args:
         encode: A function from images [n * group_size, C, H, W] and group_size to keys [n * group_size,
@@ -43,6 +45,8 @@ def encode_shuffled(
         valid: bool [world * B], of all ranks.
         order: `shuffled_order` of all world * B images, on the images' device.
         group_size: Images per group.
+        host_order: The same as `order`; several ranks need it, because they exchange numbers that depend on
+            it.
 
     Returns:
         The keys, float [world * B, width], in the order of the ranks and equal on every rank.
@@ -56,13 +60,44 @@ def encode_shuffled(
             f"--key-group {group_size} does not divide the {size} images of a rank's batch: "
             f"choose a divisor of {size}, or another --batch-size or --accumulate"
         )
-    first = size * place_among_ranks()[0]
-    places = order[first : first + size]
-    share, groups = gathered(images)[places], valid[places].view(-1, group_size)
+    rank, world = place_among_ranks()
+    places = order[rank * size : (rank + 1) * size]
+    if world == 1:
+        share = images[places]
+    else:
+        assert host_order is not None
+        share = redistributed(images, host_order)
+    groups = valid[places].view(-1, group_size)
     starts = torch.arange(0, size, group_size, device=images.device)[:, None]
     share = share[(starts + substitutes(groups)).flatten()].contiguous(memory_format=torch.channels_last)
     shuffled = gathered(encode(share, group_size))
     return torch.empty_like(shuffled).index_copy_(0, order, shuffled)
+
+
+def redistributed(rows: Tensor, order: np.ndarray) -> Tensor:
+    """Return this rank's part of the rows of all ranks in another order, without gradients.
+
+    Args:
+        rows: This rank's rows [B, ...], the part of its rank among world * B.
+        order: A permutation of 0 … world * B - 1, equal on every rank; place p gets row order[p].
+
+    Returns:
+        The rows [B, ...] of the places from rank * B on.
+    """
+    size, (rank, world) = len(rows), place_among_ranks()
+    if rows.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise ValueError("ranks exchange other numbers of images in each step")
+    owners = order // size
+    places = np.flatnonzero(owners == rank)  # of this rank's rows; ascending, so by the rank that gets them
+    sent = rows.detach()[on_device(order[places] - rank * size, rows.device)].contiguous()
+    if world == 1:
+        return sent
+    senders = owners[rank * size : (rank + 1) * size]
+    num_sent, num_received = (np.bincount(ranks, minlength=world) for ranks in (places // size, senders))
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, num_received.tolist(), num_sent.tolist())
+    by_sender = on_device(np.argsort(senders, kind="stable"), rows.device)
+    return torch.empty_like(received).index_copy_(0, by_sender, received)
 
 
 def substitutes(valid: Tensor) -> Tensor:
@@ -79,3 +114,9 @@ def substitutes(valid: Tensor) -> Tensor:
     places = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
     valid_first = torch.argsort(~valid, dim=1, stable=True)
     return torch.where(valid, places, valid_first.gather(1, places % valid.sum(1, keepdim=True).clamp(min=1)))
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to `device`; to a GPU from pinned memory, so that the host does not wait."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
