@@ -80,7 +80,7 @@ KERNELS = {
             (r"in_turn\(.*>>", 0.5),
             (r"r = luma|[gb] = r$", GREY),
             (r"to_plane", NEAR),
-            (r"to_out|shift_0", 1 - NEAR),
+            (r"quads|values|shift_0", 1 - NEAR),
             (r"", 1),
         ),
     ),
@@ -96,6 +96,7 @@ KERNELS = {
             (r"", NEAR),
         ),
     ),
+    "interleave_pass": Kernel((), ((r"program_id|is_filtered|def ", 1), (r"", NEAR))),
 }
 
 

@@ -15,6 +15,8 @@ plane of halves and 24 bytes of the result. Units are of one pixel if rows are n
 import triton
 import triton.language as tl
 
+from fastpsl.kernels.fused_cuda.quads import quads_of, side_by_side, store_quads
+
 # mypy: disable-error-code="no-untyped-def"
 
 # The numbers of the blends in the draws' order (kernels/colour.py).
@@ -291,27 +293,15 @@ def colour_pass(
             tl.store(out + (at * PIXELS + pixel), value.to(out.dtype.element_ty), mask=inside)
         else:
             r, g, b = r * scale_0 + shift_0, g * scale_1 + shift_1, b * scale_2 + shift_2
-            if PIXELS == 4:
-                to_out = out + (at * 12 + pixel)
-                r_0, r_1, r_2, r_3 = apart(r)
-                g_0, g_1, g_2, g_3 = apart(g)
-                b_0, b_1, b_2, b_3 = apart(b)
-                tl.store(to_out, together(r_0, g_0, b_0, r_1).to(out.dtype.element_ty), mask=inside)
-                tl.store(to_out + 4, together(g_1, b_1, r_2, g_2).to(out.dtype.element_ty), mask=inside)
-                tl.store(to_out + 8, together(b_2, r_3, g_3, b_3).to(out.dtype.element_ty), mask=inside)
-            else:
-                to_out = out + at * 3
-                tl.store(to_out, r.to(out.dtype.element_ty), mask=inside)
-                tl.store(to_out + 1, g.to(out.dtype.element_ty), mask=inside)
-                tl.store(to_out + 2, b.to(out.dtype.element_ty), mask=inside)
+            quads = quads_of(in_fours(r), in_fours(g), in_fours(b), out.dtype.element_ty)
+            x_0 = tl.program_id(2) * TILE
+            values = side_by_side(quads, False)
+            store_quads(out, values, y_0, 1, x_0, 4, height, units * PIXELS, TILE, TILE // 4)
 
 
 @triton.jit
-def apart(x):
-    even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1], 2, 2]))
-    a, c = tl.split(even)
-    b, d = tl.split(odd)
-    return a, b, c, d
+def in_fours(x):
+    return tl.reshape(x, [x.shape[0], x.shape[1] * x.shape[2] // 4, 4])
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Views of flip, colour distortion, grey, lightness, blur and Sobel or SobelXY in at most four launches.
+"""Views of flip, colour distortion, grey, lightness, blur and Sobel or SobelXY in at most five launches.
 
 The cost for 256 samples of 224 px (12.8 Mpx) with the draws of SimCLR's T3 is counted, not measured: 80 % of
 the samples are distorted, and 60 % are blurred or filtered and go through a planar buffer of halves. Times
@@ -32,7 +32,7 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cuda.colour import colour_pass, mean_pass
 from fastpsl.kernels.fused_cuda.gradient import gradient_pass
-from fastpsl.kernels.fused_cuda.neighbourhood import band_pass, neighbourhood_pass
+from fastpsl.kernels.fused_cuda.neighbourhood import band_pass, interleave_pass, neighbourhood_pass
 from fastpsl.kernels.fused_cuda.strips import strip_pass
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.lightness import Lightness
@@ -51,6 +51,7 @@ COLOUR_STEPS = 2
 GRADIENT_ROWS = 8
 BLOCK = 1024
 STEPS = 4
+INTERLEAVE_QUADS = 256
 # Pixels along an axis that a product takes at a time.
 CHUNK = 32
 NUM_WARPS = 4
@@ -161,19 +162,25 @@ def run(
             HALF=half, NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile,
             CHUNK=CHUNK, num_warps=NUM_WARPS,
         )  # fmt: skip
+        done = out if num_planes == 1 else torch.empty(planes.shape, dtype=out.dtype, device=out.device)
         if num_chunks * CHUNK == 2 * tile:
             # Each warp has 16 rows, because more warps would repeat the same rows.
             strip_pass[(batch, tiles_y, num_planes)](
-                planes, out, bands, blur, sobel, height, width, *factor_and_shift,
+                planes, done, bands, blur, sobel, height, width, *factor_and_shift,
                 XY=xy, SQUARE=square, CHANNELS=num_planes, REACH=half + 1, TILE=tile, PRECISION=PRECISION,
                 num_warps=tile // 16, num_stages=2,
             )  # fmt: skip
-            return
-        neighbourhood_pass[(tiles_y * tiles_x * batch,)](
-            planes, out, bands, blur, sobel, height, width, *factor_and_shift,
-            XY=xy, SQUARE=square, CHANNELS=num_planes, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=CHUNK,
-            PRECISION=PRECISION, num_warps=NUM_WARPS, num_stages=2,
-        )  # fmt: skip
+        else:
+            neighbourhood_pass[(tiles_y * tiles_x * batch,)](
+                planes, done, bands, blur, sobel, height, width, *factor_and_shift,
+                XY=xy, SQUARE=square, CHANNELS=num_planes, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=CHUNK,
+                PRECISION=PRECISION, num_warps=NUM_WARPS, num_stages=2,
+            )  # fmt: skip
+        if num_planes == 3:
+            num_blocks = triton.cdiv(height * width, 4 * INTERLEAVE_QUADS)
+            interleave_pass[(batch, num_blocks)](
+                done, out, blur, sobel, height * width, QUADS=INTERLEAVE_QUADS, num_warps=NUM_WARPS
+            )
 
 
 def tiling(half: int, full: bool) -> tuple[int, int]:
