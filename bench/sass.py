@@ -71,9 +71,9 @@ KERNELS = {
             (r"", DISTORTED),
         ),
     ),
-    # The seven tiles of a column are shared by four programs.
+    # The 49 blocks of a sample are shared by 25 programs.
     "colour_pass": Kernel(
-        (7 / 4, 4),
+        (49 / 25, 4),
         (
             (r"shift_hue\(|blend\(", DISTORTED / 4),
             (r"distort\(", DISTORTED),

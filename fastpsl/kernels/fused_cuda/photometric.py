@@ -44,13 +44,13 @@ ORDERS = (
     (Flip, ColourDistortion, Grey, Lightness, GaussianBlur, Sobel),
     (Flip, ColourDistortion, Grey, GaussianBlur, SobelXY),
 )
-# A thread has 8 pixels at a time. What a program learns about its sample serves two tiles, or four blocks of
+# A thread has 8 pixels at a time. What a program learns about its sample serves two blocks, or four of
 # the mean pass. With more of them too few programs would be left to end together.
-COLOUR_TILE = 32
-COLOUR_STEPS = 2
-GRADIENT_ROWS = 8
 BLOCK = 1024
-STEPS = 4
+COLOUR_STEPS = 2
+MEAN_STEPS = 4
+GRADIENT_TILE = 32
+GRADIENT_ROWS = 8
 INTERLEAVE_QUADS = 256
 # Pixels along an axis that a product takes at a time.
 CHUNK = 32
@@ -119,34 +119,35 @@ def run(
 
     # Rows of whole words are read by words, four pixels at a time.
     pixels = 4 if width % 4 == 0 and images.data_ptr() % 4 == 0 else 1
-    num_tiles = triton.cdiv(height, COLOUR_TILE) * triton.cdiv(width, COLOUR_TILE) * batch
     with torch.cuda.device_of(images):
         if xy and set(op_of) <= {Flip, SobelXY}:
+            if images.data_ptr() % 4:  # because the kernel reads words
+                images = images.clone()
+            num_tiles = triton.cdiv(height, GRADIENT_TILE) * triton.cdiv(width, GRADIENT_TILE) * batch
             gradient_pass[(num_tiles,)](
                 images, out, draw_of.get((Flip, "flip")), height, width, *scale[:2], *shift[:2],
-                TILE=COLOUR_TILE, ROWS=GRADIENT_ROWS, num_warps=NUM_WARPS,
+                TILE=GRADIENT_TILE, ROWS=GRADIENT_ROWS, num_warps=1,
             )  # fmt: skip
             return
-        num_sums, sums = triton.cdiv(height * width, BLOCK * STEPS), None
+        num_sums, sums = triton.cdiv(height * width, BLOCK * MEAN_STEPS), None
         units = width // pixels
         if isinstance(colour, ColourDistortion) and colour.contrast > 0:
             sums = torch.empty((batch, num_sums), device=images.device)
             mean_pass[(batch, num_sums)](
                 images, apply, order, factors, sums, height * units, num_sums,
-                HUE=hue, PIXELS=pixels, BLOCK=BLOCK // pixels, STEPS=STEPS, num_warps=NUM_WARPS,
+                HUE=hue, PIXELS=pixels, BLOCK=BLOCK // pixels, STEPS=MEAN_STEPS, num_warps=NUM_WARPS,
             )  # fmt: skip
         planes = None
         num_planes = 1 if xy else channels
         if blur is not None or sobel is not None or xy:
             kind = torch.float32 if out.dtype == torch.float32 else torch.float16
             planes = torch.empty((batch, num_planes, height, width), dtype=kind, device=images.device)
-        rows, columns = triton.cdiv(height, COLOUR_TILE * COLOUR_STEPS), triton.cdiv(width, COLOUR_TILE)
-        colour_pass[(batch, rows, columns)](
+        colour_pass[(batch, triton.cdiv(height * width, BLOCK * COLOUR_STEPS))](
             images, out, planes, draw_of.get((Flip, "flip")), apply, order, factors, sums,
             draw_of.get((Grey, "apply")), blur, sobel,
-            height, units, num_sums, 1 / (height * width), *factor_and_shift,
-            HUE=hue, LIGHTNESS=channels == 1, XY=xy, PIXELS=pixels,
-            MAX_SUMS=triton.next_power_of_2(num_sums), TILE=COLOUR_TILE, STEPS=COLOUR_STEPS,
+            height * units, num_sums, 1 / (height * width), *factor_and_shift,
+            HUE=hue, LIGHTNESS=channels == 1, XY=xy, PIXELS=pixels, UNITS=units,
+            MAX_SUMS=triton.next_power_of_2(num_sums), BLOCK=BLOCK // pixels, STEPS=COLOUR_STEPS,
             num_warps=NUM_WARPS,
         )  # fmt: skip
         if planes is None:
