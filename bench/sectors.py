@@ -3,76 +3,90 @@
     python -m bench.sectors        in the repository
 
 A warp's load or store moves whole sectors. Touched over needed sectors is 1 if the lanes' values lie side by
-side, and 3 if every third one is skipped. For each chain and kernel the program prints four such ratios:
+side, and 3 if two of three are skipped. The program prints four such ratios for each kernel, the worst kernel
+first, of the chain in which it is worst:
 
-    instructions    each load or store of a warp by itself
-    programs        all that a program loads, or stores, together
+    an instruction    each load or store of a warp by itself
+    a program         all that a program stores, or loads, together
 
-What an instruction leaves of a loaded sector waits in the multiprocessor's cache for the next one, so loads
-cost bandwidth by programs. Stores go on at once and in parts, so they cost it by instructions. A sector that
-no program fills is written back in parts, and is the worst.
+Stores go to the L2 cache one by one. A ratio above 1 means that sectors arrive in parts. If it is above 1 for
+a program too, the parts come from programs that may run far apart. What a load leaves of a sector waits in
+the multiprocessor's cache for the next load. So loads burden L2 by programs, and that cache by instructions.
 
-The compiled code (Triton's layouts, the width of PTX's instructions) says which lanes have which elements.
-Triton's interpreter says where they point, in a second process. Both are matched by source lines.
+The compiled code for sm_90 says which lanes have which elements (Triton's layouts) and how wide instructions
+are (PTX). Triton's interpreter says where the elements lie, in a second process. The two are matched by
+source lines.
 """
 
 import ast
+import itertools
 import os
 import pickle
 import re
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import triton
 from triton.runtime import driver, interpreter
 from triton.runtime.jit import JITFunction
 
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.fused_cuda import geometric, isotropic, photometric, prepared, shifted, warped
+from fastpsl.kernels.isotropic import DIAGONAL
 from tests.kernels import launches
 from tests.kernels.cubins import Target
 
-SECTOR = 32
-WIDEST = 16
-NUM_SAMPLES = 4
-# Source lines, from an access outward to the kernel; and whether it is a store.
+SECTOR_BYTES, WIDEST_BYTES, NUM_SAMPLES = 32, 16, 4
+# Source lines, from an access outward to the kernel, and whether it is a store.
 Place = tuple[tuple[str, ...], bool]
+# A chain, the number of one of its launches, and the kernel.
+Key = tuple[str, int, str]
 
 
 class Access(NamedTuple):
-    """A load or store of the compiled code.
+    """A load or store of a tensor in the compiled code.
 
     Attributes:
         place: Where it stands in the source.
         index: Numbers of elements, int [registers, warps, lanes].
         element_bytes: The bytes of an element.
+        widths: The bytes that a lane moves per instruction, of all instructions of this kind in the kernel.
     """
 
     place: Place
     index: np.ndarray
     element_bytes: int
+    widths: set[int]
+
+
+class Note(NamedTuple):
+    """A load or store of a tensor that the interpreter has run."""
+
+    program: int
+    place: Place
+    pointers: np.ndarray
+    mask: np.ndarray
 
 
 class Ratios(NamedTuple):
-    """Touched over needed sectors; NaN if nothing is loaded or stored."""
+    """Touched over needed sectors, 0 if there are none; in the order by which kernels are sorted."""
 
-    loads: float
-    stores: float
-    loads_of_programs: float
-    stores_of_programs: float
+    stores_of_program: float
+    stores_of_instruction: float
+    loads_of_program: float
+    loads_of_instruction: float
 
 
 def chains() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield names and calls of what is looked at: each kernel at a size that 32 divides, small and half."""
-    t3, flip = launches.T3, launches.FLIP
+    """Yield names and calls that launch each kernel, for halves and few pixels."""
+    t3, flip, shift = launches.T3, launches.FLIP, launches.SHIFT
     for name, module, ops, side in (
         ("T1", photometric, (flip,), 96),
         ("SimCLR T3", photometric, t3, 96),
@@ -83,23 +97,24 @@ def chains() -> Iterator[tuple[str, Callable[[], object]]]:
         ("jigsaw", geometric, (flip, launches.JigsawTiles(3, 75, 64)), 225),
         ("all turns", geometric, (launches.AllTurns(4),), 96),
         ("turns", geometric, (flip, launches.Rotate90(4)), 96),
-        ("SSL++, context", shifted, (launches.SHIFT, flip, launches.Hole()), 32),
-        ("SSL++, colorization", shifted, (launches.SHIFT, flip, launches.LIGHTNESS), 32),
-        ("SSL++, AET", warped, (launches.SHIFT, flip, launches.WarpPair(32)), 32),
-        ("shift, flip", prepared, (launches.SHIFT, flip), 32),
+        ("SSL++, context", shifted, (shift, flip, launches.Hole()), 32),
+        ("SSL++, colorization", shifted, (shift, flip, launches.LIGHTNESS), 32),
+        ("SSL++, AET", warped, (shift, flip, launches.WarpPair(32)), 32),
+        ("shift, flip", prepared, (shift, flip), 32),
         ("enlarge", prepared, (launches.Enlarge(128, 96),), 64),
     ):
         yield name, partial(_run, module, ops, side)
     images = torch.zeros(2, 96, 128, 3, dtype=torch.uint8)
-    boxes = torch.tensor([[2, 4, 90, 90, 0], [10, 40, 64, 64, 45]])
+    boxes = torch.tensor([[2, 4, 90, 90, 0], [10, 40, 64, 64, DIAGONAL]])
     yield "isotropic windows", partial(isotropic.crop, images, boxes, 64)
     yield "BatchNorms", partial(launches._batch_norms, 64, torch.float16, False)
 
 
-def _run(module: Any, ops: tuple[Any, ...], side: int) -> None:
-    """Run a chain whose samples differ in every choice: all, none, all but the last, the first alone."""
+def _run(module: ModuleType, ops: tuple[Any, ...], side: int) -> None:
+    """Run a chain on samples that differ in every choice: all, none, all but the last, the first alone."""
     channels_last = torch.channels_last
-    images = torch.zeros(NUM_SAMPLES, 3, side, side, dtype=torch.uint8).contiguous(memory_format=channels_last)
+    images = torch.zeros(NUM_SAMPLES, 3, side, side, dtype=torch.uint8)
+    images = images.contiguous(memory_format=channels_last)
     draws = [op.draw(Keys(0, 0, np.arange(NUM_SAMPLES, dtype=np.int64))) for op in ops]
     for number, draw in enumerate(draws):
         for name, values in draw.items():
@@ -107,7 +122,7 @@ def _run(module: Any, ops: tuple[Any, ...], side: int) -> None:
                 draw[name] = np.array([True, False, number < len(ops) - 1, number == 0])
             elif name == "turns":
                 draw[name] = np.arange(NUM_SAMPLES).astype(values.dtype)
-    tensors = [{name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in draw.items()} for draw in draws]
+    tensors = [{name: launches._tensor(values) for name, values in draw.items()} for draw in draws]
     batch, *shape = module.out_shape(ops, images.shape)
     out = torch.empty((batch, *shape), dtype=torch.float16).contiguous(memory_format=channels_last)
     module.run(images, ops, tensors, (0.5,) * shape[0], (0.25,) * shape[0], out)
@@ -118,35 +133,83 @@ class Compiler:
 
     def __init__(self) -> None:
         self.launch = JITFunction.run
-        self.accesses: dict[tuple[str, int, str], list[Access]] = {}
+        self.accesses: dict[Key, list[Access]] = {}
 
-    def compile(self, chain: str, call: Callable[[], object]) -> None:
-        numbers = iter(range(1000))
+    def run(self, chain: str, call: Callable[[], object]) -> None:
+        numbers = itertools.count()
 
-        def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **constants: Any) -> None:
+        def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> None:
             binary = self.launch(kernel, *args, grid=grid, warmup=True, **constants)
-            found = list(accesses(binary.asm["ttgir"]))
-            self.accesses[chain, next(numbers), kernel.__name__] = found
+            found = list(accesses(binary.asm["ttgir"], binary.asm["ptx"]))
+            self.accesses[chain, next(numbers), _name(kernel)] = found
 
         driver.set_active(Target(90))
         JITFunction.run = run
         call()
 
 
-def accesses(ttgir: str) -> Iterator[Access]:
+class Interpreter:
+    """A replacement for interpreted launches that notes the loads and stores of each launch of each chain."""
+
+    def __init__(self) -> None:
+        self.builder: Any = interpreter.interpreter_builder
+        self.launch = interpreter.InterpretedFunction.run
+        self.load, self.store = self.builder.create_masked_load, self.builder.create_masked_store
+        self.notes: dict[Key, list[Note]] = defaultdict(list)
+
+    def run(self, chain: str, call: Callable[[], object]) -> None:
+        numbers = itertools.count()
+
+        def run(kernel: Any, *args: Any, **options: Any) -> None:
+            notes = self.notes[chain, next(numbers), _name(kernel)]
+
+            def load(pointers: Any, mask: Any, *rest: Any) -> Any:
+                self._note(notes, pointers.data, mask.data, is_store=False)
+                return self.load(pointers, mask, *rest)
+
+            def store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+                self._note(notes, pointers.data, mask.data, is_store=True)
+                return self.store(pointers, value, mask, *rest)
+
+            self.builder.create_masked_load, self.builder.create_masked_store = load, store
+            self.launch(kernel, *args, **options)
+
+        interpreter.InterpretedFunction.run = run  # type: ignore[method-assign]
+        call()
+
+    def _note(self, notes: list[Note], pointers: np.ndarray, mask: np.ndarray, is_store: bool) -> None:
+        if pointers.ndim == 0:
+            return
+        frame, lines = sys._getframe(), []
+        while frame.f_code is not interpreter.GridExecutor.__call__.__code__:
+            path = Path(frame.f_code.co_filename)
+            if path.parent.name == "fused_cuda":
+                lines.append(f"{path.name}:{frame.f_lineno}")
+            assert frame.f_back
+            frame = frame.f_back
+        program = int(np.ravel_multi_index(self.builder.grid_idx, self.builder.grid_dim))
+        notes.append(Note(program, (tuple(lines), is_store), pointers.copy(), mask.copy()))
+
+
+def _name(kernel: Any) -> str:
+    """Return module and name, because two kernels are called gradient_pass."""
+    return f"{kernel.fn.__module__.split('.')[-1]}.{kernel.fn.__name__}"
+
+
+def accesses(ttgir: str, ptx: str) -> Iterator[Access]:
     """Yield the loads and stores of tensors in a kernel's compiled code."""
     layouts = dict(re.findall(r"^(#\w+) = (#ttg\.\w+<\{.*\}>)$", ttgir, re.MULTILINE))
     places = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", ttgir, re.MULTILINE))
-    pattern = r"(tt\.load|tt\.store|ttg\.async_copy_global_to_local) .*?: tensor<([\dx]+)x!tt\.ptr<\w*?(\d+)>, (.*)"
-    for kind, size, bits, rest in re.findall(pattern, ttgir):
-        lines = tuple(_lines(re.findall(r"loc\((#loc\d*)\)$", rest)[0], places))
-        shape = tuple(map(int, size.split("x")))
-        layout = re.split(r"> (?:->|loc)", rest)[0]
-        elements = _elements(layout, shape, layouts)
-        index = np.ravel_multi_index(tuple(np.moveaxis(elements, -1, 0)), shape)
+    operations = r"(tt\.load|tt\.store|ttg\.async_copy_global_to_local) .*?"
+    pattern = operations + r": tensor<([\dx]+)x!tt\.ptr<\w*?(\d+)>, (.*?)> (?:->.* )?loc\((#loc\d*)\)$"
+    for kind, size, bits, layout, place in re.findall(pattern, ttgir, re.MULTILINE):
+        shape, is_store = tuple(map(int, size.split("x"))), kind == "tt.store"
+        at = elements(layout, shape, layouts)
+        index = np.ravel_multi_index(tuple(np.moveaxis(at, -1, 0)), shape)
         _, first = np.unique(index.reshape(len(index), -1), axis=0, return_index=True)
-        index = index[np.sort(first)]  # because registers that repeat others are left out
-        yield Access((lines, kind == "tt.store"), index, max(int(bits) // 8, 1))
+        index = index[np.sort(first)]  # without registers that repeat others
+        place_of = (tuple(_lines(place, places)), is_store)
+        yield Access(place_of, index, max(int(bits) // 8, 1), _widths(ptx, is_store))
 
 
 def _lines(name: str, places: dict[str, str]) -> Iterator[str]:
@@ -161,117 +224,91 @@ def _lines(name: str, places: dict[str, str]) -> Iterator[str]:
         yield f"{Path(match[1]).name}:{match[2]}"
 
 
-def _elements(layout: str, shape: tuple[int, ...], layouts: dict[str, str]) -> np.ndarray:
-    """Return the elements of a layout as indices, int [registers, warps, lanes, dimensions of `shape`]."""
+def _widths(ptx: str, is_store: bool) -> set[int]:
+    kind = "st" if is_store else "ld"
+    vectors = re.findall(rf"\b{kind}\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+) ", ptx)
+    copies = [] if is_store else re.findall(r"\bcp\.async\.c[ag].*\], 0x(\w+)", ptx)
+    return {int(num or 1) * int(bits) // 8 for num, bits in vectors} | {int(size, 16) for size in copies}
+
+
+def elements(layout: str, shape: tuple[int, ...], layouts: dict[str, str]) -> np.ndarray:
+    """Return which elements of a tensor each lane has.
+
+    Args:
+        layout: A layout as TTGIR writes it, or its name.
+        shape: The tensor's shape.
+        layouts: Layouts by name.
+
+    Returns:
+        Indices, int [registers, warps, lanes, len(shape)].
+    """
     layout = layouts.get(layout, layout)
     if match := re.match(r"#ttg\.slice<\{dim = (\d+), parent = (.*)\}>", layout):
         axis = int(match[1])
-        parent = _elements(match[2], (*shape[:axis], 1, *shape[axis:]), layouts)
+        parent = elements(match[2], (*shape[:axis], 1, *shape[axis:]), layouts)
         return np.delete(parent, axis, axis=-1)
-    fields = {name: ast.literal_eval(v) for name, v in re.findall(r"(\w+) = (\[.*?\])(?=, \w+ =|\})", layout)}
+    fields = {name: ast.literal_eval(text) for name, text in re.findall(r"(\w+) = (\[[^a-z]*\])", layout)}
     if layout.startswith("#ttg.linear"):
-        bases = [np.array(fields[name]).reshape(-1, len(shape)) for name in ("register", "warp", "lane")]
-        registers, warps, lanes = (_combined(part) for part in bases)
+        parts = [np.array(fields[name], int).reshape(-1, len(shape)) for name in ("register", "warp", "lane")]
+        registers, warps, lanes = map(_combined, parts)
         return registers[:, None, None] ^ warps[None, :, None] ^ lanes[None, None, :]
     assert layout.startswith("#ttg.blocked"), layout
-    each, lanes, warps = (fields[f"{n}"] for n in ("sizePerThread", "threadsPerWarp", "warpsPerCTA"))
-    tile = [e * lane * warp for e, lane, warp in zip(each, lanes, warps, strict=True)]
-    repeats = [max(size // part, 1) for size, part in zip(shape, tile, strict=True)]
-    repeat, register, warp, lane = (
-        _counted(sizes, fields["order"]) for sizes in (repeats, each, warps, lanes)
-    )
-    within = (warp[:, None] * lanes + lane[None, :]) * each
-    place = repeat[:, None, None, None] * tile + within + register[:, None, None]
-    return place.reshape(-1, *within.shape) % shape
+    sizes = [np.array(fields[name]) for name in ("sizePerThread", "threadsPerWarp", "warpsPerCTA")]
+    tile = np.prod(sizes, axis=0)
+    repeats = np.maximum(np.array(shape) // tile, 1)
+    each, lane, warp, repeat = (_counted(size, fields["order"]) for size in (*sizes, repeats))
+    within = (warp[:, None] * sizes[1] + lane[None, :]) * sizes[0]
+    at = repeat[:, None, None, None] * tile + each[:, None, None] + within
+    return at.reshape(-1, *within.shape) % shape
 
 
-def _counted(sizes: list[int], order: list[int]) -> np.ndarray:
+def _counted(sizes: np.ndarray, order: list[int]) -> np.ndarray:
     """Return all indices below `sizes`, int [N, D], those of the axis order[0] fastest."""
     slowest_first = order[::-1]
-    indices = np.indices([sizes[axis] for axis in slowest_first]).reshape(len(sizes), -1).T
+    indices = np.indices(sizes[slowest_first]).reshape(len(sizes), -1).T
     return indices[:, np.argsort(slowest_first)]
 
 
 def _combined(bases: np.ndarray) -> np.ndarray:
-    """Return all combinations by exclusive or of `bases`, int [2^N, D]."""
+    """Return all combinations of `bases` by exclusive or, int [2^N, D]."""
     values = np.zeros((1, bases.shape[1]), int)
     for base in bases:
         values = np.concatenate([values, values ^ base])
     return values
 
 
-# By chain, number of the launch and kernel: (program, place, pointers, mask).
-Pointers = dict[tuple[str, int, str], list[tuple[int, Place, np.ndarray, np.ndarray]]]
+def side_by_side(access: Access, notes: list[Note]) -> int:
+    """Return how many elements a lane's instruction moves: side by side, aligned, all or none masked out.
 
-
-def interpreted() -> Pointers:
-    """Run all chains by Triton's interpreter and return the pointers of all loads and stores of tensors."""
-    found: Pointers = defaultdict(list)
-    builder: Any = interpreter.interpreter_builder
-    load, store, run = builder.create_masked_load, builder.create_masked_store, interpreter.InterpretedFunction.run
-    key, numbers, folder = ("", 0, ""), iter(()), str(Path(photometric.__file__).parent)
-
-    def note(pointers: Any, mask: Any, is_store: bool) -> None:
-        if not pointers.data.ndim or pointers.data.size == 1:
-            return
-        frame, lines = sys._getframe(), []
-        while frame.f_code is not interpreter.GridExecutor.__call__.__code__:
-            if frame.f_code.co_filename.startswith(folder):
-                lines.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
-            assert frame.f_back
-            frame = frame.f_back
-        program = int(np.ravel_multi_index(builder.grid_idx, builder.grid_dim))
-        found[key].append((program, (tuple(lines), is_store), pointers.data.copy(), mask.data.copy()))
-
-    def noting_load(pointers: Any, mask: Any, *rest: Any) -> Any:
-        note(pointers, mask, False)
-        return load(pointers, mask, *rest)
-
-    def noting_store(pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        note(pointers, mask, True)
-        return store(pointers, value, mask, *rest)
-
-    def noting_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal key
-        key = (chain, next(numbers), self.__name__)
-        return run(self, *args, **kwargs)
-
-    builder.create_masked_load, builder.create_masked_store = noting_load, noting_store
-    interpreter.InterpretedFunction.run = noting_run  # type: ignore[method-assign]
-    for chain, call in chains():
-        numbers = iter(range(1000))
-        call()
-    return found
-
-
-def side_by_side(access: Access, places: list[tuple[np.ndarray, np.ndarray]]) -> int:
-    """Return how many elements a lane's instruction moves: side by side, aligned, all or none masked out."""
-    num, size = 1, np.uint64(access.element_bytes)
-    while 2 * num * access.element_bytes <= WIDEST and len(access.index) % (2 * num) == 0:
-        index = access.index.reshape(-1, 2 * num, *access.index.shape[1:])
-        for pointers, mask in places:
-            where, here = pointers.ravel()[index], mask.ravel()[index]
-            steps = np.arange(2 * num, dtype=np.uint64)[:, None, None] * size
-            aligned = where[:, :1] % (size * np.uint64(2 * num)) == 0
-            if ((where != where[:, :1] + steps) | ~aligned)[here].any() or (here != here[:, :1]).any():
-                return num
+    The compiler knows less, so the kernel must have an instruction of this width.
+    """
+    num, size, widest = 1, np.uint64(access.element_bytes), 1
+    while 2 * num * access.element_bytes <= WIDEST_BYTES and len(access.index) % (2 * num) == 0:
         num *= 2
-    return num
+        index = access.index.reshape(-1, num, *access.index.shape[1:])
+        steps = np.arange(num, dtype=np.uint64)[:, None, None] * size
+        for note in notes:
+            pointers, mask = note.pointers.ravel()[index], note.mask.ravel()[index]
+            is_aligned = pointers[:, :1] % (size * np.uint64(num)) == 0
+            fits = (pointers == pointers[:, :1] + steps) & is_aligned
+            if not fits[mask].all() or (mask != mask[:, :1]).any():
+                return widest
+        if num * access.element_bytes in access.widths:
+            widest = num
+    return widest
 
 
-def touched(
-    access: Access, num: int, pointers: np.ndarray, mask: np.ndarray
-) -> tuple[int, int]:
-    """Return the sectors that instructions touch, and those that their bytes would fill."""
+def touched(access: Access, num: int, note: Note) -> tuple[int, int]:
+    """Return the sectors that instructions of `num` elements touch, and those that their bytes would fill."""
     _, num_warps, num_lanes = access.index.shape
     index = access.index.reshape(-1, num, num_warps, num_lanes).transpose(0, 2, 3, 1)
     index = index.reshape(-1, num_lanes * num)
     if access.place[1]:  # warps that repeat others do not store
         index = np.unique(index, axis=0)
-    pointers, mask = pointers.ravel()[index], mask.ravel()[index]
-    sectors = _distinct(pointers // np.uint64(SECTOR), mask)
+    pointers, mask = note.pointers.ravel()[index], note.mask.ravel()[index]
+    sectors = _distinct(pointers // np.uint64(SECTOR_BYTES), mask)
     needed = _distinct(pointers, mask) * access.element_bytes
-    return int(sectors.sum()), int((-(-needed // SECTOR)).sum())
+    return int(sectors.sum()), int((-(-needed // SECTOR_BYTES)).sum())
 
 
 def _distinct(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -280,53 +317,63 @@ def _distinct(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return (np.diff(values, axis=1, prepend=np.uint64(0)) != 0).sum(1)
 
 
-def ratios(accesses: list[Access], pointers: list[tuple[int, Place, np.ndarray, np.ndarray]]) -> Ratios:
-    of_place: dict[Place, list[Access]] = defaultdict(list)
+def ratios(accesses: list[Access], notes: list[Note]) -> Ratios:
+    """Return a launch's ratios."""
+    compiled: dict[tuple[Place, int], list[Access]] = defaultdict(list)
     for access in accesses:
-        of_place[access.place].append(access)
-    noted: dict[tuple[Place, int], list[tuple[int, np.ndarray, np.ndarray]]] = defaultdict(list)
-    for program, place, where, mask in pointers:
-        noted[place, where.size].append((program, where, mask))
-    sums = np.zeros((2, 2))
-    bytes_of: dict[tuple[int, bool], list[np.ndarray]] = defaultdict(list)
-    for (place, size), records in noted.items():
-        # A loop that was unrolled or begun ahead has copies of an access.
-        here = [access for access in of_place.pop(place, []) if access.index.max() + 1 == size]
-        if not here:
-            print("not in the code:", place, size, file=sys.stderr)
-            continue
-        for access in here:
-            num = side_by_side(access, [record[1:] for record in records])
-            part = sum(np.array(touched(access, num, *record[1:])) for record in records) / len(here)
-            if "-v" in sys.argv:
-                print("   ", place, access.index.shape, access.element_bytes * num, part, part[0] / part[1])
-            sums[int(place[1])] += part
-        of_byte = np.arange(here[0].element_bytes, dtype=np.uint64)
-        for program, where, mask in records:
-            bytes_of[program, place[1]].append(np.unique((where[mask][:, None] + of_byte).ravel()))
-    if of_place:
-        print("not run:", list(of_place), file=sys.stderr)
-    of_programs = np.zeros((2, 2))
-    for (_, is_store), parts in bytes_of.items():
+        compiled[access.place, int(access.index.max()) + 1].append(access)
+    run: dict[tuple[Place, int], list[Note]] = defaultdict(list)
+    for note in notes:
+        run[note.place, note.pointers.size].append(note)
+    if missing := compiled.keys() - run.keys():
+        raise SystemExit(f"compiled, but never run: {sorted(missing)}")
+    sectors = np.zeros((2, 2, 2))  # of stores or loads; of programs or instructions; touched or needed
+    addresses: dict[tuple[int, bool], list[np.ndarray]] = defaultdict(list)
+    for key, copies in compiled.items():
+        is_load = not key[0][1]
+        # Loops that are unrolled or load ahead have copies of an access.
+        for access in copies:
+            num = side_by_side(access, run[key])
+            for note in run[key]:
+                sectors[int(is_load), 1] += np.array(touched(access, num, note)) / len(copies)
+        of_byte = np.arange(copies[0].element_bytes, dtype=np.uint64)
+        for note in run[key]:
+            addresses[note.program, is_load].append((note.pointers[note.mask][:, None] + of_byte).ravel())
+    for (_, is_load), parts in addresses.items():
         values = np.unique(np.concatenate(parts))
-        of_programs[int(is_store)] += len(np.unique(values // np.uint64(SECTOR))), len(values) / SECTOR
-    with np.errstate(invalid="ignore"):
-        return Ratios(*sums[:, 0] / sums[:, 1], *of_programs[:, 0] / of_programs[:, 1])
+        num_touched = len(np.unique(values // np.uint64(SECTOR_BYTES)))
+        sectors[int(is_load), 0] += num_touched, -(-len(values) // SECTOR_BYTES)
+    return Ratios(*(sectors[..., 0] / np.maximum(sectors[..., 1], 1)).ravel())
+
+
+def worst() -> dict[str, tuple[Ratios, str]]:
+    """Return each kernel's largest ratios and the chain that has them."""
+    command = [sys.executable, "-W", "ignore", "-m", "bench.sectors", "--notes"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout
+    notes: dict[Key, list[Note]] = pickle.loads(output)
+    compiler = Compiler()
+    for chain, call in chains():
+        compiler.run(chain, call)
+    found: dict[str, tuple[Ratios, str]] = {}
+    for (chain, number, kernel), of_launch in compiler.accesses.items():
+        here = ratios(of_launch, notes[chain, number, kernel]), chain
+        found[kernel] = max(here, found.get(kernel, here))
+    return found
 
 
 def main() -> None:
-    if "--pointers" in sys.argv:
-        sys.stdout.buffer.write(pickle.dumps(dict(interpreted())))
+    if "--notes" in sys.argv:
+        runs = Interpreter()
+        for chain, call in chains():
+            runs.run(chain, call)
+        sys.stdout.buffer.write(pickle.dumps(runs.notes))
         return
-    command = [sys.executable, "-W", "ignore", "-m", "bench.sectors", "--pointers"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout
-    pointers: Pointers = pickle.loads(output)
-    compiler = Compiler()
-    for chain, call in chains():
-        compiler.compile(chain, call)
-    for key, found in compiler.accesses.items():
-        print(key, ratios(found, pointers.get(key, [])))
+    print("| kernel | stores: a program | an instruction | loads: a program | an instruction | chain |")
+    print("|---|--:|--:|--:|--:|---|")
+    for kernel, (found, chain) in sorted(worst().items(), key=lambda item: item[1], reverse=True):
+        numbers = (f"{ratio:.2f}" if ratio else "-" for ratio in found)
+        print(f"| {kernel} | {' | '.join(numbers)} | {chain} |")
 
 
 if __name__ == "__main__":
