@@ -15,7 +15,7 @@ the multiprocessor's cache for the next load. So loads burden L2 by programs, an
 
 The compiled code for sm_90 says which lanes have which elements (Triton's layouts) and how wide instructions
 are (PTX). Triton's interpreter says where the elements lie, in a second process. The two are matched by
-source lines.
+source lines. The program fails if no chain launches one of the kernels.
 """
 
 import ast
@@ -41,7 +41,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.fused_cuda import geometric, isotropic, photometric, prepared, shifted, warped
 from fastpsl.kernels.isotropic import DIAGONAL
 from tests.kernels import launches
-from tests.kernels.cubins import Target
+from tests.kernels.cubins import Target, check_all_are_launched
 
 SECTOR_BYTES, WIDEST_BYTES, NUM_SAMPLES = 32, 16, 4
 # Source lines, from an access outward to the kernel, and whether it is a store.
@@ -134,11 +134,13 @@ class Compiler:
     def __init__(self) -> None:
         self.launch = JITFunction.run
         self.accesses: dict[Key, list[Access]] = {}
+        self.kernels: set[JITFunction] = set()
 
     def run(self, chain: str, call: Callable[[], object]) -> None:
         numbers = itertools.count()
 
         def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> None:
+            self.kernels.add(kernel)
             binary = self.launch(kernel, *args, grid=grid, warmup=True, **constants)
             found = list(accesses(binary.asm["ttgir"], binary.asm["ptx"]))
             self.accesses[chain, next(numbers), _name(kernel)] = found
@@ -355,6 +357,7 @@ def worst() -> dict[str, tuple[Ratios, str]]:
     compiler = Compiler()
     for chain, call in chains():
         compiler.run(chain, call)
+    check_all_are_launched(compiler.kernels)
     found: dict[str, tuple[Ratios, str]] = {}
     for (chain, number, kernel), of_launch in compiler.accesses.items():
         here = ratios(of_launch, notes[chain, number, kernel]), chain
