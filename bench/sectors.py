@@ -55,13 +55,13 @@ class Access(NamedTuple):
 
     Attributes:
         place: Where it stands in the source.
-        index: Numbers of elements, int [registers, warps, lanes].
+        numbers: Those of its elements, int [registers, warps, lanes].
         element_bytes: The bytes of an element.
         widths: The bytes that a lane moves per instruction, of all instructions of this kind in the kernel.
     """
 
     place: Place
-    index: np.ndarray
+    numbers: np.ndarray
     element_bytes: int
     widths: set[int]
 
@@ -76,7 +76,7 @@ class Note(NamedTuple):
 
 
 class Ratios(NamedTuple):
-    """Touched over needed sectors, 0 if there are none; in the order by which kernels are sorted."""
+    """The ratios of touched to needed sectors, 0 if there are none, in the order that sorts kernels."""
 
     stores_of_program: float
     stores_of_instruction: float
@@ -267,8 +267,8 @@ def elements(layout: str, shape: tuple[int, ...], layouts: dict[str, str]) -> np
 def _counted(sizes: np.ndarray, order: list[int]) -> np.ndarray:
     """Return all indices below `sizes`, int [N, D], those of the axis order[0] fastest."""
     slowest_first = order[::-1]
-    indices = np.indices(sizes[slowest_first]).reshape(len(sizes), -1).T
-    return indices[:, np.argsort(slowest_first)]
+    indices = np.unravel_index(np.arange(sizes.prod()), sizes[slowest_first].tolist())
+    return np.stack(indices, axis=-1)[:, np.argsort(slowest_first)]
 
 
 def _combined(bases: np.ndarray) -> np.ndarray:
@@ -285,9 +285,9 @@ def side_by_side(access: Access, notes: list[Note]) -> int:
     The compiler knows less, so the kernel must have an instruction of this width.
     """
     num, size, widest = 1, np.uint64(access.element_bytes), 1
-    while 2 * num * access.element_bytes <= WIDEST_BYTES and len(access.index) % (2 * num) == 0:
+    while 2 * num * access.element_bytes <= WIDEST_BYTES and len(access.numbers) % (2 * num) == 0:
         num *= 2
-        index = access.index.reshape(-1, num, *access.index.shape[1:])
+        index = access.numbers.reshape(-1, num, *access.numbers.shape[1:])
         steps = np.arange(num, dtype=np.uint64)[:, None, None] * size
         for note in notes:
             pointers, mask = note.pointers.ravel()[index], note.mask.ravel()[index]
@@ -302,9 +302,9 @@ def side_by_side(access: Access, notes: list[Note]) -> int:
 
 def touched(access: Access, num: int, note: Note) -> tuple[int, int]:
     """Return the sectors that instructions of `num` elements touch, and those that their bytes would fill."""
-    _, num_warps, num_lanes = access.index.shape
-    index = access.index.reshape(-1, num, num_warps, num_lanes).transpose(0, 2, 3, 1)
-    index = index.reshape(-1, num_lanes * num)
+    _, num_warps, num_lanes = access.numbers.shape
+    registers = access.numbers.reshape(-1, num, num_warps, num_lanes)
+    index = registers.transpose(0, 2, 3, 1).reshape(-1, num_lanes * num)
     if access.place[1]:  # warps that repeat others do not store
         index = np.unique(index, axis=0)
     pointers, mask = note.pointers.ravel()[index], note.mask.ravel()[index]
@@ -323,7 +323,7 @@ def ratios(accesses: list[Access], notes: list[Note]) -> Ratios:
     """Return a launch's ratios."""
     compiled: dict[tuple[Place, int], list[Access]] = defaultdict(list)
     for access in accesses:
-        compiled[access.place, int(access.index.max()) + 1].append(access)
+        compiled[access.place, int(access.numbers.max()) + 1].append(access)
     run: dict[tuple[Place, int], list[Note]] = defaultdict(list)
     for note in notes:
         run[note.place, note.pointers.size].append(note)

@@ -233,9 +233,10 @@ def colour_pass(
 ):  # fmt: skip
     """Distort and write STEPS * BLOCK units of a sample per program, across the ends of its rows.
 
-    A row has UNITS, which is a constant because mirroring divides by it. So all that a program reads or writes
-    is one piece of memory, of each plane for itself. `images` is uint8 [B, H, W, 3], `out` [B, H, W, C]. `planes` is [B, C, H, W], or [B, 1, H, W] for SobelXY
-    (XY), or None if the view has neither blur nor Sobel. A draw is None if the view lacks its op.
+    So a program reads one piece of memory, and writes one, or one of each plane. UNITS are those of a row, a
+    constant because mirroring divides by it. `images` is uint8 [B, H, W, 3], `out` [B, H, W, C]. `planes` is
+    [B, C, H, W], or [B, 1, H, W] for SobelXY (XY), or None if the view has neither blur nor Sobel. A draw is
+    None if the view lacks its op.
     """
     sample = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * (BLOCK * STEPS)

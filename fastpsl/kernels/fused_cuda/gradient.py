@@ -1,10 +1,10 @@
 """The grey image's gradients directly from its bytes: kernels/{flip,sobel_xy,normalise}.py in one launch.
 
 This is for views without colour and blur. The cost for 256 samples of 224 px (12.8 Mpx), counted as in
-photometric.py and not measured: uint8 once and two halves per pixel are 90 MB, 0.021 ms; 40 instructions per pixel are 0.017 ms. A
-thread makes four pixels side by side, goes down its columns and keeps the two rows above. So it loads six
-words per row for four pixels and their neighbours, and a quarter more at the ends of the walk. Byte by byte,
-these would be 36 loads.
+photometric.py and not measured: uint8 once and two halves per pixel are 90 MB, 0.021 ms; 40 instructions per
+pixel are 0.017 ms. A thread makes four pixels side by side, goes down its columns and keeps the two rows
+above. So it loads six words per row for four pixels and their neighbours, and a quarter more at the ends of
+the walk. Byte by byte, these would be 36 loads.
 """
 
 import triton
@@ -52,7 +52,7 @@ def _sum(red, green, blue):
 
 @triton.jit
 def _gradients(above, here, below, NUMBER: tl.constexpr):
-    """Return 8 gx and 8 gy of one of the four pixels: differences [-1 0 1] one way, sums [1 2 1] the other."""
+    """Return 8 gx and 8 gy of a pixel: differences [-1 0 1] along one axis, sums [1 2 1] along the other."""
     left: tl.constexpr = NUMBER
     x: tl.constexpr = NUMBER + 1
     right: tl.constexpr = NUMBER + 2
@@ -75,8 +75,8 @@ def gradient_pass(
 ):  # fmt: skip
     """Compute a tile of TILE x TILE pixels per program; a thread goes down ROWS of its rows.
 
-    `images` is uint8 [B, H, W, 3] from a multiple of four bytes on, `out` [B, H, W, 2], `flip` None if the view
-    has none.
+    `images` is uint8 [B, H, W, 3], `out` [B, H, W, 2], `flip` None if the view has none. The address of
+    `images` is a multiple of four.
     """
     sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
     y = y_0 + ROWS * tl.arange(0, TILE // ROWS)[:, None]

@@ -169,8 +169,8 @@ def neighbourhood_pass(
 ):  # fmt: skip
     """Compute a tile of TILE x TILE pixels per program, of the samples that are blurred or filtered.
 
-    `planes` is [B, CHANNELS, H, W] in [0, 1], half or float, and `done` the result of this shape. SobelXY (XY)
-    has one plane, and two channels side by side in `done`, [B, H, W, 2]. PRECISION is tl.dot's
+    `planes` is [B, CHANNELS, H, W] in [0, 1], half or float. `done` gets the result in this shape. SobelXY
+    (XY) has one plane, and two channels side by side in `done`, [B, H, W, 2]. PRECISION is tl.dot's
     input_precision.
     """
     sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
@@ -232,8 +232,8 @@ def neighbourhood_pass(
 def interleave_pass(done, out, blur, sobel, num_pixels, QUADS: tl.constexpr):
     """Copy [B, 3, H * W] to [B, H * W, 3], for samples that are blurred or filtered.
 
-    The grid is samples, blocks of 4 * QUADS pixels. The passes before it make one channel at a time. They would
-    store it in the result with gaps, and a sector that is written in parts costs the cache many times as much.
+    The grid is samples, blocks of 4 * QUADS pixels. The passes before it make one channel at a time, which
+    they would store with gaps. A sector that is written in parts costs the L2 cache many times as much.
     """
     sample = tl.program_id(0).to(tl.int64)
     if not is_filtered(sample, blur, sobel, False):

@@ -5,17 +5,21 @@ the samples are distorted, and 60 % are blurred or filtered and go through a pla
 are by bytes at 4.25 TB/s, by the instructions of warps in the compiled code (bench/sass.py: sm_90, Triton
 3.9) at one per cycle and scheduler on 132 SMs of 1.755 GHz, and by products at 400 Tflop/s.
 
-    launch   reads and writes                               bytes     ms    instructions   ms   products   ms
-    mean     uint8, of the distorted                        31 MB  0.007          14.4 M  0.016
-    colour   uint8; the result or planes                   116 MB  0.027          28.6 M  0.031
-    band     weights of the blurred and filtered             6 MB  0.002           5.0 M  0.005
-    strip    planes, weights (0.23 GB from L2); the result  92 MB  0.022          19.7 M  0.021   9.0 G  0.023
+    launch      reads and writes                              bytes     ms   instructions   ms  products   ms
+    mean        uint8, of the distorted                       31 MB  0.007         14.4 M  0.016
+    colour      uint8; the result or planes                  116 MB  0.027         29.8 M  0.032
+    band        weights of the blurred and filtered            6 MB  0.002          5.0 M  0.005
+    strip       planes, weights (0.23 GB from L2); planes     92 MB  0.022         13.2 M  0.014  9.0 G  0.023
+    interleave  planes; the result                            92 MB  0.022          4.9 M  0.005
 
 The floor, uint8 once and halves once, is 0.027 ms. A third of colour's instructions are hue's, a sixth those
 of the three blends. Two pixels per instruction, as halves, would save half of the blends'. But in a
 simulation with T3's draws (without hue) the error was two to three times the tests' limit. A list of the
 samples that a launch handles would spare the programs of all others, which return after some eleven
-instructions: 0.1 M of the 67.7 M.
+instructions: 0.1 M of the 67.3 M.
+
+The last launch would not be needed if strip stored its channel between the other two. But then each sector of
+32 bytes is written in parts by three programs, which takes far longer (bench/sectors.py).
 
 With SobelXY all samples go through the buffer, which then has one plane, and the result has two channels.
 Flip and SobelXY alone take one launch (gradient.py).

@@ -1,9 +1,9 @@
 """Pixels in fours: parts of kernels that write three channels, side by side, in memory's order.
 
 Four neighbouring pixels of the result are 12 values. They are written side by side, so a warp writes 8 quads
-of float16, 192 bytes without a gap. A store per channel would send every sector of 32 bytes to the cache three
-times, each time a few bytes here and there. Bytes are loaded with any step between the pixels, so mirrored and
-turned images are read directly.
+of float16, 192 bytes without a gap. A store per channel would send every sector of 32 bytes to the cache
+three times, each time with gaps. Bytes are loaded with any step between the pixels, so mirrored and turned
+images are read directly.
 """
 
 import triton
