@@ -71,16 +71,16 @@ KERNELS = {
             (r"", DISTORTED),
         ),
     ),
-    # The seven tiles of a column are shared by four programs.
+    # The 49 blocks of a sample are shared by 25 programs.
     "colour_pass": Kernel(
-        (7 / 4, 4),
+        (49 / 25, 4),
         (
             (r"shift_hue\(|blend\(", DISTORTED / 4),
             (r"distort\(", DISTORTED),
             (r"in_turn\(.*>>", 0.5),
             (r"r = luma|[gb] = r$", GREY),
             (r"to_plane", NEAR),
-            (r"to_out|shift_0", 1 - NEAR),
+            (r"quads|values|shift_0", 1 - NEAR),
             (r"", 1),
         ),
     ),
@@ -96,6 +96,7 @@ KERNELS = {
             (r"", NEAR),
         ),
     ),
+    "interleave_pass": Kernel((), ((r"program_id|is_filtered|def ", 1), (r"", NEAR))),
 }
 
 

@@ -116,7 +116,7 @@ def check_all_are_launched(kernels: set[JITFunction]) -> None:
         module = importlib.import_module(f"{fused_cuda.__name__}.{submodule.name}")
         for name, value in vars(module).items():
             if isinstance(value, JITFunction) and value.fn not in reachable:
-                raise SystemExit(f"{module.__name__}.{name}: nothing in launches.py launches or calls it")
+                raise SystemExit(f"{module.__name__}.{name}: nothing launches or calls it")
 
 
 def main() -> None:

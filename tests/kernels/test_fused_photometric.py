@@ -138,12 +138,15 @@ def test_gradients_of_every_mix_of_choices(dtype, shape, make_images, as_tensors
 
 @pytest.mark.parametrize("dtype", [torch.float16, *map(slow, (torch.float32, torch.bfloat16))], ids=str)
 @pytest.mark.parametrize(
-    "shape", [(2, 1, 1), (2, 1, 40), (2, 33, 1), (1, 2, 2), slow((3, 35, 66)), (0, 9, 9)], ids=str
+    "shape", [(2, 1, 1), (2, 1, 40), (2, 33, 1), (1, 2, 3), slow((3, 35, 66)), (0, 9, 9)], ids=str
 )
 def test_gradients_of_bytes(dtype, shape, make_images, as_tensors, assert_fused_close):
-    """Directly from bytes nothing is rounded before the result, because sums of bytes are exact."""
-    ops = (FLIP, XY)
-    images, draws = make_images(*shape, torch.uint8), make_draws(ops, shape[0], as_tensors)
+    """Directly from bytes nothing is rounded before the result, because sums of bytes are exact.
+
+    The images may begin at any address.
+    """
+    ops, (batch, *size) = (FLIP, XY), shape
+    images, draws = make_images(batch + 1, *size, torch.uint8)[1:], make_draws(ops, batch, as_tensors)
     draws[0]["flip"] = torch.arange(shape[0]) % 2 == 1
     out, expected = fused(images, ops, draws, dtype), plain(images, ops, draws)
     assert_fused_close(out, expected)

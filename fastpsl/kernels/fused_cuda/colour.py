@@ -15,6 +15,8 @@ plane of halves and 24 bytes of the result. Units are of one pixel if rows are n
 import triton
 import triton.language as tl
 
+from fastpsl.kernels.fused_cuda.quads import quads_of, side_by_side, store_quads
+
 # mypy: disable-error-code="no-untyped-def"
 
 # The numbers of the blends in the draws' order (kernels/colour.py).
@@ -225,23 +227,22 @@ def mean_pass(
 @triton.jit
 def colour_pass(
     images, out, planes, flip, apply, order, factors, sums, grey, blur, sobel,
-    height, units, num_sums, pixel_share, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    num_units, num_sums, pixel_share, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
     HUE: tl.constexpr, LIGHTNESS: tl.constexpr, XY: tl.constexpr, PIXELS: tl.constexpr,
-    MAX_SUMS: tl.constexpr, TILE: tl.constexpr, STEPS: tl.constexpr,
+    UNITS: tl.constexpr, MAX_SUMS: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Distort and write STEPS tiles of TILE x TILE pixels per program, one below the other.
+    """Distort and write STEPS * BLOCK units of a sample per program, across the ends of its rows.
 
-    `images` is uint8 [B, H, W, 3], `out` [B, H, W, C]. `planes` is [B, C, H, W], or [B, 1, H, W] for SobelXY
-    (XY), or None if the view has neither blur nor Sobel. A draw is None if the view lacks its op.
+    So a program reads one piece of memory, and writes one, or one of each plane. UNITS are those of a row, a
+    constant because mirroring divides by it. `images` is uint8 [B, H, W, 3], `out` [B, H, W, C]. `planes` is
+    [B, C, H, W], or [B, 1, H, W] for SobelXY (XY), or None if the view has neither blur nor Sobel. A draw is
+    None if the view lacks its op.
     """
     sample = tl.program_id(0).to(tl.int64)
-    first_y = tl.program_id(1) * (TILE * STEPS)
-    x = tl.program_id(2) * (TILE // PIXELS) + tl.arange(0, TILE // PIXELS)[None, :]
-    near_x = tl.minimum(x, units - 1)
+    first = tl.program_id(1) * (BLOCK * STEPS)
     mirrored = False
     if flip is not None:
         mirrored = tl.load(flip + sample)
-        near_x = tl.where(mirrored, units - 1 - near_x, near_x)
     distorted, turned_grey, near = False, False, False
     if apply is not None:
         distorted = tl.load(apply + sample)
@@ -258,15 +259,18 @@ def colour_pass(
         mean = tl.sum(parts) * pixel_share
     num_channels: tl.constexpr = 1 if LIGHTNESS or XY else 3
     pixel = tl.arange(0, PIXELS)[None, None, :]
-    images += sample * height * units * (3 * PIXELS)
-    out += sample * height * units * (num_channels * PIXELS)
-    plane = height * units * PIXELS
+    plane = num_units * PIXELS
+    images += sample * plane * 3
+    out += sample * plane * num_channels
     if planes is not None:
         planes += sample * num_channels * plane
-    for y_0 in range(first_y, tl.minimum(first_y + TILE * STEPS, height), TILE):
-        y = y_0 + tl.arange(0, TILE)[:, None]
-        inside = ((y < height) & (x < units))[:, :, None]
-        r, g, b = load_rgb(images, tl.minimum(y, height - 1) * units + near_x, mirrored, PIXELS)
+    for start in range(first, tl.minimum(first + BLOCK * STEPS, num_units), BLOCK):
+        at = start + tl.arange(0, BLOCK)[None, :]
+        inside = (at < num_units)[:, :, None]
+        source = tl.minimum(at, num_units - 1)
+        if mirrored:
+            source += UNITS - 1 - 2 * (source % UNITS)
+        r, g, b = load_rgb(images, source, mirrored, PIXELS)
         if apply is not None and distorted:
             r, g, b = distort(r, g, b, draw, 4, mean, HUE)
         if turned_grey:
@@ -277,41 +281,28 @@ def colour_pass(
             r = lightness(r, g, b)
         elif XY:
             r = (r + g + b) * THIRD - LEVEL
-        at = (y * units + x)[:, :, None]
+        at = at[:, :, None] * PIXELS + pixel
         # Each pointer has its own name because a name has one type on both branches, and the pointers may
         # differ in type.
         if planes is not None and near:
-            to_plane = planes + (at * PIXELS + pixel)
+            to_plane = planes + at
             tl.store(to_plane, r.to(planes.dtype.element_ty), mask=inside)
             if num_channels == 3:
                 tl.store(to_plane + plane, g.to(planes.dtype.element_ty), mask=inside)
                 tl.store(to_plane + 2 * plane, b.to(planes.dtype.element_ty), mask=inside)
         elif num_channels == 1:
             value = r * scale_0 + shift_0
-            tl.store(out + (at * PIXELS + pixel), value.to(out.dtype.element_ty), mask=inside)
+            tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
         else:
             r, g, b = r * scale_0 + shift_0, g * scale_1 + shift_1, b * scale_2 + shift_2
-            if PIXELS == 4:
-                to_out = out + (at * 12 + pixel)
-                r_0, r_1, r_2, r_3 = apart(r)
-                g_0, g_1, g_2, g_3 = apart(g)
-                b_0, b_1, b_2, b_3 = apart(b)
-                tl.store(to_out, together(r_0, g_0, b_0, r_1).to(out.dtype.element_ty), mask=inside)
-                tl.store(to_out + 4, together(g_1, b_1, r_2, g_2).to(out.dtype.element_ty), mask=inside)
-                tl.store(to_out + 8, together(b_2, r_3, g_3, b_3).to(out.dtype.element_ty), mask=inside)
-            else:
-                to_out = out + at * 3
-                tl.store(to_out, r.to(out.dtype.element_ty), mask=inside)
-                tl.store(to_out + 1, g.to(out.dtype.element_ty), mask=inside)
-                tl.store(to_out + 2, b.to(out.dtype.element_ty), mask=inside)
+            quads = quads_of(in_fours(r), in_fours(g), in_fours(b), out.dtype.element_ty)
+            values = side_by_side(quads, False)
+            store_quads(out, values, 0, 1, start * PIXELS, 4, 1, plane, 1, BLOCK * PIXELS // 4)
 
 
 @triton.jit
-def apart(x):
-    even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1], 2, 2]))
-    a, c = tl.split(even)
-    b, d = tl.split(odd)
-    return a, b, c, d
+def in_fours(x):
+    return tl.reshape(x, [x.shape[0], x.shape[1] * x.shape[2] // 4, 4])
 
 
 @triton.jit

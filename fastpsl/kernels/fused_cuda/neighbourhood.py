@@ -13,6 +13,7 @@ and of a margin around it, read in chunks. It also needs TILE rows of these matr
     band_pass             computes these rows, for each sample and tile of an axis
     neighbourhood_pass    blurs, filters and normalises the planes tile by tile; strips.py does it for margins
                           of at most half a tile
+    interleave_pass       puts the three planes of the result side by side
 """
 
 import triton
@@ -20,6 +21,7 @@ import triton.language as tl
 
 from fastpsl.kernels.fused_cuda.colour import is_filtered, tile_of_program
 from fastpsl.kernels.fused_cuda.gradient import store_pairs
+from fastpsl.kernels.fused_cuda.quads import quads_of, side_by_side, store_quads
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -161,14 +163,15 @@ def store_gradients(to, gx, gy, scale_0, scale_1, shift_0, shift_1, inside):
 
 @triton.jit
 def neighbourhood_pass(
-    planes, out, bands, blur, sobel, height, width, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    planes, done, bands, blur, sobel, height, width, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
     XY: tl.constexpr, SQUARE: tl.constexpr, CHANNELS: tl.constexpr, NUM_CHUNKS: tl.constexpr,
     TILE: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile of TILE x TILE pixels per program, of the samples that are blurred or filtered.
 
-    `planes` is [B, CHANNELS, H, W] in [0, 1], half or float. `out` is [B, H, W, CHANNELS]; SobelXY (XY) has
-    one plane and two channels. PRECISION is tl.dot's input_precision.
+    `planes` is [B, CHANNELS, H, W] in [0, 1], half or float. `done` gets the result in this shape. SobelXY
+    (XY) has one plane, and two channels side by side in `done`, [B, H, W, 2]. PRECISION is tl.dot's
+    input_precision.
     """
     sample, y_0, x_0 = tile_of_program(tl.program_id(0), height, width, TILE)
     if not is_filtered(sample, blur, sobel, XY):
@@ -194,8 +197,8 @@ def neighbourhood_pass(
     planes += sample * CHANNELS * height * width
     y = y_0 + tile[:, None]
     x = x_0 + tile[None, :]
-    values: tl.constexpr = 2 if XY else CHANNELS
-    out += sample * height * width * values
+    values: tl.constexpr = 2 if XY else 1
+    done += sample * CHANNELS * height * width * values
     inside = (y < height) & (x < width)
     to = (y * width + x) * values
 
@@ -205,7 +208,7 @@ def neighbourhood_pass(
         gx, gy = banded_gradients(
             planes, band_y, band_x, band, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
         )
-        store_gradients(out + to, gx, gy, scale_0, scale_1, shift_0, shift_1, inside)
+        store_gradients(done + to, gx, gy, scale_0, scale_1, shift_0, shift_1, inside)
     elif sobel is not None and tl.load(sobel + sample):
         for channel in range(CHANNELS):
             plane = planes + channel * height * width
@@ -214,7 +217,7 @@ def neighbourhood_pass(
             )
             value = gradient_size(gx, gy)
             value = normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2)
-            tl.store(out + channel + to, value.to(out.dtype.element_ty), mask=inside)
+            tl.store(done + channel * height * width + to, value.to(done.dtype.element_ty), mask=inside)
     else:
         for channel in range(CHANNELS):
             plane = planes + channel * height * width
@@ -222,4 +225,24 @@ def neighbourhood_pass(
                 plane, band_y, band_x, source_y, source_x, height, width, NUM_CHUNKS, CHUNK, PRECISION
             )
             value = normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2)
-            tl.store(out + channel + to, value.to(out.dtype.element_ty), mask=inside)
+            tl.store(done + channel * height * width + to, value.to(done.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def interleave_pass(done, out, blur, sobel, num_pixels, QUADS: tl.constexpr):
+    """Copy [B, 3, H * W] to [B, H * W, 3], for samples that are blurred or filtered.
+
+    The grid is samples, blocks of 4 * QUADS pixels. The passes before it make one channel at a time, which
+    they would store with gaps. A sector that is written in parts costs the L2 cache many times as much.
+    """
+    sample = tl.program_id(0).to(tl.int64)
+    if not is_filtered(sample, blur, sobel, False):
+        return
+    first = tl.program_id(1) * (4 * QUADS)
+    pixel = first + tl.reshape(tl.arange(0, 4 * QUADS), [1, QUADS, 4])
+    inside = pixel < num_pixels
+    done += sample * 3 * num_pixels + pixel
+    red, green = tl.load(done, mask=inside), tl.load(done + num_pixels, mask=inside)
+    blue = tl.load(done + 2 * num_pixels, mask=inside)
+    values = side_by_side(quads_of(red, green, blue, out.dtype.element_ty), False)
+    store_quads(out + sample * 3 * num_pixels, values, 0, 1, first, 4, 1, num_pixels, 1, QUADS)

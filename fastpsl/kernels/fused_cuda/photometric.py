@@ -1,21 +1,25 @@
-"""Views of flip, colour distortion, grey, lightness, blur and Sobel or SobelXY in at most four launches.
+"""Views of flip, colour distortion, grey, lightness, blur and Sobel or SobelXY in at most five launches.
 
 The cost for 256 samples of 224 px (12.8 Mpx) with the draws of SimCLR's T3 is counted, not measured: 80 % of
 the samples are distorted, and 60 % are blurred or filtered and go through a planar buffer of halves. Times
 are by bytes at 4.25 TB/s, by the instructions of warps in the compiled code (bench/sass.py: sm_90, Triton
 3.9) at one per cycle and scheduler on 132 SMs of 1.755 GHz, and by products at 400 Tflop/s.
 
-    launch   reads and writes                               bytes     ms    instructions   ms   products   ms
-    mean     uint8, of the distorted                        31 MB  0.007          14.4 M  0.016
-    colour   uint8; the result or planes                   116 MB  0.027          28.6 M  0.031
-    band     weights of the blurred and filtered             6 MB  0.002           5.0 M  0.005
-    strip    planes, weights (0.23 GB from L2); the result  92 MB  0.022          19.7 M  0.021   9.0 G  0.023
+    launch      reads and writes                              bytes     ms   instructions   ms  products   ms
+    mean        uint8, of the distorted                       31 MB  0.007         14.4 M  0.016
+    colour      uint8; the result or planes                  116 MB  0.027         29.8 M  0.032
+    band        weights of the blurred and filtered            6 MB  0.002          5.0 M  0.005
+    strip       planes, weights (0.23 GB from L2); planes     92 MB  0.022         13.2 M  0.014  9.0 G  0.023
+    interleave  planes; the result                            92 MB  0.022          4.9 M  0.005
 
 The floor, uint8 once and halves once, is 0.027 ms. A third of colour's instructions are hue's, a sixth those
 of the three blends. Two pixels per instruction, as halves, would save half of the blends'. But in a
 simulation with T3's draws (without hue) the error was two to three times the tests' limit. A list of the
 samples that a launch handles would spare the programs of all others, which return after some eleven
-instructions: 0.1 M of the 67.7 M.
+instructions: 0.1 M of the 67.3 M.
+
+The last launch would not be needed if strip stored its channel between the other two. But then each sector of
+32 bytes is written in parts by three programs, which takes far longer (bench/sectors.py).
 
 With SobelXY all samples go through the buffer, which then has one plane, and the result has two channels.
 Flip and SobelXY alone take one launch (gradient.py).
@@ -32,7 +36,7 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused_cuda.colour import colour_pass, mean_pass
 from fastpsl.kernels.fused_cuda.gradient import gradient_pass
-from fastpsl.kernels.fused_cuda.neighbourhood import band_pass, neighbourhood_pass
+from fastpsl.kernels.fused_cuda.neighbourhood import band_pass, interleave_pass, neighbourhood_pass
 from fastpsl.kernels.fused_cuda.strips import strip_pass
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.lightness import Lightness
@@ -44,13 +48,14 @@ ORDERS = (
     (Flip, ColourDistortion, Grey, Lightness, GaussianBlur, Sobel),
     (Flip, ColourDistortion, Grey, GaussianBlur, SobelXY),
 )
-# A thread has 8 pixels at a time. What a program learns about its sample serves two tiles, or four blocks of
+# A thread has 8 pixels at a time. What a program learns about its sample serves two blocks, or four of
 # the mean pass. With more of them too few programs would be left to end together.
-COLOUR_TILE = 32
-COLOUR_STEPS = 2
-GRADIENT_ROWS = 8
 BLOCK = 1024
-STEPS = 4
+COLOUR_STEPS = 2
+MEAN_STEPS = 4
+GRADIENT_TILE = 32
+GRADIENT_ROWS = 8
+INTERLEAVE_QUADS = 256
 # Pixels along an axis that a product takes at a time.
 CHUNK = 32
 NUM_WARPS = 4
@@ -118,34 +123,35 @@ def run(
 
     # Rows of whole words are read by words, four pixels at a time.
     pixels = 4 if width % 4 == 0 and images.data_ptr() % 4 == 0 else 1
-    num_tiles = triton.cdiv(height, COLOUR_TILE) * triton.cdiv(width, COLOUR_TILE) * batch
     with torch.cuda.device_of(images):
         if xy and set(op_of) <= {Flip, SobelXY}:
+            if images.data_ptr() % 4:  # because the kernel reads words
+                images = images.clone()
+            num_tiles = triton.cdiv(height, GRADIENT_TILE) * triton.cdiv(width, GRADIENT_TILE) * batch
             gradient_pass[(num_tiles,)](
                 images, out, draw_of.get((Flip, "flip")), height, width, *scale[:2], *shift[:2],
-                TILE=COLOUR_TILE, ROWS=GRADIENT_ROWS, num_warps=NUM_WARPS,
+                TILE=GRADIENT_TILE, ROWS=GRADIENT_ROWS, num_warps=1,
             )  # fmt: skip
             return
-        num_sums, sums = triton.cdiv(height * width, BLOCK * STEPS), None
+        num_sums, sums = triton.cdiv(height * width, BLOCK * MEAN_STEPS), None
         units = width // pixels
         if isinstance(colour, ColourDistortion) and colour.contrast > 0:
             sums = torch.empty((batch, num_sums), device=images.device)
             mean_pass[(batch, num_sums)](
                 images, apply, order, factors, sums, height * units, num_sums,
-                HUE=hue, PIXELS=pixels, BLOCK=BLOCK // pixels, STEPS=STEPS, num_warps=NUM_WARPS,
+                HUE=hue, PIXELS=pixels, BLOCK=BLOCK // pixels, STEPS=MEAN_STEPS, num_warps=NUM_WARPS,
             )  # fmt: skip
         planes = None
         num_planes = 1 if xy else channels
         if blur is not None or sobel is not None or xy:
             kind = torch.float32 if out.dtype == torch.float32 else torch.float16
             planes = torch.empty((batch, num_planes, height, width), dtype=kind, device=images.device)
-        rows, columns = triton.cdiv(height, COLOUR_TILE * COLOUR_STEPS), triton.cdiv(width, COLOUR_TILE)
-        colour_pass[(batch, rows, columns)](
+        colour_pass[(batch, triton.cdiv(height * width, BLOCK * COLOUR_STEPS))](
             images, out, planes, draw_of.get((Flip, "flip")), apply, order, factors, sums,
             draw_of.get((Grey, "apply")), blur, sobel,
-            height, units, num_sums, 1 / (height * width), *factor_and_shift,
-            HUE=hue, LIGHTNESS=channels == 1, XY=xy, PIXELS=pixels,
-            MAX_SUMS=triton.next_power_of_2(num_sums), TILE=COLOUR_TILE, STEPS=COLOUR_STEPS,
+            height * units, num_sums, 1 / (height * width), *factor_and_shift,
+            HUE=hue, LIGHTNESS=channels == 1, XY=xy, PIXELS=pixels, UNITS=units,
+            MAX_SUMS=triton.next_power_of_2(num_sums), BLOCK=BLOCK // pixels, STEPS=COLOUR_STEPS,
             num_warps=NUM_WARPS,
         )  # fmt: skip
         if planes is None:
@@ -161,19 +167,25 @@ def run(
             HALF=half, NUM_TAPS=triton.next_power_of_2(2 * half + 1), NUM_CHUNKS=num_chunks, TILE=tile,
             CHUNK=CHUNK, num_warps=NUM_WARPS,
         )  # fmt: skip
+        done = out if num_planes == 1 else torch.empty(planes.shape, dtype=out.dtype, device=out.device)
         if num_chunks * CHUNK == 2 * tile:
             # Each warp has 16 rows, because more warps would repeat the same rows.
             strip_pass[(batch, tiles_y, num_planes)](
-                planes, out, bands, blur, sobel, height, width, *factor_and_shift,
+                planes, done, bands, blur, sobel, height, width, *factor_and_shift,
                 XY=xy, SQUARE=square, CHANNELS=num_planes, REACH=half + 1, TILE=tile, PRECISION=PRECISION,
                 num_warps=tile // 16, num_stages=2,
             )  # fmt: skip
-            return
-        neighbourhood_pass[(tiles_y * tiles_x * batch,)](
-            planes, out, bands, blur, sobel, height, width, *factor_and_shift,
-            XY=xy, SQUARE=square, CHANNELS=num_planes, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=CHUNK,
-            PRECISION=PRECISION, num_warps=NUM_WARPS, num_stages=2,
-        )  # fmt: skip
+        else:
+            neighbourhood_pass[(tiles_y * tiles_x * batch,)](
+                planes, done, bands, blur, sobel, height, width, *factor_and_shift,
+                XY=xy, SQUARE=square, CHANNELS=num_planes, NUM_CHUNKS=num_chunks, TILE=tile, CHUNK=CHUNK,
+                PRECISION=PRECISION, num_warps=NUM_WARPS, num_stages=2,
+            )  # fmt: skip
+        if num_planes == 3:
+            num_blocks = triton.cdiv(height * width, 4 * INTERLEAVE_QUADS)
+            interleave_pass[(batch, num_blocks)](
+                done, out, blur, sobel, height * width, QUADS=INTERLEAVE_QUADS, num_warps=NUM_WARPS
+            )
 
 
 def tiling(half: int, full: bool) -> tuple[int, int]:

@@ -34,18 +34,18 @@ def load_planes(words, at, num_words):
     a, b = tl.load(words, mask=here, other=0), tl.load(words + 1, mask=here, other=0)
     c, d = tl.load(words + 2, mask=here, other=0), tl.load(words + 3, mask=here, other=0)
     shift = (at & 3).to(tl.uint32) * 8
-    a, b, c = _joined(a, b, shift), _joined(b, c, shift), _joined(c, d, shift)
+    a, b, c = joined(a, b, shift), joined(b, c, shift), joined(c, d, shift)
     p, q = _planes(a, a >> 8, a >> 16), _planes(a >> 24, b, b >> 8)
     r, s = _planes(b >> 16, b >> 24, c), _planes(c >> 8, c >> 16, c >> 24)
     return (
-        _in_turn(p[0], q[0], r[0], s[0]),
-        _in_turn(p[1], q[1], r[1], s[1]),
-        _in_turn(p[2], q[2], r[2], s[2]),
+        in_turn(p[0], q[0], r[0], s[0]),
+        in_turn(p[1], q[1], r[1], s[1]),
+        in_turn(p[2], q[2], r[2], s[2]),
     )
 
 
 @triton.jit
-def _joined(low, high, shift):
+def joined(low, high, shift):
     """Return the four bytes from bit `shift` of `low` on, with `shift` 0, 8, 16 or 24."""
     return (low >> shift) | ((high << 1) << (shift ^ 31))
 
@@ -64,7 +64,7 @@ def _level(word):
 
 
 @triton.jit
-def _in_turn(a, b, c, d):
+def in_turn(a, b, c, d):
     """Interleave four [R, Q] into [R, 4 * Q]: the first of each, the second of each, and so on."""
     values = tl.join(tl.join(a, c), tl.join(b, d))
     return tl.reshape(values, [a.shape[0], 4 * a.shape[1]])

@@ -1,8 +1,9 @@
-"""Moves of pixels in fours: parts of kernels that put normalised pixels of uint8 images at other places.
+"""Pixels in fours: parts of kernels that write three channels, side by side, in memory's order.
 
-Four neighbouring pixels of the result are 12 values. They are loaded with any step between them, so mirrored
-and turned images are read directly, and written side by side. So a warp writes 8 quads of float16, 192 bytes
-without a gap. A store per channel would send every sector of 32 bytes to the cache three times.
+Four neighbouring pixels of the result are 12 values. They are written side by side, so a warp writes 8 quads
+of float16, 192 bytes without a gap. A store per channel would send every sector of 32 bytes to the cache
+three times, each time with gaps. Bytes are loaded with any step between the pixels, so mirrored and turned
+images are read directly.
 """
 
 import triton
@@ -41,6 +42,23 @@ def _pixels(images, at, inside, factors, dtype: tl.constexpr):
 
 
 @triton.jit
+def quads_of(red, green, blue, dtype: tl.constexpr):
+    """Return the four pixels of three channels [R, Q, 4] as `load_quads` does."""
+    r_0, r_1, r_2, r_3 = _apart(red.to(dtype))
+    g_0, g_1, g_2, g_3 = _apart(green.to(dtype))
+    b_0, b_1, b_2, b_3 = _apart(blue.to(dtype))
+    return (r_0, g_0, b_0), (r_1, g_1, b_1), (r_2, g_2, b_2), (r_3, g_3, b_3)
+
+
+@triton.jit
+def _apart(x):
+    even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1], 2, 2]))
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
+    return a, b, c, d
+
+
+@triton.jit
 def side_by_side(quads, BACKWARDS: tl.constexpr):
     """Arrange the 12 values of four pixels [R, Q] as [R, Q, 2, 2, 2, 2].
 
@@ -62,10 +80,9 @@ def side_by_side(quads, BACKWARDS: tl.constexpr):
 
 @triton.jit
 def store_quads(
-    out, values, row, row_step, column, quad_step,
-    H: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, QUADS: tl.constexpr,
-):  # fmt: skip
-    """Store values [ROWS, QUADS, 2, 2, 2, 2] in an image of H x W, from `row` and `column` on.
+    out, values, row, row_step, column, quad_step, height, width, ROWS: tl.constexpr, QUADS: tl.constexpr
+):
+    """Store values [ROWS, QUADS, 2, 2, 2, 2] in an image, from `row` and `column` on.
 
     Values outside the image are left out.
     """
@@ -73,5 +90,5 @@ def store_quads(
     number = tl.arange(0, QUADS * 16)
     within = (number % 16)[None, :]
     places = 3 * (column + quad_step * (number // 16))[None, :] + within
-    inside = (rows >= 0) & (rows < H) & (within < 12) & (places >= 0) & (places < 3 * W)
-    tl.store(out + rows * (3 * W) + places, tl.reshape(values, [ROWS, QUADS * 16]), mask=inside)
+    inside = (rows >= 0) & (rows < height) & (within < 12) & (places >= 0) & (places < 3 * width)
+    tl.store(out + rows * (3 * width) + places, tl.reshape(values, [ROWS, QUADS * 16]), mask=inside)

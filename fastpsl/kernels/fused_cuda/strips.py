@@ -27,13 +27,13 @@ def load_beyond(source, x_0, needed, width):
 
 @triton.jit
 def strip_pass(
-    planes, out, bands, blur, sobel, height, width, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
+    planes, done, bands, blur, sobel, height, width, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2,
     XY: tl.constexpr, SQUARE: tl.constexpr, CHANNELS: tl.constexpr, REACH: tl.constexpr,
     TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute TILE rows of a channel per program, for samples that are blurred or filtered.
 
-    The grid is samples, strips, channels. `planes`, `out` and PRECISION are as in neighbourhood_pass, and so
+    The grid is samples, strips, channels. `planes`, `done` and PRECISION are as in neighbourhood_pass, and so
     is `bands`, with 2 * TILE pixels. REACH is the largest distance with nonzero weights, at most TILE / 2.
     Rows beyond it are not read.
     """
@@ -55,12 +55,13 @@ def strip_pass(
     y_0 = strip * TILE
     source_y = y_0 - TILE // 2 + both[:, None]
     needed = (source_y >= tl.maximum(y_0 - REACH, 0)) & (source_y < tl.minimum(y_0 + TILE + REACH, height))
-    source = planes + (sample * CHANNELS + channel) * height * width
+    plane = (sample * CHANNELS + channel) * height * width
+    source = planes + plane
     source += source_y * width + tile[None, :] + TILE // 2
     kind = planes.dtype.element_ty
     y = y_0 + tile[:, None]
-    values: tl.constexpr = 2 if XY else CHANNELS
-    out += sample * height * width * values + channel
+    values: tl.constexpr = 2 if XY else 1
+    done += plane * values
 
     # The first step, before the first tile, only has columns to its right and stores nothing.
     if XY or (sobel is not None and tl.load(sobel + sample)):
@@ -78,14 +79,14 @@ def strip_pass(
             gy = tl.dot(differences, tl.load(sums_x), input_precision=PRECISION)
             gy = tl.dot(next_differences, tl.load(sums_x + TILE), gy, input_precision=PRECISION)
             sums, differences = next_sums, next_differences
-            to = out + ((y * width + x_0) * values + tile[None, :] * values)
+            to = done + ((y * width + x_0) * values + tile[None, :] * values)
             inside = (y < height) & (x_0 + tile[None, :] < width) & (step >= 0)
             if XY:
                 store_gradients(to, gx, gy, scale_0, scale_1, shift_0, shift_1, inside)
             else:
                 value = gradient_size(gx, gy)
                 value = normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2)
-                tl.store(to, value.to(out.dtype.element_ty), mask=inside)
+                tl.store(to, value.to(done.dtype.element_ty), mask=inside)
     else:
         weights_y = tl.load(band_y)
         rows = tl.zeros([TILE, TILE], kind)
@@ -97,7 +98,7 @@ def strip_pass(
             value = tl.dot(rows, tl.load(weights_x), input_precision=PRECISION)
             value = tl.dot(next_rows, tl.load(weights_x + TILE), value, input_precision=PRECISION)
             rows = next_rows
-            to = out + ((y * width + x_0) * values + tile[None, :] * values)
+            to = done + ((y * width + x_0) * values + tile[None, :] * values)
             inside = (y < height) & (x_0 + tile[None, :] < width) & (step >= 0)
             value = normalised(value, channel, scale_0, scale_1, scale_2, shift_0, shift_1, shift_2)
-            tl.store(to, value.to(out.dtype.element_ty), mask=inside)
+            tl.store(to, value.to(done.dtype.element_ty), mask=inside)
