@@ -32,8 +32,8 @@ def exchanged(part: str, num_ranks: int, settings: Mapping[str, int], num_sample
     if part.startswith("gradients, "):
         num = gradients()[part.removeprefix("gradients, ")]
         return Exchanged(num, num)
-    if part == "labels":  # one number each, a place for padding, and the number of labels that are not finite
-        num = (num_samples + 1) * _INT32 + _INT64
+    if part == "labels":  # a label with its position each, a place for padding, and the two counts of draws
+        num = (num_samples + 1 + 2) * _INT64
         return Exchanged(num, num)
     if part == "nt_xent":  # both embeddings and whether they count, then the log-sum of each
         num = batch * (2 * width + 1 + 2) * _FLOAT

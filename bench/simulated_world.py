@@ -156,10 +156,12 @@ def moco(world: World, figures: Figures) -> None:
         key_group=32, width=WIDTH, size_px=SIDE_PX,
     )  # fmt: skip
     task.key_encoder = lambda images, group_size: images.flatten(1)[:, :WIDTH].contiguous()  # type: ignore[assignment]
-    task.queue = torch.zeros(QUEUE_SIZE, WIDTH)
+    task.queue, task.slot = torch.zeros(QUEUE_SIZE, WIDTH), torch.zeros((), dtype=torch.int64)
+    task.num_filled = 0
     images = torch.zeros(BATCH_SIZE, 3, SIDE_PX, SIDE_PX)
     indices = torch.arange(BATCH_SIZE)
     batch = Batch(images=[], draws=[], indices=indices, labels=indices, epoch=0, step=0, ops=[])
+    batch = batch.with_extra(0, task.batch_tensors(0, 0, BATCH_SIZE * world.size))
     with peak_memory() as growth, counted_collectives(figures), timed(figures, "seconds"):
         task.warm_up(None, None, [images, images], batch)  # type: ignore[arg-type]  # the encoder needs none
     figures["memory"] = growth[0]

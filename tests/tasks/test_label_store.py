@@ -226,7 +226,7 @@ def test_states_of_all_worlds_are_equal(folder: Path) -> None:
             assert torch.equal(value, other[name]) if isinstance(value, Tensor) else value == other[name], (
                 name
             )
-    assert one["next"].dtype == one["current"].dtype == torch.int32 and one["next"].max() >= 0
+    assert one["current"].dtype == torch.int32 and one["written"].max() >= 0
 
 
 def test_a_state_fits_into_a_checkpoint(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def labels_after_epochs(rank: int, num_ranks: int) -> tuple[list[Tensor], list[t
             indices = step_indices(order, step, GLOBAL_BATCH // num_ranks, rank, num_ranks)
             store.write(torch.from_numpy(indices), share(logits, rank, num_ranks))
         if epoch:  # labels can be saved at any step
-            assert len(store.state_dict()["next"]) == NUM
+            assert len(store.state_dict()["written"]) == NUM
         ended = store.end_epoch(epoch + 1)
         labels.append(store.current)
         counts.append((ended.num_written, ended.num_repeated, ended.num_not_finite, ended.num_split))

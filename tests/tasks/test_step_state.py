@@ -166,6 +166,7 @@ def test_replays_read_and_write_the_same_tensors_in_every_epoch(
         return replay
 
     monkeypatch.setattr(step_graph, "capture", capture)
+    monkeypatch.setattr(TrainStep, "release", lambda self: None)  # so that a graph lives across epochs
     monkeypatch.setattr(experiment_module, "choose_graph", lambda *_: GraphChoice(True, "asked for"))
     values = {"batch_size": 96, "epochs": (4,), **values}
     experiment, number, _ = experiment_of(recipe, "E", values)

@@ -42,9 +42,9 @@ class EpochOfLabels:
 class LabelStore:
     """A store of the labels of `num_samples` images in [0, num_classes), the same on every rank.
 
-    It has three arrays of 4 bytes per image on the device: the labels of this epoch, those that `write` makes
-    for the next one, and the epoch's positions at which they were made. `end_epoch` exchanges the latter two
-    between the ranks in two all-reduces.
+    It has two arrays on the device. One has the labels of this epoch, 4 bytes per image. The other has those
+    that `write` makes for the next one, with the positions in the epoch at which they were made, 8 bytes per
+    image. `end_epoch` exchanges the latter between the ranks in one all-reduce.
 
     If an image is drawn several times, its latest draw counts, in the order of the epoch's positions. If its
     logits were not finite, the image keeps its label. So labels do not depend on the number of ranks. The
@@ -59,9 +59,9 @@ class LabelStore:
         self.num_samples, self.num_classes, self.device, self.seed = num_samples, num_classes, device, seed
         # Captured steps read and write these tensors, so they are never replaced.
         self.current = torch.full((num_samples,), _NONE, dtype=torch.int32, device=device)
-        # The last place is for padding.
-        self._next = torch.empty(num_samples + 1, dtype=torch.int32, device=device)
-        self._latest = torch.empty_like(self._next)
+        # position * (num_classes + 1) + label + 1, or -1 for an image that was not drawn. So the greatest of
+        # all ranks is the latest. The last place is for padding.
+        self._written = torch.empty(num_samples + 1, dtype=torch.int64, device=device)
         # The draws of this rank, and those of them whose logits were not finite.
         self._num_draws = torch.zeros((), dtype=torch.int64, device=device)
         self._num_not_finite = torch.zeros_like(self._num_draws)
@@ -70,15 +70,14 @@ class LabelStore:
         self._forget()
 
     def _forget(self) -> None:
-        self._next.fill_(_NONE)
-        self._latest.fill_(_NONE)
+        self._written.fill_(_NONE)
         self._num_draws.zero_()
         self._num_not_finite.zero_()
         self._num_positions.zero_()
 
     def written(self) -> list[Tensor]:
         """Return the tensors that `write` writes."""
-        return [self._next, self._latest, self._num_draws, self._num_not_finite, self._num_positions]
+        return [self._written, self._num_draws, self._num_not_finite, self._num_positions]
 
     def set(self, labels: Tensor | np.ndarray, epoch: int) -> None:
         """Set labels, integers [N] that are equal on all ranks, for `epoch`, and forget what was written.
@@ -112,24 +111,24 @@ class LabelStore:
         finite = logits.isfinite().all(1)
         self._num_draws += (indices >= 0).sum()
         self._num_not_finite += (~finite & (indices >= 0)).sum()
-        labels = torch.where(finite, logits.argmax(1), _NONE).to(torch.int32)
+        labels = torch.where(finite, logits.argmax(1), _NONE)
         # Of several rows of one index only the last is written, because a GPU's scatter would take any of
         # them.
         again = (indices[:, None] == indices[None, :]).triu(1).any(1)
         places = torch.where((indices >= 0) & ~again, indices, self.num_samples)
-        self._next[places] = labels
         rank, world_size = place_among_ranks()
         of_rank = torch.arange(rank * len(indices), (rank + 1) * len(indices), device=self.device)
-        self._latest[places] = (self._num_positions + of_rank).to(torch.int32)
+        self._written[places] = (self._num_positions + of_rank) * (self.num_classes + 1) + labels + 1
         self._num_positions += len(indices) * world_size
 
     def end_epoch(self, epoch: int) -> EpochOfLabels:
         """Make the written labels current for `epoch`, the next one; every rank must call it."""
         self._exchange()
-        previous, new = (tensor.to("cpu", copy=True).numpy() for tensor in (self.current, self._next[:-1]))
+        previous, written = (t.to("cpu", copy=True).numpy() for t in (self.current, self._written[:-1]))
         num_draws, num_not_finite = self._sums()
-        num_drawn = int((self._latest[:-1] >= 0).sum())
-        labels = np.where(new >= 0, new, previous)
+        num_drawn = int((written >= 0).sum())
+        new = np.where(written >= 0, written % (self.num_classes + 1) - 1, _NONE)
+        labels = np.where(new >= 0, new, previous).astype(np.int32)
         self.set(labels, epoch)
         return EpochOfLabels(
             num_written=int((new >= 0).sum()),
@@ -142,17 +141,9 @@ class LabelStore:
         )
 
     def _exchange(self) -> None:
-        """Send to every rank, for each image, the label of the rank that had its latest position.
-
-        Labels from before a resume, perhaps with another number of ranks, are the same on all ranks.
-        """
-        if place_among_ranks()[1] == 1:
-            return
-        latest = self._latest.clone()
-        dist.all_reduce(latest, op=dist.ReduceOp.MAX)
-        self._next.copy_(torch.where(self._latest == latest, self._next, _NONE))
-        dist.all_reduce(self._next, op=dist.ReduceOp.MAX)
-        self._latest.copy_(latest)
+        """Send to every rank, for each image, the label of the rank that had its latest position."""
+        if place_among_ranks()[1] > 1:
+            dist.all_reduce(self._written, op=dist.ReduceOp.MAX)
 
     def _sums(self) -> tuple[int, int]:
         """Return the draws of all ranks, and those whose logits were not finite."""
@@ -170,8 +161,7 @@ class LabelStore:
         num_draws, num_not_finite = self._sums()
         return {
             "current": self.current,
-            "next": self._next[:-1],
-            "latest": self._latest[:-1],
+            "written": self._written[:-1],
             "num_split": self.num_split,
             "num_positions": self._num_positions,
             "num_draws": num_draws,
@@ -183,10 +173,13 @@ class LabelStore:
         assert len(state["current"]) == self.num_samples, (len(state["current"]), self.num_samples)
         self._forget()
         self.current.copy_(state["current"])
-        self._next[:-1] = state["next"].to(self.device)
-        # Older checkpoints lack some. Their labels are those of all ranks.
-        latest = state.get("latest", torch.where(state["next"] >= 0, 0, _NONE))
-        self._latest[:-1] = latest.to(self.device)
+        # Older checkpoints have labels without positions.
+        written = (
+            state["written"]
+            if "written" in state
+            else torch.where(state["next"] < 0, _NONE, state["next"] + 1)
+        )
+        self._written[:-1] = written.to(self.device)
         self.num_split = state["num_split"]
         self._num_positions.copy_(torch.as_tensor(state["num_positions"]))
         if place_among_ranks()[0] == 0:
