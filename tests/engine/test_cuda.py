@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from typing_extensions import override
 
 from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.compile_modes import StepChoice
@@ -230,7 +231,7 @@ def test_captured_losses_are_launched_ones(recipe: str, values: dict[str, Any]) 
     losses = []
     for graph in ("off", "on"):
         stage = "S2" if recipe in ("moco", "simclr", "rotation") else "E"
-        usual = {"batch_size": 16, "device": "cuda", "precision": "fp16", "graph": graph}
+        usual: dict[str, Any] = {"batch_size": 16, "device": "cuda", "precision": "fp16", "graph": graph}
         options = recipe_options(recipe, is_sample=True, **usual | values)
         experiment, number = stage_experiment(recipe, stage, options, WORLD)
         place_backbone(experiment, options, WORLD)
@@ -248,6 +249,7 @@ def test_captured_losses_are_launched_ones(recipe: str, values: dict[str, Any]) 
 
 def test_a_step_that_cannot_be_captured_is_launched_and_random_numbers_go_on() -> None:
     class Reading(Brightness):
+        @override
         def loss(self, *arguments: Any) -> Any:
             value, metrics = super().loss(*arguments)
             return value * (1.0 if float(value) else 2.0), metrics
@@ -272,10 +274,12 @@ def test_a_step_that_cannot_be_captured_is_launched_and_random_numbers_go_on() -
 
 def test_memory_of_a_stages_graph_is_given_back() -> None:
     _, train_step = train(STAGES[0], "eager", "fp16", steps=3, graph=CAPTURED)
+    torch._C._cuda_clearCublasWorkspaces()
     before = torch.cuda.memory_allocated(DEVICE)
     for seed in range(3):
         train_step.step([on_device(16, seed)], 0.1)
     train_step.release()
+    torch._C._cuda_clearCublasWorkspaces()  # of the stream of captures
     torch.cuda.empty_cache()
     assert torch.cuda.memory_allocated(DEVICE) <= before
 
@@ -316,8 +320,8 @@ def test_folded_blocks_in_half(name: str) -> None:
     backbone = ResNet(name).to(DEVICE).to(memory_format=torch.channels_last).eval()
     for part in backbone.modules():
         if isinstance(part, nn.BatchNorm2d):
-            part.running_var.uniform_(0.3, 2.0)  # type: ignore[attr-defined]
-            part.running_mean.normal_(0.0, 0.3)  # type: ignore[attr-defined]
+            part.running_var.uniform_(0.3, 2.0)  # type: ignore[union-attr]
+            part.running_mean.normal_(0.0, 0.3)  # type: ignore[union-attr]
     images = torch.randn(8, 3, 64, 64, device=DEVICE).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast("cuda", torch.float16):
         plain = result = images

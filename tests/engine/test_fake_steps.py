@@ -144,9 +144,7 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
 def test_nor_one_of_timms_networks(name: str, values: dict[str, Any]) -> None:
     backbone = make_backbone(f"timm/{name}")
     with fake_cuda() as cuda:
-        experiment, _, options, _ = recipe_train_step(
-            "rotation", "E", precision="fp16", **SMALL | values
-        )
+        experiment, _, options, _ = recipe_train_step("rotation", "E", precision="fp16", **SMALL | values)
         stages = (replace(experiment.stages[0], last_block=backbone.num_blocks),)
         experiment = replace(experiment, backbone=backbone, stages=stages)
         place_backbone(experiment, options, WORLD)

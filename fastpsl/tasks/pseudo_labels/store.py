@@ -43,8 +43,8 @@ class LabelStore:
     """A store of the labels of `num_samples` images in [0, num_classes), the same on every rank.
 
     It has two arrays on the device. One has the labels of this epoch, 4 bytes per image. The other has those
-    that `write` makes for the next one, with the positions in the epoch at which they were made, 8 bytes per
-    image. `end_epoch` exchanges the latter between the ranks in one all-reduce.
+    that `write` makes for the next one, with their positions in the epoch, 8 bytes per image. `end_epoch`
+    exchanges the latter between the ranks in one all-reduce.
 
     If an image is drawn several times, its latest draw counts, in the order of the epoch's positions. If its
     logits were not finite, the image keeps its label. So labels do not depend on the number of ranks. The
