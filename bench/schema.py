@@ -43,13 +43,13 @@ MAX_COMPARED = 20_000  # samples that are compared with each other
 # These may have fewer values than repeats: a time limit ends them, a run stops early, or nothing varies.
 MAY_BE_FEWER = (
     "beton_size", "throughput", "time_to_accuracy", "scaling", "small", "detection", "determinism",
-    "checkpoint",
+    "checkpoint", "training",
 )  # fmt: skip
 REHEARSAL = "a rehearsal at tiny values: its figures mean nothing"
 SHARED_LOAD = 0.5  # a higher load average before a bench starts means that other work ran
 PACKAGES = (
     "fastpsl-vision", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python",
-    "triton", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "spdl",
+    "triton", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "spdl", "lightly",
 )  # fmt: skip
 
 # The default folder of results, which git ignores; --out names another.
@@ -98,6 +98,7 @@ LABELS: dict[str, dict[str, Any]] = {
         "peak_mib": int | None,
     },
     "throughput": THROUGHPUT,
+    "training": {"recipe": str | None, "stage": str | None, "trained_by": str, "cores_used": float},
     "time_to_accuracy": {
         "recipe": str, "monitor": str, "accuracy": float, "epoch": float | None, "num_reached": int,
     },
