@@ -27,6 +27,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
@@ -116,7 +117,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return machine, versions, commit and load; call it before the work, and `finish` after it."""
+    """Return day, machine, versions, commit and load; call it before the work, and `finish` after it."""
     versions = {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -124,6 +125,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     is_cuda = torch.device(device).type == "cuda"
     driver_query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),
         "cpu": _cpu_name(),
         "num_cores": len(os.sched_getaffinity(0)),
@@ -202,7 +204,8 @@ def validate(result: Any) -> None:
         raise ValueError(f"result.schema: is {result['schema']}, this code reads {SCHEMA}")
     if result["bench"] not in LABELS:
         raise ValueError(f"result.bench: is {result['bench']!r}, this code knows {', '.join(sorted(LABELS))}")
-    _check(result["environment"], ENVIRONMENT, "environment", exact=True)
+    dated = {"date": str} if "date" in result["environment"] else {}  # older results have no date
+    _check(result["environment"], ENVIRONMENT | dated, "environment", exact=True)
     _check(result["data"], {"num_samples": int}, "data")
     _check(result["settings"], {"repeats": int}, "settings")
     for name, keys in (("rows", ROW | LABELS[result["bench"]]), ("ratios", RATIO), ("not_measured", MISSING)):
