@@ -9,7 +9,7 @@ if [ -n "$SMALL" ]; then
     bench kernels 220 kernels --chains flip 'SimCLR T3' --batch-size 4 --size-px 64 --repeats 1 --no-peers
     exit
 fi
-mapfile -t files < <(gpu_tests tests/engine tests/tasks tests/kernels/test_batch_norm.py tests/kernels/test_fused_photometric.py)
+mapfile -t files < <(gpu_tests tests/engine tests/tasks tests/kernels/test_*norm.py tests/kernels/test_*photometric.py)
 OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2 tests tests-changed 100 15 -n 12 --dist worksteal -o timeout=80 -k 'not memory' "${files[@]}"
 # Of rotation: its views and head cost next to nothing.
 bench step 195 step --recipes rotation --modes eager fused fused+fold --graph off on --no-revnet --repeats 5 --limit-s "$(share 195 85)"

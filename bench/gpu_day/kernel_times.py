@@ -83,11 +83,8 @@ def main() -> None:
         bench = StageBench(experiment, number, options, Synthetic(10_000), world)
         batches = itertools.repeat(bench.synthetic_batch())
         launch = "captured" if graph == "on" else "launched"
-        show(
-            f"rotation {stage}, {mode}, {launch}",
-            lambda bench=bench, batches=batches: bench._step(batches),
-            device,
-        )  # type: ignore[misc]
+        name = f"rotation {stage}, {mode}, {launch}"
+        show(name, lambda bench=bench, batches=batches: bench._step(batches), device)  # type: ignore[misc]
 
 
 if __name__ == "__main__":

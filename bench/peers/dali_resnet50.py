@@ -27,7 +27,7 @@ def batches(work: Work, num_views: int) -> Iterator[int]:
     from torchvision.models import get_model
 
     is_cuda = work.device != "cpu"
-    memory = {"device_memory_padding": _DEVICE_PADDING, "host_memory_padding": _HOST_PADDING}
+    memory: dict[str, Any] = {"device_memory_padding": _DEVICE_PADDING, "host_memory_padding": _HOST_PADDING}
     size = work.size_px
 
     @pipeline_def

@@ -39,7 +39,7 @@ def batches(work: Work, num_views: int) -> Iterator[int]:
     width = backbone.fc.in_features
     backbone.fc = nn.Identity()
     model = nn.Sequential(backbone, SimCLRProjectionHead(width, width, 128))
-    model.to(work.device, memory_format=torch.channels_last)
+    model.to(work.device).to(memory_format=torch.channels_last)
     criterion = NTXentLoss()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.06)
     scaler = torch.amp.GradScaler(enabled=is_cuda)

@@ -151,7 +151,7 @@ def gpu_results() -> dict[str, dict[str, Any]]:
         ("S2", "compiled"): 9100,
         ("S3", "eager"): 9000,
     }
-    step = {
+    step: dict[str, Any] = {
         "bench": "step",
         "rows": [
             row(1.0, stage=stage, mode=mode, samples_per_s=rate, **labels)
