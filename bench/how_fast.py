@@ -60,9 +60,13 @@ def by_size(peer: str) -> Find:
 
 
 T3 = ratios("kornia_modules / fused", {"chain": "SimCLR T3"})
-COST = ratios(
-    "PSL's cost per epoch / end to end's", {"recipe": "rotation", "mode": "eager", "backbone": "resnet50"},
-)  # fmt: skip
+_ROTATION = {"recipe": "rotation", "backbone": "resnet50"}
+# Results from before captured steps say nothing of them.
+COST_BEFORE = ratios("PSL's cost per epoch / end to end's", _ROTATION | {"mode": "eager", "graph": None})
+COST = ratios("PSL's cost per epoch / end to end's", _ROTATION | {"mode": "fused+fold", "graph": "on"})
+_TRAINED = "ours / the peer's"
+SIMCLR = ratios(_TRAINED, *({"peer": "lightly", "recipe": "simclr", "stage": stage} for stage in ("E", "S1")))
+SUPERVISED = ratios(_TRAINED, {"peer": "dali_resnet50", "recipe": "supervised", "stage": "E"})
 WHOLE = ratios("samples/s / DALI's reader, whole images", *views(decoder="dali"))
 LINES = (
     Line(
@@ -94,7 +98,18 @@ LINES = (
     ),
     Line(
         "cost of an epoch of PSL, rotation, eager (below 1: cheaper)", "an epoch of end-to-end training",
-        "step-*.json", COST, True,
+        "step-*.json", COST_BEFORE, True,
+    ),
+    Line(
+        "cost of an epoch of PSL, rotation, captured, fused, folded (below 1: cheaper)",
+        "an epoch of end-to-end training", "step-*.json", COST, True,
+    ),
+    Line(
+        "training SimCLR from JPEGs: end to end / PSL's S1", "lightly's SimCLR, end to end",
+        "training-*.json", SIMCLR, True,
+    ),
+    Line(
+        "supervised training from JPEGs", "DALI's example of ResNet-50", "training-*.json", SUPERVISED, True,
     ),
     Line(
         "a step of detection, ResNet-50 C4", "torchvision's FasterRCNN", "detection-*.json",

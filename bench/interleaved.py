@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.peers import ALL, TITLES, Work
+from bench.peers import EVERY, TITLES, Work
 from bench.peers.files import copy_out
 from bench.schema import spread
 
@@ -70,6 +70,7 @@ def measure(
     num_batches: int = 0,
     deadline: float,
     log: Callable[[str], None],
+    warms_up: bool = True,
 ) -> tuple[list[Rates], list[dict[str, str]], list[str]]:
     """Measure all loaders in turn, every other time in reverse order.
 
@@ -81,12 +82,13 @@ def measure(
         num_batches: Least number of batches of a timed region.
         deadline: Time of time.perf_counter() after which no repeat begins, except the first.
         log: Callback that receives the name of the current phase.
+        warms_up: Whether a timed region is thrown away first. Each drops the first batches anyway.
 
     Returns:
         The rates; what failed, with the reason; notes.
     """
     missing, notes = [], []
-    readers = [name for name, work in works.items() if work.kind in ALL and ALL[work.kind].needs_files]
+    readers = [name for name, work in works.items() if work.kind in EVERY and EVERY[work.kind].needs_files]
     if readers:
         log(f"the images as files, for {' and '.join(readers)}")
         first_work = works[readers[0]]
@@ -102,7 +104,7 @@ def measure(
             log(f"{name}: from an empty process to the first batch")
             try:
                 running[name] = process = Process(work)
-                for num in views:
+                for num in views if warms_up else ():
                     process.measure(num, 0.0)
             except RuntimeError as error:
                 missing.append({"what": name, "reason": f"failed: {error}"})

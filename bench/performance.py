@@ -31,7 +31,7 @@ from bench.remote_tables import remote_table
 from bench.scale_arithmetic import scale_tables
 from bench.scale_counts import counts_table, large_set_table
 from bench.schema import REHEARSAL, Results, validate, write_result
-from bench.show import draw_throughput
+from bench.show import draw_throughput, ratio_name, row_name
 from bench.show_kernels import draw_kernels
 from bench.size_tables import best_table, size_tables
 from bench.targets import targets_table
@@ -61,7 +61,8 @@ WHAT = {
     "small": "Training and evaluation on 32 px images that stay on the device.",
     "start": "Seconds from a command to its first batch and its first training step.",
     "step": "The training step by recipe, stage and mode.",
-    "throughput": "The loader alone, the step alone and both together, and loaders beside others.",
+    "throughput": "The loader alone, the step alone and both as they train, and loaders beside others.",
+    "training": "Training from JPEGs beside others' examples, each in a process of its own.",
     "time_to_accuracy": "Seconds of training to a validation accuracy.",
 }
 _SPREAD = ("median", "quartile_1", "quartile_3", "values")
@@ -153,6 +154,9 @@ def section(name: str, result: dict[str, Any]) -> str:
     if result["bench"] == "kernels":
         ratios = kernel_ratios(result)
         rows = [row | {"path": PATHS.get(row["path"])} for row in rows]
+    if result["bench"] in ("throughput", "small"):
+        rows = [row | {"measured": row_name(row)} for row in rows]
+        ratios = [row | {"what": ratio_name(row["what"])} for row in ratios]
     if result["bench"] == "gpu_day":
         rows = [row | {"measured": f"`{row['measured']}`"} for row in rows]  # the name of a step
     counts = [counted(len(rows), "row")] + ([counted(len(ratios), "ratio")] if ratios else [])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from bench.peers import TITLES
+from bench.peers import TITLES, TRAINING
 from bench.program import counted
 from bench.schema import spread
 from bench.show_kernels import TITLES as PATHS
@@ -49,6 +49,10 @@ def against_others(results: Mapping[str, Result]) -> list[Ratio]:
                 if row["decoder"] != "ffcv_loader":
                     case = counted(row["num_views"], "view")
                     ratios.append(Ratio("loader alone", _decoder(row), _other(row["what"]), case, name, row))
+        elif result["bench"] == "training":
+            for row in result["ratios"]:
+                what, peer = f"training, {row['recipe']}", TRAINING[row["peer"]].title
+                ratios.append(Ratio(what, "fastpsl train", peer, row["stage"], name, row))
         elif result["bench"] in ("throughput", "sizes"):
             ratios += _loaders(name, result)
     return ratios

@@ -18,7 +18,8 @@ from fastpsl.engine.seed import torch_seed
 
 Recipe = Literal[
     "jigsaw", "rotation", "simclr", "moco", "uic", "deepcluster",
-    "sslpp_colorization", "sslpp_context", "sslpp_rotation", "sslpp_aet", "sslpp_iic",
+    "sslpp_colorization", "sslpp_context", "sslpp_rotation", "sslpp_aet", "sslpp_iic", "uic_cifar10",
+    "supervised",
 ]  # fmt: skip
 StageName = Literal["S1", "S2", "S3", "E"]
 DATA = arg(

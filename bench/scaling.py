@@ -34,6 +34,7 @@ from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_e
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, choose_device, join_world, leave_world, wait_for_all
+from fastpsl.engine.options import GraphName
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -52,7 +53,8 @@ class Options:
     """Default: the recipe's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     decoder: str = "auto"
-    compile: Literal["auto", "off", "fused", "on", "graphs"] = "auto"
+    compile: Literal["auto", "off", "fused", "on"] = "auto"
+    graph: GraphName = "auto"
     batch_size: int | None = None
     """Images of a rank. Default: 256 on CUDA, else 16."""
     repeats: int = 5
@@ -106,6 +108,7 @@ def rows_of_ranks(options: Options, world: World) -> list[dict[str, Any]]:
                     recipe, is_sample=options.data is None, batch_size=batch_size * world.size,
                     backbone=options.backbone,
                     device=options.device, decoder=options.decoder, compile=options.compile,
+                    graph=options.graph,
                 )  # fmt: skip
                 experiment, number = stage_experiment(recipe, stage, settings, world)
                 bench = StageBench(experiment, number, settings, data, world, seconds=0.0, min_steps=3)
@@ -286,7 +289,8 @@ def main() -> None:
         settings={
             "repeats": options.repeats, "steps": options.steps, "batch_size": options.batch_size,
             "backbone": options.backbone,
-            "decoder": options.decoder, "step": options.compile, "storage_mb": options.storage_mb,
+            "decoder": options.decoder, "step": options.compile, "graph": options.graph,
+            "storage_mb": options.storage_mb,
         },
         rows=rows, ratios=efficiencies(rows), not_measured=missing,
     )  # fmt: skip

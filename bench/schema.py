@@ -27,6 +27,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
@@ -43,13 +44,13 @@ MAX_COMPARED = 20_000  # samples that are compared with each other
 # These may have fewer values than repeats: a time limit ends them, a run stops early, or nothing varies.
 MAY_BE_FEWER = (
     "beton_size", "throughput", "time_to_accuracy", "scaling", "small", "detection", "determinism",
-    "checkpoint",
+    "checkpoint", "training",
 )  # fmt: skip
 REHEARSAL = "a rehearsal at tiny values: its figures mean nothing"
 SHARED_LOAD = 0.5  # a higher load average before a bench starts means that other work ran
 PACKAGES = (
     "fastpsl-vision", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python",
-    "triton", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "spdl",
+    "triton", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "spdl", "lightly",
 )  # fmt: skip
 
 # The default folder of results, which git ignores; --out names another.
@@ -98,6 +99,7 @@ LABELS: dict[str, dict[str, Any]] = {
         "peak_mib": int | None,
     },
     "throughput": THROUGHPUT,
+    "training": {"recipe": str | None, "stage": str | None, "trained_by": str, "cores_used": float},
     "time_to_accuracy": {
         "recipe": str, "monitor": str, "accuracy": float, "epoch": float | None, "num_reached": int,
     },
@@ -115,7 +117,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return machine, versions, commit and load; call it before the work, and `finish` after it."""
+    """Return day, machine, versions, commit and load; call it before the work, and `finish` after it."""
     versions = {}
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -123,6 +125,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     is_cuda = torch.device(device).type == "cuda"
     driver_query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),
         "cpu": _cpu_name(),
         "num_cores": len(os.sched_getaffinity(0)),
@@ -201,7 +204,8 @@ def validate(result: Any) -> None:
         raise ValueError(f"result.schema: is {result['schema']}, this code reads {SCHEMA}")
     if result["bench"] not in LABELS:
         raise ValueError(f"result.bench: is {result['bench']!r}, this code knows {', '.join(sorted(LABELS))}")
-    _check(result["environment"], ENVIRONMENT, "environment", exact=True)
+    dated = {"date": str} if "date" in result["environment"] else {}  # older results have no date
+    _check(result["environment"], ENVIRONMENT | dated, "environment", exact=True)
     _check(result["data"], {"num_samples": int}, "data")
     _check(result["settings"], {"repeats": int}, "settings")
     for name, keys in (("rows", ROW | LABELS[result["bench"]]), ("ratios", RATIO), ("not_measured", MISSING)):

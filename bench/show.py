@@ -25,8 +25,25 @@ _CUT = 1.5  # times the longest bar of real data, because a synthetic loader is 
 _LOWER = "both / min(loader, step)"
 
 
+def launch(row: dict[str, Any]) -> str:
+    """Return how a row's steps ran; results from before captured steps have launched ones."""
+    return "captured" if row.get("graph") == "on" else "launched"
+
+
+def row_name(row: dict[str, Any]) -> str:
+    """Return the name for people of a row of bench/throughput.py or bench/small.py."""
+    step = f"step alone ({launch(row)})"
+    names = {"loader": "loader alone", "step": step, "both": "trained"}
+    return names.get(row["measured"], row["measured"])
+
+
+def ratio_name(what: str) -> str:
+    """Return the name for people of a ratio of these benches."""
+    return what.replace("both", "trained")
+
+
 def draw_throughput(result: dict[str, Any], path: Path) -> Path:
-    """Draw loaders beside steps and both together, each of the latter with its ratio to the slower part."""
+    """Draw loaders, beside them steps and training, each of the latter with its ratio to the slower part."""
     settings, machine = result["settings"], result["environment"]
     backbone = settings["backbone"] or "the recipes' backbones"
     title = (
@@ -36,7 +53,7 @@ def draw_throughput(result: dict[str, Any], path: Path) -> Path:
     )
     panels = [
         _panel(result, "loader alone", "loader", "peer"),
-        _panel(result, "step alone, and both together (× the slower of the two)", "step", "both"),
+        _panel(result, "step alone, and trained (× the slower of loader and step)", "step", "both"),
     ]
     return draw(path, panels, title)
 
@@ -79,9 +96,9 @@ def _name(row: dict[str, Any]) -> str:
 
 def _title(row: dict[str, Any]) -> str:
     if row["measured"] == "step":
-        return "step alone"
+        return row_name(row)
     if row["measured"] == "both":
-        return f"with {row['decoder']}"
+        return f"trained, {row['decoder']}"
     return TITLES.get(row["decoder"], f"fastpsl, {row['decoder']}")
 
 
@@ -91,7 +108,8 @@ def show_throughput(result: dict[str, Any], console: Console) -> None:
         (row["measured"], row["decoder"], row.get("recipe"), row["stage"]): row for row in result["rows"]
     }
     table = Table(
-        "stage", "decoder", "loader", "step", "both", "both/step", "both/min", "cores: loader", "both-step",
+        "stage", "decoder", "loader alone", "step alone", "steps", "trained", "trained/step", "trained/min",
+        "cores: loader", "trained-step",
         title="samples/s (medians)",
     )  # fmt: skip
     ratios = {(r["what"], r["decoder"], r.get("recipe"), r["stage"]): r["median"] for r in result["ratios"]}
@@ -101,7 +119,7 @@ def show_throughput(result: dict[str, Any], console: Console) -> None:
         loader, step = rates["loader", decoder, recipe, stage], rates["step", None, recipe, stage]
         table.add_row(
             f"{recipe} {stage}", decoder,
-            *(f"{each['median']:,.1f}" for each in (loader, step, row)),
+            *(f"{each['median']:,.1f}" for each in (loader, step)), launch(step), f"{row['median']:,.1f}",
             *(f"{ratios[what, decoder, recipe, stage]:.3f}" for what in ("both / step", _LOWER)),
             *(f"{cores:.1f}" for cores in (loader["cores_used"], row["cores_beyond_step"])),
         )  # fmt: skip
@@ -115,12 +133,13 @@ def show_throughput(result: dict[str, Any], console: Console) -> None:
     for note in result["notes"]:
         console.print(note)
     real = [row for row in both_rows if row["decoder"] != "synthetic"]
-    for what in ("both / step", "both / min(loader, step)"):
+    for what in ("both / step", _LOWER):
         pairs = [(ratios[what, row["decoder"], row["recipe"], row["stage"]], row) for row in real]
         if pairs:
             worst, row = min(pairs, key=lambda pair: pair[0])
             console.print(
-                f"{what}: {worst:.3f} at the least ({row['recipe']} {row['stage']}, {row['decoder']})"
+                f"{ratio_name(what)}: {worst:.3f} at the least "
+                f"({row['recipe']} {row['stage']}, {row['decoder']})"
             )
 
 

@@ -2,11 +2,12 @@
 
     python bench/step.py  the recipes at their paper's values on a GPU; on a CPU two recipes, small, eager and
                           compiled
-    python bench/step.py --recipes rotation --backbone resnet50 --modes eager compiled
+    python bench/step.py --recipes rotation --backbone resnet50 --modes eager compiled --graph on
 
 The step is the trainer's, on a batch that lies on the device: augmentation, forward, backward, optimiser,
-momentum copies. Modes: --compile's, and with `+fold` --fold-frozen, where a stage has frozen blocks. PSL's
-cost per epoch over end to end's, at one mode: the stages' seconds per sample, weighted by their epochs.
+momentum copies. Each mode is measured launched (--graph off) and captured as one CUDA graph (--graph on).
+Modes: --compile's, and with `+fold` --fold-frozen, where a stage has frozen blocks. PSL's cost per epoch over
+end to end's, at one mode: the stages' seconds per sample, weighted by their epochs.
 Beside it the same by multiply-adds, counted by torch: the floor. What the clock leaves no time for is named.
 See bench/README.md.
 """
@@ -17,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,7 +43,7 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.timing import synchronise
 from fastpsl.pipelines.data.synthetic import Synthetic
 
-Mode = Literal["eager", "fused", "compiled", "graphed", "eager+fold", "fused+fold", "compiled+fold"]
+Mode = Literal["eager", "fused", "compiled", "eager+fold", "fused+fold", "compiled+fold"]
 _LEFT_S = 30.0  # assumed seconds of a stage's first steps and repeats
 
 
@@ -53,6 +54,8 @@ class Options:
     stages: tuple[StageName, ...] = ("E", "S1", "S2", "S3")
     modes: tuple[Mode, ...] | None = None
     """Default: all on CUDA, else eager, and compiled for one stage."""
+    graph: tuple[Literal["off", "on"], ...] | None = None
+    """off: each mode launched; on: captured. Default: both on CUDA, else off."""
     backbone: str | None = None
     """Any of fastpsl's. Default: resnet50 on CUDA, else resnet18."""
     revnet: bool = True
@@ -76,7 +79,7 @@ class Options:
     def check(self) -> None:
         """Raise ValueError if an option is out of range or a list is empty."""
         check_positive(self, "batch_size", "repeats", "limit_s")
-        for name in ("recipes", "stages", "modes"):
+        for name in ("recipes", "stages", "modes", "graph"):
             if getattr(self, name) == ():
                 raise ValueError(f"--{name}: give one at least")
 
@@ -90,6 +93,7 @@ class Bench:
         self.recipes = options.recipes or (
             ("rotation", "jigsaw", "simclr", "moco") if self.is_cuda else ("rotation", "jigsaw")
         )
+        self.graphs = options.graph or (("off", "on") if self.is_cuda else ("off",))
         self.backbone = options.backbone or ("resnet50" if self.is_cuda else "resnet18")
         self.batch_size = options.batch_size or (256 if self.is_cuda else 8)
         self.repeats = options.repeats or (7 if self.is_cuda else 3)
@@ -103,21 +107,29 @@ class Bench:
     def groups(self) -> Iterator[list[Key]]:
         """Yield the groups of keys that are measured in turn, the most informative first.
 
-        A group holds the modes of one stage of one recipe. The time limit may cut off the last groups.
+        A group holds the modes of one stage of one recipe, launched and captured. The time limit may cut off
+        the last groups.
         """
         stages, first = self.options.stages, self.recipes[0]
         if self.options.modes is not None:
             passes = [self.options.modes]
         elif self.is_cuda:
             passes = [
-                ("eager", "fused", "compiled", "eager+fold"),
-                ("eager", "fused+fold", "graphed", "compiled+fold"),
+                ("eager", "fused", "fused+fold"),
+                ("eager", "eager+fold", "compiled", "compiled+fold"),
             ]
         else:
             passes = [("eager",)]
         for number, modes in enumerate(passes):
             for recipe in self.recipes:
-                yield from ([Key(recipe, stage, self.backbone, mode) for mode in modes] for stage in stages)
+                yield from (
+                    [
+                        Key(recipe, stage, self.backbone, mode, graph)
+                        for mode in modes
+                        for graph in self.graphs
+                    ]
+                    for stage in stages
+                )
                 with_revnet = self.is_cuda and self.options.revnet and self.backbone == "resnet50"
                 if with_revnet and number == 0 and recipe == first:
                     yield from ([Key(first, stage, "revnet50", "eager")] for stage in stages)
@@ -138,20 +150,21 @@ class Bench:
         timed_by_key: dict[Key, Timed] = {}
         longest_s = 0.0
         for key in keys:
-            log(f"{stage}: {key.mode}, first step")
+            what = f"{stage} {key.mode}, {key.launch}"
+            log(f"{what}, first step")
             if timed_by_key and self.seconds_left() < longest_s:
-                self._leave_out(f"{stage} {key.mode}", f"no time left of --limit-s {self.limit_s:g}")
+                self._leave_out(what, f"no time left of --limit-s {self.limit_s:g}")
                 continue
             try:
                 timed = self._first_step(key)
             except ValueError as error:
-                self._leave_out(f"{stage} {key.mode}", str(error))
+                self._leave_out(what, str(error))
             except torch.OutOfMemoryError:
-                self._leave_out(f"{stage} {key.mode}", "out of GPU memory")
+                self._leave_out(what, "out of GPU memory")
             except RuntimeError as error:
-                if key.mode == "eager":
+                if key.is_plain:
                     raise
-                self._leave_out(f"{stage} {key.mode}", f"failed: {str(error)[:200]}")
+                self._leave_out(what, f"failed: {str(error)[:200]}")
             else:
                 if timed:
                     timed_by_key[key] = timed
@@ -160,9 +173,11 @@ class Bench:
             log(f"{stage}: repeat {number + 1} of {self.repeats}")
             for key in list(timed_by_key)[:: -1 if number % 2 else 1]:
                 self._repeat(timed_by_key[key])
-        eager = next((timed.ms for key, timed in timed_by_key.items() if key.mode == "eager"), [])
+        ms = {key: timed.ms for key, timed in timed_by_key.items()}
         for key, timed in timed_by_key.items():
-            timed.bench, timed.eager_ms = None, eager
+            timed.bench = None
+            timed.eager_ms = ms.get(replace(key, mode="eager", graph="off"), [])
+            timed.launched_ms = ms.get(replace(key, graph="off"), [])
             self.timed.setdefault(key, timed)
         self._forget()
 
@@ -171,7 +186,7 @@ class Bench:
         step, _, fold = key.mode.partition("+")
         options = recipe_options(
             key.recipe, is_sample=not self.is_cuda, batch_size=self.batch_size, backbone=key.backbone,
-            compile=compile_value(step), fold_frozen=bool(fold),
+            compile=compile_value(step), graph=key.graph, fold_frozen=bool(fold),
             device=self.world.device.type, precision=self.options.precision,
         )  # fmt: skip
         self.precision = options.resolved_precision(self.world.device)
@@ -179,34 +194,34 @@ class Bench:
         stage = experiment.stages[number]
         if fold and stage.first_learning == 1:
             return None
-        before_bytes = self._memory(step)
+        before_bytes = self._memory(key)
         bench = StageBench(experiment, number, options, Synthetic(100_000), self.world)
         timed = Timed(bench, bench.batch_size * options.accumulate, stage.epochs)
-        bench.warm_up()
         bench.synthetic_batch()
         started = time.perf_counter()
-        if key.mode == "eager":
+        bench.warm_up()
+        if key.is_plain:
             with FlopCounterMode(display=False) as flops:
                 bench.step_ms(1)
             # FlopCounterMode has counted two steps, with two operations per multiply-add.
             timed.multiply_adds = flops.get_total_flops() // 4
         else:
-            bench.step_ms(3 if step == "graphed" else 1)
+            bench.step_ms(1)
         synchronise(self.world.device)
         timed.first_step_s = time.perf_counter() - started
         if self.is_cuda:
-            # The peak of a plain step: without compilation or cuDNN's search, less the memory that the
+            # The peak of a usual step: without compilation or cuDNN's search, less the memory that the
             # stage's other modes hold.
             torch.cuda.reset_peak_memory_stats(self.world.device)
             bench.step_ms(1)
-            timed.peak_bytes = self._memory(step, peak=True) - before_bytes
+            timed.peak_bytes = self._memory(key, peak=True) - before_bytes
         return timed
 
-    def _memory(self, step: str, peak: bool = False) -> int:
-        """Return GPU bytes in use, or those reserved for `graphed`: its pool counts as free after a step."""
+    def _memory(self, key: Key, peak: bool = False) -> int:
+        """Return GPU bytes in use, or those reserved if captured: a graph's pool counts as free."""
         if not self.is_cuda:
             return 0
-        if step == "graphed":
+        if key.graph == "on":
             torch.cuda.empty_cache()
             return torch.cuda.memory_reserved(self.world.device)
         read = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
@@ -228,16 +243,19 @@ class Bench:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    table = Table("recipe", "stage", "backbone", "mode", "ms", "samples/s", "first step", "peak GPU memory")
+    table = Table(
+        "recipe", "stage", "backbone", "mode", "graph", "ms", "samples/s", "first step", "peak GPU memory"
+    )
     for row in result["rows"]:
         memory = "" if row["peak_mib"] is None else f"{row['peak_mib'] / 1024:.1f} GiB"
         table.add_row(
-            row["recipe"], row["stage"], row["backbone"], row["mode"], f"{row['median']:.1f}",
+            row["recipe"], row["stage"], row["backbone"], row["mode"], row["graph"], f"{row['median']:.1f}",
             f"{row['samples_per_s']:,.0f}", f"{row['first_step_s']:.1f} s", memory,
         )  # fmt: skip
     console.print(table)
     for ratio in result["ratios"]:
-        labels = " ".join(filter(None, (ratio["recipe"], ratio["stage"], ratio["backbone"], ratio["mode"])))
+        parts = (ratio["recipe"], ratio["stage"], ratio["backbone"], ratio["mode"], f"graph {ratio['graph']}")
+        labels = " ".join(filter(None, parts))
         console.print(f"{ratio['what']} ({labels}): {ratio['median']:.2f}")
     for missing in result["not_measured"]:
         console.print(f"not measured: {missing['what']}: {missing['reason']}")

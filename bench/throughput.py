@@ -1,14 +1,15 @@
-"""How fast one machine feeds and trains: the loader alone, the step on synthetic data, both together, and
-their ratios.
+"""How fast one machine feeds and trains: the loader alone, the step alone, trained (both together), and their
+ratios.
 
     python bench/throughput.py  the embedded sample, under two minutes on a CPU
     python bench/throughput.py --data 'imagenet/train-*.beton' --recipe jigsaw simclr
 
-For each recipe and stage: its own loader by decoder, its own step (the trainer's TrainStep), and both. The
-headline is both / step: 1 means that the step never waits; and both / min(loader, step), where the loader is
-the slower. Then loaders alone on equal footing, with one random resized crop and two: ours, ffcv's own,
-DALI's reader, torchvision with DataLoader, WebDataset and SPDL. Writes
-a JSON and a bar chart; see bench/README.md.
+For each recipe and stage: its own loader by decoder, its own step (the trainer's TrainStep, captured on a
+GPU) on synthetic data, and both together, as users train: "trained". The headline is trained / step: 1 means
+that the step never waits; and trained / min(loader, step), where the loader is the slower. In the files
+"trained" is called "both". Small sets have longer epochs (bench/long_epochs.py). Then loaders alone on equal
+footing, with one random resized crop and two: ours, ffcv's own, DALI's reader, torchvision with DataLoader,
+WebDataset and SPDL. Writes a JSON and a bar chart; see bench/README.md.
 """
 
 import gc
@@ -32,6 +33,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
 from bench import interleaved, peers
+from bench.long_epochs import MIN_STEPS, LongEpochs
 from bench.program import check_out, progress, run_program, wide_console
 from bench.recipe_stages import recipe_options, stage_experiment
 from bench.schema import data_record, environment, save_result, spread
@@ -40,7 +42,6 @@ from bench.throughput_options import Options, Setting, fill_in
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.timing import synchronise
 
 
@@ -79,11 +80,11 @@ def measure_stage(
         recipe, is_sample=setting.is_sample, batch_size=setting.batch_size, backbone=given_options.backbone,
         device=given_options.device, precision=given_options.precision, 
         augment_backend=given_options.augment_backend,
-        compile=given_options.compile,
+        compile=given_options.compile, graph=given_options.graph,
         fold_frozen=given_options.fold_frozen, workers=setting.num_threads, **more,
     )  # fmt: skip
     experiment, number = stage_experiment(recipe, stage, options, setting.world)
-    bench = StageBench(experiment, number, options, setting.data, setting.world, seconds=setting.seconds)
+    bench = LongEpochs(experiment, number, options, setting.data, setting.world, seconds=setting.seconds)
     bench.min_steps = max(1, math.ceil(given_options.epochs * setting.data.num_samples / bench.batch_size))
     work: dict[tuple[str, str | None], Callable[[], float]] = {("step", None): bench.step_alone}
     for decoder in setting.decoders:
@@ -119,6 +120,7 @@ def measure_stage(
             row["first_batch_s"] = round(first_batch_s[decoder], 3)
         else:
             row["augment"], row["step"] = bench.train_step.augment.path, bench.train_step.step_choice.mode
+            row["graph"] = "on" if bench.is_captured else "off"
             row["samples_per_step"], row["epochs"] = bench.batch_size, bench.stage.epochs
             row["inputs_per_image"] = experiment.task.inputs_per_image(bench.stage.level)
         if measured == "both":
@@ -133,7 +135,7 @@ def measure_stage(
     return rows, ratios
 
 
-def _first_batch_s(bench: StageBench, decoder: str) -> float:
+def _first_batch_s(bench: LongEpochs, decoder: str) -> float:
     """Return the seconds from opening the loader, with all code compiled, to its first batch."""
     started = time.perf_counter()
     with bench.loader(decoder) as loader:
@@ -169,7 +171,7 @@ def measure(setting: Setting, files: Path, log: Callable[[str], None]) -> dict[s
     """Measure all stages, then loaders alone; `files` is an empty folder for peers that need files."""
     options, start = setting.options, time.perf_counter()
     limit_s = options.limit_s or (100.0 if setting.is_sample else math.inf)
-    stages = [(recipe, stage) for recipe in options.recipe for stage in options.stages]
+    stages = options.pairs()
     num_parts = len(stages) + options.peers
     result: dict[str, Any] = {"rows": [], "ratios": [], "not_measured": [], "notes": []}
     for index, (recipe, stage) in enumerate(stages):
@@ -236,7 +238,8 @@ def main() -> None:
             "backbone": options.backbone,
             "precision": RunOptions(precision=options.precision).resolved_precision(world.device),
             "device": world.device.type, "augment": options.augment_backend,
-            "step": options.compile, "fold_frozen": options.fold_frozen,
+            "step": options.compile, "graph": options.graph, "min_steps_of_an_epoch": MIN_STEPS,
+            "fold_frozen": options.fold_frozen,
             "values": "SAMPLE" if setting.is_sample else "PAPER",
             "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),

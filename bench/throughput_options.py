@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from bench.peers import ours
 from bench.program import check_positive
 from bench.recipe_stages import DATA, Recipe, StageName
 from bench.schema import RUNS
 from fastpsl.engine.distributed import World
+from fastpsl.engine.options import GraphName
 from fastpsl.pipelines.augment import AugmentName
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -20,8 +21,8 @@ class Options:
     data: Annotated[str | None, DATA] = None
     recipe: tuple[Recipe, ...] = ("jigsaw",)
     """Whose stages; none, written as --recipe, for loaders alone."""
-    stages: tuple[StageName, ...] = ("S1", "S2", "S3")
-    """Of PSL; E: end to end."""
+    stages: tuple[str, ...] = ("S1", "S2", "S3")
+    """Of PSL, and E for end to end: of each --recipe, or of one as RECIPE:STAGE."""
     decoders: tuple[str, ...] | None = None
     """By name. Default: all but resident, that of `auto` first."""
     views: tuple[int, ...] = (1, 2)
@@ -31,7 +32,8 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     augment_backend: AugmentName = "auto"
-    compile: Literal["auto", "off", "fused", "on", "graphs"] = "auto"
+    compile: Literal["auto", "off", "fused", "on"] = "auto"
+    graph: GraphName = "auto"
     fold_frozen: bool = False
     batch_size: int | None = None
     """Default: 256 on CUDA, else 32."""
@@ -60,8 +62,17 @@ class Options:
             raise ValueError(f"--epochs {self.epochs}: it must be 0 or more")
         if not (self.views and self.stages) or self.decoders == () or min(self.views) < 1:
             raise ValueError("--views, --decoders and --stages: give at least one of each, views from 1")
-        if not self.recipe and not self.peers:
+        for recipe, stage in self.pairs():
+            if recipe not in get_args(Recipe) or stage not in get_args(StageName):
+                raise ValueError(f"--stages {recipe}:{stage}: it must be RECIPE:STAGE, such as simclr:E")
+        if not self.pairs() and not self.peers:
             raise ValueError("--recipe with no name and --no-peers: nothing is left to measure")
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Return the recipes and stages to be measured."""
+        each = [stage for stage in self.stages if ":" not in stage]
+        single = [(stage.partition(":")[0], stage.partition(":")[2]) for stage in self.stages if ":" in stage]
+        return [(recipe, stage) for recipe in self.recipe for stage in each] + single
 
 
 @dataclass(frozen=True)

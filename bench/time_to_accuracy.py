@@ -45,7 +45,7 @@ from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.online_probe import OnlineProbe
-from fastpsl.engine.options import PretrainOptions
+from fastpsl.engine.options import GraphName, PretrainOptions
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.timing import synchronise
@@ -96,7 +96,8 @@ class Options:
     decoder: str = "auto"
     """auto: resident on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Literal["auto", "off", "fused", "on", "graphs"] = "auto"
+    compile: Literal["auto", "off", "fused", "on"] = "auto"
+    graph: GraphName = "auto"
     limit_s: float = math.inf
     """No further seed begins when it would end later than this."""
     out: Path = RUNS / "time_to_accuracy.json"
@@ -168,7 +169,8 @@ def train(options: Options, seed: int, world: World, folder: Path) -> Trained | 
     recipe = recipe_options(
         options.recipe, is_sample=False, batch_size=batch_size, data=train_path, val=val_path, out=folder,
         seed=seed, plan=options.plan,
-        device=options.device, decoder=options.decoder, compile=options.compile, probe_every=1,
+        device=options.device, decoder=options.decoder, compile=options.compile,
+        graph=options.graph, probe_every=1,
         checkpoint_minutes=0.0, keep_checkpoints=1, tensorboard=False, **values,
     )  # fmt: skip
     return timed(MODULES[options.recipe], recipe, world, options.monitor)
@@ -327,7 +329,8 @@ def main() -> None:
         settings={
             "repeats": len(runs), "seeds": list(options.seeds[: len(runs)]), "plan": options.plan,
             "target": options.accuracy,
-            "device": world.device.type, "step": options.compile, "decoder": options.decoder,
+            "device": world.device.type, "step": options.compile, "graph": options.graph,
+            "decoder": options.decoder,
             "batch_size": options.batch_size or (32 if options.data is None else BATCH_SIZE[options.recipe]),
             "epochs": list(options.epochs or values["epochs"]),
         },

@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
-# Part B: DALI's tests; decoding and kernels beside their peers; loader, step and both together where the step is shortest.
+# Part B: loader alone, step alone and trained, from JPEGs and of small images that stay on the GPU (without .gpu/cifar: noise); SimCLR beside
+# lightly's.
 part=b
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-make_photos 80
-decode() { # decode LAST OPTIONS...
-    step decode "$1" "$PYTHON" bench/loaders.py --what decode "${@:2}" --out "$RESULTS/results/decode-$gpu.json"
-}
+make_photos 45
 if [ -n "$SMALL" ]; then
-    decode 300 --data "$photos" --batch-size 16 --threads 1 --views 1 --repeats 1 --seconds 0.1 --no-peers
-    bench kernels 420 kernels --chains flip 'SimCLR T3' --batch-size 4 --size-px 64 --repeats 1 --no-peers
+    bench recipes 100 throughput --recipe --stages jigsaw:S2 --backbone resnet18 --batch-size 8 --decoders torchvision --compile off \
+        --seconds 0.1 --repeats 1 --no-peers
+    bench small 150 small --recipes sslpp_rotation --no-evaluation --decoders torchvision --batch-size 8 --seconds 0.1 --repeats 1
+    bench lightly 220 training --stages simclr:S1 --batch-size 4 --workers 1 --repeats 1
     exit
 fi
-# One after the other: some read how much of the device is in use.
-tests tests-dali 85 15 -o timeout=60 tests/pipelines/test_cuda.py
-bench kernels 130 kernels --chains 'SimCLR T3' jigsaw 'rotation, all 8' UIC --repeats 7
-bench recipes 190 throughput --data "$photos" --recipe simclr jigsaw --stages S1 --decoders dali --compile off --epochs 1 \
-    --seconds 1.2 --repeats 2 --limit-s "$(share 190 75)" --no-peers
-# With and without the hardware decoder. Starts of processes take most of the time.
-decode 420 --data "$photos" --threads 16 --shares 0 0.9 --repeats 3 --seconds 1.2 --limit-s "$(share 420 75)"
+bench recipes 120 throughput --data "$photos" --recipe --stages jigsaw:S1 simclr:E simclr:S1 simclr:S3 rotation:E --backbone resnet50 \
+    --decoders turbo --fold-frozen --seconds 1.2 --repeats 2 --limit-s "$(share 120 75)" --no-peers
+unpack_cifar 130
+bench small 160 small "${cifar[@]}" --recipes uic_cifar10 sslpp_rotation --no-evaluation --repeats 3 --seconds 1 --limit-s "$(share 160 60)"
+# Half a minute for each first batch and repeat of lightly, whose 16 processes hold 32 batches ready.
+bench lightly 225 training --data "$photos" --stages simclr:E simclr:S1 --decoder turbo --repeats 2 --seconds 1.5 --limit-s "$(share 225 60)"

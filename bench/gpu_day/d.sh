@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Part D: every recipe on a GPU, with its resume, and two ranks of one GPU.
+# Part D, which needs DALI: its tests, with the hardware decoder; supervised training beside its example of ResNet-50.
 part=d
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=2
+make_photos 60
 if [ -n "$SMALL" ]; then
-    step two-ranks 500 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node=2 bench/gpu_day/two_ranks.py recipes/simclr_r50.py \
-        --backbone resnet18 --size-px 32 --batch-size 16 --out "$WORK/runs/two-ranks" --max-steps-per-stage 2
+    bench dali 220 training --stages supervised:E --peers dali_resnet50 --batch-size 4 --workers 1 --repeats 1
     exit
 fi
-tests tests-recipes 300 20 -n 14 --dist worksteal -o timeout=200 tests/recipes
+# One after the other: some read how much of the device is in use.
+tests tests-dali 130 15 -o timeout=60 tests/pipelines/test_cuda.py
+bench dali 225 training --data "$photos" --stages supervised:E --peers dali_resnet50 --decoder turbo --repeats 3 --seconds 1.5 \
+    --limit-s "$(share 225 70)"

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Part E: the step compiled and replayed as CUDA graphs, loader, step and both of all recipes. A compilation takes 45 s, and there are six.
+# Part E, which needs DALI: decoding beside peers, with and without the hardware decoder.
 part=e
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+make_photos 60
+decode() { # decode LAST OPTIONS...
+    step decode "$1" "$PYTHON" bench/loaders.py --what decode --data "$photos" "${@:2}" --out "$RESULTS/results/decode-$gpu.json"
+}
 if [ -n "$SMALL" ]; then
-    bench recipes 500 throughput --recipe jigsaw --stages S2 --backbone resnet18 --batch-size 8 --decoders torchvision --compile off \
-        --seconds 0.1 --repeats 1 --no-peers
+    decode 220 --batch-size 16 --threads 1 --views 1 --repeats 1 --seconds 0.1 --no-peers
     exit
 fi
-make_photos 60
-bench compiled 350 step --recipes rotation --modes eager compiled compiled+fold graphed --no-revnet --repeats 5 --limit-s "$(share 350 90)"
-bench all-recipes 520 throughput --data "$photos" --recipe jigsaw simclr rotation moco --stages E S1 S2 S3 --decoders dali --compile off --epochs 1 \
-    --seconds 1.2 --repeats 2 --limit-s "$(share 520 75)" --no-peers
+# Starts of processes take most of the time: one each.
+decode 225 --decoders dali turbo --threads 16 --shares 0 0.9 --repeats 3 --seconds 1.2 --limit-s "$(share 225 75)"

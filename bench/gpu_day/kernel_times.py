@@ -27,7 +27,8 @@ from fastpsl.engine.timing import synchronise
 from fastpsl.pipelines.data.synthetic import Synthetic
 
 NUM_CALLS, NUM_KERNELS = 5, 14
-STEPS = (("E", "eager"), ("E", "fused"), ("S2", "eager"), ("S2", "fused"))
+# Stage, mode, --graph.
+STEPS = (("E", "eager", "off"), ("E", "fused", "off"), ("E", "fused", "on"), ("S2", "fused", "on"))
 
 
 def show(name: str, work: Callable[[], object], device: torch.device) -> None:
@@ -72,15 +73,18 @@ def main() -> None:
             numbers = itertools.count()
             show(chain.name, lambda chain=chain, numbers=numbers: chain.paths["fused"](next(numbers)), device)  # type: ignore[misc]
     world = World(0, 1, 0, 1, device)
-    for stage, mode in STEPS[:1] if is_small else STEPS:
+    for stage, mode, graph in STEPS[:1] if is_small else STEPS:
         options = recipe_options(
             "rotation", is_sample=is_small, batch_size=8 if is_small else 256,
-            backbone="resnet18" if is_small else "resnet50", compile=compile_value(mode), device=device.type,
+            backbone="resnet18" if is_small else "resnet50", compile=compile_value(mode), graph=graph,
+            device=device.type,
         )  # fmt: skip
         experiment, number = stage_experiment("rotation", stage, options, world)
         bench = StageBench(experiment, number, options, Synthetic(10_000), world)
         batches = itertools.repeat(bench.synthetic_batch())
-        show(f"rotation {stage}, {mode}", lambda bench=bench, batches=batches: bench._step(batches), device)  # type: ignore[misc]
+        launch = "captured" if graph == "on" else "launched"
+        name = f"rotation {stage}, {mode}, {launch}"
+        show(name, lambda bench=bench, batches=batches: bench._step(batches), device)  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 #   bash bench/gpu_day/prepare.sh FFCV_WHEEL [IMAGES]
 #
 #   FFCV_WHEEL   ffcv 1.0.2 for CPython 3.12 (or abi3) with its libraries inside; README.md says how to build one
-#   IMAGES       a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; without it part D takes noise
+#   IMAGES       a folder with train.npz and test.npz of CIFAR-10, as `fastpsl data write` reads them; without it parts B and H have none
 #
 #   .gpu/whl     wheels of CPython 3.12 at the versions of constraints.txt, fastpsl's C libraries, and sources.sha256, which says what was
 #                measured
@@ -34,7 +34,7 @@ for year in 2014 2010 1; do platforms+=(--platform "manylinux${year}_x86_64"); d
 "$python" -m pip download -qq --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none \
     "${platforms[@]}" -c constraints.txt -d .gpu/new \
     kornia kornia-rs tyro docstring-parser typeguard tqdm terminaltables pytorch-pfn-extras webdataset braceexpand pycocotools \
-    astunparse gast makefun nvtx optree libcst
+    astunparse gast makefun nvtx optree libcst lightly lightning-utilities
 "$python" -m pip wheel -qq --no-deps -c constraints.txt -w .gpu/new assertpy fastargs # have no wheels
 cp "$wheel" .gpu/new/
 # fastpsl's own C, what makes the tests' JPEGs, and the JPEG library that both need.

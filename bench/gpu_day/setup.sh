@@ -57,6 +57,8 @@ tests() { # tests NAME LAST SECONDS OPTIONS...: those that only a GPU can run; n
     step "$1" "$2" "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu -o "session_timeout=$(until_end "$2" "$3")" "${@:4}"
 }
 
+gpu_tests() { grep -rlE --include 'test_*.py' --exclude 'test_dali*' 'mark\.gpu|^DEVICE' "$@"; } # the files in $@ with tests of CUDA
+
 make_photos() { # make_photos LAST: JPEGs as long and as dear as ImageNet's, unless an earlier part left them
     local num=3000
     [ -z "$SMALL" ] || num=32
@@ -96,7 +98,7 @@ if [ -z "$LIST" ]; then
         [ -e "$SITE/.done" ] || { "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE" .gpu/whl/*.whl && touch "$SITE/.done"; }
         cp -r .gpu/whl/built/. .
         export LD_LIBRARY_PATH=$PWD/.gpu/whl/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-        # DALI comes in two calls; it is there from the second on.
+        # DALI comes in two calls; it is there from the second one on.
         for piece in .gpu/dali[12]/dali.tar.xz.[01]; do [ ! -e "$piece" ] || cp "$piece" "$WORK/"; done
         if [ -e "$WORK/dali.tar.xz.0" ] && [ -e "$WORK/dali.tar.xz.1" ] && [ ! -e "$SITE/nvidia/dali" ]; then
             cat "$WORK"/dali.tar.xz.? | "$PYTHON" -c 'import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.stdin.buffer), sys.stdout.buffer, 1 << 22)' |

@@ -21,11 +21,11 @@ from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, nvjpeg_library
 
 PACKAGES = (
     "torch", "torchvision", "triton", "numpy", "numba", "kornia", "kornia-rs", "tyro", "rich", "ffcv",
-    "nvidia-dali-cuda130", "pycocotools",
+    "nvidia-dali-cuda130", "lightly", "pycocotools",
     "pytest", "pytest-xdist", "pytest-timeout", "scikit-learn", "matplotlib", "tensorboard", "webdataset",
 )  # fmt: skip
 OURS = ("fastpsl.kernels.crops", "fastpsl.pipelines.loader.loader")
-OPTIONAL = ("ffcv.libffcv", "nvidia.dali.fn")
+OPTIONAL = ("ffcv.libffcv", "nvidia.dali.fn", "lightly.data")
 
 
 def main() -> int:

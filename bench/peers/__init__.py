@@ -1,11 +1,12 @@
-"""The loaders that are measured: ours, and each peer as its users write it, one per file.
+"""What is measured in a process of its own: ours, and each peer as its users write it, one per file.
 
-All do the same work. They decode each sample, crop it `num_views` times to size_px, and put uint8 on the
-device. The crop is torchvision's RandomResizedCrop (area 0.08 to 1, ratio 3/4 to 4/3). Imports of their
-libraries stand in functions, because the process of one loader must not import another's.
+All loaders do the same work. They decode each sample, crop it `num_views` times to size_px, and put uint8 on
+the device. The crop is torchvision's RandomResizedCrop (area 0.08 to 1, ratio 3/4 to 4/3). TRAINING holds
+what trains, from the photos to the optimiser's step. Imports of their libraries stand in functions, because
+the process of one must not import another's.
 """
 
-from bench.peers import dali, dataloader, ffcv, spdl, webdataset
+from bench.peers import dali, dali_resnet50, dataloader, ffcv, lightly, spdl, training, webdataset
 from bench.peers.files import has_raw
 from bench.peers.peer import Peer, Work
 
@@ -19,6 +20,8 @@ PEERS: dict[str, Peer] = {
 }
 # Beside them bench/loaders.py measures DALI's reader with whole images.
 ALL = PEERS | {"dali_whole": dali.WHOLE}
+TRAINING = {"training": training.PEER, "lightly": lightly.PEER, "dali_resnet50": dali_resnet50.PEER}
+EVERY = ALL | TRAINING
 TITLES = {kind: peer.title for kind, peer in ALL.items()}
 
 
@@ -26,7 +29,7 @@ def why_missing(kind: str, data: str) -> str | None:
     """Return the reason why a peer cannot be measured on a dataset file, or None if it can."""
     from fastpsl.pipelines.beton.reader import Beton
 
-    peer = ALL[kind]
+    peer = EVERY[kind]
     if reason := peer.reason():
         return reason
     with Beton(data) as opened:
@@ -37,4 +40,4 @@ def why_missing(kind: str, data: str) -> str | None:
     return None
 
 
-__all__ = ["ALL", "PEERS", "TITLES", "Peer", "Work", "why_missing"]
+__all__ = ["ALL", "EVERY", "PEERS", "TITLES", "TRAINING", "Peer", "Work", "why_missing"]

@@ -9,13 +9,17 @@ SHUFFLE = 1000  # samples in the shuffle buffers of DALI's reader and WebDataset
 
 @dataclass(frozen=True)
 class Work:
-    """A loader and its task.
+    """A loader and its task, or a training.
 
     Attributes:
         kind: A key of PEERS, or one of our decoders.
         data: A dataset file, or a glob of shards.
         files: A folder written by `copy_out`, for loaders that need files.
         hw_decoder_load: The share of DALI's hardware decoder on a GPU, 0 to 1; None for the default.
+        recipe: The recipe of ours in training. It has the values for its sample where size_px is below 224.
+        stage: Its stage.
+        decoder: Its decoder.
+        backbone: The network of what trains; None for its own.
     """
 
     kind: str
@@ -26,11 +30,15 @@ class Work:
     size_px: int
     device: str
     hw_decoder_load: float | None = None
+    recipe: str = ""
+    stage: str = ""
+    decoder: str = "auto"
+    backbone: str | None = None
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A loader beside which ours is measured.
+    """A loader or a training beside which ours is measured.
 
     Attributes:
         title: Its name for people.

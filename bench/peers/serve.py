@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from bench.cpu_time import tree_cpu_s
-from bench.peers import ALL, Work, ours
+from bench.peers import EVERY, Work, ours
 from fastpsl.engine.timing import samples_per_s
 
 _AHEAD = 5  # batches that queues hold, beside two for each thread or process
@@ -20,7 +20,7 @@ _PAUSE_S, _IDLE_CORES, _SETTLE_S = 0.2, 0.1, 10.0
 
 def open_batches(work: Work, num_views: int) -> Iterator[int]:
     """Return an endless iterator over the numbers of samples in the batches."""
-    return (ALL[work.kind].batches if work.kind in ALL else ours.batches)(work, num_views)
+    return (EVERY[work.kind].batches if work.kind in EVERY else ours.batches)(work, num_views)
 
 
 def wait_until_idle() -> None:

@@ -81,6 +81,12 @@ class StageBench:
         self._synthetic: Batch | None = None
         self._warmed_up = False
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether the last step was the replay of a captured one."""
+        graphs = self.train_step._graphs
+        return graphs is not None and bool(graphs._replays)
+
     def loader(self, decoder: str | None = None, data: Dataset | None = None) -> Loader:
         """Return the training's loader, with another `decoder` or other `data` if given."""
         options = replace(self.options, decoder=decoder or self.options.decoder)

@@ -54,7 +54,7 @@ def test_these_programs_write_results() -> None:
     assert WITH_RESULTS == [
         "agreement", "beton_size", "beton_write", "checkpoint", "detection", "determinism", "gil", "kernels",
         "labels", "large_set", "loaders", "order", "remote", "scaling", "simulated_world", "sizes", "small",
-        "start", "step", "throughput", "time_to_accuracy",
+        "start", "step", "throughput", "time_to_accuracy", "training",
     ]  # fmt: skip
 
 

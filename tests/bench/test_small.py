@@ -74,7 +74,8 @@ def test_every_recipe_is_known_to_the_other_benches_at_its_papers_values(recipe:
     assert recipe in get_args(Recipe)
     options = recipe_options(recipe, is_sample=False, batch_size=24, device="cpu")
     experiment, number = stage_experiment(recipe, "E", options, one_process())
-    assert experiment.backbone.name == ("resnet34_iic" if recipe == "sslpp_iic" else "nin4")
+    own = {"sslpp_iic": "resnet34_iic", "uic_cifar10": "resnet18_cifar"}
+    assert experiment.backbone.name == own.get(recipe, "nin4")
     assert experiment.stages[number].epochs == options.epochs[0] >= 200
 
 

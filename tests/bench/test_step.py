@@ -8,7 +8,7 @@ import pytest
 
 from bench.schema import validate
 from bench.step import Options
-from bench.step_rows import COST, FLOOR, GAIN, MEMORY, Key, Timed, ratios_of
+from bench.step_rows import CAPTURE, COST, FLOOR, GAIN, MEMORY, Key, Timed, ratios_of
 from tests.programs import ROOT, run
 
 
@@ -29,7 +29,9 @@ def test_a_run_writes_its_rows(tmp_path: Path) -> None:
         "eager",
         "eager+fold",
         "fused",
-        "graphed",
+        "--graph",
+        "off",
+        "on",
     )
     process = call(*small, "--repeats", "1", "--limit-s", "1000", "--out", str(out))
     assert process.returncode == 0, process.stderr
@@ -37,6 +39,7 @@ def test_a_run_writes_its_rows(tmp_path: Path) -> None:
     validate(result)
     # S1 has no frozen blocks to fold.
     rows = {(row["stage"], row["mode"]): row for row in result["rows"]}
+    assert all(row["graph"] == "off" for row in result["rows"])
     assert rows.keys() == {("S1", "eager"), ("S2", "eager"), ("S2", "eager+fold")}
     assert all(row["backbone"] == "resnet18" and row["peak_mib"] is None for row in rows.values())
     # Multiply-adds are counted in eager steps only.
@@ -46,7 +49,15 @@ def test_a_run_writes_its_rows(tmp_path: Path) -> None:
     assert rows["S1", "eager"]["samples_per_step"] == 8
     assert [(r["what"], r["stage"], r["mode"]) for r in result["ratios"]] == [(GAIN, "S2", "eager+fold")]
     assert [missing["what"] for missing in result["not_measured"]] == [
-        f"rotation {stage} resnet18 {mode}" for stage in ("S1", "S2") for mode in ("fused", "graphed")
+        f"rotation {stage} resnet18 {mode}, {launch}"
+        for stage in ("S1", "S2")
+        for mode, launch in (
+            ("eager", "captured"),
+            ("eager+fold", "captured"),
+            ("fused", "launched"),
+            ("fused", "captured"),
+        )
+        if (stage, mode) != ("S1", "eager+fold")
     ]
     assert (
         "CUDA graphs need CUDA" in process.stdout
@@ -78,7 +89,17 @@ def test_ratios_by_arithmetic() -> None:
     folded.eager_ms = [12.0, 12.0]
     measured[Key("rotation", "S2", "resnet50", "eager+fold")] = folded
     measured[Key("rotation", "S2", "revnet50", "eager")] = timed(4, 25, [15.0, 15.0], 700, 30)
-    ratios = {(r["what"], r["stage"], r["backbone"], r["mode"]): r["values"] for r in ratios_of(measured)}
+    captured = timed(4, 25, [6.0, 4.0], 0)
+    captured.eager_ms, captured.launched_ms = [12.0, 12.0], [8.0, 6.0]
+    measured[Key("rotation", "S2", "resnet50", "eager+fold", "on")] = captured
+    all_ratios = ratios_of(measured)
+    of_captured = {r["what"]: r["values"] for r in all_ratios if r["graph"] == "on"}
+    assert of_captured == {GAIN: [2.0, 3.0], CAPTURE: [pytest.approx(8 / 6, rel=1e-5), 1.5]}
+    ratios = {
+        (r["what"], r["stage"], r["backbone"], r["mode"]): r["values"]
+        for r in all_ratios
+        if r["graph"] == "off"
+    }
     # (50 * 2 + 25 * 3 + 25 * 4) / 100 = 2.75 ms per sample; folded, S2 has 25 * 2 and 25 * 1.5 instead.
     assert ratios[COST, None, "resnet50", "eager"] == pytest.approx([2.75 / 5, 2.75 / 10])
     assert ratios[COST, None, "resnet50", "eager+fold"] == pytest.approx([2.5 / 5, 2.375 / 10])

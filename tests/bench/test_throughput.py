@@ -58,11 +58,11 @@ def test_a_run_writes_three_rows_their_ratios_and_a_chart(tmp_path: Path) -> Non
         assert ratio["median"] == pytest.approx(values[recipe, "both", decoder] / below, rel=1e-4)
     for row in result["rows"]:
         assert 0 < row["cores_used"] < 1.5 * os.cpu_count()  # type: ignore[operator]
-        assert row["first_batch_s"] > 0 if row["measured"] == "loader" else row["augment"]
+        assert row["first_batch_s"] > 0 if row["measured"] == "loader" else row["graph"] == "off"
     assert result["data"]["num_distinct"] == result["data"]["num_samples"] == 480
     reasons = [missing["reason"] for missing in result["not_measured"]]
     assert reasons == ["left out by --no-peers"] * len(peers.PEERS)
-    assert "both / step" in process.stdout and str(out) in process.stdout.replace("\n", "")
+    assert "trained / step" in process.stdout and str(out) in process.stdout.replace("\n", "")
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -82,10 +82,14 @@ def test_an_error_of_the_user_is_one_line_and_exit_2(tmp_path: Path) -> None:
         (Options(stages=()), "--stages"),
         (Options(epochs=-1.0), "--epochs -1"),
         (Options(recipe=(), peers=False), "nothing is left"),
+        (Options(stages=("S4",)), "--stages jigsaw:S4"),
+        (Options(stages=("sim:S1",)), "--stages sim:S1"),
     ],
 )
 def test_values_that_cannot_be_are_refused(options: Options, says: str) -> None:
     Options().check()
+    assert Options(stages=("S1", "simclr:E")).pairs() == [("jigsaw", "S1"), ("simclr", "E")]
+    assert Options(recipe=(), stages=("simclr:E",)).pairs() == [("simclr", "E")]
     with pytest.raises(ValueError, match=says):
         options.check()
 

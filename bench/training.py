@@ -1,0 +1,183 @@
+"""Training from JPEGs beside others' examples: ours, lightly's SimCLR and DALI's ResNet-50.
+
+    python bench/training.py --data photos.beton               SimCLR end to end and in S1, beside lightly's
+    python bench/training.py --data photos.beton --peers dali_resnet50 --stages supervised:E
+
+Each trains in a process of its own, from the same photos, and they take turns. Ours is what `fastpsl train`
+does. Peers are as their users write them (bench/peers/). The headline is ours / the peer's of the same
+method, in images of the data set per second: SimCLR beside lightly, supervised training beside DALI. Others
+have no stages, so that a stage of PSL stands beside their end-to-end training. Without --data it reads the
+embedded sample, with small networks.
+
+Writes a JSON; see bench/README.md.
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import arg
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ and recipes/ are folders of programs
+from bench import peers
+from bench.interleaved import Rates, measure
+from bench.program import check_out, check_positive, progress, run_program, wide_console
+from bench.recipe_stages import Recipe
+from bench.schema import RUNS, data_record, environment, save_result, spread
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import choose_device
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.workers import default_num_threads
+
+PeerName = Literal["lightly", "dali_resnet50"]
+SAME_METHOD = {"lightly": "simclr", "dali_resnet50": "supervised"}
+"""Peer → the recipe of ours that has its method."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    data: str | None = None
+    """A dataset file, or a quoted glob of shards. Without it: the embedded sample."""
+    stages: Annotated[
+        tuple[str, ...], arg(help="Ours, as RECIPE:STAGE; E is end to end, S1 a stage of PSL.")
+    ] = ("simclr:E", "simclr:S1")
+    peers: tuple[PeerName, ...] = ("lightly",)
+    """None, written as --peers, for ours alone."""
+    decoder: str = "auto"
+    """Ours."""
+    backbone: str | None = None
+    """Everybody's. Default: resnet50, and resnet18 for the sample."""
+    size_px: int | None = None
+    """Side of the peers' images; ours have the recipe's. Default: 224, and 96 for the sample."""
+    batch_size: int | None = None
+    """Default: 256 on CUDA, else 8."""
+    workers: int | None = None
+    """Decoding threads or processes. Default: the cores."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    repeats: int | None = None
+    """Default: 3, and 2 for the sample."""
+    seconds: float | None = None
+    """Length of a timed region, at least as many steps as batches may be ready. Default: 3, and 0.1."""
+    limit_s: float = 400.0
+    """No further repeat begins after it."""
+    out: Path = RUNS / "training.json"
+    """The result."""
+
+    def check(self) -> None:
+        """Raise ValueError if an option is out of range or names no stage of a recipe."""
+        check_positive(self, "size_px", "batch_size", "workers", "repeats", "seconds", "limit_s")
+        if not self.stages:
+            raise ValueError("--stages: give one of ours at least")
+        for stage in self.stages:
+            if stage.partition(":")[0] not in get_args(Recipe) or not stage.partition(":")[2]:
+                raise ValueError(f"--stages {stage}: it must be RECIPE:STAGE, such as simclr:E")
+
+
+def works_of(options: Options, work: peers.Work) -> tuple[dict[str, peers.Work], list[dict[str, str]]]:
+    """Return what can be measured here by name, ours first, and what cannot, with the reason."""
+    works, missing = {}, []
+    for text in options.stages:
+        recipe, _, stage = text.partition(":")
+        works[f"fastpsl, {recipe} {stage}"] = replace(work, kind="training", recipe=recipe, stage=stage)
+    for kind in options.peers:
+        title = peers.TRAINING[kind].title
+        if reason := peers.why_missing(kind, work.data):
+            missing.append({"what": title, "reason": reason})
+        else:
+            works[title] = replace(work, kind=kind)
+    return works, missing
+
+
+def tabulate(rates: list[Rates]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows, and the ratios of ours to the peer of the same method, repeat by repeat."""
+    rows, ratios = [], []
+    for each in rates:
+        work, cores = each.work, spread(each.cores)["median"]
+        labels = {"recipe": work.recipe or None, "stage": work.stage or None, "trained_by": work.kind}
+        rows.append({
+            "measured": "trained", **labels, "unit": "samples/s", "cores_used": round(cores, 3),
+            "first_batch_s": round(each.first_batch_s, 2), **spread(each.values),
+        })  # fmt: skip
+        for other in rates if work.kind == "training" else ():
+            if SAME_METHOD.get(other.work.kind) == work.recipe:
+                values = [a / b for a, b in zip(each.values, other.values, strict=True)]
+                ratios.append(
+                    {"what": "ours / the peer's", **labels, "peer": other.work.kind, **spread(values)}
+                )
+    return rows, ratios
+
+
+def title(row: dict[str, Any]) -> str:
+    """Return a row's name for people."""
+    name = peers.TRAINING[row["trained_by"]].title
+    return f"{name}, {row['recipe']} {row['stage']}" if row["recipe"] else name
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    table = Table("trained", "images/s", "cores", "first step after", title="medians")
+    for row in result["rows"]:
+        table.add_row(
+            title(row), f"{row['median']:,.0f}", f"{row['cores_used']:.1f}", f"{row['first_batch_s']:.1f} s"
+        )
+    console.print(table)
+    for ratio in result["ratios"]:
+        peer = peers.TRAINING[ratio["peer"]].title
+        console.print(f"{title(ratio)}: {ratio['median']:.2f} times as fast as {peer}")
+    for missing in result["not_measured"]:
+        console.print(f"{missing['what']}: {missing['reason']}")
+    for note in result["notes"]:
+        console.print(note)
+
+
+def main() -> None:
+    options: Options = parse(Options, description=__doc__)
+    options.check()
+    check_out(options.out)
+    console = wide_console()
+    start, is_sample = time.perf_counter(), options.data is None
+    device = choose_device(options.device, 0)
+    is_cuda, machine = device.type == "cuda", environment(device)
+    path = options.data or str(sample_paths().train)
+    batch_size = options.batch_size or (256 if is_cuda else 8)
+    num_threads = options.workers or default_num_threads()
+    size_px = options.size_px or (96 if is_sample else 224)
+    backbone = options.backbone or ("resnet18" if is_sample else "resnet50")
+    repeats = options.repeats or (2 if is_sample else 3)
+    seconds = options.seconds or (0.1 if is_sample else 3.0)
+    with Beton(path) as data:
+        record = data_record(data, options.data)
+    with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
+        work = peers.Work(
+            "", path, str(Path(files) / "files"), batch_size, num_threads, size_px,
+            str(device) if is_cuda else "cpu",
+            decoder=options.decoder, backbone=backbone,
+        )  # fmt: skip
+        works, missing = works_of(options, work)
+        rates, failed, notes = measure(
+            works, (1,), repeats=repeats, seconds=seconds, deadline=start + options.limit_s, log=log,
+            warms_up=False,
+        )  # fmt: skip
+    missing += failed
+    if not rates:
+        raise ValueError(f"nothing could be measured; {missing[0]['what']}: {missing[0]['reason']}")
+    rows, ratios = tabulate(rates)
+    result = save_result(
+        options.out, "training", machine, data=record,
+        settings={
+            "repeats": repeats, "seconds": seconds, "batch_size": batch_size, "num_threads": num_threads,
+            "size_px": size_px, "backbone": backbone, "decoder": options.decoder, "device": device.type,
+        },
+        rows=rows, ratios=ratios, not_measured=missing, notes=notes,
+    )  # fmt: skip
+    show(result, console)
+    console.print(str(options.out))
+
+
+if __name__ == "__main__":
+    run_program(main)
