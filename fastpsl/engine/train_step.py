@@ -229,6 +229,8 @@ class TrainStep:
         if not getattr(self.optimiser, "needs_rate_on_host", False):
             for group in self.optimiser.param_groups:
                 group["lr"] = self.lr
+        else:
+            assert not self.graph_choice.captures, "a captured step would keep its rate"
 
     def _set_rate(self, lr: float) -> None:
         self._lr_on_host = lr
