@@ -15,7 +15,7 @@ from bench.peers.peer import Peer, Work
 
 # Of ImageNet's pixels, times 255.
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-# The memory that the example keeps ready for the decoder, in bytes per image.
+# The example's paddings of nvJPEG's memory, in bytes, which avoid later allocations.
 _DEVICE_PADDING, _HOST_PADDING = 211_025_920, 140_544_512
 
 
