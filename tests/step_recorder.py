@@ -29,10 +29,11 @@ INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 
 @dataclass
 class Step:
-    """A step's operations as texts, what a capture would refuse, and what it changed on host and device."""
+    """A step's operations as texts, those refused by a capture, those that draw, and what it changed."""
 
     ops: list[tuple[str, ...]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    random: list[str] = field(default_factory=list)
     host: dict[str, str] = field(default_factory=dict)
     written: dict[str, str] = field(default_factory=dict)
 
@@ -124,6 +125,8 @@ class Recorder(TorchDispatchMode):
                 self.step.refused.append(f"boolean index at {where}")
         elif {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
             self.step.refused.append(f"{name} reads values at {where}")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.step.random.append(f"{name} at {where}")
         devices = {tensor.device.type for tensor in tensors if tensor.dim() or name in ("_to_copy", "copy_")}
         if kwargs.get("device"):
             devices.add(torch.device(kwargs["device"]).type)

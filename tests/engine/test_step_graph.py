@@ -135,6 +135,16 @@ def test_a_fault_in_a_loss_is_found(fault: Any, monkeypatch: pytest.MonkeyPatch)
         assert differences(*steps)
 
 
+def test_an_operation_that_draws_is_named() -> None:
+    """It draws other numbers in each replay, as dropout does, if it draws on the device."""
+    with fake_cuda():
+        draws = lambda task, loss, batch: loss + torch.rand(3, device=DEVICE).sum()
+        train_step = train_step_of(Planted(draws), GPU)
+        steps = record_steps(train_step, Recorder())
+        train_step.step([noise_batch(VIEWS, 4).to(DEVICE)], lr=0.1)
+    assert [text.split(" at ")[0] for text in steps[0].random] == ["rand"]
+
+
 def test_a_step_without_a_fault_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cuda():
         train_step = train_step_of(Planted(lambda task, loss, batch: loss), GPU)
