@@ -138,7 +138,8 @@ def _fastest(
         return StepChoice("eager", f"nothing faster was measured for launched steps of {blocks}")
     if num_ranks > 1 and not captured:
         return StepChoice("eager", "fused was measured on one GPU only; try --compile fused")
-    return StepChoice("fused", f"{gain} times eager's speed was measured for {blocks}")
+    by = "by a prototype, both captured, " if captured else ""
+    return StepChoice("fused", f"{gain} times eager's speed was measured {by}for {blocks}")
 
 
 def _why_not_fused(backbone: Backbone, stage: Stage, device: torch.device) -> str:

@@ -139,7 +139,9 @@ class Experiment:
         Raises:
             ValueError: The steps cannot run as the options require.
         """
-        graph = choose_graph(options.graph, world.device, world.size, self._why_not_captured(stage, options))
+        graph = choose_graph(
+            options.graph, world.device, world.size, self._why_not_captured(stage, options, world)
+        )
         if not self.task.views(stage.level):
             if options.compile not in ("auto", "off"):
                 raise ValueError(
@@ -155,10 +157,12 @@ class Experiment:
         )  # fmt: skip
         return step, graph
 
-    def _why_not_captured(self, stage: Stage, options: TrainingOptions) -> str:
+    def _why_not_captured(self, stage: Stage, options: TrainingOptions, world: World) -> str:
         """Return why the stage's steps are no function of tensors of fixed sizes; empty if they are."""
         if not self.task.fixed_sizes:
             return "images of many sizes"
+        if world.size > 1 and not self.task.fixed_exchange:
+            return "its ranks send each other other numbers of images in each step"
         if not self.task.views(stage.level):
             return "its batches are not views of images"
         if getattr(options, "apex", False):

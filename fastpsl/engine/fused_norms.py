@@ -219,7 +219,8 @@ def _windows(pool: nn.Module | None) -> Windows | None:
     if type(pool) is not nn.MaxPool2d or pool.ceil_mode or pool.return_indices:
         return None
     values = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-    *of_windows, dilation = (value if isinstance(value, tuple) else (value, value) for value in values)
+    pairs: list[Any] = [tuple(v) * (3 - len(v)) if isinstance(v, Sequence) else (v, v) for v in values]
+    *of_windows, dilation = pairs
     windows = Windows(*of_windows)
     # torch refuses more padding. A value is in at most four windows.
     fits = all(2 * p <= k <= 2 * s for k, s, p in zip(*windows, strict=True))
@@ -231,7 +232,7 @@ def _pool(view: fx.GraphModule) -> None:
     for node in list(view.graph.nodes):
         pool = _called_module(view, node)
         windows = _windows(pool)
-        if windows is None:
+        if windows is None or not node.args:
             continue
         assert isinstance(pool, nn.MaxPool2d)
         before = node.args[0]
@@ -274,7 +275,7 @@ def make_fused_runner() -> Runner:
     """Return a version of `run_blocks` that builds `fused` views at the first call.
 
     Blocks in sequence have one view, so that what ends one is fused with what begins the next. If every
-    block's output is asked for, each has its own. A view lives no longer than its first block.
+    block's output is asked for, each has its own. A view lives as long as its first block, or the runner.
     """
     views: WeakKeyDictionary[nn.Module, dict[tuple[ReferenceType[nn.Module], ...], nn.Module]] = (
         WeakKeyDictionary()

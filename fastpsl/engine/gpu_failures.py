@@ -110,7 +110,7 @@ def _in_use(device: torch.device) -> str:
 
 def _less(options: TrainingOptions, precision: str, num_ranks: int) -> Iterator[str]:
     """Yield options that need less memory, first those that do not change the experiment."""
-    if options.graph != "off":
+    if options.graph == "on" or (options.graph == "auto" and num_ranks == 1):
         yield "--graph off"
     try:
         parts = replace(options, accumulate=2 * options.accumulate)

@@ -75,6 +75,7 @@ class Run:
         self.owns_process = owns_process
         self.precision = self.options.resolved_precision(self.world.device)
         self._lock: IO[str] | None = None
+        self._never_finite = set[str]()
         try:
             if self.options.sync_batchnorm and self.world.device.type != "cuda":
                 raise ValueError(
@@ -150,20 +151,21 @@ class Run:
         self.reporter.file.sync()
         self.checkpoints.save(step, {"science": self.science, "machine": self._machine(), **state})
 
+    def begin_stage(self, backbone: Mapping[str, Any], head: Mapping[str, Any]) -> None:
+        """Note which weights and buffers are not finite from the start, such as a mask of -inf."""
+        self._never_finite = set(_not_finite(backbone, head))
+
     def _require_finite(self, step: int, state: Mapping[str, Any]) -> None:
-        head = {f"head.{name}": value for name, value in state["learner"]["head"].items()}
-        tensors = {
-            name: value for name, value in {**state["backbone"], **head}.items() if isinstance(value, Tensor)
-        }
-        names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        names = _not_finite(state["backbone"], state["learner"]["head"])
+        names = [name for name in names if name not in self._never_finite]
         if not names:
             return
         paths = self.checkpoints.paths()
         good = f"the last good checkpoint is {paths[-1]}" if paths else "there is no good checkpoint"
         raise ValueError(
-            f"the training has diverged: after step {step} of the run, {len(names)} of its {len(tensors)} "
-            f"weights and buffers are not finite, such as {names[0]}; {good}; start anew with a lower --lr, "
-            "or with --precision bf16, and with another --out"
+            f"the training has diverged: after step {step} of the run, {len(names)} of its weights and "
+            f"buffers are not finite, such as {names[0]}; {good}; start anew with a lower --lr, or with "
+            "--precision bf16, and with another --out"
         )
 
     def last_checkpoint(self) -> Path:
@@ -198,3 +200,9 @@ class Run:
         self.data.close()
         if self._lock is not None:
             self._lock.close()
+
+
+def _not_finite(backbone: Mapping[str, Any], head: Mapping[str, Any]) -> list[str]:
+    """Return the names of a backbone's and a head's tensors that are not finite."""
+    values = {**backbone, **{f"head.{name}": value for name, value in head.items()}}
+    return [n for n, value in values.items() if isinstance(value, Tensor) and not value.isfinite().all()]

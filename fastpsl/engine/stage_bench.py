@@ -83,7 +83,7 @@ class StageBench:
 
     @property
     def is_captured(self) -> bool:
-        """Whether the last step was the replay of a captured one."""
+        """Whether steps have been captured."""
         graphs = self.train_step._graphs
         return graphs is not None and bool(graphs._replays)
 

@@ -19,9 +19,15 @@ class StepState:
 
     def __init__(self, tensors: Iterable[Tensor]):
         of_size: dict[tuple[torch.device, int], list[Tensor]] = defaultdict(list)
+        seen = set[tuple[object, ...]]()
         for tensor in tensors:
-            if tensor.numel():
-                bits = tensor.detach().view(_BITS[tensor.element_size()])
+            tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+            if not tensor.numel() or not _may_be_written(tensor):
+                continue
+            bits = tensor.detach().view(_BITS[tensor.element_size()])
+            place = (bits.untyped_storage()._cdata, bits.storage_offset(), bits.shape, bits.stride())
+            if place not in seen:  # the same bits would be corrected twice
+                seen.add(place)
                 of_size[tensor.device, tensor.element_size()].append(bits)
         self._tensors = list(of_size.values())
         self._before = [[torch.empty_like(each) for each in group] for group in self._tensors]
@@ -37,3 +43,10 @@ class StepState:
             torch._foreach_sub_(before, tensors)
             torch._foreach_mul_(before, (is_skipped != 0).to(before[0].dtype))
             torch._foreach_add_(tensors, before)
+
+
+def _may_be_written(tensor: Tensor) -> bool:
+    """Return whether torch writes into a tensor in place: not if it is sparse, or expanded."""
+    if tensor.layout != torch.strided:
+        return False
+    return all(stride or size == 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

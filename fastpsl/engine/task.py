@@ -29,6 +29,9 @@ class Task:
     has_own_order: bool = False
     """Whether `epoch_order` defines the order of every epoch, so that --order cannot be chosen."""
 
+    fixed_exchange: bool = True
+    """Whether ranks exchange equally many numbers in every step. If not, several ranks capture no step."""
+
     @property
     def fixed_sizes(self) -> bool:
         """Whether all images have one size. If not, no step is captured, and cuDNN's benchmark is off."""

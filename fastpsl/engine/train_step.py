@@ -152,17 +152,20 @@ class TrainStep:
         if fold_frozen:
             module.trunk.fold_frozen(self.dtype)
 
-    def step(self, batches: Iterable[Batch], lr: float, num_batches: int = 1) -> StepMetrics:
+    def step(self, batches: Iterable[Batch], lr: float, num_batches: int | None = None) -> StepMetrics:
         """Make one optimiser step on the mean gradient of `batches`.
 
         Args:
             batches: The batches, each of which is taken when the one before is computed or copied.
             lr: The learning rate.
-            num_batches: The number of batches.
+            num_batches: The number of batches; None to count a list of them.
 
         Returns:
             The metrics of the batches, summed.
         """
+        if num_batches is None:
+            batches = list(batches)
+            num_batches = len(batches)
         self._set_rate(lr)
         prepared = (self.prepared(batch).of_step() for batch in batches)
         if self._graphs is None:

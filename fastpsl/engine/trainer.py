@@ -74,6 +74,7 @@ class StageTrainer:
             with loading(run.resumed_from):
                 self.train_step.load_state_dict(state["learner"])
                 experiment.task.load_state_dict(state["task"])
+        run.begin_stage(experiment.backbone.state_dict(), self.train_step.module.head.state_dict())
 
     def _check(self, options: TrainingOptions) -> None:
         """Raise ValueError if this machine cannot compute the stage as `options` require."""

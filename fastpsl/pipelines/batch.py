@@ -101,8 +101,13 @@ class Batch:
         """Return this batch as a task's `loss` sees it: without `epoch`, `step` and `bad`."""
         batch = copy.copy(self)
         for name in _OUT_OF_REACH:
-            delattr(batch, name)
+            vars(batch).pop(name, None)
         return batch
+
+    @override
+    def __repr__(self) -> str:
+        """Return the fields that this batch has."""
+        return f"Batch({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     def clone(self) -> "Batch":
         """Return a batch of copies of the tensors, in the same memory formats."""

@@ -261,7 +261,7 @@ def test_before_the_monitor_looks_at_a_stages_end_the_last_step_is_kept(
 ) -> None:
     monkeypatch.setattr(trainer, "LONG_STEP_S", 3600.0)
 
-    def probe(monitor: OnlineProbe, steps_per_epoch: int, last_step: int) -> bool:
+    def probe(monitor: OnlineProbe, steps_per_epoch: int, last_step: int, release: Any) -> bool:
         if monitor.run.position.step == last_step:
             raise RuntimeError("Connection reset by peer")
         return True

@@ -70,9 +70,10 @@ def test_a_diverged_run_ends_and_its_losses_are_on_record(
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
-    """A running variance overflows in step 5, while the gradients stay finite."""
+    """A running variance overflows in step 5, while the gradients stay finite. A mask was never finite."""
     run = tiny_run(tmp_path, checkpoint_steps=2, max_steps_per_stage=8)
     experiment = tiny_experiment()
+    experiment.backbone.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
     norm, after_step, steps = (
         experiment.backbone.get_submodule("parts.0.1"),
         experiment.task.after_step,
@@ -87,7 +88,9 @@ def test_a_checkpoint_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
 
     experiment.task.after_step = spoil  # type: ignore[method-assign]
     good = "step-00000004.pt"
-    words = f"after step 6 of the run, 1 of its .* such as parts.0.1.running_var; the last good .*{good};"
+    words = (
+        f"after step 6 of the run, 1 of its weights .* such as parts.0.1.running_var; the last good .*{good};"
+    )
     with closing(run), pytest.raises(ValueError, match=words):
         pretrain(experiment, run)
     assert max(path.name for path in (tmp_path / "checkpoints").iterdir()) == good

@@ -118,7 +118,8 @@ def test_bits_come_back(dtype: torch.dtype) -> None:
         torch.empty(0, dtype=dtype),
     ]
     before = [tensor.clone() for tensor in tensors]
-    state = StepState(tensors)
+    # A tensor that is named twice, and one that torch cannot write in place.
+    state = StepState([*tensors, tensors[0], torch.ones(3, dtype=dtype).expand(2, 3)])
     for skipped in (0.0, 1.0, 2.0):
         state.keep()
         for tensor, value in zip(tensors, before, strict=True):

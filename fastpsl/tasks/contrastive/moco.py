@@ -53,6 +53,7 @@ class MoCo(Task):
     """
 
     num_levels = NUM_LEVELS
+    fixed_exchange = False  # of images between the ranks that hold and that encode them
 
     def __init__(
         self,

@@ -173,7 +173,7 @@ class LabelStore:
         assert len(state["current"]) == self.num_samples, (len(state["current"]), self.num_samples)
         self._forget()
         self.current.copy_(state["current"])
-        # Older checkpoints have labels without positions.
+        # Older checkpoints have labels without positions, and no draws whose logits were not finite.
         written = (
             state["written"]
             if "written" in state
