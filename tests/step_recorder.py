@@ -61,13 +61,13 @@ class Recorder(TorchDispatchMode):
         # By a storage's address, its name, and the storage itself, so that no other takes the address.
         self.kept: dict[int, tuple[str, Any]] = {}
         self.new: dict[int, tuple[str, Any]] = {}
-        self.step = Step()
+        self.step, self.num_new = Step(), 0
         self.is_recording = False
 
     @contextmanager
     def record(self, batches: Iterable[Batch], **roots: Any) -> Iterator[Step]:
         """Record what runs within the context, in which the Python values of `roots` must not change."""
-        self.step, self.new = Step(), {}
+        self.step, self.new, self.num_new = Step(), {}, 0
         for number, tensor in enumerate(tensor for batch in batches for tensor in batch.tensors()):
             key, storage = _storage(tensor)
             self.new.setdefault(key, (f"batch {number}", storage))
@@ -87,8 +87,10 @@ class Recorder(TorchDispatchMode):
             return repr(value)
         key, storage = _storage(value)
         if key not in self.new:
-            name = f"new {len(self.new)}"
-            if not is_output:
+            if is_output:
+                self.num_new += 1
+                name = f"new {self.num_new}"
+            else:
                 name, _ = self.kept.setdefault(key, (f"kept {len(self.kept)}", storage))
             self.new[key] = (name, storage)
         place = f"{tuple(value.shape)} {value.stride()} +{value.storage_offset()}"

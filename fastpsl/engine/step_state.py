@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,28 @@ class StepState:
             torch._foreach_sub_(before, tensors)
             torch._foreach_mul_(before, (is_skipped != 0).to(before[0].dtype))
             torch._foreach_add_(tensors, before)
+
+
+class SkippedStep:
+    """A hook that counts steps with non-finite gradients in `num`, and tells whether the present one is one.
+
+    It knows no `TrainStep`, which would live until the collector of cycles runs, with its graphs.
+    """
+
+    def __init__(self, num: Tensor):
+        self._num = num
+        self._found_inf: Tensor | None = None
+
+    def __call__(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        # The scaler sets it for fused optimisers.
+        self._found_inf = optimiser.found_inf  # type: ignore[attr-defined]
+        self._num += self._found_inf
+
+    def take(self) -> Tensor:
+        """Return what the scaler has found, and forget it, because it may lie in a graph's memory."""
+        found_inf, self._found_inf = self._found_inf, None
+        assert found_inf is not None
+        return found_inf
 
 
 def _may_be_written(tensor: Tensor) -> bool:

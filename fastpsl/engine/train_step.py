@@ -13,7 +13,7 @@ from typing_extensions import override
 from fastpsl.engine.compile_modes import EAGER, StepChoice, make_runner
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.step_graph import LAUNCHED, GraphChoice, StepGraphs, beside
-from fastpsl.engine.step_state import StepState
+from fastpsl.engine.step_state import SkippedStep, StepState
 from fastpsl.engine.trunk import Metrics, StepMetrics, Trunk
 from fastpsl.pipelines.augment import UNFUSED, Augment
 from fastpsl.pipelines.batch import Batch
@@ -66,28 +66,6 @@ class StageModule(nn.Module):
                 yield from part.buffers(recurse=False)
 
 
-class _Skipped:
-    """A hook that counts steps with non-finite gradients in `num`, and tells whether the present one is one.
-
-    It knows no `TrainStep`, which would live until the collector of cycles runs, with its graphs.
-    """
-
-    def __init__(self, num: Tensor):
-        self._num = num
-        self._found_inf: Tensor | None = None
-
-    def __call__(self, optimiser: torch.optim.Optimizer, *_: Any) -> None:
-        # The scaler sets it for fused optimisers.
-        self._found_inf = optimiser.found_inf  # type: ignore[attr-defined]
-        self._num += self._found_inf
-
-    def take(self) -> Tensor:
-        """Return what the scaler has found, and forget it, because it may lie in a graph's memory."""
-        found_inf, self._found_inf = self._found_inf, None
-        assert found_inf is not None
-        return found_inf
-
-
 class TrainStep:
     """A training step, with the same code for one rank and many.
 
@@ -133,7 +111,7 @@ class TrainStep:
         self.lr = torch.zeros((), device=world.device)
         self._lr_on_host = 0.0  # for checkpoints
         self._bind_rate()
-        self._skipped = _Skipped(self.num_skipped)
+        self._skipped = SkippedStep(self.num_skipped)
         optimiser.register_step_pre_hook(self._skipped)
         self._state = StepState([*module.written_buffers(), *module.task.step_state()])
         self._graphs = StepGraphs(graph, world) if graph.captures else None

@@ -237,7 +237,7 @@ def test_two_ranks_are_stopped_and_go_on_as_one(tmp_path: Path) -> None:
         if int(path.stem.split("-")[1]) > 20:
             path.unlink()
     state = newest_checkpoint(out)["task"]["store"]
-    assert (state["next"] >= 0).any() and state["num_positions"] == 5 * 32
+    assert (state["written"] >= 0).any() and state["num_positions"] == 5 * 32
     done = run(RECIPE, *arguments)
     assert done.returncode == 0, done.stderr
     lines = epoch_records(out)

@@ -40,6 +40,7 @@ class AnnotatedBatch:
         epoch: The epoch, from 0.
         step: The step in the epoch, from 0.
         bad: Always empty; a sample that cannot be read raises.
+        extra: What a task's `loss` leaves for its `after_step`, by name.
     """
 
     images: list[Tensor]
@@ -49,6 +50,7 @@ class AnnotatedBatch:
     epoch: int
     step: int
     bad: list[BadSample] = field(default_factory=list)
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     def inputs(self, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
         """Return an empty list, because whole images are not views.
