@@ -38,7 +38,7 @@ from bench.peers import TITLES, Work
 from bench.peers.ours import decoder_names, open_ours, why_no_decoder
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.schema import RUNS, data_record, environment, save_result, spread
-from bench.show import loaders_alone
+from bench.show import loaders_alone, show_missing_and_notes
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.pipelines.beton.reader import Beton
@@ -243,10 +243,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         other = ratio["what"].removeprefix("samples/s / ")
         loader = f"{name(ratio)}, {counted(ratio['num_views'], 'view')}"
         console.print(f"{loader}: {ratio['median']:.2f} times as fast as {other}")
-    for missing in result["not_measured"]:
-        console.print(f"{missing['what']}: {missing['reason']}")
-    for note in result["notes"]:
-        console.print(note)
+    show_missing_and_notes(result, console)
 
 
 def main() -> None:

@@ -102,6 +102,14 @@ def _title(row: dict[str, Any]) -> str:
     return TITLES.get(row["decoder"], f"fastpsl, {row['decoder']}")
 
 
+def show_missing_and_notes(result: dict[str, Any], console: Console) -> None:
+    """Print what was not measured, with the reason, and the notes."""
+    for missing in result["not_measured"]:
+        console.print(f"{missing['what']}: {missing['reason']}")
+    for note in result["notes"]:
+        console.print(note)
+
+
 def show_throughput(result: dict[str, Any], console: Console) -> None:
     """Print the stages, loaders alone, what was not measured, the notes and the lowest ratios."""
     rates = {
@@ -128,10 +136,7 @@ def show_throughput(result: dict[str, Any], console: Console) -> None:
     alone = [row for row in result["rows"] if row["measured"] in ("loader", "peer") and row["stage"] is None]
     if alone:
         console.print(loaders_alone(alone, _title))
-    for missing in result["not_measured"]:
-        console.print(f"{missing['what']}: {missing['reason']}")
-    for note in result["notes"]:
-        console.print(note)
+    show_missing_and_notes(result, console)
     real = [row for row in both_rows if row["decoder"] != "synthetic"]
     for what in ("both / step", _LOWER):
         pairs = [(ratios[what, row["decoder"], row["recipe"], row["stage"]], row) for row in real]

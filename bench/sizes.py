@@ -30,6 +30,7 @@ from bench.peers import PEERS, TITLES, Work, why_missing
 from bench.peers.ours import decoder_names, why_no_decoder
 from bench.program import check_out, check_positive, counted, progress, run_program, wide_console
 from bench.schema import RUNS, data_record, environment, save_result
+from bench.show import show_missing_and_notes
 from bench.size_data import SIZES, crop_px, drawn, own
 from bench.size_tables import ratios_of, rows_of, size_tables
 from fastpsl.engine.command_line import parse
@@ -158,10 +159,7 @@ def main() -> None:
 
 def show(result: dict[str, Any], console: Console) -> None:
     console.print(Markdown(size_tables({"this run": result})))
-    for missing in result["not_measured"]:
-        console.print(f"{missing['what']}: {missing['reason']}")
-    for note in result["notes"]:
-        console.print(note)
+    show_missing_and_notes(result, console)
 
 
 if __name__ == "__main__":

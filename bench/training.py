@@ -29,6 +29,7 @@ from bench.interleaved import Rates, measure
 from bench.program import check_out, check_positive, progress, run_program, wide_console
 from bench.recipe_stages import Recipe
 from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.show import show_missing_and_notes
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.pipelines.beton.reader import Beton
@@ -129,10 +130,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     for ratio in result["ratios"]:
         peer = peers.TRAINING[ratio["peer"]].title
         console.print(f"{title(ratio)}: {ratio['median']:.2f} times as fast as {peer}")
-    for missing in result["not_measured"]:
-        console.print(f"{missing['what']}: {missing['reason']}")
-    for note in result["notes"]:
-        console.print(note)
+    show_missing_and_notes(result, console)
 
 
 def main() -> None:
