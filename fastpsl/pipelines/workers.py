@@ -31,19 +31,35 @@ def default_num_threads() -> int:
 
 
 class Workers(Uncopyable):
-    """A number of threads that run submitted functions, which must not raise, in order."""
+    """A number of threads that run submitted functions, which must not raise, in order.
+
+    Args:
+        num_threads: The number of threads, from 1.
+        name: The prefix of their names.
+
+    Raises:
+        ValueError: The process may not have so many threads. None is left then.
+    """
 
     def __init__(self, num_threads: int, name: str) -> None:
         self.num_threads, self._process = num_threads, os.getpid()
         self._queue: _Queue = SimpleQueue()
+        self._threads: list[threading.Thread] = []
         # The threads refer to the queue, never to this object, so deleting it ends them, as does the exit.
-        self._threads = [
-            threading.Thread(target=_work, args=(self._queue,), name=f"{name}-{i}", daemon=True)
-            for i in range(num_threads)
-        ]
         self._end = weakref.finalize(self, _end, self._queue, self._threads, _EXIT_LIMIT_S)
-        for thread in self._threads:
-            thread.start()
+        for i in range(num_threads):
+            thread = threading.Thread(target=_work, args=(self._queue,), name=f"{name}-{i}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                num_started = len(self._threads)
+                self.close(_EXIT_LIMIT_S)
+                raise ValueError(
+                    f"{num_threads} threads {name} were asked for, and {num_started} could be started "
+                    f"({error}): lower --workers, end other programs, or raise the limit of ulimit -u or of "
+                    "the container (pids)"
+                ) from error
+            self._threads.append(thread)
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> None:
         self._queue.put((function, arguments))
