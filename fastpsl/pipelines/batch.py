@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastpsl.pipelines.pinned import pinned_empty, to_device
 from fastpsl.pipelines.views import Op, ViewSpec
 
 # What differs between steps and is no tensor.
@@ -94,7 +95,7 @@ class Batch:
         """
         device = self.indices.device
         if device.type == "cuda":
-            extra = {name: _to_device(tensor, device) for name, tensor in extra.items()}
+            extra = {name: to_device(tensor, device) for name, tensor in extra.items()}
         return replace(self, variant=variant, extra=dict(extra))
 
     def of_step(self) -> "Batch":
@@ -197,9 +198,9 @@ class Batch:
         small = [tensor for tensor in self._small() if tensor.device != device]
         buffer, starts = pack(small, pin_memory=True)
         return self._with(
-            [_to_device(images, device) for images in self.images],
+            [to_device(images, device) for images in self.images],
             small,
-            unpack(_to_device(buffer, device), starts, small),
+            unpack(to_device(buffer, device), starts, small),
         )
 
     def _with(self, images: list[Tensor], small: Sequence[Tensor], moved: Sequence[Tensor]) -> "Batch":
@@ -231,14 +232,6 @@ class Batch:
         yield from self._small()
 
 
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Start a copy to a CUDA device from pinned memory; a tensor that is there already is returned."""
-    if tensor.device == device:
-        return tensor
-    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
-    return pinned.to(device, non_blocking=True)
-
-
 def pack(tensors: Sequence[Tensor], *, pin_memory: bool = False) -> tuple[Tensor, list[int]]:
     """Copy small tensors into one buffer, so that a single copy moves all of them to a device.
 
@@ -250,7 +243,7 @@ def pack(tensors: Sequence[Tensor], *, pin_memory: bool = False) -> tuple[Tensor
     for tensor in tensors:
         starts.append(end)
         end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    buffer = torch.empty(end, dtype=torch.uint8, device="cpu", pin_memory=pin_memory)
+    buffer = pinned_empty(end) if pin_memory else torch.empty(end, dtype=torch.uint8, device="cpu")
     for tensor, view in zip(tensors, unpack(buffer, starts, tensors), strict=True):
         view.copy_(tensor)
     return buffer, starts

@@ -1,9 +1,12 @@
 """Arenas: memory in use is never handed out, and free memory is used again."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
+from fastpsl.pipelines import pinned
 from fastpsl.pipelines.decoders.arenas import Arenas
 
 
@@ -60,7 +63,13 @@ def test_pinned_memory_is_torchs_and_lives_as_long_as_its_array(monkeypatch: pyt
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is pinned memory")
-def test_no_pinned_memory_is_said_in_one_line() -> None:
-    with pytest.raises(ValueError, match="no 2 MiB of pinned host memory for a batch") as error:
-        Arenas(pinned=True).take(2 << 20)
-    assert "--prefetch-batches or --batch-size" in str(error.value) and "\n" not in str(error.value)
+def test_without_pinned_memory_arenas_are_not_pinned_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pinned, "_has_warned", threading.Event())
+    arenas = Arenas(pinned=True)
+    with pytest.warns(UserWarning, match=r"^no 2.5 MiB of pinned host memory \(") as caught:
+        held = [arenas.take(2 << 20), arenas.take(2 << 20)]
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    assert not any(arena.is_pinned for arena in held)
+    assert [len(arena.memory) >= 2 << 20 for arena in held] == [True, True]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from fastpsl.pipelines.files.uncopyable import Uncopyable
+from fastpsl.pipelines.pinned import warn_of_unpinned
 
 
 class Arena(Uncopyable):
@@ -45,8 +46,7 @@ class Arenas:
     def take(self, num_bytes: int) -> Arena:
         """Take an arena of at least `num_bytes`, in any thread.
 
-        Raises:
-            ValueError: If there is not enough pinned memory.
+        Where pinned memory is exhausted, a warning says so. From then on no arena counts as pinned.
         """
         try:
             memory = self._free.pop()  # the last one returned, because a CPU cache may still hold it
@@ -64,9 +64,7 @@ class Arenas:
             # locked for its next tensors.
             memory: np.ndarray = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy()
         except RuntimeError as error:
-            raise ValueError(
-                f"no {num_bytes >> 20:,} MiB of pinned host memory for a batch "
-                f"({' '.join(str(error).split())[:200]}): "
-                "lower --prefetch-batches or --batch-size, or use --decoder turbo (for folders: torchvision)"
-            ) from error
+            self._pinned = False
+            warn_of_unpinned(num_bytes, error)
+            return np.empty(num_bytes, np.uint8)
         return memory

@@ -26,6 +26,7 @@ from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.decoders.encoded import Encoded
 from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.pinned import to_device
 from fastpsl.pipelines.workers import Workers
 
 _CLOSE_LIMIT_S = 5.0
@@ -194,7 +195,7 @@ class DaliDecoder(BatchDecoder):
             self._count(rows, good, failed[int(which[good[0]])])
 
     def _moved(self, crops: Tensor) -> Tensor:
-        return crops if self._device.type == "cpu" else crops.pin_memory().to(self._device, non_blocking=True)
+        return crops if self._device.type == "cpu" else to_device(crops, self._device)
 
     @override
     def close(self) -> None:

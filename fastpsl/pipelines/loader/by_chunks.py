@@ -9,6 +9,7 @@ import torch
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.pending_batch import PendingBatch
+from fastpsl.pipelines.pinned import pinned_empty
 from fastpsl.pipelines.workers import Workers
 
 _MAX_FREE = 8  # arenas to keep where the consumer has held many batches and dropped them
@@ -49,7 +50,7 @@ def _begin(pending: PendingBatch, decoder: Decoder, arenas: Arenas) -> None:
             pending.images.append(memory[: math.prod(shape)].view(shape))
             memory = memory[math.prod(shape) :]
     else:  # torch's pinned allocator reuses a block after its copies have ended
-        pending.images += [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
+        pending.images += [pinned_empty(*shape) for shape in shapes]
     for images in pending.images:
         images[pending.num_valid :] = 0
     outs = [images.numpy()[: pending.num_valid] for images in pending.images]

@@ -1,0 +1,53 @@
+"""Pinned (page-locked) memory of the host, from which copies to a GPU run beside other work.
+
+Where the system has none left, one warning says so. Memory that is not pinned then takes its place, and the
+thread that copies from it waits.
+"""
+
+import threading
+import warnings
+
+import torch
+from torch import Tensor
+
+_has_warned = threading.Event()
+
+
+def pinned_empty(*shape: int) -> Tensor:
+    """Return memory without values, uint8 of a shape: pinned, or as usual where that is exhausted."""
+    try:
+        return torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=True)
+    except RuntimeError as error:
+        memory = torch.empty(shape, dtype=torch.uint8, device="cpu")
+        warn_of_unpinned(memory.nbytes, error)
+        return memory
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Start a copy to a CUDA device from pinned memory, and return it.
+
+    A tensor that is there already is returned. One that is not pinned is copied to pinned memory first. Where
+    that is exhausted, the calling thread waits for the copy.
+    """
+    if tensor.device == device:
+        return tensor
+    if not tensor.is_pinned():
+        try:
+            tensor = tensor.pin_memory()
+        except RuntimeError as error:
+            warn_of_unpinned(tensor.nbytes, error)
+            return tensor.to(device)
+    return tensor.to(device, non_blocking=True)
+
+
+def warn_of_unpinned(num_bytes: int, error: RuntimeError) -> None:
+    """Warn, once per process, that memory which should be pinned is not."""
+    if _has_warned.is_set():
+        return
+    _has_warned.set()
+    warnings.warn(
+        f"no {num_bytes / 2**20:,.1f} MiB of pinned host memory ({' '.join(str(error).split())[:200]}): "
+        "copies to the GPU start from memory that is not pinned, and take longer; lower --prefetch-batches "
+        "or --batch-size, or end other programs that pin memory",
+        stacklevel=3,
+    )
