@@ -68,7 +68,8 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE)
     """Where to compute; auto is CUDA if there is a GPU."""
     decoder: str = field(default="auto", metadata=MACHINE)
-    """Reader of the images: turbo, ffcv, dali, torchvision, resident, synthetic, or auto."""
+    """Reader of the images: turbo, ffcv, dali, torchvision, resident or synthetic; auto decides by the data,
+    the device and the cores."""
     workers: int | None = field(default=None, metadata=MACHINE)
     """Decoding threads per GPU; by default the machine's cores divided by its GPUs' processes."""
     prefetch_batches: int = field(default=4, metadata=MACHINE)

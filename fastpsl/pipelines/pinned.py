@@ -1,6 +1,6 @@
 """Pinned (page-locked) memory of the host, from which copies to a GPU run beside other work.
 
-Where the system has none left, one warning says so. Memory that is not pinned then takes its place, and the
+Where the system has none left, a process warns once. Memory that is not pinned then takes its place, and the
 thread that copies from it waits.
 """
 

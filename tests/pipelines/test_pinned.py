@@ -83,7 +83,7 @@ class Gpu:
 
 
 class Here:
-    """Workers without threads, because a dispatch mode sees its own thread only."""
+    """A replacement for Workers without threads, because a dispatch mode sees its own thread only."""
 
     num_threads, closed = 1, False
 

@@ -46,7 +46,7 @@ class Arenas:
     def take(self, num_bytes: int) -> Arena:
         """Take an arena of at least `num_bytes`, in any thread.
 
-        Where pinned memory is exhausted, a warning says so. From then on no arena counts as pinned.
+        Where pinned memory is exhausted, it warns once, and no arena counts as pinned from then on.
         """
         try:
             memory = self._free.pop()  # the last one returned, because a CPU cache may still hold it

@@ -1,14 +1,19 @@
 """The choice of a decoder, and its opening. All decoders make the same crops of the same samples."""
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
-from fastpsl.pipelines.data.dataset import Dataset, SampleTable, read_bytes
+import numpy as np
+
+from fastpsl.pipelines.data.dataset import MODE_JPEG, Dataset, SampleTable, read_bytes
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.jpeg_header import jpeg_header
+from fastpsl.pipelines.decoders.rates import choose_on_gpu, without_engines
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
+from fastpsl.pipelines.workers import default_num_threads
 
 if TYPE_CHECKING:  # writing a beton imports this file but not torch, which takes seconds and half a GB
     from types import ModuleType
@@ -22,6 +27,8 @@ READS = {
     "synthetic": ("synthetic",),
 }
 NAMES = READS["beton"]
+# The samples of which `auto` looks at the format, and the most that may be no JPEGs for the GPU's engines.
+_NUM_LOOKED_AT, _MOST_OTHERS = 256, 0.25
 
 
 def open_decoder(
@@ -30,6 +37,7 @@ def open_decoder(
     *,
     batch_size: int = 1,
     num_threads: int = 1,
+    num_views: int = 1,
     device: "torch.device | str" = "cpu",
     hw_decoder_load: float | None = None,
 ) -> tuple[Decoder | BatchDecoder, str]:
@@ -39,7 +47,8 @@ def open_decoder(
         name: The decoder's name, or "auto" (`choose_decoder`).
         data: The open data set.
         batch_size: The largest batch (dali).
-        num_threads: The number of the decoder's own threads (dali).
+        num_threads: The threads that decode: the loader's, or the decoder's own (dali).
+        num_views: The views of each image.
         device: The device of the batches.
         hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1 (dali).
 
@@ -52,7 +61,7 @@ def open_decoder(
     import torch
 
     device = torch.device(device)
-    name, why = choose_decoder(name, data, device)
+    name, why = choose_decoder(name, data, device, num_threads=num_threads, num_views=num_views)
     if name == "synthetic":
         return SyntheticDecoder(), why
     if name == "dali":
@@ -79,15 +88,19 @@ def open_decoder(
     return TurboDecoder(), why
 
 
-def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[str, str]:
-    """Choose a decoder by name, or the fastest one available.
+def choose_decoder(
+    name: str, data: Dataset, device: "torch.device", *, num_threads: int | None = None, num_views: int = 1
+) -> tuple[str, str]:
+    """Choose a decoder by name, or by what was measured.
 
     Args:
         name: A decoder's name, or "auto". On a GPU that is resident for a small set of raw images of one
-            size, else dali. On a CPU it is turbo for dataset files and dali for folders. It warns if only a
-            slower one is available.
+            size, else turbo or dali (`rates.choose_on_gpu`). On a CPU it is turbo, and dali for data that
+            turbo does not read. It warns if only a slower one is available.
         data: The open data set.
         device: The device of the batches.
+        num_threads: The threads that decode; by default this process's share of the cores.
+        num_views: The views of each image.
 
     Returns:
         The decoder's name, and the reason for the choice.
@@ -98,7 +111,7 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
     if name not in ("auto", *NAMES):
         raise ValueError(f"decoder {name!r}: there are auto, {', '.join(NAMES)}")
     if name == "auto":
-        return _automatic(data, device)
+        return _automatic(data, device, num_threads, num_views)
     if name not in READS[data.kind]:
         remedy = "pack it with `fastpsl data write`" if data.kind == "folder" else "give a dataset file"
         raise ValueError(
@@ -122,40 +135,64 @@ def _library(name: str) -> "ModuleType | None":
     return libturbo if name == "turbo" else None
 
 
-def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
+def _automatic(
+    data: Dataset, device: "torch.device", num_threads: int | None, num_views: int
+) -> tuple[str, str]:
     if data.kind == "synthetic":
         return "synthetic", "the data is synthetic"
+    is_gpu = device.type == "cuda"
     # Not on a CPU, where the page cache serves as well: ffcv reads 68,000 CIFAR images/s, and its threads do
     # not compete with torch's for the step.
-    if data.kind == "beton" and device.type == "cuda":
+    if data.kind == "beton" and is_gpu:
         from fastpsl.pipelines.decoders import resident
 
         if resident.is_small(data):
             size = f"{resident.megabytes(data):,.0f} MB"
             return "resident", f"raw images of one size, {size}: kept on the device"
+    reads_turbo = "turbo" in READS[data.kind]
+    no_turbo = libturbo.why_missing() if reads_turbo else "it does not read folders"
+    if not no_turbo:
+        if not is_gpu:
+            return "turbo", "it decodes what the crops need"
+        if getattr(data, "is_raw", False):
+            return "turbo", "raw images need no decoding, and so no JPEG engine"
+        num_cores = default_num_threads()
+        why_not_dali = partial(_why_not_dali, data, device)
+        return choose_on_gpu(num_threads or num_cores, num_cores, num_views, why_not_dali)
     no_dali = ""
-    if device.type == "cuda" or data.kind == "folder":
+    if is_gpu or not reads_turbo:
         from fastpsl.pipelines.decoders import dali
 
         no_dali = dali.why_missing(device)
         if not no_dali:
-            return "dali", "it reads folders" if data.kind == "folder" else "it decodes on the GPU"
-    no_turbo = libturbo.why_missing()
-    name = "turbo" if data.kind == "beton" and not no_turbo else "torchvision"
-    if no_turbo and data.kind == "beton":
+            return "dali", "it decodes on the GPU" if reads_turbo else "it reads folders"
+    name = "torchvision"
+    if "ffcv" in READS[data.kind]:
         from fastpsl.pipelines.decoders import libffcv
 
         name = "torchvision" if libffcv.why_missing() else "ffcv"
-    if device.type == "cuda":
-        advice = f"on the CPU is slow: {no_dali}"
-    elif name == "turbo":
-        return name, "it decodes what the crops need"
-    elif data.kind == "folder":
-        advice = "is slow: pack the images with `fastpsl data write`, for turbo to read them"
-    else:
+    if reads_turbo:
         advice = f"is slow: {no_turbo}; {libturbo.INSTALL}"
+    elif is_gpu:
+        advice = f"on the CPU is slow: {no_dali}"
+    else:
+        advice = "is slow: pack the images with `fastpsl data write`, for turbo to read them"
     warnings.warn(f"decoding by {name} {advice}", stacklevel=5)
     return name, "no faster one can read this here"
+
+
+def _why_not_dali(data: Dataset, device: "torch.device") -> str:
+    """Return why DALI cannot decode the images by the GPU's JPEG engines; empty if it can."""
+    from fastpsl.pipelines.decoders import dali
+    from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
+
+    some = np.linspace(0, data.num_samples - 1, min(_NUM_LOOKED_AT, data.num_samples)).astype(np.int64)
+    if (data.rows(some).mode != MODE_JPEG).mean() > _MOST_OTHERS:
+        return "its JPEG engines decode JPEGs only, and many of these images are none"
+    if reason := dali.why_missing(device):
+        return reason
+    reason = why_slower(device)
+    return without_engines(reason) if reason else ""
 
 
 def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: int) -> str:

@@ -161,6 +161,7 @@ class Loader(Uncopyable):
             data,
             batch_size=batch_size_per_rank,
             num_threads=num_threads,
+            num_views=len(self.views),
             device=self.device,
             hw_decoder_load=hw_decoder_load,
         )
