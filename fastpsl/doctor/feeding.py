@@ -4,6 +4,7 @@ images.
 
 import itertools
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from fastpsl.doctor.doctor_setup import DoctorSetup
-from fastpsl.doctor.measurements import BETON_WRITE, Alternative
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, DecoderCost
 from fastpsl.doctor.reading import FIRST_EPOCH
 from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.stage_bench import endless
@@ -40,6 +41,7 @@ class Feed:
 
     Attributes:
         warm: Data in memory, because it was read before.
+        costs: The costs of the decoders that were timed on it, by name.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Feed:
     ):
         self.setup, self.views, self.batch_size = setup, tuple(views), batch_size
         self.warm, self.seconds = warm, seconds
+        self.costs: dict[str, DecoderCost] = {}
         self._epochs: Iterator[int] = itertools.count(FIRST_EPOCH + 1_000_000)
 
     def rate(self, data: Dataset, seconds: float | None = None, **changes: object) -> float:
@@ -67,13 +70,17 @@ class Feed:
         ) as loader:
             batches = endless(loader, self._epochs)
             next(batches)
+            cpu_s, started = time.process_time(), time.perf_counter()
             rate = samples_per_s(
                 lambda: len(next(batches).indices),
                 seconds or self.seconds,
                 loader.device,
                 loader.prefetch_batches + 1,
             )
+            cores = (time.process_time() - cpu_s) / (time.perf_counter() - started)
             batches.close()
+            if data is self.warm and changes.keys() <= {"decoder"}:
+                self.costs[loader.decoder_name] = DecoderCost(rate, 1e3 * cores / rate)
         return rate
 
     def decode(self) -> float:

@@ -3,15 +3,17 @@
 import contextlib
 import gc
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import get_args
 
 import torch
 
+from fastpsl.doctor.decoder_choice import by_measurement
 from fastpsl.doctor.doctor_setup import DoctorSetup
 from fastpsl.doctor.feeding import Feed, copy_rate
-from fastpsl.doctor.measurements import BETON_WRITE, Measurements, StageRates
+from fastpsl.doctor.measurements import BETON_WRITE, AutoDecoder, Measurements, StageRates
 from fastpsl.doctor.reading import measure_read
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.engine.options import compile_flag, compile_value
@@ -21,6 +23,7 @@ from fastpsl.pipelines.augment import AugmentName, choose_augment
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders.choose import choose_decoder
+from fastpsl.pipelines.decoders.rates import fastest_step
 from fastpsl.pipelines.views import Crop, ViewSpec
 
 REPEATS = 3
@@ -60,7 +63,13 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
     warm: Dataset = data if has_all else Subset(data, samples)
     from_storage = read.from_storage and not has_all
 
-    decoder, _ = choose_decoder(setup.options.decoder, data, device)
+    threads_and_views = {"num_threads": setup.num_threads, "num_views": len(first_views)}
+    decoder, reason = choose_decoder(setup.options.decoder, data, device, **threads_and_views)
+    auto = decoder
+    if setup.options.decoder != "auto":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a slow decoder is a fault of the choice only if it is taken
+            auto, reason = choose_decoder("auto", data, device, **threads_and_views)
     feeds: dict[tuple[Crop, ...], Feed] = {}
     rates: dict[tuple[Crop, ...], tuple[float, float]] = {}
 
@@ -88,6 +97,8 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
     is_copied = device.type == "cuda" and decoder in ("turbo", "ffcv", "torchvision", "synthetic")
     stages = tuple(_stage(setup, i, feed_of, untried, seconds, log) for i in setup.stages)
     is_slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)
+    fastest = max((stage.synthetic for stage in stages), default=fastest_step(len(first_views)))
+    needed = fastest if device.type == "cuda" else None
     # Nobody would write the embedded sample again.
     if is_slow and setup.options.data is not None:
         log("decode what is written anew")
@@ -105,6 +116,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
         stages=stages,
         alternatives=tuple(alternatives),
         untried=untried,
+        auto=AutoDecoder(auto, reason, feed.costs, by_measurement(auto, feed.costs, needed)),
     )
 
 

@@ -73,6 +73,36 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class DecoderCost:
+    """The cost of a decoder, from memory and with the first stage's crops.
+
+    Attributes:
+        images_per_s: The loader's rate.
+        cpu_ms: CPU time of all threads per image.
+    """
+
+    images_per_s: float
+    cpu_ms: float
+
+
+@dataclass(frozen=True)
+class AutoDecoder:
+    """The choice of `--decoder auto`, beside the measured costs.
+
+    Attributes:
+        name: The decoder that it takes here.
+        reason: Its reason.
+        costs: The costs of the decoders that were measured, by name.
+        by_measurement: The decoder that these costs choose.
+    """
+
+    name: str
+    reason: str
+    costs: dict[str, DecoderCost]
+    by_measurement: str
+
+
+@dataclass(frozen=True)
 class StageRates:
     """The rates of one stage.
 
@@ -138,6 +168,7 @@ class Measurements:
         decode: Rate of the loader on bytes in memory, for the first stage's views.
         copy: Rate of copies to the device; None if nothing is copied, or if the decoder does it.
         untried: Option → the reason why it could not be measured.
+        auto: The choice of `--decoder auto`; None if it was not looked at.
     """
 
     is_cuda: bool
@@ -151,6 +182,7 @@ class Measurements:
     stages: tuple[StageRates, ...]
     alternatives: tuple[Alternative, ...] = ()
     untried: dict[str, str] = field(default_factory=dict)
+    auto: AutoDecoder | None = None
 
 
 def gigabytes(num_bytes: float) -> str:

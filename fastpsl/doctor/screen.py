@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastpsl.doctor.advice import Change, is_good
+from fastpsl.doctor.decoder_choice import in_words
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
 from fastpsl.doctor.report import Check, Report
 from fastpsl.engine.terminal import escaped
@@ -33,6 +34,8 @@ def show(report: Report, console: Console) -> None:
     measured = report.measured
     if measured is not None:
         console.print(_table(measured))
+        if measured.auto:
+            log(in_words(measured.auto, measured.is_cuda))
         limit = report.bottleneck()
         if limit is None:
             log("no step: give a recipe, as in fastpsl doctor recipes/NAME.py, to time its stages", "bold")

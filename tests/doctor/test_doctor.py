@@ -118,6 +118,8 @@ def test_json(doctor) -> None:
     assert stage["synthetic"] == stage["step_rates"][stage["step"]]
     assert {"--decoder torchvision"}.isdisjoint(each["option"] for each in measured["alternatives"])
     assert min(measured["decode"], measured["read"]["images_per_s"], stage["both"]) > 0
+    assert {"torchvision", *DECODERS} == measured["auto"]["costs"].keys()
+    assert min(cost["cpu_ms"] for cost in measured["auto"]["costs"].values()) > 0
     names = [check["name"] for check in report["checks"]]
     assert {"python", "torch", "gpu", "compiler", "cores", "disk", "data"} <= set(names)
     assert {"ffcv", "dali"} & set(DECODERS) == {"ffcv", "dali"} & set(names)
