@@ -18,7 +18,6 @@ from fastpsl.doctor.reading import FIRST_EPOCH
 from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.stage_bench import endless
 from fastpsl.engine.timing import milliseconds, samples_per_s
-from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
@@ -27,11 +26,10 @@ from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import dali, libffcv, libturbo, resident
 from fastpsl.pipelines.decoders.choose import READS
 from fastpsl.pipelines.files.cache_folder import cache_folder
+from fastpsl.pipelines.needed_size import short_side_px
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.views import ViewSpec
 
-# As in ImageNet's usual recipe: images of 256 px for crops of 224 px.
-_SHORT_SIDE_OVER_CROP = 256 / 224
 _WORTH_WRITING = 1.2  # least ratio of the images' shorter side to the needed one
 _NUM_WRITTEN = 512
 
@@ -185,19 +183,6 @@ class Feed:
                 note = f"costs detail: {shrunk.sum() / pixels.sum():.0%} of the pixels stay; {note}"
             alternatives.append(Alternative(option, rate, unchanged_rate, note))
         return alternatives
-
-
-def short_side_px(views: Sequence[ViewSpec]) -> int | None:
-    """Return the shorter side, in px, that suffices for all views, or None if a crop does not tell."""
-    needed = []
-    for view in views:
-        if isinstance(view.crop, ShorterSideCrop):
-            needed.append(view.crop.shorter_px)
-        elif isinstance(view.crop, RandomResizedCrop):
-            needed.append(round(view.crop.size_px * _SHORT_SIDE_OVER_CROP))
-        else:
-            return None
-    return max(needed, default=None)
 
 
 def copy_rate(views: Sequence[ViewSpec], batch_size: int, device: torch.device) -> float:

@@ -77,12 +77,19 @@ class Reporter:
         self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
         self._is_timed = False
         self._told: dict[str, str] = {}
+        self._causes = set[str]()
         self._has_told_length = False
 
     def log(self, text: str) -> None:
         """Print a line for people, on rank 0."""
         if self.screen:
             self.screen.log(text)
+
+    def log_once(self, cause: str, text: str) -> None:
+        """Print a line, unless the run had one with the same cause."""
+        if cause not in self._causes:
+            self._causes.add(cause)
+            self.log(text)
 
     def log_choice(self, name: str, text: str) -> None:
         """Print how something is computed, unless the stage before had the same choice."""

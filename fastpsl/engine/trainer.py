@@ -10,6 +10,7 @@ import torch
 
 from fastpsl.engine.compile_modes import what_is_built
 from fastpsl.engine.data_failures import next_on_all_ranks
+from fastpsl.engine.data_waits import DataWaits
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.first_batch import look_at_first_batch
@@ -24,6 +25,7 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import BatchSource
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.time_left import work_ahead
+from fastpsl.engine.wait_causes import line_of
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.doing import doing
 
@@ -172,6 +174,8 @@ class StageTrainer:
         name, building = self.stage.name, f", the first: {what_is_built(self.train_step.step_choice.mode)}"
         experiment, run, position, options = self.experiment, self.run, self.position, self.run.options
         steps_per_epoch, end_step, begin_step = self.steps_per_epoch, self.end_step, position.step
+        tell = lambda waits: run.reporter.log_once(*line_of(name, waits, loader))
+        data_waits = DataWaits(run.world.device, options.prefetch_batches, tell)
         while position.step < end_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
             progress.turn_to(f"{name}: before epoch {epoch + 1}")
@@ -183,8 +187,9 @@ class StageTrainer:
             if step_in_epoch == 0 and not self._start_epoch(epoch):
                 return False
             order = experiment.task.epoch_order(position.first_epoch + epoch)
-            batches = loader.epoch(position.first_epoch + epoch, step_in_epoch * options.accumulate, order)
-            watched = run.reporter.watched(batches)
+            first_batch = step_in_epoch * options.accumulate
+            batches = loader.epoch(position.first_epoch + epoch, first_batch, order)
+            watched = data_waits.over(run.reporter.watched(batches), loader.num_steps - first_batch)
             run.stop_signal.other_pace()  # passes had another duration per step
             for _ in range(step_in_epoch, min(steps_per_epoch, end_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))

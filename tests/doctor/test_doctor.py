@@ -15,7 +15,7 @@ from fastpsl.cli import main
 from fastpsl.commands.doctor import split
 from fastpsl.doctor import doctor_setup
 from fastpsl.doctor.doctor_setup import open_setup
-from fastpsl.doctor.feeding import Feed, short_side_px
+from fastpsl.doctor.feeding import Feed
 from fastpsl.doctor.reading import measure_read
 from fastpsl.doctor.recipe import default_recipe, load_recipe
 from fastpsl.engine.options import TrainingOptions
@@ -23,6 +23,7 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.needed_size import short_side_px
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.paged import write_paged

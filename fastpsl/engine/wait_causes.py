@@ -1,0 +1,109 @@
+"""The cause of a stage's waits for its data, as far as the code can know it, and what helps."""
+
+import numpy as np
+
+from fastpsl.engine.data_waits import Waits
+from fastpsl.engine.run_data import BatchSource
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.decoders import libturbo
+from fastpsl.pipelines.decoders.choose import READS
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.needed_size import short_side_px
+from fastpsl.pipelines.number_words import number_of
+from fastpsl.pipelines.remote.pages import remote_pages
+from fastpsl.pipelines.workers import default_num_threads
+
+_NUM_LOOKED_AT = 256  # samples, spread over the data
+_HERE = 0.95  # at this share of remote data or above, the network is not what is waited for
+_IDLE = 0.5  # of the threads: if fewer are busy, they wait for bytes
+_FROM_STORAGE = 0.5  # of the bytes of the batches
+_LARGE = 2.0  # times the shorter side that the crops need
+_DOCTOR = "fastpsl doctor, with the same options, measures each part"
+
+
+def line_of(stage: str, waits: Waits, loader: BatchSource) -> tuple[str, str]:
+    """Return the cause in one word, and the line for people.
+
+    Args:
+        stage: The stage's name.
+        waits: Its waits.
+        loader: The loader of its batches.
+    """
+    cause, words = cause_of(waits, loader)
+    decoder = f"the decoder {loader.decoder_name}"
+    if isinstance(loader, Loader):
+        decoder += f" with {number_of(loader.num_threads, 'thread')}"
+    return cause, (
+        f"{stage} waits for its data {waits.share:.0%} of the time: {decoder} needs {_ms(waits.batch_ms)} "
+        f"for a batch, and the step {_ms(waits.step_ms)}. {words}"
+    )
+
+
+def _ms(value: float) -> str:
+    return f"{value:{',.0f' if value >= 10 else '.2g'}} ms"
+
+
+def cause_of(waits: Waits, loader: BatchSource) -> tuple[str, str]:
+    """Return the cause in one word, and in a sentence with what helps."""
+    if not isinstance(loader, Loader) or loader.decoder_name in ("resident", "synthetic"):
+        return "unknown", f"The cause is not known: {_DOCTOR}"
+    data = loader.data
+    some = np.linspace(0, data.num_samples - 1, min(_NUM_LOOKED_AT, data.num_samples)).astype(np.int64)
+    num_cores = default_num_threads()
+    if waits.busy_cores < _IDLE * min(loader.num_threads, num_cores):
+        return _of_bytes(waits, loader, some)
+    return _of_decoding(loader, some, num_cores)
+
+
+def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str]:
+    """Return why threads that are mostly idle get no bytes."""
+    whole, samples = _whole(loader.data, some)
+    remote = remote_pages(whole)
+    if remote is not None and (here := remote.share_here(samples)) < _HERE:
+        text = f"The network is too slow, and {here:.0%} of the data is in --cache-dir"
+        if remote.room_bytes() is None:
+            return "network", f"{text}. Later epochs are faster, because all of it has room there"
+        return "network", f"{text}: give more --cache-gb, or take --order quasi_random"
+    batch_bytes = float(loader.data.rows(some).num_bytes.mean()) * loader.batch_size_per_rank
+    if waits.read_bytes >= _FROM_STORAGE * batch_bytes * waits.num_batches:
+        return "storage", (
+            "The storage is too slow, and the data does not come from memory: copy it to a local disk, or "
+            "write smaller images (fastpsl data write SRC OUT --max-side PX)"
+        )
+    return "unknown", f"The decoding threads are mostly idle, and why is not known: {_DOCTOR}"
+
+
+def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str, str]:
+    """Return why the threads, which are busy, are too slow."""
+    data, name = loader.data, loader.decoder_name
+    if name in ("torchvision", "ffcv") and "turbo" in READS[data.kind]:
+        if reason := libturbo.why_missing():
+            return "decoder", f"{name} decodes slowly, because {reason}: {libturbo.INSTALL}"
+        return "decoder", f"{name} decodes slowly: leave out --decoder, and turbo decodes"
+    remark = getattr(loader.decoder, "remark", "")
+    if remark:
+        return "engines", f"The GPU's JPEG engines do not help: {remark}"
+    needed, rows = short_side_px(loader.views), data.rows(some)
+    median = float(np.median(np.minimum(rows.height, rows.width)))
+    source = "FOLDER" if data.kind == "folder" else "SRC"
+    if needed and median >= _LARGE * needed:
+        return "size", (
+            f"The images are large, {median:,.0f} px at their shorter side, and the crops need {needed}: "
+            f"fastpsl data write {source} OUT --max-side {2 * needed}, and --data OUT"
+        )
+    if data.kind == "folder" and "turbo" not in READS["folder"]:
+        return "folder", f"A folder is decoded slowly: fastpsl data write {source} OUT, and --data OUT"
+    if loader.num_threads < num_cores:
+        return "threads", f"There are few decoding threads: give --workers {num_cores}"
+    if loader.device.type == "cuda":
+        return "cores", (
+            f"Decoding takes all {number_of(num_cores, 'core')} of this process: give it more, or write "
+            f"smaller images (fastpsl data write SRC OUT --short-side {needed or 'PX'})"
+        )
+    return "cores", f"Decoding needs the {number_of(num_cores, 'core')} on which the step runs: {_DOCTOR}"
+
+
+def _whole(data: Dataset, samples: np.ndarray) -> tuple[Dataset, np.ndarray]:
+    """Return the data of which this is a subset, and the samples' numbers there."""
+    return (data.data, data.indices[samples]) if isinstance(data, Subset) else (data, samples)
