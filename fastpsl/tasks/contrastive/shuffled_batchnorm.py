@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
 from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.pipelines.pinned import to_device
 
 
 def shuffled_order(seed: int, epoch: int, step: int, num: int) -> np.ndarray:
@@ -117,4 +118,4 @@ def substitutes(valid: Tensor) -> Tensor:
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
     """Copy an array to `device`; to a GPU from pinned memory, so that the host does not wait."""
     tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else to_device(tensor, device)
