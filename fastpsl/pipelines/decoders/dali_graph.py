@@ -207,9 +207,9 @@ def feeds(
 def first_feeds(graph: Graph, batch_size: int, depth: int) -> list[tuple[str, Any]]:
     """Return the inputs for a pipeline's first `depth` runs, of small black images.
 
-    The first run is a full batch, the others have one image. nvImageCodec 0.8 turns the hardware decoder's
-    share of the first batch into a number of samples, and keeps that number for all later batches
-    (image_generic_codec.h, adjustBatchSizes). A small first batch would leave the decoder idle.
+    The first run is a full batch, the others have one image. nvImageCodec turns the hardware decoder's share
+    of the first batch into a number of samples, and keeps it for all later batches. A small first batch would
+    leave the decoder idle. (Source: nvImageCodec 0.8, src/image_generic_codec.h, adjustBatchSizes.)
     """
     black = np.zeros((_SAMPLE_PX, _SAMPLE_PX, 3), np.uint8)
     file = io.BytesIO()
