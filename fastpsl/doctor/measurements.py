@@ -73,6 +73,32 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class JpegEngines:
+    """A GPU's JPEG engines while DALI decodes.
+
+    Attributes:
+        num: The number of engines; None if nvJPEG does not tell.
+        why_idle: Why they cannot be used, with the remedy; empty if they can.
+        share: The share of a batch for them that trains.
+        busy_percent: The highest of NVML's readings with that share; None if NVML does not tell.
+        rates: Share → images/s of decoding; empty if they cannot be used.
+    """
+
+    num: int | None
+    why_idle: str
+    share: float
+    busy_percent: int | None = None
+    rates: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The number and how busy they are, in words."""
+        num = "of an unknown number" if self.num is None else self.num
+        busy = "it is unknown how busy" if self.busy_percent is None else f"busy {self.busy_percent}%"
+        return f"{num}, {busy} while dali decodes"
+
+
+@dataclass(frozen=True)
 class StageRates:
     """The rates of one stage.
 
@@ -138,6 +164,7 @@ class Measurements:
         decode: Rate of the loader on bytes in memory, for the first stage's views.
         copy: Rate of copies to the device; None if nothing is copied, or if the decoder does it.
         untried: Option → the reason why it could not be measured.
+        jpeg_engines: What the GPU's JPEG engines do; None without a GPU, DALI or JPEGs.
     """
 
     is_cuda: bool
@@ -151,6 +178,7 @@ class Measurements:
     stages: tuple[StageRates, ...]
     alternatives: tuple[Alternative, ...] = ()
     untried: dict[str, str] = field(default_factory=dict)
+    jpeg_engines: JpegEngines | None = None
 
 
 def gigabytes(num_bytes: float) -> str:
