@@ -75,12 +75,9 @@ def best_share(engines: JpegEngines | None, decoder: str, decode: float) -> list
         decoder: The decoder that trains.
         decode: Its images/s.
     """
-    if engines is None or not engines.rates:
+    if engines is None or engines.best_share == engines.share:
         return []
-    best = max(engines.rates, key=lambda share: engines.rates[share])
-    if best == engines.share:
-        return []
-    option, rate = f"--hw-decoder-load {best:g}", engines.rates[best]
+    option, rate = f"--hw-decoder-load {engines.best_share:g}", engines.rates[engines.best_share]
     if decoder != "dali":
         return [Alternative(f"--decoder dali {option}", rate, decode)]
     return [Alternative(option, rate, engines.rates[engines.share])]

@@ -106,11 +106,11 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
         decoder=decoder,
         read=read,
         decode=decode,
+        jpeg_engines=engines,
         copy=copy_rate(first_views, batch_size, device) if is_copied else None,
         stages=stages,
         alternatives=tuple(alternatives),
         untried=untried,
-        jpeg_engines=engines,
     )
 
 

@@ -47,32 +47,6 @@ class ReadRate:
 
 
 @dataclass(frozen=True)
-class Alternative:
-    """An alternative way of loading.
-
-    Attributes:
-        option: The option to change.
-        images_per_s: Its rate.
-        beside: The rate of the current way.
-        note: A remark for people.
-        part: The part that changes, decoding from memory or reading from storage.
-        num_threads: Decoding threads; None for the current number.
-    """
-
-    option: str
-    images_per_s: float
-    beside: float
-    note: str = ""
-    part: Literal["decode", "read"] = "decode"
-    num_threads: int | None = None
-
-    @property
-    def factor(self) -> float:
-        """The ratio of its rate to that of the current way."""
-        return self.images_per_s / self.beside
-
-
-@dataclass(frozen=True)
 class JpegEngines:
     """A GPU's JPEG engines while DALI decodes.
 
@@ -96,6 +70,43 @@ class JpegEngines:
         num = "of an unknown number" if self.num is None else self.num
         busy = "it is unknown how busy" if self.busy_percent is None else f"busy {self.busy_percent}%"
         return f"{num}, {busy} while dali decodes"
+
+    @property
+    def best_share(self) -> float:
+        """The share with the highest rate; that of training if none was measured."""
+        return max(self.rates, key=lambda share: self.rates[share], default=self.share)
+
+    @property
+    def line(self) -> str:
+        """The text and the best share, as one line for people."""
+        option = "" if self.best_share == self.share else f" (--hw-decoder-load {self.best_share:g})"
+        return f"JPEG engines: {self.text}; fastest with {self.best_share:g} of a batch{option}"
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """An alternative way of loading.
+
+    Attributes:
+        option: The option to change.
+        images_per_s: Its rate.
+        beside: The rate of the current way.
+        note: A remark for people.
+        part: The part that changes, decoding from memory or reading from storage.
+        num_threads: Decoding threads; None for the current number.
+    """
+
+    option: str
+    images_per_s: float
+    beside: float
+    note: str = ""
+    part: Literal["decode", "read"] = "decode"
+    num_threads: int | None = None
+
+    @property
+    def factor(self) -> float:
+        """The ratio of its rate to that of the current way."""
+        return self.images_per_s / self.beside
 
 
 @dataclass(frozen=True)
@@ -162,9 +173,9 @@ class Measurements:
         num_threads: Decoding threads.
         torch_threads: Threads of a step on the CPU.
         decode: Rate of the loader on bytes in memory, for the first stage's views.
+        jpeg_engines: What the GPU's JPEG engines do; None without a GPU, DALI or JPEGs.
         copy: Rate of copies to the device; None if nothing is copied, or if the decoder does it.
         untried: Option → the reason why it could not be measured.
-        jpeg_engines: What the GPU's JPEG engines do; None without a GPU, DALI or JPEGs.
     """
 
     is_cuda: bool
@@ -176,9 +187,9 @@ class Measurements:
     decode: float
     copy: float | None
     stages: tuple[StageRates, ...]
+    jpeg_engines: JpegEngines | None = None
     alternatives: tuple[Alternative, ...] = ()
     untried: dict[str, str] = field(default_factory=dict)
-    jpeg_engines: JpegEngines | None = None
 
 
 def gigabytes(num_bytes: float) -> str:

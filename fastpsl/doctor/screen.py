@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastpsl.doctor.advice import Change, is_good
-from fastpsl.doctor.measurements import BETON_WRITE, Alternative, JpegEngines, Measurements, StageRates
+from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
 from fastpsl.doctor.report import Check, Report
 from fastpsl.engine.terminal import escaped
 from fastpsl.pipelines.number_words import number_of
@@ -33,13 +33,13 @@ def show(report: Report, console: Console) -> None:
     measured = report.measured
     if measured is not None:
         console.print(_table(measured))
-        if measured.jpeg_engines and measured.jpeg_engines.rates:
-            log(_engines(measured.jpeg_engines))
         limit = report.bottleneck()
         if limit is None:
             log("no step: give a recipe, as in fastpsl doctor recipes/NAME.py, to time its stages", "bold")
         else:
             log(f"bottleneck: {limit.part}. {limit.text}", "bold")
+        if measured.jpeg_engines and measured.jpeg_engines.rates:
+            log(measured.jpeg_engines.line)
         for change in report.changes()[:_MAX_CHANGES]:
             log(_change(change))
 
@@ -69,13 +69,6 @@ def _show_checks(checks: tuple[Check, ...], without_gpu: bool, log: Callable[...
             remedy = f": {check.remedy}" if check.remedy else ""
             name = "" if check.name == check.state else f"{check.name}: "
             log(f"{check.state}: {name}{check.text}{remedy}", _COLOUR[check.state])
-
-
-def _engines(engines: JpegEngines) -> str:
-    """Format what the JPEG engines do, and the share of a batch that is the fastest, as one line."""
-    best = max(engines.rates, key=lambda share: engines.rates[share])
-    option = "" if best == engines.share else f" (--hw-decoder-load {best:g})"
-    return f"JPEG engines: {engines.text}; fastest with {best:g} of a batch{option}"
 
 
 def _change(change: Change) -> str:

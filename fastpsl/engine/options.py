@@ -69,10 +69,10 @@ class RunOptions:
     """Where to compute; auto is CUDA if there is a GPU."""
     decoder: str = field(default="auto", metadata=MACHINE)
     """Reader of the images: turbo, ffcv, dali, torchvision, resident, synthetic, or auto."""
-    hw_decoder_load: float | None = field(default=None, metadata=MACHINE)
-    """For dali on a GPU: share of each batch for its JPEG engines, from 0 to 1; by default 0.9."""
     workers: int | None = field(default=None, metadata=MACHINE)
     """Decoding threads per GPU; by default the machine's cores divided by its GPUs' processes."""
+    hw_decoder_load: float | None = field(default=None, metadata=MACHINE)
+    """For dali on a GPU: share of each batch for its JPEG engines, from 0 to 1; by default 0.9."""
     prefetch_batches: int = field(default=4, metadata=MACHINE)
     """Batches that are read, decoded or ready while a step runs."""
     timeout_s: float = field(default=120.0, metadata=MACHINE)
