@@ -31,7 +31,9 @@ class TorchvisionDecoder(Decoder):
         for box, out in zip(request.boxes, request.outs, strict=True):
             outside |= cannot(box[part], out.shape[1], rows.height[part], rows.width[part])
         for i in range(part.start, part.stop):
+            request.codes[i] = codes.READING
             code, image = self.decode_image(rows, i)
+            request.codes[i] = code
             if image is None or outside[i - part.start]:
                 request.codes[i] = code or codes.BAD_BOX
                 continue
