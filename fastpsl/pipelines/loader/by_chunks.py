@@ -18,7 +18,7 @@ class ByChunks:
     """An engine with threads that decode a batch in chunks; the last chunk finishes the batch."""
 
     def __init__(self, decoder: Decoder, num_threads: int) -> None:
-        self._decoder = decoder
+        self._decoder, self._num_threads = decoder, num_threads
         self._workers = Workers(num_threads, "fastpsl-loader")
         self._arenas = Arenas(limit=_MAX_FREE)
 
@@ -28,7 +28,12 @@ class ByChunks:
     def _run(self, pending: PendingBatch) -> None:
         pending.guard(pending.plan)
         pending.guard(_begin, pending, self._decoder, self._arenas)
-        pending.decode_in_chunks(self._workers, partial(_decode, pending, self._decoder), pending.finish)
+        pending.decode_in_chunks(self._workers, partial(self._decode, pending), pending.finish)
+
+    def _decode(self, pending: PendingBatch, part: slice) -> None:
+        assert pending.request is not None
+        self._decoder.decode_part(pending.request, part)
+        self._workers.grow(self._decoder.wanted_threads(self._num_threads))
 
     @property
     def closed(self) -> bool:
@@ -55,8 +60,3 @@ def _begin(pending: PendingBatch, decoder: Decoder, arenas: Arenas) -> None:
     outs = [images.numpy()[: pending.num_valid] for images in pending.images]
     pending.request = decoder.begin(pending.rows, pending.boxes, outs)
     pending.codes = pending.request.codes
-
-
-def _decode(pending: PendingBatch, decoder: Decoder, part: slice) -> None:
-    assert pending.request is not None
-    decoder.decode_part(pending.request, part)
