@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable, read_bytes
 from fastpsl.pipelines.decoders import libturbo
-from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
+from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, REASONS, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.jpeg_header import jpeg_header
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
@@ -155,11 +155,10 @@ def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
     return name, "no faster one can read this here"
 
 
-def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: int) -> str:
+def reason_of(code: int, rows: SampleTable, i: int) -> str:
     """Explain a code.
 
     Args:
-        decoder: The decoder that returned the code.
         code: The code of row i, not GOOD.
         rows: The samples of the batch.
         i: The row of the sample.
@@ -167,7 +166,7 @@ def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: 
     Returns:
         The reason, with the sizes if they are wrong.
     """
-    text = decoder.reasons[code]
+    text = REASONS[code]
     if code in (CHANGED, BAD_FILE):
         return f"{text}: {_what_is_wrong(rows, i)}"
     if code in (WRONG_SIZE, WRONG_COMPONENTS):

@@ -16,7 +16,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, SampleTable
-from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
@@ -26,6 +25,7 @@ from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.decoders.encoded import Encoded
 from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.workers import Workers
 
 _CLOSE_LIMIT_S = 5.0
@@ -59,7 +59,6 @@ class DaliDecoder(BatchDecoder):
     """
 
     name = "dali"
-    reasons = codes.REASONS
     depth = 3  # a batch being collected, one in DALI and one ready
 
     def __init__(
@@ -80,7 +79,6 @@ class DaliDecoder(BatchDecoder):
         self._turns = kind == "folder"
         self._batch_size, self._num_threads, self._device = batch_size, num_threads, device
         self._hw_decoder_load = float(hw_decoder_load)
-        self._plain = TorchvisionDecoder()
         self._arenas = Arenas(pinned=device.type == "cuda")
         self._pipelines: dict[Graph, DaliPipeline] = {}
         self._waiting: deque[_Batch] = deque()
@@ -109,7 +107,7 @@ class DaliDecoder(BatchDecoder):
                 self._decode_plainly(rows, encoded, i, why)
 
     def _decode_plainly(self, rows: SampleTable, encoded: Encoded, i: int, reason: str) -> None:
-        encoded.codes[i], image = self._plain.decode_image(rows, i)
+        encoded.codes[i], image = decode_whole(rows, i)
         if image is not None:
             self._count(rows, [i], reason)
             encoded.images[i] = np.ascontiguousarray(image)
@@ -186,7 +184,7 @@ class DaliDecoder(BatchDecoder):
         which = np.array(list(failed))
         outs = [np.zeros((len(which), size, size, 3), np.uint8) for size in batch.sizes_px]
         rows = batch.rows.part(which)
-        batch.codes[which] = self._plain.decode(rows, [box[which] for box in batch.boxes], outs)
+        batch.codes[which] = TorchvisionDecoder().decode(rows, [box[which] for box in batch.boxes], outs)
         put(images, which, [self._moved(torch.from_numpy(out)) for out in outs])
         good = np.flatnonzero(batch.codes[which] == GOOD).tolist()
         if good:

@@ -43,11 +43,9 @@ class Decoder(Uncopyable, ABC):
 
     Attributes:
         name: The name for messages and logs.
-        reasons: The text for each code.
     """
 
     name: str
-    reasons: dict[int, str]
 
     def begin(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> Request:
         """Return a request for the decoding of a batch. Any thread may call it.
@@ -84,12 +82,10 @@ class BatchDecoder(Uncopyable, ABC):
 
     Attributes:
         name: The name for messages and logs.
-        reasons: The text for each code.
         depth: The most batches that may be submitted before the first is collected.
     """
 
     name: str
-    reasons: dict[int, str]
     depth: int
 
     @abstractmethod

@@ -13,7 +13,7 @@ from typing_extensions import override
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders import codes, libturbo
 from fastpsl.pipelines.decoders.decoder import Decoder, Request
-from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.workers import default_num_threads
 
 _MAX_READERS = 128  # threads that may wait for storage, beside those that decode
@@ -33,13 +33,11 @@ class TurboDecoder(Decoder):
     """
 
     name = "turbo"
-    reasons = codes.REASONS
 
     def __init__(self, num_threads: int | None = None) -> None:
         self._library = libturbo.library()
         self._local = threading.local()  # each thread has a handle of its own
         self._slots = libturbo.Slots(num_threads or default_num_threads())
-        self._plain = TorchvisionDecoder()
         self._sums = np.zeros(3)  # of late: samples, and the ns of reading and of decoding them
 
     @override
@@ -79,7 +77,7 @@ class TurboDecoder(Decoder):
             if request.codes[i] not in (codes.CORRUPT, codes.BAD_FILE) or not request.rows.path[i]:
                 continue
             request.codes[i] = codes.READING
-            code, image = self._plain.decode_image(request.rows, i)
+            code, image = decode_whole(request.rows, i)
             if image is not None:
                 image = np.ascontiguousarray(image)
                 code = self._library.fastpsl_crop_image(request.native[0], i, image.ctypes.data)

@@ -187,7 +187,7 @@ class PendingBatch:
         spec = self.spec
         bad = []
         for i in np.flatnonzero(self.codes != GOOD).tolist():
-            reason = reason_of(spec.decoder, int(self.codes[i]), self.rows, i)
+            reason = reason_of(int(self.codes[i]), self.rows, i)
             bad.append(BadSample(int(indices[i]), spec.data.name(int(indices[i])), reason))
             if spec.on_bad_sample == "raise":
                 raise BadSampleError(str(bad[-1]))
