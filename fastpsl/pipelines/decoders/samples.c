@@ -3,6 +3,7 @@
 // It holds no lock. The loader's threads run it in parallel, each with its own handle and memory.
 
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "turbo.h"
@@ -20,7 +21,8 @@ enum { MODE_JPEG, MODE_RAW };
 // caches, by non-temporal stores, and the resize, which reads them at once, would wait for them.
 #define PIXELS_OFFSET 8
 
-typedef int32_t Box[5]; // top, left, height, width, resampling
+typedef int32_t Box[5];    // top, left, height, width, resampling
+typedef int32_t Window[4]; // top, left, height, width, in pixels of the upright image
 
 // A batch's samples, as they are stored, and its views. libturbo.py has the same.
 typedef struct {
@@ -33,6 +35,11 @@ typedef struct {
     const int64_t *sizes; // [num_views]
     uint8_t *const *outs; // [num_views], uint8 [num, size, size, 3]
     int8_t *codes;        // written
+    // Where the device crops the isotropic views: the part of each image that they see, which lies within their boxes
+    // and margins. It is empty where they are cropped here. `windows` is NULL where all are.
+    const Window *windows;
+    const int64_t *window_offsets; // where each begins in `arena`, with its rows one after the other
+    uint8_t *arena;                // written
 } Batch;
 
 // One sample and its views; view k's box is boxes[k * stride].
@@ -100,6 +107,14 @@ static int64_t margin_of(const int32_t *box, int64_t size) {
     return box[4] == AREA ? 0 : isotropic_margin(box[2], size);
 }
 
+// Return how far the pixels of a box reach beyond it: for an upright window by its kernel alone.
+static int64_t reach_of(const int32_t *box, int64_t size) {
+    int64_t margin = margin_of(box, size);
+    if (box[4] != ISOTROPIC) return margin;
+    int64_t reach = isotropic_reach(box[2], size) + 1; // a tap of weight 0 may lie one pixel further out
+    return reach < margin ? reach : margin;
+}
+
 // Return whether all boxes lie in the image, with their kernels' margins.
 static int are_inside(const Request *request) {
     for (int64_t k = 0; k < request->num_views; k++) {
@@ -130,7 +145,7 @@ static void find_region(const Request *request, int denominator, int64_t region[
     int64_t first[2] = {INT64_MAX, INT64_MAX}, stop[2] = {0, 0};
     for (int64_t k = 0; k < request->num_views; k++) {
         const int32_t *box = request->boxes[k * request->stride];
-        int64_t margin = margin_of(box, request->sizes[k]);
+        int64_t margin = reach_of(box, request->sizes[k]);
         for (int axis = 0; axis < 2; axis++) {
             int64_t low = (box[axis] - margin) / denominator;
             int64_t high = (box[axis] + box[axis + 2] + margin + denominator - 1) / denominator;
@@ -156,6 +171,17 @@ static int crop(
     );
 }
 
+// Return whether the device crops the isotropic views of sample i.
+static int has_window(const Batch *batch, int64_t i) { return batch->windows && batch->windows[i][2] > 0; }
+
+// Copy a window to `out`, upright, from the part `placed` of an image, which has all of it.
+static void keep_window(const uint8_t *pixels, const int64_t placed[4], const int32_t *window, uint8_t *out) {
+    int64_t stride = placed[3] * 3, num_bytes = (int64_t)window[3] * 3;
+    pixels += (window[0] - placed[0]) * stride + (window[1] - placed[1]) * 3;
+    for (int64_t row = 0; row < window[2]; row++)
+        memcpy(out + row * num_bytes, pixels + row * stride, (size_t)num_bytes);
+}
+
 // Decode a sample, crop its views, and return its code.
 static int decode_sample(Turbo *turbo, const Batch *batch, int64_t i) {
     int64_t num = batch->num, height = batch->heights[i], width = batch->widths[i], num_bytes = batch->num_bytes[i];
@@ -179,7 +205,9 @@ static int decode_sample(Turbo *turbo, const Batch *batch, int64_t i) {
             ))
             return CORRUPT;
     }
+    if (has_window(batch, i)) keep_window(pixels, placed, batch->windows[i], batch->arena + batch->window_offsets[i]);
     for (int64_t k = 0; k < batch->num_views; k++) {
+        if (has_window(batch, i) && batch->boxes[k * num + i][4] != AREA) continue;
         int64_t size = batch->sizes[k];
         uint8_t *out = batch->outs[k] + i * size * size * 3;
         if (crop(pixels, placed, batch->boxes[k * num + i], denominator, out, size)) return CORRUPT;
