@@ -58,7 +58,7 @@ def crop_ragged(pixels: Tensor, places: Tensor, boxes: Tensor, size_px: int, wid
     Returns:
         uint8 [B, size_px, size_px, 3].
     """
-    fused = fused_form(pixels.device)
+    fused, _ = _tried(pixels.device)
     assert fused is not None
     windows: Tensor = fused.crop_ragged(pixels, places, boxes, size_px, widest_px)
     return windows
@@ -86,8 +86,17 @@ def fused_form(
         device: The device.
         instead: For the warning: how the caller makes the windows then.
     """
+    module, reason = _tried(device)
+    if reason:
+        warnings.warn(f"windows turned by 45 degrees are made {instead}: {reason}", stacklevel=3)
+    return module
+
+
+@cache
+def _tried(device: torch.device) -> tuple[ModuleType | None, str]:
+    """Return `fused_form`'s module, or None and why Triton does not work."""
     if device.type != "cuda":
-        return None
+        return None, ""
     images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8, device=device)
     boxes = torch.tensor([[28, 28, 8, 8, DIAGONAL]], dtype=torch.int32, device="cpu").pin_memory()
     try:
@@ -96,16 +105,10 @@ def fused_form(
     except torch.cuda.OutOfMemoryError:
         raise
     except ImportError as error:
-        reason = f"Triton is missing ({error}; pip install triton)"
+        return None, f"Triton is missing ({error}; pip install triton)"
     except Exception as error:  # noqa: BLE001 - of the driver, the compiler, the linker: many types
-        reason = f"Triton does not work here ({' '.join(str(error).split())[:200]})"
-    else:
-        return module
-    warnings.warn(
-        f"windows turned by 45 degrees are made {instead}: {reason}",
-        stacklevel=3,
-    )
-    return None
+        return None, f"Triton does not work here ({' '.join(str(error).split())[:200]})"
+    return module, ""
 
 
 def _crop_isotropic(images: Tensor, boxes: Tensor, size: int) -> Tensor:

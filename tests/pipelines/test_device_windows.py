@@ -4,7 +4,6 @@ Without a GPU the interpreter runs the kernels, and tensors stay on the CPU.
 """
 
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,17 +15,20 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.fused_cuda import isotropic as fused
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px, reach_px
+from fastpsl.kernels.isotropic_batch import fused_form
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.batch import BadSampleError, Batch
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders import libturbo, windows
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.decoders.windows import plan_windows
 from fastpsl.pipelines.loader import loader
 from fastpsl.pipelines.loader.by_chunks import ByChunks
-from fastpsl.pipelines.loader.device_windows import Room
+from fastpsl.pipelines.loader.device_windows import DeviceWindows, Room, crops_on_device
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
+from tests.fake_cuda import fake_cuda
 from tests.pipelines.decoding import Samples, make, samples_are_closed, whole, with_resampling  # noqa: F401
 from tests.pipelines.photos import JPG, RAW, jpeg, photo, pil_decode, write
 
@@ -102,11 +104,7 @@ def test_windows_are_parts_of_pillows_decode(side: int, tmp_path: Path) -> None:
 @pytest.fixture
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loader's device crop isotropic views."""
-
-    def form(device: torch.device, instead: str = "") -> ModuleType:
-        return fused
-
-    monkeypatch.setattr(isotropic_batch, "fused_form", form)
+    monkeypatch.setattr(isotropic_batch, "_tried", lambda device: (fused, ""))
     monkeypatch.setattr(loader, "crops_on_device", lambda *_: True)
 
 
@@ -175,14 +173,44 @@ def test_images_that_shrink_much_are_cropped_on_the_cpu(
     tmp_path: Path, on_device: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So are parts of a batch; a bad sample of either kind shows one of the other."""
-    views, stored = VIEWS["both bases"], samples()
-    stored[2] = (b"\xff\xd8 no more", *stored[2][1:3], JPG)
+    views, stored = [ViewSpec(TURNED)], samples()
+    for k in (2, 3):
+        stored[k] = (b"\xff\xd8 no more", *stored[k][1:3], JPG)
     with Beton(write(tmp_path / "x.beton", stored)) as data:
-        for limit, num in ((0, 0), (3.5, 3), (1000, 5)):
+        rows = data.rows(np.arange(5))
+        boxes = with_resampling(TURNED.boxes(Keys(0, 1, rows.indices), rows.height, rows.width), DIAGONAL)
+        for limit, num in ((0, 0), (7, 3)):
             monkeypatch.setattr(windows, "_MOST_CROPS", limit)
-            boxes = [TURNED.boxes(Keys(0, 0, np.arange(5)), *np.array(SIZES).T)]
-            planned = plan_windows(
-                data.rows(np.arange(5)), [with_resampling(boxes[0], DIAGONAL)] * 2, [SIZE] * 2
-            )
-            assert (planned.places[:, 2] > 0).sum() == num
-            assert_same(batches(data, views, DEVICE, 4)[0], expected_of(data, views, 4), views)
+            assert (plan_windows(rows, [boxes], [SIZE]).places[:, 2] > 0).tolist() == [
+                k < num for k in range(5)
+            ]
+            assert_same(batches(data, views, DEVICE, 5)[0], expected_of(data, views, 5), views)
+
+
+def test_the_host_never_waits_for_the_device() -> None:
+    views, num = (
+        [with_resampling(np.array([[40, 40, 20, 20]] * 3), kind) for kind in (ISOTROPIC, DIAGONAL)],
+        3,
+    )
+    views[1][2, 2:4] = 300  # cropped by the CPU
+    rows = SampleTable.empty(np.arange(num))
+    rows.height[:], rows.width[:] = 900, 800
+    with fake_cuda() as cuda:
+        assert fused_form(cuda.device) is not None
+        windows = DeviceWindows(rows, views, [SIZE, SIZE], Room(), is_pinned=True)
+        images = [torch.empty(4, SIZE, SIZE, 3, dtype=torch.uint8, pin_memory=True) for _ in views]
+        assert not windows.has_all(0)
+        with cuda.watched() as record:
+            crops = windows.crop(images, 4, cuda.device)
+        assert all(crop.is_cuda and crop.shape == (4, SIZE, SIZE, 3) for crop in crops)
+    assert not record.waits and record.kernels == {"vertical_kernel": 2, "horizontal_kernel": 2}
+
+
+def test_which_loaders_crop_on_the_device() -> None:
+    turbo, other = make("turbo"), make("torchvision")
+    plain, isotropic = (VIEWS["mixed"][k : k + 1] for k in (0, 1))
+    with fake_cuda() as cuda:
+        assert crops_on_device(turbo, VIEWS["mixed"], cuda.device)
+        assert not crops_on_device(turbo, plain, cuda.device)
+        assert not crops_on_device(other, isotropic, cuda.device)
+        assert not crops_on_device(turbo, isotropic, torch.device("cpu"))
