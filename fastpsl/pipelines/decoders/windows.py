@@ -15,12 +15,12 @@ _MOST_CROPS = 8
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Where a decoder puts the windows of a batch, each with all that the sample's isotropic views see.
+    """The windows of a batch, each with all that a sample's isotropic views see, and their places in an arena.
 
     Attributes:
         places: int32 [n, 4]: top, left, height, width, in pixels of the upright images. Zeros where the
             decoder is to crop all views of a sample.
-        offsets: int64 [n]: where each window begins in the arena. Its rows lie one after the other.
+        offsets: int64 [n]: where the decoder puts each window in the arena. Its rows lie one after the other.
         num_bytes: The bytes of all windows.
     """
 
