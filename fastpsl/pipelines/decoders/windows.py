@@ -15,7 +15,7 @@ _MOST_CROPS = 8
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The windows of a batch, each with all that a sample's isotropic views see, and their places in an arena.
+    """The places of a batch's windows in an arena. A window has all that a sample's isotropic views see.
 
     Attributes:
         places: int32 [n, 4]: top, left, height, width, in pixels of the upright images. Zeros where the
