@@ -8,11 +8,11 @@ from PIL import Image
 
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.choose import reason_of
-from tests.pipelines.decoding import KINDS, Samples, decode, make, samples_are_closed, whole  # noqa: F401
-from tests.pipelines.photos import JPG, RAW, area_mean, jpeg, photo
+from tests.pipelines.decoding import Samples, decode, make, samples_are_closed, whole  # noqa: F401
+from tests.pipelines.photos import DECODERS, JPG, RAW, area_mean, jpeg, photo
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_what_is_wrong_is_said_and_spares_the_rest(name: str, tmp_path: Path) -> None:
     image = photo(0, 60, 80)
     good = jpeg(image)
@@ -85,7 +85,7 @@ def mutated(data: bytes, random: np.random.Generator) -> bytes:
     return bytes(out)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_300_mutated_jpegs_do_no_harm(name: str, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     base = [
@@ -106,7 +106,7 @@ def test_300_mutated_jpegs_do_no_harm(name: str, tmp_path: Path) -> None:
     assert all(reason_of(decoder, int(status[i]), samples.rows, i) for i in np.flatnonzero(status).tolist())
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_boxes_outside_never_reach_the_decoder(name: str, tmp_path: Path) -> None:
     samples = Samples(tmp_path / "data", [(jpeg(photo(0, 60, 80)), 60, 80, JPG)])
     decoder = make(name)

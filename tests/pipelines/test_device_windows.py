@@ -3,11 +3,13 @@
 Without a GPU the interpreter runs the kernels, and tensors stay on the CPU.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("triton")
 from fastpsl.kernels import isotropic_batch
@@ -19,7 +21,9 @@ from fastpsl.kernels.isotropic_batch import fused_form
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.batch import BadSampleError, Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable
+from fastpsl.pipelines.data.image_files import Folder
+from fastpsl.pipelines.data.orientation import turn
 from fastpsl.pipelines.decoders import libturbo, windows
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from fastpsl.pipelines.decoders.windows import plan_windows
@@ -30,6 +34,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.fake_cuda import fake_cuda
 from tests.pipelines.decoding import Samples, make, samples_are_closed, whole, with_resampling  # noqa: F401
+from tests.pipelines.folders import tree
 from tests.pipelines.photos import JPG, RAW, jpeg, photo, pil_decode, write
 
 pytestmark = [pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C library was not built")]
@@ -74,7 +79,10 @@ def corners(side: int, kind: int) -> np.ndarray:
 @pytest.mark.parametrize("side", [1, 17])
 def test_windows_are_parts_of_pillows_decode(side: int, tmp_path: Path) -> None:
     stored, decoder = samples(), make("turbo")
+    height, width = SIZES[3]
+    stored[3] = (jpeg(photo(3, width, height)), height, width, JPG)
     rows = Samples(tmp_path / "data", stored).rows
+    rows.orientation[:] = orientations = 1, 1, 2, 6, 4
     boxes = [corners(side, ISOTROPIC), with_resampling(whole(rows)), corners(side, DIAGONAL)]
     boxes[2][0, :2] = boxes[0][0, :2] - [1, 0]  # the views of one sample see different parts
     for which in ([0], [2], [0, 1, 2]):
@@ -90,7 +98,8 @@ def test_windows_are_parts_of_pillows_decode(side: int, tmp_path: Path) -> None:
         for i, (top, left, height, width) in enumerate(planned.places.tolist()):
             start, end = end, end + height * width * 3
             assert planned.offsets[i] == start
-            expected = image_of(stored[i])[top : top + height, left : left + width]
+            upright = turn(image_of(stored[i]), orientations[i])
+            expected = upright[top : top + height, left : left + width]
             np.testing.assert_array_equal(arena[start:end].reshape(height, width, 3), expected)
         assert end == planned.num_bytes
         beyond = int((margin_px if 2 in which else reach_px)(side, SIZE))
@@ -109,7 +118,7 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def batches(
-    data: Beton, views: list[ViewSpec], device: torch.device, batch_size: int = 2
+    data: Dataset, views: list[ViewSpec], device: torch.device, batch_size: int = 2
 ) -> tuple[list[Batch], Room | None]:
     with Loader(
         data, views, batch_size_per_rank=batch_size, train=False, decoder="turbo", device=device,
@@ -135,7 +144,7 @@ def assert_same(seen: list[Batch], expected: list[Batch], views: list[ViewSpec])
                 assert not difference.any()
 
 
-def expected_of(data: Beton, views: list[ViewSpec], batch_size: int = 2) -> list[Batch]:
+def expected_of(data: Dataset, views: list[ViewSpec], batch_size: int = 2) -> list[Batch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "crops_on_device", lambda *_: False)
         return batches(data, views, torch.device("cpu"), batch_size)[0]
@@ -152,6 +161,17 @@ def test_batches_are_those_of_the_cpu(name: str, tmp_path: Path, on_device: None
         rows = data.rows(np.arange(2))
         largest = sum(3 * height * width for height, width in SIZES[2:4])
         assert room is not None and rows.num_bytes.sum() < largest and 0 < room.num_bytes < 1.25 * largest + 4
+
+
+def test_files_of_a_folder_are_too(tmp_path: Path, on_device: None) -> None:
+    """They are one that Pillow decodes, and one that is stored turned."""
+    file, turned = io.BytesIO(), Image.Exif()
+    turned[0x112] = 8
+    Image.fromarray(photo(0, *SIZES[0])).save(file, "PNG")
+    files = {"a/0.png": file.getvalue(), "a/1.jpg": jpeg(photo(1, *SIZES[1]), exif=turned.tobytes())}
+    with Folder(tree(tmp_path / "folder", files)) as data:
+        views = VIEWS["mixed"]
+        assert_same(batches(data, views, DEVICE)[0], expected_of(data, views), views)
 
 
 def test_a_bad_sample_shows_the_next_good_one(tmp_path: Path, on_device: None) -> None:

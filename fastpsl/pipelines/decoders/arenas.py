@@ -67,6 +67,6 @@ class Arenas:
             raise ValueError(
                 f"no {num_bytes >> 20:,} MiB of pinned host memory for a batch "
                 f"({' '.join(str(error).split())[:200]}): "
-                "lower --prefetch-batches or --batch-size, or use --decoder turbo (for folders: torchvision)"
+                "lower --prefetch-batches or --batch-size, or use --decoder turbo"
             ) from error
         return memory

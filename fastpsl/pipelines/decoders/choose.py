@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # writing a beton imports this file but not torch, which take
 # The decoders for each kind of data.
 READS = {
     "beton": ("turbo", "ffcv", "dali", "torchvision", "resident", "synthetic"),
-    "folder": ("dali", "torchvision", "synthetic"),
+    "folder": ("turbo", "dali", "torchvision", "synthetic"),
     "synthetic": ("synthetic",),
 }
 NAMES = READS["beton"]
@@ -76,7 +76,7 @@ def open_decoder(
     assert name == "turbo", name
     from fastpsl.pipelines.decoders.turbo import TurboDecoder
 
-    return TurboDecoder(), why
+    return TurboDecoder(num_threads), why
 
 
 def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[str, str]:
@@ -84,8 +84,7 @@ def choose_decoder(name: str, data: Dataset, device: "torch.device") -> tuple[st
 
     Args:
         name: A decoder's name, or "auto". On a GPU that is resident for a small set of raw images of one
-            size, else dali. On a CPU it is turbo for dataset files and dali for folders. It warns if only a
-            slower one is available.
+            size, else dali. On a CPU it is turbo. It warns if only a slower one is available.
         data: The open data set.
         device: The device of the batches.
 
@@ -134,14 +133,14 @@ def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
             size = f"{resident.megabytes(data):,.0f} MB"
             return "resident", f"raw images of one size, {size}: kept on the device"
     no_dali = ""
-    if device.type == "cuda" or data.kind == "folder":
+    if device.type == "cuda":
         from fastpsl.pipelines.decoders import dali
 
         no_dali = dali.why_missing(device)
         if not no_dali:
-            return "dali", "it reads folders" if data.kind == "folder" else "it decodes on the GPU"
+            return "dali", "it decodes on the GPU"
     no_turbo = libturbo.why_missing()
-    name = "turbo" if data.kind == "beton" and not no_turbo else "torchvision"
+    name = "torchvision" if no_turbo else "turbo"
     if no_turbo and data.kind == "beton":
         from fastpsl.pipelines.decoders import libffcv
 
@@ -150,8 +149,6 @@ def _automatic(data: Dataset, device: "torch.device") -> tuple[str, str]:
         advice = f"on the CPU is slow: {no_dali}"
     elif name == "turbo":
         return name, "it decodes what the crops need"
-    elif data.kind == "folder":
-        advice = "is slow: pack the images with `fastpsl data write`, for turbo to read them"
     else:
         advice = f"is slow: {no_turbo}; {libturbo.INSTALL}"
     warnings.warn(f"decoding by {name} {advice}", stacklevel=5)

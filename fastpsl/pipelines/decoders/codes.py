@@ -3,6 +3,7 @@
 import numpy as np
 
 # Plain integers, because compiled code reads them.
+READING = -1  # a thread reads the sample now
 GOOD = 0
 SHORT_READ = 1
 NOT_JPEG = 2

@@ -74,8 +74,7 @@ class DaliDecoder(BatchDecoder):
             raise ValueError(f"hw_decoder_load {hw_decoder_load}: a share of the batch, from 0 to 1")
         why = why_missing(device)
         if why:
-            alternatives = "torchvision" if kind == "folder" else "turbo or torchvision"
-            raise ValueError(f"decoder 'dali': {why}; or use {alternatives}")
+            raise ValueError(f"decoder 'dali': {why}; or use turbo or torchvision")
         assert device.type == "cpu" or device.index is not None, device  # DALI takes None for the CPU
         self.remark = why_slower(device)
         self._turns = kind == "folder"

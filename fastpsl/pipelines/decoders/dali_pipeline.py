@@ -142,8 +142,7 @@ class DaliPipeline:
         except Exception as error:
             self._check_user(str(error), of_all=True)
             raise RuntimeError(
-                f"DALI does not work here ({reason(str(error))}); "
-                "use --decoder turbo (for folders: torchvision)"
+                f"DALI does not work here ({reason(str(error))}); use --decoder turbo"
             ) from error
         self._pipe = pipe
 

@@ -27,7 +27,7 @@ class Request:
         rows: The samples, n of them.
         boxes: For V views int32 [V, n, 5].
         outs: For each view uint8 [n, S, S, 3], RGB, written in place.
-        codes: int8 [n], written.
+        codes: int8 [n], written; READING while a thread reads the sample, where the decoder tells.
         native: What a decoder keeps for the batch.
     """
 
@@ -66,6 +66,10 @@ class Decoder(Uncopyable, ABC):
 
         Any number of threads may call it at once, each with a slice of its own.
         """
+
+    def wanted_threads(self, num_threads: int) -> int:
+        """Return how many threads decode as fast as `num_threads` that never wait for storage."""
+        return num_threads
 
     def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         """Decode samples at once; the arguments are those of `begin`. Returns codes, int8 [n]."""

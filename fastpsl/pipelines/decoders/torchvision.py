@@ -1,4 +1,4 @@
-"""The plain decoder: torchvision decodes whole images exactly, and nothing need be built."""
+"""The plain decoder: Pillow decodes whole images exactly, and nothing need be built."""
 
 import numpy as np
 from typing_extensions import override
@@ -8,7 +8,7 @@ from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable, read_bytes
 from fastpsl.pipelines.data.image_file import BrokenImage, decode_any
 from fastpsl.pipelines.data.orientation import TURNED, turn
-from fastpsl.pipelines.data.plain_jpeg import Decode, plain_decoder
+from fastpsl.pipelines.data.plain_jpeg import decode_plainly
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.boxes import cannot
@@ -22,16 +22,15 @@ class TorchvisionDecoder(Decoder):
     name = "torchvision"
     reasons = codes.REASONS
 
-    def __init__(self) -> None:
-        self._decode_jpeg = plain_decoder()
-
     @override
     def decode_part(self, request: Request, part: slice) -> None:
         rows, outside = request.rows, np.zeros(part.stop - part.start, bool)
         for box, out in zip(request.boxes, request.outs, strict=True):
             outside |= cannot(box[part], out.shape[1], rows.height[part], rows.width[part])
         for i in range(part.start, part.stop):
+            request.codes[i] = codes.READING
             code, image = self.decode_image(rows, i)
+            request.codes[i] = code
             if image is None or outside[i - part.start]:
                 request.codes[i] = code or codes.BAD_BOX
                 continue
@@ -41,10 +40,10 @@ class TorchvisionDecoder(Decoder):
 
     def decode_image(self, rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
         """Return the code of row i and its whole image, upright, uint8 [H, W, 3], or None."""
-        return _decode_one(rows, i, self._decode_jpeg)
+        return _decode_one(rows, i)
 
 
-def _decode_one(rows: SampleTable, i: int, decode_jpeg: Decode) -> tuple[int, np.ndarray | None]:
+def _decode_one(rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
     size = int(rows.height[i]), int(rows.width[i])
     data = read_bytes(rows, i)
     if rows.path[i] and len(data) != rows.num_bytes[i]:
@@ -68,7 +67,7 @@ def _decode_one(rows: SampleTable, i: int, decode_jpeg: Decode) -> tuple[int, np
         return codes.WRONG_SIZE, None
     if components not in (1, 3):
         return codes.WRONG_COMPONENTS, None
-    image = decode_jpeg(data)
+    image = decode_plainly(data)
     return (codes.CORRUPT, None) if image is None else (codes.GOOD, turn(image, orientation))
 
 

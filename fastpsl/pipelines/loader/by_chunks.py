@@ -27,7 +27,7 @@ class ByChunks:
     """
 
     def __init__(self, decoder: Decoder, num_threads: int, crops_on_device: bool = False) -> None:
-        self._decoder = decoder
+        self._decoder, self._num_threads = decoder, num_threads
         self._workers = Workers(num_threads, "fastpsl-loader")
         self._arenas = Arenas(limit=_MAX_FREE)
         self._room = Room() if crops_on_device else None
@@ -38,7 +38,12 @@ class ByChunks:
     def _run(self, pending: PendingBatch) -> None:
         pending.guard(pending.plan)
         pending.guard(_begin, pending, self._decoder, self._arenas, self._room)
-        pending.decode_in_chunks(self._workers, partial(_decode, pending, self._decoder), pending.finish)
+        pending.decode_in_chunks(self._workers, partial(self._decode, pending), pending.finish)
+
+    def _decode(self, pending: PendingBatch, part: slice) -> None:
+        assert pending.request is not None
+        self._decoder.decode_part(pending.request, part)
+        self._workers.grow(self._decoder.wanted_threads(self._num_threads))
 
     @property
     def closed(self) -> bool:
@@ -78,8 +83,3 @@ def _begin(pending: PendingBatch, decoder: Decoder, arenas: Arenas, room: Room |
         windows, arena = pending.windows.planned, pending.windows.arena.numpy()
         pending.request = decoder.begin(pending.rows, pending.boxes, outs, windows, arena)
     pending.codes = pending.request.codes
-
-
-def _decode(pending: PendingBatch, decoder: Decoder, part: slice) -> None:
-    assert pending.request is not None
-    decoder.decode_part(pending.request, part)

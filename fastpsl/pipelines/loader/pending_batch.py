@@ -14,7 +14,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders.choose import reason_of
-from fastpsl.pipelines.decoders.codes import AREA, GOOD
+from fastpsl.pipelines.decoders.codes import AREA, GOOD, READING
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, Request
 from fastpsl.pipelines.loader.device_windows import DeviceWindows
 from fastpsl.pipelines.loader.order import PADDING, index_of
@@ -243,7 +243,8 @@ class PendingBatch:
         if not self.done.wait(timeout_s):
             with self._lock:
                 unfinished = [i for start, stop in self._waiting.items() for i in range(start, stop)]
-            names = self._names(self.indices[unfinished or range(self.num_valid)])
+            read_now = [i for i in unfinished if self.codes[i] == READING]
+            names = self._names(self.indices[read_now or unfinished or range(self.num_valid)])
             raise TimeoutError(
                 f"epoch {self.epoch}, step {self.step}: no batch within {timeout_s:g} s, waiting for "
                 f"{names}; a thread is stuck or storage is slow (timeout_s sets the limit)"
