@@ -9,6 +9,7 @@ from torch import Tensor
 from fastpsl.kernels.isotropic_batch import crop_ragged, fused_form
 from fastpsl.pipelines.batch import pack, unpack
 from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.decoders.arenas import pinned_memory
 from fastpsl.pipelines.decoders.boxes import is_isotropic
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.turbo import TurboDecoder
@@ -46,6 +47,8 @@ class Room:
 class DeviceWindows:
     """The windows of a batch: an arena that a decoder fills, and the crops that a device makes of it.
 
+    The kernel reads words of which a few bytes may lie behind the last window, so an arena has whole words.
+
     Args:
         rows: The samples, n of them.
         boxes: For each view int32 [n, 5].
@@ -56,15 +59,20 @@ class DeviceWindows:
     Attributes:
         planned: Where the windows lie.
         arena: uint8 [N], on the host.
+
+    Raises:
+        ValueError: If there is not enough pinned memory.
     """
 
     def __init__(
         self, rows: SampleTable, boxes: list[np.ndarray], sizes_px: list[int], room: Room, is_pinned: bool
     ) -> None:
         self.planned = plan_windows(rows, boxes, sizes_px)
-        # torch's pinned allocator reuses a block after its copies have ended.
         num_bytes = room.fit(self.planned.num_bytes)
-        self.arena = torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=is_pinned)
+        if is_pinned:
+            self.arena = pinned_memory(num_bytes, "lower --prefetch-batches or --batch-size")
+        else:
+            self.arena = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
         self._sizes_px = sizes_px
         self._boxes = {k: box.copy() for k, box in enumerate(boxes) if is_isotropic(box)}
         for box in self._boxes.values():
