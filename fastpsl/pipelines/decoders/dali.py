@@ -51,7 +51,7 @@ class DaliDecoder(BatchDecoder):
         hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1.
 
     Attributes:
-        remark: Why decoding is slower here than on other GPUs, or "".
+        remark: Why the GPU's JPEG engines cannot be used, with the remedy, or "".
         num_fallbacks: The number of samples decoded by the plain decoder in place of DALI.
 
     Raises:
