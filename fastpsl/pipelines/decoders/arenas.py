@@ -8,6 +8,8 @@ import torch
 
 from fastpsl.pipelines.files.uncopyable import Uncopyable
 
+_REMEDY = "lower --prefetch-batches or --batch-size, or use --decoder turbo"
+
 
 class Arena(Uncopyable):
     """The memory of one batch; it returns to its pool when this object is deleted.
@@ -59,14 +61,24 @@ class Arenas:
     def _new(self, num_bytes: int) -> np.ndarray:
         if not self._pinned:
             return np.empty(num_bytes, np.uint8)
-        try:
-            # The array keeps the tensor alive. torch rounds sizes up to powers of two, and keeps freed pages
-            # locked for its next tensors.
-            memory: np.ndarray = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy()
-        except RuntimeError as error:
-            raise ValueError(
-                f"no {num_bytes >> 20:,} MiB of pinned host memory for a batch "
-                f"({' '.join(str(error).split())[:200]}): "
-                "lower --prefetch-batches or --batch-size, or use --decoder turbo"
-            ) from error
+        # The array keeps the tensor alive.
+        memory: np.ndarray = pinned_memory(num_bytes, _REMEDY).numpy()
         return memory
+
+
+def pinned_memory(num_bytes: int, remedy: str) -> torch.Tensor:
+    """Allocate page-locked memory, uint8 [num_bytes].
+
+    torch rounds sizes up to powers of two, and keeps freed pages locked for its next tensors. It reuses a
+    block after its copies have ended.
+
+    Raises:
+        ValueError: If there is not enough. The message has the remedy.
+    """
+    try:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"no {num_bytes >> 20:,} MiB of pinned host memory for a batch "
+            f"({' '.join(str(error).split())[:200]}): {remedy}"
+        ) from error

@@ -38,13 +38,13 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 class Batch(ctypes.Structure):
-    """The struct of samples.c: arrays of a batch, by their addresses."""
+    """The struct of samples.c: arrays of a batch, by their addresses. The last three may be missing."""
 
     _fields_ = [("num", ctypes.c_int64), ("num_views", ctypes.c_int64)] + [
         (name, ctypes.c_void_p)
         for name in (
             "files", "offsets", "num_bytes", "heights", "widths", "modes", "orientations", "boxes", "sizes",
-            "outs", "codes", "paths", "slots",
+            "outs", "codes", "paths", "slots", "windows", "window_offsets", "arena",
         )
     ]  # fmt: skip
 

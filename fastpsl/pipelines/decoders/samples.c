@@ -28,7 +28,8 @@ enum { MODE_JPEG, MODE_RAW, MODE_FILE };
 // caches, by non-temporal stores, and the resize, which reads them at once, would wait for them.
 #define PIXELS_OFFSET 8
 
-typedef int32_t Box[5]; // top, left, height, width, resampling
+typedef int32_t Box[5];    // top, left, height, width, resampling
+typedef int32_t Window[4]; // top, left, height, width, in pixels of the upright image
 
 // A batch's samples, as they are stored, and its views. libturbo.py has the same.
 typedef struct {
@@ -43,6 +44,11 @@ typedef struct {
     int8_t *codes;            // written
     const char *const *paths; // of samples that have a file of their own, else NULL; NULL where none has
     sem_t *slots;
+    // Where the device crops the isotropic views: the part of each image that they see, which lies within their boxes
+    // and margins. It is empty where they are cropped here. `windows` is NULL where all are.
+    const Window *windows;
+    const int64_t *window_offsets; // where each begins in `arena`, with its rows one after the other
+    uint8_t *arena;                // written
 } Batch;
 
 // One sample and its views; view k's box is boxes[k * stride]. Boxes and sizes are those of the upright image.
@@ -152,6 +158,14 @@ static int64_t margin_of(const int32_t *box, int64_t size) {
     return box[4] == AREA ? 0 : isotropic_margin(box[2], size);
 }
 
+// Return how far the pixels of a box reach beyond it: for an upright window by its kernel alone.
+static int64_t reach_of(const int32_t *box, int64_t size) {
+    int64_t margin = margin_of(box, size);
+    if (box[4] != ISOTROPIC) return margin;
+    int64_t reach = isotropic_reach(box[2], size) + 1; // a tap of weight 0 may lie one pixel further out
+    return reach < margin ? reach : margin;
+}
+
 // Return whether all boxes lie in the image, with their kernels' margins.
 static int are_inside(const Request *request) {
     for (int64_t k = 0; k < request->num_views; k++) {
@@ -195,7 +209,7 @@ static void find_region(const Request *request, int denominator, int64_t region[
     for (int64_t k = 0; k < request->num_views; k++) {
         Box box;
         find_stored_box(request, k, box);
-        int64_t margin = margin_of(box, request->sizes[k]);
+        int64_t margin = reach_of(box, request->sizes[k]);
         for (int axis = 0; axis < 2; axis++) {
             int64_t low = (box[axis] - margin) / denominator;
             int64_t high = (box[axis] + box[axis + 2] + margin + denominator - 1) / denominator;
@@ -219,9 +233,21 @@ static int crop(const Part *part, const int32_t *box, uint8_t *out, int64_t size
     );
 }
 
-// Crop all views of sample i.
+// Copy a window to `out`, its rows one after the other.
+static void keep_window(const Part *part, const int32_t *window, uint8_t *out) {
+    int64_t stride = 3 * part->columns, num_bytes = (int64_t)window[3] * 3;
+    const uint8_t *pixels = part->pixels + (window[0] - (int64_t)part->top) * stride;
+    pixels += (window[1] - (int64_t)part->left) * 3;
+    for (int64_t row = 0; row < window[2]; row++)
+        memcpy(out + row * num_bytes, pixels + row * stride, (size_t)num_bytes);
+}
+
+// Crop all views of sample i, but those that the device crops from its window.
 static int crop_views(const Batch *batch, int64_t i, const Part *part) {
+    int has_window = batch->windows && batch->windows[i][2] > 0;
+    if (has_window) keep_window(part, batch->windows[i], batch->arena + batch->window_offsets[i]);
     for (int64_t k = 0; k < batch->num_views; k++) {
+        if (has_window && batch->boxes[k * batch->num + i][4] != AREA) continue;
         int64_t size = batch->sizes[k];
         if (crop(part, batch->boxes[k * batch->num + i], batch->outs[k] + i * size * size * 3, size)) return CORRUPT;
     }

@@ -6,6 +6,7 @@ Of a folder, Pillow decodes the other formats, and the JPEGs that libjpeg warns 
 import ctypes
 import os
 import threading
+from dataclasses import replace
 
 import numpy as np
 from typing_extensions import override
@@ -14,6 +15,7 @@ from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders import codes, libturbo
 from fastpsl.pipelines.decoders.decoder import Decoder, Request
 from fastpsl.pipelines.decoders.whole_images import decode_whole
+from fastpsl.pipelines.decoders.windows import Windows
 from fastpsl.pipelines.workers import default_num_threads
 
 _MAX_READERS = 128  # threads that may wait for storage, beside those that decode
@@ -41,28 +43,53 @@ class TurboDecoder(Decoder):
         self._sums = np.zeros(3)  # of late: samples, and the ns of reading and of decoding them
 
     @override
-    def begin(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> Request:
-        request = super().begin(rows, boxes, outs)
+    def begin(
+        self,
+        rows: SampleTable,
+        boxes: list[np.ndarray],
+        outs: list[np.ndarray],
+        windows: Windows | None = None,
+        arena: np.ndarray | None = None,
+    ) -> Request:
+        """Return a request for the decoding of a batch. Any thread may call it.
+
+        Args:
+            rows: The samples, n of them.
+            boxes: For each view int32 [n, 5].
+            outs: For each view uint8 [n, S, S, 3], RGB, written in place; [0, S, S, 3] where no sample of the
+                view is cropped here.
+            windows: The windows that are written instead of isotropic views. By default, there are none.
+            arena: uint8 [N], where they are written.
+        """
+        num = len(rows.indices)
+        codes.check_request(boxes, outs, num, windows is not None and bool(windows.places[:, 2].all()))
+        request = Request(rows, np.stack(boxes), outs, np.zeros(num, np.int8))
         columns = rows.fd, rows.offset, rows.num_bytes, rows.height, rows.width, rows.mode, rows.orientation
         arrays = [np.ascontiguousarray(column) for column in columns]
         arrays += [request.boxes, np.array([out.shape[1] for out in outs], np.int64)]
         arrays += [np.array([out.ctypes.data for out in outs], np.uintp), request.codes]
+        of_windows = []
+        if windows is not None:
+            assert arena is not None and len(arena) >= windows.num_bytes
+            of_windows = [np.ascontiguousarray(windows.places), np.ascontiguousarray(windows.offsets), arena]
         paths = _c_strings(rows.path)
         batch = libturbo.Batch(
-            len(rows.fd),
+            num,
             len(outs),
             *(array.ctypes.data for array in arrays),
             paths and ctypes.addressof(paths),
             self._slots.address,
+            *(array.ctypes.data for array in of_windows),
         )
-        native = ctypes.addressof(batch), batch, arrays, paths  # the rest lives as long as the request
-        return Request(rows, request.boxes, outs, request.codes, native)
+        # All but the address live as long as the request.
+        native = ctypes.addressof(batch), batch, arrays, paths, of_windows
+        return replace(request, native=native)
 
     @override
     def decode_part(self, request: Request, part: slice) -> None:
         if not hasattr(self._local, "handle"):  # freed with the thread
             self._local.handle = libturbo.Handle()
-        batch, _, _, paths = request.native
+        batch, _, _, paths, _ = request.native
         sums = np.array([part.stop - part.start, 0, 0])
         self._library.fastpsl_decode_samples(
             self._local.handle.address, batch, part.start, part.stop, sums[1:].ctypes.data
