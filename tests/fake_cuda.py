@@ -125,7 +125,7 @@ class FakeCuda:
 def fake_cuda() -> Iterator[FakeCuda]:
     """Pretend that there is one H200, as far as torch and fastpsl need; see the module's docstring."""
     cuda = FakeCuda()
-    caches = (fused_modules, isotropic_batch.fused_form, step_graph._side_stream)
+    caches = (fused_modules, isotropic_batch.fused_form, isotropic_batch._tried, step_graph._side_stream)
     with (
         pytest.MonkeyPatch.context() as patch,
         python_backward(),

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.schema import environment, short_name
-from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, nvjpeg_library
+from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, nvjpeg_library, why_slower
 
 PACKAGES = (
     "torch", "torchvision", "triton", "numpy", "numba", "kornia", "kornia-rs", "tyro", "rich", "ffcv",
@@ -46,7 +46,8 @@ def main() -> int:
             num_broken += module in OURS
     if torch.cuda.is_available():
         torch.cuda.init()
-        print(f"hardware JPEG decoders, by nvJPEG: {num_engines(nvjpeg_library())}")
+        why = why_slower(torch.device("cuda", torch.cuda.current_device()))
+        print(f"JPEG engines, by nvJPEG: {num_engines(nvjpeg_library())}; {why or 'they can be opened'}")
     print(
         f"{machine['gpu'] or 'no GPU'}, CUDA {torch.version.cuda}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, "

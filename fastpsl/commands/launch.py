@@ -14,6 +14,8 @@ from fastpsl.engine.options import flag
 from fastpsl.engine.recipe import HELP
 from fastpsl.engine.terminal import escaped
 
+# The parts of NVIDIA's driver that a container gets; the GPU's JPEG engines need that of video.
+_DRIVER_PARTS = "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
 _TIME = re.compile(r"\d+(-\d+(:\d+){0,2}|(:\d+){0,2})|unlimited|infinite", re.ASCII | re.IGNORECASE)
 
 
@@ -125,7 +127,10 @@ class Slurm:
         if self.container is not None:
             if self.container.startswith("-"):
                 raise ValueError(f"--container {self.container}: would be an option; give ./{self.container}")
-            command = ["apptainer", "exec", *(["--nv"] if self.gpus else []), self.container, *command]
+            start = (
+                ["env", _DRIVER_PARTS, "apptainer", "exec", "--nv"] if self.gpus else ["apptainer", "exec"]
+            )
+            command = [*start, self.container, *command]
         script = (
             templates(Path(__file__).parent)
             .get_template("slurm.sh.jinja")

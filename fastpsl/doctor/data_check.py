@@ -8,7 +8,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import GOOD
-from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.decoders.whole_images import decode_whole
 
 _NUM_SAMPLES = 16
 
@@ -20,15 +20,14 @@ def check_data(data: Dataset, options: TrainingOptions) -> Check:
     )
     data.wait(indices)
     rows = data.rows(indices)
-    decoder = TorchvisionDecoder()
-    codes = np.array([decoder.decode_image(rows, i)[0] for i in range(len(indices))])
+    codes = np.array([decode_whole(rows, i)[0] for i in range(len(indices))])
     bad = np.flatnonzero(codes != GOOD)
     size = f"{data.num_samples:,} {'images' if data.num_samples > 1 else 'image'}"
     source = f"{size} in {options.data or 'the embedded sample'}"
     if not len(bad):
         return Check("data", "ok", f"{source}, {len(indices)} of them decoded")
     first = int(bad[0])
-    text = f"{data.name(int(indices[first]))}: {reason_of(decoder, int(codes[first]), rows, first)}"
+    text = f"{data.name(int(indices[first]))}: {reason_of(int(codes[first]), rows, first)}"
     text += f" ({len(bad)} bad of {len(indices)} tried)"
     remedy = (
         "fastpsl data verify names all"

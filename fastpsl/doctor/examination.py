@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fastpsl.doctor.data_check import check_data, num_open_files
 from fastpsl.doctor.doctor_setup import DoctorSetup, load_recipe_or_default, open_setup
+from fastpsl.doctor.jpeg_engines import check_engines
 from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache, usable_cores
 from fastpsl.doctor.measure import measure
 from fastpsl.doctor.recipe import DEFAULT
@@ -93,6 +94,7 @@ def _examine(
             seconds = _SECONDS["sample" if options.data is None else device.type]
         measured = measure(setup, num_cores, seconds, log)
         checks += [check_page_cache(measured.read), *check_noise(measured.stages)]
+        checks += check_engines(measured.jpeg_engines)
     checks += [Check("warning", "warning", text) for text in dict.fromkeys(messages)]
     if setup.recipe is None:
         text = f"none was named, and {DEFAULT} was not found: only reading and decoding were timed"

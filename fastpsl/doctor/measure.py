@@ -13,6 +13,7 @@ import torch
 from fastpsl.doctor.decoder_choice import by_measurement
 from fastpsl.doctor.doctor_setup import DoctorSetup
 from fastpsl.doctor.feeding import Feed, copy_rate
+from fastpsl.doctor.jpeg_engines import best_share, measure_engines
 from fastpsl.doctor.measurements import BETON_WRITE, AutoDecoder, Measurements, StageRates
 from fastpsl.doctor.reading import measure_read
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
@@ -87,6 +88,10 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
     feed, (decode, loader) = feed_of(first_views, batch_size)
     other_decoders, untried = feed.other_decoders(decoder, decode, log)
     alternatives = other_decoders + feed.all_cores(num_cores, decode)
+    engines = None
+    with _tried("--hw-decoder-load", untried):
+        engines = measure_engines(feed, seconds, log)
+    alternatives += best_share(engines, decoder, decode)
     may_be_quasi_random = (
         experiment is not None and experiment.part is None and not experiment.task.has_own_order
     )
@@ -112,6 +117,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
         decoder=decoder,
         read=read,
         decode=decode,
+        jpeg_engines=engines,
         copy=copy_rate(first_views, batch_size, device) if is_copied else None,
         stages=stages,
         alternatives=tuple(alternatives),

@@ -47,6 +47,43 @@ class ReadRate:
 
 
 @dataclass(frozen=True)
+class JpegEngines:
+    """A GPU's JPEG engines while DALI decodes.
+
+    Attributes:
+        num: The number of engines; None if nvJPEG does not tell.
+        why_idle: Why they cannot be used, with the remedy; empty if they can.
+        share: The share of a batch for them that trains.
+        busy_percent: The highest of NVML's readings with that share; None if NVML does not tell.
+        rates: Share → images/s of decoding; empty if they cannot be used.
+    """
+
+    num: int | None
+    why_idle: str
+    share: float
+    busy_percent: int | None = None
+    rates: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The number and how busy they are, in words."""
+        num = "of an unknown number" if self.num is None else self.num
+        busy = "it is unknown how busy" if self.busy_percent is None else f"busy {self.busy_percent}%"
+        return f"{num}, {busy} while dali decodes"
+
+    @property
+    def best_share(self) -> float:
+        """The share with the highest rate; that of training if none was measured."""
+        return max(self.rates, key=lambda share: self.rates[share], default=self.share)
+
+    @property
+    def line(self) -> str:
+        """The text and the best share, as one line for people."""
+        option = "" if self.best_share == self.share else f" (--hw-decoder-load {self.best_share:g})"
+        return f"JPEG engines: {self.text}; fastest with {self.best_share:g} of a batch{option}"
+
+
+@dataclass(frozen=True)
 class Alternative:
     """An alternative way of loading.
 
@@ -166,6 +203,7 @@ class Measurements:
         num_threads: Decoding threads.
         torch_threads: Threads of a step on the CPU.
         decode: Rate of the loader on bytes in memory, for the first stage's views.
+        jpeg_engines: What the GPU's JPEG engines do; None without a GPU, DALI or JPEGs.
         copy: Rate of copies to the device; None if nothing is copied, or if the decoder does it.
         untried: Option → the reason why it could not be measured.
         auto: The choice of `--decoder auto`; None if it was not looked at.
@@ -180,6 +218,7 @@ class Measurements:
     decode: float
     copy: float | None
     stages: tuple[StageRates, ...]
+    jpeg_engines: JpegEngines | None = None
     alternatives: tuple[Alternative, ...] = ()
     untried: dict[str, str] = field(default_factory=dict)
     auto: AutoDecoder | None = None

@@ -41,6 +41,8 @@ def show(report: Report, console: Console) -> None:
             log("no step: give a recipe, as in fastpsl doctor recipes/NAME.py, to time its stages", "bold")
         else:
             log(f"bottleneck: {limit.part}. {limit.text}", "bold")
+        if measured.jpeg_engines and measured.jpeg_engines.rates:
+            log(measured.jpeg_engines.line)
         for change in report.changes()[:_MAX_CHANGES]:
             log(_change(change))
 

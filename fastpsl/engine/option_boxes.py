@@ -18,7 +18,7 @@ BOXES: dict[str, tuple[str, ...]] = {
     ),
     "monitoring": ("log_steps", "probe_every", "tensorboard", "wandb"),
     MACHINE_BOX: (
-        "device", "precision", "decoder", "workers", "augment_backend", "compile", "graph", "fold_frozen",
-        "prefetch_batches", "timeout_s",
+        "device", "precision", "decoder", "workers", "hw_decoder_load", "augment_backend", "compile", "graph",
+        "fold_frozen", "prefetch_batches", "timeout_s",
     ),
 }  # fmt: skip

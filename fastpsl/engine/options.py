@@ -72,6 +72,8 @@ class RunOptions:
     the device and the cores."""
     workers: int | None = field(default=None, metadata=MACHINE)
     """Decoding threads per GPU; by default the machine's cores divided by its GPUs' processes."""
+    hw_decoder_load: float | None = field(default=None, metadata=MACHINE)
+    """For dali on a GPU: share of each batch for its JPEG engines, from 0 to 1; by default 0.9."""
     prefetch_batches: int = field(default=4, metadata=MACHINE)
     """Batches that are read, decoded or ready while a step runs."""
     timeout_s: float = field(default=120.0, metadata=MACHINE)
@@ -98,6 +100,10 @@ class RunOptions:
                     )
         self._require_positive("batch_size", "prefetch_batches", "timeout_s")
         self._require_positive_or_none("workers")
+        if self.hw_decoder_load is not None and not 0 <= self.hw_decoder_load <= 1:
+            raise ValueError(
+                f"--hw-decoder-load {self.hw_decoder_load}: it must be from 0 to 1, or left out (0.9)"
+            )
 
     def _require_positive(self, *names: str) -> None:
         for name in names:

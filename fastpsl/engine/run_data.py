@@ -180,6 +180,7 @@ def open_loader(
         order=options.order,
         lanes=options.lanes,
         decoder=options.decoder,
+        hw_decoder_load=options.hw_decoder_load,
         num_threads=options.workers,
         device=str(world.device),
         prefetch_batches=options.prefetch_batches,

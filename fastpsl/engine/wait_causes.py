@@ -7,7 +7,6 @@ from fastpsl.engine.run_data import BatchSource
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import libturbo
-from fastpsl.pipelines.decoders.choose import READS
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.needed_size import short_side_px
 from fastpsl.pipelines.number_words import number_of
@@ -77,7 +76,7 @@ def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str]
 def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str, str]:
     """Return why the threads, which are busy, are too slow."""
     data, name = loader.data, loader.decoder_name
-    if name in ("torchvision", "ffcv") and "turbo" in READS[data.kind]:
+    if name in ("torchvision", "ffcv") or (name == "dali" and loader.device.type == "cpu"):
         if reason := libturbo.why_missing():
             return "decoder", f"{name} decodes slowly, because {reason}: {libturbo.INSTALL}"
         return "decoder", f"{name} decodes slowly: leave out --decoder, and turbo decodes"
@@ -92,8 +91,6 @@ def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str,
             f"The images are large, {median:,.0f} px at their shorter side, and the crops need {needed}: "
             f"fastpsl data write {source} OUT --max-side {2 * needed}, and --data OUT"
         )
-    if data.kind == "folder" and "turbo" not in READS["folder"]:
-        return "folder", f"A folder is decoded slowly: fastpsl data write {source} OUT, and --data OUT"
     if loader.num_threads < num_cores:
         return "threads", f"There are few decoding threads: give --workers {num_cores}"
     if loader.device.type == "cuda":

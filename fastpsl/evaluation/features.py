@@ -91,7 +91,7 @@ class Extraction:
                 f"--size-px {options.size_px}: this backbone reads images of {backbone.min_px} px or more; "
                 "give a larger --size-px"
             )
-        names = ("decoder", "prefetch_batches", "timeout_s", "on_bad_sample")
+        names = ("decoder", "hw_decoder_load", "prefetch_batches", "timeout_s", "on_bad_sample")
         return cls(
             pretrained, data, number, options.size_px, options.rank_batch(world.size),
             options.resolved_precision(world.device), dtype, options.whole,

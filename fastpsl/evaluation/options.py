@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 VAL_IS_OF_DATA = "the protocol says which part of --data is scored; leave it out"
 # What a loader of whole images refuses.
 WHOLE_IMAGES = dict.fromkeys(
-    ("order", "lanes", "on_bad_sample"), "it is not for whole images; leave it out"
+    ("order", "lanes", "on_bad_sample", "hw_decoder_load"), "it is not for whole images; leave it out"
 ) | {"val": VAL_IS_OF_DATA}
 
 

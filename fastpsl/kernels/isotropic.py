@@ -59,6 +59,14 @@ def margin_px(side: Any, size_px: int) -> Any:
     return np.ceil(side * (np.sqrt(0.5) - 0.5) + REACH_SIGMAS * sigma)
 
 
+def reach_px(side: Any, size_px: int) -> Any:
+    """Return the source pixels that an upright window needs around its square: the kernel's reach alone.
+
+    The arguments and the result are those of `margin_px`.
+    """
+    return np.ceil(REACH_SIGMAS * np.maximum(COLOUR_SIGMA_PX, SHRINK_SIGMA * side / size_px))
+
+
 def largest_side_px(shorter_px: np.ndarray, size_px: int) -> np.ndarray:
     """Return the largest float64 side with side + 2 * margin_px(side) <= shorter_px, within two pixels.
 

@@ -45,6 +45,25 @@ def crop_isotropic(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     return crop_densely(images, boxes, size_px) if fused is None else fused.crop(images, boxes, size_px)
 
 
+def crop_ragged(pixels: Tensor, places: Tensor, boxes: Tensor, size_px: int, widest_px: int) -> Tensor:
+    """Return the windows of images of several sizes, for which `fused_form` must not be None.
+
+    Args:
+        pixels: uint8 [N]: the images, RGB, their rows one after the other.
+        places: int64 [B, 3]: where each image begins in `pixels`, its height and its width.
+        boxes: Those of `crop_isotropic`, in pixels of their images.
+        size_px: The side of the windows.
+        widest_px: The width of the widest image.
+
+    Returns:
+        uint8 [B, size_px, size_px, 3].
+    """
+    fused, _ = _tried(pixels.device)
+    assert fused is not None
+    windows: Tensor = fused.crop_ragged(pixels, places, boxes, size_px, widest_px)
+    return windows
+
+
 def crop_densely(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     """Compute `crop_isotropic` by dense matrix products, on any device."""
     parts = [
@@ -55,14 +74,29 @@ def crop_densely(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
 
 
 @cache
-def fused_form(device: torch.device) -> ModuleType | None:
+def fused_form(
+    device: torch.device, instead: str = "by dense matrix products, many times slower"
+) -> ModuleType | None:
     """Return the module of Triton's kernels for a CUDA device, after one trial run.
 
     For other devices this is None. If Triton does not work it is None as well, with a warning that gives the
     reason.
+
+    Args:
+        device: The device.
+        instead: For the warning: how the caller makes the windows then.
     """
+    module, reason = _tried(device)
+    if reason:
+        warnings.warn(f"windows turned by 45 degrees are made {instead}: {reason}", stacklevel=3)
+    return module
+
+
+@cache
+def _tried(device: torch.device) -> tuple[ModuleType | None, str]:
+    """Return `fused_form`'s module, or None and why Triton does not work."""
     if device.type != "cuda":
-        return None
+        return None, ""
     images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8, device=device)
     boxes = torch.tensor([[28, 28, 8, 8, DIAGONAL]], dtype=torch.int32, device="cpu").pin_memory()
     try:
@@ -71,16 +105,10 @@ def fused_form(device: torch.device) -> ModuleType | None:
     except torch.cuda.OutOfMemoryError:
         raise
     except ImportError as error:
-        reason = f"Triton is missing ({error}; pip install triton)"
+        return None, f"Triton is missing ({error}; pip install triton)"
     except Exception as error:  # noqa: BLE001 - of the driver, the compiler, the linker: many types
-        reason = f"Triton does not work here ({' '.join(str(error).split())[:200]})"
-    else:
-        return module
-    warnings.warn(
-        f"windows turned by 45 degrees are made by dense matrix products, many times slower: {reason}",
-        stacklevel=3,
-    )
-    return None
+        return None, f"Triton does not work here ({' '.join(str(error).split())[:200]})"
+    return module, ""
 
 
 def _crop_isotropic(images: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -42,8 +42,9 @@ class Workers(Uncopyable):
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
-        self.num_threads, self._process = num_threads, os.getpid()
+        self.num_threads, self._name, self._process = num_threads, name, os.getpid()
         self._queue: _Queue = SimpleQueue()
+        self._lock, self._is_refused = threading.Lock(), False
         self._threads: list[threading.Thread] = []
         # The threads refer to the queue, never to this object, so deleting it ends them, as does the exit.
         self._end = weakref.finalize(self, _end, self._queue, self._threads, _EXIT_LIMIT_S)
@@ -61,6 +62,23 @@ class Workers(Uncopyable):
                 ) from error
             self._threads.append(thread)
 
+    def grow(self, num_threads: int) -> None:
+        """Have that many threads from now on, at least; fewer where the system refuses to start more."""
+        if num_threads <= self.num_threads or self._is_refused:
+            return
+        with self._lock:
+            while self.num_threads < num_threads and not self.closed and not self._is_refused:
+                thread = threading.Thread(
+                    target=_work, args=(self._queue,), name=f"{self._name}-{self.num_threads}", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError:  # a limit of the system
+                    self._is_refused = True
+                else:
+                    self._threads.append(thread)
+                    self.num_threads += 1
+
     def submit(self, function: Callable[..., None], *arguments: Any) -> None:
         self._queue.put((function, arguments))
 
@@ -71,7 +89,9 @@ class Workers(Uncopyable):
 
     def close(self, limit_s: float) -> None:
         """Let the threads finish the queue and join them, waiting at most `limit_s` seconds in all."""
-        if self._end.detach() is not None:
+        with self._lock:
+            is_open = self._end.detach() is not None
+        if is_open:
             _end(self._queue, self._threads, limit_s)
 
 

@@ -92,7 +92,7 @@ RESULTS = {
     "b": {"throughput-cpu-recipes.json", "small-cpu.json", "training-cpu-lightly.json"},
     "c": set(),
     "d": {"training-cpu-dali.json"},
-    "e": {"decode-cpu.json"},
+    "e": {"decode-cpu.json", "jpeg_engines-cpu.json"},
     "f": {"detection-cpu.json"},
     "g": {"step-cpu-compiled.json"},
     "h": {"time_to_accuracy-cpu-rotation.json"},

@@ -52,9 +52,9 @@ def test_the_policy_reaches_libgomp() -> None:
 
 def test_these_programs_write_results() -> None:
     assert WITH_RESULTS == [
-        "agreement", "beton_size", "beton_write", "checkpoint", "detection", "determinism", "gil", "kernels",
-        "labels", "large_set", "loaders", "order", "remote", "scaling", "simulated_world", "sizes", "small",
-        "start", "step", "throughput", "time_to_accuracy", "training",
+        "agreement", "beton_size", "beton_write", "checkpoint", "detection", "determinism", "gil",
+        "jpeg_engines", "kernels", "labels", "large_set", "loaders", "order", "remote", "scaling",
+        "simulated_world", "sizes", "small", "start", "step", "throughput", "time_to_accuracy", "training",
     ]  # fmt: skip
 
 

@@ -86,8 +86,8 @@ def test_the_script_of_two_nodes(capsys: pytest.CaptureFixture[str], programs: P
     assert lines.index("source a/bin/activate") == lines.index("set -e") + 1
     (command,) = (line for line in lines if "fastpsl train" in line)
     assert command == (
-        "    apptainer exec --nv i.sif fastpsl train jigsaw --out runs/j --data 's3://a/train-*.beton' "
-        "--epochs 1 2 3 || code=$?"
+        "    env NVIDIA_DRIVER_CAPABILITIES=compute,utility,video apptainer exec --nv i.sif "
+        "fastpsl train jigsaw --out runs/j --data 's3://a/train-*.beton' --epochs 1 2 3 || code=$?"
     )
 
 

@@ -13,9 +13,10 @@ import torch
 from bench.order import drop_from_cache
 from fastpsl.cli import main
 from fastpsl.commands.doctor import split
-from fastpsl.doctor import doctor_setup
+from fastpsl.doctor import doctor_setup, measure
 from fastpsl.doctor.doctor_setup import open_setup
 from fastpsl.doctor.feeding import Feed
+from fastpsl.doctor.measurements import JpegEngines
 from fastpsl.doctor.reading import measure_read
 from fastpsl.doctor.recipe import default_recipe, load_recipe
 from fastpsl.engine.options import TrainingOptions
@@ -129,6 +130,22 @@ def test_json(doctor) -> None:
     text = (ROOT / "docs" / "how_to" / "bottleneck.md").read_text()
     keys = [*report, *report["setting"], *measured, *measured["read"], *stage, *report["checks"][0], *names]
     assert not [key for key in keys if f"`{key}`" not in text]
+
+
+def test_what_the_jpeg_engines_do_reaches_the_report(doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = JpegEngines(7, "", 0.9, 3, {0.5: 1e9, 0.9: 100.0})
+    monkeypatch.setattr(measure, "measure_engines", lambda *_: engines)
+    options = ("--decoder", "torchvision")
+    report = json.loads(doctor("--json", "--seconds", 0.01, "--stages", "S1", JIGSAW, *SMALL, *options).out)
+    measured = report["measured"]
+    assert measured["jpeg_engines"] == {
+        "num": 7, "why_idle": "", "share": 0.9, "busy_percent": 3, "rates": {"0.5": 1e9, "0.9": 100.0},
+    }  # fmt: skip
+    (added,) = (each for each in measured["alternatives"] if "hw-decoder-load" in each["option"])
+    assert added["option"] == "--decoder dali --hw-decoder-load 0.5"
+    assert (added["images_per_s"], added["beside"]) == (1e9, measured["decode"])
+    (check,) = (check for check in report["checks"] if check["name"] == "jpeg engines")
+    assert check["state"] == "warning" and check["remedy"]
 
 
 def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from fastpsl.engine.data_waits import DataWaits, Usage, Waits
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.wait_causes import cause_of, line_of
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.decoders import choose, libturbo
+from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.engine.test_trainer import fit
@@ -140,7 +140,9 @@ READING = Waits(num_batches=100, seconds=60, idle_s=15, host_s=20, cpu_s=20, rea
         ({}, BUSY, "cores", "8 cores"),
         ({"device": GPU}, BUSY, "cores", "--short-side 256"),
         ({"num_threads": 3}, BUSY, "threads", "--workers 8"),
-        ({"kind": "folder"}, BUSY, "folder", "fastpsl data write FOLDER OUT"),
+        ({"kind": "folder"}, BUSY, "cores", "8 cores"),
+        ({"decoder_name": "dali"}, BUSY, "decoder", "leave out --decoder"),
+        ({"decoder_name": "dali", "device": GPU}, BUSY, "cores", "--short-side 256"),
         ({"kind": "folder", "side_px": 1200}, BUSY, "size", "--max-side 512"),
         ({"side_px": 511}, BUSY, "cores", "8 cores"),
         ({"decoder_name": "torchvision"}, BUSY, "decoder", "leave out --decoder"),
@@ -162,7 +164,6 @@ def test_the_cause_is_what_the_code_knows(
     missing = "no compiler" if values.pop("no_turbo", False) else ""
     monkeypatch.setattr(libturbo, "why_missing", lambda: missing)
     monkeypatch.setattr(wait_causes, "default_num_threads", lambda: 8)
-    monkeypatch.setitem(choose.READS, "folder", ("dali", "torchvision"))
     loader = loader_of(**values)
     assert cause_of(waits, loader)[0] == cause
     key, line = line_of("S1", waits, loader)

@@ -105,6 +105,9 @@ def test_every_option_has_a_help_text(path: Path) -> None:
         {"prefetch_batches": 0},
         {"lanes": 0},
         {"probe_every": -1},
+        {"hw_decoder_load": -0.1},
+        {"hw_decoder_load": 1.5},
+        {"hw_decoder_load": float("nan")},
     ],
 )
 def test_impossible_values_name_their_flag(values: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.engine import run_data as module
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run_data import RunData
@@ -81,3 +82,15 @@ def test_options_reach_the_loader_of_whole_images() -> None:
         assert (loader.rank, loader.world, loader.device) == (1, 2, torch.device("cpu"))
         assert (loader.seed, loader.prefetch_batches, loader.timeout_s) == (5, 7, 33.0)
         assert loader._workers.num_threads == 3
+
+
+@pytest.mark.parametrize("share", [None, 0.0, 0.65])
+def test_the_share_of_the_jpeg_engines_reaches_the_loader(
+    share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(module, "Loader", lambda *_, **options: given.append(options["hw_decoder_load"]))
+    options = PretrainOptions(data=str(sample_paths().train_32), hw_decoder_load=share)
+    with closing(RunData(options, World(0, 1, 0, 1, torch.device("cpu")))) as run_data:
+        run_data.loader(run_data.train, [ViewSpec(ShorterSideCrop(32, 32))], train=False)
+    assert given == [share]

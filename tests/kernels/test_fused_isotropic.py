@@ -18,7 +18,7 @@ import triton.language as tl
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.fused_cuda import isotropic as fused
 from fastpsl.kernels.fused_cuda import lattice, planes
-from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, largest_side_px, margin_px, reach_px
 from fastpsl.kernels.rotation_crops import RotationCrop
 from tests.kernels.windows import noise, plain, rounded, window
 from tests.pipelines.isotropy import probe_accuracy
@@ -106,6 +106,28 @@ def test_images_of_several_sizes_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     assert_same(out, np.stack(expected))
     monkeypatch.setattr(fused, "_BETWEEN_BYTES", 2 * 6 * 64 * 128)
     np.testing.assert_array_equal(crop(images, boxes, size), out)
+
+
+@pytest.mark.parametrize("before", [1, slow(2**31 + 5)])
+def test_images_of_several_sizes_in_one_piece_of_memory(before: int) -> None:
+    """Each begins on any byte, also beyond two gigabytes, and the last one ends with the memory."""
+    size, sides, pixels, places, boxes, expected = 11, (17, 9, 30), [], [], [], []
+    begin = before
+    for i, side in enumerate(sides):
+        beyond = [int(of(side, size)) for of in (reach_px, margin_px, margin_px)][i]
+        image, base = noise(side + 2 * beyond, side + 2 * beyond + i, i), (ISOTROPIC, DIAGONAL, ISOTROPIC)[i]
+        around = np.pad(image, ((9, 9), (9, 9), (0, 0)), mode="edge")
+        expected.append(window(around, beyond + 9, beyond + 9, side, base, size))
+        boxes.append([beyond, beyond, side, side, base])
+        places.append([begin, *image.shape[:2]])
+        pixels.append(image.ravel())
+        begin += image.size
+    memory = torch.empty(begin, dtype=torch.uint8)  # pages that nothing touches take no memory
+    memory[before:] = torch.from_numpy(np.concatenate(pixels))
+    out = fused.crop_ragged(
+        memory.to(DEVICE), torch.tensor(places).to(DEVICE), torch.tensor(boxes).to(DEVICE), size, 92
+    )
+    assert_same(out.cpu().numpy(), np.stack(expected))
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -120,6 +120,8 @@ def test_without_triton_the_reason_is_said_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "fastpsl.kernels.fused_cuda.isotropic", None)
     with pytest.warns(UserWarning, match="dense matrix products, many times slower: Triton is missing"):
         assert isotropic_batch.fused_form(device) is None
+    with pytest.warns(UserWarning, match="made on the CPU: Triton is missing"):
+        assert isotropic_batch.fused_form(device, "on the CPU") is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert isotropic_batch.fused_form(device) is None

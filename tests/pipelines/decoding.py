@@ -8,18 +8,12 @@ from typing import ClassVar, cast
 import numpy as np
 import pytest
 import torch
-import torchvision.io
 
 from fastpsl.pipelines.data.dataset import SampleTable
-from fastpsl.pipelines.data.plain_jpeg import by_pillow, plain_decoder
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
-from tests.pipelines.photos import DECODERS
-
-# The last is the torchvision decoder where torchvision has no decode_jpeg.
-KINDS = [*DECODERS, "torchvision by Pillow"]
 
 
 def make(name: str) -> Decoder | BatchDecoder:
@@ -27,15 +21,6 @@ def make(name: str) -> Decoder | BatchDecoder:
         return DaliDecoder("beton", 600, 2, torch.device("cpu"))
     if name == "torchvision":
         return TorchvisionDecoder()
-    if name == "torchvision by Pillow":
-        with pytest.MonkeyPatch.context() as patch:
-            patch.delattr(torchvision.io, "decode_jpeg")
-            plain_decoder.cache_clear()
-            decoder = TorchvisionDecoder()
-            assert plain_decoder() is by_pillow
-        plain_decoder.cache_clear()
-        assert plain_decoder() is not by_pillow
-        return decoder
     if name == "turbo":
         from fastpsl.pipelines.decoders.turbo import TurboDecoder
 

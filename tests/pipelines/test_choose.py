@@ -50,12 +50,10 @@ CASES: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"no_turbo": True, "dali": NO_DALI}, "ffcv", ["no faster one"]),
     ({"no_turbo": True, "dali": NO_DALI, "no_ffcv": True}, "torchvision", ["no faster one"]),
     ({"no_turbo": True, "device": "cpu"}, "ffcv", ["no faster one"]),
-    ({"kind": "folder", "folders": False}, "dali", ["it reads folders"]),
-    ({"kind": "folder", "folders": False, "device": "cpu"}, "dali", ["it reads folders"]),
-    ({"kind": "folder", "folders": False, "dali": NO_DALI}, "torchvision", ["no faster one"]),
     ({"kind": "folder"}, "turbo", ["16 threads decode about 23,500"]),
     ({"kind": "folder", "threads": 4}, "dali", ["4 threads decode about 5,880"]),
     ({"kind": "folder", "device": "cpu"}, "turbo", ["it decodes what the crops need"]),
+    ({"kind": "folder", "no_turbo": True}, "dali", ["it decodes on the GPU"]),
     ({"kind": "folder", "device": "cpu", "no_turbo": True}, "torchvision", ["no faster one"]),
 ]  # fmt: skip
 
@@ -66,8 +64,6 @@ def test_what_auto_takes(
 ) -> None:
     asked = list[torch.device]()
     cores = case.get("cores", 16)
-    kinds = ("turbo", "dali", "torchvision") if case.get("folders", True) else ("dali", "torchvision")
-    monkeypatch.setitem(choose.READS, "folder", kinds)
     monkeypatch.setattr(choose, "default_num_threads", lambda: cores)
     monkeypatch.setattr(libturbo, "why_missing", lambda: "no compiler" if "no_turbo" in case else "")
     monkeypatch.setattr(libffcv, "why_missing", lambda: "no ffcv" if "no_ffcv" in case else "")

@@ -12,15 +12,12 @@ from PIL import Image
 
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC
 from fastpsl.kernels.isotropic_loops import isotropic_resize
-from fastpsl.pipelines.data.plain_jpeg import plain_decoder
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.decoders import codes, libffcv, libturbo
 from fastpsl.pipelines.decoders.area import area_resize
 from fastpsl.pipelines.decoders.choose import NAMES, open_decoder
 from fastpsl.pipelines.decoders.ffcv import _denominator
-from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
 from tests.pipelines.decoding import (  # noqa: F401
-    KINDS,
     Samples,
     decode,
     make,
@@ -108,7 +105,7 @@ def test_crops_agree_with_a_full_decode_and_with_each_other(case: str, tmp_path:
         [area_mean(pil_decode(data), box, size) for data, box in zip(images, boxes, strict=True)]
     )
     results = {}
-    for name in KINDS:
+    for name in DECODERS:
         status, (out,) = decode(make(name), samples.rows, [boxes], [size])
         assert not status.any()
         results[name] = out
@@ -167,7 +164,7 @@ def test_area_resize_takes_fractions_of_pixels() -> None:
         assert np.abs(out - area_mean(large, box, 13)).max() < 0.51, box
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_raw_pixels_grey_and_progressive_are_read(name: str, tmp_path: Path) -> None:
     image = photo(3, 51, 67)
     grey, progressive = jpeg(image[..., 0]), jpeg(image, progressive=True)
@@ -187,7 +184,7 @@ def test_raw_pixels_grey_and_progressive_are_read(name: str, tmp_path: Path) -> 
         assert np.abs(crop.astype(int) - pil_decode(data)[2:33, 3:34]).mean() < 1.5
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_betons_jpegs_are_not_turned(name: str, orientation: int, tmp_path: Path) -> None:
     exif = Image.Exif()  # writing a beton applies it, but other writers leave it in
@@ -198,7 +195,7 @@ def test_betons_jpegs_are_not_turned(name: str, orientation: int, tmp_path: Path
     assert not status.any() and np.abs(out[0] - area_mean(pil_decode(data), (0, 0, 51, 67), 25)).mean() < 1.5
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_isotropic_crops_are_the_kernels_of_the_whole_image(name: str, tmp_path: Path) -> None:
     sizes = [(130, 151), (201, 140), (130, 151), (130, 151)]
     data = [jpeg(photo(i, *size)) for i, size in enumerate(sizes)]
@@ -221,7 +218,7 @@ def test_isotropic_crops_are_the_kernels_of_the_whole_image(name: str, tmp_path:
         assert np.abs(turned[i].astype(int) - expected).mean() < 1.3, i  # because libffcv uses the fast DCT
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_several_views_of_several_sizes_and_none(name: str, tmp_path: Path) -> None:
     decoder = make(name)
     data = [jpeg(photo(seed, 90 + seed, 70)) for seed in range(3)]
@@ -238,7 +235,7 @@ def test_several_views_of_several_sizes_and_none(name: str, tmp_path: Path) -> N
 
 
 # Without dali, because a `BatchDecoder` is driven by one thread.
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "dali"])
+@pytest.mark.parametrize("name", [name for name in DECODERS if name != "dali"])
 def test_threads_do_not_share_scratch(name: str, tmp_path: Path) -> None:
     sides = [(40 + 13 * i, 200 - 11 * i) for i in range(12)]
     samples = Samples(
@@ -292,12 +289,3 @@ def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="decoder 'torchvision' cannot read synthetic data"):
         open_decoder("torchvision", data)
     assert NAMES == ("turbo", "ffcv", "dali", "torchvision", "resident", "synthetic")
-
-
-def test_torchvisions_deprecation_is_not_said_a_thousand_times(tmp_path: Path) -> None:
-    samples = Samples(tmp_path / "data", [(jpeg(photo(0, 60, 80)), 60, 80, JPG)] * 3)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        plain_decoder.cache_clear()
-        assert not decode(TorchvisionDecoder(), samples.rows, [whole(samples.rows)], [9])[0].any()
-    assert caught == []

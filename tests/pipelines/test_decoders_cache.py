@@ -15,7 +15,6 @@ import gc, sys, tempfile, numpy as np, numba, torch
 torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from fastpsl.pipelines.data.plain_jpeg import by_pillow, plain_decoder
 from fastpsl.pipelines.data.dataset import SampleTable
 from tests.pipelines.photos import photo_samples, write
 from fastpsl.kernels.crops import RandomResizedCrop

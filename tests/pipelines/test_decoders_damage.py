@@ -8,11 +8,11 @@ from PIL import Image
 
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.choose import reason_of
-from tests.pipelines.decoding import KINDS, Samples, decode, make, samples_are_closed, whole  # noqa: F401
-from tests.pipelines.photos import JPG, RAW, area_mean, jpeg, photo
+from tests.pipelines.decoding import Samples, decode, make, samples_are_closed, whole  # noqa: F401
+from tests.pipelines.photos import DECODERS, JPG, RAW, area_mean, jpeg, photo
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_what_is_wrong_is_said_and_spares_the_rest(name: str, tmp_path: Path) -> None:
     image = photo(0, 60, 80)
     good = jpeg(image)
@@ -56,16 +56,14 @@ def test_what_is_wrong_is_said_and_spares_the_rest(name: str, tmp_path: Path) ->
     ]
     assert status.dtype == np.int8 and status.tolist() == expected
     assert np.abs(out[0] - area_mean(image, (0, 0, 60, 60), 24)).mean() < 6
-    assert (
-        reason_of(decoder, codes.WRONG_SIZE, samples.rows, 3) == "the header says 60x80 px, the table 80x60"
-    )
-    assert reason_of(decoder, codes.WRONG_COMPONENTS, samples.rows, 5).endswith("the header says 4")
+    assert reason_of(codes.WRONG_SIZE, samples.rows, 3) == "the header says 60x80 px, the table 80x60"
+    assert reason_of(codes.WRONG_COMPONENTS, samples.rows, 5).endswith("the header says 4")
     for height, width in ((59, 80), (61, 80), (60, 79), (60, 81)):  # only one side is wrong
         alone = Samples(tmp_path / "alone", [(good, height, width, JPG)])
         assert decode(decoder, alone.rows, [np.array([[0, 0, 9, 9]])], [8])[0].tolist() == [codes.WRONG_SIZE]
     file_codes = {codes.CHANGED, codes.BAD_FILE}
-    assert set(decoder.reasons) == (set(expected) | file_codes) - {codes.GOOD}
-    assert "\n" not in "".join(decoder.reasons.values())
+    assert set(codes.REASONS) == (set(expected) | file_codes) - {codes.GOOD}
+    assert "\n" not in "".join(codes.REASONS.values())
 
 
 def mutated(data: bytes, random: np.random.Generator) -> bytes:
@@ -85,7 +83,7 @@ def mutated(data: bytes, random: np.random.Generator) -> bytes:
     return bytes(out)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_300_mutated_jpegs_do_no_harm(name: str, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     base = [
@@ -102,11 +100,11 @@ def test_300_mutated_jpegs_do_no_harm(name: str, tmp_path: Path) -> None:
     )
     assert not status[1::2].any() and (large[1::2] == large[1]).all() and (small[1::2] == small[1]).all()
     assert (status[::2] != codes.GOOD).sum() > 100
-    assert set(status.tolist()) <= {codes.GOOD, *decoder.reasons}
-    assert all(reason_of(decoder, int(status[i]), samples.rows, i) for i in np.flatnonzero(status).tolist())
+    assert set(status.tolist()) <= {codes.GOOD, *codes.REASONS}
+    assert all(reason_of(int(status[i]), samples.rows, i) for i in np.flatnonzero(status).tolist())
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_boxes_outside_never_reach_the_decoder(name: str, tmp_path: Path) -> None:
     samples = Samples(tmp_path / "data", [(jpeg(photo(0, 60, 80)), 60, 80, JPG)])
     decoder = make(name)

@@ -13,6 +13,7 @@ from PIL import Image
 from typing_extensions import override
 
 from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import BadSampleError, Batch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
@@ -21,16 +22,17 @@ from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.data.image_file import decode_any, upright_size
 from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.decoders import dali
-from fastpsl.pipelines.decoders.choose import choose_decoder
+from fastpsl.pipelines.decoders import dali, libturbo
+from fastpsl.pipelines.decoders.choose import READS, choose_decoder
+from fastpsl.pipelines.decoders.codes import CHANGED, CORRUPT, REASONS
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
-from tests.pipelines.photos import COMPILED, DECODERS, area_mean, jpeg, photo
+from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo, pil_decode
 
 # The decoders that read folders.
-READERS = [decoder for decoder in DECODERS if decoder not in COMPILED]
+READERS = [decoder for decoder in DECODERS if decoder in READS["folder"]]
 every_reader = pytest.mark.parametrize("decoder", READERS)
 VIEWS = [ViewSpec(RandomResizedCrop(24)), ViewSpec(RandomResizedCrop(40))]
 CPU = torch.device("cpu")
@@ -222,6 +224,30 @@ def test_what_changes_or_goes_is_named(root: Path, decoder: str) -> None:
     assert bad[7] == "the file is not as it was when the folder was listed: No such file or directory"
 
 
+@every_reader
+def test_damaged_files_have_one_answer(root: Path, decoder: str) -> None:
+    """A folder's JPEG that libjpeg only warns of is decoded, one without an end is not."""
+    with Folder(root) as data:
+        paths = [Path(data.name(i)) for i in range(4)]
+    first, second, third, _ = (path.read_bytes() for path in paths)
+    paths[0].write_bytes(first[:-2] + bytes(20) + first[-2:])
+    paths[1].write_bytes(second[: len(second) // 2])
+    paths[2].write_bytes(third[:-2])
+    with Folder(root) as data, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* not by DALI")
+        paths[3].unlink()
+        os.mkfifo(paths[3])
+        batch = batches(data, decoder, train=False, on_bad_sample="skip", batch_size_per_rank=12)[0]
+        assert [(bad.index, bad.reason.partition(":")[0]) for bad in batch.bad] == [
+            (1, REASONS[CORRUPT]), (2, REASONS[CORRUPT]), (3, REASONS[CHANGED]),
+        ]  # fmt: skip
+        for view, size in enumerate((24, 40)):
+            keys = Keys(0, 3, np.arange(1), view)
+            box = RandomResizedCrop(size).boxes(keys, *(np.array([px]) for px in pil_decode(first).shape[:2]))
+            crop = batch.images[view][0].permute(1, 2, 0).numpy()
+            assert np.abs(crop - area_mean(pil_decode(first), box[0], size)).mean() < 1.5
+
+
 def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of files from which headers are read."""
     read, scan = [], header_index._scan
@@ -370,18 +396,16 @@ def test_a_cache_that_cannot_be_written_is_said(
 
 def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Folder(root) as data:
-        if "dali" in READERS:
-            assert choose_decoder("auto", data, CPU) == ("dali", "it reads folders")
+        if "turbo" in READERS:
+            assert choose_decoder("auto", data, CPU) == ("turbo", "it decodes what the crops need")
         monkeypatch.setattr(dali, "why_missing", lambda device: "DALI is not installed; pip install it")
-        pack = "pack the images with `fastpsl data write`, for turbo to read them"
-        for device, advice in (
-            ("cpu", f"is slow: {pack}"),
-            ("cuda", "on the CPU is slow: DALI is not installed; pip install it"),
-        ):
+        monkeypatch.setattr(libturbo, "why_missing", lambda: "it was not built")
+        slow = f"decoding by torchvision is slow: it was not built; {libturbo.INSTALL}"
+        for device in ("cpu", "cuda"):
             with pytest.warns(UserWarning) as caught:
                 chosen = choose_decoder("auto", data, torch.device(device))
             assert chosen == ("torchvision", "no faster one can read this here")
-            assert [str(warning.message) for warning in caught] == [f"decoding by torchvision {advice}"]
+            assert [str(warning.message) for warning in caught] == [slow]
         with pytest.raises(ValueError, match="'ffcv' cannot read a folder; .* `fastpsl data write`") as error:
             choose_decoder("ffcv", data, CPU)
         assert "\n" not in str(error.value)

@@ -12,11 +12,15 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
+from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
+from fastpsl.kernels.isotropic_loops import isotropic_resize
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, SampleTable
 from fastpsl.pipelines.data.image_file import convert_pillow, decode_any, upright_size
 from fastpsl.pipelines.data.image_files import Folder
+from fastpsl.pipelines.decoders import codes
+from tests.pipelines.decoding import decode, make
 from tests.pipelines.folders import tree
-from tests.pipelines.photos import area_mean, jpeg, photo, pil_decode
+from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo, pil_decode
 from tests.pipelines.test_beton_convert import file_of
 from tests.pipelines.test_folder import every_reader, whole
 
@@ -119,6 +123,47 @@ def test_what_exif_says_is_read_alike_wherever_it_stands(
             assert decode_any(files[name]).shape == upright.shape, name
             if odd[names.index(name)]:
                 np.testing.assert_array_equal(decode_any(files[name]), upright, name)
+
+
+@pytest.mark.skipif("turbo" not in DECODERS, reason="the C library was not built")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_of_turned_images_are_cropped_from_their_windows(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    random = np.random.default_rng(orientation)
+    for height, width, kind, size, bound in (
+        (131, 187, codes.AREA, 66, 0.52), (131, 187, ISOTROPIC, 30, 1), (131, 187, DIAGONAL, 31, 1),
+        (1, 1, codes.AREA, 3, 0.52), (419, 643, codes.AREA, 25, 8),
+    ):  # fmt: skip
+        path = tmp_path / f"{height}.jpg"
+        path.write_bytes(jpeg(photo(orientation, height, width), exif=exif.tobytes()))
+        image = decode_any(path.read_bytes())
+        rows = SampleTable.empty(np.zeros(6, np.int64))
+        rows.fd[:], rows.offset[:], rows.num_bytes[:], rows.mode[:] = -1, 0, path.stat().st_size, MODE_JPEG
+        rows.height[:], rows.width[:] = image.shape[:2]
+        rows.orientation[:], rows.path[:] = orientation, str(path)
+        margin = 0 if kind == codes.AREA else int(margin_px(20, size))
+        limits = np.array(image.shape[:2]) - 2 * margin
+        boxes = []
+        for _ in range(2):
+            # The last images are large beside their crops, so libjpeg decodes them at 1/4 or 1/8.
+            low = limits - limits // 5 if height == 419 else np.ones(2, int)
+            sides = random.integers(low, limits + 1, (6, 2)) if kind == codes.AREA else np.full((6, 2), 20)
+            starts = margin + random.integers(0, limits - sides + 1)
+            boxes.append(np.column_stack([starts, sides, np.full(6, kind)]).astype(np.int32))
+        status, outs = decode(make("turbo"), rows, boxes, [size, size])
+        assert not status.any()
+        for out, places in zip(outs, boxes, strict=True):
+            for crop, (top, left, rows_px, columns_px, _) in zip(out, places.tolist(), strict=True):
+                if kind == codes.AREA:
+                    expected = area_mean(image, (top, left, rows_px, columns_px), size)
+                else:
+                    expected = np.empty((size, size, 3), np.uint8)
+                    isotropic_resize(
+                        image.reshape(-1), *image.shape[:2], top, left, 20, kind == DIAGONAL, expected
+                    )
+                difference = np.abs(crop - expected.astype(float))
+                assert difference.mean() < bound / 2 and np.percentile(difference, 99) < bound + 1e-9
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -1,4 +1,4 @@
-"""The query for hardware JPEG decoders, with a fake nvJPEG and, if installed, the real one."""
+"""The proof that JPEG engines work, with a fake nvJPEG and, if installed, the real one."""
 
 import ctypes
 from typing import Any
@@ -7,15 +7,23 @@ import pytest
 import torch
 
 from fastpsl.pipelines.decoders import hardware_jpeg
-from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, why_slower
+from fastpsl.pipelines.decoders.hardware_jpeg import NO_VIDEO, num_engines, why_idle, why_slower
+from tests.test_architecture import ROOT
 
 
 class Library:
-    """A fake of nvJPEG's library."""
+    """A fake of nvJPEG's library; `opened` is the status of opening the hardware decoder."""
 
-    def __init__(self, status: int, engines: int, created: int = 0) -> None:
-        self.status, self.engines, self.created = status, engines, created
-        self.num_open = 0
+    def __init__(self, status: int, engines: int, created: int = 0, opened: int = 0) -> None:
+        self.status, self.engines, self.created, self.opened = status, engines, created, opened
+        self.num_open = self.num_tries = 0
+
+    def nvjpegCreateEx(self, backend: int, device: None, pinned: None, flags: int, handle: Any) -> int:
+        assert (backend, device, pinned, flags) == (3, None, None, 0)  # NVJPEG_BACKEND_HARDWARE
+        assert isinstance(handle._obj, ctypes.c_void_p)
+        self.num_tries += 1
+        self.num_open += self.opened == 0
+        return self.opened
 
     def nvjpegCreateSimple(self, handle: Any) -> int:
         self.num_open += self.created == 0
@@ -48,21 +56,74 @@ def test_engines_are_counted_and_the_handle_is_given_back(
     assert library is None or library.num_open == 0
 
 
-def test_a_gpu_without_is_said_and_a_cpu_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+WHOLE, SLICE, VIRTUAL = "NVIDIA H200", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100-80C"
+
+
+@pytest.mark.parametrize(
+    ("name", "opened", "cause", "remedy"),
+    [
+        (WHOLE, 0, "", ""),
+        (SLICE, 0, "", ""),
+        ("NVIDIA T4", 7, "NVIDIA T4 has no JPEG engines", "the host's cores take a part"),
+        (SLICE, 7, f"{SLICE} has no JPEG engine in this slice of a GPU", "a MIG profile with media engines"),
+        (VIRTUAL, 6, f"{VIRTUAL} has no JPEG engine in this slice of a GPU", "or the whole GPU"),
+        (WHOLE, 6, f"nvJPEG cannot open the JPEG engines of {WHOLE} (status 6)", "update the driver"),
+    ],
+)
+def test_engines_that_cannot_be_opened_are_told_with_the_remedy(
+    name: str, opened: int, cause: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware_jpeg, "loads", lambda library: library == "libnvcuvid.so.1")
+    library = Library(0, 7, opened=opened)
+    why = why_idle(library, name)
+    assert why.startswith(cause) and remedy in why and bool(why) == bool(cause) and "\n" not in why
+    assert (library.num_tries, library.num_open) == (1, 0)  # the handle is given back
+
+
+@pytest.mark.parametrize("library", [None, object()])
+def test_without_an_nvjpeg_that_can_tell_it_is_unknown(
+    library: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware_jpeg, "loads", lambda _: True)
+    assert "is unknown" in why_idle(library, WHOLE)
+
+
+def test_a_container_without_the_drivers_video_library_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware_jpeg, "loads", lambda _: False)
+    library = Library(0, 7, opened=7)
+    assert why_idle(library, WHOLE) == NO_VIDEO and library.num_tries == 0
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in NO_VIDEO
+
+
+@pytest.mark.parametrize(
+    "path", ["Containerfile", "docs/how_to/kubernetes/pytorchjob.yaml", "docs/get_started/installation.md"]
+)
+def test_our_own_containers_ask_for_it(path: str) -> None:
+    assert "compute,utility,video" in (ROOT / path).read_text()
+
+
+def test_a_gpu_is_asked_and_a_cpu_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_slower(torch.device("cpu")) == ""
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA T4")
     monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
-    for engines, says in ((0, "NVIDIA T4 has no hardware JPEG decoder"), (7, "")):
+    monkeypatch.setattr(hardware_jpeg, "loads", lambda _: True)
+    for opened in (7, 0):
         why_slower.cache_clear()
-        monkeypatch.setattr(hardware_jpeg, "nvjpeg_library", lambda engines=engines: Library(0, engines))
-        why = why_slower(torch.device("cuda", 0))
-        assert why.startswith(says) and bool(why) == bool(says)
+        library = Library(0, 0, opened=opened)
+        monkeypatch.setattr(hardware_jpeg, "nvjpeg_library", lambda library=library: library)
+        assert bool(why_slower(torch.device("cuda", 0))) == (opened != 0)
     why_slower.cache_clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it answers")
-def test_the_real_library_without_a_device_says_nothing() -> None:
+def test_the_real_library_without_a_device_has_no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     library = hardware_jpeg.nvjpeg_library()
     assert library is None or isinstance(library, ctypes.CDLL)
     assert num_engines(library) is None
+    monkeypatch.setattr(hardware_jpeg, "loads", lambda _: True)
+    assert why_idle(library, WHOLE)
+
+
+def test_only_libraries_that_exist_load() -> None:
+    assert hardware_jpeg.loads("libc.so.6") and not hardware_jpeg.loads("libnone_such.so.1")

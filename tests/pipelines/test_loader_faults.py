@@ -17,8 +17,9 @@ from fastpsl.pipelines.batch import BadSampleError
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.decoders.codes import REASONS
+from fastpsl.pipelines.decoders.codes import READING, REASONS
 from fastpsl.pipelines.decoders.decoder import Request
+from fastpsl.pipelines.decoders.turbo import TurboDecoder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, JPG, photo_samples, write
@@ -161,6 +162,50 @@ def test_a_stuck_thread_is_raised_within_the_timeout() -> None:
     assert loader_threads() == []
 
 
+def test_the_samples_that_are_read_are_named_where_a_wait_is_too_long() -> None:
+    release = threading.Event()
+
+    def decode_part(request: Request, part: slice) -> None:
+        request.codes[part.start + 2] = READING
+        release.wait(240)
+
+    with Loader(Synthetic(64), VIEWS, batch_size_per_rank=8, train=False, num_threads=1) as loader:
+        loader.decoder.decode_part = decode_part  # type: ignore[union-attr, method-assign]
+        loader.timeout_s = 0.5
+        with pytest.raises(TimeoutError, match="waiting for synthetic sample 2;"):
+            next(loader.epoch(0))
+    release.set()
+
+
+@pytest.mark.skipif("turbo" not in DECODERS, reason="the C library was not built")
+def test_slow_storage_is_read_in_more_threads(good: Path) -> None:
+    with (
+        Beton(good) as data,
+        Loader(data, VIEWS, batch_size_per_rank=8, num_threads=2, decoder="turbo") as loader,
+    ):
+        assert list(loader.epoch(0))
+        decoder = loader.decoder
+        assert isinstance(decoder, TurboDecoder) and decoder._sums.all()
+        for reading_ms, num in ((0.1, 2), (10, 22), (1000, 130)):
+            decoder._sums = np.array([100, reading_ms * 1e8, 1e8])  # decoding takes 1 ms
+            assert decoder.wanted_threads(2) == num
+
+
+def test_a_loader_has_the_threads_that_its_decoder_wants() -> None:
+    meet = threading.Barrier(24)
+
+    def act(rows: SampleTable) -> None:
+        if rows.indices[0] >= 24:
+            meet.wait(240)
+
+    with Loader(Synthetic(48), VIEWS, batch_size_per_rank=1, train=False, num_threads=2) as loader:
+        loader.prefetch_batches = 24
+        break_decoder(loader, act)
+        loader.decoder.wanted_threads = lambda num: 12 * num  # type: ignore[union-attr, method-assign]
+        assert len(list(loader.epoch(0))) == 48 and len(loader_threads()) == 24
+    assert loader_threads() == []
+
+
 @pytest.mark.parametrize("error", [SystemExit(3), MemoryError("none left"), OSError(5, "Input/output error")])
 def test_a_thread_that_dies_is_raised_and_the_others_live(error: BaseException) -> None:
     def act(rows: SampleTable) -> None:
@@ -189,7 +234,8 @@ def test_leaving_an_epoch_early_leaves_nothing(good: Path, decoder: str) -> None
                     assert batch.indices.tolist() == whole[batch.step]
                     if batch.step == stop:
                         break
-            assert len(loader_threads()) == 3 + (decoder == "dali")  # dali has a driver
+            # dali has a driver, and turbo reads in more threads where storage is slow.
+            assert len(loader_threads()) >= 3 + (decoder == "dali")
             assert [batch.indices.tolist() for batch in loader.epoch(0)] == whole
             epoch = loader.epoch(0)  # begun but not finished
             next(epoch)

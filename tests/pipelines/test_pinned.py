@@ -93,6 +93,9 @@ class Here:
     def submit(self, function: Callable[..., None], *arguments: Any) -> None:
         function(*arguments)
 
+    def grow(self, num_threads: int) -> None:
+        pass
+
 
 class Noting(SyntheticDecoder):
     """A decoder that notes where it writes."""

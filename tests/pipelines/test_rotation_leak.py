@@ -23,7 +23,7 @@ from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.plain_jpeg import plain_decoder
+from fastpsl.pipelines.data.plain_jpeg import decode_plainly
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.decoder import Decoder
 from fastpsl.pipelines.loader.loader import Loader
@@ -202,7 +202,7 @@ def decode_whole(decoder: Decoder, sample: Sample) -> np.ndarray:
     data, height, width, _ = sample
     if decoder.name == "ffcv":
         return ffcv_decode(data, height, width)
-    image = plain_decoder()(data)
+    image = decode_plainly(data)
     assert image is not None
     return image
 

@@ -3,6 +3,8 @@
 vertical_kernel     bytes to luma and colour, weighted along columns: half [3 planes, lines, source columns]
 horizontal_kernel   these, weighted along rows, to the bytes of the window
 
+Images may have several sizes: each has a place in one piece of memory. A batch of equal ones is a case of it.
+
 Both windows are separable on an upright lattice. So a tile of points takes a tile of weights, computed where
 it is used, for the source pixels that it sees. A turned window needs every second point of its lattice: even
 lines take columns of one parity, odd lines those of the other, and each is a lattice of its own. A tile of
@@ -58,8 +60,6 @@ _BETWEEN_BYTES = 64 << 20
 def crop(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     """Compute `crop_isotropic` on CUDA.
 
-    Windows of boxes that do not fit are undefined, but no memory outside the arguments is read for them.
-
     Args:
         images: uint8 [B, H, W, 3].
         boxes: Integers [B, 5].
@@ -69,34 +69,47 @@ def crop(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
         uint8 [B, size_px, size_px, 3].
     """
     num, height, width, channels = images.shape
-    assert images.dtype == torch.uint8 and channels == 3 and boxes.shape == (num, 5), (
-        images.shape,
-        boxes.shape,
-    )
-    out = images.new_empty(num, size_px, size_px, 3)
+    assert channels == 3, images.shape
+    places = boxes.new_empty(num, 3, dtype=torch.int64)
+    places[:, 0] = torch.arange(num, device=boxes.device) * (height * width * 3)
+    places[:, 1], places[:, 2] = height, width
+    return crop_ragged(images.reshape(-1), places, boxes, size_px, width)
+
+
+def crop_ragged(pixels: Tensor, places: Tensor, boxes: Tensor, size_px: int, widest_px: int) -> Tensor:
+    """Crop images of several sizes, which lie in one piece of memory.
+
+    Windows of boxes that do not fit are undefined, but no memory outside the images is read for them.
+
+    Args:
+        pixels: uint8 [N]: RGB images, their rows one after the other.
+        places: int64 [B, 3]: where each image begins in `pixels`, its height and its width.
+        boxes: Integers [B, 5], in pixels of their images.
+        size_px: The side of the windows.
+        widest_px: The width of the widest image.
+
+    Returns:
+        uint8 [B, size_px, size_px, 3].
+    """
+    num = len(boxes)
+    assert pixels.dtype == torch.uint8 and pixels.ndim == 1, (pixels.dtype, pixels.shape)
+    assert places.dtype == torch.int64 and places.shape == (num, 3), (places.dtype, places.shape)
+    assert boxes.shape == (num, 5), boxes.shape
+    out = pixels.new_empty(num, size_px, size_px, 3)
     if not out.numel():
         return out
-    images, boxes = images.contiguous(), boxes.to(torch.int32).contiguous()
-    if images.data_ptr() % 4:  # because the kernel reads words
-        images = images.clone()
-    groups, blocks = triton.cdiv(size_px, TILE.value), triton.cdiv(width, COLUMNS.value)
+    pixels, boxes = pixels.contiguous(), boxes.to(torch.int32).contiguous()
+    if pixels.data_ptr() % 4:  # because the kernel reads words
+        pixels = pixels.clone()
+    groups, blocks = triton.cdiv(size_px, TILE.value), triton.cdiv(widest_px, COLUMNS.value)
     lines, row = groups * GROUP.value, blocks * COLUMNS.value
     at_a_time = triton.cdiv(num, triton.cdiv(num, max(1, _BETWEEN_BYTES // (6 * lines * row))))
-    between = images.new_empty(at_a_time, 3, lines, row, dtype=torch.float16)
-    with torch.cuda.device_of(images):  # because threads do not inherit the device
+    between = pixels.new_empty(at_a_time, 3, lines, row, dtype=torch.float16)
+    with torch.cuda.device_of(pixels):  # because threads do not inherit the device
         for first in range(0, num, at_a_time):
             num_here = min(at_a_time, num - first)
             vertical_kernel[(blocks, lines // LINES.value, num_here)](
-                images,
-                boxes,
-                between,
-                first,
-                height,
-                width,
-                size_px,
-                blocks,
-                lines,
-                num_warps=_VERTICAL_WARPS,
+                pixels, places, boxes, between, first, size_px, blocks, lines, num_warps=_VERTICAL_WARPS
             )
             horizontal_kernel[(groups, groups, num_here)](
                 between, boxes, out, first, size_px, blocks, lines, num_warps=_HORIZONTAL_WARPS
@@ -104,8 +117,8 @@ def crop(images: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     return out
 
 
-@triton.jit(do_not_specialize=["first_image", "height", "width", "size", "blocks", "lines"])
-def vertical_kernel(images, boxes, between, first_image, height, width, size, blocks, lines):
+@triton.jit(do_not_specialize=["first_image", "size", "blocks", "lines"])
+def vertical_kernel(pixels, places, boxes, between, first_image, size, blocks, lines):
     """Compute LINES lines of COLUMNS source columns per program, among those that the lines' group sees."""
     block, line, number = tl.program_id(0), tl.program_id(1) * LINES, tl.program_id(2)
     image = (first_image + number).to(tl.int64)
@@ -115,8 +128,9 @@ def vertical_kernel(images, boxes, between, first_image, height, width, size, bl
     if (line >= num) | (start + block * COLUMNS >= end):
         return
     columns = start + block * COLUMNS + 4 * tl.arange(0, COLUMNS // 4)[None, :]
-    offset = image * (height * width * 3)
-    words = images.to(tl.pointer_type(tl.uint32), bitcast=True) + offset // 4
+    place = places + image * 3
+    offset, height, width = tl.load(place), tl.load(place + 1).to(tl.int32), tl.load(place + 2).to(tl.int32)
+    words = pixels.to(tl.pointer_type(tl.uint32), bitcast=True) + offset // 4
     skip = (offset % 4).to(tl.int32)
     num_words = (skip + height * width * 3 + 3) // 4
     points = line + tl.arange(0, LINES)[:, None]

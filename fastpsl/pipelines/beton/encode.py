@@ -20,7 +20,7 @@ from fastpsl.pipelines.beton.shard import JPG, RAW
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT
 from fastpsl.pipelines.data.image_file import BrokenImage, check_pixels, decode_any, num_pixels
 from fastpsl.pipelines.data.orientation import jpeg_orientation, turn
-from fastpsl.pipelines.data.plain_jpeg import plain_decoder
+from fastpsl.pipelines.data.plain_jpeg import decode_plainly
 from fastpsl.pipelines.decoders.codec import Codec, shrink
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.decoders.jpeg_scans import SCANS_GOOD, jpeg_scans
@@ -146,7 +146,7 @@ def decodes_cleanly(data: bytes, height: int, width: int) -> bool:
     codec = _codec()
     if codec:
         return codec.decodes_cleanly(data, height, width)
-    image = plain_decoder()(data)  # as readers without the C library do
+    image = decode_plainly(data)  # as readers without the C library do
     return image is not None and image.shape == (height, width, 3)
 
 
@@ -156,7 +156,7 @@ def _convert_sound(
     """Convert a JPEG to a size, before it is turned upright; return None after any warning of libjpeg."""
     codec = _codec()
     if codec is None:
-        whole = plain_decoder()(data)
+        whole = decode_plainly(data)
         if whole is None or whole.shape != (height, width, 3):
             return None
         return _store(turn(shrink(whole, *size), orientation), target, "encoded")

@@ -1,6 +1,8 @@
 """The interface of data sets, and the table of samples that it returns."""
 
+import errno
 import os
+import stat
 from itertools import zip_longest
 from pathlib import Path
 from shlex import quote
@@ -49,6 +51,15 @@ class SampleTable(NamedTuple):
         return SampleTable(*(column[which] for column in self))
 
 
+def open_file(path: str | Path) -> int:
+    """Open a sample's own file; raise OSError for a pipe, which would wait for a writer."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return fd
+
+
 def read_bytes(rows: SampleTable, i: int) -> bytes:
     """Return a sample's bytes, which may be too few.
 
@@ -56,7 +67,7 @@ def read_bytes(rows: SampleTable, i: int) -> bytes:
     """
     try:
         if rows.path[i]:
-            with open(rows.path[i], "rb") as file:
+            with open(open_file(rows.path[i]), "rb") as file:
                 num_bytes = os.fstat(file.fileno()).st_size
                 return file.read(num_bytes) if num_bytes <= MAX_FILE_BYTES else b""
         return os.pread(int(rows.fd[i]), int(rows.num_bytes[i]), int(rows.offset[i]))

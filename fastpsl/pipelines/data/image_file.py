@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
-from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT
+from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT, open_file
 from fastpsl.pipelines.data.heic import is_heic, is_missing, open_heic
 from fastpsl.pipelines.data.orientation import (
     ORIENTATION_TAG,
@@ -59,7 +59,7 @@ def read_image_file(path: str | Path) -> bytes:
         BrokenImage: The file is too large; it is not read.
         OSError: The file cannot be read.
     """
-    with open(path, "rb") as file:
+    with open(open_file(path), "rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         check_bytes(num_bytes)
         return file.read(num_bytes)

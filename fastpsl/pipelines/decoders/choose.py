@@ -8,7 +8,7 @@ import numpy as np
 
 from fastpsl.pipelines.data.dataset import MODE_JPEG, Dataset, SampleTable, read_bytes
 from fastpsl.pipelines.decoders import libturbo
-from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, WRONG_COMPONENTS, WRONG_SIZE
+from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, REASONS, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.jpeg_header import jpeg_header
 from fastpsl.pipelines.decoders.rates import choose_on_gpu, without_engines
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # writing a beton imports this file but not torch, which take
 # The decoders for each kind of data.
 READS = {
     "beton": ("turbo", "ffcv", "dali", "torchvision", "resident", "synthetic"),
-    "folder": ("dali", "torchvision", "synthetic"),
+    "folder": ("turbo", "dali", "torchvision", "synthetic"),
     "synthetic": ("synthetic",),
 }
 NAMES = READS["beton"]
@@ -85,7 +85,7 @@ def open_decoder(
     assert name == "turbo", name
     from fastpsl.pipelines.decoders.turbo import TurboDecoder
 
-    return TurboDecoder(), why
+    return TurboDecoder(num_threads), why
 
 
 def choose_decoder(
@@ -95,8 +95,8 @@ def choose_decoder(
 
     Args:
         name: A decoder's name, or "auto". On a GPU that is resident for a small set of raw images of one
-            size, else turbo or dali (`rates.choose_on_gpu`). On a CPU it is turbo, and dali for data that
-            turbo does not read. It warns if only a slower one is available.
+            size, else turbo or dali (`rates.choose_on_gpu`). On a CPU it is turbo. It warns if only a slower
+            one is available.
         data: The open data set.
         device: The device of the batches.
         num_threads: The threads that decode; by default this process's share of the cores.
@@ -149,8 +149,7 @@ def _automatic(
         if resident.is_small(data):
             size = f"{resident.megabytes(data):,.0f} MB"
             return "resident", f"raw images of one size, {size}: kept on the device"
-    reads_turbo = "turbo" in READS[data.kind]
-    no_turbo = libturbo.why_missing() if reads_turbo else "it does not read folders"
+    no_turbo = libturbo.why_missing()
     if not no_turbo:
         if not is_gpu:
             return "turbo", "it decodes what the crops need"
@@ -159,25 +158,17 @@ def _automatic(
         num_cores = default_num_threads()
         why_not_dali = partial(_why_not_dali, data, device)
         return choose_on_gpu(num_threads or num_cores, num_cores, num_views, why_not_dali)
-    no_dali = ""
-    if is_gpu or not reads_turbo:
+    if is_gpu:
         from fastpsl.pipelines.decoders import dali
 
-        no_dali = dali.why_missing(device)
-        if not no_dali:
-            return "dali", "it decodes on the GPU" if reads_turbo else "it reads folders"
+        if not dali.why_missing(device):
+            return "dali", "it decodes on the GPU"
     name = "torchvision"
-    if "ffcv" in READS[data.kind]:
+    if data.kind == "beton":
         from fastpsl.pipelines.decoders import libffcv
 
         name = "torchvision" if libffcv.why_missing() else "ffcv"
-    if reads_turbo:
-        advice = f"is slow: {no_turbo}; {libturbo.INSTALL}"
-    elif is_gpu:
-        advice = f"on the CPU is slow: {no_dali}"
-    else:
-        advice = "is slow: pack the images with `fastpsl data write`, for turbo to read them"
-    warnings.warn(f"decoding by {name} {advice}", stacklevel=5)
+    warnings.warn(f"decoding by {name} is slow: {no_turbo}; {libturbo.INSTALL}", stacklevel=5)
     return name, "no faster one can read this here"
 
 
@@ -195,11 +186,10 @@ def _why_not_dali(data: Dataset, device: "torch.device") -> str:
     return without_engines(reason) if reason else ""
 
 
-def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: int) -> str:
+def reason_of(code: int, rows: SampleTable, i: int) -> str:
     """Explain a code.
 
     Args:
-        decoder: The decoder that returned the code.
         code: The code of row i, not GOOD.
         rows: The samples of the batch.
         i: The row of the sample.
@@ -207,7 +197,7 @@ def reason_of(decoder: Decoder | BatchDecoder, code: int, rows: SampleTable, i: 
     Returns:
         The reason, with the sizes if they are wrong.
     """
-    text = decoder.reasons[code]
+    text = REASONS[code]
     if code in (CHANGED, BAD_FILE):
         return f"{text}: {_what_is_wrong(rows, i)}"
     if code in (WRONG_SIZE, WRONG_COMPONENTS):

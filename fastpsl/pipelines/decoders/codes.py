@@ -3,6 +3,7 @@
 import numpy as np
 
 # Plain integers, because compiled code reads them.
+READING = -1  # a thread reads the sample now
 GOOD = 0
 SHORT_READ = 1
 NOT_JPEG = 2
@@ -33,10 +34,16 @@ REASONS: dict[int, str] = {
 }
 
 
-def check_request(boxes: list[np.ndarray], outs: list[np.ndarray], num: int) -> None:
-    """Assert the invariants of a decode call, which hold for any user data."""
+def check_request(
+    boxes: list[np.ndarray], outs: list[np.ndarray], num: int, has_windows: bool = False
+) -> None:
+    """Assert the invariants of a decode call, which hold for any user data.
+
+    With `has_windows`, isotropic views may have no images, because a device crops all of them.
+    """
     assert len(boxes) == len(outs), (len(boxes), len(outs))
     for box, out in zip(boxes, outs, strict=True):
         assert box.shape == (num, 5) and box.dtype == np.int32, (box.shape, box.dtype)
-        assert out.shape[0] == num and out.shape[3] == 3 and out.dtype == np.uint8, (out.shape, out.dtype)
+        assert out.shape[0] == num or (has_windows and box[:, 4].all() and not len(out)), (out.shape, num)
+        assert out.shape[3] == 3 and out.dtype == np.uint8, (out.shape, out.dtype)
         assert out.shape[1] == out.shape[2] and out.flags.c_contiguous, (out.shape, out.strides)

@@ -16,7 +16,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, SampleTable
-from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
@@ -26,6 +25,7 @@ from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.decoders.encoded import Encoded
 from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.pinned import to_device
 from fastpsl.pipelines.workers import Workers
 
@@ -52,7 +52,7 @@ class DaliDecoder(BatchDecoder):
         hw_decoder_load: The share of a batch for the GPU's hardware decoder, 0 to 1.
 
     Attributes:
-        remark: Why decoding is slower here than on other GPUs, or "".
+        remark: Why the GPU's JPEG engines cannot be used, with the remedy, or "".
         num_fallbacks: The number of samples decoded by the plain decoder in place of DALI.
 
     Raises:
@@ -60,7 +60,6 @@ class DaliDecoder(BatchDecoder):
     """
 
     name = "dali"
-    reasons = codes.REASONS
     depth = 3  # a batch being collected, one in DALI and one ready
 
     def __init__(
@@ -75,14 +74,12 @@ class DaliDecoder(BatchDecoder):
             raise ValueError(f"hw_decoder_load {hw_decoder_load}: a share of the batch, from 0 to 1")
         why = why_missing(device)
         if why:
-            alternatives = "torchvision" if kind == "folder" else "turbo or torchvision"
-            raise ValueError(f"decoder 'dali': {why}; or use {alternatives}")
+            raise ValueError(f"decoder 'dali': {why}; or use turbo or torchvision")
         assert device.type == "cpu" or device.index is not None, device  # DALI takes None for the CPU
         self.remark = why_slower(device)
         self._turns = kind == "folder"
         self._batch_size, self._num_threads, self._device = batch_size, num_threads, device
         self._hw_decoder_load = float(hw_decoder_load)
-        self._plain = TorchvisionDecoder()
         self._arenas = Arenas(pinned=device.type == "cuda")
         self._pipelines: dict[Graph, DaliPipeline] = {}
         self._waiting: deque[_Batch] = deque()
@@ -111,7 +108,7 @@ class DaliDecoder(BatchDecoder):
                 self._decode_plainly(rows, encoded, i, why)
 
     def _decode_plainly(self, rows: SampleTable, encoded: Encoded, i: int, reason: str) -> None:
-        encoded.codes[i], image = self._plain.decode_image(rows, i)
+        encoded.codes[i], image = decode_whole(rows, i)
         if image is not None:
             self._count(rows, [i], reason)
             encoded.images[i] = np.ascontiguousarray(image)
@@ -188,7 +185,7 @@ class DaliDecoder(BatchDecoder):
         which = np.array(list(failed))
         outs = [np.zeros((len(which), size, size, 3), np.uint8) for size in batch.sizes_px]
         rows = batch.rows.part(which)
-        batch.codes[which] = self._plain.decode(rows, [box[which] for box in batch.boxes], outs)
+        batch.codes[which] = TorchvisionDecoder().decode(rows, [box[which] for box in batch.boxes], outs)
         put(images, which, [self._moved(torch.from_numpy(out)) for out in outs])
         good = np.flatnonzero(batch.codes[which] == GOOD).tolist()
         if good:

@@ -48,16 +48,16 @@ def user_error(message: str, device: str, free_bytes: int | None, of_all: bool =
         return ValueError(
             f"out of GPU memory while decoding on {device} ({reason(message)}; "
             f"{free_bytes >> 20:,} MiB free): "
-            "lower --prefetch-batches or --batch-size, or use --decoder turbo (for folders: torchvision)"
+            "lower --prefetch-batches or --batch-size, or use --decoder turbo"
         )
     if _NO_HOST_MEMORY.search(message):
         return ValueError(
             f"out of pinned host memory while decoding ({reason(message)}): lower --workers, "
-            "--prefetch-batches or --batch-size, or use --decoder turbo (for folders: torchvision)"
+            "--prefetch-batches or --batch-size, or use --decoder turbo"
         )
     if _OLD_DRIVER.search(message):
         return ValueError(
             f"the NVIDIA driver is too old for this DALI ({reason(message)}): update the driver, "
-            "install the DALI of an older CUDA, or use --decoder turbo (for folders: torchvision)"
+            "install the DALI of an older CUDA, or use --decoder turbo"
         )
     return None

@@ -18,7 +18,7 @@ from fastpsl.kernels.isotropic_batch import crop_isotropic
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.decoders.boxes import windows
 from fastpsl.pipelines.decoders.dali_errors import named_sample, reason, user_error
-from fastpsl.pipelines.decoders.dali_graph import Graph, build, feeds, sample_feeds
+from fastpsl.pipelines.decoders.dali_graph import Graph, build, feeds, first_feeds
 from fastpsl.pipelines.workers import Workers
 
 _CHUNK = 8
@@ -129,12 +129,11 @@ class DaliPipeline:
         self._pipe = None
 
     def _start(self) -> None:
-        """Build a pipeline and test it with a sample."""
+        """Build a pipeline and test it with black images."""
         try:
             pipe = build(self._graph, self._batch_size, self._num_threads, self._device, self._depth)
-            for _ in range(self._depth):
-                for name, values in sample_feeds(self._graph):
-                    pipe.feed_input(name, values)
+            for name, values in first_feeds(self._graph, self._batch_size, self._depth):
+                pipe.feed_input(name, values)
             pipe.schedule_run()  # the first call starts as many runs as the prefetch queue holds
             for _ in range(self._depth):
                 pipe.share_outputs()
@@ -142,8 +141,7 @@ class DaliPipeline:
         except Exception as error:
             self._check_user(str(error), of_all=True)
             raise RuntimeError(
-                f"DALI does not work here ({reason(str(error))}); "
-                "use --decoder turbo (for folders: torchvision)"
+                f"DALI does not work here ({reason(str(error))}); use --decoder turbo"
             ) from error
         self._pipe = pipe
 

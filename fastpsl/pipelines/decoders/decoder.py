@@ -27,7 +27,7 @@ class Request:
         rows: The samples, n of them.
         boxes: For V views int32 [V, n, 5].
         outs: For each view uint8 [n, S, S, 3], RGB, written in place.
-        codes: int8 [n], written.
+        codes: int8 [n], written; READING while a thread reads the sample, where the decoder tells.
         native: What a decoder keeps for the batch.
     """
 
@@ -43,11 +43,9 @@ class Decoder(Uncopyable, ABC):
 
     Attributes:
         name: The name for messages and logs.
-        reasons: The text for each code.
     """
 
     name: str
-    reasons: dict[int, str]
 
     def begin(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> Request:
         """Return a request for the decoding of a batch. Any thread may call it.
@@ -67,6 +65,10 @@ class Decoder(Uncopyable, ABC):
         Any number of threads may call it at once, each with a slice of its own.
         """
 
+    def wanted_threads(self, num_threads: int) -> int:
+        """Return how many threads decode as fast as `num_threads` that never wait for storage."""
+        return num_threads
+
     def decode(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> np.ndarray:
         """Decode samples at once; the arguments are those of `begin`. Returns codes, int8 [n]."""
         request = self.begin(rows, boxes, outs)
@@ -80,12 +82,10 @@ class BatchDecoder(Uncopyable, ABC):
 
     Attributes:
         name: The name for messages and logs.
-        reasons: The text for each code.
         depth: The most batches that may be submitted before the first is collected.
     """
 
     name: str
-    reasons: dict[int, str]
     depth: int
 
     @abstractmethod

@@ -18,7 +18,7 @@ from fastpsl.pipelines.data import dataset
 from fastpsl.pipelines.data.dataset import MODE_RAW
 from fastpsl.pipelines.decoders import area, codes, encoded, jpeg_header, jpeg_scans, libffcv
 from fastpsl.pipelines.decoders.area import area_resize
-from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD, REASONS
+from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD
 from fastpsl.pipelines.decoders.decoder import Decoder, Request
 from fastpsl.pipelines.decoders.encoded import read_checked, stamp
 from fastpsl.pipelines.decoders.jpeg_scans import standard_codes
@@ -168,7 +168,6 @@ class FfcvDecoder(Decoder):
     """
 
     name = "ffcv"
-    reasons = REASONS
 
     def __init__(self) -> None:
         libffcv.library()

@@ -1,37 +1,94 @@
-"""A query of nvJPEG for hardware JPEG decoders.
+"""The proof that a GPU's JPEG engines work: nvJPEG opens its hardware decoder.
 
-A100, H100, H200, B200, Ada's server cards and others have them.
+A100, H100, H200, B200, Ada's server cards and others have engines. nvJPEG reaches them by libnvcuvid, which
+belongs to the driver, and DALI decodes on the CPU's cores without a word where that is missing.
 """
 
 import ctypes
 import importlib.util
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_SUCCESS, _ARCH_MISMATCH = 0, 7  # nvjpegStatus_t (nvjpeg.h); the mismatch means no decoder in the device
+_SUCCESS, _ARCH_MISMATCH = 0, 7  # nvjpegStatus_t (nvjpeg.h)
+_HARDWARE = 3  # nvjpegBackend_t: NVJPEG_BACKEND_HARDWARE
+_NVCUVID = "libnvcuvid.so.1"
+# Names of slices of a GPU: "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "GRID A100-10C", "NVIDIA H100-80C".
+_SLICE = re.compile(r"\bMIG\b|\bGRID\b|-\d+[ABCQ]$")
+
+NO_VIDEO = (
+    'driver capability "video" is missing in this container: start it with '
+    "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video "
+    "(docker --gpus 'all,\"capabilities=compute,utility,video\"')"
+)
 
 
 @cache
 def why_slower(device: torch.device) -> str:
-    """Return a remark on a GPU without a hardware decoder; empty if it has one or it is unknown."""
+    """Return why a GPU's JPEG engines cannot be used, with the remedy; empty if they can, or on a CPU."""
     if device.type != "cuda":
         return ""
     with torch.cuda.device(device):
         torch.cuda.init()
-        num = num_engines(nvjpeg_library())
-    if num != 0:
+        return why_idle(nvjpeg_library(), torch.cuda.get_device_name(device))
+
+
+def why_idle(library: Any, name: str) -> str:
+    """Return why the JPEG engines of the current device cannot be used, with the remedy; empty if they can.
+
+    Args:
+        library: The nvJPEG library, or None.
+        name: The device's name.
+    """
+    if not loads(_NVCUVID):
+        return NO_VIDEO
+    status = _open_engines(library)
+    if status == _SUCCESS:
         return ""
-    return (
-        f"{torch.cuda.get_device_name(device)} has no hardware JPEG decoder: "
-        "the host's cores take a part of each image"
-    )
+    if status is None:
+        return (
+            "whether the JPEG engines work is unknown, because nvJPEG is missing or too old: "
+            "install the DALI of torch's CUDA anew"
+        )
+    if _SLICE.search(name):
+        return (
+            f"{name} has no JPEG engine in this slice of a GPU (nvJPEG: status {status}): "
+            "choose a MIG profile with media engines (such as 1g.10gb+me), or the whole GPU"
+        )
+    if status == _ARCH_MISMATCH:
+        return f"{name} has no JPEG engines: the host's cores take a part of each image"
+    return f"nvJPEG cannot open the JPEG engines of {name} (status {status}): update the driver"
+
+
+def loads(name: str) -> bool:
+    """Return whether a shared library can be loaded."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def _open_engines(library: Any) -> int | None:
+    """Open the hardware decoder and close it again; return nvJPEG's status, or None if it has no answer.
+
+    Source: nvJPEG's documentation, nvjpegCreateEx.
+    """
+    handle = ctypes.c_void_p()
+    try:
+        status = library.nvjpegCreateEx(_HARDWARE, None, None, 0, ctypes.byref(handle))
+    except AttributeError:  # no library, or an older one
+        return None
+    if status == _SUCCESS:
+        library.nvjpegDestroy(handle)
+    return int(status)
 
 
 def num_engines(library: Any) -> int | None:
-    """Return the number of hardware decoders of the current device; None if nvJPEG does not report it.
+    """Return the number of JPEG engines of the current device; None if nvJPEG does not report it.
 
     Source: nvJPEG's documentation, nvjpegGetHardwareDecoderInfo.
 

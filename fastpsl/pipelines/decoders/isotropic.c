@@ -30,10 +30,16 @@ typedef struct {
 
 static double larger(double a, double b) { return a > b ? a : b; }
 
+static double reach(int64_t side, int64_t size) {
+    return REACH_SIGMAS * larger(COLOUR_SIGMA, SHRINK_SIGMA * (double)side / (double)size);
+}
+
+// Return the source pixels that an upright window needs around its square, for the kernel's reach.
+int64_t isotropic_reach(int64_t side, int64_t size) { return (int64_t)ceil(reach(side, size)); }
+
 // Return the source pixels that both windows need around an upright square, the kernel's reach included.
 int64_t isotropic_margin(int64_t side, int64_t size) {
-    double sigma = larger(COLOUR_SIGMA, SHRINK_SIGMA * (double)side / (double)size);
-    return (int64_t)ceil((double)side * (sqrt(0.5) - 0.5) + REACH_SIGMAS * sigma);
+    return (int64_t)ceil((double)side * (sqrt(0.5) - 0.5) + reach(side, size));
 }
 
 static int num_taps(double sigma, int64_t rows, int64_t columns) {

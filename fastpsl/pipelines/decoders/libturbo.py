@@ -26,20 +26,25 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     library.fastpsl_turbo_encode.restype = u64
     library.fastpsl_turbo_shrink.argtypes = [*(pointer,) * 2, u64, *(u32,) * 3, ctypes.c_int, pointer, u64]
     library.fastpsl_turbo_shrink.restype = u64
-    library.fastpsl_decode_samples.argtypes = [pointer, pointer, i64, i64]
+    library.fastpsl_decode_samples.argtypes = [pointer, pointer, i64, i64, pointer]
     library.fastpsl_decode_samples.restype = None
+    library.fastpsl_crop_image.argtypes = [pointer, i64, pointer]
+    library.fastpsl_slots_open.argtypes = [ctypes.c_uint32]
+    library.fastpsl_slots_open.restype = pointer
+    library.fastpsl_slots_close.argtypes = [pointer]
     library.fastpsl_area_resize.argtypes = [pointer, i64, *(ctypes.c_double,) * 4, pointer, *(i64,) * 2]
     library.fastpsl_isotropic_resize.argtypes = [pointer, *(i64,) * 5, ctypes.c_int, pointer, i64]
     return library, ""
 
 
 class Batch(ctypes.Structure):
-    """The struct of samples.c: arrays of a batch, by their addresses."""
+    """The struct of samples.c: arrays of a batch, by their addresses. The last three may be missing."""
 
     _fields_ = [("num", ctypes.c_int64), ("num_views", ctypes.c_int64)] + [
         (name, ctypes.c_void_p)
         for name in (
-            "files", "offsets", "num_bytes", "heights", "widths", "modes", "boxes", "sizes", "outs", "codes",
+            "files", "offsets", "num_bytes", "heights", "widths", "modes", "orientations", "boxes", "sizes",
+            "outs", "codes", "paths", "slots", "windows", "window_offsets", "arena",
         )
     ]  # fmt: skip
 
@@ -81,3 +86,20 @@ class Handle(Uncopyable):
     def __del__(self) -> None:
         if self.address:
             self._library.fastpsl_turbo_close(self.address)
+
+
+class Slots(Uncopyable):
+    """The right of `num` threads to decode at once, freed with this object.
+
+    Attributes:
+        address: The semaphore's address.
+    """
+
+    def __init__(self, num: int) -> None:
+        self._library = library()
+        self.address: int = self._library.fastpsl_slots_open(num) or 0
+        assert self.address, num
+
+    def __del__(self) -> None:
+        if self.address:
+            self._library.fastpsl_slots_close(self.address)

@@ -73,7 +73,6 @@ class ResidentDecoder(BatchDecoder):
     """
 
     name = "resident"
-    reasons = codes.REASONS
     depth = 1  # `submit` does no work that could overlap
 
     def __init__(self, data: Dataset, device: torch.device) -> None:

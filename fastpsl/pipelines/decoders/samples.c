@@ -1,16 +1,24 @@
 // The loop of the turbo decoder: it reads, checks, decodes and crops a chunk of samples.
 //
-// It holds no lock. The loader's threads run it in parallel, each with its own handle and memory.
+// The loader's threads run it in parallel, each with its own handle and memory. Where storage is slow there are more
+// threads than cores: they read at once, and only as many as there are slots decode.
 
 #include <errno.h>
+#include <fcntl.h>
+#include <semaphore.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "turbo.h"
 
 // codes.py and data/dataset.py have these numbers, too.
-enum { GOOD, SHORT_READ, NOT_JPEG, WRONG_SIZE, WRONG_COMPONENTS, CORRUPT, BAD_BOX, RAW_SIZE, BAD_MODE };
+enum { READING = -1, GOOD, SHORT_READ, NOT_JPEG, WRONG_SIZE, WRONG_COMPONENTS, CORRUPT, BAD_BOX, RAW_SIZE, BAD_MODE };
+enum { CHANGED = 9, BAD_FILE };
 enum { AREA, ISOTROPIC, DIAGONAL };
-enum { MODE_JPEG, MODE_RAW };
+enum { MODE_JPEG, MODE_RAW, MODE_FILE };
 
 // A JPEG is decoded at 1/d (2, 4, 8) where every box is at least this many times d as large as its crop.
 // ffcv.py says why.
@@ -20,7 +28,8 @@ enum { MODE_JPEG, MODE_RAW };
 // caches, by non-temporal stores, and the resize, which reads them at once, would wait for them.
 #define PIXELS_OFFSET 8
 
-typedef int32_t Box[5]; // top, left, height, width, resampling
+typedef int32_t Box[5];    // top, left, height, width, resampling
+typedef int32_t Window[4]; // top, left, height, width, in pixels of the upright image
 
 // A batch's samples, as they are stored, and its views. libturbo.py has the same.
 typedef struct {
@@ -28,19 +37,47 @@ typedef struct {
     const int32_t *files;
     const int64_t *offsets, *num_bytes;
     const int32_t *heights, *widths;
-    const uint8_t *modes;
-    const Box *boxes;     // [num_views][num]
-    const int64_t *sizes; // [num_views]
-    uint8_t *const *outs; // [num_views], uint8 [num, size, size, 3]
-    int8_t *codes;        // written
+    const uint8_t *modes, *orientations;
+    const Box *boxes;         // [num_views][num]
+    const int64_t *sizes;     // [num_views]
+    uint8_t *const *outs;     // [num_views], uint8 [num, size, size, 3]
+    int8_t *codes;            // written
+    const char *const *paths; // of samples that have a file of their own, else NULL; NULL where none has
+    sem_t *slots;
+    // Where the device crops the isotropic views: the part of each image that they see, which lies within their boxes
+    // and margins. It is empty where they are cropped here. `windows` is NULL where all are.
+    const Window *windows;
+    const int64_t *window_offsets; // where each begins in `arena`, with its rows one after the other
+    uint8_t *arena;                // written
 } Batch;
 
-// One sample and its views; view k's box is boxes[k * stride].
+// One sample and its views; view k's box is boxes[k * stride]. Boxes and sizes are those of the upright image.
 typedef struct {
     int64_t num_views, stride, height, width;
     const Box *boxes;
     const int64_t *sizes;
+    int orientation; // EXIF's, 1 to 8
 } Request;
+
+// What was decoded of an image, or all of it, upright: where it begins and its size, in pixels scaled by 1 / denominator.
+typedef struct {
+    const uint8_t *pixels;
+    double top, left;
+    int64_t rows, columns;
+    int denominator;
+} Part;
+
+// What data/orientation.py does to make an image upright: transpose it, then reverse its rows, then its columns.
+static int is_transposed(int orientation) { return orientation >= 5; }
+static int has_rows_reversed(int orientation) { return orientation == 3 || orientation == 4 || orientation >= 7; }
+static int has_columns_reversed(int orientation) {
+    return orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
+}
+
+static void find_stored_size(const Request *request, int64_t *height, int64_t *width) {
+    int swap = is_transposed(request->orientation);
+    *height = swap ? request->width : request->height, *width = swap ? request->height : request->width;
+}
 
 // Read up to `num_bytes`; returns how many were read, fewer at the end of the file, or -1.
 static int64_t read_at(int file, int64_t offset, int64_t num_bytes, uint8_t *out) {
@@ -53,6 +90,17 @@ static int64_t read_at(int file, int64_t offset, int64_t num_bytes, uint8_t *out
         num_read += count;
     }
     return num_read;
+}
+
+// Read a file of that size at once, and close it. A file of another size has changed since it was listed.
+static int read_file(const char *path, int64_t num_bytes, uint8_t *out) {
+    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe in its place would wait for a writer
+    if (file < 0) return CHANGED;
+    struct stat status;
+    int is_same = !fstat(file, &status) && S_ISREG(status.st_mode) && status.st_size == num_bytes;
+    int is_read = is_same && read_at(file, 0, num_bytes, out) == num_bytes;
+    close(file);
+    return is_read ? GOOD : CHANGED;
 }
 
 static int64_t big_endian_16(const uint8_t *bytes) { return bytes[0] << 8 | bytes[1]; }
@@ -83,21 +131,39 @@ static int check_header(const uint8_t *jpeg, int64_t num_bytes, int64_t height, 
     return NOT_JPEG;
 }
 
-// Read a sample into `encoded`, or into `pixels` where it is raw, and check it.
+// Read sample i into `encoded`, or into `pixels` where it is raw, and check it.
 static int read_checked(
-    int file, int64_t offset, int64_t num_bytes, const Request *request, int mode, uint8_t *encoded, uint8_t *pixels
+    const Batch *batch, int64_t i, const Request *request, uint8_t *encoded, uint8_t *pixels
 ) {
+    int64_t num_bytes = batch->num_bytes[i];
+    int mode = batch->modes[i], file = batch->files[i];
+    const char *path = batch->paths ? batch->paths[i] : NULL;
+    if (mode == MODE_FILE && path) return BAD_FILE; // which turbo.py leaves to Pillow
     if (mode == MODE_RAW) {
         if (num_bytes != request->height * request->width * 3) return RAW_SIZE;
-        return read_at(file, offset, num_bytes, pixels) == num_bytes ? GOOD : SHORT_READ;
+        return read_at(file, batch->offsets[i], num_bytes, pixels) == num_bytes ? GOOD : SHORT_READ;
     }
     if (mode != MODE_JPEG) return BAD_MODE;
-    if (read_at(file, offset, num_bytes, encoded) != num_bytes) return SHORT_READ;
-    return check_header(encoded, num_bytes, request->height, request->width);
+    if (path) {
+        int code = read_file(path, num_bytes, encoded);
+        if (code != GOOD) return code;
+    } else if (read_at(file, batch->offsets[i], num_bytes, encoded) != num_bytes)
+        return SHORT_READ;
+    int64_t height, width;
+    find_stored_size(request, &height, &width);
+    return check_header(encoded, num_bytes, height, width);
 }
 
 static int64_t margin_of(const int32_t *box, int64_t size) {
     return box[4] == AREA ? 0 : isotropic_margin(box[2], size);
+}
+
+// Return how far the pixels of a box reach beyond it: for an upright window by its kernel alone.
+static int64_t reach_of(const int32_t *box, int64_t size) {
+    int64_t margin = margin_of(box, size);
+    if (box[4] != ISOTROPIC) return margin;
+    int64_t reach = isotropic_reach(box[2], size) + 1; // a tap of weight 0 may lie one pixel further out
+    return reach < margin ? reach : margin;
 }
 
 // Return whether all boxes lie in the image, with their kernels' margins.
@@ -125,12 +191,25 @@ static int find_denominator(const Request *request) {
     return denominator;
 }
 
-// Write the smallest region with all boxes: top, left, height, width in scaled pixels.
+// Write a view's box, in pixels of the image as it is stored.
+static void find_stored_box(const Request *request, int64_t k, Box stored) {
+    memcpy(stored, request->boxes[k * request->stride], sizeof(Box));
+    if (has_rows_reversed(request->orientation)) stored[0] = (int32_t)request->height - stored[0] - stored[2];
+    if (has_columns_reversed(request->orientation)) stored[1] = (int32_t)request->width - stored[1] - stored[3];
+    if (!is_transposed(request->orientation)) return;
+    for (int pair = 0; pair < 4; pair += 2) {
+        int32_t vertical = stored[pair];
+        stored[pair] = stored[pair + 1], stored[pair + 1] = vertical;
+    }
+}
+
+// Write the smallest region of the stored image with all boxes: top, left, height, width in scaled pixels.
 static void find_region(const Request *request, int denominator, int64_t region[4]) {
     int64_t first[2] = {INT64_MAX, INT64_MAX}, stop[2] = {0, 0};
     for (int64_t k = 0; k < request->num_views; k++) {
-        const int32_t *box = request->boxes[k * request->stride];
-        int64_t margin = margin_of(box, request->sizes[k]);
+        Box box;
+        find_stored_box(request, k, box);
+        int64_t margin = reach_of(box, request->sizes[k]);
         for (int axis = 0; axis < 2; axis++) {
             int64_t low = (box[axis] - margin) / denominator;
             int64_t high = (box[axis] + box[axis + 2] + margin + denominator - 1) / denominator;
@@ -141,53 +220,142 @@ static void find_region(const Request *request, int denominator, int64_t region[
     for (int axis = 0; axis < 2; axis++) region[axis] = first[axis], region[axis + 2] = stop[axis] - first[axis];
 }
 
-// Crop a box of an image, of which `pixels` has the part `placed`: top, left, height, width in scaled pixels.
-static int crop(
-    const uint8_t *pixels, const int64_t placed[4], const int32_t *box, int denominator, uint8_t *out, int64_t size
-) {
-    int64_t rows = placed[2], columns = placed[3];
+// Crop a box to `out`, uint8 [size, size, 3].
+static int crop(const Part *part, const int32_t *box, uint8_t *out, int64_t size) {
+    double scale = part->denominator, top = box[0] / scale - part->top, left = box[1] / scale - part->left;
     if (box[4] != AREA)
         return fastpsl_isotropic_resize(
-            pixels, rows, columns, box[0] - placed[0], box[1] - placed[1], box[2], box[4] == DIAGONAL, out, size
+            part->pixels, part->rows, part->columns, (int64_t)top, (int64_t)left, box[2], box[4] == DIAGONAL, out,
+            size
         );
-    double scale = denominator, top = box[0] / scale - (double)placed[0], left = box[1] / scale - (double)placed[1];
     return fastpsl_area_resize(
-        pixels, 3 * columns, top, left, box[2] / scale, box[3] / scale, out, size, size
+        part->pixels, 3 * part->columns, top, left, box[2] / scale, box[3] / scale, out, size, size
     );
 }
 
-// Decode a sample, crop its views, and return its code.
-static int decode_sample(Turbo *turbo, const Batch *batch, int64_t i) {
-    int64_t num = batch->num, height = batch->heights[i], width = batch->widths[i], num_bytes = batch->num_bytes[i];
-    Request request = {batch->num_views, num, height, width, batch->boxes + i, batch->sizes};
-    if (!are_inside(&request)) return BAD_BOX;
-    uint8_t *encoded = turbo_memory(turbo, 0, num_bytes);
-    uint8_t *pixels = turbo_memory(turbo, 1, height * width * 3 + PIXELS_OFFSET);
-    if (!encoded || !pixels) return CORRUPT;
-    pixels += PIXELS_OFFSET;
-    int mode = batch->modes[i], denominator = 1;
-    int code = read_checked(batch->files[i], batch->offsets[i], num_bytes, &request, mode, encoded, pixels);
-    if (code != GOOD) return code;
-    int64_t placed[4] = {0, 0, height, width};
-    if (mode == MODE_JPEG) {
-        int64_t region[4];
-        denominator = find_denominator(&request);
-        find_region(&request, denominator, region);
-        if (fastpsl_turbo_decode(
-                turbo, encoded, (uint64_t)num_bytes, (uint32_t)height, (uint32_t)width, (uint32_t)denominator, 1,
-                region, pixels, placed
-            ))
-            return CORRUPT;
-    }
+// Copy a window to `out`, its rows one after the other.
+static void keep_window(const Part *part, const int32_t *window, uint8_t *out) {
+    int64_t stride = 3 * part->columns, num_bytes = (int64_t)window[3] * 3;
+    const uint8_t *pixels = part->pixels + (window[0] - (int64_t)part->top) * stride;
+    pixels += (window[1] - (int64_t)part->left) * 3;
+    for (int64_t row = 0; row < window[2]; row++)
+        memcpy(out + row * num_bytes, pixels + row * stride, (size_t)num_bytes);
+}
+
+// Crop all views of sample i, but those that the device crops from its window.
+static int crop_views(const Batch *batch, int64_t i, const Part *part) {
+    int has_window = batch->windows && batch->windows[i][2] > 0;
+    if (has_window) keep_window(part, batch->windows[i], batch->arena + batch->window_offsets[i]);
     for (int64_t k = 0; k < batch->num_views; k++) {
+        if (has_window && batch->boxes[k * batch->num + i][4] != AREA) continue;
         int64_t size = batch->sizes[k];
-        uint8_t *out = batch->outs[k] + i * size * size * 3;
-        if (crop(pixels, placed, batch->boxes[k * num + i], denominator, out, size)) return CORRUPT;
+        if (crop(part, batch->boxes[k * batch->num + i], batch->outs[k] + i * size * size * 3, size)) return CORRUPT;
     }
     return GOOD;
 }
 
-// Decode samples `start` to `stop` of a batch, and crop their views.
-PUBLIC void fastpsl_decode_samples(Turbo *turbo, const Batch *batch, int64_t start, int64_t stop) {
-    for (int64_t i = start; i < stop; i++) batch->codes[i] = (int8_t)decode_sample(turbo, batch, i);
+// Turn a part of a stored image upright, to `out`.
+static void turn(Part *part, const Request *request, uint8_t *out) {
+    int swap = is_transposed(request->orientation);
+    int64_t rows = swap ? part->columns : part->rows, columns = swap ? part->rows : part->columns;
+    double top = swap ? part->left : part->top, left = swap ? part->top : part->left;
+    int64_t down = swap ? 3 : 3 * part->columns, across = swap ? 3 * part->columns : 3; // steps in `pixels`
+    const uint8_t *pixels = part->pixels;
+    if (has_rows_reversed(request->orientation)) {
+        pixels += (rows - 1) * down, down = -down;
+        top = (double)request->height / part->denominator - top - (double)rows;
+    }
+    if (has_columns_reversed(request->orientation)) {
+        pixels += (columns - 1) * across, across = -across;
+        left = (double)request->width / part->denominator - left - (double)columns;
+    }
+    *part = (Part){out, top, left, rows, columns, part->denominator};
+    for (int64_t y = 0; y < rows; y++)
+        for (int64_t x = 0; x < columns; x++, out += 3) memcpy(out, pixels + y * down + x * across, 3);
+}
+
+// Decode what the views of sample i need, and crop them.
+static int decode_views(
+    Turbo *turbo, const Batch *batch, int64_t i, const Request *request, const uint8_t *encoded, uint8_t *pixels
+) {
+    int64_t placed[4] = {0, 0, request->height, request->width};
+    int denominator = 1;
+    if (batch->modes[i] == MODE_JPEG) {
+        int64_t region[4], height, width;
+        find_stored_size(request, &height, &width);
+        denominator = find_denominator(request);
+        find_region(request, denominator, region);
+        if (fastpsl_turbo_decode(
+                turbo, encoded, (uint64_t)batch->num_bytes[i], (uint32_t)height, (uint32_t)width,
+                (uint32_t)denominator, 1, region, pixels, placed
+            ))
+            return CORRUPT;
+    }
+    Part part = {pixels, (double)placed[0], (double)placed[1], placed[2], placed[3], denominator};
+    if (request->orientation > 1) {
+        uint8_t *upright = turbo_memory(turbo, 0, placed[2] * placed[3] * 3); // in the place of `encoded`
+        if (!upright) return CORRUPT;
+        turn(&part, request, upright);
+    }
+    return crop_views(batch, i, &part);
+}
+
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+// Decode a sample, crop its views, and return its code. The times of reading and decoding are added to `spent_ns`.
+static int decode_sample(Turbo *turbo, const Batch *batch, int64_t i, int64_t spent_ns[2]) {
+    int64_t height = batch->heights[i], width = batch->widths[i];
+    Request request = {batch->num_views, batch->num, height, width, batch->boxes + i, batch->sizes, batch->orientations[i]};
+    if (!are_inside(&request)) return BAD_BOX;
+    uint8_t *encoded = turbo_memory(turbo, 0, batch->num_bytes[i]);
+    uint8_t *pixels = turbo_memory(turbo, 1, height * width * 3 + PIXELS_OFFSET);
+    if (!encoded || !pixels) return CORRUPT;
+    pixels += PIXELS_OFFSET;
+    batch->codes[i] = READING; // what a wait that is too long is told of
+    int64_t began = now_ns();
+    int code = read_checked(batch, i, &request, encoded, pixels);
+    int64_t read = now_ns();
+    spent_ns[0] += read - began;
+    if (code != GOOD) return code;
+    while (sem_wait(batch->slots)) { // interrupted by a signal
+    }
+    began = now_ns();
+    code = decode_views(turbo, batch, i, &request, encoded, pixels);
+    spent_ns[1] += now_ns() - began;
+    sem_post(batch->slots);
+    return code;
+}
+
+// Decode samples `start` to `stop` of a batch, and crop their views. `spent_ns` is written: the times of reading and
+// of decoding.
+PUBLIC void fastpsl_decode_samples(Turbo *turbo, const Batch *batch, int64_t start, int64_t stop, int64_t spent_ns[2]) {
+    spent_ns[0] = spent_ns[1] = 0;
+    for (int64_t i = start; i < stop; i++) batch->codes[i] = (int8_t)decode_sample(turbo, batch, i, spent_ns);
+}
+
+// Crop the views of sample i, whose upright image is decoded, and return its code.
+PUBLIC int fastpsl_crop_image(const Batch *batch, int64_t i, const uint8_t *pixels) {
+    int64_t height = batch->heights[i], width = batch->widths[i];
+    Request request = {batch->num_views, batch->num, height, width, batch->boxes + i, batch->sizes, 1};
+    Part part = {pixels, 0, 0, height, width, 1};
+    return are_inside(&request) ? crop_views(batch, i, &part) : BAD_BOX;
+}
+
+// Return `num` slots, or NULL.
+PUBLIC sem_t *fastpsl_slots_open(uint32_t num) {
+    sem_t *slots = malloc(sizeof *slots);
+    if (slots && sem_init(slots, 0, num)) {
+        free(slots);
+        return NULL;
+    }
+    return slots;
+}
+
+PUBLIC void fastpsl_slots_close(sem_t *slots) {
+    sem_destroy(slots);
+    free(slots);
 }

@@ -3,7 +3,6 @@
 import numpy as np
 from typing_extensions import override
 
-from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.decoder import Decoder, Request
 
 _NUM_IMAGES = 16
@@ -13,7 +12,6 @@ class SyntheticDecoder(Decoder):
     """A decoder that copies one of a few noise images, by the sample's index; it reads and crops nothing."""
 
     name = "synthetic"
-    reasons = REASONS
 
     def __init__(self) -> None:
         self._images: dict[int, np.ndarray] = {}

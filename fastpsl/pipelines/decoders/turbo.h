@@ -32,4 +32,5 @@ int fastpsl_isotropic_resize(
     const uint8_t *pixels, int64_t rows, int64_t columns, int64_t top, int64_t left, int64_t side, int is_diagonal,
     uint8_t *out, int64_t size
 );
+int64_t isotropic_reach(int64_t side, int64_t size);
 int64_t isotropic_margin(int64_t side, int64_t size);

@@ -1,46 +1,126 @@
-"""The turbo decoder: it decodes the parts of images that their crops need, and resizes, in C (samples.c)."""
+"""The turbo decoder: it decodes the parts of images that their crops need, and resizes, in C (samples.c).
+
+Of a folder, Pillow decodes the other formats, and the JPEGs that libjpeg warns of.
+"""
 
 import ctypes
+import os
 import threading
+from dataclasses import replace
 
 import numpy as np
 from typing_extensions import override
 
 from fastpsl.pipelines.data.dataset import SampleTable
-from fastpsl.pipelines.decoders import libturbo
-from fastpsl.pipelines.decoders.codes import REASONS
+from fastpsl.pipelines.decoders import codes, libturbo
 from fastpsl.pipelines.decoders.decoder import Decoder, Request
+from fastpsl.pipelines.decoders.whole_images import decode_whole
+from fastpsl.pipelines.decoders.windows import Windows
+from fastpsl.pipelines.workers import default_num_threads
+
+_MAX_READERS = 128  # threads that may wait for storage, beside those that decode
+_SLOW_NS = 200_000  # of reading a sample; from the page cache it takes a tenth
+_KEPT = 0.9  # of the sums before, with each further part of a batch
 
 
 class TurboDecoder(Decoder):
-    """A decoder on the CPU for dataset files, by our own library on libjpeg-turbo.
+    """A decoder on the CPU for dataset files and folders, by our own library on libjpeg-turbo.
+
+    Args:
+        num_threads: The most threads that decode at once; the others read. By default, this process's share
+            of the cores.
 
     Raises:
         ValueError: If the library is missing.
     """
 
     name = "turbo"
-    reasons = REASONS
 
-    def __init__(self) -> None:
+    def __init__(self, num_threads: int | None = None) -> None:
         self._library = libturbo.library()
         self._local = threading.local()  # each thread has a handle of its own
+        self._slots = libturbo.Slots(num_threads or default_num_threads())
+        self._sums = np.zeros(3)  # of late: samples, and the ns of reading and of decoding them
 
     @override
-    def begin(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> Request:
-        request = super().begin(rows, boxes, outs)
-        columns = rows.fd, rows.offset, rows.num_bytes, rows.height, rows.width, rows.mode
+    def begin(
+        self,
+        rows: SampleTable,
+        boxes: list[np.ndarray],
+        outs: list[np.ndarray],
+        windows: Windows | None = None,
+        arena: np.ndarray | None = None,
+    ) -> Request:
+        """Return a request for the decoding of a batch. Any thread may call it.
+
+        Args:
+            rows: The samples, n of them.
+            boxes: For each view int32 [n, 5].
+            outs: For each view uint8 [n, S, S, 3], RGB, written in place; [0, S, S, 3] where no sample of the
+                view is cropped here.
+            windows: The windows that are written instead of isotropic views. By default, there are none.
+            arena: uint8 [N], where they are written.
+        """
+        num = len(rows.indices)
+        codes.check_request(boxes, outs, num, windows is not None and bool(windows.places[:, 2].all()))
+        request = Request(rows, np.stack(boxes), outs, np.zeros(num, np.int8))
+        columns = rows.fd, rows.offset, rows.num_bytes, rows.height, rows.width, rows.mode, rows.orientation
         arrays = [np.ascontiguousarray(column) for column in columns]
         arrays += [request.boxes, np.array([out.shape[1] for out in outs], np.int64)]
         arrays += [np.array([out.ctypes.data for out in outs], np.uintp), request.codes]
-        batch = libturbo.Batch(len(rows.fd), len(outs), *(array.ctypes.data for array in arrays))
-        native = ctypes.addressof(batch), batch, arrays  # the last two live as long as the request
-        return Request(rows, request.boxes, outs, request.codes, native)
+        of_windows = []
+        if windows is not None:
+            assert arena is not None and len(arena) >= windows.num_bytes
+            of_windows = [np.ascontiguousarray(windows.places), np.ascontiguousarray(windows.offsets), arena]
+        paths = _c_strings(rows.path)
+        batch = libturbo.Batch(
+            num,
+            len(outs),
+            *(array.ctypes.data for array in arrays),
+            paths and ctypes.addressof(paths),
+            self._slots.address,
+            *(array.ctypes.data for array in of_windows),
+        )
+        # All but the address live as long as the request.
+        native = ctypes.addressof(batch), batch, arrays, paths, of_windows
+        return replace(request, native=native)
 
     @override
     def decode_part(self, request: Request, part: slice) -> None:
         if not hasattr(self._local, "handle"):  # freed with the thread
             self._local.handle = libturbo.Handle()
+        batch, _, _, paths, _ = request.native
+        sums = np.array([part.stop - part.start, 0, 0])
         self._library.fastpsl_decode_samples(
-            self._local.handle.address, request.native[0], part.start, part.stop
+            self._local.handle.address, batch, part.start, part.stop, sums[1:].ctypes.data
         )
+        self._sums = _KEPT * self._sums + sums
+        if paths:
+            self._decode_the_rest(request, part)
+
+    def _decode_the_rest(self, request: Request, part: slice) -> None:
+        """Decode the files that the C library leaves to Pillow."""
+        for i in range(part.start, part.stop):
+            if request.codes[i] not in (codes.CORRUPT, codes.BAD_FILE) or not request.rows.path[i]:
+                continue
+            request.codes[i] = codes.READING
+            code, image = decode_whole(request.rows, i)
+            if image is not None:
+                image = np.ascontiguousarray(image)
+                code = self._library.fastpsl_crop_image(request.native[0], i, image.ctypes.data)
+            request.codes[i] = code
+
+    @override
+    def wanted_threads(self, num_threads: int) -> int:
+        """Return `num_threads`, and more where they wait for storage."""
+        num, reading, decoding = self._sums
+        if reading < _SLOW_NS * num:
+            return num_threads
+        return num_threads + min(_MAX_READERS, int(num_threads * reading / max(decoding, 1.0)))
+
+
+def _c_strings(paths: np.ndarray) -> "ctypes.Array[ctypes.c_char_p] | None":
+    """Return paths, object [n], for C: NULL in the place of empty ones, and None where all are."""
+    if not paths.any():
+        return None
+    return (ctypes.c_char_p * len(paths))(*(os.fsencode(path) if path else None for path in paths))

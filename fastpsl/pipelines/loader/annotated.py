@@ -4,7 +4,6 @@ Images are few and large and the step is long, so threads call a plain function 
 over ranks and resuming are as in `Loader` (order.py).
 """
 
-import functools
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from fastpsl.pipelines.batch import BadSample, BadSampleError
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.decoders.codes import REASONS
+from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.files.uncopyable import Uncopyable
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.views import ViewSpec
@@ -235,9 +235,6 @@ class AnnotatedLoader(Uncopyable):
         self.close()
 
 
-_decoder = functools.cache(TorchvisionDecoder)
-
-
 def read_image(data: Dataset, index: int) -> Tensor:
     """Decode a whole sample.
 
@@ -253,7 +250,7 @@ def read_image(data: Dataset, index: int) -> Tensor:
     """
     indices = np.array([index])
     data.wait(indices)
-    code, image = _decoder().decode_image(data.rows(indices), 0)
+    code, image = decode_whole(data.rows(indices), 0)
     if image is None:
-        raise BadSampleError(f"{data.name(index)}: {_decoder().reasons[code]}")
+        raise BadSampleError(f"{data.name(index)}: {REASONS[code]}")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

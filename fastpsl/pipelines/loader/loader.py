@@ -23,6 +23,7 @@ from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.files.uncopyable import Uncopyable
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.by_chunks import ByChunks
+from fastpsl.pipelines.loader.device_windows import crops_on_device
 from fastpsl.pipelines.loader.elsewhere import fetch_ahead, prepare_fetching, result_of
 from fastpsl.pipelines.loader.order import InOrder, Order, num_steps, numbered, step_indices, training_order
 from fastpsl.pipelines.loader.pending_batch import LoaderSpec, PendingBatch
@@ -63,7 +64,7 @@ class Loader(Uncopyable):
         on_bad_sample: For a sample that cannot be decoded: "raise", or "skip" to fill its place with another
             sample of the batch.
         hw_decoder_load: For the decoder dali, the share of each batch for the GPU's hardware JPEG decoder, in
-            [0, 1]. By default, the share that measured best.
+            [0, 1]. By default 0.9.
 
     Attributes:
         num_steps: Steps of an epoch.
@@ -169,7 +170,8 @@ class Loader(Uncopyable):
         self._spec = LoaderSpec(data, self.views, seed, self.decoder, on_bad_sample, self.device, copy_stream)
         self._engine: ByChunks | ByBatches
         if isinstance(self.decoder, Decoder):
-            self._engine = ByChunks(self.decoder, num_threads)
+            on_device = crops_on_device(self.decoder, self.views, self.device)
+            self._engine = ByChunks(self.decoder, num_threads, on_device)
         else:
             self._engine = ByBatches(self.decoder, num_threads)
 

@@ -14,8 +14,9 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders.choose import reason_of
-from fastpsl.pipelines.decoders.codes import AREA, GOOD
+from fastpsl.pipelines.decoders.codes import AREA, GOOD, READING
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, Request
+from fastpsl.pipelines.loader.device_windows import DeviceWindows
 from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.views import Crop, ViewSpec
 from fastpsl.pipelines.workers import Workers
@@ -80,7 +81,9 @@ class PendingBatch:
         boxes: From `plan`: for each view int32 [num_valid, 5].
         draws: From `plan`: for each view a dict per op, padding included.
         codes: From decoding: int8 [num_valid].
-        images: From decoding: for each view uint8 [B, S, S, 3], padding included.
+        images: From decoding: for each view uint8 [B, S, S, 3], padding included. Empty where the device
+            crops all of a view.
+        windows: What the device crops, until the batch is finished.
         request: What a `Decoder` works on, until the batch is finished.
     """
 
@@ -95,6 +98,7 @@ class PendingBatch:
         self.indices = indices = index_of(numbers)
         self.num_valid = int((indices != PADDING).sum())  # padding stands at the end
         self.images = []
+        self.windows: DeviceWindows | None = None
         self.request: Request | None = None
         self.done = threading.Event()
         self.cancelled = False
@@ -152,7 +156,7 @@ class PendingBatch:
         """Assemble the batch from `images` and `codes`, and wake the consumer, also after an error."""
         self.guard(self._assemble)
         # So that torch reuses pinned memory as soon as its copies have ended.
-        self.images, self.request = [], None
+        self.images, self.windows, self.request = [], None, None
         self.done.set()
 
     def _assemble(self) -> None:
@@ -161,6 +165,8 @@ class PendingBatch:
             labels = np.full(len(indices), PADDING, np.int64)
             labels[: self.num_valid] = self.rows.label
             bad = self._fill_bad(indices, labels)
+            if self.windows is not None:
+                self.images = self.windows.crop(self.images, len(indices), self.spec.device)
             batch = Batch(
                 images=[images.permute(0, 3, 1, 2) for images in self.images],
                 draws=[
@@ -187,7 +193,7 @@ class PendingBatch:
         spec = self.spec
         bad = []
         for i in np.flatnonzero(self.codes != GOOD).tolist():
-            reason = reason_of(spec.decoder, int(self.codes[i]), self.rows, i)
+            reason = reason_of(int(self.codes[i]), self.rows, i)
             bad.append(BadSample(int(indices[i]), spec.data.name(int(indices[i])), reason))
             if spec.on_bad_sample == "raise":
                 raise BadSampleError(str(bad[-1]))
@@ -198,8 +204,10 @@ class PendingBatch:
             )
         for i in np.flatnonzero(self.codes != GOOD).tolist():
             source = int(good[np.searchsorted(good, i) % len(good)])
-            for images in self.images:
+            for images in filter(len, self.images):
                 images[i] = images[source]
+            if self.windows is not None:
+                self.windows.fill(i, source)
             labels[i] = labels[source]
             indices[i] = PADDING
         return bad
@@ -235,7 +243,8 @@ class PendingBatch:
         if not self.done.wait(timeout_s):
             with self._lock:
                 unfinished = [i for start, stop in self._waiting.items() for i in range(start, stop)]
-            names = self._names(self.indices[unfinished or range(self.num_valid)])
+            read_now = [i for i in unfinished if self.codes[i] == READING]
+            names = self._names(self.indices[read_now or unfinished or range(self.num_valid)])
             raise TimeoutError(
                 f"epoch {self.epoch}, step {self.step}: no batch within {timeout_s:g} s, waiting for "
                 f"{names}; a thread is stuck or storage is slow (timeout_s sets the limit)"

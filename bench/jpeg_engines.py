@@ -1,0 +1,290 @@
+"""Whether a GPU's JPEG engines work for the decoder `dali`, within a minute.
+
+    python bench/jpeg_engines.py --data photos.beton
+
+It starts our loader once with nvImageCodec's log, and keeps the lines that tell how many samples of a batch
+the engines get. Then it times our loader beside DALI's own reader, by the engines' share of a batch, in turn.
+Meanwhile it reads from NVML how busy the engines are. It exits with 1 if a GPU's engines stay idle.
+
+Without a GPU there are no engines: shares are left out, and the log tells the size of the first batch alone.
+
+Writes a JSON; see bench/README.md.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
+from bench import peers
+from bench.interleaved import Process, Rates
+from bench.loaders import labels, title
+from bench.peers import Work
+from bench.peers.files import copy_out
+from bench.peers.ours import why_no_decoder
+from bench.program import check_out, check_positive, progress, run_program
+from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.show import show_missing_and_notes
+from fastpsl.doctor.jpeg_engines import IDLE_PERCENT, jpeg_utilisation, sampled
+from fastpsl.engine.command_line import parse
+from fastpsl.engine.distributed import choose_device
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, nvjpeg_library, why_slower
+from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.workers import default_num_threads
+
+PEER = "dali_whole"
+LOG_LIMIT_S = 60.0
+# Lines of nvImageCodec 0.9 at level 3, without the colours and the level before them.
+_TOLD = re.compile(
+    r"[^\]]*selecting max batch size to \d+.*|HW decoder .*|create nvjpeg_\w+.*|decode num_samples=\d+"
+)
+_FIRST_BATCH = re.compile(r"decode num_samples=(\d+)")
+_OF_ENGINES = re.compile(r"nvjpeg_hw\w* selecting max batch size to (\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    data: str | None = None
+    """A dataset file. Without it: the embedded sample, whose images are smaller than photos."""
+    shares: tuple[float, ...] = (0.65, 0.9)
+    """The engines' parts of each batch, 0 to 1."""
+    threads: int | None = None
+    """Decoding threads. Default: 8, or the cores if there are fewer."""
+    size_px: int = 224
+    batch_size: int | None = None
+    """Default: 256 on a GPU, else 32."""
+    repeats: int = 3
+    seconds: float = 1.0
+    """Length of a timed region."""
+    limit_s: float = 60.0
+    """No further repeat begins after it."""
+    peers: bool = True
+    """DALI's own reader."""
+    out: Path = RUNS / "jpeg_engines.json"
+
+    def check(self) -> None:
+        """Raise ValueError if options are out of range."""
+        check_positive(self, "threads", "size_px", "batch_size", "repeats", "seconds", "limit_s")
+        if not self.shares or not all(0 <= share <= 1 for share in self.shares):
+            raise ValueError(f"--shares {' '.join(map(str, self.shares))}: give some from 0 to 1")
+
+
+@dataclass
+class Timed:
+    """A loader's rates, and NVML's highest reading of each repeat (none where it does not tell)."""
+
+    rates: Rates
+    busy_percent: list[int] = field(default_factory=list)
+
+    def row(self) -> dict[str, Any]:
+        """Return a row of the result."""
+        labelled = labels(self.rates.work) | {"busy_percent": max(self.busy_percent, default=None)}
+        return self.rates.row(self.rates.measured, **labelled)
+
+
+def told_lines(log: str) -> list[str]:
+    """Return the lines of nvImageCodec's log that tell of decoders and batches, each once, in their order."""
+    plain = (re.sub(r"\x1b\[[\d;]*m", "", line) for line in log.splitlines())
+    texts = (line.rpartition("] ")[2].strip() for line in plain)
+    return list(dict.fromkeys(text for text in texts if _TOLD.fullmatch(text)))
+
+
+def first_number(pattern: re.Pattern[str], lines: Sequence[str]) -> int | None:
+    """Return the number of the first line that has one."""
+    return next((int(match[1]) for line in lines if (match := pattern.search(line))), None)
+
+
+def log_of(work: Work) -> list[str]:
+    """Start our loader with nvImageCodec's log, read a batch, and return the lines of `told_lines`.
+
+    Raises:
+        RuntimeError: It ends with an error, or takes a minute.
+    """
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work))],
+            input="", capture_output=True, text=True, errors="replace", timeout=LOG_LIMIT_S, check=False,
+            env=os.environ | {"DALI_NVIMGCODEC_LOG_LEVEL": "3"}, cwd=Path(__file__).resolve().parents[1],
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"no batch within {LOG_LIMIT_S:g} s") from None
+    if process.returncode:
+        last = process.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"exit {process.returncode}: {''.join(last)}")
+    return told_lines(process.stderr)
+
+
+@contextmanager
+def engine_readings(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """Yield NVML's reading of the engines, or on a CPU a function that returns None."""
+    if device.type != "cuda":
+        yield lambda: None
+        return
+    with jpeg_utilisation(device) as read:
+        yield read
+
+
+def measure(
+    works: Sequence[Work], options: Options, device: torch.device, deadline: float, log: Callable[[str], None]
+) -> tuple[list[Timed], list[dict[str, str]]]:
+    """Time each loader in a process of its own, in turn, every other time in reverse order.
+
+    Args:
+        works: The loaders.
+        options: Repeats and seconds.
+        device: The GPU whose engines are read, or a CPU.
+        deadline: Time of time.perf_counter() after which no repeat begins, except the first.
+        log: Callback that receives the name of the current phase.
+
+    Returns:
+        What was timed; what failed, with the reason.
+    """
+    running: dict[int, Process] = {}
+    timed: list[Timed] = []
+    missing = []
+    try:
+        for work in works:
+            name = title(work.kind, **labels(work))
+            log(f"{name}: from an empty process to the first batch")
+            try:
+                process = Process(work)
+            except RuntimeError as error:
+                missing.append({"what": name, "reason": f"failed: {error}"})
+                continue
+            timed.append(Timed(Rates(name, work, 1, process.first_batch_s)))
+            running[id(timed[-1])] = process
+        with engine_readings(device) as read:
+            for number in range(options.repeats):
+                if number and time.perf_counter() > deadline:
+                    break
+                log(f"loaders alone, repeat {number + 1} of {options.repeats}")
+                for each in timed[::-1] if number % 2 else timed:
+                    with sampled(read) as samples:
+                        rate, cores = running[id(each)].measure(1, options.seconds)
+                    each.rates.values.append(rate)
+                    each.rates.cores.append(cores)
+                    each.busy_percent += [max(samples)] if samples else []
+    finally:
+        for process in running.values():
+            process.close()
+    return timed, missing
+
+
+def ratios_of(timed: Sequence[Timed]) -> list[dict[str, Any]]:
+    """Return our samples/s over those of DALI's reader with the same share, repeat by repeat."""
+    ratios = []
+    for ours in timed:
+        for theirs in timed:
+            same = ours.rates.work.hw_decoder_load == theirs.rates.work.hw_decoder_load
+            if ours.rates.work.kind == "dali" and theirs.rates.work.kind == PEER and same:
+                values = [a / b for a, b in zip(ours.rates.values, theirs.rates.values, strict=True)]
+                what = f"samples/s / {peers.TITLES[PEER]}"
+                ratios.append({"what": what, "decoder": "dali", **labels(ours.rates.work), **spread(values)})
+    return ratios
+
+
+def verdict(
+    engines: int | None, why: str, lines: Sequence[str], timed: Sequence[Timed], batch_size: int
+) -> tuple[str, bool]:
+    """Return what was found, in one line, and whether the engines of a GPU work.
+
+    Args:
+        engines: The number of engines, if nvJPEG tells it.
+        why: Why they cannot be used, or "".
+        lines: The log's lines.
+        timed: What was timed.
+        batch_size: The samples of a batch.
+    """
+    first, of_engines = first_number(_FIRST_BATCH, lines), first_number(_OF_ENGINES, lines)
+    ours = [percent for each in timed if each.rates.work.kind == "dali" for percent in each.busy_percent]
+    parts = [
+        f"{'?' if engines is None else engines} JPEG engines",
+        f"busy {max(ours)}%" if ours else "busy: unknown",
+        f"first batch {first or '?'} of {batch_size}",
+        f"of which the engines get {'?' if of_engines is None else of_engines}",
+    ]
+    is_busy = not ours or max(ours) >= IDLE_PERCENT
+    return ", ".join(parts) + (f"; {why}" if why else ""), not why and is_busy and first == batch_size
+
+
+def main() -> int:
+    options: Options = parse(Options, description=__doc__)
+    options.check()
+    check_out(options.out)
+    console, start = Console(highlight=False, soft_wrap=True), time.perf_counter()
+    device = choose_device("auto", 0)
+    is_cuda, machine = device.type == "cuda", environment(device)
+    path = options.data or str(sample_paths().train)
+    batch_size = options.batch_size or (256 if is_cuda else 32)
+    threads = options.threads or min(8, default_num_threads())
+    with Beton(path) as data:
+        record, reason = data_record(data, options.data), why_no_decoder("dali", data, device)
+    if reason:
+        raise ValueError(f"the decoder dali cannot be measured: {reason}")
+    if batch_size > record["num_samples"]:
+        raise ValueError(
+            f"--batch-size {batch_size}: there are {record['num_samples']} samples; "
+            "lower it or give more data"
+        )
+    engines, why = None, ""
+    if is_cuda:
+        with torch.cuda.device(device):
+            engines = num_engines(nvjpeg_library())
+        why = why_slower(device)
+    shares: tuple[float | None, ...] = options.shares if is_cuda else (None,)
+    missing = [] if is_cuda else [{"what": "the engines and their shares", "reason": "no CUDA device"}]
+    peer_reason = peers.why_missing(PEER, path) if options.peers else "left out by --no-peers"
+    if peer_reason:
+        missing.append({"what": peers.TITLES[PEER], "reason": peer_reason})
+    with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as files:
+        work = Work("dali", path, files, batch_size, threads, options.size_px, str(device))
+        log("nvImageCodec's log")
+        lines: list[str] = []
+        try:
+            lines = log_of(replace(work, hw_decoder_load=shares[-1]))
+        except RuntimeError as error:
+            missing.append({"what": "nvImageCodec's log", "reason": str(error)})
+        if not peer_reason:
+            copy_out(path, Path(files), num_shards=4 * threads)
+        kinds = ("dali",) if peer_reason else ("dali", PEER)
+        works = [replace(work, kind=kind, hw_decoder_load=share) for share in shares for kind in kinds]
+        timed, failed = measure(works, options, device, start + options.limit_s, log)
+    if not timed:
+        raise ValueError(f"nothing could be measured; {failed[0]['what']}: {failed[0]['reason']}")
+    text, works_well = verdict(engines, why, lines, timed, batch_size)
+    result = save_result(
+        options.out, "jpeg_engines", machine, data=record,
+        settings={
+            "repeats": len(timed[0].rates.values), "seconds": options.seconds, "batch_size": batch_size,
+            "num_threads": threads, "size_px": options.size_px, "device": device.type,
+            "num_engines": engines, "first_batch": first_number(_FIRST_BATCH, lines),
+            "samples_of_engines": first_number(_OF_ENGINES, lines), "log": lines,
+        },
+        rows=[each.row() for each in timed], ratios=ratios_of(timed), not_measured=[*missing, *failed],
+        notes=[why] if why else [],
+    )  # fmt: skip
+    for each, row in zip(timed, result["rows"], strict=True):
+        busy = "" if row["busy_percent"] is None else f", engines busy {row['busy_percent']}%"
+        console.print(
+            f"{each.rates.name}: {row['median']:,.0f} samples/s, {row['cores_used']:.1f} cores{busy}"
+        )
+    show_missing_and_notes(result, console)
+    console.print(text)
+    return int(is_cuda and not works_well)
+
+
+if __name__ == "__main__":
+    run_program(main)

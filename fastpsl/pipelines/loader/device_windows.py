@@ -1,0 +1,122 @@
+"""A batch's windows on their way to the device that crops them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastpsl.kernels.isotropic_batch import crop_ragged, fused_form
+from fastpsl.pipelines.batch import pack, unpack
+from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.decoders.boxes import is_isotropic
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
+from fastpsl.pipelines.decoders.turbo import TurboDecoder
+from fastpsl.pipelines.decoders.windows import plan_windows
+from fastpsl.pipelines.pinned import pinned_empty, to_device
+from fastpsl.pipelines.views import ViewSpec
+
+
+def crops_on_device(decoder: Decoder | BatchDecoder, views: Sequence[ViewSpec], device: torch.device) -> bool:
+    """Return whether the device crops what `turbo` decodes for isotropic views.
+
+    Without Triton the CPU crops them, with a warning.
+    """
+    if device.type == "cpu" or not isinstance(decoder, TurboDecoder):
+        return False
+    if not any(hasattr(view.crop, "resampling") for view in views):
+        return False
+    return fused_form(device, "on the CPU, which may be slower than the GPU's step") is not None
+
+
+class Room:
+    """The bytes of arenas, which grow.
+
+    Batches of one size use the same memory again, in torch's pools of the host and of the device.
+    """
+
+    num_bytes = 0
+
+    def fit(self, num_bytes: int) -> int:
+        """Return the bytes of an arena for `num_bytes`: whole words, and a quarter more where it grows."""
+        if num_bytes > self.num_bytes:
+            self.num_bytes = -(-num_bytes * 5 // 16) * 4
+        return self.num_bytes
+
+
+class DeviceWindows:
+    """The windows of a batch: an arena that a decoder fills, and the crops that a device makes of it.
+
+    The kernel reads words of which a few bytes may lie behind the last window, so an arena has whole words.
+
+    Args:
+        rows: The samples, n of them.
+        boxes: For each view int32 [n, 5].
+        sizes_px: The side of each view.
+        room: The size of the arenas.
+        is_pinned: Whether the arena is page-locked, for a CUDA device.
+
+    Attributes:
+        planned: Where the windows lie.
+        arena: uint8 [N], on the host.
+    """
+
+    def __init__(
+        self, rows: SampleTable, boxes: list[np.ndarray], sizes_px: list[int], room: Room, is_pinned: bool
+    ) -> None:
+        self.planned = plan_windows(rows, boxes, sizes_px)
+        num_bytes = room.fit(self.planned.num_bytes)
+        if is_pinned:
+            self.arena = pinned_empty(num_bytes)
+        else:
+            self.arena = torch.empty(num_bytes, dtype=torch.uint8, device="cpu")
+        self._sizes_px = sizes_px
+        self._boxes = {k: box.copy() for k, box in enumerate(boxes) if is_isotropic(box)}
+        for box in self._boxes.values():
+            box[:, :2] -= self.planned.places[:, :2]
+        self._places = np.column_stack([self.planned.offsets, self.planned.places[:, 2:]])
+
+    def has_all(self, k: int) -> bool:
+        """Return whether the device makes all images of view k."""
+        return k in self._boxes and bool(self._places[:, 1].all())
+
+    def fill(self, i: int, source: int) -> None:
+        """Let sample i show what sample `source` shows."""
+        for values in (self._places, *self._boxes.values()):
+            values[i] = values[source]
+
+    def crop(self, images: list[Tensor], num: int, device: torch.device) -> list[Tensor]:
+        """Return the images of all views, of which the device crops the isotropic ones.
+
+        On CUDA all work is queued on the current stream.
+
+        Args:
+            images: For each view uint8 [num, S, S, 3] by the decoder, or an empty one.
+            num: The samples with padding, whose images are zero.
+            device: The device.
+
+        Returns:
+            For each view uint8 [num, S, S, 3], on the device if the view is isotropic.
+        """
+        by_cpu = np.flatnonzero(self._places[:, 1] == 0)
+        if len(by_cpu) == len(self._places):
+            return images
+        small = [torch.from_numpy(values) for values in (self._places, by_cpu, *self._boxes.values())]
+        buffer, starts = pack(small, pin_memory=device.type == "cuda")
+        places, rows, *boxes = unpack(buffer.to(device, non_blocking=True), starts, small)
+        # As large as the arena, so that the device's pool has the same block for every batch.
+        pixels = torch.empty(len(self.arena), dtype=torch.uint8, device=device)
+        used = self.planned.num_bytes
+        pixels[:used].copy_(self.arena[:used], non_blocking=True)
+        images, widest_px = list(images), int(self._places[:, 2].max())
+        for k, box in zip(self._boxes, boxes, strict=True):
+            crops = crop_ragged(pixels, places, box, self._sizes_px[k], widest_px)
+            if len(by_cpu):
+                crops.index_copy_(0, rows, _moved(images[k][by_cpu], device))
+            padding = crops.new_zeros(num - len(crops), *crops.shape[1:])
+            images[k] = torch.cat([crops, padding]) if len(padding) else crops
+        return images
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor if device.type == "cpu" else to_device(tensor, device)

@@ -1,0 +1,233 @@
+"""What doctor tells of a GPU's JPEG engines, with a fake NVML and a fake loader."""
+
+import ctypes
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from fastpsl.doctor import jpeg_engines
+from fastpsl.doctor.advice import changes
+from fastpsl.doctor.jpeg_engines import (
+    SHARES,
+    best_share,
+    check_engines,
+    jpeg_utilisation,
+    measure_engines,
+    sampled,
+)
+from fastpsl.doctor.measurements import JpegEngines, Measurements
+from fastpsl.doctor.report import Report
+from fastpsl.doctor.screen import show
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.sample.betons import sample_paths
+from tests.doctor.test_doctor_advice import measured, waiting
+from tests.pipelines.photos import RAW, photo, write
+
+GPU = torch.device("cuda", 0)
+UUID = "8ab0c1de-0000-1111-2222-333344445555"
+RATES = {0.0: 9000.0, 0.5: 20_000.0, 0.65: 30_000.0, 0.9: 24_000.0, 1.0: 22_000.0}
+
+
+class Nvml:
+    """A fake of NVML's library, whose engines are busy by `percent`; `status` is of each reading."""
+
+    def __init__(self, percent: int = 67, status: int = 0, is_known: bool = True) -> None:
+        self.percent, self.status, self.is_known = percent, status, is_known
+        self.num_open = 0
+
+    def nvmlInit_v2(self) -> int:
+        self.num_open += 1
+        return 0
+
+    def nvmlShutdown(self) -> int:
+        self.num_open -= 1
+        return 0
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
+        assert uuid == f"GPU-{UUID}".encode()
+        handle._obj.value = 4711
+        return 0 if self.is_known else 6
+
+    def nvmlDeviceGetJpgUtilization(self, handle: ctypes.c_void_p, percent: Any, period_us: Any) -> int:
+        assert handle.value == 4711 and self.num_open == 1
+        percent._obj.value, period_us._obj.value = self.percent, 166_000
+        return self.status
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    library = Nvml()
+    monkeypatch.setattr(jpeg_engines, "_nvml", lambda: library)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=UUID))
+    return library
+
+
+@pytest.mark.parametrize("uuid", [UUID, f"GPU-{UUID}"])
+def test_the_engines_are_read_and_nvml_is_closed(
+    nvml: Nvml, uuid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid=uuid))
+    with jpeg_utilisation(GPU) as read:
+        assert read() == 67
+        nvml.percent = 3
+        assert read() == 3
+        nvml.status = 3  # NVML_ERROR_NOT_SUPPORTED, as for a MIG slice
+        assert read() is None
+    assert nvml.num_open == 0
+
+
+@pytest.mark.parametrize("library", [None, Nvml(is_known=False), SimpleNamespace(nvmlInit_v2=lambda: 9)])
+def test_without_an_answer_nothing_is_told(library: Any, nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg_engines, "_nvml", lambda: library)
+    with jpeg_utilisation(GPU) as read:
+        assert read() is None
+
+
+def test_a_driver_without_the_reading_tells_nothing(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Nvml, "nvmlDeviceGetJpgUtilization")
+    with jpeg_utilisation(GPU) as read:
+        assert read() is None
+    assert nvml.num_open == 0
+
+
+def test_samples_come_from_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg_engines, "_PERIOD_S", 0.001)
+    readings, seen = iter([5, None, 80]), threading.Event()
+
+    def read() -> int | None:
+        value = next(readings, -1)
+        if value == -1:
+            seen.set()
+            return None
+        return value
+
+    with sampled(read) as samples:
+        assert seen.wait(10)
+    assert samples == [5, 80]
+    assert not [thread for thread in threading.enumerate() if thread.name == "fastpsl-jpeg-engines"]
+
+
+class Feeds:
+    """A fake of doctor's loaders, which keeps what it is asked for; `why` are the engines' faults."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, warm: Beton, share: float | None, why: str = ""
+    ) -> None:
+        self.setup = SimpleNamespace(
+            world=SimpleNamespace(device=GPU), options=SimpleNamespace(hw_decoder_load=share)
+        )
+        self.warm, self.asked = warm, list[float]()
+        monkeypatch.setattr(jpeg_engines, "why_slower", lambda _: why)
+        monkeypatch.setattr(jpeg_engines.dali, "why_missing", lambda _: "")
+        monkeypatch.setattr(jpeg_engines, "num_engines", lambda _: 7)
+        monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+        monkeypatch.setattr(jpeg_engines, "sampled", self.sampled)
+
+    @contextmanager
+    def sampled(self, read: Any) -> Iterator[list[int]]:
+        samples: list[int] = []
+        yield samples
+        samples.append(int(100 * self.asked[-1]))
+
+    def rate(self, data: Beton, seconds: float, *, decoder: str, hw_decoder_load: float) -> float:
+        assert data is self.warm and decoder == "dali"
+        self.asked.append(hw_decoder_load)
+        # The second round is slower by half.
+        return RATES.get(hw_decoder_load, 1000.0) * (1.0 if len(self.asked) <= len(set(self.asked)) else 0.5)
+
+
+@pytest.mark.parametrize(("given", "share"), [(None, 0.9), (0.3, 0.3)])
+def test_shares_are_timed_in_turn(
+    given: float | None, share: float, nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Beton(sample_paths().train) as warm:
+        feeds = Feeds(monkeypatch, warm, given)
+        engines = measure_engines(feeds, 3.0, lambda _: None)  # type: ignore[arg-type]
+    shares = sorted({*SHARES, share})
+    assert feeds.asked == [*shares, *reversed(shares)]
+    assert engines is not None and (engines.num, engines.why_idle, engines.share) == (7, "", share)
+    assert engines.busy_percent == int(100 * share)  # with the share that trains, not another
+    assert engines.rates[0.65] == 0.75 * RATES[0.65] and engines.rates.keys() == set(shares)
+
+
+def test_engines_that_do_not_work_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Beton(sample_paths().train) as warm:
+        feeds = Feeds(monkeypatch, warm, None, "driver capability missing: start it with it")
+        engines = measure_engines(feeds, 3.0, lambda _: None)  # type: ignore[arg-type]
+    assert engines == JpegEngines(7, "driver capability missing: start it with it", 0.9)
+    assert not feeds.asked and not best_share(engines, "dali", 1.0)
+    (check,) = check_engines(engines)
+    assert check.state == "warning" and check.text == "driver capability missing: start it with it"
+
+
+def test_raw_images_and_a_cpu_have_no_use_for_engines(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = (photo(3, 50, 60).tobytes(), 50, 60, RAW)
+    with Beton(write(tmp_path / "raw.beton", [raw] * 3)) as warm:
+        feeds = Feeds(monkeypatch, warm, None)
+        assert measure_engines(feeds, 3.0, lambda _: None) is None  # type: ignore[arg-type]
+    with Beton(sample_paths().train) as warm:
+        feeds = Feeds(monkeypatch, warm, None)
+        feeds.setup.world.device = torch.device("cpu")
+        assert measure_engines(feeds, 3.0, lambda _: None) is None  # type: ignore[arg-type]
+    assert check_engines(None) == [] == best_share(None, "dali", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "share", "option", "beside"),
+    [
+        ("dali", 0.9, "--hw-decoder-load 0.65", RATES[0.9]),
+        ("turbo", 0.9, "--decoder dali --hw-decoder-load 0.65", 12_000.0),
+        ("dali", 0.65, None, 0),
+        ("turbo", 0.65, None, 0),
+    ],
+)
+def test_the_best_share_is_advised(decoder: str, share: float, option: str | None, beside: float) -> None:
+    found = best_share(JpegEngines(7, "", share, 67, RATES), decoder, 12_000.0)
+    assert [(each.option, each.images_per_s, each.beside) for each in found] == (
+        [(option, 30_000.0, beside)] if option else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "percent", "state"), [(0.9, 67, "ok"), (0.9, 3, "warning"), (0.0, 0, "ok"), (0.9, None, "ok")]
+)
+def test_engines_without_work_are_a_warning(share: float, percent: int | None, state: str) -> None:
+    (check,) = check_engines(JpegEngines(7, "", share, percent, RATES))
+    assert check.state == state and bool(check.remedy) == (state == "warning")
+
+
+def screen_of(measurements: Measurements) -> str:
+    setting: dict[str, Any] = dict.fromkeys(("recipe", "data", "batch_size", "device", "device_name"))
+    setting |= {"arguments": [], "num_ranks": 1, "precision": "fp16"}
+    screen = io.StringIO()
+    checks = tuple(check_engines(measurements.jpeg_engines))
+    show(Report(setting, checks, measurements), Console(file=screen, width=200))
+    return screen.getvalue()
+
+
+def test_the_screen_has_the_engines_and_the_option() -> None:
+    engines = JpegEngines(7, "", 0.9, 67, RATES)
+    alternatives = tuple(best_share(engines, "dali", 500.0))
+    measurements = measured(
+        waiting(), decoder="dali", decode=500.0, copy=None, jpeg_engines=engines, alternatives=alternatives
+    )
+    screen = screen_of(measurements)
+    assert "JPEG engines: 7, busy 67% while dali decodes" in screen
+    assert "0.65 of a batch (--hw-decoder-load 0.65)" in screen
+    assert changes(measurements)[0].option == "--hw-decoder-load 0.65"
+    assert "JPEG engines" not in screen_of(measured(waiting()))
+    (line,) = (
+        line
+        for line in screen_of(
+            measured(waiting(), jpeg_engines=JpegEngines(7, "no video: add it", 0.9))
+        ).splitlines()
+        if "engines" in line
+    )
+    assert line == "warning: jpeg engines: no video: add it"
