@@ -14,7 +14,7 @@ from rich.console import Console
 from fastpsl.doctor.data_check import check_data, num_open_files
 from fastpsl.doctor.doctor_setup import DoctorSetup, load_recipe_or_default, open_setup
 from fastpsl.doctor.jpeg_engines import check_engines
-from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache, usable_cores
+from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
 from fastpsl.doctor.measure import measure
 from fastpsl.doctor.recipe import DEFAULT
 from fastpsl.doctor.report import Check, Report
@@ -24,6 +24,7 @@ from fastpsl.engine.console import status
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.terminal import plain
 from fastpsl.pipelines.number_words import number_of
+from fastpsl.pipelines.workers import usable_cores
 
 # Seconds of a timed region on the embedded sample, on the CPU and on CUDA.
 _SECONDS = {"sample": 0.3, "cpu": 1.0, "cuda": 3.0}

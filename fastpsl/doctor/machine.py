@@ -14,33 +14,12 @@ from fastpsl.doctor.report import Check
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.pipelines.number_words import number_of
+from fastpsl.pipelines.workers import cpu_quota, usable_cores
 
 _MIN_OPEN_FILES = 1024
 _BESIDE_SHARDS = 256  # for libraries, sockets and TensorBoard
 _MIN_SHARED_BYTES = 256 << 20  # per rank; Docker gives a container 64 MiB by default
 _STATE_BYTES = 4 * 2  # a parameter and its momentum, float32
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores for this process, by affinity and the container's quota; at least 1."""
-    allowed = len(os.sched_getaffinity(0))
-    quota = cpu_quota()
-    return allowed if quota is None else max(1, min(allowed, int(quota)))
-
-
-def cpu_quota() -> float | None:
-    """Return a container's share of the CPU in cores, or None without a limit."""
-    for path, read in (
-        ("/sys/fs/cgroup/cpu.max", lambda text: text.split()),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", lambda text: (text.strip(), "100000")),
-    ):
-        try:
-            with open(path) as file:
-                quota, period = read(file.read())
-        except (OSError, ValueError):
-            continue
-        return None if quota in ("max", "-1") else float(quota) / float(period)
-    return None
 
 
 def check_machine(

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from fastpsl.engine.exit_codes import EXIT_CRASHED, EXIT_FINISHED, EXIT_PREEMPTED
+from fastpsl.pipelines.workers import usable_cores
 
 # Ranks stop at a step's end upon these, as a recipe of one process does.
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -65,7 +66,7 @@ def run_ranks(command: Sequence[str], num_ranks: int) -> int:
 
 def _require_places(num_ranks: int, num_gpus: int) -> None:
     """Check that each process has a GPU, or a core where there is no GPU, which is told."""
-    num_cores = len(os.sched_getaffinity(0))
+    num_cores = usable_cores()
     if num_ranks > (num_gpus or num_cores):
         found = f"{num_gpus} GPUs" if num_gpus else f"no GPU that torch can use, and {num_cores} cores"
         most = num_gpus or num_cores

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from fastpsl.doctor import software
-from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache, usable_cores
+from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
 from fastpsl.doctor.measurements import ReadRate
 from fastpsl.doctor.report import Check, Report
 from fastpsl.doctor.screen import show
@@ -23,6 +23,7 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.decoders import dali, libffcv
 from fastpsl.pipelines.number_words import number_of
+from fastpsl.pipelines.workers import usable_cores
 from fastpsl.tasks.rotation import Rotation
 from tests.doctor.test_doctor_advice import stage
 from tests.engine.tiny import TinyNet

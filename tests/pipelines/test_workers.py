@@ -1,10 +1,12 @@
 """The loader's threads where the process may have no more."""
 
+import os
 import threading
 
 import pytest
 
-from fastpsl.pipelines.workers import Workers
+from fastpsl.pipelines import workers
+from fastpsl.pipelines.workers import Workers, default_num_threads, usable_cores
 
 
 def test_too_few_threads_are_said_in_one_line_and_those_that_started_end(
@@ -23,3 +25,15 @@ def test_too_few_threads_are_said_in_one_line_and_those_that_started_end(
         Workers(64, "many")
     assert "\n" not in str(error.value)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("many-")]
+
+
+@pytest.mark.parametrize(("quota", "num"), [(None, 12), (3.5, 3), (0.2, 1), (40.0, 12)])
+def test_a_containers_quota_bounds_the_cores(
+    quota: float | None, num: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    monkeypatch.setattr(workers, "cpu_quota", lambda: quota)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert usable_cores() == default_num_threads() == num
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert default_num_threads() == max(1, num // 2)

@@ -25,7 +25,7 @@ from fastpsl.pipelines.decoders.jpeg_scans import SCAN_REASONS, jpeg_scans
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import is_locked
 from fastpsl.pipelines.remote.address import is_remote
-from fastpsl.pipelines.workers import map_in_order
+from fastpsl.pipelines.workers import map_in_order, usable_cores
 
 _BLOCK_BYTES = 1 << 22
 _BARS = 30  # classes with a bar of their own
@@ -115,7 +115,7 @@ def verify(
         except ValueError as error:
             yield str(error)
         num_bad = 0
-        num_workers = num_workers or len(os.sched_getaffinity(0))
+        num_workers = num_workers or usable_cores()
         checksums = None
         try:
             checksums = read_checksums(beton.shards[0]) if has_checksums(beton.shards[0]) else None

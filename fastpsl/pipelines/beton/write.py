@@ -8,7 +8,6 @@ path per sample of a file. A journal (journal.py) keeps what an interrupted writ
 import contextlib
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +31,7 @@ from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.pipelines.number_words import number_of
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.sources.tally import BROKEN, SMALL
-from fastpsl.pipelines.workers import map_in_order
+from fastpsl.pipelines.workers import map_in_order, usable_cores
 
 DEFAULT_PAGE_BYTES = 1 << 23  # ffcv's
 _AS_THEY_ARE = Target()
@@ -127,7 +126,7 @@ def write_beton(
     """
     out = Path(out)
     allowed_bad = max_bad_count(max_bad, num_samples)
-    num_workers = num_workers or len(os.sched_getaffinity(0))
+    num_workers = num_workers or usable_cores()
     started = time.monotonic()
     shard_bytes = None if shard_mb is None else shard_mb * 1_000_000
     by = "torchvision, Pillow" if why_missing() else "libjpeg-turbo"

@@ -1,6 +1,5 @@
 """The drawing and writing of the embedded sample's dataset files, at its first use."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.workers import usable_cores
 
 SEED = 20240
 _PAGE_BYTES = 1 << 21
@@ -27,7 +27,7 @@ def draw_part(part: Path, small: Path, first: int, num: int, version: str) -> No
         num: The number of images.
         version: The name of the sample's version, for the files' records.
     """
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         originals = list(pool.map(_draw, range(first, first + num)))
     for path, images, target in (
         (small, [_square(image) for image in originals], Target(mode="raw")),

@@ -20,6 +20,7 @@ from fastpsl.pipelines.sample.shapes import CLASS_NAMES, Shape, draw_scene
 from fastpsl.pipelines.sample.subjects import Random
 from fastpsl.pipelines.voc.layout import CLASSES_FILE
 from fastpsl.pipelines.voc.masks import VOID, mask_png
+from fastpsl.pipelines.workers import usable_cores
 
 VERSION = "drawn-voc-v1"  # a new name whenever the images change
 SEED = 20241
@@ -147,7 +148,7 @@ def _draw_year(
             (year / "SegmentationClass" / f"{name}.png").write_bytes(mask)
         return _DrawnImage(name, (height, width), boxes)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(draw, range(num)))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.pipelines.workers import usable_cores
 
 # joblib is imported where it is used, because the import takes half a second.
 
@@ -72,7 +73,7 @@ def run_resumable(
 
 def default_processes(world: World) -> int:
     """Return this rank's share of the machine's cores."""
-    return max(1, len(os.sched_getaffinity(0)) // world.local_size)
+    return max(1, usable_cores() // world.local_size)
 
 
 def _share(num: int, world: World) -> slice:
