@@ -99,7 +99,7 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
         log("decode in quasi-random order")
         with _tried("--order quasi_random", untried):
             alternatives.append(feed.quasi_random(loader, read.fitting))
-    is_copied = device.type == "cuda" and decoder in ("turbo", "ffcv", "torchvision", "synthetic")
+    is_copied = device.type == "cuda" and decoder in ("turbo", "ffcv", "pillow", "synthetic")
     stages = tuple(_stage(setup, i, feed_of, untried, seconds, log) for i in setup.stages)
     is_slow = any(stage.loader < _ENOUGH[device.type] * stage.synthetic for stage in stages)
     fastest = max((stage.synthetic for stage in stages), default=fastest_step(len(first_views)))

@@ -68,7 +68,7 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MACHINE)
     """Where to compute; auto is CUDA if there is a GPU."""
     decoder: str = field(default="auto", metadata=MACHINE)
-    """Reader of the images: turbo, ffcv, dali, torchvision, resident or synthetic; auto decides by the data,
+    """Reader of the images: turbo, ffcv, dali, pillow, resident or synthetic; auto decides by the data,
     the device and the cores."""
     workers: int | None = field(default=None, metadata=MACHINE)
     """Decoding threads per GPU; by default the machine's cores divided by its GPUs' processes."""

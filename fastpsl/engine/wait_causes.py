@@ -76,7 +76,7 @@ def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str]
 def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str, str]:
     """Return why the threads, which are busy, are too slow."""
     data, name = loader.data, loader.decoder_name
-    if name in ("torchvision", "ffcv") or (name == "dali" and loader.device.type == "cpu"):
+    if name in ("pillow", "ffcv") or (name == "dali" and loader.device.type == "cpu"):
         if reason := libturbo.why_missing():
             return "decoder", f"{name} decodes slowly, because {reason}: {libturbo.INSTALL}"
         return "decoder", f"{name} decodes slowly: leave out --decoder, and turbo decodes"

@@ -26,7 +26,7 @@ def check_options(options: RunOptions) -> None:
     refuse_val(options)
     for name, allowed in (
         ("order", ("random",)),
-        ("decoder", ("auto", "torchvision")),
+        ("decoder", ("auto", "pillow")),
         ("on_bad_sample", ("raise",)),
     ):
         value = getattr(options, name)

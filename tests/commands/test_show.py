@@ -125,8 +125,8 @@ def test_a_folder_of_images_with_names_of_all_kinds(
         (tmp_path / "my photos" / name).mkdir(parents=True)
         (tmp_path / "my photos" / name / "a b.jpg").write_bytes(jpeg(photo(i, 60, 50)))
     out = tmp_path / "sheet.png"
-    assert run(tmp_path / "my photos", "--short-side", 32, "--decoder", "torchvision", "--out", out) == 0
-    assert f"{out}: 2 samples of {tmp_path / 'my photos'}, decoder torchvision" in capsys.readouterr().out
+    assert run(tmp_path / "my photos", "--short-side", 32, "--decoder", "pillow", "--out", out) == 0
+    assert f"{out}: 2 samples of {tmp_path / 'my photos'}, decoder pillow" in capsys.readouterr().out
     assert Image.open(out).size == (1 * 188 + 8, 2 * (84 + 16 + 8) + 8)
 
 

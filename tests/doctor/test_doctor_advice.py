@@ -264,12 +264,12 @@ def test_the_largest_gain_comes_first() -> None:
             Alternative("--workers 16", 600.0, 500.0),
             Alternative("--decoder dali", 900.0, 500.0),
         ),
-        untried={"--decoder torchvision": "it is not there"},
+        untried={"--decoder pillow": "it is not there"},
     )
     assert options(several) == [
         ("--decoder dali", 0.8),
         ("--workers 16", 0.2),
-        ("--decoder torchvision", None),
+        ("--decoder pillow", None),
     ]
 
 

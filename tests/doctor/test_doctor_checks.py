@@ -60,7 +60,7 @@ def test_a_missing_decoder_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(module, "why_missing", lambda *device: "not installed")
     checks = by_name(check_software(CPU, 1))
     assert {"ffcv", "dali"}.isdisjoint(checks)
-    warned = Check("warning", "warning", "decoding by torchvision is slow: pip install it")
+    warned = Check("warning", "warning", "decoding by pillow is slow: pip install it")
     screen = io.StringIO()
     setting: dict[str, Any] = dict.fromkeys(("recipe", "data", "batch_size", "device", "device_name"))
     setting |= {"arguments": [], "num_ranks": 1, "precision": "fp32"}

@@ -145,7 +145,7 @@ READING = Waits(num_batches=100, seconds=60, idle_s=15, host_s=20, cpu_s=20, rea
         ({"decoder_name": "dali", "device": GPU}, BUSY, "cores", "--short-side 256"),
         ({"kind": "folder", "side_px": 1200}, BUSY, "size", "--max-side 512"),
         ({"side_px": 511}, BUSY, "cores", "8 cores"),
-        ({"decoder_name": "torchvision"}, BUSY, "decoder", "leave out --decoder"),
+        ({"decoder_name": "pillow"}, BUSY, "decoder", "leave out --decoder"),
         ({"decoder_name": "ffcv", "no_turbo": True}, BUSY, "decoder", "no compiler: a wheel"),
         ({"decoder": SimpleNamespace(remark="no video")}, BUSY, "engines", "no video"),
         ({}, IDLE, "unknown", "fastpsl doctor"),

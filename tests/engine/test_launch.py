@@ -27,8 +27,8 @@ def test_warnings_are_one_line_said_once_by_rank_0(rank: int, capsys: pytest.Cap
         warnings.simplefilter("always")
         print_warnings_once("jigsaw", rank)
         for _ in range(2):
-            warnings.warn("decoding by torchvision,\nwhich is slower", stacklevel=1)
-    expected = "jigsaw: warning: decoding by torchvision, which is slower\n" if rank == 0 else ""
+            warnings.warn("decoding by pillow,\nwhich is slower", stacklevel=1)
+    expected = "jigsaw: warning: decoding by pillow, which is slower\n" if rank == 0 else ""
     assert capsys.readouterr().err == expected
 
 

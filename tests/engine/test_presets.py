@@ -176,7 +176,7 @@ def test_a_run_says_its_length_and_what_does_not_suit_the_data(
         Image.fromarray(photo(i, 60, 70)).save(photos / f"{i}.jpg")
     recipe = find_recipe("rotation_rv50")
     options = ["--backbone", "nin3", "--batch-size", "4", "--size-px", "48", "--short-side", "64"]
-    options += ["--rotations-per-image", "all", "--decoder", "torchvision", "--workers", "1"]
+    options += ["--rotations-per-image", "all", "--decoder", "pillow", "--workers", "1"]
     options += ["--max-steps-per-stage", "1"]
     with pytest.raises(SystemExit) as end:
         launch(recipe, ["--data", str(photos), "--out", str(tmp_path / "out"), *options])

@@ -26,7 +26,7 @@ from tests.engine.tiny import TinyNet, noise_batch
 
 
 def test_rates_of_a_stage() -> None:
-    options = PretrainOptions(batch_size=4, accumulate=2, epochs=(1, 1, 1), decoder="torchvision")
+    options = PretrainOptions(batch_size=4, accumulate=2, epochs=(1, 1, 1), decoder="pillow")
     world = World(0, 1, 0, 1, torch.device("cpu"))
     experiment = Experiment(
         Rotation(shorter_px=36, size_px=32, rotations_per_image="all"),
@@ -50,7 +50,7 @@ def test_rates_of_a_stage() -> None:
 
 def bench_of(data: Beton) -> StageBench:
     """Return a benchmark of a stage whose step has two batches of two images."""
-    options = PretrainOptions(batch_size=4, accumulate=2, epochs=(1, 1, 1), decoder="torchvision")
+    options = PretrainOptions(batch_size=4, accumulate=2, epochs=(1, 1, 1), decoder="pillow")
     world = World(0, 1, 0, 1, torch.device("cpu"))
     experiment = Experiment(
         Rotation(shorter_px=36, size_px=32), TinyNet(), make_plan("psl", (1, 1, 1)), cosine(0.1)

@@ -432,7 +432,7 @@ def test_the_options_reach_the_extraction_and_its_loader(data: Beton) -> None:
     """Twelve images of a step are four on each of three ranks."""
     options = EvaluationOptions(
         random_weights=True, backbone="nin3", size_px=24, whole=True, batch_size=12, precision="bf16",
-        decoder="torchvision", prefetch_batches=7, timeout_s=33.0, on_bad_sample="skip", workers=3,
+        decoder="pillow", prefetch_batches=7, timeout_s=33.0, on_bad_sample="skip", workers=3,
         device="cpu", hw_decoder_load=0.25,
     )  # fmt: skip
     pretrained = options.pretrained()
@@ -441,7 +441,7 @@ def test_the_options_reach_the_extraction_and_its_loader(data: Beton) -> None:
     assert (work.pretrained, work.data, work.block, work.size_px) == (pretrained, data, 2, 24)
     assert (work.batch_size, work.precision, work.dtype, work.whole) == (4, "bf16", "float16", True)
     assert work.loader == {
-        "decoder": "torchvision", "prefetch_batches": 7, "timeout_s": 33.0, "on_bad_sample": "skip",
+        "decoder": "pillow", "prefetch_batches": 7, "timeout_s": 33.0, "on_bad_sample": "skip",
         "num_threads": 3, "hw_decoder_load": 0.25,
     }  # fmt: skip
 

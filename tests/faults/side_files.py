@@ -22,7 +22,7 @@ from tests.faults.report import Finding
 # A bomb of 16 MB of names must not be unpacked for 24 samples.
 LIMITS = Limits(wall_s=180.0, cpu_s=60, resident_bytes=48 << 20, address_bytes=8 << 30)
 _NAMES_BYTES = 16 << 20
-_DECODER = "torchvision"
+_DECODER = "pillow"
 _ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b31m"
 
 Random = random.Random

@@ -42,10 +42,10 @@ def test_odd_surroundings_are_one_line(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_loaders_are_opened_and_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openings, "DECODERS", ["torchvision"])
+    monkeypatch.setattr(openings, "DECODERS", ["pillow"])
     (finding,) = openings.run(tmp_path, seed=0, count=10)
     # Ten openings are too few to judge memory.
-    assert finding.case == "torchvision" and finding.detail.startswith("10 openings: threads "), finding
+    assert finding.case == "pillow" and finding.detail.startswith("10 openings: threads "), finding
 
 
 def test_how_a_process_ended_is_told_apart() -> None:

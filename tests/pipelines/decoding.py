@@ -13,14 +13,14 @@ from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
-from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.decoders.pillow import PillowDecoder
 
 
 def make(name: str) -> Decoder | BatchDecoder:
     if name == "dali":
         return DaliDecoder("beton", 600, 2, torch.device("cpu"))
-    if name == "torchvision":
-        return TorchvisionDecoder()
+    if name == "pillow":
+        return PillowDecoder()
     if name == "turbo":
         from fastpsl.pipelines.decoders.turbo import TurboDecoder
 

@@ -14,7 +14,7 @@ from fastpsl.pipelines.beton.file import BetonFile
 from fastpsl.pipelines.decoders import dali, libffcv, libturbo
 
 # The decoders that can run here; our C library, ffcv and DALI are optional.
-DECODERS = ["torchvision"]
+DECODERS = ["pillow"]
 DECODERS += [] if libturbo.why_missing() else ["turbo"]
 DECODERS += [] if libffcv.why_missing() else ["ffcv"]
 # These read betons only.

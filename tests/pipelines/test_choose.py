@@ -48,13 +48,13 @@ CASES: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"threads": 1, "device": "cpu"}, "turbo", ["it decodes what the crops need"]),
     ({"no_turbo": True}, "dali", ["it decodes on the GPU"]),
     ({"no_turbo": True, "dali": NO_DALI}, "ffcv", ["no faster one"]),
-    ({"no_turbo": True, "dali": NO_DALI, "no_ffcv": True}, "torchvision", ["no faster one"]),
+    ({"no_turbo": True, "dali": NO_DALI, "no_ffcv": True}, "pillow", ["no faster one"]),
     ({"no_turbo": True, "device": "cpu"}, "ffcv", ["no faster one"]),
     ({"kind": "folder"}, "turbo", ["16 threads decode about 23,500"]),
     ({"kind": "folder", "threads": 4}, "dali", ["4 threads decode about 5,880"]),
     ({"kind": "folder", "device": "cpu"}, "turbo", ["it decodes what the crops need"]),
     ({"kind": "folder", "no_turbo": True}, "dali", ["it decodes on the GPU"]),
-    ({"kind": "folder", "device": "cpu", "no_turbo": True}, "torchvision", ["no faster one"]),
+    ({"kind": "folder", "device": "cpu", "no_turbo": True}, "pillow", ["no faster one"]),
 ]  # fmt: skip
 
 
@@ -89,9 +89,9 @@ def test_what_auto_takes(
     for text in mentions:
         assert text in reason, reason
     assert "\n" not in reason
-    is_slow = name in ("ffcv", "torchvision")
+    is_slow = name in ("ffcv", "pillow")
     assert len(caught) == is_slow and (not is_slow or "slow" in str(caught[0].message))
-    if device == "cpu" or name == "torchvision":
+    if device == "cpu" or name == "pillow":
         assert not asked  # the engines are proven only where they could be taken
 
 

@@ -25,7 +25,7 @@ from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import libffcv, libturbo
 from fastpsl.pipelines.decoders.arenas import Arenas
-from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.decoders.pillow import PillowDecoder
 from fastpsl.pipelines.files.atomic import PartialFile
 from fastpsl.pipelines.loader.annotated import AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
@@ -158,7 +158,7 @@ HELD: dict[str, Callable[[Beton, Path], Any]] = {
         lambda *_: (torch.zeros(3, 2, 2), {}), 4, batch_size_per_rank=2
     ),
     "Workers": lambda _, __: Workers(1, "copied"),
-    "TorchvisionDecoder": lambda _, __: TorchvisionDecoder(),
+    "PillowDecoder": lambda _, __: PillowDecoder(),
     "Arena": lambda _, __: Arenas().take(100),
     "PartialFile": lambda _, folder: PartialFile(folder / "file"),
     "PartialFeatures": lambda _, folder: PartialFeatures(

@@ -167,7 +167,7 @@ def test_mixed_batches_are_those_of_the_cpu(tmp_path: Path, monkeypatch: pytest.
     root = tree(tmp_path / "folder", {f"class/{i:02}.{name}": data for i, (name, data) in enumerate(files)})
     results = {}
     with Folder(root) as data:
-        for device, decoder in (("cuda", "dali"), ("cpu", "torchvision")):
+        for device, decoder in (("cuda", "dali"), ("cpu", "pillow")):
             options: dict[str, Any] = {"batch_size_per_rank": len(files), "train": False, "decoder": decoder}
             with Loader(data, VIEWS, device=device, on_bad_sample="skip", **options) as loader:
                 (results[device],) = loader.epoch(0)

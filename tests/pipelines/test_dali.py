@@ -202,7 +202,7 @@ def test_an_odd_jpeg_is_decoded_on_the_cpu_counted_and_named_once(tmp_path: Path
                 warnings.filterwarnings("error", message=".* not by DALI")
                 list(loader.epoch(1))
             assert loader.decoder.num_fallbacks == 4  # type: ignore[union-attr]
-        with Loader(data, VIEWS, decoder="torchvision", **options) as loader:  # type: ignore[arg-type]
+        with Loader(data, VIEWS, decoder="pillow", **options) as loader:  # type: ignore[arg-type]
             expected = list(loader.epoch(0))
     for batch, other in zip(results, expected, strict=True):
         for images, others in zip(batch.images, other.images, strict=True):
@@ -336,7 +336,7 @@ def test_no_dali_is_said_with_the_install_line(
     with pytest.raises(ValueError, match="decoder 'dali': DALI is not installed") as error:
         DaliDecoder("beton", 1, 1, CPU)
     assert f'pip install "fastpsl-vision[{extra}]"' in str(error.value) and "\n" not in str(error.value)
-    assert "turbo or torchvision" in str(error.value)
+    assert "turbo or pillow" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -37,50 +37,50 @@ CASES = {
         0.8,
         151,
         1,
-        {"torchvision": (0.34, 0.7), "turbo": (0.34, 0.7), "ffcv": (1.3, 3.7), "dali": (0.48, 1.9)},
+        {"pillow": (0.34, 0.7), "turbo": (0.34, 0.7), "ffcv": (1.3, 3.7), "dali": (0.48, 1.9)},
     ),
     "near": (
         (301, 225),
         0.6,
         225,
         1,
-        {"torchvision": (0.34, 0.7), "turbo": (0.34, 0.7), "ffcv": (1.4, 4.2), "dali": (0.36, 1.1)},
+        {"pillow": (0.34, 0.7), "turbo": (0.34, 0.7), "ffcv": (1.4, 4.2), "dali": (0.36, 1.1)},
     ),
     "enlarge": (
         (61, 47),
         0.3,
         96,
         1,
-        {"torchvision": (0.34, 0.7), "turbo": (0.34, 0.7), "ffcv": (1.4, 4.2), "dali": (0.46, 4.2)},
+        {"pillow": (0.34, 0.7), "turbo": (0.34, 0.7), "ffcv": (1.4, 4.2), "dali": (0.46, 4.2)},
     ),
     "half": (
         (640, 801),
         0.9,
         111,
         2,
-        {"torchvision": (0.34, 0.7), "turbo": (0.5, 2), "ffcv": (1.0, 3.2), "dali": (0.72, 3)},
+        {"pillow": (0.34, 0.7), "turbo": (0.5, 2), "ffcv": (1.0, 3.2), "dali": (0.72, 3)},
     ),
     "quarter": (
         (640, 801),
         0.9,
         57,
         4,
-        {"torchvision": (0.34, 0.7), "turbo": (0.7, 2.7), "ffcv": (0.7, 2.7), "dali": (0.94, 4.2)},
+        {"pillow": (0.34, 0.7), "turbo": (0.7, 2.7), "ffcv": (0.7, 2.7), "dali": (0.94, 4.2)},
     ),
     "eighth": (
         (640, 801),
         0.9,
         45,
         8,
-        {"torchvision": (0.34, 0.7), "turbo": (1.4, 7), "ffcv": (1.4, 7), "dali": (0.98, 4.4)},
+        {"pillow": (0.34, 0.7), "turbo": (1.4, 7), "ffcv": (1.4, 7), "dali": (0.98, 4.4)},
     ),
 }
 
 # Bounds for the difference between two decoders, over all cases.
 PAIRS = {
-    ("torchvision", "turbo"): (1.4, 7),
-    ("torchvision", "ffcv"): (1.4, 7),
-    ("torchvision", "dali"): (0.95, 4.1),
+    ("pillow", "turbo"): (1.4, 7),
+    ("pillow", "ffcv"): (1.4, 7),
+    ("pillow", "dali"): (0.95, 4.1),
     ("turbo", "ffcv"): (1.4, 4.1),
     ("turbo", "dali"): (0.85, 4.1),
     ("ffcv", "dali"): (1.4, 5.4),
@@ -265,10 +265,10 @@ def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libffcv, "why_missing", lambda: "ffcv is not installed")
     with pytest.warns(
         UserWarning,
-        match=r"^decoding by torchvision is slow: installed without it; .* gcc libjpeg",
+        match=r"^decoding by pillow is slow: installed without it; .* gcc libjpeg",
     ) as caught:
         decoder, why = open_decoder("auto", beton)  # type: ignore[arg-type]
-    assert (decoder.name, len(caught)) == ("torchvision", 1)
+    assert (decoder.name, len(caught)) == ("pillow", 1)
     assert why == "no faster one can read this here"  # not the advice a second time
     with pytest.raises(
         ValueError, match=r"ffcv is not installed: pip install 'fastpsl-vision\[ffcv\]' .*; or use torch"
@@ -276,16 +276,16 @@ def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         open_decoder("ffcv", beton)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert open_decoder("torchvision", beton)[0].name == "torchvision"  # type: ignore[arg-type]
+        assert open_decoder("pillow", beton)[0].name == "pillow"  # type: ignore[arg-type]
         monkeypatch.undo()
         if "turbo" in DECODERS:
             decoder, why = open_decoder("auto", beton)  # type: ignore[arg-type]
             assert (decoder.name, why) == ("turbo", "it decodes what the crops need")
     with pytest.raises(
         ValueError,
-        match="'dalli': there are auto, turbo, ffcv, dali, torchvision, resident, synthetic$",
+        match="'dalli': there are auto, turbo, ffcv, dali, pillow, resident, synthetic$",
     ):
         open_decoder("dalli", data)
-    with pytest.raises(ValueError, match="decoder 'torchvision' cannot read synthetic data"):
-        open_decoder("torchvision", data)
-    assert NAMES == ("turbo", "ffcv", "dali", "torchvision", "resident", "synthetic")
+    with pytest.raises(ValueError, match="decoder 'pillow' cannot read synthetic data"):
+        open_decoder("pillow", data)
+    assert NAMES == ("turbo", "ffcv", "dali", "pillow", "resident", "synthetic")

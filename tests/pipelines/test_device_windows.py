@@ -25,7 +25,7 @@ from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.data.orientation import turn
 from fastpsl.pipelines.decoders import libturbo, windows
-from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.decoders.pillow import PillowDecoder
 from fastpsl.pipelines.decoders.windows import plan_windows
 from fastpsl.pipelines.loader import loader
 from fastpsl.pipelines.loader.by_chunks import ByChunks
@@ -106,7 +106,7 @@ def test_windows_are_parts_of_pillows_decode(side: int, tmp_path: Path) -> None:
         assert (planned.places[1:, 2:] == side + 2 * beyond).all()
         if 1 in which:
             alone = np.zeros((5, SIZE, SIZE, 3), np.uint8)
-            TorchvisionDecoder().decode(rows, [boxes[1]], [alone])
+            PillowDecoder().decode(rows, [boxes[1]], [alone])
             assert np.abs(outs[1].astype(int) - alone).max() <= 1
 
 
@@ -227,7 +227,7 @@ def test_the_host_never_waits_for_the_device() -> None:
 
 
 def test_which_loaders_crop_on_the_device() -> None:
-    turbo, other = make("turbo"), make("torchvision")
+    turbo, other = make("turbo"), make("pillow")
     plain, isotropic = (VIEWS["mixed"][k : k + 1] for k in (0, 1))
     with fake_cuda() as cuda:
         assert crops_on_device(turbo, VIEWS["mixed"], cuda.device)

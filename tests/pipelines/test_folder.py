@@ -400,11 +400,11 @@ def test_decoders_of_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert choose_decoder("auto", data, CPU) == ("turbo", "it decodes what the crops need")
         monkeypatch.setattr(dali, "why_missing", lambda device: "DALI is not installed; pip install it")
         monkeypatch.setattr(libturbo, "why_missing", lambda: "it was not built")
-        slow = f"decoding by torchvision is slow: it was not built; {libturbo.INSTALL}"
+        slow = f"decoding by pillow is slow: it was not built; {libturbo.INSTALL}"
         for device in ("cpu", "cuda"):
             with pytest.warns(UserWarning) as caught:
                 chosen = choose_decoder("auto", data, torch.device(device))
-            assert chosen == ("torchvision", "no faster one can read this here")
+            assert chosen == ("pillow", "no faster one can read this here")
             assert [str(warning.message) for warning in caught] == [slow]
         with pytest.raises(ValueError, match="'ffcv' cannot read a folder; .* `fastpsl data write`") as error:
             choose_decoder("ffcv", data, CPU)
@@ -417,4 +417,4 @@ def test_a_relative_name_outlives_a_change_of_folder(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with Folder("photos") as data:
         monkeypatch.chdir("/")
-        assert len(batches(data, "torchvision", train=False, batch_size_per_rank=1)) == 1
+        assert len(batches(data, "pillow", train=False, batch_size_per_rank=1)) == 1

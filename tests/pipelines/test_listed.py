@@ -86,7 +86,7 @@ def compare(data: Listed, beton: Beton) -> None:
     batches = []
     for each in (data, beton):
         with Loader(
-            each, views, batch_size_per_rank=min(4, data.num_samples), num_threads=1, decoder="torchvision"
+            each, views, batch_size_per_rank=min(4, data.num_samples), num_threads=1, decoder="pillow"
         ) as loader:
             batches.append([(batch.indices, batch.labels, batch.images[0]) for batch in loader.epoch(1)])
     for actual, expected in zip(*batches, strict=True):
@@ -324,7 +324,7 @@ def test_an_image_that_cannot_be_read_is_a_bad_sample(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("\n".join(NAMES))
     with pytest.warns(UserWarning, match=r"l\.txt: 1 of 9 images cannot be read, the first is ant/1\.jpg: "):
         data = Listed(tmp_path / "l.txt")
-    options: dict[str, Any] = {"train": False, "decoder": "torchvision", "on_bad_sample": "skip"}
+    options: dict[str, Any] = {"train": False, "decoder": "pillow", "on_bad_sample": "skip"}
     with data, Loader(data, [ViewSpec(RandomResizedCrop(9))], batch_size_per_rank=9, **options) as loader:
         (batch,) = loader.epoch(0)
     assert [bad.index for bad in batch.bad] == [1]

@@ -90,7 +90,7 @@ def test_leaving_early_leaves_nothing(beton: Path) -> None:
     assert loader_threads() == [] and len(os.listdir("/proc/self/fd")) == files
 
 
-@pytest.mark.parametrize(("decoder", "reads"), [("torchvision", True), ("resident", False)])
+@pytest.mark.parametrize(("decoder", "reads"), [("pillow", True), ("resident", False)])
 def test_only_what_will_be_read_is_asked_for(
     beton: Path, decoder: str, reads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

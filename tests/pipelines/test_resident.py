@@ -163,9 +163,7 @@ def test_it_is_chosen_for_a_small_raw_set_of_one_size_on_a_gpu(
             "resident",
             "raw images of one size, 0 MB: kept on the device",
         )
-        assert choose_decoder("auto", data, torch.device("cpu"))[0] == (
-            COMPILED[0] if COMPILED else "torchvision"
-        )
+        assert choose_decoder("auto", data, torch.device("cpu"))[0] == (COMPILED[0] if COMPILED else "pillow")
         monkeypatch.setattr(resident, "SMALL_BYTES", NUM * 40 * 36 * 3 - 1)
         assert not resident.is_small(data)
     with Beton(write(tmp_path / "jpeg.beton", photo_samples(3))) as data:

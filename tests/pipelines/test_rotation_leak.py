@@ -36,7 +36,7 @@ NUM, SIZE = 1200, 64
 # Height and width, some odd: windows of 67, 35 and 129 px, so 1.05, 0.55 and 2.02 source pixels per pixel.
 SCALES = {"as it is": (137, 144), "enlarged": (88, 85), "shrunk": (243, 236)}
 CROP = RotationCrop(SIZE)
-FASTEST = [*COMPILED, "torchvision"][0]
+FASTEST = [*COMPILED, "pillow"][0]
 PROBE_CHANCE = 0.5 + 4.5 * (0.25 / (NUM // 2)) ** 0.5
 NETWORK_CHANCE = 1 / 8 + 4 * (7 / 64 / (NUM // 2)) ** 0.5
 
@@ -119,7 +119,7 @@ def test_noise_does_not_tell_its_angle(noise: tuple[str, list[Sample]], tmp_path
         other = (
             "resident"
             if samples[0][3] == RAW
-            else next(name for name in ("dali", *COMPILED, "torchvision") if name in DECODERS)
+            else next(name for name in ("dali", *COMPILED, "pillow") if name in DECODERS)
         )
         assert probe_accuracy(*views_of(path, decoder=other)) < PROBE_CHANCE
 

@@ -108,9 +108,7 @@ def test_own_classes(root: Path) -> None:
 def test_the_loader_reads_it(root: Path) -> None:
     data: Dataset = VOC(root, TRAINVAL, "boxes")
     views = [ViewSpec(ShorterSideCrop(40, 40, where="center"))]
-    with Loader(
-        data, views, batch_size_per_rank=2, train=False, decoder="torchvision", num_threads=1
-    ) as loader:
+    with Loader(data, views, batch_size_per_rank=2, train=False, decoder="pillow", num_threads=1) as loader:
         (batch,) = loader.epoch(0)
     assert batch.indices.tolist() == [0, 1] and batch.labels.tolist() == [-1, -1]
     assert (data.labels() == -1).all() and data.labels().dtype == np.int32

@@ -108,7 +108,7 @@ def test_two_ranks_on_seven_images_say_what_one_says(tmp_path: Path) -> None:
         "--shots",
         "1",
     )
-    arguments = (*arguments, "--queries", "2", "--batch-size", "2", "--decoder", "torchvision")
+    arguments = (*arguments, "--queries", "2", "--batch-size", "2", "--decoder", "pillow")
     results = []
     for name, ranks in (("one", 0), ("two", 2)):
         done = run(RECIPE, *arguments, "--out", tmp_path / name, ranks=ranks)

@@ -45,7 +45,7 @@ def test_smallest_run_ends_with_lines_and_figures(
     monkeypatch.chdir(tmp_path)
     outcome = recipe(*SMALL, *backbone)
     assert outcome.code == 0, outcome
-    told_decoders = "decoder turbo: it decodes what the crops need", "decoder torchvision: "
+    told_decoders = "decoder turbo: it decodes what the crops need", "decoder pillow: "
     assert any(words in outcome.err for words in told_decoders)
     lines = outcome.out.splitlines()
     assert lines[0].startswith(f"the embedded sample: {told}") and "(paper 256)" in lines[0]
@@ -99,7 +99,7 @@ def test_data_that_cannot_be_read_is_refused(recipe: Start, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--decoder", "jpegturbo"), ("jpegturbo", "ffcv", "torchvision")),
+        (("--decoder", "jpegturbo"), ("jpegturbo", "ffcv", "pillow")),
         (("--device", "cuda"), ("--device cuda", "--device cpu")),
         (("--batch-size", "32", "--accumulate", "5"), ("does not divide", "multiple of 5")),
         (("--batch-size", "1000"), ("480", "1000")),

@@ -15,7 +15,7 @@ from tests.recipes.in_process import Outcome, Start, refused, starter
 RECIPE = ROOT / "recipes" / "rotation_rv50.py"
 SMALL = (
     *("--max-steps-per-stage", "1", "--batch-size", "8", "--workers", "1", "--no-tensorboard"),
-    *("--short-side", "36", "--size-px", "32", "--decoder", "torchvision"),
+    *("--short-side", "36", "--size-px", "32", "--decoder", "pillow"),
 )
 ALL = ("--rotations-per-image", "all")
 

@@ -25,7 +25,7 @@ from tests.slow import slow
 RECIPE = ROOT / "recipes" / "voc_classification.py"
 RANDOM = ("--random-weights", "--backbone", "resnet18")
 SMALL = (
-    *("--size-px", "32", "--batch-size", "4", "--workers", "1", "--decoder", "torchvision"),
+    *("--size-px", "32", "--batch-size", "4", "--workers", "1", "--decoder", "pillow"),
     *("--no-tensorboard", "--device", "cpu"),
 )
 

@@ -229,7 +229,7 @@ def test_another_length_warms_up_for_the_same_share() -> None:
         (("--val", "elsewhere"), ("--val elsewhere", "leave it out")),
         (("--order", "quasi_random"), ("--order quasi_random", "leave it out")),
         (("--on-bad-sample", "skip"), ("--on-bad-sample skip", "leave it out")),
-        (("--decoder", "ffcv"), ("--decoder ffcv", "torchvision")),
+        (("--decoder", "ffcv"), ("--decoder ffcv", "pillow")),
         (("--size-px", "32"), ("--size-px", "--short-side")),
         (("--steps", "0"), ("--steps 0",)),
         (("--short-side", "-3"), ("--short-side -3",)),

@@ -26,7 +26,7 @@ def learned(proxy: Proxy, num_epochs: int = 12) -> tuple[Trunk, nn.Module]:
     optimiser = torch.optim.Adam([*trunk.parameters(), *head.parameters()], lr=3e-3)
     view = proxy.view()
     with Beton(sample_paths().train_32) as data, Loader(
-        data, [view], batch_size_per_rank=48, decoder="torchvision", num_threads=1
+        data, [view], batch_size_per_rank=48, decoder="pillow", num_threads=1
     ) as loader:  # fmt: skip
         for epoch in range(num_epochs):
             for batch in loader.epoch(epoch):
@@ -41,7 +41,7 @@ def held_out(proxy: Proxy) -> tuple[Tensor, Batch]:
     """Return the sample's 160 held-out images as the network sees them."""
     view = proxy.view()
     with Beton(sample_paths().test_32) as data, Loader(
-        data, [view], batch_size_per_rank=NUM_TEST, train=False, decoder="torchvision", num_threads=1
+        data, [view], batch_size_per_rank=NUM_TEST, train=False, decoder="pillow", num_threads=1
     ) as loader:  # fmt: skip
         (batch,) = loader.epoch(0)
     (inputs,) = batch.inputs([view], torch.float32)

@@ -50,7 +50,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(photos: Path, views: Sequence[ViewSpec]) -> tuple[list[Tensor], Batch]:
     """Load all photos as one batch of epoch 0 with seed 0."""
     with Beton(photos) as data, Loader(
-        data, views, batch_size_per_rank=NUM, train=False, decoder="torchvision", num_threads=1
+        data, views, batch_size_per_rank=NUM, train=False, decoder="pillow", num_threads=1
     ) as loader:  # fmt: skip
         (batch,) = loader.epoch(0)
     return batch.inputs(views, torch.float32), batch

@@ -55,7 +55,7 @@ def own_views(task: Rotation, level: int, beton: Path) -> tuple[Tensor, Tensor]:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (views[0].mean, views[0].std))
     with Beton(beton) as data, Loader(
         data, views, batch_size_per_rank=batch_size, train=False,
-        decoder=[*COMPILED, "torchvision"][0],
+        decoder=[*COMPILED, "pillow"][0],
         num_threads=2,
     ) as loader:  # fmt: skip
         for batch in islice(loader.epoch(0), 4):

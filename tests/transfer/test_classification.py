@@ -236,7 +236,7 @@ def opened(
         "batch_size": 4,
         "tensorboard": False,
         "workers": 1,
-        "decoder": "torchvision",
+        "decoder": "pillow",
     } | options
     run = Run("tiny", RunData(TrainingOptions(**values), world, both))  # type: ignore[arg-type]
     try:
@@ -264,7 +264,7 @@ def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
         assert run.data.val is not None
         with (
             torch.no_grad(),
-            Loader(run.data.val, views, batch_size_per_rank=39, train=False, decoder="torchvision") as loader,
+            Loader(run.data.val, views, batch_size_per_rank=39, train=False, decoder="pillow") as loader,
         ):
             (batch,) = loader.epoch(0)
             inputs = batch.inputs(views, torch.float32)
@@ -363,7 +363,7 @@ def learned(root: Path, out: Path, num_steps: int, shuffled: bool) -> float:
         step_drops(0.05, (2, 1, 1), 0.5), partial(sgd, weight_decay=1e-6), open=both, batchnorm="eval",
         clip_norm=10.0,
     )  # fmt: skip
-    options = TrainingOptions(out=out, batch_size=32, tensorboard=False, log_steps=100, decoder="torchvision")
+    options = TrainingOptions(out=out, batch_size=32, tensorboard=False, log_steps=100, decoder="pillow")
     run = Run("tiny", RunData(options, one_process(), both))
     assert pretrain(experiment, run)
     run.close()

@@ -5,14 +5,13 @@ the samples, so the file does not depend on the number of workers. Memory grows 
 path per sample of a file. A journal (journal.py) keeps what an interrupted writing has brought to the disk.
 """
 
-import contextlib
 import hashlib
 import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
@@ -129,7 +128,7 @@ def write_beton(
     num_workers = num_workers or usable_cores()
     started = time.monotonic()
     shard_bytes = None if shard_mb is None else shard_mb * 1_000_000
-    by = "torchvision, Pillow" if why_missing() else "libjpeg-turbo"
+    by = "Pillow" if why_missing() else "libjpeg-turbo"
     before = {"fastpsl": fastpsl.__version__, "by": by, **asdict(target)}
     after = dict(record or {})
     if shard_mb is not None:
@@ -139,7 +138,7 @@ def write_beton(
         **before,
         # Files that are left out may have come meanwhile, such as a .DS_Store.
         **{name: value for name, value in after.items() if name != "left_out"},
-        "versions": _versions(),
+        "versions": f"pillow {version('pillow')}",
         "num_samples": num_samples,
         "page_bytes": page_bytes,
         "class_names": _digest(class_names),
@@ -159,7 +158,7 @@ def write_beton(
             raise
     if why_missing():
         warnings.warn(
-            f"{why_missing()}: torchvision and Pillow check and make the JPEGs, slower; {INSTALL}",
+            f"{why_missing()}: Pillow checks and makes the JPEGs, slower; {INSTALL}",
             stacklevel=2,
         )
     results, keep, num_before = None, True, 0
@@ -231,15 +230,6 @@ def _rest(
                 f"was {last}, now it is {now}; --overwrite instead of --resume starts anew"
             )
     yield from rest
-
-
-def _versions() -> str:
-    """Return the versions of what decodes and encodes."""
-    versions = []
-    for name in ("pillow", "torchvision"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions.append(f"{name} {version(name)}")
-    return ", ".join(versions)
 
 
 def _digest(class_names: list[str] | None) -> str:

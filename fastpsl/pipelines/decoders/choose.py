@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # writing a beton imports this file but not torch, which take
 
 # The decoders for each kind of data.
 READS = {
-    "beton": ("turbo", "ffcv", "dali", "torchvision", "resident", "synthetic"),
-    "folder": ("turbo", "dali", "torchvision", "synthetic"),
+    "beton": ("turbo", "ffcv", "dali", "pillow", "resident", "synthetic"),
+    "folder": ("turbo", "dali", "pillow", "synthetic"),
     "synthetic": ("synthetic",),
 }
 NAMES = READS["beton"]
@@ -74,10 +74,10 @@ def open_decoder(
         from fastpsl.pipelines.decoders.resident import ResidentDecoder
 
         return ResidentDecoder(data, device), why
-    if name == "torchvision":
-        from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+    if name == "pillow":
+        from fastpsl.pipelines.decoders.pillow import PillowDecoder
 
-        return TorchvisionDecoder(), why
+        return PillowDecoder(), why
     if name == "ffcv":
         from fastpsl.pipelines.decoders.ffcv import FfcvDecoder
 
@@ -122,7 +122,7 @@ def choose_decoder(
         return name, "asked for: images are noise, whatever the data holds"
     library = _library(name)
     if library and library.why_missing():
-        raise ValueError(f"decoder {name!r}: {library.why_missing()}: {library.INSTALL}; or use torchvision")
+        raise ValueError(f"decoder {name!r}: {library.why_missing()}: {library.INSTALL}; or use pillow")
     return name, "asked for"
 
 
@@ -163,11 +163,11 @@ def _automatic(
 
         if not dali.why_missing(device):
             return "dali", "it decodes on the GPU"
-    name = "torchvision"
+    name = "pillow"
     if data.kind == "beton":
         from fastpsl.pipelines.decoders import libffcv
 
-        name = "torchvision" if libffcv.why_missing() else "ffcv"
+        name = "pillow" if libffcv.why_missing() else "ffcv"
     warnings.warn(f"decoding by {name} is slow: {no_turbo}; {libturbo.INSTALL}", stacklevel=5)
     return name, "no faster one can read this here"
 

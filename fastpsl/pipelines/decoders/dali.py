@@ -24,7 +24,7 @@ from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, put
 from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.decoders.encoded import Encoded
 from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
-from fastpsl.pipelines.decoders.torchvision import TorchvisionDecoder
+from fastpsl.pipelines.decoders.pillow import PillowDecoder
 from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.pinned import to_device
 from fastpsl.pipelines.workers import Workers
@@ -74,7 +74,7 @@ class DaliDecoder(BatchDecoder):
             raise ValueError(f"hw_decoder_load {hw_decoder_load}: a share of the batch, from 0 to 1")
         why = why_missing(device)
         if why:
-            raise ValueError(f"decoder 'dali': {why}; or use turbo or torchvision")
+            raise ValueError(f"decoder 'dali': {why}; or use turbo or pillow")
         assert device.type == "cpu" or device.index is not None, device  # DALI takes None for the CPU
         self.remark = why_slower(device)
         self._turns = kind == "folder"
@@ -185,7 +185,7 @@ class DaliDecoder(BatchDecoder):
         which = np.array(list(failed))
         outs = [np.zeros((len(which), size, size, 3), np.uint8) for size in batch.sizes_px]
         rows = batch.rows.part(which)
-        batch.codes[which] = TorchvisionDecoder().decode(rows, [box[which] for box in batch.boxes], outs)
+        batch.codes[which] = PillowDecoder().decode(rows, [box[which] for box in batch.boxes], outs)
         put(images, which, [self._moved(torch.from_numpy(out)) for out in outs])
         good = np.flatnonzero(batch.codes[which] == GOOD).tolist()
         if good:

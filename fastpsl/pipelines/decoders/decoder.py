@@ -39,7 +39,7 @@ class Request:
 
 
 class Decoder(Uncopyable, ABC):
-    """A decoder of samples, part by part (turbo, ffcv, torchvision, synthetic).
+    """A decoder of samples, part by part (turbo, ffcv, pillow, synthetic).
 
     Attributes:
         name: The name for messages and logs.

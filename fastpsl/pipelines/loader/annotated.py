@@ -113,7 +113,7 @@ class AnnotatedLoader(Uncopyable):
         ValueError: If there are fewer samples than one global batch.
     """
 
-    decoder_name = "torchvision"
+    decoder_name = "pillow"
     decoder_reason = "whole images"
     views: tuple[ViewSpec, ...] = ()
 

@@ -12,10 +12,10 @@ from fastpsl.pipelines.decoders.decoder import Decoder, Request
 from fastpsl.pipelines.decoders.whole_images import decode_whole
 
 
-class TorchvisionDecoder(Decoder):
+class PillowDecoder(Decoder):
     """A decoder on the CPU for dataset files and folders."""
 
-    name = "torchvision"
+    name = "pillow"
 
     @override
     def decode_part(self, request: Request, part: slice) -> None:
