@@ -21,6 +21,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import max_bad_count, write_beton
+from fastpsl.pipelines.data import image_file
 from fastpsl.pipelines.files.atomic import PartialFile, output_errors, partial_path
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.source import Sample
@@ -88,9 +89,16 @@ def test_a_row_of_a_list_is_one_row_and_no_formula(tmp_path: Path) -> None:
     assert quarantine_path(out).read_bytes().startswith(b'"path","reason"\n"a\rb.jpg",')
 
 
-def test_ctrl_c_ends_a_write_whose_read_hangs(tmp_path: Path) -> None:
-    """A pipe without a writer stands for storage that does not respond."""
-    os.mkfifo(tmp_path / "hangs.jpg")
+def test_ctrl_c_ends_a_write_whose_read_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event stands for storage that does not respond."""
+    (tmp_path / "hangs.jpg").touch()
+    responds, open_file = threading.Event(), image_file.open_file
+
+    def open_when_it_responds(path: Path) -> int:
+        responds.wait(240)
+        return open_file(path)
+
+    monkeypatch.setattr(image_file, "open_file", open_when_it_responds)
     before = set(threading.enumerate())
     samples = [Sample("good", photo(0, 30, 30), 0), Sample("hangs.jpg", tmp_path / "hangs.jpg", 0)]
 
@@ -109,7 +117,7 @@ def test_ctrl_c_ends_a_write_whose_read_hangs(tmp_path: Path) -> None:
         thread for thread in set(threading.enumerate()) - before if thread.name.startswith("beton-write")
     ]
     assert len(threads) == 1 and threads[0].daemon  # so that the interpreter does not wait for it
-    os.close(os.open(tmp_path / "hangs.jpg", os.O_WRONLY | os.O_NONBLOCK))
+    responds.set()
     threads[0].join(30)
     assert not threads[0].is_alive()
 
