@@ -152,10 +152,9 @@ class EpochLoader(Uncopyable):
 def _without_padding(batch: Batch, num: int) -> Batch:
     """Return the first `num` samples without those that were skipped."""
     if num == len(batch.indices) and not batch.bad:
-        return batch  # the usual case needs no copy and no synchronisation with the device
-    keep = torch.arange(num, device=batch.indices.device)
-    if batch.bad:
-        keep = keep[batch.indices[:num] >= 0]
+        return batch
+    # Padding stands at the end, so that only skipped samples need copies, and the device a synchronisation.
+    keep = torch.nonzero(batch.indices[:num] >= 0)[:, 0] if batch.bad else slice(num)
     return Batch(
         images=[images[keep] for images in batch.images],
         draws=[

@@ -17,13 +17,14 @@ this:
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu.threads import in_threads
+from fastpsl.kernels.fused_cpu.threads import in_parts, in_threads
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import check_fused_arguments
@@ -69,26 +70,26 @@ def run(
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
-    if not out.numel():
-        return
-    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    num, height, width = len(out), *out.shape[2:]
-    result = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+    height, width = out.shape[2:]
     scale = np.tile(np.array([1 / (255 * value) for value in std], np.float32), width)
     shift = np.tile(np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32), width)
-    arguments = (
-        pixels, _walks(ops, draws, pixels.shape), scale, shift,
-        result.permute(0, 2, 3, 1).numpy().reshape(num, height, -1),
-    )  # fmt: skip
-    from fastpsl.kernels.fused_cpu import geometric_loops  # imports numba, which takes 0.7 s
-
-    in_threads(geometric_loops.walks, arguments, num, result.numel() // _VALUES_PER_THREAD)
-    if result is not out:
-        out.copy_(result)
+    in_parts(partial(_process, ops, scale, shift), images, draws, out, torch.float32)
     if isinstance(ops[-1], Hole):
         rows, columns = ops[-1].box(3, height, width)
         for channel, value in enumerate(ops[-1].fill):
             out[:, channel, rows, columns] = (round(255 * value) / 255 - mean[channel]) / std[channel]
+
+
+def _process(
+    ops: Sequence[object], scale: np.ndarray, shift: np.ndarray, pixels: np.ndarray,
+    draws: Sequence[Mapping[str, Tensor]], result: np.ndarray,
+) -> None:  # fmt: skip
+    """Compute results, float32 [N, h, w, 3], from uint8 [B, H, W, 3]."""
+    num, height = result.shape[:2]
+    arguments = pixels, _walks(ops, draws, pixels.shape), scale, shift, result.reshape(num, height, -1)
+    from fastpsl.kernels.fused_cpu import geometric_loops  # imports numba, which takes 0.7 s
+
+    in_threads(geometric_loops.walks, arguments, num, result.size // _VALUES_PER_THREAD)
 
 
 def _walks(ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], shape: Sequence[int]) -> np.ndarray:
