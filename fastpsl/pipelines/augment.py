@@ -19,7 +19,8 @@ from fastpsl.pipelines.views import ViewSpec
 
 AugmentName = Literal["auto", "unfused", "fused"]
 _Job = tuple[ViewSpec, Tensor, Sequence[Mapping[str, Tensor]]]
-_PART_BYTES = 1 << 19  # of uint8 images; the memory of the operations is several times as large
+# Of uint8 images, whose copies in float32 malloc keeps for the next part; larger ones are mapped anew.
+_PART_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)

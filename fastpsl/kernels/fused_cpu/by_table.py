@@ -4,14 +4,16 @@ A byte has 256 values, so the table has every result in the output's dtype, roun
 copied, and nothing of a batch's size is allocated.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.kernels import c_look_up
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu.threads import in_parts, in_threads
+from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.normalise import check_fused_arguments
 
 # Integers of the dtypes' sizes in bytes, because numpy has no bfloat16.
@@ -41,16 +43,24 @@ def run(
     check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
     bits = _BITS[out.element_size()]
     table = _table(mean, std, out.dtype).view(bits).numpy()
+    loop = c_look_up.look_up() or _loop_of_numba()
+    at_most = images.numel() // _BYTES_PER_THREAD
+    in_threads(loop, partial(_arguments, table), images, draws, out.view(bits), bits, at_most)
 
-    def look_up(pixels: np.ndarray, draws: Sequence[Mapping[str, Tensor]], result: np.ndarray) -> None:
-        from fastpsl.kernels.fused_cpu import by_table_loops  # imports numba, which takes 0.7 s
 
-        num, height = pixels.shape[:2]
-        flip = np.ascontiguousarray(draws[0]["flip"].numpy()) if draws else np.zeros(num, np.bool_)
-        arguments = pixels.reshape(num, height, -1), flip, table, result.reshape(num, height, -1)
-        in_threads(by_table_loops.look_up, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
+def _loop_of_numba() -> Callable[..., None]:
+    from fastpsl.kernels.fused_cpu import by_table_loops  # imports numba, which takes 0.7 s
 
-    in_parts(look_up, images, draws, out.view(bits), bits)
+    return by_table_loops.look_up  # type: ignore[no-any-return]
+
+
+def _arguments(
+    table: np.ndarray, pixels: np.ndarray, draws: Draws, out: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Return the arguments of `look_up`, as `in_threads` asks for them."""
+    num, height = pixels.shape[:2]
+    flip = np.ascontiguousarray(draws[0]["flip"].numpy()) if draws else np.zeros(num, np.bool_)
+    return pixels.reshape(num, height, -1), flip, table, out.reshape(num, height, -1)
 
 
 def _table(mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:

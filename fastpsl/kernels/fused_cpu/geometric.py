@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu.threads import in_parts, in_threads
+from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import check_fused_arguments
@@ -73,26 +73,27 @@ def run(
     height, width = out.shape[2:]
     scale = np.tile(np.array([1 / (255 * value) for value in std], np.float32), width)
     shift = np.tile(np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32), width)
-    in_parts(partial(_process, ops, scale, shift), images, draws, out, torch.float32)
+    from fastpsl.kernels.fused_cpu import geometric_loops  # imports numba, which takes 0.7 s
+
+    in_threads(
+        geometric_loops.walks, partial(_arguments, ops, scale, shift), images, draws, out, torch.float32,
+        out.numel() // _VALUES_PER_THREAD,
+    )  # fmt: skip
     if isinstance(ops[-1], Hole):
         rows, columns = ops[-1].box(3, height, width)
         for channel, value in enumerate(ops[-1].fill):
             out[:, channel, rows, columns] = (round(255 * value) / 255 - mean[channel]) / std[channel]
 
 
-def _process(
-    ops: Sequence[object], scale: np.ndarray, shift: np.ndarray, pixels: np.ndarray,
-    draws: Sequence[Mapping[str, Tensor]], result: np.ndarray,
-) -> None:  # fmt: skip
-    """Compute results, float32 [N, h, w, 3], from uint8 [B, H, W, 3]."""
-    num, height = result.shape[:2]
-    arguments = pixels, _walks(ops, draws, pixels.shape), scale, shift, result.reshape(num, height, -1)
-    from fastpsl.kernels.fused_cpu import geometric_loops  # imports numba, which takes 0.7 s
-
-    in_threads(geometric_loops.walks, arguments, num, result.size // _VALUES_PER_THREAD)
+def _arguments(
+    ops: Sequence[object], scale: np.ndarray, shift: np.ndarray, pixels: np.ndarray, draws: Draws,
+    out: np.ndarray,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """Return the arguments of `walks`, as `in_threads` asks for them."""
+    return pixels, _walks(ops, draws, pixels.shape), scale, shift, out.reshape(*out.shape[:2], -1)
 
 
-def _walks(ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], shape: Sequence[int]) -> np.ndarray:
+def _walks(ops: Sequence[object], draws: Draws, shape: Sequence[int]) -> np.ndarray:
     """Return the walks, int64 [N, 7], as `walks` takes them, for a source of `shape` [B, H, W, 3].
 
     The loop goes from the last operation to the first and maps each walk's first pixel and steps to the image

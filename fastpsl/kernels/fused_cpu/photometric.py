@@ -7,6 +7,7 @@ step of SimCLR or MoCo v2. This was on two cores, at levels 2 and 3.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu.threads import in_parts, in_threads
+from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.sobel import Sobel
@@ -58,14 +59,19 @@ def run(
     check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
     per_channel = np.array([(1 / s, -m / s) for m, s in zip(mean, std, strict=True)], np.float32)
     scale, shift = per_channel.T.copy()
-    in_parts(partial(_process, ops, scale, shift), images, draws, out, torch.float32)
+    from fastpsl.kernels.fused_cpu import photometric_loops  # imports numba, which takes 0.7 s
+
+    in_threads(
+        photometric_loops.process_images, partial(_arguments, ops, scale, shift), images, draws, out,
+        torch.float32, images.numel() // _BYTES_PER_THREAD,
+    )  # fmt: skip
 
 
-def _process(
-    ops: Sequence[object], scale: np.ndarray, shift: np.ndarray, pixels: np.ndarray,
-    draws: Sequence[Mapping[str, Tensor]], result: np.ndarray,
-) -> None:  # fmt: skip
-    """Compute results, float32 [B, H, W, C], from uint8 [B, H, W, 3]."""
+def _arguments(
+    ops: Sequence[object], scale: np.ndarray, shift: np.ndarray, pixels: np.ndarray, draws: Draws,
+    out: np.ndarray,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Return the arguments of `process_images`, as `in_threads` asks for them."""
     num = len(pixels)
     never = np.zeros(num, np.bool_)
     # Missing operations are never due, so there is one signature and one compilation for all sets.
@@ -84,13 +90,10 @@ def _process(
         draw_of |= {(type(op), name): np.ascontiguousarray(value.numpy()) for name, value in draw.items()}
         kernel_px = op.kernel_px if isinstance(op, GaussianBlur) else kernel_px
     flip, coloured, orders, factors, grey, blurred, sigma, sobel = draw_of.values()
-    arguments = (
+    return (
         pixels.reshape(num, pixels.shape[1], -1), flip, coloured, orders, factors, grey,
-        *_taps(sigma, blurred, kernel_px), sobel, scale, shift, result,
+        *_taps(sigma, blurred, kernel_px), sobel, scale, shift, out,
     )  # fmt: skip
-    from fastpsl.kernels.fused_cpu import photometric_loops  # imports numba, which takes 0.7 s
-
-    in_threads(photometric_loops.process_images, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
 
 
 def _taps(sigma: np.ndarray, due: np.ndarray, kernel_px: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,63 +12,60 @@ import torch
 from torch import Tensor
 
 Draws = Sequence[Mapping[str, Tensor]]
-# Values of the results per part and thread: 2 MB in float32, so that starting the threads takes little.
-_VALUES_PER_THREAD = 1 << 19
+_VALUES_PER_PART = 1 << 19  # of results: 2 MB in float32, which a core's cache holds
+_VALUES_PER_COPY = 1 << 14  # torch copies as many in the thread that calls, instead of in threads of its own
 
 
-def in_threads(loop: Callable[..., None], arguments: Sequence[Any], num: int, at_most: int) -> None:
-    """Run a compiled loop in as many threads as torch uses.
+def in_threads(
+    loop: Callable[..., None], arguments: Callable[[np.ndarray, Draws, np.ndarray], Sequence[Any]],
+    images: Tensor, draws: Draws, out: Tensor, dtype: torch.dtype, at_most: int,
+) -> None:  # fmt: skip
+    """Run a compiled loop over a batch in as many threads as torch uses.
 
     Thread i of n takes every n-th image from i on, because expensive images may be adjacent. The caller's
-    thread is one of them.
+    thread is one of them. Where images or results do not lie as the loop needs them, each thread copies a few
+    images at a time. Memory for copies of a batch would be mapped and cleared page by page.
 
     Args:
         loop: Called with the arguments, `first` and `step`, to process images first, first + step, ....
-        arguments: The arguments of the loop.
-        num: The number of images.
-        at_most: The largest number of threads.
-    """
-    num_threads = max(1, min(torch.get_num_threads(), num, at_most))
-    with ThreadPoolExecutor(num_threads) as pool:
-        futures = [pool.submit(loop, *arguments, part, num_threads) for part in range(1, num_threads)]
-        loop(*arguments, 0, num_threads)
-        for future in futures:
-            future.result()
-
-
-def in_parts(
-    run: Callable[[np.ndarray, Draws, np.ndarray], None], images: Tensor, draws: Draws, out: Tensor,
-    dtype: torch.dtype,
-) -> None:  # fmt: skip
-    """Run a fused chain on contiguous memory, with copies of only a few images at a time.
-
-    If images and results already lie as the chain needs them, it runs once. Fresh memory of a batch's size
-    would cost more than the copies, because the kernel maps and clears it page by page.
-
-    Args:
-        run: Computes results, `dtype` [N, h, w, C], from images, uint8 [B, H, W, 3], and their draws.
+        arguments: Returns the arguments of the loop for images, uint8 [B, H, W, 3], their draws, and the
+            memory of the results, `dtype` [N, h, w, C]. These arrays are contiguous.
         images: uint8 [B, 3, H, W], of any strides.
         draws: The draws of the operations, tensors [B, ...].
-        out: The results, [N, C, h, w] in channels-last memory, N a multiple of B.
-        dtype: The dtype that `run` writes; for another one of `out`, values are rounded.
+        out: The results, [N, C, h, w] in channels-last memory. N is a multiple of B.
+        dtype: The dtype that the loop writes. If `out` has another one, values are rounded once.
+        at_most: The largest number of threads.
     """
     pixels, results, num = images.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1), len(images)
     if not results.numel():
         return
-    if pixels.is_contiguous() and out.dtype == dtype:
-        run(pixels.numpy(), draws, results.numpy())
+    per_image, is_direct = len(results) // num, out.dtype == dtype
+    if is_direct and pixels.is_contiguous():
+        whole = arguments(pixels.numpy(), draws, results.numpy())
+        _in_threads(lambda first, step: loop(*whole, first, step), len(results), at_most)
         return
-    per_image = len(results) // num
-    step = max(1, torch.get_num_threads() * _VALUES_PER_THREAD * num // results.numel())
-    memory = torch.empty((step * per_image, *results.shape[1:]), dtype=dtype, device="cpu")
-    for first in range(0, num, step):
-        part = slice(first, first + step)
-        target = results[first * per_image : (first + step) * per_image]
-        values = target if out.dtype == dtype else memory[: len(target)]
-        run(pixels[part].contiguous().numpy(), [_of(part, draw) for draw in draws], values.numpy())
-        if values is not target:
-            target.copy_(values)
+    size = max(1, _VALUES_PER_PART * num // results.numel())
+
+    def loop_over_parts(first: int, step: int) -> None:
+        memory = torch.empty((size * per_image, *results.shape[1:]), dtype=dtype, device="cpu")
+        for start in range(first * size, num, step * size):
+            part = slice(start, start + size)
+            target = results[start * per_image : part.stop * per_image]
+            values = target if is_direct else memory[: len(target)]
+            part_draws = [{name: value[part] for name, value in draw.items()} for draw in draws]
+            loop(*arguments(np.ascontiguousarray(pixels[part].numpy()), part_draws, values.numpy()), 0, 1)
+            if not is_direct:
+                copies = (tensor.view(-1).split(_VALUES_PER_COPY) for tensor in (target, values))
+                for to, few in zip(*copies, strict=True):
+                    to.copy_(few)
+
+    _in_threads(loop_over_parts, -(-num // size), at_most)
 
 
-def _of(part: slice, draw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: values[part] for name, values in draw.items()}
+def _in_threads(loop: Callable[[int, int], None], num: int, at_most: int) -> None:
+    num_threads = max(1, min(torch.get_num_threads(), num, at_most))
+    with ThreadPoolExecutor(num_threads) as pool:
+        futures = [pool.submit(loop, part, num_threads) for part in range(1, num_threads)]
+        loop(0, num_threads)
+        for future in futures:
+            future.result()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu.threads import in_parts, in_threads
+from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.warp import WarpPair
@@ -45,14 +45,19 @@ def run(
     check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
     scale = np.array([1 / (255 * value) for value in std], np.float32)
     shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
-    in_parts(partial(_process, ops, scale, shift), images, draws, out, torch.float32)
+    from fastpsl.kernels.fused_cpu import warped_loops  # imports numba, which takes 0.7 s
+
+    in_threads(
+        warped_loops.pairs, partial(_arguments, ops, scale, shift), images, draws, out, torch.float32,
+        images.numel() // 3 // _PIXELS_PER_THREAD,
+    )  # fmt: skip
 
 
-def _process(
-    ops: Sequence[object], scale: np.ndarray, shift: np.ndarray, pixels: np.ndarray,
-    draws: Sequence[Mapping[str, Tensor]], result: np.ndarray,
-) -> None:  # fmt: skip
-    """Compute results, float32 [2 B, S, S, 3], from uint8 [B, S, S, 3]."""
+def _arguments(
+    ops: Sequence[object], scale: np.ndarray, shift: np.ndarray, pixels: np.ndarray, draws: Draws,
+    out: np.ndarray,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """Return the arguments of `pairs`, as `in_threads` asks for them."""
     num = len(pixels)
     flip, moves = np.zeros(num, np.bool_), np.zeros((num, 2), np.int64)
     for op, draw in zip(ops, draws, strict=True):
@@ -61,7 +66,4 @@ def _process(
         elif isinstance(op, Shift):
             moves = np.ascontiguousarray(draw["shift"].numpy()) - op.max_px
     matrices = np.ascontiguousarray(draws[-1]["matrix"].numpy()).reshape(num, 9)
-    arguments = pixels, flip, moves, matrices, scale, shift, result
-    from fastpsl.kernels.fused_cpu import warped_loops  # imports numba, which takes 0.7 s
-
-    in_threads(warped_loops.pairs, arguments, num, pixels.size // 3 // _PIXELS_PER_THREAD)
+    return pixels, flip, moves, matrices, scale, shift, out
