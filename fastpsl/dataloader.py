@@ -238,6 +238,8 @@ def loader(
         normalised, in channels-last memory; for several views, a list of such tensors. The labels are int64
         [B], -1 if the data has none. With `with_indices`, the data set's indices follow, int64 [B], -1 for a
         skipped sample that another replaces. B is this rank's share, `batch_size` over the number of ranks.
+        Batches may be kept. On the CPU, a later batch takes an input's memory once nothing refers to it: no
+        part of it, no array and no graph of autograd.
 
     Raises:
         ValueError: An argument is out of range, or the arguments do not fit together.

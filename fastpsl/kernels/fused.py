@@ -1,7 +1,8 @@
 """The fused kernels of a device, and the choice of the one that does a view's operations.
 
 A fused kernel does a chain of operations and the normalisation in one or a few passes over memory. Numba
-compiles those for the CPU, Triton those for CUDA. Each kernel is a module with three functions:
+compiles those for the CPU, or they are in C, and Triton those for CUDA. Each kernel is a module with three
+functions:
 
     fits(ops)                                  whether it does exactly these operations in this order
     out_shape(ops, shape)                      the result's shape for images of `shape` [B, 3, H, W]

@@ -28,8 +28,8 @@ def in_threads(
 
     Args:
         loop: Called with the arguments, `first` and `step`, to process images first, first + step, ....
-        arguments: Returns the arguments of the loop for images, uint8 [B, H, W, 3], their draws, and the
-            memory of the results, `dtype` [N, h, w, C]. These arrays are contiguous.
+        arguments: Returns the loop's arguments. It gets images, uint8 [B, H, W, 3], their draws, and the
+            results' memory, `dtype` [N, h, w, C]. These arrays are contiguous.
         images: uint8 [B, 3, H, W], of any strides.
         draws: The draws of the operations, tensors [B, ...].
         out: The results, [N, C, h, w] in channels-last memory. N is a multiple of B.
