@@ -45,10 +45,12 @@ class Augment:
         Fused views of one shape are consecutive parts of one buffer, in the order of the views. On the CPU
         all views are, and the buffer's memory is used again once nothing refers to it.
         """
+        if not views:
+            return batch.inputs(views, dtype)
         batch.check_views(views)
         jobs = list(zip(views, batch.images, batch.draws, strict=True))
         if self.path == "unfused":
-            if not jobs or batch.images[0].is_cuda or not len(batch.images[0]):
+            if batch.images[0].is_cuda or not len(batch.images[0]):
                 return batch.inputs(views, dtype)
             return self._unfused_on_cpu(jobs, dtype)
         modules = [module_for(self.modules, view.ops) for view in views]
