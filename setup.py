@@ -91,6 +91,13 @@ draws = Extension(
     py_limited_api=True,
     optional=True,
 )
+look_up = Extension(
+    "fastpsl.kernels._look_up",
+    ["fastpsl/kernels/look_up.c"],
+    extra_compile_args=COMPILE_ARGS,
+    py_limited_api=True,
+    optional=True,
+)
 read_rows = Extension(
     "fastpsl.pipelines.beton._read_rows",
     ["fastpsl/pipelines/beton/read_rows.c"],
@@ -122,7 +129,7 @@ turbo = Extension(
 
 setup(
     license_files=licences,
-    ext_modules=[draws, read_rows, turbo],
+    ext_modules=[draws, look_up, read_rows, turbo],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
     cmdclass={"build_py": BuildWithRecipes},
     long_description=absolute_links((ROOT / "README.md").read_text(encoding="utf-8"), f"v{version()}"),

@@ -152,10 +152,9 @@ class EpochLoader(Uncopyable):
 def _without_padding(batch: Batch, num: int) -> Batch:
     """Return the first `num` samples without those that were skipped."""
     if num == len(batch.indices) and not batch.bad:
-        return batch  # the usual case needs no copy and no synchronisation with the device
-    keep = torch.arange(num, device=batch.indices.device)
-    if batch.bad:
-        keep = keep[batch.indices[:num] >= 0]
+        return batch
+    # Padding stands at the end, so that only skipped samples need copies, and the device a synchronisation.
+    keep = torch.nonzero(batch.indices[:num] >= 0)[:, 0] if batch.bad else slice(num)
     return Batch(
         images=[images[keep] for images in batch.images],
         draws=[
@@ -239,6 +238,8 @@ def loader(
         normalised, in channels-last memory; for several views, a list of such tensors. The labels are int64
         [B], -1 if the data has none. With `with_indices`, the data set's indices follow, int64 [B], -1 for a
         skipped sample that another replaces. B is this rank's share, `batch_size` over the number of ranks.
+        Batches may be kept. On the CPU, a later batch takes an input's memory once nothing refers to it: no
+        part of it, no array and no graph of autograd.
 
     Raises:
         ValueError: An argument is out of range, or the arguments do not fit together.

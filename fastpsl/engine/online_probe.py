@@ -23,6 +23,7 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.nearest import count_correct
+from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.doing import doing
@@ -140,6 +141,7 @@ class OnlineProbe:
     def _features(self, data: Subset) -> Features | None:
         """Return the features from all ranks, on every rank; None if a signal stopped the pass."""
         run, dtype = self.run, DTYPES[self.run.precision]
+        augment = choose_augment("unfused", [self.view], run.world.device)
         features, indices, num_of_all_ranks = [], [], self.run.data.batch_size * run.world.size
         with (
             doing("probe: features", "images", data.num_samples) as progress,
@@ -149,7 +151,7 @@ class OnlineProbe:
             for batch in progress.over(batches, num_of_all_ranks):
                 if run.stop_signal.after_step().stop:
                     return None
-                (images,) = batch.inputs(loader.views, dtype)
+                (images,) = augment.inputs(batch, loader.views, dtype)
                 with torch.autocast(run.world.device.type, dtype=dtype, enabled=dtype != torch.float32):
                     features.append(self.trunk(images).float().mean((2, 3)))
                 indices.append(batch.indices)

@@ -34,6 +34,7 @@ from fastpsl.evaluation.feature_file import (
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
 from fastpsl.models.weights import Pretrained
+from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.batch import BadSample
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.files.atomic import output_errors
@@ -290,9 +291,9 @@ def _launched(
     first = works[0]
     blocks = first.pretrained.backbone.blocks()[: max(work.block for work in works)]
     trunk = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
-    dtype = DTYPES[first.precision]
+    dtype, augment = DTYPES[first.precision], choose_augment("unfused", loader.views, device)
     for batch in loader.epoch(0, first_step):
-        (maps,) = batch.inputs(loader.views, dtype)
+        (maps,) = augment.inputs(batch, loader.views, dtype)
         features: dict[int, Tensor] = {}
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             for number, block in enumerate(trunk, start=1):

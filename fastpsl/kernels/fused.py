@@ -1,7 +1,8 @@
 """The fused kernels of a device, and the choice of the one that does a view's operations.
 
 A fused kernel does a chain of operations and the normalisation in one or a few passes over memory. Numba
-compiles those for the CPU, Triton those for CUDA. Each kernel is a module with three functions:
+compiles those for the CPU, or they are in C, and Triton those for CUDA. Each kernel is a module with three
+functions:
 
     fits(ops)                                  whether it does exactly these operations in this order
     out_shape(ops, shape)                      the result's shape for images of `shape` [B, 3, H, W]
@@ -9,8 +10,8 @@ compiles those for the CPU, Triton those for CUDA. Each kernel is a module with 
 
 `out_shape` raises ValueError for images that an operation refuses. `run` takes images as uint8 [B, 3, H, W]
 of any strides, and the draws of the operations as tensors on the images' device. It also takes one mean and
-std per channel, in units of [0, 1]. `out` is float16, bfloat16 or float32, of `out_shape`, in channels-last
-memory. The operations one after the other, then `normalise`, define the result.
+std per channel, in units of [0, 1]. `out` is float16, bfloat16, float32 or, on the CPU, float64, of
+`out_shape`, in channels-last memory. The operations one after the other, then `normalise`, define the result.
 """
 
 import importlib
@@ -26,7 +27,7 @@ import torch
 from fastpsl.kernels.draws import Keys
 
 # In the order in which they are tried.
-CPU_MODULES = ("photometric", "geometric", "warped")
+CPU_MODULES = ("by_table", "photometric", "geometric", "warped")
 CUDA_MODULES = ("photometric", "geometric", "shifted", "warped", "prepared")
 
 

@@ -4,8 +4,8 @@ The ops define the result of both. Both take the same draws, and differ only by 
 are in kernels/fused_cuda/ (Triton) and kernels/fused_cpu/ (numba).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -14,9 +14,13 @@ from torch import Tensor
 
 from fastpsl.kernels.fused import fused_modules, module_for
 from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.view_memory import ViewMemory
 from fastpsl.pipelines.views import ViewSpec
 
 AugmentName = Literal["auto", "unfused", "fused"]
+_Job = tuple[ViewSpec, Tensor, Sequence[Mapping[str, Tensor]]]
+# Of uint8 images, whose copies in float32 malloc keeps for the next part; larger ones are mapped anew.
+_PART_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -27,36 +31,77 @@ class Augment:
         path: "unfused" or "fused".
         reason: Why this path was taken, to be shown to users.
         modules: The modules of kernels/fused_cpu or kernels/fused_cuda that the fused path uses.
+        memory: The memory of views on the CPU.
     """
 
     path: str
     reason: str
     modules: tuple[ModuleType, ...] = ()
+    memory: ViewMemory = field(default_factory=ViewMemory, repr=False, compare=False)
 
     def inputs(self, batch: Batch, views: Sequence[ViewSpec], dtype: torch.dtype) -> list[Tensor]:
         """Return what `Batch.inputs` returns.
 
-        Fused views of one shape are consecutive parts of one buffer, in the order of the views.
+        Fused views of one shape are consecutive parts of one buffer, in the order of the views. On the CPU
+        all views are, and the buffer's memory is used again once nothing refers to it.
         """
-        if self.path == "unfused":
+        if not views:
             return batch.inputs(views, dtype)
         batch.check_views(views)
         jobs = list(zip(views, batch.images, batch.draws, strict=True))
+        if self.path == "unfused":
+            if batch.images[0].is_cuda or not len(batch.images[0]):
+                return batch.inputs(views, dtype)
+            return self._unfused_on_cpu(jobs, dtype)
         modules = [module_for(self.modules, view.ops) for view in views]
         shapes = []
         for (view, images, _), module in zip(jobs, modules, strict=True):
             assert module is not None, view
             shapes.append(module.out_shape(view.ops, images.shape))
-        device, parts = batch.images[0].device, len(shapes)
-        if len({shape[1:] for shape in shapes}) == 1:
-            buffer = _empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), dtype, device)
-            outs = list(buffer.split([shape[0] for shape in shapes]))
-        else:
-            outs = [_empty(shape, dtype, device) for shape in shapes]
-        for k in range(parts):
-            view, images, draws = jobs[k]
-            modules[k].run(images, view.ops, draws, view.mean, view.std, outs[k])  # type: ignore[union-attr]
+        outs = self._empty(shapes, dtype, batch.images[0].device)
+        for (view, images, draws), module, out in zip(jobs, modules, outs, strict=True):
+            module.run(images, view.ops, draws, view.mean, view.std, out)  # type: ignore[union-attr]
         return outs
+
+    def _unfused_on_cpu(self, jobs: Sequence[_Job], dtype: torch.dtype) -> list[Tensor]:
+        """Apply the operations to a few images at a time, which allocates nothing of a batch's size.
+
+        They treat each image by itself, so that this changes no value.
+        """
+        shapes = []
+        for view, images, draws in jobs:
+            one = _apply(view, images, draws, slice(1), dtype)
+            shapes.append((len(one) * len(images), *one.shape[1:]))
+        outs = self._empty(shapes, dtype, jobs[0][1].device)
+        for (view, images, draws), out in zip(jobs, outs, strict=True):
+            per_image, step = len(out) // len(images), max(1, _PART_BYTES // images[0].nbytes)
+            for first in range(0, len(images), step):
+                part = slice(first, first + step)
+                out[first * per_image : part.stop * per_image] = _apply(view, images, draws, part, dtype)
+        return outs
+
+    def _empty(
+        self, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
+    ) -> list[Tensor]:
+        """Return uninitialised tensors in channels-last memory, in one buffer if they have one shape."""
+        nums, is_one = [shape[0] for shape in shapes], len({shape[1:] for shape in shapes}) == 1
+        wanted = [(sum(nums), *shapes[0][1:])] if is_one else shapes
+        if device.type == "cpu":
+            outs = self.memory.empty(wanted, dtype)
+        else:
+            outs = [
+                torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+                for shape in wanted
+            ]
+        return list(outs[0].split(nums)) if is_one else outs
+
+
+def _apply(
+    view: ViewSpec, images: Tensor, draws: Sequence[Mapping[str, Tensor]], part: slice, dtype: torch.dtype
+) -> Tensor:
+    """Return what `ViewSpec.apply` returns for a part of a batch."""
+    parts = [{name: values[part] for name, values in draw.items()} for draw in draws]
+    return view.apply(images[part], parts, dtype)
 
 
 UNFUSED = Augment("unfused", "asked for")
@@ -77,7 +122,7 @@ def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.d
     if name not in get_args(AugmentName):
         raise ValueError(f"augment {name!r}: there are {', '.join(get_args(AugmentName))}")
     if name == "unfused" or not views:
-        return UNFUSED
+        return Augment("unfused", "asked for")
     modules, reason = fused_modules(device)
     if not modules:
         why_not = reason
@@ -89,7 +134,3 @@ def choose_augment(name: AugmentName, views: Sequence[ViewSpec], device: torch.d
     if name == "fused":
         raise ValueError(f"--augment-backend fused: {why_not}; use --augment-backend unfused, or auto")
     return Augment("unfused", why_not)
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)

@@ -17,13 +17,14 @@ this:
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu.threads import in_threads
+from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.normalise import check_fused_arguments
@@ -69,29 +70,30 @@ def run(
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
-    if not out.numel():
-        return
-    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    num, height, width = len(out), *out.shape[2:]
-    result = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+    height, width = out.shape[2:]
     scale = np.tile(np.array([1 / (255 * value) for value in std], np.float32), width)
     shift = np.tile(np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32), width)
-    arguments = (
-        pixels, _walks(ops, draws, pixels.shape), scale, shift,
-        result.permute(0, 2, 3, 1).numpy().reshape(num, height, -1),
-    )  # fmt: skip
     from fastpsl.kernels.fused_cpu import geometric_loops  # imports numba, which takes 0.7 s
 
-    in_threads(geometric_loops.walks, arguments, num, result.numel() // _VALUES_PER_THREAD)
-    if result is not out:
-        out.copy_(result)
+    in_threads(
+        geometric_loops.walks, partial(_arguments, ops, scale, shift), images, draws, out, torch.float32,
+        out.numel() // _VALUES_PER_THREAD,
+    )  # fmt: skip
     if isinstance(ops[-1], Hole):
         rows, columns = ops[-1].box(3, height, width)
         for channel, value in enumerate(ops[-1].fill):
             out[:, channel, rows, columns] = (round(255 * value) / 255 - mean[channel]) / std[channel]
 
 
-def _walks(ops: Sequence[object], draws: Sequence[Mapping[str, Tensor]], shape: Sequence[int]) -> np.ndarray:
+def _arguments(
+    ops: Sequence[object], scale: np.ndarray, shift: np.ndarray, pixels: np.ndarray, draws: Draws,
+    out: np.ndarray,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """Return the arguments of `walks`, as `in_threads` asks for them."""
+    return pixels, _walks(ops, draws, pixels.shape), scale, shift, out.reshape(*out.shape[:2], -1)
+
+
+def _walks(ops: Sequence[object], draws: Draws, shape: Sequence[int]) -> np.ndarray:
     """Return the walks, int64 [N, 7], as `walks` takes them, for a source of `shape` [B, H, W, 3].
 
     The loop goes from the last operation to the first and maps each walk's first pixel and steps to the image

@@ -6,6 +6,8 @@ step of SimCLR or MoCo v2. This was on two cores, at levels 2 and 3.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu.threads import in_threads
+from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.sobel import Sobel
@@ -55,17 +57,22 @@ def run(
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
-    num = len(images)
-    if not num:
-        return
     per_channel = np.array([(1 / s, -m / s) for m, s in zip(mean, std, strict=True)], np.float32)
-    scale, shift = torch.from_numpy(per_channel.T.copy())
-    if {type(op) for op in ops} <= {Flip}:
-        # Torch is as fast, and a probe's view then compiles nothing.
-        for op, draw in zip(ops, draws, strict=True):
-            images = op(images, draw)  # type: ignore[operator]
-        torch.addcmul(shift.view(1, 3, 1, 1), images.to(torch.float32), scale.view(1, 3, 1, 1) / 255, out=out)
-        return
+    scale, shift = per_channel.T.copy()
+    from fastpsl.kernels.fused_cpu import photometric_loops  # imports numba, which takes 0.7 s
+
+    in_threads(
+        photometric_loops.process_images, partial(_arguments, ops, scale, shift), images, draws, out,
+        torch.float32, images.numel() // _BYTES_PER_THREAD,
+    )  # fmt: skip
+
+
+def _arguments(
+    ops: Sequence[object], scale: np.ndarray, shift: np.ndarray, pixels: np.ndarray, draws: Draws,
+    out: np.ndarray,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Return the arguments of `process_images`, as `in_threads` asks for them."""
+    num = len(pixels)
     never = np.zeros(num, np.bool_)
     # Missing operations are never due, so there is one signature and one compilation for all sets.
     draw_of = {
@@ -83,18 +90,10 @@ def run(
         draw_of |= {(type(op), name): np.ascontiguousarray(value.numpy()) for name, value in draw.items()}
         kernel_px = op.kernel_px if isinstance(op, GaussianBlur) else kernel_px
     flip, coloured, orders, factors, grey, blurred, sigma, sobel = draw_of.values()
-    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    result = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    arguments = (
+    return (
         pixels.reshape(num, pixels.shape[1], -1), flip, coloured, orders, factors, grey,
-        *_taps(sigma, blurred, kernel_px), sobel, scale.numpy(), shift.numpy(),
-        result.permute(0, 2, 3, 1).numpy(),
+        *_taps(sigma, blurred, kernel_px), sobel, scale, shift, out,
     )  # fmt: skip
-    from fastpsl.kernels.fused_cpu import photometric_loops  # imports numba, which takes 0.7 s
-
-    in_threads(photometric_loops.process_images, arguments, num, pixels.nbytes // _BYTES_PER_THREAD)
-    if result is not out:
-        out.copy_(result)
 
 
 def _taps(sigma: np.ndarray, due: np.ndarray, kernel_px: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,13 +6,14 @@ WarpPair, 512 of 32 px, 37.4 and 7.9 ms; Flip and WarpPair, 32 of 96 px, 13.8 an
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastpsl.kernels.flip import Flip
-from fastpsl.kernels.fused_cpu.threads import in_threads
+from fastpsl.kernels.fused_cpu.threads import Draws, in_threads
 from fastpsl.kernels.normalise import check_fused_arguments
 from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.warp import WarpPair
@@ -42,9 +43,22 @@ def run(
     """Compute the result of `ops` into `out` in as many threads as torch uses; see kernels/fused.py."""
     assert fits(ops), ops
     check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
-    num = len(images)
-    if not num:
-        return
+    scale = np.array([1 / (255 * value) for value in std], np.float32)
+    shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
+    from fastpsl.kernels.fused_cpu import warped_loops  # imports numba, which takes 0.7 s
+
+    in_threads(
+        warped_loops.pairs, partial(_arguments, ops, scale, shift), images, draws, out, torch.float32,
+        images.numel() // 3 // _PIXELS_PER_THREAD,
+    )  # fmt: skip
+
+
+def _arguments(
+    ops: Sequence[object], scale: np.ndarray, shift: np.ndarray, pixels: np.ndarray, draws: Draws,
+    out: np.ndarray,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
+    """Return the arguments of `pairs`, as `in_threads` asks for them."""
+    num = len(pixels)
     flip, moves = np.zeros(num, np.bool_), np.zeros((num, 2), np.int64)
     for op, draw in zip(ops, draws, strict=True):
         if isinstance(op, Flip):
@@ -52,13 +66,4 @@ def run(
         elif isinstance(op, Shift):
             moves = np.ascontiguousarray(draw["shift"].numpy()) - op.max_px
     matrices = np.ascontiguousarray(draws[-1]["matrix"].numpy()).reshape(num, 9)
-    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    scale = np.array([1 / (255 * value) for value in std], np.float32)
-    shift = np.array([-m / s for m, s in zip(mean, std, strict=True)], np.float32)
-    result = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    arguments = (pixels, flip, moves, matrices, scale, shift, result.permute(0, 2, 3, 1).numpy())
-    from fastpsl.kernels.fused_cpu import warped_loops  # imports numba, which takes 0.7 s
-
-    in_threads(warped_loops.pairs, arguments, num, pixels.size // 3 // _PIXELS_PER_THREAD)
-    if result is not out:
-        out.copy_(result)
+    return pixels, flip, moves, matrices, scale, shift, out
