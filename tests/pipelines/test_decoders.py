@@ -271,7 +271,7 @@ def test_auto_chooses_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (decoder.name, len(caught)) == ("pillow", 1)
     assert why == "no faster one can read this here"  # not the advice a second time
     with pytest.raises(
-        ValueError, match=r"ffcv is not installed: pip install 'fastpsl-vision\[ffcv\]' .*; or use torch"
+        ValueError, match=r"ffcv is not installed: pip install 'fastpsl-vision\[ffcv\]' .*; or use pillow"
     ):
         open_decoder("ffcv", beton)  # type: ignore[arg-type]
     with warnings.catch_warnings():
