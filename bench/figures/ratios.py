@@ -6,11 +6,12 @@ from typing import Any
 
 from bench.figures.throughput import NAMES
 from bench.ratios import kernel_ratios
-from bench.size_tables import RATE, best_peers
+from bench.size_tables import RATE, Batches, best_peers
 
 Result = Mapping[str, Any]
 Row = tuple[str, Sequence[tuple[float, str] | None]]
 """Name → ratio and words of each column, None where there is none."""
+SPEEDS = {"uint8": "loader", "float32": "float32 loader", "folder": "loader of folders"}
 OTHERS = {"Kornia's modules": "Kornia", "torchvision, one draw per batch": "torchvision"}
 CHAINS = {
     "normalise": "normalise", "flip": "flip", "colour": "colour jitter", "grey": "greyscale",
@@ -21,10 +22,16 @@ CHAINS = {
 }  # fmt: skip
 
 
-def sizes_words(results: Mapping[str, Result]) -> dict[str, Any]:
-    """Return the words of the figure of image sizes: ours over the fastest other loader of each size."""
-    file, result = newest(results, "sizes")
-    best = {cell: ratios[RATE] for cell, ratios in best_peers(result).items()}
+def sizes_words(results: Mapping[str, Result], batches: Batches = "uint8") -> dict[str, Any]:
+    """Return the words of a figure of image sizes: ours over the fastest other loader of each size.
+
+    Args:
+        results: File name → result.
+        batches: A table of bench/sizes.py.
+    """
+    of_table = {name: result for name, result in results.items() if best_peers(result, batches)}
+    file, result = newest(of_table, "sizes")
+    best = {cell: ratios[RATE] for cell, ratios in best_peers(result, batches).items()}
     crops = sorted({num for _, num in best})
     rows: list[Row] = []
     for size in dict.fromkeys(size for size, _ in best):
@@ -32,7 +39,7 @@ def sizes_words(results: Mapping[str, Result]) -> dict[str, Any]:
         name = "original sizes" if size == "originals" else f"{size} px"
         rows.append((name, [(cell["median"], f" {NAMES[cell['form']]}") if cell else None for cell in cells]))
     return _words(
-        f"Speed over the fastest other loader, on {_device(result)}",
+        f"Speed over the fastest other {SPEEDS[batches]}, on {_device(result)}",
         "Images per second of fastpsl over its own. The line is equal speed.",
         f"Batches of {result['settings']['batch_size']}. {_medians(file, result)}",
         [f"{num} crop{'' if num == 1 else 's'} of each image" for num in crops],
