@@ -41,7 +41,7 @@ from bench.peers import FLOATS, PEERS, TITLES, Work, why_missing
 from bench.peers.ours import auto_decoder, decoder_names, why_no_decoder
 from bench.peers.serve import AHEAD
 from bench.program import check_out, check_positive, counted, progress, run_program, wide_console
-from bench.schema import RUNS, data_record, environment, save_result
+from bench.schema import RUNS, commit, data_record, environment, save_result
 from bench.show import show_missing_and_notes
 from bench.size_data import SIZES, crop_px, drawn, own
 from bench.size_tables import ABOUT, BATCHES, Batches, is_of, labels_of, ratios_of, rows_of, size_tables
@@ -160,7 +160,7 @@ def begun(options: Options, device: torch.device) -> dict[str, Any]:
     """Return a result without cells, or with --resume that of --out.
 
     Raises:
-        ValueError: The result of --out is of other settings.
+        ValueError: The result of --out is of other settings, data or code.
     """
     settings = {
         "repeats": options.repeats, "seconds": options.seconds, "batch_size": options.batch,
@@ -174,24 +174,30 @@ def begun(options: Options, device: torch.device) -> dict[str, Any]:
     if not (options.resume and options.out.exists()):
         return result
     earlier = json.loads(options.out.read_text())
-    for part in ("settings", "data"):
-        for key, value in result[part].items():
-            if key != "num_samples" and (was := earlier[part].get(key)) != value:
+    decides: dict[str, dict[str, Any]] = {
+        "settings": settings,
+        "data": {"name": name},
+        "environment": {"commit": commit()},
+    }
+    for part, values in decides.items():
+        for key, value in values.items():
+            if (was := earlier[part].get(key)) != value:
                 raise ValueError(
                     f"--resume: {options.out} has {key} {was}, and this run {value}; give another --out"
                 )
     return {key: earlier[key] for key in result}
 
 
-def describe(result: dict[str, Any], size: str, path: str) -> None:
-    """Add a size's images to a result."""
+def describe(result: dict[str, Any], size: str, path: str, *, is_own: bool) -> None:
+    """Add a size's images to a result, which are your own or drawn ones."""
     if f"mean_bytes_{size}" in result["data"]:
         return
     with Beton(path) as data:
         about = data_record(data, path)
     result["data"]["num_samples"] += about["num_samples"]
     result["data"] |= {f"{what}_{size}": about[what] for what in ("mean_bytes", "mean_pixels")}
-    result["settings"][f"drawn_as_{size}"] = SIZES[size].source
+    if not is_own:
+        result["settings"][f"drawn_as_{size}"] = SIZES[size].source
 
 
 def main() -> None:
@@ -205,8 +211,11 @@ def main() -> None:
     dtypes = [name for name in ("uint8", "float32") if name in options.batches]
     dtypes += ["float32"] if "folder" in options.batches and "float32" not in dtypes else []
     cells = [cell for cell in itertools.product(options.sizes, dtypes, options.crops) if cell not in done]
+    if not cells:
+        raise ValueError(f"--resume: {options.out} has all these cells; give other --sizes, --crops or --out")
+    minutes = counted(round(estimate_s(options, cells) / 60), "minute")
     console.print(
-        f"{counted(len(cells), 'cell')}: about {estimate_s(options, cells) / 60:.0f} minutes, if idle"
+        f"{counted(len(cells), 'cell')}: about {minutes} if the machine is idle and images are drawn"
     )
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
         for number, (size, dtype, num_views) in enumerate(cells):
@@ -218,7 +227,7 @@ def main() -> None:
                 path = (
                     own(str(options.data), folder) if is_own else str(drawn(size, options.num, options.drawn))
                 )
-                describe(result, size, path)
+                describe(result, size, path, is_own=is_own)
             works, missing, ours = works_of(
                 options, path, str(folder / "files"), size, device, floats=dtype == "float32"
             )
@@ -236,8 +245,8 @@ def main() -> None:
                 result["settings"]["auto_of_a_folder"] = auto_decoder(images, device)
             saved = save(options, result)
             took_s = time.perf_counter() - started
-            left_s = took_s / (number + 1) * (len(cells) - number - 1)
-            console.print(f"{phase}: done after {took_s:.0f} s; about {left_s / 60:.0f} minutes left")
+            left = counted(round(took_s / 60 / (number + 1) * (len(cells) - number - 1)), "minute")
+            console.print(f"{phase}: done after {took_s:.0f} s; about {left} left")
             if number + 1 == len(cells) or cells[number + 1][0] != size:
                 shutil.rmtree(folder)
     show(saved, console)
