@@ -54,9 +54,17 @@ def views(**labels: Any) -> list[dict[str, Any]]:
     return [labels | {"num_views": num} for num in (1, 2)]
 
 
-def by_size(peer: str) -> Find:
+def by_size(peer: str, **labels: str) -> Find:
     """Return a search for ratios of samples/s over a peer, by images of 500 px, with one and two crops."""
-    return ratios(RATE, *views(size="500", peer=peer))
+    return ratios(RATE, *views(size="500", peer=peer, **labels))
+
+
+def of_batches(what: str, batches: str, peers: Sequence[str]) -> list[Line]:
+    """Return a table's lines of float32 batches, which have a file of their own."""
+    return [
+        Line("" if number else what, peer, "sizes-float32.json", by_size(peer, batches=batches))
+        for number, peer in enumerate(peers)
+    ]
 
 
 T3 = ratios("kornia_modules / fused", {"chain": "SimCLR T3"})
@@ -77,6 +85,13 @@ LINES = (
     Line("", "DALI's own reader, on the CPU", "sizes.json", by_size("DALI's reader")),
     Line("", "WebDataset", "sizes.json", by_size("WebDataset")),
     Line("", "torchvision with DataLoader", "sizes.json", by_size("torchvision + DataLoader")),
+    *of_batches(
+        "float32 batches of images of 500 px: one / two crops of 224 px", "float32",
+        ("TurboLoader", "SPDL", "ffcv Loader", "DALI's reader", "torchvision + DataLoader", "WebDataset"),
+    ),
+    *of_batches(
+        "the same from a folder of JPEGs", "folder", ("SPDL", "DALI's reader", "torchvision + DataLoader")
+    ),
     Line("SimCLR's augmentations at level 3 (T3)", "Kornia's modules", "kernels-cpu.json", T3),
     Line(
         "writing a dataset file, JPEGs copied", "ffcv's DatasetWriter", "beton_write.json",

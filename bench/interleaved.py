@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.peers import EVERY, TITLES, Work
+from bench.peers import TITLES, Work, reads
 from bench.peers.files import copy_out
 from bench.schema import spread
 
 _ROOT = Path(__file__).resolve().parents[1]
-_TIMEOUT_S = 120.0  # compilation included; ffcv's Loader can hang for ever
+_TIMEOUT_S = 300.0  # compilation included; ffcv's Loader can hang for ever
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Rates:
     Attributes:
         values: Samples/s, one value per repeat.
         cores: CPU seconds per second of all its processes, one value per repeat.
+        faults: Minor page faults per sample of all its processes, one value per repeat.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Rates:
     first_batch_s: float
     values: list[float] = field(default_factory=list)
     cores: list[float] = field(default_factory=list)
+    faults: list[float] = field(default_factory=list)
 
     def row(self, measured: str, **labels: Any) -> dict[str, Any]:
         """Return a row of a result."""
@@ -75,21 +77,22 @@ def measure(
     """Measure all loaders in turn, every other time in reverse order.
 
     Args:
-        works: Name → work. All have the same data, and the same empty folder for files.
+        works: Name → work. All have the same data, and the same folder for files, empty or filled by an
+            earlier call.
         views: Numbers of views to measure.
         repeats: Number of repeats.
         seconds: Least length of a timed region.
         num_batches: Least number of batches of a timed region.
         deadline: Time of time.perf_counter() after which no repeat begins, except the first.
         log: Callback that receives the name of the current phase.
-        warms_up: Whether a timed region is thrown away first. Each drops the first batches anyway.
+        warms_up: Whether a region of one batch is thrown away first. Each drops the first batches anyway.
 
     Returns:
         The rates; what failed, with the reason; notes.
     """
     missing, notes = [], []
-    readers = [name for name, work in works.items() if work.kind in EVERY and EVERY[work.kind].needs_files]
-    if readers:
+    readers = [name for name, work in works.items() if reads(work) != "dataset file"]
+    if readers and not (Path(works[readers[0]].files) / "images").exists():
         log(f"the images as files, for {' and '.join(readers)}")
         first_work = works[readers[0]]
         num_files, num_samples = copy_out(
@@ -103,7 +106,7 @@ def measure(
         for name, work in works.items():
             log(f"{name}: from an empty process to the first batch")
             try:
-                running[name] = process = Process(work)
+                running[name] = process = Process(work, views[0])
                 for num in views if warms_up else ():
                     process.measure(num, 0.0)
             except RuntimeError as error:
@@ -117,9 +120,9 @@ def measure(
                 break
             log(f"loaders alone, repeat {number + 1} of {repeats}")
             for each in rates if number % 2 else rates[::-1]:
-                rate, cores = running[each.name].measure(each.num_views, seconds, num_batches)
-                each.values.append(rate)
-                each.cores.append(cores)
+                answer = running[each.name].measure(each.num_views, seconds, num_batches)
+                for values, value in zip((each.values, each.cores, each.faults), answer, strict=True):
+                    values.append(value)
     finally:
         for process in running.values():
             process.close()
@@ -127,32 +130,33 @@ def measure(
 
 
 class Process:
-    """A loader in its own process.
+    """A loader in its own process, which begins with a number of views.
 
     Its methods raise RuntimeError with the process's last line of stderr if it ends or hangs.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, num_views: int = 1) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         start = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work))],
+            [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work)), str(num_views)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
             env=os.environ | {"PYTHONPATH": os.pathsep.join((str(_ROOT), *_paths()))},
         )  # fmt: skip
         self._answer()
         self.first_batch_s = time.perf_counter() - start
 
-    def measure(self, num_views: int, seconds: float, num_batches: int = 0) -> tuple[float, float]:
+    def measure(self, num_views: int, seconds: float, num_batches: int = 0) -> tuple[float, float, float]:
         """Measure for at least `seconds` and `num_batches`.
 
         Returns:
-            Samples/s, and the CPU seconds per second of the process and those that it has started.
+            Samples/s; CPU seconds per second and minor page faults per sample, of the process and of those
+            that it has started.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(f"{json.dumps([num_views, seconds, num_batches])}\n".encode())
-        rate, cores = json.loads(self._answer())
-        return rate, cores
+        rate, cores, faults = json.loads(self._answer())
+        return rate, cores, faults
 
     def _answer(self) -> bytes:
         assert self._process.stdout is not None

@@ -33,7 +33,7 @@ from bench.scale_counts import counts_table, large_set_table
 from bench.schema import REHEARSAL, Results, validate, write_result
 from bench.show import draw_throughput, ratio_name, row_name
 from bench.show_kernels import draw_kernels
-from bench.size_tables import best_table, size_tables
+from bench.size_tables import all_tables, best_table
 from bench.targets import targets_table
 from bench.time_to_accuracy import draw_times
 
@@ -58,7 +58,7 @@ WHAT = {
     "remote": "An epoch from a server with a latency and a rate, beside a local file and others.",
     "scaling": "The step and the loader on 1 to all GPUs of a node.",
     "simulated_world": "What one rank of 1 to 256 exchanges, holds and computes.",
-    "sizes": "Loaders alone, by image size, beside all others.",
+    "sizes": "Loaders alone, by image size, beside all others: uint8 crops or float32 batches.",
     "small": "Training and evaluation on 32 px images that stay on the device.",
     "start": "Seconds from a command to its first batch and its first training step.",
     "step": "The training step by recipe, stage and mode.",
@@ -201,7 +201,7 @@ def without_gpus(results: Results) -> Results:
 PARTS: dict[str, Callable[[Results], str]] = {
     "how fast": how_fast_table,
     "losses": losses_table,
-    "loader sizes": size_tables,
+    "loader sizes": all_tables,
     "loaders": best_table,
     "targets": lambda results: targets_table(of_gpus(results)),
     "machines": machines,

@@ -7,8 +7,12 @@ from bench.peers import TITLES, TRAINING
 from bench.program import counted
 from bench.schema import spread
 from bench.show_kernels import TITLES as PATHS
+from bench.size_tables import BATCHES, is_of
 
 Result = Mapping[str, Any]
+WHAT = {
+    "uint8": "loader alone", "float32": "float32 batches", "folder": "float32 batches from a folder",
+}  # fmt: skip
 WAITS_FOR = "the slower of its loader and its step, alone"
 
 
@@ -100,12 +104,17 @@ def _loaders(name: str, result: Result) -> Iterator[Ratio]:
     for ours in rows:
         for peer in rows:
             is_pair = ours["measured"] == "loader" and peer["measured"] == "peer"
-            if is_pair and all(ours.get(label) == peer.get(label) for label in ("num_views", "size")):
+            table = next(batches for batches in BATCHES if is_of(ours, batches))
+            if (
+                is_pair
+                and is_of(peer, table)
+                and all(ours.get(label) == peer.get(label) for label in ("num_views", "size"))
+            ):
                 both = spread([a / b for a, b in zip(ours["values"], peer["values"], strict=False)])
                 case = counted(ours["num_views"], "view") + (
                     f" of {ours['size']} px" if "size" in ours else ""
                 )
-                yield Ratio("loader alone", _decoder(ours), TITLES[peer["decoder"]], case, name, both)
+                yield Ratio(WHAT[table], _decoder(ours), TITLES[peer["decoder"]], case, name, both)
 
 
 def waiting(results: Mapping[str, Result]) -> list[Ratio]:

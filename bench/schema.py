@@ -50,7 +50,7 @@ REHEARSAL = "a rehearsal at tiny values: its figures mean nothing"
 SHARED_LOAD = 0.5  # a higher load average before a bench starts means that other work ran
 PACKAGES = (
     "fastpsl-vision", "torch", "torchvision", "numba", "numpy", "kornia", "pillow", "ffcv", "opencv-python",
-    "triton", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "spdl", "lightly",
+    "triton", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "spdl", "lightly", "webdataset", "turboloader",
 )  # fmt: skip
 
 # The default folder of results, which git ignores; --out names another.

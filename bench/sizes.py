@@ -1,19 +1,30 @@
-"""Our Loader beside ffcv's, DALI's, WebDataset, DataLoader and SPDL, by the size of the images.
+"""Our Loader beside ffcv's, DALI's, WebDataset, DataLoader, SPDL and TurboLoader, by the size of the images.
 
-    python bench/sizes.py                        64 to 500 px and originals, one crop and two; an hour
-    python bench/sizes.py --sizes 64 --crops 1   one cell
+    python bench/sizes.py                        64 to 500 px and originals, one crop and two; two hours
+    python bench/sizes.py --batches uint8 --sizes 64 --crops 1   one cell
+    python bench/sizes.py --batches float32 folder --sizes 160 224 500 originals --repeats 3
     python bench/sizes.py --sizes originals --data photos/train
 
-Random resized crops to min(size, 224) px, uint8 on the device. Images are drawn as heavy as real ones
-(bench/size_data.py) and kept in --drawn; --data gives originals of your own. Each loader has a process of its
-own; repeats of all are interleaved. CPU milliseconds per sample are those of the whole process tree. Ratios
-are ours, by the decoder that `auto` takes, over each peer's better form. See bench/README.md.
+Random resized crops to min(size, 224) px on the device, in three tables. uint8: crops from a dataset file.
+float32: crops that are flipped at random and normalised, as a network gets them. folder: the same from a
+folder of JPEGs, beside those that read one; what reads a folder is measured once for both.
+
+Images are drawn as heavy as real ones (bench/size_data.py) and kept in --drawn; --data gives originals of
+your own. Each loader has a process of its own; repeats of all are interleaved. CPU milliseconds and page
+faults per sample are those of the whole process tree. Ratios are ours, by the decoder that `auto` takes, over
+each peer's better form. The result is written after each size and number of crops; --resume goes on from
+there. See bench/README.md.
 """
 
+import itertools
+import json
 import math
 import os
+import shutil
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,18 +37,22 @@ from rich.markdown import Markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.interleaved import measure
-from bench.peers import PEERS, TITLES, Work, why_missing
-from bench.peers.ours import decoder_names, why_no_decoder
+from bench.peers import FLOATS, PEERS, TITLES, Work, why_missing
+from bench.peers.ours import auto_decoder, decoder_names, why_no_decoder
+from bench.peers.serve import AHEAD
 from bench.program import check_out, check_positive, counted, progress, run_program, wide_console
-from bench.schema import RUNS, data_record, environment, save_result
+from bench.schema import RUNS, commit, data_record, environment, save_result
 from bench.show import show_missing_and_notes
 from bench.size_data import SIZES, crop_px, drawn, own
-from bench.size_tables import ratios_of, rows_of, size_tables
+from bench.size_tables import ABOUT, BATCHES, Batches, is_of, labels_of, ratios_of, rows_of, size_tables
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.workers import default_num_threads
 
+# Milliseconds of a sample's uint8 crop on two cores, the mean of all loaders; and seconds to the first batch.
+MEAN_MS = {"64": 0.1, "160": 0.25, "224": 0.35, "256": 0.5, "500": 0.8, "originals": 1.1}
+START_S = 6.0
 Size = Literal["64", "160", "224", "256", "500", "originals"]
 
 
@@ -46,6 +61,8 @@ class Options:
     sizes: tuple[Size, ...] = ("64", "160", "224", "256", "500", "originals")
     crops: tuple[int, ...] = (1, 2)
     """Of each sample."""
+    batches: tuple[Batches, ...] = BATCHES
+    """The tables."""
     data: str | None = None
     """Originals: a dataset file, or a folder. Default: drawn ones."""
     num: int = 4000
@@ -53,112 +70,212 @@ class Options:
     drawn: Path = RUNS / "drawn"
     """Folder of the drawn images, kept for the next run."""
     decoders: tuple[str, ...] | None = None
-    """Ours; ratios are the first one's. Default: all but resident and synthetic, that of `auto` first."""
-    peers: tuple[str, ...] = tuple(PEERS)
-    batch_size: int = 256
+    """Ours; ratios are the first one's. Default: all but resident and synthetic, that of `auto` first; for
+    float32 batches `auto` alone."""
+    peers: tuple[str, ...] = tuple(PEERS | FLOATS)
+    batch_size: int | None = None
+    """Default: 256 for uint8 alone, else 128."""
     workers: int | None = None
     """Decoding threads (DataLoader, WebDataset: processes). Default: the cores."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     repeats: int = 5
     seconds: float = 2.0
     """Length of a timed region."""
+    resume: bool = False
+    """Keep what --out has of the same settings, and measure the rest."""
     out: Path = RUNS / "sizes.json"
 
     def check(self) -> None:
         """Raise ValueError if options are out of range or contradict each other."""
         check_positive(self, "num", "batch_size", "workers", "repeats", "seconds")
-        if not self.sizes or not self.crops or min(self.crops) < 1 or self.decoders == ():
-            raise ValueError("--sizes, --crops and --decoders: give at least one of each, crops from 1")
+        lists = (self.sizes, self.crops, self.batches)
+        if not all(lists) or min(self.crops) < 1 or self.decoders == ():
+            raise ValueError(
+                "--sizes, --crops, --batches and --decoders: give at least one of each, crops from 1"
+            )
         for name in self.peers:
-            if name not in PEERS:
-                raise ValueError(f"--peers {name}: there are {', '.join(PEERS)}")
+            if name not in PEERS | FLOATS:
+                raise ValueError(f"--peers {name}: there are {', '.join(PEERS | FLOATS)}")
         if self.data and "originals" not in self.sizes:
             raise ValueError(f"--data {self.data}: it gives originals; add originals to --sizes")
-        if self.num < self.batch_size:
-            raise ValueError(f"--num {self.num}: it must be --batch-size {self.batch_size} or more")
+        if self.num < self.batch:
+            raise ValueError(f"--num {self.num}: it must be --batch-size {self.batch} or more")
+
+    @property
+    def batch(self) -> int:
+        return self.batch_size or (256 if self.batches == ("uint8",) else 128)
+
+    @property
+    def num_threads(self) -> int:
+        return self.workers or default_num_threads()
 
 
 def works_of(
-    options: Options, path: str, files: str, size: str, device: torch.device
+    options: Options, path: str, files: str, size: str, device: torch.device, *, floats: bool
 ) -> tuple[dict[str, Work], list[dict[str, str]], str]:
-    """Return a size's loaders by name, what cannot be measured, and the first of our decoders."""
+    """Return a size's loaders by name, what cannot be measured, and the first of our decoders.
+
+    Args:
+        options: Tables, decoders and peers.
+        path: The dataset file.
+        files: A folder for files.
+        size: A key of SIZES.
+        device: The device of the batches.
+        floats: Whether to return those of float32 batches, instead of those of uint8.
+    """
     works: dict[str, Work] = {}
     missing: list[dict[str, str]] = []
     with Beton(path) as data:
-        if data.num_samples < options.batch_size:
+        if data.num_samples < options.batch:
             raise ValueError(
-                f"--batch-size {options.batch_size}: {path} has {counted(data.num_samples, 'sample')}; "
+                f"--batch-size {options.batch}: {path} has {counted(data.num_samples, 'sample')}; "
                 "lower it or give more images"
             )
-        names = options.decoders or tuple(n for n in decoder_names(data, device) if n != "synthetic")
+        names = options.decoders or (
+            ("auto",) if floats else tuple(n for n in decoder_names(data, device) if n != "synthetic")
+        )
         reasons = {name: why_no_decoder(name, data, device) for name in names}
-    for name in (*names, *options.peers):
-        reason = reasons[name] if name in reasons else why_missing(name, path)
-        title = TITLES.get(name, f"decoder {name}")
-        if reason:
-            missing.append({"what": f"{size}: {title}", "reason": reason})
-            continue
-        works[title] = Work(
-            name, path, files, options.batch_size, options.workers or default_num_threads(), crop_px(size),
-            "cpu" if device.type == "cpu" else str(device),
+    peers = [name for name in options.peers if name in (FLOATS if floats else PEERS)]
+    from_folder = [True, False] if floats else [False]
+    for name, is_folder in (*itertools.product(names, from_folder), *((name, False) for name in peers)):
+        work = Work(
+            name, path, files, options.batch, options.num_threads, crop_px(size),
+            "cpu" if device.type == "cpu" else str(device), floats, is_folder,
         )  # fmt: skip
+        if not any(is_of(labels_of(work), batches) for batches in options.batches):
+            continue
+        reason = reasons[name] if name in reasons else why_missing(name, path)
+        title = TITLES.get(name, f"decoder {name}{' from a folder' if is_folder else ''}")
+        if reason:
+            missing.append({"what": f"{size}, {labels_of(work)['dtype']}: {title}", "reason": reason})
+        else:
+            works[title] = work
     ours = [name for name in names if not reasons[name]]
     if not ours:
         raise ValueError(f"--decoders {' '.join(names)}: {reasons[names[0]]}")
     return works, missing, ours[0]
 
 
+def begun(options: Options, device: torch.device) -> dict[str, Any]:
+    """Return a result without cells, or with --resume that of --out.
+
+    Raises:
+        ValueError: The result of --out is of other settings, data or code.
+    """
+    settings = {
+        "repeats": options.repeats, "seconds": options.seconds, "batch_size": options.batch,
+        "num_threads": options.num_threads, "device": device.type,
+        "crop": "RandomResizedCrop", "batches": list(options.batches),
+    }  # fmt: skip
+    name = "drawn images" + (f", originals of {Path(options.data).name}" if options.data else "")
+    result: dict[str, Any] = {part: [] for part in ("rows", "ratios", "not_measured", "notes")}
+    result |= {"environment": environment(device), "settings": settings}
+    result["data"] = {"num_samples": 0, "name": name}
+    if not (options.resume and options.out.exists()):
+        return result
+    earlier = json.loads(options.out.read_text())
+    decides: dict[str, dict[str, Any]] = {
+        "settings": settings,
+        "data": {"name": name},
+        "environment": {"commit": commit()},
+    }
+    for part, values in decides.items():
+        for key, value in values.items():
+            if (was := earlier[part].get(key)) != value:
+                raise ValueError(
+                    f"--resume: {options.out} has {key} {was}, and this run {value}; give another --out"
+                )
+    return {key: earlier[key] for key in result}
+
+
+def describe(result: dict[str, Any], size: str, path: str, *, is_own: bool) -> None:
+    """Add a size's images to a result, which are your own or drawn ones."""
+    if f"mean_bytes_{size}" in result["data"]:
+        return
+    with Beton(path) as data:
+        about = data_record(data, path)
+    result["data"]["num_samples"] += about["num_samples"]
+    result["data"] |= {f"{what}_{size}": about[what] for what in ("mean_bytes", "mean_pixels")}
+    if not is_own:
+        result["settings"][f"drawn_as_{size}"] = SIZES[size].source
+
+
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
     check_out(options.out)
-    console = wide_console()
+    console, started = wide_console(), time.perf_counter()
     device = choose_device(options.device, 0)
-    machine = environment(device)
-    parts: dict[str, list[Any]] = {"rows": [], "ratios": [], "not_measured": [], "notes": []}
-    record: dict[str, Any] = {"num_samples": 0}
+    result = begun(options, device)
+    done = {(row["size"], row["dtype"], row["num_views"]) for row in result["rows"]}
+    dtypes = [name for name in ("uint8", "float32") if name in options.batches]
+    dtypes += ["float32"] if "folder" in options.batches and "float32" not in dtypes else []
+    cells = [cell for cell in itertools.product(options.sizes, dtypes, options.crops) if cell not in done]
+    if not cells:
+        raise ValueError(f"--resume: {options.out} has all these cells; give other --sizes, --crops or --out")
+    minutes = counted(round(estimate_s(options, cells) / 60), "minute")
+    console.print(
+        f"{counted(len(cells), 'cell')}: about {minutes} if the machine is idle and images are drawn"
+    )
     with progress() as log, tempfile.TemporaryDirectory(prefix="fastpsl-bench-") as scratch:
-        for size in options.sizes:
-            log(f"{size}: the images")
-            folder = Path(scratch) / size
-            folder.mkdir()
-            is_own = size == "originals" and options.data is not None
-            path = own(str(options.data), folder) if is_own else str(drawn(size, options.num, options.drawn))
-            with Beton(path) as data:
-                about = data_record(data, path)
-            record["num_samples"] += about["num_samples"]
-            record[f"mean_bytes_{size}"] = about["mean_bytes"]
-            record[f"mean_pixels_{size}"] = about["mean_pixels"]
-            works, missing, ours = works_of(options, path, str(folder / "files"), size, device)
+        for number, (size, dtype, num_views) in enumerate(cells):
+            folder, phase = Path(scratch) / size, f"{size}, {dtype}, {counted(num_views, 'crop')}"
+            if not folder.exists():
+                log(f"{size}: the images")
+                folder.mkdir()
+                is_own = size == "originals" and options.data is not None
+                path = (
+                    own(str(options.data), folder) if is_own else str(drawn(size, options.num, options.drawn))
+                )
+                describe(result, size, path, is_own=is_own)
+            works, missing, ours = works_of(
+                options, path, str(folder / "files"), size, device, floats=dtype == "float32"
+            )
             rates, failed, notes = measure(
-                works, options.crops, repeats=options.repeats, seconds=options.seconds, deadline=math.inf,
-                log=lambda phase, size=size: log(f"{size}: {phase}"),  # type: ignore[misc]
+                works, (num_views,), repeats=options.repeats, seconds=options.seconds, deadline=math.inf,
+                log=lambda what, phase=phase: log(f"{phase}: {what}"),  # type: ignore[misc]
             )  # fmt: skip
-            parts["rows"] += rows_of(rates, size)
-            parts["ratios"] += ratios_of(rates, size, ours)
-            parts["not_measured"] += [
-                *missing,
-                *({**each, "what": f"{size}: {each['what']}"} for each in failed),
-            ]
-            parts["notes"] += [f"{size}: {note}" for note in notes]
-    name = Path(options.data).name if options.data else None
-    record["name"] = "drawn images" + (f", originals of {name}" if name else "")
-    result = save_result(
-        options.out, "sizes", machine, data=record,
-        settings={
-            "repeats": options.repeats, "seconds": options.seconds, "batch_size": options.batch_size,
-            "num_threads": options.workers or default_num_threads(), "device": device.type,
-            "crop": "RandomResizedCrop",
-            **{f"drawn_as_{size}": SIZES[size].source for size in options.sizes},
-        },
-        **parts,
-    )  # fmt: skip
-    show(result, console)
+            missing += [{**each, "what": f"{phase}: {each['what']}"} for each in failed]
+            result["rows"] += rows_of(rates, size)
+            result["ratios"] += ratios_of(rates, size, ours)
+            result["not_measured"] += [each for each in missing if each not in result["not_measured"]]
+            result["notes"] += [f"{size}: {note}" for note in notes]
+            images = folder / "files" / "images"
+            if dtype == "float32" and images.exists():
+                result["settings"]["auto_of_a_folder"] = auto_decoder(images, device)
+            saved = save(options, result)
+            took_s = time.perf_counter() - started
+            left = counted(round(took_s / 60 / (number + 1) * (len(cells) - number - 1)), "minute")
+            console.print(f"{phase}: done after {took_s:.0f} s; about {left} left")
+            if number + 1 == len(cells) or cells[number + 1][0] != size:
+                shutil.rmtree(folder)
+    show(saved, console)
     console.print(str(options.out))
 
 
+def estimate_s(options: Options, cells: Sequence[tuple[str, str, int]]) -> float:
+    """Return about how many seconds the cells take on two idle cores."""
+    num = {"uint8": len(PEERS) + 1, "float32": len(FLOATS) + len({"float32", "folder"} & {*options.batches})}
+    num_samples = (AHEAD + 2 * options.num_threads) * options.batch
+    seconds = 0.0
+    for size, dtype, num_views in cells:
+        sample_s = 1e-3 * MEAN_MS[size] * (1 if dtype == "uint8" else 1.5) * (1 + 0.5 * (num_views - 1))
+        fresh_s = num_samples * sample_s
+        region_s = max(options.seconds, fresh_s)
+        seconds += num[dtype] * (START_S + fresh_s + options.repeats * (fresh_s + region_s))
+    return seconds
+
+
+def save(options: Options, result: dict[str, Any]) -> dict[str, Any]:
+    """Write a result as far as it is measured."""
+    notes = [note for note in dict.fromkeys(result["notes"]) if not note.startswith("the machine was")]
+    parts = result | {"notes": notes}
+    return save_result(options.out, "sizes", dict(parts.pop("environment")), **parts)
+
+
 def show(result: dict[str, Any], console: Console) -> None:
-    console.print(Markdown(size_tables({"this run": result})))
+    for batches in result["settings"]["batches"]:
+        console.print(Markdown(f"## {ABOUT[batches]}\n\n" + size_tables({"this run": result}, batches)))
     show_missing_and_notes(result, console)
 
 

@@ -6,11 +6,16 @@ from typing import Any
 
 from bench.figures.throughput import NAMES
 from bench.ratios import kernel_ratios
-from bench.size_tables import RATE, best_peers
+from bench.size_tables import RATE, Batches, best_peers
 
 Result = Mapping[str, Any]
 Row = tuple[str, Sequence[tuple[float, str] | None]]
 """Name → ratio and words of each column, None where there is none."""
+TITLES = {
+    "uint8": "Speed over the fastest other loader", "float32": "float32 batches over the fastest others",
+    "folder": "From a folder, over the fastest others",
+}  # fmt: skip
+_VALUE_PX = 128  # beside a bar, for its words
 OTHERS = {"Kornia's modules": "Kornia", "torchvision, one draw per batch": "torchvision"}
 CHAINS = {
     "normalise": "normalise", "flip": "flip", "colour": "colour jitter", "grey": "greyscale",
@@ -21,10 +26,16 @@ CHAINS = {
 }  # fmt: skip
 
 
-def sizes_words(results: Mapping[str, Result]) -> dict[str, Any]:
-    """Return the words of the figure of image sizes: ours over the fastest other loader of each size."""
-    file, result = newest(results, "sizes")
-    best = {cell: ratios[RATE] for cell, ratios in best_peers(result).items()}
+def sizes_words(results: Mapping[str, Result], batches: Batches = "uint8") -> dict[str, Any]:
+    """Return the words of a figure of image sizes: ours over the fastest other loader of each size.
+
+    Args:
+        results: File name → result.
+        batches: A table of bench/sizes.py.
+    """
+    of_table = {name: result for name, result in results.items() if best_peers(result, batches)}
+    file, result = newest(of_table, "sizes")
+    best = {cell: ratios[RATE] for cell, ratios in best_peers(result, batches).items()}
     crops = sorted({num for _, num in best})
     rows: list[Row] = []
     for size in dict.fromkeys(size for size, _ in best):
@@ -32,7 +43,7 @@ def sizes_words(results: Mapping[str, Result]) -> dict[str, Any]:
         name = "original sizes" if size == "originals" else f"{size} px"
         rows.append((name, [(cell["median"], f" {NAMES[cell['form']]}") if cell else None for cell in cells]))
     return _words(
-        f"Speed over the fastest other loader, on {_device(result)}",
+        f"{TITLES[batches]}, on {_device(result)}",
         "Images per second of fastpsl over its own. The line is equal speed.",
         f"Batches of {result['settings']['batch_size']}. {_medians(file, result)}",
         [f"{num} crop{'' if num == 1 else 's'} of each image" for num in crops],
@@ -111,7 +122,7 @@ def _words(
         scale: Callable that turns a ratio into a length.
     """
     lengths = [scale(cell[0]) for _, cells in rows for cell in cells if cell]
-    low, high = min(0.0, *lengths), max(lengths)
+    low, high = min(0.0, *lengths), max(scale(1.0), *lengths)
 
     def place(length: float) -> float:
         return (length - low) / (high - low)
@@ -134,6 +145,7 @@ def _words(
         "start": place(0.0),
         "equal": place(scale(1.0)),
         "missing": "not measured",
+        "value_px": max(_VALUE_PX, *(12 * len(cell["text"]) for _, cells in shown for cell in cells if cell)),
     }
 
 

@@ -1,14 +1,25 @@
 """What is measured in a process of its own: ours, and each peer as its users write it, one per file.
 
 All loaders do the same work. They decode each sample, crop it `num_views` times to size_px, and put uint8 on
-the device. The crop is torchvision's RandomResizedCrop (area 0.08 to 1, ratio 3/4 to 4/3). TRAINING holds
-what trains, from the photos to the optimiser's step. Imports of their libraries stand in functions, because
-the process of one must not import another's.
+the device. The crop is torchvision's RandomResizedCrop (area 0.08 to 1, ratio 3/4 to 4/3). FLOATS holds
+those of float32 batches: each crop is flipped at random and normalised, too. TRAINING holds what trains, from
+the photos to the optimiser's step. Imports of their libraries stand in functions, because the process of one
+must not import another's.
 """
 
-from bench.peers import dali, dali_resnet50, dataloader, ffcv, lightly, spdl, training, webdataset
+from bench.peers import (
+    dali,
+    dali_resnet50,
+    dataloader,
+    ffcv,
+    lightly,
+    spdl,
+    training,
+    turboloader,
+    webdataset,
+)
 from bench.peers.files import has_raw
-from bench.peers.peer import Peer, Work
+from bench.peers.peer import Peer, Reads, Work
 
 PEERS: dict[str, Peer] = {
     "ffcv_loader": ffcv.PEER,
@@ -18,8 +29,13 @@ PEERS: dict[str, Peer] = {
     "spdl_cv2": spdl.WITH_CV2,
     "spdl_ffmpeg": spdl.WITH_FFMPEG,
 }
+FLOATS: dict[str, Peer] = {kind: peer for kind, peer in PEERS.items() if kind != "dataloader"} | {
+    "image_folder": dataloader.IMAGE_FOLDER,
+    "turboloader": turboloader.PEER,
+    "turboloader_antialias": turboloader.ANTIALIAS,
+}
 # Beside them bench/loaders.py measures DALI's reader with whole images.
-ALL = PEERS | {"dali_whole": dali.WHOLE}
+ALL = PEERS | FLOATS | {"dali_whole": dali.WHOLE}
 TRAINING = {"training": training.PEER, "lightly": lightly.PEER, "dali_resnet50": dali_resnet50.PEER}
 EVERY = ALL | TRAINING
 TITLES = {kind: peer.title for kind, peer in ALL.items()}
@@ -40,4 +56,11 @@ def why_missing(kind: str, data: str) -> str | None:
     return None
 
 
-__all__ = ["ALL", "EVERY", "PEERS", "TITLES", "TRAINING", "Peer", "Work", "why_missing"]
+def reads(work: Work) -> Reads:
+    """Return what a loader reads."""
+    if work.kind in EVERY:
+        return EVERY[work.kind].reads
+    return "folder" if work.from_folder else "dataset file"
+
+
+__all__ = ["ALL", "EVERY", "FLOATS", "PEERS", "TITLES", "TRAINING", "Peer", "Work", "reads", "why_missing"]

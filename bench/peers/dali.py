@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from bench.peers.peer import SHUFFLE, Peer, Work
+from bench.peers.peer import MEAN, SHUFFLE, STD, Peer, Views, Work
 
 
-def batches(work: Work, num_views: int, *, whole: bool = False) -> Iterator[int]:
-    """Yield the numbers of samples in its batches; with `whole`, one view has whole images decoded, too."""
-    from nvidia.dali import fn, pipeline_def
+def batches(work: Work, num_views: int, *, whole: bool = False) -> Iterator[Views]:
+    """Yield the views of its batches; with `whole`, one view has whole images decoded, too."""
+    from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
     is_cuda = work.device != "cpu"
@@ -34,6 +34,14 @@ def batches(work: Work, num_views: int, *, whole: bool = False) -> Iterator[int]
         else:
             images = fn.decoders.image(jpegs, **decoder)
             views = [fn.random_resized_crop(images, size=size) for _ in range(num_views)]
+        if work.floats:
+            views = [
+                fn.crop_mirror_normalize(
+                    view, dtype=types.FLOAT, output_layout="CHW", mean=[255 * each for each in MEAN],
+                    std=[255 * each for each in STD], mirror=fn.random.coin_flip(),
+                )
+                for view in views
+            ]  # fmt: skip
         return (*views, labels.gpu() if is_cuda else labels)
 
     names = [f"view_{view}" for view in range(num_views)]
@@ -44,8 +52,8 @@ def batches(work: Work, num_views: int, *, whole: bool = False) -> Iterator[int]
     )
     while True:
         for (batch,) in loader:
-            yield len(batch["label"])
+            yield [batch[name] for name in names]
 
 
-PEER = Peer("DALI's reader", batches, ("nvidia.dali",), needs_files=True)
-WHOLE = Peer("DALI's reader, whole images", partial(batches, whole=True), ("nvidia.dali",), needs_files=True)
+PEER = Peer("DALI's reader", batches, ("nvidia.dali",), reads="folder")
+WHOLE = Peer("DALI's reader, whole images", partial(batches, whole=True), ("nvidia.dali",), reads="folder")

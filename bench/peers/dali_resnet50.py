@@ -73,4 +73,4 @@ def batches(work: Work, num_views: int) -> Iterator[int]:
             yield len(labels)
 
 
-PEER = Peer("DALI's example of ResNet-50, supervised", batches, ("nvidia.dali",), needs_files=True)
+PEER = Peer("DALI's example of ResNet-50, supervised", batches, ("nvidia.dali",), reads="folder")

@@ -9,6 +9,7 @@ import numpy as np
 from fastpsl.pipelines.beton.reader import Beton
 
 MAX_FILES = 10_000  # images that are copied out
+TAR = "images.tar"  # all JPEGs and nothing else
 
 
 def copied(num_samples: int) -> np.ndarray:
@@ -22,14 +23,14 @@ def has_raw(data: Beton) -> bool:
 
 
 def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
-    """Write the JPEGs of a dataset file as images/LABEL/NUMBER.jpg and into shards/*.tar.
+    """Write the JPEGs of a dataset file as images/LABEL/NUMBER.jpg, into shards/*.tar and into TAR.
 
     Returns:
         The number of JPEGs written, and the number of samples.
     """
     (folder / "shards").mkdir(parents=True)
     shards = [tarfile.open(folder / "shards" / f"{i:04}.tar", "w") for i in range(num_shards)]  # noqa: SIM115
-    with Beton(data) as opened:
+    with Beton(data) as opened, tarfile.open(folder / TAR, "w") as tar:
         num_samples = opened.num_samples
         indices = copied(num_samples)
         labels = opened.rows(indices).label
@@ -42,6 +43,8 @@ def copy_out(data: str, folder: Path, num_shards: int) -> tuple[int, int]:
                 member = tarfile.TarInfo(f"{index:09}.{suffix}")
                 member.size = len(data_bytes)
                 shards[place % num_shards].addfile(member, io.BytesIO(data_bytes))
+                if suffix == "jpg":
+                    tar.addfile(member, io.BytesIO(jpeg))
     for shard in shards:
         shard.close()
     return len(indices), num_samples

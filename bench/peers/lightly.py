@@ -58,4 +58,4 @@ def batches(work: Work, num_views: int) -> Iterator[int]:
             yield len(first)
 
 
-PEER = Peer("lightly, SimCLR, as its documentation has it", batches, ("lightly",), needs_files=True)
+PEER = Peer("lightly, SimCLR, as its documentation has it", batches, ("lightly",), reads="folder")

@@ -3,12 +3,13 @@
 import itertools
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.peers.peer import Work
+from bench.peers.peer import Views, Work
 
 
 def decoder_names(data: Any, device: torch.device) -> tuple[str, ...]:
@@ -40,6 +41,8 @@ def why_no_decoder(name: str, data: Any, device: torch.device) -> str | None:
     from fastpsl.pipelines.decoders import dali
     from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder
 
+    if name == "auto":
+        return None
     if name not in NAMES:
         raise ValueError(f"--decoders {name}: there are {', '.join(NAMES)}")
     if name == "dali":
@@ -51,6 +54,16 @@ def why_no_decoder(name: str, data: Any, device: torch.device) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def auto_decoder(path: Path, device: torch.device) -> str:
+    """Return the decoder that `auto` takes for a folder."""
+    from fastpsl.pipelines.data.open import open_data
+    from fastpsl.pipelines.decoders.choose import choose_decoder
+
+    with warnings.catch_warnings(), closing(open_data(path)) as data:
+        warnings.simplefilter("ignore")
+        return choose_decoder("auto", data, device)[0]
 
 
 @contextmanager
@@ -72,9 +85,20 @@ def open_ours(work: Work, num_views: int) -> Iterator[Any]:
         yield loader
 
 
-def batches(work: Work, num_views: int) -> Iterator[int]:
-    """Yield the numbers of samples in our Loader's batches, epoch after epoch."""
+def batches(work: Work, num_views: int) -> Iterator[Views]:
+    """Yield the views of our batches, epoch after epoch: of `fastpsl.loader` if they are float32."""
+    if work.floats:
+        import fastpsl
+
+        with fastpsl.loader(
+            Path(work.files) / "images" if work.from_folder else work.data, batch_size=work.batch_size,
+            num_views=num_views, size_px=work.size_px, device=work.device, decoder=work.kind,
+            num_threads=work.num_threads,
+        ) as loader:  # fmt: skip
+            while True:
+                for inputs, _ in loader:
+                    yield inputs if num_views > 1 else [inputs]
     with open_ours(work, num_views) as loader:
         for epoch in itertools.count():
             for batch in loader.epoch(epoch):
-                yield len(batch.indices)
+                yield batch.images

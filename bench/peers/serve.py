@@ -10,39 +10,42 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from bench.cpu_time import tree_cpu_s
-from bench.peers import EVERY, Work, ours
+from bench.cpu_time import tree_usage
+from bench.peers import ALL, TRAINING, Work, ours
 from fastpsl.engine.timing import samples_per_s
 
-_AHEAD = 5  # batches that queues hold, beside two for each thread or process
+AHEAD = 5  # batches that queues hold, beside two for each thread or process
 _PAUSE_S, _IDLE_CORES, _SETTLE_S = 0.2, 0.1, 10.0
 
 
 def open_batches(work: Work, num_views: int) -> Iterator[int]:
     """Return an endless iterator over the numbers of samples in the batches."""
-    return (EVERY[work.kind].batches if work.kind in EVERY else ours.batches)(work, num_views)
+    if work.kind in TRAINING:
+        yield from TRAINING[work.kind].batches(work, num_views)
+    for views in (ALL[work.kind].batches if work.kind in ALL else ours.batches)(work, num_views):
+        yield len(views[0])
 
 
 def wait_until_idle() -> None:
     """Wait until the prefetching is over, which would disturb other loaders; 10 s at most."""
     end = time.monotonic() + _SETTLE_S
-    before = tree_cpu_s(os.getpid())
+    before = tree_usage(os.getpid()).cpu_s
     while time.monotonic() < end:
         time.sleep(_PAUSE_S)
-        now = tree_cpu_s(os.getpid())
+        now = tree_usage(os.getpid()).cpu_s
         if now - before < _IDLE_CORES * _PAUSE_S:
             return
         before = now
 
 
-def serve(work: Work) -> None:
+def serve(work: Work, num_views: int) -> None:
     """Print a line at the first batch, then an answer to each request of `interleaved.Process.measure`."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # because libraries' own prints must not mix with the answers
     # What was prefetched while other loaders ran must not count as work of the timed region.
-    ahead = _AHEAD + 2 * work.num_threads
-    running: dict[int, Iterator[int]] = {1: open_batches(work, 1)}
-    next(running[1])
+    ahead = AHEAD + 2 * work.num_threads
+    running = {num_views: open_batches(work, num_views)}
+    next(running[num_views])
     print("first batch", file=answers, flush=True)
     for line in sys.stdin:
         num_views, seconds, num_batches = json.loads(line)
@@ -51,15 +54,18 @@ def serve(work: Work) -> None:
         batches = running[num_views]
         for _ in range(ahead):
             next(batches)
-        cpu_s, start = tree_cpu_s(os.getpid()), time.perf_counter()
-        rate = samples_per_s(partial(next, batches), seconds, work.device, max(ahead, num_batches))
-        cores = (tree_cpu_s(os.getpid()) - cpu_s) / (time.perf_counter() - start)
+        before, start = tree_usage(os.getpid()), time.perf_counter()
+        least = max(ahead, num_batches) if seconds or num_batches else 1  # one batch warms up
+        rate = samples_per_s(partial(next, batches), seconds, work.device, least)
+        after, took_s = tree_usage(os.getpid()), time.perf_counter() - start
+        cores = (after.cpu_s - before.cpu_s) / took_s
+        faults = (after.num_faults - before.num_faults) / took_s / rate
         wait_until_idle()
-        print(json.dumps([rate, cores]), file=answers, flush=True)
+        print(json.dumps([rate, cores, faults]), file=answers, flush=True)
     answers.close()
     running.clear()  # ends the processes of DataLoader
     os._exit(0)  # because ffcv's threads never end
 
 
 if __name__ == "__main__":
-    serve(Work(**json.loads(sys.argv[1])))
+    serve(Work(**json.loads(sys.argv[1])), int(sys.argv[2]))

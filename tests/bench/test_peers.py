@@ -1,23 +1,115 @@
-"""The parts of the peers that need no process of their own: boxes, filters, decoders' names, CPU time."""
+"""What peers and ours make of images, and the parts that need no process of their own."""
 
+import json
 import os
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from ctypes.util import find_library
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bench.cpu_time import tree_cpu_s
-from bench.peers import ours
+from bench.cpu_time import tree_usage
+from bench.peers import FLOATS, Work, ours, why_missing
+from bench.peers.files import copy_out
+from bench.peers.peer import MEAN, STD
 from bench.peers.spdl import filter_graph, random_box
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.decoders import choose, libffcv
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.sources.source import Sample
+from tests.programs import ROOT
 
 CPU = torch.device("cpu")
+NUM, SIZE_PX = 16, 32
+# Prints of the first batch, by view: shape, dtype, and each image's pixels' lowest, mean and highest value.
+FIRST_BATCH = """
+import json, os, sys
+from bench.peers import FLOATS, Work, ours
+work, num_views = Work(**json.loads(sys.argv[1])), int(sys.argv[2])
+views = next((FLOATS[work.kind].batches if work.kind in FLOATS else ours.batches)(work, num_views))
+views = [(list(v.shape), str(v.dtype), v.float().flatten(2).double(), v) for v in views]
+print("views", json.dumps([
+    [shape, dtype, v.amin(2).tolist(), v.mean(2).tolist(), v.amax(2).tolist(),
+     (view[:, 0, :, -4:].mean((1, 2)) - view[:, 0, :, :4].mean((1, 2))).tolist()]
+    for shape, dtype, v, view in views
+]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of images that get redder from left to right, each with a green of its own."""
+    path = tmp_path_factory.mktemp("graded") / "graded.beton"
+    image = np.zeros((80, 96, 3), np.uint8)
+    image[..., 0] = np.linspace(40, 200, 96)
+
+    def samples() -> Iterator[Sample]:
+        for i in range(NUM):
+            image[..., 1] = 20 + 12 * i
+            yield Sample(str(i), image.copy(), i % 2)
+
+    write_beton(samples(), path, num_samples=NUM, class_names=["a", "b"])
+    copy_out(str(path), path.parent / "files", num_shards=2)
+    return path
+
+
+def normalised(pixels: float, channel: int) -> float:
+    return (pixels / 255 - MEAN[channel]) / STD[channel]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("from_folder", [False, True])
+def test_floats_of_ours_are_normalised_crops(from_folder: bool, beton: Path) -> None:
+    check_floats("torchvision", beton, from_folder)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", FLOATS)
+def test_floats_of_peers_are_normalised_crops(kind: str, beton: Path) -> None:
+    if reason := why_missing(kind, str(beton)):
+        pytest.skip(reason)
+    if kind == "spdl_ffmpeg" and find_library("avcodec") is None:
+        pytest.skip("FFmpeg is not installed")
+    check_floats(kind, beton)
+
+
+def check_floats(kind: str, beton: Path, from_folder: bool = False) -> None:
+    """Hold two views to crops, half of them flipped, of one image each, normalised to float32."""
+    files = str(beton.parent / "files")
+    work = Work(kind, str(beton), files, NUM, 1, SIZE_PX, "cpu", floats=True, from_folder=from_folder)
+    process = subprocess.run(
+        [sys.executable, "-c", FIRST_BATCH, json.dumps(asdict(work)), "2"], cwd=ROOT, text=True,
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    line = next((line for line in process.stdout.splitlines() if line.startswith("views ")), None)
+    assert line, process.stderr[-500:]
+    views = json.loads(line.removeprefix("views "))
+    assert len(views) == 2
+    greens = []
+    for shape, dtype, low, mean, high, _ in views:
+        assert (shape, dtype) == ([NUM, 3, SIZE_PX, SIZE_PX], "torch.float32")
+        lowest, means, highest = (np.array(each) for each in (low, mean, high))
+        assert (highest - lowest)[:, 1:].max() < 0.3  # green and blue are constant
+        assert lowest[:, 0].min() > normalised(30, 0) and highest[:, 0].max() < normalised(210, 0)
+        assert np.allclose(means[:, 2], normalised(0, 2), atol=0.1)
+        greens.append(means[:, 1])
+    # Both views are of the same images, which differ by 0.21. WebDataset may draw one twice.
+    assert np.allclose(greens[0], greens[1], atol=0.05)
+    expected = np.array([normalised(20 + 12 * i, 1) for i in range(NUM)])
+    numbers = np.abs(greens[0][:, None] - expected).argmin(1)
+    assert np.allclose(greens[0], expected[numbers], atol=0.08)
+    assert len({*numbers.tolist()}) == NUM or (kind == "webdataset" and len({*numbers.tolist()}) > NUM / 4)
+    slopes = np.array([slope for *_, slope in views])
+    assert (slopes > 0).any() and (slopes < 0).any()  # flipped, and not
 
 
 def test_spdls_boxes_are_torchvisions() -> None:
@@ -69,15 +161,15 @@ def test_a_decoder_that_is_missing_or_unknown_is_said_so(monkeypatch: pytest.Mon
 def test_cpu_time_is_that_of_the_whole_tree() -> None:
     """A child's work counts while it lives and after it has ended, and a sleeper's does not grow."""
     busy = "import time\nwhile time.process_time() < 0.5: pass\nprint('done', flush=True)\ninput()"
-    before = tree_cpu_s(os.getpid())
+    before = tree_usage(os.getpid()).cpu_s
     child = subprocess.Popen(
         [sys.executable, "-c", busy], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert child.stdout is not None and child.stdout.readline() == "done\n"
-    alive = tree_cpu_s(os.getpid()) - before
+    alive = tree_usage(os.getpid()).cpu_s - before
     assert alive >= 0.48  # ticks of 10 ms
-    assert tree_cpu_s(child.pid) >= 0.48
+    assert tree_usage(child.pid).cpu_s >= 0.48
     child.communicate("\n")
-    assert tree_cpu_s(os.getpid()) - before >= alive - 0.05
+    assert tree_usage(os.getpid()).cpu_s - before >= alive - 0.05
     started = time.process_time()
-    assert tree_cpu_s(os.getpid()) >= started
+    assert tree_usage(os.getpid()).cpu_s >= started
