@@ -2,7 +2,7 @@
 
     python bench/agreement.py --photos FOLDER --out bench/results/agreement.json
 
-Exact is what the `torchvision` decoder makes: the pixels of libjpeg's accurate transform, which are Pillow's,
+Exact is what the `pillow` decoder makes: the pixels of libjpeg's accurate transform, which are Pillow's,
 and the mean of the area under each output pixel, rounded. The photos are copied byte for byte into a dataset
 file. Each case is a random resized crop of every photo, the same for all decoders. Writes a JSON.
 """
@@ -28,7 +28,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
 
-EXACT = "torchvision"
+EXACT = "pillow"
 BATCH = 32
 
 

@@ -158,7 +158,7 @@ def measure_size(
         decoder = loaders[cores].decoder
         if not isinstance(decoder, Decoder):
             raise ValueError(  # noqa: TRY004 - of an option
-                f"--decoder {options.decoder}: it decodes whole batches; give auto, ffcv or torchvision"
+                f"--decoder {options.decoder}: it decodes whole batches; give auto, ffcv or pillow"
             )
         idle = stack.enter_context(open_loader(data, options, size, 1, "synthetic"))
         without_decoding(idle)

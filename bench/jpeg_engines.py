@@ -173,7 +173,7 @@ def measure(
                 log(f"loaders alone, repeat {number + 1} of {options.repeats}")
                 for each in timed[::-1] if number % 2 else timed:
                     with sampled(read) as samples:
-                        rate, cores = running[id(each)].measure(1, options.seconds)
+                        rate, cores, _ = running[id(each)].measure(1, options.seconds)
                     each.rates.values.append(rate)
                     each.rates.cores.append(cores)
                     each.busy_percent += [max(samples)] if samples else []

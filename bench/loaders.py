@@ -60,7 +60,7 @@ class Beside(NamedTuple):
 BESIDE = {
     "loader": Beside(("dali", "synthetic"), ("ffcv_loader",), {"ffcv_loader": "samples/s / ffcv_loader's"}),
     "decode": Beside(
-        ("torchvision", "synthetic"), ("ffcv_loader", "dali_reader", "dali_whole"),
+        ("pillow", "synthetic"), ("ffcv_loader", "dali_reader", "dali_whole"),
         {kind: f"samples/s / {TITLES[kind]}" for kind in ("ffcv_loader", "dali_whole")},
     ),
 }  # fmt: skip
@@ -73,7 +73,7 @@ class Options:
     data: str | None = None
     """A dataset file, or a quoted glob of shards. Without it: the embedded sample."""
     decoders: tuple[str, ...] | None = None
-    """Ours. Default: that of `auto` first; dali for decode alone, torchvision for loader alone."""
+    """Ours. Default: that of `auto` first; dali for decode alone, pillow for loader alone."""
     views: tuple[int, ...] = (1, 2)
     """Crops of each sample."""
     shares: Annotated[

@@ -15,8 +15,8 @@ from bench.program import counted
 # Okabe and Ito's colours, which colour-blind readers can tell apart: ours dark, peers light; the same name
 # has the same colour in both panels.
 COLOURS = {
-    "step": "#777777", "turbo": "#0072B2", "ffcv": "#332288", "dali": "#009E73", "torchvision": "#D55E00",
-    "resident": "#000000",
+    "step": "#777777", "turbo": "#0072B2", "ffcv": "#332288", "dali": "#009E73", "resident": "#000000",
+    "pillow": "#D55E00", "torchvision": "#D55E00",  # its former name
     "synthetic": "#999999", "ffcv_loader": "#7FB8D8", "dali_reader": "#7FCEB8", "dataloader": "#EAAE7F",
     "webdataset": "#F0E442", "spdl_cv2": "#CC79A7", "spdl_ffmpeg": "#E0B0CB",
 }  # fmt: skip

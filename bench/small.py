@@ -64,7 +64,7 @@ class Options:
     )  # fmt: skip
     evaluation: bool = True
     """block_probe and kNN, of nin4."""
-    decoders: tuple[Literal["resident", "ffcv", "torchvision"], ...] = ("resident",)
+    decoders: tuple[Literal["resident", "ffcv", "pillow"], ...] = ("resident",)
     batch_size: int | None = None
     """As a recipe counts it. Default: the paper's on CUDA, else 24."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -72,10 +72,8 @@ def puzzle(task: Jigsaw, level: int) -> tuple[torch.Tensor, list[int]]:
     views = task.views(level)
     with (
         closing(Beton(sample_paths().train)) as data,
-        # torchvision's decoder is always installed.
-        Loader(
-            data, views, batch_size_per_rank=BATCH_SIZE, decoder="torchvision", prefetch_batches=1
-        ) as loader,
+        # Pillow is always installed.
+        Loader(data, views, batch_size_per_rank=BATCH_SIZE, decoder="pillow", prefetch_batches=1) as loader,
         closing(loader.epoch(0)) as batches,
     ):
         batch = next(batches).first(BATCH_SIZE)

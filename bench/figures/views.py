@@ -43,9 +43,9 @@ def views_words() -> dict[str, Any]:
         jpeg, height, width = read_bytes(rows, 0), int(rows.height[0]), int(rows.width[0])
         order = np.roll(np.arange(data.num_samples), -IMAGE)
         with (
-            # torchvision's decoder is always installed.
+            # Pillow is always installed.
             Loader(
-                data, views, batch_size_per_rank=BATCH_SIZE, decoder="torchvision", prefetch_batches=1,
+                data, views, batch_size_per_rank=BATCH_SIZE, decoder="pillow", prefetch_batches=1,
                 seed=options.seed,
             ) as loader,
             closing(loader.epoch(EPOCH, order=order)) as batches,

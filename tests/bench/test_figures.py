@@ -442,7 +442,7 @@ def test_puzzles_are_those_of_the_tasks_contact_sheet() -> None:
     for level, count in enumerate(COUNTS, start=1):
         with (
             Beton(sample_paths().train) as data,
-            Loader(data, task.views(level), batch_size_per_rank=BATCH_SIZE, decoder="torchvision") as loader,
+            Loader(data, task.views(level), batch_size_per_rank=BATCH_SIZE, decoder="pillow") as loader,
         ):
             batch = next(iter(loader.epoch(0)))
         place = batch.indices.tolist().index(IMAGE)

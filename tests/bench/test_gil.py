@@ -70,7 +70,7 @@ def test_the_table_tells_cores_and_what_threads_cost() -> None:
 @pytest.mark.slow
 def test_a_run_writes_all_rows(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    arguments = ["--sizes", "64", "--threads", "3", "--decoder", "torchvision", "--batch-size", "20"]
+    arguments = ["--sizes", "64", "--threads", "3", "--decoder", "pillow", "--batch-size", "20"]
     arguments += ["--num", "40", "--repeats", "2", "--drawn", str(tmp_path / "drawn"), "--out", str(out)]
     process = call(*arguments)
     assert process.returncode == 0, process.stderr

@@ -37,7 +37,7 @@ NO_ENGINES = "\x1b[0;32m[INFO] \x1b[0m[nvjpeg-ext] HW decoder not supported by t
 
 
 def work(kind: str, share: float | None = 0.9) -> Work:
-    return Work(kind, "a.beton", "files", 256, 8, 224, "cuda:0", share)
+    return Work(kind, "a.beton", "files", 256, 8, 224, "cuda:0", hw_decoder_load=share)
 
 
 def timed(kind: str, busy: list[int], share: float = 0.9, values: tuple[float, ...] = (1.0,)) -> Timed:
@@ -83,9 +83,9 @@ def test_loaders_take_turns_and_those_that_fail_are_left_out(monkeypatch: pytest
                 raise RuntimeError("no DALI")
             self.work = work
 
-        def measure(self, num_views: int, seconds: float) -> tuple[float, float]:
+        def measure(self, num_views: int, seconds: float) -> tuple[float, float, float]:
             asked.append(self.work.hw_decoder_load)
-            return 100.0, 2.0
+            return 100.0, 2.0, 0.0
 
         def close(self) -> None:
             asked.append(None)

@@ -13,7 +13,7 @@ from bench import loaders, peers
 from bench.interleaved import Rates
 from bench.loaders import Options, tabulate, variants
 from bench.schema import validate
-from fastpsl.pipelines.decoders import dali, libffcv, libturbo
+from fastpsl.pipelines.decoders import choose, dali, libffcv, libturbo
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, run
 
@@ -53,7 +53,7 @@ def test_whole_epochs_of_ours_beside_ffcvs_loader(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     validate(result)
     missing = {each["what"] for each in result["not_measured"]}
-    kinds = {"torchvision"} | ({"turbo"} if not libturbo.why_missing() else set())
+    kinds = {"pillow"} | ({"turbo"} if not libturbo.why_missing() else set())
     kinds |= {"ffcv", "ffcv_loader"} if not libffcv.why_missing() else set()
     assert bool(missing) == (len(kinds) < 4)
     rows = {(row["measured"], row["decoder"]): row for row in result["rows"]}
@@ -98,7 +98,8 @@ def test_values_that_cannot_be_are_refused(options: Options, says: str) -> None:
 
 
 def test_on_a_gpu_shares_and_threads_are_varied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, "default_num_threads", lambda: 12)
+    for module in (loaders, choose):
+        monkeypatch.setattr(module, "default_num_threads", lambda: 12)
     devices: list[torch.device] = []
 
     def why_missing(device: torch.device) -> str:

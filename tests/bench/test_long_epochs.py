@@ -17,7 +17,7 @@ from tests.engine.tiny import one_process
 @pytest.fixture
 def bench() -> Iterator[LongEpochs]:
     options = recipe_options(
-        "simclr", is_sample=True, batch_size=200, backbone="resnet18", device="cpu", decoder="torchvision",
+        "simclr", is_sample=True, batch_size=200, backbone="resnet18", device="cpu", decoder="pillow",
         workers=1, size_px=16,
     )  # fmt: skip
     experiment, number = stage_experiment("simclr", "S1", options, one_process())

@@ -69,7 +69,7 @@ def normalised(pixels: float, channel: int) -> float:
 @pytest.mark.nightly
 @pytest.mark.parametrize("from_folder", [False, True])
 def test_floats_of_ours_are_normalised_crops(from_folder: bool, beton: Path) -> None:
-    check_floats("torchvision", beton, from_folder)
+    check_floats("pillow", beton, from_folder)
 
 
 @pytest.mark.nightly
@@ -153,7 +153,7 @@ def test_a_decoder_that_is_missing_or_unknown_is_said_so(monkeypatch: pytest.Mon
     monkeypatch.setattr(libffcv, "why_missing", lambda: "it is on holiday")
     with Beton(sample_paths().train) as data:
         assert "it is on holiday" in (ours.why_no_decoder("ffcv", data, CPU) or "")
-        assert ours.why_no_decoder("torchvision", data, CPU) is None
+        assert ours.why_no_decoder("pillow", data, CPU) is None
         with pytest.raises(ValueError, match="--decoders nobody: there are"):
             ours.why_no_decoder("nobody", data, CPU)
 

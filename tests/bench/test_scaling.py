@@ -19,7 +19,7 @@ from tests.engine.tiny import one_process
 def test_rows_of_a_rank_and_what_it_would_sum() -> None:
     """Only learning blocks and the head count, with four bytes per parameter."""
     options = Options(
-        recipe=("jigsaw",), stages=("S3",), backbone="resnet18", device="cpu", decoder="torchvision",
+        recipe=("jigsaw",), stages=("S3",), backbone="resnet18", device="cpu", decoder="pillow",
         batch_size=2, repeats=1, steps=1,
     )  # fmt: skip
     rows = {row["measured"]: row for row in rows_of_ranks(options, one_process())}

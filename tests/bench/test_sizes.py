@@ -93,7 +93,7 @@ def sizes_result(**parts: Any) -> dict[str, Any]:
 def test_ratios_are_over_each_peers_better_form_and_tables_over_the_best_peer() -> None:
     measured = [
         rates("ffcv", [1000.0, 1200.0], [1.0, 1.2]),
-        rates("torchvision", [9000.0, 9000.0], [1.0, 1.0]),
+        rates("pillow", [9000.0, 9000.0], [1.0, 1.0]),
         rates("spdl_cv2", [500.0, 600.0], [2.0, 2.4]),
         rates("spdl_ffmpeg", [400.0, 400.0], [0.8, 0.8]),
         rates("webdataset", [800.0, 800.0], [4.0, 4.0]),
@@ -180,20 +180,20 @@ def work_kinds(options: Options, *, floats: bool) -> set[tuple[str, bool]]:
     works, missing, ours = works_of(
         options, str(sample_paths().train), "files", "64", torch.device("cpu"), floats=floats
     )
-    assert ours == "torchvision" and all("not installed" in each["reason"] for each in missing)
+    assert ours == "pillow" and all("not installed" in each["reason"] for each in missing)
     return {(work.kind, work.from_folder) for work in works.values()}
 
 
 def test_a_table_has_the_loaders_that_do_its_work() -> None:
     def options(*batches: Batches) -> Options:
         peers = ("dataloader", "image_folder", "webdataset", "ffcv_loader")
-        return Options(batches=batches, decoders=("torchvision",), peers=peers, batch_size=2)
+        return Options(batches=batches, decoders=("pillow",), peers=peers, batch_size=2)
 
     installed = {
         kind for kind in ("webdataset", "ffcv_loader") if not why_missing(kind, str(sample_paths().train))
     }
     others = {(kind, False) for kind in installed}
-    ours, of_folder = ("torchvision", False), ("torchvision", True)
+    ours, of_folder = ("pillow", False), ("pillow", True)
     assert work_kinds(options("uint8"), floats=False) == {ours, ("dataloader", False), *others}
     assert work_kinds(options("folder"), floats=True) == {of_folder, ("image_folder", False)}
     assert work_kinds(options("float32"), floats=True) == {ours, ("image_folder", False), *others}
@@ -223,7 +223,7 @@ def test_a_run_with_your_own_images_writes_every_cell(tmp_path: Path) -> None:
         Image.new("RGB", (90, 70 + number)).save(folder / f"{number}.jpg")
     arguments = ["--sizes", "originals", "--data", str(tmp_path / "own"), "--crops", "1", "2"]
     arguments += ["--num", "2", "--batch-size", "2"]
-    arguments += ["--decoders", "torchvision", "--peers", "dataloader", "image_folder", "--repeats", "2"]
+    arguments += ["--decoders", "pillow", "--peers", "dataloader", "image_folder", "--repeats", "2"]
     arguments += ["--workers", "1"]
     arguments += ["--seconds", "0.01", "--drawn", str(tmp_path / "drawn"), "--out", str(out)]
     process = call(*arguments)
@@ -235,10 +235,10 @@ def test_a_run_with_your_own_images_writes_every_cell(tmp_path: Path) -> None:
     assert sorted(keys) == sorted(
         (measured, kind, dtype, reads, "originals", num)
         for kind, rate, dtype, reads in (
-            ("torchvision", "loader", "uint8", "dataset file"),
+            ("pillow", "loader", "uint8", "dataset file"),
             ("dataloader", "peer", "uint8", "dataset file"),
-            ("torchvision", "loader", "float32", "dataset file"),
-            ("torchvision", "loader", "float32", "folder"),
+            ("pillow", "loader", "float32", "dataset file"),
+            ("pillow", "loader", "float32", "folder"),
             ("image_folder", "peer", "float32", "folder"),
         )
         for measured in (rate, "cpu")

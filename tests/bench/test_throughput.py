@@ -26,7 +26,7 @@ from tests.engine.tiny import one_process
 from tests.programs import ROOT, run
 
 SMALLEST = [
-    "--recipe", "jigsaw", "simclr", "--decoders", "torchvision", "synthetic", "--stages", "S2", "--backbone",
+    "--recipe", "jigsaw", "simclr", "--decoders", "pillow", "synthetic", "--stages", "S2", "--backbone",
     "resnet18", "--batch-size", "2", "--repeats", "1", "--seconds", "0.001",
 ]  # fmt: skip
 
@@ -46,7 +46,7 @@ def test_a_run_writes_three_rows_their_ratios_and_a_chart(tmp_path: Path) -> Non
     expected: set[Any] = set()
     for recipe, num_views in (("jigsaw", 1), ("simclr", 2)):
         expected.add((recipe, "step", None, num_views))
-        for decoder in ("torchvision", "synthetic"):
+        for decoder in ("pillow", "synthetic"):
             expected |= {(recipe, measured, decoder, num_views) for measured in ("loader", "both")}
     assert keys == expected
     values = {(row["recipe"], row["measured"], row["decoder"]): row["values"][0] for row in result["rows"]}
@@ -156,13 +156,13 @@ def test_raw_images_are_no_work_for_readers_of_files(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_loaders_alone_are_rows_beside_each_other(beton: Path) -> None:
-    works = {f"decoder {kind}": work(kind, beton) for kind in ("torchvision", "dataloader", "nobody")}
+    works = {f"decoder {kind}": work(kind, beton) for kind in ("pillow", "dataloader", "nobody")}
     rates, missing, notes = interleaved.measure(
         works, (1, 2), repeats=2, seconds=0.0, deadline=float("inf"), log=lambda line: None
     )
     rows = [_row(each) for each in rates]
     names = [(row["measured"], row["decoder"], row["num_views"], len(row["values"])) for row in rows]
-    assert sorted(names) == [("loader", "torchvision", 1, 2), ("loader", "torchvision", 2, 2),
+    assert sorted(names) == [("loader", "pillow", 1, 2), ("loader", "torchvision", 2, 2),
                              ("peer", "dataloader", 1, 2), ("peer", "dataloader", 2, 2)]  # fmt: skip
     assert all(row["crop"] == "RandomResizedCrop" and row["first_batch_s"] > 0 for row in rows)
     assert all(row["cores_used"] > 0 for row in rows)
