@@ -94,6 +94,7 @@ draws = Extension(
 look_up = Extension(
     "fastpsl.kernels._look_up",
     ["fastpsl/kernels/look_up.c"],
+    libraries=["m"],
     extra_compile_args=COMPILE_ARGS,
     py_limited_api=True,
     optional=True,

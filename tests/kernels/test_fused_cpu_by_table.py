@@ -43,7 +43,9 @@ def by_a_table(images, ops, draws, mean, std, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num", "height", "width"), [(0, 9, 9), (1, 1, 1), (1, 4, 13), (16, 31, 18)])
+@pytest.mark.parametrize(
+    ("num", "height", "width"), [(0, 9, 9), (1, 1, 1), (1, 4, 13), (16, 31, 18), (32, 224, 216)]
+)
 @pytest.mark.parametrize("ops", [(), (Flip(),)], ids=["nothing", "flip"])
 def test_values_are_torchs_to_the_bit(ops, num, height, width, dtype, by, make_images, as_tensors):
     images = make_images(num, height, width, torch.uint8)

@@ -1,7 +1,7 @@
 """Flip and normalisation in one pass on the CPU, with a table of each channel's 256 results.
 
 A byte has 256 values, so the table has every result in the output's dtype, rounded once. Only bits are
-copied, and nothing of a batch's size is allocated.
+copied, or computed anew where that gives the same ones (look_up.c). Nothing of a batch's size is allocated.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,10 +42,16 @@ def run(
     assert fits(ops), ops
     check_fused_arguments(images, out_shape(ops, images.shape), mean, std, out)
     bits = _BITS[out.element_size()]
-    table = _table(mean, std, out.dtype).view(bits).numpy()
-    loop = c_look_up.look_up() or _loop_of_numba()
+    scale, shift = _factors(mean, std)
+    values = torch.empty((3, 256), dtype=out.dtype, device="cpu")
+    torch.addcmul(shift, torch.arange(256, dtype=torch.float32, device="cpu"), scale, out=values)
+    by_c = c_look_up.look_up()
+    factors = torch.cat([scale, shift]).numpy() if out.dtype == torch.float32 else None
+    loop = partial(by_c, factors) if by_c else _loop_of_numba()
     at_most = images.numel() // _BYTES_PER_THREAD
-    in_threads(loop, partial(_arguments, table), images, draws, out.view(bits), bits, at_most)
+    in_threads(
+        loop, partial(_arguments, values.view(bits).numpy()), images, draws, out.view(bits), bits, at_most
+    )
 
 
 def _loop_of_numba() -> Callable[..., None]:
@@ -63,9 +69,8 @@ def _arguments(
     return pixels.reshape(num, height, -1), flip, table, out.reshape(num, height, -1)
 
 
-def _table(mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Return the normalised bytes of each channel, `dtype` [3, 256]."""
+def _factors(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return each channel's scale for bytes, and its shift, float32 [3, 1]."""
     per_channel = np.array([(1 / s, -m / s) for m, s in zip(mean, std, strict=True)], np.float32)
     scale, shift = torch.from_numpy(per_channel.T.copy())[..., None]
-    table = torch.empty((3, 256), dtype=dtype, device="cpu")
-    return torch.addcmul(shift, torch.arange(256, dtype=torch.float32, device="cpu"), scale / 255, out=table)
+    return scale / 255, shift
