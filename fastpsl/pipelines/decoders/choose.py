@@ -156,8 +156,10 @@ def _automatic(
         if getattr(data, "is_raw", False):
             return "turbo", "raw images need no decoding, and so no JPEG engine"
         num_cores = default_num_threads()
-        why_not_dali = partial(_why_not_dali, data, device)
-        return choose_on_gpu(num_threads or num_cores, num_cores, num_views, why_not_dali)
+        some = data.rows(np.linspace(0, data.num_samples - 1, _NUM_LOOKED_AT).astype(np.int64))
+        num_pixels = float((some.height.astype(float) * some.width).mean())
+        why_not_dali = partial(_why_not_dali, some, device)
+        return choose_on_gpu(num_threads or num_cores, num_cores, num_views, num_pixels, why_not_dali)
     if is_gpu:
         from fastpsl.pipelines.decoders import dali
 
@@ -172,13 +174,12 @@ def _automatic(
     return name, "no faster one can read this here"
 
 
-def _why_not_dali(data: Dataset, device: "torch.device") -> str:
-    """Return why DALI cannot decode the images by the GPU's JPEG engines; empty if it can."""
+def _why_not_dali(some: SampleTable, device: "torch.device") -> str:
+    """Return why DALI cannot decode such images by the GPU's JPEG engines; empty if it can."""
     from fastpsl.pipelines.decoders import dali
     from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 
-    some = np.linspace(0, data.num_samples - 1, min(_NUM_LOOKED_AT, data.num_samples)).astype(np.int64)
-    if (data.rows(some).mode != MODE_JPEG).mean() > _MOST_OTHERS:
+    if (some.mode != MODE_JPEG).mean() > _MOST_OTHERS:
         return "its JPEG engines decode JPEGs only, and many of these images are none"
     if reason := dali.why_missing(device):
         return reason
