@@ -123,7 +123,7 @@ turbo = Extension(
     extra_objects=[f"{libjpeg}/lib/libjpeg.a"] if libjpeg else [],
     libraries=["m"] if libjpeg else ["jpeg", "m"],
     extra_compile_args=COMPILE_ARGS,
-    extra_link_args=["-Wl,--exclude-libs,ALL"],
+    extra_link_args=["-Wl,--exclude-libs,ALL", "-pthread"],
     py_limited_api=True,
     optional=True,
 )

@@ -75,14 +75,14 @@ class Op(Protocol):
         ...
 
     def __call__(self, images: Tensor, draw: Mapping[str, Tensor]) -> Tensor:
-        """Apply the operation to a batch.
+        """Apply the operation to a batch, or to some images of it: each is treated by itself.
 
         Args:
             images: [B, C, H, W] on the device: uint8, or floating in [0, 1].
             draw: The result of `draw` as tensors on the same device.
 
         Returns:
-            The images, in channels-last memory.
+            The images, in channels-last memory. Several results of one image are neighbours.
         """
         ...
 

@@ -21,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Queue = SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]] | None]
 _EXIT_LIMIT_S, _LEAVING_LIMIT_S = 5.0, 1.0
+_LEFT_TO_OTHERS = 8  # threads, where no more can be started
 _GROUP = 8  # items per submission: single ones cost 0.1 ms of an image's 0.8
 _WINDOW = 3  # groups in flight per thread
 
@@ -36,7 +37,7 @@ def cpu_quota() -> float | None:
     """Return a container's share of the CPU in cores, or None without a limit."""
     for path, read in (
         ("/sys/fs/cgroup/cpu.max", lambda text: text.split()),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", lambda text: (text.strip(), "100000")),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", lambda text: (text.strip(), _v1_period())),
     ):
         try:
             with open(path) as file:
@@ -47,9 +48,19 @@ def cpu_quota() -> float | None:
     return None
 
 
+def _v1_period() -> str:
+    with open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as file:
+        return file.read().strip()
+
+
+def num_local_ranks() -> int:
+    """Return the number of processes of this run on this machine, by torchrun's environment."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def default_num_threads() -> int:
     """Return the number of cores for this process, shared with the other local ranks under torchrun."""
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_cores() // num_local_ranks())
 
 
 class Workers(Uncopyable):
@@ -65,8 +76,9 @@ class Workers(Uncopyable):
 
     def __init__(self, num_threads: int, name: str) -> None:
         self.num_threads, self._name, self._process = num_threads, name, os.getpid()
+        self._num_asked = num_threads
         self._queue: _Queue = SimpleQueue()
-        self._lock, self._is_refused = threading.Lock(), False
+        self._lock, self._is_refused = threading.RLock(), False  # a deleted loader may close within `grow`
         self._threads: list[threading.Thread] = []
         # The threads refer to the queue, never to this object, so deleting it ends them, as does the exit.
         self._end = weakref.finalize(self, _end, self._queue, self._threads, _EXIT_LIMIT_S)
@@ -95,8 +107,12 @@ class Workers(Uncopyable):
                 )
                 try:
                     thread.start()
-                except RuntimeError:  # a limit of the system
+                except RuntimeError:  # a limit of the system: leave some to others
                     self._is_refused = True
+                    num_left = max(self._num_asked, self.num_threads - _LEFT_TO_OTHERS)
+                    for _ in range(self.num_threads - num_left):
+                        self._queue.put(None)
+                    self.num_threads = num_left
                 else:
                     self._threads.append(thread)
                     self.num_threads += 1
@@ -111,6 +127,8 @@ class Workers(Uncopyable):
 
     def close(self, limit_s: float) -> None:
         """Let the threads finish the queue and join them, waiting at most `limit_s` seconds in all."""
+        if self._process != os.getpid():  # a fork has no such threads, and maybe a lock that is held for ever
+            return
         with self._lock:
             is_open = self._end.detach() is not None
         if is_open:

@@ -1,6 +1,7 @@
 """Folders as data sets: equal to the beton written from them, indexed once, with errors that name files."""
 
 import os
+import resource
 import shutil
 import threading
 import warnings
@@ -246,6 +247,28 @@ def test_damaged_files_have_one_answer(root: Path, decoder: str) -> None:
             box = RandomResizedCrop(size).boxes(keys, *(np.array([px]) for px in pil_decode(first).shape[:2]))
             crop = batch.images[view][0].permute(1, 2, 0).numpy()
             assert np.abs(crop - area_mean(pil_decode(first), box[0], size)).mean() < 1.5
+
+
+@every_reader
+@pytest.mark.parametrize("on_bad_sample", ["raise", "skip"])
+def test_trouble_of_the_system_is_no_bad_sample(root: Path, decoder: str, on_bad_sample: str) -> None:
+    first, second = (next(root.rglob(f"*{number}.JPG")) for number in ("00", "01"))
+    Image.fromarray(photo(0, 60, 70)).save(second, "PNG")
+    with Folder(root) as data, Loader(
+        data, VIEWS, decoder=decoder, batch_size_per_rank=12, train=False, num_threads=1,
+        on_bad_sample=on_bad_sample,
+    ) as loader, warnings.catch_warnings():  # fmt: skip
+        warnings.filterwarnings("ignore", message=".* not by DALI")
+        list(loader.epoch(0))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1, hard))
+            with pytest.raises(OSError, match="Too many open files") as error:
+                next(loader.epoch(0))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert str(root) in str(error.value) and not next(iter(loader.epoch(0))).bad
+    assert first.exists()
 
 
 def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:

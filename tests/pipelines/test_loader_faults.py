@@ -1,5 +1,6 @@
 """Errors in the loader: raised in the consumer, in time and with names, and without anything left behind."""
 
+import errno
 import gc
 import os
 import subprocess
@@ -187,8 +188,23 @@ def test_slow_storage_is_read_in_more_threads(good: Path) -> None:
         decoder = loader.decoder
         assert isinstance(decoder, TurboDecoder) and decoder._sums.all()
         for reading_ms, num in ((0.1, 2), (10, 22), (1000, 130)):
-            decoder._sums = np.array([100, reading_ms * 1e8, 1e8])  # decoding takes 1 ms
+            decoder._sums = np.array([100, 1e6, reading_ms * 1e8, 1e8])  # decoding takes 1 ms
             assert decoder.wanted_threads(2) == num
+
+
+@pytest.mark.skipif("turbo" not in DECODERS, reason="the C library was not built")
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, OSError), (errno.ENOMEM, MemoryError)])
+def test_codes_of_the_systems_errors_are_raised(good: Path, number: int, kind: type[Exception]) -> None:
+    def decode_part(request: Request, part: slice) -> None:
+        request.codes[1] = READING - number
+
+    with Beton(good) as data, Loader(
+        data, VIEWS, batch_size_per_rank=4, train=False, on_bad_sample="skip"
+    ) as loader:  # fmt: skip
+        loader.decoder.decode_part = decode_part  # type: ignore[union-attr, method-assign]
+        with pytest.raises(kind, match="sample 1") as error:
+            next(loader.epoch(0))
+        assert kind is MemoryError or error.value.errno == number  # type: ignore[attr-defined]
 
 
 def test_a_loader_has_the_threads_that_its_decoder_wants() -> None:

@@ -139,6 +139,20 @@ def test_with_cuda_memory_is_torchs_pinned_one(monkeypatch: pytest.MonkeyPatch) 
     assert [buffer.data_ptr() for buffer in pinned] == [first.data_ptr(), second.data_ptr()]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_views_are_made_in_inference_mode(dtype: torch.dtype) -> None:
+    view = ViewSpec(RandomResizedCrop(96), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1)))
+    batch, threads_before = batch_of(64, view), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        (expected,) = choose_augment("fused", [view], CPU).inputs(batch, [view], dtype)
+        with torch.inference_mode():
+            (result,) = choose_augment("fused", [view], CPU).inputs(batch, [view], dtype)
+    finally:
+        torch.set_num_threads(threads_before)
+    assert torch.equal(result, expected)
+
+
 def batch_of(num: int, view: ViewSpec) -> Batch:
     side, keys = view.crop.size_px, Keys(0, 0, np.arange(num))
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (num, side, side, 3), dtype=np.uint8))

@@ -27,6 +27,39 @@ def test_too_few_threads_are_said_in_one_line_and_those_that_started_end(
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("many-")]
 
 
+def test_where_growing_is_refused_some_threads_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def start_twenty(thread: threading.Thread) -> None:
+        if thread.name == "some-20":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_twenty)
+    some = Workers(4, "some")
+    some.grow(30)
+    assert some.num_threads == 12
+    done = threading.Semaphore(0)
+    for _ in range(100):
+        some.submit(done.release)
+    assert all(done.acquire(timeout=60) for _ in range(100))
+    some.grow(30)
+    assert some.num_threads == 12
+    some.close(60)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("some-")]
+
+
+def test_a_fork_closes_without_the_lock() -> None:
+    some = Workers(1, "forked")
+    with some._lock:
+        child = os.fork()
+        if not child:
+            some.close(5)
+            os._exit(0 if some.closed else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    some.close(60)
+
+
 @pytest.mark.parametrize(("quota", "num"), [(None, 12), (3.5, 3), (0.2, 1), (40.0, 12)])
 def test_a_containers_quota_bounds_the_cores(
     quota: float | None, num: int, monkeypatch: pytest.MonkeyPatch

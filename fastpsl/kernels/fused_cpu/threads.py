@@ -45,7 +45,9 @@ def in_threads(
         _in_threads(lambda first, step: loop(*whole, first, step), len(results), at_most)
         return
     size = max(1, _VALUES_PER_PART * num // results.numel())
+    is_inference = torch.is_inference_mode_enabled()  # each thread has a mode of its own
 
+    @torch.inference_mode(is_inference)
     def loop_over_parts(first: int, step: int) -> None:
         memory = torch.empty((size * per_image, *results.shape[1:]), dtype=dtype, device="cpu")
         for start in range(first * size, num, step * size):

@@ -51,19 +51,31 @@ class SampleTable(NamedTuple):
         return SampleTable(*(column[which] for column in self))
 
 
+# Errors that tell of a file that changed. Others, such as too many open files, tell of the system.
+_OF_THE_FILE = frozenset(
+    (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
+)  # samples.c has the same
+
+
+def is_of_the_file(error: OSError) -> bool:
+    """Return whether an error tells that a file was removed or replaced, and not of trouble of the system."""
+    return error.errno in _OF_THE_FILE
+
+
 def open_file(path: str | Path) -> int:
     """Open a sample's own file; raise OSError for a pipe, which would wait for a writer."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, "no regular file", str(path))
+        raise OSError(errno.ENXIO, "no regular file", str(path))
     return fd
 
 
 def read_bytes(rows: SampleTable, i: int) -> bytes:
     """Return a sample's bytes, which may be too few.
 
-    They are empty where the file cannot be read or is larger than MAX_FILE_BYTES.
+    They are empty where a file of its own has gone or is larger than MAX_FILE_BYTES. Raises OSError where the
+    system cannot read.
     """
     try:
         if rows.path[i]:
@@ -71,7 +83,9 @@ def read_bytes(rows: SampleTable, i: int) -> bytes:
                 num_bytes = os.fstat(file.fileno()).st_size
                 return file.read(num_bytes) if num_bytes <= MAX_FILE_BYTES else b""
         return os.pread(int(rows.fd[i]), int(rows.num_bytes[i]), int(rows.offset[i]))
-    except OSError:
+    except OSError as error:
+        if not is_of_the_file(error):
+            raise
         return b""
 
 

@@ -124,7 +124,7 @@ def _reasons() -> Iterator[None]:
     """Turn errors of Pillow into BrokenImage with the reason in one line."""
     try:
         yield
-    except BrokenImage:
+    except (BrokenImage, MemoryError):
         raise
     except Image.UnidentifiedImageError:
         raise BrokenImage(f"no image of a known format ({', '.join((*FORMATS, 'HEIC'))})") from None

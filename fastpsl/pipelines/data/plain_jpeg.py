@@ -25,6 +25,8 @@ def decode_plainly(data: bytes) -> np.ndarray | None:
     try:
         # Image.open would look for further images in the file.
         with JpegImageFile(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001  Pillow's parsers raise nearly anything on damaged files
         return None

@@ -3,7 +3,7 @@
 import numpy as np
 
 # Plain integers, because compiled code reads them.
-READING = -1  # a thread reads the sample now
+READING = -1  # a thread reads the sample now; below it a code is READING - errno: the system's error
 GOOD = 0
 SHORT_READ = 1
 NOT_JPEG = 2

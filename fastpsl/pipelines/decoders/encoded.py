@@ -10,7 +10,14 @@ import numpy as np
 from numba import njit
 
 from fastpsl.pipelines.data import dataset, orientation
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable, open_file
+from fastpsl.pipelines.data.dataset import (
+    MODE_FILE,
+    MODE_JPEG,
+    MODE_RAW,
+    SampleTable,
+    is_of_the_file,
+    open_file,
+)
 from fastpsl.pipelines.data.orientation import TURNED
 from fastpsl.pipelines.decoders import codes, jpeg_header, jpeg_scans, libffcv
 from fastpsl.pipelines.decoders.arenas import Arenas
@@ -270,7 +277,9 @@ def _open(rows: SampleTable, i: int) -> int:
     """Open a file, or return -1 if it is gone or its size has changed."""
     try:
         fd = open_file(rows.path[i])
-    except OSError:
+    except OSError as error:
+        if not is_of_the_file(error):
+            raise
         return -1
     if os.fstat(fd).st_size == rows.num_bytes[i]:
         return fd

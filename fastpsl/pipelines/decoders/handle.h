@@ -80,12 +80,6 @@ struct Turbo {
     size_t capacities[2];
 };
 
-// Make `memory` hold `needed` bytes at least; what it held is lost. Return 0 where memory lacks.
-int turbo_reserve(uint8_t **memory, size_t *capacity, size_t needed);
-
-// Free memory of more than 24 MB.
-void turbo_free_large(Turbo *turbo);
-
 // Read a JPEG's header into a new struct. One that is used again keeps the tables of the image before, and libjpeg
 // decodes with them where a JPEG lacks its own. Huffman tables that are missing are the standard ones then.
 void turbo_read_header(Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes);

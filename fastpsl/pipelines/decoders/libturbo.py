@@ -31,7 +31,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     library.fastpsl_crop_image.argtypes = [pointer, i64, pointer]
     library.fastpsl_slots_open.argtypes = [ctypes.c_uint32]
     library.fastpsl_slots_open.restype = pointer
-    library.fastpsl_slots_close.argtypes = [pointer]
+    for name in ("close", "take", "give"):
+        getattr(library, f"fastpsl_slots_{name}").argtypes = [pointer]
     library.fastpsl_area_resize.argtypes = [pointer, i64, *(ctypes.c_double,) * 4, pointer, *(i64,) * 2]
     library.fastpsl_isotropic_resize.argtypes = [pointer, *(i64,) * 5, ctypes.c_int, pointer, i64]
     return library, ""
@@ -91,6 +92,8 @@ class Handle(Uncopyable):
 class Slots(Uncopyable):
     """The right of `num` threads to decode at once, freed with this object.
 
+    As a context it waits for one of these rights, and gives it back.
+
     Attributes:
         address: The semaphore's address.
     """
@@ -99,6 +102,12 @@ class Slots(Uncopyable):
         self._library = library()
         self.address: int = self._library.fastpsl_slots_open(num) or 0
         assert self.address, num
+
+    def __enter__(self) -> None:
+        self._library.fastpsl_slots_take(self.address)
+
+    def __exit__(self, *exception: object) -> None:
+        self._library.fastpsl_slots_give(self.address)
 
     def __del__(self) -> None:
         if self.address:

@@ -29,16 +29,15 @@ class PillowDecoder(Decoder):
             if image is None or outside[i - part.start]:
                 request.codes[i] = code or codes.BAD_BOX
                 continue
-            image = np.ascontiguousarray(image)
+            # Contiguous and writable, so that numba compiles a single variant.
+            image = np.require(image, requirements=("C", "W"))
             for box, out in zip(request.boxes, request.outs, strict=True):
                 _crop(image, box[i], out[i])
 
 
 def _crop(image: np.ndarray, box: np.ndarray, out: np.ndarray) -> None:
     top, left, height, width, resampling = (int(value) for value in box)
-    # Contiguous and writable, so that numba compiles a single variant.
-    pixels = np.require(image, requirements=("C", "W")).reshape(-1)
-    rows, columns = image.shape[:2]
+    pixels, (rows, columns) = image.reshape(-1), image.shape[:2]
     if resampling == codes.AREA:
         area_resize(pixels, rows, columns, float(top), float(left), float(height), float(width), out)
     else:

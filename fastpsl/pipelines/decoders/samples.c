@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,7 @@
 // codes.py and data/dataset.py have these numbers, too.
 enum { READING = -1, GOOD, SHORT_READ, NOT_JPEG, WRONG_SIZE, WRONG_COMPONENTS, CORRUPT, BAD_BOX, RAW_SIZE, BAD_MODE };
 enum { CHANGED = 9, BAD_FILE };
+#define ERROR(number) (READING - ((number) < 127 ? (number) : EIO)) // the code of the system's error
 enum { AREA, ISOTROPIC, DIAGONAL };
 enum { MODE_JPEG, MODE_RAW, MODE_FILE };
 
@@ -27,6 +29,19 @@ enum { MODE_JPEG, MODE_RAW, MODE_FILE };
 // Where the pixels begin in their memory, which malloc aligns to 16 bytes. libjpeg-turbo writes aligned rows past the
 // caches, by non-temporal stores, and the resize, which reads them at once, would wait for them.
 #define PIXELS_OFFSET 8
+
+typedef struct {
+    uint8_t *bytes;
+    size_t capacity;
+} Memory;
+
+// The right of some threads to decode at once, with memory for the pixels of each.
+typedef struct {
+    sem_t free;
+    pthread_mutex_t lock;
+    int num_kept;
+    Memory kept[];
+} Slots;
 
 typedef int32_t Box[5];    // top, left, height, width, resampling
 typedef int32_t Window[4]; // top, left, height, width, in pixels of the upright image
@@ -43,7 +58,7 @@ typedef struct {
     uint8_t *const *outs;     // [num_views], uint8 [num, size, size, 3]
     int8_t *codes;            // written
     const char *const *paths; // of samples that have a file of their own, else NULL; NULL where none has
-    sem_t *slots;
+    Slots *slots;
     // Where the device crops the isotropic views: the part of each image that they see, which lies within their boxes
     // and margins. It is empty where they are cropped here. `windows` is NULL where all are.
     const Window *windows;
@@ -79,7 +94,8 @@ static void find_stored_size(const Request *request, int64_t *height, int64_t *w
     *height = swap ? request->width : request->height, *width = swap ? request->height : request->width;
 }
 
-// Read up to `num_bytes`; returns how many were read, fewer at the end of the file, or -1.
+// Read up to `num_bytes`; returns how many were read, fewer at the end of the file, or -1 with
+// the cause in errno.
 static int64_t read_at(int file, int64_t offset, int64_t num_bytes, uint8_t *out) {
     int64_t num_read = 0;
     while (num_read < num_bytes) {
@@ -92,15 +108,22 @@ static int64_t read_at(int file, int64_t offset, int64_t num_bytes, uint8_t *out
     return num_read;
 }
 
-// Read a file of that size at once, and close it. A file of another size has changed since it was listed.
+// Read a file of that size at once, and close it. One that is gone or has another size has changed since it was listed.
 static int read_file(const char *path, int64_t num_bytes, uint8_t *out) {
     int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe in its place would wait for a writer
-    if (file < 0) return CHANGED;
+    if (file < 0) switch (errno) { // data/dataset.py has the same
+        case ENOENT: case ENOTDIR: case EACCES: case EPERM: case ELOOP: case ENAMETOOLONG: case ENXIO: return CHANGED;
+        default: return ERROR(errno);
+        }
     struct stat status;
-    int is_same = !fstat(file, &status) && S_ISREG(status.st_mode) && status.st_size == num_bytes;
-    int is_read = is_same && read_at(file, 0, num_bytes, out) == num_bytes;
+    int code = CHANGED;
+    if (fstat(file, &status)) code = ERROR(errno);
+    else if (S_ISREG(status.st_mode) && status.st_size == num_bytes) {
+        int64_t num_read = read_at(file, 0, num_bytes, out);
+        code = num_read < 0 ? ERROR(errno) : num_read == num_bytes ? GOOD : CHANGED;
+    }
     close(file);
-    return is_read ? GOOD : CHANGED;
+    return code;
 }
 
 static int64_t big_endian_16(const uint8_t *bytes) { return bytes[0] << 8 | bytes[1]; }
@@ -131,27 +154,27 @@ static int check_header(const uint8_t *jpeg, int64_t num_bytes, int64_t height, 
     return NOT_JPEG;
 }
 
-// Read sample i into `encoded`, or into `pixels` where it is raw, and check it.
-static int read_checked(
-    const Batch *batch, int64_t i, const Request *request, uint8_t *encoded, uint8_t *pixels
-) {
+// Read sample i, and check it. `stored` gets its bytes, which last until the next call with this handle.
+static int read_checked(Turbo *turbo, const Batch *batch, int64_t i, const Request *request, uint8_t **stored) {
     int64_t num_bytes = batch->num_bytes[i];
-    int mode = batch->modes[i], file = batch->files[i];
+    int mode = batch->modes[i];
     const char *path = batch->paths ? batch->paths[i] : NULL;
     if (mode == MODE_FILE && path) return BAD_FILE; // which turbo.py leaves to Pillow
-    if (mode == MODE_RAW) {
-        if (num_bytes != request->height * request->width * 3) return RAW_SIZE;
-        return read_at(file, batch->offsets[i], num_bytes, pixels) == num_bytes ? GOOD : SHORT_READ;
-    }
-    if (mode != MODE_JPEG) return BAD_MODE;
+    if (mode != MODE_JPEG && mode != MODE_RAW) return BAD_MODE;
+    if (mode == MODE_RAW && num_bytes != request->height * request->width * 3) return RAW_SIZE;
+    *stored = turbo_memory(turbo, 0, num_bytes);
+    if (!*stored) return ERROR(ENOMEM);
     if (path) {
-        int code = read_file(path, num_bytes, encoded);
+        int code = read_file(path, num_bytes, *stored);
         if (code != GOOD) return code;
-    } else if (read_at(file, batch->offsets[i], num_bytes, encoded) != num_bytes)
-        return SHORT_READ;
+    } else {
+        int64_t num_read = read_at(batch->files[i], batch->offsets[i], num_bytes, *stored);
+        if (num_read != num_bytes) return num_read < 0 ? ERROR(errno) : SHORT_READ;
+    }
+    if (mode == MODE_RAW) return GOOD;
     int64_t height, width;
     find_stored_size(request, &height, &width);
-    return check_header(encoded, num_bytes, height, width);
+    return check_header(*stored, num_bytes, height, width);
 }
 
 static int64_t margin_of(const int32_t *box, int64_t size) {
@@ -249,7 +272,8 @@ static int crop_views(const Batch *batch, int64_t i, const Part *part) {
     for (int64_t k = 0; k < batch->num_views; k++) {
         if (has_window && batch->boxes[k * batch->num + i][4] != AREA) continue;
         int64_t size = batch->sizes[k];
-        if (crop(part, batch->boxes[k * batch->num + i], batch->outs[k] + i * size * size * 3, size)) return CORRUPT;
+        if (crop(part, batch->boxes[k * batch->num + i], batch->outs[k] + i * size * size * 3, size))
+            return ERROR(ENOMEM);
     }
     return GOOD;
 }
@@ -274,27 +298,49 @@ static void turn(Part *part, const Request *request, uint8_t *out) {
         for (int64_t x = 0; x < columns; x++, out += 3) memcpy(out, pixels + y * down + x * across, 3);
 }
 
+static Memory take_slot(Slots *slots) {
+    while (sem_wait(&slots->free)) { // interrupted by a signal
+    }
+    pthread_mutex_lock(&slots->lock);
+    Memory memory = slots->num_kept ? slots->kept[--slots->num_kept] : (Memory){NULL, 0};
+    pthread_mutex_unlock(&slots->lock);
+    return memory;
+}
+
+static void give_slot(Slots *slots, Memory memory) {
+    if (memory.capacity > LARGE_BYTES) {
+        free(memory.bytes);
+        memory = (Memory){NULL, 0};
+    }
+    pthread_mutex_lock(&slots->lock);
+    slots->kept[slots->num_kept++] = memory;
+    pthread_mutex_unlock(&slots->lock);
+    sem_post(&slots->free);
+}
+
 // Decode what the views of sample i need, and crop them.
 static int decode_views(
-    Turbo *turbo, const Batch *batch, int64_t i, const Request *request, const uint8_t *encoded, uint8_t *pixels
+    Turbo *turbo, const Batch *batch, int64_t i, const Request *request, const uint8_t *stored, Memory *memory
 ) {
-    int64_t placed[4] = {0, 0, request->height, request->width};
-    int denominator = 1;
+    Part part = {stored, 0, 0, request->height, request->width, 1};
     if (batch->modes[i] == MODE_JPEG) {
-        int64_t region[4], height, width;
+        int64_t region[4], placed[4], height, width;
         find_stored_size(request, &height, &width);
-        denominator = find_denominator(request);
+        int denominator = find_denominator(request);
         find_region(request, denominator, region);
+        if (!turbo_reserve(&memory->bytes, &memory->capacity, (size_t)(height * width * 3 + PIXELS_OFFSET)))
+            return ERROR(ENOMEM);
+        uint8_t *pixels = memory->bytes + PIXELS_OFFSET;
         if (fastpsl_turbo_decode(
-                turbo, encoded, (uint64_t)batch->num_bytes[i], (uint32_t)height, (uint32_t)width,
+                turbo, stored, (uint64_t)batch->num_bytes[i], (uint32_t)height, (uint32_t)width,
                 (uint32_t)denominator, 1, region, pixels, placed
             ))
             return CORRUPT;
+        part = (Part){pixels, (double)placed[0], (double)placed[1], placed[2], placed[3], denominator};
     }
-    Part part = {pixels, (double)placed[0], (double)placed[1], placed[2], placed[3], denominator};
     if (request->orientation > 1) {
-        uint8_t *upright = turbo_memory(turbo, 0, placed[2] * placed[3] * 3); // in the place of `encoded`
-        if (!upright) return CORRUPT;
+        uint8_t *upright = turbo_memory(turbo, 0, part.rows * part.columns * 3); // in the place of `stored`
+        if (!upright) return ERROR(ENOMEM);
         turn(&part, request, upright);
     }
     return crop_views(batch, i, &part);
@@ -311,22 +357,20 @@ static int decode_sample(Turbo *turbo, const Batch *batch, int64_t i, int64_t sp
     int64_t height = batch->heights[i], width = batch->widths[i];
     Request request = {batch->num_views, batch->num, height, width, batch->boxes + i, batch->sizes, batch->orientations[i]};
     if (!are_inside(&request)) return BAD_BOX;
-    uint8_t *encoded = turbo_memory(turbo, 0, batch->num_bytes[i]);
-    uint8_t *pixels = turbo_memory(turbo, 1, height * width * 3 + PIXELS_OFFSET);
-    if (!encoded || !pixels) return CORRUPT;
-    pixels += PIXELS_OFFSET;
+    uint8_t *stored = NULL;
     batch->codes[i] = READING; // what a wait that is too long is told of
     int64_t began = now_ns();
-    int code = read_checked(batch, i, &request, encoded, pixels);
-    int64_t read = now_ns();
-    spent_ns[0] += read - began;
-    if (code != GOOD) return code;
-    while (sem_wait(batch->slots)) { // interrupted by a signal
+    int code = read_checked(turbo, batch, i, &request, &stored);
+    spent_ns[0] += now_ns() - began;
+    batch->codes[i] = (int8_t)code;
+    if (code == GOOD) {
+        Memory memory = take_slot(batch->slots);
+        began = now_ns();
+        code = decode_views(turbo, batch, i, &request, stored, &memory);
+        spent_ns[1] += now_ns() - began;
+        give_slot(batch->slots, memory);
     }
-    began = now_ns();
-    code = decode_views(turbo, batch, i, &request, encoded, pixels);
-    spent_ns[1] += now_ns() - began;
-    sem_post(batch->slots);
+    turbo_free_large(turbo);
     return code;
 }
 
@@ -346,16 +390,25 @@ PUBLIC int fastpsl_crop_image(const Batch *batch, int64_t i, const uint8_t *pixe
 }
 
 // Return `num` slots, or NULL.
-PUBLIC sem_t *fastpsl_slots_open(uint32_t num) {
-    sem_t *slots = malloc(sizeof *slots);
-    if (slots && sem_init(slots, 0, num)) {
-        free(slots);
-        return NULL;
-    }
+PUBLIC Slots *fastpsl_slots_open(uint32_t num) {
+    Slots *slots = calloc(1, sizeof(Slots) + num * sizeof(Memory));
+    if (!slots) return NULL;
+    sem_init(&slots->free, 0, num);
+    pthread_mutex_init(&slots->lock, NULL);
     return slots;
 }
 
-PUBLIC void fastpsl_slots_close(sem_t *slots) {
-    sem_destroy(slots);
+PUBLIC void fastpsl_slots_close(Slots *slots) {
+    for (int k = 0; k < slots->num_kept; k++) free(slots->kept[k].bytes);
+    pthread_mutex_destroy(&slots->lock);
+    sem_destroy(&slots->free);
     free(slots);
 }
+
+// Wait for a slot, to decode elsewhere, and give it back.
+PUBLIC void fastpsl_slots_take(Slots *slots) {
+    while (sem_wait(&slots->free)) {
+    }
+}
+
+PUBLIC void fastpsl_slots_give(Slots *slots) { sem_post(&slots->free); }

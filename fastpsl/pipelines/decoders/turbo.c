@@ -62,7 +62,7 @@ uint8_t *turbo_memory(Turbo *turbo, int use, int64_t num_bytes) {
 
 void turbo_free_large(Turbo *turbo) {
     for (int use = 0; use < 2; use++)
-        if (turbo->capacities[use] > 24 << 20) {
+        if (turbo->capacities[use] > LARGE_BYTES) {
             free(turbo->memory[use]);
             turbo->memory[use] = NULL, turbo->capacities[use] = 0;
         }

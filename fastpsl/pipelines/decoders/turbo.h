@@ -1,5 +1,6 @@
 // What the files of the C library call of each other.
 
+#include <stddef.h>
 #include <stdint.h>
 
 #define PUBLIC __attribute__((visibility("default")))
@@ -14,6 +15,10 @@ typedef struct Turbo Turbo;
 
 // Return memory of at least `num_bytes` for a use, 0 or 1, which lasts until the next call; NULL where it lacks.
 uint8_t *turbo_memory(Turbo *turbo, int use, int64_t num_bytes);
+// Make `memory` hold `needed` bytes at least; what it held is lost. Return 0 where memory lacks.
+int turbo_reserve(uint8_t **memory, size_t *capacity, size_t needed);
+#define LARGE_BYTES (24 << 20) // more is not kept for the next image
+void turbo_free_large(Turbo *turbo);
 int fastpsl_turbo_decode(
     Turbo *turbo, const uint8_t *jpeg, uint64_t num_bytes, uint32_t height, uint32_t width, uint32_t denominator,
     int is_smooth, const int64_t region[4], uint8_t *pixels, int64_t placed[4]

@@ -16,9 +16,10 @@ from fastpsl.pipelines.decoders import codes, libturbo
 from fastpsl.pipelines.decoders.decoder import Decoder, Request
 from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.decoders.windows import Windows
-from fastpsl.pipelines.workers import default_num_threads
+from fastpsl.pipelines.workers import default_num_threads, num_local_ranks
 
-_MAX_READERS = 128  # threads that may wait for storage, beside those that decode
+# Threads of all local ranks that may wait for storage, beside those that decode, and bytes that they hold.
+_MAX_READERS, _MAX_READ_BYTES = 128, 256 << 20
 _SLOW_NS = 200_000  # of reading a sample; from the page cache it takes a tenth
 _KEPT = 0.9  # of the sums before, with each further part of a batch
 
@@ -40,7 +41,8 @@ class TurboDecoder(Decoder):
         self._library = libturbo.library()
         self._local = threading.local()  # each thread has a handle of its own
         self._slots = libturbo.Slots(num_threads or default_num_threads())
-        self._sums = np.zeros(3)  # of late: samples, and the ns of reading and of decoding them
+        # Of late: samples, their bytes, and the ns of reading and of decoding them.
+        self._sums = np.zeros(4)
 
     @override
     def begin(
@@ -90,9 +92,9 @@ class TurboDecoder(Decoder):
         if not hasattr(self._local, "handle"):  # freed with the thread
             self._local.handle = libturbo.Handle()
         batch, _, _, paths, _ = request.native
-        sums = np.array([part.stop - part.start, 0, 0])
+        sums = np.array([part.stop - part.start, request.rows.num_bytes[part].sum(), 0, 0])
         self._library.fastpsl_decode_samples(
-            self._local.handle.address, batch, part.start, part.stop, sums[1:].ctypes.data
+            self._local.handle.address, batch, part.start, part.stop, sums[2:].ctypes.data
         )
         self._sums = _KEPT * self._sums + sums
         if paths:
@@ -104,19 +106,21 @@ class TurboDecoder(Decoder):
             if request.codes[i] not in (codes.CORRUPT, codes.BAD_FILE) or not request.rows.path[i]:
                 continue
             request.codes[i] = codes.READING
-            code, image = decode_whole(request.rows, i)
-            if image is not None:
-                image = np.ascontiguousarray(image)
-                code = self._library.fastpsl_crop_image(request.native[0], i, image.ctypes.data)
+            with self._slots:
+                code, image = decode_whole(request.rows, i)
+                if image is not None:
+                    image = np.ascontiguousarray(image)
+                    code = self._library.fastpsl_crop_image(request.native[0], i, image.ctypes.data)
             request.codes[i] = code
 
     @override
     def wanted_threads(self, num_threads: int) -> int:
         """Return `num_threads`, and more where they wait for storage."""
-        num, reading, decoding = self._sums
+        num, num_bytes, reading, decoding = self._sums
         if reading < _SLOW_NS * num:
             return num_threads
-        return num_threads + min(_MAX_READERS, int(num_threads * reading / max(decoding, 1.0)))
+        most = min(_MAX_READERS // num_local_ranks(), int(_MAX_READ_BYTES * num / max(num_bytes, 1.0)))
+        return num_threads + min(most, int(num_threads * reading / max(decoding, 1.0)))
 
 
 def _c_strings(paths: np.ndarray) -> "ctypes.Array[ctypes.c_char_p] | None":

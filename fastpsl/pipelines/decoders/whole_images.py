@@ -36,7 +36,9 @@ def decode_whole(rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
     if components not in (1, 3):
         return codes.WRONG_COMPONENTS, None
     image = decode_plainly(data)
-    return (codes.CORRUPT, None) if image is None else (codes.GOOD, turn(image, orientation))
+    if image is None or image.shape != (height, width, 3):
+        return codes.CORRUPT, None
+    return codes.GOOD, turn(image, orientation)
 
 
 def _decode_file(data: bytes, size: tuple[int, int]) -> tuple[int, np.ndarray | None]:

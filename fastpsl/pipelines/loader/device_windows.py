@@ -1,5 +1,6 @@
 """A batch's windows on their way to the device that crops them."""
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,13 +36,15 @@ class Room:
     Batches of one size use the same memory again, in torch's pools of the host and of the device.
     """
 
-    num_bytes = 0
+    def __init__(self) -> None:
+        self.num_bytes, self._lock = 0, threading.Lock()
 
     def fit(self, num_bytes: int) -> int:
         """Return the bytes of an arena for `num_bytes`: whole words, and a quarter more where it grows."""
-        if num_bytes > self.num_bytes:
-            self.num_bytes = -(-num_bytes * 5 // 16) * 4
-        return self.num_bytes
+        with self._lock:
+            if num_bytes > self.num_bytes:
+                self.num_bytes = -(-num_bytes * 5 // 16) * 4
+            return self.num_bytes
 
 
 class DeviceWindows:

@@ -1,5 +1,7 @@
 """A batch in flight: planned (rows, boxes, draws), decoded (by_chunks.py, by_batches.py), then assembled."""
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -191,6 +193,8 @@ class PendingBatch:
         if not self.codes.any():
             return []
         spec = self.spec
+        for i in np.flatnonzero(self.codes < READING).tolist():
+            raise _error_of(int(self.codes[i]), spec.data.name(int(indices[i])))
         bad = []
         for i in np.flatnonzero(self.codes != GOOD).tolist():
             reason = reason_of(int(self.codes[i]), self.rows, i)
@@ -264,6 +268,14 @@ class PendingBatch:
     def _names(self, indices: np.ndarray) -> str:
         rest = f" and {len(indices) - _MAX_NAMES} more" if len(indices) > _MAX_NAMES else ""
         return ", ".join(self.spec.data.name(int(index)) for index in indices[:_MAX_NAMES]) + rest
+
+
+def _error_of(code: int, name: str) -> OSError | MemoryError:
+    """Return the system's error that a code below READING tells of."""
+    number = READING - code
+    if number == errno.ENOMEM:
+        return MemoryError(f"{name}: no memory to decode it")
+    return OSError(number, os.strerror(number), name)
 
 
 def _boxes(crop: Crop, keys: Keys, rows: SampleTable) -> np.ndarray:
