@@ -115,7 +115,7 @@ def log_of(work: Work) -> list[str]:
     """
     try:
         process = subprocess.run(
-            [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work))],
+            [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work)), "1"],
             input="", capture_output=True, text=True, errors="replace", timeout=LOG_LIMIT_S, check=False,
             env=os.environ | {"DALI_NVIMGCODEC_LOG_LEVEL": "3"}, cwd=Path(__file__).resolve().parents[1],
         )  # fmt: skip
