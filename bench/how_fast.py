@@ -59,11 +59,16 @@ def by_size(peer: str, **labels: str) -> Find:
     return ratios(RATE, *views(size="500", peer=peer, **labels))
 
 
-def of_batches(what: str, batches: str, peers: Sequence[str]) -> list[Line]:
+def of_batches(what: str, batches: str, titles: Sequence[str]) -> list[Line]:
     """Return a table's lines of float32 batches, which have a file of their own."""
     return [
-        Line("" if number else what, peer, "sizes-float32.json", by_size(peer, batches=batches))
-        for number, peer in enumerate(peers)
+        Line(
+            "" if number else what,
+            title,
+            "sizes-float32.json",
+            by_size(title.removesuffix(" (tar)"), batches=batches),
+        )
+        for number, title in enumerate(titles)
     ]
 
 
@@ -87,7 +92,10 @@ LINES = (
     Line("", "torchvision with DataLoader", "sizes.json", by_size("torchvision + DataLoader")),
     *of_batches(
         "float32 batches of images of 500 px: one / two crops of 224 px", "float32",
-        ("TurboLoader", "SPDL", "ffcv Loader", "DALI's reader", "torchvision + DataLoader", "WebDataset"),
+        (
+            "TurboLoader (tar)", "SPDL", "ffcv Loader", "DALI's reader", "torchvision + DataLoader",
+            "WebDataset",
+        ),
     ),
     *of_batches(
         "the same from a folder of JPEGs", "folder", ("SPDL", "DALI's reader", "torchvision + DataLoader")

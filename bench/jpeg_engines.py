@@ -1,10 +1,11 @@
-"""Whether a GPU's JPEG engines work for the decoder `dali`, within a minute.
+"""Whether a GPU's JPEG engines work for the decoder `dali`.
 
     python bench/jpeg_engines.py --data photos.beton
 
 It starts our loader once with nvImageCodec's log, and keeps the lines that tell how many samples of a batch
 the engines get. Then it times our loader beside DALI's own reader, by the engines' share of a batch, in turn.
-Meanwhile it reads from NVML how busy the engines are. It exits with 1 if a GPU's engines stay idle.
+Meanwhile it reads from NVML how busy the engines are. After a minute (--limit-s) no repeat begins, except the
+first. It exits with 1 if a GPU's engines stay idle.
 
 Without a GPU there are no engines: shares are left out, and the log tells the size of the first batch alone.
 
@@ -41,6 +42,7 @@ from fastpsl.doctor.jpeg_engines import IDLE_PERCENT, jpeg_utilisation, sampled
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD
 from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, nvjpeg_library, why_slower
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.workers import default_num_threads
@@ -59,7 +61,7 @@ _OF_ENGINES = re.compile(r"nvjpeg_hw\w* selecting max batch size to (\d+)")
 class Options:
     data: str | None = None
     """A dataset file. Without it: the embedded sample, whose images are smaller than photos."""
-    shares: tuple[float, ...] = (0.65, 0.9)
+    shares: tuple[float, ...] = (0.65, HW_DECODER_LOAD)
     """The engines' parts of each batch, 0 to 1."""
     threads: int | None = None
     """Decoding threads. Default: 8, or the cores if there are fewer."""
@@ -70,7 +72,7 @@ class Options:
     seconds: float = 1.0
     """Length of a timed region."""
     limit_s: float = 60.0
-    """No further repeat begins after it."""
+    """No repeat begins after it, except the first."""
     peers: bool = True
     """DALI's own reader."""
     out: Path = RUNS / "jpeg_engines.json"
@@ -115,7 +117,7 @@ def log_of(work: Work) -> list[str]:
     """
     try:
         process = subprocess.run(
-            [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work))],
+            [sys.executable, "-m", "bench.peers.serve", json.dumps(asdict(work)), "1"],
             input="", capture_output=True, text=True, errors="replace", timeout=LOG_LIMIT_S, check=False,
             env=os.environ | {"DALI_NVIMGCODEC_LOG_LEVEL": "3"}, cwd=Path(__file__).resolve().parents[1],
         )  # fmt: skip

@@ -24,6 +24,11 @@ NO_GOAL = ("64",)
 
 def family(kind: str) -> str:
     """Return the peer that a kind is a form of: SPDL for "SPDL, OpenCV"."""
+    return titled(kind).partition(" (")[0]
+
+
+def titled(kind: str) -> str:
+    """Return a peer's title for tables, without its form."""
     return TITLES[kind].partition(",")[0]
 
 
@@ -123,7 +128,7 @@ def _best(result: Result, batches: str) -> str:
             is_missed = bool(found and has_goal and found["median"] < goal)
             num_goals, num_missed = num_goals + has_goal, num_missed + is_missed
             mark = ", **missed**" if is_missed else ""
-            texts.append(f"{found['median']:.2f}x {found['peer']}{mark}" if found else "-")
+            texts.append(f"{found['median']:.2f}x {titled(found['form'])}{mark}" if found else "-")
         lines.append(_line(texts + ([faults[size]] if faults else [])))
     if goal:
         sizes = f"at all sizes but {' and '.join(NO_GOAL)} px"

@@ -122,8 +122,11 @@ class FakeCuda:
 
 
 @contextmanager
-def fake_cuda() -> Iterator[FakeCuda]:
-    """Pretend that there is one H200, as far as torch and fastpsl need; see the module's docstring."""
+def fake_cuda(*, has_pinned: bool = True) -> Iterator[FakeCuda]:
+    """Pretend that there is one H200, as far as torch and fastpsl need; see the module's docstring.
+
+    Without `has_pinned`, pinned memory is exhausted.
+    """
     cuda = FakeCuda()
     caches = (fused_modules, isotropic_batch.fused_form, isotropic_batch._tried, step_graph._side_stream)
     with (
@@ -135,7 +138,7 @@ def fake_cuda() -> Iterator[FakeCuda]:
         for name, value in _driver(cuda).items():
             patch.setattr(torch.cuda, name, value)
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-        _patch_pinned_memory(patch)
+        _patch_pinned_memory(patch, has_pinned)
         for kind in (JITFunction, InterpretedFunction):
             patch.setattr(kind, "run", lambda kernel, *args, **more: cuda.launched(kernel, *args, **more))
         patch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
@@ -236,14 +239,20 @@ def _driver(cuda: FakeCuda) -> dict[str, Any]:
     )
 
 
-def _patch_pinned_memory(patch: pytest.MonkeyPatch) -> None:
-    """Mark pinned tensors by an attribute."""
+def _patch_pinned_memory(patch: pytest.MonkeyPatch, has_pinned: bool) -> None:
+    """Mark pinned tensors by an attribute; raise torch's error if there are none."""
+
+    def pinned(tensor: Tensor) -> Tensor:
+        if not has_pinned:
+            raise RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`.")
+        tensor.stands_pinned = True  # type: ignore[attr-defined]
+        return tensor
 
     def pinning(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(make)
         def make_pinned(*args: Any, pin_memory: bool = False, **more: Any) -> Tensor:
             tensor_made = make(*args, **more)
-            return _pinned(tensor_made) if pin_memory else tensor_made
+            return pinned(tensor_made) if pin_memory else tensor_made
 
         return make_pinned
 
@@ -252,10 +261,5 @@ def _patch_pinned_memory(patch: pytest.MonkeyPatch) -> None:
 
     for make in (torch.empty, torch.empty_like):
         patch.setattr(torch, make.__name__, pinning(make))
-    patch.setattr(Tensor, "pin_memory", lambda tensor, *_: _pinned(tensor.clone()))
+    patch.setattr(Tensor, "pin_memory", lambda tensor, *_: pinned(tensor.clone()))
     patch.setattr(Tensor, "is_pinned", is_pinned)
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    tensor.stands_pinned = True  # type: ignore[attr-defined]
-    return tensor

@@ -208,6 +208,20 @@ def test_files_are_short(folder: str) -> None:
     assert not {name: length for name, length in lengths.items() if length > MAX_LINES[folder]}
 
 
+def test_pinned_memory_is_asked_for_where_its_end_is_caught() -> None:
+    def is_request(node: ast.Call) -> bool:
+        has_option = "pin_memory" in {keyword.arg for keyword in node.keywords}
+        return called(node) == "pin_memory" or (has_option and ast.unparse(node.func).startswith("torch."))
+
+    users = {
+        path.name
+        for path in python_files("fastpsl")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and is_request(node)
+    }
+    assert users == {"pinned.py", "arenas.py"}
+
+
 def test_nothing_is_called_utils() -> None:
     assert not [
         path

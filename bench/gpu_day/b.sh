@@ -5,9 +5,9 @@ part=b
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 make_photos 45
 if [ -n "$SMALL" ]; then
-    bench recipes 100 throughput --recipe --stages jigsaw:S2 --backbone resnet18 --batch-size 8 --decoders torchvision --compile off \
+    bench recipes 100 throughput --recipe --stages jigsaw:S2 --backbone resnet18 --batch-size 8 --decoders pillow --compile off \
         --seconds 0.1 --repeats 1 --no-peers
-    bench small 150 small --recipes sslpp_rotation --no-evaluation --decoders torchvision --batch-size 8 --seconds 0.1 --repeats 1
+    bench small 150 small --recipes sslpp_rotation --no-evaluation --decoders pillow --batch-size 8 --seconds 0.1 --repeats 1
     bench lightly 220 training --stages simclr:S1 --batch-size 4 --workers 1 --repeats 1
     exit
 fi

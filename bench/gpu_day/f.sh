@@ -7,7 +7,7 @@ few=10 # steps of each stage
 options=()
 if [ -n "$SMALL" ]; then
     few=2
-    options=(--decoder torchvision --workers 1 --batch-size 8 --backbone resnet18)
+    options=(--decoder pillow --workers 1 --batch-size 8 --backbone resnet18)
 fi
 run=$WORK/runs/jigsaw
 jigsaw() { # jigsaw NAME LAST OUT OPTIONS...

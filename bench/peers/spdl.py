@@ -2,12 +2,14 @@
 
 A task decodes a whole batch, as `spdl.io.load_image_batch` has it: tasks of one image pass the pipeline's
 event loop each, which costs more than decoding a small one. Both decode once for all views. OpenCV makes
-float32 by a table, in one pass, and torch does after FFmpeg.
+float32 by a table, in one pass, and torch does after FFmpeg. On a GPU a thread of its own copies the batches
+there.
 """
 
 import math
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +116,16 @@ def _batches(work: Work, decode: Callable[[list[Path]], np.ndarray]) -> Iterator
         return images, torch.tensor([labels[path] for path in batch])
 
     builder = PipelineBuilder().add_source(source()).pipe(load, concurrency=work.num_threads)
+    if work.device != "cpu":
+        import spdl.io
+
+        # To cuda:0, unless LOCAL_RANK is set.
+        builder.pipe(spdl.io.transfer_tensor_h2d, executor=ThreadPoolExecutor(1))
     pipeline = builder.add_sink().build(
         num_threads=work.num_threads, max_failures=0, use_thread_output_queue=True
     )
     with pipeline.auto_stop():
-        for images, numbers in pipeline:
-            if work.device != "cpu":
-                images, numbers = (
-                    each.pin_memory().to(work.device, non_blocking=True) for each in (images, numbers)
-                )
+        for images, _ in pipeline:
             yield list(images)
 
 

@@ -1,7 +1,7 @@
 """TurboLoader's DataLoader of a tar, with `train_aug`: crop, flip and normalisation in one pass.
 
 It has no second view of an image. Two views are two loaders of other seeds. Their images agree only without a
-shuffle, and each decodes. Its threads are as many as the cores.
+shuffle, and each decodes. Its threads are as many as the cores. On a GPU its batches are in pinned memory.
 """
 
 import itertools
@@ -24,6 +24,7 @@ def batches(work: Work, num_views: int, *, antialias: bool = False) -> Iterator[
             str(Path(work.files) / TAR), batch_size=work.batch_size, num_workers=work.num_threads,
             image_size=work.size_px, output_format="pytorch", transform=turboloader.ImageNetNormalize(),
             shuffle=num_views == 1, train_aug=True, antialias=antialias, seed=view, drop_last=True,
+            pin_memory=work.device != "cpu",
         )
         for view in range(num_views)
     ]  # fmt: skip
@@ -31,8 +32,10 @@ def batches(work: Work, num_views: int, *, antialias: bool = False) -> Iterator[
         for loader in loaders:
             loader.set_epoch(epoch)
         for batch in zip(*loaders, strict=True):
-            yield [torch.from_numpy(images).to(work.device, non_blocking=True) for images, _ in batch]
+            yield [torch.as_tensor(images).to(work.device, non_blocking=True) for images, _ in batch]
 
 
-PEER = Peer("TurboLoader", batches, ("turboloader",), reads="tar")
-ANTIALIAS = Peer("TurboLoader, antialias", partial(batches, antialias=True), ("turboloader",), reads="tar")
+PEER = Peer("TurboLoader (tar)", batches, ("turboloader",), reads="tar")
+ANTIALIAS = Peer(
+    "TurboLoader (tar), antialias", partial(batches, antialias=True), ("turboloader",), reads="tar"
+)

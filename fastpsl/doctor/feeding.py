@@ -27,6 +27,7 @@ from fastpsl.pipelines.decoders import dali, libffcv, libturbo, resident
 from fastpsl.pipelines.decoders.choose import READS
 from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.needed_size import short_side_px
+from fastpsl.pipelines.pinned import pinned_empty
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.views import ViewSpec
 
@@ -187,9 +188,6 @@ class Feed:
 
 def copy_rate(views: Sequence[ViewSpec], batch_size: int, device: torch.device) -> float:
     """Return images/s of copying a batch's crops from pinned memory to the device."""
-    crops = [
-        torch.zeros((batch_size, view.crop.size_px, view.crop.size_px, 3), dtype=torch.uint8).pin_memory()
-        for view in views
-    ]
+    crops = [pinned_empty(batch_size, view.crop.size_px, view.crop.size_px, 3) for view in views]
     times = milliseconds(lambda: [crop.to(device, non_blocking=True) for crop in crops], device)
     return batch_size / (sorted(times)[len(times) // 2] / 1e3)

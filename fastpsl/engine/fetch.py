@@ -6,6 +6,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from fastpsl.pipelines.pinned import pinned_like
+
 Item = TypeVar("Item")
 
 
@@ -19,14 +21,13 @@ class Fetch:
         self._values = values
         self._arrived: torch.cuda.Event | None = None
         if values.is_cuda:
-            on_host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values = on_host.copy_(values, non_blocking=True)
+            self._values = pinned_like(values).copy_(values, non_blocking=True)
             # With blocking=True the wait sleeps. torch's default would occupy a core.
             self._arrived = torch.cuda.Event(blocking=True)
             self._arrived.record()
 
     def values(self) -> Tensor:
-        """Return the tensor on the host. From a GPU it is in pinned memory, so copy it to keep it long."""
+        """Return the tensor on the host. From a GPU it may be pinned memory, so copy it to keep it long."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values

@@ -1,4 +1,4 @@
-"""A copy of a training's state on the host, taken between two steps without waiting for the device."""
+"""A copy of a training's state on the host, taken between two steps."""
 
 import copy
 from typing import Any
@@ -6,12 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastpsl.pipelines.pinned import pinned_like
+
 
 class Snapshot:
     """A copy of a state, in memory that the next copy uses again.
 
     A GPU's tensors are copied to pinned memory, queued behind the device's work. What the host launches
-    afterwards therefore changes the tensors only when they have been copied.
+    afterwards therefore changes the tensors only when they have been copied. `take` waits for them
+    where pinned memory is exhausted.
     """
 
     def __init__(self) -> None:
@@ -43,8 +46,10 @@ class Snapshot:
         if isinstance(value, Tensor):
             key = (place, value.shape, value.stride(), value.dtype, value.is_cuda)
             buffer = before.get(key)
-            if buffer is None:
-                buffer = torch.empty_like(value, device="cpu", requires_grad=False, pin_memory=value.is_cuda)
+            if buffer is None and value.is_cuda:
+                buffer = pinned_like(value)
+            elif buffer is None:
+                buffer = torch.empty_like(value, device="cpu", requires_grad=False)
             self._buffers[key] = buffer.copy_(value.detach(), non_blocking=True)
             return buffer
         if isinstance(value, dict):

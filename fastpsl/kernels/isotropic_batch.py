@@ -98,10 +98,12 @@ def _tried(device: torch.device) -> tuple[ModuleType | None, str]:
     if device.type != "cuda":
         return None, ""
     images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8, device=device)
-    boxes = torch.tensor([[28, 28, 8, 8, DIAGONAL]], dtype=torch.int32, device="cpu").pin_memory()
+    boxes = torch.full((1, 5), 8, dtype=torch.int32, device=device)
+    boxes[:, :2].fill_(28)
+    boxes[:, 4].fill_(DIAGONAL)
     try:
         module = importlib.import_module("fastpsl.kernels.fused_cuda.isotropic")
-        module.crop(images, boxes.to(device, non_blocking=True), 8)
+        module.crop(images, boxes, 8)
     except torch.cuda.OutOfMemoryError:
         raise
     except ImportError as error:

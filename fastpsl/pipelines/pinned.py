@@ -1,7 +1,7 @@
-"""Pinned (page-locked) memory of the host, from which copies to a GPU run beside other work.
+"""Pinned (page-locked) memory of the host. Its copies to and from a GPU run beside other work.
 
 Where the system has none left, a process warns once. Memory that is not pinned then takes its place, and the
-thread that copies from it waits.
+thread that starts such a copy waits.
 """
 
 import threading
@@ -21,6 +21,18 @@ def pinned_empty(*shape: int) -> Tensor:
         memory = torch.empty(shape, dtype=torch.uint8, device="cpu")
         warn_of_unpinned(memory.nbytes, error)
         return memory
+
+
+def pinned_like(tensor: Tensor) -> Tensor:
+    """Return host memory without values of a tensor's shape, layout and dtype, pinned as by `pinned_empty`.
+
+    A GPU's copy to it has arrived when an event recorded after it has passed, whether it is pinned or not.
+    """
+    try:
+        return torch.empty_like(tensor, device="cpu", requires_grad=False, pin_memory=True)
+    except RuntimeError as error:
+        warn_of_unpinned(tensor.nbytes, error)
+        return torch.empty_like(tensor, device="cpu", requires_grad=False)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -46,8 +58,8 @@ def warn_of_unpinned(num_bytes: int, error: RuntimeError) -> None:
         return
     _has_warned.set()
     warnings.warn(
-        f"no {num_bytes / 2**20:,.1f} MiB of pinned host memory ({' '.join(str(error).split())[:200]}): "
-        "copies to the GPU start from memory that is not pinned, and take longer; lower --prefetch-batches "
+        f"no {num_bytes:,} bytes of pinned host memory ({' '.join(str(error).split())[:200]}): "
+        "copies to and from the GPU use memory that is not pinned, and take longer; lower --prefetch-batches "
         "or --batch-size, or end other programs that pin memory",
         stacklevel=3,
     )

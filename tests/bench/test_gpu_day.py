@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tarfile
+from itertools import takewhile
 from pathlib import Path
 from typing import get_args
 
@@ -21,6 +22,7 @@ from bench.pack_images import pack, unpack
 from bench.schema import REHEARSAL, validate
 from bench.step import Mode
 from fastpsl.engine.command_line import parse
+from fastpsl.pipelines.decoders.choose import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 PART_S, FINISH_S = 240, 15
@@ -34,9 +36,9 @@ def call(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def steps(part: str) -> dict[str, tuple[int, list[str]]]:
-    """Return name → (last second, command) of a part at full size."""
-    process = call(f"bash bench/gpu_day/{part}.sh", LIST="1")
+def steps(part: str, small: str = "") -> dict[str, tuple[int, list[str]]]:
+    """Return name → (last second, command) of a part at full size, or of its rehearsal."""
+    process = call(f"bash bench/gpu_day/{part}.sh", LIST="1", SMALL=small)
     assert process.returncode == 0 and not process.stderr
     lines = [line.split("\t") for line in process.stdout.splitlines()]
     limits = {name: (int(last), shlex.split(command)) for name, last, command in lines}
@@ -69,13 +71,28 @@ def test_parts_fit_four_minutes_and_their_commands_are_understood(
     assert len(set(results)) == len(results) > 8
 
 
+def values(words: list[str], option: str) -> list[str]:
+    """Return an option's values, which end at the next option."""
+    rest = words[words.index(option) + 1 :]
+    return list(takewhile(lambda word: not word.startswith("--"), rest))
+
+
+@pytest.mark.parametrize("small", ["", "1"])
+def test_decoders_have_their_names(small: str) -> None:
+    named = {
+        name
+        for part in PARTS
+        for _, words in steps(part, small).values()
+        for option in ("--decoder", "--decoders")
+        if option in words
+        for name in values(words, option)
+    }
+    assert named and named <= {"auto", *NAMES}
+
+
 def test_every_mode_of_the_step_is_measured_and_every_program_is_in_a_part_or_by_hand(
     plan: dict[str, dict[str, tuple[int, list[str]]]],
 ) -> None:
-    def values(words: list[str], option: str) -> list[str]:
-        rest = words[words.index(option) + 1 :]
-        return rest[: next(number for number, word in enumerate(rest) if word.startswith("--"))]
-
     steps = plan["a"]["step"][1], plan["g"]["compiled"][1]
     assert {mode for words in steps for mode in values(words, "--modes")} == set(get_args(Mode))
     assert all(values(words, "--graph") == ["off", "on"] for words in steps)

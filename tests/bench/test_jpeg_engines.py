@@ -120,7 +120,7 @@ def test_impossible_options(values: dict[str, Any]) -> None:
         Options(**values).check()
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 @needs_dali("its log")
 def test_on_a_cpu_nvimagecodec_itself_tells_that_the_first_batch_is_full(tmp_path: Path) -> None:
     out = tmp_path / "result.json"

@@ -5,18 +5,20 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from ctypes.util import find_library
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from bench.cpu_time import tree_usage
-from bench.peers import FLOATS, Work, ours, why_missing
+from bench.peers import FLOATS, Work, ours, spdl, turboloader, why_missing
 from bench.peers.files import copy_out
 from bench.peers.peer import MEAN, STD
 from bench.peers.spdl import filter_graph, random_box
@@ -25,6 +27,7 @@ from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.decoders import choose, libffcv
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.sources.source import Sample
+from tests.fake_cuda import fake_cuda
 from tests.programs import ROOT
 
 CPU = torch.device("cpu")
@@ -110,6 +113,51 @@ def check_floats(kind: str, beton: Path, from_folder: bool = False) -> None:
     assert len({*numbers.tolist()}) == NUM or (kind == "webdataset" and len({*numbers.tolist()}) > NUM / 4)
     slopes = np.array([slope for *_, slope in views])
     assert (slopes > 0).any() and (slopes < 0).any()  # flipped, and not
+
+
+def test_spdl_copies_to_a_gpu_in_a_thread_of_its_own(beton: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There need not be a GPU: what copies is replaced, and changes no batch."""
+    pytest.importorskip("cv2")
+    spdl_io = pytest.importorskip("spdl.io")
+    threads = []
+
+    def transfer(batch: object) -> object:
+        threads.append(threading.current_thread())
+        return batch
+
+    monkeypatch.setattr(spdl_io, "transfer_tensor_h2d", transfer)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    work = Work("spdl_cv2", str(beton), str(beton.parent / "files"), 4, 2, SIZE_PX, "cuda:0")
+    batches = spdl.with_cv2(work, 1)
+    views = [next(batches)[0] for _ in range(6)]
+    batches.close()  # type: ignore[attr-defined]
+    assert all(view.shape == (4, 3, SIZE_PX, SIZE_PX) for view in views)
+    assert len(threads) >= 6 and len(set(threads)) == 1
+
+
+@pytest.mark.parametrize(("device", "is_pinned"), [("cpu", False), ("cuda:0", True)])
+def test_turboloader_pins_memory_for_a_gpu(
+    device: str, is_pinned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    class DataLoader:
+        def __init__(self, path: str, **options: object) -> None:
+            given.append(options["pin_memory"])
+
+        def set_epoch(self, epoch: int) -> None:
+            pass
+
+        def __iter__(self) -> Iterator[tuple[object, None]]:
+            images = np.full((4, 3, 8, 8), 7, np.float32)
+            yield torch.from_numpy(images) if given[0] else images, None  # as the library does
+
+    fake = SimpleNamespace(DataLoader=DataLoader, ImageNetNormalize=lambda: None)
+    monkeypatch.setitem(sys.modules, "turboloader", fake)
+    with fake_cuda():
+        views = next(turboloader.batches(Work("turboloader", "", "", 4, 2, 8, device), 2))
+        assert [view.device for view in views] == [torch.device(device)] * 2
+    assert given == [is_pinned] * 2
 
 
 def test_spdls_boxes_are_torchvisions() -> None:

@@ -113,10 +113,9 @@ def test_the_device_agrees_with_the_cpu_and_never_waits() -> None:
 def test_without_triton_the_reason_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice for a CUDA device is made on a machine without one, so tensors stay on the CPU."""
     device = torch.device("cuda", 7)
-    zeros = torch.zeros
+    zeros, full = torch.zeros, torch.full
     monkeypatch.setattr(torch, "zeros", lambda *shape, device, **kinds: zeros(*shape, **kinds))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
+    monkeypatch.setattr(torch, "full", lambda *shape, device, **kinds: full(*shape, **kinds))
     monkeypatch.setitem(sys.modules, "fastpsl.kernels.fused_cuda.isotropic", None)
     with pytest.warns(UserWarning, match="dense matrix products, many times slower: Triton is missing"):
         assert isotropic_batch.fused_form(device) is None

@@ -68,7 +68,7 @@ def test_without_pinned_memory_arenas_are_not_pinned_and_one_line_says_so(
 ) -> None:
     monkeypatch.setattr(pinned, "_has_warned", threading.Event())
     arenas = Arenas(pinned=True)
-    with pytest.warns(UserWarning, match=r"^no 2.5 MiB of pinned host memory \(") as caught:
+    with pytest.warns(UserWarning, match=r"^no 2,621,440 bytes of pinned host memory \(") as caught:
         held = [arenas.take(2 << 20), arenas.take(2 << 20)]
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
     assert not any(arena.is_pinned for arena in held)

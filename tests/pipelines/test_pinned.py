@@ -16,16 +16,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from fastpsl.engine.fetch import Fetch
+from fastpsl.engine.snapshot import Snapshot
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
+from fastpsl.kernels.isotropic_batch import fused_form
 from fastpsl.pipelines import pinned
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.decoders.dali_pipeline import put
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
 from fastpsl.pipelines.loader import by_chunks
 from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.pending_batch import LoaderSpec, PendingBatch
 from fastpsl.pipelines.views import ViewSpec
+from tests.fake_cuda import fake_cuda
 
 SIZES_PX = 16, 24
 NUM = 6
@@ -148,3 +153,26 @@ def test_without_pinned_memory_the_batch_is_the_same_and_one_line_says_why(here:
     assert not any(is_pinned for *_, is_pinned in gpu.copies) and len(gpu.copies) == 2 + 1
     for tensor, expected in zip(batch.tensors(), on_cpu.tensors(), strict=True):
         assert torch.equal(tensor, expected) and tensor.stride() == expected.stride()
+
+
+def copy_without_pinned_memory() -> None:
+    with fake_cuda(has_pinned=False) as cuda:
+        weights = torch.zeros(2, 8, 3, 3, device=cuda.device).to(memory_format=torch.channels_last)
+        snapshot = Snapshot()
+        copied, fetch = snapshot.take({"weights": weights})["weights"], Fetch(weights)
+        for tensor in (copied, fetch.values()):
+            assert tensor.device.type == "cpu" and not tensor.is_pinned()
+            assert tensor.shape == weights.shape and tensor.stride() == weights.stride()
+        # The copy may be in flight all the same, so both wait for the device.
+        assert snapshot._arrived is not None and fetch._arrived is not None
+        images = [torch.zeros(4, 8, 8, 3, dtype=torch.uint8, device=cuda.device)]
+        put(images, np.array([2, 0]), [images[0][:2]])
+        assert fused_form(cuda.device) is not None
+
+
+def test_without_pinned_memory_all_copies_use_other_memory_and_one_line_says_so(
+    here: pytest.MonkeyPatch,
+) -> None:
+    with pytest.warns(UserWarning, match="of pinned host memory") as caught:
+        copy_without_pinned_memory()
+    assert len([each for each in caught if "pinned" in str(each.message)]) == 1

@@ -19,6 +19,7 @@ from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.decoders.boxes import windows
 from fastpsl.pipelines.decoders.dali_errors import named_sample, reason, user_error
 from fastpsl.pipelines.decoders.dali_graph import Graph, build, feeds, first_feeds
+from fastpsl.pipelines.pinned import to_device
 from fastpsl.pipelines.workers import Workers
 
 _CHUNK = 8
@@ -214,7 +215,7 @@ class DaliPipeline:
             return torch.from_dlpack(output.as_tensor())
         _, _, relative = windows(boxes, size)
         if self._is_gpu:
-            device_boxes = torch.from_numpy(relative).pin_memory().to(self._device, non_blocking=True)
+            device_boxes = to_device(torch.from_numpy(relative), self._device)
             return crop_isotropic(torch.from_dlpack(output.as_tensor()), device_boxes, size)
         crops = np.empty((len(boxes), size, size, 3), np.uint8)
 
@@ -310,7 +311,6 @@ def _in_threads(workers: Workers, function: Callable[[range], None], num: int) -
 def put(images: list[Tensor], which: np.ndarray, crops: list[Tensor]) -> None:
     """Copy m crops to the positions `which`, int [m], of the images of each view, uint8 [n, S, S, 3]."""
     places = torch.from_numpy(np.ascontiguousarray(which, np.int64))
-    if crops[0].device.type != "cpu":
-        places = places.pin_memory().to(crops[0].device, non_blocking=True)
+    places = to_device(places, crops[0].device)
     for image, crop in zip(images, crops, strict=True):
         image.index_copy_(0, places, crop)

@@ -16,6 +16,7 @@ from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.doing import doing
+from fastpsl.pipelines.pinned import to_device
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.beton.reader import Beton
@@ -126,10 +127,7 @@ class ResidentDecoder(BatchDecoder):
         return status, images
 
     def _moved(self, values: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        return (
-            tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
-        )
+        return to_device(torch.from_numpy(np.ascontiguousarray(values)), self._device)
 
     @override
     def close(self) -> None:

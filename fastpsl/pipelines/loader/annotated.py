@@ -20,6 +20,7 @@ from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.files.uncopyable import Uncopyable
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
+from fastpsl.pipelines.pinned import to_device
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.workers import Workers, default_num_threads
 
@@ -212,9 +213,7 @@ class AnnotatedLoader(Uncopyable):
         self, epoch: int, step: int, indices: np.ndarray, samples: list[AnnotatedImage]
     ) -> AnnotatedBatch:
         def move(tensor: Tensor) -> Tensor:
-            if self.device.type != "cuda":
-                return tensor
-            return tensor.pin_memory().to(self.device, non_blocking=True)
+            return to_device(tensor, self.device) if self.device.type == "cuda" else tensor
 
         return AnnotatedBatch(
             images=[move(image) for image, _ in samples],
