@@ -46,7 +46,10 @@ CASES: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"threads": 5, "views": 2}, "dali", ["about 5,560"]),
     ({"views": 8}, "turbo", ["about 7,210"]),
     ({"threads": 1, "device": "cpu"}, "turbo", ["it decodes what the crops need"]),
-    ({"no_turbo": True}, "dali", ["it decodes on the GPU"]),
+    ({"threads": 1}, "dali", ["1 thread decodes about 1,470"]),
+    ({"given_cores": 8}, "dali", ["8 threads decode about 11,800"]),
+    ({"no_turbo": True}, "dali", ["it decodes on the GPU", "no compiler; a wheel"]),
+    ({"no_turbo": True, "dali": IDLE}, "dali", ["it decodes on the GPU", "no compiler; a wheel"]),
     ({"no_turbo": True, "dali": NO_DALI}, "ffcv", ["no faster one"]),
     ({"no_turbo": True, "dali": NO_DALI, "no_ffcv": True}, "pillow", ["no faster one"]),
     ({"no_turbo": True, "device": "cpu"}, "ffcv", ["no faster one"]),
@@ -62,13 +65,18 @@ CASES: list[tuple[dict[str, Any], str, list[str]]] = [
 def test_what_auto_takes(
     case: dict[str, Any], name: str, mentions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = list[torch.device]()
+    asked, tried = list[torch.device](), list[torch.device]()
     cores = case.get("cores", 16)
     monkeypatch.setattr(choose, "default_num_threads", lambda: cores)
     monkeypatch.setattr(libturbo, "why_missing", lambda: "no compiler" if "no_turbo" in case else "")
     monkeypatch.setattr(libffcv, "why_missing", lambda: "no ffcv" if "no_ffcv" in case else "")
     state = case.get("dali", WORKING)
-    monkeypatch.setattr(dali, "why_missing", lambda _: NO_DALI if state == NO_DALI else "")
+
+    def why_missing(device: torch.device) -> str:
+        tried.append(device)
+        return NO_DALI if state == NO_DALI else ""
+
+    monkeypatch.setattr(dali, "why_missing", why_missing)
 
     def why_slower(device: torch.device) -> str:
         asked.append(device)
@@ -84,15 +92,18 @@ def test_what_auto_takes(
             torch.device(device),
             num_threads=case.get("threads"),
             num_views=case.get("views", 1),
+            num_cores=case.get("given_cores"),
         )
     assert chosen == name
     for text in mentions:
         assert text in reason, reason
     assert "\n" not in reason
-    is_slow = name in ("ffcv", "pillow")
+    is_slow = name in ("ffcv", "pillow") or ("no_turbo" in case and state == IDLE)
     assert len(caught) == is_slow and (not is_slow or "slow" in str(caught[0].message))
     if device == "cpu" or name == "pillow":
         assert not asked  # the engines are proven only where they could be taken
+    if state == IDLE and "no_turbo" not in case:
+        assert not tried  # importing DALI takes seconds
 
 
 def test_the_measured_figures_agree_with_each_other() -> None:

@@ -50,7 +50,8 @@ def choose_on_gpu(
     """
     num_threads, needed = min(num_threads, num_cores), fastest_step(num_views)
     rate = 1e3 * num_threads / turbo_ms(num_views)
-    decode = f"{number_of(num_threads, 'thread')} decode about {float(f'{rate:.3g}'):,.0f} images/s"
+    threads = number_of(num_threads, "thread decodes", "threads decode")
+    decode = f"{threads} about {float(f'{rate:.3g}'):,.0f} images/s"
     estimate = f"{decode} (an estimate), and the fastest step measured takes {needed:,}"
     if rate >= needed:
         return "turbo", estimate
