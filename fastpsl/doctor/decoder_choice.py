@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 
-from fastpsl.doctor.measurements import AutoDecoder, DecoderCost
+from fastpsl.doctor.measurements import MIN_GAIN, AutoDecoder, DecoderCost
 from fastpsl.pipelines.decoders.rates import DALI_MS
-
-_MIN_GAIN = 0.05  # less does not speak against the choice
 
 
 def by_measurement(auto: str, costs: Mapping[str, DecoderCost], needed: float | None) -> str:
@@ -28,7 +26,7 @@ def by_measurement(auto: str, costs: Mapping[str, DecoderCost], needed: float | 
         gain = costs[auto].cpu_ms / costs[other].cpu_ms - 1
     else:
         gain = costs[other].images_per_s / costs[auto].images_per_s - 1
-    return other if gain >= _MIN_GAIN else auto
+    return other if gain >= MIN_GAIN else auto
 
 
 def in_words(auto: AutoDecoder, is_cuda: bool) -> str:

@@ -95,7 +95,7 @@ def _examine(
             seconds = _SECONDS["sample" if options.data is None else device.type]
         measured = measure(setup, num_cores, seconds, log)
         checks += [check_page_cache(measured.read), *check_noise(measured.stages)]
-        checks += check_engines(measured.jpeg_engines)
+        checks += check_engines(measured.jpeg_engines, measured.decoder)
     checks += [Check("warning", "warning", text) for text in dict.fromkeys(messages)]
     if setup.recipe is None:
         text = f"none was named, and {DEFAULT} was not found: only reading and decoding were timed"

@@ -22,6 +22,8 @@ SHARES = (0.0, 0.5, 0.65, 0.8, 0.9, 1.0)
 IDLE_PERCENT = 5  # below it, no image of a batch seems to have reached the engines
 _ROUNDS = 2
 _PERIOD_S = 0.05
+_NVML_S = 1.0  # a reading is the average over up to so long
+_NO_NEED = "--decoder turbo needs none"
 _IDLE_REMEDY = (
     "they read baseline JPEGs, which `fastpsl data write` makes of others; "
     "DALI_NVIMGCODEC_LOG_LEVEL=3 before the command tells which decoder is used"
@@ -59,8 +61,10 @@ def measure_engines(feed: Feed, seconds: float, log: Callable[[str], None]) -> J
         for round_number in range(_ROUNDS):
             for each in sorted(rates, reverse=round_number % 2 == 1):
                 log(f"decode by dali, {each:g} of a batch for the JPEG engines")
-                with sampled(read) as samples:
-                    rate = feed.rate(feed.warm, seconds / len(rates), decoder="dali", hw_decoder_load=each)
+                # The share that trains is decoded long enough for a reading of it alone.
+                region_s = max(seconds / len(rates), 2 * _NVML_S if each == share else 0.0)
+                with sampled(read, after_s=_NVML_S) as samples:
+                    rate = feed.rate(feed.warm, region_s, decoder="dali", hw_decoder_load=each)
                 rates[each].append(rate)
                 busy += samples if each == share else []
     means = {each: statistics.mean(values) for each, values in rates.items()}
@@ -83,14 +87,16 @@ def best_share(engines: JpegEngines | None, decoder: str, decode: float) -> list
     return [Alternative(option, rate, engines.rates[engines.share])]
 
 
-def check_engines(engines: JpegEngines | None) -> list[Check]:
-    """Check that the engines work, and that they have something to do."""
+def check_engines(engines: JpegEngines | None, decoder: str) -> list[Check]:
+    """Check that the engines work and have something to do, if `dali` is the decoder that trains."""
     if engines is None:
         return []
     if engines.why_idle:
-        return [Check("jpeg engines", "warning", engines.why_idle)]
+        if decoder == "dali":
+            return [Check("jpeg engines", "warning", engines.why_idle, _NO_NEED)]
+        return [Check("jpeg engines", "ok", engines.why_idle)]
     is_idle = engines.busy_percent is not None and engines.busy_percent < IDLE_PERCENT
-    if is_idle and engines.share > 0:
+    if is_idle and engines.share > 0 and decoder == "dali":
         return [Check("jpeg engines", "warning", engines.text, _IDLE_REMEDY)]
     return [Check("jpeg engines", "ok", engines.text)]
 
@@ -132,12 +138,18 @@ def _nvml() -> Any:
 
 
 @contextlib.contextmanager
-def sampled(read: Callable[[], int | None]) -> Iterator[list[int]]:
-    """Yield a list that gets what `read` returns every 50 ms, without None, until the context ends."""
+def sampled(read: Callable[[], int | None], *, after_s: float = 0.0) -> Iterator[list[int]]:
+    """Yield a list that gets what `read` returns every 50 ms, without None, until the context ends.
+
+    Args:
+        read: Returns a reading, or None.
+        after_s: Seconds until the first one.
+    """
     samples: list[int] = []
     ended = threading.Event()
 
     def sample() -> None:
+        ended.wait(after_s)
         while not ended.wait(_PERIOD_S):
             if (value := read()) is not None:
                 samples.append(value)

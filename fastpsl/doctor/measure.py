@@ -64,7 +64,9 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
     warm: Dataset = data if has_all else Subset(data, samples)
     from_storage = read.from_storage and not has_all
 
-    threads_and_views = {"num_threads": setup.num_threads, "num_views": len(first_views)}
+    threads_and_views = {
+        "num_threads": setup.num_threads, "num_views": len(first_views), "num_cores": num_cores,
+    }  # fmt: skip
     decoder, reason = choose_decoder(setup.options.decoder, data, device, **threads_and_views)
     auto = decoder
     if setup.options.decoder != "auto":

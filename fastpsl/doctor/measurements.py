@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+MIN_GAIN = 0.05  # less does not speak for another decoder, nor for another share of a batch
 CACHED = 0.95  # at this share or above, the data counts as being in the page cache
 # The command as a user types it; SRC stands for the images that the data was made from.
 BETON_WRITE = "fastpsl data write SRC OUT"
@@ -73,14 +74,20 @@ class JpegEngines:
 
     @property
     def best_share(self) -> float:
-        """The share with the highest rate; that of training if none was measured."""
-        return max(self.rates, key=lambda share: self.rates[share], default=self.share)
+        """The share with the highest rate; that of training unless another is faster by MIN_GAIN."""
+        best = max(self.rates, key=lambda share: self.rates[share], default=self.share)
+        is_faster = best != self.share and self.rates[best] >= (1 + MIN_GAIN) * self.rates[self.share]
+        return best if is_faster else self.share
 
     @property
     def line(self) -> str:
         """The text and the best share, as one line for people."""
-        option = "" if self.best_share == self.share else f" (--hw-decoder-load {self.best_share:g})"
-        return f"JPEG engines: {self.text}; fastest with {self.best_share:g} of a batch{option}"
+        best = self.best_share
+        if best == self.share:
+            fastest = f"no share of a batch is faster than {best:g} by {MIN_GAIN:.0%}"
+        else:
+            fastest = f"fastest with {best:g} of a batch (--hw-decoder-load {best:g})"
+        return f"JPEG engines: {self.text}; {fastest}"
 
 
 @dataclass(frozen=True)

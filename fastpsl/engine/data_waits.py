@@ -1,7 +1,8 @@
 """The waits of a stage's steps for the loader. If they are long over a minute, a stage tells it once.
 
 On a CPU a step waits as long as `next(batches)` takes. On a GPU the host runs ahead, and its own waits say
-little. There a wait is the time in which the device had nothing to do while the host waited for a batch.
+little. There a wait is the time in which the device had nothing to do before a batch was on it: the host
+waited for the batch, or the batch's copy had not ended.
 """
 
 import resource
@@ -47,6 +48,8 @@ class Waits:
         seconds: The time that they took.
         idle_s: The part in which the step waited for them.
         host_s: The part in which the host waited for them.
+        copy_s: On a GPU, the part in which the step waited for what the host had: copies, and the decoder's
+            work on the GPU.
         cpu_s: CPU time of this process while the host waited.
         read_bytes: Bytes that came from storage.
     """
@@ -55,6 +58,7 @@ class Waits:
     seconds: float = 0.0
     idle_s: float = 0.0
     host_s: float = 0.0
+    copy_s: float = 0.0
     cpu_s: float = 0.0
     read_bytes: int = 0
 
@@ -106,6 +110,7 @@ class DataWaits:
         self._waits = Waits()
         # Waits whose events the device has not reached: with the events before and after each.
         self._pending: deque[tuple[Waits, torch.cuda.Event | None, torch.cuda.Event | None]] = deque()
+        self._free: list[torch.cuda.Event] = []
 
     def over(self, batches: Iterator[Item], num_left: int) -> Iterator[Item]:
         """Yield batches, and watch the time between them.
@@ -116,14 +121,15 @@ class DataWaits:
         """
         last_s, last_use = 0.0, Usage(0.0, 0)
         for i in count():
-            launched = self._mark()
+            counts = self._num_ahead < i < num_left - self._num_ahead and not self._has_told
+            launched = self._mark() if counts else None
             asked_s, asked_use = self._clock(), self._usage()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             came_s, came_use = self._clock(), self._usage()
-            if self._num_ahead < i < num_left - self._num_ahead and not self._has_told:
+            if counts:
                 waits = Waits(
                     num_batches=1,
                     seconds=came_s - last_s,
@@ -137,10 +143,10 @@ class DataWaits:
             yield batch
 
     def _mark(self) -> torch.cuda.Event | None:
-        """Return an event behind the work that is launched so far; None on a CPU, and when all is told."""
-        if not self._is_cuda or self._has_told:
+        """Return an event behind the work that is launched so far; None on a CPU."""
+        if not self._is_cuda:
             return None
-        event = torch.cuda.Event(enable_timing=True)
+        event = self._free.pop() if self._free else torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
@@ -150,12 +156,14 @@ class DataWaits:
             wait, launched, came = self._pending.popleft()
             idle_s = wait.host_s
             if launched is not None and came is not None:
-                idle_s = min(idle_s, launched.elapsed_time(came) / 1e3)
+                idle_s = launched.elapsed_time(came) / 1e3
+                self._free += [launched, came]
             total = self._waits
             total.num_batches += 1
             total.seconds += wait.seconds
             total.idle_s += idle_s
             total.host_s += wait.host_s
+            total.copy_s += max(0.0, idle_s - wait.host_s)
             total.cpu_s += wait.cpu_s
             total.read_bytes += wait.read_bytes
         if self._waits.seconds < WINDOW_S:
@@ -164,4 +172,5 @@ class DataWaits:
         if waits.share > LONG_SHARE:
             self._has_told = True
             self._pending.clear()
+            self._free.clear()
             self._tell(waits)

@@ -16,11 +16,11 @@ from fastpsl.engine.train_step import TrainStep
 from fastpsl.pipelines.views import ViewSpec
 
 # The options for which "auto" makes a choice.
-AUTOMATIC = ("compile", "augment_backend")
+AUTOMATIC = ("compile", "augment_backend", "decoder")
 
 
 def choices_of(train_step: TrainStep) -> dict[str, Any]:
-    """Return the choices under their options' names, for checkpoints."""
+    """Return the stage's choices under their options' names, for checkpoints."""
     return {
         "compile": compile_value(train_step.step_choice.mode),
         "augment_backend": train_step.augment.path,

@@ -1,6 +1,7 @@
 """The data of a recipe: opened, checked against views and batch size, and served by loaders."""
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.decoders.choose import READS, is_kept_on_device
 from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -51,6 +53,8 @@ class RunData:
         train: The training data.
         val: The validation data, or None.
         batch_size: The number of images that this rank takes at a time.
+        decoder: The decoder of all loaders: that of --decoder, or what `auto` chose for the run.
+        decoder_reason: The reason for that choice.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class RunData:
             ValueError: The data cannot be read, or the batch is not divisible by the ranks.
         """
         self.options, self.world = options, world
+        self.decoder, self.decoder_reason = options.decoder, ""
         self.batch_size = options.rank_batch(world.size)
         self.train, self.val = (open or open_both)(options)
         if part is not None:
@@ -102,16 +107,36 @@ class RunData:
                 for view in data_views:
                     view.crop.check(min_height, min_width)
 
-    def loader(self, data: Dataset, views: Sequence[ViewSpec], *, train: bool) -> Loader:
-        """Return a loader of this rank's share, shuffled for training, else in the data's order."""
-        return open_loader(
+    def loader(
+        self, data: Dataset, views: Sequence[ViewSpec], *, train: bool, batch_size: int | None = None
+    ) -> Loader:
+        """Return a loader of this rank's share, shuffled for training, else in the data's order.
+
+        Args:
+            data: Data of the run.
+            views: The views of each image.
+            train: Whether it is for training.
+            batch_size: The images that this rank takes at a time; None for `batch_size` of the run.
+        """
+        loader = open_loader(
             data,
             views,
-            self.options,
+            replace(self.options, decoder=self.decoder_of(data)),
             self.world,
-            batch_size_per_rank=self.batch_size,
+            batch_size_per_rank=batch_size or self.batch_size,
             train=train,
         )
+        if loader.decoder_name == self.decoder != self.options.decoder:
+            remark = getattr(loader.decoder, "remark", "")
+            loader.decoder_reason = "; ".join(filter(None, (self.decoder_reason, remark)))
+        return loader
+
+    def decoder_of(self, data: Dataset) -> str:
+        """Return the decoder for data of the run: "auto" where the chosen one is not for them."""
+        if self.options.decoder != "auto" or self.decoder == "auto":
+            return self.decoder
+        is_other = self.decoder not in READS[data.kind] or is_kept_on_device(data, self.world.device)
+        return "auto" if is_other else self.decoder
 
     def annotated_loader(self, read: Callable[[int, int], AnnotatedImage]) -> AnnotatedLoader:
         """Return a loader of this rank's share of the training data as whole images.

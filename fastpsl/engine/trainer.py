@@ -23,6 +23,7 @@ from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.resume import loading
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import BatchSource
+from fastpsl.engine.run_decoder import choose_run_decoder, decoder_choice
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.time_left import work_ahead
 from fastpsl.engine.wait_causes import line_of
@@ -40,6 +41,10 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
     if state:
         with loading(run.resumed_from):
             experiment.backbone.load_state_dict(state["backbone"])
+    if views := experiment.task.views(experiment.stages[0].level):  # else whole images are read
+        kept = state.get("choices", {}).pop("decoder", None) if state else None
+        with doing("choosing the decoder"):
+            choose_run_decoder(run, len(views), kept)
     with LastStep(run) as last_step:
         while len(position.summaries) < len(experiment.stages):
             if len(position.summaries) > position.stage:
@@ -301,7 +306,7 @@ class StageTrainer:
             "num_stages": len(self.experiment.stages),
             "backbone": self.experiment.backbone.state_dict(),
             "learner": self.train_step.state_dict(),
-            "choices": choices_of(self.train_step),
+            "choices": choices_of(self.train_step) | decoder_choice(self.run),
             "task": task,
             "input": self.experiment.task.input_record(self.stage.level),
         }

@@ -7,6 +7,7 @@ from fastpsl.engine.run_data import BatchSource
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import libturbo
+from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.needed_size import short_side_px
 from fastpsl.pipelines.number_words import number_of
@@ -17,19 +18,24 @@ _NUM_LOOKED_AT = 256  # samples, spread over the data
 _HERE = 0.95  # at this share of remote data or above, the network is not what is waited for
 _IDLE = 0.5  # of the threads: if fewer are busy, they wait for bytes
 _FROM_STORAGE = 0.5  # of the bytes of the batches
+_BY_COPIES = 0.5  # of the waits
 _LARGE = 2.0  # times the shorter side that the crops need
 _DOCTOR = "fastpsl doctor, with the same options, measures each part"
+_UNKNOWN = "unknown", f"The cause is not known: {_DOCTOR}"
 
 
 def line_of(stage: str, waits: Waits, loader: BatchSource) -> tuple[str, str]:
-    """Return the cause in one word, and the line for people.
+    """Return the cause in one word, and the line for people. No error in naming it ends a training.
 
     Args:
         stage: The stage's name.
         waits: Its waits.
         loader: The loader of its batches.
     """
-    cause, words = cause_of(waits, loader)
+    try:
+        cause, words = cause_of(waits, loader)
+    except Exception:  # noqa: BLE001  (of files, libraries or the network)
+        cause, words = _UNKNOWN
     decoder = f"the decoder {loader.decoder_name}"
     if isinstance(loader, Loader):
         decoder += f" with {number_of(loader.num_threads, 'thread')}"
@@ -46,17 +52,39 @@ def _ms(value: float) -> str:
 def cause_of(waits: Waits, loader: BatchSource) -> tuple[str, str]:
     """Return the cause in one word, and in a sentence with what helps."""
     if not isinstance(loader, Loader) or loader.decoder_name in ("resident", "synthetic"):
-        return "unknown", f"The cause is not known: {_DOCTOR}"
+        return _UNKNOWN
+    if waits.copy_s > _BY_COPIES * waits.idle_s:
+        return _of_the_gpu(loader)
     data = loader.data
     some = np.linspace(0, data.num_samples - 1, min(_NUM_LOOKED_AT, data.num_samples)).astype(np.int64)
     num_cores = default_num_threads()
     if waits.busy_cores < _IDLE * min(loader.num_threads, num_cores):
-        return _of_bytes(waits, loader, some)
+        return _of_bytes(waits, loader, some) or _of_engines(loader)
     return _of_decoding(loader, some, num_cores)
 
 
-def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str]:
-    """Return why threads that are mostly idle get no bytes."""
+def _of_the_gpu(loader: Loader) -> tuple[str, str]:
+    """Return why batches that the host has are not on the GPU."""
+    if loader.decoder_name == "dali":
+        return _of_engines(loader)
+    return "copy", f"The batches are ready, and their copies to the GPU are too slow: {_DOCTOR}"
+
+
+def _of_engines(loader: Loader) -> tuple[str, str]:
+    """Return why threads are idle that do not wait for bytes."""
+    if loader.decoder_name != "dali" or loader.device.type == "cpu":
+        return "unknown", f"The decoding threads are mostly idle, and why is not known: {_DOCTOR}"
+    if remark := getattr(loader.decoder, "remark", ""):
+        return "engines", f"The GPU's JPEG engines do not help: {remark}"
+    return "busy engines", (
+        "The GPU decodes too slowly, and the CPU is mostly idle: try --decoder turbo with all cores "
+        f"(--workers {default_num_threads()}), or write smaller images (fastpsl data write SRC OUT "
+        f"--short-side {short_side_px(loader.views) or 'PX'})"
+    )
+
+
+def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str] | None:
+    """Return why threads that are mostly idle get no bytes; None if they do not seem to wait for them."""
     whole, samples = _whole(loader.data, some)
     remote = remote_pages(whole)
     if remote is not None and (here := remote.share_here(samples)) < _HERE:
@@ -70,7 +98,7 @@ def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str]
             "The storage is too slow, and the data does not come from memory: copy it to a local disk, or "
             "write smaller images (fastpsl data write SRC OUT --max-side PX)"
         )
-    return "unknown", f"The decoding threads are mostly idle, and why is not known: {_DOCTOR}"
+    return None
 
 
 def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str, str]:
@@ -94,11 +122,17 @@ def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str,
     if loader.num_threads < num_cores:
         return "threads", f"There are few decoding threads: give --workers {num_cores}"
     if loader.device.type == "cuda":
+        others = ", try --decoder dali" if name == "turbo" and _has_engines(loader) else ""
         return "cores", (
-            f"Decoding takes all {number_of(num_cores, 'core')} of this process: give it more, or write "
-            f"smaller images (fastpsl data write SRC OUT --short-side {needed or 'PX'})"
+            f"Decoding takes all {number_of(num_cores, 'core')} of this process: give it more{others}, or "
+            f"write smaller images (fastpsl data write SRC OUT --short-side {needed or 'PX'})"
         )
     return "cores", f"Decoding needs the {number_of(num_cores, 'core')} on which the step runs: {_DOCTOR}"
+
+
+def _has_engines(loader: Loader) -> bool:
+    """Return whether the GPU's JPEG engines work and could decode some of the images."""
+    return not getattr(loader.data, "is_raw", False) and not why_slower(loader.device)
 
 
 def _whole(data: Dataset, samples: np.ndarray) -> tuple[Dataset, np.ndarray]:

@@ -59,8 +59,21 @@ def num_local_ranks() -> int:
 
 
 def default_num_threads() -> int:
-    """Return the number of cores for this process, shared with the other local ranks under torchrun."""
-    return max(1, usable_cores() // num_local_ranks())
+    """Return the number of cores for this process: its share, where it is one of several local ranks.
+
+    Some launchers bind each rank to cores of its own (numactl, torchrun --numa-binding). So what is shared
+    are the cores of the process that started the ranks. A container's quota is shared in any case.
+    """
+    num_ranks = num_local_ranks()
+    own = len(os.sched_getaffinity(0))
+    if num_ranks > 1:
+        try:
+            shared = len(os.sched_getaffinity(os.getppid()))
+        except OSError:  # it has ended, or may not be seen
+            shared = own
+        own = min(own, max(own, shared) // num_ranks)
+    quota = cpu_quota()
+    return max(1, own if quota is None else min(own, int(quota / num_ranks)))
 
 
 class Workers(Uncopyable):

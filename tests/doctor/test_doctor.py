@@ -145,7 +145,7 @@ def test_what_the_jpeg_engines_do_reaches_the_report(doctor, monkeypatch: pytest
     assert added["option"] == "--decoder dali --hw-decoder-load 0.5"
     assert (added["images_per_s"], added["beside"]) == (1e9, measured["decode"])
     (check,) = (check for check in report["checks"] if check["name"] == "jpeg engines")
-    assert check["state"] == "warning" and check["remedy"]
+    assert check["state"] == "ok" and "busy 3%" in check["text"]  # pillow trains
 
 
 def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastpsl.doctor import jpeg_engines
+from fastpsl.doctor import jpeg_engines, measure
 from fastpsl.doctor.advice import changes
 from fastpsl.doctor.jpeg_engines import (
     SHARES,
@@ -111,6 +111,9 @@ def test_samples_come_from_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch) -
     with sampled(read) as samples:
         assert seen.wait(10)
     assert samples == [5, 80]
+    with sampled(lambda: 7, after_s=60) as samples:
+        pass
+    assert samples == []
     assert not [thread for thread in threading.enumerate() if thread.name == "fastpsl-jpeg-engines"]
 
 
@@ -124,6 +127,7 @@ class Feeds:
             world=SimpleNamespace(device=GPU), options=SimpleNamespace(hw_decoder_load=share)
         )
         self.warm, self.asked = warm, list[float]()
+        self.seconds: dict[float, float] = {}
         monkeypatch.setattr(jpeg_engines, "why_slower", lambda _: why)
         monkeypatch.setattr(jpeg_engines.dali, "why_missing", lambda _: "")
         monkeypatch.setattr(jpeg_engines, "num_engines", lambda _: 7)
@@ -131,7 +135,8 @@ class Feeds:
         monkeypatch.setattr(jpeg_engines, "sampled", self.sampled)
 
     @contextmanager
-    def sampled(self, read: Any) -> Iterator[list[int]]:
+    def sampled(self, read: Any, *, after_s: float) -> Iterator[list[int]]:
+        assert after_s == 1.0
         samples: list[int] = []
         yield samples
         samples.append(int(100 * self.asked[-1]))
@@ -139,6 +144,7 @@ class Feeds:
     def rate(self, data: Beton, seconds: float, *, decoder: str, hw_decoder_load: float) -> float:
         assert data is self.warm and decoder == "dali"
         self.asked.append(hw_decoder_load)
+        self.seconds[hw_decoder_load] = seconds
         # The second round is slower by half.
         return RATES.get(hw_decoder_load, 1000.0) * (1.0 if len(self.asked) <= len(set(self.asked)) else 0.5)
 
@@ -152,6 +158,7 @@ def test_shares_are_timed_in_turn(
         engines = measure_engines(feeds, 3.0, lambda _: None)  # type: ignore[arg-type]
     shares = sorted({*SHARES, share})
     assert feeds.asked == [*shares, *reversed(shares)]
+    assert feeds.seconds == {each: 2.0 if each == share else 3.0 / len(shares) for each in shares}
     assert engines is not None and (engines.num, engines.why_idle, engines.share) == (7, "", share)
     assert engines.busy_percent == int(100 * share)  # with the share that trains, not another
     assert engines.rates[0.65] == 0.75 * RATES[0.65] and engines.rates.keys() == set(shares)
@@ -163,8 +170,10 @@ def test_engines_that_do_not_work_are_not_timed(monkeypatch: pytest.MonkeyPatch)
         engines = measure_engines(feeds, 3.0, lambda _: None)  # type: ignore[arg-type]
     assert engines == JpegEngines(7, "driver capability missing: start it with it", 0.9)
     assert not feeds.asked and not best_share(engines, "dali", 1.0)
-    (check,) = check_engines(engines)
-    assert check.state == "warning" and check.text == "driver capability missing: start it with it"
+    for decoder, state, remedy in (("dali", "warning", "--decoder turbo needs none"), ("turbo", "ok", "")):
+        (check,) = check_engines(engines, decoder)
+        assert (check.state, check.remedy) == (state, remedy)
+        assert check.text == "driver capability missing: start it with it"
 
 
 def test_raw_images_and_a_cpu_have_no_use_for_engines(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +185,7 @@ def test_raw_images_and_a_cpu_have_no_use_for_engines(tmp_path: Any, monkeypatch
         feeds = Feeds(monkeypatch, warm, None)
         feeds.setup.world.device = torch.device("cpu")
         assert measure_engines(feeds, 3.0, lambda _: None) is None  # type: ignore[arg-type]
-    assert check_engines(None) == [] == best_share(None, "dali", 1.0)
+    assert check_engines(None, "dali") == [] == best_share(None, "dali", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -196,18 +205,52 @@ def test_the_best_share_is_advised(decoder: str, share: float, option: str | Non
 
 
 @pytest.mark.parametrize(
-    ("share", "percent", "state"), [(0.9, 67, "ok"), (0.9, 3, "warning"), (0.0, 0, "ok"), (0.9, None, "ok")]
+    ("decoder", "share", "percent", "state"),
+    [
+        ("dali", 0.9, 67, "ok"),
+        ("dali", 0.9, 3, "warning"),
+        ("turbo", 0.9, 3, "ok"),
+        ("dali", 0.0, 0, "ok"),
+        ("dali", 0.9, None, "ok"),
+    ],
 )
-def test_engines_without_work_are_a_warning(share: float, percent: int | None, state: str) -> None:
-    (check,) = check_engines(JpegEngines(7, "", share, percent, RATES))
+def test_engines_without_work_are_a_warning(
+    decoder: str, share: float, percent: int | None, state: str
+) -> None:
+    (check,) = check_engines(JpegEngines(7, "", share, percent, RATES), decoder)
     assert check.state == state and bool(check.remedy) == (state == "warning")
+
+
+@pytest.mark.parametrize(("rate", "best"), [(30_100.0, 0.9), (31_400.0, 0.9), (31_600.0, 0.65)])
+def test_a_share_that_is_hardly_faster_is_no_advice(rate: float, best: float) -> None:
+    engines = JpegEngines(7, "", 0.9, 67, {0.65: rate, 0.9: 30_000.0, 1.0: 29_000.0})
+    assert engines.best_share == best and bool(best_share(engines, "dali", 1.0)) == (best == 0.65)
+    assert ("--hw-decoder-load" in engines.line) == (best == 0.65)
+
+
+def test_auto_is_asked_with_the_ranks_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank by itself, such as of --gpus 8, has all cores of the machine by its affinity."""
+
+    def choose_decoder(name: str, data: Any, device: Any, **values: int) -> None:
+        assert values == {"num_threads": 4, "num_views": 1, "num_cores": 2}
+        raise ValueError("asked")
+
+    monkeypatch.setattr(measure, "choose_decoder", choose_decoder)
+    monkeypatch.setattr(measure, "measure_read", lambda *_: (SimpleNamespace(from_storage=False), range(64)))
+    setup: Any = SimpleNamespace(
+        experiment=None, stages=(), num_threads=4, world=SimpleNamespace(device=GPU),
+        opened=SimpleNamespace(train=SimpleNamespace(num_samples=64), batch_size=32),
+        options=SimpleNamespace(decoder="auto"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="asked"):
+        measure.measure(setup, 2, 1.0, lambda _: None)
 
 
 def screen_of(measurements: Measurements) -> str:
     setting: dict[str, Any] = dict.fromkeys(("recipe", "data", "batch_size", "device", "device_name"))
     setting |= {"arguments": [], "num_ranks": 1, "precision": "fp16"}
     screen = io.StringIO()
-    checks = tuple(check_engines(measurements.jpeg_engines))
+    checks = tuple(check_engines(measurements.jpeg_engines, measurements.decoder))
     show(Report(setting, checks, measurements), Console(file=screen, width=200))
     return screen.getvalue()
 
@@ -226,8 +269,8 @@ def test_the_screen_has_the_engines_and_the_option() -> None:
     (line,) = (
         line
         for line in screen_of(
-            measured(waiting(), jpeg_engines=JpegEngines(7, "no video: add it", 0.9))
+            measured(waiting(), decoder="dali", jpeg_engines=JpegEngines(7, "no video: add it", 0.9))
         ).splitlines()
         if "engines" in line
     )
-    assert line == "warning: jpeg engines: no video: add it"
+    assert line == "warning: jpeg engines: no video: add it: --decoder turbo needs none"

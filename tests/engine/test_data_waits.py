@@ -12,7 +12,7 @@ import torch
 from fastpsl.engine import data_waits, wait_causes
 from fastpsl.engine.data_waits import DataWaits, Usage, Waits
 from fastpsl.engine.reporter import Reporter
-from fastpsl.engine.wait_causes import cause_of, line_of
+from fastpsl.engine.wait_causes import line_of
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.loader.loader import Loader
@@ -29,12 +29,16 @@ class Machine:
     Args:
         batch_s: For the i-th batch, the time that the loader needs. It prepares AHEAD batches ahead.
         step_s: The time of a step.
+        copy_s: The time of a batch's copy to the device, one after the other. The host does not wait for it.
         is_cuda: Whether the device computes beside the host, which waits for it every tenth step.
     """
 
-    def __init__(self, batch_s: Callable[[int], float], step_s: float, *, is_cuda: bool = False) -> None:
+    def __init__(
+        self, batch_s: Callable[[int], float], step_s: float, *, copy_s: float = 0.0, is_cuda: bool = False
+    ) -> None:
         self.batch_s, self.step_s, self.is_cuda = batch_s, step_s, is_cuda
-        self.now = self.device_free_at = self.host_waits_s = 0.0
+        self.now = self.device_free_at = self.host_waits_s = self.copied_at = 0.0
+        self.copy_s, self.num_events = copy_s, 0
         self.told: list[Waits] = []
         device = GPU if is_cuda else CPU
         self.waits = DataWaits(device, AHEAD, self.told.append, clock=lambda: self.now, usage=self.usage)
@@ -48,6 +52,8 @@ class Machine:
             ready = max(ready, taken[i]) + self.batch_s(i)
             self.host_waits_s += max(0.0, ready - self.now)
             self.now = max(self.now, ready)
+            self.copied_at = max(self.copied_at, ready) + self.copy_s
+            self.device_free_at = max(self.device_free_at, self.copied_at)
             taken.append(self.now)
             yield i
 
@@ -65,6 +71,7 @@ class Machine:
     def event(self, enable_timing: bool) -> Any:
         """Return a CUDA event: it happens when the device has done what was launched before."""
         assert enable_timing
+        self.num_events += 1
         event = SimpleNamespace(query=lambda: True)
         event.record = lambda: setattr(event, "at", max(self.now, self.device_free_at))
         event.elapsed_time = lambda other: 1e3 * (other.at - event.at)
@@ -98,16 +105,27 @@ def test_short_waits_and_the_ends_of_epochs_do_not_count(batch_s: Callable[[int]
     assert not machine.told
 
 
-@pytest.mark.parametrize(("batch_s", "share"), [(0.09, None), (0.12, 0.019 / 0.12)])
+@pytest.mark.parametrize(
+    ("batch_s", "copy_s", "share", "of_copies"),
+    [
+        (0.09, 0.0, None, 0.0),
+        (0.12, 0.0, 0.019 / 0.12, 0.0),
+        (0.09, 0.09, None, 0.0),
+        (0.0005, 0.12, 0.02 / 0.12, 1.0),  # copies one after the other, for which the device waits
+    ],
+)
 def test_on_a_gpu_only_the_devices_waits_count(
-    batch_s: float, share: float | None, monkeypatch: pytest.MonkeyPatch
+    batch_s: float, copy_s: float, share: float | None, of_copies: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = Machine(lambda i: batch_s, 0.1, is_cuda=True)
+    machine = Machine(lambda i: batch_s, 0.1, copy_s=copy_s, is_cuda=True)
     monkeypatch.setattr(torch.cuda, "Event", machine.event)
     machine.train(1500)
-    assert machine.host_waits_s > 0.3 * machine.now  # the host waits in both cases
+    assert batch_s < 0.05 or machine.host_waits_s > 0.3 * machine.now
     assert len(machine.told) == (share is not None)
-    assert share is None or machine.told[0].share == pytest.approx(share)
+    for waits in machine.told:
+        assert waits.share == pytest.approx(share, rel=0.01)
+        assert waits.copy_s == pytest.approx(of_copies * waits.idle_s, abs=0.01 * waits.idle_s)
+    assert machine.num_events == 2  # of the first step, for all others
 
 
 def loader_of(**values: Any) -> Any:
@@ -131,7 +149,11 @@ def loader_of(**values: Any) -> Any:
 
 BUSY = Waits(num_batches=100, seconds=60, idle_s=15, host_s=20, cpu_s=8 * 20)
 IDLE = Waits(num_batches=100, seconds=60, idle_s=15, host_s=20, cpu_s=20)
+COPYING = Waits(num_batches=100, seconds=60, idle_s=15, host_s=1, copy_s=14, cpu_s=20)
 READING = Waits(num_batches=100, seconds=60, idle_s=15, host_s=20, cpu_s=20, read_bytes=400_000_000)
+
+
+DALI = {"decoder_name": "dali", "device": GPU}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +169,20 @@ READING = Waits(num_batches=100, seconds=60, idle_s=15, host_s=20, cpu_s=20, rea
         ({"side_px": 511}, BUSY, "cores", "8 cores"),
         ({"decoder_name": "pillow"}, BUSY, "decoder", "leave out --decoder"),
         ({"decoder_name": "ffcv", "no_turbo": True}, BUSY, "decoder", "no compiler: a wheel"),
-        ({"decoder": SimpleNamespace(remark="no video")}, BUSY, "engines", "no video"),
+        ({"device": GPU, "has_engines": True}, BUSY, "cores", "try --decoder dali, or write smaller"),
+        (
+            {"device": GPU, "decoder_name": "dali", "has_engines": True},
+            BUSY,
+            "cores",
+            "give it more, or write",
+        ),
+        ({**DALI, "decoder": SimpleNamespace(remark="no video")}, BUSY, "engines", "no video"),
+        ({**DALI, "decoder": SimpleNamespace(remark="no video")}, IDLE, "engines", "no video"),
+        ({**DALI, "decoder": SimpleNamespace(remark="no video")}, READING, "storage", "--max-side"),
+        (DALI, IDLE, "busy engines", "--decoder turbo with all cores (--workers 8)"),
+        (DALI, COPYING, "busy engines", "--short-side 256"),
+        ({"device": GPU}, COPYING, "copy", "their copies to the GPU"),
+        ({"device": GPU, "fault": True}, BUSY, "unknown", "The cause is not known"),
         ({}, IDLE, "unknown", "fastpsl doctor"),
         ({}, READING, "storage", "--max-side"),
         ({"remote": (0.4, None)}, IDLE, "network", "40% of the data is in --cache-dir. Later epochs"),
@@ -164,8 +199,11 @@ def test_the_cause_is_what_the_code_knows(
     missing = "no compiler" if values.pop("no_turbo", False) else ""
     monkeypatch.setattr(libturbo, "why_missing", lambda: missing)
     monkeypatch.setattr(wait_causes, "default_num_threads", lambda: 8)
+    why = "" if values.pop("has_engines", False) else "a GPU without engines"
+    monkeypatch.setattr(wait_causes, "why_slower", lambda _: why)
+    if values.pop("fault", False):
+        monkeypatch.delattr(wait_causes, "why_slower")
     loader = loader_of(**values)
-    assert cause_of(waits, loader)[0] == cause
     key, line = line_of("S1", waits, loader)
     assert key == cause and words in line and "\n" not in line
     assert line.startswith(

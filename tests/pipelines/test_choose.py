@@ -53,13 +53,17 @@ CASES: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"threads": 2, "pixels": 5_000}, "turbo", ["2 threads decode about 98,200 images/s of 0.005 Mpx"]),
     ({"pixels": 4 * 167_000}, "dali", ["about 11,800 images/s of 0.67 Mpx"]),
     ({"threads": 1, "device": "cpu"}, "turbo", ["it decodes what the crops need"]),
-    ({"no_turbo": True}, "dali", ["it decodes on the GPU"]),
+    ({"threads": 1}, "dali", ["1 thread decodes about 1,470"]),
+    ({"given_cores": 8}, "dali", ["8 threads decode about 11,800"]),
+    ({"no_turbo": True}, "dali", ["it decodes on the GPU", "no compiler; a wheel"]),
+    ({"no_turbo": True, "dali": IDLE}, "dali", ["it decodes on the GPU", "no compiler; a wheel"]),
     ({"no_turbo": True, "dali": NO_DALI}, "ffcv", ["no faster one"]),
     ({"no_turbo": True, "dali": NO_DALI, "no_ffcv": True}, "pillow", ["no faster one"]),
     ({"no_turbo": True, "device": "cpu"}, "ffcv", ["no faster one"]),
     ({"kind": "folder"}, "turbo", ["16 threads decode about 23,500"]),
     ({"kind": "folder", "threads": 4}, "dali", ["4 threads decode about 5,880"]),
     ({"kind": "folder", "device": "cpu"}, "turbo", ["it decodes what the crops need"]),
+    ({"kind": "folder", "device": "cpu", "images": PNGS}, "turbo", ["about 100% of the files", "Pillow"]),
     ({"kind": "folder", "no_turbo": True}, "dali", ["it decodes on the GPU"]),
     ({"kind": "folder", "device": "cpu", "no_turbo": True}, "pillow", ["no faster one"]),
 ]  # fmt: skip
@@ -69,13 +73,18 @@ CASES: list[tuple[dict[str, Any], str, list[str]]] = [
 def test_what_auto_takes(
     case: dict[str, Any], name: str, mentions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = list[torch.device]()
+    asked, tried = list[torch.device](), list[torch.device]()
     cores = case.get("cores", 16)
     monkeypatch.setattr(choose, "default_num_threads", lambda: cores)
     monkeypatch.setattr(libturbo, "why_missing", lambda: "no compiler" if "no_turbo" in case else "")
     monkeypatch.setattr(libffcv, "why_missing", lambda: "no ffcv" if "no_ffcv" in case else "")
     state = case.get("dali", WORKING)
-    monkeypatch.setattr(dali, "why_missing", lambda _: NO_DALI if state == NO_DALI else "")
+
+    def why_missing(device: torch.device) -> str:
+        tried.append(device)
+        return NO_DALI if state == NO_DALI else ""
+
+    monkeypatch.setattr(dali, "why_missing", why_missing)
 
     def why_slower(device: torch.device) -> str:
         asked.append(device)
@@ -94,15 +103,18 @@ def test_what_auto_takes(
             torch.device(device),
             num_threads=case.get("threads"),
             num_views=case.get("views", 1),
+            num_cores=case.get("given_cores"),
         )
     assert chosen == name
     for text in mentions:
         assert text in reason, reason
     assert "\n" not in reason
-    is_slow = name in ("ffcv", "pillow")
+    is_slow = name in ("ffcv", "pillow") or ("no_turbo" in case and state == IDLE)
     assert len(caught) == is_slow and (not is_slow or "slow" in str(caught[0].message))
     if device == "cpu" or name == "pillow":
         assert not asked  # the engines are proven only where they could be taken
+    if state == IDLE and "no_turbo" not in case:
+        assert not tried  # importing DALI takes seconds
 
 
 def test_the_measured_figures_agree_with_each_other() -> None:

@@ -1,13 +1,14 @@
 """The proof that JPEG engines work, with a fake nvJPEG and, if installed, the real one."""
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from fastpsl.pipelines.decoders import hardware_jpeg
-from fastpsl.pipelines.decoders.hardware_jpeg import NO_VIDEO, num_engines, why_idle, why_slower
+from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, why_idle, why_slower
 from tests.test_architecture import ROOT
 
 
@@ -88,11 +89,34 @@ def test_without_an_nvjpeg_that_can_tell_it_is_unknown(
     assert "is unknown" in why_idle(library, WHOLE)
 
 
-def test_a_container_without_the_drivers_video_library_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_container", [False, True])
+@pytest.mark.parametrize(
+    ("library", "is_sure"), [(Library(0, 7), True), (Library(0, 0), False), (None, True)]
+)
+def test_without_the_drivers_video_library_the_place_decides_the_remedy(
+    library: Library | None, is_sure: bool, is_container: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hardware_jpeg, "loads", lambda _: False)
-    library = Library(0, 7, opened=7)
-    assert why_idle(library, WHOLE) == NO_VIDEO and library.num_tries == 0
-    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in NO_VIDEO
+    monkeypatch.setattr(hardware_jpeg, "is_in_container", lambda: is_container)
+    why = why_idle(library, "NVIDIA T4")
+    assert ("NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in why) == is_container
+    assert ("libnvidia-decode" in why) == (not is_container)
+    assert why.startswith("NVIDIA T4 has no JPEG engines") == (not is_sure) and "\n" not in why
+    assert library is None or library.num_tries == 0
+
+
+def test_a_container_is_known_by_its_file_or_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware_jpeg, "_CONTAINER_FILES", (str(tmp_path / ".dockerenv"),))
+    for name in hardware_jpeg._CONTAINER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert not hardware_jpeg.is_in_container()
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert hardware_jpeg.is_in_container()
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    (tmp_path / ".dockerenv").touch()
+    assert hardware_jpeg.is_in_container()
 
 
 @pytest.mark.parametrize(

@@ -69,4 +69,35 @@ def test_a_containers_quota_bounds_the_cores(
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert usable_cores() == default_num_threads() == num
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert default_num_threads() == max(1, num // 2)
+    assert default_num_threads() == {None: 6, 3.5: 1, 0.2: 1, 40.0: 6}[quota]
+
+
+@pytest.mark.parametrize(
+    ("launchers", "own", "num_ranks", "num"),
+    [
+        (128, 128, 1, 128),
+        (128, 128, 8, 16),  # nothing is bound
+        (128, 16, 8, 16),  # each rank has cores of its own
+        (128, 10, 8, 10),
+        (128, 64, 8, 16),  # four ranks share the cores of a NUMA node
+        (16, 16, 2, 8),  # a part of a machine, by Slurm or a container, and nothing is bound
+        (None, 16, 2, 8),  # the launcher has ended
+        (1, 16, 2, 8),  # another process has taken its place
+        (4, 4, 8, 1),
+    ],
+)
+def test_a_rank_has_its_share_of_the_launchers_cores(
+    launchers: int | None, own: int, num_ranks: int, num: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def affinity(pid: int) -> set[int]:
+        if pid == 0:
+            return set(range(own))
+        assert pid == os.getppid()
+        if launchers is None:
+            raise ProcessLookupError
+        return set(range(launchers))
+
+    monkeypatch.setattr(os, "sched_getaffinity", affinity)
+    monkeypatch.setattr(workers, "cpu_quota", lambda: None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_ranks))
+    assert default_num_threads() == num

@@ -395,13 +395,14 @@ def test_predictions_of_other_crops_are_not_taken(monkeypatch: pytest.MonkeyPatc
     """The description that stored predictions are compared with has seed, number and view of the crops."""
     given: list[dict[str, Any]] = []
     stand_in = SimpleNamespace(predict_images=None, close=lambda: None)
-    monkeypatch.setattr(task, "open_loader", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(task, "MultiCropPredictor", lambda *_: stand_in)
     small = crop_view(Input(), SIZE_PX, (0.2, 0.5), (1.0, 1.0))
     for seed, view, num_crops in ((0, VIEW, 10), (1, VIEW, 10), (0, small, 10), (0, VIEW, 9), (0, VIEW, 10)):
         context: Any = SimpleNamespace(
             run=SimpleNamespace(
-                data=SimpleNamespace(val=0), options=SimpleNamespace(seed=seed), world=one_process()
+                data=SimpleNamespace(val=0, loader=lambda *_, **__: contextlib.nullcontext()),
+                options=SimpleNamespace(seed=seed),
+                world=one_process(),
             ),
             train_step=None,
             held_out_science=lambda **more: more,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import MODE_JPEG, Dataset, SampleTable, read_bytes
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, Dataset, SampleTable, read_bytes
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, REASONS, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
@@ -89,7 +89,13 @@ def open_decoder(
 
 
 def choose_decoder(
-    name: str, data: Dataset, device: "torch.device", *, num_threads: int | None = None, num_views: int = 1
+    name: str,
+    data: Dataset,
+    device: "torch.device",
+    *,
+    num_threads: int | None = None,
+    num_views: int = 1,
+    num_cores: int | None = None,
 ) -> tuple[str, str]:
     """Choose a decoder by name, or by what was measured.
 
@@ -101,6 +107,7 @@ def choose_decoder(
         device: The device of the batches.
         num_threads: The threads that decode; by default this process's share of the cores.
         num_views: The views of each image.
+        num_cores: The cores that decode; by default this process's share of them.
 
     Returns:
         The decoder's name, and the reason for the choice.
@@ -111,7 +118,7 @@ def choose_decoder(
     if name not in ("auto", *NAMES):
         raise ValueError(f"decoder {name!r}: there are auto, {', '.join(NAMES)}")
     if name == "auto":
-        return _automatic(data, device, num_threads, num_views)
+        return _automatic(data, device, num_threads, num_views, num_cores or default_num_threads())
     if name not in READS[data.kind]:
         remedy = "pack it with `fastpsl data write`" if data.kind == "folder" else "give a dataset file"
         raise ValueError(
@@ -136,55 +143,72 @@ def _library(name: str) -> "ModuleType | None":
 
 
 def _automatic(
-    data: Dataset, device: "torch.device", num_threads: int | None, num_views: int
+    data: Dataset, device: "torch.device", num_threads: int | None, num_views: int, num_cores: int
 ) -> tuple[str, str]:
     if data.kind == "synthetic":
         return "synthetic", "the data is synthetic"
     is_gpu = device.type == "cuda"
-    # Not on a CPU, where the page cache serves as well: ffcv reads 68,000 CIFAR images/s, and its threads do
-    # not compete with torch's for the step.
-    if data.kind == "beton" and is_gpu:
+    if is_kept_on_device(data, device):
         from fastpsl.pipelines.decoders import resident
 
-        if resident.is_small(data):
-            size = f"{resident.megabytes(data):,.0f} MB"
-            return "resident", f"raw images of one size, {size}: kept on the device"
+        size = f"{resident.megabytes(data):,.0f} MB"
+        return "resident", f"raw images of one size, {size}: kept on the device"
     no_turbo = libturbo.why_missing()
     if not no_turbo:
-        if not is_gpu:
+        if not is_gpu and data.kind == "beton":
             return "turbo", "it decodes what the crops need"
         if getattr(data, "is_raw", False):
             return "turbo", "raw images need no decoding, and so no JPEG engine"
-        num_cores = default_num_threads()
         some = data.rows(np.linspace(0, data.num_samples - 1, _NUM_LOOKED_AT).astype(np.int64))
+        if not is_gpu:
+            others = (some.mode == MODE_FILE).mean()
+            by_pillow = f"; about {others:.0%} of the files are no usual JPEGs, which Pillow decodes whole"
+            return "turbo", f"it decodes what the crops need{by_pillow if others else ''}"
         num_pixels = float((some.height.astype(float) * some.width).mean())
         why_not_dali = partial(_why_not_dali, some, device)
         return choose_on_gpu(num_threads or num_cores, num_cores, num_views, num_pixels, why_not_dali)
+    remedy = f"{no_turbo}; {libturbo.INSTALL}"
     if is_gpu:
         from fastpsl.pipelines.decoders import dali
+        from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 
         if not dali.why_missing(device):
-            return "dali", "it decodes on the GPU"
+            if why_slower(device):  # the decoder's remark has the reason
+                warnings.warn(f"decoding by dali without JPEG engines is slow: {remedy}", stacklevel=5)
+            return "dali", f"it decodes on the GPU. turbo is not here: {remedy}"
     name = "pillow"
     if data.kind == "beton":
         from fastpsl.pipelines.decoders import libffcv
 
         name = "pillow" if libffcv.why_missing() else "ffcv"
-    warnings.warn(f"decoding by {name} is slow: {no_turbo}; {libturbo.INSTALL}", stacklevel=5)
+    warnings.warn(f"decoding by {name} is slow: {remedy}", stacklevel=5)
     return name, "no faster one can read this here"
 
 
 def _why_not_dali(some: SampleTable, device: "torch.device") -> str:
     """Return why DALI cannot decode such images by the GPU's JPEG engines; empty if it can."""
-    from fastpsl.pipelines.decoders import dali
     from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 
     if (some.mode != MODE_JPEG).mean() > _MOST_OTHERS:
         return "its JPEG engines decode JPEGs only, and many of these images are none"
-    if reason := dali.why_missing(device):
-        return reason
-    reason = why_slower(device)
-    return without_engines(reason) if reason else ""
+    if reason := why_slower(device):
+        return without_engines(reason)
+    from fastpsl.pipelines.decoders import dali  # importing DALI itself takes seconds
+
+    return dali.why_missing(device)
+
+
+def is_kept_on_device(data: Dataset, device: "torch.device") -> bool:
+    """Return whether `auto` takes `resident`: for a small set of raw images of one size, on a GPU.
+
+    Not on a CPU, where the page cache serves as well: ffcv reads 68,000 CIFAR images/s, and its threads do
+    not compete with torch's for the step.
+    """
+    if data.kind != "beton" or device.type != "cuda":
+        return False
+    from fastpsl.pipelines.decoders import resident
+
+    return resident.is_small(data)
 
 
 def reason_of(code: int, rows: SampleTable, i: int) -> str:

@@ -6,6 +6,7 @@ belongs to the driver, and DALI decodes on the CPU's cores without a word where 
 
 import ctypes
 import importlib.util
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,27 @@ _NVCUVID = "libnvcuvid.so.1"
 # Names of slices of a GPU: "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "GRID A100-10C", "NVIDIA H100-80C".
 _SLICE = re.compile(r"\bMIG\b|\bGRID\b|-\d+[ABCQ]$")
 
-NO_VIDEO = (
+_NO_VIDEO = (
     'driver capability "video" is missing in this container: start it with '
     "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video "
     "(docker --gpus 'all,\"capabilities=compute,utility,video\"')"
+)
+_NO_NVCUVID = (
+    f"{_NVCUVID} of the driver is missing, by which the JPEG engines are reached: install the driver's "
+    "decode package (such as libnvidia-decode-580, of the driver's number)"
+)
+# What container programs leave in a container: Docker, Podman, Kubernetes, and what systemd notes of others.
+_CONTAINER_FILES = (
+    "/.dockerenv",
+    "/run/.containerenv",
+    "/run/secrets/kubernetes.io",
+    "/run/systemd/container",
+)
+_CONTAINER_VARIABLES = (
+    "container",
+    "KUBERNETES_SERVICE_HOST",
+    "APPTAINER_CONTAINER",
+    "SINGULARITY_CONTAINER",
 )
 
 
@@ -44,7 +62,11 @@ def why_idle(library: Any, name: str) -> str:
         name: The device's name.
     """
     if not loads(_NVCUVID):
-        return NO_VIDEO
+        remedy = _NO_VIDEO if is_in_container() else _NO_NVCUVID
+        if num_engines(library) != 0:
+            return remedy
+        # Whether nvJPEG counts rightly without this library is not known.
+        return f"{name} has no JPEG engines, as far as nvJPEG can tell. If it should have some: {remedy}"
     status = _open_engines(library)
     if status == _SUCCESS:
         return ""
@@ -70,6 +92,11 @@ def loads(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_in_container() -> bool:
+    """Return whether this process seems to run in a container."""
+    return any(map(os.path.exists, _CONTAINER_FILES)) or any(map(os.environ.get, _CONTAINER_VARIABLES))
 
 
 def _open_engines(library: Any) -> int | None:

@@ -62,8 +62,8 @@ def choose_on_gpu(
     num_threads, needed = min(num_threads, num_cores), fastest_step(num_views)
     image_ms = turbo_ms(num_views, num_pixels)
     rate = 1e3 * num_threads / image_ms
-    decode = f"{number_of(num_threads, 'thread')} decode about {float(f'{rate:.3g}'):,.0f} images/s"
-    decode += f" of {num_pixels / 1e6:.2g} Mpx"
+    threads = number_of(num_threads, "thread decodes", "threads decode")
+    decode = f"{threads} about {float(f'{rate:.3g}'):,.0f} images/s of {num_pixels / 1e6:.2g} Mpx"
     estimate = f"{decode} (an estimate), and the fastest step measured takes {needed:,}"
     if rate >= needed:
         return "turbo", estimate

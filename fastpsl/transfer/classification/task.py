@@ -16,7 +16,6 @@ from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import PART, Predictions
 from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trunk import Metrics, Trunk
@@ -158,7 +157,7 @@ class MultiLabel(Task):
         views = (self.view,) * self.num_crops
         science = context.held_out_science(seed=run.options.seed, crops=self.num_crops, view=repr(self.view))
         with (
-            open_loader(data, views, run.options, run.world, batch_size_per_rank=PART, train=False) as loader,
+            run.data.loader(data, views, train=False, batch_size=PART) as loader,
             contextlib.closing(MultiCropPredictor(run, context.train_step, loader)) as predictor,
         ):
             context.predict(predictor.predict_images, science)
