@@ -51,14 +51,17 @@ class SampleTable(NamedTuple):
         return SampleTable(*(column[which] for column in self))
 
 
-# Errors that tell of a file that changed. Others, such as too many open files, tell of the system.
+# Errors that tell of a file. Others, such as too many open files, tell of the system. samples.c has the same.
 _OF_THE_FILE = frozenset(
-    (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
-)  # samples.c has the same
+    (
+        errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
+        errno.EIO, errno.ESTALE,
+    )
+)  # fmt: skip
 
 
 def is_of_the_file(error: OSError) -> bool:
-    """Return whether an error tells that a file was removed or replaced, and not of trouble of the system."""
+    """Return whether an error tells of a file, removed or damaged, and not of trouble of the system."""
     return error.errno in _OF_THE_FILE
 
 

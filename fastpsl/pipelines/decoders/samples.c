@@ -108,19 +108,25 @@ static int64_t read_at(int file, int64_t offset, int64_t num_bytes, uint8_t *out
     return num_read;
 }
 
+// Return the code of an error with a file of its own: of the file, or of the system. data/dataset.py has the same.
+static int code_of(int number) {
+    switch (number) {
+    case ENOENT: case ENOTDIR: case EACCES: case EPERM: case ELOOP: case ENAMETOOLONG: case ENXIO: case EIO: case ESTALE:
+        return CHANGED;
+    }
+    return ERROR(number);
+}
+
 // Read a file of that size at once, and close it. One that is gone or has another size has changed since it was listed.
 static int read_file(const char *path, int64_t num_bytes, uint8_t *out) {
     int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe in its place would wait for a writer
-    if (file < 0) switch (errno) { // data/dataset.py has the same
-        case ENOENT: case ENOTDIR: case EACCES: case EPERM: case ELOOP: case ENAMETOOLONG: case ENXIO: return CHANGED;
-        default: return ERROR(errno);
-        }
+    if (file < 0) return code_of(errno);
     struct stat status;
     int code = CHANGED;
-    if (fstat(file, &status)) code = ERROR(errno);
+    if (fstat(file, &status)) code = code_of(errno);
     else if (S_ISREG(status.st_mode) && status.st_size == num_bytes) {
         int64_t num_read = read_at(file, 0, num_bytes, out);
-        code = num_read < 0 ? ERROR(errno) : num_read == num_bytes ? GOOD : CHANGED;
+        code = num_read < 0 ? code_of(errno) : num_read == num_bytes ? GOOD : CHANGED;
     }
     close(file);
     return code;
