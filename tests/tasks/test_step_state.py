@@ -23,6 +23,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.models.layers import read_channels
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.view_memory import ViewMemory
 from tests.engine.test_stage import CPU
 from tests.engine.tiny import TinyNet, noise_batch, tiny_run
 from tests.step_recorder import Recorder, Step, differences
@@ -166,6 +167,8 @@ def test_replays_read_and_write_the_same_tensors_in_every_epoch(
 
         return replay
 
+    # As on a GPU, where torch's own memory holds the views.
+    monkeypatch.setattr(ViewMemory, "_take", lambda self, num: torch.empty(num, dtype=torch.uint8))
     monkeypatch.setattr(step_graph, "capture", capture)
     monkeypatch.setattr(TrainStep, "release", lambda self: None)  # so that a graph lives across epochs
     monkeypatch.setattr(experiment_module, "choose_graph", lambda *_: GraphChoice(True, "asked for"))
