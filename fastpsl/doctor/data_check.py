@@ -5,7 +5,7 @@ import numpy as np
 from fastpsl.doctor.report import Check
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import GOOD
 from fastpsl.pipelines.decoders.whole_images import decode_whole
@@ -15,9 +15,7 @@ _NUM_SAMPLES = 16
 
 def check_data(data: Dataset, options: TrainingOptions) -> Check:
     """Read and decode samples spread over the data; its tables were checked when it was opened."""
-    indices = np.unique(
-        np.linspace(0, data.num_samples - 1, min(_NUM_SAMPLES, data.num_samples)).astype(np.int64)
-    )
+    indices = spread_indices(data.num_samples, _NUM_SAMPLES)
     data.wait(indices)
     rows = data.rows(indices)
     codes = np.array([decode_whole(rows, i)[0] for i in range(len(indices))])

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastpsl.doctor.measurements import CACHED, ReadRate
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.pipelines.data.dataset import Dataset, SampleTable
+from fastpsl.pipelines.data.dataset import Dataset, SampleTable, spread_indices
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.remote.pages import remote_pages
@@ -41,7 +41,7 @@ def measure_read(
         The rate, and the indices of the samples that are now in the page cache.
     """
     assert options.workers is not None
-    probed = np.linspace(0, data.num_samples - 1, min(_NUM_PROBED, data.num_samples)).astype(np.int64)
+    probed = spread_indices(data.num_samples, _NUM_PROBED)
     rows = data.rows(probed)
     remote = remote_pages(data)
     cached = cached_share(rows) if remote is None else remote.share_here(probed)

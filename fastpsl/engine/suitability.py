@@ -8,7 +8,7 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import flag
 from fastpsl.engine.presets import MAX_BATCH_SHARE, MIN_STEPS
 from fastpsl.engine.run_data import RunData
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.number_words import number_of
 
 _SAMPLED = 1000  # images whose sizes are looked at
@@ -85,7 +85,7 @@ def unsuitable(experiment: Experiment, data: RunData) -> Iterator[str]:
         ),
         default=0,
     )
-    rows = data.train.rows(np.unique(np.linspace(0, num_images - 1, _SAMPLED).astype(np.int64)))
+    rows = data.train.rows(spread_indices(num_images, _SAMPLED))
     side = int(np.median(np.minimum(rows.height, rows.width)))
     if side < needed:
         flags = [flag(name) for name in _SIZES if hasattr(options, name)]

@@ -4,7 +4,7 @@ import numpy as np
 
 from fastpsl.engine.data_waits import Waits
 from fastpsl.engine.run_data import BatchSource
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
@@ -56,7 +56,7 @@ def cause_of(waits: Waits, loader: BatchSource) -> tuple[str, str]:
     if waits.copy_s > _BY_COPIES * waits.idle_s:
         return _of_the_gpu(loader)
     data = loader.data
-    some = np.linspace(0, data.num_samples - 1, min(_NUM_LOOKED_AT, data.num_samples)).astype(np.int64)
+    some = spread_indices(data.num_samples, _NUM_LOOKED_AT)
     num_cores = default_num_threads()
     if waits.busy_cores < _IDLE * min(loader.num_threads, num_cores):
         return _of_bytes(waits, loader, some) or _of_engines(loader)

@@ -95,10 +95,9 @@ class Workers(Uncopyable):
         self._threads: list[threading.Thread] = []
         # The threads refer to the queue, never to this object, so deleting it ends them, as does the exit.
         self._end = weakref.finalize(self, _end, self._queue, self._threads, _EXIT_LIMIT_S)
-        for i in range(num_threads):
-            thread = threading.Thread(target=_work, args=(self._queue,), name=f"{name}-{i}", daemon=True)
+        for _ in range(num_threads):
             try:
-                thread.start()
+                self._start_one()
             except RuntimeError as error:
                 num_started = len(self._threads)
                 self.close(_EXIT_LIMIT_S)
@@ -107,7 +106,12 @@ class Workers(Uncopyable):
                     f"({error}): lower --workers, end other programs, or raise the limit of ulimit -u or of "
                     "the container (pids)"
                 ) from error
-            self._threads.append(thread)
+
+    def _start_one(self) -> None:
+        name = f"{self._name}-{len(self._threads)}"
+        thread = threading.Thread(target=_work, args=(self._queue,), name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def grow(self, num_threads: int) -> None:
         """Have that many threads from now on, at least; fewer where the system refuses to start more."""
@@ -115,11 +119,8 @@ class Workers(Uncopyable):
             return
         with self._lock:
             while self.num_threads < num_threads and not self.closed and not self._is_refused:
-                thread = threading.Thread(
-                    target=_work, args=(self._queue,), name=f"{self._name}-{self.num_threads}", daemon=True
-                )
                 try:
-                    thread.start()
+                    self._start_one()
                 except RuntimeError:  # a limit of the system: leave some to others
                     self._is_refused = True
                     num_left = max(self._num_asked, self.num_threads - _LEFT_TO_OTHERS)
@@ -127,7 +128,6 @@ class Workers(Uncopyable):
                         self._queue.put(None)
                     self.num_threads = num_left
                 else:
-                    self._threads.append(thread)
                     self.num_threads += 1
 
     def submit(self, function: Callable[..., None], *arguments: Any) -> None:

@@ -92,6 +92,11 @@ def read_bytes(rows: SampleTable, i: int) -> bytes:
         return b""
 
 
+def spread_indices(num_samples: int, at_most: int) -> np.ndarray:
+    """Return indices spread over a data set, int64, ascending: all of them if there are few."""
+    return np.linspace(0, num_samples - 1, min(at_most, num_samples)).astype(np.int64)
+
+
 def out_of_range(indices: np.ndarray, num_samples: int) -> IndexError:
     """Return the error for indices of which one lies outside of the data set."""
     return IndexError(

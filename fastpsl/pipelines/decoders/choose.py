@@ -4,9 +4,14 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, Dataset, SampleTable, read_bytes
+from fastpsl.pipelines.data.dataset import (
+    MODE_FILE,
+    MODE_JPEG,
+    Dataset,
+    SampleTable,
+    read_bytes,
+    spread_indices,
+)
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, REASONS, WRONG_COMPONENTS, WRONG_SIZE
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
@@ -159,7 +164,7 @@ def _automatic(
             return "turbo", "it decodes what the crops need"
         if getattr(data, "is_raw", False):
             return "turbo", "raw images need no decoding, and so no JPEG engine"
-        some = data.rows(np.linspace(0, data.num_samples - 1, _NUM_LOOKED_AT).astype(np.int64))
+        some = data.rows(spread_indices(data.num_samples, _NUM_LOOKED_AT))
         if not is_gpu:
             others = (some.mode == MODE_FILE).mean()
             by_pillow = f"; about {others:.0%} of the files are no usual JPEGs, which Pillow decodes whole"

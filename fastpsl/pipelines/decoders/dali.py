@@ -186,13 +186,10 @@ class DaliDecoder(BatchDecoder):
         outs = [np.zeros((len(which), size, size, 3), np.uint8) for size in batch.sizes_px]
         rows = batch.rows.part(which)
         batch.codes[which] = PillowDecoder().decode(rows, [box[which] for box in batch.boxes], outs)
-        put(images, which, [self._moved(torch.from_numpy(out)) for out in outs])
+        put(images, which, [to_device(torch.from_numpy(out), self._device) for out in outs])
         good = np.flatnonzero(batch.codes[which] == GOOD).tolist()
         if good:
             self._count(rows, good, failed[int(which[good[0]])])
-
-    def _moved(self, crops: Tensor) -> Tensor:
-        return crops if self._device.type == "cpu" else to_device(crops, self._device)
 
     @override
     def close(self) -> None:

@@ -304,9 +304,16 @@ static void turn(Part *part, const Request *request, uint8_t *out) {
         for (int64_t x = 0; x < columns; x++, out += 3) memcpy(out, pixels + y * down + x * across, 3);
 }
 
-static Memory take_slot(Slots *slots) {
+// Wait for a slot, and give it back: for what is decoded elsewhere.
+PUBLIC void fastpsl_slots_take(Slots *slots) {
     while (sem_wait(&slots->free)) { // interrupted by a signal
     }
+}
+
+PUBLIC void fastpsl_slots_give(Slots *slots) { sem_post(&slots->free); }
+
+static Memory take_slot(Slots *slots) {
+    fastpsl_slots_take(slots);
     pthread_mutex_lock(&slots->lock);
     Memory memory = slots->num_kept ? slots->kept[--slots->num_kept] : (Memory){NULL, 0};
     pthread_mutex_unlock(&slots->lock);
@@ -321,7 +328,7 @@ static void give_slot(Slots *slots, Memory memory) {
     pthread_mutex_lock(&slots->lock);
     slots->kept[slots->num_kept++] = memory;
     pthread_mutex_unlock(&slots->lock);
-    sem_post(&slots->free);
+    fastpsl_slots_give(slots);
 }
 
 // Decode what the views of sample i need, and crop them.
@@ -410,11 +417,3 @@ PUBLIC void fastpsl_slots_close(Slots *slots) {
     sem_destroy(&slots->free);
     free(slots);
 }
-
-// Wait for a slot, to decode elsewhere, and give it back.
-PUBLIC void fastpsl_slots_take(Slots *slots) {
-    while (sem_wait(&slots->free)) {
-    }
-}
-
-PUBLIC void fastpsl_slots_give(Slots *slots) { sem_post(&slots->free); }

@@ -106,7 +106,7 @@ class DeviceWindows:
             return images
         small = [torch.from_numpy(values) for values in (self._places, by_cpu, *self._boxes.values())]
         buffer, starts = pack(small, pin_memory=device.type == "cuda")
-        places, rows, *boxes = unpack(buffer.to(device, non_blocking=True), starts, small)
+        places, rows, *boxes = unpack(to_device(buffer, device), starts, small)
         # As large as the arena, so that the device's pool has the same block for every batch.
         pixels = torch.empty(len(self.arena), dtype=torch.uint8, device=device)
         used = self.planned.num_bytes
@@ -115,11 +115,7 @@ class DeviceWindows:
         for k, box in zip(self._boxes, boxes, strict=True):
             crops = crop_ragged(pixels, places, box, self._sizes_px[k], widest_px)
             if len(by_cpu):
-                crops.index_copy_(0, rows, _moved(images[k][by_cpu], device))
+                crops.index_copy_(0, rows, to_device(images[k][by_cpu], device))
             padding = crops.new_zeros(num - len(crops), *crops.shape[1:])
             images[k] = torch.cat([crops, padding]) if len(padding) else crops
         return images
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor if device.type == "cpu" else to_device(tensor, device)
