@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,7 +90,12 @@ def test_the_share_of_the_jpeg_engines_reaches_the_loader(
     share: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []
-    monkeypatch.setattr(module, "Loader", lambda *_, **options: given.append(options["hw_decoder_load"]))
+
+    def build(*_: Any, hw_decoder_load: float | None, **__: Any) -> SimpleNamespace:
+        given.append(hw_decoder_load)
+        return SimpleNamespace(decoder_name="dali")
+
+    monkeypatch.setattr(module, "Loader", build)
     options = PretrainOptions(data=str(sample_paths().train_32), hw_decoder_load=share)
     with closing(RunData(options, World(0, 1, 0, 1, torch.device("cpu")))) as run_data:
         run_data.loader(run_data.train, [ViewSpec(ShorterSideCrop(32, 32))], train=False)
