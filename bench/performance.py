@@ -203,6 +203,7 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "losses": losses_table,
     "loader sizes": all_tables,
     "loaders": best_table,
+    "folder loaders": lambda results: best_table(results, "folder"),
     "targets": lambda results: targets_table(of_gpus(results)),
     "machines": machines,
     "results": lambda results: sections(without_gpus(results)),

@@ -1,11 +1,13 @@
 """Draws the figures of README and docs anew from what is committed, light and dark, as SVG in docs/images/.
 
-The lines that show CHARTS on pages of docs/ are written too, because their descriptions have the numbers.
+The lines that show CHARTS on pages of docs/, and the descriptions of README's figures, are written too,
+because they have the numbers.
 
 python -m bench.figures     after a new file in bench/results/, or a change of the plan, task or sample
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -26,7 +28,10 @@ from bench.program import run_program
 # Figure → what it shows. Where there is `dict`, all words are in the template.
 FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "throughput": lambda: throughput_words(read_results(RESULTS)),
+    "throughput-folder": lambda: throughput_words(read_results(RESULTS), "folder"),
     "sizes": lambda: sizes_words(read_results(RESULTS)),
+    "sizes-float32": lambda: sizes_words(read_results(RESULTS), "float32"),
+    "sizes-folder": lambda: sizes_words(read_results(RESULTS), "folder"),
     "augmentations": lambda: augmentations_words(read_results(RESULTS)),
     "determinism": lambda: determinism_words(read_results(RESULTS)),
     "psl-stages": stages_words,
@@ -39,7 +44,7 @@ FIGURES: dict[str, Callable[[], dict[str, Any]]] = {
     "run-folder": dict,
 }
 # NAME of the marks <!-- NAME chart begin -->.
-CHARTS = ("throughput", "sizes", "augmentations", "determinism")
+CHARTS = ("throughput", "sizes", "sizes-float32", "sizes-folder", "augmentations", "determinism")
 IMAGES = DOCS / "images"
 
 
@@ -57,6 +62,14 @@ def figure_lines(name: str) -> str:
         "</picture>\n",
     )
     return "\n".join(lines)
+
+
+def described(readme: str) -> str:
+    """Return README with the descriptions of its figures as they are drawn."""
+    for name in FIGURES:
+        alt = rf'(/{name}-light\.svg"[^>]* alt=")[^"]*"'
+        readme = re.sub(alt, lambda found: f'{found[1]}{escape(description(name))}"', readme)  # noqa: B023
+    return readme
 
 
 def chart_parts() -> dict[str, str]:
@@ -83,7 +96,8 @@ def main() -> None:
         words = words_of()
         for theme in THEMES:
             figure_path(name, theme).write_text(render(name, theme, words))
-        print(figure_lines(name))
+    readme = ROOT / "README.md"
+    readme.write_text(described(readme.read_text()))
     for page, text in written(ROOT, chart_parts()).items():
         page.write_text(text)
 
