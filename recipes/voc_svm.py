@@ -27,6 +27,7 @@ from fastpsl.engine.exit_codes import EXIT_FINISHED
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Evaluation
 from fastpsl.evaluation.options import VAL_IS_OF_DATA, VocOptions
+from fastpsl.pipelines.workers import default_num_threads
 from fastpsl.transfer import svm
 
 PAPER: dict[str, Any] = {"shots": (1, 2, 4, 8, 16, 32, 64, 96), "size_px": 224, "batch_size": 256}
@@ -77,7 +78,7 @@ def run(options: Options) -> int:
         outcomes = svm.solve(
             folder, dict(zip(blocks, zip(*files, strict=True), strict=True)), classes, svm.VISSL,
             svm.COSTS[options.costs], shots, options.seed,
-            options.workers or svm.default_processes(world), world,
+            options.workers or default_num_threads(), world,
         )  # fmt: skip
         if outcomes is not None:
             numbers, record = svm.numbers_of(outcomes, shots), weights.record

@@ -20,7 +20,7 @@ from fastpsl.transfer.svm.blocks import Classes, solve
 from fastpsl.transfer.svm.protocol import COSTS, VISSL
 from fastpsl.transfer.svm.scores import interpolated_ap, low_shot_scores
 from fastpsl.transfer.svm.solver import OneClass, cross_validated, few, in_own_span, l2_normalised
-from fastpsl.transfer.svm.work import default_processes, run_resumable
+from fastpsl.transfer.svm.work import run_resumable
 from tests.engine.tiny import one_process
 
 
@@ -440,10 +440,3 @@ def test_fits_that_were_stopped_are_told() -> None:
     lines = blocks.score_lines(numbers, classes, outcomes, ())
     assert lines[0] == "1 classes, 1,500 SVMs of 4 images, scored on 4; by chance 33.3 %"
     assert lines[-1].startswith("1,201 of 1,500 SVMs were stopped")
-
-
-def test_processes_are_a_ranks_share_of_its_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
-    world = replace(one_process(), size=8, local_size=3)
-    assert default_processes(world) == 4 and default_processes(one_process()) == 12
-    assert default_processes(replace(world, local_size=16, size=16)) == 1

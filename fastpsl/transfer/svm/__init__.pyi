@@ -8,4 +8,3 @@ from .blocks import solve as solve
 from .protocol import COSTS as COSTS
 from .protocol import VISSL as VISSL
 from .protocol import constants_of as constants_of
-from .work import default_processes as default_processes

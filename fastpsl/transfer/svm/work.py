@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.pipelines.files.atomic import write_atomically
-from fastpsl.pipelines.workers import usable_cores
 
 # joblib is imported where it is used, because the import takes half a second.
 
@@ -69,11 +68,6 @@ def run_resumable(
     for _ in done:  # because the generator ends its processes at last
         pass
     return [json.loads(path.read_text()) for path in wanted]
-
-
-def default_processes(world: World) -> int:
-    """Return this rank's share of the machine's cores."""
-    return max(1, usable_cores() // world.local_size)
 
 
 def _share(num: int, world: World) -> slice:
