@@ -59,7 +59,7 @@ class Feed:
             seconds: Length of the timed region; None for the default.
             **changes: Changed options.
         """
-        options = self.setup.options
+        options = replace(self.setup.options, decoder=self.setup.opened.decoder_of(data))
         # Quasi-random order needs whole pages, which a part of the data does not fill.
         if data is not self.setup.opened.train:
             options = replace(options, order="random")

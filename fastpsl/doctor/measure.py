@@ -73,6 +73,8 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a slow decoder is a fault of the choice only if it is taken
             auto, reason = choose_decoder("auto", data, device, **threads_and_views)
+    if decoder != "resident":  # that is for a data set, not for a run
+        setup.opened.decoder = decoder
     feeds: dict[tuple[Crop, ...], Feed] = {}
     rates: dict[tuple[Crop, ...], tuple[float, float]] = {}
 

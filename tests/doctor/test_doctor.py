@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -358,6 +359,20 @@ def test_other_ways_to_load() -> None:
         assert not feed.all_cores(1, 1000.0)
     finally:
         setup.opened.close()
+
+
+@pytest.mark.parametrize("name", ["turbo", "pillow"])
+def test_stages_load_by_the_runs_decoder(name: str) -> None:
+    setup = open_setup(load_recipe(Path(JIGSAW), SMALL), 1, ("S1", "S2"))
+    with closing(setup.opened):
+        assert setup.experiment is not None and setup.options.decoder == "auto"
+        setup.opened.decoder = name
+        for level in (1, 2):
+            feed = Feed(setup, setup.experiment.task.views(level), 8, setup.opened.train, 0.01)
+            feed.decode()
+            assert feed.costs.keys() == {name}
+            feed.rate(feed.warm, decoder="pillow")
+            assert feed.costs.keys() == {name, "pillow"}
 
 
 def test_the_shorter_side_that_crops_need() -> None:
