@@ -267,9 +267,13 @@ def estimate_s(options: Options, cells: Sequence[tuple[str, str, int]]) -> float
 
 
 def save(options: Options, result: dict[str, Any]) -> dict[str, Any]:
-    """Write a result as far as it is measured."""
+    """Write a result as far as it is measured, by size, whatever was measured first."""
+    sizes = list(SIZES)
+    by_size = {
+        part: sorted(result[part], key=lambda row: sizes.index(row["size"])) for part in ("rows", "ratios")
+    }
     notes = [note for note in dict.fromkeys(result["notes"]) if not note.startswith("the machine was")]
-    parts = result | {"notes": notes}
+    parts = result | by_size | {"notes": notes}
     return save_result(options.out, "sizes", dict(parts.pop("environment")), **parts)
 
 
