@@ -3,7 +3,7 @@
 from collections.abc import Container, Mapping
 from typing import Any
 
-from bench.size_tables import is_of
+from bench.size_tables import Batches, is_of
 from bench.targets import JPEG_DECODERS
 
 NAMES = {
@@ -18,12 +18,13 @@ NAMES = {
     "turboloader_antialias": "TurboLoader (tar)",
 }
 OURS = "fastpsl"
+DECODERS = (*JPEG_DECODERS, "auto")
 SIZE = "500"  # of those in a result of bench/sizes.py
 _SAMPLE = "the embedded sample"
 
 
-def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the words of the figure of throughput, of uint8 crops.
+def throughput_words(results: Mapping[str, Mapping[str, Any]], batches: Batches = "uint8") -> dict[str, Any]:
+    """Return the words of the figure of throughput, of uint8 crops or of float32 batches.
 
     The file is that of a GPU if there is one, with the most peers, with the fastest of ours. It is one of
     bench/sizes.py, of which the images of SIZE are shown, or one of bench/throughput.py. The embedded sample
@@ -32,6 +33,7 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
 
     Args:
         results: File name → result.
+        batches: A table of bench/sizes.py.
 
     Raises:
         ValueError: No file has ours and peers on photos.
@@ -40,7 +42,7 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
         name: rates
         for name, result in results.items()
         if result["bench"] in ("sizes", "throughput") and result["data"]["name"] != _SAMPLE
-        if fastest(rates := loader_rates(result), JPEG_DECODERS) and fastest(rates, NAMES)
+        if fastest(rates := loader_rates(result, batches), DECODERS) and fastest(rates, NAMES)
     }
     if not found:
         raise ValueError(
@@ -50,14 +52,14 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
 
     def merit(name: str) -> tuple[bool, int, float]:
         rates = found[name]
-        ours = rates[fastest(rates, JPEG_DECODERS)[0]]
+        ours = rates[fastest(rates, DECODERS)[0]]
         peers = {NAMES[peer] for peer in rates if peer in NAMES}
         return results[name]["environment"]["gpu"] is not None, len(peers), max(ours.values())
 
     file = max(sorted(found), key=merit)
     rates, machine = found[file], results[file]["environment"]
     data, repeats = results[file]["data"], results[file]["settings"]["repeats"]
-    decoder = fastest(rates, JPEG_DECODERS)[0]
+    decoder = fastest(rates, DECODERS)[0]
     views = sorted(rates[decoder])
     names = {OURS: decoder}
     for peer in fastest(rates, NAMES):
@@ -75,11 +77,13 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     else:
         images = f"images of up to {max(data['max_height_px'], data['max_width_px'])} px"
     title = f"Images per second on {machine['gpu'] or cores}"
+    what = {"uint8": "Loaders alone", "float32": "float32 batches", "folder": "float32 batches of a folder"}
+    ours = "fastpsl.loader with its defaults" if decoder == "auto" else f"fastpsl's decoder: {decoder}"
     return {
         "title": title,
         "description": f"{title}, higher is better. {'. '.join(spoken)}.",
-        "about": f"Higher is better. Loaders alone, {images}{beside_gpu}.",
-        "source": f"fastpsl's decoder: {decoder}. Medians of {repeats} repeats: bench/results/{file}",
+        "about": f"Higher is better. {what[batches]}, {images}{beside_gpu}.",
+        "source": f"{ours}. Medians of {repeats} repeats: bench/results/{file}",
         "crops": crops,
         "rows": rows,
         "ours": OURS,
@@ -87,12 +91,12 @@ def throughput_words(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
-def loader_rates(result: Mapping[str, Any]) -> dict[str, dict[int, float]]:
-    """Return decoder or peer → number of views → median images per second, of uint8 crops alone."""
+def loader_rates(result: Mapping[str, Any], batches: Batches) -> dict[str, dict[int, float]]:
+    """Return decoder or peer → number of views → median images per second, of loaders alone."""
     rates: dict[str, dict[int, float]] = {}
     for row in result["rows"]:
         is_shown = row.get("stage") is None and row.get("size", SIZE) == SIZE
-        if row["measured"] in ("loader", "peer") and is_shown and is_of(row, "uint8"):
+        if row["measured"] in ("loader", "peer") and is_shown and is_of(row, batches):
             rates.setdefault(row["decoder"], {})[row["num_views"]] = row["median"]
     return rates
 
