@@ -59,7 +59,7 @@ class Feed:
             seconds: Length of the timed region; None for the default.
             **changes: Changed options.
         """
-        options = replace(self.setup.options, decoder=self.setup.opened.decoder_of(data))
+        options = self.setup.options
         # Quasi-random order needs whole pages, which a part of the data does not fill.
         if data is not self.setup.opened.train:
             options = replace(options, order="random")
@@ -176,7 +176,7 @@ class Feed:
                 out = Path(folder) / "tried.beton"
                 write_beton(samples, out, num_samples=num, target=Target(short_side=target))
                 with Beton(out) as beton:
-                    rate = self.rate(beton)
+                    rate = self.rate(beton, decoder=self.setup.opened.options.decoder)
             option, note = BETON_WRITE, f"tried with {num:,} of the images"
             if target is not None:
                 shrunk = pixels * np.minimum(1, target / sides[:num]) ** 2

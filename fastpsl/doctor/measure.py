@@ -64,8 +64,9 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
     warm: Dataset = data if has_all else Subset(data, samples)
     from_storage = read.from_storage and not has_all
 
+    runs_first_views = experiment.task.views(experiment.stages[0].level) if experiment else first_views
     threads_and_views = {
-        "num_threads": setup.num_threads, "num_views": len(first_views), "num_cores": num_cores,
+        "num_threads": setup.num_threads, "num_views": len(runs_first_views), "num_cores": num_cores,
     }  # fmt: skip
     decoder, reason = choose_decoder(setup.options.decoder, data, device, **threads_and_views)
     auto = decoder
@@ -73,8 +74,8 @@ def measure(setup: DoctorSetup, num_cores: int, seconds: float, log: Log) -> Mea
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a slow decoder is a fault of the choice only if it is taken
             auto, reason = choose_decoder("auto", data, device, **threads_and_views)
-    if decoder != "resident":  # that is for a data set, not for a run
-        setup.opened.decoder = decoder
+    # Once for all stages, as in a run.
+    setup = replace(setup, options=replace(setup.options, decoder=decoder))
     feeds: dict[tuple[Crop, ...], Feed] = {}
     rates: dict[tuple[Crop, ...], tuple[float, float]] = {}
 

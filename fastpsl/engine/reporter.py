@@ -86,10 +86,13 @@ class Reporter:
             self.screen.log(text)
 
     def log_once(self, cause: str, text: str) -> None:
-        """Print a line, unless the run had one with the same cause."""
-        if cause not in self._causes:
-            self._causes.add(cause)
-            self.log(text)
+        """Print a line on each machine's first rank, unless that rank had one with the same cause."""
+        if cause in self._causes:
+            return
+        self._causes.add(cause)
+        self.log(text)
+        if self.world.rank and not self.world.local_rank:
+            print(f"rank {self.world.rank}: {escaped(text)}", file=sys.stderr, flush=True)
 
     def log_choice(self, name: str, text: str) -> None:
         """Print how something is computed, unless the stage before had the same choice."""

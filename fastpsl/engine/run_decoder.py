@@ -4,10 +4,9 @@ from fastpsl.engine.distributed import share
 from fastpsl.engine.kept_choices import apply_kept_choices
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run import Run
-from fastpsl.pipelines.decoders.choose import choose_decoder, is_kept_on_device
+from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder, is_kept_on_device
 
-# Not resident, which is a choice for a data set, nor synthetic.
-_KEPT = ("turbo", "ffcv", "dali", "pillow")
+_KEPT = tuple(name for name in NAMES if name not in ("resident", "synthetic"))  # these are for a data set
 
 
 def choose_run_decoder(run: Run, num_views: int, kept: str | None) -> None:

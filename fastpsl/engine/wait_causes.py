@@ -77,7 +77,7 @@ def _of_engines(loader: Loader) -> tuple[str, str]:
     if remark := getattr(loader.decoder, "remark", ""):
         return "engines", f"The GPU's JPEG engines do not help: {remark}"
     return "busy engines", (
-        "The GPU decodes too slowly, and the CPU is mostly idle: try --decoder turbo with all cores "
+        "The GPU decodes too slowly: try --decoder turbo with all cores "
         f"(--workers {default_num_threads()}), or write smaller images (fastpsl data write SRC OUT "
         f"--short-side {short_side_px(loader.views) or 'PX'})"
     )
@@ -91,7 +91,7 @@ def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str]
         text = f"The network is too slow, and {here:.0%} of the data is in --cache-dir"
         if remote.room_bytes() is None:
             return "network", f"{text}. Later epochs are faster, because all of it has room there"
-        return "network", f"{text}: give more --cache-gb, or take --order quasi_random"
+        return "network", f"{text}: give more --cache-gb"
     batch_bytes = float(loader.data.rows(some).num_bytes.mean()) * loader.batch_size_per_rank
     if waits.read_bytes >= _FROM_STORAGE * batch_bytes * waits.num_batches:
         return "storage", (
@@ -107,7 +107,7 @@ def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str,
     if name in ("pillow", "ffcv") or (name == "dali" and loader.device.type == "cpu"):
         if reason := libturbo.why_missing():
             return "decoder", f"{name} decodes slowly, because {reason}: {libturbo.INSTALL}"
-        return "decoder", f"{name} decodes slowly: leave out --decoder, and turbo decodes"
+        return "decoder", f"{name} decodes slowly: give --decoder turbo"
     remark = getattr(loader.decoder, "remark", "")
     if remark:
         return "engines", f"The GPU's JPEG engines do not help: {remark}"

@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,12 +17,13 @@ import torch
 from bench.order import drop_from_cache
 from fastpsl.cli import main
 from fastpsl.commands.doctor import split
-from fastpsl.doctor import doctor_setup, measure
+from fastpsl.doctor import doctor_setup, feeding, measure
 from fastpsl.doctor.doctor_setup import open_setup
 from fastpsl.doctor.feeding import Feed
 from fastpsl.doctor.measurements import JpegEngines
 from fastpsl.doctor.reading import measure_read
 from fastpsl.doctor.recipe import default_recipe, load_recipe
+from fastpsl.engine import stage_bench
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
@@ -361,18 +365,41 @@ def test_other_ways_to_load() -> None:
         setup.opened.close()
 
 
-@pytest.mark.parametrize("name", ["turbo", "pillow"])
-def test_stages_load_by_the_runs_decoder(name: str) -> None:
-    setup = open_setup(load_recipe(Path(JIGSAW), SMALL), 1, ("S1", "S2"))
+def test_all_stages_load_by_the_decoder_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` chooses once, by the views of the run's first stage, whichever stages are measured."""
+    num_views: list[int] = []
+    loaded: list[tuple[str, str]] = []
+
+    def choose(*_: Any, **values: int) -> tuple[str, str]:
+        num_views.append(values["num_views"])
+        return "pillow", "for the test"
+
+    def watched(module: ModuleType) -> Callable[..., Any]:
+        open_loader = module.open_loader
+
+        def opened(data: Any, views: Any, options: Any, *arguments: Any, **more: Any) -> Any:
+            loaded.append((module.__name__.rpartition(".")[2], options.decoder))
+            return open_loader(data, views, options, *arguments, **more)
+
+        return opened
+
+    monkeypatch.setattr(measure, "choose_decoder", choose)
+    for module in (feeding, stage_bench):
+        monkeypatch.setattr(module, "open_loader", watched(module))
+    arguments = ("--backbone", "resnet18", "--batch-size", "8", "--size-px", "32", "--workers", "1")
+    recipe = load_recipe(ROOT / "recipes" / "rotation_rv50.py", (*arguments, "--rotations-per-image", "all"))
+    setup = open_setup(recipe, 1, ("S3",))
     with closing(setup.opened):
         assert setup.experiment is not None and setup.options.decoder == "auto"
-        setup.opened.decoder = name
-        for level in (1, 2):
-            feed = Feed(setup, setup.experiment.task.views(level), 8, setup.opened.train, 0.01)
-            feed.decode()
-            assert feed.costs.keys() == {name}
-            feed.rate(feed.warm, decoder="pillow")
-            assert feed.costs.keys() == {name, "pillow"}
+        assert len(setup.experiment.task.views(setup.experiment.stages[2].level)) == 2
+        measured = measure.measure(setup, 2, 0.01, lambda _: None)
+        by_pillow = replace(setup, options=replace(setup.options, decoder="pillow"))
+        views = setup.experiment.task.views(1)
+        Feed(by_pillow, views, 8, setup.opened.train, 0.01).written(views)
+    assert num_views == [1] and measured.decoder == "pillow"
+    assert loaded[0] == ("feeding", "pillow")
+    assert {name for place, name in loaded if place == "stage_bench"} == {"pillow", "synthetic"}
+    assert loaded[-2:] == [("feeding", "pillow"), ("feeding", "auto")]  # a run on the new file would choose
 
 
 def test_the_shorter_side_that_crops_need() -> None:

@@ -163,11 +163,11 @@ DALI = {"decoder_name": "dali", "device": GPU}
         ({"device": GPU}, BUSY, "cores", "--short-side 256"),
         ({"num_threads": 3}, BUSY, "threads", "--workers 8"),
         ({"kind": "folder"}, BUSY, "cores", "8 cores"),
-        ({"decoder_name": "dali"}, BUSY, "decoder", "leave out --decoder"),
+        ({"decoder_name": "dali"}, BUSY, "decoder", "give --decoder turbo"),
         ({"decoder_name": "dali", "device": GPU}, BUSY, "cores", "--short-side 256"),
         ({"kind": "folder", "side_px": 1200}, BUSY, "size", "--max-side 512"),
         ({"side_px": 511}, BUSY, "cores", "8 cores"),
-        ({"decoder_name": "pillow"}, BUSY, "decoder", "leave out --decoder"),
+        ({"decoder_name": "pillow"}, BUSY, "decoder", "give --decoder turbo"),
         ({"decoder_name": "ffcv", "no_turbo": True}, BUSY, "decoder", "no compiler: a wheel"),
         ({"device": GPU, "has_engines": True}, BUSY, "cores", "try --decoder dali, or write smaller"),
         (

@@ -27,10 +27,12 @@ from tests.engine.tiny import one_process
 STAGE = make_plan("psl", (1, 1, 1))[0]
 
 
-def reporter(folder: Path, log_steps: int = 3, resumed: int = 0) -> Reporter:
+def reporter(
+    folder: Path, log_steps: int = 3, resumed: int = 0, *, rank: int = 0, local_rank: int = 0
+) -> Reporter:
     return Reporter(
         folder,
-        one_process(),
+        replace(one_process(), rank=rank, local_rank=local_rank),
         batch_size=4,
         log_steps=log_steps,
         resumed_run_step=resumed,
@@ -359,3 +361,17 @@ def test_a_summary_tells_both_counts_of_gpu_memory(tmp_path: Path) -> None:
         "S1 (level G1): 1 of 30 steps in 0:01:01, loss 3.000 → 3.000, validation loss 0.500, GPU memory "
         "1.5 GiB at most (5.0 GiB with all else)"
     )
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "told"),
+    [(0, 0, "S1 waits\n"), (1, 1, ""), (2, 0, "rank 2: S1 waits\n"), (3, 1, "")],
+)
+def test_each_machines_first_rank_says_once_what_it_waits_for(
+    rank: int, local_rank: int, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = reporter(tmp_path, rank=rank, local_rank=local_rank)
+    for text in ("S1 waits", "S2 waits"):
+        own.log_once("storage", text)
+    own.close()
+    assert capsys.readouterr().err == told

@@ -64,6 +64,8 @@ CASES: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"kind": "folder", "threads": 4}, "dali", ["4 threads decode about 5,880"]),
     ({"kind": "folder", "device": "cpu"}, "turbo", ["it decodes what the crops need"]),
     ({"kind": "folder", "device": "cpu", "images": PNGS}, "turbo", ["about 100% of the files", "Pillow"]),
+    ({"kind": "folder", "images": PNGS}, "turbo", ["16 threads", "about 100% of the files", "Pillow"]),
+    ({"kind": "folder", "images": PNGS, "threads": 4}, "turbo", ["JPEGs only", "about 100% of the files"]),
     ({"kind": "folder", "no_turbo": True}, "dali", ["it decodes on the GPU"]),
     ({"kind": "folder", "device": "cpu", "no_turbo": True}, "pillow", ["no faster one"]),
 ]  # fmt: skip

@@ -284,7 +284,7 @@ def test_a_network_that_is_slower_than_training_is_said_once(
     monkeypatch.setattr(ahead, "_JUDGED_AFTER_S", 0.0)
     with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
         server.latency_s = 0.05
-        batches_of(remote, epochs=range(1))
+        batches_of(remote, epochs=range(2))
         told = capsys.readouterr().err
         assert told.count(f"{GLOB}: the network is slower than training: steps wait ") == 1
         server.latency_s = 0.0

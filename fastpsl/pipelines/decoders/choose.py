@@ -165,13 +165,16 @@ def _automatic(
         if getattr(data, "is_raw", False):
             return "turbo", "raw images need no decoding, and so no JPEG engine"
         some = data.rows(spread_indices(data.num_samples, _NUM_LOOKED_AT))
-        if not is_gpu:
-            others = (some.mode == MODE_FILE).mean()
-            by_pillow = f"; about {others:.0%} of the files are no usual JPEGs, which Pillow decodes whole"
-            return "turbo", f"it decodes what the crops need{by_pillow if others else ''}"
-        num_pixels = float((some.height.astype(float) * some.width).mean())
-        why_not_dali = partial(_why_not_dali, some, device)
-        return choose_on_gpu(num_threads or num_cores, num_cores, num_views, num_pixels, why_not_dali)
+        name, reason = "turbo", "it decodes what the crops need"
+        if is_gpu:
+            num_pixels = float((some.height.astype(float) * some.width).mean())
+            why_not_dali = partial(_why_not_dali, some, device)
+            name, reason = choose_on_gpu(
+                num_threads or num_cores, num_cores, num_views, num_pixels, why_not_dali
+            )
+        if name == "turbo" and (others := (some.mode == MODE_FILE).mean()):
+            reason += f"; about {others:.0%} of the files are no usual JPEGs, which Pillow decodes whole"
+        return name, reason
     remedy = f"{no_turbo}; {libturbo.INSTALL}"
     if is_gpu:
         from fastpsl.pipelines.decoders import dali

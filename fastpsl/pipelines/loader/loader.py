@@ -34,9 +34,6 @@ from fastpsl.pipelines.views import ViewSpec
 from fastpsl.pipelines.workers import default_num_threads
 
 ORDERS = ("random", "quasi_random")
-_SHARE_FOR_FETCHING = (
-    0.8  # of the limit for a batch, so that what the network lacks is said, and not that limit
-)
 
 
 @final

@@ -87,7 +87,7 @@ class FetchAhead:
         self._room = remote.room_bytes()
         self._num_asked = self._num_given = self._num_bytes = 0
         self._is_given = np.zeros(len(pages), bool)
-        self._began, self._blocked_s, self._has_told = time.monotonic(), 0.0, False
+        self._began, self._blocked_s = time.monotonic(), 0.0
         self._bytes_before = remote.fetcher.num_bytes
         remote.fetcher.begin()
 
@@ -123,9 +123,13 @@ class FetchAhead:
         """Count seconds that a step waited for the network, and say once where they are many."""
         self._blocked_s += seconds
         elapsed_s = time.monotonic() - self._began
-        if self._has_told or elapsed_s < _JUDGED_AFTER_S or self._blocked_s < _SLOW_SHARE * elapsed_s:
+        if (
+            self._remote.is_told_slow
+            or elapsed_s < _JUDGED_AFTER_S
+            or self._blocked_s < _SLOW_SHARE * elapsed_s
+        ):
             return
-        self._has_told = True
+        self._remote.is_told_slow = True
         if os.environ.get("RANK", "0") == "0":
             share = self._blocked_s / elapsed_s
             rate = (self._remote.fetcher.num_bytes - self._bytes_before) / elapsed_s / 1e6

@@ -44,6 +44,7 @@ class RemotePages:
         table_bytes: The bytes on the disk of their tables, which are always here.
         pages: The pages.
         fetcher: What fetches them.
+        is_told_slow: Whether a line has said that the network is slower than training.
 
     Raises:
         ValueError: A file cannot be reached, or is no dataset file. The message is one line.
@@ -53,7 +54,7 @@ class RemotePages:
     _opened: ClassVar["weakref.WeakSet[RemotePages]"] = weakref.WeakSet()
 
     def __init__(self, address: str, cache: Cache) -> None:
-        self.address, self.cache = address, cache
+        self.address, self.cache, self.is_told_slow = address, cache, False
         with doing(f"{address}: looking for it"):
             objects = remote_objects(address)
         self.names = [remote.address for remote in objects]
