@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
-from bench.size_tables import RATE
+from bench.size_tables import RATE, without_form
 from bench.targets import best, headline, rows_of
 
 Result = Mapping[str, Any]
@@ -66,7 +66,7 @@ def of_batches(what: str, batches: str, titles: Sequence[str]) -> list[Line]:
             "" if number else what,
             title,
             "sizes-float32.json",
-            by_size(title.removesuffix(" (tar)"), batches=batches),
+            by_size(without_form(title), batches=batches),
         )
         for number, title in enumerate(titles)
     ]

@@ -24,7 +24,12 @@ NO_GOAL = ("64",)
 
 def family(kind: str) -> str:
     """Return the peer that a kind is a form of: SPDL for "SPDL, OpenCV"."""
-    return titled(kind).partition(" (")[0]
+    return without_form(titled(kind))
+
+
+def without_form(title: str) -> str:
+    """Return a peer's name without what it reads: TurboLoader for "TurboLoader (tar)"."""
+    return title.partition(" (")[0]
 
 
 def titled(kind: str) -> str:
@@ -114,7 +119,7 @@ def best_table(results: Mapping[str, Result], batches: str = "uint8") -> str:
 
 
 def _best(result: Result, batches: str) -> str:
-    cells, goal = best_peers(result, batches), GOALS.get(batches, 0.0)
+    cells = best_peers(result, batches)
     crops = sorted({num for _, num in cells})
     titles = ["px", *(f"{_crops(num)}, {by}" for num in crops for by in ("by rate", "by CPU time"))]
     faults = _faults(result, crops) if batches == "float32" else {}
@@ -123,7 +128,7 @@ def _best(result: Result, batches: str) -> str:
     for size in dict.fromkeys(size for size, _ in cells):
         texts = [size]
         for found in (cells.get((size, num), {}).get(what) for num in crops for what in (RATE, CPU)):
-            mark = ", **missed**" if found and size not in NO_GOAL and found["median"] < goal else ""
+            mark = ", **missed**" if found and _is_missed(found, batches) else ""
             texts.append(f"{found['median']:.2f}x {titled(found['form'])}{mark}" if found else "-")
         lines.append(_line(texts + ([faults[size]] if faults else [])))
     return "\n".join(lines)
@@ -134,10 +139,15 @@ def _goal(result: Result, batches: str) -> list[str]:
     if (goal := GOALS.get(batches)) is None:
         return []
     cells = best_peers(result, batches).items()
-    ratios = [ratio["median"] for (size, _), cell in cells if size not in NO_GOAL for ratio in cell.values()]
-    num_missed = sum(ratio < goal for ratio in ratios)
+    ratios = [ratio for (size, _), cell in cells if size not in NO_GOAL for ratio in cell.values()]
+    num_missed = sum(_is_missed(ratio, batches) for ratio in ratios)
     sizes = f"at all sizes but {' and '.join(NO_GOAL)} px"
     return [f"Goal: {goal:g}x {sizes}. Missed: {num_missed} of {counted(len(ratios), 'ratio')}."]
+
+
+def _is_missed(ratio: Mapping[str, Any], batches: str) -> bool:
+    """Return whether a ratio over the best peer misses the goal of its table."""
+    return ratio["size"] not in NO_GOAL and ratio["median"] < GOALS.get(batches, 0.0)
 
 
 def _faults(result: Result, crops: Sequence[int]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.figures.throughput import NAMES
 from bench.ratios import kernel_ratios
-from bench.size_tables import RATE, Batches, best_peers
+from bench.size_tables import RATE, Batches, best_peers, without_form
 
 Result = Mapping[str, Any]
 Row = tuple[str, Sequence[tuple[float, str] | None]]
@@ -15,7 +15,6 @@ TITLES = {
     "uint8": "Speed over the fastest other loader", "float32": "float32 batches over the fastest others",
     "folder": "From a folder, over the fastest others",
 }  # fmt: skip
-_TAR = " (tar)"  # behind a peer's name; below a figure of ratios, where bars need the room
 _VALUE_PX = 128  # beside a bar, for its words
 OTHERS = {"Kornia's modules": "Kornia", "torchvision, one draw per batch": "torchvision"}
 CHAINS = {
@@ -43,7 +42,7 @@ def sizes_words(results: Mapping[str, Result], batches: Batches = "uint8") -> di
         cells = [best.get((size, num)) for num in crops]
         name = "original sizes" if size == "originals" else f"{size} px"
         rows.append((name, [(cell["median"], f" {_peer(cell)}") if cell else None for cell in cells]))
-    of_tars = {_peer(cell) for cell in best.values() if _TAR in NAMES[cell["form"]]}
+    of_tars = {_peer(cell) for cell in best.values() if NAMES[cell["form"]].endswith("(tar)")}
     return _words(
         f"{TITLES[batches]}, on {_device(result)}",
         "Images per second of fastpsl over its own. The line is equal speed.",
@@ -56,7 +55,8 @@ def sizes_words(results: Mapping[str, Result], batches: Batches = "uint8") -> di
 
 
 def _peer(cell: Mapping[str, Any]) -> str:
-    return NAMES[cell["form"]].removesuffix(_TAR)
+    """Return the peer's name beside a bar, which needs the room; below stands what it reads."""
+    return without_form(NAMES[cell["form"]])
 
 
 def augmentations_words(results: Mapping[str, Result]) -> dict[str, Any]:

@@ -127,8 +127,7 @@ class RunData:
             train=train,
         )
         if loader.decoder_name == self.decoder != self.options.decoder:
-            remark = getattr(loader.decoder, "remark", "")
-            loader.decoder_reason = "; ".join(filter(None, (self.decoder_reason, remark)))
+            loader.decoder_reason = "; ".join(filter(None, (self.decoder_reason, loader.decoder.remark)))
         return loader
 
     def decoder_of(self, data: Dataset) -> str:

@@ -74,13 +74,19 @@ def _of_engines(loader: Loader) -> tuple[str, str]:
     """Return why threads are idle that do not wait for bytes."""
     if loader.decoder_name != "dali" or loader.device.type == "cpu":
         return "unknown", f"The decoding threads are mostly idle, and why is not known: {_DOCTOR}"
-    if remark := getattr(loader.decoder, "remark", ""):
-        return "engines", f"The GPU's JPEG engines do not help: {remark}"
+    if found := _of_idle_engines(loader):
+        return found
     return "busy engines", (
         "The GPU decodes too slowly: try --decoder turbo with all cores "
         f"(--workers {default_num_threads()}), or write smaller images (fastpsl data write SRC OUT "
         f"--short-side {short_side_px(loader.views) or 'PX'})"
     )
+
+
+def _of_idle_engines(loader: Loader) -> tuple[str, str] | None:
+    """Return why the GPU's JPEG engines do not decode for `dali`; None if they do, or another decodes."""
+    remark = loader.decoder.remark
+    return ("engines", f"The GPU's JPEG engines do not help: {remark}") if remark else None
 
 
 def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str] | None:
@@ -108,9 +114,8 @@ def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str,
         if reason := libturbo.why_missing():
             return "decoder", f"{name} decodes slowly, because {reason}: {libturbo.INSTALL}"
         return "decoder", f"{name} decodes slowly: give --decoder turbo"
-    remark = getattr(loader.decoder, "remark", "")
-    if remark:
-        return "engines", f"The GPU's JPEG engines do not help: {remark}"
+    if found := _of_idle_engines(loader):
+        return found
     needed, rows = short_side_px(loader.views), data.rows(some)
     median = float(np.median(np.minimum(rows.height, rows.width)))
     source = "FOLDER" if data.kind == "folder" else "SRC"

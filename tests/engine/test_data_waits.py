@@ -140,7 +140,7 @@ def loader_of(**values: Any) -> Any:
     if remote := values.pop("remote", None):
         data.remote = SimpleNamespace(share_here=lambda _: remote[0], room_bytes=lambda: remote[1])
     usual = {
-        "data": data, "decoder_name": "turbo", "decoder": SimpleNamespace(), "num_threads": 8,
+        "data": data, "decoder_name": "turbo", "decoder": SimpleNamespace(remark=""), "num_threads": 8,
         "batch_size_per_rank": 100, "device": CPU, "views": (ViewSpec(RandomResizedCrop(224)),),
     }  # fmt: skip
     vars(loader).update(usual | values)

@@ -9,17 +9,22 @@ from fastpsl.pipelines import workers
 from fastpsl.pipelines.workers import Workers, default_num_threads, usable_cores
 
 
-def test_too_few_threads_are_said_in_one_line_and_those_that_started_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def refuse_thread(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let the thread of that name not start, as where the system's limit is reached."""
     start = threading.Thread.start
 
-    def start_three(thread: threading.Thread) -> None:
-        if thread.name == "many-3":
+    def start_others(thread: threading.Thread) -> None:
+        if thread.name == name:
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", start_three)
+    monkeypatch.setattr(threading.Thread, "start", start_others)
+
+
+def test_too_few_threads_are_said_in_one_line_and_those_that_started_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refuse_thread(monkeypatch, "many-3")
     words = r"64 threads many were asked for, and 3 could be started \(can't start new thread\): .*--workers"
     with pytest.raises(ValueError, match=words) as error:
         Workers(64, "many")
@@ -28,14 +33,7 @@ def test_too_few_threads_are_said_in_one_line_and_those_that_started_end(
 
 
 def test_where_growing_is_refused_some_threads_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = threading.Thread.start
-
-    def start_twenty(thread: threading.Thread) -> None:
-        if thread.name == "some-20":
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
-    monkeypatch.setattr(threading.Thread, "start", start_twenty)
+    refuse_thread(monkeypatch, "some-20")
     some = Workers(4, "some")
     some.grow(30)
     assert some.num_threads == 12

@@ -43,9 +43,11 @@ class Decoder(Uncopyable, ABC):
 
     Attributes:
         name: The name for messages and logs.
+        remark: What makes it slower than it could be here, with the remedy, or "".
     """
 
     name: str
+    remark: str = ""
 
     def begin(self, rows: SampleTable, boxes: list[np.ndarray], outs: list[np.ndarray]) -> Request:
         """Return a request for the decoding of a batch. Any thread may call it.
@@ -83,9 +85,11 @@ class BatchDecoder(Uncopyable, ABC):
     Attributes:
         name: The name for messages and logs.
         depth: The most batches that may be submitted before the first is collected.
+        remark: What makes it slower than it could be here, with the remedy, or "".
     """
 
     name: str
+    remark: str = ""
     depth: int
 
     @abstractmethod

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -212,9 +213,7 @@ class AnnotatedLoader(Uncopyable):
     def _batch(
         self, epoch: int, step: int, indices: np.ndarray, samples: list[AnnotatedImage]
     ) -> AnnotatedBatch:
-        def move(tensor: Tensor) -> Tensor:
-            return to_device(tensor, self.device) if self.device.type == "cuda" else tensor
-
+        move = partial(to_device, device=self.device)
         return AnnotatedBatch(
             images=[move(image) for image, _ in samples],
             targets=[{name: move(value) for name, value in target.items()} for _, target in samples],
