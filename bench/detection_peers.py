@@ -135,10 +135,10 @@ def ours(train_step: TrainStep, batches: Iterator[AnnotatedBatch]) -> Peer:
 
 def torchvisions_model(protocol: DetectionProtocol, backbone_name: str, train_step: TrainStep) -> FasterRCNN:
     """Return torchvision's FasterRCNN with the weights of `train_step`, on its device."""
-    trunk, head = train_step.module.trunk, train_step.module.head
+    blocks, head = train_step.module.blocks, train_step.module.head
     assert isinstance(head, Detector) and head.rpn is not None
     named = torchvision.models.get_model(backbone_name, weights=None, norm_layer=FrozenBatchNorm2d)
-    weights = _by_torchvisions_names([*trunk.frozen, *trunk.learning], named)
+    weights = _by_torchvisions_names([*blocks.frozen, *blocks.learning], named)
     named.load_state_dict(weights)
     parts = OrderedDict(
         (name, part) for name, part in named.named_children() if name not in ("avgpool", "fc")

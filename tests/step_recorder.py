@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
+from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.train_step import TrainStep
-from fastpsl.engine.trunk import StepMetrics
 from fastpsl.pipelines.batch import Batch
 
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")

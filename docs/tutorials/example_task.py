@@ -40,17 +40,17 @@ class NearestKey(Task):
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, self.width))
 
     @override
-    def start_stage(self, stage, trunk, head):
-        self.query = nn.Sequential(trunk, head)
+    def start_stage(self, stage, blocks, head):
+        self.query = nn.Sequential(blocks, head)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         device = next(head.parameters()).device
         self.queue = F.normalize(torch.randn(self.queue_size, self.width)).to(device)
         self.nearest, self.coming = self.nearest.to(device), self.coming.to(device)
 
     @override
-    def loss(self, trunk, head, inputs, batch):
+    def loss(self, blocks, head, inputs, batch):
         valid = (batch.indices >= 0).float()
-        query = F.normalize(head(trunk(inputs[0])).float())
+        query = F.normalize(head(blocks(inputs[0])).float())
         with torch.no_grad():
             key = F.normalize(self.key(inputs[1]).float())
         negatives = query @ self.queue.T

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from fastpsl.engine.block_runner import Runner, run_blocks
 from fastpsl.engine.options import StepMode, compile_flag
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.stage_blocks import Runner, run_blocks
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.step_speeds import CAPTURED, GAINS, MEASURED_PRECISIONS
 

@@ -10,14 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastpsl.engine.block_runner import run_blocks
 from fastpsl.engine.console import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.engine.predictions import Predictions, predict
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
 from fastpsl.engine.train_step import TrainStep
-from fastpsl.engine.trunk import Trunk
 from fastpsl.models.weights import sha256_of_tensors
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.batch import Batch
@@ -89,14 +88,14 @@ class EpochContext:
         Raises:
             PassStopped: A signal arrived.
         """
-        run, train_step, trunk = self.run, self.train_step, self.train_step.module.trunk
+        run, train_step, blocks = self.run, self.train_step, self.train_step.module.blocks
         augment = choose_augment(run.options.augment_backend, (view,), run.world.device)
         train_step.release()  # the pass has the memory of the captured steps
         with (
             run.reporter.off_the_clock(),
             torch.no_grad(),
             undisturbed(train_step.module, run.world, training),
-            run_eagerly(trunk),
+            run_eagerly(blocks),
             run.data.loader(self.data, [view], train=False) as loader,
             contextlib.closing(loader.epoch(self.draws_epoch)) as batches,
             self._progress("images", self.data.num_samples) as progress,
@@ -108,7 +107,7 @@ class EpochContext:
                 seed = torch_seed(run.options.seed, self.draws_epoch, number, run.world.rank)
                 torch.manual_seed(seed)  # dropout
                 with train_step.autocast():
-                    outputs = function(trunk(images))
+                    outputs = function(blocks(images))
                 yield batch.indices, outputs
                 if progress:
                     progress.update(
@@ -140,7 +139,7 @@ class EpochContext:
             run.reporter.off_the_clock(),
             torch.no_grad(),
             undisturbed(train_step.module, run.world),
-            run_eagerly(train_step.module.trunk),
+            run_eagerly(train_step.module.blocks),
             self._progress("validation images", num) as progress,
         ):
 
@@ -210,10 +209,10 @@ def undisturbed(module: nn.Module, world: World, training: bool = False) -> Iter
 
 
 @contextlib.contextmanager
-def run_eagerly(trunk: Trunk) -> Iterator[None]:
+def run_eagerly(blocks: StageBlocks) -> Iterator[None]:
     """Run the blocks eagerly, because a pass without gradients would compile compiled blocks once more."""
-    runner, trunk.runner = trunk.runner, run_blocks
+    runner, blocks.runner = blocks.runner, run_blocks
     try:
         yield
     finally:
-        trunk.runner = runner
+        blocks.runner = runner

@@ -17,10 +17,10 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import OpenData, RunData, open_both
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_graph import GraphChoice, choose_graph
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trunk import Trunk
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable
 from fastpsl.pipelines.augment import choose_augment
@@ -195,9 +195,9 @@ def make_train_step(experiment: Experiment, number: int, options: TrainingOption
     head = task.head(stage.level, experiment.backbone.channels[stage.last_block - 1])
     if options.sync_batchnorm:
         head = nn.SyncBatchNorm.convert_sync_batchnorm(head)
-    trunk = Trunk(experiment.backbone, stage, experiment.frozen_batchnorm, experiment.batchnorm)
-    module = StageModule(trunk, head.to(world.device), task)
-    task.start_stage(stage, trunk, head)
+    blocks = StageBlocks(experiment.backbone, stage, experiment.frozen_batchnorm, experiment.batchnorm)
+    module = StageModule(blocks, head.to(world.device), task)
+    task.start_stage(stage, blocks, head)
     if not task.fixed_sizes:
         set_cudnn_benchmark(False)
     optimiser = experiment.optimiser(module.learning_parameters())

@@ -15,7 +15,7 @@ from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from fastpsl.engine.block_runner import Runner, run_blocks
+from fastpsl.engine.stage_blocks import Runner, run_blocks
 from fastpsl.kernels.fused_cuda.batch_norm import (
     DTYPES,
     Norm,

@@ -20,8 +20,8 @@ from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.neighbours import find_neighbours
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import DTYPES
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.nearest import count_correct
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled
@@ -54,7 +54,7 @@ class OnlineProbe:
 
     Args:
         run: The run.
-        trunk: The stage's blocks.
+        blocks: The stage's blocks.
         stage: The stage.
         view: A view of the training steps; None without probes.
         every: The number of epochs between probes, counted over all stages; 0 for no probes.
@@ -63,8 +63,8 @@ class OnlineProbe:
         ValueError: Some images are too small for the crop.
     """
 
-    def __init__(self, run: Run, trunk: Trunk, stage: Stage, view: ViewSpec | None, every: int):
-        self.run, self.trunk, self.stage, self.every = run, trunk, stage, every
+    def __init__(self, run: Run, blocks: StageBlocks, stage: Stage, view: ViewSpec | None, every: int):
+        self.run, self.blocks, self.stage, self.every = run, blocks, stage, every
         if not every:
             return
         assert view is not None
@@ -121,7 +121,7 @@ class OnlineProbe:
         with self.run.reporter.off_the_clock():
             started = time.perf_counter()
             self.run.stop_signal.other_pace()
-            with torch.no_grad(), undisturbed(self.trunk, self.run.world):
+            with torch.no_grad(), undisturbed(self.blocks, self.run.world):
                 train = self._features(self.train)
                 held_out = self._features(self.held_out) if self.held_out and train else None
             if train is None or (self.held_out and held_out is None):
@@ -153,7 +153,7 @@ class OnlineProbe:
                     return None
                 (images,) = augment.inputs(batch, loader.views, dtype)
                 with torch.autocast(run.world.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                    features.append(self.trunk(images).float().mean((2, 3)))
+                    features.append(self.blocks(images).float().mean((2, 3)))
                 indices.append(batch.indices)
         places, values = gathered(torch.cat(indices)), gathered(torch.cat(features))
         order = places.argsort()[int((places < 0).sum()) :]  # padding and broken samples come first

@@ -22,11 +22,11 @@ from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.screen import Screen
 from fastpsl.engine.skipped_steps import SkippedSteps
+from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.terminal import escaped
 from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
 from fastpsl.engine.training_lines import Numbers
-from fastpsl.engine.trunk import StepMetrics
 from fastpsl.engine.wandb_run import start_wandb
 from fastpsl.pipelines.batch import BadSample, Batch
 from fastpsl.pipelines.doing import clock

@@ -10,7 +10,7 @@ from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
 from fastpsl.engine.run_data import BatchSource, RunData
-from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
@@ -63,7 +63,7 @@ class Task:
         raise NotImplementedError
 
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Compute the loss of a batch, in training or, if `head.training` is false, on validation data.
 
@@ -73,7 +73,7 @@ class Task:
         `bad`.
 
         Args:
-            trunk: The blocks of the backbone that the stage runs.
+            blocks: The blocks of the backbone that the stage runs.
             head: The stage's head.
             inputs: The batch's views, each [N, C, H, W] and ready for the network. N is B times the images
                 that the view's operations make of one.
@@ -183,12 +183,12 @@ class Task:
 
     # A stage
 
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         """Prepare for a stage with its new modules, such as by building momentum copies and emptying queues.
 
         Args:
             stage: The stage.
-            trunk: The blocks that it runs, on the device.
+            blocks: The blocks that it runs, on the device.
             head: Its head, on the device.
         """
 
@@ -200,11 +200,11 @@ class Task:
         """
         return 0
 
-    def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
+    def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         """Process a warm-up batch, without gradients and in train mode. No epoch has the same augmentations.
 
         Args:
-            trunk: The blocks of the backbone that the stage runs.
+            blocks: The blocks of the backbone that the stage runs.
             head: The stage's head.
             inputs: As in `loss`.
             batch: The batch.

@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from fastpsl.engine.compile_modes import EAGER, StepChoice, make_runner
 from fastpsl.engine.distributed import World, sum_over_ranks
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks, StepMetrics
 from fastpsl.engine.step_graph import LAUNCHED, GraphChoice, StepGraphs, beside
 from fastpsl.engine.step_state import SkippedStep, StepState
-from fastpsl.engine.trunk import Metrics, StepMetrics, Trunk
 from fastpsl.pipelines.augment import UNFUSED, Augment
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
@@ -27,7 +27,7 @@ class StepTask(Protocol):
     """The part of a `Task` that a step calls."""
 
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]: ...
 
     def after_step(self, extras: Sequence[Mapping[str, Tensor]]) -> None: ...
@@ -45,18 +45,18 @@ class StageModule(nn.Module):
     The task is no submodule, because DDP must not handle its momentum copies.
     """
 
-    def __init__(self, trunk: Trunk, head: nn.Module, task: StepTask):
+    def __init__(self, blocks: StageBlocks, head: nn.Module, task: StepTask):
         super().__init__()
-        self.trunk, self.head = trunk, head
+        self.blocks, self.head = blocks, head
         self.task = task
 
     @override
     def forward(self, inputs: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Metrics]:
-        return self.task.loss(self.trunk, self.head, inputs, batch)
+        return self.task.loss(self.blocks, self.head, inputs, batch)
 
     def learning_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield names and parameters for the stage's optimiser: learning blocks first, then the head."""
-        yield from self.trunk.learning.named_parameters(prefix="trunk")
+        yield from self.blocks.learning.named_parameters(prefix="blocks")
         yield from self.head.named_parameters(prefix="head")
 
     def written_buffers(self) -> Iterator[Tensor]:
@@ -84,7 +84,7 @@ class TrainStep:
         world: The ranks.
         augment: The augmentation.
         step: The mode in which blocks run.
-        fold_frozen: Whether frozen blocks run as folded copies (`Trunk.fold_frozen`).
+        fold_frozen: Whether frozen blocks run as folded copies (`StageBlocks.fold_frozen`).
         clip_norm: As in `Experiment`.
         graph: Whether steps are captured.
     """
@@ -126,9 +126,9 @@ class TrainStep:
             # argument.)
             parallel.broadcast_buffers = False
             self.forward = parallel
-        module.trunk.runner = make_runner(step.mode)
+        module.blocks.runner = make_runner(step.mode)
         if fold_frozen:
-            module.trunk.fold_frozen(self.dtype)
+            module.blocks.fold_frozen(self.dtype)
 
     def step(self, batches: Iterable[Batch], lr: float, num_batches: int | None = None) -> StepMetrics:
         """Make one optimiser step on the mean gradient of `batches`.
@@ -263,13 +263,13 @@ class TrainStep:
 
     @torch.no_grad()
     def warm_up(
-        self, take: Callable[[Trunk, nn.Module, Sequence[Tensor], Batch], None], batch: Batch
+        self, take: Callable[[StageBlocks, nn.Module, Sequence[Tensor], Batch], None], batch: Batch
     ) -> None:
         """Pass a batch outside the steps to `take` (`Task.warm_up`), augmented and under autocast."""
         batch = self.prepared(batch)
         inputs = self.augment.inputs(batch, self.views, self.dtype)
         with self.autocast():
-            take(self.module.trunk, self.module.head, inputs, batch)
+            take(self.module.blocks, self.module.head, inputs, batch)
 
     def _forward(self, batch: Batch, views: Sequence[ViewSpec]) -> tuple[Tensor, Metrics]:
         inputs = self.augment.inputs(batch, views, self.dtype)

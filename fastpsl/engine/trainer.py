@@ -74,9 +74,9 @@ class StageTrainer:
         self.kept = {name for name in AUTOMATIC if getattr(options, name) != getattr(run.options, name)}
         reset_peak_memory(run.world.device)
         self.train_step = make_train_step(experiment, run.position.stage, options, run.world)
-        self.views, trunk = self.train_step.views, self.train_step.module.trunk
+        self.views, blocks = self.train_step.views, self.train_step.module.blocks
         every = getattr(run.options, "probe_every", 0)
-        self.online_probe = OnlineProbe(run, trunk, stage, self.views[0] if every else None, every)
+        self.online_probe = OnlineProbe(run, blocks, stage, self.views[0] if every else None, every)
         if state:
             with loading(run.resumed_from):
                 self.train_step.load_state_dict(state["learner"])

@@ -290,13 +290,13 @@ def _launched(
     """Yield, for each batch, features [B, width] and indices on their way to the host, and bad samples."""
     first = works[0]
     blocks = first.pretrained.backbone.blocks()[: max(work.block for work in works)]
-    trunk = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
+    network = nn.Sequential(*blocks).to(device).to(memory_format=torch.channels_last).eval()
     dtype, augment = DTYPES[first.precision], choose_augment("unfused", loader.views, device)
     for batch in loader.epoch(0, first_step):
         (maps,) = augment.inputs(batch, loader.views, dtype)
         features: dict[int, Tensor] = {}
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            for number, block in enumerate(trunk, start=1):
+            for number, block in enumerate(network, start=1):
                 maps = block(maps)
                 for place, work in enumerate(works):
                     if work.block == number:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.evaluation.blocks import block_shapes
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.batch import Batch
@@ -42,7 +42,7 @@ class Probes(Classify):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return the sum of all classifiers' cross-entropies, and the metrics.
 
@@ -53,7 +53,7 @@ class Probes(Classify):
         valid = (batch.indices >= 0).float()
         num, total = valid.sum(), torch.zeros((), device=valid.device)
         metrics: Metrics = {}
-        crops: list[dict[str, Tensor]] = [head(trunk.features(images)) for images in inputs]
+        crops: list[dict[str, Tensor]] = [head(blocks.features(images)) for images in inputs]
         *_, last = crops[0]
         for name in crops[0]:
             logits = log_mean_softmax([outputs[name] for outputs in crops])

@@ -89,7 +89,7 @@ NAMINGS = (
 
 # DeepCluster's fixed filters before the network, and the convolution that reads them.
 SOBEL, FIRST = "sobel.1.weight", "features.0.weight"
-# The keys under which a dict holds its tensors, outermost first. VISSL has its heads beside the trunk.
+# The keys under which a dict holds its tensors, outermost first. VISSL has its heads beside `trunk`.
 WRAPPERS = ("classy_state_dict", "base_model", "model_state_dict", "state_dict", "network", "model", "trunk")
 # torch.compile puts "_orig_mod." before a module's names. DistributedDataParallel puts "module." before all
 # names, and a Lightning module "model.".

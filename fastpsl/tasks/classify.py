@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.models.layers import AveragePool
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
@@ -61,10 +61,10 @@ class Classify(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return the cross-entropy, with top1 and, for more than five classes, top5."""
-        logits = head(trunk(inputs[0])).float()
+        logits = head(blocks(inputs[0])).float()
         valid = (batch.indices >= 0).float()
         loss = masked_cross_entropy(logits, batch.labels, valid)
         num = valid.sum()

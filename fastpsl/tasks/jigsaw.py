@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
@@ -96,11 +96,11 @@ class Jigsaw(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return the cross-entropy over permutations; accuracy is the share of puzzles named correctly."""
         labels = batch.draw(JigsawTiles)["permutation"]  # [B, k], drawn with the tiles
-        logits = head(trunk(inputs[0]), labels).float()  # [B, k, N]
+        logits = head(blocks(inputs[0]), labels).float()  # [B, k, N]
         valid = (batch.indices >= 0).float()[:, None].expand_as(labels)
         num_valid = valid.sum()
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)

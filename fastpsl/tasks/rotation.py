@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.layout import joined
 from fastpsl.kernels.rotate45 import Rotate45
@@ -100,13 +100,13 @@ class Rotation(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return the cross-entropy over the level's angles; accuracy is the share of correct angles."""
         assert isinstance(head, RotationHead)
         degrees = image_degrees(batch)
         labels = (degrees * head.num_rotations // 360).flatten()
-        logits = head(trunk(joined(inputs))).float()  # [V * B * k, num_rotations], in this order
+        logits = head(blocks(joined(inputs))).float()  # [V * B * k, num_rotations], in this order
         valid = (batch.indices >= 0).float()[:, None].expand_as(degrees).flatten()
         num_valid = valid.sum()
         loss = (F.cross_entropy(logits, labels, reduction="none") * valid).sum() / num_valid.clamp(min=1)

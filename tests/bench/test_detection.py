@@ -87,10 +87,10 @@ def test_torchvisions_model_is_ours(backbone: str) -> None:
     world = World(0, 1, 0, 1, CPU)
     train_step = our_train_step(TINY, backbone, TrainingOptions(batch_size=1, device="cpu"), world)
     model = torchvisions_model(TINY, backbone, train_step)
-    trunk, head = train_step.module.trunk, train_step.module.head
+    blocks, head = train_step.module.blocks, train_step.module.head
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        maps = trunk.run([*trunk.frozen, *trunk.learning][:4], image)
+        maps = blocks.run([*blocks.frozen, *blocks.learning][:4], image)
         theirs = model.backbone(image)
         assert maps.shape == theirs.shape and maps.std() > 1e-3
         assert torch.allclose(maps, theirs, rtol=1e-4, atol=1e-5)

@@ -15,8 +15,8 @@ from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import SGDOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trunk import Trunk
 from tests.engine.test_stage import VIEWS, Brightness
 from tests.engine.tiny import TinyNet, noise_batch
 from tests.programs import ROOT
@@ -82,7 +82,7 @@ def train_step(
 ) -> TrainStep:
     torch.manual_seed(0)
     backbone, task, stage = TinyNet(), Brightness(), make_plan("psl", (1, 1, 1))[1]
-    module = StageModule(Trunk(backbone, stage), task.head(1, 16), task).to(device)
+    module = StageModule(StageBlocks(backbone, stage), task.head(1, 16), task).to(device)
     optimiser = optimiser_of(module.learning_parameters(), **settings)
     result = TrainStep(module, optimiser, VIEWS, precision, World(0, 1, 0, 1, torch.device(device)))
     if precision == "fp16":
@@ -94,7 +94,7 @@ def train_step(
 
 def train(one: TrainStep, num_steps: int, broken: tuple[int, ...]) -> torch.Tensor:
     """Return the weights after `num_steps`, where the steps in `broken` have non-finite gradients."""
-    weight = one.module.trunk.learning[0][0].weight  # type: ignore[index]
+    weight = one.module.blocks.learning[0][0].weight  # type: ignore[index]
     for step in range(num_steps):
         hook = weight.register_hook(lambda gradient: gradient * float("nan")) if step in broken else None  # type: ignore[operator, union-attr]
         batch = noise_batch(VIEWS, 4, seed=step)

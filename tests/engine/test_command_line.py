@@ -27,7 +27,7 @@ class Show:
     channels: Literal["RGB", "L"] | None = None
     mean: tuple[float, ...] | None = None
     epochs: tuple[int, ...] = (1,)
-    parts: tuple[Literal["head", "trunk"], ...] = ()
+    parts: tuple[Literal["head", "blocks"], ...] = ()
     more: More = field(default_factory=More)
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ CASES = (
     ((*GIVEN, "--mean", "x", "1"), "--mean x 1: give numbers"),
     ((*GIVEN, "--channels", "rgb"), "--channels rgb: allowed are RGB, L"),
     ((*GIVEN, "--num-heads", "3"), "--num-heads 3: allowed are 1, 2"),
-    ((*GIVEN, "--parts", "heads"), "--parts heads: allowed are head, trunk; perhaps you meant head"),
+    ((*GIVEN, "--parts", "heads"), "--parts heads: allowed are head, blocks; perhaps you meant head"),
     (("kmeans", *GIVEN[1:]), "SOURCE kmeans: allowed are k-means, random; perhaps you meant k-means"),
 )  # fmt: skip
 

@@ -21,9 +21,9 @@ from fastpsl.engine import compile_modes
 from fastpsl.engine.compile_modes import EAGER, choose_step, make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.models.backbone import Backbone
@@ -62,10 +62,10 @@ def make_train_step(
     torch.manual_seed(0)
     net, task = network(), Brightness()
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = StageModule(Trunk(net, stage), task.head(1, net.channels[stage.last_block - 1]), task)  # type: ignore[index, arg-type]
+    module = StageModule(StageBlocks(net, stage), task.head(1, net.channels[stage.last_block - 1]), task)  # type: ignore[index, arg-type]
     train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
     if backend is not None:
-        module.trunk.runner = make_runner("compiled", backend)
+        module.blocks.runner = make_runner("compiled", backend)
     return train_step
 
 
@@ -136,26 +136,26 @@ def test_a_block_that_breaks_the_graph_raises() -> None:
         make_runner("compiled", Capture())([HostLooks()], torch.ones(2, 2))
 
 
-def test_a_copy_of_a_compiled_trunk_runs_its_own_blocks() -> None:
-    trunk = make_train_step(STAGES[1], Capture()).module.trunk
+def test_a_copy_of_a_compiled_blocks_runs_its_own_blocks() -> None:
+    blocks = make_train_step(STAGES[1], Capture()).module.blocks
     images = torch.randn(4, 3, 32, 32)
-    expected = trunk(images)
-    other = copy.deepcopy(trunk)
+    expected = blocks(images)
+    other = copy.deepcopy(blocks)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(0.5)
     assert not torch.allclose(other(images), expected)
     other.runner = compile_modes.run_blocks
     changed = other(images)
-    other.runner = trunk.runner
+    other.runner = blocks.runner
     assert torch.equal(other(images), changed)
 
 
-def test_keys_are_compiled_with_the_trunk() -> None:
+def test_keys_are_compiled_with_the_blocks() -> None:
     results = []
     for backend in (None, capture := Capture()):
         train_step = make_train_step(STAGES[1], backend)
-        encoder = KeyEncoder(train_step.module.trunk, train_step.module.head, 0.9)
+        encoder = KeyEncoder(train_step.module.blocks, train_step.module.head, 0.9)
         results.append(encoder(torch.ones(4, 3, 32, 32).cumsum(3), 4))
     assert torch.equal(*results) and len(capture.inputs) == 2
 

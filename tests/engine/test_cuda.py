@@ -22,9 +22,9 @@ from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_bench import StageBench
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_graph import LAUNCHED, GraphChoice
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import ConvReLU, folded
@@ -78,7 +78,7 @@ def test_ten_steps_without_a_hidden_sync(precision: str, published_widths: None)
         permutations_per_image=1, embedding_width=1000,
     )  # fmt: skip
     backbone = ResNet("resnet50").to(DEVICE).to(memory_format=torch.channels_last)
-    module = StageModule(Trunk(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task)
+    module = StageModule(StageBlocks(backbone, STAGES[1]), task.head(2, 1024).to(DEVICE), task)
     train_step = TrainStep(module, sgd(module.learning_parameters()), task.views(2), precision, WORLD)
     with Loader(Synthetic(2000), task.views(2), batch_size_per_rank=16, device=DEVICE) as loader:
         batches = loader.epoch(0)
@@ -162,7 +162,7 @@ def train(
     backbone, task = TinyNet(), Brightness()
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
     head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)
-    module = StageModule(Trunk(backbone, stage), head, task)
+    module = StageModule(StageBlocks(backbone, stage), head, task)
     train_step = TrainStep(
         module, sgd(module.learning_parameters()), VIEWS, precision, world,
         step=StepChoice(mode, "asked for"), graph=graph,
@@ -256,7 +256,7 @@ def test_a_step_that_cannot_be_captured_is_launched_and_random_numbers_go_on() -
 
     def step_of(graph: GraphChoice) -> TrainStep:
         task, net = Reading(), TinyNet().to(DEVICE)
-        module = StageModule(Trunk(net, STAGES[0]), task.head(1, 12).to(DEVICE), task)
+        module = StageModule(StageBlocks(net, STAGES[0]), task.head(1, 12).to(DEVICE), task)
         return TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", WORLD, graph=graph)
 
     train_step = step_of(CAPTURED._replace(must=False))
@@ -339,7 +339,7 @@ def peak_of_a_step(name: str, stage: Stage) -> int:
     backbone, task = make_backbone(name), Brightness()
     backbone.to(DEVICE).to(memory_format=torch.channels_last)
     head = task.head(1, backbone.channels[stage.last_block - 1]).to(DEVICE)  # type: ignore[index, arg-type]
-    module = StageModule(Trunk(backbone, stage), head, task)  # type: ignore[arg-type]
+    module = StageModule(StageBlocks(backbone, stage), head, task)  # type: ignore[arg-type]
     train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp16", WORLD)
     batch = on_device(1024, 0)
     train_step.step([batch], 0.01)

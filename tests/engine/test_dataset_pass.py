@@ -45,7 +45,7 @@ def context_of(run: Run, draws: int = 1000) -> EpochContext:
     )
     train_step = make_train_step(experiment, 0, run.options, run.world)
     for batch in range(3):  # fill the running statistics
-        train_step.module.trunk(torch.randn(8, 3, 32, 32) + batch)
+        train_step.module.blocks(torch.randn(8, 3, 32, 32) + batch)
     return EpochContext(run, train_step, epoch=0, first=True, draws_epoch=draws)
 
 
@@ -53,7 +53,7 @@ def context_of(run: Run, draws: int = 1000) -> EpochContext:
 def test_every_sample_once_and_nothing_is_changed(run: Run, training: bool) -> None:
     context = context_of(run)
     module = context.train_step.module
-    module.trunk.learning[1].eval()  # a mode that the pass must restore
+    module.blocks.learning[1].eval()  # a mode that the pass must restore
     before = digests(module.state_dict()), [part.training for part in module.modules()]
     all_indices: list[int] = []
     for indices, features in context.forward_dataset(RANDOM, lambda maps: maps, training=training):
@@ -65,7 +65,7 @@ def test_every_sample_once_and_nothing_is_changed(run: Run, training: bool) -> N
 
 def test_in_eval_mode_an_image_does_not_depend_on_its_batch(run: Run) -> None:
     context = context_of(run)
-    network = context.train_step.module.trunk
+    network = context.train_step.module.blocks
     (image,) = (view for view in [CENTER])
     result = torch.cat([features for _, features in context.forward_dataset(CENTER, lambda maps: maps)])[:NUM]
     with run.data.loader(run.data.train, [image], train=False) as loader:
@@ -88,7 +88,7 @@ def test_each_batch_of_each_pass_has_its_own_dropout(run: Run) -> None:
 
 def test_in_train_mode_statistics_are_the_batchs_without_its_padding(run: Run) -> None:
     context = context_of(run)
-    network = context.train_step.module.trunk
+    network = context.train_step.module.blocks
     batches = [features for _, features in context.forward_dataset(RANDOM, lambda maps: maps, training=True)]
     with run.data.loader(run.data.train, [RANDOM], train=False) as loader:
         inputs = [batch.inputs([RANDOM], torch.float32)[0] for batch in loader.epoch(1000)]
@@ -158,8 +158,8 @@ def test_undisturbed_puts_modes_and_statistics_back() -> None:
 def test_dropout_in_a_pass_is_its_own(run: Run) -> None:
     """Dropout does not depend on earlier random numbers, and differs between batches."""
     context = context_of(run)
-    context.train_step.module.trunk.learning[2] = torch.nn.Sequential(
-        context.train_step.module.trunk.learning[2], torch.nn.Dropout(0.5)
+    context.train_step.module.blocks.learning[2] = torch.nn.Sequential(
+        context.train_step.module.blocks.learning[2], torch.nn.Dropout(0.5)
     )
     results = []
     for state in (1, 2):
@@ -173,22 +173,22 @@ def test_dropout_in_a_pass_is_its_own(run: Run) -> None:
 
 def test_a_pass_runs_nothing_that_was_compiled(run: Run) -> None:
     context = context_of(run)
-    trunk = context.train_step.module.trunk
+    blocks = context.train_step.module.blocks
 
     def refuse(*arguments: object) -> list[torch.Tensor]:
         raise AssertionError("a step's runner")
 
-    trunk.runner = refuse  # type: ignore[assignment]
+    blocks.runner = refuse  # type: ignore[assignment]
     list(context.forward_dataset(CENTER, lambda maps: maps, training=True))
-    assert trunk.runner is refuse
+    assert blocks.runner is refuse
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_pass_shows_the_trunk_images_in_the_steps_precision(tmp_path: Path, precision: str) -> None:
+def test_a_pass_shows_the_blocks_images_in_the_steps_precision(tmp_path: Path, precision: str) -> None:
     with closing(tiny_run(tmp_path, precision=precision)) as run:
         context, seen = context_of(run), set[torch.dtype]()
-        trunk = context.train_step.module.trunk
-        trunk.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
+        blocks = context.train_step.module.blocks
+        blocks.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
         for _, features in context.forward_dataset(CENTER, lambda maps: maps):
             assert (features.dtype == torch.bfloat16) == (precision == "bf16")
     assert seen == {DTYPES[precision]}
@@ -221,7 +221,7 @@ def test_a_pass_is_no_part_of_the_steps_pace(run: Run, monkeypatch: pytest.Monke
     assert seen == [True, True]
 
 
-def test_predictions_are_of_trunk_and_head(tmp_path: Path) -> None:
+def test_predictions_are_of_blocks_and_head(tmp_path: Path) -> None:
     """What is kept of a pass over held-out images serves no other weights, of the head alone either."""
     run = tiny_run(tmp_path)
     context = context_of(run)
@@ -230,7 +230,7 @@ def test_predictions_are_of_trunk_and_head(tmp_path: Path) -> None:
     assert before == context.held_out_science(crop=1) and before["data"] == run.data.val.digest()
     assert before != context.held_out_science(crop=2)
     found = [before["weights"]]
-    for part in (context.train_step.module.head, context.train_step.module.trunk):
+    for part in (context.train_step.module.head, context.train_step.module.blocks):
         with torch.no_grad():
             next(part.parameters()).flatten()[0] += 1
         found.append(context.held_out_science()["weights"])

@@ -75,7 +75,7 @@ def test_a_pass_never_waits_but_to_end(recipe: str, values: dict[str, Any], trai
         experiment, _, _, train_step = recipe_train_step(recipe, "E", precision="fp16", **values)
         context = EpochContext(run, train_step, epoch=0, first=True, draws_epoch=7)
         (view,) = experiment.task.pass_views(1)  # type: ignore[attr-defined]
-        with cuda.watched() as record, without_last_relu(train_step.module.trunk):
+        with cuda.watched() as record, without_last_relu(train_step.module.blocks):
             outputs = context.forward_dataset(
                 view, lambda maps: maps.float().mean((2, 3)).half(), training=training
             )

@@ -124,10 +124,10 @@ def test_a_step_never_waits_for_the_device(row: Row) -> None:
     assert not record.waits, record.waits
     check_function_of_tensors(steps)
     train_step = parts[-1]
-    trunk = train_step.module.trunk
+    blocks = train_step.module.blocks
     folded = [
         part.by_cudnn
-        for block in trunk.frozen_as_run
+        for block in blocks.frozen_as_run
         for part in block.modules()
         if isinstance(part, ConvReLU)
     ]

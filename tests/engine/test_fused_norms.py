@@ -16,9 +16,9 @@ from typing_extensions import override
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fastpsl.engine import fused_norms
-from fastpsl.engine.block_runner import run_blocks
 from fastpsl.engine.fused_norms import FusedNorm, fused, make_fused_runner
 from fastpsl.engine.plan import make_plan
+from fastpsl.engine.stage_blocks import run_blocks
 from fastpsl.kernels.fused_cuda import batch_norm as kernels
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
@@ -353,7 +353,7 @@ def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, 
     start, results = values(make_train_step(stage)), []
     for runner in (None, make_fused_runner()):
         train_step = make_train_step(stage)
-        train_step.module.trunk.runner = runner or train_step.module.trunk.runner
+        train_step.module.blocks.runner = runner or train_step.module.blocks.runner
         for seed in range(2):
             train_step.step([noise_batch(VIEWS, 4, seed)] * accumulate, 0.1, accumulate)
             num_calls = len(calls)
@@ -367,18 +367,18 @@ def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, 
 
 
 def test_keys_are_the_same_and_move_nothing(calls: list[tuple[str, bool, bool]]) -> None:
-    _, trunk, head, images = query()
-    encoder = KeyEncoder(trunk, head, 0.9)
+    _, blocks, head, images = query()
+    encoder = KeyEncoder(blocks, head, 0.9)
     expected = encoder(images, len(images))
-    trunk.runner = make_fused_runner()
+    blocks.runner = make_fused_runner()
     keys = encoder(images, len(images))
     assert len(calls) == 3 and torch.allclose(keys, expected, atol=1e-5) and not keys.requires_grad
     # A copy runs its own blocks.
-    other = copy.deepcopy(trunk)
+    other = copy.deepcopy(blocks)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(0.5)
-    assert not torch.allclose(other(images), trunk(images))
+    assert not torch.allclose(other(images), blocks(images))
 
 
 def test_no_value_and_one_are_torchs() -> None:

@@ -20,8 +20,8 @@ from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from tests.engine.test_task_hooks import Asking
@@ -45,14 +45,14 @@ class Hanging(Asking):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         if head.training and len(self.trained) + 1 == self.at:
             for number in self.numbers:
                 os.kill(os.getpid(), number)
             assert left.wait(120)
             raise Left
-        return super().loss(trunk, head, inputs, batch)
+        return super().loss(blocks, head, inputs, batch)
 
     @override
     def num_warm_up_batches(self, stage: Any) -> int:

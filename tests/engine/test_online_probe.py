@@ -26,8 +26,8 @@ from fastpsl.engine.online_probe import (
 )
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
@@ -106,7 +106,7 @@ def test_the_looked_at_images_are_drawn_by_the_seed(tmp_path: Path, monkeypatch:
     stage, parts, data = Stage("S3", 3, 3, 5, 2), [], str(sample_paths().train_32)
     for number, seed in enumerate((0, 1, 0)):
         with closing(probed_run(tmp_path / str(number), seed=seed, data=data, val=data)) as run:
-            monitor = OnlineProbe(run, Trunk(TinyNet(), stage), stage, VIEW(), 1)
+            monitor = OnlineProbe(run, StageBlocks(TinyNet(), stage), stage, VIEW(), 1)
         assert monitor.held_out is not None
         parts += [tuple(part.indices.tolist()) for part in (monitor.train, monitor.held_out)]
     assert [len(set(part)) for part in parts] == [30] * 6 and parts == [tuple(sorted(p)) for p in parts]
@@ -216,7 +216,7 @@ def test_every_epoch_of_every_stage_has_a_line(whole: Path) -> None:
         assert 0 < line["feature_std"] < 1 < line["effective_rank"] < 16
 
 
-def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
+def test_the_numbers_are_those_of_the_blocks_as_it_is_saved(whole: Path) -> None:
     """The last probe's features, computed again from the checkpoint, one image at a time."""
     net = TinyNet()
     net.load_state_dict(newest_checkpoint(whole)["backbone"])
@@ -226,7 +226,7 @@ def test_the_numbers_are_those_of_the_trunk_as_it_is_saved(whole: Path) -> None:
     for data in (run.data.train, run.data.val):
         assert data is not None
         monitor = OnlineProbe(
-            run, Trunk(TinyNet(), Stage("S3", 3, 3, 5, 2)), Stage("S3", 3, 3, 5, 2), VIEW(), 1
+            run, StageBlocks(TinyNet(), Stage("S3", 3, 3, 5, 2)), Stage("S3", 3, 3, 5, 2), VIEW(), 1
         )
         with (
             Loader(data, [monitor.view], batch_size_per_rank=1, train=False, num_threads=1) as loader,
@@ -359,7 +359,7 @@ def test_at_most_5_000_training_and_10_000_held_out_images_are_looked_at(tmp_pat
     stage = Stage("S3", 3, 3, 5, 2)
     with closing(probed_run(tmp_path)) as run:
         run.data.train, run.data.val = Synthetic(12_000, 8), Synthetic(12_001, 8)
-        monitor = OnlineProbe(run, Trunk(TinyNet(), stage), stage, VIEW(), 1)
+        monitor = OnlineProbe(run, StageBlocks(TinyNet(), stage), stage, VIEW(), 1)
         assert monitor.held_out is not None
         assert (monitor.train.num_samples, monitor.held_out.num_samples) == (5_000, 10_000)
 

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.block_runner import run_blocks
 from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
+from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
@@ -40,9 +39,9 @@ class Brightness(Task):
 
     @override
     def loss(
-        self, trunk: nn.Module, head: nn.Module, inputs: Any, batch: Batch
+        self, blocks: nn.Module, head: nn.Module, inputs: Any, batch: Batch
     ) -> tuple[Tensor, dict[str, Any]]:
-        loss = (head(trunk(inputs[0]))[:, 0] - inputs[0].mean((1, 2, 3))).square().mean() * self.factor
+        loss = (head(blocks(inputs[0]))[:, 0] - inputs[0].mean((1, 2, 3))).square().mean() * self.factor
         return loss, {"loss": (loss.detach(), torch.ones((), device=loss.device))}
 
 
@@ -60,7 +59,7 @@ def test_exactly_the_learning_blocks_change(plan: str, frozen_batchnorm: str) ->
         block.register_forward_hook(lambda module, args, output, number=number: calls.append(number))
     for stage in make_plan(plan, (1, 1, 1)):
         module = StageModule(
-            Trunk(backbone, stage, frozen_batchnorm),
+            StageBlocks(backbone, stage, frozen_batchnorm),
             task.head(1, backbone.channels[stage.last_block - 1]),
             task,
         )
@@ -88,7 +87,7 @@ def test_every_group_of_parameters_has_the_steps_rate() -> None:
     weights = []
     for is_split in (False, True):
         torch.manual_seed(0)
-        module = StageModule(Trunk(TinyNet(), stage), Brightness().head(1, 16), Brightness())
+        module = StageModule(StageBlocks(TinyNet(), stage), Brightness().head(1, 16), Brightness())
         parameters = [p for _, p in module.learning_parameters()]
         groups = [parameters[::2], parameters[1::2]] if is_split else [parameters]
         optimiser = torch.optim.SGD([{"params": group} for group in groups], lr=9.0, fused=True)
@@ -102,11 +101,11 @@ def test_every_group_of_parameters_has_the_steps_rate() -> None:
 def test_frozen_blocks_leave_no_graph() -> None:
     backbone = TinyNet()
     stage = make_plan("psl", (1, 1, 1))[2]
-    trunk = Trunk(backbone, stage)
+    blocks = StageBlocks(backbone, stage)
     outputs: dict[int, Tensor] = {}
     for number, block in enumerate(backbone.blocks(), start=1):
         block.register_forward_hook(lambda m, a, output, number=number: outputs.update({number: output}))
-    assert trunk(torch.randn(2, 3, 32, 32)).grad_fn is not None
+    assert blocks(torch.randn(2, 3, 32, 32)).grad_fn is not None
     assert [outputs[n].grad_fn is None for n in (1, 2, 3, 4, 5)] == [True, True, False, False, False]
 
 
@@ -115,7 +114,7 @@ def test_features_are_those_of_every_block_of_the_stage(number: int) -> None:
     """The stages of PSL have none, one and two frozen blocks."""
     backbone, images = TinyNet().eval(), torch.randn(2, 3, 32, 32)
     stage = make_plan("psl", (1, 1, 1))[number]
-    features = Trunk(backbone, stage).eval().features(images)
+    features = StageBlocks(backbone, stage).eval().features(images)
     assert len(features) == stage.last_block == number + 3
     for block, output in zip(backbone.blocks(), features, strict=False):
         images = block(images)
@@ -134,7 +133,7 @@ def test_accumulated_batches_give_the_mean_gradient() -> None:
         torch.manual_seed(0)
         backbone, task = TinyNet(), Brightness()
         stage = make_plan("end_to_end", (1, 1, 1))[0]
-        module = StageModule(Trunk(backbone, stage), task.head(1, 16), task)
+        module = StageModule(StageBlocks(backbone, stage), task.head(1, 16), task)
         module.eval()  # in train mode, BatchNorm's statistics would depend on the batches
         train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", CPU)
         train_step.step([part_of(batch, number, parts) for number in range(parts)], 0.5, parts)
@@ -149,7 +148,7 @@ def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precisio
     torch.manual_seed(0)
     backbone, task = TinyNet(), Brightness()
     stage = make_plan("psl", (1, 1, 1))[0]
-    module = StageModule(Trunk(backbone, stage), task.head(1, 12), task)
+    module = StageModule(StageBlocks(backbone, stage), task.head(1, 12), task)
     train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
     train_step.scaler.load_state_dict(train_step.scaler.state_dict() | {"scale": 1.0})
     train_step.step([noise_batch(VIEWS, 4)], lr=0.1)
@@ -162,7 +161,7 @@ def test_steps_with_non_finite_gradients_change_nothing_and_are_counted(precisio
 
 def train_step_of(precision: str, task: Task | None = None) -> TrainStep:
     task = task or Brightness()
-    module = StageModule(Trunk(TinyNet(), make_plan("psl", (1, 1, 1))[0]), task.head(1, 12), task)
+    module = StageModule(StageBlocks(TinyNet(), make_plan("psl", (1, 1, 1))[0]), task.head(1, 12), task)
     return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
 
 
@@ -178,7 +177,7 @@ def test_the_first_scale_of_gradients(precision: str, scale: float) -> None:
 def test_a_warm_up_computes_in_the_steps_precision(precision: str, dtype: torch.dtype) -> None:
     seen: list[torch.dtype] = []
     train_step_of(precision).warm_up(
-        lambda trunk, head, inputs, batch: seen.append(head(trunk(inputs[0])).dtype), noise_batch(VIEWS, 4)
+        lambda blocks, head, inputs, batch: seen.append(head(blocks(inputs[0])).dtype), noise_batch(VIEWS, 4)
     )
     assert seen == [dtype]
 
@@ -190,8 +189,8 @@ def test_an_evaluation_is_of_the_samples_that_count(monkeypatch: pytest.MonkeyPa
 
     class Told(Brightness):
         @override
-        def loss(self, trunk: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> Any:
-            assert not trunk.training and not head.training
+        def loss(self, blocks: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> Any:
+            assert not blocks.training and not head.training
             values = next(pending).items()
             return torch.zeros(()), {name: tuple(map(torch.tensor, pair)) for name, pair in values}
 

@@ -15,9 +15,9 @@ from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Position
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
@@ -154,7 +154,7 @@ def train_step_of(
 ) -> tuple[TrainStep, Brightness]:
     task = Brightness()
     head = task.head(1, backbone.channels[stage.last_block - 1])
-    module = StageModule(Trunk(backbone, stage, batchnorm=batchnorm), head, task)
+    module = StageModule(StageBlocks(backbone, stage, batchnorm=batchnorm), head, task)
     optimiser = sgd(module.learning_parameters(), momentum=momentum, weight_decay=1e-2, decay_biases=True)
     return TrainStep(module, optimiser, views, precision, CPU, clip_norm=clip_norm), task
 
@@ -197,9 +197,9 @@ def test_blocks_normalise_by_their_running_statistics() -> None:
             part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
     images = torch.randn(6, 3, 32, 32)
     for kind, depends in (("train", True), ("eval", False), ("fixed", False)):
-        trunk = Trunk(backbone, Stage("E", 1, 1, 5, 1), batchnorm=kind)  # type: ignore[arg-type]
-        assert trunk.training
-        same = torch.allclose(trunk(images)[:2], trunk(images[:2]), atol=1e-5)
+        blocks = StageBlocks(backbone, Stage("E", 1, 1, 5, 1), batchnorm=kind)  # type: ignore[arg-type]
+        assert blocks.training
+        same = torch.allclose(blocks(images)[:2], blocks(images[:2]), atol=1e-5)
         assert same != depends, kind
 
 

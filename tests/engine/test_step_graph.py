@@ -19,10 +19,10 @@ from fastpsl.engine import step_graph
 from fastpsl.engine.distributed import World
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
+from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
 from fastpsl.engine.step_graph import GraphChoice, StepGraphs, choose_graph, reason_of
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import StepMetrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.test_stage import CPU, VIEWS, Brightness
@@ -40,7 +40,7 @@ def train_step_of(task: Brightness, world: World = CPU, graph: GraphChoice = CAP
     torch.manual_seed(0)
     stage = make_plan("psl", (1, 1, 1))[0]
     backbone, head = TinyNet().to(world.device), task.head(1, 12).to(world.device)
-    module = StageModule(Trunk(backbone, stage), head, task)
+    module = StageModule(StageBlocks(backbone, stage), head, task)
     return TrainStep(module, sgd(module.learning_parameters()), VIEWS, "fp32", world, graph=graph)
 
 
@@ -60,8 +60,8 @@ class Planted(Brightness):
         return {}
 
     @override
-    def loss(self, trunk: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> tuple[Tensor, Any]:
-        loss, metrics = super().loss(trunk, head, inputs, batch)
+    def loss(self, blocks: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> tuple[Tensor, Any]:
+        loss, metrics = super().loss(blocks, head, inputs, batch)
         return self.fault(self, loss, batch), metrics
 
 
@@ -188,11 +188,11 @@ class Failing(Brightness):
     fails = False
 
     @override
-    def loss(self, trunk: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> tuple[Tensor, Any]:
+    def loss(self, blocks: nn.Module, head: nn.Module, inputs: Any, batch: Batch) -> tuple[Tensor, Any]:
         if self.fails:
             self.fails = False
             raise self.error
-        return super().loss(trunk, head, inputs, batch)
+        return super().loss(blocks, head, inputs, batch)
 
     error: BaseException = RuntimeError("operation not permitted when stream is capturing")
 
@@ -311,8 +311,8 @@ def spoil(task: Any) -> None:
     """Make the loss of every fifth step of a task infinite, by a tensor of the batch."""
     loss = task.loss
 
-    def spoiled(trunk: Trunk, head: nn.Module, inputs: Any, batch: Batch) -> Any:
-        value, metrics = loss(trunk, head, inputs, batch)
+    def spoiled(blocks: StageBlocks, head: nn.Module, inputs: Any, batch: Batch) -> Any:
+        value, metrics = loss(blocks, head, inputs, batch)
         return value * batch.extra["factor"] if head.training else value, metrics
 
     task.loss = spoiled

@@ -22,9 +22,9 @@ from fastpsl.engine.experiment import Experiment, make_train_step, place_backbon
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines import doing
@@ -72,7 +72,7 @@ class Asking(Task):
         return NUM_WARM_UP
 
     @override
-    def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
+    def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         assert not torch.is_grad_enabled() and head.training and inputs[0].shape[-1] == 24
         self.warmed.append((batch.epoch, batch.step, batch.indices.tolist()))
 
@@ -86,7 +86,7 @@ class Asking(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         if head.training:
             epoch, step = batch.extra["place"].tolist()
@@ -97,7 +97,7 @@ class Asking(Task):
             assert inputs[0].shape[-1] == 32
         valid = (batch.indices >= 0).float()
         losses = F.cross_entropy(
-            head(trunk(inputs[0]).mean((2, 3))), batch.labels.clamp(min=0), reduction="none"
+            head(blocks(inputs[0]).mean((2, 3))), batch.labels.clamp(min=0), reduction="none"
         )
         return (losses * valid).sum() / valid.sum(), {"loss": ((losses.detach() * valid).sum(), valid.sum())}
 
@@ -166,10 +166,10 @@ def test_a_step_that_lasts_is_told_of(tmp_path: Path, monkeypatch: pytest.Monkey
     class Slow(Asking):
         @override
         def loss(
-            self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+            self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
         ) -> tuple[Tensor, Metrics]:
             told.append(voice.line(time.monotonic() + 60.0 * (1 + len(told))))
-            return super().loss(trunk, head, inputs, batch)
+            return super().loss(blocks, head, inputs, batch)
 
     assert fit(tmp_path, Slow(), max_steps_per_stage=3, val=None)
     assert len(told) == 6 and None not in told
@@ -264,14 +264,14 @@ def test_equal_classes_and_fewer_numbers_pass() -> None:
         require_same_classes(one, other)
 
 
-def test_every_blocks_features_of_a_frozen_trunk() -> None:
+def test_every_blocks_features_of_a_frozen_blocks() -> None:
     backbone = TinyNet().eval()
     stage = Stage("probe", 1, 6, 5, 1)
-    trunk = Trunk(backbone, stage)
-    assert not any(p.requires_grad for p in trunk.parameters())
+    blocks = StageBlocks(backbone, stage)
+    assert not any(p.requires_grad for p in blocks.parameters())
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     images = torch.randn(2, 3, 32, 32)
-    outputs = trunk.features(images)
+    outputs = blocks.features(images)
     assert [o.shape[1] for o in outputs] == list(backbone.channels)
     for block, output in zip(backbone.blocks(), outputs, strict=True):
         images = block(images)
@@ -381,7 +381,7 @@ def test_batchnorms_of_backbone_and_head_are_synchronised_if_asked() -> None:
         module = make_train_step(experiment, 1, options, one_process()).module
         kinds = [
             {type(part) for part in side.modules() if isinstance(part, _BatchNorm)}
-            for side in (module.trunk, module.head)
+            for side in (module.blocks, module.head)
         ]
         assert kinds == ([{nn.SyncBatchNorm}] * 2 if is_asked else [{nn.BatchNorm2d}, {nn.BatchNorm1d}])
 

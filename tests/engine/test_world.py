@@ -18,9 +18,9 @@ from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import Reporter
+from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trunk import StepMetrics, Trunk
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import train_view
@@ -80,13 +80,13 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
     backbone, task, level = TinyNet(), make_task(name), TASKS[name]
     stage = make_plan("psl", (1, 1, 1))[1]
     head = task.head(level, backbone.channels[stage.last_block - 1])
-    trunk = Trunk(backbone, stage)
-    module = StageModule(trunk, head, task)
+    blocks = StageBlocks(backbone, stage)
+    module = StageModule(blocks, head, task)
     module.eval()
     # Only the flag is set, without the head's BatchNorms: in eval mode, there is no loss of pseudo-labels,
     # and no key is kept.
     head.training = True
-    task.start_stage(stage, trunk, head)
+    task.start_stage(stage, blocks, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     train_step = TrainStep(module, optimiser, task.views(level), "fp32", world)
@@ -95,7 +95,7 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
 
 
 def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
-    """Return the trunk's buffers before two steps, after them, and after a held-out pass.
+    """Return the blocks' buffers before two steps, after them, and after a held-out pass.
 
     The ranks start with different buffers.
     """
@@ -104,18 +104,18 @@ def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
     stage = make_plan("psl", (1, 1, 1))[1]
     for buffer in backbone.buffers():
         buffer += rank
-    trunk = Trunk(backbone, stage)
-    module = StageModule(trunk, task.head(2, backbone.channels[stage.last_block - 1]), task)
+    blocks = StageBlocks(backbone, stage)
+    module = StageModule(blocks, task.head(2, backbone.channels[stage.last_block - 1]), task)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     views = task.views(2)
     train_step = TrainStep(module, sgd(module.learning_parameters()), views, "fp32", world)
     batch = part_of(noise_batch(views, GLOBAL_BATCH), rank, world_size)
-    buffers = {"before": [buffer.clone() for buffer in trunk.buffers()]}
+    buffers = {"before": [buffer.clone() for buffer in blocks.buffers()]}
     for _ in range(2):
         train_step.step([batch], lr=0.1)
-    buffers["stepped"] = [buffer.clone() for buffer in trunk.buffers()]
+    buffers["stepped"] = [buffer.clone() for buffer in blocks.buffers()]
     train_step.evaluate([batch], views, lambda: False)
-    buffers["evaluated"] = list(trunk.buffers())
+    buffers["evaluated"] = list(blocks.buffers())
     return buffers
 
 

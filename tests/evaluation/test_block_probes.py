@@ -16,9 +16,9 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.evaluation.block_probes import (
     BlockProbes,
     FewLabelBlockProbes,
@@ -181,8 +181,8 @@ def test_each_head_reads_its_block_and_counts_once() -> None:
     names = ("conv_B2", "fc1_B2", "fc2_B4", "conv_B4")
     task = probes(backbone, names)
     stage = Stage("blocks", 1, 5, 4, 1)
-    trunk = Trunk(backbone, stage)
-    module = StageModule(trunk, task.head(1, 16), task)
+    blocks = StageBlocks(backbone, stage)
+    module = StageModule(blocks, task.head(1, 16), task)
     head: Any = module.head
     calls: list[int] = []
     for number, block in enumerate(backbone.blocks(), 1):
@@ -196,7 +196,7 @@ def test_each_head_reads_its_block_and_counts_once() -> None:
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in head.named_parameters()}
     assert all(p.grad is None for p in backbone.parameters())
-    features = trunk.features(images)
+    features = blocks.features(images)
     total = 0.0
     for name in names:
         logits = head.classifiers[name](features[int(name[-1]) - 1])
@@ -209,7 +209,7 @@ def test_each_head_reads_its_block_and_counts_once() -> None:
     assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
     module.eval()
     with torch.autocast("cpu", torch.bfloat16):
-        logits = head(trunk.features(images))
+        logits = head(blocks.features(images))
         loss, metrics = module([images], batch)
     assert {value.dtype for value in logits.values()} == {loss.dtype} == {torch.float32}
     assert list(metrics) == ["loss", *(f"top{k}_{name}" for name in names for k in (1, 5))]
@@ -261,9 +261,9 @@ def test_a_probe_leaves_the_backbone_and_goes_on_as_if_never_stopped(tmp_path: P
         job = experiment(few)
         loss = job.task.loss
 
-        def seeing(trunk: Trunk, head: nn.Module, inputs: Any, batch: Batch) -> Any:
+        def seeing(blocks: StageBlocks, head: nn.Module, inputs: Any, batch: Batch) -> Any:
             indices.extend(batch.indices.tolist() if head.training else ())
-            return loss(trunk, head, inputs, batch)
+            return loss(blocks, head, inputs, batch)
 
         job.task.loss = seeing  # type: ignore[method-assign]
         before = {name: value.clone() for name, value in job.backbone.state_dict().items()}
@@ -340,7 +340,7 @@ def weights_after_a_step(rank: int, world_size: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
     backbone = TinyNet()
     task = probes(backbone, ("conv_B4", "fc1_B5", "fc3_B5"))
-    module = StageModule(Trunk(backbone, Stage("blocks", 1, 6, 5, 1)), task.head(1, 16), task).eval()
+    module = StageModule(StageBlocks(backbone, Stage("blocks", 1, 6, 5, 1)), task.head(1, 16), task).eval()
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     train_step = TrainStep(module, optimiser, task.views(1), "fp32", world)
@@ -363,6 +363,6 @@ def test_heads_on_blocks_that_end_in_one_position() -> None:
     backbone = make_backbone("resnet18")
     head: Any = probes(backbone, ("conv_B5", "fc1_B5")).head(1, 512)
     assert head.classifiers["fc1_B5"][-1].in_features == 512
-    features = Trunk(backbone, Stage("blocks", 1, 6, 5, 1)).features(torch.randn(2, 3, 32, 32))
+    features = StageBlocks(backbone, Stage("blocks", 1, 6, 5, 1)).features(torch.randn(2, 3, 32, 32))
     assert features[-1].shape[-2:] == (1, 1)
     assert {tuple(logits.shape) for logits in head(features).values()} == {(2, 10)}

@@ -24,8 +24,8 @@ from fastpsl.engine.recipe import Evaluation
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.evaluation.feature_file import read_features
 from fastpsl.evaluation.features import extract
 from fastpsl.evaluation.options import EvaluationOptions
@@ -187,7 +187,7 @@ def test_a_look_sees_what_one_process_would(folder: Path, tmp_path: Path) -> Non
     net = TinyNet()
     net.load_state_dict(newest_checkpoint(folder / "probed")["backbone"])
     run = tiny_run(tmp_path)
-    alone = OnlineProbe(run, Trunk(net, STAGE), STAGE, tiny_experiment().task.views(3)[0], 1)
+    alone = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, tiny_experiment().task.views(3)[0], 1)
     with torch.no_grad(), undisturbed(net, run.world):
         train, held_out = (alone._features(data) for data in (alone.train, alone.held_out))  # type: ignore[arg-type]
     run.close()

@@ -14,9 +14,9 @@ from typing_extensions import override
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.train_step import StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.evaluation.linear import LinearProbes, ProbeHead, best_block_lines, probe_sgd
 from fastpsl.evaluation.probes import log_mean_softmax
 from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled
@@ -242,7 +242,7 @@ def test_a_feature_planted_in_b2_is_found_by_b2s_head_alone() -> None:
     torch.manual_seed(0)
     backbone = Planted()
     shapes = [(4, 8, 8)] * 5
-    module = StageModule(Trunk(backbone, PROBE), ProbeHead(shapes, 4, **VISSL), probes(backbone, 4))
+    module = StageModule(StageBlocks(backbone, PROBE), ProbeHead(shapes, 4, **VISSL), probes(backbone, 4))
     optimiser = probe_sgd(module.learning_parameters(), momentum=0.9, weight_decay=0.0, nesterov=True)
     optimiser.param_groups[0]["lr"] = optimiser.param_groups[1]["lr"] = 0.05
     for step in range(60):
@@ -268,13 +268,13 @@ def test_each_head_learns_as_if_it_were_alone() -> None:
     """A head's gradients are those of its own cross-entropy; B2's loss gives the others none."""
     torch.manual_seed(0)
     backbone = TinyNet()
-    module = StageModule(Trunk(backbone, PROBE), probes(backbone, 3).head(1, 16), probes(backbone, 3))
+    module = StageModule(StageBlocks(backbone, PROBE), probes(backbone, 3).head(1, 16), probes(backbone, 3))
     images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 2, 1, 0])
     loss, _ = module([images], batch_of(labels))
     loss.backward()
     head = module.head
     gradients = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}  # type: ignore[union-attr]
-    logits = head_outputs(head, module.trunk.features(images))
+    logits = head_outputs(head, module.blocks.features(images))
     for name, head_logits in logits.items():
         head.zero_grad()
         F.cross_entropy(head_logits, labels).backward(retain_graph=True)
@@ -291,7 +291,7 @@ def test_each_head_learns_as_if_it_were_alone() -> None:
 def test_heads_are_float32_under_autocast() -> None:
     backbone = TinyNet()
     task = probes(backbone, 7)
-    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
+    module = StageModule(StageBlocks(backbone, PROBE), task.head(1, 16), task)
     dtypes: list[torch.dtype] = []
     for classifier in module.head.classifiers.values():  # type: ignore[operator, union-attr]
         classifier.linear.register_forward_hook(
@@ -308,7 +308,7 @@ def test_heads_are_float32_under_autocast() -> None:
 def test_metrics_are_few_while_training_and_all_held_out() -> None:
     backbone = TinyNet()
     task = probes(backbone, 7)
-    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
+    module = StageModule(StageBlocks(backbone, PROBE), task.head(1, 16), task)
     batch = batch_of(torch.arange(6))
     batch.indices[4:] = -1  # padding, which is ignored whatever its label
     images = torch.randn(6, 3, 32, 32)
@@ -318,7 +318,7 @@ def test_metrics_are_few_while_training_and_all_held_out() -> None:
     loss, held_out = module([images], batch)
     names = [f"top{k}_{b}" for b in ("B1", "B2", "B3", "B4", "B5", "final") for k in (1, 5)]
     assert list(held_out) == ["loss", *names]
-    logits = head_outputs(module.head, module.trunk.features(images))
+    logits = head_outputs(module.head, module.blocks.features(images))
     for name, head_logits in logits.items():
         top5 = [
             label in row.tolist()
@@ -329,7 +329,7 @@ def test_metrics_are_few_while_training_and_all_held_out() -> None:
     shorter = batch_of(torch.arange(4))
     torch.testing.assert_close(loss, module([images[:4]], shorter)[0])
     few = probes(backbone, 5)
-    module = StageModule(Trunk(backbone, PROBE), few.head(1, 16), few).eval()
+    module = StageModule(StageBlocks(backbone, PROBE), few.head(1, 16), few).eval()
     assert not [name for name in module([images], batch_of(torch.zeros(6).long()))[1] if "top5" in name]
 
 
@@ -344,7 +344,7 @@ def test_mocos_protocol_is_one_linear_layer_on_the_final_features() -> None:
         and float(weight.detach().std()) == pytest.approx(0.01, rel=0.1)
         and not bias.any()
     )
-    features = Trunk(backbone, PROBE).eval().features(torch.randn(3, 3, 32, 32))
+    features = StageBlocks(backbone, PROBE).eval().features(torch.randn(3, 3, 32, 32))
     expected = features[-1].mean((2, 3)) @ weight.T
     torch.testing.assert_close(head(features)["final"], expected)
 
@@ -352,7 +352,7 @@ def test_mocos_protocol_is_one_linear_layer_on_the_final_features() -> None:
 def test_decay_leaves_batchnorm_alone() -> None:
     backbone = TinyNet()
     task = probes(backbone, 3)
-    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task)
+    module = StageModule(StageBlocks(backbone, PROBE), task.head(1, 16), task)
     names = {id(parameter): name for name, parameter in module.learning_parameters()}
     decayed, rest = probe_sgd(
         module.learning_parameters(), momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -427,12 +427,12 @@ def test_held_out_scores_are_those_of_ten_crops() -> None:
     task = LinearProbes(train_view(input, 32), middle, backbone=backbone, more_crops=tuple(more), **VISSL)
     task.check_data(Synthetic(14, 7), 2)
     assert task.held_out_views(1) == (middle, *more) and len(more) == 9 and len(task.views(1)) == 1
-    module = StageModule(Trunk(backbone, PROBE), task.head(1, 16), task).eval()
+    module = StageModule(StageBlocks(backbone, PROBE), task.head(1, 16), task).eval()
     images, labels = [torch.randn(6, 3, 32, 32) for _ in range(10)], torch.arange(6)
     batch = batch_of(labels)
     batch.indices[5:] = -1
     loss, metrics = module(images, batch)
-    crops = [head_outputs(module.head, module.trunk.features(crop)) for crop in images]
+    crops = [head_outputs(module.head, module.blocks.features(crop)) for crop in images]
     total = 0.0
     for name in crops[0]:
         mean = np.mean([crop[name].softmax(1).detach().numpy() for crop in crops], 0)[:5]
@@ -453,7 +453,7 @@ def test_one_class_is_refused() -> None:
 
 def test_the_metrics_type_is_sums_and_counts() -> None:
     metrics: Metrics = probes(TinyNet(), 3).loss(
-        Trunk(TinyNet(), PROBE),
+        StageBlocks(TinyNet(), PROBE),
         ProbeHead([(8, 16, 16), (8, 8, 8), (12, 4, 4), (16, 2, 2), (16, 2, 2)], 3, **VISSL),
         [torch.randn(4, 3, 32, 32)], batch_of(torch.tensor([0, 1, 2, 0])),
     )[1]  # fmt: skip

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastpsl.engine.compile_modes import make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.alexnet import AlexNet
@@ -75,7 +75,7 @@ def views(backbone: Backbone) -> tuple[ViewSpec, ...]:
 
 def train_step(backbone: Backbone, stage: Stage, precision: str = "fp32", fold: bool = False) -> TrainStep:
     task, width = Brightness(), backbone.channels[stage.last_block - 1]
-    module = StageModule(Trunk(backbone, stage), task.head(1, width), task)
+    module = StageModule(StageBlocks(backbone, stage), task.head(1, width), task)
     return TrainStep(
         module, sgd(module.learning_parameters()), views(backbone), precision, CPU, fold_frozen=fold
     )
@@ -150,10 +150,10 @@ def test_exactly_the_learning_blocks_change(name: str, kind: str) -> None:
     batch = noise_batch(views(backbone), 4)
     for stage in make_plan("psl", (1, 1, 1), num_blocks=backbone.num_blocks, partition=partition):
         step = train_step(backbone, stage)
-        trunk = step.module.trunk
+        blocks = step.module.blocks
         hooks = [
             block.register_forward_hook(lambda m, args, output, number=number: calls.append(number))
-            for number, block in enumerate([*trunk.frozen, *trunk.learning], start=1)
+            for number, block in enumerate([*blocks.frozen, *blocks.learning], start=1)
         ]
         before = [snapshot(block) for block in backbone.blocks()]
         calls.clear()
@@ -186,8 +186,8 @@ def test_all_blocks_frozen_and_folded_have_the_blocks_features(name: str, precis
     for fold in (False, True):
         step = train_step(small(name), stage, precision, fold)
         with torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"):
-            features.append(step.module.trunk.features(images))
-        for block in step.module.trunk.frozen_as_run if fold else ():
+            features.append(step.module.blocks.features(images))
+        for block in step.module.blocks.frozen_as_run if fold else ():
             assert not any(isinstance(part, _BatchNorm) for part in block.modules())
             dtypes = [
                 part.weight.dtype for part in block.modules() if isinstance(part, nn.Conv2d | nn.Linear)
@@ -223,7 +223,7 @@ def test_compiled_steps_with_dropout_learn_what_eager_ones_do() -> None:
         backbone = small("alexnet")
         step = train_step(backbone, stage)
         if mode == "compiled":
-            step.module.trunk.runner = make_runner(mode, backend)
+            step.module.blocks.runner = make_runner(mode, backend)
         for seed in range(2):
             torch.manual_seed(seed)
             step.step([noise_batch(views(backbone), 4, seed)], lr=0.1)
@@ -233,14 +233,14 @@ def test_compiled_steps_with_dropout_learn_what_eager_ones_do() -> None:
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
 
 
-def test_a_trunk_refuses_images_that_end_before_the_network() -> None:
+def test_a_blocks_refuses_images_that_end_before_the_network() -> None:
     for name, side in (("alexnet", 62), ("vgg16", 31)):
         backbone = small(name)
-        trunk = Trunk(backbone, make_plan("end_to_end", (1,), num_blocks=7)[0]).eval()
+        blocks = StageBlocks(backbone, make_plan("end_to_end", (1,), num_blocks=7)[0]).eval()
         with pytest.raises(ValueError, match=f"this backbone reads {side + 1} px and more") as excinfo:
-            trunk(torch.zeros(1, 3, 224, side))
+            blocks(torch.zeros(1, 3, 224, side))
         assert "\n" not in str(excinfo.value)
-        trunk(torch.zeros(1, 3, side + 1, side + 1))
+        blocks(torch.zeros(1, 3, side + 1, side + 1))
 
 
 TASKS: dict[str, Callable[[], Task]] = {
@@ -273,11 +273,11 @@ TASKS: dict[str, Callable[[], Task]] = {
 def test_the_tasks_run_on_alexnet_with_their_own_views(name: str) -> None:
     task, backbone = TASKS[name](), small("alexnet")
     stage = make_plan("psl", (1,) * 3, num_levels=task.num_levels, num_blocks=7, partition=SUGGESTED[7])[2]
-    trunk = Trunk(backbone, stage)
+    blocks = StageBlocks(backbone, stage)
     head = task.head(stage.level, 16)
-    module = StageModule(trunk, head, task)
+    module = StageModule(blocks, head, task)
     if hasattr(task, "start_stage"):
-        task.start_stage(stage, trunk, head)
+        task.start_stage(stage, blocks, head)
     specs = task.views(stage.level)
     step = TrainStep(module, sgd(module.learning_parameters()), specs, "fp32", CPU)
     for number in range(task.num_warm_up_batches(stage) if hasattr(task, "num_warm_up_batches") else 0):
@@ -285,7 +285,7 @@ def test_the_tasks_run_on_alexnet_with_their_own_views(name: str) -> None:
     before = snapshot(module)
     step.step([noise_batch(specs, 2)], lr=0.1)
     assert not step.num_skipped
-    key = "trunk.learning.4.2.weight"
+    key = "blocks.learning.4.2.weight"
     assert isinstance(module.get_parameter(key), Tensor) and not torch.equal(
         before[key], module.state_dict()[key]
     )

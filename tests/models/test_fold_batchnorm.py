@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.block_runner import run_blocks
 from fastpsl.engine.compile_modes import make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
+from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import RevNet
@@ -51,7 +50,7 @@ def as_after_training(backbone: nn.Module) -> nn.Module:
 def train_step(name: str, precision: str, fold: bool, stage: Stage = S3) -> TrainStep:
     torch.manual_seed(0)
     backbone, task = as_after_training(ResNet(name)), Brightness()
-    module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[-1]), task)  # type: ignore[arg-type, index]
+    module = StageModule(StageBlocks(backbone, stage), task.head(1, backbone.channels[-1]), task)  # type: ignore[arg-type, index]
     return TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU, fold_frozen=fold)
 
 
@@ -71,12 +70,12 @@ def test_features_and_gradients_are_those_of_the_blocks(name: str, precision: st
         # In train mode, statistics of four images would amplify any difference.
         step.module.eval()
         with torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32"):
-            trunk = step.module.trunk
-            features.append(trunk.features(images)[:2])
+            blocks = step.module.blocks
+            features.append(blocks.features(images)[:2])
             loss, _ = step.module([images], batch)
         loss.backward()
-        assert all(p.grad is None for p in trunk.frozen.parameters())
-        gradients.append(torch.cat([p.grad.flatten() for p in trunk.learning.parameters()]))  # type: ignore[union-attr]
+        assert all(p.grad is None for p in blocks.frozen.parameters())
+        gradients.append(torch.cat([p.grad.flatten() for p in blocks.learning.parameters()]))  # type: ignore[union-attr]
     for plain_features, folded_features in zip(*features, strict=True):
         assert folded_features.dtype == plain_features.dtype == dtype
         assert folded_features.is_contiguous(memory_format=torch.channels_last)
@@ -123,11 +122,13 @@ def test_nothing_else_knows_of_the_copies() -> None:
     plain, folding = train_step("resnet18", "bf16", False), train_step("resnet18", "bf16", True)
     assert folding.module.state_dict().keys() == plain.module.state_dict().keys()
     assert len(list(folding.module.modules())) == len(list(plain.module.modules()))
-    before = snapshot(folding.module.trunk.frozen)
+    before = snapshot(folding.module.blocks.frozen)
     for seed in range(2):
         folding.step([noise_batch(VIEWS, 4, seed)], lr=0.1)
-    assert all(torch.equal(before[n], value) for n, value in folding.module.trunk.frozen.state_dict().items())
-    weights = [m.weight for m in folding.module.trunk._folded[0].modules() if isinstance(m, nn.Conv2d)]
+    assert all(
+        torch.equal(before[n], value) for n, value in folding.module.blocks.frozen.state_dict().items()
+    )
+    weights = [m.weight for m in folding.module.blocks._folded[0].modules() if isinstance(m, nn.Conv2d)]
     assert [w.dtype for w in weights] == [torch.bfloat16] and not weights[0].requires_grad
 
 
@@ -137,7 +138,7 @@ def test_folded_and_compiled() -> None:
     for runner in (run_blocks, make_runner("compiled", backend)):
         torch.manual_seed(0)
         step = train_step("resnet18", "bf16", True)
-        step.module.trunk.runner = runner
+        step.module.blocks.runner = runner
         step.step([noise_batch(VIEWS, 4)], lr=0.1)
         values.append(torch.cat([p.detach().flatten() for p in step.module.parameters()]))
     assert len(backend.inputs) == 2 and torch.equal(*values)
@@ -148,8 +149,8 @@ def test_a_head_that_learns_alone_has_every_blocks_features() -> None:
     linear = Stage("linear", 1, 6, 5, 1)
     step = train_step("resnet18", "fp32", True, linear)
     images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    features = step.module.trunk.features(images)
-    expected = train_step("resnet18", "fp32", False, linear).module.trunk.features(images)
+    features = step.module.blocks.features(images)
+    expected = train_step("resnet18", "fp32", False, linear).module.blocks.features(images)
     assert len(features) == 5 and all(apart(a, b) < 2e-5 for a, b in zip(expected, features, strict=True))
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastpsl.engine.plan import PLANS, Stage, make_plan
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.nin import NIN, NUM_BLOCKS, convolutions
 from tests.engine.test_stage import snapshot
@@ -107,10 +107,10 @@ def test_a_block_for_classifiers_is_the_third() -> None:
 
 def test_images_of_less_than_four_pixels_are_refused() -> None:
     backbone = NIN("nin3")
-    trunk = Trunk(backbone, make_plan("end_to_end", (1,), num_blocks=3)[0]).eval()
+    blocks = StageBlocks(backbone, make_plan("end_to_end", (1,), num_blocks=3)[0]).eval()
     with pytest.raises(ValueError, match="images of 3 px: this backbone reads 4 px and more"):
-        trunk(torch.zeros(1, 3, 32, 3))
-    assert trunk(torch.zeros(1, 3, 4, 4)).shape == (1, 192, 1, 1)
+        blocks(torch.zeros(1, 3, 32, 3))
+    assert blocks(torch.zeros(1, 3, 4, 4)).shape == (1, 192, 1, 1)
 
 
 def parts(stages: Sequence[Stage]) -> list[str]:

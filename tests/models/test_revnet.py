@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trunk import Trunk
 from fastpsl.models import revnet
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.resnet import ResNet
@@ -77,7 +77,9 @@ def after_a_step(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return gradients and buffers after one step of a stage, made as by the trainer (scaler, DDP)."""
     backbone, task, stage = small().to(memory_format=torch.channels_last), Brightness(), STAGES[stage_number]
-    module = StageModule(Trunk(backbone, stage), task.head(1, backbone.channels[stage.last_block - 1]), task)
+    module = StageModule(
+        StageBlocks(backbone, stage), task.head(1, backbone.channels[stage.last_block - 1]), task
+    )
     optimiser = sgd(module.learning_parameters(), weight_decay=0.0)
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     train_step = TrainStep(module, optimiser, VIEWS, precision, world)

@@ -17,8 +17,8 @@ from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.models.export import export
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
@@ -137,8 +137,8 @@ def test_exactly_the_learning_blocks_change(name: str) -> None:
     behind = {k: v.clone() for k, v in backbone.state_dict().items() if k.startswith("head.")}
     for stage in make_plan("psl", (1, 1, 1), num_blocks=backbone.num_blocks):
         step = train_step(backbone, stage)
-        trunk = step.module.trunk
-        for number, block in enumerate([*trunk.frozen, *trunk.learning], start=1):
+        blocks = step.module.blocks
+        for number, block in enumerate([*blocks.frozen, *blocks.learning], start=1):
             block.register_forward_hook(lambda *_, number=number: calls.append(number))
         before = [snapshot(block) for block in backbone.blocks()]
         calls.clear()
@@ -229,10 +229,10 @@ def test_images_of_other_sizes_are_padded_to_whole_patches() -> None:
 def test_the_smallest_image_is_the_smallest_that_runs() -> None:
     for name in ("test_convnext", "densenet121", SWIN):
         network = make_backbone(f"timm/{name}").eval()
-        trunk = Trunk(network, make_plan("end_to_end", (1,), num_blocks=5)[0]).eval()
-        assert trunk(torch.zeros(1, 3, network.min_px, network.min_px)).numel() > 0
+        blocks = StageBlocks(network, make_plan("end_to_end", (1,), num_blocks=5)[0]).eval()
+        assert blocks(torch.zeros(1, 3, network.min_px, network.min_px)).numel() > 0
         with pytest.raises(ValueError, match=f"reads {network.min_px} px and more"):
-            trunk(torch.zeros(1, 3, network.min_px - 1, 64))
+            blocks(torch.zeros(1, 3, network.min_px - 1, 64))
         if name != SWIN:  # Swin pads all but the patches
             with pytest.raises(RuntimeError):
                 network(torch.zeros(1, 3, network.min_px - 1, network.min_px - 1))

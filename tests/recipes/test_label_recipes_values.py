@@ -16,8 +16,8 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
@@ -127,7 +127,7 @@ def optimiser_of(experiment: Experiment) -> tuple[torch.optim.Optimizer, list[Gr
     (stage,) = experiment.stages
     with torch.device("meta"):
         head = experiment.task.head(stage.level, experiment.backbone.channels[-1])
-        module = StageModule(Trunk(experiment.backbone, stage), head, experiment.task)
+        module = StageModule(StageBlocks(experiment.backbone, stage), head, experiment.task)
     small = {name: nn.Parameter(torch.zeros(1)) for name, _ in module.learning_parameters()}
     name_of = {id(parameter): name for name, parameter in small.items()}
     optimiser = experiment.optimiser(small.items())
@@ -190,7 +190,7 @@ def test_optimiser_of_uic(name: str, weight_decay: float) -> None:
     """UIC, section 4.2: "SGD optimizer", "0.9 momentum, 1e-4 weight decay", as in supervised training."""
     optimiser, (group,), names = optimiser_of(build(name))
     assert isinstance(optimiser, torch.optim.SGD)
-    assert group.names == names and "head.2.bias" in names and "trunk.0.0.weight" in names
+    assert group.names == names and "head.2.bias" in names and "blocks.0.0.weight" in names
     asked = settings(group, "momentum", "weight_decay", "nesterov", "dampening")
     assert asked == (0.9, weight_decay, False, 0)
 

@@ -185,7 +185,7 @@ def test_the_optimiser_of_every_parameter(recipe: str) -> None:
     """Test that a BatchNorm's scale is a bias for LARS alone."""
     _, experiment = built(recipe)
     with torch.device("meta"):
-        model = nn.ModuleDict({"trunk": experiment.backbone, "head": experiment.task.head(3, 2048)})
+        model = nn.ModuleDict({"blocks": experiment.backbone, "head": experiment.task.head(3, 2048)})
     named = dict(model.named_parameters())
     optimiser = experiment.optimiser(named.items())
     assert type(optimiser) is (LARS if recipe == "simclr_r50" else torch.optim.SGD)

@@ -87,7 +87,7 @@ def test_protocols_are_pirls_and_simclrs() -> None:
             rate = experiment.schedule(Moment(epoch * 10, 700, 0, 70, 70))
             assert rate == pytest.approx(lr / 2 * (0.1 if epoch >= 30 else 1))
         groups = experiment.optimiser(
-            iter([("trunk.0.weight", torch.nn.Parameter(torch.zeros(3)))])
+            iter([("blocks.0.weight", torch.nn.Parameter(torch.zeros(3)))])
         ).param_groups
         assert (
             [g["weight_decay"] for g in groups] == [0, 0]

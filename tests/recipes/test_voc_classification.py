@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fastpsl.engine.predictions import NAME, read_predictions
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.voc.dataset import VOC
@@ -150,11 +150,11 @@ def test_alexnets_fc6_to_fc8_learn_alone(protocol: str, is_new: bool) -> None:
     for name, value in experiment.backbone.state_dict().items():
         assert torch.equal(value, weights[name]) == (name.startswith("features") or not is_new), name
     (stage,) = experiment.stages
-    trunk = Trunk(experiment.backbone, stage, experiment.frozen_batchnorm, experiment.batchnorm)
+    blocks = StageBlocks(experiment.backbone, stage, experiment.frozen_batchnorm, experiment.batchnorm)
     learning = {name for name, parameter in experiment.backbone.named_parameters() if parameter.requires_grad}
     assert learning == {f"classifier.{n}.{kind}" for n in (1, 4) for kind in ("weight", "bias")}
-    assert (len(trunk.frozen), len(trunk.learning), experiment.clip_norm) == (5, 2, 10.0)
-    dropouts = [part for part in trunk.modules() if isinstance(part, torch.nn.Dropout)]
+    assert (len(blocks.frozen), len(blocks.learning), experiment.clip_norm) == (5, 2, 10.0)
+    dropouts = [part for part in blocks.modules() if isinstance(part, torch.nn.Dropout)]
     assert len(dropouts) == 2 and all(part.training for part in dropouts)
     group = experiment.optimiser([("head.2.bias", torch.nn.Parameter(torch.zeros(3)))]).param_groups[0]
     decay = PROTOCOLS[protocol].weight_decay

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
@@ -13,17 +13,17 @@ from fastpsl.tasks.sslpp.sslpp import Proxy
 from tests.engine.tiny import TinyNet
 
 
-def small_modules(proxy: Proxy) -> tuple[Trunk, nn.Module]:
-    """Build a trunk of five small blocks, and the task's head."""
+def small_modules(proxy: Proxy) -> tuple[StageBlocks, nn.Module]:
+    """Build five small blocks of a stage, and the task's head."""
     torch.manual_seed(0)
     backbone = TinyNet()
-    return Trunk(backbone, make_plan("end_to_end", (1,))[0]), proxy.head(1, backbone.channels[-1])
+    return StageBlocks(backbone, make_plan("end_to_end", (1,))[0]), proxy.head(1, backbone.channels[-1])
 
 
-def learned(proxy: Proxy, num_epochs: int = 12) -> tuple[Trunk, nn.Module]:
+def learned(proxy: Proxy, num_epochs: int = 12) -> tuple[StageBlocks, nn.Module]:
     """Train the modules for `num_epochs` of the 480 images by Adam, in seconds on one core."""
-    trunk, head = small_modules(proxy)
-    optimiser = torch.optim.Adam([*trunk.parameters(), *head.parameters()], lr=3e-3)
+    blocks, head = small_modules(proxy)
+    optimiser = torch.optim.Adam([*blocks.parameters(), *head.parameters()], lr=3e-3)
     view = proxy.view()
     with Beton(sample_paths().train_32) as data, Loader(
         data, [view], batch_size_per_rank=48, decoder="pillow", num_threads=1
@@ -32,9 +32,9 @@ def learned(proxy: Proxy, num_epochs: int = 12) -> tuple[Trunk, nn.Module]:
             for batch in loader.epoch(epoch):
                 (inputs,) = batch.inputs([view], torch.float32)
                 optimiser.zero_grad()
-                proxy.features_loss(trunk(inputs), head, batch)[0].backward()
+                proxy.features_loss(blocks(inputs), head, batch)[0].backward()
                 optimiser.step()
-    return trunk.eval(), head.eval()
+    return blocks.eval(), head.eval()
 
 
 def held_out(proxy: Proxy) -> tuple[Tensor, Batch]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.normalise import normalise
@@ -34,12 +34,12 @@ def small_modules(task: AET) -> tuple[nn.Module, AETHead]:
 def test_loss_and_gradients_are_those_of_a_plain_loop(kind: Kind, indices: list[int]) -> None:
     """Each pair by itself. Samples of index -1 are left out, even if not finite, and a batch may be one."""
     task = AET(kind, size_px=17)
-    trunk, head = small_modules(task)
+    blocks, head = small_modules(task)
     view = task.view()
     batch = noise_batch([view], len(indices))
     batch.indices = torch.tensor(indices)
     (inputs,) = batch.inputs([view], torch.float32)
-    features = trunk(inputs)
+    features = blocks(inputs)
     features.retain_grad()
     spoiled = features.clone()
     spoiled[(batch.indices < 0).repeat_interleave(2)] = math.inf
@@ -53,7 +53,7 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(kind: Kind, indices: list[
     for i, index in enumerate(indices):
         if index >= 0:
             target = batch.draws[0][-1]["target"][i]
-            first, second = (trunk(inputs[2 * i + k][None])[0].mean((1, 2)) for k in (0, 1))
+            first, second = (blocks(inputs[2 * i + k][None])[0].mean((1, 2)) for k in (0, 1))
             answer = head.regress(torch.cat([first, second]))
             answer = torch.tanh(answer) if kind == "affine" else answer
             losses.append(sum((a - b) ** 2 for a, b in zip(answer, target, strict=True)) / len(target))
@@ -69,20 +69,20 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(kind: Kind, indices: list[
     torch.testing.assert_close(metrics["loss"][0], torch.stack(losses).sum().detach())
     torch.testing.assert_close(metrics["loss_constant"][0], torch.tensor(sum(constants)))
     head.train()
-    assert list(task.features_loss(trunk(inputs), head, batch)[1]) == ["loss"]
+    assert list(task.features_loss(blocks(inputs), head, batch)[1]) == ["loss"]
 
 
 @every_kind
 @pytest.mark.parametrize("num", [0, 2])
 def test_nothing_but_padding_is_a_loss_of_nought(kind: Kind, num: int) -> None:
     task = AET(kind, 32)
-    trunk, head = small_modules(task)
+    blocks, head = small_modules(task)
     batch = noise_batch([task.view()], 2)
     batch.images[0], batch.indices = batch.images[0][:num], torch.full((num,), -1)
     batch.draws = [tuple({k: v[:num] for k, v in draw.items()} for draw in batch.draws[0])]
     (inputs,) = batch.inputs([task.view()], torch.float32)
     assert inputs.shape == (2 * num, 3, 32, 32)
-    loss, metrics = task.features_loss(trunk(inputs), head.eval(), batch)
+    loss, metrics = task.features_loss(blocks(inputs), head.eval(), batch)
     assert loss == 0 and metrics["loss"] == metrics["loss_constant"] == (0, 0)
     loss.backward()
 
@@ -90,11 +90,11 @@ def test_nothing_but_padding_is_a_loss_of_nought(kind: Kind, num: int) -> None:
 @every_kind
 def test_the_loss_is_in_float32(kind: Kind) -> None:
     task = AET(kind, 32)
-    trunk, head = small_modules(task)
+    blocks, head = small_modules(task)
     batch = noise_batch([task.view()], 4)
     (inputs,) = batch.inputs([task.view()], torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, metrics = task.features_loss(trunk(inputs), head.eval(), batch)
+        loss, metrics = task.features_loss(blocks(inputs), head.eval(), batch)
     assert loss.dtype == torch.float32 and all(value.dtype == torch.float32 for value, _ in metrics.values())
 
 
@@ -103,12 +103,12 @@ def test_the_loss_is_in_float32(kind: Kind) -> None:
 def test_learned_it_beats_the_constant_on_held_out_images(kind: Kind) -> None:
     """It does so by 40 % or more. Pairs in the wrong order score worse, so the order matters."""
     task = AET(kind, 32)
-    trunk, head = learned(task)
+    blocks, head = learned(task)
     inputs, batch = held_out(task)
     with torch.no_grad():
-        metrics = means(task.features_loss(trunk(inputs), head, batch)[1])
+        metrics = means(task.features_loss(blocks(inputs), head, batch)[1])
         swapped = inputs.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
-        wrong = means(task.features_loss(trunk(swapped), head, batch)[1])
+        wrong = means(task.features_loss(blocks(swapped), head, batch)[1])
     assert metrics["loss"] < 0.6 * metrics["loss_constant"] < 0.6 * wrong["loss"]
     targets = batch.draws[0][-1]["target"]
     # The mean of the 160 held-out draws is near that of 10,000 draws.
@@ -155,16 +155,16 @@ def test_the_contact_sheet_shows_pairs_and_the_captions_the_targets(kind: Kind) 
         )
 
 
-def test_one_trunk_pass_over_both_images_is_what_the_trainer_makes() -> None:
+def test_one_blocks_pass_over_both_images_is_what_the_trainer_makes() -> None:
     """The view's order is image-major: an image, then its copy."""
     task = AET("projective", 32)
-    trunk, head = small_modules(task)
-    assert not isinstance(trunk, Trunk)
+    blocks, head = small_modules(task)
+    assert not isinstance(blocks, StageBlocks)
     batch = noise_batch([task.view()], 3)
     (inputs,) = batch.inputs([task.view()], torch.float32)
     before = task.view().before_last_op(batch.images[0], batch.draws[0])
     view = task.view()
     torch.testing.assert_close(inputs[::2], normalise(before, view.mean, view.std, torch.float32))
-    features = trunk(inputs)
+    features = blocks(inputs)
     pairs = torch.cat([features[::2].mean((2, 3)), features[1::2].mean((2, 3))], 1)
     torch.testing.assert_close(head(features), head.regress(pairs))

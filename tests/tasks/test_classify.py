@@ -11,9 +11,9 @@ from torch import Tensor
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.pipelines.input_record import Input
@@ -36,7 +36,7 @@ def task_of(num_classes: int, **more: Any) -> Classify:
 
 def module_of(task: Classify) -> StageModule:
     torch.manual_seed(0)
-    return StageModule(Trunk(TinyNet(), WHOLE), task.head(1, 16), task)
+    return StageModule(StageBlocks(TinyNet(), WHOLE), task.head(1, 16), task)
 
 
 def batch_of(labels: Tensor) -> Batch:
@@ -48,7 +48,7 @@ def test_loss_and_scores_are_torchs() -> None:
     task = task_of(9)
     module = module_of(task).eval()
     images, labels = torch.randn(90, 3, 32, 32), torch.arange(90) % 9
-    logits = module.head(module.trunk(images).mean((2, 3), keepdim=True))
+    logits = module.head(module.blocks(images).mean((2, 3), keepdim=True))
     loss, metrics = module([images], batch_of(labels))
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
     assert metrics["top1"][0] == (logits.argmax(1) == labels).sum()
@@ -85,7 +85,7 @@ def test_padding_has_no_say() -> None:
 def test_right_answers_of_padding_do_not_count(num_valid: int) -> None:
     module = module_of(task_of(9)).eval()
     images = torch.randn(6, 3, 32, 32)
-    answers = module.head(module.trunk(images)).argmax(1)
+    answers = module.head(module.blocks(images)).argmax(1)
     batch = batch_of(answers)
     batch.indices[num_valid:] = -1
     _, metrics = module([images], batch)

@@ -17,9 +17,9 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam, sgd
 from fastpsl.engine.plan import make_plan
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.ab_bins import ab_bins
 from fastpsl.kernels.lightness import Lightness, lightness
 from fastpsl.models.backbone import Backbone
@@ -76,17 +76,17 @@ def smooth_batch(
     return batch
 
 
-def ready(batches: Sequence[Batch]) -> tuple[Colorization, Trunk, nn.Module]:
+def ready(batches: Sequence[Batch]) -> tuple[Colorization, StageBlocks, nn.Module]:
     """Return a task after its warm-up on `batches`, the parts of all ranks."""
     torch.manual_seed(0)
     task = Colorization(SIZE)
-    trunk, head = Trunk(SmallNIN(), STAGE), task.head(1, 48)
+    blocks, head = StageBlocks(SmallNIN(), STAGE), task.head(1, 48)
     task.check_data(FakeData(), 40 // len(batches))  # type: ignore[arg-type]
-    task.start_stage(STAGE, trunk, head)
+    task.start_stage(STAGE, blocks, head)
     assert task.num_warm_up_batches(STAGE) == len(batches)
     for batch in batches:
-        task.warm_up(trunk, head, [], batch)
-    return task, trunk, head
+        task.warm_up(blocks, head, [], batch)
+    return task, blocks, head
 
 
 def by_loops(task: Colorization, batch: Batch) -> tuple[np.ndarray, np.ndarray, list[bool]]:
@@ -241,7 +241,7 @@ def test_the_constant_answer_is_nearly_the_best() -> None:
 
 
 def test_grey_images_teach_nothing_and_are_counted() -> None:
-    task, trunk, head = ready([smooth_batch(Colorization(SIZE), 40)])
+    task, blocks, head = ready([smooth_batch(Colorization(SIZE), 40)])
     batch = smooth_batch(task, 5, seed=3, grey=range(5))
     batch.indices[4] = -1
     features = torch.randn(5, 48, MAP, MAP, requires_grad=True)
@@ -260,7 +260,7 @@ def test_grey_images_teach_nothing_and_are_counted() -> None:
     assert task.end_epoch() == {"num_grey": 6.0} and task.end_epoch() == {"num_grey": 0.0}
     task.features_loss(features, head, some)
     assert task.num_grey == 2 and task.counts.any()
-    task.start_stage(STAGE, trunk, head)
+    task.start_stage(STAGE, blocks, head)
     assert not task.num_grey and not task.counts.any()
 
 
@@ -297,26 +297,26 @@ def test_how_many_batches_are_looked_at() -> None:
 
 def test_the_size_of_the_map_is_found_without_moving_statistics() -> None:
     torch.manual_seed(0)
-    task, trunk = Colorization(36), Trunk(SmallNIN(), STAGE)
-    before = {name: value.clone() for name, value in trunk.state_dict().items()}
-    task.start_stage(STAGE, trunk, task.head(1, 48))
-    assert tuple(task.map_size) == (9, 9) and trunk.training and trunk.learning.training
-    assert all(torch.equal(before[name], value) for name, value in trunk.state_dict().items())
+    task, blocks = Colorization(36), StageBlocks(SmallNIN(), STAGE)
+    before = {name: value.clone() for name, value in blocks.state_dict().items()}
+    task.start_stage(STAGE, blocks, task.head(1, 48))
+    assert tuple(task.map_size) == (9, 9) and blocks.training and blocks.learning.training
+    assert all(torch.equal(before[name], value) for name, value in blocks.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_has_finite_gradients_and_nearly_the_same_loss(dtype: torch.dtype) -> None:
-    task, trunk, head = ready([smooth_batch(Colorization(SIZE), 40)])
+    task, blocks, head = ready([smooth_batch(Colorization(SIZE), 40)])
     batch = smooth_batch(task, 6, seed=4, grey=[1])
     (inputs,) = batch.inputs([task.view()], torch.float32)
-    wanted, _ = task.features_loss(trunk(inputs), head, batch)
+    wanted, _ = task.features_loss(blocks(inputs), head, batch)
     with torch.autocast("cpu", dtype=dtype):
-        loss, _ = task.features_loss(trunk(inputs), head, batch)
+        loss, _ = task.features_loss(blocks(inputs), head, batch)
     assert loss.dtype == torch.float32 and float(loss.detach()) == pytest.approx(
         float(wanted.detach()), rel=0.02
     )
     loss.backward()
-    for parameter in (*trunk.parameters(), *head.parameters()):
+    for parameter in (*blocks.parameters(), *head.parameters()):
         assert parameter.grad is not None and parameter.grad.isfinite().all()
 
 
@@ -345,9 +345,9 @@ def one_step(rank: int, world_size: int) -> dict[str, Any]:
     Half of the grey images are on one rank.
     """
     whole = smooth_batch(Colorization(SIZE), 40, grey=range(7))
-    task, trunk, head = ready([part_of(whole, rank, world_size)])
+    task, blocks, head = ready([part_of(whole, rank, world_size)])
     sslpp = SSLPlusPlus(task, train_view(Input(), SIZE, "padded"), weight=1.0)
-    module = StageModule(trunk, nn.ModuleDict({"proxy": head}), sslpp)
+    module = StageModule(blocks, nn.ModuleDict({"proxy": head}), sslpp)
     module.eval()
     module.head.train()
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))

@@ -46,12 +46,12 @@ def hidden_values(task: Context, batch: Batch, number: int) -> Tensor:
 def test_loss_and_gradients_are_those_of_a_plain_loop(size_px: int, share: float, indices: list[int]) -> None:
     """Each image by itself. Samples of index -1 are left out, even if not finite; a batch may be one."""
     task = Context(share, size_px)
-    trunk, head = small_modules(task)
+    blocks, head = small_modules(task)
     batch = noise_batch([task.view()], len(indices))
     batch.images[0][:, 0] //= 2  # so that the mean colour is not grey
     batch.indices = torch.tensor(indices)
     (inputs,) = batch.inputs([task.view()], torch.float32)
-    features = trunk(inputs).detach()
+    features = blocks(inputs).detach()
     spoiled = features.clone()
     spoiled[batch.indices < 0] = math.inf
     head.eval()
@@ -82,23 +82,23 @@ def test_loss_and_gradients_are_those_of_a_plain_loop(size_px: int, share: float
 @pytest.mark.parametrize("num", [0, 2])
 def test_nothing_but_padding_is_a_loss_of_nought(num: int) -> None:
     task = Context(0.5, 32)
-    trunk, head = small_modules(task)
+    blocks, head = small_modules(task)
     batch = noise_batch([task.view()], 2)
     batch.images[0], batch.indices = batch.images[0][:num], torch.full((num,), -1)
     batch.draws = [tuple({k: v[:num] for k, v in draw.items()} for draw in batch.draws[0])]
     (inputs,) = batch.inputs([task.view()], torch.float32)
-    loss, metrics = task.features_loss(trunk(inputs), head.eval(), batch)
+    loss, metrics = task.features_loss(blocks(inputs), head.eval(), batch)
     assert loss == 0 and metrics["loss"] == metrics["loss_constant"] == (0, 0)
     loss.backward()
 
 
 def test_the_loss_is_in_float32() -> None:
     task = Context(0.5, 32)
-    trunk, head = small_modules(task)
+    blocks, head = small_modules(task)
     batch = noise_batch([task.view()], 4)
     (inputs,) = batch.inputs([task.view()], torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, metrics = task.features_loss(trunk(inputs), head.eval(), batch)
+        loss, metrics = task.features_loss(blocks(inputs), head.eval(), batch)
     assert loss.dtype == torch.float32 and all(value.dtype == torch.float32 for value, _ in metrics.values())
 
 
@@ -121,10 +121,10 @@ def test_maps_of_any_size_become_the_image(size_px: int, map_px: int) -> None:
 def test_learned_it_beats_the_constant_on_held_out_images() -> None:
     """It does so by looking: with the surroundings of another image it scores worse."""
     task = Context(0.5, 32)
-    trunk, head = learned(task)
+    blocks, head = learned(task)
     inputs, batch = held_out(task)
     with torch.no_grad():
-        features = trunk(inputs)
+        features = blocks(inputs)
         metrics = means(task.features_loss(features, head, batch)[1])
         other = means(task.features_loss(features.roll(1, 0), head, batch)[1])
     assert metrics["loss"] < 0.75 * metrics["loss_constant"] < 0.75 * other["loss"]
@@ -133,14 +133,14 @@ def test_learned_it_beats_the_constant_on_held_out_images() -> None:
 def test_what_is_hidden_is_nowhere_in_the_input() -> None:
     """Other pixels in the hole change the target and not the input."""
     task = Context(0.5, 32)
-    trunk, head = small_modules(task)
+    blocks, head = small_modules(task)
     batch = noise_batch([task.view()], 4)
     batch.draws[0][0]["shift"][:] = 4  # no shift, so that the hole is the middle of the stored images
     (inputs,) = batch.inputs([task.view()], torch.float32)
-    loss, _ = task.features_loss(trunk(inputs), head, batch)
+    loss, _ = task.features_loss(blocks(inputs), head, batch)
     batch.images[0][:, :, 8:24, 8:24] = 255 - batch.images[0][:, :, 8:24, 8:24]
     (same,) = batch.inputs([task.view()], torch.float32)
-    assert torch.equal(same, inputs) and task.features_loss(trunk(same), head, batch)[0] != loss
+    assert torch.equal(same, inputs) and task.features_loss(blocks(same), head, batch)[0] != loss
     batch.images[0][:, :, 7] = 255 - batch.images[0][:, :, 7]
     assert not torch.equal(batch.inputs([task.view()], torch.float32)[0], inputs)
 

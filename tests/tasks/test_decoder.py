@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.models.factory import BACKBONES, OF_VECTORS, make_backbone
 from fastpsl.tasks.sslpp.colorization import Colorization
 from fastpsl.tasks.sslpp.context import Context
@@ -54,7 +54,7 @@ def test_colorization_names_the_colours_of_a_quarter_of_the_side() -> None:
     )
     stage = Stage("E", 1, 1, 7, 1)
     head = task.head(1, 4096)
-    task.start_stage(stage, Trunk(backbone, stage), head)
+    task.start_stage(stage, StageBlocks(backbone, stage), head)
     assert tuple(task.map_size) == (16, 16)
     assert head(torch.zeros(2, 4096, 1, 1)).shape == (2, 313, 16, 16)
 

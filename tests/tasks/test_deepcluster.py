@@ -19,8 +19,8 @@ from fastpsl.engine.experiment import Experiment, make_train_step, place_backbon
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.resnet import ResNet
 from fastpsl.pipelines.data.synthetic import Synthetic
@@ -103,22 +103,22 @@ def test_labels_are_sklearns(tmp_path: Path) -> None:
     run.close()
 
 
-def test_the_trunk_has_its_relu_again(tmp_path: Path) -> None:
-    trunk = Trunk(TinyNet(), WHOLE[0]).eval()
+def test_the_blocks_has_its_relu_again(tmp_path: Path) -> None:
+    blocks = StageBlocks(TinyNet(), WHOLE[0]).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        usual = trunk(images)
-        with without_last_relu(trunk):
-            before = trunk(images)
+        usual = blocks(images)
+        with without_last_relu(blocks):
+            before = blocks(images)
         assert before.min() < 0 and torch.equal(before.relu(), usual)
-        with pytest.raises(KeyError), without_last_relu(trunk):
+        with pytest.raises(KeyError), without_last_relu(blocks):
             raise KeyError
-        assert torch.equal(trunk(images), usual)
+        assert torch.equal(blocks(images), usual)
         layers = nn.Sequential(nn.ReLU(), nn.Linear(3, 3), nn.ReLU())
         of_two: Any = SimpleNamespace(frozen_as_run=[nn.Sequential(nn.ReLU())], learning=[layers])
         with without_last_relu(of_two):
             assert [type(layer) for layer in layers] == [nn.ReLU, nn.Linear, nn.Identity]
-        resnet = Trunk(ResNet("resnet18"), Stage("E", 1, 1, 5, 1)).eval()
+        resnet = StageBlocks(ResNet("resnet18"), Stage("E", 1, 1, 5, 1)).eval()
         usual = resnet(images)
         with without_last_relu(resnet):
             assert torch.equal(resnet(images), usual)
@@ -151,7 +151,7 @@ def test_each_epoch_and_seed_has_a_classifier_of_its_own(monkeypatch: pytest.Mon
         task = DeepCluster(12, Input(size_px=32), 32, seed=seed, pca_width=6, k_means_iterations=5)
         task.check_data(Synthetic(NUM), 4)
         head = task.head(1, 16)
-        task.start_stage(WHOLE[0], Trunk(TinyNet(), WHOLE[0]), head)
+        task.start_stage(WHOLE[0], StageBlocks(TinyNet(), WHOLE[0]), head)
         optimiser = torch.optim.SGD(head.parameters(), lr=0.1)
         context: Any = SimpleNamespace(head=head, optimiser=optimiser, epoch=epoch)
         assert task.start_epoch(context)["distance"] == 0.5
@@ -162,18 +162,18 @@ def test_each_epoch_and_seed_has_a_classifier_of_its_own(monkeypatch: pytest.Mon
 def test_the_classifier_has_no_momentum_and_everything_decays() -> None:
     """Three steps equal those of the code's two optimisers."""
     torch.manual_seed(0)
-    first, second = (nn.ModuleDict({"trunk": nn.Linear(3, 4), "head": nn.Linear(4, 2)}) for _ in range(2))
+    first, second = (nn.ModuleDict({"blocks": nn.Linear(3, 4), "head": nn.Linear(4, 2)}) for _ in range(2))
     second.load_state_dict(first.state_dict())
     both = two_sgds(first.named_parameters(), weight_decay=0.1)
     for group in both.param_groups:
         group["lr"] = 0.5
-    backbone = torch.optim.SGD(second["trunk"].parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
+    backbone = torch.optim.SGD(second["blocks"].parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
     top = torch.optim.SGD(second["head"].parameters(), lr=0.5, weight_decay=0.1)
     for _ in range(3):
         x = torch.randn(5, 3)
         for model in (first, second):
             model.zero_grad()
-            model["head"](model["trunk"](x)).square().mean().backward()
+            model["head"](model["blocks"](x)).square().mean().backward()
         for optimiser in (both, backbone, top):
             optimiser.step()
     for name, parameter in first.named_parameters():

@@ -20,9 +20,9 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
@@ -112,9 +112,9 @@ def train_step_of(task: IIC) -> TrainStep:
     torch.manual_seed(0)
     with Beton(sample_paths().train_32) as data:
         task.check_data(data, BATCH)
-    trunk, head = Trunk(TinyNet(), STAGE), task.head(1, 16)
-    task.start_stage(STAGE, trunk, head)
-    module = StageModule(trunk, head, task)
+    blocks, head = StageBlocks(TinyNet(), STAGE), task.head(1, 16)
+    task.start_stage(STAGE, blocks, head)
+    module = StageModule(blocks, head, task)
     optimiser = adam(module.learning_parameters())
     return TrainStep(module, optimiser, task.views(1), "fp32", one_process())
 
@@ -129,7 +129,7 @@ def test_loss_is_of_every_pair_and_the_mean_over_sub_heads() -> None:
     head = train_step.module.head
     assert isinstance(head, ClusterHeads) and task.inputs_per_image(1) == 1 + COPIES
     shares = (
-        head(train_step.module.trunk(torch.cat(inputs))).softmax(2).view(1 + COPIES, 8, SUB_HEADS, CLUSTERS)
+        head(train_step.module.blocks(torch.cat(inputs))).softmax(2).view(1 + COPIES, 8, SUB_HEADS, CLUSTERS)
     )
     pairs = [torch.cat([shares[0, :5]] * COPIES), shares[1:, :5].flatten(0, 1)]
     valid = torch.ones(5 * COPIES, dtype=torch.bool)
@@ -265,7 +265,7 @@ def test_held_out_images_have_no_labels_and_teach_nothing(tmp_path: Path) -> Non
     views = task.views(1)
     with torch.no_grad(), runs[0].data.loader(data, views, train=False) as loader:
         for batch in loader.epoch(0):
-            loss, _ = task.loss(Trunk(network, STAGE), head, batch.inputs(views, torch.float32), batch)
+            loss, _ = task.loss(StageBlocks(network, STAGE), head, batch.inputs(views, torch.float32), batch)
             valid = int((batch.indices >= 0).sum())
             total, num = total + float(loss) * valid, num + valid
     for run in reversed(runs):  # because each run restores the signal handlers before it

@@ -29,7 +29,7 @@ def small_task(per_image: int) -> Jigsaw:
     )
 
 
-def small_trunk() -> nn.Module:
+def small_blocks() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 7, 3, bias=False), nn.BatchNorm2d(7), nn.ReLU())
 
 
@@ -42,14 +42,14 @@ def batch_of(labels: Tensor, indices: list[int] | None = None) -> Batch:
 
 
 def loss_of_permuted_pixels(
-    task: Jigsaw, trunk: nn.Module, head: JigsawHead, tiles: Tensor, labels: Tensor
+    task: Jigsaw, blocks: nn.Module, head: JigsawHead, tiles: Tensor, labels: Tensor
 ) -> Tensor:
     """Follow section 3.3.1: shuffle each image's tiles, then the network, then cross-entropy."""
     puzzles = []
     for image in range(len(labels)):
         for position in range(NUM_TILES):
             puzzles.append(tiles[image * NUM_TILES + task.permutations[labels[image, 0], position]])
-    features = trunk(torch.stack(puzzles)).mean((2, 3))
+    features = blocks(torch.stack(puzzles)).mean((2, 3))
     embeddings = head.embed(features).reshape(len(labels), -1)
     return F.cross_entropy(head.classify(embeddings), labels[:, 0])
 
@@ -62,14 +62,14 @@ def test_permuting_embeddings_is_permuting_pixels(batch_size: int) -> None:
     results = []
     for permute_pixels in (True, False):
         torch.manual_seed(0)
-        trunk, head = small_trunk(), task.head(2, 7)
+        blocks, head = small_blocks(), task.head(2, 7)
         assert isinstance(head, JigsawHead)
         if permute_pixels:
-            loss = loss_of_permuted_pixels(task, trunk, head, tiles, labels)
+            loss = loss_of_permuted_pixels(task, blocks, head, tiles, labels)
         else:
-            loss, _ = task.loss(trunk, head, [tiles], batch_of(labels))  # type: ignore[arg-type]
+            loss, _ = task.loss(blocks, head, [tiles], batch_of(labels))  # type: ignore[arg-type]
         loss.backward()
-        gradients = [p.grad for module in (trunk, head) for p in module.parameters()]
+        gradients = [p.grad for module in (blocks, head) for p in module.parameters()]
         results.append((loss.detach(), gradients))
     assert torch.allclose(results[0][0], results[1][0], atol=1e-5)
     for pixels, embeddings in zip(results[0][1], results[1][1], strict=True):
@@ -80,11 +80,11 @@ def test_permuting_embeddings_is_permuting_pixels(batch_size: int) -> None:
 def test_k_permutations_of_an_image_are_the_mean_of_k_passes() -> None:
     task = small_task(4)
     torch.manual_seed(0)
-    trunk, head = small_trunk(), task.head(3, 7)
+    blocks, head = small_blocks(), task.head(3, 7)
     tiles = torch.randn(3 * NUM_TILES, 3, TILE_PX, TILE_PX)
     labels = torch.randint(0, 24, (3, 4))
-    together, metrics = task.loss(trunk, head, [tiles], batch_of(labels))  # type: ignore[arg-type]
-    singly = [task.loss(trunk, head, [tiles], batch_of(labels[:, [k]]))[0] for k in range(4)]  # type: ignore[arg-type]
+    together, metrics = task.loss(blocks, head, [tiles], batch_of(labels))  # type: ignore[arg-type]
+    singly = [task.loss(blocks, head, [tiles], batch_of(labels[:, [k]]))[0] for k in range(4)]  # type: ignore[arg-type]
     assert torch.allclose(together, torch.stack(singly).mean(), atol=1e-5)
     assert metrics["accuracy"][1] == 12
 
@@ -92,12 +92,12 @@ def test_k_permutations_of_an_image_are_the_mean_of_k_passes() -> None:
 def test_padded_samples_count_for_nothing() -> None:
     task = small_task(1)
     torch.manual_seed(0)
-    trunk, head = small_trunk().eval(), task.head(1, 7).eval()
+    blocks, head = small_blocks().eval(), task.head(1, 7).eval()
     tiles = torch.randn(3 * NUM_TILES, 3, TILE_PX, TILE_PX)
     labels = torch.tensor([[1], [5], [3]])
-    padded, metrics = task.loss(trunk, head, [tiles], batch_of(labels, [7, -1, 9]))  # type: ignore[arg-type]
+    padded, metrics = task.loss(blocks, head, [tiles], batch_of(labels, [7, -1, 9]))  # type: ignore[arg-type]
     keep = torch.cat([tiles[:9], tiles[18:]])
-    alone, _ = task.loss(trunk, head, [keep], batch_of(labels[[0, 2]]))  # type: ignore[arg-type]
+    alone, _ = task.loss(blocks, head, [keep], batch_of(labels[[0, 2]]))  # type: ignore[arg-type]
     assert torch.allclose(padded, alone, atol=1e-6)
     assert metrics["accuracy"][1] == metrics["loss"][1] == 2
 

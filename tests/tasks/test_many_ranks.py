@@ -15,7 +15,7 @@ from fastpsl.engine.distributed import World, gather_objects, on_any_rank, sum_o
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.resume import find_checkpoint, open_folder
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.loader.order import PADDING, step_indices
 from fastpsl.tasks.contrastive.moco import MoCo
@@ -78,8 +78,8 @@ def queue_after_steps(
     """
     stage = make_plan("psl", (1, 1, 1))[1]
     task = moco()
-    head, trunk = copy.deepcopy(head).eval(), Trunk(copy.deepcopy(backbone), stage).eval()
-    task.start_stage(stage, trunk, head)
+    head, blocks = copy.deepcopy(head).eval(), StageBlocks(copy.deepcopy(backbone), stage).eval()
+    task.start_stage(stage, blocks, head)
     head.training = True  # so that keys are kept
     for number in range(3):
         batch = noise_batch(task.views(3), GLOBAL_BATCH, seed=number)
@@ -89,9 +89,9 @@ def queue_after_steps(
         inputs = batch.inputs(task.views(3), torch.float32)
         batch = batch.with_extra(0, task.batch_tensors(batch.epoch, number, GLOBAL_BATCH))
         if number < 2:
-            task.warm_up(trunk, head, inputs, batch)
+            task.warm_up(blocks, head, inputs, batch)
     with torch.no_grad():
-        loss, _ = task.loss(trunk, head, inputs, batch)
+        loss, _ = task.loss(blocks, head, inputs, batch)
     task.after_step([batch.extra])
     return task.queue, int(task.slot), float(loss)
 

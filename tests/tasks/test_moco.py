@@ -17,9 +17,9 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import make_plan
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.models.resnet import ResNet
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.synthetic import Synthetic
@@ -55,9 +55,9 @@ def make_train_step(
     torch.manual_seed(0)
     backbone = TinyNet()
     head = task.head(3, backbone.channels[STAGES[stage].last_block - 1])
-    trunk = Trunk(backbone, STAGES[stage])
-    module = StageModule(trunk, head, task)
-    task.start_stage(STAGES[stage], trunk, head)
+    blocks = StageBlocks(backbone, STAGES[stage])
+    module = StageModule(blocks, head, task)
+    task.start_stage(STAGES[stage], blocks, head)
     return TrainStep(
         module, sgd(module.learning_parameters()), task.views(3), precision, world or one_process()
     )
@@ -101,7 +101,7 @@ def test_the_loss_is_that_of_plain_loops() -> None:
     module.eval()
     with torch.no_grad():
         loss, metrics = module(inputs, train_step.prepared(batch))
-    queries = module.head(module.trunk(inputs[0])).tolist()
+    queries = module.head(module.blocks(inputs[0])).tolist()
     total, right = 0.0, 0
     for i in range(BATCH):
         if i == 5:
@@ -125,7 +125,7 @@ def test_an_image_that_could_not_be_decoded_is_not_counted_as_right() -> None:
     inputs = batch.inputs(task.views(3), torch.float32)
     train_step.module.eval()
     with torch.no_grad():
-        queries = F.normalize(train_step.module.head(train_step.module.trunk(inputs[0])))
+        queries = F.normalize(train_step.module.head(train_step.module.blocks(inputs[0])))
         task.queue.copy_(-F.normalize(queries.mean(0), dim=0).expand_as(task.queue))
         _, metrics = train_step.module(inputs, train_step.prepared(batch))
     assert [float(value) for value in metrics["accuracy"]] == [7, 7]
@@ -168,7 +168,7 @@ def test_the_momentum_copy_follows_once_a_step() -> None:
     task, train_step = filled(batch_size=4)
     encoder = task.key_encoder
     key_parameters = [*encoder.learning.parameters(), *encoder.head.parameters()]
-    query_parameters = [*train_step.module.trunk.learning.parameters(), *train_step.module.head.parameters()]
+    query_parameters = [*train_step.module.blocks.learning.parameters(), *train_step.module.head.parameters()]
     for step in range(2):
         before = [p.clone() for p in key_parameters]
         train_step.step([batch_of(task, 2 * step + half, 4) for half in (0, 1)], 0.1, 2)
@@ -220,11 +220,11 @@ def test_a_stage_starts_with_equal_encoders_and_an_empty_queue() -> None:
     train_step.step([batch_of(task, 0)], lr=0.5)
     train_step.step([batch_of(task, 1)], lr=0.5)
     assert task.slot == 2 * BATCH and task.queue.any()
-    trunk = Trunk(TinyNet(), STAGES[1])
+    blocks = StageBlocks(TinyNet(), STAGES[1])
     head = task.head(2, 16)
-    task.start_stage(STAGES[1], trunk, head)
+    task.start_stage(STAGES[1], blocks, head)
     assert task.num_filled == task.slot == 0 and not task.queue.any()
-    query_parameters = [*trunk.learning.parameters(), *head.parameters()]
+    query_parameters = [*blocks.learning.parameters(), *head.parameters()]
     key_parameters = [*task.key_encoder.learning.parameters(), *task.key_encoder.head.parameters()]
     assert all(
         torch.equal(a, b) and a is not b for a, b in zip(key_parameters, query_parameters, strict=True)
@@ -247,14 +247,14 @@ def test_state_goes_on_where_it_was() -> None:
             train_step.step([batch_of(task, number)], lr=0.1)
 
     two_steps(task, train_step, 0)
-    saved = [train_step.module.trunk.state_dict(), train_step.state_dict(), task.state_dict()]
+    saved = [train_step.module.blocks.state_dict(), train_step.state_dict(), task.state_dict()]
     torch.save(saved, buffer := io.BytesIO())
     buffer.seek(0)
     two_steps(task, train_step, 2)
-    trunk, state, of_task = torch.load(buffer, weights_only=True)
+    blocks, state, of_task = torch.load(buffer, weights_only=True)
     again = make_task()
     resumed = make_train_step(again)
-    resumed.module.trunk.load_state_dict(trunk)
+    resumed.module.blocks.load_state_dict(blocks)
     resumed.load_state_dict(state)
     again.load_state_dict(of_task)
     two_steps(again, resumed, 2)
@@ -329,11 +329,11 @@ def after_steps(rank: int, world_size: int) -> dict[str, Tensor]:
     world = World(rank, world_size, rank, world_size, torch.device("cpu"))
     torch.manual_seed(0)
     backbone = TinyNet()
-    head, trunk = task.head(3, 16), Trunk(backbone, STAGES[1])
-    module = StageModule(trunk, head, task)
+    head, blocks = task.head(3, 16), StageBlocks(backbone, STAGES[1])
+    module = StageModule(blocks, head, task)
     module.eval()
     head.training = True  # so that keys are kept
-    task.start_stage(STAGES[1], trunk, head)
+    task.start_stage(STAGES[1], blocks, head)
     optimiser = sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0)
     train_step = TrainStep(module, optimiser, task.views(3), "fp32", world)
     for number in range(task.num_warm_up_batches(STAGES[1])):
@@ -371,9 +371,9 @@ def test_ten_steps_without_a_hidden_sync(precision: str) -> None:
         size_px=64,
     )
     backbone = ResNet("resnet18").to(device).to(memory_format=torch.channels_last)
-    head, trunk = task.head(2, backbone.channels[3]).to(device), Trunk(backbone, STAGES[1])
-    module = StageModule(trunk, head, task)
-    task.start_stage(STAGES[1], trunk, head)
+    head, blocks = task.head(2, backbone.channels[3]).to(device), StageBlocks(backbone, STAGES[1])
+    module = StageModule(blocks, head, task)
+    task.start_stage(STAGES[1], blocks, head)
     optimiser = sgd(module.learning_parameters(), decay_biases=True)
     train_step = TrainStep(module, optimiser, task.views(3), precision, one_process("cuda"))
     with Loader(Synthetic(2000), task.views(3), batch_size_per_rank=16, device=device) as loader:

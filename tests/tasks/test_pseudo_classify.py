@@ -11,7 +11,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import nn
 
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.pipelines.data.synthetic import Synthetic
 from fastpsl.tasks.pseudo_labels.figures import Settling
@@ -23,7 +23,7 @@ from tests.tasks.test_uic import BATCH, CLASSES, NUM, make_task
 
 
 def start_stage(task: PseudoClassify) -> None:
-    task.start_stage(STAGE, Trunk(TinyNet(), STAGE), nn.Linear(1, 1))
+    task.start_stage(STAGE, StageBlocks(TinyNet(), STAGE), nn.Linear(1, 1))
 
 
 def test_empty_classes_of_given_labels_are_split_alike_in_every_stage() -> None:
@@ -49,7 +49,7 @@ def test_the_loss_is_that_of_plain_loops_over_the_images_that_were_decoded() -> 
     batch = noise_batch(task.views(1), 5)
     batch.indices = torch.tensor([7, 0, -1, 479, 3])
     features = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
-    trunk: Any = nn.Identity()
+    blocks: Any = nn.Identity()
     logits = head(features).tolist()
     total, right = 0.0, 0
     for row, sample in enumerate(batch.indices.tolist()):
@@ -57,7 +57,7 @@ def test_the_loss_is_that_of_plain_loops_over_the_images_that_were_decoded() -> 
             label = int(task.store.current[sample])
             total += math.log(sum(math.exp(value) for value in logits[row])) - logits[row][label]
             right += max(logits[row]) == logits[row][label]
-    loss, metrics = task.loss(trunk, head, (features,), batch)
+    loss, metrics = task.loss(blocks, head, (features,), batch)
     assert float(loss.detach()) == pytest.approx(total / 4, rel=1e-5)
     assert [float(value) for value in metrics["loss"]] == pytest.approx([total, 4], rel=1e-5)
     assert [float(value) for value in metrics["agreement"]] == [right, 4]

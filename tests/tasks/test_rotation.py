@@ -183,11 +183,11 @@ def small_modules(level: int) -> tuple[nn.Module, RotationHead]:
 @pytest.mark.parametrize("indices", [[3, 0, 8, 5], [3, -1, 8, -1], [7]])
 def test_loss_and_accuracy_are_those_of_a_plain_loop(task: Rotation, level: int, indices: list[int]) -> None:
     """Each image by itself. Samples of index -1 are left out, and a batch may be one."""
-    views, (trunk, head) = task.views(level), small_modules(level)
+    views, (blocks, head) = task.views(level), small_modules(level)
     batch = noise_batch(views, len(indices))
     batch.indices = torch.tensor(indices)
     inputs = batch.inputs(views, torch.float32)
-    loss, metrics = task.loss(trunk, head, inputs, batch)  # type: ignore[arg-type]
+    loss, metrics = task.loss(blocks, head, inputs, batch)  # type: ignore[arg-type]
 
     images = by_sample(joined(inputs), len(views), len(indices))
     degrees = by_sample(image_degrees(batch).flatten(), len(views), len(indices))
@@ -196,7 +196,7 @@ def test_loss_and_accuracy_are_those_of_a_plain_loop(task: Rotation, level: int,
         for image, angle in zip(images[i], degrees[i].tolist(), strict=True):
             if index >= 0:
                 label = list(range(0, 360, 360 // LEVELS[level])).index(angle)
-                logits = head.classify(trunk(image[None])[0].mean((1, 2)))
+                logits = head.classify(blocks(image[None])[0].mean((1, 2)))
                 losses.append(F.cross_entropy(logits, torch.tensor(label)))
                 right += int(logits.argmax() == label)
     torch.testing.assert_close(loss, torch.stack(losses).mean())
@@ -205,10 +205,10 @@ def test_loss_and_accuracy_are_those_of_a_plain_loop(task: Rotation, level: int,
 
 
 def test_nothing_but_padding_is_a_loss_of_nought() -> None:
-    views, (trunk, head) = ONE.views(3), small_modules(3)
+    views, (blocks, head) = ONE.views(3), small_modules(3)
     batch = noise_batch(views, 2)
     batch.indices = torch.tensor([-1, -1])
-    loss, metrics = ONE.loss(trunk, head, batch.inputs(views, torch.float32), batch)  # type: ignore[arg-type]
+    loss, metrics = ONE.loss(blocks, head, batch.inputs(views, torch.float32), batch)  # type: ignore[arg-type]
     assert loss == 0 and metrics["accuracy"] == metrics["loss"] == (0, 0)
 
 

@@ -59,10 +59,10 @@ def test_padding_counts_for_none_of_its_turns() -> None:
 def test_learned_it_beats_the_constant_on_held_out_images() -> None:
     """It does so by looking: with another turn's features it scores worse."""
     task = RotNet(32)
-    trunk, head = learned(task)
+    blocks, head = learned(task)
     inputs, batch = held_out(task)
     with torch.no_grad():
-        features = trunk(inputs)
+        features = blocks(inputs)
         metrics = means(task.features_loss(features, head, batch)[1])
         other = means(task.features_loss(features.roll(1, 0), head, batch)[1])
     assert (

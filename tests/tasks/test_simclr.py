@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from fastpsl.engine.optim.lars import lars
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.sobel import Sobel
@@ -49,7 +49,7 @@ def measured(
     task: SimCLR, embeddings: Tensor, batch: Batch
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
     inputs = batch.inputs(task.views(1), torch.float32)
-    return task.loss(Trunk(TinyNet(), stage(1)), Given(embeddings), inputs, batch)
+    return task.loss(StageBlocks(TinyNet(), stage(1)), Given(embeddings), inputs, batch)
 
 
 def test_levels_add_colour_then_blur_and_sobel_with_simclrs_values() -> None:
@@ -114,9 +114,9 @@ def test_both_views_pass_the_network_as_one_batch() -> None:
     """BatchNorm sees them together, and updates its statistics once."""
     task, net = small_task(), TinyNet()
     batch = noise_batch(task.views(1), BATCH)
-    trunk = Trunk(net, stage(1))
+    blocks = StageBlocks(net, stage(1))
     head = task.head(1, TinyNet.channels[2])
-    task.loss(trunk, head, batch.inputs(task.views(1), torch.float32), batch)
+    task.loss(blocks, head, batch.inputs(task.views(1), torch.float32), batch)
     assert [int(part[1].num_batches_tracked) for part in net.parts] == [1, 1, 1, 0, 0]  # type: ignore[arg-type, index]
 
 
@@ -191,7 +191,9 @@ def test_a_part_of_the_batch_is_never_trained_on() -> None:
 def losses(precision: str, device: str, num_steps: int) -> Sequence[float]:
     torch.manual_seed(0)
     task, place = small_task(), one_process(device)
-    module = StageModule(Trunk(TinyNet().to(place.device), stage(2)), task.head(2, 12).to(place.device), task)
+    module = StageModule(
+        StageBlocks(TinyNet().to(place.device), stage(2)), task.head(2, 12).to(place.device), task
+    )
     train_step = TrainStep(module, lars(module.learning_parameters()), task.views(2), precision, place)
     batch = noise_batch(task.views(2), BATCH)
     if device == "cuda":

@@ -17,8 +17,8 @@ from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam, sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.synthetic import Synthetic
@@ -44,15 +44,15 @@ def task_of(**values: Any) -> SSLPlusPlus:
     return SSLPlusPlus(RotNet(SIZE), PLAIN, **{**defaults, **values})
 
 
-def modules_and_batch(task: SSLPlusPlus) -> tuple[Trunk, nn.Module, list[Tensor], Batch]:
-    """Return trunk, head, inputs and a batch of five with one padding sample."""
+def modules_and_batch(task: SSLPlusPlus) -> tuple[StageBlocks, nn.Module, list[Tensor], Batch]:
+    """Return blocks, head, inputs and a batch of five with one padding sample."""
     torch.manual_seed(0)
-    trunk = Trunk(TinyNet(), STAGE[0]).eval()
+    blocks = StageBlocks(TinyNet(), STAGE[0]).eval()
     head = task.head(1, 16)
-    task.start_stage(STAGE[0], trunk, head)
+    task.start_stage(STAGE[0], blocks, head)
     batch = noise_batch(task.views(1), 5)
     batch.indices = torch.tensor([0, 300, -1, 2, 479])
-    return trunk, head, batch.inputs(task.views(1), torch.float32), batch
+    return blocks, head, batch.inputs(task.views(1), torch.float32), batch
 
 
 def cross_entropy(logits: Tensor, label: int) -> Tensor:
@@ -61,8 +61,8 @@ def cross_entropy(logits: Tensor, label: int) -> Tensor:
 
 def test_the_loss_is_equation_5() -> None:
     task = task_of()
-    trunk, head, inputs, batch = modules_and_batch(task)
-    loss, metrics = task.loss(trunk, head, inputs, batch)
+    blocks, head, inputs, batch = modules_and_batch(task)
+    loss, metrics = task.loss(blocks, head, inputs, batch)
     turns, labels = torch.zeros(()), torch.zeros(())
     view = task.views(1)[0]
     images = view.before_last_op(batch.images[0], batch.draws[0])
@@ -71,7 +71,7 @@ def test_the_loss_is_equation_5() -> None:
         for turn in range(4) if index >= 0 else ():
             image = torch.rot90(images[sample], turn, (-2, -1))[None].float() / 255
             image = (image - torch.tensor(view.mean)[:, None, None]) / torch.tensor(view.std)[:, None, None]
-            features = trunk(image).mean((2, 3))
+            features = blocks(image).mean((2, 3))
             of_turn = head["proxy"].classify(features)[0]  # type: ignore[index]
             of_label = head["labels"][2](features)[0]  # type: ignore[index]
             turns += cross_entropy(of_turn, turn) / 16
@@ -85,10 +85,10 @@ def test_the_loss_is_equation_5() -> None:
 
 
 def gradients(task: SSLPlusPlus) -> dict[str, Tensor]:
-    trunk, head, inputs, batch = modules_and_batch(task)
-    loss, _ = task.loss(trunk, head, inputs, batch)
+    blocks, head, inputs, batch = modules_and_batch(task)
+    loss, _ = task.loss(blocks, head, inputs, batch)
     loss.backward()
-    return {name: p.grad for name, p in trunk.named_parameters() if p.grad is not None}
+    return {name: p.grad for name, p in blocks.named_parameters() if p.grad is not None}
 
 
 def test_gradients_add_up_by_the_weight() -> None:
@@ -105,8 +105,8 @@ def test_held_out_images_have_no_pseudo_labels() -> None:
     scores = []
     for labels in (LABELS, (LABELS + 1) % CLUSTERS):
         task = task_of(labels=labels)
-        trunk, head, inputs, batch = modules_and_batch(task)
-        loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
+        blocks, head, inputs, batch = modules_and_batch(task)
+        loss, metrics = task.loss(blocks, head.eval(), inputs, batch)
         assert set(metrics) == {"loss_proxy", "accuracy", "loss_proxy_constant"}
         scores.append(loss)
     assert torch.equal(*scores)
@@ -117,16 +117,16 @@ def test_held_out_images_have_no_pseudo_labels() -> None:
 def test_pseudo_labels_alone() -> None:
     task = task_of(learn_proxy=False, weight=2.0)
     assert task.views(1) == (PLAIN,) and task.inputs_per_image(1) == 1
-    trunk, head, inputs, batch = modules_and_batch(task)
+    blocks, head, inputs, batch = modules_and_batch(task)
     assert list(head) == ["labels"]  # type: ignore[call-overload]
-    loss, metrics = task.loss(trunk, head, inputs, batch)
-    features = trunk(inputs[0]).mean((2, 3))
+    loss, metrics = task.loss(blocks, head, inputs, batch)
+    features = blocks(inputs[0]).mean((2, 3))
     logits = head["labels"][2](features)  # type: ignore[index]
     valid = [0, 1, 3, 4]
     wanted = torch.stack([cross_entropy(logits[i], int(LABELS[batch.indices[i]])) for i in valid]).mean()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)  # the weight does not matter
     assert set(metrics) == {"loss", "loss_labels", "loss_labels_constant", "accuracy_labels"}
-    loss, metrics = task.loss(trunk, head.eval(), inputs, batch)
+    loss, metrics = task.loss(blocks, head.eval(), inputs, batch)
     assert float(loss) == 0 and not metrics
     assert task.chance(1) is None and task_of().chance(1) == 0.25
     assert torch.equal(task.contact_sheet(inputs, batch), PLAIN.denormalise(inputs[0]))
@@ -135,9 +135,9 @@ def test_pseudo_labels_alone() -> None:
 @pytest.mark.parametrize("size", [0, 1])
 def test_small_batches(size: int) -> None:
     task = task_of()
-    trunk, head, _, _ = modules_and_batch(task)
+    blocks, head, _, _ = modules_and_batch(task)
     batch = noise_batch(task.views(1), size)
-    loss, _ = task.loss(trunk, head, batch.inputs(task.views(1), torch.float32), batch)
+    loss, _ = task.loss(blocks, head, batch.inputs(task.views(1), torch.float32), batch)
     assert bool(loss.isfinite()) and (size > 0 or float(loss) == 0)
 
 
@@ -170,7 +170,7 @@ class Noted(RotNet):
         self.calls.append("check_data")
 
     @override
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         self.calls.append("start_stage")
 
     @override
@@ -178,7 +178,7 @@ class Noted(RotNet):
         return 2
 
     @override
-    def warm_up(self, trunk: Trunk, head: nn.Module, inputs: object, batch: Batch) -> None:
+    def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: object, batch: Batch) -> None:
         assert isinstance(head, nn.ModuleDict)
         self.calls.append("warm_up")
 
@@ -276,13 +276,13 @@ def test_a_resumed_run_compares_with_the_entropy_of_its_coupled_labels() -> None
     tasks = [coupled(), coupled()]
     for task in tasks:
         task.check_data(Synthetic(NUM, CLUSTERS), 8)
-        trunk, head, inputs, batch = modules_and_batch(task)
+        blocks, head, inputs, batch = modules_and_batch(task)
     first, resumed = tasks
     first.labels, first.label_loss.epoch = torch.from_numpy(LABELS), 3
     resumed.load_state_dict(first.state_dict())
     assert resumed.labels.tolist() == LABELS.tolist() and resumed.label_loss.epoch == 3
     shares = (np.bincount(LABELS, minlength=CLUSTERS) / NUM).tolist()
-    value, num = resumed.loss(trunk, head, inputs, batch)[1]["loss_labels_constant"]
+    value, num = resumed.loss(blocks, head, inputs, batch)[1]["loss_labels_constant"]
     assert float(value / num) == pytest.approx(-sum(share * math.log(share) for share in shares), rel=1e-5)
 
 
@@ -291,8 +291,8 @@ def test_a_step_can_be_timed_before_labels_are_made() -> None:
     task = coupled()
     with closing(Beton(sample_paths().train_32)) as data:
         task.check_data(data, 128)
-    trunk, head, inputs, batch = modules_and_batch(task)
-    loss, _ = task.loss(trunk, head, inputs, batch)
+    blocks, head, inputs, batch = modules_and_batch(task)
+    loss, _ = task.loss(blocks, head, inputs, batch)
     assert bool(loss.isfinite()) and task.captions(batch) == [""] * 5
     task.labels = torch.from_numpy(LABELS)
     captions = task.captions(batch)

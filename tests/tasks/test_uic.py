@@ -21,9 +21,9 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageTrainer, pretrain
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.input_record import Input
@@ -174,13 +174,13 @@ def test_no_image_is_looked_at_once_more_for_its_label(
 ) -> None:
     """Images of forward passes are counted: the steps', and a first pass (centre: one before each epoch)."""
     counts: Counter[str] = Counter()
-    forward = Trunk.forward
+    forward = StageBlocks.forward
 
-    def counted(self: Trunk, images: Tensor) -> Tensor:
+    def counted(self: StageBlocks, images: Tensor) -> Tensor:
         counts["with gradient" if torch.is_grad_enabled() else "without"] += len(images)
         return forward(self, images)
 
-    monkeypatch.setattr(Trunk, "forward", counted)
+    monkeypatch.setattr(StageBlocks, "forward", counted)
     run = tiny_run(tmp_path, epochs=(3,))
     run.data.val.close()  # type: ignore[union-attr]
     run.data.val = None

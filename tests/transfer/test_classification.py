@@ -71,16 +71,16 @@ def test_padding_counts_for_nothing() -> None:
     task = MultiLabel(VIEW, 10)
     task.targets, task.class_names = torch.tensor([[1, 0], [0, 1], [-1, 1]], dtype=torch.int8), ["a", "b"]
     head = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    trunk: Any = nn.Identity()
+    blocks: Any = nn.Identity()
     batch = replace(noise_batch([VIEW], 4), indices=torch.tensor([2, -1, 0, -1]))
     inputs = [torch.randn(4, 3, 2, 2)]
-    loss, metrics = task.loss(trunk, head, inputs, batch)
+    loss, metrics = task.loss(blocks, head, inputs, batch)
     few = replace(batch, indices=torch.tensor([2, 0]))
-    assert torch.allclose(loss, task.loss(trunk, head, [inputs[0][[0, 2]]], few)[0])
+    assert torch.allclose(loss, task.loss(blocks, head, [inputs[0][[0, 2]]], few)[0])
     assert float(metrics["loss"][1]) == 2 and torch.allclose(metrics["loss"][0], 2 * loss)
     inputs[0][1] = float("nan")
-    assert torch.equal(task.loss(trunk, head, inputs, batch)[0], loss)
-    none, metrics = task.loss(trunk, head, inputs, replace(batch, indices=torch.full((4,), -1)))
+    assert torch.equal(task.loss(blocks, head, inputs, batch)[0], loss)
+    none, metrics = task.loss(blocks, head, inputs, replace(batch, indices=torch.full((4,), -1)))
     assert float(none.detach()) == 0 and float(metrics["loss"][1]) == 0
     assert task.captions(batch) == ["(a), b", "", "a", ""]
 
@@ -271,7 +271,7 @@ def test_scores_are_the_sums_of_ten_crops(voc: Path, tmp_path: Path) -> None:
             assert not torch.equal(inputs[0], inputs[1]), "crops of their own"
             for index in (0, 15, 16, 38):
                 outputs = [
-                    train_step.module.head(train_step.module.trunk(crop[index : index + 1]))
+                    train_step.module.head(train_step.module.blocks(crop[index : index + 1]))
                     for crop in inputs
                 ]
                 expected = sum(outputs)[0].numpy()  # type: ignore[index]
@@ -307,7 +307,7 @@ def test_two_ranks_say_what_one_says(voc: Path, tmp_path: Path) -> None:
 def test_a_pass_that_was_stopped_goes_on(voc: Path, tmp_path: Path) -> None:
     images: list[int] = []
     with opened(voc, tmp_path, one_process()) as (task, run, train_step):
-        train_step.module.trunk.register_forward_hook(lambda *_: images.append(1))
+        train_step.module.blocks.register_forward_hook(lambda *_: images.append(1))
         ask = run.stop_signal.after_step
 
         def stop() -> Any:

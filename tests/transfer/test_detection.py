@@ -20,8 +20,8 @@ from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import TrainingOptions
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
-from fastpsl.engine.trunk import Trunk
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.input_record import CHANNELS, Input
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
@@ -58,9 +58,9 @@ def train_step_of(task: Detection, world: World, lr: float = 0.0) -> TrainStep:
     """Return what experiment.make_train_step makes, with the same weights every time."""
     torch.manual_seed(1)
     stage, head = task.stage(), task.head(1, 16)
-    trunk = Trunk(task.backbone, stage, batchnorm=task.protocol.batchnorm)
-    task.start_stage(stage, trunk, head)
-    module = StageModule(trunk, head, task)  # type: ignore[arg-type]
+    blocks = StageBlocks(task.backbone, stage, batchnorm=task.protocol.batchnorm)
+    task.start_stage(stage, blocks, head)
+    module = StageModule(blocks, head, task)  # type: ignore[arg-type]
     return TrainStep(
         module, sgd(module.learning_parameters(), momentum=0.0, weight_decay=0.0), (), "fp32", world
     )
@@ -400,7 +400,7 @@ def test_two_ranks_learn_the_same_weights(two_ranks: Path, devkit: Path) -> None
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
         if (
-            not ("parts" in name or "trunk" in name) or value.ndim > 1
+            not ("parts" in name or "blocks" in name) or value.ndim > 1
         ):  # because fixed BatchNorms do not change
             assert not torch.equal(value, before[name]), name
 
@@ -413,7 +413,9 @@ def test_two_ranks_learn_as_one_where_the_loss_is_a_mean_of_equals(two_ranks: Pa
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], value, atol=1e-5 * float(value.abs().max() + 1)), name
     moved = [name for name, value in alone.items() if value.ndim > 1 and not torch.equal(value, before[name])]
-    assert any(name.startswith("trunk.learning.0") for name in moved) and any("bbox_pred" in n for n in moved)
+    assert any(name.startswith("blocks.learning.0") for name in moved) and any(
+        "bbox_pred" in n for n in moved
+    )
 
 
 def test_the_loss_is_the_sum_of_the_detectors_and_reported_per_image(devkit: Path) -> None:

@@ -20,8 +20,8 @@ from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align, roi_pool
 from typing_extensions import override
 
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule
-from fastpsl.engine.trunk import Trunk
 from fastpsl.models.alexnet import AlexNet
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
@@ -45,12 +45,16 @@ SMALL = replace(PROTOCOLS["pirl"], anchor_px=(16, 32, 64), num_rois=12, roi_side
 FAST = replace(PROTOCOLS["fast_rcnn"], num_rois=999)
 
 
-def bound(backbone: Backbone, protocol: DetectionProtocol, num_classes: int = 3) -> tuple[Trunk, Detector]:
+def bound(
+    backbone: Backbone, protocol: DetectionProtocol, num_classes: int = 3
+) -> tuple[StageBlocks, Detector]:
     last = layout_of(backbone).last_block
-    trunk = Trunk(backbone, Stage("d", 1, protocol.first_learning, last, 0, 1), batchnorm=protocol.batchnorm)
+    blocks = StageBlocks(
+        backbone, Stage("d", 1, protocol.first_learning, last, 0, 1), batchnorm=protocol.batchnorm
+    )
     detector = Detector(backbone, protocol, num_classes)
-    detector.bind(trunk)
-    return trunk, detector
+    detector.bind(blocks)
+    return blocks, detector
 
 
 def resnet18() -> Backbone:
@@ -150,13 +154,13 @@ def test_c4_learns_as_torchvisions_model_on_the_same_weights() -> None:
 
 def test_c4_detects_as_torchvisions_model_on_the_same_weights() -> None:
     backbone = resnet18()
-    trunk, detector = bound(backbone, SMALL)
+    blocks, detector = bound(backbone, SMALL)
     nn.init.normal_(
         detector.roi_heads.box_predictor.cls_score.weight, std=0.5
     )  # so that there are detections
     model = torchvisions(backbone, detector).eval()
     detector.eval()
-    trunk.eval()
+    blocks.eval()
     (image, _), _ = images_and_targets()
     with torch.no_grad():
         result = detector.detections(image)
@@ -170,9 +174,9 @@ def test_c4_detects_as_torchvisions_model_on_the_same_weights() -> None:
     assert len(rows) == len(expected_rows) and same.any(0).all() and same.any(1).all()
 
 
-def test_nothing_of_the_trunk_is_the_detectors_too() -> None:
-    trunk, detector = bound(TinyNet(), PROTOCOLS["moco"])
-    module = StageModule(trunk, detector, None)  # type: ignore[arg-type]
+def test_nothing_of_the_blocks_is_the_detectors_too() -> None:
+    blocks, detector = bound(TinyNet(), PROTOCOLS["moco"])
+    module = StageModule(blocks, detector, None)  # type: ignore[arg-type]
     names = {name for name, _ in detector.named_parameters()}
     assert {name.split(".")[0] for name in names} == {"rpn", "norm", "roi_heads"}
     assert not any("box_head" in name for name in names)
@@ -237,11 +241,11 @@ def test_alexnet_learns_as_fast_r_cnn_in_plain_loops() -> None:
 
 @pytest.mark.parametrize("num", [0, 1])
 def test_hardly_any_proposals_are_no_error(num: int) -> None:
-    trunk, detector = bound(alexnet(), FAST)
+    blocks, detector = bound(alexnet(), FAST)
     images, targets = images_and_targets()
     losses = detector.losses(images[:1], targets[:1], [torch.tensor([[0.0, 0, 30, 30]])[:num]])
     assert all(bool(torch.isfinite(value)) for value in losses.values())
-    trunk.eval()
+    blocks.eval()
     detector.eval()
     detections = detector.detections(images[0], torch.tensor([[0.0, 0, 30, 30]])[:num])
     assert detections["boxes"].shape[1] == 4 and (num or not len(detections["boxes"]))
@@ -249,12 +253,12 @@ def test_hardly_any_proposals_are_no_error(num: int) -> None:
 
 def test_an_image_that_the_network_cannot_read_is_refused() -> None:
     """Padded to multiples of 32 with 8 px around it, an image of 16 px has 32 px, and one of 17 has 64."""
-    trunk, detector = bound(alexnet(), FAST)
-    trunk.eval()
+    blocks, detector = bound(alexnet(), FAST)
+    blocks.eval()
     detector.eval()
     box = torch.tensor([[0.0, 0, 12, 12]])
     detector.detections(torch.zeros(3, 17, 40), box)
-    with pytest.raises(ValueError, match=f"{trunk.min_px} px"):
+    with pytest.raises(ValueError, match=f"{blocks.min_px} px"):
         detector.detections(torch.zeros(3, 16, 40), box)
 
 
@@ -389,9 +393,9 @@ def test_maps_in_half_precision_are_pooled_as_their_values_in_float32(name: str)
 def test_fixed_batchnorm_and_frozen_blocks_stay_bit_for_bit() -> None:
     backbone = resnet18()
     before = copy.deepcopy(backbone.state_dict())
-    trunk, detector = bound(backbone, SMALL)
+    blocks, detector = bound(backbone, SMALL)
     images, targets = images_and_targets()
-    module = StageModule(trunk, detector, None)  # type: ignore[arg-type]
+    module = StageModule(blocks, detector, None)  # type: ignore[arg-type]
     module.train()
     optimiser = torch.optim.SGD(
         [p for _, p in module.learning_parameters() if p.requires_grad], lr=0.1, weight_decay=1e-2

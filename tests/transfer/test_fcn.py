@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.models import alexnet, vgg
 from fastpsl.models.alexnet import AlexNet
 from fastpsl.models.backbone import Backbone
@@ -35,8 +35,8 @@ def with_fc(name: str) -> Backbone:
     return backbone
 
 
-def trunk_of(backbone: Backbone, last_block: int) -> Trunk:
-    return Trunk(backbone, Stage("segmentation", 1, 1, last_block, 1))
+def blocks_of(backbone: Backbone, last_block: int) -> StageBlocks:
+    return StageBlocks(backbone, Stage("segmentation", 1, 1, last_block, 1))
 
 
 def fc_blocks(backbone: Backbone, maps: Tensor, convolution: bool) -> Tensor:
@@ -124,15 +124,15 @@ def test_every_pixel_is_reached_and_no_row_of_the_padded_image_is_left_over(
     network = network_of(backbone, auxiliary=False)
     assert isinstance(network, FCN32s)
     head = network.head(4)
-    trunk = trunk_of(backbone, 7).eval()
-    assert not network.scores(trunk, head, torch.randn(1, 3, *size))[
+    blocks = blocks_of(backbone, 7).eval()
+    assert not network.scores(blocks, head, torch.randn(1, 3, *size))[
         0
     ].any()  # because it is initialised with zeros
     nn.init.ones_(head.bias)  # type: ignore[arg-type]
     sizes: list[tuple[int, ...]] = []
     head.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-2:]))
     with torch.no_grad():
-        (scores,) = network.scores(trunk, head, torch.randn(2, 3, *size))
+        (scores,) = network.scores(blocks, head, torch.randn(2, 3, *size))
     assert scores.shape == (2, 4, *size) and float(scores.min()) > 0.3
     if name == "vgg16":
         # Convolutions keep the sides. Pools round up, and fc6 takes the last ones.
@@ -177,7 +177,7 @@ def test_the_first_scores_middle_is_where_its_pixels_are(monkeypatch: pytest.Mon
         outputs: list[Tensor] = []
         head.register_forward_hook(lambda module, inputs, output, outputs=outputs: outputs.append(output))
         image = torch.zeros(1, 3, 480, 9, dtype=torch.float64, requires_grad=True)
-        network.scores(trunk_of(backbone, 7).eval(), head, image)
+        network.scores(blocks_of(backbone, 7).eval(), head, image)
         outputs[0][0, 0, 7, 0].backward()
         assert image.grad is not None
         weights = image.grad[0].sum((0, 2))
@@ -207,20 +207,20 @@ def test_dilated_resnet_50_with_heads_is_torchvisions_fcn() -> None:
     backbone.load_state_dict(model.backbone.state_dict())
     network = network_of(backbone, auxiliary=True)
     assert isinstance(network, DilatedFCN) and list(backbone.state_dict()) == names
-    head, trunk = network.head(4), trunk_of(backbone, network.last_block)
+    head, blocks = network.head(4), blocks_of(backbone, network.last_block)
     assert isinstance(head, nn.ModuleList)
     head[0].load_state_dict(model.classifier.state_dict())
     head[1].load_state_dict(model.aux_classifier.state_dict())
-    for module in (model, trunk, head):
+    for module in (model, blocks, head):
         module.double()  # because scores are up to 30 and are upsampled in float32
     images = torch.randn(2, 3, 65, 82, dtype=torch.float64)
     for training in (False, True):
-        for module in (model, trunk, head):
+        for module in (model, blocks, head):
             module.train(training)
         torch.manual_seed(0)
         expected = model(images)
         torch.manual_seed(0)
-        scores = network.scores(trunk, head, images)
+        scores = network.scores(blocks, head, images)
         assert torch.allclose(scores[0], expected["out"].float(), atol=1e-4)
         assert torch.allclose(scores[1], expected["aux"].float(), atol=1e-4)
 
@@ -253,7 +253,7 @@ def test_what_has_no_strides_stays_as_it_is() -> None:
     before = backbone(images)
     network = network_of(backbone, auxiliary=True)
     assert torch.equal(backbone(images), before)
-    scores = network.scores(trunk_of(backbone, 5).eval(), network.head(3).eval(), images)
+    scores = network.scores(blocks_of(backbone, 5).eval(), network.head(3).eval(), images)
     assert [tuple(s.shape) for s in scores] == [(1, 3, 32, 48)] * 2
 
 

@@ -50,15 +50,15 @@ def test_detections(step: TrainStep, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_masks(step: TrainStep) -> None:
     seen = list[torch.dtype]()
-    step.module.trunk = step.module.head = None  # type: ignore[assignment]
-    network: Any = SimpleNamespace(scores=lambda trunk, head, images: (computed(seen),))
+    step.module.blocks = step.module.head = None  # type: ignore[assignment]
+    network: Any = SimpleNamespace(scores=lambda blocks, head, images: (computed(seen),))
     assert Segmentation(network, Input()).found(IMAGE, step).shape == (8, 8)
     assert seen == [step.dtype]
 
 
 def test_sums_of_crops(step: TrainStep) -> None:
     seen, shown = list[torch.dtype](), list[torch.dtype]()
-    step.module.trunk, step.module.head = lambda crops: computed(seen), lambda maps: maps[:, :, 0, 0]  # type: ignore[assignment, method-assign]
+    step.module.blocks, step.module.head = lambda crops: computed(seen), lambda maps: maps[:, :, 0, 0]  # type: ignore[assignment, method-assign]
 
     def inputs(batch: Any, views: Any, dtype: torch.dtype) -> list[Tensor]:
         shown.append(dtype)

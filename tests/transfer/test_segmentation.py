@@ -111,7 +111,7 @@ class TwoHeads:
     def head(self, num_classes: int) -> nn.Module:
         return nn.ParameterList([torch.zeros(num_classes), torch.arange(float(num_classes))])
 
-    def scores(self, trunk: Any, head: nn.Module, images: Tensor) -> list[Tensor]:
+    def scores(self, blocks: Any, head: nn.Module, images: Tensor) -> list[Tensor]:
         assert isinstance(head, nn.ParameterList)
         shape = (len(images), -1, *images.shape[-2:])
         return [one[None, :, None, None].expand(shape) for one in head]
@@ -143,7 +143,7 @@ class Ramp(TwoHeads):
     column: float = 0.0
 
     @override
-    def scores(self, trunk: Any, head: nn.Module, images: Tensor) -> list[Tensor]:
+    def scores(self, blocks: Any, head: nn.Module, images: Tensor) -> list[Tensor]:
         rise = torch.arange(images.shape[-1]) - self.column
         return [torch.stack([0 * rise, rise])[None, :, None].expand(-1, -1, images.shape[-2], -1)]
 
@@ -152,7 +152,7 @@ class Ramp(TwoHeads):
 def test_scores_stand_at_the_middles_of_the_pixels_that_were_read(column: float) -> None:
     """An image of 16 x 24 px is read at 8 x 12."""
     task = Segmentation(Ramp(column=column), Input(), ScaledCrop(8, (1.0, 1.0), 1.0))
-    step: Any = SimpleNamespace(module=SimpleNamespace(trunk=None, head=None), autocast=nullcontext)
+    step: Any = SimpleNamespace(module=SimpleNamespace(blocks=None, head=None), autocast=nullcontext)
     places = np.clip((np.arange(24) + 0.5) / 2 - 0.5, 0, 11)
     found = task.found(torch.zeros(3, 16, 24, dtype=torch.uint8), step)
     assert found.tolist() == [(places > column).astype(int).tolist()] * 16
@@ -353,7 +353,7 @@ def test_training_mode_is_as_it_was_after_the_predictions(folder: Path, tmp_path
         modes = {name: part.training for name, part in module.named_modules()}
         stage_trainer._end_stage()
         assert modes == {name: part.training for name, part in module.named_modules()}
-        assert modes["trunk"] and not modes["trunk.learning.0.1"]
+        assert modes["blocks"] and not modes["blocks.learning.0.1"]
 
 
 def test_training_crops_are_draws_of_seed_epoch_and_image(tmp_path: Path) -> None:
@@ -387,12 +387,12 @@ def test_long_images_are_read_within_four_times_the_crop() -> None:
 
     class Seen(TwoHeads):
         @override
-        def scores(self, trunk: Any, head: nn.Module, images: Tensor) -> list[Tensor]:
+        def scores(self, blocks: Any, head: nn.Module, images: Tensor) -> list[Tensor]:
             sizes.append(tuple(images.shape[-2:]))
             return [torch.zeros(1, 2, *images.shape[-2:])]
 
     task = Segmentation(Seen(), Input(), ScaledCrop(16, (1.0, 1.0), 1.0))
-    step: Any = SimpleNamespace(module=SimpleNamespace(trunk=None, head=None), autocast=nullcontext)
+    step: Any = SimpleNamespace(module=SimpleNamespace(blocks=None, head=None), autocast=nullcontext)
     for height, width in ((8, 100), (8, 16)):
         assert task.found(torch.zeros(3, height, width, dtype=torch.uint8), step).shape == (height, width)
     assert sizes == [(5, 64), (16, 32)]

@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.models.layers import AveragePool
 from fastpsl.pipelines.batch import Batch
@@ -121,9 +121,9 @@ class MoCo(Task):
             )
 
     @override
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         """Copy the query encoder to the key encoder, and empty the queue."""
-        self.key_encoder = KeyEncoder(trunk, head, self.momentum)
+        self.key_encoder = KeyEncoder(blocks, head, self.momentum)
         device = next(head.parameters()).device
         self.queue = torch.zeros(self.queue_size, self.width, device=device)
         self.slot = torch.zeros((), dtype=torch.int64, device=device)  # of the next key
@@ -135,7 +135,7 @@ class MoCo(Task):
         return self.queue_size // self.batch_size
 
     @override
-    def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
+    def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         """Add the batch's keys to the queue."""
         keys = self._keys(inputs[1], batch, gathered(batch.indices) >= 0)
         self._enqueue(keys)
@@ -153,7 +153,7 @@ class MoCo(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return InfoNCE in float32 (MoCo, equation 1).
 
@@ -164,7 +164,7 @@ class MoCo(Task):
         keys = self._keys(inputs[1], batch, all_valid)
         batch.extra["keys"] = keys
         size, (rank, world) = len(batch.indices), place_among_ranks()
-        features = head(trunk(inputs[0]))
+        features = head(blocks(inputs[0]))
         with torch.autocast(features.device.type, enabled=False):
             queries = F.normalize(features.float())
             positive = (queries * keys[rank * size : (rank + 1) * size]).sum(1, keepdim=True)

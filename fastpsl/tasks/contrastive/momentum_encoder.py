@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -28,13 +28,13 @@ class KeyEncoder:
     every call, and there is a call per group: 424 casts per step for ResNet-50 and 8 groups instead of 53.
     """
 
-    def __init__(self, trunk: Trunk, head: nn.Module, momentum: float):
-        self.trunk = trunk
-        shared = trunk.frozen_batchnorm == "eval"
-        self.frozen = trunk.frozen if shared else _by_batch_statistics(trunk.frozen)
-        self.learning, self.head = _by_batch_statistics(trunk.learning), _by_batch_statistics(head)
+    def __init__(self, blocks: StageBlocks, head: nn.Module, momentum: float):
+        self.blocks = blocks
+        shared = blocks.frozen_batchnorm == "eval"
+        self.frozen = blocks.frozen if shared else _by_batch_statistics(blocks.frozen)
+        self.learning, self.head = _by_batch_statistics(blocks.learning), _by_batch_statistics(head)
         self._mine: list[Tensor] = [*self.learning.parameters(), *self.head.parameters()]
-        self._theirs = [*trunk.learning.parameters(), *head.parameters()]
+        self._theirs = [*blocks.learning.parameters(), *head.parameters()]
         self._update = get_ema_multi_avg_fn(momentum)
 
         self._cast: tuple[nn.ModuleList, nn.Module] | None = None
@@ -52,16 +52,16 @@ class KeyEncoder:
         Returns:
             Keys of length 1, float32 [B, width].
         """
-        trunk = self.trunk
+        blocks = self.blocks
         learning, head = self._as_run(images.device.type)
-        is_shared = self.frozen is trunk.frozen
+        is_shared = self.frozen is blocks.frozen
         if is_shared:
-            images = trunk.run(trunk.frozen_as_run, images)
+            images = blocks.run(blocks.frozen_as_run, images)
         keys = []
         for group in images.split(group_size):
             if not is_shared:
-                group = trunk.run(self.frozen, group)  # type: ignore[arg-type]  # a ModuleList is a sequence
-            keys.append(F.normalize(head(trunk.run(learning, group)).float()))  # type: ignore[arg-type]
+                group = blocks.run(self.frozen, group)  # type: ignore[arg-type]  # a ModuleList is a sequence
+            keys.append(F.normalize(head(blocks.run(learning, group)).float()))  # type: ignore[arg-type]
         return torch.cat(keys)
 
     def _as_run(self, device_type: str) -> tuple[nn.ModuleList, nn.Module]:

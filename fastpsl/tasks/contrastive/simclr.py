@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine.distributed import place_among_ranks
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.layout import joined
 from fastpsl.models.layers import mean_of_positions
 from fastpsl.pipelines.batch import Batch
@@ -90,7 +90,7 @@ class SimCLR(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return NT-Xent.
 
@@ -102,7 +102,7 @@ class SimCLR(Task):
         assert whole or not head.training, (
             "part of the batch: gradient accumulation would leave out negatives"
         )
-        first, second = head(trunk(joined(inputs))).chunk(2)
+        first, second = head(blocks(joined(inputs))).chunk(2)
         result = nt_xent(first, second, batch.indices >= 0, self.temperature)
         return result.loss, {
             "loss": (result.loss_sum, result.num_anchors),

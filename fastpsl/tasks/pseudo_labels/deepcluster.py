@@ -22,7 +22,7 @@ from fastpsl.engine.fetch import Fetch, one_behind
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.reporter import Figures
 from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, train_view
@@ -150,7 +150,7 @@ def features_of(context: EpochContext, view: ViewSpec) -> Features:
     indices: list[np.ndarray] = []
     num_bad = 0
     outputs = context.forward_dataset(view, lambda maps: maps.float().mean((2, 3)).half())
-    with without_last_relu(context.train_step.module.trunk):
+    with without_last_relu(context.train_step.module.blocks):
         for numbers, rows in one_behind((Fetch(numbers), Fetch(rows)) for numbers, rows in outputs):
             valid = numbers.values() >= 0
             blocks.append(rows.values()[valid])
@@ -167,12 +167,12 @@ def features_of(context: EpochContext, view: ViewSpec) -> Features:
 
 
 @contextlib.contextmanager
-def without_last_relu(trunk: Trunk) -> Iterator[None]:
+def without_last_relu(blocks: StageBlocks) -> Iterator[None]:
     """Remove the last ReLU of the stage's blocks for the duration of the context.
 
     They stay as they are if the last block is no nn.Sequential with a ReLU, as in ResNet.
     """
-    last = [*trunk.frozen_as_run, *trunk.learning][-1]
+    last = [*blocks.frozen_as_run, *blocks.learning][-1]
     names = [name for name, layer in last.named_children() if isinstance(layer, nn.ReLU)]
     if not isinstance(last, nn.Sequential) or not names:
         yield

@@ -18,8 +18,8 @@ from typing_extensions import override
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
@@ -170,7 +170,7 @@ class IIC(Task):
         return ClusterHeads(channels, tuple(self.sizes.values()), self.num_sub_heads)
 
     @override
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         """Forget labels and figures, because they belong to the previous heads."""
         device = next(head.parameters()).device
         self.epochs = ClusterEpochs(len(self.sizes), self.num_sub_heads, self.num_samples, device)
@@ -204,7 +204,7 @@ class IIC(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return minus the mutual information of the global batch's pairs, in nats, the sub-heads' mean.
 
@@ -212,7 +212,7 @@ class IIC(Task):
         """
         assert isinstance(head, ClusterHeads)
         number = batch.variant if head.training else 0
-        logits = head(trunk(joined(inputs)), number).float().unflatten(0, (len(inputs), -1))
+        logits = head(blocks(joined(inputs)), number).float().unflatten(0, (len(inputs), -1))
         shares = logits.softmax(3)
         valid = batch.indices >= 0
         losses = mutual_information_loss(shares[0], shares[1:], valid)

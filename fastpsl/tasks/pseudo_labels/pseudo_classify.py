@@ -14,8 +14,8 @@ from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
@@ -84,7 +84,7 @@ class PseudoClassify(Task):
         return average_and_linear(channels, self.num_classes, self.head_std)
 
     @override
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         """Forget the labels, because the new head does not know the classes of the previous one."""
         device = next(head.parameters()).device
         self.store = LabelStore(self.num_samples, self.num_classes, device, self.seed)
@@ -97,15 +97,15 @@ class PseudoClassify(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return the cross-entropy and the agreement."""
-        logits = head(trunk(inputs[0])).float()
+        logits = head(blocks(inputs[0])).float()
         if head.training:
             labels = self.store.labels_of(batch.indices)
             self.see(batch.indices, logits.detach())
         else:
-            labels = head(trunk(inputs[1])).float().argmax(1)
+            labels = head(blocks(inputs[1])).float().argmax(1)
         valid = (batch.indices >= 0).float()
         num = valid.sum()
         loss = masked_cross_entropy(logits, labels, valid)

@@ -11,7 +11,7 @@ from typing_extensions import override
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.kernels.grey import Grey
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.input_record import Input
@@ -79,8 +79,8 @@ class UIC(PseudoClassify):
         assert self.given is None or len(self.given) == data.num_samples
 
     @override
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
-        super().start_stage(stage, trunk, head)
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
+        super().start_stage(stage, blocks, head)
         if self.classifier is not None:
             head.load_state_dict(dict(self.classifier))
 

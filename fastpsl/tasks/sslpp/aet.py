@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.trunk import Metrics
+from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.warp import NUM_TARGETS, Kind, WarpPair
 from fastpsl.models.layers import mean_of_positions

@@ -14,7 +14,7 @@ from typing_extensions import override
 from fastpsl.engine.distributed import place_among_ranks, total_over_ranks
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
-from fastpsl.engine.trunk import Metrics, Trunk
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.kernels.ab_bins import NUM_BINS, ab_bins, soft_bins
 from fastpsl.kernels.lab import lab
 from fastpsl.kernels.layout import to_float32
@@ -75,7 +75,7 @@ class Colorization(Proxy):
         self.num_to_look_at = -(-min(data.num_samples, NUM_LOOKED_AT) // batch_size)
 
     @override
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         """Reset the counts, and measure the feature map by a forward pass.
 
         The pass changes no running statistics.
@@ -86,8 +86,8 @@ class Colorization(Proxy):
         # Of this rank, in the current epoch.
         self.num_grey = torch.zeros((), dtype=torch.int64, device=device)
         with torch.no_grad():
-            self.map_size = trunk.eval()(torch.zeros(1, 1, size, size, device=device)).shape[-2:]
-        trunk.train()
+            self.map_size = blocks.eval()(torch.zeros(1, 1, size, size, device=device)).shape[-2:]
+        blocks.train()
         if self.of_vectors:
             self.map_size = torch.Size((size // 4, size // 4))
 
@@ -98,7 +98,7 @@ class Colorization(Proxy):
         return self.num_to_look_at
 
     @override
-    def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
+    def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
         """Count the colours of all ranks' images.
 
         Raises:

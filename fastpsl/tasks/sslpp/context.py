@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.trunk import Metrics
+from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.layout import to_float32
 from fastpsl.pipelines.batch import Batch

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
@@ -44,6 +44,6 @@ class Proxy(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        return self.features_loss(trunk(inputs[0]), head, batch)
+        return self.features_loss(blocks(inputs[0]), head, batch)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from fastpsl.engine.trunk import Metrics
+from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.input_record import Input

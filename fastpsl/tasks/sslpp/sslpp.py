@@ -14,8 +14,8 @@ from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
 from fastpsl.engine.seed import torch_seed
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.views import ViewSpec
@@ -115,21 +115,21 @@ class SSLPlusPlus(Task):
         return nn.ModuleDict(heads)
 
     @override
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         device = next(head.parameters()).device
         if self.num_classes:
             labels = np.full(self.num_samples, _NONE_YET) if self.given is None else self.given
             self.labels = torch.from_numpy(labels.astype(np.int64)).to(device)
             self.label_loss = LabelLoss(labels, self.num_classes, stage.max_epochs, device)
-        self._learned.start_stage(stage, trunk, head)
+        self._learned.start_stage(stage, blocks, head)
 
     @override
     def num_warm_up_batches(self, stage: Stage) -> int:
         return self._learned.num_warm_up_batches(stage)
 
     @override
-    def warm_up(self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
-        self._learned.warm_up(trunk, head, inputs, batch)
+    def warm_up(self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch) -> None:
+        self._learned.warm_up(blocks, head, inputs, batch)
 
     @override
     def start_epoch(self, context: EpochContext) -> Figures | None:
@@ -152,7 +152,7 @@ class SSLPlusPlus(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return equation 5, or 4 without a proxy, or the proxy's loss alone on validation images.
 
@@ -160,7 +160,7 @@ class SSLPlusPlus(Task):
         entropy of the pseudo-labels: the loss of naming each as often as it occurs.
         """
         assert isinstance(head, nn.ModuleDict)
-        features = trunk(inputs[0])
+        features = blocks(inputs[0])
         loss, metrics = features.new_zeros((), dtype=torch.float32), Metrics()
         if self.learn_proxy:
             loss, metrics = self.proxy.features_loss(features, head["proxy"], batch)

@@ -16,9 +16,9 @@ from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import PART, Predictions
 from fastpsl.engine.run import Run
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import TrainStep
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.augment import choose_augment
@@ -115,19 +115,19 @@ class MultiLabel(Task):
         return head
 
     @override
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         self.targets = self.targets.to(next(head.parameters()).device)
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return `masked_bce` of the batch; skipped samples do not count."""
         valid = batch.indices >= 0
         targets = self.targets[batch.indices.clamp(min=0)]
         targets = torch.where(valid[:, None], targets, -1)
         num = valid.sum().float()
-        loss = masked_bce(head(trunk(inputs[0])).float(), targets, num)
+        loss = masked_bce(head(blocks(inputs[0])).float(), targets, num)
         return loss, {"loss": (loss.detach() * num, num)}
 
     @override
@@ -203,7 +203,7 @@ class MultiCropPredictor:
         for row, index in enumerate(batch.indices.tolist()[: len(images)]):
             crops = torch.cat([view[row : row + 1] for view in inputs])
             with self.train_step.autocast():
-                outputs: Tensor = module.head(module.trunk(crops))
+                outputs: Tensor = module.head(module.blocks(crops))
             scores = outputs.float().sum(0, keepdim=True).cpu().numpy()
             yield {"scores": scores if index >= 0 else scores[:0]}
 

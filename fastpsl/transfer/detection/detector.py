@@ -21,7 +21,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_iou, roi_align, roi_pool
 from typing_extensions import override
 
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.models import alexnet, vgg
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.transfer.detection.protocols import DetectionProtocol
@@ -120,26 +120,26 @@ class Detector(nn.Module):
         )  # fmt: skip
         self._make_maps: Callable[[Tensor], Tensor] | None = None
 
-    def bind(self, trunk: Trunk) -> None:
+    def bind(self, blocks: StageBlocks) -> None:
         """Use a backbone's blocks from now on.
 
         They are held in closures, because modules would be registered as parts of this one. The blocks that
         read RoIs must be among those that learn.
         """
-        cut = self.layout.map_block - len(trunk.frozen)
+        cut = self.layout.map_block - len(blocks.frozen)
         assert cut >= 0, "the blocks that read RoIs learn"
-        map_blocks, (first, *rest) = list(trunk.learning)[:cut], list(trunk.learning)[cut:]
+        map_blocks, (first, *rest) = list(blocks.learning)[:cut], list(blocks.learning)[cut:]
         first_parts = list(first)[1:] if self.layout.reads_vectors else [first]  # type: ignore[call-overload]
         roi_blocks = [*first_parts, *rest]
 
         def make_maps(images: Tensor) -> Tensor:
-            check_size(min(images.shape[-2:]), trunk.min_px)
+            check_size(min(images.shape[-2:]), blocks.min_px)
             with torch.no_grad():
-                images = trunk.run(trunk.frozen_as_run, images)
-            return trunk.run(map_blocks, images)
+                images = blocks.run(blocks.frozen_as_run, images)
+            return blocks.run(map_blocks, images)
 
         def read_rois(rois: Tensor) -> Tensor:
-            features = trunk.run(roi_blocks, rois)
+            features = blocks.run(roi_blocks, rois)
             return (features if self.norm is None else self.norm(features)).mean((2, 3))
 
         self._make_maps, self.roi_heads.box_head = make_maps, read_rois

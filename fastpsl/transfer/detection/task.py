@@ -22,8 +22,8 @@ from fastpsl.engine.options import RunOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.predictions import Predictions
 from fastpsl.engine.run_data import RunData
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.data.dataset import Dataset
@@ -163,15 +163,15 @@ class Detection(Task):
         return Detector(self.backbone, self.protocol, self.train.num_classes)
 
     @override
-    def start_stage(self, stage: Stage, trunk: Trunk, head: nn.Module) -> None:
+    def start_stage(self, stage: Stage, blocks: StageBlocks, head: nn.Module) -> None:
         assert isinstance(head, Detector)
-        head.bind(trunk)
+        head.bind(blocks)
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Any
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Any
     ) -> tuple[Tensor, Metrics]:
-        """Return the sum of the detector's losses, and each of them; `head` must be bound to `trunk`."""
+        """Return the sum of the detector's losses, and each of them; `head` must be bound to `blocks`."""
         assert isinstance(head, Detector) and isinstance(batch, AnnotatedBatch)
         images = [normalised(image, self.input) for image in batch.images]
         proposals = None if head.rpn is not None else [target["proposals"] for target in batch.targets]

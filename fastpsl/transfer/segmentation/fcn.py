@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.segmentation.fcn import FCNHead
 
-from fastpsl.engine.trunk import Trunk
+from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.wrapped import Wrapped
 
@@ -36,11 +36,11 @@ class Network(Protocol):
         """Return the initialised layers above the blocks; `num_classes` includes the background."""
         ...
 
-    def scores(self, trunk: Trunk, head: nn.Module, images: Tensor) -> list[Tensor]:
+    def scores(self, blocks: StageBlocks, head: nn.Module, images: Tensor) -> list[Tensor]:
         """Score the classes of every pixel.
 
         Args:
-            trunk: The backbone's blocks.
+            blocks: The backbone's blocks.
             head: Made by `head`.
             images: Normalised images [B, channels, H, W].
 
@@ -114,10 +114,10 @@ class FCN32s:
         nn.init.zeros_(score.bias)
         return score
 
-    def scores(self, trunk: Trunk, head: nn.Module, images: Tensor) -> list[Tensor]:
+    def scores(self, blocks: StageBlocks, head: nn.Module, images: Tensor) -> list[Tensor]:
         height, width = images.shape[-2:]
-        *convolutions, fc6, fc7 = trunk.learning
-        maps = trunk.run(convolutions, F.pad(images, (*self._borders(width), *self._borders(height))))
+        *convolutions, fc6, fc7 = blocks.learning
+        maps = blocks.run(convolutions, F.pad(images, (*self._borders(width), *self._borders(height))))
         scores = head(as_convolution(fc7, as_convolution(fc6, maps)))
         return [laid_out(scores, height, width, self.first_px)]
 
@@ -203,9 +203,9 @@ class DilatedFCN:
         widths = (self.channels, self.auxiliary_channels) if self.auxiliary else (self.channels,)
         return nn.ModuleList(FCNHead(channels, num_classes) for channels in widths)
 
-    def scores(self, trunk: Trunk, head: nn.Module, images: Tensor) -> list[Tensor]:
+    def scores(self, blocks: StageBlocks, head: nn.Module, images: Tensor) -> list[Tensor]:
         assert isinstance(head, nn.ModuleList)
-        features = reversed(trunk.features(images)[-2:])
+        features = reversed(blocks.features(images)[-2:])
         return [
             F.interpolate(fcn(maps).float(), images.shape[-2:], mode="bilinear", align_corners=False)
             for fcn, maps in zip(head, features, strict=False)

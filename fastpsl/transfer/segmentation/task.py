@@ -17,9 +17,9 @@ from typing_extensions import override
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.predictions import Predictions, begin_folder
 from fastpsl.engine.run_data import RunData
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import TrainStep
-from fastpsl.engine.trunk import Metrics, Trunk
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
@@ -98,13 +98,13 @@ class Segmentation(Task):
 
     @override
     def loss(
-        self, trunk: Trunk, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
     ) -> tuple[Tensor, Metrics]:
         """Return the mean of `mask_losses`, and it and the share of correct pixels, void left out, as
         metrics.
         """
         images, masks = self._batch(batch)
-        scores, *auxiliary = self.network.scores(trunk, head, images)
+        scores, *auxiliary = self.network.scores(blocks, head, images)
         losses = mask_losses(scores, masks)
         loss = losses.mean() + sum(self.auxiliary_weight * mask_losses(a, masks).mean() for a in auxiliary)
         num = torch.ones_like(losses).sum()
@@ -183,7 +183,7 @@ class Segmentation(Task):
             resized_image = resized(image, resized_sides(height, width, short, LONG_OF_SHORT * short))
         with train_step.autocast():
             scores, *_ = self.network.scores(
-                module.trunk, module.head, padded([normalised(resized_image, self.input)], 1)
+                module.blocks, module.head, padded([normalised(resized_image, self.input)], 1)
             )
         if scores.shape[-2:] != (height, width):
             scores = F.interpolate(scores, (height, width), mode="bilinear", align_corners=False)

@@ -1,14 +1,13 @@
 """A backbone's blocks as a stage runs them: frozen blocks, then learning blocks."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
-from fastpsl.engine.block_runner import Runner, run_blocks
 from fastpsl.engine.plan import Stage
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.fold_batchnorm import check_foldable, folded
@@ -30,7 +29,32 @@ class StepMetrics(NamedTuple):
     values: Tensor
 
 
-class Trunk(nn.Module):
+class Runner(Protocol):
+    """A function that runs blocks in sequence, with the arguments and result of `run_blocks`."""
+
+    def __call__(self, blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]: ...
+
+
+def run_blocks(blocks: Sequence[nn.Module], images: Tensor, every: bool = False) -> list[Tensor]:
+    """Run blocks in sequence.
+
+    Args:
+        blocks: One or more blocks.
+        images: The input of the first block, [B, C, H, W].
+        every: Whether to return the output of every block instead of the last one's alone.
+
+    Returns:
+        The outputs.
+    """
+    outputs = []
+    for block in blocks:
+        images = block(images)
+        if every:
+            outputs.append(images)
+    return outputs or [images]
+
+
+class StageBlocks(nn.Module):
     """The blocks 1 to `stage.last_block` of a backbone. It sets requires_grad of all parameters.
 
     Only the stage's own blocks learn (PSL, section 3.4). The blocks before them run under no_grad. With
@@ -92,7 +116,7 @@ class Trunk(nn.Module):
         return self._folded or self.frozen  # type: ignore[return-value]  # a ModuleList is a sequence of modules
 
     @override
-    def train(self, mode: bool = True) -> "Trunk":
+    def train(self, mode: bool = True) -> "StageBlocks":
         super().train(mode)
         self.frozen.train(mode and self.frozen_batchnorm == "train")
         if self.batchnorm != "train":
