@@ -34,7 +34,7 @@ class Trained(os.PathLike[str]):
         folder: The run's folder, an absolute path.
         checkpoint: The newest checkpoint in it, an absolute path.
         summaries: One dict per stage. Its keys include "stage", "level", "num_steps", "seconds",
-            "loss_start", "loss_end", "chance" (a fraction, or None), and "held_out", the scores on the
+            "loss_start", "loss_end", "chance" (a fraction, or None), and "val", the scores on the
             validation images.
         backbone: The backbone's name, as in `fastpsl.backbones.make_backbone`.
     """
@@ -81,10 +81,10 @@ class Trained(os.PathLike[str]):
 
     def _repr_html_(self) -> str:
         """Return a table of the stages above the curve, for notebooks."""
-        names = ["stage", "num_steps", "seconds", "loss_start", "loss_end", *self._held_out_names()]
+        names = ["stage", "num_steps", "seconds", "loss_start", "loss_end", *self._val_names()]
         rows = ["".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in names)]
         for summary in self.summaries:
-            values = {**summary, **{f"held_out_{name}": v for name, v in summary["held_out"].items()}}
+            values = {**summary, **{f"val_{name}": v for name, v in summary["val"].items()}}
             rows.append("".join(f"<td>{html.escape(_words(values.get(name)))}</td>" for name in names))
         table = "".join(f"<tr>{row}</tr>" for row in rows)
         picture = base64.b64encode(png_bytes(self.curve())).decode()
@@ -93,8 +93,8 @@ class Trained(os.PathLike[str]):
             f'<img alt="training curve" src="data:image/png;base64,{picture}">'
         )
 
-    def _held_out_names(self) -> list[str]:
-        return list(dict.fromkeys(f"held_out_{name}" for s in self.summaries for name in s["held_out"]))
+    def _val_names(self) -> list[str]:
+        return list(dict.fromkeys(f"val_{name}" for s in self.summaries for name in s["val"]))
 
 
 def pretrain(

@@ -66,7 +66,7 @@ class Options(TrainedEvaluationOptions):
 
 
 def build(options: Options) -> engine.Experiment:
-    evaluation.require_held_out(options)
+    evaluation.require_val(options)
     weights, size_px = options.pretrained(), options.size_px
     heads = evaluation.read_heads(options.heads, weights.backbone)
     probes: Any = evaluation.BlockProbes
@@ -77,7 +77,7 @@ def build(options: Options) -> engine.Experiment:
     last = max(head.block for head in heads)
     task = probes(
         train_view=pipelines.train_view(weights.input, size_px, "padded"),
-        held_out_view=pipelines.center_view(weights.input, size_px, options.whole),
+        val_view=pipelines.center_view(weights.input, size_px, options.whole),
         backbone=weights.backbone,
         heads=heads,
     )
@@ -96,9 +96,7 @@ def finish(
     options: Options, weights: models.Pretrained, task: evaluation.BlockProbes, run: engine.Run
 ) -> Sequence[str]:
     name, record = "block_probe", weights.record
-    path = evaluation.write_held_out(
-        task, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record
-    )
+    path = evaluation.write_val(task, run, recipe=name, protocol=name, constants=CONSTANTS, checkpoint=record)
     numbers = evaluation.scores(run)
     title = f"{name}, {record['backbone']}, {record['path'] or 'random weights'}"
     chart = plots.draw_blocks(numbers, run.folder / "result.png", title, 100 / run.data.train.num_classes)

@@ -61,7 +61,7 @@ class Options(EvaluationOptions):
 
 def run(options: Options) -> int:
     started = time.monotonic()
-    evaluation.require_held_out(options)
+    evaluation.require_val(options)
     world = engine.join_world(options.device, timeout_s=10 * options.timeout_s)
     weights = options.pretrained()
     with ExitStack() as stack:

@@ -58,7 +58,7 @@ class Options(TrainedEvaluationOptions):
 
 
 def build(options: Options) -> engine.Experiment:
-    evaluation.require_held_out(options)
+    evaluation.require_val(options)
     weights, protocol = options.pretrained(), options.constants()
     num_blocks = weights.backbone.num_blocks
     if options.whole and protocol.num_crops == 10:
@@ -97,7 +97,7 @@ def finish(
 ) -> Sequence[str]:
     record, protocol = weights.record, f"linear/{options.protocol}"
     constants = asdict(options.constants())
-    path = evaluation.write_held_out(
+    path = evaluation.write_val(
         task, run, recipe="linear_probe", protocol=protocol, constants=constants, checkpoint=record
     )
     title = f"{protocol}, {record['backbone']}, {record['path'] or 'random weights'}"

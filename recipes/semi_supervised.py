@@ -57,7 +57,7 @@ class Options(TrainedEvaluationOptions):
 
 
 def build(options: Options) -> engine.Experiment:
-    evaluation.require_held_out(options)
+    evaluation.require_val(options)
     if options.order != "random":
         raise ValueError(
             "--order quasi_random reads whole pages of a dataset file, and few of their images are used; "
@@ -89,9 +89,7 @@ def finish(
     labels = evaluation.write_label_list(run.folder / "label-list.txt", run.data.train.indices)
     constants = options.constants() | ({"percent": None} if options.label_list else {})
     name, record = "semi_supervised", weights.record
-    path = evaluation.write_held_out(
-        task, run, recipe=name, protocol=name, constants=constants, checkpoint=record
-    )
+    path = evaluation.write_val(task, run, recipe=name, protocol=name, constants=constants, checkpoint=record)
     return [f"labelled images {labels}", evaluation.result_line(path)]
 
 

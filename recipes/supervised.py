@@ -98,7 +98,7 @@ def finish(task: tasks.Classify, run: engine.Run) -> Sequence[str]:
         return ["no result: without --val nothing is scored"]
     record = models.load_pretrained(run.last_checkpoint(), run.science["backbone"]).record
     constants = {"momentum": 0.9, "nesterov": False}
-    path = evaluation.write_held_out(
+    path = evaluation.write_val(
         task, run, recipe="supervised", protocol="supervised", constants=constants, checkpoint=record
     )
     return [evaluation.result_line(path)]

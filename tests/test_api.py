@@ -73,7 +73,7 @@ def test_a_call_trains_as_its_command_does(run: fastpsl.Trained, tmp_path: Path)
     by_command = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert run.metrics == by_command and len(by_command) == 2
     summaries = json.loads((tmp_path / "results.json").read_text())
-    assert [s["held_out"] for s in run.summaries] == [s["held_out"] for s in summaries]
+    assert [s["val"] for s in run.summaries] == [s["val"] for s in summaries]
     assert json.loads((run.folder / "status.json").read_text())["state"] == "finished"
 
 

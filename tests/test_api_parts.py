@@ -207,7 +207,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
              for i in range(1, 9)]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(lines))
     summary = {"stage": "S<1>", "level": 1, "num_steps": 8, "num_steps_planned": 8, "seconds": 2.5,
-               "loss_start": 3.0, "loss_end": 2.0, "held_out": {"accuracy": 0.5}, "chance": None}  # fmt: skip
+               "loss_start": 3.0, "loss_end": 2.0, "val": {"accuracy": 0.5}, "chance": None}  # fmt: skip
     return Trained(folder, folder / "checkpoints" / "step-00000008.pt", [summary], "resnet18")
 
 
@@ -221,7 +221,7 @@ def test_a_run_shows_itself(trained: Trained) -> None:
     assert [axis.get_ylabel() for axis in figure.get_axes()] == ["loss", "lr"]
     assert figure._repr_png_().startswith(b"\x89PNG")
     page = trained._repr_html_()
-    assert "S&lt;1&gt;" in page and "held out accuracy" in page and "data:image/png;base64,iVBOR" in page
+    assert "S&lt;1&gt;" in page and "validation accuracy" in page and "data:image/png;base64,iVBOR" in page
     assert [axis.get_ylabel() for axis in fastpsl.plot.curve(trained).get_axes()] == ["loss", "lr"]
     assert str(trained).startswith(
         f"trained in {trained.folder}\nS<1> (level G1): 8 steps in 0:00:02, loss 3"

@@ -126,7 +126,7 @@ class EpochContext:
 
         Args:
             predict_images: Predicts the validation images of a range, this rank's share.
-            science: The result of `held_out_science`. Parts of an interrupted pass are used again if they
+            science: The result of `val_science`. Parts of an interrupted pass are used again if they
                 have the same.
 
         Raises:
@@ -152,7 +152,7 @@ class EpochContext:
         if path is None:
             raise PassStopped
 
-    def held_out_science(self, **more: Any) -> dict[str, Any]:
+    def val_science(self, **more: Any) -> dict[str, Any]:
         """Return what predictions depend on: weights, validation data and `more`. Only rank 0's is used.
 
         Args:

@@ -121,7 +121,7 @@ class Experiment:
             )
         data.check_batch()
         for stage in self.stages:
-            views, others = task.views(stage.level), task.held_out_views(stage.level)
+            views, others = task.views(stage.level), task.val_views(stage.level)
             pass_views = task.pass_views(stage.level)
             data.check_views((*views, *pass_views), others)
             sides = [view.crop.size_px for view in (*views, *pass_views, *others)]
@@ -202,9 +202,7 @@ def make_train_step(experiment: Experiment, number: int, options: TrainingOption
         set_cudnn_benchmark(False)
     optimiser = experiment.optimiser(module.learning_parameters())
     views = task.views(stage.level)
-    augment = choose_augment(
-        options.augment_backend, (*views, *task.held_out_views(stage.level)), world.device
-    )
+    augment = choose_augment(options.augment_backend, (*views, *task.val_views(stage.level)), world.device)
     precision = options.resolved_precision(world.device)
     step, graph = experiment.choose_step(stage, options, world)
     return TrainStep(

@@ -16,7 +16,7 @@ def metric_words(name: str, value: float, form: str = ".4g") -> str:
     return percent(value) if is_share else f"{value:{form}}"
 
 
-def held_out_words(held_out: dict[str, float], chance: str) -> str:
+def val_words(val: dict[str, float], chance: str) -> str:
     """Return the metrics of the validation pass as one line; `chance` follows the first share.
 
     Shares are the accuracy, the agreement of two views (UIC), top-1 and top-5, or the top-1 of several
@@ -25,16 +25,14 @@ def held_out_words(held_out: dict[str, float], chance: str) -> str:
     """
     words = []
     for name, label in _SHARES.items():
-        if name in held_out:
-            words.append(f"{label} {percent(held_out[name])}")
-    parts = [f"{n[5:]} {100 * value:.1f}" for n, value in held_out.items() if n.startswith("top1_")]
+        if name in val:
+            words.append(f"{label} {percent(val[name])}")
+    parts = [f"{n[5:]} {100 * value:.1f}" for n, value in val.items() if n.startswith("top1_")]
     words += [f"top-1 {', '.join(parts)} %"] if parts else []
     words = [words[0] + chance, *words[1:]] if words else []
-    for constant in (name for name in held_out if name.endswith("_constant")):
+    for constant in (name for name in val if name.endswith("_constant")):
         loss = constant.removesuffix("_constant")
-        words.append(
-            f"{loss.replace('_', ' ')} {held_out[loss]:.3f} (a constant answer {held_out[constant]:.3f})"
-        )
-    if not words and "loss" in held_out:
-        words.append(f"loss {held_out['loss']:.3f}")
+        words.append(f"{loss.replace('_', ' ')} {val[loss]:.3f} (a constant answer {val[constant]:.3f})")
+    if not words and "loss" in val:
+        words.append(f"loss {val['loss']:.3f}")
     return ", ".join(words)

@@ -31,13 +31,13 @@ from fastpsl.pipelines.files.json_lines import read_lines
 from fastpsl.pipelines.standard_views import center_view
 from fastpsl.pipelines.views import ViewSpec
 
-MAX_TRAIN, MAX_HELD_OUT = 5_000, 10_000
+MAX_TRAIN, MAX_VAL = 5_000, 10_000
 K, TEMPERATURE = 20, 0.07
 # A share of a standardised feature's variance. With 512 features of an untrained ResNet-18 and 480 to 3,068
 # images, accuracy is within 4 points of the best from 0.1 to 1, and falls beyond 3.
 RIDGE = 0.1
 FIGURES = ("knn_accuracy", "linear_accuracy", "feature_std", "effective_rank")
-_TRAIN, _HELD_OUT = 1, 2  # parts of the seed
+_TRAIN, _VAL = 1, 2  # parts of the seed
 
 
 class Features(NamedTuple):
@@ -71,10 +71,10 @@ class OnlineProbe:
         input_spec = view.input()
         self.view = center_view(input_spec, input_spec.size_px)
         self.train = _some(run.data.train, MAX_TRAIN, (run.options.seed, _TRAIN))
-        self.held_out: Subset | None = None
+        self.val: Subset | None = None
         if run.data.val is not None and all_labelled(run.data.train) and all_labelled(run.data.val):
-            self.held_out = _some(run.data.val, MAX_HELD_OUT, (run.options.seed, _HELD_OUT))
-        for part in (self.train, self.held_out):
+            self.val = _some(run.data.val, MAX_VAL, (run.options.seed, _VAL))
+        for part in (self.train, self.val):
             if part is not None:
                 self.view.crop.check(*part.image_sizes()[:2])
         self._last_look = -1
@@ -82,7 +82,7 @@ class OnlineProbe:
             self.file = MetricsFile(run.folder / "probe.jsonl", run.position.run_step)
             self._last_look = max((line["run_step"] for line in read_probes(self.file)), default=-1)
         self._last_look = share(run.world, self._last_look)
-        if self.held_out is None:
+        if self.val is None:
             run.reporter.log(
                 "probe: training and validation images with labels are not both given; it shows signs of "
                 "collapse alone"
@@ -123,8 +123,8 @@ class OnlineProbe:
             self.run.stop_signal.other_pace()
             with torch.no_grad(), undisturbed(self.blocks, self.run.world):
                 train = self._features(self.train)
-                held_out = self._features(self.held_out) if self.held_out and train else None
-            if train is None or (self.held_out and held_out is None):
+                val = self._features(self.val) if self.val and train else None
+            if train is None or (self.val and val is None):
                 return False
             if self.run.world.rank == 0:
                 where = {"run_step": position.run_step, "stage": self.stage.name, "level": self.stage.level}
@@ -134,7 +134,7 @@ class OnlineProbe:
                     "block": f"B{self.stage.last_block}",
                 }
                 with doing("probe: kNN, linear classifier and signs of collapse"):
-                    self._report(where | figures(train, held_out), time.perf_counter() - started)
+                    self._report(where | figures(train, val), time.perf_counter() - started)
             self._last_look = position.run_step
         return True
 
@@ -176,30 +176,28 @@ class OnlineProbe:
             reporter.wandb.log(scalars, step=step)
 
 
-def figures(train: Features, held_out: Features | None) -> dict[str, Any]:
+def figures(train: Features, val: Features | None) -> dict[str, Any]:
     """Compute the figures of a probe.
 
     Args:
         train: The features of training images.
-        held_out: The features of validation images, or None.
+        val: The features of validation images, or None.
 
     Returns:
         The figures of probe.jsonl. Accuracies are in [0, 1], and None without labels. If some feature is not
         finite, all `FIGURES` are None.
     """
     record: dict[str, Any] = {"num_train": len(train.features), "channels": train.features.shape[1]}
-    record |= {"num_held_out": 0, "num_classes": 0} | dict.fromkeys(FIGURES)
-    if not all(part.features.isfinite().all() for part in (train, held_out) if part is not None):
+    record |= {"num_val": 0, "num_classes": 0} | dict.fromkeys(FIGURES)
+    if not all(part.features.isfinite().all() for part in (train, val) if part is not None):
         return record  # do not raise, because the loss shows it as well
-    if held_out is not None:
-        num, k = len(held_out.labels), min(K, len(train.labels))
-        num_classes = int(max(train.labels.max(), held_out.labels.max())) + 1
-        neighbours = find_neighbours(held_out.features, train.features, k, train.features.device)
-        counts = count_correct(neighbours, train.labels, held_out.labels, num_classes, (k,), TEMPERATURE)
-        is_correct = (
-            ridge_classes(train.features, train.labels, held_out.features, num_classes) == held_out.labels
-        )
-        record |= {"num_held_out": num, "num_classes": num_classes}
+    if val is not None:
+        num, k = len(val.labels), min(K, len(train.labels))
+        num_classes = int(max(train.labels.max(), val.labels.max())) + 1
+        neighbours = find_neighbours(val.features, train.features, k, train.features.device)
+        counts = count_correct(neighbours, train.labels, val.labels, num_classes, (k,), TEMPERATURE)
+        is_correct = ridge_classes(train.features, train.labels, val.features, num_classes) == val.labels
+        record |= {"num_val": num, "num_classes": num_classes}
         record |= {
             "knn_accuracy": counts[f"top1_k{k}"] / num,
             "linear_accuracy": float(is_correct.float().mean()),
@@ -265,10 +263,10 @@ def probe_line(line: dict[str, Any]) -> str:
     text = f"probe after epoch {line['epoch']:g} ({line['stage']}, {line['block']}): "
     if line["feature_std"] is None:
         return text + "features are not finite"
-    if line["num_held_out"]:
+    if line["num_val"]:
         text += (
             f"kNN {100 * line['knn_accuracy']:.1f} %, linear {100 * line['linear_accuracy']:.1f} % of "
-            f"{line['num_held_out']:,} validation images (chance {100 / line['num_classes']:.1f} %), "
+            f"{line['num_val']:,} validation images (chance {100 / line['num_classes']:.1f} %), "
         )
     return (
         text + f"std {line['feature_std']:.3f} of 1, rank {line['effective_rank']:.1f} of {_full_rank(line)}"

@@ -275,7 +275,7 @@ class Reporter:
         stage: Stage,
         num_steps: tuple[int, int],
         seconds: float,
-        held_out: dict[str, float],
+        val: dict[str, float],
         chance: float | None,
         memory: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
@@ -295,7 +295,7 @@ class Reporter:
             "seconds": round(seconds, 1),
             "loss_start": sum(head) / len(head) if head else None,
             "loss_end": sum(tail) / len(tail) if tail else None,
-            "held_out": held_out,
+            "val": val,
             "chance": chance,
         } | dict(memory or {})
         if self.screen:

@@ -21,7 +21,7 @@ _KEYS: dict[str, type] = {
     "machine": dict,
     "position": dict,
     "backbone": dict,
-    "learner": dict,
+    "train_step": dict,
     "task": dict,
 }
 _POSITION: dict[str, type | tuple[type, ...]] = {

@@ -156,7 +156,7 @@ class Run:
         self._never_finite = set(_not_finite(backbone, head))
 
     def _require_finite(self, step: int, state: Mapping[str, Any]) -> None:
-        names = _not_finite(state["backbone"], state["learner"]["head"])
+        names = _not_finite(state["backbone"], state["train_step"]["head"])
         names = [name for name in names if name not in self._never_finite]
         if not names:
             return

@@ -95,13 +95,13 @@ class RunData:
                 f"{self.options.batch_size}: lower --batch-size, {preset}or give more data"
             )
 
-    def check_views(self, views: Sequence[ViewSpec], held_out_views: Sequence[ViewSpec]) -> None:
+    def check_views(self, views: Sequence[ViewSpec], val_views: Sequence[ViewSpec]) -> None:
         """Check that the smallest images can be cropped.
 
         Raises:
             ValueError: An image is too small for a crop.
         """
-        for data, data_views in ((self.train, views), (self.val, held_out_views)):
+        for data, data_views in ((self.train, views), (self.val, val_views)):
             if data is not None:
                 min_height, min_width, _, _ = data.image_sizes()
                 for view in data_views:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastpsl.engine.gpu_memory import gibibytes
-from fastpsl.engine.metric_words import held_out_words
+from fastpsl.engine.metric_words import val_words
 from fastpsl.pipelines.doing import clock
 from fastpsl.pipelines.number_words import number_of, percent
 
@@ -17,8 +17,8 @@ def summary_line(summary: dict[str, Any]) -> str:
     if summary["loss_start"] is not None:
         text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
     chance = "" if summary["chance"] is None else f" (chance {percent(summary['chance'])})"
-    if held_out := held_out_words(summary["held_out"], chance):
-        text += f", validation {held_out}"
+    if val := val_words(summary["val"], chance):
+        text += f", validation {val}"
     if "peak_allocated_bytes" in summary:
         peak, used = gibibytes(summary["peak_allocated_bytes"]), gibibytes(summary["device_used_bytes"])
         text += f", GPU memory {peak} at most ({used} with all else)"

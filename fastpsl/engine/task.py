@@ -86,7 +86,7 @@ class Task:
         """
         raise NotImplementedError
 
-    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
+    def val_views(self, level: int) -> tuple[ViewSpec, ...]:
         """Return the views of the pass over the validation data; none to skip the pass.
 
         Args:

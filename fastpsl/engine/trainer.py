@@ -66,7 +66,7 @@ class StageTrainer:
         self.experiment, self.run, self.position, self.last_step = experiment, run, run.position, last_step
         self.stage = stage = experiment.stages[run.position.stage]
         self.fresh = state is None
-        self.held_out_views = experiment.task.held_out_views(stage.level)
+        self.val_views = experiment.task.val_views(stage.level)
         options = run.options
         if state:  # within a stage, the choices of its start apply
             options = apply_kept_choices(options, state.get("choices", {}), self._check, run.reporter.log)
@@ -79,13 +79,13 @@ class StageTrainer:
         self.online_probe = OnlineProbe(run, blocks, stage, self.views[0] if every else None, every)
         if state:
             with loading(run.resumed_from):
-                self.train_step.load_state_dict(state["learner"])
+                self.train_step.load_state_dict(state["train_step"])
                 experiment.task.load_state_dict(state["task"])
         run.begin_stage(experiment.backbone.state_dict(), self.train_step.module.head.state_dict())
 
     def _check(self, options: TrainingOptions) -> None:
         """Raise ValueError if this machine cannot compute the stage as `options` require."""
-        views = (*self.experiment.task.views(self.stage.level), *self.held_out_views)
+        views = (*self.experiment.task.views(self.stage.level), *self.val_views)
         choose_augment(options.augment_backend, views, self.run.world.device)
         self.experiment.choose_step(self.stage, options, self.run.world)
 
@@ -100,10 +100,8 @@ class StageTrainer:
             )
             val_loader = None
             # It is opened now, so that data that cannot be evaluated are rejected before the training.
-            if run.data.val is not None and self.held_out_views:
-                val_loader = stack.enter_context(
-                    run.data.loader(run.data.val, self.held_out_views, train=False)
-                )
+            if run.data.val is not None and self.val_views:
+                val_loader = stack.enter_context(run.data.loader(run.data.val, self.val_views, train=False))
             self.steps_per_epoch = loader.num_steps // run.options.accumulate
             self.num_steps = self.stage.num_steps or self.stage.epochs * self.steps_per_epoch
             self.end_step = min(self.num_steps, run.options.max_steps_per_stage or self.num_steps)
@@ -120,20 +118,20 @@ class StageTrainer:
             finished = self._train(loader, progress)
             self.train_step.release()  # the pass over the validation data has the memory
             self.save()
-            held_out: dict[str, float] | None = {}
+            val: dict[str, float] | None = {}
             if finished and val_loader:
                 batches = run.reporter.watched(val_loader.epoch(0))
                 stopped = lambda: run.stop_signal.after_step().stop
                 run.stop_signal.other_pace()
                 num, batch_size = val_loader.num_samples, val_loader.batch_size_per_rank * run.world.size
                 with doing(f"{self.stage.name}: validation pass", "images", num) as evaluation:
-                    held_out = self.train_step.evaluate(
-                        evaluation.over(batches, batch_size), self.held_out_views, stopped
+                    val = self.train_step.evaluate(
+                        evaluation.over(batches, batch_size), self.val_views, stopped
                     )
-                finished = held_out is not None
+                finished = val is not None
             if finished:
                 progress.turn_to(f"{self.stage.name}: ending the stage")
-                assert held_out is not None
+                assert val is not None
                 if position.step % self.steps_per_epoch:
                     self._end_epoch()  # the last epoch was cut short
                 if not self._end_stage():
@@ -144,7 +142,7 @@ class StageTrainer:
                         self.stage,
                         (position.step, self.num_steps),
                         position.seconds,
-                        held_out,
+                        val,
                         chance,
                         peak_memory(run.world.device),
                     )
@@ -305,7 +303,7 @@ class StageTrainer:
             "position": asdict(self.position),
             "num_stages": len(self.experiment.stages),
             "backbone": self.experiment.backbone.state_dict(),
-            "learner": self.train_step.state_dict(),
+            "train_step": self.train_step.state_dict(),
             "choices": choices_of(self.train_step) | decoder_choice(self.run),
             "task": task,
             "input": self.experiment.task.input_record(self.stage.level),

@@ -5,12 +5,6 @@ from .feature_file import read_features as read_features
 from .features import Extraction as Extraction
 from .features import extract as extract
 from .few_labels import FewLabels as FewLabels
-from .held_out import overridden as overridden
-from .held_out import refuse_val as refuse_val
-from .held_out import require_held_out as require_held_out
-from .held_out import scores as scores
-from .held_out import write_held_out as write_held_out
-from .held_out import write_run as write_run
 from .knn_score import require_neighbours as require_neighbours
 from .knn_score import score as score
 from .knn_score import score_lines as score_lines
@@ -28,3 +22,9 @@ from .result import result_line as result_line
 from .result import write_result as write_result
 from .retrieval import retrieve as retrieve
 from .tsne import make_map as make_map
+from .val import overridden as overridden
+from .val import refuse_val as refuse_val
+from .val import require_val as require_val
+from .val import scores as scores
+from .val import write_run as write_run
+from .val import write_val as write_val

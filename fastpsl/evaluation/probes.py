@@ -26,19 +26,19 @@ class Probes(Classify):
 
     Attributes:
         backbone: The backbone of the run.
-        more_crops: Validation views besides `held_out_view`; the softmaxes of all views are averaged.
+        more_crops: Validation views besides `val_view`; the softmaxes of all views are averaged.
     """
 
     backbone: Backbone
     more_crops: tuple[ViewSpec, ...] = ()
 
     @override
-    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
-        return (self.held_out_view, *self.more_crops)
+    def val_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.val_view, *self.more_crops)
 
     def block_shapes(self) -> list[tuple[int, ...]]:
         """Return (channels, height, width) of every block in validation images."""
-        return block_shapes(self.backbone, self.held_out_view)
+        return block_shapes(self.backbone, self.val_view)
 
     @override
     def loss(

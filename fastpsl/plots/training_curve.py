@@ -31,7 +31,7 @@ def curve(folder: Path) -> InlineFigure:
     num = len(names) or 1
     figure = InlineFigure(figsize=(9, 2.6 * num))
     axes = figure.subplots(num, 1, sharex=True, squeeze=False)
-    held_out = _held_out(folder / "results.json")
+    val = _val(folder / "results.json")
     for axis, name in zip(axes[:, 0], names, strict=False):
         for number, (stage, group) in enumerate(groupby(lines, key=lambda line: line["stage"])):
             points = [(line["run_step"], line[name]) for line in group if line.get(name) is not None]
@@ -42,8 +42,8 @@ def curve(folder: Path) -> InlineFigure:
                 continue
             axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             axis.plot(steps, running_mean(values), color=colour, label=stage)
-            if name in held_out.get(stage, {}):
-                point = (held_out[stage]["run_step"], held_out[stage][name])
+            if name in val.get(stage, {}):
+                point = (val[stage]["run_step"], val[stage][name])
                 axis.plot(*point, "D", color=colour, markeredgecolor="black", label=f"{stage}, validation")
         axis.set_ylabel(name)
         if name == "lr":
@@ -58,11 +58,11 @@ def curve(folder: Path) -> InlineFigure:
     return figure
 
 
-def _held_out(results: Path) -> dict[str, dict[str, Any]]:
+def _val(results: Path) -> dict[str, dict[str, Any]]:
     """Return stage → its validation metrics, with the run's step at its end as "run_step"."""
     summaries = json.loads(results.read_text()) if results.exists() else []
     ends = accumulate(summary["num_steps"] for summary in summaries)
-    return {s["stage"]: s["held_out"] | {"run_step": end} for s, end in zip(summaries, ends, strict=True)}
+    return {s["stage"]: s["val"] | {"run_step": end} for s, end in zip(summaries, ends, strict=True)}
 
 
 def running_mean(values: list[float]) -> list[float]:

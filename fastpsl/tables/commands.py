@@ -166,10 +166,8 @@ class _Writer:
             return _command("clusters", [folder], {"data": self._learns_from(weights), "out": out})
         spelled = {"seed": seed} | self.scale.evaluation_flags(evaluation)
         if evaluation.command:
-            data, held_out = self.place.data, self.place.val
-            data_flags = (
-                {"gallery": data, "queries": held_out} if evaluation == RETRIEVAL else {"data": held_out}
-            )
+            data, val = self.place.data, self.place.val
+            data_flags = {"gallery": data, "queries": val} if evaluation == RETRIEVAL else {"data": val}
             source = {} if folder else _random(weights)
             return _command(
                 evaluation.recipe, [folder] if folder else [], data_flags | source | spelled | {"out": out}

@@ -26,12 +26,12 @@ class Classify(Task):
 
     Attributes:
         train_view: View of the training images. `fastpsl.pipelines` has the usual ones.
-        held_out_view: View of the validation images.
+        val_view: View of the validation images.
         head_std: Initial weights are N(0, head_std²) and biases 0. None means torch's uniform initialisation.
     """
 
     train_view: ViewSpec
-    held_out_view: ViewSpec
+    val_view: ViewSpec
     head_std: float | None = None
     num_levels: int = field(default=1, init=False)
     num_classes: int = field(default=0, init=False)
@@ -51,8 +51,8 @@ class Classify(Task):
         return (self.train_view,)
 
     @override
-    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
-        return (self.held_out_view,)
+    def val_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.val_view,)
 
     @override
     def head(self, level: int, channels: int) -> nn.Module:

@@ -36,7 +36,7 @@ def test_each_way_of_saving_is_a_row_and_bytes_are_counted(
     states = {row["recipe"]: row for row in result["rows"] if row["measured"] == "state"}
     # Labels, those of the next epoch with their positions, and the number of positions.
     assert states["uic_r50"]["task_bytes"] == 12 * NUM_IMAGES + 8
-    parts = [states["moco"][f"{name}_bytes"] for name in ("backbone", "learner", "task")]
+    parts = [states["moco"][f"{name}_bytes"] for name in ("backbone", "train_step", "task")]
     assert states["moco"]["num_bytes"] == sum(parts)
     timed = {(row["measured"], row["how"]): row for row in result["rows"] if row["measured"] != "state"}
     assert {how for what, how in timed if what == "step"} == set(bench.checkpoint.HOW)

@@ -33,7 +33,7 @@ NUM_CLASSES = 20
 
 
 def drawn_labels() -> np.ndarray:
-    """Return labels of the sample's held-out images: half by class, two pseudo-classes each, half random."""
+    """Return labels of the sample's validation images: half by class, two pseudo-classes each, half random."""
     random = np.random.default_rng(0)
     with Beton(sample_paths().test_32) as data:
         true = data.labels()
@@ -58,7 +58,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_folder(checkpoint: Path, tmp_path: Path) -> Path:
-    """Return the folder of a run that has learned from the sample's held-out images."""
+    """Return the folder of a run that has learned from the sample's validation images."""
     folder = tmp_path / "uic-001"
     shutil.copytree(checkpoint, folder / "checkpoints", copy_function=os.link)
     source = str(sample_paths().test_32)

@@ -1,4 +1,4 @@
-"""A recipe's steps on fake CUDA, from augmentation to optimiser, and the evaluation of a held-out batch."""
+"""A recipe's steps on fake CUDA, from augmentation to optimiser, and the evaluation of a validation batch."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def train_step_of(experiment: Experiment, number: int, options: TrainingOptions,
     return make_train_step(experiment, number, options, WORLD)
 
 
-# Steps until the first one that is a replay, and three more: the next one, one after a held-out batch, and
+# Steps until the first one that is a replay, and three more: the next one, one after a validation batch, and
 # one of another epoch.
 NUM_STEPS = NUM_LAUNCHED + 4
 
@@ -49,15 +49,15 @@ def some_steps(
     cuda: FakeCuda, experiment: Experiment, number: int, options: TrainingOptions, train_step: TrainStep,
     other_epoch: int = sum(HEAD_EPOCHS),
 ) -> tuple[Seen, list[Step]]:  # fmt: skip
-    """Make a stage's warm-up, `NUM_STEPS` steps and a held-out batch.
+    """Make a stage's warm-up, `NUM_STEPS` steps and a validation batch.
 
     Returns:
         The host's waits and launches of kernels, and a record of each step from the first replay on.
     """
     task, stage = experiment.task, experiment.stages[number]
     size = options.rank_batch(1)
-    held_out = task.held_out_views(stage.level)
-    held_out_batch = noise_batch(held_out, size).to(cuda.device)
+    val = task.val_views(stage.level)
+    val_batch = noise_batch(val, size).to(cuda.device)
     with_gradient: list[bool] = []
     train_step.optimiser.register_step_pre_hook(
         lambda *_: with_gradient.extend(
@@ -89,10 +89,10 @@ def some_steps(
             train_step.warm_up(task.warm_up, batches(0)[0])
         steps = record_steps(train_step, recorder)
         for step in range(NUM_STEPS):
-            if step == NUM_STEPS - 2 and held_out:
+            if step == NUM_STEPS - 2 and val:
                 train_step.module.eval()
                 with torch.no_grad():
-                    train_step._forward(train_step.prepared(held_out_batch).of_step(), held_out)
+                    train_step._forward(train_step.prepared(val_batch).of_step(), val)
                 train_step.module.train()
             train_step.step(batches(step), 0.1 * step, options.accumulate)
     assert with_gradient and all(with_gradient)

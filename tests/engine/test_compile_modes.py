@@ -78,14 +78,14 @@ def values(train_step: TrainStep) -> Tensor:
 
 @pytest.mark.parametrize("precision", ["fp32", slow("bf16")])
 def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) -> None:
-    """S1 to S3 run in one process with held-out passes, because symbolic sizes made compiled S2 slow."""
+    """S1 to S3 run in one process with validation passes, because symbolic sizes made compiled S2 slow."""
     for stage in STAGES:
         backend = Capture()
         eager, compiled = make_train_step(stage, None, precision), make_train_step(stage, backend, precision)
         for train_step in (eager, compiled):
             for seed in range(3):
                 train_step.step([noise_batch(VIEWS, 4, seed)] * 2, lr=0.1, num_batches=2)
-            # Held-out batches have another size and mode, and are not compiled.
+            # Validation batches have another size and mode, and are not compiled.
             train_step.evaluate([noise_batch(VIEWS, 3)], VIEWS, lambda: False)
         # Frozen blocks and learning blocks are compiled once each.
         assert len(backend.inputs) == (2 if stage.first_learning > 1 else 1)

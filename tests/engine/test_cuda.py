@@ -183,8 +183,8 @@ def test_other_modes_equal_eager(stage: Stage, mode: str, precision: str) -> Non
     other, train_step = train(stage, mode, precision)
     largest = (eager - before).abs().max()
     assert (eager - other).abs().max() < BOUNDS[precision] * largest
-    held_out = train_step.evaluate([on_device(5, 9)], VIEWS, lambda: False)
-    assert held_out is not None and held_out["loss"] > 0
+    val = train_step.evaluate([on_device(5, 9)], VIEWS, lambda: False)
+    assert val is not None and val["loss"] > 0
     train_step.step([on_device(16, 10)], 0.1)
 
 
@@ -195,13 +195,13 @@ CAPTURED = GraphChoice(True, "asked for", must=True)
 @pytest.mark.parametrize("mode", ["eager", "fused", "compiled"])
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_captured_steps_are_launched_ones(stage: Stage, mode: str, precision: str) -> None:
-    """Three are launched, three replayed; then come a held-out pass, another rate and a skipped step."""
+    """Three are launched, three replayed; then come a validation pass, another rate and a skipped step."""
     before, _ = train(stage, mode, precision, steps=0)
     ends = []
     for graph in (LAUNCHED, CAPTURED):
         _, train_step = train(stage, mode, precision, 2, 6, graph)
-        held_out = train_step.evaluate([on_device(5, 9)], VIEWS, lambda: False)
-        assert held_out is not None and held_out["loss"] > 0
+        val = train_step.evaluate([on_device(5, 9)], VIEWS, lambda: False)
+        assert val is not None and val["loss"] > 0
         train_step.step([on_device(16, 20), on_device(16, 21)], 0.05, 2)
         kept = [value.clone() for value in train_step.module.state_dict().values()]
         scale = train_step.scaler.get_scale()

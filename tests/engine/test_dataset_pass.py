@@ -222,17 +222,17 @@ def test_a_pass_is_no_part_of_the_steps_pace(run: Run, monkeypatch: pytest.Monke
 
 
 def test_predictions_are_of_blocks_and_head(tmp_path: Path) -> None:
-    """What is kept of a pass over held-out images serves no other weights, of the head alone either."""
+    """What is kept of a pass over validation images serves no other weights, of the head alone either."""
     run = tiny_run(tmp_path)
     context = context_of(run)
-    before = context.held_out_science(crop=1)
+    before = context.val_science(crop=1)
     assert run.data.val is not None
-    assert before == context.held_out_science(crop=1) and before["data"] == run.data.val.digest()
-    assert before != context.held_out_science(crop=2)
+    assert before == context.val_science(crop=1) and before["data"] == run.data.val.digest()
+    assert before != context.val_science(crop=2)
     found = [before["weights"]]
     for part in (context.train_step.module.head, context.train_step.module.blocks):
         with torch.no_grad():
             next(part.parameters()).flatten()[0] += 1
-        found.append(context.held_out_science()["weights"])
+        found.append(context.val_science()["weights"])
     assert len(set(found)) == 3
     run.close()

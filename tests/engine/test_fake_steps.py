@@ -110,7 +110,7 @@ ROWS = [
 
 
 def check_function_of_tensors(steps: Sequence[Step]) -> None:
-    """Compare a replay with the next one, one after a held-out batch, and one of another epoch."""
+    """Compare a replay with the next one, one after a validation batch, and one of another epoch."""
     for step in steps:
         assert not differences(steps[0], step)
 

@@ -305,7 +305,7 @@ def test_why_there_is_no_cuda_is_told(
 
 def test_a_summary_says_its_memory() -> None:
     summary = {"stage": "S1", "level": 1, "num_steps": 2, "num_steps_planned": 2, "seconds": 3.0}
-    summary |= {"loss_start": None, "loss_end": None, "held_out": {}, "chance": None}
+    summary |= {"loss_start": None, "loss_end": None, "val": {}, "chance": None}
     assert "GPU" not in summary_line(summary)
     summary |= {"peak_allocated_bytes": 5 * 2**29, "device_used_bytes": 3 * 2**30}
     assert summary_line(summary).endswith(", GPU memory 2.5 GiB at most (3.0 GiB with all else)")

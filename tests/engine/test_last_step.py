@@ -223,9 +223,9 @@ def test_a_checkpoint_that_was_saved_is_not_written_over_by_the_step_before(tmp_
     run = tiny_run(tmp_path)
     with pytest.raises(RuntimeError), last_step.LastStep(run) as keeper:
         run.position.run_step = 1
-        keeper.keep({"backbone": {"w": torch.ones(1)}, "learner": {"head": {}}})
+        keeper.keep({"backbone": {"w": torch.ones(1)}, "train_step": {"head": {}}})
         run.position.run_step = 2
-        keeper.save({"backbone": {"w": torch.full((1,), 2.0)}, "learner": {"head": {}}})
+        keeper.save({"backbone": {"w": torch.full((1,), 2.0)}, "train_step": {"head": {}}})
         raise RuntimeError("Connection reset by peer")
     run.close()
     assert newest_step(tmp_path) == 2 and newest_checkpoint(tmp_path)["backbone"]["w"] == 2

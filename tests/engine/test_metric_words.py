@@ -1,6 +1,6 @@
 """The words for metrics: accuracies in percent, and losses beside those of a constant answer."""
 
-from fastpsl.engine.metric_words import held_out_words, metric_words
+from fastpsl.engine.metric_words import metric_words, val_words
 
 SHARES = ("accuracy", "accuracy_labels", "agreement", "top1", "top5_B4")
 
@@ -14,19 +14,17 @@ def test_names_tell_which_metrics_are_shares() -> None:
 
 def test_chance_follows_the_first_accuracy() -> None:
     chance = " (chance 10.0 %)"
-    assert held_out_words({"loss": 1.5, "accuracy": 0.5}, chance) == "accuracy 50.0 % (chance 10.0 %)"
-    agreement = held_out_words({"loss": 1.5, "agreement": 0.5}, chance)
+    assert val_words({"loss": 1.5, "accuracy": 0.5}, chance) == "accuracy 50.0 % (chance 10.0 %)"
+    agreement = val_words({"loss": 1.5, "agreement": 0.5}, chance)
     assert agreement == "agreement of two views 50.0 % (chance 10.0 %)"
-    assert held_out_words({"top5": 0.75, "top1": 0.5}, chance) == "top-1 50.0 % (chance 10.0 %), top-5 75.0 %"
+    assert val_words({"top5": 0.75, "top1": 0.5}, chance) == "top-1 50.0 % (chance 10.0 %), top-5 75.0 %"
     blocks = {"top1_B2": 0.12345, "top1_B4": 0.5}
-    assert held_out_words(blocks, chance) == "top-1 B2 12.3, B4 50.0 % (chance 10.0 %)"
+    assert val_words(blocks, chance) == "top-1 B2 12.3, B4 50.0 % (chance 10.0 %)"
 
 
 def test_a_loss_is_told_beside_that_of_a_constant_answer() -> None:
-    assert (
-        held_out_words({"loss": 0.1239, "loss_constant": 0.4}, "") == "loss 0.124 (a constant answer 0.400)"
-    )
+    assert val_words({"loss": 0.1239, "loss_constant": 0.4}, "") == "loss 0.124 (a constant answer 0.400)"
     several = {"accuracy": 0.5, "loss": 3.0, "task_loss": 1.5, "task_loss_constant": 2.0}
-    assert held_out_words(several, "") == "accuracy 50.0 %, task loss 1.500 (a constant answer 2.000)"
-    assert held_out_words({"loss": -1.25}, " (chance 10.0 %)") == "loss -1.250"
-    assert held_out_words({}, " (chance 10.0 %)") == ""
+    assert val_words(several, "") == "accuracy 50.0 %, task loss 1.500 (a constant answer 2.000)"
+    assert val_words({"loss": -1.25}, " (chance 10.0 %)") == "loss -1.250"
+    assert val_words({}, " (chance 10.0 %)") == ""

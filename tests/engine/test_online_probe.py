@@ -102,13 +102,13 @@ def test_ridge_standardises_by_the_deviation_that_has_n_below() -> None:
 
 def test_the_looked_at_images_are_drawn_by_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(online, "MAX_TRAIN", 30)
-    monkeypatch.setattr(online, "MAX_HELD_OUT", 30)
+    monkeypatch.setattr(online, "MAX_VAL", 30)
     stage, parts, data = Stage("S3", 3, 3, 5, 2), [], str(sample_paths().train_32)
     for number, seed in enumerate((0, 1, 0)):
         with closing(probed_run(tmp_path / str(number), seed=seed, data=data, val=data)) as run:
             monitor = OnlineProbe(run, StageBlocks(TinyNet(), stage), stage, VIEW(), 1)
-        assert monitor.held_out is not None
-        parts += [tuple(part.indices.tolist()) for part in (monitor.train, monitor.held_out)]
+        assert monitor.val is not None
+        parts += [tuple(part.indices.tolist()) for part in (monitor.train, monitor.val)]
     assert [len(set(part)) for part in parts] == [30] * 6 and parts == [tuple(sorted(p)) for p in parts]
     assert len(set(parts)) == 4 and parts[:2] == parts[-2:]
 
@@ -143,7 +143,7 @@ def test_a_look_without_labels_or_with_features_that_are_not_finite() -> None:
     labels = torch.arange(40) % 4
     clear = nn.functional.one_hot(labels, 4).float() + 0.01 * noise(40, 4)
     whole = figures(Features(clear, labels), Features(clear[:12], labels[:12]))
-    assert whole["knn_accuracy"] == whole["linear_accuracy"] == 1 and whole["num_held_out"] == 12
+    assert whole["knn_accuracy"] == whole["linear_accuracy"] == 1 and whole["num_val"] == 12
     bare = figures(Features(clear, torch.full((40,), -1)), None)
     assert bare["knn_accuracy"] is None and bare["effective_rank"] == whole["effective_rank"]
     clear[3, 1] = float("inf")
@@ -211,7 +211,7 @@ def test_every_epoch_of_every_stage_has_a_line(whole: Path) -> None:
     assert [line["block"] for line in lines] == ["B3", "B3", "B4", "B4", "B5", "B5"]
     assert [line["channels"] for line in lines] == [12, 12, 16, 16, 16, 16]
     for line in lines:
-        assert (line["num_train"], line["num_held_out"], line["num_classes"]) == (480, 160, 8)
+        assert (line["num_train"], line["num_val"], line["num_classes"]) == (480, 160, 8)
         assert 1 / 8 < line["knn_accuracy"] <= 1 and 1 / 8 < line["linear_accuracy"] <= 1
         assert 0 < line["feature_std"] < 1 < line["effective_rank"] < 16
 
@@ -293,7 +293,7 @@ def test_a_signal_during_a_look_is_heard_and_the_look_made_up_for(
     assert digests(newest_checkpoint(tmp_path)) == digests(newest_checkpoint(whole))
 
 
-def test_without_held_out_images_a_stopped_look_leaves_the_stage_unfinished(
+def test_without_validation_images_a_stopped_look_leaves_the_stage_unfinished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OnlineProbe, "_features", lambda monitor, data: None)  # as after a signal
@@ -334,7 +334,7 @@ def test_data_without_labels_shows_the_signs_alone(tmp_path: Path) -> None:
         assert "kNN" not in probe_line(line)
 
 
-def test_held_out_data_of_other_classes_is_refused_before_training(tmp_path: Path) -> None:
+def test_validation_data_of_other_classes_is_refused_before_training(tmp_path: Path) -> None:
     run = probed_run(tmp_path)
     assert run.data.val is not None
     run.data.val.class_names = [*run.data.val.class_names[:-1], "tree house"]  # type: ignore[index]
@@ -355,13 +355,13 @@ def test_a_part_of_large_data_is_fixed_by_the_seed(monkeypatch: pytest.MonkeyPat
     run.close()
 
 
-def test_at_most_5_000_training_and_10_000_held_out_images_are_looked_at(tmp_path: Path) -> None:
+def test_at_most_5_000_training_and_10_000_validation_images_are_looked_at(tmp_path: Path) -> None:
     stage = Stage("S3", 3, 3, 5, 2)
     with closing(probed_run(tmp_path)) as run:
         run.data.train, run.data.val = Synthetic(12_000, 8), Synthetic(12_001, 8)
         monitor = OnlineProbe(run, StageBlocks(TinyNet(), stage), stage, VIEW(), 1)
-        assert monitor.held_out is not None
-        assert (monitor.train.num_samples, monitor.held_out.num_samples) == (5_000, 10_000)
+        assert monitor.val is not None
+        assert (monitor.train.num_samples, monitor.val.num_samples) == (5_000, 10_000)
 
 
 @pytest.mark.parametrize(("deviation", "is_used"), [(1e-3, True), (1e-5, False)])
@@ -375,15 +375,15 @@ def test_a_channel_that_hardly_varies_is_left_out_of_the_ridge(deviation: float,
 
 def test_classes_are_those_of_both_parts() -> None:
     features = nn.functional.one_hot(torch.arange(30) % 3, 3).float()
-    train, held_out = Features(features, torch.arange(30) % 3), Features(features, torch.arange(30) % 3 + 2)
-    for parts, num_classes in (((train, held_out), 5), ((held_out, train), 5), ((train, train), 3)):
+    train, val = Features(features, torch.arange(30) % 3), Features(features, torch.arange(30) % 3 + 2)
+    for parts, num_classes in (((train, val), 5), ((val, train), 5), ((train, train), 3)):
         assert figures(*parts)["num_classes"] == num_classes
 
 
 def test_a_line_for_people_has_chance_and_full_rank() -> None:
     line = {
         "epoch": 2.6, "stage": "S2", "block": "B4", "knn_accuracy": 0.5, "linear_accuracy": 0.625,
-        "feature_std": 0.75, "effective_rank": 12.34, "num_train": 480, "num_held_out": 1160,
+        "feature_std": 0.75, "effective_rank": 12.34, "num_train": 480, "num_val": 1160,
         "num_classes": 8, "channels": 16,
     }  # fmt: skip
     signs = "std 0.750 of 1, rank 12.3 of 16"
@@ -391,7 +391,7 @@ def test_a_line_for_people_has_chance_and_full_rank() -> None:
         "probe after epoch 2.6 (S2, B4): kNN 50.0 %, linear 62.5 % of 1,160 validation images "
         f"(chance 12.5 %), {signs}"
     )
-    assert probe_line(line | {"num_held_out": 0}) == f"probe after epoch 2.6 (S2, B4): {signs}"
+    assert probe_line(line | {"num_val": 0}) == f"probe after epoch 2.6 (S2, B4): {signs}"
     assert probe_line(line | {"num_train": 14}).endswith("rank 12.3 of 14")
 
 

@@ -69,7 +69,7 @@ def test_each_step_is_written_once_whatever_the_log_interval(tmp_path: Path) -> 
     assert summary_line(summary) == (
         "S1 (level G1): 7 steps in 0:01:01, loss 2.000 → 6.000, validation accuracy 25.0 % (chance 12.5 %)"
     )
-    assert summary_line(summary | {"held_out": {"loss": -1.25}, "chance": None}).endswith(
+    assert summary_line(summary | {"val": {"loss": -1.25}, "chance": None}).endswith(
         ", validation loss -1.250"
     )
     assert list((tmp_path / "tensorboard").iterdir())
@@ -355,7 +355,7 @@ def test_a_summary_tells_both_counts_of_gpu_memory(tmp_path: Path) -> None:
     report.close()
     assert summary == {
         "stage": "S1", "level": 1, "num_steps": 1, "num_steps_planned": 30, "seconds": 61.3,
-        "loss_start": 3.0, "loss_end": 3.0, "held_out": {"loss": 0.5}, "chance": None, **memory,
+        "loss_start": 3.0, "loss_end": 3.0, "val": {"loss": 0.5}, "chance": None, **memory,
     }  # fmt: skip
     assert summary_line(summary) == (
         "S1 (level G1): 1 of 30 steps in 0:01:01, loss 3.000 → 3.000, validation loss 0.500, GPU memory "

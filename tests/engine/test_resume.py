@@ -15,7 +15,7 @@ from tests.engine.tiny import tiny_run
 
 WRONG: dict[str, tuple[Any, str]] = {
     "no science": ({"science": None}, "'science' is missing"),
-    "no learner": ({"learner": None}, "'learner' is missing"),
+    "no train_step": ({"train_step": None}, "'train_step' is missing"),
     "a list as backbone": ({"backbone": [1, 2]}, "'backbone' is of type list"),
     "a tensor as position": ({"position": torch.zeros(3)}, "'position' is of type Tensor"),
     "choices": ({"choices": "eager"}, "'choices' is of type str"),
@@ -77,8 +77,8 @@ def test_what_is_missing_or_of_another_type_is_named_and_the_one_before_serves(
     "change",
     [
         {"backbone": {"parts.0.0.weight": None}},
-        {"learner": {"head": None}},
-        {"learner": {"optimiser": 7}},
+        {"train_step": {"head": None}},
+        {"train_step": {"optimiser": 7}},
         {"task": {"queue": 7}},
     ],
     ids=str,

@@ -60,14 +60,14 @@ def test_a_run_closes_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run.data.close()
 
 
-def test_held_out_images_are_checked_for_their_own_views(tmp_path: Path) -> None:
+def test_validation_images_are_checked_for_their_own_views(tmp_path: Path) -> None:
     """An image of 32 px has less than one pixel of a crop of 24 of 2,400 px."""
     small, large = ViewSpec(ShorterSideCrop(32, 24)), ViewSpec(ShorterSideCrop(2400, 24))
     run = tiny_run(tmp_path)
     run.data.check_views([small], [small])
-    for views, held_out_views in (([small], [large]), ([large], [small])):
+    for views, val_views in (([small], [large]), ([large], [small])):
         with pytest.raises(ValueError, match="is too small for a crop of"):
-            run.data.check_views(views, held_out_views)
+            run.data.check_views(views, val_views)
     run.close()
 
 

@@ -51,7 +51,7 @@ def keys(value: Any) -> Iterator[str]:
         yield from keys(each)
     for key, inner in value.items() if isinstance(value, dict) else ():
         yield key
-        if key not in ("options", "science", "settings", "numbers", "held_out"):
+        if key not in ("options", "science", "settings", "numbers", "val"):
             yield from keys(inner)
 
 
@@ -83,7 +83,7 @@ def test_every_field_of_a_json_file_is_named(folder: Path) -> None:
 def test_every_part_of_a_checkpoint_is_named(folder: Path) -> None:
     (path,) = (folder / "checkpoints").iterdir()
     state = torch.load(path, weights_only=True)
-    found = {*state, *state["position"], *state["learner"], *state["choices"], *state["input"]}
+    found = {*state, *state["position"], *state["train_step"], *state["choices"], *state["input"]}
     assert found <= NAMED, found - NAMED
     assert {"world_size", "device"} <= state["machine"].keys() & NAMED
 

@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_signal_after_the_last_step_leaves_the_run_finished(tmp_path: Path) -> None:
-    """Without held-out images, nothing is left that would take long."""
+    """Without validation images, nothing is left that would take long."""
     finished, position = fit(tmp_path, stop=4, max_steps_per_stage=2, val=None)
     assert finished and [summary["num_steps"] for summary in position.summaries] == [2, 2]
 
@@ -169,7 +169,7 @@ def test_batchnorm_of_learning_blocks(name: str, batchnorm: Kind) -> None:
     train_step, _ = train_step_of(backbone, Stage("E", 1, first, last, 1), batchnorm, views)
     blocks = backbone.blocks()
     before = [snapshot(block) for block in blocks]
-    for mode in (True, False, True):  # a held-out pass in between changes nothing
+    for mode in (True, False, True):  # a validation pass in between changes nothing
         train_step.module.train(mode)
     train_step.step([noise_batch(views, 4)], lr=0.1)
     kinds = set()

@@ -43,7 +43,7 @@ NUM_WARM_UP = 20  # more than the 15 batches of an epoch
 
 
 class Asking(Task):
-    """A classification task whose samples count twice, with 20 warm-up batches and whole held-out images."""
+    """A classification task whose samples count twice, with 20 warm-up batches and whole validation images."""
 
     num_levels = 3
     needs_labels = True
@@ -51,7 +51,7 @@ class Asking(Task):
     def __init__(self) -> None:
         self.warmed: list[tuple[int, int, list[int]]] = []
         self.trained: list[tuple[int, int]] = []
-        self.held_out_draws: list[int] = []
+        self.val_draws: list[int] = []
         self.sizes: list[int] = []
 
     @override
@@ -59,7 +59,7 @@ class Asking(Task):
         return (ViewSpec(ShorterSideCrop(32, 24), ops=(Flip(),)),)
 
     @override
-    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
+    def val_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (ViewSpec(ShorterSideCrop(32, 32, where="center")),)
 
     @override
@@ -93,7 +93,7 @@ class Asking(Task):
             self.trained.append((epoch, step))
             self.sizes.append(len(batch.indices))
         else:
-            self.held_out_draws.append(len(batch.draws[0]))
+            self.val_draws.append(len(batch.draws[0]))
             assert inputs[0].shape[-1] == 32
         valid = (batch.indices >= 0).float()
         losses = F.cross_entropy(
@@ -119,7 +119,7 @@ def test_a_task_is_asked_for_all_it_wants(tmp_path: Path) -> None:
     assert fit(tmp_path, task)
     assert set(task.sizes) == {16}
     assert task.trained == [(epoch, step) for epoch in (0, 1) for step in range(30)]
-    assert task.held_out_draws == [0] * 20  # 160 images, no flip, both stages
+    assert task.val_draws == [0] * 20  # 160 images, no flip, both stages
     assert len(task.warmed) == 2 * NUM_WARM_UP
     epochs = [epoch for epoch, _, _ in task.warmed]
     assert len(set(epochs)) == 2 and min(epochs) > 1  # one per stage, and no epoch of training
@@ -241,7 +241,7 @@ class _Classes:
         (1, ["cat", "dog"], "2 classes, t s 1"),
     ],
 )
-def test_held_out_classes_must_be_the_training_datas(
+def test_validation_classes_must_be_the_training_datas(
     train: list[str] | int, val: list[str] | int, difference: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
@@ -405,7 +405,7 @@ def test_a_steps_mode_is_chosen_for_the_largest_view_and_all_ranks(monkeypatch: 
     assert asked == [("compiled", two.backbone, two.stages[1], world.device, "bf16", 32, more)]
 
 
-@pytest.mark.parametrize("which", ["views", "held_out_views", "pass_views"])
+@pytest.mark.parametrize("which", ["views", "val_views", "pass_views"])
 def test_no_view_is_smaller_than_the_backbone_can_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
@@ -419,7 +419,7 @@ def test_no_view_is_smaller_than_the_backbone_can_read(
     run.close()
 
 
-@pytest.mark.parametrize("which", ["views", "held_out_views", "pass_views"])
+@pytest.mark.parametrize("which", ["views", "val_views", "pass_views"])
 def test_every_view_must_fit_into_the_smallest_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:

@@ -84,7 +84,7 @@ def test_every_step_of_every_stage_is_on_record(whole: Path) -> None:
     assert [s["num_steps"] for s in summaries] == [30, 30, 30]
     assert summaries[0]["loss_start"] == pytest.approx(sum(row["loss"] for row in rows[:10]) / 10)
     assert summaries[0]["loss_end"] < summaries[0]["loss_start"]
-    assert 0 < summaries[0]["held_out"]["accuracy"] <= 1 and summaries[0]["chance"] == 0.25
+    assert 0 < summaries[0]["val"]["accuracy"] <= 1 and summaries[0]["chance"] == 0.25
     for name in ("contact-sheet-G1.png", "contact-sheet-G3.png", "config.json", "environment.json"):
         assert (whole / name).stat().st_size > 0
 
@@ -117,7 +117,7 @@ def test_the_scaler_is_resumed_too(tmp_path: Path) -> None:
             if steps < 12:  # remove the cut stage's end, so that the run resumes from the step before
                 max((out / "checkpoints").iterdir()).unlink()
     whole, stopped = newest_checkpoint(tmp_path / "whole"), newest_checkpoint(tmp_path / "stopped")
-    assert whole["learner"]["scaler"]["scale"] > 1 and digests(whole) == digests(stopped)
+    assert whole["train_step"]["scaler"]["scale"] > 1 and digests(whole) == digests(stopped)
 
 
 def test_a_cut_stage_keeps_its_schedule_and_may_be_cut_otherwise_on_resume(
@@ -249,7 +249,7 @@ def test_resume_from_a_path_in_another_folder_takes_the_metrics_along(whole: Pat
         tiny_run(None, resume=str(stray))  # type: ignore[arg-type]
 
 
-def test_a_signal_during_the_held_out_pass_is_heard(whole: Path, tmp_path: Path) -> None:
+def test_a_signal_during_the_validation_pass_is_heard(whole: Path, tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
     original = run.reporter.watched
     passes: list[int] = []

@@ -95,7 +95,7 @@ def weights_after_a_step(name: str, rank: int, world_size: int) -> dict[str, Ten
 
 
 def running_statistics(rank: int, world_size: int) -> dict[str, list[Tensor]]:
-    """Return the blocks' buffers before two steps, after them, and after a held-out pass.
+    """Return the blocks' buffers before two steps, after them, and after a validation pass.
 
     The ranks start with different buffers.
     """
@@ -167,7 +167,7 @@ def test_two_ranks_learn_as_one(name: str, folder: Path) -> None:
 
 
 def test_running_statistics_are_rank_0s_where_they_are_read(folder: Path) -> None:
-    """Frozen blocks and held-out passes read them. No forward pass of a step waits for them."""
+    """Frozen blocks and validation passes read them. No forward pass of a step waits for them."""
     first, second = (torch.load(folder / f"statistics-{rank}.pt") for rank in (0, 1))
     for part, is_equal in (("before", True), ("stepped", False), ("evaluated", True)):
         pairs = list(zip(first[part], second[part], strict=True))

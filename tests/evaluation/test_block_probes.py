@@ -43,7 +43,7 @@ INPUT = Input(size_px=32)
 
 def probes(backbone: Any, names: tuple[str, ...], num_classes: int = 10, **more: Any) -> BlockProbes:
     task = (FewLabelBlockProbes if more else BlockProbes)(
-        train_view=train_view(INPUT, 32, "padded"), held_out_view=center_view(INPUT, 32, whole=True),
+        train_view=train_view(INPUT, 32, "padded"), val_view=center_view(INPUT, 32, whole=True),
         backbone=backbone, heads=read_heads(names, backbone), **more,
     )  # fmt: skip
     task.check_data(Synthetic(num_classes * 6, num_classes), 2)

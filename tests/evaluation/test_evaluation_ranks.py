@@ -177,7 +177,7 @@ def test_precision_is_that_of_all_queries(folder: Path, tmp_path: Path) -> None:
 def test_looks_change_no_training(folder: Path) -> None:
     probed, plain = newest_checkpoint(folder / "probed"), newest_checkpoint(folder / "plain")
     assert probed["position"]["run_step"] == 7
-    for part in ("backbone", "learner"):
+    for part in ("backbone", "train_step"):
         assert digests(probed[part]) == digests(plain[part])
 
 
@@ -189,12 +189,12 @@ def test_a_look_sees_what_one_process_would(folder: Path, tmp_path: Path) -> Non
     run = tiny_run(tmp_path)
     alone = OnlineProbe(run, StageBlocks(net, STAGE), STAGE, tiny_experiment().task.views(3)[0], 1)
     with torch.no_grad(), undisturbed(net, run.world):
-        train, held_out = (alone._features(data) for data in (alone.train, alone.held_out))  # type: ignore[arg-type]
+        train, val = (alone._features(data) for data in (alone.train, alone.val))  # type: ignore[arg-type]
     run.close()
     assert train is not None
-    expected = figures(train, held_out)
+    expected = figures(train, val)
     assert expected == {name: pytest.approx(lines[-1][name], rel=1e-3) for name in expected}
-    assert (expected["num_train"], expected["num_held_out"]) == (480, 160)
+    assert (expected["num_train"], expected["num_val"]) == (480, 160)
 
 
 def test_a_signal_to_one_rank_stops_the_look_of_both(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Held-out data of other classes is refused before weights and images are read."""
+"""Validation data of other classes is refused before weights and images are read."""
 
 from pathlib import Path
 

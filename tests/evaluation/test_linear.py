@@ -305,7 +305,7 @@ def test_heads_are_float32_under_autocast() -> None:
     assert features == [torch.bfloat16]
 
 
-def test_metrics_are_few_while_training_and_all_held_out() -> None:
+def test_metrics_are_few_while_training_and_all_in_validation() -> None:
     backbone = TinyNet()
     task = probes(backbone, 7)
     module = StageModule(StageBlocks(backbone, PROBE), task.head(1, 16), task)
@@ -315,17 +315,17 @@ def test_metrics_are_few_while_training_and_all_held_out() -> None:
     _, training = module([images], batch)
     assert list(training) == ["loss", "top1_final"]
     module.eval()
-    loss, held_out = module([images], batch)
+    loss, val = module([images], batch)
     names = [f"top{k}_{b}" for b in ("B1", "B2", "B3", "B4", "B5", "final") for k in (1, 5)]
-    assert list(held_out) == ["loss", *names]
+    assert list(val) == ["loss", *names]
     logits = head_outputs(module.head, module.blocks.features(images))
     for name, head_logits in logits.items():
         top5 = [
             label in row.tolist()
             for row, label in zip(head_logits.argsort(1, descending=True)[:4, :5], range(4), strict=True)
         ]
-        assert [float(v) for v in held_out[f"top5_{name}"]] == [sum(top5), 4]
-        assert float(held_out[f"top1_{name}"][0]) == (head_logits[:4].argmax(1) == torch.arange(4)).sum()
+        assert [float(v) for v in val[f"top5_{name}"]] == [sum(top5), 4]
+        assert float(val[f"top1_{name}"][0]) == (head_logits[:4].argmax(1) == torch.arange(4)).sum()
     shorter = batch_of(torch.arange(4))
     torch.testing.assert_close(loss, module([images[:4]], shorter)[0])
     few = probes(backbone, 5)
@@ -386,12 +386,12 @@ def test_a_probe_leaves_the_backbone_and_learns_and_resumes(tmp_path: Path) -> N
         assert finished == (not stop_at)
         after = job.backbone.state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items())
-        return run.position.summaries[0]["held_out"] if finished else {}
+        return run.position.summaries[0]["val"] if finished else {}
 
-    held_out = fit(tmp_path / "whole")
-    assert held_out["top1_B1"] > 3 / 16 and held_out["top5_B1"] > held_out["top1_B1"]
+    val = fit(tmp_path / "whole")
+    assert val["top1_B1"] > 3 / 16 and val["top5_B1"] > val["top1_B1"]
     fit(tmp_path / "stopped", stop_at=19)
-    assert fit(tmp_path / "stopped") == held_out
+    assert fit(tmp_path / "stopped") == val
     whole, stopped = newest_checkpoint(tmp_path / "whole"), newest_checkpoint(tmp_path / "stopped")
     assert digests(whole) == digests(stopped)
 
@@ -419,14 +419,14 @@ def test_crops_of_an_image_are_one_answer_the_mean_of_their_softmaxes() -> None:
     torch.testing.assert_close(log_mean_softmax(huge).exp(), torch.tensor([[0.5, 0.5]]))
 
 
-def test_held_out_scores_are_those_of_ten_crops() -> None:
+def test_validation_scores_are_those_of_ten_crops() -> None:
     """top-1 and loss are those of each block's mean probability, in plain numpy; training uses one crop."""
     torch.manual_seed(1)
     backbone, input = TinyNet(), Input(size_px=32)
     middle, *more = ten_crop_views(input, 32)
     task = LinearProbes(train_view(input, 32), middle, backbone=backbone, more_crops=tuple(more), **VISSL)
     task.check_data(Synthetic(14, 7), 2)
-    assert task.held_out_views(1) == (middle, *more) and len(more) == 9 and len(task.views(1)) == 1
+    assert task.val_views(1) == (middle, *more) and len(more) == 9 and len(task.views(1)) == 1
     module = StageModule(StageBlocks(backbone, PROBE), task.head(1, 16), task).eval()
     images, labels = [torch.randn(6, 3, 32, 32) for _ in range(10)], torch.arange(6)
     batch = batch_of(labels)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fastpsl.evaluation.held_out import scores, write_held_out, write_run
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, read_result, result_line, write_result
+from fastpsl.evaluation.val import scores, write_run, write_val
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.data.synthetic import Synthetic
 
@@ -58,7 +58,7 @@ def test_a_runs_record_is_of_all_its_stages(
     summaries = [
         {
             "level": level, "seconds": seconds, "num_steps": num, "num_steps_planned": planned,
-            "held_out": {"loss": 1.0, "top1_B1": share, "top5_B1": 2 * share},
+            "val": {"loss": 1.0, "top1_B1": share, "top5_B1": 2 * share},
         }
         for level, seconds, share, (num, planned) in zip(
             (1, 2), (2.5, 4.0), (0.125, 0.25), steps, strict=True
@@ -84,14 +84,14 @@ def test_a_runs_record_is_of_all_its_stages(
     assert record["data"]["train"] != record["data"]["whole_train"] and record["data"]["num_train"] == 6
     task: Any = SimpleNamespace(
         views=lambda level: (f"crop {level}",),
-        held_out_views=lambda level: (f"left {level}", f"right {level}"),
+        val_views=lambda level: (f"left {level}", f"right {level}"),
     )
     base = {"cut": base_cut}
-    write_held_out(task, run, recipe="r", protocol="p", constants={"lr": 0.5}, checkpoint=base)
+    write_val(task, run, recipe="r", protocol="p", constants={"lr": 0.5}, checkpoint=base)
     again = read_result(tmp_path / "result.json")
     assert (again["numbers"], again["cut"], again["settings"]["lr"]) == (numbers, cut, 0.5)
     assert again["settings"]["train_view"] == "'crop 2'"
-    assert again["settings"]["held_out_view"] == "'left 2' and 'right 2'"
+    assert again["settings"]["val_view"] == "'left 2' and 'right 2'"
 
 
 def test_random_weights_are_those_of_the_seed() -> None:

@@ -52,7 +52,7 @@ def make_checkpoint(folder: Path) -> Path:
     position = {"stage": 0, "step": 3, "run_step": 3, "first_epoch": 0, "seconds": 1.0, "summaries": []}
     state = {
         "format": 1, "science": SCIENCE, "machine": {}, "position": position,
-        "backbone": _weights(), "learner": {}, "task": {},
+        "backbone": _weights(), "train_step": {}, "task": {},
     }  # fmt: skip
     path = folder / "checkpoints" / "step-00000003.pt"
     path.parent.mkdir()
@@ -201,7 +201,7 @@ def run_folder(folder: Path) -> Path:
     options = {"data": "train.beton", "out": str(run), "seed": 0}
     (run / "config.json").write_text(json.dumps({"options": options, "science": {"seed": 0}}))
     (run / "status.json").write_text(json.dumps({"state": "finished", "stage": 1, "step": 4, "reason": ""}))
-    stage = {"stage": "level1", "num_steps": 4, "num_steps_planned": 4, "held_out": {"loss": 1.0}}
+    stage = {"stage": "level1", "num_steps": 4, "num_steps_planned": 4, "val": {"loss": 1.0}}
     (run / "results.json").write_text(json.dumps([stage]))
     lines = [
         {"run_step": i, "stage": "level1", "level": 1, "step": i, "lr": 0.1, "loss": 2.0 / i}

@@ -47,7 +47,7 @@ def checkpoint(folder: Path, backbone: str, input_record: Input = SEEN) -> nn.Mo
         "input": input_record.as_dict(),
         "num_stages": 1,
         "position": {"run_step": 5, "summaries": [summary]},
-        "learner": {"optimiser": torch.zeros(3)},
+        "train_step": {"optimiser": torch.zeros(3)},
     }
     CheckpointManager(folder / "checkpoints").save(5, state)
     return network.eval()

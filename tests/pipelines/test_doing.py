@@ -134,7 +134,7 @@ def test_blocks_may_end_in_any_order(voice: Heartbeat, clock: list[float]) -> No
 
 
 def test_counts_end_at_the_total() -> None:
-    progress = doing("held-out pass", "images", 100)
+    progress = doing("validation pass", "images", 100)
     assert [progress.num_done for _ in progress.over(range(2), each=64)] == [0, 64]
     assert progress.num_done == 100
 

@@ -73,8 +73,8 @@ def test_epochs_differ_repeat_and_can_be_entered_anywhere(beton: Path) -> None:
         tail = epoch(data, 1, first_step=7)
         assert [batch.step for batch in tail] == list(range(7, len(whole)))
         assert indices(tail) == indices(whole[7:])
-        held_out = epoch(data, train=False)  # in order, for any order of training
-        assert [i for batch in indices(held_out) for i in batch if i >= 0] == list(range(NUM))
+        val = epoch(data, train=False)  # in order, for any order of training
+        assert [i for batch in indices(val) for i in batch if i >= 0] == list(range(NUM))
 
 
 def test_leaving_early_leaves_nothing(beton: Path) -> None:

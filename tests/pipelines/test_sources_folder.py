@@ -91,14 +91,14 @@ def test_the_parts_of_a_data_set_are_no_classes(
         assert image_folder(root).class_names == folder_classes(root) == classes
         return
     train, val = training
-    held_out = f" --val '{root}/{val}'" if val else ""
+    val_option = f" --val '{root}/{val}'" if val else ""
     for opening in (image_folder, folder_classes, check_form):
         with pytest.raises(ValueError) as caught:
             opening(root)
         assert str(caught.value) == (
             f"{root}: holds parts of a data set ({words}), not classes: write each alone, "
             f"as in `fastpsl data write '{root}/{train}' {train}.beton`, "
-            f"or train with --data '{root}/{train}'{held_out}; "
+            f"or train with --data '{root}/{train}'{val_option}; "
             f"`fastpsl data write '{root}' OUT --classes folders` takes them as classes"
         )
 

@@ -35,11 +35,11 @@ def a_run(folder: Path) -> tuple[list[float], list[float]]:
     return rates, losses
 
 
-def test_the_curve_draws_means_held_out_points_and_the_rate_as_it_was(tmp_path: Path) -> None:
+def test_the_curve_draws_means_validation_points_and_the_rate_as_it_was(tmp_path: Path) -> None:
     rates, losses = a_run(tmp_path)
     summaries = [
-        {"stage": "S1", "num_steps": 60, "held_out": {"loss": 0.5, "other": 1.0}},
-        {"stage": "S2", "num_steps": 60, "held_out": {}},
+        {"stage": "S1", "num_steps": 60, "val": {"loss": 0.5, "other": 1.0}},
+        {"stage": "S2", "num_steps": 60, "val": {}},
     ]
     (tmp_path / "results.json").write_text(json.dumps(summaries))
     figure = curve(tmp_path)

@@ -41,15 +41,15 @@ def test_a_run_puts_every_head_on_record(recipe: Start, tmp_path: Path) -> None:
     numbers = record["numbers"]
     assert list(numbers) == [f"top{k}_{head}" for head in heads for k in (1, 5)]
     checkpoint = newest_checkpoint(tmp_path)
-    held_out = checkpoint["position"]["summaries"][0]["held_out"]
+    val = checkpoint["position"]["summaries"][0]["val"]
     for name, value in numbers.items():
-        assert value == pytest.approx(100 * held_out[name], abs=1e-3) and 0 <= value <= 100
+        assert value == pytest.approx(100 * val[name], abs=1e-3) and 0 <= value <= 100
     assert max(numbers[f"top1_{head}"] for head in heads) > 30  # chance is 12.5
     settings = record["settings"]
     assert (settings["heads"], settings["epochs"], settings["labels_per_class"]) == ([*heads], 1, None)
     assert (settings["lr"], settings["intervals"], settings["weight_decay"]) == (0.1, [100, 50, 50], 5e-4)
     assert (settings["momentum"], settings["nesterov"], settings["decay_biases"]) == (0.9, True, True)
-    assert "Shift(max_px=2" in settings["train_view"] and "shorter_px=16" in settings["held_out_view"]
+    assert "Shift(max_px=2" in settings["train_view"] and "shorter_px=16" in settings["val_view"]
     mean = (numbers["top1_conv_B2"] + numbers["top1_conv_B3"]) / 2
     assert f"average of conv_B2, conv_B3: {mean:.1f} %" in outcome.out
     line = next(line for line in outcome.err.splitlines() if line.startswith("blocks (level"))
@@ -113,13 +113,13 @@ def test_values_are_the_papers_and_rotnets() -> None:
     assert len(decayed["params"]) == 2 and not rest["params"]
     settings = {name: decayed[name] for name in ("momentum", "nesterov", "weight_decay")}
     assert settings == {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
-    (train,), (held_out,) = experiment.task.views(1), experiment.task.held_out_views(1)
+    (train,), (val,) = experiment.task.views(1), experiment.task.val_views(1)
     whole = ShorterSideCrop(32, 32, "center")
-    assert (train.crop, train.ops, held_out.crop, held_out.ops) == (whole, (Shift(4), Flip()), whole, ())
+    assert (train.crop, train.ops, val.crop, val.ops) == (whole, (Shift(4), Flip()), whole, ())
     assert not isinstance(experiment.task, FewLabels) and not experiment.task.has_own_order
     values = {"heads": ("fc1_B2",), "whole": False, "labels_per_class": 20, "seed": 7}
     experiment = recipe["build"](recipe["RECIPE"].with_paper(random_weights=True, backbone="nin4", **values))
-    assert experiment.stages[0].last_block == 2 and experiment.task.held_out_view.crop == ShorterSideCrop(
+    assert experiment.stages[0].last_block == 2 and experiment.task.val_view.crop == ShorterSideCrop(
         37, 32, "center"
     )
     assert isinstance(experiment.task, FewLabels) and (

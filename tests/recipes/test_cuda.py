@@ -1,6 +1,6 @@
 """Run every recipe on a GPU, in its own process: a few steps per stage, checkpoints, and a resume.
 
-Held-out passes are included. The same checks run for one recipe on the CPU, too.
+Validation passes are included. The same checks run for one recipe on the CPU, too.
 """
 
 import json
@@ -92,7 +92,7 @@ def train(device: str, folder: Path, script: str, *flags: object, ranks: int = 0
     stages = read("results")
     assert stages and all(math.isfinite(stage["loss_end"]) for stage in stages)
     for stage in stages:
-        assert all(math.isfinite(value) for value in stage["held_out"].values())
+        assert all(math.isfinite(value) for value in stage["val"].values())
         assert ("peak_allocated_bytes" in stage) == (device == "cuda")
     machine = newest_checkpoint(folder)["machine"]
     assert (machine["device"], machine["world_size"]) == (device, max(ranks, 1))

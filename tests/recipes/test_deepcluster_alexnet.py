@@ -34,7 +34,7 @@ def test_the_sample_by_one_step(recipe: Start, tmp_path: Path) -> None:
         assert file["labels"].shape == (480,) and np.unique(file["labels"]).tolist() == list(range(16))
     (line,) = epoch_records(tmp_path / "out")
     assert line["nmi_true"] > line["nmi_true_shuffled"] and line["nmi_previous"] is None
-    head = newest_checkpoint(tmp_path / "out")["learner"]["head"]
+    head = newest_checkpoint(tmp_path / "out")["train_step"]["head"]
     assert sorted(value.shape for value in head.values()) == [(16,), (16, 4096)]
 
 

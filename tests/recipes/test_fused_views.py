@@ -76,13 +76,13 @@ def check(views: tuple[ViewSpec, ...]) -> None:
 
 
 def views_of(recipe: str, **asked: Any) -> tuple[ViewSpec, ...]:
-    """Return the training, held-out and pass views of all levels; the backbone is on the meta device."""
+    """Return the training, validation and pass views of all levels; the backbone is on the meta device."""
     parts = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))
     options = parts["RECIPE"].with_paper(data=str(sample_paths().train), **asked)
     with torch.device("meta"):
         task = parts["build"](options).task
     levels = range(1, task.num_levels + 1)
-    views = [(*task.views(n), *task.held_out_views(n), *(task.pass_views(n) or ())) for n in levels]
+    views = [(*task.views(n), *task.val_views(n), *(task.pass_views(n) or ())) for n in levels]
     return tuple(chain(*views))
 
 

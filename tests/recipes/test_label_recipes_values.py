@@ -245,7 +245,7 @@ def test_settings_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     state = {
         "science": science,
         "backbone": build("uic_alexnet").backbone.state_dict(),
-        "learner": {"head": head},
+        "train_step": {"head": head},
     }
     monkeypatch.setattr(uic_experiment, "_trained", lambda *given: (Path("step.pt"), state))
     monkeypatch.setattr(uic_experiment, "sha256_of_file", lambda path: "d" * 64)
@@ -325,7 +325,7 @@ def test_views_of_uic_and_deepcluster(
     experiment = build(name, **values)
     task = experiment.task
     assert task.views(1) == (view,)
-    assert task.held_out_views(1) == (view, view)  # of two crops, the second names the first's class
+    assert task.val_views(1) == (view, view)  # of two crops, the second names the first's class
     assert task.pass_views(1) == (middle,)
     first = next(layer for layer in experiment.backbone.modules() if isinstance(layer, nn.Conv2d))
     assert first.in_channels == {"RGB": 3, "SobelXY": 2}[channels]
@@ -351,7 +351,7 @@ def test_views_of_iic(augment: str | None) -> None:
     statistics = MEANS[channels], STDS[channels]
     crop, middle = ShorterSideCrop(51, 32, "random"), ShorterSideCrop(51, 32, "center")
     weak, strong = (ViewSpec(crop, ops, *statistics) for ops in TABLE_XIV[column])
-    assert task.views(1) == task.held_out_views(1) == (weak, strong, strong, strong)
+    assert task.views(1) == task.val_views(1) == (weak, strong, strong, strong)
     assert task.pass_views(1) == (ViewSpec(middle, TABLE_XIV[column][0], *statistics),)
 
 

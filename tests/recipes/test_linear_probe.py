@@ -59,18 +59,18 @@ def test_a_run_puts_every_block_on_record(recipe: Start, supervised: Path, tmp_p
     record = read_result(tmp_path / "result.json")
     assert (record["protocol"], record["recipe"]) == ("linear/vissl", "linear_probe")
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in BLOCKS}
-    held_out = newest_checkpoint(tmp_path)["position"]["summaries"][0]["held_out"]
+    val = newest_checkpoint(tmp_path)["position"]["summaries"][0]["val"]
     for name, value in record["numbers"].items():
-        assert value == pytest.approx(100 * held_out[name]) and 0 <= value <= 100
+        assert value == pytest.approx(100 * val[name]) and 0 <= value <= 100
     checkpoint = record["checkpoint"]
     assert (checkpoint["kind"], checkpoint["backbone"], checkpoint["run_step"]) == ("fastpsl", "resnet18", 2)
     assert checkpoint["science"]["recipe"] == "supervised" and len(checkpoint["sha256"]) == 64
     assert record["cut"]  # because its pre-training was cut short
     assert (record["data"]["num_train"], record["data"]["num_val"]) == (480, 160)
     settings = record["settings"]
-    assert settings["held_out_view"].count("ShorterSideCrop") == 1 and settings["batchnorm"] == "affine"
+    assert settings["val_view"].count("ShorterSideCrop") == 1 and settings["batchnorm"] == "affine"
     assert (settings["epochs"], settings["lr"], settings["weight_decay"]) == (1, 0.1, 5e-4)
-    assert "RandomResizedCrop(size_px=32" in settings["train_view"] and "37" in settings["held_out_view"]
+    assert "RandomResizedCrop(size_px=32" in settings["train_view"] and "37" in settings["val_view"]
     printed = outcome.out + outcome.err
     line = next(line for line in printed.splitlines() if line.startswith("linear (level"))
     for block in BLOCKS:
@@ -169,11 +169,11 @@ def test_protocols_are_the_published_ones(protocol: str) -> None:
     group = experiment.optimiser(iter(named)).param_groups[0]
     settings = {name: group[name] for name in ("momentum", "nesterov", "weight_decay")}
     assert settings == {"momentum": 0.9, "nesterov": nesterov, "weight_decay": decay}
-    (train,), held_out = experiment.task.views(1), experiment.task.held_out_views(1)
+    (train,), val = experiment.task.views(1), experiment.task.val_views(1)
     assert (experiment.task.batchnorm, train.crop, train.ops) == (batchnorm, crop, (Flip(),))
     assert experiment.task.head_std == {"moco": 0.01, "rotnet": 0.002**0.5}.get(protocol)
-    assert held_out[0].crop == ShorterSideCrop(256, 224, "center") and held_out[0].ops == ()
-    assert len(held_out) == num_crops == len(set(held_out))
+    assert val[0].crop == ShorterSideCrop(256, 224, "center") and val[0].ops == ()
+    assert len(val) == num_crops == len(set(val))
     if protocol == "rotnet":  # its table of rates changes after epochs 5, 15, 25 and 35
         rates = [experiment.schedule(Moment(e, 35, 0, 35, 35)) / 2 for e in (0, 4, 5, 14, 15, 24, 25, 34)]
         assert rates == pytest.approx([0.01] * 2 + [0.002] * 2 + [4e-4] * 2 + [8e-5] * 2)
@@ -188,8 +188,8 @@ def checked(recipe: Start, out: Path, protocol: str, *start: object) -> dict[str
     assert record["protocol"] == f"linear/{protocol}"
     settings = record["settings"]
     num_crops = settings["num_crops"]
-    assert num_crops == settings["held_out_view"].count("ShorterSideCrop")
-    assert num_crops // 2 == settings["held_out_view"].count("Flip(p=1.0)")
+    assert num_crops == settings["val_view"].count("ShorterSideCrop")
+    assert num_crops // 2 == settings["val_view"].count("Flip(p=1.0)")
     assert "B5 " in outcome.err + outcome.out
     return record
 
@@ -200,14 +200,14 @@ def test_alexnets_blocks_by_uics_protocol(recipe: Start, tmp_path: Path) -> None
     start = ("--backbone", "alexnet", "--random-weights", "--size-px", "64", "--batch-size", "16")
     gradients = ("--input-channels", "SobelXY", "--input-mean", "0", "0", "--input-std", "0.03", "0.03")
     record = checked(recipe, tmp_path, "uic", *start, *gradients, "--no-tensorboard", "--workers", "1")
-    assert record["settings"]["held_out_view"].count("SobelXY") == 10
+    assert record["settings"]["val_view"].count("SobelXY") == 10
     names = (*BLOCKS[:-1], "B6", "B7", "final")
     assert set(record["numbers"]) == {f"top{k}_{block}" for k in (1, 5) for block in names}
     settings = record["settings"]
     assert [(pool["grid"], pool["kind"]) for pool in settings["pools"]] == [
         (n, "max") for n in (10, 6, 5, 5, 6)
     ]
-    assert settings["held_out_view"].count("shorter_px=73, size_px=64") == 10
+    assert settings["val_view"].count("shorter_px=73, size_px=64") == 10
     assert (settings["lr_batch"], settings["batch_size"], settings["num_crops"]) == (256, 16, 10)
 
 
@@ -224,7 +224,7 @@ def test_alexnets_protocols_take_other_backbones(
 def test_small_images_are_scored_whole(recipe: Start, tmp_path: Path) -> None:
     """Check that --whole means one view, and is refused with ten crops."""
     record = checked(recipe, tmp_path / "out", "sslpp", *RANDOM, *DATA, *SMALL, "--whole")
-    assert "ShorterSideCrop(shorter_px=32, size_px=32, where='center')" in record["settings"]["held_out_view"]
+    assert "ShorterSideCrop(shorter_px=32, size_px=32, where='center')" in record["settings"]["val_view"]
     for protocol in ("uic", "deepcluster"):
         outcome = recipe(
             *RANDOM, *DATA, *SMALL, "--whole", "--protocol", protocol, "--out", tmp_path / protocol
@@ -236,7 +236,7 @@ def test_a_summary_has_each_block() -> None:
     summary = {
         "stage": "linear", "level": 1, "num_steps": 4, "num_steps_planned": 4, "seconds": 5.0,
         "loss_start": None, "chance": 0.001,
-        "held_out": {"loss": 3.0, **{f"top{k}_{b}": 0.5 for b in BLOCKS for k in (1, 5)}},
+        "val": {"loss": 3.0, **{f"top{k}_{b}": 0.5 for b in BLOCKS for k in (1, 5)}},
     }  # fmt: skip
     assert summary_line(summary) == (
         "linear (level G1): 4 steps in 0:00:05, validation top-1 B1 50.0, B2 50.0, B3 50.0, B4 50.0, "
@@ -245,7 +245,7 @@ def test_a_summary_has_each_block() -> None:
 
 
 def other_classes(tmp_path: Path) -> Path:
-    """Return the held-out beton with one class renamed."""
+    """Return the validation beton with one class renamed."""
     path = tmp_path / "other.beton"
     shutil.copy(sample_paths().test_32, path)
     sidecar = json.loads(Path(f"{sample_paths().test_32}.json").read_text())

@@ -205,7 +205,7 @@ def test_the_jigsaw_of_every_level(level: int, count: int) -> None:
     task = built("jigsaw_r50")[1].task
     tiles = JigsawTiles(grid=3, cell_px=75, tile_px=64, num_permutations=count, permutations_per_image=1)
     view = seen(ShorterSideCrop(shorter_px=256, size_px=225, where="random"), Flip(p=0.5), tiles)
-    assert task.views(level) == task.held_out_views(level) == (view,)
+    assert task.views(level) == task.val_views(level) == (view,)
     # Twenty images for each permutation of level 3.
     flips, puzzles = task.views(level)[0].draw(Keys(seed=0, epoch=0, indices=np.arange(40_000)))
     assert np.unique(puzzles["permutation"]).tolist() == list(range(count))
@@ -312,7 +312,7 @@ def test_both_contrastive_views_of_every_level(recipe: str, size_px: int) -> Non
             changes |= {"size_px": size_px}
         task = built(recipe, backbone="resnet18", **changes)[1].task
         for level, view in zip(LEVELS, contrastive_views(recipe, size_px, sobel), strict=True):
-            assert task.views(level) == task.held_out_views(level) == (view, view), (changes, level)
+            assert task.views(level) == task.val_views(level) == (view, view), (changes, level)
 
 
 def test_contrastive_tasks_without_a_recipe_have_the_same_views() -> None:

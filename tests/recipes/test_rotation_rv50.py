@@ -32,7 +32,7 @@ def beton(path: Path, num: int, shorter_px: int = 60) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[object, ...]:
-    """Write 24 training and 10 held-out images."""
+    """Write 24 training and 10 validation images."""
     train, val = beton(tmp_path / "train.beton", 24), beton(tmp_path / "val.beton", 10)
     return ("--data", train, "--val", val, "--out", tmp_path / "out")
 
@@ -60,7 +60,7 @@ def test_all_rotations_through_all_stages(recipe: Start, data: Any, tmp_path: Pa
     assert [s["stage"] for s in summaries] == ["S1", "S2", "S3"]
     # There are 2, 4 and 8 views of each of the 10 images, and padding is not counted.
     for summary, views in zip(summaries, (20, 40, 80), strict=True):
-        right = summary["held_out"]["accuracy"] * views
+        right = summary["val"]["accuracy"] * views
         assert abs(right - round(right)) < 1e-4, summary
     assert checkpoint["science"].pop("inputs_per_image") == {"S1": 2, "S2": 4, "S3": 8}
     torch.save(checkpoint, tmp_path / "earlier.pt")

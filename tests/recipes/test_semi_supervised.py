@@ -102,7 +102,7 @@ def test_small_images_are_scored_whole() -> None:
         options = parts["RECIPE"].with_paper(
             random_weights=True, backbone="resnet18", size_px=32, whole=whole
         )
-        (view,) = parts["build"](options).task.held_out_views(1)
+        (view,) = parts["build"](options).task.val_views(1)
         assert view.crop == ShorterSideCrop(shorter_px, 32, "center")
 
 

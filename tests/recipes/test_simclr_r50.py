@@ -54,7 +54,7 @@ def test_smallest_run_ends_with_lines_and_figures(
     assert all("(chance 6.7 %)" in line for line in ends)
     sheets = [Path(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("contact sheet ")]
     assert [p.name for p in sheets] == [f"contact-sheet-G{level}.png" for level in (1, 2, 3)]
-    head = newest_checkpoint(out)["learner"]["head"]
+    head = newest_checkpoint(out)["train_step"]["head"]
     assert head["layers.0.weight"].shape == (width, width) and head["layers.3.weight"].shape == (128, width)
     rates = [json.loads(line)["lr"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rates[0] == 0 < rates[2] < rates[1]  # because only the run's first epoch warms up
@@ -103,7 +103,7 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(recipe: Any, tmp_
     assert code == 0, err
     whole = newest_checkpoint(out)
     metrics = (out / "metrics.jsonl").read_text()
-    buffers = [s["momentum_buffer"] for s in whole["learner"]["optimiser"]["state"].values()]
+    buffers = [s["momentum_buffer"] for s in whole["train_step"]["optimiser"]["state"].values()]
     assert len(buffers) > 40 and sum(bool(b.any()) for b in buffers) > 40
     checkpoints = sorted((out / "checkpoints").glob("step-*.pt"))
     assert len(checkpoints) == 6
@@ -120,7 +120,7 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_never_stopped(recipe: Any, tmp_
 
 @pytest.mark.slow
 def test_two_ranks_train_all_stages(tmp_path: Path) -> None:
-    """Train to the end, with held-out images; test_nt_xent.py compares the loss with one rank's."""
+    """Train to the end, with validation images; test_nt_xent.py compares the loss with one rank's."""
     out = tmp_path / "out"
     arguments = (*SMALL, *images_of_32_px(), "--val", sample_paths().test_32)
     done = run(RECIPE, *arguments, "--max-steps-per-stage", 1, "--out", out, ranks=2, timeout=280)

@@ -146,12 +146,12 @@ def test_each_task_with_each_kind_of_labels(
             "digest": read_labels(labels, data).digest(),
         }
     assert state["science"]["pseudo_labels"] == expected.get(source, of_file)
-    heads = {name.split(".")[0] for name in state["learner"]["head"]}
+    heads = {name.split(".")[0] for name in state["train_step"]["head"]}
     assert heads == {"none": {"proxy"}, "alone": {"labels"}}.get(source, {"proxy", "labels"})
     assert state["input"]["channels"] == ("L" if task == "colorization" and source != "alone" else "RGB")
-    held_out = json.loads((tmp_path / "results.json").read_text())[0]["held_out"]
+    val = json.loads((tmp_path / "results.json").read_text())[0]["val"]
     loss = "loss" if source == "none" else "loss_proxy"
-    assert set(held_out) >= {loss, f"{loss}_constant"} if source != "alone" else not held_out
+    assert set(val) >= {loss, f"{loss}_constant"} if source != "alone" else not val
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_two_ranks(labels: Path, tmp_path: Path) -> None:
         flags = (*SMALL, "--max-steps-per-stage", "3", "--pseudo-labels", source, "--num-clusters", "5")
         done = run(ROOT / "recipes" / f"sslpp_{task}.py", *flags, "--out", tmp_path / task, ranks=2)
         assert done.returncode == 0, done.stderr
-        weights = newest_checkpoint(tmp_path / task)["learner"]["head"]
+        weights = newest_checkpoint(tmp_path / task)["train_step"]["head"]
         assert all(bool(torch.isfinite(value.float()).all()) for value in weights.values())
 
 

@@ -31,8 +31,8 @@ def test_a_run_is_on_record_and_its_weights_can_be_probed(recipe: Start, tmp_pat
     outcome = recipe(*SMALL, "--val", sample_paths().test_32, "--out", tmp_path)
     assert outcome.code == 0, outcome
     record = read_result(tmp_path / "result.json")
-    held_out = newest_checkpoint(tmp_path)["position"]["summaries"][0]["held_out"]
-    assert record["numbers"] == pytest.approx({name: 100 * held_out[name] for name in ("top1", "top5")})
+    val = newest_checkpoint(tmp_path)["position"]["summaries"][0]["val"]
+    assert record["numbers"] == pytest.approx({name: 100 * val[name] for name in ("top1", "top5")})
     assert (record["protocol"], record["recipe"], record["cut"]) == ("supervised", "supervised", True)
     checkpoint = record["checkpoint"]
     assert (checkpoint["kind"], checkpoint["run_step"], checkpoint["cut"]) == ("fastpsl", 2, True)
@@ -43,7 +43,7 @@ def test_a_run_is_on_record_and_its_weights_can_be_probed(recipe: Start, tmp_pat
     assert all(torch.equal(value, trained[name]) for name, value in loaded.backbone.state_dict().items())
 
 
-def test_without_held_out_images_it_trains_and_says_so(recipe: Start, tmp_path: Path) -> None:
+def test_without_validation_images_it_trains_and_says_so(recipe: Start, tmp_path: Path) -> None:
     outcome = recipe(*SMALL, "--out", tmp_path)
     assert outcome.code == 0 and "no result: without --val" in outcome.out
     assert not (tmp_path / "result.json").exists()
@@ -65,7 +65,7 @@ def test_the_schedule_is_the_usual_one() -> None:
 
 def test_small_images_are_padded_and_scored_whole() -> None:
     parts: dict[str, Any] = runpy.run_path(str(ROOT / "recipes" / "supervised.py"))
-    for crop, train, held_out, ops in (
+    for crop, train, val, ops in (
         ("random_resized", RandomResizedCrop(32), ShorterSideCrop(37, 32, "center"), ["Flip"]),
         (
             "padded",
@@ -78,7 +78,7 @@ def test_small_images_are_padded_and_scored_whole() -> None:
             backbone="nin4", size_px=32, crop=crop, plan="end_to_end", epochs=(1,)
         )
         experiment = parts["build"](options)
-        assert (experiment.task.train_view.crop, experiment.task.held_out_view.crop) == (train, held_out)
+        assert (experiment.task.train_view.crop, experiment.task.val_view.crop) == (train, val)
         assert [type(op).__name__ for op in experiment.task.train_view.ops] == ops
         assert options.science()["crop"] == crop and not experiment.task.has_own_order
         # Runs from before there was a choice can be resumed.

@@ -125,7 +125,9 @@ def test_fine_tuned_on_the_labels_of_its_own_centre_crops(
     before, after = newest_checkpoint(trained), newest_checkpoint(out)
     name = "conv1.weight"
     assert after["backbone"][name].allclose(before["backbone"][name], atol=1e-4)
-    assert after["learner"]["head"]["2.weight"].allclose(before["learner"]["head"]["2.weight"], atol=1e-4)
+    assert after["train_step"]["head"]["2.weight"].allclose(
+        before["train_step"]["head"]["2.weight"], atol=1e-4
+    )
     refused(
         recipe(*SMALL, "--fine-tune", trained, "--num-clusters", 8, "--out", tmp_path / "a"),
         "uic_alexnet",

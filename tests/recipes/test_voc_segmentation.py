@@ -118,7 +118,7 @@ def test_a_protocols_values_are_on_record(recipe: Start, tmp_path: Path, protoco
     assert record["data"]["num_train"] == (4 if sbd_arguments else 2) and record["data"]["num_val"] == 1
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["lr"] == ROWS[protocol]["lr"]
-    heads = {name.split(".")[0] for name in newest_checkpoint(tmp_path / "out")["learner"]["head"]}
+    heads = {name.split(".")[0] for name in newest_checkpoint(tmp_path / "out")["train_step"]["head"]}
     assert heads == ({"0", "1"} if protocol == "mmseg" else {"0"})
 
 

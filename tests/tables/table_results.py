@@ -88,7 +88,7 @@ def put(
     if evaluation == CLUSTERS:
         data_record |= {"num_val": None, "val": None}
         all_settings["labels"] = str(runs / "gone" / "labels.npz")
-    if evaluation == OF_TSNE or "mini_imagenet" in evaluation.reads:  # of held-out pictures alone
+    if evaluation == OF_TSNE or "mini_imagenet" in evaluation.reads:  # of validation pictures alone
         data_record |= {"train": data_record["val"], "num_train": 160, "val": None, "num_val": None}
     record = {
         "recipe": evaluation.recipe,

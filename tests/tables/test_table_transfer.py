@@ -189,7 +189,7 @@ def test_three_data_sets_in_one_table(tmp_path: Path) -> None:
     assert report(tmp_path, "psl/5").matches.num_other == 3  # ImageNet's table has none of them
 
 
-def test_what_has_no_held_out_images_and_two_sizes(tmp_path: Path) -> None:
+def test_what_has_no_validation_images_and_two_sizes(tmp_path: Path) -> None:
     of_blocks = {"B3": 30.0, "B4": 40.0, "B5": 50.0, "B5_max_pool": 55.0}
     numbers = {f"accuracy_{block}": value for block, value in of_blocks.items()}
     for weights, size_px, more in ((UIC, 224, 2.0), (DEEPCLUSTER, 224, 1.0), (UIC, 84, 0.0)):

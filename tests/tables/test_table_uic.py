@@ -56,7 +56,7 @@ def test_what_the_rows_are_measured_on() -> None:
 
 
 def test_nmi_and_probes_are_of_one_data_set(tmp_path: Path) -> None:
-    """A result of labels alone has no held-out images: it agrees with any data set of its training images."""
+    """A result of labels alone has no validation images: it agrees with any data set of its training images."""
     for seed in TINY.seeds:
         put(tmp_path, RAW, UIC, CONV, seed=seed)
         put(tmp_path, RAW, CLUSTERS, {"nmi_true": 40.0 + seed}, seed=seed)
@@ -69,7 +69,7 @@ def test_nmi_and_probes_are_of_one_data_set(tmp_path: Path) -> None:
         report(tmp_path, "uic/1")
 
 
-def test_nmi_alone_needs_no_held_out_images(tmp_path: Path) -> None:
+def test_nmi_alone_needs_no_validation_images(tmp_path: Path) -> None:
     put(tmp_path, RAW, CLUSTERS, {"nmi_true": 38.0})
     made = report(tmp_path, "uic/1")
     assert ours(made, "UIC 3k")[3] == "38.0" and "Ours: 480 training images (digests" in made.data_words()

@@ -37,8 +37,8 @@ def learned(proxy: Proxy, num_epochs: int = 12) -> tuple[StageBlocks, nn.Module]
     return blocks.eval(), head.eval()
 
 
-def held_out(proxy: Proxy) -> tuple[Tensor, Batch]:
-    """Return the sample's 160 held-out images as the network sees them."""
+def val(proxy: Proxy) -> tuple[Tensor, Batch]:
+    """Return the sample's 160 validation images as the network sees them."""
     view = proxy.view()
     with Beton(sample_paths().test_32) as data, Loader(
         data, [view], batch_size_per_rank=NUM_TEST, train=False, decoder="pillow", num_threads=1

@@ -1,4 +1,4 @@
-"""Test AET against plain loops over pairs, and its training on held-out images."""
+"""Test AET against plain loops over pairs, and its training on validation images."""
 
 import math
 
@@ -16,7 +16,7 @@ from fastpsl.kernels.warp import Kind, WarpPair
 from fastpsl.tasks.sslpp.aet import AET, AETHead
 from fastpsl.tasks.sslpp.sslpp import Proxy
 from tests.engine.tiny import noise_batch
-from tests.tasks.proxies import held_out, learned, means
+from tests.tasks.proxies import learned, means, val
 
 KINDS: tuple[Kind, ...] = ("projective", "affine")
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -100,18 +100,18 @@ def test_the_loss_is_in_float32(kind: Kind) -> None:
 
 @pytest.mark.slow
 @every_kind
-def test_learned_it_beats_the_constant_on_held_out_images(kind: Kind) -> None:
+def test_learned_it_beats_the_constant_on_validation_images(kind: Kind) -> None:
     """It does so by 40 % or more. Pairs in the wrong order score worse, so the order matters."""
     task = AET(kind, 32)
     blocks, head = learned(task)
-    inputs, batch = held_out(task)
+    inputs, batch = val(task)
     with torch.no_grad():
         metrics = means(task.features_loss(blocks(inputs), head, batch)[1])
         swapped = inputs.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
         wrong = means(task.features_loss(blocks(swapped), head, batch)[1])
     assert metrics["loss"] < 0.6 * metrics["loss_constant"] < 0.6 * wrong["loss"]
     targets = batch.draws[0][-1]["target"]
-    # The mean of the 160 held-out draws is near that of 10,000 draws.
+    # The mean of the 160 validation draws is near that of 10,000 draws.
     assert float((targets - targets.mean(0)).square().mean()) == pytest.approx(
         metrics["loss_constant"], rel=0.02
     )

@@ -57,7 +57,7 @@ def test_loss_and_scores_are_torchs() -> None:
     assert metrics["top1"][0] < sum(i % 9 in row[:4] for i, row in enumerate(order)) < metrics["top5"][0] < 90
     assert all(num == 90 and total.dtype == torch.float32 for total, num in metrics.values())
     assert task.chance(1) == 1 / 9
-    assert task.views(1) == (task.train_view,) and task.held_out_views(1) == (task.held_out_view,)
+    assert task.views(1) == (task.train_view,) and task.val_views(1) == (task.val_view,)
 
 
 def test_padding_has_no_say() -> None:
@@ -142,18 +142,15 @@ def fit(out: Path, steps: int | None = None, **options: Any) -> dict[str, Any]:
 def test_it_learns_scores_the_middle_and_resumes(tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole")
     assert whole["loss_end"] < 0.9 * whole["loss_start"]
-    assert (
-        whole["held_out"]["top1"] > 2 * whole["chance"]
-        and whole["held_out"]["top5"] > whole["held_out"]["top1"]
-    )
+    assert whole["val"]["top1"] > 2 * whole["chance"] and whole["val"]["top5"] > whole["val"]["top1"]
     fit(tmp_path / "stopped", 17)
     max((tmp_path / "stopped" / "checkpoints").iterdir()).unlink()
-    assert fit(tmp_path / "stopped")["held_out"] == whole["held_out"]
+    assert fit(tmp_path / "stopped")["val"] == whole["val"]
     assert digests(newest_checkpoint(tmp_path / "stopped")) == digests(newest_checkpoint(tmp_path / "whole"))
     assert (tmp_path / "whole" / "contact-sheet-G1.png").stat().st_size > 0
 
 
-def test_held_out_data_of_other_classes_is_refused(tmp_path: Path) -> None:
+def test_validation_data_of_other_classes_is_refused(tmp_path: Path) -> None:
     with_more = write_labelled(tmp_path / "val.beton", range(17), [f"class {i}" for i in range(17)])
     with pytest.raises(ValueError, match=r"\(17 classes, .*train_32.beton 8; class 0 is 'class 0', "):
         fit(tmp_path / "out", 1, val=str(with_more), data=str(sample_paths().train_32))

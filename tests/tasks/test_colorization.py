@@ -252,7 +252,7 @@ def test_grey_images_teach_nothing_and_are_counted() -> None:
     assert [float(v) for v in metrics["accuracy"]] == [0, 0]
     assert task.captions(batch) == ["grey"] * 5
     head.eval()
-    task.features_loss(features, head, batch)  # held-out images are not counted
+    task.features_loss(features, head, batch)  # validation images are not counted
     head.train()
     some = smooth_batch(task, 5, seed=3, grey=[1, 3])
     task.features_loss(features, head, some)
@@ -415,9 +415,9 @@ def test_resumed_in_mid_epoch_equals_never_stopped(some_grey: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_small_network_beats_the_constant_answer_on_held_out_images(tmp_path: Path) -> None:
+def test_a_small_network_beats_the_constant_answer_on_validation_images(tmp_path: Path) -> None:
     assert fit(tmp_path, epochs=4)
     (summary,) = newest_checkpoint(tmp_path)["position"]["summaries"]
-    held_out = summary["held_out"]
-    assert held_out["loss"] < 0.92 * held_out["loss_constant"]
-    assert held_out["accuracy"] > summary["chance"] > 1 / 313
+    val = summary["val"]
+    assert val["loss"] < 0.92 * val["loss_constant"]
+    assert val["accuracy"] > summary["chance"] > 1 / 313

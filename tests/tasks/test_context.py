@@ -1,4 +1,4 @@
-"""Test the context task against plain loops over hidden pixels, and its training on held-out images."""
+"""Test the context task against plain loops over hidden pixels, and its training on validation images."""
 
 import math
 
@@ -14,7 +14,7 @@ from fastpsl.pipelines.batch import Batch
 from fastpsl.tasks.sslpp.context import Context, ContextHead
 from fastpsl.tasks.sslpp.sslpp import Proxy
 from tests.engine.tiny import noise_batch
-from tests.tasks.proxies import held_out, learned, means
+from tests.tasks.proxies import learned, means, val
 
 
 def small_modules(task: Context) -> tuple[nn.Module, ContextHead]:
@@ -118,11 +118,11 @@ def test_maps_of_any_size_become_the_image(size_px: int, map_px: int) -> None:
 
 
 @pytest.mark.slow
-def test_learned_it_beats_the_constant_on_held_out_images() -> None:
+def test_learned_it_beats_the_constant_on_validation_images() -> None:
     """It does so by looking: with the surroundings of another image it scores worse."""
     task = Context(0.5, 32)
     blocks, head = learned(task)
-    inputs, batch = held_out(task)
+    inputs, batch = val(task)
     with torch.no_grad():
         features = blocks(inputs)
         metrics = means(task.features_loss(features, head, batch)[1])

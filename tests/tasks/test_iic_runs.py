@@ -157,7 +157,7 @@ def test_heads_take_turns_and_the_other_one_has_zero_gradients(whole: tuple[Path
         gradients = [[p.grad for p in part.parameters()] for part in parts]  # type: ignore[union-attr]
         assert all(g is not None and not g.any() for g in gradients[other])
         assert all(g is not None and g.any() for g in gradients[1 - other])
-    train_step.module.eval()  # held-out images are scored by head A in every epoch
+    train_step.module.eval()  # validation images are scored by head A in every epoch
     losses = []
     for batch.epoch in (0, 1):
         losses.append(
@@ -218,7 +218,7 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
     network = TinyNet()
     network.load_state_dict(state["backbone"])
     weight, bias = (
-        state["learner"]["head"][f"classify.0.{name}"].unflatten(0, (SUB_HEADS, CLUSTERS))[best]
+        state["train_step"]["head"][f"classify.0.{name}"].unflatten(0, (SUB_HEADS, CLUSTERS))[best]
         for name in ("weight", "bias")
     )
     task_state = state["task"]
@@ -242,7 +242,7 @@ def test_labels_are_what_the_best_sub_head_says_of_centre_crops(tmp_path: Path) 
     )
 
 
-def test_held_out_images_have_no_labels_and_teach_nothing(tmp_path: Path) -> None:
+def test_validation_images_have_no_labels_and_teach_nothing(tmp_path: Path) -> None:
     """Training is the same without them. Head A scores them as it is after the last step."""
     experiments = []
     for _ in range(2):
@@ -258,7 +258,7 @@ def test_held_out_images_have_no_labels_and_teach_nothing(tmp_path: Path) -> Non
     task = experiments[0].task
     network, head = Plain(), task.head(1, 16)
     network.load_state_dict(states[0]["backbone"])
-    head.load_state_dict(states[0]["learner"]["head"])
+    head.load_state_dict(states[0]["train_step"]["head"])
     head.eval()
     total, num, data = 0.0, 0, runs[0].data.val
     assert data is not None
@@ -271,10 +271,10 @@ def test_held_out_images_have_no_labels_and_teach_nothing(tmp_path: Path) -> Non
     for run in reversed(runs):  # because each run restores the signal handlers before it
         run.close()
     (summary,) = states[0]["position"]["summaries"]
-    assert num == 160 and summary["held_out"]["loss"] == pytest.approx(total / num, rel=1e-3)
+    assert num == 160 and summary["val"]["loss"] == pytest.approx(total / num, rel=1e-3)
     assert len(states[0]["task"]["labels"]) == NUM
     assert digests(states[0]["task"]) == digests(states[1]["task"])
-    assert digests(states[0]["learner"]) == digests(states[1]["learner"])
+    assert digests(states[0]["train_step"]) == digests(states[1]["train_step"])
 
 
 @pytest.mark.parametrize("step", [47, *map(slow, (1, 30, 89))])

@@ -177,7 +177,7 @@ def test_the_momentum_copy_follows_once_a_step() -> None:
             assert not torch.equal(now, old)
 
 
-def test_held_out_passes_change_nothing() -> None:
+def test_validation_passes_change_nothing() -> None:
     task, train_step = filled()
     before = task.state_dict()
     queue, weights = before["queue"].clone(), {n: v.clone() for n, v in before["key_encoder"]["head"].items()}
@@ -267,7 +267,7 @@ def test_state_goes_on_where_it_was() -> None:
 
 
 def test_stopped_anywhere_and_resumed_equals_never_stopped(tmp_path: Path) -> None:
-    """A stage checks for a stop after 2 warm-up batches, 2 steps and 5 held-out batches."""
+    """A stage checks for a stop after 2 warm-up batches, 2 steps and 5 validation batches."""
 
     def fit(out: Path, stop_at: int | None = None) -> bool:
         torch.manual_seed(0)

@@ -45,7 +45,7 @@ def test_keys_are_normalised_by_their_own_images_and_move_nothing(
     encoder = KeyEncoder(blocks, head, 0.9)
     before = snapshot(backbone)
     keys = encoder(images, 8)
-    blocks.eval(), head.eval()  # keys are the same in held-out passes
+    blocks.eval(), head.eval()  # keys are the same in validation passes
     again = encoder(images, 8)
     blocks.train(), head.train()
     assert all(torch.equal(before[name], value) for name, value in backbone.state_dict().items())

@@ -8,7 +8,7 @@ from fastpsl.kernels.shift import Shift
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from tests.engine.tiny import noise_batch
-from tests.tasks.proxies import held_out, learned, means, small_modules
+from tests.tasks.proxies import learned, means, small_modules, val
 
 
 def test_all_four_turns_of_each_image_and_their_labels() -> None:
@@ -56,11 +56,11 @@ def test_padding_counts_for_none_of_its_turns() -> None:
 
 
 @pytest.mark.slow
-def test_learned_it_beats_the_constant_on_held_out_images() -> None:
+def test_learned_it_beats_the_constant_on_validation_images() -> None:
     """It does so by looking: with another turn's features it scores worse."""
     task = RotNet(32)
     blocks, head = learned(task)
-    inputs, batch = held_out(task)
+    inputs, batch = val(task)
     with torch.no_grad():
         features = blocks(inputs)
         metrics = means(task.features_loss(features, head, batch)[1])

@@ -100,7 +100,7 @@ def test_gradients_add_up_by_the_weight() -> None:
     assert not torch.equal(both["learning.0.0.weight"], alone["learning.0.0.weight"])
 
 
-def test_held_out_images_have_no_pseudo_labels() -> None:
+def test_validation_images_have_no_pseudo_labels() -> None:
     """Their indices are those of other images, so labels must not matter: the score is the proxy's."""
     scores = []
     for labels in (LABELS, (LABELS + 1) % CLUSTERS):

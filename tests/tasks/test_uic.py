@@ -120,12 +120,12 @@ def test_labels_are_what_the_steps_before_said(whole: tuple[Path, Watched]) -> N
         assert (task.epochs[epoch + 1] != task.epochs[epoch]).any()
 
 
-def test_empty_classes_were_filled_and_held_out_views_differ(whole: tuple[Path, Watched]) -> None:
+def test_empty_classes_were_filled_and_validation_views_differ(whole: tuple[Path, Watched]) -> None:
     """The tests above need both."""
     out, _ = whole
     assert all(line["num_split"] > 0 for line in epoch_records(out)[1:3])
     (summary,) = newest_checkpoint(out)["position"]["summaries"]
-    assert 0 < summary["held_out"]["agreement"] < 1
+    assert 0 < summary["val"]["agreement"] < 1
 
 
 def test_the_first_labels_are_of_batch_statistics_and_draws_of_their_own(tmp_path: Path) -> None:

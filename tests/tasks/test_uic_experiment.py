@@ -14,7 +14,7 @@ from fastpsl.tasks.pseudo_labels.file import read_labels
 
 def test_what_cannot_be_fine_tuned_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     science = {"recipe": "uic", "backbone": "alexnet", "num_clusters": 16, "input_channels": "SobelXY"}
-    monkeypatch.setattr(uic_experiment, "read_checkpoint", lambda _: {"science": science, "learner": {}})
+    monkeypatch.setattr(uic_experiment, "read_checkpoint", lambda _: {"science": science, "train_step": {}})
 
     def trained(**changed: Any) -> dict[str, Any]:
         options: Any = SimpleNamespace(**{**science, "plan": "end_to_end", **changed})

@@ -405,7 +405,7 @@ def test_predictions_of_other_crops_are_not_taken(monkeypatch: pytest.MonkeyPatc
                 world=one_process(),
             ),
             train_step=None,
-            held_out_science=lambda **more: more,
+            val_science=lambda **more: more,
             predict=lambda images, science: given.append(science),
         )
         MultiLabel(view, num_crops).end_stage(context)

@@ -436,7 +436,7 @@ def test_predictions_of_another_run_are_not_taken(devkit: Path) -> None:
         context: Any = SimpleNamespace(
             head=Detector.__new__(Detector),
             run=SimpleNamespace(science={"seed": seed}),
-            held_out_science=lambda **more: more,
+            val_science=lambda **more: more,
             predict=lambda images, science: given.append(science),
         )
         opened(devkit).end_stage(context)

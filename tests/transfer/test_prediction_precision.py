@@ -41,7 +41,7 @@ def test_detections(step: TrainStep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "detected", lambda *_: {"scores": computed(seen)})
     context: Any = SimpleNamespace(
         head=Detector.__new__(Detector), run=SimpleNamespace(science={}), train_step=step,
-        world=one_process(), held_out_science=lambda **more: more,
+        world=one_process(), val_science=lambda **more: more,
         predict=lambda predict_images, science: list(predict_images(range(2))),
     )  # fmt: skip
     task.end_stage(context)

@@ -274,7 +274,7 @@ def test_two_ranks_make_the_step_of_one(folder: Path) -> None:
     for name in ("one-step", "two-step"):
         (path,) = (folder / name / "checkpoints").glob("step-*.pt")
         state = torch.load(path, weights_only=True)
-        steps.append(state["backbone"] | state["learner"]["head"])
+        steps.append(state["backbone"] | state["train_step"]["head"])
     torch.manual_seed(0)
     before = AlexNet(fc_width=8, dropout=0.0).state_dict()
     changed = 0
@@ -404,7 +404,7 @@ def test_predictions_of_another_input_or_crop_are_not_taken() -> None:
     context: Any = SimpleNamespace(
         world=replace(one_process(), rank=1), train_step=None,
         run=SimpleNamespace(data=SimpleNamespace(val=VOC.__new__(VOC)), folder=Path("none")),
-        held_out_science=lambda **more: more, predict=lambda images, science: given.append(science),
+        val_science=lambda **more: more, predict=lambda images, science: given.append(science),
     )  # fmt: skip
     for crop, channels in ((None, "RGB"), (16, "RGB"), (32, "RGB"), (16, "L"), (16, "RGB")):
         chosen = None if crop is None else ScaledCrop(crop, (0.5, 2.0), 0.75)

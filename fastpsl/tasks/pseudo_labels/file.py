@@ -21,7 +21,7 @@ from fastpsl.pipelines.files.bounded import check_zip
 NAME = "labels.npz"
 SECOND_NAME = "labels_b.npz"  # of IIC's second head, for comparison alone
 FORMAT = 2
-_HELD_OUT = {"test", "val", "valid", "validation"}
+_VAL = {"test", "val", "valid", "validation"}
 _AGAIN = "write the labels anew"
 _BYTES_PER_LABEL = 16  # label, index and entropy
 _MAX_OTHER_BYTES = 1 << 24  # texts, numbers, and surplus labels, for which there is a better error message
@@ -133,10 +133,10 @@ def labels_of(path: Path, options: RunOptions) -> Labels:
     data, val = open_both(options)
     try:
         file = _read(path, data.num_samples)
-        held_out = val is not None and file.digest == val.digest() != data.digest()
-        split = next((split for split in (file.labels.split, data.split) if _is_held_out(split)), None)
-        if held_out or split is not None:
-            which = "the validation images" if held_out else f"a split named {split}"
+        is_val = val is not None and file.digest == val.digest() != data.digest()
+        split = next((split for split in (file.labels.split, data.split) if _is_val_split(split)), None)
+        if is_val or split is not None:
+            which = "the validation images" if is_val else f"a split named {split}"
             raise ValueError(
                 f"{path} labels {which}: these are the test images, of which nothing may be learned; "
                 "give labels of the training images"
@@ -157,9 +157,9 @@ class _File:
     digest: str
 
 
-def _is_held_out(split: str) -> bool:
+def _is_val_split(split: str) -> bool:
     """Return whether a split's name has a word for test data, as "validation_1" and "train+test" have."""
-    return not _HELD_OUT.isdisjoint(re.split("[^a-z]+", split.lower()))
+    return not _VAL.isdisjoint(re.split("[^a-z]+", split.lower()))
 
 
 def _checked(path: Path, file: _File, data: Dataset) -> Labels:

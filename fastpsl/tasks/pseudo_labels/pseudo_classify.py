@@ -75,7 +75,7 @@ class PseudoClassify(Task):
         return (self.center,)
 
     @override
-    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
+    def val_views(self, level: int) -> tuple[ViewSpec, ...]:
         return (self.view, self.view)
 
     @override

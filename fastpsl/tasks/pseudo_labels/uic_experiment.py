@@ -37,7 +37,7 @@ def build_uic(options: UICOptions) -> Experiment:
     if options.fine_tune is not None:
         path, state = _trained(options.fine_tune, options)
         backbone.load_state_dict(state["backbone"])
-        classifier = state["learner"]["head"]
+        classifier = state["train_step"]["head"]
         if (width := classifier["2.weight"].shape[1]) != backbone.channels[-1]:
             raise ValueError(
                 f"--fine-tune {path}: its classifier reads {width} channels, "
@@ -88,7 +88,7 @@ def _trained(path: Path, options: UICOptions) -> tuple[Path, dict[str, Any]]:
     """Return the checkpoint to continue, or raise ValueError if its classifier does not fit the options."""
     path, state = newest_checkpoint(path) if path.is_dir() else (path, read_checkpoint(path))
     science = current_record(state["science"])
-    if "num_clusters" not in science or "learner" not in state:
+    if "num_clusters" not in science or "train_step" not in state:
         raise ValueError(
             f"--fine-tune {path}: a checkpoint of {science.get('recipe')}, which has no pseudo-labels; "
             "give one of UIC's"

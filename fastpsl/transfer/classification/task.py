@@ -103,7 +103,7 @@ class MultiLabel(Task):
         return (self.view,)
 
     @override
-    def held_out_views(self, level: int) -> tuple[ViewSpec, ...]:
+    def val_views(self, level: int) -> tuple[ViewSpec, ...]:
         """Return no view, because `end_stage` scores the test images, one at a time."""
         return ()
 
@@ -155,7 +155,7 @@ class MultiLabel(Task):
         run, data = context.run, context.run.data.val
         assert data is not None
         views = (self.view,) * self.num_crops
-        science = context.held_out_science(seed=run.options.seed, crops=self.num_crops, view=repr(self.view))
+        science = context.val_science(seed=run.options.seed, crops=self.num_crops, view=repr(self.view))
         with (
             run.data.loader(data, views, train=False, batch_size=PART) as loader,
             contextlib.closing(MultiCropPredictor(run, context.train_step, loader)) as predictor,

@@ -120,7 +120,7 @@ class Detection(Task):
         return ()
 
     @override
-    def held_out_views(self, level: int) -> tuple[()]:
+    def val_views(self, level: int) -> tuple[()]:
         return ()
 
     @override
@@ -195,7 +195,7 @@ class Detection(Task):
                 with context.train_step.autocast():
                     yield self.detected(detector, index, context.world.device)
 
-        context.predict(predict_images, context.held_out_science(science=context.run.science))
+        context.predict(predict_images, context.val_science(science=context.run.science))
 
     def detected(self, detector: Detector, index: int, device: torch.device) -> Predictions:
         """Return the detections in a test image, resized to the protocol's largest size."""

@@ -143,7 +143,7 @@ class Segmentation(Task):
         """
         train_step, data, masks = context.train_step, context.run.data.val, context.run.folder / MASKS
         assert isinstance(data, VOC)
-        science = context.held_out_science(task=repr(self))
+        science = context.val_science(task=repr(self))
         if context.world.rank == 0:
             begin_folder(masks, science)  # other ranks wait for it in `predict`
         context.predict(lambda images: self.predict_images(images, data, train_step, masks), science)

@@ -95,11 +95,11 @@ def cross_validated(task: OneClass) -> dict[str, Any]:
     signs = np.where(targets == 1, 1, -1)
     aps = np.empty((len(task.costs), task.protocol.folds))
     fits = _Fits(task)
-    for fold, (rows, held_out) in enumerate(StratifiedKFold(task.protocol.folds).split(signs, signs)):
-        part, truth = features[rows], signs[held_out] == 1
+    for fold, (rows, val) in enumerate(StratifiedKFold(task.protocol.folds).split(signs, signs)):
+        part, truth = features[rows], signs[val] == 1
         for number, cost in enumerate(task.costs):
             machine = fits(part, signs[rows], cost)
-            aps[number, fold] = average_precision_score(truth, machine.decision_function(features[held_out]))
+            aps[number, fold] = average_precision_score(truth, machine.decision_function(features[val]))
     means = aps.mean(1)
     best = min(cost for cost, mean in zip(task.costs, means, strict=True) if mean == means.max())
     machine = fits(features, signs, best)

@@ -12,7 +12,7 @@ from fastpsl.evaluation.result import data_record, write_result
 from fastpsl.pipelines.data.subset import Subset
 
 
-def require_held_out(options: RunOptions) -> None:
+def require_val(options: RunOptions) -> None:
     """Raise ValueError if there are no validation images, or their classes are not the training's."""
     if options.data is not None and options.val is None:
         raise ValueError("an evaluation scores validation images: give --val besides --data")
@@ -41,11 +41,11 @@ def overridden(values: Mapping[str, Any], epochs: int | None, lr: float | None) 
 
 def scores(run: Run) -> dict[str, float]:
     """Return the validation scores top1… and top5… of the run's last stage, in percent."""
-    held_out: Mapping[str, float] = run.position.summaries[-1]["held_out"]
-    return {name: 100 * value for name, value in held_out.items() if name.startswith(("top1", "top5"))}
+    val: Mapping[str, float] = run.position.summaries[-1]["val"]
+    return {name: 100 * value for name, value in val.items() if name.startswith(("top1", "top5"))}
 
 
-def write_held_out(
+def write_val(
     task: Task,
     run: Run,
     *,
@@ -61,7 +61,7 @@ def write_held_out(
     level = run.position.summaries[-1]["level"]
     views = {
         "train_view": task.views(level),
-        "held_out_view": task.held_out_views(level),
+        "val_view": task.val_views(level),
     }
     settings = {name: " and ".join(map(repr, specs)) for name, specs in views.items()} | dict(constants)
     return write_run(
