@@ -69,7 +69,7 @@ class Training:
         """Return what a checkpoint holds of the training."""
         return {
             "backbone": self.experiment.backbone.state_dict(),
-            "train_step": self.bench.train_step.state_dict(),
+            "learner": self.bench.train_step.state_dict(),
             "task": dict(self.experiment.task.state_dict()),
         }
 

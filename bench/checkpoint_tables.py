@@ -39,7 +39,7 @@ def states_table(results: Results) -> str:
     for result in _of(results):
         for row in result["rows"]:
             if row["measured"] == "state":
-                parts = (row[f"{name}_bytes"] for name in ("backbone", "train_step", "task"))
+                parts = (row[f"{name}_bytes"] for name in ("backbone", "learner", "task"))
                 cells = [NAMES[row["recipe"]], f"{row['num_images']:,}", *map(_megabytes, parts)]
                 lines.append(f"| {' | '.join([*cells, _megabytes(row['num_bytes'])])} |")
     return "\n".join(lines)

@@ -199,7 +199,7 @@ def resume(source: str, world: World, figures: Figures) -> None:
     folder = Path(tempfile.mkdtemp(dir=Path(source).parent))
     options = PretrainOptions(out=folder)
     position = {"stage": 0, "step": 1, "run_step": 1, "first_epoch": 0, "seconds": 1.0, "summaries": []}
-    state = {"backbone": {"weights": torch.zeros(CHECKPOINT_BYTES // 4)}, "train_step": {}, "task": {}}
+    state = {"backbone": {"weights": torch.zeros(CHECKPOINT_BYTES // 4)}, "learner": {}, "task": {}}
     checkpoints = CheckpointManager(folder / "checkpoints")
     with timed(figures, "write, rank 0 alone"):
         checkpoints.save(1, {"science": {}, "machine": {}, "position": position, **state})
