@@ -30,7 +30,6 @@ from fastpsl.engine.exit_codes import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USE
 from fastpsl.engine.help_screen import show_command_help
 from fastpsl.engine.launch import goes_on, one_line_once
 from fastpsl.engine.nearest_word import hint
-from fastpsl.engine.old_names import current_arguments
 from fastpsl.engine.recipe import HELP
 from fastpsl.engine.terminal import safe_output
 from fastpsl.pipelines.doing import doing
@@ -97,9 +96,6 @@ def _main(arguments: list[str]) -> None:
         if not recipe_options and HELP.intersection(arguments):
             _show_help(arguments)
             return
-        arguments, notes = current_arguments(arguments, ("gpus", "workers", "short_side", "num_clusters"))
-        for note in notes:
-            print(f"fastpsl: {note}", file=sys.stderr)
         prog, kind, rest = _command(arguments)
         command = parse(kind, rest, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
         if isinstance(command, (Train, Eval)):  # a recipe reports by itself
@@ -133,8 +129,6 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         return doctor.split(arguments)
     if name == "launch":
         return launch.split(arguments)
-    if name == "beton":  # the former name
-        return ["data", *arguments[1:]], []
     return list(arguments), []
 
 

@@ -183,7 +183,6 @@ def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Pat
         ValueError: There is no such recipe, it does not train, or its options are wrong.
     """
     from fastpsl.engine.command_line import parse
-    from fastpsl.engine.old_names import current_arguments
     from fastpsl.engine.recipe import Recipe
     from fastpsl.engine.recipe_files import load_recipe, named_path
 
@@ -194,8 +193,7 @@ def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Pat
         raise ValueError(  # noqa: TRY004 - a user error
             f"{recipe}: it does not train, so nothing of it continues; write a script that calls `{prog}`"
         )
-    words, _ = current_arguments(recipe_options, {field.name for field in fields(script.options)})
-    options = parse(script.options, words, default=script.with_paper(), prog=prog)
+    options = parse(script.options, recipe_options, default=script.with_paper(), prog=prog)
     if options.out is None:
         raise ValueError("--out is missing: give the run's folder, in which each start of the job continues")
     return ["fastpsl", verb, recipe, *recipe_options], options.out

@@ -79,14 +79,6 @@ class Experiment:
         numbers = {stage.name: self.task.inputs_per_image(stage.level) for stage in self.stages}
         return {name: number for name, number in numbers.items() if number > 1}
 
-    def whole_science(self) -> dict[str, Any]:
-        """Return `science` and the inputs per image.
-
-        --batch-size once counted inputs, so the inputs tell such a run from one of as many images.
-        """
-        inputs = self.inputs_per_image()
-        return {**self.science, **({"inputs_per_image": inputs} if inputs else {})}
-
     def open_data(self, options: TrainingOptions, world: World) -> RunData:
         """Open the data and `check` it.
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastpsl.engine.old_names import current_record
 from fastpsl.engine.options import TrainingOptions, compile_value
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import TrainStep
@@ -69,7 +68,7 @@ def apply_kept_choices(
         check: Raises ValueError for options that this machine cannot run. Such a choice stays "auto".
         log: Reports differences from the start of the stage.
     """
-    for name, value in current_record(kept, AUTOMATIC).items():
+    for name, value in kept.items():
         option = getattr(options, name)
         if name in AUTOMATIC and option == "auto":
             as_begun = replace(options, **{name: value})

@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fastpsl.engine.old_names import counted_inputs, current_record
 from fastpsl.engine.options import RunOptions
 
 MIN_STEPS = 2000  # of a stage; with fewer, features hardly change
@@ -60,13 +59,8 @@ def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict
         raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
     if made_by != recipe:
         raise ValueError(f"--config {path}: it is of a run of {made_by}, and this is {recipe}")
-    if counted_inputs(config["science"], given):
-        raise ValueError(
-            f"--config {path}: its batch_size {given.get('batch_size')} counted network inputs, and now it "
-            "counts images: give the run's options on the command, with --batch-size in images"
-        )
     known = {field.name: field for field in fields(options)}
-    values = current_record(given, known)
+    values = given
     if unknown := values.keys() - known.keys():
         raise ValueError(f"--config {path}: {recipe} has no option {', '.join(sorted(unknown))}")
     for name in ("out", "resume", "config"):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.help_screen import show_help
 from fastpsl.engine.nearest_word import unknown
-from fastpsl.engine.old_names import current_arguments
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions, flag, plain_value
 from fastpsl.engine.presets import small_values, values_of_config
 from fastpsl.engine.ranks import own_rank
@@ -94,10 +93,6 @@ class Script(Generic[Options]):
             if is_rank_0:
                 self.show_help(prog, everything="--help-all" in wanted)
             sys.exit(0)
-        given, notes = current_arguments(given, {f.name for f in fields(self.options)})
-        if is_rank_0:
-            for note in notes:
-                print(f"{self.name}: {note}", file=sys.stderr, flush=True)
 
         def parsed(values: Mapping[str, Any]) -> Options:
             options: Options = parse(self.options, given, default=self.options(**values), prog=prog)

@@ -131,7 +131,7 @@ def train(
     torch.manual_seed(torch_seed(options.seed))  # initial weights
     experiment = recipe.build(options)
     data = experiment.open_data(options, world)
-    run = Run(recipe.name, data, experiment.whole_science(), owns_process=owns_process)
+    run = Run(recipe.name, data, experiment.science, owns_process=owns_process)
     opened.append(run)
     if world.rank == 0 and not run.resumed:
         run.reporter.log(data_line(run.data))

@@ -10,7 +10,6 @@ from typing import Any, TextIO
 
 from fastpsl.engine.distributed import World, share, wait_for_all
 from fastpsl.engine.given_paths import require_folder
-from fastpsl.engine.old_names import current_record
 from fastpsl.engine.options import RunOptions
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
 from fastpsl.pipelines.files.atomic import output_errors
@@ -22,6 +21,7 @@ _KEYS: dict[str, type] = {
     "position": dict,
     "backbone": dict,
     "train_step": dict,
+    "choices": dict,
     "task": dict,
 }
 _POSITION: dict[str, type | tuple[type, ...]] = {
@@ -135,12 +135,12 @@ def find_checkpoint(
     if state is None:  # rank 0 has already read the newest one
         state = read_checkpoint(Path(chosen))
         refuse_incomplete(Path(chosen), state)
-    refuse_other_science(current_record(state["science"], science.keys()), science, chosen)
+    refuse_other_science(state["science"], science, chosen)
     where = state["position"]
     notes.append(f"resuming {chosen}: stage {where['stage'] + 1}, step {where['step']}")
     changed = [
         f"{name} {value} → {machine.get(name)}"
-        for name, value in current_record(state["machine"], machine.keys()).items()
+        for name, value in state["machine"].items()
         if value != machine.get(name)
     ]
     if changed:
@@ -174,9 +174,8 @@ def refuse_incomplete(path: Path, state: dict[str, Any]) -> None:
     Raises:
         ValueError: The message names the first key that is missing or wrong.
     """
-    optional: dict[str, type] = {"choices": dict} if "choices" in state else {}
     parts: tuple[tuple[dict[str, Any], Mapping[str, Any]], ...] = (
-        (state, _KEYS | optional),
+        (state, _KEYS),
         (state.get("position", {}), _POSITION),
     )
     for within, keys in parts:

@@ -42,7 +42,7 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
         with loading(run.resumed_from):
             experiment.backbone.load_state_dict(state["backbone"])
     if views := experiment.task.views(experiment.stages[0].level):  # else whole images are read
-        kept = state.get("choices", {}).pop("decoder", None) if state else None
+        kept = state["choices"].pop("decoder", None) if state else None
         with doing("choosing the decoder"):
             choose_run_decoder(run, len(views), kept)
     with LastStep(run) as last_step:
@@ -69,7 +69,7 @@ class StageTrainer:
         self.val_views = experiment.task.val_views(stage.level)
         options = run.options
         if state:  # within a stage, the choices of its start apply
-            options = apply_kept_choices(options, state.get("choices", {}), self._check, run.reporter.log)
+            options = apply_kept_choices(options, state["choices"], self._check, run.reporter.log)
         # The options for which the checkpoint replaces "auto".
         self.kept = {name for name in AUTOMATIC if getattr(options, name) != getattr(run.options, name)}
         reset_peak_memory(run.world.device)

@@ -272,7 +272,7 @@ def was_cut_short(state: Mapping[str, Any]) -> bool:
     """Return whether a checkpoint's training stopped before its plan's end: steps or stages are missing."""
     summaries = state["position"]["summaries"]
     short = any(summary["num_steps"] < summary["num_steps_planned"] for summary in summaries)
-    return short or len(summaries) < state.get("num_stages", 1)  # older checkpoints lack "num_stages"
+    return short or len(summaries) < state["num_stages"]
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fastpsl.engine.old_names import current_record
 from fastpsl.tables.needs import COUPLED, NO_LABELS, Weights
 from fastpsl.tables.scales import Scale
 
@@ -36,7 +35,7 @@ def label_source(science: Mapping[str, Any]) -> str:
 
 def _label_differences(science: Mapping[str, Any], weights: Weights, scale: Scale) -> list[str]:
     """Return how the pseudo-labels of a run differ from those of the weights."""
-    labels, record = weights.labels, current_record(science.get("pseudo_labels", {}))
+    labels, record = weights.labels, science.get("pseudo_labels", {})
     if label_source(science) != weights.label_source:
         return [f"pre-trained with pseudo-labels {label_source(science)}, here {weights.label_source}"]
     if labels is None or labels == COUPLED:  # an option of the run has the number of coupled classes

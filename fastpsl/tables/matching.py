@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastpsl.engine.old_names import current_record
 from fastpsl.tables.data_sets import DataSet, data_of, learned_from, one_data_set
 from fastpsl.tables.differences import differences, label_source, training_differences
 from fastpsl.tables.evaluations import CLUSTERS
@@ -149,7 +148,7 @@ def mismatches(result: Result, need: Need, table: Table, scale: Scale) -> list[s
     channels = (checkpoint.get("input") or {}).get("channels", "RGB")
     if channels != scale.channels(weights):
         reasons.append(f"its network sees {channels}, here {scale.channels(weights)}")
-    settings = current_record(result.record["settings"])
+    settings = result.record["settings"]
     if evaluation == CLUSTERS and Path(settings["labels"]).parent != Path(checkpoint["path"]).parent.parent:
         reasons.append("of other labels than its run left")
     return reasons + differences("evaluated", _UNSAID | settings, scale.evaluation_settings(evaluation))

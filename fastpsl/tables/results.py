@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastpsl.engine.old_names import current_record
 from fastpsl.evaluation.result import NAME, read_result
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.tables.evaluations import FEW_SHOT, TSNE
@@ -24,7 +23,7 @@ class Result:
     @property
     def science(self) -> dict[str, Any]:
         """The science of the run that trained the weights; empty for random and for others' weights."""
-        return current_record(self.record["checkpoint"].get("science") or {})
+        return self.record["checkpoint"].get("science") or {}
 
     @property
     def seed(self) -> int:
@@ -149,10 +148,6 @@ def _add_run(index: RunIndex, folder: Path) -> None:
         stages_file = folder / "results.json"
         stages = json.loads(stages_file.read_text()) if stages_file.exists() else []
         cut = any(stage["num_steps"] < stage["num_steps_planned"] for stage in stages)
-        index.runs.append(
-            TrainingRun(
-                folder, current_record(config["options"]), current_record(config["science"]), str(state), cut
-            )
-        )
+        index.runs.append(TrainingRun(folder, config["options"], config["science"], str(state), cut))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         index.unreadable[folder / "config.json"] = f"it is no run's record ({type(error).__name__}: {error})"

@@ -33,7 +33,7 @@ NUM_CLASSES = 20
 
 
 def drawn_labels() -> np.ndarray:
-    """Return labels of the sample's validation images: half by class, two pseudo-classes each, half random."""
+    """Return labels of the sample's validation images: half by class, in two pseudo-classes, half random."""
     random = np.random.default_rng(0)
     with Beton(sample_paths().test_32) as data:
         true = data.labels()

@@ -142,7 +142,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "--version")[1].startswith("fastpsl-vision ")
     code, out, _ = run(capsys)
     assert code == 0 and "fastpsl train jigsaw --data" in out
-    assert run(capsys, "data", "info", "none.beton") == run(capsys, "beton", "info", "none.beton")
 
 
 TWO = [sys.executable, "-m", "fastpsl.cli", "train", "rotation", "--gpus", "2", *TINY]

@@ -348,7 +348,7 @@ def test_a_stage_of_timms_resnet_is_the_eager_one(calls: list[tuple[str, bool, b
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_steps_learn_what_eager_ones_do(accumulate: int, calls: list[tuple[str, bool, bool]]) -> None:
-    """Trains S2 of a small network, with validation passes by torch. Tolerance: 1e-4 of the largest change."""
+    """Train S2 of a small network, with validation passes by torch. Tolerance: 1e-4 of the largest change."""
     stage = make_plan("psl", (1, 1, 1))[1]
     start, results = values(make_train_step(stage)), []
     for runner in (None, make_fused_runner()):

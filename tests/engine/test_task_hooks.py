@@ -43,7 +43,7 @@ NUM_WARM_UP = 20  # more than the 15 batches of an epoch
 
 
 class Asking(Task):
-    """A classification task whose samples count twice, with 20 warm-up batches and whole validation images."""
+    """A classifier whose samples count twice, with 20 warm-up batches and whole validation images."""
 
     num_levels = 3
     needs_labels = True

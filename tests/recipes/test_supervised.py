@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine.old_names import current_record
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
@@ -81,10 +80,6 @@ def test_small_images_are_padded_and_scored_whole() -> None:
         assert (experiment.task.train_view.crop, experiment.task.val_view.crop) == (train, val)
         assert [type(op).__name__ for op in experiment.task.train_view.ops] == ops
         assert options.science()["crop"] == crop and not experiment.task.has_own_order
-        # Runs from before there was a choice can be resumed.
-        record = {"recipe": "supervised", **options.science()}
-        older = {name: value for name, value in record.items() if name not in ("crop", "labels_per_class")}
-        assert (current_record(older, record.keys()) == record) == (crop == "random_resized")
 
 
 def test_a_nin_learns_from_few_labels_and_goes_on_as_it_began(recipe: Start, tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ class MoCo(Task):
         self.queue.copy_(state["queue"])
         self.key_encoder.load_state_dict(state["key_encoder"])
         self.num_filled = state["num_filled"]
-        self.slot.copy_(torch.as_tensor(state["next_slot"]))  # a number in older checkpoints
+        self.slot.copy_(state["next_slot"])
 
     @override
     def chance(self, level: int) -> float:

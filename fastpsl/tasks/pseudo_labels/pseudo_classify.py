@@ -148,7 +148,7 @@ class PseudoClassify(Task):
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.store.load_state_dict(state["store"])
-        self.settling.shares = list(state.get("settling", ()))  # older checkpoints have none
+        self.settling.shares = list(state["settling"])
 
     @override
     def chance(self, level: int) -> float:

@@ -173,15 +173,9 @@ class LabelStore:
         assert len(state["current"]) == self.num_samples, (len(state["current"]), self.num_samples)
         self._forget()
         self.current.copy_(state["current"])
-        # Older checkpoints have labels without positions, and no draws whose logits were not finite.
-        written = (
-            state["written"]
-            if "written" in state
-            else torch.where(state["next"] < 0, _NONE, state["next"] + 1)
-        )
-        self._written[:-1] = written.to(self.device)
+        self._written[:-1] = state["written"].to(self.device)
         self.num_split = state["num_split"]
         self._num_positions.copy_(torch.as_tensor(state["num_positions"]))
         if place_among_ranks()[0] == 0:
-            self._num_draws += state.get("num_draws", state["num_positions"])
+            self._num_draws += state["num_draws"]
             self._num_not_finite += state["num_not_finite"]

@@ -9,7 +9,6 @@ import numpy as np
 from torch import Tensor
 
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.old_names import current_record
 from fastpsl.engine.optim.schedules import linear_decay
 from fastpsl.engine.run import Run
 from fastpsl.models.checkpoint import read_checkpoint
@@ -87,7 +86,7 @@ def leave_labels(task: PseudoClassify, run: Run) -> Sequence[str]:
 def _trained(path: Path, options: UICOptions) -> tuple[Path, dict[str, Any]]:
     """Return the checkpoint to continue, or raise ValueError if its classifier does not fit the options."""
     path, state = newest_checkpoint(path) if path.is_dir() else (path, read_checkpoint(path))
-    science = current_record(state["science"])
+    science = state["science"]
     if "num_clusters" not in science or "train_step" not in state:
         raise ValueError(
             f"--fine-tune {path}: a checkpoint of {science.get('recipe')}, which has no pseudo-labels; "

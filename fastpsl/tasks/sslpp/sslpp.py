@@ -230,7 +230,7 @@ class SSLPlusPlus(Task):
         if self.center:
             self.labels.copy_(state["labels"])
             self.label_loss.labels_are(state["labels"].numpy())
-        if "label_loss" in state:  # older checkpoints have none
+        if self.num_classes:
             self.label_loss.load_state_dict(state["label_loss"])
         if state["proxy"]:
             self._learned.load_state_dict(state["proxy"])
