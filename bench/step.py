@@ -38,7 +38,6 @@ from bench.schema import RUNS, environment, save_result
 from bench.step_rows import Key, Timed, ratios_of, rows_of
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
-from fastpsl.engine.options import compile_value
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.timing import synchronise
 from fastpsl.pipelines.data.synthetic import Synthetic
@@ -186,7 +185,8 @@ class Bench:
         step, _, fold = key.mode.partition("+")
         options = recipe_options(
             key.recipe, is_sample=not self.is_cuda, batch_size=self.batch_size, backbone=key.backbone,
-            compile=compile_value(step), graph=key.graph, fold_frozen=bool(fold),
+            compile={"eager": "off", "compiled": "on"}.get(step, step), graph=key.graph,
+            fold_frozen=bool(fold),
             device=self.world.device.type, precision=self.options.precision,
         )  # fmt: skip
         self.precision = options.resolved_precision(self.world.device)

@@ -21,14 +21,13 @@ from bench.kernel_chains import Setting
 from bench.kernels import chains
 from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.distributed import World, choose_device
-from fastpsl.engine.options import compile_value
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.timing import synchronise
 from fastpsl.pipelines.data.synthetic import Synthetic
 
 NUM_CALLS, NUM_KERNELS = 5, 14
 # Stage, mode, --graph.
-STEPS = (("E", "eager", "off"), ("E", "fused", "off"), ("E", "fused", "on"), ("S2", "fused", "on"))
+STEPS = (("E", "off", "off"), ("E", "fused", "off"), ("E", "fused", "on"), ("S2", "fused", "on"))
 
 
 def show(name: str, work: Callable[[], object], device: torch.device) -> None:
@@ -76,7 +75,7 @@ def main() -> None:
     for stage, mode, graph in STEPS[:1] if is_small else STEPS:
         options = recipe_options(
             "rotation", is_sample=is_small, batch_size=8 if is_small else 256,
-            backbone="resnet18" if is_small else "resnet50", compile=compile_value(mode), graph=graph,
+            backbone="resnet18" if is_small else "resnet50", compile=mode, graph=graph,
             device=device.type,
         )  # fmt: skip
         experiment, number = stage_experiment("rotation", stage, options, world)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
-from fastpsl.engine.options import compile_flag
 from fastpsl.pipelines.number_words import number_of
 
 GOOD_RATIO = 0.95
@@ -229,7 +228,7 @@ def _step_as(mode: str, measured: Measurements) -> Change:
         return Parts.of(stage)._replace(step=stage.step_rates.get(mode, stage.synthetic))
 
     better = [f"{stage.name} {after(stage).step / stage.synthetic:.2f}x" for stage in measured.stages]
-    return Change(compile_flag(mode), f"the step alone: {', '.join(better)}", _gain(measured, after))
+    return Change(f"--compile {mode}", f"the step alone: {', '.join(better)}", _gain(measured, after))
 
 
 def _augment_as(path: str, measured: Measurements) -> Change:

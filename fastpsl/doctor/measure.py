@@ -17,7 +17,6 @@ from fastpsl.doctor.jpeg_engines import best_share, measure_engines
 from fastpsl.doctor.measurements import BETON_WRITE, AutoDecoder, Measurements, StageRates
 from fastpsl.doctor.reading import measure_read
 from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
-from fastpsl.engine.options import compile_flag, compile_value
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.augment import AugmentName, choose_augment
@@ -29,7 +28,7 @@ from fastpsl.pipelines.views import Crop, ViewSpec
 
 REPEATS = 3
 # Modes that are timed on CUDA besides the one that trains.
-OTHER_MODES = ("eager", "fused", "compiled")
+OTHER_MODES = ("off", "fused", "on")
 _AUGMENT_REPEATS = 5
 # A loader that is this many times as fast as the step does not need smaller images. On the CPU it also takes
 # cores from the step.
@@ -188,7 +187,7 @@ def _stage(
         for mode in OTHER_MODES:
             if mode not in rates.step_rates:
                 log(f"{stage.name}: step {mode}")
-                with _tried(compile_flag(mode), untried):
+                with _tried(f"--compile {mode}", untried):
                     rates.step_rates[mode] = _step_rate(setup, number, mode, seconds)
     _free_memory(world.device)
     return rates
@@ -197,7 +196,7 @@ def _stage(
 def _step_rate(setup: DoctorSetup, number: int, mode: str, seconds: float) -> float:
     """Return the step's images/s in another mode."""
     assert setup.experiment is not None
-    options = replace(setup.options, compile=compile_value(mode))  # type: ignore[arg-type]
+    options = replace(setup.options, compile=mode)  # type: ignore[arg-type]
     data, world = setup.opened.train, setup.world
     _free_memory(world.device)
     bench = StageBench(setup.experiment, number, options, data, world, seconds=seconds)

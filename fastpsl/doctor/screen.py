@@ -126,7 +126,7 @@ def _rows(measured: Measurements) -> Iterator[tuple[str, str, Cells, str]]:
         folded = ", frozen blocks folded" if any(stage.folded for stage in stages) else ""
         yield (
             "step" if is_current else "",
-            f"{mode}, synthetic data{folded}",
+            f"compile {mode}, synthetic data{folded}",
             _each(stages, of_mode),
             "" if is_current else "dim",
         )

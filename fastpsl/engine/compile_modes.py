@@ -1,4 +1,4 @@
-"""The modes of a training step's blocks (`--compile`): eager, fused BatchNorms and compiled."""
+"""The modes of a training step's blocks (`--compile`): off, fused BatchNorms, and on (torch.compile)."""
 
 import importlib.util
 import itertools
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastpsl.engine.options import StepMode, compile_flag
+from fastpsl.engine.options import CompileName
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import Runner, run_blocks
 from fastpsl.models.backbone import Backbone
@@ -24,7 +24,7 @@ class StepChoice(NamedTuple):
     """A mode with the reason for it.
 
     Attributes:
-        mode: "eager", "fused" or "compiled".
+        mode: "off", "fused" or "on".
         reason: A text for people.
     """
 
@@ -32,7 +32,7 @@ class StepChoice(NamedTuple):
     reason: str
 
 
-EAGER = StepChoice("eager", "asked for")
+OFF = StepChoice("off", "asked for")
 
 
 _numbers = itertools.count()
@@ -53,7 +53,7 @@ def make_runner(mode: str, backend: str | Callable[..., Callable[..., object]] =
     With fullgraph=True, a graph break, or more variants than torch keeps per code object (8), raises an
     error. Otherwise torch would silently run eagerly from then on.
     """
-    if mode == "eager":
+    if mode == "off":
         return run_blocks
     if mode == "fused":
         # fused_norms imports Triton, which is not installed everywhere.
@@ -69,12 +69,12 @@ def what_is_built(mode: str) -> str:
     """Return what a stage's first step waits for, in words."""
     return {
         "fused": "Triton builds the kernels of BatchNorm",
-        "compiled": "torch.compile builds the step, for a minute or so",
+        "on": "torch.compile builds the step, for a minute or so",
     }.get(mode, "torch loads what it needs")
 
 
 def choose_step(
-    asked: StepMode,
+    asked: CompileName,
     backbone: Backbone,
     stage: Stage,
     device: torch.device,
@@ -102,12 +102,12 @@ def choose_step(
     Raises:
         ValueError: The mode `asked` cannot run here.
     """
-    if asked == "eager":
-        return EAGER
+    if asked == "off":
+        return OFF
     choice = StepChoice(asked, "asked for")
     if asked == "auto":
         choice = _fastest(backbone, stage, device, precision, side_px, captured, num_ranks)
-        if choice.mode == "eager":
+        if choice.mode == "off":
             return choice
     if choice.mode == "fused":
         why_not = _why_not_fused(backbone, stage, device)
@@ -115,9 +115,9 @@ def choose_step(
         why_not = _why_not_compiled(backbone, device, sync_batchnorm)
         choice = choice._replace(reason=f"{choice.reason}; the stage's first step takes a minute or so")
     if why_not and asked == "auto":
-        return StepChoice("eager", why_not)
+        return StepChoice("off", why_not)
     if why_not:
-        raise ValueError(f"{compile_flag(asked)}: {why_not}; use --compile off, or auto")
+        raise ValueError(f"--compile {asked}: {why_not}; use --compile off, or auto")
     return choice
 
 
@@ -126,18 +126,18 @@ def _fastest(
     num_ranks: int,
 ) -> StepChoice:  # fmt: skip
     if device.type != "cuda":
-        return StepChoice("eager", "other modes were measured on CUDA only")
+        return StepChoice("off", "other modes were measured on CUDA only")
     if stage.first_learning > stage.last_block:
-        return StepChoice("eager", "no block learns")
+        return StepChoice("off", "no block learns")
     blocks = f"{backbone.name} B{stage.first_learning}-B{stage.last_block} on {side_px} px in {precision}"
     measured = (CAPTURED if captured else GAINS) if precision in MEASURED_PRECISIONS else {}
     gain = measured.get((backbone.name, stage.first_learning, stage.last_block, side_px))
     if captured and gain is None:
         return StepChoice("fused", f"faster for ResNet-50 in captured steps; not measured for {blocks}")
     if gain is None:
-        return StepChoice("eager", f"nothing faster was measured for launched steps of {blocks}")
+        return StepChoice("off", f"nothing faster was measured for launched steps of {blocks}")
     if num_ranks > 1 and not captured:
-        return StepChoice("eager", "fused was measured on one GPU only; try --compile fused")
+        return StepChoice("off", "fused was measured on one GPU only; try --compile fused")
     by = "by a prototype, both captured, " if captured else ""
     return StepChoice("fused", f"{gain} times eager's speed was measured {by}for {blocks}")
 

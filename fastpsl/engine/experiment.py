@@ -140,11 +140,11 @@ class Experiment:
                     f"--compile {options.compile}: it needs images of one size, and this recipe's have "
                     "many; leave it out"
                 )
-            return StepChoice("eager", "images of many sizes"), graph
+            return StepChoice("off", "images of many sizes"), graph
         precision = options.resolved_precision(world.device)
         side_px = max(view.side_px for view in self.task.views(stage.level))
         step = choose_step(
-            options.step_mode, self.backbone, stage, world.device, precision, side_px,
+            options.compile, self.backbone, stage, world.device, precision, side_px,
             captured=graph.captures, num_ranks=world.size, sync_batchnorm=options.sync_batchnorm,
         )  # fmt: skip
         return step, graph

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastpsl.engine.options import TrainingOptions, compile_value
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.pipelines.views import ViewSpec
@@ -21,7 +21,7 @@ AUTOMATIC = ("compile", "augment_backend", "decoder")
 def choices_of(train_step: TrainStep) -> dict[str, Any]:
     """Return the stage's choices under their options' names, for checkpoints."""
     return {
-        "compile": compile_value(train_step.step_choice.mode),
+        "compile": train_step.step_choice.mode,
         "augment_backend": train_step.augment.path,
         "fold_frozen": train_step.fold_frozen,
     }
@@ -45,7 +45,7 @@ def report_choices(
     """
     augment, step, frozen = train_step.augment, train_step.step_choice, stage.first_learning - 1
     graph = train_step.graph_choice
-    choices = [("compile", compile_value(step.mode), step.reason), ("graph", graph.value, graph.reason)]
+    choices = [("compile", step.mode, step.reason), ("graph", graph.value, graph.reason)]
     if views:
         choices.insert(0, ("augment_backend", augment.path, augment.reason))
     for name, value, reason in choices:

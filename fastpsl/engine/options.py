@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 # Fields with this metadata may change on resume. All others are science and must stay equal.
 MACHINE = {"machine": True}
-# The modes of `train_step`, by the values of --compile.
-StepMode = Literal["auto", "eager", "fused", "compiled"]
-STEP_MODES: dict[str, StepMode] = {"auto": "auto", "off": "eager", "fused": "fused", "on": "compiled"}
+# How a step's blocks run: as torch has them, with our BatchNorms, or by torch.compile.
+CompileName = Literal["auto", "off", "fused", "on"]
 GraphName = Literal["auto", "on", "off"]
 
 
@@ -185,7 +184,7 @@ class TrainingOptions(RunOptions):
     augment_backend: Literal["auto", "unfused", "fused"] = field(default="auto", metadata=MACHINE)
     """Augmentation operation by operation (unfused) or in few kernels (fused); auto: fused if possible."""
     compile: Annotated[
-        Literal["auto", "off", "fused", "on"],
+        CompileName,
         arg(
             help="How the blocks run: off, as they are; fused, with fused BatchNorms; on, by torch.compile; "
             "auto, the fastest known way."
@@ -209,11 +208,6 @@ class TrainingOptions(RunOptions):
     @override
     def passes_per_step(self) -> int:
         return self.accumulate
-
-    @property
-    def step_mode(self) -> StepMode:
-        """The mode of the train step that --compile asks for."""
-        return STEP_MODES[self.compile]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,16 +283,6 @@ class SGDOptions(PretrainOptions):
 def flag(name: str) -> str:
     """Return the flag of a field, such as --batch-size."""
     return f"--{name.replace('_', '-')}"
-
-
-def compile_flag(mode: str) -> str:
-    """Return the option that asks for a mode of the train step, such as `--compile on` for compiled."""
-    return f"--compile {compile_value(mode)}"
-
-
-def compile_value(mode: str) -> str:
-    """Return the value of --compile for a mode of the train step."""
-    return next(value for value, name in STEP_MODES.items() if name == mode)
 
 
 def plain_value(value: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from fastpsl.engine.compile_modes import EAGER, StepChoice, make_runner
+from fastpsl.engine.compile_modes import OFF, StepChoice, make_runner
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks, StepMetrics
 from fastpsl.engine.step_graph import LAUNCHED, GraphChoice, StepGraphs, beside
@@ -97,7 +97,7 @@ class TrainStep:
         precision: str,
         world: World,
         augment: Augment = UNFUSED,
-        step: StepChoice = EAGER,
+        step: StepChoice = OFF,
         fold_frozen: bool = False,
         clip_norm: float | None = None,
         graph: GraphChoice = LAUNCHED,

@@ -16,8 +16,8 @@ IN_MEMORY = ReadRate(90_000, 50_000, 10 * GB, 100 * GB, 1.0)
 def stage(name: str = "S1", epochs: int = 60, **values: Any) -> StageRates:
     """Return a step of 1,000 images/s that never waits."""
     usual: dict[str, Any] = {
-        "batch_size": 100, "decode": 4000.0, "loader": 4000.0, "step": "eager",
-        "step_rates": {"eager": 1000.0},
+        "batch_size": 100, "decode": 4000.0, "loader": 4000.0, "step": "off",
+        "step_rates": {"off": 1000.0},
         "augment": "unfused", "augment_ms": {"unfused": 10.0}, "both": 1000.0, "spread": 0.01,
         "cores_used": 3.0,
     }  # fmt: skip
@@ -42,7 +42,7 @@ def options(of: Measurements) -> list[tuple[str, float | None]]:
 
 
 def test_nothing_waits() -> None:
-    fast = measured(stage(), stage("S2", step_rates={"eager": 500.0}, both=480.0))
+    fast = measured(stage(), stage("S2", step_rates={"off": 500.0}, both=480.0))
     assert is_good(fast) and not changes(fast)
     limit = bottleneck(fast)
     assert (
@@ -80,7 +80,7 @@ def test_a_gain_counts_by_the_time_that_stages_take() -> None:
 def test_threads_make_no_cores() -> None:
     """An image takes 8/100 + 2/200 core-seconds of 8 cores: 88.9/s; with 8 threads 8/100 + 8/800."""
     full = measured(
-        stage(decode=200.0, loader=200.0, step_rates={"eager": 100.0}, both=89.0),
+        stage(decode=200.0, loader=200.0, step_rates={"off": 100.0}, both=89.0),
         is_cuda=False, num_cores=8, num_threads=2, torch_threads=8, copy=None,
         alternatives=(Alternative("--workers 8", 800.0, 200.0, num_threads=8),),
     )  # fmt: skip
@@ -92,7 +92,7 @@ def test_on_the_cpu_loader_and_step_share_the_cores() -> None:
 
     With a decoder of 1,600/s it takes 1/100 + 1/1600 s: 94.1/s, 17.6 % more.
     """
-    step = {"eager": 100.0}
+    step = {"off": 100.0}
     cpu = measured(
         stage(decode=400.0, loader=400.0, step_rates=step, both=80.0), is_cuda=False, copy=None,
         num_cores=2, num_threads=2, torch_threads=2,
@@ -113,7 +113,7 @@ def test_no_gain_beyond_what_was_lost() -> None:
     """The model expects 80/s of 100 here too; 97 were measured, and the step allows 100: 3.1 %."""
     alternatives = (Alternative("--decoder ffcv", 40_000.0, 400.0),)
     cpu = measured(
-        stage(decode=400.0, loader=400.0, step_rates={"eager": 100.0}, both=97.0), is_cuda=False, copy=None,
+        stage(decode=400.0, loader=400.0, step_rates={"off": 100.0}, both=97.0), is_cuda=False, copy=None,
         num_cores=2, num_threads=2, torch_threads=2, alternatives=alternatives,
     )  # fmt: skip
     assert options(cpu) == [("--decoder ffcv", 0.0309)]
@@ -236,10 +236,8 @@ def test_a_decoder_that_is_missing_was_not_tried() -> None:
 
 def test_the_step_compiled() -> None:
     """Over 60 epochs S1 1,000 → 1,250 and S2 500 → 250 take .288, not .18: no advice; S1 alone gains 25 %."""
-    rates = {"eager": 1000.0, "compiled": 1250.0}
-    both = measured(
-        stage(step_rates=rates), stage("S2", step_rates={"eager": 500.0, "compiled": 250.0}, both=500.0)
-    )
+    rates = {"off": 1000.0, "on": 1250.0}
+    both = measured(stage(step_rates=rates), stage("S2", step_rates={"off": 500.0, "on": 250.0}, both=500.0))
     assert not options(both)
     one = measured(stage(step_rates=rates))
     assert options(one) == [("--compile on", 0.25)]
@@ -259,7 +257,7 @@ def test_the_other_augmentation() -> None:
 
 def test_the_largest_gain_comes_first() -> None:
     several = measured(
-        waiting(step_rates={"eager": 1000.0, "compiled": 2000.0}),
+        waiting(step_rates={"off": 1000.0, "on": 2000.0}),
         alternatives=(
             Alternative("--workers 16", 600.0, 500.0),
             Alternative("--decoder dali", 900.0, 500.0),

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 import fastpsl.engine.train_step
 from fastpsl.engine import compile_modes
-from fastpsl.engine.compile_modes import EAGER, choose_step, make_runner
+from fastpsl.engine.compile_modes import OFF, choose_step, make_runner
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
@@ -65,7 +65,7 @@ def make_train_step(
     module = StageModule(StageBlocks(net, stage), task.head(1, net.channels[stage.last_block - 1]), task)  # type: ignore[index, arg-type]
     train_step = TrainStep(module, sgd(module.learning_parameters()), VIEWS, precision, CPU)
     if backend is not None:
-        module.blocks.runner = make_runner("compiled", backend)
+        module.blocks.runner = make_runner("on", backend)
     return train_step
 
 
@@ -99,7 +99,7 @@ def test_every_stage_has_concrete_sizes_and_the_values_of_eager(precision: str) 
 def test_other_sizes_are_compiled_anew_and_not_made_symbolic() -> None:
     """MoCo needs this: groups of keys pass through the same blocks as the queries."""
     backend = Capture()
-    runner, blocks = make_runner("compiled", backend), nn.ModuleList(TinyNet().blocks())
+    runner, blocks = make_runner("on", backend), nn.ModuleList(TinyNet().blocks())
     for size, side in ((4, 32), (2, 32), (4, 48)):
         runner(blocks, torch.randn(size, 3, side, side))  # type: ignore[arg-type]
     assert len(backend.inputs) == 3
@@ -115,9 +115,9 @@ def test_stages_do_not_share_torchs_limit_and_beyond_it_nothing_falls_back() -> 
 
     limit, block = torch._dynamo.config.recompile_limit, nn.ReLU()
     for size in range(1, limit + 3):
-        make_runner("compiled", backend)([block], torch.ones(size, 1))
+        make_runner("on", backend)([block], torch.ones(size, 1))
     assert len(graphs) == limit + 2
-    runner = make_runner("compiled", backend)
+    runner = make_runner("on", backend)
     with pytest.raises(FailOnRecompileLimitHit):
         for size in range(1, limit + 3):
             runner([block], torch.ones(size, 1))
@@ -133,7 +133,7 @@ class HostLooks(nn.Module):
 
 def test_a_block_that_breaks_the_graph_raises() -> None:
     with pytest.raises(TorchDynamoException):
-        make_runner("compiled", Capture())([HostLooks()], torch.ones(2, 2))
+        make_runner("on", Capture())([HostLooks()], torch.ones(2, 2))
 
 
 def test_a_copy_of_a_compiled_blocks_runs_its_own_blocks() -> None:
@@ -227,7 +227,7 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
     end_to_end = make_plan("end_to_end", (1, 1, 1))[0]
     backbone = ResNet("resnet50")
     modes = [launched("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
-    assert modes == ["fused", "eager", "eager", "fused"]
+    assert modes == ["fused", "off", "off", "fused"]
     assert "1.26" in launched("auto", backbone, STAGES[0], CUDA, "fp16", 224).reason
     modes = [captured("auto", backbone, s, CUDA, "fp16", 224).mode for s in (*STAGES, end_to_end)]
     assert modes == ["fused"] * 4
@@ -244,7 +244,7 @@ def test_auto_is_what_was_measured(a_gpu: None) -> None:
         launched("auto", ResNet("resnet18"), STAGES[0], CUDA, "fp16", 224),
         launched("auto", backbone, STAGES[0], CUDA, "fp16", 224, num_ranks=2),
     )
-    assert [choice.mode for choice in others] == ["eager"] * 7
+    assert [choice.mode for choice in others] == ["off"] * 7
     assert all(choice.reason for choice in others) and "on 64 px" in others[4].reason
     assert launched("fused", backbone, STAGES[1], CUDA, "fp16", 224).mode == "fused"
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
@@ -260,11 +260,11 @@ def test_a_gain_is_of_its_mode_blocks_and_size(a_gpu: None, monkeypatch: pytest.
     result = launched("auto", backbone, STAGES[0], CUDA, "bf16", 64, sync_batchnorm=True)
     assert result.mode == "fused" and "1.25" in result.reason and "minute" not in result.reason
     for stage, side_px in ((STAGES[0], 224), (STAGES[1], 64)):
-        assert launched("auto", backbone, stage, CUDA, "bf16", side_px).mode == "eager"
+        assert launched("auto", backbone, stage, CUDA, "bf16", side_px).mode == "off"
 
 
 def test_eager_is_possible_wherever_it_is_asked_for() -> None:
-    assert captured("eager", RevNet(), STAGES[0], torch.device("cpu"), "fp32", 64) == EAGER
+    assert captured("off", RevNet(), STAGES[0], torch.device("cpu"), "fp32", 64) == OFF
 
 
 def test_the_size_is_what_the_network_reads() -> None:
@@ -290,8 +290,8 @@ class NoNorms(Backbone):
 @pytest.mark.parametrize(
     ("asked", "backbone", "device", "more", "says"),
     [
-        ("compiled", RevNet, "cpu", {}, "--compile on: RevNet"),
-        ("compiled", TinyNet, "cpu", {"sync_batchnorm": True}, "SyncBatchNorm"),
+        ("on", RevNet, "cpu", {}, "--compile on: RevNet"),
+        ("on", TinyNet, "cpu", {"sync_batchnorm": True}, "SyncBatchNorm"),
         ("fused", TinyNet, "cpu", {}, "--compile fused: its kernels need CUDA"),
         ("fused", RevNet, "cuda", {}, "--compile fused: RevNet recomputes"),
         ("fused", lambda: NoNorms(nn.Conv2d(3, 3, 1)), "cuda", {}, "have no BatchNorm of maps"),
@@ -309,15 +309,15 @@ def test_what_cannot_be_is_refused_in_one_line(
 
 def test_what_is_missing_is_named(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_modes.importlib.util, "find_spec", lambda name: None)
-    for mode in ("compiled", "fused"):
+    for mode in ("on", "fused"):
         with pytest.raises(ValueError, match="pip install triton"):
             captured(mode, TinyNet(), STAGES[0], CUDA, "fp32", 224)  # type: ignore[arg-type]
     monkeypatch.setattr(compile_modes.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match=r"C\+\+ compiler"):
-        launched("compiled", TinyNet(), STAGES[0], torch.device("cpu"), "fp32", 224)
+        launched("on", TinyNet(), STAGES[0], torch.device("cpu"), "fp32", 224)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
     with pytest.raises(ValueError, match=r"compute capability 7\.0"):
-        launched("compiled", TinyNet(), STAGES[0], CUDA, "fp32", 224)
+        launched("on", TinyNet(), STAGES[0], CUDA, "fp32", 224)
 
 
 def stopped_in_mid_stage(out: Path, **options: Any) -> None:
@@ -345,12 +345,12 @@ def test_a_resumed_stage_goes_on_as_it_began(
     modes.clear()
     # "auto" means eager on a CPU, which the next stages use because they start anew.
     fit(tmp_path, max_steps_per_stage=2)
-    assert modes == ["compiled", "eager", "eager"]
+    assert modes == ["on", "off", "off"]
     modes.clear()
     capsys.readouterr()
     stopped_in_mid_stage(tmp_path / "other", compile="on")
     fit(tmp_path / "other", max_steps_per_stage=2, compile="off", fold_frozen=True)
-    assert modes == ["compiled", "eager", "eager", "eager"]
+    assert modes == ["on", "off", "off", "off"]
     output = " ".join(capsys.readouterr().err.split())
     assert "began with compile on and goes on with off, as this command has it" in output
     assert "began with fold_frozen False and goes on with True" in output

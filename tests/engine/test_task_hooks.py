@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fastpsl.engine import experiment as experiment_module
-from fastpsl.engine.compile_modes import EAGER, StepChoice
+from fastpsl.engine.compile_modes import OFF, StepChoice
 from fastpsl.engine.distributed import gathered
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.optim.schedules import step_drops
@@ -395,14 +395,14 @@ def test_a_steps_mode_is_chosen_for_the_largest_view_and_all_ranks(monkeypatch: 
 
     def choose(*given: object, **more: object) -> StepChoice:
         asked.append((*given, more))
-        return EAGER
+        return OFF
 
     monkeypatch.setattr(experiment_module, "choose_step", choose)
     options, two = TrainingOptions(precision="bf16", compile="on", sync_batchnorm=True), experiment(Asking())
     world = replace(one_process(), rank=1, size=4)
-    assert two.choose_step(two.stages[1], options, world)[0] == EAGER
+    assert two.choose_step(two.stages[1], options, world)[0] == OFF
     more = {"captured": False, "num_ranks": 4, "sync_batchnorm": True}
-    assert asked == [("compiled", two.backbone, two.stages[1], world.device, "bf16", 32, more)]
+    assert asked == [("on", two.backbone, two.stages[1], world.device, "bf16", 32, more)]
 
 
 @pytest.mark.parametrize("which", ["views", "val_views", "pass_views"])

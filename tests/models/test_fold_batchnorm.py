@@ -135,7 +135,7 @@ def test_nothing_else_knows_of_the_copies() -> None:
 @pytest.mark.slow
 def test_folded_and_compiled() -> None:
     backend, values = Capture(), []
-    for runner in (run_blocks, make_runner("compiled", backend)):
+    for runner in (run_blocks, make_runner("on", backend)):
         torch.manual_seed(0)
         step = train_step("resnet18", "bf16", True)
         step.module.blocks.runner = runner

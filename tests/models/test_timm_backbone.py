@@ -282,7 +282,7 @@ def test_compiled_blocks_are_the_eager_ones(name: str) -> None:
     torch.manual_seed(0)
     network = make_backbone(f"timm/{name}").eval()
     images = torch.randn(2, 3, 32, 32)
-    outputs = make_runner("compiled", Capture())(network.blocks(), images, True)
+    outputs = make_runner("on", Capture())(network.blocks(), images, True)
     torch.testing.assert_close(outputs[-1], network(images), rtol=1e-5, atol=1e-5)
     assert [output.shape[1] for output in outputs] == list(network.channels)
 

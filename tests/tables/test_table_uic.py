@@ -56,7 +56,7 @@ def test_what_the_rows_are_measured_on() -> None:
 
 
 def test_nmi_and_probes_are_of_one_data_set(tmp_path: Path) -> None:
-    """A result of labels alone has no validation images: it agrees with any data set of its training images."""
+    """A result of labels alone has no validation images: any data set of its training images agrees."""
     for seed in TINY.seeds:
         put(tmp_path, RAW, UIC, CONV, seed=seed)
         put(tmp_path, RAW, CLUSTERS, {"nmi_true": 40.0 + seed}, seed=seed)
