@@ -19,7 +19,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.export import export
 from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
-from fastpsl.pipelines.data.image_file import BrokenImage, convert_pillow, decode_any, read_image_file
+from fastpsl.pipelines.data.image_file import BadImage, convert_pillow, decode_any, read_image_file
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE, center_view
 
@@ -238,7 +238,7 @@ def _pixels(picture: Picture) -> Tensor:
         else:
             kind = type(picture).__name__
             raise ValueError(f"{kind} is no image: give a path, a PIL image or a uint8 array")  # noqa: TRY004
-    except (OSError, BrokenImage) as error:
+    except (OSError, BadImage) as error:
         name = "the PIL image" if isinstance(picture, Image.Image) else os.fspath(picture)
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(

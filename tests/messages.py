@@ -65,7 +65,7 @@ def _argument(call: ast.expr | None) -> ast.expr | None:
     if not isinstance(call, ast.Call) or not call.args:
         return None
     name = ast.unparse(call.func).rpartition(".")[2]
-    is_message = name.endswith(("Error", "BrokenImage", "SystemExit", "KeyboardInterrupt")) or name == "warn"
+    is_message = name.endswith(("Error", "BadImage", "SystemExit", "KeyboardInterrupt")) or name == "warn"
     return call.args[0] if is_message else None
 
 

@@ -180,12 +180,8 @@ def test_what_is_left_out_is_told_by_rank_0_alone(tmp_path: Path, monkeypatch: p
     expected = {
         "photos": ["photos: left out: " + known.format(" (1 .txt)", " (the first is @eaDir)"), bad],
         "list.csv": ["list.csv: left out: 1 leftover of another program (photos/cat/._0.jpg)"],
-        "photos.beton": [
-            "photos.beton: left out when it was written: 1 broken image, " + known.format("", "")
-        ],
-        "part-*.beton": [
-            "part-*.beton: left out when it was written: 1 broken image, " + known.format("", "")
-        ],
+        "photos.beton": ["photos.beton: left out when it was written: 1 bad image, " + known.format("", "")],
+        "part-*.beton": ["part-*.beton: left out when it was written: 1 bad image, " + known.format("", "")],
     }
     for data, lines in expected.items():
         for rank in range(2):

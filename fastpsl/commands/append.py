@@ -34,7 +34,7 @@ class Append:
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Threads; the file does not depend on it. [one per core]"""
     max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
-    """How many broken images are left out and listed before writing stops with exit 2."""
+    """How many bad images are left out and listed before writing stops with exit 2."""
     overwrite: bool = False
     """Without --resume, start an interrupted appending anew."""
     resume: bool = False

@@ -25,7 +25,7 @@ class Write:
 
     JPEGs that need no change are taken over byte for byte; others (progressive, CMYK, grey, PNG, WebP,
     GIF, HEIC, 16-bit, ...) become baseline JPEGs, upright, alpha over white. Nothing is enlarged. Broken
-    images are listed in OUT.quarantine.csv, class names and origin in OUT.json. OUT appears when it is whole;
+    images are listed in OUT.bad.csv, class names and origin in OUT.json. OUT appears when it is whole;
     the same command with --resume goes on with a writing that was interrupted.
     """
 
@@ -86,10 +86,10 @@ class Write:
     workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
     """Threads; the file does not depend on it. [one per core]"""
     max_bad: Annotated[str, tyro.conf.arg(metavar="N|N%")] = "1%"
-    """How many broken images are left out and listed before writing stops with exit 2."""
+    """How many bad images are left out and listed before writing stops with exit 2."""
     min_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 0
     """Leave out images whose shorter side, as stored, is less, and list them in OUT.small.csv; they count as
-    none of the broken."""
+    none of the bad."""
     dry_run: bool = False
     """Write nothing; say by some of the images what OUT will weigh, how long it takes, and what is free."""
     cache_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -103,7 +103,7 @@ class Write:
         """Write the dataset file and print what became of the images.
 
         Raises:
-            ValueError: A number is out of range, the source cannot be read, or too many images are broken.
+            ValueError: A number is out of range, the source cannot be read, or too many images are bad.
         """
         from fastpsl.pipelines.beton.begin import require_writable
         from fastpsl.pipelines.beton.encode import Target

@@ -73,7 +73,7 @@ def write_and_tell(
     """
     from fastpsl.engine.console import Progress
     from fastpsl.pipelines.beton.begin import can_go_on
-    from fastpsl.pipelines.beton.left_out import quarantine_path, small_path
+    from fastpsl.pipelines.beton.left_out import bad_path, small_path
     from fastpsl.pipelines.beton.output import shard_path, shards_of
     from fastpsl.pipelines.beton.write import write_beton
 
@@ -110,9 +110,9 @@ def write_and_tell(
         f"{report.num_passed:,} taken over, "
         f"{report.num_encoded:,} encoded, {report.num_mended:,} encoded after a libjpeg warning"
     )
-    if report.num_quarantined:
-        num, was = report.num_quarantined, "was" if report.num_quarantined == 1 else "were"
-        print(f"{quarantine_path(out)}: {num:,} {was} left out as broken, the first is {report.first_broken}")
+    if report.num_bad:
+        num, was = report.num_bad, "was" if report.num_bad == 1 else "were"
+        print(f"{bad_path(out)}: {num:,} {was} left out as bad, the first is {report.first_bad}")
     if report.num_small:
         num, was = report.num_small, "was" if report.num_small == 1 else "were"
         print(

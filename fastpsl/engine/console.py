@@ -19,7 +19,7 @@ _DRAW_EVERY_S = 0.1
 
 
 class Progress:
-    """A progress bar with counts of done and broken items, the speed and the time left.
+    """A progress bar with counts of done and bad items, the speed and the time left.
 
     What does not fit beside the bar is left out: first what is done, then the pace.
 
@@ -54,7 +54,7 @@ class Progress:
         self._doing.begin_at(num_done)
 
     def update(self, num_done: int, num_bad: int = 0, note: str = "") -> None:
-        """Set how many items are done, how many of these are broken, and a text after the pace."""
+        """Set how many items are done, how many of these are bad, and a text after the pace."""
         self._doing.update(num_done, num_bad, note)
         if self._display is not None and time.monotonic() - self._last_drawn >= _DRAW_EVERY_S:
             self._tick(None)

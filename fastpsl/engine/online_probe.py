@@ -156,7 +156,7 @@ class OnlineProbe:
                     features.append(self.blocks(images).float().mean((2, 3)))
                 indices.append(batch.indices)
         places, values = gathered(torch.cat(indices)), gathered(torch.cat(features))
-        order = places.argsort()[int((places < 0).sum()) :]  # padding and broken samples come first
+        order = places.argsort()[int((places < 0).sum()) :]  # padding and bad samples come first
         labels = torch.from_numpy(data.labels().astype(np.int64))[places[order].cpu()]
         return Features(values[order], labels)
 

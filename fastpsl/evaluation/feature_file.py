@@ -47,7 +47,7 @@ class FeatureFile:
     def __str__(self) -> str:
         num, channels = self.record["shape"]
         labels = f", labels in {self.record['labels']}" if self.record["labels"] else ""
-        bad = f", {len(self.record['bad']):,} broken" if self.record["bad"] else ""
+        bad = f", {len(self.record['bad']):,} bad" if self.record["bad"] else ""
         return (
             f"{self.path}: {self.record['dtype']} [{num:,}, {channels:,}], {self.record['block']} of "
             f"{self.record['backbone']} at {self.record['size_px']} px{labels}{bad}"

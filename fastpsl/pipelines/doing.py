@@ -57,7 +57,7 @@ class doing:
         self.started = time.monotonic()
 
     def update(self, num_done: int, num_bad: int = 0, note: str = "") -> None:
-        """Set the number of finished units, of broken ones among them, and a text to be shown after the pace.
+        """Set the number of finished units, of bad ones among them, and a text to be shown after the pace.
 
         It is cheap enough for every unit.
         """
@@ -82,7 +82,7 @@ class doing:
         return f"{prefix}{self.num_done:,}{of_total} {self.unit}, {self.pace(elapsed_s)}"
 
     def pace(self, elapsed_s: float) -> str:
-        """Return the speed, the time left and the number of broken units as text."""
+        """Return the speed, the time left and the number of bad units as text."""
         num_new = self.num_done - self.num_before
         if not num_new:
             return f"{clock(elapsed_s)} so far"
@@ -91,7 +91,7 @@ class doing:
         if self.total:
             pace += f", ETA {clock(max(self.total - self.num_done, 0) / speed)}"
         note = f", {self.note}" if self.note else ""
-        return pace + note + (f", {self.num_bad:,} broken" if self.num_bad else "")
+        return pace + note + (f", {self.num_bad:,} bad" if self.num_bad else "")
 
     def __enter__(self) -> "doing":  # noqa: PYI034  (typing.Self is 3.11's)
         _heartbeat.begin(self)

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from fastpsl.models.markdown import block, code, plain, table_row
-from fastpsl.pipelines.data.image_file import BrokenImage, decode_any, read_image_file
+from fastpsl.pipelines.data.image_file import BadImage, decode_any, read_image_file
 from fastpsl.tables.page import words_of
 from fastpsl.tables.report import Report
 from fastpsl.tables.templates import templates
@@ -77,7 +77,7 @@ def _galleries(report: Report) -> dict[str, list[Embedded]]:
 def _embedded(path: Path, caption: str, alt: str = "") -> Embedded:
     try:
         return Embedded(path, caption, alt or caption, _data_uri(path))
-    except (OSError, BrokenImage):
+    except (OSError, BadImage):
         return Embedded(path, caption, alt or caption, None)
 
 

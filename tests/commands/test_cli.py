@@ -93,9 +93,7 @@ def test_names_of_any_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (path.parent / "x y.jpg").write_bytes(b"broken")
     out = tmp_path / "a b é.beton"
     code, output, _ = run(capsys, "data", "write", tmp_path / "my photos", out, "--max-bad", 1)
-    assert (
-        code == 0 and "3 samples" in output and "é.beton.quarantine.csv: 1 was left out as broken" in output
-    )
+    assert code == 0 and "3 samples" in output and "é.beton.bad.csv: 1 was left out as bad" in output
     assert run(capsys, "data", "verify", tmp_path / "a b *.beton")[0] == 0
     code, output, _ = run(capsys, "data", "info", out)
     assert code == 0 and "café 1" in output and "ζώα" in output and "\\udcff\\udcfe" in output

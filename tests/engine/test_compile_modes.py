@@ -360,7 +360,7 @@ def test_a_kept_choice_that_cannot_be_here_is_made_anew(tmp_path: Path) -> None:
     stopped_in_mid_stage(tmp_path)
     path = max((tmp_path / "checkpoints").iterdir())
     state = torch.load(path, weights_only=True)
-    torch.save(state | {"choices": {"step": "fused", "augment": "fused"}}, path)
+    torch.save(state | {"choices": {"compile": "fused", "augment_backend": "fused"}}, path)
     finished, _ = fit(tmp_path, max_steps_per_stage=2)
     assert finished
     assert newest_checkpoint(tmp_path)["choices"]["compile"] == "off"

@@ -237,7 +237,7 @@ def test_broken_samples_are_rows_of_nan(
         options: dict[str, Any] = {"batch_size": 20, "loader": {"num_threads": 1, "on_bad_sample": "skip"}}
         leave_at(100, tmp_path / "F.npy", monkeypatch, data, **options)
         features_file = extraction(data, **options).to_file(tmp_path / "F.npy", one_process())
-    assert features_file.record["bad"] == [2, 17] and "2 broken" in str(features_file)
+    assert features_file.record["bad"] == [2, 17] and "2 bad" in str(features_file)
     assert np.flatnonzero(np.isnan(features_file.features()).any(1)).tolist() == [2, 17]
     assert "sample 17" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastpsl.commands import data as beton_command
 from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL
-from fastpsl.pipelines.beton.left_out import quarantine_path
+from fastpsl.pipelines.beton.left_out import bad_path
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
 from fastpsl.pipelines.data.image_file import MAX_PIXELS
 from tests.faults import image_mutants, odd_files
@@ -104,13 +104,13 @@ class _Subject:
             return "differs", f"what was written is not sound: {fault}"
         if rows := self._quarantine_rows():
             if any(len(row) != 2 for row in rows) or rows[0] != ["path", "reason"] or len(rows) > 3:
-                return "escaped", f"{quarantine_path(self.out).name} falls apart: {rows}"
+                return "escaped", f"{bad_path(self.out).name} falls apart: {rows}"
             if any(CONTROL.search(row[1]) or not row[1] for row in rows):
                 return "unclear", f"reasons: {rows}"
         return None
 
     def _quarantine_rows(self) -> list[list[str]]:
-        path = quarantine_path(self.out)
+        path = bad_path(self.out)
         if not path.exists():
             return []
         with open(path, newline="", errors="surrogateescape") as file:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from fastpsl.pipelines.beton import encode
-from fastpsl.pipelines.beton.encode import JPG, RAW, BrokenImage, Stored, Target, convert, store_array
+from fastpsl.pipelines.beton.encode import JPG, RAW, BadImage, Stored, Target, convert, store_array
 from fastpsl.pipelines.data.image_file import convert_pillow, decode_any, num_pixels, upright_size
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codec import shrink
@@ -296,7 +296,7 @@ def test_quality_is_pillows() -> None:
     assert sizes == pytest.approx([len(jpeg(PHOTO, quality=quality)) for quality in (60, 90)], rel=0.02)
 
 
-def test_broken_images_say_why() -> None:
+def test_bad_images_say_why() -> None:
     data = jpeg(PHOTO)
     for broken, word in (
         (b"", "empty"),
@@ -310,10 +310,10 @@ def test_broken_images_say_why() -> None:
         (file_of(Image.fromarray(PHOTO), "AVIF")[:-1], "Truncated data"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a known format"),
     ):
-        with pytest.raises(BrokenImage) as caught:
+        with pytest.raises(BadImage) as caught:
             convert(broken, Target())
         assert word in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(BrokenImage, match="uint8"):
+    with pytest.raises(BadImage, match="uint8"):
         store_array(np.zeros((4, 4), np.uint8), Target())
 
 
@@ -329,7 +329,7 @@ def test_sizes_are_checked_before_any_pixel_is_decoded(
     monkeypatch.setattr("fastpsl.pipelines.data.image_file.MAX_PIXELS", 90 * 121 - 1)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("pixels are decoded"))
     for read in (decode_any, num_pixels, lambda data: upright_size(str(tmp_path / "x"))):
-        with pytest.raises(BrokenImage, match="121 x 90 px are more than 10,889 pixels"):
+        with pytest.raises(BadImage, match="121 x 90 px are more than 10,889 pixels"):
             read(data)
 
 
@@ -337,7 +337,7 @@ def test_a_jpeg_2000_whose_boxes_lie_about_its_size_is_refused() -> None:
     data = bytearray(file_of(Image.fromarray(PHOTO), "JPEG2000"))
     at = data.index(b"\xff\x4f\xff\x51") + 8  # the size of the codestream, not that in the boxes
     data[at : at + 8] = (12_000).to_bytes(4, "big") * 2
-    with pytest.raises(BrokenImage, match="broken data stream"):
+    with pytest.raises(BadImage, match="broken data stream"):
         decode_any(bytes(data))
 
 
@@ -346,7 +346,7 @@ def test_an_array_becomes_no_jpeg_that_readers_refuse(monkeypatch: pytest.Monkey
     monkeypatch.setattr("fastpsl.pipelines.data.image_file.MAX_PIXELS", 400)
     assert store_array(np.zeros((20, 20, 3), np.uint8), Target()).mode == JPG
     assert store_array(np.zeros((21, 20, 3), np.uint8), Target(mode="raw")).mode == RAW
-    with pytest.raises(BrokenImage, match="20 x 21 px are more than 400 pixels"):
+    with pytest.raises(BadImage, match="20 x 21 px are more than 400 pixels"):
         store_array(np.zeros((21, 20, 3), np.uint8), Target())
 
 
@@ -373,7 +373,7 @@ def test_150_mutated_jpegs() -> None:
             warnings.simplefilter("ignore")  # Pillow warns of broken metadata
             try:
                 stored = convert(bytes(data), Target(max_side=None if i % 4 else 30))
-            except BrokenImage as error:
+            except BadImage as error:
                 refused += 1
                 assert str(error) and "\n" not in str(error)
                 continue
@@ -388,7 +388,7 @@ import io, sys, warnings
 import numpy as np
 from fastpsl.pipelines.decoders import libffcv, libturbo
 libturbo._load = lambda: (None, "installed without it")
-from fastpsl.pipelines.beton.encode import Target, BrokenImage, convert
+from fastpsl.pipelines.beton.encode import Target, BadImage, convert
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.beton.verify import verify
@@ -411,7 +411,7 @@ with warnings.catch_warnings(record=True) as caught:
     samples = [Sample("good", good, 0), Sample("cut", good[:-900], 1), Sample("progressive", progressive, 2)]
     report = write_beton(samples, out, num_samples=3, max_bad="1")
 assert sum(str(w.message).startswith("installed without it: Pillow") for w in caught) == 1
-assert (report.num_passed, report.num_encoded, report.num_quarantined) == (1, 1, 1), report
+assert (report.num_passed, report.num_encoded, report.num_bad) == (1, 1, 1), report
 assert list(verify(out)) == []
 data = bytearray(out.read_bytes())
 at = data.find(b"\\xff\\xc4", data.find(good))  # a Huffman table of nonsense: an error, not a warning

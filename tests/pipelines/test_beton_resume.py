@@ -152,7 +152,7 @@ def test_an_interrupted_writing_is_told_of_and_kept(tmp_path: Path) -> None:
     assert sorted(files(tmp_path)) == [
         "a.beton",
         "a.beton.json",
-        "a.beton.quarantine.csv",
+        "a.beton.bad.csv",
         "a.beton.small.csv",
     ]
     with pytest.raises(ValueError, match="exists already"):
@@ -194,7 +194,7 @@ def test_other_files_that_came_meanwhile_are_no_other_source(tmp_path: Path) -> 
     interrupt(out, 8, record={"left_out": {}})
     write(out, resume=True, record={"left_out": {"leftovers": 1}})
     with Beton(out) as beton:
-        told = "1 broken image, 1 image that is too small, 1 leftover of another program"
+        told = "1 bad image, 1 image that is too small, 1 leftover of another program"
         assert beton.left_out.line() == told
         assert f"  left out when written      {told}\n" in info(beton) and "'leftovers'" not in info(beton)
 

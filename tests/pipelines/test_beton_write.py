@@ -18,7 +18,7 @@ from fastpsl.pipelines.beton import file as beton_file
 from fastpsl.pipelines.beton.checksums import has_checksums
 from fastpsl.pipelines.beton.encode import Stored, Target
 from fastpsl.pipelines.beton.file import BetonFile
-from fastpsl.pipelines.beton.left_out import quarantine_path
+from fastpsl.pipelines.beton.left_out import bad_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import RAW
 from fastpsl.pipelines.beton.sidecar import read_sidecar
@@ -49,7 +49,7 @@ def test_a_tree_in_imagefolders_order(photos: Path, tmp_path: Path) -> None:
         for i, (path, _) in enumerate(expected.samples):
             assert beton.read(i) == Path(path).read_bytes()
             assert beton.name(i) == f"{out} sample {i} ({os.path.relpath(path, photos)})"
-    assert list(verify(out)) == [] and not quarantine_path(out).exists()
+    assert list(verify(out)) == [] and not bad_path(out).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.beton", "a.beton.json", "photos"]
     sidecar = json.loads((tmp_path / "a.beton.json").read_text())
     assert sidecar["written"]["num_passed"] == 18 and sidecar["num_samples"] == 18

@@ -16,7 +16,7 @@ import pytest
 
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.file import BetonFile
-from fastpsl.pipelines.beton.left_out import quarantine_path, small_path
+from fastpsl.pipelines.beton.left_out import bad_path, small_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
@@ -36,14 +36,14 @@ def photos(tmp_path: Path) -> Path:
     return photo_tree(tmp_path / "photos")
 
 
-def test_broken_images_are_listed_and_left_out(photos: Path, tmp_path: Path) -> None:
+def test_bad_images_are_listed_and_left_out(photos: Path, tmp_path: Path) -> None:
     good = (photos / "ant/0/00.jpg").read_bytes()
     tree(photos, {"ant/0/zcut.jpg": good[:500], "cat/empty, indeed.png": b"", "dog/text.jpg": b"hello"})
     (photos / "dog" / "gone.jpg").symlink_to("/nowhere")
     out = tmp_path / "a.beton"
     report = write_folder(photos, out, max_bad="4")
-    assert (report.num_samples, report.num_quarantined) == (18, 4)
-    with open(quarantine_path(out), newline="") as file:
+    assert (report.num_samples, report.num_bad) == (18, 4)
+    with open(bad_path(out), newline="") as file:
         rows = list(csv.reader(file))
     assert [row[0] for row in rows] == [
         "path",
@@ -58,11 +58,11 @@ def test_broken_images_are_listed_and_left_out(photos: Path, tmp_path: Path) -> 
         assert beton.name(6) == f"{out} sample 6 (cat/0/00.jpg)"
     assert list(verify(out)) == []
     sidecar = read_sidecar(out)
-    assert sidecar and sidecar.written["num_quarantined"] == 4
+    assert sidecar and sidecar.written["num_bad"] == 4
     for name in ("ant/0/zcut.jpg", "cat/empty, indeed.png", "dog/gone.jpg", "dog/text.jpg"):
         (photos / name).unlink()
     write_folder(photos, out, overwrite=True)
-    assert not quarantine_path(out).exists()  # an older list would mislead
+    assert not bad_path(out).exists()  # an older list would mislead
 
 
 def test_a_row_of_a_list_is_one_row_and_no_formula(tmp_path: Path) -> None:
@@ -81,12 +81,12 @@ def test_a_row_of_a_list_is_one_row_and_no_formula(tmp_path: Path) -> None:
     out = tmp_path / "a.beton"
     samples = [Sample(name, b"none", 0) for name in names] + [Sample("good", photo(0, 30, 30), 0)]
     write_beton(samples, out, num_samples=len(samples), max_bad="100%")
-    with open(quarantine_path(out), newline="", encoding="utf-8") as file:
+    with open(bad_path(out), newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     beside = ["./" + name if name[0] in "=+-@\r" else name for name in names]
     assert [row[0] for row in rows] == ["path", *beside]
     assert all(len(row) == 2 for row in rows) and not any(row[0][0] in "=+-@\r" for row in rows)
-    assert quarantine_path(out).read_bytes().startswith(b'"path","reason"\n"a\rb.jpg",')
+    assert bad_path(out).read_bytes().startswith(b'"path","reason"\n"a\rb.jpg",')
 
 
 def test_ctrl_c_ends_a_write_whose_read_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,13 +122,13 @@ def test_ctrl_c_ends_a_write_whose_read_hangs(tmp_path: Path, monkeypatch: pytes
     assert not threads[0].is_alive()
 
 
-def test_too_many_broken_images_stop(photos: Path, tmp_path: Path) -> None:
+def test_too_many_bad_images_stop(photos: Path, tmp_path: Path) -> None:
     tree(photos, {"ant/x.jpg": b"1", "ant/y.jpg": b"2"})
     out = tmp_path / "a.beton"
     with pytest.raises(ValueError, match="--max-bad 5% allows 1 of 20"):
         write_folder(photos, out, max_bad="5%")
-    assert quarantine_path(out).read_text().count("\n") == 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.beton.quarantine.csv", "photos"]
+    assert bad_path(out).read_text().count("\n") == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.beton.bad.csv", "photos"]
     with pytest.raises(ValueError, match="no image could be used"):
         write_beton([Sample("x", b"1", 0)], out, num_samples=1, max_bad="100%")
     assert not out.exists()
@@ -141,11 +141,11 @@ def test_small_images_are_listed_apart_from_broken_ones(tmp_path: Path) -> None:
     tree(photos, {name: jpeg(photo(i, *size)) for i, (name, size) in enumerate(sizes.items())})
     tree(photos, {"cat/e.jpg": b"broken"})
     report = write_folder(photos, out, max_bad="1", target=Target(min_px=53))
-    assert (report.num_samples, report.num_small, report.num_quarantined) == (2, 2, 1)
+    assert (report.num_samples, report.num_small, report.num_bad) == (2, 2, 1)
     assert report.first_small == "ant/b.jpg: 90 x 52 px"
     expected = '"path","reason"\n"ant/b.jpg","90 x 52 px"\n"ant/c.png","52 x 90 px"\n'
     assert small_path(out).read_text() == expected
-    assert quarantine_path(out).read_text().count("\n") == 2
+    assert bad_path(out).read_text().count("\n") == 2
     sidecar = read_sidecar(out)
     assert sidecar and (sidecar.written["min_px"], sidecar.written["num_small"]) == (53, 2)
     with Beton(out) as beton:

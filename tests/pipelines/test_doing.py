@@ -44,7 +44,7 @@ def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clo
             clock[0] += 0.1
             progress.update(700, 3)
             assert voice.line(clock[0]) == (
-                "DATA: listing: 700 of 1,200 files, 50 files/s, ETA 0:00:10, 3 broken"
+                "DATA: listing: 700 of 1,200 files, 50 files/s, ETA 0:00:10, 3 bad"
             )
         clock[0] += 10
         assert voice.line(clock[0]) == "opening the data: 0:00:30 so far"
@@ -180,5 +180,5 @@ def test_units_of_an_earlier_run_count_for_no_speed(voice: Heartbeat, clock: lis
         clock[0] += 10
         progress.update(800, 1, "80 of about 100 MB")
         assert progress.line(clock[0]) == (
-            "a.beton: writing: 800 of 1,000 images, 20 images/s, ETA 0:00:10, 80 of about 100 MB, 1 broken"
+            "a.beton: writing: 800 of 1,000 images, 20 images/s, ETA 0:00:10, 80 of about 100 MB, 1 bad"
         )

@@ -54,15 +54,15 @@ def test_by_all_images_it_is_the_files_size(target: Target, tmp_path: Path) -> N
     size = written_bytes(source, target, tmp_path / "a.beton")
     # The header has its place in the table's page, and two further checksums stand at the end.
     assert expected.num_bytes == expected.low_bytes == expected.high_bytes == pytest.approx(size, abs=8)
-    assert expected.counts["broken"] == 1 and expected.num_seen == 18 and expected.counts.total() == 18
-    assert expected.first_broken.startswith("ant/0/00.jpg: ")
+    assert expected.counts["bad"] == 1 and expected.num_seen == 18 and expected.counts.total() == 18
+    assert expected.first_bad.startswith("ant/0/00.jpg: ")
 
 
 def test_by_some_images_the_range_holds_the_files_size(tmp_path: Path) -> None:
     source = image_folder(many(tmp_path / "photos"))
     expected = estimate(source, Target(), 2, num=60)
     assert (expected.num_seen, expected.num_total, len(expected.sides)) == (60, 240, 60)
-    assert expected.counts == {"passed": 60, "broken": 0, "small": 0}
+    assert expected.counts == {"passed": 60, "bad": 0, "small": 0}
     size = written_bytes(source, Target(), tmp_path / "a.beton")
     assert expected.low_bytes < size < expected.high_bytes < 1.1 * expected.low_bytes
     assert expected.seconds > 0
@@ -195,9 +195,9 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     )
     # Of the eight sizes two have no side above 60 px, and one of these files is broken.
     assert counts.startswith("of 240 images: 59 taken over byte for byte, 178 encoded")
-    assert "3 broken, 0 too small" in counts
+    assert "3 bad, 0 too small" in counts
     assert "longer side" in sides and last == "nothing was written"
-    assert broken.startswith("at this rate 3 images are broken, more than --max-bad 1% allows")
+    assert broken.startswith("at this rate 3 images are bad, more than --max-bad 1% allows")
 
 
 def test_a_full_disk_is_refused_before_writing(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.data import header_index, heic, image_file
-from fastpsl.pipelines.data.image_file import BrokenImage, decode_any, num_pixels, upright_size
+from fastpsl.pipelines.data.image_file import BadImage, decode_any, num_pixels, upright_size
 from fastpsl.pipelines.data.image_files import Folder
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo
@@ -54,11 +54,11 @@ def test_damaged_heic_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> N
     size = (64).to_bytes(4, "big") * 2
     assert HEIC.count(size) == 1
     for broken in (HEIC[:60], HEIC[:-200], HEIC.replace(size, (32).to_bytes(4, "big") * 2)):
-        with pytest.raises(BrokenImage) as caught:
+        with pytest.raises(BadImage) as caught:
             decode_any(broken)
         assert "\n" not in str(caught.value)
     monkeypatch.setattr(image_file, "MAX_PIXELS", 48 * 32 - 1)
-    with pytest.raises(BrokenImage, match="32 x 48 px are more than 1,535 pixels"):
+    with pytest.raises(BadImage, match="32 x 48 px are more than 1,535 pixels"):
         decode_any(HEIC)
 
 
@@ -71,7 +71,7 @@ def folder_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             patches.setattr(module, "is_missing", lambda: True)
         with pytest.warns(UserWarning, match=r"1 of 2 images cannot be read, the first is b\.heic: HEIC"):
             Folder(root).close()
-        with pytest.raises(BrokenImage) as caught:
+        with pytest.raises(BadImage) as caught:
             decode_any(HEIC)
     assert str(caught.value) == WHY
     return root

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Target, convert
-from fastpsl.pipelines.data.image_file import BrokenImage, convert_pillow, decode_any
+from fastpsl.pipelines.data.image_file import BadImage, convert_pillow, decode_any
 from fastpsl.pipelines.decoders import codes, dali, libturbo
 from fastpsl.pipelines.decoders.codec import Codec
 from fastpsl.pipelines.decoders.dali import DaliDecoder
@@ -199,7 +199,7 @@ def test_writing_takes_no_tables_of_another_image() -> None:
     stored = convert(without(standard, DHT), Target())
     assert stored.how == "encoded" and jpeg_scans(stored.data) == SCANS_GOOD
     for broken in (without(standard, DQT), without(standard, DQT, 1)):
-        with pytest.raises(BrokenImage, match="without tables of its own"):
+        with pytest.raises(BadImage, match="without tables of its own"):
             convert(broken, Target())
 
 
@@ -247,5 +247,5 @@ def test_a_jpeg_of_many_scans_is_refused(name: str, tmp_path: Path) -> None:
         status, _ = decode(decoder, samples.rows, [np.array([[0, 0, 16, 16]], np.int32)], [16])
     assert status[0] == codes.CORRUPT
     for read in (decode_any, lambda data: convert_pillow(Image.open(io.BytesIO(data)))):
-        with pytest.raises(BrokenImage, match=f"more than {MAX_SCANS} scans"):
+        with pytest.raises(BadImage, match=f"more than {MAX_SCANS} scans"):
             read(data)

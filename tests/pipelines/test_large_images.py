@@ -12,7 +12,7 @@ from PIL import Image
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.encode import Target, convert
 from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL, LARGE_PIXELS, LargeImages
-from fastpsl.pipelines.beton.left_out import quarantine_path
+from fastpsl.pipelines.beton.left_out import bad_path
 from fastpsl.pipelines.data import image_file
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.data.image_file import decode_any, upright_size
@@ -58,8 +58,8 @@ WHY = "268,435,457 bytes; at most 268,435,456 are taken"
 def test_a_huge_file_is_refused_unread_by_the_writer(folder: Path, tmp_path: Path) -> None:
     with Peak() as peak:
         report = write_folder(folder, tmp_path / "a.beton", max_bad="1")
-    assert report.num_samples == 2 and report.first_broken == f"b.jpg: {WHY}"
-    assert WHY in quarantine_path(tmp_path / "a.beton").read_text()
+    assert report.num_samples == 2 and report.first_bad == f"b.jpg: {WHY}"
+    assert WHY in bad_path(tmp_path / "a.beton").read_text()
     assert peak.grown_mb < 100
 
 

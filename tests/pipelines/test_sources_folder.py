@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastpsl.pipelines.beton.left_out import quarantine_path
+from fastpsl.pipelines.beton.left_out import bad_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import info
 from fastpsl.pipelines.beton.write import write_beton
@@ -245,5 +245,5 @@ def test_pipes_are_left_alone_and_links_in_circles_are_named(tmp_path: Path) -> 
     assert source.left_out.counts == {"other files": 1}
     out = tmp_path / "out.beton"
     assert write_beton(source.samples(), out, num_samples=3, max_bad="2").num_samples == 1
-    rows = quarantine_path(out).read_text().splitlines()[1:]
+    rows = bad_path(out).read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ['"a/3.jpg"', '"a/4.jpg"']

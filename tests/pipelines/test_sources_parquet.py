@@ -9,7 +9,7 @@ import pytest
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.data.image_file import BadImage
 from fastpsl.pipelines.sources.choose import open_source
 from fastpsl.pipelines.sources.source import Sample
 from tests.pipelines.memory import printed_by
@@ -142,7 +142,7 @@ def test_columns_without_features(tmp_path: Path) -> None:
     assert [sample.image for sample in results[:2]] == PHOTOS[:2] and [
         sample.label for sample in results[:2]
     ] == [5, -1]
-    assert isinstance(results[2].image, BrokenImage) and results[2].name == "a.parquet row 2"
+    assert isinstance(results[2].image, BadImage) and results[2].name == "a.parquet row 2"
     assert [sample.label for sample in samples(src, label_column="id")] == [1, 2, 3]
     assert [sample.label for sample in samples(src, label_column="none")] == [-1] * 3
     (tmp_path / "file.jpg").write_bytes(PHOTOS[4])
@@ -216,7 +216,7 @@ def test_a_row_names_no_file_outside_of_its_tables_folder(tmp_path: Path) -> Non
         "the row holds no bytes and names a file that is not below "
         f"{tmp_path / 'table'}: put the images there"
     )
-    assert [str(image) for image in results[3:] if isinstance(image, BrokenImage)] == [reason] * len(outside)
+    assert [str(image) for image in results[3:] if isinstance(image, BadImage)] == [reason] * len(outside)
 
 
 def test_damaged_files(disk: dict[str, Path], tmp_path: Path) -> None:

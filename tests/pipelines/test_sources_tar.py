@@ -10,7 +10,7 @@ import pytest
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.data.image_file import BadImage
 from fastpsl.pipelines.sources import tar_stream
 from fastpsl.pipelines.sources.choose import open_source
 from fastpsl.pipelines.sources.source import Sample
@@ -38,8 +38,8 @@ def broken(src: object, **options: Any) -> tuple[list[str], list[tuple[str, str]
     """Return the names of the sound samples, and (name, reason) of the others."""
     results = samples(src, **options)
     return (
-        [sample.name for sample in results if not isinstance(sample.image, BrokenImage)],
-        [(sample.name, str(sample.image)) for sample in results if isinstance(sample.image, BrokenImage)],
+        [sample.name for sample in results if not isinstance(sample.image, BadImage)],
+        [(sample.name, str(sample.image)) for sample in results if isinstance(sample.image, BadImage)],
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton.left_out import quarantine_path
+from fastpsl.pipelines.beton.left_out import bad_path
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources.choose import open_source
 from tests.pipelines.photos import jpeg
@@ -133,15 +133,15 @@ def test_any_damage_is_a_line_never_a_crash(tmp_path: Path) -> None:
             assert str(src) in str(error) and "\n" not in str(error)
 
 
-def test_what_is_cut_goes_to_the_quarantine_list(tmp_path: Path) -> None:
+def test_what_is_cut_is_listed_as_bad(tmp_path: Path) -> None:
     make_tar(tmp_path / "0.tar", {f"{i}.jpg": PHOTOS[i] for i in range(4)})
     cut = make_tar(tmp_path / "1.tar", {"a.jpg": PHOTOS[4], "b.jpg": b"no image", "c.jpg": PHOTOS[5]})
     cut.write_bytes(cut.read_bytes()[: 512 * 3 + len(PHOTOS[4]) // 512 * 512 + 1024 + 600])
     source = open_source(str(tmp_path / "*.tar"))
     out = tmp_path / "a.beton"
     report = write_beton(source.samples(), out, num_samples=source.num_samples, max_bad="2")
-    assert (report.num_samples, report.num_quarantined) == (5, 2)
-    with open(quarantine_path(out), newline="") as file:
+    assert (report.num_samples, report.num_bad) == (5, 2)
+    with open(bad_path(out), newline="") as file:
         rows = list(csv.reader(file))[1:]
     assert [row[0] for row in rows] == ["1.tar/b.jpg", "1.tar"] and "is cut short at c.jpg" in rows[1][1]
 

@@ -175,7 +175,7 @@ def test_masks_are_checked_once(
     assert not capsys.readouterr().err
 
 
-def test_other_broken_images_are_nobodys_business(root: Path) -> None:
+def test_other_bad_images_are_nobodys_business(root: Path) -> None:
     (root / "VOC2007" / "JPEGImages" / "000001.jpg").write_bytes(b"no picture")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -26,7 +26,7 @@ def test_a_training_tells_what_is_left_out_once(tmp_path: Path) -> None:
     done = run(ROOT / "recipes" / "rotation_rv50.py", *TINY, *arguments, ranks=2)
     assert done.returncode == 0, done.stderr
     lines = [line for line in (done.stdout + done.stderr).splitlines() if "left out" in line]
-    of_train = "1 broken image, 1 file of another kind, 2 leftovers of other programs"
+    of_train = "1 bad image, 1 file of another kind, 2 leftovers of other programs"
     assert lines == [
         f"rotation_rv50: warning: {tmp_path}/train.beton: left out when it was written: {of_train}",
         f"rotation_rv50: warning: {tmp_path}/val: left out: 1 leftover of another program (lost+found)",

@@ -387,7 +387,7 @@ def test_the_number_of_shots_that_can_be_drawn_is_told() -> None:
 
 
 def test_outcomes_are_of_their_settings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other seeds, shots, costs, protocols, features and broken images have other files; repeated ones the
+    """Other seeds, shots, costs, protocols, features and bad images have other files; repeated ones the
     same.
     """
     asked: list[dict[Path, OneClass]] = []

@@ -54,7 +54,7 @@ SEE: dict[str, tuple[str, ...]] = {
     "recipes copy": ("how_to/add_a_task.md",),
     "data write": ("how_to/pack_a_dataset.md", "how_to/pack_imagenet.md", "reference/file_formats.md"),
     "data append": ("how_to/pack_a_dataset.md",),
-    "data verify": ("how_to/broken_images.md",),
+    "data verify": ("how_to/bad_images.md",),
     "data info": ("reference/file_formats.md",),
     "features": ("how_to/evaluate/retrieval.md", "how_to/evaluate/knn.md"),
     "retrieve": ("how_to/evaluate/retrieval.md",),

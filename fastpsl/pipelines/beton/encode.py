@@ -18,7 +18,7 @@ from PIL import Image
 from fastpsl.pipelines.beton.large_images import LargeImages
 from fastpsl.pipelines.beton.shard import JPG, RAW
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT
-from fastpsl.pipelines.data.image_file import BrokenImage, check_pixels, decode_any, num_pixels
+from fastpsl.pipelines.data.image_file import BadImage, check_pixels, decode_any, num_pixels
 from fastpsl.pipelines.data.orientation import jpeg_orientation, turn
 from fastpsl.pipelines.data.plain_jpeg import decode_plainly
 from fastpsl.pipelines.decoders.codec import Codec, shrink
@@ -96,10 +96,10 @@ def convert(data: bytes, target: Target) -> Stored:
     Many threads may call it; large images wait for each other (large_images.py).
 
     Raises:
-        BrokenImage: The image cannot be used; the message says why.
+        BadImage: The image cannot be used; the message says why.
     """
     if not data:
-        raise BrokenImage("empty file")
+        raise BadImage("empty file")
     status, height, width, components, is_progressive, precision = jpeg_header(data, len(data))
     if status != HEADER_GOOD or components != 3 or precision != 8 or height * width > MAX_PIXELS:
         with _large.room_for(num_pixels(data)):
@@ -134,10 +134,10 @@ def store_array(image: np.ndarray, target: Target) -> Stored:
     """Convert an RGB image in memory, uint8 [H, W, 3], to its stored form.
 
     Raises:
-        BrokenImage: The array is not such an image.
+        BadImage: The array is not such an image.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise BrokenImage(f"array of {image.dtype} {list(image.shape)}; uint8 [H, W, 3] is wanted")
+        raise BadImage(f"array of {image.dtype} {list(image.shape)}; uint8 [H, W, 3] is wanted")
     return _store(_shrink(image, target), target, "encoded")
 
 
@@ -178,7 +178,7 @@ def _shrink(image: np.ndarray, target: Target) -> np.ndarray:
 def _store(image: np.ndarray, target: Target, how: str) -> Stored:
     height, width = image.shape[:2]
     if max(height, width) > MAX_SIDE_PX:
-        raise BrokenImage(f"{width} x {height} px: a side above {MAX_SIDE_PX} px; shrink with --max-side")
+        raise BadImage(f"{width} x {height} px: a side above {MAX_SIDE_PX} px; shrink with --max-side")
     image = np.ascontiguousarray(image)
     if target.mode == "raw":
         return Stored(image.tobytes(), height, width, RAW, how)
@@ -190,6 +190,6 @@ def _store(image: np.ndarray, target: Target, how: str) -> Stored:
         try:
             Image.fromarray(image).save(out, "JPEG", quality=target.quality)
         except OSError as error:  # a side longer than JPEG's 65,500 px
-            raise BrokenImage(f"{width} x {height} px cannot be encoded ({error})") from None
+            raise BadImage(f"{width} x {height} px cannot be encoded ({error})") from None
         data = out.getvalue()
     return Stored(data, height, width, JPG, how)

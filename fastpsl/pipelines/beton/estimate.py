@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 
-from fastpsl.pipelines.beton.encode import BrokenImage, Stored, Target
+from fastpsl.pipelines.beton.encode import BadImage, Stored, Target
 from fastpsl.pipelines.beton.shard import ALLOCATION, IMAGE_TYPE, INT_TYPE, row_dtype
 from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES, TooSmall, convert_one, max_bad_count
 from fastpsl.pipelines.doing import clock
@@ -39,9 +39,9 @@ class Estimate:
             the first ones.
         high_bytes: The greatest that is likely; infinite where the images seen are the first ones.
         seconds: The time for reading and converting, with this many threads on this machine.
-        counts: How many images seen are "passed", "encoded", "mended", "broken" and "small".
+        counts: How many images seen are "passed", "encoded", "mended", "bad" and "small".
         sides: The (height, width) of those that would be stored, int [n, 2].
-        first_broken: The first broken image and its fault.
+        first_bad: The first bad image and its fault.
     """
 
     num_total: int
@@ -54,7 +54,7 @@ class Estimate:
     num_threads: int
     counts: Counter[str]
     sides: np.ndarray
-    first_broken: str
+    first_bad: str
 
     def line(self, out: Path) -> str:
         """Return size, time and free space in one line."""
@@ -81,15 +81,15 @@ class Estimate:
         yield (
             f"of {self.num_seen:,} images: {counts['passed']:,} taken over byte for byte, "
             f"{counts['encoded']:,} encoded, {counts['mended']:,} encoded after a libjpeg warning, "
-            f"{counts['broken']:,} broken, {counts['small']:,} too small"
+            f"{counts['bad']:,} bad, {counts['small']:,} too small"
         )
         if len(self.sides):
             yield _sides(self.sides)
-        num_broken = counts["broken"] / self.num_seen * self.num_total
-        if num_broken > max_bad_count(max_bad, self.num_total):
+        num_bad_images = counts["bad"] / self.num_seen * self.num_total
+        if num_bad_images > max_bad_count(max_bad, self.num_total):
             yield (
-                f"at this rate {num_broken:,.0f} images are broken, more than --max-bad {max_bad} allows, "
-                f"and writing would stop; the first is {self.first_broken}"
+                f"at this rate {num_bad_images:,.0f} images are bad, more than --max-bad {max_bad} allows, "
+                f"and writing would stop; the first is {self.first_bad}"
             )
 
     def require_space(self, out: Path) -> None:
@@ -131,10 +131,10 @@ def estimate(
         raise ValueError(
             "nothing to write: the source holds no image; give another SRC, or leave out --shard"
         )
-    sizes, sides, counts, first_broken = list[int](), list[tuple[int, int]](), Counter[str](), ""
+    sizes, sides, counts, first_bad = list[int](), list[tuple[int, int]](), Counter[str](), ""
     done = list[None]()
 
-    def convert(sample: Sample) -> Stored | BrokenImage | TooSmall:
+    def convert(sample: Sample) -> Stored | BadImage | TooSmall:
         result = convert_one(sample.image, target)
         done.append(None)
         return result
@@ -146,9 +146,9 @@ def estimate(
         if isinstance(result, Stored):
             counts[result.how] += 1
             sides.append((result.height, result.width))
-        elif isinstance(result, BrokenImage):
-            first_broken = first_broken or " ".join(f"{sample.name}: {result}".split())
-        counts["broken"] += isinstance(result, BrokenImage)
+        elif isinstance(result, BadImage):
+            first_bad = first_bad or " ".join(f"{sample.name}: {result}".split())
+        counts["bad"] += isinstance(result, BadImage)
         counts["small"] += isinstance(result, TooSmall)
         sizes.append(len(result.data) if isinstance(result, Stored) else 0)
         if (seconds := time.monotonic() - started) > limit_s:
@@ -163,7 +163,7 @@ def estimate(
         low, high = max(num_bytes - spread, 0.0), num_bytes + spread
     return Estimate(
         num_total, len(sizes), picks.how, num_bytes, low, high, seconds / max(len(done), 1) * num_total,
-        num_threads, counts, np.array(sides).reshape(-1, 2), first_broken,
+        num_threads, counts, np.array(sides).reshape(-1, 2), first_bad,
     )  # fmt: skip
 
 

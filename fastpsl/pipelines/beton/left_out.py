@@ -1,4 +1,4 @@
-"""The lists of images that a writing leaves out, OUT.quarantine.csv and OUT.small.csv, and their numbers."""
+"""The lists of images that a writing leaves out, OUT.bad.csv and OUT.small.csv, and their numbers."""
 
 import csv
 import io
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.pipelines.files.atomic import PartialFile, write_all
-from fastpsl.pipelines.sources.tally import BROKEN, SMALL, Tally
+from fastpsl.pipelines.sources.tally import BAD, SMALL, Tally
 
 
-def quarantine_path(out: Path) -> Path:
-    """Return train.beton.quarantine.csv for train.beton."""
-    return out.with_name(out.name + ".quarantine.csv")
+def bad_path(out: Path) -> Path:
+    """Return train.beton.bad.csv for train.beton."""
+    return out.with_name(out.name + ".bad.csv")
 
 
 def small_path(out: Path) -> Path:
@@ -24,7 +24,7 @@ def left_out_before(records: Sequence[dict[str, Any]]) -> Tally:
     """Return what was left out when files were written, by their JSONs' `written`."""
     sources, tally = set[tuple[str, str]](), Tally()
     for record in records:
-        counts = {BROKEN: record.get("num_quarantined"), SMALL: record.get("num_small")}
+        counts = {BAD: record.get("num_bad"), SMALL: record.get("num_small")}
         source = (str(record.get("source")), str(record.get("split")))
         if source not in sources and isinstance(record.get("left_out"), dict):
             sources.add(source)  # of which all of its shards tell alike

@@ -16,11 +16,11 @@ from typing import Any
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile, rows_in_a_page
 from fastpsl.pipelines.beton.journal import Journal, journal_path
-from fastpsl.pipelines.beton.left_out import LeftOut, quarantine_path, small_path
+from fastpsl.pipelines.beton.left_out import LeftOut, bad_path, small_path
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, read_sidecar, sidecar_path
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import partial_path, remove_leftovers, sync_folder, write_atomically
-from fastpsl.pipelines.sources.tally import BROKEN
+from fastpsl.pipelines.sources.tally import BAD
 
 _NUMBER = "-[0-9][0-9][0-9][0-9][0-9]-of-"
 
@@ -33,9 +33,9 @@ class WriteReport:
     num_passed: int = 0  # byte for byte
     num_encoded: int = 0
     num_mended: int = 0  # encoded again because libjpeg warned, though Pillow could read them
-    num_quarantined: int = 0
+    num_bad: int = 0
     num_small: int = 0  # left out, because the shorter side is below the target's min_px
-    first_broken: str = ""  # the first quarantined image and its fault
+    first_bad: str = ""  # the first bad image and its fault
     first_small: str = ""  # the first image that was too small and its size
     num_bytes: int = 0
     seconds: float = 0.0
@@ -44,7 +44,7 @@ class WriteReport:
 
     def counts(self) -> dict[str, int]:
         """Return the counts of one file for its JSON."""
-        names = "samples", "passed", "encoded", "mended", "quarantined", "small", "bytes"
+        names = "samples", "passed", "encoded", "mended", "bad", "small", "bytes"
         return {f"num_{name}": getattr(self, f"num_{name}") for name in names}
 
 
@@ -104,7 +104,7 @@ class Output:
         self.out, self.journal, self.class_names, self.written = out, journal, class_names, written
         self.page_bytes, self.shard_bytes = page_bytes, shard_bytes
         self.max_samples = min(max_samples, rows_in_a_page(page_bytes)) if shard_bytes else max_samples
-        self.quarantine, self.small = LeftOut(quarantine_path(out)), LeftOut(small_path(out))
+        self.bad, self.small = LeftOut(bad_path(out)), LeftOut(small_path(out))
         self.num_done = self._num_whole_bytes = 0
         self.whole, self.report, self.packer = list[WriteReport](), WriteReport(), PathPacker()
         self.file: BetonFile | None = None
@@ -141,7 +141,7 @@ class Output:
         self._note(record, num_bytes)
 
     def leave_out(self, name: str, kind: str, reason: str) -> None:
-        """Add an image to the list of those that are BROKEN or SMALL."""
+        """Add an image to the list of those that are BAD or SMALL."""
         self._list(name, kind, reason)
         self._note([name, kind, reason], 0)
 
@@ -160,9 +160,9 @@ class Output:
 
     def _list(self, name: str, kind: str, reason: str) -> None:
         self.num_done += 1
-        if kind == BROKEN:
-            self.quarantine.add(name, reason)
-            self.report.num_quarantined += 1
+        if kind == BAD:
+            self.bad.add(name, reason)
+            self.report.num_bad += 1
         else:
             self.small.add(name, reason)
             self.report.num_small += 1
@@ -256,7 +256,7 @@ class Output:
         """Finish the last file, publish all under their final names, and return the counts of all."""
         if self.file is not None:
             self._end_shard(is_last=True)
-        self.quarantine.publish()
+        self.bad.publish()
         self.small.publish()
         num, finals = len(self.whole), list[Path]()
         for index in range(num):
@@ -270,9 +270,7 @@ class Output:
         self.journal.discard()
         self._is_published = True
         total = {name: sum(report.counts()[name] for report in self.whole) for name in self.report.counts()}
-        return WriteReport(
-            **total, first_broken=self.quarantine.first, first_small=self.small.first, num_shards=num
-        )
+        return WriteReport(**total, first_bad=self.bad.first, first_small=self.small.first, num_shards=num)
 
     def _publish(self, partial: Path, final: Path, shard: str) -> None:
         sidecar = read_sidecar(partial)
@@ -292,7 +290,7 @@ class Output:
 
     def close(self, keep: bool) -> None:
         """Close what is open; remove what is not published, unless `keep` and the journal holds images."""
-        self.quarantine.discard()
+        self.bad.discard()
         self.small.discard()
         if self._is_published:
             return

@@ -19,9 +19,9 @@ import numpy as np
 
 import fastpsl
 from fastpsl.pipelines.beton.begin import leave, open_journal, require_same
-from fastpsl.pipelines.beton.encode import BrokenImage, Stored, Target, convert, store_array
+from fastpsl.pipelines.beton.encode import BadImage, Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
-from fastpsl.pipelines.beton.left_out import quarantine_path
+from fastpsl.pipelines.beton.left_out import bad_path
 from fastpsl.pipelines.beton.output import Output, WriteReport
 from fastpsl.pipelines.data.image_file import read_image_file
 from fastpsl.pipelines.decoders.libturbo import INSTALL, why_missing
@@ -29,7 +29,7 @@ from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.pipelines.number_words import number_of
 from fastpsl.pipelines.sources.source import Sample
-from fastpsl.pipelines.sources.tally import BROKEN, SMALL
+from fastpsl.pipelines.sources.tally import BAD, SMALL
 from fastpsl.pipelines.workers import map_in_order, usable_cores
 
 DEFAULT_PAGE_BYTES = 1 << 23  # ffcv's
@@ -61,23 +61,23 @@ class TooSmall(str):
 
 
 def convert_one(
-    image: "Path | bytes | np.ndarray | BrokenImage", target: Target
-) -> Stored | BrokenImage | TooSmall:
+    image: "Path | bytes | np.ndarray | BadImage", target: Target
+) -> Stored | BadImage | TooSmall:
     """Convert an image in a worker, and return the error where this one image fails."""
-    if isinstance(image, BrokenImage):
+    if isinstance(image, BadImage):
         return image
     try:
         if isinstance(image, Path):
             image = read_image_file(image)
         stored = convert(image, target) if isinstance(image, bytes) else store_array(image, target)
     except OSError as error:
-        return BrokenImage(f"cannot be read ({error.strerror})")
-    except BrokenImage as error:
+        return BadImage(f"cannot be read ({error.strerror})")
+    except BadImage as error:
         return error
     if min(stored.height, stored.width) < target.min_px:
         return TooSmall(f"{stored.width} x {stored.height} px")
     if len(stored.data) > MAX_PAGE_BYTES:
-        return BrokenImage(f"{len(stored.data):,} bytes; a page holds {MAX_PAGE_BYTES:,}")
+        return BadImage(f"{len(stored.data):,} bytes; a page holds {MAX_PAGE_BYTES:,}")
     return stored
 
 
@@ -97,7 +97,7 @@ def write_beton(
     record: dict[str, object] | None = None,
     on_progress: Callable[[int, int, int], None] | None = None,
 ) -> WriteReport:
-    """Write a dataset file with its JSON and, if any, the lists of broken and of too small images.
+    """Write a dataset file with its JSON and, if any, the lists of bad and of too small images.
 
     Where it is interrupted, what has come to the disk stays beside `out` under hidden names.
 
@@ -108,7 +108,7 @@ def write_beton(
         class_names: The name of each label; None for images without classes.
         target: The form in which images are stored.
         num_workers: The number of threads; None for one per core.
-        max_bad: How many broken images are left out and listed, as "20" or "1%" of num_samples; one more is
+        max_bad: How many bad images are left out and listed, as "20" or "1%" of num_samples; one more is
             an error.
         overwrite: Replace an existing file, and an interrupted one unless `resume`.
         resume: Go on with an interrupted writing, if there is one. The files become what they would have been
@@ -120,7 +120,7 @@ def write_beton(
         on_progress: Called with (num_done, num_bad, bytes so far) at the start and after each image.
 
     Raises:
-        ValueError: `out` cannot be written, exists, too many images are broken, or `resume` finds what was
+        ValueError: `out` cannot be written, exists, too many images are bad, or `resume` finds what was
             begun by another command. What was published before is as it was. The message is one line.
     """
     out = Path(out)
@@ -166,39 +166,39 @@ def write_beton(
         if is_resumed:
             with output_errors(out):
                 output.take_again()
-            num_before = output.num_done - output.quarantine.num - output.small.num
+            num_before = output.num_done - output.bad.num - output.small.num
         if on_progress:
-            on_progress(output.num_done, output.quarantine.num, output.num_bytes)
+            on_progress(output.num_done, output.bad.num, output.num_bytes)
         rest = () if is_resumed and journal.is_whole else _rest(samples, output, num_samples)
         results = map_in_order(
             lambda sample: convert_one(sample.image, target), rest, num_workers, "beton-write"
         )
         for sample, result in results:
             with output_errors(out):
-                if isinstance(result, BrokenImage):
-                    output.leave_out(sample.name, BROKEN, str(result))
+                if isinstance(result, BadImage):
+                    output.leave_out(sample.name, BAD, str(result))
                 elif isinstance(result, TooSmall):
                     output.leave_out(sample.name, SMALL, result)
                 else:
                     output.take(sample.name, sample.label, result)
-                if isinstance(result, BrokenImage) and output.quarantine.num > allowed_bad:
+                if isinstance(result, BadImage) and output.bad.num > allowed_bad:
                     keep = False
-                    output.quarantine.publish()
+                    output.bad.publish()
                     raise ValueError(
-                        f"{quarantine_path(out)}: lists {number_of(output.quarantine.num, 'broken image')}, "
+                        f"{bad_path(out)}: lists {number_of(output.bad.num, 'bad image')}, "
                         f"--max-bad {max_bad} allows {allowed_bad} of {num_samples:,} "
-                        f"(the first is {output.quarantine.first}); "
+                        f"(the first is {output.bad.first}); "
                         f"repair or remove them, or raise --max-bad"
                     )
             if on_progress:
-                on_progress(output.num_done, output.quarantine.num, output.num_bytes)
-        if output.num_done == output.quarantine.num + output.small.num:
+                on_progress(output.num_done, output.bad.num, output.num_bytes)
+        if output.num_done == output.bad.num + output.small.num:
             keep = False
-            output.quarantine.publish()
+            output.bad.publish()
             why = (
                 f"{output.small.num:,} are below --min-px {target.min_px}"
                 if output.small.num
-                else f"{quarantine_path(out)} lists them (the first is {output.quarantine.first})"
+                else f"{bad_path(out)} lists them (the first is {output.bad.first})"
             )
             raise ValueError(f"{out}: nothing to write, no image could be used; {why}")
         with (

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, MODE_FILE, MODE_JPEG, UPRIGHT
 from fastpsl.pipelines.data.heic import is_missing
-from fastpsl.pipelines.data.image_file import FORMATS, BrokenImage, check_bytes, upright_size
+from fastpsl.pipelines.data.image_file import FORMATS, BadImage, check_bytes, upright_size
 from fastpsl.pipelines.data.orientation import TURNED, usual_jpeg_orientation
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.doing import doing
@@ -27,7 +27,7 @@ from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.sources.tally import Tally
 from fastpsl.pipelines.workers import map_in_order
 
-_VERSION = "folder-v2"  # a new name whenever the contents of the index change
+_VERSION = "folder-v3"  # a new name whenever the contents of the index change
 _LISTING = "folder-v1"  # the same for the digest of a listing, which runs are resumed by
 _THREADS = 16  # remote storage answers slowly, but many requests at once
 # Pillow reads the size of a JPEG whose first scan is further back.
@@ -67,8 +67,8 @@ class Summary:
     num_samples: int
     # Min height, min width, max height, max width in px, over the images that can be read.
     sizes: tuple[int, int, int, int]
-    num_broken: int
-    first_broken: str  # name and reason
+    num_bad_images: int
+    first_bad: str  # name and reason
     num_name_bytes: int
 
 
@@ -179,7 +179,7 @@ def _scan(path: object) -> tuple[_File, int, int, int, int]:
         return file, height, width, MODE_FILE, UPRIGHT
     except OSError as error:
         reason = str(error.strerror)
-    except BrokenImage as error:
+    except BadImage as error:
         reason = str(error)
     return _File(file.num_bytes, file.time_ns, file.reason or reason), 1, 1, MODE_FILE, UPRIGHT
 
@@ -241,15 +241,15 @@ def _write(files: Files, origin: Path, path: Path) -> tuple[Summary, str]:
             )  # fmt: skip
             summary.num_name_bytes += names.write(name)
             if file.reason:
-                summary.num_broken += 1
-                summary.first_broken = summary.first_broken or f"{sample.name}: {file.reason}"
+                summary.num_bad_images += 1
+                summary.first_bad = summary.first_bad or f"{sample.name}: {file.reason}"
             else:
                 low_height, low_width, most_height, most_width = summary.sizes
                 summary.sizes = (
                     min(low_height, height), min(low_width, width),
                     max(most_height, height), max(most_width, width),
                 )  # fmt: skip
-            progress.update(i + 1, summary.num_broken)
+            progress.update(i + 1, summary.num_bad_images)
     records.flush()
     return summary, digests.hex()[0]
 

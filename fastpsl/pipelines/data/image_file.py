@@ -42,21 +42,21 @@ _BLOCK_BYTES = 1 << 20
 _BAND_PIXELS = 1 << 20
 
 
-class BrokenImage(Exception):
-    """An error of one image that cannot be used; its message is the reason in the quarantine list."""
+class BadImage(Exception):
+    """An error of one image that cannot be used; its message is the reason in the list of bad images."""
 
 
 def check_bytes(num_bytes: int) -> None:
-    """Raise BrokenImage for a file of more bytes than are read."""
+    """Raise BadImage for a file of more bytes than are read."""
     if num_bytes > MAX_FILE_BYTES:
-        raise BrokenImage(f"{num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are taken")
+        raise BadImage(f"{num_bytes:,} bytes; at most {MAX_FILE_BYTES:,} are taken")
 
 
 def read_image_file(path: str | Path) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        BrokenImage: The file is too large; it is not read.
+        BadImage: The file is too large; it is not read.
         OSError: The file cannot be read.
     """
     with open(open_file(path), "rb") as file:
@@ -69,7 +69,7 @@ def upright_size(path: str) -> tuple[int, int]:
     """Return (height, width) of what `decode_any` makes of a file, from its header alone.
 
     Raises:
-        BrokenImage: The header cannot be read; the message says why.
+        BadImage: The header cannot be read; the message says why.
     """
     with _reasons(), open(path, "rb") as file, _open(file) as image:
         width, height = image.size
@@ -87,7 +87,7 @@ def _open(file: BinaryIO) -> Image.Image:
     """Open an image of any known format; nothing but its header is decoded."""
     if is_heic(file):
         if is_missing():
-            raise BrokenImage('HEIC needs a package; pip install "fastpsl-vision[heic]" installs it')
+            raise BadImage('HEIC needs a package; pip install "fastpsl-vision[heic]" installs it')
         return open_heic(file)
     file.seek(0)
     return Image.open(file, formats=FORMATS)
@@ -114,30 +114,30 @@ def _mentions_exif(path: str) -> bool:
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Raise BrokenImage for more pixels than are allowed."""
+    """Raise BadImage for more pixels than are allowed."""
     if width * height > MAX_PIXELS:
-        raise BrokenImage(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
+        raise BadImage(f"{width} x {height} px are more than {MAX_PIXELS:,} pixels")
 
 
 @contextmanager
 def _reasons() -> Iterator[None]:
-    """Turn errors of Pillow into BrokenImage with the reason in one line."""
+    """Turn errors of Pillow into BadImage with the reason in one line."""
     try:
         yield
-    except (BrokenImage, MemoryError):
+    except (BadImage, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise BrokenImage(f"no image of a known format ({', '.join((*FORMATS, 'HEIC'))})") from None
+        raise BadImage(f"no image of a known format ({', '.join((*FORMATS, 'HEIC'))})") from None
     except Exception as error:  # noqa: BLE001  Pillow's parsers raise nearly anything on damaged files
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BrokenImage(f"{type(error).__name__}: {' '.join(text.split())}") from None
+        raise BadImage(f"{type(error).__name__}: {' '.join(text.split())}") from None
 
 
 def num_pixels(data: bytes) -> int:
     """Return the number of pixels of an image in any known format, from its header.
 
     Raises:
-        BrokenImage: The header cannot be read, or the pixels are too many.
+        BadImage: The header cannot be read, or the pixels are too many.
     """
     with _reasons(), _open(io.BytesIO(data)) as image:
         check_pixels(image.height, image.width)
@@ -157,19 +157,19 @@ def decode_any(data: bytes) -> np.ndarray:
 def _check_scans(data: bytes) -> None:
     scans = jpeg_scans(data) if data.startswith(b"\xff\xd8") else None
     if scans in SCAN_REASONS:
-        raise BrokenImage(SCAN_REASONS[scans])
+        raise BadImage(SCAN_REASONS[scans])
 
 
 def convert_pillow(image: Image.Image) -> np.ndarray:
     """Return an image of Pillow as upright RGB, uint8 [H, W, 3].
 
     Raises:
-        BrokenImage: It cannot be used; the message says why.
+        BadImage: It cannot be used; the message says why.
     """
     with _reasons():
         if isinstance(image, ImageFile.ImageFile) and image.tile:  # it is not loaded yet
             if image.format not in (*FORMATS, "MPO"):
-                raise BrokenImage(f"{image.format} is not opened here; call the image's load() first")
+                raise BadImage(f"{image.format} is not opened here; call the image's load() first")
             if image.fp and image.format in ("JPEG", "MPO"):
                 image.fp.seek(0)
                 _check_scans(image.fp.read(MAX_FILE_BYTES))
@@ -208,11 +208,11 @@ def _transparency(image: Image.Image) -> "int | tuple[int, ...] | None":
 def _rgb(image: Image.Image) -> "Image.Image | np.ndarray":
     """Return the image as 8-bit RGB, or as grey [H, W, 1]; see the module's docstring."""
     if image.mode == "F":
-        raise BrokenImage("floating-point pixels have no known range")
+        raise BadImage("floating-point pixels have no known range")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.size and not (0 <= values.min() and values.max() <= 65535):
-            raise BrokenImage("32-bit integer pixels beyond 16 bits have no known range")
+            raise BadImage("32-bit integer pixels beyond 16 bits have no known range")
         grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
         if isinstance(clear := image.info.get("transparency"), int):
             grey[values == clear] = 255

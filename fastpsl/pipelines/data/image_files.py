@@ -41,16 +41,16 @@ class ImageFiles:
         self.root = Path(os.path.abspath(root))
         self._index = folder_index(files, origin)
         summary = self._index.summary
-        if summary.num_broken == summary.num_samples:
+        if summary.num_bad_images == summary.num_samples:
             self.close()
             raise ValueError(
                 f"{origin}: none of {summary.num_samples:,} images can be read, the first is "
-                f"{summary.first_broken}; repair them, or give other images"
+                f"{summary.first_bad}; repair them, or give other images"
             )
-        if summary.num_broken:
+        if summary.num_bad_images:
             warnings.warn(
-                f"{origin}: {summary.num_broken:,} of {summary.num_samples:,} images cannot be read, "
-                f"the first is {summary.first_broken}; each is a bad sample",
+                f"{origin}: {summary.num_bad_images:,} of {summary.num_samples:,} images cannot be read, "
+                f"the first is {summary.first_bad}; each is a bad sample",
                 stacklevel=3,
             )
         self.class_names, self.left_out = files.class_names, files.left_out

@@ -244,7 +244,7 @@ def reason_of(code: int, rows: SampleTable, i: int) -> str:
 
 def _what_is_wrong(rows: SampleTable, i: int) -> str:
     """Read an image file again and explain why it was refused."""
-    from fastpsl.pipelines.data.image_file import BrokenImage, decode_any, read_image_file
+    from fastpsl.pipelines.data.image_file import BadImage, decode_any, read_image_file
 
     try:
         data = read_image_file(rows.path[i])
@@ -253,6 +253,6 @@ def _what_is_wrong(rows: SampleTable, i: int) -> str:
         height, width, _ = decode_any(data).shape
     except OSError as error:
         return str(error.strerror)
-    except BrokenImage as error:
+    except BadImage as error:
         return str(error)
     return f"it had {rows.height[i]} x {rows.width[i]} px and has {height} x {width}"

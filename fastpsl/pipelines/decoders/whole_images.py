@@ -3,7 +3,7 @@
 import numpy as np
 
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable, read_bytes
-from fastpsl.pipelines.data.image_file import BrokenImage, decode_any
+from fastpsl.pipelines.data.image_file import BadImage, decode_any
 from fastpsl.pipelines.data.orientation import TURNED, turn
 from fastpsl.pipelines.data.plain_jpeg import decode_plainly
 from fastpsl.pipelines.decoders import codes
@@ -44,6 +44,6 @@ def decode_whole(rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
 def _decode_file(data: bytes, size: tuple[int, int]) -> tuple[int, np.ndarray | None]:
     try:
         image = decode_any(data)
-    except BrokenImage:
+    except BadImage:
         return codes.BAD_FILE, None
     return (codes.GOOD, image) if image.shape[:2] == size else (codes.CHANGED, None)

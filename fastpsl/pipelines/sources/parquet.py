@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.data.image_file import BadImage
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
 from fastpsl.pipelines.sources.files import SourceFile
@@ -135,26 +135,26 @@ class Tables:
         last = len(self.class_names) - 1 if self.class_names else MAX_LABEL
         label = class_number(label, self._numbers)
         if label is None or not -1 <= label <= last:
-            return Sample(name, BrokenImage(f"its label is {label}; -1 (none) to {last} are allowed"), -1)
+            return Sample(name, BadImage(f"its label is {label}; -1 (none) to {last} are allowed"), -1)
         if data is not None:
             return Sample(name, data, label)
-        return Sample(name, self._named(path) if path else BrokenImage("the row has no image"), label)
+        return Sample(name, self._named(path) if path else BadImage("the row has no image"), label)
 
-    def _named(self, path: str) -> Path | BrokenImage:
+    def _named(self, path: str) -> Path | BadImage:
         """Return the file that a row names.
 
         Files elsewhere are refused, because an untrusted table could copy any image of this machine into a
         dataset file.
         """
         if not self.roots:
-            return BrokenImage("the row holds no bytes, and names a file that is not beside it")
+            return BadImage("the row holds no bytes, and names a file that is not beside it")
         try:
             target = os.path.realpath(os.path.join(self.roots[0], path))
             is_below = any(Path(target).is_relative_to(os.path.realpath(root)) for root in self.roots)
         except ValueError:  # a NUL within the path
             is_below = False
         if not is_below:
-            return BrokenImage(
+            return BadImage(
                 f"the row holds no bytes and names a file that is not below {self.roots[0]}: "
                 f"put the images there"
             )

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.data.image_file import BadImage
 from fastpsl.pipelines.sources.leftovers import is_leftover
 from fastpsl.pipelines.sources.tally import Tally
 
@@ -24,7 +24,7 @@ class Sample:
 
     name: str  # for files, the path relative to the source
     # A file, a file's bytes, RGB uint8 [H, W, 3], or the reason why there is none.
-    image: "Path | bytes | np.ndarray | BrokenImage"
+    image: "Path | bytes | np.ndarray | BadImage"
     label: int
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from fastpsl.pipelines.number_words import number_of
 
-BROKEN, SMALL, OTHERS, LEFTOVERS, SAME_KEY, EMPTY = (
-    "broken", "small", "other files", "leftovers", "same key", "empty classes"
+BAD, SMALL, OTHERS, LEFTOVERS, SAME_KEY, EMPTY = (
+    "bad", "small", "other files", "leftovers", "same key", "empty classes"
 )  # fmt: skip
 _WORDS = {
-    BROKEN: ("broken image", "broken images"),
+    BAD: ("bad image", "bad images"),
     SMALL: ("image that is too small", "images that are too small"),
     OTHERS: ("file of another kind", "files of other kinds"),
     LEFTOVERS: ("leftover of another program", "leftovers of other programs"),
@@ -45,7 +45,7 @@ class Tally:
             self._first.setdefault(kind, " ".join(name.split()))
 
     def line(self) -> str:
-        """Return all of it in one line, such as "2 broken images, 1 file of another kind (.txt)", or ""."""
+        """Return all of it in one line, such as "2 bad images, 1 file of another kind (.txt)", or ""."""
         parts = [
             number_of(self.counts[kind], *words) + self._detail(kind)
             for kind, words in _WORDS.items()

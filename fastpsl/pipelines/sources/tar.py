@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.data.image_file import BadImage
 from fastpsl.pipelines.number_words import number_of
 from fastpsl.pipelines.sources.files import SourceFile, size_of
 from fastpsl.pipelines.sources.labels import Census
@@ -84,7 +84,7 @@ class TarSource:
         position = 0
         for item in _groups(path, Grouper(self.is_web, positions)):
             if isinstance(item, Damage):
-                sample = Sample(item.name, BrokenImage(item.reason), -1)
+                sample = Sample(item.name, BadImage(item.reason), -1)
             elif item.image_name:
                 sample = self._sample(path, item, labels)
             else:
@@ -99,7 +99,7 @@ class TarSource:
 
     def _sample(self, path: SourceFile, group: Group, labels: dict[str, int]) -> Sample:
         name = f"{path.name}/{group.image_name}"
-        if isinstance(group.image, BrokenImage):
+        if isinstance(group.image, BadImage):
             return Sample(name, group.image, -1)
         if labels and not self.is_web:
             label = labels.get(self.folders.class_of(group.image_name))
@@ -110,7 +110,7 @@ class TarSource:
             return Sample(name, group.image, label)
         try:
             return Sample(name, group.image, label_of(group, labels) if self.is_web else -1)
-        except BrokenImage as error:
+        except BadImage as error:
             return Sample(name, error, -1)
 
 
@@ -162,7 +162,7 @@ class _Count:
                 self.num_labelled += bool(sample.label_name)
                 self.num_unlabelled += not sample.label_name
                 self.left_out.counts[SAME_KEY] += sample.num_further
-                with contextlib.suppress(BrokenImage):  # listed when it is read
+                with contextlib.suppress(BadImage):  # listed when it is read
                     self.census.add(label_in(sample))
         for image in images:
             if isinstance(image, Group) and image.image_name:

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
-from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.data.image_file import BadImage
 from fastpsl.pipelines.sources.labels import class_number
 from fastpsl.pipelines.sources.source import EXTENSIONS, is_image
 from fastpsl.pipelines.sources.tar_stream import Damage, Member
@@ -25,9 +25,9 @@ class Group:
 
     key: str
     image_name: str = ""
-    image: "bytes | BrokenImage" = b""
+    image: "bytes | BadImage" = b""
     label_name: str = ""
-    label: "bytes | BrokenImage" = b""
+    label: "bytes | BadImage" = b""
     num_further: int = 0  # images left out, because they share the key
 
     def add(self, member: Member, is_wanted: bool, has_labels: bool) -> None:
@@ -47,10 +47,10 @@ def _ending(name: str) -> str:
     return posixpath.basename(name).partition(".")[2].lower()
 
 
-def _read(member: Member, max_bytes: int) -> "bytes | BrokenImage":
+def _read(member: Member, max_bytes: int) -> "bytes | BadImage":
     try:
         return member.read(max_bytes)
-    except BrokenImage as error:
+    except BadImage as error:
         return error
 
 
@@ -121,9 +121,9 @@ def label_in(group: Group) -> object:
     """Return what a sample of a WebDataset has as its label, -1 for nothing.
 
     Raises:
-        BrokenImage: The file with the label cannot be read.
+        BadImage: The file with the label cannot be read.
     """
-    if isinstance(group.label, BrokenImage):
+    if isinstance(group.label, BadImage):
         raise group.label
     if not group.label_name.endswith("json"):
         return group.label
@@ -142,9 +142,9 @@ def label_of(group: Group, numbers: Mapping[str, int]) -> int:
         numbers: The number of each class, if classes have names.
 
     Raises:
-        BrokenImage: The label is no integer from -1 to 2**31 - 1, and no class of these names.
+        BadImage: The label is no integer from -1 to 2**31 - 1, and no class of these names.
     """
     number = class_number(label_in(group), numbers)
     if number is None or not -1 <= number <= MAX_LABEL:
-        raise BrokenImage(f"its label in {group.label_name} is no integer from -1 (none) to {MAX_LABEL}")
+        raise BadImage(f"its label in {group.label_name} is no integer from -1 (none) to {MAX_LABEL}")
     return number

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple, cast
 
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
-from fastpsl.pipelines.data.image_file import BrokenImage
+from fastpsl.pipelines.data.image_file import BadImage
 from fastpsl.pipelines.remote.failures import RemoteDataError
 from fastpsl.pipelines.sources.files import SourceFile, open_file
 from fastpsl.pipelines.sources.leftovers import is_leftover
@@ -32,7 +32,7 @@ _BLOCK_BYTES = 1 << 16
 class Member(NamedTuple):
     """A file in a tar.
 
-    `read(max_bytes)` returns its bytes or raises BrokenImage; it works until the next member is requested.
+    `read(max_bytes)` returns its bytes or raises BadImage; it works until the next member is requested.
     """
 
     name: str  # relative to the root, without "." and ".."
@@ -146,17 +146,17 @@ def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[
 def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[int], bytes]:
     def read(max_bytes: int = MAX_PAGE_BYTES) -> bytes:
         if not info.isreg():
-            raise BrokenImage(
+            raise BadImage(
                 "a link within a tar is not followed; tar --dereference --hard-dereference makes one without"
             )
         if info.size > max_bytes:
-            raise BrokenImage(f"{info.size:,} bytes; at most {max_bytes:,} are taken")
+            raise BadImage(f"{info.size:,} bytes; at most {max_bytes:,} are taken")
         try:
             file = tar.extractfile(info)
             assert file is not None
             return file.read()
         except _DAMAGE as error:  # if nothing follows, a Damage comes next
-            raise BrokenImage(_reason(error)) from None
+            raise BadImage(_reason(error)) from None
 
     return read
 

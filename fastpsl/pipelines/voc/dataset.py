@@ -13,7 +13,7 @@ from typing import final
 import numpy as np
 
 from fastpsl.pipelines.data.dataset import SampleTable
-from fastpsl.pipelines.data.image_file import BrokenImage, upright_size
+from fastpsl.pipelines.data.image_file import BadImage, upright_size
 from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.files.checked_once import checked_once
@@ -221,7 +221,7 @@ def _rows(part: ImageSet) -> SampleTable:
     for i in np.flatnonzero((rows.height == 1) & (rows.width == 1)):
         try:
             upright_size(rows.path[i])
-        except BrokenImage as error:
+        except BadImage as error:
             raise ValueError(f"{rows.path[i]}: cannot be read as an image ({error}); {part.remedy}") from None
     rows.label[:] = -1
     return rows
