@@ -38,9 +38,9 @@ from fastpsl.engine.last_step import LastStep
 from fastpsl.engine.run import Position
 from fastpsl.engine.snapshot import Snapshot
 from fastpsl.engine.stage_bench import StageBench
+from fastpsl.files.atomic import write_atomically
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.tasks.contrastive.moco import MoCo
 
 IMAGENET, MANY = 1_281_167, 100_000_000

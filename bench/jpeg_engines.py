@@ -41,11 +41,11 @@ from bench.show import show_missing_and_notes
 from fastpsl.doctor.jpeg_engines import IDLE_PERCENT, jpeg_utilisation, sampled
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
+from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD
 from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, nvjpeg_library, why_slower
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.workers import default_num_threads
 
 PEER = "dali_whole"
 LOG_LIMIT_S = 60.0

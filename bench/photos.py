@@ -36,13 +36,13 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import counted, run_program
+from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import Target, store_array
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import read_bytes
 from fastpsl.pipelines.data.image_file import decode_any, read_image_file
 from fastpsl.pipelines.sources.source import Sample
-from fastpsl.pipelines.workers import map_in_order
 
 LONG_SIDE_PX, QUALITY, NUM_CLASSES = 500, 90, 100
 # Height, width and share. These are the two usual frames of cameras, upright and across, squares, and images

@@ -18,10 +18,10 @@ Counted = tuple[int, float, float]
 
 def fastpsl(options: argparse.Namespace) -> Counted:
     """Run our loader, on a local file or from the server."""
+    from fastpsl.files.remote.cache import Cache
     from fastpsl.kernels.crops import RandomResizedCrop
     from fastpsl.pipelines.beton.reader import Beton
     from fastpsl.pipelines.loader.loader import Loader
-    from fastpsl.pipelines.remote.cache import Cache
     from fastpsl.pipelines.views import ViewSpec
 
     began, num = time.perf_counter(), 0
@@ -42,8 +42,8 @@ def fetch(options: argparse.Namespace) -> Counted:
     """Fetch all pages, without decoding."""
     import numpy as np
 
+    from fastpsl.files.remote.cache import Cache
     from fastpsl.pipelines.beton.reader import Beton
-    from fastpsl.pipelines.remote.cache import Cache
 
     began = time.perf_counter()
     with Beton(options.source, Cache(options.cache, options.cache_gb)) as data:

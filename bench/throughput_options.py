@@ -10,10 +10,10 @@ from bench.recipe_stages import DATA, Recipe, StageName
 from bench.schema import RUNS
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import GraphName
+from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.augment import AugmentName
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.workers import default_num_threads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ import sys
 
 import lazy_loader
 
-from fastpsl.engine.address_space import warn_about_low_limit
+from fastpsl.console.terminal import warn_about_low_limit
 from fastpsl.engine.interrupts import GuardedImports
-from fastpsl.pipelines.files.caches import choose_caches
+from fastpsl.files.caches import choose_caches
 
 __version__ = "0.1.0"
 

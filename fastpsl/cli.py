@@ -23,16 +23,21 @@ from fastpsl.commands.show import Show
 from fastpsl.commands.table import Table
 from fastpsl.commands.train import Eval, Train
 from fastpsl.commands.tsne import TSNE
-from fastpsl.engine.address_space import require_address_space
+from fastpsl.console.progress import operation
+from fastpsl.console.terminal import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    INTERRUPTED,
+    require_address_space,
+    safe_output,
+)
+from fastpsl.console.words import hint
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distribution import REMEDY, stranger, version_line
-from fastpsl.engine.exit_codes import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
 from fastpsl.engine.help_screen import show_command_help
 from fastpsl.engine.launch import goes_on, one_line_once
-from fastpsl.engine.nearest_word import hint
 from fastpsl.engine.recipe import HELP
-from fastpsl.engine.terminal import safe_output
-from fastpsl.pipelines.doing import doing
 
 
 class Fastpsl:
@@ -100,7 +105,7 @@ def _main(arguments: list[str]) -> None:
         command = parse(kind, rest, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
         if isinstance(command, (Train, Eval)):  # a recipe reports by itself
             sys.exit(command.run(*recipe_options))
-        with _one_line_warnings(), doing(prog):
+        with _one_line_warnings(), operation(prog):
             exit_code = command.run(*recipe_options)  # recipe_options is empty but for doctor and launch
         sys.stdout.flush()
         if exit_code:

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.call import require_data, tensors_on_cpu, user_errors
 from fastpsl.engine.distributed import World, choose_device
 from fastpsl.evaluation.blocks import block_number
@@ -15,7 +16,6 @@ from fastpsl.model import Model, load
 from fastpsl.models.backbone import check_size
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 
@@ -90,7 +90,7 @@ def _of_open_data(
     first = 0
     with (
         torch.no_grad(),
-        doing("features", "images", data.num_samples) as progress,
+        operation("features", "images", data.num_samples) as progress,
         Loader(
             data, [work.view], batch_size_per_rank=batch_size, train=False, device=world.device,
             on_bad_sample=on_bad_sample,

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from fastpsl import engine, evaluation, pipelines, plots, transfer
-from fastpsl.engine.exit_codes import EXIT_FINISHED
+from fastpsl.console.terminal import EXIT_FINISHED
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Evaluation
 from fastpsl.evaluation.options import EvaluationOptions

@@ -23,11 +23,11 @@ from typing import Any, ClassVar, Literal
 from typing_extensions import override
 
 from fastpsl import engine, evaluation, pipelines, plots
-from fastpsl.engine.exit_codes import EXIT_FINISHED
+from fastpsl.console.terminal import EXIT_FINISHED
 from fastpsl.engine.launch import launch
 from fastpsl.engine.recipe import Evaluation
 from fastpsl.evaluation.options import VAL_IS_OF_DATA, VocOptions
-from fastpsl.pipelines.workers import default_num_threads
+from fastpsl.files.workers import default_num_threads
 from fastpsl.transfer import svm
 
 PAPER: dict[str, Any] = {"shots": (1, 2, 4, 8, 16, 32, 64, 96), "size_px": 224, "batch_size": 256}

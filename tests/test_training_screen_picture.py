@@ -5,7 +5,7 @@ from html import unescape
 from xml.etree import ElementTree
 
 from docs.images import make_training_screen as script
-from fastpsl.engine.training_lines import Numbers
+from fastpsl.console.screen import Numbers
 
 
 def words(svg: str) -> str:

@@ -15,7 +15,7 @@ from bench.evidence.figure import in_words
 from bench.evidence.results import block_means, holm
 from bench.pages import marks, written
 from bench.program import run_program
-from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.files.atomic import write_atomically
 from fastpsl.tables.templates import templates
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,8 +28,8 @@ from bench.evidence.figure import draw_figure
 from bench.evidence.plan import RANDOM, Plan, Run, Step, meaning, read_plan
 from bench.evidence.results import chosen_rates, collect
 from bench.program import run_program
-from fastpsl.engine.exit_codes import EXIT_PREEMPTED
-from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.console.terminal import EXIT_PREEMPTED
+from fastpsl.files.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 _SAY_EVERY_S = 10.0

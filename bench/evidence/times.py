@@ -35,12 +35,12 @@ from bench.program import progress, run_program
 from bench.recipe_stages import recipe_of
 from bench.schema import commit, environment, finish
 from bench.time_to_accuracy import seconds_to, timed
+from fastpsl.console.terminal import EXIT_PREEMPTED
 from fastpsl.engine.distributed import World, join_world
-from fastpsl.engine.exit_codes import EXIT_PREEMPTED
 from fastpsl.evaluation.result import data_record
+from fastpsl.files.atomic import write_atomically
 from fastpsl.models.weight_files import sha256_of_file
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.files.atomic import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,9 @@ from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME, TerminalTheme
 from typing_extensions import override
 
+from fastpsl.console.screen import Numbers, Screen, TrainingLines
 from fastpsl.engine import reporter
 from fastpsl.engine.launch import launch
-from fastpsl.engine.screen import Screen
-from fastpsl.engine.training_lines import Numbers, TrainingLines
 from recipes.jigsaw_r50 import RECIPE
 
 FOLDER = Path(__file__).parent

@@ -105,10 +105,10 @@ class Write:
         Raises:
             ValueError: A number is out of range, the source cannot be read, or too many images are bad.
         """
+        from fastpsl.files.remote.address import is_remote
         from fastpsl.pipelines.beton.begin import require_writable
         from fastpsl.pipelines.beton.encode import Target
         from fastpsl.pipelines.beton.write import max_bad_count
-        from fastpsl.pipelines.remote.address import is_remote
         from fastpsl.pipelines.remote.upload import Upload
 
         for name, value, low, high in (
@@ -188,8 +188,8 @@ class Write:
         Raises:
             ValueError: The disk lacks the space.
         """
+        from fastpsl.files.workers import default_num_threads
         from fastpsl.pipelines.beton.estimate import estimate
-        from fastpsl.pipelines.workers import default_num_threads
 
         num_threads = self.workers or default_num_threads()
         if self.dry_run:
@@ -219,7 +219,7 @@ class Verify:
         Raises:
             ValueError: There is a fault.
         """
-        from fastpsl.engine.console import Progress
+        from fastpsl.console.screen import Progress
         from fastpsl.pipelines.beton.reader import Beton as OpenBeton
         from fastpsl.pipelines.beton.verify import betons_to_verify, unchecked, verify
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from fastpsl.commands.train import Train
-from fastpsl.engine.exit_codes import EXIT_INTERRUPTED
+from fastpsl.console.terminal import EXIT_INTERRUPTED
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -10,9 +10,9 @@ from typing import Annotated, ClassVar
 import tyro
 
 from fastpsl.commands.train import Eval, Train
+from fastpsl.console.terminal import escaped
 from fastpsl.engine.options import flag
 from fastpsl.engine.recipe import HELP
-from fastpsl.engine.terminal import escaped
 
 # The parts of NVIDIA's driver that a container gets; the GPU's JPEG engines need that of video.
 _DRIVER_PARTS = "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
@@ -86,7 +86,7 @@ class Slurm:
             ValueError: An option is wrong, or sbatch is not there or refuses the job.
         """
         from fastpsl.commands.slurm_job import follow, require_slurm, submit
-        from fastpsl.pipelines.files.atomic import output_errors, write_atomically
+        from fastpsl.files.atomic import output_errors, write_atomically
 
         script, out = self.script(recipe_options)
         if self.print:

@@ -30,8 +30,8 @@ class Permutations:
         """
         import numpy as np
 
+        from fastpsl.files.atomic import output_errors, write_atomically
         from fastpsl.kernels.permutations import hamming_bound, mean_hamming, minimum_hamming, permutation_set
-        from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 
         if any(one >= other for one, other in zip(self.counts, self.counts[1:], strict=False)):
             raise ValueError(

@@ -26,7 +26,7 @@ class Copy:
         """
         from fastpsl.commands.train import Eval, Train
         from fastpsl.engine.recipe_files import named_path
-        from fastpsl.pipelines.files.atomic import output_errors, write_atomically
+        from fastpsl.files.atomic import output_errors, write_atomically
 
         source = named_path(self.recipe, Train.names | Eval.names)
         if self.file.suffix != ".py":

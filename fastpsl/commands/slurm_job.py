@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from fastpsl.pipelines.doing import doing, note_output
+from fastpsl.console.progress import note_output, operation
 
 LOOK_EVERY_S = 1.0  # for new lines of the log
 ASK_EVERY_S = 5.0  # squeue, which all users of a cluster ask
@@ -85,7 +85,7 @@ def follow(job: str, out: Path) -> int:
     """
     log, position, line, asked = out / f"slurm-{job}.log", 0, "", float("-inf")
     try:
-        with doing(f"job {job}") as progress:
+        with operation(f"job {job}") as progress:
             while True:
                 if time.monotonic() - asked >= ASK_EVERY_S:
                     state, asked = state_of(job), time.monotonic()
@@ -93,7 +93,7 @@ def follow(job: str, out: Path) -> int:
                 if (now := f"job {job}: {state.words}; {_status(out)}") != line:
                     line = now
                     print(line, flush=True)
-                    progress.turn_to(line)
+                    progress.rename(line)
                     note_output()
                 if state.has_ended:
                     return 0 if _status(out).startswith("status.json finished") else 1

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.remote.address import is_remote
+from fastpsl.files.remote.address import is_remote
 from fastpsl.pipelines.sources.source import Source
 
 
@@ -30,7 +30,7 @@ def counted(src: str, format: str, **options: Any) -> Source:
 @contextlib.contextmanager
 def _counting() -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that shows the progress (MB done, MB in all) of counting a source."""
-    from fastpsl.engine.console import Progress
+    from fastpsl.console.screen import Progress
 
     with contextlib.ExitStack() as stack:
         bars: list[Progress] = []
@@ -71,7 +71,7 @@ def write_and_tell(
         KeyboardInterrupt: It was interrupted; the message says how it goes on.
         ValueError: It cannot be written.
     """
-    from fastpsl.engine.console import Progress
+    from fastpsl.console.screen import Progress
     from fastpsl.pipelines.beton.begin import can_go_on
     from fastpsl.pipelines.beton.left_out import bad_path, small_path
     from fastpsl.pipelines.beton.output import shard_path, shards_of

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from fastpsl.console.words import number_of
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
-from fastpsl.pipelines.number_words import number_of
 
 GOOD_RATIO = 0.95
 MIN_GAIN = 0.02

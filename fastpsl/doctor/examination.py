@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fastpsl.console.screen import status
+from fastpsl.console.terminal import plain
+from fastpsl.console.words import number_of
 from fastpsl.doctor.data_check import check_data, num_open_files
 from fastpsl.doctor.doctor_setup import DoctorSetup, load_recipe_or_default, open_setup
 from fastpsl.doctor.jpeg_engines import check_engines
@@ -20,11 +23,8 @@ from fastpsl.doctor.recipe import DEFAULT
 from fastpsl.doctor.report import Check, Report
 from fastpsl.doctor.screen import show
 from fastpsl.doctor.software import check_software
-from fastpsl.engine.console import status
 from fastpsl.engine.distributed import leave_world
-from fastpsl.engine.terminal import plain
-from fastpsl.pipelines.number_words import number_of
-from fastpsl.pipelines.workers import usable_cores
+from fastpsl.files.workers import usable_cores
 
 # Seconds of a timed region on the embedded sample, on the CPU and on CUDA.
 _SECONDS = {"sample": 0.3, "cpu": 1.0, "cuda": 3.0}

@@ -18,6 +18,7 @@ from fastpsl.doctor.reading import FIRST_EPOCH
 from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.stage_bench import endless
 from fastpsl.engine.timing import milliseconds, samples_per_s
+from fastpsl.files.caches import cache_folder
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
@@ -25,7 +26,6 @@ from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset, read_bytes
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import dali, libffcv, libturbo, resident
 from fastpsl.pipelines.decoders.choose import READS
-from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.needed_size import short_side_px
 from fastpsl.pipelines.pinned import pinned_empty
 from fastpsl.pipelines.sources.source import Sample

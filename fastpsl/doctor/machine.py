@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
+from fastpsl.console.words import number_of
 from fastpsl.doctor.advice import MAX_SPREAD
 from fastpsl.doctor.measurements import ReadRate, StageRates, gigabytes
 from fastpsl.doctor.report import Check
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.pipelines.number_words import number_of
-from fastpsl.pipelines.workers import cpu_quota, usable_cores
+from fastpsl.files.workers import cpu_quota, usable_cores
 
 _MIN_OPEN_FILES = 1024
 _BESIDE_SHARDS = 256  # for libraries, sockets and TensorBoard

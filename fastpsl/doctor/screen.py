@@ -6,12 +6,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastpsl.console.terminal import escaped
+from fastpsl.console.words import number_of
 from fastpsl.doctor.advice import Change, is_good
 from fastpsl.doctor.decoder_choice import in_words
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative, Measurements, StageRates
 from fastpsl.doctor.report import Check, Report
-from fastpsl.engine.terminal import escaped
-from fastpsl.pipelines.number_words import number_of
 
 _MAX_CHANGES = 4
 _COLOUR = {"ok": "green", "warning": "yellow", "broken": "red"}

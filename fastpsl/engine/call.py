@@ -15,15 +15,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from fastpsl.engine.address_space import require_address_space
+from fastpsl.console.progress import operation
+from fastpsl.console.terminal import own_rank, require_address_space
+from fastpsl.console.words import in_words_of_python, words_of_python
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.gpu_failures import compiler_failed, explained
 from fastpsl.engine.interrupts import imports_undisturbed
-from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe_process import error_line, note_failure
 from fastpsl.engine.run import Run
-from fastpsl.engine.wording import in_words_of_python, words_of_python
-from fastpsl.pipelines.doing import doing
 
 Answer = TypeVar("Answer")
 _calling = threading.Lock()
@@ -77,7 +76,7 @@ def call(name: str, work: Callable[[list[Run]], Answer]) -> Answer:
         stack.callback(_close, opened)
         try:
             require_address_space()
-            with doing(name):
+            with operation(name):
                 return work(opened)
         except (ValueError, OSError) as error:
             reason = error_line(error, opened)

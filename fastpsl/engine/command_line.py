@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from fastpsl.engine.nearest_word import nearest
+from fastpsl.console.terminal import plain
+from fastpsl.console.words import nearest
 from fastpsl.engine.options import flag
-from fastpsl.engine.terminal import plain
 
 _FRAME = "│|+╭╮╰╯─- "
 _NUMBERS = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers")}

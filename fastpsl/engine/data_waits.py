@@ -112,7 +112,7 @@ class DataWaits:
         self._pending: deque[tuple[Waits, torch.cuda.Event | None, torch.cuda.Event | None]] = deque()
         self._free: list[torch.cuda.Event] = []
 
-    def over(self, batches: Iterator[Item], num_left: int) -> Iterator[Item]:
+    def track(self, batches: Iterator[Item], num_left: int) -> Iterator[Item]:
         """Yield batches, and watch the time between them.
 
         Args:

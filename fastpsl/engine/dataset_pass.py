@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastpsl.engine.console import Progress
+from fastpsl.console.screen import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.engine.predictions import Predictions, predict
 from fastpsl.engine.run import Run

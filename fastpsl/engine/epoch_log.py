@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.metrics_file import MetricsFile
-from fastpsl.pipelines.files.atomic import write_atomically
-from fastpsl.pipelines.files.json_lines import read_lines
+from fastpsl.files.atomic import write_atomically
+from fastpsl.files.paths import read_lines
 
 
 class EpochLog:

@@ -2,12 +2,12 @@
 
 import torch
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import wait_for_all
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import BatchSource
 from fastpsl.engine.task import Task
-from fastpsl.pipelines.doing import doing
 from fastpsl.plots.contact_sheet import NUM_IMAGES, captions, save_contact_sheet
 
 
@@ -18,13 +18,13 @@ def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource)
     """
     run.reporter.log_choice("decoder", f"{loader.decoder_name}: {loader.decoder_reason}")
     batch = None
-    with doing("") as progress:
-        progress.turn_to(f"{stage.name}: reading the first batch, for which numba may compile", early=True)
+    with operation("") as progress:
+        progress.rename(f"{stage.name}: reading the first batch, for which numba may compile", early=True)
         if run.world.local_rank == 0:
             batches = loader.epoch(run.position.first_epoch)
             batch = next(batches)
             batches.close()
-        progress.turn_to(f"{stage.name}: waiting for the first batch of the other ranks", early=True)
+        progress.rename(f"{stage.name}: waiting for the first batch of the other ranks", early=True)
         wait_for_all(run.world)
     if batch is None or run.world.rank != 0 or run.position.step > 0:
         return

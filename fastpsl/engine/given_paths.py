@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from fastpsl.engine.options import RunOptions
-from fastpsl.pipelines.files.existing import FORMS, WEIGHTS, require_existing
+from fastpsl.files.paths import FORMS, WEIGHTS, require_existing
 
 
 def require_paths(options: RunOptions) -> None:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
+from fastpsl.console.terminal import own_rank
+from fastpsl.console.words import gibibytes
 from fastpsl.engine.gpu_faults import device_fault, lost_rank
-from fastpsl.engine.gpu_memory import gibibytes
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.run import Run
 from fastpsl.models.names import LESS_MEMORY
 

@@ -28,7 +28,3 @@ def memory_held(device: torch.device) -> int | None:
     It is torch's own count, for which the device is not asked. Decoders and libraries hold more.
     """
     return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
-
-
-def gibibytes(number: float) -> str:
-    return f"{number / 2**30:.1f} GiB"

@@ -22,11 +22,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from fastpsl.console.progress import operation
+from fastpsl.console.terminal import EXIT_CRASHED, EXIT_PREEMPTED
 from fastpsl.engine.distributed import wait_for_all
-from fastpsl.engine.exit_codes import EXIT_CRASHED, EXIT_PREEMPTED
 from fastpsl.engine.run import Run
 from fastpsl.engine.snapshot import Snapshot
-from fastpsl.pipelines.doing import doing
 
 LEAVE_AFTER_S = 15.0  # half of torchrun's limit; the other half is for writing
 LONG_STEP_S = LEAVE_AFTER_S / 3  # longer steps are copied to memory, which takes a fraction of a second
@@ -143,7 +143,7 @@ class LastStep:
         """
         with self._lock:
             if self._writing is not None:
-                with doing("writing a checkpoint"):
+                with operation("writing a checkpoint"):
                     self._writing.join(max(self._deadline - time.monotonic(), 0))
                 if self._writing.is_alive():
                     reason = f"it takes more than {self._limit_s:g} s"

@@ -8,13 +8,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from fastpsl.engine.address_space import require_address_space
-from fastpsl.engine.exit_codes import EXIT_PREEMPTED, EXIT_USER_ERROR, INTERRUPTED
+from fastpsl.console.progress import operation
+from fastpsl.console.terminal import (
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    INTERRUPTED,
+    escaped,
+    own_rank,
+    require_address_space,
+    safe_output,
+)
 from fastpsl.engine.given_paths import require_paths
-from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe import HELP, Evaluation, Recipe, print_now
-from fastpsl.engine.terminal import escaped, safe_output
-from fastpsl.pipelines.doing import doing
 
 
 def launch(
@@ -34,7 +39,7 @@ def launch(
         try:
             require_address_space()
             print_warnings_once(script.name, own_rank())
-            with doing(script.name):
+            with operation(script.name):
                 lines = list[str]()
                 options = script.parse(given, prog=prog, log=lines.append)
                 require_paths(options)

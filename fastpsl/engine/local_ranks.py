@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
-from fastpsl.engine.exit_codes import EXIT_CRASHED, EXIT_FINISHED, EXIT_PREEMPTED
-from fastpsl.pipelines.workers import usable_cores
+from fastpsl.console.terminal import EXIT_CRASHED, EXIT_FINISHED, EXIT_PREEMPTED
+from fastpsl.files.workers import usable_cores
 
 # Ranks stop at a step's end upon these, as a recipe of one process does.
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.files.json_lines import read_lines
+from fastpsl.files.paths import read_lines
 
 
 class MetricsFile:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.dataset_pass import undisturbed
 from fastpsl.engine.distributed import gathered, share
 from fastpsl.engine.metrics_file import MetricsFile
@@ -22,12 +23,11 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import DTYPES
+from fastpsl.files.paths import read_lines
 from fastpsl.kernels.nearest import count_correct
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled
 from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.json_lines import read_lines
 from fastpsl.pipelines.standard_views import center_view
 from fastpsl.pipelines.views import ViewSpec
 
@@ -133,7 +133,7 @@ class OnlineProbe:
                     "epoch": round(epochs, 3),
                     "block": f"B{self.stage.last_block}",
                 }
-                with doing("probe: kNN, linear classifier and signs of collapse"):
+                with operation("probe: kNN, linear classifier and signs of collapse"):
                     self._report(where | figures(train, val), time.perf_counter() - started)
             self._last_look = position.run_step
         return True
@@ -144,11 +144,11 @@ class OnlineProbe:
         augment = choose_augment("unfused", [self.view], run.world.device)
         features, indices, num_of_all_ranks = [], [], self.run.data.batch_size * run.world.size
         with (
-            doing("probe: features", "images", data.num_samples) as progress,
+            operation("probe: features", "images", data.num_samples) as progress,
             run.data.loader(data, [self.view], train=False) as loader,
             contextlib.closing(loader.epoch(0)) as batches,
         ):
-            for batch in progress.over(batches, num_of_all_ranks):
+            for batch in progress.track(batches, num_of_all_ranks):
                 if run.stop_signal.after_step().stop:
                     return None
                 (images,) = augment.inputs(batch, loader.views, dtype)

@@ -11,8 +11,8 @@ from typing_extensions import Self, override
 from tyro.conf import arg
 
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.pipelines.files.existing import FORMS
-from fastpsl.pipelines.remote.address import is_remote
+from fastpsl.files.paths import FORMS
+from fastpsl.files.remote.address import is_remote
 
 if TYPE_CHECKING:
     import torch

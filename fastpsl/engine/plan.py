@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from typing_extensions import override
 
-from fastpsl.pipelines.number_words import number_of
+from fastpsl.console.words import number_of
 
 PLANS = ("psl", "sl", "psl_f", "end_to_end")
 

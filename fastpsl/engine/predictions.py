@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastpsl.engine.distributed import World, share, wait_for_all
-from fastpsl.pipelines.files.atomic import remove_leftovers, write_atomically
+from fastpsl.files.atomic import remove_leftovers, write_atomically
 
 PART = 16
 NAME, RECORD = "predictions.npz", "predictions.json"

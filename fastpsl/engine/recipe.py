@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
+from fastpsl.console.terminal import own_rank, plain
+from fastpsl.console.words import unknown, worded
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.help_screen import show_help
-from fastpsl.engine.nearest_word import unknown
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions, flag, plain_value
 from fastpsl.engine.presets import small_values, values_of_config
-from fastpsl.engine.ranks import own_rank
-from fastpsl.engine.terminal import plain
-from fastpsl.engine.wording import worded
 from fastpsl.models.names import is_own, not_given
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import fastpsl
+from fastpsl.console.words import hint
 from fastpsl.engine.interrupts import imports_undisturbed
-from fastpsl.engine.nearest_word import hint
 from fastpsl.engine.recipe import Evaluation, Recipe
 
 _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent

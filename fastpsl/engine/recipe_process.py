@@ -12,27 +12,27 @@ from typing import Any, NoReturn
 
 import torch
 
-from fastpsl.engine.distributed import join_world, leave_world, wait_for_all
-from fastpsl.engine.exit_codes import (
+from fastpsl.console.progress import operation
+from fastpsl.console.terminal import (
     EXIT_CRASHED,
     EXIT_FINISHED,
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
     INTERRUPTED,
+    own_rank,
+    same_place,
 )
+from fastpsl.console.words import worded
+from fastpsl.engine.distributed import join_world, leave_world, wait_for_all
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.ranks import own_rank
 from fastpsl.engine.recipe import Evaluation, Recipe, Training
 from fastpsl.engine.run import Run
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.suitability import data_line, length_line, unsuitable
-from fastpsl.engine.terminal import same_place
 from fastpsl.engine.trainer import pretrain
-from fastpsl.engine.wording import worded
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import output_errors, write_atomically
+from fastpsl.files.atomic import output_errors, write_atomically
 
 
 def run(script: Recipe[Any] | Evaluation[Any], options: Any) -> NoReturn:
@@ -49,7 +49,7 @@ def run(script: Recipe[Any] | Evaluation[Any], options: Any) -> NoReturn:
     recipe, opened = script.name, list[Run]()
     rank = own_rank()
     try:
-        with doing(recipe):
+        with operation(recipe):
             code = _train(script, options, opened) if isinstance(script, Recipe) else script.run(options)
     except (ValueError, OSError) as error:
         code = EXIT_USER_ERROR

@@ -13,24 +13,22 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fastpsl.console.progress import clock
+from fastpsl.console.screen import Numbers, Screen
+from fastpsl.console.terminal import escaped
+from fastpsl.console.words import metric_words, number_of
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.epoch_log import EpochLog
 from fastpsl.engine.fetch import Fetch
 from fastpsl.engine.gpu_memory import memory_held
-from fastpsl.engine.metric_words import metric_words
 from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.screen import Screen
 from fastpsl.engine.skipped_steps import SkippedSteps
 from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.stage_summary import summary_line
-from fastpsl.engine.terminal import escaped
 from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
-from fastpsl.engine.training_lines import Numbers
 from fastpsl.engine.wandb_run import start_wandb
 from fastpsl.pipelines.batch import BadSample, Batch
-from fastpsl.pipelines.doing import clock
-from fastpsl.pipelines.number_words import number_of
 
 # A stage's loss "at its start" and "at its end" is a mean over this many steps, or over half of a shorter
 # stage.

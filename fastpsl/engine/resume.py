@@ -11,8 +11,8 @@ from typing import Any, TextIO
 from fastpsl.engine.distributed import World, share, wait_for_all
 from fastpsl.engine.given_paths import require_folder
 from fastpsl.engine.options import RunOptions
+from fastpsl.files.atomic import output_errors
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
-from fastpsl.pipelines.files.atomic import output_errors
 
 # The required keys of a checkpoint. Other keys are optional.
 _KEYS: dict[str, type] = {

@@ -16,8 +16,8 @@ from fastpsl.engine.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.signals import StopSignal
 from fastpsl.engine.stage_summary import summary_line
+from fastpsl.files.atomic import output_errors, remove_leftovers, write_atomically
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.pipelines.files.atomic import output_errors, remove_leftovers, write_atomically
 
 # The beginnings of the names of files that a run writes besides its checkpoints.
 _RECORDS = ("config", "environment", "epochs", "labels", "results", "status", "wandb")

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from fastpsl.engine.gpu_memory import gibibytes
-from fastpsl.engine.metric_words import val_words
-from fastpsl.pipelines.doing import clock
-from fastpsl.pipelines.number_words import number_of, percent
+from fastpsl.console.progress import clock
+from fastpsl.console.words import gibibytes, number_of, percent, val_words
 
 
 def summary_line(summary: dict[str, Any]) -> str:

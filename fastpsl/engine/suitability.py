@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fastpsl.console.words import number_of
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import flag
 from fastpsl.engine.presets import MAX_BATCH_SHARE, MIN_STEPS
 from fastpsl.engine.run_data import RunData
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
-from fastpsl.pipelines.number_words import number_of
 
 _SAMPLED = 1000  # images whose sizes are looked at
 _SIZES = ("short_side", "cell_px", "tile_px", "size_px")

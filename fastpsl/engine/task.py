@@ -81,7 +81,7 @@ class Task:
 
         Returns:
             The mean loss over samples with `batch.indices >= 0`, and metrics. A metric is a pair of float32
-            scalars on the device, the sum over valid samples and their number. fastpsl/engine/metric_words.py
+            scalars on the device, the sum over valid samples and their number. fastpsl/console/words.py
             tells how names are shown.
         """
         raise NotImplementedError

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.compile_modes import what_is_built
 from fastpsl.engine.data_failures import next_on_all_ranks
 from fastpsl.engine.data_waits import DataWaits
@@ -28,7 +29,6 @@ from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.time_left import work_ahead
 from fastpsl.engine.wait_causes import line_of
 from fastpsl.pipelines.augment import choose_augment
-from fastpsl.pipelines.doing import doing
 
 MAX_WARM_UP_EPOCHS = 1_000_000
 
@@ -43,7 +43,7 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
             experiment.backbone.load_state_dict(state["backbone"])
     if views := experiment.task.views(experiment.stages[0].level):  # else whole images are read
         kept = state["choices"].pop("decoder", None) if state else None
-        with doing("choosing the decoder"):
+        with operation("choosing the decoder"):
             choose_run_decoder(run, len(views), kept)
     with LastStep(run) as last_step:
         while len(position.summaries) < len(experiment.stages):
@@ -51,9 +51,9 @@ def pretrain(experiment: Experiment, run: Run) -> bool:
                 position.next_stage(experiment.stages[position.stage].max_epochs)
                 state = None
             name = experiment.stages[position.stage].name
-            with doing(f"{name}: building the network"):
+            with operation(f"{name}: building the network"):
                 stage_trainer = StageTrainer(experiment, run, state, last_step)
-            with doing(name) as progress:
+            with operation(name) as progress:
                 if not stage_trainer.run_to_end(progress):
                     return False
     return True
@@ -89,11 +89,11 @@ class StageTrainer:
         choose_augment(options.augment_backend, views, self.run.world.device)
         self.experiment.choose_step(self.stage, options, self.run.world)
 
-    def run_to_end(self, progress: doing) -> bool:
+    def run_to_end(self, progress: operation) -> bool:
         """Train, evaluate and save. Return False if a signal stopped it; a stopped warm-up is not saved."""
         run, position = self.run, self.position
         with contextlib.ExitStack() as stack:
-            progress.turn_to(f"{self.stage.name}: opening its loaders")
+            progress.rename(f"{self.stage.name}: opening its loaders")
             task_loader = self.experiment.task.train_loader(run.data)
             loader = stack.enter_context(
                 task_loader or run.data.loader(run.data.train, self.views, train=True)
@@ -124,13 +124,13 @@ class StageTrainer:
                 stopped = lambda: run.stop_signal.after_step().stop
                 run.stop_signal.other_pace()
                 num, batch_size = val_loader.num_samples, val_loader.batch_size_per_rank * run.world.size
-                with doing(f"{self.stage.name}: validation pass", "images", num) as evaluation:
+                with operation(f"{self.stage.name}: validation pass", "images", num) as evaluation:
                     val = self.train_step.evaluate(
-                        evaluation.over(batches, batch_size), self.val_views, stopped
+                        evaluation.track(batches, batch_size), self.val_views, stopped
                     )
                 finished = val is not None
             if finished:
-                progress.turn_to(f"{self.stage.name}: ending the stage")
+                progress.rename(f"{self.stage.name}: ending the stage")
                 assert val is not None
                 if position.step % self.steps_per_epoch:
                     self._end_epoch()  # the last epoch was cut short
@@ -157,7 +157,7 @@ class StageTrainer:
         if num_batches:
             run.reporter.log(f"{self.stage.name}: {num_batches} batches pass first, which are no steps")
         epoch, done = self._first_unused_epoch, 0
-        with doing(f"{self.stage.name}: before its first step", "batches", num_batches) as progress:
+        with operation(f"{self.stage.name}: before its first step", "batches", num_batches) as progress:
             run.stop_signal.other_pace()
             while done < num_batches:
                 batches = loader.epoch(epoch)
@@ -172,7 +172,7 @@ class StageTrainer:
                 epoch += 1
         return True
 
-    def _train(self, loader: BatchSource, progress: doing) -> bool:
+    def _train(self, loader: BatchSource, progress: operation) -> bool:
         waiting = "waiting for its batch" + (" on every rank" if self.run.world.size > 1 else "")
         name, building = self.stage.name, f", the first: {what_is_built(self.train_step.step_choice.mode)}"
         experiment, run, position, options = self.experiment, self.run, self.position, self.run.options
@@ -181,7 +181,7 @@ class StageTrainer:
         data_waits = DataWaits(run.world.device, options.prefetch_batches, tell)
         while position.step < end_step:
             epoch, step_in_epoch = divmod(position.step, steps_per_epoch)
-            progress.turn_to(f"{name}: before epoch {epoch + 1}")
+            progress.rename(f"{name}: before epoch {epoch + 1}")
             may_take_long = experiment.task.pass_views(self.stage.level) or self.online_probe.every
             if position.step and may_take_long and not self.last_step.is_safe():
                 self.keep()
@@ -192,23 +192,23 @@ class StageTrainer:
             order = experiment.task.epoch_order(position.first_epoch + epoch)
             first_batch = step_in_epoch * options.accumulate
             batches = loader.epoch(position.first_epoch + epoch, first_batch, order)
-            watched = data_waits.over(run.reporter.watched(batches), loader.num_steps - first_batch)
+            watched = data_waits.track(run.reporter.watched(batches), loader.num_steps - first_batch)
             run.stop_signal.other_pace()  # passes had another duration per step
             for _ in range(step_in_epoch, min(steps_per_epoch, end_step - position.step + step_in_epoch)):
                 torch.manual_seed(torch_seed(options.seed, position.stage, position.step, run.world.rank))
                 started = time.perf_counter()
                 step_words = f"{name}: step {position.step + 1:,} of {end_step:,}"
-                progress.turn_to(f"{step_words}: {waiting}", early=bool(building))
+                progress.rename(f"{step_words}: {waiting}", early=bool(building))
                 lr = experiment.schedule(self._moment())
                 first = next_on_all_ranks(watched, run.world, self._save_last_step)
-                progress.turn_to(f"{step_words}{building}", early=bool(building))
+                progress.rename(f"{step_words}{building}", early=bool(building))
                 rest = itertools.islice(watched, options.accumulate - 1)
                 metrics = self.train_step.step(itertools.chain([first], rest), lr, options.accumulate)
                 building = ""
                 position.step += 1
                 position.run_step += 1
                 if position.step % steps_per_epoch == 0:
-                    progress.turn_to(f"{name}: after epoch {epoch + 1}")
+                    progress.rename(f"{name}: after epoch {epoch + 1}")
                     self._end_epoch()
                 run.reporter.step(position.step, position.run_step, lr, metrics)
                 position.seconds += time.perf_counter() - started  # the reporter has waited for the device

@@ -4,7 +4,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.files.atomic import write_atomically
 
 
 def start_wandb(folder: Path, config: dict[str, Any]) -> Any:

@@ -18,15 +18,15 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.engine.distributed import World, gather_objects, share
-from fastpsl.pipelines.files.atomic import (
+from fastpsl.files.atomic import (
+    Uncopyable,
     output_errors,
     partial_path,
     remove_leftovers,
     write_all,
     write_atomically,
 )
-from fastpsl.pipelines.files.bounded import read_npy
-from fastpsl.pipelines.files.uncopyable import Uncopyable
+from fastpsl.files.untrusted import read_npy
 
 FORMAT = 1
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastpsl.engine.console import Progress
+from fastpsl.console.screen import Progress
 from fastpsl.engine.distributed import World, sum_over_ranks, wait_for_all
 from fastpsl.engine.environment import own_commit
 from fastpsl.engine.fetch import Fetch, one_behind
@@ -33,11 +33,11 @@ from fastpsl.evaluation.feature_file import (
 )
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
+from fastpsl.files.atomic import output_errors
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.batch import BadSample
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.standard_views import center_view, squashed_view
 from fastpsl.pipelines.views import ViewSpec

@@ -6,13 +6,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from fastpsl.files.atomic import write_atomically
+from fastpsl.files.untrusted import read_npy
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.data.dataset import Dataset, require_labels
 from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.files.atomic import write_atomically
-from fastpsl.pipelines.files.bounded import read_npy
 from fastpsl.pipelines.sources.csv_lists import table_of
 
 # These take the place of the epoch in the random words: images, and classes that get one image more.

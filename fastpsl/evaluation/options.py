@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from typing_extensions import Self, override
 from tyro.conf import arg
 
+from fastpsl.console.terminal import own_rank
 from fastpsl.engine.options import MACHINE, RunOptions, TrainingOptions
-from fastpsl.engine.ranks import own_rank
 from fastpsl.models.names import ANY_BACKBONE
 
 if TYPE_CHECKING:

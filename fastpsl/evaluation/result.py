@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.environment import own_commit, package_versions
+from fastpsl.files.atomic import write_atomically
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.files.atomic import write_atomically
 
 FORMAT = 1
 NAME = "result.json"

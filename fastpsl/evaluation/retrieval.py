@@ -19,9 +19,9 @@ from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.files.atomic import output_errors
 from fastpsl.kernels.nearest import Neighbours
 from fastpsl.pipelines.data.dataset import Dataset, require_same_classes
-from fastpsl.pipelines.files.atomic import output_errors
 from fastpsl.plots.neighbours import draw_neighbours
 
 MAX_SHOWN, MAX_COLUMNS = 100, 16

@@ -10,14 +10,14 @@ from contextlib import closing
 
 import numpy as np
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import World
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
+from fastpsl.files.atomic import output_errors, write_atomically
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.plots.tsne import draw_map
 
 MAX_SEED = 2**32 - 1
@@ -102,7 +102,7 @@ def embed(features: np.ndarray, perplexity: float, seed: int) -> tuple[np.ndarra
     from sklearn.manifold import TSNE
 
     tsne = TSNE(n_components=2, perplexity=perplexity, init="pca", random_state=seed)
-    with doing(f"t-SNE of {len(features):,} images"):
+    with operation(f"t-SNE of {len(features):,} images"):
         points: np.ndarray = tsne.fit_transform(np.ascontiguousarray(features, np.float32))
     return points.astype(np.float32), float(tsne.kl_divergence_)
 

@@ -8,9 +8,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import atomic_file, remove_leftovers
-from fastpsl.pipelines.files.bounded import check_zip
+from fastpsl.console.progress import operation
+from fastpsl.files.atomic import atomic_file, remove_leftovers
+from fastpsl.files.untrusted import check_zip
 
 FORMAT = 1
 
@@ -22,7 +22,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: The file is missing, corrupt (even by one flipped bit), or no checkpoint of this format.
     """
     try:
-        with doing(f"{path}: reading it"):
+        with operation(f"{path}: reading it"):
             check_zip(path, path.stat().st_size)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastpsl.files.atomic import output_errors, write_atomically
 from fastpsl.models.hf_folder import check_folder, write_hf_folder
 from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes
@@ -13,7 +14,6 @@ from fastpsl.models.state_dict_files import TARGETS, Renamed, detectron2_config,
 from fastpsl.models.tensor_table import key_table
 from fastpsl.models.weight_files import sha256_of_bytes
 from fastpsl.models.weights import Pretrained, load_pretrained
-from fastpsl.pipelines.files.atomic import output_errors, write_atomically
 from fastpsl.pipelines.input_record import Input
 
 FORMAT = 1

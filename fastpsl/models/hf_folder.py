@@ -8,12 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from fastpsl.files.atomic import output_errors, sync_folder, write_atomically
 from fastpsl.models.model_card import model_card, results_of
 from fastpsl.models.names import TIMM, is_timm
 from fastpsl.models.state_dict_files import TARGETS, Renamed
 from fastpsl.models.weight_files import read_weights_sidecar
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.files.atomic import output_errors, sync_folder, write_atomically
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE
 

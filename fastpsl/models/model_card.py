@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from fastpsl.console.words import number_of
 from fastpsl.models.markdown import block, code, plain, table_row
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.number_words import number_of
 
 # Values of a command that have a slash and name no file.
 _NO_FILES = ("timm/",)

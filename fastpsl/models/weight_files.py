@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fastpsl.pipelines.files.bounded import check_zip
-from fastpsl.pipelines.files.existing import WEIGHTS, require_existing
+from fastpsl.files.paths import WEIGHTS, require_existing
+from fastpsl.files.untrusted import check_zip
 
 _CHUNK = 1 << 22
 _NO_SAFETENSORS = 'safetensors is not installed: pip install "fastpsl-vision[export]"'

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.console.words import number_of
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.checkpoint import FORMAT, CheckpointManager
 from fastpsl.models.factory import make_backbone
@@ -18,7 +19,6 @@ from fastpsl.models.foreign_weights import first_three, recognise
 from fastpsl.models.names import is_own, is_timm, not_given
 from fastpsl.models.weight_files import read_weights, read_weights_sidecar, sha256_of_file
 from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.number_words import number_of
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.files.atomic import write_atomically
 
 if TYPE_CHECKING:  # matplotlib's figures take 0.3 s, and a contact sheet does without
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from itertools import accumulate, groupby, islice
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.files.json_lines import read_lines
+from fastpsl.files.paths import read_lines
 from fastpsl.plots.inline import InlineFigure
 from fastpsl.plots.png import write_png
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpsl.pipelines.files.bounded import read_npy
+from fastpsl.files.untrusted import read_npy
 
 _NPY = b"\x93NUMPY"
 _HEADER_BYTES = 8

@@ -24,7 +24,7 @@ from bench.evidence.results import chosen_rates, collect, difference, holm
 from bench.evidence.run import main
 from bench.evidence.times import accuracy_at, compare, data_of, published_results
 from bench.recipe_stages import recipe_of
-from fastpsl.engine.exit_codes import EXIT_PREEMPTED
+from fastpsl.console.terminal import EXIT_PREEMPTED
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.models.weight_files import sha256_of_file
 from fastpsl.pipelines.data.open import open_data

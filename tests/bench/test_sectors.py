@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 from bench.sectors import Access, Note, Ratios, elements, ratios
-from fastpsl.pipelines.files.cache_folder import cache_folder
+from fastpsl.files.caches import cache_folder
 
 ROWS = "sizePerThread = [1, 2], threadsPerWarp = [8, 4], warpsPerCTA = [2, 1], order = [1, 0]"
 COLUMNS = "sizePerThread = [2, 1], threadsPerWarp = [4, 8], warpsPerCTA = [1, 2], order = [0, 1]"

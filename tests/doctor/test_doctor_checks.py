@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from fastpsl.console.words import number_of
 from fastpsl.doctor import software
 from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
 from fastpsl.doctor.measurements import ReadRate
@@ -20,10 +21,9 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions, TrainingOptions
 from fastpsl.engine.plan import make_plan
+from fastpsl.files.workers import usable_cores
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.decoders import dali, libffcv
-from fastpsl.pipelines.number_words import number_of
-from fastpsl.pipelines.workers import usable_cores
 from fastpsl.tasks.rotation import Rotation
 from tests.doctor.test_doctor_advice import stage
 from tests.engine.tiny import TinyNet

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl.engine.address_space import require_address_space
+from fastpsl.console.terminal import require_address_space
 from tests.pipelines.memory import own_memory
 from tests.programs import ENVIRONMENT, ROOT
 

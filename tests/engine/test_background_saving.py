@@ -17,8 +17,8 @@ from fastpsl.engine.recipe_process import error_line
 from fastpsl.engine.run import Run
 from fastpsl.engine.snapshot import Snapshot
 from fastpsl.engine.trainer import pretrain
+from fastpsl.files import atomic
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.pipelines.files import atomic
 from tests.engine.test_last_step import Hanging
 from tests.engine.test_last_step import fit as fit_hanging
 from tests.engine.test_trainer import tiny_experiment

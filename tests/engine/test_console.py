@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal one line that is drawn in place, elsewhere what `doing` prints."""
+"""Progress bars: on a terminal one line that is drawn in place, elsewhere what `operation` prints."""
 
 import io
 import re
@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from typing_extensions import override
 
-from fastpsl.engine import console as module
-from fastpsl.engine.console import Progress, status
-from fastpsl.pipelines import doing
+from fastpsl.console import progress as beats
+from fastpsl.console import screen as module
+from fastpsl.console.screen import Progress, status
 
 
 class Terminal(io.StringIO):
@@ -37,15 +37,15 @@ def without_styles(stream: io.StringIO) -> str:
 def test_a_bar_fits_and_cuts_nothing(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(doing, "_heartbeat", doing.Heartbeat())
-    monkeypatch.setattr(doing.threading.Thread, "start", lambda thread: None)
+    monkeypatch.setattr(beats, "_heartbeat", beats.Heartbeat())
+    monkeypatch.setattr(beats.threading.Thread, "start", lambda thread: None)
     stream = terminal(monkeypatch, width)
     with Progress("images", 1_281_167, "training on features") as progress:
         now[0] += 10
         progress.update(640_000)
-        assert doing._heartbeat.redraw is not None
-        doing._heartbeat.redraw("reading headers: 0:00:06 so far")
-    assert doing._heartbeat.redraw is None
+        assert beats._heartbeat.redraw is not None
+        beats._heartbeat.redraw("reading headers: 0:00:06 so far")
+    assert beats._heartbeat.redraw is None
     text = without_styles(stream)
     assert "…" not in text and "reading headers: 0:00:06 so far" in text
     lines = [line for line in re.split(r"[\r\n]|\x1b\[2K", text) if "640,000" in line]
@@ -64,13 +64,13 @@ def test_a_bar_without_a_total_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_changing_line_takes_what_takes_long_until_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal(monkeypatch, 80)
-    monkeypatch.setattr(doing, "_heartbeat", doing.Heartbeat())
+    monkeypatch.setattr(beats, "_heartbeat", beats.Heartbeat())
     with status("measuring"):
-        assert doing._heartbeat.log is not doing._to_stderr
-    assert doing._heartbeat.log is doing._to_stderr
+        assert beats._heartbeat.log is not beats._to_stderr
+    assert beats._heartbeat.log is beats._to_stderr
     with pytest.raises(ZeroDivisionError), status("measuring"):
         _ = 1 / 0
-    assert doing._heartbeat.log is doing._to_stderr
+    assert beats._heartbeat.log is beats._to_stderr
 
 
 @pytest.mark.parametrize("make", [lambda: Progress("images", 10), lambda: status("measuring")])
@@ -79,8 +79,8 @@ def test_a_dumb_terminal_gets_the_lines_of_a_file(
 ) -> None:
     stream = terminal(monkeypatch, 80, "dumb")
     with make():
-        assert doing._heartbeat.redraw is None and doing._heartbeat.log is doing._to_stderr
-        assert not doing._heartbeat._doing[-1].quiet
+        assert beats._heartbeat.redraw is None and beats._heartbeat.log is beats._to_stderr
+        assert not beats._heartbeat._operations[-1].quiet
     assert not stream.getvalue()
 
 

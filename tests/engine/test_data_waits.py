@@ -59,7 +59,7 @@ class Machine:
 
     def train(self, num: int) -> None:
         """Train an epoch."""
-        for i in self.waits.over(self.batches(num), num):
+        for i in self.waits.track(self.batches(num), num):
             if not self.is_cuda:
                 self.now += self.step_s
                 continue

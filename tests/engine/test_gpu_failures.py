@@ -10,9 +10,9 @@ import pytest
 import torch
 from typing_extensions import override
 
+from fastpsl.console.terminal import EXIT_CRASHED
 from fastpsl.engine import gpu_failures, gpu_faults
 from fastpsl.engine.distributed import choose_device
-from fastpsl.engine.exit_codes import EXIT_CRASHED
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.stage_summary import summary_line

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl.engine.exit_codes import EXIT_USER_ERROR
+from fastpsl.console.terminal import EXIT_USER_ERROR
 from fastpsl.engine.launch import launch, print_warnings_once
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.resume import choose_folder, lock_folder

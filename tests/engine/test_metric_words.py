@@ -1,6 +1,6 @@
 """The words for metrics: accuracies in percent, and losses beside those of a constant answer."""
 
-from fastpsl.engine.metric_words import metric_words, val_words
+from fastpsl.console.words import metric_words, val_words
 
 SHARES = ("accuracy", "accuracy_labels", "agreement", "top1", "top5_B4")
 

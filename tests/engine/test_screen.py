@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fastpsl.engine import display
-from fastpsl.engine import screen as module
-from fastpsl.engine.screen import Screen
-from fastpsl.engine.training_lines import Numbers
-from fastpsl.pipelines import doing
+from fastpsl.console import progress
+from fastpsl.console import screen as module
+from fastpsl.console.screen import Numbers, Screen
 
 NUMBERS = Numbers("S1", 1, 1, 3, 30, 3, 90, {"loss": 2.5}, 0.1, 64.0, 1.0, 61.0, 610.0)
 
@@ -54,7 +52,7 @@ def rows(text: str) -> list[str]:
 def test_what_is_done_stands_below_the_numbers_until_it_changes() -> None:
     screen, stream = on_terminal()
     screen.show(NUMBERS)
-    redraw = doing._heartbeat.redraw
+    redraw = progress._heartbeat.redraw
     assert redraw is not None
     redraw("S1: step 4 of 90, [the first]: 0:00:06 so far")
     output = newest(stream)
@@ -70,7 +68,7 @@ def test_what_is_done_stands_below_the_numbers_until_it_changes() -> None:
     redraw("S1: ending the stage: 0:00:10 so far")
     newest(stream)
     screen.close()
-    assert "so far" not in newest(stream) and doing._heartbeat.redraw is None
+    assert "so far" not in newest(stream) and progress._heartbeat.redraw is None
 
 
 def test_a_stage_leaves_its_summary_alone_and_a_stopped_one_its_last_numbers() -> None:
@@ -106,7 +104,7 @@ def test_steps_are_counted_between_their_numbers_and_drawn_once() -> None:
     screen, stream = on_terminal()
     screen.reach(1)  # before any stage
     screen.show(NUMBERS)
-    redraw = doing._heartbeat.redraw
+    redraw = progress._heartbeat.redraw
     assert redraw is not None
     newest(stream)
     screen.reach(31)
@@ -146,7 +144,7 @@ def test_a_dumb_terminal_gets_lines_without_escapes() -> None:
     screen.show(NUMBERS)
     screen.log("a line")
     screen.close()
-    assert "\x1b" not in stream.getvalue() and doing._heartbeat.redraw is None
+    assert "\x1b" not in stream.getvalue() and progress._heartbeat.redraw is None
     assert [line[:8] for line in stream.getvalue().splitlines()] == ["stage S1", "a line"]
 
 
@@ -175,10 +173,10 @@ def test_plain_lines_and_the_voice_do_not_speak_at_once(monkeypatch: pytest.Monk
     """If numbers arrive twice a second, a plain line comes within ten seconds, and the voice stays silent."""
     now, stream = [100.0], io.StringIO()
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(doing, "_heartbeat", voice := doing.Heartbeat())
-    monkeypatch.setattr(doing.threading.Thread, "start", lambda thread: None)
+    monkeypatch.setattr(progress, "_heartbeat", voice := progress.Heartbeat())
+    monkeypatch.setattr(progress.threading.Thread, "start", lambda thread: None)
     screen = Screen(Console(file=stream, width=200))
-    with doing.doing("S1: step 4 of 90"):
+    with progress.operation("S1: step 4 of 90"):
         for _ in range(120):
             now[0] += 0.5
             assert voice.line(now[0]) is None
@@ -210,11 +208,11 @@ def test_a_notebook_gets_html_that_is_replaced_in_place(monkeypatch: pytest.Monk
         assert name == "IPython.display"
         return types.SimpleNamespace(display=show)
 
-    monkeypatch.setattr(display, "import_module", import_ipython)
+    monkeypatch.setattr(module, "import_module", import_ipython)
     screen = Screen(Console(file=io.StringIO(), force_jupyter=True, width=80))
     screen.begin(replace(NUMBERS, step=0))
     screen.show(NUMBERS)
-    redraw = doing._heartbeat.redraw
+    redraw = progress._heartbeat.redraw
     assert redraw is not None
     redraw("S1: validation pass <here>")
     screen.end_stage()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from fastpsl.console import progress
 from fastpsl.engine import experiment as experiment_module
 from fastpsl.engine.compile_modes import OFF, StepChoice
 from fastpsl.engine.distributed import gathered
@@ -27,7 +28,6 @@ from fastpsl.engine.task import Task
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
-from fastpsl.pipelines import doing
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.classes import Classes
@@ -161,7 +161,7 @@ def test_a_heads_batchnorm_is_synchronised_where_it_is_asked_for(is_asked: bool)
 
 def test_a_step_that_lasts_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = list[str | None]()
-    monkeypatch.setattr(doing, "_heartbeat", voice := doing.Heartbeat())
+    monkeypatch.setattr(progress, "_heartbeat", voice := progress.Heartbeat())
 
     class Slow(Asking):
         @override

@@ -18,13 +18,12 @@ from rich.console import Console
 from typing_extensions import override
 
 from fastpsl import cli
-from fastpsl.engine.exit_codes import EXIT_USER_ERROR
+from fastpsl.console.screen import Screen
+from fastpsl.console.terminal import EXIT_USER_ERROR, escaped, plain, safe_output, same_place
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.launch import launch
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
-from fastpsl.engine.screen import Screen
-from fastpsl.engine.terminal import escaped, plain, safe_output, same_place
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_recipe

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastpsl.console.progress import operation
 from fastpsl.engine import recipe_process, trainer
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine, step_drops
@@ -26,7 +27,6 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.checkpoint import read_checkpoint
-from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
@@ -135,13 +135,13 @@ def test_a_step_says_what_it_waits_for_and_a_stages_first_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[tuple[str, bool]] = []
-    turn_to = doing.turn_to
+    rename = operation.rename
 
-    def listen(work: doing, what: str, early: bool = False) -> None:
+    def listen(work: operation, what: str, early: bool = False) -> None:
         said.append((what, early))
-        turn_to(work, what, early)
+        rename(work, what, early)
 
-    monkeypatch.setattr(doing, "turn_to", listen)
+    monkeypatch.setattr(operation, "rename", listen)
     fit(tmp_path, plan="end_to_end", max_steps_per_stage=2)
     first = said.index(("E: reading the first batch, for which numba may compile", True))
     assert [words for words in said[first:] if " step " in words[0]] == [

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from fastpsl.engine.fitted_line import Part, fitted
-from fastpsl.engine.training_lines import Numbers, TrainingLines, plain_line
+from fastpsl.console.screen import Numbers, Part, TrainingLines, fitted, plain_line
 
 METRICS = {
     "loss": 5.12345,

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from fastpsl.engine.wording import in_words_of_python, worded, words_of_python
+from fastpsl.console.words import in_words_of_python, worded, words_of_python
 
 MESSAGES = (
     ("give more --epochs, a smaller --batch-size", "give more epochs, a smaller batch_size"),

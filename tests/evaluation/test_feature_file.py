@@ -12,7 +12,7 @@ import pytest
 from fastpsl.engine.distributed import World
 from fastpsl.evaluation import feature_file
 from fastpsl.evaluation.feature_file import FORMAT, PartialFeatures, read_features
-from fastpsl.pipelines.files.atomic import partial_path
+from fastpsl.files.atomic import partial_path
 from tests.engine.tiny import one_process
 
 WANTED = {"shape": [5, 2], "dtype": "float32"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from fastpsl.engine.terminal import escaped
+from fastpsl.console.terminal import escaped
 from tests.faults import hostile_archives, hostile_arrays, hostile_texts
 from tests.faults.child import Case, Limits, judge_cases, refusal
 from tests.faults.hostile_archives import PRIVATE_IMAGE

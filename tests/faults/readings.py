@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastpsl.commands import data as beton_command
-from fastpsl.engine.terminal import safe_output
+from fastpsl.console.terminal import safe_output
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.data.open import open_data

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastpsl.pipelines.files.cache_folder import cache_folder
+from fastpsl.files.caches import cache_folder
 
 pytest.importorskip("triton", reason="triton is not installed: nothing to compile")
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from typing_extensions import override
 
+from fastpsl.files import atomic
+from fastpsl.files.atomic import write_atomically
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
-from fastpsl.pipelines.files import atomic
-from fastpsl.pipelines.files.atomic import write_atomically
 
 
 def state(value: float) -> dict[str, object]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from fastpsl.files import atomic
+from fastpsl.files.atomic import atomic_file, remove_leftovers, write_atomically
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.pipelines.files import atomic
-from fastpsl.pipelines.files.atomic import atomic_file, remove_leftovers, write_atomically
 from tests.engine.tiny import tiny_run
 from tests.warm import CONTEXT
 

@@ -13,12 +13,12 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.commands.data import Write
+from fastpsl.files.atomic import partial_path
 from fastpsl.pipelines.beton import journal, output
 from fastpsl.pipelines.beton.begin import can_go_on
 from fastpsl.pipelines.beton.journal import journal_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import betons_to_verify, info, verify
-from fastpsl.pipelines.files.atomic import partial_path
 from fastpsl.pipelines.sources.choose import open_source
 from fastpsl.pipelines.sources.source import Sample
 from tests.pipelines.folders import tree, write_folder

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from fastpsl.cli import main
+from fastpsl.files.atomic import partial_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import betons_to_verify
-from fastpsl.pipelines.files.atomic import partial_path
 from tests.pipelines.folders import photo_tree, tree
 from tests.pipelines.photos import jpeg, photo
 

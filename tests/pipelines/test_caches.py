@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl.pipelines.files import caches
+from fastpsl.files import caches
 from tests.programs import ENVIRONMENT, ROOT
 
 NAMES = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR", "NUMBA_CACHE_DIR", "RANK")

@@ -19,6 +19,10 @@ from typing_extensions import override
 import fastpsl
 from fastpsl.engine.distributed import World
 from fastpsl.evaluation.feature_file import PartialFeatures
+from fastpsl.files.atomic import PartialFile
+from fastpsl.files.remote.address import RemoteObject
+from fastpsl.files.remote.cache import Cache
+from fastpsl.files.workers import Workers
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.image_files import Folder
@@ -26,13 +30,9 @@ from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.decoders import libffcv, libturbo
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
-from fastpsl.pipelines.files.atomic import PartialFile
 from fastpsl.pipelines.loader.annotated import AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.remote.cache import Cache
-from fastpsl.pipelines.remote.objects import RemoteObject
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.workers import Workers
 from tests.pipelines.forked import in_a_forked_process
 from tests.pipelines.photos import photo_samples, write
 from tests.slow import slow

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastpsl.files.workers import Workers
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders import dali_pipeline
@@ -14,7 +15,6 @@ from fastpsl.pipelines.decoders.dali_graph import Graph, build
 from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.workers import Workers
 from tests.pipelines.photos import jpeg, needs_dali, photo, photo_samples, write
 
 BATCH, DEPTH, CPU = 6, 3, torch.device("cpu")

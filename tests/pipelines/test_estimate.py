@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from fastpsl.cli import main
+from fastpsl.files.atomic import partial_path
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.estimate import estimate, free_bytes
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.files.atomic import partial_path
 from fastpsl.pipelines.sources.choose import open_source
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.source import Sample, Source

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import fastpsl
+from fastpsl.files.paths import FORMS, require_existing
 from fastpsl.pipelines.beton.shard_set import shard_paths
 from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.files.existing import FORMS, require_existing
 from fastpsl.pipelines.sources.choose import open_source
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo

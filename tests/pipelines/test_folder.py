@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from typing_extensions import override
 
+from fastpsl.console.progress import operation
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import BadSampleError, Batch
@@ -26,7 +27,6 @@ from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.decoders import dali, libturbo
 from fastpsl.pipelines.decoders.choose import READS, choose_decoder
 from fastpsl.pipelines.decoders.codes import CHANGED, CORRUPT, REASONS
-from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
@@ -329,9 +329,9 @@ def test_of_many_that_open_a_folder_one_reads_the_headers(
 ) -> None:
     calls, make, event = [], header_index._make, threading.Event()
 
-    class Doing(doing):
+    class Watched(operation):
         @override
-        def __enter__(self) -> doing:
+        def __enter__(self) -> operation:
             if self.what == f"{root}: another process reads the headers, waiting for it":
                 event.set()
             return super().__enter__()
@@ -342,7 +342,7 @@ def test_of_many_that_open_a_folder_one_reads_the_headers(
         make(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(header_index, "_make", when_another_waits)
-    monkeypatch.setattr(header_index, "doing", Doing)
+    monkeypatch.setattr(header_index, "operation", Watched)
     folders: list[Folder] = []
     threads = [threading.Thread(target=lambda: folders.append(Folder(root))) for _ in range(4)]
     for thread in threads:
@@ -375,13 +375,13 @@ def test_long_work_is_said(
 ) -> None:
     lines: list[str] = []
 
-    class Told(doing):
+    class Told(operation):
         @override
         def update(self, num_done: int, num_bad: int = 0, note: str = "") -> None:
             super().update(num_done, num_bad)
             lines.append(self.line(self.started + 2).split(",")[0])
 
-    monkeypatch.setattr(header_index, "doing", Told)
+    monkeypatch.setattr(header_index, "operation", Told)
     Folder(root).close()
     for line in ("looking at sizes and times: 5 of 12 files", "reading headers: 12 of 12 files"):
         assert f"{root}: {line}" in lines

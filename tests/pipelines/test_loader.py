@@ -10,6 +10,7 @@ import pytest
 import torch
 from typing_extensions import override
 
+from fastpsl.files.workers import default_num_threads
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
@@ -23,7 +24,6 @@ from fastpsl.pipelines.decoders.decoder import Request
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.workers import default_num_threads
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import COMPILED, DECODERS, RAW, photo, photo_samples, write
 from tests.pipelines.threads import loader_threads

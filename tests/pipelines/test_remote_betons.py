@@ -18,14 +18,14 @@ pytest.importorskip("moto.server", reason="the extra dev has moto")
 from fastpsl.commands.data import Info, Verify
 from fastpsl.doctor.reading import measure_read
 from fastpsl.engine.options import TrainingOptions
+from fastpsl.files.remote import address
+from fastpsl.files.remote.cache import Cache, PartLocks
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import HEADER
 from fastpsl.pipelines.data.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.remote import ahead, failures
-from fastpsl.pipelines.remote.cache import Cache
-from fastpsl.pipelines.remote.part_locks import PartLocks
+from fastpsl.pipelines.remote import ahead
 from fastpsl.pipelines.views import ViewSpec
 from tests.faults.changed_data import beton as write_beton_of_photos
 from tests.pipelines.forked import in_a_forked_process
@@ -241,8 +241,8 @@ def test_a_server_that_is_gone_for_a_while(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(failures, "TELL_AFTER_S", 0.0)
-    monkeypatch.setattr(failures, "_told", failures._Told())
+    monkeypatch.setattr(address, "TELL_AFTER_S", 0.0)
+    monkeypatch.setattr(address, "_told", address._Told())
     with (
         Beton(str(local / "train-*.beton")) as data,
         Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,

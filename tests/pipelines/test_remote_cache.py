@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.remote import cache as cache_module
-from fastpsl.pipelines.remote.cache import Cache, CachedFile, CacheFullError
-from fastpsl.pipelines.remote.objects import RemoteObject
+from fastpsl.files.remote import cache as cache_module
+from fastpsl.files.remote.address import RemoteObject
+from fastpsl.files.remote.cache import Cache, CachedFile, CacheFullError
 
 PART = 64 << 10
 NUM = 8

@@ -17,12 +17,12 @@ from typing_extensions import override
 pytest.importorskip("aiohttp")
 pytest.importorskip("fsspec")
 
+from fastpsl.files.remote import cache as cache_module
+from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import ALLOCATION, HEADER
 from fastpsl.pipelines.data.open import open_data
 from fastpsl.pipelines.remote import beton
-from fastpsl.pipelines.remote import cache as cache_module
-from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.warm import CONTEXT
 

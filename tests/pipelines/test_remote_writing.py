@@ -11,8 +11,8 @@ pytest.importorskip("s3fs")
 pytest.importorskip("moto.server", reason="the extra dev has moto")
 
 from fastpsl.commands.data import Write
+from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.remote.upload import Upload
 from tests.pipelines.folders import photo_tree
 from tests.pipelines.photos import jpeg, photo

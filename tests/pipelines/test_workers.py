@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from fastpsl.pipelines import workers
-from fastpsl.pipelines.workers import Workers, default_num_threads, usable_cores
+from fastpsl.files import workers
+from fastpsl.files.workers import Workers, default_num_threads, usable_cores
 
 
 def refuse_thread(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from fastpsl.files.atomic import output_errors
 from fastpsl.pipelines.beton.journal import Journal, journal_path
 from fastpsl.pipelines.beton.output import shards_of, unfinished
-from fastpsl.pipelines.files.atomic import output_errors
 
 
 def require_writable(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> None:

@@ -12,14 +12,14 @@ from random import Random
 
 import numpy as np
 
+from fastpsl.console.progress import clock
+from fastpsl.console.words import number_of
+from fastpsl.files.atomic import partial_path
+from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.encode import BadImage, Stored, Target
 from fastpsl.pipelines.beton.shard import ALLOCATION, IMAGE_TYPE, INT_TYPE, row_dtype
 from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES, TooSmall, convert_one, max_bad_count
-from fastpsl.pipelines.doing import clock
-from fastpsl.pipelines.files.atomic import partial_path
-from fastpsl.pipelines.number_words import number_of
 from fastpsl.pipelines.sources.source import Sample, Source
-from fastpsl.pipelines.workers import map_in_order
 
 _ROW_BYTES = row_dtype((IMAGE_TYPE, INT_TYPE)).itemsize
 _END_BYTES = ALLOCATION.itemsize + 4  # of each image after the data: its place, its checksum

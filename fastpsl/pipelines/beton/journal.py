@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.files.atomic import PartialFile, sync_folder, write_all
+from fastpsl.files.atomic import PartialFile, sync_folder, write_all
 
 # Both must have passed since the last batch. An interruption costs what was written since then.
 EVERY_BYTES, EVERY_S = 16 << 20, 3.0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.files.atomic import PartialFile, write_all
+from fastpsl.files.atomic import PartialFile, write_all
 from fastpsl.pipelines.sources.tally import BAD, SMALL, Tally
 
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastpsl.console.progress import operation
+from fastpsl.files.atomic import partial_path, remove_leftovers, sync_folder, write_atomically
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile, rows_in_a_page
 from fastpsl.pipelines.beton.journal import Journal, journal_path
 from fastpsl.pipelines.beton.left_out import LeftOut, bad_path, small_path
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, read_sidecar, sidecar_path
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import partial_path, remove_leftovers, sync_folder, write_atomically
 from fastpsl.pipelines.sources.tally import BAD
 
 _NUMBER = "-[0-9][0-9][0-9][0-9][0-9]-of-"
@@ -179,7 +179,7 @@ class Output:
             ValueError: The partial files are not as the journal says.
         """
         journal, num = self.journal, self.journal.num_images
-        with doing(f"{self.out}: checking what was written before", "images", num) as progress:
+        with operation(f"{self.out}: checking what was written before", "images", num) as progress:
             for entry in journal.entries():
                 for image in entry.get("images", ()):
                     if len(image) == 3:

@@ -18,14 +18,14 @@ from typing import Any, final
 import numpy as np
 from typing_extensions import override
 
+from fastpsl.console.progress import operation
+from fastpsl.files.remote.address import is_remote
+from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.left_out import left_out_before
 from fastpsl.pipelines.beton.shard import COPY_AGAIN, HEADER, Shard, chunks
 from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults, shard_paths
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.data.dataset import SampleTable, out_of_range
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.remote.address import is_remote
-from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.remote.pages import RemotePages
 
 
@@ -77,8 +77,8 @@ class Beton:
         records = list[dict[str, Any]]()
         try:
             name = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-            with doing(f"{name}: checking its tables", "files", len(self.paths)) as progress:
-                for path, name in progress.over(list(zip(self.paths, names, strict=True))):
+            with operation(f"{name}: checking its tables", "files", len(self.paths)) as progress:
+                for path, name in progress.track(list(zip(self.paths, names, strict=True))):
                     records.append(self._add(path, name))
             if faults := set_faults(self._written):
                 raise ValueError(faults[0])

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastpsl.files.atomic import Uncopyable
 from fastpsl.pipelines.beton.table import Table, TruncatedError
 from fastpsl.pipelines.data.dataset import MAX_PIXELS
-from fastpsl.pipelines.files.uncopyable import Uncopyable
 
 VERSION = 2
 HEADER = np.dtype(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.files.existing import require_existing
+from fastpsl.files.paths import require_existing
 
 # The entries that all shards of a data set share, and their wording in messages.
 _COMMON = {

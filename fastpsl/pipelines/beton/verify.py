@@ -11,6 +11,10 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import override
 
+from fastpsl.console.progress import operation
+from fastpsl.files.atomic import is_locked
+from fastpsl.files.remote.address import is_remote
+from fastpsl.files.workers import map_in_order, usable_cores
 from fastpsl.pipelines.beton.checksums import has_checksums, matches_checksum, read_checksums
 from fastpsl.pipelines.beton.encode import decodes_cleanly
 from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES
@@ -22,10 +26,6 @@ from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shar
 from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, HEADER_REASONS, jpeg_header
 from fastpsl.pipelines.decoders.jpeg_scans import SCAN_REASONS, jpeg_scans
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import is_locked
-from fastpsl.pipelines.remote.address import is_remote
-from fastpsl.pipelines.workers import map_in_order, usable_cores
 
 _BLOCK_BYTES = 1 << 22
 _BARS = 30  # classes with a bar of their own
@@ -169,7 +169,10 @@ def _checksum(path: Path, sidecar: Sidecar) -> str:
     """Return the SHA-256 of the bytes from data_start on, then of those before it, as they were written."""
     digest, start = hashlib.sha256(), sidecar.data_start
     num_mb = path.stat().st_size // 1_000_000
-    with open(path, "rb") as file, doing(f"{path}: reading it for its checksum", "MB", num_mb) as progress:
+    with (
+        open(path, "rb") as file,
+        operation(f"{path}: reading it for its checksum", "MB", num_mb) as progress,
+    ):
         file.seek(start)
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)

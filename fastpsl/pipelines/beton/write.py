@@ -18,6 +18,10 @@ from pathlib import Path
 import numpy as np
 
 import fastpsl
+from fastpsl.console.progress import operation
+from fastpsl.console.words import number_of
+from fastpsl.files.atomic import output_errors
+from fastpsl.files.workers import map_in_order, usable_cores
 from fastpsl.pipelines.beton.begin import leave, open_journal, require_same
 from fastpsl.pipelines.beton.encode import BadImage, Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
@@ -25,12 +29,8 @@ from fastpsl.pipelines.beton.left_out import bad_path
 from fastpsl.pipelines.beton.output import Output, WriteReport
 from fastpsl.pipelines.data.image_file import read_image_file
 from fastpsl.pipelines.decoders.libturbo import INSTALL, why_missing
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import output_errors
-from fastpsl.pipelines.number_words import number_of
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.sources.tally import BAD, SMALL
-from fastpsl.pipelines.workers import map_in_order, usable_cores
 
 DEFAULT_PAGE_BYTES = 1 << 23  # ffcv's
 _AS_THEY_ARE = Target()
@@ -203,7 +203,7 @@ def write_beton(
             raise ValueError(f"{out}: nothing to write, no image could be used; {why}")
         with (
             output_errors(out),
-            doing(f"{out}: writing its tables, and waiting until all of it is on the disk"),
+            operation(f"{out}: writing its tables, and waiting until all of it is on the disk"),
         ):
             report = output.finish()
     finally:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from fastpsl.files.paths import FORMS, LIST_ENDINGS, require_existing
+from fastpsl.files.remote.address import is_remote
+from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.files.existing import FORMS, LIST_ENDINGS, require_existing
-from fastpsl.pipelines.remote.address import is_remote
-from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.sources.csv_lists import names_images
 from fastpsl.pipelines.sources.folder import folder_classes
 from fastpsl.pipelines.sources.lines import read_classes

@@ -16,16 +16,16 @@ from typing import Protocol, final
 
 import numpy as np
 
+from fastpsl.console.progress import operation
+from fastpsl.files.caches import cache_folder
+from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, MODE_FILE, MODE_JPEG, UPRIGHT
 from fastpsl.pipelines.data.heic import is_missing
 from fastpsl.pipelines.data.image_file import FORMATS, BadImage, check_bytes, upright_size
 from fastpsl.pipelines.data.orientation import TURNED, usual_jpeg_orientation
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.cache_folder import cache_folder
 from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.sources.tally import Tally
-from fastpsl.pipelines.workers import map_in_order
 
 _VERSION = "folder-v3"  # a new name whenever the contents of the index change
 _LISTING = "folder-v1"  # the same for the digest of a listing, which runs are resumed by
@@ -128,7 +128,7 @@ def _wait_for(lock: int, root: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        with doing(f"{root}: another process reads the headers, waiting for it"):
+        with operation(f"{root}: another process reads the headers, waiting for it"):
             fcntl.flock(lock, fcntl.LOCK_EX)
 
 
@@ -152,7 +152,7 @@ class _Digests:
 def _listing_digests(files: Files, origin: Path) -> tuple[str, str]:
     digests = _Digests()
     entries = map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list")
-    with doing(f"{origin}: looking at sizes and times", "files", files.num_total) as progress:
+    with operation(f"{origin}: looking at sizes and times", "files", files.num_total) as progress:
         for num, (sample, file) in enumerate(entries, start=1):
             digests.add(sample.name, sample.label, file)
             progress.update(num)
@@ -230,7 +230,7 @@ def _write(files: Files, origin: Path, path: Path) -> tuple[Summary, str]:
     headers = map_in_order(lambda sample: _scan(sample.image), files.samples(), _THREADS, "headers")
     with (
         open(path / "names", "wb") as names,
-        doing(f"{origin}: reading headers", "files", num) as progress,
+        operation(f"{origin}: reading headers", "files", num) as progress,
     ):
         for i, (sample, (file, height, width, mode, orientation)) in enumerate(headers):
             digests.add(sample.name, sample.label, file)

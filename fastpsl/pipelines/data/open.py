@@ -6,12 +6,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastpsl.files.paths import FORMS, LIST_ENDINGS, require_existing
+from fastpsl.files.remote.address import check_address, is_remote
+from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import VERSION
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.files.existing import FORMS, LIST_ENDINGS, require_existing
-from fastpsl.pipelines.remote.address import check_address, is_remote
-from fastpsl.pipelines.remote.cache import Cache
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.data.image_files import ImageFiles

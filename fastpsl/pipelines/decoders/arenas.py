@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastpsl.pipelines.files.uncopyable import Uncopyable
+from fastpsl.files.atomic import Uncopyable
 from fastpsl.pipelines.pinned import warn_of_unpinned
 
 

@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.data.dataset import (
     MODE_FILE,
     MODE_JPEG,
@@ -18,7 +19,6 @@ from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
 from fastpsl.pipelines.decoders.jpeg_header import jpeg_header
 from fastpsl.pipelines.decoders.rates import choose_on_gpu, without_engines
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
-from fastpsl.pipelines.workers import default_num_threads
 
 if TYPE_CHECKING:  # writing a beton imports this file but not torch, which takes seconds and half a GB
     from types import ModuleType

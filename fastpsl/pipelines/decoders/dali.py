@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastpsl.files.workers import Workers
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_RAW, SampleTable
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
@@ -27,7 +28,6 @@ from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
 from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.pinned import to_device
-from fastpsl.pipelines.workers import Workers
 
 _CLOSE_LIMIT_S = 5.0
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.files.workers import Workers
 from fastpsl.kernels.isotropic import DIAGONAL
 from fastpsl.kernels.isotropic_batch import crop_isotropic
 from fastpsl.kernels.isotropic_loops import isotropic_resize
@@ -20,7 +21,6 @@ from fastpsl.pipelines.decoders.boxes import windows
 from fastpsl.pipelines.decoders.dali_errors import named_sample, reason, user_error
 from fastpsl.pipelines.decoders.dali_graph import Graph, build, feeds, first_feeds
 from fastpsl.pipelines.pinned import to_device
-from fastpsl.pipelines.workers import Workers
 
 _CHUNK = 8
 

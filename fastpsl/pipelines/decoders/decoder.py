@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastpsl.files.atomic import Uncopyable
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders.codes import check_request
-from fastpsl.pipelines.files.uncopyable import Uncopyable
 
 if TYPE_CHECKING:  # writing a beton imports this file but not torch, which takes seconds and half a GB
     from torch import Tensor

@@ -20,7 +20,7 @@ import llvmlite.binding
 import numpy as np
 from numba import njit, types
 
-from fastpsl.pipelines.files.uncopyable import Uncopyable
+from fastpsl.files.atomic import Uncopyable
 
 INSTALL = "pip install 'fastpsl-vision[ffcv]' (needs g++, libturbojpeg0-dev, libopencv-dev)"
 

@@ -3,8 +3,8 @@
 import ctypes
 import functools
 
+from fastpsl.files.atomic import Uncopyable
 from fastpsl.kernels.c_library import open_library
-from fastpsl.pipelines.files.uncopyable import Uncopyable
 
 INSTALL = "a wheel of fastpsl-vision has it; from source: apt install gcc libjpeg-dev, pip install ."
 

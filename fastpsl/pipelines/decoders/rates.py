@@ -9,7 +9,7 @@ batches had 256 images. They are those of prototypes; this version was not measu
 import math
 from collections.abc import Callable
 
-from fastpsl.pipelines.number_words import number_of
+from fastpsl.console.words import number_of
 
 # CPU time per image: `turbo` with 16 threads made 22,987 images/s with one view (15.6 cores), and 17,030
 # with two, which take 0.90 ms. With 4 threads it took 0.63 ms for one view.

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fastpsl.console.progress import operation
 from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.isotropic_batch import crop_isotropic
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
 from fastpsl.pipelines.decoders.decoder import BatchDecoder
-from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.pinned import to_device
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ def _load(data: "Beton", device: torch.device) -> Tensor:
     """Read all images, uint8 [N, H, W, 3], to the device; raise ValueError if the file has been cut short."""
     _, _, height, width = data.image_sizes()
     images = torch.empty((data.num_samples, height, width, 3), dtype=torch.uint8, device=device)
-    with doing(f"{data.paths[0]}: reading all of it into memory", "images", data.num_samples) as progress:
-        for start in progress.over(range(0, data.num_samples, _CHUNK), _CHUNK):
+    with operation(f"{data.paths[0]}: reading all of it into memory", "images", data.num_samples) as progress:
+        for start in progress.track(range(0, data.num_samples, _CHUNK), _CHUNK):
             part = images[start : start + _CHUNK]
             host = part if device.type == "cpu" else torch.empty(part.shape, dtype=torch.uint8, device="cpu")
             pixels = host.numpy()

@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 from typing_extensions import override
 
+from fastpsl.files.workers import default_num_threads, num_local_ranks
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders import codes, libturbo
 from fastpsl.pipelines.decoders.decoder import Decoder, Request
 from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.decoders.windows import Windows
-from fastpsl.pipelines.workers import default_num_threads, num_local_ranks
 
 # Threads of all local ranks that may wait for storage, beside those that decode, and bytes that they hold.
 _MAX_READERS, _MAX_READ_BYTES = 128, 256 << 20

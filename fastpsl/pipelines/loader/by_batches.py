@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from fastpsl.files.workers import Workers
 from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.loader.pending_batch import PendingBatch
-from fastpsl.pipelines.workers import Workers
 
 # How long to wait for the batch that is being read before collecting an older one. Collecting blocks on the
 # decoder, which then has one batch fewer to overlap: reading 256 JPEGs from memory takes 2 ms, decoding them

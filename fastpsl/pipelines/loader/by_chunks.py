@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from fastpsl.files.workers import Workers
 from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.boxes import is_isotropic
 from fastpsl.pipelines.decoders.decoder import Decoder
@@ -13,7 +14,6 @@ from fastpsl.pipelines.decoders.turbo import TurboDecoder
 from fastpsl.pipelines.loader.device_windows import DeviceWindows, Room
 from fastpsl.pipelines.loader.pending_batch import PendingBatch
 from fastpsl.pipelines.pinned import pinned_empty
-from fastpsl.pipelines.workers import Workers
 
 _MAX_FREE = 8  # arenas to keep where the consumer has held many batches and dropped them
 

@@ -16,11 +16,12 @@ from typing import final
 import numpy as np
 import torch
 
+from fastpsl.files.atomic import Uncopyable
+from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.batch import Batch, checked_device
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
-from fastpsl.pipelines.files.uncopyable import Uncopyable
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.device_windows import crops_on_device
@@ -31,7 +32,6 @@ from fastpsl.pipelines.loader.quasi_random import QuasiRandom
 from fastpsl.pipelines.loader.readahead import Readahead
 from fastpsl.pipelines.remote.ahead import FetchAhead
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.workers import default_num_threads
 
 ORDERS = ("random", "quasi_random")
 

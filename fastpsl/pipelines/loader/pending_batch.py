@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.files.workers import Workers
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
@@ -21,7 +22,6 @@ from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, Request
 from fastpsl.pipelines.loader.device_windows import DeviceWindows
 from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.views import Crop, ViewSpec
-from fastpsl.pipelines.workers import Workers
 
 _MAX_NAMES = 3  # samples named in one line of an error
 

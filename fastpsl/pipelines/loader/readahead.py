@@ -13,8 +13,8 @@ from typing import final
 
 import numpy as np
 
+from fastpsl.files.workers import Workers
 from fastpsl.pipelines.beton.pages import Extents
-from fastpsl.pipelines.workers import Workers
 
 _MIN_PIECE_KIB = 128
 

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from typing_extensions import override
 
+from fastpsl.files.remote.address import LIMIT_S, RemoteObject, persistently, read_whole
+from fastpsl.files.remote.cache import Cache, cache_errors
 from fastpsl.pipelines.beton.checksums import (
     MARK,
     MARK_START,
@@ -24,9 +26,6 @@ from fastpsl.pipelines.beton.shard import (
     row_dtype,
 )
 from fastpsl.pipelines.beton.sidecar import sidecar_path
-from fastpsl.pipelines.remote.cache import Cache, cache_errors
-from fastpsl.pipelines.remote.failures import persistently
-from fastpsl.pipelines.remote.objects import LIMIT_S, RemoteObject, read_whole
 
 _HEAD_BYTES = 1 << 14  # a header with 15 fields
 _DISK_BLOCK = 4096

@@ -8,15 +8,15 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from fastpsl.console.progress import operation
+from fastpsl.files.remote.address import remote_objects
+from fastpsl.files.remote.cache import Cache
+from fastpsl.files.remote.fetcher import NUM_CONNECTIONS, Fetcher, Page
+from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.checksums import matches_checksum, sample_checksums
 from fastpsl.pipelines.beton.pages import Pages, pages_of_shards
 from fastpsl.pipelines.beton.shard import Shard
-from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.remote.beton import CachedShard, RemoteBeton
-from fastpsl.pipelines.remote.cache import Cache
-from fastpsl.pipelines.remote.fetcher import NUM_CONNECTIONS, Fetcher, Page
-from fastpsl.pipelines.remote.objects import remote_objects
-from fastpsl.pipelines.workers import map_in_order
 
 _SHARE_FOR_DATA = 0.95  # of the cache; all of the data fits if it takes no more
 
@@ -55,13 +55,13 @@ class RemotePages:
 
     def __init__(self, address: str, cache: Cache) -> None:
         self.address, self.cache, self.is_told_slow = address, cache, False
-        with doing(f"{address}: looking for it"):
+        with operation(f"{address}: looking for it"):
             objects = remote_objects(address)
         self.names = [remote.address for remote in objects]
         self.total_bytes = sum(remote.num_bytes for remote in objects)
         self._files = list[RemoteBeton]()
         try:
-            with doing(f"{address}: fetching its tables", "files", len(objects)) as progress:
+            with operation(f"{address}: fetching its tables", "files", len(objects)) as progress:
                 files = map_in_order(
                     lambda remote: RemoteBeton(remote, cache),
                     objects,
@@ -69,7 +69,7 @@ class RemotePages:
                     "fastpsl-open",
                     group=1,
                 )
-                for _, file in progress.over(files):
+                for _, file in progress.track(files):
                     self._files.append(file)
                 self.paths = [file.file.path for file in self._files]
                 self._first_parts = np.cumsum([0] + [len(file.file.parts) for file in self._files])

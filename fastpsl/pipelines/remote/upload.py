@@ -13,11 +13,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import final
 
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.atomic import partial_path
-from fastpsl.pipelines.remote.address import answer, file_system
-from fastpsl.pipelines.remote.failures import WrongBytesError, persistently
-from fastpsl.pipelines.remote.objects import LIMIT_S
+from fastpsl.console.progress import operation
+from fastpsl.files.atomic import partial_path
+from fastpsl.files.remote.address import LIMIT_S, WrongBytesError, answer, file_system, persistently
 
 _SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.beton")
 _READ_ONLY = ("http", "https")
@@ -124,7 +122,7 @@ class Upload:
         files = list(self._finished())
         total = sum(path.stat().st_size for path in files)
         num_bytes = 0
-        with doing(f"{self.address}: uploading", "MB", total // 1_000_000) as progress:
+        with operation(f"{self.address}: uploading", "MB", total // 1_000_000) as progress:
             for path in files:
                 num_bytes += self._send(path)
                 progress.update(num_bytes // 1_000_000)

@@ -9,7 +9,7 @@ import fcntl
 from pathlib import Path
 from typing import NamedTuple
 
-from fastpsl.pipelines.files.cache_folder import cache_folder
+from fastpsl.files.caches import cache_folder
 
 VERSION = "sample-v1"  # a new name whenever the images change
 NUM_TRAIN, NUM_TEST = 480, 160

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from fastpsl.pipelines.sources.source import Sample
-from fastpsl.pipelines.workers import usable_cores
 
 SEED = 20240
 _PAGE_BYTES = 1 << 21

@@ -15,12 +15,12 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
-from fastpsl.pipelines.files.cache_folder import cache_folder
+from fastpsl.files.caches import cache_folder
+from fastpsl.files.workers import usable_cores
 from fastpsl.pipelines.sample.shapes import CLASS_NAMES, Shape, draw_scene
 from fastpsl.pipelines.sample.subjects import Random
 from fastpsl.pipelines.voc.layout import CLASSES_FILE
 from fastpsl.pipelines.voc.masks import VOID, mask_png
-from fastpsl.pipelines.workers import usable_cores
 
 VERSION = "drawn-voc-v1"  # a new name whenever the images change
 SEED = 20241

@@ -4,13 +4,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from fastpsl.files.leftovers import is_leftover
+from fastpsl.files.paths import LIST_ENDINGS, require_existing
+from fastpsl.files.remote.address import is_remote
 from fastpsl.pipelines.data.classes import named_classes
-from fastpsl.pipelines.files.existing import LIST_ENDINGS, require_existing
-from fastpsl.pipelines.remote.address import is_remote
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.files import SourceFile, source_files
 from fastpsl.pipelines.sources.folder import image_folder
-from fastpsl.pipelines.sources.leftovers import is_leftover
 from fastpsl.pipelines.sources.listed import image_list, labelled_folder
 from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
 from fastpsl.pipelines.sources.published import published, published_name

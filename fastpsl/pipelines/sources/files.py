@@ -5,10 +5,8 @@ import os
 from pathlib import Path
 from typing import IO
 
-from fastpsl.pipelines.files.existing import require_existing
-from fastpsl.pipelines.remote.address import is_remote
-from fastpsl.pipelines.remote.objects import RemoteObject, remote_objects
-from fastpsl.pipelines.remote.stream import open_stream
+from fastpsl.files.paths import require_existing
+from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, remote_objects
 
 SourceFile = Path | RemoteObject
 """A file; its `name` is the last part of its path or address, and `str` is all of it."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from random import Random
 from shlex import quote
 
-from fastpsl.pipelines.doing import doing
+from fastpsl.console.progress import operation
+from fastpsl.files.leftovers import is_leftover
 from fastpsl.pipelines.sources.layout import PARTS, WITHOUT_CLASSES, list_beside, parts_error
-from fastpsl.pipelines.sources.leftovers import is_leftover
 from fastpsl.pipelines.sources.source import EXTENSIONS, Picks, Sample, changed, is_image, shard_range
 from fastpsl.pipelines.sources.tally import EMPTY, LEFTOVERS, OTHERS, Tally
 
@@ -191,7 +191,7 @@ def _count(root: Path, shard: tuple[int, int], are_classes: bool) -> ImageFolder
     left_out = Tally()
     num_flat = sum(1 for _ in _images(root, True, left_out))
     counts = dict[str, int]()
-    with doing(f"{root}: listing", "class folders", len(classes)) as progress:
+    with operation(f"{root}: listing", "class folders", len(classes)) as progress:
         for name in classes:
             counts[name] = sum(1 for _ in _images(root / name, False, left_out))
             progress.update(len(counts))

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastpsl.files.leftovers import is_leftover
 from fastpsl.pipelines.sources.csv_lists import first_entry
-from fastpsl.pipelines.sources.leftovers import is_leftover
 from fastpsl.pipelines.sources.lines import open_text
 
 # Names in lower case.

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from fastpsl.files.leftovers import is_in_leftovers
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.sources.labels import as_label, is_number
-from fastpsl.pipelines.sources.leftovers import is_in_leftovers
 from fastpsl.pipelines.sources.source import EXTENSIONS, has_image_ending
 from fastpsl.pipelines.sources.tally import LEFTOVERS, Tally
 

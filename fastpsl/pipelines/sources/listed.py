@@ -22,7 +22,8 @@ from random import Random
 
 import numpy as np
 
-from fastpsl.pipelines.doing import doing
+from fastpsl.console.progress import operation
+from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.sources.csv_lists import names_images, table_of
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.sources.lines import (
@@ -36,7 +37,6 @@ from fastpsl.pipelines.sources.lines import (
 )
 from fastpsl.pipelines.sources.source import Picks, Sample, shard_range
 from fastpsl.pipelines.sources.tally import Tally
-from fastpsl.pipelines.workers import map_in_order
 
 _NUM_TRIED = 64
 _THREADS, _NAMES_A_TASK = 16, 512  # remote storage answers slowly, but many requests at once
@@ -262,7 +262,7 @@ def _require_there(path: Path, paths: list[str], root: Path, places: list[Path])
         return [name for name in part if not os.path.isfile(os.path.join(root, name))]
 
     absent, num = list[str](), 0
-    with doing(f"{path}: looking for its images", "images", len(paths)) as progress:
+    with operation(f"{path}: looking for its images", "images", len(paths)) as progress:
         for part, names in map_in_order(missing, parts, _THREADS, "list"):
             absent += names
             num += len(part)

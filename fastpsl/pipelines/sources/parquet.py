@@ -11,9 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from fastpsl.console.progress import operation
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.image_file import BadImage
-from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
 from fastpsl.pipelines.sources.files import SourceFile
 from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number
@@ -56,8 +56,8 @@ class Tables:
     def _classes(self) -> dict[str, Any]:
         column, census = self.columns.label, Census()
         columns = Columns(str(column), None)
-        with doing(f"{self.what}: reading column {column}", "parts", len(self.parts)) as progress:
-            for part, count in zip(progress.over(self.parts), self.counts, strict=True):
+        with operation(f"{self.what}: reading column {column}", "parts", len(self.parts)) as progress:
+            for part, count in zip(progress.track(self.parts), self.counts, strict=True):
                 with reading_errors(self.what):
                     for label, _ in rows(part, columns, range(count), _LABEL_ROWS):
                         census.add(label)
@@ -195,8 +195,8 @@ def parquet_files(
             "give that split's files as SRC"
         )
     paths, schemas, counts = sorted(paths, key=str), list[Any](), list[int]()
-    with doing(f"{what}: counting rows", "files", len(paths)) as progress:
-        for path in progress.over(paths):
+    with operation(f"{what}: counting rows", "files", len(paths)) as progress:
+        for path in progress.track(paths):
             with reading_errors(path), open_parquet(path) as file:
                 schemas.append(file.schema_arrow)
                 counts.append(file.metadata.num_rows)
@@ -232,7 +232,7 @@ def hugging_face(
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     path, _, config = name.partition(":")
-    with reading_errors(name), doing(f"{name}: opening it with the package datasets"):
+    with reading_errors(name), operation(f"{name}: opening it with the package datasets"):
         if os.path.isdir(name):
             dataset = datasets.load_from_disk(name)
         else:

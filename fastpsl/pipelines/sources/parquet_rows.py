@@ -6,8 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.remote.failures import RemoteDataError
-from fastpsl.pipelines.remote.objects import RemoteObject
+from fastpsl.files.remote.address import RemoteDataError, RemoteObject
 from fastpsl.pipelines.sources.columns import Columns
 from fastpsl.pipelines.sources.files import SourceFile, open_file
 from fastpsl.pipelines.sources.source import parts_of

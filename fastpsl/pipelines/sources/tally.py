@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 
-from fastpsl.pipelines.number_words import number_of
+from fastpsl.console.words import number_of
 
 BAD, SMALL, OTHERS, LEFTOVERS, SAME_KEY, EMPTY = (
     "bad", "small", "other files", "leftovers", "same key", "empty classes"

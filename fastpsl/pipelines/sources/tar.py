@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from fastpsl.console.words import number_of
 from fastpsl.pipelines.data.image_file import BadImage
-from fastpsl.pipelines.number_words import number_of
 from fastpsl.pipelines.sources.files import SourceFile, size_of
 from fastpsl.pipelines.sources.labels import Census
 from fastpsl.pipelines.sources.layout import PARTS, tar_parts_error

@@ -10,11 +10,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple, cast
 
+from fastpsl.files.leftovers import is_leftover
+from fastpsl.files.remote.address import RemoteDataError
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.data.image_file import BadImage
-from fastpsl.pipelines.remote.failures import RemoteDataError
 from fastpsl.pipelines.sources.files import SourceFile, open_file
-from fastpsl.pipelines.sources.leftovers import is_leftover
 
 # The errors of reading a damaged tar. ValueError and OverflowError come from senseless numbers and names,
 # RuntimeError from bz2 when it is read again after an error.

@@ -12,11 +12,12 @@ from typing import final
 
 import numpy as np
 
+from fastpsl.console.progress import operation
+from fastpsl.files.caches import checked_once
+from fastpsl.files.workers import default_num_threads, map_in_order
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.data.image_file import BadImage, upright_size
 from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.doing import doing
-from fastpsl.pipelines.files.checked_once import checked_once
 from fastpsl.pipelines.voc.annotations import Objects, read_objects
 from fastpsl.pipelines.voc.layout import (
     CLASSES,
@@ -29,7 +30,6 @@ from fastpsl.pipelines.voc.layout import (
     sbd_set,
 )
 from fastpsl.pipelines.voc.masks import read_mask
-from fastpsl.pipelines.workers import default_num_threads, map_in_order
 
 __all__ = ["CLASSES", "VOC", "Needs", "Objects"]
 
@@ -98,8 +98,8 @@ class VOC:
             return data, read_objects(path, data, numbers, self._size(index)) if has_boxes else None
 
         annotations = map_in_order(read, range(self.num_samples), _THREADS, "voc")
-        with doing("VOC: reading annotations", "images", self.num_samples) as progress:
-            for index, (data, objects) in progress.over(annotations):
+        with operation("VOC: reading annotations", "images", self.num_samples) as progress:
+            for index, (data, objects) in progress.track(annotations):
                 line = f"{self._ids[index]} {self._size(index)} {self._rows.num_bytes[index]} {len(data)} "
                 digest.update(line.encode() + data)
                 if self._objects is not None and objects is not None:
@@ -108,8 +108,8 @@ class VOC:
 
     def _check_masks(self) -> None:
         masks = map_in_order(self.mask, range(self.num_samples), default_num_threads(), "masks")
-        with doing("VOC: checking masks", "images", self.num_samples) as progress:
-            for _ in progress.over(masks):
+        with operation("VOC: checking masks", "images", self.num_samples) as progress:
+            for _ in progress.track(masks):
                 pass
 
     def _size(self, index: int) -> tuple[int, int]:

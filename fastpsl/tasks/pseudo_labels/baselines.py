@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fastpsl.engine.console import Progress
+from fastpsl.console.screen import Progress
 from fastpsl.engine.distributed import World
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys, Slot, integers

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import sum_over_ranks
 from fastpsl.engine.fetch import Fetch, one_behind
@@ -23,7 +24,6 @@ from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.reporter import Figures
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.pipelines.doing import doing
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, train_view
 from fastpsl.pipelines.views import ViewSpec
@@ -111,7 +111,7 @@ def clustered_features(
     features = features_of(context, view)
     started = time.perf_counter()
     world, num = context.world, context.data.num_samples
-    with context.run.reporter.off_the_clock(), doing(f"clustering {num:,} images, PCA first"):
+    with context.run.reporter.off_the_clock(), operation(f"clustering {num:,} images, PCA first"):
         width = min(pca_width, features.blocks[0].shape[1], features.num_rows)
         whitening = fit_whitening(features.blocks, width, world)
         rows = torch.cat([F.normalize(whitening(block)) for block in features.blocks])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastpsl.pipelines.files.json_lines import read_lines
+from fastpsl.files.paths import read_lines
 from fastpsl.plots.label_figures import draw_label_figures
 from fastpsl.tasks.pseudo_labels.scores import nmi
 

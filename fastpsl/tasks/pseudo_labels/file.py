@@ -14,9 +14,9 @@ import numpy as np
 
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run_data import open_both
+from fastpsl.files.atomic import output_errors, write_atomically
+from fastpsl.files.untrusted import check_zip
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.files.atomic import output_errors, write_atomically
-from fastpsl.pipelines.files.bounded import check_zip
 
 NAME = "labels.npz"
 SECOND_NAME = "labels_b.npz"  # of IIC's second head, for comparison alone

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 
+from fastpsl.console.words import percent
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam
@@ -12,7 +13,6 @@ from fastpsl.engine.run import Run
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import was_cut_short
-from fastpsl.pipelines.number_words import percent
 from fastpsl.tasks.pseudo_labels.figures import draw_label_curves
 from fastpsl.tasks.pseudo_labels.file import NAME, SECOND_NAME, write_labels
 from fastpsl.tasks.pseudo_labels.iic import IIC, input_of

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.console.progress import operation
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.kernels.tf32 import no_tf32
-from fastpsl.pipelines.doing import doing
 
 # Rows are summed as integers in units of 2**-32. Integer sums are the same in any order, so for any number of
 # ranks and for a GPU's atomic additions. The unit is below float32's resolution in a row of length 1, and
@@ -45,8 +45,8 @@ def k_means(
     assert rows.dtype == initial.dtype == torch.float32 and rows.shape[1:] == initial.shape[1:]
     assert not len(rows) or float(torch.linalg.vector_norm(rows, dim=1).max()) < 1.001, "rows longer than 1"
     centroids = initial
-    with doing("k-means", "iterations", num_iterations) as progress:
-        for _ in progress.over(range(num_iterations)):
+    with operation("k-means", "iterations", num_iterations) as progress:
+        for _ in progress.track(range(num_iterations)):
             centroids = _moved(rows, centroids, world)
     labels = torch.empty(len(rows), dtype=torch.long, device=rows.device)
     total = torch.zeros(2, dtype=torch.float64, device=rows.device)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastpsl.console.terminal import own_rank
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
-from fastpsl.engine.ranks import own_rank
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.standard_views import center_view, train_view

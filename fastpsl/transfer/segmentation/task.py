@@ -20,10 +20,10 @@ from fastpsl.engine.run_data import RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import TrainStep
+from fastpsl.files.atomic import write_atomically
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.files.atomic import write_atomically
 from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_image
 from fastpsl.pipelines.views import ViewSpec

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastpsl.engine.console import Progress
+from fastpsl.console.screen import Progress
 from fastpsl.engine.distributed import World
-from fastpsl.pipelines.files.atomic import write_atomically
+from fastpsl.files.atomic import write_atomically
 
 # joblib is imported where it is used, because the import takes half a second.
 

@@ -8,11 +8,10 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from fastpsl.pipelines.files.atomic import remedy
-from fastpsl.pipelines.remote.cache import CachedFile, CacheFullError
-from fastpsl.pipelines.remote.failures import RemoteDataError, WrongBytesError, persistently
-from fastpsl.pipelines.remote.objects import LIMIT_S
-from fastpsl.pipelines.workers import Workers
+from fastpsl.files.atomic import remedy
+from fastpsl.files.remote.address import LIMIT_S, RemoteDataError, WrongBytesError, persistently
+from fastpsl.files.remote.cache import CachedFile, CacheFullError
+from fastpsl.files.workers import Workers
 
 NUM_CONNECTIONS = 16  # 16 requests of 8 MiB are what a line of 10 Gbit/s holds at a latency of 100 ms
 _MAX_WRONG = 4  # answers with wrong bytes, before they count as the file's own

@@ -1,6 +1,6 @@
 """Progress lines of long operations: one line on stderr whenever ten seconds pass without any.
 
-    with doing("DATA: listing", "files", 1_281_167) as progress:
+    with operation("DATA: listing", "files", 1_281_167) as progress:
         progress.update(num_done)
 
 Operations nest, and rank 0 reports the innermost one. An operation that ends within ten seconds is not
@@ -27,7 +27,7 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
 
 
-class doing:
+class operation:
     """An operation that may take long; it lasts as long as its `with` block.
 
     Args:
@@ -39,9 +39,9 @@ class doing:
 
     def __init__(self, what: str, unit: str = "", total: int = 0, *, quiet: bool = False) -> None:
         self.unit, self.total, self.quiet = unit, total, quiet
-        self.turn_to(what)
+        self.rename(what)
 
-    def turn_to(self, what: str, early: bool = False) -> None:
+    def rename(self, what: str, early: bool = False) -> None:
         """Begin another operation in the same block.
 
         Args:
@@ -63,7 +63,7 @@ class doing:
         """
         self.num_done, self.num_bad, self.note = num_done, num_bad, note
 
-    def over(self, items: Iterable[Item], each: int = 1) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], each: int = 1) -> Iterator[Item]:
         """Yield `items`, and count `each` more units as finished when the next item is asked for."""
         for num, item in enumerate(items, start=1):
             yield item
@@ -93,7 +93,7 @@ class doing:
         note = f", {self.note}" if self.note else ""
         return pace + note + (f", {self.num_bad:,} bad" if self.num_bad else "")
 
-    def __enter__(self) -> "doing":  # noqa: PYI034  (typing.Self is 3.11's)
+    def __enter__(self) -> "operation":  # noqa: PYI034  (typing.Self is 3.11's)
         _heartbeat.begin(self)
         return self
 
@@ -147,30 +147,30 @@ class Heartbeat:
         self.log: Callable[[str], None] = _to_stderr
         self.redraw: Redraw | None = None
         self.last_output = 0.0
-        self._doing: list[doing] = []
+        self._operations: list[operation] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def begin(self, what: doing) -> None:
+    def begin(self, what: operation) -> None:
         with self._changed:
-            if not self._doing:
+            if not self._operations:
                 self.last_output = time.monotonic()
-            self._doing.append(what)
+            self._operations.append(what)
             if self._thread is None or not self._thread.is_alive():  # first use, or the child of a fork
                 self._thread = threading.Thread(target=self._report, name="fastpsl-heartbeat", daemon=True)
                 self._thread.start()
             self._changed.notify()
 
-    def end(self, what: doing) -> None:
+    def end(self, what: operation) -> None:
         """Remove an operation, which need not be the innermost, since generators may end in another order."""
         with self._changed:
-            self._doing.remove(what)
+            self._operations.remove(what)
 
     def line(self, now: float) -> str | None:
         """Return the line to print now, or None where there is none."""
-        if not self._doing:
+        if not self._operations:
             return None
-        innermost = self._doing[-1]
+        innermost = self._operations[-1]
         if now - self.last_output < (min(EARLY_S, SILENCE_S) if innermost.early else SILENCE_S):
             return None
         self.last_output, innermost.early = now, False
@@ -178,7 +178,7 @@ class Heartbeat:
 
     def caption(self, now: float) -> str | None:
         """Return the line for a display that is redrawn, or None in the first seconds of an operation."""
-        innermost = self._doing[-1] if self._doing else None
+        innermost = self._operations[-1] if self._operations else None
         if innermost is None or innermost.quiet or now - innermost.started < EARLY_S:
             return None
         return innermost.line(now)
@@ -186,7 +186,7 @@ class Heartbeat:
     def _report(self) -> None:
         while True:
             with self._changed:
-                if not self._doing:
+                if not self._operations:
                     self._changed.wait()
                 now, redraw = time.monotonic(), self.redraw
                 if redraw is not None:
@@ -195,7 +195,7 @@ class Heartbeat:
                     line = self.line(now)
                     if line is None:
                         due_s = self.last_output + SILENCE_S - time.monotonic()
-                        self._changed.wait(min(max(due_s, 0.01), _POLL_EVERY_S))  # `turn_to` does not notify
+                        self._changed.wait(min(max(due_s, 0.01), _POLL_EVERY_S))  # `rename` does not notify
             if redraw is not None:
                 redraw(line)
                 time.sleep(_POLL_EVERY_S)

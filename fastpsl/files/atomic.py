@@ -1,4 +1,4 @@
-"""Files that are at any moment absent, old or whole: written under another name, fsynced, renamed.
+"""Files that are at any moment absent, old or whole: written under another name, fsynced, then renamed.
 
 `train.beton` is written as `.train.beton.partial` in the same folder. The next run takes over the partial
 file that a killed run left. A lock keeps two writers apart.
@@ -17,9 +17,26 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from fastpsl.pipelines.files.uncopyable import Uncopyable
+from typing_extensions import override
+
+
+class Uncopyable:
+    """An object that refuses to be copied and pickled.
+
+    A copy would have the same descriptor or address by its number. Whichever of the two were closed first
+    would close or free what the other one uses.
+    """
+
+    @override
+    def __reduce_ex__(self, protocol: object) -> Any:
+        """Raise TypeError. `copy.copy`, `copy.deepcopy` and pickle all call this."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied or pickled, because it holds open files, threads or "
+            "memory of C code; make a new one"
+        )
+
 
 _NAME_LENGTH = 50  # of a file's name within a temporary one, which may have 255 bytes, 4 a letter
 _TEMPORARY = re.compile(r"\.(.+)\.\d+-[0-9a-f]{8}\.tmp", re.DOTALL)

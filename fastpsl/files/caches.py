@@ -1,11 +1,23 @@
-"""A replacement for the user's cache folder where it cannot be written, as in a read-only container."""
+"""Folders for what can be made again, and long checks that are remembered there."""
 
 import contextlib
+import fcntl
 import os
 import stat
 import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+
+from fastpsl.console.progress import operation
+
+
+def cache_folder() -> Path:
+    """Return $XDG_CACHE_HOME/fastpsl, by default ~/.cache/fastpsl; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG Base Directory Specification says to ignore a path that is not absolute.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fastpsl"
 
 
 def choose_caches() -> None:
@@ -64,3 +76,39 @@ def _private_folder() -> Path:
     if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
         return folder
     return Path(tempfile.mkdtemp(prefix="fastpsl-"))
+
+
+def checked_once(digest: str, what: str, check: Callable[[], None]) -> None:
+    """Call `check` unless it has passed before for contents of this digest.
+
+    One of several processes checks, and the others wait for it. A check that raises is called again next
+    time.
+
+    Args:
+        digest: The digest of the contents, in hexadecimal; it names the file that records the success.
+        what: The contents in words, for the line on stderr.
+        check: The check; what it raises passes through.
+
+    Raises:
+        ValueError: The cache folder cannot be written.
+    """
+    folder = cache_folder() / "checked"
+    passed = folder / digest
+    if passed.exists():
+        return
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / "lock", "w"))
+            with operation(f"waiting for another process, which checks {what}"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise ValueError(
+                f"{folder}: what was checked cannot be kept there ({error.strerror}); "
+                f"set XDG_CACHE_HOME to a folder that can be written"
+            ) from None
+        if not passed.exists():
+            print(f"checking {what}, this once", file=sys.stderr, flush=True)
+            with operation(f"checking {what}"):
+                check()
+            passed.touch()

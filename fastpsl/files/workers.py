@@ -15,7 +15,7 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from fastpsl.pipelines.files.uncopyable import Uncopyable
+from fastpsl.files.atomic import Uncopyable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

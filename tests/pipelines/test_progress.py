@@ -9,8 +9,8 @@ import time
 import pytest
 from typing_extensions import override
 
-from fastpsl.pipelines import doing as module
-from fastpsl.pipelines.doing import SILENCE_S, Heartbeat, doing, note_output, redraw_with, report_to
+from fastpsl.console import progress as module
+from fastpsl.console.progress import SILENCE_S, Heartbeat, note_output, operation, redraw_with, report_to
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def voice(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> Heartbeat:
 
 def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clock: list[float]) -> None:
     assert SILENCE_S == 10
-    with doing("opening the data"):
+    with operation("opening the data"):
         clock[0] += 6
-        with doing("DATA: listing", "files", 1200) as progress:
+        with operation("DATA: listing", "files", 1200) as progress:
             clock[0] += 3.9
             assert voice.line(clock[0]) is None
             clock[0] += 0.1
@@ -48,17 +48,17 @@ def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clo
             )
         clock[0] += 10
         assert voice.line(clock[0]) == "opening the data: 0:00:30 so far"
-        progress = doing("a step")
+        progress = operation("a step")
         with progress:
             clock[0] += 9
             note_output()  # as after a line of training
             clock[0] += 9
             assert voice.line(clock[0]) is None
-            progress.turn_to("the next step")
+            progress.rename("the next step")
             assert progress.line(clock[0]) == "the next step"
             clock[0] += 1
             assert voice.line(clock[0]) == "the next step: 0:00:01 so far"
-        with doing("its own bar", quiet=True):
+        with operation("its own bar", quiet=True):
             clock[0] += 100
             assert voice.line(clock[0]) is None
     clock[0] += 100
@@ -68,8 +68,8 @@ def test_ten_seconds_of_silence_are_ended_by_the_innermost(voice: Heartbeat, clo
 def test_an_early_operation_is_named_after_five_seconds_and_then_every_ten(
     voice: Heartbeat, clock: list[float]
 ) -> None:
-    with doing("S1") as progress:
-        progress.turn_to("S1: step 1 of 90", early=True)
+    with operation("S1") as progress:
+        progress.rename("S1: step 1 of 90", early=True)
         clock[0] += 4.9
         assert voice.line(clock[0]) is None
         clock[0] += 0.1
@@ -78,22 +78,22 @@ def test_an_early_operation_is_named_after_five_seconds_and_then_every_ten(
         assert voice.line(clock[0]) is None
         clock[0] += 0.1
         assert voice.line(clock[0]) == "S1: step 1 of 90: 0:00:15 so far"
-        progress.turn_to("S1: step 2 of 90")
+        progress.rename("S1: step 2 of 90")
         clock[0] += 9.9
         assert voice.line(clock[0]) is None
 
 
 def test_a_display_names_what_lasts_five_seconds(voice: Heartbeat, clock: list[float]) -> None:
     assert voice.caption(clock[0]) is None
-    with doing("outer") as outer:
+    with operation("outer") as outer:
         clock[0] += 4.9
         assert voice.caption(clock[0]) is None
         clock[0] += 0.1
         assert voice.caption(clock[0]) == "outer: 0:00:05 so far"
-        with doing("its own bar", quiet=True):
+        with operation("its own bar", quiet=True):
             clock[0] += 100
             assert voice.caption(clock[0]) is None
-        outer.turn_to("next")
+        outer.rename("next")
         assert voice.caption(clock[0]) is None
 
 
@@ -106,7 +106,7 @@ def test_a_display_is_drawn_by_the_thread_and_no_line_is_printed(monkeypatch: py
     monkeypatch.setattr(sys, "stderr", stderr)
     assert redraw_with(lines.put) is None
     try:
-        with doing("compiling"):
+        with operation("compiling"):
             assert {str(lines.get(timeout=60))[:9] for _ in range(3)} == {"compiling"}
     finally:
         assert redraw_with(None) == lines.put
@@ -114,28 +114,28 @@ def test_a_display_is_drawn_by_the_thread_and_no_line_is_printed(monkeypatch: py
 
 
 def test_an_hour_between_two_things_is_no_silence_of_the_second(voice: Heartbeat, clock: list[float]) -> None:
-    with doing("one"):
+    with operation("one"):
         pass
     clock[0] += 3600
-    with doing("other"):
+    with operation("other"):
         clock[0] += 9
         assert voice.line(clock[0]) is None
 
 
 def test_blocks_may_end_in_any_order(voice: Heartbeat, clock: list[float]) -> None:
-    outer, inner = doing("outer"), doing("inner", "images")
+    outer, inner = operation("outer"), operation("inner", "images")
     outer.__enter__()
     inner.__enter__()
     outer.__exit__()
-    assert [*inner.over(range(3), each=64)] == [0, 1, 2]
+    assert [*inner.track(range(3), each=64)] == [0, 1, 2]
     clock[0] += 12
     assert voice.line(clock[0]) == "inner: 192 images, 16 images/s"
     inner.__exit__()
 
 
 def test_counts_end_at_the_total() -> None:
-    progress = doing("validation pass", "images", 100)
-    assert [progress.num_done for _ in progress.over(range(2), each=64)] == [0, 64]
+    progress = operation("validation pass", "images", 100)
+    assert [progress.num_done for _ in progress.track(range(2), each=64)] == [0, 64]
     assert progress.num_done == 100
 
 
@@ -145,14 +145,14 @@ def test_a_thread_says_it_on_rank_0_alone(monkeypatch: pytest.MonkeyPatch) -> No
     report_to(lines.put)
     try:
         monkeypatch.setenv("RANK", "1")
-        with doing("compiling on rank 1"):
+        with operation("compiling on rank 1"):
             for _ in range(3):  # times at which it would write
                 before = module._heartbeat.last_output
                 while module._heartbeat.last_output == before:
                     time.sleep(0.001)
         assert lines.empty()
         monkeypatch.setenv("RANK", "0")
-        with doing("compiling"):
+        with operation("compiling"):
             assert re.fullmatch(r"compiling(: 0:0\d:\d\d so far)?", lines.get(timeout=60))
     finally:
         report_to(None)
@@ -173,7 +173,7 @@ def test_without_a_reader_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_units_of_an_earlier_run_count_for_no_speed(voice: Heartbeat, clock: list[float]) -> None:
-    with doing("a.beton: writing", "images", 1000) as progress:
+    with operation("a.beton: writing", "images", 1000) as progress:
         clock[0] += 60  # reads what is there
         progress.begin_at(600)
         assert progress.line(clock[0]) == "a.beton: writing: 600 of 1,000 images, 0:00:00 so far"

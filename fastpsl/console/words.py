@@ -1,0 +1,138 @@
+"""Numbers, metrics, names of options and hints, in words that people read. This module does not import torch.
+
+By its name, a metric is one of these:
+
+- accuracy, agreement, NAME_accuracy, top1, top5 and top1_NAME, of a classifier of that name, are fractions.
+- NAME_constant is the value that metric NAME has for a constant answer.
+- All others are numbers, such as the loss.
+"""
+
+import difflib
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+
+def number_of(number: float | str, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 core", "2 cores", "0.4 cores", "1,024 files"; the text "1.0" is 1."""
+    text = f"{number:,}" if not isinstance(number, str) else number.removesuffix(".0")
+    return f"{text} {noun if text == '1' else plural or noun + 's'}"
+
+
+def percent(share: float) -> str:
+    """Return a fraction in percent, such as "12.3 %", or "0.05 %" below 0.1 %."""
+    return f"{100 * share:{'.2g' if 0 < share < 0.001 else '.1f'}} %"
+
+
+def gibibytes(number: float) -> str:
+    """Return bytes as text, such as "1.5 GiB"."""
+    return f"{number / 2**30:.1f} GiB"
+
+
+_SHARES = {"accuracy": "accuracy", "agreement": "agreement of two views", "top1": "top-1", "top5": "top-5"}
+
+
+def metric_words(name: str, value: float, form: str = ".4g") -> str:
+    """Return a metric's value: a fraction in percent, others by a format."""
+    is_share = "accuracy" in name or name == "agreement" or name.startswith(("top1", "top5"))
+    return percent(value) if is_share else f"{value:{form}}"
+
+
+def val_words(val: dict[str, float], chance: str) -> str:
+    """Return the metrics of the validation pass as one line; `chance` follows the first share.
+
+    Shares are the accuracy, the agreement of two views (UIC), top-1 and top-5, or the top-1 of several
+    classifiers ("top1_B4"). A loss is added if there is its value for a constant answer ("loss_constant"),
+    or if there is no share (IIC).
+    """
+    words = []
+    for name, label in _SHARES.items():
+        if name in val:
+            words.append(f"{label} {percent(val[name])}")
+    parts = [f"{n[5:]} {100 * value:.1f}" for n, value in val.items() if n.startswith("top1_")]
+    words += [f"top-1 {', '.join(parts)} %"] if parts else []
+    words = [words[0] + chance, *words[1:]] if words else []
+    for constant in (name for name in val if name.endswith("_constant")):
+        loss = constant.removesuffix("_constant")
+        words.append(f"{loss.replace('_', ' ')} {val[loss]:.3f} (a constant answer {val[constant]:.3f})")
+    if not words and "loss" in val:
+        words.append(f"loss {val['loss']:.3f}")
+    return ", ".join(words)
+
+
+def unknown(what: str, given: str, allowed: Iterable[str]) -> ValueError:
+    """Return an error in one line: the wrong name, and the nearest of the allowed ones or all of them.
+
+    Args:
+        what: What the name is of, such as "recipe".
+        given: The name.
+        allowed: The names that exist.
+    """
+    names = list(allowed)
+    near = nearest(given, names)
+    remedy = f"perhaps you meant {near}" if near else f"there are {', '.join(names)}"
+    return ValueError(f"there is no {what} called {given!r}; {remedy}")
+
+
+def hint(given: str, allowed: Iterable[str]) -> str:
+    """Return "did you mean …? " with the most similar name, or nothing without one."""
+    near = nearest(given, allowed)
+    return f"did you mean {near}? " if near else ""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str | None:
+    """Return the most similar of the allowed names; None if none is similar."""
+    return next(iter(difflib.get_close_matches(given, list(allowed), n=1)), None)
+
+
+_HELP = re.compile(r"; see [^;]*--help$")
+_FLAG = re.compile(r"`[^`]*`|\(fastpsl [^)]*\)|(?<![\w./-])--([a-z][a-z-]*)")  # commands stay as they are
+_called_from_python = ContextVar("called_from_python", default=False)
+# What warnings.showwarning was before each call under way. The last one that ends puts the first one back.
+_shows, _lock = list[Callable[..., None]](), threading.Lock()
+
+
+def in_words_of_python(text: str) -> str:
+    """Return a message with options as Python names them: batch_size instead of --batch-size."""
+    text = _HELP.sub("", text).replace("the same command", "the same call")
+    return _FLAG.sub(lambda match: match[1].replace("-", "_") if match[1] else match[0], text)
+
+
+def worded(text: str) -> str:
+    """Return a line to print with options as they were given: as flags, or as arguments of a call."""
+    return in_words_of_python(text) if _called_from_python.get() else text
+
+
+@contextmanager
+def words_of_python() -> Iterator[None]:
+    """Let errors (ValueError), warnings and lines that are printed name options as Python does."""
+    token = _called_from_python.set(True)
+    with _lock:
+        _shows.append(warnings.showwarning)
+        if len(_shows) == 1:
+            warnings.showwarning = partial(_show_worded, _shows[0])
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is ValueError:
+            error.args = (in_words_of_python(str(error)),)
+        raise
+    finally:
+        with _lock:
+            show = _shows.pop()
+            if not _shows:
+                warnings.showwarning = show
+        _called_from_python.reset(token)
+
+
+def _show_worded(
+    show: Callable[..., None], message: Warning | str, category: type[Warning], *rest: Any, **more: Any
+) -> None:
+    if category is UserWarning:
+        message = UserWarning(in_words_of_python(str(message)))
+    show(message, category, *rest, **more)

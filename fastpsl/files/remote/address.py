@@ -1,0 +1,479 @@
+"""Data behind an address: its file system, its files, stretches of their bytes, and failures on the way.
+
+Credentials come from where the ecosystem keeps them (AWS's environment and ~/.aws, Google's default
+credentials, Hugging Face's token, ~/.netrc for https). An address holds none, because it gets into logs and
+checkpoints.
+"""
+
+import io
+import logging
+import posixpath
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar, final
+from urllib.parse import urlsplit
+
+from typing_extensions import Buffer, override
+
+from fastpsl.files.leftovers import is_leftover
+from fastpsl.files.workers import Workers
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+Result = TypeVar("Result")
+HELP = "https://fastpsl.github.io/fastpsl/how_to/remote_data.html#credentials"
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.2, 5.0
+TELL_AFTER_S = 5.0
+_TELL_AGAIN_S = 30.0  # many parts wait for one server
+_NEVER = threading.Event()
+_FINAL = {401: "credentials", 403: "credentials", 404: "missing", 410: "missing"}
+
+
+class _Told:
+    """The time at which this process last told of a server without an answer, for all threads."""
+
+    def __init__(self) -> None:
+        self._lock, self._at = threading.Lock(), float("-inf")
+
+    def is_due(self) -> bool:
+        """Return whether it is time for a line, which the caller prints then."""
+        with self._lock:
+            is_due = time.monotonic() >= self._at + _TELL_AGAIN_S
+            if is_due:
+                self._at = time.monotonic()
+            return is_due
+
+
+_told = _Told()
+
+
+class WrongBytesError(OSError):
+    """A server's answer that is not what was asked for, or does not match its checksum."""
+
+
+class RemoteDataError(ValueError):
+    """A failure of the network or a server that no other try mends, as one line with the remedy."""
+
+
+def is_final(error: BaseException) -> bool:
+    """Return whether another try would fail as well: nothing is there, or access is denied."""
+    return _kind(error) != "passing"
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return aiohttp's error where fsspec made a FileNotFoundError of it, as it does with all of them."""
+    cause = error.__cause__
+    return cause if cause is not None and type(cause).__module__.startswith("aiohttp") else error
+
+
+def _kind(error: BaseException) -> str:
+    error = _root(error)
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    # botocore's and Google's errors are told by their names, since importing either package is slow.
+    names = {base.__name__ for base in type(error).__mro__}
+    if isinstance(error, PermissionError) or names & {
+        "NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "DefaultCredentialsError",
+        "RefreshError", "GatedRepoError", "ProfileNotFound",
+    }:  # fmt: skip
+        return "credentials"
+    if isinstance(error, (NotImplementedError, TypeError, KeyError, AssertionError)):
+        return "unknown"
+    return _FINAL.get(_status(error), "passing")
+
+
+def _status(error: BaseException) -> int:
+    """Return the HTTP status that an error holds, or 0."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code", "code"):
+            with suppress(TypeError, ValueError):
+                return int(getattr(holder, name, None))  # type: ignore[arg-type]
+    return 0
+
+
+def explained(address: str, error: BaseException) -> RemoteDataError:
+    """Return the error as one line with a remedy.
+
+    Args:
+        address: What was read or written.
+        error: What fsspec raised.
+    """
+    error = _root(error)
+    reason = " ".join(str(error).split())[:200]
+    match _kind(error):
+        case "missing":
+            remedy = "give the address of what is there"
+            reason = "no such file or bucket"
+        case "credentials":
+            remedy = f"log in anew, or give credentials that may use it by the environment ({HELP})"
+        case _:
+            remedy = "look at the network and the server"
+            reason = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    return RemoteDataError(f"{address}: cannot be reached ({reason}); {remedy}")
+
+
+def persistently(
+    call: Callable[[], Result], address: str, limit_s: float, left: threading.Event = _NEVER
+) -> Result:
+    """Call a function until it succeeds, with growing pauses, and say where that lasts.
+
+    Args:
+        call: The function.
+        address: What it reads or writes, for messages.
+        limit_s: How long to try, in seconds.
+        left: Set when nobody waits for the result any more; by default never.
+
+    Raises:
+        ValueError: It failed for good, or for `limit_s` seconds. The message is one line.
+    """
+    deadline, pause_s = time.monotonic() + limit_s, _FIRST_PAUSE_S
+    tell_at = time.monotonic() + TELL_AFTER_S
+    while True:
+        try:
+            return call()
+        except RemoteDataError:
+            raise
+        except Exception as error:
+            now = time.monotonic()
+            if is_final(error) or now + pause_s > deadline or left.is_set():
+                raise explained(address, error) from error
+            if now > tell_at and _told.is_due():
+                tell_at = float("inf")
+                reason = " ".join(str(error).split())[:120] or type(error).__name__
+                print(
+                    f"{address}: no answer ({reason}); trying for {deadline - now:.0f} s more",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        left.wait(pause_s * random.uniform(0.5, 1.0))
+        pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+
+ALLOWED = "s3://, gs://, hf:// or https://"
+_CONNECT_S, _READ_S = 10, 30  # waits for a connection, and for the next bytes of an answer
+_ANSWER_S = 60.0  # a single answer; several are under way at a time
+
+
+class _Scheme(NamedTuple):
+    package: str  # what fsspec needs for it
+    options: dict[str, Any]  # of fsspec's file system
+
+
+_SCHEMES = {
+    "s3": _Scheme(
+        "s3fs",
+        {
+            "config_kwargs": {
+                "connect_timeout": _CONNECT_S,
+                "read_timeout": _READ_S,
+                "retries": {"total_max_attempts": 1},
+            }
+        },
+    ),
+    "gs": _Scheme("gcsfs", {}),
+    "hf": _Scheme("huggingface_hub", {}),
+    "https": _Scheme("aiohttp", {"client_kwargs": {"trust_env": True}}),
+    "http": _Scheme("aiohttp", {"client_kwargs": {"trust_env": True}}),
+}
+
+
+def is_remote(source: object) -> bool:
+    """Return whether `source` is an address, such as s3://bucket/train.beton, and no path."""
+    return not isinstance(source, Path) and re.match("[A-Za-z][A-Za-z0-9+.-]*://", str(source)) is not None
+
+
+def check_address(address: str) -> None:
+    """Check an address without a look at the network.
+
+    Raises:
+        ValueError: Its scheme is unknown, a package is missing, or it holds credentials.
+    """
+    parts = urlsplit(address)
+    scheme = _SCHEMES.get(parts.scheme.lower())
+    if scheme is None:
+        raise ValueError(f"{parts.scheme}://…: data of this kind are not read; give {ALLOWED}, or a path")
+    if "@" in parts.netloc or (parts.query and parts.scheme in ("http", "https")):
+        # The address itself is not repeated.
+        raise ValueError(
+            f"{parts.scheme}://…: the address holds a password or a signature, which would get into logs; "
+            f"give it without, and credentials by the environment ({HELP})"
+        )
+    if find_spec("fsspec") is None or find_spec(scheme.package) is None:
+        raise ValueError(
+            f"{address}: needs the package {scheme.package}; pip install 'fastpsl-vision[remote]'"
+        )
+
+
+def file_system(address: str) -> "AbstractFileSystem":
+    """Return fsspec's file system for an address; those of one process share its connections.
+
+    Raises:
+        ValueError: The address cannot be read; see `check_address`.
+    """
+    check_address(address)
+    import fsspec
+
+    scheme = urlsplit(address).scheme.lower()
+    options = _SCHEMES[scheme].options
+    if scheme in ("http", "https"):  # anybody has such a server
+        from fastpsl.files.remote.bounded_answer import BoundedAnswer
+
+        options = {"client_kwargs": options["client_kwargs"] | {"response_class": BoundedAnswer}}
+    # Its tracebacks would come before our line.
+    logging.getLogger(_SCHEMES[scheme].package).addHandler(logging.NullHandler())
+    files = fsspec.filesystem(scheme, use_listings_cache=False, **options)
+    if hasattr(files, "retries"):  # `persistently` tries again, and says so
+        files.retries = 1
+    return files
+
+
+def answer(files: "AbstractFileSystem", name: str, *arguments: Any, **options: Any) -> Any:
+    """Call a function of a file system, with a limit of time where it has one to give.
+
+    Args:
+        files: The file system.
+        name: The function's name, such as cat_file.
+        arguments: Its positional arguments.
+        options: Its keyword arguments.
+
+    Raises:
+        Exception: What fsspec raises.
+    """
+    if not files.async_impl:
+        return getattr(files, name)(*arguments, **options)
+    from fsspec.asyn import sync
+
+    return sync(files.loop, getattr(files, f"_{name}"), *arguments, timeout=_ANSWER_S, **options)
+
+
+LIMIT_S = 60.0  # of tries before there is a loader with a limit of its own
+# What tells two versions of a file apart, by the names that fsspec's file systems have for it.
+_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "Last-Modified", "LastModified", "mtime")
+
+
+@dataclass(frozen=True)
+class RemoteObject:
+    """A file elsewhere, in one version.
+
+    Attributes:
+        address: Its address, such as s3://bucket/train.beton.
+        path: Its path in `files`.
+        num_bytes: Its size.
+        version: What its server tells versions apart by; empty if it has nothing of the kind.
+        files: The file system.
+    """
+
+    address: str
+    path: str
+    num_bytes: int
+    version: str
+    files: Any  # fsspec's AbstractFileSystem
+
+    @override
+    def __str__(self) -> str:
+        return self.address
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.path.rstrip("/").rpartition("/")[2]
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from `start` to `stop`, by one request.
+
+        Raises:
+            WrongBytesError: There are fewer.
+            RemoteDataError: There are more, as from a server that does not answer range requests.
+            Exception: What fsspec raises.
+        """
+        data: bytes = answer(self.files, "cat_file", self.path, start=start, end=stop)
+        if len(data) > stop - start:
+            raise RemoteDataError(
+                f"{self.address}: its server sends whole files, not the part that is asked for; choose one "
+                "that answers range requests, or download the file"
+            )
+        if len(data) != stop - start:
+            raise WrongBytesError(f"{len(data):,} bytes came, {stop - start:,} were asked for")
+        return data
+
+    def is_unchanged(self) -> bool:
+        """Return whether the server still has this version; raises what fsspec raises."""
+        info = answer(self.files, "info", self.path)
+        return _size_and_version(info) == (self.num_bytes, self.version)
+
+
+def remote_objects(
+    address: str, allowed: str = "the address of a .beton file, or a quoted glob of them"
+) -> list[RemoteObject]:
+    """Return the files that an address or a glob of addresses names, sorted by name.
+
+    Args:
+        address: The address.
+        allowed: What may be given, for the message.
+
+    Raises:
+        ValueError: There are none, or they cannot be reached. The message is one line.
+    """
+    files = file_system(address)
+    scheme = address.partition("://")[0]
+
+    def found() -> list[dict[str, Any]]:
+        path = files._strip_protocol(address)
+        if not any(character in path for character in "*?["):
+            return [files.info(path)]
+        return [
+            info if info.get("size") is not None else files.info(name)
+            for name, info in files.glob(path, detail=True).items()
+            if not is_leftover(posixpath.basename(name))  # a shell's * does not match ._x.tar either
+        ]
+
+    infos = [info for info in persistently(found, address, LIMIT_S) if info["type"] != "directory"]
+    if not infos:
+        raise ValueError(f"{address}: no file matches; give {allowed}")
+    objects = []
+    for info in sorted(infos, key=lambda info: str(info["name"])):
+        path, (num_bytes, version) = str(info["name"]), _size_and_version(info)
+        full = path if path.startswith(f"{scheme}://") else f"{scheme}://{path}"
+        if num_bytes <= 0:
+            raise ValueError(f"{full}: is empty, or its server does not tell its size; upload it again")
+        objects.append(RemoteObject(full, path, num_bytes, version, files))
+    return objects
+
+
+def read_whole(address: str, max_bytes: int) -> bytes | None:
+    """Return a small file's bytes, or None where there is none.
+
+    Args:
+        address: Its address.
+        max_bytes: The most that it may have.
+
+    Raises:
+        ValueError: It cannot be reached, or has more.
+    """
+    files = file_system(address)
+
+    def call() -> bytes | None:
+        try:
+            path = files._strip_protocol(address)
+            return bytes(answer(files, "cat_file", path, start=0, end=max_bytes + 1))
+        except FileNotFoundError:
+            return None
+
+    data = persistently(call, address, LIMIT_S)
+    if data is not None and len(data) > max_bytes:
+        raise RemoteDataError(
+            f"{address}: has more than {max_bytes:,} bytes, and at most so many are read; write the dataset "
+            "file again, and upload both"
+        )
+    return data
+
+
+def _size_and_version(info: dict[str, Any]) -> tuple[int, str]:
+    version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
+    return int(info.get("size") or 0), version
+
+
+_BLOCK_BYTES = 8 << 20
+_NUM_AHEAD = 4  # blocks fetched before they are read
+
+
+class _Block:
+    """A block that was asked for."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.data = b""
+        self.error: Exception | None = None
+
+
+@final
+class _Blocks(io.RawIOBase):
+    """The raw stream, which fetches blocks ahead in threads."""
+
+    def __init__(self, remote: RemoteObject) -> None:
+        self._remote, self._position = remote, 0
+        self._blocks: dict[int, _Block] = {}
+        self._left = threading.Event()
+        self._workers = Workers(_NUM_AHEAD, "fastpsl-stream")
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def tell(self) -> int:
+        return self._position
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._remote.num_bytes}[whence]
+        self._position = max(start + offset, 0)
+        return self._position
+
+    @override
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")
+        if self._position >= self._remote.num_bytes:
+            return 0
+        number, start = divmod(self._position, _BLOCK_BYTES)
+        part = self._block(number)[start : start + len(view)]
+        view[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def _block(self, number: int) -> bytes:
+        """Return a block, and ask for those after it."""
+        wanted = range(number, min(number + _NUM_AHEAD, -(-self._remote.num_bytes // _BLOCK_BYTES)))
+        self._blocks = {i: block for i, block in self._blocks.items() if i in wanted}
+        for i in wanted:
+            if i not in self._blocks:
+                self._blocks[i] = _Block()
+                self._workers.submit(self._fetch, i, self._blocks[i])
+        block = self._blocks[number]
+        block.done.wait(2 * LIMIT_S)
+        if block.error is not None:
+            raise block.error
+        assert block.done.is_set()  # a fetch ends within LIMIT_S and one more answer
+        return block.data
+
+    def _fetch(self, number: int, block: _Block) -> None:
+        start = number * _BLOCK_BYTES
+        stop = min(start + _BLOCK_BYTES, self._remote.num_bytes)
+        try:
+            block.data = persistently(
+                lambda: self._remote.read(start, stop), self._remote.address, LIMIT_S, self._left
+            )
+        except Exception as error:  # noqa: BLE001 - raised in `_block`
+            block.error = error
+        block.done.set()
+
+    @override
+    def close(self) -> None:
+        if not self.closed:
+            self._left.set()
+            self._workers.close(0.0)
+        super().close()
+
+
+def open_stream(remote: RemoteObject) -> IO[bytes]:
+    """Open a remote file for reading.
+
+    Reading raises RemoteDataError where it fails for a minute.
+
+    Args:
+        remote: The file.
+    """
+    return io.BufferedReader(_Blocks(remote), 1 << 16)

@@ -1,1 +1,0 @@
-"""Helpers for any file: atomic writes, bounded reads and caches."""
