@@ -15,7 +15,8 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from fastpsl.pipelines.beton import encode
-from fastpsl.pipelines.beton.encode import JPG, RAW, BadImage, Stored, Target, convert, store_array
+from fastpsl.pipelines.beton.encode import JPG, RAW, Stored, Target, convert, store_array
+from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.image_file import convert_pillow, decode_any, num_pixels, upright_size
 from fastpsl.pipelines.decoders import libturbo
 from fastpsl.pipelines.decoders.codec import shrink
@@ -388,7 +389,8 @@ import io, sys, warnings
 import numpy as np
 from fastpsl.pipelines.decoders import libffcv, libturbo
 libturbo._load = lambda: (None, "installed without it")
-from fastpsl.pipelines.beton.encode import Target, BadImage, convert
+from fastpsl.pipelines.beton.encode import Target, convert
+from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.beton.verify import verify

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.data import header_index, heic, image_file
-from fastpsl.pipelines.data.image_file import BadImage, decode_any, num_pixels, upright_size
+from fastpsl.pipelines.data.dataset import BadImage
+from fastpsl.pipelines.data.image_file import decode_any, num_pixels, upright_size
 from fastpsl.pipelines.data.image_files import Folder
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Target, convert
-from fastpsl.pipelines.data.image_file import BadImage, convert_pillow, decode_any
+from fastpsl.pipelines.data.dataset import BadImage
+from fastpsl.pipelines.data.image_file import convert_pillow, decode_any
 from fastpsl.pipelines.decoders import codes, dali, libturbo
 from fastpsl.pipelines.decoders.codec import Codec
 from fastpsl.pipelines.decoders.dali import DaliDecoder

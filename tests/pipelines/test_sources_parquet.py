@@ -9,7 +9,7 @@ import pytest
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.image_file import BadImage
+from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.sources.choose import open_source
 from fastpsl.pipelines.sources.source import Sample
 from tests.pipelines.memory import printed_by

@@ -17,8 +17,8 @@ from PIL import Image
 
 from fastpsl.pipelines.beton.large_images import LargeImages
 from fastpsl.pipelines.beton.shard import JPG, RAW
-from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT
-from fastpsl.pipelines.data.image_file import BadImage, check_pixels, decode_any, num_pixels
+from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT, BadImage
+from fastpsl.pipelines.data.image_file import check_pixels, decode_any, num_pixels
 from fastpsl.pipelines.data.orientation import jpeg_orientation, turn
 from fastpsl.pipelines.data.plain_jpeg import decode_plainly
 from fastpsl.pipelines.decoders.codec import Codec, shrink

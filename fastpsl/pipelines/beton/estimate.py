@@ -16,9 +16,10 @@ from fastpsl.console.progress import clock
 from fastpsl.console.words import number_of
 from fastpsl.files.atomic import partial_path
 from fastpsl.files.workers import map_in_order
-from fastpsl.pipelines.beton.encode import BadImage, Stored, Target
+from fastpsl.pipelines.beton.encode import Stored, Target
 from fastpsl.pipelines.beton.shard import ALLOCATION, IMAGE_TYPE, INT_TYPE, row_dtype
 from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES, TooSmall, convert_one, max_bad_count
+from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.sources.source import Sample, Source
 
 _ROW_BYTES = row_dtype((IMAGE_TYPE, INT_TYPE)).itemsize

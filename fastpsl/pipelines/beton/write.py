@@ -23,10 +23,11 @@ from fastpsl.console.words import number_of
 from fastpsl.files.atomic import output_errors
 from fastpsl.files.workers import map_in_order, usable_cores
 from fastpsl.pipelines.beton.begin import leave, open_journal, require_same
-from fastpsl.pipelines.beton.encode import BadImage, Stored, Target, convert, store_array
+from fastpsl.pipelines.beton.encode import Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.beton.left_out import bad_path
 from fastpsl.pipelines.beton.output import Output, WriteReport
+from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.image_file import read_image_file
 from fastpsl.pipelines.decoders.libturbo import INSTALL, why_missing
 from fastpsl.pipelines.sources.source import Sample

@@ -16,6 +16,10 @@ MODE_JPEG, MODE_RAW, MODE_FILE = 0, 1, 2
 UPRIGHT = 1
 
 
+class BadImage(Exception):
+    """An error of one image that cannot be used; its message is the reason in the list of bad images."""
+
+
 class SampleTable(NamedTuple):
     """A table of samples: numpy arrays of one length, which `part` slices alike."""
 

@@ -19,9 +19,9 @@ import numpy as np
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import cache_folder
 from fastpsl.files.workers import map_in_order
-from fastpsl.pipelines.data.dataset import MAX_PIXELS, MODE_FILE, MODE_JPEG, UPRIGHT
+from fastpsl.pipelines.data.dataset import MAX_PIXELS, MODE_FILE, MODE_JPEG, UPRIGHT, BadImage
 from fastpsl.pipelines.data.heic import is_missing
-from fastpsl.pipelines.data.image_file import FORMATS, BadImage, check_bytes, upright_size
+from fastpsl.pipelines.data.image_file import FORMATS, check_bytes, upright_size
 from fastpsl.pipelines.data.orientation import TURNED, usual_jpeg_orientation
 from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
 from fastpsl.pipelines.sources.source import Sample

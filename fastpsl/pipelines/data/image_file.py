@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
-from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT, open_file
+from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MAX_PIXELS, UPRIGHT, BadImage, open_file
 from fastpsl.pipelines.data.heic import is_heic, is_missing, open_heic
 from fastpsl.pipelines.data.orientation import (
     ORIENTATION_TAG,
@@ -40,10 +40,6 @@ _WIDTH_TAG, _HEIGHT_TAG = 0x0100, 0x0101  # in TIFF
 _BLOCK_BYTES = 1 << 20
 # The pixels converted to RGB at a time, because a whole converted copy would take more memory.
 _BAND_PIXELS = 1 << 20
-
-
-class BadImage(Exception):
-    """An error of one image that cannot be used; its message is the reason in the list of bad images."""
 
 
 def check_bytes(num_bytes: int) -> None:

@@ -244,7 +244,8 @@ def reason_of(code: int, rows: SampleTable, i: int) -> str:
 
 def _what_is_wrong(rows: SampleTable, i: int) -> str:
     """Read an image file again and explain why it was refused."""
-    from fastpsl.pipelines.data.image_file import BadImage, decode_any, read_image_file
+    from fastpsl.pipelines.data.dataset import BadImage
+    from fastpsl.pipelines.data.image_file import decode_any, read_image_file
 
     try:
         data = read_image_file(rows.path[i])

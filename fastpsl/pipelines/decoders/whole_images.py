@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, SampleTable, read_bytes
-from fastpsl.pipelines.data.image_file import BadImage, decode_any
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, BadImage, SampleTable, read_bytes
+from fastpsl.pipelines.data.image_file import decode_any
 from fastpsl.pipelines.data.orientation import TURNED, turn
 from fastpsl.pipelines.data.plain_jpeg import decode_plainly
 from fastpsl.pipelines.decoders import codes

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastpsl.console.progress import operation
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.data.image_file import BadImage
+from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.sources.columns import Columns, choose_columns
 from fastpsl.pipelines.sources.files import SourceFile
 from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number

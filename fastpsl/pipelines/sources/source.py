@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from fastpsl.files.leftovers import is_leftover
-from fastpsl.pipelines.data.image_file import BadImage
+from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.sources.tally import Tally
 
 EXTENSIONS = (

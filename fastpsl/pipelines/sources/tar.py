@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from fastpsl.console.words import number_of
-from fastpsl.pipelines.data.image_file import BadImage
+from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.sources.files import SourceFile, size_of
 from fastpsl.pipelines.sources.labels import Census
 from fastpsl.pipelines.sources.layout import PARTS, tar_parts_error

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
-from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
-from fastpsl.pipelines.data.image_file import BadImage
+from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, BadImage
 from fastpsl.pipelines.sources.labels import class_number
 from fastpsl.pipelines.sources.source import EXTENSIONS, is_image
 from fastpsl.pipelines.sources.tar_stream import Damage, Member

@@ -13,7 +13,7 @@ from typing import IO, NamedTuple, cast
 from fastpsl.files.leftovers import is_leftover
 from fastpsl.files.remote.address import RemoteDataError
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
-from fastpsl.pipelines.data.image_file import BadImage
+from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.sources.files import SourceFile, open_file
 
 # The errors of reading a damaged tar. ValueError and OverflowError come from senseless numbers and names,

@@ -15,8 +15,8 @@ import numpy as np
 from fastpsl.console.progress import operation
 from fastpsl.files.caches import checked_once
 from fastpsl.files.workers import default_num_threads, map_in_order
-from fastpsl.pipelines.data.dataset import SampleTable
-from fastpsl.pipelines.data.image_file import BadImage, upright_size
+from fastpsl.pipelines.data.dataset import BadImage, SampleTable
+from fastpsl.pipelines.data.image_file import upright_size
 from fastpsl.pipelines.data.image_files import Folder
 from fastpsl.pipelines.voc.annotations import Objects, read_objects
 from fastpsl.pipelines.voc.layout import (
