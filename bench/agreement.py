@@ -23,7 +23,8 @@ from bench.schema import RUNS, data_record, environment, save_result, spread
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.decoders import dali, libffcv, libturbo
+from fastpsl.pipelines.decoders import dali, libffcv
+from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec

@@ -31,8 +31,8 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.image_file import decode_any, read_image_file
-from fastpsl.pipelines.decoders.codec import shrink
+from fastpsl.pipelines.image.codec import shrink
+from fastpsl.pipelines.image.image_file import decode_any, read_image_file
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import ImageFolder, image_folder
 from fastpsl.pipelines.views import ViewSpec

@@ -25,7 +25,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, environment, save_result, spread
-from fastpsl.pipelines.data.image_file import upright_size
+from fastpsl.pipelines.image.image_file import upright_size
 
 OURS = "fastpsl data write"
 THEIRS = "ffcv DatasetWriter"

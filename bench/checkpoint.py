@@ -40,7 +40,7 @@ from fastpsl.engine.snapshot import Snapshot
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.files.atomic import write_atomically
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.tasks.contrastive.moco import MoCo
 
 IMAGENET, MANY = 1_281_167, 100_000_000

@@ -32,8 +32,8 @@ from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.train_step import DTYPES, TrainStep
 from fastpsl.models.factory import make_backbone
-from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
+from fastpsl.pipelines.views import Input
 from fastpsl.transfer.detection.detector import MIN_SCORE, RATIOS, Detector
 from fastpsl.transfer.detection.protocols import DetectionProtocol
 from fastpsl.transfer.detection.task import Detection

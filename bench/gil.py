@@ -39,9 +39,9 @@ from fastpsl.engine.command_line import parse
 from fastpsl.files.workers import default_num_threads
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.decoders.arenas import Arenas
 from fastpsl.pipelines.decoders.codes import AREA
 from fastpsl.pipelines.decoders.decoder import Decoder
+from fastpsl.pipelines.decoders.memory import Arenas
 from fastpsl.pipelines.loader.by_chunks import ByChunks, _begin
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order, step_indices

@@ -43,8 +43,8 @@ from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD
-from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, nvjpeg_library, why_slower
+from fastpsl.pipelines.decoders.dali import num_engines, nvjpeg_library, why_slower
+from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD
 from fastpsl.pipelines.sample.betons import sample_paths
 
 PEER = "dali_whole"

@@ -40,9 +40,8 @@ from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
 from fastpsl.pipelines.augment import UNFUSED, Augment
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.views import Op, ViewSpec
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, Op, ViewSpec
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.pseudo_labels.uic import uic_view

@@ -24,8 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a fold
 from bench.program import check_out, progress, run_program
 from bench.schema import RUNS, environment, save_result, spread
 from fastpsl.kernels.empty_classes import split_empty
-from fastpsl.pipelines.loader.balanced_order import balanced_order
-from fastpsl.pipelines.loader.order import num_steps, step_indices
+from fastpsl.pipelines.loader.order import balanced_order, num_steps, step_indices
 from fastpsl.tasks.pseudo_labels.scores import nmi
 from fastpsl.tasks.pseudo_labels.store import LabelStore
 

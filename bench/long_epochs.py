@@ -14,7 +14,7 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.engine.stage_bench import StageBench, endless
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order, numbered
 

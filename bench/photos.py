@@ -41,8 +41,8 @@ from fastpsl.pipelines.beton.encode import Target, store_array
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import read_bytes
-from fastpsl.pipelines.data.image_file import decode_any, read_image_file
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.image.image_file import decode_any, read_image_file
 
 LONG_SIDE_PX, QUALITY, NUM_CLASSES = 500, 90, 100
 # Height, width and share. These are the two usual frames of cameras, upright and across, squares, and images
@@ -197,7 +197,7 @@ def decode_ms(jpegs: Sequence[bytes], decoder: str, repeats: int = 5) -> float:
     if decoder == "pillow":
         calls = [lambda jpeg=jpeg: Image.open(io.BytesIO(jpeg)).load() for jpeg in jpegs]  # type: ignore[misc]
     else:
-        from fastpsl.pipelines.decoders.codec import Codec
+        from fastpsl.pipelines.image.codec import Codec
 
         codec = Codec()
         sizes = [Image.open(io.BytesIO(jpeg)).size for jpeg in jpegs]

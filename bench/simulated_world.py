@@ -49,9 +49,9 @@ from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.resume import find_checkpoint, open_folder
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import num_steps, step_indices
 from fastpsl.pipelines.views import ViewSpec

@@ -40,7 +40,7 @@ from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.timing import synchronise
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 
 Mode = Literal["eager", "fused", "compiled", "eager+fold", "fused+fold", "compiled+fold"]
 _LEFT_S = 30.0  # assumed seconds of a stage's first steps and repeats

@@ -19,9 +19,9 @@ from fastpsl.files.atomic import Uncopyable
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.augment import Augment, AugmentName, choose_augment
-from fastpsl.pipelines.batch import Batch, checked_device
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.loader.batch import Batch, checked_device
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec

@@ -15,7 +15,7 @@ from fastpsl.evaluation.features import Extraction, feature_batches
 from fastpsl.model import Model, load
 from fastpsl.models.backbone import check_size
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 

@@ -20,9 +20,8 @@ from fastpsl.models.backbone import Backbone, check_size
 from fastpsl.models.export import export
 from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensors
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.image_file import convert_pillow, decode_any, read_image_file
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE, center_view
+from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, read_image_file
+from fastpsl.pipelines.views import SHORTER_OF_SIZE, Input, center_view
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 Channels = Literal["RGB", "L", "Sobel", "SobelXY"]

@@ -14,8 +14,8 @@ from fastpsl.engine.call import require_data, tensors_on_cpu, user_errors
 from fastpsl.evaluation import tsne as t_sne
 from fastpsl.evaluation.retrieval import nearest_others, why_no_precision
 from fastpsl.model import Model
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec

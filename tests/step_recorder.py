@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.train_step import TrainStep
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
 

@@ -25,9 +25,9 @@ from fastpsl.engine.run import Run
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.model import Transform
 from fastpsl.models.weights import random_weights
-from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import Input
 from fastpsl.training import RECIPES, find, option_names
 from tests import api_runs
 from tests.api_runs import TINY, pretrain, state

@@ -14,7 +14,7 @@ from PIL import Image
 
 import fastpsl
 from fastpsl.engine import recipe_process
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from tests import api_runs
 from tests.api_runs import pretrain, state
 

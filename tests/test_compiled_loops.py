@@ -47,7 +47,7 @@ print(json.dumps(result | {"parts": parts}))
 @pytest.mark.parametrize(
     "module",
     [
-        "fastpsl.pipelines.decoders.area",
+        "fastpsl.pipelines.image.area",
         pytest.param("fastpsl.kernels.isotropic_loops", marks=pytest.mark.slow),
         pytest.param("fastpsl.kernels.fused_cpu.photometric_loops", marks=pytest.mark.slow),
     ],

@@ -20,7 +20,7 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.warp import WarpPair
 from fastpsl.pipelines.augment import AugmentName
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.decoders import libturbo
+from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec

@@ -23,8 +23,8 @@ from typing_extensions import override
 import fastpsl
 from fastpsl.engine.distribution import NAME
 from fastpsl.kernels import c_draws, c_look_up
-from fastpsl.pipelines.beton import table
-from fastpsl.pipelines.decoders import libturbo
+from fastpsl.pipelines.beton import shard
+from fastpsl.pipelines.image import libturbo
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = "from setuptools.build_meta import *; import sys; sys.stdout.write(build_{kind}(sys.argv[1]))"
@@ -138,7 +138,7 @@ def test_wheel_from_sdist_holds_every_file(built: Built) -> None:
     libraries = {name for name in shipped if name.endswith(".so")}
     built_here = {"fastpsl/kernels/_draws.abi3.so"} if c_draws.library() else set()
     built_here |= {"fastpsl/kernels/_look_up.abi3.so"} if c_look_up.look_up() else set()
-    built_here |= {"fastpsl/pipelines/beton/_read_rows.abi3.so"} if table.library() else set()
+    built_here |= {"fastpsl/pipelines/beton/_read_rows.abi3.so"} if shard.library() else set()
     built_here |= set() if libturbo.why_missing() else {"fastpsl/pipelines/decoders/_turbo.abi3.so"}
     assert libraries == built_here
     expected |= {f"fastpsl/recipes/{path.name}" for path in (built.tree / "recipes").glob("*.py")}

@@ -40,7 +40,7 @@ from fastpsl.engine.distributed import World, join_world
 from fastpsl.evaluation.result import data_record
 from fastpsl.files.atomic import write_atomically
 from fastpsl.models.weight_files import sha256_of_file
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 
 
 @dataclass(frozen=True, kw_only=True)

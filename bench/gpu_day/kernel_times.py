@@ -23,7 +23,7 @@ from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.distributed import World, choose_device
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.engine.timing import synchronise
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 
 NUM_CALLS, NUM_KERNELS = 5, 14
 # Stage, mode, --graph.

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.schema import environment, short_name
-from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, nvjpeg_library, why_slower
+from fastpsl.pipelines.decoders.dali import num_engines, nvjpeg_library, why_slower
 
 PACKAGES = (
     "torch", "torchvision", "triton", "numpy", "numba", "kornia", "kornia-rs", "tyro", "rich", "ffcv",

@@ -58,7 +58,7 @@ def why_no_decoder(name: str, data: Any, device: torch.device) -> str | None:
 
 def auto_decoder(path: Path, device: torch.device) -> str:
     """Return the decoder that `auto` takes for a folder."""
-    from fastpsl.pipelines.data.open import open_data
+    from fastpsl.pipelines.datasets.open import open_data
     from fastpsl.pipelines.decoders.choose import choose_decoder
 
     with warnings.catch_warnings(), closing(open_data(path)) as data:

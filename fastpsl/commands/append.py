@@ -46,8 +46,7 @@ class Append:
         Raises:
             ValueError: A number is out of range, SRC does not suit DATA, or it cannot be written.
         """
-        from fastpsl.pipelines.beton.append import appendix
-        from fastpsl.pipelines.beton.write import max_bad_count
+        from fastpsl.pipelines.beton.write import appendix, max_bad_count
 
         if self.workers is not None and not 1 <= self.workers <= 4096:
             raise ValueError(f"--workers {self.workers}: give a number from 1 to 4096")

@@ -12,8 +12,8 @@ from fastpsl.commands.writing import again, counted, record_of, write_and_tell
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.beton.encode import Target
-    from fastpsl.pipelines.remote.upload import Upload
-    from fastpsl.pipelines.sources.source import Source
+    from fastpsl.pipelines.beton.upload import Upload
+    from fastpsl.pipelines.data.source import Source
 
 _FORESEEN_FROM = 1000  # images: fewer are written about as soon as some are looked at
 Pixels = Annotated[int | None, tyro.conf.arg(metavar="PX")]
@@ -106,10 +106,9 @@ class Write:
             ValueError: A number is out of range, the source cannot be read, or too many images are bad.
         """
         from fastpsl.files.remote.address import is_remote
-        from fastpsl.pipelines.beton.begin import require_writable
         from fastpsl.pipelines.beton.encode import Target
-        from fastpsl.pipelines.beton.write import max_bad_count
-        from fastpsl.pipelines.remote.upload import Upload
+        from fastpsl.pipelines.beton.upload import Upload
+        from fastpsl.pipelines.beton.write import max_bad_count, require_writable
 
         for name, value, low, high in (
             ("--short-side", self.short_side, 1, 65535),

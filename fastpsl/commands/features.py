@@ -41,7 +41,7 @@ class Features:
             ValueError: Weights or data cannot be read, the block is unknown, or the file exists.
         """
         from fastpsl.evaluation.features import Extraction
-        from fastpsl.pipelines.data.open import open_data
+        from fastpsl.pipelines.datasets.open import open_data
 
         if self.out.suffix != ".npy":
             raise ValueError(f"--out {self.out}: give a name that ends in .npy")

@@ -51,7 +51,7 @@ class MakeLabels:
             ValueError: A number is out of range, or the file cannot be written.
         """
         from fastpsl.evaluation.cluster_report import label_lines, measure
-        from fastpsl.pipelines.data.open import open_data
+        from fastpsl.pipelines.datasets.open import open_data
         from fastpsl.pipelines.sample.betons import sample_paths
         from fastpsl.tasks.pseudo_labels.baselines import make_labels
         from fastpsl.tasks.pseudo_labels.file import read_labels, write_labels

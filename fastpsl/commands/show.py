@@ -85,7 +85,7 @@ class Show:
         from fastpsl.engine.distributed import choose_device
         from fastpsl.engine.task import Task
         from fastpsl.files.atomic import output_errors
-        from fastpsl.pipelines.data.open import open_data
+        from fastpsl.pipelines.datasets.open import open_data
         from fastpsl.pipelines.loader.loader import Loader
         from fastpsl.pipelines.sample.betons import sample_paths
         from fastpsl.plots.contact_sheet import captions, save_contact_sheet

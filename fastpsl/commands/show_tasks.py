@@ -10,7 +10,7 @@ from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.task import Task
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.files.remote.address import is_remote
-from fastpsl.pipelines.sources.source import Source
+from fastpsl.pipelines.data.source import Source
 
 
 def counted(src: str, format: str, **options: Any) -> Source:
     """Open a source, and print what was chosen and what is odd about it."""
-    from fastpsl.pipelines.sources.choose import open_source
+    from fastpsl.pipelines.datasets.open import open_source
 
     with _counting() as on_progress:
         source = open_source(src, format, on_progress=on_progress, **options)
@@ -72,10 +72,8 @@ def write_and_tell(
         ValueError: It cannot be written.
     """
     from fastpsl.console.screen import Progress
-    from fastpsl.pipelines.beton.begin import can_go_on
-    from fastpsl.pipelines.beton.left_out import bad_path, small_path
-    from fastpsl.pipelines.beton.output import shard_path, shards_of
-    from fastpsl.pipelines.beton.write import write_beton
+    from fastpsl.pipelines.beton.output import bad_path, shard_path, shards_of, small_path
+    from fastpsl.pipelines.beton.write import can_go_on, write_beton
 
     if options.resume and not (can_go_on(out) or out.exists() or shards_of(out)):
         print(f"{out}: there is nothing to go on with, so writing starts at the first image")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fastpsl.doctor.measurements import MIN_GAIN, AutoDecoder, DecoderCost
-from fastpsl.pipelines.decoders.rates import DALI_MS
+from fastpsl.pipelines.decoders.choose import DALI_MS
 
 
 def by_measurement(auto: str, costs: Mapping[str, DecoderCost], needed: float | None) -> str:

@@ -23,13 +23,13 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset, read_bytes
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.decoders import dali, libffcv, libturbo, resident
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.decoders import dali, libffcv, resident
 from fastpsl.pipelines.decoders.choose import READS
-from fastpsl.pipelines.needed_size import short_side_px
-from fastpsl.pipelines.pinned import pinned_empty
-from fastpsl.pipelines.sources.source import Sample
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.decoders.memory import pinned_empty
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.views import ViewSpec, short_side_px
 
 _WORTH_WRITING = 1.2  # least ratio of the images' shorter side to the needed one
 _NUM_WRITTEN = 512

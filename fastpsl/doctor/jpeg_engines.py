@@ -15,8 +15,8 @@ from fastpsl.doctor.measurements import Alternative, JpegEngines
 from fastpsl.doctor.report import Check
 from fastpsl.pipelines.data.dataset import MODE_JPEG
 from fastpsl.pipelines.decoders import dali
-from fastpsl.pipelines.decoders.dali_graph import HW_DECODER_LOAD
-from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, nvjpeg_library, why_slower
+from fastpsl.pipelines.decoders.dali import num_engines, nvjpeg_library, why_slower
+from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD
 
 SHARES = (0.0, 0.5, 0.65, 0.8, 0.9, 1.0)
 IDLE_PERCENT = 5  # below it, no image of a batch seems to have reached the engines

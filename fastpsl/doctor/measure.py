@@ -21,9 +21,8 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.augment import AugmentName, choose_augment
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.decoders.choose import choose_decoder
-from fastpsl.pipelines.decoders.rates import fastest_step
+from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.decoders.choose import choose_decoder, fastest_step
 from fastpsl.pipelines.views import Crop, ViewSpec
 
 REPEATS = 3

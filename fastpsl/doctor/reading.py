@@ -13,10 +13,10 @@ import numpy as np
 from fastpsl.doctor.measurements import CACHED, ReadRate
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.files.workers import map_in_order
+from fastpsl.pipelines.beton.remote import remote_pages
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable, spread_indices
 from fastpsl.pipelines.loader.order import num_steps, step_indices, training_order
 from fastpsl.pipelines.loader.quasi_random import QuasiRandom
-from fastpsl.pipelines.remote.pages import remote_pages
 
 # Training never reaches these epochs, so that its most recent reads do not favour this measurement.
 FIRST_EPOCH = 1 << 30

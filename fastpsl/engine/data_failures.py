@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from fastpsl.engine.distributed import World, gather_objects, on_any_rank
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 
 
 def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[], str | None]) -> Batch:

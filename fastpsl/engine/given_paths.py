@@ -16,7 +16,7 @@ def require_paths(options: RunOptions) -> None:
     Raises:
         ValueError: Nothing is there, it is of another kind, or --out is in no folder that can be written.
     """
-    from fastpsl.pipelines.data.open import check_form  # imports numba, which --help does without
+    from fastpsl.pipelines.datasets.open import check_form  # imports numba, which --help does without
 
     for source in (options.data, options.val):
         if source is not None and options.forms == FORMS:
@@ -49,8 +49,8 @@ def require_given_classes(options: RunOptions) -> None:
     Raises:
         ValueError: It has others, or one of them cannot be read.
     """
-    from fastpsl.pipelines.data.classes import classes_of
     from fastpsl.pipelines.data.dataset import require_same_classes
+    from fastpsl.pipelines.datasets.open import classes_of
 
     if options.data is not None and options.val is not None:
         train, val = (

@@ -27,9 +27,8 @@ from fastpsl.files.paths import read_lines
 from fastpsl.kernels.nearest import count_correct
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.standard_views import center_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.views import ViewSpec, center_view
 
 MAX_TRAIN, MAX_VAL = 5_000, 10_000
 K, TEMPERATURE = 20, 0.07

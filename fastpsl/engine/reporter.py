@@ -28,7 +28,7 @@ from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
 from fastpsl.engine.wandb_run import start_wandb
-from fastpsl.pipelines.batch import BadSample, Batch
+from fastpsl.pipelines.loader.batch import BadSample, Batch
 
 # A stage's loss "at its start" and "at its end" is a mean over this many steps, or over half of a shorter
 # stage.

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.decoders.choose import READS, is_kept_on_device
 from fastpsl.pipelines.loader.annotated import AnnotatedImage, AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastpsl.pipelines.pinned import pinned_like
+from fastpsl.pipelines.decoders.memory import pinned_like
 
 
 class Snapshot:

@@ -14,9 +14,9 @@ from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.pipelines.augment import Augment
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 

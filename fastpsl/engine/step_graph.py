@@ -21,7 +21,7 @@ from torch import nn
 from fastpsl.engine.distributed import World, on_any_rank
 from fastpsl.engine.options import GraphName
 from fastpsl.engine.stage_blocks import StepMetrics
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 
 # Steps of each variant before its capture: they load kernels, choose convolutions and fill the optimiser's
 # state. DDP times its buckets for longer (torch's notes on CUDA graphs).

@@ -11,8 +11,8 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
 from fastpsl.engine.run_data import BatchSource, RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
 

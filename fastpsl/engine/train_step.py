@@ -16,7 +16,7 @@ from fastpsl.engine.stage_blocks import Metrics, StageBlocks, StepMetrics
 from fastpsl.engine.step_graph import LAUNCHED, GraphChoice, StepGraphs, beside
 from fastpsl.engine.step_state import SkippedStep, StepState
 from fastpsl.pipelines.augment import UNFUSED, Augment
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,13 +6,13 @@ from fastpsl.console.words import number_of
 from fastpsl.engine.data_waits import Waits
 from fastpsl.engine.run_data import BatchSource
 from fastpsl.files.workers import default_num_threads
+from fastpsl.pipelines.beton.remote import remote_pages
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.decoders import libturbo
-from fastpsl.pipelines.decoders.hardware_jpeg import why_slower
+from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.decoders.dali import why_slower
+from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.needed_size import short_side_px
-from fastpsl.pipelines.remote.pages import remote_pages
+from fastpsl.pipelines.views import short_side_px
 
 _NUM_LOOKED_AT = 256  # samples, spread over the data
 _HERE = 0.95  # at this share of remote data or above, the network is not what is waited for

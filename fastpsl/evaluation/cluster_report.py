@@ -13,7 +13,7 @@ import numpy as np
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.files.atomic import output_errors
 from fastpsl.models.weights import load_pretrained
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
 from fastpsl.plots.filters import draw_filters

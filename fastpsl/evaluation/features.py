@@ -36,11 +36,10 @@ from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
 from fastpsl.files.atomic import output_errors
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.augment import choose_augment
-from fastpsl.pipelines.batch import BadSample
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.loader.batch import BadSample
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.standard_views import center_view, squashed_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import ViewSpec, center_view, squashed_view
 
 STORED = ("float16", "float32")
 SAVE_EVERY_S = 5.0

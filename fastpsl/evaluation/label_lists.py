@@ -12,8 +12,8 @@ from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.data.dataset import Dataset, require_labels
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.sources.csv_lists import table_of
+from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.sources.text_lists import table_of
 
 # These take the place of the epoch in the random words: images, and classes that get one image more.
 _IMAGES, _CLASSES = 0, 1

@@ -15,7 +15,7 @@ from fastpsl.models.names import ANY_BACKBONE
 
 if TYPE_CHECKING:
     from fastpsl.models.weights import Pretrained
-    from fastpsl.pipelines.input_record import Input
+    from fastpsl.pipelines.views import Input
 
 
 # The reason to refuse --val.
@@ -152,6 +152,6 @@ def given_input(
         raise ValueError(
             "--input-channels, --input-mean and --input-std belong together: give all three or none"
         )
-    from fastpsl.pipelines.input_record import Input
+    from fastpsl.pipelines.views import Input
 
     return Input(channels, mean, std, size_px)

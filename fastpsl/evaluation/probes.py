@@ -11,7 +11,7 @@ from typing_extensions import override
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.evaluation.blocks import block_shapes
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import Classify, masked_cross_entropy, top_correct
 

@@ -16,8 +16,8 @@ from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.files.atomic import output_errors, write_atomically
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.plots.tsne import draw_map
 
 MAX_SEED = 2**32 - 1

@@ -9,7 +9,7 @@ from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import Run
 from fastpsl.engine.task import Task
 from fastpsl.evaluation.result import data_record, write_result
-from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.datasets.subset import Subset
 
 
 def require_val(options: RunOptions) -> None:

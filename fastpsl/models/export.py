@@ -14,7 +14,7 @@ from fastpsl.models.state_dict_files import TARGETS, Renamed, detectron2_config,
 from fastpsl.models.tensor_table import key_table
 from fastpsl.models.weight_files import sha256_of_bytes
 from fastpsl.models.weights import Pretrained, load_pretrained
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 
 FORMAT = 1
 # The endings by which readers recognise their files; empty for any, and of the folder.

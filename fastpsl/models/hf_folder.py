@@ -14,8 +14,7 @@ from fastpsl.models.names import TIMM, is_timm
 from fastpsl.models.state_dict_files import TARGETS, Renamed
 from fastpsl.models.weight_files import read_weights_sidecar
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE
+from fastpsl.pipelines.views import SHORTER_OF_SIZE, Input
 
 # timm reads the configuration first, so it is the last to be put in its place.
 WEIGHTS, CARD, CONFIG = FILES = ("model.safetensors", "README.md", "config.json")

@@ -14,7 +14,7 @@ from fastpsl.models.names import is_timm
 from fastpsl.models.vgg import SIDE as VGG_SIDE
 from fastpsl.models.weight_files import safetensors_bytes
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 
 RESNETS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet50_mlp": 50}
 

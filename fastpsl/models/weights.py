@@ -18,7 +18,7 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.foreign_weights import first_three, recognise
 from fastpsl.models.names import is_own, is_timm, not_given
 from fastpsl.models.weight_files import read_weights, read_weights_sidecar, sha256_of_file
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 
 
 @dataclass

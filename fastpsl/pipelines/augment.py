@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.fused import fused_modules, module_for
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.view_memory import ViewMemory
+from fastpsl.pipelines.decoders.memory import ViewMemory
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
 AugmentName = Literal["auto", "unfused", "fused"]

@@ -1,17 +1,115 @@
-"""The description of a view of a sample: a crop, then operations on the device, then normalisation."""
+"""Views: which crops of an image a task wants, the operations on them, and the normalised input."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop, Squashed, Where
 from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
+from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.normalise import normalise
-from fastpsl.pipelines.input_record import Input
+from fastpsl.kernels.shift import Shift
+from fastpsl.kernels.sobel import Sobel
+from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
+
+# The channels that the network sees, and their number. RGB: the image. L: CIE lightness alone. Sobel: the
+# magnitude of each colour channel's gradient. SobelXY: the grey image's gradients along x and y, in [-0.5,
+# 0.5].
+CHANNELS = {"RGB": 3, "L": 1, "Sobel": 3, "SobelXY": 2}
+
+_GRADIENTS = "gx = [1 2 1]^T [-1 0 1] / 8, gy = [-1 0 1]^T [1 2 1] / 8, the border repeated"
+_IN_WORDS = {
+    "RGB": "RGB in [0, 1]",
+    "L": "CIE lightness L* / 100 in [0, 1], one channel",
+    "Sobel": f"sqrt(gx^2 + gy^2) of each channel of RGB in [0, 1] ({_GRADIENTS})",
+    "SobelXY": f"gx and gy of (R + G + B) / 3 in [0, 1], two channels ({_GRADIENTS})",
+}
+
+
+@dataclass(frozen=True)
+class Input:
+    """The input that a network expects.
+
+    Attributes:
+        channels: RGB, L, Sobel or SobelXY.
+        mean: One value per channel, for values in [0, 1]; (0, 0) for SobelXY.
+        std: One value per channel, for values in [0, 1]; SOBEL_XY_STD of kernels/sobel_xy.py for both of
+            SobelXY.
+        size_px: The side of the crop before an op cuts it: of a jigsaw, the side of the window and not of its
+            tiles.
+    """
+
+    channels: str = "RGB"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    size_px: int = 224
+
+    def __post_init__(self) -> None:
+        if self.channels not in CHANNELS:
+            raise ValueError(f"input channels {self.channels!r}: allowed are {', '.join(CHANNELS)}")
+        num = CHANNELS[self.channels]
+        if len(self.mean) != num or len(self.std) != num or min(self.std) <= 0:
+            raise ValueError(
+                f"input mean {self.mean} and std {self.std} for {self.channels}: "
+                f"give {num} {'value' if num == 1 else 'values'} each, std above 0, for pixels in [0, 1]"
+            )
+        if max(self.mean) > 1 or max(self.std) > 1:
+            raise ValueError(
+                f"input mean {self.mean} and std {self.std} are for pixels up to 255: "
+                f"divide both by 255, pixels are in [0, 1]"
+            )
+        if self.size_px < 1:
+            raise ValueError(f"input size {self.size_px} px: give 1 px or more")
+
+    @property
+    def num_channels(self) -> int:
+        return CHANNELS[self.channels]
+
+    @classmethod
+    def usual(cls, channels: str, size_px: int) -> "Input":
+        """Return RGB with ImageNet's statistics, L about its middle, or SobelXY at DeepCluster's scale."""
+        if channels == "SobelXY":
+            return cls(channels, (0.0, 0.0), (SOBEL_XY_STD,) * 2, size_px)
+        if channels == "L":
+            return cls(channels, (0.5,), (0.25,), size_px)
+        return cls(channels, size_px=size_px)
+
+    def in_words(self) -> str:
+        """Return in one line how to make the network's input of an image, for files that others read."""
+        mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        return f"{_IN_WORDS[self.channels]}, minus mean {mean}, divided by std {std}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, as checkpoints hold them under "input"."""
+        return {
+            "channels": self.channels,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "size_px": self.size_px,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Input":
+        """Build the input from the record that `as_dict` returned.
+
+        Raises:
+            ValueError: A value of the record is missing or not allowed.
+        """
+        try:
+            channels, size_px = str(record["channels"]), int(record["size_px"])
+            mean, std = (tuple(float(value) for value in record[name]) for name in ("mean", "std"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"input record {record}: it needs channels, mean, std and size_px ({error!r})"
+            ) from None
+        return cls(channels, mean, std, size_px)
+
 
 Draw = dict[str, np.ndarray]
 # Scales the length of a gradient to darkness. In photos of 224 px one gradient in a hundred is longer than
@@ -230,3 +328,83 @@ class ViewSpec:
     def input_record(self) -> dict[str, Any]:
         """Return `input()` as plain values, as checkpoints store them."""
         return self.input().as_dict()
+
+
+TrainCrop = Where | Literal["random_resized", "padded"]
+# ImageNet's usual test view has the shorter side at 256 and shows the middle 224; other sizes keep the
+# proportion.
+SHORTER_OF_SIZE = 256 / 224
+
+
+def train_view(input: Input, size_px: int, crop: TrainCrop = "random_resized") -> ViewSpec:
+    """Return the view to train on: a crop, a random flip, then the channels of the weights' input record.
+
+    Args:
+        input: The input that the weights expect.
+        size_px: The side of the view.
+        crop: "random_resized", a place in the image after its shorter side is resized, or "padded". "padded"
+            is for small images: the whole middle square, shifted by up to an eighth of its side (`Shift`: 4
+            of 32 px).
+    """
+    box: Crop = RandomResizedCrop(size_px)
+    shift: tuple[Op, ...] = ()
+    if crop == "padded":
+        box, shift = ShorterSideCrop(size_px, size_px, "center"), (Shift(size_px // 8),)
+    elif crop != "random_resized":
+        box = _shorter_side(size_px, crop)
+    return ViewSpec(box, (*shift, Flip(), *_channels(input)), input.mean, input.std)
+
+
+def center_view(input: Input, size_px: int, whole: bool = False) -> ViewSpec:
+    """Return the view that shows the middle of the image, with the channels of the weights' input record.
+
+    The shorter side is resized to `size_px` * 256 / 224, or to `size_px` if `whole`, as is usual for images
+    of 32 px.
+    """
+    crop = ShorterSideCrop(size_px, size_px, "center") if whole else _shorter_side(size_px, "center")
+    return ViewSpec(crop, _channels(input), input.mean, input.std)
+
+
+def squashed_view(input: Input, size_px: int) -> ViewSpec:
+    """Return the view that squeezes the whole image into a square of `size_px`."""
+    return ViewSpec(Squashed(size_px), _channels(input), input.mean, input.std)
+
+
+def ten_crop_views(input: Input, size_px: int) -> tuple[ViewSpec, ...]:
+    """Return torchvision's TenCrop: the middle, the four corners, and the same five mirrored.
+
+    The shorter side is at `size_px` * 256 / 224. The flip comes before `_channels`, because mirroring an
+    image changes the sign of its horizontal gradient.
+    """
+    return tuple(
+        ViewSpec(_shorter_side(size_px, where), (*flip, *_channels(input)), input.mean, input.std)
+        for flip in ((), (Flip(p=1.0),))
+        for where in ("center", "top_left", "top_right", "bottom_left", "bottom_right")
+    )
+
+
+def _shorter_side(size_px: int, where: Where) -> ShorterSideCrop:
+    return ShorterSideCrop(round(size_px * SHORTER_OF_SIZE), size_px, where)
+
+
+def _channels(input: Input) -> tuple[Op, ...]:
+    """Return the op that computes the input's channels from an image's."""
+    ops: dict[str, tuple[Op, ...]] = {"L": (Lightness(),), "Sobel": (Sobel(p=1.0),), "SobelXY": (SobelXY(),)}
+    return ops.get(input.channels, ())
+
+
+# As in ImageNet's usual recipe: images of 256 px for crops of 224 px.
+_SHORT_SIDE_OVER_CROP = 256 / 224
+
+
+def short_side_px(views: Sequence[ViewSpec]) -> int | None:
+    """Return the shorter side, in px, that suffices for all views, or None if a crop does not tell."""
+    needed = []
+    for view in views:
+        if isinstance(view.crop, ShorterSideCrop):
+            needed.append(view.crop.shorter_px)
+        elif isinstance(view.crop, RandomResizedCrop):
+            needed.append(round(view.crop.size_px * _SHORT_SIDE_OVER_CROP))
+        else:
+            return None
+    return max(needed, default=None)

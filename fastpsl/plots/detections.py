@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import read_image
-from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.plots.png import write_png
 
 NUM_IMAGES, NUM_COLUMNS, MIN_SCORE = 12, 4, 0.5

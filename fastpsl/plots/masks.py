@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from fastpsl.pipelines.datasets.voc.annotations import VOID, palette, read_mask
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import read_image
-from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.pipelines.voc.masks import VOID, palette, read_mask
 from fastpsl.plots.png import write_png
 
 HEIGHT_PX, GAP_PX, LINE_PX, FONT_PX = 150, 8, 18, 13

@@ -9,10 +9,9 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.standard_views import center_view
+from fastpsl.pipelines.views import Input, center_view
 from fastpsl.plots.png import write_png
 
 NUM_NEIGHBOURS = 7

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.recipe_files import recipe_path
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL
 from fastpsl.tables.matching import Matches, needs_of, runs_for
 from fastpsl.tables.needs import COUPLED, Evaluation, Weights

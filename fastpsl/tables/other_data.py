@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.tables.data_sets import of_other_data
 from fastpsl.tables.needs import Evaluation
 from fastpsl.tables.rows import PaperImages, Table

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastpsl.models.markdown import block, code, plain, table_row
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.image_file import decode_any, read_image_file
+from fastpsl.pipelines.image.image_file import decode_any, read_image_file
 from fastpsl.tables.page import words_of
 from fastpsl.tables.report import Report
 from fastpsl.tables.templates import templates

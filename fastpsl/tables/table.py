@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from fastpsl.files.atomic import output_errors, write_atomically
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.tables.chart import save_chart
 from fastpsl.tables.commands import Place
 from fastpsl.tables.data_sets import DataSet, flag_of

@@ -11,8 +11,8 @@ from typing_extensions import override
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.models.layers import AveragePool
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
 TOP = 5

@@ -14,7 +14,7 @@ from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.models.layers import mean_of_positions
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
 

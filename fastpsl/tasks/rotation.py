@@ -16,7 +16,7 @@ from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.models.layers import mean_of_positions
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 
 NUM_ROTATIONS = (2, 4, 8)

@@ -25,8 +25,7 @@ from fastpsl.kernels.enlarge import Enlarge
 from fastpsl.kernels.tf32 import no_tf32
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.standard_views import SHORTER_OF_SIZE, squashed_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import SHORTER_OF_SIZE, ViewSpec, squashed_view
 
 MAX_POOL = "_max_pool"
 # The second is AlexNet's own pool between conv5 and fc6.

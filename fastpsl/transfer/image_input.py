@@ -10,9 +10,7 @@ from torchvision.transforms.v2 import functional as F
 from fastpsl.engine.options import RunOptions
 from fastpsl.evaluation.val import refuse_val
 from fastpsl.kernels.draws import Keys
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import center_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec, center_view
 
 
 def check_options(options: RunOptions) -> None:

@@ -27,9 +27,9 @@ from bench.recipe_stages import recipe_of
 from fastpsl.console.terminal import EXIT_PREEMPTED
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.models.weight_files import sha256_of_file
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import Input
 from tests.pipelines.published_files import cifar10, publish, random_images
 from tests.programs import ROOT
 from tests.recipes.in_process import starter

@@ -13,7 +13,8 @@ from bench import loaders, peers
 from bench.interleaved import Rates
 from bench.loaders import Options, tabulate, variants
 from bench.schema import validate
-from fastpsl.pipelines.decoders import choose, dali, libffcv, libturbo
+from fastpsl.pipelines.decoders import choose, dali, libffcv
+from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, run
 

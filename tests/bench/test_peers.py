@@ -24,9 +24,9 @@ from bench.peers.peer import MEAN, STD
 from bench.peers.spdl import filter_graph, random_box
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.decoders import choose, libffcv
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
 from tests.fake_cuda import fake_cuda
 from tests.programs import ROOT
 

@@ -18,7 +18,7 @@ from bench.schema import validate
 from bench.simulated_world import WORLDS, counted_collectives, measure
 from fastpsl.engine.distributed import gathered
 from fastpsl.pipelines.loader import order
-from fastpsl.pipelines.loader.balanced_order import balanced_order
+from fastpsl.pipelines.loader.order import balanced_order
 from tests.programs import ROOT, run
 from tests.threaded_world import results_of_threads
 

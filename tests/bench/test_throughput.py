@@ -21,7 +21,7 @@ from bench.throughput_options import Options
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
 from tests.engine.tiny import one_process
 from tests.programs import ROOT, run
 

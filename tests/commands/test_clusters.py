@@ -18,9 +18,9 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import Input
 from fastpsl.plots.clusters import NUM_SHOWN
 from fastpsl.tables.results import index_runs
 from fastpsl.tasks.pseudo_labels.file import write_labels

@@ -14,9 +14,9 @@ from fastpsl.engine.options import RunOptions
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.sources.source import Sample
 from fastpsl.tasks.pseudo_labels.baselines import (
     _components,
     _pixels,

@@ -29,9 +29,8 @@ from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.needed_size import short_side_px
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import ViewSpec, short_side_px
 from tests.pipelines.paged import write_paged
 from tests.pipelines.photos import DECODERS
 from tests.programs import ROOT

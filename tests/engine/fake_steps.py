@@ -12,9 +12,9 @@ from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.step_graph import NUM_LAUNCHED
 from fastpsl.engine.train_step import TrainStep
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.tasks.pseudo_labels.iic import HEAD_EPOCHS
 from tests.engine.tiny import noise_batch
 from tests.fake_cuda import DEVICE, FakeCuda

@@ -29,8 +29,8 @@ from fastpsl.kernels.permutations import permutation_set
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import ConvReLU, folded
 from fastpsl.models.resnet import ResNet
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.tasks.jigsaw import Jigsaw
 from tests.engine.test_stage import VIEWS, Brightness

@@ -12,7 +12,7 @@ from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.checkpoint import CheckpointManager
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_run
 from tests.programs import digests, newest_checkpoint

@@ -14,7 +14,7 @@ from fastpsl.engine.data_waits import DataWaits, Usage, Waits
 from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.wait_causes import line_of
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.decoders import libturbo
+from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.engine.test_trainer import fit

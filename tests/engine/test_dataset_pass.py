@@ -17,10 +17,8 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import center_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.views import Input, ViewSpec, center_view
 from fastpsl.tasks.rotation import Rotation
 from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
 from tests.programs import digests

@@ -19,8 +19,8 @@ from fastpsl.engine.run_data import RunData
 from fastpsl.engine.signals import Decision
 from fastpsl.evaluation import features
 from fastpsl.evaluation.features import Extraction
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.pseudo_labels.deepcluster import without_last_relu
 from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels

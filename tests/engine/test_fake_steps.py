@@ -18,7 +18,7 @@ from fastpsl.engine.experiment import place_backbone
 from fastpsl.kernels.ab_bins import ab_bins
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import ConvReLU
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
 from fastpsl.tasks.pseudo_labels.iic import HEAD_EPOCHS
 from fastpsl.tasks.sslpp.colorization import NUM_BINS, Colorization

@@ -11,7 +11,7 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trainer import make_train_step
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from fastpsl.tasks.rotation import Rotation
 from fastpsl.transfer.detection.task import Detection
 from fastpsl.transfer.segmentation.fcn import FCN32s

@@ -22,7 +22,7 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.trainer import pretrain
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from tests.engine.test_task_hooks import Asking
 from tests.engine.tiny import TinyNet, tiny_run

@@ -29,7 +29,7 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots import online_probe as charts

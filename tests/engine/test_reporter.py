@@ -20,7 +20,7 @@ from fastpsl.engine.reporter import Reporter
 from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.time_left import WorkAhead
-from fastpsl.pipelines.batch import BadSample
+from fastpsl.pipelines.loader.batch import BadSample
 from fastpsl.plots.training_curve import draw_curve
 from tests.engine.tiny import one_process
 

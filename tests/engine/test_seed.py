@@ -15,10 +15,9 @@ from fastpsl.engine.run_data import RunData
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, pretrain
 from fastpsl.kernels.draws import Keys
-from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.standard_views import train_view
+from fastpsl.pipelines.views import Input, train_view
 from fastpsl.tasks.jigsaw import Jigsaw
 from tests.engine.test_trainer import STEPS_PER_EPOCH, tiny_experiment
 from tests.engine.tiny import one_process, tiny_run

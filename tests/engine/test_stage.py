@@ -14,7 +14,7 @@ from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from tests.engine.tiny import TinyNet, noise_batch, part_of
 

@@ -19,7 +19,7 @@ from fastpsl.engine.stage_bench import StageBench, endless
 from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.rotation import Rotation
 from tests.engine.tiny import TinyNet, noise_batch

@@ -23,7 +23,7 @@ from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
 from fastpsl.engine.step_graph import GraphChoice, StepGraphs, choose_graph, reason_of
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.test_stage import CPU, VIEWS, Brightness
 from tests.engine.test_trainer import tiny_experiment

@@ -22,8 +22,7 @@ from fastpsl.engine.stage_blocks import StageBlocks, StepMetrics
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.permutations import permutation_set
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import train_view
+from fastpsl.pipelines.views import Input, train_view
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.tasks.jigsaw import Jigsaw
 from fastpsl.tasks.rotation import Rotation

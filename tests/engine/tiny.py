@@ -20,7 +20,7 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
 

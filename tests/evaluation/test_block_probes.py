@@ -28,10 +28,9 @@ from fastpsl.evaluation.block_probes import (
 from fastpsl.evaluation.few_labels import repeated_order
 from fastpsl.evaluation.label_lists import first_of_each_class
 from fastpsl.models.factory import make_backbone
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import center_view, train_view
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, center_view, train_view
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, noise_batch, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint

@@ -25,10 +25,9 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import MODE_RAW, Dataset
-from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.standard_views import center_view
+from fastpsl.pipelines.views import Input, center_view
 from tests.engine.tiny import TinyNet, one_process
 from tests.pipelines.labelled import write_labelled
 from tests.slow import slow

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.classes import Classes, classes_of
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.datasets.open import Classes, classes_of
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 from tests.recipes.in_process import refused, starter

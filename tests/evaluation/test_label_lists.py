@@ -13,9 +13,9 @@ from PIL import Image
 from fastpsl.evaluation.label_lists import draw_label_list, read_label_list, source_names, write_label_list
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo

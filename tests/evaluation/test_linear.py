@@ -23,10 +23,9 @@ from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.resnet import ResNet
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_view
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, center_view, ten_crop_views, train_view
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, tiny_run
 from tests.programs import digests, newest_checkpoint

@@ -28,11 +28,10 @@ from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.standard_views import center_view
+from fastpsl.pipelines.views import Input, center_view
 from tests.engine.tiny import TinyNet, one_process
 
 INPUT = Input("RGB", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 32)

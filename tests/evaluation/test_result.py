@@ -10,8 +10,7 @@ import pytest
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import data_record, read_result, result_line, write_result
 from fastpsl.evaluation.val import scores, write_run, write_val
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Subset, Synthetic
 
 
 def written(folder: Path, **changes: Any) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
 from tests.faults.beton_mutants import KINDS, Layout
 from tests.faults.child import Case, Limits, describe, judge_cases, refusal
 from tests.faults.readings import CONTROL, CommandOutput, Reading, read, verify

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
 from tests.faults.disk import write_images
 from tests.faults.trials import Outcome, Trial, long_run, stop_after
 from tests.pipelines.photos import jpeg, photo

@@ -12,8 +12,8 @@ from fastpsl import cli
 from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.resume import find_checkpoint
 from fastpsl.evaluation.label_lists import read_label_list
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.plots.training_curve import draw_curve
 from fastpsl.tasks.permutation_files import read_permutations
 from fastpsl.tasks.pseudo_labels.file import read_labels

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from tests.faults.hostile_common import DEEP, DIGITS, ESCAPES, MARKUP, Attack, Payload, text, text_attacks
 
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastpsl.commands import data as beton_command
-from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL
-from fastpsl.pipelines.beton.left_out import bad_path
+from fastpsl.pipelines.beton.encode import BYTES_PER_PIXEL
+from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES
-from fastpsl.pipelines.data.image_file import MAX_PIXELS
+from fastpsl.pipelines.image.image_file import MAX_PIXELS
 from tests.faults import image_mutants, odd_files
 from tests.faults.child import Case, Limits, judge_cases, refusal
 from tests.faults.readings import CONTROL, CommandOutput, command, read, verify

@@ -12,7 +12,7 @@ from contextlib import closing
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.faults.trend import held_by

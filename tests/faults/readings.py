@@ -13,7 +13,7 @@ from fastpsl.commands import data as beton_command
 from fastpsl.console.terminal import safe_output
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastpsl.kernels.area import crop_area
-from fastpsl.pipelines.decoders.area import area_resize
+from fastpsl.pipelines.image.area import area_resize
 from tests.kernels.tf32 import RoundedProducts
 from tests.pipelines.photos import area_mean
 

@@ -14,8 +14,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec
 
 SIZES = [(2, 9, 13), (1, 8, 8), (1, 1, 5), (1, 6, 1), (1, 1, 1)]
 MEAN, STD = (0.0, 0.0), (SOBEL_XY_STD, SOBEL_XY_STD)
@@ -138,7 +137,7 @@ def test_people_see_dark_lines_on_white():
 
 def test_a_network_of_two_channels_reads_them():
     from fastpsl.models.weights import random_weights
-    from fastpsl.pipelines.standard_views import center_view, train_view
+    from fastpsl.pipelines.views import center_view, train_view
 
     input_record = Input("SobelXY", MEAN, STD, 48)
     assert [type(op) for op in train_view(input_record, 48).ops] == [Flip, SobelXY]

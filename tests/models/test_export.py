@@ -21,7 +21,7 @@ from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.export import export
 from fastpsl.models.tensor_table import key_table
 from fastpsl.models.weights import load_pretrained, random_weights
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from tests.cheaper import publish_resnets
 from tests.slow import slow
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from fastpsl.models.export import export
 from fastpsl.models.weights import load_pretrained
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from tests.cheaper import publish_resnets
 from tests.models.test_export import SEEN, assert_same_features, checkpoint
 from tests.slow import slow

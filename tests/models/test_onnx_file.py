@@ -18,7 +18,7 @@ from fastpsl.models.export import export
 from fastpsl.models.names import BACKBONES
 from fastpsl.models.onnx_file import onnx_bytes
 from fastpsl.models.weights import Pretrained, random_weights
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from tests.models.test_export import checkpoint
 from tests.slow import nightly, slow
 

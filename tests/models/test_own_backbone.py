@@ -18,7 +18,7 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weight_files import safetensors_bytes, sha256_of_file
 from fastpsl.models.weights import load_pretrained, random_weights
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from tests.programs import ROOT, digests, newest_checkpoint, run
 from tests.recipes.in_process import refused, starter
 

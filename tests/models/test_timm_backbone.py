@@ -25,7 +25,7 @@ from fastpsl.models.fold_batchnorm import folded
 from fastpsl.models.foreign_weights import recognise
 from fastpsl.models.token_maps import maps_of, tokens_of
 from fastpsl.models.weights import load_pretrained
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from fastpsl.tasks.contrastive.simclr import SimCLR
 from fastpsl.transfer.segmentation.fcn import network_of
 from tests.engine.exact_signals import signal_at_step

@@ -27,12 +27,10 @@ from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.sobel import Sobel, gradient_size
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weights import load_pretrained, random_weights, was_cut_short
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.standard_views import center_view, train_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import one_process
 from tests.programs import newest_checkpoint

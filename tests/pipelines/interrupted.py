@@ -8,7 +8,7 @@ import numpy as np
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.output import WriteReport
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
 
 NUM = 12
 RAW = Target(mode="raw", min_px=20)

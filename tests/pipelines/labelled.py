@@ -7,7 +7,7 @@ import numpy as np
 
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
 
 
 def write_labelled(

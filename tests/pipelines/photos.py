@@ -11,7 +11,8 @@ from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile
-from fastpsl.pipelines.decoders import dali, libffcv, libturbo
+from fastpsl.pipelines.decoders import dali, libffcv
+from fastpsl.pipelines.image import libturbo
 
 # The decoders that can run here; our C library, ffcv and DALI are optional.
 DECODERS = ["pillow"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.sources import editions
+from fastpsl.pipelines.sources import published
 from tests.pipelines.tars import tar_bytes
 
 
@@ -118,9 +118,9 @@ def publish(
     data = tar_bytes({f"{folder}/{name}": files[name] for name in sorted(files, reverse=True)}, "w:gz")
     (root / archive).write_bytes(data)
     (root / folder).mkdir()
-    patch.setitem(editions.MD5, archive, hashlib.md5(data).hexdigest())
+    patch.setitem(published.MD5, archive, hashlib.md5(data).hexdigest())
     for name, content in files.items():
         (root / folder / name).write_bytes(content)
-        if f"{folder}/{name}" in editions.MD5:
-            patch.setitem(editions.MD5, f"{folder}/{name}", hashlib.md5(content).hexdigest())
+        if f"{folder}/{name}" in published.MD5:
+            patch.setitem(published.MD5, f"{folder}/{name}", hashlib.md5(content).hexdigest())
     return root / archive, root / folder

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.pipelines import pinned
-from fastpsl.pipelines.decoders.arenas import Arenas
+from fastpsl.pipelines.decoders import memory
+from fastpsl.pipelines.decoders.memory import Arenas
 
 
 def test_memory_is_used_again_when_its_last_holder_lets_it_go() -> None:
@@ -66,7 +66,7 @@ def test_pinned_memory_is_torchs_and_lives_as_long_as_its_array(monkeypatch: pyt
 def test_without_pinned_memory_arenas_are_not_pinned_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pinned, "_has_warned", threading.Event())
+    monkeypatch.setattr(memory, "_has_warned", threading.Event())
     arenas = Arenas(pinned=True)
     with pytest.warns(UserWarning, match=r"^no 2,621,440 bytes of pinned host memory \(") as caught:
         held = [arenas.take(2 << 20), arenas.take(2 << 20)]

@@ -24,7 +24,7 @@ from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.kernels.warp import WarpPair
 from fastpsl.pipelines.augment import Augment, choose_augment
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 

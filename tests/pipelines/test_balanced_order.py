@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.pipelines.loader.balanced_order import balanced_order
-from fastpsl.pipelines.loader.order import epoch_order, num_steps, step_indices
+from fastpsl.pipelines.loader.order import balanced_order, epoch_order, num_steps, step_indices
 
 GOLDEN = [4, 5, 5, 0, 1, 4, 4, 2]
 

@@ -7,7 +7,7 @@ import pytest
 
 from fastpsl.cli import main
 from fastpsl.pipelines.beton import output
-from fastpsl.pipelines.beton.journal import journal_path
+from fastpsl.pipelines.beton.output import journal_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import betons_to_verify, verify
 from tests.pipelines.folders import photo_tree, tree
@@ -83,8 +83,8 @@ def test_shards_are_appended_to(options: list[object], tmp_path: Path, beton: Pa
 def test_an_interrupted_appending_goes_on(
     beton: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fastpsl.pipelines.beton.journal.EVERY_BYTES", 0)
-    monkeypatch.setattr("fastpsl.pipelines.beton.journal.EVERY_S", 0)
+    monkeypatch.setattr("fastpsl.pipelines.beton.output.EVERY_BYTES", 0)
+    monkeypatch.setattr("fastpsl.pipelines.beton.output.EVERY_S", 0)
     out, pattern = tmp_path / "train.more-00001.beton", tmp_path / "train.*beton"
     data("append", tmp_path / "more", beton)
     whole = out.read_bytes(), Path(f"{out}.json").read_bytes()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fastpsl.cli import main
-from fastpsl.pipelines.beton.checksums import MARK, has_checksums, read_checksums
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, row_dtype
+from fastpsl.pipelines.beton.sidecar import MARK, has_checksums, read_checksums
 from fastpsl.pipelines.beton.verify import info, unchecked, verify
 from tests.pipelines.photos import JPG, RAW, jpeg, photo, write
 

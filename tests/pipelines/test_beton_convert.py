@@ -17,10 +17,10 @@ from PIL import Image, ImageFile, ImageOps
 from fastpsl.pipelines.beton import encode
 from fastpsl.pipelines.beton.encode import JPG, RAW, Stored, Target, convert, store_array
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.image_file import convert_pillow, decode_any, num_pixels, upright_size
-from fastpsl.pipelines.decoders import libturbo
-from fastpsl.pipelines.decoders.codec import shrink
-from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.image.codec import shrink
+from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, num_pixels, upright_size
+from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
 from tests.pipelines.photos import jpeg, needs_ffcv, photo, pil_decode
 
 PHOTO = photo(1, 90, 121)
@@ -327,7 +327,7 @@ def test_sizes_are_checked_before_any_pixel_is_decoded(
     data = file_of(Image.fromarray(PHOTO), kind, no_jp2=no_jp2)
     (tmp_path / "x").write_bytes(data)
     assert num_pixels(data) == 90 * 121 and upright_size(str(tmp_path / "x")) == (90, 121)
-    monkeypatch.setattr("fastpsl.pipelines.data.image_file.MAX_PIXELS", 90 * 121 - 1)
+    monkeypatch.setattr("fastpsl.pipelines.image.image_file.MAX_PIXELS", 90 * 121 - 1)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("pixels are decoded"))
     for read in (decode_any, num_pixels, lambda data: upright_size(str(tmp_path / "x"))):
         with pytest.raises(BadImage, match="121 x 90 px are more than 10,889 pixels"):
@@ -344,7 +344,7 @@ def test_a_jpeg_2000_whose_boxes_lie_about_its_size_is_refused() -> None:
 
 @needs_ffcv("Pillow keeps libjpeg's warnings to itself")
 def test_an_array_becomes_no_jpeg_that_readers_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastpsl.pipelines.data.image_file.MAX_PIXELS", 400)
+    monkeypatch.setattr("fastpsl.pipelines.image.image_file.MAX_PIXELS", 400)
     assert store_array(np.zeros((20, 20, 3), np.uint8), Target()).mode == JPG
     assert store_array(np.zeros((21, 20, 3), np.uint8), Target(mode="raw")).mode == RAW
     with pytest.raises(BadImage, match="20 x 21 px are more than 400 pixels"):
@@ -387,14 +387,15 @@ def test_150_mutated_jpegs() -> None:
 PLAIN = """
 import io, sys, warnings
 import numpy as np
-from fastpsl.pipelines.decoders import libffcv, libturbo
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.decoders import libffcv
 libturbo._load = lambda: (None, "installed without it")
 from fastpsl.pipelines.beton.encode import Target, convert
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.beton.verify import verify
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
 from pathlib import Path
 from tests.pipelines.photos import jpeg, photo, pil_decode
 assert libffcv.why_missing() == "ffcv is not installed"

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from fastpsl.kernels.crops import ShorterSideCrop
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.beton.checksums import MARK, MARK_START
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, IMAGE_TYPE, INT_TYPE, row_dtype
+from fastpsl.pipelines.beton.sidecar import MARK, MARK_START
 from fastpsl.pipelines.beton.verify import info, unchecked, verify
 from fastpsl.pipelines.data.dataset import require_labels
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, needs_ffcv, photo_samples, write

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.decoders import libffcv
-from fastpsl.pipelines.decoders.encoded import _jpeg_header
-from fastpsl.pipelines.decoders.jpeg_header import (
+from fastpsl.pipelines.decoders.libffcv import Handle, decode_into
+from fastpsl.pipelines.decoders.read_samples import _jpeg_header
+from fastpsl.pipelines.image.jpeg import (
     HEADER_BROKEN,
     HEADER_GOOD,
     HEADER_NOT_JPEG,
     HEADER_UNSUPPORTED,
     jpeg_header,
 )
-from fastpsl.pipelines.decoders.libffcv import Handle, decode_into
 from tests.pipelines.photos import jpeg, needs_ffcv, photo, pil_decode
 
 CACHED = """
@@ -36,7 +36,7 @@ print(out, hits, misses, "ffcv" in sys.modules, "torch" in sys.modules)
 """
 USER_LOOP = """
 from numba import njit
-from fastpsl.pipelines.decoders import jpeg_header as headers
+from fastpsl.pipelines.image import jpeg as headers
 from fastpsl.pipelines.decoders.libffcv import decode_into, pread_into
 
 jpeg_header = njit(headers.jpeg_header)

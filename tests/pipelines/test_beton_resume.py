@@ -14,13 +14,13 @@ import pytest
 from fastpsl.cli import main
 from fastpsl.commands.data import Write
 from fastpsl.files.atomic import partial_path
-from fastpsl.pipelines.beton import journal, output
-from fastpsl.pipelines.beton.begin import can_go_on
-from fastpsl.pipelines.beton.journal import journal_path
+from fastpsl.pipelines.beton import output
+from fastpsl.pipelines.beton.output import journal_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import betons_to_verify, info, verify
-from fastpsl.pipelines.sources.choose import open_source
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.beton.write import can_go_on
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.datasets.open import open_source
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.interrupted import NUM, RAW, files, samples, write
 from tests.pipelines.photos import jpeg, photo
@@ -46,8 +46,8 @@ def folder(path: Path) -> Path:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write the journal after each image."""
-    monkeypatch.setattr(journal, "EVERY_BYTES", 0)
-    monkeypatch.setattr(journal, "EVERY_S", 0)
+    monkeypatch.setattr(output, "EVERY_BYTES", 0)
+    monkeypatch.setattr(output, "EVERY_S", 0)
 
 
 @pytest.mark.usefixtures("often")
@@ -80,9 +80,9 @@ def test_two_interruptions_leave_no_trace(shard_mb: int | None, tmp_path: Path) 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fastpsl.pipelines.beton import journal
+from fastpsl.pipelines.beton import output
 from tests.pipelines.interrupted import files, write
-journal.EVERY_BYTES, journal.EVERY_S = 300_000, 0
+output.EVERY_BYTES, output.EVERY_S = 300_000, 0
 shard_mb = int(sys.argv[2]) or None
 whole, out = Path(sys.argv[1], "whole/a.beton"), Path(sys.argv[1], "a/a.beton")
 whole.parent.mkdir()

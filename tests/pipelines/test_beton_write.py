@@ -15,17 +15,16 @@ import torch
 import fastpsl
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import file as beton_file
-from fastpsl.pipelines.beton.checksums import has_checksums
 from fastpsl.pipelines.beton.encode import Stored, Target
 from fastpsl.pipelines.beton.file import BetonFile
-from fastpsl.pipelines.beton.left_out import bad_path
+from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import RAW
-from fastpsl.pipelines.beton.sidecar import read_sidecar
+from fastpsl.pipelines.beton.sidecar import has_checksums, read_sidecar
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sources.source import Sample
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import photo_tree, write_folder
 from tests.pipelines.photos import DECODERS, ffcv_decode, needs_ffcv, photo, photo_samples, write

@@ -17,14 +17,14 @@ import pytest
 from fastpsl.files.atomic import PartialFile, output_errors, partial_path
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.file import BetonFile
-from fastpsl.pipelines.beton.left_out import bad_path, small_path
+from fastpsl.pipelines.beton.output import bad_path, small_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import max_bad_count, write_beton
-from fastpsl.pipelines.data import image_file
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.image import image_file
 from fastpsl.pipelines.sources.folder import image_folder
-from fastpsl.pipelines.sources.source import Sample
 from tests.pipelines.folders import photo_tree, tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 

@@ -16,7 +16,7 @@ WRITE = """
 import sys
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources.choose import open_source
+from fastpsl.pipelines.datasets.open import open_source
 out, *sources = sys.argv[1:]
 target = Target(mode="raw")
 for path in sources:
@@ -64,7 +64,7 @@ import sys
 import numpy as np
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
 image = np.zeros((2, 2, 3), np.uint8)
 for num in (5_000, 155_000):
     samples = (Sample(f"class/{i}.jpg", image, 0) for i in range(num))

@@ -17,7 +17,7 @@ from fastpsl.evaluation.label_lists import read_label_list
 from fastpsl.files.untrusted import check_zip, read_npy
 from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.weight_files import read_weights
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tasks.permutation_files import read_permutations
 from fastpsl.tasks.pseudo_labels.file import read_labels

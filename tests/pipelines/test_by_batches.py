@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.data.dataset import SampleTable
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders.codes import REASONS
 from fastpsl.pipelines.decoders.decoder import BatchDecoder
 from fastpsl.pipelines.loader import by_batches

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
-from fastpsl.pipelines.decoders import choose, dali, hardware_jpeg, libffcv, libturbo, rates
+from fastpsl.pipelines.decoders import choose, dali, libffcv
 from fastpsl.pipelines.decoders.choose import choose_decoder
+from fastpsl.pipelines.image import libturbo
 
 JPEGS, RAW, PNGS = "JPEGs", "raw images", "PNGs"
 WORKING, IDLE, NO_DALI = "", "a GPU without engines", "DALI is not installed"
@@ -92,9 +93,9 @@ def test_what_auto_takes(
         asked.append(device)
         return T4 if state == IDLE else ""
 
-    monkeypatch.setattr(hardware_jpeg, "why_slower", why_slower)
+    monkeypatch.setattr(dali, "why_slower", why_slower)
     data = data_of(
-        case.get("kind", "beton"), case.get("images", JPEGS), case.get("pixels", rates.MEASURED_PIXELS)
+        case.get("kind", "beton"), case.get("images", JPEGS), case.get("pixels", choose.MEASURED_PIXELS)
     )
     device = case.get("device", "cuda:0")
     with warnings.catch_warnings(record=True) as caught:
@@ -122,6 +123,6 @@ def test_what_auto_takes(
 def test_the_measured_figures_agree_with_each_other() -> None:
     """A rate is cores over CPU time: 15.6 cores made 22,987 and, with two views, 17,030 images/s."""
     for num_views, rate in ((1, 22_987), (2, 17_030)):
-        assert 15.6 / rate * 1e3 == pytest.approx(rates.turbo_ms(num_views), rel=0.03)
-    assert pytest.approx(rates.DALI_MS, rel=0.04) == 4.2 / 37_027 * 1e3
-    assert pytest.approx(rates.DALI_MS_WITHOUT_ENGINES, rel=0.01) == 13.6 / 14_002 * 1e3
+        assert 15.6 / rate * 1e3 == pytest.approx(choose.turbo_ms(num_views), rel=0.03)
+    assert pytest.approx(choose.DALI_MS, rel=0.04) == 4.2 / 37_027 * 1e3
+    assert pytest.approx(choose.DALI_MS_WITHOUT_ENGINES, rel=0.01) == 13.6 / 14_002 * 1e3

@@ -25,11 +25,12 @@ from fastpsl.files.remote.cache import Cache
 from fastpsl.files.workers import Workers
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.decoders import libffcv, libturbo
-from fastpsl.pipelines.decoders.arenas import Arenas
+from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.decoders import libffcv
+from fastpsl.pipelines.decoders.memory import Arenas
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
+from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.annotated import AnnotatedLoader
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec

@@ -10,10 +10,10 @@ import torch
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.rotation_crops import RotationCrop
-from fastpsl.pipelines.batch import ALIGNMENT, Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.decoders import dali, hardware_jpeg
+from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.decoders import dali
+from fastpsl.pipelines.loader.batch import ALIGNMENT, Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import tree
@@ -228,7 +228,7 @@ def test_isotropic_crops_are_those_of_the_cpu(tmp_path: Path, decoder: str) -> N
 
 def test_the_hardware_decoder_is_asked_for_and_its_share_changes_nothing_but_the_way(tmp_path: Path) -> None:
     needs_dali_here()
-    why = hardware_jpeg.why_slower(torch.device("cuda", torch.cuda.current_device()))
+    why = dali.why_slower(torch.device("cuda", torch.cuda.current_device()))
     images = []
     with Beton(write(tmp_path / "x.beton", photo_samples(NUM))) as data:
         for share in (0.0, 1.0):

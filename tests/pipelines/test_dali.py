@@ -17,15 +17,13 @@ import torch
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import SampleTable
-from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.decoders import codes, dali, dali_graph, dali_pipeline
-from fastpsl.pipelines.decoders.arenas import Arenas
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.decoders import codes, dali, dali_pipeline
 from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.dali import DaliDecoder
-from fastpsl.pipelines.decoders.dali_errors import user_error
-from fastpsl.pipelines.decoders.dali_graph import Graph, feeds
-from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
-from fastpsl.pipelines.decoders.encoded import Encoded
+from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, Graph, feeds, user_error
+from fastpsl.pipelines.decoders.memory import Arenas
+from fastpsl.pipelines.decoders.read_samples import Encoded
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import JPG, RAW, jpeg, needs_dali, photo, photo_samples, write
@@ -282,7 +280,7 @@ def test_dali_is_told_of_pinned_memory_sample_by_sample(monkeypatch: pytest.Monk
 
     tensors = types.SimpleNamespace(TensorCPU=tensor, TensorListCPU=library.tensors.TensorListCPU)
     monkeypatch.setattr(
-        dali_graph, "_dali", lambda: types.SimpleNamespace(types=library.types, tensors=tensors)
+        dali_pipeline, "_dali", lambda: types.SimpleNamespace(types=library.types, tensors=tensors)
     )
     boxes = [np.array([[3, 5, 40, 41, 0]] * 2, np.int32)]
     for is_pinned in (True, False):

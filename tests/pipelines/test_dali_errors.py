@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastpsl.pipelines.decoders.dali_errors import named_sample, reason, user_error
+from fastpsl.pipelines.decoders.dali_pipeline import named_sample, reason, user_error
 
 # Messages of DALI 2.4: CUDABadAlloc and CUDAError (include/dali/core/cuda_error.h) in the frame of its
 # executor, CUDA's texts of cudaErrorInsufficientDriver and cudaErrorUnsupportedPtxVersion, libdali's when it

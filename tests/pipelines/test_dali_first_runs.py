@@ -11,8 +11,7 @@ from fastpsl.files.workers import Workers
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders import dali_pipeline
-from fastpsl.pipelines.decoders.dali_graph import Graph, build
-from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline
+from fastpsl.pipelines.decoders.dali_pipeline import DaliPipeline, Graph, build
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import jpeg, needs_dali, photo, photo_samples, write

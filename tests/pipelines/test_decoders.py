@@ -12,11 +12,12 @@ from PIL import Image
 
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC
 from fastpsl.kernels.isotropic_loops import isotropic_resize
-from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.decoders import codes, libffcv, libturbo
-from fastpsl.pipelines.decoders.area import area_resize
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.decoders import codes, libffcv
 from fastpsl.pipelines.decoders.choose import NAMES, open_decoder
 from fastpsl.pipelines.decoders.ffcv import _denominator
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.image.area import area_resize
 from tests.pipelines.decoding import (  # noqa: F401
     Samples,
     decode,

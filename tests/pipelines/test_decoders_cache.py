@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from numba.core.caching import NullCache
 
-from fastpsl.pipelines.decoders import codes, ffcv, libffcv
+from fastpsl.pipelines.decoders import ffcv, libffcv
 
 FRESH = """
 import gc, sys, tempfile, numpy as np, numba, torch
@@ -57,12 +57,11 @@ def test_the_cached_loop_is_compiled_again_when_a_file_it_calls_changes() -> Non
     # numba's key has the date of the function's own file and the free variables (numba/core/caching.py).
     modules = (
         ffcv.area,
-        codes,
-        ffcv.encoded,
+        ffcv.codes,
+        ffcv.read_samples,
         ffcv.isotropic,
         ffcv.isotropic_loops,
-        ffcv.jpeg_header,
-        ffcv.jpeg_scans,
+        ffcv.jpeg,
         libffcv,
         ffcv.dataset,
     )

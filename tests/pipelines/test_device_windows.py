@@ -19,15 +19,16 @@ from fastpsl.kernels.fused_cuda import isotropic as fused
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px, reach_px
 from fastpsl.kernels.isotropic_batch import fused_form
 from fastpsl.kernels.rotation_crops import RotationCrop
-from fastpsl.pipelines.batch import BadSampleError, Batch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
-from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.data.orientation import turn
-from fastpsl.pipelines.decoders import libturbo, windows
+from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.decoders import turbo
 from fastpsl.pipelines.decoders.pillow import PillowDecoder
-from fastpsl.pipelines.decoders.windows import plan_windows
+from fastpsl.pipelines.decoders.turbo import plan_windows
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.image.orientation import turn
 from fastpsl.pipelines.loader import loader
+from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.device_windows import DeviceWindows, Room, crops_on_device
 from fastpsl.pipelines.loader.loader import Loader
@@ -200,7 +201,7 @@ def test_images_that_shrink_much_are_cropped_on_the_cpu(
         rows = data.rows(np.arange(5))
         boxes = with_resampling(TURNED.boxes(Keys(0, 1, rows.indices), rows.height, rows.width), DIAGONAL)
         for limit, num in ((0, 0), (7, 3)):
-            monkeypatch.setattr(windows, "_MOST_CROPS", limit)
+            monkeypatch.setattr(turbo, "_MOST_CROPS", limit)
             assert (plan_windows(rows, [boxes], [SIZE]).places[:, 2] > 0).tolist() == [
                 k < num for k in range(5)
             ]

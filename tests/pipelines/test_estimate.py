@@ -17,9 +17,9 @@ from fastpsl.files.atomic import partial_path
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.estimate import estimate, free_bytes
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources.choose import open_source
+from fastpsl.pipelines.data.source import Sample, Source
+from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.sources.folder import image_folder
-from fastpsl.pipelines.sources.source import Sample, Source
 from tests.pipelines.folders import photo_tree, tree
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.tars import make_tar

@@ -7,9 +7,8 @@ import pytest
 
 import fastpsl
 from fastpsl.files.paths import FORMS, require_existing
-from fastpsl.pipelines.beton.shard_set import shard_paths
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.sources.choose import open_source
+from fastpsl.pipelines.beton.sidecar import shard_paths
+from fastpsl.pipelines.datasets.open import open_data, open_source
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo
 

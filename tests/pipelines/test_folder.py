@@ -16,17 +16,18 @@ from typing_extensions import override
 from fastpsl.console.progress import operation
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.draws import Keys
-from fastpsl.pipelines.batch import BadSampleError, Batch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data import header_index
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG
-from fastpsl.pipelines.data.image_file import decode_any, upright_size
-from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.decoders import dali, libturbo
+from fastpsl.pipelines.datasets import folder as folders
+from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.decoders import dali
 from fastpsl.pipelines.decoders.choose import READS, choose_decoder
 from fastpsl.pipelines.decoders.codes import CHANGED, CORRUPT, REASONS
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.image.image_file import decode_any, upright_size
+from fastpsl.pipelines.loader.batch import BadSampleError, Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sources.folder import image_folder
 from fastpsl.pipelines.views import ViewSpec
@@ -273,13 +274,13 @@ def test_trouble_of_the_system_is_no_bad_sample(root: Path, decoder: str, on_bad
 
 def headers_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of files from which headers are read."""
-    read, scan = [], header_index._scan
+    read, scan = [], folders._scan
 
     def counting(path: object) -> object:
         read.append(os.path.basename(str(path)))
         return scan(path)
 
-    monkeypatch.setattr(header_index, "_scan", counting)
+    monkeypatch.setattr(folders, "_scan", counting)
     return read
 
 
@@ -327,7 +328,7 @@ def test_an_index_that_is_not_whole_is_made_again(
 def test_of_many_that_open_a_folder_one_reads_the_headers(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls, make, event = [], header_index._make, threading.Event()
+    calls, make, event = [], folders._make, threading.Event()
 
     class Watched(operation):
         @override
@@ -341,30 +342,30 @@ def test_of_many_that_open_a_folder_one_reads_the_headers(
         assert event.wait(240)
         make(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(header_index, "_make", when_another_waits)
-    monkeypatch.setattr(header_index, "operation", Watched)
-    folders: list[Folder] = []
-    threads = [threading.Thread(target=lambda: folders.append(Folder(root))) for _ in range(4)]
+    monkeypatch.setattr(folders, "_make", when_another_waits)
+    monkeypatch.setattr(folders, "operation", Watched)
+    opened: list[Folder] = []
+    threads = [threading.Thread(target=lambda: opened.append(Folder(root))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(240)
-    for data in folders:
+    for data in opened:
         data.close()
-    assert len(folders) == 4 and len(calls) == 1
+    assert len(opened) == 4 and len(calls) == 1
     assert not capsys.readouterr().err  # every rank but one waits, and one line each says nothing
 
 
 def test_a_folder_that_changes_while_it_is_read_is_refused(
     root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = header_index._scan
+    scan = folders._scan
 
     def touching(path: object) -> object:
         os.utime(str(path), (1, 1))
         return scan(path)
 
-    monkeypatch.setattr(header_index, "_scan", touching)
+    monkeypatch.setattr(folders, "_scan", touching)
     with pytest.raises(ValueError, match="has changed while its headers were read; start again"):
         Folder(root)
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
@@ -381,7 +382,7 @@ def test_long_work_is_said(
             super().update(num_done, num_bad)
             lines.append(self.line(self.started + 2).split(",")[0])
 
-    monkeypatch.setattr(header_index, "operation", Told)
+    monkeypatch.setattr(folders, "operation", Told)
     Folder(root).close()
     for line in ("looking at sizes and times: 5 of 12 files", "reading headers: 12 of 12 files"):
         assert f"{root}: {line}" in lines

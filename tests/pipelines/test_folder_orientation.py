@@ -15,9 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 from fastpsl.kernels.isotropic import DIAGONAL, ISOTROPIC, margin_px
 from fastpsl.kernels.isotropic_loops import isotropic_resize
 from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, SampleTable
-from fastpsl.pipelines.data.image_file import convert_pillow, decode_any, upright_size
-from fastpsl.pipelines.data.image_files import Folder
+from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, upright_size
 from tests.pipelines.decoding import decode, make
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import DECODERS, area_mean, jpeg, photo, pil_decode

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.pipelines.decoders import hardware_jpeg
-from fastpsl.pipelines.decoders.hardware_jpeg import num_engines, why_idle, why_slower
+from fastpsl.pipelines.decoders import dali
+from fastpsl.pipelines.decoders.dali import num_engines, why_idle, why_slower
 from tests.test_architecture import ROOT
 
 
@@ -74,7 +74,7 @@ WHOLE, SLICE, VIRTUAL = "NVIDIA H200", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVID
 def test_engines_that_cannot_be_opened_are_told_with_the_remedy(
     name: str, opened: int, cause: str, remedy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware_jpeg, "loads", lambda library: library == "libnvcuvid.so.1")
+    monkeypatch.setattr(dali, "loads", lambda library: library == "libnvcuvid.so.1")
     library = Library(0, 7, opened=opened)
     why = why_idle(library, name)
     assert why.startswith(cause) and remedy in why and bool(why) == bool(cause) and "\n" not in why
@@ -85,7 +85,7 @@ def test_engines_that_cannot_be_opened_are_told_with_the_remedy(
 def test_without_an_nvjpeg_that_can_tell_it_is_unknown(
     library: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware_jpeg, "loads", lambda _: True)
+    monkeypatch.setattr(dali, "loads", lambda _: True)
     assert "is unknown" in why_idle(library, WHOLE)
 
 
@@ -96,8 +96,8 @@ def test_without_an_nvjpeg_that_can_tell_it_is_unknown(
 def test_without_the_drivers_video_library_the_place_decides_the_remedy(
     library: Library | None, is_sure: bool, is_container: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware_jpeg, "loads", lambda _: False)
-    monkeypatch.setattr(hardware_jpeg, "is_in_container", lambda: is_container)
+    monkeypatch.setattr(dali, "loads", lambda _: False)
+    monkeypatch.setattr(dali, "is_in_container", lambda: is_container)
     why = why_idle(library, "NVIDIA T4")
     assert ("NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in why) == is_container
     assert ("libnvidia-decode" in why) == (not is_container)
@@ -108,15 +108,15 @@ def test_without_the_drivers_video_library_the_place_decides_the_remedy(
 def test_a_container_is_known_by_its_file_or_a_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware_jpeg, "_CONTAINER_FILES", (str(tmp_path / ".dockerenv"),))
-    for name in hardware_jpeg._CONTAINER_VARIABLES:
+    monkeypatch.setattr(dali, "_CONTAINER_FILES", (str(tmp_path / ".dockerenv"),))
+    for name in dali._CONTAINER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert not hardware_jpeg.is_in_container()
+    assert not dali.is_in_container()
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert hardware_jpeg.is_in_container()
+    assert dali.is_in_container()
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
     (tmp_path / ".dockerenv").touch()
-    assert hardware_jpeg.is_in_container()
+    assert dali.is_in_container()
 
 
 @pytest.mark.parametrize(
@@ -131,23 +131,23 @@ def test_a_gpu_is_asked_and_a_cpu_is_not(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA T4")
     monkeypatch.setattr(torch.cuda, "device", lambda _: torch.no_grad())
-    monkeypatch.setattr(hardware_jpeg, "loads", lambda _: True)
+    monkeypatch.setattr(dali, "loads", lambda _: True)
     for opened in (7, 0):
         why_slower.cache_clear()
         library = Library(0, 0, opened=opened)
-        monkeypatch.setattr(hardware_jpeg, "nvjpeg_library", lambda library=library: library)
+        monkeypatch.setattr(dali, "nvjpeg_library", lambda library=library: library)
         assert bool(why_slower(torch.device("cuda", 0))) == (opened != 0)
     why_slower.cache_clear()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it answers")
 def test_the_real_library_without_a_device_has_no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = hardware_jpeg.nvjpeg_library()
+    library = dali.nvjpeg_library()
     assert library is None or isinstance(library, ctypes.CDLL)
     assert num_engines(library) is None
-    monkeypatch.setattr(hardware_jpeg, "loads", lambda _: True)
+    monkeypatch.setattr(dali, "loads", lambda _: True)
     assert why_idle(library, WHOLE)
 
 
 def test_only_libraries_that_exist_load() -> None:
-    assert hardware_jpeg.loads("libc.so.6") and not hardware_jpeg.loads("libnone_such.so.1")
+    assert dali.loads("libc.so.6") and not dali.loads("libnone_such.so.1")

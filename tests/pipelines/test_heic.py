@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.data import header_index, heic, image_file
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.image_file import decode_any, num_pixels, upright_size
-from fastpsl.pipelines.data.image_files import Folder
+from fastpsl.pipelines.datasets import folder
+from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.image import image_file
+from fastpsl.pipelines.image.image_file import decode_any, num_pixels, upright_size
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo
 
-needs_heic = pytest.mark.skipif(heic.is_missing(), reason="needs pi-heif")
+needs_heic = pytest.mark.skipif(image_file.is_missing(), reason="needs pi-heif")
 # Six squares of 16 px, by libheif: a coded image of 64 x 64 px, with boxes that crop it and turn it (irot 3),
 # and EXIF of orientation 6.
 COLOURS = [[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(255, 255, 0), (0, 0, 0), (255, 255, 255)]]
@@ -68,7 +69,7 @@ def folder_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = tree(tmp_path / "photos", {"a.jpg": jpeg(photo(0, 40, 50)), "b.heic": HEIC})
     with monkeypatch.context() as patches:
-        for module in (image_file, header_index):
+        for module in (image_file, folder):
             patches.setattr(module, "is_missing", lambda: True)
         with pytest.warns(UserWarning, match=r"1 of 2 images cannot be read, the first is b\.heic: HEIC"):
             Folder(root).close()
@@ -83,7 +84,7 @@ def test_without_the_package_heic_is_broken_and_the_extra_named(
 ) -> None:
     folder_without_the_package(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "pi_heif", None)  # as if it were not installed
-    assert heic.is_missing.__wrapped__()
+    assert image_file.is_missing.__wrapped__()
 
 
 @needs_heic

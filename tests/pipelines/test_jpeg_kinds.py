@@ -12,13 +12,14 @@ from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Target, convert
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.image_file import convert_pillow, decode_any
-from fastpsl.pipelines.decoders import codes, dali, libturbo
-from fastpsl.pipelines.decoders.codec import Codec
+from fastpsl.pipelines.decoders import codes, dali
 from fastpsl.pipelines.decoders.dali import DaliDecoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
-from fastpsl.pipelines.decoders.encoded import _jpeg_scans
-from fastpsl.pipelines.decoders.jpeg_scans import (
+from fastpsl.pipelines.decoders.read_samples import _jpeg_scans
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.image.codec import Codec
+from fastpsl.pipelines.image.image_file import convert_pillow, decode_any
+from fastpsl.pipelines.image.jpeg import (
     MAX_SCANS,
     SCANS_GOOD,
     SCANS_NO_TABLES,

@@ -6,11 +6,10 @@ from scipy import stats
 
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader import order as order_module
-from fastpsl.pipelines.loader.keyed_permutation import KeyedPermutation
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.loader.order import MAX_SORTED, epoch_order, training_order
+from fastpsl.pipelines.loader.order import MAX_SORTED, KeyedPermutation, epoch_order, training_order
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.memory import printed_by
 

@@ -10,13 +10,12 @@ import pytest
 from PIL import Image
 
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.beton.encode import Target, convert
-from fastpsl.pipelines.beton.large_images import BYTES_PER_PIXEL, LARGE_PIXELS, LargeImages
-from fastpsl.pipelines.beton.left_out import bad_path
-from fastpsl.pipelines.data import image_file
+from fastpsl.pipelines.beton.encode import BYTES_PER_PIXEL, LARGE_PIXELS, LargeImages, Target, convert
+from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG
-from fastpsl.pipelines.data.image_file import decode_any, upright_size
-from fastpsl.pipelines.data.image_files import Folder
+from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.image import image_file
+from fastpsl.pipelines.image.image_file import decode_any, upright_size
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import write_folder

@@ -15,7 +15,7 @@ import pytest
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.image_files import Folder
+from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import jpeg, photo, photo_samples, write

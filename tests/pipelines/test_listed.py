@@ -16,12 +16,10 @@ import torch
 from fastpsl.cli import main
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data import header_index
-from fastpsl.pipelines.data.classes import classes_of
-from fastpsl.pipelines.data.image_files import Folder, Listed
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets import folder as folders
+from fastpsl.pipelines.datasets.folder import Folder, Listed
+from fastpsl.pipelines.datasets.open import classes_of, open_data, open_source
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sources.choose import open_source
 from fastpsl.pipelines.sources.listed import ImageList, image_list, labelled_folder
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import jpeg, photo
@@ -301,13 +299,13 @@ def test_train_and_val_of_one_folder_keep_an_index_each(
     write_images(tmp_path)
     for name, lines in (("train", NAMES[:6]), ("val", NAMES[6:])):
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
-    read, scan = [], header_index._scan
+    read, scan = [], folders._scan
 
     def counting(path: object) -> Any:
         read.append(path)
         return scan(path)
 
-    monkeypatch.setattr(header_index, "_scan", counting)
+    monkeypatch.setattr(folders, "_scan", counting)
     digests = []
     for _ in range(2):
         digests.append([digest_of(tmp_path / f"{name}.txt") for name in ("train", "val")])

@@ -15,12 +15,12 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders.decoder import Request
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order
 from fastpsl.pipelines.views import ViewSpec

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.batch import BadSampleError
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import SampleTable
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders.codes import READING, REASONS
 from fastpsl.pipelines.decoders.decoder import Request
 from fastpsl.pipelines.decoders.turbo import TurboDecoder
+from fastpsl.pipelines.loader.batch import BadSampleError
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.photos import DECODERS, JPG, photo_samples, write
@@ -320,7 +320,7 @@ def test_a_loader_that_is_dropped_ends_its_threads() -> None:
 STUCK = """
 import sys, time
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders.decoder import Request
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.data.dataset import SampleTable

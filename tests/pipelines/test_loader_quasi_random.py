@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.paged import write_paged

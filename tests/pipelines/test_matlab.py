@@ -11,7 +11,7 @@ import pytest
 from scipy.io import loadmat, savemat
 from scipy.sparse import csc_array
 
-from fastpsl.pipelines.voc.matlab import _inflated, read_mat
+from fastpsl.pipelines.datasets.voc.annotations import _inflated, read_mat
 
 
 def cells(*items: object) -> np.ndarray:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from fastpsl.pipelines.loader import order as order_module
-from fastpsl.pipelines.loader.keyed_permutation import KeyedPermutation
 from fastpsl.pipelines.loader.order import (
     PADDING,
     InOrder,
+    KeyedPermutation,
     Order,
     epoch_order,
     index_of,

@@ -7,7 +7,7 @@ from torch import Tensor
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.rotate90 import Rotate90
-from fastpsl.pipelines.batch import ALIGNMENT, Batch, pack, unpack
+from fastpsl.pipelines.loader.batch import ALIGNMENT, Batch, pack, unpack
 
 GENERATOR = torch.Generator().manual_seed(0)
 TENSORS = [

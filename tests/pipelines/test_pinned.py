@@ -21,12 +21,12 @@ from fastpsl.engine.snapshot import Snapshot
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.isotropic_batch import fused_form
-from fastpsl.pipelines import pinned
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.decoders import memory
 from fastpsl.pipelines.decoders.dali_pipeline import put
 from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
 from fastpsl.pipelines.loader import by_chunks
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.pending_batch import LoaderSpec, PendingBatch
 from fastpsl.pipelines.views import ViewSpec
@@ -125,7 +125,7 @@ def loaded(decoder: Noting, device: str, copy_stream: Any) -> Batch:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(by_chunks, "Workers", Here)
-    monkeypatch.setattr(pinned, "_has_warned", threading.Event())
+    monkeypatch.setattr(memory, "_has_warned", threading.Event())
     return monkeypatch
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
-from fastpsl.pipelines.sources.plain_pickle import load_plain
+from fastpsl.pipelines.sources.published import load_plain
 
 ARRAY = np.arange(12, dtype=np.float32).reshape(3, 4)
 

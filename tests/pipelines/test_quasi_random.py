@@ -10,7 +10,7 @@ import pytest
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import FIELD, HEADER, IMAGE_TYPE, INT_TYPE, row_dtype
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.order import epoch_order, sort_keys, step_indices
 from fastpsl.pipelines.loader.quasi_random import (
     GROUP_PAGES,

@@ -20,7 +20,7 @@ from fastpsl.engine.options import RunOptions
 from fastpsl.files.remote import address
 from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server
 

@@ -21,11 +21,11 @@ from fastpsl.engine.options import TrainingOptions
 from fastpsl.files.remote import address
 from fastpsl.files.remote.cache import Cache, PartLocks
 from fastpsl.kernels.crops import RandomResizedCrop
+from fastpsl.pipelines.beton import remote as prefetching
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import HEADER
-from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.remote import ahead
 from fastpsl.pipelines.views import ViewSpec
 from tests.faults.changed_data import beton as write_beton_of_photos
 from tests.pipelines.forked import in_a_forked_process
@@ -281,14 +281,14 @@ def test_a_network_that_is_slower_than_training_is_said_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(ahead, "_JUDGED_AFTER_S", 0.0)
+    monkeypatch.setattr(prefetching, "_JUDGED_AFTER_S", 0.0)
     with Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote:
         server.latency_s = 0.05
         batches_of(remote, epochs=range(2))
         told = capsys.readouterr().err
         assert told.count(f"{GLOB}: the network is slower than training: steps wait ") == 1
         server.latency_s = 0.0
-        monkeypatch.setattr(ahead, "_JUDGED_AFTER_S", 30.0)
+        monkeypatch.setattr(prefetching, "_JUDGED_AFTER_S", 30.0)
         batches_of(remote, epochs=range(1))
     assert "slower" not in capsys.readouterr().err
 

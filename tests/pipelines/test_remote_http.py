@@ -19,10 +19,10 @@ pytest.importorskip("fsspec")
 
 from fastpsl.files.remote import cache as cache_module
 from fastpsl.files.remote.cache import Cache
+from fastpsl.pipelines.beton import remote
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import ALLOCATION, HEADER
-from fastpsl.pipelines.data.open import open_data
-from fastpsl.pipelines.remote import beton
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.warm import CONTEXT
 
@@ -170,7 +170,7 @@ def test_what_a_header_claims_is_bounded_before_memory_is_taken(
     def parts(*_: object) -> NoReturn:
         pytest.fail("arrays of what it claims were made")
 
-    monkeypatch.setattr(beton.Layout, "parts", parts)
+    monkeypatch.setattr(remote.Layout, "parts", parts)
     with serving({"x.beton": (data, size)}) as server:
         address = f"{server.address}/x.beton"
         with pytest.raises(ValueError, match=f"^{address}: .*{re.escape(words)}") as caught:
@@ -182,7 +182,7 @@ def test_what_a_header_claims_is_bounded_before_memory_is_taken(
 def test_no_more_of_a_json_is_read_than_its_dataset_file_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beton, "_SIDECAR_BYTES", 1000)
+    monkeypatch.setattr(remote, "_SIDECAR_BYTES", 1000)
     name = "endless.beton"
     with serving(honest(name) | {f"{name}.json": (b" ", 1 << 40)}) as server:
         with pytest.raises(ValueError, match=f"^{server.address}/{name}.json: has more than .* bytes, and a"):

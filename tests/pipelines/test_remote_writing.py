@@ -13,7 +13,7 @@ pytest.importorskip("moto.server", reason="the extra dev has moto")
 from fastpsl.commands.data import Write
 from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.remote.upload import Upload
+from fastpsl.pipelines.beton.upload import Upload
 from tests.pipelines.folders import photo_tree
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server

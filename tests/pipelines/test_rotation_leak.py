@@ -23,9 +23,9 @@ from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.plain_jpeg import decode_plainly
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.decoder import Decoder
+from fastpsl.pipelines.image.jpeg import decode_plainly
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.decoding import make

@@ -7,8 +7,7 @@ import pytest
 
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
-from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, SamplePaths, sample_paths
-from fastpsl.pipelines.sample.drawn_betons import draw_part
+from fastpsl.pipelines.sample.betons import NUM_TEST, NUM_TRAIN, SamplePaths, draw_part, sample_paths
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from tests.pipelines.photos import pil_decode
 from tests.programs import said_at_once
@@ -26,7 +25,7 @@ def small(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def test_several_processes_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = said_at_once(MAKE, {"XDG_CACHE_HOME": str(tmp_path)})
     monkeypatch.setattr(
-        "fastpsl.pipelines.sample.drawn_betons.draw_part", lambda *arguments: pytest.fail("drawn again")
+        "fastpsl.pipelines.sample.betons.draw_part", lambda *arguments: pytest.fail("drawn again")
     )
     paths = sample_paths(tmp_path / "fastpsl")
     assert outputs == {f"{paths}\n"}

@@ -8,10 +8,10 @@ import torch
 from scipy.io import loadmat
 from torchvision.ops import box_iou
 
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.sample.shapes import CLASS_NAMES, draw_scene
 from fastpsl.pipelines.sample.voc import draw_voc, drawn_voc
-from fastpsl.pipelines.voc.dataset import VOC
 from tests.programs import said_at_once
 
 MAKE = "from fastpsl.pipelines.sample.voc import drawn_voc; print(drawn_voc())"

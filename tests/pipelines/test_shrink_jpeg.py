@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from fastpsl.pipelines.beton.encode import Target, convert
-from fastpsl.pipelines.decoders import libturbo
-from fastpsl.pipelines.decoders.codec import Codec, shrink
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.image.codec import Codec, shrink
 from tests.pipelines.photos import jpeg, photo, pil_decode
 
 pytestmark = pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C library was not built")

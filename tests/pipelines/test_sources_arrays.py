@@ -11,9 +11,9 @@ from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.sources import arrays
-from fastpsl.pipelines.sources.choose import open_source
-from fastpsl.pipelines.sources.source import Sample
 
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.integers(0, 256, (10, 8, 6, 3), dtype=np.uint8)

@@ -10,8 +10,8 @@ import pytest
 from fastpsl.cli import main
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import read_sidecar
+from fastpsl.pipelines.datasets.open import open_source
 from fastpsl.pipelines.sources import arrays, folder, listed, published, tar
-from fastpsl.pipelines.sources.choose import open_source
 from tests.pipelines.folders import tree
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.published_files import cifar10, publish, random_images

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastpsl.pipelines.beton.left_out import bad_path
+from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import info
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.data.open import check_form, open_data
+from fastpsl.pipelines.data.source import is_image
+from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.open import check_form, open_data
 from fastpsl.pipelines.sources.folder import folder_classes, image_folder
-from fastpsl.pipelines.sources.source import is_image
 from tests.pipelines.folders import tree, write_folder
 from tests.pipelines.photos import jpeg, photo
 

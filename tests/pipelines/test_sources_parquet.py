@@ -10,8 +10,8 @@ import pytest
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.sources.choose import open_source
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.datasets.open import open_source
 from tests.pipelines.memory import printed_by
 from tests.pipelines.photos import jpeg, photo
 
@@ -265,7 +265,7 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     small, large = printed_by(
         """
 import sys
-from fastpsl.pipelines.sources.choose import open_source
+from fastpsl.pipelines.datasets.open import open_source
 for path in sys.argv[1:]:
     assert sum(len(sample.image) for sample in open_source(path, "parquet").samples()) >= 5_000_000
     print(peak_mib())

@@ -14,9 +14,9 @@ from typing_extensions import override
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources import editions, published
-from fastpsl.pipelines.sources.choose import open_source
-from fastpsl.pipelines.sources.plain_pickle import load_plain
+from fastpsl.pipelines.datasets.open import open_source
+from fastpsl.pipelines.sources import published
+from fastpsl.pipelines.sources.published import load_plain
 from tests.pipelines import published_files as made
 from tests.pipelines.published_files import publish
 
@@ -135,7 +135,7 @@ def test_what_is_not_as_published(cifar: dict[str, Any], monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match="--split val: cifar100? has no such split; give one of train, test"):
         open_source(str(archive), split="val")
     for checked in folder.iterdir():
-        if f"{folder.name}/{checked.name}" in editions.MD5:
+        if f"{folder.name}/{checked.name}" in published.MD5:
             data = checked.read_bytes()
             checked.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
             split = "test" if checked.name.startswith("test") else "train"
@@ -146,7 +146,7 @@ def test_what_is_not_as_published(cifar: dict[str, Any], monkeypatch: pytest.Mon
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-1])
     refused(archive, "as published (MD5 ", "download it again from https://")
-    monkeypatch.setitem(editions.MD5, archive.name, hashlib.md5(whole[:-9999]).hexdigest())
+    monkeypatch.setitem(published.MD5, archive.name, hashlib.md5(whole[:-9999]).hexdigest())
     archive.write_bytes(whole[:-9999])
     refused(archive, "download it again")  # the checksum fits, but the archive is damaged
     next(folder.glob("*train*" if format == "cifar100" else "data_batch_3*")).unlink()

@@ -11,9 +11,9 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.verify import verify
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.sources import tar_stream
-from fastpsl.pipelines.sources.choose import open_source
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.data.source import Sample
+from fastpsl.pipelines.datasets.open import open_source
+from fastpsl.pipelines.sources import tar
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.tars import make_tar, tar_bytes
 
@@ -175,13 +175,13 @@ def test_names_that_point_elsewhere_and_links(tmp_path: Path) -> None:
 
 def test_only_this_shards_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    reader = tar_stream._reader
+    reader = tar._reader
 
     def counting(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
         function = reader(tar, info)
         return lambda max_bytes: read.append(info.name) or function(max_bytes)  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(tar_stream, "_reader", counting)
+    monkeypatch.setattr(tar, "_reader", counting)
     src = make_tar(tmp_path / "a.tar", {f"{i}.jpg": PHOTOS[i] for i in range(8)})
     assert len(samples(src, shard=(1, 4))) == 2 and read == ["2.jpg", "3.jpg"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton.left_out import bad_path
+from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.sources.choose import open_source
+from fastpsl.pipelines.datasets.open import open_source
 from tests.pipelines.photos import jpeg
 from tests.pipelines.tars import make_tar, tar_bytes
 from tests.pipelines.test_sources_tar import PHOTOS, broken, samples

@@ -16,10 +16,8 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
 from fastpsl.pipelines.augment import AugmentName, choose_augment
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.standard_views import center_view, ten_crop_views, train_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec, center_view, ten_crop_views, train_view
 from tests.pipelines.photos import DECODERS, RAW, photo, write
 
 SIZE = 56  # 224 / 256 of a shorter side of 64

@@ -9,9 +9,8 @@ import torch
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.image_files import Folder
-from fastpsl.pipelines.data.subset import Subset
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.folder import Folder
+from fastpsl.pipelines.datasets.subset import Subset, Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 from tests.pipelines.folders import photo_tree, write_folder

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.beton import table
+from fastpsl.pipelines.beton import shard
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.shard import Shard
-from fastpsl.pipelines.beton.table import Table, TruncatedError
+from fastpsl.pipelines.beton.shard import Shard, Table, TruncatedError
 from tests.faults.changed_data import beton
 
 ROW = np.dtype([("a", "u1"), ("b", "<u8"), ("c", "<u2")], align=True)
@@ -20,8 +19,8 @@ START, NUM = 13, 1000
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a test by the C library, where it was built, and without it."""
     if request.param == "Python":
-        monkeypatch.setattr(table, "library", lambda: None)
-    elif table.library() is None:
+        monkeypatch.setattr(shard, "library", lambda: None)
+    elif shard.library() is None:
         pytest.skip("the C library was not built")
     return str(request.param)
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 from fastpsl.kernels.isotropic import largest_side_px, margin_px
 from fastpsl.kernels.isotropic_loops import isotropic_resize
-from fastpsl.pipelines.decoders import libturbo
-from fastpsl.pipelines.decoders.codec import Codec, shrink
-from fastpsl.pipelines.decoders.libturbo import Handle, library
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.image.codec import Codec, shrink
+from fastpsl.pipelines.image.libturbo import Handle, library
 from tests.pipelines.photos import area_mean, jpeg, photo, pil_decode
 
 pytestmark = pytest.mark.skipif(bool(libturbo.why_missing()), reason="the C library was not built")

@@ -19,8 +19,8 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.pipelines.augment import choose_augment
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.view_memory import ViewMemory
+from fastpsl.pipelines.decoders.memory import ViewMemory
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Op, ViewSpec
 from tests.pipelines.forked import in_a_forked_process
 

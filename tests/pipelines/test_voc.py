@@ -13,11 +13,11 @@ from PIL import Image
 
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.datasets.voc.annotations import mask_png, palette
+from fastpsl.pipelines.datasets.voc.dataset import CLASSES, VOC, open_train_and_test
 from fastpsl.pipelines.loader.annotated import read_image
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.voc.dataset import CLASSES, VOC, open_train_and_test
-from fastpsl.pipelines.voc.masks import mask_png, palette
 from tests.pipelines.photos import jpeg, photo, pil_decode
 from tests.pipelines.voc_folders import CAT, DOG, mask_of, save_mask, sbd, voc_2007, voc_2012, write_sbd_mask
 

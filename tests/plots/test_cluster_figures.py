@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
 from tests.pipelines.photos import jpeg
 from tests.plots.png_pixels import pixels

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.plots.contact_sheet import captions, save_contact_sheet
 
 BACKGROUND = 64

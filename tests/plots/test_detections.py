@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.plots.detections import class_colours, draw_detections
 
 CELL_X, CELL_Y, LEFT = 308, 324, 8

@@ -15,9 +15,8 @@ import torch
 from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels import fused
 from fastpsl.pipelines.augment import choose_augment
-from fastpsl.pipelines.input_record import Input
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.transfer.few_shot import SmallImages
 from tests.programs import ROOT
 

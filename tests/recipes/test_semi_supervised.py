@@ -12,7 +12,7 @@ from fastpsl.evaluation.label_lists import draw_label_list
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.subset import Subset
+from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.pipelines.labelled import write_labelled
 from tests.programs import ROOT, newest_checkpoint

@@ -14,10 +14,9 @@ from fastpsl.engine.optim.schedules import Moment
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.shift import Shift
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.standard_views import center_view
-from fastpsl.pipelines.views import Crop, Op, ViewSpec
+from fastpsl.pipelines.views import Crop, Op, ViewSpec, center_view
 from fastpsl.tasks.pseudo_labels.file import labels_of, read_labels, write_labels
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import refused, starter

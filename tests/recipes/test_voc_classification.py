@@ -14,8 +14,8 @@ from PIL import Image
 from fastpsl.engine.predictions import NAME, read_predictions
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.evaluation.result import read_result
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.transfer.classification.label_scores import label_scores
 from fastpsl.transfer.classification.protocols import PROTOCOLS
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until

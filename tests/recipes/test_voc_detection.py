@@ -19,8 +19,8 @@ from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.predictions import read_predictions
 from fastpsl.evaluation.result import read_result
 from fastpsl.models.weights import random_weights
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc, drawn_voc
-from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.transfer.detection.box_scores import box_scores
 from fastpsl.transfer.detection.protocols import PROTOCOLS
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until

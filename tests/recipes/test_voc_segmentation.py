@@ -16,9 +16,9 @@ from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.predictions import read_predictions
 from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.result import read_result
+from fastpsl.pipelines.datasets.voc.annotations import mask_png
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.pipelines.voc.masks import mask_png
 from fastpsl.transfer.segmentation.mask_scores import mask_scores, with_background
 from fastpsl.transfer.segmentation.protocols import PROTOCOLS, changed
 from tests.pipelines.voc_folders import sbd, voc_2012

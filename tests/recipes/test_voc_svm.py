@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.svm import LinearSVC
 
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.transfer.svm.blocks import Classes
 from fastpsl.transfer.svm.protocol import COSTS, VISSL, constants_of
 from tests.programs import ROOT, run

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastpsl.engine.recipe_files import find_recipe
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from fastpsl.tables.commands import _flags
 from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL, TSNE
 from fastpsl.tables.matching import needs_of

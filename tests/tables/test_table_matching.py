@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastpsl.cli import main
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.evaluations import FEW_LABELS, MOCO, MORE_LABELS

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from fastpsl.cli import main
-from fastpsl.pipelines.data.open import open_data
+from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.tables import psl, uic
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.evaluations import (

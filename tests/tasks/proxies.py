@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import NUM_TEST, sample_paths
 from fastpsl.tasks.sslpp.sslpp import Proxy

@@ -14,11 +14,10 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.standard_views import center_view, train_view
+from fastpsl.pipelines.views import Input, center_view, train_view
 from fastpsl.tasks.classify import Classify
 from tests.engine.tiny import TinyNet, part_of, tiny_run
 from tests.pipelines.labelled import write_labelled

@@ -24,9 +24,8 @@ from fastpsl.kernels.ab_bins import ab_bins
 from fastpsl.kernels.lightness import Lightness, lightness
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.nin import convolutions
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import train_view
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, train_view
 from fastpsl.tasks.sslpp.colorization import Colorization
 from fastpsl.tasks.sslpp.sslpp import SSLPlusPlus
 from tests.engine.exact_signals import signal_at_step

@@ -10,7 +10,7 @@ from torch.nn import functional
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.normalise import normalise
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.tasks.sslpp.context import Context, ContextHead
 from fastpsl.tasks.sslpp.sslpp import Proxy
 from tests.engine.tiny import noise_batch

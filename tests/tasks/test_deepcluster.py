@@ -23,8 +23,8 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.resnet import ResNet
-from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.views import Input
 from fastpsl.tasks.pseudo_labels.deepcluster import (
     DeepCluster,
     features_of,

@@ -12,8 +12,8 @@ from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
-from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.views import Input
 from fastpsl.tasks.pseudo_labels.iic import IIC, ClusterHeads, Transforms
 from tests.engine.tiny import noise_batch
 

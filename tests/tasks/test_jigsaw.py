@@ -10,7 +10,7 @@ from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.permutations import permutation_set
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.tasks.jigsaw import Jigsaw, JigsawHead
 
 NUM_TILES, TILE_PX = 9, 8

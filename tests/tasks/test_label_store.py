@@ -17,8 +17,7 @@ from torch import Tensor
 from fastpsl.engine.distributed import gathered, leave_world
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.checkpoint import CheckpointManager, read_checkpoint
-from fastpsl.pipelines.loader.balanced_order import balanced_order
-from fastpsl.pipelines.loader.order import step_indices
+from fastpsl.pipelines.loader.order import balanced_order, step_indices
 from fastpsl.tasks.pseudo_labels.store import EpochOfLabels, LabelStore
 from tests.warm import on_ranks
 

@@ -21,8 +21,8 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.resnet import ResNet
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder

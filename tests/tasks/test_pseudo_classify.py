@@ -13,7 +13,7 @@ from torch import nn
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.kernels.empty_classes import split_empty
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.tasks.pseudo_labels.figures import Settling
 from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify
 from tests.engine.tiny import TinyNet, noise_batch

@@ -16,8 +16,8 @@ from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.blur import GaussianBlur
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.kernels.sobel import Sobel
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.tasks.contrastive.simclr import ProjectionHead, SimCLR
 from tests.engine.tiny import TinyNet, noise_batch, one_process
 

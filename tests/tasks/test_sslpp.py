@@ -19,12 +19,11 @@ from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.trainer import pretrain
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.pipelines.standard_views import center_view, train_view
+from fastpsl.pipelines.views import Input, center_view, train_view
 from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features
 from fastpsl.tasks.sslpp.rotnet import RotNet
 from fastpsl.tasks.sslpp.sslpp import K_MEANS_ITERATIONS, PCA_WIDTH, SSLPlusPlus

@@ -21,9 +21,9 @@ from fastpsl.engine.step_state import StepState
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.layers import read_channels
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.data.synthetic import Synthetic
-from fastpsl.pipelines.view_memory import ViewMemory
+from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.decoders.memory import ViewMemory
+from fastpsl.pipelines.loader.batch import Batch
 from tests.engine.test_stage import CPU
 from tests.engine.tiny import TinyNet, noise_batch, tiny_run
 from tests.step_recorder import Recorder, Step, differences

@@ -26,9 +26,9 @@ from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageTrainer, pretrain
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.models.backbone import Backbone
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.loader.balanced_order import balanced_order
+from fastpsl.pipelines.loader.order import balanced_order
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.pipelines.views import Input
 from fastpsl.tasks.pseudo_labels.uic import UIC
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, tiny_run

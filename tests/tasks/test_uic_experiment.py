@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.pipelines.data.synthetic import Synthetic
+from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.tasks.pseudo_labels import uic_experiment
 from fastpsl.tasks.pseudo_labels.file import read_labels
 

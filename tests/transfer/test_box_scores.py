@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastpsl.pipelines.voc.annotations import Objects
+from fastpsl.pipelines.datasets.voc.annotations import Objects
 from fastpsl.transfer.detection.box_scores import (
     IOUS,
     POINTS,

@@ -29,10 +29,10 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.models.factory import make_backbone
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.views import Input
 from fastpsl.transfer.classification import task
 from fastpsl.transfer.classification.label_scores import label_scores
 from fastpsl.transfer.classification.protocols import PROTOCOLS, changed, constants_of, fc6

@@ -23,11 +23,10 @@ from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.kernels.draws import Keys
-from fastpsl.pipelines.input_record import CHANNELS, Input
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.pipelines.standard_views import center_view
-from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.views import CHANNELS, Input, center_view
 from fastpsl.transfer.detection.detector import Detector
 from fastpsl.transfer.detection.protocols import PROTOCOLS, DetectionProtocol
 from fastpsl.transfer.detection.task import Detection, mirrored, scaled

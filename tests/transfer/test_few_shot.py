@@ -22,9 +22,9 @@ from fastpsl.models.weights import Pretrained
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import write_beton
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.data.source import Sample
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.sources.source import Sample
+from fastpsl.pipelines.views import Input
 from fastpsl.transfer import few_shot
 from fastpsl.transfer.few_shot import (
     Accuracy,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
-from fastpsl.pipelines.voc.masks import VOID
+from fastpsl.pipelines.datasets.voc.annotations import VOID
 from fastpsl.transfer.segmentation.mask_crop import ScaledCrop
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fastpsl.pipelines.datasets.voc.annotations import mask_png, palette
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.pipelines.voc.masks import mask_png, palette
 from fastpsl.plots.masks import Shown, draw_masks, draw_predicted_masks
 from fastpsl.transfer.segmentation.mask_scores import (
     confusion,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastpsl.engine.train_step import DTYPES, TrainStep
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from fastpsl.transfer.classification.task import MultiCropPredictor
 from fastpsl.transfer.detection.detector import Detector
 from fastpsl.transfer.detection.protocols import PROTOCOLS

@@ -11,8 +11,8 @@ import pytest
 from scipy.io import savemat
 
 from fastpsl.pipelines.data.dataset import SampleTable
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.pipelines.voc.dataset import VOC
 from fastpsl.transfer.detection.proposals import Proposals
 from tests.pipelines.test_plain_pickle import of_python_2
 

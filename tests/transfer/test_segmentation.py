@@ -28,11 +28,11 @@ from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import StageTrainer, pretrain
 from fastpsl.models.alexnet import AlexNet
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.voc.annotations import VOID, palette
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.pipelines.voc.masks import VOID, palette
+from fastpsl.pipelines.views import Input
 from fastpsl.transfer.segmentation.fcn import FCN32s, network_of
 from fastpsl.transfer.segmentation.mask_crop import ScaledCrop
 from fastpsl.transfer.segmentation.mask_scores import confusion

@@ -8,23 +8,59 @@ one, as Pillow's. From a JPEG to a JPEG, luma and colours are shrunk as they are
 them.
 """
 
+import contextlib
 import io
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from fastpsl.pipelines.beton.large_images import LargeImages
 from fastpsl.pipelines.beton.shard import JPG, RAW
 from fastpsl.pipelines.data.dataset import MAX_PIXELS, UPRIGHT, BadImage
-from fastpsl.pipelines.data.image_file import check_pixels, decode_any, num_pixels
-from fastpsl.pipelines.data.orientation import jpeg_orientation, turn
-from fastpsl.pipelines.data.plain_jpeg import decode_plainly
-from fastpsl.pipelines.decoders.codec import Codec, shrink
-from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, jpeg_header
-from fastpsl.pipelines.decoders.jpeg_scans import SCANS_GOOD, jpeg_scans
-from fastpsl.pipelines.decoders.libturbo import why_missing
+from fastpsl.pipelines.image.codec import Codec, shrink
+from fastpsl.pipelines.image.image_file import check_pixels, decode_any, num_pixels
+from fastpsl.pipelines.image.jpeg import HEADER_GOOD, SCANS_GOOD, decode_plainly, jpeg_header, jpeg_scans
+from fastpsl.pipelines.image.libturbo import why_missing
+from fastpsl.pipelines.image.orientation import jpeg_orientation, turn
+
+# The most that an image takes from decoding to JPEG. Measured: JPEG 2000 with alpha 25, WebP 16, AVIF and
+# a progressive CMYK JPEG 12, HEIC 10, RGBA 7, 16-bit grey and GIF 5.
+BYTES_PER_PIXEL = 25
+LARGE_PIXELS = 1 << 23  # smaller images do not wait: 210 MB per thread at most
+TOGETHER_BYTES = 4 << 30
+
+
+class LargeImages:
+    """A gate that admits large images up to `limit_bytes` together; one that takes more goes in alone."""
+
+    def __init__(self, limit_bytes: int = TOGETHER_BYTES) -> None:
+        self._limit_bytes, self._held_bytes = limit_bytes, 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def room_for(self, num_pixels: int) -> Iterator[None]:
+        """Wait for room, and hold it during the block.
+
+        Those inside only compute on bytes in memory, so the wait ends.
+        """
+        num_bytes = num_pixels * BYTES_PER_PIXEL if num_pixels > LARGE_PIXELS else 0
+        if not num_bytes:
+            yield
+            return
+        with self._changed:
+            self._changed.wait_for(
+                lambda: not self._held_bytes or self._held_bytes + num_bytes <= self._limit_bytes
+            )
+            self._held_bytes += num_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._held_bytes -= num_bytes
+                self._changed.notify_all()
+
 
 MAX_SIDE_PX = 65535  # the table has two bytes for it
 # A JPEG is decoded at 1/2, 1/4 or 1/8 where the result is still this many times the wanted size. On 31

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from fastpsl.files.atomic import PartialFile, write_all
-from fastpsl.pipelines.beton.checksums import MARK, Checksums
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, IMAGE_TYPE, INT_TYPE, VERSION, row_dtype
+from fastpsl.pipelines.beton.sidecar import MARK, Checksums
 
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 1 << 21, 1 << 31  # ffcv/writer.py
 _BUFFER_BYTES = 1 << 22

@@ -4,23 +4,232 @@ A dataset file is written under its partial name, as are all shards, until the l
 there are is known only then. `take` adds an image. `take_again` does so with the images of an interrupted
 writing, by the journal: their bytes are read from the partial file and checked, so everything that follows
 from them (the tables, checksums and counts) becomes what it was. Shards that are whole are not read again.
+
+It lies beside the partial file, `.train.beton.journal` for `train.beton`, and is removed when the file is
+whole. Each line is a JSON with its CRC-32: first the command, then the images whose bytes are on the disk, in
+batches, and the ends of shards. A line is written after the bytes that it speaks of have been synced. So what
+the journal holds is true after a loss of power, too. A last line that is torn is dropped.
 """
 
+import csv
 import glob
+import io
+import json
 import os
 import re
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastpsl.console.progress import operation
-from fastpsl.files.atomic import partial_path, remove_leftovers, sync_folder, write_atomically
+from fastpsl.files.atomic import (
+    PartialFile,
+    partial_path,
+    remove_leftovers,
+    sync_folder,
+    write_all,
+    write_atomically,
+)
 from fastpsl.pipelines.beton.encode import Stored
 from fastpsl.pipelines.beton.file import BetonFile, rows_in_a_page
-from fastpsl.pipelines.beton.journal import Journal, journal_path
-from fastpsl.pipelines.beton.left_out import LeftOut, bad_path, small_path
 from fastpsl.pipelines.beton.sidecar import PathPacker, Sidecar, dump_sidecar, read_sidecar, sidecar_path
-from fastpsl.pipelines.sources.tally import BAD
+from fastpsl.pipelines.data.source import BAD, SMALL, Tally
+
+
+def bad_path(out: Path) -> Path:
+    """Return train.beton.bad.csv for train.beton."""
+    return out.with_name(out.name + ".bad.csv")
+
+
+def small_path(out: Path) -> Path:
+    """Return train.beton.small.csv for train.beton."""
+    return out.with_name(out.name + ".small.csv")
+
+
+def left_out_before(records: Sequence[dict[str, Any]]) -> Tally:
+    """Return what was left out when files were written, by their JSONs' `written`."""
+    sources, tally = set[tuple[str, str]](), Tally()
+    for record in records:
+        counts = {BAD: record.get("num_bad"), SMALL: record.get("num_small")}
+        source = (str(record.get("source")), str(record.get("split")))
+        if source not in sources and isinstance(record.get("left_out"), dict):
+            sources.add(source)  # of which all of its shards tell alike
+            counts |= record["left_out"]
+        tally.counts.update({kind: num for kind, num in counts.items() if type(num) is int and num > 0})
+    return tally
+
+
+class LeftOut:
+    """A CSV of images that are left out, with the reasons; the file appears with its first image."""
+
+    def __init__(self, path: Path):
+        self._path, self._offset = path, 0
+        self._file: PartialFile | None = None
+        self.num, self.first = 0, ""  # the number of images; the first one and its reason, in one line
+
+    def add(self, name: str, reason: str) -> None:
+        """Add an image."""
+        self.num += 1
+        self.first = self.first or " ".join(f"{name}: {reason}".split())
+        if self._file is None:
+            self._file = PartialFile(self._path)
+            self._write("path", "reason")
+        # "./" leaves the path the same, and keeps spreadsheets from taking it for a formula.
+        self._write(f"./{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name, reason)
+
+    def _write(self, *cells: str) -> None:
+        assert self._file is not None
+        line = io.StringIO()
+        csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(cells)
+        data = line.getvalue().encode("utf-8", "surrogateescape")
+        write_all(self._file.fd, data, self._offset)
+        self._offset += len(data)
+
+    def publish(self) -> None:
+        if self._file:
+            self._file.publish()
+        else:
+            self._path.unlink(missing_ok=True)  # from an older run
+
+    def discard(self) -> None:
+        if self._file:
+            self._file.discard()
+
+
+# Both must have passed since the last batch. An interruption costs what was written since then.
+EVERY_BYTES, EVERY_S = 16 << 20, 3.0
+_MAX_TEXT_BYTES = 1 << 20  # a batch is written when its text is this long, so that memory is bounded
+_Entry = dict[str, Any]
+
+
+def journal_path(out: Path) -> Path:
+    """Return .train.beton.journal for train.beton."""
+    return out.with_name(f".{out.name}.journal")
+
+
+def _dumped(entry: object) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode()
+
+
+class Journal:
+    """The journal of a dataset file, locked against other writers while it is open.
+
+    Attributes:
+        command: What the interrupted writing was asked for; None where none was begun.
+        num_images: The images that are on the disk, those included that were left out.
+        last_name: The name of the last one of the interrupted writing.
+        num_whole: The shards of the interrupted writing that are whole.
+        is_whole: It had written all images, and only the publication is left.
+
+    Raises:
+        ValueError: Another process is writing the same file.
+    """
+
+    def __init__(self, out: Path):
+        self.file = PartialFile(out, journal_path(out), keep=True)
+        self.command: _Entry | None = None
+        self.num_images, self.last_name, self.num_whole, self.is_whole = 0, "", 0, False
+        self._end, self._pending, self._num_pending, self._num_bytes = 0, bytearray(), 0, 0
+        self._last_commit = time.monotonic()
+        for num_bytes, entry in self._lines():
+            self._end += num_bytes
+            self._count(entry)
+
+    def _count(self, entry: _Entry) -> None:
+        self.command = entry.get("command", self.command)
+        images = entry.get("images", ())
+        self.num_images += len(images)
+        self.last_name = images[-1][0] if images else self.last_name
+        self.num_whole += "shard" in entry
+        self.is_whole = self.is_whole or entry.get("is_last", False)
+
+    def _lines(self) -> Iterator[tuple[int, _Entry]]:
+        """Yield the length of each sound line and its entry, one line in memory at a time."""
+        with open(self.file.partial, "rb") as file:
+            for line in file:
+                checksum, _, text = line.partition(b" ")
+                if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+                    return
+                yield len(line), json.loads(text)
+
+    def entries(self) -> Iterator[_Entry]:
+        """Yield what was written after the command, as far as it was there when the journal was opened."""
+        end, position = self._end, 0
+        for num_bytes, entry in self._lines():
+            position += num_bytes
+            if position > end:
+                return
+            if "command" not in entry:
+                yield entry
+
+    def begin(self, command: _Entry) -> None:
+        """Start anew, for this command."""
+        os.ftruncate(self.file.fd, 0)
+        self._end, self.num_images, self.last_name, self.num_whole, self.is_whole = 0, 0, "", 0, False
+        self.command = command
+        self._write({"command": command})
+
+    def go_on(self) -> None:
+        """Drop a torn last line, and write behind the others."""
+        os.ftruncate(self.file.fd, self._end)
+        self._last_commit = time.monotonic()
+
+    def add(self, image: list[Any], num_bytes: int) -> bool:
+        """Note an image that is done, and return whether it is time for `commit`.
+
+        Args:
+            image: Its name, and what `output.py` needs to take it up again.
+            num_bytes: The bytes that were written for it.
+        """
+        self._num_pending += 1
+        self._pending += (b"," if self._pending else b"") + _dumped(image)
+        self._num_bytes += num_bytes
+        return len(self._pending) >= _MAX_TEXT_BYTES or (
+            self._num_bytes >= EVERY_BYTES and time.monotonic() - self._last_commit >= EVERY_S
+        )
+
+    def commit(self, sync: Callable[[], None]) -> None:
+        """Write the images noted so far.
+
+        Args:
+            sync: Called before, to bring their bytes to the disk.
+        """
+        sync()
+        if self._pending:
+            self._write_text(b'{"images":[%b]}\n' % bytes(self._pending))
+            self.num_images += self._num_pending
+        self._pending, self._num_pending, self._num_bytes = bytearray(), 0, 0
+        self._last_commit = time.monotonic()
+
+    def end_shard(self, report: _Entry, is_last: bool) -> None:
+        """Note that a shard is whole, with its counts; all of its images must be committed."""
+        self._write({"shard": report, "is_last": is_last})
+
+    def _write(self, entry: _Entry) -> None:
+        self._write_text(_dumped(entry) + b"\n")
+
+    def _write_text(self, text: bytes) -> None:
+        line = b"%08x %b" % (zlib.crc32(text), text)
+        write_all(self.file.fd, line, self._end)
+        os.fsync(self.file.fd)
+        if self._end == 0:
+            sync_folder(self.file.partial.parent)
+        self._end += len(line)
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether there is something to go on with."""
+        return self.num_images > 0
+
+    def close(self) -> None:
+        self.file.close()
+
+    def discard(self) -> None:
+        self.file.discard()
+
 
 _NUMBER = "-[0-9][0-9][0-9][0-9][0-9]-of-"
 

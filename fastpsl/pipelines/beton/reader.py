@@ -21,12 +21,18 @@ from typing_extensions import override
 from fastpsl.console.progress import operation
 from fastpsl.files.remote.address import is_remote
 from fastpsl.files.remote.cache import Cache
-from fastpsl.pipelines.beton.left_out import left_out_before
+from fastpsl.pipelines.beton.output import left_out_before
+from fastpsl.pipelines.beton.remote import RemotePages
 from fastpsl.pipelines.beton.shard import COPY_AGAIN, HEADER, Shard, chunks
-from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults, shard_paths
-from fastpsl.pipelines.beton.sidecar import read_sidecar
+from fastpsl.pipelines.beton.sidecar import (
+    Written,
+    how_written,
+    missing_shards,
+    read_sidecar,
+    set_faults,
+    shard_paths,
+)
 from fastpsl.pipelines.data.dataset import SampleTable, out_of_range
-from fastpsl.pipelines.remote.pages import RemotePages
 
 
 @final

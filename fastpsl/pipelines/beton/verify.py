@@ -15,17 +15,24 @@ from fastpsl.console.progress import operation
 from fastpsl.files.atomic import is_locked
 from fastpsl.files.remote.address import is_remote
 from fastpsl.files.workers import map_in_order, usable_cores
-from fastpsl.pipelines.beton.checksums import has_checksums, matches_checksum, read_checksums
 from fastpsl.pipelines.beton.encode import decodes_cleanly
 from fastpsl.pipelines.beton.file import MIN_PAGE_BYTES
-from fastpsl.pipelines.beton.journal import journal_path
-from fastpsl.pipelines.beton.output import whole_of
+from fastpsl.pipelines.beton.output import journal_path, whole_of
 from fastpsl.pipelines.beton.reader import Beton, SampleTable
 from fastpsl.pipelines.beton.shard import JPG, Shard, chunks
-from fastpsl.pipelines.beton.shard_set import Written, how_written, missing_shards, set_faults, shard_paths
-from fastpsl.pipelines.beton.sidecar import Sidecar, read_sidecar
-from fastpsl.pipelines.decoders.jpeg_header import HEADER_GOOD, HEADER_REASONS, jpeg_header
-from fastpsl.pipelines.decoders.jpeg_scans import SCAN_REASONS, jpeg_scans
+from fastpsl.pipelines.beton.sidecar import (
+    Sidecar,
+    Written,
+    has_checksums,
+    how_written,
+    matches_checksum,
+    missing_shards,
+    read_checksums,
+    read_sidecar,
+    set_faults,
+    shard_paths,
+)
+from fastpsl.pipelines.image.jpeg import HEADER_GOOD, HEADER_REASONS, SCAN_REASONS, jpeg_header, jpeg_scans
 
 _BLOCK_BYTES = 1 << 22
 _BARS = 30  # classes with a bar of their own

@@ -3,14 +3,21 @@
 Threads convert (the C library, Pillow and read() release the GIL). The calling thread writes in the order of
 the samples, so the file does not depend on the number of workers. Memory grows by 8 bytes and a packed
 path per sample of a file. A journal (journal.py) keeps what an interrupted writing has brought to the disk.
+
+Nothing that is there is touched: the images become one more file of the set, train.more-00001.beton for
+train.beton, which readers open with the others by a glob. Its name follows theirs, so the indices of the
+samples before stay as they are.
 """
 
+import fnmatch
 import hashlib
 import json
+import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -22,16 +29,106 @@ from fastpsl.console.progress import operation
 from fastpsl.console.words import number_of
 from fastpsl.files.atomic import output_errors
 from fastpsl.files.workers import map_in_order, usable_cores
-from fastpsl.pipelines.beton.begin import leave, open_journal, require_same
 from fastpsl.pipelines.beton.encode import Stored, Target, convert, store_array
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
-from fastpsl.pipelines.beton.left_out import bad_path
-from fastpsl.pipelines.beton.output import Output, WriteReport
+from fastpsl.pipelines.beton.output import (
+    Journal,
+    Output,
+    WriteReport,
+    bad_path,
+    journal_path,
+    shards_of,
+    unfinished,
+)
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.sidecar import Sidecar, how_written, read_sidecar, set_faults, shard_paths
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.image_file import read_image_file
-from fastpsl.pipelines.decoders.libturbo import INSTALL, why_missing
-from fastpsl.pipelines.sources.source import Sample
-from fastpsl.pipelines.sources.tally import BAD, SMALL
+from fastpsl.pipelines.data.source import BAD, SMALL, Renumbered, Sample, Source
+from fastpsl.pipelines.image.image_file import read_image_file
+from fastpsl.pipelines.image.libturbo import INSTALL, why_missing
+
+
+def require_writable(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> None:
+    """Check that `write_beton` may write `out`, before the images are looked for.
+
+    Args:
+        out: The dataset file.
+        overwrite: As in `write_beton`.
+        resume: As in `write_beton`.
+        shards: Whether shards are written.
+
+    Raises:
+        ValueError: It exists, an interrupted writing of it is there, its folder cannot be written, or another
+            process is writing it.
+    """
+    with output_errors(out):
+        leave(open_journal(out, overwrite=overwrite, resume=resume, shards=shards))
+
+
+def can_go_on(out: Path) -> bool:
+    """Return whether an interrupted writing of `out` is there that `resume` goes on with."""
+    if not journal_path(out).exists():
+        return False
+    journal = Journal(out)
+    try:
+        return journal.holds_images
+    finally:
+        leave(journal)
+
+
+def leave(journal: Journal) -> None:
+    """Close a journal, and remove one that holds nothing."""
+    if journal.holds_images:
+        journal.close()
+    else:
+        journal.discard()
+
+
+def open_journal(out: Path, *, overwrite: bool, resume: bool, shards: bool) -> Journal:
+    """Open the journal of a dataset file that may be written.
+
+    Args:
+        out: The dataset file.
+        overwrite: As in `write_beton`.
+        resume: As in `write_beton`.
+        shards: Whether shards are written.
+
+    Raises:
+        ValueError: It may not be written.
+    """
+    if out.is_dir():
+        raise ValueError(f"{out}: is a folder; choose another name, e.g. {out / 'train.beton'}")
+    journal = Journal(out)
+    try:
+        if journal.holds_images and not unfinished(out):
+            journal.begin({})  # somebody has removed what it speaks of
+        there = shards_of(out)[:1] if shards else [path for path in (out,) if path.exists()]
+        if there and not overwrite and not (resume and journal.is_whole):
+            raise ValueError(
+                f"{there[0]}: exists already; remove it, give --overwrite, or choose another name"
+            )
+        if journal.holds_images and not resume and not overwrite:
+            raise ValueError(
+                f"{out}: an interrupted writing of it is there, with {journal.num_images:,} images; "
+                f"--resume goes on with it, --overwrite starts anew"
+            )
+    except BaseException:
+        leave(journal)
+        raise
+    return journal
+
+
+def require_same(out: Path, journal: Journal, command: dict[str, object]) -> None:
+    """Raise ValueError unless the interrupted writing and `command` write the same bytes."""
+    begun, command = journal.command or {}, json.loads(json.dumps(command))
+    for name in command | begun:
+        if begun.get(name) != command.get(name):
+            raise ValueError(
+                f"{out}: cannot go on, it was begun with {name} {begun.get(name)}, now it is "
+                f"{command.get(name)}; give the same command and source as then, or --overwrite instead of "
+                f"--resume to start anew"
+            )
+
 
 DEFAULT_PAGE_BYTES = 1 << 23  # ffcv's
 _AS_THEY_ARE = Target()
@@ -238,3 +335,126 @@ def _digest(class_names: list[str] | None) -> str:
     if class_names is None:
         return "none"
     return f"{len(class_names):,} names ({hashlib.sha256(json.dumps(class_names).encode()).hexdigest()[:8]})"
+
+
+_MORE = ".more-"
+
+
+@dataclass(frozen=True)
+class Appendix:
+    """The file to be written.
+
+    Attributes:
+        out: Its path.
+        target: The form in which the set's images are stored.
+        class_names: The set's.
+        pattern: What names the set with this file.
+    """
+
+    out: Path
+    target: Target
+    class_names: list[str] | None
+    pattern: str
+
+    def samples(self, source: Source) -> Callable[[int], Iterator[Sample]]:
+        """Return the function that yields the source's images from the i-th on, with the set's labels."""
+        return source.samples if self.class_names is None else Renumbered(source, self.class_names).samples
+
+
+def appendix(data: str, source: Source, record: dict[str, object]) -> Appendix:
+    """Return what is to be written to append `source` to `data`, a dataset file or a glob of shards.
+
+    Args:
+        data: The set.
+        source: The images to be appended.
+        record: What the new file's JSON will tell of its writing.
+
+    Raises:
+        ValueError: The set does not tell how it was written, holds images of this source already, or lacks
+            a class of the source. The message is one line.
+    """
+    paths = shard_paths(data)
+    if len(paths) == 1:
+        stem, suffix = _stem(paths[0]), paths[0].suffix
+        paths = sorted(
+            {*paths, *(path for path in paths[0].parent.iterdir() if _is_more(path, stem, suffix))}
+        )
+    with Beton(paths) as beton:
+        class_names = beton.class_names
+    sidecars = [_sidecar(path) for path in paths]
+    targets = [_target(sidecar) for sidecar in sidecars]
+    for path, target in zip(paths, targets, strict=True):
+        for name, first in vars(targets[0]).items():
+            if (value := getattr(target, name)) != first:
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{path}: was written with {option} {value}, {paths[0]} with {option} {first}; "
+                    f"append to one of the two"
+                )
+    out = _next(paths)
+    written = [how_written(p, s.written, s.class_names) for p, s in zip(paths, sidecars, strict=True)]
+    new = how_written(out, record, class_names)
+    faults = set_faults([each for each in (*written, new) if each])
+    if faults:
+        raise ValueError(faults[0].replace("remove one of them", "they are there already"))
+    _require_known(paths[0], class_names, source)
+    return Appendix(out, targets[0], class_names, _pattern(data, paths, out))
+
+
+def _stem(path: Path) -> str:
+    return re.sub(rf"{re.escape(_MORE)}[0-9]{{5}}$", "", path.stem)
+
+
+def _is_more(path: Path, stem: str, suffix: str) -> bool:
+    return path.suffix == suffix and path.stem != stem and _stem(path) == stem
+
+
+def _next(paths: list[Path]) -> Path:
+    """Return the name of the next file, which follows the others in their order."""
+    last, number = paths[-1], 1
+    while True:
+        out = last.with_name(f"{_stem(last)}{_MORE}{number:05}{last.suffix}")
+        if not out.exists():
+            return out
+        number += 1
+
+
+def _pattern(data: str, paths: list[Path], out: Path) -> str:
+    """Return `data` if it names the new file, too, else a glob that does."""
+    if not os.path.exists(data) and fnmatch.fnmatch(str(out), data):
+        return data
+    stems = {_stem(path) for path in paths}
+    name = f"{stems.pop()}.*" if len(stems) == 1 else f"{os.path.commonprefix(sorted(stems))}*."
+    return str(out.with_name(name + out.suffix[1:]))
+
+
+def _sidecar(path: Path) -> Sidecar:
+    sidecar = read_sidecar(path)
+    if sidecar is None or "mode" not in sidecar.written:
+        raise ValueError(
+            f"{path}: does not tell how it was written ({path.name}.json is missing, or of another writer); "
+            f"write the new images to a file of their own by `fastpsl data write`, and read both with a glob"
+        )
+    return sidecar
+
+
+def _target(sidecar: Sidecar) -> Target:
+    names = {field.name for field in fields(Target)}
+    return Target(**{name: value for name, value in sidecar.written.items() if name in names})
+
+
+def _require_known(path: Path, class_names: list[str] | None, source: Source) -> None:
+    """Raise ValueError unless the set has all of the source's classes, which go by their names."""
+    if source.class_names is None or class_names is None:
+        if source.class_names != class_names:
+            has, other = ("none", "has some") if class_names is None else ("class names", "has none")
+            raise ValueError(f"{path}: has {has}, the source {other}; give a source of the same kind")
+        return
+    known = set(class_names)
+    new = [name for name in source.class_names if name not in known]
+    if new:
+        more = f" (and {len(new) - 1:,} more)" if len(new) > 1 else ""
+        raise ValueError(
+            f"{path}: has no class {' '.join(new[0].split())}{more}, which the source has; "
+            f"leave it out, or write all anew with all classes"
+        )

@@ -16,13 +16,14 @@ from fastpsl.kernels.isotropic import DIAGONAL
 from fastpsl.kernels.isotropic_loops import fits_isotropic, isotropic_resize
 from fastpsl.pipelines.data import dataset
 from fastpsl.pipelines.data.dataset import MODE_RAW
-from fastpsl.pipelines.decoders import area, codes, encoded, jpeg_header, jpeg_scans, libffcv
-from fastpsl.pipelines.decoders.area import area_resize
+from fastpsl.pipelines.decoders import codes, libffcv, read_samples
 from fastpsl.pipelines.decoders.codes import AREA, BAD_BOX, CORRUPT, GOOD
 from fastpsl.pipelines.decoders.decoder import Decoder, Request
-from fastpsl.pipelines.decoders.encoded import read_checked, stamp
-from fastpsl.pipelines.decoders.jpeg_scans import standard_codes
 from fastpsl.pipelines.decoders.libffcv import decode_into
+from fastpsl.pipelines.decoders.read_samples import read_checked, stamp
+from fastpsl.pipelines.image import area, jpeg
+from fastpsl.pipelines.image.area import area_resize
+from fastpsl.pipelines.image.jpeg import standard_codes
 
 # A JPEG is decoded at 1/d (2, 4, 8) where every box is at least 1.5 d times as large as its crop. The mean
 # difference to a full decode in 1/255 on 40 photos, for d = 2 / 4 / 8: with 1.0 d 2.2 / 2.4 / 3.1, with 1.5 d
@@ -156,7 +157,7 @@ def _compiled(stamp: int) -> Callable[..., None]:
 
 
 _decode_chunk = _compiled(
-    stamp(area, codes, encoded, isotropic, isotropic_loops, jpeg_header, jpeg_scans, libffcv, dataset)
+    stamp(area, codes, read_samples, isotropic, isotropic_loops, jpeg, libffcv, dataset)
 )
 
 

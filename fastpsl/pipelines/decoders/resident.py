@@ -14,9 +14,8 @@ from fastpsl.kernels.area import crop_area
 from fastpsl.kernels.isotropic_batch import crop_isotropic
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders import codes
-from fastpsl.pipelines.decoders.boxes import cannot, is_isotropic
-from fastpsl.pipelines.decoders.decoder import BatchDecoder
-from fastpsl.pipelines.pinned import to_device
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, cannot, is_isotropic
+from fastpsl.pipelines.decoders.memory import to_device
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.beton.reader import Beton

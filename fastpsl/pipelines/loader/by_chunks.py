@@ -7,13 +7,11 @@ import numpy as np
 import torch
 
 from fastpsl.files.workers import Workers
-from fastpsl.pipelines.decoders.arenas import Arenas
-from fastpsl.pipelines.decoders.boxes import is_isotropic
-from fastpsl.pipelines.decoders.decoder import Decoder
+from fastpsl.pipelines.decoders.decoder import Decoder, is_isotropic
+from fastpsl.pipelines.decoders.memory import Arenas, pinned_empty
 from fastpsl.pipelines.decoders.turbo import TurboDecoder
 from fastpsl.pipelines.loader.device_windows import DeviceWindows, Room
 from fastpsl.pipelines.loader.pending_batch import PendingBatch
-from fastpsl.pipelines.pinned import pinned_empty
 
 _MAX_FREE = 8  # arenas to keep where the consumer has held many batches and dropped them
 

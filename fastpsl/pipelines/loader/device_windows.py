@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from fastpsl.kernels.isotropic_batch import crop_ragged, fused_form
-from fastpsl.pipelines.batch import pack, unpack
 from fastpsl.pipelines.data.dataset import SampleTable
-from fastpsl.pipelines.decoders.boxes import is_isotropic
-from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
-from fastpsl.pipelines.decoders.turbo import TurboDecoder
-from fastpsl.pipelines.decoders.windows import plan_windows
-from fastpsl.pipelines.pinned import pinned_empty, to_device
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, is_isotropic
+from fastpsl.pipelines.decoders.memory import pinned_empty, to_device
+from fastpsl.pipelines.decoders.turbo import TurboDecoder, plan_windows
+from fastpsl.pipelines.loader.batch import pack, unpack
 from fastpsl.pipelines.views import ViewSpec
 
 

@@ -18,19 +18,18 @@ import torch
 
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.files.workers import default_num_threads
-from fastpsl.pipelines.batch import Batch, checked_device
+from fastpsl.pipelines.beton.remote import FetchAhead
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.decoders.choose import open_decoder
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
+from fastpsl.pipelines.loader.batch import Batch, checked_device
 from fastpsl.pipelines.loader.by_batches import ByBatches
 from fastpsl.pipelines.loader.by_chunks import ByChunks
 from fastpsl.pipelines.loader.device_windows import crops_on_device
-from fastpsl.pipelines.loader.elsewhere import fetch_ahead, prepare_fetching, result_of
 from fastpsl.pipelines.loader.order import InOrder, Order, num_steps, numbered, step_indices, training_order
 from fastpsl.pipelines.loader.pending_batch import LoaderSpec, PendingBatch
-from fastpsl.pipelines.loader.quasi_random import QuasiRandom
-from fastpsl.pipelines.loader.readahead import Readahead
-from fastpsl.pipelines.remote.ahead import FetchAhead
+from fastpsl.pipelines.loader.prefetch_remote import fetch_ahead, prepare_fetching, result_of
+from fastpsl.pipelines.loader.quasi_random import QuasiRandom, Readahead
 from fastpsl.pipelines.views import ViewSpec
 
 ORDERS = ("random", "quasi_random")

@@ -2,14 +2,72 @@
 
 A position of an epoch is an index into an array, so a run resumes in mid-epoch without reading anything
 before it. A step is a slice of positions, split between any number of ranks without changing its samples.
+
+It is a generalised Feistel network (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002)
+with Philox as the round function. The numbers 0 to a * b - 1 are pairs (left, right) with left < a and
+right < b. In turn, one of the two is shifted by random words that the other keys, so every round can be
+undone. A result of `num` or more is permuted again until it is below ("cycle walking"). With a and b near the
+root of `num` that happens to one in a root of `num`.
+
+The paper gives no details. DeepCluster draws equally many samples of each cluster with replacement. Here a
+class's draws cycle through its members, so that chance leaves no image out while a class has enough draws for
+all of them.
 """
 
-from typing import Protocol
+import math
+from typing import Protocol, final
 
 import numpy as np
 
-from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.pipelines.loader.keyed_permutation import KeyedPermutation
+from fastpsl.kernels.draws import Keys, Slot, scaled, words
+from fastpsl.kernels.empty_classes import by_class
+
+_ROUNDS = 8
+
+
+@final
+class KeyedPermutation:
+    """A permutation of 0 to num - 1, a pure function of (seed, epoch, num) that is read like an array.
+
+    Args:
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+        num: The number of samples, 1 to 2**62.
+    """
+
+    def __init__(self, seed: int, epoch: int, num: int) -> None:
+        assert 1 <= num <= 2**62, num
+        self._seed, self._epoch, self._num = seed, epoch, num
+        self._num_left = math.isqrt(num - 1) + 1
+        self._num_right = -(-num // self._num_left)
+
+    def __len__(self) -> int:
+        return self._num
+
+    def __getitem__(self, positions: "slice | np.ndarray") -> np.ndarray:
+        """Return the values at positions: int64 of their number, at some hundred bytes of memory for each."""
+        if isinstance(positions, slice):
+            positions = np.arange(*positions.indices(self._num), dtype=np.int64)
+        assert not len(positions) or 0 <= positions.min() <= positions.max() < self._num, positions
+        values = self._rounds(positions)
+        while len(outside := np.flatnonzero(values >= self._num)):
+            values[outside] = self._rounds(values[outside])
+        return values
+
+    def _rounds(self, values: np.ndarray) -> np.ndarray:
+        """Permute values of 0 to num_left * num_right - 1."""
+        left, right = np.divmod(values, self._num_right)
+        for number in range(_ROUNDS):
+            if number % 2 == 0:
+                left = self._shifted(left, right, self._num_left, number)
+            else:
+                right = self._shifted(right, left, self._num_right, number)
+        return left * self._num_right + right
+
+    def _shifted(self, values: np.ndarray, by: np.ndarray, modulus: int, number: int) -> np.ndarray:
+        random_words = words(Keys(self._seed, self._epoch, by, number), Slot.KEYED_ORDER, 1)[:, 0]
+        return (values + scaled(random_words, modulus)) % modulus
+
 
 PADDING = -1
 MAX_SORTED = 1 << 25  # samples; their order takes 268 MB on each rank, and 671 MB while it is sorted
@@ -120,3 +178,36 @@ def numbered(order: np.ndarray) -> np.ndarray:
 def index_of(number: np.ndarray) -> np.ndarray:
     """Return the dataset indices of the values that `numbered` returned; padding stays padding."""
     return np.where(number == PADDING, PADDING, number & ((1 << _TIMES_SHIFT) - 1))
+
+
+def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return the class-balanced order of a training epoch, a pure function of its arguments.
+
+    Each of the K non-empty classes gets N // K draws, and N % K randomly chosen classes get one more. A class
+    of n members with q * n + r draws contributes each member q times, and r randomly chosen members once
+    more. The whole is shuffled. Each random choice takes the lowest sort keys in Slot.BALANCE: a sample's key
+    is the first two words for (seed, epoch, index), a class's the next two for (seed, epoch, class).
+
+    Args:
+        labels: The class of each sample, int [N], N > 0, none negative.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+
+    Returns:
+        int64 [N]: indices into `labels`, each 0 to N times.
+    """
+    num_samples = len(labels)
+    assert num_samples and labels.min() >= 0, "labels are missing"
+    sizes = np.bincount(labels)
+    classes = np.flatnonzero(sizes)
+    sizes = sizes[classes]
+    members = by_class(labels, sort_keys(seed, epoch, num_samples, Slot.BALANCE))
+    draws, rest = divmod(num_samples, len(classes))
+    _, _, high, low = words(Keys(seed, epoch, classes), Slot.BALANCE, 4).T
+    class_draws = np.full(len(classes), draws)
+    class_draws[np.lexsort((low, high))[:rest]] += 1
+    rounds, extra = np.divmod(class_draws, sizes)
+    place_in_class = np.arange(num_samples) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    times = np.repeat(rounds, sizes) + (place_in_class < np.repeat(extra, sizes))
+    drawn = np.repeat(members, times).astype(np.int64, copy=False)
+    return drawn[epoch_order(seed, epoch, num_samples)]

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fastpsl.files.workers import Workers
 from fastpsl.kernels.draws import Keys
-from fastpsl.pipelines.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.data.dataset import Dataset, SampleTable
 from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import AREA, GOOD, READING
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, Request
+from fastpsl.pipelines.loader.batch import BadSample, BadSampleError, Batch
 from fastpsl.pipelines.loader.device_windows import DeviceWindows
 from fastpsl.pipelines.loader.order import PADDING, index_of
 from fastpsl.pipelines.views import Crop, ViewSpec

@@ -17,10 +17,10 @@ from PIL import Image
 
 from fastpsl.files.caches import cache_folder
 from fastpsl.files.workers import usable_cores
+from fastpsl.pipelines.datasets.voc.annotations import VOID, mask_png
+from fastpsl.pipelines.datasets.voc.dataset import CLASSES_FILE
+from fastpsl.pipelines.sample.landscapes import Random
 from fastpsl.pipelines.sample.shapes import CLASS_NAMES, Shape, draw_scene
-from fastpsl.pipelines.sample.subjects import Random
-from fastpsl.pipelines.voc.layout import CLASSES_FILE
-from fastpsl.pipelines.voc.masks import VOID, mask_png
 
 VERSION = "drawn-voc-v1"  # a new name whenever the images change
 SEED = 20241

@@ -22,9 +22,8 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.pipelines.beton.shard import MAX_LABEL
+from fastpsl.pipelines.data.source import Picks, Sample, Tally, choose_split, shard_range
 from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number
-from fastpsl.pipelines.sources.source import Picks, Sample, choose_split, shard_range
-from fastpsl.pipelines.sources.tally import Tally
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "data", "x")
 LABEL_WORDS = ("labels", "label", "targets", "target", "y")

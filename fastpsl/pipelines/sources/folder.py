@@ -7,7 +7,9 @@ the files by name. A tree is walked twice, to count and to yield, so that no lis
 What is hidden or left by other programs (`leftovers`) is never looked into.
 """
 
+import glob
 import os
+import shlex
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +17,109 @@ from itertools import accumulate
 from pathlib import Path
 from random import Random
 from shlex import quote
+from typing import IO
 
 from fastpsl.console.progress import operation
 from fastpsl.files.leftovers import is_leftover
-from fastpsl.pipelines.sources.layout import PARTS, WITHOUT_CLASSES, list_beside, parts_error
-from fastpsl.pipelines.sources.source import EXTENSIONS, Picks, Sample, changed, is_image, shard_range
-from fastpsl.pipelines.sources.tally import EMPTY, LEFTOVERS, OTHERS, Tally
+from fastpsl.files.paths import require_existing
+from fastpsl.files.remote.address import RemoteObject, is_remote, open_stream, remote_objects
+from fastpsl.pipelines.data.source import (
+    EMPTY,
+    EXTENSIONS,
+    LEFTOVERS,
+    OTHERS,
+    Picks,
+    Sample,
+    Tally,
+    changed,
+    is_image,
+    shard_range,
+)
+from fastpsl.pipelines.sources.text_lists import first_entry, open_text
+
+SourceFile = Path | RemoteObject
+"""A file; its `name` is the last part of its path or address, and `str` is all of it."""
+
+
+def source_files(src: str, allowed: str) -> list[SourceFile]:
+    """Return the files that a path, an address or a glob names, sorted by name.
+
+    Args:
+        src: The name.
+        allowed: What may be given as a path, for the message.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if is_remote(src):
+        return list(remote_objects(src, "the address of tars or Parquet files, or a quoted glob of them"))
+    require_existing(src, allowed)
+    names = [src] if os.path.exists(src) else sorted(glob.glob(src))
+    return [Path(name) for name in names]
+
+
+def size_of(file: SourceFile) -> int:
+    """Return a file's size in bytes; raise OSError where it cannot be read."""
+    return file.num_bytes if isinstance(file, RemoteObject) else file.stat().st_size
+
+
+def open_file(file: SourceFile) -> IO[bytes]:
+    """Open a file for reading; raise OSError where it cannot be read."""
+    return open_stream(file) if isinstance(file, RemoteObject) else open(file, "rb")
+
+
+# Names in lower case.
+PARTS = ("train", "val", "valid", "validation", "test")
+WITHOUT_CLASSES = ("images", "image", "imgs", "img", "jpegs", "jpeg", "jpegimages", "photos", "pictures")
+_MAX_LINE = 4096
+
+
+def parts_error(root: Path, parts: Sequence[str]) -> ValueError:
+    """Build the error of a folder whose folders are the parts of a data set.
+
+    Args:
+        root: The folder.
+        parts: Their names.
+    """
+    by_name = {name.lower(): root / name for name in parts}
+    first = by_name.get("train", root / parts[0])
+    second = next((path for name, path in by_name.items() if name != "train" and path != first), None)
+    training = f"--data {_quoted(first)}" + (f" --val {_quoted(second)}" if second else "")
+    return ValueError(
+        f"{root}: holds parts of a data set ({', '.join(parts)}), not classes: write each alone, "
+        f"as in `fastpsl data write {_quoted(first)} {first.name}.beton`, or train with {training}; "
+        f"`fastpsl data write {_quoted(root)} OUT --classes folders` takes them as classes"
+    )
+
+
+def tar_parts_error(name: str, parts: Sequence[str]) -> ValueError:
+    """Build the error of tars whose folders are the parts of a data set, as in `parts_error`."""
+    return ValueError(
+        f"{name}: holds parts of a data set ({', '.join(parts)}), not classes: make a tar of each, "
+        "or unpack it and write each folder alone; --classes folders takes them as classes"
+    )
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def list_beside(root: Path, folder: str) -> Path | None:
+    """Return a list in `root` that names a label of an image in `root`/`folder`, or None."""
+    for name in sorted(os.listdir(root)):
+        path = root / name
+        if not name.lower().endswith((".txt", ".csv")) or is_leftover(name) or not path.is_file():
+            continue
+        with open_text(path) as file:
+            is_binary = len(file.readline(_MAX_LINE)) == _MAX_LINE
+        try:
+            entry = None if is_binary else first_entry(path)
+        except ValueError:  # a text that is no list
+            continue
+        places = (root, root / folder) if entry and entry.label is not None else ()
+        if any(entry and os.path.isfile(os.path.join(place, entry.path)) for place in places):
+            return path
+    return None
 
 
 @dataclass

@@ -24,19 +24,19 @@ import numpy as np
 
 from fastpsl.console.progress import operation
 from fastpsl.files.workers import map_in_order
-from fastpsl.pipelines.sources.csv_lists import names_images, table_of
+from fastpsl.pipelines.data.source import Picks, Sample, Tally, shard_range
 from fastpsl.pipelines.sources.folder import image_folder
-from fastpsl.pipelines.sources.lines import (
+from fastpsl.pipelines.sources.text_lists import (
     BELOW,
     Names,
     folders_around,
+    names_images,
     numbered,
     read_classes,
     read_lines,
     shorten,
+    table_of,
 )
-from fastpsl.pipelines.sources.source import Picks, Sample, shard_range
-from fastpsl.pipelines.sources.tally import Tally
 
 _NUM_TRIED = 64
 _THREADS, _NAMES_A_TASK = 16, 512  # remote storage answers slowly, but many requests at once

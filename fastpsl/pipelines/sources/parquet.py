@@ -3,30 +3,227 @@
 Nothing is ever downloaded, and no code of a data set runs. Rows are read a few at a time.
 """
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from fastpsl.console.progress import operation
+from fastpsl.files.remote.address import RemoteDataError, RemoteObject
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.sources.columns import Columns, choose_columns
-from fastpsl.pipelines.sources.files import SourceFile
-from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number
-from fastpsl.pipelines.sources.parquet_rows import (
-    is_file,
-    open_parquet,
-    reading_errors,
-    require_pyarrow,
-    row_groups,
-    rows,
-)
-from fastpsl.pipelines.sources.source import Picks, Sample, changed, choose_split, parts_of, shard_range
-from fastpsl.pipelines.sources.tally import Tally
+from fastpsl.pipelines.data.source import Picks, Sample, Tally, changed, choose_split, parts_of, shard_range
+from fastpsl.pipelines.sources.folder import SourceFile, open_file
+from fastpsl.pipelines.sources.labels import NO_LABELS, Census, class_number, is_label_word
+
+NO_COLUMN = "none"
+_LABEL_KINDS = ("classes", "integer", "number", "text")
+_TYPES = {  # of pyarrow, by their names
+    "bytes": r"(large_)?binary|struct<.*\bbytes: (large_)?binary",
+    "integer": r"(u?int\d+|bool)$",
+    "number": r"(halffloat|float|double)$",
+    "text": r"(large_)?string|dictionary<values=(large_)?string",
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read, and class names where the table has them."""
+
+    image: str
+    label: str | None
+    class_names: list[str] | None = None
+    is_told_by_values: bool = False  # labels of fractions or text, whose classes are told by all of them
+    left_out: str = ""  # a column with a label's name that holds no labels, and what it holds
+
+    @property
+    def names(self) -> list[str]:
+        return [self.image, self.label] if self.label else [self.image]
+
+
+def choose_columns(what: str, schema: Any, image: str | None, label: str | None) -> Columns:
+    """Choose the columns that hold images and labels.
+
+    Images are datasets' Image feature, else encoded bytes. Labels are its ClassLabel, else, of the columns
+    with a label's name, integers or booleans, else other numbers, else text.
+
+    Args:
+        what: The table's name, for messages.
+        schema: A pyarrow schema.
+        image: The column of images; None to choose.
+        label: The column of labels; "none" for no labels, None to choose.
+
+    Raises:
+        ValueError: There is no such column, or several.
+    """
+    kinds, class_names = _kinds(schema)
+    all_columns = f"its columns are {', '.join(schema.names)}"
+    images = _column(what, "image", image, kinds, ("image", "bytes"), all_columns)
+    if images is None:
+        raise ValueError(f"{what}: no column of images or of their bytes; {all_columns}")
+    if label == NO_COLUMN:
+        return Columns(images, None)
+    likely = {name: kind for name, kind in kinds.items() if kind == "classes" or is_label_word(name)}
+    labels = _column(what, "label", label, kinds if label else likely, _LABEL_KINDS, all_columns)
+    unusable = [f"{name} holds neither numbers nor text" for name in likely if not labels]
+    return Columns(
+        images,
+        labels,
+        class_names.get(labels or ""),
+        labels is not None and kinds[labels] in ("number", "text"),
+        unusable[0] if unusable else "",
+    )
+
+
+def _kinds(schema: Any) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Return each column's content ("image", "bytes", one of _LABEL_KINDS or "") and class names."""
+    features = (
+        json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    )
+    kinds, class_names = {}, {}
+    for column in schema:
+        feature, type_name = features.get(column.name), str(column.type)
+        feature = feature if isinstance(feature, dict) else {}
+        if feature.get("_type") == "Image":
+            kind = "image"
+        elif feature.get("_type") == "ClassLabel":
+            kind = "classes"
+            class_names[column.name] = [str(name) for name in feature.get("names") or ()]
+        else:
+            kind = next((kind for kind, types in _TYPES.items() if re.match(types, type_name)), "")
+        kinds[column.name] = kind
+    return kinds, {name: names for name, names in class_names.items() if names}
+
+
+def _column(
+    what: str,
+    role: str,
+    column: str | None,
+    kinds: dict[str, str],
+    allowed: tuple[str, ...],
+    all_columns: str,
+) -> str | None:
+    """Return the given column, or the only one of the first kind in `allowed` that occurs."""
+    option = f"--{role}-column"
+    if column is not None:
+        if column not in kinds:
+            raise ValueError(f"{what}: {option} {column}: there is no such column; {all_columns}")
+        if kinds[column] not in allowed:
+            holds = {"image": "images or their bytes", "label": "numbers, text or a ClassLabel"}[role]
+            raise ValueError(f"{what}: {option} {column}: does not hold {holds}; {all_columns}")
+        return column
+    for kind in allowed:
+        matches = [name for name in kinds if kinds[name] == kind]
+        if len(matches) > 1:
+            none_option = f" or {NO_COLUMN}" if role == "label" else ""
+            raise ValueError(
+                f"{what}: several columns may hold {role}s; give {option} {' or '.join(matches)}{none_option}"
+            )
+        if matches:
+            return matches[0]
+    return None
+
+
+BATCH_ROWS = 32
+_BUFFER_BYTES = 1 << 22
+
+
+def is_file(part: object) -> bool:
+    """Return whether a part is a parquet file, not a data set of the package datasets."""
+    return isinstance(part, Path | RemoteObject)
+
+
+def require_pyarrow() -> None:
+    """Raise ImportError unless parquet files can be read here."""
+    import pyarrow.parquet  # noqa: F401
+
+
+@contextlib.contextmanager
+def open_parquet(path: SourceFile, **options: Any) -> Iterator[Any]:
+    """Open a parquet file."""
+    from pyarrow.parquet import ParquetFile
+
+    if isinstance(path, Path):
+        with ParquetFile(path, **options) as file:
+            yield file
+    else:
+        with open_file(path) as stream, ParquetFile(stream, **options) as file:
+            yield file
+
+
+def rows(
+    part: Any, columns: Columns, positions: range, batch_rows: int = BATCH_ROWS
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (image, label or None) for some rows of a parquet file or a data set."""
+    return (_rows_of_file if is_file(part) else _rows_of_dataset)(part, columns, positions, batch_rows)
+
+
+def _rows_of_file(
+    path: SourceFile, columns: Columns, positions: range, batch_rows: int
+) -> Iterator[tuple[Any, Any]]:
+    # pre_buffer would hold whole row groups.
+    with open_parquet(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        for group, group_positions in parts_of(positions, sizes):
+            position = 0
+            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns.names):
+                first, last = (
+                    max(group_positions.start - position, 0),
+                    min(group_positions.stop - position, len(batch)),
+                )
+                if first < last:
+                    yield from _pairs(batch.slice(first, last - first), columns)
+                position += len(batch)
+                if position >= group_positions.stop:
+                    break
+
+
+def row_groups(path: SourceFile, positions: range) -> list[range]:
+    """Return the part of each row group that lies within `positions`."""
+    with open_parquet(path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    starts = [0, *accumulate(sizes)]
+    return [range(starts[i] + p.start, starts[i] + p.stop) for i, p in parts_of(positions, sizes)]
+
+
+def _rows_of_dataset(
+    dataset: Any, columns: Columns, positions: range, batch_rows: int
+) -> Iterator[tuple[Any, Any]]:
+    for table in (
+        dataset.select_columns(columns.names).select(positions).with_format("arrow").iter(batch_rows)
+    ):
+        yield from _pairs(table, columns)
+
+
+def _pairs(table: Any, columns: Columns) -> Iterator[tuple[Any, Any]]:
+    """Yield (image, label or None) for each row."""
+    images = table.column(columns.image).to_pylist()
+    labels = table.column(columns.label).to_pylist() if columns.label else [None] * len(images)
+    yield from zip(images, labels, strict=True)
+
+
+@contextlib.contextmanager
+def reading_errors(what: object) -> Iterator[None]:
+    """Turn errors into a ValueError of one line.
+
+    For missing data sets and damaged files, datasets and pyarrow raise nearly any type.
+    """
+    try:
+        yield
+    except RemoteDataError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{what}: cannot be read ({type(error).__name__}: {reason}); copy or download it again"
+        ) from None
+
 
 INSTALL = "pip install 'fastpsl-vision[datasets]'"
 _LABEL_ROWS = 1 << 14  # at a time, where labels alone are read

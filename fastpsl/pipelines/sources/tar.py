@@ -12,20 +12,339 @@ The order is that of the tars' names and, in each, of its members. Tars are read
 The first time, uncompressed ones are only skimmed.
 """
 
+import bz2
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import gzip
+import json
+import lzma
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from random import Random
+from typing import IO, NamedTuple, cast
 
 from fastpsl.console.words import number_of
-from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.sources.files import SourceFile, size_of
-from fastpsl.pipelines.sources.labels import Census
-from fastpsl.pipelines.sources.layout import PARTS, tar_parts_error
-from fastpsl.pipelines.sources.source import EXTENSIONS, Picks, Sample, changed, parts_of, shard_range
-from fastpsl.pipelines.sources.tally import LEFTOVERS, OTHERS, SAME_KEY, Tally
-from fastpsl.pipelines.sources.tar_samples import Folders, Group, Grouper, label_in, label_of
-from fastpsl.pipelines.sources.tar_stream import Damage, is_left_over, open_tar, tar_members
+from fastpsl.files.leftovers import is_leftover
+from fastpsl.files.remote.address import RemoteDataError
+from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
+from fastpsl.pipelines.beton.shard import MAX_LABEL
+from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, BadImage
+from fastpsl.pipelines.data.source import (
+    EXTENSIONS,
+    LEFTOVERS,
+    OTHERS,
+    SAME_KEY,
+    Picks,
+    Sample,
+    Tally,
+    changed,
+    is_image,
+    parts_of,
+    shard_range,
+)
+from fastpsl.pipelines.sources.folder import PARTS, SourceFile, open_file, size_of, tar_parts_error
+from fastpsl.pipelines.sources.labels import Census, class_number
+
+# The errors of reading a damaged tar. ValueError and OverflowError come from senseless numbers and names,
+# RuntimeError from bz2 when it is read again after an error.
+_DAMAGE = (
+    tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RuntimeError, zlib.error, lzma.LZMAError
+)  # fmt: skip
+_COMPRESSED: dict[bytes, Callable[[IO[bytes]], object]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+_BLOCK_BYTES = 1 << 16
+
+
+class Member(NamedTuple):
+    """A file in a tar.
+
+    `read(max_bytes)` returns its bytes or raises BadImage; it works until the next member is requested.
+    """
+
+    name: str  # relative to the root, without "." and ".."
+    read: Callable[[int], bytes]
+
+
+class Damage(NamedTuple):
+    """The last item of a damaged tar, or of a damaged tar within it."""
+
+    name: str  # the tar
+    reason: str
+    is_no_tar: bool = False  # not even the first header could be read
+    is_last_whole: bool = True  # the last member before it is sound
+
+
+def is_left_over(name: str) -> bool:
+    """Return whether a member is hidden or left by another program, or lies in a folder that is."""
+    return any(map(is_leftover, name.split("/")))
+
+
+@contextlib.contextmanager
+def open_tar(path: SourceFile) -> Iterator[tuple[IO[bytes], Callable[[], int]]]:
+    """Open a tar, compressed or not.
+
+    Yields:
+        The stream of the uncompressed tar, and a function that returns the position in the file.
+
+    Raises:
+        ValueError: It cannot be opened.
+    """
+    try:
+        raw = open_file(path)
+        head = raw.read(6)
+        raw.seek(0)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give tars that can be read") from None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(raw)
+        stream: IO[bytes] = raw
+        for magic, opener in _COMPRESSED.items():
+            if head.startswith(magic):
+                stream = stack.enter_context(contextlib.closing(cast(IO[bytes], opener(raw))))
+        yield stream, raw.tell
+
+
+def tar_members(stream: IO[bytes], tar_name: str, folder: str = "") -> Iterator[Member | Damage]:
+    """Yield the files and links of a tar in order, and at last a Damage where it is damaged.
+
+    Members of a tar within it appear in a folder with its name.
+
+    Args:
+        stream: The uncompressed tar.
+        tar_name: Its name for messages.
+        folder: The folder put before all names.
+    """
+    try:
+        tar = tarfile.TarFile(fileobj=stream, encoding="utf-8")
+        # Not next(), because Python 3.10 raises an error for a tar without members.
+        info: tarfile.TarInfo | None = tar.firstmember  # type: ignore[attr-defined]
+    except _DAMAGE as error:
+        yield Damage(tar_name, _reason(error), is_no_tar=True)
+        return
+    while info:
+        name = posixpath.join(folder, posixpath.normpath("/" + info.name).lstrip("/"))
+        is_inner = info.isreg() and name.lower().endswith(".tar") and not folder and not is_left_over(name)
+        if is_inner:
+            try:
+                inner = tar.extractfile(info)
+                assert inner is not None
+                yield from tar_members(inner, f"{tar_name}/{name}", name[: -len(".tar")])
+            except _DAMAGE as error:
+                yield Damage(tar_name, _reason(error))
+                return
+        is_member = not is_inner and (info.isreg() or info.issym() or info.islnk())
+        if is_member:
+            yield Member(name, _reader(tar, info))
+        start = tar.offset
+        try:
+            if stream.tell() != start:
+                stream.seek(start - 1)
+                if not stream.read(1):
+                    raise EOFError
+        except _DAMAGE as error:
+            reason = f"{_reason(error)} at {name}, it and what follows is lost"
+            yield Damage(tar_name, reason, is_last_whole=not is_member)
+            return
+        try:
+            # Not next(), because it keeps every member, and takes a damaged header for the end.
+            info = tarfile.TarInfo.fromtarfile(tar)
+            if tar.offset <= start or info.size < 0:
+                raise tarfile.ReadError  # a size of nonsense
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            info = None
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            yield Damage(tar_name, f"is cut short after {name}: no end mark follows")
+            return
+        except _DAMAGE as error:
+            yield Damage(tar_name, f"{_reason(error)} after {name}, what follows is lost")
+            return
+    try:  # read to the very end, because compressed files have checksums there
+        while block := stream.read(_BLOCK_BYTES):
+            if block.count(0) < len(block):
+                yield Damage(
+                    tar_name, "goes on after its end mark (joined by cat?); give the tars one by one"
+                )
+                return
+    except _DAMAGE as error:
+        yield Damage(tar_name, f"{_reason(error)} at its end, an image may be damaged")
+
+
+def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[int], bytes]:
+    def read(max_bytes: int = MAX_PAGE_BYTES) -> bytes:
+        if not info.isreg():
+            raise BadImage(
+                "a link within a tar is not followed; tar --dereference --hard-dereference makes one without"
+            )
+        if info.size > max_bytes:
+            raise BadImage(f"{info.size:,} bytes; at most {max_bytes:,} are taken")
+        try:
+            file = tar.extractfile(info)
+            assert file is not None
+            return file.read()
+        except _DAMAGE as error:  # if nothing follows, a Damage comes next
+            raise BadImage(_reason(error)) from None
+
+    return read
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RemoteDataError):  # the network failed, and the tar may be sound
+        raise error
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    if isinstance(error, EOFError) or str(error) in (
+        "unexpected end of data",
+        "truncated header",
+        "empty header",
+    ):
+        return "is cut short"
+    if isinstance(error, (OSError, RuntimeError, zlib.error, lzma.LZMAError)):
+        return "its compression is damaged"
+    return "a header is damaged"
+
+
+_MAX_LABEL_BYTES = 1 << 24
+
+
+@dataclass
+class Group:
+    """The members of one sample: names, and data where they are wanted.
+
+    Labels are always wanted of a WebDataset, because all of them tell its classes.
+    """
+
+    key: str
+    image_name: str = ""
+    image: "bytes | BadImage" = b""
+    label_name: str = ""
+    label: "bytes | BadImage" = b""
+    num_further: int = 0  # images left out, because they share the key
+
+    def add(self, member: Member, is_wanted: bool, has_labels: bool) -> None:
+        ending = _ending(member.name)
+        if is_image(posixpath.basename(member.name)):
+            self.num_further += bool(self.image_name)
+            is_better = f".{ending}" in EXTENSIONS and f".{_ending(self.image_name)}" not in EXTENSIONS
+            if not self.image_name or is_better:
+                self.image_name = member.name
+                self.image = _read(member, MAX_FILE_BYTES) if is_wanted else b""
+        elif (last := ending.rpartition(".")[2]) == "cls" or (last == "json" and not self.label_name):
+            self.label_name = member.name
+            self.label = _read(member, _MAX_LABEL_BYTES) if has_labels else b""
+
+
+def _ending(name: str) -> str:
+    return posixpath.basename(name).partition(".")[2].lower()
+
+
+def _read(member: Member, max_bytes: int) -> "bytes | BadImage":
+    try:
+        return member.read(max_bytes)
+    except BadImage as error:
+        return error
+
+
+class Grouper:
+    """A grouping of members into samples, by key (WebDataset) or each member alone.
+
+    Args:
+        is_web: Group by key.
+        wanted: The positions of the samples that are read; others have no data.
+    """
+
+    def __init__(self, is_web: bool, wanted: range = range(0)):
+        self.position = 0  # samples returned so far, Damages included
+        self._is_web, self._wanted = is_web, wanted
+        self._group: Group | None = None
+
+    def add(self, item: Member | Damage) -> list[Group | Damage]:
+        """Return the samples that this item completes."""
+        if isinstance(item, Damage):
+            # If a sample's label may have been lost, so is the sample.
+            if not (item.is_last_whole and self._group and (self._group.label_name or not self._is_web)):
+                self._group = None
+            out = [*self.end(), item]
+            self.position += 1
+            return out
+        folder, base = posixpath.split(item.name)
+        key = posixpath.join(folder, base.partition(".")[0]) if self._is_web else item.name
+        out = self.end() if self._group and self._group.key != key else []
+        self._group = self._group or Group(key)
+        self._group.add(item, self.position in self._wanted, self._is_web)
+        return out
+
+    def end(self) -> list[Group | Damage]:
+        """Return the last sample."""
+        group, self._group = self._group, None
+        if group and group.image_name:
+            self.position += 1
+        return [group] if group else []
+
+
+@dataclass
+class Folders:
+    """The deepest folder that all images share, and the folders directly below it.
+
+    It does not hold a list of the images.
+    """
+
+    shared: list[str] | None = None
+    below: set[str] = field(default_factory=set)
+    beside: str = ""  # an image directly in the shared folder
+
+    def add(self, name: str) -> None:
+        parts = name.split("/")[:-1]
+        self.shared = parts if self.shared is None else self.shared
+        num_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.shared, parts)))  # noqa: B905
+        if num_same < len(self.shared):  # all earlier images lie below this one
+            self.below, self.beside, self.shared = {self.shared[num_same]}, "", self.shared[:num_same]
+        if len(parts) > num_same:
+            self.below.add(parts[num_same])
+        else:
+            self.beside = self.beside or name
+
+    def class_of(self, name: str) -> str:
+        return name.split("/")[len(self.shared or ())]
+
+
+def label_in(group: Group) -> object:
+    """Return what a sample of a WebDataset has as its label, -1 for nothing.
+
+    Raises:
+        BadImage: The file with the label cannot be read.
+    """
+    if isinstance(group.label, BadImage):
+        raise group.label
+    if not group.label_name.endswith("json"):
+        return group.label
+    try:
+        record = json.loads(group.label)
+    except (ValueError, RecursionError):
+        return ()  # which is no label
+    return record.get("label", record.get("cls", -1)) if isinstance(record, dict) else -1
+
+
+def label_of(group: Group, numbers: Mapping[str, int]) -> int:
+    """Return the class number of a sample of a WebDataset, -1 without one.
+
+    Args:
+        group: The sample.
+        numbers: The number of each class, if classes have names.
+
+    Raises:
+        BadImage: The label is no integer from -1 to 2**31 - 1, and no class of these names.
+    """
+    number = class_number(label_in(group), numbers)
+    if number is None or not -1 <= number <= MAX_LABEL:
+        raise BadImage(f"its label in {group.label_name} is no integer from -1 (none) to {MAX_LABEL}")
+    return number
+
 
 _PICKED = 16  # images of each tar, for an estimate
 

@@ -18,8 +18,8 @@ from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.kernels.colour import ColourDistortion
 from fastpsl.models.layers import AveragePool
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
 from fastpsl.tasks.contrastive.shuffled_batchnorm import encode_shuffled, shuffled_order

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
 from fastpsl.kernels.draws import Keys, Slot, words
-from fastpsl.pipelines.pinned import to_device
+from fastpsl.pipelines.decoders.memory import to_device
 
 
 def shuffled_order(seed: int, epoch: int, step: int, num: int) -> np.ndarray:

@@ -10,8 +10,8 @@ from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.kernels.layout import joined
 from fastpsl.models.layers import mean_of_positions
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.nt_xent import nt_xent
 from fastpsl.tasks.contrastive.views import (

@@ -11,7 +11,7 @@ from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.sobel import Sobel
-from fastpsl.pipelines.batch import Batch
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Op, ViewSpec
 
 NUM_LEVELS = 3

@@ -24,9 +24,7 @@ from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.reporter import Figures
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import center_view, train_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
 from fastpsl.tasks.pseudo_labels.k_means import drawn_rows, k_means
 from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify
 from fastpsl.tasks.pseudo_labels.whitening import fit_whitening

@@ -27,10 +27,9 @@ from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.layout import joined
 from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.models.layers import mean_of_positions
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.views import Op, ViewSpec
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, Op, ViewSpec
 from fastpsl.tasks.classify import linear
 from fastpsl.tasks.pseudo_labels.iic_epochs import ClusterEpochs
 from fastpsl.tasks.pseudo_labels.mutual_information import mutual_information_loss

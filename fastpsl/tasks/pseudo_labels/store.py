@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastpsl.engine.distributed import place_among_ranks, total_over_ranks
 from fastpsl.kernels.empty_classes import split_empty
-from fastpsl.pipelines.loader.balanced_order import balanced_order
+from fastpsl.pipelines.loader.order import balanced_order
 
 _NONE = -1
 

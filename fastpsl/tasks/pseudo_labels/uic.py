@@ -14,9 +14,7 @@ from fastpsl.engine.reporter import Figures
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.kernels.grey import Grey
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import center_view, train_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
 from fastpsl.tasks.contrastive.views import SIMCLR_COLOUR, simclr_blur
 from fastpsl.tasks.pseudo_labels.options import Augmentation, LabelView
 from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify, gathered_labels

@@ -15,7 +15,7 @@ from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weight_files import sha256_of_file
 from fastpsl.models.weights import newest_checkpoint
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.views import Input
 from fastpsl.tasks.pseudo_labels.figures import draw_label_curves
 from fastpsl.tasks.pseudo_labels.file import NAME, labels_of, write_labels
 from fastpsl.tasks.pseudo_labels.options import UICOptions

@@ -16,10 +16,8 @@ from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.warp import NUM_TARGETS, Kind, WarpPair
 from fastpsl.models.layers import mean_of_positions
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import TrainCrop, train_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
 from fastpsl.tasks.sslpp.proxy import Proxy
 
 _NUM_FOR_MEAN = 10_000

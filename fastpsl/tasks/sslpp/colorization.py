@@ -18,11 +18,9 @@ from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.kernels.ab_bins import NUM_BINS, ab_bins, soft_bins
 from fastpsl.kernels.lab import lab
 from fastpsl.kernels.layout import to_float32
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import TrainCrop, train_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
 from fastpsl.tasks.sslpp.decoder import FromVectors
 from fastpsl.tasks.sslpp.proxy import Proxy
 

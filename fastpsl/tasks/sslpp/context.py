@@ -14,10 +14,8 @@ from typing_extensions import override
 from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.hole import Hole
 from fastpsl.kernels.layout import to_float32
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import TrainCrop, train_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
 from fastpsl.tasks.sslpp.decoder import FromVectors
 from fastpsl.tasks.sslpp.proxy import Proxy
 

@@ -12,8 +12,7 @@ from fastpsl.console.terminal import own_rank
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.models.factory import make_backbone
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import center_view, train_view
+from fastpsl.pipelines.views import Input, center_view, train_view
 from fastpsl.tasks.pseudo_labels.figures import collapse, label_figures
 from fastpsl.tasks.pseudo_labels.file import Labels, labels_of
 from fastpsl.tasks.sslpp.options import COUPLED, NONE, SSLPlusPlusOptions

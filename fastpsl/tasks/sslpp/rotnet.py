@@ -10,10 +10,8 @@ from typing_extensions import override
 
 from fastpsl.engine.stage_blocks import Metrics
 from fastpsl.kernels.rotate90 import AllTurns
-from fastpsl.pipelines.batch import Batch
-from fastpsl.pipelines.input_record import Input
-from fastpsl.pipelines.standard_views import TrainCrop, train_view
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
 from fastpsl.tasks.classify import masked_cross_entropy
 from fastpsl.tasks.rotation import RotationHead
 from fastpsl.tasks.sslpp.proxy import Proxy

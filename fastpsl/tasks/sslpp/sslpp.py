@@ -16,8 +16,8 @@ from fastpsl.engine.reporter import Figures
 from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
 from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features, renew

@@ -22,13 +22,11 @@ from fastpsl.engine.train_step import TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.augment import choose_augment
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.voc.dataset import VOC
+from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.pipelines.standard_views import train_view
-from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.views import Input, ViewSpec, train_view
 from fastpsl.tasks.classify import average_and_linear
 from fastpsl.transfer.classification.protocols import fc6
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 
 IOUS = np.arange(50, 100, 5) / 100
 POINTS = np.arange(11) / 10  # recalls, as in VOC2007

@@ -27,9 +27,9 @@ from fastpsl.engine.task import Task
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.voc.dataset import VOC, open_train_and_test
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_image
-from fastpsl.pipelines.voc.dataset import VOC, open_train_and_test
+from fastpsl.pipelines.views import Input
 from fastpsl.transfer.detection.detector import Detector, layout_of
 from fastpsl.transfer.detection.proposals import Proposals
 from fastpsl.transfer.detection.protocols import DetectionProtocol

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastpsl.kernels.draws import Keys, Slot, uniforms
-from fastpsl.pipelines.voc.masks import VOID
+from fastpsl.pipelines.datasets.voc.annotations import VOID
 from fastpsl.transfer.image_input import resized, resized_sides
 
 # From mmsegmentation's (2048, 512): the longer side is at most four times the size of the shorter one.

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.pipelines.voc.masks import VOID
+from fastpsl.pipelines.datasets.voc.annotations import VOID
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 
 
 def require_torchmetrics() -> None:

@@ -22,13 +22,12 @@ from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import write_atomically
 from fastpsl.kernels.draws import Keys
-from fastpsl.pipelines.batch import Batch
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.input_record import Input
+from fastpsl.pipelines.datasets.voc.annotations import VOID, mask_png, palette
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, AnnotatedImage, AnnotatedLoader, read_image
-from fastpsl.pipelines.views import ViewSpec
-from fastpsl.pipelines.voc.dataset import VOC
-from fastpsl.pipelines.voc.masks import VOID, mask_png, palette
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.transfer.image_input import denormalised, normalised, padded, resized, resized_sides
 from fastpsl.transfer.segmentation.fcn import Network
 from fastpsl.transfer.segmentation.mask_crop import LONG_OF_SHORT, ScaledCrop

@@ -15,7 +15,7 @@ from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.voc.dataset import VOC
+from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.transfer.svm.protocol import SvmProtocol
 from fastpsl.transfer.svm.scores import low_shot_scores
 from fastpsl.transfer.svm.solver import OneClass

@@ -1,0 +1,399 @@
+"""Folders and lists of image files as a data set, by an index of their headers.
+
+An index is a folder of three files in the cache: the records and the names, which are memory-mapped, and a
+summary. One process at a time writes it under another name and renames it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol, TypeVar, final
+
+import numpy as np
+
+from fastpsl.console.progress import operation
+from fastpsl.files.caches import cache_folder
+from fastpsl.files.workers import map_in_order
+from fastpsl.pipelines.data.dataset import (
+    MAX_PIXELS,
+    MODE_FILE,
+    MODE_JPEG,
+    UPRIGHT,
+    BadImage,
+    SampleTable,
+    out_of_range,
+)
+from fastpsl.pipelines.data.source import Sample, Tally
+from fastpsl.pipelines.image.image_file import FORMATS, check_bytes, is_missing, upright_size
+from fastpsl.pipelines.image.jpeg import HEADER_GOOD, jpeg_header
+from fastpsl.pipelines.image.orientation import TURNED, usual_jpeg_orientation
+from fastpsl.pipelines.sources.folder import image_folder
+from fastpsl.pipelines.sources.listed import image_list
+
+_VERSION = "folder-v3"  # a new name whenever the contents of the index change
+_LISTING = "folder-v1"  # the same for the digest of a listing, which runs are resumed by
+_THREADS = 16  # remote storage answers slowly, but many requests at once
+# Pillow reads the size of a JPEG whose first scan is further back.
+_HEAD_BYTES, _LONG_HEAD_BYTES = 1 << 16, 1 << 24
+
+RECORD = np.dtype(
+    [
+        ("name_start", "<i8"),  # offset in the names
+        ("name_bytes", "<i4"),
+        ("label", "<i4"),  # -1 for none
+        ("num_bytes", "<i8"),
+        ("height", "<i4"),  # px, upright
+        ("width", "<i4"),
+        ("mode", "u1"),  # MODE_JPEG or MODE_FILE
+        ("orientation", "u1"),  # EXIF's, of JPEGs
+    ]
+)
+
+
+class Files(Protocol):
+    """A source whose samples are files: a folder or a list of images."""
+
+    @property
+    def class_names(self) -> list[str] | None: ...
+    @property
+    def num_total(self) -> int: ...
+    @property
+    def left_out(self) -> Tally: ...
+
+    def samples(self) -> Iterator[Sample]: ...
+
+
+@dataclass
+class Summary:
+    """The part of an index that concerns all files."""
+
+    num_samples: int
+    # Min height, min width, max height, max width in px, over the images that can be read.
+    sizes: tuple[int, int, int, int]
+    num_bad_images: int
+    first_bad: str  # name and reason
+    num_name_bytes: int
+
+
+@final
+@dataclass(frozen=True)
+class FolderIndex:
+    """The index of a folder or a list."""
+
+    summary: Summary
+    records: np.ndarray  # RECORD [num_samples], memory-mapped
+    names: np.ndarray  # uint8, memory-mapped: the paths as the source names them, one after another
+    digest: str  # of names, labels and sizes in bytes
+
+
+@dataclass(frozen=True)
+class _File:
+    num_bytes: int
+    time_ns: int
+    reason: str = ""  # why it cannot be read
+
+
+def folder_index(files: Files, origin: Path) -> FolderIndex:
+    """Return the index of all files, reading the headers again where a file has changed.
+
+    Args:
+        files: The samples, which must have been counted.
+        origin: The folder or the list. A new index of the same origin replaces the old one.
+
+    Raises:
+        ValueError: A file changes while the headers are read, or the cache cannot be written.
+    """
+    root = os.path.realpath(origin)
+    folder = cache_folder() / "folders"
+    prefix = hashlib.blake2b(os.fsencode(root), digest_size=8).hexdigest()
+    key, digest = _listing_digests(files, origin)
+    path = folder / f"{prefix}-{key}"
+    try:
+        index = _load(path, digest)
+        if index is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / f"{prefix}.lock", "w") as lock:
+                _wait_for(lock.fileno(), root)
+                index = _load(path, digest)
+                if index is None:  # no other process has made it meanwhile
+                    _make(files, origin, path, key)
+                    index = _load(path, digest)
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: the index of {root} cannot be kept there ({error.strerror}); "
+            f"set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+    assert index is not None
+    return index
+
+
+def _wait_for(lock: int, root: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with operation(f"{root}: another process reads the headers, waiting for it"):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+class _Digests:
+    """The two digests of a listing: of names, labels and sizes; and of these together with the times."""
+
+    def __init__(self) -> None:
+        # The formats are a part of the key, because another Pillow or an installation adds some.
+        seeds = f"{_VERSION} {FORMATS} {is_missing()}", _LISTING
+        self._key, self._contents = (hashlib.blake2b(seed.encode(), digest_size=16) for seed in seeds)
+
+    def add(self, name: str, label: int, file: _File) -> None:
+        line = b"%s\0%d\0%d\0" % (os.fsencode(name), label, file.num_bytes)
+        self._contents.update(line)
+        self._key.update(line + b"%d\0" % file.time_ns)
+
+    def hex(self) -> tuple[str, str]:
+        return self._key.hexdigest(), self._contents.hexdigest()
+
+
+def _listing_digests(files: Files, origin: Path) -> tuple[str, str]:
+    digests = _Digests()
+    entries = map_in_order(lambda sample: _stat(sample.image), files.samples(), _THREADS, "list")
+    with operation(f"{origin}: looking at sizes and times", "files", files.num_total) as progress:
+        for num, (sample, file) in enumerate(entries, start=1):
+            digests.add(sample.name, sample.label, file)
+            progress.update(num)
+    return digests.hex()
+
+
+def _stat(path: object) -> _File:
+    try:
+        status = os.stat(path)  # type: ignore[arg-type]
+    except OSError as error:  # such as a broken link
+        return _File(0, 0, str(error.strerror))
+    return _File(status.st_size, status.st_mtime_ns)
+
+
+def _scan(path: object) -> tuple[_File, int, int, int, int]:
+    """Return a file and its image's height, width, mode and orientation; 1 x 1 px where it cannot be read."""
+    file = _stat(path)
+    try:
+        check_bytes(file.num_bytes)
+        jpeg = _jpeg(str(path), file.num_bytes)
+        if jpeg:
+            return file, *jpeg
+        height, width = upright_size(str(path))
+        return file, height, width, MODE_FILE, UPRIGHT
+    except OSError as error:
+        reason = str(error.strerror)
+    except BadImage as error:
+        reason = str(error)
+    return _File(file.num_bytes, file.time_ns, file.reason or reason), 1, 1, MODE_FILE, UPRIGHT
+
+
+def _jpeg(path: str, num_bytes: int) -> tuple[int, int, int, int] | None:
+    """Return height, width, mode and orientation of a JPEG that every decoder takes; None for other files."""
+    with open(path, "rb") as file:
+        data = file.read(_HEAD_BYTES)
+        header = jpeg_header(data, len(data))
+        orientation = usual_jpeg_orientation(data)
+        is_good = header[0] == HEADER_GOOD and orientation is not None
+        if data[:2] == b"\xff\xd8" and not is_good and num_bytes > len(data):
+            data += file.read(_LONG_HEAD_BYTES)
+            header, orientation = jpeg_header(data, len(data)), usual_jpeg_orientation(data)
+    status, height, width, components, _, precision = header
+    if status != HEADER_GOOD or components not in (1, 3) or precision != 8 or height * width > MAX_PIXELS:
+        return None
+    if orientation is None:
+        return None
+    size = (width, height) if orientation >= TURNED else (height, width)
+    return (*size, MODE_JPEG, orientation)
+
+
+def _make(files: Files, origin: Path, path: Path, key: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        summary, new_key = _write(files, origin, temporary)
+        if new_key != key:
+            raise ValueError(f"{origin}: has changed while its headers were read; start again")
+        (temporary / "summary.json").write_text(json.dumps(asdict(summary)))
+        shutil.rmtree(path, ignore_errors=True)  # an incomplete index
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for other in path.parent.glob(f"{path.name.split('-')[0]}-*"):  # older indices of the same origin
+        if other != path:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _write(files: Files, origin: Path, path: Path) -> tuple[Summary, str]:
+    """Write records and names of all files; return their summary and the key of the files as read."""
+    num = files.num_total
+    records = np.lib.format.open_memmap(path / "records.npy", mode="w+", dtype=RECORD, shape=(num,))
+    digests = _Digests()
+    summary = Summary(num, (1 << 30, 1 << 30, 0, 0), 0, "", 0)
+    headers = map_in_order(lambda sample: _scan(sample.image), files.samples(), _THREADS, "headers")
+    with (
+        open(path / "names", "wb") as names,
+        operation(f"{origin}: reading headers", "files", num) as progress,
+    ):
+        for i, (sample, (file, height, width, mode, orientation)) in enumerate(headers):
+            digests.add(sample.name, sample.label, file)
+            name = os.fsencode(sample.name)
+            records[i] = (
+                summary.num_name_bytes, len(name), sample.label, file.num_bytes,
+                height, width, mode, orientation,
+            )  # fmt: skip
+            summary.num_name_bytes += names.write(name)
+            if file.reason:
+                summary.num_bad_images += 1
+                summary.first_bad = summary.first_bad or f"{sample.name}: {file.reason}"
+            else:
+                low_height, low_width, most_height, most_width = summary.sizes
+                summary.sizes = (
+                    min(low_height, height), min(low_width, width),
+                    max(most_height, height), max(most_width, width),
+                )  # fmt: skip
+            progress.update(i + 1, summary.num_bad_images)
+    records.flush()
+    return summary, digests.hex()[0]
+
+
+def _load(path: Path, digest: str) -> FolderIndex | None:
+    """Return the index; None where it is missing or incomplete."""
+    try:
+        fields = json.loads((path / "summary.json").read_text())
+        summary = Summary(**{**fields, "sizes": tuple(fields["sizes"])})
+        records = np.load(path / "records.npy", mmap_mode="r")
+        names = np.memmap(path / "names", np.uint8, "r", shape=(summary.num_name_bytes,))
+        if len(records) != summary.num_samples:
+            return None
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, EOFError):  # the machine went down while it was written
+        return None
+    return FolderIndex(summary, records, names, digest)
+
+
+Opened = TypeVar("Opened", bound="ImageFiles")
+
+
+class ImageFiles:
+    """A data set of image files with an index of their headers: the common part of folders and lists.
+
+    Opening looks at every file, and reads the headers where one has changed since the last time (the index is
+    in the cache folder). Files that cannot be read are bad samples.
+
+    Args:
+        files: The names, labels and classes.
+        origin: The folder or the list that was opened, for messages.
+        root: The folder that the names are relative to.
+
+    Raises:
+        ValueError: No file can be read, or the files change meanwhile. The message is one line.
+    """
+
+    kind = "folder"  # a decoder opens each file by its path
+    split = ""
+
+    def __init__(self, files: Files, origin: Path, root: Path) -> None:
+        # Absolute, because a process may change its working folder while it trains.
+        self.root = Path(os.path.abspath(root))
+        self._index = folder_index(files, origin)
+        summary = self._index.summary
+        if summary.num_bad_images == summary.num_samples:
+            self.close()
+            raise ValueError(
+                f"{origin}: none of {summary.num_samples:,} images can be read, the first is "
+                f"{summary.first_bad}; repair them, or give other images"
+            )
+        if summary.num_bad_images:
+            warnings.warn(
+                f"{origin}: {summary.num_bad_images:,} of {summary.num_samples:,} images cannot be read, "
+                f"the first is {summary.first_bad}; each is a bad sample",
+                stacklevel=3,
+            )
+        self.class_names, self.left_out = files.class_names, files.left_out
+        self.num_samples = summary.num_samples
+        self.num_classes = len(files.class_names or ()) or int(self.labels().max()) + 1
+
+    def image_sizes(self) -> tuple[int, int, int, int]:
+        """Return (min height, min width, max height, max width) over all readable images, upright, in px."""
+        return self._index.summary.sizes
+
+    def rows(self, indices: np.ndarray) -> SampleTable:
+        """Return the table of the samples `indices`, int64 [B] in [0, num_samples)."""
+        rows = SampleTable.empty(indices)
+        num = len(rows.indices)
+        if num and not (0 <= rows.indices.min() and rows.indices.max() < self.num_samples):
+            raise out_of_range(rows.indices, self.num_samples)
+        records = self._index.records[rows.indices]
+        rows.fd[:], rows.offset[:] = -1, 0
+        for column in ("num_bytes", "height", "width", "mode", "label", "orientation"):
+            getattr(rows, column)[:] = records[column]
+        for i, record in enumerate(records):
+            rows.path[i] = os.path.join(self.root, self._name(record))
+        return rows
+
+    def _name(self, record: np.ndarray) -> str:
+        start = int(record["name_start"])
+        return os.fsdecode(self._index.names[start : start + int(record["name_bytes"])].tobytes())
+
+    def wait(self, indices: np.ndarray) -> None:
+        """Do nothing, since all is on this machine."""
+
+    def labels(self) -> np.ndarray:
+        """Return all labels, int32 [num_samples]; -1 for none."""
+        return np.ascontiguousarray(self._index.records["label"])
+
+    def name(self, index: int) -> str:
+        """Return the file's path."""
+        return os.path.join(self.root, self._name(self._index.records[index]))
+
+    def digest(self) -> str:
+        """Return a digest of all names, labels and sizes in bytes, which a copy of the files shares."""
+        return self._index.digest
+
+    def close(self) -> None:
+        """Release the index; rows returned before stay as they are."""
+        # Copies have the same index.
+        self._index = replace(self._index, records=np.empty(0, RECORD), names=np.empty(0, np.uint8))
+
+    def __del__(self, is_exiting: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Release the index if it was left open, and warn of it as Python's own files do."""
+        if is_exiting():  # globals may be gone
+            return
+        if "_index" in self.__dict__ and len(self._index.records):
+            warnings.warn(f"unclosed images of {self.root}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __enter__(self: Opened) -> Opened:  # noqa: PYI019  (typing.Self needs Python 3.11)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+@final
+class Folder(ImageFiles):
+    """The images below `root`: an ImageFolder tree (a class per folder), or a flat folder without labels."""
+
+    def __init__(self, root: str | Path) -> None:
+        files = image_folder(root)
+        if files.hint:
+            warnings.warn(f"{root}: {files.hint}", stacklevel=2)
+        super().__init__(files, Path(root), Path(root))
+
+
+@final
+class Listed(ImageFiles):
+    """The images that the file `path` names (`sources.listed.image_list`), with its labels."""
+
+    def __init__(self, path: str | Path) -> None:
+        files = image_list(path)
+        super().__init__(files, Path(path), files.root)

@@ -1,0 +1,311 @@
+"""A data set from what a user names: the kind of source, its classes, and the data set itself."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastpsl.files.leftovers import is_leftover
+from fastpsl.files.paths import FORMS, LIST_ENDINGS, require_existing
+from fastpsl.files.remote.address import check_address, is_remote
+from fastpsl.files.remote.cache import Cache
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.shard import VERSION
+from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.data.source import Renumbered, Source, renumbered
+from fastpsl.pipelines.sources.arrays import arrays
+from fastpsl.pipelines.sources.folder import SourceFile, folder_classes, image_folder, source_files
+from fastpsl.pipelines.sources.listed import image_list, labelled_folder, read_list
+from fastpsl.pipelines.sources.parquet import hugging_face, parquet_files
+from fastpsl.pipelines.sources.published import published, published_name
+from fastpsl.pipelines.sources.tar import tar_source
+from fastpsl.pipelines.sources.text_lists import names_images, read_classes
+
+if TYPE_CHECKING:
+    from fastpsl.pipelines.datasets.folder import ImageFiles
+
+
+class Classes(NamedTuple):
+    """The names of classes, or None, and their number, which is 0 without labels."""
+
+    class_names: list[str] | None
+    num_classes: int
+
+
+def classes_of(source: str | Path, cache_dir: Path | None = None, cache_gb: float | None = None) -> Classes:
+    """Return the classes of a folder of images, a list of images, or else a dataset file or a glob of shards.
+
+    Args:
+        source: The data; see `open_data`.
+        cache_dir: As for `open_data`.
+        cache_gb: As for `open_data`.
+
+    Raises:
+        ValueError: It is not there, or cannot be read.
+    """
+    if is_remote(source):
+        with Beton(source, Cache(cache_dir, cache_gb)) as beton:
+            return Classes(beton.class_names, beton.num_classes)
+    require_existing(source, FORMS)
+    path = Path(source)
+    if path.is_dir():
+        names = folder_classes(path)
+        return Classes(names, len(names or ()))
+    if str(source).lower().endswith(LIST_ENDINGS):
+        listed = read_list(path)
+        names = listed.class_names
+        return Classes(names, len(names) if names else max(listed.labels) + 1)
+    with Beton(source) as beton:
+        return Classes(beton.class_names, beton.num_classes)
+
+
+def named_classes(source: str) -> list[str]:
+    """Return the class names of data as in `classes_of`, or of a list with a class a line.
+
+    Raises:
+        ValueError: It is not there, cannot be read, or has no class names.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() == ".txt" and not names_images(path):
+        return read_classes(path)
+    if names := classes_of(source).class_names:
+        return names
+    raise ValueError(
+        f"{source}: has no class names; give a folder per class, or a list with a class per line"
+    )
+
+
+_ENDINGS = {
+    ".tar": "tar",
+    ".tar.gz": "tar",
+    ".tgz": "tar",
+    ".tar.bz2": "tar",
+    ".tar.xz": "tar",
+    ".npz": "npz",
+    ".parquet": "parquet",
+    **dict.fromkeys(LIST_ENDINGS, "list"),
+}
+HUGGING_FACE = "hf:"
+# What --classes may be besides data.
+FOLDERS, NONE = "folders", "none"
+
+
+def open_source(
+    src: str,
+    format: str = "auto",
+    *,
+    split: str | None = None,
+    shard: tuple[int, int] = (0, 1),
+    image_column: str | None = None,
+    label_column: str | None = None,
+    labels: str | None = None,
+    classes: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Source:
+    """Open `src` and count its images.
+
+    Args:
+        src: A path, a glob, or hf:NAME.
+        format: auto, folder, list, tar, npz, parquet, cifar10, cifar100 or stl10.
+        split: The part of a source with several.
+        shard: (i, n) keeps the i-th of n runs of neighbours.
+        image_column: The column of images, for parquet.
+        label_column: The column of labels, for parquet.
+        labels: A list with the labels of a folder's images.
+        classes: Data or a list with the class names in the order of the labels. "folders" takes folders of
+            any name as classes, "none" writes no labels. None for the source's own.
+        on_progress: Called with (MB done, MB in all) while long files are counted.
+
+    Raises:
+        ValueError: The source is missing, of another kind or holds no image. The message is one line.
+    """
+    names = None if classes is None or classes in (FOLDERS, NONE) else named_classes(classes)
+    if format == "auto":
+        format = _format_of(src)
+    if is_remote(src) and format not in ("tar", "parquet"):
+        raise ValueError(
+            f"{src}: a {format} is read from this machine alone; copy it here, or give tars or parquet files"
+        )
+    if labels is not None and format != "folder":
+        raise ValueError(
+            f"--labels {labels}: it is for a folder, and {src} is read as {format}; leave it out"
+        )
+    if classes == FOLDERS and (format not in ("folder", "tar") or labels is not None):
+        raise ValueError(f"--classes {FOLDERS}: it is for folders and tars of class folders; leave it out")
+    source = _open_source(src, format, split, shard, image_column, label_column, labels, classes, on_progress)
+    if classes == NONE:
+        return Renumbered(source, None)
+    return source if names is None else renumbered(src, source, names, str(classes))
+
+
+def _open_source(
+    src: str,
+    format: str,
+    split: str | None,
+    shard: tuple[int, int],
+    image_column: str | None,
+    label_column: str | None,
+    labels: str | None,
+    classes: str | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> Source:
+    are_classes = classes in (FOLDERS, NONE)
+    if split is not None and format in ("folder", "list", "tar"):
+        raise ValueError(f"--split {split}: a {format} has no splits; give the {format} of that split as SRC")
+    if format == "parquet":
+        if src.startswith(HUGGING_FACE) or _is_saved(src):
+            return hugging_face(src.removeprefix(HUGGING_FACE), split, shard, image_column, label_column)
+        return parquet_files(_parquet_paths(src), split, shard, image_column, label_column)
+    if image_column is not None or label_column is not None:
+        raise ValueError(
+            f"--image-column and --label-column are for parquet and hf:NAME; {src} is read as {format}, "
+            "leave them out"
+        )
+    if format == "tar":
+        return tar_source(_paths(src), shard, on_progress, are_classes)
+    if format == "npz":
+        return arrays(_one_path(src), split, shard)
+    if format == "folder":
+        if labels is not None:
+            require_existing(labels, "a list with the labels of the folder's images")
+            return labelled_folder(Path(src), Path(labels), shard)
+        return image_folder(src, shard, are_classes=are_classes)
+    if format == "list":
+        return image_list(_one_path(src), shard)
+    return published(_one_path(src), format, split, shard, on_progress)
+
+
+def _format_of(src: str) -> str:
+    if is_remote(src):
+        return _format_of_files(src)
+    if src.startswith(HUGGING_FACE) or _is_saved(src):
+        return "parquet"
+    if name := published_name(Path(src)):
+        return name
+    if os.path.isdir(src):
+        return "parquet" if _parquet_in(src) else "folder"
+    return _format_of_files(src)
+
+
+def _format_of_files(src: str) -> str:
+    formats = {_format_of_file(path) for path in _paths(src)}
+    if len(formats) > 1:
+        raise ValueError(
+            f"{src}: files of several kinds ({', '.join(sorted(formats))}); give files of one kind"
+        )
+    return formats.pop()
+
+
+def _is_saved(src: str) -> bool:
+    """Return whether datasets' `save_to_disk` wrote this folder."""
+    return any(os.path.isfile(os.path.join(src, name)) for name in ("state.json", "dataset_dict.json"))
+
+
+def _parquet_in(folder: str) -> list[Path]:
+    """Return the parquet files in a folder or in its data/, where the Hub keeps them."""
+    places = (Path(folder), Path(folder, "data"))
+    found = ([path for path in place.glob("*.parquet") if not is_leftover(path.name)] for place in places)
+    return sorted(next((paths for paths in found if paths), []))
+
+
+def _parquet_paths(src: str) -> list[SourceFile]:
+    if not os.path.isdir(src):
+        return _paths(src)
+    if not (paths := _parquet_in(src)):
+        raise ValueError(f"{src}: no .parquet file in it; give a folder of them, or what save_to_disk wrote")
+    return list(paths)
+
+
+def _format_of_file(path: SourceFile) -> str:
+    for ending, format in _ENDINGS.items():
+        if path.name.lower().endswith(ending):
+            return format
+    raise ValueError(
+        f"{path}: neither a folder nor a file of a known kind ({', '.join(_ENDINGS)}); "
+        "give one, or name its kind by --format"
+    )
+
+
+def _paths(src: str) -> list[SourceFile]:
+    """Return the files that `src` names: one, or the matches of a glob."""
+    return source_files(
+        src,
+        "a folder of images, a quoted glob, or a file of a known kind "
+        "(https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html)",
+    )
+
+
+def _one_path(src: str) -> Path:
+    paths = _paths(src)
+    if len(paths) > 1:
+        raise ValueError(f"{src}: {len(paths)} files match, and one is wanted; write them one by one")
+    (path,) = paths
+    assert isinstance(path, Path)  # others were refused
+    return path
+
+
+def open_data(source: str | Path, cache_dir: Path | None = None, cache_gb: float | None = None) -> Dataset:
+    """Open a folder of images, a list of images, or else a dataset file or a glob of shards.
+
+    A warning tells what is left out, or was when a dataset file was written.
+
+    Args:
+        source: The path, the glob, or the address of dataset files that live elsewhere.
+        cache_dir: For an address, the cache's folder; see `Cache`.
+        cache_gb: For an address, the bound of the cache.
+
+    Raises:
+        ValueError: The name is empty, or nothing of that kind is there.
+    """
+    check_form(source)
+    data = _open(source, cache_dir, cache_gb)
+    if line := data.left_out.line():
+        when = " when it was written" if isinstance(data, Beton) else ""
+        warnings.warn(f"{source}: left out{when}: {line}", stacklevel=2)
+    return data
+
+
+def _open(source: str | Path, cache_dir: Path | None, cache_gb: float | None) -> Beton | ImageFiles:
+    if is_remote(source):
+        return Beton(source, Cache(cache_dir, cache_gb))
+    is_folder = Path(source).is_dir()
+    if not is_folder and not _is_list(source):
+        return Beton(source)
+    from fastpsl.pipelines.datasets.folder import Folder, Listed
+
+    return Folder(source) if is_folder else Listed(source)
+
+
+def check_form(source: str | Path) -> None:
+    """Check what `open_data` gets, by names and first bytes alone; of an address, by its form.
+
+    Raises:
+        ValueError: Nothing is there. Or a file is neither a dataset file nor a list. Or the folders of a
+            folder are no classes, such as train and val.
+    """
+    if is_remote(source):
+        return check_address(str(source))
+    require_existing(source, FORMS)
+    path = Path(source)
+    if path.is_dir():
+        from fastpsl.pipelines.sources.folder import folder_classes  # with Pillow, slow to import
+
+        folder_classes(path)  # refuses those that are no classes
+    elif path.is_file() and path.suffix != ".beton" and not (_is_list(source) or _begins_as_beton(path)):
+        raise ValueError(f"{source}: is no dataset file, and by its name no list of images; give {FORMS}")
+
+
+def _is_list(source: str | Path) -> bool:
+    return str(source).lower().endswith(LIST_ENDINGS)
+
+
+def _begins_as_beton(path: Path) -> bool:
+    """Return whether a file begins with FFCV's version; True if it cannot be read, which `Beton` reports."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == VERSION.to_bytes(2, "little")
+    except OSError:
+        return True

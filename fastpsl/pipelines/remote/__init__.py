@@ -1,1 +1,0 @@
-"""Data that live elsewhere (s3://, gs://, hf://, https://), read through fsspec and a cache on local disk."""

@@ -1,1 +1,0 @@
-"""PASCAL VOC and SBD: images with classes, boxes and masks."""
