@@ -34,9 +34,8 @@ from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import recipe_options, stage_experiment
 from bench.schema import RUNS, environment, save_result, spread
 from fastpsl.engine.distributed import World
-from fastpsl.engine.last_step import LastStep
+from fastpsl.engine.last_step import LastStep, Snapshot
 from fastpsl.engine.run import Position
-from fastpsl.engine.snapshot import Snapshot
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.files.atomic import write_atomically
 from fastpsl.models.checkpoint import CheckpointManager

@@ -38,11 +38,11 @@ from bench.detection_peers import (
 )
 from bench.program import check_out, check_positive, progress, run_program, wide_console
 from bench.schema import RUNS, environment, save_result, spread
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.gpu import milliseconds, synchronise
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.timing import milliseconds, synchronise
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch
+from fastpsl.scripts.command_line import parse
 from fastpsl.transfer.detection.protocols import PROTOCOLS
 
 OURS, TORCHVISION, DETECTRON2 = "ours", "torchvision", "detectron2"

@@ -35,7 +35,6 @@ from bench.photos import write_photos
 from bench.program import check_out, check_positive, progress, run_program, wide_console
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.size_data import crop_px, drawn
-from fastpsl.engine.command_line import parse
 from fastpsl.files.workers import default_num_threads
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton.reader import Beton
@@ -47,6 +46,7 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.loader.order import epoch_order, step_indices
 from fastpsl.pipelines.loader.pending_batch import PendingBatch, chunk_samples
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.scripts.command_line import parse
 
 Size = Literal["64", "160", "224", "256", "500", "originals"]
 _MANY = 32  # threads whose chunks are counted

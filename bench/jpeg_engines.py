@@ -39,13 +39,13 @@ from bench.program import check_out, check_positive, progress, run_program
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import show_missing_and_notes
 from fastpsl.doctor.jpeg_engines import IDLE_PERCENT, jpeg_utilisation, sampled
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.dali import num_engines, nvjpeg_library, why_slower
 from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.command_line import parse
 
 PEER = "dali_whole"
 LOG_LIMIT_S = 60.0

@@ -28,9 +28,9 @@ from bench.kernel_peers import PEERS
 from bench.program import check_out, progress, run_program, wide_console
 from bench.schema import RUNS, environment, save_result, spread
 from bench.show_kernels import draw_kernels, show_kernels
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.train_step import DTYPES
+from fastpsl.scripts.command_line import parse
 
 CROPS = ("area crop", "isotropic crop")
 # A copy moves at most this much of the device's memory, read and written: beyond all caches, and long enough

@@ -39,12 +39,12 @@ from bench.peers.ours import decoder_names, open_ours, why_no_decoder
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import loaders_alone, show_missing_and_notes
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.command_line import parse
 
 NUM_EPOCHS = 3  # epochs after which device memory is read
 

@@ -25,10 +25,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench.program import check_positive, run_program
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.fused_norms import FusedNorm, fused
 from fastpsl.engine.plan import make_plan
 from fastpsl.models.factory import make_backbone
+from fastpsl.scripts.command_line import parse
 
 COPY_TB_PER_S = 4.25  # measured on one H200
 BIT = 1 / 16  # the share of a two-byte value that one bit takes

@@ -11,10 +11,10 @@ from tyro.conf import arg
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, place_backbone
+from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.recipe import Recipe as TrainingRecipe
-from fastpsl.engine.recipe_files import find_recipe
-from fastpsl.engine.seed import torch_seed
+from fastpsl.scripts.recipe import Recipe as TrainingRecipe
+from fastpsl.scripts.recipe_files import find_recipe
 
 Recipe = Literal[
     "jigsaw", "rotation", "simclr", "moco", "uic", "deepcluster",

@@ -32,12 +32,12 @@ from bench.order import drop_from_cache, write_noise
 from bench.program import check_out, check_positive, counted, progress, run_program
 from bench.recipe_stages import DATA, Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, data_record, environment, save_result, spread
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, choose_device, join_world, leave_world, wait_for_all
 from fastpsl.engine.options import GraphName
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.command_line import parse
 
 _READ_BYTES = 8 << 20  # the size of a beton's page
 

@@ -45,10 +45,10 @@ from bench.schema import RUNS, commit, data_record, environment, save_result
 from bench.show import show_missing_and_notes
 from bench.size_data import SIZES, crop_px, drawn, own
 from bench.size_tables import ABOUT, BATCHES, Batches, is_of, labels_of, ratios_of, rows_of, size_tables
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.scripts.command_line import parse
 
 # Milliseconds of a sample's uint8 crop on two cores, the mean of all loaders; and seconds to the first batch.
 MEAN_MS = {"64": 0.1, "160": 0.25, "224": 0.35, "256": 0.5, "500": 0.8, "originals": 1.1}

@@ -35,7 +35,6 @@ from bench.show import show_throughput
 from bench.throughput import try_stage
 from bench.throughput_options import Options as StageOptions
 from bench.throughput_options import Setting
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.options import GraphName
 from fastpsl.files.workers import default_num_threads
@@ -44,6 +43,7 @@ from fastpsl.pipelines.beton.file import BetonFile
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.write import DEFAULT_PAGE_BYTES
 from fastpsl.pipelines.data.dataset import MODE_RAW
+from fastpsl.scripts.command_line import parse
 
 SIDE_PX, NUM_CLASSES = 32, 10
 HEADS = ("conv_B2", "conv_B3", "conv_B4", "fc1_B4", "fc2_B4", "fc3_B4")

@@ -36,11 +36,11 @@ from bench.program import check_out, check_positive, progress, run_program, wide
 from bench.recipe_stages import Recipe, StageName, recipe_options, stage_experiment
 from bench.schema import RUNS, environment, save_result
 from bench.step_rows import Key, Timed, ratios_of, rows_of
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.stage_bench import StageBench
-from fastpsl.engine.timing import synchronise
 from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.scripts.command_line import parse
 
 Mode = Literal["eager", "fused", "compiled", "eager+fold", "fused+fold", "compiled+fold"]
 _LEFT_S = 30.0  # assumed seconds of a stage's first steps and repeats

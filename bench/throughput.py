@@ -39,10 +39,10 @@ from bench.recipe_stages import recipe_options, stage_experiment
 from bench.schema import data_record, environment, save_result, spread
 from bench.show import draw_throughput, show_throughput
 from bench.throughput_options import Options, Setting, fill_in
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.timing import synchronise
+from fastpsl.scripts.command_line import parse
 
 
 def try_stage(

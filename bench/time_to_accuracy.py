@@ -42,16 +42,15 @@ from bench.chart import Bar, Panel, draw, grouped
 from bench.program import check_out, counted, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, save_result, spread
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
+from fastpsl.engine.gpu import synchronise, torch_seed
 from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.options import GraphName, PretrainOptions
 from fastpsl.engine.run import Run
-from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.timing import synchronise
 from fastpsl.engine.trainer import pretrain
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.command_line import parse
 
 # For images of 32 px, enlarged twofold: ResNet-18's stem divides by four, so that B5 of 32 px would be one
 # pixel.

@@ -30,11 +30,11 @@ from bench.program import check_out, check_positive, progress, run_program, wide
 from bench.recipe_stages import Recipe
 from bench.schema import RUNS, data_record, environment, save_result, spread
 from bench.show import show_missing_and_notes
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.command_line import parse
 
 PeerName = Literal["lightly", "dali_resnet50"]
 SAME_METHOD = {"lightly": "simclr", "dali_resnet50": "supervised"}

@@ -5,8 +5,8 @@ import sys
 import lazy_loader
 
 from fastpsl.console.terminal import warn_about_low_limit
-from fastpsl.engine.interrupts import GuardedImports
 from fastpsl.files.caches import choose_caches
+from fastpsl.scripts.interrupts import GuardedImports
 
 __version__ = "0.1.0"
 

@@ -33,11 +33,10 @@ from fastpsl.console.terminal import (
     safe_output,
 )
 from fastpsl.console.words import hint
-from fastpsl.engine.command_line import parse
-from fastpsl.engine.distribution import REMEDY, stranger, version_line
-from fastpsl.engine.help_screen import show_command_help
-from fastpsl.engine.launch import goes_on, one_line_once
-from fastpsl.engine.recipe import HELP
+from fastpsl.scripts.command_line import parse, show_command_help
+from fastpsl.scripts.distribution import REMEDY, stranger, version_line
+from fastpsl.scripts.launch import goes_on, one_line_once
+from fastpsl.scripts.recipe import HELP
 
 
 class Fastpsl:

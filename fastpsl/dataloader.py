@@ -14,7 +14,6 @@ from typing_extensions import TypedDict, Unpack
 
 from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import choose_device
-from fastpsl.engine.interrupts import imports_undisturbed
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
@@ -25,6 +24,7 @@ from fastpsl.pipelines.loader.batch import Batch, checked_device
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.scripts.interrupts import imports_undisturbed
 
 Inputs = Tensor | list[Tensor]
 _SIZE_PX = 224

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from fastpsl.console.progress import operation
-from fastpsl.engine.call import require_data, tensors_on_cpu, user_errors
 from fastpsl.engine.distributed import World, choose_device
 from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.features import Extraction, feature_batches
@@ -18,6 +17,7 @@ from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 

@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from fastpsl.engine.call import call, require_data
 from fastpsl.engine.distributed import World, place_among_ranks, share
-from fastpsl.engine.recipe import Evaluation
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Run
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.result import NAME, read_result
 from fastpsl.model import Model
 from fastpsl.models.weights import Pretrained
+from fastpsl.scripts.call import call, require_data
+from fastpsl.scripts.recipe import Evaluation
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.training import train_or_stop
 
 __all__ = [

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from fastpsl.engine.call import tensors_on_cpu, user_errors
 from fastpsl.evaluation.blocks import block_number
 from fastpsl.evaluation.options import given_input
 from fastpsl.kernels.draws import Keys
@@ -22,6 +21,7 @@ from fastpsl.models.weights import Pretrained, load_pretrained, sha256_of_tensor
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.image.image_file import convert_pillow, decode_any, read_image_file
 from fastpsl.pipelines.views import SHORTER_OF_SIZE, Input, center_view
+from fastpsl.scripts.call import tensors_on_cpu, user_errors
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 Channels = Literal["RGB", "L", "Sobel", "SobelXY"]

@@ -10,7 +10,6 @@ import torch
 from matplotlib.figure import Figure
 
 from fastpsl.embedding import embed
-from fastpsl.engine.call import require_data, tensors_on_cpu, user_errors
 from fastpsl.evaluation import tsne as t_sne
 from fastpsl.evaluation.retrieval import nearest_others, why_no_precision
 from fastpsl.model import Model
@@ -23,6 +22,7 @@ from fastpsl.plots import block_bars, contact_sheet, training_curve
 from fastpsl.plots.inline import figure_of
 from fastpsl.plots.neighbours import neighbour_sheet
 from fastpsl.plots.tsne import map_figure
+from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
 
 __all__ = ["blocks", "curve", "neighbours", "tsne", "views"]
 Place = str | os.PathLike[str]

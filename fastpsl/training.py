@@ -12,16 +12,16 @@ from typing_extensions import override
 
 from fastpsl.commands.train import Train
 from fastpsl.console.words import unknown
-from fastpsl.engine.call import call, require_data
-from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.recipe_files import find_recipe
-from fastpsl.engine.recipe_process import train
+from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
-from fastpsl.engine.stage_summary import summary_line
 from fastpsl.files.paths import read_lines
 from fastpsl.model import Model, load
 from fastpsl.plots.inline import InlineFigure, png_bytes
 from fastpsl.plots.training_curve import curve
+from fastpsl.scripts.call import call, require_data
+from fastpsl.scripts.recipe import Recipe
+from fastpsl.scripts.recipe_files import find_recipe
+from fastpsl.scripts.recipe_process import train
 
 RECIPES = Train.names
 

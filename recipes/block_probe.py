@@ -23,9 +23,9 @@ from typing_extensions import override
 
 from fastpsl import engine, evaluation, models, pipelines, plots
 from fastpsl.engine import optim
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Recipe
 from fastpsl.evaluation.options import TrainedEvaluationOptions
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 
 PAPER: dict[str, Any] = {
     "heads": ("conv_B2", "conv_B3", "conv_B4"), "epochs": 200, "intervals": (100, 50, 50), "batch_size": 128,

@@ -21,9 +21,9 @@ from typing import ClassVar, Literal
 
 from fastpsl import engine, models, pipelines, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.launch import launch
 from fastpsl.engine.options import SGDOptions
-from fastpsl.engine.recipe import Recipe
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.pseudo_labels.options import OWN_ORDER
 
 PAPER = {  # section 4; rate and decay are from the authors' code

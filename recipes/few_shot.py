@@ -29,9 +29,9 @@ from typing_extensions import override
 
 from fastpsl import engine, evaluation, pipelines, plots, transfer
 from fastpsl.console.terminal import EXIT_FINISHED
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Evaluation
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Evaluation
 
 PAPER: dict[str, Any] = {"ways": 5, "shots": 5, "size_px": 224, "source_px": 84}
 SAMPLE: dict[str, Any] = {"episodes": 1000, "batch_size": 32, "size_px": 84}

@@ -16,10 +16,10 @@ from tyro.conf import arg
 
 from fastpsl import engine, kernels, models, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.launch import launch
 from fastpsl.engine.options import MACHINE, SGDOptions
-from fastpsl.engine.recipe import Recipe
 from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 
 PAPER = {
     "backbone": "resnet50",  # section 4.1

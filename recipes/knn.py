@@ -29,9 +29,9 @@ from typing_extensions import override
 
 from fastpsl import engine, evaluation, plots
 from fastpsl.console.terminal import EXIT_FINISHED
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Evaluation
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Evaluation
 
 PAPER: dict[str, Any] = {"k": (10, 20, 100, 200), "temperature": 0.07, "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {"k": (1, 5, 10, 20), "temperature": 0.07, "batch_size": 32, "size_px": 96}

@@ -30,9 +30,9 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from fastpsl import engine, evaluation, models, pipelines, plots
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Recipe
 from fastpsl.evaluation.options import TrainedEvaluationOptions
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 
 PAPER: dict[str, Any] = {"protocol": "vissl", "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {"protocol": "vissl", "batch_size": 32, "size_px": 96, "epochs": 8, "lr": 0.05}

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from fastpsl import engine, evaluation, models, pipelines, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.launch import launch
 from fastpsl.engine.options import MACHINE
-from fastpsl.engine.recipe import Recipe
 from fastpsl.evaluation.options import TrainedEvaluationOptions
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 
 PAPER: dict[str, Any] = {"protocol": "pirl", "percent": 1.0, "batch_size": 256, "size_px": 224}
 SAMPLE: dict[str, Any] = {

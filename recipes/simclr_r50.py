@@ -21,10 +21,10 @@ from tyro.conf import arg
 
 from fastpsl import engine, models, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.launch import launch
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.recipe import Recipe
 from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 
 PAPER = {
     "backbone": "resnet50",

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastpsl import engine, models, tasks
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Recipe
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
 
 PAPER = {

@@ -22,8 +22,8 @@ The paper states 70 clusters for all data sets and nothing else. The rest is IIC
 from __future__ import annotations
 
 from fastpsl import engine, tasks
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Recipe
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.pseudo_labels.options import IICOptions
 
 PAPER = {

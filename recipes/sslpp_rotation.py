@@ -21,8 +21,8 @@ from functools import partial
 from typing import Any
 
 from fastpsl import engine, tasks
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Recipe
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.sslpp.options import SSLPlusPlusSGDOptions
 
 PAPER = {

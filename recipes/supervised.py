@@ -27,12 +27,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from fastpsl import engine, evaluation, models, pipelines, tasks
+from fastpsl import engine, evaluation, models, pipelines, scripts, tasks
 from fastpsl.engine import optim
-from fastpsl.engine.launch import launch
 from fastpsl.engine.options import SGDOptions
-from fastpsl.engine.recipe import Recipe
 from fastpsl.models.names import ANY_BACKBONE
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 
 PAPER = {  # our choice, as described above
     "backbone": "resnet50",
@@ -72,7 +72,7 @@ class Options(SGDOptions):
 
 
 def build(options: Options) -> engine.Experiment:
-    engine.require_given_classes(options)
+    scripts.require_given_classes(options)
     input, padded = pipelines.Input(size_px=options.size_px), options.crop == "padded"
     views = (
         pipelines.train_view(input, options.size_px, options.crop),

@@ -17,8 +17,8 @@ The paper's single stage is the plan end_to_end; the plans of PSL work, too.
 from __future__ import annotations
 
 from fastpsl import engine, tasks
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Recipe
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.pseudo_labels.options import UICOptions, fine_tuning
 
 PAPER = {  # section 4.2

@@ -13,8 +13,8 @@ whole of it. On a fifth it is compared with fixed random labels in docs/evidence
 from __future__ import annotations
 
 from fastpsl import engine, tasks
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Recipe
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.pseudo_labels.options import UICOptions, fine_tuning
 
 USUAL = {

@@ -18,8 +18,8 @@ section 5.2 takes its augmentation from SimCLR.
 from __future__ import annotations
 
 from fastpsl import engine, tasks
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Recipe
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.tasks.pseudo_labels.options import UICOptions, fine_tuning
 
 PAPER = {

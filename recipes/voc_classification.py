@@ -20,10 +20,10 @@ from typing import Any, ClassVar, Literal
 
 from fastpsl import engine, evaluation, models, pipelines, plots
 from fastpsl.engine import optim
-from fastpsl.engine.launch import launch
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.recipe import Recipe
 from fastpsl.evaluation.options import VAL_IS_OF_DATA, TrainedEvaluationOptions, VocOptions
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.transfer import classification
 
 PAPER: dict[str, Any] = {

@@ -26,10 +26,10 @@ from typing import Any, ClassVar, Literal
 
 from fastpsl import engine, evaluation, models, pipelines, plots
 from fastpsl.engine import optim
-from fastpsl.engine.launch import launch
 from fastpsl.engine.options import MACHINE
-from fastpsl.engine.recipe import Recipe
 from fastpsl.evaluation.options import WHOLE_IMAGES, TrainedEvaluationOptions, VocOptions
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.transfer import detection
 
 PAPER: dict[str, Any] = {"protocol": "pirl", "batch_size": 16}

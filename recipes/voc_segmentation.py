@@ -24,10 +24,10 @@ from typing import Any, ClassVar, Literal
 
 from fastpsl import engine, evaluation, models, pipelines, plots
 from fastpsl.engine import optim
-from fastpsl.engine.launch import launch
 from fastpsl.engine.options import MACHINE, RunOptions
-from fastpsl.engine.recipe import Recipe
 from fastpsl.evaluation.options import WHOLE_IMAGES, TrainedEvaluationOptions, VocOptions
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from fastpsl.transfer import segmentation
 
 PAPER: dict[str, Any] = {"protocol": "sslpp", "batch_size": 2, "size_px": 512}

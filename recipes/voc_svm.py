@@ -24,10 +24,10 @@ from typing_extensions import override
 
 from fastpsl import engine, evaluation, pipelines, plots
 from fastpsl.console.terminal import EXIT_FINISHED
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Evaluation
 from fastpsl.evaluation.options import VAL_IS_OF_DATA, VocOptions
 from fastpsl.files.workers import default_num_threads
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Evaluation
 from fastpsl.transfer import svm
 
 PAPER: dict[str, Any] = {"shots": (1, 2, 4, 8, 16, 32, 64, 96), "size_px": 224, "batch_size": 256}

@@ -17,10 +17,6 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 import fastpsl
-from fastpsl.engine import recipe_process
-from fastpsl.engine.call import call
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.run import Run
 from fastpsl.kernels.lightness import Lightness
 from fastpsl.model import Transform
@@ -28,6 +24,10 @@ from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.datasets.folder import Folder
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input
+from fastpsl.scripts import recipe_process
+from fastpsl.scripts.call import call
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.training import RECIPES, find, option_names
 from tests import api_runs
 from tests.api_runs import TINY, pretrain, state

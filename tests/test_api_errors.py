@@ -13,8 +13,8 @@ import torch.distributed as dist
 from PIL import Image
 
 import fastpsl
-from fastpsl.engine import recipe_process
 from fastpsl.pipelines.views import Input
+from fastpsl.scripts import recipe_process
 from tests import api_runs
 from tests.api_runs import pretrain, state
 

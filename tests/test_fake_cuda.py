@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional
 from typing_extensions import override
 
-from fastpsl.engine.fetch import Fetch
+from fastpsl.engine.gpu import Fetch
 from fastpsl.kernels.fused import fused_modules
 from tests.fake_cuda import DEVICE, fake_cuda
 from tests.host_waits import Seen

@@ -83,7 +83,7 @@ def test_importing_every_module_changes_nothing_of_the_process() -> None:
 def test_a_training_imports_no_large_library_before_it_is_needed() -> None:
     """Each takes 0.3 s to 3 s: Kornia, torchvision, matplotlib's figures, and torch's compiler."""
     large = {"kornia", "torchvision", "matplotlib.figure", "sklearn", "torch._dynamo"}
-    modules = "fastpsl.engine.recipe_process, fastpsl.kernels.fused_cpu.photometric"
+    modules = "fastpsl.scripts.recipe_process, fastpsl.kernels.fused_cpu.photometric"
     program = f"import sys, {modules}; print(*{large} & sys.modules.keys())"
     process = subprocess.run(
         [sys.executable, "-c", program], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=240

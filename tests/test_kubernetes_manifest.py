@@ -14,7 +14,7 @@ import pytest
 import yaml
 from kubeflow.training import models
 
-from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.scripts.recipe_files import find_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFEST = ROOT / "docs" / "how_to" / "kubernetes" / "pytorchjob.yaml"

@@ -21,10 +21,10 @@ from markdown_it import MarkdownIt
 from typing_extensions import override
 
 import fastpsl
-from fastpsl.engine.distribution import NAME
 from fastpsl.kernels import c_draws, c_look_up
 from fastpsl.pipelines.beton import shard
 from fastpsl.pipelines.image import libturbo
+from fastpsl.scripts.distribution import NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = "from setuptools.build_meta import *; import sys; sys.stdout.write(build_{kind}(sys.argv[1]))"
@@ -294,8 +294,8 @@ def test_every_hint_names_our_distribution() -> None:
 
 SHIPPED = """
 import fastpsl.recipes.jigsaw_r50 as recipe, fastpsl
-from fastpsl.engine.distribution import stranger, version_line
-from fastpsl.engine.recipe_files import recipe_path
+from fastpsl.scripts.distribution import stranger, version_line
+from fastpsl.scripts.recipe_files import recipe_path
 print(fastpsl.__file__, recipe.__file__, recipe_path('jigsaw_r50'), stranger(), version_line(), sep=chr(10))
 """
 
@@ -323,8 +323,8 @@ def test_a_wheel_trains(installed: Path, tmp_path: Path) -> None:
 
 EDITABLE = """
 import fastpsl
-from fastpsl.engine.distribution import stranger
-from fastpsl.engine.recipe_files import find_recipe, recipe_path
+from fastpsl.scripts.distribution import stranger
+from fastpsl.scripts.recipe_files import find_recipe, recipe_path
 print(fastpsl.__file__, recipe_path('knn'), find_recipe('knn').name, stranger(), sep=chr(10))
 """
 
@@ -347,7 +347,7 @@ def test_a_bare_checkout_is_imported_without_an_install(tmp_path: Path) -> None:
 
 
 FIND = """
-from fastpsl.engine.recipe_files import find_recipe, recipe_path
+from fastpsl.scripts.recipe_files import find_recipe, recipe_path
 print(recipe_path('knn'), find_recipe('knn').name)
 """
 

@@ -13,7 +13,7 @@ from fastpsl.cli import Fastpsl
 from fastpsl.commands.doctor import Doctor
 from fastpsl.commands.launch import Slurm
 from fastpsl.commands.train import Eval, Train
-from fastpsl.engine.recipe_files import find_recipe, recipe_path
+from fastpsl.scripts.recipe_files import find_recipe, recipe_path
 from tests.programs import ROOT
 
 PAGES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/*.py"))

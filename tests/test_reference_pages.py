@@ -7,8 +7,8 @@ import pytest
 from docs.reference.generate import __main__ as script
 from docs.reference.generate.markdown import described_in_markdown, prose, table
 from docs.reference.generate.options import words_of
-from fastpsl.engine.help_screen import described
-from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.scripts.command_line import described
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.test_architecture import ROOT
 
 

@@ -18,7 +18,7 @@ for name in (
     "fastpsl.evaluation.features",
     "fastpsl.tasks.pseudo_labels.iic_experiment",
     "fastpsl.tasks.pseudo_labels.k_means",
-    "fastpsl.engine.launch",
+    "fastpsl.scripts.launch",
     "fastpsl.pipelines.beton.verify",
     "fastpsl.pipelines.decoders.ffcv",
     "fastpsl.pipelines.loader.loader",

@@ -8,12 +8,12 @@ from PIL import Image
 
 from bench.figures.svg import png_uri
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.recipe import Recipe
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.jigsaw import Jigsaw
 
 RECIPE = "jigsaw_r50"

@@ -9,11 +9,11 @@ from PIL import Image
 
 from bench.figures.svg import png_uri
 from bench.figures.views import IMAGE
-from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import read_bytes
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.recipe import Recipe
+from fastpsl.scripts.recipe_files import find_recipe
 
 RECIPE = "sslpp_iic"
 TILE_PX = 76

@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from bench.figures.svg import png_uri
-from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import read_bytes
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.recipe import Recipe
+from fastpsl.scripts.recipe_files import find_recipe
 
 RECIPE, LEVEL = "simclr_r50", 3
 # A mushroom, and an epoch in which both of its crops show it.

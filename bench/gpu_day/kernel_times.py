@@ -21,8 +21,8 @@ from bench.kernel_chains import Setting
 from bench.kernels import chains
 from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.distributed import World, choose_device
+from fastpsl.engine.gpu import synchronise
 from fastpsl.engine.stage_bench import StageBench
-from fastpsl.engine.timing import synchronise
 from fastpsl.pipelines.datasets.subset import Synthetic
 
 NUM_CALLS, NUM_KERNELS = 5, 14

@@ -12,7 +12,7 @@ from functools import partial
 
 from bench.cpu_time import tree_usage
 from bench.peers import ALL, TRAINING, Work, ours
-from fastpsl.engine.timing import samples_per_s
+from fastpsl.engine.gpu import samples_per_s
 
 AHEAD = 5  # batches that queues hold, beside two for each thread or process
 _PAUSE_S, _IDLE_CORES, _SETTLE_S = 0.2, 0.1, 10.0

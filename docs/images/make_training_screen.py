@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from fastpsl.console.screen import Numbers, Screen, TrainingLines
 from fastpsl.engine import reporter
-from fastpsl.engine.launch import launch
+from fastpsl.scripts.launch import launch
 from recipes.jigsaw_r50 import RECIPE
 
 FOLDER = Path(__file__).parent

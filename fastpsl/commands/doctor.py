@@ -82,7 +82,7 @@ class Doctor:
         """
         try:
             from fastpsl.doctor.examination import examine
-            from fastpsl.engine.recipe_files import named_path
+            from fastpsl.scripts.recipe_files import named_path
 
             path = None
             if self.recipe is not None:

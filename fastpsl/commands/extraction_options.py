@@ -75,8 +75,8 @@ class ExtractionOptions:
             ValueError: Weights are given twice or not at all, or a value is out of range.
         """
         from fastpsl.engine.distributed import join_world, leave_world
-        from fastpsl.engine.given_paths import require_paths
         from fastpsl.evaluation.options import EvaluationOptions
+        from fastpsl.scripts.recipe import require_paths
 
         if (checkpoint is not None) == more.get("random_weights", False):
             raise ValueError("give either CKPT, or --random-weights and --backbone")

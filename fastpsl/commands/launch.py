@@ -12,7 +12,7 @@ import tyro
 from fastpsl.commands.train import Eval, Train
 from fastpsl.console.terminal import escaped
 from fastpsl.engine.options import flag
-from fastpsl.engine.recipe import HELP
+from fastpsl.scripts.recipe import HELP
 
 # The parts of NVIDIA's driver that a container gets; the GPU's JPEG engines need that of video.
 _DRIVER_PARTS = "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
@@ -182,9 +182,9 @@ def _command(recipe: str, recipe_options: Sequence[str]) -> tuple[list[str], Pat
     Raises:
         ValueError: There is no such recipe, it does not train, or its options are wrong.
     """
-    from fastpsl.engine.command_line import parse
-    from fastpsl.engine.recipe import Recipe
-    from fastpsl.engine.recipe_files import load_recipe, named_path
+    from fastpsl.scripts.command_line import parse
+    from fastpsl.scripts.recipe import Recipe
+    from fastpsl.scripts.recipe_files import load_recipe, named_path
 
     script = load_recipe(named_path(recipe, Train.names | Eval.names))
     verb = "eval" if Eval.knows(recipe) else "train"

@@ -25,8 +25,8 @@ class Copy:
             ValueError: There is no such recipe, FILE does not end in .py, or it is there already.
         """
         from fastpsl.commands.train import Eval, Train
-        from fastpsl.engine.recipe_files import named_path
         from fastpsl.files.atomic import output_errors, write_atomically
+        from fastpsl.scripts.recipe_files import named_path
 
         source = named_path(self.recipe, Train.names | Eval.names)
         if self.file.suffix != ".py":
@@ -48,7 +48,7 @@ class List:
         from rich.table import Table
 
         from fastpsl.commands.train import Eval, Train
-        from fastpsl.engine.recipe_files import find_recipe
+        from fastpsl.scripts.recipe_files import find_recipe
 
         table = Table.grid(padding=(0, 2))
         for command in (Train, Eval):

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.task import Task
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.scripts.recipe import Recipe
+from fastpsl.scripts.recipe_files import find_recipe
 
 
 class Crops(Task):

@@ -61,10 +61,10 @@ class _Start:
         Raises:
             ValueError: There is no such recipe, or --gpus is not within this machine's.
         """
-        from fastpsl.engine.launch import launch
-        from fastpsl.engine.local_ranks import run_ranks
-        from fastpsl.engine.recipe import HELP
-        from fastpsl.engine.recipe_files import load_recipe, named_path
+        from fastpsl.scripts.launch import launch
+        from fastpsl.scripts.local_ranks import run_ranks
+        from fastpsl.scripts.recipe import HELP
+        from fastpsl.scripts.recipe_files import load_recipe, named_path
 
         if self.gpus is not None and self.gpus < 1:
             raise ValueError(f"--gpus {self.gpus}: it must be 1 or more")

@@ -12,9 +12,9 @@ from fastpsl.console.words import number_of
 from fastpsl.doctor.recipe import DEFAULT_OPTIONS, LoadedRecipe, default_recipe, load_recipe
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, place_backbone
+from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run_data import RunData
-from fastpsl.engine.seed import torch_seed
 from fastpsl.files.workers import default_num_threads
 
 

@@ -15,9 +15,9 @@ import torch
 from fastpsl.doctor.doctor_setup import DoctorSetup
 from fastpsl.doctor.measurements import BETON_WRITE, Alternative, DecoderCost
 from fastpsl.doctor.reading import FIRST_EPOCH
+from fastpsl.engine.gpu import milliseconds, samples_per_s
 from fastpsl.engine.run_data import open_loader
 from fastpsl.engine.stage_bench import endless
-from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.files.caches import cache_folder
 from fastpsl.pipelines.beton.encode import Target
 from fastpsl.pipelines.beton.reader import Beton

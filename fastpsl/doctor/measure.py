@@ -16,7 +16,7 @@ from fastpsl.doctor.feeding import Feed, copy_rate
 from fastpsl.doctor.jpeg_engines import best_share, measure_engines
 from fastpsl.doctor.measurements import BETON_WRITE, AutoDecoder, Measurements, StageRates
 from fastpsl.doctor.reading import measure_read
-from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
+from fastpsl.engine.gpu import peak_memory, reset_peak_memory
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.augment import AugmentName, choose_augment

@@ -10,8 +10,8 @@ from typing import Any
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.recipe import Evaluation, Recipe
-from fastpsl.engine.recipe_files import load_script, recipe_path
+from fastpsl.scripts.recipe import Evaluation, Recipe
+from fastpsl.scripts.recipe_files import load_script, recipe_path
 
 DEFAULT = "jigsaw_r50.py"
 DEFAULT_OPTIONS = ("--backbone", "resnet18")  # two cores measure it in less than a minute

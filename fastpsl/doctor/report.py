@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fastpsl.doctor.advice import Bottleneck, Change, bottleneck, changes, is_good
 from fastpsl.doctor.measurements import Measurements, StageRates
-from fastpsl.engine import distribution
+from fastpsl.scripts import distribution
 
 EXIT_GOOD, EXIT_WAITS, EXIT_BROKEN = 0, 1, 2
 FORMAT = 1

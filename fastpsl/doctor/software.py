@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from fastpsl.doctor.report import Check, State
-from fastpsl.engine import distribution
 from fastpsl.kernels.fused import fused_modules
 from fastpsl.pipelines.decoders import dali, libffcv
+from fastpsl.scripts import distribution
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 

@@ -1,16 +1,18 @@
+from .dataset_pass import NAME as NAME
 from .dataset_pass import EpochContext as EpochContext
+from .dataset_pass import read_predictions as read_predictions
 from .distributed import World as World
 from .distributed import join_world as join_world
 from .experiment import Experiment as Experiment
-from .given_paths import require_given_classes as require_given_classes
+
+# GONE from .given_paths import require_given_classes as require_given_classes
 from .options import PretrainOptions as PretrainOptions
 from .options import RunOptions as RunOptions
 from .plan import Stage as Stage
 from .plan import make_plan as make_plan
-from .predictions import NAME as NAME
-from .predictions import read_predictions as read_predictions
-from .recipe import Evaluation as Evaluation
-from .recipe import Recipe as Recipe
+
+# GONE from .recipe import Evaluation as Evaluation
+# GONE from .recipe import Recipe as Recipe
 from .resume import open_folder as open_folder
 from .run import Run as Run
 from .run_data import RunData as RunData

@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+
+from fastpsl.console.words import number_of
+from fastpsl.engine.run_data import BatchSource
+from fastpsl.files.workers import default_num_threads
+from fastpsl.pipelines.beton.remote import remote_pages
+from fastpsl.pipelines.data.dataset import Dataset, spread_indices
+from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.decoders.dali import why_slower
+from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.loader.loader import Loader
+from fastpsl.pipelines.views import short_side_px
 
 LONG_SHARE = 0.05
 WINDOW_S = 60.0
@@ -81,6 +93,137 @@ class Waits:
     def busy_cores(self) -> float:
         """The cores that this process kept busy while the host waited."""
         return self.cpu_s / max(self.host_s, 1e-9)
+
+
+_NUM_LOOKED_AT = 256  # samples, spread over the data
+_HERE = 0.95  # at this share of remote data or above, the network is not what is waited for
+_IDLE = 0.5  # of the threads: if fewer are busy, they wait for bytes
+_FROM_STORAGE = 0.5  # of the bytes of the batches
+_BY_COPIES = 0.5  # of the waits
+_LARGE = 2.0  # times the shorter side that the crops need
+_DOCTOR = "fastpsl doctor, with the same options, measures each part"
+_UNKNOWN = "unknown", f"The cause is not known: {_DOCTOR}"
+
+
+def line_of(stage: str, waits: Waits, loader: BatchSource) -> tuple[str, str]:
+    """Return the cause in one word, and the line for people. No error in naming it ends a training.
+
+    Args:
+        stage: The stage's name.
+        waits: Its waits.
+        loader: The loader of its batches.
+    """
+    try:
+        cause, words = cause_of(waits, loader)
+    except Exception:  # noqa: BLE001  (of files, libraries or the network)
+        cause, words = _UNKNOWN
+    decoder = f"the decoder {loader.decoder_name}"
+    if isinstance(loader, Loader):
+        decoder += f" with {number_of(loader.num_threads, 'thread')}"
+    return cause, (
+        f"{stage} waits for its data {waits.share:.0%} of the time: {decoder} needs {_ms(waits.batch_ms)} "
+        f"for a batch, and the step {_ms(waits.step_ms)}. {words}"
+    )
+
+
+def _ms(value: float) -> str:
+    return f"{value:{',.0f' if value >= 10 else '.2g'}} ms"
+
+
+def cause_of(waits: Waits, loader: BatchSource) -> tuple[str, str]:
+    """Return the cause in one word, and in a sentence with what helps."""
+    if not isinstance(loader, Loader) or loader.decoder_name in ("resident", "synthetic"):
+        return _UNKNOWN
+    if waits.copy_s > _BY_COPIES * waits.idle_s:
+        return _of_the_gpu(loader)
+    data = loader.data
+    some = spread_indices(data.num_samples, _NUM_LOOKED_AT)
+    num_cores = default_num_threads()
+    if waits.busy_cores < _IDLE * min(loader.num_threads, num_cores):
+        return _of_bytes(waits, loader, some) or _of_engines(loader)
+    return _of_decoding(loader, some, num_cores)
+
+
+def _of_the_gpu(loader: Loader) -> tuple[str, str]:
+    """Return why batches that the host has are not on the GPU."""
+    if loader.decoder_name == "dali":
+        return _of_engines(loader)
+    return "copy", f"The batches are ready, and their copies to the GPU are too slow: {_DOCTOR}"
+
+
+def _of_engines(loader: Loader) -> tuple[str, str]:
+    """Return why threads are idle that do not wait for bytes."""
+    if loader.decoder_name != "dali" or loader.device.type == "cpu":
+        return "unknown", f"The decoding threads are mostly idle, and why is not known: {_DOCTOR}"
+    if found := _of_idle_engines(loader):
+        return found
+    return "busy engines", (
+        "The GPU decodes too slowly: try --decoder turbo with all cores "
+        f"(--workers {default_num_threads()}), or write smaller images (fastpsl data write SRC OUT "
+        f"--short-side {short_side_px(loader.views) or 'PX'})"
+    )
+
+
+def _of_idle_engines(loader: Loader) -> tuple[str, str] | None:
+    """Return why the GPU's JPEG engines do not decode for `dali`; None if they do, or another decodes."""
+    remark = loader.decoder.remark
+    return ("engines", f"The GPU's JPEG engines do not help: {remark}") if remark else None
+
+
+def _of_bytes(waits: Waits, loader: Loader, some: np.ndarray) -> tuple[str, str] | None:
+    """Return why threads that are mostly idle get no bytes; None if they do not seem to wait for them."""
+    whole, samples = _whole(loader.data, some)
+    remote = remote_pages(whole)
+    if remote is not None and (here := remote.share_here(samples)) < _HERE:
+        text = f"The network is too slow, and {here:.0%} of the data is in --cache-dir"
+        if remote.room_bytes() is None:
+            return "network", f"{text}. Later epochs are faster, because all of it has room there"
+        return "network", f"{text}: give more --cache-gb"
+    batch_bytes = float(loader.data.rows(some).num_bytes.mean()) * loader.batch_size_per_rank
+    if waits.read_bytes >= _FROM_STORAGE * batch_bytes * waits.num_batches:
+        return "storage", (
+            "The storage is too slow, and the data does not come from memory: copy it to a local disk, or "
+            "write smaller images (fastpsl data write SRC OUT --max-side PX)"
+        )
+    return None
+
+
+def _of_decoding(loader: Loader, some: np.ndarray, num_cores: int) -> tuple[str, str]:
+    """Return why the threads, which are busy, are too slow."""
+    data, name = loader.data, loader.decoder_name
+    if name in ("pillow", "ffcv") or (name == "dali" and loader.device.type == "cpu"):
+        if reason := libturbo.why_missing():
+            return "decoder", f"{name} decodes slowly, because {reason}: {libturbo.INSTALL}"
+        return "decoder", f"{name} decodes slowly: give --decoder turbo"
+    if found := _of_idle_engines(loader):
+        return found
+    needed, rows = short_side_px(loader.views), data.rows(some)
+    median = float(np.median(np.minimum(rows.height, rows.width)))
+    source = "FOLDER" if data.kind == "folder" else "SRC"
+    if needed and median >= _LARGE * needed:
+        return "size", (
+            f"The images are large, {median:,.0f} px at their shorter side, and the crops need {needed}: "
+            f"fastpsl data write {source} OUT --max-side {2 * needed}, and --data OUT"
+        )
+    if loader.num_threads < num_cores:
+        return "threads", f"There are few decoding threads: give --workers {num_cores}"
+    if loader.device.type == "cuda":
+        others = ", try --decoder dali" if name == "turbo" and _has_engines(loader) else ""
+        return "cores", (
+            f"Decoding takes all {number_of(num_cores, 'core')} of this process: give it more{others}, or "
+            f"write smaller images (fastpsl data write SRC OUT --short-side {needed or 'PX'})"
+        )
+    return "cores", f"Decoding needs the {number_of(num_cores, 'core')} on which the step runs: {_DOCTOR}"
+
+
+def _has_engines(loader: Loader) -> bool:
+    """Return whether the GPU's JPEG engines work and could decode some of the images."""
+    return not getattr(loader.data, "is_raw", False) and not why_slower(loader.device)
+
+
+def _whole(data: Dataset, samples: np.ndarray) -> tuple[Dataset, np.ndarray]:
+    """Return the data of which this is a subset, and the samples' numbers there."""
+    return (data.data, data.indices[samples]) if isinstance(data, Subset) else (data, samples)
 
 
 class DataWaits:

@@ -9,14 +9,13 @@ from torch import nn
 
 from fastpsl.engine.compile_modes import StepChoice, choose_step
 from fastpsl.engine.distributed import World
-from fastpsl.engine.gpu_flags import set_cudnn_benchmark
+from fastpsl.engine.gpu import set_cudnn_benchmark, torch_seed
 from fastpsl.engine.optim.schedules import Schedule
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import OpenData, RunData, open_both
-from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_graph import GraphChoice, choose_graph
 from fastpsl.engine.task import Task

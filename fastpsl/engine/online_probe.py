@@ -17,18 +17,26 @@ from torch import Tensor
 from fastpsl.console.progress import operation
 from fastpsl.engine.dataset_pass import undisturbed
 from fastpsl.engine.distributed import gathered, share
-from fastpsl.engine.metrics_file import MetricsFile
-from fastpsl.engine.neighbours import find_neighbours
 from fastpsl.engine.plan import Stage
+from fastpsl.engine.reporter import MetricsFile
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.files.paths import read_lines
-from fastpsl.kernels.nearest import count_correct
+from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
 from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.views import ViewSpec, center_view
+
+
+def find_neighbours(
+    queries: Tensor | np.ndarray, bank: Tensor | np.ndarray, k: int, device: torch.device
+) -> Neighbours:
+    """Return `nearest` of the arguments, and report its progress every ten seconds."""
+    with operation("looking for neighbours", "million pairs", num_million_pairs(queries, bank)) as progress:
+        return nearest(queries, bank, k, device, on_million_pairs=progress.update)
+
 
 MAX_TRAIN, MAX_VAL = 5_000, 10_000
 K, TEMPERATURE = 20, 0.07

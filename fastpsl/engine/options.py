@@ -271,8 +271,7 @@ class SGDOptions(PretrainOptions):
             ValueError: apex cannot run.
         """
         from fastpsl.engine.distributed import choose_device
-        from fastpsl.engine.optim.apex import fused_sgd, require_apex
-        from fastpsl.engine.optim.sgd_adam import sgd
+        from fastpsl.engine.optim.sgd_adam import fused_sgd, require_apex, sgd
 
         if not self.apex:
             return sgd

@@ -2,33 +2,259 @@
 
 import contextlib
 import csv
+import json
+import os
+import secrets
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from fastpsl.console.progress import clock
 from fastpsl.console.screen import Numbers, Screen
 from fastpsl.console.terminal import escaped
-from fastpsl.console.words import metric_words, number_of
+from fastpsl.console.words import gibibytes, metric_words, number_of, percent, val_words
 from fastpsl.engine.distributed import World, sum_over_ranks
-from fastpsl.engine.epoch_log import EpochLog
-from fastpsl.engine.fetch import Fetch
-from fastpsl.engine.gpu_memory import memory_held
-from fastpsl.engine.metrics_file import MetricsFile
+from fastpsl.engine.gpu import Fetch, memory_held
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.skipped_steps import SkippedSteps
 from fastpsl.engine.stage_blocks import StepMetrics
-from fastpsl.engine.stage_summary import summary_line
-from fastpsl.engine.time_left import ONLY_STAGE, Pace, WorkAhead
-from fastpsl.engine.wandb_run import start_wandb
+from fastpsl.files.atomic import write_atomically
+from fastpsl.files.paths import read_lines
 from fastpsl.pipelines.loader.batch import BadSample, Batch
+
+
+class MetricsFile:
+    """A file with a line per step. Opening it cuts off damaged lines and those after a resumed checkpoint."""
+
+    def __init__(self, path: Path, resumed_run_step: int):
+        self.path = path
+        path.touch()
+        kept_bytes = 0
+        for line in read_lines(path):
+            if line.row["run_step"] > resumed_run_step:
+                break
+            kept_bytes = line.end
+        else:
+            with open(path, "rb") as file:
+                file.seek(kept_bytes)
+                is_damaged = b"\n" in file.read()  # `read_lines` has warned
+            if is_damaged:
+                shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
+        os.truncate(path, kept_bytes)
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        with open(self.path, "a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+    def sync(self) -> None:
+        """Wait until the lines are on the disk."""
+        with open(self.path, "a") as file:
+            os.fsync(file.fileno())
+
+    def losses(self, stage: str) -> list[float]:
+        """Return the losses of a stage's steps that had valid samples."""
+        rows = (line.row for line in read_lines(self.path))
+        return [row["loss"] for row in rows if row["stage"] == stage and row.get("loss") is not None]
+
+
+class EpochLog:
+    """A log of epochs. Opening it removes the lines after the step from which a run resumes."""
+
+    def __init__(self, path: Path, resumed_run_step: int):
+        self.path = path
+        if path.exists():
+            MetricsFile(path, resumed_run_step)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Add a line. It replaces lines of the same or a later "run_step" and "epoch"."""
+        place = (line["run_step"], line["epoch"])
+        lines = [each.row for each in read_lines(self.path) if "epoch" in each.row]
+        # A killed run may have logged epochs after its last checkpoint, which the resumed run logs again.
+        lines = [each for each in lines if (each["run_step"], each["epoch"]) < place]
+        text = "".join(json.dumps(each) + "\n" for each in (*lines, line))
+        write_atomically(self.path, text.encode())
+
+
+def start_wandb(folder: Path, config: dict[str, Any]) -> Any:
+    """Start a W&B run, or resume the one with the id stored in the folder.
+
+    Raises:
+        ValueError: wandb is missing or raises an error.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError('--wandb needs wandb: pip install "fastpsl-vision[wandb]"') from error
+    id_file = folder / "wandb-id.txt"
+    if not id_file.exists():
+        write_atomically(id_file, secrets.token_hex(8).encode())
+    try:
+        return wandb.init(dir=folder, id=id_file.read_text(), name=folder.name, resume="allow", config=config)
+    except wandb.Error as error:
+        raise ValueError(f"--wandb: {error}; log in (wandb login), or set WANDB_MODE=offline") from error
+
+
+# The pace is a mean over at most this many log intervals.
+PACE_INTERVALS = 20
+
+
+class WorkAhead(NamedTuple):
+    """A stage's place in the run, and what comes after it.
+
+    Attributes:
+        number: The number of the stage, from 1.
+        num_stages: The number of stages of the run.
+        later_steps: The work of later stages, in steps of this one.
+    """
+
+    number: int = 1
+    num_stages: int = 1
+    later_steps: float = 0.0
+
+
+ONLY_STAGE = WorkAhead()
+
+
+class Pace:
+    """The measured seconds per step of a stage, and the time left by it. Nothing is left of it unmeasured."""
+
+    def __init__(self) -> None:
+        self._intervals: deque[tuple[int, float]] = deque(maxlen=PACE_INTERVALS)
+
+    def add(self, num_steps: int, seconds: float) -> None:
+        """Add a measurement."""
+        self._intervals.append((num_steps, seconds))
+
+    def time_left(self, num_steps: int, ahead: WorkAhead) -> tuple[float | None, float | None]:
+        """Return the seconds left in the stage and in the run.
+
+        Args:
+            num_steps: The number of steps left in the stage.
+            ahead: The work after it. In the last stage, the run has no time of its own: None.
+        """
+        if not self._intervals:
+            return None, None
+        step_s = sum(seconds for _, seconds in self._intervals) / sum(num for num, _ in self._intervals)
+        in_run = (num_steps + ahead.later_steps) * step_s
+        return num_steps * step_s, in_run if ahead.number < ahead.num_stages else None
+
+
+def work_ahead(
+    stages: Sequence[Stage],
+    position: int,
+    blocks: Sequence[nn.Module],
+    inputs_per_image: Callable[[int], int],
+    steps_per_epoch: int,
+    max_steps_per_stage: int | None,
+) -> WorkAhead:
+    """Estimate the work of the stages after the one at `position`.
+
+    The rule: a step's time grows with the layers that it passes (`step_cost`), and with the inputs that the
+    task makes of an image. Passes between steps, such as the validation pass, are not counted.
+
+    Args:
+        stages: The stages of the run.
+        position: The index of the present stage, from 0.
+        blocks: The blocks of the backbone.
+        inputs_per_image: The task's number of inputs per image, given a level.
+        steps_per_epoch: The present stage's number of steps per epoch.
+        max_steps_per_stage: The limit for all stages, or None.
+    """
+    here, later_steps = stages[position], 0.0
+    for stage in stages[position + 1 :]:
+        share = inputs_per_image(stage.level) / inputs_per_image(here.level)
+        num_steps = stage.num_steps or stage.epochs * steps_per_epoch
+        num_steps = min(num_steps, max_steps_per_stage or num_steps)
+        later_steps += num_steps * share * step_cost(blocks, stage) / step_cost(blocks, here)
+    return WorkAhead(position + 1, len(stages), later_steps)
+
+
+def step_cost(blocks: Sequence[nn.Module], stage: Stage) -> int:
+    """Count how often a step passes a layer: once forward, and twice more, backward, where it learns.
+
+    Layers are those with weights of two dimensions or more: convolutions and linear ones. The head counts as
+    one that learns.
+    """
+    sizes = [sum(weights.dim() > 1 for weights in block.parameters()) for block in blocks[: stage.last_block]]
+    return sum(sizes) + 2 * sum(sizes[stage.first_learning - 1 :]) + 3
+
+
+# In fp16, the first steps of a stage search for the scale, which takes about twenty.
+FIRST_STEPS = 100
+# The run ends if more than half of so many later steps are skipped, or half as many in a row.
+WINDOW = 200
+
+
+class SkippedSteps:
+    """The skipped steps of a stage, from the counts that are fetched now and then; the same on every rank."""
+
+    def __init__(self) -> None:
+        self._num = 0
+        self._num_in_a_row = 0
+        self._latest: deque[bool] = deque(maxlen=WINDOW)  # of the steps after the first ones
+        self._diverged = ""
+
+    def line(self, nums: list[int], first: int) -> str:
+        """Return what to say of steps that follow those of the last call, or nothing.
+
+        Args:
+            nums: For each step, the stage's skipped steps up to it.
+            first: The number of the first step, counted in the stage from 1.
+        """
+        before = self._num
+        for step, num in enumerate(nums, start=first):
+            self._see(step, num > self._num)
+            self._num = num
+        if self._num == before:
+            return ""
+        return (
+            f"{self._num - before} of steps {first} to {first + len(nums) - 1} had gradients that are not "
+            "finite and changed nothing (usual in the first steps of a stage in fp16; if it goes on, start "
+            "anew with a lower --lr, or with --precision bf16)"
+        )
+
+    def _see(self, step: int, is_skipped: bool) -> None:
+        self._num_in_a_row = self._num_in_a_row + 1 if is_skipped else 0
+        if step > FIRST_STEPS:
+            self._latest.append(is_skipped)
+        if self._num_in_a_row >= WINDOW // 2:
+            self._diverged = f"the last {self._num_in_a_row} steps"
+        elif sum(self._latest) > WINDOW // 2:
+            self._diverged = f"{sum(self._latest)} of the last {len(self._latest)} steps"
+
+    def require_effect(self) -> None:
+        """Raise ValueError if the steps have little effect any more."""
+        if self._diverged:
+            raise ValueError(
+                f"the training has diverged: {self._diverged} had gradients that are not finite and changed "
+                "nothing; start anew with a lower --lr, or with --precision bf16, and with another --out"
+            )
+
+
+def summary_line(summary: dict[str, Any]) -> str:
+    """Return a stage's summary as one line for people."""
+    num, planned = summary["num_steps"], summary["num_steps_planned"]
+    steps = number_of(num, "step") if num == planned else f"{num:,} of {number_of(planned, 'step')}"
+    steps += f" in {clock(summary['seconds'])}"
+    text = f"{summary['stage']} (level G{summary['level']}): {steps}"
+    if summary["loss_start"] is not None:
+        text += f", loss {summary['loss_start']:.3f} → {summary['loss_end']:.3f}"
+    chance = "" if summary["chance"] is None else f" (chance {percent(summary['chance'])})"
+    if val := val_words(summary["val"], chance):
+        text += f", validation {val}"
+    if "peak_allocated_bytes" in summary:
+        peak, used = gibibytes(summary["peak_allocated_bytes"]), gibibytes(summary["device_used_bytes"])
+        text += f", GPU memory {peak} at most ({used} with all else)"
+    return text
+
 
 # A stage's loss "at its start" and "at its end" is a mean over this many steps, or over half of a shorter
 # stage.

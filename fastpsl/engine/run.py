@@ -11,11 +11,10 @@ from torch import Tensor
 
 from fastpsl.engine.distributed import share
 from fastpsl.engine.environment import environment
-from fastpsl.engine.reporter import Reporter
+from fastpsl.engine.reporter import Reporter, summary_line
 from fastpsl.engine.resume import choose_folder, find_checkpoint, lock_folder
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.signals import StopSignal
-from fastpsl.engine.stage_summary import summary_line
 from fastpsl.files.atomic import output_errors, remove_leftovers, write_atomically
 from fastpsl.models.checkpoint import CheckpointManager
 

@@ -9,10 +9,10 @@ import torch
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, make_train_step
+from fastpsl.engine.gpu import milliseconds, samples_per_s
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.run_data import open_loader
-from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.pipelines.augment import Augment
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Synthetic

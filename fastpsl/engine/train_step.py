@@ -13,8 +13,14 @@ from typing_extensions import override
 from fastpsl.engine.compile_modes import OFF, StepChoice, make_runner
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks, StepMetrics
-from fastpsl.engine.step_graph import LAUNCHED, GraphChoice, StepGraphs, beside
-from fastpsl.engine.step_state import SkippedStep, StepState
+from fastpsl.engine.step_graph import (
+    LAUNCHED,
+    GraphChoice,
+    SkippedStep,
+    StepGraphs,
+    StepState,
+    beside,
+)
 from fastpsl.pipelines.augment import UNFUSED, Augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec

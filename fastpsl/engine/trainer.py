@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -10,25 +11,82 @@ import torch
 
 from fastpsl.console.progress import operation
 from fastpsl.engine.compile_modes import what_is_built
-from fastpsl.engine.data_failures import next_on_all_ranks
-from fastpsl.engine.data_waits import DataWaits
+from fastpsl.engine.data_waits import DataWaits, line_of
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
+from fastpsl.engine.distributed import World, gather_objects, on_any_rank, wait_for_all
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
-from fastpsl.engine.first_batch import look_at_first_batch
-from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
-from fastpsl.engine.kept_choices import AUTOMATIC, apply_kept_choices, choices_of, report_choices
+from fastpsl.engine.gpu import peak_memory, reset_peak_memory, torch_seed
 from fastpsl.engine.last_step import LONG_STEP_S, LastStep
 from fastpsl.engine.online_probe import OnlineProbe
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.resume import loading
+from fastpsl.engine.plan import Stage
+from fastpsl.engine.reporter import work_ahead
+from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loading, report_choices
 from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import BatchSource
-from fastpsl.engine.run_decoder import choose_run_decoder, decoder_choice
-from fastpsl.engine.seed import torch_seed
-from fastpsl.engine.time_left import work_ahead
-from fastpsl.engine.wait_causes import line_of
+from fastpsl.engine.run_data import BatchSource, choose_run_decoder, decoder_choice
+from fastpsl.engine.task import Task
 from fastpsl.pipelines.augment import choose_augment
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.plots.contact_sheet import NUM_IMAGES, captions, save_contact_sheet
+
+
+def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource) -> None:
+    """Load a batch on one rank per machine, so that numba compiles the loader once instead of on every rank.
+
+    Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none or the stage is resumed.
+    """
+    run.reporter.log_choice("decoder", f"{loader.decoder_name}: {loader.decoder_reason}")
+    batch = None
+    with operation("") as progress:
+        progress.rename(f"{stage.name}: reading the first batch, for which numba may compile", early=True)
+        if run.world.local_rank == 0:
+            batches = loader.epoch(run.position.first_epoch)
+            batch = next(batches)
+            batches.close()
+        progress.rename(f"{stage.name}: waiting for the first batch of the other ranks", early=True)
+        wait_for_all(run.world)
+    if batch is None or run.world.rank != 0 or run.position.step > 0:
+        return
+    batch = batch.first(NUM_IMAGES)
+    images = task.contact_sheet(batch.inputs(loader.views, torch.float32), batch)
+    if images is not None:
+        texts = captions(batch, run.data.train.class_names, task.captions(batch))
+        save_contact_sheet(images, run.folder / f"contact-sheet-G{stage.level}.png", texts)
+
+
+def next_on_all_ranks(batches: Iterator[Batch], world: World, save: Callable[[], str | None]) -> Batch:
+    """Return the next batch, or stop on all ranks if the data failed on one.
+
+    Every rank calls it before a step, for the first of the step's batches.
+
+    Args:
+        batches: The batches of this rank.
+        world: The ranks.
+        save: Called by every rank after a failure. It saves the state after the last step and returns where a
+            resumed run begins, or None if nothing was saved.
+
+    Raises:
+        ValueError: The data failed on this rank or another.
+        OSError: The data failed on this rank, and nothing was saved.
+    """
+    failure: ValueError | OSError | None = None
+    try:
+        batch = next(batches)
+    except (ValueError, OSError) as error:
+        failure = error
+    if not on_any_rank(world, failure is not None):
+        return batch
+    texts = gather_objects(world, None if failure is None else str(failure))
+    others = (f"{text} (rank {rank})" for rank, text in enumerate(texts) if text is not None)
+    message = next(others) if failure is None else str(failure)
+    where = save()
+    if where is not None:
+        message += f"; a checkpoint was written, and the same command goes on from {where}"
+    elif failure is not None:
+        raise failure
+    raise ValueError(message) from failure
+
 
 MAX_WARM_UP_EPOCHS = 1_000_000
 

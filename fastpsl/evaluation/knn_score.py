@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fastpsl.engine.distributed import World, sum_over_ranks
-from fastpsl.engine.neighbours import find_neighbours
+from fastpsl.engine.online_probe import find_neighbours
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.kernels.nearest import Neighbours, count_correct
 from fastpsl.pipelines.data.dataset import Dataset, require_labels, require_same_classes

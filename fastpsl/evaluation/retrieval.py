@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fastpsl.engine.distributed import World, sum_over_ranks
-from fastpsl.engine.neighbours import find_neighbours
+from fastpsl.engine.online_probe import find_neighbours
 from fastpsl.engine.run_data import open_both
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction

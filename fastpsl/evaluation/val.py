@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastpsl.engine.given_paths import require_given_classes
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import Run
 from fastpsl.engine.task import Task
 from fastpsl.evaluation.result import data_record, write_result
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.scripts.recipe import require_given_classes
 
 
 def require_val(options: RunOptions) -> None:

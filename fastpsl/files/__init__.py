@@ -1,1 +1,1 @@
-"""files."""
+"""Bytes on disks and servers: paths, whole files, caches and addresses."""

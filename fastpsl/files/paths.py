@@ -112,3 +112,13 @@ def _row(text: bytes) -> dict[str, Any] | None:
         return None
     sound = isinstance(row, dict) and type(row.get("run_step")) is int and isinstance(row.get("stage"), str)
     return row if sound else None
+
+
+def require_folder(out: Path) -> None:
+    """Raise ValueError unless --out is a folder that can be written, or that can be made; make nothing."""
+    place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if not place.is_dir():
+        which = out if place == out else f"{out}: {place}"
+        raise ValueError(f"--out {which} is a file: give a folder, or a path that does not exist yet")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {place} cannot be written; choose a folder that can be written")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.recipe_files import recipe_path
 from fastpsl.pipelines.views import Input
+from fastpsl.scripts.recipe_files import recipe_path
 from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL
 from fastpsl.tables.matching import Matches, needs_of, runs_for
 from fastpsl.tables.needs import COUPLED, Evaluation, Weights

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables.needs import COUPLED, Evaluation, Weights
 from fastpsl.tables.papers import MODULES
 from fastpsl.tables.values import experiment_of, options_of, sample_of, values_of

@@ -9,9 +9,9 @@ import torch
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.options import PretrainOptions, RunOptions
-from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.scripts.recipe import Recipe
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.transfer.classification.protocols import MultiLabelProtocol, constants_of
 
 # `needs.Weights` has these.

@@ -25,11 +25,11 @@ from bench.evidence.run import main
 from bench.evidence.times import accuracy_at, compare, data_of, published_results
 from bench.recipe_stages import recipe_of
 from fastpsl.console.terminal import EXIT_PREEMPTED
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.models.weight_files import sha256_of_file
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.pipelines.published_files import cifar10, publish, random_images
 from tests.programs import ROOT
 from tests.recipes.in_process import starter

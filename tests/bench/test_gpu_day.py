@@ -21,8 +21,8 @@ from bench.archive import read_archive
 from bench.pack_images import pack, unpack
 from bench.schema import REHEARSAL, validate
 from bench.step import Mode
-from fastpsl.engine.command_line import parse
 from fastpsl.pipelines.decoders.choose import NAMES
+from fastpsl.scripts.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 PART_S, FINISH_S = 240, 15

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
+from fastpsl.scripts.recipe_files import find_recipe
 
 JIGSAW: Recipe[Any] = find_recipe("jigsaw_r50")  # type: ignore[assignment]
 

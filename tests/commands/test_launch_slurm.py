@@ -12,7 +12,7 @@ from fastpsl import cli
 from fastpsl.commands import slurm_job
 from fastpsl.commands.launch import Slurm, split
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.programs import ROOT
 
 JIGSAW = ("launch", "slurm", "jigsaw", "--out", "runs/j")

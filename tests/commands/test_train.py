@@ -9,7 +9,7 @@ import pytest
 
 from fastpsl import cli
 from fastpsl.commands.train import Eval, Train, split
-from fastpsl.engine.recipe_files import recipe_path
+from fastpsl.scripts.recipe_files import recipe_path
 from tests.programs import ENVIRONMENT, ROOT
 from tests.slow import nightly, slow
 
@@ -202,6 +202,6 @@ def test_an_interruption_before_the_ranks_are_there_is_one_line(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastpsl.engine.local_ranks.run_ranks", interrupt)
+    monkeypatch.setattr("fastpsl.scripts.local_ranks.run_ranks", interrupt)
     code, _, err = run(capsys, "train", "jigsaw", "--gpus", "2")
     assert code == 75 and err.startswith("fastpsl: interrupted; the same command ") and err.count("\n") == 1

@@ -179,7 +179,7 @@ def test_without_recipes_reading_and_decoding_are_timed(doctor, monkeypatch: pyt
         ("--stages {jigsaw}", "--stages: names no stage"),
         ("{root}/README.md", "is no recipe"),
         ("{root}/recipes/knn.py", "it is an evaluation, of which nothing is trained in stages"),
-        ("{root}/fastpsl/engine/timing.py", "has no RECIPE, so it is no recipe"),
+        ("{root}/fastpsl/engine/gpu.py", "has no RECIPE, so it is no recipe"),
         ("--bogus", "--bogus"),
         ("--seconds 0", "--seconds 0: it must be above 0"),
         ("--stages S9", "S9: the plan has S1, S2, S3"),
@@ -203,7 +203,7 @@ def test_user_errors_are_one_line_and_exit_2(doctor, arguments: str, words: str)
 
 MADE = """
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.recipe import Recipe
+from fastpsl.scripts.recipe import Recipe
 RECIPE = Recipe("mine", "Words.", TrainingOptions, {}, {}, build)
 """
 

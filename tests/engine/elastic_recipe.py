@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.launch import launch
+from fastpsl.scripts.launch import launch
 from tests.tasks import nearest_key_recipe as recipe
 
 

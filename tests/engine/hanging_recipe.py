@@ -10,9 +10,9 @@ from typing_extensions import override
 
 from fastpsl.engine import last_step, trainer
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.launch import launch
 from fastpsl.engine.signals import StopSignal
 from fastpsl.pipelines.sample.betons import NUM_TRAIN
+from fastpsl.scripts.launch import launch
 from tests.tasks.nearest_key_recipe import RECIPE as NEAREST_KEY
 from tests.tasks.nearest_key_recipe import NearestKey, Options, build
 

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.optim.apex import fused_sgd, require_apex
-from fastpsl.engine.optim.sgd_adam import sgd
+from fastpsl.engine.optim.sgd_adam import fused_sgd, require_apex, sgd
 from fastpsl.engine.options import SGDOptions
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.test_stage import VIEWS, Brightness
 from tests.engine.tiny import TinyNet, noise_batch
 from tests.programs import ROOT

@@ -12,13 +12,12 @@ import torch
 from typing_extensions import override
 
 from fastpsl.engine import last_step
-from fastpsl.engine.last_step import LastStep
-from fastpsl.engine.recipe_process import error_line
+from fastpsl.engine.last_step import LastStep, Snapshot
 from fastpsl.engine.run import Run
-from fastpsl.engine.snapshot import Snapshot
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files import atomic
 from fastpsl.models.checkpoint import CheckpointManager
+from fastpsl.scripts.recipe_process import error_line
 from tests.engine.test_last_step import Hanging
 from tests.engine.test_last_step import fit as fit_hanging
 from tests.engine.test_trainer import tiny_experiment

@@ -5,8 +5,8 @@ import pytest
 import tyro
 from tyro.conf import arg
 
-from fastpsl.engine.command_line import parse
-from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.scripts.command_line import parse
+from fastpsl.scripts.recipe_files import find_recipe
 
 
 @dataclass(frozen=True)

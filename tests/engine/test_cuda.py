@@ -16,8 +16,8 @@ from bench.recipe_stages import recipe_options, stage_experiment
 from fastpsl.engine.compile_modes import StepChoice
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import place_backbone
+from fastpsl.engine.gpu import peak_memory, reset_peak_memory
 from fastpsl.engine.gpu_failures import explained
-from fastpsl.engine.gpu_memory import peak_memory, reset_peak_memory
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.plan import Stage, make_plan
 from fastpsl.engine.reporter import Reporter

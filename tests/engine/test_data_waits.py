@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.engine import data_waits, wait_causes
-from fastpsl.engine.data_waits import DataWaits, Usage, Waits
+from fastpsl.engine import data_waits
+from fastpsl.engine.data_waits import DataWaits, Usage, Waits, line_of
 from fastpsl.engine.reporter import Reporter
-from fastpsl.engine.wait_causes import line_of
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.loader.loader import Loader
@@ -198,11 +197,11 @@ def test_the_cause_is_what_the_code_knows(
     values = dict(values)
     missing = "no compiler" if values.pop("no_turbo", False) else ""
     monkeypatch.setattr(libturbo, "why_missing", lambda: missing)
-    monkeypatch.setattr(wait_causes, "default_num_threads", lambda: 8)
+    monkeypatch.setattr(data_waits, "default_num_threads", lambda: 8)
     why = "" if values.pop("has_engines", False) else "a GPU without engines"
-    monkeypatch.setattr(wait_causes, "why_slower", lambda _: why)
+    monkeypatch.setattr(data_waits, "why_slower", lambda _: why)
     if values.pop("fault", False):
-        monkeypatch.delattr(wait_causes, "why_slower")
+        monkeypatch.delattr(data_waits, "why_slower")
     loader = loader_of(**values)
     key, line = line_of("S1", waits, loader)
     assert key == cause and words in line and "\n" not in line
@@ -218,7 +217,7 @@ def test_a_run_tells_a_cause_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Reporter, "log", lambda _, text: lines.append(text))
     monkeypatch.setattr(data_waits, "WINDOW_S", 0.0)
     monkeypatch.setattr(data_waits, "LONG_SHARE", -1.0)
-    monkeypatch.setattr(wait_causes, "cause_of", lambda *_: ("cores", "Buy some"))
+    monkeypatch.setattr(data_waits, "cause_of", lambda *_: ("cores", "Buy some"))
     fit(tmp_path, prefetch_batches=1)
     told = [line for line in lines if "waits for its data" in line]
     assert len(told) == 1 and told[0].startswith("S1 waits") and told[0].endswith(" ms. Buy some")

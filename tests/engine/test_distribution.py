@@ -11,8 +11,8 @@ import torch
 
 import fastpsl
 from fastpsl.doctor.software import check_software
-from fastpsl.engine import distribution
-from fastpsl.engine.distribution import OTHER, REMEDY, stranger, version_line
+from fastpsl.scripts import distribution
+from fastpsl.scripts.distribution import OTHER, REMEDY, stranger, version_line
 
 
 def install(folder: Path, name: str, *files: str, listed_in: str) -> None:
@@ -27,7 +27,8 @@ def install(folder: Path, name: str, *files: str, listed_in: str) -> None:
 
 def test_the_version_line_needs_no_torch() -> None:
     code = (
-        "import sys, fastpsl.engine.distribution as d; print(d.version_line()); print('torch' in sys.modules)"
+        "import sys; from fastpsl.scripts.distribution import version_line; "
+        "print(version_line()); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     line, has_torch = done.stdout.splitlines()

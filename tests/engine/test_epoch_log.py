@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl.engine.epoch_log import EpochLog
+from fastpsl.engine.reporter import EpochLog
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing_extensions import override
 from bench.recipe_stages import recipe_options
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import World
-from fastpsl.engine.fetch import Fetch
+from fastpsl.engine.gpu import Fetch
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.signals import Decision

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fastpsl.engine.fetch import Fetch, one_behind
+from fastpsl.engine.gpu import Fetch, one_behind
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fastpsl.engine.distributed import World
-from fastpsl.engine.first_batch import look_at_first_batch
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Position
 from fastpsl.engine.task import Task
+from fastpsl.engine.trainer import look_at_first_batch
 
 
 @pytest.mark.parametrize(("rank", "local_rank", "reads"), [(1, 1, False), (2, 0, True)])

@@ -5,10 +5,9 @@ import sys
 import pytest
 
 from fastpsl import cli
-from fastpsl.engine.help_screen import described, wrapped
-from fastpsl.engine.option_boxes import BOXES, MACHINE_BOX, METHOD
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.scripts.command_line import BOXES, MACHINE_BOX, METHOD, described, wrapped
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.programs import ROOT
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from fastpsl.engine.experiment import make_train_step
-from fastpsl.engine.kept_choices import apply_kept_choices, choices_of, report_choices
 from fastpsl.engine.options import PretrainOptions, TrainingOptions
+from fastpsl.engine.resume import apply_kept_choices, choices_of, report_choices
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import one_process
 

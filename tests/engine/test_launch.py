@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fastpsl.console.terminal import EXIT_USER_ERROR
-from fastpsl.engine.launch import launch, print_warnings_once
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.resume import choose_folder, lock_folder
+from fastpsl.scripts.launch import launch, print_warnings_once
 from tests.engine.test_gpu_failures import launched
 from tests.engine.tiny import tiny_recipe
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fastpsl.engine import local_ranks
+from fastpsl.scripts import local_ranks
 
 
 @pytest.mark.parametrize(("num_gpus", "most"), [(0, 3), (2, 2)])
@@ -23,7 +23,7 @@ def test_each_process_has_a_gpu_or_a_core(
 # A process of its own: a test's process has other children, and may have been told to ignore the signal.
 FORWARDS = """
 import os, signal, subprocess
-from fastpsl.engine import local_ranks
+from fastpsl.scripts import local_ranks
 
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 children = [subprocess.Popen(["sleep", "600"], start_new_session=True) for _ in range(2)]

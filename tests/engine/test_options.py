@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine import recipe_process
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions
-from fastpsl.engine.recipe import Recipe, describe_choice
-from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.scripts import recipe_process
+from fastpsl.scripts.recipe import Recipe, describe_choice
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

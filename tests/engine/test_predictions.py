@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastpsl.engine import predictions
+from fastpsl.engine import dataset_pass
+from fastpsl.engine.dataset_pass import NAME, PART, RECORD, Predictions, predict, read_predictions
 from fastpsl.engine.distributed import World, leave_world
-from fastpsl.engine.predictions import NAME, PART, RECORD, Predictions, predict, read_predictions
 from tests.engine.tiny import one_process
 from tests.slow import slow
 from tests.warm import on_ranks
@@ -146,7 +146,7 @@ def test_predictions_of_another_science_are_gone_before_the_new_are_there(tmp_pa
 def test_killed_between_the_file_and_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions of one science never exist beside the record of another."""
     predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE)
-    write = predictions.write_atomically
+    write = dataset_pass.write_atomically
 
     def killed(path: Path, data: bytes) -> None:
         if path.name == RECORD:
@@ -154,7 +154,7 @@ def test_killed_between_the_file_and_its_record(tmp_path: Path, monkeypatch: pyt
         write(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(predictions, "write_atomically", killed)
+        patched.setattr(dataset_pass, "write_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
             predict(tmp_path, 5, Predictor().predict_images, one_process(), SCIENCE | {"weights": "abd"})
     assert (tmp_path / NAME).exists()

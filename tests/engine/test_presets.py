@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.presets import MIN_STEPS, small_values, values_of_config
-from fastpsl.engine.recipe_files import find_recipe
-from fastpsl.engine.suitability import data_line
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.recipe import MIN_STEPS, small_values, values_of_config
+from fastpsl.scripts.recipe_files import find_recipe
+from fastpsl.scripts.recipe_process import data_line
 from tests.pipelines.photos import photo
 from tests.programs import ROOT
 
@@ -168,7 +168,7 @@ def test_a_run_whose_batch_counted_network_inputs_is_not_repeated(
 def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from fastpsl.engine.launch import launch
+    from fastpsl.scripts.launch import launch
 
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastpsl.engine import recipe_process
 from fastpsl.engine.distributed import World, leave_world
+from fastpsl.scripts import recipe_process
 from tests.warm import on_ranks
 
 

@@ -14,12 +14,9 @@ from rich.console import Console
 
 from fastpsl.console.screen import Numbers
 from fastpsl.engine import reporter as reporter_module
-from fastpsl.engine.metrics_file import MetricsFile
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.reporter import Reporter
+from fastpsl.engine.reporter import MetricsFile, Reporter, WorkAhead, summary_line
 from fastpsl.engine.stage_blocks import StepMetrics
-from fastpsl.engine.stage_summary import summary_line
-from fastpsl.engine.time_left import WorkAhead
 from fastpsl.pipelines.loader.batch import BadSample
 from fastpsl.plots.training_curve import draw_curve
 from tests.engine.tiny import one_process

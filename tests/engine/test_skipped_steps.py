@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine import skipped_steps
-from fastpsl.engine.skipped_steps import FIRST_STEPS, WINDOW, SkippedSteps
+from fastpsl.engine import reporter
+from fastpsl.engine.reporter import FIRST_STEPS, WINDOW, SkippedSteps
 from fastpsl.engine.trainer import pretrain
 from tests.engine.test_trainer import lines, tiny_experiment
 from tests.engine.tiny import tiny_run
@@ -59,7 +59,7 @@ def test_a_diverged_run_ends_and_its_losses_are_on_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An infinite rate spoils the weights in the first step, and no later one has finite gradients."""
-    monkeypatch.setattr(skipped_steps, "WINDOW", 14)
+    monkeypatch.setattr(reporter, "WINDOW", 14)
     run = tiny_run(tmp_path, log_steps=3)
     with pytest.raises(ValueError, match="the last 8 steps had gradients that are not finite"):
         pretrain(replace(tiny_experiment(), schedule=lambda _: float("inf")), run)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastpsl.engine.snapshot import Snapshot
+from fastpsl.engine.last_step import Snapshot
 from tests.fake_cuda import DEVICE, fake_cuda
 
 

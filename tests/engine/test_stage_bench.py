@@ -12,11 +12,11 @@ import torch
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.experiment import Experiment, place_backbone
+from fastpsl.engine.gpu import milliseconds, samples_per_s
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_bench import StageBench, endless
-from fastpsl.engine.timing import milliseconds, samples_per_s
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.subset import Synthetic

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.suitability import stage_steps, unsuitable
+from fastpsl.scripts.recipe_process import stage_steps, unsuitable
 
 LONG = (Stage("A", 1, 1, 5, 0, num_steps=2000),)
 

@@ -21,10 +21,10 @@ from fastpsl import cli
 from fastpsl.console.screen import Screen
 from fastpsl.console.terminal import EXIT_USER_ERROR, escaped, plain, safe_output, same_place
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.launch import launch
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.run import Run
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.launch import launch
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import tiny_recipe
 from tests.pipelines.photos import jpeg, photo

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.time_left import ONLY_STAGE, PACE_INTERVALS, Pace, WorkAhead, step_cost, work_ahead
+from fastpsl.engine.reporter import ONLY_STAGE, PACE_INTERVALS, Pace, WorkAhead, step_cost, work_ahead
 from fastpsl.models.factory import make_backbone
 
 PLAN = make_plan("psl", (2, 2, 4))

@@ -13,16 +13,15 @@ import pytest
 import torch
 
 from fastpsl.console.progress import operation
-from fastpsl.engine import recipe_process, trainer
+from fastpsl.engine import trainer
 from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import cosine, step_drops
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.reporter import Reporter
+from fastpsl.engine.reporter import Reporter, summary_line
 from fastpsl.engine.resume import new_numbered_folder
 from fastpsl.engine.run import Position, Run
-from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.signals import Decision
-from fastpsl.engine.stage_summary import summary_line
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set
@@ -30,6 +29,7 @@ from fastpsl.models.checkpoint import read_checkpoint
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.scripts import recipe_process
 from fastpsl.tasks.jigsaw import Jigsaw
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, tiny_run

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine import recipe_process
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.recipe import Recipe
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
 from fastpsl.kernels.draws import Keys
@@ -23,6 +21,8 @@ from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
+from fastpsl.scripts import recipe_process
+from fastpsl.scripts.recipe import Recipe
 
 
 class TinyNet(Backbone):

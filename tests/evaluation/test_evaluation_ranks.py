@@ -20,8 +20,6 @@ from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.online_probe import OnlineProbe, figures
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.recipe import Evaluation
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.run import Run
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.stage_blocks import StageBlocks
@@ -34,6 +32,8 @@ from fastpsl.evaluation.retrieval import retrieve
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots import online_probe as charts
+from fastpsl.scripts.recipe import Evaluation
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.test_online_probe import probes, stop_at
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, one_process, tiny_run

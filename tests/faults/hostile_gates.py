@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from fastpsl import cli
-from fastpsl.engine.metrics_file import MetricsFile
+from fastpsl.engine.reporter import MetricsFile
 from fastpsl.engine.resume import find_checkpoint
 from fastpsl.evaluation.label_lists import read_label_list
 from fastpsl.pipelines.datasets.open import open_data

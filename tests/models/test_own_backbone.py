@@ -13,12 +13,12 @@ from torch import nn
 
 import fastpsl
 from fastpsl import cli
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.weight_files import safetensors_bytes, sha256_of_file
 from fastpsl.models.weights import load_pretrained, random_weights
 from fastpsl.pipelines.views import Input
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.programs import ROOT, digests, newest_checkpoint, run
 from tests.recipes.in_process import refused, starter
 

@@ -11,7 +11,6 @@ import torch
 import torchvision
 from typing_extensions import override
 
-from fastpsl.engine.command_line import parse
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import PretrainOptions
@@ -31,6 +30,7 @@ from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
+from fastpsl.scripts.command_line import parse
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import one_process
 from tests.programs import newest_checkpoint

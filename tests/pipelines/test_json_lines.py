@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl.engine.metrics_file import MetricsFile
+from fastpsl.engine.reporter import MetricsFile
 from fastpsl.files.paths import read_lines
 from fastpsl.plots.training_curve import draw_curve
 from fastpsl.tasks.pseudo_labels.figures import draw_label_curves

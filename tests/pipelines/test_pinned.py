@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from fastpsl.engine.fetch import Fetch
-from fastpsl.engine.snapshot import Snapshot
+from fastpsl.engine.gpu import Fetch
+from fastpsl.engine.last_step import Snapshot
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.isotropic_batch import fused_form

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.tiny import runs_closed
 from tests.programs import ROOT
 

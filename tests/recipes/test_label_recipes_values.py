@@ -14,8 +14,6 @@ from torch import nn
 
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.engine.recipe import Recipe
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule
 from fastpsl.kernels.blur import GaussianBlur
@@ -26,6 +24,8 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.pipelines.views import Op, ViewSpec
+from fastpsl.scripts.recipe import Recipe
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tasks.pseudo_labels import uic_experiment
 
 pytestmark = pytest.mark.usefixtures("published_widths")

@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.engine.recipe_files import find_recipe
-from fastpsl.engine.stage_summary import summary_line
+from fastpsl.engine.reporter import summary_line
 from fastpsl.evaluation.linear import best_block_lines
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.programs import ROOT, digests, newest_checkpoint, run
 from tests.recipes.in_process import Start, refused, starter
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine.launch import launch
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.pipelines.sample.betons import sample_paths
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe_files import find_recipe
 from tests.programs import ROOT, digests, newest_checkpoint, run
 from tests.slow import slow
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastpsl.engine.predictions import NAME, read_predictions
+from fastpsl.engine.dataset_pass import NAME, read_predictions
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.datasets.voc.dataset import VOC

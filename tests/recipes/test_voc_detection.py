@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fastpsl.engine.dataset_pass import read_predictions
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.engine.predictions import read_predictions
 from fastpsl.evaluation.result import read_result
 from fastpsl.models.weights import random_weights
 from fastpsl.pipelines.datasets.voc.dataset import VOC

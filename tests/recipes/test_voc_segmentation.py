@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastpsl.engine.dataset_pass import read_predictions
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.engine.predictions import read_predictions
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.datasets.voc.annotations import mask_png
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.transfer.segmentation.mask_scores import mask_scores, with_background
 from fastpsl.transfer.segmentation.protocols import PROTOCOLS, changed
 from tests.pipelines.voc_folders import sbd, voc_2012

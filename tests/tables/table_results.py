@@ -14,10 +14,10 @@ from fastpsl.commands.clusters import Clusters
 from fastpsl.commands.labels import MakeLabels
 from fastpsl.commands.retrieve import Retrieve
 from fastpsl.commands.tsne import TSNE
-from fastpsl.engine.command_line import parse
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
+from fastpsl.scripts.command_line import parse
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.evaluations import CLUSTERS, VISSL

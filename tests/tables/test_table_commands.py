@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fastpsl.engine.recipe_files import find_recipe
 from fastpsl.pipelines.views import Input
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables.commands import _flags
 from fastpsl.tables.evaluations import CLUSTERS, RETRIEVAL, TSNE
 from fastpsl.tables.matching import needs_of

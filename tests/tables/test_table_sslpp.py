@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastpsl.engine.recipe_files import find_recipe
+from fastpsl.scripts.recipe_files import find_recipe
 from fastpsl.tables.evaluations import BLOCK_PROBE, CLUSTERS, KNN, STL_BLOCK_PROBE, TSNE
 from fastpsl.tables.matching import needs_of
 from fastpsl.tables.needs import COUPLED, Evaluation, Weights

@@ -10,12 +10,12 @@ sys.path[:0] = [str(ROOT / "docs" / "tutorials"), str(ROOT)]
 from example_task import NearestKey
 
 from fastpsl.engine.experiment import Experiment
-from fastpsl.engine.launch import launch
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.recipe import Recipe
 from fastpsl.pipelines.sample.betons import NUM_TRAIN, sample_paths
+from fastpsl.scripts.launch import launch
+from fastpsl.scripts.recipe import Recipe
 from tests.engine.tiny import TinyNet
 
 

@@ -16,8 +16,7 @@ from fastpsl.engine import experiment as experiment_module
 from fastpsl.engine import step_graph
 from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.step_graph import GraphChoice
-from fastpsl.engine.step_state import StepState
+from fastpsl.engine.step_graph import GraphChoice, StepState
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.models.layers import read_channels

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
-from fastpsl.engine import predictions
+from fastpsl.engine import dataset_pass
 from fastpsl.engine.dataset_pass import EpochContext, PassStopped
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.optim.sgd_adam import sgd
@@ -233,7 +233,7 @@ def detect(root: Path, folder: Path, world: World, stop_after: int = 999) -> Non
     """Run end_stage of a detector with many detections, in parts of 2 images, so that two ranks both have
     some.
     """
-    predictions.PART = 2
+    dataset_pass.PART = 2
     folder.mkdir(exist_ok=True)
     task = opened(root)
     train_step = train_step_of(task, world)
@@ -348,7 +348,7 @@ def two_ranks(devkit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(predictions, "PART", 2)  # restored at the end
+    monkeypatch.setattr(dataset_pass, "PART", 2)  # restored at the end
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -360,10 +360,10 @@ def test_two_ranks_predict_byte_for_byte_as_one(
 ) -> None:
     detect(devkit, tmp_path / "one", one_process())
     one_rank, both_ranks = (
-        (folder / predictions.NAME).read_bytes() for folder in (tmp_path / "one", two_ranks / "two")
+        (folder / dataset_pass.NAME).read_bytes() for folder in (tmp_path / "one", two_ranks / "two")
     )
     assert one_rank == both_ranks
-    stored = predictions.read_predictions(tmp_path / "one" / predictions.NAME)
+    stored = dataset_pass.read_predictions(tmp_path / "one" / dataset_pass.NAME)
     assert {name: (value.dtype, value.shape[1:]) for name, value in stored.items()} == {
         "image": (np.int64, ()), "boxes": (np.float32, (4,)), "scores": (np.float32, ()),
         "labels": (np.int64, ()),
@@ -383,10 +383,10 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(
 ) -> None:
     with pytest.raises(PassStopped):
         detect(devkit, tmp_path, one_process(), stop_after)
-    assert not (tmp_path / predictions.NAME).exists()
+    assert not (tmp_path / dataset_pass.NAME).exists()
     assert len(list((tmp_path / "predictions").glob("*.npz"))) == (stop_after - 1) // 2
     detect(devkit, tmp_path, one_process())
-    assert (tmp_path / predictions.NAME).read_bytes() == (two_ranks / "two" / predictions.NAME).read_bytes()
+    assert (tmp_path / dataset_pass.NAME).read_bytes() == (two_ranks / "two" / dataset_pass.NAME).read_bytes()
 
 
 # Two ranks learn

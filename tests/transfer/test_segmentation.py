@@ -17,13 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.dataset_pass import EpochContext, PassStopped
+from fastpsl.engine.dataset_pass import NAME, PART, EpochContext, PassStopped, read_predictions
 from fastpsl.engine.distributed import World, join_world, leave_world
 from fastpsl.engine.experiment import Experiment, make_train_step, place_backbone
 from fastpsl.engine.last_step import LastStep
 from fastpsl.engine.options import RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.predictions import NAME, PART, read_predictions
 from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import StageTrainer, pretrain

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from docs.reference.generate.markdown import prose, table
-from fastpsl.engine.help_screen import described
 from fastpsl.engine.options import PretrainOptions, RunOptions, SGDOptions, TrainingOptions
 from fastpsl.evaluation.options import EvaluationOptions
+from fastpsl.scripts.command_line import described
 
 MANY = 12  # choices; so many stand below the table
 

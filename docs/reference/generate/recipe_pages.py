@@ -10,11 +10,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from docs.reference.generate.markdown import described_in_markdown, prose, table, toctree, wrapped
 from docs.reference.generate.options import HEADER, Row, option_tables, rows_of, shared_rows, words_of
 from docs.reference.generate.see_also import SEE, links
-from fastpsl.engine.help_screen import Option, described, in_boxes
 from fastpsl.engine.options import PretrainOptions, RunOptions, flag
-from fastpsl.engine.presets import small_values
-from fastpsl.engine.recipe import Evaluation, Recipe
-from fastpsl.engine.recipe_files import find_recipe, recipe_path
+from fastpsl.scripts.command_line import Option, described, in_boxes
+from fastpsl.scripts.recipe import Evaluation, Recipe, small_values
+from fastpsl.scripts.recipe_files import find_recipe, recipe_path
 
 SMALL_IMAGES = 5000  # the data set whose values of --preset small are shown
 COMMON = ("output and resume", "monitoring", "speed and machine")  # boxes that most recipes share

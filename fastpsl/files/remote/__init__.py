@@ -1,1 +1,1 @@
-"""remote."""
+"""Bytes behind an address."""

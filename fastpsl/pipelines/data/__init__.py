@@ -1,1 +1,1 @@
-"""Data sets: the interface, folders and lists of images, and subsets."""
+"""What a data set and a source of samples are."""

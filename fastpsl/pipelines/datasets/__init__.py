@@ -1,1 +1,1 @@
-"""datasets."""
+"""Data sets that are opened in place: folders, lists, parts and PASCAL VOC."""

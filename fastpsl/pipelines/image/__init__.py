@@ -1,1 +1,1 @@
-"""image."""
+"""The bytes of one image: headers, upright RGB, resizing and encoding."""

@@ -19,10 +19,9 @@ from typing_extensions import override
 from fastpsl.console.progress import operation
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import sum_over_ranks
-from fastpsl.engine.fetch import Fetch, one_behind
+from fastpsl.engine.gpu import Fetch, one_behind, torch_seed
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.reporter import Figures
-from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
 from fastpsl.tasks.pseudo_labels.k_means import drawn_rows, k_means

@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks
+from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
-from fastpsl.engine.seed import torch_seed
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.pipelines.data.dataset import Dataset

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.dataset_pass import EpochContext
+from fastpsl.engine.dataset_pass import PART, EpochContext, Predictions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.predictions import PART, Predictions
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task

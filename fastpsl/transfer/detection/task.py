@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torchvision.utils import draw_bounding_boxes
 from typing_extensions import override
 
-from fastpsl.engine.dataset_pass import EpochContext
+from fastpsl.engine.dataset_pass import EpochContext, Predictions
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.predictions import Predictions
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task

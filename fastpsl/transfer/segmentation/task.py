@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.engine.dataset_pass import EpochContext
-from fastpsl.engine.predictions import Predictions, begin_folder
+from fastpsl.engine.dataset_pass import EpochContext, Predictions, begin_folder
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task

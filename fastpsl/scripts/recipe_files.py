@@ -10,8 +10,8 @@ from typing import Any
 
 import fastpsl
 from fastpsl.console.words import hint
-from fastpsl.engine.interrupts import imports_undisturbed
-from fastpsl.engine.recipe import Evaluation, Recipe
+from fastpsl.scripts.interrupts import imports_undisturbed
+from fastpsl.scripts.recipe import Evaluation, Recipe
 
 _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent
 

@@ -18,8 +18,7 @@ from fastpsl.console.terminal import (
     require_address_space,
     safe_output,
 )
-from fastpsl.engine.given_paths import require_paths
-from fastpsl.engine.recipe import HELP, Evaluation, Recipe, print_now
+from fastpsl.scripts.recipe import HELP, Evaluation, Recipe, print_now, require_paths
 
 
 def launch(
@@ -45,7 +44,7 @@ def launch(
                 require_paths(options)
                 for line in lines:
                     print_now(line)
-            from fastpsl.engine.recipe_process import run
+            from fastpsl.scripts.recipe_process import run
         except (ValueError, OSError) as error:
             _end(EXIT_USER_ERROR, f"{script.name}: {' '.join(str(error).split())}")
         except KeyboardInterrupt:

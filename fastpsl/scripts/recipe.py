@@ -2,24 +2,134 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 from fastpsl.console.terminal import own_rank, plain
 from fastpsl.console.words import unknown, worded
-from fastpsl.engine.command_line import parse
-from fastpsl.engine.help_screen import show_help
 from fastpsl.engine.options import PretrainOptions, RunOptions, TrainingOptions, flag, plain_value
-from fastpsl.engine.presets import small_values, values_of_config
+from fastpsl.files.paths import FORMS, WEIGHTS, require_existing, require_folder
 from fastpsl.models.names import is_own, not_given
+from fastpsl.scripts.command_line import parse, show_help
 
 if TYPE_CHECKING:
     from fastpsl.engine.experiment import Experiment
+
+MIN_STEPS = 2000  # of a stage; with fewer, features hardly change
+MAX_BATCH_SHARE = 0.1  # of the images
+
+
+def small_values(paper: Mapping[str, Any], at_most: Mapping[str, float], num_images: int) -> dict[str, Any]:
+    """Return the values of --preset small that differ from the paper's.
+
+    The batch becomes a power of two of at most a tenth of the images, and the learning rate shrinks in
+    proportion. The stages become so long that each has 2,000 steps. Other sizes become powers of two.
+
+    Args:
+        paper: The paper's values.
+        at_most: Sizes, by option, that are limited to a share of the images.
+        num_images: The number of training images.
+    """
+    values = dict[str, Any]()
+    for name, share in {"batch_size": MAX_BATCH_SHARE, **at_most}.items():
+        limit = int(share * num_images)
+        if paper[name] > limit:
+            values[name] = 1 << max(1, limit.bit_length() - 1)
+    batch_size = values.get("batch_size", paper["batch_size"])
+    if batch_size != paper["batch_size"]:
+        values["lr"] = paper["lr"] * batch_size / paper["batch_size"]
+    epochs = -(-MIN_STEPS // max(1, num_images // batch_size))
+    longer = tuple(max(given, epochs) for given in paper["epochs"])
+    if longer != tuple(paper["epochs"]):
+        values["epochs"] = longer
+    return values
+
+
+def values_of_config(path: Path, recipe: str, options: type[RunOptions]) -> dict[str, Any]:
+    """Return the values of a run's config.json, but for --out, --resume and --config.
+
+    Args:
+        path: The config.json, or the folder of the run.
+        recipe: The recipe's name.
+        options: The class of its options.
+
+    Raises:
+        ValueError: The file cannot be read, is of another recipe, or has values that the recipe lacks.
+    """
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"--config {path}: there is no such file; give a run's folder, or its config.json")
+    try:
+        config = json.loads(path.read_text())
+        given, made_by = dict(config["options"]), config["science"]["recipe"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--config {path}: it is no config.json of a run ({error})") from None
+    if made_by != recipe:
+        raise ValueError(f"--config {path}: it is of a run of {made_by}, and this is {recipe}")
+    known = {field.name: field for field in fields(options)}
+    values = given
+    if unknown := values.keys() - known.keys():
+        raise ValueError(f"--config {path}: {recipe} has no option {', '.join(sorted(unknown))}")
+    for name in ("out", "resume", "config"):
+        values.pop(name, None)
+    return {name: _typed(value, str(known[name].type)) for name, value in values.items()}
+
+
+def _typed(value: Any, kind: str) -> Any:
+    """Return a value of JSON as the field has it."""
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if isinstance(value, str) and "Path" in kind else value
+
+
+def require_paths(options: RunOptions) -> None:
+    """Check that --data, --val and --checkpoint name what they may, and that --out can be made.
+
+    Args:
+        options: The options.
+
+    Raises:
+        ValueError: Nothing is there, it is of another kind, or --out is in no folder that can be written.
+    """
+    from fastpsl.pipelines.datasets.open import check_form  # imports numba, which --help does without
+
+    for source in (options.data, options.val):
+        if source is not None and options.forms == FORMS:
+            check_form(source)
+        elif source is not None:
+            require_existing(source, options.forms)
+    checkpoint: Path | None = getattr(options, "checkpoint", None)
+    if checkpoint is not None:
+        require_existing(checkpoint, WEIGHTS)
+    if options.out is not None:
+        require_folder(options.out)
+
+
+def require_given_classes(options: RunOptions) -> None:
+    """Check that --val has the classes of --data, without looking at images.
+
+    Args:
+        options: The options.
+
+    Raises:
+        ValueError: It has others, or one of them cannot be read.
+    """
+    from fastpsl.pipelines.data.dataset import require_same_classes
+    from fastpsl.pipelines.datasets.open import classes_of
+
+    if options.data is not None and options.val is not None:
+        train, val = (
+            classes_of(source, options.cache_dir, options.cache_gb) for source in (options.data, options.val)
+        )
+        require_same_classes(train, val, options.data, options.val)
+
 
 Options = TypeVar("Options", bound=RunOptions)
 Training = TypeVar("Training", bound=TrainingOptions)

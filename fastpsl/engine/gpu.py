@@ -1,0 +1,155 @@
+"""The device: its settings, seed, clock, copies to the host, and memory.
+
+They belong to the process. A run sets them by these functions, and `restore_flags` restores the process's own
+values.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fastpsl.pipelines.decoders.memory import pinned_like
+
+_restore = ExitStack()  # global, as the flags are
+
+
+def set_cudnn_benchmark(enabled: bool) -> None:
+    """Set whether cuDNN times its algorithms for each new shape, which pays if there are few shapes."""
+    cudnn = torch.backends.cudnn
+    _restore.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
+    cudnn.benchmark = enabled
+
+
+def allow_tf32() -> None:
+    """Allow TF32 for matrix products of float32."""
+    _restore.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+    torch.set_float32_matmul_precision("high")
+
+
+def restore_flags() -> None:
+    """Restore the values that the process had before the first call of the other functions."""
+    _restore.close()
+
+
+def torch_seed(*numbers: int) -> int:
+    """Return a 63-bit seed for `torch.manual_seed`, derived from `numbers`."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def samples_per_s(
+    work: Callable[[], int], seconds: float, device: torch.device | str, min_calls: int = 1
+) -> float:
+    """Measure the samples per second of repeated calls.
+
+    Args:
+        work: The function, which returns the number of samples that it processed.
+        seconds: The shortest duration of the measurement.
+        device: The device, whose work is included.
+        min_calls: The smallest number of calls.
+    """
+    synchronise(device)
+    start, num_samples, num_calls = time.perf_counter(), 0, 0
+    while num_calls < min_calls or time.perf_counter() - start < seconds:
+        num_samples += work()
+        num_calls += 1
+    synchronise(device)
+    return num_samples / (time.perf_counter() - start)
+
+
+def synchronise(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def milliseconds(work: Callable[[], object], device: torch.device | str, repeats: int = 10) -> list[float]:
+    """Return the milliseconds of each of `repeats` calls, by the device's clock, after one untimed call."""
+    work()
+    if torch.device(device).type != "cuda":
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            work()
+            times.append(1e3 * (time.perf_counter() - start))
+        return times
+    events = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)
+    ]
+    synchronise(device)
+    for begin, end in events:
+        begin.record()
+        work()
+        end.record()
+    synchronise(device)
+    return [begin.elapsed_time(end) for begin, end in events]
+
+
+Item = TypeVar("Item")
+
+
+class Fetch:
+    """A transfer of a tensor to the host, queued behind the device's work. `values` waits for it.
+
+    If `values` is called after the next step was launched, the device computes that step during the wait.
+    """
+
+    def __init__(self, values: Tensor):
+        self._values = values
+        self._arrived: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._values = pinned_like(values).copy_(values, non_blocking=True)
+            # With blocking=True the wait sleeps. torch's default would occupy a core.
+            self._arrived = torch.cuda.Event(blocking=True)
+            self._arrived.record()
+
+    def values(self) -> Tensor:
+        """Return the tensor on the host. From a GPU it may be pinned memory, so copy it to keep it long."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values
+
+    def numbers(self) -> list[float]:
+        """Return the values as a flat list."""
+        numbers: list[float] = self.values().flatten().tolist()
+        return numbers
+
+
+def one_behind(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield each item after the next one was drawn, so that the device works on that one meanwhile."""
+    items_held: list[Item] = []
+    for item in items:
+        items_held.append(item)
+        if len(items_held) > 1:
+            yield items_held.pop(0)
+    yield from items_held
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Reset the peak of `peak_memory`. It does nothing on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Return the peak of torch's tensors since the last reset, and the bytes in use on the device now.
+
+    The latter include torch's cache, which does not shrink, the decoder, libraries and other processes. On
+    the CPU, the dict is empty.
+    """
+    if device.type != "cuda":
+        return {}
+    free, total = torch.cuda.mem_get_info(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return {"peak_allocated_bytes": peak, "device_used_bytes": total - free}
+
+
+def memory_held(device: torch.device) -> int | None:
+    """Return the bytes that torch holds on the device, with its cache; None on the CPU.
+
+    It is torch's own count, for which the device is not asked. Decoders and libraries hold more.
+    """
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else None
