@@ -39,7 +39,7 @@ from fastpsl.kernels.rotate90 import Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
 from fastpsl.kernels.sobel import Sobel
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
-from fastpsl.pipelines.augment import UNFUSED, Augment
+from fastpsl.pipelines.loader.augment import UNFUSED, Augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, Op, ViewSpec
 from fastpsl.tasks.contrastive.moco import MoCo

@@ -11,8 +11,8 @@ from bench.schema import RUNS
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import GraphName
 from fastpsl.files.workers import default_num_threads
-from fastpsl.pipelines.augment import AugmentName
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.augment import AugmentName
 from fastpsl.pipelines.sample.betons import sample_paths
 
 

@@ -4,9 +4,9 @@ import sys
 
 import lazy_loader
 
+from fastpsl.console.interrupts import GuardedImports
 from fastpsl.console.terminal import warn_about_low_limit
 from fastpsl.files.caches import choose_caches
-from fastpsl.scripts.interrupts import GuardedImports
 
 __version__ = "0.1.0"
 

@@ -12,19 +12,19 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
+from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.words import words_of_python
 from fastpsl.engine.distributed import choose_device
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
-from fastpsl.pipelines.augment import Augment, AugmentName, choose_augment
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.open import open_data
+from fastpsl.pipelines.loader.augment import Augment, AugmentName, choose_augment
 from fastpsl.pipelines.loader.batch import Batch, checked_device
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.scripts.interrupts import imports_undisturbed
 
 Inputs = Tensor | list[Tensor]
 _SIZE_PX = 224

@@ -18,9 +18,9 @@ from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.warp import WarpPair
-from fastpsl.pipelines.augment import AugmentName
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.image import libturbo
+from fastpsl.pipelines.loader.augment import AugmentName
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec

@@ -19,10 +19,10 @@ from fastpsl.doctor.reading import measure_read
 from fastpsl.engine.gpu import peak_memory, reset_peak_memory
 from fastpsl.engine.stage_bench import StageBench
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.augment import AugmentName, choose_augment
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.decoders.choose import choose_decoder, fastest_step
+from fastpsl.pipelines.loader.augment import AugmentName, choose_augment
 from fastpsl.pipelines.views import Crop, ViewSpec
 
 REPEATS = 3

@@ -29,8 +29,8 @@ from fastpsl.engine.stage_blocks import StageBlocks, run_blocks
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import remove_leftovers, write_atomically
 from fastpsl.models.weights import sha256_of_tensors
-from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 

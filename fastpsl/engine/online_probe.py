@@ -24,9 +24,9 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.files.paths import read_lines
 from fastpsl.kernels.nearest import Neighbours, count_correct, nearest, num_million_pairs
-from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.data.dataset import Dataset, all_labelled
 from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import ViewSpec, center_view
 
 

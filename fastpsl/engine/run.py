@@ -11,12 +11,14 @@ from torch import Tensor
 
 from fastpsl.engine.distributed import share
 from fastpsl.engine.environment import environment
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.reporter import Reporter, summary_line
-from fastpsl.engine.resume import choose_folder, find_checkpoint, lock_folder
+from fastpsl.engine.resume import apply_kept_choices, choose_folder, find_checkpoint, lock_folder
 from fastpsl.engine.run_data import RunData
 from fastpsl.engine.signals import StopSignal
 from fastpsl.files.atomic import output_errors, remove_leftovers, write_atomically
 from fastpsl.models.checkpoint import CheckpointManager
+from fastpsl.pipelines.decoders.choose import NAMES, choose_decoder, is_kept_on_device
 
 # The beginnings of the names of files that a run writes besides its checkpoints.
 _RECORDS = ("config", "environment", "epochs", "labels", "results", "status", "wandb")
@@ -205,3 +207,51 @@ def _not_finite(backbone: Mapping[str, Any], head: Mapping[str, Any]) -> list[st
     """Return the names of a backbone's and a head's tensors that are not finite."""
     values = {**backbone, **{f"head.{name}": value for name, value in head.items()}}
     return [n for n, value in values.items() if isinstance(value, Tensor) and not value.isfinite().all()]
+
+
+_KEPT = tuple(name for name in NAMES if name not in ("resident", "synthetic"))  # these are for a data set
+
+
+def choose_run_decoder(run: Run, num_views: int, kept: str | None) -> None:
+    """Choose the decoder of a run's data for `auto`. Every rank calls this.
+
+    Rank 0 chooses for all, by its own cores and GPU. A run that goes on keeps the decoder of its start, where
+    it works. Nothing is chosen for small raw images, which loaders keep on the GPU, nor for synthetic data.
+
+    Args:
+        run: The run.
+        num_views: The views of each training image.
+        kept: The decoder in the run's checkpoint; None if there is none.
+    """
+    choice = share(run.world, _choice(run, num_views, kept) if run.world.rank == 0 else None)
+    if choice is not None:
+        run.data.decoder, run.data.decoder_reason = choice
+
+
+def decoder_choice(run: Run) -> dict[str, str]:
+    """Return the run's decoder under its option's name, for checkpoints; empty if each loader chooses."""
+    return {"decoder": run.data.decoder} if run.data.decoder in _KEPT else {}
+
+
+def _choice(run: Run, num_views: int, kept: str | None) -> tuple[str, str] | None:
+    """Return the decoder and the reason for it, or None if nothing is chosen."""
+    data, device = run.data.train, run.world.device
+
+    def check(options: TrainingOptions) -> None:
+        choose_decoder(options.decoder, data, device)
+        if options.decoder == "dali":
+            from fastpsl.pipelines.decoders import dali
+
+            if why := "dali is for GPUs" if device.type == "cpu" else dali.why_missing(device):
+                raise ValueError(why)
+
+    if is_kept_on_device(data, device):
+        return None
+    choices = {} if kept is None else {"decoder": kept}
+    options = apply_kept_choices(run.options, choices, check, run.reporter.log)
+    if run.options.decoder != "auto":
+        return None
+    if options.decoder != "auto":
+        return options.decoder, "as the run began"
+    name, reason = choose_decoder("auto", data, device, num_threads=options.workers, num_views=num_views)
+    return (name, reason) if name in _KEPT else None

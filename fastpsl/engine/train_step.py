@@ -21,7 +21,7 @@ from fastpsl.engine.step_graph import (
     StepState,
     beside,
 )
-from fastpsl.pipelines.augment import UNFUSED, Augment
+from fastpsl.pipelines.loader.augment import UNFUSED, Augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 

@@ -35,8 +35,8 @@ from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.evaluation.protocols import Pool, pooled, pooled_width
 from fastpsl.files.atomic import output_errors
 from fastpsl.models.weights import Pretrained
-from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import BadSample
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec, center_view, squashed_view

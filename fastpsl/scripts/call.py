@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.progress import operation
 from fastpsl.console.terminal import own_rank, require_address_space
 from fastpsl.console.words import in_words_of_python, words_of_python
 from fastpsl.engine.distributed import leave_world
 from fastpsl.engine.gpu_failures import compiler_failed, explained
 from fastpsl.engine.run import Run
-from fastpsl.scripts.interrupts import imports_undisturbed
 from fastpsl.scripts.recipe_process import error_line, note_failure
 
 Answer = TypeVar("Answer")

@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import fastpsl
+from fastpsl.console.interrupts import imports_undisturbed
 from fastpsl.console.words import hint
-from fastpsl.scripts.interrupts import imports_undisturbed
 from fastpsl.scripts.recipe import Evaluation, Recipe
 
 _PACKAGE = Path(str(fastpsl.__file__)).resolve().parent

@@ -29,7 +29,7 @@ from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import RevNet
-from fastpsl.pipelines.augment import UNFUSED
+from fastpsl.pipelines.loader.augment import UNFUSED
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
 from tests.engine.exact_signals import signal_at_step

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastpsl.scripts.interrupts import imports_undisturbed
+from fastpsl.console.interrupts import imports_undisturbed
 
 # Its end is far from the interrupt, so that a handler would have come in between.
 MODULE = """
@@ -64,7 +64,7 @@ def test_an_import_around_the_block_counts_for_nothing(
     """As in a program whose main module is imported."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "program_of_a_user.py").write_text(
-        "import os, signal\nfrom fastpsl.scripts.interrupts import imports_undisturbed\n"
+        "import os, signal\nfrom fastpsl.console.interrupts import imports_undisturbed\n"
         "with imports_undisturbed():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n    open(__file__ + 'x', 'w')\n"
     )

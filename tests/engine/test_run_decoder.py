@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine import run_data
+from fastpsl.engine import run as run_module
 from fastpsl.engine.distributed import World
 from fastpsl.engine.reporter import Reporter
-from fastpsl.engine.run_data import choose_run_decoder, decoder_choice
+from fastpsl.engine.run import choose_run_decoder, decoder_choice
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.decoders import libffcv, resident
 from fastpsl.pipelines.views import ViewSpec
@@ -32,7 +32,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def chosen(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, Any]]:
     """Let `auto` choose `name`, and return a list that gets what it was asked."""
     asked: list[dict[str, Any]] = []
-    choose_decoder = run_data.choose_decoder
+    choose_decoder = run_module.choose_decoder
 
     def choose_by_table(given: str, *args: Any, **values: Any) -> tuple[str, str]:
         if given != "auto":
@@ -40,7 +40,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, Any]]:
         asked.append(values)
         return name, "by a table"
 
-    monkeypatch.setattr(run_data, "choose_decoder", choose_by_table)
+    monkeypatch.setattr(run_module, "choose_decoder", choose_by_table)
     return asked
 
 
@@ -92,7 +92,7 @@ def test_rank_0_chooses_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         sent.append(value)
         return ("ffcv", "by rank 0") if world.rank else value
 
-    monkeypatch.setattr(run_data, "share", share)
+    monkeypatch.setattr(run_module, "share", share)
     run = tiny_run(tmp_path)
     for rank, decoder in ((0, "pillow"), (1, "ffcv")):
         run.world = World(rank, 2, rank, 2, torch.device("cpu"))

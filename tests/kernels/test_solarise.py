@@ -13,7 +13,7 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.fused import CPU_MODULES, CUDA_MODULES
 from fastpsl.kernels.solarise import Solarise
-from fastpsl.pipelines.augment import choose_augment
+from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.views import ViewSpec
 
 

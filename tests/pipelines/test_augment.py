@@ -23,8 +23,8 @@ from fastpsl.kernels.rotate90 import AllTurns
 from fastpsl.kernels.shift import Shift
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
 from fastpsl.kernels.warp import WarpPair
-from fastpsl.pipelines.augment import Augment, choose_augment
 from fastpsl.pipelines.datasets.subset import Synthetic
+from fastpsl.pipelines.loader.augment import Augment, choose_augment
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
 
@@ -78,7 +78,9 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ViewSpec(RandomResizedCrop(16), (Flip(),)),
         ViewSpec(RandomResizedCrop(27), (JigsawTiles(3, 9, 8),)),
     ]
-    monkeypatch.setattr("fastpsl.pipelines.augment.fused_modules", lambda device: ((MODULE,), "by hand"))
+    monkeypatch.setattr(
+        "fastpsl.pipelines.loader.augment.fused_modules", lambda device: ((MODULE,), "by hand")
+    )
     assert choose_augment("auto", views[:1], CPU).path == "fused"
     assert choose_augment("auto", views, CPU).reason == "no fused kernel for JigsawTiles on cpu"
     with pytest.raises(
@@ -86,7 +88,9 @@ def test_what_cannot_be_fused_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         match="-backend fused: no fused kernel for JigsawTiles on cpu; use --augment-backend unfused",
     ):
         choose_augment("fused", views, CPU)
-    monkeypatch.setattr("fastpsl.pipelines.augment.fused_modules", lambda device: ((), "there is no Triton"))
+    monkeypatch.setattr(
+        "fastpsl.pipelines.loader.augment.fused_modules", lambda device: ((), "there is no Triton")
+    )
     assert choose_augment("auto", views, CPU).path == "unfused"
     with pytest.raises(
         ValueError, match="--augment-backend fused: there is no Triton; use --augment-backend unfused"

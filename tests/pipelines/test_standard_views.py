@@ -14,8 +14,8 @@ from torchvision.transforms.functional import normalize, resize, ten_crop
 from fastpsl.kernels.crops import RandomResizedCrop, ShorterSideCrop
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD
-from fastpsl.pipelines.augment import AugmentName, choose_augment
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.augment import AugmentName, choose_augment
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, ten_crop_views, train_view
 from tests.pipelines.photos import DECODERS, RAW, photo, write

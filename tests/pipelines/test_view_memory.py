@@ -18,8 +18,8 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.jigsaw import JigsawTiles
 from fastpsl.kernels.lightness import Lightness
-from fastpsl.pipelines.augment import choose_augment
 from fastpsl.pipelines.decoders.memory import ViewMemory
+from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Op, ViewSpec
 from tests.pipelines.forked import in_a_forked_process
@@ -185,7 +185,7 @@ def test_no_memory_of_a_batchs_size_is_mapped_anew(ops: tuple[Op, ...], dtype: t
 def test_the_unfused_path_in_parts_has_the_whole_batchs_values(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastpsl.pipelines.augment._PART_BYTES", 7 * 3 * 32 * 32)
+    monkeypatch.setattr("fastpsl.pipelines.loader.augment._PART_BYTES", 7 * 3 * 32 * 32)
     chains: tuple[tuple[Op, ...], ...] = (
         (), (Flip(), Lightness()), (Flip(), ColourDistortion(0.4, 0.4, 0.4, 0.1)), (JigsawTiles(2, 16, 14),)
     )  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 
 from fastpsl.evaluation.features import Extraction
 from fastpsl.kernels import fused
-from fastpsl.pipelines.augment import choose_augment
+from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.transfer.few_shot import SmallImages
@@ -66,7 +66,7 @@ def modules(monkeypatch):
             importlib.import_module(f"fastpsl.kernels.fused_cuda.{name}") for name in names
         )
         monkeypatch.setattr(
-            "fastpsl.pipelines.augment.fused_modules", lambda device: (implementations, "by hand")
+            "fastpsl.pipelines.loader.augment.fused_modules", lambda device: (implementations, "by hand")
         )
 
 

@@ -16,8 +16,8 @@ from fastpsl.kernels.draws import Keys
 from fastpsl.kernels.layout import joined
 from fastpsl.kernels.normalise import normalise
 from fastpsl.kernels.rotation_crops import RotationCrop
-from fastpsl.pipelines.augment import Augment
 from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.loader.augment import Augment
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
