@@ -102,7 +102,7 @@ def _first_of_shuffled(values: np.ndarray, seed: int, what: int) -> np.ndarray:
 def read_label_list(path: Path, data: Dataset) -> np.ndarray:
     """Return the samples of `data` that a list names, in the list's order, int64.
 
-    The list is a text file with a sample per line, a table (csv_lists.py) or a .npy array. All hold indices
+    The list is a text file with a sample per line, a table (text_lists.py) or a .npy array. All hold indices
     into the data, file names (n01440764_10026.JPEG, as in SimCLR's lists) or paths
     (n01440764/n01440764_10026.JPEG, as in VISSL's lists for PIRL). A path names the sample with the same last
     two parts. If there is none and the path's folder is no class, it names the sample with the same file

@@ -18,7 +18,7 @@ pytest.importorskip("moto.server", reason="the extra dev has moto")
 from fastpsl.commands.data import Info, Verify
 from fastpsl.doctor.reading import measure_read
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.files.remote import address
+from fastpsl.files.remote import failures
 from fastpsl.files.remote.cache import Cache, PartLocks
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.pipelines.beton import remote as prefetching
@@ -241,8 +241,8 @@ def test_a_server_that_is_gone_for_a_while(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(address, "TELL_AFTER_S", 0.0)
-    monkeypatch.setattr(address, "_told", address._Told())
+    monkeypatch.setattr(failures, "TELL_AFTER_S", 0.0)
+    monkeypatch.setattr(failures, "_told", failures._Told())
     with (
         Beton(str(local / "train-*.beton")) as data,
         Beton(GLOB, small_cache(tmp_path, STREAMING_GB)) as remote,

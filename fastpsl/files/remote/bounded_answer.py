@@ -5,7 +5,7 @@ import re
 import aiohttp
 from typing_extensions import override
 
-from fastpsl.files.remote.address import RemoteDataError
+from fastpsl.files.remote.failures import RemoteDataError
 
 _MAX_LISTING_BYTES = 1 << 26  # of an answer without a range: a page that lists files
 

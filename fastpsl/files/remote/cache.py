@@ -9,7 +9,7 @@ one by one, and given up by punching holes. So what reads a local dataset file r
     CACHE/files/ID/NAME.parts      a row per part: start, stop, time of last use, which is 0 for an absent one
     CACHE/files/ID/NAME.json       the JSON beside a dataset file
 
-Each process holds a shared lock (part_locks.py, in the file of parts) on each part that it uses. An exclusive
+Each process holds a shared lock (cache.py, in the file of parts) on each part that it uses. An exclusive
 one is needed to fetch a part, and to give it up. A process that is killed leaves no lock. A part counts as
 present only after its bytes are written. Since they may not be on the disk yet, a cache is good until the
 machine starts anew: ID contains its boot.

@@ -129,7 +129,7 @@ def _codec() -> Codec | None:
 def convert(data: bytes, target: Target) -> Stored:
     """Convert the bytes of an image file to their stored form.
 
-    Many threads may call it; large images wait for each other (large_images.py).
+    Many threads may call it; large images wait for each other (encode.py).
 
     Raises:
         BadImage: The image cannot be used; the message says why.

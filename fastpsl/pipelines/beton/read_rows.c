@@ -1,4 +1,4 @@
-// Rows of a table in a file, read one by one. The bindings are in table.py, where Python reads them too.
+// Rows of a table in a file, read one by one. The bindings are in shard.py, where Python reads them too.
 
 #include <errno.h>
 #include <stdint.h>

@@ -12,8 +12,9 @@ import numpy as np
 from typing_extensions import override
 
 from fastpsl.console.progress import operation
-from fastpsl.files.remote.address import LIMIT_S, RemoteObject, persistently, read_whole, remote_objects
+from fastpsl.files.remote.address import LIMIT_S, RemoteObject, read_whole, remote_objects
 from fastpsl.files.remote.cache import Cache, cache_errors
+from fastpsl.files.remote.failures import persistently
 from fastpsl.files.remote.fetcher import NUM_CONNECTIONS, Fetcher, Page
 from fastpsl.files.workers import map_in_order
 from fastpsl.pipelines.beton.pages import Pages, check_pages, pages_of_shards

@@ -3,7 +3,7 @@
 The file begins with a header, the field descriptors and a table with one row per sample (per field: image
 mode, width, height, pointer; label). Pages of data follow, and no sample crosses two of them. At the end is
 the allocation table (sample, pointer, size), the only place that holds each sample's length. fastpsl writes
-checksums before it (checksums.py). The layout follows ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
+checksums before it (sidecar.py). The layout follows ffcv/types.py and ffcv/writer.py of ffcv 1.0.2.
 
 Rows are read by pread. A memory map would end the process with SIGBUS where the file is cut short between a
 check and an access.

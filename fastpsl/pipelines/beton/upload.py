@@ -15,7 +15,8 @@ from typing import final
 
 from fastpsl.console.progress import operation
 from fastpsl.files.atomic import partial_path
-from fastpsl.files.remote.address import LIMIT_S, WrongBytesError, answer, file_system, persistently
+from fastpsl.files.remote.address import LIMIT_S, answer, file_system
+from fastpsl.files.remote.failures import WrongBytesError, persistently
 
 _SHARD = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.beton")
 _READ_ONLY = ("http", "https")

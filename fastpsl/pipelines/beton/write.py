@@ -2,7 +2,7 @@
 
 Threads convert (the C library, Pillow and read() release the GIL). The calling thread writes in the order of
 the samples, so the file does not depend on the number of workers. Memory grows by 8 bytes and a packed
-path per sample of a file. A journal (journal.py) keeps what an interrupted writing has brought to the disk.
+path per sample of a file. A journal (output.py) keeps what an interrupted writing has brought to the disk.
 
 Nothing that is there is touched: the images become one more file of the set, train.more-00001.beton for
 train.beton, which readers open with the others by a glob. Its name follows theirs, so the indices of the

@@ -7,7 +7,7 @@ thread counts to 1.
 external symbols, which are registered in each process, so that their callers can be cached. A ctypes function
 object instead would be a "dynamic global", and every process would compile again.
 
-The C code trusts its caller. Check the header (jpeg_header.py) against the table before decoding a buffer.
+The C code trusts its caller. Check the header (jpeg.py) against the table before decoding a buffer.
 """
 
 import ctypes

@@ -134,7 +134,7 @@ static int read_file(const char *path, int64_t num_bytes, uint8_t *out) {
 
 static int64_t big_endian_16(const uint8_t *bytes) { return bytes[0] << 8 | bytes[1]; }
 
-// Check a JPEG up to its frame header (ITU-T T.81, Annex B), as jpeg_header.py does.
+// Check a JPEG up to its frame header (ITU-T T.81, Annex B), as jpeg.py does.
 static int check_header(const uint8_t *jpeg, int64_t num_bytes, int64_t height, int64_t width) {
     if (num_bytes < 4 || jpeg[0] != 0xFF || jpeg[1] != 0xD8) return NOT_JPEG;
     for (int64_t at = 2; at + 4 <= num_bytes;) {

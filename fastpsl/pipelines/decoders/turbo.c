@@ -7,7 +7,7 @@
 #include "handle.h"
 
 // A progressive JPEG's scans each take as long as the image is large, however few bytes they have.
-#define MAX_SCANS 500 // jpeg_scans.py has the same
+#define MAX_SCANS 500 // jpeg.py has the same
 
 static void escape(j_common_ptr info) { longjmp(((Turbo *)info->client_data)->escape, 1); }
 
@@ -44,15 +44,6 @@ PUBLIC void fastpsl_turbo_close(Turbo *turbo) {
     free(turbo->memory[0]);
     free(turbo->memory[1]);
     free(turbo);
-}
-
-int turbo_reserve(uint8_t **memory, size_t *capacity, size_t needed) {
-    if (*capacity >= needed) return 1;
-    free(*memory);
-    *capacity = needed + needed / 4;
-    *memory = malloc(*capacity);
-    if (!*memory) *capacity = 0;
-    return *memory != NULL;
 }
 
 uint8_t *turbo_memory(Turbo *turbo, int use, int64_t num_bytes) {

@@ -2,6 +2,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #define PUBLIC __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
@@ -16,7 +17,14 @@ typedef struct Turbo Turbo;
 // Return memory of at least `num_bytes` for a use, 0 or 1, which lasts until the next call; NULL where it lacks.
 uint8_t *turbo_memory(Turbo *turbo, int use, int64_t num_bytes);
 // Make `memory` hold `needed` bytes at least; what it held is lost. Return 0 where memory lacks.
-int turbo_reserve(uint8_t **memory, size_t *capacity, size_t needed);
+static inline int turbo_reserve(uint8_t **memory, size_t *capacity, size_t needed) {
+    if (*capacity >= needed) return 1;
+    free(*memory);
+    *capacity = needed + needed / 4;
+    *memory = malloc(*capacity);
+    if (!*memory) *capacity = 0;
+    return *memory != NULL;
+}
 #define LARGE_BYTES (24 << 20) // more is not kept for the next image
 void turbo_free_large(Turbo *turbo);
 int fastpsl_turbo_decode(

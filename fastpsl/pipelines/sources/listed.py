@@ -4,7 +4,7 @@
                  "annotations": [{"image_id", "category_id"}]}
     .csv, .txt   a path per line, and after white space its label on all lines or none: a number from 0
                  (Places205's), or a class name, also with a box behind it (Tiny-ImageNet's val)
-    .csv, .txt   otherwise a table (csv_lists.py): miniImageNet's (Ravi and Larochelle) has filename,label
+    .csv, .txt   otherwise a table (text_lists.py): miniImageNet's (Ravi and Larochelle) has filename,label
 
 The labels of a folder may also be a list with a class per line, in the order of the folder's files.
 

@@ -15,7 +15,8 @@ from random import Random
 from typing import Any
 
 from fastpsl.console.progress import operation
-from fastpsl.files.remote.address import RemoteDataError, RemoteObject
+from fastpsl.files.remote.address import RemoteObject
+from fastpsl.files.remote.failures import RemoteDataError
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.dataset import BadImage
 from fastpsl.pipelines.data.source import Picks, Sample, Tally, changed, choose_split, parts_of, shard_range

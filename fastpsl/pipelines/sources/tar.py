@@ -28,7 +28,7 @@ from typing import IO, NamedTuple, cast
 
 from fastpsl.console.words import number_of
 from fastpsl.files.leftovers import is_leftover
-from fastpsl.files.remote.address import RemoteDataError
+from fastpsl.files.remote.failures import RemoteDataError
 from fastpsl.pipelines.beton.file import MAX_PAGE_BYTES
 from fastpsl.pipelines.beton.shard import MAX_LABEL
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, BadImage

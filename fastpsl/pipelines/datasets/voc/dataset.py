@@ -1,7 +1,7 @@
 """PASCAL VOC in the layout of its archives, or other data in that layout: images with boxes or class masks.
 
 Opening reads every annotation of the sets, so that faults appear before training and not hours into it. XML
-files are checked each time (16,551 take seconds), the pixels of masks once (checked_once.py).
+files are checked each time (16,551 take seconds), the pixels of masks once (caches.py).
 
 VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/{Main,Segmentation},SegmentationClass}   and VOC2012 alike
 VOCdevkit/classes.txt                                              own class names, a line each
