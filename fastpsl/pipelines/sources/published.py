@@ -1,6 +1,6 @@
 """CIFAR-10, CIFAR-100 and STL-10 as their authors publish them: as an archive, or the folder in it.
 
-Everything is checked against published MD5 sums (published.py). CIFAR-100 has its fine labels. STL-10's labels
+Everything is checked against published MD5 sums. CIFAR-100 has its fine labels. STL-10's labels
 count from 0 here, and its unlabelled part has -1. Images come in the order of torchvision's datasets.
 
 Sums of archives are from the data sets' pages and torchvision's datasets, those of their files from
