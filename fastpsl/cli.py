@@ -9,20 +9,15 @@ from typing import ClassVar, NoReturn
 import tyro
 
 from fastpsl.commands import doctor, launch, train
-from fastpsl.commands.clusters import Clusters
 from fastpsl.commands.data import Data
 from fastpsl.commands.doctor import Doctor
 from fastpsl.commands.export import Export
-from fastpsl.commands.features import Features
-from fastpsl.commands.labels import MakeLabels
+from fastpsl.commands.features import TSNE, Features, Retrieve
+from fastpsl.commands.labels import Clusters, MakeLabels, Permutations
 from fastpsl.commands.launch import Launch
-from fastpsl.commands.permutations import Permutations
-from fastpsl.commands.recipes import Recipes
-from fastpsl.commands.retrieve import Retrieve
 from fastpsl.commands.show import Show
 from fastpsl.commands.table import Table
-from fastpsl.commands.train import Eval, Train
-from fastpsl.commands.tsne import TSNE
+from fastpsl.commands.train import Eval, Recipes, Train
 from fastpsl.console.progress import operation
 from fastpsl.console.terminal import (
     EXIT_INTERRUPTED,

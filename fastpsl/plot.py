@@ -18,10 +18,10 @@ from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.plots import block_bars, contact_sheet, training_curve
+from fastpsl.plots import charts, contact_sheet
+from fastpsl.plots.charts import map_figure
 from fastpsl.plots.inline import figure_of
 from fastpsl.plots.neighbours import neighbour_sheet
-from fastpsl.plots.tsne import map_figure
 from fastpsl.scripts.call import require_data, tensors_on_cpu, user_errors
 
 __all__ = ["blocks", "curve", "neighbours", "tsne", "views"]
@@ -43,7 +43,7 @@ def curve(run: Place) -> Figure:
     """
     if not (Path(run) / "metrics.jsonl").is_file():
         raise ValueError(f"{os.fspath(run)} has no metrics.jsonl: give the folder of a run")
-    return training_curve.curve(Path(run))
+    return charts.curve(Path(run))
 
 
 @user_errors()
@@ -105,7 +105,7 @@ def blocks(numbers: dict[str, float], *, chance: float | None = None, title: str
     """
     if not any(name.startswith("top1_") for name in numbers):
         raise ValueError(f"numbers {', '.join(numbers) or 'without any'}: give top1_B1, top1_B2, …")
-    return block_bars.block_figure(numbers, title, chance)
+    return charts.block_figure(numbers, title, chance)
 
 
 @user_errors()

@@ -16,8 +16,8 @@ from fastpsl.engine.reporter import summary_line
 from fastpsl.engine.run import Run
 from fastpsl.files.paths import read_lines
 from fastpsl.model import Model, load
+from fastpsl.plots.charts import curve
 from fastpsl.plots.inline import InlineFigure, png_bytes
-from fastpsl.plots.training_curve import curve
 from fastpsl.scripts.call import call, require_data
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.scripts.recipe_files import find_recipe

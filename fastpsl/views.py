@@ -7,7 +7,7 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.solarise import Solarise
 from fastpsl.pipelines.views import Op, ViewSpec
-from fastpsl.tasks.contrastive.views import SIMCLR_COLOUR, simclr_blur
+from fastpsl.tasks.contrastive.simclr import SIMCLR_COLOUR, simclr_blur
 
 __all__ = ["byol", "mocov2", "multicrop", "simclr"]
 

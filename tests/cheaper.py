@@ -15,9 +15,8 @@ import pytest
 from torch import nn
 from torchvision.models.resnet import ResNet
 
-from fastpsl.models.alexnet import AlexNet
+from fastpsl.models.convolutional import VGG, AlexNet
 from fastpsl.models.resnet import VARIANTS
-from fastpsl.models.vgg import VGG
 
 # As published, fc6 and fc7 of AlexNet and VGG have 60 million weights.
 FC_WIDTH, PUBLISHED_FC_WIDTH = 32, 4096

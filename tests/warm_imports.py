@@ -16,7 +16,7 @@ for name in (
     "fastpsl.commands.data",
     "fastpsl.cli",
     "fastpsl.evaluation.features",
-    "fastpsl.tasks.pseudo_labels.iic_experiment",
+    "fastpsl.tasks.pseudo_labels.iic",
     "fastpsl.tasks.pseudo_labels.k_means",
     "fastpsl.scripts.launch",
     "fastpsl.pipelines.beton.verify",
@@ -24,11 +24,11 @@ for name in (
     "fastpsl.pipelines.loader.loader",
     "fastpsl.plots.contact_sheet",
     "fastpsl.commands.show_tasks",
-    "fastpsl.tasks.sslpp.experiment",
+    "fastpsl.tasks.sslpp.sslpp",
     "fastpsl.tasks.jigsaw",
     "fastpsl.tasks.contrastive.moco",
     "fastpsl.tasks.sslpp.rotnet",
-    "fastpsl.tasks.pseudo_labels.uic_experiment",
+    "fastpsl.tasks.pseudo_labels.uic",
 ):
     import_module(name)
 with contextlib.suppress(ImportError):

@@ -16,7 +16,7 @@ from bench.evidence.results import block_means, holm
 from bench.pages import marks, written
 from bench.program import run_program
 from fastpsl.files.atomic import write_atomically
-from fastpsl.tables.templates import templates
+from fastpsl.tables.page import templates
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "docs" / "runs"
@@ -108,7 +108,7 @@ def _p_values(differences: Sequence[Sequence[float]]) -> list[str]:
 
 
 def _small_scale(result: Mapping[str, Any], page: Path) -> dict[str, Any]:
-    """Return the record of `fastpsl.tables.small_scale`."""
+    """Return the record of `fastpsl.tables.page`."""
     columns, arms = _cells(result)
     return {
         "title": result["title"],

@@ -14,7 +14,7 @@ from scipy import stats
 from bench.evidence.done import Done, Record
 from bench.evidence.plan import RANDOM, Plan, Run
 from bench.schema import environment
-from fastpsl.models.weight_files import sha256_of_file
+from fastpsl.models.foreign_weights import sha256_of_file
 
 CONFIDENCE = 0.95
 

@@ -39,7 +39,7 @@ from fastpsl.console.terminal import EXIT_PREEMPTED
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.evaluation.result import data_record
 from fastpsl.files.atomic import write_atomically
-from fastpsl.models.weight_files import sha256_of_file
+from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.pipelines.datasets.open import open_data
 
 

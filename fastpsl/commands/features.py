@@ -1,13 +1,94 @@
-"""`fastpsl features`: one block's features of every sample of a data set, as a file."""
+"""`fastpsl features`: one block's features of every sample of a data set, as a file.
 
-from contextlib import closing
+They repeat a part of EvaluationOptions with help texts of their own, because importing it imports torch,
+which is slow.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from fastpsl.commands.extraction_options import CHECKPOINT, ExtractionOptions
+from fastpsl.models.names import ANY_BACKBONE
+
+if TYPE_CHECKING:
+    from fastpsl.engine.distributed import World
+    from fastpsl.evaluation.options import EvaluationOptions
+
+CHECKPOINT = tyro.conf.arg(
+    metavar="CKPT",
+    help="A run's folder (its newest checkpoint), a checkpoint, a file of `fastpsl export`, or "
+    "others' weights.",
+)
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """The options of the weights and the extraction of features."""
+
+    size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 224
+    """Side of the middle that is cut from each image, whose shorter side becomes PX * 256 / 224."""
+    whole: bool = False
+    """The shorter side becomes PX, so that small images are seen whole."""
+    backbone: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="NAME",
+            help=f"For others' weights, random ones and your own module: {ANY_BACKBONE}.",
+        ),
+    ] = None
+    input_channels: Annotated[
+        Literal["RGB", "L", "Sobel", "SobelXY"] | None, tyro.conf.arg(metavar="RGB|L|Sobel|SobelXY")
+    ] = None
+    """For others' weights: what they were trained on."""
+    input_mean: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
+    """For others' weights: the mean that was taken off, one value per channel, of pixels in [0, 1]."""
+    input_std: Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="NUM...")] = None
+    """For others' weights: the standard deviation that was divided by."""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="NUM")] = 256
+    """Images of one pass, over all ranks."""
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"], tyro.conf.arg(metavar="auto|fp32|bf16|fp16")
+    ] = "auto"
+    """auto: fp16 on CUDA, fp32 on the CPU."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], tyro.conf.arg(metavar="auto|cpu|cuda")] = "auto"
+    """Where to compute; auto is CUDA if there is a GPU."""
+    decoder: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """As in a recipe."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="NUM")] = None
+    """Decoding threads per GPU."""
+    on_bad_sample: Annotated[Literal["raise", "skip"], tyro.conf.arg(metavar="raise|skip")] = "raise"
+    """A sample that cannot be decoded: stop, or leave it out (its row is NaN) and name it."""
+
+    @contextmanager
+    def joined(self, checkpoint: Path | None, **more: Any) -> Iterator[tuple["EvaluationOptions", "World"]]:
+        """Join torchrun's ranks and yield the evaluation's options; leave the ranks at the end.
+
+        Args:
+            checkpoint: The weights, or None with `random_weights`.
+            **more: Further fields of EvaluationOptions, such as seed.
+
+        Raises:
+            ValueError: Weights are given twice or not at all, or a value is out of range.
+        """
+        from fastpsl.engine.distributed import join_world, leave_world
+        from fastpsl.evaluation.options import EvaluationOptions
+        from fastpsl.scripts.recipe import require_paths
+
+        if (checkpoint is not None) == more.get("random_weights", False):
+            raise ValueError("give either CKPT, or --random-weights and --backbone")
+        if more.get("seed", 0) < 0:
+            raise ValueError(f"--seed {more['seed']}: it must be 0 or more")
+        options = EvaluationOptions(checkpoint=checkpoint, **vars(self), **more)
+        require_paths(options)
+        world = join_world(options.device, timeout_s=10 * options.timeout_s)
+        try:
+            yield options, world
+        finally:
+            leave_world()
 
 
 @dataclass(frozen=True)
@@ -52,3 +133,110 @@ class Features:
                 written = extraction.to_file(self.out, world, overwrite=self.overwrite)
                 if world.rank == 0:
                     print(written)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TSNE:
+    """Draw images as points of the plane by t-SNE of their average-pooled features of one block, coloured by
+    class.
+
+    OUT gets tsne.png, tsne.npy (float32 [NUM, 2]), tsne-indices.npy (int64 [NUM], which images they are),
+    result.json and the features, which serve again. See
+    https://fastpsl.github.io/fastpsl/how_to/evaluate/retrieval.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
+    """
+
+    checkpoint: tyro.conf.Positional[Annotated[Path | None, CHECKPOINT]] = None
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    """A dataset file, a quoted glob of shards, a folder or a list of images."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The folder to write to."""
+    block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
+    """Whose output is averaged over all positions; final is the last. Names such as fc7 serve as well."""
+    num: Annotated[int, tyro.conf.arg(metavar="NUM")] = 1000
+    """Images, drawn by --seed; all where there are fewer."""
+    perplexity: Annotated[float, tyro.conf.arg(metavar="NUM")] = 30.0
+    """About how many neighbours each point has; less than NUM."""
+    seed: int = 0
+    """Of the images that are drawn, of t-SNE, and of random weights."""
+    random_weights: bool = False
+    """Random weights of --backbone instead of CKPT."""
+    extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
+    """How features are computed."""
+
+    def run(self) -> None:
+        """Write the map and print the figures; under torchrun every rank computes its share of the features.
+
+        Raises:
+            ValueError: Weights or data cannot be read, the block is unknown, or a number is out of range.
+        """
+        from fastpsl.evaluation.tsne import make_map
+
+        with self.extraction.joined(
+            self.checkpoint, data=self.data, out=self.out, seed=self.seed, random_weights=self.random_weights
+        ) as (options, world):
+            for line in make_map(options, world, block=self.block, num=self.num, perplexity=self.perplexity):
+                print(line)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieve:
+    """Find the images of a gallery that are nearest to queries, by the cosine of the average-pooled features
+    of one block.
+
+    OUT gets retrieval.png (a query a line, its neighbours in falling similarity), result.json (for `fastpsl
+    table`) and the features, which serve again. See
+    https://fastpsl.github.io/fastpsl/how_to/evaluate/retrieval.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
+    """
+
+    checkpoint: tyro.conf.Positional[Annotated[Path | None, CHECKPOINT]] = None
+    gallery: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="DATA",
+            help="Where neighbours are looked for: a dataset file, a quoted glob of shards, a folder of "
+            "images or a list of them.",
+        ),
+    ]
+    queries: Annotated[str, tyro.conf.arg(metavar="DATA")]
+    """The query images, in the same forms. An image of the same data does not find itself."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """The folder to write to."""
+    block: Annotated[str, tyro.conf.arg(metavar="final|B1|B2..")] = "final"
+    """Whose output is averaged over all positions; final is the last. Names such as fc7 serve as well."""
+    k: Annotated[int, tyro.conf.arg(metavar="NUM")] = 8
+    """Neighbours of each query."""
+    num: Annotated[
+        int,
+        tyro.conf.arg(
+            metavar="NUM",
+            help="Queries in the figure, drawn by --seed; all where there are fewer. The precision is "
+            "of all queries in any case.",
+        ),
+    ] = 16
+    query_indices: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INDEX...")] = ()
+    """Queries in the figure, from 0, instead of drawn ones."""
+    seed: int = 0
+    """Of the queries that are shown, and of random weights."""
+    random_weights: bool = False
+    """Random weights of --backbone instead of CKPT."""
+    extraction: ExtractionOptions = field(default_factory=ExtractionOptions)
+    """How features are computed."""
+
+    def run(self) -> None:
+        """Write the neighbours and print the figures; under torchrun every rank does its share.
+
+        Raises:
+            ValueError: Weights or data cannot be read, the block is unknown, or a number is out of range.
+        """
+        from fastpsl.evaluation.retrieval import retrieve
+
+        with self.extraction.joined(
+            self.checkpoint, data=self.gallery, val=self.queries, out=self.out, seed=self.seed,
+            random_weights=self.random_weights,
+        ) as (options, world):  # fmt: skip
+            for line in retrieve(
+                options, world, block=self.block, k=self.k, num=self.num, indices=self.query_indices
+            ):
+                print(line)

@@ -1,5 +1,6 @@
 """`fastpsl labels`: pseudo-labels without a network."""
 
+import io
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,3 +86,105 @@ class MakeLabels:
             write_labels(out, labels, num_classes, data, made_by, configuration=configuration)
             measured = measure(read_labels(out, data), data.labels(), self.seed)
         print("\n".join(label_lines(out, measured)))
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Say what pseudo-labels are worth: NMI with the true labels and others, sizes and contents of the
+    classes, a run's first filters.
+
+    OUT gets result.json (for `fastpsl table`), sizes.png, contents.png and filters.png.
+    See
+    https://fastpsl.github.io/fastpsl/how_to/evaluate/clusters.html; for the forms of DATA,
+    https://fastpsl.github.io/fastpsl/how_to/pack_a_dataset.html.
+    """
+
+    run_or_file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(name="run", metavar="RUN|FILE.npz")]]
+    """The folder of a run that made pseudo-labels (UIC, DeepCluster, IIC), or a file of labels."""
+    data: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="DATA",
+            help="What is labelled: a dataset file, a quoted glob of shards, a folder or a list of "
+            "them. [the run's own --data; of FILE the embedded sample]",
+        ),
+    ] = None
+    labels: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
+    """Of a run: other labels of the same images. [RUN/labels.npz]"""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder to write to. [RUN/clusters; FILE-clusters]"""
+    seed: int = 0
+    """Seed of the shuffled labels that NMI is compared with, and of the images that are shown."""
+    require_labels: bool = False
+    """Stop where the data has no true labels. Without, what needs them is left out."""
+    backbone: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:CLASS")] = None
+    """Of a run with your own module: the module, as in the training."""
+
+    def run(self) -> None:
+        """Write the report and print its lines.
+
+        Raises:
+            ValueError: Labels or data cannot be read, or do not fit each other.
+        """
+        from fastpsl.evaluation.cluster_report import report
+
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: it must be 0 or more")
+        lines = report(
+            self.run_or_file,
+            data=self.data,
+            labels=self.labels,
+            out=self.out,
+            seed=self.seed,
+            require_labels=self.require_labels,
+            backbone=self.backbone,
+        )
+        print("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Permutations:
+    """Make a set of jigsaw permutations far from each other: integers [max(counts), pieces] from 0, in nested
+    prefixes."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy")]
+    """The .npy file to write."""
+    num_pieces: Annotated[int, tyro.conf.arg(metavar="NUM")] = 9
+    """Tiles of a puzzle."""
+    counts: Annotated[tuple[int, ...], tyro.conf.arg(metavar="NUM...")] = (500, 1000, 2000)
+    """Sizes of the nested sets, rising: the first 500 rows are the first set, and so on."""
+    overwrite: bool = False
+    """Replace FILE.npy, which is refused otherwise."""
+
+    def run(self) -> None:
+        """Write the file and print the distances of each nested set.
+
+        Raises:
+            ValueError: The counts do not rise, the file exists, or there are too few permutations.
+        """
+        import numpy as np
+
+        from fastpsl.files.atomic import output_errors, write_atomically
+        from fastpsl.kernels.permutations import hamming_bound, mean_hamming, minimum_hamming, permutation_set
+
+        if any(one >= other for one, other in zip(self.counts, self.counts[1:], strict=False)):
+            raise ValueError(
+                f"--counts {' '.join(map(str, self.counts))}: each set begins with the one before it; "
+                "give rising numbers"
+            )
+        if self.out.exists() and not self.overwrite:
+            raise ValueError(
+                f"{self.out}: exists already; remove it, give --overwrite, or choose another name"
+            )
+        permutations = permutation_set(self.num_pieces, self.counts).permutations
+        data = io.BytesIO()
+        np.save(data, permutations.astype(np.int64))
+        with output_errors(self.out):
+            write_atomically(self.out, data.getvalue())
+        print(f"{self.out}: {len(permutations):,} permutations of {self.num_pieces} pieces")
+        print("  permutations   minimum distance   mean distance   bound of the mean")
+        for count in self.counts:
+            nested = permutations[:count]
+            bound = hamming_bound(count, self.num_pieces)
+            minimum, mean = minimum_hamming(nested), mean_hamming(nested)
+            print(f"  {count:>12,}   {minimum:>16}   {mean:>13.4f}   {bound:>17.4f}")

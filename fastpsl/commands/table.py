@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from fastpsl.tables.papers import NAMES
+from fastpsl.tables.paper_file import NAMES
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Table:
         Raises:
             ValueError: The table or the scale is unknown.
         """
-        from fastpsl.tables.other_data import OTHER_DATA
+        from fastpsl.tables.data_sets import OTHER_DATA
         from fastpsl.tables.table import make_table
 
         paths = {name: getattr(self, name) for name in OTHER_DATA}

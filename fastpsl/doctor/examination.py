@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from fastpsl.console.screen import status
 from fastpsl.console.terminal import plain
 from fastpsl.console.words import number_of
-from fastpsl.doctor.data_check import check_data, num_open_files
 from fastpsl.doctor.doctor_setup import DoctorSetup, load_recipe_or_default, open_setup
 from fastpsl.doctor.jpeg_engines import check_engines
 from fastpsl.doctor.machine import check_machine, check_noise, check_page_cache
@@ -24,7 +24,45 @@ from fastpsl.doctor.report import Check, Report
 from fastpsl.doctor.screen import show
 from fastpsl.doctor.software import check_software
 from fastpsl.engine.distributed import leave_world
+from fastpsl.engine.options import TrainingOptions
 from fastpsl.files.workers import usable_cores
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.data.dataset import Dataset, spread_indices
+from fastpsl.pipelines.decoders.choose import reason_of
+from fastpsl.pipelines.decoders.codes import GOOD
+from fastpsl.pipelines.decoders.pillow import decode_whole
+
+_NUM_SAMPLES = 16
+
+
+def check_data(data: Dataset, options: TrainingOptions) -> Check:
+    """Read and decode samples spread over the data; its tables were checked when it was opened."""
+    indices = spread_indices(data.num_samples, _NUM_SAMPLES)
+    data.wait(indices)
+    rows = data.rows(indices)
+    codes = np.array([decode_whole(rows, i)[0] for i in range(len(indices))])
+    bad = np.flatnonzero(codes != GOOD)
+    size = f"{data.num_samples:,} {'images' if data.num_samples > 1 else 'image'}"
+    source = f"{size} in {options.data or 'the embedded sample'}"
+    if not len(bad):
+        return Check("data", "ok", f"{source}, {len(indices)} of them decoded")
+    first = int(bad[0])
+    text = f"{data.name(int(indices[first]))}: {reason_of(int(codes[first]), rows, first)}"
+    text += f" ({len(bad)} bad of {len(indices)} tried)"
+    remedy = (
+        "fastpsl data verify names all"
+        if isinstance(data, Beton)
+        else "remove it, or write a dataset file with fastpsl data write"
+    )
+    if options.on_bad_sample == "skip":
+        return Check("data", "warning", text, f"each is skipped; {remedy}")
+    return Check("data", "broken", text, f"{remedy}; --on-bad-sample skip leaves them out")
+
+
+def num_open_files(data: Dataset) -> int:
+    """Return the number of files that the data keeps open: a dataset file's shards, or none of a folder."""
+    return len(data.shards) if isinstance(data, Beton) else 0
+
 
 # Seconds of a timed region on the embedded sample, on the CPU and on CUDA.
 _SECONDS = {"sample": 0.3, "cpu": 1.0, "cuda": 3.0}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastpsl.doctor.feeding import Feed
+from fastpsl.doctor.loader_rates import Feed
 from fastpsl.doctor.measurements import Alternative, JpegEngines
 from fastpsl.doctor.report import Check
 from fastpsl.pipelines.data.dataset import MODE_JPEG

@@ -171,7 +171,7 @@ class OnlineProbe:
         reporter, step = self.run.reporter, line["run_step"]
         self.file.append([line])
         self.file.sync()
-        from fastpsl.plots.online_probe import draw_probes  # needs matplotlib, which takes 0.3 s
+        from fastpsl.plots.charts import draw_probes  # needs matplotlib, which takes 0.3 s
 
         draw_probes(read_probes(self.file), self.run.folder / "probe.png")
         reporter.log(f"{probe_line(line)}; {seconds:.1f} s")

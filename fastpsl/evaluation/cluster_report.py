@@ -16,14 +16,15 @@ from fastpsl.models.weights import load_pretrained
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.plots.clusters import draw_contents, draw_sizes, shown_classes
-from fastpsl.plots.filters import draw_filters
-from fastpsl.tasks.pseudo_labels.figures import collapse_warning, label_figures
+from fastpsl.plots.contact_sheet import draw_filters
 from fastpsl.tasks.pseudo_labels.file import NAME, SECOND_NAME, Labels, read_labels
 from fastpsl.tasks.pseudo_labels.scores import (
     ABSENT,
     ari,
     class_entropies,
+    collapse_warning,
     hungarian_accuracy,
+    label_figures,
     many_to_one_accuracy,
 )
 

@@ -1,14 +1,235 @@
 """Learn from the first images of each class, in epochs of all images' length (SSL++, Table VIII)."""
 
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from typing_extensions import override
 
-from fastpsl.evaluation.label_lists import first_of_each_class
-from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.files.atomic import write_atomically
+from fastpsl.files.untrusted import read_npy
+from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.sidecar import read_sidecar
+from fastpsl.pipelines.data.dataset import Dataset, require_labels
+from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.order import sort_keys
+from fastpsl.pipelines.sources.text_lists import table_of
 from fastpsl.tasks.classify import Classify
+
+# These take the place of the epoch in the random words: images, and classes that get one image more.
+_IMAGES, _CLASSES = 0, 1
+_MAX_BYTES = 1 << 32  # of a list, enough for 14 million paths of 75 characters
+
+
+def labelled_part(data: Dataset, percent: float, seed: int, path: Path | None = None) -> Subset:
+    """Return the samples that keep their labels: those in the list at `path`, or `percent` % by `seed`."""
+    if path is not None:
+        return Subset(data, read_label_list(path, data))
+    require_labels(data, "--percent")
+    return Subset(data, draw_label_list(data.labels(), data.num_classes, percent, seed, data.class_names))
+
+
+def draw_label_list(
+    labels: np.ndarray, num_classes: int, percent: float, seed: int, class_names: Sequence[str] | None = None
+) -> np.ndarray:
+    """Draw equally many samples of each class, and return their indices, sorted, int64.
+
+    PSL does not name its lists; this follows SimCLR's. Their size is floor(1 %) of all images. Each class
+    gives the same number, and as many classes as are left over give one more (ImageNet at 1 %: 811 classes
+    give 13 and 189 give 12). The draw is a function of seed, labels (integers [n]) and percent alone.
+
+    Raises:
+        ValueError: `percent` is not in (0, 100] or less than an image of some class, or a class is too small.
+    """
+    if not 0 < percent <= 100:
+        raise ValueError(f"--percent {percent:g}: it must be above 0 and at most 100")
+    sizes = np.bincount(labels, minlength=num_classes)
+    per_class, left_over = divmod(int(len(labels) * percent / 100 + 1e-9), num_classes)
+    smallest = int(sizes.argmin())
+    least = int(sizes[smallest])
+    if least * percent < 100 or per_class < 1:
+        name = class_names[smallest] if class_names else f"class {smallest}"
+        raise ValueError(
+            f"--percent {percent:g} of {name}, which has {least} image{'' if least == 1 else 's'}, "
+            "is not one image: give "
+            + (f"--percent {100 / least:.3g} or more, " if least else "data without empty classes, ")
+            + "or choose the images by --label-list"
+        )
+    needed = np.full(num_classes, per_class)
+    needed[_first_of_shuffled(np.arange(num_classes), seed, _CLASSES)[:left_over]] += 1
+    if (sizes < needed).any():
+        short = int((sizes < needed).argmax())
+        name = class_names[short] if class_names else f"class {short}"
+        raise ValueError(
+            f"--percent {percent:g} takes {needed[short]} images of each class, "
+            f"and {name} has {sizes[short]}: "
+            "lower --percent, or choose the images by --label-list"
+        )
+    shuffled = _first_of_shuffled(np.arange(len(labels)), seed, _IMAGES)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.cumsum(sizes) - sizes
+    return np.sort(np.concatenate([by_class[s : s + n] for s, n in zip(starts, needed, strict=True)]))
+
+
+def first_of_each_class(
+    labels: np.ndarray, num_classes: int, num: int, class_names: Sequence[str] | None = None
+) -> np.ndarray:
+    """Return the indices of the first `num` samples of each class, sorted, int64 [num * num_classes].
+
+    Raises:
+        ValueError: `num` is below 1, or a class has fewer samples.
+    """
+    if num < 1:
+        raise ValueError(f"--labels-per-class {num}: it must be 1 or more")
+    sizes = np.bincount(labels, minlength=num_classes)
+    if sizes.min() < num:
+        smallest, least = int(sizes.argmin()), int(sizes.min())
+        name = class_names[smallest] if class_names else f"class {smallest}"
+        raise ValueError(
+            f"--labels-per-class {num}: {name} has {least} image{'' if least == 1 else 's'}; give "
+            + (f"{least} or fewer" if least else "data without empty classes")
+        )
+    by_class = np.argsort(labels, kind="stable")
+    firsts = (np.cumsum(sizes) - sizes)[:, None] + np.arange(num)
+    return np.sort(by_class[firsts.ravel()]).astype(np.int64, copy=False)
+
+
+def _first_of_shuffled(values: np.ndarray, seed: int, what: int) -> np.ndarray:
+    """Return `values` (0 … n - 1) sorted by their random words."""
+    random_words = words(Keys(seed, what, values.astype(np.int64)), Slot.TASK, 2).astype(np.uint64)
+    return np.argsort(random_words[:, 0] << np.uint64(32) | random_words[:, 1], kind="stable")
+
+
+def read_label_list(path: Path, data: Dataset) -> np.ndarray:
+    """Return the samples of `data` that a list names, in the list's order, int64.
+
+    The list is a text file with a sample per line, a table (text_lists.py) or a .npy array. All hold indices
+    into the data, file names (n01440764_10026.JPEG, as in SimCLR's lists) or paths
+    (n01440764/n01440764_10026.JPEG, as in VISSL's lists for PIRL). A path names the sample with the same last
+    two parts. If there is none and the path's folder is no class, it names the sample with the same file
+    name. File name extensions are ignored.
+
+    Raises:
+        ValueError: The list is empty or cannot be read, or names a sample that is missing, ambiguous or
+            repeated.
+    """
+    if path.suffix == ".npy":
+        entries = _read_npy(path)
+    elif table := table_of(path):
+        entries = [entry.path for entry in table.entries()]
+    else:
+        entries = os.fsdecode(path.read_bytes()).splitlines()
+    entries = [entry for entry in map(str.strip, entries) if entry]
+    if not entries:
+        raise ValueError(f"--label-list {path} names no image: give one per line")
+    if all(entry.isdecimal() for entry in entries):
+        last = str(data.num_samples - 1)
+        largest = max((entry.lstrip("0") for entry in entries), key=lambda digits: (len(digits), digits))
+        if len(largest) > len(last) or int(largest or 0) >= data.num_samples:
+            excerpt = largest if len(largest) <= 20 else f"{largest[:20]}... of {len(largest):,} digits"
+            raise ValueError(
+                f"--label-list {path} names sample {excerpt}, "
+                f"and the data has 0 to {data.num_samples - 1:,}: "
+                "give the list that belongs to this data"
+            )
+        indices = np.array([int(entry) for entry in entries], np.int64)
+    else:
+        indices = _find(entries, path, data)
+    values, counts = np.unique(indices, return_counts=True)
+    if counts.max() > 1:
+        name = data.name(int(values[counts > 1][0]))
+        raise ValueError(f"--label-list {path} names {name} {counts.max()} times: name each image once")
+    return indices
+
+
+def _read_npy(path: Path) -> list[str]:
+    try:
+        array = read_npy(path, _MAX_BYTES)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"--label-list {path} cannot be read ({error}): save it as an array of strings or integers"
+        ) from None
+    if array.dtype.kind not in "iuUS":
+        raise ValueError(f"--label-list {path} holds no strings and no integers: give paths or positions")
+    if array.dtype.kind == "S":
+        return [os.fsdecode(entry) for entry in array.ravel().tolist()]
+    return [str(entry) for entry in array.ravel().tolist()]
+
+
+def _find(entries: list[str], path: Path, data: Dataset) -> np.ndarray:
+    """Return the indices of named samples.
+
+    Only the names of the list are kept in memory, because the data may have millions.
+    """
+    by_path: dict[str, list[int]] = {_last_two(entry): [] for entry in entries}
+    by_name: dict[str, list[int]] = {_stem(entry): [] for entry in entries}
+    classes = set(data.class_names or ())
+    for index, name in enumerate(source_names(data)):
+        if (matches := by_path.get(_last_two(name))) is not None:
+            matches.append(index)
+        if (matches := by_name.get(_stem(name))) is not None:
+            matches.append(index)
+    indices, missing = [], []
+    for entry in entries:
+        # A folder that names a class must match, because cat/1.jpg is not dog/1.jpg.
+        in_class = PurePosixPath(entry).parent.name in classes
+        matches = by_path[_last_two(entry)] or ([] if in_class else by_name[_stem(entry)])
+        if len(matches) > 1:
+            raise ValueError(
+                f"--label-list {path} names {entry}, and {len(matches)} samples have that name (the first: "
+                f"{data.name(matches[0])}): give their folders too, as class/name"
+            )
+        if matches:
+            indices.append(matches[0])
+        else:
+            missing.append(entry)
+    if missing:
+        raise ValueError(
+            f"--label-list {path} names {missing[0]}, "
+            f"which is not in the data ({len(missing):,} of {len(entries):,} names are not; "
+            f"the data's first is {next(iter(source_names(data)))}): "
+            "give the data that the list was made for"
+        )
+    return np.array(indices, np.int64)
+
+
+def _last_two(name: str) -> str:
+    """Return folder and file name without extension; a file name alone matches no such pair."""
+    parts = PurePosixPath(name).parts
+    return "/".join((*parts[-2:-1], _stem(name)))
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def source_names(data: Dataset) -> Iterator[str]:
+    """Yield each sample's path in the folder or archive that the data was made from, in the data's order.
+
+    Raises:
+        ValueError: A dataset file lacks the JSON file with the paths.
+    """
+    if not isinstance(data, Beton):
+        yield from (data.name(i) for i in range(data.num_samples))
+        return
+    for shard in data.shards:
+        sidecar = read_sidecar(shard.path)
+        if sidecar is None or not sidecar.packed_paths:
+            raise ValueError(
+                f"{shard.path} does not know its images' names, "
+                f"which are in the JSON beside it ({shard.path.name}.json): "
+                "copy that too, or let the list give positions in the data"
+            )
+        yield from sidecar.source_paths()
+
+
+def write_label_list(path: Path, indices: np.ndarray) -> Path:
+    """Write one index per line, in the format of `read_label_list`, and return `path`."""
+    write_atomically(path, "".join(f"{index}\n" for index in indices.tolist()).encode())
+    return path
 
 
 @dataclass(kw_only=True)

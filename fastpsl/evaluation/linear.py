@@ -1,18 +1,91 @@
-"""Train linear probes: classifiers on frozen blocks, in one pass (PSL, section 4.2; UIC, 4.3)."""
+"""Train linear probes: classifiers on frozen blocks, in one pass (PSL, section 4.2; UIC, 4.3).
 
+A classifier is one more NIN block with a linear layer, or one to three fully-connected layers.
+"""
+
+import math
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import prod
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine.optim.sgd_adam import sgd
-from fastpsl.evaluation.probes import Probes
+from fastpsl.engine.stage_blocks import Metrics, StageBlocks
+from fastpsl.evaluation.blocks import block_shapes
+from fastpsl.evaluation.few_labels import FewLabels
 from fastpsl.evaluation.protocols import WHOLE, Pool, pooled, pooled_width
-from fastpsl.tasks.classify import linear
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.convolutional import WIDTH, convolutions, normal_weights
+from fastpsl.pipelines.loader.batch import Batch
+from fastpsl.pipelines.views import ViewSpec
+from fastpsl.tasks.classify import Classify, average_and_linear, linear, masked_cross_entropy, top_correct
+
+
+@dataclass(kw_only=True)
+class Probes(Classify):
+    """A task that trains independent classifiers on blocks of a frozen backbone.
+
+    The loss is the sum of the classifiers' losses, so each learns as if it were alone. A subclass defines
+    `head`, which makes a module from the features of all blocks, B1 first, to {name: logits [B, num_classes]}
+    in float32.
+
+    Attributes:
+        backbone: The backbone of the run.
+        more_crops: Validation views besides `val_view`; the softmaxes of all views are averaged.
+    """
+
+    backbone: Backbone
+    more_crops: tuple[ViewSpec, ...] = ()
+
+    @override
+    def val_views(self, level: int) -> tuple[ViewSpec, ...]:
+        return (self.val_view, *self.more_crops)
+
+    def block_shapes(self) -> list[tuple[int, ...]]:
+        """Return (channels, height, width) of every block in validation images."""
+        return block_shapes(self.backbone, self.val_view)
+
+    @override
+    def loss(
+        self, blocks: StageBlocks, head: nn.Module, inputs: Sequence[Tensor], batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Return the sum of all classifiers' cross-entropies, and the metrics.
+
+        The metrics are top1 of the last classifier in training, and top1 and top5 of each on validation
+        images. Several validation crops of an image are scored by the mean of their softmaxes, as in
+        DeepCluster; UIC does not say.
+        """
+        valid = (batch.indices >= 0).float()
+        num, total = valid.sum(), torch.zeros((), device=valid.device)
+        metrics: Metrics = {}
+        crops: list[dict[str, Tensor]] = [head(blocks.features(images)) for images in inputs]
+        *_, last = crops[0]
+        for name in crops[0]:
+            logits = log_mean_softmax([outputs[name] for outputs in crops])
+            total = total + masked_cross_entropy(logits, batch.labels, valid)
+            if name == last or not head.training:
+                metrics |= top_correct(logits, batch.labels, valid, f"_{name}")
+        if head.training:  # because the progress line has room for few numbers
+            metrics = {name: value for name, value in metrics.items() if name.startswith("top1")}
+        return total, {"loss": (total.detach() * num, num)} | metrics
+
+
+def log_mean_softmax(logits: Sequence[Tensor]) -> Tensor:
+    """Return the log of the mean of the crops' softmaxes, [B, classes]; for one crop, its logits themselves.
+
+    Args:
+        logits: Logits [B, classes] of each crop.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([crop.log_softmax(1) for crop in logits]).logsumexp(0) - math.log(len(logits))
+
 
 FINAL = "final"
 
@@ -116,3 +189,132 @@ def probe_sgd(
         weight_decay=weight_decay,
         nesterov=nesterov,
     )
+
+
+KINDS = ("conv", "fc1", "fc2", "fc3")
+# The width of a hidden layer, as in RotNet's MultLayer and AET's FC2: 20 units per class, at most 2048.
+HIDDEN_PER_CLASS, MAX_HIDDEN = 20, 2048
+
+
+class BlockHead(NamedTuple):
+    """A classifier on one block.
+
+    Attributes:
+        name: Kind and block, such as conv_B2.
+        kind: One of KINDS.
+        block: Number of the block, from 1.
+    """
+
+    name: str
+    kind: str
+    block: int
+
+
+def read_heads(names: Sequence[str], backbone: Backbone) -> tuple[BlockHead, ...]:
+    """Return the classifiers that `--heads` names.
+
+    Raises:
+        ValueError: `names` is empty, names a classifier twice, or names one that this backbone does not have.
+    """
+    kinds = ", ".join(f"{kind}_B<k>" for kind in KINDS)
+    if not names:
+        raise ValueError(f"--heads without any: name one or more of {kinds}, such as conv_B2")
+    heads = []
+    for name in names:
+        match = re.fullmatch(rf"({'|'.join(KINDS)})_B(\d+)", name)
+        if match is None:
+            raise ValueError(f"--heads {name}: unknown classifier; allowed are {kinds}, such as conv_B2")
+        head = BlockHead(name, match[1], int(match[2]))
+        if not 1 <= head.block <= backbone.num_blocks:
+            raise ValueError(
+                f"--heads {name}: {backbone.name} has the blocks B1 to B{backbone.num_blocks}; "
+                "name one of these"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"--heads names {name} {names.count(name)} times: name each once")
+        heads.append(head)
+    return tuple(heads)
+
+
+@dataclass(kw_only=True)
+class BlockProbes(Probes):
+    """A task that trains classifiers on a frozen backbone's blocks; those on one block share its features."""
+
+    heads: tuple[BlockHead, ...]
+
+    @override
+    def head(self, level: int, channels: int) -> nn.Module:
+        return BlockHeads(self.heads, self.block_shapes(), self.num_classes)
+
+
+@dataclass(kw_only=True)
+class FewLabelBlockProbes(FewLabels, BlockProbes):
+    """A `BlockProbes` task that learns from a few images of each class (SSL++, Table VIII)."""
+
+
+class BlockHeads(nn.Module):
+    """A module of the classifiers of all blocks; it computes in float32, even under autocast.
+
+    Args:
+        heads: The classifiers.
+        shapes: (channels, height, width) of each block.
+        num_classes: Number of logits of each classifier.
+    """
+
+    def __init__(self, heads: Sequence[BlockHead], shapes: Sequence[Sequence[int]], num_classes: int):
+        super().__init__()
+        self.blocks = {head.name: head.block for head in heads}
+        self.classifiers = nn.ModuleDict(
+            {head.name: classifier(head.kind, shapes[head.block - 1], num_classes) for head in heads}
+        )
+
+    @override
+    def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the logits [B, num_classes] of each classifier, by its name, such as conv_B2.
+
+        Args:
+            features: Maps [B, C, h, w] of the blocks, B1 first, up to the last block with a classifier or
+                further.
+        """
+        with torch.autocast(features[0].device.type, enabled=False):
+            return {
+                name: module(features[self.blocks[name] - 1].float())
+                for name, module in self.classifiers.items()
+            }
+
+
+def classifier(kind: str, shape: Sequence[int], num_classes: int) -> nn.Sequential:
+    """Build a classifier from [B, *shape] to logits [B, num_classes].
+
+    conv: "three convolutional layers and a linear soft-max layer" on the average over the map (section V.A).
+    The convolutions are 3x3, 1x1 and 1x1, each with 192 channels, BatchNorm and ReLU, as in RotNet's
+    NIN_ConvBlock3.
+
+    fc1, fc2, fc3: one to three fully-connected layers on all C * h * w features. SSL++ states their number
+    alone. The rest follows AET [9]: fc1 has a BatchNorm without scale and shift before its layer, fc2 has
+    none. Hidden layers have no bias and are followed by BatchNorm and ReLU (AET's FC2; fc3 is RotNet's
+    MultLayer).
+
+    Initial weights are those of both papers: N(0, 2 / (k² · outputs)) for convolutions, N(0, 2 / outputs) for
+    fully-connected layers, and biases of 0.
+    """
+    channels, width = shape[0], prod(shape)
+    if kind == "conv":
+        block = convolutions(channels)
+        normal_weights(block)
+        return nn.Sequential(block, *average_and_linear(WIDTH, num_classes, _std(num_classes)))
+    if kind == "fc1":
+        norm = nn.BatchNorm2d(channels, affine=False)
+        return nn.Sequential(norm, nn.Flatten(), linear(width, num_classes, _std(num_classes)))
+    layers: list[nn.Module] = [nn.Flatten()]
+    hidden = min(HIDDEN_PER_CLASS * num_classes, MAX_HIDDEN)
+    for _ in range(int(kind[2:]) - 1):
+        layer = nn.Linear(width, hidden, bias=False)
+        nn.init.normal_(layer.weight, std=_std(hidden))
+        layers += [layer, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        width = hidden
+    return nn.Sequential(*layers, linear(width, num_classes, _std(num_classes)))
+
+
+def _std(num_outputs: int) -> float:
+    return float((2 / num_outputs) ** 0.5)

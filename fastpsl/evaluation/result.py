@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fastpsl.engine.environment import own_commit, package_versions
+from fastpsl.engine.options import RunOptions
+from fastpsl.engine.run import Run
+from fastpsl.engine.task import Task
 from fastpsl.files.atomic import write_atomically
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.datasets.subset import Subset
+from fastpsl.scripts.recipe import require_given_classes
 
 FORMAT = 1
 NAME = "result.json"
@@ -91,4 +96,90 @@ def result_line(path: Path) -> str:
     cut = read_result(path)["cut"]
     return f"result {path}" + (
         ", which is not comparable: the training or the evaluation was cut short" if cut else ""
+    )
+
+
+def require_val(options: RunOptions) -> None:
+    """Raise ValueError if there are no validation images, or their classes are not the training's."""
+    if options.data is not None and options.val is None:
+        raise ValueError("an evaluation scores validation images: give --val besides --data")
+    require_given_classes(options)
+
+
+def refuse_val(options: RunOptions) -> None:
+    """Raise ValueError if --val is given to a protocol that scores a part of --data."""
+    if options.val is not None:
+        raise ValueError(
+            f"--val {options.val}: the protocol says which part of --data is scored; leave it out"
+        )
+
+
+def overridden(values: Mapping[str, Any], epochs: int | None, lr: float | None) -> dict[str, Any]:
+    """Return a protocol's `values`, with --epochs and --lr in their place where given.
+
+    Raises:
+        ValueError: `epochs` is below 1.
+    """
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"--epochs {epochs}: it must be 1 or more")
+    options = {"epochs": epochs, "lr": lr}
+    return dict(values) | {name: value for name, value in options.items() if value is not None}
+
+
+def scores(run: Run) -> dict[str, float]:
+    """Return the validation scores top1… and top5… of the run's last stage, in percent."""
+    val: Mapping[str, float] = run.position.summaries[-1]["val"]
+    return {name: 100 * value for name, value in val.items() if name.startswith(("top1", "top5"))}
+
+
+def write_val(
+    task: Task,
+    run: Run,
+    *,
+    recipe: str,
+    protocol: str,
+    constants: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+) -> Path:
+    """Write result.json of a finished run: its scores, options, views and the protocol's constants.
+
+    `checkpoint` is the record of the weights, `Pretrained.record`.
+    """
+    level = run.position.summaries[-1]["level"]
+    views = {
+        "train_view": task.views(level),
+        "val_view": task.val_views(level),
+    }
+    settings = {name: " and ".join(map(repr, specs)) for name, specs in views.items()} | dict(constants)
+    return write_run(
+        run, recipe=recipe, protocol=protocol, numbers=scores(run), settings=settings, checkpoint=checkpoint
+    )
+
+
+def write_run(
+    run: Run,
+    *,
+    recipe: str,
+    protocol: str,
+    numbers: Mapping[str, float],
+    settings: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
+) -> Path:
+    """Write result.json of a finished run: the arguments, and its options, data, seconds and cut.
+
+    `numbers` are in percent, and `checkpoint` is the record of the weights, `Pretrained.record`.
+    """
+    summaries = run.position.summaries
+    # Results on parts of data can be compared only if the whole data is known, too.
+    whole = {"whole_train": run.data.train.data.digest()} if isinstance(run.data.train, Subset) else {}
+    return write_result(
+        run.folder,
+        recipe=recipe,
+        protocol=protocol,
+        numbers=numbers,
+        settings=run.options.as_dict() | dict(settings),
+        checkpoint=checkpoint,
+        data=data_record(run.data.train, run.data.val) | whole,
+        seconds=sum(summary["seconds"] for summary in summaries),
+        cut=bool(checkpoint.get("cut")) or any(s["num_steps"] < s["num_steps_planned"] for s in summaries),
     )

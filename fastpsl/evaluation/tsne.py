@@ -18,7 +18,7 @@ from fastpsl.evaluation.result import data_record, result_line, write_result
 from fastpsl.files.atomic import output_errors, write_atomically
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.subset import Subset
-from fastpsl.plots.tsne import draw_map
+from fastpsl.plots.charts import draw_map
 
 MAX_SEED = 2**32 - 1
 

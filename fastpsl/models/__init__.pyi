@@ -1,12 +1,12 @@
-from .alexnet import AlexNet as AlexNet
 from .backbone import Backbone as Backbone
 from .checkpoint import CheckpointManager as CheckpointManager
+from .convolutional import NIN as NIN
+from .convolutional import VGG as VGG
+from .convolutional import AlexNet as AlexNet
 from .factory import OF_VECTORS as OF_VECTORS
 from .factory import make_backbone as make_backbone
-from .nin import NIN as NIN
+from .foreign_weights import sha256_of_file as sha256_of_file
 from .resnet import ResNet as ResNet
 from .revnet import RevNet as RevNet
-from .vgg import VGG as VGG
-from .weight_files import sha256_of_file as sha256_of_file
 from .weights import Pretrained as Pretrained
 from .weights import load_pretrained as load_pretrained

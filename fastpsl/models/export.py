@@ -2,19 +2,355 @@
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import os
+import re
+import shlex
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from fastpsl.files.atomic import output_errors, write_atomically
-from fastpsl.models.hf_folder import check_folder, write_hf_folder
+from fastpsl.console.words import number_of
+from fastpsl.files.atomic import output_errors, sync_folder, write_atomically
+from fastpsl.models.foreign_weights import read_weights_sidecar, sha256_of_bytes
 from fastpsl.models.names import EXPORTS, TIMM, is_timm
 from fastpsl.models.onnx_file import onnx_bytes
-from fastpsl.models.state_dict_files import TARGETS, Renamed, detectron2_config, renamed
-from fastpsl.models.tensor_table import key_table
-from fastpsl.models.weight_files import sha256_of_bytes
+from fastpsl.models.state_dict_files import TARGETS, Renamed, detectron2_config, key_table, renamed
 from fastpsl.models.weights import Pretrained, load_pretrained
-from fastpsl.pipelines.views import Input
+from fastpsl.pipelines.views import SHORTER_OF_SIZE, Input
+
+# Letters with a meaning within a line: those of code, emphasis, links, HTML, entities and formulas. GitHub
+# makes links of addresses, too. An underscore between letters has none.
+_MARKS = re.compile(r"[\\`*\[\]<>&~$@]|(?<![^\W_])_|_(?![^\W_])|(?<=\w):(?=//)|(?<=www)\.", re.IGNORECASE)
+BAR = r"\|"  # of a cell, not of the table
+_BACKTICKS = re.compile("`+")
+
+
+def plain(text: str) -> str:
+    """Return a text for the middle of a line, with a backslash before each mark."""
+    return _MARKS.sub(lambda match: f"\\{match[0]}", _printable(text))
+
+
+def code(text: str) -> str:
+    """Return a text as code within a line."""
+    text = _printable(text) or " "
+    marks = "`" * (_longest_run(text) + 1)
+    # Readers take a space from both ends.
+    return f"{marks} {text} {marks}" if "`" in text or text.strip() != text else f"{marks}{text}{marks}"
+
+
+def block(text: str, language: str = "") -> str:
+    """Return lines of text as a block of code."""
+    marks = "`" * max(3, _longest_run(text) + 1)
+    lines = "\n".join(map(_printable, text.split("\n")))
+    return f"{marks}{language}\n{lines}\n{marks}"
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """Return a row of a table. Its cells are Markdown, in which any bar is meant."""
+    return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
+
+
+def _printable(text: str) -> str:
+    """Return a text of one line, in which characters that cannot be seen are spaces."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _longest_run(text: str) -> int:
+    return max((len(run) for run in _BACKTICKS.findall(text)), default=0)
+
+
+# Values of a command that have a slash and name no file.
+_NO_FILES = ("timm/",)
+_HOW_TO_LOAD = """import timm
+
+model = timm.create_model("hf-hub:YOU/{folder}", pretrained=True, num_classes=0)  # or "local-dir:{folder}"
+"""
+_TRANSFORM = """transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+features = model.eval()(transform(image)[None])  # of a PIL image"""
+
+
+def model_card(
+    pretrained: Pretrained,
+    record: Mapping[str, Any],
+    architecture: str,
+    results: Sequence[Mapping[str, Any]],
+    folder: str,
+) -> str:
+    """Return the text of README.md: a YAML header, how to load, the input, the training and the results.
+
+    The license is left to be filled in. Folders of this machine are left out.
+
+    Args:
+        pretrained: The weights.
+        record: The record of `export`.
+        architecture: timm's name of the network.
+        results: Records of result.json files of these weights.
+        folder: The name of the exported folder.
+    """
+    science = record["science"] or {}
+    config = _config_of_run(Path(pretrained.record["path"]))
+    recipe = science.get("recipe")
+    kind = plain(record["source"]["kind"])
+    trained = f"trained by the recipe {code(str(recipe))} of fastpsl" if recipe else f"of {kind}"
+    title = f"# {plain(folder)}"
+    about = (
+        f"A {plain(record['backbone'])} without classifier, {trained}. timm calls the network "
+        f"{code(architecture)}."
+    )
+    sections = [_header(recipe), title, about]
+    if record["cut"]:
+        sections.append("**The training was cut short: these weights are of a trial and worth nothing.**")
+    return (
+        "\n\n".join(
+            [
+                *sections,
+                "## How to load it",
+                _loading(pretrained, folder),
+                "## Input",
+                f"{pretrained.input.in_words()}. The training's crops had {pretrained.input.size_px} px.",
+                "## Training",
+                *_training(science, config, record),
+                "## Evaluations",
+                _table(results) if results else "None is recorded here.",
+                "",
+            ]
+        ).rstrip("\n")
+        + "\n"
+    )
+
+
+def results_of(sha256: str, results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the records of result.json files whose checkpoint has this SHA-256."""
+    return [record for record in results if (record.get("checkpoint") or {}).get("sha256") == sha256]
+
+
+def _header(recipe: str | None) -> str:
+    self_supervised = [] if recipe in (None, "supervised") else ["- self-supervised-learning"]
+    return "\n".join(
+        [
+            "---",
+            "library_name: timm",
+            "pipeline_tag: image-feature-extraction",
+            "# license: fill it in; without one, nobody may use the weights",
+            "# datasets: fill in the Hub's names of the training images, as a list",
+            "tags:",
+            "- timm",
+            "- fastpsl",
+            "- image-feature-extraction",
+            *self_supervised,
+            "---",
+        ]
+    )
+
+
+def _loading(pretrained: Pretrained, folder: str) -> str:
+    lines = _HOW_TO_LOAD.format(folder=json.dumps(folder, ensure_ascii=False)[1:-1])
+    if pretrained.input.channels == "RGB":
+        return block(lines + _TRANSFORM, "python")
+    num = pretrained.input.num_channels
+    lines += f"features = model.eval()(images)  # [batch, {num}, height, width], made as below"
+    return (
+        f"{block(lines, 'python')}\n\nNo transform of timm makes this network's input; the next section "
+        "defines it."
+    )
+
+
+def _training(science: Mapping[str, Any], config: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    source = record["source"]
+    steps = "" if record["run_step"] is None else f", after {number_of(record['run_step'], 'step')}"
+    origin = f"From {code(source['name'])}{steps}, SHA-256 {code(source['sha256'])}."
+    command = config.get("command")
+    parts = [origin]
+    if command:
+        words = " ".join(shlex.quote(without_folders(str(word))) for word in command)
+        parts.append(f"The command, without the folders of its files:\n\n{block(words)}")
+    if science:
+        settings = json.dumps(science, indent=1)
+        parts.append(f"The settings that determine the result:\n\n{block(settings, 'json')}")
+    return parts
+
+
+def without_folders(word: str) -> str:
+    """Return a word of a command with each file's name alone, because names of folders are private."""
+    option, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    if value.startswith(_NO_FILES):
+        return word
+    return option + equals + (PurePath(value).name or value)
+
+
+def _config_of_run(checkpoint: Path) -> dict[str, Any]:
+    """Return config.json of the run that wrote a checkpoint, or {} for weights without a run."""
+    try:
+        config = json.loads((checkpoint.parent.parent / "config.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) and "command" in config else {}
+
+
+def _table(results: Sequence[Mapping[str, Any]]) -> str:
+    rows = ["| protocol | result | validation images | |", "|---|---|---|---|"]
+    for result in sorted(results, key=lambda result: (str(result["protocol"]), str(result.get("date")))):
+        numbers = ", ".join(f"{name} {value:g}" for name, value in result["numbers"].items())
+        remark = "cut short: not comparable" if result["cut"] else ""
+        cells = (result["protocol"], numbers, result["data"].get("num_val") or "", remark)
+        rows.append(table_row(plain(str(cell)) for cell in cells))
+    return "\n".join(rows)
+
+
+# timm reads the configuration first, so it is the last to be put in its place.
+WEIGHTS, CARD, CONFIG = FILES = ("model.safetensors", "README.md", "config.json")
+
+
+class Architecture(NamedTuple):
+    """A network of timm, by timm's name and the attributes that its `pretrained_cfg` has."""
+
+    name: str
+    num_features: int
+    first_conv: str
+    classifier: str
+    arguments: Mapping[str, Any] = MappingProxyType({})
+
+
+ARCHITECTURES = {
+    "resnet18": Architecture("resnet18", 512, "conv1", "fc"),
+    "resnet34": Architecture("resnet34", 512, "conv1", "fc"),
+    "resnet50": Architecture("resnet50", 2048, "conv1", "fc"),
+    "vgg16": Architecture("vgg16_bn", 512, "features.0", "head.fc"),
+}
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Check that a folder is new, or with `overwrite`, that no file of others would be replaced in it.
+
+    Raises:
+        ValueError: It exists and must not be written to.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, and --to hf writes a folder: choose another name")
+    if not overwrite:
+        raise ValueError(f"{folder}: exists already; give --overwrite, or choose another name")
+    present = [name for name in FILES if os.path.lexists(folder / name)]
+    if present and not _is_ours(folder / WEIGHTS):
+        raise ValueError(
+            f"{folder / present[0]} is no file of an export to hf, so it is not replaced: choose another "
+            "folder"
+        )
+
+
+def write_hf_folder(
+    folder: Path,
+    pretrained: Pretrained,
+    tensors: Renamed,
+    record: dict[str, Any],
+    results: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Write the folder beside its place and rename it, or replace our files in an existing folder.
+
+    At any moment, timm finds the old model, the new one or none.
+
+    Args:
+        folder: The folder, which `check_folder` has passed.
+        pretrained: The backbone.
+        tensors: Its tensors under timm's names.
+        record: The record for the metadata of the weights and for config.json's entry "fastpsl".
+        results: Records of result.json files, of which the card shows those of this checkpoint.
+
+    Returns:
+        Lines for the terminal.
+
+    Raises:
+        ValueError: safetensors is missing, or the folder cannot be written.
+    """
+    place = folder.resolve()  # "." has no name
+    architecture = _architecture(pretrained, record["backbone"])
+    own_results = results_of(pretrained.record["sha256"], results)
+    files = {
+        WEIGHTS: TARGETS["hf"].write(tensors.tensors, record),
+        CARD: model_card(pretrained, record, architecture.name, own_results, place.name).encode(),
+        CONFIG: (json.dumps(_config(architecture, pretrained.input, record), indent=2) + "\n").encode(),
+    }
+    with (
+        output_errors(folder),
+        tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as beside,
+    ):
+        new = Path(beside) / place.name
+        new.mkdir()
+        for name, data in files.items():
+            write_atomically(new / name, data)
+        if place.exists():
+            # Without a configuration, timm loads nothing, and so never new weights with an old configuration.
+            (place / CONFIG).unlink(missing_ok=True)
+            for name in files:
+                os.replace(new / name, place / name)
+            sync_folder(place)
+        else:
+            os.rename(new, place)
+            sync_folder(place.parent)
+    size = sum(map(len, files.values())) / 1e6
+    evaluations = f"{len(own_results)} evaluation{'' if len(own_results) == 1 else 's'}"
+    hint = "" if results else " (--results RUNS finds them)"
+    return [
+        f"{folder}: {len(tensors.names)} tensors, {size:,.1f} MB, for hf; the input record is in {CONFIG}",
+        f'  timm.create_model("local-dir:{folder}", pretrained=True, num_classes=0) loads it',
+        f"  {CARD}, the model card, has {evaluations}{hint}; fill in its license",
+        f"  hf upload YOU/NAME {folder} shares it",
+    ]
+
+
+def _architecture(pretrained: Pretrained, name: str) -> Architecture:
+    if not is_timm(name):
+        return ARCHITECTURES[name]
+    network: Any = pretrained.backbone.network
+    config, sizes = network.pretrained_cfg, pretrained.backbone.sizes
+    return Architecture(
+        name.removeprefix(TIMM),
+        network.num_features,
+        config["first_conv"],
+        config["classifier"],
+        sizes,  # type: ignore[arg-type]
+    )
+
+
+def _is_ours(weights: Path) -> bool:
+    try:
+        return (read_weights_sidecar(weights) or {}).get("to") == "hf"
+    except ValueError:
+        return False
+
+
+def _config(architecture: Architecture, input: Input, record: dict[str, Any]) -> dict[str, Any]:
+    """Return config.json as timm reads it, with the record of `export` beside what timm looks for."""
+    arguments = dict(architecture.arguments)
+    if input.num_channels != 3:
+        arguments["in_chans"] = input.num_channels
+    return {
+        "architecture": architecture.name,
+        "num_classes": 0,
+        "num_features": architecture.num_features,
+        "global_pool": "avg",
+        **({"model_args": arguments} if arguments else {}),
+        "pretrained_cfg": {
+            "tag": "fastpsl",
+            "custom_load": False,
+            "input_size": [input.num_channels, input.size_px, input.size_px],
+            "fixed_input_size": False,
+            "interpolation": "bilinear",
+            "crop_pct": 1 / SHORTER_OF_SIZE,
+            "crop_mode": "center",
+            "mean": list(input.mean),
+            "std": list(input.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": architecture.first_conv,
+            "classifier": architecture.classifier,
+        },
+        "fastpsl": record,
+    }
+
 
 FORMAT = 1
 # The endings by which readers recognise their files; empty for any, and of the folder.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,38 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fastpsl.models.layers import first_convolution, read_channels
-from fastpsl.models.wrapped import Wrapped, reason_of
+from fastpsl.models.backbone import Backbone
+from fastpsl.models.convolutional import first_convolution, read_channels
+
+
+class Wrapped(Backbone):
+    """A backbone whose tensors are those of one network, under that network's own names.
+
+    Files of weights and exports therefore have the names that the network's library knows.
+
+    Attributes:
+        network: The network.
+    """
+
+    def __init__(self, name: str, network: nn.Module):
+        super().__init__()
+        self.name, self.network = name, network
+
+    @override
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.network.state_dict(*args, **kwargs)
+
+    @override
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        return self.network.load_state_dict(state_dict, strict, assign)
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error's text on one line, at most 160 characters, for our own message."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
 
 _GUIDE = "https://fastpsl.github.io/fastpsl/how_to/own_backbone.html"
 # The side of the images of the first pass, unless the network needs larger ones.

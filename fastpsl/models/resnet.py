@@ -7,7 +7,7 @@ from torch import nn
 from typing_extensions import override
 
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.layers import normal_weights, on_vectors
+from fastpsl.models.convolutional import normal_weights, on_vectors
 
 
 class Variant(NamedTuple):

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.layers import normal_weights
+from fastpsl.models.convolutional import normal_weights
 
 CHANNELS = (64, 256, 512, 1024, 2048)
 UNITS = (3, 4, 6, 3)

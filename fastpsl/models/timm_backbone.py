@@ -1,7 +1,7 @@
 """timm's models as backbones: `--backbone timm/NAME`. The only file that imports timm."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from math import prod
 from types import ModuleType
@@ -12,10 +12,79 @@ from torch import Tensor, nn
 from torchvision.ops import Permute
 from typing_extensions import override
 
-from fastpsl.models.layers import first_convolution
+from fastpsl.models.convolutional import first_convolution
 from fastpsl.models.names import TIMM
-from fastpsl.models.token_maps import Embedding, OnTokens, maps_of
-from fastpsl.models.wrapped import Wrapped, reason_of
+from fastpsl.models.own_backbone import Wrapped, reason_of
+
+
+def maps_of(tokens: Tensor, height: int, width: int, num_prefix: int) -> Tensor:
+    """Arrange tokens as maps, in channels-last memory.
+
+    The class token and the registers have no position. They become channels behind those of the patches,
+    equal at all positions. So the map alone holds all that the next block reads, and its mean is the mean of
+    the patches beside the class token.
+
+    Args:
+        tokens: [B, num_prefix + height * width, C], the prefix first.
+        height: Rows of patches.
+        width: Columns of patches.
+        num_prefix: The number of tokens without a position.
+
+    Returns:
+        [B, (1 + num_prefix) * C, height, width].
+    """
+    prefix = tokens[:, :num_prefix].flatten(1)[:, None].expand(-1, height * width, -1)
+    return torch.cat((tokens[:, num_prefix:], prefix), 2).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def tokens_of(maps: Tensor, num_prefix: int) -> Tensor:
+    """Return the tokens that `maps_of` arranged."""
+    vectors = maps.permute(0, 2, 3, 1).flatten(1, 2)
+    width = vectors.shape[2] // (1 + num_prefix)
+    prefix = vectors[:, 0, width:].reshape(len(maps), num_prefix, width)
+    return torch.cat((prefix, vectors[:, :, :width]), 1)
+
+
+# What timm's VisionTransformer._pos_embed reads of its network. dist_token is DeiT's second class token.
+_READ = ("cls_token", "reg_token", "dist_token", "pos_embed", "pos_drop", "patch_embed", "patch_drop",
+         "norm_pre", "num_prefix_tokens", "no_embed_class", "dynamic_img_size")  # fmt: skip
+
+
+class Embedding(nn.Module):
+    """The layers of timm's vision transformer before its transformer blocks.
+
+    It holds the network's own layers and tokens, but not the network, whose other weights are not its own.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        for name in _READ:
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
+        # It adds the class token and the positions. Of its network it reads the attributes above.
+        self.embed: Callable[[nn.Module, Tensor], Tensor] = type(network)._pos_embed  # type: ignore[attr-defined]
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        """Return maps of tokens for images [B, C, H, W]."""
+        parts: Any = self
+        patches = parts.patch_embed(images)  # [B, h, w, C]
+        tokens = parts.norm_pre(parts.patch_drop(self.embed(self, patches)))
+        return maps_of(tokens, patches.shape[1], patches.shape[2], parts.num_prefix_tokens)
+
+
+class OnTokens(nn.Module):
+    """A block of layers that read and return tokens. The block itself reads and returns maps."""
+
+    def __init__(self, layers: Sequence[nn.Module], num_prefix: int):
+        super().__init__()
+        self.layers, self.num_prefix = nn.Sequential(*layers), num_prefix
+
+    @override
+    def forward(self, maps: Tensor) -> Tensor:
+        tokens = self.layers(tokens_of(maps, self.num_prefix))
+        return maps_of(tokens, maps.shape[2], maps.shape[3], self.num_prefix)
+
 
 # A stage of PSL's default plan learns all but two blocks.
 MIN_BLOCKS = 3
@@ -40,7 +109,7 @@ class TimmBackbone(Wrapped):
     - A network of stages: B1 is the stem, and every stage is a block. Layers after the last stage belong to
       the last block. If timm counts five stages, the stem belongs to the first one.
     - A vision transformer: B1 is the embedding; B2 to B5 are a quarter of the transformer blocks each, B5
-      with the norm at the end (`fastpsl.models.token_maps`).
+      with the norm at the end (`fastpsl.models.timm_backbone`).
 
     The last linear layer is not built. Other layers behind `forward_features`, such as ConvNeXt's
     `head.norm`, belong to no block and keep their values.

@@ -15,9 +15,14 @@ from fastpsl.console.words import number_of
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.checkpoint import FORMAT, CheckpointManager
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.foreign_weights import first_three, recognise
+from fastpsl.models.foreign_weights import (
+    first_three,
+    read_weights,
+    read_weights_sidecar,
+    recognise,
+    sha256_of_file,
+)
 from fastpsl.models.names import is_own, is_timm, not_given
-from fastpsl.models.weight_files import read_weights, read_weights_sidecar, sha256_of_file
 from fastpsl.pipelines.views import Input
 
 

@@ -255,7 +255,7 @@ def _print_results(run: Run, finished: bool) -> None:
     paths = run.checkpoints.paths()
     if paths or run.resumed:
         print(f"checkpoint {paths[-1] if paths else run.options.resume}")
-    from fastpsl.plots.training_curve import draw_curve  # needs matplotlib, which takes 0.3 s
+    from fastpsl.plots.charts import draw_curve  # needs matplotlib, which takes 0.3 s
 
     print(f"training curve {draw_curve(run.folder)}")
     for probes in run.folder.glob("probe.png"):

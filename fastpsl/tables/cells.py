@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing_extensions import override
 
 from fastpsl.tables.matching import Matches
-from fastpsl.tables.needs import Measure
-from fastpsl.tables.rows import Row, Table
+from fastpsl.tables.rows import Measure, Row, Table
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fastpsl.tables.needs import Evaluation, Measure, Weights
+from fastpsl.tables.rows import Evaluation, Measure, Weights
 
 BLOCKS = ("B1", "B2", "B3", "B4", "B5")
 

@@ -1,20 +1,173 @@
-"""Write what the page of a table says, in words, for both templates."""
+"""Write what the page of a table says, in words, for both templates.
 
+The HTML is one file without network and scripts, as light or dark as the system.
+
+small_scale.json is written by `python -m bench.evidence.page` from the results in docs/runs.
+"""
+
+import base64
 import contextlib
+import io
+import json
 import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from PIL import Image
+
+from fastpsl.models.export import block, code, plain, table_row
+from fastpsl.pipelines.data.dataset import BadImage
+from fastpsl.pipelines.image.image_file import decode_any, read_image_file
 from fastpsl.tables.cells import Cell
 from fastpsl.tables.data_sets import data_of
 from fastpsl.tables.matching import needs_of
-from fastpsl.tables.needs import Measure
 from fastpsl.tables.report import Report
-from fastpsl.tables.rows import Row
-from fastpsl.tables.small_scale import small_scale
+from fastpsl.tables.rows import Measure, Row
+
+
+def templates(folder: Path) -> Environment:
+    """Return the templates of a folder: HTML and SVG escape what they are given, Markdown does not.
+
+    Args:
+        folder: The folder of files such as page.html.jinja.
+    """
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=select_autoescape(["html.jinja", "svg.jinja"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+MAX_WIDTH_PX = 1100
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """An image within the page.
+
+    Attributes:
+        path: The path of the file.
+        caption: The words below it.
+        alt: The words in its place.
+        uri: The image as a data URI; None if the file cannot be read.
+    """
+
+    path: Path
+    caption: str
+    alt: str
+    uri: str | None
+
+
+def markdown(report: Report) -> str:
+    """Return the whole page: the table, what rows add, which results went in, what is missing, the sizes."""
+    return _TEMPLATES.get_template("page.md.jinja").render(words_of(report))
+
+
+def html(report: Report, chart: Path) -> str:
+    """Return the same page with the chart and with images of the trainings.
+
+    Args:
+        report: The table.
+        chart: The PNG of the same table.
+    """
+    table = report.table
+    paper = "Dashed lines" if table.curves else "Open diamonds"
+    caption = f"{paper}: the paper's numbers. Dots: ours, with the standard deviation over the seeds."
+    embedded = _embedded(chart, caption, f"{table.title}: the numbers of the table as points")
+    template = _TEMPLATES.get_template("page.html.jinja")
+    return template.render(words_of(report), chart=embedded, galleries=_galleries(report))
+
+
+def _galleries(report: Report) -> dict[str, list[Embedded]]:
+    """Return each run's training curves, and for one seed of each method its contact sheets."""
+    curves, sheets, folders, methods = [], [], set[Path](), set[str]()
+    for method, _, result in report.used:
+        folder = result.training_folder
+        if folder is None or folder in folders:
+            continue
+        folders.add(folder)
+        name = f"{method}, seed {result.seed}"
+        if (folder / "curve.png").exists():
+            curves.append(_embedded(folder / "curve.png", f"{name}: {folder}"))
+        if method not in methods:
+            paths = sorted(folder.glob("contact-sheet-*.png"))
+            sheets += [_embedded(path, f"{name}: {path.stem}") for path in paths]
+        methods.add(method)
+    return {"Training curves": curves, "What the networks saw": sheets}
+
+
+def _embedded(path: Path, caption: str, alt: str = "") -> Embedded:
+    try:
+        return Embedded(path, caption, alt or caption, _data_uri(path))
+    except (OSError, BadImage):
+        return Embedded(path, caption, alt or caption, None)
+
+
+def _data_uri(path: Path) -> str:
+    """Return an image, at most 1,100 px wide, in 256 colours where that is smaller than a JPEG."""
+    image = Image.fromarray(decode_any(read_image_file(path)))
+    if image.width > MAX_WIDTH_PX:
+        size = (MAX_WIDTH_PX, round(image.height * MAX_WIDTH_PX / image.width))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    flat, photo = io.BytesIO(), io.BytesIO()
+    image.quantize(256, Image.Quantize.MAXCOVERAGE).save(flat, "PNG", optimize=True)
+    image.save(photo, "JPEG", quality=85)
+    kind, data = min((("png", flat.getvalue()), ("jpeg", photo.getvalue())), key=lambda pair: len(pair[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+_TEMPLATES = templates(Path(__file__).parent)
+_TEMPLATES.filters |= {"plain": plain, "code": code, "block": block, "table_row": table_row}
+
+
+@dataclass(frozen=True)
+class SmallScale:
+    """An experiment on few images with a small network, which says nothing about the paper's sizes.
+
+    Attributes:
+        title: What was trained, on what.
+        number: What the numbers are.
+        page: The page of the documentation that has protocol, seeds and intervals.
+        columns: The blocks.
+        rows: Pairs of an arm's name and its numbers, mean ± standard deviation (number of seeds).
+    """
+
+    title: str
+    number: str
+    page: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def small_scale(table: str) -> list[SmallScale]:
+    """Return the experiments on the claim of a table, such as psl/5."""
+    return [
+        SmallScale(
+            title=record["title"],
+            number=record["number"],
+            page=record["page"],
+            columns=tuple(record["columns"]),
+            rows=tuple((name, tuple(cells)) for name, cells in record["rows"]),
+        )
+        for record in _records().get(table, [])
+    ]
+
+
+@cache
+def _records() -> dict[str, list[dict[str, Any]]]:
+    records: dict[str, list[dict[str, Any]]] = json.loads(
+        Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
+    )
+    return records
+
 
 NOTHING = "–"
 

@@ -5,6 +5,7 @@ is measured with here. What these names mean is in the paper's module (psl, uic,
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from fastpsl.tables import psl, sslpp, uic
 from fastpsl.tables.evaluations import Columns
-from fastpsl.tables.needs import Measure, Weights
-from fastpsl.tables.rows import PaperImages, Row, Table
+from fastpsl.tables.rows import Measure, PaperImages, Row, Table, Weights
 
 # The types that each field may have; a list holds values of its types.
 Fields = Mapping[str, tuple[Any, ...]]
@@ -172,3 +173,21 @@ def mean_note(rows: Iterable[Row], num: int) -> str:
     if wrong:
         note += f" Printed means that differ from their cells' mean by more than 0.1: {'; '.join(wrong)}."
     return note
+
+
+MODULES = {"psl": psl, "uic": uic, "sslpp": sslpp}
+TABLES = {
+    table.name: table
+    for paper, module in MODULES.items()
+    for table in read_paper(Path(__file__).with_name(f"{paper}.json"), module.WEIGHTS, module.COLUMNS)
+}
+
+
+def _place(name: str) -> tuple[int, float, str]:
+    """Return the key of a table's place: papers in order, numbers in order, then what has no number."""
+    paper, _, which = name.partition("/")
+    number = which.partition("-")[0]
+    return [*MODULES].index(paper), int(number) if number.isdigit() else math.inf, which
+
+
+NAMES = tuple(sorted(TABLES, key=_place))

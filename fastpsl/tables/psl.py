@@ -15,7 +15,7 @@ from fastpsl.tables.evaluations import (
     each,
     side_by_side,
 )
-from fastpsl.tables.needs import Measure, Weights
+from fastpsl.tables.rows import Measure, Weights
 
 _TASKS = {
     "jigsaw": ("resnet50", "jigsaw_r50"),

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 from fastpsl.tables.cells import Cell, Gain, cells_of, gains_of
 from fastpsl.tables.commands import Missing, Place, missing_runs
-from fastpsl.tables.data_sets import DataSet
+from fastpsl.tables.data_sets import PAPER_IMAGES, DataSet
 from fastpsl.tables.matching import Matches, match, needs_of
-from fastpsl.tables.needs import Evaluation, Weights
-from fastpsl.tables.other_data import PAPER_IMAGES
 from fastpsl.tables.results import Result, RunIndex
-from fastpsl.tables.rows import PaperImages, Row, Table
+from fastpsl.tables.rows import Evaluation, PaperImages, Row, Table, Weights
 from fastpsl.tables.scales import Scale
 
 

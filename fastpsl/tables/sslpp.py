@@ -19,7 +19,7 @@ from fastpsl.tables.evaluations import (
     side_by_side,
     with_mean,
 )
-from fastpsl.tables.needs import COUPLED, Evaluation, Measure, Weights
+from fastpsl.tables.rows import COUPLED, Evaluation, Measure, Weights
 
 TASKS = ("colorization", "context", "rotation", "aet")
 # Weights of the pseudo-labels' loss in figure 6; 0 is the task alone.

@@ -9,11 +9,9 @@ from fastpsl.files.atomic import output_errors, write_atomically
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.tables.chart import save_chart
 from fastpsl.tables.commands import Place
-from fastpsl.tables.data_sets import DataSet, flag_of
-from fastpsl.tables.other_data import OTHER_DATA, Paths, digests
-from fastpsl.tables.page import missing_lines
-from fastpsl.tables.papers import TABLES
-from fastpsl.tables.render import html, markdown
+from fastpsl.tables.data_sets import OTHER_DATA, DataSet, Paths, digests, flag_of
+from fastpsl.tables.page import html, markdown, missing_lines
+from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.results import index_runs
 from fastpsl.tables.scales import SCALES

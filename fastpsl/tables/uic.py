@@ -13,7 +13,7 @@ from fastpsl.tables.evaluations import (
     each,
     side_by_side,
 )
-from fastpsl.tables.needs import Weights
+from fastpsl.tables.rows import Weights
 
 _UIC = Weights("alexnet", "uic_alexnet", "end_to_end")
 WEIGHTS = {

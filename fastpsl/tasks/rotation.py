@@ -15,7 +15,7 @@ from fastpsl.kernels.layout import joined
 from fastpsl.kernels.rotate45 import Rotate45
 from fastpsl.kernels.rotate90 import AllTurns, Rotate90
 from fastpsl.kernels.rotation_crops import RotationCrop
-from fastpsl.models.layers import mean_of_positions
+from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 

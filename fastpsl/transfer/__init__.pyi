@@ -1,5 +1,5 @@
-from .classification.protocols import MultiLabelProtocol as MultiLabelProtocol
 from .classification.task import MultiLabel as MultiLabel
+from .classification.task import MultiLabelProtocol as MultiLabelProtocol
 from .detection.protocols import DetectionProtocol as DetectionProtocol
 from .detection.task import Detection as Detection
 from .few_shot import MAX_POOL as MAX_POOL
@@ -10,4 +10,4 @@ from .few_shot import few_shot_works as few_shot_works
 from .few_shot import num_hits as num_hits
 from .segmentation.protocols import SegmentationProtocol as SegmentationProtocol
 from .segmentation.task import Segmentation as Segmentation
-from .svm.protocol import SvmProtocol as SvmProtocol
+from .svm.svm import SvmProtocol as SvmProtocol

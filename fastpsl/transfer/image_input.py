@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from fastpsl.engine.options import RunOptions
-from fastpsl.evaluation.val import refuse_val
+from fastpsl.evaluation.result import refuse_val
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.views import Input, ViewSpec, center_view
 

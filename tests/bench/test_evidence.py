@@ -25,7 +25,7 @@ from bench.evidence.run import main
 from bench.evidence.times import accuracy_at, compare, data_of, published_results
 from bench.recipe_stages import recipe_of
 from fastpsl.console.terminal import EXIT_PREEMPTED
-from fastpsl.models.weight_files import sha256_of_file
+from fastpsl.models.foreign_weights import sha256_of_file
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.pipelines.views import Input

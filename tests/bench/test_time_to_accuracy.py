@@ -25,7 +25,7 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import cosine
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.trainer import pretrain
-from fastpsl.plots import online_probe as charts
+from fastpsl.plots import charts
 from fastpsl.tasks.rotation import Rotation
 from tests.engine.tiny import TinyNet, tiny_run
 

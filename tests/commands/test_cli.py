@@ -13,7 +13,7 @@ import pytest
 from fastpsl.cli import main
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.decoders.libffcv import why_missing
-from fastpsl.tasks.permutation_files import read_permutations
+from fastpsl.tasks.jigsaw import read_permutations
 from tests.pipelines.photos import jpeg, photo
 
 SHORT = {"cat/a.jpg": (60, 80), "cat/b.jpg": (90, 50), "dog/c.jpg": (70, 70)}

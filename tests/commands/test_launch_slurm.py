@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastpsl import cli
-from fastpsl.commands import slurm_job
+from fastpsl.commands import launch
 from fastpsl.commands.launch import Slurm, split
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.scripts.recipe_files import find_recipe
@@ -35,8 +35,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(slurm_job, "ASK_EVERY_S", 0.0)
-    monkeypatch.setattr(slurm_job, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(launch, "ASK_EVERY_S", 0.0)
+    monkeypatch.setattr(launch, "LOOK_EVERY_S", 0.0)
     program(folder, "fastpsl", "")
     return folder
 
@@ -222,7 +222,7 @@ def test_ctrl_c_leaves_the_job_alone(
     program(programs, "sbatch", "echo 7")
     program(programs, "squeue", 'echo "RUNNING|None|n|N/A"')
     program(programs, "scancel", "touch cancelled")
-    monkeypatch.setattr(slurm_job, "_print_from", interrupt)
+    monkeypatch.setattr(launch, "_print_from", interrupt)
     code, _, err = run(capsys, *JIGSAW)
     assert code == 130 and not Path("cancelled").exists()
     assert err == (

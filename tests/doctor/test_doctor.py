@@ -17,11 +17,10 @@ import torch
 from bench.order import drop_from_cache
 from fastpsl.cli import main
 from fastpsl.commands.doctor import split
-from fastpsl.doctor import doctor_setup, feeding, measure
+from fastpsl.doctor import doctor_setup, loader_rates, measure
 from fastpsl.doctor.doctor_setup import open_setup
-from fastpsl.doctor.feeding import Feed
+from fastpsl.doctor.loader_rates import Feed, measure_read
 from fastpsl.doctor.measurements import JpegEngines
-from fastpsl.doctor.reading import measure_read
 from fastpsl.doctor.recipe import default_recipe, load_recipe
 from fastpsl.engine import stage_bench
 from fastpsl.engine.options import TrainingOptions
@@ -383,7 +382,7 @@ def test_all_stages_load_by_the_decoder_of_the_run(monkeypatch: pytest.MonkeyPat
         return opened
 
     monkeypatch.setattr(measure, "choose_decoder", choose)
-    for module in (feeding, stage_bench):
+    for module in (loader_rates, stage_bench):
         monkeypatch.setattr(module, "open_loader", watched(module))
     arguments = ("--backbone", "resnet18", "--batch-size", "8", "--size-px", "32", "--workers", "1")
     recipe = load_recipe(ROOT / "recipes" / "rotation_rv50.py", (*arguments, "--rotations-per-image", "all"))

@@ -31,7 +31,7 @@ from fastpsl.models.resnet import ResNet
 from fastpsl.models.revnet import RevNet
 from fastpsl.pipelines.loader.augment import UNFUSED
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
+from fastpsl.tasks.contrastive.moco import KeyEncoder
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.test_stage import CPU, VIEWS, Brightness
 from tests.engine.test_trainer import fit, tiny_experiment

@@ -20,10 +20,10 @@ from fastpsl.engine.fused_norms import FusedNorm, fused, make_fused_runner
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import run_blocks
 from fastpsl.kernels.fused_cuda import batch_norm as kernels
+from fastpsl.models.convolutional import mean_of_positions
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
-from fastpsl.models.layers import mean_of_positions
-from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
+from fastpsl.tasks.contrastive.moco import KeyEncoder
 from tests.engine.test_compile_modes import make_train_step, values
 from tests.engine.test_stage import VIEWS
 from tests.engine.tiny import TinyNet, noise_batch

@@ -15,8 +15,7 @@ from fastpsl.pipelines.views import Input
 from fastpsl.tasks.rotation import Rotation
 from fastpsl.transfer.detection.task import Detection
 from fastpsl.transfer.segmentation.fcn import FCN32s
-from fastpsl.transfer.segmentation.mask_crop import ScaledCrop
-from fastpsl.transfer.segmentation.task import Segmentation
+from fastpsl.transfer.segmentation.task import ScaledCrop, Segmentation
 from tests.engine.tiny import TinyNet, one_process
 
 

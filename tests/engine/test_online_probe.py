@@ -32,8 +32,8 @@ from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.plots import online_probe as charts
-from fastpsl.plots.online_probe import draw_probes
+from fastpsl.plots import charts
+from fastpsl.plots.charts import draw_probes
 from tests.engine.test_reporter import Board
 from tests.engine.test_trainer import tiny_experiment
 from tests.engine.tiny import TinyNet, tiny_run

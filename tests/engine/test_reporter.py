@@ -18,7 +18,7 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.reporter import MetricsFile, Reporter, WorkAhead, summary_line
 from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.pipelines.loader.batch import BadSample
-from fastpsl.plots.training_curve import draw_curve
+from fastpsl.plots.charts import draw_curve
 from tests.engine.tiny import one_process
 
 STAGE = make_plan("psl", (1, 1, 1))[0]

@@ -15,8 +15,8 @@ import fastpsl
 from fastpsl.engine.options import SGDOptions
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.tasks.pseudo_labels.figures import label_figures
 from fastpsl.tasks.pseudo_labels.file import write_labels
+from fastpsl.tasks.pseudo_labels.scores import label_figures
 from tests.api_runs import pretrain
 from tests.programs import ROOT
 

@@ -323,7 +323,7 @@ def test_a_captured_run_is_a_launched_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bit for bit, through stages, validations, probes, skipped steps, and resumes of either by the other."""
-    monkeypatch.setattr("fastpsl.plots.online_probe.draw_probes", lambda *_: None)  # it takes seconds
+    monkeypatch.setattr("fastpsl.plots.charts.draw_probes", lambda *_: None)  # it takes seconds
     fit(tmp_path / "launched")
     fit(tmp_path / "launched first", stop_at=9)
     with monkeypatch.context() as patch:

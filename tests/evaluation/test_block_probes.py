@@ -19,14 +19,13 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.evaluation.block_probes import (
+from fastpsl.evaluation.few_labels import first_of_each_class, repeated_order
+from fastpsl.evaluation.linear import (
     BlockProbes,
     FewLabelBlockProbes,
     classifier,
     read_heads,
 )
-from fastpsl.evaluation.few_labels import repeated_order
-from fastpsl.evaluation.label_lists import first_of_each_class
 from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.batch import Batch

@@ -31,7 +31,7 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.evaluation.retrieval import retrieve
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.plots import online_probe as charts
+from fastpsl.plots import charts
 from fastpsl.scripts.recipe import Evaluation
 from fastpsl.scripts.recipe_files import find_recipe
 from tests.engine.test_online_probe import probes, stop_at

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpsl.evaluation.label_lists import draw_label_list, read_label_list, source_names, write_label_list
+from fastpsl.evaluation.few_labels import draw_label_list, read_label_list, source_names, write_label_list
 from fastpsl.kernels.draws import Keys, Slot, words
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.datasets.folder import Folder

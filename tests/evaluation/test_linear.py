@@ -17,8 +17,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.train_step import StageModule
 from fastpsl.engine.trainer import pretrain
-from fastpsl.evaluation.linear import LinearProbes, ProbeHead, best_block_lines, probe_sgd
-from fastpsl.evaluation.probes import log_mean_softmax
+from fastpsl.evaluation.linear import LinearProbes, ProbeHead, best_block_lines, log_mean_softmax, probe_sgd
 from fastpsl.evaluation.protocols import PROTOCOLS, WHOLE, Pool, pooled
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone

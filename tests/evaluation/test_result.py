@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 
 from fastpsl.evaluation.options import EvaluationOptions
-from fastpsl.evaluation.result import data_record, read_result, result_line, write_result
-from fastpsl.evaluation.val import scores, write_run, write_val
+from fastpsl.evaluation.result import (
+    data_record,
+    read_result,
+    result_line,
+    scores,
+    write_result,
+    write_run,
+    write_val,
+)
 from fastpsl.pipelines.datasets.subset import Subset, Synthetic
 
 

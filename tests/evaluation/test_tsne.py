@@ -14,7 +14,7 @@ from fastpsl.evaluation.result import read_result
 from fastpsl.evaluation.tsne import same_class
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.plots.tsne import MAX_NAMED, draw_map
+from fastpsl.plots.charts import MAX_NAMED, draw_map
 from fastpsl.tables.results import index_runs
 from tests.pipelines.labelled import write_labelled
 from tests.pipelines.photos import jpeg, photo

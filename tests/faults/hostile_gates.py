@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from fastpsl import cli
 from fastpsl.engine.reporter import MetricsFile
 from fastpsl.engine.resume import find_checkpoint
-from fastpsl.evaluation.label_lists import read_label_list
+from fastpsl.evaluation.few_labels import read_label_list
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.voc.dataset import VOC
-from fastpsl.plots.training_curve import draw_curve
-from fastpsl.tasks.permutation_files import read_permutations
+from fastpsl.plots.charts import draw_curve
+from fastpsl.tasks.jigsaw import read_permutations
 from fastpsl.tasks.pseudo_labels.file import read_labels
 from fastpsl.transfer.detection.proposals import Proposals
 from tests.engine.tiny import one_process

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastpsl.models.alexnet import WIDTHS, AlexNet
+from fastpsl.models.convolutional import WIDTHS, AlexNet
 
 SIDES = (55, 27, 13, 13, 13, 1, 1)
 

@@ -16,14 +16,12 @@ from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import DTYPES, StageModule, TrainStep
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.permutations import permutation_set
-from fastpsl.models.alexnet import AlexNet
 from fastpsl.models.backbone import Backbone
+from fastpsl.models.convolutional import NIN, VGG, AlexNet
 from fastpsl.models.factory import BACKBONES, make_backbone
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.models.names import ANY_BACKBONE
-from fastpsl.models.nin import NIN
 from fastpsl.models.resnet import ResNet
-from fastpsl.models.vgg import VGG
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.contrastive.moco import MoCo
 from fastpsl.tasks.contrastive.simclr import SimCLR

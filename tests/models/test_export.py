@@ -19,7 +19,7 @@ from fastpsl.cli import main
 from fastpsl.evaluation.result import write_result
 from fastpsl.models.checkpoint import CheckpointManager
 from fastpsl.models.export import export
-from fastpsl.models.tensor_table import key_table
+from fastpsl.models.state_dict_files import key_table
 from fastpsl.models.weights import load_pretrained, random_weights
 from fastpsl.pipelines.views import Input
 from tests.cheaper import publish_resnets

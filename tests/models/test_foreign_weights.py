@@ -10,11 +10,10 @@ import torchvision
 from torch import Tensor
 
 from fastpsl.kernels.sobel_xy import SOBEL_XY_STD, SobelXY
-from fastpsl.models.alexnet import AlexNet
 from fastpsl.models.backbone import Backbone
+from fastpsl.models.convolutional import VGG, AlexNet
 from fastpsl.models.foreign_weights import RecognisedWeights, recognise
 from fastpsl.models.resnet import ResNet
-from fastpsl.models.vgg import VGG
 from fastpsl.models.weights import fill
 
 Tensors = dict[str, Tensor]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastpsl.models import hf_folder
+from fastpsl.models import export as module
 from fastpsl.models.export import export
 from fastpsl.models.weights import load_pretrained
 from tests.models.test_export import checkpoint
@@ -97,7 +97,7 @@ def test_a_new_folder_is_whole_or_absent(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stop_at(number, "write_atomically", hf_folder, error, monkeypatch)
+    stop_at(number, "write_atomically", module, error, monkeypatch)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ValueError) as excinfo:
         export(run[0], "hf", tmp_path / "hf")
     if isinstance(error, OSError):
@@ -116,7 +116,7 @@ def test_an_interrupted_replacement_is_no_mixture(
     export(run[0], "hf", out)
     with monkeypatch.context() as patch:
         # Only the moves into the folder, not those of the files beside it.
-        patch.setattr(hf_folder, "os", Counted(number))
+        patch.setattr(module, "os", Counted(number))
         with pytest.raises(KeyboardInterrupt):
             export(run[0], "hf", out, overwrite=True)
     assert names(tmp_path) == ["hf"]

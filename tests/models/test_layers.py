@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastpsl.models.layers import AveragePool, mean_of_positions
+from fastpsl.models.convolutional import AveragePool, mean_of_positions
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -8,8 +8,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 
-from fastpsl.models.markdown import block, code, plain, table_row
-from fastpsl.models.model_card import model_card
+from fastpsl.models.export import block, code, model_card, plain, table_row
 from fastpsl.models.weights import load_pretrained
 from tests.models.test_export import checkpoint
 from tests.models.test_model_card import RECORD, result

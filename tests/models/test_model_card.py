@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastpsl.models.model_card import model_card, results_of, without_folders
+from fastpsl.models.export import model_card, results_of, without_folders
 from fastpsl.models.weights import Pretrained, load_pretrained
 from tests.models.test_export import checkpoint
 

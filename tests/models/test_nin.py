@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fastpsl.engine.plan import PLANS, Stage, make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
+from fastpsl.models.convolutional import NIN, NUM_BLOCKS, convolutions
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.nin import NIN, NUM_BLOCKS, convolutions
 from tests.engine.test_stage import snapshot
 from tests.engine.tiny import noise_batch
 from tests.models.test_backbones import train_step, views

@@ -15,7 +15,7 @@ import fastpsl
 from fastpsl import cli
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.weight_files import safetensors_bytes, sha256_of_file
+from fastpsl.models.foreign_weights import safetensors_bytes, sha256_of_file
 from fastpsl.models.weights import load_pretrained, random_weights
 from fastpsl.pipelines.views import Input
 from fastpsl.scripts.recipe_files import find_recipe

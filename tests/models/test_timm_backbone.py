@@ -23,7 +23,7 @@ from fastpsl.models.export import export
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.fold_batchnorm import folded
 from fastpsl.models.foreign_weights import recognise
-from fastpsl.models.token_maps import maps_of, tokens_of
+from fastpsl.models.timm_backbone import maps_of, tokens_of
 from fastpsl.models.weights import load_pretrained
 from fastpsl.pipelines.views import Input
 from fastpsl.tasks.contrastive.simclr import SimCLR

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fastpsl.models.vgg import VGG
+from fastpsl.models.convolutional import VGG
 
 
 @pytest.fixture(scope="module")

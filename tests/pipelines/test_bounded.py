@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.evaluation.label_lists import read_label_list
+from fastpsl.evaluation.few_labels import read_label_list
 from fastpsl.files.untrusted import check_zip, read_npy
 from fastpsl.models.checkpoint import read_checkpoint
-from fastpsl.models.weight_files import read_weights
+from fastpsl.models.foreign_weights import read_weights
 from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.tasks.permutation_files import read_permutations
+from fastpsl.tasks.jigsaw import read_permutations
 from fastpsl.tasks.pseudo_labels.file import read_labels
 
 BOMB_BYTES = 1 << 30

@@ -9,8 +9,8 @@ import pytest
 
 from fastpsl.engine.reporter import MetricsFile
 from fastpsl.files.paths import read_lines
-from fastpsl.plots.training_curve import draw_curve
-from fastpsl.tasks.pseudo_labels.figures import draw_label_curves
+from fastpsl.plots.charts import draw_curve
+from fastpsl.tasks.pseudo_labels.scores import draw_label_curves
 
 LINES = [
     f'{{"run_step": {n}, "stage": "S1", "level": 1, "step": {n}, "lr": 0.1, "loss": {n}.5}}\n'.encode()

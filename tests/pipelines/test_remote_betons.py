@@ -16,7 +16,7 @@ pytest.importorskip("s3fs")
 pytest.importorskip("moto.server", reason="the extra dev has moto")
 
 from fastpsl.commands.data import Info, Verify
-from fastpsl.doctor.reading import measure_read
+from fastpsl.doctor.loader_rates import measure_read
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.files.remote import failures
 from fastpsl.files.remote.cache import Cache, PartLocks

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastpsl.plots.filters import draw_filters
+from fastpsl.plots.contact_sheet import draw_filters
 from tests.plots.png_pixels import pixels
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpsl.plots.training_curve import curve, draw_curve, running_mean
+from fastpsl.plots.charts import curve, draw_curve, running_mean
 
 
 def test_running_mean_is_the_mean_of_the_last_twentieth() -> None:

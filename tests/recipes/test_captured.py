@@ -45,7 +45,7 @@ def test_a_captured_run_is_a_launched_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = starter(TRAINED[name][0], monkeypatch, capsys)
-    monkeypatch.setattr("fastpsl.plots.online_probe.draw_probes", lambda *_: None)
+    monkeypatch.setattr("fastpsl.plots.charts.draw_probes", lambda *_: None)
 
     def train(folder: str, *more: object) -> dict[str, str]:
         outcome = start(

@@ -26,7 +26,6 @@ from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.pipelines.views import Op, ViewSpec
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.scripts.recipe_files import find_recipe
-from fastpsl.tasks.pseudo_labels import uic_experiment
 
 pytestmark = pytest.mark.usefixtures("published_widths")
 STEPS_PER_EPOCH = 10
@@ -247,8 +246,8 @@ def test_settings_of_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         "backbone": build("uic_alexnet").backbone.state_dict(),
         "train_step": {"head": head},
     }
-    monkeypatch.setattr(uic_experiment, "_trained", lambda *given: (Path("step.pt"), state))
-    monkeypatch.setattr(uic_experiment, "sha256_of_file", lambda path: "d" * 64)
+    monkeypatch.setattr(uic_module, "_trained", lambda *given: (Path("step.pt"), state))
+    monkeypatch.setattr(uic_module, "sha256_of_file", lambda path: "d" * 64)
     tuned: Any = build("uic_alexnet", fine_tune="runs/uic", label_view="center").task
     assert (tuned.label_view, tuned.fixed, tuned.classifier) == ("center", True, head)
     # DeepCluster, section 4: "PCA-reduced to 256 dimensions"; its code: 20 iterations, and a classifier of

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastpsl.engine.optim.schedules import Moment
-from fastpsl.evaluation.label_lists import draw_label_list
+from fastpsl.evaluation.few_labels import draw_label_list
 from fastpsl.evaluation.result import read_result
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton.reader import Beton

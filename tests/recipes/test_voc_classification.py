@@ -16,8 +16,7 @@ from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.evaluation.result import read_result
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.transfer.classification.label_scores import label_scores
-from fastpsl.transfer.classification.protocols import PROTOCOLS
+from fastpsl.transfer.classification.task import PROTOCOLS, label_scores
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Start, refused, starter
 from tests.slow import slow

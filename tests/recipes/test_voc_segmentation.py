@@ -19,8 +19,8 @@ from fastpsl.pipelines.datasets.voc.annotations import mask_png
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.scripts.recipe_files import find_recipe
-from fastpsl.transfer.segmentation.mask_scores import mask_scores, with_background
 from fastpsl.transfer.segmentation.protocols import PROTOCOLS, changed
+from fastpsl.transfer.segmentation.task import mask_scores, with_background
 from tests.pipelines.voc_folders import sbd, voc_2012
 from tests.programs import ROOT, digests, newest_checkpoint, run, run_until
 from tests.recipes.in_process import Outcome, Start, refused, starter

@@ -12,8 +12,7 @@ from sklearn.svm import LinearSVC
 
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.transfer.svm.blocks import Classes
-from fastpsl.transfer.svm.protocol import COSTS, VISSL, constants_of
+from fastpsl.transfer.svm.svm import COSTS, VISSL, Classes, constants_of
 from tests.programs import ROOT, run
 from tests.recipes.in_process import Start, refused, starter
 

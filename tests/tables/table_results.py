@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import tyro
 
-from fastpsl.commands.clusters import Clusters
-from fastpsl.commands.labels import MakeLabels
-from fastpsl.commands.retrieve import Retrieve
-from fastpsl.commands.tsne import TSNE
+from fastpsl.commands.features import TSNE, Retrieve
+from fastpsl.commands.labels import Clusters, MakeLabels
 from fastpsl.evaluation.result import write_result
 from fastpsl.kernels.permutations import permutation_set
 from fastpsl.scripts.command_line import parse
@@ -22,13 +20,13 @@ from fastpsl.tables.commands import Missing, Place
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.evaluations import CLUSTERS, VISSL
 from fastpsl.tables.evaluations import TSNE as OF_TSNE
-from fastpsl.tables.needs import COUPLED, Evaluation, Weights
-from fastpsl.tables.papers import TABLES
+from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Report, make_report
 from fastpsl.tables.results import index_runs
+from fastpsl.tables.rows import COUPLED, Evaluation, Weights
 from fastpsl.tables.scales import SCALES, Scale, plain
-from fastpsl.tasks.permutation_files import permutations_digest
-from fastpsl.transfer.classification import protocols as multilabel_protocols
+from fastpsl.tasks.jigsaw import permutations_digest
+from fastpsl.transfer.classification import task as multilabel_protocols
 
 PAPER, TINY = SCALES["paper"], SCALES["tiny"]
 PSL = Weights("resnet50", "jigsaw_r50", "psl")

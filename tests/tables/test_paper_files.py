@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from fastpsl.tables.evaluations import BLOCK_PROBE, with_mean
-from fastpsl.tables.needs import Weights
-from fastpsl.tables.paper_file import read_paper
-from fastpsl.tables.papers import TABLES
+from fastpsl.tables.paper_file import TABLES, read_paper
+from fastpsl.tables.rows import Weights
 
 
 def test_what_tables_say_beside_their_numbers() -> None:

@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pytest
 
-from fastpsl.tables.papers import TABLES
+from fastpsl.tables.paper_file import TABLES
 
 # The rows of the papers' tables, in their order. - is a dash there, * what our copy of the paper cuts off. A
 # line with a colon is the heading of the rows below. Two names: the halves of the rows are two of our tables.

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fastpsl.tables.needs import Weights
-from fastpsl.tables.papers import TABLES
+from fastpsl.tables.paper_file import TABLES
+from fastpsl.tables.rows import Weights
 from tests.tables.table_results import PAPER
 
 # The rows that we measure: backbone, recipe, plan, variant; - is none. All other rows are the paper's alone.

@@ -12,8 +12,8 @@ from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.sample.betons import sample_paths
 from fastpsl.tables.data_sets import DataSet
 from fastpsl.tables.evaluations import FEW_LABELS, MOCO, MORE_LABELS
-from fastpsl.tables.needs import Weights
-from fastpsl.tables.render import markdown
+from fastpsl.tables.page import markdown
+from fastpsl.tables.rows import Weights
 from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, PSL, ours, put, report
 
 

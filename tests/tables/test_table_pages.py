@@ -22,10 +22,9 @@ from typing_extensions import override
 from fastpsl.cli import main
 from fastpsl.pipelines.sample.landscapes import CLASS_NAMES, draw_image
 from fastpsl.tables import page as page_words
-from fastpsl.tables.papers import TABLES
-from fastpsl.tables.render import _embedded
+from fastpsl.tables.page import SmallScale, _embedded
+from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.scales import SCALES
-from fastpsl.tables.small_scale import SmallScale
 from tests.programs import ENVIRONMENT, ROOT
 from tests.tables.table_results import BLOCKS, DIGESTS, END_TO_END, PAPER, put, put_run, report
 

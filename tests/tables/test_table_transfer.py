@@ -14,7 +14,7 @@ from fastpsl.pipelines.datasets.open import open_data
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.tables import psl, uic
-from fastpsl.tables.data_sets import DataSet
+from fastpsl.tables.data_sets import OTHER_DATA, PAPER_IMAGES, DataSet, digests
 from fastpsl.tables.evaluations import (
     DETECTION,
     FCN_ALEXNET,
@@ -26,11 +26,10 @@ from fastpsl.tables.evaluations import (
     classification,
 )
 from fastpsl.tables.matching import needs_of
-from fastpsl.tables.needs import Evaluation, Weights
-from fastpsl.tables.other_data import OTHER_DATA, PAPER_IMAGES, digests
-from fastpsl.tables.papers import TABLES
-from fastpsl.tables.render import markdown
+from fastpsl.tables.page import markdown
+from fastpsl.tables.paper_file import TABLES
 from fastpsl.tables.report import Report
+from fastpsl.tables.rows import Evaluation, Weights
 from tests.tables.table_results import (
     DIGESTS,
     PAPER,

@@ -23,7 +23,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.ab_bins import ab_bins
 from fastpsl.kernels.lightness import Lightness, lightness
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.nin import convolutions
+from fastpsl.models.convolutional import convolutions
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, train_view
 from fastpsl.tasks.sslpp.colorization import Colorization

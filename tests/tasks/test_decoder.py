@@ -9,8 +9,7 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.models.factory import BACKBONES, OF_VECTORS, make_backbone
 from fastpsl.tasks.sslpp.colorization import Colorization
-from fastpsl.tasks.sslpp.context import Context
-from fastpsl.tasks.sslpp.decoder import FromVectors
+from fastpsl.tasks.sslpp.context import Context, FromVectors
 
 
 @pytest.mark.parametrize("side", [4, 7, 8, 15, 56, 64])

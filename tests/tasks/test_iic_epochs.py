@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.tasks.pseudo_labels.iic_epochs import ClusterEpochs
+from fastpsl.tasks.pseudo_labels.iic import ClusterEpochs
 from fastpsl.tasks.pseudo_labels.scores import nmi
 
 

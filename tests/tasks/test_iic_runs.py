@@ -26,8 +26,7 @@ from fastpsl.engine.trainer import pretrain
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.sample.betons import sample_paths
-from fastpsl.tasks.pseudo_labels.iic import IIC, ClusterHeads
-from fastpsl.tasks.pseudo_labels.mutual_information import mutual_information_loss
+from fastpsl.tasks.pseudo_labels.iic import IIC, ClusterHeads, mutual_information_loss
 from tests.engine.exact_signals import signal_at_step
 from tests.engine.tiny import TinyNet, noise_batch, one_process, tiny_run
 from tests.programs import digests, epoch_records, newest_checkpoint

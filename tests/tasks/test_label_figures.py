@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
-from fastpsl.tasks.pseudo_labels.figures import (
+from fastpsl.tasks.pseudo_labels.scores import (
     Settling,
     class_entropy,
     collapse_warning,

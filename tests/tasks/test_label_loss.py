@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastpsl.tasks.sslpp.label_loss import LabelLoss
+from fastpsl.tasks.sslpp.sslpp import LabelLoss
 from tests.warm import results_of_ranks
 
 LABELS, CPU = np.array([0] * 8 + [1] * 4 + [2] * 4), torch.device("cpu")

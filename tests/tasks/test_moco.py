@@ -24,10 +24,8 @@ from fastpsl.models.resnet import ResNet
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.loader import Loader
-from fastpsl.tasks.contrastive.moco import MoCo
-from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
-from fastpsl.tasks.contrastive.shuffled_batchnorm import shuffled_order
-from fastpsl.tasks.contrastive.views import drawn, side_by_side
+from fastpsl.tasks.contrastive.moco import KeyEncoder, MoCo, shuffled_order
+from fastpsl.tasks.contrastive.simclr import drawn, side_by_side
 from tests.engine.exact_signals import signal_at_question
 from tests.engine.tiny import TinyNet, noise_batch, one_process, part_of, tiny_run
 from tests.programs import digests, newest_checkpoint

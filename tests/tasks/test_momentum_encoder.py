@@ -13,7 +13,7 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.models.backbone import Backbone
 from fastpsl.models.revnet import RevNet
-from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
+from fastpsl.tasks.contrastive.moco import KeyEncoder
 from tests.engine.tiny import TinyNet
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastpsl.engine.distributed import leave_world
-from fastpsl.tasks.pseudo_labels.mutual_information import EPS, mutual_information_loss
+from fastpsl.tasks.pseudo_labels.iic import EPS, mutual_information_loss
 from tests.warm import on_ranks
 
 COPIES, NUM, SUB_HEADS, CLUSTERS = 3, 6, 2, 4

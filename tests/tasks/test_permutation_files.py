@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastpsl.tasks import permutation_files
-from fastpsl.tasks.permutation_files import permutations_digest, read_permutations
+from fastpsl.tasks import jigsaw
+from fastpsl.tasks.jigsaw import permutations_digest, read_permutations
 
 ROWS = np.array([[2, 0, 1], [0, 1, 2], [1, 2, 0], [1, 0, 2]])
 
@@ -51,12 +51,12 @@ def test_noroozis_bin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert path.stat().st_size == 4 * (2 + 4 * 3)
     rows = read_permutations(path)
     assert (rows == ROWS).all() and rows.dtype == np.int64
-    monkeypatch.setattr(permutation_files, "_MAX_BYTES", 56)
+    monkeypatch.setattr(jigsaw, "_MAX_BYTES", 56)
     assert (read_permutations(path) == ROWS).all()
     path.write_bytes(noroozi([[2, 3, 1], [2, 2, 1]]))
     with pytest.raises(ValueError, match="row 1 is no permutation of 3: .2, 2, 1.;"):
         read_permutations(path)
-    monkeypatch.setattr(permutation_files, "_MAX_BYTES", 31)
+    monkeypatch.setattr(jigsaw, "_MAX_BYTES", 31)
     with pytest.raises(ValueError, match="its size is 32 bytes"):
         read_permutations(path)
 

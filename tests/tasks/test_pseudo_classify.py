@@ -14,8 +14,8 @@ from fastpsl.engine.plan import make_plan
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.kernels.empty_classes import split_empty
 from fastpsl.pipelines.datasets.subset import Synthetic
-from fastpsl.tasks.pseudo_labels.figures import Settling
 from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify
+from fastpsl.tasks.pseudo_labels.scores import Settling
 from tests.engine.tiny import TinyNet, noise_batch
 from tests.tasks.test_uic import BATCH, CLASSES, NUM, make_task
 

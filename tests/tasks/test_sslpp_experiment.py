@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastpsl.tasks.pseudo_labels.file import Labels
-from fastpsl.tasks.sslpp import experiment
+from fastpsl.tasks.sslpp import sslpp
 from tests.programs import ROOT
 
 
@@ -29,12 +29,12 @@ def test_labels_that_were_cut_or_have_collapsed_are_warned_of_on_rank_0(
     numbers = np.arange(100, dtype=np.int32)
     labels = np.maximum(numbers - 95, 0) if collapsed else numbers % 60
     file = Labels(labels, 70, "sslpp_iic", 0, np.zeros(100, np.float32), configuration={"cut": cut})
-    monkeypatch.setattr(experiment, "labels_of", lambda *_: file)
-    monkeypatch.setattr(experiment, "own_rank", lambda: rank)
+    monkeypatch.setattr(sslpp, "labels_of", lambda *_: file)
+    monkeypatch.setattr(sslpp, "own_rank", lambda: rank)
     options: Any = type("Options", (), {"seed": 0})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert experiment._labels(path, options) is file
+        assert sslpp._labels(path, options) is file
     expected = [f"{path} was made by a run that --max-steps-per-stage cut short"] * cut
     expected += [f"{path}: collapse: the biggest of 70 classes holds 96.0 %"] * collapsed
     said = [str(warning.message) for warning in caught]
@@ -51,7 +51,7 @@ def test_all_classes_of_a_file_are_learned(tmp_path: Path, monkeypatch: pytest.M
     path.touch()
     numbers = np.arange(100, dtype=np.int32) % 70
     file = Labels(numbers, 70, "sslpp_iic", 0, np.zeros(100, np.float32), configuration={})
-    monkeypatch.setattr(experiment, "labels_of", lambda *_: file)
+    monkeypatch.setattr(sslpp, "labels_of", lambda *_: file)
     parts = runpy.run_path(str(ROOT / "recipes" / "sslpp_rotation.py"))
     options = parts["RECIPE"].with_paper(data="T.beton", pseudo_labels=str(path), num_clusters=5)
     task = parts["build"](options).task

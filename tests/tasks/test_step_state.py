@@ -19,7 +19,7 @@ from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.step_graph import GraphChoice, StepState
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
-from fastpsl.models.layers import read_channels
+from fastpsl.models.convolutional import read_channels
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders.memory import ViewMemory
 from fastpsl.pipelines.loader.batch import Batch

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastpsl.engine.distributed import World, leave_world
 from fastpsl.kernels.tf32 import no_tf32
-from fastpsl.tasks.pseudo_labels.whitening import fit_whitening
+from fastpsl.tasks.pseudo_labels.k_means import fit_whitening
 from tests.engine.tiny import one_process
 from tests.warm import on_ranks
 

@@ -33,9 +33,17 @@ from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.views import Input
 from fastpsl.transfer.classification import task
-from fastpsl.transfer.classification.label_scores import label_scores
-from fastpsl.transfer.classification.protocols import PROTOCOLS, changed, constants_of, fc6
-from fastpsl.transfer.classification.task import MultiLabel, crop_view, masked_bce, reinitialise_fc
+from fastpsl.transfer.classification.task import (
+    PROTOCOLS,
+    MultiLabel,
+    changed,
+    constants_of,
+    crop_view,
+    fc6,
+    label_scores,
+    masked_bce,
+    reinitialise_fc,
+)
 from tests.engine.tiny import TinyNet, noise_batch, one_process
 from tests.warm import on_ranks
 

@@ -22,11 +22,10 @@ from typing_extensions import override
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule
-from fastpsl.models.alexnet import AlexNet
 from fastpsl.models.backbone import Backbone
+from fastpsl.models.convolutional import VGG, AlexNet
 from fastpsl.models.factory import make_backbone
 from fastpsl.models.resnet import ResNet
-from fastpsl.models.vgg import VGG
 from fastpsl.transfer.detection.detector import (
     Anchors,
     Detector,

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.models import alexnet, vgg
-from fastpsl.models.alexnet import AlexNet
+from fastpsl.models import convolutional
 from fastpsl.models.backbone import Backbone
+from fastpsl.models.convolutional import VGG, AlexNet
 from fastpsl.models.factory import make_backbone
-from fastpsl.models.vgg import VGG
 from fastpsl.transfer.segmentation.fcn import DilatedFCN, FCN32s, as_convolution, dilate, laid_out, network_of
 from tests.slow import slow
 
@@ -153,8 +152,8 @@ def test_the_first_scores_middle_is_where_its_pixels_are(monkeypatch: pytest.Mon
 
     All layers average here, so that the gradient is symmetrical.
     """
-    monkeypatch.setattr(vgg, "GROUPS", tuple((2, count) for _, count in vgg.GROUPS))
-    monkeypatch.setitem(alexnet.WIDTHS, "alexnet", (2,) * 5)
+    monkeypatch.setattr(convolutional, "GROUPS", tuple((2, count) for _, count in convolutional.GROUPS))
+    monkeypatch.setitem(convolutional.WIDTHS, "alexnet", (2,) * 5)
     for name, first_px in (("alexnet", 13.0), ("vgg16", 12.5)):
         backbone = with_fc(name).eval().double()
         for part in backbone.modules():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastpsl.plots.class_bars import draw_classes
-from fastpsl.transfer.classification.label_scores import label_scores
+from fastpsl.plots.charts import draw_classes
+from fastpsl.transfer.classification.task import label_scores
 
 
 def ap(scores: list[float], targets: list[int], image: list[int] | None = None) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.datasets.voc.annotations import VOID
-from fastpsl.transfer.segmentation.mask_crop import ScaledCrop
+from fastpsl.transfer.segmentation.task import ScaledCrop
 
 
 def keys(index: int, epoch: int = 0) -> Keys:

@@ -12,8 +12,8 @@ from PIL import Image
 from fastpsl.pipelines.datasets.voc.annotations import mask_png, palette
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.sample.voc import draw_voc
-from fastpsl.plots.masks import Shown, draw_masks, draw_predicted_masks
-from fastpsl.transfer.segmentation.mask_scores import (
+from fastpsl.plots.detections import Shown, draw_masks, draw_predicted_masks
+from fastpsl.transfer.segmentation.task import (
     confusion,
     mask_scores,
     require_torchmetrics,

@@ -26,16 +26,14 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.run import Run
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import StageTrainer, pretrain
-from fastpsl.models.alexnet import AlexNet
+from fastpsl.models.convolutional import AlexNet
 from fastpsl.pipelines.datasets.voc.annotations import VOID, palette
 from fastpsl.pipelines.datasets.voc.dataset import VOC
 from fastpsl.pipelines.loader.annotated import AnnotatedBatch, read_image
 from fastpsl.pipelines.sample.voc import draw_voc
 from fastpsl.pipelines.views import Input
 from fastpsl.transfer.segmentation.fcn import FCN32s, network_of
-from fastpsl.transfer.segmentation.mask_crop import ScaledCrop
-from fastpsl.transfer.segmentation.mask_scores import confusion
-from fastpsl.transfer.segmentation.task import Segmentation, mask_losses
+from fastpsl.transfer.segmentation.task import ScaledCrop, Segmentation, confusion, mask_losses
 from tests.engine.tiny import one_process
 from tests.transfer.test_mask_crop import keys
 from tests.warm import on_ranks

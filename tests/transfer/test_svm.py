@@ -15,11 +15,20 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 
 from fastpsl.evaluation.feature_file import FeatureFile
-from fastpsl.transfer.svm import blocks
-from fastpsl.transfer.svm.blocks import Classes, solve
-from fastpsl.transfer.svm.protocol import COSTS, VISSL
-from fastpsl.transfer.svm.scores import interpolated_ap, low_shot_scores
-from fastpsl.transfer.svm.solver import OneClass, cross_validated, few, in_own_span, l2_normalised
+from fastpsl.transfer.svm import svm
+from fastpsl.transfer.svm.svm import (
+    COSTS,
+    VISSL,
+    Classes,
+    OneClass,
+    cross_validated,
+    few,
+    in_own_span,
+    interpolated_ap,
+    l2_normalised,
+    low_shot_scores,
+    solve,
+)
 from fastpsl.transfer.svm.work import run_resumable
 from tests.engine.tiny import one_process
 
@@ -395,7 +404,7 @@ def test_outcomes_are_of_their_settings_alone(tmp_path: Path, monkeypatch: pytes
     def noted(tasks: dict[Path, OneClass], *_: Any) -> None:
         asked.append(tasks)
 
-    monkeypatch.setattr(blocks, "run_resumable", noted)
+    monkeypatch.setattr(svm, "run_resumable", noted)
     targets = np.arange(12).reshape(4, 3).astype(np.int8) % 2
     classes = Classes(("b", "c"), (1, 2), ("a",), targets, 1 - targets)
     features = {
@@ -430,13 +439,13 @@ def test_fits_that_were_stopped_are_told() -> None:
         "B1": {"a": {"ap": 0.5, "cost": 1.0, "fits": 1000, "not_converged": 700}},
         "B2": {"a": {"ap": 0.25, "cost": 2.0, "fits": 500, "not_converged": 501}},
     }
-    assert blocks.details_of(outcomes) == {
+    assert svm.details_of(outcomes) == {
         "fits": 1500, "not_converged": 1201, "chosen_costs": {"B1": {"a": 1.0}, "B2": {"a": 2.0}},
     }  # fmt: skip
     targets = np.array([[1], [0], [0], [-1]], np.int8)
     classes = Classes(("a",), (0,), (), targets, targets)
-    numbers = blocks.numbers_of(outcomes, ())
+    numbers = svm.numbers_of(outcomes, ())
     assert numbers == {"mAP_B1": 50.0, "mAP_B2": 25.0, "mAP": 50.0, "AP_a_B1": 50.0, "AP_a_B2": 25.0}
-    lines = blocks.score_lines(numbers, classes, outcomes, ())
+    lines = svm.score_lines(numbers, classes, outcomes, ())
     assert lines[0] == "1 classes, 1,500 SVMs of 4 images, scored on 4; by chance 33.3 %"
     assert lines[-1].startswith("1,201 of 1,500 SVMs were stopped")

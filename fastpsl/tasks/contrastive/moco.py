@@ -2,14 +2,24 @@
 
 PSL: "we apply PSL on the data-augmentation part of MoCov2". We read this as the levels of Table 3 with the
 values of MoCo v2.
+
+Query and key must not share batch statistics, because the network could match them by these alone. MoCo
+shuffles the keys' images between GPUs, so a group is a GPU's share. Here a group has a fixed size, and the
+order is a function of (seed, epoch, step). The groups are cut from the batch of all ranks. One GPU therefore
+computes the same keys as eight.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
 from fastpsl.engine.distributed import gathered, place_among_ranks
@@ -17,13 +27,218 @@ from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.kernels.colour import ColourDistortion
-from fastpsl.models.layers import AveragePool
+from fastpsl.kernels.draws import Keys, Slot, words
+from fastpsl.models.convolutional import AveragePool
 from fastpsl.pipelines.data.dataset import Dataset
+from fastpsl.pipelines.decoders.memory import to_device
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.contrastive.momentum_encoder import KeyEncoder
-from fastpsl.tasks.contrastive.shuffled_batchnorm import encode_shuffled, shuffled_order
-from fastpsl.tasks.contrastive.views import NUM_LEVELS, SOBEL_P, contrastive_view, drawn, side_by_side
+from fastpsl.tasks.contrastive.simclr import NUM_LEVELS, SOBEL_P, contrastive_view, drawn, side_by_side
+
+
+def shuffled_order(seed: int, epoch: int, step: int, num: int) -> np.ndarray:
+    """Return a permutation of 0 … num - 1, int64 [num]; place p of the shuffled batch has image order[p].
+
+    Batch `step` of `epoch` has the positions step * num to (step + 1) * num of that epoch, and each position
+    has its own 64 random bits.
+    """
+    positions = np.arange(step * num, (step + 1) * num, dtype=np.int64)
+    high, low = words(Keys(seed, epoch, positions), Slot.TASK, 2).astype(np.uint64).T
+    return np.argsort((high << np.uint64(32)) | low, kind="stable")
+
+
+def encode_shuffled(
+    encode: Callable[[Tensor, int], Tensor], images: Tensor, valid: Tensor, order: Tensor, group_size: int,
+    host_order: np.ndarray | None = None,
+) -> Tensor:  # fmt: skip
+    """Encode all ranks' images in shuffled groups, each rank its share of the groups.
+
+    An invalid image (padding, or one that could not be decoded) is replaced by a valid one of its group. So
+    it is in no group's statistics, and its row holds the key of a real image, unless its group has none. A
+    rank receives as many images as it has, whatever the number of ranks.
+
+    Args:
+        encode: A function from images [n * group_size, C, H, W] and group_size to keys [n * group_size,
+            width]; group_size images in a row are a group.
+        images: This rank's images [B, C, H, W].
+        valid: bool [world * B], of all ranks.
+        order: `shuffled_order` of all world * B images, on the images' device.
+        group_size: Images per group.
+        host_order: The same as `order`; several ranks need it, because they exchange numbers that depend on
+            it.
+
+    Returns:
+        The keys, float [world * B, width], in the order of the ranks and equal on every rank.
+
+    Raises:
+        ValueError: `group_size` does not divide B.
+    """
+    size = len(images)
+    if size % group_size:
+        raise ValueError(
+            f"--key-group {group_size} does not divide the {size} images of a rank's batch: "
+            f"choose a divisor of {size}, or another --batch-size or --accumulate"
+        )
+    rank, world = place_among_ranks()
+    places = order[rank * size : (rank + 1) * size]
+    if world == 1:
+        share = images[places]
+    else:
+        assert host_order is not None
+        share = redistributed(images, host_order)
+    groups = valid[places].view(-1, group_size)
+    starts = torch.arange(0, size, group_size, device=images.device)[:, None]
+    share = share[(starts + substitutes(groups)).flatten()].contiguous(memory_format=torch.channels_last)
+    shuffled = gathered(encode(share, group_size))
+    return torch.empty_like(shuffled).index_copy_(0, order, shuffled)
+
+
+def redistributed(rows: Tensor, order: np.ndarray) -> Tensor:
+    """Return this rank's part of the rows of all ranks in another order, without gradients.
+
+    Args:
+        rows: This rank's rows [B, ...], the part of its rank among world * B.
+        order: A permutation of 0 … world * B - 1, equal on every rank; place p gets row order[p].
+
+    Returns:
+        The rows [B, ...] of the places from rank * B on.
+    """
+    size, (rank, world) = len(rows), place_among_ranks()
+    owners = order // size
+    places = np.flatnonzero(owners == rank)  # of this rank's rows; ascending, so by the rank that gets them
+    sent = rows.detach()[on_device(order[places] - rank * size, rows.device)].contiguous()
+    if world == 1:
+        return sent
+    senders = owners[rank * size : (rank + 1) * size]
+    num_sent, num_received = (np.bincount(ranks, minlength=world) for ranks in (places // size, senders))
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, num_received.tolist(), num_sent.tolist())
+    by_sender = on_device(np.argsort(senders, kind="stable"), rows.device)
+    return torch.empty_like(received).index_copy_(0, by_sender, received)
+
+
+def substitutes(valid: Tensor) -> Tensor:
+    """Map the valid places of each group to themselves and the others to its valid places in turn.
+
+    If no place of a group is valid, all are mapped to the first.
+
+    Args:
+        valid: bool [groups, n].
+
+    Returns:
+        int64 [groups, n] in [0, n).
+    """
+    places = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+    valid_first = torch.argsort(~valid, dim=1, stable=True)
+    return torch.where(valid, places, valid_first.gather(1, places % valid.sum(1, keepdim=True).clamp(min=1)))
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to `device`; to a GPU from pinned memory, so that the host does not wait."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else to_device(tensor, device)
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class KeyEncoder:
+    """A copy of the learning blocks and the head, without gradients, that follows them by momentum.
+
+    Its BatchNorm always uses the statistics of the images of the call, in training and in validation passes.
+    So a key does not depend on a rank's history. Frozen blocks are the backbone's own, because they are equal
+    in both encoders. Only if frozen BatchNorm uses batch statistics (frozen_batchnorm "train") are they
+    copied, because keys would otherwise change their running statistics. The encoder is not part of the
+    stage's module, so DDP and the optimiser do not see it. Its blocks run as the backbone's do, folded and
+    compiled where those are.
+
+    Under autocast, copies with weights of its type run. Autocast would cast weights without gradients in
+    every call, and there is a call per group: 424 casts per step for ResNet-50 and 8 groups instead of 53.
+    """
+
+    def __init__(self, blocks: StageBlocks, head: nn.Module, momentum: float):
+        self.blocks = blocks
+        shared = blocks.frozen_batchnorm == "eval"
+        self.frozen = blocks.frozen if shared else _by_batch_statistics(blocks.frozen)
+        self.learning, self.head = _by_batch_statistics(blocks.learning), _by_batch_statistics(head)
+        self._mine: list[Tensor] = [*self.learning.parameters(), *self.head.parameters()]
+        self._theirs = [*blocks.learning.parameters(), *head.parameters()]
+        self._update = get_ema_multi_avg_fn(momentum)
+
+        self._cast: tuple[nn.ModuleList, nn.Module] | None = None
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, group_size: int) -> Tensor:
+        """Encode images in groups, each normalised by its own statistics.
+
+        Frozen blocks that normalise by running statistics see all images at once.
+
+        Args:
+            images: [B, C, H, W]; group_size divides B.
+            group_size: Images that are normalised together.
+
+        Returns:
+            Keys of length 1, float32 [B, width].
+        """
+        blocks = self.blocks
+        learning, head = self._as_run(images.device.type)
+        is_shared = self.frozen is blocks.frozen
+        if is_shared:
+            images = blocks.run(blocks.frozen_as_run, images)
+        keys = []
+        for group in images.split(group_size):
+            if not is_shared:
+                group = blocks.run(self.frozen, group)  # type: ignore[arg-type]  # a ModuleList is a sequence
+            keys.append(F.normalize(head(blocks.run(learning, group)).float()))  # type: ignore[arg-type]
+        return torch.cat(keys)
+
+    def _as_run(self, device_type: str) -> tuple[nn.ModuleList, nn.Module]:
+        """Return the learning blocks and the head, under autocast with weights of its type."""
+        if not torch.is_autocast_enabled(device_type):
+            return self.learning, self.head
+        if self._cast is None:
+            dtype = torch.get_autocast_dtype(device_type)
+            self._cast = copy.deepcopy((self.learning, self.head))
+            for part in self._cast:
+                for layer in part.modules():
+                    if isinstance(layer, nn.Conv2d | nn.Linear):
+                        layer.to(dtype)
+        # The two dtypes one after the other: torch 2.10 takes all destinations for the first one's.
+        pairs = list(zip((p for part in self._cast for p in part.parameters()), self._mine, strict=True))
+        for is_cast in (True, False):
+            chosen = [pair for pair in pairs if (pair[0].dtype != pair[1].dtype) == is_cast]
+            if chosen:
+                torch._foreach_copy_([copied for copied, _ in chosen], [mine for _, mine in chosen])
+        return self._cast
+
+    def follow(self) -> None:
+        """Update every parameter after a step: k ← momentum * k + (1 - momentum) * q (MoCo, equation 2)."""
+        self._update(self._mine, self._theirs, None)
+
+    def parameters(self) -> list[Tensor]:
+        """Return the parameters that `follow` writes."""
+        return self._mine
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        return {"learning": self.learning.state_dict(), "head": self.head.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        self.learning.load_state_dict(state["learning"])
+        self.head.load_state_dict(state["head"])
+
+
+def _by_batch_statistics(module: Module) -> Module:
+    """Return a copy without gradients whose BatchNorm uses the batch statistics of this rank alone.
+
+    In eval mode without running statistics, torch normalises by the batch. SyncBatchNorm does so too, without
+    communication.
+    """
+    module = copy.deepcopy(module).requires_grad_(False).eval()
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.track_running_stats = False
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+    return module
 
 
 class MoCo(Task):

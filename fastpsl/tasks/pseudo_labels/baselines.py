@@ -15,7 +15,7 @@ from fastpsl.kernels.draws import Keys, Slot, integers
 from fastpsl.pipelines.data.dataset import Dataset, require_labels
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from fastpsl.tasks.pseudo_labels.whitening import fit_whitening
+from fastpsl.tasks.pseudo_labels.k_means import fit_whitening
 
 # The paper does not state the starts of k-means. Here: 10 from k-means++, scikit-learn's former default.
 NUM_STARTS, NUM_ITERATIONS = 10, 100

@@ -24,9 +24,8 @@ from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.reporter import Figures
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
-from fastpsl.tasks.pseudo_labels.k_means import drawn_rows, k_means
+from fastpsl.tasks.pseudo_labels.k_means import drawn_rows, fit_whitening, k_means
 from fastpsl.tasks.pseudo_labels.pseudo_classify import PseudoClassify
-from fastpsl.tasks.pseudo_labels.whitening import fit_whitening
 
 TOP_STD = 0.01
 

@@ -4,20 +4,29 @@ Values that the paper does not state are those of xu-ji/IIC.
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
+from fastpsl.console.words import percent
 from fastpsl.engine.dataset_pass import EpochContext
+from fastpsl.engine.distributed import place_among_ranks
+from fastpsl.engine.experiment import Experiment
+from fastpsl.engine.optim.schedules import step_drops
+from fastpsl.engine.optim.sgd_adam import adam
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
+from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.kernels.colour import ColourDistortion
@@ -26,15 +35,191 @@ from fastpsl.kernels.flip import Flip
 from fastpsl.kernels.grey import Grey
 from fastpsl.kernels.layout import joined
 from fastpsl.kernels.sobel_xy import SobelXY
-from fastpsl.models.layers import mean_of_positions
+from fastpsl.kernels.tf32 import no_tf32
+from fastpsl.models.checkpoint import read_checkpoint
+from fastpsl.models.convolutional import mean_of_positions
+from fastpsl.models.factory import make_backbone
+from fastpsl.models.weights import was_cut_short
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, Op, ViewSpec
 from fastpsl.tasks.classify import linear
-from fastpsl.tasks.pseudo_labels.iic_epochs import ClusterEpochs
-from fastpsl.tasks.pseudo_labels.mutual_information import mutual_information_loss
-from fastpsl.tasks.pseudo_labels.options import Transforms
+from fastpsl.tasks.pseudo_labels.file import NAME, SECOND_NAME, write_labels
+from fastpsl.tasks.pseudo_labels.options import IICOptions, Transforms
 from fastpsl.tasks.pseudo_labels.pseudo_classify import gathered_labels
+from fastpsl.tasks.pseudo_labels.scores import (
+    draw_label_curves,
+    hungarian_accuracy,
+    many_to_one_accuracy,
+    nmi,
+    watched_figures,
+)
+
+# The value of IIC's code (xu-ji/IIC), 2.2e-16. In half precision it would be 0, and its logarithm infinite.
+EPS = sys.float_info.epsilon
+
+
+def mutual_information_loss(first: Tensor, others: Tensor, valid: Tensor) -> Tensor:
+    """Return -I(z, z') of equation 2 in nats, float32 [S] for S sub-heads, even under autocast.
+
+        P    = mean over all ranks' pairs of z z'^T, then (P + P^T) / 2 over its sum,
+               no cell and no marginal below EPS
+        loss = -sum of P_cd (log P_cd - log P_c - log P_d)
+
+    The loss is -log C at best, and 0 for one cluster or for independent views. It is that of all ranks'
+    pairs, on every rank. The gradient of this rank's inputs is multiplied by the number of ranks. So the mean
+    over ranks that DDP takes is the gradient of the loss. Without a valid sample, the loss is within C^2 *
+    1e-14 of 0.
+
+    Args:
+        first: Distributions over C clusters, [B, S, C], of a view of this rank's samples. B may be 0 and may
+            differ between ranks.
+        others: [K, B, S, C], those of K further views; there are K * B pairs.
+        valid: bool [B]; the distributions of invalid samples may be infinite or NaN.
+    """
+    with no_tf32(), torch.autocast(first.device.type, enabled=False):
+        ignored = ~valid[:, None, None]
+        z = first.float().masked_fill(ignored, 0.0)
+        # P is linear in z', so the mean of the other views suffices.
+        z_other = others.float().mean(0).masked_fill(ignored, 0.0)
+        joint: Tensor = _SumOverRanks.apply(torch.einsum("bsc,bsd->scd", z, z_other))
+        joint = (joint + joint.transpose(1, 2)) / 2
+        total = joint.sum((1, 2), keepdim=True)
+        joint = joint / torch.where(total > 0, total, 1.0)
+        rows, columns = joint.sum(2, keepdim=True), joint.sum(1, keepdim=True)
+        logs = [part.clamp(min=EPS).log() for part in (joint, rows, columns)]
+        return (joint.clamp(min=EPS) * (logs[1] + logs[2] - logs[0])).sum((1, 2))
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """An autograd function for the sum of all ranks' tensors, without communication in the backward pass.
+
+    All ranks compute the same from the sum, so its gradient is known everywhere.
+    """
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        _, ctx.world_size = place_among_ranks()
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        if ctx.world_size > 1:
+            dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    @override
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.world_size
+
+
+_NONE = -1
+
+
+class ClusterEpochs:
+    """A record of each head's epoch on the device, which the host reads only when the epoch ends.
+
+    It is the same on every rank after `end`. Clusters are kept for one sub-head alone, the best one when the
+    epoch began, in 4 bytes per image.
+
+    Attributes:
+        best: For each head, the sub-head with the lowest mean loss in that head's last epoch, int64 on the
+            device. The first of equal ones counts; it is 0 before.
+    """
+
+    def __init__(self, num_heads: int, num_sub_heads: int, num_samples: int, device: torch.device):
+        self.num_sub_heads, self.num_samples, self.device = num_sub_heads, num_samples, device
+        # Captured steps read and write these tensors, so they are never replaced.
+        self.best = torch.zeros(num_heads, dtype=torch.int64, device=device)
+        # The sums of the steps' finite losses, and their counts.
+        self._sums = torch.zeros((2, num_sub_heads), dtype=torch.float64, device=device)
+        # The last place is for padding.
+        self._clusters = torch.full((num_samples + 1,), _NONE, dtype=torch.int32, device=device)
+        self._previous = [torch.full((num_samples,), _NONE, dtype=torch.int32) for _ in range(num_heads)]
+
+    def written(self) -> list[Tensor]:
+        """Return the tensors that `see` writes."""
+        return [self._sums, self._clusters]
+
+    @torch.no_grad()
+    def see(self, number: int, indices: Tensor, losses: Tensor, logits: Tensor) -> None:
+        """Record a step; values that are not finite are ignored.
+
+        Args:
+            number: The head that learned.
+            indices: int64 [B], -1 for padding.
+            losses: [num_sub_heads], the same on all ranks.
+            logits: [B, num_sub_heads, clusters] of this rank's images.
+        """
+        counts = losses.isfinite()
+        self._sums += torch.stack([torch.where(counts, losses, 0.0), counts.float()])
+        logits = logits.index_select(1, self.best[number : number + 1])[:, 0]
+        clusters = torch.where(logits.isfinite().all(1), logits.argmax(1), _NONE)
+        self._clusters[torch.where(indices >= 0, indices, self.num_samples)] = clusters.to(torch.int32)
+
+    def end(
+        self, number: int, num_clusters: int, true: np.ndarray | None, seed: int
+    ) -> dict[str, float | None]:
+        """End the epoch: choose the best sub-head, and warn on rank 0 if the clusters have collapsed.
+
+        Args:
+            number: The head (from 0) that has learned.
+            num_clusters: Clusters of the head.
+            true: True labels, int [N], negative where there is none.
+            seed: Seed of the shuffled labels.
+
+        Returns:
+            On rank 0 `label_figures` of the images that were drawn, the best sub-head and its mutual
+            information. This is in nats, averaged over the epoch's batches. On other ranks nothing.
+        """
+        if place_among_ranks()[1] > 1:
+            # All ranks must choose the same sub-head, and their sums may differ by rounding.
+            dist.broadcast(self._sums, src=0)
+        total, num = self._sums.cpu()
+        losses = torch.where(num > 0, total / num, torch.inf)
+        best = int(losses.argmin())
+        self.best[number] = best
+        clusters = self._gathered()
+        previous, self._previous[number] = self._previous[number], clusters
+        self._sums.zero_()
+        self._clusters.fill_(_NONE)
+        labels = clusters.numpy()
+        is_drawn = labels >= 0
+        if place_among_ranks()[0] != 0 or not is_drawn.any():
+            return {}
+        previous_labels = previous.numpy()[is_drawn]
+        figures = watched_figures(
+            labels[is_drawn],
+            previous_labels if (previous_labels >= 0).any() else None,
+            None if true is None else true[is_drawn],
+            num_clusters,
+            seed,
+        )
+        return {"mutual_information": -float(losses[best]), "best_sub_head": float(best), **figures}
+
+    def _gathered(self) -> Tensor:
+        """Return all ranks' clusters, int32 [num_samples], on the CPU; an epoch draws an image once."""
+        if place_among_ranks()[1] > 1:
+            dist.all_reduce(self._clusters, op=dist.ReduceOp.MAX)
+        return self._clusters[:-1].to("cpu", copy=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state on the CPU, the same on every rank; every rank must call it."""
+        return {
+            "best": self.best.tolist(),
+            "previous": list(self._previous),
+            "sums": self._sums.to("cpu", copy=True),
+            "clusters": self._gathered(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of a partial epoch."""
+        assert len(state["clusters"]) == self.num_samples, (len(state["clusters"]), self.num_samples)
+        self.best.copy_(torch.tensor(state["best"]))
+        self._previous = list(state["previous"])
+        self._sums.copy_(state["sums"])
+        self._clusters[:-1] = state["clusters"].to(self.device)
+
 
 # IIC's jitter for CIFAR-10 and STL-10, applied to every image.
 JITTER = ColourDistortion(0.4, 0.4, 0.4, 0.125, p=1.0)
@@ -313,3 +498,67 @@ class ClusterHeads(nn.Module):
         """Return 0 with zero gradients for the other heads, because DDP waits for every parameter's."""
         others = [p for i, part in enumerate(self.classify) if i != number for p in part.parameters()]
         return sum((0.0 * parameter.sum() for parameter in others), 0.0)
+
+
+def build_iic(options: IICOptions) -> Experiment:
+    task = IIC(
+        options.num_clusters,
+        size_px=options.size_px,
+        crop_share=options.crop_share,
+        transforms=options.augment,
+        num_copies=options.num_copies,
+        num_sub_heads=options.num_sub_heads,
+        second_clusters=options.second_clusters if options.num_heads == 2 else None,
+        seed=options.seed,
+    )
+    channels = input_of(options.augment, options.size_px).num_channels
+    backbone = make_backbone(options.backbone, num_channels=channels)
+    return Experiment(
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task.num_levels, backbone.num_blocks),
+        schedule=step_drops(options.lr, (1,)),
+        optimiser=partial(adam, weight_decay=0.0),
+        frozen_batchnorm=options.frozen_batchnorm,
+        finish=partial(leave_labels, task),
+    )
+
+
+def leave_labels(task: IIC, run: Run) -> Sequence[str]:
+    """Write labels.npz, labels_b.npz of a second head, and labels.png to the run's folder.
+
+    They are those of the last checkpoint. Return the lines to print.
+    """
+    state = read_checkpoint(run.last_checkpoint())
+    state_of_task = state["task"]
+    best, num_sub_heads = state_of_task["best_sub_head"] + 1, task.num_sub_heads
+    labels, num_clusters = state_of_task["labels"].numpy(), task.num_clusters
+    data, true = run.data.train, run.data.train.labels()
+    recipe, cut = str(run.science["recipe"]), was_cut_short(state)
+    path = write_labels(
+        run.folder / NAME, labels, num_clusters, data, recipe, entropy=state_of_task["entropy"].numpy(),
+        configuration={**run.science, "source": "iic", "cut": cut},
+    )  # fmt: skip
+    curves = draw_label_curves(run.folder)
+    facts = [
+        f"labels by sub-head {best} of {num_sub_heads}, which had the lowest loss",
+        f"{len(np.unique(labels))} of {num_clusters} clusters are not empty",
+    ]
+    if (true >= 0).any():
+        facts.append(
+            f"with the true labels NMI {nmi(labels, true):.3f}, "
+            f"accuracy {percent(hungarian_accuracy(labels, true))} matched one to one, "
+            f"{percent(many_to_one_accuracy(labels, true))} each cluster as its commonest class"
+        )
+    if state_of_task.get("second_labels") is not None:
+        second, num_second = state_of_task["second_labels"].numpy(), list(task.sizes.values())[1]
+        write_labels(
+            run.folder / SECOND_NAME, second, num_second, data, recipe,
+            configuration={**run.science, "source": "iic_b", "cut": cut},
+        )  # fmt: skip
+        if (true >= 0).any():
+            facts.append(
+                f"the second head's {num_second} clusters: accuracy "
+                f"{percent(hungarian_accuracy(second, true))} matched one to one"
+            )
+    return ["; ".join(facts), f"labels {path}", *([f"label curves {curves}"] if curves else [])]

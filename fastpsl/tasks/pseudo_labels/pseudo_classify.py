@@ -20,7 +20,7 @@ from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import ViewSpec
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
-from fastpsl.tasks.pseudo_labels.figures import Settling, watched_figures
+from fastpsl.tasks.pseudo_labels.scores import Settling, watched_figures
 from fastpsl.tasks.pseudo_labels.store import LabelStore
 
 _NOT_FINITE = 2**31 - 1

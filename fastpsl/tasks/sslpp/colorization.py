@@ -21,7 +21,7 @@ from fastpsl.kernels.layout import to_float32
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, TrainCrop, ViewSpec, train_view
-from fastpsl.tasks.sslpp.decoder import FromVectors
+from fastpsl.tasks.sslpp.context import FromVectors
 from fastpsl.tasks.sslpp.proxy import Proxy
 
 NUM_LOOKED_AT = 50_000

@@ -1,7 +1,9 @@
 """Train SSL++: a pretext task with semantic pseudo-labels as a second target (SSL++, section IV)."""
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,21 +11,97 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fastpsl.console.terminal import own_rank
 from fastpsl.engine.dataset_pass import EpochContext
-from fastpsl.engine.distributed import place_among_ranks
+from fastpsl.engine.distributed import place_among_ranks, total_over_ranks
+from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
+from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
+from fastpsl.models.factory import make_backbone
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch
-from fastpsl.pipelines.views import ViewSpec
+from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
 from fastpsl.tasks.classify import average_and_linear, masked_cross_entropy
 from fastpsl.tasks.pseudo_labels.deepcluster import TOP_STD, clustered_features, renew
-from fastpsl.tasks.pseudo_labels.figures import watched_figures
-from fastpsl.tasks.sslpp.label_loss import LabelLoss
+from fastpsl.tasks.pseudo_labels.file import Labels, labels_of
+from fastpsl.tasks.pseudo_labels.scores import class_entropy, collapse, label_figures, watched_figures
+from fastpsl.tasks.sslpp.options import COUPLED, NONE, SSLPlusPlusOptions
 from fastpsl.tasks.sslpp.proxy import Proxy
+
+# Losses are added as integers, so the mean does not depend on the order, the ranks or an interruption.
+_ONE_NAT = 1 << 20
+_LEARNED = 0.99  # of the entropy
+
+
+class LabelLoss:
+    """The mean loss of the pseudo-labels in an epoch, beside the labels' entropy.
+
+    The entropy is the loss of a head that looks at no image and names each cluster as often as it occurs. A
+    head whose loss is not below it has taught the network nothing about the clusters.
+
+    Attributes:
+        entropy: float32 [], on the device.
+        sums: int64 [2], the sum of the losses and the number of labels, of this rank in the current epoch.
+
+    Args:
+        labels: Integers [N], negative before the first labels are made.
+        num_classes: Number of pseudo-classes.
+        num_epochs: Epochs of the stage.
+        device: Where the losses are.
+    """
+
+    def __init__(self, labels: np.ndarray, num_classes: int, num_epochs: int, device: torch.device):
+        self.num_classes, self.num_epochs, self.epoch = num_classes, num_epochs, 0
+        self.sums = torch.zeros(2, dtype=torch.int64, device=device)
+        # The same tensor for all labels, because a captured step goes on reading it.
+        self.entropy = torch.zeros((), device=device)
+        self.labels_are(labels)
+
+    def labels_are(self, labels: np.ndarray) -> None:
+        """Set the labels whose entropy, in nats, is compared with; NaN if there are none yet."""
+        sizes = np.bincount(labels[labels >= 0], minlength=self.num_classes)
+        self.entropy.fill_(class_entropy(sizes) if sizes.any() else math.nan)
+
+    def see(self, loss: Tensor, num: Tensor) -> None:
+        """Add the mean loss of a step over `num` labels; one that is not finite is left out."""
+        sums = torch.stack([loss.double() * num * _ONE_NAT, num.double()])
+        self.sums += torch.where(loss.isfinite(), sums, 0.0).round().long()
+
+    def end_epoch(self) -> dict[str, float]:
+        """Return the epoch's loss_labels and entropy_labels, in nats, on every rank.
+
+        Warn on rank 0 after a tenth of the stage and at its end if the loss is not 1 % below the entropy.
+        """
+        total, num = total_over_ranks(self.sums).tolist()
+        self.sums.zero_()
+        self.epoch += 1
+        if not num:
+            return {}
+        loss, entropy = total / _ONE_NAT / num, float(self.entropy)
+        is_due = self.epoch in (math.ceil(self.num_epochs / 10), self.num_epochs)
+        if is_due and loss > _LEARNED * entropy and place_among_ranks()[0] == 0:
+            warnings.warn(
+                f"the second head has not learned the pseudo-labels: its loss was {loss:.3f} in epoch "
+                f"{self.epoch} of {self.num_epochs}, and {entropy:.3f} is the loss of naming each "
+                "cluster by its frequency; more epochs or a higher --lambda may help: "
+                "https://fastpsl.github.io/fastpsl/explanation/sslpp.html",
+                stacklevel=2,
+            )
+        return {"loss_labels": loss, "entropy_labels": entropy}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, the same on every rank; every rank must call it."""
+        return {"epoch": self.epoch, "sums": total_over_ranks(self.sums).cpu()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state, for any number of ranks."""
+        self.epoch = state["epoch"]
+        self.sums.copy_(state["sums"] * (place_among_ranks()[0] == 0))
+
 
 PCA_WIDTH, K_MEANS_ITERATIONS = 256, 20  # DeepCluster's
 _NONE_YET = -1  # before the first epoch, which makes coupled labels
@@ -234,3 +312,70 @@ class SSLPlusPlus(Task):
             self.label_loss.load_state_dict(state["label_loss"])
         if state["proxy"]:
             self._learned.load_state_dict(state["proxy"])
+
+
+Optimiser = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+
+
+def build_sslpp(
+    options: SSLPlusPlusOptions, proxy: Proxy, optimiser: Optimiser, factor: float = 0.1
+) -> Experiment:
+    """Build the experiment of a proxy task; `factor` multiplies the rate at each drop.
+
+    Raises:
+        ValueError: The pseudo-labels do not fit the data.
+    """
+    rgb = Input.usual("RGB", options.size_px)
+    network_input = proxy.view().input() if options.proxy else rgb
+    labels, record = None, dict[str, Any](source=options.pseudo_labels)
+    if options.pseudo_labels == COUPLED:
+        record["num_classes"] = options.num_clusters
+    elif options.pseudo_labels != NONE:
+        file = _labels(Path(options.pseudo_labels), options)
+        labels = file.labels
+        # The digest is recorded, too, because the same settings may give other labels, as in a run that was
+        # cut.
+        record = dict(file.configuration) | {"num_classes": file.num_classes, "digest": file.digest()}
+    coupled = options.pseudo_labels == COUPLED
+    task = SSLPlusPlus(
+        proxy,
+        train_view(rgb, options.size_px, options.crop),
+        learn_proxy=options.proxy,
+        weight=options.semantic_weight,
+        num_classes=record.get("num_classes", 0),
+        labels=labels,
+        center=center_view(network_input, options.size_px, whole=True) if coupled else None,
+        seed=options.seed,
+    )
+    backbone = make_backbone(options.backbone, num_channels=network_input.num_channels)
+    return Experiment(
+        task=task,
+        backbone=backbone,
+        stages=options.stages(task.num_levels, backbone.num_blocks),
+        schedule=step_drops(options.lr, options.intervals, factor),
+        optimiser=optimiser,
+        science={"pseudo_labels": record},
+        frozen_batchnorm=options.frozen_batchnorm,
+    )
+
+
+def _labels(path: Path, options: SSLPlusPlusOptions) -> Labels:
+    """Return the labels in the file; rank 0 reports their sizes and warns of a collapse or a cut run."""
+    if not path.exists():
+        raise ValueError(
+            f"--pseudo-labels {path}: there is no such file; allowed are {NONE}, {COUPLED}, "
+            "and a file of labels"
+        )
+    file = labels_of(path, options)
+    if own_rank() == 0:
+        figures = label_figures(file.labels, None, None, file.num_classes, options.seed)
+        print(
+            f"pseudo-labels: {path}, by {file.made_by}: {figures['non_empty']:,.0f} of {file.num_classes:,} "
+            f"classes have images, the biggest {figures['biggest']:.1%} of them",
+            flush=True,
+        )
+        if file.configuration.get("cut"):
+            warnings.warn(f"{path} was made by a run that --max-steps-per-stage cut short", stacklevel=2)
+        if (crowded := collapse(figures, file.num_classes)) is not None:
+            warnings.warn(f"{path}: {crowded}", stacklevel=2)
+    return file

@@ -1,9 +1,9 @@
-from .label_scores import label_scores as label_scores
-from .protocols import BATCH_SIZE as BATCH_SIZE
-from .protocols import PROTOCOLS as PROTOCOLS
-from .protocols import MultiLabelProtocol as MultiLabelProtocol
-from .protocols import changed as changed
-from .protocols import constants_of as constants_of
+from .task import BATCH_SIZE as BATCH_SIZE
+from .task import PROTOCOLS as PROTOCOLS
 from .task import MultiLabel as MultiLabel
+from .task import MultiLabelProtocol as MultiLabelProtocol
+from .task import changed as changed
+from .task import constants_of as constants_of
 from .task import crop_view as crop_view
+from .task import label_scores as label_scores
 from .task import reinitialise_fc as reinitialise_fc

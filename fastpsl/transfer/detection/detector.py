@@ -22,8 +22,8 @@ from torchvision.ops import box_iou, roi_align, roi_pool
 from typing_extensions import override
 
 from fastpsl.engine.stage_blocks import StageBlocks
-from fastpsl.models import alexnet, vgg
 from fastpsl.models.backbone import Backbone, check_size
+from fastpsl.models.convolutional import ALEXNET_SIDE, VGG_SIDE
 from fastpsl.transfer.detection.protocols import DetectionProtocol
 from fastpsl.transfer.image_input import padded
 
@@ -54,7 +54,7 @@ class Layout(NamedTuple):
 
 # AlexNet's margin is 8 px, because its pools are not padded: conv5's first position is at 15.5 px, 8 px too
 # far in.
-_VECTORS = {"alexnet": (alexnet.SIDE, 8), "alexnet_rotnet": (alexnet.SIDE, 8), "vgg16": (vgg.SIDE, 0)}
+_VECTORS = {"alexnet": (ALEXNET_SIDE, 8), "alexnet_rotnet": (ALEXNET_SIDE, 8), "vgg16": (VGG_SIDE, 0)}
 
 
 def layout_of(backbone: Backbone, roi_side: int = 14) -> Layout:

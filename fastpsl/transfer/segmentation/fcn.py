@@ -17,7 +17,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.models.backbone import Backbone
-from fastpsl.models.wrapped import Wrapped
+from fastpsl.models.own_backbone import Wrapped
 
 STRIDE_PX = 32
 # torchvision's head is on B5 and its auxiliary head on B4; these two blocks are dilated.

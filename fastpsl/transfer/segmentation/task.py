@@ -20,7 +20,7 @@ from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.files.atomic import write_atomically
-from fastpsl.kernels.draws import Keys
+from fastpsl.kernels.draws import Keys, Slot, uniforms
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.voc.annotations import VOID, mask_png, palette
 from fastpsl.pipelines.datasets.voc.dataset import VOC
@@ -29,8 +29,124 @@ from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.views import Input, ViewSpec
 from fastpsl.transfer.image_input import denormalised, normalised, padded, resized, resized_sides
 from fastpsl.transfer.segmentation.fcn import Network
-from fastpsl.transfer.segmentation.mask_crop import LONG_OF_SHORT, ScaledCrop
-from fastpsl.transfer.segmentation.mask_scores import confusion
+
+# From mmsegmentation's (2048, 512): the longer side is at most four times the size of the shorter one.
+LONG_OF_SHORT = 4
+TRIES = 11
+
+
+@dataclass(frozen=True)
+class ScaledCrop:
+    """A random crop of a randomly scaled image, mirrored half the time.
+
+    The shorter side is resized to `size_px` times a random scale, then a square of `size_px` is cropped at
+    random. Images that are smaller than the crop stay so. A crop that shows one class alone, or one class in
+    at least `max_share` of its pixels, is drawn anew, ten times at most. Void pixels do not count.
+
+    Attributes:
+        size_px: Side of the crop.
+        scales: Least and largest scale.
+        max_share: Largest share of one class.
+    """
+
+    size_px: int
+    scales: tuple[float, float]
+    max_share: float
+
+    def __call__(self, image: Tensor, mask: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
+        """Crop an image (uint8 [3, h, w]) and its mask (uint8 [h, w]) by the keys of this one image."""
+        scale, *places = uniforms(keys, Slot.CROP, 1 + 2 * TRIES)[0].tolist()
+        least, most = self.scales
+        size_px = round(self.size_px * (least + (most - least) * scale))
+        sides = resized_sides(mask.shape[0], mask.shape[1], size_px, LONG_OF_SHORT * size_px)
+        image = resized(image, sides)
+        mask = F.interpolate(mask[None, None], sides, mode="nearest-exact")[0, 0]
+        for down, right in np.reshape(places, (TRIES, 2)):
+            rows, columns = self._part(down, sides[0]), self._part(right, sides[1])
+            if self._is_mixed(mask[rows, columns]):
+                break
+        image, mask = image[:, rows, columns], mask[rows, columns]
+        if uniforms(keys, Slot.FLIP, 1)[0, 0] < 0.5:
+            image, mask = image.flip(-1), mask.flip(-1)
+        return image.contiguous(), mask.contiguous()
+
+    def _part(self, share: float, side_px: int) -> slice:
+        first = int(share * (max(side_px - self.size_px, 0) + 1))
+        return slice(first, first + self.size_px)
+
+    def _is_mixed(self, mask: Tensor) -> bool:
+        """Return whether the mask has two classes or more, and none takes more than its share."""
+        counts = torch.bincount(mask.flatten(), minlength=VOID + 1)[:VOID]
+        return int((counts > 0).sum()) > 1 and float(counts.max()) < self.max_share * float(counts.sum())
+
+
+def require_torchmetrics() -> None:
+    """Raise if torchmetrics is missing, before anything is trained.
+
+    Raises:
+        ValueError: If it cannot be imported.
+    """
+    try:
+        import torchmetrics  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"segmentation is scored by torchmetrics, and it cannot be imported ({error}): "
+            'pip install "fastpsl-vision[transfer]"'
+        ) from None
+
+
+def with_background(data: VOC) -> list[str]:
+    """Return the names of the classes in the order of the masks' numbers."""
+    assert data.class_names is not None
+    return ["background", *data.class_names]
+
+
+def confusion(found: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """Count the pixels of one mask by true and predicted class, without void.
+
+    Args:
+        found: Predicted class numbers.
+        truth: True class numbers, of the same shape.
+        num_classes: Number of classes, with the background.
+
+    Returns:
+        int64 [num_classes, num_classes] (truth, prediction).
+    """
+    from torchmetrics.functional.classification import (
+        multiclass_confusion_matrix,
+    )  # here, because it takes a second
+
+    return multiclass_confusion_matrix(
+        found.long(), truth.long(), num_classes, ignore_index=VOID, validate_args=False
+    ).long()
+
+
+def mask_scores(confusions: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """Compute mIoU and IoU_<class> over the pixels of all images together, as VOC scores.
+
+    A class that is neither in the truth nor in the predictions has no IoU and does not count in the mean. One
+    that is predicted alone has 0 %. If no pixel counts, there is no class and mIoU is 0.
+
+    Args:
+        confusions: int64 [N, C, C] of N images.
+        class_names: Names of the C classes, the background first.
+    """
+    from torchmetrics.classification import MulticlassJaccardIndex
+
+    total = torch.from_numpy(confusions.sum(0))
+    metric = MulticlassJaccardIndex(len(class_names), average="none", validate_args=False)
+    nothing = torch.zeros(0, dtype=torch.long)
+    metric.update(nothing, nothing)  # because it warns of scores without an update
+    metric.confmat += total
+    has_pixels = (total.sum(0) + total.sum(1) > 0).tolist()
+    values = [100 * value for value in metric.compute().tolist()]
+    scores = {
+        f"IoU_{name}": value
+        for name, value, is_scored in zip(class_names, values, has_pixels, strict=True)
+        if is_scored
+    }
+    return {"mIoU": sum(scores.values()) / max(len(scores), 1)} | scores
+
 
 MASKS = "masks"
 

@@ -1,0 +1,348 @@
+"""Charts: scores by block, class and number of shots, a training, its monitor, and t-SNE."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, groupby, islice
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fastpsl.files.paths import read_lines
+from fastpsl.plots.inline import InlineFigure
+from fastpsl.plots.neighbours import class_name
+from fastpsl.plots.png import write_png
+
+
+def draw_blocks(numbers: Mapping[str, float], path: Path, title: str, chance: float) -> Path:
+    """Write the figure of `block_figure` to the file `path`."""
+    return write_png(block_figure(numbers, title, chance), path)
+
+
+def block_figure(numbers: Mapping[str, float], title: str, chance: float | None) -> InlineFigure:
+    """Draw a linear probe's top-1 accuracy, and its top-5 if there is one, for each block.
+
+    Args:
+        numbers: top1_B1, top1_B2, … and top5_B1, …, in percent.
+        title: Title of the chart.
+        chance: Top-1 accuracy of chance, in percent, drawn as a dotted line; None for no line.
+    """
+    names = [name[5:] for name in numbers if name.startswith("top1_")]
+    figure = InlineFigure(figsize=(max(6.4, 1.6 + 1.1 * len(names)), 4), layout="constrained")
+    axis = figure.subplots()
+    kinds = [kind for kind in ("top1", "top5") if f"{kind}_{names[0]}" in numbers]
+    groups = {f"top-{kind[3:]}": [numbers[f"{kind}_{name}"] for name in names] for kind in kinds}
+    for bars in _grouped_bars(axis, groups, ("C0", "#c8d8ea")):
+        axis.bar_label(bars, fmt="%.1f", fontsize=8)
+    if chance is not None:
+        axis.axhline(chance, color="grey", linestyle=":", label="chance")
+    axis.set_ylim(0, min(105, 1.1 * max(numbers.values()) + 5))
+    _accuracies(figure, axis, names, title)
+    return figure
+
+
+def draw_accuracies(
+    accuracies: Mapping[str, tuple[float, float]], path: Path, title: str, chance: float
+) -> Path:
+    """Draw a few-shot evaluation's accuracies with their confidence intervals.
+
+    Args:
+        accuracies: Label of a bar → (mean, half of its interval), in percent.
+        path: File to write.
+        title: Title of the chart.
+        chance: Accuracy of chance, in percent, drawn as a dotted line.
+    """
+    names = list(accuracies)
+    figure = Figure(figsize=(max(4.8, 1.6 + 1.1 * len(names)), 4), layout="constrained")
+    axis = figure.subplots()
+    means, intervals = ([accuracy[i] for accuracy in accuracies.values()] for i in range(2))
+    axis.bar(range(len(names)), means, 0.7, color="#7ba3cc", yerr=intervals, capsize=5)
+    for place, (mean, interval) in enumerate(accuracies.values()):
+        label = f"{mean:.2f}\n± {interval:.2f}"
+        axis.text(place, mean + interval + 1, label, ha="center", va="bottom", fontsize=8)
+    axis.axhline(chance, color="grey", linestyle=":", label=f"chance, {chance:.1f} %")
+    axis.set_ylim(0, max(max(means) + max(intervals) + 12, chance + 12))
+    _accuracies(figure, axis, names, title)
+    return write_png(figure, path)
+
+
+def draw_precisions(
+    numbers: Mapping[str, float],
+    blocks: Sequence[str],
+    classes: Sequence[str],
+    chance: float,
+    path: Path,
+    title: str,
+) -> Path:
+    """Draw the SVMs' mean average precision for each block, and below it that of each class.
+
+    Args:
+        numbers: mAP_<block> and AP_<class>_<block>, in percent.
+        blocks: Names of the blocks.
+        classes: Names of the classes.
+        chance: The classes' mean frequency in percent, the mAP of chance, drawn as a dotted line.
+        path: File to write.
+        title: Title of the chart.
+    """
+    figure = Figure(figsize=(max(8, 1 + 0.6 * len(classes)), 7), layout="constrained")
+    means, each = figure.subplots(2, 1, height_ratios=(1, 1.4))
+    colours = [f"C{number}" for number in range(len(blocks))]
+    bars = means.bar(blocks, [numbers[f"mAP_{block}"] for block in blocks], 0.6, color=colours)
+    means.bar_label(bars, fmt="%.1f", fontsize=8)
+    means.set_ylabel("mAP, %")
+    groups = {block: [numbers[f"AP_{name}_{block}"] for name in classes] for block in blocks}
+    list(_grouped_bars(each, groups, colours))
+    each.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) > 8 else 0)
+    each.set_ylabel("AP, %")
+    means.axhline(chance, color="grey", linestyle=":", label="classes' frequency")
+    for axis in (means, each):
+        axis.set_ylim(0, 105)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=len(blocks) + 1)
+    figure.suptitle(title, fontsize=10, wrap=True)
+    return write_png(figure, path)
+
+
+def _grouped_bars(
+    axis: Axes, groups: Mapping[str, Sequence[float]], colours: Sequence[str]
+) -> Iterator[BarContainer]:
+    """Draw the bars of each group side by side at 0, 1, 2, …, and yield them."""
+    width = 0.8 / len(groups)
+    for number, (label, values) in enumerate(groups.items()):
+        places = [i + (number - (len(groups) - 1) / 2) * width for i in range(len(values))]
+        yield axis.bar(places, values, width, color=colours[number], label=label)
+
+
+def _accuracies(figure: Figure, axis: Axes, names: Sequence[str], title: str) -> None:
+    axis.set_xticks(range(len(names)), names)
+    axis.set_ylabel("accuracy, %")
+    figure.legend(loc="outside lower center", fontsize=8, ncols=3)
+    axis.set_title(title, fontsize=10, wrap=True)
+
+
+def draw_classes(numbers: Mapping[str, float], path: Path, title: str) -> Path:
+    """Draw a bar for each AP_<class> (percent), the highest first, and the mean ("mAP") as a line."""
+    classes = sorted(
+        ((value, name[3:]) for name, value in numbers.items() if name.startswith("AP_")), reverse=True
+    )
+    figure = Figure(figsize=(7, 1.5 + 0.28 * len(classes)), layout="constrained")
+    axis = figure.subplots()
+    axis.axvline(numbers["mAP"], color="grey", linestyle=":", zorder=0, label=f"mean {numbers['mAP']:.1f}")
+    bars = axis.barh([name for _, name in classes], [value for value, _ in classes], color="C0")
+    for text in axis.bar_label(bars, fmt="%.1f", fontsize=8, padding=2):
+        text.set_backgroundcolor("white")  # because the line of the mean may cross it
+    axis.invert_yaxis()
+    axis.set_xlim(0, 108)
+    axis.set_xlabel("average precision, %")
+    figure.legend(loc="outside lower right", fontsize=8)
+    axis.set_title(title, fontsize=10, wrap=True)
+    return write_png(figure, path)
+
+
+def draw_shots(
+    numbers: Mapping[str, float],
+    blocks: Sequence[str],
+    shots: Sequence[int],
+    chance: float,
+    path: Path,
+    title: str,
+) -> Path:
+    """Draw a line for each block, with the standard deviation over samples as error bars.
+
+    Args:
+        numbers: mAP_<shots>_<block> and sd_<shots>_<block>, in percent.
+        blocks: Names of the blocks.
+        shots: Positives per class, in any order.
+        chance: The classes' mean frequency in percent, the mAP of chance, drawn as a dotted line.
+        path: File to write.
+        title: Title of the chart.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis, shots = figure.subplots(), sorted(shots)
+    for block in blocks:
+        means, deviations = ([numbers[f"{name}_{k}_{block}"] for k in shots] for name in ("mAP", "sd"))
+        axis.errorbar(shots, means, deviations, marker="o", markersize=4, capsize=3, label=block)
+    axis.axhline(chance, color="grey", linestyle=":", label="classes' frequency")
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(shots, [str(k) for k in shots])
+    axis.set_xlabel("positives of a class")
+    axis.set_ylabel("mAP, %")
+    axis.set_ylim(0, 105)
+    axis.set_title(title, fontsize=10, wrap=True)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=len(blocks) + 1)
+    return write_png(figure, path)
+
+
+MAX_POINTS = 20_000
+
+
+def draw_curve(folder: Path) -> Path:
+    """Write the training curve of a run as curve.png into its folder."""
+    return write_png(curve(folder), folder / "curve.png")
+
+
+def curve(folder: Path) -> InlineFigure:
+    """Draw each metric of a run's metrics.jsonl over steps, in one colour per stage, with its running mean.
+
+    A diamond marks the validation value at a stage's end, from results.json if it exists. The learning rate
+    has no mean, and its axis begins at 0. Of long runs only every n-th step is drawn, MAX_POINTS at most.
+    """
+    with open(folder / "metrics.jsonl") as file:
+        stride = 1 + sum(1 for _ in file) // MAX_POINTS
+    lines = [line.row for line in islice(read_lines(folder / "metrics.jsonl"), 0, None, stride)]
+    counters = ("run_step", "stage", "level", "step", "lr")
+    names = [name for name in lines[0] if name not in counters] + ["lr"] if lines else []
+    num = len(names) or 1
+    figure = InlineFigure(figsize=(9, 2.6 * num))
+    axes = figure.subplots(num, 1, sharex=True, squeeze=False)
+    val = _val(folder / "results.json")
+    for axis, name in zip(axes[:, 0], names, strict=False):
+        for number, (stage, group) in enumerate(groupby(lines, key=lambda line: line["stage"])):
+            points = [(line["run_step"], line[name]) for line in group if line.get(name) is not None]
+            steps, values = [p[0] for p in points], [p[1] for p in points]
+            colour = f"C{number}"
+            if name == "lr":
+                axis.plot(steps, values, color=colour, drawstyle="steps-mid")
+                continue
+            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            axis.plot(steps, running_mean(values), color=colour, label=stage)
+            if name in val.get(stage, {}):
+                point = (val[stage]["run_step"], val[stage][name])
+                axis.plot(*point, "D", color=colour, markeredgecolor="black", label=f"{stage}, validation")
+        axis.set_ylabel(name)
+        if name == "lr":
+            axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[-1, 0].set_xlabel("step")
+    if names:
+        axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=6, fontsize="small", frameon=False)
+    # Shown verbatim: it must be neither parsed as a formula nor fail if it is not UTF-8.
+    figure.suptitle(folder.name.encode(errors="replace").decode(), parse_math=False)
+    figure.tight_layout()
+    return figure
+
+
+def _val(results: Path) -> dict[str, dict[str, Any]]:
+    """Return stage → its validation metrics, with the run's step at its end as "run_step"."""
+    summaries = json.loads(results.read_text()) if results.exists() else []
+    ends = accumulate(summary["num_steps"] for summary in summaries)
+    return {s["stage"]: s["val"] | {"run_step": end} for s, end in zip(summaries, ends, strict=True)}
+
+
+def running_mean(values: list[float]) -> list[float]:
+    """Return the mean over a window that ends at each value: 5 % of all values, from 1 to 200."""
+    width = min(max(1, len(values) // 20), 200)
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    return [(sums[i + 1] - sums[max(0, i + 1 - width)]) / min(i + 1, width) for i in range(len(values))]
+
+
+def draw_probes(lines: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Draw the lines of probe.jsonl, with a new curve per stage, because its features are another block's.
+
+    Args:
+        lines: Lines in order. Those with a feature_std of None were not finite and are left out.
+        path: File to write.
+    """
+    scored = any(line["knn_accuracy"] is not None for line in lines)
+    names = ["accuracy, %", "std", "effective rank"] if scored else ["std", "effective rank"]
+    figure = Figure(figsize=(8, 2.4 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)
+    for number, (stage, group) in enumerate(groupby(lines, key=lambda line: line["stage"])):
+        rows = [row for row in group if row["feature_std"] is not None]
+        if not rows:
+            continue
+        epochs = [row["epoch"] for row in rows]
+        name = f"{stage}, {rows[0]['block']}"
+        if scored:
+            for kind, style in (("linear", "o-"), ("knn", "s--")):
+                values = [100 * row[f"{kind}_accuracy"] for row in rows]
+                label = f"{name}: {'kNN' if kind == 'knn' else kind}"
+                axes[0, 0].plot(epochs, values, style, color=f"C{number}", label=label)
+        axes[-2, 0].plot(epochs, [row["feature_std"] for row in rows], "o-", color=f"C{number}", label=name)
+        axes[-1, 0].plot(
+            epochs, [row["effective_rank"] for row in rows], "o-", color=f"C{number}", label=name
+        )
+    if scored:
+        chance = 100 / max(line["num_classes"] for line in lines)
+        axes[0, 0].axhline(chance, color="grey", linestyle=":", label="chance")
+    axes[-2, 0].set_ylim(bottom=0)
+    axes[-1, 0].set_ylim(bottom=0)
+    axes[-1, 0].set_xlabel("epoch")
+    for axis, name in zip(axes[:, 0], names, strict=True):
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return write_png(figure, path)
+
+
+MAX_NAMED = 40  # more classes are coloured, but have no legend
+_LONG_IN, _SHORT_IN = 7.0, 3.5  # the map's longer side, and the least length of the shorter one
+_NAME_WIDTH_IN, _NAME_HEIGHT_IN = 1.6, 0.2
+_GREY = (0.75, 0.75, 0.75)
+
+
+def draw_map(
+    path: Path, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, title: str
+) -> Path:
+    """Write the figure of `map_figure` to the file `path`."""
+    return write_png(map_figure(points, labels, class_names, title), path)
+
+
+def map_figure(
+    points: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, title: str
+) -> InlineFigure:
+    """Draw `points`, with a legend of up to MAX_NAMED classes.
+
+    Args:
+        points: float [N, 2].
+        labels: int [N]; -1 means no label, and is drawn in grey.
+        class_names: Names of the classes, or None.
+        title: Title of the chart.
+    """
+    present = np.unique(labels[labels >= 0])
+    colours = _colours(len(present))
+    colour_of = {int(label): colour for label, colour in zip(present, colours, strict=True)}
+    named = list(colour_of.items()) if len(present) <= MAX_NAMED else []
+    entries = [(class_name(class_names, label), colour) for label, colour in named]
+    if named and (labels < 0).any():
+        entries.append(("no label", _GREY))
+    extent = np.ptp(points, 0)
+    width, height = np.maximum(_LONG_IN * extent / max(extent.max(), 1e-12), _SHORT_IN)
+    num_columns = -(-len(entries) // int(height / _NAME_HEIGHT_IN))
+    figure = InlineFigure(figsize=(width + num_columns * _NAME_WIDTH_IN, height + 0.4), layout="constrained")
+    axis = figure.subplots()
+    size = float(np.clip(16_000 / max(len(points), 1), 3, 30))
+    # In the order of the rows, so that no class covers another.
+    axis.scatter(
+        points[:, 0], points[:, 1], s=size, c=[colour_of.get(int(label), _GREY) for label in labels],
+        alpha=0.85, linewidths=0,
+    )  # fmt: skip
+    if entries:
+        handles = [
+            Line2D([], [], marker="o", linestyle="", color=colour, label=name) for name, colour in entries
+        ]
+        figure.legend(
+            handles=handles, loc="outside right center", fontsize=9, ncols=num_columns, frameon=False
+        )
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.margins(0.04)
+    axis.spines[:].set_color("0.75")
+    axis.set_xticks([])  # the map's distances have no unit
+    axis.set_yticks([])
+    axis.set_title(title, fontsize=11)
+    return figure
+
+
+def _colours(num: int) -> list[tuple[float, float, float]]:
+    """Return `num` RGB colours in [0, 1] that differ as much as possible."""
+    for name, num_colours in (("tab10", 10), ("tab20", 20)):
+        if num <= num_colours:
+            return list(matplotlib.colormaps[name].colors[:num])  # type: ignore[attr-defined]
+    shades = matplotlib.colormaps["turbo"](np.linspace(0.03, 0.97, num))
+    return [(float(red), float(green), float(blue)) for red, green, blue, _ in shades]
