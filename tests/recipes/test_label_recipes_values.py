@@ -26,6 +26,7 @@ from fastpsl.kernels.sobel_xy import SobelXY
 from fastpsl.pipelines.views import Op, ViewSpec
 from fastpsl.scripts.recipe import Recipe
 from fastpsl.scripts.recipe_files import find_recipe
+from fastpsl.tasks.pseudo_labels import uic as uic_module
 
 pytestmark = pytest.mark.usefixtures("published_widths")
 STEPS_PER_EPOCH = 10
