@@ -14,7 +14,7 @@ from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.experiment import Experiment, place_backbone
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import RunData
 from fastpsl.files.workers import default_num_threads
 
 

@@ -18,7 +18,7 @@ from fastpsl.doctor.doctor_setup import DoctorSetup
 from fastpsl.doctor.measurements import BETON_WRITE, CACHED, Alternative, DecoderCost, ReadRate
 from fastpsl.engine.gpu import milliseconds, samples_per_s
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.run_data import open_loader
+from fastpsl.engine.run import open_loader
 from fastpsl.engine.stage_bench import endless
 from fastpsl.files.caches import cache_folder
 from fastpsl.files.workers import map_in_order

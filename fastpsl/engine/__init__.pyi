@@ -15,9 +15,9 @@ from .plan import make_plan as make_plan
 # GONE from .recipe import Recipe as Recipe
 from .resume import open_folder as open_folder
 from .run import Run as Run
-from .run_data import RunData as RunData
-from .run_data import open_both as open_both
-from .run_data import open_given as open_given
+from .run import RunData as RunData
+from .run import open_both as open_both
+from .run import open_given as open_given
 from .task import Task as Task
 from .train_step import TrainStep as TrainStep
 from .trainer import StageTrainer as StageTrainer

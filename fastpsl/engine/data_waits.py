@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fastpsl.console.words import number_of
-from fastpsl.engine.run_data import BatchSource
+from fastpsl.engine.run import BatchSource
 from fastpsl.files.workers import default_num_threads
 from fastpsl.pipelines.beton.remote import remote_pages
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices

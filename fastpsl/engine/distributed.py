@@ -1,13 +1,18 @@
-"""The process group under torchrun, and collective operations by which ranks agree."""
+"""The process group under torchrun, what its ranks run on, and collective operations by which they agree."""
 
 import gc
 import hashlib
 import os
+import platform
+import shutil
+import subprocess
 import time
 import uuid
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +21,31 @@ from torch.distributed.rendezvous import rendezvous
 
 from fastpsl.engine.gpu import allow_tf32, restore_flags, set_cudnn_benchmark
 from fastpsl.engine.gpu_faults import unused_gpu, why_no_cuda
+
+PACKAGES = ("torch", "torchvision", "numba", "numpy", "kornia", "ffcv", "triton")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def own_commit() -> str | None:
+    """Return the commit of fastpsl's source, or None for an installed copy or without git."""
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    return (
+        subprocess.run(command, check=False, capture_output=True, text=True, timeout=10).stdout.strip()
+        or None
+    )
+
 
 _LOOK_AGAIN_S = 0.5
 
@@ -200,3 +230,17 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
 def place_among_ranks() -> tuple[int, int]:
     """Return the rank and the number of ranks for code without a `World`; (0, 1) without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def environment(world: World) -> dict[str, Any]:
+    """Return the machine, package versions and commit, for the run's record."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None,
+        "world_size": world.size,
+        "torch_threads": torch.get_num_threads(),
+        "commit": own_commit(),
+        "packages": package_versions(),
+    }

@@ -14,8 +14,7 @@ from fastpsl.engine.optim.schedules import Schedule
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import OpenData, RunData, open_both
+from fastpsl.engine.run import OpenData, Run, RunData, open_both
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.step_graph import GraphChoice, choose_graph
 from fastpsl.engine.task import Task

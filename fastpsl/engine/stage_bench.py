@@ -12,7 +12,7 @@ from fastpsl.engine.experiment import Experiment, make_train_step
 from fastpsl.engine.gpu import milliseconds, samples_per_s
 from fastpsl.engine.optim.schedules import Moment
 from fastpsl.engine.options import TrainingOptions
-from fastpsl.engine.run_data import open_loader
+from fastpsl.engine.run import open_loader
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.loader.augment import Augment

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import Figures
-from fastpsl.engine.run_data import BatchSource, RunData
+from fastpsl.engine.run import BatchSource, RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.pipelines.data.dataset import Dataset
 from fastpsl.pipelines.loader.batch import Batch

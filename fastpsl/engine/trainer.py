@@ -23,8 +23,7 @@ from fastpsl.engine.options import TrainingOptions
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.reporter import work_ahead
 from fastpsl.engine.resume import AUTOMATIC, apply_kept_choices, choices_of, loading, report_choices
-from fastpsl.engine.run import Run, choose_run_decoder, decoder_choice
-from fastpsl.engine.run_data import BatchSource
+from fastpsl.engine.run import BatchSource, Run, choose_run_decoder, decoder_choice
 from fastpsl.engine.task import Task
 from fastpsl.pipelines.loader.augment import choose_augment
 from fastpsl.pipelines.loader.batch import Batch

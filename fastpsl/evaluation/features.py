@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastpsl.console.screen import Progress
-from fastpsl.engine.distributed import World, sum_over_ranks, wait_for_all
-from fastpsl.engine.environment import own_commit
+from fastpsl.engine.distributed import World, own_commit, sum_over_ranks, wait_for_all
 from fastpsl.engine.gpu import Fetch, one_behind
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.evaluation.blocks import block_number, block_shapes

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fastpsl.engine.environment import own_commit, package_versions
+from fastpsl.engine.distributed import own_commit, package_versions
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.run import Run
 from fastpsl.engine.task import Task

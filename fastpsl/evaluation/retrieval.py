@@ -14,7 +14,7 @@ import torch
 
 from fastpsl.engine.distributed import World, sum_over_ranks
 from fastpsl.engine.online_probe import find_neighbours
-from fastpsl.engine.run_data import open_both
+from fastpsl.engine.run import open_both
 from fastpsl.evaluation.feature_file import FeatureFile
 from fastpsl.evaluation.features import Extraction
 from fastpsl.evaluation.options import EvaluationOptions

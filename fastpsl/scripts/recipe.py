@@ -322,7 +322,7 @@ def _is_one_stage(options: RunOptions) -> bool:
 
 
 def _num_images(options: RunOptions) -> int:
-    from fastpsl.engine.run_data import open_given
+    from fastpsl.engine.run import open_given
     from fastpsl.pipelines.sample.betons import sample_paths
 
     data = open_given(options, options.data or sample_paths().train)

@@ -30,8 +30,7 @@ from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.gpu_failures import compiler_failed, explained, of_another_rank, resume_hint
 from fastpsl.engine.options import PretrainOptions, flag
 from fastpsl.engine.reporter import summary_line
-from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.files.atomic import output_errors, write_atomically
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices

@@ -6,8 +6,7 @@ import platform
 import numpy as np
 import torch
 
-from fastpsl.engine.distributed import World
-from fastpsl.engine.environment import environment
+from fastpsl.engine.distributed import World, environment
 
 
 def test_the_record_is_of_all_ranks_and_of_this_machine() -> None:

@@ -14,8 +14,7 @@ from bench.recipe_stages import recipe_options
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import World
 from fastpsl.engine.gpu import Fetch
-from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.signals import Decision
 from fastpsl.evaluation import features
 from fastpsl.evaluation.features import Extraction

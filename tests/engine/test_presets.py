@@ -72,7 +72,7 @@ def test_counting_images_leaves_no_data_open(monkeypatch: pytest.MonkeyPatch) ->
         events.append("opened")
         return SimpleNamespace(num_samples=280, close=lambda: events.append("closed"))
 
-    monkeypatch.setattr("fastpsl.engine.run_data.open_data", open_data)
+    monkeypatch.setattr("fastpsl.engine.run.open_data", open_data)
     small: Any = find_recipe("jigsaw_r50").parse(["--preset", "small"], log=lambda line: None)
     assert small.batch_size == 16
     assert events and events == ["opened", "closed"] * (len(events) // 2)

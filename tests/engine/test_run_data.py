@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastpsl.engine import run_data as module
+from fastpsl.engine import run as module
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.sample.betons import sample_paths

@@ -12,7 +12,7 @@ from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.experiment import make_train_step
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import RunData
 from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, pretrain
 from fastpsl.kernels.draws import Keys
 from fastpsl.pipelines.loader.order import epoch_order

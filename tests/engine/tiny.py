@@ -14,8 +14,7 @@ from typing_extensions import override
 
 from fastpsl.engine.distributed import World
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import Run, RunData
 from fastpsl.kernels.draws import Keys
 from fastpsl.models.backbone import Backbone
 from fastpsl.pipelines.loader.batch import Batch

@@ -20,8 +20,7 @@ from fastpsl.engine.distributed import World, leave_world
 from fastpsl.engine.online_probe import OnlineProbe, figures
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.feature_file import read_features

@@ -14,8 +14,7 @@ from typing_extensions import override
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.options import PretrainOptions
-from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.trainer import pretrain
 from fastpsl.evaluation.options import EvaluationOptions
 from fastpsl.kernels.crops import ShorterSideCrop

@@ -18,8 +18,7 @@ from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import Stage, make_plan
-from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import StageModule, TrainStep
 from fastpsl.engine.trainer import pretrain

@@ -19,8 +19,7 @@ from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import linear_decay
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.plan import make_plan
-from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import MAX_WARM_UP_EPOCHS, StageTrainer, pretrain

@@ -21,8 +21,7 @@ from fastpsl.engine.optim.schedules import Moment, step_drops
 from fastpsl.engine.optim.sgd_adam import sgd
 from fastpsl.engine.options import RunOptions, TrainingOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run import Run
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.train_step import TrainStep
 from fastpsl.engine.trainer import pretrain
 from fastpsl.kernels.crops import RandomResizedCrop

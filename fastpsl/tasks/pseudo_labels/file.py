@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastpsl.engine.options import RunOptions
-from fastpsl.engine.run_data import open_both
+from fastpsl.engine.run import open_both
 from fastpsl.files.atomic import output_errors, write_atomically
 from fastpsl.files.untrusted import check_zip
 from fastpsl.pipelines.data.dataset import Dataset

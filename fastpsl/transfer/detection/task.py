@@ -20,7 +20,7 @@ from typing_extensions import override
 from fastpsl.engine.dataset_pass import EpochContext, Predictions
 from fastpsl.engine.options import RunOptions
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.kernels.draws import Keys, Slot, integers, uniforms

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fastpsl.engine.dataset_pass import EpochContext, Predictions, begin_folder
-from fastpsl.engine.run_data import RunData
+from fastpsl.engine.run import RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.engine.train_step import TrainStep
