@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,13 @@ def write(folder: Path, name: str, source: str) -> None:
     (folder / "fastpsl" / name).write_text(source)
 
 
+def after_edit(folder: Path, row: dict[str, Any], name: str) -> str:
+    """Find a row in a file, and return the file's source with the edit, in ast's form."""
+    (found,) = find([row], places(folder))
+    assert not isinstance(found, str) and found[0].name == name, found
+    return ast.unparse(ast.parse(edited(*found, row["becomes"])))
+
+
 def test_all_edits_of_a_function(tmp_path: Path) -> None:
     write(tmp_path, "a.py", SOURCE)
     (place,) = places(tmp_path)
@@ -42,17 +50,12 @@ def test_an_edit_is_found_where_its_function_went(tmp_path: Path, seed: int) -> 
     write(tmp_path, "a.py", SOURCE)
     write(tmp_path, "other.py", SOURCE.replace("Box", "Pot").replace("area", "volume"))
     row = next(row for row in draw(tmp_path, seed, 2) if row["function"] == "Box.area")
-    (before,) = find([row], places(tmp_path))
-    expected = ast.unparse(ast.parse(edited(*before, row["becomes"])))
+    expected = after_edit(tmp_path, row, "a.py")
     (tmp_path / "fastpsl" / "a.py").rename(tmp_path / "fastpsl" / "b.py")
     moved = "X = 1\n" + SOURCE.replace("n > 2\n                and self", "n > 2 and self").replace(
         "Box", "Case"
     )
     write(tmp_path, "b.py", moved)
-    ((path, node),) = find([row], places(tmp_path))
-    assert path.name == "b.py"
-    assert ast.unparse(ast.parse(edited(path, node, row["becomes"]))) == "X = 1\n\n" + expected.replace(
-        "Box", "Case"
-    )
+    assert after_edit(tmp_path, row, "b.py") == "X = 1\n\n" + expected.replace("Box", "Case")
     write(tmp_path, "c.py", SOURCE.replace("Box", "Jar"))
     assert find([row], places(tmp_path)) == ["in 2 places"]

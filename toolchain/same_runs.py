@@ -167,7 +167,7 @@ def main() -> int:
             folder.mkdir()
 
         def both(words: Sequence[str], ranks: int = 1) -> list[tuple[int, str]]:
-            return list(pool.map(lambda side: start(*side, words, ranks), sides))
+            return list(pool.map(lambda side: start(side[0], side[1], words, ranks), sides))
 
         print(f"{'run':12} {'tensors =':>9} {'≠':>4} {'values =':>9} {'≠':>4}  exit codes")
         for name, command in RUNS.items():
