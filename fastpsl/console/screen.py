@@ -1,6 +1,7 @@
 """What a person sees of long work: on a terminal or in a notebook drawn in place, elsewhere as plain lines.
 
-No number and no name is ever cut. What does not fit is left out, the least important first:
+In the lines of a training, no number and no name is ever cut. What does not fit is left out, the least
+important first:
 
 - the place: step, stage, epoch;
 - the pace: percent, time left in the stage and in the run, images per second, data wait, GPU memory;

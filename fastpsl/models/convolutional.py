@@ -1,10 +1,10 @@
 """AlexNet, VGG and NIN as blocks, and the layers that they share.
 
-Sources: facebookresearch/deepcluster, `models/alexnet.py`, to which the paper compares (UIC, section 4);
-gidariss/FeatureLearningRotNet, `architectures/AlexNet.py`. Neither has AlexNet's local response normalisation
-and groups.
+AlexNet: facebookresearch/deepcluster, `models/alexnet.py`, to which the paper compares (UIC, section 4);
+gidariss/FeatureLearningRotNet, `architectures/AlexNet.py`. Neither has AlexNet's local response
+normalisation and groups.
 
-Source: gidariss/FeatureLearningRotNet, `architectures/NetworkInNetwork.py`, which section V.A and Table III
+NIN: gidariss/FeatureLearningRotNet, `architectures/NetworkInNetwork.py`, which section V.A and Table III
 of SSL++ describe. The second to fourth block return 192 maps of 8 x 8 positions.
 """
 

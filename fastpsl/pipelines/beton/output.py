@@ -5,10 +5,10 @@ there are is known only then. `take` adds an image. `take_again` does so with th
 writing, by the journal: their bytes are read from the partial file and checked, so everything that follows
 from them (the tables, checksums and counts) becomes what it was. Shards that are whole are not read again.
 
-It lies beside the partial file, `.train.beton.journal` for `train.beton`, and is removed when the file is
-whole. Each line is a JSON with its CRC-32: first the command, then the images whose bytes are on the disk, in
-batches, and the ends of shards. A line is written after the bytes that it speaks of have been synced. So what
-the journal holds is true after a loss of power, too. A last line that is torn is dropped.
+The journal lies beside the partial file, `.train.beton.journal` for `train.beton`, and is removed when the
+file is whole. Each line is a JSON with its CRC-32: first the command, then the images whose bytes are on
+the disk, in batches, and the ends of shards. A line is written after the bytes that it speaks of have been
+synced. So what the journal holds is true after a loss of power, too. A last line that is torn is dropped.
 """
 
 import csv

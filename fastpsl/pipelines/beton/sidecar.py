@@ -1,4 +1,4 @@
-""" "The JSON beside a dataset file, `train.beton.json` for `train.beton`: what the format has no place for.
+r"""The JSON beside a dataset file, `train.beton.json` for `train.beton`: what the format has no place for.
 
 Dataset files are read without it, too.
 
@@ -10,17 +10,18 @@ written       how it was written: options (split is what readers call the data's
 data_start, sha256   checksum of the bytes from data_start to the end of the file, then of those before it.
               The bytes are written in this order, so the checksum needs no second reading.
 
-The JSONs hold what is needed. Whole files of different sources may be read together, too. Shards of
-different runs are refused, and so are images that would appear twice. An appended file, which comes from
-another source, belongs to shards whose class names it has. A file without this information belongs anywhere.
+Shards: the JSONs hold what is needed to open them as one. Whole files of different sources may be read
+together, too. Shards of different runs are refused, and so are images that would appear twice. An appended
+file, which comes from another source, belongs to shards whose class names it has. A file without this
+information belongs anywhere.
 
-They lie between the last sample and the allocation table, where no pointer leads. So ffcv and older versions
-of fastpsl read such files as any other. A mark in the arguments of the first field, which ffcv's image field
+Checksums lie between a file's last sample and its allocation table, where no pointer leads. So ffcv
+reads such files as any other. A mark in the arguments of the first field, which ffcv's image field
 ignores, shows that they exist.
 
 All are CRC-32, uint32. Each sample has one, over its row of the table (size, pointer, label) and its data.
-One is over everything before the table (header, field descriptors), and one over all of these. A CRC-32 finds
-accidents; it does not protect against forgery.
+One is over everything before the table (header, field descriptors), and one over all of these. A CRC-32
+finds accidents; it does not protect against forgery.
 """
 
 import base64

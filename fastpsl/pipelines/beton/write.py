@@ -1,12 +1,12 @@
 """The writer of dataset files: images from a folder or from memory to a stock FFCV file with its JSON.
 
-Threads convert (the C library, Pillow and read() release the GIL). The calling thread writes in the order of
-the samples, so the file does not depend on the number of workers. Memory grows by 8 bytes and a packed
+Threads convert (the C library, Pillow and read() release the GIL). The calling thread writes in the order
+of the samples, so the file does not depend on the number of workers. Memory grows by 8 bytes and a packed
 path per sample of a file. A journal (output.py) keeps what an interrupted writing has brought to the disk.
 
-Nothing that is there is touched: the images become one more file of the set, train.more-00001.beton for
-train.beton, which readers open with the others by a glob. Its name follows theirs, so the indices of the
-samples before stay as they are.
+Appending touches nothing that is there: the images become one more file of the set, train.more-00001.beton
+for train.beton, which readers open with the others by a glob. Its name follows theirs, so the indices of
+the samples before stay as they are.
 """
 
 import fnmatch

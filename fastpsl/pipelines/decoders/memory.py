@@ -1,7 +1,7 @@
 """Memory of the host for images: pinned for copies to a GPU, in arenas, and used again batch after batch.
 
-Where the system has none left, a process warns once. Memory that is not pinned then takes its place, and the
-thread that starts such a copy waits.
+Where the system can pin no more, a process warns once. Memory that is not pinned then takes its place, and
+the thread that starts such a copy waits.
 """
 
 import math

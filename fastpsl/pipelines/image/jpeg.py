@@ -5,8 +5,8 @@ samples.c has the same checks.
 libjpeg keeps an image's tables for the next one, so a decoder that is used for many images must know that
 each brings its own. turbo.c begins each image anew, and libjpeg itself counts the scans for it.
 
-torchcodec is faster, but would be one more package for a fallback. Pillow hides libjpeg's warnings and
-refuses truncated files.
+`decode_plainly` is for images that our C library leaves out. torchcodec is faster, but would be one more
+package for a fallback. Pillow hides libjpeg's warnings and refuses truncated files.
 """
 
 import functools

@@ -3,15 +3,15 @@
 A position of an epoch is an index into an array, so a run resumes in mid-epoch without reading anything
 before it. A step is a slice of positions, split between any number of ranks without changing its samples.
 
-It is a generalised Feistel network (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002)
-with Philox as the round function. The numbers 0 to a * b - 1 are pairs (left, right) with left < a and
-right < b. In turn, one of the two is shifted by random words that the other keys, so every round can be
-undone. A result of `num` or more is permuted again until it is below ("cycle walking"). With a and b near the
-root of `num` that happens to one in a root of `num`.
+The permutation is a generalised Feistel network (Black and Rogaway, "Ciphers with arbitrary finite
+domains", CT-RSA 2002) with Philox as the round function. The numbers 0 to a * b - 1 are pairs (left, right)
+with left < a and right < b. In turn, one of the two is shifted by random words that the other keys, so
+every round can be undone. A result of `num` or more is permuted again until it is below ("cycle walking").
+With a and b near the root of `num` that happens to one in a root of `num`.
 
-The paper gives no details. DeepCluster draws equally many samples of each cluster with replacement. Here a
-class's draws cycle through its members, so that chance leaves no image out while a class has enough draws for
-all of them.
+In a balanced order all classes have equally many draws. UIC gives no details. DeepCluster draws equally
+many samples of each cluster with replacement. Here a class's draws cycle through its members, so that
+chance leaves no image out while a class has enough draws for all of them.
 """
 
 import math

@@ -2,15 +2,16 @@
 
 Whole pages of a file are read, and a batch still mixes the samples of hundreds of pages.
 
-Each epoch deals the pages to a fixed number of lanes. A lane opens its pages in random order, GROUP_PAGES at
-a time, and visits the samples of such a group in random order. Every global batch takes k samples of each
-lane, lane by lane. So a rank owns whole lanes (from lane r * lanes / world) and `order.step_indices` applies.
+Each epoch deals the pages to a fixed number of lanes. A lane opens its pages in random order, GROUP_PAGES
+at a time, and visits the samples of such a group in random order. Every global batch takes k samples of
+each lane, lane by lane. So a rank owns whole lanes (from lane r * lanes / world) and `order.step_indices`
+applies.
 
 The content of a lane depends on (seed, epoch, lanes) alone, never on ranks, batch size or accumulation. An
 epoch ends with the shortest lane. The surplus of the other lanes is dropped, and it differs between epochs.
 
-With it, a data set larger than memory does not evict other files from the page cache. The advice is a hint
-only: samples are read correctly without it.
+With read-ahead (`posix_fadvise`), a data set larger than memory does not evict other files from the page
+cache. The advice is a hint only: samples are read correctly without it.
 """
 
 import heapq

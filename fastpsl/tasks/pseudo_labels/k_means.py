@@ -3,9 +3,9 @@
 For 1.28 million rows of 256 floats, one of 8 ranks holds 164 MB on its device, and 10,000 centroids take 10
 MB on each. An iteration is one matrix product (6.6 TFLOP over all ranks) and one exchange of 20 MB.
 
-1.28 million features of 4,096 float16 numbers take 10.5 GB, or 1.3 GB on each of 8 ranks (arXiv 1807.05520).
-Each rank's rows stay in the host's memory and pass through the device block by block. The ranks exchange 134
-MB, a covariance of 4,096 x 4,096 in float64.
+Whitening: 1.28 million features of 4,096 float16 numbers take 10.5 GB, or 1.3 GB on each of 8 ranks (arXiv
+1807.05520). Each rank's rows stay in the host's memory and pass through the device block by block. The
+ranks exchange 134 MB, a covariance of 4,096 x 4,096 in float64.
 """
 
 import heapq

@@ -1,11 +1,10 @@
 """One-versus-all linear SVMs on the features of blocks: protocols, solver and scores.
 
-It is VISSL's (Goyal et al. [23], whom PSL follows in section 4.4.2).
+The protocol is VISSL's (Goyal et al. [23], whom PSL follows in section 4.4.2). Average precision is the
+area under the interpolated precision-recall curve, as VISSL and the PASCAL devkit after 2009 define it.
 
-VISSL and the PASCAL devkit after 2009 define it so.
-
-The cost is chosen by cross-validation, or the SVMs learn from a few shots (VISSL; Goyal et al., section 6.1).
-One class of one block is one task, and its outcome is a small file; `work.py` runs many of them.
+The cost is chosen by cross-validation, or the SVMs learn from a few shots (VISSL; Goyal et al., section
+6.1). One class of one block is one task, and its outcome is a small file; `work.py` runs many of them.
 
 The solver uses only inner products of features. It therefore gets samples in a basis of their span
 (`in_own_span`). That gives the same iterations and the same SVM except for rounding, in a fraction of the

@@ -1,7 +1,8 @@
 """Annotations of PASCAL VOC: boxes of objects, and masks of classes.
 
-scipy's reader is compiled and trusts its input: an unknown type of data ends the process, nested cells
-exhaust its stack, and compressed parts fill the memory. So the structure of a file is checked first.
+Masks in SBD are MATLAB's files. scipy's reader is compiled and trusts its input: an unknown type of data
+ends the process, nested cells exhaust its stack, and compressed parts fill the memory. So the structure of
+a file is checked first.
 
 https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf
 
