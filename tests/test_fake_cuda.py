@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import functional
 from typing_extensions import override
 
-from fastpsl.engine.gpu import Fetch
+from fastpsl.engine.gpu import AsyncCopy
 from fastpsl.kernels.fused import fused_modules
 from tests.fake_cuda import DEVICE, fake_cuda
 from tests.host_waits import Seen
@@ -95,7 +95,7 @@ def test_tensors_of_two_devices_raise(work: Callable[[Tensor], object]) -> None:
         lambda x: x.__setitem__(torch.arange(3, device=DEVICE), 1.0),
         lambda x: torch.arange(3).pin_memory().to(DEVICE, non_blocking=True),
         lambda x: torch.full((3,), 1.5, device=DEVICE),
-        lambda x: Fetch(x).values().sum(),
+        lambda x: AsyncCopy(x).values().sum(),
         lambda x: x.repeat_interleave(3, 0),
         lambda x: torch.empty(6, pin_memory=True)[2:].to(DEVICE, non_blocking=True),
     ],

@@ -16,7 +16,7 @@ from fastpsl.files.remote.address import is_remote
 
 if TYPE_CHECKING:
     from fastpsl.pipelines.beton.encode import Target
-    from fastpsl.pipelines.beton.upload import Upload
+    from fastpsl.pipelines.beton.upload import StagedUpload
     from fastpsl.pipelines.data.source import Source
 
 
@@ -300,7 +300,7 @@ class Write:
         """
         from fastpsl.files.remote.address import is_remote
         from fastpsl.pipelines.beton.encode import Target
-        from fastpsl.pipelines.beton.upload import Upload
+        from fastpsl.pipelines.beton.upload import StagedUpload
         from fastpsl.pipelines.beton.write import max_bad_count, require_writable
 
         for name, value, low, high in (
@@ -320,7 +320,7 @@ class Write:
         out, upload = Path(self.out), None
         shards = self.shard_mb is not None
         if is_remote(self.out):
-            upload = Upload(self.out, self.cache_dir)
+            upload = StagedUpload(self.out, self.cache_dir)
             out = upload.local
             begun = upload.begin(overwrite=self.overwrite, resume=self.resume, shards=shards)
             if begun and not self.dry_run:
@@ -366,7 +366,7 @@ class Write:
         if upload is not None:
             self._send(upload)
 
-    def _send(self, upload: "Upload") -> None:
+    def _send(self, upload: "StagedUpload") -> None:
         """Upload what is written, and say so; an interruption says how it goes on."""
         try:
             num, num_bytes = upload.send()

@@ -91,7 +91,7 @@ def milliseconds(work: Callable[[], object], device: torch.device | str, repeats
 Item = TypeVar("Item")
 
 
-class Fetch:
+class AsyncCopy:
     """A transfer of a tensor to the host, queued behind the device's work. `values` waits for it.
 
     If `values` is called after the next step was launched, the device computes that step during the wait.

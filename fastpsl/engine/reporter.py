@@ -23,7 +23,7 @@ from fastpsl.console.screen import Numbers, Screen
 from fastpsl.console.terminal import escaped
 from fastpsl.console.words import gibibytes, metric_words, number_of, percent, val_words
 from fastpsl.engine.distributed import World, sum_over_ranks
-from fastpsl.engine.gpu import Fetch, memory_held
+from fastpsl.engine.gpu import AsyncCopy, memory_held
 from fastpsl.engine.plan import Stage
 from fastpsl.engine.stage_blocks import StepMetrics
 from fastpsl.files.atomic import write_atomically
@@ -260,7 +260,7 @@ def summary_line(summary: dict[str, Any]) -> str:
 # stage.
 SUMMARY_STEPS = 10
 
-Figures = Mapping[str, float | None]
+EpochMetrics = Mapping[str, float | None]
 """A task's figures of an epoch; None for an unknown value."""
 
 
@@ -298,9 +298,9 @@ class Reporter:
         self._names: list[str] = []
         self._wait_s = 0.0
         self._window_started = time.perf_counter()
-        self._look: tuple[list[dict[str, Any]], list[str], Fetch] | None = None
+        self._pending_copy: tuple[list[dict[str, Any]], list[str], AsyncCopy] | None = None
         self._is_timed = False
-        self._told: dict[str, str] = {}
+        self._last_logged: dict[str, str] = {}
         self._causes = set[str]()
         self._has_told_length = False
 
@@ -320,8 +320,8 @@ class Reporter:
 
     def log_choice(self, name: str, text: str) -> None:
         """Print how something is computed, unless the stage before had the same choice."""
-        if self._told.get(name) != text:
-            self._told[name] = text
+        if self._last_logged.get(name) != text:
+            self._last_logged[name] = text
             self.log(f"{name} {text}")
 
     def stage_begins(
@@ -337,7 +337,7 @@ class Reporter:
         if self.screen:
             self.screen.begin(self._numbers(step))
 
-    def epoch(self, figures: Figures | None, epochs: float, run_step: int) -> None:
+    def epoch(self, figures: EpochMetrics | None, epochs: float, run_step: int) -> None:
         """Log rank 0's figures of the epoch that ended at `epochs`, counted over all stages."""
         if not figures or self.epochs is None:
             return
@@ -389,7 +389,7 @@ class Reporter:
         Raises:
             ValueError: So many steps had non-finite gradients that the training has diverged.
         """
-        self._finish_look()
+        self._finish_copy()
         self._names = list(metrics.names)
         row = {
             "run_step": run_step,
@@ -404,28 +404,28 @@ class Reporter:
         if step == self._num_steps:
             self.flush()
         elif step % self.log_steps == 0 or not self._is_timed:
-            self._begin_look()
+            self._begin_copy()
             if self.world.device.type == "cpu":
-                self._finish_look()
+                self._finish_copy()
 
     def flush(self) -> None:
         """Fetch and write the pending metrics, summed over ranks. Every rank calls it at the same step."""
-        self._finish_look()
+        self._finish_copy()
         if self._pending:
-            self._begin_look()
-            self._finish_look()
+            self._begin_copy()
+            self._finish_copy()
 
-    def _begin_look(self) -> None:
+    def _begin_copy(self) -> None:
         """Sum the pending metrics over the ranks, and start their transfer to the host."""
         sums = sum_over_ranks(self.world, torch.stack([values for _, values in self._pending]))
-        self._look = [row for row, _ in self._pending], self._names, Fetch(sums)
+        self._pending_copy = [row for row, _ in self._pending], self._names, AsyncCopy(sums)
         self._pending = []
 
-    def _finish_look(self) -> None:
+    def _finish_copy(self) -> None:
         """Wait for the transfer in progress, if there is one, and write the numbers."""
-        if self._look is None:
+        if self._pending_copy is None:
             return
-        (steps, names, numbers), self._look = self._look, None
+        (steps, names, numbers), self._pending_copy = self._pending_copy, None
         rows = numbers.values().tolist()
         now = time.perf_counter()
         elapsed = max(now - self._window_started, 1e-9)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.reporter import Figures
+from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import BatchSource, RunData
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.pipelines.data.dataset import Dataset
@@ -210,7 +210,7 @@ class Task:
             batch: The batch.
         """
 
-    def start_epoch(self, context: EpochContext) -> Figures | None:
+    def start_epoch(self, context: EpochContext) -> EpochMetrics | None:
         """Prepare for an epoch before its first step, for example by passes over all training samples.
 
         It is not called if training resumes within the epoch. It is called again if a signal stopped it.
@@ -219,7 +219,7 @@ class Task:
             context: The epoch, with the operations that are allowed.
 
         Returns:
-            Figures for epochs.jsonl, of which rank 0's are logged; None for none.
+            Metrics for epochs.jsonl, of which rank 0's are logged; None for none.
         """
         return None
 
@@ -242,11 +242,11 @@ class Task:
             extras: `Batch.extra` of each of the step's batches, in which `loss` may have put tensors.
         """
 
-    def end_epoch(self) -> Figures | None:
+    def end_epoch(self) -> EpochMetrics | None:
         """Finish an epoch after its last step, also if --max-steps-per-stage cut it short.
 
         Returns:
-            Figures for epochs.jsonl, of which rank 0's are logged; None for none.
+            Metrics for epochs.jsonl, of which rank 0's are logged; None for none.
         """
         return None
 

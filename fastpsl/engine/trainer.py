@@ -30,7 +30,7 @@ from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.plots.contact_sheet import NUM_IMAGES, captions, save_contact_sheet
 
 
-def look_at_first_batch(run: Run, task: Task, stage: Stage, loader: BatchSource) -> None:
+def warm_up_loader(run: Run, task: Task, stage: Stage, loader: BatchSource) -> None:
     """Load a batch on one rank per machine, so that numba compiles the loader once instead of on every rank.
 
     Rank 0 draws the batch as contact-sheet-G<level>.png, unless the task draws none or the stage is resumed.
@@ -168,7 +168,7 @@ class StageTrainer:
             )  # fmt: skip
             run.reporter.stage_begins(self.stage, position.step, self.end_step, self.steps_per_epoch, ahead)
             report_choices(self.train_step, self.stage, self.views, self.kept, run.reporter.log_choice)
-            look_at_first_batch(run, self.experiment.task, self.stage, loader)
+            warm_up_loader(run, self.experiment.task, self.stage, loader)
             # An interrupted warm-up is not saved. A resumed run repeats it.
             if self.fresh and not self._warm_up(loader):
                 return False

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastpsl.console.screen import Progress
 from fastpsl.engine.distributed import World, own_commit, sum_over_ranks, wait_for_all
-from fastpsl.engine.gpu import Fetch, one_behind
+from fastpsl.engine.gpu import AsyncCopy, one_behind
 from fastpsl.engine.train_step import DTYPES
 from fastpsl.evaluation.blocks import block_number, block_shapes
 from fastpsl.evaluation.feature_file import (
@@ -284,7 +284,7 @@ def feature_batches(
 
 def _launched(
     works: Sequence[Extraction], loader: Loader, first_step: int, device: torch.device
-) -> Iterator[tuple[list[Fetch], Fetch, list[BadSample]]]:
+) -> Iterator[tuple[list[AsyncCopy], AsyncCopy, list[BadSample]]]:
     """Yield, for each batch, features [B, width] and indices on their way to the host, and bad samples."""
     first = works[0]
     blocks = first.pretrained.backbone.blocks()[: max(work.block for work in works)]
@@ -300,7 +300,7 @@ def _launched(
                     if work.block == number:
                         # A copy, because the next block's first operation may be in place.
                         features[place] = work.of_maps(maps).clone()
-        yield [Fetch(features[place]) for place in range(len(works))], Fetch(batch.indices), batch.bad
+        yield [AsyncCopy(features[place]) for place in range(len(works))], AsyncCopy(batch.indices), batch.bad
 
 
 def _stored(features: np.ndarray, work: Extraction, skipped: np.ndarray) -> np.ndarray:

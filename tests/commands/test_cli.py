@@ -145,12 +145,12 @@ def test_verify_names_and_exits_2(photos: Path, tmp_path: Path, capsys: pytest.C
         ("data write {photos} {tmp}/a.beton --short-sied 5", "short-sied"),
         ("data write {photos} {tmp}/a.beton --short-side five", "five"),
         ("data write {photos}", "OUT is missing; see fastpsl data write --help"),
-        ("beton verify", "no dataset file given"),
-        ("beton verify {tmp}/none.beton", "no such file or folder; give a .beton file or"),
-        ("beton verify {tmp}/none-*.beton", "no file matches"),
-        ("beton info {tmp}/none.beton", "no such file or folder; give a .beton file or"),
+        ("data verify", "no dataset file given"),
+        ("data verify {tmp}/none.beton", "no such file or folder; give a .beton file or"),
+        ("data verify {tmp}/none-*.beton", "no file matches"),
+        ("data info {tmp}/none.beton", "no such file or folder; give a .beton file or"),
         (
-            "beton info {photos}/cat/a.jpg",
+            "data info {photos}/cat/a.jpg",
             "is no dataset file of FFCV's format 2, as its first bytes show; give a .beton",
         ),
         ("data", "fastpsl: name a command: write, append, verify, info, show; see fastpsl data --help"),
@@ -181,7 +181,7 @@ def test_user_errors_are_one_line_and_exit_2(
 def test_help_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, word in (
         ((), "permutations"),
-        (("beton",), "verify"),
+        (("data",), "verify"),
         (("data", "write"), "--max-bad N|N%"),
         (("data", "verify"), "BETON"),
         (("data", "info"), "BETON"),
@@ -197,7 +197,7 @@ def test_the_installed_command(photos: Path, tmp_path: Path) -> None:
     (photos / "empty").mkdir()
     command = [
         str(Path(sys.executable).with_name("fastpsl")),
-        "beton",
+        "data",
         "write",
         str(photos),
         str(tmp_path / "a.beton"),

@@ -48,6 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     state = {
         "science": {"recipe": "uic_alexnet", "backbone": "resnet18", "num_classes": NUM_CLASSES, "seed": 3},
+        "num_stages": 1,
         "position": {"run_step": 7, "summaries": [{"num_steps": 7, "num_steps_planned": 7}]},
         "input": Input(size_px=32).as_dict(),
         "backbone": make_backbone("resnet18").state_dict(),
@@ -205,6 +206,7 @@ def test_a_run_of_iic(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     torch.manual_seed(0)
     state = {
         "science": {"recipe": "sslpp_iic", "backbone": "resnet34_iic", "num_clusters": 20},
+        "num_stages": 1,
         "position": {"run_step": 7, "summaries": [{"num_steps": 7, "num_steps_planned": 9}]},
         "input": Input("SobelXY", (0.0, 0.0), (1.0, 1.0), 32).as_dict(),
         "backbone": make_backbone("resnet34_iic", num_channels=2).state_dict(),

@@ -13,7 +13,7 @@ from typing_extensions import override
 from bench.recipe_stages import recipe_options
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import World
-from fastpsl.engine.gpu import Fetch
+from fastpsl.engine.gpu import AsyncCopy
 from fastpsl.engine.run import Run, RunData
 from fastpsl.engine.signals import Decision
 from fastpsl.evaluation import features
@@ -81,8 +81,8 @@ def test_a_pass_never_waits_but_to_end(recipe: str, values: dict[str, Any], trai
             # In training, the pass looks for padding in the last batch.
             for _ in range(NUM_BATCHES - 1 if training else NUM_BATCHES):
                 indices, rows = next(outputs)
-                assert Fetch(rows).values().shape == rows.shape
-                assert Fetch(indices).values().dtype == torch.int64
+                assert AsyncCopy(rows).values().shape == rows.shape
+                assert AsyncCopy(indices).values().dtype == torch.int64
             assert isinstance(outputs, Generator)
             outputs.close()
     assert not record.waits, record.waits

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fastpsl.engine.gpu import Fetch, one_behind
+from fastpsl.engine.gpu import AsyncCopy, one_behind
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])
 def test_values_are_those_given(dtype: torch.dtype) -> None:
     values = torch.arange(6).view(2, 3).to(dtype)
-    fetch = Fetch(values)
+    fetch = AsyncCopy(values)
     assert fetch.values().dtype == dtype and torch.equal(fetch.values(), values)
     assert fetch.numbers() == values.flatten().tolist()
 

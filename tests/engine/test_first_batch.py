@@ -11,7 +11,7 @@ from fastpsl.engine.distributed import World
 from fastpsl.engine.plan import make_plan
 from fastpsl.engine.run import Position
 from fastpsl.engine.task import Task
-from fastpsl.engine.trainer import look_at_first_batch
+from fastpsl.engine.trainer import warm_up_loader
 
 
 @pytest.mark.parametrize(("rank", "local_rank", "reads"), [(1, 1, False), (2, 0, True)])
@@ -28,5 +28,5 @@ def test_one_process_of_each_machine_reads_a_batch(rank: int, local_rank: int, r
         reporter=SimpleNamespace(log_choice=lambda *words: told.append(words)),
     )  # fmt: skip
     loader: Any = SimpleNamespace(decoder_name="turbo", decoder_reason="it is fastest", epoch=epoch)
-    look_at_first_batch(run, Task(), make_plan("psl", (1, 1, 1))[0], loader)
+    warm_up_loader(run, Task(), make_plan("psl", (1, 1, 1))[0], loader)
     assert read == ([4] if reads else []) and told == [("decoder", "turbo: it is fastest")]

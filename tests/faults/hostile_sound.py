@@ -52,7 +52,7 @@ def make_checkpoint(folder: Path) -> Path:
     position = {"stage": 0, "step": 3, "run_step": 3, "first_epoch": 0, "seconds": 1.0, "summaries": []}
     state = {
         "format": 1, "science": SCIENCE, "machine": {}, "position": position,
-        "backbone": _weights(), "train_step": {}, "task": {},
+        "num_stages": 1, "backbone": _weights(), "train_step": {}, "task": {}, "choices": {},
     }  # fmt: skip
     path = folder / "checkpoints" / "step-00000003.pt"
     path.parent.mkdir()

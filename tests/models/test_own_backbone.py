@@ -198,7 +198,7 @@ def given(here: Path) -> dict[str, Path]:
     input = Input.usual("RGB", 32).as_dict()
     record = {"backbone": "net.py:Net", "input": input, "run_step": 1, "science": {}, "cut": False}
     state = {"format": 1, "science": {"backbone": "net.py:Net"}, "input": input, "backbone": tensors}
-    torch.save({**state, "position": {"run_step": 1, "summaries": []}}, here / "a.pt")
+    torch.save({**state, "num_stages": 1, "position": {"run_step": 1, "summaries": []}}, here / "a.pt")
     torch.save(tensors, here / "a.pth")
     digest = sha256_of_file(here / "a.pth")
     (here / "a.pth.json").write_text(json.dumps(record | {"sha256": digest, "to": "torchvision"}))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastpsl.kernels.crops import RandomResizedCrop
-from fastpsl.pipelines.beton.encode import BYTES_PER_PIXEL, LARGE_PIXELS, LargeImages, Target, convert
+from fastpsl.pipelines.beton.encode import BYTES_PER_PIXEL, LARGE_PIXELS, MemoryGate, Target, convert
 from fastpsl.pipelines.beton.output import bad_path
 from fastpsl.pipelines.data.dataset import MAX_FILE_BYTES, MODE_FILE, MODE_JPEG
 from fastpsl.pipelines.datasets.folder import Folder
@@ -132,7 +132,7 @@ def test_memory_of_an_image_beyond_its_file(mode: str, bytes_per_pixel: int) -> 
 
 def test_large_images_wait_for_each_other_and_small_ones_do_not() -> None:
     large = LARGE_PIXELS + 1
-    images = LargeImages(limit_bytes=2 * large * BYTES_PER_PIXEL)
+    images = MemoryGate(limit_bytes=2 * large * BYTES_PER_PIXEL)
     go, inside, peak, lock = threading.Event(), [0], [0], threading.Lock()
     entered = threading.Semaphore(0)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from fastpsl.engine.gpu import Fetch
+from fastpsl.engine.gpu import AsyncCopy
 from fastpsl.engine.last_step import Snapshot
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
@@ -159,7 +159,7 @@ def copy_without_pinned_memory() -> None:
     with fake_cuda(has_pinned=False) as cuda:
         weights = torch.zeros(2, 8, 3, 3, device=cuda.device).to(memory_format=torch.channels_last)
         snapshot = Snapshot()
-        copied, fetch = snapshot.take({"weights": weights})["weights"], Fetch(weights)
+        copied, fetch = snapshot.take({"weights": weights})["weights"], AsyncCopy(weights)
         for tensor in (copied, fetch.values()):
             assert tensor.device.type == "cpu" and not tensor.is_pinned()
             assert tensor.shape == weights.shape and tensor.stride() == weights.stride()

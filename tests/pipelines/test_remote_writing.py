@@ -13,7 +13,7 @@ pytest.importorskip("moto.server", reason="the extra dev has moto")
 from fastpsl.commands.data import Write
 from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.beton.upload import Upload
+from fastpsl.pipelines.beton.upload import StagedUpload
 from tests.pipelines.folders import photo_tree
 from tests.pipelines.photos import jpeg, photo
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server
@@ -58,20 +58,20 @@ def test_what_is_uploaded_is_what_would_be_written(
 def test_an_interrupted_writing_goes_on(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, send = photo_tree(tmp_path / "photos"), Upload._send
+    folder, send = photo_tree(tmp_path / "photos"), StagedUpload._send
     sent: list[str] = []
 
-    def interrupt(self: Upload, path: Path) -> int:
+    def interrupt(self: StagedUpload, path: Path) -> int:
         if len(sent) == 1:
             raise KeyboardInterrupt
         sent.append(path.name)
         return send(self, path)
 
-    monkeypatch.setattr(Upload, "_send", interrupt)
+    monkeypatch.setattr(StagedUpload, "_send", interrupt)
     with pytest.raises(KeyboardInterrupt, match=f"go on with: fastpsl data write .*{OUT} .*--resume"):
         write(folder, tmp_path)
     assert server.all_keys() == ["sets/train.beton"]
-    monkeypatch.setattr(Upload, "_send", send)
+    monkeypatch.setattr(StagedUpload, "_send", send)
     with pytest.raises(ValueError, match="an interrupted upload of it is here; --resume goes on with it"):
         write(folder, tmp_path)
     write(tmp_path / "is not read any more", tmp_path, resume=True)

@@ -167,7 +167,13 @@ def resumed(folder: Path, rank: int, num_ranks: int) -> tuple[str, str | None, i
 def test_all_ranks_resume_the_checkpoint_that_rank_0_finds(num_ranks: int, tmp_path: Path) -> None:
     checkpoints = CheckpointManager(tmp_path / "checkpoints")
     position = {"stage": 0, "step": 7, "run_step": 7, "first_epoch": 0, "seconds": 1.0, "summaries": []}
-    parts: dict[str, Any] = {"backbone": {}, "train_step": {}, "task": {}, "position": position}
+    parts: dict[str, Any] = {
+        "backbone": {},
+        "train_step": {},
+        "task": {},
+        "choices": {},
+        "position": position,
+    }
     checkpoints.save(7, {"science": {"lr": 1}, "machine": {"workers": 1}, **parts})
     path = checkpoints.paths()[0]
     results = results_of_threads(partial(resumed, tmp_path), num_ranks)

@@ -32,7 +32,7 @@ LARGE_PIXELS = 1 << 23  # smaller images do not wait: 210 MB per thread at most
 TOGETHER_BYTES = 4 << 30
 
 
-class LargeImages:
+class MemoryGate:
     """A gate that admits large images up to `limit_bytes` together; one that takes more goes in alone."""
 
     def __init__(self, limit_bytes: int = TOGETHER_BYTES) -> None:
@@ -116,7 +116,7 @@ class Stored:
 
 
 _local = threading.local()
-_large = LargeImages()
+_large = MemoryGate()
 
 
 def _codec() -> Codec | None:

@@ -24,7 +24,7 @@ _FILE_LIMIT_S = 600.0  # of tries of one file
 
 
 @final
-class Upload:
+class StagedUpload:
     """The place here of a dataset file that is to be elsewhere.
 
     Args:

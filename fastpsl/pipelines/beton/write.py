@@ -43,7 +43,7 @@ from fastpsl.pipelines.beton.output import (
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.sidecar import Sidecar, how_written, read_sidecar, set_faults, shard_paths
 from fastpsl.pipelines.data.dataset import BadImage
-from fastpsl.pipelines.data.source import BAD, SMALL, Renumbered, Sample, Source
+from fastpsl.pipelines.data.source import BAD, SMALL, Relabelled, Sample, Source
 from fastpsl.pipelines.image.image_file import read_image_file
 from fastpsl.pipelines.image.libturbo import INSTALL, why_missing
 
@@ -341,7 +341,7 @@ _MORE = ".more-"
 
 
 @dataclass(frozen=True)
-class Appendix:
+class NewShard:
     """The file to be written.
 
     Attributes:
@@ -358,10 +358,10 @@ class Appendix:
 
     def samples(self, source: Source) -> Callable[[int], Iterator[Sample]]:
         """Return the function that yields the source's images from the i-th on, with the set's labels."""
-        return source.samples if self.class_names is None else Renumbered(source, self.class_names).samples
+        return source.samples if self.class_names is None else Relabelled(source, self.class_names).samples
 
 
-def appendix(data: str, source: Source, record: dict[str, object]) -> Appendix:
+def appendix(data: str, source: Source, record: dict[str, object]) -> NewShard:
     """Return what is to be written to append `source` to `data`, a dataset file or a glob of shards.
 
     Args:
@@ -398,7 +398,7 @@ def appendix(data: str, source: Source, record: dict[str, object]) -> Appendix:
     if faults:
         raise ValueError(faults[0].replace("remove one of them", "they are there already"))
     _require_known(paths[0], class_names, source)
-    return Appendix(out, targets[0], class_names, _pattern(data, paths, out))
+    return NewShard(out, targets[0], class_names, _pattern(data, paths, out))
 
 
 def _stem(path: Path) -> str:

@@ -192,7 +192,7 @@ def changed(what: object, num_before: int, num_after: int) -> ValueError:
 
 
 @dataclass(frozen=True)
-class Renumbered:
+class Relabelled:
     """A source whose labels count `class_names`; None for no labels."""
 
     source: Source
@@ -235,7 +235,7 @@ class Renumbered:
             yield replace(sample, label=labels[sample.label] if numbers and sample.label >= 0 else -1)
 
 
-def renumbered(what: str, source: Source, class_names: Sequence[str], origin: str) -> Renumbered:
+def renumbered(what: str, source: Source, class_names: Sequence[str], origin: str) -> Relabelled:
     """Return the source with the labels that `class_names` define.
 
     Args:
@@ -263,4 +263,4 @@ def renumbered(what: str, source: Source, class_names: Sequence[str], origin: st
             f"{len(names):,} of --classes {origin}, the first is {unknown[0]!r} (there: {names[0]!r}, ...); "
             "give the classes of the training set for these images"
         )
-    return Renumbered(source, names)
+    return Relabelled(source, names)

@@ -15,7 +15,7 @@ from fastpsl.files.remote.cache import Cache
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import VERSION
 from fastpsl.pipelines.data.dataset import Dataset
-from fastpsl.pipelines.data.source import Renumbered, Source, renumbered
+from fastpsl.pipelines.data.source import Relabelled, Source, renumbered
 from fastpsl.pipelines.sources.arrays import arrays
 from fastpsl.pipelines.sources.folder import SourceFile, folder_classes, image_folder, source_files
 from fastpsl.pipelines.sources.listed import image_list, labelled_folder, read_list
@@ -137,7 +137,7 @@ def open_source(
         raise ValueError(f"--classes {FOLDERS}: it is for folders and tars of class folders; leave it out")
     source = _open_source(src, format, split, shard, image_column, label_column, labels, classes, on_progress)
     if classes == NONE:
-        return Renumbered(source, None)
+        return Relabelled(source, None)
     return source if names is None else renumbered(src, source, names, str(classes))
 
 

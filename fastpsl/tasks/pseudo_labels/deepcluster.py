@@ -19,9 +19,9 @@ from typing_extensions import override
 from fastpsl.console.progress import operation
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import sum_over_ranks
-from fastpsl.engine.gpu import Fetch, one_behind, torch_seed
+from fastpsl.engine.gpu import AsyncCopy, one_behind, torch_seed
 from fastpsl.engine.optim.sgd_adam import sgd
-from fastpsl.engine.reporter import Figures
+from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.pipelines.views import Input, ViewSpec, center_view, train_view
 from fastpsl.tasks.pseudo_labels.k_means import drawn_rows, fit_whitening, k_means
@@ -78,7 +78,7 @@ class DeepCluster(PseudoClassify):
         return super().head(level, channels)
 
     @override
-    def start_epoch(self, context: EpochContext) -> Figures:
+    def start_epoch(self, context: EpochContext) -> EpochMetrics:
         """Set new labels and a new classifier; an interruption before the end changes nothing."""
         labels, distance = clustered_features(
             context, self.center, self.num_classes, self.pca_width, self.k_means_iterations, self.seed
@@ -147,7 +147,7 @@ def features_of(context: EpochContext, view: ViewSpec) -> Features:
     num_bad = 0
     outputs = context.forward_dataset(view, lambda maps: maps.float().mean((2, 3)).half())
     with without_last_relu(context.train_step.module.blocks):
-        for numbers, rows in one_behind((Fetch(numbers), Fetch(rows)) for numbers, rows in outputs):
+        for numbers, rows in one_behind((AsyncCopy(numbers), AsyncCopy(rows)) for numbers, rows in outputs):
             valid = numbers.values() >= 0
             blocks.append(rows.values()[valid])
             indices.append(numbers.values()[valid].numpy())

@@ -25,7 +25,7 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.optim.sgd_adam import adam
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.reporter import Figures
+from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
@@ -406,7 +406,7 @@ class IIC(Task):
         return loss, {"loss": (loss.detach() * num, num)}
 
     @override
-    def end_epoch(self) -> Figures:
+    def end_epoch(self) -> EpochMetrics:
         """Return the figures of the epoch's clusters; names of head B's end in _b."""
         number = self.head_of(self.epoch)
         figures = self.epochs.end(number, list(self.sizes.values())[number], self.true_labels, self.seed)

@@ -13,7 +13,7 @@ from typing_extensions import override
 from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.distributed import place_among_ranks
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.reporter import Figures
+from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.pipelines.data.dataset import Dataset
@@ -119,7 +119,7 @@ class PseudoClassify(Task):
     def see(self, indices: Tensor, logits: Tensor) -> None:
         """Receive the outputs of a training step; this class ignores them."""
 
-    def relabel(self, labels: Tensor | np.ndarray, epoch: int) -> Figures:
+    def relabel(self, labels: Tensor | np.ndarray, epoch: int) -> EpochMetrics:
         """Set labels int [N], the same on all ranks, for `epoch`, and return their figures."""
         array = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
         previous = self.store.current.to("cpu", copy=True).numpy()
@@ -129,7 +129,7 @@ class PseudoClassify(Task):
             "num_split": float(self.store.num_split),
         }
 
-    def figures(self, made: np.ndarray, previous: np.ndarray | None) -> Figures:
+    def figures(self, made: np.ndarray, previous: np.ndarray | None) -> EpochMetrics:
         """Return the figures of labels int [N] before empty classes are split, on rank 0 alone.
 
         Warn there if the labels have collapsed or do not settle.
