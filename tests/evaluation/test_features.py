@@ -365,7 +365,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "format": 1,
         "science": {"recipe": "none", "backbone": "resnet18", "plan": "end_to_end"},
         "num_stages": 1,
-        "num_stages": 1,
         "position": {"run_step": 1, "summaries": []},
         "backbone": make_backbone("resnet18").state_dict(),
         "input": Input(size_px=32).as_dict(),

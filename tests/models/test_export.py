@@ -46,7 +46,6 @@ def checkpoint(folder: Path, backbone: str, input_record: Input = SEEN) -> nn.Mo
         "science": SCIENCE | {"backbone": backbone},
         "input": input_record.as_dict(),
         "num_stages": 1,
-        "num_stages": 1,
         "position": {"run_step": 5, "summaries": [summary]},
         "train_step": {"optimiser": torch.zeros(3)},
     }

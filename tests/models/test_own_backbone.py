@@ -164,7 +164,7 @@ def test_names_without_a_class_and_without_convolution() -> None:
 def test_weights_of_a_file_that_has_moved(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = ("--stage-epochs", 1, 1, 1, "--max-steps-per-stage", 1, "--batch-size", 8, "--num-threads", 1)
+    small = ("--epochs", 1, 1, 1, "--max-steps-per-stage", 1, "--batch-size", 8, "--workers", 1)
     start = starter("simclr_r50", monkeypatch, capsys)
     arguments = (*small, "--size-px", 32, "--no-tensorboard", "--out", here / "out")
     outcome = start("--backbone", "net.py:Net", *arguments)
@@ -261,7 +261,7 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
 @pytest.mark.nightly
 def test_two_ranks_train_and_resume_it(here: Path) -> None:
     arguments = (
-        *("--backbone", here / "net.py:Net", "--batch-size", 8, "--num-threads", 1, "--size-px", 32),
+        *("--backbone", here / "net.py:Net", "--batch-size", 8, "--workers", 1, "--size-px", 32),
         *("--no-tensorboard", "--checkpoint-steps", 1, "--plan", "end_to_end"),
     )
     recipe = ROOT / "recipes" / "simclr_r50.py"

@@ -25,8 +25,8 @@ SMALL = (
     *SIZES,
     "--epochs",
     "3",
-    "--heads",
-    "two",
+    "--num-heads",
+    "2",
     "--second-clusters",
     "8",
 )  # heads A, B and B with 2 steps each on the data below

@@ -15,7 +15,7 @@ from fastpsl.engine.dataset_pass import EpochContext
 from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.optim.schedules import linear_decay
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.reporter import Figures
+from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.run import Run
 from fastpsl.engine.stage_blocks import StageBlocks
 from fastpsl.kernels.grey import Grey
@@ -95,7 +95,7 @@ class UIC(PseudoClassify):
             head.load_state_dict(dict(self.classifier))
 
     @override
-    def start_epoch(self, context: EpochContext) -> Figures | None:
+    def start_epoch(self, context: EpochContext) -> EpochMetrics | None:
         """Set the labels of the first epoch, or of every epoch if they come from centre crops."""
         if self.given is not None:
             # Epoch 0 gives the same splits in each stage.
@@ -115,7 +115,7 @@ class UIC(PseudoClassify):
             self.store.write(indices, logits)
 
     @override
-    def end_epoch(self) -> Figures | None:
+    def end_epoch(self) -> EpochMetrics | None:
         """Make all ranks' new labels those of the next epoch."""
         if not self.from_training:
             return None

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fastpsl.engine.distributed import place_among_ranks, total_over_ranks
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.reporter import Figures
+from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.kernels.ab_bins import NUM_BINS, ab_bins, soft_bins
 from fastpsl.kernels.lab import lab
@@ -168,7 +168,7 @@ class Colorization(Proxy):
         return [self.num_grey]
 
     @override
-    def end_epoch(self) -> Figures:
+    def end_epoch(self) -> EpochMetrics:
         """Return num_grey, the number of grey images of the epoch."""
         num = int(total_over_ranks(self.num_grey))
         self.num_grey.zero_()

@@ -18,7 +18,7 @@ from fastpsl.engine.experiment import Experiment
 from fastpsl.engine.gpu import torch_seed
 from fastpsl.engine.optim.schedules import step_drops
 from fastpsl.engine.plan import Stage
-from fastpsl.engine.reporter import Figures
+from fastpsl.engine.reporter import EpochMetrics
 from fastpsl.engine.stage_blocks import Metrics, StageBlocks
 from fastpsl.engine.task import Task
 from fastpsl.models.factory import make_backbone
@@ -210,7 +210,7 @@ class SSLPlusPlus(Task):
         self._learned.warm_up(blocks, head, inputs, batch)
 
     @override
-    def start_epoch(self, context: EpochContext) -> Figures | None:
+    def start_epoch(self, context: EpochContext) -> EpochMetrics | None:
         """Make coupled labels for this epoch, and reset the classifier."""
         if self.center is None:
             return None
@@ -269,7 +269,7 @@ class SSLPlusPlus(Task):
         return [*labels, *self._learned.step_state()]
 
     @override
-    def end_epoch(self) -> Figures | None:
+    def end_epoch(self) -> EpochMetrics | None:
         """Return the proxy's figures with those of `LabelLoss`, and warn if the labels are not learned."""
         figures = self._learned.end_epoch()
         return {**(figures or {}), **self.label_loss.end_epoch()} if self.num_classes else figures
