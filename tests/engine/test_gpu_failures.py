@@ -11,7 +11,7 @@ import torch
 from typing_extensions import override
 
 from fastpsl.console.terminal import EXIT_CRASHED
-from fastpsl.engine import gpu_failures
+from fastpsl.engine import gpu_failures, gpu_faults
 from fastpsl.engine.distributed import choose_device
 from fastpsl.engine.options import PretrainOptions
 from fastpsl.engine.reporter import summary_line
@@ -289,7 +289,7 @@ def test_why_there_is_no_cuda_is_told(
     assert told in line and remedy in line and "Please" not in line and line.endswith("or give --device cpu")
     # With "auto", a warning reports that there is a driver.
     driver = tmp_path / "version"
-    monkeypatch.setattr(gpu_failures, "_DRIVER_FILE", driver)
+    monkeypatch.setattr(gpu_faults, "_DRIVER_FILE", driver)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert choose_device("auto", 0) == torch.device("cpu")
     driver.touch()

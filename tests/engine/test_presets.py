@@ -145,26 +145,6 @@ def test_a_run_says_how_many_images_of_how_many_classes_were_read() -> None:
     assert line((2304, 10), None) == "2,304 training images in 10 classes, no validation images"
 
 
-@pytest.mark.parametrize(
-    ("recipe", "values"),
-    [
-        ("sslpp_iic", {"batch_size": 660}),
-        ("sslpp_rotation", {"batch_size": 512}),
-        ("rotation_rv50", {"batch_size": 256, "rotations_per_image": "all"}),
-    ],
-)
-def test_a_run_whose_batch_counted_network_inputs_is_not_repeated(
-    tmp_path: Path, recipe: str, values: dict[str, Any]
-) -> None:
-    path, science, options = tmp_path / "config.json", {"recipe": recipe}, find_recipe(recipe).options
-    path.write_text(json.dumps({"options": values, "science": science}))
-    with pytest.raises(ValueError, match=f"its batch_size {values['batch_size']} counted network inputs"):
-        values_of_config(path, recipe, options)
-    now = {"options": values, "science": science | {"inputs_per_image": {"E": 4}}}
-    path.write_text(json.dumps(now))
-    assert values_of_config(path, recipe, options) == values
-
-
 def test_a_run_says_its_length_and_what_does_not_suit_the_data(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,7 +66,7 @@ def leave_a_stopped_run(rank: int, folder: Path) -> None:
     steps.Run = lambda *_, **__: SimpleNamespace(resumed=True)
     steps.pretrain = lambda *_: False
     steps._print_results = write
-    experiment = SimpleNamespace(open_data=lambda *_: None, whole_science=dict)
+    experiment = SimpleNamespace(open_data=lambda *_: None, science={})
     recipe: Any = SimpleNamespace(name="", build=lambda _: experiment)
     options: Any = SimpleNamespace(device="cpu", timeout_s=60, seed=0)
     assert not recipe_process.train(recipe, options, [])

@@ -92,8 +92,8 @@ def test_rank_0_chooses_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         sent.append(value)
         return ("ffcv", "by rank 0") if world.rank else value
 
-    monkeypatch.setattr(run_module, "share", share)
     run = tiny_run(tmp_path)
+    monkeypatch.setattr(run_module, "share", share)
     for rank, decoder in ((0, "pillow"), (1, "ffcv")):
         run.world = World(rank, 2, rank, 2, torch.device("cpu"))
         choose_run_decoder(run, 1, None)
