@@ -105,11 +105,6 @@ def test_a_config_repeats_a_run_but_for_what_is_given(tmp_path: Path) -> None:
     assert again.epochs == (1, 2, 3) and again.permutations == Path("p.npy") and again.seed == 7
     assert (again.lr, again.data, again.out, again.config) == (0.5, "photos", None, tmp_path)
     assert again.resume == "auto"
-    # The file of an older version has the former names.
-    old = config["options"] | {"stage_epochs": [4, 4, 4], "num_threads": 3}
-    del old["epochs"], old["workers"]
-    (tmp_path / "config.json").write_text(json.dumps(config | {"options": old}))
-    assert values_of_config(tmp_path / "config.json", "jigsaw_r50", script.options)["epochs"] == (4, 4, 4)
 
 
 @pytest.mark.parametrize(
