@@ -99,21 +99,6 @@ def test_every_recipe_has_a_short_name() -> None:
     assert find("sslpp-colourisation") is find("sslpp_colorization") is find("SSLPP-Colorization")
 
 
-def test_american_words_are_british_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: list[Any] = []
-
-    def refuse(*arguments: Any, **_: Any) -> None:
-        seen.append(arguments[1])
-        raise ValueError("enough")
-
-    monkeypatch.setattr("fastpsl.training.train", refuse)
-    for word in ("color", "colour"):
-        with pytest.raises(ValueError, match="enough"):
-            fastpsl.pretrain("iic", out=tmp_path / "color", augment=word)
-    assert [options.augment for options in seen] == ["colour", "colour"]
-    assert seen[0].out == tmp_path / "color"
-
-
 def test_a_second_call_is_equal_and_leaves_nothing(
     run: fastpsl.Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,7 +221,7 @@ def test_a_run_shows_itself(trained: Trained) -> None:
     assert [axis.get_ylabel() for axis in figure.get_axes()] == ["loss", "lr"]
     assert figure._repr_png_().startswith(b"\x89PNG")
     page = trained._repr_html_()
-    assert "S&lt;1&gt;" in page and "validation accuracy" in page and "data:image/png;base64,iVBOR" in page
+    assert "S&lt;1&gt;" in page and "val accuracy" in page and "data:image/png;base64,iVBOR" in page
     assert [axis.get_ylabel() for axis in fastpsl.plot.curve(trained).get_axes()] == ["loss", "lr"]
     assert str(trained).startswith(
         f"trained in {trained.folder}\nS<1> (level G1): 8 steps in 0:00:02, loss 3"

@@ -217,7 +217,7 @@ class Write:
     """Write images as one dataset file: FFCV's format, which ffcv's own Reader and Loader read too.
 
     JPEGs that need no change are taken over byte for byte; others (progressive, CMYK, grey, PNG, WebP,
-    GIF, HEIC, 16-bit, ...) become baseline JPEGs, upright, alpha over white. Nothing is enlarged. Broken
+    GIF, HEIC, 16-bit, ...) become baseline JPEGs, upright, alpha over white. Nothing is enlarged. Bad
     images are listed in OUT.bad.csv, class names and origin in OUT.json. OUT appears when it is whole;
     the same command with --resume goes on with a writing that was interrupted.
     """

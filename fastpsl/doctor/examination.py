@@ -30,7 +30,7 @@ from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.data.dataset import Dataset, spread_indices
 from fastpsl.pipelines.decoders.choose import reason_of
 from fastpsl.pipelines.decoders.codes import GOOD
-from fastpsl.pipelines.decoders.pillow import decode_whole
+from fastpsl.pipelines.decoders.whole_images import decode_whole
 
 _NUM_SAMPLES = 16
 

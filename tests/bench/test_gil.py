@@ -11,8 +11,7 @@ from bench.gil import Options, decoder_call_ms, open_loader, python_parts, witho
 from bench.gil_tables import SATURATED, gil_table, growth
 from bench.schema import validate
 from fastpsl.pipelines.beton.reader import Beton
-from fastpsl.pipelines.decoders.decoder import Request
-from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
+from fastpsl.pipelines.decoders.decoder import Request, SyntheticDecoder
 from fastpsl.pipelines.sample.betons import sample_paths
 from tests.programs import ROOT, run
 

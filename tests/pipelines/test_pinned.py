@@ -24,7 +24,7 @@ from fastpsl.kernels.isotropic_batch import fused_form
 from fastpsl.pipelines.datasets.subset import Synthetic
 from fastpsl.pipelines.decoders import memory
 from fastpsl.pipelines.decoders.dali_pipeline import put
-from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
+from fastpsl.pipelines.decoders.decoder import SyntheticDecoder
 from fastpsl.pipelines.loader import by_chunks
 from fastpsl.pipelines.loader.batch import Batch
 from fastpsl.pipelines.loader.by_chunks import ByChunks

@@ -23,8 +23,7 @@ from fastpsl.pipelines.data.dataset import (
     spread_indices,
 )
 from fastpsl.pipelines.decoders.codes import BAD_FILE, CHANGED, REASONS, WRONG_COMPONENTS, WRONG_SIZE
-from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder
-from fastpsl.pipelines.decoders.synthetic import SyntheticDecoder
+from fastpsl.pipelines.decoders.decoder import BatchDecoder, Decoder, SyntheticDecoder
 from fastpsl.pipelines.image import libturbo
 from fastpsl.pipelines.image.jpeg import jpeg_header
 

@@ -31,8 +31,9 @@ from fastpsl.pipelines.decoders.codes import BAD_BOX, GOOD
 from fastpsl.pipelines.decoders.dali_pipeline import HW_DECODER_LOAD, DaliPipeline, Graph, put, why_missing
 from fastpsl.pipelines.decoders.decoder import BatchDecoder, cannot, is_isotropic
 from fastpsl.pipelines.decoders.memory import Arenas, to_device
-from fastpsl.pipelines.decoders.pillow import PillowDecoder, decode_whole
+from fastpsl.pipelines.decoders.pillow import PillowDecoder
 from fastpsl.pipelines.decoders.read_samples import Encoded
+from fastpsl.pipelines.decoders.whole_images import decode_whole
 
 _SUCCESS, _ARCH_MISMATCH = 0, 7  # nvjpegStatus_t (nvjpeg.h)
 _HARDWARE = 3  # nvjpegBackend_t: NVJPEG_BACKEND_HARDWARE

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
 from fastpsl.files.atomic import Uncopyable
 from fastpsl.kernels.isotropic import margin_px
@@ -171,3 +172,26 @@ def windows(boxes: np.ndarray, size_px: int) -> tuple[np.ndarray, np.ndarray, np
     relative = boxes.copy()
     relative[:, :2] = margins
     return boxes[:, :2] - margins, boxes[:, 2:4] + 2 * margins, relative
+
+
+_NUM_IMAGES = 16
+
+
+class SyntheticDecoder(Decoder):
+    """A decoder that copies one of a few noise images, by the sample's index; it reads and crops nothing."""
+
+    name = "synthetic"
+
+    def __init__(self) -> None:
+        self._images: dict[int, np.ndarray] = {}
+
+    @override
+    def decode_part(self, request: Request, part: slice) -> None:
+        for out in request.outs:
+            size = out.shape[1]
+            images = self._images.get(size)
+            if images is None:  # without a lock, because two threads would draw the same values
+                images = np.random.default_rng(size).integers(0, 256, (_NUM_IMAGES, size, size, 3), np.uint8)
+                self._images[size] = images
+            for i in range(part.start, part.stop):
+                out[i] = images[request.rows.indices[i] % _NUM_IMAGES]

@@ -16,7 +16,7 @@ from fastpsl.kernels.isotropic import DIAGONAL, margin_px, reach_px
 from fastpsl.pipelines.data.dataset import SampleTable
 from fastpsl.pipelines.decoders import codes
 from fastpsl.pipelines.decoders.decoder import Decoder, Request, is_isotropic
-from fastpsl.pipelines.decoders.pillow import decode_whole
+from fastpsl.pipelines.decoders.whole_images import decode_whole
 from fastpsl.pipelines.image import libturbo
 
 # A window with more than this many times the bytes of its sample's crops is cropped on the CPU. There nearly

@@ -1,0 +1,48 @@
+"""Whole images, upright, for decoders and loaders that take no parts of them."""
+
+import numpy as np
+
+from fastpsl.pipelines.data.dataset import MODE_FILE, MODE_JPEG, MODE_RAW, BadImage, SampleTable, read_bytes
+from fastpsl.pipelines.decoders import codes
+from fastpsl.pipelines.image.image_file import decode_any
+from fastpsl.pipelines.image.jpeg import HEADER_GOOD, decode_plainly, jpeg_header
+from fastpsl.pipelines.image.orientation import TURNED, turn
+
+
+def decode_whole(rows: SampleTable, i: int) -> tuple[int, np.ndarray | None]:
+    """Return the code of row i and its whole image, upright, uint8 [H, W, 3], or None."""
+    size = int(rows.height[i]), int(rows.width[i])
+    data = read_bytes(rows, i)
+    if rows.path[i] and len(data) != rows.num_bytes[i]:
+        return codes.CHANGED, None
+    if len(data) < rows.num_bytes[i]:
+        return codes.SHORT_READ, None
+    if rows.mode[i] == MODE_RAW:
+        if len(data) != size[0] * size[1] * 3:
+            return codes.RAW_SIZE, None
+        return codes.GOOD, np.frombuffer(data, np.uint8).reshape(*size, 3)
+    if rows.mode[i] == MODE_FILE:
+        return _decode_file(data, size)
+    if rows.mode[i] != MODE_JPEG:
+        return codes.BAD_MODE, None
+    # Checked first, because the decoder would allocate memory for any size in a damaged header.
+    status, height, width, components, _, _ = jpeg_header(data, len(data))
+    if status != HEADER_GOOD:
+        return codes.NOT_JPEG, None
+    orientation = int(rows.orientation[i])
+    if (width, height) != size if orientation >= TURNED else (height, width) != size:
+        return codes.WRONG_SIZE, None
+    if components not in (1, 3):
+        return codes.WRONG_COMPONENTS, None
+    image = decode_plainly(data)
+    if image is None or image.shape != (height, width, 3):
+        return codes.CORRUPT, None
+    return codes.GOOD, turn(image, orientation)
+
+
+def _decode_file(data: bytes, size: tuple[int, int]) -> tuple[int, np.ndarray | None]:
+    try:
+        image = decode_any(data)
+    except BadImage:
+        return codes.BAD_FILE, None
+    return (codes.GOOD, image) if image.shape[:2] == size else (codes.CHANGED, None)
