@@ -1,98 +1,291 @@
-"""Damaged betons, with and without their JSON, read by every decoder: is what is read what was written?
+"""Damaged betons, and damaged JSONs beside sound ones: is what is read what was written?
 
-`fastpsl data verify` must report every beton that the loader refuses, or reads with other pixels or labels.
+Every decoder reads them. `fastpsl data verify` must report every beton that the loader refuses, or reads with
+other pixels or labels.
 """
 
-import random
-from collections.abc import Iterator
+import base64
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
+import numpy as np
+
+from fastpsl.commands.data import Info
 from fastpsl.pipelines.beton.encode import Target
+from fastpsl.pipelines.beton.reader import Beton
+from fastpsl.pipelines.beton.shard import ALLOCATION, FIELD, HEADER, row_dtype
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.write import write_beton
 from fastpsl.pipelines.sources.source import Sample
-from tests.faults.beton_mutants import KINDS, Layout
-from tests.faults.child import Case, Limits, describe, judge_cases, refusal
-from tests.faults.readings import CONTROL, CommandOutput, Reading, read, verify
-from tests.faults.report import Finding
+from tests.faults.child import Case, Jury, Limits, describe, refusal
+from tests.faults.readings import CONTROL, Reading, command, flip, read, verify
+from tests.faults.report import Finding, Outcome
 from tests.pipelines.photos import DECODERS, jpeg, photo
 
-NUM_SAMPLES = 24
+_NUM = 24  # samples
 # A loader holds a few batches, and DALI reserves memory for decoding at each start.
 LIMITS = Limits(wall_s=180.0, cpu_s=60, resident_bytes=512 << 20, address_bytes=24 << 30)
-_PAGE_BYTES = 1 << 21
+# A bomb of 16 MB of names must not be unpacked for 24 samples.
+LIMITS_OF_SIDE_FILES = LIMITS._replace(resident_bytes=48 << 20, address_bytes=8 << 30)
+_NAMES_BYTES = 16 << 20
+
+# Numbers at which 32-bit and 64-bit arithmetic overflows.
+EXTREMES = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 1]
+_ROW = row_dtype((2, 1))
+_HEAD = HEADER.itemsize
+_SECTOR, _BLOCK = 512, 4096
+_ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b31m"
+_FRAMES = (0xC0, 0xC1, 0xC2)  # of a JPEG
 
 
-def case_of(seed: int) -> Case:
-    return Case(seed, KINDS[seed % len(KINDS)].__name__)
+class Mutant(bytearray):
+    """The bytes of a sound beton, to be damaged in place, and the offsets of its parts."""
+
+    def __init__(self, sound: bytes):
+        super().__init__(sound)
+        header = np.frombuffer(sound[:_HEAD], HEADER)[0]
+        self.num = int(header["num_samples"])
+        self.table = _HEAD + int(header["num_fields"]) * FIELD.itemsize
+        self.table_end = self.table + self.num * _ROW.itemsize
+        self.data, self.data_end = int(self.images["data_ptr"].min()), int(header["alloc_table_ptr"])
+        self.allocations_end, self.end = self.data_end + self.num * ALLOCATION.itemsize, len(sound)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The table's rows; writing to them changes the bytes, here and below."""
+        return np.frombuffer(memoryview(self)[self.table : self.table_end], _ROW)
+
+    @property
+    def images(self) -> np.ndarray:
+        return self.rows["f0"]
+
+    @property
+    def allocations(self) -> np.ndarray:
+        return np.frombuffer(memoryview(self)[self.data_end : self.allocations_end], ALLOCATION)
 
 
-def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
-    """Yield the findings of the mutants `seed` to `seed + count - 1`."""
-    subject = _Subject(folder)
-    cases = [case_of(seed + i) for i in range(count)]
-    yield from judge_cases(
-        "betons", cases, subject.judge, folder / "log", LIMITS, batch=250, prepare=subject.read_sound
-    )
+def _header_field(m: Mutant, random: Random) -> None:
+    """Set a wrong count or pointer."""
+    start, size = random.choice([(0, 2), (2, 2), (4, 4), (8, 8), (16, 8)])
+    near = [m.num - 1, m.num + 1, m.num // 2, m.data_end - 24, m.data_end + 24, m.data_end - 1]
+    value = random.choice([*EXTREMES, *near, m.end, m.end - 24, 3, 256]) % (1 << 8 * size)
+    m[start : start + size] = value.to_bytes(size, "little")
+
+
+def _descriptor_bit(m: Mutant, random: Random) -> None:
+    flip(m, random, [1, 2, 8], _HEAD, m.table)
+    if random.random() < 0.5:
+        m[_HEAD + FIELD.itemsize * random.randrange(2)] = random.randrange(9)
+
+
+def _label(m: Mutant, random: Random) -> None:
+    values = [-2, -1, 0, 1, 2, 3, 2**31 - 2, 2**31 - 1, 2**31, 2**63 - 1, -(2**63)]
+    m.rows["f1"][random.randrange(m.num)] = random.choice(values)
+
+
+def _mode(m: Mutant, random: Random) -> None:
+    m.images["mode"][random.randrange(m.num)] = random.choice([0, 1, 2, 255])
+
+
+def _side(m: Mutant, random: Random) -> None:
+    """Change the width, the height or both of one sample."""
+    row = m.images[random.randrange(m.num) :][:1]
+    for name in random.choice([("width",), ("height",), ("width", "height")]):
+        row[name] = random.choice([0, 1, 2, 65535, 32768, int(row[name][0]) + 1, int(row[name][0]) // 2])
+
+
+def _pointer(m: Mutant, random: Random) -> None:
+    one, other = (random.randrange(m.num) for _ in range(2))
+    near = [m.data_end, m.data_end - 1, m.end, m.table, int(m.images["data_ptr"][other])]
+    m.images["data_ptr"][one] = np.uint64(random.choice(EXTREMES + near))
+
+
+def _allocation_field(m: Mutant, random: Random) -> None:
+    table = m.allocations
+    one, other = (random.randrange(m.num) for _ in range(2))
+    size = int(table["size"][one])
+    near = [m.data_end, size - 1, size + 1, 3, 4, int(table["ptr"][other])]
+    value = np.uint64(random.choice(EXTREMES + near))
+    table[random.choice(["sample_id", "ptr", "size", "size"])][one] = value
+
+
+def _allocation_order(m: Mutant, random: Random) -> None:
+    """Reorder the rows of the allocation table, or one of its columns."""
+    table, name = m.allocations, random.choice([None, "size", "ptr", "sample_id"])
+    if name is None:
+        table[:] = table[np.random.default_rng(random.randrange(1 << 30)).permutation(len(table))]
+    else:
+        table[name] = table[name][::-1].copy()
+
+
+def _sample_head_bit(m: Mutant, random: Random) -> None:
+    """Flip bits in the first bytes of a sample, which are a JPEG's headers."""
+    start = int(m.images["data_ptr"][random.randrange(m.num)])
+    flip(m, random, [1, 2, 5], start, min(start + 700, m.data_end))
+
+
+def _truncate(m: Mutant, random: Random) -> None:
+    del m[random.randrange(m.end) :]
+
+
+def _truncate_at_a_border(m: Mutant, random: Random) -> None:
+    borders = [0, _HEAD, m.table, m.table_end, m.data, m.data_end, m.allocations_end, m.end - 24, m.end]
+    del m[max(0, random.choice(borders) + random.choice([-1, 0, 1])) :]
+
+
+def _grow(m: Mutant, random: Random) -> None:
+    noise = random.randbytes(24), random.randbytes(240)
+    m += random.choice([bytes(1), bytes(24), bytes(_BLOCK), *noise, bytes(m[m.data_end :])])
+
+
+def _zeros(m: Mutant, random: Random) -> None:
+    """Zero a page, a block or a run, as if it had never been written."""
+    size = random.choice([_SECTOR, _BLOCK, 65536, 1 << 21, random.randrange(1, 5000)])
+    starts = [0, random.randrange(m.data, m.end), m.end - 1, random.randrange(m.table_end)]
+    start = random.choice(starts)
+    start -= start % _SECTOR if size % _SECTOR == 0 else 0
+    m[start : start + size] = bytes(min(size, len(m) - start))
+
+
+def _swapped_blocks(m: Mutant, random: Random) -> None:
+    size = random.choice([_SECTOR, _BLOCK])
+    one, other = (random.randrange(m.data, m.end - size) // _SECTOR * _SECTOR for _ in range(2))
+    if abs(one - other) >= size:
+        m[one : one + size], m[other : other + size] = m[other : other + size], m[one : one + size]
+
+
+def _noise(m: Mutant, random: Random) -> None:
+    """Write random bytes over a part of one of the file's regions."""
+    borders = [0, _HEAD, m.table, m.table_end, m.data, m.data_end, m.end]
+    start = random.randrange(*random.choice([borders[i : i + 2] for i in (0, 1, 2, 4, 5)]))
+    size = min(random.choice([2, 8, 64, 1024]), m.end - start)
+    m[start : start + size] = random.randbytes(size)
+
+
+def _copied_part(m: Mutant, random: Random) -> None:
+    """Copy one part of the file over another."""
+    start, to, size = random.randrange(m.end), random.randrange(m.end), random.randrange(1, 20000)
+    part = m[start : start + size][: m.end - to]
+    m[to : to + len(part)] = part
+
+
+def _doubled_table(m: Mutant, random: Random) -> None:
+    """Repeat the first row of a table, or replace one table by the other."""
+    how = random.randrange(3)
+    if how < 2:
+        table = (m.allocations, m.rows)[how]
+        table[:] = table[0]
+    else:
+        part = m[m.data_end : m.allocations_end][: m.table_end - m.table]
+        m[m.table : m.table + len(part)] = part
+
+
+def _swapped_rows(m: Mutant, random: Random) -> None:
+    """Swap two samples in the table, with or without their labels, so that every row stays sound."""
+    one, other = random.sample(range(m.num), 2)
+    part = random.choice([None, "f0", "f1"])
+    column = m.rows if part is None else m.rows[part]
+    column[[one, other]] = column[[other, one]].copy()
+
+
+def _agreed_size(m: Mutant, random: Random) -> None:
+    """Set a wrong size both in the table and in the JPEG's header."""
+    row = m.images[random.randrange(m.num) :][:1]
+    height, width = int(row["height"][0]), int(row["width"][0])
+    sizes = [(65535, 65535), (1, 1), (65535, 1), (8, 65535), (20000, 20000), (height + 1, width)]
+    height, width = random.choice([*sizes, (2 * height, 2 * width)])
+    row["height"], row["width"] = height, width
+    at = int(row["data_ptr"][0]) + 2
+    while m[at] == 0xFF and m[at + 1] not in _FRAMES and at + 4 < m.data_end:
+        at += 2 + int.from_bytes(m[at + 2 : at + 4], "big")
+    if m[at] == 0xFF:
+        m[at + 5 : at + 9] = struct.pack(">HH", height, width)
+
+
+def _raw_for_jpeg(m: Mutant, random: Random) -> None:
+    """Declare a JPEG to be raw pixels of a size that fits, or does not."""
+    index = random.randrange(m.num)
+    height, width = random.choice([(10, 10), (1, 1), (20, 5), (65535, 65535)])
+    m.images[["mode", "height", "width"]][index] = (1, height, width)
+    m.allocations["size"][index] = height * width * 3
+
+
+KINDS: dict[str, Callable[[Mutant, Random], object]] = {
+    "header_bit": lambda m, random: flip(m, random, [1, 1, 2, 4], 0, _HEAD),
+    "header_field": _header_field,
+    "descriptor_bit": _descriptor_bit,
+    "table_bit": lambda m, random: flip(m, random, [1, 1, 3, 20], m.table, m.table_end),
+    "label": _label, "mode": _mode, "side": _side, "pointer": _pointer,
+    "allocation_bit": lambda m, random: flip(m, random, [1, 1, 3, 20], m.data_end, m.allocations_end),
+    "allocation_field": _allocation_field, "allocation_order": _allocation_order,
+    "data_bit": lambda m, random: flip(m, random, [1, 1, 10, 1000], m.data, m.data_end),
+    "sample_head_bit": _sample_head_bit,
+    "anywhere_bit": lambda m, random: flip(m, random, [1, 1, 8, 64]),
+    "tail_bit": lambda m, random: flip(m, random, [1, 2, 8], m.end - 64),
+    "truncate": _truncate, "truncate_at_a_border": _truncate_at_a_border, "grow": _grow, "zeros": _zeros,
+    "swapped_blocks": _swapped_blocks, "noise": _noise, "copied_part": _copied_part,
+    "doubled_table": _doubled_table, "swapped_rows": _swapped_rows, "agreed_size": _agreed_size,
+    "raw_for_jpeg": _raw_for_jpeg,
+}  # fmt: skip
 
 
 def sound_beton(path: Path, mode: str) -> Path:
     """Write a beton of small photos in 4 classes, as JPEGs or raw, and return its path."""
-    samples = [
-        Sample(f"{i % 4}/{i}.jpg", jpeg(photo(i, 48 + 3 * i % 40, 40 + 7 * i % 50)), i % 4)
-        for i in range(NUM_SAMPLES)
-    ]
-    names = ["cat", "dog", "eel", "fox"]
+    sizes = [(48 + 3 * i % 40, 40 + 7 * i % 50) for i in range(_NUM)]
+    samples = [Sample(f"{i % 4}/{i}.jpg", jpeg(photo(i, *size)), i % 4) for i, size in enumerate(sizes)]
     write_beton(
-        samples, path, num_samples=len(samples), class_names=names, target=Target(mode=mode), num_workers=1,
-        page_bytes=_PAGE_BYTES, record={"source": "/photos", "shard": "0/1"},
+        samples, path, num_samples=_NUM, class_names=["cat", "dog", "eel", "fox"], target=Target(mode=mode),
+        num_workers=1, page_bytes=1 << 21, record={"source": "/photos", "shard": "0/1"},
     )  # fmt: skip
     return path
 
 
-class _Subject:
-    """The two sound betons, and the path of their mutants."""
+def betons(folder: Path, seed: int, count: int) -> Iterator[Finding]:
+    """Yield the findings of the mutants `seed` to `seed + count - 1`.
 
-    def __init__(self, folder: Path):
-        self.path = folder / "mutant.beton"
-        self.sound = [sound_beton(folder / f"{mode}.beton", mode) for mode in ("jpg", "raw")]
-        self.bytes = [path.read_bytes() for path in self.sound]
-        self.jsons = [sidecar_path(path).read_bytes() for path in self.sound]
-        self.expected: dict[tuple[int, str], Reading] = {}
+    The seed also determines the mode (raw or JPEG), the JSON, the decoder, and whether bad samples are
+    skipped.
+    """
+    path, modes = folder / "mutant.beton", ("jpg", "raw")
+    sound = {mode: sound_beton(folder / f"{mode}.beton", mode) for mode in modes}
+    contents = {mode: (sound[mode].read_bytes(), sidecar_path(sound[mode]).read_bytes()) for mode in modes}
+    expected: dict[tuple[str, str], Reading] = {}
 
-    def read_sound(self) -> None:
+    def read_sound() -> None:
         """Read the sound betons in each child, which also warms the decoders."""
-        for which, path in enumerate(self.sound):
-            for decoder in DECODERS:
-                self.expected[which, decoder] = read(path, decoder)
-            assert verify(path).error is None
+        for mode in modes:
+            expected.update({(mode, decoder): read(sound[mode], decoder) for decoder in DECODERS})
+            assert verify(sound[mode]).error is None
 
-    def judge(self, case: Case) -> tuple[str, str]:
-        """Damage a beton, read it and verify it.
-
-        The seed also determines the mode (raw or JPEG), the JSON, the decoder, and whether bad samples are
-        skipped.
-        """
-        choices = random.Random(f"{case.seed} choices")
-        which = int(choices.random() < 0.2)
+    def judge(case: Case) -> Outcome:
+        choices = Random(f"{case.seed} choices")
+        mode = modes[choices.random() < 0.2]
         decoder = choices.choice(DECODERS)
-        with_json, skip = choices.random() < 0.5, choices.random() < 0.25
-        data = bytearray(self.bytes[which])
-        KINDS[case.seed % len(KINDS)](data, Layout.of(data), random.Random(case.seed))
-        self.path.write_bytes(data)
+        with_json = choices.random() < 0.5
+        on_bad_sample = "skip" if choices.random() < 0.25 else "raise"
+        mutant = Mutant(contents[mode][0])
+        KINDS[case.name](mutant, Random(case.seed))
+        path.write_bytes(mutant)
+        sidecar_path(path).unlink(missing_ok=True)
         if with_json:
-            sidecar_path(self.path).write_bytes(self.jsons[which])
-        else:
-            sidecar_path(self.path).unlink(missing_ok=True)
-        mode, json_words = "raw" if which else "jpg", "with JSON" if with_json else "no JSON"
-        how = f"{mode}, {decoder}, {'skip' if skip else 'raise'}, {json_words}"
-        outcome, detail = judge_reading(
-            self.path, decoder, "skip" if skip else "raise", self.expected[which, decoder]
-        )
-        return outcome, f"{how}: {detail}"
+            sidecar_path(path).write_bytes(contents[mode][1])
+        outcome, detail = _judge_reading(path, decoder, on_bad_sample, expected[mode, decoder])
+        json_words = "with JSON" if with_json else "no JSON"
+        return outcome, f"{mode}, {decoder}, {on_bad_sample}, {json_words}: {detail}"
+
+    yield from Jury(judge, folder / "log", LIMITS, read_sound).findings(_cases(list(KINDS), seed, count))
 
 
-def judge_reading(path: Path, decoder: str, on_bad_sample: str, expected: Reading) -> tuple[str, str]:
+def _cases(kinds: list[str], seed: int, count: int) -> list[Case]:
+    return [Case(number, kinds[number % len(kinds)]) for number in range(seed, seed + count)]
+
+
+def _judge_reading(path: Path, decoder: str, on_bad_sample: str, expected: Reading) -> Outcome:
     """Read and verify a damaged beton; return the outcome and a detail."""
     outcome, detail = _read(path, decoder, on_bad_sample, expected)
     try:
@@ -101,18 +294,12 @@ def judge_reading(path: Path, decoder: str, on_bad_sample: str, expected: Readin
         return "traceback", f"verify: {describe(error)}"
     if CONTROL.search(result.text):
         return "escaped", f"verify: {result.text!r}"
-    if outcome == "found":
-        return (
-            ("silent", f"{detail}, verify finds nothing")
-            if result.error is None
-            else ("found", _first(result))
-        )
-    if outcome in ("refused", "skipped") and result.error is None:
+    if outcome in ("found", "refused", "skipped") and result.error is None:
         return "silent", f"verify finds nothing; the loader: {detail}"
-    return outcome, detail
+    return outcome, (result.text or str(result.error)).splitlines()[0] if outcome == "found" else detail
 
 
-def _read(path: Path, decoder: str, on_bad_sample: str, expected: Reading) -> tuple[str, str]:
+def _read(path: Path, decoder: str, on_bad_sample: str, expected: Reading) -> Outcome:
     """Return the loader's outcome; "found" if it reads something else, which verify must then report."""
     try:
         reading = read(path, decoder, on_bad_sample)
@@ -123,14 +310,114 @@ def _read(path: Path, decoder: str, on_bad_sample: str, expected: Reading) -> tu
     if reading.bad:
         if not all(path.name in name for name in reading.bad):
             return "unclear", reading.bad[0]
-        good_indices = [i for i, digest in enumerate(reading.digests) if digest]
-        pairs = list(zip(reading.digests, reading.labels, strict=True))
-        sound = list(zip(expected.digests, expected.labels, strict=True))
-        if len(pairs) == len(sound) and all(pairs[i] == sound[i] for i in good_indices):
+        pairs, sound = ([*zip(each.digests, each.labels, strict=True)] for each in (reading, expected))
+        if len(pairs) == len(sound) and all(not pair[0] or pair == sound[i] for i, pair in enumerate(pairs)):
             return "skipped", reading.bad[0]
     return "found", "other pixels or labels are read"
 
 
-def _first(output: CommandOutput) -> str:
-    """Return the first line of a command's output, or its error."""
-    return output.text.splitlines()[0] if output.text else str(output.error)
+# Damage to the JSON: each function returns other bytes for the sound ones, `odd` ones other values.
+
+_WEIRD: list[Any] = [
+    None, True, -1, 0, 1, 10**30, 2**63, float("inf"), float("-inf"), float("nan"), 1.5, "", "x", "1", [], {},
+    [[]], {"a": 1}, _ESCAPES, ["a"] * 3, "AAAA", [None, 1], "\ud800", "a" * 100_000, "../../etc/passwd",
+]  # fmt: skip
+
+
+def _bit(text: bytes, random: Random) -> bytes:
+    data = bytearray(text)
+    flip(data, random, [1, 1, 3])
+    return bytes(data)
+
+
+def _another(text: bytes, random: Random) -> bytes:
+    """Return no object, or endless nesting."""
+    depth = random.choice([10, 1000, 200_000])
+    nested = [b"[" * depth, b'{"a":' * depth]
+    return random.choice([b"", b"7", b"null", b"[]", b'"x"', *nested, b"\xff\xfe{\0}\0", bytes(100)])
+
+
+def _odd(change: Callable[[dict[str, Any], Random], object]) -> Callable[[bytes, Random], bytes]:
+    def changed(text: bytes, random: Random) -> bytes:
+        record = json.loads(text)
+        change(record, random)
+        return json.dumps(record).encode()
+
+    return changed
+
+
+def _set_any(record: dict[str, Any], random: Random) -> None:
+    """Replace a value by one of another type or size."""
+    value = random.choice(_WEIRD)
+    record[random.choice(sorted(record))] = value
+
+
+def _paths(record: dict[str, Any], random: Random) -> None:
+    """Cut or damage the packed names, change their number, or add a bomb or escapes."""
+    packed = str(record["source_paths"])
+    raw = bytearray(base64.b64decode(packed))
+    raw[random.randrange(len(raw))] ^= 1 << random.randrange(8)
+    escapes = f"{_ESCAPES}\n".encode("utf-8", "surrogateescape") * 24
+    names = [b"\n" * 1000, b"a\\", escapes, b"\n" * _NAMES_BYTES]
+    choices = [bytes(raw), random.randbytes(50), *(zlib.compress(name) for name in names)]
+    other = base64.b64encode(random.choice(choices)).decode()
+    record["source_paths"] = random.choice([packed[: len(packed) // 8 * 4], other])
+
+
+def _class_names(record: dict[str, Any], random: Random) -> None:
+    """Remove, add or double class names, or use escapes and markup."""
+    names = list(record["class_names"])
+    fours = [[value] * 4 for value in (names[0], _ESCAPES, "<script>", [], None, "a" * 10**6)]
+    record["class_names"] = random.choice([names[:-1], [*names, "gnu"], *fours])
+
+
+SIDE_KINDS: dict[str, Callable[[bytes, Random], bytes]] = {
+    "bit": _bit,
+    "truncated": lambda text, random: text[: random.randrange(len(text))],
+    "value": _odd(_set_any),
+    "written_value": _odd(lambda record, random: _set_any(record["written"], random)),
+    "missing": _odd(lambda record, random: record.pop(random.choice(sorted(record)))),
+    "another": _another,
+    "paths": _odd(_paths),
+    "class_names": _odd(_class_names),
+}
+
+
+def side_files(folder: Path, seed: int, count: int) -> Iterator[Finding]:
+    """Yield the findings of damaged JSONs beside a sound beton: pixels must be read right.
+
+    The loader, `fastpsl data verify` and `info`, and the name of a sample in messages read the JSON.
+    """
+    path = sound_beton(folder / "mutant.beton", "jpg")
+    text, expected = sidecar_path(path).read_bytes(), list[Reading]()
+
+    def read_sound() -> None:
+        sidecar_path(path).write_bytes(text)
+        expected.append(read(path, "pillow"))
+
+    def judge(case: Case) -> Outcome:
+        sidecar_path(path).write_bytes(SIDE_KINDS[case.name](text, Random(case.seed)))
+        outcome = _judge_reading(path, "pillow", "raise", expected[0])
+        return (_judge_info(path) or outcome) if outcome[0] in ("as before", "refused") else outcome
+
+    jury = Jury(judge, folder / "log", LIMITS_OF_SIDE_FILES, read_sound)
+    yield from jury.findings(_cases(list(SIDE_KINDS), seed, count))
+
+
+def _judge_info(path: Path) -> Outcome | None:
+    """Return the outcome of `info` and of a sample's name, unless both are good."""
+    step = "info"
+    try:
+        result = command(Info([str(path)]))
+        if CONTROL.search(result.text):
+            return "escaped", f"info: {result.text!r}"
+        if result.error and refusal(result.error, path.name)[0] != "refused":
+            return "unclear", f"info: {result.error}"
+        step = "name"
+        with Beton(path) as beton:
+            beton.name(3)
+    except Exception as error:  # noqa: BLE001 - it is what is looked for
+        if step == "name" and isinstance(error, ValueError):
+            return refusal(error, path.name)
+        return "traceback", f"{step}: {describe(error)}"
+    return None

@@ -27,7 +27,7 @@ from fastpsl.pipelines.remote import ahead, failures
 from fastpsl.pipelines.remote.cache import Cache
 from fastpsl.pipelines.remote.part_locks import PartLocks
 from fastpsl.pipelines.views import ViewSpec
-from tests.faults.changed_data import beton as write_beton_of_photos
+from tests.faults.runs import beton as write_beton_of_photos
 from tests.pipelines.forked import in_a_forked_process
 from tests.pipelines.paged import write_paged
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server

@@ -10,7 +10,7 @@ from fastpsl.pipelines.beton import table
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import Shard
 from fastpsl.pipelines.beton.table import Table, TruncatedError
-from tests.faults.changed_data import beton
+from tests.faults.runs import beton
 
 ROW = np.dtype([("a", "u1"), ("b", "<u8"), ("c", "<u2")], align=True)
 START, NUM = 13, 1000
