@@ -1,4 +1,4 @@
-"""The judge of cases: it runs them in forked children of this process, within limits of time and memory.
+"""Categories in processes of their own, and cases in forked children of them, within limits.
 
 A child takes a batch of cases, so that imports and compilation are paid once. The parent knows the current
 case of a child. A case in which a child dies or hangs is tried again alone, and the others go on in a new
@@ -10,6 +10,7 @@ The parent must have a single thread when it forks, so only children start threa
 import contextlib
 import ctypes
 import faulthandler
+import importlib
 import json
 import os
 import re
@@ -20,16 +21,66 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults.report import FAILURES, Finding, Outcome
+from tests.faults.report import CATEGORIES, FAILURES, Category, Finding, Outcome
 from tests.pipelines.memory import own_memory
+from tests.warm import CONTEXT
 
 _PR_SET_PDEATHSIG = 1
 _NOT_PREPARED = 71  # exit code for a fault of the harness itself
+_SILENT_S = 10.0
 _BATCH = 250  # the most cases that a child takes
 _OURS = re.compile(r"/(fastpsl|pipelines|kernels|recipes)/[^:]*\.py$")
+
+
+def run(category: Category, folder: Path) -> None:
+    """Run one category in its own process; if the category itself fails, that is one finding."""
+    folder.mkdir()
+    receiving, sending = CONTEXT.Pipe(duplex=False)
+    arguments = (sending, category.name, folder, category.seed, category.count)
+    process = CONTEXT.Process(target=_in_process, args=arguments, daemon=False)
+    process.start()
+    sending.close()
+    started = last_shown = time.monotonic()
+    print(f"{category.name}: a count of {category.count:,}, from seed {category.seed}", flush=True)
+    try:
+        while True:
+            if receiving.poll(max(0.0, last_shown + _SILENT_S - time.monotonic())):
+                finding = receiving.recv()
+                if not isinstance(finding, Finding):
+                    category.finished, category.cpu_seconds = True, finding
+                    break
+                category.add(finding)
+                if finding.failed:
+                    print(f"  {finding.case}: {finding.outcome}: {finding.detail!a}")
+                    print(f"    {category.repeat(finding)}", flush=True)
+            category.seconds = time.monotonic() - started
+            if time.monotonic() - last_shown >= _SILENT_S:
+                print(f"  {category.progress()}", flush=True)
+                last_shown = time.monotonic()
+    except EOFError:
+        process.join()
+        category.add(Finding("the category itself", "crash", f"exit code {process.exitcode}"))
+    finally:
+        category.seconds = time.monotonic() - started
+        receiving.close()
+        if process.pid and process.is_alive() and not category.finished:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+    print(f"  {category.progress()}", flush=True)
+
+
+def _in_process(sending: Connection, name: str, folder: Path, seed: int, count: int) -> None:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    module = importlib.import_module(f"tests.faults.{CATEGORIES[name][0]}")
+    for finding in getattr(module, name)(folder, seed, count):
+        sending.send(finding)
+    times = os.times()
+    sending.send(times.user + times.system + times.children_user + times.children_system)
 
 
 class Case(NamedTuple):

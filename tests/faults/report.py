@@ -38,6 +38,21 @@ FAILURES = {
 }
 
 
+# The categories in the order of a run: the module and the number of cases of each.
+CATEGORIES = {
+    "betons": ("betons", 10_000),
+    "side_files": ("betons", 10_000),
+    "images": ("images", 10_000),
+    "hostile": ("hostile", 1_500),
+    "kills": ("strikes", 200),
+    "signals": ("strikes", 44),
+    "surroundings": ("surroundings", 72),  # each trial once
+    "ranks": ("strikes", 40),
+    "openings": ("growth", 10_000),  # openings of each decoder
+    "training": ("growth", 60),  # minutes
+}
+
+
 class Finding(NamedTuple):
     """The outcome of one fault.
 

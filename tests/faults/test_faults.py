@@ -17,13 +17,12 @@ from PIL import Image
 
 from bench.pages import written
 from tests.faults import growth, page
-from tests.faults.__main__ import CATEGORIES, run
 from tests.faults.attacks import ATTACKS, ESCAPES, MARKUP, PRIVATE_IMAGE
-from tests.faults.child import Case, Jury, Limits, refusal
+from tests.faults.child import Case, Jury, Limits, refusal, run
 from tests.faults.gates import Gate
 from tests.faults.growth import Held, judge_growth, slope
 from tests.faults.hostile import Subject
-from tests.faults.report import Category
+from tests.faults.report import CATEGORIES, Category
 from tests.faults.runs import ProcessEnd, verdict
 from tests.faults.strikes import kills, ranks, signals
 from tests.faults.surroundings import TRIALS, surroundings
