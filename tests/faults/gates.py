@@ -140,8 +140,8 @@ def _proposals_mat(path: Path) -> None:
     savemat(path, cells)
 
 
-def _npz(path: Path) -> None:
-    np.savez(path, images=np.stack([photo(i, 16, 16) for i in range(4)]), labels=np.arange(4))
+def _photos() -> np.ndarray:
+    return np.stack([photo(i, 16, 16) for i in range(4)])
 
 
 def add(tar: tarfile.TarFile, name: str, data: Any, size: int | None = None, **values: Any) -> None:
@@ -249,14 +249,12 @@ def _resume(path: Path) -> str:
     return "; ".join(find_checkpoint(options, one_process(), path.parents[1], _SCIENCE, {})[2])
 
 
-def _open_labels(path: Path) -> str:
-    with _small_beton(path.parent) as data:
-        return f"{read_labels(path, data).num_classes} classes"
+def _with_beton(read: Callable[[Path, Beton], Any]) -> Callable[[Path], str]:
+    def open(path: Path) -> str:
+        with _small_beton(path.parent) as data:
+            return str(read(path, data))
 
-
-def _open_label_list(path: Path) -> str:
-    with _small_beton(path.parent) as data:
-        return str(read_label_list(path, data))
+    return open
 
 
 def _open_permutations(path: Path) -> str:
@@ -310,16 +308,16 @@ GATES = (
     Gate("w.safetensors", _safetensors, _export),
     Gate("w.pth.json", _export_json, _export_by_json),
     Gate("checkpoints/step-00000003.pt", _checkpoint, _resume),
-    Gate("labels.npz", _labels, _open_labels),
+    Gate("labels.npz", _labels, _with_beton(lambda path, data: read_labels(path, data).num_classes)),
     Gate("p.npy", lambda path: np.save(path, np.stack([_ARANGE, _ARANGE[::-1]])), _open_permutations),
     Gate("p.bin", _permutations_bin, _open_permutations),
-    Gate("list.txt", lambda path: path.write_text("0\n3\n"), _open_label_list),
-    Gate("list.npy", lambda path: np.save(path, np.array([0, 3])), _open_label_list),
+    Gate("list.txt", lambda path: path.write_text("0\n3\n"), _with_beton(read_label_list)),
+    Gate("list.npy", lambda path: np.save(path, np.array([0, 3])), _with_beton(read_label_list)),
     Gate("p.pkl", _proposals, _open_proposals),
     Gate("p.mat", _proposals_mat, _open_proposals),
     Gate("VOC2007/Annotations/000007.xml", lambda path: voc_2007(path.parents[2]), _open_voc),
     Gate("VOC2007/ImageSets/Main/trainval.txt", lambda path: voc_2007(path.parents[3]), _open_voc),
-    Gate("x.npz", _npz, _write),
+    Gate("x.npz", lambda path: np.savez(path, images=_photos(), labels=np.arange(4)), _write),
     Gate("x.tar", write_tar, _write),
     Gate("x.tar.gz", _targz, _write),
     Gate("w.tar", _webdataset, _write),

@@ -4,13 +4,13 @@ import json
 import os
 import platform
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from bench.schema import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 Outcome = tuple[str, str]  # a few words, and one line: the message, or a measurement
@@ -134,13 +134,20 @@ class Category:
 
 def write_results(path: Path, categories: Iterable[Category], command: str, seed: int) -> None:
     """Write the results as JSON, under another name and then renamed; unfinished categories are marked."""
+    here = environment()
     results = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "seed": seed,
-        "commit": _commit(),
-        "machine": _machine(),
-        "versions": _versions(),
+        "commit": here["commit"] or "",
+        "machine": {
+            "cpu": here["cpu"],
+            "cores": here["num_cores"],
+            "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            "kernel": platform.release(),
+            "load": round(here["load_average_before"], 1),
+        },
+        "versions": {"python": here["python"], **here["versions"]},
         "categories": {category.name: category.as_json() for category in categories},
     }
     temporary = path.with_name(f".{path.name}.partial")
@@ -149,34 +156,3 @@ def write_results(path: Path, categories: Iterable[Category], command: str, seed
     text = re.sub(r"/[\w./-]*/faults-\w+/", "", text).replace(str(ROOT), ".")
     temporary.write_text(text + "\n")
     os.replace(temporary, path)
-
-
-def _commit() -> str:
-    """Return the commit of the tree, with "+" if files differ from it; "" outside of a repository."""
-
-    def git(*words: str) -> str:
-        return subprocess.check_output(["git", *words], cwd=ROOT, text=True, timeout=30, stderr=-3).strip()
-
-    try:
-        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _machine() -> dict[str, Any]:
-    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return {
-        "cpu": model[1] if model else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "kernel": platform.release(),
-        "load": round(os.getloadavg()[0], 1),
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "numpy", "numba", "pillow", "ffcv")
-    installed = {dist.name.lower(): dist.version for dist in metadata.distributions() if dist.name}
-    dali = ("nvidia-dali-cuda120", "nvidia-dali-cuda130")
-    found = {package: installed[package] for package in (*packages, *dali) if package in installed}
-    return {"python": platform.python_version(), **found}

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastpsl.pipelines.beton.sidecar import sidecar_path
 from fastpsl.pipelines.beton.verify import verify
@@ -142,10 +143,11 @@ def _full_disk(folder: Path, disk: Path) -> Outcome:
     return outcome if second[0] == "goes on" else second
 
 
-def _write(folder: Path, out: Path, **settings: object) -> Outcome:
-    """Write a beton, which must leave nothing behind if it is refused."""
-    outcome = fastpsl(folder, "data", "write", write_images(folder / "pictures"), out, **settings)  # type: ignore[arg-type]
-    names = [path.name for path in out.parent.glob(f"*{out.name}*")]
+def _write(folder: Path, place: Path, **settings: Any) -> Outcome:
+    """Write a beton into `place`, which must leave nothing behind if it is refused."""
+    source = write_images(folder / "pictures")
+    outcome = fastpsl(folder, "data", "write", source, place / "x.beton", **settings)
+    names = [path.name for path in place.iterdir() if path.name not in ("pictures", "log", "log.out")]
     return ("differs", f"left behind: {names}") if outcome[0] == "refused" and names else outcome
 
 
@@ -154,49 +156,34 @@ def _shrink_shared_memory() -> None:
     _mount("-t", "tmpfs", "-o", "size=64k", "faults", "/dev/shm")
 
 
-_READ_ONLY = ("cannot be written", "choose a folder")
+def _full(name: str) -> Trial:
+    """Return a trial where the place that a variable names is full; only a folder of images needs a cache."""
+
+    def trial(folder: Path, disk: Path) -> Outcome:
+        data = ("--data", write_images(folder / "pictures")) if name == "XDG_CACHE_HOME" else ()
+        return recipe(folder, *data, environment={name: str(disk)}, words=("No space left", name))
+
+    return _on_disk("64k", trial, _fill)
+
+
+def _train_on_read_only(folder: Path, disk: Path) -> Outcome:
+    return recipe(folder, out=disk / "run", words=("cannot be written", "choose a folder"))
+
+
+_read_only = partial(_on_disk, "100m", read_only=True)
 _DISKS: dict[str, Trial] = {
     **{f"disk of {size}": _on_disk(size, _full_disk) for size in ("1m", "7m", "12m", "18m")},
-    "full disk for a beton": _on_disk(
-        "200k", lambda folder, disk: _write(folder, disk / "x.beton", words=("No space left",))
+    "full disk for a beton": _on_disk("200k", partial(_write, words=("No space left",))),
+    "full temporary folder": _full("TMPDIR"),
+    "full cache": _full("XDG_CACHE_HOME"),
+    "read only run folder": _read_only(_train_on_read_only),
+    "read only run that exists": _read_only(
+        _train_on_read_only, lambda disk: recipe(disk.parent, out=disk / "run")
     ),
-    "full temporary folder": _on_disk(
-        "64k",
-        lambda folder, disk: recipe(
-            folder, environment={"TMPDIR": str(disk)}, words=("No space left", "TMPDIR")
-        ),
-        _fill,
-    ),
-    # The index of the folder of images does not fit; nothing else needs the cache.
-    "full cache": _on_disk(
-        "64k",
-        lambda folder, disk: recipe(
-            folder,
-            *("--data", write_images(folder / "pictures")),
-            environment={"XDG_CACHE_HOME": str(disk)},
-            words=("No space left", "XDG_CACHE_HOME"),
-        ),
-        _fill,
-    ),
-    "read only run folder": _on_disk(
-        "100m", lambda folder, disk: recipe(folder, out=disk / "run", words=_READ_ONLY), read_only=True
-    ),
-    "read only run that exists": _on_disk(
-        "100m",
-        lambda folder, disk: recipe(folder, out=disk / "run", words=_READ_ONLY),
-        lambda disk: recipe(disk.parent, out=disk / "run"),
-        read_only=True,
-    ),
-    "read only beton": _on_disk(
-        "100m",
-        lambda folder, disk: _write(folder, disk / "x.beton", words=("Read-only file system",)),
-        read_only=True,
-    ),
-    "data on a read only disk": _on_disk(
-        "100m",
+    "read only beton": _read_only(partial(_write, words=("Read-only file system",))),
+    "data on a read only disk": _read_only(
         lambda folder, disk: recipe(folder, "--data", disk / "pictures"),
         lambda disk: write_images(disk / "pictures"),
-        read_only=True,
     ),
     "tiny shared memory": _needs_mounts(
         lambda folder: recipe(folder, prepare=_shrink_shared_memory, words=("/dev/shm",))
@@ -216,7 +203,7 @@ def _limited(work: str, name: str, value: int, words: tuple[str, ...], folder: P
     prepare = partial(_set_limit, name, value)
     if work == "train":
         return recipe(folder, words=words, prepare=prepare)
-    return _write(folder, folder / "x.beton", words=words, prepare=prepare)
+    return _write(folder, folder, words=words, prepare=prepare)
 
 
 _FILES, _LARGE, _MEMORY = ("Too many open files", "ulimit -n"), ("File too large", "ulimit -f"), ("memory",)
@@ -261,6 +248,14 @@ def _other(data: Path) -> Path:
     return beton(data.parent / "other.beton", seed=100)
 
 
+def _size(data: Path) -> int:
+    return data.stat().st_size
+
+
+def _truncate(data: Path, share: float) -> None:
+    os.truncate(data, int(_size(data) * share))
+
+
 def _overwrite(data: Path, content: bytes) -> None:
     with open(data, "r+b") as file:
         file.write(content)
@@ -277,13 +272,9 @@ _CHANGED_DATA: dict[str, Trial] = {
     "deleted": _changed(_delete),  # the open file stays readable
     # The open file stays, or the message names the new one.
     "replaced by a renamed one": _changed(lambda data: os.replace(_other(data), data), "changed"),
-    "truncated in its pictures": _changed(
-        lambda data: os.truncate(data, data.stat().st_size * 2 // 3), "truncated"
-    ),
-    "truncated to nothing": _changed(lambda data: os.truncate(data, 0), "truncated"),
-    "overwritten by zeros": _changed(
-        lambda data: _overwrite(data, bytes(data.stat().st_size)), "overwritten"
-    ),
+    "truncated in its pictures": _changed(lambda data: _truncate(data, 2 / 3), "truncated"),
+    "truncated to nothing": _changed(lambda data: _truncate(data, 0), "truncated"),
+    "overwritten by zeros": _changed(lambda data: _overwrite(data, bytes(_size(data))), "overwritten"),
     "overwritten by another beton": _overwritten_by_another,
     "folder deleted": _changed(shutil.rmtree, "No such file", images=True),
     "a picture of a folder deleted": _changed(lambda data: os.unlink(data / _GONE), _GONE, images=True),
@@ -340,6 +331,14 @@ def _in_home(**environment: str | None) -> Trial:
     return lambda folder: recipe(folder, how=fresh, environment=environment)
 
 
+def _read_only_without_home(folder: Path) -> Outcome:
+    """Train as in a container, where the tree, Python's folders and the home are read-only."""
+    environment = _NOWHERE | {"NUMBA_CACHE_DIR": None}
+    return recipe(
+        folder, how=fresh, environment=environment, preexec_fn=partial(_make_read_only, *_INSTALLED)
+    )
+
+
 def _read_only_without_temporary(folder: Path) -> Outcome:
     """Train where nothing lasts between processes, not even compiled code.
 
@@ -347,8 +346,8 @@ def _read_only_without_temporary(folder: Path) -> Outcome:
     """
     read_only = partial(_make_read_only, *_INSTALLED, Path("/var/tmp"), Path("/tmp"), but=folder)
     environment = _NOWHERE | {"NUMBA_CACHE_DIR": None, "TMPDIR": "/proc/nope"}
-    settings = {"speaker": "fastpsl", "refusals": (1,), "environment": environment, "preexec_fn": read_only}
-    return recipe(folder, how=fresh, words=("NUMBA_CACHE_DIR",), **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"speaker": "fastpsl", "refusals": (1,), "environment": environment}
+    return recipe(folder, how=fresh, words=("NUMBA_CACHE_DIR",), preexec_fn=read_only, **settings)
 
 
 _NOWHERE: dict[str, str | None] = {"HOME": "/proc/nope", "XDG_CACHE_HOME": None}
@@ -360,15 +359,7 @@ _HOMES: dict[str, Trial] = {
     "no temporary folder": lambda folder: _in_home(TMPDIR=str(folder / "nowhere"))(folder),
     "working folder deleted": lambda folder: recipe(folder, prepare=partial(_stand_nowhere, folder / "gone")),
     "another user": _another_user,
-    # As in a container, where the tree, Python's folders and the home are read-only.
-    "a read only installation without a home": _needs_mounts(
-        lambda folder: recipe(
-            folder,
-            how=fresh,
-            environment=_NOWHERE | {"NUMBA_CACHE_DIR": None},
-            preexec_fn=partial(_make_read_only, *_INSTALLED),
-        )
-    ),
+    "a read only installation without a home": _needs_mounts(_read_only_without_home),
     "a read only installation and temporary folder": _needs_mounts(_read_only_without_temporary),
 }
 
