@@ -8,7 +8,7 @@ import base64
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -69,169 +69,127 @@ class Mutant(bytearray):
         return np.frombuffer(memoryview(self)[self.data_end : self.allocations_end], ALLOCATION)
 
 
-def _header_field(m: Mutant, random: Random) -> None:
-    """Set a wrong count or pointer."""
-    start, size = random.choice([(0, 2), (2, 2), (4, 4), (8, 8), (16, 8)])
-    near = [m.num - 1, m.num + 1, m.num // 2, m.data_end - 24, m.data_end + 24, m.data_end - 1]
-    value = random.choice([*EXTREMES, *near, m.end, m.end - 24, 3, 256]) % (1 << 8 * size)
-    m[start : start + size] = value.to_bytes(size, "little")
+def damage(m: Mutant, kind: str, random: Random) -> None:
+    """Damage a beton in one of KINDS, in place."""
+    match kind:
+        case "header_bit":
+            flip(m, random, [1, 1, 2, 4], 0, _HEAD)
+        case "header_field":  # a wrong count or pointer
+            start, size = random.choice([(0, 2), (2, 2), (4, 4), (8, 8), (16, 8)])
+            near = [m.num - 1, m.num + 1, m.num // 2, m.data_end - 24, m.data_end + 24, m.data_end - 1]
+            value = random.choice([*EXTREMES, *near, m.end, m.end - 24, 3, 256]) % (1 << 8 * size)
+            m[start : start + size] = value.to_bytes(size, "little")
+        case "descriptor_bit":
+            flip(m, random, [1, 2, 8], _HEAD, m.table)
+            if random.random() < 0.5:
+                m[_HEAD + FIELD.itemsize * random.randrange(2)] = random.randrange(9)
+        case "table_bit":
+            flip(m, random, [1, 1, 3, 20], m.table, m.table_end)
+        case "label":
+            labels = [-2, -1, 0, 1, 2, 3, 2**31 - 2, 2**31 - 1, 2**31, 2**63 - 1, -(2**63)]
+            m.rows["f1"][random.randrange(m.num)] = random.choice(labels)
+        case "mode":
+            m.images["mode"][random.randrange(m.num)] = random.choice([0, 1, 2, 255])
+        case "side":  # the width, the height or both of one sample
+            row = m.images[random.randrange(m.num) :][:1]
+            for name in random.choice([("width",), ("height",), ("width", "height")]):
+                px = int(row[name][0])
+                row[name] = random.choice([0, 1, 2, 65535, 32768, px + 1, px // 2])
+        case "pointer":
+            one, other = (random.randrange(m.num) for _ in range(2))
+            near = [m.data_end, m.data_end - 1, m.end, m.table, int(m.images["data_ptr"][other])]
+            m.images["data_ptr"][one] = np.uint64(random.choice(EXTREMES + near))
+        case "allocation_bit":
+            flip(m, random, [1, 1, 3, 20], m.data_end, m.allocations_end)
+        case "allocation_field":
+            one, other = (random.randrange(m.num) for _ in range(2))
+            size = int(m.allocations["size"][one])
+            near = [m.data_end, size - 1, size + 1, 3, 4, int(m.allocations["ptr"][other])]
+            number = np.uint64(random.choice(EXTREMES + near))
+            m.allocations[random.choice(["sample_id", "ptr", "size", "size"])][one] = number
+        case "allocation_order":  # of the rows of the table, or of one of its columns
+            column = random.choice([None, "size", "ptr", "sample_id"])
+            if column is None:
+                order = np.random.default_rng(random.randrange(1 << 30)).permutation(m.num)
+                m.allocations[:] = m.allocations[order]
+            else:
+                m.allocations[column] = m.allocations[column][::-1].copy()
+        case "data_bit":
+            flip(m, random, [1, 1, 10, 1000], m.data, m.data_end)
+        case "sample_head_bit":  # a JPEG's headers are there
+            start = int(m.images["data_ptr"][random.randrange(m.num)])
+            flip(m, random, [1, 2, 5], start, min(start + 700, m.data_end))
+        case "anywhere_bit":
+            flip(m, random, [1, 1, 8, 64])
+        case "tail_bit":
+            flip(m, random, [1, 2, 8], m.end - 64)
+        case "truncate":
+            del m[random.randrange(m.end) :]
+        case "truncate_at_a_border":
+            ends = [0, _HEAD, m.table, m.table_end, m.data, m.data_end, m.allocations_end, m.end - 24, m.end]
+            del m[max(0, random.choice(ends) + random.choice([-1, 0, 1])) :]
+        case "grow":
+            noise = random.randbytes(24), random.randbytes(240)
+            m += random.choice([bytes(1), bytes(24), bytes(_BLOCK), *noise, bytes(m[m.data_end :])])
+        case "zeros":  # a page, a block or a run, as if it had never been written
+            size = random.choice([_SECTOR, _BLOCK, 65536, 1 << 21, random.randrange(1, 5000)])
+            starts = [0, random.randrange(m.data, m.end), m.end - 1, random.randrange(m.table_end)]
+            start = random.choice(starts)
+            start -= start % _SECTOR if size % _SECTOR == 0 else 0
+            m[start : start + size] = bytes(min(size, len(m) - start))
+        case "swapped_blocks":
+            size = random.choice([_SECTOR, _BLOCK])
+            one, other = (random.randrange(m.data, m.end - size) // _SECTOR * _SECTOR for _ in range(2))
+            if abs(one - other) >= size:
+                m[one : one + size], m[other : other + size] = m[other : other + size], m[one : one + size]
+        case "noise":  # in one of the file's regions
+            borders = [0, _HEAD, m.table, m.table_end, m.data, m.data_end, m.end]
+            start = random.randrange(*random.choice([borders[i : i + 2] for i in (0, 1, 2, 4, 5)]))
+            size = min(random.choice([2, 8, 64, 1024]), m.end - start)
+            m[start : start + size] = random.randbytes(size)
+        case "copied_part":
+            start, to = random.randrange(m.end), random.randrange(m.end)
+            part = m[start : start + random.randrange(1, 20000)][: m.end - to]
+            m[to : to + len(part)] = part
+        case "doubled_table":  # the first row of a table repeated, or one table replaced by the other
+            how = random.randrange(3)
+            if how < 2:
+                table = (m.allocations, m.rows)[how]
+                table[:] = table[0]
+            else:
+                part = m[m.data_end : m.allocations_end][: m.table_end - m.table]
+                m[m.table : m.table + len(part)] = part
+        case "swapped_rows":  # two samples, with or without their labels, so that every row stays sound
+            one, other = random.sample(range(m.num), 2)
+            field = random.choice([None, "f0", "f1"])
+            table = m.rows if field is None else m.rows[field]
+            table[[one, other]] = table[[other, one]].copy()
+        case "agreed_size":  # a wrong one both in the table and in the JPEG's header
+            row = m.images[random.randrange(m.num) :][:1]
+            height, width = int(row["height"][0]), int(row["width"][0])
+            sizes = [(65535, 65535), (1, 1), (65535, 1), (8, 65535), (20000, 20000), (height + 1, width)]
+            height, width = random.choice([*sizes, (2 * height, 2 * width)])
+            row["height"], row["width"] = height, width
+            at = int(row["data_ptr"][0]) + 2
+            while m[at] == 0xFF and m[at + 1] not in _FRAMES and at + 4 < m.data_end:
+                at += 2 + int.from_bytes(m[at + 2 : at + 4], "big")
+            if m[at] == 0xFF:
+                m[at + 5 : at + 9] = struct.pack(">HH", height, width)
+        case "raw_for_jpeg":  # a JPEG as raw pixels of a size that fits, or does not
+            one = random.randrange(m.num)
+            height, width = random.choice([(10, 10), (1, 1), (20, 5), (65535, 65535)])
+            m.images[["mode", "height", "width"]][one] = (1, height, width)
+            m.allocations["size"][one] = height * width * 3
+        case _:
+            raise KeyError(kind)
 
 
-def _descriptor_bit(m: Mutant, random: Random) -> None:
-    flip(m, random, [1, 2, 8], _HEAD, m.table)
-    if random.random() < 0.5:
-        m[_HEAD + FIELD.itemsize * random.randrange(2)] = random.randrange(9)
-
-
-def _label(m: Mutant, random: Random) -> None:
-    values = [-2, -1, 0, 1, 2, 3, 2**31 - 2, 2**31 - 1, 2**31, 2**63 - 1, -(2**63)]
-    m.rows["f1"][random.randrange(m.num)] = random.choice(values)
-
-
-def _mode(m: Mutant, random: Random) -> None:
-    m.images["mode"][random.randrange(m.num)] = random.choice([0, 1, 2, 255])
-
-
-def _side(m: Mutant, random: Random) -> None:
-    """Change the width, the height or both of one sample."""
-    row = m.images[random.randrange(m.num) :][:1]
-    for name in random.choice([("width",), ("height",), ("width", "height")]):
-        row[name] = random.choice([0, 1, 2, 65535, 32768, int(row[name][0]) + 1, int(row[name][0]) // 2])
-
-
-def _pointer(m: Mutant, random: Random) -> None:
-    one, other = (random.randrange(m.num) for _ in range(2))
-    near = [m.data_end, m.data_end - 1, m.end, m.table, int(m.images["data_ptr"][other])]
-    m.images["data_ptr"][one] = np.uint64(random.choice(EXTREMES + near))
-
-
-def _allocation_field(m: Mutant, random: Random) -> None:
-    table = m.allocations
-    one, other = (random.randrange(m.num) for _ in range(2))
-    size = int(table["size"][one])
-    near = [m.data_end, size - 1, size + 1, 3, 4, int(table["ptr"][other])]
-    value = np.uint64(random.choice(EXTREMES + near))
-    table[random.choice(["sample_id", "ptr", "size", "size"])][one] = value
-
-
-def _allocation_order(m: Mutant, random: Random) -> None:
-    """Reorder the rows of the allocation table, or one of its columns."""
-    table, name = m.allocations, random.choice([None, "size", "ptr", "sample_id"])
-    if name is None:
-        table[:] = table[np.random.default_rng(random.randrange(1 << 30)).permutation(len(table))]
-    else:
-        table[name] = table[name][::-1].copy()
-
-
-def _sample_head_bit(m: Mutant, random: Random) -> None:
-    """Flip bits in the first bytes of a sample, which are a JPEG's headers."""
-    start = int(m.images["data_ptr"][random.randrange(m.num)])
-    flip(m, random, [1, 2, 5], start, min(start + 700, m.data_end))
-
-
-def _truncate(m: Mutant, random: Random) -> None:
-    del m[random.randrange(m.end) :]
-
-
-def _truncate_at_a_border(m: Mutant, random: Random) -> None:
-    borders = [0, _HEAD, m.table, m.table_end, m.data, m.data_end, m.allocations_end, m.end - 24, m.end]
-    del m[max(0, random.choice(borders) + random.choice([-1, 0, 1])) :]
-
-
-def _grow(m: Mutant, random: Random) -> None:
-    noise = random.randbytes(24), random.randbytes(240)
-    m += random.choice([bytes(1), bytes(24), bytes(_BLOCK), *noise, bytes(m[m.data_end :])])
-
-
-def _zeros(m: Mutant, random: Random) -> None:
-    """Zero a page, a block or a run, as if it had never been written."""
-    size = random.choice([_SECTOR, _BLOCK, 65536, 1 << 21, random.randrange(1, 5000)])
-    starts = [0, random.randrange(m.data, m.end), m.end - 1, random.randrange(m.table_end)]
-    start = random.choice(starts)
-    start -= start % _SECTOR if size % _SECTOR == 0 else 0
-    m[start : start + size] = bytes(min(size, len(m) - start))
-
-
-def _swapped_blocks(m: Mutant, random: Random) -> None:
-    size = random.choice([_SECTOR, _BLOCK])
-    one, other = (random.randrange(m.data, m.end - size) // _SECTOR * _SECTOR for _ in range(2))
-    if abs(one - other) >= size:
-        m[one : one + size], m[other : other + size] = m[other : other + size], m[one : one + size]
-
-
-def _noise(m: Mutant, random: Random) -> None:
-    """Write random bytes over a part of one of the file's regions."""
-    borders = [0, _HEAD, m.table, m.table_end, m.data, m.data_end, m.end]
-    start = random.randrange(*random.choice([borders[i : i + 2] for i in (0, 1, 2, 4, 5)]))
-    size = min(random.choice([2, 8, 64, 1024]), m.end - start)
-    m[start : start + size] = random.randbytes(size)
-
-
-def _copied_part(m: Mutant, random: Random) -> None:
-    """Copy one part of the file over another."""
-    start, to, size = random.randrange(m.end), random.randrange(m.end), random.randrange(1, 20000)
-    part = m[start : start + size][: m.end - to]
-    m[to : to + len(part)] = part
-
-
-def _doubled_table(m: Mutant, random: Random) -> None:
-    """Repeat the first row of a table, or replace one table by the other."""
-    how = random.randrange(3)
-    if how < 2:
-        table = (m.allocations, m.rows)[how]
-        table[:] = table[0]
-    else:
-        part = m[m.data_end : m.allocations_end][: m.table_end - m.table]
-        m[m.table : m.table + len(part)] = part
-
-
-def _swapped_rows(m: Mutant, random: Random) -> None:
-    """Swap two samples in the table, with or without their labels, so that every row stays sound."""
-    one, other = random.sample(range(m.num), 2)
-    part = random.choice([None, "f0", "f1"])
-    column = m.rows if part is None else m.rows[part]
-    column[[one, other]] = column[[other, one]].copy()
-
-
-def _agreed_size(m: Mutant, random: Random) -> None:
-    """Set a wrong size both in the table and in the JPEG's header."""
-    row = m.images[random.randrange(m.num) :][:1]
-    height, width = int(row["height"][0]), int(row["width"][0])
-    sizes = [(65535, 65535), (1, 1), (65535, 1), (8, 65535), (20000, 20000), (height + 1, width)]
-    height, width = random.choice([*sizes, (2 * height, 2 * width)])
-    row["height"], row["width"] = height, width
-    at = int(row["data_ptr"][0]) + 2
-    while m[at] == 0xFF and m[at + 1] not in _FRAMES and at + 4 < m.data_end:
-        at += 2 + int.from_bytes(m[at + 2 : at + 4], "big")
-    if m[at] == 0xFF:
-        m[at + 5 : at + 9] = struct.pack(">HH", height, width)
-
-
-def _raw_for_jpeg(m: Mutant, random: Random) -> None:
-    """Declare a JPEG to be raw pixels of a size that fits, or does not."""
-    index = random.randrange(m.num)
-    height, width = random.choice([(10, 10), (1, 1), (20, 5), (65535, 65535)])
-    m.images[["mode", "height", "width"]][index] = (1, height, width)
-    m.allocations["size"][index] = height * width * 3
-
-
-KINDS: dict[str, Callable[[Mutant, Random], object]] = {
-    "header_bit": lambda m, random: flip(m, random, [1, 1, 2, 4], 0, _HEAD),
-    "header_field": _header_field,
-    "descriptor_bit": _descriptor_bit,
-    "table_bit": lambda m, random: flip(m, random, [1, 1, 3, 20], m.table, m.table_end),
-    "label": _label, "mode": _mode, "side": _side, "pointer": _pointer,
-    "allocation_bit": lambda m, random: flip(m, random, [1, 1, 3, 20], m.data_end, m.allocations_end),
-    "allocation_field": _allocation_field, "allocation_order": _allocation_order,
-    "data_bit": lambda m, random: flip(m, random, [1, 1, 10, 1000], m.data, m.data_end),
-    "sample_head_bit": _sample_head_bit,
-    "anywhere_bit": lambda m, random: flip(m, random, [1, 1, 8, 64]),
-    "tail_bit": lambda m, random: flip(m, random, [1, 2, 8], m.end - 64),
-    "truncate": _truncate, "truncate_at_a_border": _truncate_at_a_border, "grow": _grow, "zeros": _zeros,
-    "swapped_blocks": _swapped_blocks, "noise": _noise, "copied_part": _copied_part,
-    "doubled_table": _doubled_table, "swapped_rows": _swapped_rows, "agreed_size": _agreed_size,
-    "raw_for_jpeg": _raw_for_jpeg,
-}  # fmt: skip
+KINDS = (
+    "header_bit", "header_field", "descriptor_bit", "table_bit", "label", "mode", "side", "pointer",
+    "allocation_bit", "allocation_field", "allocation_order", "data_bit", "sample_head_bit", "anywhere_bit",
+    "tail_bit", "truncate", "truncate_at_a_border", "grow", "zeros", "swapped_blocks", "noise", "copied_part",
+    "doubled_table", "swapped_rows", "agreed_size", "raw_for_jpeg",
+)  # fmt: skip
 
 
 def sound_beton(path: Path, mode: str) -> Path:
@@ -269,7 +227,7 @@ def betons(folder: Path, seed: int, count: int) -> Iterator[Finding]:
         with_json = choices.random() < 0.5
         on_bad_sample = "skip" if choices.random() < 0.25 else "raise"
         mutant = Mutant(contents[mode][0])
-        KINDS[case.name](mutant, Random(case.seed))
+        damage(mutant, case.name, Random(case.seed))
         path.write_bytes(mutant)
         sidecar_path(path).unlink(missing_ok=True)
         if with_json:
@@ -278,10 +236,10 @@ def betons(folder: Path, seed: int, count: int) -> Iterator[Finding]:
         json_words = "with JSON" if with_json else "no JSON"
         return outcome, f"{mode}, {decoder}, {on_bad_sample}, {json_words}: {detail}"
 
-    yield from Jury(judge, folder / "log", LIMITS, read_sound).findings(_cases(list(KINDS), seed, count))
+    yield from Jury(judge, folder / "log", LIMITS, read_sound).findings(_cases(KINDS, seed, count))
 
 
-def _cases(kinds: list[str], seed: int, count: int) -> list[Case]:
+def _cases(kinds: Sequence[str], seed: int, count: int) -> list[Case]:
     return [Case(number, kinds[number % len(kinds)]) for number in range(seed, seed + count)]
 
 
@@ -316,71 +274,53 @@ def _read(path: Path, decoder: str, on_bad_sample: str, expected: Reading) -> Ou
     return "found", "other pixels or labels are read"
 
 
-# Damage to the JSON: each function returns other bytes for the sound ones, `odd` ones other values.
-
 _WEIRD: list[Any] = [
     None, True, -1, 0, 1, 10**30, 2**63, float("inf"), float("-inf"), float("nan"), 1.5, "", "x", "1", [], {},
     [[]], {"a": 1}, _ESCAPES, ["a"] * 3, "AAAA", [None, 1], "\ud800", "a" * 100_000, "../../etc/passwd",
 ]  # fmt: skip
 
 
-def _bit(text: bytes, random: Random) -> bytes:
-    data = bytearray(text)
-    flip(data, random, [1, 1, 3])
-    return bytes(data)
+def damage_json(text: bytes, kind: str, random: Random) -> bytes:
+    """Damage the JSON in one of SIDE_KINDS."""
+    record = json.loads(text)
+    match kind:
+        case "bit":
+            data = bytearray(text)
+            flip(data, random, [1, 1, 3])
+            return bytes(data)
+        case "truncated":
+            return text[: random.randrange(len(text))]
+        case "value" | "written_value":  # of another type or size
+            place = record if kind == "value" else record["written"]
+            value = random.choice(_WEIRD)
+            place[random.choice(sorted(place))] = value
+        case "missing":
+            del record[random.choice(sorted(record))]
+        case "another":  # no object, or endless nesting
+            depth = random.choice([10, 1000, 200_000])
+            nested = [b"[" * depth, b'{"a":' * depth]
+            return random.choice([b"", b"7", b"null", b"[]", b'"x"', *nested, b"\xff\xfe{\0}\0", bytes(100)])
+        case "paths":  # packed names that are cut or damaged, of another number, a bomb or escapes
+            packed = str(record["source_paths"])
+            raw = bytearray(base64.b64decode(packed))
+            raw[random.randrange(len(raw))] ^= 1 << random.randrange(8)
+            escapes = f"{_ESCAPES}\n".encode("utf-8", "surrogateescape") * 24
+            names = [b"\n" * 1000, b"a\\", escapes, b"\n" * _NAMES_BYTES]
+            choices = [bytes(raw), random.randbytes(50), *(zlib.compress(name) for name in names)]
+            other = base64.b64encode(random.choice(choices)).decode()
+            record["source_paths"] = random.choice([packed[: len(packed) // 8 * 4], other])
+        case "class_names":  # removed, added or doubled, escapes and markup
+            classes = list(record["class_names"])
+            fours = [[odd] * 4 for odd in (classes[0], _ESCAPES, "<script>", [], None, "a" * 10**6)]
+            record["class_names"] = random.choice([classes[:-1], [*classes, "gnu"], *fours])
+        case _:
+            raise KeyError(kind)
+    return json.dumps(record).encode()
 
 
-def _another(text: bytes, random: Random) -> bytes:
-    """Return no object, or endless nesting."""
-    depth = random.choice([10, 1000, 200_000])
-    nested = [b"[" * depth, b'{"a":' * depth]
-    return random.choice([b"", b"7", b"null", b"[]", b'"x"', *nested, b"\xff\xfe{\0}\0", bytes(100)])
-
-
-def _odd(change: Callable[[dict[str, Any], Random], object]) -> Callable[[bytes, Random], bytes]:
-    def changed(text: bytes, random: Random) -> bytes:
-        record = json.loads(text)
-        change(record, random)
-        return json.dumps(record).encode()
-
-    return changed
-
-
-def _set_any(record: dict[str, Any], random: Random) -> None:
-    """Replace a value by one of another type or size."""
-    value = random.choice(_WEIRD)
-    record[random.choice(sorted(record))] = value
-
-
-def _paths(record: dict[str, Any], random: Random) -> None:
-    """Cut or damage the packed names, change their number, or add a bomb or escapes."""
-    packed = str(record["source_paths"])
-    raw = bytearray(base64.b64decode(packed))
-    raw[random.randrange(len(raw))] ^= 1 << random.randrange(8)
-    escapes = f"{_ESCAPES}\n".encode("utf-8", "surrogateescape") * 24
-    names = [b"\n" * 1000, b"a\\", escapes, b"\n" * _NAMES_BYTES]
-    choices = [bytes(raw), random.randbytes(50), *(zlib.compress(name) for name in names)]
-    other = base64.b64encode(random.choice(choices)).decode()
-    record["source_paths"] = random.choice([packed[: len(packed) // 8 * 4], other])
-
-
-def _class_names(record: dict[str, Any], random: Random) -> None:
-    """Remove, add or double class names, or use escapes and markup."""
-    names = list(record["class_names"])
-    fours = [[value] * 4 for value in (names[0], _ESCAPES, "<script>", [], None, "a" * 10**6)]
-    record["class_names"] = random.choice([names[:-1], [*names, "gnu"], *fours])
-
-
-SIDE_KINDS: dict[str, Callable[[bytes, Random], bytes]] = {
-    "bit": _bit,
-    "truncated": lambda text, random: text[: random.randrange(len(text))],
-    "value": _odd(_set_any),
-    "written_value": _odd(lambda record, random: _set_any(record["written"], random)),
-    "missing": _odd(lambda record, random: record.pop(random.choice(sorted(record)))),
-    "another": _another,
-    "paths": _odd(_paths),
-    "class_names": _odd(_class_names),
-}
+SIDE_KINDS = (
+    "bit", "truncated", "value", "written_value", "missing", "another", "paths", "class_names",
+)  # fmt: skip
 
 
 def side_files(folder: Path, seed: int, count: int) -> Iterator[Finding]:
@@ -396,12 +336,12 @@ def side_files(folder: Path, seed: int, count: int) -> Iterator[Finding]:
         expected.append(read(path, "pillow"))
 
     def judge(case: Case) -> Outcome:
-        sidecar_path(path).write_bytes(SIDE_KINDS[case.name](text, Random(case.seed)))
+        sidecar_path(path).write_bytes(damage_json(text, case.name, Random(case.seed)))
         outcome = _judge_reading(path, "pillow", "raise", expected[0])
         return (_judge_info(path) or outcome) if outcome[0] in ("as before", "refused") else outcome
 
     jury = Jury(judge, folder / "log", LIMITS_OF_SIDE_FILES, read_sound)
-    yield from jury.findings(_cases(list(SIDE_KINDS), seed, count))
+    yield from jury.findings(_cases(SIDE_KINDS, seed, count))
 
 
 def _judge_info(path: Path) -> Outcome | None:
