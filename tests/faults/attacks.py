@@ -264,16 +264,16 @@ def _cells(cells: list[Any], labels: list[int] | None = None) -> Payload:
     return make
 
 
-_WEBDATASET_LABELS = (
-    ("deep", "json", DEEP.encode()), ("infinite", "json", b'{"label": 1e999}'),
-    ("true", "json", b'{"label": true}'), ("a path", "json", b'{"label": "../../x"}'),
-    ("large", "json", b'{"label": 99999999999999999999}'), ("many digits", "cls", DIGITS.encode()),
-    ("escapes", "cls", ESCAPES.encode()), ("negative", "cls", b"-5"),
-)  # fmt: skip
+_WEBDATASET_LABELS: dict[str, str] = {
+    "deep": DEEP, "infinite": '{"label": 1e999}', "true": '{"label": true}', "a path": '{"label": "../../x"}',
+    "large": '{"label": 99999999999999999999}', "many digits": DIGITS, "escapes": ESCAPES, "negative": "-5",
+}  # fmt: skip
 
 
-def _webdataset_label(ending: str, data: bytes) -> Payload:
-    return lambda path: write_tar(path, {"000.jpg": _IMAGE, f"000.{ending}": data})
+def _webdataset_label(name: str, label: str) -> Attack:
+    ending = "cls" if name in ("many digits", "escapes", "negative") else "json"
+    members = {"000.jpg": _IMAGE, f"000.{ending}": label.encode()}
+    return "w.tar", f"label: {name}", lambda path: write_tar(path, members)
 
 
 _ON_ARCHIVES: list[Attack] = [
@@ -284,7 +284,7 @@ _ON_ARCHIVES: list[Attack] = [
     ("x.tar", "60 tars in one another", _tar_nested),
     ("x.tar.gz", "bomb", _targz_bomb),
     ("x.tar.gz", "bomb of zeros", _gz_bomb),
-    *(("w.tar", f"label: {name}", _webdataset_label(*label)) for name, *label in _WEBDATASET_LABELS),
+    *(_webdataset_label(*label) for label in _WEBDATASET_LABELS.items()),
     ("t.parquet", "path of a private picture", _cells([cell(None, _PRIVATE), cell(_IMAGE, "../../x")])),
     ("t.parquet", "nothing in cells", _cells([None, cell(_IMAGE, None), cell(None, None)])),
     ("t.parquet", "labels beyond", _cells([cell(_IMAGE, "a")] * 2, [2**40, -5])),

@@ -291,8 +291,7 @@ def damage_json(text: bytes, kind: str, random: Random) -> bytes:
         case "truncated":
             return text[: random.randrange(len(text))]
         case "value" | "written_value":  # of another type or size
-            place = record if kind == "value" else record["written"]
-            value = random.choice(_WEIRD)
+            place, value = (record if kind == "value" else record["written"]), random.choice(_WEIRD)
             place[random.choice(sorted(place))] = value
         case "missing":
             del record[random.choice(sorted(record))]

@@ -32,25 +32,6 @@ from tests.pipelines.photos import jpeg, photo, photo_samples, write
 from tests.pipelines.voc_folders import voc_2007
 
 _SCIENCE = {"recipe": "jigsaw_r50", "seed": 0}
-_ARANGE = np.arange(9)
-
-
-class Gate(NamedTuple):
-    """An entrance for files of strangers.
-
-    Attributes:
-        place: The file to attack, within a folder.
-        make: Writes the sound file and its companions, with the path of that file.
-        open: Reads it and returns the text that users see; ValueError or exit code 2 if it is refused.
-    """
-
-    place: str
-    make: Callable[[Path], object]
-    open: Callable[[Path], str]
-
-    @property
-    def name(self) -> str:
-        return Path(self.place).name
 
 
 class Refused(ValueError):
@@ -74,74 +55,13 @@ def _command(*arguments: object) -> str:
     return text
 
 
-# Sound files.
-
-
 def small_jpeg(seed: int = 0) -> bytes:
     return jpeg(photo(seed, 32, 40))
-
-
-def _weights() -> dict[str, torch.Tensor]:
-    return {"conv1.weight": torch.arange(64 * 3 * 7 * 7, dtype=torch.float32).reshape(64, 3, 7, 7)}
-
-
-def _pth(path: Path) -> None:
-    torch.save({"state_dict": _weights()}, path)
-
-
-def _safetensors(path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(_weights(), path, metadata={"fastpsl": json.dumps({"backbone": "resnet18"})})
-
-
-def _export_json(path: Path) -> None:
-    _pth(path.with_suffix(""))
-    path.write_text(json.dumps({"sha256": "0", "backbone": "resnet18"}))
-
-
-def _checkpoint(path: Path) -> None:
-    path.parent.mkdir()
-    position = {"stage": 0, "step": 3, "run_step": 3, "first_epoch": 0, "seconds": 1.0, "summaries": []}
-    state = {"format": 1, "science": _SCIENCE, "machine": {}, "position": position, "backbone": _weights()}
-    torch.save({**state, "learner": {}, "task": {}}, path)
 
 
 def _small_beton(folder: Path) -> Beton:
     path = folder / "data.beton"
     return Beton(path if path.exists() else write(path, photo_samples(6)))
-
-
-def _labels(path: Path) -> None:
-    with _small_beton(path.parent) as data:
-        write_labels(path, np.arange(6) % 3, 3, data, "by hand")
-
-
-def _permutations_bin(path: Path) -> None:
-    rows = np.stack([_ARANGE, _ARANGE[::-1]]) + 1
-    path.write_bytes(np.array([2, 9], "<i4").tobytes() + rows.astype("<i4").tobytes())
-
-
-_BOXES = np.array([[1, 1, 20, 20], [2, 3, 30, 40]], np.float32)
-
-
-def _proposals(path: Path) -> None:
-    voc_2007(path.parent)
-    record = {"boxes": [_BOXES] * 2, "scores": [np.ones(2, np.float32)] * 2, "ids": [5, 7]}
-    path.write_bytes(pickle.dumps(record, protocol=2))
-
-
-def _proposals_mat(path: Path) -> None:
-    from scipy.io import savemat
-
-    voc_2007(path.parent)
-    cells = {"images": np.empty(2, object), "boxes": np.empty(2, object)}
-    cells["images"][:], cells["boxes"][:] = ["000005", "000007"], [_BOXES, _BOXES]
-    savemat(path, cells)
-
-
-def _photos() -> np.ndarray:
-    return np.stack([photo(i, 16, 16) for i in range(4)])
 
 
 def add(tar: tarfile.TarFile, name: str, data: Any, size: int | None = None, **values: Any) -> None:
@@ -153,21 +73,10 @@ def add(tar: tarfile.TarFile, name: str, data: Any, size: int | None = None, **v
     tar.addfile(info, io.BytesIO(data) if isinstance(data, bytes) else data)
 
 
-def write_tar(path: Path, members: dict[str, bytes] | None = None) -> None:
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
     with tarfile.open(path, "w") as tar:
-        for name, data in (members or {f"c{i % 2}/{i}.jpg": small_jpeg(i) for i in range(4)}).items():
+        for name, data in members.items():
             add(tar, name, data)
-
-
-def _targz(path: Path) -> None:
-    write_tar(path)
-    path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
-
-
-def _webdataset(path: Path) -> None:
-    pairs = ((f"{i:03}.{ending}", i, ending) for i in range(4) for ending in ("jpg", "json"))
-    members = {name: small_jpeg(i) if kind == "jpg" else b'{"label": %d}' % i for name, i, kind in pairs}
-    write_tar(path, members)
 
 
 def write_parquet(path: Path, cells: list[Any], labels: list[int] | None) -> None:
@@ -183,27 +92,8 @@ def cell(data: bytes | None, path: str | None) -> dict[str, Any]:
     return {"bytes": data, "path": path}
 
 
-def _list(text: str) -> Callable[[Path], None]:
-    """Return a maker of a list of three images."""
-
-    def make(path: Path) -> None:
-        for i in range(3):
-            path.with_name(f"{i}.jpg").write_bytes(small_jpeg(i))
-        path.write_text(text)
-
-    return make
-
-
-_JSON_LIST = {
-    "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(3)],
-    "annotations": [{"id": i, "image_id": i, "category_id": i % 2} for i in range(3)],
-    "categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog"))],
-}
-
-
-def _run_folder(path: Path) -> None:
+def _write_run(run: Path) -> None:
     """Write a run and the result of an evaluation, as they lie below `--runs`."""
-    run = path.parent
     run.mkdir(parents=True)
     lines = [
         {"run_step": i, "stage": "level1", "level": 1, "step": i, "lr": 0.1, "loss": 2.0 / i}
@@ -230,49 +120,128 @@ def _run_folder(path: Path) -> None:
         (run / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-# How users open them.
+_WEIGHTS = torch.arange(64 * 3 * 7 * 7, dtype=torch.float32).reshape(64, 3, 7, 7)
+_PERMUTATIONS = np.stack([np.arange(9), np.arange(9)[::-1]])
+_BOXES = np.array([[1, 1, 20, 20], [2, 3, 30, 40]], np.float32)
+_LISTS = {
+    "l.txt": "0.jpg 0\n1.jpg 1\n2.jpg 0\n",
+    "l.csv": "filename,label\n0.jpg,cat\n1.jpg,dog\n2.jpg,cat\n",
+    "l.json": json.dumps(
+        {
+            "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(3)],
+            "annotations": [{"id": i, "image_id": i, "category_id": i % 2} for i in range(3)],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog"))],
+        }
+    ),
+}
+RECORDS = ("config.json", "status.json", "results.json", "result.json")
 
 
-def _export(path: Path) -> str:
-    backbone = ("--backbone", "resnet18", "--input-channels", "RGB")
-    values = ("--input-mean", *(0.5,) * 3, "--input-std", *(0.5,) * 3)
-    out = path.parent / "out.pth"
-    return _command("export", path, out, "--to", "timm", "--overwrite", *backbone, *values)
+def make_sound(path: Path) -> None:
+    """Write the sound file of this name, and its companions."""
+    from safetensors.torch import save_file
+    from scipy.io import savemat
+
+    weights = {"conv1.weight": _WEIGHTS.clone()}
+    match path.name:
+        case "w.pth":
+            torch.save({"state_dict": weights}, path)
+        case "w.safetensors":
+            save_file(weights, path, metadata={"fastpsl": json.dumps({"backbone": "resnet18"})})
+        case "w.pth.json":
+            make_sound(path.with_suffix(""))
+            path.write_text(json.dumps({"sha256": "0", "backbone": "resnet18"}))
+        case "step-00000003.pt":
+            path.parent.mkdir()
+            position = {"stage": 0, "step": 3, "run_step": 3, "first_epoch": 0, "seconds": 1.0}
+            state = {
+                "format": 1,
+                "science": _SCIENCE,
+                "machine": {},
+                "position": position | {"summaries": []},
+            }
+            torch.save({**state, "backbone": weights, "learner": {}, "task": {}}, path)
+        case "labels.npz":
+            with _small_beton(path.parent) as data:
+                write_labels(path, np.arange(6) % 3, 3, data, "by hand")
+        case "p.npy":
+            np.save(path, _PERMUTATIONS)
+        case "p.bin":
+            path.write_bytes(np.array([2, 9], "<i4").tobytes() + (_PERMUTATIONS + 1).astype("<i4").tobytes())
+        case "list.txt":
+            path.write_text("0\n3\n")
+        case "list.npy":
+            np.save(path, np.array([0, 3]))
+        case "p.pkl":
+            voc_2007(path.parent)
+            record = {"boxes": [_BOXES] * 2, "scores": [np.ones(2, np.float32)] * 2, "ids": [5, 7]}
+            path.write_bytes(pickle.dumps(record, protocol=2))
+        case "p.mat":
+            voc_2007(path.parent)
+            cells = {"images": np.empty(2, object), "boxes": np.empty(2, object)}
+            cells["images"][:], cells["boxes"][:] = ["000005", "000007"], [_BOXES, _BOXES]
+            savemat(path, cells)
+        case "000007.xml" | "trainval.txt":
+            voc_2007(_voc_root(path))
+        case "x.npz":
+            np.savez(path, images=np.stack([photo(i, 16, 16) for i in range(4)]), labels=np.arange(4))
+        case "x.tar" | "x.tar.gz":
+            write_tar(path, {f"c{i % 2}/{i}.jpg": small_jpeg(i) for i in range(4)})
+            if path.suffix == ".gz":
+                path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+        case "w.tar":
+            members: dict[str, bytes] = {}
+            for i in range(4):
+                members |= {f"{i:03}.jpg": small_jpeg(i), f"{i:03}.json": b'{"label": %d}' % i}
+            write_tar(path, members)
+        case "t.parquet":
+            write_parquet(path, [cell(small_jpeg(i), f"{i}.jpg") for i in range(4)], [0, 1, 0, 1])
+        case "l.txt" | "l.csv" | "l.json":
+            for i in range(3):
+                path.with_name(f"{i}.jpg").write_bytes(small_jpeg(i))
+            path.write_text(_LISTS[path.name])
+        case _:
+            _write_run(path.parent)
 
 
-def _export_by_json(path: Path) -> str:
-    return _command("export", path.with_suffix(""), path.parent / "out.pth", "--to", "timm", "--overwrite")
-
-
-def _resume(path: Path) -> str:
-    options: Any = SimpleNamespace(resume=str(path))
-    return "; ".join(find_checkpoint(options, one_process(), path.parents[1], _SCIENCE, {})[2])
-
-
-def _with_beton(read: Callable[[Path, Beton], Any]) -> Callable[[Path], str]:
-    def open(path: Path) -> str:
-        with _small_beton(path.parent) as data:
-            return str(read(path, data))
-
-    return open
-
-
-def _open_permutations(path: Path) -> str:
-    return str(read_permutations(path).shape)
-
-
-def _voc(root: Path) -> VOC:
-    return VOC(root, ("2007_trainval",), "boxes")
-
-
-def _open_proposals(path: Path) -> str:
-    return str(len(Proposals([path], _voc(path.parent)).boxes(0)))
-
-
-def _open_voc(path: Path) -> str:
-    root = next(parent for parent in path.parents if parent.name == "VOC2007").parent
-    data = _voc(root)
-    return str([data.objects(i) for i in range(data.num_samples)])
+def open_as_users(path: Path) -> str:
+    """Open the file of this name as users do, and return the text that they see."""
+    here, name = path.parent, path.name
+    match name:
+        case "w.pth" | "w.safetensors" | "w.pth.json":
+            weights = here / name.removesuffix(".json")
+            backbone = ("--backbone", "resnet18", "--input-channels", "RGB")
+            values = (*backbone, "--input-mean", *(0.5,) * 3, "--input-std", *(0.5,) * 3)
+            options = values if weights == path else ()
+            return _command("export", weights, here / "out.pth", "--to", "timm", "--overwrite", *options)
+        case "step-00000003.pt":
+            resuming: Any = SimpleNamespace(resume=str(path))
+            return "; ".join(find_checkpoint(resuming, one_process(), path.parents[1], _SCIENCE, {})[2])
+        case "labels.npz":
+            with _small_beton(here) as data:
+                return f"{read_labels(path, data).num_classes} classes"
+        case "list.txt" | "list.npy":
+            with _small_beton(here) as data:
+                return str(read_label_list(path, data))
+        case "p.npy" | "p.bin":
+            return str(read_permutations(path).shape)
+        case "p.pkl" | "p.mat":
+            return str(len(Proposals([path], _voc(here)).boxes(0)))
+        case "000007.xml" | "trainval.txt":
+            voc = _voc(_voc_root(path))
+            return str([voc.objects(i) for i in range(voc.num_samples)])
+        case "l.txt" | "l.csv" | "l.json":  # as --data, then a beton is written from it
+            os.environ["XDG_CACHE_HOME"] = str(here / "cache")
+            with contextlib.closing(open_data(path)) as listed:
+                names = listed.class_names
+            return _write(path) + str(names and len(names))
+        case "metrics.jsonl":
+            MetricsFile(path, 4)
+            return draw_curve(here).name
+        case _ if name in RECORDS:
+            out = here.parents[1] / "out"
+            return _command("table", "psl/4", "--runs", here.parent, "--out", out, "--scale", "tiny")
+    return _write(path)
 
 
 def _write(path: Path) -> str:
@@ -282,49 +251,35 @@ def _write(path: Path) -> str:
     return text + _command("data", "info", out) + _command("data", "verify", out, "--workers", "1")
 
 
-def _open_list(path: Path) -> str:
-    """Open the list as --data, then write a beton from it."""
-    os.environ["XDG_CACHE_HOME"] = str(path.parent / "cache")
-    with contextlib.closing(open_data(path)) as data:
-        names = data.class_names
-    return _write(path) + str(names and len(names))
+def _voc(root: Path) -> VOC:
+    return VOC(root, ("2007_trainval",), "boxes")
 
 
-def _table(path: Path) -> str:
-    runs = path.parent.parent
-    return _command("table", "psl/4", "--runs", runs, "--out", runs.parent / "out", "--scale", "tiny")
+def _voc_root(path: Path) -> Path:
+    return next(parent for parent in path.parents if parent.name == "VOC2007").parent
 
 
-def _curve(path: Path) -> str:
-    MetricsFile(path.parent / "metrics.jsonl", 4)
-    return draw_curve(path.parent).name
+class Gate(NamedTuple):
+    """An entrance for files of strangers.
+
+    Attributes:
+        place: The file to attack, within a folder.
+        make: Writes the sound file and its companions, with the path of that file.
+        open: Reads it and returns the text that users see; ValueError or exit code 2 if it is refused.
+    """
+
+    place: str
+    make: Callable[[Path], object] = make_sound
+    open: Callable[[Path], str] = open_as_users
+
+    @property
+    def name(self) -> str:
+        return Path(self.place).name
 
 
-_PARQUET_CELLS = [cell(small_jpeg(i), f"{i}.jpg") for i in range(4)]
-_RUN = "runs/jigsaw_r50-001"
-RECORDS = ("config.json", "status.json", "results.json", "result.json")
-GATES = (
-    Gate("w.pth", _pth, _export),
-    Gate("w.safetensors", _safetensors, _export),
-    Gate("w.pth.json", _export_json, _export_by_json),
-    Gate("checkpoints/step-00000003.pt", _checkpoint, _resume),
-    Gate("labels.npz", _labels, _with_beton(lambda path, data: read_labels(path, data).num_classes)),
-    Gate("p.npy", lambda path: np.save(path, np.stack([_ARANGE, _ARANGE[::-1]])), _open_permutations),
-    Gate("p.bin", _permutations_bin, _open_permutations),
-    Gate("list.txt", lambda path: path.write_text("0\n3\n"), _with_beton(read_label_list)),
-    Gate("list.npy", lambda path: np.save(path, np.array([0, 3])), _with_beton(read_label_list)),
-    Gate("p.pkl", _proposals, _open_proposals),
-    Gate("p.mat", _proposals_mat, _open_proposals),
-    Gate("VOC2007/Annotations/000007.xml", lambda path: voc_2007(path.parents[2]), _open_voc),
-    Gate("VOC2007/ImageSets/Main/trainval.txt", lambda path: voc_2007(path.parents[3]), _open_voc),
-    Gate("x.npz", lambda path: np.savez(path, images=_photos(), labels=np.arange(4)), _write),
-    Gate("x.tar", write_tar, _write),
-    Gate("x.tar.gz", _targz, _write),
-    Gate("w.tar", _webdataset, _write),
-    Gate("t.parquet", lambda path: write_parquet(path, _PARQUET_CELLS, [0, 1, 0, 1]), _write),
-    Gate("l.txt", _list("0.jpg 0\n1.jpg 1\n2.jpg 0\n"), _open_list),
-    Gate("l.csv", _list("filename,label\n0.jpg,cat\n1.jpg,dog\n2.jpg,cat\n"), _open_list),
-    Gate("l.json", _list(json.dumps(_JSON_LIST)), _open_list),
-    *(Gate(f"{_RUN}/{name}", _run_folder, _table) for name in RECORDS),
-    Gate(f"{_RUN}/metrics.jsonl", _run_folder, _curve),
-)
+GATES = tuple(map(Gate, (
+    "w.pth", "w.safetensors", "w.pth.json", "checkpoints/step-00000003.pt", "labels.npz", "p.npy", "p.bin",
+    "list.txt", "list.npy", "p.pkl", "p.mat", "VOC2007/Annotations/000007.xml",
+    "VOC2007/ImageSets/Main/trainval.txt", "x.npz", "x.tar", "x.tar.gz", "w.tar", "t.parquet", "l.txt",
+    "l.csv", "l.json", *(f"runs/jigsaw_r50-001/{name}" for name in (*RECORDS, "metrics.jsonl")),
+)))  # fmt: skip

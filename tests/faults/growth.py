@@ -109,7 +109,8 @@ def openings(folder: Path, seed: int, count: int) -> Iterator[Finding]:
         if outcome == "goes on":
             lines = [json.loads(line) for line in end.output.splitlines() if line.startswith("[")]
             counted = [(num, Held(*held)) for num, *held in lines if num > _WARM_UP * count]
-            grows, detail = judge_growth(*zip(*counted, strict=True), BOUNDS_OF_OPENINGS, "opening")
+            nums, held = zip(*counted, strict=True)
+            grows, detail = judge_growth(nums, held, BOUNDS_OF_OPENINGS, "opening")
             outcome, detail = ("memory" if grows else "as before"), f"{count:,} openings: {detail}"
         yield Finding(decoder, outcome, detail)
 
@@ -161,8 +162,8 @@ def _open_and_leave(decoder: str, data: str, epoch: int, chance: random.Random) 
         assert error.args == ("raised",)
 
 
-def _main(decoder: str, data: str, count: int, seed: str) -> None:
-    chance = random.Random(seed)
+def _main(decoder: str, data: str, words: str, seed: str) -> None:
+    count, chance = int(words), random.Random(seed)
     for number in range(1, count + 1):
         _open_and_leave(decoder, data, number, chance)
         if number % max(count // _NUM_LINES, 1) == 0:
@@ -171,4 +172,4 @@ def _main(decoder: str, data: str, count: int, seed: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4])
+    _main(*sys.argv[1:])
