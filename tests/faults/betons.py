@@ -310,7 +310,8 @@ def damage_json(text: bytes, kind: str, random: Random) -> bytes:
             record["source_paths"] = random.choice([packed[: len(packed) // 8 * 4], other])
         case "class_names":  # removed, added or doubled, escapes and markup
             classes = list(record["class_names"])
-            fours = [[odd] * 4 for odd in (classes[0], _ESCAPES, "<script>", [], None, "a" * 10**6)]
+            odd: list[Any] = [classes[0], _ESCAPES, "<script>", [], None, "a" * 10**6]
+            fours = [[name] * 4 for name in odd]
             record["class_names"] = random.choice([classes[:-1], [*classes, "gnu"], *fours])
         case _:
             raise KeyError(kind)

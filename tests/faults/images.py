@@ -256,12 +256,10 @@ def damaged(kind: str, random: Random) -> File:
         case "png_head":  # a wrong size, depth or colour type, with a right checksum
             (_, head), *rest = _chunks(data)
             height, width = _lying_sizes(random)
-            size = struct.pack(
-                ">II", *random.choice([(width, height), (2**31 - 1, 2**31 - 1), (2**32 - 1, 1)])
-            )
+            sides = random.choice([(width, height), (2**31 - 1, 2**31 - 1), (2**32 - 1, 1)])
             depth, colour = random.choice([1, 2, 4, 8, 16, 3]), random.choice([0, 2, 3, 4, 6, 7])
             colours = bytes([depth, colour, 0, 0, random.choice([0, 1])])
-            head = random.choice([size + head[8:], head[:8] + colours])
+            head = random.choice([struct.pack(">II", *sides) + head[8:], head[:8] + colours])
             return _png([(b"IHDR", head), *rest]), ending
         case "png_chunk":  # removed, doubled, emptied or moved, or of a wrong length
             chunks = _chunks(data)
