@@ -481,6 +481,8 @@ def _two_trainers(folder: Path) -> Outcome:
     first = long_run(folder / "run", folder / "first.log")
     second = recipe(folder, words=(str(folder / "run"), "--out"))
     outcome = stop_after(first, folder / "run", 1)
+    if second[0] == "goes on":
+        return "differs", "both trained in one folder"
     return second if outcome[0] == "goes on" else outcome
 
 
