@@ -1,9 +1,9 @@
 """python -m tests.faults --out FILE.json: hurts fastpsl in every way that was thought of, and counts what
 came of it.
 
-Each category is a module beside this one with `run(folder, seed, count)`, an iterator of findings. It runs
-in a process of its own, forked from one that has torch, numba and fastpsl imported. Exit 1 where there was
-a failure.
+Each category is a function `NAME(folder, seed, count)` of a module beside this one, an iterator of findings.
+It runs in a process of its own, forked from one that has torch, numba and fastpsl imported. Exit 1 where
+there was a failure.
 """
 
 import argparse
@@ -13,22 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.faults.process import run
-from tests.faults.report import Category, write_results
-
-# The categories in the order of a run, and the number of cases of each.
-COUNTS = {
-    "betons": 10_000,
-    "side_files": 10_000,
-    "images": 10_000,
-    "hostile": 1_500,
-    "kills": 200,
-    "signals": 44,
-    "surroundings": 72,  # each trial once
-    "ranks": 40,
-    "openings": 10_000,  # openings of each decoder
-    "training": 60,  # minutes
-}
+from tests.faults.child import run
+from tests.faults.report import CATEGORIES, Category, write_results
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,18 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of the first case; the others follow by 1")
-    parser.add_argument(
-        "--only", nargs="+", choices=COUNTS, default=list(COUNTS), metavar="NAME", help=", ".join(COUNTS)
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=None, help="where cases are written for the time of the run"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the results file")
-    for name, count in COUNTS.items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=count, metavar="COUNT", help=f"[{count}]"
-        )
+    add, names = parser.add_argument, list(CATEGORIES)
+    add("--seed", type=int, default=0, help="of the first case; the others follow by 1")
+    add("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    add("--folder", type=Path, default=None, help="where cases are written for the time of the run")
+    add("--out", type=Path, required=True, help="the results file")
+    for name, (_, count) in CATEGORIES.items():
+        option = f"--{name.replace('_', '-')}"
+        add(option, type=int, default=count, metavar="COUNT", help=f"[{count}]")
     return parser.parse_args(arguments)
 
 

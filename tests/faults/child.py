@@ -1,4 +1,4 @@
-"""The judge of cases: it runs them in forked children of this process, within limits of time and memory.
+"""Categories in processes of their own, and cases in forked children of them, within limits.
 
 A child takes a batch of cases, so that imports and compilation are paid once. The parent knows the current
 case of a child. A case in which a child dies or hangs is tried again alone, and the others go on in a new
@@ -10,6 +10,7 @@ The parent must have a single thread when it forks, so only children start threa
 import contextlib
 import ctypes
 import faulthandler
+import importlib
 import json
 import os
 import re
@@ -20,15 +21,66 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults.report import FAILURES, Finding
+from tests.faults.report import CATEGORIES, FAILURES, Category, Finding, Outcome
 from tests.pipelines.memory import own_memory
+from tests.warm import CONTEXT
 
 _PR_SET_PDEATHSIG = 1
 _NOT_PREPARED = 71  # exit code for a fault of the harness itself
+_SILENT_S = 10.0
+_BATCH = 250  # the most cases that a child takes
 _OURS = re.compile(r"/(fastpsl|pipelines|kernels|recipes)/[^:]*\.py$")
+
+
+def run(category: Category, folder: Path) -> None:
+    """Run one category in its own process; if the category itself fails, that is one finding."""
+    folder.mkdir()
+    receiving, sending = CONTEXT.Pipe(duplex=False)
+    arguments = (sending, category.name, folder, category.seed, category.count)
+    process = CONTEXT.Process(target=_in_process, args=arguments, daemon=False)
+    process.start()
+    sending.close()
+    started = last_shown = time.monotonic()
+    print(f"{category.name}: a count of {category.count:,}, from seed {category.seed}", flush=True)
+    try:
+        while True:
+            if receiving.poll(max(0.0, last_shown + _SILENT_S - time.monotonic())):
+                finding = receiving.recv()
+                if not isinstance(finding, Finding):
+                    category.finished, category.cpu_seconds = True, finding
+                    break
+                category.add(finding)
+                if finding.failed:
+                    print(f"  {finding.case}: {finding.outcome}: {finding.detail!a}")
+                    print(f"    {category.repeat(finding)}", flush=True)
+            category.seconds = time.monotonic() - started
+            if time.monotonic() - last_shown >= _SILENT_S:
+                print(f"  {category.progress()}", flush=True)
+                last_shown = time.monotonic()
+    except EOFError:
+        process.join()
+        category.add(Finding("the category itself", "crash", f"exit code {process.exitcode}"))
+    finally:
+        category.seconds = time.monotonic() - started
+        receiving.close()
+        if process.pid and process.is_alive() and not category.finished:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+    print(f"  {category.progress()}", flush=True)
+
+
+def _in_process(sending: Connection, name: str, folder: Path, seed: int, count: int) -> None:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    module = importlib.import_module(f"tests.faults.{CATEGORIES[name][0]}")
+    for finding in getattr(module, name)(folder, seed, count):
+        sending.send(finding)
+    times = os.times()
+    sending.send(times.user + times.system + times.children_user + times.children_system)
 
 
 class Case(NamedTuple):
@@ -57,89 +109,108 @@ class _Judgement(NamedTuple):
     grown_bytes: int = 0
 
 
-Judge = Callable[[Case], tuple[str, str]]  # outcome and detail, in the child
+class Jury(NamedTuple):
+    """A judge of cases, and its surroundings.
 
-
-def judge_cases(
-    category: str,
-    cases: Sequence[Case],
-    judge: Judge,
-    log: Path,
-    limits: Limits,
-    batch: int = 100,
-    prepare: Callable[[], None] | None = None,
-) -> Iterator[Finding]:
-    """Yield a finding for each case, judged in children; "crash", "hang" and "memory" come from here.
-
-    Args:
-        category: The category of the findings.
-        cases: The cases.
+    Attributes:
         judge: Called in the child with one case after the other; an exception that it raises is a
             "traceback".
         log: The file for the children's stdout and stderr.
         limits: The limits of each case.
-        batch: The most cases that a child takes.
         prepare: Called once in each child, before its first case is measured.
     """
-    waiting = deque(cases)
-    while waiting:
-        batch_cases = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
-        num_done = 0
-        for judgement, ended_child in _in_child(batch_cases, judge, log, limits, prepare):
-            case = batch_cases[num_done]
-            num_done += 1
-            if ended_child and len(batch_cases) > 1:
-                # The earlier cases may have caused it, so this one is tried alone.
-                alone, _ = next(iter(_in_child([case], judge, log, limits, prepare)))
-                if alone.outcome not in FAILURES:
-                    alone = judgement._replace(
-                        detail=f"only after {num_done - 1} other cases: {judgement.detail}"
-                    )
-                judgement = alone
-            yield Finding(
-                category, case.name, judgement.outcome, judgement.detail, case.seed, judgement.grown_bytes
-            )
-        waiting.extendleft(reversed(batch_cases[num_done:]))
 
+    judge: Callable[[Case], Outcome]
+    log: Path
+    limits: Limits
+    prepare: Callable[[], object] = lambda: None
 
-def _in_child(
-    cases: Sequence[Case], judge: Judge, log: Path, limits: Limits, prepare: Callable[[], None] | None
-) -> Iterator[tuple[_Judgement, bool]]:
-    """Yield (judgement, whether it ended the child) for each case until the child ends."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        _be_child(cases, judge, log, limits, prepare, writing)
-    os.close(writing)
-    position, exit_code = 0, None
-    try:
-        lines = _lines(reading, limits.wall_s)
-        for line in lines:
-            if line is None:
-                os.kill(child, signal.SIGKILL)
-                yield _Judgement("hang", f"more than {limits.wall_s:g} s"), True
-                return
-            yield _Judgement(*json.loads(line)), False
-            position += 1
-        exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert exit_code != _NOT_PREPARED, _tail(log)
-        if position < len(cases):
-            outcome = (
-                "hang"
-                if exit_code == -signal.SIGXCPU
-                else "memory"
-                if exit_code == -signal.SIGKILL
-                else "crash"
-            )
-            how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit {exit_code}"
-            yield _Judgement(outcome, f"{how}; {_tail(log)}"), True
-    finally:
-        os.close(reading)
-        if exit_code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+    def findings(self, cases: Sequence[Case], batch: int = _BATCH) -> Iterator[Finding]:
+        """Yield a finding for each case, judged in children; "crash", "hang" and "memory" come from here."""
+        waiting = deque(cases)
+        while waiting:
+            some = [waiting.popleft() for _ in range(min(batch, len(waiting)))]
+            num_done = 0
+            for judgement, ended_child in self._in_child(some):
+                case = some[num_done]
+                num_done += 1
+                if ended_child and len(some) > 1:
+                    # The earlier cases may have caused it, so this one is tried alone.
+                    alone, _ = next(iter(self._in_child([case])))
+                    after = f"only after {num_done - 1} other cases: {judgement.detail}"
+                    judgement = alone if alone.outcome in FAILURES else judgement._replace(detail=after)
+                yield Finding(case.name, *judgement[:2], case.seed, judgement.grown_bytes)
+            waiting.extendleft(reversed(some[num_done:]))
+
+    def _in_child(self, cases: Sequence[Case]) -> Iterator[tuple[_Judgement, bool]]:
+        """Yield (judgement, whether it ended the child) for each case until the child ends."""
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            self._be_child(cases, writing)
+        os.close(writing)
+        num_done, exit_code = 0, None
+        try:
+            for line in _lines(reading, self.limits.wall_s):
+                if line is None:
+                    os.kill(child, signal.SIGKILL)
+                    yield _Judgement("hang", f"more than {self.limits.wall_s:g} s"), True
+                    return
+                yield _Judgement(*json.loads(line)), False
+                num_done += 1
+            exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            tail = self.log.read_text(errors="backslashreplace").splitlines()[-12:]
+            words = " | ".join(tail)[-500:]
+            assert exit_code != _NOT_PREPARED, words
+            if num_done < len(cases):
+                ends = {-signal.SIGXCPU: "hang", -signal.SIGKILL: "memory"}
+                how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit {exit_code}"
+                yield _Judgement(ends.get(exit_code, "crash"), f"{how}; {words}"), True
+        finally:
+            os.close(reading)
+            if exit_code is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+
+    def _be_child(self, cases: Sequence[Case], writing: int) -> None:
+        """Judge the cases and write a line of JSON for each; never return."""
+        code = _NOT_PREPARED
+        try:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            faulthandler.enable(2)
+            self.prepare()
+            code = 70
+            for case in cases:
+                os.write(writing, json.dumps(self._limited(case)).encode() + b"\n")
+            code = 0
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    def _limited(self, case: Case) -> _Judgement:
+        usage, limits = resource.getrusage(resource.RUSAGE_SELF), self.limits
+        cpu_s = int(usage.ru_utime + usage.ru_stime) + limits.cpu_s
+        address_bytes = own_memory("VmSize") + limits.address_bytes
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (address_bytes, resource.RLIM_INFINITY))
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        start_bytes = own_memory("VmRSS")
+        try:
+            outcome, detail = self.judge(case)
+        except BaseException as error:  # noqa: BLE001 - any exception is a finding
+            outcome, detail = "traceback", describe(error)
+        grown_bytes = own_memory("VmHWM") - start_bytes
+        if outcome not in FAILURES and grown_bytes > limits.resident_bytes:
+            allowed = f"{limits.resident_bytes / 1e6:,.0f} MB are allowed"
+            outcome, detail = "memory", f"{grown_bytes / 1e6:,.0f} MB, {allowed}; {detail}"
+        return _Judgement(outcome, detail[:600], max(0, grown_bytes))
 
 
 def _lines(reading: int, wall_s: float) -> Iterator[bytes | None]:
@@ -157,84 +228,23 @@ def _lines(reading: int, wall_s: float) -> Iterator[bytes | None]:
         deadline = time.monotonic() + wall_s
 
 
-def _be_child(
-    cases: Sequence[Case],
-    judge: Judge,
-    log: Path,
-    limits: Limits,
-    prepare: Callable[[], None] | None,
-    writing: int,
-) -> None:
-    """Judge the cases and write a line of JSON for each; never return."""
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        faulthandler.enable(2)
-        try:
-            if prepare:
-                prepare()
-        except BaseException:  # noqa: BLE001
-            traceback.print_exc()
-            os._exit(_NOT_PREPARED)
-        for case in cases:
-            line = json.dumps(_limited(case, judge, limits)).encode() + b"\n"
-            os.write(writing, line)
-        os._exit(0)
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
-        os._exit(70)
-
-
-def _limited(case: Case, judge: Judge, limits: Limits) -> _Judgement:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s = int(usage.ru_utime + usage.ru_stime) + limits.cpu_s
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, resource.RLIM_INFINITY))
-    resource.setrlimit(
-        resource.RLIMIT_AS, (own_memory("VmSize") + limits.address_bytes, resource.RLIM_INFINITY)
-    )
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    start_bytes = own_memory("VmRSS")
-    try:
-        outcome, detail = judge(case)
-    except BaseException as error:  # noqa: BLE001 - any exception is a finding
-        outcome, detail = "traceback", describe(error)
-    growth_bytes = own_memory("VmHWM") - start_bytes
-    if outcome not in FAILURES and growth_bytes > limits.resident_bytes:
-        outcome, detail = (
-            "memory",
-            f"{growth_bytes / 1e6:,.0f} MB, {limits.resident_bytes / 1e6:,.0f} MB are allowed; {detail}",
-        )
-    return _Judgement(outcome, detail[:600], max(0, growth_bytes))
-
-
-def _tail(log: Path) -> str:
-    """Return the last lines of a child's log as one."""
-    return " | ".join(log.read_text(errors="backslashreplace").splitlines()[-12:])[-500:]
-
-
 def describe(error: BaseException) -> str:
     """Describe an exception in one line: its type, its text, and the last line of fastpsl that it passed."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _OURS.search(frame.filename)]
-    where = f" at {_OURS.search(frames[-1].filename).group()[1:]}:{frames[-1].lineno}" if frames else ""  # type: ignore[union-attr]
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f"{found[0][1:]}:{frame.lineno}" for frame in frames if (found := _OURS.search(frame.filename))]
+    where = f" at {ours[-1]}" if ours else ""
     return f"{type(error).__name__}: {error!s:.400}{where}"
 
 
-def refusal(error: BaseException, *names: str) -> tuple[str, str]:
+def refusal(error: BaseException, *names: str) -> Outcome:
     """Classify an exception as users would meet it; "refused" is a ValueError that holds one of `names`.
 
     The library raises ValueError for wrong input, and its commands print that as one line. Any other
     exception would be a traceback.
     """
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError):
-        return "memory", describe(error)
-    if isinstance(error, TimeoutError):
-        return "hang", describe(error)
-    if not isinstance(error, ValueError):
-        return "traceback", describe(error)
-    if not any(name in text for name in names):
-        return "unclear", describe(error)
-    return "refused", text
+    if isinstance(error, ValueError) and any(name in text for name in names):
+        return "refused", text
+    kinds = {MemoryError: "memory", TimeoutError: "hang", ValueError: "unclear"}
+    outcome = next((word for kind, word in kinds.items() if isinstance(error, kind)), "traceback")
+    return outcome, describe(error)

@@ -6,46 +6,39 @@ markup.
 
 import html.parser
 import os
-import random
 import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 
 from typing_extensions import override
 
 from fastpsl.console.terminal import escaped
-from tests.faults import hostile_archives, hostile_arrays, hostile_texts
-from tests.faults.child import Case, Limits, judge_cases, refusal
-from tests.faults.hostile_archives import PRIVATE_IMAGE
-from tests.faults.hostile_common import Attack
-from tests.faults.hostile_gates import GATES, Gate, Refused
-from tests.faults.readings import CONTROL
-from tests.faults.report import Finding
+from tests.faults.attacks import ATTACKS, PRIVATE_IMAGE
+from tests.faults.child import Case, Jury, Limits, refusal
+from tests.faults.gates import GATES, Gate, Refused
+from tests.faults.readings import CONTROL, flip
+from tests.faults.report import Finding, Outcome
 
 # Bombs unpack to 512 MB; sound files of their size take a few MB.
 LIMITS = Limits(wall_s=120.0, cpu_s=120, resident_bytes=256 << 20, address_bytes=8 << 30)
-_MADE_BY_HAND: list[Attack] = hostile_arrays.ATTACKS + hostile_archives.ATTACKS + hostile_texts.ATTACKS
 _BY_NAME = {gate.name: gate for gate in GATES}
 
 
 def case_of(seed: int) -> Case:
     """Return the case of a seed: the hand-made attacks, then damaged sound files, gate by gate."""
-    if seed < len(_MADE_BY_HAND):
-        gate, name, _ = _MADE_BY_HAND[seed]
-        return Case(seed, f"{gate}: {name}")
-    return Case(seed, f"{GATES[seed % len(GATES)].name}: damage")
+    gate, name = ATTACKS[seed][:2] if seed < len(ATTACKS) else (GATES[seed % len(GATES)].name, "damage")
+    return Case(seed, f"{gate}: {name}")
 
 
-def run(folder: Path, seed: int, count: int) -> Iterator[Finding]:
+def hostile(folder: Path, seed: int, count: int) -> Iterator[Finding]:
     """Yield the findings of the cases `seed` to `seed + count - 1`."""
     subject = Subject(folder)
     cases = [case_of(seed + i) for i in range(count)]
     subject.used = [gate for gate in GATES if any(case.name.startswith(f"{gate.name}: ") for case in cases)]
-    yield from judge_cases(
-        "hostile", cases, subject.judge, folder / "log", LIMITS, batch=250, prepare=subject.open_sound
-    )
+    yield from Jury(subject.judge, folder / "log", LIMITS, subject.open_sound).findings(cases)
 
 
 class Subject:
@@ -53,12 +46,11 @@ class Subject:
 
     def __init__(self, folder: Path, gates: Sequence[Gate] = GATES):
         self.folder, self.case_folder = folder, folder / "here"
-        self.sound: dict[str, Path] = {}
         self.used = list(gates)
         for gate in gates:
-            gate_folder = folder / "sound" / gate.name
-            gate_folder.mkdir(parents=True)
-            self.sound[gate.name] = gate.make(gate_folder).relative_to(gate_folder)
+            sound = folder / "sound" / gate.name
+            sound.mkdir(parents=True)
+            gate.make(sound / gate.place)
 
     def open_sound(self) -> None:
         """Open the sound files in each child, which warms the gates."""
@@ -73,34 +65,37 @@ class Subject:
     def _fresh(self, gate: Gate) -> Path:
         shutil.rmtree(self.case_folder, ignore_errors=True)
         shutil.copytree(self.folder / "sound" / gate.name, self.case_folder)
-        return self.case_folder / self.sound[gate.name]
+        return self.case_folder / gate.place
 
-    def judge(self, case: Case) -> tuple[str, str]:
-        if case.seed < len(_MADE_BY_HAND):
-            gate = _BY_NAME[_MADE_BY_HAND[case.seed][0]]
-            path = self._fresh(gate)
-            _MADE_BY_HAND[case.seed][2](path)
+    def judge(self, case: Case) -> Outcome:
+        gate = _BY_NAME[case.name.partition(": ")[0]]
+        path = self._fresh(gate)
+        if case.seed < len(ATTACKS):
+            ATTACKS[case.seed][2](path)
         else:
-            gate = GATES[case.seed % len(GATES)]
-            path = self._fresh(gate)
-            path.write_bytes(damage(path.read_bytes(), random.Random(case.seed)))
+            path.write_bytes(damage(path.read_bytes(), Random(case.seed)))
         if not path.exists():  # the attack renamed its folder
             path = next(self.case_folder.rglob(path.name))
         return self.attack(gate, path)
 
-    def attack(self, gate: Gate, path: Path) -> tuple[str, str]:
+    def attack(self, gate: Gate, path: Path) -> Outcome:
         """Open a file and return the harm that it did, or else whether it was read."""
-        before = _listing(self.folder)
+        before = self._listing()
         outcome, detail, text = _open(gate, path)
         return self._harm(before, text) or (outcome, detail)
 
-    def _harm(self, before: set[str], text: str) -> tuple[str, str] | None:
+    def _listing(self) -> set[str]:
+        """Return the names beside the case's own folder, and above it."""
+        folders = (self.folder.parent, self.folder, self.folder / "sound")
+        return {str(path) for folder in folders for path in folder.iterdir() if path.name != "canary"}
+
+    def _harm(self, before: set[str], text: str) -> Outcome | None:
         """Return the harm that was done, if any."""
-        if canaries := [str(path) for path in self.folder.rglob("canary")]:
+        if canaries := list(self.folder.rglob("canary")):
             for path in canaries:
-                os.unlink(path)
-            return "executed", canaries[0]
-        if new := _listing(self.folder) - before:
+                path.unlink()
+            return "executed", str(canaries[0])
+        if new := self._listing() - before:
             return "wrote", str(sorted(new)[:3])
         if any(PRIVATE_IMAGE in path.read_bytes() for path in self.case_folder.glob("*.beton")):
             return "disclosed", "a picture of this machine is in the beton"
@@ -117,7 +112,7 @@ def _open(gate: Gate, path: Path) -> tuple[str, str, str]:
 
     Errors of the library are shown as the commands show them: escaped, on one line.
     """
-    names = (path.name, path.stem) if path.name != "result.json" else (path.name, "runs")
+    names = (path.name, "runs" if path.name == "result.json" else path.stem)
     try:
         text = gate.open(path)
     except Refused as error:
@@ -131,41 +126,30 @@ def _open(gate: Gate, path: Path) -> tuple[str, str, str]:
     return "read", "", text
 
 
-def _listing(folder: Path) -> set[str]:
-    """Return the names beside the case's own folder, and above it."""
-    above = {f"../{name}" for name in os.listdir(folder.parent)}
-    return (
-        {name for name in os.listdir(folder) if name != "canary"} | above | set(os.listdir(folder / "sound"))
-    )
+_INSERTED = [b"\xff" * 8, b"\n", b'"', b"1e999", b"\x1b[2J"]
+_NUMBERS = [b"-1", b"1e999", b"NaN", b"99999999999999999999", b"4294967295", b"null", b"[]", b'""', b"0"]
 
 
-def damage(data: bytes, random: random.Random) -> bytes:
+def damage(data: bytes, random: Random) -> bytes:
     """Change bits or runs of bytes, cut or insert, or replace numbers of a text."""
-    changed = bytearray(data)
-    how = random.randrange(6)
+    changed, how = bytearray(data), random.randrange(6)
     if how == 0:
         del changed[random.randrange(len(changed)) :]
     elif how == 1:
         start = random.randrange(len(changed))
-        changed[start:start] = random.choice(
-            [bytes(8), random.randbytes(30), b"\xff" * 8, b"\n", b'"', b"1e999", b"\x1b[2J"]
-        )
+        changed[start:start] = random.choice([bytes(8), random.randbytes(30), *_INSERTED])
     elif how == 2:
         start, size = random.randrange(len(changed)), random.choice([1, 8, 64, 512])
         changed[start : start + size] = random.choice([bytes(size), random.randbytes(size)])
     elif how == 3 and (numbers := list(re.finditer(rb"\d+", data))):
         number = random.choice(numbers)
-        value = random.choice(
-            [b"-1", b"1e999", b"NaN", b"99999999999999999999", b"4294967295", b"null", b"[]", b'""', b"0"]
-        )
-        changed[number.start() : number.end()] = value
+        changed[number.start() : number.end()] = random.choice(_NUMBERS)
     elif how == 4:
         # Archives have their directory there.
         start = random.randrange(max(1, len(changed) - 400), len(changed))
         changed[start] ^= 1 << random.randrange(8)
     else:
-        for _ in range(random.choice([1, 3, 30])):
-            changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+        flip(changed, random, [1, 3, 30])
     return bytes(changed)
 
 
@@ -179,9 +163,8 @@ def _strange_markup(page: str) -> str:
             if tag in ("script", "iframe", "object", "embed", "link", "form", "base"):
                 faults.append(f"<{tag}>")
             for name, value in attrs:
-                if name.startswith("on") or (
-                    name in ("src", "href") and not (value or "").startswith(("data:image/png", "#"))
-                ):
+                is_ours = (value or "").startswith(("data:image/png", "#"))
+                if name.startswith("on") or (name in ("src", "href") and not is_ours):
                     faults.append(f"{tag} {name}={value!r}")
 
     Parser().feed(page)

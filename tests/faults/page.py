@@ -9,18 +9,18 @@ from typing import Any
 
 from bench.pages import written
 from bench.performance import table
-from tests.faults.report import FAILURES
+from tests.faults.report import FAILURES, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "runs" / "faults"
 # Categories that show every case in a row of its own, with its first detail.
 IN_FULL = ("surroundings", "ranks", "openings", "training")
 _LONGEST = 320
+_Newest = dict[str, tuple[str, dict[str, Any], dict[str, Any]]]
 
 
-def newest(folder: Path) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]]:
+def newest(folder: Path) -> _Newest:
     """Return category → (file name, its results, the category's), from the newest file with the category."""
-    latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {}
+    latest: _Newest = {}
     for path in folder.glob("*.json"):
         results = json.loads(path.read_text())
         for name, category in results["categories"].items():
@@ -32,61 +32,40 @@ def newest(folder: Path) -> dict[str, tuple[str, dict[str, Any], dict[str, Any]]
 def pages(folder: Path) -> dict[str, str]:
     """Return name of a part → the text between its marks."""
     latest = newest(folder)
-    return {"counts": _counts(latest), "failures": _failures(latest), "cases": _cases(latest)}
-
-
-def _counts(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
-    rows = []
-    for name, (file, results, category) in latest.items():
-        outcomes, failed = category["outcomes"], len(category["failures"])
-        ended_well = ", ".join(
-            f"{count:,} {outcome}" for outcome, count in outcomes.items() if outcome not in FAILURES
-        )
-        num_done = f"{category['done']:,}" + (
-            "" if category["finished"] else f" of {category['asked']:,}, stopped before its end"
-        )
-        machine = results["machine"]
-        rows.append(
-            [
-                f"[`{name}`](/docs/runs/faults/{file})",
-                num_done,
-                ended_well or "-",
-                f"{failed:,}",
-                f"{category['seconds'] / 60:,.0f}",
-                f"{machine['cores']} cores, load {machine['load']:g}",
-                results["commit"][:12],
-            ]
-        )
-    return table(["category", "cases", "ended well", "failures", "minutes", "machine", "commit"], rows)
-
-
-def _failures(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
-    rows = [
+    failures = [
         [name, _cell(failure["case"]), failure["outcome"], _cell(failure["detail"])]
         for name, (_, _, category) in latest.items()
         for failure in category["failures"]
     ]
-    return table(["category", "case", "outcome", "detail"], rows) if rows else "None."
-
-
-def _cases(latest: dict[str, tuple[str, dict[str, Any], dict[str, Any]]]) -> str:
-    rows = [
-        [
-            name,
-            _cell(case),
-            f"{outcome} ({what['count']})" if what["count"] > 1 else outcome,
-            _cell(what["first"]),
-        ]
+    cases = [
+        [name, _cell(case), outcome + f" ({what['count']})" * (what["count"] > 1), _cell(what["first"])]
         for name in IN_FULL
         if name in latest
         for case, outcomes in latest[name][2]["cases"].items()
         for outcome, what in outcomes.items()
     ]
-    return (
-        table(["category", "case", "outcome", "what was said or measured first"], rows)
-        if rows
-        else "Not run."
-    )
+    counts = ["category", "cases", "ended well", "failures", "minutes", "machine", "commit"]
+    said = "what was said or measured first"
+    return {
+        "counts": table(counts, [_counts(name, *results) for name, results in latest.items()]),
+        "failures": table(["category", "case", "outcome", "detail"], failures) if failures else "None.",
+        "cases": table(["category", "case", "outcome", said], cases) if cases else "Not run.",
+    }
+
+
+def _counts(name: str, file: str, results: dict[str, Any], category: dict[str, Any]) -> list[str]:
+    good = [f"{count:,} {name}" for name, count in category["outcomes"].items() if name not in FAILURES]
+    asked = "" if category["finished"] else f" of {category['asked']:,}, stopped before its end"
+    machine = results["machine"]
+    return [
+        f"[`{name}`](/docs/runs/faults/{file})",
+        f"{category['done']:,}{asked}",
+        ", ".join(good) or "-",
+        f"{len(category['failures']):,}",
+        f"{category['seconds'] / 60:,.0f}",
+        f"{machine['cores']} cores, load {machine['load']:g}",
+        results["commit"][:12],
+    ]
 
 
 def _cell(text: str) -> str:
@@ -96,11 +75,7 @@ def _cell(text: str) -> str:
     return f"`` {printable.replace('|', '¦').replace('`', chr(39))} ``" if text else ""
 
 
-def main() -> None:
-    for page, text in written(ROOT, pages(RESULTS)).items():
-        page.write_text(text)
-        print(f"{page.relative_to(ROOT)}: {', '.join(newest(RESULTS)) or 'no results yet'}")
-
-
 if __name__ == "__main__":
-    main()
+    for path, text in written(ROOT, pages(RESULTS)).items():
+        path.write_text(text)
+        print(f"{path.relative_to(ROOT)}: {', '.join(newest(RESULTS)) or 'no results yet'}")

@@ -1,4 +1,4 @@
-"""Readings of a beton or a folder by the loader, and the output of `fastpsl data verify`."""
+"""Readings of a beton or a folder by the loader, outputs of commands, and an edit of bytes."""
 
 import contextlib
 import hashlib
@@ -6,10 +6,12 @@ import io
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
-from fastpsl.commands import data as beton_command
+from fastpsl.commands import data as data_commands
 from fastpsl.console.terminal import safe_output
 from fastpsl.kernels.crops import RandomResizedCrop
 from fastpsl.kernels.flip import Flip
@@ -26,8 +28,14 @@ VIEWS = [
     ViewSpec(RandomResizedCrop(64, scale=(0.9, 1.0)), (Flip(),)),
     ViewSpec(RandomResizedCrop(32), (Flip(),)),
 ]
-BATCH = 8
-TIMEOUT_S = 120.0
+
+
+def flip(
+    data: bytearray, random: Random, counts: Sequence[int], start: int = 0, end: int | None = None
+) -> None:
+    """Flip so many bits as one of `counts` says, between two offsets."""
+    for _ in range(random.choice(counts)):
+        data[random.randrange(start, len(data) if end is None else end)] ^= 1 << random.randrange(8)
 
 
 class Reading(NamedTuple):
@@ -49,26 +57,16 @@ def read(path: Path, decoder: str, on_bad_sample: str = "raise") -> Reading:
     digests, labels, bad = list[str](), list[int](), list[str]()
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
-        data = open_data(path)
-        stack.callback(data.close)
+        data = stack.enter_context(contextlib.closing(open_data(path)))
         loader = Loader(
-            data,
-            VIEWS,
-            batch_size_per_rank=BATCH,
-            train=False,
-            decoder=decoder,
-            num_threads=2,
-            timeout_s=TIMEOUT_S,
+            data, VIEWS, batch_size_per_rank=8, train=False, decoder=decoder, num_threads=2, timeout_s=120.0,
             on_bad_sample=on_bad_sample,
-        )
-        stack.enter_context(loader)
-        for batch in loader.epoch(0):
+        )  # fmt: skip
+        for batch in stack.enter_context(loader).epoch(0):
             bad += [str(sample) for sample in batch.bad]
             for i, index in enumerate(batch.indices.tolist()):
-                digest = hashlib.blake2b(digest_size=8)
-                for images in batch.images:
-                    digest.update(images[i].numpy().tobytes())
-                digests.append(digest.hexdigest() if index >= 0 else "")
+                views = b"".join(images[i].numpy().tobytes() for images in batch.images)
+                digests.append(hashlib.blake2b(views, digest_size=8).hexdigest() if index >= 0 else "")
                 labels.append(int(batch.labels[i]) if index >= 0 else -1)
     return Reading(tuple(digests), tuple(labels), tuple(bad))
 
@@ -80,18 +78,23 @@ class CommandOutput(NamedTuple):
     error: ValueError | None
 
 
-def command(arguments: beton_command.Write | beton_command.Verify | beton_command.Info) -> CommandOutput:
-    """Run `fastpsl beton ...` in this process, with the output of `fastpsl.cli`.
+def command(arguments: data_commands.Write | data_commands.Verify | data_commands.Info) -> CommandOutput:
+    """Run `fastpsl data ...` in this process, with the output of `fastpsl.cli`.
 
     Errors other than ValueError pass through.
     """
+
+    def lose(name: str, error: OSError) -> None:
+        raise error
+
     output, error = io.BytesIO(), None
     stream = io.TextIOWrapper(output, encoding="utf-8", write_through=True)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(stream))
-        stack.enter_context(contextlib.redirect_stderr(stream))
-        stack.enter_context(safe_output(_lose))
-        stack.enter_context(warnings.catch_warnings())
+    with (
+        contextlib.redirect_stdout(stream),
+        contextlib.redirect_stderr(stream),
+        safe_output(lose),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         try:
             arguments.run()
@@ -101,10 +104,6 @@ def command(arguments: beton_command.Write | beton_command.Verify | beton_comman
     return CommandOutput(output.getvalue().decode(errors="surrogateescape"), error)
 
 
-def _lose(name: str, error: OSError) -> None:
-    raise error
-
-
 def verify(path: Path) -> CommandOutput:
     """Run `fastpsl data verify PATH`; `error` is None for a sound beton."""
-    return command(beton_command.Verify([str(path)], workers=1))
+    return command(data_commands.Verify([str(path)], workers=1))

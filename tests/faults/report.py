@@ -4,13 +4,16 @@ import json
 import os
 import platform
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from bench.schema import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+Outcome = tuple[str, str]  # a few words, and one line: the message, or a measurement
 
 # Outcomes that are good:
 #   as before   what is read has not changed
@@ -34,32 +37,34 @@ FAILURES = {
     "escaped": "control characters or markup of an input reached the terminal, HTML or CSV",
 }
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "numpy",
-    "numba",
-    "pillow",
-    "ffcv",
-    "nvidia-dali-cuda120",
-    "nvidia-dali-cuda130",
-)
+
+# The categories in the order of a run: the module and the number of cases of each.
+CATEGORIES = {
+    "betons": ("betons", 10_000),
+    "side_files": ("betons", 10_000),
+    "images": ("images", 10_000),
+    "hostile": ("hostile", 1_500),
+    "kills": ("strikes", 200),
+    "signals": ("strikes", 44),
+    "surroundings": ("surroundings", 72),  # each trial once
+    "ranks": ("strikes", 40),
+    "openings": ("growth", 10_000),  # openings of each decoder
+    "training": ("growth", 60),  # minutes
+}
 
 
 class Finding(NamedTuple):
     """The outcome of one fault.
 
     Attributes:
-        category: The module, such as "betons".
         case: The kind of fault, such as "header_bit".
         outcome: A few words; those in FAILURES are failures.
         detail: One line: the message, or a measurement.
-        seed: A run of this category with this seed and a count of 1 repeats the case; None if only the whole
+        seed: A run of the category with this seed and a count of 1 repeats the case; None if only the whole
             run does.
         grown_bytes: The most that the resident memory grew; 0 where it is not measured.
     """
 
-    category: str
     case: str
     outcome: str
     detail: str = ""
@@ -98,11 +103,17 @@ class Category:
     def repeat(self, finding: Finding) -> str:
         """Return the command that repeats a finding."""
         seed, count = (self.seed, self.count) if finding.seed is None else (finding.seed, 1)
-        option = self.name.replace("_", "-")
-        return (
-            f"python -m tests.faults --only {self.name} --seed {seed} --{option} {count} "
-            f"--out /tmp/faults.json"
-        )
+        option = f"--{self.name.replace('_', '-')} {count}"
+        return f"python -m tests.faults --only {self.name} --seed {seed} {option} --out /tmp/faults.json"
+
+    def progress(self) -> str:
+        """Return how far the category is, in one line."""
+        if not self.num_done:
+            return f"{self.name}: {self.seconds:,.0f} s so far, no finding yet"
+        num_left = self.count - self.num_done
+        left = f", {self.seconds / self.num_done * num_left:,.0f} s left" if num_left > 0 else ""
+        outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in self.outcomes.most_common())
+        return f"{self.name}: {self.num_done:,} of {self.count:,} in {self.seconds:,.0f} s{left}: {outcomes}"
 
     def as_json(self) -> dict[str, Any]:
         """Return counts by outcome and by case, with first details and peak memory, and every failure."""
@@ -114,62 +125,34 @@ class Category:
             "cpu_seconds": round(self.cpu_seconds, 1),
             "outcomes": dict(sorted(self.outcomes.items())),
             "cases": dict(sorted(self.cases.items())),
-            "failures": [{**finding._asdict(), "repeat": self.repeat(finding)} for finding in self.failures],
+            "failures": [
+                {"category": self.name, **failure._asdict(), "repeat": self.repeat(failure)}
+                for failure in self.failures
+            ],
         }
 
 
 def write_results(path: Path, categories: Iterable[Category], command: str, seed: int) -> None:
     """Write the results as JSON, under another name and then renamed; unfinished categories are marked."""
+    here = environment()
     results = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "seed": seed,
-        "commit": _commit(),
-        "machine": _machine(),
-        "versions": _versions(),
+        "commit": here["commit"] or "",
+        "machine": {
+            "cpu": here["cpu"],
+            "cores": here["num_cores"],
+            "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+            "kernel": platform.release(),
+            "load": round(here["load_average_before"], 1),
+        },
+        "versions": {"python": here["python"], **here["versions"]},
         "categories": {category.name: category.as_json() for category in categories},
     }
     temporary = path.with_name(f".{path.name}.partial")
     text = json.dumps(results, indent=1, ensure_ascii=True)
     # The paths of this machine are of no use to readers.
-    text = re.sub(r"/[\w./-]*/faults-\w+/", "", text).replace(str(Path(__file__).parents[2]), ".")
+    text = re.sub(r"/[\w./-]*/faults-\w+/", "", text).replace(str(ROOT), ".")
     temporary.write_text(text + "\n")
     os.replace(temporary, path)
-
-
-def _commit() -> str:
-    """Return the commit of the tree, with "+" if files differ from it; "" outside of a repository."""
-    root = Path(__file__).parents[2]
-    try:
-        head, changes = (
-            subprocess.run(
-                ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=True
-            ).stdout
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return head.strip() + ("+" if changes else "")
-
-
-def _machine() -> dict[str, Any]:
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
-    return {
-        "cpu": models[0].partition(": ")[2] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "kernel": platform.release(),
-        "load": round(os.getloadavg()[0], 1),
-    }
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -27,7 +27,7 @@ from fastpsl.pipelines.beton.shard import HEADER
 from fastpsl.pipelines.datasets.subset import Subset
 from fastpsl.pipelines.loader.loader import Loader
 from fastpsl.pipelines.views import ViewSpec
-from tests.faults.changed_data import beton as write_beton_of_photos
+from tests.faults.runs import beton as write_beton_of_photos
 from tests.pipelines.forked import in_a_forked_process
 from tests.pipelines.paged import write_paged
 from tests.pipelines.s3_server import BUCKET, S3Server, s3_server

@@ -9,7 +9,7 @@ import pytest
 from fastpsl.pipelines.beton import shard
 from fastpsl.pipelines.beton.reader import Beton
 from fastpsl.pipelines.beton.shard import Shard, Table, TruncatedError
-from tests.faults.changed_data import beton
+from tests.faults.runs import beton
 
 ROW = np.dtype([("a", "u1"), ("b", "<u8"), ("c", "<u2")], align=True)
 START, NUM = 13, 1000
