@@ -431,14 +431,14 @@ class _Subject:
             return refusal(result.error, self.root.name, self.out.name)
         if fault := verify(self.out).error:
             return "differs", f"what was written is not sound: {fault}"
-        if rows := self._quarantine_rows():
+        if rows := self._bad_rows():
             if any(len(row) != 2 for row in rows) or rows[0] != ["path", "reason"] or len(rows) > 3:
                 return "escaped", f"{bad_path(self.out).name} falls apart: {rows}"
             if any(CONTROL.search(row[1]) or not row[1] for row in rows):
                 return "unclear", f"reasons: {rows}"
         return None
 
-    def _quarantine_rows(self) -> list[list[str]]:
+    def _bad_rows(self) -> list[list[str]]:
         path = bad_path(self.out)
         if not path.exists():
             return []
@@ -458,7 +458,7 @@ class _Subject:
         return None
 
     def _outcome(self) -> Outcome:
-        rows = self._quarantine_rows()
+        rows = self._bad_rows()
         return ("skipped", rows[1][1]) if rows else ("read", "")
 
 
