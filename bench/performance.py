@@ -18,18 +18,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
-from bench.agreement import agreement_table
 from bench.archive import read_archives
-from bench.beton_size import sizes_table
 from bench.checkpoint_tables import checkpoint_table, states_table
-from bench.gil_tables import gil_table
 from bench.how_fast import how_fast_table
 from bench.pages import written
 from bench.program import counted, run_program
 from bench.ratios import PATHS, kernel_ratios, losses_table
 from bench.remote_tables import remote_table
-from bench.scale_arithmetic import scale_tables
-from bench.scale_counts import counts_table, large_set_table
 from bench.schema import REHEARSAL, Results, validate, write_result
 from bench.show import draw_throughput, ratio_name, row_name
 from bench.show_kernels import draw_kernels
@@ -208,14 +203,8 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "machines": machines,
     "results": lambda results: sections(without_gpus(results)),
     "gpu results": lambda results: sections(of_gpus(results)),
-    "agreement": agreement_table,
-    "sizes": sizes_table,
-    "arithmetic": lambda results: scale_tables(of_gpus(results)),
-    "lock": gil_table,
     "checkpoint": checkpoint_table,
     "states": states_table,
-    "one rank": counts_table,
-    "large set": large_set_table,
     "remote": remote_table,
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from bench.sparse_set import NUM_CLASSES, PAGE_SAMPLES, write_sparse_set
+from tests.pipelines.sparse_set import NUM_CLASSES, PAGE_SAMPLES, write_sparse_set
 from fastpsl.kernels.crops import ShorterSideCrop
 from fastpsl.pipelines.beton.pages import pages_of
 from fastpsl.pipelines.beton.reader import Beton
