@@ -52,8 +52,9 @@ def test_the_policy_reaches_libgomp() -> None:
 
 def test_these_programs_write_results() -> None:
     assert WITH_RESULTS == [
-        "beton_write", "checkpoint", "detection", "determinism",         "jpeg_engines", "kernels", "loaders", "order", "remote", "scaling",
-        "sizes", "small", "start", "step", "throughput", "time_to_accuracy", "training",
+        "beton_write", "checkpoint", "detection", "determinism", "jpeg_engines", "kernels", "loaders",
+        "order", "remote", "scaling", "sizes", "small", "start", "step", "throughput", "time_to_accuracy",
+        "training",
     ]  # fmt: skip
 
 
