@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import TITLES, Work, reads
-from bench.peers.files import copy_out
+from bench.peers.peer import copy_out
 from bench.schema import spread
 
 _ROOT = Path(__file__).resolve().parents[1]

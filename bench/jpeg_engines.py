@@ -26,18 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
 from bench import peers
 from bench.interleaved import Process, Rates
 from bench.loaders import labels, title
 from bench.peers import Work
-from bench.peers.files import copy_out
 from bench.peers.ours import why_no_decoder
+from bench.peers.peer import copy_out
 from bench.program import check_out, check_positive, progress, run_program
 from bench.schema import RUNS, data_record, environment, save_result, spread
-from bench.show import show_missing_and_notes
+from bench.tables import show
 from fastpsl.doctor.jpeg_engines import IDLE_PERCENT, jpeg_utilisation, sampled
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import choose_device
@@ -226,7 +225,7 @@ def main() -> int:
     options: Options = parse(Options, description=__doc__)
     options.check()
     check_out(options.out)
-    console, start = Console(highlight=False, soft_wrap=True), time.perf_counter()
+    start = time.perf_counter()
     device = choose_device("auto", 0)
     is_cuda, machine = device.type == "cuda", environment(device)
     path = options.data or str(sample_paths().train)
@@ -278,13 +277,8 @@ def main() -> int:
         rows=[each.row() for each in timed], ratios=ratios_of(timed), not_measured=[*missing, *failed],
         notes=[why] if why else [],
     )  # fmt: skip
-    for each, row in zip(timed, result["rows"], strict=True):
-        busy = "" if row["busy_percent"] is None else f", engines busy {row['busy_percent']}%"
-        console.print(
-            f"{each.rates.name}: {row['median']:,.0f} samples/s, {row['cores_used']:.1f} cores{busy}"
-        )
-    show_missing_and_notes(result, console)
-    console.print(text)
+    show(result, "decoder", "device", "num_threads", "hw_decoder_load", "busy_percent", "cores_used")
+    print(text, options.out, sep="\n")
     return int(is_cuda and not works_well)
 
 

@@ -11,15 +11,13 @@ and length (--epochs, --batch-size). The online monitor looks after each epoch (
 
 The clock starts when the data is open and the weights are drawn. Loaders, compiling, first batches,
 checkpoints, passes for labels, and the validation pass at a stage's end are on it. The looks are not. A
-target counts from the end of the epoch after which the accuracy was first reached. Writes a JSON and a PNG of
-the accuracies.
+target counts from the end of the epoch after which the accuracy was first reached. Writes a JSON.
 """
 
 import contextlib
 import json
 import math
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -38,10 +36,10 @@ from tyro.conf import arg
 
 # bench/ and recipes/ are folders of programs, not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.chart import Bar, Panel, draw, grouped
 from bench.program import check_out, counted, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options
 from bench.schema import RUNS, data_record, environment, save_result, spread
+from bench.tables import show
 from fastpsl.engine.command_line import parse
 from fastpsl.engine.distributed import World, join_world
 from fastpsl.engine.online_probe import OnlineProbe
@@ -101,7 +99,6 @@ class Options:
     limit_s: float = math.inf
     """No further seed begins when it would end later than this."""
     out: Path = RUNS / "time_to_accuracy.json"
-    """The result; the chart stands beside it as .png."""
 
     def check(self) -> None:
         """Raise ValueError if options are out of range or contradict each other."""
@@ -264,37 +261,6 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
     return {"rows": rows, "ratios": [], "not_measured": missing}
 
 
-def draw_times(result: dict[str, Any], path: Path) -> Path:
-    """Draw each measured accuracy by stage, with its seconds of training and a line for the target."""
-    settings, machine, data = result["settings"], result["environment"], result["data"]
-    looks = [row for row in result["rows"] if row["measured"] == "accuracy"]
-    stages = list(dict.fromkeys(row["stage"] for row in looks))
-    bars = []
-    for row in looks:
-        percent = {name: 100 * row[name] for name in ("median", "quartile_1", "quartile_3")}
-        text = f"{percent['median']:.1f} %, {statistics.median(row['seconds']):,.1f} s"
-        bars.append(
-            (row["stage"], Bar(f"epoch {row['epoch']:g}", percent, f"C{stages.index(row['stage'])}", text))
-        )
-    target = settings["target"]
-    title = (
-        f"{looks[0]['recipe']}, {settings['plan']}, {data['name']} ({data['num_samples']:,} images), "
-        f"{machine['gpu'] or machine['cpu']}\ntarget {100 * target:g} %: "
-    )
-    reached = [
-        f"{row['median']:.1f} s, {row['num_reached']} of {counted(settings['repeats'], 'seed')}"
-        for row in result["rows"]
-        if row["measured"] == "seconds to accuracy" and row["accuracy"] == target
-    ]
-    panel = Panel(
-        "seconds of training, the looks left out",
-        f"validation accuracy ({looks[0]['monitor']}), % (median, quartiles)",
-        grouped(bars),
-        line=100 * target,
-    )
-    return draw(path, [panel], title + "".join(reached or ["not reached"]))
-
-
 def main() -> None:
     options: Options = parse(Options, description=__doc__)
     options.check()
@@ -336,16 +302,8 @@ def main() -> None:
         },
         **tabulate(runs, options), notes=notes,
     )  # fmt: skip
-    chart = draw_times(result, options.out.with_suffix(".png"))
-    for row in result["rows"]:
-        if row["measured"] == "seconds to accuracy":
-            suffix = " ← the target" if row["accuracy"] == options.accuracy else ""
-            num_seeds = f"{row['num_reached']} of {counted(len(runs), 'seed')}{suffix}"
-            print(f"{row['monitor']} {100 * row['accuracy']:g} %: {row['median']:.1f} s, {num_seeds}")
-    for line in [f"{m['what']}: {m['reason']}" for m in result["not_measured"]] + result["notes"]:
-        print(line)
-    final = statistics.median(each.looks[-1]["accuracy"] for each in runs)
-    print(f"{options.monitor} {100 * final:.1f} % in the end (median)\n{options.out}\n{chart}")
+    show(result, "monitor", "accuracy", "stage", "epoch", "num_reached")
+    print(options.out)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ is written.
 import io
 import json
 import shutil
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench import performance
-from bench.archive import read_archive, read_archives
+from bench.performance import read_archive, read_archives
 from bench.schema import REHEARSAL, spread
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,28 +105,6 @@ def test_a_broken_archive_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="broken.tgz") as raised:
             read_archive(broken)
         assert "\n" not in str(raised.value)
-
-
-def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
-    for path, reason in ((tmp_path / "none.tgz", "No such file or directory"), (tmp_path, "Is a directory")):
-        with pytest.raises(
-            ValueError, match=rf"^{path}: cannot be read \({reason}\); give a results-PART.tgz"
-        ):
-            read_archive(path)
-
-
-@pytest.mark.slow
-def test_one_line_and_exit_2(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tgz", [("../evil.json", b"{}")])
-    before = {each.name: each.stat().st_mtime_ns for each in performance.RESULTS.iterdir()}
-    process = subprocess.run(
-        [sys.executable, "bench/performance.py", str(path)], cwd=ROOT, capture_output=True, text=True,
-        check=False, timeout=240,
-    )  # fmt: skip
-    assert process.returncode == 2 and not process.stdout
-    assert process.stderr.startswith("performance: ") and process.stderr.count("\n") == 1
-    assert before == {each.name: each.stat().st_mtime_ns for each in performance.RESULTS.iterdir()}
-    assert not (tmp_path.parent / "evil.json").exists() and not (ROOT / "bench" / "evil.json").exists()
 
 
 @pytest.mark.slow

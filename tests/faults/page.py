@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.pages import written
-from bench.performance import table
+from bench.tables import table
 from tests.faults.report import FAILURES
 
 ROOT = Path(__file__).resolve().parents[2]
