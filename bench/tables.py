@@ -220,7 +220,7 @@ def kernel_ratios(result: Result) -> list[Row]:
 
 def _measured(row: Row) -> str:
     names = {"loader": "loader alone", "step": f"step alone ({launch(row)})", "both": "trained"}
-    return names.get(row["measured"], row["measured"])
+    return names.get(row["measured"], str(row["measured"]))
 
 
 def section(name: str, result: Result) -> str:

@@ -183,8 +183,8 @@ def _fused(chain: str, most: float) -> Find:
     return figure("kernels", "rows", "{value:.3f} ms", most=most, chain=chain, path="fused")
 
 
-_VIEWS = {"decoder": "dali", "is_best": True}
-_LIGHTLY = {"peer": "lightly", "recipe": "simclr"}
+_VIEWS: dict[str, Any] = {"decoder": "dali", "is_best": True}
+_LIGHTLY: dict[str, Any] = {"peer": "lightly", "recipe": "simclr"}
 TARGETS = (
     Target(
         "ResNet-50's rotation step, E / S1 / S2 / S3, 224 px, fp16, batch 256",

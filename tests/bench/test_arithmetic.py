@@ -1,15 +1,14 @@
 """The ratios of bench/ by arithmetic, and what is chosen to be measured."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
-from bench import jpeg_engines, loaders, peers, training
+from bench import interleaved, jpeg_engines, loaders, peers, training
 from bench.interleaved import Rates
-from bench.jpeg_engines import first_number, measure, told_lines, verdict
+from bench.jpeg_engines import first_number, told_lines, verdict
 from bench.peers import Work, why_missing
 from bench.scaling import Options as ScalingOptions
 from bench.scaling import efficiencies, numbers_of_ranks
@@ -171,8 +170,10 @@ LOG = """\x1b[0;32m[INFO] \x1b[0m[nvimgcodec] Codec jpeg not yet registered, reg
 LINES = told_lines(LOG)
 
 
-def engines(kind: str, busy: list[int], share: float = 0.9, values: tuple[float, ...] = (1.0,)) -> Any:
-    return jpeg_engines.Timed(rates(kind, values, (1.0,) * len(values), hw_decoder_load=share), busy)
+def engines(kind: str, busy: list[int], share: float = 0.9, values: tuple[float, ...] = (1.0,)) -> Rates:
+    found = rates(kind, values, (1.0,) * len(values), hw_decoder_load=share)
+    found.highest = busy
+    return found
 
 
 @pytest.mark.parametrize(
@@ -193,35 +194,36 @@ def test_engines_work_if_they_are_busy_and_the_first_batch_is_full(
     assert verdict(7, why, lines, [engines("dali", busy), idle], 256)[1] == works
 
 
-def test_engines_take_turns_and_those_that_fail_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaders_take_turns_are_watched_and_those_that_fail_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[float | None] = []
 
     class Process:
         first_batch_s = 2.0
 
-        def __init__(self, work: Work) -> None:
+        def __init__(self, work: Work, num_views: int) -> None:
             if work.kind != "dali":
                 raise RuntimeError("no DALI")
             self.work = work
 
-        def measure(self, num_views: int, seconds: float) -> tuple[float, float, float]:
+        def measure(self, num_views: int, seconds: float, num_batches: int) -> tuple[float, float, float]:
             asked.append(self.work.hw_decoder_load)
             return 100.0, 2.0, 0.0
 
         def close(self) -> None:
             pass
 
-    @contextmanager
-    def sampled(read: Any) -> Iterator[list[int]]:
-        yield [10, 80]
-
-    monkeypatch.setattr(jpeg_engines, "Process", Process)
-    monkeypatch.setattr(jpeg_engines, "sampled", sampled)
-    works = [
-        engines(kind, [], share).rates.work for kind, share in (("dali", 0.65), ("x", 0.9), ("dali", 0.9))
-    ]
-    found, missing = measure(works, jpeg_engines.Options(repeats=2), DEVICE, float("inf"), lambda _: None)
-    assert asked == [0.65, 0.9, 0.9, 0.65] and [each.busy_percent for each in found] == [[80, 80]] * 2
+    monkeypatch.setattr(interleaved, "Process", Process)
+    works = {
+        name: engines(kind, [], share).work
+        for name, kind, share in (("a", "dali", 0.65), ("b", "x", 0.9), ("c", "dali", 0.9))
+    }
+    found, missing, _ = interleaved.measure(
+        works, (1,), repeats=2, seconds=1.0, deadline=float("inf"), log=print, warms_up=False,
+        watch=lambda: nullcontext([10, 80]),
+    )  # fmt: skip
+    assert asked == [0.9, 0.65, 0.65, 0.9] and [each.highest for each in found] == [[80, 80]] * 2
     assert [each["reason"] for each in missing] == ["failed: no DALI"]
     ours = [engines("dali", [], 0.65, (30.0, 20.0)), engines("dali", [], 0.9, (40.0, 40.0))]
     theirs = [engines("dali_whole", [], share, (10.0, 20.0)) for share in (0.65, 0.9)]
