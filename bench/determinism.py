@@ -31,10 +31,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see t
 
 import numpy as np
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
-from torch import nn
 
 from bench.program import check_out, check_positive, progress, run_program
 from bench.recipe_stages import MODULES, recipe_of, recipe_options

@@ -5,30 +5,30 @@
     python bench/performance.py --check            says whether the pages are what the files say; exit 1 where
                                                    not
 
-What stands between <!-- NAME begin --> and <!-- NAME end --> is written, on every page that has these marks
-(bench/pages.py). The rest of a page is people's. PARTS has the names.
+What stands between <!-- NAME begin --> and <!-- NAME end --> is written, on every page that has these marks.
+The rest of a page is people's. PARTS has the names. Links in a part begin with a slash at the repository's
+root, and become relative to the page.
 """
 
 import argparse
+import gzip
 import json
+import os
+import re
 import sys
-from collections.abc import Callable
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ is a folder of programs, not installed
-import gzip
-import re
-import tarfile
-import zlib
-from pathlib import Path
 
 from bench.charts import draw
-from bench.pages import written
 from bench.program import run_program
 from bench.schema import REHEARSAL, Results, validate, write_result
-from bench.speed_ups import how_fast_table, losses_table
+from bench.speed_ups import how_fast_table, losses_table, targets_table
 from bench.tables import (
     HAVE_CHARTS,
     all_size_tables,
@@ -39,7 +39,6 @@ from bench.tables import (
     sections,
     states_table,
 )
-from bench.targets import targets_table
 
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
 
@@ -47,6 +46,55 @@ RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs"
 def of_gpus(results: Results, is_gpu: bool = True) -> Results:
     """Return the results of a GPU, or those without one."""
     return {name: result for name, result in results.items() if bool(result["environment"]["gpu"]) == is_gpu}
+
+
+def filled(text: str, parts: Mapping[str, str]) -> str:
+    """Return a page with its marked parts replaced.
+
+    Raises:
+        ValueError: A marker is missing or repeated.
+    """
+    for name, content in parts.items():
+        marked = re.compile(rf"(<!-- {name} begin[^>]*-->\n).*?(<!-- {name} end -->)", re.DOTALL)
+        text, num = marked.subn(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)  # noqa: B023
+        if num != 1:
+            raise ValueError(
+                f"{num} parts are marked <!-- {name} begin --> ... <!-- {name} end -->; there must be one"
+            )
+    return text
+
+
+def marks(text: str) -> list[str]:
+    """Return the names of the parts that begin on a page."""
+    return re.findall(r"^<!-- (.+?) begin\b[^>]*-->$", text, re.MULTILINE)
+
+
+def written(root: Path, parts: Mapping[str, str]) -> dict[Path, str]:
+    """Return page → its text with its parts, of README.md and of all pages of docs/ that have some.
+
+    Args:
+        root: The repository.
+        parts: Name → content.
+
+    Raises:
+        ValueError: No page has the marks of a part, or one has them twice.
+    """
+    texts, found = {}, set[str]()
+    for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+        text = page.read_text()
+        here = {name: linked(parts[name], page, root) for name in marks(text) if name in parts}
+        if here:
+            texts[page] = filled(text, here)
+            found.update(here)
+    for name in parts:
+        if name not in found:
+            raise ValueError(f"no page of docs/ has the marks <!-- {name} begin --> and <!-- {name} end -->")
+    return texts
+
+
+def linked(text: str, page: Path, root: Path) -> str:
+    """Return a part with its links relative to a page."""
+    return re.sub(r"\]\(/([^)#]+)", lambda link: f"]({os.path.relpath(root / link[1], page.parent)}", text)
 
 
 # Name of a part → the function that makes it of all results.

@@ -21,13 +21,14 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch comes: see throughput.py
 
@@ -36,10 +37,6 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/ is a folder of programs, not installed
-import subprocess
-import sys
-from pathlib import Path
-from typing import NamedTuple
 
 from bench.interleaved import Rates, measure
 from bench.peers import FLOATS, PEERS, TITLES, Work, why_missing

@@ -161,10 +161,7 @@ class Bench:
         if self.options.modes is not None:
             passes = [self.options.modes]
         elif self.is_cuda:
-            passes = [
-                ("eager", "fused", "fused+fold"),
-                ("eager", "eager+fold", "compiled", "compiled+fold"),
-            ]
+            passes = [("eager", "fused", "fused+fold"), ("eager", "eager+fold", "compiled", "compiled+fold")]
         else:
             passes = [("eager",)]
         for number, modes in enumerate(passes):

@@ -20,9 +20,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 # Spinning at barriers, libgomp's default, makes steps 10 times as long when another process uses the core: a
 # bench on a shared machine would measure that process. torch reads this on import; results record it.
@@ -32,9 +33,6 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # bench/ and recipes/ are folders of programs, not installed
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal, get_args
 
 from bench import interleaved, peers
 from bench.charts import draw

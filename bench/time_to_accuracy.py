@@ -220,8 +220,8 @@ def tabulate(runs: list[Trained], options: Options) -> dict[str, Any]:
                 "reason": f"not reached; the best of all looks is {best:.3f}",
             })  # fmt: skip
     end = max(statistics.median(each.looks[-1]["accuracy"] for each in runs), 1e-6)
-    seconds = [each.looks[-1]["seconds"] for each in runs]
-    rows.append(row("training", "s", seconds, accuracy=end, num_steps=runs[0].num_steps))
+    whole = [each.looks[-1]["seconds"] for each in runs]
+    rows.append(row("training", "s", whole, accuracy=end, num_steps=runs[0].num_steps))
     rows.append(row("training and looks", "s", [each.whole_s for each in runs], accuracy=end))
     for looks in zip(*(each.looks for each in runs), strict=True):
         labels = {"epoch": looks[0]["epoch"], "stage": looks[0]["stage"]}

@@ -17,8 +17,7 @@ from xml.etree import ElementTree
 from bench.figures.results import augmentations_words, determinism_words, sizes_words, throughput_words
 from bench.figures.sample import sslpp_words, stages_words, views_words
 from bench.figures.svg import THEMES, WIDTH_PX, render
-from bench.pages import written
-from bench.performance import DOCS, RESULTS, ROOT, read_results
+from bench.performance import DOCS, RESULTS, ROOT, read_results, written
 from bench.program import run_program
 
 # Figure → what it shows. Where there is `dict`, all words are in the template.

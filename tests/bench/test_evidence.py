@@ -17,11 +17,10 @@ from typing_extensions import override
 
 from bench.evidence import times
 from bench.evidence.data import SEARCH, TRAIN, _cifar10, _cifar10_arrays
-from bench.evidence.done import Done, read_earlier
-from bench.evidence.figure import _COLOURS as COLOURS
+from bench.evidence.page import _COLOURS as COLOURS
 from bench.evidence.page import part
 from bench.evidence.plan import RANDOM, UNTRAINED, Run, Step, read_plan
-from bench.evidence.results import chosen_rates, collect, difference, holm
+from bench.evidence.results import Done, chosen_rates, collect, difference, holm, read_earlier
 from bench.evidence.run import main
 from bench.evidence.times import accuracy_at, compare
 from bench.recipe_stages import recipe_of

@@ -73,10 +73,7 @@ RUNS = {
         "--processes 1 2 --epochs 1 1 1 --kill-at 20", {"loss", "difference", "steps with equal inputs"}
     ),
 }  # fmt: skip
-NEEDS = {
-    "beton_write": libffcv.why_missing,
-    "jpeg_engines": lambda: dali.why_missing(torch.device("cpu")),
-}
+NEEDS = {"beton_write": libffcv.why_missing, "jpeg_engines": lambda: dali.why_missing(torch.device("cpu"))}
 
 
 @pytest.mark.parametrize("name", [*map(slow, ("throughput", "step", "kernels")), *map(nightly, [*RUNS][3:])])

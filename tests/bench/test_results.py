@@ -13,8 +13,7 @@ from bench.charts import draw
 from bench.evidence.page import EXPERIMENTS
 from bench.evidence.page import texts as evidence_texts
 from bench.figures.__main__ import chart_parts
-from bench.pages import marks, written
-from bench.performance import DOCS, PARTS, RESULTS, ROOT, pages, read_results
+from bench.performance import DOCS, PARTS, RESULTS, ROOT, marks, pages, read_results, written
 from bench.schema import (
     LABELS,
     REHEARSAL,
@@ -26,9 +25,8 @@ from bench.schema import (
     validate,
     write_result,
 )
-from bench.speed_ups import against_others, how_fast_table, waiting
+from bench.speed_ups import NO_GPU, TARGETS, against_others, how_fast_table, targets_table, waiting
 from bench.tables import HAVE_CHARTS, WHAT
-from bench.targets import NO_GPU, TARGETS, targets_table
 from tests.faults import page as faults_page
 
 COMMITTED = read_results(RESULTS)

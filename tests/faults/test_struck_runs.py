@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.pages import written
+from bench.performance import written
 from tests.faults import kills, openings, page, ranks, signals, surroundings
 from tests.faults.__main__ import COUNTS
 from tests.faults.forks import ProcessEnd
